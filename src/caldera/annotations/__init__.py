@@ -1,0 +1,1 @@
+"""Files that people made about pictures in, AnnotatedImages out."""

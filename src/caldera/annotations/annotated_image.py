@@ -1,0 +1,45 @@
+"""What people said about one picture, whatever file they said it in."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from caldera.boxes import Box
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One thing that somebody drew a box around."""
+
+    category: str
+    box: Box
+    crowd: bool = False
+    """Whether the box holds an uncounted crowd of the category."""
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotatedImage:
+    """One picture with its captions and boxes."""
+
+    id: str
+    path: Path
+    width: int
+    """In pixels; 0 where the annotations do not say."""
+
+    height: int
+    captions: tuple[str, ...]
+    instances: tuple[Instance, ...] = ()
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many boxes each category has, crowds left out."""
+        return Counter(thing.category for thing in self.instances if not thing.crowd)
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotationSet:
+    """A whole collection."""
+
+    images: tuple[AnnotatedImage, ...]
+    categories: tuple[str, ...] = ()
+    """Every category that was looked for, so that a missing box means a missing thing; empty for captions alone."""

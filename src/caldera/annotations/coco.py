@@ -1,0 +1,199 @@
+"""A COCO folder in, AnnotatedImages out: captions_*.json and instances_*.json beside a folder of pictures.
+
+The layout is that of cocodataset.org: `annotations/captions_SPLIT.json`, `annotations/instances_SPLIT.json` and the
+pictures in `SPLIT/` (or `images/`, or the folder itself).
+"""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, Instance
+from caldera.boxes import Box
+from caldera.errors import AnnotationError, InputError, PictureError
+from caldera.skips import Skips
+
+_SLACK = 1.0
+"""Pixels by which a box may pass the picture's edge; it is then cut, as COCO's own are rounded."""
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class _ImageEntry(_Wire):
+    id: int
+    file_name: str
+    width: int
+    height: int
+
+
+class _CaptionEntry(_Wire):
+    image_id: int
+    caption: str
+
+
+class _InstanceEntry(_Wire):
+    image_id: int
+    category_id: int
+    bbox: tuple[float, float, float, float]
+    iscrowd: int = 0
+
+
+class _CategoryEntry(_Wire):
+    id: int
+    name: str
+
+
+class _CaptionFile(_Wire):
+    images: list[_ImageEntry]
+    annotations: list[_CaptionEntry]
+
+
+class _InstanceFile(_Wire):
+    images: list[_ImageEntry]
+    annotations: list[_InstanceEntry]
+    categories: list[_CategoryEntry]
+
+
+_Form = TypeVar("_Form", bound=_Wire)
+
+
+def read_coco(folder: Path, skips: Skips, split: str | None = None) -> AnnotationSet:
+    """Read one split of a COCO folder.
+
+    Args:
+        folder: The folder that holds `annotations/`.
+        skips: Takes pictures that are missing or whose annotations are unusable.
+        split: Such as "train2017"; may be left out where there is only one.
+
+    Raises:
+        InputError: A file is missing, broken, or not COCO's; or a picture is bad and may not be left out.
+    """
+    split = split or _only_split(folder)
+    captions = _load(folder / "annotations" / f"captions_{split}.json", _CaptionFile)
+    boxes = _load(folder / "annotations" / f"instances_{split}.json", _InstanceFile)
+    pictures = _picture_folder(folder, split)
+    names = {category.id: category.name for category in boxes.categories}
+    captions_of: dict[int, list[str]] = defaultdict(list)
+    for caption in captions.annotations:
+        captions_of[caption.image_id].append(" ".join(caption.caption.split()))
+    boxes_of: dict[int, list[_InstanceEntry]] = defaultdict(list)
+    for entry in boxes.annotations:
+        boxes_of[entry.image_id].append(entry)
+    images = []
+    for image in captions.images:
+        try:
+            instances = tuple(_instance(entry, image, names) for entry in boxes_of[image.id])
+            path = pictures / image.file_name
+            images.append(_checked(image, path, tuple(captions_of[image.id]), instances))
+        except InputError as fault:
+            skips.take(f"picture {image.file_name}", fault)
+    skips.check(len(captions.images))
+    return AnnotationSet(tuple(images), tuple(names.values()))
+
+
+def _only_split(folder: Path) -> str:
+    """Find the one split there is."""
+    found = sorted((folder / "annotations").glob("captions_*.json"))
+    if not found:
+        raise AnnotationError(
+            f"no annotations: {folder}/annotations has no captions_*.json; "
+            "give the folder that holds COCO's annotations/"
+        )
+    splits = [path.stem.removeprefix("captions_") for path in found]
+    if len(splits) > 1:
+        raise AnnotationError(f"{folder} has several splits; name one with --split: {splits}")
+    return splits[0]
+
+
+def _picture_folder(folder: Path, split: str) -> Path:
+    """Find where the pictures are."""
+    for candidate in (folder / split, folder / "images" / split, folder / "images"):
+        if candidate.is_dir():
+            return candidate
+    return folder
+
+
+def _load(path: Path, form: type[_Form]) -> _Form:
+    """Read one annotation file.
+
+    Raises:
+        AnnotationError: It is missing, empty, broken, or not of the form.
+    """
+    try:
+        content: Any = json.loads(path.read_bytes() or b"null")
+    except FileNotFoundError:
+        raise AnnotationError(f"{path} is missing; both captions and boxes are needed") from None
+    except OSError as error:
+        raise AnnotationError(f"cannot read {path}: {error.strerror}; check the path") from error
+    except (ValueError, RecursionError) as error:
+        raise AnnotationError(f"{path} is broken JSON: {error}") from error
+    if content is None:
+        raise AnnotationError(f"{path} is empty; it should be COCO's annotation JSON")
+    try:
+        return form.model_validate(content)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        field = ".".join(str(step) for step in fault["loc"]) or "file"
+        raise AnnotationError(
+            f"{path} is not COCO's annotation JSON: {field}: {fault['msg'].lower()}"
+        ) from None
+
+
+def _instance(entry: _InstanceEntry, image: _ImageEntry, names: dict[int, str]) -> Instance:
+    """Turn [x, y, width, height] in pixels into shares of the picture.
+
+    Raises:
+        AnnotationError: The box leaves the picture or has no area, or its category is unknown.
+    """
+    left, top, width, height = entry.bbox
+    right, bottom = left + width, top + height
+    inside = (
+        left >= -_SLACK
+        and top >= -_SLACK
+        and right <= image.width + _SLACK
+        and bottom <= image.height + _SLACK
+    )
+    if not inside or width <= 0 or height <= 0:
+        raise AnnotationError(
+            f"box {list(entry.bbox)} of picture {image.file_name} does not lie inside its "
+            f"{image.width} x {image.height} pixels; correct or remove it"
+        )
+    if entry.category_id not in names:
+        raise AnnotationError(
+            f"a box of picture {image.file_name} has category {entry.category_id}, which the file "
+            "does not list; add it to 'categories'"
+        )
+    box = Box(
+        max(0.0, left / image.width),
+        max(0.0, top / image.height),
+        min(1.0, right / image.width),
+        min(1.0, bottom / image.height),
+    )
+    return Instance(names[entry.category_id], box, bool(entry.iscrowd))
+
+
+def _checked(
+    image: _ImageEntry, path: Path, captions: tuple[str, ...], instances: tuple[Instance, ...]
+) -> AnnotatedImage:
+    """Put a picture's annotations together, if there is what a teacher needs.
+
+    Raises:
+        InputError: The file is not there, or there is no caption, or no box.
+    """
+    if not path.is_file():
+        raise PictureError(f"{path} does not exist, but the annotations list it")
+    if not captions:
+        raise AnnotationError(f"picture {image.file_name} has no caption; add one or remove it")
+    if not instances:
+        raise AnnotationError(
+            f"picture {image.file_name} has captions but no boxes; add boxes, or leave such "
+            "pictures out with --max-bad"
+        )
+    return AnnotatedImage(
+        path.stem, path, image.width, image.height, captions, instances
+    )

@@ -1,0 +1,93 @@
+"""Picture-caption pairs in (CSV, JSONL, or LLaVA's stage-1 JSON), AnnotatedImages without boxes out."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet
+from caldera.conversation import from_record, iterate_records
+from caldera.errors import AnnotationError, InputError, PictureError
+from caldera.skips import Skips
+
+_COLUMNS = ("image", "caption")
+
+
+def read_pairs(path: Path, skips: Skips, pictures: Path | None = None) -> AnnotationSet:
+    """Read pairs of a picture and a caption; several captions of one picture are brought together.
+
+    Args:
+        path: A `.csv` with the columns image and caption, a `.jsonl` of {"image", "caption"} objects, or LLaVA's
+            stage-1 `.json`, whose first gpt value is the caption.
+        skips: Takes pairs that are unusable.
+        pictures: The folder that the paths start from; the file's own, or `images/` beside it, if left out.
+
+    Raises:
+        InputError: The file is missing, empty, broken, or has other fields; or a pair is bad and may not be left out.
+    """
+    root = pictures or _picture_folder(path)
+    captions_of: dict[str, list[str]] = {}
+    total = 0
+    for where, row in _rows(path):
+        total += 1
+        try:
+            name, caption = _pair(row, where)
+            if not (root / name).is_file():
+                raise PictureError(f"{where}: {root / name} does not exist; check --pictures")
+        except InputError as fault:
+            skips.take(where, fault)
+        else:
+            captions_of.setdefault(name, []).append(caption)
+    if not total:
+        raise AnnotationError(f"{path} holds no pairs; it should have a picture and a caption a line")
+    skips.check(total)
+    images = tuple(
+        AnnotatedImage(Path(name).stem, root / name, 0, 0, tuple(captions))
+        for name, captions in captions_of.items()
+    )
+    return AnnotationSet(images)
+
+
+def _picture_folder(path: Path) -> Path:
+    """Guess the folder of pictures as such sets are laid out."""
+    beside = path.parent / "images"
+    return beside if beside.is_dir() else path.parent
+
+
+def _rows(path: Path) -> Iterator[tuple[str, object]]:
+    """Yield every raw row with its place."""
+    if path.suffix != ".csv":
+        yield from iterate_records(path)
+        return
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            if missing := set(_COLUMNS) - set(reader.fieldnames or ()):
+                raise AnnotationError(
+                    f"{path} has no column {sorted(missing)}; its first line should be image,caption"
+                )
+            for row in reader:
+                yield f"{path}:{reader.line_num}", row
+    except OSError as error:
+        raise AnnotationError(f"cannot read {path}: {error.strerror}; check the path") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise AnnotationError(f"{path} is not UTF-8 CSV: {error}") from error
+
+
+def _pair(row: object, where: str) -> tuple[str, str]:
+    """Take picture and caption out of a row.
+
+    Raises:
+        InputError: They are not there.
+    """
+    if isinstance(row, dict) and "conversations" in row:
+        conversation = from_record(row, where)
+        if not conversation.pictures:
+            raise AnnotationError(f"{where} has no picture; a caption needs one")
+        name, caption = conversation.pictures[0], conversation.turns[1].text
+    elif isinstance(row, dict) and all(isinstance(row.get(key), str) for key in _COLUMNS):
+        name, caption = row["image"], row["caption"]
+    else:
+        raise AnnotationError(f"{where} should have text fields 'image' and 'caption'")
+    if not name.strip() or not caption.strip():
+        raise AnnotationError(f"{where} has an empty picture or caption; fill it or remove the row")
+    return name, " ".join(caption.split())

@@ -1,0 +1,1 @@
+"""Conversations in, tensors of a training step out."""

@@ -1,0 +1,83 @@
+"""Features by the content of their picture: an append-only file of bf16 numbers and a journal of what its rows hold.
+
+`NAME.bin` holds rows of raw bf16, `NAME.jsonl` first the shape of a row and then a sha256 for each. A row counts once
+its digest stands in the journal, so a process that is killed in between loses only the rows of its last write.
+"""
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from caldera.storage import writing
+
+_BYTES = 2
+"""Of a number in bf16."""
+
+
+class FeatureStore:
+    """One file of features and its journal."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        """Open the store called `name`; it may not exist yet."""
+        self._data = folder / f"{name}.bin"
+        self._journal = folder / f"{name}.jsonl"
+        self._rows: dict[str, int] | None = None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the store against another process that would write to it; wait for one that does.
+
+        Raises:
+            OutputError: The folder cannot be written.
+        """
+        with writing(self._data):
+            self._data.parent.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self._data.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._rows = None  # another process may have added some
+            yield
+        finally:
+            os.close(lock)
+
+    def rows(self) -> dict[str, int]:
+        """Return the row of every digest that is there, leaving out a torn last line."""
+        if self._rows is None:
+            text = self._journal.read_text() if self._journal.is_file() else ""
+            self._rows = {line: row for row, line in enumerate(text.split("\n")[1:-1])}
+        return self._rows
+
+    def append(self, digests: Sequence[str], features: Tensor) -> None:
+        """Add rows, (images, patches, vision width), one for each digest; call it only while the lock is held.
+
+        Raises:
+            OutputError: They could not be written.
+        """
+        shape = list(features.shape[1:])
+        bits = features.to(torch.bfloat16).view(torch.int16).numpy()
+        with writing(self._data), self._data.open("r+b" if self._data.exists() else "w+b") as data:
+            rows = self.rows()
+            data.seek(len(rows) * math.prod(shape) * _BYTES)
+            data.write(bits.tobytes())
+            data.truncate()
+            data.flush()
+            os.fsync(data.fileno())
+        with writing(self._journal):
+            head = "" if self._journal.is_file() else json.dumps({"shape": shape}) + "\n"
+            with self._journal.open("a") as journal:
+                journal.write(head + "".join(f"{digest}\n" for digest in digests))
+        rows |= {digest: len(rows) + number for number, digest in enumerate(digests)}
+
+    def read(self) -> np.memmap:
+        """Return all rows, memory-mapped, (images, patches, vision width), as the bits of bf16."""
+        with self._journal.open() as journal:
+            shape = json.loads(journal.readline())["shape"]
+        return np.memmap(self._data, np.int16, "r", shape=(len(self.rows()), *shape))

@@ -1,0 +1,136 @@
+"""A picture file in, the vision tower's pixels out."""
+
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from caldera.errors import PictureError
+
+Aspect = Literal["square", "pad"]
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+"""The file formats that are decoded; Pillow's rarer decoders are where the faults are."""
+
+MAX_PIXELS = 32_000_000
+"""Pictures of more pixels are refused from their header, before they are decoded."""
+
+
+def decode_picture(content: bytes, name: str) -> Image.Image:
+    """Decode a picture as RGB: upright by its EXIF orientation, transparency on white, first frame of several.
+
+    Args:
+        content: The bytes of a JPEG, PNG, WebP or GIF file.
+        name: What messages call it; if it ends in `.jpg` or `.png`, a GIF inside is refused.
+
+    Raises:
+        PictureError: It is empty, broken, in another format, too large, or a GIF by another name.
+    """
+    if not content:
+        raise PictureError(f"{name} is empty (0 bytes); replace or remove it")
+    try:
+        with Image.open(BytesIO(content), formats=FORMATS) as picture:
+            width, height = picture.size
+            if width * height > MAX_PIXELS:
+                raise PictureError(
+                    f"{name} has {width} x {height} pixels, over the limit of {MAX_PIXELS:,}; shrink it"
+                )
+            if picture.format == "GIF" and Path(name).suffix.lower() not in ("", ".gif"):
+                raise PictureError(f"{name} is a GIF by content; rename it to .gif or convert it")
+            picture.load()
+            upright = ImageOps.exif_transpose(picture)
+            return _on_white(upright)
+    except PictureError:
+        raise
+    except UnidentifiedImageError:
+        raise PictureError(f"{name} is not a {', '.join(FORMATS)} picture; convert it") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise PictureError(f"{name} cannot be decoded, it is broken or cut; replace it") from error
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    """Convert any mode to RGB, with white behind what is transparent."""
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        coloured = picture.convert("RGBA")
+        ground = Image.new("RGBA", coloured.size, "white")
+        return Image.alpha_composite(ground, coloured).convert("RGB")
+    if picture.mode.startswith("I;16"):
+        return picture.point(lambda value: value / 256).convert("L").convert("RGB")
+    return picture.convert("RGB")
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a picture file.
+
+    Raises:
+        PictureError: It is not there or cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise PictureError(f"{path} does not exist; check the path and --pictures") from None
+    except OSError as error:
+        raise PictureError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def open_picture(path: Path) -> Image.Image:
+    """Read and decode a picture file.
+
+    Raises:
+        PictureError: It is not there, cannot be read, or cannot be decoded.
+    """
+    return decode_picture(read_bytes(path), str(path))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PictureProcessor:
+    """Brings a picture into the shape, size and range its vision tower was trained on, as CLIP's processor does."""
+
+    side: int
+    """Pixels along each side of what the tower sees."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    aspect: Aspect = "square"
+    """`square` crops what lies outside the central square (LLaVA); `pad` shows all of it on a ground of the mean
+    colour (LLaVA-1.5)."""
+
+    resample: int = Image.Resampling.BICUBIC
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        """Return the pixels of an RGB picture, (channels, side, side), normalised."""
+        if self.aspect == "pad":
+            picture = self._padded(picture)
+        small = _centre_crop(self._shortest_edge(picture), self.side)
+        values = np.asarray(small, dtype=np.float32) / 255  # (height, width, channels)
+        values = (values - np.float32(self.mean)) / np.float32(self.std)
+        return torch.from_numpy(values.transpose(2, 0, 1).copy())  # (channels, height, width)
+
+    def _padded(self, picture: Image.Image) -> Image.Image:
+        """Paste a picture in the middle of a square of the mean colour (spec 1.8: offsets are floored)."""
+        width, height = picture.size
+        longest = max(width, height)
+        red, green, blue = (int(255 * part) for part in self.mean)
+        ground = Image.new("RGB", (longest, longest), (red, green, blue))
+        ground.paste(picture, ((longest - width) // 2, (longest - height) // 2))
+        return ground
+
+    def _shortest_edge(self, picture: Image.Image) -> Image.Image:
+        """Resize so that the shorter edge is `side` long, the longer in proportion, rounded down."""
+        width, height = picture.size
+        short, long = min(width, height), max(width, height)
+        length = int(self.side * long / short)
+        size = (self.side, length) if width <= height else (length, self.side)
+        return picture.resize(size, Image.Resampling(self.resample))
+
+
+def _centre_crop(picture: Image.Image, side: int) -> Image.Image:
+    """Cut the central square of `side` pixels."""
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    return picture.crop((left, top, left + side, top + side))

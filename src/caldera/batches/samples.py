@@ -1,0 +1,95 @@
+"""Conversations in, samples ready for a batch out: encoded, measured, and every fault found before training starts."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerFast
+
+from caldera.batches.labels import encode
+from caldera.batches.templates import Template
+from caldera.conversation import Conversation
+from caldera.errors import InputError, PictureError, RecordError
+from caldera.skips import Skips
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One conversation, ready to be laid into a batch."""
+
+    id: str
+    ids: tuple[int, ...]
+    """Token ids; a picture stands as its image tokens."""
+
+    labels: tuple[int, ...]
+    """The id where the loss is taken, else IGNORED."""
+
+    pictures: tuple[Path, ...]
+    """Files, in the order of their image tokens."""
+
+    @property
+    def length(self) -> int:
+        """Tokens, those of pictures included."""
+        return len(self.ids)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleMaker:
+    """Turns conversations into samples for one model and template."""
+
+    tokenizer: PreTrainedTokenizerFast
+    template: Template
+    image_token_id: int
+    image_tokens: int
+    """Tokens that one picture becomes."""
+
+    max_length: int
+    """Longest sample in tokens, those of pictures included; longer ones are faults, never cut."""
+
+    def make(self, conversation: Conversation, pictures: Path) -> Sample:
+        """Encode one conversation whose picture paths start from the folder `pictures`.
+
+        Raises:
+            InputError: It is too long, has nothing to learn, or a picture file is missing.
+        """
+        encoded = encode(self.template.render(conversation), self.tokenizer)
+        counts = [self.image_tokens] * len(encoded.picture_paths)
+        encoded = encoded.with_image_tokens(counts, self.image_token_id)
+        if len(encoded.ids) > self.max_length:
+            raise RecordError(
+                f"record {conversation.id!r} is {len(encoded.ids)} tokens long ({sum(counts)} of pictures), over the "
+                f"limit of {self.max_length}; shorten it or raise max_length"
+            )
+        if encoded.num_learned == 0:
+            raise RecordError(f"record {conversation.id!r} has nothing to learn; give it an answer")
+        paths = tuple(pictures / path for path in encoded.picture_paths)
+        for path in paths:
+            if not path.is_file():
+                raise PictureError(
+                    f"record {conversation.id!r}: {path} does not exist; check --pictures"
+                )
+        return Sample(conversation.id, encoded.ids, encoded.labels, paths)
+
+    def make_all(
+        self,
+        conversations: Sequence[Conversation],
+        pictures: Path,
+        skips: Skips,
+        tick: Callable[[], None] = lambda: None,
+    ) -> list[Sample]:
+        """Encode all conversations, leaving out what `skips` lets go.
+
+        Raises:
+            InputError: A record is bad and may not be left out, or none is good.
+        """
+        samples = []
+        for conversation in conversations:
+            try:
+                samples.append(self.make(conversation, pictures))
+            except InputError as fault:
+                skips.take(f"record {conversation.id!r}", fault)
+            tick()
+        skips.check(len(conversations))
+        if not samples:
+            raise RecordError("no record is left to train on")
+        return samples

@@ -1,0 +1,289 @@
+"""The record every folder exchanges: turns of text and pictures, read from and written as LLaVA's JSON.
+
+LLaVA's form (spec: one object per conversation) is
+
+    {"id": "7", "image": "dog.jpg", "conversations": [
+        {"from": "human", "value": "<image>\\nWhat is this?"}, {"from": "gpt", "value": "A dog."}]}
+
+with `image` a list where there are several. Each `<image>` in a human value stands for the next picture. A mark is
+turned into a `Picture` when a record is read and never looked for again, so text that merely says `<image>` later on
+(a user's question, a model's answer) stays text.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from caldera.errors import InputError, RecordError, did_you_mean
+from caldera.storage import write_whole
+
+IMAGE_MARK = "<image>"
+
+Speaker = Literal["user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """The place of a picture in a turn."""
+
+    path: str
+    """Path of the file, as the record gives it: relative to the picture folder, or absolute."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Something one speaker said: stretches of text, with pictures between them."""
+
+    speaker: Speaker
+    parts: tuple[str | Picture, ...]
+
+    @property
+    def text(self) -> str:
+        """The words alone, without the pictures."""
+        return "".join(part for part in self.parts if isinstance(part, str))
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """The pictures alone, in order."""
+        return tuple(part for part in self.parts if isinstance(part, Picture))
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns that alternate and start with the user."""
+
+    id: str
+    turns: tuple[Turn, ...]
+
+    def __post_init__(self) -> None:
+        """Check the order of speakers and that each said something.
+
+        Raises:
+            RecordError: The turns do not alternate from the user on, one is empty, or the assistant shows a picture.
+        """
+        for number, turn in enumerate(self.turns):
+            wanted: Speaker = "assistant" if number % 2 else "user"
+            if turn.speaker != wanted:
+                raise RecordError(
+                    f"turn {number + 1} is the {turn.speaker}'s but should be the {wanted}'s; "
+                    "turns alternate, starting with the user: merge or remove one"
+                )
+            if not turn.pictures and not turn.text.strip():
+                raise RecordError(f"turn {number + 1} is empty; give it text or remove the record")
+            if turn.speaker == "assistant" and turn.pictures:
+                raise RecordError(
+                    f"turn {number + 1}, the assistant's, holds {IMAGE_MARK}; only a user shows pictures"
+                )
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """Paths of all pictures, in the order they are shown."""
+        return tuple(picture.path for turn in self.turns for picture in turn.pictures)
+
+    def answered(self) -> "Conversation":
+        """Return the conversation itself if the assistant has the last word.
+
+        Raises:
+            RecordError: There is nothing to learn: no turns, or the last is the user's.
+        """
+        if not self.turns or self.turns[-1].speaker == "user":
+            raise RecordError("the last turn is not the assistant's; add the answer it should learn")
+        return self
+
+
+class _TurnRecord(BaseModel):
+    """One turn as LLaVA's JSON has it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, title="Turn")
+
+    speaker: Literal["human", "gpt"] = Field(alias="from", description="Who speaks.")
+    value: str = Field(description="What is said; each <image> stands for the next picture.")
+
+
+class _ConversationRecord(BaseModel):
+    """One conversation as LLaVA's JSON has it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, title="Conversation")
+
+    id: str | int = Field(description="Name of the record, for messages and reports.")
+    image: str | Annotated[list[str], Field(min_length=1)] | None = Field(
+        default=None, description="Path of the picture, or paths in the order of their marks."
+    )
+    conversations: list[_TurnRecord] = Field(
+        min_length=2, description="Turns, from human and gpt alternately, human first."
+    )
+
+
+def json_schema() -> dict[str, object]:
+    """Return the JSON Schema of a data file: a list of conversation records."""
+    record = _ConversationRecord.model_json_schema(by_alias=True)
+    definitions = record.pop("$defs")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "caldera conversations (LLaVA's JSON)",
+        "type": "array",
+        "items": record,
+        "$defs": definitions,
+    }
+
+
+def from_record(record: object, where: str, ignore: frozenset[str] = frozenset()) -> Conversation:
+    """Turn one parsed JSON object into a Conversation.
+
+    Args:
+        record: The object, in LLaVA's form.
+        where: File and line or index, for messages.
+        ignore: Names of surplus top-level fields to pass over.
+
+    Raises:
+        RecordError: The record breaks the form; the message gives `where`, the field, and what to do.
+    """
+    if isinstance(record, dict) and ignore:
+        record = {key: value for key, value in record.items() if key not in ignore}
+    try:
+        wire = _ConversationRecord.model_validate(record)
+    except ValidationError as error:
+        raise RecordError(f"{where}: {_first_fault(error)}") from None
+    images = [wire.image] if isinstance(wire.image, str) else wire.image or []
+    marks = sum(turn.value.count(IMAGE_MARK) for turn in wire.conversations)
+    if marks != len(images):
+        raise RecordError(
+            f"{where}: record {str(wire.id)!r} has {marks} {IMAGE_MARK} mark(s) but {len(images)} "
+            "image(s); give each picture one mark in a human value"
+        )
+    paths = iter(images)
+    try:
+        turns = tuple(
+            Turn("user" if turn.speaker == "human" else "assistant", _parts(turn.value, paths))
+            for turn in wire.conversations
+        )
+        return Conversation(str(wire.id), turns).answered()
+    except RecordError as error:
+        raise RecordError(f"{where}: record {str(wire.id)!r}: {error}") from None
+
+
+def _parts(value: str, paths: Iterator[str]) -> tuple[str | Picture, ...]:
+    """Cut a value at its marks and put the next pictures there."""
+    first, *rest = value.split(IMAGE_MARK)
+    parts: list[str | Picture] = [first]
+    for text in rest:
+        parts += [Picture(next(paths)), text]
+    return tuple(part for part in parts if part != "")
+
+
+def _first_fault(error: ValidationError) -> str:
+    """Say in one line what is wrong with a record, by its first fault."""
+    fault = error.errors(include_url=False)[0]
+    steps = [step for step in fault["loc"] if step not in ("str", "int", "list[str]")]
+    field = ".".join(str(step) for step in steps).replace("constrained-", "") or "record"
+    match fault["type"]:
+        case "extra_forbidden":
+            known = {"id", "image", "conversations"} if len(steps) == 1 else {"from", "value"}
+            hint = did_you_mean(str(steps[-1]), known)
+            return f"unknown field {field!r}; {hint} (or pass --ignore-field {steps[-1]})"
+        case "missing":
+            return f"field {field!r} is missing; add it"
+        case "too_short" if field == "conversations":
+            return "field 'conversations' needs at least a human and a gpt turn"
+        case _:
+            got = repr(fault["input"])
+            shown = got if len(got) <= 40 else f"{got[:37]}..."
+            return f"field {field!r}: {fault['msg'].lower()}, got {shown}"
+
+
+def to_record(conversation: Conversation) -> dict[str, object]:
+    """Turn a Conversation into LLaVA's JSON object.
+
+    Raises:
+        RecordError: A text holds the literal mark, which LLaVA's form cannot tell from a picture.
+    """
+    for turn in conversation.turns:
+        if IMAGE_MARK in turn.text:
+            raise RecordError(
+                f"record {conversation.id!r} says {IMAGE_MARK} in its text, where LLaVA's JSON would "
+                "read a picture; reword it"
+            )
+    record: dict[str, object] = {"id": conversation.id}
+    if pictures := conversation.pictures:
+        record["image"] = pictures[0] if len(pictures) == 1 else list(pictures)
+    record["conversations"] = [
+        {
+            "from": "human" if turn.speaker == "user" else "gpt",
+            "value": "".join(
+                IMAGE_MARK if isinstance(part, Picture) else part for part in turn.parts
+            ),
+        }
+        for turn in conversation.turns
+    ]
+    return record
+
+
+def iterate_records(path: Path) -> Iterator[tuple[str, object]]:
+    """Yield every raw record of a `.json` (one list) or `.jsonl` file with its place, 'file:line' or 'file[index]'.
+
+    Raises:
+        InputError: The file is missing, empty, not UTF-8, not JSON, or not a list of records.
+    """
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; check the path") from error
+    if not text.strip():
+        raise InputError(f"{path} is empty; it should hold conversation records")
+    if path.suffix == ".jsonl":
+        for number, line in enumerate(text.splitlines(), start=1):
+            if line.strip():
+                yield f"{path}:{number}", _parse(line, f"{path}:{number}")
+        return
+    records = _parse(text, str(path))
+    if not isinstance(records, list):
+        raise InputError(
+            f"{path} holds a JSON {type(records).__name__}; it should be a list of records "
+            "(one record a line goes into a .jsonl file)"
+        )
+    if not records:
+        raise InputError(f"{path} holds an empty list; it should hold conversation records")
+    yield from ((f"{path}[{index}]", record) for index, record in enumerate(records))
+
+
+def _parse(text: str, where: str) -> object:
+    """Parse JSON.
+
+    Raises:
+        InputError: It is broken; the message says where.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno} column {error.colno}"
+        raise InputError(f"{where} is broken JSON at {place}: {error.msg}") from error
+    except RecursionError as error:
+        raise InputError(f"{where} is nested too deeply to be conversation records") from error
+
+
+def read_conversations(path: Path, ignore: frozenset[str] = frozenset()) -> list[Conversation]:
+    """Read a whole data file, stopping at the first fault.
+
+    Raises:
+        InputError: The file or a record in it is wrong.
+    """
+    return [from_record(record, where, ignore) for where, record in iterate_records(path)]
+
+
+def write_conversations(path: Path, conversations: Iterable[Conversation]) -> None:
+    """Write a `.json` or `.jsonl` data file, whole or not at all.
+
+    Raises:
+        OutputError: It could not be written.
+    """
+    lines = [json.dumps(to_record(item), ensure_ascii=False) for item in conversations]
+    if path.suffix == ".jsonl":
+        write_whole(path, "".join(f"{line}\n" for line in lines))
+    else:
+        write_whole(path, "[\n" + ",\n".join(lines) + "\n]\n")

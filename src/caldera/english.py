@@ -1,0 +1,53 @@
+"""Nouns, numbers and lists in English, for captions and for scripted answers."""
+
+from collections.abc import Sequence
+
+_PLURALS = {
+    "person": "people",
+    "sheep": "sheep",
+    "mouse": "mice",
+    "knife": "knives",
+    "broccoli": "broccoli",
+    "skis": "skis",
+    "scissors": "scissors",
+}
+
+_NUMBERS = (
+    "no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+)  # fmt: skip
+
+
+def plural(noun: str) -> str:
+    """Name several: 'dog' -> 'dogs', 'wine glass' -> 'wine glasses'."""
+    if noun in _PLURALS:
+        return _PLURALS[noun]
+    return f"{noun}es" if noun.endswith(("s", "sh", "ch", "x")) else f"{noun}s"
+
+
+def article(noun: str) -> str:
+    """Put 'a' or 'an' before a noun, or nothing where it takes none."""
+    if noun in ("skis", "scissors", "snow"):
+        return noun
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def number(count: int) -> str:
+    """Write a number as a word up to twelve, beyond that in digits."""
+    return _NUMBERS[count] if count < len(_NUMBERS) else str(count)
+
+
+def some(count: int, noun: str) -> str:
+    """Name `count` things: 'a dog', 'two dogs'."""
+    return article(noun) if count == 1 else f"{number(count)} {plural(noun)}"
+
+
+def listed(phrases: Sequence[str]) -> str:
+    """Join phrases with commas and an 'and'."""
+    if len(phrases) == 1:
+        return phrases[0]
+    return f"{', '.join(phrases[:-1])} and {phrases[-1]}"
+
+
+def sentence(text: str) -> str:
+    """Give a text a capital and a full stop."""
+    return f"{text[0].upper()}{text[1:]}{'' if text[-1] in '.?!' else '.'}"

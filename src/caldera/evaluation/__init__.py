@@ -1,0 +1,1 @@
+"""An assistant and questions in, scores and reports out."""

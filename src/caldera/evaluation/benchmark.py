@@ -1,0 +1,66 @@
+"""What a benchmark is: items to ask, and a score for the answers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from caldera.conversation import Conversation
+from caldera.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing to ask, with what is right."""
+
+    id: str
+    kind: str
+    """What it tests; scores are also given by kind."""
+
+    form: str
+    """Which question it is, whatever it is asked about."""
+
+    conversation: Conversation
+    """Ends with the question; its picture paths start from the benchmark's folder."""
+
+    references: tuple[str, ...]
+    """The right answer, or several that a free answer is compared with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What the answers came to; fractions between 0 and 1 unless a benchmark says otherwise."""
+
+    overall: float
+    by_kind: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    """Items of each kind."""
+
+
+class Benchmark(Protocol):
+    """A set of items and its way of scoring."""
+
+    name: str
+    items: Sequence[Item]
+    max_new_tokens: int
+    """Longest answer that is asked for."""
+
+    def score(self, answers: Mapping[str, str]) -> Score:
+        """Score answers by item id.
+
+        Raises:
+            InputError: Answers are missing, or belong to no item.
+        """
+        ...
+
+
+def check_answers(items: Sequence[Item], answers: Mapping[str, str]) -> None:
+    """Refuse answers that do not belong to the items one by one.
+
+    Raises:
+        InputError: Some are missing or unknown; the message lists them.
+    """
+    wanted = {item.id for item in items}
+    if missing := sorted(wanted - answers.keys()):
+        raise InputError(f"{len(missing)} items have no answer, among them {missing[:3]}")
+    if unknown := sorted(answers.keys() - wanted):
+        raise InputError(f"{len(unknown)} answers belong to no item, among them {unknown[:3]}")

@@ -1,0 +1,89 @@
+"""Captions and what people wrote in, CIDEr-D out: how well a caption says what people say of a picture.
+
+After Vedantam et al., CIDEr (arXiv 1411.5726, section 3): n-grams of one to four words are weighed by how few pictures
+they are said of, cosine similarities with each reference are averaged, and the D variant clips repetition and punishes
+a difference in length. The usual factor of ten makes scores lie between 0 and 10.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+_MAX_N = 4
+_SIGMA = 6.0
+"""Width of the punishment for a different length, in words."""
+
+_SCALE = 10.0
+
+Gram = tuple[str, ...]
+
+
+def words_of(text: str) -> list[str]:
+    """Split a caption into words in lower case, without punctuation."""
+    return re.findall(r"[\w']+", text.lower())
+
+
+@dataclass(frozen=True, slots=True)
+class _Vector:
+    """A caption's weighed n-grams."""
+
+    weights: dict[Gram, float]
+    norms: tuple[float, ...]
+    length: int
+
+
+def _grams(text: str) -> Counter[Gram]:
+    """Count the n-grams of a caption."""
+    words = words_of(text)
+    return Counter(
+        tuple(words[at : at + n]) for n in range(1, _MAX_N + 1) for at in range(len(words) - n + 1)
+    )
+
+
+def cider_d(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> float:
+    """Return the mean CIDEr-D over all pictures.
+
+    Args:
+        candidates: A caption for each picture, by its id.
+        references: What people wrote about each picture; rarity of n-grams is counted over these.
+    """
+    spread: Counter[Gram] = Counter()
+    for texts in references.values():
+        spread.update({gram for text in texts for gram in _grams(text)})
+    scores = [
+        _against(_vector(candidates[name], spread, len(references)),
+                 [_vector(text, spread, len(references)) for text in texts])
+        for name, texts in references.items()
+    ]  # fmt: skip
+    return sum(scores) / len(scores)
+
+
+def _vector(text: str, spread: Counter[Gram], pictures: int) -> _Vector:
+    """Weigh the n-grams of a caption by how few of the `pictures` they are said of."""
+    weights = {
+        gram: count * (math.log(pictures) - math.log(max(1, spread[gram])))
+        for gram, count in _grams(text).items()
+    }
+    norms = tuple(
+        math.sqrt(sum(weight**2 for gram, weight in weights.items() if len(gram) == n))
+        for n in range(1, _MAX_N + 1)
+    )
+    return _Vector(weights, norms, len(words_of(text)))
+
+
+def _against(candidate: _Vector, references: Sequence[_Vector]) -> float:
+    """Average the similarity of a candidate over references and lengths of n-grams."""
+    total = 0.0
+    for reference in references:
+        closeness = math.exp(-((candidate.length - reference.length) ** 2) / (2 * _SIGMA**2))
+        for n in range(1, _MAX_N + 1):
+            product = sum(
+                min(weight, reference.weights.get(gram, 0.0)) * reference.weights.get(gram, 0.0)
+                for gram, weight in candidate.weights.items()
+                if len(gram) == n
+            )
+            norm = candidate.norms[n - 1] * reference.norms[n - 1]
+            total += closeness * product / norm if norm else 0.0
+    return _SCALE * total / (_MAX_N * len(references))

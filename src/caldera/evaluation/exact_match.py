@@ -1,0 +1,191 @@
+"""Questions with one right word or phrase: written from annotations, scored by exact match."""
+
+import os
+import random
+import string
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet
+from caldera.conversation import Conversation, Picture, Turn
+from caldera.errors import InputError
+from caldera.evaluation.benchmark import Item, Score, check_answers
+from caldera.instructions.context import ask_about_all
+from caldera.instructions.facts import Facts, facts_of
+from caldera.instructions.questions import SHORT_ANSWER, Question, ask_about
+from caldera.instructions.writing import Companions, named
+
+_PAIRED = ("presence", "reasoning")
+"""Kinds whose questions come as a yes and a no, and stay together."""
+
+
+def normalised(text: str) -> str:
+    """Return an answer in lower case without punctuation at its ends, so that 'Yes.' equals 'yes'."""
+    return " ".join(text.lower().split()).strip(string.punctuation + " ")
+
+
+@dataclass(frozen=True, slots=True)
+class ExactMatch:
+    """Items with one reference each; an answer is right if it says the same."""
+
+    name: str
+    items: Sequence[Item]
+    max_new_tokens: int = 8
+
+    def right(self, answers: Mapping[str, str]) -> dict[str, bool]:
+        """Tell for each item whether its answer is right.
+
+        Raises:
+            InputError: Answers are missing, or belong to no item.
+        """
+        check_answers(self.items, answers)
+        return {
+            item.id: normalised(answers[item.id]) == normalised(item.references[0])
+            for item in self.items
+        }
+
+    def score(self, answers: Mapping[str, str]) -> Score:
+        """Return the share of right answers, over all and by kind."""
+        right = self.right(answers)
+        by_kind: dict[str, list[bool]] = defaultdict(list)
+        for item in self.items:
+            by_kind[item.kind].append(right[item.id])
+        return Score(
+            sum(right.values()) / len(right),
+            {kind: sum(marks) / len(marks) for kind, marks in by_kind.items()},
+            {kind: len(marks) for kind, marks in by_kind.items()},
+        )
+
+
+def questions_about(
+    annotations: AnnotationSet,
+    *,
+    name: str,
+    per_picture: int,
+    context_per_picture: int,
+    seed: int,
+    beside: Path,
+) -> ExactMatch:
+    """Write questions about annotated pictures, each to be asked alone.
+
+    Args:
+        annotations: Pictures that the assistant did not learn from.
+        name: Of the benchmark.
+        per_picture: Questions about each picture, at most; yes and no stay balanced.
+        context_per_picture: Questions about it together with others, at most.
+        seed: Of the choice and wording.
+        beside: Folder that picture paths will start from.
+
+    Raises:
+        InputError: The annotations allow no question.
+    """
+    facts = {image.path: facts_of(image, annotations.categories) for image in annotations.images}
+    companions = Companions(annotations.images)
+    items: list[Item] = []
+    for image in annotations.images:
+        rng = random.Random(f"questions {seed} {image.id}")
+        for number, asked in enumerate(_choose(ask_about(facts[image.path], rng), per_picture, rng)):
+            items.append(_item(f"{image.id}-{number}", asked, (image,), beside))
+        several = companions.with_companions(image, rng)
+        if len(several) > 1:
+            context = ask_about_all([facts[one.path] for one in several], rng)
+            chosen = rng.sample(context, min(context_per_picture, len(context)))
+            for number, asked in enumerate(chosen):
+                items.append(_item(f"{image.id}-context-{number}", asked, several, beside))
+    if not items:
+        raise InputError("the annotations allow no question with a definite answer")
+    return ExactMatch(name, tuple(items))
+
+
+def _choose(asked: list[Question], most: int, rng: random.Random) -> list[Question]:
+    """Choose questions evenly over their kinds, with yes and no in pairs."""
+    units: dict[str, list[list[Question]]] = defaultdict(list)
+    for question in asked:
+        last = units[question.kind]
+        if question.kind in _PAIRED and last and len(last[-1]) == 1:
+            last[-1].append(question)
+        else:
+            last.append([question])
+    for kind in units.values():
+        rng.shuffle(kind)
+    chosen: list[Question] = []
+    while any(units.values()):
+        for kind in [kind for kind in units.values() if kind]:
+            unit = kind.pop()
+            if len(chosen) + len(unit) <= most:
+                chosen += unit
+        if len(chosen) >= most:
+            break
+    return chosen
+
+
+def _item(name: str, asked: Question, images: Sequence[AnnotatedImage], beside: Path) -> Item:
+    """Make an item of a question about one or several pictures."""
+    pictures = [Picture(os.path.relpath(image.path, beside)) for image in images]
+    question = f"{asked.text}\n{SHORT_ANSWER}"
+    parts = (*named(pictures), question) if len(pictures) > 1 else (pictures[0], f"\n{question}")
+    conversation = Conversation(name, (Turn("user", parts),))
+    return Item(name, asked.kind, asked.form, conversation, (asked.short,))
+
+
+def prior_answers(items: Iterable[Item], training: AnnotationSet, seed: int) -> dict[str, str]:
+    """Answer each item with the commonest training answer to that form of question, without looking.
+
+    Args:
+        items: What is asked.
+        training: The annotations that training data was written from.
+        seed: Of the questions that are counted.
+    """
+    rng = random.Random(f"prior {seed}")
+    facts = [facts_of(image, training.categories) for image in training.images]
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for one in facts:
+        for asked in ask_about(one, rng):
+            counts[asked.form][asked.short] += 1
+    for asked in _context_sample(training, facts, rng):
+        counts[asked.form][asked.short] += 1
+    commonest = {form: answers.most_common(1)[0][0] for form, answers in counts.items()}
+    return {item.id: commonest.get(item.form, "") for item in items}
+
+
+def _context_sample(
+    training: AnnotationSet, facts: Sequence[Facts], rng: random.Random
+) -> list[Question]:
+    """Write the questions about several pictures that training pictures allow."""
+    facts_by_path = {image.path: one for image, one in zip(training.images, facts, strict=True)}
+    companions = Companions(training.images)
+    return [
+        asked
+        for image in training.images
+        for asked in ask_about_all(
+            [facts_by_path[one.path] for one in companions.with_companions(image, rng)], rng
+        )
+    ]
+
+
+def with_other_pictures(items: Sequence[Item]) -> list[Item]:
+    """Return the same questions about other pictures, so that only what is seen can make a difference."""
+    paths = sorted({path for item in items for path in item.conversation.pictures})
+    shift = len(paths) // 2
+    other = {path: paths[(at + shift) % len(paths)] for at, path in enumerate(paths)}
+    return [
+        Item(item.id, item.kind, item.form, _swapped(item.conversation, other), item.references)
+        for item in items
+    ]
+
+
+def _swapped(conversation: Conversation, other: Mapping[str, str]) -> Conversation:
+    """Show another picture in each picture's place."""
+    turns = tuple(
+        Turn(
+            turn.speaker,
+            tuple(
+                Picture(other[part.path]) if isinstance(part, Picture) else part
+                for part in turn.parts
+            ),
+        )
+        for turn in conversation.turns
+    )
+    return Conversation(conversation.id, turns)

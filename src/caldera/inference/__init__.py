@@ -1,0 +1,1 @@
+"""An assistant and conversations in, answers out."""

@@ -1,0 +1,145 @@
+"""Facts of several pictures in, questions that need all of those pictures out.
+
+The pictures are called A, B, C in the order they are shown. BLIP-2 was said to fail at such questions for want of
+training data in which several pictures stand in one dialogue (arXiv 2301.12597, its limitations).
+"""
+
+import random
+from collections.abc import Callable, Sequence
+
+from caldera.english import article, number, plural, sentence
+from caldera.instructions.facts import Facts
+from caldera.instructions.knowledge import GROUPS
+from caldera.instructions.questions import Question
+
+LETTERS = "ABCDEFGH"
+
+
+def _question(form: str, text: str, short: str, answer: str) -> Question:
+    """Make a question of the kind 'context'."""
+    return Question("context", form, text, short, sentence(answer))
+
+
+def which_shows(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
+    """Ask which picture shows something that only one of them shows."""
+    asked = []
+    for index, facts in enumerate(pictures):
+        others = [other for other in pictures if other is not facts]
+        only = [
+            category
+            for category in facts.present
+            if not any(category in other.possible for other in others)
+        ]
+        if only:
+            category, letter = rng.choice(only), LETTERS[index]
+            text = f"Which picture shows {article(category)}?"
+            answer = f"picture {letter} shows {article(category)}"
+            asked.append(_question(f"which of {len(pictures)}", text, letter, answer))
+    return [rng.choice(asked)] if asked else []
+
+
+def in_common(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
+    """Ask whether two pictures show the same kind of thing, and which."""
+    one, other = pictures[:2]
+    shared = [category for category in one.present if category in other.present]
+    text = rng.choice(
+        ("What do pictures A and B both show?", "Which kind of thing is in both A and B?")
+    )
+    if len(shared) == 1 and one.possible & other.possible == {shared[0]}:
+        answer = f"both show {article(shared[0])}"
+        return [_question("in both", text, shared[0], answer)]
+    if not one.possible & other.possible:
+        return [_question("in both", text, "nothing", "they have nothing in common")]
+    return []
+
+
+def found_again(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
+    """Ask which of the animals (vehicles, foods) of A and B are in C."""
+    if len(pictures) != 3:
+        return []
+    asked = []
+    for group, members in GROUPS.items():
+        first, second = ([one for one in facts.possible if one in members] for facts in pictures[:2])
+        if len(first) != 1 or len(second) != 1 or first == second:
+            continue
+        named = [one for one in (*first, *second) if one in pictures[2].present]
+        if any(one in pictures[2].possible for one in {*first, *second} - {*named}):
+            continue
+        nouns = f"{group}s" if group != "food" else "foods"
+        text = rng.choice(
+            (
+                f"Which of the {nouns} of A and B are in C?",
+                f"A and B each show one kind of {group}. Which of them is also in C?",
+            )
+        )
+        if len(named) == 1:
+            short, answer = named[0], f"the {named[0]} is in C"
+        else:
+            short = "both" if named else "neither"
+            answer = f"{short} of them {'are' if named else 'is'} in C"
+        asked.append(_question("found again", text, short, answer))
+    return [rng.choice(asked)] if asked else []
+
+
+def more(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
+    """Ask which of two pictures has more of something."""
+    one, other = pictures[:2]
+    asked = []
+    for category in dict.fromkeys((*one.counts, *other.counts)):
+        here, there = _counted(one, category), _counted(other, category)
+        if here is None or there is None or here == there:
+            continue
+        short = "A" if here > there else "B"
+        text = f"Which picture has more {plural(category)}, A or B?"
+        fewer = number(min(here, there)) if min(here, there) else "none"
+        answer = f"picture {short} has more: {number(max(here, there))} against {fewer}"
+        asked.append(_question("more", text, short, answer))
+    return [rng.choice(asked)] if asked else []
+
+
+def altogether(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
+    """Ask how many there are of something in all the pictures together."""
+    asked = []
+    for category in {category: None for facts in pictures for category in facts.counts}:
+        counts = [_counted(facts, category) for facts in pictures]
+        known = [count for count in counts if count is not None]
+        if len(known) < len(counts) or sum(count > 0 for count in known) < 2:
+            continue
+        text = f"How many {plural(category)} do the pictures show together?"
+        answer = f"together they show {number(sum(known))} {plural(category)}"
+        asked.append(_question("altogether", text, number(sum(known)), answer))
+    return [rng.choice(asked)] if asked else []
+
+
+def same_place(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
+    """Ask whether the first two pictures were taken in the same kind of place."""
+    one, other = pictures[:2]
+    if one.setting is None or other.setting is None:
+        return []
+    same = one.setting == other.setting
+    text = rng.choice(
+        ("Do A and B show the same kind of place?", "Is the setting of A also that of B?")
+    )
+    answer = "yes, it is the same" if same else f"no, A is a {one.setting} and B a {other.setting}"
+    return [_question("same place", text, "yes" if same else "no", answer)]
+
+
+def _counted(facts: Facts, category: str) -> int | None:
+    """Return how many there certainly are, None where that is open."""
+    return facts.counts.get(category, None if category in facts.possible else 0)
+
+
+FORMS: dict[str, Callable[[Sequence[Facts], random.Random], list[Question]]] = {
+    "which_shows": which_shows,
+    "in_common": in_common,
+    "found_again": found_again,
+    "more": more,
+    "altogether": altogether,
+    "same_place": same_place,
+}
+"""Questions about several pictures, each written from their facts."""
+
+
+def ask_about_all(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
+    """Write every question that the facts of these pictures allow."""
+    return [question for write in FORMS.values() for question in write(pictures, rng)]

@@ -1,0 +1,145 @@
+"""An AnnotatedImage in, what is beyond doubt about it out.
+
+Boxes say what is there, how many and where; captions say colours and the setting, and veto what the boxes seem to
+deny. What the annotations leave open is not a fact.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+
+from caldera.annotations.annotated_image import AnnotatedImage, Instance
+from caldera.boxes import Relation, place_of, relations
+from caldera.english import plural
+from caldera.instructions.knowledge import COLOURS, OTHER_NAMES, PURPOSEFUL, SETTINGS, mentioned
+
+_SEEN_FROM = 0.004
+"""Share of the picture a box must cover for its thing to be worth a question."""
+
+_MAX_COUNT = 6
+
+_UNCOUNTED = frozenset({"skis", "scissors"})
+"""Categories that English has no singular for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What may be asked about one picture, with the answers."""
+
+    present: tuple[str, ...]
+    """Categories that are plainly there, in the order of their first box."""
+
+    absent: tuple[str, ...]
+    """Categories that were looked for, have no box, and no caption hints at."""
+
+    possible: frozenset[str]
+    """Categories that a box, however small, or any word of a caption may mean."""
+
+    counts: dict[str, int]
+    """How many there are of each category that can be counted."""
+
+    places: dict[str, str]
+    """The place of each category that is there once and stands in one place."""
+
+    instances: tuple[tuple[str, str], ...]
+    """Every thing that stands in one place, as (category, place)."""
+
+    standing: tuple[tuple[str, Relation, str], ...]
+    """Pairs of things that are there once each, and what the first is to the second."""
+
+    colours: dict[str, str]
+    """The colour of each category that the captions give one colour."""
+
+    setting: str | None
+    """Where the captions agree that it is."""
+
+
+def facts_of(image: AnnotatedImage, categories: Iterable[str]) -> Facts:
+    """Gather the facts about `image`; `categories` are all that its annotators looked for."""
+    by_category: dict[str, list[Instance]] = defaultdict(list)
+    for thing in image.instances:
+        by_category[thing.category].append(thing)
+    seen = {
+        category: things
+        for category, things in by_category.items()
+        if max(thing.box.area for thing in things) >= _SEEN_FROM
+    }
+    counts = {
+        category: len(things)
+        for category, things in seen.items()
+        if len(things) <= _MAX_COUNT
+        and category not in _UNCOUNTED
+        and all(not thing.crowd and thing.box.area >= _SEEN_FROM for thing in things)
+    }
+    single = {category: seen[category][0] for category, count in counts.items() if count == 1}
+    places = {category: place_of(thing.box) for category, thing in single.items()}
+    looked_for = tuple(categories)
+    known = frozenset({*looked_for, *OTHER_NAMES, *PURPOSEFUL})
+    possible = mentioned("\n".join(image.captions), known) | by_category.keys()
+    return Facts(
+        present=tuple(seen),
+        absent=tuple(category for category in looked_for if category not in possible),
+        possible=possible,
+        counts=counts,
+        places={category: place for category, place in places.items() if place},
+        instances=tuple(
+            (category, place)
+            for category in counts
+            for thing in seen[category]
+            if (place := place_of(thing.box))
+        ),
+        standing=tuple(
+            (one, relation, other)
+            for one, first in single.items()
+            for other, second in single.items()
+            if one != other
+            for relation in relations(first.box, second.box)
+        ),
+        colours=_colours(image.captions, counts),
+        setting=_setting(image.captions),
+    )
+
+
+def _colours(captions: tuple[str, ...], counts: dict[str, int]) -> dict[str, str]:
+    """Find the categories that captions give a colour, all of them the same one."""
+    found = {}
+    for category, count in counts.items():
+        noun = category if count == 1 else plural(category)
+        named = Counter(
+            match.lower() for text in captions for match in _coloured(noun).findall(text)
+        )
+        if len(named) == 1:
+            found[category] = next(iter(named))
+    return found
+
+
+@cache
+def _coloured(noun: str) -> re.Pattern[str]:
+    """Return a pattern that finds the colour right before a noun, unless it is one of several colours."""
+    colours = "|".join(COLOURS)
+    return re.compile(rf"(?<!and )(?<!, )\b({colours}) {re.escape(noun)}\b", re.IGNORECASE)
+
+
+@cache
+def _placed() -> re.Pattern[str]:
+    """Return a pattern that finds the settings of captions: 'in the snow', 'A kitchen with'."""
+    places = "|".join(sorted(SETTINGS, key=len, reverse=True))
+    return re.compile(
+        rf"(?:\b(?:in|on|at) (?:an? |the )?({places})\b|^(?:an? )?({places}) (?:with|scene)\b)",
+        re.IGNORECASE,
+    )
+
+
+def _setting(captions: tuple[str, ...]) -> str | None:
+    """Name the setting if at least two captions name one and none names another."""
+    named = Counter(
+        (inside or opening).lower()
+        for text in captions
+        for inside, opening in _placed().findall(text)
+    )
+    if len(named) != 1:
+        return None
+    [(place, times)] = named.items()
+    return place if times >= 2 else None

@@ -1,0 +1,256 @@
+"""Facts in, questions with definite answers out, about one picture.
+
+Each question has two answers: the short one (LLaVA-1.5's "single word or phrase"), which can be marked right or wrong,
+and a whole sentence.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from caldera.boxes import OPPOSITE, STANDING, in_words
+from caldera.english import article, listed, number, plural, sentence, some
+from caldera.instructions.facts import Facts
+from caldera.instructions.knowledge import GROUPS, PURPOSES, SETTINGS
+
+SHORT_ANSWER = "Answer the question using a single word or phrase."
+"""LLaVA-1.5's sentence that asks for the short form (arXiv 2310.03744, table 7)."""
+
+
+_SINGLES = 0.3
+"""Share of single things whose number is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Something to ask that has one right answer."""
+
+    kind: str
+    """What it tests; scores are given by kind."""
+
+    form: str
+    """Which question it is, whatever it is asked about and however it is worded."""
+
+    text: str
+    short: str
+    """The answer in a word or phrase."""
+
+    answer: str
+    """The answer in a sentence, with its reasons where it has any."""
+
+
+def _pick(rng: random.Random, wordings: Sequence[str], **words: str) -> str:
+    """Choose a wording and fill it in."""
+    return sentence(rng.choice(wordings).format(**words))
+
+
+def presence(facts: Facts, rng: random.Random) -> list[Question]:
+    """Ask for things that are there and for as many that are not, in pairs."""
+    ask = (
+        "Is there {a} in the picture?",
+        "Do you see {a}?",
+        "Can {a} be seen here?",
+        "Does the picture show {a}?",
+    )
+    present = rng.sample(facts.present, len(facts.present))
+    absent = rng.sample(facts.absent, min(len(present), len(facts.absent)))
+    asked = []
+    for there, missing in zip(present, absent, strict=False):
+        count = facts.counts.get(there, 1)
+        yes = _pick(rng, ("yes, there {are} {some}", "yes, the picture shows {some}"),
+                    are="is" if count == 1 else "are", some=some(count, there))  # fmt: skip
+        no = _pick(rng, ("no, there is no {thing}", "no, I see no {thing} in it"), thing=missing)
+        asked += [
+            Question("presence", "is there", _pick(rng, ask, a=article(there)), "yes", yes),
+            Question("presence", "is there", _pick(rng, ask, a=article(missing)), "no", no),
+        ]
+    return asked
+
+
+def count(facts: Facts, rng: random.Random) -> list[Question]:
+    """Ask how many there are of what is there, seldom of single things, as most things are single."""
+    ask = (
+        "How many {things} are there?",
+        "How many {things} do you see?",
+        "How many {things} does the picture show?",
+    )
+    return [
+        Question(
+            "count",
+            "how many",
+            _pick(rng, ask, things=plural(category)),
+            number(counted),
+            _pick(rng, ("there {are} {some}", "I count {some}"),
+                  are="is" if counted == 1 else "are",
+                  some=f"{number(counted)} {category if counted == 1 else plural(category)}"),
+        )
+        for category, counted in facts.counts.items()
+        if counted > 1 or rng.random() < _SINGLES
+    ]  # fmt: skip
+
+
+def position(facts: Facts, rng: random.Random) -> list[Question]:
+    """Ask where the one thing of its category is."""
+    ask = (
+        "Where is the {thing}?",
+        "Where in the picture is the {thing}?",
+        "In which part of the picture is the {thing}?",
+    )
+    return [
+        Question(
+            "position",
+            "where",
+            _pick(rng, ask, thing=category),
+            place,
+            _pick(rng, ("the {thing} is {place}", "it is {place}"), thing=category,
+                  place=in_words(place)),
+        )
+        for category, place in facts.places.items()
+    ]  # fmt: skip
+
+
+def relation(facts: Facts, rng: random.Random) -> list[Question]:
+    """Ask how two things stand to each other: by a choice of two, or by yes and no."""
+    asked = []
+    for one, how, other in rng.sample(facts.standing, min(4, len(facts.standing))):
+        across = how in ("left of", "right of")
+        choice = "to the left or to the right of" if across else "above or below"
+        asked.append(
+            Question(
+                "relation",
+                f"which side, {'across' if across else 'down'}",
+                f"Is the {one} {choice} the {other}?",
+                how.removesuffix(" of"),
+                f"The {one} is {STANDING[how]} the {other}.",
+            )
+        )
+        truth = rng.random() < 0.5
+        claimed = how if truth else OPPOSITE[how]
+        asked.append(
+            Question(
+                "relation",
+                "is it beside",
+                f"Is the {one} {STANDING[claimed]} the {other}?",
+                "yes" if truth else "no",
+                f"{'Yes' if truth else 'No'}, it is {STANDING[how]} the {other}.",
+            )
+        )
+    return asked
+
+
+def colour(facts: Facts, rng: random.Random) -> list[Question]:
+    """Ask for the colour of what the captions gave one."""
+    asked = []
+    for category, hue in facts.colours.items():
+        one = facts.counts[category] == 1
+        ask = ("What colour {is_} the {things}?", "Which colour {has} the {things}?")
+        words = {
+            "things": category if one else plural(category),
+            "is_": "is" if one else "are",
+            "has": "has" if one else "have",
+        }
+        text, answer = _pick(rng, ask, **words), _pick(rng, ("the {things} {is_} " + hue,), **words)
+        asked.append(Question("colour", "which colour", text, hue, answer))
+    return asked
+
+
+def naming(facts: Facts, rng: random.Random) -> list[Question]:
+    """Ask for the one animal, vehicle or food there is."""
+    asked = []
+    for group, members in GROUPS.items():
+        there = [category for category in facts.present if category in members]
+        if len(there) != 1 or len(facts.present) != len(facts.counts):
+            continue
+        ask = ("What {group} is in the picture?", "Which {group} do you see?", "Name the {group}.")
+        what = some(facts.counts[there[0]], there[0])
+        answer = _pick(rng, ("the picture shows {what}", "I see {what}"), what=what)
+        asked.append(
+            Question("naming", f"which {group}", _pick(rng, ask, group=group), there[0], answer)
+        )
+    return asked
+
+
+def setting(facts: Facts, rng: random.Random) -> list[Question]:
+    """Ask what kind of place it is."""
+    if facts.setting is None:
+        return []
+    ask = ("Where was this picture taken?", "What kind of place is this?", "What is the setting?")
+    where = f"{SETTINGS[facts.setting]} {'the' if facts.setting == 'snow' else 'a'} {facts.setting}"
+    answer = _pick(rng, ("it was taken {where}", "the scene is set {where}"), where=where)
+    return [Question("setting", "what place", _pick(rng, ask), facts.setting, answer)]
+
+
+def reasoning(facts: Facts, rng: random.Random) -> list[Question]:
+    """Ask whether something there serves a purpose, which takes knowing what it is for."""
+    served, unserved = [], []
+    if not facts.present:
+        return []
+    for purpose in PURPOSES:
+        text = rng.choice(purpose.wishes)
+        helpers = [category for category in facts.present if category in purpose.categories]
+        if helpers:
+            one = helpers[0]
+            place = f" {in_words(facts.places[one])}" if one in facts.places else ""
+            there = some(facts.counts.get(one, 1), one)
+            verb = "is" if facts.counts.get(one, 1) == 1 else "are"
+            answer = f"Yes. There {verb} {there}{place}, and {article(one)} {purpose.serves}."
+            served.append(Question("reasoning", purpose.serves, text, "yes", answer))
+        elif not purpose.categories & facts.possible:
+            there = listed([some(facts.counts.get(one, 1), one) for one in facts.present[:4]])
+            answer = f"No. I see {there}, but nothing that {purpose.serves}."
+            unserved.append(Question("reasoning", purpose.serves, text, "no", answer))
+    rng.shuffle(unserved)
+    return [item for pair in zip(served, unserved, strict=False) for item in pair]
+
+
+FORMS: dict[str, Callable[[Facts, random.Random], list[Question]]] = {
+    "presence": presence,
+    "count": count,
+    "position": position,
+    "relation": relation,
+    "colour": colour,
+    "naming": naming,
+    "setting": setting,
+    "reasoning": reasoning,
+}
+"""Kinds of questions about one picture, each written from its facts."""
+
+
+def ask_about(facts: Facts, rng: random.Random) -> list[Question]:
+    """Write every question that the facts allow, by kind."""
+    return [question for write in FORMS.values() for question in write(facts, rng)]
+
+
+def describe(facts: Facts, rng: random.Random) -> str:
+    """Describe a picture in a few sentences, from its facts alone; empty where nothing is plainly there."""
+    if not facts.present:
+        return ""
+    what = listed([some(facts.counts.get(one, 1), _dyed(facts, one)) for one in facts.present])
+    where = f"a {facts.setting}" if facts.setting and facts.setting != "snow" else facts.setting
+    told = [
+        _pick(rng, ("the picture shows {what}", "there is much to see: {what}"), what=what)
+        if where is None
+        else _pick(rng, ("the picture shows {where} with {what}", "this is {where} with {what}"),
+                   where=where, what=what)
+    ]  # fmt: skip
+    for category in facts.present:
+        spots = Counter(in_words(place) for one, place in facts.instances if one == category)
+        if facts.counts.get(category) != spots.total():
+            continue  # some of them stand between two places
+        if spots.total() == 1:
+            told.append(f"The {category} is {next(iter(spots))}.")
+        elif len(spots) == 1:
+            told.append(f"The {plural(category)} are {next(iter(spots))}.")
+        else:
+            parts = [f"{number(n)} {'is' if n == 1 else 'are'} {spot}" for spot, n in spots.items()]
+            told.append(f"Of the {plural(category)}, {listed(parts)}.")
+    if facts.standing:
+        one, how, other = rng.choice(facts.standing)
+        told.append(f"The {one} is {STANDING[how]} the {other}.")
+    return " ".join(told)
+
+
+def _dyed(facts: Facts, category: str) -> str:
+    """Name a category with its colour, if it has one."""
+    return f"{facts.colours[category]} {category}" if category in facts.colours else category

@@ -1,0 +1,141 @@
+"""A teacher without a language model: deterministic, offline, from captions and boxes alone."""
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from caldera.annotations.annotated_image import AnnotatedImage
+from caldera.instructions.context import ask_about_all
+from caldera.instructions.facts import Facts, facts_of
+from caldera.instructions.questions import (
+    SHORT_ANSWER,
+    Question,
+    ask_about,
+    describe,
+    presence,
+    reasoning,
+)
+from caldera.instructions.teacher import Exchange, Kind, Refusal
+from caldera.instructions.wordings import BRIEF, DETAILED
+
+_TALK = 5
+"""Questions in a conversation, at most."""
+
+_QUIZ = 12
+"""Questions with short answers in one dialogue, at most."""
+
+
+class ScriptedTeacher:
+    """Writes every kind from the facts of annotations, worded in several ways."""
+
+    name = "scripted"
+
+    def __init__(self, categories: Sequence[str], seed: int = 0) -> None:
+        """Take the categories that the annotators looked for, and a seed for the choice of words."""
+        self._categories = tuple(categories)
+        self._seed = seed
+        self._known: dict[Path, Facts] = {}
+        self._kinds: dict[Kind, Callable[[Sequence[AnnotatedImage], random.Random], list[Exchange]]]
+        self._kinds = {
+            "caption": self._caption,
+            "conversation": self._conversation,
+            "detail": self._detail,
+            "reasoning": self._reasoning,
+            "vqa": self._vqa,
+            "context": self._context,
+        }
+
+    def write(self, kind: Kind, images: Sequence[AnnotatedImage]) -> list[Exchange]:
+        """Write one dialogue, always the same for the same images and seed.
+
+        Raises:
+            Refusal: The annotations do not hold what the kind needs.
+        """
+        rng = random.Random(f"{self._seed} {kind} {' '.join(image.id for image in images)}")
+        return self._kinds[kind](images, rng)
+
+    def _facts(self, image: AnnotatedImage) -> Facts:
+        """Gather the facts about an image once."""
+        if image.path not in self._known:
+            self._known[image.path] = facts_of(image, self._categories)
+        return self._known[image.path]
+
+    def _caption(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:
+        """Ask for a caption and answer with one that people wrote."""
+        return [Exchange(rng.choice(BRIEF), rng.choice(images[0].captions))]
+
+    def _conversation(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:
+        """Talk about what is there in whole sentences, as many yes as no."""
+        facts = self._facts(images[0])
+        pair = presence(facts, rng)[:2]
+        others = [item for item in ask_about(facts, rng) if item.kind not in ("presence", "reasoning")]
+        return _sentences(_mixed([*pair, *_some(others, _TALK - len(pair), rng)], rng))
+
+    def _detail(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:
+        """Describe the picture."""
+        told = describe(self._facts(images[0]), rng)
+        return _refuse_none([Exchange(rng.choice(DETAILED), told)] if told else [])
+
+    def _reasoning(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:
+        """Ask one question that takes knowing what things are for."""
+        return _sentences(_some(reasoning(self._facts(images[0]), rng), 1, rng))
+
+    def _vqa(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:
+        """Ask everything that has a short answer."""
+        return _short_answers(_quiz(ask_about(self._facts(images[0]), rng), rng))
+
+    def _context(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:
+        """Ask what needs all the pictures, for short answers or for sentences."""
+        if len(images) < 2:
+            raise Refusal("a question about several pictures needs at least two")
+        asked = _mixed(ask_about_all([self._facts(image) for image in images], rng), rng)
+        return (_short_answers if rng.random() < 0.7 else _sentences)(asked)
+
+
+def _some(questions: list[Question], most: int, rng: random.Random) -> list[Question]:
+    """Choose at most so many questions."""
+    return rng.sample(questions, min(most, len(questions)))
+
+
+def _mixed(questions: list[Question], rng: random.Random) -> list[Question]:
+    """Shuffle questions.
+
+    Raises:
+        Refusal: There are none.
+    """
+    return rng.sample(questions, len(questions))
+
+
+def _quiz(questions: list[Question], rng: random.Random) -> list[Question]:
+    """Choose questions for a quiz in which yes and no stay balanced: presence and reasoning come in pairs."""
+    paired = [item for item in questions if item.kind in ("presence", "reasoning")]
+    pairs = [paired[index : index + 2] for index in range(0, len(paired), 2)]
+    rng.shuffle(pairs)
+    kept = [item for pair in pairs[:3] for item in pair]
+    others = [item for item in questions if item.kind not in ("presence", "reasoning")]
+    return _mixed([*kept, *_some(others, _QUIZ - len(kept), rng)], rng)
+
+
+def _sentences(questions: list[Question]) -> list[Exchange]:
+    """Answer in sentences."""
+    return _refuse_none([Exchange(item.text, item.answer) for item in questions])
+
+
+def _short_answers(questions: list[Question]) -> list[Exchange]:
+    """Answer in a word or phrase, which the first question asks for, as in LLaVA-1.5's data."""
+    exchanges = [Exchange(item.text, item.short) for item in questions]
+    if exchanges:
+        first = exchanges[0]
+        exchanges[0] = Exchange(f"{first.question}\n{SHORT_ANSWER}", first.answer)
+    return _refuse_none(exchanges)
+
+
+def _refuse_none(exchanges: list[Exchange]) -> list[Exchange]:
+    """Pass on what was written.
+
+    Raises:
+        Refusal: Nothing was.
+    """
+    if not exchanges:
+        raise Refusal("the annotations hold nothing beyond doubt to ask about")
+    return exchanges

@@ -1,0 +1,129 @@
+"""An AnnotationSet and a teacher in, a data set of Conversations out."""
+
+import os
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet
+from caldera.conversation import Conversation, Picture, Turn
+from caldera.errors import RecordError
+from caldera.instructions.context import LETTERS
+from caldera.instructions.teacher import Exchange, Kind, Refusal, Teacher
+
+Tick = Callable[[], None]
+"""Called once for every dialogue asked of the teacher."""
+
+
+@dataclass(slots=True)
+class Written:
+    """What came of a run."""
+
+    conversations: list[Conversation] = field(default_factory=list)
+    by_kind: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    """Dialogues the teacher declined, by kind and reason."""
+
+
+def write_instructions(
+    annotations: AnnotationSet,
+    teacher: Teacher,
+    kinds: Mapping[Kind, float],
+    *,
+    seed: int,
+    beside: Path,
+    tick: Tick = lambda: None,
+) -> Written:
+    """Have the teacher write about every picture.
+
+    Args:
+        annotations: Pictures with what people said about them.
+        teacher: Writes the dialogues.
+        kinds: How many dialogues of a kind to write for a picture; 0.3 means for three pictures in ten.
+        seed: Decides which pictures get a kind with a share, which stand together, and the order of text and picture.
+        beside: Folder of the data file; picture paths are written relative to it.
+        tick: Called after each dialogue, for a progress bar.
+
+    Returns:
+        Conversations in the order of the pictures, and what was refused.
+    """
+    written = Written()
+    finder = Companions(annotations.images)
+    for image, kind, rng in assignments(annotations.images, kinds, seed):
+        images = finder.with_companions(image, rng) if kind == "context" else (image,)
+        try:
+            exchanges = teacher.write(kind, images)
+            name = f"{'+'.join(one.id for one in images)}-{kind}"
+            written.conversations.append(_conversation(name, images, exchanges, beside, rng))
+            written.by_kind[kind] += 1
+        except (Refusal, RecordError) as reason:
+            written.refused[f"{kind}: {reason}"] += 1
+        tick()
+    return written
+
+
+def assignments(
+    images: Sequence[AnnotatedImage], kinds: Mapping[Kind, float], seed: int
+) -> list[tuple[AnnotatedImage, Kind, random.Random]]:
+    """List which picture gets which kind, each with its own source of chance."""
+    listed = []
+    for image in images:
+        for kind, share in kinds.items():
+            rng = random.Random(f"{seed} {kind} {image.id}")
+            if rng.random() < share:
+                listed.append((image, kind, rng))
+    return listed
+
+
+class Companions:
+    """Finds pictures to stand beside a picture: more often than by chance they share something."""
+
+    def __init__(self, images: Sequence[AnnotatedImage]) -> None:
+        self._images = images
+        self._with: dict[str, list[AnnotatedImage]] = defaultdict(list)
+        for image in images:
+            for category in image.counts:
+                self._with[category].append(image)
+
+    def with_companions(
+        self, image: AnnotatedImage, rng: random.Random
+    ) -> tuple[AnnotatedImage, ...]:
+        """Choose one or two more pictures; none if the collection has no more."""
+        chosen = [image]
+        wanted = min(rng.choice((2, 3)), len(self._images))
+        while len(chosen) < wanted:
+            shared = list(rng.choice(chosen).counts)
+            pool = self._with[rng.choice(shared)] if shared and rng.random() < 0.6 else self._images
+            other = rng.choice(pool)
+            if other not in chosen:
+                chosen.append(other)
+        return tuple(chosen)
+
+
+def _conversation(
+    name: str,
+    images: Sequence[AnnotatedImage],
+    exchanges: Sequence[Exchange],
+    beside: Path,
+    rng: random.Random,
+) -> Conversation:
+    """Make a conversation of a teacher's exchanges, with the pictures in its first turn."""
+    pictures = [Picture(os.path.relpath(image.path, beside)) for image in images]
+    turns: list[Turn] = []
+    for number, exchange in enumerate(exchanges):
+        asked: tuple[str | Picture, ...] = (exchange.question,)
+        if number == 0 and len(pictures) > 1:
+            asked = (*named(pictures), exchange.question)
+        elif number == 0:
+            before = (pictures[0], f"\n{exchange.question}")
+            asked = before if rng.random() < 0.5 else (f"{exchange.question}\n", pictures[0])
+        turns += [Turn("user", asked), Turn("assistant", (exchange.answer,))]
+    return Conversation(name, tuple(turns))
+
+
+def named(pictures: Sequence[Picture]) -> tuple[str | Picture, ...]:
+    """Lay out several pictures by their letters: 'Picture A: <image>', a line each."""
+    lines = ((f"Picture {letter}: ", one, "\n") for letter, one in zip(LETTERS, pictures, strict=False))
+    return tuple(part for line in lines for part in line)

@@ -1,0 +1,117 @@
+"""A vision tower's folder and a language model's folder in, a fresh Assistant out: the state before stage 1."""
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    CLIPVisionModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    SiglipVisionModel,
+)
+
+from caldera.batches.pictures import Aspect
+from caldera.errors import ModelFolderError
+from caldera.model.card import Card
+from caldera.model.folder import (
+    IMAGE_TOKEN,
+    Assistant,
+    load_processor,
+    load_tokenizer,
+    read_config,
+)
+from caldera.model.llava import Llava
+from caldera.model.projector import build_projector
+from caldera.model.vision import VisionTower
+from caldera.model.weights import digest
+
+_TWO_TOWERS = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
+"""Folders that hold a picture and a text tower, and the class that takes the picture tower out of them."""
+
+
+def assemble(
+    vision: Path,
+    language: Path,
+    *,
+    projector: str = "mlp2x_gelu",
+    template: str = "vicuna_v1",
+    aspect: Aspect = "square",
+    seed: int = 0,
+) -> Assistant:
+    """Join two towers with a fresh projector.
+
+    Args:
+        vision: Folder of a vision tower in transformers' format.
+        language: Folder of a causal language model with its tokenizer.
+        projector: A name in PROJECTORS.
+        template: How conversations will be written.
+        aspect: How pictures that are not square will be shown.
+        seed: Of the projector's weights.
+
+    Raises:
+        ModelFolderError: A folder cannot be loaded.
+        UnknownNameError: There is no such projector.
+    """
+    tower = VisionTower(_load(vision, _TWO_TOWERS.get(read_config(vision).get("model_type", ""), AutoModel)))
+    speaker = _load(language, AutoModelForCausalLM)
+    tokenizer = load_tokenizer(language)
+    image_token_id = _add_tokens(tokenizer, speaker)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        bridge = build_projector(projector, tower.width, speaker.config.hidden_size)
+    card = Card(
+        projector=projector,
+        template=template,
+        aspect=aspect,
+        parents={"vision": digest(vision), "language": digest(language)},
+    )
+    model = Llava(tower, bridge, speaker, image_token_id)
+    return Assistant(model.eval(), tokenizer, load_processor(vision, card), card)
+
+
+def _load(folder: Path, factory: type) -> PreTrainedModel:
+    """Load one tower in fp32.
+
+    Raises:
+        ModelFolderError: It is missing, broken, or its weights do not fit.
+    """
+    read_config(folder)  # refuses what would run code
+    try:
+        model, report = factory.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelFolderError(f"{folder} cannot be loaded: {reason}") from None
+    if report["missing_keys"]:
+        raise ModelFolderError(f"{folder} lacks the weights {sorted(report['missing_keys'])[:3]}")
+    return model.eval()
+
+
+def _add_tokens(tokenizer: PreTrainedTokenizerFast, language: PreTrainedModel) -> int:
+    """Give tokenizer and model a token for pictures, and one for padding if there is none.
+
+    The table grows to a multiple of 64; new rows start as the mean of the old ones. They are never learned targets.
+    """
+    tokenizer.add_special_tokens(
+        {"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False
+    )
+    if tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    table = language.get_input_embeddings().weight
+    if len(tokenizer) > table.shape[0]:
+        old = table.shape[0]
+        language.resize_token_embeddings(
+            len(tokenizer), pad_to_multiple_of=64, mean_resizing=False
+        )
+        with torch.no_grad():
+            for each in (language.get_input_embeddings(), language.get_output_embeddings()):
+                each.weight[old:] = each.weight[:old].mean(dim=0)
+    language.config.pad_token_id = tokenizer.pad_token_id
+    return int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))

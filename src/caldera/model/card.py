@@ -1,0 +1,66 @@
+"""`caldera.json`: what a model folder says of itself beyond what transformers' config can say."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from caldera.batches.pictures import Aspect
+from caldera.errors import ModelFolderError
+from caldera.model.vision import Select
+
+FILE = "caldera.json"
+
+
+class Card(BaseModel):
+    """How a model is to be used, and where it came from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1] = 1
+    projector: str = "mlp2x_gelu"
+    """Kind of projector."""
+
+    select_layer: int = -2
+    """Hidden state of the vision tower that is projected."""
+
+    select: Select = "patch"
+    """Whether the class token is among the features."""
+
+    aspect: Aspect = "square"
+    """How a picture that is not square is shown."""
+
+    template: str = "vicuna_v1"
+    """How a conversation is written for the language model."""
+
+    stage: str | None = None
+    """The stage that wrote the folder; None where the parts were only joined."""
+
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    """Every setting of that stage."""
+
+    parents: dict[str, str] = Field(default_factory=dict)
+    """sha256 of the folders and files it was made from, by what they are."""
+
+    metrics: dict[str, float] = Field(default_factory=dict)
+    """Losses at the end of the stage."""
+
+
+def read_card(folder: Path) -> Card:
+    """Read a folder's card.
+
+    Raises:
+        ModelFolderError: It is missing, broken, or holds what it should not.
+    """
+    try:
+        return Card.model_validate_json((folder / FILE).read_bytes())
+    except FileNotFoundError:
+        raise ModelFolderError(
+            f"{folder} has no {FILE}, so it is not a caldera model folder; check the path"
+        ) from None
+    except OSError as error:
+        raise ModelFolderError(f"cannot read {folder / FILE}: {error.strerror}") from error
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        field = ".".join(str(step) for step in fault["loc"]) or "file"
+        raise ModelFolderError(f"{folder / FILE}: {field}: {fault['msg'].lower()}") from None

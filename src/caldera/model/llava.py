@@ -1,0 +1,99 @@
+"""The assembled model: pictures and tokens in, a loss or logits out."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from caldera.batches.collate import Batch
+from caldera.batches.labels import IGNORED
+from caldera.model.projector import Projector
+from caldera.model.splice import splice
+from caldera.model.vision import VisionTower
+
+_CHUNK = 4096
+"""Labelled positions whose logits are held at once."""
+
+_PIXEL_AXES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A loss that can be added up over batches before it is divided."""
+
+    total: Tensor
+    """Cross entropy summed over the learned tokens, in nats; a scalar."""
+
+    num_learned: int
+    """Learned tokens it was summed over."""
+
+    @property
+    def mean(self) -> float:
+        """Nats per learned token; 0 where nothing was learned."""
+        return float(self.total.detach()) / max(1, self.num_learned)
+
+
+class Llava(nn.Module):
+    """Vision tower, projector and language model, joined as LLaVA joins them."""
+
+    def __init__(
+        self,
+        vision: VisionTower,
+        projector: Projector,
+        language: PreTrainedModel,
+        image_token_id: int,
+    ) -> None:
+        """Join the parts; `image_token_id` is the id that stands for image tokens in a batch."""
+        super().__init__()
+        self.vision = vision
+        self.projector = projector
+        self.language = language
+        self.image_token_id = image_token_id
+
+    def patch_features(self, pictures: Tensor) -> Tensor:
+        """Return (images, patches, vision width) from pixels, or pass on features that were kept."""
+        return self.vision(pictures) if pictures.ndim == _PIXEL_AXES else pictures
+
+    def embed(self, ids: Tensor, pictures: Tensor) -> Tensor:
+        """Return the language model's input, (rows, tokens, width).
+
+        Args:
+            ids: Token ids, (rows, tokens), with the image token's id under each picture.
+            pictures: Pixels or features of all pictures in order, (images, ...).
+
+        Raises:
+            ValueError: Image tokens and pictures disagree in number.
+        """
+        is_image = ids == self.image_token_id  # (rows, tokens)
+        words = self.language.get_input_embeddings()(ids)  # (rows, tokens, width)
+        if len(pictures) == 0:
+            no_tokens = words.new_zeros(0, 1, words.shape[-1])
+            return splice(words, no_tokens, is_image)
+        features = self.patch_features(pictures).to(self.projector.layers[0].weight.dtype)
+        return splice(words, self.projector(features), is_image)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Return the language model's last hidden states, (rows, tokens, width)."""
+        embedded = self.embed(batch.ids, batch.pictures)
+        mask = None if bool(batch.mask.all()) else batch.mask
+        return self.language.base_model(
+            inputs_embeds=embedded, attention_mask=mask, use_cache=False
+        ).last_hidden_state
+
+    def loss(self, batch: Batch) -> Loss:
+        """Return the cross entropy of the learned tokens; logits exist only where a label is.
+
+        Each token is predicted from the hidden state before it, and image tokens are never predicted.
+        """
+        labels = batch.labels[:, 1:]  # (rows, tokens - 1)
+        learned = labels != IGNORED
+        before = self.hidden(batch)[:, :-1][learned]  # (learned, width)
+        wanted = labels[learned]  # (learned,)
+        total = before.new_zeros((), dtype=torch.float32)
+        head = self.language.get_output_embeddings()
+        for states, targets in zip(before.split(_CHUNK), wanted.split(_CHUNK), strict=True):
+            logits = head(states).float()  # (chunk, vocabulary)
+            total = total + cross_entropy(logits, targets, reduction="sum")
+        return Loss(total, len(wanted))

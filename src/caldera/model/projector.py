@@ -1,0 +1,80 @@
+"""Patch features in, image tokens out: the part that stage 1 trains."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from caldera.errors import UnknownNameError
+
+
+class LinearProjector(nn.Linear):
+    """One linear layer, as in the first LLaVA (arXiv 2304.08485, section 4.1)."""
+
+    @property
+    def layers(self) -> tuple[nn.Linear, ...]:
+        """The linear layers, in order."""
+        return (self,)
+
+
+class MlpProjector(nn.Module):
+    """Two linear layers with an exact GELU between them, as in LLaVA-1.5 (arXiv 2310.03744, section 3.3)."""
+
+    def __init__(self, vision_width: int, language_width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(vision_width, language_width)
+        self.linear_2 = nn.Linear(language_width, language_width)
+
+    @property
+    def layers(self) -> tuple[nn.Linear, ...]:
+        """The linear layers, in order."""
+        return self.linear_1, self.linear_2
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Project patch features, (images, patches, vision width), to the language model's width."""
+        lifted = nn.functional.gelu(self.linear_1(patches))  # (images, patches, width)
+        return self.linear_2(lifted)  # (images, patches, width)
+
+
+Projector = LinearProjector | MlpProjector
+
+PROJECTORS: dict[str, Callable[[int, int], Projector]] = {
+    "linear": LinearProjector,
+    "mlp2x_gelu": MlpProjector,
+}
+"""Projectors by the names that LLaVA's configs use."""
+
+
+def build_projector(name: str, vision_width: int, language_width: int) -> Projector:
+    """Build the projector called exactly `name`, with PyTorch's own initialisation, as LLaVA has it.
+
+    Raises:
+        UnknownNameError: There is none.
+    """
+    if name not in PROJECTORS:
+        raise UnknownNameError("projector", name, PROJECTORS)
+    return PROJECTORS[name](vision_width, language_width)
+
+
+@torch.no_grad()
+def fit_spread(projector: Projector, patches: Tensor, embeddings: Tensor) -> None:
+    """Scale a fresh projector so that image tokens start out as spread as word embeddings.
+
+    Towers differ widely in the size of their features; a projector that starts out with tokens many times as large as
+    words spends its first hundreds of steps on shrinking them. Each layer is divided by the spread of what it puts out.
+
+    Args:
+        projector: As initialised.
+        patches: Features of some pictures, (images, patches, vision width).
+        embeddings: The language model's table, (vocabulary, width).
+    """
+    first, *rest = projector.layers
+    wanted = embeddings.float().std()
+    inner = first(patches)  # (images, patches, width)
+    scale = (1.0 if rest else wanted) / inner.std()
+    first.weight.mul_(scale)
+    first.bias.mul_(scale)
+    for layer in rest:
+        scale = wanted / projector(patches).std()
+        layer.weight.mul_(scale)
+        layer.bias.mul_(scale)

@@ -1,0 +1,133 @@
+"""Two assistants and held-out scenes in, scores out: beside a prior, beside other pictures, beside no stage 1."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from caldera.annotations.annotated_image import AnnotationSet
+from caldera.batches.picture_sources import PictureSource
+from caldera.errors import InputError
+from caldera.evaluation.ask import ask
+from caldera.evaluation.benchmark import Benchmark, Item, Score
+from caldera.evaluation.captions import captions_of
+from caldera.evaluation.exact_match import (
+    ExactMatch,
+    prior_answers,
+    questions_about,
+    with_other_pictures,
+)
+from caldera.inference.generate import Generator
+from caldera.model.folder import Assistant
+from caldera.progress import Progress
+from caldera.recipes.recipe import Questions
+from caldera.storage import write_json
+from caldera.training.devices import Compute
+from caldera.training.features import tower_features
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a recipe came to; accuracies are fractions."""
+
+    benchmark: ExactMatch
+    answers: dict[str, str]
+    """The assistant's, by item id."""
+
+    accuracy: Score
+    prior: Score
+    """Of the commonest training answer to each form of question."""
+
+    other_picture: Score
+    """Of the assistant's answers when another picture is shown."""
+
+    without_pretrain: Score
+    """Of an assistant with the same stage 2 but no stage 1."""
+
+    caption_cider: float
+    """CIDEr-D, 0 to 10, against five captions."""
+
+
+class Measuring:
+    """Asks assistants about held-out scenes, and keeps their answers."""
+
+    def __init__(
+        self,
+        questions: Questions,
+        training: AnnotationSet,
+        held_out: AnnotationSet,
+        *,
+        out: Path,
+        seed: int,
+        compute: Compute,
+        progress: Progress,
+    ) -> None:
+        self._training = training
+        self._out = out
+        self._seed = seed
+        self._compute = compute
+        self._progress = progress
+        self._paths = [image.path for image in held_out.images]
+        self._benchmark = questions_about(
+            held_out,
+            name="held-out scenes",
+            per_picture=questions.per_picture,
+            context_per_picture=questions.context_per_picture,
+            seed=seed,
+            beside=out,
+        )
+        some = AnnotationSet(held_out.images[: questions.captioned], held_out.categories)
+        self._captions = captions_of(some, name="captions", beside=out)
+
+    def measure(self, assistant: Assistant, unaligned: Assistant) -> Measured:
+        """Ask everything and score it."""
+        bench, captions = self._benchmark, self._captions
+        answers = self._answers(assistant, bench, bench.items, "held-out questions")
+        swapped = with_other_pictures(bench.items)
+        others = self._answers(assistant, bench, swapped, "the same, other pictures")
+        without = self._answers(unaligned, bench, bench.items, "the same, no stage 1")
+        told = self._answers(assistant, captions, captions.items, "captions")
+        prior = prior_answers(bench.items, self._training, self._seed)
+        return Measured(
+            benchmark=bench,
+            answers=answers,
+            accuracy=bench.score(answers),
+            prior=bench.score(prior),
+            other_picture=bench.score(others),
+            without_pretrain=bench.score(without),
+            caption_cider=captions.score(told).overall,
+        )
+
+    def _answers(
+        self, assistant: Assistant, benchmark: Benchmark, items: Sequence[Item], name: str
+    ) -> dict[str, str]:
+        """Ask an assistant, unless its answers stand there from an earlier start."""
+        file = self._out / "answers" / f"{name.replace(' ', '_').replace(',', '')}.json"
+        if file.is_file():
+            return dict(json.loads(file.read_text()))
+        with self._compute.autocast():
+            answers = ask(
+                Generator(assistant, self._features(assistant)),
+                items,
+                folder=self._out,
+                max_new_tokens=benchmark.max_new_tokens,
+                progress=self._progress,
+                name=name,
+            )
+        write_json(file, answers)
+        return answers
+
+    def _features(self, assistant: Assistant) -> PictureSource:
+        """Compute the held-out pictures' features, which all conditions share."""
+
+        def stop(path: Path, fault: InputError) -> None:
+            raise fault
+
+        return tower_features(
+            assistant,
+            self._out / "features",
+            self._paths,
+            compute=self._compute,
+            progress=self._progress,
+            on_fault=stop,
+        )

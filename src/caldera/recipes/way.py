@@ -1,0 +1,194 @@
+"""A recipe in, a run folder with data, models, scores and a report out.
+
+```
+OUT/
+  recipe.json  seconds.json      what is run, and how long each step took
+  scenes/                        drawn pictures with captions and boxes, a COCO folder for each split
+  data/                          pretrain.json and finetune.json, in LLaVA's form
+  features/                      the frozen tower's features
+  pretrain/  finetune/  without_pretrain/     run folders of the stages
+  answers/                       what each assistant answered to each question
+  results.json  report.html      the scores
+  model/                         the assistant
+```
+
+Every step leaves a whole file or folder behind and is passed over where that stands already, so a run that was killed
+goes on where it was.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+from caldera.annotations.annotated_image import AnnotationSet
+from caldera.annotations.coco import read_coco
+from caldera.conversation import read_conversations, write_conversations
+from caldera.errors import UsageError
+from caldera.instructions.scripted import ScriptedTeacher
+from caldera.instructions.writing import assignments, write_instructions
+from caldera.model.assemble import assemble
+from caldera.model.folder import Assistant, save_assistant
+from caldera.progress import Progress
+from caldera.recipes.measure import Measured, Measuring
+from caldera.recipes.recipe import Mix, Recipe
+from caldera.recipes.summary import write_results
+from caldera.scenes.backbones import find_backbone
+from caldera.scenes.folder import write_scenes
+from caldera.scenes.kinds import Split
+from caldera.skips import Skips
+from caldera.storage import holding, write_json
+from caldera.training.devices import Compute
+from caldera.training.run import DataSet, Place, run_stage
+from caldera.training.stage import Stage
+
+
+def run_recipe(recipe: Recipe, out: Path, *, compute: Compute, progress: Progress) -> Measured:
+    """Carry a recipe out in a folder, or go on with it there.
+
+    Raises:
+        CalderaError: The folder is in use or holds another recipe's run, or a step failed.
+    """
+    with holding(out):
+        _claim(out, recipe)
+        return Way(recipe, out, compute, progress).run()
+
+
+def _claim(out: Path, recipe: Recipe) -> None:
+    """Note the recipe in its folder.
+
+    Raises:
+        UsageError: Another one's run is there.
+    """
+    file = out / "recipe.json"
+    said = json.loads(json.dumps(asdict(recipe)))
+    if not file.is_file():
+        write_json(file, said)
+    elif json.loads(file.read_text()) != said:
+        raise UsageError(
+            f"{out} holds a run with other settings; choose another --out, or remove it to start anew"
+        )
+
+
+class Clock:
+    """Adds up the seconds of each step over all starts of a run."""
+
+    def __init__(self, file: Path) -> None:
+        """Go on from what `file` holds."""
+        self._file = file
+        self.seconds: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        """Time a step, also one that is broken off."""
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            passed = time.monotonic() - begun
+            self.seconds[step] = round(self.seconds.get(step, 0.0) + passed, 1)
+            write_json(self._file, self.seconds)
+
+
+class Way:
+    """Carries out one recipe in one folder."""
+
+    def __init__(self, recipe: Recipe, out: Path, compute: Compute, progress: Progress) -> None:
+        self._recipe = recipe
+        self._out = out
+        self._compute = compute
+        self._progress = progress
+        self._clock = Clock(out / "seconds.json")
+
+    def run(self) -> Measured:
+        """Go the whole way, passing over what is done."""
+        with self._clock("draw scenes"):
+            training, held_out = self._draw("train"), self._draw("held_out")
+        with self._clock("write data"):
+            self._write_data("pretrain", self._recipe.pretrain_mix, training)
+            self._write_data("finetune", self._recipe.finetune_mix, training)
+        with self._clock("pretrain"):
+            aligned = self._train(self._recipe.pretrain, self._fresh(), "pretrain")
+        with self._clock("finetune"):
+            assistant = self._train(self._recipe.finetune, aligned, "finetune")
+        with self._clock("finetune without pretrain"):
+            unaligned = self._train(self._recipe.finetune, self._fresh(), "without_pretrain")
+        with self._clock("evaluate"):
+            measured = self._measure(assistant, unaligned, training, held_out)
+        save_assistant(self._out / "model", assistant)
+        write_results(self._out, self._recipe, measured, self._clock.seconds)
+        return measured
+
+    def _draw(self, split: Split) -> AnnotationSet:
+        """Draw a split's scenes and read them back as any COCO folder is read."""
+        scenes, folder = self._recipe.scenes, self._out / "scenes" / split
+        count = scenes.train if split == "train" else scenes.held_out
+        if not folder.exists():
+            with self._progress.job(f"drawing {split} scenes", count) as tick:
+                write_scenes(folder, split, count, seed=scenes.seed, tick=tick)
+        return read_coco(folder, Skips(), split)
+
+    def _write_data(self, name: str, mix: Mix, annotations: AnnotationSet) -> None:
+        """Have the scripted teacher write a data set."""
+        file = self._out / "data" / f"{name}.json"
+        if file.exists():
+            return
+        seed = self._recipe.seed
+        teacher = ScriptedTeacher(annotations.categories, seed)
+        total = len(assignments(annotations.images, mix.shares, seed))
+        with self._progress.job(f"writing {name} data", total) as tick:
+            written = write_instructions(
+                annotations, teacher, mix.shares, seed=seed, beside=self._out / "data", tick=tick
+            )
+        write_conversations(file, written.conversations)
+
+    def _fresh(self) -> Assistant:
+        """Join the two towers with a new projector."""
+        recipe = self._recipe
+        return assemble(
+            find_backbone(recipe.vision),
+            find_backbone(recipe.language),
+            projector=recipe.projector,
+            aspect=recipe.aspect,
+            seed=recipe.seed,
+        )
+
+    def _train(self, stage: Stage, start: Assistant, name: str) -> Assistant:
+        """Run one stage in its own folder."""
+        data = DataSet(
+            conversations=read_conversations(self._out / "data" / f"{stage.name}.json"),
+            pictures=self._out / "data",
+        )
+        place = Place(out=self._out / name, features=self._out / "features")
+        trained, _ = run_stage(
+            stage,
+            start,
+            data,
+            place,
+            compute=self._compute,
+            progress=self._progress,
+            skips=Skips(),
+            resume=True,
+        )
+        return trained
+
+    def _measure(
+        self,
+        assistant: Assistant,
+        unaligned: Assistant,
+        training: AnnotationSet,
+        held_out: AnnotationSet,
+    ) -> Measured:
+        """Ask both assistants about scenes they never saw."""
+        measuring = Measuring(
+            self._recipe.questions,
+            training,
+            held_out,
+            out=self._out,
+            seed=self._recipe.seed,
+            compute=self._compute,
+            progress=self._progress,
+        )
+        return measuring.measure(assistant, unaligned)

@@ -1,0 +1,117 @@
+"""Seeds in, a COCO folder out: drawn pictures with captions_*.json and instances_*.json beside them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from caldera.scenes.captions import captions
+from caldera.scenes.drawing import draw, glyph_shapes
+from caldera.scenes.kinds import KINDS, Split
+from caldera.scenes.world import SIDE, Scene, draw_up
+from caldera.storage import whole_folder, write_json
+
+JPEG_QUALITY = 92
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """One scene to be drawn."""
+
+    index: int
+    seed: int
+    split: Split
+
+
+def jpeg(scene: Scene) -> bytes:
+    """Draw a scene and encode it as it stands in its file."""
+    buffer = BytesIO()
+    draw(scene).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+def _draw(order: _Order) -> tuple[Scene, bytes]:
+    scene = draw_up(order.index, seed=order.seed, split=order.split, shapes=glyph_shapes())
+    return scene, jpeg(scene)
+
+
+def write_scenes(
+    folder: Path,
+    split: Split,
+    count: int,
+    *,
+    seed: int,
+    workers: int = 2,
+    tick: Callable[[], None] = lambda: None,
+) -> None:
+    """Draw `count` scenes into a COCO folder of their own, whole or not at all.
+
+    Args:
+        folder: Where the folder will stand; one that stands there is replaced.
+        split: Which scenes: those to train on, or those kept for testing.
+        count: How many.
+        seed: The same seed gives the same bytes.
+        workers: Processes that draw.
+        tick: Called after each picture.
+
+    Raises:
+        OutputError: It could not be written.
+        UsageError: The glyphs are not installed.
+    """
+    glyph_shapes()  # fails here, and once, where the glyphs are missing
+    entries = _Entries()
+    orders = (_Order(index, seed, split) for index in range(count))
+    with whole_folder(folder) as fresh, get_context("spawn").Pool(workers) as pool:
+        (fresh / split).mkdir()
+        for number, (scene, data) in enumerate(pool.imap(_draw, orders, chunksize=32), start=1):
+            name = f"{number:06d}.jpg"
+            (fresh / split / name).write_bytes(data)
+            entries.add(scene, number, name)
+            tick()
+        entries.write(fresh / "annotations", split, seed)
+
+
+class _Entries:
+    """The lists of COCO's two annotation files."""
+
+    def __init__(self) -> None:
+        self._images: list[dict[str, Any]] = []
+        self._captions: list[dict[str, Any]] = []
+        self._boxes: list[dict[str, Any]] = []
+
+    def add(self, scene: Scene, number: int, name: str) -> None:
+        """Enter one scene."""
+        self._images.append({"id": number, "file_name": name, "width": SIDE, "height": SIDE})
+        for caption in captions(scene):
+            entry = {"id": len(self._captions) + 1, "image_id": number, "caption": caption}
+            self._captions.append(entry)
+        for group, thing in scene.things:
+            entry = {
+                "id": len(self._boxes) + 1,
+                "image_id": number,
+                "category_id": group.kind.category_id,
+                "bbox": [thing.left, thing.top, thing.width, thing.height],
+                "area": thing.width * thing.height,
+                "iscrowd": 0,
+            }
+            self._boxes.append(entry)
+
+    def write(self, folder: Path, split: str, seed: int) -> None:
+        """Write both files."""
+        folder.mkdir()
+        head = {
+            "info": {
+                "description": f"Drawn scenes, split {split}, seed {seed}",
+                "contributor": "caldera; glyphs by OpenMoji (openmoji.org), CC BY-SA 4.0",
+            },
+            "images": self._images,
+        }
+        categories = [
+            {"id": kind.category_id, "name": kind.name, "supercategory": kind.supercategory}
+            for kind in KINDS.values()
+        ]
+        write_json(folder / f"captions_{split}.json", {**head, "annotations": self._captions})
+        boxes = {**head, "annotations": self._boxes, "categories": categories}
+        write_json(folder / f"instances_{split}.json", boxes)

@@ -1,0 +1,356 @@
+"""Drawn scenes with captions in, a tiny CLIP vision tower out.
+
+Contrastive learning at two scales, as CLIP (arXiv 2103.00020) and RegionCLIP (arXiv 2112.09106) do it: a whole picture
+against its caption, read from the class token of the last layer; and the patches under a thing's box against the
+thing's phrase, read from the layer before the last, the one LLaVA takes. The text side is thrown away.
+"""
+
+import json
+import logging
+import math
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, log_softmax, normalize
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModelWithProjection,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+)
+
+from caldera.english import article
+from caldera.scenes.captions import captions, kind_phrase, phrase
+from caldera.scenes.drawing import glyph_shapes
+from caldera.scenes.folder import jpeg
+from caldera.scenes.world import Scene, Thing, draw_up
+
+log = logging.getLogger(__name__)
+
+SIDE = 112
+PATCH = 14
+CELLS = SIDE // PATCH
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+_MAX_SCALE = math.log(50)
+"""Of the learned factor before the softmax; CLIP's is log 100."""
+
+_MIN_GROUND = 4
+"""Patches that nothing covers, before a picture's setting counts as a region."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VisionPretraining:
+    """How the vision tower is trained."""
+
+    scenes: int = 100_000
+    """Different scenes it sees."""
+
+    seed: int = 7001
+    """Seed of its scenes; the demo's scenes have others."""
+
+    steps: int = 6000
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup_steps: int = 300
+    width: int = 192
+    layers: int = 6
+    heads: int = 3
+
+
+class Gallery:
+    """Training scenes: their pixels drawn once into a memory-mapped file, all else made again when asked for."""
+
+    def __init__(self, pixels: NDArray[np.uint8], seed: int) -> None:
+        """Take pixels, (scenes, height, width, channels), and the seed they were drawn from."""
+        self._pixels = pixels
+        self._seed = seed
+
+    def __len__(self) -> int:
+        """Number of scenes."""
+        return len(self._pixels)
+
+    def scene(self, index: int) -> Scene:
+        """Return scene number `index`."""
+        return draw_up(index, seed=self._seed, split="train", shapes=glyph_shapes())
+
+    def pixels(self, indices: Sequence[int]) -> Tensor:
+        """Return normalised pixels, (images, channels, height, width)."""
+        values = torch.from_numpy(self._pixels[list(indices)]).permute(0, 3, 1, 2) / 255
+        mean, std = torch.tensor(MEAN).view(1, 3, 1, 1), torch.tensor(STD).view(1, 3, 1, 1)
+        return (values - mean) / std
+
+
+def _small(task: tuple[int, int]) -> NDArray[np.uint8]:
+    """Draw a scene as it looks when read from its JPEG file and resized."""
+    index, seed = task
+    scene = draw_up(index, seed=seed, split="train", shapes=glyph_shapes())
+    picture = Image.open(BytesIO(jpeg(scene)))
+    return np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+
+
+def draw_gallery(file: Path, count: int, seed: int) -> Gallery:
+    """Draw `count` scenes into `file`, unless it is there already from an earlier start."""
+    if not file.is_file():
+        partial = file.with_suffix(".partial")
+        pixels = open_memmap(partial, "w+", np.uint8, (count, SIDE, SIDE, 3))
+        with get_context("spawn").Pool() as pool:
+            tasks = ((index, seed) for index in range(count))
+            for index, picture in enumerate(pool.imap(_small, tasks, chunksize=100)):
+                pixels[index] = picture
+        pixels.flush()
+        partial.rename(file)
+    return Gallery(np.load(file, mmap_mode="r"), seed)
+
+
+def patch_shares(thing: Thing) -> NDArray[np.float32]:
+    """Return the share of a thing's box that lies in each patch, (patches,), adding up to one."""
+    edges, box = np.arange(CELLS + 1) / CELLS, thing.box
+    across = np.minimum(edges[1:], box.right) - np.maximum(edges[:-1], box.left)
+    down = np.minimum(edges[1:], box.bottom) - np.maximum(edges[:-1], box.top)
+    cells = np.outer(down.clip(0), across.clip(0)).ravel()
+    return (cells / cells.sum()).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Regions:
+    """Stretches of the pictures of a batch that have a name."""
+
+    image: Tensor
+    """Number of the picture in the batch, (regions,)."""
+
+    shares: Tensor
+    """Weight of each patch, (regions, patches), rows adding up to one."""
+
+    phrases: list[str]
+    """What each region shows."""
+
+
+def regions_of(scenes: Sequence[Scene], rng: random.Random) -> Regions:
+    """Name every thing, with or without its place by chance, and the ground where enough of it is free."""
+    image: list[int] = []
+    shares: list[NDArray[np.float32]] = []
+    phrases: list[str] = []
+    for number, scene in enumerate(scenes):
+        ground = np.ones(CELLS * CELLS, dtype=np.float32)
+        for group, thing in scene.things:
+            cells = patch_shares(thing)
+            ground[cells > 0] = 0
+            image.append(number)
+            shares.append(cells)
+            phrases.append(phrase(group, thing) if rng.random() < 0.5 else kind_phrase(group))
+        if ground.sum() >= _MIN_GROUND:
+            image.append(number)
+            shares.append(ground / ground.sum())
+            phrases.append(article(scene.setting))
+    return Regions(torch.tensor(image), torch.from_numpy(np.stack(shares)), phrases)
+
+
+class Words:
+    """A word-by-word tokenizer for the text side, made from the captions of some scenes."""
+
+    def __init__(self, texts: Iterator[str]) -> None:
+        """Number every word that occurs."""
+        words = sorted({word for text in texts for word in self._split(text)})
+        self._ids = {word: number for number, word in enumerate(words, start=1)}
+
+    @property
+    def end(self) -> int:
+        """Id of the end mark, the largest; 0 pads."""
+        return len(self._ids) + 1
+
+    @staticmethod
+    def _split(text: str) -> list[str]:
+        return text.lower().replace(",", " ,").replace(".", " .").split()
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """Return ids, (texts, words), padded to a multiple of eight."""
+        rows = [[self._ids[word] for word in self._split(text)] + [self.end] for text in texts]
+        width = -(-max(map(len, rows)) // 8) * 8
+        return torch.tensor([row + [0] * (width - len(row)) for row in rows])
+
+
+class Contrast(nn.Module):
+    """The tower with what is thrown away after training: a text side and two heads."""
+
+    def __init__(self, settings: VisionPretraining, words: Words) -> None:
+        super().__init__()
+        width = settings.width
+        shape = {
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_attention_heads": settings.heads,
+            "projection_dim": width,
+            "hidden_act": "gelu",
+            "attn_implementation": "eager",
+        }
+        self.words = words
+        self.tower = CLIPVisionModel(
+            CLIPVisionConfig(
+                num_hidden_layers=settings.layers, image_size=SIDE, patch_size=PATCH, **shape
+            )
+        )
+        self.text = CLIPTextModelWithProjection(
+            CLIPTextConfig(
+                vocab_size=words.end + 1,
+                num_hidden_layers=2,
+                max_position_embeddings=72,
+                eos_token_id=words.end,
+                bos_token_id=0,
+                pad_token_id=0,
+                **shape,
+            )
+        )
+        self.picture_head = nn.Linear(width, width, bias=False)
+        self.region_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
+        self.scales = nn.Parameter(torch.full((2,), math.log(10.0)))
+
+    def read(self, texts: Sequence[str]) -> Tensor:
+        """Return unit vectors of texts, (texts, width)."""
+        return normalize(self.text(input_ids=self.words(texts)).text_embeds.float(), dim=-1)
+
+    def look(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return unit vectors of pictures, (images, width), and region features, (images, patches, width)."""
+        seen = self.tower(pixel_values=pixels, output_hidden_states=True)
+        pictures = normalize(self.picture_head(seen.pooler_output).float(), dim=-1)
+        return pictures, self.region_head(seen.hidden_states[-2][:, 1:])
+
+    def pool(self, features: Tensor, regions: Regions) -> Tensor:
+        """Return unit vectors of regions, (regions, width)."""
+        shares = regions.shares.to(features.dtype).unsqueeze(1)  # (regions, 1, patches)
+        pooled = torch.bmm(shares, features[regions.image]).squeeze(1)  # (regions, width)
+        return normalize(pooled.float(), dim=-1)
+
+    def losses(self, pixels: Tensor, scenes: Sequence[Scene], rng: random.Random) -> Tensor:
+        """Return both losses, (2,): pictures against captions, regions against phrases."""
+        regions = regions_of(scenes, rng)
+        pictures, features = self.look(pixels)
+        pooled = self.pool(features, regions)
+        whole_text, whole = _distinct([rng.choice(captions(scene)) for scene in scenes])
+        part_text, part = _distinct(regions.phrases)
+        whole_scale, part_scale = self.scales.exp()
+        scores = whole_scale * pictures @ self.read(whole_text).T  # (images, texts)
+        both_ways = (cross_entropy(scores, whole) + _any_of(scores.T, whole)) / 2
+        part_scores = part_scale * pooled @ self.read(part_text).T  # (regions, phrases)
+        return torch.stack([both_ways, cross_entropy(part_scores, part)])
+
+
+def _distinct(texts: Sequence[str]) -> tuple[list[str], Tensor]:
+    """Return the different texts, and for each text which of them it is, so that none is its own rival."""
+    numbers: dict[str, int] = {}
+    which = [numbers.setdefault(text, len(numbers)) for text in texts]
+    return list(numbers), torch.tensor(which)
+
+
+def _any_of(scores: Tensor, which: Tensor) -> Tensor:
+    """Return the cross entropy of texts against pictures, (texts, images), sharing out among the right pictures."""
+    right = (which.unsqueeze(0) == torch.arange(len(scores)).unsqueeze(1)).float()
+    return -(log_softmax(scores, dim=-1) * right).sum(dim=-1).div(right.sum(dim=-1)).mean()
+
+
+@torch.no_grad()
+def probe(contrast: Contrast, gallery: Gallery, count: int) -> dict[str, float]:
+    """Measure a tower on scenes it did not see: share of captions and of thing phrases found among all."""
+    contrast.eval()
+    rng, indices = random.Random(0), range(count)
+    scenes = [gallery.scene(index) for index in indices]
+    pictures, features = contrast.look(gallery.pixels(indices))
+    texts, which = _distinct([captions(scene)[0] for scene in scenes])
+    found = (pictures @ contrast.read(texts).T).argmax(dim=-1) == which
+    regions = regions_of(scenes, rng)
+    phrases, part = _distinct(regions.phrases)
+    named = (contrast.pool(features, regions) @ contrast.read(phrases).T).argmax(dim=-1) == part
+    contrast.train()
+    return {"captions_found": found.float().mean().item(), "regions_named": named.float().mean().item()}
+
+
+def pretrain_vision(out: Path, work: Path, settings: VisionPretraining) -> None:
+    """Train a tower and write its folder; `work` keeps the drawn pixels."""
+    torch.manual_seed(settings.seed)
+    rng = random.Random(settings.seed)
+    gallery = draw_gallery(work / f"pixels-{settings.seed}.npy", settings.scenes, settings.seed)
+    unseen = draw_gallery(work / "pixels-unseen.npy", 500, settings.seed + 1)
+    sample = (gallery.scene(index) for index in range(2000))
+    contrast = Contrast(settings, Words(_all_texts(sample)))
+    optimiser = _optimiser(contrast, settings)
+    order = np.random.default_rng(settings.seed)
+    begun = time.monotonic()
+    for step in range(settings.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = settings.learning_rate * _schedule(step, settings)
+        indices = order.integers(len(gallery), size=settings.batch_size).tolist()
+        scenes = [gallery.scene(index) for index in indices]
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = contrast.losses(gallery.pixels(indices), scenes, rng)
+        optimiser.zero_grad()
+        losses.sum().backward()
+        nn.utils.clip_grad_norm_(contrast.parameters(), 1.0)
+        optimiser.step()
+        contrast.scales.data.clamp_(max=_MAX_SCALE)
+        if step % 100 == 99 or step + 1 == settings.steps:
+            whole, part = losses.tolist()
+            rate = (step + 1) * settings.batch_size / (time.monotonic() - begun)
+            log.info("vision %5d  pictures %.3f  regions %.3f  %.0f/s", step + 1, whole, part, rate)
+        if step % 500 == 499 or step + 1 == settings.steps:
+            log.info("vision %5d  %s", step + 1, probe(contrast, unseen, 500))
+            _save(contrast.tower, out)
+
+
+def _all_texts(scenes: Iterator[Scene]) -> Iterator[str]:
+    """Yield every text the text side may meet."""
+    for scene in scenes:
+        yield from captions(scene)
+        yield from (phrase(group, thing) for group, thing in scene.things)
+        yield article(scene.setting)
+
+
+def _optimiser(contrast: Contrast, settings: VisionPretraining) -> torch.optim.AdamW:
+    """AdamW with decay on matrices only."""
+    matrices = [each for each in contrast.parameters() if each.ndim > 1]
+    others = [each for each in contrast.parameters() if each.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
+
+
+def _schedule(step: int, settings: VisionPretraining) -> float:
+    """Rise, then fall along half a cosine."""
+    falling = 0.5 + 0.5 * math.cos(math.pi * step / settings.steps)
+    return min(1.0, (step + 1) / settings.warmup_steps) * falling
+
+
+def _save(tower: CLIPVisionModel, out: Path) -> None:
+    """Write the tower in fp16, with how its pictures are prepared."""
+    copy = CLIPVisionModel(tower.config)
+    copy.load_state_dict(tower.state_dict())
+    copy.half().save_pretrained(out)
+    preparation = {
+        "image_processor_type": "CLIPImageProcessor",
+        "size": {"shortest_edge": SIDE},
+        "crop_size": {"height": SIDE, "width": SIDE},
+        "image_mean": MEAN,
+        "image_std": STD,
+        "resample": Image.Resampling.BICUBIC,
+        "rescale_factor": 1 / 255,
+        "do_resize": True,
+        "do_center_crop": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "do_convert_rgb": True,
+    }
+    (out / "preprocessor_config.json").write_text(json.dumps(preparation, indent=2) + "\n")

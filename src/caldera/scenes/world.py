@@ -1,0 +1,149 @@
+"""A seed in, a Scene out: which things stand where, before anything is drawn.
+
+Scenes are drawn up one by one from (seed, split, index), so that any of them can be made again alone.
+"""
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+
+from caldera.boxes import Box
+from caldera.scenes.kinds import COLOURS, HELD_OUT_PAIRS, KINDS, SETTINGS, Kind, Split
+
+SIDE = 224
+"""Width and height of a drawn picture, in pixels."""
+
+MAX_THINGS = 5
+"""Things in one scene, at most."""
+
+_LENGTHS = {1: (88, 168), 2: (68, 116), 3: (60, 96), 4: (54, 82), 5: (52, 74)}
+"""Pixels along the longer side of a thing, by how many share the scene."""
+
+_CROWDING = 0.06
+"""Share of a thing's box that another may cover."""
+
+_TRIES = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """One drawn object: its box in pixels, (left, top, width, height), and whether it is mirrored."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    mirrored: bool
+
+    @property
+    def box(self) -> Box:
+        """The box as shares of the picture."""
+        return Box(
+            self.left / SIDE,
+            self.top / SIDE,
+            (self.left + self.width) / SIDE,
+            (self.top + self.height) / SIDE,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """All the things of one kind in a scene; they share a colour if the kind is painted."""
+
+    kind: Kind
+    colour: str | None
+    things: tuple[Thing, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What a picture will show."""
+
+    name: str
+    setting: str
+    groups: tuple[Group, ...]
+
+    @property
+    def things(self) -> tuple[tuple[Group, Thing], ...]:
+        """Every thing with its group, in the order they are drawn."""
+        return tuple((group, thing) for group in self.groups for thing in group.things)
+
+
+def draw_up(index: int, *, seed: int, split: Split, shapes: Mapping[str, float]) -> Scene:
+    """Decide what scene number `index` of a split shows.
+
+    Args:
+        index: Number of the scene within its seed and split.
+        seed: Scenes of different seeds have nothing to do with each other.
+        split: "train" never puts a held-out pair together; "held_out" does so in every second scene.
+        shapes: Width over height of each kind's glyph, by kind name.
+
+    Returns:
+        The same scene whenever it is asked for again.
+    """
+    rng = random.Random(f"scene {seed} {split} {index}")
+    while True:
+        setting = rng.choice(list(SETTINGS))
+        counts = _choose_kinds(rng, split, index)
+        if groups := _place(rng, counts, shapes):
+            return Scene(f"{split}-{seed}-{index:06d}", setting, groups)
+
+
+def _choose_kinds(rng: random.Random, split: Split, index: int) -> dict[str, int]:
+    """Choose kinds and how many of each, at most MAX_THINGS in all."""
+    if split == "held_out" and index % 2:
+        names = rng.sample(sorted(rng.choice(sorted(HELD_OUT_PAIRS, key=sorted))), 2)
+    else:
+        names = rng.sample(list(KINDS), rng.choices((1, 2, 3, 4), (36, 34, 20, 10))[0])
+        while any(frozenset(pair) in HELD_OUT_PAIRS for pair in combinations(names, 2)):
+            names = rng.sample(list(KINDS), len(names))
+    counts = dict.fromkeys(names, 1)
+    room = rng.randint(len(names), MAX_THINGS)
+    for name in names:
+        wanted = rng.choices((1, 2, 3, 4), (50, 21, 17, 12))[0]
+        counts[name] += min(wanted - 1, room - sum(counts.values()))
+    return counts
+
+
+def _place(
+    rng: random.Random, counts: Mapping[str, int], shapes: Mapping[str, float]
+) -> tuple[Group, ...]:
+    """Find room for everything; empty if it does not fit."""
+    total = sum(counts.values())
+    taken: list[Thing] = []
+    groups = []
+    for name, count in counts.items():
+        placed = []
+        for _ in range(count):
+            thing = _find_room(rng, shapes[name], total, taken)
+            if thing is None:
+                return ()
+            taken.append(thing)
+            placed.append(thing)
+        colour = rng.choice(list(COLOURS)) if KINDS[name].painted else None
+        groups.append(Group(KINDS[name], colour, tuple(placed)))
+    return tuple(groups)
+
+
+def _find_room(
+    rng: random.Random, shape: float, total: int, taken: list[Thing]
+) -> Thing | None:
+    """Try places for one thing until one is hardly covered by those already `taken`."""
+    for _ in range(_TRIES):
+        length = rng.randint(*_LENGTHS[total])
+        width = max(1, round(length * min(1.0, shape)))
+        height = max(1, round(length / max(1.0, shape)))
+        thing = Thing(
+            rng.randint(2, SIDE - width - 2),
+            rng.randint(2, SIDE - height - 2),
+            width,
+            height,
+            rng.random() < 0.5,
+        )
+        box = thing.box
+        if all(
+            box.overlap(other.box) <= _CROWDING * min(box.area, other.box.area) for other in taken
+        ):
+            return thing
+    return None

@@ -1,0 +1,117 @@
+"""Bytes in, whole files out: what is written is there entirely or not at all, and no two runs share a folder."""
+
+import fcntl
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from caldera.errors import OutputError, UsageError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the system's refusals while writing `path` into errors that say what to do.
+
+    Raises:
+        OutputError: The disk is full, the folder cannot be written, or the device failed.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise OutputError(
+            f"cannot write {path}: {reason}; free space or choose another place, then run again"
+        ) from error
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a file beside its place, flush it to disk, then put it in place in one move.
+
+    Raises:
+        OutputError: It could not be written; a file that stood at `path` still stands.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value` as indented JSON, whole."""
+    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give a fresh folder to fill; it takes `path`'s place when the block ends well, else it is removed.
+
+    Raises:
+        OutputError: It could not be written; a folder that stood at `path` still stands.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        try:
+            yield fresh
+            fresh.chmod(0o755)
+            _sync(fresh)
+            if path.exists():
+                old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+                path.replace(old / path.name)
+                fresh.replace(path)
+                shutil.rmtree(old)
+            else:
+                fresh.replace(path)
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+
+
+def _sync(folder: Path) -> None:
+    """Flush every file of a folder to disk."""
+    for file in (entry for entry in folder.rglob("*") if entry.is_file()):
+        handle = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """Hold a run's folder against a second run; the hold ends with the process, however it ends.
+
+    Raises:
+        UsageError: Another process holds it.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            with suppress(OSError):
+                holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
+            raise UsageError(
+                f"{folder} is in use by process {holder or '?'}; wait for it or choose another --out"
+            ) from error
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(lock)

@@ -1,0 +1,1 @@
+"""Samples and a model in, a trained model out; the loop does not know which stage it runs."""

@@ -1,0 +1,61 @@
+"""An assistant's frozen tower and pictures in, a source of their features out, each computed once."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from caldera.batches.feature_store import FeatureStore
+from caldera.batches.picture_sources import KeptFeatures, keep_features
+from caldera.errors import InputError
+from caldera.model.folder import Assistant
+from caldera.model.weights import digest_of
+from caldera.progress import Progress
+from caldera.training.devices import Compute
+
+
+def tower_features(
+    assistant: Assistant,
+    folder: Path,
+    paths: Sequence[Path],
+    *,
+    compute: Compute,
+    progress: Progress,
+    on_fault: Callable[[Path, InputError], object],
+) -> KeptFeatures:
+    """Return a source of the features of all pictures at `paths`, kept in `folder`.
+
+    Args:
+        assistant: Its vision tower looks at the pictures, as its processor prepares them.
+        folder: Holds a store for each tower and preparation.
+        paths: Pictures, each once.
+        compute: Device and precision of the tower.
+        progress: Follows the work.
+        on_fault: Called with each picture that cannot be used; the source then lacks it.
+
+    Raises:
+        OutputError: The store cannot be written.
+    """
+    vision = assistant.model.vision.to(compute.device)
+
+    @torch.no_grad()
+    def encode(pixels: torch.Tensor) -> torch.Tensor:
+        with compute.autocast():
+            return vision(pixels.to(compute.device)).cpu()
+
+    return keep_features(
+        FeatureStore(folder, _key(assistant, compute)),
+        paths,
+        processor=assistant.processor,
+        encode=encode,
+        progress=progress,
+        on_fault=on_fault,
+    )
+
+
+def _key(assistant: Assistant, compute: Compute) -> str:
+    """Name the store by everything but the picture that features depend on."""
+    vision = assistant.model.vision
+    said = repr((assistant.processor, vision.select_layer, vision.select, str(compute.dtype)))
+    return hashlib.sha256(f"{said} {digest_of(vision.state_dict())}".encode()).hexdigest()[:16]

@@ -1,0 +1,39 @@
+"""Say once which weights move, and report what that came to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from caldera.errors import UsageError
+from caldera.training.stage import Part
+
+
+@dataclass(frozen=True, slots=True)
+class PartReport:
+    """What of one part moves."""
+
+    part: str
+    parameters: int
+    trainable: int
+
+
+def train_only(model: nn.Module, parts: Sequence[Part]) -> list[PartReport]:
+    """Freeze every child module of `model` that is not in `parts`, and report every child.
+
+    Raises:
+        UsageError: A part is not a child of the model.
+    """
+    children = dict(model.named_children())
+    if missing := set(parts) - children.keys():
+        raise UsageError(f"no part is called {sorted(missing)}; the model has {sorted(children)}")
+    for name, child in children.items():
+        child.requires_grad_(name in parts)
+    return [
+        PartReport(
+            name,
+            sum(each.numel() for each in child.parameters()),
+            sum(each.numel() for each in child.parameters() if each.requires_grad),
+        )
+        for name, child in children.items()
+    ]

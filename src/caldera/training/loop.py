@@ -1,0 +1,193 @@
+"""A stage, a model and samples in, the trained model out: the same loop for every stage."""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+
+from caldera.batches.collate import Batch, collate
+from caldera.batches.picture_sources import PictureSource
+from caldera.batches.sampler import batches_of_epoch
+from caldera.batches.samples import Sample
+from caldera.errors import UsageError
+from caldera.model.llava import Llava
+from caldera.progress import Progress
+from caldera.training.checkpoint import (
+    Checkpoint,
+    gather,
+    newest_checkpoint,
+    save_checkpoint,
+    scatter,
+)
+from caldera.training.devices import Compute
+from caldera.training.optimiser import build_optimiser, rate_factor, set_rate
+from caldera.training.record import Record
+from caldera.training.stage import Stage
+from caldera.training.step import mean_loss, training_step
+
+log = logging.getLogger(__name__)
+
+_ROUND_TO = 16
+"""Rows are padded to a multiple of this, as the first steps at each new shape are slow."""
+
+_SMOOTH = 20
+"""Steps over which the loss beside the bar is averaged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a stage came to."""
+
+    steps: int
+    seconds: float
+    first_validation_loss: float
+    last_validation_loss: float
+    """Nats per learned token on held-out conversations; not a number where none were held out."""
+
+    samples_per_second: float
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Everything that one pass of training needs."""
+
+    stage: Stage
+    model: Llava
+    samples: Sequence[Sample]
+    held_out: Sequence[Sample]
+    pictures: PictureSource
+    padding_id: int
+    compute: Compute
+    folder: Path
+    progress: Progress
+    identity: str = field(default="")
+    """Digest of what the run starts from; empty means that any checkpoint in the folder is its own."""
+
+    def batch(self, samples: Sequence[Sample]) -> Batch:
+        """Lay samples into one batch, with their pictures."""
+        paths = [path for sample in samples for path in sample.pictures]
+        return collate(
+            samples, self.pictures(paths), padding_id=self.padding_id, round_to=_ROUND_TO
+        )
+
+    def micro_batches(self, samples: Sequence[Sample]) -> list[Batch]:
+        """Lay the samples of a step into batches that go through the model one after another."""
+        size = self.stage.micro_batch_size or len(samples)
+        return [self.batch(samples[at : at + size]) for at in range(0, len(samples), size)]
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole stage."""
+        steps = -(-len(self.samples) // self.stage.batch_size) * self.stage.epochs
+        return min(steps, self.stage.max_steps or steps)
+
+    def plan(self, from_step: int) -> Iterator[list[int]]:
+        """Yield the indices of each step's samples, from a step on; the same whether or not the run was broken off."""
+        lengths = [sample.length for sample in self.samples]
+        step = 0
+        for epoch in range(self.stage.epochs):
+            for indices in batches_of_epoch(
+                lengths, self.stage.batch_size, seed=self.stage.seed, epoch=epoch
+            ):
+                if from_step <= step < self.total_steps:
+                    yield indices
+                step += 1
+
+    def validation_loss(self) -> float:
+        """Return the mean loss on the held-out samples; not a number where there are none."""
+        if not self.held_out:
+            return float("nan")
+        ordered = sorted(self.held_out, key=lambda sample: sample.length)
+        size = self.stage.micro_batch_size or self.stage.batch_size
+        parts = (ordered[at : at + size] for at in range(0, len(ordered), size))
+        return mean_loss(self.model, (self.batch(part) for part in parts), self.compute)
+
+
+def identity_of(stage: Stage, samples: Sequence[Sample], parents: dict[str, str]) -> str:
+    """Return a digest of everything that decides how a run goes."""
+    digest = hashlib.sha256(json.dumps([asdict(stage), parents], sort_keys=True).encode())
+    for sample in samples:
+        digest.update(repr((sample.id, sample.ids, sample.labels)).encode())
+    return digest.hexdigest()
+
+
+def train(run: Run, *, resume: bool) -> Outcome:
+    """Train until the stage's steps are done.
+
+    Args:
+        run: What to train, on what, where.
+        resume: Whether to go on from the newest checkpoint in the run's folder, if there is one.
+
+    Raises:
+        UsageError: The checkpoint belongs to other data or settings.
+        TrainingError: Loss or gradient was not finite.
+        OutputError: Something could not be written.
+    """
+    optimiser = build_optimiser(run.model, run.stage)
+    checkpoints = run.folder / "checkpoints"
+    start, first_loss = 0, None
+    if resume and (found := newest_checkpoint(checkpoints)):
+        if run.identity and found.identity != run.identity:
+            raise UsageError(
+                f"the checkpoint in {checkpoints} was made with other data, settings or weights; "
+                "choose another --out, or start anew without --resume"
+            )
+        scatter(found.tensors, run.model, optimiser)
+        start, first_loss = found.step, found.extra["first_validation_loss"]
+        log.info("going on from step %d", start)
+    begun = time.monotonic()
+    with Record(run.folder, from_step=start) as record:
+        if first_loss is None:
+            first_loss = run.validation_loss()
+            record.add(0, {"validation_loss": first_loss})
+        last_loss = _steps(run, optimiser, record, start, first_loss)
+    seconds = time.monotonic() - begun
+    done = (run.total_steps - start) * run.stage.batch_size
+    return Outcome(run.total_steps, seconds, first_loss, last_loss, done / max(seconds, 1e-9))
+
+
+def _steps(
+    run: Run, optimiser: torch.optim.Optimizer, record: Record, start: int, first_loss: float
+) -> float:
+    """Take all steps from `start` on; return the last validation loss."""
+    stage, total = run.stage, run.total_steps
+    run.model.train()
+    recent: list[float] = []
+    loss = first_loss
+    with run.progress.job(f"training: {stage.name}", total, start) as tick:
+        for step, indices in enumerate(run.plan(start), start=start):
+            factor = rate_factor(step, total, stage.warmup_fraction)
+            set_rate(optimiser, factor)
+            samples = [run.samples[index] for index in indices]
+            report = training_step(
+                run.model,
+                run.micro_batches(samples),
+                optimiser,
+                max_grad_norm=stage.max_grad_norm,
+                compute=run.compute,
+                names=[sample.id for sample in samples],
+            )
+            values = {**asdict(report), "learning_rate": stage.learning_rate * factor}
+            done = step + 1
+            if done == total or done % stage.validate_every == 0:
+                loss = run.validation_loss()
+                values["validation_loss"] = loss
+            record.add(done, values)
+            if done % stage.checkpoint_every == 0 and done < total:
+                _save(run, optimiser, done, first_loss)
+            recent = [*recent[1 - _SMOOTH :], report.loss]
+            tick(shown=f"loss {sum(recent) / len(recent):.3f}")
+    run.model.eval()
+    return loss
+
+
+def _save(run: Run, optimiser: torch.optim.Optimizer, step: int, first_loss: float) -> None:
+    """Write a checkpoint."""
+    extra = {"first_validation_loss": first_loss}
+    state = Checkpoint(step, run.identity, gather(run.model, optimiser), extra)
+    save_checkpoint(run.folder / "checkpoints", state)

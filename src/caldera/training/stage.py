@@ -1,0 +1,119 @@
+"""What a stage is told: which parts learn, how fast, on how much. LLaVA's two stages are two values of it."""
+
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+from caldera.batches.templates import find_template
+from caldera.errors import UsageError
+
+Part = Literal["vision", "projector", "language"]
+
+PARTS: tuple[Part, ...] = get_args(Part)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """One pass of training."""
+
+    name: str
+    """What the run and its folder are called."""
+
+    trains: tuple[Part, ...]
+    """Parts whose weights move; every other part is frozen."""
+
+    template: str
+    """How conversations are written for it."""
+
+    learning_rate: float
+    """Peak rate, reached when warm-up ends."""
+
+    projector_learning_rate: float | None = None
+    """Peak rate of the projector, where it differs."""
+
+    batch_size: int
+    """Conversations per optimiser step."""
+
+    micro_batch_size: int | None = None
+    """Conversations that go through the model together; the whole batch if None."""
+
+    epochs: int = 1
+    """Times that every conversation is seen."""
+
+    max_steps: int | None = None
+    """Optimiser steps after which the stage ends, however many epochs there are."""
+
+    warmup_fraction: float = 0.03
+    """Share of the steps spent rising to the peak rate; then it falls along half a cosine to zero."""
+
+    weight_decay: float = 0.0
+    """AdamW's, on weight matrices."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's."""
+
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+
+    max_length: int = 2048
+    """Longest conversation in tokens, those of pictures included."""
+
+    validation_rows: int = 0
+    """Conversations held out, on which the loss is measured at the start, now and then, and at the end."""
+
+    validate_every: int = 200
+    """Steps between two such measurements."""
+
+    checkpoint_every: int = 500
+    """Steps between two checkpoints."""
+
+    keep_features: bool = True
+    """Whether a frozen tower's features are computed once and kept on disk."""
+
+    fit_projector: bool = False
+    """Whether the projector is scaled, before the first step, to put out tokens as spread as word embeddings."""
+
+    seed: int = 42
+    """Of the order of conversations and the choice of those held out."""
+
+    def __post_init__(self) -> None:
+        """Check every setting, and name all that are wrong.
+
+        Raises:
+            UsageError: A setting is out of its range.
+        """
+        find_template(self.template)
+        faults = []
+        if not self.trains or set(self.trains) - set(PARTS):
+            faults.append(f"trains is {self.trains}; name one or more of {PARTS}")
+        for name in ("learning_rate", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                faults.append(f"{name} is {getattr(self, name)}; it must be over 0")
+        for name in ("batch_size", "epochs", "max_length", "validate_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                faults.append(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.warmup_fraction < 1:
+            faults.append(f"warmup_fraction is {self.warmup_fraction}; it must lie in [0, 1)")
+        if self.validation_rows < 0 or self.weight_decay < 0:
+            faults.append("validation_rows and weight_decay must not be negative")
+        if faults:
+            raise UsageError(f"stage {self.name!r}: {'; '.join(faults)}")
+
+
+PRETRAIN = Stage(
+    name="pretrain",
+    trains=("projector",),
+    template="plain",
+    learning_rate=1e-3,
+    batch_size=256,
+)
+"""LLaVA-1.5's stage 1, feature alignment (arXiv 2310.03744, table 9)."""
+
+FINETUNE = replace(
+    PRETRAIN,
+    name="finetune",
+    trains=("projector", "language"),
+    template="vicuna_v1",
+    learning_rate=2e-5,
+    batch_size=128,
+)
+"""LLaVA-1.5's stage 2, visual instruction tuning (arXiv 2310.03744, table 9)."""

@@ -1,0 +1,87 @@
+"""Batches in, one optimiser step done: the mean loss over all learned tokens, whatever way they were split."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from caldera.batches.collate import Batch
+from caldera.errors import TrainingError
+from caldera.model.llava import Llava
+from caldera.training.devices import Compute
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What a step came to."""
+
+    loss: float
+    """Nats per learned token."""
+
+    num_learned: int
+    """Learned tokens."""
+
+    num_tokens: int
+    """Tokens that went through the model, padding left out."""
+
+    grad_norm: float
+    """Norm of the gradient before clipping."""
+
+
+def training_step(
+    model: Llava,
+    micro_batches: Sequence[Batch],
+    optimiser: torch.optim.Optimizer,
+    *,
+    max_grad_norm: float,
+    compute: Compute,
+    names: Sequence[str],
+) -> StepReport:
+    """Take one step of the optimiser on the mean loss over all micro-batches' learned tokens.
+
+    Args:
+        model: What learns.
+        micro_batches: They are summed before the step, so how a batch is split does not change it.
+        optimiser: Holds the weights that move.
+        max_grad_norm: Gradients are scaled down to it.
+        compute: Device and precision.
+        names: Ids of the records, for the error.
+
+    Raises:
+        TrainingError: Loss or gradient is not finite; no weight has moved.
+    """
+    num_learned = sum(batch.num_learned for batch in micro_batches)
+    total = 0.0
+    for batch in micro_batches:
+        with compute.autocast():
+            loss = model.loss(batch.to(compute.device))
+        (loss.total / num_learned).backward()
+        total += float(loss.total.detach())
+    moving = [each for group in optimiser.param_groups for each in group["params"]]
+    norm = float(nn.utils.clip_grad_norm_(moving, max_grad_norm))
+    if not torch.isfinite(torch.tensor([total, norm])).all():
+        optimiser.zero_grad(set_to_none=True)
+        raise TrainingError(
+            f"loss {total / num_learned} and gradient norm {norm} are not finite at records {list(names)[:8]}; no weight "
+            "was changed by them; lower the learning rate or inspect these records"
+        )
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    tokens = sum(int(batch.mask.sum()) for batch in micro_batches)
+    return StepReport(total / num_learned, num_learned, tokens, norm)
+
+
+@torch.no_grad()
+def mean_loss(model: Llava, batches: Iterable[Batch], compute: Compute) -> float:
+    """Return the mean loss over all learned tokens of `batches`, in nats, without learning from them."""
+    training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    for batch in batches:
+        with compute.autocast():
+            loss = model.loss(batch.to(compute.device))
+        total += float(loss.total)
+        count += loss.num_learned
+    model.train(training)
+    return total / max(1, count)
