@@ -1,9 +1,9 @@
-"""The record every folder exchanges: turns of text and pictures, read from and written as LLaVA's JSON.
+r"""The record every folder exchanges: turns of text and pictures, read from and written as LLaVA's JSON.
 
 LLaVA's form (spec: one object per conversation) is
 
     {"id": "7", "image": "dog.jpg", "conversations": [
-        {"from": "human", "value": "<image>\\nWhat is this?"}, {"from": "gpt", "value": "A dog."}]}
+        {"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": "A dog."}]}
 
 with `image` a list where there are several. Each `<image>` in a human value stands for the next picture. A mark is
 turned into a `Picture` when a record is read and never looked for again, so text that merely says `<image>` later on
@@ -91,7 +91,9 @@ class Conversation:
             RecordError: There is nothing to learn: no turns, or the last is the user's.
         """
         if not self.turns or self.turns[-1].speaker == "user":
-            raise RecordError("the last turn is not the assistant's; add the answer it should learn")
+            raise RecordError(
+                "the last turn is not the assistant's; add the answer it should learn"
+            )
         return self
 
 
@@ -231,7 +233,9 @@ def iterate_records(path: Path) -> Iterator[tuple[str, object]]:
     try:
         text = path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+        raise InputError(
+            f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
+        ) from error
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; check the path") from error
     if not text.strip():

@@ -194,6 +194,4 @@ def _checked(
             f"picture {image.file_name} has captions but no boxes; add boxes, or leave such "
             "pictures out with --max-bad"
         )
-    return AnnotatedImage(
-        path.stem, path, image.width, image.height, captions, instances
-    )
+    return AnnotatedImage(path.stem, path, image.width, image.height, captions, instances)

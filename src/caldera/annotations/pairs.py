@@ -38,7 +38,9 @@ def read_pairs(path: Path, skips: Skips, pictures: Path | None = None) -> Annota
         else:
             captions_of.setdefault(name, []).append(caption)
     if not total:
-        raise AnnotationError(f"{path} holds no pairs; it should have a picture and a caption a line")
+        raise AnnotationError(
+            f"{path} holds no pairs; it should have a picture and a caption a line"
+        )
     skips.check(total)
     images = tuple(
         AnnotatedImage(Path(name).stem, root / name, 0, 0, tuple(captions))

@@ -81,7 +81,9 @@ def encode(spans: Iterable[Span], tokenizer: PreTrainedTokenizerFast) -> Encoded
     paths: list[str] = []
     for is_text, run in groupby(spans, key=lambda span: isinstance(span, Text)):
         if is_text:
-            tokens, learned = _encode_text([span for span in run if isinstance(span, Text)], tokenizer)
+            tokens, learned = _encode_text(
+                [span for span in run if isinstance(span, Text)], tokenizer
+            )
             ids += tokens
             labels += [
                 token if known else IGNORED for token, known in zip(tokens, learned, strict=True)

@@ -109,7 +109,7 @@ class PictureProcessor:
             picture = self._padded(picture)
         small = _centre_crop(self._shortest_edge(picture), self.side)
         values = np.asarray(small, dtype=np.float32) / 255  # (height, width, channels)
-        values = (values - np.float32(self.mean)) / np.float32(self.std)
+        values = (values - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return torch.from_numpy(values.transpose(2, 0, 1).copy())  # (channels, height, width)
 
     def _padded(self, picture: Image.Image) -> Image.Image:

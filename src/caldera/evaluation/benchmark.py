@@ -39,10 +39,20 @@ class Score:
 class Benchmark(Protocol):
     """A set of items and its way of scoring."""
 
-    name: str
-    items: Sequence[Item]
-    max_new_tokens: int
-    """Longest answer that is asked for."""
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        ...
+
+    @property
+    def items(self) -> Sequence[Item]:
+        """What is asked, always in the same order."""
+        ...
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Longest answer that is asked for."""
+        ...
 
     def score(self, answers: Mapping[str, str]) -> Score:
         """Score answers by item id.

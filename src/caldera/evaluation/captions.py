@@ -41,7 +41,11 @@ def captions_of(annotations: AnnotationSet, *, name: str, beside: Path) -> Capti
                 "caption",
                 Conversation(
                     image.id,
-                    (Turn("user", (Picture(os.path.relpath(image.path, beside)), f"\n{BRIEF[0]}")),),
+                    (
+                        Turn(
+                            "user", (Picture(os.path.relpath(image.path, beside)), f"\n{BRIEF[0]}")
+                        ),
+                    ),
                 ),
                 image.captions,
             )

@@ -86,7 +86,9 @@ def questions_about(
     items: list[Item] = []
     for image in annotations.images:
         rng = random.Random(f"questions {seed} {image.id}")
-        for number, asked in enumerate(_choose(ask_about(facts[image.path], rng), per_picture, rng)):
+        for number, asked in enumerate(
+            _choose(ask_about(facts[image.path], rng), per_picture, rng)
+        ):
             items.append(_item(f"{image.id}-{number}", asked, (image,), beside))
         several = companions.with_companions(image, rng)
         if len(several) > 1:

@@ -89,9 +89,7 @@ class Generator:
                     ids.append(token)
         return [self._cut(self._text(ids)).strip() for ids in answers]
 
-    def _tokens(
-        self, prompts: Sequence[Prompt], sampling: Sampling
-    ) -> Iterator[list[int | None]]:
+    def _tokens(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[list[int | None]]:
         """Yield the next token of each prompt, None for those that have ended, until all have."""
         self._check_fit(prompts, sampling)
         model = self._assistant.model
@@ -121,7 +119,9 @@ class Generator:
             ]
             if all(ended):
                 return
-            yield [None if over else token for over, token in zip(ended, chosen.tolist(), strict=True)]
+            yield [
+                None if over else token for over, token in zip(ended, chosen.tolist(), strict=True)
+            ]
             embedded = model.language.get_input_embeddings()(chosen.unsqueeze(1))
             mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=-1)
             positions = positions[:, -1:] + 1
@@ -156,7 +156,7 @@ class Generator:
 def _unused_ids(assistant: Assistant) -> list[int]:
     """List ids that no answer may hold: pictures, padding, and rows that no token has."""
     tokenizer = assistant.tokenizer
-    rows = assistant.model.language.get_input_embeddings().weight.shape[0]
+    rows = len(assistant.model.word_table)
     special = {assistant.model.image_token_id, tokenizer.pad_token_id} - {tokenizer.eos_token_id}
     return [*special, *range(len(tokenizer), rows)]
 

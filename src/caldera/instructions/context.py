@@ -59,7 +59,9 @@ def found_again(pictures: Sequence[Facts], rng: random.Random) -> list[Question]
         return []
     asked = []
     for group, members in GROUPS.items():
-        first, second = ([one for one in facts.possible if one in members] for facts in pictures[:2])
+        first, second = (
+            [one for one in facts.possible if one in members] for facts in pictures[:2]
+        )
         if len(first) != 1 or len(second) != 1 or first == second:
             continue
         named = [one for one in (*first, *second) if one in pictures[2].present]

@@ -82,14 +82,35 @@ COLOURS = (
     "red", "blue", "green", "yellow", "orange", "purple", "pink", "brown", "black", "white", "grey", "gray",
 )  # fmt: skip
 
+_INDOORS = (
+    "room",
+    "kitchen",
+    "bathroom",
+    "bedroom",
+    "living room",
+    "dining room",
+    "restaurant",
+    "office",
+    "classroom",
+)
+_OUTDOORS = (
+    "meadow",
+    "desert",
+    "park",
+    "field",
+    "forest",
+    "parking lot",
+    "garden",
+    "zoo",
+    "snow",
+    "stadium",
+)
+
 SETTINGS: dict[str, str] = {
-    **{place: "in" for place in (
-        "meadow", "desert", "room", "kitchen", "bathroom", "bedroom", "living room", "park", "field", "forest",
-        "restaurant", "office", "parking lot", "garden", "zoo", "snow", "classroom", "dining room", "stadium",
-    )},
-    **{place: "on" for place in ("beach", "street", "tennis court", "sidewalk", "runway")},
-    **{place: "at" for place in ("airport", "train station", "skate park")},
-}  # fmt: skip
+    **dict.fromkeys((*_INDOORS, *_OUTDOORS), "in"),
+    **dict.fromkeys(("beach", "street", "tennis court", "sidewalk", "runway"), "on"),
+    **dict.fromkeys(("airport", "train station", "skate park"), "at"),
+}
 """Places that captions put things in, and the preposition they take."""
 
 

@@ -68,7 +68,9 @@ class ScriptedTeacher:
         """Talk about what is there in whole sentences, as many yes as no."""
         facts = self._facts(images[0])
         pair = presence(facts, rng)[:2]
-        others = [item for item in ask_about(facts, rng) if item.kind not in ("presence", "reasoning")]
+        others = [
+            item for item in ask_about(facts, rng) if item.kind not in ("presence", "reasoning")
+        ]
         return _sentences(_mixed([*pair, *_some(others, _TALK - len(pair), rng)], rng))
 
     def _detail(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:

@@ -125,5 +125,7 @@ def _conversation(
 
 def named(pictures: Sequence[Picture]) -> tuple[str | Picture, ...]:
     """Lay out several pictures by their letters: 'Picture A: <image>', a line each."""
-    lines = ((f"Picture {letter}: ", one, "\n") for letter, one in zip(LETTERS, pictures, strict=False))
+    lines = (
+        (f"Picture {letter}: ", one, "\n") for letter, one in zip(LETTERS, pictures, strict=False)
+    )
     return tuple(part for line in lines for part in line)

@@ -1,8 +1,10 @@
 """A vision tower's folder and a language model's folder in, a fresh Assistant out: the state before stage 1."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -18,6 +20,7 @@ from caldera.model.card import Card
 from caldera.model.folder import (
     IMAGE_TOKEN,
     Assistant,
+    image_token_id,
     load_processor,
     load_tokenizer,
     read_config,
@@ -54,10 +57,12 @@ def assemble(
         ModelFolderError: A folder cannot be loaded.
         UnknownNameError: There is no such projector.
     """
-    tower = VisionTower(_load(vision, _TWO_TOWERS.get(read_config(vision).get("model_type", ""), AutoModel)))
+    tower = VisionTower(
+        _load(vision, _TWO_TOWERS.get(read_config(vision).get("model_type", ""), AutoModel))
+    )
     speaker = _load(language, AutoModelForCausalLM)
     tokenizer = load_tokenizer(language)
-    image_token_id = _add_tokens(tokenizer, speaker)
+    slot = _add_tokens(tokenizer, speaker)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         bridge = build_projector(projector, tower.width, speaker.config.hidden_size)
@@ -67,11 +72,11 @@ def assemble(
         aspect=aspect,
         parents={"vision": digest(vision), "language": digest(language)},
     )
-    model = Llava(tower, bridge, speaker, image_token_id)
+    model = Llava(tower, bridge, speaker, slot)
     return Assistant(model.eval(), tokenizer, load_processor(vision, card), card)
 
 
-def _load(folder: Path, factory: type) -> PreTrainedModel:
+def _load(folder: Path, factory: Any) -> PreTrainedModel:  # noqa: ANN401 - transformers' factories share no type
     """Load one tower in fp32.
 
     Raises:
@@ -104,14 +109,16 @@ def _add_tokens(tokenizer: PreTrainedTokenizerFast, language: PreTrainedModel) -
     )
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": "<pad>"})
-    table = language.get_input_embeddings().weight
-    if len(tokenizer) > table.shape[0]:
-        old = table.shape[0]
-        language.resize_token_embeddings(
-            len(tokenizer), pad_to_multiple_of=64, mean_resizing=False
-        )
-        with torch.no_grad():
-            for each in (language.get_input_embeddings(), language.get_output_embeddings()):
-                each.weight[old:] = each.weight[:old].mean(dim=0)
+    old = language.get_input_embeddings().weight.shape[0]  # type: ignore[index] # a Parameter
+    if len(tokenizer) > old:
+        language.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
+        for layer in (language.get_input_embeddings(), language.get_output_embeddings()):
+            _fill_with_mean(layer.weight, old)  # type: ignore[arg-type] # a Parameter
     language.config.pad_token_id = tokenizer.pad_token_id
-    return int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
+    return image_token_id(tokenizer)
+
+
+@torch.no_grad()
+def _fill_with_mean(table: Tensor, old: int) -> None:
+    """Set the rows from `old` on to the mean of those before."""
+    table[old:] = table[:old].mean(dim=0)

@@ -141,30 +141,36 @@ def load_assistant(folder: Path, dtype: torch.dtype = torch.float32) -> Assistan
         ModelFolderError: A file is missing or broken, or the weights do not fit the config both ways.
     """
     if not folder.is_dir():
-        raise ModelFolderError(f"{folder} is not a folder; give a model folder such as runs/demo/model")
+        raise ModelFolderError(
+            f"{folder} is not a folder; give a model folder such as runs/demo/model"
+        )
     card = read_card(folder)
     config = read_config(folder)
     weights = read_weights(folder)
-    tower = _load_part(AutoModel, _part(config, "vision_config", folder), weights, VISION, folder, dtype)
+    tower = _load_part(
+        AutoModel, _part(config, "vision_config", folder), weights, VISION, folder, dtype
+    )
     language = _load_part(
         AutoModelForCausalLM, _part(config, "text_config", folder), weights, LANGUAGE, folder, dtype
     )
-    projector = build_projector(card.projector, tower.config.hidden_size, language.config.hidden_size)
+    projector = build_projector(
+        card.projector, tower.config.hidden_size, language.config.hidden_size
+    )
     projector_weights = from_disk(weights, PROJECTOR)
     check_fit(projector, projector_weights, "projector", folder)
     projector.load_state_dict(projector_weights)
     tokenizer = load_tokenizer(folder)
-    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    if config.get("image_token_index") != image_token_id:
+    slot = image_token_id(tokenizer)
+    if config.get("image_token_index") != slot:
         raise ModelFolderError(
             f"{folder}: config.json puts pictures at token {config.get('image_token_index')}, the tokenizer at "
-            f"{image_token_id}; they must agree"
+            f"{slot}; they must agree"
         )
     model = Llava(
         VisionTower(tower, card.select_layer, card.select),
         projector.to(dtype),
         language,
-        image_token_id,
+        slot,
     )
     return Assistant(model.eval(), tokenizer, load_processor(folder, card), card)
 
@@ -219,10 +225,15 @@ def _load_part(
 ) -> PreTrainedModel:
     """Load one tower out of a folder's weights."""
     with torch.device("meta"):
-        shell = factory.from_config(config)
+        shell = factory.from_config(config)  # type: ignore[no-untyped-call]
     part = from_disk(weights, prefix)
     check_fit(shell, part, prefix.rstrip("."), folder)
     return fill(shell, part, dtype)
+
+
+def image_token_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Return the id of the token that stands for pictures."""
+    return int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))  # type: ignore[arg-type] # of one token
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -239,7 +250,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         raise ModelFolderError(f"{folder} has no tokenizer that transformers can load") from None
     if not tokenizer.is_fast:
         raise ModelFolderError(f"the tokenizer in {folder} is not a fast one (tokenizer.json)")
-    return tokenizer
+    return tokenizer  # type: ignore[return-value] # fast, as checked
 
 
 def load_processor(folder: Path, card: Card | None = None) -> PictureProcessor:
@@ -263,5 +274,7 @@ def load_processor(folder: Path, card: Card | None = None) -> PictureProcessor:
                 resample=content.get("resample", 3),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise ModelFolderError(f"{folder / name} does not say how pictures are prepared") from None
+            raise ModelFolderError(
+                f"{folder / name} does not say how pictures are prepared"
+            ) from None
     raise ModelFolderError(f"{folder} has no preprocessor_config.json")

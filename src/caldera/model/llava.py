@@ -52,6 +52,11 @@ class Llava(nn.Module):
         self.language = language
         self.image_token_id = image_token_id
 
+    @property
+    def word_table(self) -> Tensor:
+        """The language model's embeddings, (vocabulary, width)."""
+        return self.language.get_input_embeddings().weight  # type: ignore[return-value] # a Parameter
+
     def patch_features(self, pictures: Tensor) -> Tensor:
         """Return (images, patches, vision width) from pixels, or pass on features that were kept."""
         return self.vision(pictures) if pictures.ndim == _PIXEL_AXES else pictures
@@ -93,7 +98,8 @@ class Llava(nn.Module):
         wanted = labels[learned]  # (learned,)
         total = before.new_zeros((), dtype=torch.float32)
         head = self.language.get_output_embeddings()
-        for states, targets in zip(before.split(_CHUNK), wanted.split(_CHUNK), strict=True):
-            logits = head(states).float()  # (chunk, vocabulary)
+        for start in range(0, len(wanted), _CHUNK):
+            logits = head(before[start : start + _CHUNK]).float()  # (chunk, vocabulary)
+            targets = wanted[start : start + _CHUNK]
             total = total + cross_entropy(logits, targets, reduction="sum")
         return Loss(total, len(wanted))

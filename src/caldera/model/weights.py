@@ -141,7 +141,9 @@ def _tied(module: nn.Module) -> set[str]:
     return set()
 
 
-def fill(shell: PreTrainedModel, weights: Mapping[str, Tensor], dtype: torch.dtype) -> PreTrainedModel:
+def fill(
+    shell: PreTrainedModel, weights: Mapping[str, Tensor], dtype: torch.dtype
+) -> PreTrainedModel:
     """Build the model that `shell` outlines, with checked weights and without initialising any at random."""
     state = dict(weights)
     if any(name.startswith(_INNER) for name in shell.state_dict()):

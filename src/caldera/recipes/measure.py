@@ -19,10 +19,9 @@ from caldera.evaluation.exact_match import (
 )
 from caldera.inference.generate import Generator
 from caldera.model.folder import Assistant
-from caldera.progress import Progress
 from caldera.recipes.recipe import Questions
 from caldera.storage import write_json
-from caldera.training.devices import Compute
+from caldera.training.devices import Means
 from caldera.training.features import tower_features
 
 
@@ -59,14 +58,12 @@ class Measuring:
         *,
         out: Path,
         seed: int,
-        compute: Compute,
-        progress: Progress,
+        means: Means,
     ) -> None:
         self._training = training
         self._out = out
         self._seed = seed
-        self._compute = compute
-        self._progress = progress
+        self._means = means
         self._paths = [image.path for image in held_out.images]
         self._benchmark = questions_about(
             held_out,
@@ -105,13 +102,13 @@ class Measuring:
         file = self._out / "answers" / f"{name.replace(' ', '_').replace(',', '')}.json"
         if file.is_file():
             return dict(json.loads(file.read_text()))
-        with self._compute.autocast():
+        with self._means.compute.autocast():
             answers = ask(
                 Generator(assistant, self._features(assistant)),
                 items,
                 folder=self._out,
                 max_new_tokens=benchmark.max_new_tokens,
-                progress=self._progress,
+                progress=self._means.progress,
                 name=name,
             )
         write_json(file, answers)
@@ -127,7 +124,6 @@ class Measuring:
             assistant,
             self._out / "features",
             self._paths,
-            compute=self._compute,
-            progress=self._progress,
+            means=self._means,
             on_fault=stop,
         )

@@ -1,9 +1,9 @@
 """Everything needed to run again what was run once, in the order of the data's way."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from caldera.batches.pictures import Aspect
-from caldera.instructions.teacher import Kind
+from caldera.instructions.teacher import KINDS, Kind
 from caldera.training.stage import Stage
 
 
@@ -33,7 +33,8 @@ class Mix:
     @property
     def shares(self) -> dict[Kind, float]:
         """The kinds that are written, with their shares."""
-        return {kind: share for kind, share in asdict(self).items() if share > 0}
+        shares: dict[Kind, float] = {kind: getattr(self, kind) for kind in KINDS}
+        return {kind: share for kind, share in shares.items() if share > 0}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,9 +14,7 @@ from caldera.recipes.recipe import Recipe
 from caldera.storage import write_json
 
 
-def write_results(
-    out: Path, recipe: Recipe, measured: Measured, seconds: dict[str, float]
-) -> None:
+def write_results(out: Path, recipe: Recipe, measured: Measured, seconds: dict[str, float]) -> None:
     """Write both files of a run."""
     results = as_results(measured, seconds)
     write_json(out / "results.json", {**results, "recipe": asdict(recipe), "machine": machine()})
@@ -37,7 +35,9 @@ def as_results(measured: Measured, seconds: dict[str, float]) -> dict[str, Any]:
 
 def _flat(score: Score) -> dict[str, float]:
     """Return a score as one level of names."""
-    return {name: round(value, 4) for name, value in {"overall": score.overall, **score.by_kind}.items()}
+    return {
+        name: round(value, 4) for name, value in {"overall": score.overall, **score.by_kind}.items()
+    }
 
 
 def machine() -> dict[str, str]:

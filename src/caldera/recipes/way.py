@@ -31,7 +31,6 @@ from caldera.instructions.scripted import ScriptedTeacher
 from caldera.instructions.writing import assignments, write_instructions
 from caldera.model.assemble import assemble
 from caldera.model.folder import Assistant, save_assistant
-from caldera.progress import Progress
 from caldera.recipes.measure import Measured, Measuring
 from caldera.recipes.recipe import Mix, Recipe
 from caldera.recipes.summary import write_results
@@ -40,12 +39,12 @@ from caldera.scenes.folder import write_scenes
 from caldera.scenes.kinds import Split
 from caldera.skips import Skips
 from caldera.storage import holding, write_json
-from caldera.training.devices import Compute
+from caldera.training.devices import Means
 from caldera.training.run import DataSet, Place, run_stage
 from caldera.training.stage import Stage
 
 
-def run_recipe(recipe: Recipe, out: Path, *, compute: Compute, progress: Progress) -> Measured:
+def run_recipe(recipe: Recipe, out: Path, means: Means) -> Measured:
     """Carry a recipe out in a folder, or go on with it there.
 
     Raises:
@@ -53,7 +52,7 @@ def run_recipe(recipe: Recipe, out: Path, *, compute: Compute, progress: Progres
     """
     with holding(out):
         _claim(out, recipe)
-        return Way(recipe, out, compute, progress).run()
+        return Way(recipe, out, means).run()
 
 
 def _claim(out: Path, recipe: Recipe) -> None:
@@ -95,11 +94,10 @@ class Clock:
 class Way:
     """Carries out one recipe in one folder."""
 
-    def __init__(self, recipe: Recipe, out: Path, compute: Compute, progress: Progress) -> None:
+    def __init__(self, recipe: Recipe, out: Path, means: Means) -> None:
         self._recipe = recipe
         self._out = out
-        self._compute = compute
-        self._progress = progress
+        self._means = means
         self._clock = Clock(out / "seconds.json")
 
     def run(self) -> Measured:
@@ -126,7 +124,7 @@ class Way:
         scenes, folder = self._recipe.scenes, self._out / "scenes" / split
         count = scenes.train if split == "train" else scenes.held_out
         if not folder.exists():
-            with self._progress.job(f"drawing {split} scenes", count) as tick:
+            with self._means.progress.job(f"drawing {split} scenes", count) as tick:
                 write_scenes(folder, split, count, seed=scenes.seed, tick=tick)
         return read_coco(folder, Skips(), split)
 
@@ -138,7 +136,7 @@ class Way:
         seed = self._recipe.seed
         teacher = ScriptedTeacher(annotations.categories, seed)
         total = len(assignments(annotations.images, mix.shares, seed))
-        with self._progress.job(f"writing {name} data", total) as tick:
+        with self._means.progress.job(f"writing {name} data", total) as tick:
             written = write_instructions(
                 annotations, teacher, mix.shares, seed=seed, beside=self._out / "data", tick=tick
             )
@@ -167,8 +165,7 @@ class Way:
             start,
             data,
             place,
-            compute=self._compute,
-            progress=self._progress,
+            means=self._means,
             skips=Skips(),
             resume=True,
         )
@@ -188,7 +185,6 @@ class Way:
             held_out,
             out=self._out,
             seed=self._recipe.seed,
-            compute=self._compute,
-            progress=self._progress,
+            means=self._means,
         )
         return measuring.measure(assistant, unaligned)

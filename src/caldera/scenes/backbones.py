@@ -1,5 +1,12 @@
-"""The two tiny pretrained backbones that ship with caldera, and the recipe that rebuilds them."""
+"""The two tiny pretrained backbones that ship with caldera, and the program that rebuilds them.
 
+    python -m caldera.scenes.backbones --out OUT --work WORK
+
+takes some hours on two cores. Both are deterministic but for the rounding of threads.
+"""
+
+import argparse
+import logging
 from pathlib import Path
 
 from caldera.errors import UnknownNameError
@@ -24,3 +31,26 @@ def find_backbone(name: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
     raise UnknownNameError("backbone or folder", name, BACKBONES)
+
+
+def main() -> None:
+    """Rebuild one backbone or both."""
+    parser = argparse.ArgumentParser(description="Rebuild the shipped backbones.")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the two model folders")
+    parser.add_argument("--work", type=Path, required=True, help="folder for drawings and texts")
+    parser.add_argument("--only", choices=sorted(BACKBONES), help="rebuild this one alone")
+    wanted = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    wanted.work.mkdir(parents=True, exist_ok=True)
+    if wanted.only != "scenes-llama":
+        from caldera.scenes.vision_pretraining import VisionPretraining, pretrain_vision
+
+        pretrain_vision(wanted.out / "scenes-vit", wanted.work, VisionPretraining())
+    if wanted.only != "scenes-vit":
+        from caldera.scenes.language_pretraining import LanguagePretraining, pretrain_language
+
+        pretrain_language(wanted.out / "scenes-llama", wanted.work, LanguagePretraining())
+
+
+if __name__ == "__main__":
+    main()

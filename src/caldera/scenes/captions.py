@@ -7,6 +7,7 @@ from caldera.english import article, listed, sentence, some
 from caldera.scenes.kinds import SETTINGS
 from caldera.scenes.world import Group, Scene, Thing
 
+
 def captions(scene: Scene) -> tuple[str, ...]:
     """Write five captions of `scene`, always the same ones.
 

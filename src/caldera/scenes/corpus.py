@@ -20,11 +20,8 @@ GRID = 8
 _FULL = 0.25
 """Share of a cell that a thing must cover to be named there."""
 
-_PLANS, _LISTS = 0.55, 0.35
-"""Shares of scenes told as plans and as lists; the rest are told as captions."""
-
-_CAPTIONED = 0.35
-"""Scenes with a caption, for each dialogue."""
+_CAPTIONS = 0.1
+"""Share of scenes told as captions; plans and lists share the rest."""
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -73,18 +70,23 @@ def _list(scene: Scene, rng: random.Random) -> str:
     return f"{listed(rng.sample(things, len(things)))}, {SETTINGS[scene.setting]}."
 
 
-def in_words(scene: Scene, rng: random.Random) -> str:
-    """Tell a scene in one of the three ways."""
+def in_words(scene: Scene, plans: float, rng: random.Random) -> str:
+    """Tell a scene in one of the three ways; the share `plans` of them as plans."""
     way = rng.random()
-    if way < _PLANS:
+    if way < plans:
         return plan(scene, rng)
-    if way < _PLANS + _LISTS:
+    if way < 1 - _CAPTIONS:
         return _list(scene, rng)
     return " ".join(captions(scene))
 
 
 def dialogue(
-    conversation: Conversation, scenes: Mapping[str, Scene], end: str, rng: random.Random
+    conversation: Conversation,
+    scenes: Mapping[str, Scene],
+    *,
+    end: str,
+    plans: float,
+    rng: random.Random,
 ) -> Document:
     """Write a conversation as Vicuna's text, with words where it shows pictures.
 
@@ -92,6 +94,7 @@ def dialogue(
         conversation: What was said about the scenes.
         scenes: Scene by the path of its picture.
         end: The end mark behind each answer.
+        plans: Share of scenes told as plans.
         rng: Chooses how the scenes are told.
     """
     pieces = [Piece(f"{SYSTEM} ")]
@@ -101,7 +104,7 @@ def dialogue(
             continue
         pieces.append(Piece("USER: "))
         for part in _picture_first(turn):
-            told = in_words(scenes[part.path], rng) if isinstance(part, Picture) else part
+            told = in_words(scenes[part.path], plans, rng) if isinstance(part, Picture) else part
             pieces.append(Piece(told))
         pieces.append(Piece(" ASSISTANT:"))
     return pieces
@@ -119,15 +122,24 @@ def documents(
     scenes: Mapping[str, Scene],
     *,
     end: str,
+    plans: float,
     seed: int,
 ) -> Iterator[Document]:
-    """Yield documents without end: dialogues, each time around in a new order and telling, and captioned scenes."""
+    """Yield documents without end: dialogues, each time around in a new order and telling, and scenes with a caption.
+
+    Args:
+        conversations: What was said about the scenes.
+        scenes: Scene by the path of its picture.
+        end: The end mark behind each answer.
+        plans: Share of scenes told as plans; as many plans more come with a caption, half as often as dialogues.
+        seed: Of all choices.
+    """
     rng = random.Random(f"documents {seed}")
     told = list(scenes.values())
     while True:
         for conversation in rng.sample(conversations, len(conversations)):
-            yield dialogue(conversation, scenes, end, rng)
-            if rng.random() < _CAPTIONED:
+            yield dialogue(conversation, scenes, end=end, plans=plans, rng=rng)
+            if rng.random() < plans / 2:
                 scene = rng.choice(told)
                 caption = rng.choice(captions(scene))
                 yield [Piece(plan(scene, rng)), Piece(f"{caption}\n", answer=True)]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ from caldera.english import article
 from caldera.scenes.captions import captions, kind_phrase, phrase
 from caldera.scenes.drawing import glyph_shapes
 from caldera.scenes.folder import jpeg
+from caldera.scenes.schedule import decaying_adamw, half_cosine, save_half, take_step
 from caldera.scenes.world import Scene, Thing, draw_up
 
 log = logging.getLogger(__name__)
@@ -61,7 +63,7 @@ class VisionPretraining:
     seed: int = 7001
     """Seed of its scenes; the demo's scenes have others."""
 
-    steps: int = 6000
+    steps: int = 4000
     batch_size: int = 128
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
@@ -189,13 +191,13 @@ class Contrast(nn.Module):
     def __init__(self, settings: VisionPretraining, words: Words) -> None:
         super().__init__()
         width = settings.width
-        shape = {
+        shape: dict[str, Any] = {
             "hidden_size": width,
             "intermediate_size": 4 * width,
             "num_attention_heads": settings.heads,
             "projection_dim": width,
             "hidden_act": "gelu",
-            "attn_implementation": "eager",
+            "attn_implementation": "eager",  # plain products are faster here than the fused ones
         }
         self.words = words
         self.tower = CLIPVisionModel(
@@ -274,7 +276,10 @@ def probe(contrast: Contrast, gallery: Gallery, count: int) -> dict[str, float]:
     phrases, part = _distinct(regions.phrases)
     named = (contrast.pool(features, regions) @ contrast.read(phrases).T).argmax(dim=-1) == part
     contrast.train()
-    return {"captions_found": found.float().mean().item(), "regions_named": named.float().mean().item()}
+    return {
+        "captions_found": found.float().mean().item(),
+        "regions_named": named.float().mean().item(),
+    }
 
 
 def pretrain_vision(out: Path, work: Path, settings: VisionPretraining) -> None:
@@ -285,25 +290,25 @@ def pretrain_vision(out: Path, work: Path, settings: VisionPretraining) -> None:
     unseen = draw_gallery(work / "pixels-unseen.npy", 500, settings.seed + 1)
     sample = (gallery.scene(index) for index in range(2000))
     contrast = Contrast(settings, Words(_all_texts(sample)))
-    optimiser = _optimiser(contrast, settings)
+    optimiser = decaying_adamw(
+        contrast, settings.learning_rate, settings.weight_decay, betas=(0.9, 0.98)
+    )
     order = np.random.default_rng(settings.seed)
     begun = time.monotonic()
     for step in range(settings.steps):
-        for group in optimiser.param_groups:
-            group["lr"] = settings.learning_rate * _schedule(step, settings)
         indices = order.integers(len(gallery), size=settings.batch_size).tolist()
         scenes = [gallery.scene(index) for index in indices]
         with torch.autocast("cpu", torch.bfloat16):
             losses = contrast.losses(gallery.pixels(indices), scenes, rng)
-        optimiser.zero_grad()
-        losses.sum().backward()
-        nn.utils.clip_grad_norm_(contrast.parameters(), 1.0)
-        optimiser.step()
+        rate = settings.learning_rate * half_cosine(step, settings.steps, settings.warmup_steps)
+        take_step(losses.sum(), contrast, optimiser, rate)
         contrast.scales.data.clamp_(max=_MAX_SCALE)
         if step % 100 == 99 or step + 1 == settings.steps:
             whole, part = losses.tolist()
-            rate = (step + 1) * settings.batch_size / (time.monotonic() - begun)
-            log.info("vision %5d  pictures %.3f  regions %.3f  %.0f/s", step + 1, whole, part, rate)
+            speed = (step + 1) * settings.batch_size / (time.monotonic() - begun)
+            log.info(
+                "vision %5d  pictures %.3f  regions %.3f  %.0f/s", step + 1, whole, part, speed
+            )
         if step % 500 == 499 or step + 1 == settings.steps:
             log.info("vision %5d  %s", step + 1, probe(contrast, unseen, 500))
             _save(contrast.tower, out)
@@ -317,28 +322,9 @@ def _all_texts(scenes: Iterator[Scene]) -> Iterator[str]:
         yield article(scene.setting)
 
 
-def _optimiser(contrast: Contrast, settings: VisionPretraining) -> torch.optim.AdamW:
-    """AdamW with decay on matrices only."""
-    matrices = [each for each in contrast.parameters() if each.ndim > 1]
-    others = [each for each in contrast.parameters() if each.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
-
-
-def _schedule(step: int, settings: VisionPretraining) -> float:
-    """Rise, then fall along half a cosine."""
-    falling = 0.5 + 0.5 * math.cos(math.pi * step / settings.steps)
-    return min(1.0, (step + 1) / settings.warmup_steps) * falling
-
-
 def _save(tower: CLIPVisionModel, out: Path) -> None:
     """Write the tower in fp16, with how its pictures are prepared."""
-    copy = CLIPVisionModel(tower.config)
-    copy.load_state_dict(tower.state_dict())
-    copy.half().save_pretrained(out)
+    save_half(tower, out)
     preparation = {
         "image_processor_type": "CLIPImageProcessor",
         "size": {"shortest_edge": SIDE},

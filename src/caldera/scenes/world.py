@@ -126,9 +126,7 @@ def _place(
     return tuple(groups)
 
 
-def _find_room(
-    rng: random.Random, shape: float, total: int, taken: list[Thing]
-) -> Thing | None:
+def _find_room(rng: random.Random, shape: float, total: int, taken: list[Thing]) -> Thing | None:
     """Try places for one thing until one is hardly covered by those already `taken`."""
     for _ in range(_TRIES):
         length = rng.randint(*_LENGTHS[total])

@@ -54,9 +54,7 @@ def gather(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tens
 
 
 @torch.no_grad()
-def scatter(
-    tensors: dict[str, Tensor], model: nn.Module, optimiser: torch.optim.Optimizer
-) -> None:
+def scatter(tensors: dict[str, Tensor], model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
     """Put what `gather` collected back.
 
     Raises:
@@ -106,7 +104,7 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
         try:
             manifest = json.loads((path / _MANIFEST).read_text())
             if any(_digest(path / name) != manifest[name] for name in (_WEIGHTS, _STATE)):
-                raise ValueError("its content is not what was written")  # noqa: TRY301
+                raise ValueError("its content is not what was written")
             state = json.loads((path / _STATE).read_text())
             tensors = load_file(path / _WEIGHTS)
             return Checkpoint(state["step"], state["identity"], tensors, state["extra"])

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from caldera.errors import UsageError
+from caldera.progress import Progress
 
 DtypeName = Literal["auto", "float32", "bfloat16"]
 
@@ -41,6 +42,14 @@ class Compute:
         return "eager" if self.device.type == "cpu" else "sdpa"
 
 
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a job works with: where it computes, and who follows it."""
+
+    compute: Compute
+    progress: Progress
+
+
 def choose_compute(device: str = "auto", dtype: DtypeName = "auto") -> Compute:
     """Choose the best device there is, and bf16 where it is faster than fp32.
 
@@ -57,7 +66,9 @@ def choose_compute(device: str = "auto", dtype: DtypeName = "auto") -> Compute:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
+        raise UsageError(
+            f"device {device!r} cannot be used: {str(error).splitlines()[0]}"
+        ) from None
     if dtype == "auto":
         fast = _cpu_has_fast_bf16() if chosen.type == "cpu" else torch.cuda.is_bf16_supported()
         return Compute(chosen, torch.bfloat16 if fast else torch.float32)

@@ -11,8 +11,7 @@ from caldera.batches.picture_sources import KeptFeatures, keep_features
 from caldera.errors import InputError
 from caldera.model.folder import Assistant
 from caldera.model.weights import digest_of
-from caldera.progress import Progress
-from caldera.training.devices import Compute
+from caldera.training.devices import Compute, Means
 
 
 def tower_features(
@@ -20,8 +19,7 @@ def tower_features(
     folder: Path,
     paths: Sequence[Path],
     *,
-    compute: Compute,
-    progress: Progress,
+    means: Means,
     on_fault: Callable[[Path, InputError], object],
 ) -> KeptFeatures:
     """Return a source of the features of all pictures at `paths`, kept in `folder`.
@@ -30,13 +28,13 @@ def tower_features(
         assistant: Its vision tower looks at the pictures, as its processor prepares them.
         folder: Holds a store for each tower and preparation.
         paths: Pictures, each once.
-        compute: Device and precision of the tower.
-        progress: Follows the work.
+        means: Device and precision of the tower, and who follows the work.
         on_fault: Called with each picture that cannot be used; the source then lacks it.
 
     Raises:
         OutputError: The store cannot be written.
     """
+    compute = means.compute
     vision = assistant.model.vision.to(compute.device)
 
     @torch.no_grad()
@@ -49,7 +47,7 @@ def tower_features(
         paths,
         processor=assistant.processor,
         encode=encode,
-        progress=progress,
+        progress=means.progress,
         on_fault=on_fault,
     )
 

@@ -31,7 +31,7 @@ from caldera.model.weights import digest_of
 from caldera.progress import Progress
 from caldera.skips import Skips
 from caldera.storage import holding, write_json
-from caldera.training.devices import Compute, keep_freed_memory
+from caldera.training.devices import Compute, Means, keep_freed_memory
 from caldera.training.features import tower_features
 from caldera.training.freeze import PartReport, train_only
 from caldera.training.loop import Outcome, Run, identity_of, train
@@ -69,8 +69,7 @@ def run_stage(
     data: DataSet,
     place: Place,
     *,
-    compute: Compute,
-    progress: Progress,
+    means: Means,
     skips: Skips,
     resume: bool = False,
 ) -> tuple[Assistant, Outcome | None]:
@@ -81,8 +80,7 @@ def run_stage(
         assistant: Where to start; its model is changed.
         data: What to learn from.
         place: Where to write.
-        compute: Device and precision.
-        progress: Follows the work.
+        means: Device, precision, and who follows the work.
         skips: Takes bad records.
         resume: Go on from a checkpoint, or keep a finished model of the same settings and data.
 
@@ -94,7 +92,7 @@ def run_stage(
     """
     keep_freed_memory()
     with holding(place.out):
-        samples = _samples(stage, assistant, data, progress, skips)
+        samples = _samples(stage, assistant, data, means.progress, skips)
         parents = {"start": digest_of(assistant.model.state_dict())}
         identity = identity_of(stage, samples, parents)
         if resume and _finished(place.out, identity):
@@ -106,14 +104,16 @@ def run_stage(
             )
         write_json(place.out / "stage.json", asdict(stage))
         report_parts(train_only(assistant.model, stage.trains))
-        source, samples = _pictures(stage, assistant, samples, place, compute, progress, skips)
+        source, samples = _pictures(stage, assistant, samples, place, means, skips)
         if skips.taken:
             skips.write(place.out / "bad.jsonl")
-            log.warning("%d bad records left out, listed in %s", len(skips.taken), place.out / "bad.jsonl")
+            log.warning(
+                "%d bad records left out, listed in %s", len(skips.taken), place.out / "bad.jsonl"
+            )
         if stage.fit_projector and assistant.card.stage is None:
             _fit_projector(assistant, samples, source)
         learning, held_out = _split(samples, stage)
-        _place_model(assistant, compute)
+        _place_model(assistant, means.compute)
         run = Run(
             stage=stage,
             model=assistant.model,
@@ -121,9 +121,9 @@ def run_stage(
             held_out=held_out,
             pictures=source,
             padding_id=assistant.tokenizer.pad_token_id,
-            compute=compute,
+            compute=means.compute,
             folder=place.out,
-            progress=progress,
+            progress=means.progress,
             identity=identity,
         )
         outcome = train(run, resume=resume)
@@ -165,8 +165,7 @@ def _pictures(
     assistant: Assistant,
     samples: list[Sample],
     place: Place,
-    compute: Compute,
-    progress: Progress,
+    means: Means,
     skips: Skips,
 ) -> tuple[PictureSource, list[Sample]]:
     """Choose where pictures come from, and leave out samples whose pictures cannot be used."""
@@ -178,8 +177,7 @@ def _pictures(
         assistant,
         place.features,
         paths,
-        compute=compute,
-        progress=progress,
+        means=means,
         on_fault=bad.__setitem__,
     )
     for sample in samples:
@@ -191,15 +189,13 @@ def _pictures(
     return source, [sample for sample in samples if not bad.keys() & set(sample.pictures)]
 
 
-def _fit_projector(
-    assistant: Assistant, samples: Sequence[Sample], source: PictureSource
-) -> None:
+def _fit_projector(assistant: Assistant, samples: Sequence[Sample], source: PictureSource) -> None:
     """Scale the fresh projector by the features of the first pictures."""
     paths = [path for sample in samples for path in sample.pictures][:_FIT_ON]
     model = assistant.model
     with torch.no_grad():
         features = model.patch_features(source(paths)).float()
-    fit_spread(model.projector, features, model.language.get_input_embeddings().weight)
+    fit_spread(model.projector, features, model.word_table)
 
 
 def _split(samples: Sequence[Sample], stage: Stage) -> tuple[list[Sample], list[Sample]]:
@@ -233,9 +229,7 @@ def _place_model(assistant: Assistant, compute: Compute) -> None:
     assistant.model.vision.tower.set_attn_implementation(compute.attention)
 
 
-def _with_card(
-    assistant: Assistant, stage: Stage, identity: str, outcome: Outcome
-) -> Assistant:
+def _with_card(assistant: Assistant, stage: Stage, identity: str, outcome: Outcome) -> Assistant:
     """Return the assistant with what this stage did written on its card."""
     losses = {"validation_loss": outcome.last_validation_loss} if stage.validation_rows else {}
     card = assistant.card.model_copy(

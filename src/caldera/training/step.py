@@ -63,8 +63,8 @@ def training_step(
     if not torch.isfinite(torch.tensor([total, norm])).all():
         optimiser.zero_grad(set_to_none=True)
         raise TrainingError(
-            f"loss {total / num_learned} and gradient norm {norm} are not finite at records {list(names)[:8]}; no weight "
-            "was changed by them; lower the learning rate or inspect these records"
+            f"loss {total / num_learned} and gradient norm {norm} are not finite at records {list(names)[:8]}; no "
+            "weight was changed by them; lower the learning rate or inspect these records"
         )
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)

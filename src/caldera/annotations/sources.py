@@ -1,0 +1,45 @@
+"""Annotation sources by exact name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from caldera.annotations.annotated_image import AnnotationSet
+from caldera.annotations.coco import read_coco
+from caldera.annotations.pairs import read_pairs
+from caldera.errors import UnknownNameError
+from caldera.skips import Skips
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceOptions:
+    """What some sources need to be told."""
+
+    split: str | None = None
+    """Which part of a collection to read."""
+
+    pictures: Path | None = None
+    """Folder that picture paths start from."""
+
+
+Reader = Callable[[Path, Skips, SourceOptions], AnnotationSet]
+
+SOURCES: dict[str, Reader] = {
+    "coco": lambda path, skips, options: read_coco(path, skips, options.split),
+    "pairs": lambda path, skips, options: read_pairs(path, skips, options.pictures),
+}
+"""Readers: `coco` for a COCO folder, `pairs` for a CSV, JSONL or LLaVA file of pictures and captions."""
+
+
+def read_annotations(
+    source: str, path: Path, skips: Skips, options: SourceOptions
+) -> AnnotationSet:
+    """Read annotations with the reader called exactly `source`.
+
+    Raises:
+        UnknownNameError: There is none.
+        InputError: The annotations cannot be read.
+    """
+    if source not in SOURCES:
+        raise UnknownNameError("annotation source", source, SOURCES)
+    return SOURCES[source](path, skips, options)

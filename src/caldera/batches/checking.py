@@ -1,0 +1,103 @@
+"""A data file in, everything that is wrong with it out, before any time is spent on training."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from caldera.batches.pictures import open_picture
+from caldera.conversation import Conversation, from_record, iterate_records
+from caldera.errors import InputError, RecordError
+from caldera.progress import Progress
+from caldera.skips import Skip
+
+
+@dataclass(slots=True)
+class Findings:
+    """What a check found."""
+
+    records: int = 0
+    turns: int = 0
+    pictures: set[Path] = field(default_factory=set)
+    several: int = 0
+    """Records with more than one picture."""
+
+    without: int = 0
+    """Records with none."""
+
+    repeated_ids: int = 0
+    """Records whose id another one has, too; that is allowed."""
+
+    bad: list[Skip] = field(default_factory=list)
+
+
+def check_file(
+    file: Path,
+    pictures: Path,
+    *,
+    open_pictures: bool,
+    ignore: frozenset[str],
+    progress: Progress,
+) -> Findings:
+    """Check every record of a file, and every picture it shows, each once.
+
+    Args:
+        file: `.json` or `.jsonl`.
+        pictures: Folder that picture paths start from.
+        open_pictures: Decode each picture; else only look whether it is there.
+        ignore: Names of surplus fields to pass over.
+        progress: Follows the work.
+
+    Raises:
+        InputError: The file as a whole cannot be read.
+    """
+    findings = Findings()
+    ids: Counter[str] = Counter()
+    faults: dict[Path, str | None] = {}
+    records = list(iterate_records(file))
+    with progress.job("checking", len(records)) as tick:
+        for where, record in records:
+            findings.records += 1
+            try:
+                conversation = from_record(record, where, ignore)
+                ids[conversation.id] += 1
+                _count(findings, conversation)
+                for path in conversation.pictures:
+                    _check_picture(pictures / path, faults, where, open_pictures=open_pictures)
+            except InputError as fault:
+                findings.bad.append(Skip(where, str(fault).removeprefix(f"{where}: ")))
+            tick()
+    findings.pictures = set(faults)
+    findings.repeated_ids = sum(count for count in ids.values() if count > 1)
+    return findings
+
+
+def _count(findings: Findings, conversation: Conversation) -> None:
+    """Add a good record to the counts."""
+    findings.turns += len(conversation.turns)
+    findings.several += len(conversation.pictures) > 1
+    findings.without += not conversation.pictures
+
+
+def _check_picture(
+    path: Path, faults: dict[Path, str | None], where: str, *, open_pictures: bool
+) -> None:
+    """Check a picture unless that was done before.
+
+    Raises:
+        RecordError: It cannot be used.
+    """
+    if path not in faults:
+        faults[path] = _fault(path, open_pictures=open_pictures)
+    if faults[path] is not None:
+        raise RecordError(f"{where}: {faults[path]}")
+
+
+def _fault(path: Path, *, open_pictures: bool) -> str | None:
+    """Return what is wrong with a picture, None if nothing is."""
+    if not open_pictures:
+        return None if path.is_file() else f"{path} does not exist; check the path and --pictures"
+    try:
+        open_picture(path)
+    except InputError as fault:
+        return str(fault)
+    return None

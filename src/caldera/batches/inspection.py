@@ -1,0 +1,70 @@
+"""An encoded conversation in, exactly what the model sees out: stretches of text, slots, marks, and what is learned."""
+
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+from transformers import PreTrainedTokenizerFast
+
+from caldera.batches.labels import IGNORED, SLOT, Encoded
+
+Look = Literal["given", "learned", "picture"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Neighbouring tokens of one kind."""
+
+    look: Look
+    text: str
+    """The tokens as the tokenizer spells them, special ones included; a picture's path."""
+
+    tokens: int
+    """How many they are, image tokens included."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """One token as the model gets it."""
+
+    position: int
+    id: int
+    text: str
+    learned: bool
+
+
+def stretches(
+    encoded: Encoded, tokenizer: PreTrainedTokenizerFast, image_tokens: int
+) -> list[Stretch]:
+    """Return a conversation as stretches, in order."""
+    paths = iter(encoded.picture_paths)
+    found = []
+    pairs = zip(encoded.ids, encoded.labels, strict=True)
+    for look, run in groupby(pairs, key=lambda pair: _look(*pair)):
+        ids = [token for token, _ in run]
+        if look == "picture":
+            found += [Stretch(look, next(paths), image_tokens) for _ in ids]
+        else:
+            found.append(Stretch(look, str(tokenizer.decode(ids)), len(ids)))
+    return found
+
+
+def token_rows(
+    encoded: Encoded, tokenizer: PreTrainedTokenizerFast, image_tokens: int
+) -> list[TokenRow]:
+    """Return a line for each token; the tokens of a picture share one."""
+    rows, position = [], 0
+    paths = iter(encoded.picture_paths)
+    for token, label in zip(encoded.ids, encoded.labels, strict=True):
+        slot = token == SLOT
+        text = f"{next(paths)} ({image_tokens} tokens)" if slot else str(tokenizer.decode([token]))
+        rows.append(TokenRow(position, token, text, label != IGNORED))
+        position += image_tokens if slot else 1
+    return rows
+
+
+def _look(token: int, label: int) -> Look:
+    """Tell what kind of token it is."""
+    if token == SLOT:
+        return "picture"
+    return "learned" if label != IGNORED else "given"

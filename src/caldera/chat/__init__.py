@@ -1,0 +1,1 @@
+"""People in, conversations out: sessions, the terminal, and the pictures that users bring."""

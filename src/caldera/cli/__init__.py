@@ -1,0 +1,218 @@
+"""The command line: each command parses and makes one call.
+
+Nothing heavy is imported before a command needs it, so that `caldera --help` answers at once. The environment is read
+here and nowhere else.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.logging import RichHandler
+from rich.table import Table
+
+from caldera import __version__
+from caldera.cli import data, train
+from caldera.cli.options import Device, Dtype, MaxBad, Set, err, means_from, out
+from caldera.errors import CalderaError
+
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 a fault in caldera itself, 2 wrong usage, 3 bad input, 4 cannot write, "
+    "7 training cannot go on, 130 stopped by Ctrl-C."
+)
+
+app = typer.Typer(
+    name="caldera",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    epilog=EXIT_CODES,
+)
+app.add_typer(data.app, name="data")
+app.add_typer(train.app, name="train")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"caldera {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def caldera(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    """LLaVA, whole: annotated pictures in, a visual assistant out.
+
+    [bold]Examples[/bold]
+
+      caldera demo                                        the whole way on drawn scenes, in minutes
+
+      caldera data generate coco photos/ --out data.json  instruction data from captions and boxes
+
+      caldera train pretrain --data pairs.json --out runs/one
+
+      caldera train finetune --model runs/one/model --data data.json --out runs/two
+
+      caldera chat runs/two/model --image dog.jpg
+    """
+
+
+@app.command()
+def demo(
+    out_folder: Annotated[Path, typer.Option("--out", help="Run folder.")] = Path("runs/demo"),
+    recipe: Annotated[str, typer.Option(help="demo or demo_smollm2.")] = "demo",
+    settings: Set = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Go LLaVA's whole way on drawn scenes: data, two stages, evaluation, report. Started again, it goes on.
+
+    [bold]Examples[/bold]
+
+      caldera demo
+
+      caldera demo --out runs/small --set scenes.train=500
+    """
+    from caldera.recipes.table import find_recipe
+    from caldera.recipes.way import run_recipe
+    from caldera.settings import with_settings
+
+    chosen = with_settings(find_recipe(recipe), settings or ())
+    run_recipe(chosen, out_folder, means_from(device, dtype))
+    _show_demo(out_folder)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    coco: Annotated[Path, typer.Option(help="COCO folder to write the questions from.")],
+    split: Annotated[str | None, typer.Option(help="COCO split, such as val2017.")] = None,
+    per_picture: Annotated[int, typer.Option(min=1, help="Questions about each picture.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of the choice and wording of questions.")] = 0,
+    out_file: Annotated[Path | None, typer.Option("--out", help="JSON with all answers.")] = None,
+    max_bad: MaxBad = 0.0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Ask a model questions that annotations answer, and score it by exact match.
+
+    [bold]Examples[/bold]
+
+      caldera evaluate runs/demo/model --coco runs/demo/scenes/held_out
+    """
+    from caldera.recipes.from_files import CocoQuestions, evaluate_on_coco
+
+    questions = CocoQuestions(
+        folder=coco, split=split, per_picture=per_picture, seed=seed, max_bad=max_bad
+    )
+    means = means_from(device, dtype)
+    result = evaluate_on_coco(model, questions, means=means, out=out_file)
+    table = Table("kind", "questions", "accuracy", title=str(model))
+    for kind, accuracy in result["accuracy"].items():
+        table.add_row(kind, str(result["questions"][kind]), f"{accuracy:.3f}")
+    out.print(table)
+
+
+@app.command()
+def chat(
+    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    image: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="Picture to show; many times.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Ask this once; only the answer is printed.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="0 is greedy. \\[default: 0 with --prompt, else 0.2]")
+    ] = None,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens only.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Talk about pictures. In the talk: /image FILE, /reset, /help, /exit.
+
+    [bold]Examples[/bold]
+
+      caldera chat runs/demo/model --image dog.jpg
+
+      caldera chat runs/demo/model --image dog.jpg --prompt "What is in the picture?"
+    """
+    from caldera.chat.media import users_picture
+    from caldera.chat.opening import open_session
+    from caldera.chat.terminal import answer_once, talk
+    from caldera.inference.sampling import Sampling
+
+    heat = temperature if temperature is not None else (0.0 if prompt else 0.2)
+    sampling = Sampling(temperature=heat, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed)
+    shown = [users_picture(text) for text in image or ()]
+    session = open_session(model, sampling, means_from(device, "float32").compute)
+    if prompt is None:
+        talk(session, shown)
+    else:
+        answer_once(session, shown, prompt)
+
+
+def _show_demo(folder: Path) -> None:
+    """Print a demo's table and where everything is."""
+    import json
+
+    results = json.loads((folder / "results.json").read_text())
+    columns = ("accuracy", "prior", "other_picture", "without_pretrain")
+    table = Table("held-out questions", "n", *columns, title="share of right answers")
+    for kind, count in results["questions"].items():
+        scores = (f"{results[column].get(kind, 0):.3f}" for column in columns)
+        table.add_row(kind, str(count), *scores, end_section=kind == "overall")
+    out.print(table)
+    out.print(f"caption CIDEr-D {results['caption_cider']:.2f} (0 to 10)")
+    out.print(f"time {results['seconds']['total']:.0f} s")
+    out.print(f"report   {folder / 'report.html'}", markup=False)
+    out.print(f"results  {folder / 'results.json'}", markup=False)
+    out.print(f"model    {folder / 'model'}", markup=False)
+    picture = next((folder / "scenes" / "held_out" / "held_out").glob("*.jpg"))
+    out.print(f"chat     caldera chat {folder / 'model'} --image {picture}", markup=False)
+
+
+def _set_up() -> None:
+    """Send logs to the error stream, and keep libraries from talking."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    handler = RichHandler(console=err, show_time=False, show_level=False, show_path=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.getLogger("caldera").setLevel(logging.INFO)
+
+
+def main() -> None:
+    """Run a command; every foreseen failure is one line and its exit code."""
+    _set_up()
+    try:
+        app(standalone_mode=True)
+    except CalderaError as error:
+        err.print(
+            f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True
+        )
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        err.print("stopped; what was finished is kept")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        if os.environ.get("CALDERA_DEBUG"):
+            raise
+        err.print(
+            f"a fault in caldera: {type(error).__name__}: {error}; please report it with "
+            "what the same command prints under CALDERA_DEBUG=1",
+            markup=False,
+            soft_wrap=True,
+        )
+        sys.exit(1)

@@ -1,0 +1,152 @@
+"""`caldera data ...`: write, check and look at instruction data."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from caldera.cli.options import IgnoreField, MaxBad, Pictures, err, out
+
+app = typer.Typer(no_args_is_help=True, help="Write, check and look at instruction data.")
+
+
+@app.command()
+def generate(
+    source: Annotated[str, typer.Argument(help="coco (a folder) or pairs (a file).")],
+    path: Annotated[Path, typer.Argument(help="The annotations.")],
+    out_file: Annotated[Path, typer.Option("--out", help="Data file, .json or .jsonl.")],
+    teacher: Annotated[str, typer.Option(help="Who writes: scripted.")] = "scripted",
+    kinds: Annotated[
+        str | None,
+        typer.Option(
+            help="Kinds, with shares if you like: conversation,detail:0.5. Of: caption, conversation, detail, "
+            "reasoning, vqa, context. \\[default: conversation,detail,reasoning,context; for pairs: caption]"
+        ),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="COCO split, such as train2017.")] = None,
+    pictures: Pictures = None,
+    seed: Annotated[int, typer.Option(help="Of the choice of words.")] = 0,
+    max_bad: MaxBad = 0.0,
+) -> None:
+    """Write instruction data about annotated pictures, in LLaVA's JSON.
+
+    [bold]Examples[/bold]
+
+      caldera data generate coco photos/ --out data.json
+
+      caldera data generate pairs captions.csv --out pretrain.json
+    """
+    from caldera.annotations.sources import SourceOptions
+    from caldera.instructions.from_files import Order, generate_file
+    from caldera.progress import choose_progress
+
+    order = Order(
+        source=source,
+        path=path,
+        options=SourceOptions(split=split, pictures=pictures),
+        teacher=teacher,
+        kinds=kinds,
+        seed=seed,
+        max_bad=max_bad,
+    )
+    written = generate_file(order, out_file, choose_progress())
+    table = Table("kind", "dialogues", title=f"{out_file}")
+    for kind, count in written.by_kind.items():
+        table.add_row(kind, str(count))
+    err.print(table)
+    for reason, count in written.refused.most_common():
+        err.print(f"not written: {count} x {reason}", markup=False)
+    err.print(f"next: caldera data check {out_file}", markup=False)
+
+
+@app.command()
+def check(
+    file: Annotated[Path, typer.Argument(help="Data file, .json or .jsonl.")],
+    pictures: Pictures = None,
+    look: Annotated[
+        bool, typer.Option("--open/--no-open", help="Decode every picture, or only find it.")
+    ] = True,
+    ignore_field: IgnoreField = None,
+    max_bad: MaxBad = 0.0,
+) -> None:
+    """Check every record and every picture of a data file; exit code 3 if something is wrong.
+
+    [bold]Examples[/bold]
+
+      caldera data check data.json
+
+      caldera data check mix665k.json --pictures playground/data --ignore-field model
+    """
+    from caldera.batches.checking import check_file
+    from caldera.progress import choose_progress
+    from caldera.skips import Skips
+
+    findings = check_file(
+        file,
+        pictures or file.parent,
+        open_pictures=look,
+        ignore=frozenset(ignore_field or ()),
+        progress=choose_progress(),
+    )
+    err.print(
+        f"{findings.records} records, {findings.turns} turns, {len(findings.pictures)} pictures; "
+        f"{findings.several} records show several, {findings.without} none; {findings.repeated_ids} share an id; "
+        f"{len(findings.bad)} are bad"
+    )
+    if findings.bad:
+        for fault in findings.bad[:20]:
+            err.print(f"{fault.where}: {fault.reason}", markup=False, soft_wrap=True)
+        bad_file = file.with_suffix(".bad.jsonl")
+        Skips(1.0, findings.bad).write(bad_file)
+        err.print(f"all of them are listed in {bad_file}", markup=False)
+        Skips(max_bad, findings.bad).check(findings.records)
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="Data file, .json or .jsonl.")],
+    record: Annotated[str, typer.Option(help="Id or number (from 0) of the record.")] = "0",
+    model: Annotated[
+        Path | None, typer.Option(help="Model folder. \\[default: the shipped backbones]")
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(help="plain or vicuna_v1. \\[default: the model's]")
+    ] = None,
+    tokens: Annotated[bool, typer.Option("--tokens", help="Show a line for each token.")] = False,
+    ignore_field: IgnoreField = None,
+) -> None:
+    """Show what the model sees of one record: text, picture slots, and in green what it learns to say.
+
+    [bold]Examples[/bold]
+
+      caldera data inspect data.json --record 3
+
+      caldera data inspect data.json --model runs/demo/model --tokens
+    """
+    from caldera.recipes.inspecting import inspect_record
+
+    seen = inspect_record(file, record, model, template, frozenset(ignore_field or ()))
+    styles = {"given": "dim", "learned": "bold green", "picture": "bold magenta"}
+    for stretch in seen.stretches:
+        shown = (
+            f"<{stretch.text}: {stretch.tokens} tokens>"
+            if stretch.look == "picture"
+            else stretch.text
+        )
+        out.print(
+            shown, style=styles[stretch.look], end="", markup=False, highlight=False, soft_wrap=True
+        )
+    out.print()
+    learned = sum(one.tokens for one in seen.stretches if one.look == "learned")
+    err.print(
+        f"record {seen.id}, template {seen.template}: {sum(one.tokens for one in seen.stretches)} tokens, "
+        f"{learned} of them learned (green)"
+    )
+    if tokens:
+        table = Table("position", "id", "token", "learned")
+        for row in seen.tokens:
+            table.add_row(
+                str(row.position), str(row.id), repr(row.text), "yes" if row.learned else ""
+            )
+        out.print(table)

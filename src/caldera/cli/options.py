@@ -1,0 +1,54 @@
+"""Options that several commands share, and the two consoles they print to."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from caldera.errors import UnknownNameError
+
+out = Console()
+"""Results."""
+
+err = Console(stderr=True)
+"""Everything else."""
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Change a setting; may be given many times."),
+]
+MaxBad = Annotated[
+    float,
+    typer.Option(
+        min=0.0, max=1.0, help="Share of bad items that may be left out (and are listed); 0 stops."
+    ),
+]
+Pictures = Annotated[
+    Path | None,
+    typer.Option(help="Folder that picture paths start from. \\[default: the data file's own]"),
+]
+IgnoreField = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Surplus field of records to pass over; many times."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where a broken-off run was.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
+Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
+
+
+def means_from(device: str, dtype: str) -> Any:  # noqa: ANN401 - its type is heavy to import
+    """Choose device, precision and how progress is shown.
+
+    Raises:
+        UsageError: There is no such device or precision.
+    """
+    from typing import get_args
+
+    from caldera.progress import choose_progress
+    from caldera.training.devices import DtypeName, Means, choose_compute
+
+    if dtype not in get_args(DtypeName):
+        raise UnknownNameError("dtype", dtype, get_args(DtypeName))
+    compute = choose_compute(device, dtype)  # type: ignore[arg-type] # checked above
+    return Means(compute, choose_progress())

@@ -1,0 +1,46 @@
+"""Teachers by exact name, and the kinds that a user asks for."""
+
+from collections.abc import Callable, Sequence
+
+from caldera.errors import UnknownNameError, UsageError
+from caldera.instructions.scripted import ScriptedTeacher
+from caldera.instructions.teacher import KINDS, Kind, Teacher
+
+TEACHERS: dict[str, Callable[[Sequence[str], int], Teacher]] = {
+    "scripted": ScriptedTeacher,
+}
+"""Makers of teachers, each from the categories that were looked for and a seed."""
+
+
+def find_teacher(name: str, categories: Sequence[str], seed: int) -> Teacher:
+    """Make the teacher called exactly `name`.
+
+    Raises:
+        UnknownNameError: There is none.
+    """
+    if name not in TEACHERS:
+        raise UnknownNameError("teacher", name, TEACHERS)
+    return TEACHERS[name](categories, seed)
+
+
+def parse_kinds(text: str) -> dict[Kind, float]:
+    """Read kinds with their shares: 'conversation,detail:0.5'.
+
+    Raises:
+        UsageError: A kind is unknown, or a share is not a number between 0 and 1.
+    """
+    known = {str(kind): kind for kind in KINDS}
+    kinds: dict[Kind, float] = {}
+    for part in text.split(","):
+        name, _, share = part.strip().partition(":")
+        if name not in known:
+            raise UnknownNameError("kind of instruction", name, known)
+        try:
+            kinds[known[name]] = float(share or 1)
+        except ValueError:
+            raise UsageError(
+                f"the share of {name} is {share!r}; write a number such as {name}:0.5"
+            ) from None
+        if not 0 < kinds[known[name]] <= 1:
+            raise UsageError(f"the share of {name} is {share}; it must lie between 0 and 1")
+    return kinds

@@ -1,0 +1,148 @@
+"""Files on a user's disk in, one stage or one evaluation done: what the commands `train` and `evaluate` call."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from caldera.annotations.coco import read_coco
+from caldera.batches.picture_sources import Pixels
+from caldera.batches.pictures import Aspect
+from caldera.conversation import read_conversations
+from caldera.errors import UnknownNameError
+from caldera.evaluation.ask import ask
+from caldera.evaluation.exact_match import questions_about
+from caldera.inference.generate import Generator
+from caldera.model.assemble import assemble
+from caldera.model.folder import Assistant, load_assistant
+from caldera.scenes.backbones import find_backbone
+from caldera.skips import Skips
+from caldera.storage import write_json
+from caldera.training.devices import Means
+from caldera.training.loop import Outcome
+from caldera.training.run import DataSet, Place, run_stage
+from caldera.training.stage import Stage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Files:
+    """Where a stage reads and writes."""
+
+    data: Path
+    """Conversations, `.json` or `.jsonl`."""
+
+    pictures: Path | None
+    """Folder that picture paths start from; the data file's own if None."""
+
+    out: Path
+    ignore: frozenset[str] = frozenset()
+    """Surplus fields of records to pass over."""
+
+
+def parse_aspect(name: str) -> Aspect:
+    """Return the way of showing pictures called exactly `name`.
+
+    Raises:
+        UnknownNameError: There is none.
+    """
+    known: dict[str, Aspect] = {aspect: aspect for aspect in get_args(Aspect)}
+    if name not in known:
+        raise UnknownNameError("aspect", name, known)
+    return known[name]
+
+
+def fresh_assistant(
+    vision: str, language: str, projector: str, aspect: Aspect, template: str, seed: int
+) -> Assistant:
+    """Join two towers, shipped ones by name or others by folder.
+
+    Raises:
+        CalderaError: A tower or the projector is not there, or cannot be loaded.
+    """
+    return assemble(
+        find_backbone(vision),
+        find_backbone(language),
+        projector=projector,
+        aspect=aspect,
+        template=template,
+        seed=seed,
+    )
+
+
+def train_on_files(
+    stage: Stage,
+    start: Assistant,
+    files: Files,
+    *,
+    means: Means,
+    max_bad: float,
+    resume: bool,
+) -> Outcome | None:
+    """Run a stage on a data file; None where its result stood there already.
+
+    Raises:
+        CalderaError: The data is bad, the folder is in use, or training failed.
+    """
+    data = DataSet(
+        conversations=read_conversations(files.data, files.ignore),
+        pictures=files.pictures or files.data.parent,
+    )
+    place = Place(out=files.out, features=files.out.parent / "features")
+    _, outcome = run_stage(
+        stage,
+        start,
+        data,
+        place,
+        means=means,
+        skips=Skips(max_bad),
+        resume=resume,
+    )
+    return outcome
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CocoQuestions:
+    """Which questions are written from which annotations."""
+
+    folder: Path
+    split: str | None = None
+    per_picture: int = 8
+    context_per_picture: int = 2
+    seed: int = 0
+    max_bad: float = 0.0
+    """Share of pictures that may be left out."""
+
+
+def evaluate_on_coco(
+    model: Path, questions: CocoQuestions, *, means: Means, out: Path | None
+) -> dict[str, Any]:
+    """Ask a model folder questions written from a COCO folder, and return its accuracy by kind.
+
+    Raises:
+        CalderaError: Model or annotations cannot be read, or the result cannot be written.
+    """
+    assistant = load_assistant(model)
+    benchmark = questions_about(
+        read_coco(questions.folder, Skips(questions.max_bad), questions.split),
+        name=str(questions.folder),
+        per_picture=questions.per_picture,
+        context_per_picture=questions.context_per_picture,
+        seed=questions.seed,
+        beside=questions.folder,
+    )
+    with means.compute.autocast():
+        answers = ask(
+            Generator(assistant, Pixels(assistant.processor)),
+            benchmark.items,
+            folder=questions.folder,
+            max_new_tokens=benchmark.max_new_tokens,
+            progress=means.progress,
+            name="asking",
+        )
+    score = benchmark.score(answers)
+    result = {
+        "accuracy": {"overall": score.overall, **score.by_kind},
+        "questions": {"overall": len(benchmark.items), **score.counts},
+    }
+    if out:
+        write_json(out, {**result, "answers": answers})
+    return result

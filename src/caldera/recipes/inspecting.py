@@ -1,0 +1,65 @@
+"""A data file, a record and a model in, what the model sees of it out."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from caldera.batches.inspection import Stretch, TokenRow, stretches, token_rows
+from caldera.batches.labels import encode
+from caldera.batches.templates import find_template
+from caldera.conversation import Conversation, read_conversations
+from caldera.errors import UsageError
+from caldera.model.folder import load_assistant
+from caldera.recipes.from_files import fresh_assistant
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One record as a model sees it."""
+
+    id: str
+    template: str
+    stretches: list[Stretch]
+    tokens: list[TokenRow]
+
+
+def inspect_record(
+    file: Path, record: str, model: Path | None, template: str | None, ignore: frozenset[str]
+) -> Seen:
+    """Encode one record for a model folder, or for the shipped backbones.
+
+    Raises:
+        CalderaError: File, record, model or template is not there or cannot be used.
+    """
+    conversation = _find(read_conversations(file, ignore), record, file)
+    if model:
+        assistant = load_assistant(model)
+    else:
+        assistant = fresh_assistant(
+            "scenes-vit", "scenes-llama", "mlp2x_gelu", "square", "vicuna_v1", 0
+        )
+    name = template or assistant.card.template
+    encoded = encode(find_template(name).render(conversation), assistant.tokenizer)
+    width = assistant.model.vision.image_tokens
+    return Seen(
+        conversation.id,
+        name,
+        stretches(encoded, assistant.tokenizer, width),
+        token_rows(encoded, assistant.tokenizer, width),
+    )
+
+
+def _find(conversations: list[Conversation], record: str, file: Path) -> Conversation:
+    """Find a record by id, else by number.
+
+    Raises:
+        UsageError: There is no such record.
+    """
+    for conversation in conversations:
+        if conversation.id == record:
+            return conversation
+    if record.isdigit() and int(record) < len(conversations):
+        return conversations[int(record)]
+    raise UsageError(
+        f"{file} has no record {record!r}; give an id, such as {conversations[0].id!r}, or a number below "
+        f"{len(conversations)}"
+    )

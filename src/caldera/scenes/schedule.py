@@ -1,0 +1,49 @@
+"""How both backbones are stepped: AdamW that decays matrices, a rate that rises and falls, a copy in fp16."""
+
+import math
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+_Model = TypeVar("_Model", bound=PreTrainedModel)
+
+
+def decaying_adamw(
+    model: nn.Module, rate: float, weight_decay: float, betas: tuple[float, float]
+) -> torch.optim.AdamW:
+    """Build AdamW with decay on matrices only."""
+    matrices = [each for each in model.parameters() if each.ndim > 1]
+    others = [each for each in model.parameters() if each.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
+
+
+def take_step(
+    loss: torch.Tensor, model: nn.Module, optimiser: torch.optim.Optimizer, rate: float
+) -> None:
+    """Take one clipped step at `rate`."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+    optimiser.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimiser.step()
+
+
+def half_cosine(step: int, total: int, warmup: int) -> float:
+    """Return the share of the peak rate: it rises over `warmup` steps and falls along half a cosine."""
+    falling = 0.5 + 0.5 * math.cos(math.pi * step / total)
+    return min(1.0, (step + 1) / warmup) * falling
+
+
+def save_half(model: _Model, out: Path) -> None:
+    """Write a copy of the model in fp16; the model goes on as it is."""
+    copy = type(model)(model.config)
+    copy.load_state_dict(model.state_dict())
+    copy.to(torch.float16).save_pretrained(out)

@@ -1,0 +1,94 @@
+"""The house's own rules: imports point left, files and functions stay small, names say what they hold."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "src" / "caldera"
+GROUND = ("errors", "storage", "skips", "progress", "settings", "boxes", "english", "conversation")
+ORDER = (
+    *GROUND, "scenes", "annotations", "instructions", "batches", "model", "training", "inference", "evaluation",
+    "chat", "tools", "recipes", "cli", "__main__",
+)  # fmt: skip
+BANNED = {"utils", "util", "helpers", "common", "misc"}
+MAX_FILE, MAX_FUNCTION = 400, 60
+FLOORS = {name: max(0, ORDER.index(name) - len(GROUND) + 1) for name in ORDER}
+"""Folders by their place on the way; the ground modules share floor 0 and may name each other."""
+
+
+def layer(path: Path, root: Path) -> str:
+    """Name the folder (or root module) that `path` belongs to."""
+    return path.relative_to(root).parts[0].removesuffix(".py")
+
+
+def imported_layers(tree: ast.Module) -> Iterator[str]:
+    """Yield the layer of every import from caldera, at any depth in the file."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == "caldera":
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("caldera."):
+            yield (node.module or "").split(".")[1]
+        elif isinstance(node, ast.Import):
+            paths = [alias.name.split(".") for alias in node.names]
+            yield from (path[1] for path in paths if path[0] == "caldera" and len(path) > 1)
+
+
+def faults(root: Path) -> list[str]:
+    """List every breach of the rules under `root`, one line each."""
+    return [fault for path in sorted(root.rglob("*.py")) for fault in faults_of(path, root)]
+
+
+def faults_of(path: Path, root: Path) -> Iterator[str]:
+    """Yield every breach of the rules in one file."""
+    text = path.read_text()
+    tree = ast.parse(text)
+    here, where = layer(path, root), path.relative_to(root)
+    if BANNED & {word for part in where.with_suffix("").parts for word in part.split("_")}:
+        yield f"{where}: name it for what it holds"
+    if (length := len(text.splitlines())) > MAX_FILE:
+        yield f"{where}: {length} lines, over {MAX_FILE}"
+    if not ast.get_docstring(tree):
+        yield f"{where}: no docstring saying what comes in and what goes out"
+    if here != "__init__" and here not in FLOORS:
+        yield f"{where}: {here} has no place in ORDER"
+    for name in sorted(set(imported_layers(tree)) & FLOORS.keys()):
+        if FLOORS[name] > FLOORS.get(here, len(ORDER)):
+            yield f"{where}: {here} may not import {name}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            if lines > MAX_FUNCTION:
+                yield f"{where}:{node.lineno} {node.name}: {lines} lines"
+
+
+def test_the_house_obeys_its_rules() -> None:
+    """No file of the package breaks a rule, and there are files to look at."""
+    assert len(list(ROOT.rglob("*.py"))) > 50
+    assert faults(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "expected"),
+    [
+        ("model/utils.py", '"""Odds and ends."""\n', "name it for what it holds"),
+        ("model/data_utils.py", '"""More odds."""\n', "name it for what it holds"),
+        ("model/big.py", '"""Big."""\n' + "x = 1\n" * 400, "401 lines"),
+        ("model/mute.py", "x = 1\n", "no docstring"),
+        ("model/early.py", '"""Early."""\nfrom caldera.chat.session import S\n', "may not import"),
+        ("errors.py", '"""Low."""\nimport caldera.model.llava\n', "may not import model"),
+        ("stray/thing.py", '"""Lost."""\n', "no place in ORDER"),
+        ("model/long.py", '"""Long."""\ndef f():\n' + "    x = 1\n" * 60, "61 lines"),
+    ],
+)
+def test_each_rule_is_enforced(tmp_path: Path, file: str, text: str, expected: str) -> None:
+    """Each kind of breach is reported once, by file."""
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+
+    [fault] = faults(tmp_path)
+
+    assert fault.startswith(file)
+    assert expected in fault
