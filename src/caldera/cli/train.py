@@ -120,7 +120,12 @@ def _report(outcome: Any, folder: Path) -> None:  # noqa: ANN401 - its type is h
         err.print(f"done before: {folder / 'model'}", markup=False)
         return
     err.print(
-        f"{outcome.steps} steps in {outcome.seconds:.0f} s ({outcome.samples_per_second:.1f} conversations/s); "
-        f"loss on held-out records {outcome.first_validation_loss:.3f} -> {outcome.last_validation_loss:.3f}"
+        f"{outcome.steps} steps in {outcome.seconds:.0f} s "
+        f"({outcome.samples_per_second:.1f} conversations/s)"
     )
+    if outcome.last_validation_loss is not None:
+        err.print(
+            f"loss on held-out records: {outcome.first_validation_loss:.3f} -> "
+            f"{outcome.last_validation_loss:.3f} nats per token"
+        )
     err.print(f"model: {folder / 'model'}", markup=False)

@@ -19,7 +19,7 @@ from caldera.skips import Skips
 from caldera.storage import write_json
 from caldera.training.devices import Means
 from caldera.training.loop import Outcome
-from caldera.training.run import DataSet, Place, run_stage
+from caldera.training.run import DataSet, StageJob
 from caldera.training.stage import Stage
 
 
@@ -86,16 +86,17 @@ def train_on_files(
         conversations=read_conversations(files.data, files.ignore),
         pictures=files.pictures or files.data.parent,
     )
-    place = Place(out=files.out, features=files.out.parent / "features")
-    _, outcome = run_stage(
-        stage,
-        start,
-        data,
-        place,
+    job = StageJob(
+        stage=stage,
+        assistant=start,
+        data=data,
+        out=files.out,
+        features=files.out.parent / "features",
         means=means,
         skips=Skips(max_bad),
         resume=resume,
     )
+    _, outcome = job.run()
     return outcome
 
 

@@ -40,7 +40,7 @@ from caldera.scenes.kinds import Split
 from caldera.skips import Skips
 from caldera.storage import holding, write_json
 from caldera.training.devices import Means
-from caldera.training.run import DataSet, Place, run_stage
+from caldera.training.run import DataSet, StageJob
 from caldera.training.stage import Stage
 
 
@@ -159,16 +159,17 @@ class Way:
             conversations=read_conversations(self._out / "data" / f"{stage.name}.json"),
             pictures=self._out / "data",
         )
-        place = Place(out=self._out / name, features=self._out / "features")
-        trained, _ = run_stage(
-            stage,
-            start,
-            data,
-            place,
+        job = StageJob(
+            stage=stage,
+            assistant=start,
+            data=data,
+            out=self._out / name,
+            features=self._out / "features",
             means=self._means,
             skips=Skips(),
             resume=True,
         )
+        trained, _ = job.run()
         return trained
 
     def _measure(

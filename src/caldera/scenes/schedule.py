@@ -46,4 +46,5 @@ def save_half(model: _Model, out: Path) -> None:
     """Write a copy of the model in fp16; the model goes on as it is."""
     copy = type(model)(model.config)
     copy.load_state_dict(model.state_dict())
-    copy.to(torch.float16).save_pretrained(out)
+    nn.Module.half(copy)
+    copy.save_pretrained(out)

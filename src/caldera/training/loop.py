@@ -45,9 +45,9 @@ class Outcome:
 
     steps: int
     seconds: float
-    first_validation_loss: float
-    last_validation_loss: float
-    """Nats per learned token on held-out conversations; not a number where none were held out."""
+    first_validation_loss: float | None
+    last_validation_loss: float | None
+    """Nats per learned token on held-out conversations; None where none were held out."""
 
     samples_per_second: float
 
@@ -98,10 +98,10 @@ class Run:
                     yield indices
                 step += 1
 
-    def validation_loss(self) -> float:
-        """Return the mean loss on the held-out samples; not a number where there are none."""
+    def validation_loss(self) -> float | None:
+        """Return the mean loss on the held-out samples; None where there are none."""
         if not self.held_out:
-            return float("nan")
+            return None
         ordered = sorted(self.held_out, key=lambda sample: sample.length)
         size = self.stage.micro_batch_size or self.stage.batch_size
         parts = (ordered[at : at + size] for at in range(0, len(ordered), size))
@@ -131,7 +131,7 @@ def train(run: Run, *, resume: bool) -> Outcome:
     optimiser = build_optimiser(run.model, run.stage)
     checkpoints = run.folder / "checkpoints"
     start, first_loss = 0, None
-    if resume and (found := newest_checkpoint(checkpoints)):
+    if found := newest_checkpoint(checkpoints) if resume else None:
         if run.identity and found.identity != run.identity:
             raise UsageError(
                 f"the checkpoint in {checkpoints} was made with other data, settings or weights; "
@@ -142,9 +142,9 @@ def train(run: Run, *, resume: bool) -> Outcome:
         log.info("going on from step %d", start)
     begun = time.monotonic()
     with Record(run.folder, from_step=start) as record:
-        if first_loss is None:
+        if start == 0:
             first_loss = run.validation_loss()
-            record.add(0, {"validation_loss": first_loss})
+            record.add(0, {"validation_loss": first_loss} if first_loss is not None else {})
         last_loss = _steps(run, optimiser, record, start, first_loss)
     seconds = time.monotonic() - begun
     done = (run.total_steps - start) * run.stage.batch_size
@@ -152,8 +152,8 @@ def train(run: Run, *, resume: bool) -> Outcome:
 
 
 def _steps(
-    run: Run, optimiser: torch.optim.Optimizer, record: Record, start: int, first_loss: float
-) -> float:
+    run: Run, optimiser: torch.optim.Optimizer, record: Record, start: int, first_loss: float | None
+) -> float | None:
     """Take all steps from `start` on; return the last validation loss."""
     stage, total = run.stage, run.total_steps
     run.model.train()
@@ -176,7 +176,7 @@ def _steps(
             done = step + 1
             if done == total or done % stage.validate_every == 0:
                 loss = run.validation_loss()
-                values["validation_loss"] = loss
+                values |= {"validation_loss": loss} if loss is not None else {}
             record.add(done, values)
             if done % stage.checkpoint_every == 0 and done < total:
                 _save(run, optimiser, done, first_loss)
@@ -186,7 +186,7 @@ def _steps(
     return loss
 
 
-def _save(run: Run, optimiser: torch.optim.Optimizer, step: int, first_loss: float) -> None:
+def _save(run: Run, optimiser: torch.optim.Optimizer, step: int, first_loss: float | None) -> None:
     """Write a checkpoint."""
     extra = {"first_validation_loss": first_loss}
     state = Checkpoint(step, run.identity, gather(run.model, optimiser), extra)

@@ -11,7 +11,6 @@ OUT/
 ```
 """
 
-import json
 import logging
 import random
 from collections.abc import Sequence
@@ -25,10 +24,11 @@ from caldera.batches.samples import Sample, SampleMaker
 from caldera.batches.templates import find_template
 from caldera.conversation import Conversation
 from caldera.errors import InputError, UsageError
+from caldera.model.card import Card, read_card
 from caldera.model.folder import Assistant, load_assistant, save_assistant
+from caldera.model.llava import Llava
 from caldera.model.projector import fit_spread
 from caldera.model.weights import digest_of
-from caldera.progress import Progress
 from caldera.skips import Skips
 from caldera.storage import holding, write_json
 from caldera.training.devices import Compute, Means, keep_freed_memory
@@ -53,83 +53,128 @@ class DataSet:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
-    """Where a stage works."""
+class StageJob:
+    """One stage on one data set in one folder."""
 
+    stage: Stage
+    assistant: Assistant
+    """Where to start; its model is changed."""
+
+    data: DataSet
     out: Path
     """The run's folder."""
 
     features: Path
     """Folder of kept features; stages and runs may share it."""
 
+    means: Means
+    skips: Skips
+    """Takes bad records."""
 
-def run_stage(
-    stage: Stage,
-    assistant: Assistant,
-    data: DataSet,
-    place: Place,
-    *,
-    means: Means,
-    skips: Skips,
-    resume: bool = False,
-) -> tuple[Assistant, Outcome | None]:
-    """Train `assistant` as `stage` says and write its model folder.
+    resume: bool = False
+    """Go on from a checkpoint, or keep a finished model of the same settings and data."""
 
-    Args:
-        stage: What to train, and how.
-        assistant: Where to start; its model is changed.
-        data: What to learn from.
-        place: Where to write.
-        means: Device, precision, and who follows the work.
-        skips: Takes bad records.
-        resume: Go on from a checkpoint, or keep a finished model of the same settings and data.
+    def run(self) -> tuple[Assistant, Outcome | None]:
+        """Train and write the model folder.
 
-    Returns:
-        The trained assistant, and what training came to; None where the model stood there already.
+        Returns:
+            The trained assistant, and what training came to; None where the model stood there already.
 
-    Raises:
-        CalderaError: The folder is in use, data is bad, training failed, or writing did.
-    """
-    keep_freed_memory()
-    with holding(place.out):
-        samples = _samples(stage, assistant, data, means.progress, skips)
-        parents = {"start": digest_of(assistant.model.state_dict())}
-        identity = identity_of(stage, samples, parents)
-        if resume and _finished(place.out, identity):
-            log.info("%s is done already", place.out / "model")
-            return load_assistant(place.out / "model"), None
-        if (place.out / "model").exists() and not resume:
-            raise UsageError(
-                f"{place.out} holds a finished run; choose another --out, or pass --resume to go on"
-            )
-        write_json(place.out / "stage.json", asdict(stage))
-        report_parts(train_only(assistant.model, stage.trains))
-        source, samples = _pictures(stage, assistant, samples, place, means, skips)
-        if skips.taken:
-            skips.write(place.out / "bad.jsonl")
-            log.warning(
-                "%d bad records left out, listed in %s", len(skips.taken), place.out / "bad.jsonl"
-            )
-        if stage.fit_projector and assistant.card.stage is None:
-            _fit_projector(assistant, samples, source)
-        learning, held_out = _split(samples, stage)
-        _place_model(assistant, means.compute)
+        Raises:
+            CalderaError: The folder is in use, data is bad, training failed, or writing did.
+        """
+        keep_freed_memory()
+        with holding(self.out):
+            samples = self._samples()
+            start = {"start": digest_of(self.assistant.model.state_dict())}
+            identity = identity_of(self.stage, samples, start)
+            if self.resume and _finished(self.out, identity):
+                log.info("%s is done already", self.out / "model")
+                return load_assistant(self.out / "model"), None
+            if (self.out / "model").exists():
+                raise UsageError(
+                    f"{self.out} holds a finished run of other data or settings, or --resume was not given; "
+                    "choose another --out"
+                )
+            write_json(self.out / "stage.json", asdict(self.stage))
+            return self._train(samples, identity)
+
+    def _samples(self) -> list[Sample]:
+        """Encode the data set for this stage and model."""
+        model = self.assistant.model
+        maker = SampleMaker(
+            tokenizer=self.assistant.tokenizer,
+            template=find_template(self.stage.template),
+            image_token_id=model.image_token_id,
+            image_tokens=model.vision.image_tokens,
+            max_length=self.stage.max_length,
+        )
+        conversations = self.data.conversations
+        with self.means.progress.job("reading conversations", len(conversations)) as tick:
+            return maker.make_all(conversations, self.data.pictures, self.skips, tick)
+
+    def _train(self, samples: list[Sample], identity: str) -> tuple[Assistant, Outcome]:
+        """Freeze, look at the pictures, train, and save."""
+        assistant, compute = self.assistant, self.means.compute
+        report_parts(train_only(assistant.model, self.stage.trains))
+        source, samples = self._pictures(samples)
+        if self.skips.taken:
+            self.skips.write(self.out / "bad.jsonl")
+            listed = self.out / "bad.jsonl"
+            log.warning("%d bad records left out, listed in %s", len(self.skips.taken), listed)
+        if self.stage.fit_projector and assistant.card.stage is None:
+            _fit_projector(assistant.model, samples, source)
+        learning, held_out = split_off(samples, self.stage.validation_rows, self.stage.seed)
+        _place_model(assistant, compute)
         run = Run(
-            stage=stage,
+            stage=self.stage,
             model=assistant.model,
             samples=learning,
             held_out=held_out,
             pictures=source,
             padding_id=assistant.tokenizer.pad_token_id,
-            compute=means.compute,
-            folder=place.out,
-            progress=means.progress,
+            compute=compute,
+            folder=self.out,
+            progress=self.means.progress,
             identity=identity,
         )
-        outcome = train(run, resume=resume)
-        trained = _with_card(assistant, stage, identity, outcome)
-        save_assistant(place.out / "model", trained)
+        outcome = train(run, resume=self.resume)
+        trained = replace(assistant, card=self._card(identity, outcome))
+        save_assistant(self.out / "model", trained)
         return trained, outcome
+
+    def _pictures(self, samples: list[Sample]) -> tuple[PictureSource, list[Sample]]:
+        """Choose where pictures come from, and leave out samples whose pictures cannot be used."""
+        paths = list(dict.fromkeys(path for sample in samples for path in sample.pictures))
+        if "vision" in self.stage.trains or not self.stage.keep_features or not paths:
+            return Pixels(self.assistant.processor), samples
+        bad: dict[Path, InputError] = {}
+        source = tower_features(
+            self.assistant,
+            self.features,
+            paths,
+            means=self.means,
+            on_fault=bad.__setitem__,
+        )
+        for sample in samples:
+            if unusable := [path for path in sample.pictures if path in bad]:
+                self.skips.take(f"record {sample.id!r}", bad[unusable[0]])
+        self.skips.check(len(samples))
+        return source, [sample for sample in samples if not bad.keys() & set(sample.pictures)]
+
+    def _card(self, identity: str, outcome: Outcome) -> Card:
+        """Write what this stage did on the assistant's card."""
+        card, stage = self.assistant.card, self.stage
+        loss = outcome.last_validation_loss
+        return card.model_copy(
+            update={
+                "template": stage.template,
+                "stage": stage.name,
+                "recipe": {**card.recipe, stage.name: asdict(stage)},
+                "parents": {**card.parents, "run": identity},
+                "metrics": {} if loss is None else {"validation_loss": loss},
+            }
+        )
 
 
 def report_parts(parts: Sequence[PartReport]) -> None:
@@ -139,87 +184,38 @@ def report_parts(parts: Sequence[PartReport]) -> None:
         log.info("%-10s %12s parameters  %s", part.part, f"{part.parameters:,}", state)
 
 
-def _samples(
-    stage: Stage, assistant: Assistant, data: DataSet, progress: Progress, skips: Skips
-) -> list[Sample]:
-    """Encode the data set for this stage and model."""
-    maker = SampleMaker(
-        tokenizer=assistant.tokenizer,
-        template=find_template(stage.template),
-        image_token_id=assistant.model.image_token_id,
-        image_tokens=assistant.model.vision.image_tokens,
-        max_length=stage.max_length,
-    )
-    with progress.job("reading conversations", len(data.conversations)) as tick:
-        return maker.make_all(data.conversations, data.pictures, skips, tick)
+def split_off(samples: Sequence[Sample], rows: int, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """Hold out about `rows` samples, at most a tenth; samples with the same first picture stay on one side.
+
+    Returns:
+        Samples to learn from, and samples held out.
+    """
+    wanted = min(rows, len(samples) // 10)
+    groups: dict[str, list[int]] = {}
+    for at, sample in enumerate(samples):
+        key = str(sample.pictures[0]) if sample.pictures else f"no picture {at}"
+        groups.setdefault(key, []).append(at)
+    order = sorted(groups)
+    random.Random(seed).shuffle(order)
+    held_out: set[int] = set()
+    for group in (groups[key] for key in order):
+        if len(held_out) + len(group) <= wanted:
+            held_out.update(group)
+    learning = [sample for at, sample in enumerate(samples) if at not in held_out]
+    return learning, [samples[at] for at in sorted(held_out)]
 
 
 def _finished(out: Path, identity: str) -> bool:
     """Tell whether the folder holds the result of this very run."""
-    card = out / "model" / "caldera.json"
-    return card.is_file() and json.loads(card.read_text())["parents"].get("run") == identity
+    return (out / "model").is_dir() and read_card(out / "model").parents.get("run") == identity
 
 
-def _pictures(
-    stage: Stage,
-    assistant: Assistant,
-    samples: list[Sample],
-    place: Place,
-    means: Means,
-    skips: Skips,
-) -> tuple[PictureSource, list[Sample]]:
-    """Choose where pictures come from, and leave out samples whose pictures cannot be used."""
-    paths = list(dict.fromkeys(path for sample in samples for path in sample.pictures))
-    if "vision" in stage.trains or not stage.keep_features or not paths:
-        return Pixels(assistant.processor), samples
-    bad: dict[Path, InputError] = {}
-    source = tower_features(
-        assistant,
-        place.features,
-        paths,
-        means=means,
-        on_fault=bad.__setitem__,
-    )
-    for sample in samples:
-        for path in sample.pictures:
-            if path in bad:
-                skips.take(f"record {sample.id!r}", bad[path])
-                break
-    skips.check(len(samples))
-    return source, [sample for sample in samples if not bad.keys() & set(sample.pictures)]
-
-
-def _fit_projector(assistant: Assistant, samples: Sequence[Sample], source: PictureSource) -> None:
+def _fit_projector(model: Llava, samples: Sequence[Sample], source: PictureSource) -> None:
     """Scale the fresh projector by the features of the first pictures."""
     paths = [path for sample in samples for path in sample.pictures][:_FIT_ON]
-    model = assistant.model
     with torch.no_grad():
         features = model.patch_features(source(paths)).float()
     fit_spread(model.projector, features, model.word_table)
-
-
-def _split(samples: Sequence[Sample], stage: Stage) -> tuple[list[Sample], list[Sample]]:
-    """Cut off the held-out samples; records of one picture stay on one side.
-
-    Raises:
-        UsageError: That leaves nothing to learn from.
-    """
-    order = sorted({sample.pictures or (Path(sample.id),) for sample in samples})
-    random.Random(stage.seed).shuffle(order)
-    held_out: list[Sample] = []
-    by_pictures: dict[tuple[Path, ...], list[Sample]] = {}
-    for sample in samples:
-        by_pictures.setdefault(sample.pictures or (Path(sample.id),), []).append(sample)
-    for pictures in order:
-        if len(held_out) >= stage.validation_rows:
-            break
-        held_out += by_pictures.pop(pictures)
-    if not by_pictures:
-        raise UsageError(
-            f"validation_rows={stage.validation_rows} leaves nothing of {len(samples)} records to learn from"
-        )
-    kept = {sample.id for group in by_pictures.values() for sample in group}
-    return [sample for sample in samples if sample.id in kept], held_out
 
 
 def _place_model(assistant: Assistant, compute: Compute) -> None:
@@ -227,18 +223,3 @@ def _place_model(assistant: Assistant, compute: Compute) -> None:
     assistant.model.to(compute.device)
     assistant.model.language.set_attn_implementation(compute.attention)
     assistant.model.vision.tower.set_attn_implementation(compute.attention)
-
-
-def _with_card(assistant: Assistant, stage: Stage, identity: str, outcome: Outcome) -> Assistant:
-    """Return the assistant with what this stage did written on its card."""
-    losses = {"validation_loss": outcome.last_validation_loss} if stage.validation_rows else {}
-    card = assistant.card.model_copy(
-        update={
-            "template": stage.template,
-            "stage": stage.name,
-            "recipe": {**assistant.card.recipe, stage.name: asdict(stage)},
-            "parents": {**assistant.card.parents, "run": identity},
-            "metrics": losses,
-        }
-    )
-    return replace(assistant, card=card)
