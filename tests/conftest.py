@@ -3,9 +3,24 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pytest_socket import disable_socket
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging as transformers_logging
+
+from caldera.model.assemble import assemble
+from caldera.model.folder import Assistant
 
 THIRD_PARTY = Path(
     os.environ.get("CALDERA_THIRD_PARTY", Path(__file__).parents[2] / "shared" / "data")
@@ -15,6 +30,8 @@ THIRD_PARTY = Path(
 def pytest_configure() -> None:
     """Use two threads, and keep transformers quiet."""
     torch.set_num_threads(2)
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
 
 
 @pytest.fixture(autouse=True)
@@ -29,3 +46,92 @@ def third_party() -> Path:
     if not THIRD_PARTY.is_dir():
         pytest.skip(f"no third-party data at {THIRD_PARTY}; set CALDERA_THIRD_PARTY")
     return THIRD_PARTY
+
+
+WORDS = (
+    "a the dog cat bird is are on in left right yes no two one three what where how many there do you see picture "
+    "shows describe meadow beach USER: ASSISTANT: A chat between curious user and an artificial intelligence "
+    "assistant. gives helpful, detailed, polite answers to user's questions. Picture B: C:"
+)
+
+
+@pytest.fixture(scope="session")
+def vision_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random CLIP vision tower: 3 x 3 patches of 2 pixels, 10 wide."""
+    folder = tmp_path_factory.mktemp("towers") / "vision"
+    torch.manual_seed(1)
+    shape = CLIPVisionConfig(
+        hidden_size=10,
+        intermediate_size=14,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=6,
+        patch_size=2,
+        projection_dim=7,
+    )
+    CLIPVisionModel(shape).save_pretrained(folder)
+    CLIPImageProcessorPil(
+        size={"shortest_edge": 6}, crop_size={"height": 6, "width": 6}
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with LLaMA's special tokens."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=337,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator([WORDS] * 3, trainer)
+    bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+
+
+@pytest.fixture(scope="session")
+def language_folder(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast
+) -> Path:
+    """A random LLaMA, 12 wide."""
+    folder = tmp_path_factory.mktemp("towers") / "language"
+    torch.manual_seed(2)
+    shape = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=12,
+        intermediate_size=22,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    LlamaForCausalLM(shape).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def assistant(vision_folder: Path, language_folder: Path) -> Assistant:
+    """The two random towers joined by a fresh projector, in fp32."""
+    return assemble(vision_folder, language_folder, seed=3)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of seven small pictures of different sizes, `0.png` to `6.png`."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(5)
+    for number in range(7):
+        shape = (5 + 2 * number, 19 - 2 * number, 3)
+        values = rng.integers(0, 256, shape, dtype=np.uint8)
+        Image.fromarray(values).save(folder / f"{number}.png")
+    return folder

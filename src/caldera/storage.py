@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from caldera.errors import OutputError, UsageError
 
@@ -48,6 +49,11 @@ def write_whole(path: Path, content: bytes | str) -> None:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+
+
+def as_json(value: object) -> Any:  # noqa: ANN401 - whatever JSON holds
+    """Return a value as it is after a trip through JSON: tuples are lists, keys are text."""
+    return json.loads(json.dumps(value))
 
 
 def write_json(path: Path, value: object) -> None:

@@ -1,7 +1,7 @@
 """A model folder in, a working model out, and back: a folder that transformers itself loads, plus `caldera.json`.
 
-What transformers cannot express, a single linear projector, is stored under a model type it does not know, so that it
-refuses the folder instead of loading half of it.
+What transformers cannot express, a single linear projector, is stored under a model type and an activation it does not
+know, so that it refuses the folder instead of loading half of it.
 """
 
 import json
@@ -38,6 +38,7 @@ from caldera.model.weights import (
     fill,
     from_disk,
     read_weights,
+    tied_names,
     to_disk,
     write_weights,
 )
@@ -77,8 +78,8 @@ def save_assistant(folder: Path, assistant: Assistant) -> None:
     """
     model, tokenizer = assistant.model, assistant.tokenizer
     language = dict(model.language.state_dict())
-    if model.language.config.tie_word_embeddings:
-        language.pop("lm_head.weight", None)
+    for name in tied_names(model.language):
+        language.pop(name, None)
     weights = to_disk(model.vision.tower.state_dict(), model.projector.state_dict(), language)
     with whole_folder(folder) as fresh:
         write_json(fresh / "config.json", _config(assistant))
@@ -105,6 +106,8 @@ def _config(assistant: Assistant) -> dict[str, Any]:
     known = isinstance(model.projector, MlpProjector)
     config["architectures"] = ["LlavaForConditionalGeneration"] if known else ["Llava"]
     config["model_type"] = "llava" if known else "caldera_llava"
+    if not known:
+        config["projector_hidden_act"] = "none, a single linear projector"
     config["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
     return config
 
@@ -227,7 +230,8 @@ def _load_part(
     with torch.device("meta"):
         shell = factory.from_config(config)  # type: ignore[no-untyped-call]
     part = from_disk(weights, prefix)
-    check_fit(shell, part, prefix.rstrip("."), folder)
+    optional = tied_names(shell) if factory is AutoModelForCausalLM else frozenset()
+    check_fit(shell, part, prefix.rstrip("."), folder, optional)
     return fill(shell, part, dtype)
 
 

@@ -73,10 +73,11 @@ class Llava(nn.Module):
         """
         is_image = ids == self.image_token_id  # (rows, tokens)
         words = self.language.get_input_embeddings()(ids)  # (rows, tokens, width)
+        dtype = self.projector.layers[0].weight.dtype
         if len(pictures) == 0:
-            no_tokens = words.new_zeros(0, 1, words.shape[-1])
-            return splice(words, no_tokens, is_image)
-        features = self.patch_features(pictures).to(self.projector.layers[0].weight.dtype)
+            features = words.new_zeros(0, 1, self.vision.width, dtype=dtype)
+        else:
+            features = self.patch_features(pictures).to(dtype)  # (images, patches, vision width)
         return splice(words, self.projector(features), is_image)
 
     def hidden(self, batch: Batch) -> Tensor:

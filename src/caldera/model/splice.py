@@ -18,6 +18,6 @@ def splice(embeddings: Tensor, image_tokens: Tensor, is_image: Tensor) -> Tensor
     if marked != arrived:
         raise ValueError(f"{marked} tokens are marked as image but {arrived} image tokens arrived")
     if arrived == 0:
-        return embeddings
+        return embeddings + image_tokens.sum()  # adds nothing, but keeps the projector in the graph
     flat = image_tokens.flatten(0, 1).to(embeddings.dtype)  # (images * patches, width)
     return embeddings.masked_scatter(is_image.unsqueeze(-1), flat)  # (rows, tokens, width)

@@ -110,8 +110,14 @@ def digest_of(weights: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def check_fit(module: nn.Module, weights: Mapping[str, Tensor], part: str, source: Path) -> None:
-    """Compare names and shapes of weights with what a module takes.
+def check_fit(
+    module: nn.Module,
+    weights: Mapping[str, Tensor],
+    part: str,
+    source: Path,
+    optional: frozenset[str] = frozenset(),
+) -> None:
+    """Compare names and shapes of weights with what a module takes; `optional` ones may be missing.
 
     Raises:
         ModelFolderError: A weight is missing, not expected, or has another shape.
@@ -120,7 +126,6 @@ def check_fit(module: nn.Module, weights: Mapping[str, Tensor], part: str, sourc
         name.removeprefix(_INNER): tuple(each.shape) for name, each in module.state_dict().items()
     }
     given = {name: tuple(each.shape) for name, each in weights.items()}
-    optional = _tied(module)
     missing = sorted(wanted.keys() - given.keys() - optional)
     surplus = sorted(given.keys() - wanted.keys())
     if missing or surplus:
@@ -134,11 +139,10 @@ def check_fit(module: nn.Module, weights: Mapping[str, Tensor], part: str, sourc
             )
 
 
-def _tied(module: nn.Module) -> set[str]:
-    """Name the weights that a module takes from others when they are not given."""
-    if isinstance(module, PreTrainedModel) and module.config.tie_word_embeddings:
-        return set(module._tied_weights_keys or ())
-    return set()
+def tied_names(language: PreTrainedModel) -> frozenset[str]:
+    """Name the weights that a language model shares with its embeddings, which need not be given."""
+    tied = language.config.tie_word_embeddings
+    return frozenset(language._tied_weights_keys or ()) if tied else frozenset()
 
 
 def fill(

@@ -38,7 +38,7 @@ from caldera.scenes.backbones import find_backbone
 from caldera.scenes.folder import write_scenes
 from caldera.scenes.kinds import Split
 from caldera.skips import Skips
-from caldera.storage import holding, write_json
+from caldera.storage import as_json, holding, write_json
 from caldera.training.devices import Means
 from caldera.training.run import DataSet, StageJob
 from caldera.training.stage import Stage
@@ -62,7 +62,7 @@ def _claim(out: Path, recipe: Recipe) -> None:
         UsageError: Another one's run is there.
     """
     file = out / "recipe.json"
-    said = json.loads(json.dumps(asdict(recipe)))
+    said = as_json(asdict(recipe))
     if not file.is_file():
         write_json(file, said)
     elif json.loads(file.read_text()) != said:

@@ -130,7 +130,7 @@ def train(run: Run, *, resume: bool) -> Outcome:
     """
     optimiser = build_optimiser(run.model, run.stage)
     checkpoints = run.folder / "checkpoints"
-    start, first_loss = 0, None
+    start, first_loss, known = 0, None, -1
     if found := newest_checkpoint(checkpoints) if resume else None:
         if run.identity and found.identity != run.identity:
             raise UsageError(
@@ -138,10 +138,11 @@ def train(run: Run, *, resume: bool) -> Outcome:
                 "choose another --out, or start anew without --resume"
             )
         scatter(found.tensors, run.model, optimiser)
-        start, first_loss = found.step, found.extra["first_validation_loss"]
+        start = known = found.step
+        first_loss = found.extra["first_validation_loss"]
         log.info("going on from step %d", start)
     begun = time.monotonic()
-    with Record(run.folder, from_step=start) as record:
+    with Record(run.folder, after_step=known) as record:
         if start == 0:
             first_loss = run.validation_loss()
             record.add(0, {"validation_loss": first_loss} if first_loss is not None else {})

@@ -12,17 +12,19 @@ from caldera.storage import write_whole, writing
 class Record:
     """Appends one line of numbers for each event of a run; a run that goes on drops what came after its checkpoint."""
 
-    def __init__(self, folder: Path, *, from_step: int = 0) -> None:
-        """Open the record in `folder`; lines of steps from `from_step` on are dropped, as they will come again."""
+    def __init__(self, folder: Path, *, after_step: int = -1) -> None:
+        """Open the record in `folder`; lines of steps after `after_step` are dropped, as they will come again."""
         from torch.utils.tensorboard import SummaryWriter  # heavy, and only needed here
 
         self._file = folder / "metrics.jsonl"
         self._begun = time.monotonic()
         if self._file.is_file():
-            kept = [line for line in self._file.read_text().splitlines() if _step(line) < from_step]
+            kept = [
+                line for line in self._file.read_text().splitlines() if _step(line) <= after_step
+            ]
             write_whole(self._file, "".join(f"{line}\n" for line in kept))
         with writing(folder):
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=from_step)
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after_step + 1)
 
     def add(self, step: int, values: dict[str, float]) -> None:
         """Note `values` at `step`.

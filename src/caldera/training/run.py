@@ -30,7 +30,7 @@ from caldera.model.llava import Llava
 from caldera.model.projector import fit_spread
 from caldera.model.weights import digest_of
 from caldera.skips import Skips
-from caldera.storage import holding, write_json
+from caldera.storage import as_json, holding, write_json
 from caldera.training.devices import Compute, Means, keep_freed_memory
 from caldera.training.features import tower_features
 from caldera.training.freeze import PartReport, train_only
@@ -170,7 +170,7 @@ class StageJob:
             update={
                 "template": stage.template,
                 "stage": stage.name,
-                "recipe": {**card.recipe, stage.name: asdict(stage)},
+                "recipe": {**card.recipe, stage.name: as_json(asdict(stage))},
                 "parents": {**card.parents, "run": identity},
                 "metrics": {} if loss is None else {"validation_loss": loss},
             }

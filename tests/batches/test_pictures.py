@@ -1,0 +1,139 @@
+"""Pictures of every kind become the pixels the papers' code makes, or are refused in one line."""
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPImageProcessorPil
+
+from caldera.batches.pictures import MAX_PIXELS, PictureProcessor, decode_picture, open_picture
+from caldera.errors import PictureError
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def processor(side: int = 7, **changes: object) -> PictureProcessor:
+    """Return a small processor with CLIP's numbers."""
+    return PictureProcessor(side=side, mean=MEAN, std=STD, **changes)  # type: ignore[arg-type]
+
+
+def encoded(picture: Image.Image, form: str, **options: object) -> bytes:
+    """Return a picture as the bytes of a file."""
+    buffer = BytesIO()
+    picture.save(buffer, form, **options)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Return a random RGB picture."""
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(30, 20), (20, 30), (7, 7), (5, 90), (91, 6), (1, 1)]
+)
+def test_square_is_what_clips_processor_does(width: int, height: int) -> None:
+    """Resize of the short edge, centre crop and normalisation equal transformers' own, value for value."""
+    picture = noise(width, height)
+    theirs = CLIPImageProcessorPil(
+        size={"shortest_edge": 7},
+        crop_size={"height": 7, "width": 7},
+        image_mean=MEAN,
+        image_std=STD,
+    )
+
+    expected = torch.as_tensor(np.array(theirs(picture)["pixel_values"][0]))
+
+    torch.testing.assert_close(processor()(picture), expected, atol=1e-6, rtol=0)
+
+
+def test_pad_shows_everything_on_the_mean_colour() -> None:
+    """A picture of 3 x 2 stands in rows 0 and 1 of a 3 x 3 square whose last row is (122, 116, 104)."""
+    picture = Image.new("RGB", (3, 2), (10, 20, 30))
+
+    pixels = processor(side=3, aspect="pad")(picture)
+
+    colours = pixels.permute(1, 2, 0).numpy() * STD + MEAN
+    assert np.allclose(colours[:2] * 255, (10, 20, 30), atol=0.01)
+    assert np.allclose(colours[2] * 255, (122, 116, 104), atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("L", 100, (100, 100, 100)),
+        ("1", 1, (255, 255, 255)),
+        ("RGBA", (0, 0, 0, 0), (255, 255, 255)),
+        ("LA", (50, 255), (50, 50, 50)),
+        ("P", 0, (0, 0, 0)),
+        ("I;16", 256 * 77, (77, 77, 77)),
+    ],
+)
+def test_every_mode_becomes_rgb(mode: str, colour: object, expected: tuple[int, ...]) -> None:
+    """Grey, palette, 16-bit and transparent pictures are converted the same way every time, white under alpha."""
+    picture = Image.new(mode, (3, 2), colour)  # type: ignore[arg-type]
+    assert decode_picture(encoded(picture, "PNG"), "x.png").getpixel((1, 1)) == expected
+
+
+def test_cmyk_is_read() -> None:
+    """JPEGs of printers are pictures, too."""
+    picture = Image.new("CMYK", (8, 8), (0, 0, 0, 0))
+    assert decode_picture(encoded(picture, "JPEG"), "x.jpg").getpixel((3, 3)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int) -> None:
+    """A picture lies as its camera was held."""
+    picture = noise(4, 2)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+
+    turned = decode_picture(encoded(picture, "PNG", exif=exif), "x.png")
+
+    assert turned.size == ((2, 4) if orientation >= 5 else (4, 2))
+    if orientation == 3:
+        assert turned.tobytes() == picture.rotate(180).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "message"),
+    [
+        (b"", "a.jpg", r"a\.jpg is empty \(0 bytes\)"),
+        (b"no picture at all", "a.jpg", "is not a JPEG, PNG, WEBP, GIF picture"),
+        (encoded(noise(9, 9), "TIFF"), "a.jpg", "is not a JPEG"),
+        (encoded(noise(9, 9), "JPEG")[:200], "a.jpg", "broken or cut"),
+        (encoded(noise(40, 40), "PNG")[:900], "a.png", "broken or cut"),
+        (encoded(noise(9, 9), "GIF"), "a.jpg", "is a GIF by content; rename it"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(content: bytes, name: str, message: str) -> None:
+    """The message is one line, names the file, and shows nothing of the decoder's insides."""
+    with pytest.raises(PictureError, match=message) as caught:
+        decode_picture(content, name)
+    assert "\n" not in str(caught.value)
+    assert "0x" not in str(caught.value)
+
+
+def test_a_bomb_is_refused_from_its_header() -> None:
+    """A small file that declares a huge picture is never decoded."""
+    side = int(MAX_PIXELS**0.5) + 1
+    bomb = encoded(Image.new("1", (side, side)), "PNG")
+    assert len(bomb) < 10_000_000
+    with pytest.raises(PictureError, match="over the limit of 32,000,000"):
+        decode_picture(bomb, "bomb.png")
+
+
+def test_a_gif_by_its_own_name_is_read() -> None:
+    """The first frame counts."""
+    assert decode_picture(encoded(noise(9, 5), "GIF"), "a.gif").size == (9, 5)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    """The path is in the message."""
+    with pytest.raises(PictureError, match=r"nowhere\.png does not exist"):
+        open_picture(tmp_path / "nowhere.png")

@@ -1,0 +1,209 @@
+"""A model folder comes back as it was, is transformers' own, and is refused where anything does not fit."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForImageTextToText,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
+
+from caldera.batches.labels import encode
+from caldera.batches.picture_sources import Pixels
+from caldera.batches.templates import VICUNA_SYSTEM, Slot, Text, vicuna_v1
+from caldera.conversation import Conversation, Picture, Turn
+from caldera.errors import ModelFolderError
+from caldera.model.assemble import assemble
+from caldera.model.folder import Assistant, load_assistant, save_assistant
+
+
+def asked(count: int) -> Conversation:
+    """Return a question about `count` pictures."""
+    shown = tuple(Picture(f"{number}.png") for number in range(count))
+    return Conversation("q", (Turn("user", (*shown, "\nwhat is there?" if count else "what?")),))
+
+
+@torch.no_grad()
+def logits(assistant: Assistant, photos: Path, count: int) -> torch.Tensor:
+    """Return our model's logits for a question about `count` pictures."""
+    encoded = encode(vicuna_v1(asked(count)), assistant.tokenizer)
+    slot = assistant.model.image_token_id
+    encoded = encoded.with_image_tokens([assistant.model.vision.image_tokens] * count, slot)
+    pixels = Pixels(assistant.processor)([photos / path for path in encoded.picture_paths])
+    embedded = assistant.model.embed(torch.tensor([encoded.ids]), pixels)
+    return assistant.model.language(inputs_embeds=embedded).logits[0]
+
+
+@pytest.mark.parametrize("projector", ["mlp2x_gelu", "linear"])
+def test_a_saved_folder_loads_as_it_was(
+    tmp_path: Path, photos: Path, vision_folder: Path, language_folder: Path, projector: str
+) -> None:
+    """Weights, card, tokenizer and preparation all come back; the folder's name does not matter."""
+    made = assemble(vision_folder, language_folder, projector=projector, aspect="pad", seed=3)
+    save_assistant(tmp_path / "any name at all", made)
+
+    loaded = load_assistant(tmp_path / "any name at all")
+
+    assert loaded.card == made.card
+    assert loaded.processor == made.processor
+    assert torch.equal(logits(loaded, photos, 2), logits(made, photos, 2))
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_transformers_gives_the_same_logits(
+    tmp_path: Path, photos: Path, assistant: Assistant, count: int
+) -> None:
+    """LLaVA's own class in transformers loads the folder, and agrees in fp32 for 0, 1 and 3 pictures."""
+    save_assistant(tmp_path / "m", assistant)
+    theirs, report = LlavaForConditionalGeneration.from_pretrained(
+        tmp_path / "m", output_loading_info=True
+    )
+    processor = LlavaProcessor.from_pretrained(tmp_path / "m")
+    words = "<image>" * count + asked(count).turns[0].text
+    prompt = f"{VICUNA_SYSTEM} USER: {words} ASSISTANT:"
+    shown = [Image.open(photos / f"{number}.png") for number in range(count)]
+
+    inputs = processor(images=shown or None, text=prompt, return_tensors="pt")
+    with torch.no_grad():
+        expected = theirs(**inputs).logits[0]
+
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    torch.testing.assert_close(logits(assistant, photos, count), expected, atol=1e-5, rtol=0)
+
+
+def test_the_chat_template_writes_what_caldera_writes(tmp_path: Path, assistant: Assistant) -> None:
+    """Transformers' `apply_chat_template` renders a dialogue about a picture as vicuna_v1 does."""
+    save_assistant(tmp_path / "m", assistant)
+    processor = LlavaProcessor.from_pretrained(tmp_path / "m")
+    first = [{"type": "image"}, {"type": "text", "text": "what?"}]
+    said = [
+        {"role": "user", "content": first},
+        {"role": "assistant", "content": "a cat"},
+        {"role": "user", "content": "where?"},
+    ]
+    turns = (
+        Turn("user", (Picture("a"), "what?")),
+        Turn("assistant", ("a cat",)),
+        Turn("user", ("where?",)),
+    )
+    spans = vicuna_v1(Conversation("c", turns))
+    texts = (
+        span.text if isinstance(span, Text) else "<image>" if isinstance(span, Slot) else "</s>"
+        for span in list(spans)[1:]
+    )
+    assert processor.apply_chat_template(said) == "".join(texts)
+
+
+def test_transformers_refuses_what_it_cannot_express(
+    tmp_path: Path, vision_folder: Path, language_folder: Path
+) -> None:
+    """A folder with a single linear projector is not half loaded by transformers, but refused."""
+    save_assistant(tmp_path / "m", assemble(vision_folder, language_folder, projector="linear"))
+    with pytest.raises(KeyError, match="single linear projector"):
+        LlavaForConditionalGeneration.from_pretrained(tmp_path / "m")
+    with pytest.raises(ValueError, match="caldera_llava"):
+        AutoModelForImageTextToText.from_pretrained(tmp_path / "m")
+
+
+def broken_weights(folder: Path, change: str) -> None:
+    """Damage the weights of a folder in one way."""
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    name = "multi_modal_projector.linear_1.weight"
+    match change:
+        case "missing":
+            del weights[name]
+        case "surplus":
+            weights["language_model.model.extra"] = torch.zeros(3)
+        case "shape":
+            weights[name] = torch.zeros(3, 5)
+    save_file(weights, file)
+    if change == "cut":
+        file.write_bytes(file.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("missing", r"projector: missing \['linear_1.weight'\]"),
+        ("surplus", r"unexpected \['model.extra'\]"),
+        (
+            "shape",
+            r"linear_1.weight of the projector in .* has shape \(3, 5\); it needs \(12, 10\)",
+        ),
+        ("cut", "is broken or cut"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(
+    tmp_path: Path, assistant: Assistant, change: str, message: str
+) -> None:
+    """The message names the weight, in one line."""
+    save_assistant(tmp_path / "m", assistant)
+    broken_weights(tmp_path / "m", change)
+    with pytest.raises(ModelFolderError, match=message) as caught:
+        load_assistant(tmp_path / "m")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("config.json", {"auto_map": {"AutoModel": "evil.Model"}}, "would run code"),
+        ("config.json", {"image_token_index": 5}, "puts pictures at token 5"),
+        ("config.json", {"text_config": {"model_type": "no-such"}}, "'text_config'"),
+        ("caldera.json", {"surprise": 1}, "surprise"),
+        ("caldera.json", {"aspect": "round"}, "aspect"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(
+    tmp_path: Path, assistant: Assistant, file: str, change: dict[str, object], message: str
+) -> None:
+    """Nothing of the folder is run, and a field that is wrong is named."""
+    save_assistant(tmp_path / "m", assistant)
+    path = tmp_path / "m" / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ModelFolderError, match=message):
+        load_assistant(tmp_path / "m")
+
+
+def test_an_index_that_points_outside_is_refused(tmp_path: Path, assistant: Assistant) -> None:
+    """A shard named ../x is not opened."""
+    save_assistant(tmp_path / "m", assistant)
+    index = {"weight_map": {"a": "../stolen.safetensors"}}
+    (tmp_path / "m" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelFolderError, match="outside the folder"):
+        load_assistant(tmp_path / "m")
+
+
+def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
+    """A missing folder and a folder of something else get a line each."""
+    with pytest.raises(ModelFolderError, match="is not a folder"):
+        load_assistant(tmp_path / "nowhere")
+    with pytest.raises(ModelFolderError, match=r"has no caldera\.json"):
+        load_assistant(tmp_path)
+
+
+def test_a_failed_save_leaves_the_old_folder(
+    tmp_path: Path, assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When writing breaks off in the middle, what stood there still stands, and nothing else."""
+    save_assistant(tmp_path / "m", assistant)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "m").iterdir()}
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("caldera.model.folder.write_weights", full)
+    changed = replace(assistant, card=assistant.card.model_copy(update={"stage": "new"}))
+    with pytest.raises(Exception, match="No space left on device; free space"):
+        save_assistant(tmp_path / "m", changed)
+
+    assert {path.name: path.read_bytes() for path in (tmp_path / "m").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

@@ -1,0 +1,270 @@
+"""A stage run whole: it learns, it goes on after a kill as if nothing had happened, and it never overwrites."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from caldera.conversation import Conversation, Picture, Turn, write_conversations
+from caldera.errors import CalderaError, PictureError, RecordError, UsageError
+from caldera.model.assemble import assemble
+from caldera.model.folder import Assistant, load_assistant, save_assistant
+from caldera.progress import Silent, Tick
+from caldera.skips import Skips
+from caldera.training.checkpoint import newest_checkpoint
+from caldera.training.devices import Compute, Means
+from caldera.training.record import read_metrics
+from caldera.training.run import DataSet, StageJob, split_off
+from caldera.training.stage import FINETUNE, Stage
+
+MEANS = Means(Compute(torch.device("cpu"), torch.float32), Silent())
+
+STAGE = replace(
+    FINETUNE,
+    learning_rate=3e-3,
+    batch_size=4,
+    epochs=2,
+    validation_rows=4,
+    validate_every=5,
+    checkpoint_every=3,
+    max_length=256,
+)
+
+
+def dialogues(count: int) -> list[Conversation]:
+    """Return dialogues about one, two or no pictures."""
+    told = []
+    for number in range(count):
+        shown = tuple(Picture(f"{(number + at) % 7}.png") for at in range(number % 3))
+        answer = ("yes", "no", "the dog is on the left")[number % 3]
+        turns = (Turn("user", (*shown, "what do you see?")), Turn("assistant", (answer,)))
+        told.append(Conversation(f"r{number}", turns))
+    return told
+
+
+def job(
+    assistant: Assistant, photos: Path, out: Path, stage: Stage = STAGE, **changes: object
+) -> StageJob:
+    """Return a job on forty dialogues."""
+    data = DataSet(conversations=dialogues(40), pictures=photos)
+    given = {"data": data, "skips": Skips(), "resume": False, **changes}
+    return StageJob(
+        stage=stage,
+        assistant=assistant,
+        out=out,
+        features=out.parent / "features",
+        means=MEANS,
+        **given,  # type: ignore[arg-type]
+    )
+
+
+def test_a_run_learns_and_leaves_a_whole_folder(
+    assistant: Assistant, photos: Path, tmp_path: Path
+) -> None:
+    """The loss on held-out rows falls, every step is recorded, and the model folder says how it was made."""
+    trained, outcome = job(assistant, photos, tmp_path / "run").run()
+
+    assert outcome is not None
+    assert outcome.first_validation_loss is not None
+    assert outcome.last_validation_loss is not None
+    assert outcome.last_validation_loss < outcome.first_validation_loss - 0.3
+    events = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [event["step"] for event in events] == list(range(outcome.steps + 1))
+    loaded = load_assistant(tmp_path / "run" / "model")
+    assert loaded.card == trained.card
+    assert loaded.card.stage == "finetune"
+    assert loaded.card.recipe["finetune"]["batch_size"] == 4
+    for name, weight in trained.model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], weight)
+    assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_a_broken_off_run_goes_on_bit_for_bit(
+    vision_folder: Path, language_folder: Path, photos: Path, tmp_path: Path
+) -> None:
+    """Stopped after a checkpoint and started again, it ends with the weights and losses of an unbroken run."""
+
+    def start() -> Assistant:
+        return assemble(vision_folder, language_folder, seed=3)
+
+    unbroken, _ = job(start(), photos, tmp_path / "a").run()
+    stopping = job(start(), photos, tmp_path / "b")
+    with pytest.raises(KeyboardInterrupt):
+        replace(stopping, means=Means(MEANS.compute, _StopsAt(8))).run()
+    found = newest_checkpoint(tmp_path / "b" / "checkpoints")
+    assert found is not None
+    assert found.step == 6
+
+    resumed, _ = job(start(), photos, tmp_path / "b", resume=True).run()
+
+    for name, weight in unbroken.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], weight), name
+    losses = [
+        [event.get("loss") for event in read_metrics(tmp_path / run / "metrics.jsonl")]
+        for run in ("a", "b")
+    ]
+    assert losses[0] == losses[1]
+
+
+class _StopsAt(Silent):
+    """Presses Ctrl-C in the middle of training."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    @contextmanager
+    def job(self, name: str, total: int, done: int = 0) -> Iterator[Tick]:
+        """Follow a job, and break off the training at a step."""
+        seen = 0
+
+        def tick(steps: int = 1, *, shown: str = "") -> None:
+            nonlocal seen
+            seen += steps
+            if name.startswith("training") and seen == self._step:
+                raise KeyboardInterrupt
+
+        yield tick
+
+
+def test_a_broken_checkpoint_is_passed_over(
+    assistant: Assistant, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A flipped byte in the newest checkpoint is noticed; the one before is used."""
+    job(assistant, photos, tmp_path / "run").run()
+    checkpoints = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    assert len(checkpoints) == 2
+    file = checkpoints[1] / "tensors.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+    found = newest_checkpoint(tmp_path / "run" / "checkpoints")
+
+    assert found is not None
+    assert checkpoints[0].name == f"step-{found.step:08d}"
+    assert "passing over the broken checkpoint" in caplog.text
+
+
+def test_nothing_finished_is_overwritten(
+    vision_folder: Path, language_folder: Path, photos: Path, tmp_path: Path
+) -> None:
+    """The same run is kept under --resume; other settings or data need another folder."""
+
+    def start() -> Assistant:
+        return assemble(vision_folder, language_folder, seed=3)
+
+    job(start(), photos, tmp_path / "run").run()
+    kept, outcome = job(start(), photos, tmp_path / "run", resume=True).run()
+    assert outcome is None
+    assert kept.card.stage == "finetune"
+    with pytest.raises(UsageError, match="choose another --out"):
+        job(start(), photos, tmp_path / "run").run()
+    other = replace(STAGE, learning_rate=1e-4)
+    with pytest.raises(UsageError, match="choose another --out"):
+        job(start(), photos, tmp_path / "run", other, resume=True).run()
+
+
+def test_a_folder_in_use_is_refused(assistant: Assistant, photos: Path, tmp_path: Path) -> None:
+    """A second process cannot train into the same folder; the message names the first."""
+    program = (
+        "import sys, time; from pathlib import Path; from caldera.storage import holding\n"
+        "with holding(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "run")], stdout=subprocess.PIPE
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(UsageError, match=f"in use by process {holder.pid}"):
+            job(assistant, photos, tmp_path / "run").run()
+    finally:
+        holder.kill()
+        holder.wait()
+        if holder.stdout:
+            holder.stdout.close()
+
+
+@pytest.mark.parametrize("allowed", [0.0, 0.3])
+def test_bad_pictures_stop_the_run_or_are_listed(
+    assistant: Assistant, photos: Path, tmp_path: Path, allowed: float
+) -> None:
+    """A broken picture is an error; where the user allows it, its records are counted, listed and left out."""
+    (photos / "0.png").write_bytes(b"not a picture")
+    bad = job(assistant, photos, tmp_path / "run", skips=Skips(allowed))
+    if not allowed:
+        with pytest.raises(PictureError, match=r"0\.png is not a"):
+            bad.run()
+        assert not (tmp_path / "run" / "model").exists()
+        return
+    bad.run()
+    lines = (tmp_path / "run" / "bad.jsonl").read_text().splitlines()
+    assert len(lines) == sum("0.png" in one.pictures for one in dialogues(40))
+    assert json.loads(lines[0])["reason"].endswith("picture; convert it")
+
+
+def test_more_bad_records_than_allowed_stop_the_run(
+    assistant: Assistant, photos: Path, tmp_path: Path
+) -> None:
+    """The share is kept to, and a record that is too long is never cut."""
+    short = replace(STAGE, max_length=60)
+    with pytest.raises(
+        RecordError, match=r"is \d+ tokens long \(0 of pictures\), over the limit of 60"
+    ):
+        job(assistant, photos, tmp_path / "a", short).run()
+    with pytest.raises(CalderaError, match=r"over the allowed share of 0\.01"):
+        job(assistant, photos, tmp_path / "b", short, skips=Skips(0.01)).run()
+
+
+def test_held_out_rows_share_no_first_picture_with_the_rest(
+    assistant: Assistant, photos: Path, tmp_path: Path
+) -> None:
+    """The split keeps pictures apart, keeps every row, and is the same for the same seed."""
+    samples = job(assistant, photos, tmp_path)._samples()
+    learning, held_out = split_off(samples, 3, seed=1)
+    assert {one.id for one in learning} | {one.id for one in held_out} == {
+        one.id for one in samples
+    }
+    assert 0 < len(held_out) <= 3
+    first = {one.pictures[0] for one in held_out if one.pictures}
+    assert not first & {one.pictures[0] for one in learning if one.pictures}
+    assert split_off(samples, 3, seed=1) == (learning, held_out)
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_bit_for_bit(
+    assistant: Assistant, photos: Path, tmp_path: Path
+) -> None:
+    """SIGKILL at random moments, started again each time: the same model as one that was left alone."""
+    save_assistant(tmp_path / "start", assistant)
+    write_conversations(tmp_path / "data.json", dialogues(40))
+    command = [
+        *(sys.executable, "-m", "caldera", "train", "finetune", "--dtype", "float32", "--resume"),
+        *("--model", str(tmp_path / "start"), "--data", str(tmp_path / "data.json")),
+        *("--pictures", str(photos), "--set", "batch_size=4", "--set", "epochs=8"),
+        *("--set", "checkpoint_every=3", "--set", "max_length=256", "--set", "learning_rate=1e-3"),
+    ]
+    subprocess.run([*command, "--out", str(tmp_path / "calm")], check=True, capture_output=True)
+    for patience in (6.0, 7.5, 9.0, 10.5):
+        process = subprocess.Popen(
+            [*command, "--out", str(tmp_path / "killed")],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(patience)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run([*command, "--out", str(tmp_path / "killed")], check=True, capture_output=True)
+
+    calm, killed = (load_assistant(tmp_path / name / "model") for name in ("calm", "killed"))
+    for name, weight in calm.model.state_dict().items():
+        assert torch.equal(killed.model.state_dict()[name], weight), name

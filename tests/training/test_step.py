@@ -1,0 +1,204 @@
+"""What learning does: only named parts move, batches may be split, and the loss is the plain one."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from caldera.batches.collate import Batch, collate
+from caldera.batches.labels import IGNORED
+from caldera.batches.picture_sources import Pixels
+from caldera.batches.samples import Sample, SampleMaker
+from caldera.batches.templates import find_template
+from caldera.conversation import Conversation, Picture, Turn
+from caldera.errors import TrainingError, UsageError
+from caldera.model.folder import Assistant
+from caldera.training.devices import Compute
+from caldera.training.freeze import train_only
+from caldera.training.optimiser import build_optimiser, rate_factor, set_rate
+from caldera.training.stage import FINETUNE, PRETRAIN, Part
+from caldera.training.step import mean_loss, training_step
+
+FP32 = Compute(torch.device("cpu"), torch.float32)
+
+
+def mixed_samples(assistant: Assistant, photos: Path) -> list[Sample]:
+    """Return samples with no picture, one, and three, of different lengths."""
+    maker = SampleMaker(
+        tokenizer=assistant.tokenizer,
+        template=find_template("vicuna_v1"),
+        image_token_id=assistant.model.image_token_id,
+        image_tokens=assistant.model.vision.image_tokens,
+        max_length=256,
+    )
+    told = []
+    for number, count in enumerate((0, 1, 3)):
+        shown = tuple(Picture(f"{at}.png") for at in range(count))
+        turns = (
+            Turn("user", (*shown, "how many dogs are there?")),
+            Turn("assistant", ("the cat is on the left, " * number + "no",)),
+        )
+        told.append(maker.make(Conversation(str(number), turns), photos))
+    return told
+
+
+def batch_of(assistant: Assistant, samples: list[Sample]) -> Batch:
+    """Lay samples into a batch with their pixels."""
+    paths = [path for sample in samples for path in sample.pictures]
+    return collate(samples, Pixels(assistant.processor)(paths), padding_id=0)
+
+
+def test_the_loss_is_the_plain_padded_one(assistant: Assistant, photos: Path) -> None:
+    """Logits only where labels are give the loss and gradients of logits everywhere."""
+    batch = batch_of(assistant, mixed_samples(assistant, photos))
+    model = assistant.model
+
+    ours = model.loss(batch)
+    embedded = model.embed(batch.ids, batch.pictures)
+    mask = batch.mask.long()
+    logits = model.language(inputs_embeds=embedded, attention_mask=mask).logits
+    plain = cross_entropy(
+        logits[:, :-1].flatten(0, 1),
+        batch.labels[:, 1:].flatten(),
+        ignore_index=IGNORED,
+        reduction="sum",
+    )
+
+    torch.testing.assert_close(ours.total, plain, rtol=1e-5, atol=0)
+    parameters = [each for each in model.parameters() if each.requires_grad]
+    wanted = torch.autograd.grad(plain, parameters, allow_unused=True)
+    given = torch.autograd.grad(ours.total, parameters, allow_unused=True)
+    compared = 0
+    for one, other in zip(wanted, given, strict=True):
+        if one is not None and other is not None:
+            torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
+            compared += 1
+    assert compared > 20
+
+
+def test_a_mixed_batch_gives_what_each_sample_gives(assistant: Assistant, photos: Path) -> None:
+    """Samples with no, one and three pictures do not disturb each other."""
+    samples = mixed_samples(assistant, photos)
+    together = assistant.model.loss(batch_of(assistant, samples))
+    alone = [assistant.model.loss(batch_of(assistant, [sample])) for sample in samples]
+    torch.testing.assert_close(
+        together.total, torch.stack([loss.total for loss in alone]).sum(), rtol=1e-5, atol=0
+    )
+    assert together.num_learned == sum(loss.num_learned for loss in alone)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [("projector",), ("projector", "language"), ("vision",), ("vision", "projector", "language")],
+)
+def test_one_step_moves_only_the_named_parts(
+    assistant: Assistant, photos: Path, parts: tuple[Part, ...]
+) -> None:
+    """After a step the frozen weights are bit for bit what they were, and each named part has moved."""
+    model = assistant.model
+    before = {name: each.detach().clone() for name, each in model.named_parameters()}
+    reports = train_only(model, parts)
+    stage = replace(FINETUNE, trains=parts, learning_rate=0.01)
+    optimiser = build_optimiser(model, stage)
+
+    training_step(
+        model,
+        [batch_of(assistant, mixed_samples(assistant, photos))],
+        optimiser,
+        max_grad_norm=1.0,
+        compute=FP32,
+        names=["0", "1", "2"],
+    )
+
+    moved = {
+        name.split(".")[0]
+        for name, each in model.named_parameters()
+        if not torch.equal(each, before[name])
+    }
+    assert moved == set(parts)
+    assert {report.part for report in reports if report.trainable} == set(parts)
+
+
+def test_splitting_a_batch_does_not_change_the_step(assistant: Assistant, photos: Path) -> None:
+    """Micro-batches of one sample each give the weights of one batch of all."""
+    samples = mixed_samples(assistant, photos)
+    start = {name: each.clone() for name, each in assistant.model.state_dict().items()}
+    results = []
+    for split in ([samples], [[sample] for sample in samples]):
+        assistant.model.load_state_dict(start)
+        train_only(assistant.model, ("projector",))
+        optimiser = torch.optim.SGD(assistant.model.projector.parameters(), lr=0.1)
+        report = training_step(
+            assistant.model,
+            [batch_of(assistant, part) for part in split],
+            optimiser,
+            max_grad_norm=1e9,
+            compute=FP32,
+            names=[],
+        )
+        results.append((report, assistant.model.projector.state_dict()["linear_1.weight"].clone()))
+    (one, weights), (other, same) = results
+    assert one.loss == pytest.approx(other.loss, rel=1e-6)
+    assert one.num_learned == other.num_learned
+    torch.testing.assert_close(weights, same, rtol=1e-4, atol=1e-6)
+
+
+def test_a_loss_that_is_not_finite_moves_nothing(assistant: Assistant, photos: Path) -> None:
+    """Training stops before the update and names the records."""
+    train_only(assistant.model, ("projector",))
+    with torch.no_grad():
+        assistant.model.projector.layers[0].weight[0, 0] = torch.nan
+    before = assistant.model.projector.layers[1].weight.detach().clone()
+    optimiser = build_optimiser(assistant.model, PRETRAIN)
+    with pytest.raises(TrainingError, match=r"not finite at records \['0', '1', '2'\]"):
+        training_step(
+            assistant.model,
+            [batch_of(assistant, mixed_samples(assistant, photos))],
+            optimiser,
+            max_grad_norm=1.0,
+            compute=FP32,
+            names=["0", "1", "2"],
+        )
+    assert torch.equal(assistant.model.projector.layers[1].weight, before)
+
+
+def test_validation_learns_nothing(assistant: Assistant, photos: Path) -> None:
+    """Measuring the loss leaves weights, gradients and mode alone."""
+    assistant.model.train()
+    batches = [batch_of(assistant, mixed_samples(assistant, photos))]
+    first, second = (mean_loss(assistant.model, batches, FP32) for _ in range(2))
+    assert first == second
+    assert assistant.model.training
+    assert all(each.grad is None for each in assistant.model.parameters())
+
+
+def test_the_rate_rises_and_falls() -> None:
+    """Warm-up in a line over three percent of the steps, then half a cosine to zero."""
+    factors = [rate_factor(step, 200, 0.03) for step in range(200)]
+    assert factors[:6] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0])
+    assert factors[5:] == sorted(factors[5:], reverse=True)
+    assert factors[103] == pytest.approx(0.5, abs=0.01)
+    assert factors[-1] < 0.001
+
+
+def test_parts_may_have_their_own_rate(assistant: Assistant) -> None:
+    """The projector's rate is used for the projector alone, and both follow the schedule."""
+    train_only(assistant.model, ("projector", "language"))
+    stage = replace(FINETUNE, learning_rate=0.2, projector_learning_rate=0.8)
+    optimiser = build_optimiser(assistant.model, stage)
+    set_rate(optimiser, 0.5)
+    rates = {id(each): group["lr"] for group in optimiser.param_groups for each in group["params"]}
+    assert {rates[id(each)] for each in assistant.model.projector.parameters()} == {0.4}
+    assert {rates[id(each)] for each in assistant.model.language.parameters()} == {0.1}
+
+
+def test_a_stage_names_everything_that_is_wrong() -> None:
+    """All faults of a stage are gathered in one message."""
+    with pytest.raises(
+        UsageError, match=r"learning_rate is -1; .*batch_size is 0; .*warmup_fraction is 2"
+    ):
+        replace(PRETRAIN, learning_rate=-1, batch_size=0, warmup_fraction=2)
+    with pytest.raises(UsageError, match="name one or more of"):
+        replace(PRETRAIN, trains=("projektor",))  # type: ignore[arg-type]
