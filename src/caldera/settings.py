@@ -38,7 +38,12 @@ def _with_setting(config: Any, dotted: str, text: str, whole: str) -> Any:  # no
         return replace(config, **{name: _with_setting(old, rest, text, whole)})
     if rest:
         raise UsageError(f"{whole} does not exist; {dotted.rsplit('.', 1)[0]} is a single setting")
-    return replace(config, **{name: _value(text, old, str(known[name].type), whole)})
+    return replace(config, **{name: _value(text, old, _kind(known[name].type), whole)})
+
+
+def _kind(annotation: object) -> str:
+    """Return a field's type as people write it: 'int', 'float | None'."""
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
 
 
 def _value(text: str, old: object, kind: str, whole: str) -> object:

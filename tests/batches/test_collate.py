@@ -1,5 +1,7 @@
 """Samples laid into rows keep their tokens, labels and pictures."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ def sample(name: str, length: int, pictures: int = 0) -> Sample:
     """Return a sample whose last two tokens are learned."""
     ids = tuple(range(10, 10 + length))
     labels = (*(IGNORED,) * (length - 2), *ids[-2:])
-    return Sample(name, ids, labels, tuple(f"{name}{number}" for number in range(pictures)))  # type: ignore[arg-type]
+    return Sample(name, ids, labels, tuple(Path(f"{name}{at}") for at in range(pictures)))
 
 
 def test_rows_are_padded_on_the_right() -> None:

@@ -24,7 +24,7 @@ def processor(side: int = 7, **changes: object) -> PictureProcessor:
 def encoded(picture: Image.Image, form: str, **options: object) -> bytes:
     """Return a picture as the bytes of a file."""
     buffer = BytesIO()
-    picture.save(buffer, form, **options)  # type: ignore[arg-type]
+    picture.save(buffer, form, **options)
     return buffer.getvalue()
 
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -61,9 +62,10 @@ def test_transformers_gives_the_same_logits(
 ) -> None:
     """LLaVA's own class in transformers loads the folder, and agrees in fp32 for 0, 1 and 3 pictures."""
     save_assistant(tmp_path / "m", assistant)
-    theirs, report = LlavaForConditionalGeneration.from_pretrained(
+    loaded: Any = LlavaForConditionalGeneration.from_pretrained(
         tmp_path / "m", output_loading_info=True
     )
+    theirs, report = loaded
     processor = LlavaProcessor.from_pretrained(tmp_path / "m")
     words = "<image>" * count + asked(count).turns[0].text
     prompt = f"{VICUNA_SYSTEM} USER: {words} ASSISTANT:"
@@ -83,7 +85,7 @@ def test_the_chat_template_writes_what_caldera_writes(tmp_path: Path, assistant:
     save_assistant(tmp_path / "m", assistant)
     processor = LlavaProcessor.from_pretrained(tmp_path / "m")
     first = [{"type": "image"}, {"type": "text", "text": "what?"}]
-    said = [
+    said: Any = [
         {"role": "user", "content": first},
         {"role": "assistant", "content": "a cat"},
         {"role": "user", "content": "where?"},

@@ -8,11 +8,12 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.logging import RichHandler
 from rich.table import Table
+from typer.core import TyperGroup
 
 from caldera import __version__
 from caldera.cli import data, train
@@ -24,8 +25,27 @@ EXIT_CODES = (
     "7 training cannot go on, 130 stopped by Ctrl-C."
 )
 
+
+class _Commands(TyperGroup):
+    """Ends every foreseen failure with one line and its exit code."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - as its base has it
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except CalderaError as error:
+            err.print(
+                f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True
+            )
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            err.print("stopped; what was finished is kept")
+            sys.exit(130)
+
+
 app = typer.Typer(
     name="caldera",
+    cls=_Commands,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -195,14 +215,6 @@ def main() -> None:
     _set_up()
     try:
         app(standalone_mode=True)
-    except CalderaError as error:
-        err.print(
-            f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True
-        )
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        err.print("stopped; what was finished is kept")
-        sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

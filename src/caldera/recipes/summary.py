@@ -1,6 +1,8 @@
-"""Scores and seconds in, results.json and report.html out."""
+"""What a recipe measured in, results.json and report.html out."""
 
 import platform
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,16 +10,33 @@ from typing import Any
 import torch
 
 import caldera
-from caldera.evaluation.benchmark import Score
+from caldera.evaluation.benchmark import Item, Score
+from caldera.evaluation.report import Asked, Column, Curve, Exhibit, Report, write_report
+from caldera.instructions.questions import SHORT_ANSWER
 from caldera.recipes.measure import Measured
 from caldera.recipes.recipe import Recipe
 from caldera.storage import write_json
+from caldera.training.record import read_metrics
+
+_EXHIBITS = 18
+"""Pictures, or groups of pictures, in the gallery."""
+
+_STAGES = {
+    "pretrain": "stage 1: the projector learns, on captions",
+    "finetune": "stage 2: projector and language model learn, on instructions",
+    "without_pretrain": "stage 2 without stage 1",
+}
 
 
 def write_results(out: Path, recipe: Recipe, measured: Measured, seconds: dict[str, float]) -> None:
-    """Write both files of a run."""
+    """Write both files of a run.
+
+    Raises:
+        OutputError: They cannot be written.
+    """
     results = as_results(measured, seconds)
     write_json(out / "results.json", {**results, "recipe": asdict(recipe), "machine": machine()})
+    write_report(out / "report.html", _report(out, recipe, measured, seconds))
 
 
 def as_results(measured: Measured, seconds: dict[str, float]) -> dict[str, Any]:
@@ -35,16 +54,89 @@ def as_results(measured: Measured, seconds: dict[str, float]) -> dict[str, Any]:
 
 def _flat(score: Score) -> dict[str, float]:
     """Return a score as one level of names."""
-    return {
-        name: round(value, 4) for name, value in {"overall": score.overall, **score.by_kind}.items()
-    }
+    flat = {"overall": score.overall, **score.by_kind}
+    return {name: round(value, 4) for name, value in flat.items()}
 
 
 def machine() -> dict[str, str]:
     """Say what a run was made with."""
+    threads, capability = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
     return {
         "caldera": caldera.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "processor": f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}",
+        "processor": f"{threads} threads, {capability}",
     }
+
+
+def _report(out: Path, recipe: Recipe, measured: Measured, seconds: dict[str, float]) -> Report:
+    """Put together what the report shows."""
+    columns = (
+        Column("assistant", "its answers.", _flat(measured.accuracy)),
+        Column("prior", "the commonest training answer to that form of question, without looking.",
+               _flat(measured.prior)),
+        Column("other picture", "the same questions to the same assistant, with other pictures shown.",
+               _flat(measured.other_picture)),
+        Column("without stage 1", "an assistant that had the same stage 2, but no stage 1.",
+               _flat(measured.without_pretrain)),
+    )  # fmt: skip
+    return Report(
+        title=f"caldera: {recipe.name}",
+        lead=f"{recipe.scenes.train} scenes to learn from, {recipe.scenes.held_out} held out; vision tower "
+        f"{recipe.vision}, language model {recipe.language}, projector {recipe.projector}.",
+        columns=columns,
+        counts={"overall": len(measured.benchmark.items), **measured.accuracy.counts},
+        figures={
+            "captions of held-out pictures, CIDEr-D against five captions (0 to 10)": f"{measured.caption_cider:.2f}"
+        },
+        curves=[_curve(out, name, title) for name, title in _STAGES.items()],
+        exhibits=_exhibits(out, measured),
+        seconds=seconds,
+        facts=machine(),
+    )
+
+
+def _curve(out: Path, name: str, title: str) -> Curve:
+    """Read a stage's losses."""
+    events = read_metrics(out / name / "metrics.jsonl")
+    return Curve(
+        title,
+        [(event["step"], event["loss"]) for event in events if "loss" in event],
+        [
+            (event["step"], event["validation_loss"])
+            for event in events
+            if "validation_loss" in event
+        ],
+    )
+
+
+def _exhibits(out: Path, measured: Measured) -> list[Exhibit]:
+    """Choose pictures for the gallery, evenly from the held-out ones, some of them several together."""
+    right = measured.benchmark.right(measured.answers)
+    groups: dict[tuple[str, ...], list[Item]] = defaultdict(list)
+    for item in measured.benchmark.items:
+        groups[item.conversation.pictures].append(item)
+    single = [pictures for pictures in groups if len(pictures) == 1]
+    several = [pictures for pictures in groups if len(pictures) > 1]
+    third = _EXHIBITS // 3
+    chosen = [*_evenly(single, 2 * third), *_evenly(several, third)]
+    return [
+        Exhibit(
+            tuple(out / path for path in pictures),
+            [_asked(item, measured.answers[item.id], right[item.id]) for item in groups[pictures]],
+        )
+        for pictures in chosen
+    ]
+
+
+def _evenly(groups: Sequence[tuple[str, ...]], count: int) -> Sequence[tuple[str, ...]]:
+    """Take `count` groups at even distances."""
+    step = max(1, len(groups) // count)
+    return groups[::step][:count]
+
+
+def _asked(item: Item, answer: str, right: bool) -> Asked:
+    """Return an item as the gallery shows it."""
+    question = item.conversation.turns[-1].text.removesuffix(SHORT_ANSWER).strip()
+    lines = [line for line in question.splitlines() if not line.startswith("Picture ")]
+    return Asked(item.kind, " ".join(lines), answer, item.references[0], right)

@@ -1,0 +1,133 @@
+"""Scores, curves and pictures in, one HTML file out that needs nothing else to be read.
+
+Everything a model said is escaped, pictures are inside the file, and its content policy forbids scripts and requests.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from io import BytesIO
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+from caldera.batches.pictures import open_picture
+from caldera.storage import write_whole
+
+_THUMBNAIL = 224
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of the table of scores."""
+
+    title: str
+    explanation: str
+    scores: Mapping[str, float]
+    """By kind, as fractions; "overall" among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A loss over the steps of a stage."""
+
+    title: str
+    training: Sequence[tuple[float, float]]
+    """(step, nats per token)."""
+
+    validation: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One question of the gallery."""
+
+    kind: str
+    question: str
+    answer: str
+    reference: str
+    right: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Exhibit:
+    """Pictures of the gallery with what was asked about them."""
+
+    pictures: tuple[Path, ...]
+    asked: Sequence[Asked]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything that a report shows."""
+
+    title: str
+    lead: str
+    """What the run was, in a sentence or two."""
+
+    columns: Sequence[Column]
+    counts: Mapping[str, int]
+    """Questions of each kind."""
+
+    figures: Mapping[str, str]
+    """Single numbers, by what they are."""
+
+    curves: Sequence[Curve]
+    exhibits: Sequence[Exhibit]
+    seconds: Mapping[str, float]
+    facts: Mapping[str, str]
+    """What it was made with."""
+
+
+def write_report(file: Path, report: Report) -> None:
+    """Write the report, whole or not at all.
+
+    Raises:
+        PictureError: A picture of the gallery cannot be read.
+        OutputError: The file cannot be written.
+    """
+    template = (files("caldera.evaluation") / "report.html").read_text("utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    page = environment.from_string(template).render(
+        report=report,
+        kinds=[kind for kind in report.counts if kind != "overall"],
+        inline=_inline,
+        plot=_plot,
+        total=sum(report.seconds.values()),
+    )
+    write_whole(file, page)
+
+
+def _inline(path: Path) -> str:
+    """Return a picture as a data URL, no larger than the gallery shows it."""
+    picture = open_picture(path)
+    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    buffer = BytesIO()
+    picture.save(buffer, "JPEG", quality=88)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _plot(curve: Curve) -> str:
+    """Return a curve as a PNG data URL."""
+    from matplotlib.figure import Figure  # heavy, and only needed here
+
+    figure = Figure(figsize=(4.6, 2.6), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    axes.plot(*zip(*curve.training, strict=True), color="#b9c4d4", linewidth=0.8, label="training")
+    if curve.validation:
+        axes.plot(
+            *zip(*curve.validation, strict=True),
+            color="#c2410c",
+            marker="o",
+            markersize=3,
+            linewidth=1.4,
+            label="held-out rows",
+        )
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats per token)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

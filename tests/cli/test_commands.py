@@ -1,0 +1,276 @@
+"""The commands as a user calls them, in a process of their own: output, exit codes, one line for each fault."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from caldera.cli import main
+from caldera.conversation import read_conversations
+from caldera.model.folder import Assistant, save_assistant
+
+
+def run(
+    *words: str | Path, cwd: Path | None = None, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command."""
+    return subprocess.run(
+        [sys.executable, "-m", "caldera", *map(str, words)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "200", **more},
+        check=False,
+    )
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a command in this process came to."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+    """Run a command by its main function, as the installed program does."""
+
+    def calling(*words: str | Path) -> Done:
+        monkeypatch.setattr(sys, "argv", ["caldera", *map(str, words)])
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capfd.readouterr()
+        return Done(int(str(ended.value.code or 0)), said.out, said.err)
+
+    return calling
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    """A COCO folder of four drawn squares, each with captions and a box."""
+    folder = tmp_path / "coco"
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "small").mkdir()
+    images = [
+        {"id": number, "file_name": f"{number}.jpg", "width": 40, "height": 30}
+        for number in range(4)
+    ]
+    for number in range(4):
+        Image.new("RGB", (40, 30), (10 * number, 99, 9)).save(folder / "small" / f"{number}.jpg")
+    captions = [
+        {"id": 2 * number + at, "image_id": number, "caption": f"A red {name} in a kitchen."}
+        for number, name in enumerate(("dog", "cat", "dog", "cup"))
+        for at in range(2)
+    ]
+    boxes = [
+        {"id": number, "image_id": number, "category_id": kind, "bbox": [2, 2, 9, 8], "iscrowd": 0}
+        for number, kind in enumerate((1, 2, 1, 3))
+    ]
+    kinds = [{"id": at, "name": name} for at, name in enumerate(("dog", "cat", "cup", "car"), 1)]
+    for name, content in (
+        ("captions_small", {"images": images, "annotations": captions}),
+        ("instances_small", {"images": images, "annotations": boxes, "categories": kinds}),
+    ):
+        (folder / "annotations" / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_help_is_fast_and_begins_with_examples() -> None:
+    """`caldera --help` answers in under a second, without heavy imports, and shows commands to copy."""
+    imported = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "caldera", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "caldera demo" in imported.stdout
+    assert imported.stdout.index("Examples") < imported.stdout.index("Options")
+    assert "torch" not in imported.stderr
+    assert "transformers" not in imported.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "demo",
+        "data generate",
+        "data check",
+        "data inspect",
+        "train pretrain",
+        "train finetune",
+        "evaluate",
+        "chat",
+    ],
+)
+def test_every_command_shows_examples_first(call: Callable[..., Done], command: str) -> None:
+    """Help of each command has an example before its options."""
+    done = call(*command.split(), "--help")
+    assert done.returncode == 0
+    assert f"caldera {command}" in done.stdout.split("Options")[0]
+
+
+def test_data_goes_from_annotations_to_a_checked_file(
+    call: Callable[..., Done], coco: Path, tmp_path: Path
+) -> None:
+    """generate, check and inspect work one after another on a COCO folder."""
+    made = call("data", "generate", "coco", coco, "--out", tmp_path / "data.json")
+    assert made.returncode == 0, made.stderr
+    assert "conversation" in made.stderr
+    assert len(read_conversations(tmp_path / "data.json")) >= 10
+
+    checked = call("data", "check", tmp_path / "data.json")
+    assert checked.returncode == 0, checked.stderr
+    assert "0 are bad" in checked.stderr
+    assert checked.stdout == ""
+
+
+def test_check_lists_what_is_wrong(call: Callable[..., Done], coco: Path, tmp_path: Path) -> None:
+    """Every bad record is listed with its place, and the exit code says so."""
+    file = tmp_path / "data.jsonl"
+    call("data", "generate", "coco", coco, "--out", file)
+    lines = file.read_text().splitlines()
+    bad = ['{"id": "x", "image": "a.jpg"}', lines[0].replace(".jpg", ".png"), lines[1]]
+    file.write_text("\n".join([*lines, *bad]) + "\n")
+
+    done = call("data", "check", file)
+
+    assert done.returncode == 3
+    assert f"{file}:{len(lines) + 1}: field 'conversations' is missing" in done.stderr
+    assert f"{file}:{len(lines) + 2}: " in done.stderr
+    assert "2 are bad" in done.stderr
+    assert len((tmp_path / "data.bad.jsonl").read_text().splitlines()) == 2
+    assert call("data", "check", file, "--max-bad", "0.5").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("deemo",), 2, "demo"),
+        (("data", "generate", "cocoo", "x", "--out", "y"), 2, "did you mean 'coco'?"),
+        (("data", "generate", "coco", "nowhere", "--out", "y"), 3, "no annotations: nowhere/annot"),
+        (
+            ("data", "generate", "coco", "x", "--out", "y", "--kinds", "detial"),
+            2,
+            "did you mean 'detail'?",
+        ),
+        (("data", "check", "nowhere.json"), 3, "cannot read nowhere.json"),
+        (("chat", "nowhere"), 3, "nowhere is not a folder"),
+        (("chat", ".", "--image", "no.png"), 3, "no.png does not exist"),
+        (("demo", "--recipe", "dmo"), 2, "did you mean 'demo'?"),
+        (("demo", "--set", "finetune.batchsize=8"), 2, "did you mean 'batch_size'?"),
+        (("demo", "--set", "finetune.batch_size=big"), 2, "does not fit: it is a int, now"),
+        (("demo", "--set", "finetune.batch_size=0"), 2, "it must be at least 1"),
+        (("demo", "--device", "abacus"), 2, "device 'abacus' cannot be used"),
+        (("demo", "--dtype", "float33"), 2, "did you mean 'float32'?"),
+    ],
+)
+def test_a_mistake_is_one_line_and_its_exit_code(
+    call: Callable[..., Done],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    code: int,
+    message: str,
+) -> None:
+    """No traceback, nothing left behind."""
+    monkeypatch.chdir(tmp_path)
+    done = call(*words)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not list(tmp_path.glob("*.json*"))
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(coco: Path, tmp_path: Path) -> None:
+    """Where the file cannot be written to the end, exit code 4, and neither it nor a part of it is there."""
+    limit = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512)); import signal; "
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from caldera.cli import main; "
+        "sys.argv = ['caldera', *sys.argv[1:]]; main()"
+    )
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            limit,
+            "data",
+            "generate",
+            "coco",
+            str(coco),
+            "--out",
+            str(tmp_path / "d.json"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 4, done.stderr
+    assert "cannot write" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["coco"]
+
+
+def test_a_closed_pipe_and_a_narrow_plain_terminal_are_survived() -> None:
+    """`| head` and LANG=C end without a traceback."""
+    piped = subprocess.run(
+        f"{sys.executable} -m caldera --help | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in piped.stderr
+    plain = run(
+        "data", "check", "nowhere.json", LANG="C", COLUMNS="40", NO_COLOR="1", PYTHONUTF8="0"
+    )
+    assert plain.returncode == 3
+    assert "\x1b" not in plain.stderr
+
+
+def test_ctrl_c_ends_with_130_and_no_traceback(
+    call: Callable[..., Done], assistant: Assistant, coco: Path, photos: Path, tmp_path: Path
+) -> None:
+    """A training that is interrupted says so in a line, and leaves no model folder."""
+    save_assistant(tmp_path / "start", assistant)
+    call("data", "generate", "coco", coco, "--out", tmp_path / "data.json")
+    command = [
+        *(sys.executable, "-m", "caldera", "train", "finetune", "--model", str(tmp_path / "start")),
+        *("--data", str(tmp_path / "data.json"), "--out", str(tmp_path / "run")),
+        *("--set", "epochs=100000", "--set", "batch_size=2", "--set", "max_length=2000"),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not metrics.is_file():
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+
+    assert process.returncode == 130, said
+    assert "stopped" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_chat_answers_once_on_stdout(
+    call: Callable[..., Done], assistant: Assistant, photos: Path, tmp_path: Path
+) -> None:
+    """With --prompt the answer alone is printed, the same each time."""
+    save_assistant(tmp_path / "m", assistant)
+    words = ("chat", tmp_path / "m", "--image", photos / "1.png", "--prompt", "what is this?")
+    first, second = (call(*words, "--max-new-tokens", "9") for _ in range(2))
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.strip()
+    assert first.stdout == second.stdout
+    assert first.stderr == ""

@@ -1,0 +1,150 @@
+"""Questions are balanced and answerable, scoring is exact, and the comparisons compare what they say."""
+
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+
+from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, Instance
+from caldera.annotations.coco import read_coco
+from caldera.boxes import Box
+from caldera.conversation import Conversation, Turn
+from caldera.errors import InputError
+from caldera.evaluation.benchmark import Item
+from caldera.evaluation.captions import captions_of
+from caldera.evaluation.exact_match import (
+    ExactMatch,
+    normalised,
+    prior_answers,
+    questions_about,
+    with_other_pictures,
+)
+from caldera.skips import Skips
+
+
+def asked(annotations: AnnotationSet, beside: Path) -> ExactMatch:
+    """Write questions with the demo's numbers."""
+    return questions_about(
+        annotations, name="t", per_picture=8, context_per_picture=2, seed=5, beside=beside
+    )
+
+
+@pytest.fixture
+def coco(third_party: Path) -> AnnotationSet:
+    """Eighty real pictures."""
+    return read_coco(third_party / "coco_mini", Skips())
+
+
+@pytest.mark.parametrize(
+    ("said", "meant", "same"),
+    [
+        ("Yes.", "yes", True),
+        ("  TOP  left ", "top left", True),
+        ("yes, there is", "yes", False),
+        ("", "no", False),
+        ("eyes", "yes", False),
+    ],
+)
+def test_answers_are_compared_without_case_and_closing_marks(
+    said: str, meant: str, same: bool
+) -> None:
+    """Only what is around a word is forgiven, never another word."""
+    assert (normalised(said) == normalised(meant)) is same
+
+
+def test_yes_and_no_are_balanced_for_each_picture(coco: AnnotationSet, tmp_path: Path) -> None:
+    """Presence and reasoning ask each picture as many yes as no, and there are many questions."""
+    bench = asked(coco, tmp_path)
+    answers: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+    for item in bench.items:
+        if item.kind in ("presence", "reasoning"):
+            answers[item.conversation.pictures][item.references[0]] += 1
+    assert len(answers) > 60
+    assert all(count["yes"] == count["no"] > 0 for count in answers.values())
+    assert len({item.id for item in bench.items}) == len(bench.items) > 400
+    most = Counter(item.conversation.pictures for item in bench.items).most_common(1)[0][1]
+    assert most <= 8
+
+
+def test_every_item_is_asked_alone_and_finds_its_pictures(
+    coco: AnnotationSet, tmp_path: Path
+) -> None:
+    """One turn, ending with the request for a short answer; picture paths start from the given folder."""
+    for item in asked(coco, tmp_path).items:
+        [turn] = item.conversation.turns
+        assert turn.text.endswith("Answer the question using a single word or phrase.")
+        assert all((tmp_path / path).is_file() for path in item.conversation.pictures)
+        assert len(item.conversation.pictures) == (
+            1 if item.kind != "context" else len(turn.pictures)
+        )
+        assert (len(turn.pictures) > 1) == (item.kind == "context")
+
+
+def test_scores_are_shares_by_kind() -> None:
+    """Overall is over items, not over kinds."""
+    items = [
+        Item(str(number), kind, "f", Conversation("c", (Turn("user", ("?",)),)), ("yes",))
+        for number, kind in enumerate(("a", "a", "a", "b"))
+    ]
+    bench = ExactMatch("t", items)
+
+    score = bench.score({"0": "Yes", "1": "no", "2": "yes.", "3": "no"})
+
+    assert score.overall == 0.5
+    assert score.by_kind == {"a": 2 / 3, "b": 0.0}
+    assert score.counts == {"a": 3, "b": 1}
+    with pytest.raises(InputError, match=r"2 items have no answer, among them \['2', '3'\]"):
+        bench.score({"0": "x", "1": "x"})
+    with pytest.raises(InputError, match=r"1 answers belong to no item, among them \['9'\]"):
+        bench.score({"0": "", "1": "", "2": "", "3": "", "9": ""})
+
+
+def picture(name: str, category: str, count: int, folder: Path) -> AnnotatedImage:
+    """Return a picture of `count` things of one category side by side."""
+    boxes = tuple(
+        Instance(category, Box(0.1 + 0.2 * at, 0.1, 0.25 + 0.2 * at, 0.3)) for at in range(count)
+    )
+    return AnnotatedImage(name, folder / f"{name}.jpg", 10, 10, (f"{count} {category}",), boxes)
+
+
+def test_the_prior_is_the_commonest_training_answer(tmp_path: Path) -> None:
+    """Where most training pictures show two dogs, it answers 'two' to how many, whatever is asked about."""
+    training = AnnotationSet(
+        tuple(picture(f"t{at}", "dog", 2 if at < 8 else 3, tmp_path) for at in range(10)),
+        ("dog", "cat"),
+    )
+    held_out = AnnotationSet(
+        tuple(picture(f"h{at}", "cat", 2 + at, tmp_path) for at in range(3)), ("dog", "cat")
+    )
+    bench = asked(held_out, tmp_path)
+
+    prior = prior_answers(bench.items, training, seed=0)
+
+    counting = [item for item in bench.items if item.form == "how many"]
+    assert len(counting) == 3
+    assert {prior[item.id] for item in counting} == {"two"}
+    assert bench.score(prior).by_kind["count"] == pytest.approx(1 / 3)
+    assert bench.score(prior).by_kind["presence"] == 0.5
+
+
+def test_other_pictures_keep_the_question_and_change_every_picture(
+    coco: AnnotationSet, tmp_path: Path
+) -> None:
+    """Only what is seen differs, and several pictures stay different from each other."""
+    items = asked(coco, tmp_path).items
+    for item, other in zip(items, with_other_pictures(items), strict=True):
+        assert (item.id, item.references) == (other.id, other.references)
+        assert item.conversation.turns[0].text == other.conversation.turns[0].text
+        pairs = zip(item.conversation.pictures, other.conversation.pictures, strict=True)
+        assert all(one != two for one, two in pairs)
+        assert len(set(other.conversation.pictures)) == len(set(item.conversation.pictures))
+
+
+def test_captions_are_scored_against_all_that_people_wrote(
+    coco: AnnotationSet, tmp_path: Path
+) -> None:
+    """People's own captions score far above other pictures' captions."""
+    bench = captions_of(coco, name="c", beside=tmp_path)
+    own = {item.id: item.references[0] for item in bench.items}
+    shifted = dict(zip(own, [*list(own.values())[1:], next(iter(own.values()))], strict=True))
+    assert bench.score(own).overall > 3 * bench.score(shifted).overall

@@ -1,0 +1,125 @@
+"""Answers: a batch gives what single runs give, the stream spells the answer, and transformers agrees."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from caldera.batches.picture_sources import Pixels
+from caldera.conversation import Conversation, Picture, Turn
+from caldera.errors import UsageError
+from caldera.inference.generate import Generator, Prompt
+from caldera.inference.sampling import Sampling, choose
+from caldera.model.folder import Assistant
+
+GREEDY = Sampling(max_new_tokens=23)
+
+
+@pytest.fixture
+def generator(assistant: Assistant) -> Generator:
+    """A generator on the random assistant."""
+    return Generator(assistant, Pixels(assistant.processor))
+
+
+def prompts(generator: Generator, photos: Path) -> list[Prompt]:
+    """Return prompts of different lengths with no picture, one, two and three."""
+    asked = []
+    for number, count in enumerate((0, 1, 2, 3, 1)):
+        shown = tuple(Picture(f"{at}.png") for at in range(number, number + count))
+        words = "what do you see? " * (number + 1)
+        asked.append(Conversation(str(number), (Turn("user", (*shown, words)),)))
+    return [generator.prompt(conversation, photos) for conversation in asked]
+
+
+def test_a_batch_of_n_equals_n_single_runs(generator: Generator, photos: Path) -> None:
+    """Prompts of other lengths and pictures beside it do not change an answer."""
+    asked = prompts(generator, photos)
+
+    together = generator.answer(asked, GREEDY)
+
+    assert together == [generator.answer([prompt], GREEDY)[0] for prompt in asked]
+    assert len(set(together)) > 1
+
+
+def test_transformers_generate_gives_the_same_tokens(
+    assistant: Assistant, generator: Generator, photos: Path
+) -> None:
+    """Greedy answers equal those of transformers' own loop on the same embeddings."""
+    for prompt in prompts(generator, photos):
+        pixels = Pixels(assistant.processor)(prompt.pictures)
+        with torch.no_grad():
+            embedded = assistant.model.embed(torch.tensor([prompt.ids]), pixels)
+            language: Any = assistant.model.language
+            theirs = language.generate(
+                inputs_embeds=embedded,
+                attention_mask=torch.ones(embedded.shape[:2], dtype=torch.long),
+                max_new_tokens=23,
+                do_sample=False,
+                eos_token_id=assistant.tokenizer.eos_token_id,
+                pad_token_id=0,
+                suppress_tokens=[*range(len(assistant.tokenizer) - 2, 384)],
+            )
+        text = str(assistant.tokenizer.decode(theirs[0], skip_special_tokens=True))
+        assert generator.answer([prompt], GREEDY) == [text.strip()]
+
+
+def test_the_stream_spells_the_answer(generator: Generator, photos: Path) -> None:
+    """The pieces put together are the answer, and no piece ends inside a character."""
+    for prompt in prompts(generator, photos):
+        pieces = list(generator.stream(prompt, GREEDY))
+        assert "".join(pieces).strip() == generator.answer([prompt], GREEDY)[0]
+        assert len(pieces) > 1
+        broken = [piece for piece in pieces[:-1] if piece.endswith("\N{REPLACEMENT CHARACTER}")]
+        assert broken == []
+
+
+def test_sampling_depends_on_its_seed_alone(generator: Generator, photos: Path) -> None:
+    """The same seed draws the same answer, another seed another."""
+    prompt = prompts(generator, photos)[1]
+    answers = [
+        generator.answer([prompt], Sampling(temperature=1.5, max_new_tokens=15, seed=seed))
+        for seed in (1, 1, 2)
+    ]
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_the_stop_text_of_a_template_ends_the_answer(
+    assistant: Assistant, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model of stage 1 knows no end mark; its caption ends at the newline."""
+    card = assistant.card.model_copy(update={"template": "plain"})
+    captioner = Generator(replace(assistant, card=card), Pixels(assistant.processor))
+    prompt = captioner.prompt(Conversation("c", (Turn("user", (Picture("1.png"),)),)), photos)
+    spelt = assistant.tokenizer("a dog\nand more", add_special_tokens=False).input_ids
+    monkeypatch.setattr(captioner, "_tokens", lambda *_: ([token] for token in spelt))
+
+    assert captioner.answer([prompt], GREEDY) == ["a dog"]
+    assert "".join(captioner.stream(prompt, GREEDY)) == "a dog"
+
+
+def test_what_does_not_fit_is_refused(generator: Generator, photos: Path) -> None:
+    """Nothing is cut in silence; the message holds the three numbers."""
+    prompt = prompts(generator, photos)[2]
+    with pytest.raises(UsageError, match=rf"{len(prompt.ids)} tokens long .* up to 999 .* for 256"):
+        generator.answer([prompt], Sampling(max_new_tokens=999))
+
+
+@pytest.mark.parametrize(
+    "bad", [{"temperature": -1}, {"temperature": 99}, {"top_p": 0}, {"max_new_tokens": 0}]
+)
+def test_settings_out_of_range_are_refused(bad: dict[str, float]) -> None:
+    """The message names the setting and its range."""
+    with pytest.raises(UsageError, match=next(iter(bad))):
+        Sampling(**bad)  # type: ignore[arg-type]
+
+
+def test_top_p_keeps_the_likeliest() -> None:
+    """With a small top_p only the likeliest token is ever drawn; with all of it the others are, too."""
+    logits = torch.log(torch.tensor([[0.5, 0.3, 0.2]])).repeat(500, 1)
+    generator = torch.Generator().manual_seed(0)
+    assert set(choose(logits, Sampling(temperature=1, top_p=0.4), generator).tolist()) == {0}
+    assert set(choose(logits, Sampling(temperature=1, top_p=0.6), generator).tolist()) == {0, 1}
+    drawn = choose(logits, Sampling(temperature=1), generator).bincount() / 500
+    assert drawn.tolist() == pytest.approx([0.5, 0.3, 0.2], abs=0.07)

@@ -1,0 +1,150 @@
+"""The whole way at tiny size: every artefact is there, and a run that was killed goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from caldera.errors import UsageError
+from caldera.model.folder import load_assistant
+from caldera.progress import Silent
+from caldera.recipes.demo import demo
+from caldera.recipes.recipe import Questions, Recipe, Scenes
+from caldera.recipes.table import RECIPES, find_recipe
+from caldera.recipes.way import run_recipe
+from caldera.scenes.kinds import HELD_OUT_PAIRS
+from caldera.training.devices import Compute, Means
+
+MEANS = Means(Compute(torch.device("cpu"), torch.float32), Silent())
+COLUMNS = ("accuracy", "prior", "other_picture", "without_pretrain")
+KINDS = {
+    "overall",
+    "presence",
+    "position",
+    "count",
+    "relation",
+    "colour",
+    "naming",
+    "setting",
+    "reasoning",
+    "context",
+}
+
+
+def tiny(vision: Path, language: Path) -> Recipe:
+    """Return the demo with random towers and a handful of scenes."""
+    whole = demo()
+    return replace(
+        whole,
+        scenes=Scenes(train=30, held_out=12),
+        vision=str(vision),
+        language=str(language),
+        pretrain=replace(whole.pretrain, batch_size=8, max_length=256, checkpoint_every=2),
+        finetune=replace(whole.finetune, batch_size=8, max_length=1024, checkpoint_every=2),
+        questions=Questions(per_picture=8, context_per_picture=2, captioned=3),
+    )
+
+
+@pytest.fixture
+def long_language(language_folder: Path, tmp_path: Path) -> Path:
+    """The random language model with room for long dialogues."""
+    folder = tmp_path / "language"
+    folder.mkdir()
+    for file in language_folder.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 1200}))
+    return folder
+
+
+def test_the_whole_way(vision_folder: Path, long_language: Path, tmp_path: Path) -> None:
+    """Pictures, data, two stages and a comparison without the first, scores, a report and a model."""
+    out = tmp_path / "run"
+
+    run_recipe(tiny(vision_folder, long_language), out, MEANS)
+
+    results = json.loads((out / "results.json").read_text())
+    for column in COLUMNS:
+        assert set(results[column]) == KINDS
+        assert all(0 <= share <= 1 for share in results[column].values())
+    assert results["questions"]["overall"] == sum(
+        count for kind, count in results["questions"].items() if kind != "overall"
+    )
+    assert results["prior"]["presence"] == 0.5
+    assert results["seconds"]["total"] == pytest.approx(
+        sum(value for step, value in results["seconds"].items() if step != "total"), abs=0.2
+    )
+    page = (out / "report.html").read_text()
+    assert page.count("<img") > 20
+    assert "http" not in page.replace('http-equiv="Content-Security-Policy"', "")
+    model = load_assistant(out / "model")
+    assert model.card.stage == "finetune"
+    assert set(model.card.recipe) == {"pretrain", "finetune"}
+    trained_alone = load_assistant(out / "without_pretrain" / "model")
+    assert set(trained_alone.card.recipe) == {"finetune"}
+
+
+def test_a_run_of_other_settings_is_not_mixed_in(
+    vision_folder: Path, long_language: Path, tmp_path: Path
+) -> None:
+    """A folder keeps to its recipe."""
+    recipe = tiny(vision_folder, long_language)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.json").write_text("{}")
+    with pytest.raises(UsageError, match="holds a run with other settings; choose another --out"):
+        run_recipe(recipe, tmp_path / "run", MEANS)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_end(
+    vision_folder: Path, long_language: Path, tmp_path: Path
+) -> None:
+    """SIGKILL again and again: the answers and scores of a run that was left alone."""
+    command = [
+        *(sys.executable, "-m", "caldera", "demo", "--dtype", "float32"),
+        *("--set", f"vision={vision_folder}", "--set", f"language={long_language}"),
+        *("--set", "scenes.train=60", "--set", "scenes.held_out=12"),
+        *("--set", "pretrain.checkpoint_every=1", "--set", "finetune.checkpoint_every=1"),
+        *("--set", "finetune.max_length=1024", "--set", "pretrain.batch_size=4"),
+        *("--set", "finetune.batch_size=4"),
+    ]
+    subprocess.run([*command, "--out", str(tmp_path / "calm")], check=True, capture_output=True)
+    for patience in (4.0, 6.0, 8.0, 10.0, 12.0):
+        process = subprocess.Popen(
+            [*command, "--out", str(tmp_path / "killed")],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(patience)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run([*command, "--out", str(tmp_path / "killed")], check=True, capture_output=True)
+
+    calm, killed = (
+        json.loads((tmp_path / name / "results.json").read_text()) for name in ("calm", "killed")
+    )
+    assert {key: calm[key] for key in COLUMNS} == {key: killed[key] for key in COLUMNS}
+    for answers in (tmp_path / "calm" / "answers").iterdir():
+        assert (tmp_path / "killed" / "answers" / answers.name).read_bytes() == answers.read_bytes()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_built(name: str) -> None:
+    """Each entry of the table makes a recipe of its own name, with data for both stages."""
+    recipe = find_recipe(name)
+    assert recipe.name == name
+    assert recipe.pretrain_mix.shares
+    assert recipe.finetune_mix.shares
+    assert recipe.pretrain.trains == ("projector",)
+
+
+def test_held_out_pairs_are_known() -> None:
+    """There are pairs to hold out, so that meeting them together is new."""
+    assert len(HELD_OUT_PAIRS) == 16
