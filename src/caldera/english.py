@@ -12,23 +12,29 @@ _PLURALS = {
     "scissors": "scissors",
 }
 
+PLURAL_ONLY = frozenset({"skis", "scissors"})
+"""Nouns without a singular, and so without an article and a count."""
+
 _NUMBERS = (
     "no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
 )  # fmt: skip
 
 
 def plural(noun: str) -> str:
-    """Name several: 'dog' -> 'dogs', 'wine glass' -> 'wine glasses'."""
-    if noun in _PLURALS:
-        return _PLURALS[noun]
+    """Name several: 'dog' -> 'dogs', 'wine glass' -> 'wine glasses', 'white sheep' -> 'white sheep'."""
+    *before, last = noun.split(" ")
+    if last in _PLURALS:
+        return " ".join((*before, _PLURALS[last]))
+    if last.endswith("y") and last[-2:-1] not in (*"aeiou", ""):
+        return f"{noun[:-1]}ies"
     return f"{noun}es" if noun.endswith(("s", "sh", "ch", "x")) else f"{noun}s"
 
 
 def article(noun: str) -> str:
     """Put 'a' or 'an' before a noun, or nothing where it takes none."""
-    if noun in ("skis", "scissors", "snow"):
+    if noun in PLURAL_ONLY or noun == "snow":
         return noun
-    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+    return f"{'an' if noun[0] in 'aeiouAEIOU' else 'a'} {noun}"
 
 
 def number(count: int) -> str:

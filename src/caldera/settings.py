@@ -37,7 +37,7 @@ def _with_setting(config: Any, dotted: str, text: str, whole: str) -> Any:  # no
             raise UsageError(f"{whole} is a group of settings; name one of them, as {whole}.NAME")
         return replace(config, **{name: _with_setting(old, rest, text, whole)})
     if rest:
-        raise UsageError(f"{whole} does not exist; {dotted.rsplit('.', 1)[0]} is a single setting")
+        raise UsageError(f"{whole} does not exist; {name} is a single setting")
     return replace(config, **{name: _value(text, old, _kind(known[name].type), whole)})
 
 
@@ -58,20 +58,28 @@ def _value(text: str, old: object, kind: str, whole: str) -> object:
         return text
     try:
         new = ast.literal_eval(text.capitalize() if text in ("true", "false", "none") else text)
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         new = text
     if isinstance(old, tuple) and isinstance(new, str):
         new = tuple(part.strip() for part in new.split(","))
-    if isinstance(new, int) and not isinstance(new, bool) and "float" in kind:
-        new = float(new)
+    if "float" in kind:
+        new = tuple(map(_as_float, new)) if isinstance(new, tuple) else _as_float(new)
     fits = new is None if "None" in kind and new is None else _same_kind(new, old, kind)
     if not fits:
         raise UsageError(f"{whole}={text} does not fit: it is a {kind}, now {old!r}")
     return new
 
 
+def _as_float(value: object) -> object:
+    """Return a whole number as a float, anything else as it is."""
+    return float(value) if type(value) is int else value
+
+
 def _same_kind(new: object, old: object, kind: str) -> bool:
     """Tell whether a value is of the kind of the one it replaces."""
     if old is None:
         return type(new).__name__ in kind
+    if isinstance(old, tuple) and isinstance(new, tuple):
+        right_length = "..." in kind or len(new) == len(old)
+        return right_length and {*map(type, new)} <= {*map(type, old)}
     return type(new) is type(old)

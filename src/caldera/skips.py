@@ -42,7 +42,7 @@ class Skips:
         Raises:
             InputError: More than the allowed share was left out.
         """
-        if len(self.taken) > self.allowed_share * total:
+        if self.taken and len(self.taken) / total > self.allowed_share:
             raise InputError(
                 f"{len(self.taken)} of {total} items are bad, over the allowed share of "
                 f"{self.allowed_share:g}; the first: {self.taken[0].where}: {self.taken[0].reason}"

@@ -77,8 +77,13 @@ def whole_folder(path: Path) -> Iterator[Path]:
             _sync(fresh)
             if path.exists():
                 old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-                path.replace(old / path.name)
-                fresh.replace(path)
+                kept = path.replace(old / path.name)
+                try:
+                    fresh.replace(path)
+                except BaseException:
+                    kept.replace(path)
+                    old.rmdir()
+                    raise
                 shutil.rmtree(old)
             else:
                 fresh.replace(path)

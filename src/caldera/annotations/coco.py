@@ -7,11 +7,16 @@ pictures in `SPLIT/` (or `images/`, or the folder itself).
 import json
 from collections import defaultdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, Instance
+from caldera.annotations.annotated_image import (
+    AnnotatedImage,
+    AnnotationSet,
+    Instance,
+    is_picture_there,
+)
 from caldera.boxes import Box
 from caldera.errors import AnnotationError, InputError, PictureError
 from caldera.skips import Skips
@@ -27,8 +32,8 @@ class _Wire(BaseModel):
 class _ImageEntry(_Wire):
     id: int
     file_name: str
-    width: int
-    height: int
+    width: int = Field(gt=0)
+    height: int = Field(gt=0)
 
 
 class _CaptionEntry(_Wire):
@@ -45,7 +50,7 @@ class _InstanceEntry(_Wire):
 
 class _CategoryEntry(_Wire):
     id: int
-    name: str
+    name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 class _CaptionFile(_Wire):
@@ -74,26 +79,54 @@ def read_coco(folder: Path, skips: Skips, split: str | None = None) -> Annotatio
         InputError: A file is missing, broken, or not COCO's; or a picture is bad and may not be left out.
     """
     split = split or _only_split(folder)
-    captions = _load(folder / "annotations" / f"captions_{split}.json", _CaptionFile)
-    boxes = _load(folder / "annotations" / f"instances_{split}.json", _InstanceFile)
+    captions_path = folder / "annotations" / f"captions_{split}.json"
+    boxes_path = folder / "annotations" / f"instances_{split}.json"
+    captions, boxes = _load(captions_path, _CaptionFile), _load(boxes_path, _InstanceFile)
+    if not captions.images:
+        raise AnnotationError(f"{captions_path} lists no pictures; add them to 'images'")
     pictures = _picture_folder(folder, split)
-    names = {category.id: category.name for category in boxes.categories}
+    names = _category_names(boxes, boxes_path)
     captions_of: dict[int, list[str]] = defaultdict(list)
     for caption in captions.annotations:
-        captions_of[caption.image_id].append(" ".join(caption.caption.split()))
-    boxes_of: dict[int, list[_InstanceEntry]] = defaultdict(list)
-    for entry in boxes.annotations:
-        boxes_of[entry.image_id].append(entry)
-    images = []
-    for image in captions.images:
+        if text := " ".join(caption.caption.split()):
+            captions_of[caption.image_id].append(text)
+    boxes_of: dict[int, list[tuple[str, _InstanceEntry]]] = defaultdict(list)
+    for index, entry in enumerate(boxes.annotations):
+        boxes_of[entry.image_id].append((f"{boxes_path}: annotations.{index}", entry))
+    images: list[AnnotatedImage] = []
+    met: set[int | str] = set()
+    for index, image in enumerate(captions.images):
+        where = f"{captions_path}: images.{index}"
         try:
-            instances = tuple(_instance(entry, image, names) for entry in boxes_of[image.id])
+            if met & {image.id, image.file_name}:
+                raise AnnotationError(
+                    f"{where}: id {image.id} or file_name {image.file_name} is that of a picture "
+                    "before; remove one of them"
+                )
+            met |= {image.id, image.file_name}
+            instances = tuple(_instance(*each, image, names) for each in boxes_of[image.id])
             path = pictures / image.file_name
-            images.append(_checked(image, path, tuple(captions_of[image.id]), instances))
+            images.append(_checked(where, image, path, tuple(captions_of[image.id]), instances))
         except InputError as fault:
             skips.take(f"picture {image.file_name}", fault)
     skips.check(len(captions.images))
-    return AnnotationSet(tuple(images), tuple(names.values()))
+    return AnnotationSet(tuple(images), tuple(dict.fromkeys(names.values())))
+
+
+def _category_names(boxes: _InstanceFile, path: Path) -> dict[int, str]:
+    """Return the name of each category by its id.
+
+    Raises:
+        AnnotationError: An id has two names.
+    """
+    names: dict[int, str] = {}
+    for index, category in enumerate(boxes.categories):
+        if names.setdefault(category.id, category.name) != category.name:
+            raise AnnotationError(
+                f"{path}: categories.{index}: id {category.id} is both {names[category.id]!r} and "
+                f"{category.name!r}; give each its own"
+            )
+    return names
 
 
 def _only_split(folder: Path) -> str:
@@ -144,7 +177,9 @@ def _load(path: Path, form: type[_Form]) -> _Form:
         ) from None
 
 
-def _instance(entry: _InstanceEntry, image: _ImageEntry, names: dict[int, str]) -> Instance:
+def _instance(
+    where: str, entry: _InstanceEntry, image: _ImageEntry, names: dict[int, str]
+) -> Instance:
     """Turn [x, y, width, height] in pixels into shares of the picture.
 
     Raises:
@@ -158,40 +193,49 @@ def _instance(entry: _InstanceEntry, image: _ImageEntry, names: dict[int, str]) 
         and right <= image.width + _SLACK
         and bottom <= image.height + _SLACK
     )
-    if not inside or width <= 0 or height <= 0:
-        raise AnnotationError(
-            f"box {list(entry.bbox)} of picture {image.file_name} does not lie inside its "
-            f"{image.width} x {image.height} pixels; correct or remove it"
-        )
-    if entry.category_id not in names:
-        raise AnnotationError(
-            f"a box of picture {image.file_name} has category {entry.category_id}, which the file "
-            "does not list; add it to 'categories'"
-        )
     box = Box(
         max(0.0, left / image.width),
         max(0.0, top / image.height),
         min(1.0, right / image.width),
         min(1.0, bottom / image.height),
     )
+    if not inside or box.area <= 0:
+        raise AnnotationError(
+            f"{where}.bbox: box {list(entry.bbox)} of picture {image.file_name} does not lie inside its "
+            f"{image.width} x {image.height} pixels; correct or remove it"
+        )
+    if entry.category_id not in names:
+        raise AnnotationError(
+            f"{where}.category_id: a box of picture {image.file_name} has category {entry.category_id}, which "
+            "the file does not list; add it to 'categories'"
+        )
     return Instance(names[entry.category_id], box, bool(entry.iscrowd))
 
 
 def _checked(
-    image: _ImageEntry, path: Path, captions: tuple[str, ...], instances: tuple[Instance, ...]
+    where: str,
+    image: _ImageEntry,
+    path: Path,
+    captions: tuple[str, ...],
+    instances: tuple[Instance, ...],
 ) -> AnnotatedImage:
     """Put a picture's annotations together, if there is what a teacher needs.
 
     Raises:
         InputError: The file is not there, or there is no caption, or no box.
     """
-    if not path.is_file():
-        raise PictureError(f"{path} does not exist, but the annotations list it")
+    if not is_picture_there(path):
+        raise PictureError(
+            f"{where}: {path} does not exist, but the annotations list it; add the file or remove the entry"
+        )
     if not captions:
-        raise AnnotationError(f"picture {image.file_name} has no caption; add one or remove it")
+        raise AnnotationError(
+            f"{where}: picture {image.file_name} has no caption; add one or remove it"
+        )
     if not instances:
         raise AnnotationError(
-            f"picture {image.file_name} has captions but no boxes; add boxes, or leave such "
+            f"{where}: picture {image.file_name} has captions but no boxes; add boxes, or leave such "
             "pictures out with --max-bad"
         )
-    return AnnotatedImage(path.stem, path, image.width, image.height, captions, instances)
+    name = Path(image.file_name).with_suffix("").as_posix()
+    return AnnotatedImage(name, path, image.width, image.height, captions, instances)

@@ -4,7 +4,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet
+from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, is_picture_there
 from caldera.conversation import from_record, iterate_records
 from caldera.errors import AnnotationError, InputError, PictureError
 from caldera.skips import Skips
@@ -31,7 +31,7 @@ def read_pairs(path: Path, skips: Skips, pictures: Path | None = None) -> Annota
         total += 1
         try:
             name, caption = _pair(row, where)
-            if not (root / name).is_file():
+            if not is_picture_there(root / name):
                 raise PictureError(f"{where}: {root / name} does not exist; check --pictures")
         except InputError as fault:
             skips.take(where, fault)
@@ -43,7 +43,7 @@ def read_pairs(path: Path, skips: Skips, pictures: Path | None = None) -> Annota
         )
     skips.check(total)
     images = tuple(
-        AnnotatedImage(Path(name).stem, root / name, 0, 0, tuple(captions))
+        AnnotatedImage(Path(name).with_suffix("").as_posix(), root / name, 0, 0, tuple(captions))
         for name, captions in captions_of.items()
     )
     return AnnotationSet(images)
@@ -57,7 +57,7 @@ def _picture_folder(path: Path) -> Path:
 
 def _rows(path: Path) -> Iterator[tuple[str, object]]:
     """Yield every raw row with its place."""
-    if path.suffix != ".csv":
+    if path.suffix.lower() != ".csv":
         yield from iterate_records(path)
         return
     try:
@@ -86,6 +86,8 @@ def _pair(row: object, where: str) -> tuple[str, str]:
         if not conversation.pictures:
             raise AnnotationError(f"{where} has no picture; a caption needs one")
         name, caption = conversation.pictures[0], conversation.turns[1].text
+    elif isinstance(row, dict) and None in row:  # where csv puts what is too much
+        raise AnnotationError(f"{where} has too many fields; put a caption with commas in quotes")
     elif isinstance(row, dict) and all(isinstance(row.get(key), str) for key in _COLUMNS):
         name, caption = row["image"], row["caption"]
     else:

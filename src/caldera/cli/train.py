@@ -28,7 +28,7 @@ def pretrain(
         str, typer.Option(help="Vision tower: scenes-vit or a folder.")
     ] = "scenes-vit",
     language: Annotated[
-        str, typer.Option(help="Language model: scenes-llama or a folder.")
+        str, typer.Option(help="Language model: scenes-llama, a folder or a .gguf file.")
     ] = "scenes-llama",
     projector: Annotated[str, typer.Option(help="linear or mlp2x_gelu.")] = "mlp2x_gelu",
     aspect: Annotated[str, typer.Option(help="square or pad.")] = "square",
@@ -48,14 +48,21 @@ def pretrain(
 
       caldera train pretrain --data pairs.json --out runs/stage1 --set epochs=10 --set batch_size=16
     """
-    from caldera.recipes.from_files import Files, fresh_assistant, parse_aspect, train_on_files
+    from caldera.recipes.from_files import (
+        Files,
+        Parts,
+        join_parts,
+        parse_aspect,
+        train_on_files,
+    )
     from caldera.settings import with_settings
     from caldera.training.stage import PRETRAIN
 
     stage = with_settings(PRETRAIN, settings or ())
-    start = fresh_assistant(
-        vision, language, projector, parse_aspect(aspect), stage.template, stage.seed
+    parts = Parts(
+        vision=vision, language=language, projector=projector, aspect=parse_aspect(aspect)
     )
+    start = join_parts(parts, stage, out_folder / "towers")
     files = Files(
         data=data, pictures=pictures, out=out_folder, ignore=frozenset(ignore_field or ())
     )

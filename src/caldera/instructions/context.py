@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from caldera.english import article, number, plural, sentence
 from caldera.instructions.facts import Facts
 from caldera.instructions.knowledge import GROUPS
-from caldera.instructions.questions import Question
+from caldera.instructions.questions import Question, placed
 
 LETTERS = "ABCDEFGH"
 
@@ -63,6 +63,8 @@ def found_again(pictures: Sequence[Facts], rng: random.Random) -> list[Question]
             [one for one in facts.possible if one in members] for facts in pictures[:2]
         )
         if len(first) != 1 or len(second) != 1 or first == second:
+            continue
+        if first[0] not in pictures[0].present or second[0] not in pictures[1].present:
             continue
         named = [one for one in (*first, *second) if one in pictures[2].present]
         if any(one in pictures[2].possible for one in {*first, *second} - {*named}):
@@ -122,7 +124,8 @@ def same_place(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
     text = rng.choice(
         ("Do A and B show the same kind of place?", "Is the setting of A also that of B?")
     )
-    answer = "yes, it is the same" if same else f"no, A is a {one.setting} and B a {other.setting}"
+    apart = f"no, A was taken {placed(one.setting)} and B {placed(other.setting)}"
+    answer = "yes, it is the same" if same else apart
     return [_question("same place", text, "yes" if same else "no", answer)]
 
 

@@ -12,16 +12,20 @@ from functools import cache
 
 from caldera.annotations.annotated_image import AnnotatedImage, Instance
 from caldera.boxes import Relation, place_of, relations
-from caldera.english import plural
-from caldera.instructions.knowledge import COLOURS, OTHER_NAMES, PURPOSEFUL, SETTINGS, mentioned
+from caldera.english import PLURAL_ONLY, plural
+from caldera.instructions.knowledge import (
+    COLOURS,
+    GROUPED,
+    OTHER_NAMES,
+    PURPOSEFUL,
+    SETTINGS,
+    mentioned,
+)
 
 _SEEN_FROM = 0.004
 """Share of the picture a box must cover for its thing to be worth a question."""
 
 _MAX_COUNT = 6
-
-_UNCOUNTED = frozenset({"skis", "scissors"})
-"""Categories that English has no singular for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +74,13 @@ def facts_of(image: AnnotatedImage, categories: Iterable[str]) -> Facts:
         category: len(things)
         for category, things in seen.items()
         if len(things) <= _MAX_COUNT
-        and category not in _UNCOUNTED
+        and category not in PLURAL_ONLY
         and all(not thing.crowd and thing.box.area >= _SEEN_FROM for thing in things)
     }
     single = {category: seen[category][0] for category, count in counts.items() if count == 1}
     places = {category: place_of(thing.box) for category, thing in single.items()}
     looked_for = tuple(categories)
-    known = frozenset({*looked_for, *OTHER_NAMES, *PURPOSEFUL})
+    known = frozenset({*looked_for, *OTHER_NAMES, *PURPOSEFUL, *GROUPED})
     possible = mentioned("\n".join(image.captions), known) | by_category.keys()
     return Facts(
         present=tuple(seen),
@@ -119,7 +123,10 @@ def _colours(captions: tuple[str, ...], counts: dict[str, int]) -> dict[str, str
 def _coloured(noun: str) -> re.Pattern[str]:
     """Return a pattern that finds the colour right before a noun, unless it is one of several colours."""
     colours = "|".join(COLOURS)
-    return re.compile(rf"(?<!and )(?<!, )\b({colours}) {re.escape(noun)}\b", re.IGNORECASE)
+    return re.compile(
+        rf"(?<!and )(?<!or )(?<!, )(?<!& )(?<![-/&])\b({colours}) {re.escape(noun)}\b",
+        re.IGNORECASE,
+    )
 
 
 @cache
@@ -135,9 +142,9 @@ def _placed() -> re.Pattern[str]:
 def _setting(captions: tuple[str, ...]) -> str | None:
     """Name the setting if at least two captions name one and none names another."""
     named = Counter(
-        (inside or opening).lower()
+        place
         for text in captions
-        for inside, opening in _placed().findall(text)
+        for place in {(inside or opening).lower() for inside, opening in _placed().findall(text)}
     )
     if len(named) != 1:
         return None

@@ -19,6 +19,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Groups whose members everybody would name as such, by COCO category."""
 
+GROUPED = frozenset(category for members in GROUPS.values() for category in members)
+"""Categories that are in any group."""
+
 OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "person": (
         "man", "men", "woman", "women", "boy", "girl", "child", "children", "kid", "baby", "lady", "guy", "player",
@@ -189,7 +192,7 @@ def _names(categories: frozenset[str]) -> tuple[re.Pattern[str], dict[str, froze
     """Return a pattern that finds any word for any category, longest first, and what each word may mean."""
     meanings: dict[str, set[str]] = {}
     for category in categories:
-        for name in (category, *OTHER_NAMES.get(category, ())):
+        for name in (category.lower(), *OTHER_NAMES.get(category.lower(), ())):
             for word in (name, plural(name)):
                 meanings.setdefault(word, set()).add(category)
     words = "|".join(re.escape(word) for word in sorted(meanings, key=len, reverse=True))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from caldera.boxes import OPPOSITE, STANDING, in_words
-from caldera.english import article, listed, number, plural, sentence, some
+from caldera.english import PLURAL_ONLY, article, listed, number, plural, sentence, some
 from caldera.instructions.facts import Facts
 from caldera.instructions.knowledge import GROUPS, PURPOSES, SETTINGS
 
@@ -45,10 +45,28 @@ def _pick(rng: random.Random, wordings: Sequence[str], **words: str) -> str:
     return sentence(rng.choice(wordings).format(**words))
 
 
+def _amount(facts: Facts, category: str, noun: str | None = None) -> str:
+    """Say how much there is of a category: 'a dog', 'two dogs', 'some people' where they cannot be counted."""
+    noun = noun or category
+    if category in facts.counts:
+        return some(facts.counts[category], noun)
+    return noun if category in PLURAL_ONLY else f"some {plural(noun)}"
+
+
+def _be(facts: Facts, category: str) -> str:
+    """Return the verb that goes with that."""
+    return "is" if facts.counts.get(category) == 1 else "are"
+
+
+def placed(setting: str) -> str:
+    """Say that something is in a setting: 'on a beach', 'at an airport', 'in the snow'."""
+    return f"{SETTINGS[setting]} {'the snow' if setting == 'snow' else article(setting)}"
+
+
 def presence(facts: Facts, rng: random.Random) -> list[Question]:
     """Ask for things that are there and for as many that are not, in pairs."""
     ask = (
-        "Is there {a} in the picture?",
+        "{are} there {a} in the picture?",
         "Do you see {a}?",
         "Can {a} be seen here?",
         "Does the picture show {a}?",
@@ -57,14 +75,14 @@ def presence(facts: Facts, rng: random.Random) -> list[Question]:
     absent = rng.sample(facts.absent, min(len(present), len(facts.absent)))
     asked = []
     for there, missing in zip(present, absent, strict=False):
-        count = facts.counts.get(there, 1)
         yes = _pick(rng, ("yes, there {are} {some}", "yes, the picture shows {some}"),
-                    are="is" if count == 1 else "are", some=some(count, there))  # fmt: skip
-        no = _pick(rng, ("no, there is no {thing}", "no, I see no {thing} in it"), thing=missing)
-        asked += [
-            Question("presence", "is there", _pick(rng, ask, a=article(there)), "yes", yes),
-            Question("presence", "is there", _pick(rng, ask, a=article(missing)), "no", no),
-        ]
+                    are=_be(facts, there), some=_amount(facts, there))  # fmt: skip
+        no = _pick(rng, ("no, there {are} no {thing}", "no, I see no {thing} here"),
+                   are="are" if missing in PLURAL_ONLY else "is", thing=missing)  # fmt: skip
+        for category, short, answer in ((there, "yes", yes), (missing, "no", no)):
+            are = "are" if category in PLURAL_ONLY else "is"
+            text = _pick(rng, ask, are=are, a=article(category))
+            asked.append(Question("presence", "is there", text, short, answer))
     return asked
 
 
@@ -103,8 +121,8 @@ def position(facts: Facts, rng: random.Random) -> list[Question]:
             "where",
             _pick(rng, ask, thing=category),
             place,
-            _pick(rng, ("the {thing} is {place}", "it is {place}"), thing=category,
-                  place=in_words(place)),
+            _pick(rng, ("the {thing} is {place}", "{it} is {place}"), thing=category,
+                  it=_it(category), place=in_words(place)),
         )
         for category, place in facts.places.items()
     ]  # fmt: skip
@@ -133,7 +151,7 @@ def relation(facts: Facts, rng: random.Random) -> list[Question]:
                 "is it beside",
                 f"Is the {one} {STANDING[claimed]} the {other}?",
                 "yes" if truth else "no",
-                f"{'Yes' if truth else 'No'}, it is {STANDING[how]} the {other}.",
+                f"{'Yes' if truth else 'No'}, {_it(one)} is {STANDING[how]} the {other}.",
             )
         )
     return asked
@@ -144,13 +162,9 @@ def colour(facts: Facts, rng: random.Random) -> list[Question]:
     asked = []
     for category, hue in facts.colours.items():
         one = facts.counts[category] == 1
-        ask = ("What colour {is_} the {things}?", "Which colour {has} the {things}?")
-        words = {
-            "things": category if one else plural(category),
-            "is_": "is" if one else "are",
-            "has": "has" if one else "have",
-        }
-        text, answer = _pick(rng, ask, **words), _pick(rng, ("the {things} {is_} " + hue,), **words)
+        ask = ("What colour {are} the {things}?", "Which colour {are} the {things}?")
+        words = {"things": category if one else plural(category), "are": "is" if one else "are"}
+        text, answer = _pick(rng, ask, **words), _pick(rng, ("the {things} {are} " + hue,), **words)
         asked.append(Question("colour", "which colour", text, hue, answer))
     return asked
 
@@ -161,6 +175,8 @@ def naming(facts: Facts, rng: random.Random) -> list[Question]:
     for group, members in GROUPS.items():
         there = [category for category in facts.present if category in members]
         if len(there) != 1 or len(facts.present) != len(facts.counts):
+            continue
+        if len(facts.possible.intersection(members)) > 1:
             continue
         ask = ("What {group} is in the picture?", "Which {group} do you see?", "Name the {group}.")
         what = some(facts.counts[there[0]], there[0])
@@ -176,8 +192,8 @@ def setting(facts: Facts, rng: random.Random) -> list[Question]:
     if facts.setting is None:
         return []
     ask = ("Where was this picture taken?", "What kind of place is this?", "What is the setting?")
-    where = f"{SETTINGS[facts.setting]} {'the' if facts.setting == 'snow' else 'a'} {facts.setting}"
-    answer = _pick(rng, ("it was taken {where}", "the scene is set {where}"), where=where)
+    told = ("the picture was taken {where}", "the scene is set {where}")
+    answer = _pick(rng, told, where=placed(facts.setting))
     return [Question("setting", "what place", _pick(rng, ask), facts.setting, answer)]
 
 
@@ -192,12 +208,13 @@ def reasoning(facts: Facts, rng: random.Random) -> list[Question]:
         if helpers:
             one = helpers[0]
             place = f" {in_words(facts.places[one])}" if one in facts.places else ""
-            there = some(facts.counts.get(one, 1), one)
-            verb = "is" if facts.counts.get(one, 1) == 1 else "are"
-            answer = f"Yes. There {verb} {there}{place}, and {article(one)} {purpose.serves}."
+            there = f"{_be(facts, one)} {_amount(facts, one)}{place}"
+            answer = f"Yes. There {there}, and {article(one)} {purpose.serves}."
             served.append(Question("reasoning", purpose.serves, text, "yes", answer))
-        elif not purpose.categories & facts.possible:
-            there = listed([some(facts.counts.get(one, 1), one) for one in facts.present[:4]])
+        elif purpose.categories.intersection(facts.absent) and not (
+            purpose.categories & facts.possible
+        ):
+            there = listed([_amount(facts, one) for one in facts.present[:4]])
             answer = f"No. I see {there}, but nothing that {purpose.serves}."
             unserved.append(Question("reasoning", purpose.serves, text, "no", answer))
     rng.shuffle(unserved)
@@ -226,14 +243,10 @@ def describe(facts: Facts, rng: random.Random) -> str:
     """Describe a picture in a few sentences, from its facts alone; empty where nothing is plainly there."""
     if not facts.present:
         return ""
-    what = listed([some(facts.counts.get(one, 1), _dyed(facts, one)) for one in facts.present])
-    where = f"a {facts.setting}" if facts.setting and facts.setting != "snow" else facts.setting
-    told = [
-        _pick(rng, ("the picture shows {what}", "there is much to see: {what}"), what=what)
-        if where is None
-        else _pick(rng, ("the picture shows {where} with {what}", "this is {where} with {what}"),
-                   where=where, what=what)
-    ]  # fmt: skip
+    what = listed([_amount(facts, one, _dyed(facts, one)) for one in facts.present])
+    where = f" {placed(facts.setting)}" if facts.setting else ""
+    told = [_pick(rng, ("the picture shows {what}{where}", "I see {what}{where}"), what=what,
+                  where=where)]  # fmt: skip
     for category in facts.present:
         spots = Counter(in_words(place) for one, place in facts.instances if one == category)
         if facts.counts.get(category) != spots.total():
@@ -249,6 +262,11 @@ def describe(facts: Facts, rng: random.Random) -> str:
         one, how, other = rng.choice(facts.standing)
         told.append(f"The {one} is {STANDING[how]} the {other}.")
     return " ".join(told)
+
+
+def _it(category: str) -> str:
+    """Return what stands for 'the dog' where it was just named: 'it', but nobody is called so."""
+    return "the person" if category == "person" else "it"
 
 
 def _dyed(facts: Facts, category: str) -> str:

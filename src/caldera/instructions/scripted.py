@@ -100,11 +100,7 @@ def _some(questions: list[Question], most: int, rng: random.Random) -> list[Ques
 
 
 def _mixed(questions: list[Question], rng: random.Random) -> list[Question]:
-    """Shuffle questions.
-
-    Raises:
-        Refusal: There are none.
-    """
+    """Shuffle questions."""
     return rng.sample(questions, len(questions))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet
-from caldera.conversation import Conversation, Picture, Turn
+from caldera.conversation import Conversation, Picture, Turn, to_record
 from caldera.errors import RecordError
 from caldera.instructions.context import LETTERS
 from caldera.instructions.teacher import Exchange, Kind, Refusal, Teacher
@@ -56,7 +56,9 @@ def write_instructions(
         try:
             exchanges = teacher.write(kind, images)
             name = f"{'+'.join(one.id for one in images)}-{kind}"
-            written.conversations.append(_conversation(name, images, exchanges, beside, rng))
+            conversation = _conversation(name, images, exchanges, beside, rng)
+            to_record(conversation)  # raises where a text says <image>, which no file could hold
+            written.conversations.append(conversation)
             written.by_kind[kind] += 1
         except (Refusal, RecordError) as reason:
             written.refused[f"{kind}: {reason}"] += 1

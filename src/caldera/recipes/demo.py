@@ -29,6 +29,7 @@ def demo() -> Recipe:
             learning_rate=5e-4,
             projector_learning_rate=1e-3,
             batch_size=32,
+            fit_projector=True,
             validation_rows=128,
             validate_every=50,
             checkpoint_every=50,

@@ -14,7 +14,7 @@ from caldera.evaluation.exact_match import questions_about
 from caldera.inference.generate import Generator
 from caldera.model.assemble import assemble
 from caldera.model.folder import Assistant, load_assistant
-from caldera.scenes.backbones import find_backbone
+from caldera.recipes.towers import find_tower
 from caldera.skips import Skips
 from caldera.storage import write_json
 from caldera.training.devices import Means
@@ -50,21 +50,29 @@ def parse_aspect(name: str) -> Aspect:
     return known[name]
 
 
-def fresh_assistant(
-    vision: str, language: str, projector: str, aspect: Aspect, template: str, seed: int
-) -> Assistant:
-    """Join two towers, shipped ones by name or others by folder.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parts:
+    """What a new assistant is joined from, by the names a user gives."""
+
+    vision: str
+    language: str
+    projector: str
+    aspect: Aspect
+
+
+def join_parts(parts: Parts, stage: Stage, work: Path) -> Assistant:
+    """Join two towers with a fresh projector, as a stage needs them; GGUF files are unpacked in `work`.
 
     Raises:
         CalderaError: A tower or the projector is not there, or cannot be loaded.
     """
     return assemble(
-        find_backbone(vision),
-        find_backbone(language),
-        projector=projector,
-        aspect=aspect,
-        template=template,
-        seed=seed,
+        find_tower(parts.vision, work),
+        find_tower(parts.language, work),
+        projector=parts.projector,
+        aspect=parts.aspect,
+        template=stage.template,
+        seed=stage.seed,
     )
 
 

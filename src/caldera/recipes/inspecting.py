@@ -8,8 +8,9 @@ from caldera.batches.labels import encode
 from caldera.batches.templates import find_template
 from caldera.conversation import Conversation, read_conversations
 from caldera.errors import UsageError
-from caldera.model.folder import load_assistant
-from caldera.recipes.from_files import fresh_assistant
+from caldera.model.assemble import assemble
+from caldera.model.folder import Assistant, load_assistant
+from caldera.scenes.backbones import find_backbone
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +32,7 @@ def inspect_record(
         CalderaError: File, record, model or template is not there or cannot be used.
     """
     conversation = _find(read_conversations(file, ignore), record, file)
-    if model:
-        assistant = load_assistant(model)
-    else:
-        assistant = fresh_assistant(
-            "scenes-vit", "scenes-llama", "mlp2x_gelu", "square", "vicuna_v1", 0
-        )
+    assistant = load_assistant(model) if model else _shipped()
     name = template or assistant.card.template
     encoded = encode(find_template(name).render(conversation), assistant.tokenizer)
     width = assistant.model.vision.image_tokens
@@ -63,3 +59,8 @@ def _find(conversations: list[Conversation], record: str, file: Path) -> Convers
         f"{file} has no record {record!r}; give an id, such as {conversations[0].id!r}, or a number below "
         f"{len(conversations)}"
     )
+
+
+def _shipped() -> Assistant:
+    """Join the shipped backbones; the projector's weights do not matter here."""
+    return assemble(find_backbone("scenes-vit"), find_backbone("scenes-llama"))

@@ -4,10 +4,12 @@ from collections.abc import Callable
 
 from caldera.errors import UnknownNameError
 from caldera.recipes.demo import demo
+from caldera.recipes.demo_smollm2 import demo_smollm2
 from caldera.recipes.recipe import Recipe
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "demo": demo,
+    "demo_smollm2": demo_smollm2,
 }
 
 

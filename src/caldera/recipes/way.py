@@ -5,6 +5,7 @@ OUT/
   recipe.json  seconds.json      what is run, and how long each step took
   scenes/                        drawn pictures with captions and boxes, a COCO folder for each split
   data/                          pretrain.json and finetune.json, in LLaVA's form
+  towers/                        language models unpacked from GGUF files, where the recipe names one
   features/                      the frozen tower's features
   pretrain/  finetune/  without_pretrain/     run folders of the stages
   answers/                       what each assistant answered to each question
@@ -34,7 +35,7 @@ from caldera.model.folder import Assistant, save_assistant
 from caldera.recipes.measure import Measured, Measuring
 from caldera.recipes.recipe import Mix, Recipe
 from caldera.recipes.summary import write_results
-from caldera.scenes.backbones import find_backbone
+from caldera.recipes.towers import find_tower
 from caldera.scenes.folder import write_scenes
 from caldera.scenes.kinds import Split
 from caldera.skips import Skips
@@ -144,10 +145,10 @@ class Way:
 
     def _fresh(self) -> Assistant:
         """Join the two towers with a new projector."""
-        recipe = self._recipe
+        recipe, work = self._recipe, self._out / "towers"
         return assemble(
-            find_backbone(recipe.vision),
-            find_backbone(recipe.language),
+            find_tower(recipe.vision, work),
+            find_tower(recipe.language, work),
             projector=recipe.projector,
             aspect=recipe.aspect,
             seed=recipe.seed,

@@ -10,6 +10,7 @@ import logging
 from pathlib import Path
 
 from caldera.errors import UnknownNameError
+from caldera.processor import keep_freed_memory
 
 _SHIPPED = Path(__file__).parent / "pretrained"
 
@@ -41,6 +42,10 @@ def main() -> None:
     parser.add_argument("--only", choices=sorted(BACKBONES), help="rebuild this one alone")
     wanted = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    keep_freed_memory()
     wanted.work.mkdir(parents=True, exist_ok=True)
     if wanted.only != "scenes-llama":
         from caldera.scenes.vision_pretraining import VisionPretraining, pretrain_vision

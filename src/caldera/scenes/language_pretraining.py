@@ -25,7 +25,14 @@ from caldera.scenes.corpus import Document, dialogue, documents, plan
 from caldera.scenes.drawing import glyph_shapes
 from caldera.scenes.folder import write_scenes
 from caldera.scenes.kinds import COLOURS, KINDS, SETTINGS
-from caldera.scenes.schedule import decaying_adamw, half_cosine, save_half, take_step
+from caldera.scenes.schedule import (
+    attention,
+    decaying_adamw,
+    fast_products,
+    half_cosine,
+    save_half,
+    take_step,
+)
 from caldera.scenes.world import Scene, draw_up
 
 log = logging.getLogger(__name__)
@@ -56,9 +63,9 @@ class LanguagePretraining:
     """Seed of its scenes; the demo's and the vision tower's have others."""
 
     phases: tuple[Phase, ...] = (
-        Phase(steps=1000, plans=0.0, kinds=("vqa",)),
+        Phase(steps=600, plans=0.0, kinds=("vqa",)),
         Phase(
-            steps=5000, plans=0.55, kinds=("vqa", "context", "conversation", "detail", "reasoning")
+            steps=1900, plans=0.55, kinds=("vqa", "context", "conversation", "detail", "reasoning")
         ),
     )
     rows: int = 16
@@ -70,10 +77,10 @@ class LanguagePretraining:
     """Weight of the loss on what is not an answer."""
 
     vocabulary: int = 1024
-    width: int = 256
-    inner_width: int = 640
-    layers: int = 6
-    heads: int = 4
+    width: int = 192
+    inner_width: int = 512
+    layers: int = 4
+    heads: int = 6
 
 
 def read_scenes(work: Path, count: int, seed: int) -> tuple[list[Conversation], dict[str, Scene]]:
@@ -250,7 +257,7 @@ def _config(tokenizer: PreTrainedTokenizerFast, settings: LanguagePretraining) -
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    config._attn_implementation = "eager"  # plain products are faster here than the fused ones
+    config._attn_implementation = attention()
     return config
 
 
@@ -258,7 +265,7 @@ def _losses(
     model: LlamaForCausalLM, ids: Tensor, answers: Tensor, prompt_weight: float
 ) -> tuple[Tensor, float]:
     """Return the weighted loss, and the plain mean over answers, in nats per token."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with fast_products():
         logits = model(input_ids=ids[:, :-1]).logits  # (rows, tokens, vocabulary)
     each = cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     known = answers[:, 1:].flatten()  # (rows * tokens,)

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from caldera.processor import fast_attention, has_fast_bf16
+
 _Model = TypeVar("_Model", bound=PreTrainedModel)
 
 
@@ -34,6 +36,16 @@ def take_step(
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimiser.step()
+
+
+def fast_products() -> torch.autocast:
+    """Run matrix products of a block in bf16 where the processor does that in hardware, else in fp32."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bf16())
+
+
+def attention() -> str:
+    """Return the attention function that goes with it."""
+    return fast_attention(torch.bfloat16 if has_fast_bf16() else torch.float32)
 
 
 def half_cosine(step: int, total: int, warmup: int) -> float:

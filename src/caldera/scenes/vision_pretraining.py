@@ -35,7 +35,14 @@ from caldera.english import article
 from caldera.scenes.captions import captions, kind_phrase, phrase
 from caldera.scenes.drawing import glyph_shapes
 from caldera.scenes.folder import jpeg
-from caldera.scenes.schedule import decaying_adamw, half_cosine, save_half, take_step
+from caldera.scenes.schedule import (
+    attention,
+    decaying_adamw,
+    fast_products,
+    half_cosine,
+    save_half,
+    take_step,
+)
 from caldera.scenes.world import Scene, Thing, draw_up
 
 log = logging.getLogger(__name__)
@@ -57,17 +64,17 @@ _MIN_GROUND = 4
 class VisionPretraining:
     """How the vision tower is trained."""
 
-    scenes: int = 100_000
+    scenes: int = 60_000
     """Different scenes it sees."""
 
     seed: int = 7001
     """Seed of its scenes; the demo's scenes have others."""
 
-    steps: int = 4000
+    steps: int = 1400
     batch_size: int = 128
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
-    warmup_steps: int = 300
+    warmup_steps: int = 150
     width: int = 192
     layers: int = 6
     heads: int = 3
@@ -80,6 +87,7 @@ class Gallery:
         """Take pixels, (scenes, height, width, channels), and the seed they were drawn from."""
         self._pixels = pixels
         self._seed = seed
+        self._scenes: dict[int, Scene] = {}
 
     def __len__(self) -> int:
         """Number of scenes."""
@@ -87,7 +95,10 @@ class Gallery:
 
     def scene(self, index: int) -> Scene:
         """Return scene number `index`."""
-        return draw_up(index, seed=self._seed, split="train", shapes=glyph_shapes())
+        if index not in self._scenes:
+            shapes = glyph_shapes()
+            self._scenes[index] = draw_up(index, seed=self._seed, split="train", shapes=shapes)
+        return self._scenes[index]
 
     def pixels(self, indices: Sequence[int]) -> Tensor:
         """Return normalised pixels, (images, channels, height, width)."""
@@ -197,7 +208,7 @@ class Contrast(nn.Module):
             "num_attention_heads": settings.heads,
             "projection_dim": width,
             "hidden_act": "gelu",
-            "attn_implementation": "eager",  # plain products are faster here than the fused ones
+            "attn_implementation": attention(),
         }
         self.words = words
         self.tower = CLIPVisionModel(
@@ -298,7 +309,7 @@ def pretrain_vision(out: Path, work: Path, settings: VisionPretraining) -> None:
     for step in range(settings.steps):
         indices = order.integers(len(gallery), size=settings.batch_size).tolist()
         scenes = [gallery.scene(index) for index in indices]
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_products():
             losses = contrast.losses(gallery.pixels(indices), scenes, rng)
         rate = settings.learning_rate * half_cosine(step, settings.steps, settings.warmup_steps)
         take_step(losses.sum(), contrast, optimiser, rate)

@@ -1,7 +1,5 @@
 """Where and in which precision things are computed: the one place that asks what the machine has."""
 
-import ctypes
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,12 +8,10 @@ from typing import Literal
 import torch
 
 from caldera.errors import UsageError
+from caldera.processor import fast_attention, has_fast_bf16
 from caldera.progress import Progress
 
 DtypeName = Literal["auto", "float32", "bfloat16"]
-
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""glibc's numbers for two settings of `mallopt`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +30,8 @@ class Compute:
 
     @property
     def attention(self) -> str:
-        """The attention function to ask transformers for.
-
-        On CPU, plain matrix products beat torch's fused attention in training at a few hundred tokens; the fused one
-        is for GPUs (untested here).
-        """
-        return "eager" if self.device.type == "cpu" else "sdpa"
+        """The attention function to ask transformers for; on GPUs the fused one (untested here)."""
+        return fast_attention(self.dtype) if self.device.type == "cpu" else "sdpa"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,26 +62,6 @@ def choose_compute(device: str = "auto", dtype: DtypeName = "auto") -> Compute:
             f"device {device!r} cannot be used: {str(error).splitlines()[0]}"
         ) from None
     if dtype == "auto":
-        fast = _cpu_has_fast_bf16() if chosen.type == "cpu" else torch.cuda.is_bf16_supported()
+        fast = has_fast_bf16() if chosen.type == "cpu" else torch.cuda.is_bf16_supported()
         return Compute(chosen, torch.bfloat16 if fast else torch.float32)
     return Compute(chosen, {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype])
-
-
-def _cpu_has_fast_bf16() -> bool:
-    """Tell whether the CPU multiplies bf16 in hardware; elsewhere bf16 is slower than fp32."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep large blocks that are freed, instead of handing them back to the system each time.
-
-    Without it every large tensor of every step is paged in anew. Elsewhere than on Linux with glibc it does nothing.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-    except OSError:
-        return
-    libc.mallopt(_MMAP_THRESHOLD, 1 << 30)
-    libc.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)

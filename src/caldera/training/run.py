@@ -29,9 +29,10 @@ from caldera.model.folder import Assistant, load_assistant, save_assistant
 from caldera.model.llava import Llava
 from caldera.model.projector import fit_spread
 from caldera.model.weights import digest_of
+from caldera.processor import keep_freed_memory
 from caldera.skips import Skips
 from caldera.storage import as_json, holding, write_json
-from caldera.training.devices import Compute, Means, keep_freed_memory
+from caldera.training.devices import Compute, Means
 from caldera.training.features import tower_features
 from caldera.training.freeze import PartReport, train_only
 from caldera.training.loop import Outcome, Run, identity_of, train

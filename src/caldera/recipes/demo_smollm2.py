@@ -1,0 +1,23 @@
+"""The demo with a real language model: SmolLM2-135M-Instruct takes the place of the tiny one."""
+
+from dataclasses import replace
+
+from caldera.recipes.demo import demo
+from caldera.recipes.recipe import Mix, Questions, Recipe
+
+
+def demo_smollm2() -> Recipe:
+    """Train an assistant from the shipped vision tower and a language model that has read far more than scenes."""
+    base = demo()
+    return replace(
+        base,
+        name="demo_smollm2",
+        language="smollm2-135m-instruct",
+        scenes=replace(base.scenes, train=2400),
+        finetune_mix=Mix(vqa=0.6, context=0.25, conversation=0.05, detail=0.05, reasoning=0.05),
+        pretrain=replace(base.pretrain, learning_rate=1e-3, batch_size=16, max_steps=100),
+        finetune=replace(
+            base.finetune, learning_rate=1e-4, projector_learning_rate=5e-4, batch_size=16
+        ),
+        questions=Questions(per_picture=8, context_per_picture=2, captioned=40),
+    )

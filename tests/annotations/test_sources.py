@@ -1,0 +1,41 @@
+"""Every annotation source is found by its exact name and told its options."""
+
+from pathlib import Path
+
+import pytest
+
+from caldera.annotations.sources import SOURCES, SourceOptions, read_annotations
+from caldera.errors import AnnotationError, InputError, UnknownNameError
+from caldera.instructions.from_files import DEFAULT_KINDS
+from caldera.instructions.teachers import parse_kinds
+from caldera.skips import Skips
+
+
+def test_an_unknown_source_is_answered_with_the_nearest(tmp_path: Path) -> None:
+    """Only exact names count."""
+    with pytest.raises(
+        UnknownNameError, match="no annotation source is called 'COCO'; known: coco"
+    ):
+        read_annotations("COCO", tmp_path, Skips(), SourceOptions())
+    with pytest.raises(UnknownNameError, match="did you mean 'pairs'"):
+        read_annotations("pair", tmp_path, Skips(), SourceOptions())
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_source_says_what_is_missing(name: str, tmp_path: Path) -> None:
+    """A path with nothing there is an InputError that names the path; its default kinds are known."""
+    with pytest.raises(InputError, match="nothing"):
+        read_annotations(name, tmp_path / "nothing", Skips(), SourceOptions())
+    assert parse_kinds(DEFAULT_KINDS[name])
+
+
+def test_sources_are_told_the_split_and_the_folder_of_pictures(tmp_path: Path) -> None:
+    """COCO takes the split, pairs the pictures."""
+    with pytest.raises(AnnotationError, match=r"captions_val\.json is missing"):
+        read_annotations("coco", tmp_path, Skips(), SourceOptions(split="val"))
+    (tmp_path / "pairs.csv").write_text("image,caption\n1.jpg,A dog\n")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "1.jpg").write_bytes(b"picture")
+    options = SourceOptions(pictures=tmp_path / "elsewhere")
+    [image] = read_annotations("pairs", tmp_path / "pairs.csv", Skips(), options).images
+    assert image.path == tmp_path / "elsewhere" / "1.jpg"

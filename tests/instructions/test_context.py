@@ -1,0 +1,218 @@
+"""Questions about several pictures: each answer is read off the drawn scenes again, and needs more than one of them."""
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from caldera.annotations.annotated_image import AnnotatedImage, Instance
+from caldera.boxes import Box
+from caldera.english import number, plural
+from caldera.instructions.context import FORMS, LETTERS, ask_about_all
+from caldera.instructions.facts import Facts, facts_of
+from caldera.instructions.knowledge import GROUPS
+from caldera.instructions.questions import Question
+from caldera.scenes.captions import captions
+from caldera.scenes.drawing import glyph_shapes
+from caldera.scenes.kinds import KINDS, SETTINGS
+from caldera.scenes.world import SIDE, Scene, draw_up
+
+Asked = list[tuple[list[Scene], Question]]
+NOUNS = {noun: name for name in KINDS for noun in (name, plural(name))}
+NOUN = re.compile(rf"\b(?:{'|'.join(sorted(NOUNS, key=len, reverse=True))})\b")
+
+
+def facts(scene: Scene) -> Facts:
+    """Return the facts about a scene, as annotators would hand it over."""
+    instances = tuple(Instance(group.kind.name, thing.box) for group, thing in scene.things)
+    image = AnnotatedImage(scene.name, Path("x"), SIDE, SIDE, captions(scene), instances)
+    return facts_of(image, KINDS)
+
+
+@pytest.fixture(scope="module")
+def asked() -> Asked:
+    """All questions about 700 pairs and triples of scenes."""
+    scenes = [draw_up(n, seed=9, split="train", shapes=glyph_shapes()) for n in range(150)]
+    known = {scene.name: facts(scene) for scene in scenes}
+    chance = random.Random(1)
+    found: Asked = []
+    for number_of in (2, 3) * 350:
+        several = chance.sample(scenes, number_of)
+        pictures = [known[scene.name] for scene in several]
+        found += [(several, item) for item in ask_about_all(pictures, chance)]
+    return found
+
+
+def of_form(asked: Asked, form: str) -> Iterator[tuple[list[Scene], Question]]:
+    """Yield every question of a form, and assert that there are some of them."""
+    found = [(several, item) for several, item in asked if item.form.startswith(form)]
+    assert len(found) > 30, f"too few questions of form {form}"
+    yield from found
+
+
+def counts(scene: Scene) -> Counter[str]:
+    """Return how many things of each kind a scene shows."""
+    return Counter(group.kind.name for group, _ in scene.things)
+
+
+def named(text: str) -> list[str]:
+    """Return the kinds that a text names, in order."""
+    return [NOUNS[noun] for noun in NOUN.findall(text)]
+
+
+def test_the_picture_that_shows_a_thing_is_the_only_one(asked: Asked) -> None:
+    """Its letter is its place in the row; every letter is sometimes right."""
+    letters: Counter[str] = Counter()
+    for several, item in of_form(asked, "which of"):
+        [kind] = named(item.text)
+        showing = [LETTERS[at] for at, scene in enumerate(several) if counts(scene)[kind]]
+        assert showing == [item.short], item
+        assert item.answer.startswith(f"Picture {item.short} shows "), item
+        assert item.form == f"which of {len(several)}"
+        letters[item.short] += 1
+    assert letters.keys() == {"A", "B", "C"}
+    assert letters["A"] == pytest.approx(letters["B"], rel=0.3)
+
+
+def test_what_two_pictures_share_is_in_both_and_alone(asked: Asked) -> None:
+    """One kind, or nothing at all."""
+    shorts: Counter[bool] = Counter()
+    for several, item in of_form(asked, "in both"):
+        shared = counts(several[0]).keys() & counts(several[1]).keys()
+        assert shared == ({item.short} if item.short != "nothing" else set()), item
+        assert named(item.answer) == sorted(shared)
+        shorts[item.short == "nothing"] += 1
+    assert min(shorts.values()) > 10
+
+
+def test_what_is_found_again_is_in_the_third_picture(asked: Asked) -> None:
+    """Of the one animal (vehicle, food) of A and the other one of B: either, both or neither."""
+    shorts: Counter[str] = Counter()
+    for several, item in of_form(asked, "found again"):
+        a, b, c = (counts(scene).keys() for scene in several)
+        [group] = [group for group in GROUPS if group in item.text]
+        [first], [second] = a & {*GROUPS[group]}, b & {*GROUPS[group]}
+        again = [kind for kind in (first, second) if kind in c]
+        expected = again[0] if len(again) == 1 else "both" if again else "neither"
+        assert first != second
+        assert item.short == expected, item
+        assert item.short in item.answer.lower()
+        shorts["one" if named(item.short) else item.short] += 1
+    assert shorts["neither"] > 10
+    assert shorts["one"] > 3
+
+
+def test_the_picture_with_more_has_more(asked: Asked) -> None:
+    """Of A and B, also among three; the answer gives both numbers."""
+    for several, item in of_form(asked, "more"):
+        [kind] = named(item.text)
+        one, other = (counts(scene)[kind] for scene in several[:2])
+        assert item.short == ("A" if one > other else "B"), item
+        assert one != other
+        most, least = max(one, other), min(one, other)
+        told = f"has more: {number(most)} against {number(least) if least else 'none'}."
+        assert item.answer == f"Picture {item.short} {told}"
+
+
+def test_numbers_are_added_over_all_pictures(asked: Asked) -> None:
+    """Only of what at least two of them show."""
+    for several, item in of_form(asked, "altogether"):
+        [kind] = named(item.text)
+        numbers = [counts(scene)[kind] for scene in several]
+        assert item.short == number(sum(numbers)), item
+        assert f" {item.short} {plural(kind)}." in item.answer
+        assert sum(map(bool, numbers)) >= 2
+
+
+def test_places_are_compared_between_the_first_two(asked: Asked) -> None:
+    """Yes where the settings are one; else the answer names both."""
+    shorts: Counter[str] = Counter()
+    for several, item in of_form(asked, "same place"):
+        first, second = (scene.setting for scene in several[:2])
+        assert item.short == ("yes" if first == second else "no"), item
+        assert item.answer.lower().startswith(item.short)
+        if item.short == "no":
+            assert f"A was taken {SETTINGS[first]} and B {SETTINGS[second]}." in item.answer
+        shorts[item.short] += 1
+    assert min(shorts["yes"], shorts["no"]) > 50
+
+
+def test_every_form_is_met_at_most_once_for_the_same_pictures(asked: Asked) -> None:
+    """All are of the kind 'context', and say so in whole sentences."""
+    assert len({item.form for _, item in asked}) == len(FORMS) + 1  # which of 2, which of 3
+    for _, item in asked:
+        assert item.kind == "context"
+        assert re.fullmatch(r"[A-Z].*\?", item.text)
+        assert re.fullmatch(r"[A-Z].*\.", item.answer)
+    chance = random.Random(2)
+    scenes = [draw_up(n, seed=9, split="train", shapes=glyph_shapes()) for n in range(3)]
+    forms = [item.form for item in ask_about_all([facts(scene) for scene in scenes], chance)]
+    assert len(set(forms)) == len(forms)
+
+
+def picture(*categories: str, caption: str = "", crowd: bool = False) -> Facts:
+    """Return the facts about a picture with a box for each category."""
+    box = Box(0.1, 0.1, 0.3, 0.3)
+    things = tuple(Instance(category, box, crowd) for category in categories)
+    image = AnnotatedImage("1", Path("x"), 9, 9, (caption,), things)
+    return facts_of(image, ("dog", "cat", "cup", "person", "car"))
+
+
+def forms(*pictures: Facts) -> dict[str, str]:
+    """Return the short answer of each form of question about some pictures."""
+    return {item.form: item.short for item in ask_about_all(pictures, random.Random(0))}
+
+
+def test_a_caption_that_hints_at_a_thing_forbids_the_question() -> None:
+    """A puppy that nobody drew a box around may be a second dog in the row."""
+    sure = forms(picture("dog"), picture("cup"))
+    assert sure == {"which of 2": sure["which of 2"], "in both": "nothing", "more": sure["more"]}
+    hinted = forms(picture("dog"), picture(caption="A puppy"))
+    assert hinted == {}
+
+
+def test_a_crowd_has_no_number() -> None:
+    """Neither more nor altogether, but it is there."""
+    crowd, single = picture("person", crowd=True), picture("person")
+    assert forms(crowd, single) == {"in both": "person"}
+    assert forms(single, picture("person", "person")) == {
+        "in both": "person",
+        "more": "B",
+        "altogether": "three",
+    }
+
+
+def test_two_things_in_common_are_not_asked_for() -> None:
+    """The question wants one answer."""
+    assert "in both" not in forms(picture("dog", "cup"), picture("cup", "dog"))
+    assert forms(picture("dog", "cup"), picture("cat", "cup"))["in both"] == "cup"
+
+
+@pytest.mark.parametrize(
+    ("third", "short"),
+    [
+        (("dog",), "dog"),
+        (("cat", "cup"), "cat"),
+        (("cat", "dog"), "both"),
+        (("cup",), "neither"),
+        ((), "neither"),
+    ],
+)
+def test_found_again_has_four_answers(third: tuple[str, ...], short: str) -> None:
+    """The animal of A, that of B, both, or neither."""
+    assert forms(picture("dog"), picture("cat"), picture(*third))["found again"] == short
+
+
+def test_found_again_wants_one_of_a_group_in_either_picture() -> None:
+    """Not the same in both, not two in one, and nothing uncertain in the third."""
+    dog, cat = picture("dog"), picture("cat")
+    for several in (
+        (dog, dog, cat),
+        (picture("dog", "cat"), cat, dog),
+        (dog, cat, picture("cup", caption="A kitten")),
+        (dog, cat),
+    ):
+        assert "found again" not in forms(*several)

@@ -1,0 +1,237 @@
+"""A data set from annotations: shares are kept, chance belongs to each picture alone, what was declined is counted."""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, Instance
+from caldera.annotations.sources import SourceOptions
+from caldera.boxes import Box
+from caldera.conversation import Picture, read_conversations
+from caldera.errors import InputError, OutputError
+from caldera.instructions.from_files import Order, generate_file
+from caldera.instructions.scripted import ScriptedTeacher
+from caldera.instructions.teacher import Exchange, Kind, Refusal
+from caldera.instructions.writing import Companions, Written, assignments, named, write_instructions
+from caldera.progress import Silent
+from caldera.scenes.captions import captions
+from caldera.scenes.drawing import glyph_shapes
+from caldera.scenes.kinds import KINDS
+from caldera.scenes.world import SIDE, draw_up
+
+
+@pytest.fixture(scope="module")
+def annotations() -> AnnotationSet:
+    """Two hundred annotated scenes."""
+    images = []
+    for index in range(200):
+        scene = draw_up(index, seed=8, split="train", shapes=glyph_shapes())
+        things = tuple(Instance(group.kind.name, thing.box) for group, thing in scene.things)
+        path = Path(f"/pictures/{scene.name}.jpg")
+        images.append(AnnotatedImage(scene.name, path, SIDE, SIDE, captions(scene), things))
+    return AnnotationSet(tuple(images), tuple(KINDS))
+
+
+def write(
+    annotations: AnnotationSet, kinds: dict[Kind, float], seed: int = 1, beside: str = "/data"
+) -> Written:
+    """Have the scripted teacher write."""
+    teacher = ScriptedTeacher(annotations.categories)
+    return write_instructions(annotations, teacher, kinds, seed=seed, beside=Path(beside))
+
+
+def test_every_picture_gets_its_share_of_every_kind(annotations: AnnotationSet) -> None:
+    """All of one kind, about three in ten of another; written and refused add up to what was asked."""
+    ticks: list[None] = []
+    written = write_instructions(
+        annotations,
+        ScriptedTeacher(annotations.categories),
+        {"vqa": 1.0, "reasoning": 0.3},
+        seed=1,
+        beside=Path(),
+        tick=lambda: ticks.append(None),
+    )
+    declined = written.refused.total()
+    assert written.by_kind["vqa"] == 200
+    assert written.by_kind["reasoning"] + declined == pytest.approx(60, abs=20)
+    assert len(written.conversations) == written.by_kind.total() == len(ticks) - declined
+    assert {reason.split(":")[0] for reason in written.refused} <= {"reasoning"}
+    assert all("nothing beyond doubt" in reason for reason in written.refused)
+
+
+def test_the_same_seed_writes_the_same_and_another_writes_other_pictures(
+    annotations: AnnotationSet,
+) -> None:
+    """Which pictures are chosen, and where a picture stands, follow from the seed."""
+    kinds: dict[Kind, float] = {"vqa": 0.5, "context": 0.5}
+    first, again, other = (write(annotations, kinds, seed).conversations for seed in (1, 1, 2))
+    assert first == again
+    assert {each.id for each in first} != {each.id for each in other}
+
+
+def test_what_is_written_about_a_picture_does_not_hang_on_the_others(
+    annotations: AnnotationSet,
+) -> None:
+    """A picture more or less, or another order, changes no other dialogue about one picture."""
+    kinds: dict[Kind, float] = {"conversation": 0.7, "caption": 1.0}
+    whole = {each.id: each for each in write(annotations, kinds).conversations}
+    part = replace(annotations, images=annotations.images[50:10:-2])
+    fewer = {each.id: each for each in write(part, kinds).conversations}
+    assert len(fewer) > 20
+    assert all(whole[name] == each for name, each in fewer.items())
+    listed = [image for image, _, _ in assignments(part.images, kinds, 1)]
+    assert listed == sorted(listed, key=part.images.index)
+
+
+def test_records_are_named_apart(annotations: AnnotationSet) -> None:
+    """By their pictures and their kind."""
+    written = write(annotations, {"caption": 1.0, "vqa": 1.0, "context": 1.0}).conversations
+    assert len({each.id for each in written}) == len(written)
+    for each in written:
+        pictures, kind = each.id.rsplit("-", 1)
+        assert pictures.split("+") == [Path(path).stem for path in each.pictures]
+        assert (kind == "context") is (len(each.pictures) > 1)
+
+
+def test_a_lone_picture_stands_before_or_after_its_question(annotations: AnnotationSet) -> None:
+    """As in LLaVA's data, each about as often, on a line of its own, in the first turn alone."""
+    before = 0
+    written = write(annotations, {"conversation": 1.0}).conversations
+    for each in written:
+        first, *rest = each.turns
+        assert len(first.pictures) == 1
+        assert not any(turn.pictures for turn in rest)
+        asked = first.parts
+        if isinstance(asked[0], Picture):
+            before += 1
+            assert first.text.startswith("\n")
+        else:
+            assert isinstance(asked[1], Picture)
+            assert first.text.endswith("\n")
+    assert before / len(written) == pytest.approx(0.5, abs=0.15)
+
+
+@pytest.mark.parametrize(
+    ("beside", "path"),
+    [("/pictures", "x.jpg"), ("/data", "../pictures/x.jpg"), ("/", "pictures/x.jpg")],
+)
+def test_paths_start_from_the_data_files_folder(
+    annotations: AnnotationSet, beside: str, path: str
+) -> None:
+    """So that a data file and its pictures can be moved together."""
+    [first, *_] = write(annotations, {"caption": 1.0}, beside=beside).conversations
+    assert first.pictures[0] == path.replace("x", annotations.images[0].id)
+
+
+def test_several_pictures_are_called_by_letters() -> None:
+    """A line each, in order, before the question."""
+    one, other = Picture("1.jpg"), Picture("2.jpg")
+    assert named([one, other]) == ("Picture A: ", one, "\n", "Picture B: ", other, "\n")
+
+
+def test_companions_are_two_or_three_different_pictures_that_often_share_something(
+    annotations: AnnotationSet,
+) -> None:
+    """The picture itself comes first; more share a kind than by chance."""
+    finder = Companions(annotations.images)
+    chance = random.Random(1)
+
+    def share(one: AnnotatedImage, other: AnnotatedImage) -> bool:
+        return bool(one.counts.keys() & other.counts.keys())
+
+    sizes: Counter[int] = Counter()
+    sharing = by_chance = 0
+    for image in annotations.images:
+        several = finder.with_companions(image, chance)
+        sizes[len(several)] += 1
+        assert several[0] is image
+        assert len({each.id for each in several}) == len(several)
+        sharing += share(*several[:2])
+        by_chance += share(image, chance.choice(annotations.images))
+    assert sizes.keys() == {2, 3}
+    assert min(sizes.values()) > 60
+    assert sharing > 1.5 * by_chance
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_small_collection_has_few_companions(annotations: AnnotationSet, count: int) -> None:
+    """All there are, once each; a single picture is refused by the teacher, and counted."""
+    few = replace(annotations, images=annotations.images[:count])
+    for seed in range(20):
+        several = Companions(few.images).with_companions(few.images[0], random.Random(seed))
+        assert len(several) == count
+    written = write(few, {"context": 1.0})
+    if count == 1:
+        reason = "context: a question about several pictures needs at least two"
+        assert written.refused == {reason: 1}
+
+
+class Parrot:
+    """A teacher that says what a caption says."""
+
+    name = "parrot"
+
+    def write(self, kind: Kind, images: Sequence[AnnotatedImage]) -> list[Exchange]:
+        """Answer with the first caption; decline pictures of cats."""
+        if "cat" in images[0].captions[0]:
+            raise Refusal("cats again")
+        return [Exchange("What is it?", images[0].captions[0])]
+
+
+def test_what_no_file_could_hold_is_refused_and_counted() -> None:
+    """A caption that says <image> would be read as a picture; reasons are kept apart by kind."""
+    box = (Instance("dog", Box(0, 0, 1, 1)),)
+    images = tuple(
+        AnnotatedImage(caption[:3], Path(f"{caption[:3]}.jpg"), 9, 9, (caption,), box)
+        for caption in ("An <image> tag", "A dog", "A cat", "Two cats")
+    )
+    written = write_instructions(
+        AnnotationSet(images), Parrot(), {"caption": 1.0, "detail": 1.0}, seed=0, beside=Path()
+    )
+    assert [each.turns[1].text for each in written.conversations] == ["A dog"] * 2
+    assert written.refused["caption: cats again"] == written.refused["detail: cats again"] == 2
+    assert sum("<image>" in reason for reason in written.refused) == 2
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Order:
+    """A table of three pictures, one of which is not there."""
+    (tmp_path / "data").mkdir()
+    for name in ("1.jpg", "2.jpg"):
+        (tmp_path / "data" / name).write_bytes(b"picture")
+    path = tmp_path / "data" / "pairs.csv"
+    path.write_text("image,caption\n1.jpg,A dog\n2.jpg,A cat\n3.jpg,A cup\n")
+    return Order(source="pairs", path=path, options=SourceOptions(), max_bad=0.5)
+
+
+def test_a_file_is_written_with_a_list_of_what_was_left_out(pairs: Order, tmp_path: Path) -> None:
+    """Pairs become captions by default; the list names place and reason."""
+    out = tmp_path / "out" / "train.json"
+    written = generate_file(pairs, out, Silent())
+    assert read_conversations(out) == written.conversations
+    assert [each.pictures[0] for each in written.conversations] == [
+        "../data/1.jpg",
+        "../data/2.jpg",
+    ]
+    [line] = (tmp_path / "out" / "train.bad.jsonl").read_text().splitlines()
+    skipped = json.loads(line)
+    assert skipped["where"] == f"{pairs.path}:4"
+    assert "3.jpg does not exist" in skipped["reason"]
+
+
+def test_bad_annotations_leave_no_file(pairs: Order, tmp_path: Path) -> None:
+    """Neither where nothing may be left out, nor where the teacher has nothing to say."""
+    out = tmp_path / "out" / "train.json"
+    with pytest.raises(InputError, match=r"pairs\.csv:4: .*3\.jpg does not exist"):
+        generate_file(replace(pairs, max_bad=0.0), out, Silent())
+    with pytest.raises(InputError, match=r"wrote nothing about .*: {'vqa: the annotations hold no"):
+        generate_file(replace(pairs, kinds="vqa"), out, Silent())
+    assert not out.parent.exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write"):
+        generate_file(pairs, tmp_path / "file" / "train.json", Silent())

@@ -1,0 +1,216 @@
+"""Documents for the language model: dialogues in Vicuna's words, scenes told in words, never a picture."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+
+from caldera.batches.templates import Mark, Slot, find_template
+from caldera.conversation import IMAGE_MARK, Conversation, Picture, Turn
+from caldera.scenes.captions import captions, phrase
+from caldera.scenes.corpus import (
+    GRID,
+    Document,
+    dialogue,
+    documents,
+    in_words,
+    plan,
+)
+from caldera.scenes.drawing import glyph_shapes
+from caldera.scenes.kinds import COLOURS, KINDS, SETTINGS
+from caldera.scenes.world import SIDE, Group, Scene, Thing, draw_up
+
+END = "</s>"
+
+
+@pytest.fixture(scope="module")
+def scenes() -> dict[str, Scene]:
+    """Forty scenes by the paths of their pictures."""
+    return {
+        f"{index}.jpg": draw_up(index, seed=5, split="train", shapes=glyph_shapes())
+        for index in range(40)
+    }
+
+
+def talk(*pictures: str, after: bool = False, name: str = "1-vqa") -> Conversation:
+    """Return a dialogue of two exchanges about some pictures."""
+    shown: tuple[str | Picture, ...] = tuple(Picture(path) for path in pictures)
+    asked = ("What is it?\n", *shown) if after else (*shown, "\nWhat is it?")
+    turns = (
+        Turn("user", asked),
+        Turn("assistant", ("A dog.",)),
+        Turn("user", ("Where?",)),
+        Turn("assistant", ("On the left.",)),
+    )
+    return Conversation(name, turns)
+
+
+def text(document: Document) -> str:
+    """Return a document's whole text."""
+    return "".join(piece.text for piece in document)
+
+
+def rng() -> random.Random:
+    """Return the same source of chance each time."""
+    return random.Random(3)
+
+
+def words_of(scene: Scene, row: int, column: int) -> set[str]:
+    """Return the words that may stand in a cell: of what covers most of it, counted pixel by pixel."""
+    cell = SIDE // GRID
+    best, most = {scene.setting}, 0.25 * cell * cell
+    for group, thing in scene.things:
+        covered = sum(
+            thing.left <= x < thing.left + thing.width and thing.top <= y < thing.top + thing.height
+            for x in range(column * cell, (column + 1) * cell)
+            for y in range(row * cell, (row + 1) * cell)
+        )
+        if covered > most:
+            best = {group.kind.name, group.colour} - {None} if group.colour else {group.kind.name}
+            most = covered
+    return best
+
+
+def kinds(scene: Scene) -> set[str]:
+    """Return the names of what a scene shows."""
+    return {group.kind.name for group in scene.groups}
+
+
+def test_a_plan_names_what_fills_each_cell(scenes: dict[str, Scene]) -> None:
+    """Row by row, each cell a word after a space: its thing, or that thing's colour, or the setting."""
+    colours = 0
+    for scene in list(scenes.values())[:12]:
+        words = plan(scene, rng()).split(" ")[1:]
+        assert len(words) == GRID * GRID
+        for at, word in enumerate(words):
+            assert word in words_of(scene, at // GRID, at % GRID)
+            colours += word in COLOURS
+        assert words.count(scene.setting) > 10
+    assert colours > 10
+
+
+def test_a_plan_without_things_is_all_setting() -> None:
+    """And one that a single grey thing fills is all that thing."""
+    empty = Scene("x", "beach", ())
+    assert plan(empty, rng()) == " beach" * GRID**2
+    whole = Thing(0, 0, SIDE, SIDE, mirrored=False)
+    assert plan(replace(empty, groups=(Group(KINDS["dog"], None, (whole,)),)), rng()) == (
+        " dog" * GRID**2
+    )
+
+
+def test_a_scene_is_told_in_one_of_three_ways(scenes: dict[str, Scene]) -> None:
+    """The stated share as plans, a tenth as captions, the rest as lists of everything with its place."""
+    chance = random.Random(1)
+    ways = {"plan": 0, "captions": 0, "list": 0}
+    for number in range(1000):
+        scene = scenes[f"{number % 40}.jpg"]
+        told = in_words(scene, 0.4, chance)
+        if told.startswith(" "):
+            assert len(told.split()) == GRID * GRID
+            ways["plan"] += 1
+        elif told == " ".join(captions(scene)):
+            ways["captions"] += 1
+        else:
+            assert told.endswith(f", {SETTINGS[scene.setting]}.")
+            assert all(phrase(group, thing) in told for group, thing in scene.things)
+            ways["list"] += 1
+    assert ways["plan"] == pytest.approx(400, abs=50)
+    assert ways["captions"] == pytest.approx(100, abs=35)
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("pictures", [("3.jpg",), ("1.jpg", "2.jpg", "4.jpg"), ()])
+def test_a_dialogue_is_what_the_template_writes_with_scenes_in_the_pictures_places(
+    scenes: dict[str, Scene], pictures: tuple[str, ...], after: bool
+) -> None:
+    """What the backbone reads is what the assistant is later asked with, to the letter, and learns from as much."""
+    spoken = talk(*pictures, after=after)
+    expected = []
+    chance = rng()
+    for span in find_template("vicuna_v1").render(spoken):
+        if isinstance(span, Slot):
+            expected.append((in_words(scenes[span.picture.path], 0.5, chance), False))
+        elif isinstance(span, Mark):
+            expected.append((END if span.which == "end" else "", span.learned))
+        else:
+            expected.append((span.text, span.learned))
+
+    written = dialogue(spoken, scenes, end=END, plans=0.5, rng=rng())
+
+    assert text(written) == "".join(words for words, _ in expected)
+    answers = "".join(piece.text for piece in written if piece.answer)
+    assert answers == "".join(words for words, learned in expected if learned)
+
+
+def test_answers_and_only_answers_are_marked(scenes: dict[str, Scene]) -> None:
+    """Each with its end mark, so that the model learns to stop."""
+    written = dialogue(talk("3.jpg"), scenes, end=END, plans=0.5, rng=rng())
+    assert [piece.text for piece in written if piece.answer] == [
+        f" A dog.{END}",
+        f" On the left.{END}",
+    ]
+
+
+def test_several_pictures_stay_in_their_places(scenes: dict[str, Scene]) -> None:
+    """Each is told where it is shown, in order."""
+    question = ("Picture A: ", Picture("1.jpg"), "\nPicture B: ", Picture("2.jpg"), "\nMore?")
+    spoken = Conversation("x", (Turn("user", question), Turn("assistant", ("No.",))))
+    pieces = [piece.text for piece in dialogue(spoken, scenes, end=END, plans=0.0, rng=rng())]
+    assert pieces[2] == "Picture A: "
+    assert scenes["1.jpg"].setting in pieces[3]
+    assert pieces[4] == "\nPicture B: "
+    assert scenes["2.jpg"].setting in pieces[5]
+    assert pieces[6] == "\nMore?"
+
+
+def stream(scenes: dict[str, Scene], plans: float = 0.6, seed: int = 9) -> Iterator[Document]:
+    """Return documents about the scenes."""
+    spoken = [talk(path, name=f"{path}-vqa") for path in scenes]
+    return documents(spoken, scenes, end=END, plans=plans, seed=seed)
+
+
+def test_no_document_holds_a_picture(scenes: dict[str, Scene]) -> None:
+    """Neither a placeholder nor a path: the language model never sees a picture."""
+    for document in islice(stream(scenes), 300):
+        assert document
+        assert IMAGE_MARK not in text(document)
+        assert ".jpg" not in text(document)
+        assert any(piece.answer for piece in document)
+
+
+def test_documents_follow_from_the_seed(scenes: dict[str, Scene]) -> None:
+    """The same again, over several times around; another seed gives another order."""
+    first, again = (list(islice(stream(scenes), 150)) for _ in range(2))
+    assert first == again
+    assert first != list(islice(stream(scenes, seed=10), 150))
+
+
+def test_every_dialogue_is_read_once_each_time_around(scenes: dict[str, Scene]) -> None:
+    """Without plans there is nothing else: 40 dialogues, then the same 40 in another order."""
+    spoken = [
+        Conversation(path, (Turn("user", ("Hello",)), Turn("assistant", (path,))))
+        for path in scenes
+    ]
+    read = documents(spoken, scenes, end="", plans=0.0, seed=9)
+    first, second = ([text(document) for document in islice(read, 40)] for _ in range(2))
+    assert first != second
+    assert sorted(first) == sorted(second)
+    assert len(set(first)) == 40
+
+
+def test_plans_come_with_a_caption_of_their_own_scene(scenes: dict[str, Scene]) -> None:
+    """Half as often as the share of plans, each followed by a true caption as the answer."""
+    read = list(islice(stream(scenes, plans=0.6), 1300))
+    captioned = [document for document in read if len(document) == 2]
+    assert len(captioned) == pytest.approx(300, abs=60)
+    for words, caption in captioned:
+        assert not words.answer
+        assert caption.answer
+        assert any(
+            set(words.text.split()) <= {scene.setting, *COLOURS, *kinds(scene)}
+            for scene in scenes.values()
+            if caption.text.removesuffix("\n") in captions(scene)
+        )

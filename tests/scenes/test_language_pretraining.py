@@ -1,0 +1,224 @@
+"""The language model's training at tiny size: answers are marked to the token, rows are full, scores are counted."""
+
+import random
+from collections.abc import Iterator
+from itertools import chain, count, pairwise
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from caldera.conversation import Conversation, Picture, Turn
+from caldera.scenes.captions import captions
+from caldera.scenes.corpus import Document, Piece, plan
+from caldera.scenes.drawing import glyph_shapes
+from caldera.scenes.kinds import COLOURS, KINDS, SETTINGS
+from caldera.scenes.language_pretraining import (
+    END,
+    START,
+    LanguagePretraining,
+    Reader,
+    _config,
+    _losses,
+    encode,
+    probe,
+    train_tokenizer,
+)
+from caldera.scenes.schedule import fast_products
+from caldera.scenes.world import Scene, draw_up
+
+
+def document(number: int) -> Document:
+    """Return a dialogue of a length of its own."""
+    return [
+        Piece(f"USER: how many{' dog' * (number % 5)} ASSISTANT:"),
+        Piece(f" {number} two three</s>", answer=True),
+        Piece("USER: where? ASSISTANT:"),
+        Piece(" left</s>", answer=True),
+    ]
+
+
+def test_a_document_is_encoded_piece_by_piece_with_its_answers_marked(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """A start mark, then each piece's tokens; marks change where pieces do, and end marks are one token."""
+    ids, answers = encode(document(3), tokenizer)
+
+    assert len(ids) == len(answers)
+    assert ids[0] == tokenizer.bos_token_id
+    assert not answers[0]
+    assert tokenizer.decode(ids[1:]) == "".join(piece.text for piece in document(3))
+    learned = [token for token, known in zip(ids, answers, strict=True) if known]
+    assert tokenizer.decode(learned) == " 3 two three</s> left</s>"
+    assert learned.count(tokenizer.eos_token_id) == 2
+    assert ids.count(tokenizer.bos_token_id) == 1
+
+
+def test_rows_are_documents_end_to_end_cut_to_one_length(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    """Each row begins with a document's start, holds one token more than its length, and no padding."""
+    reader = Reader((document(number) for number in count()), tokenizer)
+    encoded = [encode(document(number), tokenizer) for number in range(64)]
+    whole = [list(zip(*each, strict=True)) for each in encoded]
+
+    ids, answers = reader.rows(5, 61)
+
+    assert ids.shape == answers.shape == (5, 62)
+    assert answers.dtype == torch.bool
+    for row in (
+        list(zip(*each, strict=True)) for each in zip(ids.tolist(), answers.tolist(), strict=True)
+    ):
+        starts = [at for at, (token, _) in enumerate(row) if token == tokenizer.bos_token_id]
+        assert starts[0] == 0
+        assert len(starts) > 1
+        assert all(row[begin:end] in whole for begin, end in pairwise(starts))
+        cut = row[starts[-1] :]
+        assert any(cut == each[: len(cut)] for each in whole)
+
+
+def test_no_document_is_read_twice(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Each row goes on in the stream where the one before ended."""
+    texts = (f"{number} {'dog ' * 3}" for number in count(100))
+    reader = Reader(([Piece(text, answer=True)] for text in texts), tokenizer)
+    rows = chain(*(reader.rows(3, 41)[0].tolist() for _ in range(4)))
+    numbers = [
+        number
+        for row in rows
+        for number in str(tokenizer.decode(row, skip_special_tokens=True)).split()
+        if number.isdigit() and len(number) == 3
+    ]
+    assert len(numbers) > 20
+    assert len(set(numbers)) == len(numbers)
+
+
+@pytest.fixture(scope="module")
+def scenes() -> dict[str, Scene]:
+    """Sixty scenes by the paths of their pictures."""
+    return {
+        f"{index}.jpg": draw_up(index, seed=5, split="train", shapes=glyph_shapes())
+        for index in range(60)
+    }
+
+
+@pytest.fixture(scope="module")
+def trained(scenes: dict[str, Scene]) -> PreTrainedTokenizerFast:
+    """A tokenizer trained on captions and plans."""
+
+    def texts() -> Iterator[str]:
+        chance = random.Random(1)
+        for scene in scenes.values():
+            yield " ".join(captions(scene))
+            yield from (plan(scene, chance) for _ in range(3))
+        yield from (f" {word}" * 20 for word in (*KINDS, *COLOURS, *SETTINGS))
+
+    return train_tokenizer(texts(), 700)
+
+
+def test_every_word_of_a_plan_is_one_token(
+    trained: PreTrainedTokenizerFast, scenes: dict[str, Scene]
+) -> None:
+    """So that a cell is as long as a patch, whatever it shows."""
+    for scene in scenes.values():
+        told = plan(scene, random.Random(2))
+        assert len(trained.tokenize(told)) == len(told.split())
+    assert len(trained) <= 700
+
+
+def test_the_tokenizer_is_made_like_llamas(trained: PreTrainedTokenizerFast) -> None:
+    """A start mark before any text, any letters come back, and padding has a token of its own."""
+    text = "A dög, 7 cats\n 🐕 <image>"
+    ids = trained(text).input_ids
+    assert ids[0] == trained.bos_token_id == trained.convert_tokens_to_ids(START)
+    assert trained.decode(ids, skip_special_tokens=True) == text
+    assert trained.eos_token_id == trained.convert_tokens_to_ids(END)
+    special = {trained.unk_token_id, trained.bos_token_id, trained.eos_token_id}
+    assert len({*special, trained.pad_token_id}) == 4
+
+
+@pytest.fixture
+def model(trained: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    """A tiny LLaMA for the trained tokenizer."""
+    torch.manual_seed(1)
+    settings = LanguagePretraining(width=22, inner_width=26, layers=2, heads=1)
+    return LlamaForCausalLM(_config(trained, settings))
+
+
+def test_the_shape_is_what_the_settings_say(model: LlamaForCausalLM) -> None:
+    """With room for long dialogues, and the special tokens of its tokenizer."""
+    config = model.config
+    assert isinstance(config, LlamaConfig)
+    assert (config.hidden_size, config.intermediate_size) == (22, 26)
+    assert (config.num_hidden_layers, config.num_attention_heads) == (2, 1)
+    assert config.max_position_embeddings >= 2048
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 2, 3)
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+
+
+def test_the_loss_weighs_answers_fully_and_prompts_a_little(model: LlamaForCausalLM) -> None:
+    """It is the weighted mean over next tokens, worked out one by one; the second number is answers alone."""
+    chance = torch.Generator().manual_seed(4)
+    ids = torch.randint(4, 300, (3, 12), generator=chance)
+    answers = torch.rand(3, 12, generator=chance) < 0.4
+
+    loss, answer_loss = _losses(model, ids, answers, 0.25)
+
+    with torch.no_grad(), fast_products():
+        logits = model(input_ids=ids[:, :-1]).logits
+    total = weight_sum = answer_sum = 0.0
+    for row in range(3):
+        for at in range(11):
+            scores = logits[row, at].float()
+            nats = float(scores.logsumexp(0) - scores[ids[row, at + 1]])
+            weight = 1.0 if answers[row, at + 1] else 0.25
+            total, weight_sum = total + weight * nats, weight_sum + weight
+            answer_sum += nats * bool(answers[row, at + 1])
+    assert float(loss.detach()) == pytest.approx(total / weight_sum, rel=1e-3)
+    assert answer_loss == pytest.approx(answer_sum / int(answers[:, 1:].sum()), rel=1e-3)
+    loss.backward()
+    assert all(weight.grad is not None for weight in model.parameters())
+
+
+def about(path: str, kind: str, *answers: str) -> Conversation:
+    """Return a dialogue of a kind about one scene."""
+    turns = []
+    for number, answer in enumerate(answers):
+        asked = (Picture(path), "\nWhat?") if number == 0 else ("What?",)
+        turns += [Turn("user", asked), Turn("assistant", (answer,))]
+    return Conversation(f"{path}-{kind}", tuple(turns))
+
+
+def test_a_model_that_cannot_answer_scores_nothing(
+    model: LlamaForCausalLM, trained: PreTrainedTokenizerFast, scenes: dict[str, Scene]
+) -> None:
+    """Every kind that was asked is scored, and no other."""
+    asked = [about("1.jpg", "vqa", "dog", "two"), about("2.jpg", "context", "neither")]
+    scores = probe(model, trained, asked, scenes)
+    assert scores == {"vqa": 0.0, "context": 0.0}
+    assert model.training
+
+
+def test_an_answer_is_right_with_all_its_tokens_and_its_end_mark(
+    model: LlamaForCausalLM, trained: PreTrainedTokenizerFast, scenes: dict[str, Scene]
+) -> None:
+    """A model that says 'dog' and stops is right where just that is the answer."""
+    opening, dog = (
+        trained(text, add_special_tokens=False).input_ids[-1] for text in (" ASSISTANT:", " dog")
+    )
+    embeddings = model.get_input_embeddings()
+    assert isinstance(embeddings, torch.nn.Embedding)
+    embedding = embeddings.weight
+    with torch.no_grad():  # without layers, scores are products of the (tied) embeddings
+        for weight in model.parameters():
+            weight.zero_()
+        model.model.norm.weight.fill_(1)
+        embedding[opening, 1] = 1  # 'dog' is likeliest after this
+        embedding[dog, 0], embedding[dog, 1] = 5, 10
+        embedding[trained.eos_token_id, 0] = 50  # likeliest after 'dog'
+
+    asked = [
+        about("1.jpg", "vqa", "dog", "two", "dog"),
+        about("2.jpg", "context", "dog dog"),
+        about("3.jpg", "context", "dog"),
+    ]
+    assert probe(model, trained, asked, scenes) == {"vqa": 0.667, "context": 0.5}

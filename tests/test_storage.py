@@ -1,0 +1,249 @@
+"""Files and folders are written whole or not at all, also when the process dies or the disk fills up."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from caldera.errors import CalderaError, OutputError, UsageError
+from caldera.storage import as_json, holding, whole_folder, write_json, write_whole, writing
+
+OLD = "old " * 1000
+
+WRITING_FOR_EVER = """
+import sys
+from pathlib import Path
+from caldera.storage import write_whole
+for number in range(1, 10**9):
+    write_whole(Path(sys.argv[1]), f"{number} " * 200_000)
+"""
+
+FILLING_FOR_EVER = """
+import sys, time
+from pathlib import Path
+from caldera.storage import whole_folder
+with whole_folder(Path(sys.argv[1])) as fresh:
+    (fresh / "a.txt").write_text("half")
+    print("begun", flush=True)
+    time.sleep(600)
+"""
+
+HOLDING_FOR_EVER = """
+import sys, time
+from pathlib import Path
+from caldera.storage import holding
+with holding(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from caldera.errors import OutputError
+from caldera.storage import whole_folder, write_whole
+folder, what = Path(sys.argv[1]), sys.argv[2]
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+try:
+    if what == "file":
+        write_whole(folder / "kept", "x" * 200_000)
+    else:
+        with whole_folder(folder / "kept") as fresh:
+            (fresh / "small").write_text("x")
+            (fresh / "large").write_text("x" * 200_000)
+except OutputError as error:
+    print(error)
+"""
+
+
+def start(program: str, *words: str | Path) -> subprocess.Popen[str]:
+    """Run a program in a second process, and wait for its first word if it says one."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, words)], stdout=subprocess.PIPE, text=True
+    )
+    if "print" in program:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+    return process
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """End a process at once and wait until it is gone."""
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def names(folder: Path) -> set[str]:
+    """Return the names of all that lies in a folder, hidden or not."""
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("content", ["é\n", b"\x00\xff", "", b""])
+def test_what_is_written_is_what_is_read(tmp_path: Path, content: str | bytes) -> None:
+    """Text as UTF-8, bytes as they are, in folders made for it, and nothing else beside it."""
+    path = tmp_path / "a" / "b" / "file"
+    write_whole(path, content)
+    assert path.read_bytes() == (content if isinstance(content, bytes) else content.encode())
+    assert names(path.parent) == {"file"}
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_json_is_written_for_people_and_comes_back(tmp_path: Path) -> None:
+    """Letters stay letters; tuples come back as lists."""
+    value = {"é": (1, 2.5, None), "inner": {"7": [True]}}
+    write_json(tmp_path / "a.json", value)
+    assert json.loads((tmp_path / "a.json").read_text()) == as_json(value)
+    assert as_json({7: (1,)}) == {"7": [1]}
+    assert "é" in (tmp_path / "a.json").read_text()
+
+
+def test_a_file_whose_writer_is_killed_holds_one_whole_version(tmp_path: Path) -> None:
+    """SIGKILL at six moments of endless rewriting: the file is always of one piece."""
+    path = tmp_path / "file"
+    versions = set()
+    for patience in (0.0, 0.003, 0.007, 0.013, 0.029, 0.041):
+        path.unlink(missing_ok=True)
+        process = start(WRITING_FOR_EVER, path)
+        deadline = time.monotonic() + 60
+        while not path.is_file() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(patience)
+        kill(process)
+        numbers = path.read_text().split()
+        assert len(numbers) == 200_000
+        assert len(set(numbers)) == 1
+        versions.add(numbers[0])
+    assert len(versions) > 1, "every kill met the same version; the moments are chosen badly"
+
+
+def test_a_folder_whose_filler_is_killed_is_as_it_was(tmp_path: Path) -> None:
+    """The old folder stands, or none; a later run takes its place."""
+    path = tmp_path / "folder"
+    kill(start(FILLING_FOR_EVER, path))
+    assert not path.exists()
+    path.mkdir()
+    (path / "a.txt").write_text("old")
+    kill(start(FILLING_FOR_EVER, path))
+    assert (path / "a.txt").read_text() == "old"
+
+    with whole_folder(path) as fresh:
+        (fresh / "b.txt").write_text("new")
+
+    assert names(path) == {"b.txt"}
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_a_full_disk_leaves_what_was_there_and_nothing_else(tmp_path: Path, what: str) -> None:
+    """With the system refusing to write on, the old content stays, no remains, and one line says so."""
+    kept = tmp_path / "kept"
+    if what == "folder":
+        kept.mkdir()
+    old = kept / "old" if what == "folder" else kept
+    old.write_text(OLD)
+
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path), what],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert done.stdout == (
+        f"cannot write {kept}: File too large; free space or choose another place, then run again\n"
+    )
+    assert old.read_text() == OLD
+    assert names(tmp_path) == {"kept"}
+
+
+@pytest.mark.parametrize("fault", [ValueError("a bug"), KeyboardInterrupt(), OSError(5, "EIO")])
+def test_a_folder_that_was_not_filled_well_never_appears(
+    tmp_path: Path, fault: BaseException
+) -> None:
+    """Whatever ends the block, the old folder stays and the fresh one goes; system faults are put in words."""
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "old").write_text(OLD)
+
+    expected = OutputError if isinstance(fault, OSError) else type(fault)
+
+    def fill() -> None:
+        with whole_folder(path) as fresh:
+            (fresh / "new").write_text("new")
+            raise fault
+
+    with pytest.raises(expected):
+        fill()
+
+    assert names(tmp_path) == {"folder"}
+    assert names(path) == {"old"}
+
+
+def test_a_folder_may_hold_folders(tmp_path: Path) -> None:
+    """All of it is put in place, and can be read by others."""
+    with whole_folder(tmp_path / "deep" / "folder") as fresh:
+        (fresh / "inner").mkdir()
+        (fresh / "inner" / "file").write_text("text")
+    assert (tmp_path / "deep" / "folder" / "inner" / "file").read_text() == "text"
+    assert (tmp_path / "deep" / "folder").stat().st_mode & 0o777 == 0o755
+
+
+def test_a_file_in_the_folders_place_is_said(tmp_path: Path) -> None:
+    """No folder can be made below a file."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"cannot write .*/x: .*; free space or choose another"):
+        write_whole(tmp_path / "file" / "x", "text")
+    with (
+        pytest.raises(OutputError, match=r"cannot write .*/x: "),
+        whole_folder(tmp_path / "file" / "x"),
+    ):
+        pass
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written_is_said(tmp_path: Path) -> None:
+    """The system's own reason is in the line."""
+    tmp_path.chmod(0o500)
+    with pytest.raises(OutputError, match="Permission denied"):
+        write_whole(tmp_path / "x", "text")
+
+
+def test_faults_of_our_own_pass_through() -> None:
+    """Only the system's refusals become an OutputError."""
+    with pytest.raises(UsageError, match=r"^mine$"), writing(Path("x")):
+        raise UsageError("mine")
+
+
+def test_a_folder_in_use_is_refused_until_its_process_ends(tmp_path: Path) -> None:
+    """The line names the process; SIGKILL frees the folder."""
+    folder = tmp_path / "run"
+    process = start(HOLDING_FOR_EVER, folder)
+    try:
+        message = rf"run is in use by process {process.pid}; wait for it or choose another --out"
+        with pytest.raises(UsageError, match=message), holding(folder):
+            pass
+    finally:
+        kill(process)
+    with holding(folder):
+        assert (folder / ".lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_a_hold_ends_with_its_block_however_it_ends(tmp_path: Path) -> None:
+    """An error inside does not leave the folder locked; a second hold inside another is refused."""
+
+    def fail() -> None:
+        with holding(tmp_path):
+            raise CalderaError("inner")
+
+    with pytest.raises(CalderaError, match=r"^inner$"):
+        fail()
+    with (
+        holding(tmp_path),
+        pytest.raises(UsageError, match=f"in use by process {os.getpid()}"),
+        holding(tmp_path),
+    ):
+        pass
