@@ -177,3 +177,28 @@ def test_real_stage_1_records_are_read(third_party: Path) -> None:
     rows = read_conversations(third_party / "lcs558k" / "blip_laion_cc_sbu_500.json")
     assert len(rows) == 500
     assert all(len(row.pictures) == 1 and len(row.turns) == 2 for row in rows)
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\u0085", "\u000b"])
+def test_line_ends_inside_a_text_do_not_end_a_record(tmp_path: Path, character: str) -> None:
+    """A line of a .jsonl file ends at a newline and nowhere else."""
+    told = Conversation("a", (Turn("user", (f"x{character}y",)), Turn("assistant", ("z",))))
+    write_conversations(tmp_path / "data.jsonl", [told])
+    assert read_conversations(tmp_path / "data.jsonl") == [told]
+
+
+def test_half_a_character_is_refused(tmp_path: Path) -> None:
+    """JSON can spell a lone surrogate, which no file could hold again."""
+    (tmp_path / "data.json").write_text(
+        '[{"id": "a", "conversations": [{"from": "human", "value": "\\ud800"}, '
+        '{"from": "gpt", "value": "b"}]}]'
+    )
+    with pytest.raises(RecordError, match="half a character"):
+        read_conversations(tmp_path / "data.json")
+
+
+def test_a_number_of_thousands_of_digits_is_refused(tmp_path: Path) -> None:
+    """It is an error of the file, not of this program."""
+    (tmp_path / "data.json").write_text(f'[{{"id": {"9" * 5000}, "conversations": []}}]')
+    with pytest.raises(InputError, match="a number too long"):
+        read_conversations(tmp_path / "data.json")

@@ -74,6 +74,10 @@ class Conversation:
                 )
             if not turn.pictures and not turn.text.strip():
                 raise RecordError(f"turn {number + 1} is empty; give it text or remove the record")
+            if not _is_whole(turn.text):
+                raise RecordError(
+                    f"turn {number + 1} holds half a character (a lone surrogate); correct the text"
+                )
             if turn.speaker == "assistant" and turn.pictures:
                 raise RecordError(
                     f"turn {number + 1}, the assistant's, holds {IMAGE_MARK}; only a user shows pictures"
@@ -95,6 +99,15 @@ class Conversation:
                 "the last turn is not the assistant's; add the answer it should learn"
             )
         return self
+
+
+def _is_whole(text: str) -> bool:
+    """Tell whether a text can be written as UTF-8, which text with a lone surrogate cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class _TurnRecord(BaseModel):
@@ -241,7 +254,7 @@ def iterate_records(path: Path) -> Iterator[tuple[str, object]]:
     if not text.strip():
         raise InputError(f"{path} is empty; it should hold conversation records")
     if path.suffix == ".jsonl":
-        for number, line in enumerate(text.splitlines(), start=1):
+        for number, line in enumerate(text.split("\n"), start=1):  # records may hold U+2028
             if line.strip():
                 yield f"{path}:{number}", _parse(line, f"{path}:{number}")
         return
@@ -267,6 +280,8 @@ def _parse(text: str, where: str) -> object:
     except json.JSONDecodeError as error:
         place = f"line {error.lineno} column {error.colno}"
         raise InputError(f"{where} is broken JSON at {place}: {error.msg}") from error
+    except ValueError as error:
+        raise InputError(f"{where} holds a number too long to read; correct it") from error
     except RecursionError as error:
         raise InputError(f"{where} is nested too deeply to be conversation records") from error
 

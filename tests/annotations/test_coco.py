@@ -105,6 +105,17 @@ def test_pictures_of_the_same_name_in_two_folders_stay_apart(tmp_path: Path) -> 
     assert ids == ["a/1", "b/1", "3"]
 
 
+def test_annotations_of_no_picture_are_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where 'images' was cut short, what belongs to the others is left aside, and that is said."""
+    files = coco_files()
+    for each in ("captions", "instances"):
+        del files[each]["images"][1:]
+    assert len(read_coco(write(tmp_path, files), Skips()).images) == 1
+    assert "2 pictures are not used" in caplog.text
+
+
 edges = st.integers(0, 40)
 
 

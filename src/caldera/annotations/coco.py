@@ -5,6 +5,7 @@ pictures in `SPLIT/` (or `images/`, or the folder itself).
 """
 
 import json
+import logging
 from collections import defaultdict
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -64,6 +65,8 @@ class _InstanceFile(_Wire):
     categories: list[_CategoryEntry]
 
 
+log = logging.getLogger(__name__)
+
 _Form = TypeVar("_Form", bound=_Wire)
 
 
@@ -109,6 +112,13 @@ def read_coco(folder: Path, skips: Skips, split: str | None = None) -> Annotatio
             images.append(_checked(where, image, path, tuple(captions_of[image.id]), instances))
         except InputError as fault:
             skips.take(f"picture {image.file_name}", fault)
+    orphans = (captions_of.keys() | boxes_of.keys()) - {image.id for image in captions.images}
+    if orphans:
+        log.warning(
+            "%s: annotations of %d pictures are not used, as 'images' does not list them",
+            captions_path,
+            len(orphans),
+        )
     skips.check(len(captions.images))
     return AnnotationSet(tuple(images), tuple(dict.fromkeys(names.values())))
 

@@ -1,5 +1,6 @@
 """A GGUF file of a language model in, a folder in transformers' format out. Needs the extra caldera[gguf]."""
 
+import struct
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def unpack_gguf(file: Path, folder: Path) -> None:
         source = {"gguf_file": file.name, "local_files_only": True}
         read = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **source)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **source)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, LookupError, RuntimeError, struct.error) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelFolderError(f"{file} cannot be read: {reason}") from None
     config = read.config

@@ -1,0 +1,160 @@
+"""The docs are run: their examples, records, commands and trees are compared with what is there."""
+
+import doctest
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from caldera.conversation import json_schema, read_conversations
+from caldera.errors import RecordError
+from caldera.recipes.table import RECIPES
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+SOURCE = ROOT / "src" / "caldera"
+SMALLEST = (
+    "scenes.train=40", "scenes.held_out=4", "questions.captioned=2", "pretrain.batch_size=8",
+    "finetune.batch_size=8", "pretrain.max_steps=2", "finetune.max_steps=2",
+)  # fmt: skip
+"""Settings under which the whole demo takes seconds."""
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """Return the fenced blocks of a language on a page."""
+    found: list[str] = re.findall(rf"^```{language}\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    return found
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command line in a folder, with this Python's caldera."""
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    return subprocess.run(
+        command, shell=True, cwd=folder, env={"PATH": path}, capture_output=True, text=True
+    )
+
+
+def test_every_page_was_met() -> None:
+    """The pages that these tests go through are there."""
+    assert {page.name for page in PAGES} >= {
+        "README.md", "CONTRIBUTING.md", "tour.md", "shapes.md", "data.md", "adding.md",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_tours_values_are_the_real_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each example on the page prints what stands below it."""
+    monkeypatch.chdir(tmp_path)
+    failures, met = doctest.testfile(
+        str(ROOT / "docs" / "tour.md"), module_relative=False, optionflags=doctest.REPORT_NDIFF
+    )
+    assert met > 40
+    assert failures == 0
+
+
+def test_the_published_schema_is_the_codes() -> None:
+    """docs/conversation.schema.json says what the reader takes."""
+    published = json.loads((ROOT / "docs" / "conversation.schema.json").read_text())
+    assert published == json_schema()
+
+
+def test_the_records_on_the_data_page_can_be_read(tmp_path: Path) -> None:
+    """The example passes the schema and the reader, and comes back as it was."""
+    [example] = blocks((ROOT / "docs" / "data.md").read_text(), "json")
+    file = tmp_path / "data.json"
+    file.write_text(example)
+    jsonschema.validate(json.loads(example), json_schema())
+    assert [len(one.pictures) for one in read_conversations(file)] == [1, 2, 0]
+
+
+def test_the_error_on_the_data_page_is_the_real_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mark too many is answered with just that line."""
+    page = (ROOT / "docs" / "data.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    records = json.loads(blocks(page, "json")[0])
+    broken = {**records[0], "conversations": [dict(turn) for turn in records[0]["conversations"]]}
+    broken["conversations"][0]["value"] += " <image>"
+    Path("data.json").write_text(json.dumps([*records, broken]))
+    with pytest.raises(RecordError) as caught:
+        read_conversations(Path("data.json"))
+    assert str(caught.value) in page
+
+
+def test_links_lead_somewhere() -> None:
+    """Every relative link of every page has a target."""
+    links = [
+        (page, link)
+        for page in PAGES
+        for link in re.findall(r"\]\(([^)#]+)", page.read_text())
+        if "://" not in link
+    ]
+    assert len(links) > 5
+    assert [f"{page}: {link}" for page, link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_readmes_tree_is_the_disks() -> None:
+    """Every source file is named under its folder, and nothing else is."""
+    [tree] = blocks((ROOT / "README.md").read_text(), "text")
+    named: set[str] = set()
+    folder = ""
+    for line in tree.splitlines():
+        if heading := re.match(r"([a-z]+)/", line):
+            folder = f"{heading[1]}/"
+        elif not line.startswith(" "):
+            folder = ""
+        named |= {folder + name for name in re.findall(r"\w+\.py\b", line)}
+    there = {
+        str(path.relative_to(SOURCE))
+        for path in SOURCE.rglob("*.py")
+        if path.name not in ("__init__.py", "__main__.py")
+    }
+    assert named == there
+
+
+def test_the_readme_is_short() -> None:
+    """A newcomer reads it to the end."""
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_make_has_every_verb_that_is_named() -> None:
+    """`make demo` and the like exist."""
+    named = {verb for page in PAGES for verb in re.findall(r"make ([a-z-]+)[ `]", page.read_text())}
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {"demo", "test", "check"} <= named
+    assert named - {"sure", "a", "it"} <= targets
+
+
+@pytest.mark.slow
+def test_the_readmes_commands_work(tmp_path: Path) -> None:
+    """All `caldera` commands, one after the other, at the smallest setting, from an empty folder."""
+    sessions = blocks((ROOT / "README.md").read_text(), "sh")
+    commands = [
+        line.split("  #")[0].strip()
+        for session in sessions
+        for line in session.replace("\\\n", " ").splitlines()
+        if line.startswith("caldera ")
+    ]
+    assert len(commands) >= 6
+    assert commands[0] == "caldera demo"
+    for command in commands:
+        if command == "caldera demo":
+            command += "".join(f" --set {setting}" for setting in SMALLEST)
+        elif command.startswith("caldera train"):
+            command += " --set max_steps=2 --set batch_size=4"
+        done = run(command, tmp_path)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+def test_every_recipe_in_the_table_is_built() -> None:
+    """Each is a valid value, called what the table calls it."""
+    assert len(RECIPES) >= 2
+    for name, recipe in RECIPES.items():
+        assert recipe().name == name
