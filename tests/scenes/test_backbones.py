@@ -43,8 +43,8 @@ def test_the_language_model_loads_in_transformers_and_has_read() -> None:
         assert len(tokenizer.tokenize(f" {word}")) == 1
     text = "USER: A red car at the top left and a dog, in a meadow.\nWhat colour is the car?\nAnswer the question using a single word or phrase. ASSISTANT:"  # noqa: E501
     ids = tokenizer(text, return_tensors="pt").input_ids
-    said = model.generate(ids, max_new_tokens=1, do_sample=False)[0, ids.shape[1] :]
-    assert tokenizer.decode(said).strip() == "red"
+    said = int(model(input_ids=ids).logits[0, -1].argmax())
+    assert tokenizer.convert_ids_to_tokens(said) == tokenizer.tokenize(" red")[0]
 
 
 def test_no_scene_of_the_demo_was_seen_before() -> None:

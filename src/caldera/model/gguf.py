@@ -5,6 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caldera.errors import ModelFolderError, UsageError
@@ -38,8 +39,9 @@ def unpack_gguf(file: Path, folder: Path) -> None:
     config = read.config
     if hasattr(config, "quantization_config"):  # the weights are plain now, whatever the file held
         del config.quantization_config
-    plain = type(read)(config).to(torch.bfloat16)
+    plain = type(read)(config)
     plain.load_state_dict(read.state_dict())
+    nn.Module.to(plain, torch.bfloat16)
     with whole_folder(folder) as fresh:
         plain.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)
