@@ -8,21 +8,25 @@ from itertools import islice
 import pytest
 
 from caldera.batches.templates import Mark, Slot, find_template
+from caldera.boxes import place_of
 from caldera.conversation import IMAGE_MARK, Conversation, Picture, Turn
 from caldera.scenes.captions import captions, phrase
 from caldera.scenes.corpus import (
     GRID,
     Document,
+    Telling,
+    bags,
     dialogue,
     documents,
-    in_words,
     plan,
+    tell,
 )
 from caldera.scenes.drawing import glyph_shapes
 from caldera.scenes.kinds import COLOURS, KINDS, SETTINGS
 from caldera.scenes.world import SIDE, Group, Scene, Thing, draw_up
 
 END = "</s>"
+PLANS = Telling(plans=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -101,23 +105,44 @@ def test_a_plan_without_things_is_all_setting() -> None:
     )
 
 
-def test_a_scene_is_told_in_one_of_three_ways(scenes: dict[str, Scene]) -> None:
-    """The stated share as plans, a tenth as captions, the rest as lists of everything with its place."""
+def test_a_bag_says_all_there_is_to_say_of_its_cell(scenes: dict[str, Scene]) -> None:
+    """Kind, colour and place of what fills it, or the setting; the plan's word is always among them."""
+    for scene in list(scenes.values())[:12]:
+        told = bags(scene)
+        assert len(told) == GRID * GRID
+        for at, (bag, word) in enumerate(zip(told, plan(scene, rng()).split(), strict=True)):
+            assert word in bag.split()
+            assert words_of(scene, at // GRID, at % GRID) <= set(bag.split())
+        said = {bag for bag in told if bag != f" {scene.setting}"}
+        for bag in said:
+            assert any(
+                bag.split() == [group.kind.name, *([group.colour] if group.colour else []),
+                                *(place_of(thing.box) or "").split()]
+                for group, thing in scene.things
+            )  # fmt: skip
+
+
+def test_a_scene_is_told_in_one_of_four_ways(scenes: dict[str, Scene]) -> None:
+    """The stated shares as plans and bags, a tenth as captions, the rest as lists of everything with its place."""
     chance = random.Random(1)
-    ways = {"plan": 0, "captions": 0, "list": 0}
+    ways = {"plan": 0, "bags": 0, "captions": 0, "list": 0}
     for number in range(1000):
         scene = scenes[f"{number % 40}.jpg"]
-        told = in_words(scene, 0.4, chance)
-        if told.startswith(" "):
-            assert len(told.split()) == GRID * GRID
+        piece = tell(scene, Telling(plans=0.3, bags=0.2), chance)
+        if piece.cells:
+            assert piece.cells == bags(scene)
+            ways["bags"] += 1
+        elif piece.text.startswith(" "):
+            assert len(piece.text.split()) == GRID * GRID
             ways["plan"] += 1
-        elif told == " ".join(captions(scene)):
+        elif piece.text == " ".join(captions(scene)):
             ways["captions"] += 1
         else:
-            assert told.endswith(f", {SETTINGS[scene.setting]}.")
-            assert all(phrase(group, thing) in told for group, thing in scene.things)
+            assert piece.text.endswith(f", {SETTINGS[scene.setting]}.")
+            assert all(phrase(group, thing) in piece.text for group, thing in scene.things)
             ways["list"] += 1
-    assert ways["plan"] == pytest.approx(400, abs=50)
+    assert ways["plan"] == pytest.approx(300, abs=50)
+    assert ways["bags"] == pytest.approx(200, abs=45)
     assert ways["captions"] == pytest.approx(100, abs=35)
 
 
@@ -132,13 +157,13 @@ def test_a_dialogue_is_what_the_template_writes_with_scenes_in_the_pictures_plac
     chance = rng()
     for span in find_template("vicuna_v1").render(spoken):
         if isinstance(span, Slot):
-            expected.append((in_words(scenes[span.picture.path], 0.5, chance), False))
+            expected.append((tell(scenes[span.picture.path], PLANS, chance).text, False))
         elif isinstance(span, Mark):
             expected.append((END if span.which == "end" else "", span.learned))
         else:
             expected.append((span.text, span.learned))
 
-    written = dialogue(spoken, scenes, end=END, plans=0.5, rng=rng())
+    written = dialogue(spoken, scenes, end=END, telling=PLANS, rng=rng())
 
     assert text(written) == "".join(words for words, _ in expected)
     answers = "".join(piece.text for piece in written if piece.answer)
@@ -147,7 +172,7 @@ def test_a_dialogue_is_what_the_template_writes_with_scenes_in_the_pictures_plac
 
 def test_answers_and_only_answers_are_marked(scenes: dict[str, Scene]) -> None:
     """Each with its end mark, so that the model learns to stop."""
-    written = dialogue(talk("3.jpg"), scenes, end=END, plans=0.5, rng=rng())
+    written = dialogue(talk("3.jpg"), scenes, end=END, telling=PLANS, rng=rng())
     assert [piece.text for piece in written if piece.answer] == [
         f" A dog.{END}",
         f" On the left.{END}",
@@ -158,7 +183,9 @@ def test_several_pictures_stay_in_their_places(scenes: dict[str, Scene]) -> None
     """Each is told where it is shown, in order."""
     question = ("Picture A: ", Picture("1.jpg"), "\nPicture B: ", Picture("2.jpg"), "\nMore?")
     spoken = Conversation("x", (Turn("user", question), Turn("assistant", ("No.",))))
-    pieces = [piece.text for piece in dialogue(spoken, scenes, end=END, plans=0.0, rng=rng())]
+    pieces = [
+        piece.text for piece in dialogue(spoken, scenes, end=END, telling=Telling(), rng=rng())
+    ]
     assert pieces[2] == "Picture A: "
     assert scenes["1.jpg"].setting in pieces[3]
     assert pieces[4] == "\nPicture B: "
@@ -169,7 +196,7 @@ def test_several_pictures_stay_in_their_places(scenes: dict[str, Scene]) -> None
 def stream(scenes: dict[str, Scene], plans: float = 0.6, seed: int = 9) -> Iterator[Document]:
     """Return documents about the scenes."""
     spoken = [talk(path, name=f"{path}-vqa") for path in scenes]
-    return documents(spoken, scenes, end=END, plans=plans, seed=seed)
+    return documents(spoken, scenes, end=END, telling=Telling(plans=plans), seed=seed)
 
 
 def test_no_document_holds_a_picture(scenes: dict[str, Scene]) -> None:
@@ -194,7 +221,7 @@ def test_every_dialogue_is_read_once_each_time_around(scenes: dict[str, Scene]) 
         Conversation(path, (Turn("user", ("Hello",)), Turn("assistant", (path,))))
         for path in scenes
     ]
-    read = documents(spoken, scenes, end="", plans=0.0, seed=9)
+    read = documents(spoken, scenes, end="", telling=Telling(), seed=9)
     first, second = ([text(document) for document in islice(read, 40)] for _ in range(2))
     assert first != second
     assert sorted(first) == sorted(second)

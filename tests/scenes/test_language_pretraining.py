@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from caldera.conversation import Conversation, Picture, Turn
 from caldera.scenes.captions import captions
-from caldera.scenes.corpus import Document, Piece, plan
+from caldera.scenes.corpus import Document, Piece, Telling, plan
 from caldera.scenes.drawing import glyph_shapes
 from caldera.scenes.kinds import COLOURS, KINDS, SETTINGS
 from caldera.scenes.language_pretraining import (
@@ -20,6 +20,9 @@ from caldera.scenes.language_pretraining import (
     Reader,
     _config,
     _losses,
+    _rates,
+    as_tensor,
+    embed,
     encode,
     probe,
     train_tokenizer,
@@ -42,8 +45,10 @@ def test_a_document_is_encoded_piece_by_piece_with_its_answers_marked(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     """A start mark, then each piece's tokens; marks change where pieces do, and end marks are one token."""
-    ids, answers = encode(document(3), tokenizer)
+    bags, answers = encode(document(3), tokenizer)
 
+    ids = [bag[0] for bag in bags]
+    assert all(len(bag) == 1 for bag in bags)
     assert len(ids) == len(answers)
     assert ids[0] == tokenizer.bos_token_id
     assert not answers[0]
@@ -60,10 +65,13 @@ def test_rows_are_documents_end_to_end_cut_to_one_length(
     """Each row begins with a document's start, holds one token more than its length, and no padding."""
     reader = Reader((document(number) for number in count()), tokenizer)
     encoded = [encode(document(number), tokenizer) for number in range(64)]
+    encoded = [([bag[0] for bag in bags], answers) for bags, answers in encoded]
     whole = [list(zip(*each, strict=True)) for each in encoded]
 
     ids, answers = reader.rows(5, 61)
 
+    assert ids.shape == (5, 62, 5)
+    ids = ids[:, :, 0]
     assert ids.shape == answers.shape == (5, 62)
     assert answers.dtype == torch.bool
     for row in (
@@ -81,7 +89,7 @@ def test_no_document_is_read_twice(tokenizer: PreTrainedTokenizerFast) -> None:
     """Each row goes on in the stream where the one before ended."""
     texts = (f"{number} {'dog ' * 3}" for number in count(100))
     reader = Reader(([Piece(text, answer=True)] for text in texts), tokenizer)
-    rows = chain(*(reader.rows(3, 41)[0].tolist() for _ in range(4)))
+    rows = chain(*(reader.rows(3, 41)[0][:, :, 0].tolist() for _ in range(4)))
     numbers = [
         number
         for row in rows
@@ -161,7 +169,10 @@ def test_the_loss_weighs_answers_fully_and_prompts_a_little(model: LlamaForCausa
     ids = torch.randint(4, 300, (3, 12), generator=chance)
     answers = torch.rand(3, 12, generator=chance) < 0.4
 
-    loss, answer_loss = _losses(model, ids, answers, 0.25)
+    bags = torch.full((3, 12, 5), -1)
+    bags[:, :, 0] = ids
+
+    loss, answer_loss = _losses(model, bags, answers, 0.25)
 
     with torch.no_grad(), fast_products():
         logits = model(input_ids=ids[:, :-1]).logits
@@ -179,6 +190,42 @@ def test_the_loss_weighs_answers_fully_and_prompts_a_little(model: LlamaForCausa
     assert all(weight.grad is not None for weight in model.parameters())
 
 
+def test_a_bag_is_one_position_that_says_all_its_words(
+    model: LlamaForCausalLM, trained: PreTrainedTokenizerFast
+) -> None:
+    """Its input is the sum of its words', as long as a word, and it is never a target."""
+    pieces = [Piece("", cells=(" dog", " car red top left")), Piece(" dog", answer=True)]
+
+    bags, answers = encode(pieces, trained)
+
+    assert [len(bag) for bag in bags] == [1, 1, 4, 1]
+    assert answers == [False, False, False, True]
+    table = model.get_input_embeddings().weight
+    embedded = embed(model, as_tensor(bags).unsqueeze(0))[0]
+    torch.testing.assert_close(embedded[1], table[bags[1][0]])
+    torch.testing.assert_close(embedded[2], table[list(bags[2])].sum(dim=0) / 2)
+    ids, marks = as_tensor(bags).unsqueeze(0), torch.tensor([answers])
+    with torch.no_grad():
+        logits = model(inputs_embeds=embed(model, ids[:, :-1])).logits[0].float()
+        loss, _ = _losses(model, ids, marks, 0.25)
+    dog = bags[1][0]
+    first = float(logits[0].logsumexp(0) - logits[0, dog])
+    last = float(logits[2].logsumexp(0) - logits[2, dog])
+    assert float(loss) == pytest.approx((0.25 * first + last) / 1.25, rel=1e-3)
+
+
+def test_the_rate_rises_and_falls_once_for_each_stretch() -> None:
+    """A phase that starts anew begins a stretch; others go on in theirs."""
+    settings = LanguagePretraining()
+    rates = _rates(settings)
+    assert len(rates) == sum(phase.steps for phase in settings.phases)
+    fresh = sum(phase.anew for phase in settings.phases)
+    low = [at for at in range(1, len(rates)) if rates[at] > 3 * rates[at - 1]]
+    assert len(low) == fresh
+    assert max(rates) <= settings.learning_rate
+    assert rates[-1] < 1e-3 * settings.learning_rate
+
+
 def about(path: str, kind: str, *answers: str) -> Conversation:
     """Return a dialogue of a kind about one scene."""
     turns = []
@@ -193,8 +240,8 @@ def test_a_model_that_cannot_answer_scores_nothing(
 ) -> None:
     """Every kind that was asked is scored, and no other."""
     asked = [about("1.jpg", "vqa", "dog", "two"), about("2.jpg", "context", "neither")]
-    scores = probe(model, trained, asked, scenes)
-    assert scores == {"vqa": 0.0, "context": 0.0}
+    scores = probe(model, trained, asked, scenes, Telling(plans=1.0))
+    assert scores == {"vqa": 0.0, "context": 0.0, "other": 0.0}
     assert model.training
 
 
@@ -221,4 +268,5 @@ def test_an_answer_is_right_with_all_its_tokens_and_its_end_mark(
         about("2.jpg", "context", "dog dog"),
         about("3.jpg", "context", "dog"),
     ]
-    assert probe(model, trained, asked, scenes) == {"vqa": 0.667, "context": 0.5}
+    scores = probe(model, trained, asked, scenes, Telling(plans=1.0))
+    assert scores == {"vqa": 0.667, "context": 0.5, "other": 0.6}

@@ -10,15 +10,15 @@ def demo() -> Recipe:
     """Train a tiny assistant from the two shipped backbones."""
     return Recipe(
         name="demo",
-        scenes=Scenes(train=6000, held_out=160),
+        scenes=Scenes(train=3400, held_out=160),
         pretrain_mix=Mix(caption=1.0),
-        finetune_mix=Mix(conversation=0.15, detail=0.08, reasoning=0.12, vqa=0.6, context=0.35),
+        finetune_mix=Mix(conversation=0.12, detail=0.06, reasoning=0.1, vqa=0.6, context=0.3),
         vision="scenes-vit",
         language="scenes-llama",
         pretrain=replace(
             PRETRAIN,
             learning_rate=2e-3,
-            batch_size=64,
+            batch_size=32,
             fit_projector=True,
             validation_rows=128,
             validate_every=50,
@@ -28,7 +28,7 @@ def demo() -> Recipe:
             FINETUNE,
             learning_rate=5e-4,
             projector_learning_rate=1e-3,
-            batch_size=32,
+            batch_size=16,
             fit_projector=True,
             validation_rows=128,
             validate_every=50,

@@ -1,27 +1,26 @@
 """Scenes and dialogues about them in, text documents out: what the tiny language backbone reads. No pictures.
 
-Wherever a dialogue shows a picture, its document tells the scene in words instead, in one of three ways: as captions,
-as a list of things and places, or as a plan: rows of words, one for each cell of a grid over the scene.
+Wherever a dialogue shows a picture, its document tells the scene in words instead, in one of four ways: as captions,
+as a list of things and places, as a plan, rows of words, one for each cell of a grid over the scene, or as bags, a plan
+whose cells say several words at once.
 """
 
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from caldera.boxes import place_of
 from caldera.conversation import Conversation, Picture, Turn
 from caldera.english import listed
 from caldera.scenes.captions import captions, phrase
 from caldera.scenes.kinds import SETTINGS
-from caldera.scenes.world import Scene
+from caldera.scenes.world import Group, Scene, Thing
 
 GRID = 8
 """Rows and columns of a plan."""
 
 _FULL = 0.25
 """Share of a cell that a thing must cover to be named there."""
-
-_CAPTIONS = 0.1
-"""Share of scenes told as captions; plans and lists share the rest."""
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -38,6 +37,9 @@ class Piece:
     answer: bool = False
     """Whether it is what the language model is to do well: an answer or a caption."""
 
+    cells: tuple[str, ...] = ()
+    """In place of text: bags of words, each of them one position, read as the sum of its words."""
+
 
 Document = list[Piece]
 
@@ -49,19 +51,44 @@ def plan(scene: Scene, rng: random.Random) -> str:
     chance.
     """
     words = []
+    for filled in _cells(scene):
+        if filled is None:
+            words.append(scene.setting)
+            continue
+        group, _ = filled
+        tinted = group.colour is not None and rng.random() < 0.5
+        words.append(str(group.colour) if tinted else group.kind.name)
+    return "".join(f" {word}" for word in words)
+
+
+def bags(scene: Scene) -> tuple[str, ...]:
+    """Lay a grid over a scene and say all there is to say of each cell: kind, colour and place, or the setting."""
+    said = []
+    for filled in _cells(scene):
+        if filled is None:
+            said.append(f" {scene.setting}")
+            continue
+        group, thing = filled
+        words = (group.kind.name, group.colour, place_of(thing.box))
+        said.append("".join(f" {word}" for word in words if word))
+    return tuple(said)
+
+
+def _cells(scene: Scene) -> list[tuple[Group, Thing] | None]:
+    """Return what fills each cell of the grid most, row by row."""
+    cells: list[tuple[Group, Thing] | None] = []
     for row in range(GRID):
         for column in range(GRID):
-            word, most = scene.setting, _FULL
+            fills, most = None, _FULL
             for group, thing in scene.things:
                 box = thing.box
                 across = min(box.right * GRID, column + 1) - max(box.left * GRID, column)
                 down = min(box.bottom * GRID, row + 1) - max(box.top * GRID, row)
                 share = max(0.0, across) * max(0.0, down)
                 if share > most:
-                    tinted = group.colour is not None and rng.random() < 0.5
-                    word, most = str(group.colour) if tinted else group.kind.name, share
-            words.append(word)
-    return "".join(f" {word}" for word in words)
+                    fills, most = (group, thing), share
+            cells.append(fills)
+    return cells
 
 
 def _list(scene: Scene, rng: random.Random) -> str:
@@ -70,14 +97,29 @@ def _list(scene: Scene, rng: random.Random) -> str:
     return f"{listed(rng.sample(things, len(things)))}, {SETTINGS[scene.setting]}."
 
 
-def in_words(scene: Scene, plans: float, rng: random.Random) -> str:
-    """Tell a scene in one of the three ways; the share `plans` of them as plans."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Telling:
+    """In which ways scenes are told, as shares; lists take what is left."""
+
+    plans: float = 0.0
+    """As rows of words, one for each cell."""
+
+    bags: float = 0.0
+    """As rows of bags of words."""
+
+    captions: float = 0.1
+
+
+def tell(scene: Scene, telling: Telling, rng: random.Random) -> Piece:
+    """Tell a scene in one of the four ways."""
     way = rng.random()
-    if way < plans:
-        return plan(scene, rng)
-    if way < 1 - _CAPTIONS:
-        return _list(scene, rng)
-    return " ".join(captions(scene))
+    if way < telling.plans:
+        return Piece(plan(scene, rng))
+    if way < telling.plans + telling.bags:
+        return Piece("", cells=bags(scene))
+    if way < 1 - telling.captions:
+        return Piece(_list(scene, rng))
+    return Piece(" ".join(captions(scene)))
 
 
 def dialogue(
@@ -85,7 +127,7 @@ def dialogue(
     scenes: Mapping[str, Scene],
     *,
     end: str,
-    plans: float,
+    telling: Telling,
     rng: random.Random,
 ) -> Document:
     """Write a conversation as Vicuna's text, with words where it shows pictures.
@@ -94,7 +136,7 @@ def dialogue(
         conversation: What was said about the scenes.
         scenes: Scene by the path of its picture.
         end: The end mark behind each answer.
-        plans: Share of scenes told as plans.
+        telling: In which ways scenes are told.
         rng: Chooses how the scenes are told.
     """
     pieces = [Piece(f"{SYSTEM} ")]
@@ -104,8 +146,8 @@ def dialogue(
             continue
         pieces.append(Piece("USER: "))
         for part in _picture_first(turn):
-            told = in_words(scenes[part.path], plans, rng) if isinstance(part, Picture) else part
-            pieces.append(Piece(told))
+            shown = isinstance(part, Picture)
+            pieces.append(tell(scenes[part.path], telling, rng) if shown else Piece(part))
         pieces.append(Piece(" ASSISTANT:"))
     return pieces
 
@@ -122,7 +164,7 @@ def documents(
     scenes: Mapping[str, Scene],
     *,
     end: str,
-    plans: float,
+    telling: Telling,
     seed: int,
 ) -> Iterator[Document]:
     """Yield documents without end: dialogues, each time around in a new order and telling, and scenes with a caption.
@@ -131,15 +173,17 @@ def documents(
         conversations: What was said about the scenes.
         scenes: Scene by the path of its picture.
         end: The end mark behind each answer.
-        plans: Share of scenes told as plans; as many plans more come with a caption, half as often as dialogues.
+        telling: In which ways scenes are told; plans and bags also come with a caption, half as often.
         seed: Of all choices.
     """
     rng = random.Random(f"documents {seed}")
     told = list(scenes.values())
     while True:
         for conversation in rng.sample(conversations, len(conversations)):
-            yield dialogue(conversation, scenes, end=end, plans=plans, rng=rng)
-            if rng.random() < plans / 2:
+            yield dialogue(conversation, scenes, end=end, telling=telling, rng=rng)
+            if rng.random() < (telling.plans + telling.bags) / 2:
                 scene = rng.choice(told)
                 caption = rng.choice(captions(scene))
-                yield [Piece(plan(scene, rng)), Piece(f"{caption}\n", answer=True)]
+                as_bags = rng.random() * (telling.plans + telling.bags) < telling.bags
+                shown = Piece("", cells=bags(scene)) if as_bags else Piece(plan(scene, rng))
+                yield [shown, Piece(f"{caption}\n", answer=True)]

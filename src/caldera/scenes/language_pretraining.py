@@ -1,6 +1,7 @@
 """Text about scenes in, a tiny LLaMA with its own tokenizer out. It never sees a picture.
 
-It learns in two phases: first to find things in short lists, then, with that skill, to read plans of a scene as well.
+It learns in three phases: first to find things in short lists, then, with that skill, to read plans of a scene as well,
+and last plans whose cells say several words at once, as image tokens will.
 """
 
 import logging
@@ -21,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from caldera.conversation import Conversation, read_conversations
-from caldera.scenes.corpus import Document, dialogue, documents, plan
+from caldera.scenes.corpus import Document, Telling, dialogue, documents, plan
 from caldera.scenes.drawing import glyph_shapes
 from caldera.scenes.folder import write_scenes
 from caldera.scenes.kinds import COLOURS, KINDS, SETTINGS
@@ -40,6 +41,10 @@ log = logging.getLogger(__name__)
 START, END, UNKNOWN, PADDING = "<s>", "</s>", "<unk>", "<pad>"
 
 _KINDS = "conversation:0.4,detail:0.2,reasoning:0.3,vqa,context:0.6"
+_MOST = 5
+"""Words that a bag says at most."""
+
+_ALL = ("vqa", "context", "conversation", "detail", "reasoning")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,11 +52,14 @@ class Phase:
     """A stretch of the training."""
 
     steps: int
-    plans: float
-    """Share of scenes told as plans."""
+    telling: Telling
+    """In which ways scenes are told."""
 
     kinds: tuple[str, ...]
     """Dialogues that are read, by the end of their id."""
+
+    anew: bool = False
+    """Whether the rate rises and falls anew from here on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,10 +71,9 @@ class LanguagePretraining:
     """Seed of its scenes; the demo's and the vision tower's have others."""
 
     phases: tuple[Phase, ...] = (
-        Phase(steps=600, plans=0.0, kinds=("vqa",)),
-        Phase(
-            steps=1900, plans=0.55, kinds=("vqa", "context", "conversation", "detail", "reasoning")
-        ),
+        Phase(steps=600, telling=Telling(), kinds=("vqa",)),
+        Phase(steps=1900, telling=Telling(plans=0.55), kinds=_ALL),
+        Phase(steps=600, telling=Telling(bags=0.8), kinds=_ALL, anew=True),
     )
     rows: int = 16
     row_length: int = 384
@@ -132,29 +139,36 @@ def train_tokenizer(texts: Iterator[str], vocabulary: int) -> PreTrainedTokenize
     return tokenizer
 
 
+Bag = tuple[int, ...]
+"""Ids of the words that one position says at once, nearly always one."""
+
+_NOTHING = -1
+"""Fills a bag up to the size of the largest."""
+
+
 class Reader:
     """Documents in, rows of tokens out: laid end to end and cut to one length."""
 
     def __init__(self, stream: Iterator[Document], tokenizer: PreTrainedTokenizerFast) -> None:
         self._stream = stream
         self._tokenizer = tokenizer
-        self._pool: list[tuple[list[int], list[bool]]] = []
+        self._pool: list[tuple[list[Bag], list[bool]]] = []
 
     def rows(self, count: int, length: int) -> tuple[Tensor, Tensor]:
-        """Return ids and whether each belongs to an answer, both (count, length + 1)."""
+        """Return ids, (count, length + 1, words), and whether each belongs to an answer, (count, length + 1)."""
         ids, answers = [], []
         for _ in range(count):
-            row: list[int] = []
+            row: list[Bag] = []
             marks: list[bool] = []
             while len(row) <= length:
                 document, known = self._next()
                 row += document
                 marks += known
-            ids.append(row[: length + 1])
+            ids.append(as_tensor(row[: length + 1]))
             answers.append(marks[: length + 1])
-        return torch.tensor(ids), torch.tensor(answers)
+        return torch.stack(ids), torch.tensor(answers)
 
-    def _next(self) -> tuple[list[int], list[bool]]:
+    def _next(self) -> tuple[list[Bag], list[bool]]:
         """Return one encoded document."""
         if not self._pool:
             batch = list(islice(self._stream, 64))
@@ -162,14 +176,34 @@ class Reader:
         return self._pool.pop()
 
 
-def encode(document: Document, tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[bool]]:
+def encode(document: Document, tokenizer: PreTrainedTokenizerFast) -> tuple[list[Bag], list[bool]]:
     """Return a document's ids and whether each belongs to an answer."""
-    pieces = tokenizer([piece.text for piece in document], add_special_tokens=False).input_ids
-    ids, answers = [tokenizer.bos_token_id], [False]
-    for piece, tokens in zip(document, pieces, strict=True):
-        ids += tokens
-        answers += [piece.answer] * len(tokens)
-    return ids, answers
+    bags: list[Bag] = [(tokenizer.bos_token_id,)]
+    answers = [False]
+    for piece in document:
+        if piece.cells:
+            said = tokenizer(list(piece.cells), add_special_tokens=False).input_ids
+            fresh = [tuple(words[:_MOST]) for words in said]
+        else:
+            fresh = [(each,) for each in tokenizer(piece.text, add_special_tokens=False).input_ids]
+        bags += fresh
+        answers += [piece.answer] * len(fresh)
+    return bags, answers
+
+
+def as_tensor(bags: Sequence[Bag]) -> Tensor:
+    """Return bags as (tokens, words), filled up."""
+    return torch.tensor([[*bag, *[_NOTHING] * (_MOST - len(bag))] for bag in bags])
+
+
+def embed(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
+    """Return the input of bags, (rows, tokens, words), as the sum of their words: (rows, tokens, width).
+
+    It is divided by the root of their number, so that a bag is as long as a word.
+    """
+    said = (ids != _NOTHING).unsqueeze(-1)  # (rows, tokens, words, 1)
+    words = model.get_input_embeddings()(ids.clamp(min=0)) * said  # (rows, tokens, words, width)
+    return words.sum(dim=2) / said.sum(dim=2).sqrt()
 
 
 @torch.no_grad()
@@ -178,64 +212,108 @@ def probe(
     tokenizer: PreTrainedTokenizerFast,
     conversations: Sequence[Conversation],
     scenes: dict[str, Scene],
+    telling: Telling,
 ) -> dict[str, float]:
-    """Measure the share of short answers that are right word for word, on plans of scenes that were not read."""
+    """Measure the share of short answers that are right word for word, on scenes that were not read."""
     model.eval()
     right: dict[str, list[bool]] = defaultdict(list)
     rng = random.Random(0)
     for conversation in conversations:
-        document = dialogue(conversation, scenes, end=END, plans=1.0, rng=rng)
-        ids, answers = encode(document, tokenizer)
-        said = model(input_ids=torch.tensor([ids])).logits[0].argmax(dim=-1).tolist()
+        document = dialogue(conversation, scenes, end=END, telling=telling, rng=rng)
+        bags, answers = encode(document, tokenizer)
+        embedded = embed(model, as_tensor(bags).unsqueeze(0))
+        said = model(inputs_embeds=embedded).logits[0].argmax(dim=-1).tolist()
+        ids = [bag[0] for bag in bags]
         kind = conversation.id.rsplit("-", 1)[1]
         start = 0
         for at in range(1, len(ids) + 1):
             ends = at == len(ids) or answers[at] != answers[at - 1]
             if ends and answers[at - 1] and start:
-                right[kind].append(said[start - 1 : at - 1] == ids[start:at])
+                same = said[start - 1 : at - 1] == ids[start:at]
+                right[kind].append(same)
+                right[_about(tokenizer.decode(ids[max(0, start - 30) : start]))].append(same)
             if ends:
                 start = at
     model.train()
-    return {kind: round(sum(marks) / len(marks), 3) for kind, marks in right.items()}
+    return {kind: round(sum(marks) / len(marks), 3) for kind, marks in sorted(right.items())}
 
 
-def pretrain_language(out: Path, work: Path, settings: LanguagePretraining) -> None:
-    """Train tokenizer and model and write their folder; `work` keeps the scenes and dialogues."""
+def _about(before: str) -> str:
+    """Name what a question is about, by its wording."""
+    question = before.rsplit("USER:", 1)[-1]
+    for name, word in (("count", "How many"), ("position", "Where"), ("colour", "colour")):
+        if word in question:
+            return name
+    return "other"
+
+
+def pretrain_language(
+    out: Path, work: Path, settings: LanguagePretraining, start: Path | None = None
+) -> None:
+    """Train tokenizer and model and write their folder.
+
+    Args:
+        out: The folder.
+        work: Keeps the scenes and dialogues.
+        settings: How it is trained.
+        start: Folder of a tokenizer and model to go on from.
+    """
     torch.manual_seed(settings.seed)
     conversations, scenes = read_scenes(work, settings.scenes, settings.seed)
     unseen, unseen_scenes = read_scenes(work, 150, settings.seed + 1)
     unseen = [one for one in unseen if one.id.endswith(("-vqa", "-context"))]
-    tokenizer = train_tokenizer(_texts(conversations, scenes, settings.seed), settings.vocabulary)
-    model = LlamaForCausalLM(_config(tokenizer, settings))
+    if start:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
+        model = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32)
+        model.set_attn_implementation(attention())
+    else:
+        texts = _texts(conversations, scenes, settings.seed)
+        tokenizer = train_tokenizer(texts, settings.vocabulary)
+        model = LlamaForCausalLM(_config(tokenizer, settings))
     optimiser = decaying_adamw(
         model, settings.learning_rate, settings.weight_decay, betas=(0.9, 0.95)
     )
-    total = sum(phase.steps for phase in settings.phases)
-    step, begun = 0, time.monotonic()
+    rates = _rates(settings)
+    step, begun, total = 0, time.monotonic(), len(rates)
     for number, phase in enumerate(settings.phases):
         read = [one for one in conversations if one.id.endswith(phase.kinds)]
-        stream = documents(read, scenes, end=END, plans=phase.plans, seed=settings.seed + number)
+        seed = settings.seed + number
+        stream = documents(read, scenes, end=END, telling=phase.telling, seed=seed)
         reader = Reader(stream, tokenizer)
         for _ in range(phase.steps):
             ids, answers = reader.rows(settings.rows, settings.row_length)
             loss, answer_loss = _losses(model, ids, answers, settings.prompt_weight)
-            rate = settings.learning_rate * half_cosine(step, total, settings.warmup_steps)
-            take_step(loss, model, optimiser, rate)
+            take_step(loss, model, optimiser, rates[step])
             step += 1
-            if step % 100 == 0 or step == total:
+            if step % 50 == 0 or step == total:
                 speed = step * settings.rows * settings.row_length / (time.monotonic() - begun)
                 log.info("language %5d  answers %.3f  %.0f tokens/s", step, answer_loss, speed)
-            if step % 500 == 0 or step == total:
-                log.info("language %5d  %s", step, probe(model, tokenizer, unseen, unseen_scenes))
+            if step % 250 == 0 or step == total:
+                found = probe(model, tokenizer, unseen, unseen_scenes, phase.telling)
+                log.info("language %5d  %s", step, found)
                 save_half(model, out)
                 tokenizer.save_pretrained(out)
+
+
+def _rates(settings: LanguagePretraining) -> list[float]:
+    """Return the learning rate of every step; it rises and falls once for each stretch of phases."""
+    stretches: list[int] = []
+    for phase in settings.phases:
+        if phase.anew or not stretches:
+            stretches.append(0)
+        stretches[-1] += phase.steps
+    return [
+        settings.learning_rate * half_cosine(step, steps, min(settings.warmup_steps, steps // 5))
+        for steps in stretches
+        for step in range(steps)
+    ]
 
 
 def _texts(
     conversations: Sequence[Conversation], scenes: dict[str, Scene], seed: int
 ) -> Iterator[str]:
     """Yield text for the tokenizer; every plan word is in it."""
-    stream = documents(conversations, scenes, end="", plans=0.5, seed=seed)
+    stream = documents(conversations, scenes, end="", telling=Telling(plans=0.5), seed=seed)
     for document in islice(stream, 4000):
         yield "".join(piece.text for piece in document)
     rng = random.Random(seed)
@@ -266,8 +344,12 @@ def _losses(
 ) -> tuple[Tensor, float]:
     """Return the weighted loss, and the plain mean over answers, in nats per token."""
     with fast_products():
-        logits = model(input_ids=ids[:, :-1]).logits  # (rows, tokens, vocabulary)
-    each = cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+        logits = model(inputs_embeds=embed(model, ids[:, :-1])).logits  # (rows, tokens, vocabulary)
+    wanted = ids[:, 1:, 0].flatten()  # (rows * tokens,)
+    each = cross_entropy(logits.float().flatten(0, 1), wanted, reduction="none")
     known = answers[:, 1:].flatten()  # (rows * tokens,)
     weights = known.float().clamp(min=prompt_weight)
+    weights = weights * (
+        ids[:, 1:, 1].flatten() == _NOTHING
+    )  # what says several words is not predicted
     return (each * weights).sum() / weights.sum(), float(each[known].detach().mean())
