@@ -64,8 +64,8 @@ def test_rows_are_documents_end_to_end_cut_to_one_length(
 ) -> None:
     """Each row begins with a document's start, holds one token more than its length, and no padding."""
     reader = Reader((document(number) for number in count()), tokenizer)
-    encoded = [encode(document(number), tokenizer) for number in range(64)]
-    encoded = [([bag[0] for bag in bags], answers) for bags, answers in encoded]
+    read = [encode(document(number), tokenizer) for number in range(64)]
+    encoded = [([bag[0] for bag in bags], answers) for bags, answers in read]
     whole = [list(zip(*each, strict=True)) for each in encoded]
 
     ids, answers = reader.rows(5, 61)
@@ -200,7 +200,9 @@ def test_a_bag_is_one_position_that_says_all_its_words(
 
     assert [len(bag) for bag in bags] == [1, 1, 4, 1]
     assert answers == [False, False, False, True]
-    table = model.get_input_embeddings().weight
+    embeddings = model.get_input_embeddings()
+    assert isinstance(embeddings, torch.nn.Embedding)
+    table = embeddings.weight.detach()
     embedded = embed(model, as_tensor(bags).unsqueeze(0))[0]
     torch.testing.assert_close(embedded[1], table[bags[1][0]])
     torch.testing.assert_close(embedded[2], table[list(bags[2])].sum(dim=0) / 2)

@@ -146,8 +146,10 @@ def dialogue(
             continue
         pieces.append(Piece("USER: "))
         for part in _picture_first(turn):
-            shown = isinstance(part, Picture)
-            pieces.append(tell(scenes[part.path], telling, rng) if shown else Piece(part))
+            if isinstance(part, Picture):
+                pieces.append(tell(scenes[part.path], telling, rng))
+            else:
+                pieces.append(Piece(part))
         pieces.append(Piece(" ASSISTANT:"))
     return pieces
 

@@ -231,7 +231,7 @@ def probe(
             if ends and answers[at - 1] and start:
                 same = said[start - 1 : at - 1] == ids[start:at]
                 right[kind].append(same)
-                right[_about(tokenizer.decode(ids[max(0, start - 30) : start]))].append(same)
+                right[_about(str(tokenizer.decode(ids[max(0, start - 30) : start])))].append(same)
             if ends:
                 start = at
     model.train()
