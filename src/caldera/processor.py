@@ -14,6 +14,11 @@ def has_fast_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+def fast_dtype() -> torch.dtype:
+    """Return the precision that matrix products are fastest in."""
+    return torch.bfloat16 if has_fast_bf16() else torch.float32
+
+
 def fast_attention(dtype: torch.dtype) -> str:
     """Return the attention function to ask transformers for when training on this processor.
 

@@ -51,6 +51,14 @@ def write_whole(path: Path, content: bytes | str) -> None:
             raise
 
 
+def is_file_there(path: Path) -> bool:
+    """Tell whether a file stands at `path`, which data may have made up and as long as they like."""
+    try:
+        return path.is_file()
+    except OSError:  # such as a name too long for the file system
+        return False
+
+
 def as_json(value: object) -> Any:  # noqa: ANN401 - whatever JSON holds
     """Return a value as it is after a trip through JSON: tuples are lists, keys are text."""
     return json.loads(json.dumps(value))

@@ -142,3 +142,9 @@ def test_quotes_and_home_are_understood(photos: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("HOME", str(photos))
     assert users_picture(f"'{photos}/1.png' ") == photos / "1.png"
     assert users_picture("~/1.png") == photos / "1.png"
+
+
+def test_a_name_too_long_for_a_file_is_one_line() -> None:
+    """What no file system takes is refused like any other picture that cannot be read."""
+    with pytest.raises(PictureError, match=r"cannot be read: File name too long"):
+        users_picture("x" * 300 + ".png")

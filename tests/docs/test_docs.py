@@ -12,7 +12,6 @@ import pytest
 
 from caldera.conversation import json_schema, read_conversations
 from caldera.errors import RecordError
-from caldera.recipes.table import RECIPES
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -129,7 +128,7 @@ def test_make_has_every_verb_that_is_named() -> None:
     named = {verb for page in PAGES for verb in re.findall(r"make ([a-z-]+)[ `]", page.read_text())}
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert {"demo", "test", "check"} <= named
-    assert named - {"sure", "a", "it"} <= targets
+    assert named <= targets
 
 
 @pytest.mark.slow
@@ -151,10 +150,3 @@ def test_the_readmes_commands_work(tmp_path: Path) -> None:
             command += " --set max_steps=2 --set batch_size=4"
         done = run(command, tmp_path)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-
-
-def test_every_recipe_in_the_table_is_built() -> None:
-    """Each is a valid value, called what the table calls it."""
-    assert len(RECIPES) >= 2
-    for name, recipe in RECIPES.items():
-        assert recipe().name == name

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from caldera.errors import ModelFolderError, UnknownNameError
 from caldera.model.assemble import assemble
@@ -76,21 +76,9 @@ def write_gguf(file: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokeniz
 
 
 @pytest.fixture
-def language(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+def language(language_folder: Path) -> LlamaForCausalLM:
     """A random LLaMA."""
-    torch.manual_seed(7)
-    shape = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=12,
-        intermediate_size=22,
-        num_hidden_layers=2,
-        num_attention_heads=HEADS,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    return LlamaForCausalLM(shape).eval()
+    return LlamaForCausalLM.from_pretrained(language_folder, dtype=torch.float32).eval()
 
 
 def test_a_gguf_file_becomes_the_same_model(

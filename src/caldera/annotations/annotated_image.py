@@ -43,11 +43,3 @@ class AnnotationSet:
     images: tuple[AnnotatedImage, ...]
     categories: tuple[str, ...] = ()
     """Every category that was looked for, so that a missing box means a missing thing; empty for captions alone."""
-
-
-def is_picture_there(path: Path) -> bool:
-    """Tell whether a file stands at `path`, which annotations may have made up and as long as they like."""
-    try:
-        return path.is_file()
-    except OSError:  # such as a name too long for the file system
-        return False

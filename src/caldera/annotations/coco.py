@@ -12,15 +12,11 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from caldera.annotations.annotated_image import (
-    AnnotatedImage,
-    AnnotationSet,
-    Instance,
-    is_picture_there,
-)
+from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, Instance
 from caldera.boxes import Box
 from caldera.errors import AnnotationError, InputError, PictureError
 from caldera.skips import Skips
+from caldera.storage import is_file_there
 
 _SLACK = 1.0
 """Pixels by which a box may pass the picture's edge; it is then cut, as COCO's own are rounded."""
@@ -234,7 +230,7 @@ def _checked(
     Raises:
         InputError: The file is not there, or there is no caption, or no box.
     """
-    if not is_picture_there(path):
+    if not is_file_there(path):
         raise PictureError(
             f"{where}: {path} does not exist, but the annotations list it; add the file or remove the entry"
         )

@@ -4,10 +4,11 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, is_picture_there
+from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet
 from caldera.conversation import from_record, iterate_records
 from caldera.errors import AnnotationError, InputError, PictureError
 from caldera.skips import Skips
+from caldera.storage import is_file_there
 
 _COLUMNS = ("image", "caption")
 
@@ -31,7 +32,7 @@ def read_pairs(path: Path, skips: Skips, pictures: Path | None = None) -> Annota
         total += 1
         try:
             name, caption = _pair(row, where)
-            if not is_picture_there(root / name):
+            if not is_file_there(root / name):
                 raise PictureError(f"{where}: {root / name} does not exist; check --pictures")
         except InputError as fault:
             skips.take(where, fault)

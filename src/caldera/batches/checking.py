@@ -9,6 +9,7 @@ from caldera.conversation import Conversation, from_record, iterate_records
 from caldera.errors import InputError, RecordError
 from caldera.progress import Progress
 from caldera.skips import Skip
+from caldera.storage import is_file_there
 
 
 @dataclass(slots=True)
@@ -95,7 +96,9 @@ def _check_picture(
 def _fault(path: Path, *, open_pictures: bool) -> str | None:
     """Return what is wrong with a picture, None if nothing is."""
     if not open_pictures:
-        return None if path.is_file() else f"{path} does not exist; check the path and --pictures"
+        return (
+            None if is_file_there(path) else f"{path} does not exist; check the path and --pictures"
+        )
     try:
         open_picture(path)
     except InputError as fault:

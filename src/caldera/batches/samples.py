@@ -11,6 +11,7 @@ from caldera.batches.templates import Template
 from caldera.conversation import Conversation
 from caldera.errors import InputError, PictureError, RecordError
 from caldera.skips import Skips
+from caldera.storage import is_file_there
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class SampleMaker:
             raise RecordError(f"record {conversation.id!r} has nothing to learn; give it an answer")
         paths = tuple(pictures / path for path in encoded.picture_paths)
         for path in paths:
-            if not path.is_file():
+            if not is_file_there(path):
                 raise PictureError(
                     f"record {conversation.id!r}: {path} does not exist; check --pictures"
                 )

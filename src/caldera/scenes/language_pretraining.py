@@ -348,8 +348,6 @@ def _losses(
     wanted = ids[:, 1:, 0].flatten()  # (rows * tokens,)
     each = cross_entropy(logits.float().flatten(0, 1), wanted, reduction="none")
     known = answers[:, 1:].flatten()  # (rows * tokens,)
-    weights = known.float().clamp(min=prompt_weight)
-    weights = weights * (
-        ids[:, 1:, 1].flatten() == _NOTHING
-    )  # what says several words is not predicted
+    one_word = ids[:, 1:, 1].flatten() == _NOTHING  # what says several words is not predicted
+    weights = known.float().clamp(min=prompt_weight) * one_word
     return (each * weights).sum() / weights.sum(), float(each[known].detach().mean())

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from caldera.processor import fast_attention, has_fast_bf16
+from caldera.processor import fast_attention, fast_dtype
 
 _Model = TypeVar("_Model", bound=PreTrainedModel)
 
@@ -40,12 +40,12 @@ def take_step(
 
 def fast_products() -> torch.autocast:
     """Run matrix products of a block in bf16 where the processor does that in hardware, else in fp32."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bf16())
+    return torch.autocast("cpu", torch.bfloat16, enabled=fast_dtype() == torch.bfloat16)
 
 
 def attention() -> str:
     """Return the attention function that goes with it."""
-    return fast_attention(torch.bfloat16 if has_fast_bf16() else torch.float32)
+    return fast_attention(fast_dtype())
 
 
 def half_cosine(step: int, total: int, warmup: int) -> float:

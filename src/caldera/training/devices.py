@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from caldera.errors import UsageError
-from caldera.processor import fast_attention, has_fast_bf16
+from caldera.processor import fast_attention, fast_dtype
 from caldera.progress import Progress
 
 DtypeName = Literal["auto", "float32", "bfloat16"]
@@ -62,6 +62,7 @@ def choose_compute(device: str = "auto", dtype: DtypeName = "auto") -> Compute:
             f"device {device!r} cannot be used: {str(error).splitlines()[0]}"
         ) from None
     if dtype == "auto":
-        fast = has_fast_bf16() if chosen.type == "cpu" else torch.cuda.is_bf16_supported()
-        return Compute(chosen, torch.bfloat16 if fast else torch.float32)
+        if chosen.type == "cpu":
+            return Compute(chosen, fast_dtype())
+        return Compute(chosen, torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32)
     return Compute(chosen, {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype])
