@@ -24,10 +24,10 @@ STANDING: dict[Relation, str] = {
 }
 """The words that follow 'the dog is' and come before 'the car'."""
 
-_MIDDLE = (0.4, 0.6)
+_MIDDLE = (0.36, 0.64)
 """The middle band of either axis."""
 
-_MARGIN = 0.02
+_MARGIN = 0.03
 """A centre this close to a band's edge belongs to neither side."""
 
 _APART = 0.15

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from caldera.conversation import Conversation, Picture, Turn
 from caldera.scenes.captions import captions
-from caldera.scenes.corpus import Document, Piece, Telling, plan
+from caldera.scenes.corpus import Document, Piece, Telling, bags
 from caldera.scenes.drawing import glyph_shapes
 from caldera.scenes.kinds import COLOURS, KINDS, SETTINGS
 from caldera.scenes.language_pretraining import (
@@ -20,7 +20,6 @@ from caldera.scenes.language_pretraining import (
     Reader,
     _config,
     _losses,
-    _rates,
     as_tensor,
     embed,
     encode,
@@ -111,25 +110,25 @@ def scenes() -> dict[str, Scene]:
 
 @pytest.fixture(scope="module")
 def trained(scenes: dict[str, Scene]) -> PreTrainedTokenizerFast:
-    """A tokenizer trained on captions and plans."""
+    """A tokenizer trained on captions and bags."""
 
     def texts() -> Iterator[str]:
         chance = random.Random(1)
         for scene in scenes.values():
             yield " ".join(captions(scene))
-            yield from (plan(scene, chance) for _ in range(3))
+            yield from ("".join(bags(scene, chance)) for _ in range(3))
         yield from (f" {word}" * 20 for word in (*KINDS, *COLOURS, *SETTINGS))
 
     return train_tokenizer(texts(), 700)
 
 
-def test_every_word_of_a_plan_is_one_token(
+def test_every_word_of_a_bag_is_one_token(
     trained: PreTrainedTokenizerFast, scenes: dict[str, Scene]
 ) -> None:
-    """So that a cell is as long as a patch, whatever it shows."""
+    """So that none is cut off, whatever a cell says."""
     for scene in scenes.values():
-        told = plan(scene, random.Random(2))
-        assert len(trained.tokenize(told)) == len(told.split())
+        for told in bags(scene, random.Random(2)):
+            assert len(trained.tokenize(told)) == len(told.split())
     assert len(trained) <= 700
 
 
@@ -216,18 +215,6 @@ def test_a_bag_is_one_position_that_says_all_its_words(
     assert float(loss) == pytest.approx((0.25 * first + last) / 1.25, rel=1e-3)
 
 
-def test_the_rate_rises_and_falls_once_for_each_stretch() -> None:
-    """A phase that starts anew begins a stretch; others go on in theirs."""
-    settings = LanguagePretraining()
-    rates = _rates(settings)
-    assert len(rates) == sum(phase.steps for phase in settings.phases)
-    fresh = sum(phase.anew for phase in settings.phases)
-    low = [at for at in range(1, len(rates)) if rates[at] > 3 * rates[at - 1]]
-    assert len(low) == fresh
-    assert max(rates) <= settings.learning_rate
-    assert rates[-1] < 1e-3 * settings.learning_rate
-
-
 def about(path: str, kind: str, *answers: str) -> Conversation:
     """Return a dialogue of a kind about one scene."""
     turns = []
@@ -242,7 +229,7 @@ def test_a_model_that_cannot_answer_scores_nothing(
 ) -> None:
     """Every kind that was asked is scored, and no other."""
     asked = [about("1.jpg", "vqa", "dog", "two"), about("2.jpg", "context", "neither")]
-    scores = probe(model, trained, asked, scenes, Telling(plans=1.0))
+    scores = probe(model, trained, asked, scenes, Telling(bags=1.0))
     assert scores == {"vqa": 0.0, "context": 0.0, "other": 0.0}
     assert model.training
 
@@ -270,5 +257,5 @@ def test_an_answer_is_right_with_all_its_tokens_and_its_end_mark(
         about("2.jpg", "context", "dog dog"),
         about("3.jpg", "context", "dog"),
     ]
-    scores = probe(model, trained, asked, scenes, Telling(plans=1.0))
+    scores = probe(model, trained, asked, scenes, Telling(bags=1.0))
     assert scores == {"vqa": 0.667, "context": 0.5, "other": 0.6}

@@ -1,11 +1,11 @@
 """Captions are true: whatever they name is there, so many, so coloured, and where they say."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
-from caldera.scenes.captions import captions, kind_phrase, phrase
+from caldera.scenes.captions import captions, phrase, region_phrase
 from caldera.scenes.drawing import glyph_shapes
 from caldera.scenes.kinds import COLOURS, KINDS, SETTINGS
 from caldera.scenes.world import SIDE, Scene, Thing, draw_up
@@ -17,8 +17,8 @@ NOUNS = {
     for name in KINDS
     for noun in (name, name if name in SAME else f"{name}es" if name == "bus" else f"{name}s")
 }
-COLUMNS = {"left": (0, 0.4), "right": (0.6, 1), "": (0.4, 0.6)}
-ROWS = {"top": (0, 0.4), "bottom": (0.6, 1), "": (0.4, 0.6)}
+COLUMNS = {"left": (0, 0.36), "right": (0.64, 1), "": (0.36, 0.64)}
+ROWS = {"top": (0, 0.36), "bottom": (0.64, 1), "": (0.36, 0.64)}
 MENTION = re.compile(
     rf"\b({'|'.join(NUMBERS)}) (?:({'|'.join(COLOURS)}) )?({'|'.join(NOUNS)})\b"
     r"(?: (?:at|on|in) the (?:(top|bottom)? ?(left|right|top|bottom|middle)))?",
@@ -151,7 +151,7 @@ def test_captions_are_five_different_sentences_and_always_the_same(scenes: list[
 
 
 def test_a_phrase_names_one_thing_alone(scenes: list[Scene]) -> None:
-    """Kind, colour and place of that very thing; without a place the phrase is that of its kind."""
+    """Kind, colour and place of that very thing."""
     places = 0
     for scene in scenes:
         for group, thing in scene.things:
@@ -159,6 +159,22 @@ def test_a_phrase_names_one_thing_alone(scenes: list[Scene]) -> None:
             assert (said.number, said.colour, said.kind) == (1, group.colour, group.kind.name)
             places += said.place is not None
             assert said.place is None or stands(thing, said.place)
-            assert phrase(group, thing).startswith(kind_phrase(group))
-            assert (phrase(group, thing) == kind_phrase(group)) is (said.place is None)
     assert places > 300
+
+
+def test_a_regions_phrase_says_of_how_many_it_is_one(scenes: list[Scene]) -> None:
+    """A thing that stands alone is named as ever; one of several with their number; each with its place if asked."""
+    several = 0
+    for scene in scenes:
+        for group, thing in scene.things:
+            bare, placed = region_phrase(group, None), region_phrase(group, "top left")
+            assert placed == f"{bare} at the top left"
+            alone = phrase(group, replace(thing, left=0, top=0, width=1, height=1))
+            if len(group.things) == 1:
+                assert placed == alone
+            else:
+                [said] = mentions(bare.removeprefix("one of "))
+                assert (said.number, said.kind) == (len(group.things), group.kind.name)
+                assert bare.startswith("one of ")
+                several += 1
+    assert several > 50

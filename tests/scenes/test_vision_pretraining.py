@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from caldera.scenes.captions import captions, kind_phrase, phrase
+from caldera.boxes import place_of
+from caldera.scenes.captions import captions, region_phrase
 from caldera.scenes.drawing import glyph_shapes
 from caldera.scenes.folder import jpeg
 from caldera.scenes.kinds import KINDS, SETTINGS
@@ -58,7 +59,11 @@ def contrast(scenes: list[Scene]) -> Contrast:
     """A random tower with its text side and heads."""
     torch.manual_seed(1)
     texts = [text for scene in scenes for text in captions(scene)]
-    texts += [phrase(group, thing) for scene in scenes for group, thing in scene.things]
+    texts += [
+        region_phrase(group, place_of(thing.box))
+        for scene in scenes
+        for group, thing in scene.things
+    ]
     return Contrast(TINY, Words(iter([*texts, *(f"a {setting}" for setting in SETTINGS)])))
 
 
@@ -96,8 +101,8 @@ def test_every_thing_is_a_region_and_so_is_free_ground(scenes: list[Scene]) -> N
             image, shares, said = next(found)
             assert image == number
             np.testing.assert_array_equal(shares, patch_shares(thing))
-            assert said in (phrase(group, thing), kind_phrase(group))
-            placed += said != kind_phrase(group)
+            assert said in (region_phrase(group, place_of(thing.box)), region_phrase(group, None))
+            placed += said != region_phrase(group, None)
             covered |= shares > 0
         image, shares, said = next(found)
         assert image == number

@@ -37,9 +37,10 @@ def phrase(group: Group, thing: Thing) -> str:
     return f"{article(_coloured(group))}{' ' + in_words(place) if place else ''}"
 
 
-def kind_phrase(group: Group) -> str:
-    """Name one thing of a group, wherever it stands: 'a red car'."""
-    return article(_coloured(group))
+def region_phrase(group: Group, place: str | None) -> str:
+    """Name what the box of one thing shows, seen in its picture: 'one of two red cars at the top left'."""
+    named = f"one of {_some(group)}" if len(group.things) > 1 else _some(group)
+    return f"{named} {in_words(place)}" if place else named
 
 
 def _coloured(group: Group) -> str:

@@ -1,8 +1,8 @@
 """Scenes and dialogues about them in, text documents out: what the tiny language backbone reads. No pictures.
 
-Wherever a dialogue shows a picture, its document tells the scene in words instead, in one of four ways: as captions,
-as a list of things and places, as a plan, rows of words, one for each cell of a grid over the scene, or as bags, a plan
-whose cells say several words at once.
+Wherever a dialogue shows a picture, its document tells the scene in words instead, in one of three ways: as captions,
+as a list of things and places, or as bags of words, one for each cell of a grid over the scene, which stand where the
+picture's patches will stand.
 """
 
 import random
@@ -11,16 +11,19 @@ from dataclasses import dataclass
 
 from caldera.boxes import place_of
 from caldera.conversation import Conversation, Picture, Turn
-from caldera.english import listed
+from caldera.english import listed, number
 from caldera.scenes.captions import captions, phrase
 from caldera.scenes.kinds import SETTINGS
 from caldera.scenes.world import Group, Scene, Thing
 
 GRID = 8
-"""Rows and columns of a plan."""
+"""Rows and columns of cells."""
 
 _FULL = 0.25
 """Share of a cell that a thing must cover to be named there."""
+
+_LEFT_OUT = 0.1
+"""Share of words that a cell leaves out, as a patch may fail to show them."""
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -44,33 +47,22 @@ class Piece:
 Document = list[Piece]
 
 
-def plan(scene: Scene, rng: random.Random) -> str:
-    """Lay a grid over a scene and name what fills each cell, row by row.
+def bags(scene: Scene, rng: random.Random) -> tuple[str, ...]:
+    """Lay a grid over a scene and say what each cell shows, row by row.
 
-    A cell that nothing fills names the setting; a coloured thing gives each of its cells its colour or its name by
-    chance.
+    That is the kind, colour, number and place of the thing that fills it, but for words left out by chance; or the
+    setting where nothing does.
     """
-    words = []
-    for filled in _cells(scene):
-        if filled is None:
-            words.append(scene.setting)
-            continue
-        group, _ = filled
-        tinted = group.colour is not None and rng.random() < 0.5
-        words.append(str(group.colour) if tinted else group.kind.name)
-    return "".join(f" {word}" for word in words)
-
-
-def bags(scene: Scene) -> tuple[str, ...]:
-    """Lay a grid over a scene and say all there is to say of each cell: kind, colour and place, or the setting."""
     said = []
     for filled in _cells(scene):
         if filled is None:
             said.append(f" {scene.setting}")
             continue
         group, thing = filled
-        words = (group.kind.name, group.colour, place_of(thing.box))
-        said.append("".join(f" {word}" for word in words if word))
+        words = [group.kind.name, number(len(group.things)), *(place_of(thing.box) or "").split()]
+        words += [group.colour] if group.colour else []
+        kept = [word for word in words if rng.random() >= _LEFT_OUT] or words[:1]
+        said.append("".join(f" {word}" for word in kept))
     return tuple(said)
 
 
@@ -101,22 +93,17 @@ def _list(scene: Scene, rng: random.Random) -> str:
 class Telling:
     """In which ways scenes are told, as shares; lists take what is left."""
 
-    plans: float = 0.0
-    """As rows of words, one for each cell."""
-
     bags: float = 0.0
-    """As rows of bags of words."""
+    """As rows of bags of words, one for each cell."""
 
     captions: float = 0.1
 
 
 def tell(scene: Scene, telling: Telling, rng: random.Random) -> Piece:
-    """Tell a scene in one of the four ways."""
+    """Tell a scene in one of the three ways."""
     way = rng.random()
-    if way < telling.plans:
-        return Piece(plan(scene, rng))
-    if way < telling.plans + telling.bags:
-        return Piece("", cells=bags(scene))
+    if way < telling.bags:
+        return Piece("", cells=bags(scene, rng))
     if way < 1 - telling.captions:
         return Piece(_list(scene, rng))
     return Piece(" ".join(captions(scene)))
@@ -175,7 +162,7 @@ def documents(
         conversations: What was said about the scenes.
         scenes: Scene by the path of its picture.
         end: The end mark behind each answer.
-        telling: In which ways scenes are told; plans and bags also come with a caption, half as often.
+        telling: In which ways scenes are told; bags also come with a caption alone, half as often.
         seed: Of all choices.
     """
     rng = random.Random(f"documents {seed}")
@@ -183,9 +170,7 @@ def documents(
     while True:
         for conversation in rng.sample(conversations, len(conversations)):
             yield dialogue(conversation, scenes, end=end, telling=telling, rng=rng)
-            if rng.random() < (telling.plans + telling.bags) / 2:
+            if rng.random() < telling.bags / 2:
                 scene = rng.choice(told)
                 caption = rng.choice(captions(scene))
-                as_bags = rng.random() * (telling.plans + telling.bags) < telling.bags
-                shown = Piece("", cells=bags(scene)) if as_bags else Piece(plan(scene, rng))
-                yield [shown, Piece(f"{caption}\n", answer=True)]
+                yield [Piece("", cells=bags(scene, rng)), Piece(f"{caption}\n", answer=True)]

@@ -1,7 +1,7 @@
 """Text about scenes in, a tiny LLaMA with its own tokenizer out. It never sees a picture.
 
-It learns in three phases: first to find things in short lists, then, with that skill, to read plans of a scene as well,
-and last plans whose cells say several words at once, as image tokens will.
+It learns in two phases: first to find the answers to short questions, then, with that skill, all kinds of dialogues.
+Most scenes are told to it as rows of cells that say several words at once, as image tokens will.
 """
 
 import logging
@@ -21,8 +21,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from caldera.boxes import PLACES
 from caldera.conversation import Conversation, read_conversations
-from caldera.scenes.corpus import Document, Telling, dialogue, documents, plan
+from caldera.english import number
+from caldera.scenes.corpus import Document, Telling, bags, dialogue, documents
 from caldera.scenes.drawing import glyph_shapes
 from caldera.scenes.folder import write_scenes
 from caldera.scenes.kinds import COLOURS, KINDS, SETTINGS
@@ -42,7 +44,7 @@ START, END, UNKNOWN, PADDING = "<s>", "</s>", "<unk>", "<pad>"
 
 _KINDS = "conversation:0.4,detail:0.2,reasoning:0.3,vqa,context:0.6"
 _MOST = 5
-"""Words that a bag says at most."""
+"""Words that a bag says at most: kind, colour, number and two for the place."""
 
 _ALL = ("vqa", "context", "conversation", "detail", "reasoning")
 
@@ -58,9 +60,6 @@ class Phase:
     kinds: tuple[str, ...]
     """Dialogues that are read, by the end of their id."""
 
-    anew: bool = False
-    """Whether the rate rises and falls anew from here on."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LanguagePretraining:
@@ -71,9 +70,8 @@ class LanguagePretraining:
     """Seed of its scenes; the demo's and the vision tower's have others."""
 
     phases: tuple[Phase, ...] = (
-        Phase(steps=600, telling=Telling(), kinds=("vqa",)),
-        Phase(steps=1900, telling=Telling(plans=0.55), kinds=_ALL),
-        Phase(steps=600, telling=Telling(bags=0.8), kinds=_ALL, anew=True),
+        Phase(steps=500, telling=Telling(bags=0.5), kinds=("vqa",)),
+        Phase(steps=3100, telling=Telling(bags=0.75), kinds=_ALL),
     )
     rows: int = 16
     row_length: int = 384
@@ -134,7 +132,13 @@ def train_tokenizer(texts: Iterator[str], vocabulary: int) -> PreTrainedTokenize
         pad_token=PADDING,
         model_max_length=2048,
     )
-    for word in (*KINDS, *COLOURS, *SETTINGS):
+    for word in (
+        *KINDS,
+        *COLOURS,
+        *SETTINGS,
+        *" ".join(PLACES).split(),
+        *map(number, (1, 2, 3, 4)),
+    ):
         assert len(tokenizer.tokenize(f" {word}")) == 1, f"{word!r} should be one token"
     return tokenizer
 
@@ -247,43 +251,34 @@ def _about(before: str) -> str:
     return "other"
 
 
-def pretrain_language(
-    out: Path, work: Path, settings: LanguagePretraining, start: Path | None = None
-) -> None:
+def pretrain_language(out: Path, work: Path, settings: LanguagePretraining) -> None:
     """Train tokenizer and model and write their folder.
 
     Args:
         out: The folder.
         work: Keeps the scenes and dialogues.
         settings: How it is trained.
-        start: Folder of a tokenizer and model to go on from.
     """
     torch.manual_seed(settings.seed)
     conversations, scenes = read_scenes(work, settings.scenes, settings.seed)
     unseen, unseen_scenes = read_scenes(work, 150, settings.seed + 1)
     unseen = [one for one in unseen if one.id.endswith(("-vqa", "-context"))]
-    if start:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
-        model = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32)
-        model.set_attn_implementation(attention())
-    else:
-        texts = _texts(conversations, scenes, settings.seed)
-        tokenizer = train_tokenizer(texts, settings.vocabulary)
-        model = LlamaForCausalLM(_config(tokenizer, settings))
+    tokenizer = train_tokenizer(_texts(conversations, scenes, settings.seed), settings.vocabulary)
+    model = LlamaForCausalLM(_config(tokenizer, settings))
     optimiser = decaying_adamw(
         model, settings.learning_rate, settings.weight_decay, betas=(0.9, 0.95)
     )
-    rates = _rates(settings)
-    step, begun, total = 0, time.monotonic(), len(rates)
-    for number, phase in enumerate(settings.phases):
+    step, begun, total = 0, time.monotonic(), sum(phase.steps for phase in settings.phases)
+    for which, phase in enumerate(settings.phases):
         read = [one for one in conversations if one.id.endswith(phase.kinds)]
-        seed = settings.seed + number
+        seed = settings.seed + which
         stream = documents(read, scenes, end=END, telling=phase.telling, seed=seed)
         reader = Reader(stream, tokenizer)
         for _ in range(phase.steps):
             ids, answers = reader.rows(settings.rows, settings.row_length)
             loss, answer_loss = _losses(model, ids, answers, settings.prompt_weight)
-            take_step(loss, model, optimiser, rates[step])
+            rate = settings.learning_rate * half_cosine(step, total, settings.warmup_steps)
+            take_step(loss, model, optimiser, rate)
             step += 1
             if step % 50 == 0 or step == total:
                 speed = step * settings.rows * settings.row_length / (time.monotonic() - begun)
@@ -295,29 +290,15 @@ def pretrain_language(
                 tokenizer.save_pretrained(out)
 
 
-def _rates(settings: LanguagePretraining) -> list[float]:
-    """Return the learning rate of every step; it rises and falls once for each stretch of phases."""
-    stretches: list[int] = []
-    for phase in settings.phases:
-        if phase.anew or not stretches:
-            stretches.append(0)
-        stretches[-1] += phase.steps
-    return [
-        settings.learning_rate * half_cosine(step, steps, min(settings.warmup_steps, steps // 5))
-        for steps in stretches
-        for step in range(steps)
-    ]
-
-
 def _texts(
     conversations: Sequence[Conversation], scenes: dict[str, Scene], seed: int
 ) -> Iterator[str]:
-    """Yield text for the tokenizer; every plan word is in it."""
-    stream = documents(conversations, scenes, end="", telling=Telling(plans=0.5), seed=seed)
+    """Yield text for the tokenizer; the words of bags are in it often enough to be one token each."""
+    stream = documents(conversations, scenes, end="", telling=Telling(), seed=seed)
     for document in islice(stream, 4000):
         yield "".join(piece.text for piece in document)
     rng = random.Random(seed)
-    yield from (plan(scene, rng) for scene in islice(scenes.values(), 2000))
+    yield from ("".join(bags(scene, rng)) for scene in islice(scenes.values(), 2000))
 
 
 def _config(tokenizer: PreTrainedTokenizerFast, settings: LanguagePretraining) -> LlamaConfig:

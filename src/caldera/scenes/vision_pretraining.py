@@ -31,8 +31,9 @@ from transformers import (
     CLIPVisionModel,
 )
 
+from caldera.boxes import place_of
 from caldera.english import article
-from caldera.scenes.captions import captions, kind_phrase, phrase
+from caldera.scenes.captions import captions, region_phrase
 from caldera.scenes.drawing import glyph_shapes
 from caldera.scenes.folder import jpeg
 from caldera.scenes.schedule import (
@@ -56,6 +57,9 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 _MAX_SCALE = math.log(50)
 """Of the learned factor before the softmax; CLIP's is log 100."""
 
+_PLACED = 0.7
+"""Share of things whose phrase says where they are."""
+
 _MIN_GROUND = 4
 """Patches that nothing covers, before a picture's setting counts as a region."""
 
@@ -70,7 +74,7 @@ class VisionPretraining:
     seed: int = 7001
     """Seed of its scenes; the demo's scenes have others."""
 
-    steps: int = 1400
+    steps: int = 2400
     batch_size: int = 128
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
@@ -152,8 +156,8 @@ class Regions:
     """What each region shows."""
 
 
-def regions_of(scenes: Sequence[Scene], rng: random.Random) -> Regions:
-    """Name every thing, with or without its place by chance, and the ground where enough of it is free."""
+def regions_of(scenes: Sequence[Scene], rng: random.Random, placed: float = _PLACED) -> Regions:
+    """Name every thing, a share `placed` of them with their place, and the ground where enough of it is free."""
     image: list[int] = []
     shares: list[NDArray[np.float32]] = []
     phrases: list[str] = []
@@ -164,7 +168,8 @@ def regions_of(scenes: Sequence[Scene], rng: random.Random) -> Regions:
             ground[cells > 0] = 0
             image.append(number)
             shares.append(cells)
-            phrases.append(phrase(group, thing) if rng.random() < 0.5 else kind_phrase(group))
+            place = place_of(thing.box) if rng.random() < placed else None
+            phrases.append(region_phrase(group, place))
         if ground.sum() >= _MIN_GROUND:
             image.append(number)
             shares.append(ground / ground.sum())
@@ -329,7 +334,7 @@ def _all_texts(scenes: Iterator[Scene]) -> Iterator[str]:
     """Yield every text the text side may meet."""
     for scene in scenes:
         yield from captions(scene)
-        yield from (phrase(group, thing) for group, thing in scene.things)
+        yield from (region_phrase(group, place_of(thing.box)) for group, thing in scene.things)
         yield article(scene.setting)
 
 
