@@ -105,6 +105,17 @@ def test_pictures_of_the_same_name_in_two_folders_stay_apart(tmp_path: Path) -> 
     assert ids == ["a/1", "b/1", "3"]
 
 
+def test_pictures_that_differ_in_their_suffix_alone_stay_apart(tmp_path: Path) -> None:
+    """Then the suffix belongs to the id."""
+    files = coco_files()
+    for image, name in zip(files["captions"]["images"], ("1.jpg", "1.png"), strict=False):
+        image["file_name"] = name
+        (tmp_path / "tiny" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tiny" / name).write_bytes(b"picture")
+    ids = [image.id for image in read_coco(write(tmp_path, files), Skips()).images]
+    assert ids == ["1.jpg", "1.png", "3"]
+
+
 def test_annotations_of_no_picture_are_told_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -53,14 +53,18 @@ def test_answers_are_compared_without_case_and_closing_marks(
 
 
 def test_yes_and_no_are_balanced_for_each_picture(coco: AnnotationSet, tmp_path: Path) -> None:
-    """Presence and reasoning ask each picture as many yes as no, and there are many questions."""
+    """Each kind asks each picture as many yes as no, and there are many questions."""
     bench = asked(coco, tmp_path)
-    answers: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+    answers: dict[str, dict[tuple[str, ...], Counter[str]]] = defaultdict(
+        lambda: defaultdict(Counter)
+    )
     for item in bench.items:
-        if item.kind in ("presence", "reasoning"):
-            answers[item.conversation.pictures][item.references[0]] += 1
-    assert len(answers) > 60
-    assert all(count["yes"] == count["no"] > 0 for count in answers.values())
+        if item.kind != "context" and item.references[0] in ("yes", "no"):
+            answers[item.kind][item.conversation.pictures][item.references[0]] += 1
+    assert answers.keys() == {"presence", "reasoning", "relation"}
+    for kind, by_picture in answers.items():
+        assert len(by_picture) >= 10, kind
+        assert all(count["yes"] == count["no"] > 0 for count in by_picture.values()), kind
     assert len({item.id for item in bench.items}) == len(bench.items) > 400
     most = Counter(item.conversation.pictures for item in bench.items).most_common(1)[0][1]
     assert most <= 8

@@ -35,7 +35,7 @@ def image(*things: tuple[str, float, float], captions: tuple[str, ...] = ()) -> 
 
 def test_boxes_say_what_is_there_how_many_and_where() -> None:
     """Two dogs and a cup: places are of single things, instances of all that stand in one place."""
-    facts = facts_of(image(("dog", 0.1, 0.1), ("cup", 0.9, 0.5), ("dog", 0.4, 0.9)), LOOKED_FOR)
+    facts = facts_of(image(("dog", 0.1, 0.1), ("cup", 0.9, 0.5), ("dog", 0.35, 0.9)), LOOKED_FOR)
     assert facts.present == ("dog", "cup")
     assert facts.counts == {"dog": 2, "cup": 1}
     assert facts.places == {"cup": "right"}

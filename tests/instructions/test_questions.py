@@ -4,6 +4,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from caldera.annotations.coco import read_coco
 from caldera.english import number, plural
 from caldera.instructions.facts import Facts, facts_of
 from caldera.instructions.knowledge import COLOURS, GROUPS, PURPOSES
-from caldera.instructions.questions import FORMS, Question, ask_about, describe
+from caldera.instructions.questions import FORMS, Question, ask_about, describe, in_units
 from caldera.scenes.captions import captions
 from caldera.scenes.drawing import glyph_shapes
 from caldera.scenes.kinds import KINDS, SETTINGS
@@ -75,8 +76,8 @@ def ninth(thing: Thing) -> str:
     """Name the ninth of the picture that a thing's middle lies in."""
     across = (thing.left + thing.width / 2) / SIDE
     down = (thing.top + thing.height / 2) / SIDE
-    row = "top" if down < 0.4 else "bottom" if down > 0.6 else ""
-    column = "left" if across < 0.4 else "right" if across > 0.6 else ""
+    row = "top" if down < 0.36 else "bottom" if down > 0.64 else ""
+    column = "left" if across < 0.36 else "right" if across > 0.64 else ""
     return f"{row} {column}".strip() or "middle"
 
 
@@ -161,7 +162,7 @@ def test_relations_are_those_of_the_scene(asked: list[tuple[Scene, list[Question
             assert item.short == told
             assert sides in (["left", "right"], ["above", "below"])
     assert shorts.keys() == {"yes", "no", "left", "right", "above", "below"}
-    assert 0.4 < shorts["yes"] / (shorts["yes"] + shorts["no"]) < 0.6
+    assert shorts["yes"] == shorts["no"]
 
 
 def test_colours_are_those_of_the_scene(asked: list[tuple[Scene, list[Question]]]) -> None:
@@ -221,6 +222,23 @@ def test_every_form_is_met_and_questions_are_sentences(
         assert re.fullmatch(r"[A-Z].*\.", item.answer), item
         assert "  " not in item.text + item.answer
         assert len(item.short.split()) <= 2
+
+
+def test_a_yes_is_kept_with_a_no_of_its_kind_or_not_at_all() -> None:
+    """All others stand alone; the order stays."""
+
+    def asked(kind: str, short: str) -> Question:
+        return Question(kind, "form", "Text?", short, "Answer.")
+
+    red, two = asked("colour", "red"), asked("count", "two")
+    there, missing = asked("presence", "yes"), asked("presence", "no")
+    beside, reason = asked("relation", "no"), asked("reasoning", "yes")
+    again = replace(there, text="Again?")
+    assert in_units([there, red, again, missing, beside, two, reason]) == [
+        [there, missing], [red], [two],
+    ]  # fmt: skip
+    assert in_units([missing, reason, there, beside]) == [[missing, there]]
+    assert in_units([]) == []
 
 
 def test_questions_follow_from_the_source_of_chance(scenes: list[Scene]) -> None:

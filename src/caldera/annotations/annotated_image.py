@@ -1,6 +1,7 @@
 """What people said about one picture, whatever file they said it in."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,13 @@ class AnnotatedImage:
     def counts(self) -> Counter[str]:
         """How many boxes each category has, crowds left out."""
         return Counter(thing.category for thing in self.instances if not thing.crowd)
+
+
+def ids_of(files: Sequence[str]) -> dict[str, str]:
+    """Return an id for each file name: the name without its suffix, or whole where two would be the same."""
+    stems = {file: file.removesuffix(Path(file).suffix) for file in files}
+    shared = Counter(stems.values())
+    return {file: stem if shared[stem] == 1 else file for file, stem in stems.items()}
 
 
 @dataclass(frozen=True, slots=True)

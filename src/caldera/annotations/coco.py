@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, Instance
+from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, Instance, ids_of
 from caldera.boxes import Box
 from caldera.errors import AnnotationError, InputError, PictureError
 from caldera.skips import Skips
@@ -92,6 +92,7 @@ def read_coco(folder: Path, skips: Skips, split: str | None = None) -> Annotatio
     boxes_of: dict[int, list[tuple[str, _InstanceEntry]]] = defaultdict(list)
     for index, entry in enumerate(boxes.annotations):
         boxes_of[entry.image_id].append((f"{boxes_path}: annotations.{index}", entry))
+    ids = ids_of([image.file_name for image in captions.images])
     images: list[AnnotatedImage] = []
     met: set[int | str] = set()
     for index, image in enumerate(captions.images):
@@ -104,8 +105,16 @@ def read_coco(folder: Path, skips: Skips, split: str | None = None) -> Annotatio
                 )
             met |= {image.id, image.file_name}
             instances = tuple(_instance(*each, image, names) for each in boxes_of[image.id])
-            path = pictures / image.file_name
-            images.append(_checked(where, image, path, tuple(captions_of[image.id]), instances))
+            read = AnnotatedImage(
+                id=ids[image.file_name],
+                path=pictures / image.file_name,
+                width=image.width,
+                height=image.height,
+                captions=tuple(captions_of[image.id]),
+                instances=instances,
+            )
+            _check(where, read)
+            images.append(read)
         except InputError as fault:
             skips.take(f"picture {image.file_name}", fault)
     orphans = (captions_of.keys() | boxes_of.keys()) - {image.id for image in captions.images}
@@ -218,30 +227,22 @@ def _instance(
     return Instance(names[entry.category_id], box, bool(entry.iscrowd))
 
 
-def _checked(
-    where: str,
-    image: _ImageEntry,
-    path: Path,
-    captions: tuple[str, ...],
-    instances: tuple[Instance, ...],
-) -> AnnotatedImage:
-    """Put a picture's annotations together, if there is what a teacher needs.
+def _check(where: str, image: AnnotatedImage) -> None:
+    """Check that there is what a teacher needs.
 
     Raises:
         InputError: The file is not there, or there is no caption, or no box.
     """
-    if not is_file_there(path):
+    if not is_file_there(image.path):
         raise PictureError(
-            f"{where}: {path} does not exist, but the annotations list it; add the file or remove the entry"
+            f"{where}: {image.path} does not exist, but the annotations list it; add the file or remove the entry"
         )
-    if not captions:
+    if not image.captions:
         raise AnnotationError(
-            f"{where}: picture {image.file_name} has no caption; add one or remove it"
+            f"{where}: picture {image.path.name} has no caption; add one or remove it"
         )
-    if not instances:
+    if not image.instances:
         raise AnnotationError(
-            f"{where}: picture {image.file_name} has captions but no boxes; add boxes, or leave such "
+            f"{where}: picture {image.path.name} has captions but no boxes; add boxes, or leave such "
             "pictures out with --max-bad"
         )
-    name = Path(image.file_name).with_suffix("").as_posix()
-    return AnnotatedImage(name, path, image.width, image.height, captions, instances)

@@ -4,7 +4,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet
+from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, ids_of
 from caldera.conversation import from_record, iterate_records
 from caldera.errors import AnnotationError, InputError, PictureError
 from caldera.skips import Skips
@@ -43,8 +43,9 @@ def read_pairs(path: Path, skips: Skips, pictures: Path | None = None) -> Annota
             f"{path} holds no pairs; it should have a picture and a caption a line"
         )
     skips.check(total)
+    ids = ids_of(tuple(captions_of))
     images = tuple(
-        AnnotatedImage(Path(name).with_suffix("").as_posix(), root / name, 0, 0, tuple(captions))
+        AnnotatedImage(ids[name], root / name, 0, 0, tuple(captions))
         for name, captions in captions_of.items()
     )
     return AnnotationSet(images)

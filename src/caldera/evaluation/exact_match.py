@@ -14,11 +14,8 @@ from caldera.errors import InputError
 from caldera.evaluation.benchmark import Item, Score, check_answers
 from caldera.instructions.context import ask_about_all
 from caldera.instructions.facts import Facts, facts_of
-from caldera.instructions.questions import SHORT_ANSWER, Question, ask_about
+from caldera.instructions.questions import SHORT_ANSWER, Question, ask_about, in_units
 from caldera.instructions.writing import Companions, named
-
-_PAIRED = ("presence", "reasoning")
-"""Kinds whose questions come as a yes and a no, and stay together."""
 
 
 def normalised(text: str) -> str:
@@ -104,12 +101,8 @@ def questions_about(
 def _choose(asked: list[Question], most: int, rng: random.Random) -> list[Question]:
     """Choose questions evenly over their kinds, with yes and no in pairs."""
     units: dict[str, list[list[Question]]] = defaultdict(list)
-    for question in asked:
-        last = units[question.kind]
-        if question.kind in _PAIRED and last and len(last[-1]) == 1:
-            last[-1].append(question)
-        else:
-            last.append([question])
+    for unit in in_units(asked):
+        units[unit[0].kind].append(unit)
     for kind in units.values():
         rng.shuffle(kind)
     chosen: list[Question] = []

@@ -14,6 +14,9 @@ from caldera.instructions.questions import Question, placed
 
 LETTERS = "ABCDEFGH"
 
+_APART = 0.25
+"""Share of pairs taken in different places that are asked about, as few pairs are taken in like ones."""
+
 
 def _question(form: str, text: str, short: str, answer: str) -> Question:
     """Make a question of the kind 'context'."""
@@ -121,6 +124,8 @@ def same_place(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
     if one.setting is None or other.setting is None:
         return []
     same = one.setting == other.setting
+    if not same and rng.random() >= _APART:
+        return []
     text = rng.choice(
         ("Do A and B show the same kind of place?", "Is the setting of A also that of B?")
     )

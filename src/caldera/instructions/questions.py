@@ -5,7 +5,7 @@ and a whole sentence.
 """
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +17,8 @@ from caldera.instructions.knowledge import GROUPS, PURPOSES, SETTINGS
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 """LLaVA-1.5's sentence that asks for the short form (arXiv 2310.03744, table 7)."""
 
+
+_OTHER = {"yes": "no", "no": "yes"}
 
 _SINGLES = 0.3
 """Share of single things whose number is asked for."""
@@ -129,9 +131,10 @@ def position(facts: Facts, rng: random.Random) -> list[Question]:
 
 
 def relation(facts: Facts, rng: random.Random) -> list[Question]:
-    """Ask how two things stand to each other: by a choice of two, or by yes and no."""
+    """Ask how two things stand to each other: by a choice of two, and by yes and no in turn."""
     asked = []
-    for one, how, other in rng.sample(facts.standing, min(4, len(facts.standing))):
+    chosen = rng.sample(facts.standing, min(4, len(facts.standing)))
+    for at, (one, how, other) in enumerate(chosen):
         across = how in ("left of", "right of")
         choice = "to the left or to the right of" if across else "above or below"
         asked.append(
@@ -143,7 +146,7 @@ def relation(facts: Facts, rng: random.Random) -> list[Question]:
                 f"The {one} is {STANDING[how]} the {other}.",
             )
         )
-        truth = rng.random() < 0.5
+        truth = at % 2 == 0
         claimed = how if truth else OPPOSITE[how]
         asked.append(
             Question(
@@ -237,6 +240,27 @@ FORMS: dict[str, Callable[[Facts, random.Random], list[Question]]] = {
 def ask_about(facts: Facts, rng: random.Random) -> list[Question]:
     """Write every question that the facts allow, by kind."""
     return [question for write in FORMS.values() for question in write(facts, rng)]
+
+
+def in_units(asked: Sequence[Question]) -> list[list[Question]]:
+    """Group questions that are kept or left out together, so that yes and no stay balanced.
+
+    Those with another answer stand alone; one answered yes stands with one of its kind answered no, and is left out
+    where there is none.
+    """
+    units: list[list[Question]] = []
+    halves: dict[tuple[str, str], list[list[Question]]] = defaultdict(list)
+    for question in asked:
+        if question.short not in _OTHER:
+            units.append([question])
+        elif missing := halves[question.kind, _OTHER[question.short]]:
+            missing.pop(0).append(question)
+        else:
+            unit = [question]
+            halves[question.kind, question.short].append(unit)
+            units.append(unit)
+    halved = [unit for units_left in halves.values() for unit in units_left]
+    return [unit for unit in units if not any(unit is half for half in halved)]
 
 
 def describe(facts: Facts, rng: random.Random) -> str:

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from caldera.annotations.annotated_image import AnnotatedImage
 from caldera.instructions.context import ask_about_all
@@ -12,17 +13,23 @@ from caldera.instructions.questions import (
     Question,
     ask_about,
     describe,
+    in_units,
     presence,
     reasoning,
 )
 from caldera.instructions.teacher import Exchange, Kind, Refusal
 from caldera.instructions.wordings import BRIEF, DETAILED
 
+_Thing = TypeVar("_Thing")
+
 _TALK = 5
 """Questions in a conversation, at most."""
 
 _QUIZ = 12
 """Questions with short answers in one dialogue, at most."""
+
+_QUIZ_PAIRS = 4
+"""Pairs of a yes and a no among them, at most."""
 
 
 class ScriptedTeacher:
@@ -68,10 +75,9 @@ class ScriptedTeacher:
         """Talk about what is there in whole sentences, as many yes as no."""
         facts = self._facts(images[0])
         pair = presence(facts, rng)[:2]
-        others = [
-            item for item in ask_about(facts, rng) if item.kind not in ("presence", "reasoning")
-        ]
-        return _sentences(_mixed([*pair, *_some(others, _TALK - len(pair), rng)], rng))
+        units = _shuffled(in_units(ask_about(facts, rng)), rng)
+        others = [unit[0] for unit in units if len(unit) == 1]
+        return _sentences(_shuffled([*pair, *others[: _TALK - len(pair)]], rng))
 
     def _detail(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:
         """Describe the picture."""
@@ -80,7 +86,7 @@ class ScriptedTeacher:
 
     def _reasoning(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:
         """Ask one question that takes knowing what things are for."""
-        return _sentences(_some(reasoning(self._facts(images[0]), rng), 1, rng))
+        return _sentences(_shuffled(reasoning(self._facts(images[0]), rng), rng)[:1])
 
     def _vqa(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:
         """Ask everything that has a short answer."""
@@ -90,28 +96,22 @@ class ScriptedTeacher:
         """Ask what needs all the pictures, for short answers or for sentences."""
         if len(images) < 2:
             raise Refusal("a question about several pictures needs at least two")
-        asked = _mixed(ask_about_all([self._facts(image) for image in images], rng), rng)
+        asked = _shuffled(ask_about_all([self._facts(image) for image in images], rng), rng)
         return (_short_answers if rng.random() < 0.7 else _sentences)(asked)
 
 
-def _some(questions: list[Question], most: int, rng: random.Random) -> list[Question]:
-    """Choose at most so many questions."""
-    return rng.sample(questions, min(most, len(questions)))
-
-
-def _mixed(questions: list[Question], rng: random.Random) -> list[Question]:
-    """Shuffle questions."""
-    return rng.sample(questions, len(questions))
+def _shuffled(things: Sequence[_Thing], rng: random.Random) -> list[_Thing]:
+    """Return things in a new order."""
+    return rng.sample(things, len(things))
 
 
 def _quiz(questions: list[Question], rng: random.Random) -> list[Question]:
-    """Choose questions for a quiz in which yes and no stay balanced: presence and reasoning come in pairs."""
-    paired = [item for item in questions if item.kind in ("presence", "reasoning")]
-    pairs = [paired[index : index + 2] for index in range(0, len(paired), 2)]
-    rng.shuffle(pairs)
-    kept = [item for pair in pairs[:3] for item in pair]
-    others = [item for item in questions if item.kind not in ("presence", "reasoning")]
-    return _mixed([*kept, *_some(others, _QUIZ - len(kept), rng)], rng)
+    """Choose questions for a quiz: a few pairs of a yes and a no, and others."""
+    units = _shuffled(in_units(questions), rng)
+    pairs = [unit for unit in units if len(unit) == 2]
+    kept = [item for pair in pairs[:_QUIZ_PAIRS] for item in pair]
+    others = [item for unit in units if len(unit) == 1 for item in unit]
+    return _shuffled([*kept, *others[: _QUIZ - len(kept)]], rng)
 
 
 def _sentences(questions: list[Question]) -> list[Exchange]:
