@@ -34,6 +34,7 @@ class Outer:
     folder: Path = Path("here")
     limit: int | None = None
     share: float | None = None
+    title: str | None = None
     parts: tuple[str, ...] = ("one",)
     betas: tuple[float, float] = (0.9, 0.999)
     inner: Inner = field(default_factory=Inner)
@@ -52,6 +53,8 @@ class Outer:
         ("folder=/x/y", "folder", Path("/x/y")),
         ("limit=7", "limit", 7),
         ("limit=none", "limit", None),
+        ("title=3", "title", "3"),
+        ("title=none", "title", None),
         ("share=0.25", "share", 0.25),
         ("share=1", "share", 1.0),
         ("parts=one,two, three", "parts", ("one", "two", "three")),

@@ -54,7 +54,7 @@ def _value(text: str, old: object, kind: str, whole: str) -> object:
     """
     if isinstance(old, Path):
         return Path(text)
-    if isinstance(old, str):
+    if isinstance(old, str) or (kind == "str | None" and text.lower() != "none"):
         return text
     try:
         new = ast.literal_eval(text.capitalize() if text in ("true", "false", "none") else text)

@@ -53,15 +53,15 @@ def write_instructions(
     finder = Companions(annotations.images)
     for image, kind, rng in assignments(annotations.images, kinds, seed):
         images = finder.with_companions(image, rng) if kind == "context" else (image,)
+        name = f"{'+'.join(one.id for one in images)}-{kind}"
         try:
             exchanges = teacher.write(kind, images)
-            name = f"{'+'.join(one.id for one in images)}-{kind}"
             conversation = _conversation(name, images, exchanges, beside, rng)
             to_record(conversation)  # raises where a text says <image>, which no file could hold
             written.conversations.append(conversation)
             written.by_kind[kind] += 1
         except (Refusal, RecordError) as reason:
-            written.refused[f"{kind}: {reason}"] += 1
+            written.refused[f"{kind}: {str(reason).replace(f'record {name!r}', 'it')}"] += 1
         tick()
     return written
 
