@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import islice, pairwise
 
 import pytest
 
@@ -18,6 +18,7 @@ from caldera.scenes.corpus import (
     bags,
     dialogue,
     documents,
+    drill,
     tell,
 )
 from caldera.scenes.drawing import glyph_shapes
@@ -202,6 +203,48 @@ def test_documents_follow_from_the_seed(scenes: dict[str, Scene]) -> None:
     first, again = (list(islice(stream(scenes), 150)) for _ in range(2))
     assert first == again
     assert first != list(islice(stream(scenes, seed=10), 150))
+
+
+@pytest.mark.parametrize("several", [1, 2, 3])
+def test_a_drill_asks_for_what_is_there_and_for_as_much_that_is_not(
+    scenes: dict[str, Scene], several: int
+) -> None:
+    """Each kind once with all there is to say of it; with several scenes, what is missing in one is in another."""
+    for start in range(0, 36, several):
+        told = list(scenes.values())[start : start + several]
+        pieces = drill(told, Telling(bags=0.5), rng())
+        asked = {
+            question.text: answer.text.removesuffix("\n")
+            for question, answer in pairwise(pieces)
+            if answer.answer
+        }
+        assert all(not piece.answer for piece in pieces[: 3 * several])
+        elsewhere = set().union(*(kinds(scene) for scene in told))
+        for letter, scene in zip("ABC", told, strict=False):
+            opening = f" {letter} " if several > 1 else " "
+            own = {
+                question.removeprefix(opening).removesuffix(":"): answer
+                for question, answer in asked.items()
+                if question.startswith(opening)
+            }
+            assert {name for name, answer in own.items() if answer != " no"} == kinds(scene)
+            missing = {name for name, answer in own.items() if answer == " no"}
+            pool = elsewhere - kinds(scene)
+            assert missing <= pool or not pool
+            assert len(missing) == min(len(kinds(scene)), len(pool) or len(KINDS))
+            for group in scene.groups:
+                [first, *_] = group.things
+                words = [NUMBERS[len(group.things) - 1], *([group.colour] if group.colour else [])]
+                words += (place_of(first.box) or "").split() if len(group.things) == 1 else []
+                assert own[group.kind.name].split() == words
+
+
+def test_drills_come_as_often_as_told(scenes: dict[str, Scene]) -> None:
+    """Four between ten dialogues."""
+    spoken = [talk(path, name=f"{path}-vqa") for path in scenes]
+    read = documents(spoken, scenes, end=END, telling=Telling(drills=0.4), seed=9)
+    drills = sum(document[0].text.startswith("Picture") for document in islice(read, 1400))
+    assert drills == pytest.approx(400, abs=60)
 
 
 def test_every_dialogue_is_read_once_each_time_around(scenes: dict[str, Scene]) -> None:

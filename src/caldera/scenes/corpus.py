@@ -13,7 +13,7 @@ from caldera.boxes import place_of
 from caldera.conversation import Conversation, Picture, Turn
 from caldera.english import listed, number
 from caldera.scenes.captions import captions, phrase
-from caldera.scenes.kinds import SETTINGS
+from caldera.scenes.kinds import KINDS, SETTINGS
 from caldera.scenes.world import Group, Scene, Thing
 
 GRID = 8
@@ -98,6 +98,9 @@ class Telling:
 
     captions: float = 0.1
 
+    drills: float = 0.0
+    """Drills read between two dialogues, on average."""
+
 
 def tell(scene: Scene, telling: Telling, rng: random.Random) -> Piece:
     """Tell a scene in one of the three ways."""
@@ -107,6 +110,35 @@ def tell(scene: Scene, telling: Telling, rng: random.Random) -> Piece:
     if way < 1 - telling.captions:
         return Piece(_list(scene, rng))
     return Piece(" ".join(captions(scene)))
+
+
+def drill(told: Sequence[Scene], telling: Telling, rng: random.Random) -> Document:
+    """Tell one to three scenes, then ask in bare words for things that are there and for as many that are not.
+
+    'dog: one top left', 'cat: no'; with several scenes 'B dog: two'. It holds many more things to find than a dialogue
+    of its length.
+    """
+    pieces: list[Piece] = []
+    asked: list[tuple[str, str]] = []
+    everywhere = {group.kind.name for scene in told for group in scene.groups}
+    for letter, scene in zip("ABC", told, strict=False):
+        picture = f" {letter}" if len(told) > 1 else ""
+        pieces += [Piece(f"Picture{picture}: "), tell(scene, telling, rng), Piece("\n")]
+        there = {group.kind.name for group in scene.groups}
+        missing = sorted(everywhere - there) or sorted(KINDS.keys() - there)
+        missing = rng.sample(missing, min(len(missing), len(there)))
+        asked += [(f"{picture} {group.kind.name}:", _all_of(group)) for group in scene.groups]
+        asked += [(f"{picture} {name}:", " no") for name in missing]
+    for question, answer in rng.sample(asked, len(asked)):
+        pieces += [Piece(question), Piece(f"{answer}\n", answer=True)]
+    return pieces
+
+
+def _all_of(group: Group) -> str:
+    """Say how many there are of a group, its colour, and where a single thing is."""
+    place = place_of(group.things[0].box) if len(group.things) == 1 else None
+    words = (number(len(group.things)), group.colour, place)
+    return "".join(f" {word}" for word in words if word)
 
 
 def dialogue(
@@ -156,7 +188,7 @@ def documents(
     telling: Telling,
     seed: int,
 ) -> Iterator[Document]:
-    """Yield documents without end: dialogues, each time around in a new order and telling, and scenes with a caption.
+    """Yield documents without end: dialogues, each time around in a new order and telling; captions; drills.
 
     Args:
         conversations: What was said about the scenes.
@@ -174,3 +206,5 @@ def documents(
                 scene = rng.choice(told)
                 caption = rng.choice(captions(scene))
                 yield [Piece("", cells=bags(scene, rng)), Piece(f"{caption}\n", answer=True)]
+            if rng.random() < telling.drills:
+                yield drill(rng.choices(told, k=rng.choice((1, 1, 2, 3))), telling, rng)
