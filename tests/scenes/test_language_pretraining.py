@@ -20,6 +20,7 @@ from caldera.scenes.language_pretraining import (
     Reader,
     _config,
     _losses,
+    _rates,
     as_tensor,
     embed,
     encode,
@@ -213,6 +214,32 @@ def test_a_bag_is_one_position_that_says_all_its_words(
     first = float(logits[0].logsumexp(0) - logits[0, dog])
     last = float(logits[2].logsumexp(0) - logits[2, dog])
     assert float(loss) == pytest.approx((0.25 * first + last) / 1.25, rel=1e-3)
+
+
+def test_blur_moves_bags_and_leaves_words(
+    model: LlamaForCausalLM, trained: PreTrainedTokenizerFast
+) -> None:
+    """Bags of several words stray, more with more blur and each time anew; single words stay as they are."""
+    pieces = [Piece("", cells=(" dog", " car red top left")), Piece(" dog", answer=True)]
+    ids = as_tensor(encode(pieces, trained)[0]).unsqueeze(0)
+    exact = embed(model, ids)[0]
+    little, much, again = (embed(model, ids, blur)[0] for blur in (0.1, 5.0, 5.0))
+    for moved in (little, much):
+        torch.testing.assert_close(moved[[0, 1, 3]], exact[[0, 1, 3]])
+    strays = [float((moved[2] - exact[2]).detach().norm()) for moved in (little, much)]
+    assert 0 < strays[0] < strays[1]
+    assert not torch.equal(much[2], again[2])
+
+
+def test_the_rate_rises_and_falls_once_for_each_stretch() -> None:
+    """A phase that starts anew begins a stretch; others go on in theirs."""
+    settings = LanguagePretraining()
+    rates = _rates(settings)
+    assert len(rates) == sum(phase.steps for phase in settings.phases)
+    rises = sum(rates[at] > 3 * rates[at - 1] for at in range(1, len(rates)))
+    assert rises == sum(phase.anew for phase in settings.phases) > 0
+    assert max(rates) <= settings.learning_rate
+    assert rates[-1] < 1e-3 * settings.learning_rate
 
 
 def about(path: str, kind: str, *answers: str) -> Conversation:

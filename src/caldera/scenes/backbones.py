@@ -7,6 +7,7 @@ takes some hours on two cores. Both are deterministic but for the rounding of th
 
 import argparse
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from caldera.errors import UnknownNameError
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the two model folders")
     parser.add_argument("--work", type=Path, required=True, help="folder for drawings and texts")
     parser.add_argument("--only", choices=sorted(BACKBONES), help="rebuild this one alone")
+    parser.add_argument("--start", type=Path, help="language model to go on from, last phase only")
     wanted = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     from transformers.utils import logging as transformers_logging
@@ -54,7 +56,10 @@ def main() -> None:
     if wanted.only != "scenes-vit":
         from caldera.scenes.language_pretraining import LanguagePretraining, pretrain_language
 
-        pretrain_language(wanted.out / "scenes-llama", wanted.work, LanguagePretraining())
+        settings = LanguagePretraining()
+        if wanted.start:
+            settings = replace(settings, phases=settings.phases[-1:])
+        pretrain_language(wanted.out / "scenes-llama", wanted.work, settings, wanted.start)
 
 
 if __name__ == "__main__":

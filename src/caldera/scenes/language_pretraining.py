@@ -1,7 +1,7 @@
 """Text about scenes in, a tiny LLaMA with its own tokenizer out. It never sees a picture.
 
-It learns in two phases: first to find what is asked for, then, with that skill, all kinds of dialogues. Most scenes are
-told as rows of cells that say several words at once, as image tokens will.
+It learns in three phases: first to find what is asked for, then, with that skill, all kinds of dialogues, and last the
+same with blurred input. Most scenes are told as rows of cells that say several words at once, as image tokens will.
 """
 
 import logging
@@ -64,6 +64,12 @@ class Phase:
     kinds: tuple[str, ...]
     """Dialogues that are read, by the end of their id."""
 
+    blur: float = 0.0
+    """How far the input of bags strays from their words, as image tokens will: noise, as a share of their spread."""
+
+    anew: bool = False
+    """Whether the rate rises and falls anew from here on."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LanguagePretraining:
@@ -76,6 +82,7 @@ class LanguagePretraining:
     phases: tuple[Phase, ...] = (
         Phase(steps=500, telling=Telling(bags=0.5, drills=1.0), kinds=("vqa",)),
         Phase(steps=3000, telling=Telling(bags=0.7, drills=0.4), kinds=_ALL),
+        Phase(steps=1700, telling=Telling(bags=0.85, drills=0.4), kinds=_ALL, blur=0.3, anew=True),
     )
     rows: int = 16
     row_length: int = 384
@@ -204,14 +211,21 @@ def as_tensor(bags: Sequence[Bag]) -> Tensor:
     return torch.tensor([[*bag, *[_NOTHING] * (_MOST - len(bag))] for bag in bags])
 
 
-def embed(model: LlamaForCausalLM, ids: Tensor) -> Tensor:
+def embed(model: LlamaForCausalLM, ids: Tensor, blur: float = 0.0) -> Tensor:
     """Return the input of bags, (rows, tokens, words), as the sum of their words: (rows, tokens, width).
 
-    It is divided by the root of their number, so that a bag is as long as a word.
+    It is divided by the root of their number, so that a bag is as long as a word. With `blur`, noise of that share of
+    their spread is added to bags of several words, whose words then weigh between half and one and a half.
     """
     said = (ids != _NOTHING).unsqueeze(-1)  # (rows, tokens, words, 1)
     words = model.get_input_embeddings()(ids.clamp(min=0)) * said  # (rows, tokens, words, width)
-    return words.sum(dim=2) / said.sum(dim=2).sqrt()
+    length = said.sum(dim=2).sqrt()  # (rows, tokens, 1)
+    if not blur:
+        return words.sum(dim=2) / length
+    several = length > 1  # (rows, tokens, 1)
+    weights = 1 + (torch.rand(words.shape[:-1]) - 0.5).unsqueeze(-1) * several.unsqueeze(2)
+    summed = (words * weights).sum(dim=2) / length  # (rows, tokens, width)
+    return summed + blur * summed.detach().std() * torch.randn(summed.shape) * several
 
 
 @torch.no_grad()
@@ -255,25 +269,35 @@ def _about(before: str) -> str:
     return "other"
 
 
-def pretrain_language(out: Path, work: Path, settings: LanguagePretraining) -> None:
+def pretrain_language(
+    out: Path, work: Path, settings: LanguagePretraining, start: Path | None = None
+) -> None:
     """Train tokenizer and model and write their folder.
 
     Args:
         out: The folder.
         work: Keeps the scenes and dialogues.
         settings: How it is trained.
+        start: Folder of a tokenizer and model to go on from.
     """
     torch.manual_seed(settings.seed)
     conversations, scenes = read_scenes(work, settings.scenes, settings.seed)
     unseen, unseen_scenes = read_scenes(work, 150, settings.seed + 1)
     unseen = [one for one in unseen if one.id.endswith(("-vqa", "-context"))]
-    tokenizer = train_tokenizer(_texts(conversations, scenes, settings.seed), settings.vocabulary)
-    model = LlamaForCausalLM(_config(tokenizer, settings))
-    nn.init.normal_(model.model.embed_tokens.weight, std=_WORD_SPREAD)
+    if start:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
+        model = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32)
+        model.set_attn_implementation(attention())
+    else:
+        texts = _texts(conversations, scenes, settings.seed)
+        tokenizer = train_tokenizer(texts, settings.vocabulary)
+        model = LlamaForCausalLM(_config(tokenizer, settings))
+        nn.init.normal_(model.model.embed_tokens.weight, std=_WORD_SPREAD)
     optimiser = decaying_adamw(
         model, settings.learning_rate, settings.weight_decay, betas=(0.9, 0.95)
     )
-    step, begun, total = 0, time.monotonic(), sum(phase.steps for phase in settings.phases)
+    rates = _rates(settings)
+    step, begun, total = 0, time.monotonic(), len(rates)
     for which, phase in enumerate(settings.phases):
         read = [one for one in conversations if one.id.endswith(phase.kinds)]
         seed = settings.seed + which
@@ -281,9 +305,8 @@ def pretrain_language(out: Path, work: Path, settings: LanguagePretraining) -> N
         reader = Reader(stream, tokenizer)
         for _ in range(phase.steps):
             ids, answers = reader.rows(settings.rows, settings.row_length)
-            loss, answer_loss = _losses(model, ids, answers, settings.prompt_weight)
-            rate = settings.learning_rate * half_cosine(step, total, settings.warmup_steps)
-            take_step(loss, model, optimiser, rate)
+            loss, answer_loss = _losses(model, ids, answers, settings.prompt_weight, phase.blur)
+            take_step(loss, model, optimiser, rates[step])
             step += 1
             if step % 50 == 0 or step == total:
                 speed = step * settings.rows * settings.row_length / (time.monotonic() - begun)
@@ -293,6 +316,20 @@ def pretrain_language(out: Path, work: Path, settings: LanguagePretraining) -> N
                 log.info("language %5d  %s", step, found)
                 save_half(model, out)
                 tokenizer.save_pretrained(out)
+
+
+def _rates(settings: LanguagePretraining) -> list[float]:
+    """Return the learning rate of every step; it rises and falls once for each stretch of phases."""
+    stretches: list[int] = []
+    for phase in settings.phases:
+        if phase.anew or not stretches:
+            stretches.append(0)
+        stretches[-1] += phase.steps
+    return [
+        settings.learning_rate * half_cosine(step, steps, min(settings.warmup_steps, steps // 5))
+        for steps in stretches
+        for step in range(steps)
+    ]
 
 
 def _texts(
@@ -326,11 +363,13 @@ def _config(tokenizer: PreTrainedTokenizerFast, settings: LanguagePretraining) -
 
 
 def _losses(
-    model: LlamaForCausalLM, ids: Tensor, answers: Tensor, prompt_weight: float
+    model: LlamaForCausalLM, ids: Tensor, answers: Tensor, prompt_weight: float, blur: float = 0.0
 ) -> tuple[Tensor, float]:
     """Return the weighted loss, and the plain mean over answers, in nats per token."""
     with fast_products():
-        logits = model(inputs_embeds=embed(model, ids[:, :-1])).logits  # (rows, tokens, vocabulary)
+        logits = model(
+            inputs_embeds=embed(model, ids[:, :-1], blur)
+        ).logits  # (rows, tokens, vocabulary)
     wanted = ids[:, 1:, 0].flatten()  # (rows * tokens,)
     each = cross_entropy(logits.float().flatten(0, 1), wanted, reduction="none")
     known = answers[:, 1:].flatten()  # (rows * tokens,)
