@@ -8,7 +8,6 @@ questions about scenes told as bags of words, answered word for word.
 """
 
 import argparse
-import random
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -107,7 +106,6 @@ def main() -> None:
     )
     parser.add_argument("--ask-about", type=int, default=500, help="unseen scenes")
     wanted = parser.parse_args()
-    random.seed(SEED)
     torch.manual_seed(SEED)
     with tempfile.TemporaryDirectory() as folder:
         print("scenes-vit: a linear classifier on a thing's patches (the commonest answer)")

@@ -62,6 +62,7 @@ def test_yes_and_no_are_balanced_for_each_picture(coco: AnnotationSet, tmp_path:
         if item.kind != "context" and item.references[0] in ("yes", "no"):
             answers[item.kind][item.conversation.pictures][item.references[0]] += 1
     assert answers.keys() == {"presence", "reasoning", "relation"}
+    assert len(answers["presence"] | answers["reasoning"]) > 60
     for kind, by_picture in answers.items():
         assert len(by_picture) >= 10, kind
         assert all(count["yes"] == count["no"] > 0 for count in by_picture.values()), kind

@@ -113,7 +113,7 @@ def read_coco(folder: Path, skips: Skips, split: str | None = None) -> Annotatio
                 captions=tuple(captions_of[image.id]),
                 instances=instances,
             )
-            _check(where, read)
+            _check(where, image.file_name, read)
             images.append(read)
         except InputError as fault:
             skips.take(f"picture {image.file_name}", fault)
@@ -227,7 +227,7 @@ def _instance(
     return Instance(names[entry.category_id], box, bool(entry.iscrowd))
 
 
-def _check(where: str, image: AnnotatedImage) -> None:
+def _check(where: str, name: str, image: AnnotatedImage) -> None:
     """Check that there is what a teacher needs.
 
     Raises:
@@ -238,11 +238,9 @@ def _check(where: str, image: AnnotatedImage) -> None:
             f"{where}: {image.path} does not exist, but the annotations list it; add the file or remove the entry"
         )
     if not image.captions:
-        raise AnnotationError(
-            f"{where}: picture {image.path.name} has no caption; add one or remove it"
-        )
+        raise AnnotationError(f"{where}: picture {name} has no caption; add one or remove it")
     if not image.instances:
         raise AnnotationError(
-            f"{where}: picture {image.path.name} has captions but no boxes; add boxes, or leave such "
+            f"{where}: picture {name} has captions but no boxes; add boxes, or leave such "
             "pictures out with --max-bad"
         )

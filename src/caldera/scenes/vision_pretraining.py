@@ -156,8 +156,8 @@ class Regions:
     """What each region shows."""
 
 
-def regions_of(scenes: Sequence[Scene], rng: random.Random, placed: float = _PLACED) -> Regions:
-    """Name every thing, a share `placed` of them with their place, and the ground where enough of it is free."""
+def regions_of(scenes: Sequence[Scene], rng: random.Random) -> Regions:
+    """Name every thing, most with their place, and the ground where enough of it is free."""
     image: list[int] = []
     shares: list[NDArray[np.float32]] = []
     phrases: list[str] = []
@@ -168,7 +168,7 @@ def regions_of(scenes: Sequence[Scene], rng: random.Random, placed: float = _PLA
             ground[cells > 0] = 0
             image.append(number)
             shares.append(cells)
-            place = place_of(thing.box) if rng.random() < placed else None
+            place = place_of(thing.box) if rng.random() < _PLACED else None
             phrases.append(region_phrase(group, place))
         if ground.sum() >= _MIN_GROUND:
             image.append(number)
