@@ -20,8 +20,9 @@ from transformers import CLIPVisionModel, LlamaForCausalLM, PreTrainedTokenizerF
 from caldera.boxes import place_of
 from caldera.scenes.backbones import find_backbone
 from caldera.scenes.corpus import Telling
+from caldera.scenes.grid import cell_shares
 from caldera.scenes.language_pretraining import probe, read_scenes
-from caldera.scenes.vision_pretraining import draw_gallery, patch_shares
+from caldera.scenes.vision_pretraining import draw_gallery
 from caldera.scenes.world import Group, Scene, Thing
 
 SEED = 9001
@@ -41,7 +42,7 @@ def features_of(tower: CLIPVisionModel, pixels: Tensor, scenes: Sequence[Scene])
     with torch.no_grad():
         seen = tower(pixel_values=pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
     means = [
-        torch.from_numpy(patch_shares(thing)) @ patches  # (width,)
+        torch.from_numpy(cell_shares(thing)) @ patches  # (width,)
         for patches, scene in zip(seen, scenes, strict=True)
         for _, thing in scene.things
     ]

@@ -1,11 +1,11 @@
 """Captions are true: whatever they name is there, so many, so coloured, and where they say."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 
-from caldera.scenes.captions import captions, phrase, region_phrase
+from caldera.scenes.captions import captions, phrase
 from caldera.scenes.drawing import glyph_shapes
 from caldera.scenes.kinds import COLOURS, KINDS, SETTINGS
 from caldera.scenes.world import SIDE, Scene, Thing, draw_up
@@ -160,21 +160,3 @@ def test_a_phrase_names_one_thing_alone(scenes: list[Scene]) -> None:
             places += said.place is not None
             assert said.place is None or stands(thing, said.place)
     assert places > 300
-
-
-def test_a_regions_phrase_says_of_how_many_it_is_one(scenes: list[Scene]) -> None:
-    """A thing that stands alone is named as ever; one of several with their number; each with its place if asked."""
-    several = 0
-    for scene in scenes:
-        for group, thing in scene.things:
-            bare, placed = region_phrase(group, None), region_phrase(group, "top left")
-            assert placed == f"{bare} at the top left"
-            alone = phrase(group, replace(thing, left=0, top=0, width=1, height=1))
-            if len(group.things) == 1:
-                assert placed == alone
-            else:
-                [said] = mentions(bare.removeprefix("one of "))
-                assert (said.number, said.kind) == (len(group.things), group.kind.name)
-                assert bare.startswith("one of ")
-                several += 1
-    assert several > 50

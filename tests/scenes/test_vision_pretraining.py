@@ -1,4 +1,4 @@
-"""The vision tower's training at tiny size: regions lie where things are, and both losses reach the tower."""
+"""The vision tower's training at tiny size: patches are to say their cells' words, and both losses reach the tower."""
 
 import random
 from io import BytesIO
@@ -10,14 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from caldera.boxes import place_of
-from caldera.scenes.captions import captions, region_phrase
+from caldera.scenes.captions import captions
 from caldera.scenes.drawing import glyph_shapes
 from caldera.scenes.folder import jpeg
-from caldera.scenes.kinds import KINDS, SETTINGS
+from caldera.scenes.grid import GRID, WORDS, cell_words
 from caldera.scenes.schedule import decaying_adamw, half_cosine, take_step
 from caldera.scenes.vision_pretraining import (
-    CELLS,
     SIDE,
     Contrast,
     Gallery,
@@ -26,11 +24,10 @@ from caldera.scenes.vision_pretraining import (
     _any_of,
     _distinct,
     draw_gallery,
-    patch_shares,
-    regions_of,
+    probe,
+    told,
 )
-from caldera.scenes.world import SIDE as DRAWN
-from caldera.scenes.world import Group, Scene, Thing, draw_up
+from caldera.scenes.world import Scene, draw_up
 
 SEED = 5
 COUNT = 7
@@ -58,68 +55,17 @@ def scenes(gallery: Gallery) -> list[Scene]:
 def contrast(scenes: list[Scene]) -> Contrast:
     """A random tower with its text side and heads."""
     torch.manual_seed(1)
-    texts = [text for scene in scenes for text in captions(scene)]
-    texts += [
-        region_phrase(group, place_of(thing.box))
-        for scene in scenes
-        for group, thing in scene.things
-    ]
-    return Contrast(TINY, Words(iter([*texts, *(f"a {setting}" for setting in SETTINGS)])))
+    return Contrast(TINY, Words(text for scene in scenes for text in captions(scene)))
 
 
-def test_patch_shares_lie_where_the_box_is(scenes: list[Scene]) -> None:
-    """They are the shares of the box's pixels in each patch, counted one by one, and add up to one."""
-    side = DRAWN // CELLS
-    for _, thing in [pair for scene in scenes for pair in scene.things]:
-        pixels = np.zeros((DRAWN, DRAWN))
-        pixels[thing.top : thing.top + thing.height, thing.left : thing.left + thing.width] = 1
-        cells = pixels.reshape(CELLS, side, CELLS, side).sum(axis=(1, 3))  # (rows, columns)
-        shares = patch_shares(thing)
-        assert shares.dtype == np.float32
-        assert shares.sum() == pytest.approx(1, abs=1e-5)
-        np.testing.assert_allclose(shares, (cells / cells.sum()).ravel(), atol=1e-6)
-
-
-def test_a_thing_within_one_patch_is_that_patch_alone() -> None:
-    """Row 2, column 5."""
-    side = DRAWN // CELLS
-    shares = patch_shares(Thing(5 * side + 3, 2 * side + 1, 11, 7, mirrored=False))
-    assert shares[2 * CELLS + 5] == 1
-    assert np.count_nonzero(shares) == 1
-
-
-def test_every_thing_is_a_region_and_so_is_free_ground(scenes: list[Scene]) -> None:
-    """In order, each with its picture's number and a phrase that names it; ground lies where no thing is."""
-    regions = regions_of(scenes, random.Random(3))
-    assert regions.shares.shape == (len(regions.phrases), CELLS * CELLS)
-    torch.testing.assert_close(regions.shares.sum(dim=1), torch.ones(len(regions.phrases)))
-    found = iter(zip(regions.image.tolist(), regions.shares.numpy(), regions.phrases, strict=True))
-    placed = 0
-    for number, scene in enumerate(scenes):
-        covered = np.zeros(CELLS * CELLS, dtype=bool)
-        for group, thing in scene.things:
-            image, shares, said = next(found)
-            assert image == number
-            np.testing.assert_array_equal(shares, patch_shares(thing))
-            assert said in (region_phrase(group, place_of(thing.box)), region_phrase(group, None))
-            placed += said != region_phrase(group, None)
-            covered |= shares > 0
-        image, shares, said = next(found)
-        assert image == number
-        assert said == f"a {scene.setting}" or (said, scene.setting) == ("snow", "snow")
-        np.testing.assert_array_equal(shares > 0, ~covered)
-    assert next(found, None) is None
-    assert 0 < placed < len(regions.phrases) - COUNT
-
-
-def test_ground_that_is_hardly_to_be_seen_is_no_region() -> None:
-    """With three patches free of things the setting is not named, with four it is."""
-    side = DRAWN // CELLS
-    for free, named in ((3, False), (4, True)):
-        top = Thing(0, 0, DRAWN, DRAWN - side, mirrored=False)
-        rest = Thing(0, DRAWN - side, DRAWN - free * side, side, mirrored=False)
-        scene = Scene("x", "beach", (Group(KINDS["dog"], None, (top, rest)),))
-        assert ("a beach" in regions_of([scene], random.Random(0)).phrases) is named
+def test_cells_are_told_word_by_word(scenes: list[Scene]) -> None:
+    """1 for each word of a cell, 0 for every other."""
+    marks = told(scenes)
+    assert marks.shape == (COUNT, GRID * GRID, len(WORDS))
+    for scene, cells in zip(scenes, marks, strict=True):
+        for words, row in zip(cell_words(scene), cells, strict=True):
+            assert {WORDS[at] for at in row.nonzero().flatten().tolist()} == set(words)
+            assert float(row.sum()) == len(words)
 
 
 def test_a_text_met_twice_is_one_text() -> None:
@@ -202,37 +148,45 @@ def gradients(contrast: Contrast, loss: Tensor) -> dict[str, float]:
 
 
 def test_both_losses_reach_the_tower(contrast: Contrast, gallery: Gallery) -> None:
-    """The one on pictures through all of it, the one on regions through all but the last layer."""
+    """The one on pictures through all of it, the one on words through all but the last layer."""
     scenes = [gallery.scene(index) for index in range(COUNT)]
     losses = contrast.losses(gallery.pixels(range(COUNT)), scenes, random.Random(0))
     assert losses.shape == (2,)
     assert bool(torch.isfinite(losses).all())
-    whole, part = (gradients(contrast, loss) for loss in losses)
+    whole, words = (gradients(contrast, loss) for loss in losses)
     after = {name for name in whole if ".layers.2." in name or "post_layernorm" in name}
     assert after
     assert {name for name, most in whole.items() if most == 0} == set()
-    assert {name for name, most in part.items() if most == 0} == after
+    assert {name for name, most in words.items() if most == 0} == after
 
 
 def test_vectors_are_of_length_one(contrast: Contrast, gallery: Gallery) -> None:
-    """Texts, pictures and regions are compared by direction alone."""
-    scenes = [gallery.scene(index) for index in range(3)]
-    pictures, features = contrast.look(gallery.pixels(range(3)))
-    assert features.shape == (3, CELLS * CELLS, TINY.width)
-    regions = contrast.pool(features, regions_of(scenes, random.Random(0)))
-    for vectors in (pictures, regions, contrast.read(["a meadow", "a beach"])):
+    """Texts and pictures are compared by direction alone; patches score every word."""
+    pictures, scores = contrast.look(gallery.pixels(range(3)))
+    assert scores.shape == (3, GRID * GRID, len(WORDS))
+    for vectors in (pictures, contrast.read(captions(gallery.scene(1)))):
         torch.testing.assert_close(vectors.norm(dim=1), torch.ones(len(vectors)))
         assert vectors.shape[1] == TINY.width
 
 
-def test_a_region_is_the_mean_of_its_patches(contrast: Contrast, scenes: list[Scene]) -> None:
-    """Weighted by the shares, from its own picture."""
-    regions = regions_of(scenes, random.Random(0))
-    features = torch.randn(COUNT, CELLS * CELLS, 18, generator=torch.Generator().manual_seed(3))
-    pooled = contrast.pool(features, regions)
-    for at, image in enumerate(regions.image.tolist()):
-        mean = (features[image] * regions.shares[at, :, None]).sum(dim=0)
-        torch.testing.assert_close(pooled[at], mean / mean.norm(), atol=1e-5, rtol=1e-4)
+def test_the_probe_counts_cells_whose_words_are_all_right(
+    contrast: Contrast, gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of cells that things fill; one word too many or too few is wrong."""
+    scenes = [gallery.scene(index) for index in range(COUNT)]
+    scores = told(scenes) * 2 - 1  # (scenes, patches, words)
+    things = [
+        (number, cell)
+        for number, scene in enumerate(scenes)
+        for cell, words in enumerate(cell_words(scene))
+        if len(words) > 1
+    ]
+    scores[things[0]] = 1
+    scores[things[1]] = -1
+    pictures = contrast.look(gallery.pixels(range(COUNT)))[0]
+    monkeypatch.setattr(contrast, "look", lambda _: (pictures, scores))
+    found = probe(contrast, gallery, COUNT)
+    assert found["things_told"] == pytest.approx(1 - 2 / len(things), abs=1e-3)
 
 
 def test_a_few_steps_make_the_losses_smaller(contrast: Contrast, gallery: Gallery) -> None:
@@ -241,7 +195,7 @@ def test_a_few_steps_make_the_losses_smaller(contrast: Contrast, gallery: Galler
     pixels = gallery.pixels(range(COUNT))
     optimiser = decaying_adamw(contrast, 1e-2, 0.05, betas=(0.9, 0.98))
     seen = []
-    for _ in range(12):
+    for _ in range(30):
         losses = contrast.losses(pixels, scenes, random.Random(0))
         take_step(losses.sum(), contrast, optimiser, 5e-3)
         seen.append(losses.detach())

@@ -37,12 +37,6 @@ def phrase(group: Group, thing: Thing) -> str:
     return f"{article(_coloured(group))}{' ' + in_words(place) if place else ''}"
 
 
-def region_phrase(group: Group, place: str | None) -> str:
-    """Name what the box of one thing shows, seen in its picture: 'one of two red cars at the top left'."""
-    named = f"one of {_some(group)}" if len(group.things) > 1 else _some(group)
-    return f"{named} {in_words(place)}" if place else named
-
-
 def _coloured(group: Group) -> str:
     """Name a group's kind with its colour."""
     return f"{group.colour} {group.kind.name}" if group.colour else group.kind.name

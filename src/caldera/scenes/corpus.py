@@ -13,14 +13,9 @@ from caldera.boxes import place_of
 from caldera.conversation import Conversation, Picture, Turn
 from caldera.english import listed, number
 from caldera.scenes.captions import captions, phrase
+from caldera.scenes.grid import cell_words
 from caldera.scenes.kinds import KINDS, SETTINGS
-from caldera.scenes.world import Group, Scene, Thing
-
-GRID = 8
-"""Rows and columns of cells."""
-
-_FULL = 0.25
-"""Share of a cell that a thing must cover to be named there."""
+from caldera.scenes.world import Group, Scene
 
 _LEFT_OUT = 0.1
 """Share of words that a cell leaves out, as a patch may fail to show them."""
@@ -48,39 +43,12 @@ Document = list[Piece]
 
 
 def bags(scene: Scene, rng: random.Random) -> tuple[str, ...]:
-    """Lay a grid over a scene and say what each cell shows, row by row.
-
-    That is the kind, colour, number and place of the thing that fills it, but for words left out by chance; or the
-    setting where nothing does.
-    """
+    """Say what each cell of the grid shows, row by row, as a bag of words of which some are left out by chance."""
     said = []
-    for filled in _cells(scene):
-        if filled is None:
-            said.append(f" {scene.setting}")
-            continue
-        group, thing = filled
-        words = [group.kind.name, number(len(group.things)), *(place_of(thing.box) or "").split()]
-        words += [group.colour] if group.colour else []
-        kept = [word for word in words if rng.random() >= _LEFT_OUT] or words[:1]
-        said.append("".join(f" {word}" for word in kept))
+    for words in cell_words(scene):
+        kept = [word for word in words if len(words) == 1 or rng.random() >= _LEFT_OUT]
+        said.append("".join(f" {word}" for word in kept or words[:1]))
     return tuple(said)
-
-
-def _cells(scene: Scene) -> list[tuple[Group, Thing] | None]:
-    """Return what fills each cell of the grid most, row by row."""
-    cells: list[tuple[Group, Thing] | None] = []
-    for row in range(GRID):
-        for column in range(GRID):
-            fills, most = None, _FULL
-            for group, thing in scene.things:
-                box = thing.box
-                across = min(box.right * GRID, column + 1) - max(box.left * GRID, column)
-                down = min(box.bottom * GRID, row + 1) - max(box.top * GRID, row)
-                share = max(0.0, across) * max(0.0, down)
-                if share > most:
-                    fills, most = (group, thing), share
-            cells.append(fills)
-    return cells
 
 
 def _list(scene: Scene, rng: random.Random) -> str:

@@ -21,13 +21,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from caldera.boxes import PLACES
 from caldera.conversation import Conversation, read_conversations
-from caldera.english import number
 from caldera.scenes.corpus import Document, Telling, bags, dialogue, documents
 from caldera.scenes.drawing import glyph_shapes
 from caldera.scenes.folder import write_scenes
-from caldera.scenes.kinds import COLOURS, KINDS, SETTINGS
+from caldera.scenes.grid import WORDS
 from caldera.scenes.schedule import (
     attention,
     decaying_adamw,
@@ -143,13 +141,7 @@ def train_tokenizer(texts: Iterator[str], vocabulary: int) -> PreTrainedTokenize
         pad_token=PADDING,
         model_max_length=2048,
     )
-    for word in (
-        *KINDS,
-        *COLOURS,
-        *SETTINGS,
-        *" ".join(PLACES).split(),
-        *map(number, (1, 2, 3, 4)),
-    ):
+    for word in WORDS:
         assert len(tokenizer.tokenize(f" {word}")) == 1, f"{word!r} should be one token"
     return tokenizer
 

@@ -1,8 +1,8 @@
 """Drawn scenes with captions in, a tiny CLIP vision tower out.
 
-Contrastive learning at two scales, as CLIP (arXiv 2103.00020) and RegionCLIP (arXiv 2112.09106) do it: a whole picture
-against its caption, read from the class token of the last layer; and the patches under a thing's box against the
-thing's phrase, read from the layer before the last, the one LLaVA takes. The text side is thrown away.
+It learns two things at once. A whole picture is held against its caption, read from the class token of the last layer,
+as CLIP does it (arXiv 2103.00020). And each patch is to say the words of what lies there, read by one linear layer from
+the layer before the last, the one LLaVA takes. The text side and that linear layer are thrown away.
 """
 
 import json
@@ -23,7 +23,12 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, log_softmax, normalize
+from torch.nn.functional import (
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    log_softmax,
+    normalize,
+)
 from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,
@@ -31,11 +36,10 @@ from transformers import (
     CLIPVisionModel,
 )
 
-from caldera.boxes import place_of
-from caldera.english import article
-from caldera.scenes.captions import captions, region_phrase
+from caldera.scenes.captions import captions
 from caldera.scenes.drawing import glyph_shapes
 from caldera.scenes.folder import jpeg
+from caldera.scenes.grid import GRID, WORDS, cell_words
 from caldera.scenes.schedule import (
     attention,
     decaying_adamw,
@@ -44,24 +48,19 @@ from caldera.scenes.schedule import (
     save_half,
     take_step,
 )
-from caldera.scenes.world import Scene, Thing, draw_up
+from caldera.scenes.world import Scene, draw_up
 
 log = logging.getLogger(__name__)
 
 SIDE = 112
-PATCH = 14
-CELLS = SIDE // PATCH
+PATCH = SIDE // GRID
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 _MAX_SCALE = math.log(50)
 """Of the learned factor before the softmax; CLIP's is log 100."""
 
-_PLACED = 0.7
-"""Share of things whose phrase says where they are."""
-
-_MIN_GROUND = 4
-"""Patches that nothing covers, before a picture's setting counts as a region."""
+_NUMBERS = {word: number for number, word in enumerate(WORDS)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +73,7 @@ class VisionPretraining:
     seed: int = 7001
     """Seed of its scenes; the demo's scenes have others."""
 
-    steps: int = 2400
+    steps: int = 3000
     batch_size: int = 128
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
@@ -133,48 +132,17 @@ def draw_gallery(file: Path, count: int, seed: int) -> Gallery:
     return Gallery(np.load(file, mmap_mode="r"), seed)
 
 
-def patch_shares(thing: Thing) -> NDArray[np.float32]:
-    """Return the share of a thing's box that lies in each patch, (patches,), adding up to one."""
-    edges, box = np.arange(CELLS + 1) / CELLS, thing.box
-    across = np.minimum(edges[1:], box.right) - np.maximum(edges[:-1], box.left)
-    down = np.minimum(edges[1:], box.bottom) - np.maximum(edges[:-1], box.top)
-    cells = np.outer(down.clip(0), across.clip(0)).ravel()
-    return (cells / cells.sum()).astype(np.float32)
-
-
-@dataclass(frozen=True, slots=True)
-class Regions:
-    """Stretches of the pictures of a batch that have a name."""
-
-    image: Tensor
-    """Number of the picture in the batch, (regions,)."""
-
-    shares: Tensor
-    """Weight of each patch, (regions, patches), rows adding up to one."""
-
-    phrases: list[str]
-    """What each region shows."""
-
-
-def regions_of(scenes: Sequence[Scene], rng: random.Random) -> Regions:
-    """Name every thing, most with their place, and the ground where enough of it is free."""
-    image: list[int] = []
-    shares: list[NDArray[np.float32]] = []
-    phrases: list[str] = []
-    for number, scene in enumerate(scenes):
-        ground = np.ones(CELLS * CELLS, dtype=np.float32)
-        for group, thing in scene.things:
-            cells = patch_shares(thing)
-            ground[cells > 0] = 0
-            image.append(number)
-            shares.append(cells)
-            place = place_of(thing.box) if rng.random() < _PLACED else None
-            phrases.append(region_phrase(group, place))
-        if ground.sum() >= _MIN_GROUND:
-            image.append(number)
-            shares.append(ground / ground.sum())
-            phrases.append(article(scene.setting))
-    return Regions(torch.tensor(image), torch.from_numpy(np.stack(shares)), phrases)
+def told(scenes: Sequence[Scene]) -> Tensor:
+    """Return 1 for each word that a cell says, else 0, (scenes, cells, words)."""
+    said = [
+        (number, cell, _NUMBERS[word])
+        for number, scene in enumerate(scenes)
+        for cell, words in enumerate(cell_words(scene))
+        for word in words
+    ]
+    marks = torch.zeros(len(scenes), GRID**2, len(WORDS))
+    marks[torch.tensor(said).unbind(dim=1)] = 1
+    return marks
 
 
 class Words:
@@ -202,7 +170,7 @@ class Words:
 
 
 class Contrast(nn.Module):
-    """The tower with what is thrown away after training: a text side and two heads."""
+    """The tower with what is thrown away after training: a text side and two linear heads."""
 
     def __init__(self, settings: VisionPretraining, words: Words) -> None:
         super().__init__()
@@ -233,37 +201,27 @@ class Contrast(nn.Module):
             )
         )
         self.picture_head = nn.Linear(width, width, bias=False)
-        self.region_head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width))
-        self.scales = nn.Parameter(torch.full((2,), math.log(10.0)))
+        self.word_head = nn.Linear(width, len(WORDS))
+        self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
 
     def read(self, texts: Sequence[str]) -> Tensor:
         """Return unit vectors of texts, (texts, width)."""
         return normalize(self.text(input_ids=self.words(texts)).text_embeds.float(), dim=-1)
 
     def look(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return unit vectors of pictures, (images, width), and region features, (images, patches, width)."""
+        """Return unit vectors of pictures, (images, width), and a score of each word, (images, patches, words)."""
         seen = self.tower(pixel_values=pixels, output_hidden_states=True)
         pictures = normalize(self.picture_head(seen.pooler_output).float(), dim=-1)
-        return pictures, self.region_head(seen.hidden_states[-2][:, 1:])
-
-    def pool(self, features: Tensor, regions: Regions) -> Tensor:
-        """Return unit vectors of regions, (regions, width)."""
-        shares = regions.shares.to(features.dtype).unsqueeze(1)  # (regions, 1, patches)
-        pooled = torch.bmm(shares, features[regions.image]).squeeze(1)  # (regions, width)
-        return normalize(pooled.float(), dim=-1)
+        return pictures, self.word_head(seen.hidden_states[-2][:, 1:]).float()
 
     def losses(self, pixels: Tensor, scenes: Sequence[Scene], rng: random.Random) -> Tensor:
-        """Return both losses, (2,): pictures against captions, regions against phrases."""
-        regions = regions_of(scenes, rng)
-        pictures, features = self.look(pixels)
-        pooled = self.pool(features, regions)
-        whole_text, whole = _distinct([rng.choice(captions(scene)) for scene in scenes])
-        part_text, part = _distinct(regions.phrases)
-        whole_scale, part_scale = self.scales.exp()
-        scores = whole_scale * pictures @ self.read(whole_text).T  # (images, texts)
-        both_ways = (cross_entropy(scores, whole) + _any_of(scores.T, whole)) / 2
-        part_scores = part_scale * pooled @ self.read(part_text).T  # (regions, phrases)
-        return torch.stack([both_ways, cross_entropy(part_scores, part)])
+        """Return both losses, (2,): of pictures against captions, and of patches' words, summed over the words."""
+        pictures, scores = self.look(pixels)
+        texts, which = _distinct([rng.choice(captions(scene)) for scene in scenes])
+        alike = self.scale.exp() * pictures @ self.read(texts).T  # (images, texts)
+        both_ways = (cross_entropy(alike, which) + _any_of(alike.T, which)) / 2
+        each = binary_cross_entropy_with_logits(scores, told(scenes), reduction="none")
+        return torch.stack([both_ways, each.sum(dim=-1).mean()])
 
 
 def _distinct(texts: Sequence[str]) -> tuple[list[str], Tensor]:
@@ -281,20 +239,23 @@ def _any_of(scores: Tensor, which: Tensor) -> Tensor:
 
 @torch.no_grad()
 def probe(contrast: Contrast, gallery: Gallery, count: int) -> dict[str, float]:
-    """Measure a tower on scenes it did not see: share of captions and of thing phrases found among all."""
+    """Measure a tower on scenes it did not see.
+
+    Returns:
+        The share of captions found among all, and of patches on things whose words are all right and no other is said.
+    """
     contrast.eval()
-    rng, indices = random.Random(0), range(count)
-    scenes = [gallery.scene(index) for index in indices]
-    pictures, features = contrast.look(gallery.pixels(indices))
+    scenes = [gallery.scene(index) for index in range(count)]
+    pictures, scores = contrast.look(gallery.pixels(range(count)))
     texts, which = _distinct([captions(scene)[0] for scene in scenes])
     found = (pictures @ contrast.read(texts).T).argmax(dim=-1) == which
-    regions = regions_of(scenes, rng)
-    phrases, part = _distinct(regions.phrases)
-    named = (contrast.pool(features, regions) @ contrast.read(phrases).T).argmax(dim=-1) == part
+    wanted = told(scenes).bool()
+    things = wanted.sum(dim=-1) > 1  # (scenes, patches)
+    right = ((scores > 0) == wanted).all(dim=-1)[things]
     contrast.train()
     return {
-        "captions_found": found.float().mean().item(),
-        "regions_named": named.float().mean().item(),
+        "captions_found": round(found.float().mean().item(), 3),
+        "things_told": round(right.float().mean().item(), 3),
     }
 
 
@@ -304,8 +265,8 @@ def pretrain_vision(out: Path, work: Path, settings: VisionPretraining) -> None:
     rng = random.Random(settings.seed)
     gallery = draw_gallery(work / f"pixels-{settings.seed}.npy", settings.scenes, settings.seed)
     unseen = draw_gallery(work / "pixels-unseen.npy", 500, settings.seed + 1)
-    sample = (gallery.scene(index) for index in range(2000))
-    contrast = Contrast(settings, Words(_all_texts(sample)))
+    texts = (text for index in range(2000) for text in captions(gallery.scene(index)))
+    contrast = Contrast(settings, Words(texts))
     optimiser = decaying_adamw(
         contrast, settings.learning_rate, settings.weight_decay, betas=(0.9, 0.98)
     )
@@ -318,24 +279,14 @@ def pretrain_vision(out: Path, work: Path, settings: VisionPretraining) -> None:
             losses = contrast.losses(gallery.pixels(indices), scenes, rng)
         rate = settings.learning_rate * half_cosine(step, settings.steps, settings.warmup_steps)
         take_step(losses.sum(), contrast, optimiser, rate)
-        contrast.scales.data.clamp_(max=_MAX_SCALE)
+        contrast.scale.data.clamp_(max=_MAX_SCALE)
         if step % 100 == 99 or step + 1 == settings.steps:
-            whole, part = losses.tolist()
+            whole, words = losses.tolist()
             speed = (step + 1) * settings.batch_size / (time.monotonic() - begun)
-            log.info(
-                "vision %5d  pictures %.3f  regions %.3f  %.0f/s", step + 1, whole, part, speed
-            )
+            log.info("vision %5d  pictures %.3f  words %.3f  %.0f/s", step + 1, whole, words, speed)
         if step % 500 == 499 or step + 1 == settings.steps:
             log.info("vision %5d  %s", step + 1, probe(contrast, unseen, 500))
             _save(contrast.tower, out)
-
-
-def _all_texts(scenes: Iterator[Scene]) -> Iterator[str]:
-    """Yield every text the text side may meet."""
-    for scene in scenes:
-        yield from captions(scene)
-        yield from (region_phrase(group, place_of(thing.box)) for group, thing in scene.things)
-        yield article(scene.setting)
 
 
 def _save(tower: CLIPVisionModel, out: Path) -> None:

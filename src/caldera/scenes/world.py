@@ -17,6 +17,9 @@ SIDE = 224
 MAX_THINGS = 5
 """Things in one scene, at most."""
 
+MAX_ALIKE = 4
+"""Things of one kind in a scene, at most."""
+
 _LENGTHS = {1: (88, 168), 2: (68, 116), 3: (60, 96), 4: (54, 82), 5: (52, 74)}
 """Pixels along the longer side of a thing, by how many share the scene."""
 
@@ -101,7 +104,7 @@ def _choose_kinds(rng: random.Random, split: Split, index: int) -> dict[str, int
     counts = dict.fromkeys(names, 1)
     room = rng.randint(len(names), MAX_THINGS)
     for name in names:
-        wanted = rng.choices((1, 2, 3, 4), (50, 21, 17, 12))[0]
+        wanted = rng.choices(range(1, MAX_ALIKE + 1), (50, 21, 17, 12))[0]
         counts[name] += min(wanted - 1, room - sum(counts.values()))
     return counts
 

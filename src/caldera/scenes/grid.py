@@ -1,0 +1,66 @@
+"""A Scene in, what each cell of a grid over it shows out, in bare words.
+
+Both backbones are taught with the same grid: the vision tower to put a cell's words into the patch that lies there, the
+language model to read rows of such cells. So stage 1 has only to bring the two together.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from caldera.boxes import PLACES, place_of
+from caldera.english import number
+from caldera.scenes.kinds import COLOURS, KINDS, SETTINGS
+from caldera.scenes.world import MAX_ALIKE, Group, Scene, Thing
+
+GRID = 8
+"""Rows and columns of cells; the tower's patches lie on the same grid."""
+
+WORDS: tuple[str, ...] = (
+    *KINDS,
+    *COLOURS,
+    *SETTINGS,
+    *dict.fromkeys(" ".join(PLACES).split()),
+    *map(number, range(1, MAX_ALIKE + 1)),
+)
+"""Every word that a cell can say, each once."""
+
+_FULL = 0.25
+"""Share of a cell that a thing must cover to be named there."""
+
+
+def cell_words(scene: Scene) -> list[tuple[str, ...]]:
+    """Say what each cell shows, row by row: the words of the thing that fills it most, else the setting."""
+    return [words_of(*filled) if filled else (scene.setting,) for filled in _cells(scene)]
+
+
+def words_of(group: Group, thing: Thing) -> tuple[str, ...]:
+    """Say a thing's kind, how many of it there are, and, as far as they have words, where it stands and its colour."""
+    place = place_of(thing.box) or ""
+    colour = (group.colour,) if group.colour else ()
+    return (group.kind.name, number(len(group.things)), *place.split(), *colour)
+
+
+def _cells(scene: Scene) -> list[tuple[Group, Thing] | None]:
+    """Return what fills each cell most, row by row."""
+    cells: list[tuple[Group, Thing] | None] = [None] * GRID**2
+    most = np.full(GRID**2, _FULL)
+    for group, thing in scene.things:
+        covered = _covered(thing)
+        for cell in np.flatnonzero(covered > most).tolist():
+            cells[cell] = (group, thing)
+        most = np.maximum(most, covered)
+    return cells
+
+
+def _covered(thing: Thing) -> NDArray[np.float64]:
+    """Return the share of each cell that a thing's box covers, (cells,)."""
+    edges, box = np.arange(GRID + 1) / GRID, thing.box
+    across = np.minimum(edges[1:], box.right) - np.maximum(edges[:-1], box.left)
+    down = np.minimum(edges[1:], box.bottom) - np.maximum(edges[:-1], box.top)
+    return np.outer(down.clip(0), across.clip(0)).ravel() * GRID**2
+
+
+def cell_shares(thing: Thing) -> NDArray[np.float32]:
+    """Return the share of a thing's box that lies in each cell, (cells,), adding up to one."""
+    covered = _covered(thing)
+    return (covered / covered.sum()).astype(np.float32)
