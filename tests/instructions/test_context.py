@@ -89,20 +89,24 @@ def test_what_two_pictures_share_is_in_both_and_alone(asked: Asked) -> None:
 
 
 def test_what_is_found_again_is_in_the_third_picture(asked: Asked) -> None:
-    """Of the one animal (vehicle, food) of A and the other one of B: either, both or neither."""
+    """Of the animals (vehicles, foods) of A and B: the only one that is in C, both, or none."""
     shorts: Counter[str] = Counter()
     for several, item in of_form(asked, "found again"):
         a, b, c = (counts(scene).keys() for scene in several)
         [group] = [group for group in GROUPS if group in item.text]
-        [first], [second] = a & {*GROUPS[group]}, b & {*GROUPS[group]}
-        again = [kind for kind in (first, second) if kind in c]
-        expected = again[0] if len(again) == 1 else "both" if again else "neither"
-        assert first != second
+        first, second = a & {*GROUPS[group]}, b & {*GROUPS[group]}
+        either = first | second
+        again = sorted(either & c)
+        both, none = ("both", "neither") if len(either) == 2 else ("", "none")
+        expected = again[0] if len(again) == 1 else both if again else none
+        assert first
+        assert second
+        assert len(either) > 1
+        assert ("each show one kind" not in item.text) or len(first) == len(second) == 1
         assert item.short == expected, item
         assert item.short in item.answer.lower()
         shorts["one" if named(item.short) else item.short] += 1
-    assert shorts["neither"] > 10
-    assert shorts["one"] > 3
+    assert min(shorts["neither"], shorts["none"], shorts["one"]) > 5
 
 
 def test_the_picture_with_more_has_more(asked: Asked) -> None:
@@ -127,22 +131,24 @@ def test_numbers_are_added_over_all_pictures(asked: Asked) -> None:
         assert sum(map(bool, numbers)) >= 2
 
 
-def test_places_are_compared_between_the_first_two(asked: Asked) -> None:
-    """Yes where the settings are one; else the answer names both. About as often the one as the other."""
-    shorts: Counter[str] = Counter()
+def test_places_are_compared_once_with_yes_and_once_with_no(asked: Asked) -> None:
+    """Yes where the settings are one; else the answer names both."""
+    shorts: dict[tuple[str, ...], list[str]] = {}
     for several, item in of_form(asked, "same place"):
-        first, second = (scene.setting for scene in several[:2])
+        one, other = re.findall(r"\b[ABC]\b", item.text)
+        first, second = (several[LETTERS.index(letter)].setting for letter in (one, other))
         assert item.short == ("yes" if first == second else "no"), item
         assert item.answer.lower().startswith(item.short)
         if item.short == "no":
-            assert f"A was taken {SETTINGS[first]} and B {SETTINGS[second]}." in item.answer
-        shorts[item.short] += 1
-    assert min(shorts["yes"], shorts["no"]) > 40
-    assert 0.4 < shorts["yes"] / (shorts["yes"] + shorts["no"]) < 0.6
+            told = f"{one} was taken {SETTINGS[first]} and {other} {SETTINGS[second]}."
+            assert told in item.answer
+        shorts.setdefault(tuple(scene.name for scene in several), []).append(item.short)
+    assert len(shorts) > 40
+    assert all(sorted(answers) == ["no", "yes"] for answers in shorts.values())
 
 
 def test_every_form_is_met_at_most_once_for_the_same_pictures(asked: Asked) -> None:
-    """All are of the kind 'context', and say so in whole sentences."""
+    """But for the pair about places. All are of the kind 'context', and say so in whole sentences."""
     assert len({item.form for _, item in asked}) == len(FORMS) + 1  # which of 2, which of 3
     for _, item in asked:
         assert item.kind == "context"
@@ -151,7 +157,7 @@ def test_every_form_is_met_at_most_once_for_the_same_pictures(asked: Asked) -> N
     chance = random.Random(2)
     scenes = [draw_up(n, seed=9, split="train", shapes=glyph_shapes()) for n in range(3)]
     forms = [item.form for item in ask_about_all([facts(scene) for scene in scenes], chance)]
-    assert len(set(forms)) == len(forms)
+    assert all(times == 1 for form, times in Counter(forms).items() if form != "same place")
 
 
 def picture(*categories: str, caption: str = "", crowd: bool = False) -> Facts:
@@ -159,7 +165,7 @@ def picture(*categories: str, caption: str = "", crowd: bool = False) -> Facts:
     box = Box(0.1, 0.1, 0.3, 0.3)
     things = tuple(Instance(category, box, crowd) for category in categories)
     image = AnnotatedImage("1", Path("x"), 9, 9, (caption,), things)
-    return facts_of(image, ("dog", "cat", "cup", "person", "car"))
+    return facts_of(image, ("dog", "cat", "bird", "cup", "person", "car"))
 
 
 def forms(*pictures: Facts) -> dict[str, str]:
@@ -207,12 +213,20 @@ def test_found_again_has_four_answers(third: tuple[str, ...], short: str) -> Non
     assert forms(picture("dog"), picture("cat"), picture(*third))["found again"] == short
 
 
-def test_found_again_wants_one_of_a_group_in_either_picture() -> None:
-    """Not the same in both, not two in one, and nothing uncertain in the third."""
+def test_found_again_takes_several_of_a_group_in_one_picture() -> None:
+    """With a list to choose from the answer is one of them, or none; never a list."""
+    several = picture("dog", "cat"), picture("bird")
+    assert forms(*several, picture("cat"))["found again"] == "cat"
+    assert forms(*several, picture("cup"))["found again"] == "none"
+    assert "found again" not in forms(*several, picture("cat", "bird"))
+
+
+def test_found_again_wants_two_of_a_group_and_no_doubt() -> None:
+    """Not the same alone in both, none in one of them, nothing uncertain in the third, and three pictures."""
     dog, cat = picture("dog"), picture("cat")
     for several in (
         (dog, dog, cat),
-        (picture("dog", "cat"), cat, dog),
+        (picture("dog", "cat"), picture("cup"), dog),
         (dog, cat, picture("cup", caption="A kitten")),
         (dog, cat),
     ):

@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -209,6 +209,19 @@ def test_reasons_are_things_of_the_scene(asked: list[tuple[Scene, list[Question]
         told = set(named(item.answer.removesuffix(f"{purpose.serves}.")))
         assert told <= there
         assert len(told & purpose.categories) == (1 if serving else 0)
+
+
+def test_each_purpose_is_asked_for_with_yes_and_with_no(
+    asked: list[tuple[Scene, list[Question]]],
+) -> None:
+    """So that no purpose gives the answer away: of those asked often, neither answer is rare."""
+    shorts: dict[str, Counter[str]] = defaultdict(Counter)
+    for _, item in of_kind(asked, "reasoning"):
+        shorts[item.form][item.short] += 1
+    often = {form: answers for form, answers in shorts.items() if answers.total() >= 40}
+    assert len(often) > 3
+    for form, answers in often.items():
+        assert min(answers["yes"], answers["no"]) > 0.25 * answers.total(), (form, answers)
 
 
 def test_every_form_is_met_and_questions_are_sentences(

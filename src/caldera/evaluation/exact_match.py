@@ -81,6 +81,7 @@ def questions_about(
     facts = {image.path: facts_of(image, annotations.categories) for image in annotations.images}
     companions = Companions(annotations.images)
     items: list[Item] = []
+    met: Counter[str] = Counter()
     for image in annotations.images:
         rng = random.Random(f"questions {seed} {image.id}")
         for number, asked in enumerate(
@@ -90,7 +91,7 @@ def questions_about(
         several = companions.with_companions(image, rng)
         if len(several) > 1:
             context = ask_about_all([facts[one.path] for one in several], rng)
-            chosen = rng.sample(context, min(context_per_picture, len(context)))
+            chosen = _choose_rarest(context, context_per_picture, rng, met)
             for number, asked in enumerate(chosen):
                 items.append(_item(f"{image.id}-context-{number}", asked, several, beside))
     if not items:
@@ -113,6 +114,20 @@ def _choose(asked: list[Question], most: int, rng: random.Random) -> list[Questi
                 chosen += unit
         if len(chosen) >= most:
             break
+    return chosen
+
+
+def _choose_rarest(
+    asked: list[Question], most: int, rng: random.Random, met: Counter[str]
+) -> list[Question]:
+    """Choose questions of the forms that were `met` least, and count them there, with yes and no in pairs."""
+    units = in_units(asked)
+    rng.shuffle(units)
+    chosen: list[Question] = []
+    for unit in sorted(units, key=lambda unit: met[unit[0].form]):
+        if len(chosen) + len(unit) <= most:
+            chosen += unit
+    met.update(question.form for question in chosen)
     return chosen
 
 

@@ -6,6 +6,7 @@ training data in which several pictures stand in one dialogue (arXiv 2301.12597,
 
 import random
 from collections.abc import Callable, Sequence
+from itertools import combinations
 
 from caldera.english import article, number, plural, sentence
 from caldera.instructions.facts import Facts
@@ -14,8 +15,9 @@ from caldera.instructions.questions import Question, placed
 
 LETTERS = "ABCDEFGH"
 
-_APART = 0.25
-"""Share of pairs taken in different places that are asked about, as few pairs are taken in like ones."""
+
+_SEVERAL = {group: "foods" if group == "food" else f"{group}s" for group in GROUPS}
+"""What several kinds of a group are called."""
 
 
 def _question(form: str, text: str, short: str, answer: str) -> Question:
@@ -62,30 +64,30 @@ def found_again(pictures: Sequence[Facts], rng: random.Random) -> list[Question]
         return []
     asked = []
     for group, members in GROUPS.items():
-        first, second = (
-            [one for one in facts.possible if one in members] for facts in pictures[:2]
-        )
-        if len(first) != 1 or len(second) != 1 or first == second:
+        possible = [facts.possible.intersection(members) for facts in pictures]
+        if any(kinds - {*facts.present} for kinds, facts in zip(possible, pictures, strict=True)):
             continue
-        if first[0] not in pictures[0].present or second[0] not in pictures[1].present:
+        first, second, third = possible
+        either = first | second
+        if not first or not second or len(either) < 2:
             continue
-        named = [one for one in (*first, *second) if one in pictures[2].present]
-        if any(one in pictures[2].possible for one in {*first, *second} - {*named}):
-            continue
-        nouns = f"{group}s" if group != "food" else "foods"
-        text = rng.choice(
-            (
-                f"Which of the {nouns} of A and B are in C?",
-                f"A and B each show one kind of {group}. Which of them is also in C?",
-            )
-        )
-        if len(named) == 1:
-            short, answer = named[0], f"the {named[0]} is in C"
-        else:
-            short = "both" if named else "neither"
-            answer = f"{short} of them {'are' if named else 'is'} in C"
-        asked.append(_question("found again", text, short, answer))
+        wordings = [f"Which of the {_SEVERAL[group]} of A and B are in C?"]
+        if len(first) == len(second) == 1:
+            wordings.append(f"A and B each show one kind of {group}. Which of them is also in C?")
+        if told := _found(either & third, either):
+            asked.append(_question("found again", rng.choice(wordings), *told))
     return [rng.choice(asked)] if asked else []
+
+
+def _found(again: frozenset[str], either: frozenset[str]) -> tuple[str, str] | None:
+    """Say in a word, and in a sentence, which of `either` were found again; None where that takes a list."""
+    if len(again) == 1:
+        [one] = again
+        return one, f"the {one} is in C"
+    if not again:
+        short = "neither" if len(either) == 2 else "none"
+        return short, f"{short} of them is in C"
+    return ("both", "both of them are in C") if len(either) == 2 else None
 
 
 def more(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
@@ -119,19 +121,26 @@ def altogether(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
 
 
 def same_place(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
-    """Ask whether the first two pictures were taken in the same kind of place."""
-    one, other = pictures[:2]
-    if one.setting is None or other.setting is None:
+    """Ask of two pictures taken in the same kind of place, and of two that were not, if there are both among these."""
+    taken = [(letter, one.setting) for letter, one in zip(LETTERS, pictures, strict=False)]
+    pairs = [(one, other) for one, other in combinations(taken, 2) if one[1] and other[1]]
+    alike = [pair for pair in pairs if pair[0][1] == pair[1][1]]
+    apart = [pair for pair in pairs if pair not in alike]
+    if not alike or not apart:
         return []
-    same = one.setting == other.setting
-    if not same and rng.random() >= _APART:
-        return []
-    text = rng.choice(
-        ("Do A and B show the same kind of place?", "Is the setting of A also that of B?")
-    )
-    apart = f"no, A was taken {placed(one.setting)} and B {placed(other.setting)}"
-    answer = "yes, it is the same" if same else apart
-    return [_question("same place", text, "yes" if same else "no", answer)]
+    asked = []
+    for (one, here), (other, there) in (rng.choice(alike), rng.choice(apart)):
+        text = rng.choice(
+            (
+                f"Do {one} and {other} show the same kind of place?",
+                f"Is the setting of {one} also that of {other}?",
+            )
+        )
+        short = "yes" if here == there else "no"
+        differ = f"no, {one} was taken {placed(here or '')} and {other} {placed(there or '')}"
+        answer = "yes, it is the same" if here == there else differ
+        asked.append(_question("same place", text, short, answer))
+    return asked
 
 
 def _counted(facts: Facts, category: str) -> int | None:

@@ -8,11 +8,12 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from caldera.boxes import OPPOSITE, STANDING, in_words
 from caldera.english import PLURAL_ONLY, article, listed, number, plural, sentence, some
 from caldera.instructions.facts import Facts
-from caldera.instructions.knowledge import GROUPS, PURPOSES, SETTINGS
+from caldera.instructions.knowledge import GROUPS, PURPOSES, SETTINGS, Purpose
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 """LLaVA-1.5's sentence that asks for the short form (arXiv 2310.03744, table 7)."""
@@ -201,27 +202,37 @@ def setting(facts: Facts, rng: random.Random) -> list[Question]:
 
 
 def reasoning(facts: Facts, rng: random.Random) -> list[Question]:
-    """Ask whether something there serves a purpose, which takes knowing what it is for."""
+    """Ask whether something there serves a purpose, which takes knowing what it is for; as many yes as no."""
     served, unserved = [], []
-    if not facts.present:
-        return []
     for purpose in PURPOSES:
-        text = rng.choice(purpose.wishes)
         helpers = [category for category in facts.present if category in purpose.categories]
+        kinds = len(purpose.categories.intersection(facts.absent))
         if helpers:
-            one = helpers[0]
-            place = f" {in_words(facts.places[one])}" if one in facts.places else ""
-            there = f"{_be(facts, one)} {_amount(facts, one)}{place}"
-            answer = f"Yes. There {there}, and {article(one)} {purpose.serves}."
-            served.append(Question("reasoning", purpose.serves, text, "yes", answer))
-        elif purpose.categories.intersection(facts.absent) and not (
-            purpose.categories & facts.possible
-        ):
-            there = listed([_amount(facts, one) for one in facts.present[:4]])
-            answer = f"No. I see {there}, but nothing that {purpose.serves}."
-            unserved.append(Question("reasoning", purpose.serves, text, "no", answer))
-    rng.shuffle(unserved)
-    return [item for pair in zip(served, unserved, strict=False) for item in pair]
+            served.append(_served(purpose, helpers[0], facts, rng))
+        elif kinds and not purpose.categories & facts.possible:
+            unserved.append((rng.random() ** (1 / kinds), purpose))
+    # A purpose that many kinds serve is often answered yes; weighted by their number it is missed as often.
+    missing = [purpose for _, purpose in sorted(unserved, key=itemgetter(0), reverse=True)]
+    return [
+        item
+        for yes, purpose in zip(served, missing, strict=False)
+        for item in (yes, _unserved(purpose, facts, rng))
+    ]
+
+
+def _served(purpose: Purpose, helper: str, facts: Facts, rng: random.Random) -> Question:
+    """Ask for a purpose that `helper` serves."""
+    place = f" {in_words(facts.places[helper])}" if helper in facts.places else ""
+    there = f"{_be(facts, helper)} {_amount(facts, helper)}{place}"
+    answer = f"Yes. There {there}, and {article(helper)} {purpose.serves}."
+    return Question("reasoning", purpose.serves, rng.choice(purpose.wishes), "yes", answer)
+
+
+def _unserved(purpose: Purpose, facts: Facts, rng: random.Random) -> Question:
+    """Ask for a purpose that nothing there serves."""
+    there = listed([_amount(facts, one) for one in facts.present[:4]])
+    answer = f"No. I see {there}, but nothing that {purpose.serves}."
+    return Question("reasoning", purpose.serves, rng.choice(purpose.wishes), "no", answer)
 
 
 FORMS: dict[str, Callable[[Facts, random.Random], list[Question]]] = {

@@ -12,7 +12,9 @@ def demo() -> Recipe:
         name="demo",
         scenes=Scenes(train=6000, held_out=160),
         pretrain_mix=Mix(caption=1.0),
-        finetune_mix=Mix(conversation=0.12, detail=0.06, reasoning=0.1, vqa=0.6, context=0.3),
+        finetune_mix=Mix(
+            caption=0.1, conversation=0.12, detail=0.06, reasoning=0.1, vqa=0.6, context=0.3
+        ),
         vision="scenes-vit",
         language="scenes-llama",
         pretrain=replace(
