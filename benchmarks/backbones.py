@@ -2,8 +2,8 @@
 
     python benchmarks/backbones.py
 
-Vision tower: a linear classifier on the features that LLaVA takes, those of the layer before the last, averaged over
-the patches of a thing's box, names its kind, colour, place and how many of its kind there are. Language model: short
+Vision tower: a linear classifier on the features that LLaVA takes, those of the layer before the last, in the one patch
+that holds most of a thing, names its kind, colour, place and how many of its kind there are. Language model: short
 questions about scenes told as bags of words, answered word for word.
 """
 
@@ -38,15 +38,15 @@ TOLD: dict[str, Callable[[Group, Thing], str | None]] = {
 
 
 def features_of(tower: CLIPVisionModel, pixels: Tensor, scenes: Sequence[Scene]) -> Tensor:
-    """Return the feature of every thing, (things, width)."""
+    """Return the feature of the patch that holds most of each thing, (things, width)."""
     with torch.no_grad():
         seen = tower(pixel_values=pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
-    means = [
-        torch.from_numpy(cell_shares(thing)) @ patches  # (width,)
+    patches = [
+        patches[int(cell_shares(thing).argmax())]  # (width,)
         for patches, scene in zip(seen, scenes, strict=True)
         for _, thing in scene.things
     ]
-    return torch.stack(means)
+    return torch.stack(patches)
 
 
 def probe_tower(work: Path, learn_from: int, ask_about: int) -> dict[str, tuple[float, float]]:
@@ -109,7 +109,7 @@ def main() -> None:
     wanted = parser.parse_args()
     torch.manual_seed(SEED)
     with tempfile.TemporaryDirectory() as folder:
-        print("scenes-vit: a linear classifier on a thing's patches (the commonest answer)")
+        print("scenes-vit: a linear classifier on one patch of a thing (the commonest answer)")
         tower = probe_tower(Path(folder), wanted.learn_from, wanted.ask_about)
         for name, (right, commonest) in tower.items():
             print(f"  {name:9} {right:6.1%}  ({commonest:.1%})")
