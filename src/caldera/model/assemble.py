@@ -25,7 +25,7 @@ from caldera.model.folder import (
     load_tokenizer,
     read_config,
 )
-from caldera.model.llava import Llava
+from caldera.model.llava import Llava, check_logits
 from caldera.model.projector import build_projector
 from caldera.model.vision import VisionTower
 from caldera.model.weights import digest
@@ -61,6 +61,7 @@ def assemble(
         _load(vision, _TWO_TOWERS.get(read_config(vision).get("model_type", ""), AutoModel))
     )
     speaker = _load(language, AutoModelForCausalLM)
+    check_logits(speaker)
     tokenizer = load_tokenizer(language)
     slot = _add_tokens(tokenizer, speaker)
     with torch.random.fork_rng(devices=[]):
