@@ -30,7 +30,7 @@ from caldera.model.projector import build_projector
 from caldera.model.vision import VisionTower
 
 VOCABULARY, IMAGE = 37, 36
-WIDTHS = {
+WIDTHS: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 12,
     "intermediate_size": 22,
@@ -42,7 +42,7 @@ WIDTHS = {
     "eos_token_id": 2,
     "initializer_range": 0.5,
 }
-HEADS = {**WIDTHS, "head_dim": 6}
+HEADS: dict[str, Any] = {**WIDTHS, "head_dim": 6}
 FAMILIES: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(**WIDTHS),
     "qwen2": Qwen2Config(**WIDTHS),
@@ -83,7 +83,7 @@ def joined(language: PreTrainedModel) -> Llava:
         image_size=6,
         patch_size=2,
     )
-    tower = VisionTower(CLIPVisionModel(shape).eval())
+    tower = VisionTower(CLIPVisionModel(shape).eval(), side=6)
     return Llava(tower, build_projector("mlp2x_gelu", 10, 12), language, IMAGE).eval()
 
 

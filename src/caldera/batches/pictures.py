@@ -103,11 +103,17 @@ class PictureProcessor:
 
     resample: int = Image.Resampling.BICUBIC
 
+    edge: int | None = None
+    """Pixels of the shorter edge before the central square is cut, as DINOv2's processor has it; `side` if None."""
+
+    squash: bool = False
+    """Whether a picture is pressed into the square instead of cut to it, as SigLIP's processor does."""
+
     def __call__(self, picture: Image.Image) -> Tensor:
         """Return the pixels of an RGB picture, (channels, side, side), normalised."""
         if self.aspect == "pad":
             picture = self._padded(picture)
-        small = _centre_crop(self._shortest_edge(picture), self.side)
+        small = _centre_crop(self._resized(picture), self.side)
         values = np.asarray(small, dtype=np.float32) / 255  # (height, width, channels)
         values = (values - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return torch.from_numpy(values.transpose(2, 0, 1).copy())  # (channels, height, width)
@@ -121,12 +127,12 @@ class PictureProcessor:
         ground.paste(picture, ((longest - width) // 2, (longest - height) // 2))
         return ground
 
-    def _shortest_edge(self, picture: Image.Image) -> Image.Image:
-        """Resize so that the shorter edge is `side` long, the longer in proportion, rounded down."""
+    def _resized(self, picture: Image.Image) -> Image.Image:
+        """Resize so that the shorter edge is `edge` long, the longer in proportion, rounded down; or squash."""
         width, height = picture.size
-        short, long = min(width, height), max(width, height)
-        length = int(self.side * long / short)
-        size = (self.side, length) if width <= height else (length, self.side)
+        edge = self.side if self.edge is None else self.edge
+        length = edge if self.squash else int(edge * max(width, height) / min(width, height))
+        size = (edge, length) if width <= height else (length, edge)
         return picture.resize(size, Image.Resampling(self.resample))
 
 

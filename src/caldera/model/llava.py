@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from caldera.batches.collate import Batch
 from caldera.batches.labels import IGNORED
@@ -45,13 +45,17 @@ class Loss:
         return float(self.total.detach()) / max(1, self.num_learned)
 
 
+def changes_logits(config: PretrainedConfig) -> dict[str, float]:
+    """Return what a language model does to its logits: the settings of BEHIND_THE_HEAD that its config gives."""
+    settings = config.to_dict()
+    return {name: settings[name] for name in BEHIND_THE_HEAD if settings.get(name) is not None}
+
+
 def logits_of(language: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Return the logits, (..., vocabulary), of last hidden states, (..., width), as the model itself makes them."""
     logits = language.get_output_embeddings()(hidden).float()
-    config = language.config.to_dict()
-    for setting, change in BEHIND_THE_HEAD.items():
-        if config.get(setting) is not None:
-            logits = change(logits, config[setting])
+    for setting, by in changes_logits(language.config).items():
+        logits = BEHIND_THE_HEAD[setting](logits, by)
     return logits
 
 
