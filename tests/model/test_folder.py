@@ -93,21 +93,38 @@ def test_transformers_gives_the_same_logits(
     torch.testing.assert_close(logits(assistant, photos, count), expected, atol=1e-5, rtol=0)
 
 
-def test_the_chat_template_writes_what_caldera_writes(tmp_path: Path, assistant: Assistant) -> None:
-    """Transformers' `apply_chat_template` renders a dialogue about a picture as vicuna_v1 does."""
+ONE, OTHER = Picture("a"), Picture("b")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (ONE, "what?"),
+        ("what? ", ONE),
+        ("look: ", ONE, " what?"),
+        (" what? ",),
+        (ONE,),
+        (ONE, "\n"),
+        ("Picture A: ", ONE, "\n", "Picture B: ", OTHER, "\n", "which?"),
+        ("which? ", ONE, OTHER),
+    ],
+)
+def test_the_chat_template_writes_what_caldera_writes(
+    tmp_path: Path, assistant: Assistant, parts: tuple[str | Picture, ...]
+) -> None:
+    """Wherever pictures stand in a turn, transformers' `apply_chat_template` renders it as vicuna_v1 does."""
     save_assistant(tmp_path / "m", assistant)
     processor = LlavaProcessor.from_pretrained(tmp_path / "m")
-    first = [{"type": "image"}, {"type": "text", "text": "what?"}]
+    first = [
+        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+        for part in parts
+    ]
     said: Any = [
         {"role": "user", "content": first},
         {"role": "assistant", "content": "a cat"},
         {"role": "user", "content": "where?"},
     ]
-    turns = (
-        Turn("user", (Picture("a"), "what?")),
-        Turn("assistant", ("a cat",)),
-        Turn("user", ("where?",)),
-    )
+    turns = (Turn("user", parts), Turn("assistant", ("a cat",)), Turn("user", ("where?",)))
     spans = vicuna_v1(Conversation("c", turns))
     texts = (
         span.text if isinstance(span, Text) else "<image>" if isinstance(span, Slot) else "</s>"
