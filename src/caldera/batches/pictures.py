@@ -20,6 +20,13 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 MAX_PIXELS = 32_000_000
 """Pictures of more pixels are refused from their header, before they are decoded."""
 
+MAX_SIDE = 12_000
+"""So are longer ones: padded to a square they would take up to gigabytes."""
+
+MAX_RATIO = 200
+"""And so are ones whose one side is over this many times the other: when the short edge is enlarged to what the tower
+sees, the long one grows with it."""
+
 
 def decode_picture(content: bytes, name: str) -> Image.Image:
     """Decode a picture as RGB: upright by its EXIF orientation, transparency on white, first frame of several.
@@ -35,11 +42,7 @@ def decode_picture(content: bytes, name: str) -> Image.Image:
         raise PictureError(f"{name} is empty (0 bytes); replace or remove it")
     try:
         with Image.open(BytesIO(content), formats=FORMATS) as picture:
-            width, height = picture.size
-            if width * height > MAX_PIXELS:
-                raise PictureError(
-                    f"{name} has {width} x {height} pixels, over the limit of {MAX_PIXELS:,}; shrink it"
-                )
+            _check_size(picture.size, name)
             if picture.format == "GIF" and Path(name).suffix.lower() not in ("", ".gif"):
                 raise PictureError(f"{name} is a GIF by content; rename it to .gif or convert it")
             picture.load()
@@ -51,6 +54,22 @@ def decode_picture(content: bytes, name: str) -> Image.Image:
         raise PictureError(f"{name} is not a {', '.join(FORMATS)} picture; convert it") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise PictureError(f"{name} cannot be decoded, it is broken or cut; replace it") from error
+
+
+def _check_size(size: tuple[int, int], name: str) -> None:
+    """Refuse a size that would take too much memory on its way to the tower.
+
+    Raises:
+        PictureError: It has too many pixels, or a side that is too long.
+    """
+    width, height = size
+    said = f"{name} has {width} x {height} pixels"
+    if width * height > MAX_PIXELS:
+        raise PictureError(f"{said}, over the limit of {MAX_PIXELS:,}; shrink it")
+    if max(size) > MAX_SIDE:
+        raise PictureError(f"{said}, over the limit of {MAX_SIDE:,} for a side; shrink or cut it")
+    if max(size) > MAX_RATIO * min(size):
+        raise PictureError(f"{said}, one side over {MAX_RATIO} times the other; cut it")
 
 
 def _on_white(picture: Image.Image) -> Image.Image:
