@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from caldera.batches.labels import IGNORED, SLOT, Encoded, encode, start_ids
-from caldera.batches.templates import TEMPLATES, Text, find_template, plain, vicuna_v1
+from caldera.batches.templates import TEMPLATES, Mark, Slot, Text, find_template, plain, vicuna_v1
 from caldera.conversation import Conversation, Picture, Turn
 from caldera.errors import RecordError, UnknownNameError
 
@@ -104,6 +104,18 @@ def test_vicuna_writes_what_the_original_writes(tokenizer: PreTrainedTokenizerFa
         "detailed, and polite answers to the user's questions. USER: Slot\nwhat? ASSISTANT: 1MarkUSER: y ASSISTANT: 2"
         "Mark"
     )
+
+
+def test_a_picture_without_words_stands_alone() -> None:
+    """As in the original, which strips a turn once more after moving the picture: no line ends behind it."""
+    for parts in ((Picture("a.png"),), (Picture("a.png"), "\n"), (" ", Picture("a.png"), " ")):
+        asked = Conversation("c", (Turn("user", parts),))
+        assert [*vicuna_v1(asked)][2:] == [
+            Text("USER: "),
+            Slot(Picture("a.png")),
+            Text(" ASSISTANT:"),
+        ]
+        assert [*plain(asked)] == [Mark("start"), Slot(Picture("a.png"))]
 
 
 def test_image_tokens_take_the_slots_place(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -9,7 +9,14 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from caldera.batches.pictures import MAX_PIXELS, PictureProcessor, decode_picture, open_picture
+from caldera.batches.pictures import (
+    MAX_PIXELS,
+    MAX_RATIO,
+    MAX_SIDE,
+    PictureProcessor,
+    decode_picture,
+    open_picture,
+)
 from caldera.errors import PictureError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -126,6 +133,28 @@ def test_a_bomb_is_refused_from_its_header() -> None:
     assert len(bomb) < 10_000_000
     with pytest.raises(PictureError, match="over the limit of 32,000,000"):
         decode_picture(bomb, "bomb.png")
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "message"),
+    [
+        (1, 3000, "1 x 3000 pixels, one side over 200 times the other; cut it"),
+        (MAX_SIDE + 1, 99, "over the limit of 12,000 for a side"),
+        (65500, 1, "over the limit of 12,000 for a side"),
+    ],
+)
+def test_what_would_grow_to_gigabytes_is_refused(width: int, height: int, message: str) -> None:
+    """A thin picture of few pixels becomes huge when its short edge is enlarged, or when it is padded to a square."""
+    with pytest.raises(PictureError, match=message):
+        decode_picture(encoded(Image.new("RGB", (width, height)), "PNG"), "thin.png")
+
+
+@pytest.mark.parametrize("size", [(1, MAX_RATIO), (MAX_RATIO, 1), (MAX_SIDE, 60), (8000, 4000)])
+def test_what_is_taken_stays_small(size: tuple[int, int]) -> None:
+    """At the limits a picture is read, and what it becomes on its way holds less than twice the pixels it may have."""
+    assert decode_picture(encoded(Image.new("1", size), "PNG"), "long.png").size == size
+    cut = processor(side=336)._resized(Image.new("1", size))
+    assert cut.width * cut.height < 2 * MAX_PIXELS
 
 
 def test_a_gif_by_its_own_name_is_read() -> None:

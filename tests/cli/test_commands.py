@@ -135,6 +135,24 @@ def test_data_goes_from_annotations_to_a_checked_file(
     assert checked.stdout == ""
 
 
+def test_a_surplus_field_of_pairs_can_be_passed_over(
+    call: Callable[..., Done], photos: Path, tmp_path: Path
+) -> None:
+    """What the error says to do works, as with the other commands that read records."""
+    turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "a dog"}]
+    record = {"id": "1", "image": "photos/1.png", "model": "x", "conversations": turns}
+    (tmp_path / "pairs.json").write_text(json.dumps([record]))
+    words = ("data", "generate", "pairs", tmp_path / "pairs.json", "--out", tmp_path / "out.json")
+
+    refused = call(*words)
+    passed = call(*words, "--ignore-field", "model")
+
+    assert refused.returncode == 3
+    assert "pass --ignore-field model" in refused.stderr
+    assert passed.returncode == 0, passed.stderr
+    assert len(read_conversations(tmp_path / "out.json")) == 1
+
+
 def test_check_lists_what_is_wrong(call: Callable[..., Done], coco: Path, tmp_path: Path) -> None:
     """Every bad record is listed with its place, and the exit code says so."""
     file = tmp_path / "data.jsonl"
@@ -171,6 +189,8 @@ def test_check_lists_what_is_wrong(call: Callable[..., Done], coco: Path, tmp_pa
         (("demo", "--set", "finetune.batchsize=8"), 2, "did you mean 'batch_size'?"),
         (("demo", "--set", "finetune.batch_size=big"), 2, "does not fit: it is a int, now"),
         (("demo", "--set", "finetune.batch_size=0"), 2, "it must be at least 1"),
+        (("demo", "--set", "finetune.max_steps=0"), 2, "max_steps is 0; it must be at least 1"),
+        (("demo", "--set", "aspect=padd"), 2, "did you mean 'pad'?"),
         (("demo", "--device", "abacus"), 2, "device 'abacus' cannot be used"),
         (("demo", "--dtype", "float33"), 2, "did you mean 'float32'?"),
     ],
@@ -263,14 +283,31 @@ def test_ctrl_c_ends_with_130_and_no_traceback(
     assert not (tmp_path / "run" / "model").exists()
 
 
+def test_chat_refuses_what_it_cannot_ask(
+    call: Callable[..., Done], assistant: Assistant, photos: Path, tmp_path: Path
+) -> None:
+    """A ninth picture and an empty prompt are wrong usage, in a line; nothing is answered."""
+    save_assistant(tmp_path / "m", assistant)
+    nine = [word for _ in range(9) for word in ("--image", photos / "1.png")]
+    for words, message in (
+        ((*nine, "--prompt", "what?"), "9 pictures are shown together, over the limit of 8"),
+        (("--prompt", ""), "the question is empty"),
+    ):
+        done = call("chat", tmp_path / "m", *words)
+        assert done.returncode == 2, done.stderr
+        assert message in done.stderr
+        assert done.stdout == ""
+
+
 def test_chat_answers_once_on_stdout(
     call: Callable[..., Done], assistant: Assistant, photos: Path, tmp_path: Path
 ) -> None:
-    """With --prompt the answer alone is printed, the same each time."""
+    """With --prompt the answer alone is printed, the same whatever the seed; a picture may be the whole question."""
     save_assistant(tmp_path / "m", assistant)
-    words = ("chat", tmp_path / "m", "--image", photos / "1.png", "--prompt", "what is this?")
-    first, second = (call(*words, "--max-new-tokens", "9") for _ in range(2))
-    assert first.returncode == 0, first.stderr
-    assert first.stdout.strip()
-    assert first.stdout == second.stdout
-    assert first.stderr == ""
+    for question in ("what is this?", ""):
+        words = ("chat", tmp_path / "m", "--image", photos / "1.png", "--prompt", question)
+        first, second = (call(*words, "--max-new-tokens", "9", "--seed", seed) for seed in "12")
+        assert first.returncode == 0, first.stderr
+        assert first.stdout.strip()
+        assert first.stdout == second.stdout
+        assert first.stderr == ""

@@ -13,7 +13,7 @@ from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, I
 from caldera.annotations.sources import SourceOptions
 from caldera.boxes import Box
 from caldera.conversation import Picture, read_conversations
-from caldera.errors import InputError, OutputError
+from caldera.errors import InputError, OutputError, UsageError
 from caldera.instructions.from_files import Order, generate_file
 from caldera.instructions.scripted import ScriptedTeacher
 from caldera.instructions.teacher import Exchange, Kind, Refusal
@@ -132,6 +132,14 @@ def test_several_pictures_are_called_by_letters() -> None:
     """A line each, in order, before the question."""
     one, other = Picture("1.jpg"), Picture("2.jpg")
     assert named([one, other]) == ("Picture A: ", one, "\n", "Picture B: ", other, "\n")
+
+
+def test_more_pictures_than_letters_are_refused() -> None:
+    """Eight pictures all have their letter; a ninth is not dropped, but refused."""
+    nine = [Picture(f"{at}.jpg") for at in range(9)]
+    assert [part for part in named(nine[:8]) if isinstance(part, Picture)] == nine[:8]
+    with pytest.raises(UsageError, match="9 pictures are shown together, over the limit of 8"):
+        named(nine)
 
 
 def test_companions_are_two_or_three_different_pictures_that_often_share_something(

@@ -10,9 +10,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    GPT2Config,
+    GraniteConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
 )
 
 from caldera.batches.labels import encode
@@ -22,6 +27,14 @@ from caldera.conversation import Conversation, Picture, Turn
 from caldera.errors import ModelFolderError
 from caldera.model.assemble import assemble
 from caldera.model.folder import Assistant, load_assistant, save_assistant
+
+WIDTHS: dict[str, Any] = {
+    "hidden_size": 12,
+    "intermediate_size": 22,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
 
 
 def asked(count: int) -> Conversation:
@@ -80,21 +93,38 @@ def test_transformers_gives_the_same_logits(
     torch.testing.assert_close(logits(assistant, photos, count), expected, atol=1e-5, rtol=0)
 
 
-def test_the_chat_template_writes_what_caldera_writes(tmp_path: Path, assistant: Assistant) -> None:
-    """Transformers' `apply_chat_template` renders a dialogue about a picture as vicuna_v1 does."""
+ONE, OTHER = Picture("a"), Picture("b")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (ONE, "what?"),
+        ("what? ", ONE),
+        ("look: ", ONE, " what?"),
+        (" what? ",),
+        (ONE,),
+        (ONE, "\n"),
+        ("Picture A: ", ONE, "\n", "Picture B: ", OTHER, "\n", "which?"),
+        ("which? ", ONE, OTHER),
+    ],
+)
+def test_the_chat_template_writes_what_caldera_writes(
+    tmp_path: Path, assistant: Assistant, parts: tuple[str | Picture, ...]
+) -> None:
+    """Wherever pictures stand in a turn, transformers' `apply_chat_template` renders it as vicuna_v1 does."""
     save_assistant(tmp_path / "m", assistant)
     processor = LlavaProcessor.from_pretrained(tmp_path / "m")
-    first = [{"type": "image"}, {"type": "text", "text": "what?"}]
+    first = [
+        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+        for part in parts
+    ]
     said: Any = [
         {"role": "user", "content": first},
         {"role": "assistant", "content": "a cat"},
         {"role": "user", "content": "where?"},
     ]
-    turns = (
-        Turn("user", (Picture("a"), "what?")),
-        Turn("assistant", ("a cat",)),
-        Turn("user", ("where?",)),
-    )
+    turns = (Turn("user", parts), Turn("assistant", ("a cat",)), Turn("user", ("where?",)))
     spans = vicuna_v1(Conversation("c", turns))
     texts = (
         span.text if isinstance(span, Text) else "<image>" if isinstance(span, Slot) else "</s>"
@@ -112,6 +142,32 @@ def test_transformers_refuses_what_it_cannot_express(
         LlavaForConditionalGeneration.from_pretrained(tmp_path / "m")
     with pytest.raises(ValueError, match="caldera_llava"):
         AutoModelForImageTextToText.from_pretrained(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        (GraniteConfig(**WIDTHS, logits_scaling=7.0), "changes its logits"),
+        (GPT2Config(n_embd=12, n_layer=1, n_head=2), "parts have other names"),
+    ],
+)
+def test_transformers_refuses_a_language_model_that_its_class_would_change(
+    tmp_path: Path,
+    vision_folder: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    shape: PretrainedConfig,
+    reason: str,
+) -> None:
+    """Such a folder works here, and is not loaded with other logits, or with weights at random, elsewhere."""
+    shape.update({"vocab_size": len(tokenizer), "bos_token_id": 1, "eos_token_id": 2})
+    AutoModelForCausalLM.from_config(shape).save_pretrained(tmp_path / "language")
+    tokenizer.save_pretrained(tmp_path / "language")
+
+    save_assistant(tmp_path / "m", assemble(vision_folder, tmp_path / "language"))
+
+    assert load_assistant(tmp_path / "m").model.language.config.model_type == shape.model_type
+    with pytest.raises(KeyError, match=reason):
+        LlavaForConditionalGeneration.from_pretrained(tmp_path / "m")
 
 
 def broken_weights(folder: Path, change: str) -> None:

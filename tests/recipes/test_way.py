@@ -16,10 +16,10 @@ from caldera.errors import UsageError
 from caldera.model.folder import load_assistant
 from caldera.progress import Silent
 from caldera.recipes.demo import demo
-from caldera.recipes.recipe import Questions, Recipe, Scenes
+from caldera.recipes.recipe import Mix, Questions, Recipe, Scenes
 from caldera.recipes.table import RECIPES, find_recipe
 from caldera.recipes.way import run_recipe
-from caldera.scenes.kinds import HELD_OUT_PAIRS
+from caldera.settings import with_settings
 from caldera.training.devices import Compute, Means
 
 MEANS = Means(Compute(torch.device("cpu"), torch.float32), Silent())
@@ -146,6 +146,34 @@ def test_every_recipe_is_built(name: str) -> None:
     assert recipe.pretrain.trains == ("projector",)
 
 
-def test_held_out_pairs_are_known() -> None:
-    """There are pairs to hold out, so that meeting them together is new."""
-    assert len(HELD_OUT_PAIRS) == 16
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["scenes.train=-5"], "scenes: train is -5; it must be at least 1"),
+        (["finetune_mix.vqa=3"], r"mix: vqa is 3.0; it must lie in \[0, 1\]"),
+        (["pretrain_mix.caption=0"], "mix: every kind is 0"),
+        (["questions.per_picture=-1"], "questions: per_picture is -1"),
+        (["questions.captioned=0"], "questions: captioned is 0; it must be at least 1"),
+        (["questions.context_per_picture=-1"], "context_per_picture is -1; it must be at least 0"),
+        (["aspect=padd"], "no aspect is called 'padd'; did you mean 'pad'?"),
+        (["projector=mlpp"], "no projector is called 'mlpp'; known: linear, mlp2x_gelu"),
+    ],
+)
+def test_a_recipe_that_cannot_be_carried_out_is_not_built(
+    settings: list[str], message: str
+) -> None:
+    """A setting out of its range is refused where it is set, before anything is drawn."""
+    with pytest.raises(UsageError, match=message):
+        with_settings(demo(), settings)
+
+
+def test_a_recipe_names_all_its_faults() -> None:
+    """Two wrong names are told together, and so are two wrong numbers."""
+    with pytest.raises(UsageError, match=r"'mlpp'.*'padd'"):
+        replace(demo(), projector="mlpp", aspect="padd")
+    with pytest.raises(UsageError, match=r"train is 0.*held_out is -1"):
+        Scenes(train=0, held_out=-1)
+    with pytest.raises(UsageError, match=r"detail is -0.1.*vqa is 2"):
+        Mix(detail=-0.1, vqa=2)
+    with pytest.raises(UsageError, match=r"per_picture is 0.*context_per_picture is -1"):
+        Questions(per_picture=0, context_per_picture=-1)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -202,3 +203,25 @@ def test_a_stage_names_everything_that_is_wrong() -> None:
         replace(PRETRAIN, learning_rate=-1, batch_size=0, warmup_fraction=2)
     with pytest.raises(UsageError, match="name one or more of"):
         replace(PRETRAIN, trains=("projektor",))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_steps": 0}, "max_steps is 0; it must be at least 1"),
+        ({"max_steps": -3}, "max_steps is -3"),
+        ({"micro_batch_size": 0}, "micro_batch_size is 0"),
+        ({"micro_batch_size": -2}, "micro_batch_size is -2"),
+        ({"projector_learning_rate": 0.0}, "projector_learning_rate is 0.0; it must be over 0"),
+        ({"projector_learning_rate": -1.0}, "projector_learning_rate is -1.0"),
+        ({"betas": (2.0, 3.0)}, r"betas are \(2.0, 3.0\); both must lie in \[0, 1\)"),
+        ({"learning_rate": float("inf")}, "learning_rate is inf"),
+        ({"weight_decay": float("nan")}, "weight_decay must not be negative"),
+    ],
+)
+def test_a_setting_that_would_lie_or_crash_is_refused(
+    changes: dict[str, Any], message: str
+) -> None:
+    """A number out of its range is not taken for 'not set', nor found out by torch in the middle."""
+    with pytest.raises(UsageError, match=message):
+        replace(PRETRAIN, **changes)

@@ -13,7 +13,12 @@ from caldera.storage import is_file_there
 _COLUMNS = ("image", "caption")
 
 
-def read_pairs(path: Path, skips: Skips, pictures: Path | None = None) -> AnnotationSet:
+def read_pairs(
+    path: Path,
+    skips: Skips,
+    pictures: Path | None = None,
+    ignore: frozenset[str] = frozenset(),
+) -> AnnotationSet:
     """Read pairs of a picture and a caption; several captions of one picture are brought together.
 
     Args:
@@ -21,6 +26,7 @@ def read_pairs(path: Path, skips: Skips, pictures: Path | None = None) -> Annota
             stage-1 `.json`, whose first gpt value is the caption.
         skips: Takes pairs that are unusable.
         pictures: The folder that the paths start from; the file's own, or `images/` beside it, if left out.
+        ignore: Surplus fields of LLaVA's records to pass over.
 
     Raises:
         InputError: The file is missing, empty, broken, or has other fields; or a pair is bad and may not be left out.
@@ -31,7 +37,7 @@ def read_pairs(path: Path, skips: Skips, pictures: Path | None = None) -> Annota
     for where, row in _rows(path):
         total += 1
         try:
-            name, caption = _pair(row, where)
+            name, caption = _pair(row, where, ignore)
             if not is_file_there(root / name):
                 raise PictureError(f"{where}: {root / name} does not exist; check --pictures")
         except InputError as fault:
@@ -77,14 +83,14 @@ def _rows(path: Path) -> Iterator[tuple[str, object]]:
         raise AnnotationError(f"{path} is not UTF-8 CSV: {error}") from error
 
 
-def _pair(row: object, where: str) -> tuple[str, str]:
+def _pair(row: object, where: str, ignore: frozenset[str]) -> tuple[str, str]:
     """Take picture and caption out of a row.
 
     Raises:
         InputError: They are not there.
     """
     if isinstance(row, dict) and "conversations" in row:
-        conversation = from_record(row, where)
+        conversation = from_record(row, where, ignore)
         if not conversation.pictures:
             raise AnnotationError(f"{where} has no picture; a caption needs one")
         name, caption = conversation.pictures[0], conversation.turns[1].text

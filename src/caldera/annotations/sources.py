@@ -21,12 +21,15 @@ class SourceOptions:
     pictures: Path | None = None
     """Folder that picture paths start from."""
 
+    ignore: frozenset[str] = frozenset()
+    """Surplus fields of records to pass over."""
+
 
 Reader = Callable[[Path, Skips, SourceOptions], AnnotationSet]
 
 SOURCES: dict[str, Reader] = {
     "coco": lambda path, skips, options: read_coco(path, skips, options.split),
-    "pairs": lambda path, skips, options: read_pairs(path, skips, options.pictures),
+    "pairs": lambda path, skips, options: read_pairs(path, skips, options.pictures, options.ignore),
 }
 """Readers: `coco` for a COCO folder, `pairs` for a CSV, JSONL or LLaVA file of pictures and captions."""
 

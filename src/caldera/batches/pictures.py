@@ -20,6 +20,13 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 MAX_PIXELS = 32_000_000
 """Pictures of more pixels are refused from their header, before they are decoded."""
 
+MAX_SIDE = 12_000
+"""So are longer ones: padded to a square they would take up to gigabytes."""
+
+MAX_RATIO = 200
+"""And so are ones whose one side is over this many times the other: when the short edge is enlarged to what the tower
+sees, the long one grows with it."""
+
 
 def decode_picture(content: bytes, name: str) -> Image.Image:
     """Decode a picture as RGB: upright by its EXIF orientation, transparency on white, first frame of several.
@@ -35,11 +42,7 @@ def decode_picture(content: bytes, name: str) -> Image.Image:
         raise PictureError(f"{name} is empty (0 bytes); replace or remove it")
     try:
         with Image.open(BytesIO(content), formats=FORMATS) as picture:
-            width, height = picture.size
-            if width * height > MAX_PIXELS:
-                raise PictureError(
-                    f"{name} has {width} x {height} pixels, over the limit of {MAX_PIXELS:,}; shrink it"
-                )
+            _check_size(picture.size, name)
             if picture.format == "GIF" and Path(name).suffix.lower() not in ("", ".gif"):
                 raise PictureError(f"{name} is a GIF by content; rename it to .gif or convert it")
             picture.load()
@@ -51,6 +54,22 @@ def decode_picture(content: bytes, name: str) -> Image.Image:
         raise PictureError(f"{name} is not a {', '.join(FORMATS)} picture; convert it") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise PictureError(f"{name} cannot be decoded, it is broken or cut; replace it") from error
+
+
+def _check_size(size: tuple[int, int], name: str) -> None:
+    """Refuse a size that would take too much memory on its way to the tower.
+
+    Raises:
+        PictureError: It has too many pixels, or a side that is too long.
+    """
+    width, height = size
+    said = f"{name} has {width} x {height} pixels"
+    if width * height > MAX_PIXELS:
+        raise PictureError(f"{said}, over the limit of {MAX_PIXELS:,}; shrink it")
+    if max(size) > MAX_SIDE:
+        raise PictureError(f"{said}, over the limit of {MAX_SIDE:,} for a side; shrink or cut it")
+    if max(size) > MAX_RATIO * min(size):
+        raise PictureError(f"{said}, one side over {MAX_RATIO} times the other; cut it")
 
 
 def _on_white(picture: Image.Image) -> Image.Image:
@@ -103,11 +122,17 @@ class PictureProcessor:
 
     resample: int = Image.Resampling.BICUBIC
 
+    edge: int | None = None
+    """Pixels of the shorter edge before the central square is cut, as DINOv2's processor has it; `side` if None."""
+
+    squash: bool = False
+    """Whether a picture is pressed into the square instead of cut to it, as SigLIP's processor does."""
+
     def __call__(self, picture: Image.Image) -> Tensor:
         """Return the pixels of an RGB picture, (channels, side, side), normalised."""
         if self.aspect == "pad":
             picture = self._padded(picture)
-        small = _centre_crop(self._shortest_edge(picture), self.side)
+        small = _centre_crop(self._resized(picture), self.side)
         values = np.asarray(small, dtype=np.float32) / 255  # (height, width, channels)
         values = (values - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return torch.from_numpy(values.transpose(2, 0, 1).copy())  # (channels, height, width)
@@ -121,12 +146,12 @@ class PictureProcessor:
         ground.paste(picture, ((longest - width) // 2, (longest - height) // 2))
         return ground
 
-    def _shortest_edge(self, picture: Image.Image) -> Image.Image:
-        """Resize so that the shorter edge is `side` long, the longer in proportion, rounded down."""
+    def _resized(self, picture: Image.Image) -> Image.Image:
+        """Resize so that the shorter edge is `edge` long, the longer in proportion, rounded down; or squash."""
         width, height = picture.size
-        short, long = min(width, height), max(width, height)
-        length = int(self.side * long / short)
-        size = (self.side, length) if width <= height else (length, self.side)
+        edge = self.side if self.edge is None else self.edge
+        length = edge if self.squash else int(edge * max(width, height) / min(width, height))
+        size = (edge, length) if width <= height else (length, edge)
         return picture.resize(size, Image.Resampling(self.resample))
 
 

@@ -55,10 +55,14 @@ VICUNA_SYSTEM = (
 
 
 def picture_first(turn: Turn) -> tuple[str | Picture, ...]:
-    """Put a turn's lone picture on a line before its words, as LLaVA's trainer does; keep several where they are."""
+    """Put a turn's lone picture on a line before its words, as LLaVA's trainer does; keep several where they are.
+
+    A picture without words stands alone, without the line's end (spec 2.2: the whole is stripped once more).
+    """
     if len(turn.pictures) != 1:
         return turn.parts
-    return (*turn.pictures, f"\n{turn.text.strip()}")
+    words = turn.text.strip()
+    return (*turn.pictures, f"\n{words}") if words else turn.pictures
 
 
 def _spans(parts: tuple[str | Picture, ...]) -> Iterator[Span]:

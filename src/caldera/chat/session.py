@@ -26,8 +26,14 @@ class Session:
         return Conversation("chat", self._turns)
 
     def show(self, picture: Path) -> None:
-        """Put a picture before the next question."""
-        self._shown.append(Picture(str(picture)))
+        """Put a picture before the next question.
+
+        Raises:
+            UsageError: There are more before it than one question can name.
+        """
+        shown = [*self._shown, Picture(str(picture))]
+        named(shown)
+        self._shown = shown
 
     def reset(self) -> None:
         """Forget everything."""

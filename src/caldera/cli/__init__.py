@@ -170,7 +170,8 @@ def chat(
     from caldera.chat.terminal import answer_once, talk
     from caldera.inference.sampling import Sampling
 
-    heat = temperature if temperature is not None else (0.0 if prompt else 0.2)
+    usual = 0.2 if prompt is None else 0.0
+    heat = usual if temperature is None else temperature
     sampling = Sampling(temperature=heat, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed)
     shown = [users_picture(text) for text in image or ()]
     session = open_session(model, sampling, means_from(device, "float32").compute)

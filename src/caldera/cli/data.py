@@ -28,6 +28,7 @@ def generate(
     pictures: Pictures = None,
     seed: Annotated[int, typer.Option(help="Of the choice of words.")] = 0,
     max_bad: MaxBad = 0.0,
+    ignore_field: IgnoreField = None,
 ) -> None:
     """Write instruction data about annotated pictures, in LLaVA's JSON.
 
@@ -44,7 +45,7 @@ def generate(
     order = Order(
         source=source,
         path=path,
-        options=SourceOptions(split=split, pictures=pictures),
+        options=SourceOptions(split=split, pictures=pictures, ignore=frozenset(ignore_field or ())),
         teacher=teacher,
         kinds=kinds,
         seed=seed,

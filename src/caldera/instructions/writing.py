@@ -9,7 +9,7 @@ from pathlib import Path
 
 from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet
 from caldera.conversation import Conversation, Picture, Turn, to_record
-from caldera.errors import RecordError
+from caldera.errors import RecordError, UsageError
 from caldera.instructions.context import LETTERS
 from caldera.instructions.teacher import Exchange, Kind, Refusal, Teacher
 
@@ -126,8 +126,17 @@ def _conversation(
 
 
 def named(pictures: Sequence[Picture]) -> tuple[str | Picture, ...]:
-    """Lay out several pictures by their letters: 'Picture A: <image>', a line each."""
+    """Lay out several pictures by their letters: 'Picture A: <image>', a line each.
+
+    Raises:
+        UsageError: There are more pictures than letters.
+    """
+    if len(pictures) > len(LETTERS):
+        raise UsageError(
+            f"{len(pictures)} pictures are shown together, over the limit of {len(LETTERS)}; show fewer at a time"
+        )
+    letters = LETTERS[: len(pictures)]
     lines = (
-        (f"Picture {letter}: ", one, "\n") for letter, one in zip(LETTERS, pictures, strict=False)
+        (f"Picture {letter}: ", one, "\n") for letter, one in zip(letters, pictures, strict=True)
     )
     return tuple(part for line in lines for part in line)

@@ -25,7 +25,7 @@ from caldera.model.folder import (
     load_tokenizer,
     read_config,
 )
-from caldera.model.llava import Llava
+from caldera.model.llava import Llava, check_logits
 from caldera.model.projector import build_projector
 from caldera.model.vision import VisionTower
 from caldera.model.weights import digest
@@ -57,23 +57,24 @@ def assemble(
         ModelFolderError: A folder cannot be loaded.
         UnknownNameError: There is no such projector.
     """
-    tower = VisionTower(
-        _load(vision, _TWO_TOWERS.get(read_config(vision).get("model_type", ""), AutoModel))
-    )
-    speaker = _load(language, AutoModelForCausalLM)
-    tokenizer = load_tokenizer(language)
-    slot = _add_tokens(tokenizer, speaker)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        bridge = build_projector(projector, tower.width, speaker.config.hidden_size)
     card = Card(
         projector=projector,
         template=template,
         aspect=aspect,
         parents={"vision": digest(vision), "language": digest(language)},
     )
+    processor = load_processor(vision, card)
+    factory = _TWO_TOWERS.get(read_config(vision).get("model_type", ""), AutoModel)
+    tower = VisionTower(_load(vision, factory), processor.side)
+    speaker = _load(language, AutoModelForCausalLM)
+    check_logits(speaker)
+    tokenizer = load_tokenizer(language)
+    slot = _add_tokens(tokenizer, speaker)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        bridge = build_projector(projector, tower.width, speaker.config.hidden_size)
     model = Llava(tower, bridge, speaker, slot)
-    return Assistant(model.eval(), tokenizer, load_processor(vision, card), card)
+    return Assistant(model.eval(), tokenizer, processor, card)
 
 
 def _load(folder: Path, factory: Any) -> PreTrainedModel:  # noqa: ANN401 - transformers' factories share no type

@@ -1,13 +1,13 @@
 """A model folder in, a working model out, and back: a folder that transformers itself loads, plus `caldera.json`.
 
-What transformers cannot express, a single linear projector, is stored under a model type and an activation it does not
-know, so that it refuses the folder instead of loading half of it.
+What transformers cannot express, such as a single linear projector, is stored under a model type and an activation it
+does not know, so that it refuses the folder instead of loading half of it.
 """
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import (
@@ -27,7 +27,7 @@ from transformers import (
 from caldera.batches.pictures import PictureProcessor
 from caldera.errors import ModelFolderError
 from caldera.model.card import FILE, Card, read_card
-from caldera.model.llava import Llava
+from caldera.model.llava import Llava, changes_logits
 from caldera.model.projector import MlpProjector, build_projector
 from caldera.model.vision import VisionTower
 from caldera.model.weights import (
@@ -46,13 +46,19 @@ from caldera.storage import whole_folder, write_json
 
 IMAGE_TOKEN = "<image>"
 
+_INNER_MODEL = ("clip_vision_model", "siglip_vision_model")
+"""Vision towers whose weights llava-hf's folders name `vision_model`; all others have plain names."""
+
 CHAT_TEMPLATE = (
     "{{ 'A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
     "detailed, and polite answers to the user\\'s questions. ' }}"
     "{% for message in messages %}{% if message['role'] == 'user' %}{{ 'USER: ' }}"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>\\n' }}"
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{{ ' ASSISTANT:' }}"
+    "{% set images = message['content'] | selectattr('type', 'equalto', 'image') | list %}"
+    "{% set texts = message['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') %}"
+    "{% if images | length == 1 %}{{ ('<image>\\n' ~ (texts | join | trim)) | trim }}"
+    "{% else %}{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>' }}"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{% endif %}{{ ' ASSISTANT:' }}"
     "{% else %}{{ ' ' }}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endif %}{{ eos_token }}{% endif %}"
     "{% endfor %}"
@@ -80,7 +86,9 @@ def save_assistant(folder: Path, assistant: Assistant) -> None:
     language = dict(model.language.state_dict())
     for name in tied_names(model.language):
         language.pop(name, None)
-    weights = to_disk(model.vision.tower.state_dict(), model.projector.state_dict(), language)
+    vision = model.vision.tower
+    inner = vision.config.model_type in _INNER_MODEL
+    weights = to_disk(vision.state_dict(), model.projector.state_dict(), language, inner=inner)
     with whole_folder(folder) as fresh:
         write_json(fresh / "config.json", _config(assistant))
         write_weights(fresh, weights)
@@ -100,24 +108,46 @@ def _config(assistant: Assistant) -> dict[str, Any]:
         image_seq_length=model.vision.image_tokens,
         projector_hidden_act="gelu",
         vision_feature_layer=card.select_layer,
-        vision_feature_select_strategy="default" if card.select == "patch" else "full",
+        vision_feature_select_strategy=_strategy(model.vision),
         tie_word_embeddings=model.language.config.tie_word_embeddings,
     ).to_dict()
-    known = isinstance(model.projector, MlpProjector)
-    config["architectures"] = ["LlavaForConditionalGeneration"] if known else ["Llava"]
-    config["model_type"] = "llava" if known else "caldera_llava"
-    if not known:
-        config["projector_hidden_act"] = "none, a single linear projector"
+    strange = _strange_to_transformers(model)
+    config["architectures"] = ["Llava"] if strange else ["LlavaForConditionalGeneration"]
+    config["model_type"] = "caldera_llava" if strange else "llava"
+    if strange:
+        config["projector_hidden_act"] = f"none, {strange}"
     config["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
     return config
 
 
+def _strategy(vision: VisionTower) -> Literal["default", "full"]:
+    """Name what transformers is to take of a tower: `default` leaves out the first position, `full` none."""
+    return "default" if vision.select == "patch" and vision.leading else "full"
+
+
+def _strange_to_transformers(model: Llava) -> str | None:
+    """Say why transformers' own class would not give this model's logits; None where it does."""
+    vision, language = model.vision, model.language
+    if not isinstance(model.projector, MlpProjector):
+        return "a single linear projector"
+    if vision.select == "patch" and vision.leading > 1:
+        return f"a vision tower with {vision.leading} positions before its patches"
+    if changes_logits(language.config):
+        return "a language model that changes its logits behind the head"
+    head = language.get_output_embeddings()
+    if language.base_model_prefix != "model" or head.bias is not None:
+        return "a language model whose parts have other names"
+    return None
+
+
 def _processor(assistant: Assistant) -> LlavaProcessor:
     """Return the processor that transformers reads."""
-    shape, tower = assistant.processor, assistant.model.vision.tower
+    shape, vision = assistant.processor, assistant.model.vision
+    square = {"height": shape.side, "width": shape.side}
     pixels = CLIPImageProcessorPil(
-        size={"shortest_edge": shape.side},
-        crop_size={"height": shape.side, "width": shape.side},
+        size=square if shape.squash else {"shortest_edge": shape.edge or shape.side},
+        crop_size=square,
+        do_center_crop=not shape.squash,
         image_mean=list(shape.mean),
         image_std=list(shape.std),
         resample=shape.resample,
@@ -125,9 +155,9 @@ def _processor(assistant: Assistant) -> LlavaProcessor:
     return LlavaProcessor(
         pixels,
         assistant.tokenizer,
-        patch_size=tower.config.patch_size,
-        vision_feature_select_strategy="default" if assistant.card.select == "patch" else "full",
-        num_additional_image_tokens=1,
+        patch_size=vision.tower.config.patch_size,
+        vision_feature_select_strategy=_strategy(vision),
+        num_additional_image_tokens=vision.leading,
         image_token=IMAGE_TOKEN,
         chat_template=CHAT_TEMPLATE,
     )
@@ -169,13 +199,14 @@ def load_assistant(folder: Path, dtype: torch.dtype = torch.float32) -> Assistan
             f"{folder}: config.json puts pictures at token {config.get('image_token_index')}, the tokenizer at "
             f"{slot}; they must agree"
         )
+    processor = load_processor(folder, card)
     model = Llava(
-        VisionTower(tower, card.select_layer, card.select),
+        VisionTower(tower, processor.side, card.select_layer, card.select),
         projector.to(dtype),
         language,
         slot,
     )
-    return Assistant(model.eval(), tokenizer, load_processor(folder, card), card)
+    return Assistant(model.eval(), tokenizer, processor, card)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -257,6 +288,28 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     return tokenizer  # type: ignore[return-value] # fast, as checked
 
 
+def _geometry(content: dict[str, Any]) -> dict[str, Any]:
+    """Read out of an image processor's settings how a picture comes to its square.
+
+    Raises:
+        ValueError: It does not end as a square, or a square is cut out of what is smaller.
+        KeyError: A size is missing.
+    """
+    size, crop = content["size"], content.get("crop_size")
+    if isinstance(size, int):
+        size = {"shortest_edge": size}
+    cropped = bool(content.get("do_center_crop", crop is not None))
+    if "shortest_edge" not in size:
+        if size["height"] != size["width"] or cropped:
+            raise ValueError(f"size {size} with crop_size {crop} is no square that is only resized")
+        return {"side": size["height"], "squash": True}
+    edge = size["shortest_edge"]
+    crop = {"height": crop or edge, "width": crop or edge} if not isinstance(crop, dict) else crop
+    if not cropped or not crop["height"] == crop["width"] <= edge:
+        raise ValueError(f"size {size} with crop_size {crop} does not end as a square")
+    return {"side": crop["height"], "edge": None if crop["height"] == edge else edge}
+
+
 def load_processor(folder: Path, card: Card | None = None) -> PictureProcessor:
     """Read how pictures are prepared from `processor_config.json` or `preprocessor_config.json`.
 
@@ -269,16 +322,15 @@ def load_processor(folder: Path, card: Card | None = None) -> PictureProcessor:
         try:
             content = json.loads((folder / name).read_bytes())
             content = content.get("image_processor", content)
-            size = content["size"]
             return PictureProcessor(
-                side=size.get("shortest_edge") or size["height"],
+                **_geometry(content),
                 mean=tuple(content["image_mean"]),
                 std=tuple(content["image_std"]),
                 aspect=card.aspect if card else "square",
                 resample=content.get("resample", 3),
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelFolderError(
-                f"{folder / name} does not say how pictures are prepared"
+                f"{folder / name} does not say how pictures are prepared: {error}"
             ) from None
     raise ModelFolderError(f"{folder} has no preprocessor_config.json")

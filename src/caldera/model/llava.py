@@ -1,14 +1,16 @@
 """The assembled model: pictures and tokens in, a loss or logits out."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from caldera.batches.collate import Batch
 from caldera.batches.labels import IGNORED
+from caldera.errors import ModelFolderError
 from caldera.model.projector import Projector
 from caldera.model.splice import splice
 from caldera.model.vision import VisionTower
@@ -17,6 +19,14 @@ _CHUNK = 4096
 """Labelled positions whose logits are held at once."""
 
 _PIXEL_AXES = 4
+
+BEHIND_THE_HEAD: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "logits_scaling": lambda logits, by: logits / by,
+    "logit_scale": lambda logits, by: logits * by,
+    "final_logit_softcapping": lambda logits, cap: cap * torch.tanh(logits / cap),
+}
+"""What language models do to logits after the head, by the setting of their config: Granite divides, Cohere multiplies,
+Gemma 2 caps. `check_logits` refuses a model that does something else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +43,37 @@ class Loss:
     def mean(self) -> float:
         """Nats per learned token; 0 where nothing was learned."""
         return float(self.total.detach()) / max(1, self.num_learned)
+
+
+def changes_logits(config: PretrainedConfig) -> dict[str, float]:
+    """Return what a language model does to its logits: the settings of BEHIND_THE_HEAD that its config gives."""
+    settings = config.to_dict()
+    return {name: settings[name] for name in BEHIND_THE_HEAD if settings.get(name) is not None}
+
+
+def logits_of(language: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """Return the logits, (..., vocabulary), of last hidden states, (..., width), as the model itself makes them."""
+    logits = language.get_output_embeddings()(hidden).float()
+    for setting, by in changes_logits(language.config).items():
+        logits = BEHIND_THE_HEAD[setting](logits, by)
+    return logits
+
+
+@torch.no_grad()
+def check_logits(language: PreTrainedModel) -> None:
+    """Compare `logits_of` with what a model in evaluation mode itself says about two tokens.
+
+    Raises:
+        ModelFolderError: They differ, so a loss would be another than the model's own.
+    """
+    ids = torch.tensor([[0, 1]], device=language.device)  # (rows, tokens)
+    hidden = language.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    own = language(input_ids=ids, use_cache=False).logits.float()  # (rows, tokens, vocabulary)
+    if not torch.allclose(logits_of(language, hidden), own, rtol=1e-3, atol=1e-3):
+        raise ModelFolderError(
+            f"language models of type {language.config.model_type!r} change their logits in a way that caldera does "
+            "not know; choose another one, or add the setting to BEHIND_THE_HEAD in model/llava.py"
+        )
 
 
 class Llava(nn.Module):
@@ -98,9 +139,9 @@ class Llava(nn.Module):
         before = self.hidden(batch)[:, :-1][learned]  # (learned, width)
         wanted = labels[learned]  # (learned,)
         total = before.new_zeros((), dtype=torch.float32)
-        head = self.language.get_output_embeddings()
         for start in range(0, len(wanted), _CHUNK):
-            logits = head(before[start : start + _CHUNK]).float()  # (chunk, vocabulary)
+            chunk = before[start : start + _CHUNK]
+            logits = logits_of(self.language, chunk)  # (chunk, vocabulary)
             targets = wanted[start : start + _CHUNK]
             total = total + cross_entropy(logits, targets, reduction="sum")
         return Loss(total, len(wanted))

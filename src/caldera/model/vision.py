@@ -1,29 +1,85 @@
-"""Pixels in, patch features out: any vision tower that transformers knows."""
+"""Pixels in, patch features out: any vision tower of transformers that turns squares of a picture into positions."""
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from caldera.errors import ModelFolderError
+
 Select = Literal["patch", "cls_patch"]
+
+_AXES = 3
+"""Of features: images, positions, vision width."""
 
 
 class VisionTower(nn.Module):
-    """A tower, the layer whose output LLaVA takes, and whether the class token is kept."""
+    """A tower, the layer whose output LLaVA takes, and which of its positions are kept.
+
+    Towers put different things before their patches: CLIP and DINOv2 a class token, SigLIP nothing, others registers
+    too. How many they are is measured, by one empty picture.
+    """
 
     def __init__(
-        self, tower: PreTrainedModel, select_layer: int = -2, select: Select = "patch"
+        self, tower: PreTrainedModel, side: int, select_layer: int = -2, select: Select = "patch"
     ) -> None:
-        """Wrap `tower`; by default take the layer before the last and drop the class token, as LLaVA does."""
+        """Wrap `tower`; by default take the patches of the layer before the last, as LLaVA does.
+
+        Args:
+            tower: Any vision tower.
+            side: Pixels along each side of the pictures it will get.
+            select_layer: Hidden state that is taken.
+            select: `patch` for the patches alone, `cls_patch` for every position.
+
+        Raises:
+            ModelFolderError: The tower does not take such pictures, or gives no position for each of their patches.
+        """
         super().__init__()
         self.tower = tower
+        self.side = side
         self.select_layer = select_layer
         self.select = select
+        positions = self._measure()
+        self.patches = (side // int(tower.config.patch_size)) ** 2
+        self.leading = positions - self.patches
+        """Positions before the first patch: class token and registers."""
+        if self.leading < 0:
+            raise ModelFolderError(
+                f"the vision tower ({tower.config.model_type}) gives {positions} positions for the {self.patches} "
+                f"patches of {side} x {side} pixels; choose a tower that keeps one for each, such as CLIP or SigLIP"
+            )
 
-    @property
-    def side(self) -> int:
-        """Pixels along each side of its input."""
-        return int(self.tower.config.image_size)
+    @torch.no_grad()
+    def _measure(self) -> int:
+        """Return the positions that one picture becomes.
+
+        Raises:
+            ModelFolderError: The tower does not take it, or does not give (images, positions, width).
+        """
+        kind = self.tower.config.model_type
+        shape = (1, 3, self.side, self.side)
+        try:
+            empty = torch.zeros(shape, dtype=self.tower.dtype, device=self.tower.device)
+            found = self._hidden(empty)  # (1, positions, vision width)
+            if found.ndim == _AXES and isinstance(
+                self.tower.config.to_dict().get("patch_size"), int
+            ):
+                return found.shape[1]
+        except (ValueError, RuntimeError, TypeError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ModelFolderError(
+                f"the vision tower ({kind}) does not take the {self.side} x {self.side} pixels that its "
+                f"preprocessor_config.json makes: {reason}"
+            ) from None
+        raise ModelFolderError(
+            f"the vision tower ({kind}) does not cut pictures into square patches; choose one such as CLIP or SigLIP"
+        )
+
+    def _hidden(self, pixels: Tensor) -> Tensor:
+        """Return the chosen hidden state, (images, positions, vision width)."""
+        states = self.tower(pixel_values=pixels, output_hidden_states=True).hidden_states
+        return states[self.select_layer]
 
     @property
     def width(self) -> int:
@@ -33,11 +89,9 @@ class VisionTower(nn.Module):
     @property
     def image_tokens(self) -> int:
         """Features that one picture becomes."""
-        patches = (self.side // int(self.tower.config.patch_size)) ** 2
-        return patches + (self.select == "cls_patch")
+        return self.patches + (self.leading if self.select == "cls_patch" else 0)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the features of `pixels`, (images, channels, height, width), as (images, patches, vision width)."""
-        states = self.tower(pixel_values=pixels, output_hidden_states=True).hidden_states
-        chosen = states[self.select_layer]  # (images, 1 + patches, vision width)
-        return chosen if self.select == "cls_patch" else chosen[:, 1:]
+        chosen = self._hidden(pixels)  # (images, leading + patches, vision width)
+        return chosen if self.select == "cls_patch" else chosen[:, self.leading :]

@@ -26,10 +26,15 @@ _INNER = "vision_model."
 
 
 def to_disk(
-    vision: Mapping[str, Tensor], projector: Mapping[str, Tensor], language: Mapping[str, Tensor]
+    vision: Mapping[str, Tensor],
+    projector: Mapping[str, Tensor],
+    language: Mapping[str, Tensor],
+    *,
+    inner: bool,
 ) -> dict[str, Tensor]:
-    """Join the parts' weights under llava-hf's names."""
-    named = {f"{VISION}{_INNER}{name.removeprefix(_INNER)}": each for name, each in vision.items()}
+    """Join the parts' weights under llava-hf's names; `inner` where a tower's stand below `vision_model`."""
+    below = VISION + _INNER if inner else VISION
+    named = {f"{below}{name.removeprefix(_INNER)}": each for name, each in vision.items()}
     named |= {f"{PROJECTOR}{name}": each for name, each in projector.items()}
     return named | {f"{LANGUAGE}{name}": each for name, each in language.items()}
 

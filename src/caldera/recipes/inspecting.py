@@ -53,7 +53,7 @@ def _find(conversations: list[Conversation], record: str, file: Path) -> Convers
     for conversation in conversations:
         if conversation.id == record:
             return conversation
-    if record.isdigit() and int(record) < len(conversations):
+    if record.isdecimal() and int(record) < len(conversations):
         return conversations[int(record)]
     raise UsageError(
         f"{file} has no record {record!r}; give an id, such as {conversations[0].id!r}, or a number below "

@@ -1,10 +1,29 @@
 """Everything needed to run again what was run once, in the order of the data's way."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import get_args
 
 from caldera.batches.pictures import Aspect
+from caldera.errors import UsageError, did_you_mean
 from caldera.instructions.teacher import KINDS, Kind
+from caldera.model.projector import PROJECTORS
 from caldera.training.stage import Stage
+
+
+def _refuse(what: str, faults: Iterable[str]) -> None:
+    """Raise UsageError naming all faults, if there are any."""
+    if told := "; ".join(faults):
+        raise UsageError(f"{what}: {told}")
+
+
+def _too_few(counts: dict[str, int], least: int) -> list[str]:
+    """Say which counts are below the least that makes sense."""
+    return [
+        f"{name} is {count}; it must be at least {least}"
+        for name, count in counts.items()
+        if count < least
+    ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +37,14 @@ class Scenes:
     seed: int = 11
     """The backbones' scenes have other seeds."""
 
+    def __post_init__(self) -> None:
+        """Check every setting.
+
+        Raises:
+            UsageError: There is nothing to learn from or to ask about.
+        """
+        _refuse("scenes", _too_few({"train": self.train, "held_out": self.held_out}, 1))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mix:
@@ -29,6 +56,22 @@ class Mix:
     reasoning: float = 0.0
     vqa: float = 0.0
     context: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check every share.
+
+        Raises:
+            UsageError: One is no share, or all are 0.
+        """
+        shares = {kind: getattr(self, kind) for kind in KINDS}
+        faults = [
+            f"{kind} is {share}; it must lie in [0, 1]"
+            for kind, share in shares.items()
+            if not 0 <= share <= 1
+        ]
+        if not any(shares.values()):
+            faults.append("every kind is 0; give one of them a share")
+        _refuse("mix", faults)
 
     @property
     def shares(self) -> dict[Kind, float]:
@@ -45,6 +88,16 @@ class Questions:
     context_per_picture: int = 2
     captioned: int = 100
     """Held-out scenes that it captions."""
+
+    def __post_init__(self) -> None:
+        """Check every setting.
+
+        Raises:
+            UsageError: Nothing would be asked, or less than nothing.
+        """
+        counts = {"per_picture": self.per_picture, "captioned": self.captioned}
+        several = {"context_per_picture": self.context_per_picture}
+        _refuse("questions", [*_too_few(counts, 1), *_too_few(several, 0)])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,3 +121,20 @@ class Recipe:
     questions: Questions
     seed: int = 0
     """Of the wording of data and questions, and of the projector."""
+
+    def __post_init__(self) -> None:
+        """Check the names; the groups of settings check themselves.
+
+        Raises:
+            UsageError: No table holds one.
+        """
+        names = {
+            "projector": (self.projector, PROJECTORS),
+            "aspect": (self.aspect, get_args(Aspect)),
+        }
+        faults = [
+            f"no {what} is called {name!r}; {did_you_mean(name, known)}"
+            for what, (name, known) in names.items()
+            if name not in known
+        ]
+        _refuse(f"recipe {self.name!r}", faults)

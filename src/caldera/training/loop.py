@@ -77,14 +77,15 @@ class Run:
 
     def micro_batches(self, samples: Sequence[Sample]) -> list[Batch]:
         """Lay the samples of a step into batches that go through the model one after another."""
-        size = self.stage.micro_batch_size or len(samples)
+        size = self.stage.micro_batch_size
+        size = len(samples) if size is None else size
         return [self.batch(samples[at : at + size]) for at in range(0, len(samples), size)]
 
     @property
     def total_steps(self) -> int:
         """Optimiser steps of the whole stage."""
         steps = -(-len(self.samples) // self.stage.batch_size) * self.stage.epochs
-        return min(steps, self.stage.max_steps or steps)
+        return steps if self.stage.max_steps is None else min(steps, self.stage.max_steps)
 
     def plan(self, from_step: int) -> Iterator[list[int]]:
         """Yield the indices of each step's samples, from a step on; the same whether or not the run was broken off."""
@@ -103,7 +104,8 @@ class Run:
         if not self.held_out:
             return None
         ordered = sorted(self.held_out, key=lambda sample: sample.length)
-        size = self.stage.micro_batch_size or self.stage.batch_size
+        size = self.stage.micro_batch_size
+        size = self.stage.batch_size if size is None else size
         parts = (ordered[at : at + size] for at in range(0, len(ordered), size))
         return mean_loss(self.model, (self.batch(part) for part in parts), self.compute)
 

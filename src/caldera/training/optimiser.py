@@ -26,7 +26,7 @@ def _groups(model: nn.Module, stage: Stage) -> Iterator[tuple[float, float, list
     """Yield (peak rate, decay, parameters)."""
     for part, child in model.named_children():
         special = stage.projector_learning_rate if part == "projector" else None
-        rate = special or stage.learning_rate
+        rate = stage.learning_rate if special is None else special
         moving = [each for each in child.parameters() if each.requires_grad]
         yield rate, stage.weight_decay, [each for each in moving if each.ndim > 1]
         yield rate, 0.0, [each for each in moving if each.ndim <= 1]

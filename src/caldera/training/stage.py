@@ -1,6 +1,7 @@
 """What a stage is told: which parts learn, how fast, on how much. LLaVA's two stages are two values of it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from math import inf
 from typing import Literal, get_args
 
 from caldera.batches.templates import find_template
@@ -9,6 +10,12 @@ from caldera.errors import UsageError
 Part = Literal["vision", "projector", "language"]
 
 PARTS: tuple[Part, ...] = get_args(Part)
+
+_OVER_ZERO = ("learning_rate", "projector_learning_rate", "max_grad_norm")
+
+_AT_LEAST_ONE = (
+    "batch_size", "micro_batch_size", "epochs", "max_steps", "max_length", "validate_every", "checkpoint_every",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,15 +93,18 @@ class Stage:
         faults = []
         if not self.trains or set(self.trains) - set(PARTS):
             faults.append(f"trains is {self.trains}; name one or more of {PARTS}")
-        for name in ("learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                faults.append(f"{name} is {getattr(self, name)}; it must be over 0")
-        for name in ("batch_size", "epochs", "max_length", "validate_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                faults.append(f"{name} is {getattr(self, name)}; it must be at least 1")
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name in _OVER_ZERO:
+            if settings[name] is not None and not 0 < settings[name] < inf:
+                faults.append(f"{name} is {settings[name]}; it must be over 0 and finite")
+        for name in _AT_LEAST_ONE:
+            if settings[name] is not None and settings[name] < 1:
+                faults.append(f"{name} is {settings[name]}; it must be at least 1")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            faults.append(f"betas are {self.betas}; both must lie in [0, 1)")
         if not 0 <= self.warmup_fraction < 1:
             faults.append(f"warmup_fraction is {self.warmup_fraction}; it must lie in [0, 1)")
-        if self.validation_rows < 0 or self.weight_decay < 0:
+        if self.validation_rows < 0 or not 0 <= self.weight_decay < inf:
             faults.append("validation_rows and weight_decay must not be negative")
         if faults:
             raise UsageError(f"stage {self.name!r}: {'; '.join(faults)}")

@@ -1,0 +1,134 @@
+"""The loss is the cross entropy of the language model's own logits, whatever family it is of."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import (
+    AutoModelForCausalLM,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    CohereConfig,
+    Gemma2Config,
+    GemmaConfig,
+    GPT2Config,
+    GraniteConfig,
+    LlamaConfig,
+    OPTConfig,
+    Phi3Config,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+)
+
+from caldera.batches.collate import Batch
+from caldera.batches.labels import IGNORED
+from caldera.errors import ModelFolderError
+from caldera.model.llava import BEHIND_THE_HEAD, Llava, check_logits
+from caldera.model.projector import build_projector
+from caldera.model.vision import VisionTower
+
+VOCABULARY, IMAGE = 37, 36
+WIDTHS: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 12,
+    "intermediate_size": 22,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "initializer_range": 0.5,
+}
+HEADS: dict[str, Any] = {**WIDTHS, "head_dim": 6}
+FAMILIES: dict[str, PretrainedConfig] = {
+    "llama": LlamaConfig(**WIDTHS),
+    "qwen2": Qwen2Config(**WIDTHS),
+    "phi3": Phi3Config(**WIDTHS),
+    "gemma": GemmaConfig(**HEADS),
+    "gemma2": Gemma2Config(**HEADS, final_logit_softcapping=2.0),
+    "granite": GraniteConfig(**WIDTHS, logits_scaling=7.0),
+    "cohere": CohereConfig(**WIDTHS, logit_scale=0.3),
+    "gpt2": GPT2Config(
+        vocab_size=VOCABULARY, n_embd=12, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=2
+    ),
+    "opt": OPTConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=12,
+        word_embed_proj_dim=12,
+        ffn_dim=22,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        init_std=0.5,
+    ),
+}
+
+
+def language_model(family: str) -> PreTrainedModel:
+    """Return a tiny random language model in evaluation mode."""
+    torch.manual_seed(4)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(FAMILIES[family])
+    return model.eval()
+
+
+def joined(language: PreTrainedModel) -> Llava:
+    """Return a model with a tower of 3 x 3 patches."""
+    shape = CLIPVisionConfig(
+        hidden_size=10,
+        intermediate_size=14,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=6,
+        patch_size=2,
+    )
+    tower = VisionTower(CLIPVisionModel(shape).eval(), side=6)
+    return Llava(tower, build_projector("mlp2x_gelu", 10, 12), language, IMAGE).eval()
+
+
+def batch() -> Batch:
+    """Return two rows of different lengths, the second with a picture."""
+    rng = torch.Generator().manual_seed(5)
+    ids = torch.randint(3, IMAGE, (2, 17), generator=rng)
+    ids[1, 2:11] = IMAGE
+    labels = torch.full((2, 17), IGNORED)
+    labels[0, 5:9], labels[1, 12:17] = ids[0, 5:9], ids[1, 12:17]
+    mask = torch.ones(2, 17, dtype=torch.bool)
+    mask[0, 9:] = False
+    return Batch(ids, labels, mask, torch.randn(1, 3, 6, 6, generator=rng))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_the_loss_is_that_of_the_models_own_logits(family: str) -> None:
+    """Logits at labelled positions alone give the loss that transformers' logits at all positions give."""
+    language: Any = language_model(family)
+    model, rows = joined(language), batch()
+    check_logits(language)
+    logits = language(
+        inputs_embeds=model.embed(rows.ids, rows.pictures), attention_mask=rows.mask.long()
+    ).logits  # (rows, tokens, vocabulary)
+
+    expected = cross_entropy(
+        logits[:, :-1].flatten(0, 1), rows.labels[:, 1:].flatten(), reduction="sum"
+    )
+
+    loss = model.loss(rows)
+    assert loss.num_learned == 9
+    torch.testing.assert_close(loss.total, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("setting", BEHIND_THE_HEAD)
+def test_every_rule_is_met_by_a_family(setting: str) -> None:
+    """Each setting of the table belongs to a model above, where it is not neutral."""
+    values = [config.to_dict().get(setting) for config in FAMILIES.values()]
+    assert [value for value in values if value not in (None, 1.0)]
+
+
+def test_a_model_with_another_rule_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the model's logits are not the ones that the loss would be taken of, it is not joined."""
+    language = language_model("granite")
+    monkeypatch.delitem(BEHIND_THE_HEAD, "logits_scaling")
+    with pytest.raises(ModelFolderError, match="'granite' change their logits"):
+        check_logits(language)
