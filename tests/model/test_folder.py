@@ -1,7 +1,8 @@
 """A model folder comes back as it was, is transformers' own, and is refused where anything does not fit."""
 
 import json
-from dataclasses import replace
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -192,20 +193,36 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
         load_assistant(tmp_path)
 
 
-def test_a_failed_save_leaves_the_old_folder(
-    tmp_path: Path, assistant: Assistant, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """When writing breaks off in the middle, what stood there still stands, and nothing else."""
-    save_assistant(tmp_path / "m", assistant)
-    before = {path.name: path.read_bytes() for path in (tmp_path / "m").iterdir()}
+SAVING_WITHOUT_ROOM = """
+import resource, sys
+from pathlib import Path
+from caldera.errors import OutputError
+from caldera.model.folder import load_assistant, save_assistant
+assistant = load_assistant(Path(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    save_assistant(Path(sys.argv[1]), assistant)
+except OutputError as error:
+    print(error)
+"""
 
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("caldera.model.folder.write_weights", full)
-    changed = replace(assistant, card=assistant.card.model_copy(update={"stage": "new"}))
-    with pytest.raises(Exception, match="No space left on device; free space"):
-        save_assistant(tmp_path / "m", changed)
+def test_a_full_disk_leaves_the_old_folder(tmp_path: Path, assistant: Assistant) -> None:
+    """When the system takes no more weights, what stood there still stands, nothing else does, and a line says so."""
+    folder = tmp_path / "m"
+    save_assistant(folder, assistant)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert len(before["model.safetensors"]) > 20_000
 
-    assert {path.name: path.read_bytes() for path in (tmp_path / "m").iterdir()} == before
+    done = subprocess.run(
+        [sys.executable, "-c", SAVING_WITHOUT_ROOM, str(folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert done.stdout == (
+        f"cannot write {folder}: File too large; free space or choose another place, then run again\n"
+    )
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

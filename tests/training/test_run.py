@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from caldera.conversation import Conversation, Picture, Turn, write_conversations
 from caldera.errors import CalderaError, PictureError, RecordError, UsageError
@@ -85,7 +86,21 @@ def test_a_run_learns_and_leaves_a_whole_folder(
     assert loaded.card.recipe["finetune"]["batch_size"] == 4
     for name, weight in trained.model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], weight)
-    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    assert shown_by_tensorboard(tmp_path / "run" / "tensorboard") == [
+        {name: value for name, value in event.items() if name != "seconds"} for event in events
+    ]
+
+
+def shown_by_tensorboard(folder: Path) -> list[dict[str, float]]:
+    """Return the numbers that TensorBoard reads, one dict for each step."""
+    events = EventAccumulator(str(folder)).Reload()
+    steps: dict[int, dict[str, float]] = {}
+    for name in events.Tags()["scalars"]:
+        for scalar in events.Scalars(name):
+            found = steps.setdefault(scalar.step, {"step": scalar.step})
+            assert name not in found, "a step is shown twice"
+            found[name] = scalar.value
+    return [pytest.approx(steps[step], rel=1e-6) for step in sorted(steps)]
 
 
 def test_a_broken_off_run_goes_on_bit_for_bit(
@@ -113,6 +128,7 @@ def test_a_broken_off_run_goes_on_bit_for_bit(
         for run in ("a", "b")
     ]
     assert losses[0] == losses[1]
+    assert len(shown_by_tensorboard(tmp_path / "b" / "tensorboard")) == len(losses[1])
 
 
 class _StopsAt(Silent):

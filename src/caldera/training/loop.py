@@ -142,11 +142,11 @@ def train(run: Run, *, resume: bool) -> Outcome:
         first_loss = found.extra["first_validation_loss"]
         log.info("going on from step %d", start)
     begun = time.monotonic()
-    with Record(run.folder, after_step=known) as record:
-        if start == 0:
-            first_loss = run.validation_loss()
-            record.add(0, {"validation_loss": first_loss} if first_loss is not None else {})
-        last_loss = _steps(run, optimiser, record, start, first_loss)
+    record = Record(run.folder, after_step=known)
+    if start == 0:
+        first_loss = run.validation_loss()
+        record.add(0, {"validation_loss": first_loss} if first_loss is not None else {})
+    last_loss = _steps(run, optimiser, record, start, first_loss)
     seconds = time.monotonic() - begun
     done = (run.total_steps - start) * run.stage.batch_size
     return Outcome(run.total_steps, seconds, first_loss, last_loss, done / max(seconds, 1e-9))
