@@ -170,6 +170,53 @@ def test_a_broken_checkpoint_is_passed_over(
     assert "passing over the broken checkpoint" in caplog.text
 
 
+def test_starting_anew_leaves_no_checkpoint_of_an_older_run(
+    vision_folder: Path, language_folder: Path, photos: Path, tmp_path: Path
+) -> None:
+    """Without --resume the older run's later steps do not push out the new run's, which alone is gone on with."""
+
+    def start() -> Assistant:
+        return assemble(vision_folder, language_folder, seed=3)
+
+    def stopped_at(step: int, learning_rate: float) -> StageJob:
+        stage = replace(STAGE, learning_rate=learning_rate)
+        stopping = job(start(), photos, tmp_path / "run", stage)
+        return replace(stopping, means=Means(MEANS.compute, _StopsAt(step)))
+
+    for step, learning_rate in ((14, 1e-4), (8, 1e-3)):
+        with pytest.raises(KeyboardInterrupt):
+            stopped_at(step, learning_rate).run()
+
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-00000003", "step-00000006"]
+    found = newest_checkpoint(checkpoints)
+    assert found is not None
+    assert found.step == 6
+
+
+def test_a_refused_resume_changes_nothing(
+    vision_folder: Path, language_folder: Path, photos: Path, tmp_path: Path
+) -> None:
+    """Other settings under --resume are refused before a file of the run is touched."""
+
+    def start() -> Assistant:
+        return assemble(vision_folder, language_folder, seed=3)
+
+    stopping = job(start(), photos, tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        replace(stopping, means=Means(MEANS.compute, _StopsAt(8))).run()
+
+    def content() -> dict[Path, bytes]:
+        files = (path for path in (tmp_path / "run").rglob("*") if path.is_file())
+        return {path: path.read_bytes() for path in files}
+
+    before = content()
+    other = replace(STAGE, learning_rate=1e-4)
+    with pytest.raises(UsageError, match="start anew without --resume"):
+        job(start(), photos, tmp_path / "run", other, resume=True).run()
+    assert content() == before
+
+
 def test_nothing_finished_is_overwritten(
     vision_folder: Path, language_folder: Path, photos: Path, tmp_path: Path
 ) -> None:

@@ -5,7 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -14,13 +14,12 @@ from caldera.batches.collate import Batch, collate
 from caldera.batches.picture_sources import PictureSource
 from caldera.batches.sampler import batches_of_epoch
 from caldera.batches.samples import Sample
-from caldera.errors import UsageError
 from caldera.model.llava import Llava
 from caldera.progress import Progress
 from caldera.training.checkpoint import (
     Checkpoint,
     gather,
-    newest_checkpoint,
+    remove_later,
     save_checkpoint,
     scatter,
 )
@@ -65,8 +64,8 @@ class Run:
     compute: Compute
     folder: Path
     progress: Progress
-    identity: str = field(default="")
-    """Digest of what the run starts from; empty means that any checkpoint in the folder is its own."""
+    identity: str
+    """Digest of what decides how the run goes, noted in its checkpoints."""
 
     def batch(self, samples: Sequence[Sample]) -> Batch:
         """Lay samples into one batch, with their pictures."""
@@ -116,31 +115,26 @@ def identity_of(stage: Stage, samples: Sequence[Sample], parents: dict[str, str]
     return digest.hexdigest()
 
 
-def train(run: Run, *, resume: bool) -> Outcome:
+def train(run: Run, found: Checkpoint | None) -> Outcome:
     """Train until the stage's steps are done.
 
     Args:
         run: What to train, on what, where.
-        resume: Whether to go on from the newest checkpoint in the run's folder, if there is one.
+        found: A checkpoint of this very run to go on from; None starts anew, and removes old checkpoints.
 
     Raises:
-        UsageError: The checkpoint belongs to other data or settings.
+        ModelFolderError: The checkpoint does not fit the model.
         TrainingError: Loss or gradient was not finite.
         OutputError: Something could not be written.
     """
     optimiser = build_optimiser(run.model, run.stage)
-    checkpoints = run.folder / "checkpoints"
     start, first_loss, known = 0, None, -1
-    if found := newest_checkpoint(checkpoints) if resume else None:
-        if run.identity and found.identity != run.identity:
-            raise UsageError(
-                f"the checkpoint in {checkpoints} was made with other data, settings or weights; "
-                "choose another --out, or start anew without --resume"
-            )
+    if found:
         scatter(found.tensors, run.model, optimiser)
         start = known = found.step
         first_loss = found.extra["first_validation_loss"]
         log.info("going on from step %d", start)
+    remove_later(run.folder / "checkpoints", start)
     begun = time.monotonic()
     record = Record(run.folder, after_step=known)
     if start == 0:

@@ -32,6 +32,7 @@ from caldera.model.weights import digest_of
 from caldera.processor import keep_freed_memory
 from caldera.skips import Skips
 from caldera.storage import as_json, holding, write_json
+from caldera.training.checkpoint import Checkpoint, own_checkpoint
 from caldera.training.devices import Compute, Means
 from caldera.training.features import tower_features
 from caldera.training.freeze import PartReport, train_only
@@ -97,8 +98,9 @@ class StageJob:
                     f"{self.out} holds a finished run of other data or settings, or --resume was not given; "
                     "choose another --out"
                 )
+            found = own_checkpoint(self.out / "checkpoints", identity) if self.resume else None
             write_json(self.out / "stage.json", asdict(self.stage))
-            return self._train(samples, identity)
+            return self._train(samples, identity, found)
 
     def _samples(self) -> list[Sample]:
         """Encode the data set for this stage and model."""
@@ -114,7 +116,9 @@ class StageJob:
         with self.means.progress.job("reading conversations", len(conversations)) as tick:
             return maker.make_all(conversations, self.data.pictures, self.skips, tick)
 
-    def _train(self, samples: list[Sample], identity: str) -> tuple[Assistant, Outcome]:
+    def _train(
+        self, samples: list[Sample], identity: str, found: Checkpoint | None
+    ) -> tuple[Assistant, Outcome]:
         """Freeze, look at the pictures, train, and save."""
         assistant, compute = self.assistant, self.means.compute
         report_parts(train_only(assistant.model, self.stage.trains))
@@ -139,7 +143,7 @@ class StageJob:
             progress=self.means.progress,
             identity=identity,
         )
-        outcome = train(run, resume=self.resume)
+        outcome = train(run, found)
         trained = replace(assistant, card=self._card(identity, outcome))
         save_assistant(self.out / "model", trained)
         return trained, outcome
