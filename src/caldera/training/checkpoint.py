@@ -70,7 +70,7 @@ def scatter(tensors: dict[str, Tensor], model: nn.Module, optimiser: torch.optim
         name = names[parameter]
         parameter.copy_(tensors[f"weights.{name}"])
         state = {
-            key.split(".", 2)[1]: value.clone()
+            key.split(".", 2)[1]: value.to(parameter.device, copy=True)
             for key, value in tensors.items()
             if key.startswith("optimiser.") and key.split(".", 2)[2] == name
         }
