@@ -234,6 +234,9 @@ def test_nothing_finished_is_overwritten(
     other = replace(STAGE, learning_rate=1e-4)
     with pytest.raises(UsageError, match="choose another --out"):
         job(start(), photos, tmp_path / "run", other, resume=True).run()
+    padded = assemble(vision_folder, language_folder, seed=3, aspect="pad")
+    with pytest.raises(UsageError, match="choose another --out"):
+        job(padded, photos, tmp_path / "run", resume=True).run()
 
 
 def test_a_folder_in_use_is_refused(assistant: Assistant, photos: Path, tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """A stage, a model and samples in, the trained model out: the same loop for every stage."""
 
-import hashlib
-import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
@@ -105,14 +103,6 @@ class Run:
         size = self.stage.micro_batch_size or self.stage.batch_size
         parts = (ordered[at : at + size] for at in range(0, len(ordered), size))
         return mean_loss(self.model, (self.batch(part) for part in parts), self.compute)
-
-
-def identity_of(stage: Stage, samples: Sequence[Sample], parents: dict[str, str]) -> str:
-    """Return a digest of everything that decides how a run goes."""
-    digest = hashlib.sha256(json.dumps([asdict(stage), parents], sort_keys=True).encode())
-    for sample in samples:
-        digest.update(repr((sample.id, sample.ids, sample.labels)).encode())
-    return digest.hexdigest()
 
 
 def train(run: Run, found: Checkpoint | None) -> Outcome:

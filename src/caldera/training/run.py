@@ -28,7 +28,6 @@ from caldera.model.card import Card, read_card
 from caldera.model.folder import Assistant, load_assistant, save_assistant
 from caldera.model.llava import Llava
 from caldera.model.projector import fit_spread
-from caldera.model.weights import digest_of
 from caldera.processor import keep_freed_memory
 from caldera.skips import Skips
 from caldera.storage import as_json, holding, write_json
@@ -36,7 +35,8 @@ from caldera.training.checkpoint import Checkpoint, own_checkpoint
 from caldera.training.devices import Compute, Means
 from caldera.training.features import tower_features
 from caldera.training.freeze import PartReport, train_only
-from caldera.training.loop import Outcome, Run, identity_of, train
+from caldera.training.identity import identity_of
+from caldera.training.loop import Outcome, Run, train
 from caldera.training.stage import Stage
 
 log = logging.getLogger(__name__)
@@ -88,8 +88,9 @@ class StageJob:
         keep_freed_memory()
         with holding(self.out):
             samples = self._samples()
-            start = {"start": digest_of(self.assistant.model.state_dict())}
-            identity = identity_of(self.stage, samples, start)
+            identity = identity_of(
+                self.stage, self.assistant, samples, self.data.pictures, self.means.compute
+            )
             if self.resume and _finished(self.out, identity):
                 log.info("%s is done already", self.out / "model")
                 return load_assistant(self.out / "model"), None
