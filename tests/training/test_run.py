@@ -131,6 +131,29 @@ def test_a_broken_off_run_goes_on_bit_for_bit(
     assert len(shown_by_tensorboard(tmp_path / "b" / "tensorboard")) == len(losses[1])
 
 
+def test_dropout_is_drawn_from_the_stages_seed_alone(
+    vision_folder: Path, gpt2_folder: Path, photos: Path, tmp_path: Path
+) -> None:
+    """With a language model that drops out, equal runs are equal bit for bit, broken off or not."""
+
+    def start() -> Assistant:
+        return assemble(vision_folder, gpt2_folder, seed=3)
+
+    def weights(out: str, stage: Stage = STAGE, *, resume: bool = False) -> dict[str, torch.Tensor]:
+        torch.manual_seed(len(out))  # whatever was drawn before
+        trained, _ = job(start(), photos, tmp_path / out, stage, resume=resume).run()
+        return trained.model.state_dict()
+
+    stopping = job(start(), photos, tmp_path / "broken off")
+    with pytest.raises(KeyboardInterrupt):
+        replace(stopping, means=Means(MEANS.compute, _StopsAt(8))).run()
+    once, again = weights("a"), weights("again")
+    resumed = weights("broken off", resume=True)
+    for name, weight in once.items():
+        assert torch.equal(again[name], weight), name
+        assert torch.equal(resumed[name], weight), name
+
+
 class _StopsAt(Silent):
     """Presses Ctrl-C in the middle of training."""
 

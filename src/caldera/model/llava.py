@@ -1,6 +1,7 @@
 """The assembled model: pictures and tokens in, a loss or logits out."""
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,13 @@ class Llava(nn.Module):
         self.projector = projector
         self.language = language
         self.image_token_id = image_token_id
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of training; a part whose weights are all frozen stays in evaluation, without dropout."""
+        super().train(mode)
+        for part in self.children():
+            part.train(mode and any(each.requires_grad for each in part.parameters()))
+        return self
 
     @property
     def word_table(self) -> Tensor:

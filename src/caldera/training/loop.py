@@ -149,14 +149,15 @@ def _steps(
             factor = rate_factor(step, total, stage.warmup_fraction)
             set_rate(optimiser, factor)
             samples = [run.samples[index] for index in indices]
-            report = training_step(
-                run.model,
-                run.micro_batches(samples),
-                optimiser,
-                max_grad_norm=stage.max_grad_norm,
-                compute=run.compute,
-                names=[sample.id for sample in samples],
-            )
+            with run.compute.seeded(stage.seed, step):  # so no state of it is kept for --resume
+                report = training_step(
+                    run.model,
+                    run.micro_batches(samples),
+                    optimiser,
+                    max_grad_norm=stage.max_grad_norm,
+                    compute=run.compute,
+                    names=[sample.id for sample in samples],
+                )
             values = {**asdict(report), "learning_rate": stage.learning_rate * factor}
             done = step + 1
             if done == total or done % stage.validate_every == 0:
