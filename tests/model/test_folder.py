@@ -18,11 +18,12 @@ from transformers import (
 
 from caldera.batches.labels import encode
 from caldera.batches.picture_sources import Pixels
+from caldera.batches.pictures import Aspect
 from caldera.batches.templates import VICUNA_SYSTEM, Slot, Text, vicuna_v1
 from caldera.conversation import Conversation, Picture, Turn
 from caldera.errors import ModelFolderError
 from caldera.model.assemble import assemble
-from caldera.model.folder import Assistant, load_assistant, save_assistant
+from caldera.model.folder import Assistant, load_assistant, load_processor, save_assistant
 
 
 def asked(count: int) -> Conversation:
@@ -57,11 +58,29 @@ def test_a_saved_folder_loads_as_it_was(
     assert torch.equal(logits(loaded, photos, 2), logits(made, photos, 2))
 
 
+@pytest.mark.parametrize("aspect", ["square", "pad"])
+def test_preparation_is_read_back_with_and_without_a_card(
+    tmp_path: Path, vision_folder: Path, language_folder: Path, aspect: Aspect
+) -> None:
+    """The processor that transformers reads says by itself how pictures that are not square are shown."""
+    made = assemble(vision_folder, language_folder, aspect=aspect, seed=3)
+    save_assistant(tmp_path / "m", made)
+    assert load_processor(tmp_path / "m") == made.processor
+    assert load_processor(tmp_path / "m", made.card) == made.processor
+
+
+@pytest.mark.parametrize("aspect", ["square", "pad"])
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_transformers_gives_the_same_logits(
-    tmp_path: Path, photos: Path, assistant: Assistant, count: int
+    tmp_path: Path,
+    photos: Path,
+    vision_folder: Path,
+    language_folder: Path,
+    count: int,
+    aspect: Aspect,
 ) -> None:
-    """LLaVA's own class in transformers loads the folder, and agrees in fp32 for 0, 1 and 3 pictures."""
+    """LLaVA's own class and processor in transformers load the folder, and agree in fp32 for 0, 1 and 3 pictures."""
+    assistant = assemble(vision_folder, language_folder, aspect=aspect, seed=3)
     save_assistant(tmp_path / "m", assistant)
     loaded: Any = LlavaForConditionalGeneration.from_pretrained(
         tmp_path / "m", output_loading_info=True
@@ -71,6 +90,7 @@ def test_transformers_gives_the_same_logits(
     words = "<image>" * count + asked(count).turns[0].text
     prompt = f"{VICUNA_SYSTEM} USER: {words} ASSISTANT:"
     shown = [Image.open(photos / f"{number}.png") for number in range(count)]
+    assert all(picture.width != picture.height for picture in shown)
 
     inputs = processor(images=shown or None, text=prompt, return_tensors="pt")
     with torch.no_grad():

@@ -18,6 +18,7 @@ from transformers import (
     CLIPImageProcessorPil,
     GenerationConfig,
     LlavaConfig,
+    LlavaImageProcessorPil,
     LlavaProcessor,
     PretrainedConfig,
     PreTrainedModel,
@@ -115,12 +116,15 @@ def _config(assistant: Assistant) -> dict[str, Any]:
 def _processor(assistant: Assistant) -> LlavaProcessor:
     """Return the processor that transformers reads."""
     shape, tower = assistant.processor, assistant.model.vision.tower
-    pixels = CLIPImageProcessorPil(
+    padding = {"do_pad": True} if shape.aspect == "pad" else {}
+    factory = LlavaImageProcessorPil if padding else CLIPImageProcessorPil
+    pixels = factory(
         size={"shortest_edge": shape.side},
         crop_size={"height": shape.side, "width": shape.side},
         image_mean=list(shape.mean),
         image_std=list(shape.std),
         resample=shape.resample,
+        **padding,
     )
     return LlavaProcessor(
         pixels,
@@ -260,6 +264,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 def load_processor(folder: Path, card: Card | None = None) -> PictureProcessor:
     """Read how pictures are prepared from `processor_config.json` or `preprocessor_config.json`.
 
+    Args:
+        folder: A model folder or a vision tower's.
+        card: Says how a picture that is not square is shown; without one, the file does.
+
     Raises:
         ModelFolderError: Neither is there, or it lacks a setting.
     """
@@ -274,7 +282,7 @@ def load_processor(folder: Path, card: Card | None = None) -> PictureProcessor:
                 side=size.get("shortest_edge") or size["height"],
                 mean=tuple(content["image_mean"]),
                 std=tuple(content["image_std"]),
-                aspect=card.aspect if card else "square",
+                aspect=card.aspect if card else "pad" if content.get("do_pad") else "square",
                 resample=content.get("resample", 3),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
