@@ -1,6 +1,7 @@
 """A model folder comes back as it was, is transformers' own, and is refused where anything does not fit."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -145,6 +146,8 @@ def broken_weights(folder: Path, change: str) -> None:
             del weights[name]
         case "surplus":
             weights["language_model.model.extra"] = torch.zeros(3)
+        case "stray":
+            weights["model.vision_tower.extra"] = torch.zeros(3)
         case "shape":
             weights[name] = torch.zeros(3, 5)
     save_file(weights, file)
@@ -157,6 +160,7 @@ def broken_weights(folder: Path, change: str) -> None:
     [
         ("missing", r"projector: missing \['linear_1.weight'\]"),
         ("surplus", r"unexpected \['model.extra'\]"),
+        ("stray", r"hold \['model.vision_tower.extra'\], which belong to no part"),
         (
             "shape",
             r"linear_1.weight of the projector in .* has shape \(3, 5\); it needs \(12, 10\)",
@@ -180,6 +184,13 @@ def test_weights_that_do_not_fit_are_refused(
     [
         ("config.json", {"auto_map": {"AutoModel": "evil.Model"}}, "would run code"),
         ("config.json", {"image_token_index": 5}, "puts pictures at token 5"),
+        ("config.json", {"vision_feature_layer": -1}, "has vision_feature_layer -1, .* means -2"),
+        (
+            "config.json",
+            {"vision_feature_select_strategy": "full"},
+            "has vision_feature_select_strategy 'full', .* means 'default'",
+        ),
+        ("caldera.json", {"select": "cls_patch"}, "they must agree"),
         ("config.json", {"text_config": {"model_type": "no-such"}}, "'text_config'"),
         ("caldera.json", {"surprise": 1}, "surprise"),
         ("caldera.json", {"aspect": "round"}, "aspect"),
@@ -193,6 +204,22 @@ def test_a_config_that_does_not_fit_is_refused(
     path = tmp_path / "m" / file
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(ModelFolderError, match=message):
+        load_assistant(tmp_path / "m")
+
+
+def test_a_tokenizer_that_knows_no_pictures_is_refused(
+    tmp_path: Path, assistant: Assistant, language_folder: Path
+) -> None:
+    """The language model's own tokenizer in the place of the assistant's is named, whether or not it has <unk>."""
+    save_assistant(tmp_path / "m", assistant)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(language_folder / name, tmp_path / "m" / name)
+    with pytest.raises(ModelFolderError, match="/m has no token '<image>'"):
+        load_assistant(tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "tokenizer_config.json").read_text())
+    without = {name: value for name, value in config.items() if name != "unk_token"}
+    (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps(without))
+    with pytest.raises(ModelFolderError, match="/m has no token '<image>'"):
         load_assistant(tmp_path / "m")
 
 

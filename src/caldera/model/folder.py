@@ -36,6 +36,7 @@ from caldera.model.weights import (
     PROJECTOR,
     VISION,
     check_fit,
+    check_owners,
     fill,
     from_disk,
     read_weights,
@@ -100,8 +101,7 @@ def _config(assistant: Assistant) -> dict[str, Any]:
         image_token_index=model.image_token_id,
         image_seq_length=model.vision.image_tokens,
         projector_hidden_act="gelu",
-        vision_feature_layer=card.select_layer,
-        vision_feature_select_strategy="default" if card.select == "patch" else "full",
+        **_selection(card),
         tie_word_embeddings=model.language.config.tie_word_embeddings,
     ).to_dict()
     known = isinstance(model.projector, MlpProjector)
@@ -111,6 +111,27 @@ def _config(assistant: Assistant) -> dict[str, Any]:
         config["projector_hidden_act"] = "none, a single linear projector"
     config["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
     return config
+
+
+def _selection(card: Card) -> dict[str, Any]:
+    """Return in the words of transformers' config which features a card says are projected."""
+    return {
+        "vision_feature_layer": card.select_layer,
+        "vision_feature_select_strategy": "default" if card.select == "patch" else "full",
+    }
+
+
+def _check_agreement(config: dict[str, Any], card: Card, folder: Path) -> None:
+    """Compare what config and card both say.
+
+    Raises:
+        ModelFolderError: Transformers would project other features than caldera.
+    """
+    for name, wanted in _selection(card).items():
+        if config.get(name) != wanted:
+            raise ModelFolderError(
+                f"{folder}: config.json has {name} {config.get(name)!r}, {FILE} means {wanted!r}; they must agree"
+            )
 
 
 def _processor(assistant: Assistant) -> LlavaProcessor:
@@ -130,7 +151,7 @@ def _processor(assistant: Assistant) -> LlavaProcessor:
         pixels,
         assistant.tokenizer,
         patch_size=tower.config.patch_size,
-        vision_feature_select_strategy="default" if assistant.card.select == "patch" else "full",
+        vision_feature_select_strategy=_selection(assistant.card)["vision_feature_select_strategy"],
         num_additional_image_tokens=1,
         image_token=IMAGE_TOKEN,
         chat_template=CHAT_TEMPLATE,
@@ -153,7 +174,9 @@ def load_assistant(folder: Path, dtype: torch.dtype = torch.float32) -> Assistan
         )
     card = read_card(folder)
     config = read_config(folder)
+    _check_agreement(config, card, folder)
     weights = read_weights(folder)
+    check_owners(weights, folder)
     tower = _load_part(
         AutoModel, _part(config, "vision_config", folder), weights, VISION, folder, dtype
     )
@@ -240,8 +263,18 @@ def _load_part(
 
 
 def image_token_id(tokenizer: PreTrainedTokenizerFast) -> int:
-    """Return the id of the token that stands for pictures."""
-    return int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))  # type: ignore[arg-type] # of one token
+    """Return the id of the token that stands for pictures.
+
+    Raises:
+        ModelFolderError: The tokenizer has no such token.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if IMAGE_TOKEN not in vocabulary:
+        raise ModelFolderError(
+            f"the tokenizer in {tokenizer.name_or_path} has no token {IMAGE_TOKEN!r}, so pictures have no place; "
+            "copy the model folder again"
+        )
+    return vocabulary[IMAGE_TOKEN]
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
