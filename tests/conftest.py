@@ -14,6 +14,8 @@ from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     CLIPVisionModel,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -119,6 +121,27 @@ def language_folder(
         eos_token_id=2,
     )
     LlamaForCausalLM(shape).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def gpt2_folder(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast
+) -> Path:
+    """A random GPT-2, 12 wide: it has dropout, and a learned embedding for each of 288 positions."""
+    folder = tmp_path_factory.mktemp("towers") / "gpt2"
+    torch.manual_seed(4)
+    shape = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_embd=12,
+        n_layer=2,
+        n_head=2,
+        n_positions=288,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    GPT2LMHeadModel(shape).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

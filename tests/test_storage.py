@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -49,13 +50,26 @@ from caldera.errors import OutputError
 from caldera.storage import whole_folder, write_whole
 folder, what = Path(sys.argv[1]), sys.argv[2]
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+
+def fill(fresh):
+    (fresh / "small").write_text("x")
+    if what == "folder":
+        (fresh / "large").write_text("x" * 200_000)
+    elif what == "weights":
+        import torch
+        from safetensors.torch import save_file
+        save_file({"a": torch.zeros(50_000)}, fresh / "large.safetensors")
+    else:
+        from tokenizers import Tokenizer, models
+        words = {f"word{number}": number for number in range(20_000)}
+        Tokenizer(models.WordLevel(words, unk_token="word0")).save(str(fresh / "large.json"))
+
 try:
     if what == "file":
         write_whole(folder / "kept", "x" * 200_000)
     else:
         with whole_folder(folder / "kept") as fresh:
-            (fresh / "small").write_text("x")
-            (fresh / "large").write_text("x" * 200_000)
+            fill(fresh)
 except OutputError as error:
     print(error)
 """
@@ -137,13 +151,13 @@ def test_a_folder_whose_filler_is_killed_is_as_it_was(tmp_path: Path) -> None:
     assert names(path) == {"b.txt"}
 
 
-@pytest.mark.parametrize("what", ["file", "folder"])
+@pytest.mark.parametrize("what", ["file", "folder", "weights", "tokenizer"])
 def test_a_full_disk_leaves_what_was_there_and_nothing_else(tmp_path: Path, what: str) -> None:
-    """With the system refusing to write on, the old content stays, no remains, and one line says so."""
+    """With the system refusing to write on, Python or Rust, the old content stays, no remains, and one line says so."""
     kept = tmp_path / "kept"
-    if what == "folder":
+    if what != "file":
         kept.mkdir()
-    old = kept / "old" if what == "folder" else kept
+    old = kept if what == "file" else kept / "old"
     old.write_text(OLD)
 
     done = subprocess.run(
@@ -181,6 +195,15 @@ def test_a_folder_that_was_not_filled_well_never_appears(
 
     assert names(tmp_path) == {"folder"}
     assert names(path) == {"old"}
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("(os error)"), ValueError("a bug"), RuntimeError("27")]
+)
+def test_only_the_systems_own_numbers_count(error: Exception) -> None:
+    """Rust's errors are known by the system's number they carry; other errors are faults and stay what they are."""
+    with pytest.raises(type(error), match=re.escape(str(error))), writing(Path("x")):
+        raise error
 
 
 def test_a_folder_may_hold_folders(tmp_path: Path) -> None:

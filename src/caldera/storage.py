@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -22,11 +23,24 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
+    except Exception as error:
+        reason = _refusal(error)
+        if reason is None:
+            raise
         raise OutputError(
             f"cannot write {path}: {reason}; free space or choose another place, then run again"
         ) from error
+
+
+def _refusal(error: Exception) -> str | None:
+    """Return in which words the system refused, None where it did not.
+
+    Safetensors and tokenizers write from Rust: a full disk ends in errors of their own, which only name its number.
+    """
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return os.strerror(int(number[1])) if number else None
 
 
 def write_whole(path: Path, content: bytes | str) -> None:

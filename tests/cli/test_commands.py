@@ -213,33 +213,60 @@ def test_a_mistake_is_one_line_and_its_exit_code(
     assert not list(tmp_path.glob("*.json*"))
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(coco: Path, tmp_path: Path) -> None:
-    """Where the file cannot be written to the end, exit code 4, and neither it nor a part of it is there."""
+def with_room_for(size: int, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run a command that can write no file of more than `size` bytes."""
     limit = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512)); import signal; "
+        f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size})); import signal; "
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from caldera.cli import main; "
         "sys.argv = ['caldera', *sys.argv[1:]]; main()"
     )
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            limit,
-            "data",
-            "generate",
-            "coco",
-            str(coco),
-            "--out",
-            str(tmp_path / "d.json"),
-        ],
+    return subprocess.run(
+        [sys.executable, "-c", limit, *map(str, words)],
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(coco: Path, tmp_path: Path) -> None:
+    """Where the file cannot be written to the end, exit code 4, and neither it nor a part of it is there."""
+    done = with_room_for(512, "data", "generate", "coco", coco, "--out", tmp_path / "d.json")
     assert done.returncode == 4, done.stderr
     assert "cannot write" in done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["coco"]
+
+
+@pytest.mark.parametrize(
+    ("size", "every", "what"),
+    [(2_000, 999, "metrics.jsonl"), (20_000, 2, "checkpoints/step-00000002")],
+)
+def test_a_disk_that_fills_up_while_training_is_one_line(
+    call: Callable[..., Done],
+    assistant: Assistant,
+    coco: Path,
+    tmp_path: Path,
+    size: int,
+    every: int,
+    what: str,
+) -> None:
+    """Whether records or weights find no room, exit code 4, and neither checkpoint nor model is half there."""
+    save_assistant(tmp_path / "start", assistant)
+    call("data", "generate", "coco", coco, "--out", tmp_path / "data.json")
+    done = with_room_for(
+        size,
+        *("train", "finetune", "--model", tmp_path / "start", "--data", tmp_path / "data.json"),
+        *("--out", tmp_path / "run", "--dtype", "float32", "--set", "batch_size=4"),
+        *("--set", "max_length=2000", "--set", f"checkpoint_every={every}", "--set", "epochs=9"),
+        *("--set", "keep_features=false"),
+    )
+    assert done.returncode == 4, done.stderr
+    [line] = [line for line in done.stderr.splitlines() if "error" in line]
+    assert "cannot write" in line
+    assert what in line
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "model").exists()
+    assert not [path for path in tmp_path.rglob("*") if "step-" in path.name]
 
 
 def test_a_closed_pipe_and_a_narrow_plain_terminal_are_survived() -> None:

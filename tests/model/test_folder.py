@@ -1,7 +1,9 @@
 """A model folder comes back as it was, is transformers' own, and is refused where anything does not fit."""
 
 import json
-from dataclasses import replace
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,12 @@ from transformers import (
 
 from caldera.batches.labels import encode
 from caldera.batches.picture_sources import Pixels
+from caldera.batches.pictures import Aspect
 from caldera.batches.templates import VICUNA_SYSTEM, Slot, Text, vicuna_v1
 from caldera.conversation import Conversation, Picture, Turn
 from caldera.errors import ModelFolderError
 from caldera.model.assemble import assemble
-from caldera.model.folder import Assistant, load_assistant, save_assistant
+from caldera.model.folder import Assistant, load_assistant, load_processor, save_assistant
 
 WIDTHS: dict[str, Any] = {
     "hidden_size": 12,
@@ -69,11 +72,29 @@ def test_a_saved_folder_loads_as_it_was(
     assert torch.equal(logits(loaded, photos, 2), logits(made, photos, 2))
 
 
+@pytest.mark.parametrize("aspect", ["square", "pad"])
+def test_preparation_is_read_back_with_and_without_a_card(
+    tmp_path: Path, vision_folder: Path, language_folder: Path, aspect: Aspect
+) -> None:
+    """The processor that transformers reads says by itself how pictures that are not square are shown."""
+    made = assemble(vision_folder, language_folder, aspect=aspect, seed=3)
+    save_assistant(tmp_path / "m", made)
+    assert load_processor(tmp_path / "m") == made.processor
+    assert load_processor(tmp_path / "m", made.card) == made.processor
+
+
+@pytest.mark.parametrize("aspect", ["square", "pad"])
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_transformers_gives_the_same_logits(
-    tmp_path: Path, photos: Path, assistant: Assistant, count: int
+    tmp_path: Path,
+    photos: Path,
+    vision_folder: Path,
+    language_folder: Path,
+    count: int,
+    aspect: Aspect,
 ) -> None:
-    """LLaVA's own class in transformers loads the folder, and agrees in fp32 for 0, 1 and 3 pictures."""
+    """LLaVA's own class and processor in transformers load the folder, and agree in fp32 for 0, 1 and 3 pictures."""
+    assistant = assemble(vision_folder, language_folder, aspect=aspect, seed=3)
     save_assistant(tmp_path / "m", assistant)
     loaded: Any = LlavaForConditionalGeneration.from_pretrained(
         tmp_path / "m", output_loading_info=True
@@ -83,6 +104,7 @@ def test_transformers_gives_the_same_logits(
     words = "<image>" * count + asked(count).turns[0].text
     prompt = f"{VICUNA_SYSTEM} USER: {words} ASSISTANT:"
     shown = [Image.open(photos / f"{number}.png") for number in range(count)]
+    assert all(picture.width != picture.height for picture in shown)
 
     inputs = processor(images=shown or None, text=prompt, return_tensors="pt")
     with torch.no_grad():
@@ -180,6 +202,8 @@ def broken_weights(folder: Path, change: str) -> None:
             del weights[name]
         case "surplus":
             weights["language_model.model.extra"] = torch.zeros(3)
+        case "stray":
+            weights["model.vision_tower.extra"] = torch.zeros(3)
         case "shape":
             weights[name] = torch.zeros(3, 5)
     save_file(weights, file)
@@ -192,6 +216,7 @@ def broken_weights(folder: Path, change: str) -> None:
     [
         ("missing", r"projector: missing \['linear_1.weight'\]"),
         ("surplus", r"unexpected \['model.extra'\]"),
+        ("stray", r"hold \['model.vision_tower.extra'\], which belong to no part"),
         (
             "shape",
             r"linear_1.weight of the projector in .* has shape \(3, 5\); it needs \(12, 10\)",
@@ -215,6 +240,13 @@ def test_weights_that_do_not_fit_are_refused(
     [
         ("config.json", {"auto_map": {"AutoModel": "evil.Model"}}, "would run code"),
         ("config.json", {"image_token_index": 5}, "puts pictures at token 5"),
+        ("config.json", {"vision_feature_layer": -1}, "has vision_feature_layer -1, .* means -2"),
+        (
+            "config.json",
+            {"vision_feature_select_strategy": "full"},
+            "has vision_feature_select_strategy 'full', .* means 'default'",
+        ),
+        ("caldera.json", {"select": "cls_patch"}, "they must agree"),
         ("config.json", {"text_config": {"model_type": "no-such"}}, "'text_config'"),
         ("caldera.json", {"surprise": 1}, "surprise"),
         ("caldera.json", {"aspect": "round"}, "aspect"),
@@ -228,6 +260,22 @@ def test_a_config_that_does_not_fit_is_refused(
     path = tmp_path / "m" / file
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(ModelFolderError, match=message):
+        load_assistant(tmp_path / "m")
+
+
+def test_a_tokenizer_that_knows_no_pictures_is_refused(
+    tmp_path: Path, assistant: Assistant, language_folder: Path
+) -> None:
+    """The language model's own tokenizer in the place of the assistant's is named, whether or not it has <unk>."""
+    save_assistant(tmp_path / "m", assistant)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(language_folder / name, tmp_path / "m" / name)
+    with pytest.raises(ModelFolderError, match="/m has no token '<image>'"):
+        load_assistant(tmp_path / "m")
+    config = json.loads((tmp_path / "m" / "tokenizer_config.json").read_text())
+    without = {name: value for name, value in config.items() if name != "unk_token"}
+    (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps(without))
+    with pytest.raises(ModelFolderError, match="/m has no token '<image>'"):
         load_assistant(tmp_path / "m")
 
 
@@ -248,20 +296,36 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
         load_assistant(tmp_path)
 
 
-def test_a_failed_save_leaves_the_old_folder(
-    tmp_path: Path, assistant: Assistant, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """When writing breaks off in the middle, what stood there still stands, and nothing else."""
-    save_assistant(tmp_path / "m", assistant)
-    before = {path.name: path.read_bytes() for path in (tmp_path / "m").iterdir()}
+SAVING_WITHOUT_ROOM = """
+import resource, sys
+from pathlib import Path
+from caldera.errors import OutputError
+from caldera.model.folder import load_assistant, save_assistant
+assistant = load_assistant(Path(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    save_assistant(Path(sys.argv[1]), assistant)
+except OutputError as error:
+    print(error)
+"""
 
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("caldera.model.folder.write_weights", full)
-    changed = replace(assistant, card=assistant.card.model_copy(update={"stage": "new"}))
-    with pytest.raises(Exception, match="No space left on device; free space"):
-        save_assistant(tmp_path / "m", changed)
+def test_a_full_disk_leaves_the_old_folder(tmp_path: Path, assistant: Assistant) -> None:
+    """When the system takes no more weights, what stood there still stands, nothing else does, and a line says so."""
+    folder = tmp_path / "m"
+    save_assistant(folder, assistant)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert len(before["model.safetensors"]) > 20_000
 
-    assert {path.name: path.read_bytes() for path in (tmp_path / "m").iterdir()} == before
+    done = subprocess.run(
+        [sys.executable, "-c", SAVING_WITHOUT_ROOM, str(folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert done.stdout == (
+        f"cannot write {folder}: File too large; free space or choose another place, then run again\n"
+    )
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

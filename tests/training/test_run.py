@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from caldera.conversation import Conversation, Picture, Turn, write_conversations
 from caldera.errors import CalderaError, PictureError, RecordError, UsageError
@@ -85,7 +86,21 @@ def test_a_run_learns_and_leaves_a_whole_folder(
     assert loaded.card.recipe["finetune"]["batch_size"] == 4
     for name, weight in trained.model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], weight)
-    assert list((tmp_path / "run" / "tensorboard").iterdir())
+    assert shown_by_tensorboard(tmp_path / "run" / "tensorboard") == [
+        {name: value for name, value in event.items() if name != "seconds"} for event in events
+    ]
+
+
+def shown_by_tensorboard(folder: Path) -> list[dict[str, float]]:
+    """Return the numbers that TensorBoard reads, one dict for each step."""
+    events = EventAccumulator(str(folder)).Reload()
+    steps: dict[int, dict[str, float]] = {}
+    for name in events.Tags()["scalars"]:
+        for scalar in events.Scalars(name):
+            found = steps.setdefault(scalar.step, {"step": scalar.step})
+            assert name not in found, "a step is shown twice"
+            found[name] = scalar.value
+    return [pytest.approx(steps[step], rel=1e-6) for step in sorted(steps)]
 
 
 def test_a_broken_off_run_goes_on_bit_for_bit(
@@ -113,6 +128,30 @@ def test_a_broken_off_run_goes_on_bit_for_bit(
         for run in ("a", "b")
     ]
     assert losses[0] == losses[1]
+    assert len(shown_by_tensorboard(tmp_path / "b" / "tensorboard")) == len(losses[1])
+
+
+def test_dropout_is_drawn_from_the_stages_seed_alone(
+    vision_folder: Path, gpt2_folder: Path, photos: Path, tmp_path: Path
+) -> None:
+    """With a language model that drops out, equal runs are equal bit for bit, broken off or not."""
+
+    def start() -> Assistant:
+        return assemble(vision_folder, gpt2_folder, seed=3)
+
+    def weights(out: str, stage: Stage = STAGE, *, resume: bool = False) -> dict[str, torch.Tensor]:
+        torch.manual_seed(len(out))  # whatever was drawn before
+        trained, _ = job(start(), photos, tmp_path / out, stage, resume=resume).run()
+        return trained.model.state_dict()
+
+    stopping = job(start(), photos, tmp_path / "broken off")
+    with pytest.raises(KeyboardInterrupt):
+        replace(stopping, means=Means(MEANS.compute, _StopsAt(8))).run()
+    once, again = weights("a"), weights("again")
+    resumed = weights("broken off", resume=True)
+    for name, weight in once.items():
+        assert torch.equal(again[name], weight), name
+        assert torch.equal(resumed[name], weight), name
 
 
 class _StopsAt(Silent):
@@ -154,6 +193,53 @@ def test_a_broken_checkpoint_is_passed_over(
     assert "passing over the broken checkpoint" in caplog.text
 
 
+def test_starting_anew_leaves_no_checkpoint_of_an_older_run(
+    vision_folder: Path, language_folder: Path, photos: Path, tmp_path: Path
+) -> None:
+    """Without --resume the older run's later steps do not push out the new run's, which alone is gone on with."""
+
+    def start() -> Assistant:
+        return assemble(vision_folder, language_folder, seed=3)
+
+    def stopped_at(step: int, learning_rate: float) -> StageJob:
+        stage = replace(STAGE, learning_rate=learning_rate)
+        stopping = job(start(), photos, tmp_path / "run", stage)
+        return replace(stopping, means=Means(MEANS.compute, _StopsAt(step)))
+
+    for step, learning_rate in ((14, 1e-4), (8, 1e-3)):
+        with pytest.raises(KeyboardInterrupt):
+            stopped_at(step, learning_rate).run()
+
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-00000003", "step-00000006"]
+    found = newest_checkpoint(checkpoints)
+    assert found is not None
+    assert found.step == 6
+
+
+def test_a_refused_resume_changes_nothing(
+    vision_folder: Path, language_folder: Path, photos: Path, tmp_path: Path
+) -> None:
+    """Other settings under --resume are refused before a file of the run is touched."""
+
+    def start() -> Assistant:
+        return assemble(vision_folder, language_folder, seed=3)
+
+    stopping = job(start(), photos, tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        replace(stopping, means=Means(MEANS.compute, _StopsAt(8))).run()
+
+    def content() -> dict[Path, bytes]:
+        files = (path for path in (tmp_path / "run").rglob("*") if path.is_file())
+        return {path: path.read_bytes() for path in files}
+
+    before = content()
+    other = replace(STAGE, learning_rate=1e-4)
+    with pytest.raises(UsageError, match="start anew without --resume"):
+        job(start(), photos, tmp_path / "run", other, resume=True).run()
+    assert content() == before
+
+
 def test_nothing_finished_is_overwritten(
     vision_folder: Path, language_folder: Path, photos: Path, tmp_path: Path
 ) -> None:
@@ -171,6 +257,9 @@ def test_nothing_finished_is_overwritten(
     other = replace(STAGE, learning_rate=1e-4)
     with pytest.raises(UsageError, match="choose another --out"):
         job(start(), photos, tmp_path / "run", other, resume=True).run()
+    padded = assemble(vision_folder, language_folder, seed=3, aspect="pad")
+    with pytest.raises(UsageError, match="choose another --out"):
+        job(padded, photos, tmp_path / "run", resume=True).run()
 
 
 def test_a_folder_in_use_is_refused(assistant: Assistant, photos: Path, tmp_path: Path) -> None:

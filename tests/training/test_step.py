@@ -15,6 +15,7 @@ from caldera.batches.samples import Sample, SampleMaker
 from caldera.batches.templates import find_template
 from caldera.conversation import Conversation, Picture, Turn
 from caldera.errors import TrainingError, UsageError
+from caldera.model.assemble import assemble
 from caldera.model.folder import Assistant
 from caldera.training.devices import Compute
 from caldera.training.freeze import train_only
@@ -173,6 +174,39 @@ def test_validation_learns_nothing(assistant: Assistant, photos: Path) -> None:
     assert first == second
     assert assistant.model.training
     assert all(each.grad is None for each in assistant.model.parameters())
+
+
+def test_dropout_is_on_in_the_parts_that_learn_alone(
+    vision_folder: Path, gpt2_folder: Path, photos: Path
+) -> None:
+    """A frozen language model gives the same loss each time; one that learns draws its own for each seed."""
+    assistant = assemble(vision_folder, gpt2_folder, seed=3)
+    batch = batch_of(assistant, mixed_samples(assistant, photos))
+
+    def losses() -> list[float]:
+        drawn = []
+        for seed in (1, 1, 2):
+            with FP32.seeded(0, seed):
+                drawn.append(float(assistant.model.loss(batch).total.detach()))
+        return drawn
+
+    train_only(assistant.model, ("projector",))
+    assistant.model.train()
+    assert len(set(losses())) == 1
+    train_only(assistant.model, ("projector", "language"))
+    assistant.model.train()
+    first, same, other = losses()
+    assert first == same != other
+
+
+def test_seeding_a_step_changes_nothing_outside() -> None:
+    """What the caller draws goes on as if the step had drawn nothing."""
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    with FP32.seeded(1, 2):
+        torch.rand(7)
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_the_rate_rises_and_falls() -> None:

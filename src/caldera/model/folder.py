@@ -7,7 +7,7 @@ does not know, so that it refuses the folder instead of loading half of it.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import (
@@ -18,6 +18,7 @@ from transformers import (
     CLIPImageProcessorPil,
     GenerationConfig,
     LlavaConfig,
+    LlavaImageProcessorPil,
     LlavaProcessor,
     PretrainedConfig,
     PreTrainedModel,
@@ -35,6 +36,7 @@ from caldera.model.weights import (
     PROJECTOR,
     VISION,
     check_fit,
+    check_owners,
     fill,
     from_disk,
     read_weights,
@@ -100,15 +102,14 @@ def save_assistant(folder: Path, assistant: Assistant) -> None:
 
 def _config(assistant: Assistant) -> dict[str, Any]:
     """Return the config that transformers reads."""
-    model, card = assistant.model, assistant.card
+    model = assistant.model
     config = LlavaConfig(
         vision_config=model.vision.tower.config.to_dict(),
         text_config=model.language.config.to_dict(),
         image_token_index=model.image_token_id,
         image_seq_length=model.vision.image_tokens,
         projector_hidden_act="gelu",
-        vision_feature_layer=card.select_layer,
-        vision_feature_select_strategy=_strategy(model.vision),
+        **_selection(model.vision),
         tie_word_embeddings=model.language.config.tie_word_embeddings,
     ).to_dict()
     strange = _strange_to_transformers(model)
@@ -120,9 +121,29 @@ def _config(assistant: Assistant) -> dict[str, Any]:
     return config
 
 
-def _strategy(vision: VisionTower) -> Literal["default", "full"]:
-    """Name what transformers is to take of a tower: `default` leaves out the first position, `full` none."""
-    return "default" if vision.select == "patch" and vision.leading else "full"
+def _selection(vision: VisionTower) -> dict[str, Any]:
+    """Return in the words of transformers' config which features of a tower are projected.
+
+    Its strategy `default` leaves out the first position, `full` none.
+    """
+    skips_one = vision.select == "patch" and vision.leading
+    return {
+        "vision_feature_layer": vision.select_layer,
+        "vision_feature_select_strategy": "default" if skips_one else "full",
+    }
+
+
+def _check_agreement(config: dict[str, Any], vision: VisionTower, folder: Path) -> None:
+    """Compare what config and card both say of the features that are projected.
+
+    Raises:
+        ModelFolderError: Transformers would project other features than caldera.
+    """
+    for name, wanted in _selection(vision).items():
+        if config.get(name) != wanted:
+            raise ModelFolderError(
+                f"{folder}: config.json has {name} {config.get(name)!r}, {FILE} means {wanted!r}; they must agree"
+            )
 
 
 def _strange_to_transformers(model: Llava) -> str | None:
@@ -144,19 +165,22 @@ def _processor(assistant: Assistant) -> LlavaProcessor:
     """Return the processor that transformers reads."""
     shape, vision = assistant.processor, assistant.model.vision
     square = {"height": shape.side, "width": shape.side}
-    pixels = CLIPImageProcessorPil(
+    padding: dict[str, Any] = {"do_pad": True} if shape.aspect == "pad" else {}
+    factory = LlavaImageProcessorPil if padding else CLIPImageProcessorPil
+    pixels = factory(
         size=square if shape.squash else {"shortest_edge": shape.edge or shape.side},
         crop_size=square,
         do_center_crop=not shape.squash,
         image_mean=list(shape.mean),
         image_std=list(shape.std),
         resample=shape.resample,
+        **padding,
     )
     return LlavaProcessor(
         pixels,
         assistant.tokenizer,
         patch_size=vision.tower.config.patch_size,
-        vision_feature_select_strategy=_strategy(vision),
+        vision_feature_select_strategy=_selection(vision)["vision_feature_select_strategy"],
         num_additional_image_tokens=vision.leading,
         image_token=IMAGE_TOKEN,
         chat_template=CHAT_TEMPLATE,
@@ -180,6 +204,7 @@ def load_assistant(folder: Path, dtype: torch.dtype = torch.float32) -> Assistan
     card = read_card(folder)
     config = read_config(folder)
     weights = read_weights(folder)
+    check_owners(weights, folder)
     tower = _load_part(
         AutoModel, _part(config, "vision_config", folder), weights, VISION, folder, dtype
     )
@@ -200,12 +225,9 @@ def load_assistant(folder: Path, dtype: torch.dtype = torch.float32) -> Assistan
             f"{slot}; they must agree"
         )
     processor = load_processor(folder, card)
-    model = Llava(
-        VisionTower(tower, processor.side, card.select_layer, card.select),
-        projector.to(dtype),
-        language,
-        slot,
-    )
+    vision = VisionTower(tower, processor.side, card.select_layer, card.select)
+    _check_agreement(config, vision, folder)
+    model = Llava(vision, projector.to(dtype), language, slot)
     return Assistant(model.eval(), tokenizer, processor, card)
 
 
@@ -267,8 +289,18 @@ def _load_part(
 
 
 def image_token_id(tokenizer: PreTrainedTokenizerFast) -> int:
-    """Return the id of the token that stands for pictures."""
-    return int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))  # type: ignore[arg-type] # of one token
+    """Return the id of the token that stands for pictures.
+
+    Raises:
+        ModelFolderError: The tokenizer has no such token.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if IMAGE_TOKEN not in vocabulary:
+        raise ModelFolderError(
+            f"the tokenizer in {tokenizer.name_or_path} has no token {IMAGE_TOKEN!r}, so pictures have no place; "
+            "copy the model folder again"
+        )
+    return vocabulary[IMAGE_TOKEN]
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -313,6 +345,10 @@ def _geometry(content: dict[str, Any]) -> dict[str, Any]:
 def load_processor(folder: Path, card: Card | None = None) -> PictureProcessor:
     """Read how pictures are prepared from `processor_config.json` or `preprocessor_config.json`.
 
+    Args:
+        folder: A model folder or a vision tower's.
+        card: Says how a picture that is not square is shown; without one, the file does.
+
     Raises:
         ModelFolderError: Neither is there, or it lacks a setting.
     """
@@ -326,7 +362,7 @@ def load_processor(folder: Path, card: Card | None = None) -> PictureProcessor:
                 **_geometry(content),
                 mean=tuple(content["image_mean"]),
                 std=tuple(content["image_std"]),
-                aspect=card.aspect if card else "square",
+                aspect=card.aspect if card else "pad" if content.get("do_pad") else "square",
                 resample=content.get("resample", 3),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +93,13 @@ class Llava(nn.Module):
         self.projector = projector
         self.language = language
         self.image_token_id = image_token_id
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of training; a part whose weights are all frozen stays in evaluation, without dropout."""
+        super().train(mode)
+        for part in self.children():
+            part.train(mode and any(each.requires_grad for each in part.parameters()))
+        return self
 
     @property
     def word_table(self) -> Tensor:

@@ -115,6 +115,20 @@ def digest_of(weights: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
+def check_owners(weights: Mapping[str, Tensor], source: Path) -> None:
+    """Refuse weights that belong to no part.
+
+    Raises:
+        ModelFolderError: There are some; the message names the first.
+    """
+    stray = sorted(name for name in weights if not name.startswith((VISION, PROJECTOR, LANGUAGE)))
+    if stray:
+        raise ModelFolderError(
+            f"the weights in {source} hold {stray[:3]}, which belong to no part; their names must start with "
+            f"{VISION}, {PROJECTOR} or {LANGUAGE}"
+        )
+
+
 def check_fit(
     module: nn.Module,
     weights: Mapping[str, Tensor],

@@ -130,6 +130,7 @@ def evaluate_on_coco(
         CalderaError: Model or annotations cannot be read, or the result cannot be written.
     """
     assistant = load_assistant(model)
+    assistant.model.to(means.compute.device)
     benchmark = questions_about(
         read_coco(questions.folder, Skips(questions.max_bad), questions.split),
         name=str(questions.folder),

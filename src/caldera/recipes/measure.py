@@ -102,6 +102,7 @@ class Measuring:
         file = self._out / "answers" / f"{name.replace(' ', '_').replace(',', '')}.json"
         if file.is_file():
             return dict(json.loads(file.read_text()))
+        assistant.model.to(self._means.compute.device)  # one that stood there is on the CPU
         with self._means.compute.autocast():
             answers = ask(
                 Generator(assistant, self._features(assistant)),

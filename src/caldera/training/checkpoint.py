@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from caldera.errors import ModelFolderError
-from caldera.storage import whole_folder, write_json
+from caldera.errors import ModelFolderError, UsageError
+from caldera.storage import whole_folder, write_json, writing
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def scatter(tensors: dict[str, Tensor], model: nn.Module, optimiser: torch.optim
         name = names[parameter]
         parameter.copy_(tensors[f"weights.{name}"])
         state = {
-            key.split(".", 2)[1]: value.clone()
+            key.split(".", 2)[1]: value.to(parameter.device, copy=True)
             for key, value in tensors.items()
             if key.startswith("optimiser.") and key.split(".", 2)[2] == name
         }
@@ -84,7 +84,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     Raises:
         OutputError: It could not be written; earlier checkpoints stay.
     """
-    with whole_folder(folder / f"step-{checkpoint.step:08d}") as fresh:
+    with whole_folder(folder / _name(checkpoint.step)) as fresh:
         tensors = {name: each.contiguous().cpu() for name, each in checkpoint.tensors.items()}
         save_file(tensors, fresh / _WEIGHTS)
         state = {
@@ -94,8 +94,9 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         }
         write_json(fresh / _STATE, state)
         write_json(fresh / _MANIFEST, {name: _digest(fresh / name) for name in (_WEIGHTS, _STATE)})
-    for old in _checkpoints(folder)[_KEPT:]:
-        shutil.rmtree(old)
+    with writing(folder):
+        for old in _checkpoints(folder)[_KEPT:]:
+            shutil.rmtree(old)
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -111,6 +112,40 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             log.warning("passing over the broken checkpoint %s: %s", path, error)
     return None
+
+
+def own_checkpoint(folder: Path, identity: str) -> Checkpoint | None:
+    """Load the newest sound checkpoint in `folder`, if there is one.
+
+    Raises:
+        UsageError: It is not of the run called `identity`.
+    """
+    found = newest_checkpoint(folder)
+    if found and found.identity != identity:
+        raise UsageError(
+            f"the checkpoint in {folder} was made with other data, settings or weights; choose another --out, or "
+            "start anew without --resume"
+        )
+    return found
+
+
+def remove_later(folder: Path, step: int) -> None:
+    """Remove the checkpoints after `step`, those of a run that is not gone on with; 0 removes all.
+
+    Left there, they would count as the newest, and those of the present run would be removed in their place.
+
+    Raises:
+        OutputError: One cannot be removed.
+    """
+    with writing(folder):
+        for path in _checkpoints(folder):
+            if path.name > _name(step):
+                shutil.rmtree(path)
+
+
+def _name(step: int) -> str:
+    """Return what the checkpoint of a step is called; names sort as steps do."""
+    return f"step-{step:08d}"
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """Where and in which precision things are computed: the one place that asks what the machine has."""
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,14 @@ class Compute:
         """Run matrix products of the block in `dtype`."""
         enabled = self.dtype != torch.float32
         with torch.autocast(self.device.type, self.dtype, enabled=enabled):
+            yield
+
+    @contextmanager
+    def seeded(self, *numbers: int) -> Iterator[None]:
+        """Draw what the block draws, such as dropout, from a seed made of `numbers`; outside nothing changes."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(random.Random(repr(numbers)).getrandbits(63))
             yield
 
     @property

@@ -1,11 +1,9 @@
 """A stage, a model and samples in, the trained model out: the same loop for every stage."""
 
-import hashlib
-import json
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -14,13 +12,12 @@ from caldera.batches.collate import Batch, collate
 from caldera.batches.picture_sources import PictureSource
 from caldera.batches.sampler import batches_of_epoch
 from caldera.batches.samples import Sample
-from caldera.errors import UsageError
 from caldera.model.llava import Llava
 from caldera.progress import Progress
 from caldera.training.checkpoint import (
     Checkpoint,
     gather,
-    newest_checkpoint,
+    remove_later,
     save_checkpoint,
     scatter,
 )
@@ -65,8 +62,8 @@ class Run:
     compute: Compute
     folder: Path
     progress: Progress
-    identity: str = field(default="")
-    """Digest of what the run starts from; empty means that any checkpoint in the folder is its own."""
+    identity: str
+    """Digest of what decides how the run goes, noted in its checkpoints."""
 
     def batch(self, samples: Sequence[Sample]) -> Batch:
         """Lay samples into one batch, with their pictures."""
@@ -110,45 +107,32 @@ class Run:
         return mean_loss(self.model, (self.batch(part) for part in parts), self.compute)
 
 
-def identity_of(stage: Stage, samples: Sequence[Sample], parents: dict[str, str]) -> str:
-    """Return a digest of everything that decides how a run goes."""
-    digest = hashlib.sha256(json.dumps([asdict(stage), parents], sort_keys=True).encode())
-    for sample in samples:
-        digest.update(repr((sample.id, sample.ids, sample.labels)).encode())
-    return digest.hexdigest()
-
-
-def train(run: Run, *, resume: bool) -> Outcome:
+def train(run: Run, found: Checkpoint | None) -> Outcome:
     """Train until the stage's steps are done.
 
     Args:
         run: What to train, on what, where.
-        resume: Whether to go on from the newest checkpoint in the run's folder, if there is one.
+        found: A checkpoint of this very run to go on from; None starts anew, and removes old checkpoints.
 
     Raises:
-        UsageError: The checkpoint belongs to other data or settings.
+        ModelFolderError: The checkpoint does not fit the model.
         TrainingError: Loss or gradient was not finite.
         OutputError: Something could not be written.
     """
     optimiser = build_optimiser(run.model, run.stage)
-    checkpoints = run.folder / "checkpoints"
     start, first_loss, known = 0, None, -1
-    if found := newest_checkpoint(checkpoints) if resume else None:
-        if run.identity and found.identity != run.identity:
-            raise UsageError(
-                f"the checkpoint in {checkpoints} was made with other data, settings or weights; "
-                "choose another --out, or start anew without --resume"
-            )
+    if found:
         scatter(found.tensors, run.model, optimiser)
         start = known = found.step
         first_loss = found.extra["first_validation_loss"]
         log.info("going on from step %d", start)
+    remove_later(run.folder / "checkpoints", start)
     begun = time.monotonic()
-    with Record(run.folder, after_step=known) as record:
-        if start == 0:
-            first_loss = run.validation_loss()
-            record.add(0, {"validation_loss": first_loss} if first_loss is not None else {})
-        last_loss = _steps(run, optimiser, record, start, first_loss)
+    record = Record(run.folder, after_step=known)
+    if start == 0:
+        first_loss = run.validation_loss()
+        record.add(0, {"validation_loss": first_loss} if first_loss is not None else {})
+    last_loss = _steps(run, optimiser, record, start, first_loss)
     seconds = time.monotonic() - begun
     done = (run.total_steps - start) * run.stage.batch_size
     return Outcome(run.total_steps, seconds, first_loss, last_loss, done / max(seconds, 1e-9))
@@ -167,14 +151,15 @@ def _steps(
             factor = rate_factor(step, total, stage.warmup_fraction)
             set_rate(optimiser, factor)
             samples = [run.samples[index] for index in indices]
-            report = training_step(
-                run.model,
-                run.micro_batches(samples),
-                optimiser,
-                max_grad_norm=stage.max_grad_norm,
-                compute=run.compute,
-                names=[sample.id for sample in samples],
-            )
+            with run.compute.seeded(stage.seed, step):  # so no state of it is kept for --resume
+                report = training_step(
+                    run.model,
+                    run.micro_batches(samples),
+                    optimiser,
+                    max_grad_norm=stage.max_grad_norm,
+                    compute=run.compute,
+                    names=[sample.id for sample in samples],
+                )
             values = {**asdict(report), "learning_rate": stage.learning_rate * factor}
             done = step + 1
             if done == total or done % stage.validate_every == 0:

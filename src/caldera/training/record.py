@@ -1,10 +1,10 @@
 """Numbers of a run in, `metrics.jsonl` and TensorBoard's event files out."""
 
 import json
+import os
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from typing import Any
 
 from caldera.storage import write_whole, writing
 
@@ -13,9 +13,11 @@ class Record:
     """Appends one line of numbers for each event of a run; a run that goes on drops what came after its checkpoint."""
 
     def __init__(self, folder: Path, *, after_step: int = -1) -> None:
-        """Open the record in `folder`; lines of steps after `after_step` are dropped, as they will come again."""
-        from torch.utils.tensorboard import SummaryWriter  # heavy, and only needed here
+        """Open the record in `folder`; lines of steps after `after_step` are dropped, as they will come again.
 
+        Raises:
+            OutputError: It cannot be written.
+        """
         self._file = folder / "metrics.jsonl"
         self._begun = time.monotonic()
         if self._file.is_file():
@@ -23,8 +25,7 @@ class Record:
                 line for line in self._file.read_text().splitlines() if _step(line) <= after_step
             ]
             write_whole(self._file, "".join(f"{line}\n" for line in kept))
-        with writing(folder):
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after_step + 1)
+        self._board = _Board(folder / "tensorboard", from_step=after_step + 1)
 
     def add(self, step: int, values: dict[str, float]) -> None:
         """Note `values` at `step`.
@@ -35,21 +36,52 @@ class Record:
         line = {"step": step, "seconds": round(time.monotonic() - self._begun, 3), **values}
         with writing(self._file), self._file.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        self._board.add(step, values)
 
-    def __enter__(self) -> Self:
-        """Begin."""
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Flush and close."""
-        self._board.close()
+class _Board:
+    """TensorBoard's event file, written at once.
+
+    TensorBoard's own writer has a thread, where a full disk ends in a traceback and is noticed steps later.
+    """
+
+    def __init__(self, folder: Path, *, from_step: int) -> None:
+        """Begin a file in `folder`; TensorBoard then hides what earlier files hold from `from_step` on."""
+        from tensorboard.compat.proto.event_pb2 import (  # heavy, and only needed here
+            Event,
+            SessionLog,
+        )
+
+        begun = time.time()
+        self._file = folder / f"events.out.tfevents.{begun:.6f}.{os.getpid()}"
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        start = SessionLog(status=SessionLog.START)
+        self._append(
+            Event(wall_time=begun, file_version="brain.Event:2"),
+            Event(wall_time=begun, step=from_step, session_log=start),
+        )
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """Note `values` at `step`.
+
+        Raises:
+            OutputError: They cannot be written.
+        """
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        told = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._append(Event(wall_time=time.time(), step=step, summary=Summary(value=told)))
+
+    def _append(self, *events: Any) -> None:  # noqa: ANN401 - generated classes without types
+        """Write events behind those of the file."""
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        with writing(self._file), self._file.open("ab") as file:
+            records = RecordWriter(file)
+            for event in events:
+                records.write(event.SerializeToString())
 
 
 def _step(line: str) -> float:

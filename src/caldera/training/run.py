@@ -28,14 +28,15 @@ from caldera.model.card import Card, read_card
 from caldera.model.folder import Assistant, load_assistant, save_assistant
 from caldera.model.llava import Llava
 from caldera.model.projector import fit_spread
-from caldera.model.weights import digest_of
 from caldera.processor import keep_freed_memory
 from caldera.skips import Skips
 from caldera.storage import as_json, holding, write_json
+from caldera.training.checkpoint import Checkpoint, own_checkpoint
 from caldera.training.devices import Compute, Means
 from caldera.training.features import tower_features
 from caldera.training.freeze import PartReport, train_only
-from caldera.training.loop import Outcome, Run, identity_of, train
+from caldera.training.identity import identity_of
+from caldera.training.loop import Outcome, Run, train
 from caldera.training.stage import Stage
 
 log = logging.getLogger(__name__)
@@ -87,8 +88,9 @@ class StageJob:
         keep_freed_memory()
         with holding(self.out):
             samples = self._samples()
-            start = {"start": digest_of(self.assistant.model.state_dict())}
-            identity = identity_of(self.stage, samples, start)
+            identity = identity_of(
+                self.stage, self.assistant, samples, self.data.pictures, self.means.compute
+            )
             if self.resume and _finished(self.out, identity):
                 log.info("%s is done already", self.out / "model")
                 return load_assistant(self.out / "model"), None
@@ -97,8 +99,9 @@ class StageJob:
                     f"{self.out} holds a finished run of other data or settings, or --resume was not given; "
                     "choose another --out"
                 )
+            found = own_checkpoint(self.out / "checkpoints", identity) if self.resume else None
             write_json(self.out / "stage.json", asdict(self.stage))
-            return self._train(samples, identity)
+            return self._train(samples, identity, found)
 
     def _samples(self) -> list[Sample]:
         """Encode the data set for this stage and model."""
@@ -114,7 +117,9 @@ class StageJob:
         with self.means.progress.job("reading conversations", len(conversations)) as tick:
             return maker.make_all(conversations, self.data.pictures, self.skips, tick)
 
-    def _train(self, samples: list[Sample], identity: str) -> tuple[Assistant, Outcome]:
+    def _train(
+        self, samples: list[Sample], identity: str, found: Checkpoint | None
+    ) -> tuple[Assistant, Outcome]:
         """Freeze, look at the pictures, train, and save."""
         assistant, compute = self.assistant, self.means.compute
         report_parts(train_only(assistant.model, self.stage.trains))
@@ -139,7 +144,7 @@ class StageJob:
             progress=self.means.progress,
             identity=identity,
         )
-        outcome = train(run, resume=self.resume)
+        outcome = train(run, found)
         trained = replace(assistant, card=self._card(identity, outcome))
         save_assistant(self.out / "model", trained)
         return trained, outcome

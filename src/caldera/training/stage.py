@@ -81,7 +81,7 @@ class Stage:
     """Whether the projector is scaled, before the first step, to put out tokens as spread as word embeddings."""
 
     seed: int = 42
-    """Of the order of conversations and the choice of those held out."""
+    """Of the order of conversations, the choice of those held out, and dropout."""
 
     def __post_init__(self) -> None:
         """Check every setting, and name all that are wrong.

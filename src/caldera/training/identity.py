@@ -1,0 +1,44 @@
+"""What a run starts from in, a digest out: of two runs with the same, one may go on where the other stopped."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from caldera.batches.samples import Sample
+from caldera.model.folder import Assistant
+from caldera.model.weights import digest_of
+from caldera.training.devices import Compute
+from caldera.training.stage import Stage
+
+
+def identity_of(
+    stage: Stage, assistant: Assistant, samples: Sequence[Sample], pictures: Path, compute: Compute
+) -> str:
+    """Return a digest of what decides how a run goes, but for the device and the versions of the libraries.
+
+    Args:
+        stage: Every setting counts.
+        assistant: Its weights count, how its tower is read, how pictures are prepared, and whether it is fresh.
+        samples: Their numbers count. A picture counts by its path and its size in bytes, so data may be moved, and a
+            picture that is repaired makes another run.
+        pictures: Folder that the pictures' paths start from; it does not count itself.
+        compute: The precision counts.
+    """
+    vision = assistant.model.vision
+    said = {
+        "stage": asdict(stage),
+        "weights": digest_of(assistant.model.state_dict()),
+        "features": [vision.select_layer, vision.select],
+        "preparation": asdict(assistant.processor),
+        "after": assistant.card.stage,
+        "precision": str(compute.dtype),
+    }
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    sizes = {path: path.stat().st_size for sample in samples for path in sample.pictures}
+    for sample in samples:
+        shown = [(os.path.relpath(path, pictures), sizes[path]) for path in sample.pictures]
+        digest.update(repr((sample.id, sample.ids, sample.labels, shown)).encode())
+    return digest.hexdigest()

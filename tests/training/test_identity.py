@@ -1,0 +1,65 @@
+"""A run's identity changes with what decides the run, and with nothing else."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from caldera.batches.samples import Sample
+from caldera.model.folder import Assistant
+from caldera.training.devices import Compute
+from caldera.training.identity import identity_of
+from caldera.training.stage import FINETUNE
+
+FP32 = Compute(torch.device("cpu"), torch.float32)
+
+
+def identity(assistant: Assistant, photos: Path, shown: str = "1.png", **changes: str) -> str:
+    """Return the identity of a run on one sample about a picture."""
+    sample = Sample("r", (1, 2, 3), (-100, 2, 3), (photos / shown,))
+    compute = replace(FP32, dtype=getattr(torch, changes.get("dtype", "float32")))
+    stage = replace(FINETUNE, seed=len(changes.get("stage", "")))
+    return identity_of(stage, assistant, [sample], photos, compute)
+
+
+def test_the_same_run_in_another_place_is_the_same(
+    assistant: Assistant, photos: Path, tmp_path: Path
+) -> None:
+    """Where the pictures' folder lies does not count."""
+    moved = shutil.copytree(photos, tmp_path / "moved")
+    assert identity(assistant, moved) == identity(assistant, photos)
+
+
+@pytest.mark.parametrize(
+    "change", ["aspect", "layer", "select", "weights", "after", "dtype", "stage", "path", "picture"]
+)
+def test_what_decides_a_run_is_in_its_identity(
+    assistant: Assistant, photos: Path, change: str
+) -> None:
+    """Other preparation, features, weights, precision, settings or pictures make another run."""
+    before = identity(assistant, photos)
+    shown, model = "1.png", assistant.model
+    match change:
+        case "aspect":
+            processor = replace(assistant.processor, aspect="pad")
+            assistant = replace(assistant, processor=processor)
+        case "layer":
+            model.vision.select_layer = -1
+        case "select":
+            model.vision.select = "cls_patch"
+        case "weights":
+            with torch.no_grad():
+                model.word_table[0, 0] += 1e-3
+        case "after":
+            card = assistant.card.model_copy(update={"stage": "pretrain"})
+            assistant = replace(assistant, card=card)
+        case "path":
+            shown = "same bytes.png"
+            shutil.copy(photos / "1.png", photos / shown)
+        case "picture":
+            Image.new("RGB", (30, 30)).save(photos / "1.png")
+    changes = {change: "bfloat16" if change == "dtype" else "other"}
+    assert identity(assistant, photos, shown, **changes) != before
