@@ -116,6 +116,19 @@ def test_pictures_may_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
             "has no picture; a caption needs one",
         ),
         (
+            {
+                "id": "7",
+                "image": "1.jpg",
+                "conversations": [
+                    {"from": "human", "value": "<image>\nWhat?"},
+                    {"from": "gpt", "value": "x"},
+                    {"from": "human", "value": "And?"},
+                    {"from": "gpt", "value": "y"},
+                ],
+            },
+            "has 4 turns; a pair is a human turn with a picture and a gpt turn with its caption",
+        ),
+        (
             {"id": "7", "image": "1.jpg", "conversations": []},
             "needs at least a human and a gpt tur",
         ),

@@ -1,5 +1,8 @@
 """Pictures of every kind become the pixels the papers' code makes, or are refused in one line."""
 
+import os
+import struct
+import zlib
 from io import BytesIO
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 from caldera.batches.pictures import (
+    MAX_BYTES,
     MAX_PIXELS,
     MAX_RATIO,
     MAX_SIDE,
@@ -133,6 +137,41 @@ def test_a_bomb_is_refused_from_its_header() -> None:
     assert len(bomb) < 10_000_000
     with pytest.raises(PictureError, match="over the limit of 32,000,000"):
         decode_picture(bomb, "bomb.png")
+
+
+def test_a_bomb_over_pillows_own_limit_is_called_too_large_too() -> None:
+    """A header alone declares 60,000 x 60,000 pixels."""
+    header = struct.pack(">II5B", 60_000, 60_000, 1, 0, 0, 0, 0)
+    chunk = b"IHDR" + header
+    bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(header)) + chunk
+    bomb += struct.pack(">I", zlib.crc32(chunk)) + struct.pack(">I", 0) + b"IDAT" + bytes(4)
+    with pytest.raises(PictureError, match="many times more pixels than the limit"):
+        decode_picture(bomb, "bomb.png")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("pipe", "is not a regular file"),
+        ("device", "is not a regular file"),
+        ("folder", "is a folder"),
+        ("huge", "has 100,000,001 bytes, over the limit of 100,000,000"),
+    ],
+)
+def test_only_files_of_a_pictures_size_are_read(tmp_path: Path, kind: str, message: str) -> None:
+    """A pipe would wait for ever, a device never end."""
+    path = tmp_path / "x.png"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        with path.open("wb") as file:
+            file.truncate(MAX_BYTES + 1)
+    with pytest.raises(PictureError, match=message):
+        open_picture(path)
 
 
 @pytest.mark.parametrize(

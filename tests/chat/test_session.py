@@ -156,6 +156,15 @@ def test_quotes_and_home_are_understood(photos: Path, monkeypatch: pytest.Monkey
     assert users_picture("~/1.png") == photos / "1.png"
 
 
+def test_a_dropped_path_may_hold_backslashes(photos: Path, tmp_path: Path) -> None:
+    """Terminals put one before a blank; a file whose name really holds one is found as it is."""
+    spaced, slashed = tmp_path / "my photo (1).png", tmp_path / "a\\b.png"
+    for path in (spaced, slashed):
+        path.write_bytes((photos / "1.png").read_bytes())
+    assert users_picture(f"{tmp_path}/my\\ photo\\ \\(1\\).png") == spaced
+    assert users_picture(str(slashed)) == slashed
+
+
 def test_a_name_too_long_for_a_file_is_one_line() -> None:
     """What no file system takes is refused like any other picture that cannot be read."""
     with pytest.raises(PictureError, match=r"cannot be read: File name too long"):

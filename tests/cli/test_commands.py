@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -131,7 +132,7 @@ def test_data_goes_from_annotations_to_a_checked_file(
 
     checked = call("data", "check", tmp_path / "data.json")
     assert checked.returncode == 0, checked.stderr
-    assert "0 are bad" in checked.stderr
+    assert "bad: 0" in checked.stderr
     assert checked.stdout == ""
 
 
@@ -166,7 +167,7 @@ def test_check_lists_what_is_wrong(call: Callable[..., Done], coco: Path, tmp_pa
     assert done.returncode == 3
     assert f"{file}:{len(lines) + 1}: field 'conversations' is missing" in done.stderr
     assert f"{file}:{len(lines) + 2}: " in done.stderr
-    assert "2 are bad" in done.stderr
+    assert "bad: 2" in done.stderr
     assert len((tmp_path / "data.bad.jsonl").read_text().splitlines()) == 2
     assert call("data", "check", file, "--max-bad", "0.5").returncode == 0
 
@@ -319,6 +320,7 @@ def test_chat_refuses_what_it_cannot_ask(
     for words, message in (
         ((*nine, "--prompt", "what?"), "9 pictures are shown together, over the limit of 8"),
         (("--prompt", ""), "the question is empty"),
+        (("--image", photos / "1.png", "--prompt", " "), "the question is empty"),
     ):
         done = call("chat", tmp_path / "m", *words)
         assert done.returncode == 2, done.stderr
@@ -329,12 +331,25 @@ def test_chat_refuses_what_it_cannot_ask(
 def test_chat_answers_once_on_stdout(
     call: Callable[..., Done], assistant: Assistant, photos: Path, tmp_path: Path
 ) -> None:
-    """With --prompt the answer alone is printed, the same whatever the seed; a picture may be the whole question."""
+    """With --prompt the answer alone is printed, the same whatever the seed."""
     save_assistant(tmp_path / "m", assistant)
-    for question in ("what is this?", ""):
-        words = ("chat", tmp_path / "m", "--image", photos / "1.png", "--prompt", question)
-        first, second = (call(*words, "--max-new-tokens", "9", "--seed", seed) for seed in "12")
-        assert first.returncode == 0, first.stderr
-        assert first.stdout.strip()
-        assert first.stdout == second.stdout
-        assert first.stderr == ""
+    words = ("chat", tmp_path / "m", "--image", photos / "1.png", "--prompt", "what is this?")
+    first, second = (call(*words, "--max-new-tokens", "9", "--seed", seed) for seed in "12")
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.strip()
+    assert first.stdout == second.stdout
+    assert first.stderr == ""
+
+
+def test_inspect_marks_what_is_learned_without_colour_too(
+    call: Callable[..., Done], coco: Path, tmp_path: Path
+) -> None:
+    """In a pipe each answer stands in double brackets with its end mark, and nothing else does."""
+    data = tmp_path / "data.json"
+    call("data", "generate", "coco", coco, "--kinds", "vqa", "--out", data)
+    done = call("data", "inspect", data)
+    record = json.loads(data.read_text())[0]
+    answers = [turn["value"] for turn in record["conversations"] if turn["from"] == "gpt"]
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"\[\[ (.*?)</s>\]\]", done.stdout) == answers
+    assert done.stdout.count("[[") == len(answers)

@@ -39,5 +39,5 @@ def test_what_a_model_said_is_only_text(tmp_path: Path, photos: Path) -> None:
     assert page.count('src="data:image/') == 4
     assert "default-src 'none'" in page
     assert "25.0 %" in page
-    assert "(right: yes)" in page
+    assert "(correct: yes)" in page
     assert "width:75%" in page

@@ -93,6 +93,11 @@ def _pair(row: object, where: str, ignore: frozenset[str]) -> tuple[str, str]:
         conversation = from_record(row, where, ignore)
         if not conversation.pictures:
             raise AnnotationError(f"{where} has no picture; a caption needs one")
+        if len(conversation.turns) > 2:
+            raise AnnotationError(
+                f"{where} has {len(conversation.turns)} turns; a pair is a human turn with a picture and a gpt turn "
+                "with its caption"
+            )
         name, caption = conversation.pictures[0], conversation.turns[1].text
     elif isinstance(row, dict) and None in row:  # where csv puts what is too much
         raise AnnotationError(f"{where} has too many fields; put a caption with commas in quotes")

@@ -1,5 +1,6 @@
 """A picture file in, the vision tower's pixels out."""
 
+import stat
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +17,9 @@ Aspect = Literal["square", "pad"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 """The file formats that are decoded; Pillow's rarer decoders are where the faults are."""
+
+MAX_BYTES = 100_000_000
+"""Larger files are not read."""
 
 MAX_PIXELS = 32_000_000
 """Pictures of more pixels are refused from their header, before they are decoded."""
@@ -52,7 +56,11 @@ def decode_picture(content: bytes, name: str) -> Image.Image:
         raise
     except UnidentifiedImageError:
         raise PictureError(f"{name} is not a {', '.join(FORMATS)} picture; convert it") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError:
+        raise PictureError(
+            f"{name} has many times more pixels than the limit of {MAX_PIXELS:,}; shrink it"
+        ) from None
+    except (OSError, ValueError, SyntaxError) as error:
         raise PictureError(f"{name} cannot be decoded, it is broken or cut; replace it") from error
 
 
@@ -84,15 +92,23 @@ def _on_white(picture: Image.Image) -> Image.Image:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a picture file.
+    """Read a picture file; what is not a plain file, such as a device or a pipe, is not opened.
 
     Raises:
-        PictureError: It is not there or cannot be read.
+        PictureError: It is not there, cannot be read, or is too large to be a picture.
     """
     try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            what = "a folder" if stat.S_ISDIR(found.st_mode) else "not a regular file"
+            raise PictureError(f"{path} is {what}; give a picture file")
+        if found.st_size > MAX_BYTES:
+            raise PictureError(
+                f"{path} has {found.st_size:,} bytes, over the limit of {MAX_BYTES:,}; shrink it"
+            )
         return path.read_bytes()
     except FileNotFoundError:
-        raise PictureError(f"{path} does not exist; check the path and --pictures") from None
+        raise PictureError(f"{path} does not exist; check the path") from None
     except OSError as error:
         raise PictureError(f"{path} cannot be read: {error.strerror}") from error
 

@@ -94,8 +94,8 @@ def plain(conversation: Conversation) -> Iterator[Span]:
     question, *answers = conversation.turns
     if not question.pictures or len(answers) > 1:
         raise RecordError(
-            f"record {conversation.id!r} has {len(question.pictures)} picture(s) and {len(answers)} answer(s) to its "
-            "first question; the template 'plain' takes pictures and one caption, use 'vicuna_v1' for dialogues"
+            f"record {conversation.id!r} has {len(conversation.turns)} turns, the first with {len(question.pictures)} "
+            "picture(s); the template 'plain' takes pictures and one caption, use 'vicuna_v1' for dialogues"
         )
     yield Mark("start")
     yield from (Slot(picture) for picture in question.pictures)

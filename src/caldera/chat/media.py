@@ -1,17 +1,18 @@
 """A path that a user typed in, a checked picture file out: the one place that opens a user's picture."""
 
-from contextlib import suppress
+import re
 from pathlib import Path
 
 from caldera.batches.pictures import open_picture
 from caldera.errors import PictureError
+from caldera.storage import is_file_there
 
 
 def users_picture(text: str) -> Path:
     """Return the file that a user means, after opening it once.
 
     Args:
-        text: A path as typed or dropped on a terminal: quotes around it and `~` are understood.
+        text: A path as typed or dropped on a terminal: quotes around it, backslashes in it and `~` are understood.
 
     Raises:
         PictureError: It is a web address, a folder, not there, or not a picture.
@@ -20,10 +21,7 @@ def users_picture(text: str) -> Path:
     if "://" in text:
         raise PictureError(f"{text} is a web address; download the picture and give its file")
     path = Path(text).expanduser()
-    with suppress(OSError):  # such as a name too long for the file system: opening it says so
-        if path.is_dir():
-            raise PictureError(f"{path} is a folder; give a picture file")
-        if path.exists() and not path.is_file():
-            raise PictureError(f"{path} is not a regular file; give a picture file")
+    if "\\" in text and not is_file_there(path):
+        path = Path(re.sub(r"\\(.)", r"\1", text)).expanduser()
     open_picture(path)
     return path.resolve()

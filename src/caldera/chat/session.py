@@ -46,8 +46,8 @@ class Session:
         Raises:
             UsageError: The question is empty, or the conversation has grown too long for the model.
         """
-        if not text.strip() and not self._shown:
-            raise UsageError("the question is empty")
+        if not text.strip():
+            raise UsageError("the question is empty; ask something")
         asked = Turn("user", self._parts(text))
         prompt = self._generator.prompt(Conversation("chat", (*self._turns, asked)))
         answer = ""

@@ -43,10 +43,14 @@ def talk(session: Session, pictures: Sequence[Path]) -> None:
     for picture in pictures:
         session.show(picture)
         _say(f"showing {picture.name}")
-    _say("Ask about the picture, or type /help.")
+    _say(
+        "Ask about the picture, or type /help."
+        if pictures
+        else "Show a picture with /image FILE, or type /help."
+    )
     while True:
         try:
-            line = input("\nyou> ").strip()
+            line = _typed().strip()
         except EOFError:
             _say("")
             return
@@ -59,6 +63,17 @@ def talk(session: Session, pictures: Sequence[Path]) -> None:
                 _answer(session, line)
         except CalderaError as error:
             _say(f"error: {error}")
+
+
+def _typed() -> str:
+    """Return the next line; the prompt stands on a terminal only, never among answers that go elsewhere.
+
+    Raises:
+        EOFError: There is none.
+    """
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        return input("\nyou> ")
+    return input()
 
 
 def _command(session: Session, line: str) -> None:

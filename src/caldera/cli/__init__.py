@@ -186,19 +186,27 @@ def _show_demo(folder: Path) -> None:
     import json
 
     results = json.loads((folder / "results.json").read_text())
-    columns = ("accuracy", "prior", "other_picture", "without_pretrain")
-    table = Table("held-out questions", "n", *columns, title="share of right answers")
+    columns = {
+        "accuracy": "right",
+        "prior": "prior",
+        "other_picture": "other picture",
+        "without_pretrain": "no stage 1",
+    }
+    table = Table("held-out questions", "n", *columns.values(), title="share of right answers")
     for kind, count in results["questions"].items():
         scores = (f"{results[column].get(kind, 0):.3f}" for column in columns)
         table.add_row(kind, str(count), *scores, end_section=kind == "overall")
     out.print(table)
-    out.print(f"caption CIDEr-D {results['caption_cider']:.2f} (0 to 10)")
-    out.print(f"time {results['seconds']['total']:.0f} s")
-    out.print(f"report   {folder / 'report.html'}", markup=False)
-    out.print(f"results  {folder / 'results.json'}", markup=False)
-    out.print(f"model    {folder / 'model'}", markup=False)
-    picture = next((folder / "scenes" / "held_out" / "held_out").glob("*.jpg"))
-    out.print(f"chat     caldera chat {folder / 'model'} --image {picture}", markup=False)
+    picture = min((folder / "scenes" / "held_out" / "held_out").glob("*.jpg"))
+    for line in (
+        f"caption CIDEr-D {results['caption_cider']:.2f} (0 to 10)",
+        f"time {results['seconds']['total']:.0f} s",
+        f"report   {folder / 'report.html'}",
+        f"results  {folder / 'results.json'}",
+        f"model    {folder / 'model'}",
+        f"chat     caldera chat {folder / 'model'} --image {picture}",
+    ):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _set_up() -> None:

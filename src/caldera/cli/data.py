@@ -57,8 +57,8 @@ def generate(
         table.add_row(kind, str(count))
     err.print(table)
     for reason, count in written.refused.most_common():
-        err.print(f"not written: {count} x {reason}", markup=False)
-    err.print(f"next: caldera data check {out_file}", markup=False)
+        err.print(f"not written: {count} x {reason}", markup=False, soft_wrap=True)
+    err.print(f"next: caldera data check {out_file}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -93,14 +93,15 @@ def check(
     err.print(
         f"{findings.records} records, {findings.turns} turns, {len(findings.pictures)} pictures; "
         f"{findings.several} records show several, {findings.without} none; {findings.repeated_ids} share an id; "
-        f"{len(findings.bad)} are bad"
+        f"bad: {len(findings.bad)}",
+        soft_wrap=True,
     )
     if findings.bad:
         for fault in findings.bad[:20]:
             err.print(f"{fault.where}: {fault.reason}", markup=False, soft_wrap=True)
         bad_file = file.with_suffix(".bad.jsonl")
         Skips(1.0, findings.bad).write(bad_file)
-        err.print(f"all of them are listed in {bad_file}", markup=False)
+        err.print(f"all of them are listed in {bad_file}", markup=False, soft_wrap=True)
         Skips(max_bad, findings.bad).check(findings.records)
 
 
@@ -117,7 +118,7 @@ def inspect(
     tokens: Annotated[bool, typer.Option("--tokens", help="Show a line for each token.")] = False,
     ignore_field: IgnoreField = None,
 ) -> None:
-    """Show what the model sees of one record: text, picture slots, and in green what it learns to say.
+    """Show what the model sees of one record: text, picture slots, and what it learns to say, in green or [[...]].
 
     [bold]Examples[/bold]
 
@@ -128,13 +129,14 @@ def inspect(
     from caldera.recipes.inspecting import inspect_record
 
     seen = inspect_record(file, record, model, template, frozenset(ignore_field or ()))
+    coloured = out.color_system is not None and not out.no_color
     styles = {"given": "dim", "learned": "bold green", "picture": "bold magenta"}
     for stretch in seen.stretches:
-        shown = (
-            f"<{stretch.text}: {stretch.tokens} tokens>"
-            if stretch.look == "picture"
-            else stretch.text
-        )
+        shown = stretch.text
+        if stretch.look == "picture":
+            shown = f"<{stretch.text}: {stretch.tokens} tokens>"
+        elif stretch.look == "learned" and not coloured:
+            shown = f"[[{stretch.text}]]"
         out.print(
             shown, style=styles[stretch.look], end="", markup=False, highlight=False, soft_wrap=True
         )
@@ -142,7 +144,9 @@ def inspect(
     learned = sum(one.tokens for one in seen.stretches if one.look == "learned")
     err.print(
         f"record {seen.id}, template {seen.template}: {sum(one.tokens for one in seen.stretches)} tokens, "
-        f"{learned} of them learned (green)"
+        f"{learned} of them learned ({'green' if coloured else 'in [[ ]]'})",
+        markup=False,
+        soft_wrap=True,
     )
     if tokens:
         table = Table("position", "id", "token", "learned")
