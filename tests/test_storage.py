@@ -34,6 +34,20 @@ with whole_folder(Path(sys.argv[1])) as fresh:
     time.sleep(600)
 """
 
+KILLED_WHILE_REPLACING = """
+import os, signal, sys
+from pathlib import Path
+from caldera.storage import whole_folder
+moved = Path.replace
+def replace(self, target):
+    if self.name.endswith(".unfinished"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return moved(self, target)
+Path.replace = replace
+with whole_folder(Path(sys.argv[1])) as fresh:
+    (fresh / "new").write_text("new")
+"""
+
 HOLDING_FOR_EVER = """
 import sys, time
 from pathlib import Path
@@ -239,6 +253,49 @@ def test_faults_of_our_own_pass_through() -> None:
     """Only the system's refusals become an OutputError."""
     with pytest.raises(UsageError, match=r"^mine$"), writing(Path("x")):
         raise UsageError("mine")
+
+
+@pytest.mark.parametrize("place", ["model", "checkpoints/step-7"])
+def test_what_a_killed_run_was_filling_is_removed(tmp_path: Path, place: str) -> None:
+    """The next run that holds the folder finds nothing half-filled in it or one below; hidden files of others stay."""
+    path = tmp_path / place
+    kill(start(FILLING_FOR_EVER, path))
+    assert len(names(path.parent)) == 1
+    (path.parent / ".env.template").write_text("mine")
+    with holding(tmp_path):
+        assert names(path.parent) - {".lock"} == {".env.template"}
+
+
+def test_what_a_killed_run_was_replacing_is_put_back(tmp_path: Path) -> None:
+    """Killed between moving the old folder away and the new one in, the old one stands again for the next run."""
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "old").write_text(OLD)
+    start(KILLED_WHILE_REPLACING, path).communicate()
+    assert not path.exists()
+    with holding(tmp_path):
+        assert names(tmp_path) == {"model", ".lock"}
+        assert (path / "old").read_text() == OLD
+
+
+@pytest.mark.parametrize("own_run", [False, True])
+def test_what_another_process_fills_is_left_alone(tmp_path: Path, own_run: bool) -> None:
+    """A run that does not get hold of a folder removes nothing from it, nor does one that holds the folder above."""
+    inner = tmp_path / "inner"
+    with holding(inner):
+        writer = start(FILLING_FOR_EVER, inner / "model")
+        try:
+            before = names(inner)
+            if own_run:
+                with holding(tmp_path):
+                    pass
+            else:
+                with pytest.raises(UsageError, match="in use"), holding(inner):
+                    pass
+            assert names(inner) == before
+            assert len(before) == 2
+        finally:
+            kill(writer)
 
 
 def test_a_folder_in_use_is_refused_until_its_process_ends(tmp_path: Path) -> None:

@@ -13,6 +13,9 @@ from typing import Any
 
 from caldera.errors import OutputError, UsageError
 
+_LOCK = ".lock"
+"""The file in a run's folder that its process locks."""
+
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
@@ -83,22 +86,28 @@ def write_json(path: Path, value: object) -> None:
     write_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
+_UNFINISHED, _REPLACED = ".unfinished", ".replaced"
+"""How the folders end that `whole_folder` makes beside its place: one to be filled, one for what stood there before."""
+
+
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Give a fresh folder to fill; it takes `path`'s place when the block ends well, else it is removed.
+
+    What a killed process leaves beside `path` is cleared away when the run's folder is held again.
 
     Raises:
         OutputError: It could not be written; a folder that stood at `path` still stands.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        fresh = _beside(path, _UNFINISHED)
         try:
             yield fresh
             fresh.chmod(0o755)
             _sync(fresh)
             if path.exists():
-                old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+                old = _beside(path, _REPLACED)
                 kept = path.replace(old / path.name)
                 try:
                     fresh.replace(path)
@@ -112,6 +121,29 @@ def whole_folder(path: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(fresh, ignore_errors=True)
             raise
+
+
+def _beside(path: Path, ending: str) -> Path:
+    """Make a hidden folder beside a place."""
+    return Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=ending))
+
+
+def _clear_after_kill(folder: Path) -> None:
+    """Put back what a killed process was replacing in a run's folder or one below, and remove what it was filling.
+
+    It is safe only while the folder is held: a run fills and replaces folders while it holds its own, so the process
+    that left these has ended. Folders with a lock of their own are other runs and are left to them. Only towers are
+    unpacked before the hold; of two processes that do that in one folder, one is refused in any case.
+    """
+    below = (path for path in folder.iterdir() if path.is_dir() and not (path / _LOCK).exists())
+    for place in [folder, *below]:
+        for replaced in place.glob(f".*{_REPLACED}"):
+            for kept in replaced.iterdir():
+                if not (place / kept.name).exists():
+                    kept.replace(place / kept.name)
+            shutil.rmtree(replaced)
+        for fresh in place.glob(f".*{_UNFINISHED}"):
+            shutil.rmtree(fresh, ignore_errors=True)
 
 
 def _sync(folder: Path) -> None:
@@ -128,12 +160,15 @@ def _sync(folder: Path) -> None:
 def holding(folder: Path) -> Iterator[None]:
     """Hold a run's folder against a second run; the hold ends with the process, however it ends.
 
+    What a killed run left half-written or half-replaced in it is cleared away or put back first.
+
     Raises:
         UsageError: Another process holds it.
+        OutputError: It cannot be written.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -145,6 +180,8 @@ def holding(folder: Path) -> Iterator[None]:
             ) from error
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        with writing(folder):
+            _clear_after_kill(folder)
         yield
     finally:
         os.close(lock)

@@ -88,6 +88,32 @@ def test_a_kill_in_the_middle_loses_only_the_last_rows(tmp_path: Path, photos: P
 
     assert torch.equal(keep(tmp_path / "torn", paths, Counting())(paths), whole)
     assert json.loads(journal.read_text().splitlines()[0]) == {"shape": [9, 3]}
+    tower = Counting()
+    keep(tmp_path / "torn", paths, tower)
+    assert tower.seen == 0, "a row was written behind a torn line, and not found again"
+
+
+@pytest.mark.parametrize("left", ["", '{"shape": [9'])
+def test_a_kill_before_the_first_line_is_whole_loses_nothing(
+    tmp_path: Path, photos: Path, left: str
+) -> None:
+    """A journal that was only opened, or holds half of its first line, is begun anew."""
+    paths = sorted(photos.iterdir())
+    (tmp_path / "store.jsonl").write_text(left)
+    for start in range(2):
+        tower = Counting()
+        source = keep(tmp_path, paths, tower)
+        assert torch.equal(source(paths[:1]), Counting()(Pixels(PROCESSOR)(paths[:1])).bfloat16())
+        assert tower.seen == (0 if start else len(paths))
+
+
+def test_where_no_picture_is_usable_there_are_no_features(tmp_path: Path) -> None:
+    """The source is empty; whoever asked decides what that means."""
+    bad: list[Path] = []
+    source = keep(tmp_path, [tmp_path / "missing.png"], Counting(), bad)
+    assert bad == [tmp_path / "missing.png"]
+    with pytest.raises(KeyError):
+        source(bad)
 
 
 def test_bad_pictures_are_told_and_left_out(tmp_path: Path, photos: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from caldera.batches.samples import Sample
 from caldera.conversation import Conversation, Picture, Turn, write_conversations
 from caldera.errors import CalderaError, PictureError, RecordError, UsageError
 from caldera.model.assemble import assemble
@@ -314,19 +315,66 @@ def test_more_bad_records_than_allowed_stop_the_run(
         job(assistant, photos, tmp_path / "b", short, skips=Skips(0.01)).run()
 
 
-def test_held_out_rows_share_no_first_picture_with_the_rest(
+def shown(number: int, *pictures: str) -> Sample:
+    """Return a sample about pictures."""
+    return Sample(f"r{number}", (1, 2), (1, 2), tuple(Path(name) for name in pictures))
+
+
+def test_held_out_rows_share_no_picture_with_the_rest() -> None:
+    """The split keeps pictures apart, also those shown second, keeps every row, and is the same for the same seed."""
+    pairs = [shown(at, f"{at}.png", f"{at - at % 3}.png") for at in range(30)]
+    samples = [*pairs, *(shown(30 + at, f"{at}.png") for at in range(30))]
+    for seed in range(7):
+        learning, held_out = split_off(samples, 7, seed=seed)
+        assert sorted(one.id for one in (*learning, *held_out)) == sorted(one.id for one in samples)
+        assert 0 < len(held_out) <= 6
+        told = {path for one in held_out for path in one.pictures}
+        assert told
+        assert not told & {path for one in learning for path in one.pictures}
+        assert split_off(samples, 7, seed=seed) == (learning, held_out)
+
+
+def test_where_all_rows_are_tied_none_is_held_out() -> None:
+    """A chain of pictures joins all rows, the first and the last, too."""
+    chain = [shown(at, f"{at}.png", f"{at + 1}.png") for at in range(40)]
+    assert split_off(chain, 4, seed=1) == (chain, [])
+
+
+def test_no_usable_picture_is_said(assistant: Assistant, photos: Path, tmp_path: Path) -> None:
+    """Where every record may be left out and is, nothing is left to train on."""
+    for photo in photos.iterdir():
+        photo.write_bytes(b"not a picture")
+    pictured = [one for one in dialogues(40) if one.pictures]
+    data = DataSet(conversations=pictured, pictures=photos)
+    with pytest.raises(RecordError, match="no record is left to train on"):
+        job(assistant, photos, tmp_path / "run", data=data, skips=Skips(1.0)).run()
+
+
+def test_the_share_of_bad_records_is_of_all(
     assistant: Assistant, photos: Path, tmp_path: Path
 ) -> None:
-    """The split keeps pictures apart, keeps every row, and is the same for the same seed."""
-    samples = job(assistant, photos, tmp_path)._samples()
-    learning, held_out = split_off(samples, 3, seed=1)
-    assert {one.id for one in learning} | {one.id for one in held_out} == {
-        one.id for one in samples
-    }
-    assert 0 < len(held_out) <= 3
-    first = {one.pictures[0] for one in held_out if one.pictures}
-    assert not first & {one.pictures[0] for one in learning if one.pictures}
-    assert split_off(samples, 3, seed=1) == (learning, held_out)
+    """Records left out for their text and for their picture are one share of the whole data set."""
+    data = DataSet(conversations=dialogues(40), pictures=photos)
+    (photos / "0.png").write_bytes(b"not a picture")
+    (photos / "1.png").unlink()
+    lost = sum(bool({"0.png", "1.png"} & {*one.pictures}) for one in data.conversations)
+    allowed = Skips(lost / 40)
+    job(assistant, photos, tmp_path / "run", data=data, skips=allowed).run()
+    assert len(allowed.taken) == lost
+
+
+def test_a_projector_is_not_fitted_without_pictures(
+    vision_folder: Path, language_folder: Path, photos: Path, tmp_path: Path
+) -> None:
+    """Text alone trains with `fit_projector` as it does without."""
+    data = DataSet(conversations=dialogues(40)[::3], pictures=photos)
+    weights = []
+    for fit in (True, False):
+        start = assemble(vision_folder, language_folder, seed=3)
+        stage = replace(STAGE, fit_projector=fit)
+        trained, _ = job(start, photos, tmp_path / str(fit), stage, data=data).run()
+        weights.append(trained.model.state_dict())
+    assert all(torch.equal(weights[1][name], weight) for name, weight in weights[0].items())
 
 
 @pytest.mark.slow

@@ -44,9 +44,18 @@ class FeatureStore:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self._rows = None  # another process may have added some
+            with writing(self._journal):
+                self._drop_torn_line()
             yield
         finally:
             os.close(lock)
+
+    def _drop_torn_line(self) -> None:
+        """Cut the journal behind its last whole line, so that the next one does not go on with a torn one."""
+        if self._journal.is_file():
+            content = self._journal.read_bytes()
+            if not content.endswith(b"\n"):
+                os.truncate(self._journal, content.rfind(b"\n") + 1)
 
     def rows(self) -> dict[str, int]:
         """Return the row of every digest that is there, leaving out a torn last line."""
@@ -70,14 +79,15 @@ class FeatureStore:
             data.truncate()
             data.flush()
             os.fsync(data.fileno())
-        with writing(self._journal):
-            head = "" if self._journal.is_file() else json.dumps({"shape": shape}) + "\n"
-            with self._journal.open("a") as journal:
-                journal.write(head + "".join(f"{digest}\n" for digest in digests))
+        with writing(self._journal), self._journal.open("a") as journal:
+            head = "" if journal.tell() else json.dumps({"shape": shape}) + "\n"
+            journal.write(head + "".join(f"{digest}\n" for digest in digests))
         rows |= {digest: len(rows) + number for number, digest in enumerate(digests)}
 
-    def read(self) -> np.memmap:
-        """Return all rows, memory-mapped, (images, patches, vision width), as the bits of bf16."""
+    def read(self) -> np.ndarray:
+        """Return all rows, memory-mapped, (images, patches, vision width), as the bits of bf16; (0, 0, 0) if none."""
+        if not self.rows():
+            return np.empty((0, 0, 0), np.int16)  # a file without content cannot be mapped
         with self._journal.open() as journal:
             shape = json.loads(journal.readline())["shape"]
         return np.memmap(self._data, np.int16, "r", shape=(len(self.rows()), *shape))

@@ -52,7 +52,7 @@ class Pixels:
 class KeptFeatures:
     """Looks features up in a store."""
 
-    def __init__(self, rows: Mapping[Path, int], features: np.memmap) -> None:
+    def __init__(self, rows: Mapping[Path, int], features: np.ndarray) -> None:
         """Take the row of each picture, and all features as the bits of bf16, (rows, patches, vision width)."""
         self._rows = rows
         self._features = features

@@ -23,7 +23,7 @@ from caldera.batches.picture_sources import PictureSource, Pixels
 from caldera.batches.samples import Sample, SampleMaker
 from caldera.batches.templates import find_template
 from caldera.conversation import Conversation
-from caldera.errors import InputError, UsageError
+from caldera.errors import InputError, RecordError, UsageError
 from caldera.model.card import Card, read_card
 from caldera.model.folder import Assistant, load_assistant, save_assistant
 from caldera.model.llava import Llava
@@ -165,8 +165,11 @@ class StageJob:
         for sample in samples:
             if unusable := [path for path in sample.pictures if path in bad]:
                 self.skips.take(f"record {sample.id!r}", bad[unusable[0]])
-        self.skips.check(len(samples))
-        return source, [sample for sample in samples if not bad.keys() & set(sample.pictures)]
+        self.skips.check(len(self.data.conversations))  # what was left out before counts in both
+        usable = [sample for sample in samples if not bad.keys() & set(sample.pictures)]
+        if not usable:
+            raise RecordError("no record is left to train on")
+        return source, usable
 
     def _card(self, identity: str, outcome: Outcome) -> Card:
         """Write what this stage did on the assistant's card."""
@@ -191,24 +194,40 @@ def report_parts(parts: Sequence[PartReport]) -> None:
 
 
 def split_off(samples: Sequence[Sample], rows: int, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Hold out about `rows` samples, at most a tenth; samples with the same first picture stay on one side.
+    """Hold out about `rows` samples, at most a tenth, that share no picture with the others.
+
+    Samples that share a picture, also through a third one, stay on one side; where all do, none is held out.
 
     Returns:
         Samples to learn from, and samples held out.
     """
     wanted = min(rows, len(samples) // 10)
-    groups: dict[str, list[int]] = {}
-    for at, sample in enumerate(samples):
-        key = str(sample.pictures[0]) if sample.pictures else f"no picture {at}"
-        groups.setdefault(key, []).append(at)
-    order = sorted(groups)
-    random.Random(seed).shuffle(order)
+    groups = _by_shared_pictures(samples)
+    random.Random(seed).shuffle(groups)
     held_out: set[int] = set()
-    for group in (groups[key] for key in order):
+    for group in groups:
         if len(held_out) + len(group) <= wanted:
             held_out.update(group)
     learning = [sample for at, sample in enumerate(samples) if at not in held_out]
     return learning, [samples[at] for at in sorted(held_out)]
+
+
+def _by_shared_pictures(samples: Sequence[Sample]) -> list[list[int]]:
+    """Return the indices of samples in groups that share no picture with each other."""
+    above: dict[Path, Path] = {}  # a forest; the pictures of a group are one tree
+
+    def top(path: Path) -> Path:
+        while above.setdefault(path, path) != path:
+            above[path] = path = above[above[path]]
+        return path
+
+    for sample in samples:
+        for path in sample.pictures[1:]:
+            above[top(path)] = top(sample.pictures[0])
+    groups: dict[Path | int, list[int]] = {}
+    for at, sample in enumerate(samples):
+        groups.setdefault(top(sample.pictures[0]) if sample.pictures else at, []).append(at)
+    return list(groups.values())
 
 
 def _finished(out: Path, identity: str) -> bool:
@@ -217,8 +236,11 @@ def _finished(out: Path, identity: str) -> bool:
 
 
 def _fit_projector(model: Llava, samples: Sequence[Sample], source: PictureSource) -> None:
-    """Scale the fresh projector by the features of the first pictures."""
+    """Scale the fresh projector by the features of the first pictures, if there are any."""
     paths = [path for sample in samples for path in sample.pictures][:_FIT_ON]
+    if not paths:
+        log.info("fit_projector: no record has a picture, the projector stays as it was")
+        return
     with torch.no_grad():
         features = model.patch_features(source(paths)).float()
     fit_spread(model.projector, features, model.word_table)
