@@ -147,8 +147,9 @@ def _clear_after_kill(folder: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Flush every file of a folder to disk."""
+    """Flush every file of a folder to disk, and let others read it, which some libraries' files do not."""
     for file in (entry for entry in folder.rglob("*") if entry.is_file()):
+        file.chmod(0o644)
         handle = os.open(file, os.O_RDONLY)
         try:
             os.fsync(handle)

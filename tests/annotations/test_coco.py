@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from caldera.annotations.coco import read_coco
 from caldera.boxes import Box
-from caldera.errors import AnnotationError, InputError, PictureError
+from caldera.errors import AnnotationError, InputError, PictureError, UnknownNameError
 from caldera.skips import Skips
 
 Files = dict[str, dict[str, list[dict[str, Any]]]]
@@ -90,7 +90,7 @@ def test_a_split_is_read_by_name(tmp_path: Path) -> None:
     assert read_coco(tmp_path, Skips(), "b").images[0].captions[0] == "Another dog"
     with pytest.raises(AnnotationError, match=r"several splits; name one with --split: \['a', 'b'"):
         read_coco(tmp_path, Skips())
-    with pytest.raises(AnnotationError, match=r"captions_c\.json is missing"):
+    with pytest.raises(UnknownNameError, match=r"no split of .* is called 'c'; known: a, b"):
         read_coco(tmp_path, Skips(), "c")
 
 

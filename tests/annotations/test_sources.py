@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from caldera.annotations.sources import SOURCES, SourceOptions, read_annotations
-from caldera.errors import AnnotationError, InputError, UnknownNameError
+from caldera.errors import InputError, UnknownNameError
 from caldera.instructions.from_files import DEFAULT_KINDS
 from caldera.instructions.teachers import parse_kinds
 from caldera.skips import Skips
@@ -31,7 +31,9 @@ def test_every_source_says_what_is_missing(name: str, tmp_path: Path) -> None:
 
 def test_sources_are_told_the_split_and_the_folder_of_pictures(tmp_path: Path) -> None:
     """COCO takes the split, pairs the pictures."""
-    with pytest.raises(AnnotationError, match=r"captions_val\.json is missing"):
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "captions_vol.json").write_text("{}")
+    with pytest.raises(UnknownNameError, match="called 'val'; did you mean 'vol'"):
         read_annotations("coco", tmp_path, Skips(), SourceOptions(split="val"))
     (tmp_path / "pairs.csv").write_text("image,caption\n1.jpg,A dog\n")
     (tmp_path / "elsewhere").mkdir()

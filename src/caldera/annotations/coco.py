@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, Instance, ids_of
 from caldera.boxes import Box
-from caldera.errors import AnnotationError, InputError, PictureError
+from caldera.errors import AnnotationError, InputError, PictureError, UnknownNameError
 from caldera.skips import Skips
 from caldera.storage import is_file_there
 
@@ -77,7 +77,7 @@ def read_coco(folder: Path, skips: Skips, split: str | None = None) -> Annotatio
     Raises:
         InputError: A file is missing, broken, or not COCO's; or a picture is bad and may not be left out.
     """
-    split = split or _only_split(folder)
+    split = _choose_split(folder, split)
     captions_path = folder / "annotations" / f"captions_{split}.json"
     boxes_path = folder / "annotations" / f"instances_{split}.json"
     captions, boxes = _load(captions_path, _CaptionFile), _load(boxes_path, _InstanceFile)
@@ -144,8 +144,13 @@ def _category_names(boxes: _InstanceFile, path: Path) -> dict[int, str]:
     return names
 
 
-def _only_split(folder: Path) -> str:
-    """Find the one split there is."""
+def _choose_split(folder: Path, wanted: str | None) -> str:
+    """Find the split that is wanted, or the only one there is.
+
+    Raises:
+        AnnotationError: There is none, or none was named and there are several.
+        UnknownNameError: There is no such split.
+    """
     found = sorted((folder / "annotations").glob("captions_*.json"))
     if not found:
         raise AnnotationError(
@@ -153,6 +158,10 @@ def _only_split(folder: Path) -> str:
             "give the folder that holds COCO's annotations/"
         )
     splits = [path.stem.removeprefix("captions_") for path in found]
+    if wanted is not None:
+        if wanted not in splits:
+            raise UnknownNameError(f"split of {folder}", wanted, splits)
+        return wanted
     if len(splits) > 1:
         raise AnnotationError(f"{folder} has several splits; name one with --split: {splits}")
     return splits[0]

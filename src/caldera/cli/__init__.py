@@ -39,7 +39,11 @@ class _Commands(TyperGroup):
             )
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
-            err.print("stopped; what was finished is kept")
+            going_on = "; the same command with --resume goes on"
+            err.print(
+                f"stopped; what was finished is kept{going_on if ctx.invoked_subcommand == 'train' else ''}",
+                soft_wrap=True,
+            )
             sys.exit(130)
 
 

@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 
 from caldera.cli.options import IgnoreField, MaxBad, Pictures, err, out
+from caldera.errors import OutputError
 
 app = typer.Typer(no_args_is_help=True, help="Write, check and look at instruction data.")
 
@@ -100,8 +101,11 @@ def check(
         for fault in findings.bad[:20]:
             err.print(f"{fault.where}: {fault.reason}", markup=False, soft_wrap=True)
         bad_file = file.with_suffix(".bad.jsonl")
-        Skips(1.0, findings.bad).write(bad_file)
-        err.print(f"all of them are listed in {bad_file}", markup=False, soft_wrap=True)
+        try:
+            Skips(1.0, findings.bad).write(bad_file)
+            err.print(f"all of them are listed in {bad_file}", markup=False, soft_wrap=True)
+        except OutputError as error:  # what was asked for is the check
+            err.print(f"not listed: {error}", markup=False, soft_wrap=True)
         Skips(max_bad, findings.bad).check(findings.records)
 
 

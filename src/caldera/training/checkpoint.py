@@ -124,7 +124,7 @@ def own_checkpoint(folder: Path, identity: str) -> Checkpoint | None:
     if found and found.identity != identity:
         raise UsageError(
             f"the checkpoint in {folder} was made with other data, settings or weights; choose another --out, or "
-            "start anew without --resume"
+            "remove that folder"
         )
     return found
 

@@ -112,7 +112,7 @@ def train(run: Run, found: Checkpoint | None) -> Outcome:
 
     Args:
         run: What to train, on what, where.
-        found: A checkpoint of this very run to go on from; None starts anew, and removes old checkpoints.
+        found: A checkpoint of this very run to go on from; None begins at the first step.
 
     Raises:
         ModelFolderError: The checkpoint does not fit the model.

@@ -91,17 +91,35 @@ class StageJob:
             identity = identity_of(
                 self.stage, self.assistant, samples, self.data.pictures, self.means.compute
             )
-            if self.resume and _finished(self.out, identity):
+            if self._is_done(identity):
                 log.info("%s is done already", self.out / "model")
                 return load_assistant(self.out / "model"), None
-            if (self.out / "model").exists():
+            found = own_checkpoint(self.out / "checkpoints", identity)
+            if found and not self.resume:
                 raise UsageError(
-                    f"{self.out} holds a finished run of other data or settings, or --resume was not given; "
+                    f"{self.out} holds this run, broken off after step {found.step}; give --resume to go on, or "
                     "choose another --out"
                 )
-            found = own_checkpoint(self.out / "checkpoints", identity) if self.resume else None
             write_json(self.out / "stage.json", asdict(self.stage))
             return self._train(samples, identity, found)
+
+    def _is_done(self, identity: str) -> bool:
+        """Tell whether the folder holds the result of this very run, to be kept.
+
+        Raises:
+            UsageError: It holds another run's result, or this one's and --resume was not given.
+        """
+        if not (self.out / "model").exists():
+            return False
+        if read_card(self.out / "model").parents.get("run") != identity:
+            raise UsageError(
+                f"{self.out} holds a finished run of other data, settings or weights; choose another --out"
+            )
+        if not self.resume:
+            raise UsageError(
+                f"{self.out} holds this very run, finished; give --resume to keep it, or choose another --out"
+            )
+        return True
 
     def _samples(self) -> list[Sample]:
         """Encode the data set for this stage and model."""
@@ -228,11 +246,6 @@ def _by_shared_pictures(samples: Sequence[Sample]) -> list[list[int]]:
     for at, sample in enumerate(samples):
         groups.setdefault(top(sample.pictures[0]) if sample.pictures else at, []).append(at)
     return list(groups.values())
-
-
-def _finished(out: Path, identity: str) -> bool:
-    """Tell whether the folder holds the result of this very run."""
-    return (out / "model").is_dir() and read_card(out / "model").parents.get("run") == identity
 
 
 def _fit_projector(model: Llava, samples: Sequence[Sample], source: PictureSource) -> None:
