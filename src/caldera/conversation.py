@@ -195,18 +195,20 @@ def _first_fault(error: ValidationError) -> str:
     fault = error.errors(include_url=False)[0]
     steps = [step for step in fault["loc"] if step not in ("str", "int", "list[str]")]
     field = ".".join(str(step) for step in steps).replace("constrained-", "") or "record"
+    got = repr(fault["input"])
+    shown = got if len(got) <= 40 else f"{got[:37]}..."
     match fault["type"]:
         case "extra_forbidden":
             known = {"id", "image", "conversations"} if len(steps) == 1 else {"from", "value"}
             hint = did_you_mean(str(steps[-1]), known)
             return f"unknown field {field!r}; {hint} (or pass --ignore-field {steps[-1]})"
+        case "model_type":
+            return f"{f'field {field!r}' if steps else 'a record'} should be a JSON object, got {shown}"
         case "missing":
             return f"field {field!r} is missing; add it"
         case "too_short" if field == "conversations":
             return "field 'conversations' needs at least a human and a gpt turn"
         case _:
-            got = repr(fault["input"])
-            shown = got if len(got) <= 40 else f"{got[:37]}..."
             return f"field {field!r}: {fault['msg'].lower()}, got {shown}"
 
 
@@ -256,12 +258,12 @@ def iterate_records(path: Path) -> Iterator[tuple[str, object]]:
     if path.suffix == ".jsonl":
         for number, line in enumerate(text.split("\n"), start=1):  # records may hold U+2028
             if line.strip():
-                yield f"{path}:{number}", _parse(line, f"{path}:{number}")
+                yield f"{path}:{number}", _parse(line, f"{path}:{number}", one_line=True)
         return
     records = _parse(text, str(path))
     if not isinstance(records, list):
         raise InputError(
-            f"{path} holds a JSON {type(records).__name__}; it should be a list of records "
+            f"{path} holds one JSON value that is not a list; it should be a list of records "
             "(one record a line goes into a .jsonl file)"
         )
     if not records:
@@ -269,8 +271,8 @@ def iterate_records(path: Path) -> Iterator[tuple[str, object]]:
     yield from ((f"{path}[{index}]", record) for index, record in enumerate(records))
 
 
-def _parse(text: str, where: str) -> object:
-    """Parse JSON.
+def _parse(text: str, where: str, *, one_line: bool = False) -> object:
+    """Parse JSON; of `one_line` the place already says which.
 
     Raises:
         InputError: It is broken; the message says where.
@@ -278,7 +280,8 @@ def _parse(text: str, where: str) -> object:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno} column {error.colno}"
+        line = "" if one_line else f"line {error.lineno} "
+        place = f"{line}column {error.colno}"
         raise InputError(f"{where} is broken JSON at {place}: {error.msg}") from error
     except ValueError as error:
         raise InputError(f"{where} holds a number too long to read; correct it") from error

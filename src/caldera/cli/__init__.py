@@ -118,7 +118,9 @@ def evaluate(
     model: Annotated[Path, typer.Argument(help="Model folder.")],
     coco: Annotated[Path, typer.Option(help="COCO folder to write the questions from.")],
     split: Annotated[str | None, typer.Option(help="COCO split, such as val2017.")] = None,
-    per_picture: Annotated[int, typer.Option(min=1, help="Questions about each picture.")] = 8,
+    per_picture: Annotated[
+        int, typer.Option(min=1, help="Questions about each picture alone.")
+    ] = 8,
     seed: Annotated[int, typer.Option(help="Of the choice and wording of questions.")] = 0,
     out_file: Annotated[Path | None, typer.Option("--out", help="JSON with all answers.")] = None,
     max_bad: MaxBad = 0.0,

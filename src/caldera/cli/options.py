@@ -16,7 +16,11 @@ err = Console(stderr=True)
 
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Change a setting; may be given many times."),
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Change a setting, such as learning_rate, batch_size, epochs or max_steps; many times.",
+    ),
 ]
 MaxBad = Annotated[
     float,
