@@ -5,13 +5,18 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from caldera.batches.labels import IGNORED, SLOT, Encoded, encode, start_ids
 from caldera.batches.templates import TEMPLATES, Mark, Slot, Text, find_template, plain, vicuna_v1
 from caldera.conversation import Conversation, Picture, Turn
 from caldera.errors import RecordError, UnknownNameError
+
+WORDS = "a the dog cat is on left yes no what picture USER: ASSISTANT: A chat between a curious user and assistant."
+
+LOW_LINE = "\u2581"
+"""What SentencePiece writes for a space; it cannot tell the two apart."""
 
 TRAPS = [
     "</s>",
@@ -28,7 +33,47 @@ TRAPS = [
     "a",
 ]
 
-pieces = st.lists(st.sampled_from(TRAPS) | st.text(max_size=8), min_size=1, max_size=5).map("".join)
+
+@pytest.fixture(scope="session")
+def metaspace() -> PreTrainedTokenizerFast:
+    """A tokenizer as LLaMA's own: low lines for spaces, one more before a text, bytes for unknown characters."""
+    bpe = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
+    trainer = trainers.BpeTrainer(
+        vocab_size=420,
+        special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))],
+        show_progress=False,
+    )
+    bpe.train_from_iterator([WORDS] * 3, trainer)
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    bpe.decoder = decoders.Sequence(
+        [decoders.Replace(LOW_LINE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    assert made.tokenize("cat") == [f"{LOW_LINE}cat"] == made.tokenize(" cat")
+    assert made.tokenize("é")[-2:] == ["<0xC3>", "<0xA9>"]
+    return made
+
+
+@pytest.fixture(scope="session", params=["bytes", "low lines"])
+def any_tokenizer(
+    request: pytest.FixtureRequest,
+    tokenizer: PreTrainedTokenizerFast,
+    metaspace: PreTrainedTokenizerFast,
+) -> PreTrainedTokenizerFast:
+    """One of either kind."""
+    return tokenizer if request.param == "bytes" else metaspace
+
+
+pieces = st.lists(
+    st.sampled_from(TRAPS)
+    | st.text(st.characters(codec="utf-8", exclude_characters=LOW_LINE), max_size=8),
+    min_size=1,
+    max_size=5,
+).map("".join)
 said = pieces.filter(lambda text: bool(text.strip()))
 
 
@@ -48,42 +93,48 @@ def learned_text(encoded: Encoded, tokenizer: PreTrainedTokenizerFast) -> str:
 
 @given(exchanges=st.lists(st.tuples(st.integers(0, 2), said, said), min_size=1, max_size=3))
 def test_vicuna_learns_the_answers_and_their_ends(
-    tokenizer: PreTrainedTokenizerFast, exchanges: list[tuple[int, str, str]]
+    any_tokenizer: PreTrainedTokenizerFast, exchanges: list[tuple[int, str, str]]
 ) -> None:
     """Whatever the turns say, only answers are learned, and every picture has its slot, in order."""
     conversation = dialogue(exchanges)
 
-    encoded = encode(vicuna_v1(conversation), tokenizer)
+    encoded = encode(vicuna_v1(conversation), any_tokenizer)
 
-    assert learned_text(encoded, tokenizer) == "".join(f" {answer}</s>" for *_, answer in exchanges)
+    assert learned_text(encoded, any_tokenizer) == "".join(
+        f" {answer}</s>" for *_, answer in exchanges
+    )
     assert encoded.picture_paths == conversation.pictures
     assert encoded.ids.count(SLOT) == len(conversation.pictures)
-    assert encoded.ids.count(tokenizer.eos_token_id) == len(exchanges)
-    assert encoded.ids.count(tokenizer.bos_token_id) == 1
+    assert encoded.ids.count(any_tokenizer.eos_token_id) == len(exchanges)
+    assert encoded.ids.count(any_tokenizer.bos_token_id) == 1
 
 
 @given(caption=said)
 def test_plain_learns_the_caption_and_its_newline(
-    tokenizer: PreTrainedTokenizerFast, caption: str
+    any_tokenizer: PreTrainedTokenizerFast, caption: str
 ) -> None:
-    """Stage 1 sees the start mark, the picture and the caption; the question is gone."""
-    encoded = encode(plain(dialogue([(1, "what is this?", caption)])), tokenizer)
+    """Stage 1 sees the start mark, the picture and the caption; the question is gone.
 
-    assert encoded.ids[:2] == (tokenizer.bos_token_id, SLOT)
+    SentencePiece puts a space before a text that has none.
+    """
+    encoded = encode(plain(dialogue([(1, "what is this?", caption)])), any_tokenizer)
+
+    assert encoded.ids[:2] == (any_tokenizer.bos_token_id, SLOT)
     assert encoded.labels[:2] == (IGNORED, IGNORED)
     assert all(label != IGNORED for label in encoded.labels[2:])
-    assert learned_text(encoded, tokenizer) == f"{caption}\n"
+    spelt = learned_text(encoded, any_tokenizer)
+    assert spelt.removeprefix(" ") == f"{caption}\n".removeprefix(" ")
 
 
 @given(question=said, answer=said)
 def test_a_prompt_is_the_beginning_of_its_training_text(
-    tokenizer: PreTrainedTokenizerFast, question: str, answer: str
+    any_tokenizer: PreTrainedTokenizerFast, question: str, answer: str
 ) -> None:
     """For every template, the ids before the answer are the same whether or not the answer follows."""
     asked = Conversation("c", (Turn("user", (Picture("a.png"), question)),))
     for template in TEMPLATES.values():
-        prompt = encode(template.render(asked), tokenizer).ids
-        whole = encode(template.render(dialogue([(1, question, answer)])), tokenizer)
+        prompt = encode(template.render(asked), any_tokenizer).ids
+        whole = encode(template.render(dialogue([(1, question, answer)])), any_tokenizer)
         assert whole.ids[: len(prompt)] == prompt
         assert whole.labels[: len(prompt)] == (IGNORED,) * len(prompt)
         assert IGNORED not in whole.labels[len(prompt) :]

@@ -14,6 +14,22 @@ def test_only_the_last_axis_changes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PROJECTORS)
+def test_everything_learns(name: str) -> None:
+    """A loss on the image tokens reaches every weight of the projector, and the patches before it."""
+    torch.manual_seed(0)
+    patches = torch.randn(2, 3, 5, requires_grad=True)
+    projector = build_projector(name, 5, 7)
+
+    projector(patches).square().sum().backward()
+
+    reached = {at: each.grad for at, each in projector.named_parameters()} | {"in": patches.grad}
+    assert [at for at, grad in reached.items() if grad is None or not grad.abs().sum() > 0] == []
+    assert {id(each) for layer in projector.layers for each in layer.parameters()} == {
+        id(each) for each in projector.parameters()
+    }
+
+
+@pytest.mark.parametrize("name", PROJECTORS)
 @pytest.mark.parametrize("spread", [0.05, 20.0])
 def test_a_fitted_projector_puts_out_tokens_as_spread_as_words(name: str, spread: float) -> None:
     """Whatever the size of the tower's features, image tokens start out like word embeddings."""

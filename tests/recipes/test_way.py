@@ -170,7 +170,7 @@ def test_a_recipe_that_cannot_be_carried_out_is_not_built(
 def test_a_recipe_names_all_its_faults() -> None:
     """Two wrong names are told together, and so are two wrong numbers."""
     with pytest.raises(UsageError, match=r"'mlpp'.*'padd'"):
-        replace(demo(), projector="mlpp", aspect="padd")  # type: ignore[arg-type] # as --set may
+        replace(demo(), projector="mlpp", aspect="padd")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"train is 0.*held_out is -1"):
         Scenes(train=0, held_out=-1)
     with pytest.raises(UsageError, match=r"detail is -0.1.*vqa is 2"):

@@ -48,13 +48,7 @@ def pretrain(
 
       caldera train pretrain --data pairs.json --out runs/stage1 --set epochs=10 --set batch_size=16
     """
-    from caldera.recipes.from_files import (
-        Files,
-        Parts,
-        join_parts,
-        parse_aspect,
-        train_on_files,
-    )
+    from caldera.recipes.from_files import Files, Parts, join_parts, parse_aspect
     from caldera.settings import with_settings
     from caldera.training.stage import PRETRAIN
 
@@ -63,20 +57,9 @@ def pretrain(
         vision=vision, language=language, projector=projector, aspect=parse_aspect(aspect)
     )
     start = join_parts(parts, stage, out_folder / "towers")
-    files = Files(
-        data=data, pictures=pictures, out=out_folder, ignore=frozenset(ignore_field or ())
-    )
-    _report(
-        train_on_files(
-            stage,
-            start,
-            files,
-            means=means_from(device, dtype),
-            max_bad=max_bad,
-            resume=resume,
-        ),
-        out_folder,
-    )
+    surplus = frozenset(ignore_field or ())
+    files = Files(data=data, pictures=pictures, out=out_folder, ignore=surplus)
+    _train(stage, start, files, means_from(device, dtype), max_bad, resume)
 
 
 @app.command()
@@ -99,30 +82,30 @@ def finetune(
       caldera train finetune --model runs/stage1/model --data data.json --out runs/stage2
     """
     from caldera.model.folder import load_assistant
-    from caldera.recipes.from_files import Files, train_on_files
+    from caldera.recipes.from_files import Files
     from caldera.settings import with_settings
     from caldera.training.stage import FINETUNE
 
     stage = with_settings(FINETUNE, settings or ())
     start = load_assistant(model)
-    files = Files(
-        data=data, pictures=pictures, out=out_folder, ignore=frozenset(ignore_field or ())
-    )
-    _report(
-        train_on_files(
-            stage,
-            start,
-            files,
-            means=means_from(device, dtype),
-            max_bad=max_bad,
-            resume=resume,
-        ),
-        out_folder,
-    )
+    surplus = frozenset(ignore_field or ())
+    files = Files(data=data, pictures=pictures, out=out_folder, ignore=surplus)
+    _train(stage, start, files, means_from(device, dtype), max_bad, resume)
 
 
-def _report(outcome: Any, folder: Path) -> None:  # noqa: ANN401 - its type is heavy to import
-    """Say what a stage came to and where it is."""
+def _train(
+    stage: Any,  # noqa: ANN401 - these types are heavy to import
+    start: Any,  # noqa: ANN401
+    files: Any,  # noqa: ANN401
+    means: Any,  # noqa: ANN401
+    max_bad: float,
+    resume: bool,
+) -> None:
+    """Run a stage, and say what it came to and where it is."""
+    from caldera.recipes.from_files import train_on_files
+
+    outcome = train_on_files(stage, start, files, means=means, max_bad=max_bad, resume=resume)
+    folder = files.out
     if outcome is None:
         err.print(f"done before: {folder / 'model'}", markup=False)
         return

@@ -1,0 +1,35 @@
+"""A record is found by its id, else by its number, and anything else is refused in a line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from caldera.errors import UsageError
+from caldera.model.folder import Assistant, save_assistant
+from caldera.recipes.inspecting import inspect_record
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Path:
+    """A file of three records without pictures; the third has a number for its id."""
+    turns = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "a dog"}]
+    file = tmp_path / "data.json"
+    file.write_text(json.dumps([{"id": name, "conversations": turns} for name in ("a", "b", "0")]))
+    return file
+
+
+@pytest.mark.parametrize(("record", "found"), [("b", "b"), ("1", "b"), ("0", "0")])
+def test_a_record_is_found_by_id_then_by_number(
+    tmp_path: Path, records: Path, assistant: Assistant, record: str, found: str
+) -> None:
+    """An id that looks like a number is an id."""
+    save_assistant(tmp_path / "m", assistant)
+    assert inspect_record(records, record, tmp_path / "m", None, frozenset()).id == found
+
+
+@pytest.mark.parametrize("record", ["3", "-1", "\u00b2", "\u2460", "x", ""])
+def test_what_is_no_record_is_refused(records: Path, record: str) -> None:
+    """Numbers out of range, and digits that are no decimal number, such as a superscript two."""
+    with pytest.raises(UsageError, match=r"has no record .* a number below 3"):
+        inspect_record(records, record, None, None, frozenset())
