@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from caldera.errors import UsageError
 from caldera.model.folder import load_assistant
@@ -89,6 +90,27 @@ def test_the_whole_way(vision_folder: Path, long_language: Path, tmp_path: Path)
     assert set(model.card.recipe) == {"pretrain", "finetune"}
     trained_alone = load_assistant(out / "without_pretrain" / "model")
     assert set(trained_alone.card.recipe) == {"finetune"}
+
+
+def test_answers_are_kept_for_the_same_assistant_and_items_alone(
+    vision_folder: Path, long_language: Path, tmp_path: Path
+) -> None:
+    """Answers of this run are not asked for twice; those of other weights are asked for anew."""
+    out, recipe = tmp_path / "run", tiny(vision_folder, long_language)
+    run_recipe(recipe, out, MEANS)
+    made = {file: file.stat().st_mtime_ns for file in (out / "answers").iterdir()}
+    assert len(made) == 4
+
+    run_recipe(recipe, out, MEANS)
+    assert {file: file.stat().st_mtime_ns for file in made} == made
+
+    file = out / "finetune" / "model" / "model.safetensors"
+    weights = load_file(file)
+    weights["multi_modal_projector.linear_1.weight"] *= -1
+    save_file(weights, file)
+    run_recipe(recipe, out, MEANS)
+    again = {file.name for file, moment in made.items() if file.stat().st_mtime_ns != moment}
+    assert again == {file.name for file in made} - {"the_same_no_stage_1.json"}
 
 
 def test_a_run_of_other_settings_is_not_mixed_in(

@@ -1,5 +1,6 @@
 """Two assistants and held-out scenes in, scores out: beside a prior, beside other pictures, beside no stage 1."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from caldera.evaluation.exact_match import (
 )
 from caldera.inference.generate import Generator
 from caldera.model.folder import Assistant
+from caldera.model.weights import digest_of
 from caldera.recipes.recipe import Questions
 from caldera.storage import write_json
 from caldera.training.devices import Means
@@ -98,10 +100,13 @@ class Measuring:
     def _answers(
         self, assistant: Assistant, benchmark: Benchmark, items: Sequence[Item], name: str
     ) -> dict[str, str]:
-        """Ask an assistant, unless its answers stand there from an earlier start."""
+        """Ask an assistant, unless its answers to these very items stand there from an earlier start."""
         file = self._out / "answers" / f"{name.replace(' ', '_').replace(',', '')}.json"
+        asked = _identity(assistant, items)
         if file.is_file():
-            return dict(json.loads(file.read_text()))
+            found = json.loads(file.read_text())
+            if found.get("asked") == asked:
+                return dict(found["answers"])
         assistant.model.to(self._means.compute.device)  # one that stood there is on the CPU
         with self._means.compute.autocast():
             answers = ask(
@@ -112,7 +117,7 @@ class Measuring:
                 progress=self._means.progress,
                 name=name,
             )
-        write_json(file, answers)
+        write_json(file, {"asked": asked, "answers": answers})
         return answers
 
     def _features(self, assistant: Assistant) -> PictureSource:
@@ -128,3 +133,9 @@ class Measuring:
             means=self._means,
             on_fault=stop,
         )
+
+
+def _identity(assistant: Assistant, items: Sequence[Item]) -> str:
+    """Return a digest of who was asked and what: the run, its weights, and every item."""
+    run, weights = assistant.card.parents["run"], digest_of(assistant.model.state_dict())
+    return hashlib.sha256(repr((run, weights, list(items))).encode()).hexdigest()
