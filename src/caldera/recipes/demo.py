@@ -10,7 +10,7 @@ def demo() -> Recipe:
     """Train a tiny assistant from the two shipped backbones."""
     return Recipe(
         name="demo",
-        scenes=Scenes(train=4500, held_out=160),
+        scenes=Scenes(train=5500, held_out=160),
         pretrain_mix=Mix(caption=1.0),
         finetune_mix=Mix(
             caption=0.1, conversation=0.12, detail=0.06, reasoning=0.1, vqa=0.6, context=0.3
