@@ -137,15 +137,17 @@ def _check_agreement(config: dict[str, Any], card: Card, folder: Path) -> None:
 def _processor(assistant: Assistant) -> LlavaProcessor:
     """Return the processor that transformers reads."""
     shape, tower = assistant.processor, assistant.model.vision.tower
-    padding = {"do_pad": True} if shape.aspect == "pad" else {}
-    factory = LlavaImageProcessorPil if padding else CLIPImageProcessorPil
-    pixels = factory(
-        size={"shortest_edge": shape.side},
-        crop_size={"height": shape.side, "width": shape.side},
-        image_mean=list(shape.mean),
-        image_std=list(shape.std),
-        resample=shape.resample,
-        **padding,
+    settings: dict[str, Any] = {
+        "size": {"shortest_edge": shape.side},
+        "crop_size": {"height": shape.side, "width": shape.side},
+        "image_mean": list(shape.mean),
+        "image_std": list(shape.std),
+        "resample": shape.resample,
+    }
+    pixels = (
+        LlavaImageProcessorPil(do_pad=True, **settings)
+        if shape.aspect == "pad"
+        else CLIPImageProcessorPil(**settings)
     )
     return LlavaProcessor(
         pixels,
