@@ -129,7 +129,7 @@ def language_folder(
 def gpt2_folder(
     tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast
 ) -> Path:
-    """A random GPT-2, 12 wide: it has dropout, and a learned embedding for each of 288 positions."""
+    """A random GPT-2, 12 wide: it has dropout, and a learned embedding for each of 281 positions."""
     folder = tmp_path_factory.mktemp("towers") / "gpt2"
     torch.manual_seed(4)
     shape = GPT2Config(
@@ -137,7 +137,7 @@ def gpt2_folder(
         n_embd=12,
         n_layer=2,
         n_head=2,
-        n_positions=288,
+        n_positions=281,
         bos_token_id=1,
         eos_token_id=2,
     )

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
 
 from caldera.batches.picture_sources import Pixels
 from caldera.conversation import Conversation, Picture, Turn
 from caldera.errors import UsageError
 from caldera.inference.generate import Generator, Prompt
 from caldera.inference.sampling import Sampling, choose
+from caldera.model.assemble import assemble
 from caldera.model.folder import Assistant
 
 GREEDY = Sampling(max_new_tokens=23)
@@ -104,6 +106,32 @@ def test_what_does_not_fit_is_refused(generator: Generator, photos: Path) -> Non
     prompt = prompts(generator, photos)[2]
     with pytest.raises(UsageError, match=rf"{len(prompt.ids)} tokens long .* up to 999 .* for 256"):
         generator.answer([prompt], Sampling(max_new_tokens=999))
+
+
+def test_a_model_without_positions_has_no_limit(
+    vision_folder: Path, tokenizer: PreTrainedTokenizerFast, photos: Path, tmp_path: Path
+) -> None:
+    """BLOOM's config states no context; it answers, however much is asked for."""
+    torch.manual_seed(6)
+    shape = BloomConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=12,
+        n_layer=2,
+        n_head=2,
+        initializer_range=0.3,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    BloomForCausalLM(shape).save_pretrained(tmp_path / "bloom")
+    tokenizer.save_pretrained(tmp_path / "bloom")
+    speaker = assemble(vision_folder, tmp_path / "bloom", seed=3)
+    assert speaker.model.context_length is None
+
+    generator = Generator(speaker, Pixels(speaker.processor))
+    prompt = prompts(generator, photos)[1]
+
+    pieces = generator.stream(prompt, Sampling(max_new_tokens=999_999))
+    assert isinstance(next(pieces), str)
 
 
 @pytest.mark.parametrize(

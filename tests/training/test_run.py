@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -92,7 +93,7 @@ def test_a_run_learns_and_leaves_a_whole_folder(
     assert [pytest.approx(step, rel=1e-6) for step in shown] == told
 
 
-def shown_by_tensorboard(folder: Path) -> list[dict[str, float]]:
+def shown_by_tensorboard(folder: Path) -> list[object]:
     """Return the numbers that TensorBoard reads, one dict for each step."""
     events = EventAccumulator(str(folder)).Reload()
     steps: dict[int, dict[str, float]] = {}
@@ -310,6 +311,30 @@ def test_more_bad_records_than_allowed_stop_the_run(
         job(assistant, photos, tmp_path / "a", short).run()
     with pytest.raises(CalderaError, match=r"over the allowed share of 0\.01"):
         job(assistant, photos, tmp_path / "b", short, skips=Skips(0.01)).run()
+
+
+def test_the_language_models_own_context_is_a_limit(
+    vision_folder: Path, gpt2_folder: Path, photos: Path, tmp_path: Path
+) -> None:
+    """A record longer than the model has positions is refused before training; one that just fits is trained on."""
+    assistant = assemble(vision_folder, gpt2_folder, seed=3)
+    words = Turn("user", ("a " * 300,)), Turn("assistant", ("yes",))
+    data = DataSet(conversations=[Conversation("long", words)], pictures=photos)
+    wide = replace(STAGE, max_length=2048, validation_rows=0)
+    message = (
+        r"record 'long' is (\d+) tokens long \(0 of pictures\), over the limit of 281 that the language model has "
+        "positions for"
+    )
+    with pytest.raises(RecordError, match=message) as caught:
+        job(assistant, photos, tmp_path / "a", wide, data=data).run()
+    found = re.search(message, str(caught.value))
+    assert found is not None
+    surplus = int(found[1]) - 281
+    fitting = Turn("user", ("a " * (300 - surplus),)), words[1]
+    data = replace(data, conversations=[Conversation("fits", fitting)])
+    [sample] = job(assistant, photos, tmp_path, wide, data=data)._samples()
+    assert sample.length == 281  # no multiple of what rows are rounded up to
+    job(assistant, photos, tmp_path / "b", wide, data=data).run()
 
 
 def shown(number: int, *pictures: str) -> Sample:

@@ -42,7 +42,12 @@ class Batch:
 
 
 def collate(
-    samples: Sequence[Sample], pictures: Tensor, *, padding_id: int, round_to: int = 1
+    samples: Sequence[Sample],
+    pictures: Tensor,
+    *,
+    padding_id: int,
+    round_to: int = 1,
+    context_length: int | None = None,
 ) -> Batch:
     """Lay samples into rows, padded on the right.
 
@@ -51,6 +56,7 @@ def collate(
         pictures: Pixels or features of all their pictures in order, (images, ...).
         padding_id: Fills rows behind their end; masked, so it may be any id.
         round_to: Rows are made a multiple of this long, so that few different shapes occur.
+        context_length: But not longer than this, as padding takes positions, too.
 
     Raises:
         ValueError: The number of pictures is not what the samples show.
@@ -60,6 +66,8 @@ def collate(
         raise ValueError(f"the samples show {shown} pictures but {len(pictures)} arrived")
     longest = max(sample.length for sample in samples)
     width = -(-longest // round_to) * round_to
+    if context_length is not None:
+        width = max(longest, min(width, context_length))
     ids = torch.full((len(samples), width), padding_id)
     labels = torch.full((len(samples), width), IGNORED)
     mask = torch.zeros((len(samples), width), dtype=torch.bool)

@@ -47,6 +47,9 @@ class SampleMaker:
     max_length: int
     """Longest sample in tokens, those of pictures included; longer ones are faults, never cut."""
 
+    context_length: int | None = None
+    """Tokens that the language model has positions for, where it has a limit; the smaller limit counts."""
+
     def make(self, conversation: Conversation, pictures: Path) -> Sample:
         """Encode one conversation whose picture paths start from the folder `pictures`.
 
@@ -56,10 +59,11 @@ class SampleMaker:
         encoded = encode(self.template.render(conversation), self.tokenizer)
         counts = [self.image_tokens] * len(encoded.picture_paths)
         encoded = encoded.with_image_tokens(counts, self.image_token_id)
-        if len(encoded.ids) > self.max_length:
+        limit, cure = self._limit()
+        if len(encoded.ids) > limit:
             raise RecordError(
                 f"record {conversation.id!r} is {len(encoded.ids)} tokens long ({sum(counts)} of pictures), over the "
-                f"limit of {self.max_length}; shorten it or raise max_length"
+                f"limit of {limit}{cure}"
             )
         if encoded.num_learned == 0:
             raise RecordError(f"record {conversation.id!r} has nothing to learn; give it an answer")
@@ -70,6 +74,13 @@ class SampleMaker:
                     f"record {conversation.id!r}: {path} does not exist; check --pictures"
                 )
         return Sample(conversation.id, encoded.ids, encoded.labels, paths)
+
+    def _limit(self) -> tuple[int, str]:
+        """Return the longest sample in tokens, and what to do about a longer one."""
+        if self.context_length is not None and self.context_length < self.max_length:
+            cure = " that the language model has positions for; shorten it or take another model"
+            return self.context_length, cure
+        return self.max_length, "; shorten it or raise max_length"
 
     def make_all(
         self,

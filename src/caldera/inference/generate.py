@@ -132,7 +132,9 @@ class Generator:
         Raises:
             UsageError: Prompt and answer together are longer than the model's context.
         """
-        room = self._assistant.model.language.config.max_position_embeddings
+        room = self._assistant.model.context_length
+        if room is None:
+            return
         for prompt in prompts:
             if len(prompt.ids) + sampling.max_new_tokens > room:
                 raise UsageError(

@@ -106,6 +106,13 @@ class Llava(nn.Module):
         """The language model's embeddings, (vocabulary, width)."""
         return self.language.get_input_embeddings().weight  # type: ignore[return-value] # a Parameter
 
+    @property
+    def context_length(self) -> int | None:
+        """Tokens that the language model has positions for; None where its config states no limit, as BLOOM's."""
+        # a default, against the house's rule: configs share no type that says which of them have the setting
+        length = getattr(self.language.config, "max_position_embeddings", None)
+        return None if length is None else int(length)
+
     def patch_features(self, pictures: Tensor) -> Tensor:
         """Return (images, patches, vision width) from pixels, or pass on features that were kept."""
         return self.vision(pictures) if pictures.ndim == _PIXEL_AXES else pictures

@@ -69,7 +69,11 @@ class Run:
         """Lay samples into one batch, with their pictures."""
         paths = [path for sample in samples for path in sample.pictures]
         return collate(
-            samples, self.pictures(paths), padding_id=self.padding_id, round_to=_ROUND_TO
+            samples,
+            self.pictures(paths),
+            padding_id=self.padding_id,
+            round_to=_ROUND_TO,
+            context_length=self.model.context_length,
         )
 
     def micro_batches(self, samples: Sequence[Sample]) -> list[Batch]:

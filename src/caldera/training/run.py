@@ -130,6 +130,7 @@ class StageJob:
             image_token_id=model.image_token_id,
             image_tokens=model.vision.image_tokens,
             max_length=self.stage.max_length,
+            context_length=model.context_length,
         )
         conversations = self.data.conversations
         with self.means.progress.job("reading conversations", len(conversations)) as tick:

@@ -62,7 +62,7 @@ class Stage:
     """Gradients are scaled down to this norm."""
 
     max_length: int = 2048
-    """Longest conversation in tokens, those of pictures included."""
+    """Longest conversation in tokens, those of pictures included; a language model of fewer positions allows fewer."""
 
     validation_rows: int = 128
     """Conversations held out, at most a tenth of all, on which the loss is measured at the start, now and then, and at
