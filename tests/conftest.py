@@ -115,7 +115,7 @@ def language_folder(
         intermediate_size=22,
         num_hidden_layers=2,
         num_attention_heads=2,
-        max_position_embeddings=256,
+        max_position_embeddings=2048,
         initializer_range=0.3,
         bos_token_id=1,
         eos_token_id=2,

@@ -104,8 +104,10 @@ def test_the_stop_text_of_a_template_ends_the_answer(
 def test_what_does_not_fit_is_refused(generator: Generator, photos: Path) -> None:
     """Nothing is cut in silence; the message holds the three numbers."""
     prompt = prompts(generator, photos)[2]
-    with pytest.raises(UsageError, match=rf"{len(prompt.ids)} tokens long .* up to 999 .* for 256"):
-        generator.answer([prompt], Sampling(max_new_tokens=999))
+    with pytest.raises(
+        UsageError, match=rf"{len(prompt.ids)} tokens long .* up to 2999 .* for 2048"
+    ):
+        generator.answer([prompt], Sampling(max_new_tokens=2999))
 
 
 def test_a_model_without_positions_has_no_limit(
