@@ -18,6 +18,7 @@ from caldera.scenes.language_pretraining import (
     START,
     LanguagePretraining,
     Reader,
+    _about,
     _config,
     _losses,
     _rates,
@@ -259,6 +260,26 @@ def test_a_model_that_cannot_answer_scores_nothing(
     scores = probe(model, trained, asked, scenes, Telling(bags=1.0))
     assert scores == {"vqa": 0.0, "context": 0.0, "other": 0.0}
     assert model.training
+
+
+@pytest.mark.parametrize(
+    ("question", "subject"),
+    [
+        ("How many dogs do you see?", "count"),
+        ("What colour is the car?", "colour"),
+        ("Where is the dog?", "position"),
+        ("In which part of the picture is the dog?", "position"),
+        ("Where was this picture taken?", "other"),
+        ("Is the dog to the left or to the right of the car?", "relation"),
+        ("Is the dog below the car?", "relation"),
+        ("Do A and C show the same kind of place?", "same place"),
+        ("Is the setting of B also that of C?", "same place"),
+        ("What is the setting?", "other"),
+    ],
+)
+def test_the_probe_tells_questions_apart(question: str, subject: str) -> None:
+    """By the last question alone, whatever was asked before."""
+    assert _about(f"USER: How many cats? ASSISTANT: two</s>USER: {question}") == subject
 
 
 def test_an_answer_is_right_with_all_its_tokens_and_its_end_mark(

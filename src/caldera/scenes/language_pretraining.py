@@ -6,6 +6,7 @@ same with blurred input. Most scenes are told as rows of cells that say several 
 
 import logging
 import random
+import re
 import subprocess
 import sys
 import time
@@ -252,13 +253,20 @@ def probe(
     return {kind: round(sum(marks) / len(marks), 3) for kind, marks in sorted(right.items())}
 
 
+_SUBJECTS = {
+    "count": r"How many",
+    "colour": r"colour",
+    "position": r"Where (?:is|in)|which part",
+    "relation": r"left|above|below",
+    "same place": r"same kind of place|setting of",
+}
+"""Words that tell what a question is about."""
+
+
 def _about(before: str) -> str:
     """Name what a question is about, by its wording."""
     question = before.rsplit("USER:", 1)[-1]
-    for name, word in (("count", "How many"), ("position", "Where"), ("colour", "colour")):
-        if word in question:
-            return name
-    return "other"
+    return next((name for name, words in _SUBJECTS.items() if re.search(words, question)), "other")
 
 
 def pretrain_language(
