@@ -307,7 +307,7 @@ def test_ctrl_c_ends_with_130_and_no_traceback(
     _, said = process.communicate(timeout=60)
 
     assert process.returncode == 130, said
-    assert "stopped" in said
+    assert "stopped; what was finished is kept, and the same command with --resume goes on" in said
     assert "Traceback" not in said
     assert not (tmp_path / "run" / "model").exists()
 

@@ -26,6 +26,15 @@ EXIT_CODES = (
 )
 
 
+_STOPPED = {
+    "": "stopped; what was finished is kept",
+    "demo": "stopped; what was finished is kept, and the same command goes on",
+    "train": "stopped; what was finished is kept, and the same command with --resume goes on",
+    "chat": "stopped",
+}
+"""What Ctrl-C is answered with, by command."""
+
+
 class _Commands(TyperGroup):
     """Ends every foreseen failure with one line and its exit code."""
 
@@ -39,11 +48,7 @@ class _Commands(TyperGroup):
             )
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
-            going_on = "; the same command with --resume goes on"
-            err.print(
-                f"stopped; what was finished is kept{going_on if ctx.invoked_subcommand == 'train' else ''}",
-                soft_wrap=True,
-            )
+            err.print(_STOPPED.get(ctx.invoked_subcommand or "", _STOPPED[""]), soft_wrap=True)
             sys.exit(130)
 
 
