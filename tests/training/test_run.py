@@ -356,10 +356,16 @@ def test_held_out_rows_share_no_picture_with_the_rest() -> None:
         assert split_off(samples, 7, seed=seed) == (learning, held_out)
 
 
-def test_where_all_rows_are_tied_none_is_held_out() -> None:
-    """A chain of pictures joins all rows, the first and the last, too."""
-    chain = [shown(at, f"{at}.png", f"{at + 1}.png") for at in range(40)]
-    assert split_off(chain, 4, seed=1) == (chain, [])
+def test_where_all_rows_are_tied_first_pictures_are_kept_apart(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A chain of pictures joins all rows: some are held out all the same, and it is said that they are not all new."""
+    chain = [shown(at, f"{at // 2}.png", f"{at // 2 + 1}.png") for at in range(40)]
+    learning, held_out = split_off(chain, 4, seed=1)
+    assert len(held_out) == 4
+    first = {one.pictures[0] for one in held_out}
+    assert not first & {one.pictures[0] for one in learning}
+    assert "all records hang together" in caplog.text
 
 
 def test_no_usable_picture_is_said(assistant: Assistant, photos: Path, tmp_path: Path) -> None:

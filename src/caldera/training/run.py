@@ -13,7 +13,7 @@ OUT/
 
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -215,20 +215,30 @@ def report_parts(parts: Sequence[PartReport]) -> None:
 def split_off(samples: Sequence[Sample], rows: int, seed: int) -> tuple[list[Sample], list[Sample]]:
     """Hold out about `rows` samples, at most a tenth, that share no picture with the others.
 
-    Samples that share a picture, also through a third one, stay on one side; where all do, none is held out.
+    Where all hang together, each sharing a picture with a next, this holds for their first pictures only.
 
     Returns:
         Samples to learn from, and samples held out.
     """
     wanted = min(rows, len(samples) // 10)
-    groups = _by_shared_pictures(samples)
-    random.Random(seed).shuffle(groups)
-    held_out: set[int] = set()
-    for group in groups:
-        if len(held_out) + len(group) <= wanted:
-            held_out.update(group)
+    held_out = _take(_by_shared_pictures(samples), wanted, seed)
+    if wanted and not held_out:
+        log.warning(
+            "all records hang together by pictures they share: held-out ones are not new in all their pictures"
+        )
+        held_out = _take(_grouped(samples, lambda path: path), wanted, seed)
     learning = [sample for at, sample in enumerate(samples) if at not in held_out]
     return learning, [samples[at] for at in sorted(held_out)]
+
+
+def _take(groups: list[list[int]], wanted: int, seed: int) -> set[int]:
+    """Return the members of random groups, as many as fit into `wanted`."""
+    random.Random(seed).shuffle(groups)
+    taken: set[int] = set()
+    for group in groups:
+        if len(taken) + len(group) <= wanted:
+            taken.update(group)
+    return taken
 
 
 def _by_shared_pictures(samples: Sequence[Sample]) -> list[list[int]]:
@@ -243,9 +253,14 @@ def _by_shared_pictures(samples: Sequence[Sample]) -> list[list[int]]:
     for sample in samples:
         for path in sample.pictures[1:]:
             above[top(path)] = top(sample.pictures[0])
+    return _grouped(samples, top)
+
+
+def _grouped(samples: Sequence[Sample], key: Callable[[Path], Path]) -> list[list[int]]:
+    """Return the indices of samples in groups by the key of their first picture; one without stands alone."""
     groups: dict[Path | int, list[int]] = {}
     for at, sample in enumerate(samples):
-        groups.setdefault(top(sample.pictures[0]) if sample.pictures else at, []).append(at)
+        groups.setdefault(key(sample.pictures[0]) if sample.pictures else at, []).append(at)
     return list(groups.values())
 
 
