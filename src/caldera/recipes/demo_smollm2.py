@@ -17,7 +17,12 @@ def demo_smollm2() -> Recipe:
         finetune_mix=Mix(vqa=0.6, context=0.25, conversation=0.05, detail=0.05, reasoning=0.05),
         pretrain=replace(base.pretrain, learning_rate=2e-4, batch_size=16, epochs=1),
         finetune=replace(
-            base.finetune, learning_rate=1e-4, projector_learning_rate=2e-4, batch_size=16
+            base.finetune,
+            learning_rate=1e-4,
+            projector_learning_rate=2e-4,
+            batch_size=16,
+            micro_batch_size=4,
+            max_steps=80,
         ),
         questions=Questions(per_picture=8, context_per_picture=2, captioned=40),
     )
