@@ -22,7 +22,8 @@ def demo_smollm2() -> Recipe:
             projector_learning_rate=2e-4,
             batch_size=16,
             micro_batch_size=4,
-            max_steps=80,
+            max_steps=40,
+            validation_rows=48,
         ),
-        questions=Questions(per_picture=8, context_per_picture=2, captioned=40),
+        questions=Questions(per_picture=4, context_per_picture=1, captioned=20),
     )
