@@ -114,9 +114,7 @@ def test_a_broken_off_run_goes_on_bit_for_bit(
         return assemble(vision_folder, language_folder, seed=3)
 
     unbroken, _ = job(start(), photos, tmp_path / "a").run()
-    stopping = job(start(), photos, tmp_path / "b")
-    with pytest.raises(KeyboardInterrupt):
-        replace(stopping, means=Means(MEANS.compute, _StopsAt(8))).run()
+    break_off(job(start(), photos, tmp_path / "b"))
     found = newest_checkpoint(tmp_path / "b" / "checkpoints")
     assert found is not None
     assert found.step == 6
@@ -146,9 +144,7 @@ def test_dropout_is_drawn_from_the_stages_seed_alone(
         trained, _ = job(start(), photos, tmp_path / out, stage, resume=resume).run()
         return trained.model.state_dict()
 
-    stopping = job(start(), photos, tmp_path / "broken off")
-    with pytest.raises(KeyboardInterrupt):
-        replace(stopping, means=Means(MEANS.compute, _StopsAt(8))).run()
+    break_off(job(start(), photos, tmp_path / "broken off"))
     once, again = weights("a"), weights("again")
     resumed = weights("broken off", resume=True)
     for name, weight in once.items():
@@ -195,6 +191,12 @@ def test_a_broken_checkpoint_is_passed_over(
     assert "passing over the broken checkpoint" in caplog.text
 
 
+def break_off(running: StageJob) -> None:
+    """Run a job that is stopped at step 8, two steps after a checkpoint."""
+    with pytest.raises(KeyboardInterrupt):
+        replace(running, means=Means(MEANS.compute, _StopsAt(8))).run()
+
+
 def test_a_broken_off_run_is_not_begun_anew(
     vision_folder: Path, language_folder: Path, photos: Path, tmp_path: Path
 ) -> None:
@@ -203,9 +205,7 @@ def test_a_broken_off_run_is_not_begun_anew(
     def start() -> Assistant:
         return assemble(vision_folder, language_folder, seed=3)
 
-    stopping = job(start(), photos, tmp_path / "run")
-    with pytest.raises(KeyboardInterrupt):
-        replace(stopping, means=Means(MEANS.compute, _StopsAt(8))).run()
+    break_off(job(start(), photos, tmp_path / "run"))
 
     kept = sorted((tmp_path / "run" / "checkpoints").rglob("*"))
     with pytest.raises(UsageError, match="broken off after step 6; give --resume to go on"):
@@ -224,9 +224,7 @@ def test_a_refused_resume_changes_nothing(
     def start() -> Assistant:
         return assemble(vision_folder, language_folder, seed=3)
 
-    stopping = job(start(), photos, tmp_path / "run")
-    with pytest.raises(KeyboardInterrupt):
-        replace(stopping, means=Means(MEANS.compute, _StopsAt(8))).run()
+    break_off(job(start(), photos, tmp_path / "run"))
 
     def content() -> dict[Path, bytes]:
         files = (path for path in (tmp_path / "run").rglob("*") if path.is_file())

@@ -130,9 +130,9 @@ def own_checkpoint(folder: Path, identity: str) -> Checkpoint | None:
 
 
 def remove_later(folder: Path, step: int) -> None:
-    """Remove the checkpoints after `step`, those of a run that is not gone on with; 0 removes all.
+    """Remove the checkpoints after `step`, which are broken, or a run would go on from them; 0 removes all.
 
-    Left there, they would count as the newest, and those of the present run would be removed in their place.
+    Left there, they would count as the newest, and those that the run writes next would be removed in their place.
 
     Raises:
         OutputError: One cannot be removed.

@@ -76,11 +76,11 @@ class Run:
             context_length=self.model.context_length,
         )
 
-    def micro_batches(self, samples: Sequence[Sample]) -> list[Batch]:
-        """Lay the samples of a step into batches that go through the model one after another."""
+    def micro_batches(self, samples: Sequence[Sample]) -> Iterator[Batch]:
+        """Lay samples into batches that go through the model one after another."""
         size = self.stage.micro_batch_size
-        size = len(samples) if size is None else size
-        return [self.batch(samples[at : at + size]) for at in range(0, len(samples), size)]
+        size = self.stage.batch_size if size is None else size
+        return (self.batch(samples[at : at + size]) for at in range(0, len(samples), size))
 
     @property
     def total_steps(self) -> int:
@@ -105,10 +105,7 @@ class Run:
         if not self.held_out:
             return None
         ordered = sorted(self.held_out, key=lambda sample: sample.length)
-        size = self.stage.micro_batch_size
-        size = self.stage.batch_size if size is None else size
-        parts = (ordered[at : at + size] for at in range(0, len(ordered), size))
-        return mean_loss(self.model, (self.batch(part) for part in parts), self.compute)
+        return mean_loss(self.model, self.micro_batches(ordered), self.compute)
 
 
 def train(run: Run, found: Checkpoint | None) -> Outcome:
@@ -158,7 +155,7 @@ def _steps(
             with run.compute.seeded(stage.seed, step):  # so no state of it is kept for --resume
                 report = training_step(
                     run.model,
-                    run.micro_batches(samples),
+                    list(run.micro_batches(samples)),
                     optimiser,
                     max_grad_norm=stage.max_grad_norm,
                     compute=run.compute,
