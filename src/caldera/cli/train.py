@@ -32,6 +32,12 @@ def pretrain(
     ] = "scenes-llama",
     projector: Annotated[str, typer.Option(help="linear or mlp2x_gelu.")] = "mlp2x_gelu",
     aspect: Annotated[str, typer.Option(help="square, pad or anyres.")] = "square",
+    select_layer: Annotated[
+        int, typer.Option(help="Hidden state of the tower that is projected.")
+    ] = -2,
+    select: Annotated[
+        str, typer.Option(help="patch, or cls_patch to keep what stands before the patches.")
+    ] = "patch",
     pictures: Pictures = None,
     settings: Set = None,
     resume: Resume = False,
@@ -48,13 +54,18 @@ def pretrain(
 
       caldera train pretrain --data pairs.json --out runs/stage1 --set epochs=10 --set batch_size=16
     """
-    from caldera.recipes.from_files import Files, Parts, join_parts, parse_aspect
+    from caldera.recipes.from_files import Files, Parts, join_parts, parse_aspect, parse_select
     from caldera.settings import with_settings
     from caldera.training.stage import PRETRAIN
 
     stage = with_settings(PRETRAIN, settings or ())
     parts = Parts(
-        vision=vision, language=language, projector=projector, aspect=parse_aspect(aspect)
+        vision=vision,
+        language=language,
+        projector=projector,
+        aspect=parse_aspect(aspect),
+        select_layer=select_layer,
+        select=parse_select(select),
     )
     start = join_parts(parts, stage, out_folder / "towers")
     surplus = frozenset(ignore_field or ())

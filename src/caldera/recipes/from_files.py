@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from caldera.annotations.coco import read_coco
 from caldera.batches.picture_sources import Pixels
@@ -14,6 +14,7 @@ from caldera.evaluation.exact_match import questions_about
 from caldera.inference.generate import Generator
 from caldera.model.assemble import assemble
 from caldera.model.folder import Assistant, load_assistant
+from caldera.model.vision import Select
 from caldera.recipes.towers import find_tower
 from caldera.skips import Skips
 from caldera.storage import write_json
@@ -50,6 +51,18 @@ def parse_aspect(name: str) -> Aspect:
     return known[name]
 
 
+def parse_select(name: str) -> Select:
+    """Return the choice among a tower's positions called exactly `name`.
+
+    Raises:
+        UnknownNameError: There is none.
+    """
+    known: dict[str, Select] = {select: select for select in get_args(Select)}
+    if name not in known:
+        raise UnknownNameError("select", name, known)
+    return known[name]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parts:
     """What a new assistant is joined from, by the names a user gives."""
@@ -58,6 +71,8 @@ class Parts:
     language: str
     projector: str
     aspect: Aspect
+    select_layer: int = -2
+    select: Select = "patch"
 
 
 def join_parts(parts: Parts, stage: Stage, work: Path) -> Assistant:
@@ -71,6 +86,8 @@ def join_parts(parts: Parts, stage: Stage, work: Path) -> Assistant:
         find_tower(parts.language, work),
         projector=parts.projector,
         aspect=parts.aspect,
+        select_layer=parts.select_layer,
+        select=parts.select,
         template=stage.template,
         seed=stage.seed,
     )
