@@ -111,6 +111,7 @@ def test_help_begins_with_examples_and_imports_nothing_heavy() -> None:
         "data inspect",
         "train pretrain",
         "train finetune",
+        "train merge",
         "evaluate",
         "chat",
     ],
@@ -310,6 +311,38 @@ def test_ctrl_c_ends_with_130_and_no_traceback(
     assert "stopped; what was finished is kept, and the same command with --resume goes on" in said
     assert "Traceback" not in said
     assert not (tmp_path / "run" / "model").exists()
+
+
+def test_an_adapter_is_merged_onto_its_base_alone(
+    call: Callable[..., Done], assistant: Assistant, coco: Path, tmp_path: Path
+) -> None:
+    """--lora trains factors; the adapter merges to the run's model, an other base is told by its digest."""
+    save_assistant(tmp_path / "start", assistant)
+    call("data", "generate", "coco", coco, "--out", tmp_path / "data.json")
+    trained = call(
+        *("train", "finetune", "--model", tmp_path / "start", "--data", tmp_path / "data.json"),
+        *("--out", tmp_path / "run", "--lora", "--set", "lora.rank=3", "--set", "max_steps=2"),
+        *("--set", "batch_size=4", "--set", "max_length=2000", "--dtype", "float32"),
+    )
+    assert trained.returncode == 0, trained.stderr
+    stage = json.loads((tmp_path / "run" / "stage.json").read_text())
+    assert (stage["learning_rate"], stage["lora"]["rank"]) == (2e-4, 3)
+    assert stage["lora"]["alpha"] == 256
+    words = ("train", "merge", tmp_path / "run" / "adapter", "--out", tmp_path / "merged")
+
+    refused = call(*words, "--model", tmp_path / "run" / "model")
+    assert refused.returncode == 3
+    assert re.search("sha256 [0-9a-f]{64}, these have [0-9a-f]{64}", refused.stderr)
+    assert not (tmp_path / "merged").exists()
+
+    merged = call(*words, "--model", tmp_path / "start")
+    assert merged.returncode == 0, merged.stderr
+    for file in (tmp_path / "run" / "model").iterdir():
+        assert (tmp_path / "merged" / file.name).read_bytes() == file.read_bytes(), file.name
+    assert "is there already" in call(*words, "--model", tmp_path / "start").stderr
+    chat = call("chat", tmp_path / "run" / "adapter", "--prompt", "hi")
+    assert chat.returncode == 3
+    assert "is an adapter, which says nothing without its base; merge the two" in chat.stderr
 
 
 def test_chat_refuses_what_it_cannot_ask(

@@ -67,6 +67,14 @@ def finetune(
     model: Annotated[Path, typer.Option(help="Model folder of stage 1.")],
     data: Annotated[Path, typer.Option(help="Instruction data in LLaVA's JSON.")],
     out_folder: Annotated[Path, typer.Option("--out", help="Run folder.")],
+    lora: Annotated[
+        bool,
+        typer.Option(
+            "--lora",
+            help="Train the language model by low-rank factors, as LLaVA-1.5 did: rank 128, learning rate 2e-4. "
+            "--set lora.rank=8 changes one of their settings.",
+        ),
+    ] = False,
     pictures: Pictures = None,
     settings: Set = None,
     resume: Resume = False,
@@ -80,17 +88,37 @@ def finetune(
     [bold]Examples[/bold]
 
       caldera train finetune --model runs/stage1/model --data data.json --out runs/stage2
+
+      caldera train finetune --model runs/stage1/model --data data.json --out runs/lora --lora
     """
     from caldera.model.folder import load_assistant
     from caldera.recipes.from_files import Files
     from caldera.settings import with_settings
-    from caldera.training.stage import FINETUNE
+    from caldera.training.stage import FINETUNE, FINETUNE_LORA
 
-    stage = with_settings(FINETUNE, settings or ())
+    stage = with_settings(FINETUNE_LORA if lora else FINETUNE, settings or ())
     start = load_assistant(model)
     surplus = frozenset(ignore_field or ())
     files = Files(data=data, pictures=pictures, out=out_folder, ignore=surplus)
     _train(stage, start, files, means_from(device, dtype), max_bad, resume)
+
+
+@app.command()
+def merge(
+    adapter: Annotated[Path, typer.Argument(help="Adapter folder of a run with --lora.")],
+    model: Annotated[Path, typer.Option(help="Model folder that the run began with.")],
+    out_folder: Annotated[Path, typer.Option("--out", help="Model folder to write.")],
+) -> None:
+    """Fold an adapter into the model it was trained on; every run has done so already, in its folder model/.
+
+    [bold]Examples[/bold]
+
+      caldera train merge runs/lora/adapter --model runs/stage1/model --out merged
+    """
+    from caldera.recipes.from_files import merge_files
+
+    merge_files(adapter, model, out_folder)
+    err.print(f"model: {out_folder}", markup=False)
 
 
 def _train(
