@@ -9,11 +9,11 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration
 
 from caldera.errors import ModelFolderError
 from caldera.model.adapter import base_digest, merge_adapter, save_adapter
-from caldera.model.assemble import assemble
+from caldera.model.assemble import assemble, show_as
 from caldera.model.folder import Assistant, load_assistant, save_assistant
 from caldera.model.low_rank import (
     Lora,
@@ -86,6 +86,32 @@ def test_peft_loads_it_onto_transformers_model(
     torch.testing.assert_close(
         said(PeftModel.from_pretrained(base, tmp_path / "adapter")), merged, rtol=1e-4, atol=1e-4
     )
+
+
+def test_the_end_of_a_row_of_tiles_comes_along(
+    vision_folder: Path, language_folder: Path, assistant: Assistant, tmp_path: Path
+) -> None:
+    """A base that knows no tiles is shown pictures as the training was; the newline lands in peft's model, too."""
+    tiled = show_as(assistant, "anyres", ((12, 6), (6, 12)), seed=9)
+    adapted(tiled, tmp_path / "adapter")
+    fold(tiled.model.language)
+    base = assemble(vision_folder, language_folder, seed=3)
+    assert base.model.projector.newline is None
+
+    merged = merge_adapter(tmp_path / "adapter", base)
+
+    assert merged.processor == tiled.processor
+    for name, weight in tiled.model.state_dict().items():
+        assert torch.equal(merged.model.state_dict()[name], weight), name
+    save_assistant(
+        tmp_path / "base",
+        show_as(assemble(vision_folder, language_folder), "anyres", tiled.card.pinpoints, seed=1),
+    )
+    other = LlavaNextForConditionalGeneration.from_pretrained(tmp_path / "base")
+    peft_model = PeftModel.from_pretrained(other, tmp_path / "adapter")
+    newline = dict(peft_model.named_parameters())["base_model.model.model.image_newline"]
+    assert tiled.model.projector.newline is not None
+    assert torch.equal(newline, tiled.model.projector.newline)
 
 
 def test_gradients_are_pefts_own(

@@ -76,7 +76,8 @@ def samples_of(assistant: Assistant, photos: Path) -> list[Sample]:
         tokenizer=assistant.tokenizer,
         template=find_template("vicuna_v1"),
         image_token_id=assistant.model.image_token_id,
-        image_tokens=assistant.model.vision.image_tokens,
+        layout=assistant.processor.layout,
+        count_tokens=assistant.model.count_tokens,
         max_length=256,
     )
     return [maker.make(one, photos) for one in dialogues(5)]

@@ -23,11 +23,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from caldera.errors import CalderaError, ModelFolderError
+from caldera.model.assemble import show_as
 from caldera.model.card import Card
 from caldera.model.folder import Assistant
 from caldera.model.llava import Llava
 from caldera.model.low_rank import Lora, add_factors, fold, layers_with_factors, linear_layers
-from caldera.model.weights import digest_of
+from caldera.model.weights import NEWLINE, digest_of
 from caldera.storage import whole_folder, write_json
 
 CONFIG, WEIGHTS, NOTE = "adapter_config.json", "adapter_model.safetensors", "caldera_adapter.json"
@@ -40,6 +41,9 @@ _PARTS = {
     "projector": ("projector.", "multi_modal_projector"),
 }
 """Parts that an adapter may bring whole: how their weights' names begin here, and the module in transformers' model."""
+
+_NEWLINE = "projector.newline"
+"""Belongs to the projector here, and to no module in transformers' model."""
 
 _FACTORS = {"down": "lora_A", "up": "lora_B"}
 """Names of factors here, and in peft."""
@@ -135,7 +139,11 @@ def _peft_names(model: Llava, layers: Mapping[str, str], whole: Set[str]) -> dic
         for ours, theirs in _FACTORS.items()
     }
     for name in model.state_dict():
-        if (part := _part(name)) in whole:
+        if (part := _part(name)) not in whole:
+            continue
+        if name == _NEWLINE:
+            names[name] = f"{_OUTER}model.{NEWLINE}"
+        else:
             begin, module = _PARTS[part]
             names[name] = f"{_OUTER}model.{module}.{name.removeprefix(begin)}"
     return names
@@ -177,6 +185,8 @@ def merge_adapter(folder: Path, base: Assistant) -> Assistant:
             say what the two said together.
     """
     adapter = _read(folder)
+    card = adapter.note.card
+    base = show_as(base, card.aspect, card.pinpoints)
     model = base.model
     found = base_digest(model, adapter.whole_parts)
     if found != adapter.note.base:
@@ -186,7 +196,7 @@ def merge_adapter(folder: Path, base: Assistant) -> Assistant:
         )
     _fill(model, adapter)
     fold(model.language)
-    return replace(base, card=adapter.note.card)
+    return replace(base, card=card)
 
 
 @torch.no_grad()

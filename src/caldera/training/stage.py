@@ -5,9 +5,10 @@ from dataclasses import dataclass, fields, replace
 from math import inf
 from typing import Literal, get_args
 
-from caldera.batches.pictures import Aspect
+from caldera.batches.anyres import RELEASED_GRIDS, pinpoints_of
+from caldera.batches.pictures import ASPECTS, Aspect
 from caldera.batches.templates import find_template
-from caldera.errors import UsageError, did_you_mean
+from caldera.errors import UnknownNameError, UsageError
 from caldera.model.low_rank import Lora
 
 Part = Literal["vision", "projector", "language"]
@@ -48,9 +49,6 @@ class Stage:
     lora: Lora | None = None
     """Train the language model by low-rank factors; None trains its weights themselves."""
 
-    aspect: Aspect | None = None
-    """How a picture that is not square is shown; None keeps what the assistant has."""
-
     batch_size: int
     """Conversations per optimiser step."""
 
@@ -74,6 +72,13 @@ class Stage:
 
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
+
+    aspect: Aspect | None = None
+    """How pictures that are not square are shown from this stage on; as the assistant has it if None. LLaVA-1.5 cuts
+    them in stage 1 and pads them in stage 2."""
+
+    grids: tuple[str, ...] = RELEASED_GRIDS
+    """Columns x rows of tiles that the aspect `anyres` chooses from, where this stage sets it."""
 
     max_length: int = 2048
     """Longest conversation in tokens, those of pictures included; a language model of fewer positions allows fewer."""
@@ -101,22 +106,20 @@ class Stage:
         """Check every setting, and name all that are wrong.
 
         Raises:
+            UnknownNameError: There is no such template or aspect.
             UsageError: A setting is out of its range.
         """
-        find_template(self.template)
+        self._check_names()
         faults = [*self._faults_of_parts(), *self._faults_of_numbers()]
         if faults:
             raise UsageError(f"stage {self.name!r}: {'; '.join(faults)}")
 
     def _faults_of_parts(self) -> Iterator[str]:
-        """Say what is wrong with what trains and what is shown."""
+        """Say what is wrong with what trains."""
         if not self.trains or set(self.trains) - set(PARTS):
             yield f"trains is {self.trains}; name one or more of {PARTS}"
         if self.lora and "language" not in self.trains:
             yield f"lora is set, but trains is {self.trains}; add language to it, or set lora=none"
-        known = get_args(Aspect)
-        if self.aspect is not None and self.aspect not in known:
-            yield f"no aspect is called {self.aspect!r}; {did_you_mean(self.aspect, known)}"
 
     def _faults_of_numbers(self) -> Iterator[str]:
         """Say which numbers are out of their range."""
@@ -139,6 +142,18 @@ class Stage:
         special = {"projector": self.projector_learning_rate, "vision": self.vision_learning_rate}
         rate = special.get(part)
         return self.learning_rate if rate is None else rate
+
+    def _check_names(self) -> None:
+        """Check what is looked up in a table.
+
+        Raises:
+            UnknownNameError: There is no such template or aspect.
+            UsageError: A grid is not written as columns x rows.
+        """
+        find_template(self.template)
+        pinpoints_of(self.grids, side=1)
+        if self.aspect is not None and self.aspect not in ASPECTS:
+            raise UnknownNameError("aspect", self.aspect, ASPECTS)
 
 
 PRETRAIN = Stage(
