@@ -111,7 +111,9 @@ def test_help_begins_with_examples_and_imports_nothing_heavy() -> None:
         "data inspect",
         "train pretrain",
         "train finetune",
+        "train recipe",
         "train merge",
+        "recipes",
         "evaluate",
         "chat",
     ],
@@ -189,6 +191,9 @@ def test_check_lists_what_is_wrong(call: Callable[..., Done], coco: Path, tmp_pa
         (("chat", "nowhere"), 3, "nowhere is not a folder"),
         (("chat", ".", "--image", "no.png"), 3, "no.png does not exist"),
         (("demo", "--recipe", "dmo"), 2, "did you mean 'demo'?"),
+        (("demo", "--recipe", "llava_7b"), 2, "run it with: caldera train recipe llava_7b"),
+        (("recipes", "llava15_7b"), 2, "did you mean 'llava_15_7b'?"),
+        (("train", "recipe", "llava_7b", "--out", "y"), 2, "--pretrain-data FILE (CC3M-595K: chat"),
         (("demo", "--set", "finetune.batchsize=8"), 2, "did you mean 'batch_size'?"),
         (("demo", "--set", "finetune.batch_size=big"), 2, "does not fit: it is a int, now"),
         (("demo", "--set", "finetune.batch_size=0"), 2, "it must be at least 1"),
@@ -311,6 +316,22 @@ def test_ctrl_c_ends_with_130_and_no_traceback(
     assert "stopped; what was finished is kept, and the same command with --resume goes on" in said
     assert "Traceback" not in said
     assert not (tmp_path / "run" / "model").exists()
+
+
+def test_recipes_are_listed_and_shown(call: Callable[..., Done]) -> None:
+    """All of them in a table and in JSON, one of them in full with its sources."""
+    listed = call("recipes")
+    assert listed.returncode == 0, listed.stderr
+    told = json.loads(call("recipes", "--json").stdout)
+    assert len(told) == 10
+    assert all(one["name"] in listed.stdout for one in told)
+    assert "6.74 B" in listed.stdout
+    [shown] = [one for one in told if one["name"] == "llava_15_7b"]
+    assert json.loads(call("recipes", "llava_15_7b", "--json").stdout) == shown
+    full = call("recipes", "llava_15_7b").stdout
+    assert all(setting["name"] in full for setting in shown["settings"])
+    assert "arXiv 2310.03744, table 9" in full
+    assert "blip_laion_cc_sbu_558k.json" in full
 
 
 def test_an_adapter_is_merged_onto_its_base_alone(

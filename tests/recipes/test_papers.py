@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from caldera.batches.templates import TEMPLATES
 from caldera.conversation import Conversation, Picture, Turn, write_conversations
-from caldera.errors import UsageError
+from caldera.errors import InputError, UsageError
 from caldera.model.assemble import assemble
 from caldera.model.folder import load_assistant
 from caldera.progress import Progress, Silent
@@ -59,7 +60,12 @@ def test_every_number_is_the_cited_one(name: str) -> None:
     recipe = find_paper_recipe(name)
     assert sorted(CITATIONS[name].fields) == sorted(cited_names(recipe))
     assert len(CITATIONS[name].fields) >= 36
-    assert differences(recipe) == []
+    unwritten = [  # stands in for until the table has it; papers.py must then name it
+        field
+        for field, cited in CITATIONS[name].fields.items()
+        if field.endswith(".template") and cited.value not in TEMPLATES
+    ]
+    assert differences(recipe) == unwritten
 
 
 @pytest.mark.parametrize(
@@ -242,6 +248,18 @@ def test_what_is_missing_is_named_with_where_people_get_it(
     with pytest.raises(UsageError) as caught:
         run(recipe, replace(brought, data=None), tmp_path / "run")
     assert str(caught.value).count("FILE") == 1
+
+
+def test_what_would_stop_stage_2_stops_before_stage_1(brought: Brought, tmp_path: Path) -> None:
+    """A broken data file and a layer that is not there are found before the first step, and do not claim the folder."""
+    assert brought.data
+    recipe = tiny("llava_15_7b_lora", "finetune.lora.targets=q_prj,")
+    with pytest.raises(UsageError, match="did you mean 'q_proj'"):
+        run(recipe, brought, tmp_path / "a")
+    brought.data.write_text("[")
+    with pytest.raises(InputError, match=r"dialogues\.json"):
+        run(tiny("llava_15_7b"), brought, tmp_path / "b")
+    assert not [*tmp_path.glob("*/pretrain"), *tmp_path.glob("*/recipe.json")]
 
 
 def test_recipes_of_the_other_kind_are_pointed_to_their_command() -> None:

@@ -406,14 +406,16 @@ def test_a_projector_is_not_fitted_without_pictures(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("more", [(), ("--lora", "--set", "lora.rank=3")])
 def test_a_killed_process_goes_on_bit_for_bit(
-    assistant: Assistant, photos: Path, tmp_path: Path
+    assistant: Assistant, photos: Path, tmp_path: Path, more: tuple[str, ...]
 ) -> None:
     """SIGKILL at random moments, started again each time: the same model as one that was left alone."""
     save_assistant(tmp_path / "start", assistant)
     write_conversations(tmp_path / "data.json", dialogues(40))
     command = [
         *(sys.executable, "-m", "caldera", "train", "finetune", "--dtype", "float32", "--resume"),
+        *more,
         *("--model", str(tmp_path / "start"), "--data", str(tmp_path / "data.json")),
         *("--pictures", str(photos), "--set", "batch_size=4", "--set", "epochs=8"),
         *("--set", "checkpoint_every=3", "--set", "max_length=256", "--set", "learning_rate=1e-3"),

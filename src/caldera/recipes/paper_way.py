@@ -18,6 +18,7 @@ from caldera.conversation import read_conversations
 from caldera.errors import UsageError
 from caldera.model.assemble import assemble
 from caldera.model.folder import Assistant, load_assistant
+from caldera.model.low_rank import chosen_layers
 from caldera.recipes.paper_recipe import DataNeeds, PaperRecipe
 from caldera.recipes.recipe import claim
 from caldera.recipes.towers import find_tower
@@ -77,16 +78,17 @@ def run_paper(
     )
     outcomes = {}
     with holding(out):
-        claim(out, recipe)
         assistant = _start(recipe, brought, out)
-        for stage, file, pictures in _stages(recipe, brought):
+        work = _stages(recipe, brought)  # read before hours are spent on the first
+        for stage, _ in work:
+            if stage.lora:
+                chosen_layers(assistant.model.language, stage.lora.targets)
+        claim(out, recipe)
+        for stage, data in work:
             job = StageJob(
                 stage=stage,
                 assistant=assistant,
-                data=DataSet(
-                    conversations=read_conversations(file, brought.ignore),
-                    pictures=pictures or file.parent,
-                ),
+                data=data,
                 out=out / stage.name,
                 features=out / "features",
                 means=means,
@@ -112,14 +114,22 @@ def _start(recipe: PaperRecipe, brought: Brought, out: Path) -> Assistant:
     )
 
 
-def _stages(recipe: PaperRecipe, brought: Brought) -> list[tuple[Stage, Path, Path | None]]:
-    """Return the stages that are run, with their data and where its pictures are."""
-    assert brought.data
-    last = (recipe.finetune, brought.data, brought.pictures)
+def _stages(recipe: PaperRecipe, brought: Brought) -> list[tuple[Stage, DataSet]]:
+    """Return the stages that are run, each with its data.
+
+    Raises:
+        InputError: A data file cannot be read.
+    """
+
+    def read(file: Path | None, pictures: Path | None) -> DataSet:
+        assert file is not None  # as checked
+        conversations = read_conversations(file, brought.ignore)
+        return DataSet(conversations=conversations, pictures=pictures or file.parent)
+
+    last = (recipe.finetune, read(brought.data, brought.pictures))
     if brought.aligned:
         return [last]
-    assert brought.pretrain_data
-    return [(recipe.pretrain, brought.pretrain_data, brought.pretrain_pictures), last]
+    return [(recipe.pretrain, read(brought.pretrain_data, brought.pretrain_pictures)), last]
 
 
 def refuse_what_is_missing(recipe: PaperRecipe, brought: Brought) -> None:
