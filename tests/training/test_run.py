@@ -411,7 +411,11 @@ def test_a_projector_is_not_fitted_without_pictures(
     [((), (6.0, 7.5, 9.0, 10.5)), (("--lora", "--set", "lora.rank=3"), (8.0, 9.0))],
 )
 def test_a_killed_process_goes_on_bit_for_bit(
-    assistant: Assistant, photos: Path, tmp_path: Path, more: tuple[str, ...], moments: tuple[float, ...]
+    assistant: Assistant,
+    photos: Path,
+    tmp_path: Path,
+    more: tuple[str, ...],
+    moments: tuple[float, ...],
 ) -> None:
     """SIGKILL at random moments, started again each time: the same model as one that was left alone."""
     save_assistant(tmp_path / "start", assistant)
