@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from caldera import __version__
 from caldera.cli import data, train
 from caldera.cli.options import Device, Dtype, MaxBad, Set, err, means_from, out
+from caldera.cli.recipes import recipes
 from caldera.errors import CalderaError
 
 EXIT_CODES = (
@@ -63,6 +64,7 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
+app.command()(recipes)
 
 
 def _version(wanted: bool) -> None:
@@ -90,6 +92,8 @@ def caldera(
       caldera train finetune --model runs/one/model --data data.json --out runs/two
 
       caldera chat runs/two/model --image dog.jpg
+
+      caldera recipes                                     LLaVA's own models, with the papers' numbers
     """
 
 
@@ -109,11 +113,11 @@ def demo(
 
       caldera demo --out runs/small --set scenes.train=500
     """
-    from caldera.recipes.table import find_recipe
+    from caldera.recipes.table import find_scene_recipe
     from caldera.recipes.way import run_recipe
     from caldera.settings import with_settings
 
-    chosen = with_settings(find_recipe(recipe), settings or ())
+    chosen = with_settings(find_scene_recipe(recipe), settings or ())
     run_recipe(chosen, out_folder, means_from(device, dtype))
     _show_demo(out_folder)
 

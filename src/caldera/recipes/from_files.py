@@ -8,12 +8,13 @@ from caldera.annotations.coco import read_coco
 from caldera.batches.picture_sources import Pixels
 from caldera.batches.pictures import ASPECTS, Aspect
 from caldera.conversation import read_conversations
-from caldera.errors import UnknownNameError
+from caldera.errors import UnknownNameError, UsageError
 from caldera.evaluation.ask import ask
 from caldera.evaluation.exact_match import questions_about
 from caldera.inference.generate import Generator
+from caldera.model.adapter import merge_adapter
 from caldera.model.assemble import assemble
-from caldera.model.folder import Assistant, load_assistant
+from caldera.model.folder import Assistant, load_assistant, save_assistant
 from caldera.model.vision import Select
 from caldera.recipes.towers import find_tower
 from caldera.skips import Skips
@@ -123,6 +124,19 @@ def train_on_files(
     )
     _, outcome = job.run()
     return outcome
+
+
+def merge_files(adapter: Path, model: Path, out: Path) -> None:
+    """Fold an adapter folder into the model folder it stands on, and write the merged model folder.
+
+    Raises:
+        UsageError: Something stands at `out` already.
+        ModelFolderError: One of the two cannot be read, or the adapter is for another model.
+        OutputError: The result cannot be written.
+    """
+    if out.exists():
+        raise UsageError(f"{out} is there already; choose another --out")
+    save_assistant(out, merge_adapter(adapter, load_assistant(model)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
