@@ -45,7 +45,7 @@ def stretches(
         if look == "picture":
             found += [Stretch(look, next(paths), image_tokens) for _ in ids]
         else:
-            found.append(Stretch(look, str(tokenizer.decode(ids)), len(ids)))
+            found.append(Stretch(look, _spelt(ids, tokenizer), len(ids)))
     return found
 
 
@@ -57,10 +57,16 @@ def token_rows(
     paths = iter(encoded.picture_paths)
     for token, label in zip(encoded.ids, encoded.labels, strict=True):
         slot = token == SLOT
-        text = f"{next(paths)} ({image_tokens} tokens)" if slot else str(tokenizer.decode([token]))
+        text = f"{next(paths)} ({image_tokens} tokens)" if slot else _spelt([token], tokenizer)
         rows.append(TokenRow(position, token, text, label != IGNORED))
         position += image_tokens if slot else 1
     return rows
+
+
+def _spelt(ids: list[int], tokenizer: PreTrainedTokenizerFast) -> str:
+    """Spell tokens as they stand in the middle of a text: at its beginning, decoders leave away a space."""
+    before = tokenizer.all_special_ids[:1]
+    return str(tokenizer.decode([*before, *ids])).removeprefix(str(tokenizer.decode(before)))
 
 
 def _look(token: int, label: int) -> Look:

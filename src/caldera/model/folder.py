@@ -26,8 +26,11 @@ from transformers import (
 )
 
 from caldera.batches.pictures import PictureProcessor
+from caldera.batches.templates import find_template
+from caldera.batches.text_ids import start_ids
 from caldera.errors import ModelFolderError
 from caldera.model.card import FILE, Card, read_card
+from caldera.model.chat_templates import chat_template
 from caldera.model.llava import Llava, changes_logits
 from caldera.model.projector import MlpProjector, build_projector
 from caldera.model.vision import VisionTower
@@ -50,23 +53,6 @@ IMAGE_TOKEN = "<image>"
 
 _INNER_MODEL = ("clip_vision_model", "siglip_vision_model")
 """Vision towers whose weights llava-hf's folders name `vision_model`; all others have plain names."""
-
-CHAT_TEMPLATE = (
-    "{{ 'A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
-    "detailed, and polite answers to the user\\'s questions. ' }}"
-    "{% for message in messages %}{% if message['role'] == 'user' %}{{ 'USER: ' }}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% set images = message['content'] | selectattr('type', 'equalto', 'image') | list %}"
-    "{% set texts = message['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') %}"
-    "{% if images | length == 1 %}{{ ('<image>\\n' ~ (texts | join | trim)) | trim }}"
-    "{% else %}{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>' }}"
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{% endif %}{{ ' ASSISTANT:' }}"
-    "{% else %}{{ ' ' }}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endif %}{{ eos_token }}{% endif %}"
-    "{% endfor %}"
-)
-"""vicuna_v1 for transformers' `apply_chat_template`; caldera itself never runs a template from a folder."""
-
 
 @dataclass(frozen=True, slots=True)
 class Assistant:
@@ -95,9 +81,17 @@ def save_assistant(folder: Path, assistant: Assistant) -> None:
         write_json(fresh / "config.json", _config(assistant))
         write_weights(fresh, weights)
         _processor(assistant).save_pretrained(fresh)
-        ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
+        ends = {"eos_token_id": end_ids(assistant), "bos_token_id": tokenizer.bos_token_id}
         GenerationConfig(**ends, pad_token_id=tokenizer.pad_token_id).save_pretrained(fresh)
         write_json(fresh / FILE, assistant.card.model_dump())
+
+
+def end_ids(assistant: Assistant) -> list[int]:
+    """Return the tokens that end an answer: the tokenizer's end mark, and the template's own where it has one."""
+    tokenizer = assistant.tokenizer
+    special = find_template(assistant.card.template).end_token
+    own = tokenizer.backend_tokenizer.token_to_id(special) if special else None
+    return [end for end in dict.fromkeys([tokenizer.eos_token_id, own]) if end is not None]
 
 
 def _config(assistant: Assistant) -> dict[str, Any]:
@@ -183,7 +177,9 @@ def _processor(assistant: Assistant) -> LlavaProcessor:
         vision_feature_select_strategy=_selection(vision)["vision_feature_select_strategy"],
         num_additional_image_tokens=vision.leading,
         image_token=IMAGE_TOKEN,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=chat_template(
+            find_template(assistant.card.template), starts=bool(start_ids(assistant.tokenizer))
+        ),
     )
 
 

@@ -24,6 +24,7 @@ from caldera.batches.samples import Sample, SampleMaker
 from caldera.batches.templates import find_template
 from caldera.conversation import Conversation
 from caldera.errors import InputError, RecordError, UsageError
+from caldera.model.assemble import add_tokens
 from caldera.model.card import Card, read_card
 from caldera.model.folder import Assistant, load_assistant, save_assistant
 from caldera.model.llava import Llava
@@ -86,6 +87,10 @@ class StageJob:
             CalderaError: The folder is in use, data is bad, training failed, or writing did.
         """
         keep_freed_memory()
+        assistant = self.assistant
+        add_tokens(
+            assistant.tokenizer, assistant.model.language, find_template(self.stage.template)
+        )
         with holding(self.out):
             samples = self._samples()
             identity = identity_of(
