@@ -70,8 +70,9 @@ def _pieces(name: str) -> tuple[dict[str, int], list[tuple[str, str]], list[str]
     """Read vocabulary, merges and control tokens out of a SentencePiece model."""
     slow = sentencepiece(name)
     vocabulary = {slow.id_to_piece(key): key for key in range(len(slow))}
+    scores = {piece: slow.get_score(key) for piece, key in vocabulary.items()}
     control = [slow.id_to_piece(key) for key in range(len(slow)) if slow.is_control(key)]
-    return vocabulary, generate_merges(vocabulary, skip_tokens=control), control
+    return vocabulary, generate_merges(vocabulary, scores, skip_tokens=control), control
 
 
 def _low_lines(bpe: Tokenizer, first: bool) -> None:
