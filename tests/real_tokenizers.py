@@ -1,7 +1,7 @@
 """Real tokenizers and the kinds that released models have, by name, for the tests of templates.
 
-`mistral-common` brings real vocabularies: SentencePiece models of Mistral's versions 1 and 3, and a tekken. Nothing of it
-is imported; its files are read. The kinds that no package brings are trained here, with their own special tokens.
+`mistral-common` brings real vocabularies: SentencePiece models of Mistral's versions 1 and 3, and a tekken. Nothing of
+it is imported; its files are read. The kinds that no package brings are trained here, with their own special tokens.
 """
 
 import base64
@@ -111,7 +111,9 @@ def _phi_3() -> PreTrainedTokenizerFast:
     """LLaMA's legacy kind, with role marks that take the white space behind them with them, as Phi-3's do."""
     made = _llama("tokenizer.model.v1", legacy=True)
     marks = ("<|endoftext|>", "<|assistant|>", "<|end|>", "<|user|>")
-    made.add_tokens([AddedToken(mark, rstrip=True, normalized=False, special=True) for mark in marks])
+    made.add_tokens(
+        [AddedToken(mark, rstrip=True, normalized=False, special=True) for mark in marks]
+    )
     made.eos_token = "<|endoftext|>"
     return made
 
@@ -136,7 +138,10 @@ def _tekken() -> PreTrainedTokenizerFast:
     """Mistral's tekken, a byte-level BPE: the first 30,000 of its 130,072 ranks, which close every merge among them."""
     content = json.loads(data_file("tekken_240911.json").read_bytes())
     letters = bytes_to_unicode()
-    spelt = ["".join(letters[byte] for byte in base64.b64decode(one["token_bytes"])) for one in content["vocab"]]
+    spelt = [
+        "".join(letters[byte] for byte in base64.b64decode(one["token_bytes"]))
+        for one in content["vocab"]
+    ]
     special = _pieces("mistral_instruct_tokenizer_240323.model.v3")[2]
     vocabulary = {piece: key for key, piece in enumerate(["<unk>", *special, *spelt[:30_000]])}
     bpe = Tokenizer(models.BPE(vocabulary, generate_merges(vocabulary, skip_tokens=special)))
@@ -174,9 +179,15 @@ def _bytes(
 def _qwen() -> PreTrainedTokenizerFast:
     """No start mark, composed characters, and a mark that is an added token, but no special one."""
     made = _bytes(
-        QWEN, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], start=None, end="<|im_end|>", nfc=True
+        QWEN,
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        start=None,
+        end="<|im_end|>",
+        nfc=True,
     )
-    made.add_tokens([AddedToken("<tool_call>", special=False), AddedToken("<|end|>", special=False)])
+    made.add_tokens(
+        [AddedToken("<tool_call>", special=False), AddedToken("<|end|>", special=False)]
+    )
     return made
 
 

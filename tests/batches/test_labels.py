@@ -24,9 +24,10 @@ from caldera.conversation import IMAGE_MARK, Conversation, Picture, Turn
 from caldera.errors import ModelFolderError, RecordError
 
 TRAPS = [
-    "</s>", "<s>", IMAGE_MARK, "<unk>", "<pad>", "USER:", " ASSISTANT:", "###", "Human: ", "###Human:", "[INST]", "[/INST]",
-    "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>", "<|end|>", "<|user|>", "<<SYS>>",
-    "<|endoftext|>", "\n", "\n\n", " ", "   ", "\t", "é", "e\u0301", "🐕", "שלום", "مرحبا", "\u202e", "a", "it's", "12345", "!",
+    "</s>", "<s>", IMAGE_MARK, "<unk>", "<pad>", "USER:", " ASSISTANT:", "###", "Human: ", "###Human:", "[INST]",
+    "[/INST]", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>", "<|end|>", "<|user|>",
+    "<<SYS>>", "<|endoftext|>", "\n", "\n\n", " ", "   ", "\t", "é", "e\u0301", "🐕", "שלום", "مرحبا", "\u202e", "a", "it's",
+    "12345", "!",
 ]  # fmt: skip
 DIALOGUES = [template for template in TEMPLATES.values() if not template.captions]
 CAPTIONS = [template for template in TEMPLATES.values() if template.captions]
@@ -59,7 +60,7 @@ def dialogue(exchanges: list[tuple[int, str, str]]) -> Conversation:
 
 def spelt(ids: list[int], tokenizer: PreTrainedTokenizerFast) -> str:
     """Decode ids as they stand behind a mark; at the very beginning, decoders leave away a space."""
-    mark = tokenizer.convert_tokens_to_ids(IMAGE_MARK)
+    mark = special_tokens(tokenizer)[IMAGE_MARK]
     return str(tokenizer.decode([mark, *ids])).removeprefix(IMAGE_MARK)
 
 
@@ -102,7 +103,9 @@ def test_the_answers_and_their_ends_are_learned(
     special = special_tokens(tokenizer)
     marks = {*special.values()} - {tokenizer.unk_token_id}
     start = start_ids(tokenizer)
-    spaced = text_ids(tokenizer).encode("a", "after mark") == tokenizer.encode("a", add_special_tokens=False)
+    spaced = text_ids(tokenizer).encode("a", "after mark") == tokenizer.encode(
+        "a", add_special_tokens=False
+    )
     for template in DIALOGUES:
         spans = list(template.render(conversation))
         encoded = encode(spans, tokenizer)
@@ -110,13 +113,17 @@ def test_the_answers_and_their_ends_are_learned(
         end = end_of(template, tokenizer)
         expected = [f"{template.lead}{normal(answer, tokenizer)}{end}" for *_, answer in exchanges]
         learned = learned_text(encoded, tokenizer)
-        if learned != "".join(expected):  # the tokenizer's own space, which it puts behind each mark
+        if learned != "".join(
+            expected
+        ):  # the tokenizer's own space, which it puts behind each mark
             assert spaced
             assert learned == "".join(f" {text}" for text in expected), template.name
         assert encoded.picture_paths == conversation.pictures
         assert encoded.ids.count(SLOT) == len(conversation.pictures)
         written = [
-            span.spelling in special if isinstance(span, Token) else bool(start) or span.which == "end"
+            span.spelling in special
+            if isinstance(span, Token)
+            else bool(start) or span.which == "end"
             for span in spans
             if isinstance(span, Mark | Token)
         ]
@@ -126,9 +133,7 @@ def test_the_answers_and_their_ends_are_learned(
 @every_tokenizer
 @several
 @given(caption=said)
-def test_plain_learns_the_caption_and_its_newline(
-    name: str, caption: str
-) -> None:
+def test_plain_learns_the_caption_and_its_newline(name: str, caption: str) -> None:
     """Stage 1 sees the start mark, the picture and the caption; the question is gone.
 
     Some tokenizers put a space behind a special token, and the legacy variant has all that have one put it there.
@@ -180,8 +185,9 @@ clean = st.lists(words, min_size=1, max_size=5).map("".join).filter(lambda text:
 def in_context(template: Template, name: str) -> bool:
     """Tell whether a tokenizer cuts between a template's texts and an answer by itself.
 
-    LLaVA's legacy ids are only those of the whole where the tokenizer itself is of the legacy kind. GPT-2's pattern takes
-    the last of two line ends together with what follows, so the prompt of llama_3 would not begin its training text;
+    LLaVA's legacy ids are only those of the whole where the tokenizer itself is of the legacy kind. GPT-2's pattern
+    takes the last of two line ends together with what follows, so the prompt of llama_3 would not begin its training
+    text;
     Unigram weighs all pieces of a text against each other, also those on both sides of an answer's beginning.
     """
     if template.alone:
@@ -202,7 +208,7 @@ def test_ids_are_the_tokenizers_own_for_the_whole_text(
     conversation = dialogue(tidy)
     if any(mark in text for mark in special for _, *texts in tidy for text in texts):
         return
-    slot = tokenizer.convert_tokens_to_ids(IMAGE_MARK)
+    slot = special[IMAGE_MARK]
     for template in DIALOGUES:
         if not in_context(template, name):
             continue
@@ -225,7 +231,7 @@ def spelling(span: object, tokenizer: PreTrainedTokenizerFast) -> str:
     which = getattr(span, "which", None)
     if which == "end":
         return str(tokenizer.eos_token)
-    return tokenizer.decode(start_ids(tokenizer)) if which == "start" else ""
+    return str(tokenizer.decode(start_ids(tokenizer))) if which == "start" else ""
 
 
 def test_a_mark_that_the_tokenizer_lacks_is_named(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -18,7 +18,8 @@ from caldera.conversation import IMAGE_MARK, Conversation, Picture, Turn
 BOS, EOS = 1, 2
 
 words = st.sampled_from(
-    ["a dog", "USER:", " ASSISTANT: no", "is it?", "line\n", "\n", " ", "  two", "12 345", "it's", "é", "🐕", "שלום", "##", "<|im_end|>"]
+    ["a dog", "USER:", " ASSISTANT: no", "is it?", "line\n", "\n", " ", "  two", "12 345", "it's",
+     "é", "🐕", "שלום", "##", "<|im_end|>"]
 ) | st.text(st.characters(codec="utf-8", exclude_characters=f"{LOW_LINE}<"), max_size=6)  # fmt: skip
 said = st.lists(words, min_size=1, max_size=4).map("".join).filter(lambda text: bool(text.strip()))
 

@@ -69,7 +69,12 @@ class TextIds:
     def _copy(self, place: Place) -> Tokenizer:
         """Return the tokenizer for a place, made when first asked for: the same vocabulary, but no special tokens."""
         if place not in self._copies:
-            steps = {"version": "1.0", "added_tokens": [], "model": _EMPTY, **_at(self._steps, place)}
+            steps = {
+                "version": "1.0",
+                "added_tokens": [],
+                "model": _EMPTY,
+                **_at(self._steps, place),
+            }
             shell = Tokenizer.from_str(json.dumps(steps))
             shell.model = self._model
             shell.add_tokens(self._kept)
@@ -107,7 +112,9 @@ def _steps(backend: Tokenizer) -> dict[str, Any]:
 def _model_without(backend: Tokenizer, barred: Collection[str]) -> models.Model:
     """Return the tokenizer's model; a copy, if it makes one of the barred tokens out of text by itself."""
     model = backend.model
-    if all([piece.value for piece in model.tokenize(token)] != [token] for token in barred if token):
+    if all(
+        [piece.value for piece in model.tokenize(token)] != [token] for token in barred if token
+    ):
         return model
     content = json.loads(backend.to_str())
     inner = content["model"]

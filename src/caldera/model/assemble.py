@@ -124,7 +124,7 @@ def add_tokens(
     tokenizer.add_special_tokens(
         {"extra_special_tokens": missing}, replace_extra_special_tokens=False
     )
-    old = language.get_input_embeddings().weight.shape[0]  # type: ignore[index] # a Parameter
+    old: int = language.get_input_embeddings().weight.shape[0]  # type: ignore[index, assignment] # a Parameter
     if len(tokenizer) > old:
         language.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
     for layer in (language.get_input_embeddings(), language.get_output_embeddings()):

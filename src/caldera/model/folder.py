@@ -54,6 +54,7 @@ IMAGE_TOKEN = "<image>"
 _INNER_MODEL = ("clip_vision_model", "siglip_vision_model")
 """Vision towers whose weights llava-hf's folders name `vision_model`; all others have plain names."""
 
+
 @dataclass(frozen=True, slots=True)
 class Assistant:
     """A model with everything needed to use it."""
