@@ -26,8 +26,8 @@ from caldera.errors import ModelFolderError, RecordError
 TRAPS = [
     "</s>", "<s>", IMAGE_MARK, "<unk>", "<pad>", "USER:", " ASSISTANT:", "###", "Human: ", "###Human:", "[INST]",
     "[/INST]", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>", "<|end|>", "<|user|>",
-    "<<SYS>>", "<|endoftext|>", "\n", "\n\n", " ", "   ", "\t", "é", "e\u0301", "🐕", "שלום", "مرحبا", "\u202e", "a", "it's",
-    "12345", "!",
+    "<<SYS>>", "<|endoftext|>", "\n", "\n\n", " ", "   ", "\t", "é", "e\u0301", "🐕", "שלום", "مرحبا", "\u202e", "a",
+    "it's", "12345", "!",
 ]  # fmt: skip
 DIALOGUES = [template for template in TEMPLATES.values() if not template.captions]
 CAPTIONS = [template for template in TEMPLATES.values() if template.captions]
@@ -187,8 +187,7 @@ def in_context(template: Template, name: str) -> bool:
 
     LLaVA's legacy ids are only those of the whole where the tokenizer itself is of the legacy kind. GPT-2's pattern
     takes the last of two line ends together with what follows, so the prompt of llama_3 would not begin its training
-    text;
-    Unigram weighs all pieces of a text against each other, also those on both sides of an answer's beginning.
+    text; Unigram weighs all pieces of a text against each other, also those on both sides of an answer's beginning.
     """
     if template.alone:
         return name == "llama legacy"

@@ -50,9 +50,9 @@ Where a tokenizer lacks a special token of the template, training adds it, as a 
 others.
 
 A `_legacy` variant writes the same text, and cuts it into tokens as LLaVA-1.5's slow tokenizer did: every text between
-two special tokens or pictures gets SentencePiece's space before it, so that `</s>` is followed by the pieces of ` USER`.
-Take it for weights that were trained so. All others give the ids that the tokenizer itself gives for the whole text,
-but that no token reaches from a question into its answer, or out of it.
+two special tokens or pictures gets SentencePiece's space before it, so that `</s>` is followed by the pieces of
+` USER`. Take it for weights that were trained so. All others give the ids that the tokenizer itself gives for the whole
+text, but that no token reaches from a question into its answer, or out of it.
 
 """
 """What stands above the table."""
