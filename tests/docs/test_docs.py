@@ -3,6 +3,7 @@
 import doctest
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import jsonschema
 import pytest
 from typer.testing import CliRunner
 
+from caldera.batches.templates import TEMPLATES
 from caldera.cli import app
 from caldera.conversation import json_schema, read_conversations
 from caldera.errors import RecordError
@@ -43,7 +45,7 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_every_page_was_met() -> None:
     """The pages that these tests go through are there."""
     assert {page.name for page in PAGES} >= {
-        "README.md", "CONTRIBUTING.md", "tour.md", "shapes.md", "data.md", "adding.md", "recipes.md",
+        "README.md", "CONTRIBUTING.md", "tour.md", "shapes.md", "data.md", "adding.md", "recipes.md", "templates.md",
     }  # fmt: skip
 
 
@@ -91,6 +93,14 @@ def test_the_commands_on_the_recipes_page_are_there(
                 "no tower, folder" if "--vision" in words else "needs what nothing here downloads"
             )
             assert lacks in done.output
+
+
+def test_the_templates_page_is_the_tables() -> None:
+    """docs/templates.md shows every template of the table as it is; `make docs` writes it."""
+    path = Path(__file__).with_name("write.py")
+    written = runpy.run_path(str(path))["templates_page"]()
+    assert all(f"| {name} |" in written for name in TEMPLATES)
+    assert (ROOT / "docs" / "templates.md").read_text() == written
 
 
 def test_the_records_on_the_data_page_can_be_read(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration
 
+from caldera.batches.templates import find_template
 from caldera.errors import ModelFolderError
 from caldera.model.adapter import base_digest, merge_adapter, save_adapter
-from caldera.model.assemble import assemble, show_as
+from caldera.model.assemble import add_tokens, assemble, show_as
 from caldera.model.folder import Assistant, load_assistant, save_assistant
 from caldera.model.low_rank import (
     Lora,
@@ -59,6 +60,23 @@ def test_merged_is_what_was_trained_bit_for_bit(
     merged = merge_adapter(tmp_path / "adapter", load_assistant(tmp_path / "base"))
 
     assert merged.card.stage == "finetune"
+    for name, weight in assistant.model.state_dict().items():
+        assert torch.equal(merged.model.state_dict()[name], weight), name
+
+
+def test_a_base_gets_the_marks_that_the_training_gave_it(
+    assistant: Assistant, tmp_path: Path
+) -> None:
+    """A run whose template needs tokens that the base lacks adds them before it starts; so does merging."""
+    save_assistant(tmp_path / "base", assistant)
+    add_tokens(assistant.tokenizer, assistant.model.language, find_template("mpt"))
+    card = assistant.card.model_copy(update={"template": "mpt"})
+    adapted(replace(assistant, card=card), tmp_path / "adapter")
+    fold(assistant.model.language)
+
+    merged = merge_adapter(tmp_path / "adapter", load_assistant(tmp_path / "base"))
+
+    assert len(merged.tokenizer) == len(assistant.tokenizer)
     for name, weight in assistant.model.state_dict().items():
         assert torch.equal(merged.model.state_dict()[name], weight), name
 

@@ -17,6 +17,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from caldera.batches.anyres import WHOLE
 from caldera.batches.samples import Sample
+from caldera.batches.templates import find_template
+from caldera.batches.text_ids import text_ids
 from caldera.conversation import Conversation, Picture, Turn, write_conversations
 from caldera.errors import CalderaError, PictureError, RecordError, UsageError
 from caldera.model.assemble import assemble
@@ -133,6 +135,19 @@ def test_a_broken_off_run_goes_on_bit_for_bit(
     ]
     assert losses[0] == losses[1]
     assert len(shown_by_tensorboard(tmp_path / "b" / "tensorboard")) == len(losses[1])
+
+
+def test_a_stage_gives_its_templates_marks(
+    assistant: Assistant, photos: Path, tmp_path: Path
+) -> None:
+    """A model whose tokenizer lacks them learns them, and its folder has them."""
+    assert text_ids(assistant.tokenizer).special.keys().isdisjoint(find_template("gemma").tokens)
+
+    job(assistant, photos, tmp_path / "run", stage=replace(STAGE, template="gemma")).run()
+
+    loaded = load_assistant(tmp_path / "run" / "model")
+    assert loaded.card.template == "gemma"
+    assert text_ids(loaded.tokenizer).special.keys() > {*find_template("gemma").tokens}
 
 
 def test_dropout_is_drawn_from_the_stages_seed_alone(

@@ -22,8 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from caldera.batches.templates import find_template
 from caldera.errors import CalderaError, ModelFolderError
-from caldera.model.assemble import show_as
+from caldera.model.assemble import add_tokens, show_as
 from caldera.model.card import Card
 from caldera.model.folder import Assistant
 from caldera.model.llava import Llava
@@ -186,6 +187,7 @@ def merge_adapter(folder: Path, base: Assistant) -> Assistant:
     """
     adapter = _read(folder)
     card = adapter.note.card
+    add_tokens(base.tokenizer, base.model.language, find_template(card.template))
     base = show_as(base, card.aspect, card.pinpoints)
     model = base.model
     found = base_digest(model, adapter.whole_parts)

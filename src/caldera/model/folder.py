@@ -18,8 +18,11 @@ from transformers import (
 )
 
 from caldera.batches.pictures import PictureProcessor
+from caldera.batches.templates import find_template
+from caldera.batches.text_ids import start_ids
 from caldera.errors import ModelFolderError
 from caldera.model.card import FILE, Card, read_card
+from caldera.model.chat_templates import chat_template
 from caldera.model.llava import Llava
 from caldera.model.preparation import load_processor
 from caldera.model.projector import add_newline, build_projector
@@ -75,10 +78,21 @@ def save_assistant(folder: Path, assistant: Assistant) -> None:
     with whole_folder(folder) as fresh:
         write_json(fresh / "config.json", config_of(model, assistant.card))
         write_weights(fresh, weights)
-        processor_of(assistant.processor, model.vision, tokenizer).save_pretrained(fresh)
-        ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
+        jinja = chat_template(
+            find_template(assistant.card.template), starts=bool(start_ids(tokenizer))
+        )
+        processor_of(assistant.processor, model.vision, tokenizer, jinja).save_pretrained(fresh)
+        ends = {"eos_token_id": end_ids(assistant), "bos_token_id": tokenizer.bos_token_id}
         GenerationConfig(**ends, pad_token_id=tokenizer.pad_token_id).save_pretrained(fresh)
         write_json(fresh / FILE, assistant.card.model_dump())
+
+
+def end_ids(assistant: Assistant) -> list[int]:
+    """Return the tokens that end an answer: the tokenizer's end mark, and the template's own where it has one."""
+    tokenizer = assistant.tokenizer
+    special = find_template(assistant.card.template).end_token
+    own = tokenizer.backend_tokenizer.token_to_id(special) if special else None
+    return [end for end in dict.fromkeys([tokenizer.eos_token_id, own]) if end is not None]
 
 
 def load_assistant(folder: Path, dtype: torch.dtype = torch.float32) -> Assistant:

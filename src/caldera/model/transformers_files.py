@@ -23,7 +23,6 @@ from caldera.batches.pictures import PictureProcessor
 from caldera.errors import ModelFolderError
 from caldera.model.card import FILE as CARD
 from caldera.model.card import Card
-from caldera.model.chat_template import CHAT_TEMPLATE
 from caldera.model.llava import Llava, changes_logits
 from caldera.model.projector import MlpProjector
 from caldera.model.vision import VisionTower
@@ -111,9 +110,12 @@ def strange_to_transformers(model: Llava) -> str | None:
 
 
 def processor_of(
-    shape: PictureProcessor, vision: VisionTower, tokenizer: PreTrainedTokenizerFast
+    shape: PictureProcessor,
+    vision: VisionTower,
+    tokenizer: PreTrainedTokenizerFast,
+    chat_template: str,
 ) -> LlavaProcessor | LlavaNextProcessor:
-    """Return the processor that transformers reads."""
+    """Return the processor that transformers reads; `chat_template` is in Jinja."""
     factory = LlavaNextProcessor if shape.aspect == "anyres" else LlavaProcessor
     return factory(
         _image_processor(shape),
@@ -122,7 +124,7 @@ def processor_of(
         vision_feature_select_strategy=selection_of(vision)["vision_feature_select_strategy"],
         num_additional_image_tokens=vision.leading,
         image_token=IMAGE_TOKEN,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=chat_template,
     )
 
 

@@ -8,9 +8,6 @@ from dataclasses import replace
 from caldera.recipes.paper_recipe import DataNeeds, PaperRecipe
 from caldera.training.stage import FINETUNE, FINETUNE_LORA, PRETRAIN
 
-V0 = "vicuna_v1"  # "v0", once TEMPLATES has it
-MISTRAL = "vicuna_v1"  # "mistral_instruct", once TEMPLATES has it
-
 CC3M_595K = DataNeeds(
     name="CC3M-595K",
     rows=595_000,
@@ -75,7 +72,7 @@ def llava_7b() -> PaperRecipe:
         projector="linear",
         pretrain=replace(
             PRETRAIN,
-            template=V0,
+            template="v0",
             aspect="square",
             learning_rate=2e-3,
             batch_size=128,
@@ -83,7 +80,7 @@ def llava_7b() -> PaperRecipe:
         ),
         finetune=replace(
             FINETUNE,
-            template=V0,
+            template="v0",
             aspect="square",
             batch_size=32,
             micro_batch_size=4,
@@ -160,5 +157,5 @@ def llava_next_mistral_7b() -> PaperRecipe:
         base,
         name="llava_next_mistral_7b",
         language="mistralai/Mistral-7B-Instruct-v0.2",
-        finetune=replace(base.finetune, template=MISTRAL),
+        finetune=replace(base.finetune, template="mistral_instruct"),
     )

@@ -27,7 +27,7 @@ from caldera.batches.templates import find_template
 from caldera.conversation import Conversation
 from caldera.errors import InputError, RecordError, UsageError
 from caldera.model.adapter import base_digest, save_adapter
-from caldera.model.assemble import show_as
+from caldera.model.assemble import add_tokens, show_as
 from caldera.model.card import Card, read_card
 from caldera.model.folder import Assistant, load_assistant, save_assistant
 from caldera.model.llava import Llava
@@ -91,6 +91,10 @@ class StageJob:
             CalderaError: The folder is in use, data is bad, training failed, or writing did.
         """
         keep_freed_memory()
+        assistant = self.assistant
+        add_tokens(
+            assistant.tokenizer, assistant.model.language, find_template(self.stage.template)
+        )
         job = self if self.stage.aspect is None else replace(self, assistant=self._shown())
         with holding(self.out):
             return job._run()
