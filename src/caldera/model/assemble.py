@@ -17,13 +17,13 @@ from transformers import (
 from caldera.batches.pictures import Aspect
 from caldera.errors import ModelFolderError
 from caldera.model.card import Card
+from caldera.model.config import read_config
 from caldera.model.folder import (
     IMAGE_TOKEN,
     Assistant,
     image_token_id,
     load_processor,
     load_tokenizer,
-    read_config,
 )
 from caldera.model.llava import Llava, check_logits
 from caldera.model.projector import build_projector
