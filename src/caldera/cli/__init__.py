@@ -16,7 +16,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from caldera import __version__
-from caldera.cli import data, train
+from caldera.cli import data, train, weights
 from caldera.cli.options import Device, Dtype, MaxBad, Set, err, means_from, out
 from caldera.errors import CalderaError
 
@@ -31,6 +31,7 @@ _STOPPED = {
     "demo": "stopped; what was finished is kept, and the same command goes on",
     "train": "stopped; what was finished is kept, and the same command with --resume goes on",
     "chat": "stopped",
+    "import": "stopped; nothing was written",
 }
 """What Ctrl-C is answered with, by command."""
 
@@ -63,6 +64,7 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
+app.command("import")(weights.import_weights)
 
 
 def _version(wanted: bool) -> None:

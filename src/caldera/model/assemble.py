@@ -18,15 +18,10 @@ from caldera.batches.pictures import Aspect
 from caldera.errors import ModelFolderError
 from caldera.model.card import Card
 from caldera.model.config import read_config
-from caldera.model.folder import (
-    IMAGE_TOKEN,
-    Assistant,
-    image_token_id,
-    load_processor,
-    load_tokenizer,
-)
+from caldera.model.folder import Assistant, load_processor
 from caldera.model.llava import Llava, check_logits
 from caldera.model.projector import build_projector
+from caldera.model.tokenizer import IMAGE_TOKEN, image_token_id, load_tokenizer
 from caldera.model.vision import VisionTower
 from caldera.model.weights import digest
 

@@ -14,7 +14,6 @@ import torch
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
-    AutoTokenizer,
     CLIPImageProcessorPil,
     GenerationConfig,
     LlavaConfig,
@@ -32,6 +31,7 @@ from caldera.model.config import part_config, read_config
 from caldera.model.llava import Llava, changes_logits
 from caldera.model.projector import MlpProjector, build_projector
 from caldera.model.tensor_files import Weight, held, write_weights
+from caldera.model.tokenizer import IMAGE_TOKEN, image_token_id, load_tokenizer
 from caldera.model.vision import VisionTower
 from caldera.model.weights import (
     LANGUAGE,
@@ -47,8 +47,6 @@ from caldera.model.weights import (
     to_disk,
 )
 from caldera.storage import whole_folder, write_json
-
-IMAGE_TOKEN = "<image>"
 
 _INNER_MODEL = ("clip_vision_model", "siglip_vision_model")
 """Vision towers whose weights llava-hf's folders name `vision_model`; all others have plain names."""
@@ -139,7 +137,7 @@ def _config(assistant: Assistant, dtype: torch.dtype) -> dict[str, Any]:
         **_selection(model.vision),
         tie_word_embeddings=model.language.config.tie_word_embeddings,
     ).to_dict()
-    strange = _strange_to_transformers(model)
+    strange = beyond_transformers(model)
     config["architectures"] = ["Llava"] if strange else ["LlavaForConditionalGeneration"]
     config["model_type"] = "caldera_llava" if strange else "llava"
     if strange:
@@ -173,7 +171,7 @@ def _check_agreement(config: dict[str, Any], vision: VisionTower, folder: Path) 
             )
 
 
-def _strange_to_transformers(model: Llava) -> str | None:
+def beyond_transformers(model: Llava) -> str | None:
     """Say why transformers' own class would not give this model's logits; None where it does."""
     vision, language = model.vision, model.language
     if not isinstance(model.projector, MlpProjector):
@@ -307,38 +305,6 @@ def check_weights(model: Llava, weights: Mapping[str, Weight], source: Path) -> 
     check_fit(model.vision.tower, from_disk(weights, VISION), "vision_tower", source)
     check_fit(model.projector, from_disk(weights, PROJECTOR), "projector", source)
     check_fit(model.language, from_disk(weights, LANGUAGE), "language_model", source, optional)
-
-
-def image_token_id(tokenizer: PreTrainedTokenizerFast) -> int:
-    """Return the id of the token that stands for pictures.
-
-    Raises:
-        ModelFolderError: The tokenizer has no such token.
-    """
-    vocabulary = tokenizer.get_vocab()
-    if IMAGE_TOKEN not in vocabulary:
-        raise ModelFolderError(
-            f"the tokenizer in {tokenizer.name_or_path} has no token {IMAGE_TOKEN!r}, so pictures have no place; "
-            "copy the model folder again"
-        )
-    return vocabulary[IMAGE_TOKEN]
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Load a folder's tokenizer.
-
-    Raises:
-        ModelFolderError: It is missing, broken, or not a fast one.
-    """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, use_fast=True, trust_remote_code=False, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise ModelFolderError(f"{folder} has no tokenizer that transformers can load") from None
-    if not tokenizer.is_fast:
-        raise ModelFolderError(f"the tokenizer in {folder} is not a fast one (tokenizer.json)")
-    return tokenizer  # type: ignore[return-value] # fast, as checked
 
 
 def _geometry(content: dict[str, Any]) -> dict[str, Any]:

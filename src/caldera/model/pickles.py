@@ -76,7 +76,7 @@ class _Cut:
     stride: tuple[int, ...]
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     """The pickle holds what no dictionary of tensors holds."""
 
 
@@ -95,7 +95,7 @@ class _Reader:
         """Return the value that a pickle describes.
 
         Raises:
-            _Refused: It holds an instruction or a name that is not among the known ones.
+            _RefusedError: It holds an instruction or a name that is not among the known ones.
             ValueError: It is cut or broken; so do LookupError and AttributeError tell.
         """
         for instruction, argument, _ in pickletools.genops(program):
@@ -109,7 +109,7 @@ class _Reader:
             elif name in _STEPS:
                 _STEPS[name](self, argument)
             else:
-                raise _Refused(f"the pickle instruction {name}")
+                raise _RefusedError(f"the pickle instruction {name}")
         raise ValueError("it does not end")
 
     def _group(self) -> list[Any]:
@@ -128,7 +128,7 @@ class _Reader:
     def _name(self, name: str) -> None:
         """Take a name down if it is a known one."""
         if name not in _KNOWN:
-            raise _Refused(f"the name {name.replace(' ', '.')!r}")
+            raise _RefusedError(f"the name {name.replace(' ', '.')!r}")
         self._stack.append(_Global(name))
 
     def _tuple(self, count: int | None) -> None:
@@ -139,16 +139,16 @@ class _Reader:
     def _add(self, values: list[Any]) -> None:
         """Add to the list on the stack."""
         if not isinstance(self._stack[-1], list):
-            raise _Refused("a list that is none")
+            raise _RefusedError("a list that is none")
         self._stack[-1].extend(values)
 
     def _set(self, values: list[Any]) -> None:
         """Add names and values to the dictionary on the stack."""
         if not isinstance(self._stack[-1], dict) or len(values) % 2:
-            raise _Refused("a dictionary that is none")
+            raise _RefusedError("a dictionary that is none")
         for key, value in zip(values[::2], values[1::2], strict=True):
             if not isinstance(key, str):
-                raise _Refused(f"a key of type {type(key).__name__}")
+                raise _RefusedError(f"a key of type {type(key).__name__}")
             self._stack[-1][key] = value
 
     def _storage(self) -> None:
@@ -157,7 +157,7 @@ class _Reader:
             case ("storage", _Global(kind), str(record), str(), int(count)) if kind in _STORAGES:
                 self._stack.append(_Storage(record, _STORAGES[kind], count))
             case _:
-                raise _Refused("a reference to something outside")
+                raise _RefusedError("a reference to something outside")
 
     def _build(self) -> None:
         """Read a tensor or a dictionary where Python would call a function."""
@@ -176,13 +176,13 @@ class _Reader:
             case _Global(name), (_Cut() as cut, *_) if name == _PARAMETER:
                 self._stack.append(cut)
             case _:
-                raise _Refused("a call")
+                raise _RefusedError("a call")
 
     def _pass_over_attributes(self) -> None:
         """Pass over what a dictionary of weights says of its modules' versions."""
         self._stack.pop()
         if not isinstance(self._stack[-1], dict):
-            raise _Refused("attributes")
+            raise _RefusedError("attributes")
 
 
 _PLAIN = {"BINUNICODE", "SHORT_BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"}
@@ -235,11 +235,11 @@ def read_pickle(file: Path) -> dict[str, Weight]:
         records, program = _open_archive(file)
         found = _Reader().read(program)
         if not isinstance(found, dict):
-            raise _Refused("something else than a dictionary at its top")
+            raise _RefusedError("something else than a dictionary at its top")
         return {name: _weight(file, name, cut, records) for name, cut in found.items()}
     except FileNotFoundError:
         raise ModelFolderError(f"{file} is missing; copy the model folder again") from None
-    except _Refused as error:
+    except _RefusedError as error:
         raise ModelFolderError(
             f"{file} holds {error}, which a file of weights does not need and which could run code; nothing of it was "
             "run: take the weights as safetensors, or from a source you trust"
@@ -322,11 +322,11 @@ def _weight(file: Path, name: str, cut: object, records: dict[str, tuple[int, in
     """Return a tensor of an archive as a weight.
 
     Raises:
-        _Refused: It is something else.
+        _RefusedError: It is something else.
         ValueError: It lies outside its storage, or that outside its record.
     """
     if not isinstance(cut, _Cut):
-        raise _Refused(f"{name!r}, which is no tensor")
+        raise _RefusedError(f"{name!r}, which is no tensor")
     storage = cut.storage
     start, size = records[f"data/{storage.record}"]
     if not 0 <= storage.count * storage.dtype.itemsize <= size:

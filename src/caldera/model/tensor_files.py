@@ -218,7 +218,7 @@ def write_weights(
     """
     shards = _shards(weights, max_shard)
     many = len(shards) > 1
-    where = {}
+    where: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors" if many else WEIGHTS
         where |= dict.fromkeys(names, file)
