@@ -119,6 +119,11 @@ def vicuna_folder(tmp_path: Path, words_folder: Path) -> Path:
 def original_config(**changes: object) -> dict[str, Any]:
     """Return the config of LLaVA-1.5's own code for the tiny towers."""
     settings = LlamaConfig(vocab_size=WORDS, **LANGUAGE).to_dict()
+    del (
+        settings["rope_parameters"],
+        settings["dtype"],
+    )  # as earlier releases of transformers spelt them
+    settings |= {"rope_theta": 20000.0, "rope_scaling": None, "torch_dtype": "float16"}
     return {
         **settings,
         "architectures": ["LlavaLlamaForCausalLM"],

@@ -409,7 +409,7 @@ def test_what_could_be_several_things_is_asked_for(
         ({"rope_theta": float("nan")}, "has rope_theta nan, which is no finite number"),
         (
             {"intermediate_size": 23},
-            r"mlp.down_proj.weight .* shape \(12, 22\); it needs \(12, 23\)",
+            r"mlp.gate_proj.weight .* shape \(22, 12\); it needs \(23, 12\)",
         ),
         ({"num_attention_heads": 5}, "num_attention_heads|heads"),
         ({"num_hidden_layers": 1}, r"unexpected \['model.layers.1."),

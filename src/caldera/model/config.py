@@ -2,10 +2,13 @@
 
 import json
 import math
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig
 
 from caldera.errors import ModelFolderError
@@ -107,7 +110,25 @@ def part_config(config: dict[str, Any], key: str, file: Path) -> PretrainedConfi
         raise ModelFolderError(f"{file} has no usable {key!r}")
     settings = {name: value for name, value in part.items() if not name.startswith("_")}
     try:
-        return AutoConfig.for_model(**settings)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelFolderError(f"{file}: {key!r}: {reason}") from None
+        with older_spellings():
+            return AutoConfig.for_model(**settings)
+    except WRONG_SETTINGS as error:
+        raise ModelFolderError(f"{file}: {key!r}: {reason_of(error)}") from None
+
+
+WRONG_SETTINGS = (ValueError, TypeError, AttributeError, LookupError, StrictDataclassError)
+"""What transformers raises where a config's settings are of the wrong kind or contradict each other."""
+
+
+@contextmanager
+def older_spellings() -> Iterator[None]:
+    """Let transformers read settings as earlier releases spelt them, such as `rope_theta`, without a word about it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+def reason_of(error: Exception) -> str:
+    """Return what a library says went wrong, in one line: its last, where the cause stands."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__

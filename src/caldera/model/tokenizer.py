@@ -7,7 +7,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from caldera.errors import ModelFolderError, UsageError
-from caldera.model.config import read_json
+from caldera.model.config import older_spellings, read_json
 
 IMAGE_TOKEN = "<image>"
 _PAD_TOKEN = "<pad>"
@@ -28,9 +28,10 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """
     read_json(folder / "tokenizer_config.json", needed=False)  # refuses what would run code
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, use_fast=True, trust_remote_code=False, local_files_only=True
-        )
+        with older_spellings():  # of the config.json beside it
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, use_fast=True, trust_remote_code=False, local_files_only=True
+            )
     except ImportError:
         raise UsageError(
             f"{folder / SENTENCES} needs the package sentencepiece; pip install 'caldera[import]'"

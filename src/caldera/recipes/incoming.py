@@ -20,7 +20,13 @@ from caldera.batches.pictures import Aspect, PictureProcessor
 from caldera.errors import ModelFolderError, UsageError
 from caldera.model import names
 from caldera.model.card import Card
-from caldera.model.config import part_config, read_config
+from caldera.model.config import (
+    WRONG_SETTINGS,
+    older_spellings,
+    part_config,
+    read_config,
+    reason_of,
+)
 from caldera.model.folder import load_processor, outline
 from caldera.model.merging import grown
 from caldera.model.original_settings import (
@@ -218,10 +224,10 @@ def _llava_hf_config(said: dict[str, Any], file: Path) -> Any:  # noqa: ANN401 -
             settings = plain[part].items()
             plain[part] = {name: value for name, value in settings if not name.startswith("_")}
     try:
-        return kind.from_dict(plain)
-    except Exception as error:  # noqa: BLE001 - its checks raise kinds of errors of their own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelFolderError(f"{file}: {reason}") from None
+        with older_spellings():
+            return kind.from_dict(plain)
+    except WRONG_SETTINGS as error:
+        raise ModelFolderError(f"{file}: {reason_of(error)}") from None
 
 
 def read_original_settings(folder: Path) -> OriginalSettings:
