@@ -157,5 +157,5 @@ def test_a_link_to_elsewhere_is_refused(tmp_path: Path) -> None:
     folder.mkdir()
     save_file({"a": torch.zeros(3)}, tmp_path / "elsewhere")
     (folder / WEIGHTS).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ModelFolderError, match="is a link to .*, outside the folder; refused"):
+    with pytest.raises(ModelFolderError, match=r"is a link to .*, outside the folder; refused"):
         read_weights(folder)

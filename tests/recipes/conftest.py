@@ -96,7 +96,7 @@ def clip_folder(tmp_path: Path) -> Path:
     }
     named["vision_model.embeddings.position_ids"] = torch.arange(10)[None]
     save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
-    sides = {"size": {"shortest_edge": 6}, "crop_size": {"height": 6, "width": 6}}
+    sides: dict[str, Any] = {"size": {"shortest_edge": 6}, "crop_size": {"height": 6, "width": 6}}
     CLIPImageProcessorPil(**sides).save_pretrained(folder)
     return folder
 
@@ -106,8 +106,8 @@ def vicuna_folder(tmp_path: Path, words_folder: Path) -> Path:
     """A language model with a SentencePiece tokenizer, its weights in torch's files."""
     folder = tmp_path / "vicuna"
     torch.manual_seed(12)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=WORDS, **LANGUAGE)).to(torch.float16)
-    model.save_pretrained(folder)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=WORDS, **LANGUAGE))
+    model.half().save_pretrained(folder)
     weights = load_file(folder / "model.safetensors")
     weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(3)
     (folder / "model.safetensors").unlink()
@@ -167,7 +167,7 @@ def write_original(tmp_path: Path, words_folder: Path, vicuna_folder: Path) -> W
         weights = torch.load(vicuna_folder / "pytorch_model.bin", weights_only=True)
         weights = {**weights, **random_projector(), **(extra or {})}
         names = sorted(weights)
-        where = {}
+        where: dict[str, str] = {}
         for number in range(shards):
             file = f"pytorch_model-{number + 1:05}-of-{shards:05}.bin"
             torch.save({each: weights[each] for each in names[number::shards]}, folder / file)
@@ -208,11 +208,11 @@ def write_llava_hf(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
     config = LlavaConfig(
         vision_config=VISION,
         text_config=LlamaConfig(vocab_size=384, **LANGUAGE),
-        image_token_index=words.convert_tokens_to_ids("<image>"),
+        image_token_index=words.get_vocab()["<image>"],
         image_seq_length=9,
     )
     LlavaForConditionalGeneration(config).save_pretrained(folder)
-    sides = {"size": {"shortest_edge": 6}, "crop_size": {"height": 6, "width": 6}}
+    sides: dict[str, Any] = {"size": {"shortest_edge": 6}, "crop_size": {"height": 6, "width": 6}}
     LlavaProcessor(
         CLIPImageProcessorPil(**sides),
         words,

@@ -122,6 +122,6 @@ def test_what_their_code_has_no_class_for_is_refused(
 ) -> None:
     """GPT-2 behind CLIP is nothing that LLaVA's own code can load."""
     save_assistant(tmp_path / "ours", assemble(vision_folder, gpt2_folder))
-    with pytest.raises(UsageError, match="joins CLIP with llama or mistral, not .* with gpt2"):
+    with pytest.raises(UsageError, match=r"joins CLIP with llama or mistral, not .* with gpt2"):
         write_out(tmp_path / "ours", tmp_path / "theirs")
     assert not (tmp_path / "theirs").exists()

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -135,10 +137,10 @@ def test_what_came_in_loads_in_transformers(
 ) -> None:
     """Transformers' own class takes the folder without a missing or surplus weight, and says the same."""
     bring(tmp_path / "out", source=write_original(), vision=clip_folder, dtype="float32")
-    model: Any
-    model, report = LlavaForConditionalGeneration.from_pretrained(  # type: ignore[misc]
+    loading: Any = LlavaForConditionalGeneration.from_pretrained(
         tmp_path / "out", output_loading_info=True
     )
+    model, report = loading
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     ids = torch.tensor([[1, 40, *[WORDS] * 9, 41, 42]])
@@ -450,10 +452,6 @@ def damage(folder: Path, how: str) -> None:
             second.unlink()
         case "a shard cut":
             second.write_bytes(second.read_bytes()[:-400])
-        case "a tensor less":
-            weights.pop("lm_head.weight")
-            torch.save(weights, first)
-            torch.save({}, second) if "lm_head.weight" not in weights else None
         case "outside":
             said["weight_map"]["lm_head.weight"] = "../stolen.bin"
         case "absolute":
@@ -558,7 +556,7 @@ def test_what_no_folder_says_is_asked_for(
     tmp_path: Path, llava_hf: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """Without --template the message lists the names; a wrong name gets the nearest."""
-    with pytest.raises(UsageError, match="give --template, one of .*plain.*vicuna_v1"):
+    with pytest.raises(UsageError, match=r"give --template, one of .*plain.*vicuna_v1"):
         bring(tmp_path / "out", source=llava_hf, template=None)
     with pytest.raises(UsageError, match="did you mean 'vicuna_v1'"):
         bring(tmp_path / "out", source=llava_hf, template="vicuna_v2")
@@ -572,3 +570,49 @@ def test_a_folders_name_says_nothing(tmp_path: Path, vicuna_folder: Path) -> Non
     vicuna_folder.replace(tmp_path / "llava-lora")
     with pytest.raises(ModelFolderError, match="has model_type 'llama'; caldera imports"):
         bring(tmp_path / "out", source=tmp_path / "llava-lora")
+
+
+def command(*words: object) -> subprocess.CompletedProcess[str]:
+    """Run caldera in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "caldera", *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+
+
+def test_the_command_brings_in_a_model_that_answers(
+    tmp_path: Path, write_original: Write, clip_folder: Path, photos: Path
+) -> None:
+    """Import by the command line, then ask what came in; both end well, the folder's name is all of stdout."""
+    done = command(
+        "import", write_original(), "--vision", clip_folder, "--template", "vicuna_v1",
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path / 'out'}\n"
+    assert "full: 80 weights" in done.stderr
+    for dtype in ("auto", "float32"):
+        asked = command(
+            "chat", tmp_path / "out", "--image", photos / "1.png", "--prompt", "what is there?",
+            "--max-new-tokens", 8, "--dtype", dtype,
+        )  # fmt: skip
+        assert asked.returncode == 0, asked.stderr
+
+
+def test_the_command_refuses_in_one_line(tmp_path: Path, write_original: Write) -> None:
+    """Bad input ends with 3 and wrong usage with 2, a line each, and nothing is written."""
+    folder = write_original()
+    missing = command("import", folder, "--template", "vicuna_v1", "--out", tmp_path / "out")
+    assert missing.returncode == 2
+    assert "give --vision" in missing.stderr
+    damage(folder, "a shard less")
+    broken = command("import", folder, "--template", "vicuna_v1", "--out", tmp_path / "out")
+    assert broken.returncode == 3
+    assert broken.stderr.count("\n") == 1
+    assert "Traceback" not in broken.stderr
+    assert not (tmp_path / "out").exists()
+    assert command("import", "--out", tmp_path / "out").returncode == 2
+    assert command("import", folder).returncode == 2

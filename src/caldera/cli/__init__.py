@@ -92,6 +92,8 @@ def caldera(
       caldera train finetune --model runs/one/model --data data.json --out runs/two
 
       caldera chat runs/two/model --image dog.jpg
+
+      caldera import llava-1.5-7b-hf --template vicuna_v1 --out models/llava
     """
 
 
@@ -169,6 +171,12 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     device: Device = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="float32, bfloat16, or auto: float32 if stored so, else bfloat16 where the processor is fast at it."
+        ),
+    ] = "auto",
 ) -> None:
     """Talk about pictures. In the talk: /image FILE, /reset, /help, /exit.
 
@@ -179,7 +187,7 @@ def chat(
       caldera chat runs/demo/model --image dog.jpg --prompt "What is in the picture?"
     """
     from caldera.chat.media import users_picture
-    from caldera.chat.opening import open_session
+    from caldera.chat.opening import as_stored, open_session
     from caldera.chat.terminal import answer_once, talk
     from caldera.inference.sampling import Sampling
 
@@ -187,7 +195,9 @@ def chat(
     heat = usual if temperature is None else temperature
     sampling = Sampling(temperature=heat, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed)
     shown = [users_picture(text) for text in image or ()]
-    session = open_session(model, sampling, means_from(device, "float32").compute)
+    compute = means_from(device, dtype).compute
+    compute = as_stored(model, compute) if dtype == "auto" else compute
+    session = open_session(model, sampling, compute)
     if prompt is None:
         talk(session, shown)
     else:

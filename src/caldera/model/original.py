@@ -89,7 +89,9 @@ def write_original(
     )
 
 
-_NO_SENTENCES = f"there is no {SENTENCES}, which LLaVA's own code reads a LLaMA tokenizer from: copy the language model's"
+_NO_SENTENCES = (
+    f"there is no {SENTENCES}, which LLaVA's own code reads LLaMA's words from: copy the base's"
+)
 
 
 def _check_expressible(assistant: Assistant) -> None:
