@@ -124,7 +124,7 @@ def test_the_programs_are_real(tmp_path: Path, which: str) -> None:
 def test_a_name_that_is_refused_is_told(tmp_path: Path) -> None:
     """The message says what the file would have called."""
     file = repacked(tmp_path, programs(tmp_path / SENTINEL)["reduce"])
-    with pytest.raises(ModelFolderError, match="the name 'posix.system'"):
+    with pytest.raises(ModelFolderError, match=r"the name 'posix\.system'"):
         read_pickle(file)
 
 

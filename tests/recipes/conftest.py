@@ -20,6 +20,10 @@ from transformers import (
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessorPil,
+    LlavaNextProcessor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
 )
@@ -44,6 +48,7 @@ VISION = CLIPVisionConfig(
     patch_size=2,
     projection_dim=7,
 )
+SIDES: dict[str, Any] = {"size": {"shortest_edge": 6}, "crop_size": {"height": 6, "width": 6}}
 LANGUAGE: dict[str, Any] = {
     "hidden_size": 12,
     "intermediate_size": 22,
@@ -96,8 +101,7 @@ def clip_folder(tmp_path: Path) -> Path:
     }
     named["vision_model.embeddings.position_ids"] = torch.arange(10)[None]
     save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
-    sides: dict[str, Any] = {"size": {"shortest_edge": 6}, "crop_size": {"height": 6, "width": 6}}
-    CLIPImageProcessorPil(**sides).save_pretrained(folder)
+    CLIPImageProcessorPil(**SIDES).save_pretrained(folder)
     return folder
 
 
@@ -189,14 +193,37 @@ def tower_inside(clip_folder: Path, factor: float) -> Weights:
 
 
 @pytest.fixture
+def llava_next(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A llava-hf folder of LLaVA-NeXT that transformers wrote, with grids of 1 x 2 and 3 x 1 tiles."""
+    folder, words = tmp_path / "next", picture_words(tokenizer)
+    torch.manual_seed(16)
+    config = LlavaNextConfig(
+        vision_config=VISION,
+        text_config=LlamaConfig(vocab_size=384, **LANGUAGE),
+        image_token_index=words.get_vocab()["<image>"],
+        image_grid_pinpoints=[[6, 12], [18, 6]],
+        image_seq_length=9,
+    )
+    LlavaNextForConditionalGeneration(config).save_pretrained(folder)
+    LlavaNextProcessor(
+        LlavaNextImageProcessorPil(**SIDES, image_grid_pinpoints=[[6, 12], [18, 6]]),
+        words,
+        patch_size=2,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
 def llava_hf(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
     """A llava-hf folder that transformers wrote."""
     return write_llava_hf(tmp_path / "hub", tokenizer)
 
 
-def write_llava_hf(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
-    """Write a llava-hf folder of a random model."""
-    words = PreTrainedTokenizerFast(
+def picture_words(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Return a tokenizer with tokens for pictures and padding."""
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer._tokenizer,
         bos_token="<s>",
         eos_token="</s>",
@@ -204,6 +231,11 @@ def write_llava_hf(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
         pad_token="<pad>",
         extra_special_tokens=["<image>"],
     )
+
+
+def write_llava_hf(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """Write a llava-hf folder of a random model."""
+    words = picture_words(tokenizer)
     torch.manual_seed(14)
     config = LlavaConfig(
         vision_config=VISION,
@@ -212,9 +244,8 @@ def write_llava_hf(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
         image_seq_length=9,
     )
     LlavaForConditionalGeneration(config).save_pretrained(folder)
-    sides: dict[str, Any] = {"size": {"shortest_edge": 6}, "crop_size": {"height": 6, "width": 6}}
     LlavaProcessor(
-        CLIPImageProcessorPil(**sides),
+        CLIPImageProcessorPil(**SIDES),
         words,
         patch_size=2,
         vision_feature_select_strategy="default",

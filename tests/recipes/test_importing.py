@@ -2,11 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
+from caldera.batches.pictures import Aspect
 from caldera.errors import CalderaError, ModelFolderError, UsageError
 from caldera.model.folder import Assistant, load_assistant
 from caldera.progress import Silent
@@ -27,6 +29,8 @@ from tests.recipes.conftest import (
     random_projector,
     tower_inside,
 )
+
+LARGE_FOLDER = Path(__file__).parents[2] / "benchmarks" / "large_folder.py"
 
 
 def bring(out: Path, **what: Any) -> Imported:  # noqa: ANN401 - fields of Import
@@ -616,3 +620,70 @@ def test_the_command_refuses_in_one_line(tmp_path: Path, write_original: Write) 
     assert not (tmp_path / "out").exists()
     assert command("import", "--out", tmp_path / "out").returncode == 2
     assert command("import", folder).returncode == 2
+
+
+def test_the_shipped_towers_are_joined_by_name(tmp_path: Path) -> None:
+    """A tied head is not stored twice, and a name that is no folder gets the nearest."""
+    bring(tmp_path / "out", vision=Path("scenes-vit"), language=Path("scenes-llama"))
+    assert load_assistant(tmp_path / "out").model.vision.patches > 9
+    with pytest.raises(UsageError, match="did you mean 'scenes-llama'"):
+        bring(tmp_path / "b", vision=Path("scenes-vit"), language=Path("scenes-lama"))
+
+
+def test_a_tied_head_is_stored_once(
+    tmp_path: Path, write_original: Write, clip_folder: Path, vicuna_folder: Path
+) -> None:
+    """A head that its config ties to the embeddings, and that equals them, is left away, and tied again when loaded."""
+    table = original_weights(vicuna_folder)["model.embed_tokens.weight"]
+    folder = write_original({"lm_head.weight": table}, tie_word_embeddings=True)
+    bring(tmp_path / "out", source=folder, vision=clip_folder)
+    assert "language_model.lm_head.weight" not in load_file(tmp_path / "out" / "model.safetensors")
+    language = load_assistant(tmp_path / "out").model.language
+    assert torch.equal(language.lm_head.weight, language.model.embed_tokens.weight)
+
+
+@pytest.mark.skipif("anyres" not in get_args(Aspect), reason="anyres is not there yet")
+def test_llava_next_comes_in(tmp_path: Path, llava_next: Path) -> None:
+    """Its grids are (height, width) there and (width, height) here; its newline comes along."""
+    bring(tmp_path / "out", source=llava_next)
+    card = load_assistant(tmp_path / "out").card
+    assert str(card.aspect) == "anyres"
+    assert card.model_dump()["pinpoints"] == ((12, 6), (6, 18))
+    given = load_file(llava_next / "model.safetensors")
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(written["image_newline"], given["image_newline"])
+
+
+@pytest.mark.skipif("anyres" not in get_args(Aspect), reason="anyres is not there yet")
+def test_an_original_with_tiles_comes_in(
+    tmp_path: Path, write_original: Write, clip_folder: Path
+) -> None:
+    """Its grids keep their order, (width, height), and its newline is a weight like others."""
+    newline = torch.arange(12).half()
+    folder = write_original(
+        {"model.image_newline": newline},
+        image_aspect_ratio="anyres",
+        mm_patch_merge_type="spatial_unpad",
+        image_grid_pinpoints=[[12, 6], [6, 18]],
+    )
+    bring(tmp_path / "out", source=folder, vision=clip_folder)
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(written["image_newline"], newline)
+    assert load_assistant(tmp_path / "out").card.model_dump()["pinpoints"] == ((12, 6), (6, 18))
+
+
+@pytest.mark.slow
+def test_a_large_model_comes_in_and_answers_in_little_memory(tmp_path: Path) -> None:
+    """A 2 GB model is imported within half of its bytes, and answers within them and what Python and torch take."""
+    done = subprocess.run(
+        [sys.executable, LARGE_FOLDER, "--scale", "0.5", "--work", tmp_path],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    peaks = re.findall(r"peak +([\d.]+) GiB", done.stdout)
+    [weights] = re.findall(r"weights +([\d.]+) GiB", done.stdout)
+    imported, asked = map(float, peaks)
+    assert imported < 0.5 * float(weights)
+    assert asked < float(weights) + 0.8
+    assert list(tmp_path.iterdir()) == []

@@ -31,6 +31,7 @@ from caldera.recipes.incoming import (
     read_tower,
     shown_as,
 )
+from caldera.scenes.backbones import find_backbone
 
 
 def _read_hf(what: Import) -> Incoming:
@@ -132,21 +133,24 @@ def _read_joined(what: Import) -> Incoming:
     assert what.vision
     assert what.language
     what.refuse("base")
-    tower, source = read_tower(what.vision), read_folder(what.language)
+    vision, language_folder = find_backbone(str(what.vision)), find_backbone(str(what.language))
+    tower, source = read_tower(vision), read_folder(language_folder)
     config = part_config(
-        {"text_config": read_config(what.language)}, "text_config", what.language / "config.json"
+        {"text_config": read_config(language_folder)},
+        "text_config",
+        language_folder / "config.json",
     )
-    tokenizer = load_tokenizer(what.language)
+    tokenizer = load_tokenizer(language_folder)
     tokenizer.chat_template = None
     words = {
         LANGUAGE + name: each
-        for name, each in names.renamed(source.weights, str, what.language).items()
+        for name, each in names.renamed(source.weights, str, language_folder).items()
     }
     bridge = _bridge(what, tower, config.hidden_size, stored_dtype(source.weights))
-    weights, language = grow(words, config, tokenizer, what.language)
+    weights, language = grow(words, config, tokenizer, language_folder)
     card = make_card(
-        what.vision,
-        projector=projector_kind(bridge.weights, what.vision),
+        vision,
+        projector=projector_kind(bridge.weights, Path(what.projector)),
         template=what.template or "vicuna_v1",
         aspect=what.aspect or tower.processor.aspect,
     )
