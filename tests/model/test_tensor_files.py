@@ -159,3 +159,12 @@ def test_a_link_to_elsewhere_is_refused(tmp_path: Path) -> None:
     (folder / WEIGHTS).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ModelFolderError, match=r"is a link to .*, outside the folder; refused"):
         read_weights(folder)
+
+
+def test_torchs_files_are_not_opened_where_safetensors_are_wanted(tmp_path: Path) -> None:
+    """A folder that only has a pickle names what brings it in (fault E1)."""
+    with pytest.raises(ModelFolderError, match=r"has no model\.safetensors; check the path"):
+        read_weights(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"anything")
+    with pytest.raises(ModelFolderError, match=r"pytorch_model\.bin is a pickle.* caldera import"):
+        read_weights(tmp_path)

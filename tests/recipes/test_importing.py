@@ -421,6 +421,14 @@ def test_what_could_be_several_things_is_asked_for(
         ({"num_hidden_layers": 1}, r"unexpected \['model.layers.1."),
         ({"num_hidden_layers": 3}, r"missing \['model.layers.2."),
         ({"tie_word_embeddings": True}, "differs from them"),
+        (
+            {"vocab_size": WORDS + 3},
+            rf"has shape \({WORDS}, 12\); the config needs {WORDS + 3} rows",
+        ),
+        (
+            {"mm_vision_tower": "openai/clip-vit-large-patch14-336"},
+            "is not openai/clip-vit-large-patch14-336: it differs in hidden_size",
+        ),
     ],
 )
 def test_a_config_that_means_something_else_is_refused(
@@ -687,3 +695,28 @@ def test_a_large_model_comes_in_and_answers_in_little_memory(tmp_path: Path) -> 
     assert imported < 0.5 * float(weights)
     assert asked < float(weights) + 0.8
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broken_tokenizer_is_refused(
+    tmp_path: Path, write_original: Write, clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes that are no SentencePiece model, and a package that is missing, get a line each."""
+    folder = write_original()
+    monkeypatch.setattr("caldera.model.tokenizer.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"tokenizer\.model needs the package sentencepiece; pip"):
+        bring(tmp_path / "out", source=folder, vision=clip_folder)
+    monkeypatch.undo()
+    (folder / "tokenizer.model").write_bytes(b"hello" * 9)
+    refused(
+        tmp_path, "has no tokenizer that transformers can load", source=folder, vision=clip_folder
+    )
+
+
+def test_a_model_with_fewer_rows_than_words_is_refused(
+    tmp_path: Path, write_original: Write, clip_folder: Path
+) -> None:
+    """Another model's tokenizer, with more words than the tables have rows, is told."""
+    short = {name: torch.zeros(299, 12) for name in ("model.embed_tokens.weight", "lm_head.weight")}
+    folder = write_original(short, vocab_size=299)
+    message = f"has {WORDS} words, its model only 299 rows"
+    refused(tmp_path, message, source=folder, vision=clip_folder)

@@ -39,6 +39,9 @@ DTYPES: dict[str, torch.dtype] = {
 }
 """Kinds of numbers by safetensors' names."""
 
+TORCH_SUFFIXES = (".bin", ".pt", ".pth")
+"""Endings of torch's own files."""
+
 _LENGTH = struct.Struct("<Q")
 """A safetensors file begins with the length of its header."""
 
@@ -98,13 +101,23 @@ def weight_files(folder: Path, whole: str = WEIGHTS, index: str = INDEX) -> list
     """
     if not (folder / index).is_file():
         if not (folder / whole).exists():
-            raise ModelFolderError(f"{folder} has no {whole}; check the path")
+            raise ModelFolderError(f"{folder} has no {whole}; {_what_else(folder)}")
         return [_inside(folder / whole)]
     names = set(_weight_map(folder / index).values())
     for name in names:
         if Path(name).name != name or name in ("", ".", ".."):
             raise ModelFolderError(f"{folder / index} names {name!r}, outside the folder; refused")
     return [_inside(folder / name) for name in sorted(names)]
+
+
+def _what_else(folder: Path) -> str:
+    """Say what to do about a folder without the weights that were looked for."""
+    pickled = sorted(each.name for each in folder.glob("*") if each.suffix in TORCH_SUFFIXES)
+    if pickled:
+        return (
+            f"{pickled[0]} is a pickle, which is not opened here: bring it in with caldera import"
+        )
+    return "check the path"
 
 
 def _weight_map(file: Path) -> dict[str, str]:

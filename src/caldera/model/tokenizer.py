@@ -1,6 +1,7 @@
 """A folder's tokenizer in, one with a token for pictures out, and back."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,15 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         UsageError: The package that reads its kind of file is not installed.
     """
     read_json(folder / "tokenizer_config.json", needed=False)  # refuses what would run code
+    if _needs_sentences(folder) and find_spec("sentencepiece") is None:
+        raise UsageError(
+            f"{folder / SENTENCES} needs the package sentencepiece; pip install 'caldera[import]'"
+        )
     try:
         with older_spellings():  # of the config.json beside it
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, use_fast=True, trust_remote_code=False, local_files_only=True
             )
-    except ImportError:
-        raise UsageError(
-            f"{folder / SENTENCES} needs the package sentencepiece; pip install 'caldera[import]'"
-        ) from None
     except Exception as error:  # noqa: BLE001 - tokenizers' Rust code raises Exception itself
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelFolderError(
@@ -44,6 +45,11 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if not tokenizer.is_fast:
         raise ModelFolderError(f"the tokenizer in {folder} is not a fast one (tokenizer.json)")
     return tokenizer  # type: ignore[return-value] # fast, as checked
+
+
+def _needs_sentences(folder: Path) -> bool:
+    """Tell whether a folder's tokenizer is only there as a SentencePiece model."""
+    return (folder / SENTENCES).is_file() and not (folder / FAST).is_file()
 
 
 def image_token_id(tokenizer: PreTrainedTokenizerFast) -> int:

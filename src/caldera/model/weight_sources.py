@@ -7,6 +7,7 @@ from caldera.errors import ModelFolderError
 from caldera.model.pickles import read_pickle
 from caldera.model.tensor_files import (
     INDEX,
+    TORCH_SUFFIXES,
     WEIGHTS,
     Weight,
     join_files,
@@ -16,8 +17,6 @@ from caldera.model.tensor_files import (
 
 TORCH_WEIGHTS = "pytorch_model.bin"
 TORCH_INDEX = "pytorch_model.bin.index.json"
-
-_TORCH_SUFFIXES = (".bin", ".pt", ".pth")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +60,10 @@ def read_file(file: Path) -> Source:
     """
     if file.suffix == ".safetensors":
         return Source(read_safetensors(file), (file,))
-    if file.suffix in _TORCH_SUFFIXES:
+    if file.suffix in TORCH_SUFFIXES:
         return Source(read_pickle(file), (file,))
     raise ModelFolderError(
-        f"{file} is no file of weights; known suffixes: .safetensors, {', '.join(_TORCH_SUFFIXES)}"
+        f"{file} is no file of weights; known suffixes: .safetensors, {', '.join(TORCH_SUFFIXES)}"
     )
 
 
