@@ -5,7 +5,6 @@ import unicodedata
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from real_tokenizers import LOW_LINE, TOKENIZERS, make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from caldera.batches.labels import IGNORED, SLOT, Encoded, encode
@@ -22,6 +21,7 @@ from caldera.batches.templates import (
 from caldera.batches.text_ids import start_ids, text_ids
 from caldera.conversation import IMAGE_MARK, Conversation, Picture, Turn
 from caldera.errors import ModelFolderError, RecordError
+from tests.real_tokenizers import LOW_LINE, TOKENIZERS, make_tokenizer
 
 TRAPS = [
     "</s>", "<s>", IMAGE_MARK, "<unk>", "<pad>", "USER:", " ASSISTANT:", "###", "Human: ", "###Human:", "[INST]",

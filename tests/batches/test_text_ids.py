@@ -6,7 +6,6 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from real_tokenizers import LOW_LINE, make_tokenizer, sentencepiece
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -14,6 +13,7 @@ from caldera.batches.labels import SLOT, encode
 from caldera.batches.templates import HUMAN_SYSTEM, VICUNA_SYSTEM, VISION_SYSTEM, find_template
 from caldera.batches.text_ids import start_ids, text_ids
 from caldera.conversation import IMAGE_MARK, Conversation, Picture, Turn
+from tests.real_tokenizers import LOW_LINE, make_tokenizer, sentencepiece
 
 BOS, EOS = 1, 2
 

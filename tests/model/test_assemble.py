@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from real_tokenizers import TOKENIZERS
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -21,6 +20,7 @@ from caldera.batches.text_ids import text_ids
 from caldera.conversation import Conversation, Picture, Turn
 from caldera.model.assemble import add_tokens, assemble
 from caldera.model.folder import load_assistant, save_assistant
+from tests.real_tokenizers import TOKENIZERS
 
 
 def tables(language: PreTrainedModel) -> list[Tensor]:

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 from jinja2.exceptions import TemplateError
-from real_tokenizers import TOKENIZERS, make_tokenizer
 from transformers import LlavaProcessor
 
 from caldera.batches.labels import SLOT, encode
@@ -14,6 +13,7 @@ from caldera.batches.text_ids import start_ids
 from caldera.conversation import IMAGE_MARK, Conversation, Picture, Turn
 from caldera.model.chat_templates import chat_template
 from caldera.model.folder import Assistant, save_assistant
+from tests.real_tokenizers import TOKENIZERS, make_tokenizer
 
 ONE, OTHER = Picture("a"), Picture("b")
 

@@ -32,6 +32,8 @@ from caldera.errors import ModelFolderError
 from caldera.model.assemble import assemble
 from caldera.model.folder import Assistant, load_assistant, save_assistant
 from caldera.model.preparation import load_processor
+from caldera.model.tensor_files import held
+from caldera.model.weights import fill
 
 WIDTHS: dict[str, Any] = {
     "hidden_size": 12,
@@ -223,6 +225,20 @@ def test_a_config_that_does_not_fit_is_refused(
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(ModelFolderError, match=message):
         load_assistant(tmp_path / "m")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_in_the_precision_they_are_used_in_are_not_copied(
+    assistant: Assistant, dtype: torch.dtype
+) -> None:
+    """A model that is filled holds the very memory that its weights were read into; others are converted."""
+    language = assistant.model.language
+    weights = {name: held(each) for name, each in language.state_dict().items()}
+    filled = fill(language, weights, dtype).state_dict()
+    shared = [filled[name].data_ptr() == each.read().data_ptr() for name, each in weights.items()]
+    assert len(shared) == 21
+    assert all(shared) if dtype == torch.float32 else not any(shared)
+    assert {each.dtype for each in filled.values()} == {dtype}
 
 
 def test_a_tokenizer_that_knows_no_pictures_is_refused(

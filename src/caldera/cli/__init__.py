@@ -16,7 +16,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from caldera import __version__
-from caldera.cli import data, train
+from caldera.cli import data, train, weights
 from caldera.cli.options import Device, Dtype, MaxBad, Set, err, means_from, out
 from caldera.cli.recipes import recipes
 from caldera.errors import CalderaError
@@ -32,6 +32,7 @@ _STOPPED = {
     "demo": "stopped; what was finished is kept, and the same command goes on",
     "train": "stopped; what was finished is kept, and the same command with --resume goes on",
     "chat": "stopped",
+    "import": "stopped; nothing was written",
 }
 """What Ctrl-C is answered with, by command."""
 
@@ -65,6 +66,7 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 app.command()(recipes)
+app.command("import")(weights.import_weights)
 
 
 def _version(wanted: bool) -> None:
@@ -92,6 +94,8 @@ def caldera(
       caldera train finetune --model runs/one/model --data data.json --out runs/two
 
       caldera chat runs/two/model --image dog.jpg
+
+      caldera import llava-1.5-7b-hf --template vicuna_v1 --out models/llava
 
       caldera recipes                                     LLaVA's own models, with the papers' numbers
     """
@@ -171,6 +175,12 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     device: Device = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="float32, bfloat16, or auto: float32 if stored so, else bfloat16 where the processor is fast at it."
+        ),
+    ] = "auto",
 ) -> None:
     """Talk about pictures. In the talk: /image FILE, /reset, /help, /exit.
 
@@ -181,7 +191,7 @@ def chat(
       caldera chat runs/demo/model --image dog.jpg --prompt "What is in the picture?"
     """
     from caldera.chat.media import users_picture
-    from caldera.chat.opening import open_session
+    from caldera.chat.opening import as_stored, open_session
     from caldera.chat.terminal import answer_once, talk
     from caldera.inference.sampling import Sampling
 
@@ -189,7 +199,9 @@ def chat(
     heat = usual if temperature is None else temperature
     sampling = Sampling(temperature=heat, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed)
     shown = [users_picture(text) for text in image or ()]
-    session = open_session(model, sampling, means_from(device, "float32").compute)
+    compute = means_from(device, dtype).compute
+    compute = as_stored(model, compute) if dtype == "auto" else compute
+    session = open_session(model, sampling, compute)
     if prompt is None:
         talk(session, shown)
     else:

@@ -22,16 +22,12 @@ from caldera.batches.templates import Template, find_template
 from caldera.batches.text_ids import text_ids
 from caldera.errors import ModelFolderError, UsageError
 from caldera.model.card import Card
-from caldera.model.folder import (
-    Assistant,
-    image_token_id,
-    load_tokenizer,
-    read_config,
-)
+from caldera.model.config import read_config
+from caldera.model.folder import Assistant
 from caldera.model.llava import Llava, check_logits
 from caldera.model.preparation import load_processor
 from caldera.model.projector import add_newline, build_projector
-from caldera.model.transformers_files import IMAGE_TOKEN
+from caldera.model.tokenizer import add_picture_tokens, image_token_id, load_tokenizer
 from caldera.model.vision import Select, VisionTower
 from caldera.model.weights import digest
 
@@ -117,9 +113,7 @@ def show_as(
         projector.newline = None
     try:
         card = Card.model_validate({**assistant.card.model_dump(), **settings})
-        if aspect == "anyres":  # its views have the tower's size from the start
-            settings |= {"edge": None, "squash": False}
-        processor = replace(assistant.processor, **settings)
+        processor = assistant.processor.shown(aspect, settings["pinpoints"])
     except ValidationError as error:
         raise UsageError(f"aspect {aspect!r}: {error.errors()[0]['msg']}") from None
     except ValueError as error:
@@ -161,11 +155,7 @@ def add_tokens(
     Returns:
         Id of the token for pictures.
     """
-    tokenizer.add_special_tokens(
-        {"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False
-    )
-    if tokenizer.pad_token is None:
-        tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    add_picture_tokens(tokenizer)
     size = len(tokenizer)
     known = text_ids(tokenizer).special
     missing = [token for token in template.tokens if token not in known]

@@ -17,7 +17,7 @@ from transformers import (
     PretrainedConfig,
 )
 
-from caldera.model.folder import read_config
+from caldera.model.config import read_config
 from caldera.model.projector import build_projector
 from caldera.scenes.backbones import BACKBONES
 
