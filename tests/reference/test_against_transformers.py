@@ -331,7 +331,7 @@ def their_folder(folder: Path, tokenizer: PreTrainedTokenizerFast, kind: str) ->
     config: Any = (LlavaNextConfig if tiled else LlavaConfig)(
         vision_config=VISION,
         text_config=LlamaConfig(**{**WIDTHS, "vocab_size": 384}),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_index=tokenizer.get_vocab()["<image>"],
         **(grids if tiled else {}),
     )
     model = AutoModelForImageTextToText.from_config(config)
