@@ -22,7 +22,7 @@ from caldera.errors import CalderaError
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 a fault in caldera itself, 2 wrong usage, 3 bad input, 4 cannot write, "
-    "7 training cannot go on, 130 stopped by Ctrl-C."
+    "7 training cannot go on, 8 an exported model differs, 130 stopped by Ctrl-C."
 )
 
 

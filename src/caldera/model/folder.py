@@ -206,10 +206,10 @@ def load_assistant(folder: Path, dtype: torch.dtype = torch.float32) -> Assistan
     weights = read_weights(folder)
     check_owners(weights, folder)
     tower = _load_part(
-        AutoModel, _part(config, "vision_config", folder), weights, VISION, folder, dtype
+        AutoModel, part_config(config, "vision_config", folder), weights, VISION, folder, dtype
     )
     language = _load_part(
-        AutoModelForCausalLM, _part(config, "text_config", folder), weights, LANGUAGE, folder, dtype
+        AutoModelForCausalLM, part_config(config, "text_config", folder), weights, LANGUAGE, folder, dtype
     )
     projector = build_projector(
         card.projector, tower.config.hidden_size, language.config.hidden_size
@@ -255,7 +255,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "config.json").read_bytes())
 
 
-def _part(config: dict[str, Any], key: str, folder: Path) -> PretrainedConfig:
+def part_config(config: dict[str, Any], key: str, folder: Path) -> PretrainedConfig:
     """Build the config of one tower.
 
     Raises:
