@@ -16,7 +16,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from caldera import __version__
-from caldera.cli import data, train
+from caldera.cli import data, export, train
 from caldera.cli.options import Device, Dtype, MaxBad, Set, err, means_from, out
 from caldera.errors import CalderaError
 
@@ -63,6 +63,8 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
+app.command()(export.export)
+app.command()(export.parity)
 
 
 def _version(wanted: bool) -> None:
@@ -90,6 +92,8 @@ def caldera(
       caldera train finetune --model runs/one/model --data data.json --out runs/two
 
       caldera chat runs/two/model --image dog.jpg
+
+      caldera export runs/two/model --to gguf --out runs/two/gguf
     """
 
 

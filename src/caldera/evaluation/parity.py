@@ -3,6 +3,7 @@
 A picture goes from file to answer through stages; the first one that differs tells where a difference begins.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -230,9 +231,14 @@ def compare(
                 notes.append(_parting(own, one, ours.answer, theirs.answer))
             answers.append(
                 Answer(
-                    one.path.name, one.question, own.text(ours.answer), own.text(theirs.answer),
-                    equal, odd, tuple(notes),
-                )  # fmt: skip
+                    one.path.name,
+                    one.question,
+                    own.text(ours.answer),
+                    own.text(theirs.answer),
+                    equal,
+                    odd,
+                    tuple(notes),
+                )
             )
             tick()
     gaps = [
@@ -286,7 +292,7 @@ def _differences(
         scale = float(one.abs().max())
         fits = one.shape == another.shape and (stage != "logits" or same_prompt)
         by = float((one - another).abs().max()) if fits else float("inf")
-        yield stage, by if by == by else float("inf"), limits[stage] * scale  # noqa: PLR0124 - NaN
+        yield stage, float("inf") if math.isnan(by) else by, limits[stage] * scale
 
 
 def _parting(own: Own, shown: Shown, ours: Sequence[int], theirs: Sequence[int]) -> str:

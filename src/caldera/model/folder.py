@@ -209,7 +209,12 @@ def load_assistant(folder: Path, dtype: torch.dtype = torch.float32) -> Assistan
         AutoModel, part_config(config, "vision_config", folder), weights, VISION, folder, dtype
     )
     language = _load_part(
-        AutoModelForCausalLM, part_config(config, "text_config", folder), weights, LANGUAGE, folder, dtype
+        AutoModelForCausalLM,
+        part_config(config, "text_config", folder),
+        weights,
+        LANGUAGE,
+        folder,
+        dtype,
     )
     projector = build_projector(
         card.projector, tower.config.hidden_size, language.config.hidden_size

@@ -95,9 +95,7 @@ def write_gguf_files(
         **tokens,
         "tokenizer.chat_template": chat_template(card),
     }
-    tower = title | vision_settings(
-        vision, card, processor, text.hidden_size, class_token
-    )
+    tower = title | vision_settings(vision, card, processor, text.hidden_size, class_token)
     with (
         whole_folder(out) as fresh,
         progress.job(f"writing {kind}", len(words) + len(sights)) as tick,

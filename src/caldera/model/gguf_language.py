@@ -5,6 +5,7 @@ others are refused by name. Names and keys: llama.cpp, src/llama-arch.cpp and co
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,9 @@ def language_settings(config: PretrainedConfig) -> dict[str, Value]:
 
 def _head_width(config: PretrainedConfig) -> int:
     """Return the width of one attention head."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    return int(
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
 
 
 def _context(config: PretrainedConfig) -> int:
@@ -121,24 +124,21 @@ def language_pieces(folder: Path, config: PretrainedConfig, weights: LazyWeights
         ModelFolderError: The weights do not fit the config, or one has no name in GGUF.
     """
     with torch.device("meta"):
-        shell = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        shell = AutoModelForCausalLM.from_config(config)
     weights.check_fit(shell, LANGUAGE, tied_names(shell))
     name = language_architecture(config)
     groups = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     pieces = []
     for weight in weights.names(LANGUAGE):
         heads = next((groups[part] for part in groups if f"{part}." in weight), None)
-        turned = heads if name in _INTERLEAVED else None
-        pieces.append(
-            Piece(
-                _gguf_name(weight, folder),
-                weights.shape(LANGUAGE + weight),
-                lambda weight=weight, turned=turned: interleaved(  # type: ignore[misc]
-                    weights.read(LANGUAGE + weight), turned
-                ),
-            )
-        )
+        read = _reader(weights, LANGUAGE + weight, heads if name in _INTERLEAVED else None)
+        pieces.append(Piece(_gguf_name(weight, folder), weights.shape(LANGUAGE + weight), read))
     return pieces
+
+
+def _reader(weights: LazyWeights, name: str, heads: int | None) -> Callable[[], Tensor]:
+    """Return a function that reads one weight, in llama.cpp's order."""
+    return lambda: interleaved(weights.read(name), heads)
 
 
 def _gguf_name(weight: str, folder: Path) -> str:

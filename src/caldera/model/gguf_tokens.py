@@ -21,7 +21,8 @@ _GPT2 = "<ByteLevel>"
 """Stands in a cut for the pattern that the tokenizers library's ByteLevel has built in."""
 
 _QWEN2 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
 )
 _LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -103,8 +104,9 @@ def _types(content: dict[str, Any], words: Sequence[str], known: int) -> list[in
 def _merges(content: dict[str, Any]) -> list[tuple[str, str]]:
     """List the merges as pairs; files hold them as pairs or as two words with a space between."""
     return [
-        tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge)
+        (left, right)
         for merge in content["model"]["merges"]
+        for left, right in [merge.split(" ") if isinstance(merge, str) else merge]
     ]
 
 
@@ -157,7 +159,9 @@ def _sentencepiece(content: dict[str, Any], words: Sequence[str]) -> dict[str, V
     return {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.pre": "default",
-        "tokenizer.ggml.scores": [-float(rank[word]) if word in rank else _UNMADE for word in words],
+        "tokenizer.ggml.scores": [
+            -float(rank[word]) if word in rank else _UNMADE for word in words
+        ],
         "tokenizer.ggml.add_space_prefix": prefix,
     }
 
@@ -176,7 +180,12 @@ def _space_prefix(content: dict[str, Any]) -> bool:
                 return True
         case found, None if found == replace:
             return False
-        case None, {"type": "Metaspace", "replacement": mark, "prepend_scheme": scheme, "split": False}:
+        case None, {
+            "type": "Metaspace",
+            "replacement": mark,
+            "prepend_scheme": scheme,
+            "split": False,
+        }:
             if mark == _SPACE and scheme in ("always", "first", "never"):
                 return bool(scheme != "never")
     raise ModelFolderError(

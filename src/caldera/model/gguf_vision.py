@@ -1,4 +1,4 @@
-"""A model folder in, what llama.cpp needs of its vision tower and projector out: settings and tensors of an mmproj file.
+"""A model folder in, what llama.cpp needs of its tower and projector out: settings and tensors of an mmproj file.
 
 llama.cpp computes such a file by its LLaVA graph (tools/mtmd/models/llava.cpp): tower up to the chosen layer, first
 position dropped if there is a class token, two linear layers with GELU between them.
@@ -159,7 +159,7 @@ def vision_pieces(
         ModelFolderError: The weights do not fit the config, or one has no name in GGUF.
     """
     with torch.device("meta"):
-        shell = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+        shell = AutoModel.from_config(config)
         projector = build_projector(card.projector, config.hidden_size, language_width)
     weights.check_fit(shell, VISION)
     weights.check_fit(projector, PROJECTOR)
@@ -201,7 +201,9 @@ def _gguf_name(weight: str, layers: int, swapped: bool, folder: Path) -> str | N
         return None
     found = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", weight)
     if not found or found[2] not in _IN_LAYER:
-        raise ModelFolderError(f"the weight {weight} of the vision tower in {folder} has no name in GGUF")
+        raise ModelFolderError(
+            f"the weight {weight} of the vision tower in {folder} has no name in GGUF"
+        )
     if int(found[1]) >= layers:
         return None
     part = _IN_LAYER[found[2]]

@@ -35,7 +35,7 @@ class LazyWeights:
                 raise ModelFolderError(
                     f"{file} is broken or cut ({error}); copy it again"
                 ) from None
-            for name in opened.keys():  # noqa: SIM118 - it is no mapping
+            for name in opened.keys():  # type: ignore[no-untyped-call] # noqa: SIM118 - it is no mapping
                 plain = VISION + name.removeprefix(VISION).removeprefix(_INNER)
                 self._place[plain if name.startswith(VISION) else name] = (opened, name)
 

@@ -28,9 +28,7 @@ QUESTIONS = (
 
 def given_pictures(paths: Sequence[Path]) -> list[Shown]:
     """Ask about a user's files, one question after the other."""
-    return [
-        Shown(path, QUESTIONS[number % len(QUESTIONS)]) for number, path in enumerate(paths)
-    ]
+    return [Shown(path, QUESTIONS[number % len(QUESTIONS)]) for number, path in enumerate(paths)]
 
 
 def drawn_pictures(folder: Path) -> list[Shown]:
@@ -47,7 +45,7 @@ def drawn_pictures(folder: Path) -> list[Shown]:
     for number, scene in enumerate(scenes):
         paths.append(folder / f"scene-{number:02d}.png")
         scene.save(paths[-1])
-    odd = []
+    odd: list[Shown] = []
     for name, write in ODD.items():
         write(scenes[len(odd)], folder / name)
         odd.append(Shown(folder / name, QUESTIONS[0], odd=True))
