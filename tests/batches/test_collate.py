@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from caldera.batches.anyres import WHOLE
 from caldera.batches.collate import collate
 from caldera.batches.labels import IGNORED
 from caldera.batches.samples import Sample
@@ -14,7 +15,8 @@ def sample(name: str, length: int, pictures: int = 0) -> Sample:
     """Return a sample whose last two tokens are learned."""
     ids = tuple(range(10, 10 + length))
     labels = (*(IGNORED,) * (length - 2), *ids[-2:])
-    return Sample(name, ids, labels, tuple(Path(f"{name}{at}") for at in range(pictures)))
+    paths = tuple(Path(f"{name}{at}") for at in range(pictures))
+    return Sample(name, ids, labels, paths, (WHOLE,) * pictures)
 
 
 def test_rows_are_padded_on_the_right() -> None:
@@ -29,5 +31,5 @@ def test_rows_are_padded_on_the_right() -> None:
 
 def test_pictures_and_samples_must_agree() -> None:
     """A picture too many or too few stops the batch, with both numbers."""
-    with pytest.raises(ValueError, match="show 2 pictures but 1 arrived"):
+    with pytest.raises(ValueError, match="show 2 views of pictures but 1 arrived"):
         collate([sample("a", 3, pictures=2)], torch.zeros(1, 5), padding_id=0)

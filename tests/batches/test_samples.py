@@ -31,7 +31,8 @@ def test_a_missing_picture_is_found_before_training(
         tokenizer=assistant.tokenizer,
         template=find_template("vicuna_v1"),
         image_token_id=assistant.model.image_token_id,
-        image_tokens=9,
+        layout=assistant.processor.layout,
+        count_tokens=assistant.model.count_tokens,
         max_length=512,
     )
     with pytest.raises(PictureError, match=r"record 'lost': .*\.png does not exist"):

@@ -52,7 +52,7 @@ def test_transformers_generate_gives_the_same_tokens(
     for prompt in prompts(generator, photos):
         pixels = Pixels(assistant.processor)(prompt.pictures)
         with torch.no_grad():
-            embedded = assistant.model.embed(torch.tensor([prompt.ids]), pixels)
+            embedded = assistant.model.embed(torch.tensor([prompt.ids]), pixels, prompt.layouts)
             language: Any = assistant.model.language
             theirs = language.generate(
                 inputs_embeds=embedded,

@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from caldera.batches.anyres import WHOLE
 from caldera.batches.labels import encode
 from caldera.batches.picture_sources import Pixels
 from caldera.batches.pictures import Aspect
@@ -29,7 +30,8 @@ from caldera.batches.templates import VICUNA_SYSTEM, Slot, Text, vicuna_v1
 from caldera.conversation import Conversation, Picture, Turn
 from caldera.errors import ModelFolderError
 from caldera.model.assemble import assemble
-from caldera.model.folder import Assistant, load_assistant, load_processor, save_assistant
+from caldera.model.folder import Assistant, load_assistant, save_assistant
+from caldera.model.preparation import load_processor
 
 WIDTHS: dict[str, Any] = {
     "hidden_size": 12,
@@ -53,7 +55,7 @@ def logits(assistant: Assistant, photos: Path, count: int) -> torch.Tensor:
     slot = assistant.model.image_token_id
     encoded = encoded.with_image_tokens([assistant.model.vision.image_tokens] * count, slot)
     pixels = Pixels(assistant.processor)([photos / path for path in encoded.picture_paths])
-    embedded = assistant.model.embed(torch.tensor([encoded.ids]), pixels)
+    embedded = assistant.model.embed(torch.tensor([encoded.ids]), pixels, [WHOLE] * count)
     return assistant.model.language(inputs_embeds=embedded).logits[0]
 
 

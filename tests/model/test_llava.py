@@ -22,6 +22,7 @@ from transformers import (
     Qwen2Config,
 )
 
+from caldera.batches.anyres import WHOLE
 from caldera.batches.collate import Batch
 from caldera.batches.labels import IGNORED
 from caldera.errors import ModelFolderError
@@ -96,7 +97,7 @@ def batch() -> Batch:
     labels[0, 5:9], labels[1, 12:17] = ids[0, 5:9], ids[1, 12:17]
     mask = torch.ones(2, 17, dtype=torch.bool)
     mask[0, 9:] = False
-    return Batch(ids, labels, mask, torch.randn(1, 3, 6, 6, generator=rng))
+    return Batch(ids, labels, mask, torch.randn(1, 3, 6, 6, generator=rng), (WHOLE,))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -107,7 +108,8 @@ def test_the_loss_is_that_of_the_models_own_logits(family: str) -> None:
     model, rows = joined(language), batch()
     check_logits(language)
     logits = language(
-        inputs_embeds=model.embed(rows.ids, rows.pictures), attention_mask=rows.mask.long()
+        inputs_embeds=model.embed(rows.ids, rows.pictures, rows.layouts),
+        attention_mask=rows.mask.long(),
     ).logits  # (rows, tokens, vocabulary)
 
     expected = cross_entropy(

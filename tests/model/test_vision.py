@@ -42,7 +42,8 @@ from caldera.errors import ModelFolderError
 from caldera.inference.generate import Generator
 from caldera.inference.sampling import Sampling
 from caldera.model.assemble import assemble
-from caldera.model.folder import Assistant, load_assistant, load_processor, save_assistant
+from caldera.model.folder import Assistant, load_assistant, save_assistant
+from caldera.model.preparation import load_processor
 from caldera.training.devices import Compute
 from caldera.training.step import training_step
 
@@ -97,7 +98,8 @@ def samples(assistant: Assistant, photos: Path) -> list[Sample]:
         tokenizer=assistant.tokenizer,
         template=find_template("vicuna_v1"),
         image_token_id=assistant.model.image_token_id,
-        image_tokens=assistant.model.vision.image_tokens,
+        layout=assistant.processor.layout,
+        count_tokens=assistant.model.count_tokens,
         max_length=500,
     )
     shown = (Picture("1.png"), Picture("4.png"))
@@ -132,7 +134,7 @@ def logits(assistant: Assistant, photos: Path) -> torch.Tensor:
     """Return our logits for the sample with two pictures."""
     row = samples(assistant, photos)[1]
     pictures = Pixels(assistant.processor)(row.pictures)
-    embedded = assistant.model.embed(torch.tensor([row.ids]), pictures)
+    embedded = assistant.model.embed(torch.tensor([row.ids]), pictures, row.layouts)
     return assistant.model.language(inputs_embeds=embedded).logits[0]
 
 
@@ -191,7 +193,7 @@ def test_pictures_come_out_as_the_towers_own_processor_makes_them(
     for width, height in ((30, 17), (11, 23), (6, 6), (5, 40)):
         picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
         expected = torch.as_tensor(np.array(family.processor(picture)["pixel_values"][0]))
-        torch.testing.assert_close(ours(picture), expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(ours(picture)[0], expected, atol=1e-6, rtol=0)
 
 
 def test_every_position_can_be_kept(tmp_path: Path, language_folder: Path) -> None:

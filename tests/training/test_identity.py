@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from caldera.batches.anyres import WHOLE
 from caldera.batches.samples import Sample
 from caldera.model.folder import Assistant
 from caldera.training.devices import Compute
@@ -19,7 +20,7 @@ FP32 = Compute(torch.device("cpu"), torch.float32)
 
 def identity(assistant: Assistant, photos: Path, shown: str = "1.png", **changes: str) -> str:
     """Return the identity of a run on one sample about a picture."""
-    sample = Sample("r", (1, 2, 3), (-100, 2, 3), (photos / shown,))
+    sample = Sample("r", (1, 2, 3), (-100, 2, 3), (photos / shown,), (WHOLE,))
     compute = replace(FP32, dtype=getattr(torch, changes.get("dtype", "float32")))
     stage = replace(FINETUNE, seed=len(changes.get("stage", "")))
     return identity_of(stage, assistant, [sample], photos, compute)

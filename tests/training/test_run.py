@@ -16,6 +16,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from caldera.batches.anyres import WHOLE
 from caldera.batches.samples import Sample
 from caldera.conversation import Conversation, Picture, Turn, write_conversations
 from caldera.errors import CalderaError, PictureError, RecordError, UsageError
@@ -337,7 +338,8 @@ def test_the_language_models_own_context_is_a_limit(
 
 def shown(number: int, *pictures: str) -> Sample:
     """Return a sample about pictures."""
-    return Sample(f"r{number}", (1, 2), (1, 2), tuple(Path(name) for name in pictures))
+    paths = tuple(Path(name) for name in pictures)
+    return Sample(f"r{number}", (1, 2), (1, 2), paths, (WHOLE,) * len(paths))
 
 
 def test_held_out_rows_share_no_picture_with_the_rest() -> None:

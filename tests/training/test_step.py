@@ -32,7 +32,8 @@ def mixed_samples(assistant: Assistant, photos: Path) -> list[Sample]:
         tokenizer=assistant.tokenizer,
         template=find_template("vicuna_v1"),
         image_token_id=assistant.model.image_token_id,
-        image_tokens=assistant.model.vision.image_tokens,
+        layout=assistant.processor.layout,
+        count_tokens=assistant.model.count_tokens,
         max_length=256,
     )
     told = []
@@ -58,7 +59,7 @@ def test_the_loss_is_the_plain_padded_one(assistant: Assistant, photos: Path) ->
     model = assistant.model
 
     ours = model.loss(batch)
-    embedded = model.embed(batch.ids, batch.pictures)
+    embedded = model.embed(batch.ids, batch.pictures, batch.layouts)
     mask = batch.mask.long()
     logits = model.language(inputs_embeds=embedded, attention_mask=mask).logits
     plain = cross_entropy(

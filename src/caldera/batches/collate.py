@@ -4,12 +4,13 @@ A packed layout would be another function from samples to a Batch: the model rea
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from caldera.batches.anyres import Layout
 from caldera.batches.labels import IGNORED
 from caldera.batches.samples import Sample
 
@@ -28,12 +29,21 @@ class Batch:
     """True at real tokens, False at padding, (rows, tokens)."""
 
     pictures: Tensor
-    """Of all rows in order: pixels, (images, channels, height, width), or kept patch features, (images, patches,
+    """Of all rows in order: pixels, (views, channels, height, width), or kept patch features, (views, patches,
     vision width)."""
+
+    layouts: tuple[Layout, ...]
+    """How the views of each picture lie, in order."""
 
     def to(self, device: torch.device) -> Self:
         """Return the batch on a device."""
-        return type(self)(*(getattr(self, part.name).to(device) for part in fields(self)))
+        return replace(
+            self,
+            ids=self.ids.to(device),
+            labels=self.labels.to(device),
+            mask=self.mask.to(device),
+            pictures=self.pictures.to(device),
+        )
 
     @property
     def num_learned(self) -> int:
@@ -53,17 +63,18 @@ def collate(
 
     Args:
         samples: One for each row.
-        pictures: Pixels or features of all their pictures in order, (images, ...).
+        pictures: Pixels or features of all views of their pictures in order, (views, ...).
         padding_id: Fills rows behind their end; masked, so it may be any id.
         round_to: Rows are made a multiple of this long, so that few different shapes occur.
         context_length: But not longer than this, as padding takes positions, too.
 
     Raises:
-        ValueError: The number of pictures is not what the samples show.
+        ValueError: The number of views is not what the samples show.
     """
-    shown = sum(len(sample.pictures) for sample in samples)
+    layouts = tuple(layout for sample in samples for layout in sample.layouts)
+    shown = sum(layout.views for layout in layouts)
     if shown != len(pictures):
-        raise ValueError(f"the samples show {shown} pictures but {len(pictures)} arrived")
+        raise ValueError(f"the samples show {shown} views of pictures but {len(pictures)} arrived")
     longest = max(sample.length for sample in samples)
     width = -(-longest // round_to) * round_to
     if context_length is not None:
@@ -75,4 +86,4 @@ def collate(
         ids[row, : sample.length] = torch.tensor(sample.ids)
         labels[row, : sample.length] = torch.tensor(sample.labels)
         mask[row, : sample.length] = True
-    return Batch(ids, labels, mask, pictures)
+    return Batch(ids, labels, mask, pictures, layouts)

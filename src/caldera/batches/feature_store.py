@@ -1,7 +1,8 @@
 """Features by the content of their picture: an append-only file of bf16 numbers and a journal of what its rows hold.
 
-`NAME.bin` holds rows of raw bf16, `NAME.jsonl` first the shape of a row and then a sha256 for each. A row counts once
-its digest stands in the journal, so a process that is killed in between loses only the rows of its last write.
+`NAME.bin` holds rows of raw bf16, one for each view of a picture, `NAME.jsonl` first the shape of a row and then a
+line for each picture: its sha256 and how many rows it has. Rows count once their line stands in the journal, so a
+process that is killed in between loses only those of its last write.
 """
 
 import fcntl
@@ -29,7 +30,7 @@ class FeatureStore:
         """Open the store called `name`; it may not exist yet."""
         self._data = folder / f"{name}.bin"
         self._journal = folder / f"{name}.jsonl"
-        self._rows: dict[str, int] | None = None
+        self._rows: dict[str, range] | None = None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -57,15 +58,34 @@ class FeatureStore:
             if not content.endswith(b"\n"):
                 os.truncate(self._journal, content.rfind(b"\n") + 1)
 
-    def rows(self) -> dict[str, int]:
-        """Return the row of every digest that is there, leaving out a torn last line."""
+    def rows(self) -> dict[str, range]:
+        """Return the rows of every digest that is there, leaving out a torn last line."""
         if self._rows is None:
             text = self._journal.read_text() if self._journal.is_file() else ""
-            self._rows = {line: row for row, line in enumerate(text.split("\n")[1:-1])}
+            self._rows = {}
+            for line in text.split("\n")[1:-1]:
+                digest, count = line.split(" ")
+                self._add(digest, int(count))
         return self._rows
 
-    def append(self, digests: Sequence[str], features: Tensor) -> None:
-        """Add rows, (images, patches, vision width), one for each digest; call it only while the lock is held.
+    def _add(self, digest: str, count: int) -> None:
+        """Note that the next `count` rows are a picture's."""
+        assert self._rows is not None
+        start = self._height()
+        self._rows[digest] = range(start, start + count)
+
+    def _height(self) -> int:
+        """Return how many rows count."""
+        last = next(reversed(self.rows().values()), None)
+        return last.stop if last else 0
+
+    def append(self, digests: Sequence[str], counts: Sequence[int], features: Tensor) -> None:
+        """Add pictures; call it only while the lock is held.
+
+        Args:
+            digests: One for each picture.
+            counts: How many views it has.
+            features: Of all their views in order, (views, patches, vision width).
 
         Raises:
             OutputError: They could not be written.
@@ -73,21 +93,22 @@ class FeatureStore:
         shape = list(features.shape[1:])
         bits = features.to(torch.bfloat16).view(torch.int16).numpy()
         with writing(self._data), self._data.open("r+b" if self._data.exists() else "w+b") as data:
-            rows = self.rows()
-            data.seek(len(rows) * math.prod(shape) * _BYTES)
+            data.seek(self._height() * math.prod(shape) * _BYTES)
             data.write(bits.tobytes())
             data.truncate()
             data.flush()
             os.fsync(data.fileno())
+        lines = zip(digests, counts, strict=True)
         with writing(self._journal), self._journal.open("a") as journal:
             head = "" if journal.tell() else json.dumps({"shape": shape}) + "\n"
-            journal.write(head + "".join(f"{digest}\n" for digest in digests))
-        rows |= {digest: len(rows) + number for number, digest in enumerate(digests)}
+            journal.write(head + "".join(f"{digest} {count}\n" for digest, count in lines))
+        for digest, count in zip(digests, counts, strict=True):
+            self._add(digest, count)
 
     def read(self) -> np.ndarray:
-        """Return all rows, memory-mapped, (images, patches, vision width), as the bits of bf16; (0, 0, 0) if none."""
+        """Return all rows, memory-mapped, (views, patches, vision width), as the bits of bf16; (0, 0, 0) if none."""
         if not self.rows():
             return np.empty((0, 0, 0), np.int16)  # a file without content cannot be mapped
         with self._journal.open() as journal:
             shape = json.loads(journal.readline())["shape"]
-        return np.memmap(self._data, np.int16, "r", shape=(len(self.rows()), *shape))
+        return np.memmap(self._data, np.int16, "r", shape=(self._height(), *shape))

@@ -1,5 +1,6 @@
 """An encoded conversation in, exactly what the model sees out: stretches of text, slots, marks, and what is learned."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
@@ -34,32 +35,34 @@ class TokenRow:
 
 
 def stretches(
-    encoded: Encoded, tokenizer: PreTrainedTokenizerFast, image_tokens: int
+    encoded: Encoded, tokenizer: PreTrainedTokenizerFast, counts: Sequence[int]
 ) -> list[Stretch]:
-    """Return a conversation as stretches, in order."""
-    paths = iter(encoded.picture_paths)
+    """Return a conversation as stretches, in order; `counts` are the tokens of each picture."""
+    shown = zip(encoded.picture_paths, counts, strict=True)
     found = []
     pairs = zip(encoded.ids, encoded.labels, strict=True)
     for look, run in groupby(pairs, key=lambda pair: _look(*pair)):
         ids = [token for token, _ in run]
         if look == "picture":
-            found += [Stretch(look, next(paths), image_tokens) for _ in ids]
+            found += [Stretch(look, *next(shown)) for _ in ids]
         else:
             found.append(Stretch(look, str(tokenizer.decode(ids)), len(ids)))
     return found
 
 
 def token_rows(
-    encoded: Encoded, tokenizer: PreTrainedTokenizerFast, image_tokens: int
+    encoded: Encoded, tokenizer: PreTrainedTokenizerFast, counts: Sequence[int]
 ) -> list[TokenRow]:
-    """Return a line for each token; the tokens of a picture share one."""
+    """Return a line for each token; the tokens of a picture, of which `counts` tells, share one."""
     rows, position = [], 0
-    paths = iter(encoded.picture_paths)
+    shown = zip(encoded.picture_paths, counts, strict=True)
     for token, label in zip(encoded.ids, encoded.labels, strict=True):
-        slot = token == SLOT
-        text = f"{next(paths)} ({image_tokens} tokens)" if slot else str(tokenizer.decode([token]))
+        text, width = str(tokenizer.decode([token])) if token != SLOT else "", 1
+        if token == SLOT:
+            path, width = next(shown)
+            text = f"{path} ({width} tokens)"
         rows.append(TokenRow(position, token, text, label != IGNORED))
-        position += image_tokens if slot else 1
+        position += width
     return rows
 
 

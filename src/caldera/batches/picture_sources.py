@@ -19,14 +19,14 @@ from caldera.errors import InputError
 from caldera.progress import Progress
 
 _AT_ONCE = 64
-"""Pictures that go through the tower together."""
+"""Pictures that are prepared, and views that go through the tower, together."""
 
 
 class PictureSource(Protocol):
     """Gives the model's input for pictures."""
 
     def __call__(self, paths: Sequence[Path]) -> Tensor:
-        """Return pixels or features of the pictures at `paths`, (images, ...).
+        """Return pixels or features of all views of the pictures at `paths`, (views, ...).
 
         Raises:
             PictureError: A picture cannot be used.
@@ -42,24 +42,25 @@ class Pixels:
         self._processor = processor
 
     def __call__(self, paths: Sequence[Path]) -> Tensor:
-        """Return pixels, (images, channels, height, width)."""
+        """Return pixels, (views, channels, height, width)."""
         side = self._processor.side
         if not paths:
             return torch.zeros(0, 3, side, side)
-        return torch.stack([self._processor(open_picture(path)) for path in paths])
+        return torch.cat([self._processor(open_picture(path)) for path in paths])
 
 
 class KeptFeatures:
     """Looks features up in a store."""
 
-    def __init__(self, rows: Mapping[Path, int], features: np.ndarray) -> None:
-        """Take the row of each picture, and all features as the bits of bf16, (rows, patches, vision width)."""
+    def __init__(self, rows: Mapping[Path, range], features: np.ndarray) -> None:
+        """Take the rows of each picture, and all features as the bits of bf16, (rows, patches, vision width)."""
         self._rows = rows
         self._features = features
 
     def __call__(self, paths: Sequence[Path]) -> Tensor:
-        """Return features in bf16, (images, patches, vision width)."""
-        bits = np.asarray(self._features[[self._rows[path] for path in paths]])
+        """Return features in bf16, (views, patches, vision width)."""
+        rows = [row for path in paths for row in self._rows[path]]
+        bits = np.asarray(self._features[rows])
         return torch.from_numpy(bits).view(torch.bfloat16)
 
 
@@ -78,7 +79,7 @@ def keep_features(
         store: Keeps features of one tower and one way of preparing pictures; runs and stages may share it.
         paths: Pictures that will be asked for, each once.
         processor: Prepares pictures.
-        encode: Pixels, (images, channels, height, width), to features, (images, patches, vision width).
+        encode: Pixels, (views, channels, height, width), to features, (views, patches, vision width).
         progress: Follows the work.
         on_fault: Called with each picture that cannot be used; the source then lacks it.
 
@@ -101,7 +102,9 @@ def keep_features(
                 except InputError as fault:
                     on_fault(path, fault)
             if pixels:
-                store.append(list(pixels), encode(torch.stack(list(pixels.values()))))
+                views = torch.cat(list(pixels.values()))  # (views, channels, height, width)
+                features = torch.cat([encode(part) for part in views.split(_AT_ONCE)])
+                store.append(list(pixels), [len(each) for each in pixels.values()], features)
                 known |= pixels.keys()
             tick(len(some))
     rows = store.rows()

@@ -4,16 +4,20 @@ import stat
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from caldera.batches.anyres import WHOLE, Layout, Size, choose_pinpoint, fitted, layout_in
 from caldera.errors import PictureError
 
-Aspect = Literal["square", "pad"]
+Aspect = Literal["square", "pad", "anyres"]
+
+ASPECTS: tuple[Aspect, ...] = get_args(Aspect)
+"""All of them."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 """The file formats that are decoded; Pillow's rarer decoders are where the faults are."""
@@ -27,9 +31,12 @@ MAX_PIXELS = 32_000_000
 MAX_SIDE = 12_000
 """So are longer ones: padded to a square they would take up to gigabytes."""
 
-MAX_RATIO = 200
-"""And so are ones whose one side is over this many times the other: when the short edge is enlarged to what the tower
-sees, the long one grows with it."""
+_LONGEST = 20
+"""Of pictures that are more times as long as wide, only the part that will be seen is enlarged: of all of it, the rest
+would take up to gigabytes."""
+
+_TURNED = (5, 6, 7, 8)
+"""EXIF orientations in which width and height change places."""
 
 
 def decode_picture(content: bytes, name: str) -> Image.Image:
@@ -76,8 +83,6 @@ def _check_size(size: tuple[int, int], name: str) -> None:
         raise PictureError(f"{said}, over the limit of {MAX_PIXELS:,}; shrink it")
     if max(size) > MAX_SIDE:
         raise PictureError(f"{said}, over the limit of {MAX_SIDE:,} for a side; shrink or cut it")
-    if max(size) > MAX_RATIO * min(size):
-        raise PictureError(f"{said}, one side over {MAX_RATIO} times the other; cut it")
 
 
 def _on_white(picture: Image.Image) -> Image.Image:
@@ -122,6 +127,23 @@ def open_picture(path: Path) -> Image.Image:
     return decode_picture(read_bytes(path), str(path))
 
 
+def picture_size(path: Path) -> Size:
+    """Return a picture's size as it lies upright, from the head of its file.
+
+    Raises:
+        PictureError: It is not there, or cannot be used.
+    """
+    try:
+        with Image.open(BytesIO(read_bytes(path)), formats=FORMATS) as picture:
+            _check_size(picture.size, str(path))
+            if picture.format == "PNG":
+                picture.load()  # its orientation may stand behind its pixels
+            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
+            return picture.size[::-1] if turned else picture.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return open_picture(path).size  # it says what is wrong
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PictureProcessor:
     """Brings a picture into the shape, size and range its vision tower was trained on, as CLIP's processor does."""
@@ -134,7 +156,10 @@ class PictureProcessor:
 
     aspect: Aspect = "square"
     """`square` crops what lies outside the central square (LLaVA); `pad` shows all of it on a ground of the mean
-    colour (LLaVA-1.5)."""
+    colour (LLaVA-1.5); `anyres` shows all of it, pressed into a square, and then in tiles (LLaVA-NeXT)."""
+
+    pinpoints: tuple[Size, ...] = ()
+    """Sizes of the canvases that `anyres` chooses from; none for the others."""
 
     resample: int = Image.Resampling.BICUBIC
 
@@ -144,34 +169,96 @@ class PictureProcessor:
     squash: bool = False
     """Whether a picture is pressed into the square instead of cut to it, as SigLIP's processor does."""
 
+    def __post_init__(self) -> None:
+        """Check that pinpoints are there where they are needed, and cut into whole tiles.
+
+        Raises:
+            ValueError: They do not.
+        """
+        if (self.aspect == "anyres") != bool(self.pinpoints):
+            raise ValueError(f"aspect {self.aspect} with the pinpoints {self.pinpoints}")
+        for pinpoint in self.pinpoints:
+            if any(length % self.side or length < self.side for length in pinpoint):
+                raise ValueError(
+                    f"the pinpoint {pinpoint} does not cut into tiles of {self.side} x {self.side} pixels"
+                )
+
+    def layout(self, path: Path) -> Layout:
+        """Return how the picture at `path` is shown; only `anyres` has to look into the file.
+
+        Raises:
+            PictureError: It is not there, or cannot be used.
+        """
+        if self.aspect != "anyres":
+            return WHOLE
+        return layout_in(picture_size(path), self.pinpoints, self.side)
+
     def __call__(self, picture: Image.Image) -> Tensor:
-        """Return the pixels of an RGB picture, (channels, side, side), normalised."""
-        if self.aspect == "pad":
-            picture = self._padded(picture)
-        small = _centre_crop(self._resized(picture), self.side)
-        values = np.asarray(small, dtype=np.float32) / 255  # (height, width, channels)
+        """Return the pixels of all views of an RGB picture, (views, channels, side, side), normalised."""
+        return torch.stack([self._normalised(view) for view in self._views(picture)])
+
+    def _views(self, picture: Image.Image) -> list[Image.Image]:
+        """Return the squares that the tower sees."""
+        match self.aspect:
+            case "square":
+                return [self._square(picture)]
+            case "pad":
+                return [self._square(self._padded(picture))]
+            case "anyres":
+                base = picture.resize((self.side, self.side), Image.Resampling(self.resample))
+                return [base, *self._tiles(picture)]
+
+    def _normalised(self, view: Image.Image) -> Tensor:
+        """Return a square as (channels, side, side)."""
+        values = np.asarray(view, dtype=np.float32) / 255  # (height, width, channels)
         values = (values - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return torch.from_numpy(values.transpose(2, 0, 1).copy())  # (channels, height, width)
 
     def _padded(self, picture: Image.Image) -> Image.Image:
         """Paste a picture in the middle of a square of the mean colour (spec 1.8: offsets are floored)."""
-        width, height = picture.size
-        longest = max(width, height)
+        longest = max(picture.size)
         red, green, blue = (int(255 * part) for part in self.mean)
-        ground = Image.new("RGB", (longest, longest), (red, green, blue))
-        ground.paste(picture, ((longest - width) // 2, (longest - height) // 2))
-        return ground
+        return _centred(picture, (longest, longest), (red, green, blue))
 
-    def _resized(self, picture: Image.Image) -> Image.Image:
-        """Resize so that the shorter edge is `edge` long, the longer in proportion, rounded down; or squash."""
+    def _tiles(self, picture: Image.Image) -> list[Image.Image]:
+        """Fit a picture on the canvas that suits it best, on black, and cut that into tiles, row by row."""
+        canvas = choose_pinpoint(picture.size, self.pinpoints)
+        small = picture.resize(fitted(picture.size, canvas), Image.Resampling(self.resample))
+        whole = _centred(small, canvas, (0, 0, 0))
+        return [
+            whole.crop((left, top, left + self.side, top + self.side))
+            for top in range(0, canvas[1], self.side)
+            for left in range(0, canvas[0], self.side)
+        ]
+
+    def _square(self, picture: Image.Image) -> Image.Image:
+        """Resize so that the shorter edge is `edge` long and cut out the central square of `side`; or squash."""
+        resample = Image.Resampling(self.resample)
         width, height = picture.size
+        if self.squash:
+            return picture.resize((self.side, self.side), resample)
         edge = self.side if self.edge is None else self.edge
-        length = edge if self.squash else int(edge * max(width, height) / min(width, height))
+        length = edge * max(width, height) // min(width, height)
         size = (edge, length) if width <= height else (length, edge)
-        return picture.resize(size, Image.Resampling(self.resample))
+        left, top = ((long - self.side) // 2 for long in size)
+        if length > _LONGEST * edge:
+            return self._part_of_resized(picture, size, (left, top))
+        return picture.resize(size, resample).crop((left, top, left + self.side, top + self.side))
+
+    def _part_of_resized(self, picture: Image.Image, size: Size, corner: Size) -> Image.Image:
+        """Return a square of a picture as if it had been resized to `size`, without making all of that."""
+        (width, height), (across, down), (left, top) = picture.size, size, corner
+        box = (
+            left * width / across,
+            top * height / down,
+            (left + self.side) * width / across,
+            (top + self.side) * height / down,
+        )
+        return picture.resize((self.side, self.side), Image.Resampling(self.resample), box=box)
 
 
-def _centre_crop(picture: Image.Image, side: int) -> Image.Image:
-    """Cut the central square of `side` pixels."""
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    return picture.crop((left, top, left + side, top + side))
+def _centred(picture: Image.Image, size: Size, colour: tuple[int, int, int]) -> Image.Image:
+    """Paste a picture in the middle of a ground of one colour."""
+    ground = Image.new("RGB", size, colour)
+    ground.paste(picture, ((size[0] - picture.width) // 2, (size[1] - picture.height) // 2))
+    return ground

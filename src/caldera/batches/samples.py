@@ -6,6 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
+from caldera.batches.anyres import Layout
 from caldera.batches.labels import encode
 from caldera.batches.templates import Template
 from caldera.conversation import Conversation
@@ -28,6 +29,9 @@ class Sample:
     pictures: tuple[Path, ...]
     """Files, in the order of their image tokens."""
 
+    layouts: tuple[Layout, ...]
+    """How each of them is shown."""
+
     @property
     def length(self) -> int:
         """Tokens, those of pictures included."""
@@ -41,8 +45,11 @@ class SampleMaker:
     tokenizer: PreTrainedTokenizerFast
     template: Template
     image_token_id: int
-    image_tokens: int
-    """Tokens that one picture becomes."""
+    layout: Callable[[Path], Layout]
+    """How a picture is shown."""
+
+    count_tokens: Callable[[Layout], int]
+    """Tokens that a picture becomes, by how it is shown."""
 
     max_length: int
     """Longest sample in tokens, those of pictures included; longer ones are faults, never cut."""
@@ -57,7 +64,9 @@ class SampleMaker:
             InputError: It is too long, has nothing to learn, or a picture file is missing.
         """
         encoded = encode(self.template.render(conversation), self.tokenizer)
-        counts = [self.image_tokens] * len(encoded.picture_paths)
+        paths = tuple(pictures / path for path in encoded.picture_paths)
+        layouts = self._layouts(paths, conversation.id)
+        counts = [self.count_tokens(layout) for layout in layouts]
         encoded = encoded.with_image_tokens(counts, self.image_token_id)
         limit, cure = self._limit()
         if len(encoded.ids) > limit:
@@ -67,13 +76,21 @@ class SampleMaker:
             )
         if encoded.num_learned == 0:
             raise RecordError(f"record {conversation.id!r} has nothing to learn; give it an answer")
-        paths = tuple(pictures / path for path in encoded.picture_paths)
+        return Sample(conversation.id, encoded.ids, encoded.labels, paths, layouts)
+
+    def _layouts(self, paths: Sequence[Path], record: str) -> tuple[Layout, ...]:
+        """Return how each picture of a record is shown.
+
+        Raises:
+            PictureError: A file is missing or, where its size counts, cannot be used.
+        """
         for path in paths:
             if not is_file_there(path):
-                raise PictureError(
-                    f"record {conversation.id!r}: {path} does not exist; check --pictures"
-                )
-        return Sample(conversation.id, encoded.ids, encoded.labels, paths)
+                raise PictureError(f"record {record!r}: {path} does not exist; check --pictures")
+        try:
+            return tuple(self.layout(path) for path in paths)
+        except PictureError as fault:
+            raise PictureError(f"record {record!r}: {fault}") from fault
 
     def _limit(self) -> tuple[int, str]:
         """Return the longest sample in tokens, and what to do about a longer one."""

@@ -120,6 +120,7 @@ def inspect(
         str | None, typer.Option(help="plain or vicuna_v1. \\[default: the model's]")
     ] = None,
     tokens: Annotated[bool, typer.Option("--tokens", help="Show a line for each token.")] = False,
+    pictures: Pictures = None,
     ignore_field: IgnoreField = None,
 ) -> None:
     """Show what the model sees of one record: text, picture slots, and what it learns to say, in green or [[...]].
@@ -132,7 +133,8 @@ def inspect(
     """
     from caldera.recipes.inspecting import inspect_record
 
-    seen = inspect_record(file, record, model, template, frozenset(ignore_field or ()))
+    surplus = frozenset(ignore_field or ())
+    seen = inspect_record(file, record, model, template, surplus, pictures)
     coloured = out.color_system is not None and not out.no_color
     styles = {"given": "dim", "learned": "bold green", "picture": "bold magenta"}
     for stretch in seen.stretches:

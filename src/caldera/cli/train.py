@@ -31,7 +31,7 @@ def pretrain(
         str, typer.Option(help="Language model: scenes-llama, a folder or a .gguf file.")
     ] = "scenes-llama",
     projector: Annotated[str, typer.Option(help="linear or mlp2x_gelu.")] = "mlp2x_gelu",
-    aspect: Annotated[str, typer.Option(help="square or pad.")] = "square",
+    aspect: Annotated[str, typer.Option(help="square, pad or anyres.")] = "square",
     pictures: Pictures = None,
     settings: Set = None,
     resume: Resume = False,

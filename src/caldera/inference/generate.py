@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from caldera.batches.anyres import Layout
 from caldera.batches.labels import encode
 from caldera.batches.picture_sources import PictureSource
 from caldera.batches.templates import find_template
@@ -27,6 +28,8 @@ class Prompt:
 
     ids: tuple[int, ...]
     pictures: tuple[Path, ...]
+    layouts: tuple[Layout, ...]
+    """How each picture is shown."""
 
 
 class Generator:
@@ -42,12 +45,18 @@ class Generator:
         self._never = _unused_ids(assistant)
 
     def prompt(self, conversation: Conversation, folder: Path = Path()) -> Prompt:
-        """Render a conversation that ends with the user; its picture paths start from `folder`."""
+        """Render a conversation that ends with the user; its picture paths start from `folder`.
+
+        Raises:
+            PictureError: The size of a picture counts, but cannot be read.
+        """
         assistant = self._assistant
         encoded = encode(self._template.render(conversation), assistant.tokenizer)
-        counts = [assistant.model.vision.image_tokens] * len(encoded.picture_paths)
+        paths = tuple(folder / path for path in encoded.picture_paths)
+        layouts = tuple(assistant.processor.layout(path) for path in paths)
+        counts = [assistant.model.count_tokens(layout) for layout in layouts]
         encoded = encoded.with_image_tokens(counts, assistant.model.image_token_id)
-        return Prompt(encoded.ids, tuple(folder / path for path in encoded.picture_paths))
+        return Prompt(encoded.ids, paths, layouts)
 
     @torch.inference_mode()
     def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
@@ -107,7 +116,8 @@ class Generator:
         ids, mask = _left_padded(prompts, self._assistant.tokenizer.pad_token_id)
         ids, mask = ids.to(device), mask.to(device)
         pictures = self._pictures([path for prompt in prompts for path in prompt.pictures])
-        embedded = model.embed(ids, pictures.to(device))  # (rows, tokens, width)
+        layouts = [layout for prompt in prompts for layout in prompt.layouts]
+        embedded = model.embed(ids, pictures.to(device), layouts)  # (rows, tokens, width)
         positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)  # (rows, tokens)
         cache = DynamicCache(config=model.language.config)
         ended = [False] * len(prompts)

@@ -1,9 +1,11 @@
 """A vision tower's folder and a language model's folder in, a fresh Assistant out: the state before stage 1."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from transformers import (
     AutoModel,
@@ -14,33 +16,37 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from caldera.batches.anyres import RELEASED_GRIDS, Size, pinpoints_of
 from caldera.batches.pictures import Aspect
-from caldera.errors import ModelFolderError
+from caldera.errors import ModelFolderError, UsageError
 from caldera.model.card import Card
 from caldera.model.folder import (
-    IMAGE_TOKEN,
     Assistant,
     image_token_id,
-    load_processor,
     load_tokenizer,
     read_config,
 )
 from caldera.model.llava import Llava, check_logits
-from caldera.model.projector import build_projector
-from caldera.model.vision import VisionTower
+from caldera.model.preparation import load_processor
+from caldera.model.projector import add_newline, build_projector
+from caldera.model.transformers_files import IMAGE_TOKEN
+from caldera.model.vision import Select, VisionTower
 from caldera.model.weights import digest
 
 _TWO_TOWERS = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
 """Folders that hold a picture and a text tower, and the class that takes the picture tower out of them."""
 
 
-def assemble(
+def assemble(  # noqa: PLR0913 - the settings of a card, by name
     vision: Path,
     language: Path,
     *,
     projector: str = "mlp2x_gelu",
     template: str = "vicuna_v1",
     aspect: Aspect = "square",
+    pinpoints: tuple[Size, ...] = (),
+    select_layer: int = -2,
+    select: Select = "patch",
     seed: int = 0,
 ) -> Assistant:
     """Join two towers with a fresh projector.
@@ -51,6 +57,9 @@ def assemble(
         projector: A name in PROJECTORS.
         template: How conversations will be written.
         aspect: How pictures that are not square will be shown.
+        pinpoints: Canvases for `anyres`, (width, height); LLaVA-NeXT's grids of the tower's own side if there are none.
+        select_layer: Hidden state of the tower that is projected.
+        select: Whether its class token is, too.
         seed: Of the projector's weights.
 
     Raises:
@@ -60,12 +69,13 @@ def assemble(
     card = Card(
         projector=projector,
         template=template,
-        aspect=aspect,
+        select_layer=select_layer,
+        select=select,
         parents={"vision": digest(vision), "language": digest(language)},
     )
-    processor = load_processor(vision, card)
+    processor = load_processor(vision)
     factory = _TWO_TOWERS.get(read_config(vision).get("model_type", ""), AutoModel)
-    tower = VisionTower(_load(vision, factory), processor.side)
+    tower = VisionTower(_load(vision, factory), processor.side, select_layer, select)
     speaker = _load(language, AutoModelForCausalLM)
     check_logits(speaker)
     tokenizer = load_tokenizer(language)
@@ -74,7 +84,45 @@ def assemble(
         torch.manual_seed(seed)
         bridge = build_projector(projector, tower.width, speaker.config.hidden_size)
     model = Llava(tower, bridge, speaker, slot)
-    return Assistant(model.eval(), tokenizer, processor, card)
+    return show_as(
+        Assistant(model.eval(), tokenizer, processor, card), aspect, pinpoints, seed=seed
+    )
+
+
+def show_as(
+    assistant: Assistant, aspect: Aspect, pinpoints: tuple[Size, ...] = (), *, seed: int = 0
+) -> Assistant:
+    """Return an assistant that is shown pictures in another way; its projector gets or loses the end of a row of tiles.
+
+    Args:
+        assistant: Its model is changed.
+        aspect: How pictures that are not square will be shown.
+        pinpoints: Canvases for `anyres`, (width, height); LLaVA-NeXT's grids of the tower's own side if there are none.
+        seed: Of a fresh end of a row.
+
+    Raises:
+        UsageError: The pinpoints do not cut into whole tiles, or the class token is among the features.
+    """
+    settings: dict[str, Any] = {"aspect": aspect, "pinpoints": pinpoints}
+    projector = assistant.model.projector
+    if aspect == "anyres":
+        side = assistant.processor.side
+        settings["pinpoints"] = pinpoints or pinpoints_of(RELEASED_GRIDS, side)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            add_newline(projector)
+    else:
+        projector.newline = None
+    try:
+        card = Card.model_validate({**assistant.card.model_dump(), **settings})
+        if aspect == "anyres":  # its views have the tower's size from the start
+            settings |= {"edge": None, "squash": False}
+        processor = replace(assistant.processor, **settings)
+    except ValidationError as error:
+        raise UsageError(f"aspect {aspect!r}: {error.errors()[0]['msg']}") from None
+    except ValueError as error:
+        raise UsageError(f"aspect {aspect!r}: {error}") from None
+    return replace(assistant, card=card, processor=processor)
 
 
 def _load(folder: Path, factory: Any) -> PreTrainedModel:  # noqa: ANN401 - transformers' factories share no type

@@ -1,10 +1,11 @@
 """`caldera.json`: what a model folder says of itself beyond what transformers' config can say."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from caldera.batches.anyres import Size
 from caldera.batches.pictures import Aspect
 from caldera.errors import ModelFolderError
 from caldera.model.vision import Select
@@ -30,6 +31,9 @@ class Card(BaseModel):
     aspect: Aspect = "square"
     """How a picture that is not square is shown."""
 
+    pinpoints: tuple[Size, ...] = ()
+    """Sizes, (width, height), of the canvases that `anyres` cuts into tiles; none for the other aspects."""
+
     template: str = "vicuna_v1"
     """How a conversation is written for the language model."""
 
@@ -44,6 +48,15 @@ class Card(BaseModel):
 
     metrics: dict[str, float] = Field(default_factory=dict)
     """Losses at the end of the stage."""
+
+    @model_validator(mode="after")
+    def _tiles_are_whole(self) -> Self:
+        """Check that what `anyres` needs is there, and only then."""
+        if (self.aspect == "anyres") != bool(self.pinpoints):
+            raise ValueError("pinpoints go with the aspect 'anyres', and it needs some")
+        if self.aspect == "anyres" and self.select != "patch":
+            raise ValueError("the aspect 'anyres' lays patches only, so select must be 'patch'")
+        return self
 
 
 def read_card(folder: Path) -> Card:

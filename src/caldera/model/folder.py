@@ -1,8 +1,4 @@
-"""A model folder in, a working model out, and back: a folder that transformers itself loads, plus `caldera.json`.
-
-What transformers cannot express, such as a single linear projector, is stored under a model type and an activation it
-does not know, so that it refuses the folder instead of loading half of it.
-"""
+"""A model folder in, a working model out, and back: a folder that transformers itself loads, plus `caldera.json`."""
 
 import json
 from dataclasses import dataclass
@@ -15,11 +11,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
-    CLIPImageProcessorPil,
     GenerationConfig,
-    LlavaConfig,
-    LlavaImageProcessorPil,
-    LlavaProcessor,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -28,8 +20,15 @@ from transformers import (
 from caldera.batches.pictures import PictureProcessor
 from caldera.errors import ModelFolderError
 from caldera.model.card import FILE, Card, read_card
-from caldera.model.llava import Llava, changes_logits
-from caldera.model.projector import MlpProjector, build_projector
+from caldera.model.llava import Llava
+from caldera.model.preparation import load_processor
+from caldera.model.projector import add_newline, build_projector
+from caldera.model.transformers_files import (
+    IMAGE_TOKEN,
+    check_agreement,
+    config_of,
+    processor_of,
+)
 from caldera.model.vision import VisionTower
 from caldera.model.weights import (
     LANGUAGE,
@@ -46,26 +45,8 @@ from caldera.model.weights import (
 )
 from caldera.storage import whole_folder, write_json
 
-IMAGE_TOKEN = "<image>"
-
 _INNER_MODEL = ("clip_vision_model", "siglip_vision_model")
 """Vision towers whose weights llava-hf's folders name `vision_model`; all others have plain names."""
-
-CHAT_TEMPLATE = (
-    "{{ 'A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
-    "detailed, and polite answers to the user\\'s questions. ' }}"
-    "{% for message in messages %}{% if message['role'] == 'user' %}{{ 'USER: ' }}"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% set images = message['content'] | selectattr('type', 'equalto', 'image') | list %}"
-    "{% set texts = message['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') %}"
-    "{% if images | length == 1 %}{{ ('<image>\\n' ~ (texts | join | trim)) | trim }}"
-    "{% else %}{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>' }}"
-    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{% endif %}{{ ' ASSISTANT:' }}"
-    "{% else %}{{ ' ' }}{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endif %}{{ eos_token }}{% endif %}"
-    "{% endfor %}"
-)
-"""vicuna_v1 for transformers' `apply_chat_template`; caldera itself never runs a template from a folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,99 +73,12 @@ def save_assistant(folder: Path, assistant: Assistant) -> None:
     inner = vision.config.model_type in _INNER_MODEL
     weights = to_disk(vision.state_dict(), model.projector.state_dict(), language, inner=inner)
     with whole_folder(folder) as fresh:
-        write_json(fresh / "config.json", _config(assistant))
+        write_json(fresh / "config.json", config_of(model, assistant.card))
         write_weights(fresh, weights)
-        _processor(assistant).save_pretrained(fresh)
+        processor_of(assistant.processor, model.vision, tokenizer).save_pretrained(fresh)
         ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
         GenerationConfig(**ends, pad_token_id=tokenizer.pad_token_id).save_pretrained(fresh)
         write_json(fresh / FILE, assistant.card.model_dump())
-
-
-def _config(assistant: Assistant) -> dict[str, Any]:
-    """Return the config that transformers reads."""
-    model = assistant.model
-    config = LlavaConfig(
-        vision_config=model.vision.tower.config.to_dict(),
-        text_config=model.language.config.to_dict(),
-        image_token_index=model.image_token_id,
-        image_seq_length=model.vision.image_tokens,
-        projector_hidden_act="gelu",
-        **_selection(model.vision),
-        tie_word_embeddings=model.language.config.tie_word_embeddings,
-    ).to_dict()
-    strange = _strange_to_transformers(model)
-    config["architectures"] = ["Llava"] if strange else ["LlavaForConditionalGeneration"]
-    config["model_type"] = "caldera_llava" if strange else "llava"
-    if strange:
-        config["projector_hidden_act"] = f"none, {strange}"
-    config["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
-    return config
-
-
-def _selection(vision: VisionTower) -> dict[str, Any]:
-    """Return in the words of transformers' config which features of a tower are projected.
-
-    Its strategy `default` leaves out the first position, `full` none.
-    """
-    skips_one = vision.select == "patch" and vision.leading
-    return {
-        "vision_feature_layer": vision.select_layer,
-        "vision_feature_select_strategy": "default" if skips_one else "full",
-    }
-
-
-def _check_agreement(config: dict[str, Any], vision: VisionTower, folder: Path) -> None:
-    """Compare what config and card both say of the features that are projected.
-
-    Raises:
-        ModelFolderError: Transformers would project other features than caldera.
-    """
-    for name, wanted in _selection(vision).items():
-        if config.get(name) != wanted:
-            raise ModelFolderError(
-                f"{folder}: config.json has {name} {config.get(name)!r}, {FILE} means {wanted!r}; they must agree"
-            )
-
-
-def _strange_to_transformers(model: Llava) -> str | None:
-    """Say why transformers' own class would not give this model's logits; None where it does."""
-    vision, language = model.vision, model.language
-    if not isinstance(model.projector, MlpProjector):
-        return "a single linear projector"
-    if vision.select == "patch" and vision.leading > 1:
-        return f"a vision tower with {vision.leading} positions before its patches"
-    if changes_logits(language.config):
-        return "a language model that changes its logits behind the head"
-    head = language.get_output_embeddings()
-    if language.base_model_prefix != "model" or head.bias is not None:
-        return "a language model whose parts have other names"
-    return None
-
-
-def _processor(assistant: Assistant) -> LlavaProcessor:
-    """Return the processor that transformers reads."""
-    shape, vision = assistant.processor, assistant.model.vision
-    square = {"height": shape.side, "width": shape.side}
-    padding: dict[str, Any] = {"do_pad": True} if shape.aspect == "pad" else {}
-    factory = LlavaImageProcessorPil if padding else CLIPImageProcessorPil
-    pixels = factory(
-        size=square if shape.squash else {"shortest_edge": shape.edge or shape.side},
-        crop_size=square,
-        do_center_crop=not shape.squash,
-        image_mean=list(shape.mean),
-        image_std=list(shape.std),
-        resample=shape.resample,
-        **padding,
-    )
-    return LlavaProcessor(
-        pixels,
-        assistant.tokenizer,
-        patch_size=vision.tower.config.patch_size,
-        vision_feature_select_strategy=_selection(vision)["vision_feature_select_strategy"],
-        num_additional_image_tokens=vision.leading,
-        image_token=IMAGE_TOKEN,
-        chat_template=CHAT_TEMPLATE,
-    )
 
 
 def load_assistant(folder: Path, dtype: torch.dtype = torch.float32) -> Assistant:
@@ -219,6 +113,8 @@ def load_assistant(folder: Path, dtype: torch.dtype = torch.float32) -> Assistan
     projector = build_projector(
         card.projector, tower.config.hidden_size, language.config.hidden_size
     )
+    if card.aspect == "anyres":
+        add_newline(projector)
     projector_weights = from_disk(weights, PROJECTOR)
     check_fit(projector, projector_weights, "projector", folder)
     projector.load_state_dict(projector_weights)
@@ -231,7 +127,7 @@ def load_assistant(folder: Path, dtype: torch.dtype = torch.float32) -> Assistan
         )
     processor = load_processor(folder, card)
     vision = VisionTower(tower, processor.side, card.select_layer, card.select)
-    _check_agreement(config, vision, folder)
+    check_agreement(config, vision, card, folder)
     model = Llava(vision, projector.to(dtype), language, slot)
     return Assistant(model.eval(), tokenizer, processor, card)
 
@@ -323,55 +219,3 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if not tokenizer.is_fast:
         raise ModelFolderError(f"the tokenizer in {folder} is not a fast one (tokenizer.json)")
     return tokenizer  # type: ignore[return-value] # fast, as checked
-
-
-def _geometry(content: dict[str, Any]) -> dict[str, Any]:
-    """Read out of an image processor's settings how a picture comes to its square.
-
-    Raises:
-        ValueError: It does not end as a square, or a square is cut out of what is smaller.
-        KeyError: A size is missing.
-    """
-    size, crop = content["size"], content.get("crop_size")
-    if isinstance(size, int):
-        size = {"shortest_edge": size}
-    cropped = bool(content.get("do_center_crop", crop is not None))
-    if "shortest_edge" not in size:
-        if size["height"] != size["width"] or cropped:
-            raise ValueError(f"size {size} with crop_size {crop} is no square that is only resized")
-        return {"side": size["height"], "squash": True}
-    edge = size["shortest_edge"]
-    crop = {"height": crop or edge, "width": crop or edge} if not isinstance(crop, dict) else crop
-    if not cropped or not crop["height"] == crop["width"] <= edge:
-        raise ValueError(f"size {size} with crop_size {crop} does not end as a square")
-    return {"side": crop["height"], "edge": None if crop["height"] == edge else edge}
-
-
-def load_processor(folder: Path, card: Card | None = None) -> PictureProcessor:
-    """Read how pictures are prepared from `processor_config.json` or `preprocessor_config.json`.
-
-    Args:
-        folder: A model folder or a vision tower's.
-        card: Says how a picture that is not square is shown; without one, the file does.
-
-    Raises:
-        ModelFolderError: Neither is there, or it lacks a setting.
-    """
-    for name in ("processor_config.json", "preprocessor_config.json"):
-        if not (folder / name).is_file():
-            continue
-        try:
-            content = json.loads((folder / name).read_bytes())
-            content = content.get("image_processor", content)
-            return PictureProcessor(
-                **_geometry(content),
-                mean=tuple(content["image_mean"]),
-                std=tuple(content["image_std"]),
-                aspect=card.aspect if card else "pad" if content.get("do_pad") else "square",
-                resample=content.get("resample", 3),
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelFolderError(
-                f"{folder / name} does not say how pictures are prepared: {error}"
-            ) from None
-    raise ModelFolderError(f"{folder} has no preprocessor_config.json")

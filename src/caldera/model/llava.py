@@ -1,6 +1,6 @@
 """The assembled model: pictures and tokens in, a loss or logits out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PretrainedConfig, PreTrainedModel
 
+from caldera.batches.anyres import Layout, count_tokens
 from caldera.batches.collate import Batch
 from caldera.batches.labels import IGNORED
 from caldera.errors import ModelFolderError
 from caldera.model.projector import Projector
-from caldera.model.splice import splice
+from caldera.model.splice import in_order, splice
 from caldera.model.vision import VisionTower
 
 _CHUNK = 4096
@@ -113,16 +114,25 @@ class Llava(nn.Module):
         length = getattr(self.language.config, "max_position_embeddings", None)
         return None if length is None else int(length)
 
+    def count_tokens(self, layout: Layout) -> int:
+        """Return how many tokens a picture becomes that is shown in this way."""
+        return (
+            self.vision.image_tokens
+            if layout.views == 1
+            else count_tokens(layout, self.vision.cells)
+        )
+
     def patch_features(self, pictures: Tensor) -> Tensor:
-        """Return (images, patches, vision width) from pixels, or pass on features that were kept."""
+        """Return (views, patches, vision width) from pixels, or pass on features that were kept."""
         return self.vision(pictures) if pictures.ndim == _PIXEL_AXES else pictures
 
-    def embed(self, ids: Tensor, pictures: Tensor) -> Tensor:
+    def embed(self, ids: Tensor, pictures: Tensor, layouts: Sequence[Layout]) -> Tensor:
         """Return the language model's input, (rows, tokens, width).
 
         Args:
             ids: Token ids, (rows, tokens), with the image token's id under each picture.
-            pictures: Pixels or features of all pictures in order, (images, ...).
+            pictures: Pixels or features of all views of all pictures in order, (views, ...).
+            layouts: How the views of each picture lie, in order.
 
         Raises:
             ValueError: Image tokens and pictures disagree in number.
@@ -133,12 +143,13 @@ class Llava(nn.Module):
         if len(pictures) == 0:
             features = words.new_zeros(0, 1, self.vision.width, dtype=dtype)
         else:
-            features = self.patch_features(pictures).to(dtype)  # (images, patches, vision width)
-        return splice(words, self.projector(features), is_image)
+            features = self.patch_features(pictures).to(dtype)  # (views, patches, vision width)
+        projected = self.projector(features)  # (views, patches, width)
+        return splice(words, in_order(projected, layouts, self.projector.newline), is_image)
 
     def hidden(self, batch: Batch) -> Tensor:
         """Return the language model's last hidden states, (rows, tokens, width)."""
-        embedded = self.embed(batch.ids, batch.pictures)
+        embedded = self.embed(batch.ids, batch.pictures, batch.layouts)
         mask = None if bool(batch.mask.all()) else batch.mask
         return self.language.base_model(
             inputs_embeds=embedded, attention_mask=mask, use_cache=False

@@ -11,6 +11,13 @@ from caldera.errors import UnknownNameError
 class LinearProjector(nn.Linear):
     """One linear layer, as in the first LLaVA (arXiv 2304.08485, section 4.1)."""
 
+    newline: nn.Parameter | None
+    """Ends each row of tiles, (language width,); None where pictures are not tiled."""
+
+    def __init__(self, vision_width: int, language_width: int) -> None:
+        super().__init__(vision_width, language_width)
+        self.register_parameter("newline", None)
+
     @property
     def layers(self) -> tuple[nn.Linear, ...]:
         """The linear layers, in order."""
@@ -20,10 +27,14 @@ class LinearProjector(nn.Linear):
 class MlpProjector(nn.Module):
     """Two linear layers with an exact GELU between them, as in LLaVA-1.5 (arXiv 2310.03744, section 3.3)."""
 
+    newline: nn.Parameter | None
+    """Ends each row of tiles, (language width,); None where pictures are not tiled."""
+
     def __init__(self, vision_width: int, language_width: int) -> None:
         super().__init__()
         self.linear_1 = nn.Linear(vision_width, language_width)
         self.linear_2 = nn.Linear(language_width, language_width)
+        self.register_parameter("newline", None)
 
     @property
     def layers(self) -> tuple[nn.Linear, ...]:
@@ -31,9 +42,9 @@ class MlpProjector(nn.Module):
         return self.linear_1, self.linear_2
 
     def forward(self, patches: Tensor) -> Tensor:
-        """Project patch features, (images, patches, vision width), to the language model's width."""
-        lifted = nn.functional.gelu(self.linear_1(patches))  # (images, patches, width)
-        return self.linear_2(lifted)  # (images, patches, width)
+        """Project patch features, (views, patches, vision width), to the language model's width."""
+        lifted = nn.functional.gelu(self.linear_1(patches))  # (views, patches, width)
+        return self.linear_2(lifted)  # (views, patches, width)
 
 
 Projector = LinearProjector | MlpProjector
@@ -57,6 +68,15 @@ def build_projector(name: str, vision_width: int, language_width: int) -> Projec
 
 
 @torch.no_grad()
+def add_newline(projector: Projector) -> None:
+    """Give a projector the vector that ends each row of tiles, drawn as LLaVA-NeXT draws it, if it has none."""
+    if projector.newline is None:
+        last = projector.layers[-1].weight  # (language width, ...)
+        drawn = torch.randn(len(last), dtype=last.dtype, device=last.device)
+        projector.newline = nn.Parameter(drawn / len(last) ** 0.5)
+
+
+@torch.no_grad()
 def fit_spread(projector: Projector, patches: Tensor, embeddings: Tensor) -> None:
     """Scale a fresh projector so that image tokens start out as spread as word embeddings.
 
@@ -65,12 +85,12 @@ def fit_spread(projector: Projector, patches: Tensor, embeddings: Tensor) -> Non
 
     Args:
         projector: As initialised.
-        patches: Features of some pictures, (images, patches, vision width).
+        patches: Features of some pictures, (views, patches, vision width).
         embeddings: The language model's table, (vocabulary, width).
     """
     first, *rest = projector.layers
     wanted = embeddings.float().std()
-    inner = first(patches)  # (images, patches, width)
+    inner = first(patches)  # (views, patches, width)
     scale = (1.0 if rest else wanted) / inner.std()
     first.weight.mul_(scale)
     first.bias.mul_(scale)
@@ -78,3 +98,5 @@ def fit_spread(projector: Projector, patches: Tensor, embeddings: Tensor) -> Non
         scale = wanted / projector(patches).std()
         layer.weight.mul_(scale)
         layer.bias.mul_(scale)
+    if projector.newline is not None:
+        projector.newline.mul_(wanted / projector.newline.std())

@@ -11,7 +11,7 @@ from caldera.errors import ModelFolderError
 Select = Literal["patch", "cls_patch"]
 
 _AXES = 3
-"""Of features: images, positions, vision width."""
+"""Of features: views, positions, vision width."""
 
 
 class VisionTower(nn.Module):
@@ -41,7 +41,9 @@ class VisionTower(nn.Module):
         self.select_layer = select_layer
         self.select = select
         positions = self._measure()
-        self.patches = (side // int(tower.config.patch_size)) ** 2
+        self.cells = side // int(tower.config.patch_size)
+        """Patches along each side of what the tower sees."""
+        self.patches = self.cells**2
         self.leading = positions - self.patches
         """Positions before the first patch: class token and registers."""
         if self.leading < 0:
@@ -55,7 +57,7 @@ class VisionTower(nn.Module):
         """Return the positions that one picture becomes.
 
         Raises:
-            ModelFolderError: The tower does not take it, or does not give (images, positions, width).
+            ModelFolderError: The tower does not take it, or does not give (views, positions, width).
         """
         kind = self.tower.config.model_type
         shape = (1, 3, self.side, self.side)
@@ -77,7 +79,7 @@ class VisionTower(nn.Module):
         )
 
     def _hidden(self, pixels: Tensor) -> Tensor:
-        """Return the chosen hidden state, (images, positions, vision width)."""
+        """Return the chosen hidden state, (views, positions, vision width)."""
         states = self.tower(pixel_values=pixels, output_hidden_states=True).hidden_states
         return states[self.select_layer]
 
@@ -88,10 +90,10 @@ class VisionTower(nn.Module):
 
     @property
     def image_tokens(self) -> int:
-        """Features that one picture becomes."""
+        """Features that one view becomes."""
         return self.patches + (self.leading if self.select == "cls_patch" else 0)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Return the features of `pixels`, (images, channels, height, width), as (images, patches, vision width)."""
-        chosen = self._hidden(pixels)  # (images, leading + patches, vision width)
+        """Return the features of `pixels`, (views, channels, height, width), as (views, patches, vision width)."""
+        chosen = self._hidden(pixels)  # (views, leading + patches, vision width)
         return chosen if self.select == "cls_patch" else chosen[:, self.leading :]

@@ -21,6 +21,9 @@ VISION = "vision_tower."
 PROJECTOR = "multi_modal_projector."
 LANGUAGE = "language_model."
 
+NEWLINE = "image_newline"
+"""On disk the vector that ends each row of tiles stands beside the parts; in memory it is the projector's."""
+
 _INNER = "vision_model."
 """Stands in vision weights' names on disk, and in memory in some releases of transformers."""
 
@@ -35,13 +38,17 @@ def to_disk(
     """Join the parts' weights under llava-hf's names; `inner` where a tower's stand below `vision_model`."""
     below = VISION + _INNER if inner else VISION
     named = {f"{below}{name.removeprefix(_INNER)}": each for name, each in vision.items()}
-    named |= {f"{PROJECTOR}{name}": each for name, each in projector.items()}
+    named |= {
+        NEWLINE if name == "newline" else f"{PROJECTOR}{name}": each
+        for name, each in projector.items()
+    }
     return named | {f"{LANGUAGE}{name}": each for name, each in language.items()}
 
 
 def from_disk(named: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Take one part's weights out of a folder's."""
-    return {
+    beside = {"newline": named[NEWLINE]} if prefix == PROJECTOR and NEWLINE in named else {}
+    return beside | {
         name.removeprefix(prefix).removeprefix(_INNER): each
         for name, each in named.items()
         if name.startswith(prefix)
@@ -121,7 +128,8 @@ def check_owners(weights: Mapping[str, Tensor], source: Path) -> None:
     Raises:
         ModelFolderError: There are some; the message names the first.
     """
-    stray = sorted(name for name in weights if not name.startswith((VISION, PROJECTOR, LANGUAGE)))
+    parts = (VISION, PROJECTOR, LANGUAGE)
+    stray = sorted(name for name in weights if name != NEWLINE and not name.startswith(parts))
     if stray:
         raise ModelFolderError(
             f"the weights in {source} hold {stray[:3]}, which belong to no part; their names must start with "

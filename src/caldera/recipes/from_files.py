@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from caldera.annotations.coco import read_coco
 from caldera.batches.picture_sources import Pixels
-from caldera.batches.pictures import Aspect
+from caldera.batches.pictures import ASPECTS, Aspect
 from caldera.conversation import read_conversations
 from caldera.errors import UnknownNameError
 from caldera.evaluation.ask import ask
@@ -44,7 +44,7 @@ def parse_aspect(name: str) -> Aspect:
     Raises:
         UnknownNameError: There is none.
     """
-    known: dict[str, Aspect] = {aspect: aspect for aspect in get_args(Aspect)}
+    known: dict[str, Aspect] = {aspect: aspect for aspect in ASPECTS}
     if name not in known:
         raise UnknownNameError("aspect", name, known)
     return known[name]

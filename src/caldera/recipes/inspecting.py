@@ -24,9 +24,14 @@ class Seen:
 
 
 def inspect_record(
-    file: Path, record: str, model: Path | None, template: str | None, ignore: frozenset[str]
+    file: Path,
+    record: str,
+    model: Path | None,
+    template: str | None,
+    ignore: frozenset[str],
+    pictures: Path | None = None,
 ) -> Seen:
-    """Encode one record for a model folder, or for the shipped backbones.
+    """Encode one record for a model folder, or for the shipped backbones; its pictures need be there only for tiles.
 
     Raises:
         CalderaError: File, record, model or template is not there or cannot be used.
@@ -35,12 +40,14 @@ def inspect_record(
     assistant = load_assistant(model) if model else _shipped()
     name = template or assistant.card.template
     encoded = encode(find_template(name).render(conversation), assistant.tokenizer)
-    width = assistant.model.vision.image_tokens
+    folder = pictures or file.parent
+    layouts = [assistant.processor.layout(folder / path) for path in encoded.picture_paths]
+    counts = [assistant.model.count_tokens(layout) for layout in layouts]
     return Seen(
         conversation.id,
         name,
-        stretches(encoded, assistant.tokenizer, width),
-        token_rows(encoded, assistant.tokenizer, width),
+        stretches(encoded, assistant.tokenizer, counts),
+        token_rows(encoded, assistant.tokenizer, counts),
     )
 
 

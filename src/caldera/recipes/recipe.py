@@ -2,9 +2,8 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import get_args
 
-from caldera.batches.pictures import Aspect
+from caldera.batches.pictures import ASPECTS, Aspect
 from caldera.errors import UsageError, did_you_mean
 from caldera.instructions.teacher import KINDS, Kind
 from caldera.model.projector import PROJECTORS
@@ -130,7 +129,7 @@ class Recipe:
         """
         names = {
             "projector": (self.projector, PROJECTORS),
-            "aspect": (self.aspect, get_args(Aspect)),
+            "aspect": (self.aspect, ASPECTS),
         }
         faults = [
             f"no {what} is called {name!r}; {did_you_mean(name, known)}"

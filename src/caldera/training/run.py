@@ -19,11 +19,13 @@ from pathlib import Path
 
 import torch
 
+from caldera.batches.anyres import pinpoints_of
 from caldera.batches.picture_sources import PictureSource, Pixels
 from caldera.batches.samples import Sample, SampleMaker
 from caldera.batches.templates import find_template
 from caldera.conversation import Conversation
 from caldera.errors import InputError, RecordError, UsageError
+from caldera.model.assemble import show_as
 from caldera.model.card import Card, read_card
 from caldera.model.folder import Assistant, load_assistant, save_assistant
 from caldera.model.llava import Llava
@@ -86,22 +88,34 @@ class StageJob:
             CalderaError: The folder is in use, data is bad, training failed, or writing did.
         """
         keep_freed_memory()
+        job = self if self.stage.aspect is None else replace(self, assistant=self._shown())
         with holding(self.out):
-            samples = self._samples()
-            identity = identity_of(
-                self.stage, self.assistant, samples, self.data.pictures, self.means.compute
+            return job._run()
+
+    def _shown(self) -> Assistant:
+        """Return the assistant with pictures shown as the stage wants them."""
+        stage, side = self.stage, self.assistant.processor.side
+        assert stage.aspect is not None
+        pinpoints = pinpoints_of(stage.grids, side) if stage.aspect == "anyres" else ()
+        return show_as(self.assistant, stage.aspect, pinpoints, seed=stage.seed)
+
+    def _run(self) -> tuple[Assistant, Outcome | None]:
+        """Train unless that was done before."""
+        samples = self._samples()
+        identity = identity_of(
+            self.stage, self.assistant, samples, self.data.pictures, self.means.compute
+        )
+        if self._is_done(identity):
+            log.info("%s is done already", self.out / "model")
+            return load_assistant(self.out / "model"), None
+        found = own_checkpoint(self.out / "checkpoints", identity)
+        if found and not self.resume:
+            raise UsageError(
+                f"{self.out} holds this run, broken off after step {found.step}; give --resume to go on, or "
+                "choose another --out"
             )
-            if self._is_done(identity):
-                log.info("%s is done already", self.out / "model")
-                return load_assistant(self.out / "model"), None
-            found = own_checkpoint(self.out / "checkpoints", identity)
-            if found and not self.resume:
-                raise UsageError(
-                    f"{self.out} holds this run, broken off after step {found.step}; give --resume to go on, or "
-                    "choose another --out"
-                )
-            write_json(self.out / "stage.json", asdict(self.stage))
-            return self._train(samples, identity, found)
+        write_json(self.out / "stage.json", asdict(self.stage))
+        return self._train(samples, identity, found)
 
     def _is_done(self, identity: str) -> bool:
         """Tell whether the folder holds the result of this very run, to be kept.
@@ -128,7 +142,8 @@ class StageJob:
             tokenizer=self.assistant.tokenizer,
             template=find_template(self.stage.template),
             image_token_id=model.image_token_id,
-            image_tokens=model.vision.image_tokens,
+            layout=self.assistant.processor.layout,
+            count_tokens=model.count_tokens,
             max_length=self.stage.max_length,
             context_length=model.context_length,
         )

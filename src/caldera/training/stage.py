@@ -4,8 +4,10 @@ from dataclasses import dataclass, fields, replace
 from math import inf
 from typing import Literal, get_args
 
+from caldera.batches.anyres import RELEASED_GRIDS, pinpoints_of
+from caldera.batches.pictures import ASPECTS, Aspect
 from caldera.batches.templates import find_template
-from caldera.errors import UsageError
+from caldera.errors import UnknownNameError, UsageError
 
 Part = Literal["vision", "projector", "language"]
 
@@ -61,6 +63,13 @@ class Stage:
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
 
+    aspect: Aspect | None = None
+    """How pictures that are not square are shown from this stage on; as the assistant has it if None. LLaVA-1.5 cuts
+    them in stage 1 and pads them in stage 2."""
+
+    grids: tuple[str, ...] = RELEASED_GRIDS
+    """Columns x rows of tiles that the aspect `anyres` chooses from, where this stage sets it."""
+
     max_length: int = 2048
     """Longest conversation in tokens, those of pictures included; a language model of fewer positions allows fewer."""
 
@@ -87,9 +96,10 @@ class Stage:
         """Check every setting, and name all that are wrong.
 
         Raises:
+            UnknownNameError: There is no such template or aspect.
             UsageError: A setting is out of its range.
         """
-        find_template(self.template)
+        self._check_names()
         faults = []
         if not self.trains or set(self.trains) - set(PARTS):
             faults.append(f"trains is {self.trains}; name one or more of {PARTS}")
@@ -108,6 +118,18 @@ class Stage:
             faults.append("validation_rows and weight_decay must not be negative")
         if faults:
             raise UsageError(f"stage {self.name!r}: {'; '.join(faults)}")
+
+    def _check_names(self) -> None:
+        """Check what is looked up in a table.
+
+        Raises:
+            UnknownNameError: There is no such template or aspect.
+            UsageError: A grid is not written as columns x rows.
+        """
+        find_template(self.template)
+        pinpoints_of(self.grids, side=1)
+        if self.aspect is not None and self.aspect not in ASPECTS:
+            raise UnknownNameError("aspect", self.aspect, ASPECTS)
 
 
 PRETRAIN = Stage(

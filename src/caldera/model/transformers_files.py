@@ -1,0 +1,149 @@
+"""An Assistant in, the files that transformers reads of a model folder out: config and processor.
+
+What transformers cannot express, such as a single linear projector, is stored under a model type and an activation it
+does not know, so that it refuses the folder instead of loading half of it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    CLIPImageProcessorPil,
+    LlavaConfig,
+    LlavaImageProcessorPil,
+    LlavaNextConfig,
+    LlavaNextImageProcessorPil,
+    LlavaNextProcessor,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from caldera.batches.anyres import Size
+from caldera.batches.pictures import PictureProcessor
+from caldera.errors import ModelFolderError
+from caldera.model.card import FILE as CARD
+from caldera.model.card import Card
+from caldera.model.chat_template import CHAT_TEMPLATE
+from caldera.model.llava import Llava, changes_logits
+from caldera.model.projector import MlpProjector
+from caldera.model.vision import VisionTower
+
+IMAGE_TOKEN = "<image>"
+
+Pinpoints = list[list[int]]
+"""As transformers writes and reads them: (height, width)."""
+
+
+def pinpoints_to_disk(pinpoints: tuple[Size, ...]) -> Pinpoints:
+    """Turn (width, height) into transformers' (height, width), so that it settles ties as LLaVA does (spec 8.3)."""
+    return [[height, width] for width, height in pinpoints]
+
+
+def pinpoints_from_disk(pinpoints: Pinpoints) -> tuple[Size, ...]:
+    """Turn transformers' (height, width) into (width, height)."""
+    return tuple((width, height) for height, width in pinpoints)
+
+
+def config_of(model: Llava, card: Card) -> dict[str, Any]:
+    """Return the config that transformers reads."""
+    tiles: dict[str, Any] = {}
+    if card.pinpoints:
+        tiles["image_grid_pinpoints"] = pinpoints_to_disk(card.pinpoints)
+    config = (LlavaNextConfig if tiles else LlavaConfig)(
+        vision_config=model.vision.tower.config.to_dict(),
+        text_config=model.language.config.to_dict(),
+        image_token_index=model.image_token_id,
+        image_seq_length=model.vision.image_tokens,
+        projector_hidden_act="gelu",
+        **selection_of(model.vision),
+        **tiles,
+        tie_word_embeddings=model.language.config.tie_word_embeddings,
+    ).to_dict()
+    strange = strange_to_transformers(model)
+    name = "LlavaNext" if tiles else "Llava"
+    config["architectures"] = [name if strange else f"{name}ForConditionalGeneration"]
+    if strange:
+        config["model_type"] = "caldera_llava"
+        config["projector_hidden_act"] = f"none, {strange}"
+    config["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return config
+
+
+def selection_of(vision: VisionTower) -> dict[str, Any]:
+    """Return in the words of transformers' config which features of a tower are projected.
+
+    Its strategy `default` leaves out the first position, `full` none.
+    """
+    skips_one = vision.select == "patch" and vision.leading
+    return {
+        "vision_feature_layer": vision.select_layer,
+        "vision_feature_select_strategy": "default" if skips_one else "full",
+    }
+
+
+def check_agreement(config: dict[str, Any], vision: VisionTower, card: Card, folder: Path) -> None:
+    """Compare what config and card both say of the features that are projected.
+
+    Raises:
+        ModelFolderError: Transformers would project other features than caldera, or cut other tiles.
+    """
+    tiles = {"image_grid_pinpoints": pinpoints_to_disk(card.pinpoints) if card.pinpoints else None}
+    for name, wanted in {**selection_of(vision), **tiles}.items():
+        if config.get(name) != wanted:
+            raise ModelFolderError(
+                f"{folder}: config.json has {name} {config.get(name)!r}, {CARD} means {wanted!r}; they must agree"
+            )
+
+
+def strange_to_transformers(model: Llava) -> str | None:
+    """Say why transformers' own class would not give this model's logits; None where it does."""
+    vision, language = model.vision, model.language
+    if not isinstance(model.projector, MlpProjector):
+        return "a single linear projector"
+    if vision.select == "patch" and vision.leading > 1:
+        return f"a vision tower with {vision.leading} positions before its patches"
+    if changes_logits(language.config):
+        return "a language model that changes its logits behind the head"
+    head = language.get_output_embeddings()
+    if language.base_model_prefix != "model" or head.bias is not None:
+        return "a language model whose parts have other names"
+    return None
+
+
+def processor_of(
+    shape: PictureProcessor, vision: VisionTower, tokenizer: PreTrainedTokenizerFast
+) -> LlavaProcessor | LlavaNextProcessor:
+    """Return the processor that transformers reads."""
+    factory = LlavaNextProcessor if shape.aspect == "anyres" else LlavaProcessor
+    return factory(
+        _image_processor(shape),
+        tokenizer,
+        patch_size=vision.tower.config.patch_size,
+        vision_feature_select_strategy=selection_of(vision)["vision_feature_select_strategy"],
+        num_additional_image_tokens=vision.leading,
+        image_token=IMAGE_TOKEN,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def _image_processor(
+    shape: PictureProcessor,
+) -> CLIPImageProcessorPil | LlavaImageProcessorPil | LlavaNextImageProcessorPil:
+    """Return the image processor that makes the same pixels in transformers."""
+    square = {"height": shape.side, "width": shape.side}
+    settings: dict[str, Any] = {
+        "size": square if shape.squash else {"shortest_edge": shape.edge or shape.side},
+        "crop_size": square,
+        "do_center_crop": not shape.squash,
+        "image_mean": list(shape.mean),
+        "image_std": list(shape.std),
+        "resample": shape.resample,
+    }
+    match shape.aspect:
+        case "square":
+            return CLIPImageProcessorPil(**settings)
+        case "pad":
+            return LlavaImageProcessorPil(**settings, do_pad=True)
+        case "anyres":
+            pinpoints = pinpoints_to_disk(shape.pinpoints)
+            return LlavaNextImageProcessorPil(**settings, image_grid_pinpoints=pinpoints)

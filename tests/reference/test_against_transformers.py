@@ -1,0 +1,297 @@
+"""What transformers' own LLaVA and LLaVA-NeXT give on the same folder: logits, answers, loss, gradients, in fp32.
+
+Pictures are decoded by caldera (upright, white under what is transparent), which transformers leaves to its users.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GemmaConfig,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from caldera.batches.collate import Batch, collate
+from caldera.batches.labels import IGNORED
+from caldera.batches.picture_sources import Pixels
+from caldera.batches.pictures import ASPECTS, open_picture
+from caldera.batches.samples import Sample, SampleMaker
+from caldera.batches.templates import VICUNA_SYSTEM, find_template
+from caldera.conversation import Conversation, Picture, Turn
+from caldera.inference.generate import Generator
+from caldera.inference.sampling import Sampling
+from caldera.model.assemble import assemble
+from caldera.model.folder import Assistant, load_assistant, save_assistant
+from caldera.training.freeze import train_only
+from caldera.training.stage import FINETUNE, PRETRAIN, Part
+
+pytestmark = pytest.mark.reference
+
+TOLERANCE = 1e-5
+NEW_TOKENS = 8
+WIDTHS: dict[str, Any] = {
+    "hidden_size": 12,
+    "intermediate_size": 22,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.3,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+LANGUAGES: dict[str, PretrainedConfig] = {
+    "llama": LlamaConfig(**WIDTHS),
+    "smollm": LlamaConfig(**WIDTHS, tie_word_embeddings=True, rope_parameters={"rope_theta": 1e5}),
+    "mistral": MistralConfig(**WIDTHS, sliding_window=None),
+    "qwen2": Qwen2Config(**WIDTHS, tie_word_embeddings=True),
+    "qwen3": Qwen3Config(**WIDTHS, head_dim=8),
+    "gemma": GemmaConfig(**WIDTHS, head_dim=8),
+    "phi3": Phi3Config(**WIDTHS),
+}
+
+
+@pytest.fixture
+def odd_pictures(tmp_path: Path) -> list[Path]:
+    """Pictures as people have them: a line, a column, a dot, grey, transparent, turned, wide, tall."""
+    rng = np.random.default_rng(7)
+
+    def noise(width: int, height: int) -> Image.Image:
+        return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    clear = noise(23, 11).convert("RGBA")
+    clear.putalpha(noise(23, 11).convert("L"))
+    made: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+        "line.png": (noise(1000, 1), {}),
+        "column.png": (noise(1, 1000), {}),
+        "dot.png": (noise(1, 1), {}),
+        "grey.png": (noise(17, 29).convert("L"), {}),
+        "clear.png": (clear, {}),
+        "turned.jpg": (noise(31, 13), {"exif": turned}),
+        "wide.webp": (noise(61, 7), {"lossless": True}),
+        "tall.png": (noise(5, 41), {}),
+    }
+    for name, (picture, options) in made.items():
+        picture.save(tmp_path / name, **options)
+    return [tmp_path / name for name in made]
+
+
+def asked(pictures: Sequence[Path], count: int) -> list[Conversation]:
+    """Return questions about 0, 1, 2 or 3 of the pictures, each about other ones."""
+    words = (
+        "what is there?",
+        "how many dogs are on the left?",
+        "yes or no: a bird",
+        "what? where? how many?",
+    )
+    questions = []
+    for number in range(count):
+        shown = [pictures[(number + at * 3) % len(pictures)] for at in range(number % 4)]
+        text = f"{words[number % 3]} " * (1 + number % 5)
+        parts = (*(Picture(str(path)) for path in shown), f"\n{text}x" if shown else f"{text}x")
+        questions.append(Conversation(str(number), (Turn("user", parts),)))
+    return questions
+
+
+class Theirs:
+    """A model folder in transformers' own class and processor."""
+
+    def __init__(self, folder: Path) -> None:
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
+        self.model, report = loaded
+        assert not report["missing_keys"]
+        assert not report["unexpected_keys"]
+        self.model.eval()
+        self.processor = AutoProcessor.from_pretrained(folder)
+
+    def inputs(self, conversation: Conversation) -> Any:  # noqa: ANN401 - transformers' own
+        """Return what the processor makes of a question."""
+        text = "".join(
+            "<image>" if isinstance(part, Picture) else part for part in conversation.turns[0].parts
+        )
+        shown = [open_picture(Path(path)) for path in conversation.pictures]
+        prompt = f"{VICUNA_SYSTEM} USER: {text} ASSISTANT:"
+        return self.processor(images=shown or None, text=prompt, return_tensors="pt")
+
+
+@torch.no_grad()
+def our_logits(assistant: Assistant, conversation: Conversation) -> tuple[list[int], torch.Tensor]:
+    """Return our prompt's ids and its logits, (tokens, vocabulary)."""
+    pictures = Pixels(assistant.processor)
+    prompt = Generator(assistant, pictures).prompt(conversation)
+    embedded = assistant.model.embed(
+        torch.tensor([prompt.ids]), pictures(prompt.pictures), prompt.layouts
+    )
+    return list(prompt.ids), assistant.model.language(inputs_embeds=embedded).logits[0]
+
+
+@pytest.fixture
+def made(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    vision_folder: Path,
+    tokenizer: PreTrainedTokenizerFast,
+) -> Assistant:
+    """A random assistant of the language family and aspect that the test names."""
+    family, aspect = request.param
+    shape = LANGUAGES[family]
+    shape.update({"vocab_size": len(tokenizer)})
+    torch.manual_seed(6)
+    AutoModelForCausalLM.from_config(shape).save_pretrained(tmp_path / "language")
+    tokenizer.save_pretrained(tmp_path / "language")
+    return assemble(vision_folder, tmp_path / "language", aspect=aspect, seed=3)
+
+
+EVERY = [("llama", aspect) for aspect in ASPECTS] + [(name, "anyres") for name in [*LANGUAGES][1:]]
+
+
+@pytest.mark.parametrize("made", EVERY, indirect=True, ids=lambda each: "-".join(each))
+def test_logits_and_answers_are_transformers_own(
+    tmp_path: Path, made: Assistant, odd_pictures: list[Path]
+) -> None:
+    """Prompt ids are equal, logits to 1e-5 at every position, and all tokens of 50 greedy answers (8 but of LLaMA)."""
+    save_assistant(tmp_path / "m", made)
+    ours, theirs = load_assistant(tmp_path / "m"), Theirs(tmp_path / "m")
+    generator = Generator(ours, Pixels(ours.processor))
+    questions = asked(odd_pictures, 50 if ours.model.language.config.model_type == "llama" else 8)
+    greedy = Sampling(max_new_tokens=NEW_TOKENS)
+    for question in questions:
+        inputs = theirs.inputs(question)
+        ids, logits = our_logits(ours, question)
+        with torch.no_grad():
+            expected = theirs.model(**inputs).logits[0]
+            answer = theirs.model.generate(
+                **inputs,
+                max_new_tokens=NEW_TOKENS,
+                do_sample=False,
+                suppress_tokens=generator._never,
+            )[0, len(ids) :]
+        assert ids == inputs["input_ids"][0].tolist()
+        torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=0)
+        told = list(generator._tokens([generator.prompt(question)], greedy))
+        said = [token for [token] in told]
+        assert said == answer.tolist()[: len(said)]
+        assert len(said) == NEW_TOKENS or answer.tolist()[len(said)] == ours.tokenizer.eos_token_id
+    assert {len(question.pictures) for question in questions} == {0, 1, 2, 3}
+
+
+def dialogues(pictures: Sequence[Path]) -> list[Conversation]:
+    """Return dialogues with 0 to 3 pictures and an answer."""
+    return [
+        replace(question, turns=(*question.turns, Turn("assistant", (f"a dog {number}",))))
+        for number, question in enumerate(asked(pictures, 5))
+    ]
+
+
+def rows_of(assistant: Assistant, conversations: Sequence[Conversation]) -> list[Sample]:
+    """Encode dialogues."""
+    maker = SampleMaker(
+        tokenizer=assistant.tokenizer,
+        template=find_template("vicuna_v1"),
+        image_token_id=assistant.model.image_token_id,
+        layout=assistant.processor.layout,
+        count_tokens=assistant.model.count_tokens,
+        max_length=2048,
+    )
+    return [maker.make(conversation, Path()) for conversation in conversations]
+
+
+def batch_of(assistant: Assistant, rows: Sequence[Sample]) -> Batch:
+    """Lay rows into one batch with their pixels."""
+    paths = [path for row in rows for path in row.pictures]
+    return collate(rows, Pixels(assistant.processor)(paths), padding_id=0)
+
+
+def their_loss(theirs: Theirs, conversations: Sequence[Conversation], batch: Batch) -> torch.Tensor:
+    """Return transformers' loss on the same rows and labels, padded on the right."""
+    shown = [open_picture(Path(path)) for each in conversations for path in each.pictures]
+    images = theirs.processor.image_processor(shown, return_tensors="pt")
+    loss: torch.Tensor = theirs.model(
+        input_ids=batch.ids, attention_mask=batch.mask.long(), labels=batch.labels, **images
+    ).loss
+    return loss
+
+
+NAMES = {
+    "projector.newline": "model.image_newline",
+    "projector.": "model.multi_modal_projector.",
+    "language.model.": "model.language_model.",
+    "language.lm_head.": "lm_head.",
+    "vision.tower.": "model.vision_tower.",
+}
+"""Ours and theirs, in memory."""
+
+
+def their_name(name: str) -> str:
+    """Return what transformers calls one of our weights."""
+    ours = next(prefix for prefix in NAMES if name.startswith(prefix))
+    return (NAMES[ours] + name.removeprefix(ours)).replace("vision_model.", "")
+
+
+@pytest.mark.parametrize("made", EVERY, indirect=True, ids=lambda each: "-".join(each))
+@pytest.mark.parametrize(
+    "trains", [PRETRAIN.trains, FINETUNE.trains, ("vision", "projector", "language")], ids=len
+)
+def test_loss_and_gradients_are_transformers_own(
+    tmp_path: Path, made: Assistant, odd_pictures: list[Path], trains: tuple[Part, ...]
+) -> None:
+    """Of a mixed batch, for stage 1, stage 2 and a trained tower: the loss, and the gradient of every weight."""
+    save_assistant(tmp_path / "m", made)
+    ours, theirs = load_assistant(tmp_path / "m"), Theirs(tmp_path / "m")
+    train_only(ours.model, trains)
+    told = dialogues(odd_pictures)
+    batch = batch_of(ours, rows_of(ours, told))
+
+    loss = ours.model.loss(batch)
+    (loss.total / loss.num_learned).backward()
+    expected = their_loss(theirs, told, batch)
+    expected.backward()
+
+    assert int((batch.labels != IGNORED).sum()) == loss.num_learned > 20
+    assert loss.mean == pytest.approx(expected.item(), abs=TOLERANCE)
+    wanted = {
+        name.replace("vision_model.", ""): each for name, each in theirs.model.named_parameters()
+    }
+    moving = {name: each for name, each in ours.model.named_parameters() if each.requires_grad}
+    compared = 0
+    for name, weight in moving.items():
+        if weight.grad is None:  # behind the layer that is taken
+            assert wanted[their_name(name)].grad is None
+            continue
+        gradient = wanted[their_name(name)].grad
+        assert gradient is not None
+        torch.testing.assert_close(weight.grad, gradient, atol=TOLERANCE, rtol=1e-4)
+        compared += 1
+    assert compared >= (5 if ours.card.aspect == "anyres" else 4)
+    assert compared >= 20 or trains == PRETRAIN.trains
+
+
+def test_a_small_picture_is_tiled_as_the_original_does(
+    tmp_path: Path, vision_folder: Path, language_folder: Path
+) -> None:
+    """Where two grids tie, the folder makes transformers choose the one that LLaVA chooses (spec 8.3)."""
+    made = assemble(vision_folder, language_folder, aspect="anyres", seed=3)
+    save_assistant(tmp_path / "m", made)
+    Image.new("RGB", (4, 5)).save(tmp_path / "small.png")
+    question = Conversation("q", (Turn("user", (Picture(str(tmp_path / "small.png")), "\nwhat?")),))
+    ids, _ = our_logits(made, question)
+    assert made.processor.layout(tmp_path / "small.png").rows == 2
+    assert Theirs(tmp_path / "m").inputs(question)["input_ids"][0].tolist() == ids
