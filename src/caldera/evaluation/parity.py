@@ -43,10 +43,10 @@ class Seen:
     """What one implementation makes of a picture and a question."""
 
     pixels: Tensor
-    """(channels, height, width), or with views before."""
+    """(views, channels, height, width)."""
 
     features: Tensor
-    """Of the tower at the chosen layer, (patches, vision width)."""
+    """Of the tower at the chosen layer, (views, patches, vision width)."""
 
     image_tokens: Tensor
     """Projected, (image tokens, width)."""

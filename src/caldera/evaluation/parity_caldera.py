@@ -11,6 +11,7 @@ from caldera.evaluation.parity import NEW_TOKENS, Seen, Shown
 from caldera.inference.generate import Generator, Prompt
 from caldera.inference.sampling import Sampling
 from caldera.model.folder import Assistant
+from caldera.model.splice import in_order
 
 
 class Caldera:
@@ -31,13 +32,13 @@ class Caldera:
         """Go from a decoded RGB picture to an answer."""
         model = self._assistant.model
         prompt = self._prompt(shown)
-        pixels = self._source(prompt.pictures)  # (1, channels, side, side)
-        features = model.patch_features(pixels)  # (1, patches, vision width)
-        tokens = model.projector(features)  # (1, patches, width)
+        pixels = self._source(prompt.pictures)  # (views, channels, side, side)
+        features = model.patch_features(pixels)  # (views, patches, vision width)
+        projected = model.projector(features)  # (views, patches, width)
         return Seen(
-            pixels[0],
-            features[0],
-            tokens[0],
+            pixels,
+            features,
+            in_order(projected, prompt.layouts, model.projector.newline),
             prompt.ids,
             self._logits(prompt, ()),
             tuple(self._generator.answer_ids(prompt, Sampling(max_new_tokens=NEW_TOKENS))),
@@ -46,9 +47,8 @@ class Caldera:
     def _logits(self, prompt: Prompt, answer: Sequence[int]) -> torch.Tensor:
         """Return the logits at every position of a prompt and the start of its answer, (tokens, vocabulary)."""
         model = self._assistant.model
-        embedded = model.embed(
-            torch.tensor([[*prompt.ids, *answer]]), self._source(prompt.pictures)
-        )
+        ids = torch.tensor([[*prompt.ids, *answer]])
+        embedded = model.embed(ids, self._source(prompt.pictures), prompt.layouts)
         return model.language(inputs_embeds=embedded, use_cache=False).logits[0].float()
 
     @torch.inference_mode()

@@ -81,6 +81,7 @@ class LlamaCpp:
         self._class, self._written_for = _class_token(files.vision)
         self._graph = _Graph(import_module("llama_cpp._ggml").libggml, self._class, mend)
         self._image_token_id = image_token_id
+        self._silence = self._api.llama_log_callback(lambda level, text, data: None)
         try:
             self._model = self._api.Llama(
                 str(files.language), n_ctx=0, n_batch=1 << 15, n_ubatch=1 << 15, logits_all=True, verbose=False
@@ -128,6 +129,8 @@ class LlamaCpp:
         Raises:
             ModelFolderError: It cannot be loaded.
         """
+        self._sight.mtmd_log_set(self._silence, None)
+        self._sight.mtmd_helper_log_set(self._silence, None)
         settings = self._sight.mtmd_context_params_default()
         settings.use_gpu = False
         settings.warmup = False
@@ -189,8 +192,8 @@ class LlamaCpp:
             self._sight.mtmd_input_chunks_free(chunks)
         answer = self._answer(len(ids), logits[-1])
         return Seen(
-            as_tensor(self._graph.pixels()),
-            as_tensor(self._graph.features()),
+            as_tensor(self._graph.pixels()).unsqueeze(0),
+            as_tensor(self._graph.features()).unsqueeze(0),
             as_tensor(tokens),
             tuple(ids),
             as_tensor(logits),

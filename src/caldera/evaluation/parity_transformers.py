@@ -15,10 +15,11 @@ from transformers import (
 )
 from transformers.image_utils import load_image
 
-from caldera.batches.pictures import PictureProcessor
+from caldera.batches.pictures import LONGEST, PictureProcessor
 from caldera.errors import ModelFolderError
 from caldera.evaluation.parity import COMPARED, NEW_TOKENS, Seen, Shown
-from caldera.model.folder import CHAT_TEMPLATE, read_config
+from caldera.model.chat_template import CHAT_TEMPLATE
+from caldera.model.folder import read_config
 
 CLASSES: dict[str, tuple[Any, Any]] = {
     "llava": (LlavaForConditionalGeneration, LlavaProcessor),
@@ -63,7 +64,9 @@ class Transformers:
         return np.asarray(load_image(str(path)))
 
     def shapes_otherwise(self, size: tuple[int, int], processor: PictureProcessor) -> str | None:
-        """Say nothing: its processors shape every picture as caldera does."""
+        """Say where caldera enlarges only the part of a long picture that is seen, which rounds a level otherwise."""
+        if processor.aspect == "square" and max(size) > LONGEST * min(size):
+            return "caldera enlarges only the part of so long a picture that is seen: a level of rounding"
         return None
 
     @torch.inference_mode()
@@ -84,8 +87,8 @@ class Transformers:
         tokens = seen.image_hidden_states
         tokens = torch.cat(list(tokens)) if isinstance(tokens, list | tuple) else tokens
         return Seen(
-            inputs["pixel_values"][0],
-            caught[0].squeeze(0),
+            inputs["pixel_values"].flatten(0, -4),
+            caught[0],
             tokens.flatten(0, -2),
             tuple(prompt),
             seen.logits[0].float(),

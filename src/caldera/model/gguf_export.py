@@ -5,7 +5,8 @@ from pathlib import Path
 
 from caldera.errors import ModelFolderError, OutputError
 from caldera.model.card import Card, read_card
-from caldera.model.folder import CHAT_TEMPLATE, load_processor, load_tokenizer
+from caldera.model.chat_template import CHAT_TEMPLATE
+from caldera.model.folder import load_tokenizer
 from caldera.model.gguf_language import (
     language_architecture,
     language_config,
@@ -23,6 +24,7 @@ from caldera.model.gguf_vision import (
 )
 from caldera.model.gguf_writing import Kind, needs_gguf, write_gguf
 from caldera.model.lazy_weights import LazyWeights
+from caldera.model.preparation import load_processor
 from caldera.progress import Progress
 from caldera.storage import whole_folder
 

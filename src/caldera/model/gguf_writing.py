@@ -142,7 +142,7 @@ def _encoded(piece: Piece, kind: Kind) -> np.ndarray:
     assert values.shape == piece.shape, f"{piece.name}: {values.shape}, announced {piece.shape}"
     held = type_of(piece, kind)
     largest = float(np.abs(values).max(initial=0.0))
-    if not largest <= np.finfo(np.float16 if held == "f16" else np.float32).max:
+    if not largest <= float(np.finfo(np.float16 if held == "f16" else np.float32).max):
         raise ModelFolderError(
             f"the weight that becomes {piece.name} holds {largest:.3g}, which {held} cannot hold; "
             + ("try --type f32" if np.isfinite(largest) else "the model is broken")

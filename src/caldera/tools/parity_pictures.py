@@ -67,7 +67,7 @@ def _turned(scene: Image.Image, path: Path) -> None:
 
 
 ODD: dict[str, Callable[[Image.Image, Path], None]] = {
-    "thin.png": lambda scene, path: scene.resize((5, 1000)).save(path),
+    "thin.png": lambda scene, path: scene.resize((1, 1000)).save(path),
     "wide.png": lambda scene, path: scene.resize((331, 97)).save(path),
     "grey.png": lambda scene, path: scene.convert("L").save(path),
     "transparent.png": _transparent,
