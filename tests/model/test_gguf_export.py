@@ -31,6 +31,7 @@ from caldera.model.assemble import assemble
 from caldera.model.folder import Assistant, load_assistant, save_assistant
 from caldera.model.gguf_export import chat_template, gguf_files, write_gguf_files
 from caldera.model.gguf_tokens import token_settings
+from caldera.model.gguf_vision import ClassToken
 from caldera.model.gguf_writing import Kind
 from caldera.progress import Silent
 
@@ -60,7 +61,7 @@ def exported(
 ) -> Callable[..., tuple[Path, Path]]:
     """Return a function that makes a model folder around a language model, and exports it."""
 
-    def export(config: PretrainedConfig, kind: Kind, **settings: Any) -> tuple[Path, Path]:
+    def export(config: PretrainedConfig, kind: Kind, **settings: str) -> tuple[Path, Path]:
         torch.manual_seed(11)
         config.vocab_size = len(tokenizer)
         model = AutoModelForCausalLM.from_config(config)
@@ -140,7 +141,7 @@ def test_rows_that_do_not_divide_become_f16(exported: Callable[..., tuple[Path, 
 
 @pytest.mark.parametrize("class_token", ["first", "last"])
 def test_tower_and_projector_are_the_folders(
-    tmp_path: Path, assistant: Assistant, class_token: Any
+    tmp_path: Path, assistant: Assistant, class_token: ClassToken
 ) -> None:
     """Layers up to the chosen one, and no more; positions in the order in which llama.cpp will add them."""
     save_assistant(tmp_path / "model", assistant)
@@ -338,7 +339,9 @@ def test_sentencepiece_scores_follow_the_merges() -> None:
         (pre_tokenizers.Split(Regex("x+"), "isolated"), r"\['x\+'\]"),
     ],
 )
-def test_a_tokenizer_that_cuts_otherwise_is_refused(cut: Any, said: str) -> None:
+def test_a_tokenizer_that_cuts_otherwise_is_refused(
+    cut: pre_tokenizers.PreTokenizer, said: str
+) -> None:
     """The message says how it cuts, and what is known."""
     bpe = Tokenizer(models.BPE({"a": 0, "<unk>": 1, "</s>": 2}, []))
     bpe.pre_tokenizer = cut

@@ -48,7 +48,7 @@ def test_a_picture_that_cannot_be_used_stops_before_anything_is_written(
     """The first thing that is looked at is what the user gave."""
     save_assistant(tmp_path / "m", assistant)
     lost = Export(folder=tmp_path / "m", out=tmp_path / "out", pictures=[tmp_path / "lost.png"])
-    with pytest.raises(PictureError, match="lost.png does not exist"):
+    with pytest.raises(PictureError, match=r"lost\.png does not exist"):
         run_export("gguf", lost, Silent())
     assert not (tmp_path / "out").exists()
 

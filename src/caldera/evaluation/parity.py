@@ -19,7 +19,7 @@ from caldera.errors import PictureError
 from caldera.progress import Progress
 
 NEW_TOKENS = 64
-"""Longest answer that is compared."""
+"""Tokens of an answer that are compared, unless asked otherwise."""
 
 COMPARED = ("pixels", "features", "image tokens", "prompt", "logits")
 """Stages on the way to an answer, in order; before them stands the file's decoding, behind them the answer."""
@@ -36,6 +36,9 @@ class Shown:
     question: str
     odd: bool = False
     """Whether it is only shown to see how it is read and shaped; then it does not decide about the model."""
+
+    new_tokens: int = NEW_TOKENS
+    """Longest answer that is compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +61,7 @@ class Seen:
     """At every position of the prompt, (tokens, vocabulary)."""
 
     answer: tuple[int, ...]
-    """Up to NEW_TOKENS likeliest tokens, one after the other, without the end mark."""
+    """The likeliest tokens, one after the other, without the end mark."""
 
 
 class Implementation(Protocol):

@@ -7,7 +7,7 @@ from PIL import Image
 
 from caldera.batches.picture_sources import Pixels
 from caldera.conversation import Conversation, Picture, Turn
-from caldera.evaluation.parity import NEW_TOKENS, Seen, Shown
+from caldera.evaluation.parity import Seen, Shown
 from caldera.inference.generate import Generator, Prompt
 from caldera.inference.sampling import Sampling
 from caldera.model.folder import Assistant
@@ -41,7 +41,7 @@ class Caldera:
             in_order(projected, prompt.layouts, model.projector.newline),
             prompt.ids,
             self._logits(prompt, ()),
-            tuple(self._generator.answer_ids(prompt, Sampling(max_new_tokens=NEW_TOKENS))),
+            tuple(self._generator.answer_ids(prompt, Sampling(max_new_tokens=shown.new_tokens))),
         )
 
     def _logits(self, prompt: Prompt, answer: Sequence[int]) -> torch.Tensor:

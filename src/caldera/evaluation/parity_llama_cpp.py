@@ -6,6 +6,7 @@ debugging tool uses.
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image
 
 from caldera.batches.pictures import PictureProcessor
 from caldera.errors import ModelFolderError, UsageError
-from caldera.evaluation.parity import NEW_TOKENS, Seen, Shown, as_tensor
+from caldera.evaluation.parity import Seen, Shown, as_tensor
 from caldera.model.gguf_export import GgufFiles
 from caldera.model.gguf_vision import CLASS_TOKEN_KEY
 from caldera.model.gguf_writing import Kind, needs_gguf
@@ -81,7 +82,6 @@ class LlamaCpp:
         self._class, self._written_for = _class_token(files.vision)
         self._graph = _Graph(import_module("llama_cpp._ggml").libggml, self._class, mend)
         self._image_token_id = image_token_id
-        self._silence = self._api.llama_log_callback(lambda level, text, data: None)
         try:
             self._model = self._api.Llama(
                 str(files.language), n_ctx=0, n_batch=1 << 15, n_ubatch=1 << 15, logits_all=True, verbose=False
@@ -129,8 +129,8 @@ class LlamaCpp:
         Raises:
             ModelFolderError: It cannot be loaded.
         """
-        self._sight.mtmd_log_set(self._silence, None)
-        self._sight.mtmd_helper_log_set(self._silence, None)
+        self._sight.mtmd_log_set(_silence(), None)
+        self._sight.mtmd_helper_log_set(_silence(), None)
         settings = self._sight.mtmd_context_params_default()
         settings.use_gpu = False
         settings.warmup = False
@@ -190,7 +190,7 @@ class LlamaCpp:
             ids, logits, tokens = self._prefill(chunks)
         finally:
             self._sight.mtmd_input_chunks_free(chunks)
-        answer = self._answer(len(ids), logits[-1])
+        answer = self._answer(len(ids), logits[-1], shown.new_tokens)
         return Seen(
             as_tensor(self._graph.pixels()).unsqueeze(0),
             as_tensor(self._graph.features()).unsqueeze(0),
@@ -267,17 +267,23 @@ class LlamaCpp:
         rows = self._api.llama_get_logits(self._model.ctx)
         return np.ctypeslib.as_array(rows, (count, self._model.n_vocab())).copy()
 
-    def _answer(self, start: int, logits: np.ndarray) -> list[int]:
+    def _answer(self, start: int, logits: np.ndarray, most: int) -> list[int]:
         """Take the likeliest token, one after the other, until one ends the answer."""
         answer: list[int] = []
         vocabulary = self._api.llama_model_get_vocab(self._model.model)
-        while len(answer) < NEW_TOKENS:
+        while len(answer) < most:
             token = int(logits.argmax())
             if self._api.llama_vocab_is_eog(vocabulary, token):
                 break
             answer.append(token)
             [logits] = self._decode(start + len(answer) - 1, words=[token])
         return answer
+
+
+@cache
+def _silence() -> Any:  # noqa: ANN401 - a callback
+    """Return a callback that drops what llama.cpp logs; kept for good, as llama.cpp keeps it."""
+    return import_module("llama_cpp").llama_log_callback(lambda level, text, data: None)
 
 
 def _class_token(file: Path) -> tuple[np.ndarray | None, str]:

@@ -17,7 +17,7 @@ from transformers.image_utils import load_image
 
 from caldera.batches.pictures import LONGEST, PictureProcessor
 from caldera.errors import ModelFolderError
-from caldera.evaluation.parity import COMPARED, NEW_TOKENS, Seen, Shown
+from caldera.evaluation.parity import COMPARED, Seen, Shown
 from caldera.model.chat_template import CHAT_TEMPLATE
 from caldera.model.folder import read_config
 
@@ -82,7 +82,7 @@ class Transformers:
         hook = projector.register_forward_pre_hook(lambda _, given: caught.append(given[0]))
         seen = self._model(**inputs)
         hook.remove()
-        answer = self._model.generate(**inputs, do_sample=False, max_new_tokens=NEW_TOKENS)
+        answer = self._model.generate(**inputs, do_sample=False, max_new_tokens=shown.new_tokens)
         prompt = inputs["input_ids"][0].tolist()
         tokens = seen.image_hidden_states
         tokens = torch.cat(list(tokens)) if isinstance(tokens, list | tuple) else tokens
