@@ -1,6 +1,8 @@
 """What tests share: no network but loopback, third-party data where it is, tiny models made on the spot."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from caldera.model.assemble import assemble
 from caldera.model.folder import Assistant
+from caldera.progress import Progress, Silent, Tick
 
 THIRD_PARTY = Path(
     os.environ.get("CALDERA_THIRD_PARTY", Path(__file__).parents[2] / "shared" / "data")
@@ -163,3 +166,29 @@ def photos(tmp_path: Path) -> Path:
         values = rng.integers(0, 256, shape, dtype=np.uint8)
         Image.fromarray(values).save(folder / f"{number}.png")
     return folder
+
+
+class _StopsAt(Silent):
+    """Presses Ctrl-C in the middle of training."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+
+    @contextmanager
+    def job(self, name: str, total: int, done: int = 0) -> Iterator[Tick]:
+        """Follow a job, and break off the training at a step."""
+        seen = 0
+
+        def tick(steps: int = 1, *, shown: str = "") -> None:
+            nonlocal seen
+            seen += steps
+            if name.startswith("training") and seen == self._step:
+                raise KeyboardInterrupt
+
+        yield tick
+
+
+@pytest.fixture
+def stops_at() -> Callable[[int], Progress]:
+    """A way to follow jobs that presses Ctrl-C in the middle of training, at a step."""
+    return _StopsAt

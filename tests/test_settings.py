@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -38,6 +39,9 @@ class Outer:
     parts: tuple[str, ...] = ("one",)
     betas: tuple[float, float] = (0.9, 0.999)
     inner: Inner = field(default_factory=Inner)
+    more: Inner | None = None
+    names: tuple[str, ...] = ()
+    colour: Literal["red", "blue"] | None = None
 
 
 @pytest.mark.parametrize(
@@ -63,6 +67,13 @@ class Outer:
         ("betas=(0, 1)", "betas", (0.0, 1.0)),
         ("inner.rate=2", "inner", Inner(rate=2.0)),
         ("inner.steps=7", "inner", Inner(steps=7)),
+        ("more.steps=7", "more", Inner(steps=7)),
+        ("more=on", "more", Inner()),
+        ("more=none", "more", None),
+        ("names=one,two", "names", ("one", "two")),
+        ("names=one", "names", ("one",)),
+        ("colour=blue", "colour", "blue"),
+        ("colour=none", "colour", None),
     ],
 )
 def test_a_value_is_read_as_the_kind_its_field_has(
@@ -85,6 +96,11 @@ def test_a_value_is_read_as_the_kind_its_field_has(
         ("inner.step=1", "no setting of Inner is called 'step'; did you mean 'steps'?"),
         ("inner=1", "inner is a group of settings; name one of them, as inner.NAME"),
         ("inner.=1", "inner. is a group of settings"),
+        ("inner=none", "inner is a group of settings; name one of them, as inner.NAME"),
+        ("more=1", "name one of them, as more.NAME, or more=on, more=none"),
+        ("more.step=1", "no setting of Inner is called 'step'; did you mean 'steps'?"),
+        ("more.steps=-1", "steps is -1; it must not be negative"),
+        ("names=1", "names=1 does not fit: it is a tuple[str, ...], now ()"),
         ("name.x=1", "name.x does not exist; name is a single setting"),
         ("quick=1", "quick=1 does not fit: it is a bool, now False"),
         ("quick=yes", "quick=yes does not fit"),
@@ -107,6 +123,14 @@ def test_what_does_not_fit_is_answered_in_one_line(assignment: str, message: str
         with_settings(Outer(), [assignment])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_group_that_is_on_keeps_its_settings_and_can_be_switched_off() -> None:
+    """`on` does not reset it, a second setting joins the first, and `none` removes it; so it is with text."""
+    changed = with_settings(Outer(), ["more.steps=7", "more=on", "more.rate=2"])
+    assert changed.more == Inner(steps=7, rate=2.0)
+    assert with_settings(changed, ["more=none"]).more is None
+    assert with_settings(Outer(title="a"), ["title=none"]).title is None
 
 
 def test_later_settings_win_and_the_old_object_stays() -> None:

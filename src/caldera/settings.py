@@ -4,7 +4,8 @@ import ast
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from caldera.errors import UnknownNameError, UsageError
 
@@ -31,41 +32,76 @@ def _with_setting(config: Any, dotted: str, text: str, whole: str) -> Any:  # no
     known = {field.name: field for field in fields(config)}
     if name not in known:
         raise UnknownNameError(f"setting of {type(config).__name__}", name, known)
-    old = getattr(config, name)
-    if is_dataclass(old):
-        if not rest:
-            raise UsageError(f"{whole} is a group of settings; name one of them, as {whole}.NAME")
-        return replace(config, **{name: _with_setting(old, rest, text, whole)})
+    old, annotation = getattr(config, name), known[name].type
+    if group := _group(annotation):
+        return replace(config, **{name: _with_group(group, old, (rest, text, whole), annotation)})
     if rest:
         raise UsageError(f"{whole} does not exist; {name} is a single setting")
-    return replace(config, **{name: _value(text, old, _kind(known[name].type), whole)})
+    return replace(config, **{name: _value(text, old, annotation, whole)})
+
+
+def _group(annotation: object) -> type | None:
+    """Return the dataclass that a field holds, also where it may be None; None where it holds a single value."""
+    kinds = (annotation, *get_args(annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and is_dataclass(kind)), None)
+
+
+def _may_be_none(annotation: object) -> bool:
+    return NoneType in get_args(annotation)
+
+
+def _with_group(
+    group: type, old: object, assignment: tuple[str, str, str], annotation: object
+) -> object:
+    """Return a group with one of its settings changed; one that may be None is also switched on and off.
+
+    `lora.rank=8` switches it on with its defaults and that rank, `lora=on` with its defaults, `lora=none` off.
+
+    Raises:
+        UsageError: No setting of the group is named, or it cannot be switched.
+    """
+    rest, text, whole = assignment
+    if rest:
+        return _with_setting(group() if old is None else old, rest, text, whole)
+    if _may_be_none(annotation) and text.lower() in ("on", "none"):
+        return None if text.lower() == "none" else old or group()
+    switch = f", or {whole}=on, {whole}=none" if _may_be_none(annotation) else ""
+    raise UsageError(f"{whole} is a group of settings; name one of them, as {whole}.NAME{switch}")
 
 
 def _kind(annotation: object) -> str:
     """Return a field's type as people write it: 'int', 'float | None'."""
+    if annotation is NoneType:
+        return "None"
+    if get_origin(annotation) in (Union, UnionType):
+        return " | ".join(map(_kind, get_args(annotation)))
+    if get_origin(annotation) is Literal:
+        return " | ".join(map(repr, get_args(annotation)))
     return annotation.__name__ if isinstance(annotation, type) else str(annotation)
 
 
-def _value(text: str, old: object, kind: str, whole: str) -> object:
+def _value(text: str, old: object, annotation: object, whole: str) -> object:
     """Read a value of the kind that the field holds.
 
     Raises:
         UsageError: It is of another kind.
     """
+    kind, optional = _kind(annotation), _may_be_none(annotation)
+    if optional and text.lower() == "none":
+        return None
     if isinstance(old, Path):
         return Path(text)
-    if isinstance(old, str) or (kind == "str | None" and text.lower() != "none"):
+    if isinstance(old, str) or (old is None and ("str" in kind or "'" in kind)):
         return text
     try:
-        new = ast.literal_eval(text.capitalize() if text in ("true", "false", "none") else text)
+        new = ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         new = text
     if isinstance(old, tuple) and isinstance(new, str):
         new = tuple(part.strip() for part in new.split(","))
     if "float" in kind:
         new = tuple(map(_as_float, new)) if isinstance(new, tuple) else _as_float(new)
-    fits = new is None if "None" in kind and new is None else _same_kind(new, old, kind)
-    if not fits:
+    if not _same_kind(new, old, kind):
         raise UsageError(f"{whole}={text} does not fit: it is a {kind}, now {old!r}")
     return new
 
@@ -81,5 +117,6 @@ def _same_kind(new: object, old: object, kind: str) -> bool:
         return type(new).__name__ in kind
     if isinstance(old, tuple) and isinstance(new, tuple):
         right_length = "..." in kind or len(new) == len(old)
-        return right_length and {*map(type, new)} <= {*map(type, old)}
+        kinds = {*map(type, old)} or {str}  # the tuples that may be empty hold names
+        return right_length and {*map(type, new)} <= kinds
     return type(new) is type(old)

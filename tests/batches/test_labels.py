@@ -1,72 +1,43 @@
 """The label law: what is learned, decoded, spells exactly the assistant's turns and their end marks."""
 
-import json
+import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from caldera.batches.labels import IGNORED, SLOT, Encoded, encode, start_ids
-from caldera.batches.templates import TEMPLATES, Mark, Slot, Text, find_template, plain, vicuna_v1
-from caldera.conversation import Conversation, Picture, Turn
-from caldera.errors import RecordError, UnknownNameError
-
-WORDS = "a the dog cat is on left yes no what picture USER: ASSISTANT: A chat between a curious user and assistant."
-
-LOW_LINE = "\u2581"
-"""What SentencePiece writes for a space; it cannot tell the two apart."""
+from caldera.batches.labels import IGNORED, SLOT, Encoded, encode
+from caldera.batches.templates import (
+    SPELLINGS,
+    TEMPLATES,
+    Mark,
+    Slot,
+    Template,
+    Text,
+    Token,
+    find_template,
+)
+from caldera.batches.text_ids import start_ids, text_ids
+from caldera.conversation import IMAGE_MARK, Conversation, Picture, Turn
+from caldera.errors import ModelFolderError, RecordError
+from tests.real_tokenizers import LOW_LINE, TOKENIZERS, make_tokenizer
 
 TRAPS = [
-    "</s>",
-    "<s>",
-    "<image>",
-    "<unk>",
-    "USER:",
-    " ASSISTANT:",
-    "\n",
-    "é",
-    "🐕",
-    "שלום",
-    " ",
-    "a",
-]
+    "</s>", "<s>", IMAGE_MARK, "<unk>", "<pad>", "USER:", " ASSISTANT:", "###", "Human: ", "###Human:", "[INST]",
+    "[/INST]", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>", "<|end|>", "<|user|>",
+    "<<SYS>>", "<|endoftext|>", "\n", "\n\n", " ", "   ", "\t", "é", "e\u0301", "🐕", "שלום", "مرحبا", "\u202e", "a",
+    "it's", "12345", "!",
+]  # fmt: skip
+DIALOGUES = [template for template in TEMPLATES.values() if not template.captions]
+CAPTIONS = [template for template in TEMPLATES.values() if template.captions]
+
+several = settings(
+    max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 
 
-@pytest.fixture(scope="session")
-def metaspace() -> PreTrainedTokenizerFast:
-    """A tokenizer as LLaMA's own: low lines for spaces, one more before a text, bytes for unknown characters."""
-    bpe = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    bpe.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
-    trainer = trainers.BpeTrainer(
-        vocab_size=420,
-        special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))],
-        show_progress=False,
-    )
-    bpe.train_from_iterator([WORDS] * 3, trainer)
-    bpe.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    bpe.decoder = decoders.Sequence(
-        [decoders.Replace(LOW_LINE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
-    bpe.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-    assert made.tokenize("cat") == [f"{LOW_LINE}cat"] == made.tokenize(" cat")
-    assert made.tokenize("é")[-2:] == ["<0xC3>", "<0xA9>"]
-    return made
-
-
-@pytest.fixture(scope="session", params=["bytes", "low lines"])
-def any_tokenizer(
-    request: pytest.FixtureRequest,
-    tokenizer: PreTrainedTokenizerFast,
-    metaspace: PreTrainedTokenizerFast,
-) -> PreTrainedTokenizerFast:
-    """One of either kind."""
-    return tokenizer if request.param == "bytes" else metaspace
-
+every_tokenizer = pytest.mark.parametrize("name", TOKENIZERS)
 
 pieces = st.lists(
     st.sampled_from(TRAPS)
@@ -75,6 +46,7 @@ pieces = st.lists(
     max_size=5,
 ).map("".join)
 said = pieces.filter(lambda text: bool(text.strip()))
+exchanges = st.lists(st.tuples(st.integers(0, 2), said, said), min_size=1, max_size=3)
 
 
 def dialogue(exchanges: list[tuple[int, str, str]]) -> Conversation:
@@ -86,92 +58,193 @@ def dialogue(exchanges: list[tuple[int, str, str]]) -> Conversation:
     return Conversation("c", tuple(turns))
 
 
+def spelt(ids: list[int], tokenizer: PreTrainedTokenizerFast) -> str:
+    """Decode ids as they stand behind a mark; at the very beginning, decoders leave away a space."""
+    mark = special_tokens(tokenizer)[IMAGE_MARK]
+    return str(tokenizer.decode([mark, *ids])).removeprefix(IMAGE_MARK)
+
+
 def learned_text(encoded: Encoded, tokenizer: PreTrainedTokenizerFast) -> str:
     """Decode what is learned."""
-    return str(tokenizer.decode([label for label in encoded.labels if label != IGNORED]))
+    return spelt([label for label in encoded.labels if label != IGNORED], tokenizer)
 
 
-@given(exchanges=st.lists(st.tuples(st.integers(0, 2), said, said), min_size=1, max_size=3))
-def test_vicuna_learns_the_answers_and_their_ends(
-    any_tokenizer: PreTrainedTokenizerFast, exchanges: list[tuple[int, str, str]]
+def special_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    """Return every token that no text may become, by spelling."""
+    added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
+    return {
+        token.content: key
+        for key, token in added.items()
+        if token.special or token.content in SPELLINGS
+    }
+
+
+def end_of(template: Template, tokenizer: PreTrainedTokenizerFast) -> str:
+    """Return a template's end, spelled by a tokenizer."""
+    return template.end.replace("</s>", str(tokenizer.eos_token))
+
+
+def normal(text: str, tokenizer: PreTrainedTokenizerFast) -> str:
+    """Return a text as the tokenizer composes its characters before it reads it."""
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    composes = normalizer is not None and "NFC" in repr(normalizer)
+    return unicodedata.normalize("NFC", text) if composes else text
+
+
+@every_tokenizer
+@several
+@given(exchanges=exchanges)
+def test_the_answers_and_their_ends_are_learned(
+    name: str, exchanges: list[tuple[int, str, str]]
 ) -> None:
-    """Whatever the turns say, only answers are learned, and every picture has its slot, in order."""
+    """Whatever the turns say, for every template: only answers are learned, and no text becomes a mark or a slot."""
+    tokenizer = make_tokenizer(name)
     conversation = dialogue(exchanges)
-
-    encoded = encode(vicuna_v1(conversation), any_tokenizer)
-
-    assert learned_text(encoded, any_tokenizer) == "".join(
-        f" {answer}</s>" for *_, answer in exchanges
+    special = special_tokens(tokenizer)
+    marks = {*special.values()} - {tokenizer.unk_token_id}
+    start = start_ids(tokenizer)
+    spaced = text_ids(tokenizer).encode("a", "after mark") == tokenizer.encode(
+        "a", add_special_tokens=False
     )
-    assert encoded.picture_paths == conversation.pictures
-    assert encoded.ids.count(SLOT) == len(conversation.pictures)
-    assert encoded.ids.count(any_tokenizer.eos_token_id) == len(exchanges)
-    assert encoded.ids.count(any_tokenizer.bos_token_id) == 1
+    for template in DIALOGUES:
+        spans = list(template.render(conversation))
+        encoded = encode(spans, tokenizer)
+
+        end = end_of(template, tokenizer)
+        expected = [f"{template.lead}{normal(answer, tokenizer)}{end}" for *_, answer in exchanges]
+        learned = learned_text(encoded, tokenizer)
+        if learned != "".join(
+            expected
+        ):  # the tokenizer's own space, which it puts behind each mark
+            assert spaced
+            assert learned == "".join(f" {text}" for text in expected), template.name
+        assert encoded.picture_paths == conversation.pictures
+        assert encoded.ids.count(SLOT) == len(conversation.pictures)
+        written = [
+            span.spelling in special
+            if isinstance(span, Token)
+            else bool(start) or span.which == "end"
+            for span in spans
+            if isinstance(span, Mark | Token)
+        ]
+        assert sum(token in marks for token in encoded.ids) == sum(written), template.name
 
 
+@every_tokenizer
+@several
 @given(caption=said)
-def test_plain_learns_the_caption_and_its_newline(
-    any_tokenizer: PreTrainedTokenizerFast, caption: str
-) -> None:
+def test_plain_learns_the_caption_and_its_newline(name: str, caption: str) -> None:
     """Stage 1 sees the start mark, the picture and the caption; the question is gone.
 
-    SentencePiece puts a space before a text that has none.
+    Some tokenizers put a space behind a special token, and the legacy variant has all that have one put it there.
     """
-    encoded = encode(plain(dialogue([(1, "what is this?", caption)])), any_tokenizer)
+    tokenizer = make_tokenizer(name)
+    for template in CAPTIONS:
+        encoded = encode(template.render(dialogue([(1, "what is this?", caption)])), tokenizer)
 
-    assert encoded.ids[:2] == (any_tokenizer.bos_token_id, SLOT)
-    assert encoded.labels[:2] == (IGNORED, IGNORED)
-    assert all(label != IGNORED for label in encoded.labels[2:])
-    spelt = learned_text(encoded, any_tokenizer)
-    assert spelt.removeprefix(" ") == f"{caption}\n".removeprefix(" ")
+        before = len(start_ids(tokenizer))
+        assert encoded.ids[before] == SLOT
+        assert encoded.labels[: before + 1] == (IGNORED,) * (before + 1)
+        assert IGNORED not in encoded.labels[before + 1 :]
+        text = learned_text(encoded, tokenizer)
+        expected = f"{normal(caption, tokenizer)}\n"
+        assert text in (expected, f" {expected}")
 
 
+@every_tokenizer
+@several
 @given(question=said, answer=said)
 def test_a_prompt_is_the_beginning_of_its_training_text(
-    any_tokenizer: PreTrainedTokenizerFast, question: str, answer: str
+    name: str, question: str, answer: str
 ) -> None:
     """For every template, the ids before the answer are the same whether or not the answer follows."""
+    tokenizer = make_tokenizer(name)
     asked = Conversation("c", (Turn("user", (Picture("a.png"), question)),))
     for template in TEMPLATES.values():
-        prompt = encode(template.render(asked), any_tokenizer).ids
-        whole = encode(template.render(dialogue([(1, question, answer)])), any_tokenizer)
-        assert whole.ids[: len(prompt)] == prompt
+        prompt = encode(template.render(asked), tokenizer).ids
+        whole = encode(template.render(dialogue([(1, question, answer)])), tokenizer)
+        assert whole.ids[: len(prompt)] == prompt, template.name
         assert whole.labels[: len(prompt)] == (IGNORED,) * len(prompt)
         assert IGNORED not in whole.labels[len(prompt) :]
 
 
-def test_vicuna_writes_what_the_original_writes(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Two rounds, picture moved to the front of its turn, no space before the second USER."""
-    conversation = dialogue([(0, "x", "1"), (0, "y", "2")])
-    with_picture = Conversation(
-        "c", (Turn("user", ("what?\n", Picture("a.png"))), *conversation.turns[1:])
-    )
-    texts = [
-        span.text if isinstance(span, Text) else type(span).__name__
-        for span in vicuna_v1(with_picture)
-    ]
-    assert "".join(texts[1:]) == (
-        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
-        "detailed, and polite answers to the user's questions. USER: Slot\nwhat? ASSISTANT: 1MarkUSER: y ASSISTANT: 2"
-        "Mark"
-    )
+@pytest.mark.parametrize("answer", ["", " ", "\n\t"])
+def test_an_empty_answer_is_no_turn(answer: str) -> None:
+    """There is nothing to learn from it; the record is refused before any template sees it."""
+    with pytest.raises(RecordError, match="turn 2 is empty"):
+        dialogue([(1, "what?", answer)])
 
 
-def test_a_picture_without_words_stands_alone() -> None:
-    """As in the original, which strips a turn once more after moving the picture: no line ends behind it."""
-    for parts in ((Picture("a.png"),), (Picture("a.png"), "\n"), (" ", Picture("a.png"), " ")):
-        asked = Conversation("c", (Turn("user", parts),))
-        assert [*vicuna_v1(asked)][2:] == [
-            Text("USER: "),
-            Slot(Picture("a.png")),
-            Text(" ASSISTANT:"),
-        ]
-        assert [*plain(asked)] == [Mark("start"), Slot(Picture("a.png"))]
+words = st.sampled_from(
+    ["a dog", "USER:", "ASSISTANT: no", "is it?", "Human: ", "line\n", "\n", " ", "  two", "12 345", "it's", "(left)",
+     "é", "🐕 ", "שלום", "###", "##", "[INST]", "[/INST]"]
+)  # fmt: skip
+clean = st.lists(words, min_size=1, max_size=5).map("".join).filter(lambda text: bool(text.strip()))
+
+
+def in_context(template: Template, name: str) -> bool:
+    """Tell whether a tokenizer cuts between a template's texts and an answer by itself.
+
+    LLaVA's legacy ids are only those of the whole where the tokenizer itself is of the legacy kind. GPT-2's pattern
+    takes the last of two line ends together with what follows, so the prompt of llama_3 would not begin its training
+    text; Unigram weighs all pieces of a text against each other, also those on both sides of an answer's beginning.
+    """
+    if template.alone:
+        return name == "llama legacy"
+    return name != "unigram" and (template.name, name) != ("llama_3", "neox")
+
+
+@every_tokenizer
+@several
+@given(exchanges=st.lists(st.tuples(st.integers(0, 2), clean, clean), min_size=1, max_size=3))
+def test_ids_are_the_tokenizers_own_for_the_whole_text(
+    name: str, exchanges: list[tuple[int, str, str]]
+) -> None:
+    """Texts without special spellings, marks spelled out, one string: the tokenizer gives the ids that encode gives."""
+    tokenizer = make_tokenizer(name)
+    special = special_tokens(tokenizer)
+    tidy = [(count, question, answer.strip()) for count, question, answer in exchanges]
+    conversation = dialogue(tidy)
+    if any(mark in text for mark in special for _, *texts in tidy for text in texts):
+        return
+    slot = special[IMAGE_MARK]
+    for template in DIALOGUES:
+        if not in_context(template, name):
+            continue
+        spans = list(template.render(conversation))
+        whole = "".join(spelling(span, tokenizer) for span in spans[1:])
+        encoded = encode(spans, tokenizer)
+        ids = [slot if token == SLOT else token for token in encoded.ids]
+        assert ids == tokenizer(whole).input_ids, template.name
+
+
+def spelling(span: object, tokenizer: PreTrainedTokenizerFast) -> str:
+    """Return what a span stands for in a string that the tokenizer is to cut into tokens by itself."""
+    match span:
+        case Text():
+            return span.text
+        case Token():
+            return span.spelling
+        case Slot():
+            return IMAGE_MARK
+    which = getattr(span, "which", None)
+    if which == "end":
+        return str(tokenizer.eos_token)
+    return str(tokenizer.decode(start_ids(tokenizer))) if which == "start" else ""
+
+
+def test_a_mark_that_the_tokenizer_lacks_is_named(tokenizer: PreTrainedTokenizerFast) -> None:
+    """The message names the token, the templates that use it, and what to do."""
+    with pytest.raises(
+        ModelFolderError,
+        match=r"no special token '<\|im_start\|>', .*\(mpt, chatml_direct, qwen use it\); take .* or train",
+    ):
+        encode(find_template("qwen").render(dialogue([(0, "a", "b")])), tokenizer)
 
 
 def test_image_tokens_take_the_slots_place(tokenizer: PreTrainedTokenizerFast) -> None:
     """Each slot becomes as many image tokens as its picture has, none of them learned."""
-    encoded = encode(vicuna_v1(dialogue([(2, "a", "b")])), tokenizer)
+    encoded = encode(find_template("vicuna_v1").render(dialogue([(2, "a", "b")])), tokenizer)
 
     grown = encoded.with_image_tokens([3, 5], image_token_id=999)
 
@@ -180,28 +253,3 @@ def test_image_tokens_take_the_slots_place(tokenizer: PreTrainedTokenizerFast) -
     assert 999 not in grown.labels
     with pytest.raises(ValueError, match="2 slots but 1 counts"):
         encoded.with_image_tokens([3], 999)
-
-
-def test_a_tokenizer_without_a_start_mark_gets_none(tokenizer: PreTrainedTokenizerFast) -> None:
-    """The start mark is used only where the tokenizer itself uses it."""
-    content = json.loads(tokenizer.backend_tokenizer.to_str())
-    content["post_processor"] = None
-    bare = Tokenizer.from_str(json.dumps(content))
-    without = PreTrainedTokenizerFast(tokenizer_object=bare, bos_token="<s>", eos_token="</s>")
-
-    assert start_ids(tokenizer) == [tokenizer.bos_token_id]
-    assert start_ids(without) == []
-
-
-def test_plain_takes_only_captions() -> None:
-    """Dialogues and texts without a picture are sent to the other template."""
-    for conversation in (dialogue([(1, "a", "b"), (0, "c", "d")]), dialogue([(0, "a", "b")])):
-        with pytest.raises(RecordError, match="use 'vicuna_v1' for dialogues"):
-            list(plain(conversation))
-
-
-def test_templates_are_found_by_exact_name() -> None:
-    """A typo is answered with the nearest name."""
-    assert find_template("plain").name == "plain"
-    with pytest.raises(UnknownNameError, match="did you mean 'vicuna_v1'"):
-        find_template("vicunav1")

@@ -4,16 +4,19 @@ import io
 from pathlib import Path
 
 import pytest
+import torch
 
 from caldera.batches.picture_sources import Pixels
 from caldera.chat.media import users_picture
+from caldera.chat.opening import as_stored
 from caldera.chat.session import Session
 from caldera.chat.terminal import answer_once, harmless, talk
 from caldera.conversation import Picture
-from caldera.errors import PictureError, UsageError
+from caldera.errors import ModelFolderError, PictureError, UsageError
 from caldera.inference.generate import Generator
 from caldera.inference.sampling import Sampling
-from caldera.model.folder import Assistant
+from caldera.model.folder import Assistant, save_assistant
+from caldera.training.devices import Compute
 
 
 @pytest.fixture
@@ -169,3 +172,15 @@ def test_a_name_too_long_for_a_file_is_one_line() -> None:
     """What no file system takes is refused like any other picture that cannot be read."""
     with pytest.raises(PictureError, match=r"cannot be read: File name too long"):
         users_picture("x" * 300 + ".png")
+
+
+def test_precision_follows_what_is_stored(tmp_path: Path, assistant: Assistant) -> None:
+    """A folder in fp32 is computed in fp32, one in half precision in what the device is fast at."""
+    fast = Compute(torch.device("cpu"), torch.bfloat16)
+    save_assistant(tmp_path / "whole", assistant)
+    assistant.model.bfloat16()
+    save_assistant(tmp_path / "half", assistant)
+    assert as_stored(tmp_path / "whole", fast).dtype == torch.float32
+    assert as_stored(tmp_path / "half", fast).dtype == torch.bfloat16
+    with pytest.raises(ModelFolderError, match=r"has no model\.safetensors"):
+        as_stored(tmp_path, fast)

@@ -111,6 +111,9 @@ def test_help_begins_with_examples_and_imports_nothing_heavy() -> None:
         "data inspect",
         "train pretrain",
         "train finetune",
+        "train recipe",
+        "train merge",
+        "recipes",
         "evaluate",
         "chat",
     ],
@@ -188,6 +191,9 @@ def test_check_lists_what_is_wrong(call: Callable[..., Done], coco: Path, tmp_pa
         (("chat", "nowhere"), 3, "nowhere is not a folder"),
         (("chat", ".", "--image", "no.png"), 3, "no.png does not exist"),
         (("demo", "--recipe", "dmo"), 2, "did you mean 'demo'?"),
+        (("demo", "--recipe", "llava_7b"), 2, "run it with: caldera train recipe llava_7b"),
+        (("recipes", "llava15_7b"), 2, "did you mean 'llava_15_7b'?"),
+        (("train", "recipe", "llava_7b", "--out", "y"), 2, "--pretrain-data FILE (CC3M-595K: chat"),
         (("demo", "--set", "finetune.batchsize=8"), 2, "did you mean 'batch_size'?"),
         (("demo", "--set", "finetune.batch_size=big"), 2, "does not fit: it is a int, now"),
         (("demo", "--set", "finetune.batch_size=0"), 2, "it must be at least 1"),
@@ -312,6 +318,54 @@ def test_ctrl_c_ends_with_130_and_no_traceback(
     assert not (tmp_path / "run" / "model").exists()
 
 
+def test_recipes_are_listed_and_shown(call: Callable[..., Done]) -> None:
+    """All of them in a table and in JSON, one of them in full with its sources."""
+    listed = call("recipes")
+    assert listed.returncode == 0, listed.stderr
+    told = json.loads(call("recipes", "--json").stdout)
+    assert len(told) == 10
+    assert all(one["name"] in listed.stdout for one in told)
+    assert "6.74 B" in listed.stdout
+    [shown] = [one for one in told if one["name"] == "llava_15_7b"]
+    assert json.loads(call("recipes", "llava_15_7b", "--json").stdout) == shown
+    full = call("recipes", "llava_15_7b").stdout
+    assert all(setting["name"] in full for setting in shown["settings"])
+    assert "arXiv 2310.03744, table 9" in full
+    assert "blip_laion_cc_sbu_558k.json" in full
+
+
+def test_an_adapter_is_merged_onto_its_base_alone(
+    call: Callable[..., Done], assistant: Assistant, coco: Path, tmp_path: Path
+) -> None:
+    """--lora trains factors; the adapter merges to the run's model, an other base is told by its digest."""
+    save_assistant(tmp_path / "start", assistant)
+    call("data", "generate", "coco", coco, "--out", tmp_path / "data.json")
+    trained = call(
+        *("train", "finetune", "--model", tmp_path / "start", "--data", tmp_path / "data.json"),
+        *("--out", tmp_path / "run", "--lora", "--set", "lora.rank=3", "--set", "max_steps=2"),
+        *("--set", "batch_size=4", "--set", "max_length=2000", "--dtype", "float32"),
+    )
+    assert trained.returncode == 0, trained.stderr
+    stage = json.loads((tmp_path / "run" / "stage.json").read_text())
+    assert (stage["learning_rate"], stage["lora"]["rank"]) == (2e-4, 3)
+    assert stage["lora"]["alpha"] == 256
+    words = ("train", "merge", tmp_path / "run" / "adapter", "--out", tmp_path / "merged")
+
+    refused = call(*words, "--model", tmp_path / "run" / "model")
+    assert refused.returncode == 3
+    assert re.search("sha256 [0-9a-f]{64}, these have [0-9a-f]{64}", refused.stderr)
+    assert not (tmp_path / "merged").exists()
+
+    merged = call(*words, "--model", tmp_path / "start")
+    assert merged.returncode == 0, merged.stderr
+    for file in (tmp_path / "run" / "model").iterdir():
+        assert (tmp_path / "merged" / file.name).read_bytes() == file.read_bytes(), file.name
+    assert "is there already" in call(*words, "--model", tmp_path / "start").stderr
+    chat = call("chat", tmp_path / "run" / "adapter", "--prompt", "hi")
+    assert chat.returncode == 3
+    assert "is an adapter, which says nothing without its base; merge the two" in chat.stderr
+
+
 def test_chat_refuses_what_it_cannot_ask(
     call: Callable[..., Done], assistant: Assistant, photos: Path, tmp_path: Path
 ) -> None:
@@ -354,3 +408,44 @@ def test_inspect_marks_what_is_learned_without_colour_too(
     assert done.returncode == 0, done.stderr
     assert re.findall(r"\[\[ (.*?)</s>\]\]", done.stdout) == answers
     assert done.stdout.count("[[") == len(answers)
+
+
+def test_parity_says_good_or_what_differs(
+    tmp_path: Path, assistant: Assistant, photos: Path, call: Callable[..., Done]
+) -> None:
+    """A table of stages and a verdict on stdout, JSON where it is asked for; a folder that differs ends with code 8."""
+    save_assistant(tmp_path / "m", assistant)
+    options = (
+        "--against",
+        "transformers",
+        "--pictures",
+        photos / "2.png",
+        "--json",
+        tmp_path / "p.json",
+    )
+    good = call("parity", tmp_path / "m", *options)
+    assert good.returncode == 0, good.stderr
+    assert "good: transformers gives what caldera gives, 1 of 1 answers equal" in good.stdout
+    assert json.loads((tmp_path / "p.json").read_text())["good"] is True
+
+    settings = json.loads((tmp_path / "m" / "processor_config.json").read_text())
+    settings["image_processor"]["rescale_factor"] = (
+        0.004  # transformers reads it, caldera knows it is 1 / 255
+    )
+    (tmp_path / "m" / "processor_config.json").write_text(json.dumps(settings))
+    bad = call("parity", tmp_path / "m", *options)
+    assert bad.returncode == 8
+    assert "error: not good: pixels differ by" in bad.stderr
+    assert json.loads((tmp_path / "p.json").read_text())["good"] is False
+
+
+def test_exports_are_asked_for_by_exact_words(tmp_path: Path, call: Callable[..., Done]) -> None:
+    """Each word that is not known is answered with the nearest."""
+    for words, meant in (
+        (("--to", "ggfu"), "gguf"),
+        (("--to", "gguf", "--type", "q8"), "q8_0"),
+        (("--to", "gguf", "--class-token", "lats"), "last"),
+    ):
+        done = call("export", tmp_path / "m", "--out", tmp_path / "o", *words)
+        assert done.returncode == 2
+        assert f"did you mean '{meant}'?" in done.stderr

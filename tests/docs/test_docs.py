@@ -3,15 +3,20 @@
 import doctest
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import jsonschema
 import pytest
+from typer.testing import CliRunner
 
+from caldera.batches.templates import TEMPLATES
+from caldera.cli import app
 from caldera.conversation import json_schema, read_conversations
 from caldera.errors import RecordError
+from caldera.recipes.listing import markdown
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -40,7 +45,7 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_every_page_was_met() -> None:
     """The pages that these tests go through are there."""
     assert {page.name for page in PAGES} >= {
-        "README.md", "CONTRIBUTING.md", "tour.md", "shapes.md", "data.md", "adding.md",
+        "README.md", "CONTRIBUTING.md", "tour.md", "shapes.md", "data.md", "adding.md", "recipes.md", "templates.md",
     }  # fmt: skip
 
 
@@ -61,6 +66,41 @@ def test_the_published_schema_is_the_codes() -> None:
     """docs/conversation.schema.json says what the reader takes."""
     published = json.loads((ROOT / "docs" / "conversation.schema.json").read_text())
     assert published == json_schema()
+
+
+def test_the_recipes_page_tells_the_recipes() -> None:
+    """Its tables are what `caldera recipes` knows."""
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    assert markdown() in page
+    assert page.count("| llava_") == 7
+
+
+def test_the_commands_on_the_recipes_page_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each names a command and options that exist; those that train lack only what must be brought."""
+    monkeypatch.chdir(tmp_path)
+    sessions = blocks((ROOT / "docs" / "recipes.md").read_text(), "sh")
+    lines = [line for session in sessions for line in session.replace("\\\n", " ").splitlines()]
+    assert len(lines) == 5
+    for line in lines:
+        program, *words = line.split("  #")[0].split()
+        done = CliRunner().invoke(app, words)
+        assert program == "caldera"
+        assert done.exit_code == (2 if words[0] == "train" else 0), done.output
+        if words[0] == "train":
+            lacks = (
+                "no tower, folder" if "--vision" in words else "needs what nothing here downloads"
+            )
+            assert lacks in done.output
+
+
+def test_the_templates_page_is_the_tables() -> None:
+    """docs/templates.md shows every template of the table as it is; `make docs` writes it."""
+    path = Path(__file__).with_name("write.py")
+    written = runpy.run_path(str(path))["templates_page"]()
+    assert all(f"| {name} |" in written for name in TEMPLATES)
+    assert (ROOT / "docs" / "templates.md").read_text() == written
 
 
 def test_the_records_on_the_data_page_can_be_read(tmp_path: Path) -> None:

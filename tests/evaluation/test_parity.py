@@ -42,13 +42,7 @@ def test_transformers_is_called_good(
 ) -> None:
     """The same folder gives the same in all stages, and every answer is equal."""
     pinpoints = ((6, 12), (12, 6), (12, 12)) if aspect == "anyres" else ()
-    made = assemble(
-        vision_folder,
-        language_folder,
-        aspect=aspect,
-        seed=3,
-        **({"pinpoints": pinpoints} if pinpoints else {}),
-    )
+    made = assemble(vision_folder, language_folder, aspect=aspect, pinpoints=pinpoints, seed=3)
     save_assistant(tmp_path / "m", made)
 
     found = with_transformers(tmp_path / "m", tmp_path / "m", photos)

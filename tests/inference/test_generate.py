@@ -14,7 +14,7 @@ from caldera.errors import UsageError
 from caldera.inference.generate import Generator, Prompt
 from caldera.inference.sampling import Sampling, choose
 from caldera.model.assemble import assemble
-from caldera.model.folder import Assistant
+from caldera.model.folder import Assistant, end_ids
 
 GREEDY = Sampling(max_new_tokens=23)
 
@@ -99,6 +99,62 @@ def test_the_stop_text_of_a_template_ends_the_answer(
 
     assert captioner.answer([prompt], GREEDY) == ["a dog"]
     assert "".join(captioner.stream(prompt, GREEDY)) == "a dog"
+
+
+def test_a_stop_of_several_tokens_is_not_told(
+    assistant: Assistant, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What may be the beginning of the stop waits until it is clear whether it is: then it is told, or left away."""
+    card = assistant.card.model_copy(update={"template": "v0"})
+    talker = Generator(replace(assistant, card=card), Pixels(assistant.processor))
+    prompt = talker.prompt(Conversation("c", (Turn("user", ("what?",)),)), photos)
+    told = {
+        " item #1 is a dog###Human: more": "item #1 is a dog",
+        " a dog ##": "a dog ##",
+        "#": "#",
+        "\n ##a": "##a",
+    }
+    for said, expected in told.items():
+        spelt = assistant.tokenizer(said, add_special_tokens=False).input_ids
+        assert len(assistant.tokenizer("###", add_special_tokens=False).input_ids) == 3
+        monkeypatch.setattr(talker, "_tokens", lambda *_, ids=spelt: ([token] for token in ids))
+        assert talker.answer([prompt], GREEDY) == [expected]
+        assert "".join(talker.stream(prompt, GREEDY)).strip() == expected
+
+
+def test_a_batch_ends_when_all_answers_reached_the_stop(
+    assistant: Assistant, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stop that is text costs no more tokens than the longest answer has."""
+    card = assistant.card.model_copy(update={"template": "v0"})
+    talker = Generator(replace(assistant, card=card), Pixels(assistant.processor))
+    prompt = talker.prompt(Conversation("c", (Turn("user", ("what?",)),)), photos)
+    left = iter(assistant.tokenizer("a###b###", add_special_tokens=False).input_ids)
+    monkeypatch.setattr(talker, "_tokens", lambda *_: ([token, None] for token in left))
+
+    assert talker.answer([prompt, prompt], GREEDY) == ["a", ""]
+    assert assistant.tokenizer.decode(list(left)) == "b###"
+
+
+def test_the_end_token_of_a_template_ends_the_answer(
+    vision_folder: Path, language_folder: Path, photos: Path
+) -> None:
+    """It ends it as the tokenizer's own end mark does, and may be told apart from padding."""
+    speaker = assemble(vision_folder, language_folder, template="llama_3", seed=3)
+    end = speaker.tokenizer.convert_tokens_to_ids("<|eot_id|>")
+    assert end_ids(speaker) == [speaker.tokenizer.eos_token_id, end]
+    generator = Generator(speaker, Pixels(speaker.processor))
+    prompt = prompts(generator, photos)[1]
+    [answer] = generator.answer([prompt], GREEDY)
+    assert answer
+    with torch.no_grad():  # the end token is now the likeliest everywhere
+        speaker.model.language.get_output_embeddings().weight[:] *= 0.0
+        hidden = speaker.model.language.model.norm.weight
+        speaker.model.language.get_output_embeddings().weight[end] = torch.ones_like(hidden)
+        speaker.model.language.model.norm.register_forward_hook(lambda *_: torch.ones_like(_[-1]))
+
+    assert generator.answer([prompt], GREEDY) == [""]
+    assert list(generator.stream(prompt, GREEDY)) == []
 
 
 def test_what_does_not_fit_is_refused(generator: Generator, photos: Path) -> None:

@@ -26,12 +26,14 @@ from caldera.batches.anyres import WHOLE
 from caldera.batches.labels import encode
 from caldera.batches.picture_sources import Pixels
 from caldera.batches.pictures import Aspect
-from caldera.batches.templates import VICUNA_SYSTEM, Slot, Text, vicuna_v1
+from caldera.batches.templates import VICUNA_SYSTEM, find_template
 from caldera.conversation import Conversation, Picture, Turn
 from caldera.errors import ModelFolderError
 from caldera.model.assemble import assemble
 from caldera.model.folder import Assistant, load_assistant, save_assistant
 from caldera.model.preparation import load_processor
+from caldera.model.tensor_files import held
+from caldera.model.weights import fill
 
 WIDTHS: dict[str, Any] = {
     "hidden_size": 12,
@@ -51,7 +53,7 @@ def asked(count: int) -> Conversation:
 @torch.no_grad()
 def logits(assistant: Assistant, photos: Path, count: int) -> torch.Tensor:
     """Return our model's logits for a question about `count` pictures."""
-    encoded = encode(vicuna_v1(asked(count)), assistant.tokenizer)
+    encoded = encode(find_template("vicuna_v1").render(asked(count)), assistant.tokenizer)
     slot = assistant.model.image_token_id
     encoded = encoded.with_image_tokens([assistant.model.vision.image_tokens] * count, slot)
     pixels = Pixels(assistant.processor)([photos / path for path in encoded.picture_paths])
@@ -115,46 +117,6 @@ def test_transformers_gives_the_same_logits(
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     torch.testing.assert_close(logits(assistant, photos, count), expected, atol=1e-5, rtol=0)
-
-
-ONE, OTHER = Picture("a"), Picture("b")
-
-
-@pytest.mark.parametrize(
-    "parts",
-    [
-        (ONE, "what?"),
-        ("what? ", ONE),
-        ("look: ", ONE, " what?"),
-        (" what? ",),
-        (ONE,),
-        (ONE, "\n"),
-        ("Picture A: ", ONE, "\n", "Picture B: ", OTHER, "\n", "which?"),
-        ("which? ", ONE, OTHER),
-    ],
-)
-def test_the_chat_template_writes_what_caldera_writes(
-    tmp_path: Path, assistant: Assistant, parts: tuple[str | Picture, ...]
-) -> None:
-    """Wherever pictures stand in a turn, transformers' `apply_chat_template` renders it as vicuna_v1 does."""
-    save_assistant(tmp_path / "m", assistant)
-    processor = LlavaProcessor.from_pretrained(tmp_path / "m")
-    first = [
-        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
-        for part in parts
-    ]
-    said: Any = [
-        {"role": "user", "content": first},
-        {"role": "assistant", "content": "a cat"},
-        {"role": "user", "content": "where?"},
-    ]
-    turns = (Turn("user", parts), Turn("assistant", ("a cat",)), Turn("user", ("where?",)))
-    spans = vicuna_v1(Conversation("c", turns))
-    texts = (
-        span.text if isinstance(span, Text) else "<image>" if isinstance(span, Slot) else "</s>"
-        for span in list(spans)[1:]
-    )
-    assert processor.apply_chat_template(said) == "".join(texts)
 
 
 def test_transformers_refuses_what_it_cannot_express(
@@ -263,6 +225,20 @@ def test_a_config_that_does_not_fit_is_refused(
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(ModelFolderError, match=message):
         load_assistant(tmp_path / "m")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_in_the_precision_they_are_used_in_are_not_copied(
+    assistant: Assistant, dtype: torch.dtype
+) -> None:
+    """A model that is filled holds the very memory that its weights were read into; others are converted."""
+    language = assistant.model.language
+    weights = {name: held(each) for name, each in language.state_dict().items()}
+    filled = fill(language, weights, dtype).state_dict()
+    shared = [filled[name].data_ptr() == each.read().data_ptr() for name, each in weights.items()]
+    assert len(shared) == 21
+    assert all(shared) if dtype == torch.float32 else not any(shared)
+    assert {each.dtype for each in filled.values()} == {dtype}
 
 
 def test_a_tokenizer_that_knows_no_pictures_is_refused(

@@ -24,12 +24,12 @@ from transformers import (
 )
 
 from caldera.batches.labels import encode
-from caldera.batches.templates import vicuna_v1
+from caldera.batches.templates import find_template
 from caldera.conversation import Conversation, Picture, Turn
 from caldera.errors import ModelFolderError, OutputError
 from caldera.model.assemble import assemble
 from caldera.model.folder import Assistant, load_assistant, save_assistant
-from caldera.model.gguf_export import chat_template, gguf_files, write_gguf_files
+from caldera.model.gguf_export import gguf_files, template_of, write_gguf_files
 from caldera.model.gguf_tokens import token_settings
 from caldera.model.gguf_vision import ClassToken
 from caldera.model.gguf_writing import Kind
@@ -61,7 +61,9 @@ def exported(
 ) -> Callable[..., tuple[Path, Path]]:
     """Return a function that makes a model folder around a language model, and exports it."""
 
-    def export(config: PretrainedConfig, kind: Kind, **settings: str) -> tuple[Path, Path]:
+    def export(
+        config: PretrainedConfig, kind: Kind, projector: str = "mlp2x_gelu"
+    ) -> tuple[Path, Path]:
         torch.manual_seed(11)
         config.vocab_size = len(tokenizer)
         model = AutoModelForCausalLM.from_config(config)
@@ -70,7 +72,7 @@ def exported(
                 torch.nn.init.normal_(weight)
         model.save_pretrained(tmp_path / "language")
         tokenizer.save_pretrained(tmp_path / "language")
-        made = assemble(vision_folder, tmp_path / "language", seed=3, **settings)
+        made = assemble(vision_folder, tmp_path / "language", seed=3, projector=projector)
         save_assistant(tmp_path / "model", made)
         write_gguf_files(tmp_path / "model", tmp_path / "out", kind, Silent())
         return tmp_path / "model", tmp_path / "out"
@@ -214,21 +216,22 @@ def test_a_siglip_tower_has_no_class_token(tmp_path: Path, language_folder: Path
     assert gguf.GGUFReader(tmp_path / "out" / "mmproj.gguf").get_field("clip.use_gelu")
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"select": "cls_patch"}, "class token among the image tokens"),
-        ({"aspect": "anyres"}, "'anyres'"),
-    ],
-)
-def test_what_llama_cpp_cannot_express_is_refused_by_name(
-    tmp_path: Path, vision_folder: Path, language_folder: Path, change: dict[str, Any], said: str
+def test_a_class_token_among_the_image_tokens_is_refused(
+    tmp_path: Path, vision_folder: Path, language_folder: Path
 ) -> None:
-    """Nothing is written."""
-    pinpoints = {"pinpoints": ((6, 12),)} if "aspect" in change else {}
-    made = assemble(vision_folder, language_folder, seed=3, **change, **pinpoints)
+    """llama.cpp drops it; nothing is written."""
+    made = assemble(vision_folder, language_folder, seed=3, select="cls_patch")
     save_assistant(tmp_path / "model", made)
-    with pytest.raises(ModelFolderError, match=said):
+    with pytest.raises(ModelFolderError, match="class token among the image tokens"):
+        write_gguf_files(tmp_path / "model", tmp_path / "out", "f16", Silent())
+    assert not (tmp_path / "out").exists()
+
+
+def test_tiles_are_refused(tmp_path: Path, vision_folder: Path, language_folder: Path) -> None:
+    """llama.cpp orders tiles otherwise; nothing is written."""
+    made = assemble(vision_folder, language_folder, aspect="anyres", pinpoints=((6, 12),), seed=3)
+    save_assistant(tmp_path / "model", made)
+    with pytest.raises(ModelFolderError, match="'anyres'"):
         write_gguf_files(tmp_path / "model", tmp_path / "out", "f16", Silent())
     assert not (tmp_path / "out").exists()
 
@@ -294,11 +297,11 @@ def test_the_files_template_writes_what_caldera_writes(
         {"role": "user", "content": [{"type": "text", "text": "why?"}]},
     ]
     sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    written = sandbox.from_string(chat_template(assistant.card)).render(
-        messages=messages, eos_token="</s>", add_generation_prompt=True
+    written = sandbox.from_string(template_of(assistant)).render(
+        messages=messages, eos_token="", bos_token="", add_generation_prompt=True
     )
     tokenizer, slot = assistant.tokenizer, assistant.model.image_token_id
-    ours = encode(vicuna_v1(Conversation("q", first)), tokenizer)
+    ours = encode(find_template("vicuna_v1").render(Conversation("q", first)), tokenizer)
     wanted = ours.with_image_tokens([1] * len(ours.picture_paths), slot).ids
     assert tuple(tokenizer(written.replace(mark or "\0", "<image>")).input_ids) == wanted
 
@@ -322,9 +325,9 @@ def test_sentencepiece_scores_follow_the_merges() -> None:
     bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     bpe.decoder = decoders.ByteFallback()
     settings = token_settings(words_of(bpe), 12)
-    scores = dict(
-        zip(settings["tokenizer.ggml.tokens"], settings["tokenizer.ggml.scores"], strict=True)
-    )  # type: ignore[arg-type]
+    keys = ("tokenizer.ggml.tokens", "tokenizer.ggml.scores")
+    words, values = (list(settings[key]) for key in keys)  # type: ignore[arg-type]
+    scores = {str(word): float(str(value)) for word, value in zip(words, values, strict=True)}
     assert settings["tokenizer.ggml.model"] == "llama"
     assert settings["tokenizer.ggml.add_space_prefix"] is True
     assert scores["ab"] > scores["▁a"] > scores["▁ab"] > scores["a"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from caldera.errors import UsageError
+from caldera.errors import ModelFolderError, UsageError
 from caldera.model.folder import Assistant, save_assistant
 from caldera.recipes.inspecting import inspect_record
 
@@ -26,6 +26,35 @@ def test_a_record_is_found_by_id_then_by_number(
     """An id that looks like a number is an id."""
     save_assistant(tmp_path / "m", assistant)
     assert inspect_record(records, record, tmp_path / "m", None, frozenset()).id == found
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("vicuna_v1", " USER: what? ASSISTANT:[[ a dog</s>]]"),
+        ("llama_2", "<s>[INST] what? [/INST][[ a dog </s>]]"),
+        ("v0", "###Human: what?###Assistant:[[ a dog###]]"),
+        ("qwen", "<|im_start|>user\nwhat?<|im_end|>\n<|im_start|>assistant\n[[a dog<|im_end|>]]"),
+        ("phi", "<s><|user|>\nwhat?<|end|>\n<|assistant|>\n[[a dog<|end|>]]"),
+    ],
+)
+def test_a_record_is_shown_in_any_template(records: Path, template: str, expected: str) -> None:
+    """The shipped backbones get the template's special tokens; without a model all templates can be looked at."""
+    seen = inspect_record(records, "a", None, template, frozenset())
+    shown = "".join(
+        f"[[{one.text}]]" if one.look == "learned" else one.text for one in seen.stretches
+    )
+    assert shown.endswith(expected)
+    assert "".join(row.text for row in seen.tokens) == "".join(one.text for one in seen.stretches)
+
+
+def test_a_model_that_lacks_a_mark_says_so(
+    tmp_path: Path, records: Path, assistant: Assistant
+) -> None:
+    """Nothing is shown that the model would not see."""
+    save_assistant(tmp_path / "m", assistant)
+    with pytest.raises(ModelFolderError, match=r"no special token '<\|im_start\|>'"):
+        inspect_record(records, "a", tmp_path / "m", "qwen", frozenset())
 
 
 @pytest.mark.parametrize("record", ["3", "-1", "\u00b2", "\u2460", "x", ""])

@@ -17,8 +17,8 @@ from caldera.errors import UsageError
 from caldera.model.folder import load_assistant
 from caldera.progress import Silent
 from caldera.recipes.demo import demo
-from caldera.recipes.recipe import Mix, Questions, Recipe, Scenes
-from caldera.recipes.table import RECIPES, find_recipe
+from caldera.recipes.scene_recipe import Mix, Questions, SceneRecipe, Scenes
+from caldera.recipes.table import SCENE_RECIPES, find_scene_recipe
 from caldera.recipes.way import run_recipe
 from caldera.settings import with_settings
 from caldera.training.devices import Compute, Means
@@ -39,7 +39,7 @@ KINDS = {
 }
 
 
-def tiny(vision: Path, language: Path) -> Recipe:
+def tiny(vision: Path, language: Path) -> SceneRecipe:
     """Return the demo with random towers and a handful of scenes."""
     whole = demo()
     return replace(
@@ -157,11 +157,11 @@ def test_a_killed_run_goes_on_to_the_same_end(
         assert (tmp_path / "killed" / "answers" / answers.name).read_bytes() == answers.read_bytes()
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", SCENE_RECIPES)
 def test_every_recipe_is_built(name: str) -> None:
     """Each entry of the table makes a recipe of its own name, with data for both stages."""
-    assert len(RECIPES) >= 2
-    recipe = find_recipe(name)
+    assert len(SCENE_RECIPES) >= 2
+    recipe = find_scene_recipe(name)
     assert recipe.name == name
     assert recipe.pretrain_mix.shares
     assert recipe.finetune_mix.shares

@@ -36,7 +36,7 @@ from caldera.evaluation.parity_caldera import Caldera
 from caldera.evaluation.parity_llama_cpp import CLASS_TOKEN_LAST, LlamaCpp
 from caldera.model.assemble import assemble
 from caldera.model.folder import Assistant, load_assistant, save_assistant
-from caldera.model.gguf_export import GgufFiles, chat_template, write_gguf_files
+from caldera.model.gguf_export import GgufFiles, template_of, write_gguf_files
 from caldera.model.gguf_vision import ClassToken
 from caldera.model.gguf_writing import Kind
 from caldera.progress import Silent
@@ -125,7 +125,7 @@ def made(
 def running(assistant: Assistant, files: GgufFiles, *, mend: bool) -> Iterator[LlamaCpp]:
     """Run exported files."""
     slot = assistant.model.image_token_id
-    with closing(LlamaCpp(files, chat_template(assistant.card), slot, mend=mend)) as other:
+    with closing(LlamaCpp(files, template_of(assistant), slot, mend=mend)) as other:
         yield other
 
 

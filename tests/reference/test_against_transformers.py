@@ -106,7 +106,10 @@ def asked(pictures: Sequence[Path], count: int) -> list[Conversation]:
     for number in range(count):
         shown = [pictures[(number + at * 3) % len(pictures)] for at in range(number % 4)]
         text = f"{words[number % 3]} " * (1 + number % 5)
-        parts = (*(Picture(str(path)) for path in shown), f"\n{text}x" if shown else f"{text}x")
+        parts: tuple[str | Picture, ...] = (
+            *(Picture(str(path)) for path in shown),
+            f"\n{text}x" if shown else f"{text}x",
+        )
         questions.append(Conversation(str(number), (Turn("user", parts),)))
     return questions
 

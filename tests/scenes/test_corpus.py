@@ -6,7 +6,7 @@ from itertools import islice, pairwise
 
 import pytest
 
-from caldera.batches.templates import Mark, Slot, find_template
+from caldera.batches.templates import Mark, Slot, Text, find_template
 from caldera.boxes import place_of
 from caldera.conversation import IMAGE_MARK, Conversation, Picture, Turn
 from caldera.scenes.captions import captions, phrase
@@ -118,7 +118,7 @@ def test_a_dialogue_is_what_the_template_writes_with_scenes_in_the_pictures_plac
             expected.append((tell(scenes[span.picture.path], MIXED, chance).text, False))
         elif isinstance(span, Mark):
             expected.append((END if span.which == "end" else "", span.learned))
-        else:
+        elif isinstance(span, Text):
             expected.append((span.text, span.learned))
 
     written = dialogue(spoken, scenes, end=END, telling=MIXED, rng=rng())

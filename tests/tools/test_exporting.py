@@ -81,4 +81,18 @@ def test_drawn_pictures_are_scenes_and_odd_files(tmp_path: Path) -> None:
     assert {one.question for one in given_pictures([one.path for one in drawn])} == set(QUESTIONS)
     (tmp_path / "again").mkdir()
     for one, again in zip(drawn, drawn_pictures(tmp_path / "again"), strict=True):
-        assert np.array_equal(open_picture(one.path), open_picture(again.path))
+        first, second = (np.asarray(open_picture(each.path)) for each in (one, again))
+        assert np.array_equal(first, second)
+
+
+def test_the_originals_layout_is_written_with_what_to_know(
+    tmp_path: Path, assistant: Assistant
+) -> None:
+    """There is nothing here that runs it, so it is not compared; the notes say how it is used."""
+    save_assistant(tmp_path / "m", assistant)
+    found = run_export(
+        "original", Export(folder=tmp_path / "m", out=tmp_path / "llava-tiny"), Silent()
+    )
+    assert found.parity is None
+    assert any("'vicuna_v1'" in note for note in found.notes)
+    assert (tmp_path / "llava-tiny" / "config.json").is_file()

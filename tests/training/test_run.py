@@ -7,8 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +17,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from caldera.batches.anyres import WHOLE
 from caldera.batches.samples import Sample
+from caldera.batches.templates import find_template
+from caldera.batches.text_ids import text_ids
 from caldera.conversation import Conversation, Picture, Turn, write_conversations
 from caldera.errors import CalderaError, PictureError, RecordError, UsageError
 from caldera.model.assemble import assemble
 from caldera.model.folder import Assistant, load_assistant, save_assistant
-from caldera.progress import Silent, Tick
+from caldera.progress import Progress, Silent
 from caldera.skips import Skips
 from caldera.training.checkpoint import newest_checkpoint
 from caldera.training.devices import Compute, Means
@@ -107,7 +108,11 @@ def shown_by_tensorboard(folder: Path) -> list[object]:
 
 
 def test_a_broken_off_run_goes_on_bit_for_bit(
-    vision_folder: Path, language_folder: Path, photos: Path, tmp_path: Path
+    vision_folder: Path,
+    language_folder: Path,
+    photos: Path,
+    tmp_path: Path,
+    break_off: Callable[[StageJob], None],
 ) -> None:
     """Stopped after a checkpoint and started again, it ends with the weights and losses of an unbroken run."""
 
@@ -132,8 +137,25 @@ def test_a_broken_off_run_goes_on_bit_for_bit(
     assert len(shown_by_tensorboard(tmp_path / "b" / "tensorboard")) == len(losses[1])
 
 
+def test_a_stage_gives_its_templates_marks(
+    assistant: Assistant, photos: Path, tmp_path: Path
+) -> None:
+    """A model whose tokenizer lacks them learns them, and its folder has them."""
+    assert text_ids(assistant.tokenizer).special.keys().isdisjoint(find_template("gemma").tokens)
+
+    job(assistant, photos, tmp_path / "run", stage=replace(STAGE, template="gemma")).run()
+
+    loaded = load_assistant(tmp_path / "run" / "model")
+    assert loaded.card.template == "gemma"
+    assert text_ids(loaded.tokenizer).special.keys() > {*find_template("gemma").tokens}
+
+
 def test_dropout_is_drawn_from_the_stages_seed_alone(
-    vision_folder: Path, gpt2_folder: Path, photos: Path, tmp_path: Path
+    vision_folder: Path,
+    gpt2_folder: Path,
+    photos: Path,
+    tmp_path: Path,
+    break_off: Callable[[StageJob], None],
 ) -> None:
     """With a language model that drops out, equal runs are equal bit for bit, broken off or not."""
 
@@ -151,26 +173,6 @@ def test_dropout_is_drawn_from_the_stages_seed_alone(
     for name, weight in once.items():
         assert torch.equal(again[name], weight), name
         assert torch.equal(resumed[name], weight), name
-
-
-class _StopsAt(Silent):
-    """Presses Ctrl-C in the middle of training."""
-
-    def __init__(self, step: int) -> None:
-        self._step = step
-
-    @contextmanager
-    def job(self, name: str, total: int, done: int = 0) -> Iterator[Tick]:
-        """Follow a job, and break off the training at a step."""
-        seen = 0
-
-        def tick(steps: int = 1, *, shown: str = "") -> None:
-            nonlocal seen
-            seen += steps
-            if name.startswith("training") and seen == self._step:
-                raise KeyboardInterrupt
-
-        yield tick
 
 
 def test_a_broken_checkpoint_is_passed_over(
@@ -192,14 +194,23 @@ def test_a_broken_checkpoint_is_passed_over(
     assert "passing over the broken checkpoint" in caplog.text
 
 
-def break_off(running: StageJob) -> None:
+@pytest.fixture
+def break_off(stops_at: Callable[[int], Progress]) -> Callable[[StageJob], None]:
     """Run a job that is stopped at step 8, two steps after a checkpoint."""
-    with pytest.raises(KeyboardInterrupt):
-        replace(running, means=Means(MEANS.compute, _StopsAt(8))).run()
+
+    def run(running: StageJob) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            replace(running, means=Means(MEANS.compute, stops_at(8))).run()
+
+    return run
 
 
 def test_a_broken_off_run_is_not_begun_anew(
-    vision_folder: Path, language_folder: Path, photos: Path, tmp_path: Path
+    vision_folder: Path,
+    language_folder: Path,
+    photos: Path,
+    tmp_path: Path,
+    break_off: Callable[[StageJob], None],
 ) -> None:
     """Its hours would be lost, or two runs' checkpoints mixed: without --resume it is refused."""
 
@@ -218,7 +229,11 @@ def test_a_broken_off_run_is_not_begun_anew(
 
 
 def test_a_refused_resume_changes_nothing(
-    vision_folder: Path, language_folder: Path, photos: Path, tmp_path: Path
+    vision_folder: Path,
+    language_folder: Path,
+    photos: Path,
+    tmp_path: Path,
+    break_off: Callable[[StageJob], None],
 ) -> None:
     """Other settings under --resume are refused before a file of the run is touched."""
 
@@ -406,20 +421,29 @@ def test_a_projector_is_not_fitted_without_pictures(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("more", "moments"),
+    [((), (6.0, 7.5, 9.0, 10.5)), (("--lora", "--set", "lora.rank=3"), (8.0, 9.0))],
+)
 def test_a_killed_process_goes_on_bit_for_bit(
-    assistant: Assistant, photos: Path, tmp_path: Path
+    assistant: Assistant,
+    photos: Path,
+    tmp_path: Path,
+    more: tuple[str, ...],
+    moments: tuple[float, ...],
 ) -> None:
     """SIGKILL at random moments, started again each time: the same model as one that was left alone."""
     save_assistant(tmp_path / "start", assistant)
     write_conversations(tmp_path / "data.json", dialogues(40))
     command = [
         *(sys.executable, "-m", "caldera", "train", "finetune", "--dtype", "float32", "--resume"),
+        *more,
         *("--model", str(tmp_path / "start"), "--data", str(tmp_path / "data.json")),
         *("--pictures", str(photos), "--set", "batch_size=4", "--set", "epochs=8"),
         *("--set", "checkpoint_every=3", "--set", "max_length=256", "--set", "learning_rate=1e-3"),
     ]
     subprocess.run([*command, "--out", str(tmp_path / "calm")], check=True, capture_output=True)
-    for patience in (6.0, 7.5, 9.0, 10.5):
+    for patience in moments:
         process = subprocess.Popen(
             [*command, "--out", str(tmp_path / "killed")],
             stdout=subprocess.DEVNULL,

@@ -46,7 +46,7 @@ def stretches(
         if look == "picture":
             found += [Stretch(look, *next(shown)) for _ in ids]
         else:
-            found.append(Stretch(look, str(tokenizer.decode(ids)), len(ids)))
+            found.append(Stretch(look, _spelt(ids, tokenizer), len(ids)))
     return found
 
 
@@ -57,13 +57,19 @@ def token_rows(
     rows, position = [], 0
     shown = zip(encoded.picture_paths, counts, strict=True)
     for token, label in zip(encoded.ids, encoded.labels, strict=True):
-        text, width = str(tokenizer.decode([token])) if token != SLOT else "", 1
+        text, width = _spelt([token], tokenizer) if token != SLOT else "", 1
         if token == SLOT:
             path, width = next(shown)
             text = f"{path} ({width} tokens)"
         rows.append(TokenRow(position, token, text, label != IGNORED))
         position += width
     return rows
+
+
+def _spelt(ids: list[int], tokenizer: PreTrainedTokenizerFast) -> str:
+    """Spell tokens as they stand in the middle of a text: at its beginning, decoders leave away a space."""
+    before = tokenizer.all_special_ids[:1]
+    return str(tokenizer.decode([*before, *ids])).removeprefix(str(tokenizer.decode(before)))
 
 
 def _look(token: int, label: int) -> Look:

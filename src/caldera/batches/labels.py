@@ -1,8 +1,8 @@
 """Spans in, token ids and labels out, born together.
 
-The law: the labels that are not IGNORED, decoded, spell exactly the assistant's turns and their end marks. The text
-between two special tokens is tokenised once, and each token looks up, by the characters it stands for, whether it is
-learned; nothing is tokenised a second time to be counted.
+The law: the labels that are not IGNORED, decoded, spell exactly the assistant's turns and their end marks. A stretch of
+text that is all learned or all not is tokenised once, with nothing else, so no token is partly learned, and a prompt
+has the same tokens whether or not its answer follows; nothing is tokenised a second time to be counted.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,8 @@ from itertools import groupby
 
 from transformers import PreTrainedTokenizerFast
 
-from caldera.batches.templates import Mark, Slot, Span, Text
+from caldera.batches.templates import TEMPLATES, Mark, Slot, Span, Text, Token
+from caldera.batches.text_ids import Place, TextIds, text_ids
 from caldera.errors import ModelFolderError
 
 IGNORED = -100
@@ -57,10 +58,32 @@ class Encoded:
         return Encoded(tuple(ids), tuple(labels), self.picture_paths)
 
 
-def start_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """Return the ids that the tokenizer itself puts before a text: its start mark, or nothing."""
-    given = list(tokenizer("").input_ids)
-    return [token for token in given if token == tokenizer.bos_token_id][:1]
+class _Writing:
+    """Ids and labels of one conversation, as they come about."""
+
+    def __init__(self, words: TextIds) -> None:
+        self.ids: list[int] = []
+        self.labels: list[int] = []
+        self._words = words
+        self._place: Place = "first"
+
+    def add_text(self, spans: Sequence[Text], *, learned: bool) -> None:
+        """Write a stretch of text."""
+        text = "".join(span.text for span in spans)
+        alone = any(span.alone for span in spans)
+        if not learned and self.ids and self.ids[-1] in self._words.swallowing:
+            text = text.lstrip()
+        self._add(self._words.encode(text, self._place, alone=alone), "after text", learned=learned)
+
+    def add_mark(self, ids: Sequence[int], *, learned: bool) -> None:
+        """Write a special token or a slot; the start mark at the beginning leaves the text behind it the first."""
+        opens = not self.ids and tuple(ids) == self._words.start
+        self._add(ids, "first" if opens else "after mark", learned=learned)
+
+    def _add(self, ids: Sequence[int], place: Place, *, learned: bool) -> None:
+        self.ids += ids
+        self.labels += ids if learned else [IGNORED] * len(ids)
+        self._place = place if ids else self._place
 
 
 def encode(spans: Iterable[Span], tokenizer: PreTrainedTokenizerFast) -> Encoded:
@@ -71,77 +94,56 @@ def encode(spans: Iterable[Span], tokenizer: PreTrainedTokenizerFast) -> Encoded
         tokenizer: A fast tokenizer; its start mark is used if it uses one itself.
 
     Returns:
-        Ids and labels of equal length, one SLOT for each picture.
+        Ids and labels of equal length, one SLOT for each picture. Where no text spells a special token, the ids are
+        those that the tokenizer gives for the whole, marks spelled out, unless a token would be partly learned.
 
     Raises:
-        ModelFolderError: The tokenizer has no end mark, but the template needs one.
+        ModelFolderError: The tokenizer lacks a special token that the template needs.
     """
-    ids: list[int] = []
-    labels: list[int] = []
+    words = text_ids(tokenizer)
+    written = _Writing(words)
     paths: list[str] = []
-    for is_text, run in groupby(spans, key=lambda span: isinstance(span, Text)):
-        if is_text:
-            tokens, learned = _encode_text(
-                [span for span in run if isinstance(span, Text)], tokenizer
-            )
-            ids += tokens
-            labels += [
-                token if known else IGNORED for token, known in zip(tokens, learned, strict=True)
-            ]
+    for learned, run in groupby((_settled(span, words) for span in spans), key=_learned_as_text):
+        if learned is not None:
+            written.add_text([span for span in run if isinstance(span, Text)], learned=learned)
             continue
         for span in run:
-            tokens = [SLOT] if isinstance(span, Slot) else _mark_ids(span, tokenizer)
-            ids += tokens
-            labels += tokens if isinstance(span, Mark) and span.learned else [IGNORED] * len(tokens)
-            paths += [span.picture.path] if isinstance(span, Slot) else []
-    return Encoded(tuple(ids), tuple(labels), tuple(paths))
+            if isinstance(span, Slot):
+                written.add_mark([SLOT], learned=False)
+                paths.append(span.picture.path)
+            elif not isinstance(span, Text):
+                written.add_mark(_mark_ids(span, words), learned=span.learned)
+    return Encoded(tuple(written.ids), tuple(written.labels), tuple(paths))
 
 
-def _mark_ids(mark: Span, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+def _learned_as_text(span: Span) -> bool | None:
+    """Tell whether a text is learned: neighbours that agree are tokenised together; None for what is no text."""
+    return span.learned if isinstance(span, Text) else None
+
+
+def _settled(span: Span, words: TextIds) -> Span:
+    """Turn a special token that this tokenizer spells as text into text."""
+    if isinstance(span, Token) and span.or_text and span.spelling not in words.special:
+        return Text(span.spelling, span.learned)
+    return span
+
+
+def _mark_ids(mark: Mark | Token, words: TextIds) -> Sequence[int]:
     """Return the ids of a mark.
 
     Raises:
-        ModelFolderError: The tokenizer has no end mark.
+        ModelFolderError: The tokenizer lacks it.
     """
-    assert isinstance(mark, Mark)
+    if isinstance(mark, Token):
+        if mark.spelling in words.special:
+            return [words.special[mark.spelling]]
+        users = [name for name, template in TEMPLATES.items() if mark.spelling in template.tokens]
+        raise ModelFolderError(
+            f"the tokenizer has no special token {mark.spelling!r}, which the template needs ({', '.join(users)} use "
+            "it); take a template of this language model, or train with that one, which adds it"
+        )
     if mark.which == "start":
-        return start_ids(tokenizer)
-    if tokenizer.eos_token_id is None:
+        return words.start
+    if words.end is None:
         raise ModelFolderError("the tokenizer names no eos_token, so answers cannot end; set one")
-    return [tokenizer.eos_token_id]
-
-
-def _encode_text(
-    spans: Sequence[Text], tokenizer: PreTrainedTokenizerFast
-) -> tuple[list[int], list[bool]]:
-    """Tokenise neighbouring texts in one pass; tell for each token whether it is learned.
-
-    A token that would hold characters of both a learned and an unlearned text would break the law, so such texts are
-    tokenised apart; this also keeps a prompt's tokens the same whether or not its answer follows.
-    """
-    text = "".join(span.text for span in spans)
-    learned_at = [span.learned for span in spans for _ in span.text]
-    encoding = tokenizer(
-        text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True
-    )
-    learned: list[bool] = []
-    for begin, end in encoding.offset_mapping:
-        kinds = set(learned_at[begin:end]) or {learned_at[begin - 1] if begin else False}
-        if len(kinds) > 1:
-            return _encode_apart(spans, tokenizer)
-        learned.append(kinds.pop())
-    return list(encoding.input_ids), learned
-
-
-def _encode_apart(
-    spans: Sequence[Text], tokenizer: PreTrainedTokenizerFast
-) -> tuple[list[int], list[bool]]:
-    """Tokenise stretches of learned and of unlearned text each by itself."""
-    ids: list[int] = []
-    learned: list[bool] = []
-    for known, run in groupby(spans, key=lambda span: span.learned):
-        text = "".join(span.text for span in run)
-        tokens = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
-        ids += tokens
-        learned += [known] * len(tokens)
-    return ids, learned
+    return [words.end]

@@ -1,10 +1,10 @@
 """A picture file in, the vision tower's pixels out."""
 
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -182,6 +182,15 @@ class PictureProcessor:
                 raise ValueError(
                     f"the pinpoint {pinpoint} does not cut into tiles of {self.side} x {self.side} pixels"
                 )
+
+    def shown(self, aspect: Aspect, pinpoints: tuple[Size, ...] = ()) -> Self:
+        """Return one that shows pictures in another way; views of `anyres` have the tower's size from the start.
+
+        Raises:
+            ValueError: The pinpoints do not go with the aspect, or do not cut into whole tiles.
+        """
+        own = {"edge": None, "squash": False} if aspect == "anyres" else {}
+        return replace(self, aspect=aspect, pinpoints=pinpoints, **own)  # type: ignore[arg-type]
 
     def layout(self, path: Path) -> Layout:
         """Return how the picture at `path` is shown; only `anyres` has to look into the file.

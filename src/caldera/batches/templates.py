@@ -1,15 +1,19 @@
 """A Conversation in, spans of prompt text out, each knowing whether the loss is taken on it.
 
-A template is a function; `TEMPLATES` holds them by exact name. Rendering a conversation whose last turn is the user's
-opens the assistant's answer, so training and inference cannot drift apart.
+`TEMPLATES` holds the ways of writing by exact name. Rendering a conversation whose last turn is the user's opens the
+assistant's answer, so training and inference cannot drift apart.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from caldera.conversation import Conversation, Picture, Turn
 from caldera.errors import RecordError, UnknownNameError
+
+START, END = "<s>", "</s>"
+"""How a template's texts spell the tokenizer's own start and end mark, whatever the tokenizer calls them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,14 +22,26 @@ class Text:
 
     text: str
     learned: bool = False
+    alone: bool = False
+    """Whether it is tokenised, where it follows a mark or a picture, as if it stood there alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """A special token of the tokenizer: the start of the sequence, or the end of an answer."""
+    """The tokenizer's own start of the sequence, or end of an answer."""
 
     which: Literal["start", "end"]
     learned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A special token by its exact spelling."""
+
+    spelling: str
+    learned: bool = False
+    or_text: bool = False
+    """Whether a tokenizer that has no such token spells it as text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,23 +51,97 @@ class Slot:
     picture: Picture
 
 
-Span = Text | Mark | Slot
+Span = Text | Mark | Token | Slot
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Template:
-    """How one family of language models wants a conversation written."""
+    """How one family of language models wants a conversation written.
+
+    After the start mark come `opening`, a question, `asked`, `lead`, the answer, `end`; then `again`, a question,
+    `asked` and so on. Lead, answer and end are learned. In these texts START and END are the tokenizer's own marks.
+    """
 
     name: str
-    render: Callable[[Conversation], Iterator[Span]]
+
+    models: str
+    """Language models it is for."""
+
+    opening: str = ""
+    asked: str = ""
+    lead: str = ""
+    end: str = END
+    again: str = ""
+
+    tokens: tuple[str, ...] = ()
+    """Special tokens among these texts, which the tokenizer must have."""
+
+    tokens_or_text: tuple[str, ...] = ()
+    """Special tokens among these texts that may be plain text to a tokenizer."""
+
     stop: str | None = None
-    """Text that ends an answer, for templates that teach no end mark."""
+    """Text that ends an answer, where the end is no special token."""
 
+    captions: bool = False
+    """Whether it takes pictures and one caption, without the question."""
 
-VICUNA_SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
+    alone: bool = False
+    """Whether a text that follows a mark or a picture is tokenised as if it stood alone: LLaVA's way, see legacy()."""
+
+    @property
+    def end_token(self) -> str | None:
+        """The special token that ends an answer, where it is not the tokenizer's own end mark."""
+        return self.end if self.end in self.tokens else None
+
+    def render(self, conversation: Conversation) -> Iterator[Span]:
+        """Write a conversation; one whose last turn is the user's is opened for the answer.
+
+        Raises:
+            RecordError: The template takes captions, and it is not one.
+        """
+        if self.captions:
+            self._check_caption(conversation)
+        yield Mark("start")
+        before = self.opening
+        for turn in conversation.turns:
+            if turn.speaker == "user":
+                yield from self.pieces(before)
+                yield from self._question(turn)
+                yield from self.pieces(self.asked)
+                before = self.again
+            else:
+                yield Text(f"{self.lead}{turn.text}", learned=True, alone=self.alone)
+                yield from self.pieces(self.end, learned=True)
+
+    def pieces(self, text: str, *, learned: bool = False) -> Iterator[Text | Mark | Token]:
+        """Cut one of the template's own texts at its marks."""
+        marks = {START, END, *self.tokens, *self.tokens_or_text}
+        for piece in re.split(f"({'|'.join(map(re.escape, marks))})", text):
+            if piece in (START, END):
+                yield Mark("start" if piece == START else "end", learned)
+            elif piece in marks:
+                yield Token(piece, learned, piece in self.tokens_or_text)
+            elif piece:
+                yield Text(piece, learned, self.alone)
+
+    def _question(self, turn: Turn) -> Iterator[Text | Slot]:
+        """Turn the parts of a user's turn into spans."""
+        for part in turn.pictures if self.captions else picture_first(turn):
+            yield Slot(part) if isinstance(part, Picture) else Text(part, alone=self.alone)
+
+    def _check_caption(self, conversation: Conversation) -> None:
+        """Refuse what is not one question with a picture and at most one answer.
+
+        Raises:
+            RecordError: It is not.
+        """
+        question, *answers = conversation.turns
+        if not question.pictures or len(answers) > 1:
+            raise RecordError(
+                f"record {conversation.id!r} has {len(conversation.turns)} turns, the first with "
+                f"{len(question.pictures)} picture(s); the template {self.name!r} takes pictures and one caption, use "
+                "'vicuna_v1' for dialogues"
+            )
 
 
 def picture_first(turn: Turn) -> tuple[str | Picture, ...]:
@@ -65,51 +155,143 @@ def picture_first(turn: Turn) -> tuple[str | Picture, ...]:
     return (*turn.pictures, f"\n{words}") if words else turn.pictures
 
 
-def _spans(parts: tuple[str | Picture, ...]) -> Iterator[Span]:
-    """Turn the parts of a user's turn into spans that are not learned."""
-    for part in parts:
-        yield Slot(part) if isinstance(part, Picture) else Text(part)
+def legacy(template: Template) -> Template:
+    """Return the variant that gives the ids LLaVA-1.5 was trained with.
 
-
-def vicuna_v1(conversation: Conversation) -> Iterator[Span]:
-    """Write `{system} USER: {question} ASSISTANT: {answer}</s>USER: ...`, as LLaVA-1.5 and Vicuna v1.1 do."""
-    yield Mark("start")
-    yield Text(f"{VICUNA_SYSTEM} ")
-    for turn in conversation.turns:
-        if turn.speaker == "user":
-            yield Text("USER: ")
-            yield from _spans(picture_first(turn))
-            yield Text(" ASSISTANT:")
-        else:
-            yield Text(f" {turn.text}", learned=True)
-            yield Mark("end", learned=True)
-
-
-def plain(conversation: Conversation) -> Iterator[Span]:
-    """Write the picture and its caption and nothing else, as LLaVA's stage 1 does; the question is left away.
-
-    Raises:
-        RecordError: It is not one question with a picture and at most one answer.
+    Its slow tokenizer encoded each text between two special tokens or pictures by itself, so SentencePiece put a space
+    before every one of them: `</s>` is followed by the pieces of ` USER`, and a picture by those of ` ` and the line's
+    end. Newer tokenizers put that space only where a text begins.
     """
-    question, *answers = conversation.turns
-    if not question.pictures or len(answers) > 1:
-        raise RecordError(
-            f"record {conversation.id!r} has {len(conversation.turns)} turns, the first with {len(question.pictures)} "
-            "picture(s); the template 'plain' takes pictures and one caption, use 'vicuna_v1' for dialogues"
-        )
-    yield Mark("start")
-    yield from (Slot(picture) for picture in question.pictures)
-    for answer in answers:
-        yield Text(f"{answer.text}\n", learned=True)
+    return replace(template, name=f"{template.name}_legacy", alone=True)
 
 
-TEMPLATES: dict[str, Template] = {
-    template.name: template
-    for template in (
-        Template("plain", plain, stop="\n"),
-        Template("vicuna_v1", vicuna_v1),
-    )
-}
+VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+HUMAN_SYSTEM = VICUNA_SYSTEM.replace("user", "human")
+VISION_SYSTEM = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
+MPT_SYSTEM = (
+    "A conversation between a user and an LLM-based AI assistant. "
+    "The assistant gives helpful and honest answers."
+)
+
+_PLAIN = Template(
+    name="plain",
+    models="stage 1: any",
+    end="\n",
+    stop="\n",
+    captions=True,
+)
+_V0 = Template(
+    name="v0",
+    models="LLaVA v0, Vicuna v0",
+    opening=f"{HUMAN_SYSTEM}###Human: ",
+    asked="###Assistant:",
+    lead=" ",
+    end="###",
+    again="Human: ",
+    stop="###",
+)
+_VICUNA = Template(
+    name="vicuna_v1",
+    models="LLaVA-1.5, Vicuna v1.1 to v1.5",
+    opening=f"{VICUNA_SYSTEM} USER: ",
+    asked=" ASSISTANT:",
+    lead=" ",
+    again="USER: ",
+)
+_LLAVA_V1 = replace(
+    _VICUNA, name="llava_v1", models="LLaVA v1, LLaVA-NeXT Vicuna", opening=f"{HUMAN_SYSTEM} USER: "
+)
+_LLAMA_2 = Template(
+    name="llava_llama_2",
+    models="LLaVA on LLaMA-2-chat",
+    opening=f"[INST] <<SYS>>\n{VISION_SYSTEM}\n<</SYS>>\n\n",
+    asked=" [/INST]",
+    lead=" ",
+    end=f" {END}",
+    again=f"{START}[INST] ",
+    tokens_or_text=("[INST]", "[/INST]"),
+)
+_CHATML = Template(
+    name="mpt",
+    models="LLaVA on MPT-chat",
+    opening=f"<|im_start|>system\n{MPT_SYSTEM}<|im_end|><|im_start|>user\n",
+    asked="<|im_end|><|im_start|>assistant\n",
+    end="<|im_end|>",
+    again="<|im_start|>user\n",
+    tokens=("<|im_start|>", "<|im_end|>"),
+)
+_TABLE = (
+    _PLAIN,
+    _V0,
+    _VICUNA,
+    _LLAVA_V1,
+    _LLAMA_2,
+    replace(_LLAMA_2, name="llama_2", models="LLaMA-2-chat", opening="[INST] "),
+    replace(
+        _LLAMA_2,
+        name="mistral_instruct",
+        models="LLaVA-NeXT Mistral, Mistral-Instruct",
+        opening="[INST] ",
+        again="[INST] ",
+    ),
+    _CHATML,
+    replace(
+        _CHATML,
+        name="chatml_direct",
+        models="LLaVA-NeXT 34B, Nous-Hermes-2-Yi",
+        opening="<|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\n",
+    ),
+    replace(
+        _CHATML,
+        name="qwen",
+        models="Qwen2, Qwen2.5, Qwen3",
+        opening="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
+        asked="<|im_end|>\n<|im_start|>assistant\n",
+        again="\n<|im_start|>user\n",
+    ),
+    Template(
+        name="llama_3",
+        models="LLaMA-3-Instruct",
+        opening=f"<|start_header_id|>system<|end_header_id|>\n\n{VISION_SYSTEM}<|eot_id|>"
+        "<|start_header_id|>user<|end_header_id|>\n\n",
+        asked="<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        end="<|eot_id|>",
+        again="<|start_header_id|>user<|end_header_id|>\n\n",
+        tokens=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    ),
+    Template(
+        name="gemma",
+        models="Gemma, Gemma 2, Gemma 3",
+        opening="<start_of_turn>user\n",
+        asked="<end_of_turn>\n<start_of_turn>model\n",
+        end="<end_of_turn>",
+        again="\n<start_of_turn>user\n",
+        tokens=("<start_of_turn>", "<end_of_turn>"),
+    ),
+    Template(
+        name="phi",
+        models="Phi-3",
+        opening="<|user|>\n",
+        asked="<|end|>\n<|assistant|>\n",
+        end="<|end|>",
+        again="\n<|user|>\n",
+        tokens=("<|user|>", "<|assistant|>", "<|end|>"),
+    ),
+    *map(legacy, (_PLAIN, _V0, _VICUNA, _LLAVA_V1, _LLAMA_2)),
+)
+
+TEMPLATES: dict[str, Template] = {template.name: template for template in _TABLE}
+
+SPELLINGS = frozenset(
+    token for template in _TABLE for token in (*template.tokens, *template.tokens_or_text)
+)
+"""Special tokens of all templates: no text may become one of them."""
 
 
 def find_template(name: str) -> Template:

@@ -1,12 +1,16 @@
 """A model folder in, a session ready to talk out."""
 
+from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from caldera.batches.picture_sources import Pixels
 from caldera.chat.session import Session
 from caldera.inference.generate import Generator
 from caldera.inference.sampling import Sampling
 from caldera.model.folder import load_assistant
+from caldera.model.weights import read_weights, stored_dtype
 from caldera.training.devices import Compute
 
 
@@ -19,3 +23,18 @@ def open_session(folder: Path, sampling: Sampling, compute: Compute) -> Session:
     assistant = load_assistant(folder, compute.dtype)
     assistant.model.to(compute.device)
     return Session(Generator(assistant, Pixels(assistant.processor)), sampling)
+
+
+def as_stored(folder: Path, compute: Compute) -> Compute:
+    """Return fp32 for a folder that is stored so, and the fast precision for one that is stored in fp16 or bf16.
+
+    Args:
+        folder: A model folder.
+        compute: A device and the precision that is fastest on it.
+
+    Raises:
+        ModelFolderError: The folder's weights cannot be listed.
+    """
+    if folder.is_dir() and stored_dtype(read_weights(folder)) == torch.float32:
+        return replace(compute, dtype=torch.float32)
+    return compute

@@ -16,8 +16,9 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from caldera import __version__
-from caldera.cli import data, export, train
+from caldera.cli import data, export, train, weights
 from caldera.cli.options import Device, Dtype, MaxBad, Set, err, means_from, out
+from caldera.cli.recipes import recipes
 from caldera.errors import CalderaError
 
 EXIT_CODES = (
@@ -31,6 +32,7 @@ _STOPPED = {
     "demo": "stopped; what was finished is kept, and the same command goes on",
     "train": "stopped; what was finished is kept, and the same command with --resume goes on",
     "chat": "stopped",
+    "import": "stopped; nothing was written",
 }
 """What Ctrl-C is answered with, by command."""
 
@@ -65,6 +67,8 @@ app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 app.command()(export.export)
 app.command()(export.parity)
+app.command()(recipes)
+app.command("import")(weights.import_weights)
 
 
 def _version(wanted: bool) -> None:
@@ -93,6 +97,10 @@ def caldera(
 
       caldera chat runs/two/model --image dog.jpg
 
+      caldera import llava-1.5-7b-hf --template vicuna_v1 --out models/llava
+
+      caldera recipes                                     LLaVA's own models, with the papers' numbers
+
       caldera export runs/two/model --to gguf --out runs/two/gguf
     """
 
@@ -113,11 +121,11 @@ def demo(
 
       caldera demo --out runs/small --set scenes.train=500
     """
-    from caldera.recipes.table import find_recipe
+    from caldera.recipes.table import find_scene_recipe
     from caldera.recipes.way import run_recipe
     from caldera.settings import with_settings
 
-    chosen = with_settings(find_recipe(recipe), settings or ())
+    chosen = with_settings(find_scene_recipe(recipe), settings or ())
     run_recipe(chosen, out_folder, means_from(device, dtype))
     _show_demo(out_folder)
 
@@ -171,6 +179,12 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     device: Device = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="float32, bfloat16, or auto: float32 if stored so, else bfloat16 where the processor is fast at it."
+        ),
+    ] = "auto",
 ) -> None:
     """Talk about pictures. In the talk: /image FILE, /reset, /help, /exit.
 
@@ -181,7 +195,7 @@ def chat(
       caldera chat runs/demo/model --image dog.jpg --prompt "What is in the picture?"
     """
     from caldera.chat.media import users_picture
-    from caldera.chat.opening import open_session
+    from caldera.chat.opening import as_stored, open_session
     from caldera.chat.terminal import answer_once, talk
     from caldera.inference.sampling import Sampling
 
@@ -189,7 +203,9 @@ def chat(
     heat = usual if temperature is None else temperature
     sampling = Sampling(temperature=heat, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed)
     shown = [users_picture(text) for text in image or ()]
-    session = open_session(model, sampling, means_from(device, "float32").compute)
+    compute = means_from(device, dtype).compute
+    compute = as_stored(model, compute) if dtype == "auto" else compute
+    session = open_session(model, sampling, compute)
     if prompt is None:
         talk(session, shown)
     else:

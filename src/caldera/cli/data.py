@@ -117,7 +117,7 @@ def inspect(
         Path | None, typer.Option(help="Model folder. \\[default: the shipped backbones]")
     ] = None,
     template: Annotated[
-        str | None, typer.Option(help="plain or vicuna_v1. \\[default: the model's]")
+        str | None, typer.Option(help="A name of docs/templates.md. \\[default: the model's]")
     ] = None,
     tokens: Annotated[bool, typer.Option("--tokens", help="Show a line for each token.")] = False,
     pictures: Pictures = None,

@@ -22,7 +22,12 @@ Report = Annotated[
 
 def export(
     model: Annotated[Path, typer.Argument(help="Model folder.")],
-    to: Annotated[str, typer.Option(help="gguf: two files for llama.cpp.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="gguf: two files for llama.cpp. original: the layout of LLaVA's own code."
+        ),
+    ],
     out_folder: Annotated[Path, typer.Option("--out", help="Folder for the files.")],
     kind: Annotated[str, typer.Option("--type", help="f32, f16 or q8_0.")] = "f16",
     class_token: Annotated[
@@ -61,10 +66,14 @@ def export(
         class_token=class_token,  # type: ignore[arg-type] # checked above
         pictures=pictures or (),
     )
-    parity = run_export(to, wanted, choose_progress())
+    found = run_export(to, wanted, choose_progress())
     err.print(f"written: {out_folder}", markup=False)
-    if parity is not None:
-        _conclude(parity, json_file, f"; the files in {out_folder} are kept")
+    for note in found.notes:
+        err.print(f"note: {note}", markup=False, soft_wrap=True)
+    if found.parity is None:
+        err.print(f"not compared: nothing here runs the format {to!r}", markup=False)
+    else:
+        _conclude(found.parity, json_file, f"; the files in {out_folder} are kept")
 
 
 def parity(

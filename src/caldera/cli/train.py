@@ -32,6 +32,12 @@ def pretrain(
     ] = "scenes-llama",
     projector: Annotated[str, typer.Option(help="linear or mlp2x_gelu.")] = "mlp2x_gelu",
     aspect: Annotated[str, typer.Option(help="square, pad or anyres.")] = "square",
+    select_layer: Annotated[
+        int, typer.Option(help="Hidden state of the tower that is projected.")
+    ] = -2,
+    select: Annotated[
+        str, typer.Option(help="patch, or cls_patch to keep what stands before the patches.")
+    ] = "patch",
     pictures: Pictures = None,
     settings: Set = None,
     resume: Resume = False,
@@ -48,13 +54,18 @@ def pretrain(
 
       caldera train pretrain --data pairs.json --out runs/stage1 --set epochs=10 --set batch_size=16
     """
-    from caldera.recipes.from_files import Files, Parts, join_parts, parse_aspect
+    from caldera.recipes.from_files import Files, Parts, join_parts, parse_aspect, parse_select
     from caldera.settings import with_settings
     from caldera.training.stage import PRETRAIN
 
     stage = with_settings(PRETRAIN, settings or ())
     parts = Parts(
-        vision=vision, language=language, projector=projector, aspect=parse_aspect(aspect)
+        vision=vision,
+        language=language,
+        projector=projector,
+        aspect=parse_aspect(aspect),
+        select_layer=select_layer,
+        select=parse_select(select),
     )
     start = join_parts(parts, stage, out_folder / "towers")
     surplus = frozenset(ignore_field or ())
@@ -67,6 +78,14 @@ def finetune(
     model: Annotated[Path, typer.Option(help="Model folder of stage 1.")],
     data: Annotated[Path, typer.Option(help="Instruction data in LLaVA's JSON.")],
     out_folder: Annotated[Path, typer.Option("--out", help="Run folder.")],
+    lora: Annotated[
+        bool,
+        typer.Option(
+            "--lora",
+            help="Train the language model by low-rank factors, as LLaVA-1.5 did: rank 128, learning rate 2e-4. "
+            "--set lora.rank=8 changes one of their settings.",
+        ),
+    ] = False,
     pictures: Pictures = None,
     settings: Set = None,
     resume: Resume = False,
@@ -80,17 +99,97 @@ def finetune(
     [bold]Examples[/bold]
 
       caldera train finetune --model runs/stage1/model --data data.json --out runs/stage2
+
+      caldera train finetune --model runs/stage1/model --data data.json --out runs/lora --lora
     """
     from caldera.model.folder import load_assistant
     from caldera.recipes.from_files import Files
     from caldera.settings import with_settings
-    from caldera.training.stage import FINETUNE
+    from caldera.training.stage import FINETUNE, FINETUNE_LORA
 
-    stage = with_settings(FINETUNE, settings or ())
+    stage = with_settings(FINETUNE_LORA if lora else FINETUNE, settings or ())
     start = load_assistant(model)
     surplus = frozenset(ignore_field or ())
     files = Files(data=data, pictures=pictures, out=out_folder, ignore=surplus)
     _train(stage, start, files, means_from(device, dtype), max_bad, resume)
+
+
+@app.command()
+def recipe(
+    name: Annotated[str, typer.Argument(help="A paper's recipe; `caldera recipes` lists them.")],
+    out_folder: Annotated[Path, typer.Option("--out", help="Run folder.")],
+    vision: Annotated[str | None, typer.Option(help="Folder of the vision tower.")] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Folder or .gguf file of the language model.")
+    ] = None,
+    pretrain_data: Annotated[Path | None, typer.Option(help="Data file of stage 1.")] = None,
+    pretrain_pictures: Annotated[
+        Path | None, typer.Option(help="Its pictures. \\[default: the data file's own folder]")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Data file of stage 2.")] = None,
+    pictures: Pictures = None,
+    aligned: Annotated[
+        Path | None,
+        typer.Option(
+            help="Model folder of a stage 1 that is done, in place of towers and its data."
+        ),
+    ] = None,
+    settings: Set = None,
+    resume: Resume = False,
+    max_bad: MaxBad = 0.0,
+    ignore_field: IgnoreField = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Run both stages of a paper's recipe on data and towers that you bring; without them, say which it needs.
+
+    [bold]Examples[/bold]
+
+      caldera train recipe llava_15_7b --out runs/llava15          says what it needs and where people get it
+
+      caldera train recipe llava_15_7b --out runs/llava15 --vision clip-vit-large-patch14-336 --language vicuna-7b-v1.5
+      --pretrain-data LLaVA-Pretrain/blip_laion_cc_sbu_558k.json --data llava_v1_5_mix665k.json --pictures pictures
+
+      caldera train recipe llava_15_7b_lora --out runs/lora --aligned runs/llava15/pretrain/model
+      --data llava_v1_5_mix665k.json --pictures pictures --set finetune.lora.rank=64
+    """
+    from caldera.recipes.paper_way import Brought, run_paper
+    from caldera.recipes.table import find_paper_recipe
+    from caldera.settings import with_settings
+
+    brought = Brought(
+        vision=vision,
+        language=language,
+        pretrain_data=pretrain_data,
+        pretrain_pictures=pretrain_pictures,
+        data=data,
+        pictures=pictures,
+        aligned=aligned,
+        ignore=frozenset(ignore_field or ()),
+    )
+    chosen = with_settings(find_paper_recipe(name), settings or ())
+    means = means_from(device, dtype)
+    outcomes = run_paper(chosen, brought, out_folder, means=means, max_bad=max_bad, resume=resume)
+    for stage, outcome in outcomes.items():
+        _tell(outcome, out_folder / stage)
+
+
+@app.command()
+def merge(
+    adapter: Annotated[Path, typer.Argument(help="Adapter folder of a run with --lora.")],
+    model: Annotated[Path, typer.Option(help="Model folder that the run began with.")],
+    out_folder: Annotated[Path, typer.Option("--out", help="Model folder to write.")],
+) -> None:
+    """Fold an adapter into the model it was trained on; every run has done so already, in its folder model/.
+
+    [bold]Examples[/bold]
+
+      caldera train merge runs/lora/adapter --model runs/stage1/model --out merged
+    """
+    from caldera.recipes.from_files import merge_files
+
+    merge_files(adapter, model, out_folder)
+    err.print(f"model: {out_folder}", markup=False)
 
 
 def _train(
@@ -101,11 +200,15 @@ def _train(
     max_bad: float,
     resume: bool,
 ) -> None:
-    """Run a stage, and say what it came to and where it is."""
+    """Run a stage on a data file."""
     from caldera.recipes.from_files import train_on_files
 
     outcome = train_on_files(stage, start, files, means=means, max_bad=max_bad, resume=resume)
-    folder = files.out
+    _tell(outcome, files.out)
+
+
+def _tell(outcome: Any, folder: Path) -> None:  # noqa: ANN401 - its type is heavy to import
+    """Say what a stage came to, and where it is."""
     if outcome is None:
         err.print(f"done before: {folder / 'model'}", markup=False)
         return

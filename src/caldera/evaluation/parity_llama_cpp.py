@@ -183,7 +183,7 @@ class LlamaCpp:
             {"type": "text", "text": self._sight.mtmd_default_marker().decode()},
             {"type": "text", "text": shown.question},
         ]}  # fmt: skip
-        text = self._template.render(messages=[message], eos_token="</s>")
+        text = self._template.render(messages=[message])
         chunks = self._sight.mtmd_input_chunks_init()
         try:
             self._tokenise(text, picture, chunks)

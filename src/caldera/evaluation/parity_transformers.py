@@ -1,5 +1,6 @@
 """Transformers' side of a comparison: the same folder in its own LLaVA classes, with its own processor."""
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,13 @@ from transformers import (
 from transformers.image_utils import load_image
 
 from caldera.batches.pictures import LONGEST, PictureProcessor
+from caldera.batches.templates import find_template
+from caldera.batches.text_ids import start_ids
 from caldera.errors import ModelFolderError
 from caldera.evaluation.parity import COMPARED, Seen, Shown
-from caldera.model.chat_template import CHAT_TEMPLATE
-from caldera.model.folder import read_config
+from caldera.model.card import read_card
+from caldera.model.chat_templates import chat_template
+from caldera.model.config import read_config
 
 CLASSES: dict[str, tuple[Any, Any]] = {
     "llava": (LlavaForConditionalGeneration, LlavaProcessor),
@@ -58,6 +62,9 @@ class Transformers:
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ModelFolderError(f"transformers cannot load {folder}: {reason}") from None
+        template = find_template(read_card(folder).template)
+        starts = bool(start_ids(self._processor.tokenizer))
+        self._template = chat_template(template, starts=starts)
 
     def read(self, path: Path) -> np.ndarray | None:
         """Decode a file by transformers' `load_image`."""
@@ -74,7 +81,7 @@ class Transformers:
         """Go from a decoded RGB picture to an answer; the prompt is written by caldera's chat template."""
         said = [{"type": "image"}, {"type": "text", "text": shown.question}]
         text = self._processor.apply_chat_template(
-            [{"role": "user", "content": said}], chat_template=CHAT_TEMPLATE
+            [{"role": "user", "content": said}], chat_template=self._template
         )
         inputs = self._processor(images=picture, text=text, return_tensors="pt")
         caught: list[torch.Tensor] = []
@@ -97,5 +104,6 @@ class Transformers:
 
     def _without_end(self, ids: list[int]) -> tuple[int, ...]:
         """Cut the end mark and what is behind it."""
-        end = self._processor.tokenizer.eos_token_id
-        return tuple(ids[: ids.index(end)] if end in ids else ids)
+        ends = self._model.generation_config.eos_token_id
+        ends = {ends} if isinstance(ends, int) else set(ends or ())
+        return tuple(itertools.takewhile(lambda token: token not in ends, ids))

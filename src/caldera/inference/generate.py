@@ -19,7 +19,7 @@ from caldera.batches.templates import find_template
 from caldera.conversation import Conversation
 from caldera.errors import UsageError
 from caldera.inference.sampling import Sampling, choose
-from caldera.model.folder import Assistant
+from caldera.model.folder import Assistant, end_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +40,8 @@ class Generator:
         self._assistant = assistant
         self._pictures = pictures
         self._template = find_template(assistant.card.template)
-        tokenizer = assistant.tokenizer
-        self._stops = {tokenizer.eos_token_id}
-        self._never = _unused_ids(assistant)
+        self._stops = set(end_ids(assistant))
+        self._never = _unused_ids(assistant, self._stops)
 
     def prompt(self, conversation: Conversation, folder: Path = Path()) -> Prompt:
         """Render a conversation that ends with the user; its picture paths start from `folder`.
@@ -76,11 +75,10 @@ class Generator:
             if self._stopped(text):
                 break
             if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-                fresh = text[len(told) :] if told else text.lstrip()
-                told = text if fresh or told else ""
-                yield fresh
-        text = self._cut(self._text(ids))
-        rest = text[len(told) :] if told else text.lstrip()
+                sure = text[: len(text) - self._begun_stop(text)]
+                yield sure[len(told) :]
+                told = sure
+        rest = self._cut(self._text(ids))[len(told) :]
         if rest.strip():
             yield rest
 
@@ -96,6 +94,11 @@ class Generator:
             for ids, token in zip(answers, tokens, strict=True):
                 if token is not None:
                     ids.append(token)
+            if self._template.stop and all(
+                token is None or self._stopped(self._text(ids))
+                for ids, token in zip(answers, tokens, strict=True)
+            ):
+                break
         return [self._cut(self._text(ids)).strip() for ids in answers]
 
     @torch.inference_mode()
@@ -162,23 +165,27 @@ class Generator:
                 )
 
     def _text(self, ids: list[int]) -> str:
-        return str(self._assistant.tokenizer.decode(ids, skip_special_tokens=True))
+        """Spell an answer, from its first word on."""
+        return str(self._assistant.tokenizer.decode(ids, skip_special_tokens=True)).lstrip()
 
     def _stopped(self, text: str) -> bool:
-        return self._template.stop is not None and self._template.stop in text.lstrip()
+        return self._template.stop is not None and self._template.stop in text
+
+    def _begun_stop(self, text: str) -> int:
+        """Count the characters at the end of a text that the template's stop may begin with."""
+        stop = self._template.stop or ""
+        return next((n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n])), 0)
 
     def _cut(self, text: str) -> str:
         """Cut a text at the template's stop."""
-        if self._template.stop is None:
-            return text
-        return text.lstrip().split(self._template.stop)[0]
+        return text if self._template.stop is None else text.split(self._template.stop)[0]
 
 
-def _unused_ids(assistant: Assistant) -> list[int]:
+def _unused_ids(assistant: Assistant, stops: set[int]) -> list[int]:
     """List ids that no answer may hold: pictures, padding, and rows that no token has."""
     tokenizer = assistant.tokenizer
     rows = len(assistant.model.word_table)
-    special = {assistant.model.image_token_id, tokenizer.pad_token_id} - {tokenizer.eos_token_id}
+    special = {assistant.model.image_token_id, tokenizer.pad_token_id} - stops
     return [*special, *range(len(tokenizer), rows)]
 
 

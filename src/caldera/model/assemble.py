@@ -18,18 +18,16 @@ from transformers import (
 
 from caldera.batches.anyres import RELEASED_GRIDS, Size, pinpoints_of
 from caldera.batches.pictures import Aspect
+from caldera.batches.templates import Template, find_template
+from caldera.batches.text_ids import text_ids
 from caldera.errors import ModelFolderError, UsageError
 from caldera.model.card import Card
-from caldera.model.folder import (
-    Assistant,
-    image_token_id,
-    load_tokenizer,
-    read_config,
-)
+from caldera.model.config import read_config
+from caldera.model.folder import Assistant
 from caldera.model.llava import Llava, check_logits
 from caldera.model.preparation import load_processor
 from caldera.model.projector import add_newline, build_projector
-from caldera.model.transformers_files import IMAGE_TOKEN
+from caldera.model.tokenizer import add_picture_tokens, image_token_id, load_tokenizer
 from caldera.model.vision import Select, VisionTower
 from caldera.model.weights import digest
 
@@ -64,7 +62,7 @@ def assemble(  # noqa: PLR0913 - the settings of a card, by name
 
     Raises:
         ModelFolderError: A folder cannot be loaded.
-        UnknownNameError: There is no such projector.
+        UnknownNameError: There is no such projector or template.
     """
     card = Card(
         projector=projector,
@@ -79,7 +77,7 @@ def assemble(  # noqa: PLR0913 - the settings of a card, by name
     speaker = _load(language, AutoModelForCausalLM)
     check_logits(speaker)
     tokenizer = load_tokenizer(language)
-    slot = _add_tokens(tokenizer, speaker)
+    slot = add_tokens(tokenizer, speaker, find_template(template))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         bridge = build_projector(projector, tower.width, speaker.config.hidden_size)
@@ -115,9 +113,7 @@ def show_as(
         projector.newline = None
     try:
         card = Card.model_validate({**assistant.card.model_dump(), **settings})
-        if aspect == "anyres":  # its views have the tower's size from the start
-            settings |= {"edge": None, "squash": False}
-        processor = replace(assistant.processor, **settings)
+        processor = assistant.processor.shown(aspect, settings["pinpoints"])
     except ValidationError as error:
         raise UsageError(f"aspect {aspect!r}: {error.errors()[0]['msg']}") from None
     except ValueError as error:
@@ -148,26 +144,36 @@ def _load(folder: Path, factory: Any) -> PreTrainedModel:  # noqa: ANN401 - tran
     return model.eval()
 
 
-def _add_tokens(tokenizer: PreTrainedTokenizerFast, language: PreTrainedModel) -> int:
-    """Give tokenizer and model a token for pictures, and one for padding if there is none.
+def add_tokens(
+    tokenizer: PreTrainedTokenizerFast, language: PreTrainedModel, template: Template
+) -> int:
+    """Give tokenizer and model what they lack: a token for pictures, one for padding, and the template's special ones.
 
-    The table grows to a multiple of 64; new rows start as the mean of the old ones. They are never learned targets.
+    The table grows to a multiple of 64; rows that were not there, and those of the template's new tokens, start as the
+    mean of the old ones.
+
+    Returns:
+        Id of the token for pictures.
     """
+    add_picture_tokens(tokenizer)
+    size = len(tokenizer)
+    known = text_ids(tokenizer).special
+    missing = [token for token in template.tokens if token not in known]
     tokenizer.add_special_tokens(
-        {"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False
+        {"extra_special_tokens": missing}, replace_extra_special_tokens=False
     )
-    if tokenizer.pad_token is None:
-        tokenizer.add_special_tokens({"pad_token": "<pad>"})
-    old = language.get_input_embeddings().weight.shape[0]  # type: ignore[index] # a Parameter
+    old: int = language.get_input_embeddings().weight.shape[0]  # type: ignore[index, assignment] # a Parameter
     if len(tokenizer) > old:
         language.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
-        for layer in (language.get_input_embeddings(), language.get_output_embeddings()):
-            _fill_with_mean(layer.weight, old)  # type: ignore[arg-type] # a Parameter
+    for layer in (language.get_input_embeddings(), language.get_output_embeddings()):
+        table: Tensor = layer.weight  # type: ignore[assignment] # a Parameter
+        _fill_with_mean(table, min(size, old), slice(size, len(tokenizer)))
+        _fill_with_mean(table, old, slice(old, None))
     language.config.pad_token_id = tokenizer.pad_token_id
     return image_token_id(tokenizer)
 
 
 @torch.no_grad()
-def _fill_with_mean(table: Tensor, old: int) -> None:
-    """Set the rows from `old` on to the mean of those before."""
-    table[old:] = table[:old].mean(dim=0)
+def _fill_with_mean(table: Tensor, old: int, rows: slice) -> None:
+    """Set rows to the mean of the first `old`."""
+    table[rows] = table[:old].mean(dim=0)

@@ -68,6 +68,11 @@ def read_card(folder: Path) -> Card:
     try:
         return Card.model_validate_json((folder / FILE).read_bytes())
     except FileNotFoundError:
+        if (folder / "adapter_config.json").is_file():
+            raise ModelFolderError(
+                f"{folder} is an adapter, which says nothing without its base; merge the two: caldera train merge "
+                f"{folder} --model BASE --out FOLDER"
+            ) from None
         raise ModelFolderError(
             f"{folder} has no {FILE}, so it is not a caldera model folder; check the path"
         ) from None

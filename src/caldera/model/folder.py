@@ -1,16 +1,13 @@
 """A model folder in, a working model out, and back: a folder that transformers itself loads, plus `caldera.json`."""
 
-import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
@@ -18,17 +15,18 @@ from transformers import (
 )
 
 from caldera.batches.pictures import PictureProcessor
+from caldera.batches.templates import find_template
+from caldera.batches.text_ids import start_ids
 from caldera.errors import ModelFolderError
 from caldera.model.card import FILE, Card, read_card
+from caldera.model.chat_templates import chat_template
+from caldera.model.config import part_config, read_config
 from caldera.model.llava import Llava
 from caldera.model.preparation import load_processor
 from caldera.model.projector import add_newline, build_projector
-from caldera.model.transformers_files import (
-    IMAGE_TOKEN,
-    check_agreement,
-    config_of,
-    processor_of,
-)
+from caldera.model.tensor_files import Weight, held, write_weights
+from caldera.model.tokenizer import image_token_id, load_tokenizer
+from caldera.model.transformers_files import check_agreement, config_of, processor_of
 from caldera.model.vision import VisionTower
 from caldera.model.weights import (
     LANGUAGE,
@@ -39,9 +37,9 @@ from caldera.model.weights import (
     fill,
     from_disk,
     read_weights,
+    stored_dtype,
     tied_names,
     to_disk,
-    write_weights,
 )
 from caldera.storage import whole_folder, write_json
 
@@ -65,28 +63,82 @@ def save_assistant(folder: Path, assistant: Assistant) -> None:
     Raises:
         OutputError: It could not be written.
     """
-    model, tokenizer = assistant.model, assistant.tokenizer
+    model = assistant.model
     language = dict(model.language.state_dict())
     for name in tied_names(model.language):
         language.pop(name, None)
-    vision = model.vision.tower
-    inner = vision.config.model_type in _INNER_MODEL
-    weights = to_disk(vision.state_dict(), model.projector.state_dict(), language, inner=inner)
+    states = model.vision.tower.state_dict(), model.projector.state_dict(), language
+    vision, projector, speaker = (
+        {name: held(each) for name, each in one.items()} for one in states
+    )
+    weights = to_disk(vision, projector, speaker, inner=stands_below(model.vision.tower))
     with whole_folder(folder) as fresh:
-        write_json(fresh / "config.json", config_of(model, assistant.card))
-        write_weights(fresh, weights)
-        processor_of(assistant.processor, model.vision, tokenizer).save_pretrained(fresh)
-        ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
-        GenerationConfig(**ends, pad_token_id=tokenizer.pad_token_id).save_pretrained(fresh)
-        write_json(fresh / FILE, assistant.card.model_dump())
+        write_assistant(fresh, assistant, weights)
+
+
+def write_assistant(
+    folder: Path,
+    assistant: Assistant,
+    weights: Mapping[str, Weight],
+    tick: Callable[[str], None] = lambda file: None,
+) -> None:
+    """Fill a fresh folder.
+
+    Args:
+        folder: Stands, empty.
+        assistant: Its model may be an outline, without numbers.
+        weights: Of the model, by their names on disk.
+        tick: Called after each weight with the file that it is in.
+    """
+    model, tokenizer, card = assistant.model, assistant.tokenizer, assistant.card
+    write_json(folder / "config.json", config_of(model, card, stored_dtype(weights)))
+    write_weights(folder, weights, tick=tick)
+    jinja = chat_template(find_template(card.template), starts=bool(start_ids(tokenizer)))
+    processor_of(assistant.processor, model.vision, tokenizer, jinja).save_pretrained(folder)
+    ends = {"eos_token_id": end_ids(assistant), "bos_token_id": tokenizer.bos_token_id}
+    GenerationConfig(**ends, pad_token_id=tokenizer.pad_token_id).save_pretrained(folder)
+    write_json(folder / FILE, assistant.card.model_dump())
+
+
+def end_ids(assistant: Assistant) -> list[int]:
+    """Return the tokens that end an answer: the tokenizer's end mark, and the template's own where it has one."""
+    tokenizer = assistant.tokenizer
+    special = find_template(assistant.card.template).end_token
+    own = tokenizer.backend_tokenizer.token_to_id(special) if special else None
+    return [end for end in dict.fromkeys([tokenizer.eos_token_id, own]) if end is not None]
+
+
+def stands_below(vision: PreTrainedModel) -> bool:
+    """Tell whether llava-hf's folders name a vision tower's weights below `vision_model`."""
+    return vision.config.model_type in _INNER_MODEL
 
 
 def load_assistant(folder: Path, dtype: torch.dtype = torch.float32) -> Assistant:
     """Load a model folder; its name is never looked at, and nothing of it is run.
 
+    Weights that are stored in `dtype` stay mapped from their files, so they take memory once, and only when used.
+
     Args:
         folder: Written by `save_assistant`.
         dtype: Of the weights in memory.
+
+    Raises:
+        ModelFolderError: A file is missing or broken, or the weights do not fit the config both ways.
+    """
+    outlined, weights = open_outline(folder)
+    model = outlined.model
+    model.vision.tower = fill(model.vision.tower, from_disk(weights, VISION), dtype)
+    model.language = fill(model.language, from_disk(weights, LANGUAGE), dtype)
+    bridge = {name: each.read().to(dtype) for name, each in from_disk(weights, PROJECTOR).items()}
+    model.projector.load_state_dict(bridge, assign=True)
+    return outlined
+
+
+def open_outline(folder: Path) -> tuple[Assistant, dict[str, Weight]]:
+    """Open a model folder without reading a number of its weights.
+
+    Returns:
+        The assistant, whose weights have only shapes, and its weights by their names on disk.
 
     Raises:
         ModelFolderError: A file is missing or broken, or the weights do not fit the config both ways.
@@ -98,124 +150,75 @@ def load_assistant(folder: Path, dtype: torch.dtype = torch.float32) -> Assistan
     card = read_card(folder)
     config = read_config(folder)
     weights = read_weights(folder)
-    check_owners(weights, folder)
-    tower = _load_part(
-        AutoModel, part_config(config, "vision_config", folder), weights, VISION, folder, dtype
+    outlined = outline(
+        part_config(config, "vision_config", folder / "config.json"),
+        part_config(config, "text_config", folder / "config.json"),
+        load_tokenizer(folder),
+        load_processor(folder, card),
+        card,
     )
-    language = _load_part(
-        AutoModelForCausalLM,
-        part_config(config, "text_config", folder),
-        weights,
-        LANGUAGE,
-        folder,
-        dtype,
-    )
-    projector = build_projector(
-        card.projector, tower.config.hidden_size, language.config.hidden_size
-    )
-    if card.aspect == "anyres":
-        add_newline(projector)
-    projector_weights = from_disk(weights, PROJECTOR)
-    check_fit(projector, projector_weights, "projector", folder)
-    projector.load_state_dict(projector_weights)
-    tokenizer = load_tokenizer(folder)
-    slot = image_token_id(tokenizer)
-    if config.get("image_token_index") != slot:
+    model = outlined.model
+    if config.get("image_token_index") != model.image_token_id:
         raise ModelFolderError(
             f"{folder}: config.json puts pictures at token {config.get('image_token_index')}, the tokenizer at "
-            f"{slot}; they must agree"
+            f"{model.image_token_id}; they must agree"
         )
-    processor = load_processor(folder, card)
-    vision = VisionTower(tower, processor.side, card.select_layer, card.select)
-    check_agreement(config, vision, card, folder)
-    model = Llava(vision, projector.to(dtype), language, slot)
+    check_agreement(config, model.vision, card, folder)
+    check_weights(model, weights, folder)
+    return outlined, weights
+
+
+def outline(
+    vision: PretrainedConfig,
+    language: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    processor: PictureProcessor,
+    card: Card,
+) -> Assistant:
+    """Build an assistant whose weights have shapes but no numbers yet.
+
+    Raises:
+        ModelFolderError: Transformers cannot build a tower from its config, or the tokenizer has no token for pictures.
+        UnknownNameError: There is no such projector.
+    """
+    with torch.device("meta"):
+        tower = _shell(AutoModel, vision)
+        speaker = _shell(AutoModelForCausalLM, language)
+        bridge = build_projector(
+            card.projector, tower.config.hidden_size, speaker.config.hidden_size
+        )
+        if card.aspect == "anyres":
+            add_newline(bridge)
+        sight = VisionTower(tower, processor.side, card.select_layer, card.select)
+    model = Llava(sight, bridge, speaker, image_token_id(tokenizer))
     return Assistant(model.eval(), tokenizer, processor, card)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read a `config.json` as data.
-
-    Raises:
-        ModelFolderError: It is missing or broken, or asks for code of its own to be run.
-    """
-    for name in ("config.json", "tokenizer_config.json"):
-        try:
-            config = json.loads((folder / name).read_bytes())
-        except FileNotFoundError:
-            if name == "config.json":
-                raise ModelFolderError(f"{folder} has no config.json; check the path") from None
-            continue
-        except (OSError, ValueError, RecursionError):
-            raise ModelFolderError(f"{folder / name} is not readable JSON") from None
-        if not isinstance(config, dict):
-            raise ModelFolderError(f"{folder / name} should hold a JSON object")
-        if "auto_map" in config:
-            raise ModelFolderError(
-                f"{folder / name} has 'auto_map', which would run code from the folder; refused"
-            )
-    return json.loads((folder / "config.json").read_bytes())
-
-
-def part_config(config: dict[str, Any], key: str, folder: Path) -> PretrainedConfig:
-    """Build the config of one tower.
-
-    Raises:
-        ModelFolderError: It is missing, or of a kind transformers does not know.
-    """
-    part = config.get(key)
-    if not isinstance(part, dict) or "auto_map" in part or "model_type" not in part:
-        raise ModelFolderError(f"{folder / 'config.json'} has no usable {key!r}")
-    settings = {name: value for name, value in part.items() if not name.startswith("_")}
-    try:
-        return AutoConfig.for_model(**settings)
-    except (ValueError, TypeError) as error:
-        raise ModelFolderError(f"{folder / 'config.json'}: {key!r}: {error}") from None
-
-
-def _load_part(
-    factory: type[AutoModel] | type[AutoModelForCausalLM],
-    config: PretrainedConfig,
-    weights: dict[str, torch.Tensor],
-    prefix: str,
-    folder: Path,
-    dtype: torch.dtype,
+def _shell(
+    factory: type[AutoModel] | type[AutoModelForCausalLM], config: PretrainedConfig
 ) -> PreTrainedModel:
-    """Load one tower out of a folder's weights."""
-    with torch.device("meta"):
-        shell = factory.from_config(config)  # type: ignore[no-untyped-call]
-    part = from_disk(weights, prefix)
-    optional = tied_names(shell) if factory is AutoModelForCausalLM else frozenset()
-    check_fit(shell, part, prefix.rstrip("."), folder, optional)
-    return fill(shell, part, dtype)
-
-
-def image_token_id(tokenizer: PreTrainedTokenizerFast) -> int:
-    """Return the id of the token that stands for pictures.
+    """Build one tower without weights.
 
     Raises:
-        ModelFolderError: The tokenizer has no such token.
-    """
-    vocabulary = tokenizer.get_vocab()
-    if IMAGE_TOKEN not in vocabulary:
-        raise ModelFolderError(
-            f"the tokenizer in {tokenizer.name_or_path} has no token {IMAGE_TOKEN!r}, so pictures have no place; "
-            "copy the model folder again"
-        )
-    return vocabulary[IMAGE_TOKEN]
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Load a folder's tokenizer.
-
-    Raises:
-        ModelFolderError: It is missing, broken, or not a fast one.
+        ModelFolderError: Its settings contradict each other.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, use_fast=True, trust_remote_code=False, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise ModelFolderError(f"{folder} has no tokenizer that transformers can load") from None
-    if not tokenizer.is_fast:
-        raise ModelFolderError(f"the tokenizer in {folder} is not a fast one (tokenizer.json)")
-    return tokenizer  # type: ignore[return-value] # fast, as checked
+        return factory.from_config(config)  # type: ignore[no-untyped-call]
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelFolderError(
+            f"transformers cannot build the {config.model_type!r} of the config: {reason}"
+        ) from None
+
+
+def check_weights(model: Llava, weights: Mapping[str, Weight], source: Path) -> None:
+    """Compare a folder's weights with what a model takes, both ways.
+
+    Raises:
+        ModelFolderError: They do not fit; the message names the first that do not.
+    """
+    check_owners(weights, source, tiled=model.projector.newline is not None)
+    optional = tied_names(model.language)
+    check_fit(model.vision.tower, from_disk(weights, VISION), "vision_tower", source)
+    check_fit(model.projector, from_disk(weights, PROJECTOR), "projector", source)
+    check_fit(model.language, from_disk(weights, LANGUAGE), "language_model", source, optional)

@@ -3,28 +3,23 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from caldera.batches.templates import find_template
+from caldera.batches.text_ids import start_ids
 from caldera.errors import ModelFolderError, OutputError
-from caldera.model.card import Card, read_card
-from caldera.model.chat_template import CHAT_TEMPLATE
-from caldera.model.folder import load_tokenizer
-from caldera.model.gguf_language import (
-    language_architecture,
-    language_config,
-    language_pieces,
-    language_settings,
-)
+from caldera.model.chat_templates import chat_template
+from caldera.model.folder import Assistant, end_ids, open_outline
+from caldera.model.gguf_language import language_architecture, language_pieces, language_settings
 from caldera.model.gguf_template import gguf_template
 from caldera.model.gguf_tokens import token_settings
 from caldera.model.gguf_vision import (
     ClassToken,
     check_vision,
-    vision_config,
+    projector_pieces,
     vision_pieces,
     vision_settings,
 )
 from caldera.model.gguf_writing import Kind, needs_gguf, write_gguf
-from caldera.model.lazy_weights import LazyWeights
-from caldera.model.preparation import load_processor
+from caldera.model.weights import LANGUAGE, PROJECTOR, VISION, from_disk
 from caldera.progress import Progress
 from caldera.storage import whole_folder
 
@@ -54,9 +49,11 @@ def gguf_files(folder: Path) -> GgufFiles:
     return files
 
 
-def chat_template(card: Card) -> str:
+def template_of(assistant: Assistant) -> str:
     """Return the chat template that a model's GGUF file gets: caldera's own, never one out of the folder."""
-    return gguf_template(CHAT_TEMPLATE)
+    tokenizer = assistant.tokenizer
+    jinja = chat_template(find_template(assistant.card.template), starts=bool(start_ids(tokenizer)))
+    return gguf_template(jinja, tokenizer.bos_token, tokenizer.eos_token)
 
 
 def write_gguf_files(
@@ -82,22 +79,22 @@ def write_gguf_files(
     """
     needs_gguf("exporting to GGUF")
     _check_place(out)
-    card, processor = read_card(folder), load_processor(folder)
-    text, vision = language_config(folder), vision_config(folder)
-    check_vision(vision, card)
-    weights = LazyWeights(folder)
+    assistant, weights = open_outline(folder)
+    card, text = assistant.card, assistant.model.language.config
+    sight = assistant.model.vision.tower.config
+    check_vision(sight, card)
     name = language_architecture(text)
-    tokens = token_settings(load_tokenizer(folder), text.vocab_size)
-    words = language_pieces(folder, text, weights)
-    sights = vision_pieces(folder, vision, card, weights, text.hidden_size, class_token)
+    words = language_pieces(text, from_disk(weights, LANGUAGE))
+    sights = vision_pieces(sight, card, from_disk(weights, VISION), class_token)
+    sights += projector_pieces(card, from_disk(weights, PROJECTOR))
     title = {"general.name": folder.resolve().name}
     language = {
         **title,
         **language_settings(text),
-        **tokens,
-        "tokenizer.chat_template": chat_template(card),
+        **token_settings(assistant.tokenizer, text.vocab_size, end_ids(assistant)),
+        "tokenizer.chat_template": template_of(assistant),
     }
-    tower = title | vision_settings(vision, card, processor, text.hidden_size, class_token)
+    tower = title | vision_settings(sight, card, assistant.processor, text.hidden_size, class_token)
     with (
         whole_folder(out) as fresh,
         progress.job(f"writing {kind}", len(words) + len(sights)) as tick,

@@ -5,19 +5,15 @@ others are refused by name. Names and keys: llama.cpp, src/llama-arch.cpp and co
 """
 
 import re
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
 from caldera.errors import ModelFolderError
-from caldera.model.folder import part_config, read_config
 from caldera.model.gguf_writing import Piece, Value
-from caldera.model.lazy_weights import LazyWeights
-from caldera.model.weights import LANGUAGE, tied_names
+from caldera.model.tensor_files import Weight
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}
 """`general.architecture` by transformers' model type."""
@@ -69,15 +65,6 @@ def _rope(config: PretrainedConfig) -> dict[str, Any]:
     return dict(config.rope_parameters or {})
 
 
-def language_config(folder: Path) -> PretrainedConfig:
-    """Read the config of a folder's language model.
-
-    Raises:
-        ModelFolderError: It is missing or broken.
-    """
-    return part_config(read_config(folder), "text_config", folder)
-
-
 def language_settings(config: PretrainedConfig) -> dict[str, Value]:
     """Return the keys of `general.architecture` that say how large the model is."""
     name = language_architecture(config)
@@ -117,31 +104,27 @@ def _context(config: PretrainedConfig) -> int:
     return min(length, int(window)) if window else length
 
 
-def language_pieces(folder: Path, config: PretrainedConfig, weights: LazyWeights) -> list[Piece]:
-    """List the language model's tensors.
+def language_pieces(config: PretrainedConfig, weights: Mapping[str, Weight]) -> list[Piece]:
+    """List the language model's tensors; `weights` fit its config.
 
     Raises:
-        ModelFolderError: The weights do not fit the config, or one has no name in GGUF.
+        ModelFolderError: A weight has no name in GGUF.
     """
-    with torch.device("meta"):
-        shell = AutoModelForCausalLM.from_config(config)
-    weights.check_fit(shell, LANGUAGE, tied_names(shell))
-    name = language_architecture(config)
-    groups = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    turned = language_architecture(config) in _INTERLEAVED
+    groups = {"q_proj.": config.num_attention_heads, "k_proj.": config.num_key_value_heads}
     pieces = []
-    for weight in weights.names(LANGUAGE):
-        heads = next((groups[part] for part in groups if f"{part}." in weight), None)
-        read = _reader(weights, LANGUAGE + weight, heads if name in _INTERLEAVED else None)
-        pieces.append(Piece(_gguf_name(weight, folder), weights.shape(LANGUAGE + weight), read))
+    for name, weight in weights.items():
+        heads = next((groups[part] for part in groups if turned and part in name), None)
+        pieces.append(Piece(_gguf_name(name), weight.shape, _reader(weight, heads)))
     return pieces
 
 
-def _reader(weights: LazyWeights, name: str, heads: int | None) -> Callable[[], Tensor]:
+def _reader(weight: Weight, heads: int | None) -> Callable[[], Tensor]:
     """Return a function that reads one weight, in llama.cpp's order."""
-    return lambda: interleaved(weights.read(name), heads)
+    return lambda: interleaved(weight.read().float(), heads)
 
 
-def _gguf_name(weight: str, folder: Path) -> str:
+def _gguf_name(weight: str) -> str:
     """Return a weight's name in GGUF.
 
     Raises:
@@ -153,7 +136,7 @@ def _gguf_name(weight: str, folder: Path) -> str:
     found = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
     if found and found[2] in _IN_LAYER:
         return f"blk.{found[1]}.{_IN_LAYER[found[2]]}.{ending}"
-    raise ModelFolderError(f"the weight {weight} in {folder} has no name in GGUF")
+    raise ModelFolderError(f"the weight {weight} of the language model has no name in GGUF")
 
 
 def interleaved(weight: Tensor, heads: int | None) -> Tensor:

@@ -25,10 +25,14 @@ _GATHER = (
 )
 
 
-def gguf_template(template: str) -> str:
+def gguf_template(template: str, start: str | None, end: str | None) -> str:
     """Return a chat template for `tokenizer.chat_template`.
 
     Args:
         template: A Jinja template that writes messages whose content is text as it is.
+        start: Spelling of the tokenizer's start mark; llama-cpp-python itself gives none to a template.
+        end: Spelling of its end mark.
     """
-    return _GATHER + template
+    marks = {"bos_token": start, "eos_token": end}
+    said = [f"{{% set {name} = {mark!r} %}}" for name, mark in marks.items() if mark is not None]
+    return "".join((*said, _GATHER, template))

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from caldera.batches.labels import start_ids
+from caldera.batches.text_ids import start_ids
 from caldera.errors import ModelFolderError
 from caldera.model.gguf_writing import Value
 
@@ -44,12 +44,15 @@ _UNMADE = -1e6
 """Score of tokens that no merge makes: characters and special tokens."""
 
 
-def token_settings(tokenizer: PreTrainedTokenizerFast, rows: int) -> dict[str, Value]:
+def token_settings(
+    tokenizer: PreTrainedTokenizerFast, rows: int, ends: Sequence[int] = ()
+) -> dict[str, Value]:
     """Return the keys of `tokenizer.ggml`.
 
     Args:
         tokenizer: A fast tokenizer.
         rows: Of the embedding table; those behind the tokens are filled up with unused ones.
+        ends: Tokens that end an answer; what is not the tokenizer's own end mark becomes llama.cpp's end of turn.
 
     Raises:
         ModelFolderError: llama.cpp has no way of tokenising like it.
@@ -66,7 +69,7 @@ def token_settings(tokenizer: PreTrainedTokenizerFast, rows: int) -> dict[str, V
         "tokenizer.ggml.tokens": words,
         "tokenizer.ggml.token_type": _types(content, words, len(tokenizer)),
         **way(content, words),
-        **_special(tokenizer),
+        **_special(tokenizer, ends),
     }
 
 
@@ -194,13 +197,14 @@ def _space_prefix(content: dict[str, Any]) -> bool:
     )
 
 
-def _special(tokenizer: PreTrainedTokenizerFast) -> dict[str, Value]:
+def _special(tokenizer: PreTrainedTokenizerFast, ends: Sequence[int]) -> dict[str, Value]:
     """Return the ids of the special tokens, and whether a text starts with one."""
     numbers = {
         "bos": tokenizer.bos_token_id,
         "eos": tokenizer.eos_token_id,
         "unknown": tokenizer.unk_token_id,
         "padding": tokenizer.pad_token_id,
+        "eot": next((end for end in ends if end != tokenizer.eos_token_id), None),
     }
     given: dict[str, Value] = {
         f"tokenizer.ggml.{name}_token_id": number

@@ -10,22 +10,18 @@ gets its own features; that the first patch's are dropped and the class token's 
 """
 
 import re
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoModel, PretrainedConfig
+from transformers import PretrainedConfig
 
 from caldera.batches.pictures import PictureProcessor
 from caldera.errors import ModelFolderError
 from caldera.model.card import FILE, Card
-from caldera.model.folder import part_config, read_config
 from caldera.model.gguf_writing import Piece, Value
-from caldera.model.lazy_weights import LazyWeights
-from caldera.model.projector import build_projector
-from caldera.model.weights import PROJECTOR, VISION
+from caldera.model.tensor_files import Weight
 
 TOWERS = {"clip_vision_model": 1, "siglip_vision_model": 0}
 """Vision towers that llama.cpp's LLaVA graph computes, and how many positions stand before their patches."""
@@ -71,15 +67,6 @@ _IN_LAYER = {
 }
 _UNUSED = ("post_layernorm.", "head.")
 """What stands behind the last layer; LLaVA takes a hidden state before it."""
-
-
-def vision_config(folder: Path) -> PretrainedConfig:
-    """Read the config of a folder's vision tower.
-
-    Raises:
-        ModelFolderError: It is missing or broken.
-    """
-    return part_config(read_config(folder), "vision_config", folder)
 
 
 def check_vision(config: PretrainedConfig, card: Card) -> None:
@@ -146,39 +133,36 @@ def vision_settings(
 
 
 def vision_pieces(
-    folder: Path,
     config: PretrainedConfig,
     card: Card,
-    weights: LazyWeights,
-    language_width: int,
+    weights: Mapping[str, Weight],
     class_token: ClassToken,
 ) -> list[Piece]:
-    """List the tensors of tower and projector; layers behind the chosen one are left out.
+    """List the tower's tensors; layers behind the chosen one are left out, and `weights` fit its config.
 
     Raises:
-        ModelFolderError: The weights do not fit the config, or one has no name in GGUF.
+        ModelFolderError: A weight has no name in GGUF.
     """
-    with torch.device("meta"):
-        shell = AutoModel.from_config(config)
-        projector = build_projector(card.projector, config.hidden_size, language_width)
-    weights.check_fit(shell, VISION)
-    weights.check_fit(projector, PROJECTOR)
     swapped = config.intermediate_size == config.hidden_size
+    moved = TOWERS[config.model_type] and class_token == "last"
     pieces = []
-    for weight in weights.names(VISION):
-        name = _gguf_name(weight, depth(config, card), swapped, folder)
-        if name is not None:
-            exact = weight.startswith("embeddings.")
-            read = _reader(weights, VISION + weight)
-            if name == _POSITIONS and TOWERS[config.model_type] and class_token == "last":
-                read = _first_row_last(read)
-            pieces.append(Piece(name, weights.shape(VISION + weight), read, exact))
-    return pieces + PROJECTED[card.projector](weights, language_width)
+    for name, weight in weights.items():
+        called = _gguf_name(name, depth(config, card), swapped)
+        if called is not None:
+            read = _reader(weight)
+            read = _first_row_last(read) if called == _POSITIONS and moved else read
+            pieces.append(Piece(called, weight.shape, read, exact=name.startswith("embeddings.")))
+    return pieces
 
 
-def _reader(weights: LazyWeights, name: str) -> Callable[[], Tensor]:
+def projector_pieces(card: Card, weights: Mapping[str, Weight]) -> list[Piece]:
+    """List the projector's tensors."""
+    return PROJECTED[card.projector](weights)
+
+
+def _reader(weight: Weight) -> Callable[[], Tensor]:
     """Return a function that reads one weight."""
-    return lambda: weights.read(name)
+    return lambda: weight.read().float()
 
 
 def _first_row_last(read: Callable[[], Tensor]) -> Callable[[], Tensor]:
@@ -186,7 +170,7 @@ def _first_row_last(read: Callable[[], Tensor]) -> Callable[[], Tensor]:
     return lambda: read().roll(-1, dims=0)
 
 
-def _gguf_name(weight: str, layers: int, swapped: bool, folder: Path) -> str | None:
+def _gguf_name(weight: str, layers: int, swapped: bool) -> str | None:
     """Return a vision weight's name in GGUF, None where it is not used.
 
     Old files have the two layers of the MLP by each other's names. llama.cpp knows them by their shape, and so takes a
@@ -201,9 +185,7 @@ def _gguf_name(weight: str, layers: int, swapped: bool, folder: Path) -> str | N
         return None
     found = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", weight)
     if not found or found[2] not in _IN_LAYER:
-        raise ModelFolderError(
-            f"the weight {weight} of the vision tower in {folder} has no name in GGUF"
-        )
+        raise ModelFolderError(f"the weight {weight} of the vision tower has no name in GGUF")
     if int(found[1]) >= layers:
         return None
     part = _IN_LAYER[found[2]]
@@ -212,40 +194,37 @@ def _gguf_name(weight: str, layers: int, swapped: bool, folder: Path) -> str | N
     return f"v.blk.{found[1]}.{part}.{found[3]}"
 
 
-def _two_layers(weights: LazyWeights, language_width: int) -> list[Piece]:
+def _two_layers(weights: Mapping[str, Weight]) -> list[Piece]:
     """List LLaVA-1.5's projector, which is what an mmproj file holds."""
     return [
-        Piece(f"mm.{number}.{end}", weights.shape(name), _reader(weights, name))
+        Piece(f"mm.{number}.{end}", weight.shape, _reader(weight))
         for number, layer in ((0, "linear_1"), (2, "linear_2"))
         for end in ("weight", "bias")
-        if (name := f"{PROJECTOR}{layer}.{end}")
+        for weight in [weights[f"{layer}.{end}"]]
     ]
 
 
-def _one_layer(weights: LazyWeights, language_width: int) -> list[Piece]:
+def _one_layer(weights: Mapping[str, Weight]) -> list[Piece]:
     """List v1's single linear layer as two, which give the same: gelu(x) - gelu(-x) is x, for both forms of GELU.
 
     The first layer gives x and -x side by side, the second takes their difference.
     """
-    matrix, bias = f"{PROJECTOR}weight", f"{PROJECTOR}bias"
-    rows, columns = weights.shape(matrix)
-
-    def both(name: str) -> Callable[[], Tensor]:
-        return lambda: torch.cat([weights.read(name), -weights.read(name)])
+    matrix, bias = _reader(weights["weight"]), _reader(weights["bias"])
+    rows, columns = weights["weight"].shape
 
     def difference() -> Tensor:
-        one = torch.eye(language_width)
+        one = torch.eye(rows)
         return torch.cat([one, -one], dim=1)  # (width, 2 * width)
 
     return [
-        Piece("mm.0.weight", (2 * rows, columns), both(matrix)),
-        Piece("mm.0.bias", (2 * rows,), both(bias)),
+        Piece("mm.0.weight", (2 * rows, columns), lambda: torch.cat([matrix(), -matrix()])),
+        Piece("mm.0.bias", (2 * rows,), lambda: torch.cat([bias(), -bias()])),
         Piece("mm.2.weight", (rows, 2 * rows), difference, exact=True),
         Piece("mm.2.bias", (rows,), lambda: torch.zeros(rows)),
     ]
 
 
-PROJECTED: dict[str, Callable[[LazyWeights, int], list[Piece]]] = {
+PROJECTED: dict[str, Callable[[Mapping[str, Weight]], list[Piece]]] = {
     "mlp2x_gelu": _two_layers,
     "linear": _one_layer,
 }

@@ -4,9 +4,11 @@ What transformers cannot express, such as a single linear projector, is stored u
 does not know, so that it refuses the folder instead of loading half of it.
 """
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
     CLIPImageProcessorPil,
     LlavaConfig,
@@ -23,12 +25,10 @@ from caldera.batches.pictures import PictureProcessor
 from caldera.errors import ModelFolderError
 from caldera.model.card import FILE as CARD
 from caldera.model.card import Card
-from caldera.model.chat_template import CHAT_TEMPLATE
 from caldera.model.llava import Llava, changes_logits
 from caldera.model.projector import MlpProjector
+from caldera.model.tokenizer import IMAGE_TOKEN
 from caldera.model.vision import VisionTower
-
-IMAGE_TOKEN = "<image>"
 
 Pinpoints = list[list[int]]
 """As transformers writes and reads them: (height, width)."""
@@ -39,13 +39,13 @@ def pinpoints_to_disk(pinpoints: tuple[Size, ...]) -> Pinpoints:
     return [[height, width] for width, height in pinpoints]
 
 
-def pinpoints_from_disk(pinpoints: Pinpoints) -> tuple[Size, ...]:
+def pinpoints_from_disk(pinpoints: Iterable[Sequence[int]]) -> tuple[Size, ...]:
     """Turn transformers' (height, width) into (width, height)."""
     return tuple((width, height) for height, width in pinpoints)
 
 
-def config_of(model: Llava, card: Card) -> dict[str, Any]:
-    """Return the config that transformers reads."""
+def config_of(model: Llava, card: Card, dtype: torch.dtype) -> dict[str, Any]:
+    """Return the config that transformers reads, of weights in `dtype`."""
     tiles: dict[str, Any] = {}
     if card.pinpoints:
         tiles["image_grid_pinpoints"] = pinpoints_to_disk(card.pinpoints)
@@ -59,13 +59,13 @@ def config_of(model: Llava, card: Card) -> dict[str, Any]:
         **tiles,
         tie_word_embeddings=model.language.config.tie_word_embeddings,
     ).to_dict()
-    strange = strange_to_transformers(model)
+    strange = beyond_transformers(model)
     name = "LlavaNext" if tiles else "Llava"
     config["architectures"] = [name if strange else f"{name}ForConditionalGeneration"]
     if strange:
         config["model_type"] = "caldera_llava"
         config["projector_hidden_act"] = f"none, {strange}"
-    config["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
+    config["dtype"] = str(dtype).removeprefix("torch.")
     return config
 
 
@@ -95,7 +95,7 @@ def check_agreement(config: dict[str, Any], vision: VisionTower, card: Card, fol
             )
 
 
-def strange_to_transformers(model: Llava) -> str | None:
+def beyond_transformers(model: Llava) -> str | None:
     """Say why transformers' own class would not give this model's logits; None where it does."""
     vision, language = model.vision, model.language
     if not isinstance(model.projector, MlpProjector):
@@ -111,9 +111,12 @@ def strange_to_transformers(model: Llava) -> str | None:
 
 
 def processor_of(
-    shape: PictureProcessor, vision: VisionTower, tokenizer: PreTrainedTokenizerFast
+    shape: PictureProcessor,
+    vision: VisionTower,
+    tokenizer: PreTrainedTokenizerFast,
+    chat_template: str,
 ) -> LlavaProcessor | LlavaNextProcessor:
-    """Return the processor that transformers reads."""
+    """Return the processor that transformers reads; `chat_template` is in Jinja."""
     factory = LlavaNextProcessor if shape.aspect == "anyres" else LlavaProcessor
     return factory(
         _image_processor(shape),
@@ -122,7 +125,7 @@ def processor_of(
         vision_feature_select_strategy=selection_of(vision)["vision_feature_select_strategy"],
         num_additional_image_tokens=vision.leading,
         image_token=IMAGE_TOKEN,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=chat_template,
     )
 
 

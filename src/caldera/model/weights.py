@@ -1,21 +1,20 @@
 """Weights by name: llava-hf's names on disk, the parts' own names in memory, and nothing loaded that does not fit."""
 
 import hashlib
-import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from caldera.errors import ModelFolderError
+from caldera.model.tensor_files import INDEX, Weight, join_files, read_safetensors, weight_files
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+_Each = TypeVar("_Each")
+"""Tensors, or weights that are not read yet."""
 
 VISION = "vision_tower."
 PROJECTOR = "multi_modal_projector."
@@ -29,12 +28,12 @@ _INNER = "vision_model."
 
 
 def to_disk(
-    vision: Mapping[str, Tensor],
-    projector: Mapping[str, Tensor],
-    language: Mapping[str, Tensor],
+    vision: Mapping[str, _Each],
+    projector: Mapping[str, _Each],
+    language: Mapping[str, _Each],
     *,
     inner: bool,
-) -> dict[str, Tensor]:
+) -> dict[str, _Each]:
     """Join the parts' weights under llava-hf's names; `inner` where a tower's stand below `vision_model`."""
     below = VISION + _INNER if inner else VISION
     named = {f"{below}{name.removeprefix(_INNER)}": each for name, each in vision.items()}
@@ -45,7 +44,7 @@ def to_disk(
     return named | {f"{LANGUAGE}{name}": each for name, each in language.items()}
 
 
-def from_disk(named: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def from_disk(named: Mapping[str, _Each], prefix: str) -> dict[str, _Each]:
     """Take one part's weights out of a folder's."""
     beside = {"newline": named[NEWLINE]} if prefix == PROJECTOR and NEWLINE in named else {}
     return beside | {
@@ -55,59 +54,26 @@ def from_disk(named: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     }
 
 
-def write_weights(folder: Path, weights: Mapping[str, Tensor], max_shard: str = "5GB") -> None:
-    """Write safetensors, in several files and an index where one would be too large."""
-    plan = split_torch_state_dict_into_shards(dict(weights), max_shard_size=max_shard)
-    for file, names in plan.filename_to_tensors.items():
-        shard = {name: weights[name].contiguous() for name in names}
-        save_file(shard, folder / file, metadata={"format": "pt"})
-    if plan.is_sharded:
-        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        (folder / INDEX).write_text(json.dumps(index, indent=1))
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Read all safetensors of a folder.
+def read_weights(folder: Path) -> dict[str, Weight]:
+    """List the weights in all safetensors of a folder; none of their numbers is read yet.
 
     Raises:
-        ModelFolderError: A file is missing, cut, or named outside the folder.
+        ModelFolderError: A file is missing, cut, or outside the folder, or does not hold what the index says.
     """
-    weights: dict[str, Tensor] = {}
-    for file in weight_files(folder):
-        try:
-            with safe_open(file, "pt") as opened:
-                weights |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        except FileNotFoundError:
-            raise ModelFolderError(f"{file} is missing; copy the model folder again") from None
-        except (SafetensorError, OSError) as error:
-            raise ModelFolderError(f"{file} is broken or cut ({error}); copy it again") from None
-    return weights
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """List the weight files of a folder.
-
-    Raises:
-        ModelFolderError: There are none, or the index names a file outside the folder.
-    """
-    if not (folder / INDEX).is_file():
-        if not (folder / WEIGHTS).is_file():
-            raise ModelFolderError(f"{folder} has no {WEIGHTS}; check the path")
-        return [folder / WEIGHTS]
-    try:
-        names = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ModelFolderError(f"{folder / INDEX} is not an index of weights") from None
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name:
-            raise ModelFolderError(f"{folder / INDEX} names {name!r}, outside the folder; refused")
-    return [folder / name for name in sorted(names)]
+    return join_files(
+        {file: read_safetensors(file) for file in weight_files(folder)}, folder / INDEX
+    )
 
 
 def digest(folder: Path) -> str:
     """Return the sha256 of a folder's weights, in hexadecimal."""
+    return digest_of_files(weight_files(folder))
+
+
+def digest_of_files(files: Iterable[Path]) -> str:
+    """Return the sha256 of weight files, in hexadecimal."""
     total = hashlib.sha256()
-    for file in weight_files(folder):
+    for file in files:
         with file.open("rb") as opened:
             total.update(hashlib.file_digest(opened, "sha256").digest())
     return total.hexdigest()
@@ -122,14 +88,15 @@ def digest_of(weights: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def check_owners(weights: Mapping[str, Tensor], source: Path) -> None:
-    """Refuse weights that belong to no part.
+def check_owners(weights: Iterable[str], source: Path, *, tiled: bool) -> None:
+    """Refuse weights that belong to no part; the end of a row of tiles does only where pictures are `tiled`.
 
     Raises:
         ModelFolderError: There are some; the message names the first.
     """
     parts = (VISION, PROJECTOR, LANGUAGE)
-    stray = sorted(name for name in weights if name != NEWLINE and not name.startswith(parts))
+    known = {NEWLINE} if tiled else set()
+    stray = sorted(name for name in weights if name not in known and not name.startswith(parts))
     if stray:
         raise ModelFolderError(
             f"the weights in {source} hold {stray[:3]}, which belong to no part; their names must start with "
@@ -139,7 +106,7 @@ def check_owners(weights: Mapping[str, Tensor], source: Path) -> None:
 
 def check_fit(
     module: nn.Module,
-    weights: Mapping[str, Tensor],
+    weights: Mapping[str, Weight],
     part: str,
     source: Path,
     optional: frozenset[str] = frozenset(),
@@ -147,7 +114,7 @@ def check_fit(
     """Compare names and shapes of weights with what a module takes; `optional` ones may be missing.
 
     Raises:
-        ModelFolderError: A weight is missing, not expected, or has another shape.
+        ModelFolderError: A weight is missing, not expected, or has another shape, or no floating numbers.
     """
     wanted = {
         name.removeprefix(_INNER): tuple(each.shape) for name, each in module.state_dict().items()
@@ -164,6 +131,11 @@ def check_fit(
             raise ModelFolderError(
                 f"the weight {name} of the {part} in {source} has shape {shape}; it needs {wanted[name]}"
             )
+        if not weights[name].dtype.is_floating_point:
+            raise ModelFolderError(
+                f"the weight {name} of the {part} in {source} holds {weights[name].dtype}; it needs float32, float16 "
+                "or bfloat16, not quantised"
+            )
 
 
 def tied_names(language: PreTrainedModel) -> frozenset[str]:
@@ -173,13 +145,24 @@ def tied_names(language: PreTrainedModel) -> frozenset[str]:
 
 
 def fill(
-    shell: PreTrainedModel, weights: Mapping[str, Tensor], dtype: torch.dtype
+    shell: PreTrainedModel, weights: Mapping[str, Weight], dtype: torch.dtype
 ) -> PreTrainedModel:
-    """Build the model that `shell` outlines, with checked weights and without initialising any at random."""
-    state = dict(weights)
+    """Build the model that `shell` outlines, with checked weights and without initialising any at random.
+
+    Weights that are stored in `dtype` stay mapped from their file; others are converted one by one.
+    """
+    state = {name: each.read().to(dtype) for name, each in weights.items()}
     if any(name.startswith(_INNER) for name in shell.state_dict()):
         state = {f"{_INNER}{name}": each for name, each in state.items()}
     built: PreTrainedModel = type(shell).from_pretrained(
         None, config=shell.config, state_dict=state, dtype=dtype
     )
     return built.eval()
+
+
+def stored_dtype(weights: Mapping[str, Weight]) -> torch.dtype:
+    """Return the kind of numbers that most of the weights' bytes are."""
+    kinds: Counter[torch.dtype] = Counter()
+    for each in weights.values():
+        kinds[each.dtype] += each.nbytes
+    return kinds.most_common(1)[0][0] if kinds else torch.float32

@@ -2,13 +2,13 @@
 
 from dataclasses import replace
 
-from caldera.recipes.recipe import Mix, Questions, Recipe, Scenes
+from caldera.recipes.scene_recipe import Mix, Questions, SceneRecipe, Scenes
 from caldera.training.stage import FINETUNE, PRETRAIN
 
 
-def demo() -> Recipe:
+def demo() -> SceneRecipe:
     """Train a tiny assistant from the two shipped backbones."""
-    return Recipe(
+    return SceneRecipe(
         name="demo",
         scenes=Scenes(train=5500, held_out=160),
         pretrain_mix=Mix(caption=1.0),

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 from caldera.recipes.demo import demo
-from caldera.recipes.recipe import Mix, Questions, Recipe
+from caldera.recipes.scene_recipe import Mix, Questions, SceneRecipe
 
 
-def demo_smollm2() -> Recipe:
+def demo_smollm2() -> SceneRecipe:
     """Train an assistant from the shipped vision tower and a language model that has read far more than scenes."""
     base = demo()
     return replace(

@@ -2,18 +2,20 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from caldera.annotations.coco import read_coco
 from caldera.batches.picture_sources import Pixels
 from caldera.batches.pictures import ASPECTS, Aspect
 from caldera.conversation import read_conversations
-from caldera.errors import UnknownNameError
+from caldera.errors import UnknownNameError, UsageError
 from caldera.evaluation.ask import ask
 from caldera.evaluation.exact_match import questions_about
 from caldera.inference.generate import Generator
+from caldera.model.adapter import merge_adapter
 from caldera.model.assemble import assemble
-from caldera.model.folder import Assistant, load_assistant
+from caldera.model.folder import Assistant, load_assistant, save_assistant
+from caldera.model.vision import Select
 from caldera.recipes.towers import find_tower
 from caldera.skips import Skips
 from caldera.storage import write_json
@@ -50,6 +52,18 @@ def parse_aspect(name: str) -> Aspect:
     return known[name]
 
 
+def parse_select(name: str) -> Select:
+    """Return the choice among a tower's positions called exactly `name`.
+
+    Raises:
+        UnknownNameError: There is none.
+    """
+    known: dict[str, Select] = {select: select for select in get_args(Select)}
+    if name not in known:
+        raise UnknownNameError("select", name, known)
+    return known[name]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parts:
     """What a new assistant is joined from, by the names a user gives."""
@@ -58,6 +72,8 @@ class Parts:
     language: str
     projector: str
     aspect: Aspect
+    select_layer: int = -2
+    select: Select = "patch"
 
 
 def join_parts(parts: Parts, stage: Stage, work: Path) -> Assistant:
@@ -71,6 +87,8 @@ def join_parts(parts: Parts, stage: Stage, work: Path) -> Assistant:
         find_tower(parts.language, work),
         projector=parts.projector,
         aspect=parts.aspect,
+        select_layer=parts.select_layer,
+        select=parts.select,
         template=stage.template,
         seed=stage.seed,
     )
@@ -106,6 +124,19 @@ def train_on_files(
     )
     _, outcome = job.run()
     return outcome
+
+
+def merge_files(adapter: Path, model: Path, out: Path) -> None:
+    """Fold an adapter folder into the model folder it stands on, and write the merged model folder.
+
+    Raises:
+        UsageError: Something stands at `out` already.
+        ModelFolderError: One of the two cannot be read, or the adapter is for another model.
+        OutputError: The result cannot be written.
+    """
+    if out.exists():
+        raise UsageError(f"{out} is there already; choose another --out")
+    save_assistant(out, merge_adapter(adapter, load_assistant(model)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

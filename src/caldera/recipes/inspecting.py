@@ -37,7 +37,7 @@ def inspect_record(
         CalderaError: File, record, model or template is not there or cannot be used.
     """
     conversation = _find(read_conversations(file, ignore), record, file)
-    assistant = load_assistant(model) if model else _shipped()
+    assistant = load_assistant(model) if model else _shipped(template or "vicuna_v1")
     name = template or assistant.card.template
     encoded = encode(find_template(name).render(conversation), assistant.tokenizer)
     folder = pictures or file.parent
@@ -68,6 +68,7 @@ def _find(conversations: list[Conversation], record: str, file: Path) -> Convers
     )
 
 
-def _shipped() -> Assistant:
-    """Join the shipped backbones; the projector's weights do not matter here."""
-    return assemble(find_backbone("scenes-vit"), find_backbone("scenes-llama"))
+def _shipped(template: str) -> Assistant:
+    """Join the shipped backbones for a template; the projector's weights do not matter here."""
+    towers = find_backbone("scenes-vit"), find_backbone("scenes-llama")
+    return assemble(*towers, template=template)

@@ -21,7 +21,7 @@ from caldera.evaluation.exact_match import (
 from caldera.inference.generate import Generator
 from caldera.model.folder import Assistant
 from caldera.model.weights import digest_of
-from caldera.recipes.recipe import Questions
+from caldera.recipes.scene_recipe import Questions
 from caldera.storage import write_json
 from caldera.training.devices import Means
 from caldera.training.features import tower_features

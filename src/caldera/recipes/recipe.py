@@ -1,102 +1,25 @@
-"""Everything needed to run again what was run once, in the order of the data's way."""
+"""What every recipe says: which parts are joined, and what the two stages do with them.
 
+Where the data come from is said by its two kinds: a `SceneRecipe` draws and writes them, a `PaperRecipe` names what its
+user must bring.
+"""
+
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from caldera.batches.pictures import ASPECTS, Aspect
 from caldera.errors import UsageError, did_you_mean
-from caldera.instructions.teacher import KINDS, Kind
 from caldera.model.projector import PROJECTORS
+from caldera.storage import as_json, write_json
 from caldera.training.stage import Stage
 
 
-def _refuse(what: str, faults: Iterable[str]) -> None:
+def refuse(what: str, faults: Iterable[str]) -> None:
     """Raise UsageError naming all faults, if there are any."""
     if told := "; ".join(faults):
         raise UsageError(f"{what}: {told}")
-
-
-def _too_few(counts: dict[str, int], least: int) -> list[str]:
-    """Say which counts are below the least that makes sense."""
-    return [
-        f"{name} is {count}; it must be at least {least}"
-        for name, count in counts.items()
-        if count < least
-    ]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scenes:
-    """How many scenes are drawn."""
-
-    train: int
-    held_out: int
-    """Scenes that are only asked about; in every second one stands a pair that no training scene has together."""
-
-    seed: int = 11
-    """The backbones' scenes have other seeds."""
-
-    def __post_init__(self) -> None:
-        """Check every setting.
-
-        Raises:
-            UsageError: There is nothing to learn from or to ask about.
-        """
-        _refuse("scenes", _too_few({"train": self.train, "held_out": self.held_out}, 1))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Mix:
-    """Dialogues of each kind for a picture; 0.3 means for three pictures in ten."""
-
-    caption: float = 0.0
-    conversation: float = 0.0
-    detail: float = 0.0
-    reasoning: float = 0.0
-    vqa: float = 0.0
-    context: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Check every share.
-
-        Raises:
-            UsageError: One is no share, or all are 0.
-        """
-        shares = {kind: getattr(self, kind) for kind in KINDS}
-        faults = [
-            f"{kind} is {share}; it must lie in [0, 1]"
-            for kind, share in shares.items()
-            if not 0 <= share <= 1
-        ]
-        if not any(shares.values()):
-            faults.append("every kind is 0; give one of them a share")
-        _refuse("mix", faults)
-
-    @property
-    def shares(self) -> dict[Kind, float]:
-        """The kinds that are written, with their shares."""
-        shares: dict[Kind, float] = {kind: getattr(self, kind) for kind in KINDS}
-        return {kind: share for kind, share in shares.items() if share > 0}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Questions:
-    """What the trained assistant is asked about each held-out scene."""
-
-    per_picture: int = 8
-    context_per_picture: int = 2
-    captioned: int = 100
-    """Held-out scenes that it captions."""
-
-    def __post_init__(self) -> None:
-        """Check every setting.
-
-        Raises:
-            UsageError: Nothing would be asked, or less than nothing.
-        """
-        counts = {"per_picture": self.per_picture, "captioned": self.captioned}
-        several = {"context_per_picture": self.context_per_picture}
-        _refuse("questions", [*_too_few(counts, 1), *_too_few(several, 0)])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,22 +27,24 @@ class Recipe:
     """One run, whole."""
 
     name: str
-    scenes: Scenes
-    pretrain_mix: Mix
-    finetune_mix: Mix
     vision: str
-    """A shipped backbone, or a folder in transformers' format."""
+    """A shipped backbone or a folder in transformers' format; in a paper's recipe, what the hub calls the tower that
+    its user fetches."""
 
     language: str
-    """A shipped backbone, or a folder in transformers' format."""
+    """The same of the language model."""
 
     projector: str = "mlp2x_gelu"
+    select_layer: int = -2
+    """Hidden state of the vision tower that is projected."""
+
     aspect: Aspect = "square"
+    """How a picture that is not square is shown, until a stage says otherwise."""
+
     pretrain: Stage
     finetune: Stage
-    questions: Questions
     seed: int = 0
-    """Of the wording of data and questions, and of the projector."""
+    """Of the projector, and of the wording of data and questions where they are written here."""
 
     def __post_init__(self) -> None:
         """Check the names; the groups of settings check themselves.
@@ -136,4 +61,25 @@ class Recipe:
             for what, (name, known) in names.items()
             if name not in known
         ]
-        _refuse(f"recipe {self.name!r}", faults)
+        refuse(f"recipe {self.name!r}", faults)
+
+    @property
+    def stages(self) -> tuple[Stage, Stage]:
+        """Both, in order."""
+        return self.pretrain, self.finetune
+
+
+def claim(out: Path, recipe: Recipe) -> None:
+    """Note a recipe in its run's folder.
+
+    Raises:
+        UsageError: Another one's run is there.
+    """
+    file = out / "recipe.json"
+    said = as_json(asdict(recipe))
+    if not file.is_file():
+        write_json(file, said)
+    elif json.loads(file.read_text()) != said:
+        raise UsageError(
+            f"{out} holds a run with other settings; choose another --out, or remove it to start anew"
+        )

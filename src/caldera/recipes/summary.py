@@ -14,7 +14,7 @@ from caldera.evaluation.benchmark import Item, Score
 from caldera.evaluation.report import Asked, Column, Curve, Exhibit, Report, write_report
 from caldera.instructions.questions import SHORT_ANSWER
 from caldera.recipes.measure import Measured
-from caldera.recipes.recipe import Recipe
+from caldera.recipes.scene_recipe import SceneRecipe
 from caldera.storage import write_json
 from caldera.training.record import read_metrics
 
@@ -28,7 +28,9 @@ _STAGES = {
 }
 
 
-def write_results(out: Path, recipe: Recipe, measured: Measured, seconds: dict[str, float]) -> None:
+def write_results(
+    out: Path, recipe: SceneRecipe, measured: Measured, seconds: dict[str, float]
+) -> None:
     """Write both files of a run.
 
     Raises:
@@ -69,7 +71,9 @@ def machine() -> dict[str, str]:
     }
 
 
-def _report(out: Path, recipe: Recipe, measured: Measured, seconds: dict[str, float]) -> Report:
+def _report(
+    out: Path, recipe: SceneRecipe, measured: Measured, seconds: dict[str, float]
+) -> Report:
     """Put together what the report shows."""
     columns = (
         Column("assistant", "its answers.", _flat(measured.accuracy)),

@@ -1,4 +1,4 @@
-"""A recipe in, a run folder with data, models, scores and a report out.
+"""A recipe with scenes in, a run folder with data, models, scores and a report out.
 
 ```
 OUT/
@@ -21,55 +21,38 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 from caldera.annotations.annotated_image import AnnotationSet
 from caldera.annotations.coco import read_coco
 from caldera.conversation import read_conversations, write_conversations
-from caldera.errors import UsageError
 from caldera.instructions.scripted import ScriptedTeacher
 from caldera.instructions.writing import assignments, write_instructions
 from caldera.model.assemble import assemble
 from caldera.model.folder import Assistant, save_assistant
 from caldera.recipes.measure import Measured, Measuring
-from caldera.recipes.recipe import Mix, Recipe
+from caldera.recipes.recipe import claim
+from caldera.recipes.scene_recipe import Mix, SceneRecipe
 from caldera.recipes.summary import write_results
 from caldera.recipes.towers import find_tower
 from caldera.scenes.folder import write_scenes
 from caldera.scenes.kinds import Split
 from caldera.skips import Skips
-from caldera.storage import as_json, holding, write_json
+from caldera.storage import holding, write_json
 from caldera.training.devices import Means
 from caldera.training.run import DataSet, StageJob
 from caldera.training.stage import Stage
 
 
-def run_recipe(recipe: Recipe, out: Path, means: Means) -> Measured:
+def run_recipe(recipe: SceneRecipe, out: Path, means: Means) -> Measured:
     """Carry a recipe out in a folder, or go on with it there.
 
     Raises:
         CalderaError: The folder is in use or holds another recipe's run, or a step failed.
     """
     with holding(out):
-        _claim(out, recipe)
+        claim(out, recipe)
         return Way(recipe, out, means).run()
-
-
-def _claim(out: Path, recipe: Recipe) -> None:
-    """Note the recipe in its folder.
-
-    Raises:
-        UsageError: Another one's run is there.
-    """
-    file = out / "recipe.json"
-    said = as_json(asdict(recipe))
-    if not file.is_file():
-        write_json(file, said)
-    elif json.loads(file.read_text()) != said:
-        raise UsageError(
-            f"{out} holds a run with other settings; choose another --out, or remove it to start anew"
-        )
 
 
 class Clock:
@@ -95,7 +78,7 @@ class Clock:
 class Way:
     """Carries out one recipe in one folder."""
 
-    def __init__(self, recipe: Recipe, out: Path, means: Means) -> None:
+    def __init__(self, recipe: SceneRecipe, out: Path, means: Means) -> None:
         self._recipe = recipe
         self._out = out
         self._means = means
@@ -151,6 +134,7 @@ class Way:
             find_tower(recipe.language, work),
             projector=recipe.projector,
             aspect=recipe.aspect,
+            select_layer=recipe.select_layer,
             seed=recipe.seed,
         )
 

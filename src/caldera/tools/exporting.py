@@ -13,9 +13,11 @@ from caldera.evaluation.parity_caldera import Caldera
 from caldera.evaluation.parity_llama_cpp import LlamaCpp, needs_llama_cpp
 from caldera.evaluation.parity_transformers import Transformers
 from caldera.model.folder import Assistant, load_assistant
-from caldera.model.gguf_export import chat_template, gguf_files, write_gguf_files
+from caldera.model.gguf_export import gguf_files, template_of, write_gguf_files
 from caldera.model.gguf_vision import ClassToken
 from caldera.model.gguf_writing import Kind
+from caldera.model.original import write_original
+from caldera.model.weights import read_weights
 from caldera.progress import Progress
 from caldera.tools.parity_pictures import drawn_pictures, given_pictures
 
@@ -60,7 +62,29 @@ class Comparison:
     """What is compared on; drawn scenes if there are none."""
 
 
-def _export_gguf(export: Export, progress: Progress) -> Parity:
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What came of an export."""
+
+    parity: Parity | None
+    """How it compares with the model; None where there is nothing here to run it with."""
+
+    notes: tuple[str, ...] = ()
+    """What the user should know."""
+
+
+def _export_original(export: Export, progress: Progress) -> Exported:
+    """Write the layout of LLaVA's own code; the weights are the folder's, bit for bit.
+
+    Raises:
+        CalderaError: LLaVA's own code has no class for the model, or it could not be written.
+    """
+    with progress.job("writing", len(read_weights(export.folder))) as tick:
+        notes = write_original(export.folder, export.out, lambda file: tick(shown=file))
+    return Exported(None, notes)
+
+
+def _export_gguf(export: Export, progress: Progress) -> Exported:
     """Write GGUF files and compare them.
 
     Raises:
@@ -78,14 +102,17 @@ def _export_gguf(export: Export, progress: Progress) -> Parity:
     against = Comparison(
         folder=export.folder, against="gguf", gguf=export.out, pictures=export.pictures
     )
-    return run_parity(against, progress)
+    return Exported(run_parity(against, progress))
 
 
-EXPORTS: dict[str, Callable[[Export, Progress], Parity | None]] = {"gguf": _export_gguf}
-"""Formats by name: a function that writes one and compares it, None where there is nothing that could differ."""
+EXPORTS: dict[str, Callable[[Export, Progress], Exported]] = {
+    "gguf": _export_gguf,
+    "original": _export_original,
+}
+"""Formats by name: a function that writes one, and compares it where there is something to run it with."""
 
 
-def run_export(name: str, export: Export, progress: Progress) -> Parity | None:
+def run_export(name: str, export: Export, progress: Progress) -> Exported:
     """Write a model in the format called `name`, and compare what was written with the model.
 
     Raises:
@@ -112,7 +139,7 @@ def _llama_cpp(comparison: Comparison, assistant: Assistant) -> Other:
         raise UsageError("say where the GGUF files are: --gguf FOLDER")
     return LlamaCpp(
         gguf_files(comparison.gguf),
-        chat_template(assistant.card),
+        template_of(assistant),
         assistant.model.image_token_id,
         mend=comparison.mend,
     )

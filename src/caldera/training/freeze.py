@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from caldera.errors import UsageError
+from caldera.model.low_rank import factors_of
 from caldera.training.stage import Part
 
 
@@ -21,6 +22,8 @@ class PartReport:
 def train_only(model: nn.Module, parts: Sequence[Part]) -> list[PartReport]:
     """Freeze every child module of `model` that is not in `parts`, and report every child.
 
+    Of a part that has low-rank factors only these move, whatever stands beside them.
+
     Raises:
         UsageError: A part is not a child of the model.
     """
@@ -28,7 +31,10 @@ def train_only(model: nn.Module, parts: Sequence[Part]) -> list[PartReport]:
     if missing := set(parts) - children.keys():
         raise UsageError(f"no part is called {sorted(missing)}; the model has {sorted(children)}")
     for name, child in children.items():
-        child.requires_grad_(name in parts)
+        factors = factors_of(child)
+        child.requires_grad_(name in parts and not factors)
+        for factor in factors:
+            factor.requires_grad_(name in parts)
     return [
         PartReport(
             name,

@@ -25,8 +25,7 @@ def build_optimiser(model: nn.Module, stage: Stage) -> torch.optim.AdamW:
 def _groups(model: nn.Module, stage: Stage) -> Iterator[tuple[float, float, list[nn.Parameter]]]:
     """Yield (peak rate, decay, parameters)."""
     for part, child in model.named_children():
-        special = stage.projector_learning_rate if part == "projector" else None
-        rate = stage.learning_rate if special is None else special
+        rate = stage.rate_of(part)
         moving = [each for each in child.parameters() if each.requires_grad]
         yield rate, stage.weight_decay, [each for each in moving if each.ndim > 1]
         yield rate, 0.0, [each for each in moving if each.ndim <= 1]

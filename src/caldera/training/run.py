@@ -7,7 +7,8 @@ OUT/
   tensorboard/      the same for TensorBoard
   checkpoints/      the newest two, for --resume
   bad.jsonl         records that were left out, if that was allowed
-  model/            the result
+  adapter/          with low-rank factors: these in peft's format, and what else trained
+  model/            the result, factors folded in
 ```
 """
 
@@ -25,10 +26,12 @@ from caldera.batches.samples import Sample, SampleMaker
 from caldera.batches.templates import find_template
 from caldera.conversation import Conversation
 from caldera.errors import InputError, RecordError, UsageError
-from caldera.model.assemble import show_as
+from caldera.model.adapter import base_digest, save_adapter
+from caldera.model.assemble import add_tokens, show_as
 from caldera.model.card import Card, read_card
 from caldera.model.folder import Assistant, load_assistant, save_assistant
 from caldera.model.llava import Llava
+from caldera.model.low_rank import add_factors, chosen_layers, fold
 from caldera.model.projector import fit_spread
 from caldera.processor import keep_freed_memory
 from caldera.skips import Skips
@@ -88,6 +91,10 @@ class StageJob:
             CalderaError: The folder is in use, data is bad, training failed, or writing did.
         """
         keep_freed_memory()
+        assistant = self.assistant
+        add_tokens(
+            assistant.tokenizer, assistant.model.language, find_template(self.stage.template)
+        )
         job = self if self.stage.aspect is None else replace(self, assistant=self._shown())
         with holding(self.out):
             return job._run()
@@ -156,7 +163,8 @@ class StageJob:
     ) -> tuple[Assistant, Outcome]:
         """Freeze, look at the pictures, train, and save."""
         assistant, compute = self.assistant, self.means.compute
-        report_parts(train_only(assistant.model, self.stage.trains))
+        base = self._add_factors()
+        report_parts(train_only(assistant.model, self.stage.trains), self.stage)
         source, samples = self._pictures(samples)
         if self.skips.taken:
             self.skips.write(self.out / "bad.jsonl")
@@ -180,8 +188,26 @@ class StageJob:
         )
         outcome = train(run, found)
         trained = replace(assistant, card=self._card(identity, outcome))
+        if self.stage.lora:
+            save_adapter(self.out / "adapter", trained, self.stage.lora, base)
+            fold(trained.model.language)
         save_assistant(self.out / "model", trained)
         return trained, outcome
+
+    def _add_factors(self) -> str:
+        """Put low-rank factors into the language model, if the stage wants them; return what they stand on.
+
+        Raises:
+            UsageError: The model has no such layers.
+        """
+        model, lora = self.assistant.model, self.stage.lora
+        if lora is None:
+            return ""
+        base = base_digest(model, set(self.stage.trains) - {"language"})
+        layers = chosen_layers(model.language, lora.targets)
+        add_factors(model.language, layers, lora, seed=self.stage.seed)
+        log.info("language model: factors of rank %d in %d layers", lora.rank, len(layers))
+        return base
 
     def _pictures(self, samples: list[Sample]) -> tuple[PictureSource, list[Sample]]:
         """Choose where pictures come from, and leave out samples whose pictures cannot be used."""
@@ -220,11 +246,14 @@ class StageJob:
         )
 
 
-def report_parts(parts: Sequence[PartReport]) -> None:
-    """Log which parts learn."""
+def report_parts(parts: Sequence[PartReport], stage: Stage) -> None:
+    """Log which parts learn, how many of their weights, and how fast."""
     for part in parts:
-        state = "learns" if part.trainable else "frozen"
-        log.info("%-10s %12s parameters  %s", part.part, f"{part.parameters:,}", state)
+        state = "frozen"
+        if part.trainable:
+            some = "" if part.trainable == part.parameters else f"{part.trainable:,} of them "
+            state = f"{some}learn at {stage.rate_of(part.part):g}"
+        log.info("%-10s %14s parameters  %s", part.part, f"{part.parameters:,}", state)
 
 
 def split_off(samples: Sequence[Sample], rows: int, seed: int) -> tuple[list[Sample], list[Sample]]:

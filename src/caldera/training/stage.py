@@ -1,5 +1,6 @@
 """What a stage is told: which parts learn, how fast, on how much. LLaVA's two stages are two values of it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from math import inf
 from typing import Literal, get_args
@@ -8,12 +9,15 @@ from caldera.batches.anyres import RELEASED_GRIDS, pinpoints_of
 from caldera.batches.pictures import ASPECTS, Aspect
 from caldera.batches.templates import find_template
 from caldera.errors import UnknownNameError, UsageError
+from caldera.model.low_rank import Lora
 
 Part = Literal["vision", "projector", "language"]
 
 PARTS: tuple[Part, ...] = get_args(Part)
 
-_OVER_ZERO = ("learning_rate", "projector_learning_rate", "max_grad_norm")
+_OVER_ZERO = (
+    "learning_rate", "projector_learning_rate", "vision_learning_rate", "max_grad_norm",
+)  # fmt: skip
 
 _AT_LEAST_ONE = (
     "batch_size", "micro_batch_size", "epochs", "max_steps", "max_length", "validate_every", "checkpoint_every",
@@ -38,6 +42,12 @@ class Stage:
 
     projector_learning_rate: float | None = None
     """Peak rate of the projector, where it differs."""
+
+    vision_learning_rate: float | None = None
+    """Peak rate of the vision tower, where it trains at another."""
+
+    lora: Lora | None = None
+    """Train the language model by low-rank factors; None trains its weights themselves."""
 
     batch_size: int
     """Conversations per optimiser step."""
@@ -100,24 +110,38 @@ class Stage:
             UsageError: A setting is out of its range.
         """
         self._check_names()
-        faults = []
+        faults = [*self._faults_of_parts(), *self._faults_of_numbers()]
+        if faults:
+            raise UsageError(f"stage {self.name!r}: {'; '.join(faults)}")
+
+    def _faults_of_parts(self) -> Iterator[str]:
+        """Say what is wrong with what trains."""
         if not self.trains or set(self.trains) - set(PARTS):
-            faults.append(f"trains is {self.trains}; name one or more of {PARTS}")
+            yield f"trains is {self.trains}; name one or more of {PARTS}"
+        if self.lora and "language" not in self.trains:
+            yield f"lora is set, but trains is {self.trains}; add language to it, or set lora=none"
+
+    def _faults_of_numbers(self) -> Iterator[str]:
+        """Say which numbers are out of their range."""
         settings = {field.name: getattr(self, field.name) for field in fields(self)}
         for name in _OVER_ZERO:
             if settings[name] is not None and not 0 < settings[name] < inf:
-                faults.append(f"{name} is {settings[name]}; it must be over 0 and finite")
+                yield f"{name} is {settings[name]}; it must be over 0 and finite"
         for name in _AT_LEAST_ONE:
             if settings[name] is not None and settings[name] < 1:
-                faults.append(f"{name} is {settings[name]}; it must be at least 1")
+                yield f"{name} is {settings[name]}; it must be at least 1"
         if not all(0 <= beta < 1 for beta in self.betas):
-            faults.append(f"betas are {self.betas}; both must lie in [0, 1)")
+            yield f"betas are {self.betas}; both must lie in [0, 1)"
         if not 0 <= self.warmup_fraction < 1:
-            faults.append(f"warmup_fraction is {self.warmup_fraction}; it must lie in [0, 1)")
+            yield f"warmup_fraction is {self.warmup_fraction}; it must lie in [0, 1)"
         if self.validation_rows < 0 or not 0 <= self.weight_decay < inf:
-            faults.append("validation_rows and weight_decay must not be negative")
-        if faults:
-            raise UsageError(f"stage {self.name!r}: {'; '.join(faults)}")
+            yield "validation_rows and weight_decay must not be negative"
+
+    def rate_of(self, part: str) -> float:
+        """Return the peak rate of a part."""
+        special = {"projector": self.projector_learning_rate, "vision": self.vision_learning_rate}
+        rate = special.get(part)
+        return self.learning_rate if rate is None else rate
 
     def _check_names(self) -> None:
         """Check what is looked up in a table.
@@ -150,3 +174,11 @@ FINETUNE = replace(
     batch_size=128,
 )
 """LLaVA-1.5's stage 2, visual instruction tuning (arXiv 2310.03744, table 9)."""
+
+FINETUNE_LORA = replace(
+    FINETUNE,
+    learning_rate=2e-4,
+    projector_learning_rate=2e-5,
+    lora=Lora(),
+)
+"""LLaVA-1.5's stage 2 by low-rank factors (its scripts/v1_5/finetune_lora.sh)."""

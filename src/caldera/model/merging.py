@@ -1,0 +1,164 @@
+"""Weights made of others, one at a time as they are read: a base with low-rank factors, with a delta, grown."""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from caldera.errors import ModelFolderError
+from caldera.model.config import read_json
+from caldera.model.tensor_files import Weight
+
+SETTINGS = "adapter_config.json"
+
+_DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
+
+_PEFT = "base_model.model."
+"""What peft puts before the names of the model it wraps."""
+
+_NOT_MERGED: dict[str, tuple[object, ...]] = {
+    "bias": ("none", None),
+    "fan_in_fan_out": (False, None),
+    "use_dora": (False, None),
+    "rank_pattern": ({}, None),
+    "alpha_pattern": ({}, None),
+    "modules_to_save": (None, []),
+    "layer_replication": (None, []),
+    "trainable_token_indices": (None, []),
+}
+"""peft's settings by which an adapter is more than two factors a layer, and the values by which it is not."""
+
+
+def grown(weight: Weight, rows: int) -> Weight:
+    """Return a table of words with rows added up to `rows`, each the mean of the old ones."""
+
+    def read() -> Tensor:
+        old = weight.read()  # (words, width)
+        mean = old.mean(dim=0, dtype=torch.float32).to(old.dtype)  # (width,)
+        return torch.cat([old, mean.expand(rows - len(old), -1)])  # (rows, width)
+
+    return Weight((rows, *weight.shape[1:]), weight.dtype, read)
+
+
+def cast(weight: Weight, dtype: torch.dtype) -> Weight:
+    """Return a weight in another precision."""
+    return Weight(weight.shape, dtype, lambda: weight.read().to(dtype))
+
+
+def first_rows(weight: Weight, rows: int) -> Weight:
+    """Return a table without the rows from `rows` on."""
+    return Weight((rows, *weight.shape[1:]), weight.dtype, lambda: weight.read()[:rows])
+
+
+def with_delta(
+    base: Mapping[str, Weight], delta: Mapping[str, Weight], source: Path
+) -> dict[str, Weight]:
+    """Add what changed to a base, as LLaVA's first weights were given out.
+
+    A table of words with more rows than the base's is added where both have rows; what the base lacks is taken as it is
+    (spec 3.6).
+
+    Raises:
+        ModelFolderError: A weight is missing, or has another shape.
+    """
+    if missing := sorted(base.keys() - delta.keys()):
+        raise ModelFolderError(f"the delta in {source} lacks {missing[:3]}, which its base has")
+    return {
+        name: _sum(base[name], each, name, source) if name in base else each
+        for name, each in delta.items()
+    }
+
+
+def _sum(base: Weight, change: Weight, name: str, source: Path) -> Weight:
+    """Return a changed weight; it is added in fp32."""
+    table = len(change.shape) == 2 and name.endswith(("embed_tokens.weight", "lm_head.weight"))
+    longer = table and change.shape[0] > base.shape[0] and change.shape[1:] == base.shape[1:]
+    if change.shape != base.shape and not longer:
+        raise ModelFolderError(
+            f"the delta's {name} in {source} has shape {change.shape}, its base's {base.shape}; it is for another base"
+        )
+
+    def read() -> Tensor:
+        sums = change.read().to(torch.float32, copy=True)
+        sums[: base.shape[0]] += base.read()
+        return sums.to(change.dtype)
+
+    return Weight(change.shape, change.dtype, read)
+
+
+def with_factors(
+    base: Mapping[str, Weight],
+    factors: Mapping[str, Weight],
+    folder: Path,
+    rename: Callable[[str], str],
+) -> dict[str, Weight]:
+    """Fold low-rank factors into a base: W + scale * B A, in fp32, in each layer that has them.
+
+    Args:
+        base: By its names on disk.
+        factors: By peft's names.
+        folder: Of the adapter, with its settings.
+        rename: Brings the names of the model that peft wrapped to the base's.
+
+    Raises:
+        ModelFolderError: A factor is missing, has another shape, or is for a layer that the base lacks; or the settings
+            ask for more than factors.
+    """
+    rank, scale = _settings(folder)
+    merged = dict(base)
+    stems = {name.removesuffix(_DOWN).removesuffix(_UP) for name in factors}
+    for stem in sorted(stems):
+        pair = [factors.get(f"{stem}{ending}") for ending in (_DOWN, _UP)]
+        if pair[0] is None or pair[1] is None or not stem.startswith(_PEFT):
+            raise ModelFolderError(f"the adapter in {folder} has no pair of factors for {stem}")
+        name = rename(f"{stem.removeprefix(_PEFT)}.weight")
+        if name not in base:
+            raise ModelFolderError(
+                f"the adapter in {folder} changes {stem.removeprefix(_PEFT)}, which its base does not have"
+            )
+        merged[name] = _folded(base[name], pair[0], pair[1], scale)
+        wanted = ((rank, base[name].shape[-1]), (base[name].shape[0], rank))
+        if (found := (pair[0].shape, pair[1].shape)) != wanted:
+            raise ModelFolderError(
+                f"the adapter in {folder} has factors of shapes {found} for {stem.removeprefix(_PEFT)}; rank {rank} "
+                f"and the base need {wanted}"
+            )
+    return merged
+
+
+def _folded(base: Weight, down: Weight, up: Weight, scale: float) -> Weight:
+    """Return a weight with its factors folded in."""
+
+    def read() -> Tensor:
+        return torch.addmm(
+            base.read().float(), up.read().float(), down.read().float(), alpha=scale
+        ).to(base.dtype)
+
+    return Weight(base.shape, base.dtype, read)
+
+
+def _settings(folder: Path) -> tuple[int, float]:
+    """Read an adapter's rank, and what its product is scaled by.
+
+    Raises:
+        ModelFolderError: They are missing, or the adapter is of a kind that is not merged.
+    """
+    said: dict[str, Any] = read_json(folder / SETTINGS)
+    file = folder / SETTINGS
+    if said.get("peft_type") != "LORA":
+        raise ModelFolderError(
+            f"{file} has peft_type {said.get('peft_type')!r}; only LORA is merged"
+        )
+    for name, plain in _NOT_MERGED.items():
+        if name in said and said[name] not in plain:
+            raise ModelFolderError(f"{file} has {name} {said[name]!r}, which is not merged")
+    rank, alpha = said.get("r"), said.get("lora_alpha")
+    if type(rank) is not int or rank < 1 or type(alpha) not in (int, float):
+        raise ModelFolderError(
+            f"{file} has r {rank!r} and lora_alpha {alpha!r}; they must be numbers"
+        )
+    assert isinstance(alpha, int | float)
+    return rank, alpha / (math.sqrt(rank) if said.get("use_rslora") else rank)

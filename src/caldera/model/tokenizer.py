@@ -1,0 +1,114 @@
+"""A folder's tokenizer in, one with a token for pictures out, and back."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from caldera.errors import ModelFolderError, UsageError
+from caldera.model.config import older_spellings, read_json
+
+IMAGE_TOKEN = "<image>"
+_PAD_TOKEN = "<pad>"
+
+SENTENCES = "tokenizer.model"
+"""A SentencePiece model: the only tokenizer that LLaVA's original folders have, and that LLaVA's own code reads."""
+
+FAST = "tokenizer.json"
+"""A fast tokenizer."""
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Load a folder's tokenizer.
+
+    Raises:
+        ModelFolderError: It is missing, broken, or not a fast one.
+        UsageError: The package that reads its kind of file is not installed.
+    """
+    read_json(folder / "tokenizer_config.json", needed=False)  # refuses what would run code
+    if _needs_sentences(folder) and find_spec("sentencepiece") is None:
+        raise UsageError(
+            f"{folder / SENTENCES} needs the package sentencepiece; pip install 'caldera[import]'"
+        )
+    try:
+        with older_spellings():  # of the config.json beside it
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, use_fast=True, trust_remote_code=False, local_files_only=True
+            )
+    except Exception as error:  # noqa: BLE001 - tokenizers' Rust code raises Exception itself
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelFolderError(
+            f"{folder} has no tokenizer that transformers can load ({reason})"
+        ) from None
+    if not tokenizer.is_fast:
+        raise ModelFolderError(f"the tokenizer in {folder} is not a fast one (tokenizer.json)")
+    return tokenizer  # type: ignore[return-value] # fast, as checked
+
+
+def _needs_sentences(folder: Path) -> bool:
+    """Tell whether a folder's tokenizer is only there as a SentencePiece model."""
+    return (folder / SENTENCES).is_file() and not (folder / FAST).is_file()
+
+
+def image_token_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Return the id of the token that stands for pictures.
+
+    Raises:
+        ModelFolderError: The tokenizer has no such token.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if IMAGE_TOKEN not in vocabulary:
+        raise ModelFolderError(
+            f"the tokenizer in {tokenizer.name_or_path} has no token {IMAGE_TOKEN!r}, so pictures have no place; "
+            "copy the model folder again"
+        )
+    return vocabulary[IMAGE_TOKEN]
+
+
+def add_picture_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Add a token for pictures, and one for padding where there is none of its own (spec 8.2)."""
+    tokenizer.add_special_tokens(
+        {"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False
+    )
+    if tokenizer.pad_token in (None, tokenizer.unk_token):
+        tokenizer.add_special_tokens({"pad_token": _PAD_TOKEN})
+
+
+def words_before_pictures(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Return how many tokens there are without those that `add_picture_tokens` put behind all others.
+
+    Raises:
+        ModelFolderError: The token for pictures stands among the words.
+    """
+    vocabulary = tokenizer.get_vocab()
+    count = len(vocabulary)
+    for name in (_PAD_TOKEN, IMAGE_TOKEN):
+        if vocabulary.get(name) == count - 1:
+            count -= 1
+    if image_token_id(tokenizer) < count:
+        raise ModelFolderError(
+            f"the token {IMAGE_TOKEN!r} is number {vocabulary[IMAGE_TOKEN]} of {len(vocabulary)}, before others; "
+            "without it those would move"
+        )
+    return count
+
+
+def write_without_pictures(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a tokenizer's files as they were before `add_picture_tokens`; where it padded, `<unk>` pads (spec 1.4)."""
+    count = words_before_pictures(tokenizer)
+    tokenizer.save_pretrained(folder)
+    padded = tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= count
+    backend = json.loads((folder / FAST).read_bytes())
+    backend["added_tokens"] = [each for each in backend["added_tokens"] if each["id"] < count]
+    (folder / FAST).write_text(json.dumps(backend, ensure_ascii=False))
+    config: dict[str, Any] = json.loads((folder / "tokenizer_config.json").read_bytes())
+    extra = [each for each in config.get("extra_special_tokens", []) if each != IMAGE_TOKEN]
+    config["extra_special_tokens"] = extra
+    if padded:
+        config["pad_token"] = tokenizer.unk_token
+    config.pop("added_tokens_decoder", None)
+    config.pop("chat_template", None)
+    config.pop("processor_class", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False))

@@ -1,0 +1,246 @@
+"""What the papers say about each recipe, typed apart from the recipes, so that a slip in one of the two is found.
+
+A test compares every cited value with the recipe's field of that name, and asks that every field below is cited.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+P1 = "arXiv 2304.08485"
+"""Visual Instruction Tuning: LLaVA."""
+
+P2 = "arXiv 2310.03744"
+"""Improved Baselines with Visual Instruction Tuning: LLaVA-1.5."""
+
+BLOG = "llava-vl.github.io, 2024-01-30"
+"""LLaVA-NeXT's announcement; there is no paper with its numbers."""
+
+SCRIPTS = "LLaVA's scripts"
+"""haotian-liu/LLaVA, folder scripts/."""
+
+LATER = "LLaVA-NeXT's later scripts"
+"""LLaVA-VL/LLaVA-NeXT: published after the models of January 2024, so not certainly how those were trained."""
+
+DEFAULT = "transformers' defaults"
+"""What LLaVA's trainer has where its scripts say nothing."""
+
+RECIPE_FIELDS = (
+    "vision", "language", "projector", "select_layer", "pretrain_data.rows", "finetune_data.rows",
+)  # fmt: skip
+"""Fields of a recipe that are cited."""
+
+STAGE_FIELDS = (
+    "trains", "template", "aspect", "learning_rate", "projector_learning_rate", "vision_learning_rate", "lora",
+    "batch_size", "epochs", "max_length", "warmup_fraction", "weight_decay", "betas", "max_grad_norm", "seed",
+)  # fmt: skip
+"""Fields of each stage that are cited, `lora` by its rank, alpha and dropout where there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cited:
+    """One number of a paper."""
+
+    value: object
+    source: str
+    note: str = ""
+    """How sure it is, or how it is to be read."""
+
+    certain: bool = True
+    """False where it could not be verified."""
+
+
+@dataclass(frozen=True, slots=True)
+class Citation:
+    """What is known of one published model."""
+
+    paper: str
+    fields: Mapping[str, Cited]
+    """By the dotted name of the recipe's field."""
+
+    notes: tuple[str, ...] = ()
+    """Where caldera goes another way, and why."""
+
+
+def _from(source: str, **values: object) -> dict[str, Cited]:
+    """Cite several fields from one source."""
+    return {name: Cited(value, source) for name, value in values.items()}
+
+
+def _noted(fields: dict[str, Cited], **notes: str) -> dict[str, Cited]:
+    """Add notes to some fields."""
+    return fields | {name: replace(fields[name], note=note) for name, note in notes.items()}
+
+
+def _unsure(fields: dict[str, Cited], *names: str) -> dict[str, Cited]:
+    """Mark some fields as not verified."""
+    return fields | {name: replace(fields[name], certain=False) for name in names}
+
+
+_ALWAYS = _noted(
+    _from(f"{P1}, appendix C; {P2}, table 9", warmup_fraction=0.03, weight_decay=0.0)
+    | _from(SCRIPTS, max_length=2048)
+    | _from(DEFAULT, betas=(0.9, 0.999), max_grad_norm=1.0, seed=42)
+    | _from(SCRIPTS, projector_learning_rate=None, vision_learning_rate=None, lora=None),
+    max_grad_norm="under DeepSpeed, as LLaVA's scripts run it, probably nothing was clipped",
+)
+
+_V1_PRETRAIN = _noted(
+    _ALWAYS
+    | _from(f"{P1}, section 4.2", trains=("projector",), template="v0")
+    | _from(f"{P1}, section 5", learning_rate=2e-3, batch_size=128, epochs=1)
+    | _from(SCRIPTS, aspect="square"),
+    template="the picture stood before or after the question by chance (equation 2); here before it",
+)
+_V1_FINETUNE = _noted(
+    _ALWAYS
+    | _from(f"{P1}, section 4.2", trains=("projector", "language"), template="v0")
+    | _from(f"{P1}, section 5", learning_rate=2e-5, batch_size=32, epochs=3)
+    | _from(SCRIPTS, aspect="square"),
+    batch_size="the scripts of today have 128",
+)
+_SCIENCE_QA = _V1_FINETUNE | _from(f"{P1}, section 5.2", epochs=12)
+
+_V15_PRETRAIN = (
+    _ALWAYS
+    | _from(f"{P2}, table 9", learning_rate=1e-3, batch_size=256, epochs=1)
+    | _from(SCRIPTS, trains=("projector",), template="plain", aspect="square")
+)
+_V15_FINETUNE = (
+    _ALWAYS
+    | _from(f"{P2}, table 9", learning_rate=2e-5, batch_size=128, epochs=1)
+    | _from(SCRIPTS, trains=("projector", "language"), template="vicuna_v1", aspect="pad")
+)
+_V15_LORA = (
+    _V15_FINETUNE
+    | _from(f"{SCRIPTS}, v1_5/finetune_lora.sh", learning_rate=2e-4, projector_learning_rate=2e-5)
+    | {
+        "lora.rank": Cited(128, f"{SCRIPTS}, v1_5/finetune_lora.sh"),
+        "lora.alpha": Cited(256.0, f"{SCRIPTS}, v1_5/finetune_lora.sh"),
+        "lora.dropout": Cited(0.05, "default of LLaVA's trainer"),
+    }
+)
+del _V15_LORA["lora"]
+
+_NEXT_FINETUNE = _unsure(
+    _noted(
+        _V15_FINETUNE
+        | _from(BLOG, trains=("vision", "projector", "language"), aspect="anyres", epochs=1)
+        | _from(LATER, learning_rate=2e-5, vision_learning_rate=2e-6, batch_size=128)
+        | _from(LATER, max_length=4096, template="vicuna_v1"),
+        learning_rate="of the script for Vicuna 7B; those for larger language models have 1e-5",
+    ),
+    *("learning_rate", "vision_learning_rate", "batch_size", "max_length", "epochs", "template"),
+)
+_NEXT_MISTRAL = _unsure(
+    _NEXT_FINETUNE | _from("the released model's prompt", template="mistral_instruct"), "template"
+)
+
+
+def _cite(
+    recipe: dict[str, Cited], pretrain: Mapping[str, Cited], finetune: Mapping[str, Cited]
+) -> dict[str, Cited]:
+    """Join what is cited of a recipe and of its stages, under the recipe's dotted names."""
+    return (
+        recipe
+        | {f"pretrain.{name}": cited for name, cited in pretrain.items()}
+        | {f"finetune.{name}": cited for name, cited in finetune.items()}
+    )
+
+
+def _data(source: str, pretrain: int, finetune: int) -> dict[str, Cited]:
+    """Cite the sizes of the two data sets."""
+    return {
+        "pretrain_data.rows": Cited(pretrain, source),
+        "finetune_data.rows": Cited(finetune, source),
+    }
+
+
+def _v1(language: str, finetune_rows: int = 158_000) -> dict[str, Cited]:
+    """Cite the parts and the data of the first paper."""
+    return _noted(
+        _from(f"{P1}, section 4.1", vision="openai/clip-vit-large-patch14", language=language)
+        | _from(f"{P1}, section 4.1", projector="linear")
+        | _from(SCRIPTS, select_layer=-2)
+        | _data(f"{P1}, sections 4.2 and 5", 595_000, finetune_rows),
+        language="Vicuna v0 is published as its difference to LLaMA: add the two first",
+    )
+
+
+def _v15(language: str) -> dict[str, Cited]:
+    """Cite the parts and the data of LLaVA-1.5."""
+    return (
+        _from(f"{P2}, section 3.3", vision="openai/clip-vit-large-patch14-336", language=language)
+        | _from(f"{P2}, section 3.3", projector="mlp2x_gelu")
+        | _from(SCRIPTS, select_layer=-2)
+        | _data(f"{P2}, tables 7 and 9", 558_128, 665_000)
+    )
+
+
+def _next(language: str) -> dict[str, Cited]:
+    """Cite the parts and the data of LLaVA-NeXT."""
+    return _unsure(
+        _v15(language)
+        | _from(BLOG, vision="openai/clip-vit-large-patch14-336", language=language)
+        | _data(BLOG, 558_128, 760_000),
+        "finetune_data.rows",
+    )
+
+
+_ALL_NOTES = (
+    "a tenth of the records at most, 128 of them, are held out to measure the loss on: set validation_rows=0 to learn "
+    "from all",
+    "batches hold records of like length; LLaVA also kept those with and without a picture apart, for speed",
+    "records longer than max_length are refused or, by --max-bad, left out; LLaVA cut them",
+)
+_V1_NOTES = (
+    *_ALL_NOTES,
+    "the original shipped as a difference to LLaMA and knew Vicuna v0; any Vicuna folder of that size may be given",
+)
+_NEXT_NOTES = (
+    *_ALL_NOTES,
+    "its data were never released: counts, batch, rates and template are the best that is public, and not verified",
+)
+
+CITATIONS: dict[str, Citation] = {
+    "llava_7b": Citation(
+        f"LLaVA, {P1}",
+        _cite(_v1("lmsys/vicuna-7b-delta-v0"), _V1_PRETRAIN, _V1_FINETUNE),
+        _V1_NOTES,
+    ),
+    "llava_13b": Citation(
+        f"LLaVA, {P1}",
+        _cite(_v1("lmsys/vicuna-13b-delta-v0"), _V1_PRETRAIN, _V1_FINETUNE),
+        _V1_NOTES,
+    ),
+    "science_qa": Citation(
+        f"LLaVA, {P1}, section 5.2",
+        _cite(_v1("lmsys/vicuna-13b-delta-v0", 12_726), _V1_PRETRAIN, _SCIENCE_QA),
+        _V1_NOTES,
+    ),
+    "llava_15_7b": Citation(
+        f"LLaVA-1.5, {P2}",
+        _cite(_v15("lmsys/vicuna-7b-v1.5"), _V15_PRETRAIN, _V15_FINETUNE),
+        _ALL_NOTES,
+    ),
+    "llava_15_13b": Citation(
+        f"LLaVA-1.5, {P2}",
+        _cite(_v15("lmsys/vicuna-13b-v1.5"), _V15_PRETRAIN, _V15_FINETUNE),
+        _ALL_NOTES,
+    ),
+    "llava_15_7b_lora": Citation(
+        f"LLaVA-1.5, {P2}, and its scripts",
+        _cite(_v15("lmsys/vicuna-7b-v1.5"), _V15_PRETRAIN, _V15_LORA),
+        _ALL_NOTES,
+    ),
+    "llava_next_7b": Citation(
+        f"LLaVA-NeXT, {BLOG}",
+        _cite(_next("lmsys/vicuna-7b-v1.5"), _V15_PRETRAIN, _NEXT_FINETUNE),
+        _NEXT_NOTES,
+    ),
+    "llava_next_mistral_7b": Citation(
+        f"LLaVA-NeXT, {BLOG}",
+        _cite(_next("mistralai/Mistral-7B-Instruct-v0.2"), _V15_PRETRAIN, _NEXT_MISTRAL),
+        _NEXT_NOTES,
+    ),
+}
+"""By the name of the recipe."""

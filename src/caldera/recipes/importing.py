@@ -1,0 +1,141 @@
+"""A model from elsewhere, or two towers, in; a caldera model folder out, whole or not at all.
+
+What a folder is, its content says, never its name. Weights are checked against the config before anything is written,
+and go from file to file one at a time.
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from caldera.errors import ModelFolderError, OutputError, UsageError
+from caldera.model import names
+from caldera.model.folder import (
+    Assistant,
+    check_weights,
+    load_assistant,
+    outline,
+    stands_below,
+    write_assistant,
+)
+from caldera.model.llava import Llava, check_logits
+from caldera.model.merging import cast
+from caldera.model.tensor_files import Weight
+from caldera.model.tokenizer import SENTENCES
+from caldera.model.transformers_files import beyond_transformers
+from caldera.model.weights import LANGUAGE, digest_of_files, stored_dtype, tied_names
+from caldera.progress import Progress
+from caldera.recipes.import_readers import READERS
+from caldera.recipes.import_request import DTYPES, Import, recognise
+from caldera.storage import whole_folder
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What came in."""
+
+    kind: str
+    tensors: int
+    nbytes: int
+    dtype: torch.dtype
+    notes: tuple[str, ...]
+
+
+def import_model(what: Import, out: Path, progress: Progress) -> Imported:
+    """Write a caldera model folder from a model of another layout, or from two towers.
+
+    Args:
+        what: The model.
+        out: Where the folder will stand.
+        progress: Follows the work.
+
+    Raises:
+        UsageError: An option is missing or does not fit what the source is.
+        ModelFolderError: The source is broken, does not fit its config, or means what caldera does not do.
+        OutputError: It could not be written; nothing of it is there.
+    """
+    if out.exists():
+        raise UsageError(f"{out} exists; choose another --out or remove it first")
+    kind = "joined" if what.source is None else recognise(what.source, what.kind)
+    incoming = READERS[kind](what)
+    assistant = outline(
+        incoming.vision, incoming.language, incoming.tokenizer, incoming.processor, incoming.card
+    )
+    origin = what.source or what.language
+    assert origin is not None
+    weights = _checked(assistant.model, incoming.weights, origin)
+    if what.dtype != "auto":
+        weights = {name: cast(each, DTYPES[what.dtype]) for name, each in weights.items()}
+    nbytes = sum(each.nbytes for each in weights.values())
+    _check_room(out, nbytes)
+    parents = _digests(incoming.files, progress)
+    assistant = replace(assistant, card=assistant.card.model_copy(update={"parents": parents}))
+    with whole_folder(out) as fresh, progress.job("write", len(weights)) as tick:
+        write_assistant(fresh, assistant, weights, lambda file: tick(shown=file))
+        for folder in (what.source, what.base, what.language):
+            if folder and (folder / SENTENCES).is_file() and not (fresh / SENTENCES).exists():
+                shutil.copyfile(folder / SENTENCES, fresh / SENTENCES)
+        written = load_assistant(fresh, stored_dtype(weights))
+        if kind == "joined":
+            check_logits(written.model.language)
+    notes = (*incoming.notes, *_said(assistant))
+    return Imported(kind, len(weights), nbytes, stored_dtype(weights), notes)
+
+
+def _checked(model: Llava, weights: Mapping[str, Weight], source: Path) -> dict[str, Weight]:
+    """Return weights under their names on disk, in order, if they fit.
+
+    Raises:
+        ModelFolderError: They do not fit, or a head that is tied to the embeddings differs from them.
+    """
+    below = stands_below(model.vision.tower)
+    found = {names.on_disk(name, below): each for name, each in weights.items()}
+    check_weights(model, found, source)
+    table = model.language.get_input_embeddings().weight
+    name_of = next(name for name, each in model.language.named_parameters() if each is table)
+    for name in (LANGUAGE + each for each in tied_names(model.language)):
+        tied = found.pop(name, None)
+        if tied is not None and not torch.equal(tied.read(), found[LANGUAGE + name_of].read()):
+            raise ModelFolderError(
+                f"the weight {name} in {source} is tied to the embeddings by the config, but differs from them"
+            )
+    return found
+
+
+def _check_room(out: Path, nbytes: int) -> None:
+    """Check that a folder will fit.
+
+    Raises:
+        OutputError: It will not.
+    """
+    place = next(each for each in (out, *out.absolute().parents) if each.exists())
+    free = shutil.disk_usage(place).free
+    if free < nbytes:
+        raise OutputError(
+            f"cannot write {out}: it takes {nbytes / 1e9:.1f} GB, free are {free / 1e9:.1f}; free space or choose "
+            "another place"
+        )
+
+
+def _digests(files: Mapping[str, tuple[Path, ...]], progress: Progress) -> dict[str, str]:
+    """Return the sha256 of what the model was made from."""
+    given = {name: each for name, each in files.items() if each}
+    digests = {}
+    with progress.job("digests", len(given)) as tick:
+        for name, each in given.items():
+            digests[name] = digest_of_files(each)
+            tick(shown=name)
+    return digests
+
+
+def _said(assistant: Assistant) -> tuple[str, ...]:
+    """Say what transformers will make of the folder, where that is not the same."""
+    strange = beyond_transformers(assistant.model)
+    if strange is None:
+        return ()
+    return (
+        f"transformers cannot express {strange}: the folder is caldera's alone, and transformers refuses it",
+    )

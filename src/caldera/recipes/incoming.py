@@ -1,0 +1,381 @@
+"""A folder of somebody's model in, what caldera needs of it out: configs, weights by name, and what to say of them."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from pydantic import ValidationError
+from transformers import (
+    AutoModelForCausalLM,
+    LlavaConfig,
+    LlavaNextConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+)
+
+from caldera.batches.pictures import Aspect, PictureProcessor
+from caldera.errors import ModelFolderError, UsageError
+from caldera.model import names
+from caldera.model.card import Card
+from caldera.model.config import (
+    WRONG_SETTINGS,
+    older_spellings,
+    part_config,
+    read_config,
+    reason_of,
+)
+from caldera.model.folder import outline
+from caldera.model.merging import grown
+from caldera.model.original_settings import (
+    OriginalSettings,
+    known_tower,
+    pairs,
+    read_original,
+    same_tower,
+)
+from caldera.model.preparation import load_processor
+from caldera.model.tensor_files import Weight
+from caldera.model.tokenizer import add_picture_tokens, load_tokenizer
+from caldera.model.transformers_files import pinpoints_from_disk
+from caldera.model.weight_sources import Source, read_folder
+from caldera.model.weights import LANGUAGE, PROJECTOR, VISION
+
+_TWO_TOWERS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
+"""Folders that hold a picture and a text tower, and the kind of the picture tower in them."""
+
+_MULTIPLE = 64
+"""A table of words that grows does so to a multiple of this (spec 8.2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A model on its way in; nothing of its numbers has been read."""
+
+    vision: PretrainedConfig
+    language: PretrainedConfig
+    tokenizer: PreTrainedTokenizerFast
+    processor: PictureProcessor
+    card: Card
+    weights: Mapping[str, Weight]
+    """By llava-hf's names."""
+
+    files: Mapping[str, tuple[Path, ...]]
+    """Weight files by what they are, for their digests."""
+
+    notes: tuple[str, ...] = ()
+    """What the user should know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tower:
+    """A vision tower on its way in."""
+
+    config: PretrainedConfig
+    processor: PictureProcessor
+    weights: Mapping[str, Weight]
+    files: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def make_card(
+    source: Path,
+    *,
+    projector: str,
+    template: str,
+    aspect: str,
+    select_layer: int = -2,
+    select: str = "patch",
+    pinpoints: tuple[tuple[int, int], ...] = (),
+) -> Card:
+    """Return the card of a model that comes in.
+
+    Args:
+        source: What messages call it.
+        projector: Its kind.
+        template: How conversations are written.
+        aspect: How pictures are shown.
+        select_layer: Hidden state of the vision tower that is projected.
+        select: Which of its positions are.
+        pinpoints: (width, height) of the grids of tiles, for `anyres`.
+
+    Raises:
+        ModelFolderError: It means what caldera cannot do.
+    """
+    if aspect not in get_args(Aspect):
+        known = ", ".join(get_args(Aspect))
+        raise ModelFolderError(f"{source} shows pictures as {aspect!r}; known: {known}")
+    settings: dict[str, Any] = {"pinpoints": pinpoints} if aspect == "anyres" else {}
+    try:
+        return Card(
+            projector=projector,
+            template=template,
+            aspect=aspect,  # type: ignore[arg-type] # checked above, as the next two are by pydantic
+            select_layer=select_layer,
+            select=select,  # type: ignore[arg-type]
+            **settings,
+        )
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        raise ModelFolderError(f"{source}: {fault['loc'][0]}: {fault['msg'].lower()}") from None
+
+
+def shown_as(processor: PictureProcessor, card: Card) -> PictureProcessor:
+    """Return a vision tower's processor as a model's card wants it."""
+    return processor.shown(card.aspect, card.pinpoints)
+
+
+def vision_part(folder: Path) -> PretrainedConfig:
+    """Read the config of a folder's vision tower.
+
+    Raises:
+        ModelFolderError: There is none, or it cannot be used.
+    """
+    config = read_config(folder)
+    kind = config.get("model_type")
+    if kind in _TWO_TOWERS:
+        inner = config.get("vision_config")
+        config = {"model_type": _TWO_TOWERS[kind], **(inner if isinstance(inner, dict) else {})}
+    return part_config({"vision_config": config}, "vision_config", folder / "config.json")
+
+
+def read_tower(folder: Path) -> Tower:
+    """Read a vision tower's folder in transformers' format.
+
+    Raises:
+        ModelFolderError: It is missing or broken.
+    """
+    config, source = vision_part(folder), read_folder(folder)
+    weights = names.from_vision_folder(names.renamed(source.weights, str, folder))
+    return Tower(config, load_processor(folder), weights, source.files)
+
+
+def read_llava_hf(folder: Path, template: str, aspect: str | None) -> Incoming:
+    """Read a llava-hf folder, LLaVA's or LLaVA-NeXT's, with classic names or those of transformers 5.
+
+    Raises:
+        ModelFolderError: It is broken, or of a kind that caldera does not express.
+    """
+    file = folder / "config.json"
+    said = read_config(folder)
+    config = _llava_hf_config(said, file)
+    tiled = said["model_type"] == "llava_next"
+    tokenizer = load_tokenizer(folder)
+    tokenizer.chat_template = None  # a program in the folder; caldera writes its own
+    source = read_folder(folder)
+    card = make_card(
+        folder,
+        projector="mlp2x_gelu",
+        template=template,
+        aspect="anyres" if tiled else aspect or load_processor(folder).aspect,
+        select_layer=config.vision_feature_layer,
+        pinpoints=pinpoints_from_disk(pairs(config.image_grid_pinpoints, file)) if tiled else (),
+    )
+    processor = load_processor(folder, card)
+    found = outline(config.vision_config, config.text_config, tokenizer, processor, card).model
+    if found.image_token_id != config.image_token_index:
+        raise ModelFolderError(
+            f"{file} puts pictures at token {config.image_token_index}, its tokenizer at {found.image_token_id}"
+        )
+    strategy, leading = config.vision_feature_select_strategy, found.vision.leading
+    if strategy == "default" and not leading:
+        raise ModelFolderError(
+            f"{file} has vision_feature_select_strategy 'default', which drops the first patch of a tower without a "
+            "class token; not supported"
+        )
+    keeps_all = strategy == "full" and leading
+    card = card.model_copy(update={"select": "cls_patch" if keeps_all else "patch"})
+    notes: tuple[str, ...] = ()
+    if card.aspect == "square" and aspect is None:
+        notes = (
+            "its processor crops pictures to a square; LLaVA-1.5 was trained on padded ones, which --aspect pad makes",
+        )
+    weights = names.renamed(source.weights, names.from_llava_hf, folder)
+    parts = (config.vision_config, config.text_config, tokenizer, processor, card)
+    return Incoming(*parts, weights, {"source": source.files}, notes)
+
+
+def _llava_hf_config(said: dict[str, Any], file: Path) -> Any:  # noqa: ANN401 - its parts' types are unions
+    """Parse a llava-hf config, with transformers' own defaults.
+
+    Raises:
+        ModelFolderError: It is broken, or means what caldera does not do.
+    """
+    allowed: dict[str, tuple[object, ...]] = {
+        "projector_hidden_act": (None, "gelu"),
+        "multimodal_projector_bias": (None, True),
+        "vision_feature_select_strategy": (None, "default", "full"),
+        "quantization_config": (None,),
+    }
+    for name, values in allowed.items():
+        if said.get(name) not in values:
+            raise ModelFolderError(f"{file} has {name} {said[name]!r}, which is not supported")
+    if type(said.get("vision_feature_layer", -2)) is not int:
+        raise ModelFolderError(
+            f"{file} has vision_feature_layer {said['vision_feature_layer']!r}; only a single layer is supported"
+        )
+    kind = LlavaNextConfig if said["model_type"] == "llava_next" else LlavaConfig
+    plain = {name: value for name, value in said.items() if not name.startswith("_")}
+    for part in ("vision_config", "text_config"):
+        if isinstance(plain.get(part), dict):
+            settings = plain[part].items()
+            plain[part] = {name: value for name, value in settings if not name.startswith("_")}
+    try:
+        with older_spellings():
+            return kind.from_dict(plain)
+    except WRONG_SETTINGS as error:
+        raise ModelFolderError(f"{file}: {reason_of(error)}") from None
+
+
+def read_original_settings(folder: Path) -> OriginalSettings:
+    """Read the config of an original folder.
+
+    Raises:
+        ModelFolderError: It is broken, or means what caldera does not do.
+    """
+    return read_original(read_config(folder), folder / "config.json")
+
+
+def join_original(
+    folder: Path,
+    settings: OriginalSettings,
+    source: Source,
+    tokenizer: PreTrainedTokenizerFast,
+    tower: Tower,
+    card: Card,
+) -> Incoming:
+    """Join what an original folder holds with its vision tower.
+
+    Args:
+        folder: What messages call it.
+        settings: From its config.
+        source: Weights of language model and projector, by llava-hf's names.
+        tokenizer: Without a token for pictures.
+        tower: From `original_tower`.
+        card: Of the model.
+
+    Raises:
+        ModelFolderError: The tokenizer has more words than the model.
+    """
+    own = {name: each for name, each in source.weights.items() if not name.startswith(VISION)}
+    weights, language = grow(own, settings.language, tokenizer, folder)
+    processor = shown_as(tower.processor, card)
+    parts = (tower.config, language, tokenizer, processor, card)
+    files = {"source": source.files, "vision": tower.files}
+    return Incoming(*parts, {**tower.weights, **weights}, files, tower.notes)
+
+
+def original_tower(
+    folder: Path, settings: OriginalSettings, own: Mapping[str, Weight], vision: Path | None
+) -> Tower:
+    """Return the vision tower of an original folder: its own where it was trained, else the one in `vision`.
+
+    LLaVA's own code takes a folder's tower only if its config says that it was trained (spec 9.10).
+
+    Args:
+        folder: What messages call it.
+        settings: From its config.
+        own: Weights of the folder, by llava-hf's names.
+        vision: A folder of the tower that the config names by its hub name.
+
+    Raises:
+        ModelFolderError: `vision` holds another tower.
+        UsageError: It is needed.
+    """
+    inside = {name: each for name, each in own.items() if name.startswith(VISION)}
+    known = known_tower(settings.tower)
+    trained = settings.tower_trained and bool(inside)
+    if vision is None:
+        if trained and known:
+            return Tower(*known, inside)
+        lacks = (
+            "its config does not describe" if trained else "it says were not trained, so they are not"
+            if inside else "it does not hold"
+        )  # fmt: skip
+        raise UsageError(
+            f"{folder} names its vision tower {settings.tower!r}, whose weights {lacks}; give --vision, the folder "
+            "of that tower in transformers' format (config.json, preprocessor_config.json, weights)"
+        )
+    tower = read_tower(vision)
+    differs = same_tower(known[0], tower.config) if known else None
+    if differs:
+        raise ModelFolderError(f"{vision} is not {settings.tower}: it differs in {differs}")
+    if trained:
+        notes = ("the vision tower's weights are the folder's own, which were trained",)
+        return replace(tower, weights=inside, files=(), notes=notes)
+    if inside:
+        notes = (
+            f"the vision tower's weights are those of {vision}; the folder's own are not used, as its config does not "
+            "have unfreeze_mm_vision_tower (LLaVA's own code does the same)",
+        )
+        return replace(tower, notes=notes)
+    return tower
+
+
+def grow(
+    weights: Mapping[str, Weight],
+    language: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerFast,
+    source: Path,
+) -> tuple[dict[str, Weight], PretrainedConfig]:
+    """Give tokenizer and tables of words a token for pictures; new rows are the mean of the old (spec 8.2).
+
+    Raises:
+        ModelFolderError: The tokenizer has more words than the model, or a table is missing.
+    """
+    found = dict(weights)
+    tables = _tables(language)
+    name = LANGUAGE + tables[0]
+    if name not in found:
+        raise ModelFolderError(f"the weights in {source} lack {tables[0]}")
+    rows = found[name].shape[0]
+    if len(tokenizer) > rows:
+        raise ModelFolderError(
+            f"the tokenizer of {source} has {len(tokenizer)} words, its model only {rows} rows; they do not fit"
+        )
+    add_picture_tokens(tokenizer)
+    if len(tokenizer) > rows:
+        wanted = math.ceil(len(tokenizer) / _MULTIPLE) * _MULTIPLE
+        for table in tables:
+            if (table := LANGUAGE + table) in found:
+                if found[table].shape[0] != rows or rows != language.vocab_size:
+                    raise ModelFolderError(
+                        f"the weight {table} in {source} has shape {found[table].shape}; the config needs "
+                        f"{language.vocab_size} rows"
+                    )
+                found[table] = grown(found[table], wanted)
+        language = type(language).from_dict({**language.to_dict(), "vocab_size": wanted})
+    language.pad_token_id = tokenizer.pad_token_id
+    return found, language
+
+
+def _tables(language: PretrainedConfig) -> list[str]:
+    """Name the weights of a language model that have a row for each word."""
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(language)
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelFolderError(
+            f"transformers cannot build the {language.model_type!r} of the config: {reason}"
+        ) from None
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    where = {id(module): name for name, module in model.named_modules()}
+    return [f"{where[id(layer)]}.weight" for layer in layers if layer is not None]
+
+
+def projector_kind(weights: Mapping[str, Weight], source: Path) -> str:
+    """Tell a projector's kind from its weights' names.
+
+    Raises:
+        ModelFolderError: They are of no kind that is known.
+    """
+    found = {name.removeprefix(PROJECTOR) for name in weights}
+    for kind, layers in {"mlp2x_gelu": ("linear_1.", "linear_2."), "linear": ("",)}.items():
+        if found == {f"{layer}{what}" for layer in layers for what in ("weight", "bias")}:
+            return kind
+    raise ModelFolderError(
+        f"the projector in {source} has the weights {sorted(found)[:4]}; unknown"
+    )

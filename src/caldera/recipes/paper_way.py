@@ -1,0 +1,160 @@
+"""A paper's recipe and a user's files in, both stages run one after the other in one folder.
+
+```
+OUT/
+  recipe.json           what is run
+  towers/               language models unpacked from GGUF files, where one is given
+  features/             the frozen tower's features
+  pretrain/  finetune/  run folders of the stages; finetune/model is the assistant
+```
+
+A stage whose result stands there is passed over, one that was broken off goes on, both with `resume`.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from caldera.conversation import read_conversations
+from caldera.errors import UsageError
+from caldera.model.assemble import assemble
+from caldera.model.folder import Assistant, load_assistant
+from caldera.model.low_rank import chosen_layers
+from caldera.recipes.paper_recipe import DataNeeds, PaperRecipe
+from caldera.recipes.recipe import claim
+from caldera.recipes.towers import find_tower
+from caldera.skips import Skips
+from caldera.storage import holding
+from caldera.training.devices import Means
+from caldera.training.loop import Outcome
+from caldera.training.run import DataSet, StageJob
+from caldera.training.stage import Stage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Brought:
+    """What a user brings to a recipe; None is what was not given."""
+
+    vision: str | None = None
+    language: str | None = None
+    pretrain_data: Path | None = None
+    pretrain_pictures: Path | None = None
+    data: Path | None = None
+    pictures: Path | None = None
+    aligned: Path | None = None
+    """Model folder of a stage 1 that was run before, which then is not run again."""
+
+    ignore: frozenset[str] = frozenset()
+    """Surplus fields of records to pass over."""
+
+
+def run_paper(
+    recipe: PaperRecipe,
+    brought: Brought,
+    out: Path,
+    *,
+    means: Means,
+    max_bad: float,
+    resume: bool,
+) -> dict[str, Outcome | None]:
+    """Run both stages, or the second alone on a stage 1 that is brought.
+
+    Args:
+        recipe: What to run.
+        brought: Towers and data.
+        out: Folder of the run.
+        means: Where it is computed, and who follows it.
+        max_bad: Share of each data set's records that may be left out.
+        resume: Pass over what is finished, and go on where a stage was broken off.
+
+    Returns:
+        What each stage came to, by its name; None where its result stood there.
+
+    Raises:
+        CalderaError: Something is not brought, cannot be read, or training failed.
+    """
+    refuse_what_is_missing(recipe, brought)
+    recipe = replace(
+        recipe, vision=brought.vision or recipe.vision, language=brought.language or recipe.language
+    )
+    outcomes = {}
+    with holding(out):
+        assistant = _start(recipe, brought, out)
+        work = _stages(recipe, brought)  # read before hours are spent on the first
+        for stage, _ in work:
+            if stage.lora:
+                chosen_layers(assistant.model.language, stage.lora.targets)
+        claim(out, recipe)
+        for stage, data in work:
+            job = StageJob(
+                stage=stage,
+                assistant=assistant,
+                data=data,
+                out=out / stage.name,
+                features=out / "features",
+                means=means,
+                skips=Skips(max_bad),
+                resume=resume,
+            )
+            assistant, outcomes[stage.name] = job.run()
+    return outcomes
+
+
+def _start(recipe: PaperRecipe, brought: Brought, out: Path) -> Assistant:
+    """Load the stage 1 that was brought, or join the two towers with a fresh projector."""
+    if brought.aligned:
+        return load_assistant(brought.aligned)
+    return assemble(
+        find_tower(recipe.vision, out / "towers"),
+        find_tower(recipe.language, out / "towers"),
+        projector=recipe.projector,
+        aspect=recipe.aspect,
+        select_layer=recipe.select_layer,
+        template=recipe.pretrain.template,
+        seed=recipe.seed,
+    )
+
+
+def _stages(recipe: PaperRecipe, brought: Brought) -> list[tuple[Stage, DataSet]]:
+    """Return the stages that are run, each with its data.
+
+    Raises:
+        InputError: A data file cannot be read.
+    """
+
+    def read(file: Path | None, pictures: Path | None) -> DataSet:
+        assert file is not None  # as checked
+        conversations = read_conversations(file, brought.ignore)
+        return DataSet(conversations=conversations, pictures=pictures or file.parent)
+
+    last = (recipe.finetune, read(brought.data, brought.pictures))
+    if brought.aligned:
+        return [last]
+    return [(recipe.pretrain, read(brought.pretrain_data, brought.pretrain_pictures)), last]
+
+
+def refuse_what_is_missing(recipe: PaperRecipe, brought: Brought) -> None:
+    """See that everything a recipe needs was brought.
+
+    Raises:
+        UsageError: Something was not; the message says what it is and where people get it.
+    """
+    missing = []
+    if not brought.aligned:
+        for option, given, name in (
+            ("--vision", brought.vision, recipe.vision),
+            ("--language", brought.language, recipe.language),
+        ):
+            if given is None and not Path(name).is_dir():
+                missing.append(f"{option} FOLDER ({name} on the Hugging Face hub)")
+        if brought.pretrain_data is None:
+            missing.append(f"--pretrain-data FILE ({_told(recipe.pretrain_data)})")
+    if brought.data is None:
+        missing.append(f"--data FILE ({_told(recipe.finetune_data)})")
+    if missing:
+        raise UsageError(f"{recipe.name} needs what nothing here downloads: {'; '.join(missing)}")
+
+
+def _told(needs: DataNeeds) -> str:
+    """Describe a data set in a line."""
+    folders = f", with {', '.join(needs.pictures)} below its pictures" if needs.pictures else ""
+    return f"{needs.name}: {needs.file}, {needs.rows:,} records{folders}; {needs.source}"

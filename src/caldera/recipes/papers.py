@@ -1,0 +1,161 @@
+"""LLaVA's models as recipes: the two of the first paper, those of 1.5, of NeXT, and ScienceQA.
+
+`citations.py` holds what the papers say, typed apart from this, and a test compares the two.
+"""
+
+from dataclasses import replace
+
+from caldera.recipes.paper_recipe import DataNeeds, PaperRecipe
+from caldera.training.stage import FINETUNE, FINETUNE_LORA, PRETRAIN
+
+CC3M_595K = DataNeeds(
+    name="CC3M-595K",
+    rows=595_000,
+    file="chat.json",
+    pictures=(),
+    source="liuhaotian/LLaVA-CC3M-Pretrain-595K on the Hugging Face hub, images.zip unpacked",
+)
+LCS_558K = DataNeeds(
+    name="LCS-558K",
+    rows=558_128,
+    file="blip_laion_cc_sbu_558k.json",
+    pictures=(),
+    source="liuhaotian/LLaVA-Pretrain on the Hugging Face hub, images.zip unpacked",
+)
+INSTRUCT_158K = DataNeeds(
+    name="LLaVA-Instruct-158K",
+    rows=158_000,
+    file="llava_instruct_150k.json",
+    pictures=(),
+    source="liuhaotian/LLaVA-Instruct-150K on the Hugging Face hub; pictures: COCO train2017",
+)
+MIX_665K = DataNeeds(
+    name="LLaVA-1.5's mix",
+    rows=665_000,
+    file="llava_v1_5_mix665k.json",
+    pictures=(
+        "coco/train2017",
+        "gqa/images",
+        "ocr_vqa/images",
+        "textvqa/train_images",
+        "vg/VG_100K",
+        "vg/VG_100K_2",
+    ),
+    source="liuhaotian/LLaVA-Instruct-150K on the Hugging Face hub; pictures: COCO, GQA, OCR-VQA (saved as .jpg), "
+    "TextVQA, Visual Genome, each from its own site",
+)
+NEXT_760K = DataNeeds(
+    name="LLaVA-NeXT's mix",
+    rows=760_000,
+    file="llava_next.json",
+    pictures=(),
+    source="never released as it was; lmms-lab/LLaVA-NeXT-Data on the Hugging Face hub is its makers' later release of "
+    "about as many records, to be written in LLaVA's JSON",
+)
+SCIENCE_QA = DataNeeds(
+    name="ScienceQA train",
+    rows=12_726,
+    file="llava_train_QCM-LEA.json",
+    pictures=("train",),
+    source="ScienceQA's problems.json and pid_splits.json, written in LLaVA's JSON as its convert_sqa_to_llava.py does",
+)
+
+
+def llava_7b() -> PaperRecipe:
+    """LLaVA of the first paper with Vicuna 7B: a linear projector, 224 pixels, dialogues about COCO."""
+    return PaperRecipe(
+        name="llava_7b",
+        pretrain_data=CC3M_595K,
+        finetune_data=INSTRUCT_158K,
+        vision="openai/clip-vit-large-patch14",
+        language="lmsys/vicuna-7b-delta-v0",
+        projector="linear",
+        pretrain=replace(
+            PRETRAIN,
+            template="v0",
+            aspect="square",
+            learning_rate=2e-3,
+            batch_size=128,
+            micro_batch_size=16,
+        ),
+        finetune=replace(
+            FINETUNE,
+            template="v0",
+            aspect="square",
+            batch_size=32,
+            micro_batch_size=4,
+            epochs=3,
+        ),
+    )
+
+
+def llava_13b() -> PaperRecipe:
+    """LLaVA of the first paper, the size that its tables report."""
+    return replace(llava_7b(), name="llava_13b", language="lmsys/vicuna-13b-delta-v0")
+
+
+def science_qa() -> PaperRecipe:
+    """LLaVA 13B fine-tuned on ScienceQA alone, which it answers with its reasons first."""
+    base = llava_13b()
+    return replace(
+        base,
+        name="science_qa",
+        finetune_data=SCIENCE_QA,
+        finetune=replace(base.finetune, epochs=12),
+    )
+
+
+def llava_15_7b() -> PaperRecipe:
+    """LLaVA-1.5 with Vicuna 7B: an MLP as projector, 336 pixels, padded pictures, academic data sets in the mix."""
+    return PaperRecipe(
+        name="llava_15_7b",
+        pretrain_data=LCS_558K,
+        finetune_data=MIX_665K,
+        vision="openai/clip-vit-large-patch14-336",
+        language="lmsys/vicuna-7b-v1.5",
+        pretrain=replace(PRETRAIN, aspect="square", micro_batch_size=32),
+        finetune=replace(FINETUNE, aspect="pad", micro_batch_size=16),
+    )
+
+
+def llava_15_13b() -> PaperRecipe:
+    """LLaVA-1.5 with Vicuna 13B."""
+    return replace(llava_15_7b(), name="llava_15_13b", language="lmsys/vicuna-13b-v1.5")
+
+
+def llava_15_7b_lora() -> PaperRecipe:
+    """LLaVA-1.5 with Vicuna 7B trained by low-rank factors in stage 2."""
+    return replace(
+        llava_15_7b(),
+        name="llava_15_7b_lora",
+        finetune=replace(FINETUNE_LORA, aspect="pad", micro_batch_size=16),
+    )
+
+
+def llava_next_7b() -> PaperRecipe:
+    """LLaVA-NeXT with Vicuna 7B: pictures in tiles, and a vision tower that learns too."""
+    base = llava_15_7b()
+    return replace(
+        base,
+        name="llava_next_7b",
+        finetune_data=NEXT_760K,
+        finetune=replace(
+            FINETUNE,
+            trains=("vision", "projector", "language"),
+            vision_learning_rate=2e-6,
+            aspect="anyres",
+            micro_batch_size=4,
+            max_length=4096,
+        ),
+    )
+
+
+def llava_next_mistral_7b() -> PaperRecipe:
+    """LLaVA-NeXT with Mistral 7B."""
+    base = llava_next_7b()
+    return replace(
+        base,
+        name="llava_next_mistral_7b",
+        language="mistralai/Mistral-7B-Instruct-v0.2",
+        finetune=replace(base.finetune, template="mistral_instruct"),
+    )

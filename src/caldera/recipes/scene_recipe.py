@@ -1,0 +1,99 @@
+"""A recipe that makes its own data: how many scenes, which dialogues about them, which questions at the end."""
+
+from dataclasses import dataclass
+
+from caldera.instructions.teacher import KINDS, Kind
+from caldera.recipes.recipe import Recipe, refuse
+
+
+def _too_few(counts: dict[str, int], least: int) -> list[str]:
+    """Say which counts are below the least that makes sense."""
+    return [
+        f"{name} is {count}; it must be at least {least}"
+        for name, count in counts.items()
+        if count < least
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scenes:
+    """How many scenes are drawn."""
+
+    train: int
+    held_out: int
+    """Scenes that are only asked about; in every second one stands a pair that no training scene has together."""
+
+    seed: int = 11
+    """The backbones' scenes have other seeds."""
+
+    def __post_init__(self) -> None:
+        """Check every setting.
+
+        Raises:
+            UsageError: There is nothing to learn from or to ask about.
+        """
+        refuse("scenes", _too_few({"train": self.train, "held_out": self.held_out}, 1))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mix:
+    """Dialogues of each kind for a picture; 0.3 means for three pictures in ten."""
+
+    caption: float = 0.0
+    conversation: float = 0.0
+    detail: float = 0.0
+    reasoning: float = 0.0
+    vqa: float = 0.0
+    context: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check every share.
+
+        Raises:
+            UsageError: One is no share, or all are 0.
+        """
+        shares = {kind: getattr(self, kind) for kind in KINDS}
+        faults = [
+            f"{kind} is {share}; it must lie in [0, 1]"
+            for kind, share in shares.items()
+            if not 0 <= share <= 1
+        ]
+        if not any(shares.values()):
+            faults.append("every kind is 0; give one of them a share")
+        refuse("mix", faults)
+
+    @property
+    def shares(self) -> dict[Kind, float]:
+        """The kinds that are written, with their shares."""
+        shares: dict[Kind, float] = {kind: getattr(self, kind) for kind in KINDS}
+        return {kind: share for kind, share in shares.items() if share > 0}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Questions:
+    """What the trained assistant is asked about each held-out scene."""
+
+    per_picture: int = 8
+    context_per_picture: int = 2
+    captioned: int = 100
+    """Held-out scenes that it captions."""
+
+    def __post_init__(self) -> None:
+        """Check every setting.
+
+        Raises:
+            UsageError: Nothing would be asked, or less than nothing.
+        """
+        counts = {"per_picture": self.per_picture, "captioned": self.captioned}
+        several = {"context_per_picture": self.context_per_picture}
+        refuse("questions", [*_too_few(counts, 1), *_too_few(several, 0)])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SceneRecipe(Recipe):
+    """A recipe whose data are drawn, written and asked about here."""
+
+    scenes: Scenes
+    pretrain_mix: Mix
+    finetune_mix: Mix
+    questions: Questions

@@ -1,0 +1,246 @@
+"""An adapter folder: peft loads it, it merges onto its own base to the very model, and onto no other."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration
+
+from caldera.batches.templates import find_template
+from caldera.errors import ModelFolderError
+from caldera.model.adapter import base_digest, merge_adapter, save_adapter
+from caldera.model.assemble import add_tokens, assemble, show_as
+from caldera.model.folder import Assistant, load_assistant, save_assistant
+from caldera.model.low_rank import (
+    Lora,
+    add_factors,
+    chosen_layers,
+    factors_of,
+    fold,
+    layers_with_factors,
+)
+from caldera.training.freeze import train_only
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"  # peft asks transformers by its old name
+)
+
+LORA = Lora(rank=3, alpha=7.0, dropout=0.0, targets=("q_proj", "down_proj"))
+
+
+def adapted(assistant: Assistant, folder: Path, whole: tuple[str, ...] = ("projector",)) -> None:
+    """Give an assistant factors, move them and the whole parts as a training does, and write the adapter."""
+    model = assistant.model
+    base = base_digest(model, whole)
+    add_factors(model.language, chosen_layers(model.language, LORA.targets), LORA, seed=5)
+    train_only(model, [*whole, "language"])  # type: ignore[list-item] # parts
+    torch.manual_seed(6)
+    with torch.no_grad():
+        for each in model.parameters():
+            if each.requires_grad:
+                each.add_(0.3 * torch.randn_like(each))
+    card = assistant.card.model_copy(update={"stage": "finetune"})
+    save_adapter(folder, replace(assistant, card=card), LORA, base)
+
+
+@pytest.mark.parametrize("whole", [("projector",), ("vision", "projector"), ()])
+def test_merged_is_what_was_trained_bit_for_bit(
+    assistant: Assistant, tmp_path: Path, whole: tuple[str, ...]
+) -> None:
+    """Base and adapter from disk give the weights that folding in memory gave, and the card of the training."""
+    save_assistant(tmp_path / "base", assistant)
+    adapted(assistant, tmp_path / "adapter", whole)
+    fold(assistant.model.language)
+
+    merged = merge_adapter(tmp_path / "adapter", load_assistant(tmp_path / "base"))
+
+    assert merged.card.stage == "finetune"
+    for name, weight in assistant.model.state_dict().items():
+        assert torch.equal(merged.model.state_dict()[name], weight), name
+
+
+def test_a_base_gets_the_marks_that_the_training_gave_it(
+    assistant: Assistant, tmp_path: Path
+) -> None:
+    """A run whose template needs tokens that the base lacks adds them before it starts; so does merging."""
+    save_assistant(tmp_path / "base", assistant)
+    add_tokens(assistant.tokenizer, assistant.model.language, find_template("mpt"))
+    card = assistant.card.model_copy(update={"template": "mpt"})
+    adapted(replace(assistant, card=card), tmp_path / "adapter")
+    fold(assistant.model.language)
+
+    merged = merge_adapter(tmp_path / "adapter", load_assistant(tmp_path / "base"))
+
+    assert len(merged.tokenizer) == len(assistant.tokenizer)
+    for name, weight in assistant.model.state_dict().items():
+        assert torch.equal(merged.model.state_dict()[name], weight), name
+
+
+@pytest.mark.parametrize("whole", [("projector",), ("vision", "projector")])
+def test_peft_loads_it_onto_transformers_model(
+    assistant: Assistant, tmp_path: Path, whole: tuple[str, ...]
+) -> None:
+    """With peft's own loader, factors and projector land where they belong: the logits of the merged model."""
+    save_assistant(tmp_path / "base", assistant)
+    adapted(assistant, tmp_path / "adapter", whole)
+    fold(assistant.model.language)
+    save_assistant(tmp_path / "merged", assistant)
+    torch.manual_seed(7)
+    ids = torch.tensor([[1, 5, *[assistant.model.image_token_id] * 9, 8, 4]])
+    shown = {"input_ids": ids, "pixel_values": torch.randn(1, 3, 6, 6)}
+
+    def said(model: torch.nn.Module) -> torch.Tensor:
+        with torch.no_grad():
+            return model.eval()(**shown).logits
+
+    base = LlavaForConditionalGeneration.from_pretrained(tmp_path / "base")
+    merged = said(LlavaForConditionalGeneration.from_pretrained(tmp_path / "merged"))
+    assert not torch.allclose(said(base), merged, atol=0.1)
+    torch.testing.assert_close(
+        said(PeftModel.from_pretrained(base, tmp_path / "adapter")), merged, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_the_end_of_a_row_of_tiles_comes_along(
+    vision_folder: Path, language_folder: Path, assistant: Assistant, tmp_path: Path
+) -> None:
+    """A base that knows no tiles is shown pictures as the training was; the newline lands in peft's model, too."""
+    tiled = show_as(assistant, "anyres", ((12, 6), (6, 12)), seed=9)
+    adapted(tiled, tmp_path / "adapter")
+    fold(tiled.model.language)
+    base = assemble(vision_folder, language_folder, seed=3)
+    assert base.model.projector.newline is None
+
+    merged = merge_adapter(tmp_path / "adapter", base)
+
+    assert merged.processor == tiled.processor
+    for name, weight in tiled.model.state_dict().items():
+        assert torch.equal(merged.model.state_dict()[name], weight), name
+    save_assistant(
+        tmp_path / "base",
+        show_as(assemble(vision_folder, language_folder), "anyres", tiled.card.pinpoints, seed=1),
+    )
+    other = LlavaNextForConditionalGeneration.from_pretrained(tmp_path / "base")
+    peft_model = PeftModel.from_pretrained(other, tmp_path / "adapter")
+    newline = dict(peft_model.named_parameters())["base_model.model.model.image_newline"]
+    assert tiled.model.projector.newline is not None
+    assert torch.equal(newline, tiled.model.projector.newline)
+
+
+def test_gradients_are_pefts_own(
+    vision_folder: Path, language_folder: Path, assistant: Assistant
+) -> None:
+    """Equal factors in equal models get equal gradients, here and in peft."""
+    ours = assistant.model.language
+    theirs = assemble(vision_folder, language_folder, seed=3).model.language
+    add_factors(ours, chosen_layers(ours, LORA.targets), LORA, seed=5)
+    layers = layers_with_factors(ours)
+    config = LoraConfig(
+        r=LORA.rank, lora_alpha=7, lora_dropout=0.0, target_modules=list(LORA.targets)
+    )
+    wrapped = get_peft_model(theirs, config)
+    given = {
+        name.removeprefix("base_model.model.").replace(".default", ""): each
+        for name, each in wrapped.named_parameters()
+        if "lora_" in name
+    }
+    assert len(given) == 2 * len(layers) == 8
+    torch.manual_seed(6)
+    ids = torch.tensor([[1, 5, 9, 2, 7]])
+    with torch.no_grad():
+        for name, layer in layers.items():
+            layer.up.weight.normal_()
+            given[f"{name}.lora_A.weight"].copy_(layer.down.weight)
+            given[f"{name}.lora_B.weight"].copy_(layer.up.weight)
+    for model in (ours, wrapped):
+        model(input_ids=ids, labels=ids).loss.backward()
+
+    for name, layer in layers.items():
+        for factor, peft_name in ((layer.down, "lora_A"), (layer.up, "lora_B")):
+            wanted = given[f"{name}.{peft_name}.weight"].grad
+            assert wanted is not None
+            assert bool(wanted.any())
+            torch.testing.assert_close(factor.weight.grad, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_another_base_is_refused_with_both_digests(assistant: Assistant, tmp_path: Path) -> None:
+    """One weight of the base changed: nothing is merged, and both fingerprints are told."""
+    save_assistant(tmp_path / "base", assistant)
+    adapted(assistant, tmp_path / "adapter")
+    other = load_assistant(tmp_path / "base")
+    wanted = base_digest(other.model, ["projector"])
+    with torch.no_grad():
+        other.model.word_table[0, 0] += 1e-3
+    found = base_digest(other.model, ["projector"])
+    with pytest.raises(ModelFolderError, match=f"sha256 {wanted}, these have {found}; give the"):
+        merge_adapter(tmp_path / "adapter", other)
+    assert not factors_of(other.model)
+
+
+def test_what_the_adapter_brings_itself_may_differ(
+    vision_folder: Path, language_folder: Path, assistant: Assistant, tmp_path: Path
+) -> None:
+    """The projector comes with the adapter, so a base with another one is the same base."""
+    adapted(assistant, tmp_path / "adapter")
+    fold(assistant.model.language)
+    fresh = assemble(vision_folder, language_folder, seed=4)
+    merged = merge_adapter(tmp_path / "adapter", fresh)
+    for name, weight in assistant.model.state_dict().items():
+        assert torch.equal(merged.model.state_dict()[name], weight), name
+
+
+def _config(**changes: object) -> Callable[[Path], object]:
+    """Return a way to spoil an adapter's settings."""
+
+    def spoil(folder: Path) -> None:
+        file = folder / "adapter_config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+    return spoil
+
+
+def _weights(change: Callable[[dict[str, torch.Tensor], str], object]) -> Callable[[Path], object]:
+    """Return a way to spoil an adapter's weights, by their dict and its first name."""
+
+    def spoil(folder: Path) -> None:
+        file = folder / "adapter_model.safetensors"
+        weights = load_file(file)
+        change(weights, min(weights))
+        save_file(weights, file)
+
+    return spoil
+
+
+def _cut(folder: Path) -> None:
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-40])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "caldera_adapter.json").unlink(), "has no caldera_adapter.json"),
+        (lambda folder: (folder / "adapter_config.json").write_text("{"), "what an adapter must"),
+        (_config(r=10**12), r"it needs \(1000000000000, "),
+        (_config(r=0), "rank is 0; it must be at least 1"),
+        (_config(target_modules=["model.vision_tower.q_proj"]), "the base does not have"),
+        (_weights(lambda weights, name: weights.pop(name)), "missing .'base_model"),
+        (_weights(lambda weights, name: weights.update(odd=torch.ones(1))), "unexpected .'odd'"),
+        (_weights(lambda weights, name: weights.update({name: torch.ones(2, 5)})), "has shape"),
+        (_cut, "broken or cut"),
+    ],
+)
+def test_a_broken_adapter_is_refused_in_a_line(
+    assistant: Assistant, tmp_path: Path, spoil: Callable[[Path], object], message: str
+) -> None:
+    """A file missing, cut or at odds with another one is named, before anything is merged."""
+    save_assistant(tmp_path / "base", assistant)
+    adapted(assistant, tmp_path / "adapter")
+    spoil(tmp_path / "adapter")
+    with pytest.raises(ModelFolderError, match=message):
+        merge_adapter(tmp_path / "adapter", load_assistant(tmp_path / "base"))

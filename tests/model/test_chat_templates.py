@@ -1,0 +1,116 @@
+"""What transformers' `apply_chat_template` and tokenizer give is what caldera gives, for every template."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jinja2.exceptions import TemplateError
+from transformers import LlavaProcessor
+
+from caldera.batches.labels import SLOT, encode
+from caldera.batches.templates import TEMPLATES, Template, find_template
+from caldera.batches.text_ids import start_ids
+from caldera.conversation import IMAGE_MARK, Conversation, Picture, Turn
+from caldera.model.chat_templates import chat_template
+from caldera.model.folder import Assistant, save_assistant
+from tests.real_tokenizers import TOKENIZERS, make_tokenizer
+
+ONE, OTHER = Picture("a"), Picture("b")
+
+QUESTIONS: dict[str, tuple[str | Picture, ...]] = {
+    "picture, words": (ONE, "what?"),
+    "words, picture": ("what? ", ONE),
+    "picture within": ("look: ", ONE, " what's that?"),
+    "words": (" what? ",),
+    "picture": (ONE,),
+    "picture, line end": (ONE, "\n"),
+    "two with names": ("Picture A: ", ONE, "\n", "Picture B: ", OTHER, "\n", "which?"),
+    "two behind": ("which? ", ONE, OTHER),
+}
+
+
+def messages(conversation: Conversation) -> list[dict[str, Any]]:
+    """Return a conversation as transformers takes it: parts where there are pictures, a string where there are none."""
+    return [
+        {
+            "role": turn.speaker,
+            "content": [
+                {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+                for part in turn.parts
+            ]
+            if turn.pictures
+            else turn.text,
+        }
+        for turn in conversation.turns
+    ]
+
+
+def conversation_for(template: Template, parts: tuple[str | Picture, ...]) -> Conversation:
+    """Return what a template takes: three turns, the last one open, or a caption."""
+    turns = (Turn("user", parts), Turn("assistant", ("a cat",)), Turn("user", ("where?",)))
+    return Conversation("c", turns[:2] if template.captions else turns)
+
+
+def is_the_same_in_a_string(template: Template, kind: str) -> bool:
+    """Tell whether a string can say what the template says.
+
+    The ids of LLaVA's legacy variants come out of a string only with a legacy tokenizer; Unigram may take the last
+    letter before an answer together with its first; GPT-2's pattern takes the second line end before an answer with it.
+    """
+    if template.alone:
+        return kind == "llama legacy"
+    return kind != "unigram" and (template.name, kind) != ("llama_3", "neox")
+
+
+COMPARED = [
+    (name, kind)
+    for name in TEMPLATES
+    for kind in TOKENIZERS
+    if is_the_same_in_a_string(find_template(name), kind)
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), COMPARED)
+def test_transformers_gives_the_same_ids(name: str, kind: str) -> None:
+    """Wherever pictures stand in a turn, with every kind of tokenizer."""
+    template, tokenizer = find_template(name), make_tokenizer(kind)
+    jinja = chat_template(template, starts=bool(start_ids(tokenizer)))
+    slot = tokenizer.convert_tokens_to_ids(IMAGE_MARK)
+    for parts in QUESTIONS.values():
+        if template.captions and ONE not in parts:
+            continue
+        said = conversation_for(template, parts)
+        text = tokenizer.apply_chat_template(messages(said), chat_template=jinja, tokenize=False)
+        ours = encode(template.render(said), tokenizer)
+        assert [slot if token == SLOT else token for token in ours.ids] == tokenizer(text).input_ids
+
+
+def test_most_pairs_were_compared() -> None:
+    """What a string cannot say is the exception."""
+    assert {name for name, _ in COMPARED} == {*TEMPLATES}
+    assert {kind for _, kind in COMPARED} == {*TOKENIZERS} - {"unigram"}
+    assert len(COMPARED) > 110
+
+
+@pytest.mark.parametrize("name", ["vicuna_v1", "plain", "gemma"])
+def test_a_model_folder_brings_its_own(tmp_path: Path, assistant: Assistant, name: str) -> None:
+    """The processor in the folder renders as the card's template does."""
+    card = assistant.card.model_copy(update={"template": name})
+    save_assistant(
+        tmp_path / "m", Assistant(assistant.model, assistant.tokenizer, assistant.processor, card)
+    )
+    said: Any = messages(conversation_for(find_template(name), (ONE, "what?")))
+    jinja = chat_template(find_template(name), starts=True)
+    processor = LlavaProcessor.from_pretrained(tmp_path / "m")
+    expected = assistant.tokenizer.apply_chat_template(said, chat_template=jinja, tokenize=False)
+    assert processor.apply_chat_template(said) == expected
+    assert IMAGE_MARK in str(expected)
+
+
+def test_a_system_turn_is_refused() -> None:
+    """A template says its own; another's is not taken for an answer."""
+    jinja = chat_template(find_template("qwen"), starts=False)
+    with pytest.raises(TemplateError, match="turns of user and assistant only"):
+        make_tokenizer("qwen").apply_chat_template(
+            [{"role": "system", "content": "obey"}], chat_template=jinja, tokenize=False
+        )

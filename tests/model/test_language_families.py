@@ -1,0 +1,115 @@
+"""Language models of every family go the whole way: joined, trained for a step, asked, saved, loaded here and there."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    GemmaConfig,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from caldera.batches.collate import collate
+from caldera.batches.picture_sources import Pixels
+from caldera.batches.pictures import ASPECTS, Aspect
+from caldera.batches.samples import SampleMaker
+from caldera.batches.templates import find_template
+from caldera.conversation import Conversation, Picture, Turn
+from caldera.inference.generate import Generator
+from caldera.inference.sampling import Sampling
+from caldera.model.assemble import assemble
+from caldera.model.folder import load_assistant, save_assistant
+from caldera.training.devices import Compute
+from caldera.training.step import training_step
+
+WIDTHS: dict[str, Any] = {
+    "hidden_size": 12,
+    "intermediate_size": 22,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 2048,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+FAMILIES: dict[str, PretrainedConfig] = {
+    "llama": LlamaConfig(**WIDTHS),
+    "smollm": LlamaConfig(**WIDTHS, tie_word_embeddings=True),
+    "mistral": MistralConfig(**WIDTHS),
+    "qwen2": Qwen2Config(**WIDTHS, tie_word_embeddings=True),
+    "qwen3": Qwen3Config(**WIDTHS, head_dim=8),
+    "gemma": GemmaConfig(**WIDTHS, head_dim=8),
+    "phi3": Phi3Config(**WIDTHS),
+}
+TOLD = Conversation(
+    "c",
+    (
+        Turn("user", (Picture("1.png"), Picture("4.png"), "what do you see?")),
+        Turn("assistant", ("a cat",)),
+    ),
+)
+
+
+@pytest.mark.parametrize("aspect", ASPECTS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_language_model_of_any_family_goes_the_whole_way(
+    tmp_path: Path,
+    vision_folder: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    photos: Path,
+    family: str,
+    aspect: Aspect,
+) -> None:
+    """A step lowers the loss; what is saved loads here with the same answer, and in transformers whole."""
+    shape = FAMILIES[family]
+    shape.update({"vocab_size": len(tokenizer)})
+    torch.manual_seed(6)
+    AutoModelForCausalLM.from_config(shape).save_pretrained(tmp_path / "language")
+    tokenizer.save_pretrained(tmp_path / "language")
+    made = assemble(vision_folder, tmp_path / "language", aspect=aspect, seed=3)
+    maker = SampleMaker(
+        tokenizer=made.tokenizer,
+        template=find_template("vicuna_v1"),
+        image_token_id=made.model.image_token_id,
+        layout=made.processor.layout,
+        count_tokens=made.model.count_tokens,
+        max_length=500,
+    )
+    row = maker.make(TOLD, photos)
+    batch = collate([row], Pixels(made.processor)(row.pictures), padding_id=0)
+    optimiser = torch.optim.SGD(made.model.parameters(), 0.1)
+
+    losses = [
+        training_step(
+            made.model,
+            [batch],
+            optimiser,
+            max_grad_norm=1.0,
+            compute=Compute(torch.device("cpu"), torch.float32),
+            names=["c"],
+        ).loss
+        for _ in range(3)
+    ]
+
+    assert losses[2] < losses[0]
+    save_assistant(tmp_path / "m", made)
+    answers = []
+    for assistant in (made, load_assistant(tmp_path / "m")):
+        generator = Generator(assistant, Pixels(assistant.processor))
+        prompt = generator.prompt(Conversation("q", TOLD.turns[:1]), photos)
+        answers.append(generator.answer([prompt], Sampling(max_new_tokens=5)))
+    assert answers[0] == answers[1]
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(
+        tmp_path / "m", output_loading_info=True
+    )
+    assert loaded[1]["missing_keys"] == loaded[1]["unexpected_keys"] == set()

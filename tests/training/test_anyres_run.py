@@ -1,0 +1,127 @@
+"""A stage may show pictures in tiles, which LLaVA's own trainer never could: kept features, resuming, the folder."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlavaNextForConditionalGeneration
+
+from caldera.conversation import Conversation, Picture, Turn
+from caldera.errors import UsageError
+from caldera.model.assemble import assemble, show_as
+from caldera.model.folder import Assistant, load_assistant
+from caldera.progress import Silent
+from caldera.skips import Skips
+from caldera.training.devices import Compute, Means
+from caldera.training.run import DataSet, StageJob
+from caldera.training.stage import FINETUNE, Stage
+
+STAGE = replace(
+    FINETUNE,
+    aspect="anyres",
+    grids=("1x2", "2x1", "3x1"),
+    learning_rate=3e-3,
+    batch_size=3,
+    epochs=2,
+    validation_rows=2,
+    checkpoint_every=4,
+    max_length=256,
+)
+
+
+def dialogues() -> list[Conversation]:
+    """Return 21 dialogues about no, one or two pictures of different proportions."""
+    told = []
+    for number in range(21):
+        shown = tuple(Picture(f"{(number + 3 * at) % 7}.png") for at in range(number % 3))
+        turns = (Turn("user", (*shown, "what?")), Turn("assistant", ("a dog on the left",)))
+        told.append(Conversation(f"r{number}", turns))
+    return told
+
+
+def run(
+    assistant: Assistant, photos: Path, out: Path, stage: Stage = STAGE
+) -> tuple[Assistant, list[float | None]]:
+    """Run a stage; return its assistant and the validation losses before and after."""
+    job = StageJob(
+        stage=stage,
+        assistant=assistant,
+        data=DataSet(conversations=dialogues(), pictures=photos),
+        out=out,
+        features=out.parent / "features",
+        means=Means(Compute(torch.device("cpu"), torch.float32), Silent()),
+        skips=Skips(),
+    )
+    trained, outcome = job.run()
+    assert outcome is not None
+    return trained, [outcome.first_validation_loss, outcome.last_validation_loss]
+
+
+def test_a_stage_turns_to_tiles_and_writes_a_folder_of_llava_next(
+    vision_folder: Path, language_folder: Path, photos: Path, tmp_path: Path
+) -> None:
+    """From pictures padded to squares on: it learns, the end of a row of tiles moves, transformers loads the result."""
+    start = assemble(vision_folder, language_folder, aspect="pad", seed=3)
+    fresh = show_as(
+        assemble(vision_folder, language_folder, seed=3), "anyres", seed=STAGE.seed
+    ).model.projector.newline
+    assert fresh is not None
+
+    trained, (before, after) = run(start, photos, tmp_path / "run")
+
+    assert before is not None
+    assert after is not None
+    assert after < before - 0.3
+    loaded = load_assistant(tmp_path / "run" / "model")
+    assert loaded.card == trained.card
+    assert loaded.card.pinpoints == ((6, 12), (12, 6), (18, 6))
+    assert loaded.processor == trained.processor
+    newline = loaded.model.projector.newline
+    assert newline is not None
+    assert not torch.equal(newline, fresh)
+    theirs: Any = LlavaNextForConditionalGeneration.from_pretrained(tmp_path / "run" / "model")
+    assert torch.equal(theirs.model.image_newline, newline)
+    assert theirs.config.image_grid_pinpoints == [[12, 6], [6, 12], [6, 18]]
+
+
+def test_kept_features_of_tiles_are_those_of_the_pixels(
+    vision_folder: Path, language_folder: Path, photos: Path, tmp_path: Path
+) -> None:
+    """Whether the frozen tower looks once or at every step, the losses agree to what bf16 keeps."""
+    losses = [
+        run(
+            assemble(vision_folder, language_folder, seed=3),
+            photos,
+            tmp_path / str(keep) / "run",
+            replace(STAGE, keep_features=keep, max_steps=3),
+        )[1]
+        for keep in (True, False)
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=2e-2)
+    assert losses[0][0] != losses[0][1]
+
+
+def test_tiles_go_away_again(vision_folder: Path, language_folder: Path) -> None:
+    """An assistant that is shown squares again has no end of a row, and no pinpoints."""
+    tiled = assemble(vision_folder, language_folder, aspect="anyres", seed=3)
+    assert len(tiled.card.pinpoints) == 5
+    plain = show_as(tiled, "pad")
+    assert plain.card.pinpoints == plain.processor.pinpoints == ()
+    assert plain.model.projector.newline is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"select": "cls_patch"}, "lays patches only"),
+        ({"pinpoints": ((6, 10),)}, r"\(6, 10\) does not cut into tiles of 6 x 6"),
+    ],
+)
+def test_what_cannot_be_tiled_is_refused(
+    vision_folder: Path, language_folder: Path, settings: dict[str, Any], message: str
+) -> None:
+    """A class token among the features has no place in a raster of tiles; nor has part of a tile."""
+    with pytest.raises(UsageError, match=message):
+        assemble(vision_folder, language_folder, aspect="anyres", **settings)

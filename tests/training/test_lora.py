@@ -1,0 +1,235 @@
+"""A stage by low-rank factors: what moves, what is left on disk, and that it goes on where it was."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from caldera.batches.collate import collate
+from caldera.batches.picture_sources import Pixels
+from caldera.batches.samples import Sample, SampleMaker
+from caldera.batches.templates import find_template
+from caldera.conversation import Conversation, Picture, Turn
+from caldera.errors import UsageError
+from caldera.model.adapter import merge_adapter
+from caldera.model.assemble import assemble
+from caldera.model.folder import Assistant, load_assistant, save_assistant
+from caldera.model.low_rank import Lora, add_factors, factors_of, linear_layers
+from caldera.progress import Progress, Silent
+from caldera.settings import with_settings
+from caldera.skips import Skips
+from caldera.training.checkpoint import newest_checkpoint
+from caldera.training.devices import Compute, Means
+from caldera.training.freeze import train_only
+from caldera.training.optimiser import build_optimiser
+from caldera.training.record import read_metrics
+from caldera.training.run import DataSet, StageJob
+from caldera.training.stage import FINETUNE, FINETUNE_LORA, Stage
+from caldera.training.step import mean_loss, training_step
+
+FP32 = Compute(torch.device("cpu"), torch.float32)
+STAGE = replace(
+    FINETUNE_LORA,
+    learning_rate=1e-2,
+    projector_learning_rate=3e-3,
+    lora=Lora(rank=3, alpha=6.0, dropout=0.2),
+    batch_size=4,
+    validation_rows=4,
+    validate_every=5,
+    checkpoint_every=3,
+    max_length=256,
+)
+
+
+def dialogues(count: int) -> list[Conversation]:
+    """Return dialogues, every second one about a picture."""
+    told = []
+    for number in range(count):
+        shown = (Picture(f"{number % 7}.png"),) if number % 2 else ()
+        turns = (
+            Turn("user", (*shown, "what do you see?")),
+            Turn("assistant", (("yes", "no", "the dog is on the left")[number % 3],)),
+        )
+        told.append(Conversation(f"r{number}", turns))
+    return told
+
+
+def job(assistant: Assistant, photos: Path, out: Path, **changes: object) -> StageJob:
+    """Return a job on forty dialogues."""
+    given = {"stage": STAGE, "means": Means(FP32, Silent()), "resume": False, **changes}
+    return StageJob(
+        assistant=assistant,
+        data=DataSet(conversations=dialogues(40), pictures=photos),
+        out=out,
+        features=out.parent / "features",
+        skips=Skips(),
+        **given,  # type: ignore[arg-type]
+    )
+
+
+def samples_of(assistant: Assistant, photos: Path) -> list[Sample]:
+    """Return five samples."""
+    maker = SampleMaker(
+        tokenizer=assistant.tokenizer,
+        template=find_template("vicuna_v1"),
+        image_token_id=assistant.model.image_token_id,
+        layout=assistant.processor.layout,
+        count_tokens=assistant.model.count_tokens,
+        max_length=256,
+    )
+    return [maker.make(one, photos) for one in dialogues(5)]
+
+
+def weights_of(assistant: Assistant) -> dict[str, Tensor]:
+    """Return a copy of every weight."""
+    return {name: each.clone() for name, each in assistant.model.state_dict().items()}
+
+
+def prepared(assistant: Assistant, stage: Stage = STAGE) -> torch.optim.AdamW:
+    """Put factors into an assistant, freeze the rest, and return the optimiser."""
+    assert stage.lora
+    language = assistant.model.language
+    add_factors(language, linear_layers(language), stage.lora, seed=stage.seed)
+    train_only(assistant.model, stage.trains)
+    return build_optimiser(assistant.model, stage)
+
+
+def test_only_factors_and_projector_move(assistant: Assistant, photos: Path) -> None:
+    """After a step each factor and the projector have moved; all else is bit for bit what it was."""
+    optimiser = prepared(assistant)
+    factors = {id(each) for each in factors_of(assistant.model)}
+    model = assistant.model.train()
+    for _ in range(2):  # the first moves `up` alone, as `down` works through it
+        before = {name: each.detach().clone() for name, each in model.named_parameters()}
+        samples = samples_of(assistant, photos)
+        paths = [path for sample in samples for path in sample.pictures]
+        batch = collate(samples, Pixels(assistant.processor)(paths), padding_id=0)
+        training_step(model, [batch], optimiser, max_grad_norm=1.0, compute=FP32, names=[])
+    moved = {name for name, each in model.named_parameters() if not torch.equal(each, before[name])}
+    wanted = {
+        name
+        for name, each in model.named_parameters()
+        if id(each) in factors or name.startswith("projector.")
+    }
+    assert moved == wanted
+    assert len(wanted) == 2 * 14 + 4
+
+
+def test_the_report_and_the_optimiser_know_the_factors(assistant: Assistant) -> None:
+    """The frozen weights are counted but do not learn; factors learn at the stage's rate, the projector at its own."""
+    stage = replace(STAGE, trains=("vision", *STAGE.trains), vision_learning_rate=5e-4)
+    optimiser = prepared(assistant, stage)
+    model = assistant.model
+    reports = {report.part: report for report in train_only(model, stage.trains)}
+    num_factors = sum(each.numel() for each in factors_of(model))
+    assert reports["language"].trainable == num_factors < reports["language"].parameters
+    sizes: dict[float, int] = {}
+    for group in optimiser.param_groups:
+        count = sum(each.numel() for each in group["params"])
+        sizes[group["peak"]] = sizes.get(group["peak"], 0) + count
+    assert sizes == {
+        1e-2: num_factors,
+        3e-3: reports["projector"].parameters,
+        5e-4: reports["vision"].parameters,
+    }
+
+
+def test_factors_do_not_drop_out_in_validation(assistant: Assistant, photos: Path) -> None:
+    """The held-out loss is the same each time, though in training it is not."""
+    prepared(assistant)
+    model = assistant.model.train()
+    with torch.no_grad():
+        for factor in factors_of(model):
+            factor.add_(0.3)
+    samples = samples_of(assistant, photos)
+    paths = [path for sample in samples for path in sample.pictures]
+    batch = collate(samples, Pixels(assistant.processor)(paths), padding_id=0)
+    assert mean_loss(model, [batch], FP32) == mean_loss(model, [batch], FP32)
+    assert model.loss(batch).mean != model.loss(batch).mean
+
+
+def test_a_run_leaves_an_adapter_and_the_merged_model(
+    assistant: Assistant, photos: Path, tmp_path: Path
+) -> None:
+    """It learns; adapter and base give the model folder bit for bit; embeddings, norms and head are the base's."""
+    save_assistant(tmp_path / "base", assistant)
+    base = weights_of(assistant)
+    layers = {f"language.{layer}.weight" for layer in linear_layers(assistant.model.language)}
+
+    trained, outcome = job(assistant, photos, tmp_path / "run").run()
+
+    assert outcome is not None
+    assert outcome.last_validation_loss is not None
+    assert outcome.first_validation_loss is not None
+    assert outcome.last_validation_loss < outcome.first_validation_loss - 0.2
+    model = load_assistant(tmp_path / "run" / "model")
+    assert model.card.recipe["finetune"]["lora"]["rank"] == 3
+    merged = merge_adapter(tmp_path / "run" / "adapter", load_assistant(tmp_path / "base"))
+    assert merged.card == model.card
+    moved = set()
+    for name, weight in weights_of(model).items():
+        assert torch.equal(trained.model.state_dict()[name], weight), name
+        assert torch.equal(merged.model.state_dict()[name], weight), name
+        if not torch.equal(weight, base[name]):
+            moved.add(name)
+    assert moved == layers | {name for name in base if name.startswith("projector.")}
+
+
+def test_a_broken_off_run_goes_on_bit_for_bit(
+    vision_folder: Path,
+    language_folder: Path,
+    photos: Path,
+    tmp_path: Path,
+    stops_at: Callable[[int], Progress],
+) -> None:
+    """Stopped after a checkpoint and started again: the weights, losses and adapter of an unbroken run."""
+
+    def start() -> Assistant:
+        return assemble(vision_folder, language_folder, seed=3)
+
+    unbroken, _ = job(start(), photos, tmp_path / "a").run()
+    with pytest.raises(KeyboardInterrupt):
+        job(start(), photos, tmp_path / "b", means=Means(FP32, stops_at(5))).run()
+    found = newest_checkpoint(tmp_path / "b" / "checkpoints")
+    assert found is not None
+    assert found.step == 3
+    assert not [name for name in found.tensors if name.endswith("q_proj.weight")]
+
+    resumed, _ = job(start(), photos, tmp_path / "b", resume=True).run()
+
+    for name, weight in unbroken.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], weight), name
+    losses = [
+        [event.get("loss") for event in read_metrics(tmp_path / run / "metrics.jsonl")]
+        for run in ("a", "b")
+    ]
+    assert losses[0] == losses[1]
+    for file in (tmp_path / "a" / "adapter").iterdir():
+        assert (tmp_path / "b" / "adapter" / file.name).read_bytes() == file.read_bytes()
+
+
+def test_other_factors_are_another_run(assistant: Assistant, photos: Path, tmp_path: Path) -> None:
+    """A finished run of another rank is not passed off as this one."""
+    save_assistant(tmp_path / "base", assistant)
+    job(assistant, photos, tmp_path / "run").run()
+    other = replace(STAGE, lora=Lora(rank=4, alpha=6.0, dropout=0.2))
+    start = load_assistant(tmp_path / "base")
+    with pytest.raises(UsageError, match="of other data, settings or weights"):
+        job(start, photos, tmp_path / "run", stage=other, resume=True).run()
+
+
+def test_lora_is_switched_on_and_off_by_settings() -> None:
+    """A setting of the group switches it on, `on` and `none` say so in words, and it needs the language model."""
+    assert with_settings(FINETUNE, ["lora.rank=8"]).lora == Lora(rank=8)
+    assert with_settings(FINETUNE, ["lora=on"]).lora == Lora()
+    assert with_settings(FINETUNE_LORA, ["lora=none"]).lora is None
+    assert with_settings(STAGE, ["lora=on"]).lora == STAGE.lora
+    named = with_settings(FINETUNE, ["lora.targets=q_proj,v_proj"]).lora
+    assert named == Lora(targets=("q_proj", "v_proj"))
+    with pytest.raises(UsageError, match=r"lora is set, but trains is .*; add language to it"):
+        with_settings(FINETUNE_LORA, ["trains=projector,"])
+    with pytest.raises(UsageError, match=r"as lora.NAME, or lora=on, lora=none"):
+        with_settings(FINETUNE, ["lora=8"])
