@@ -3,6 +3,7 @@
 Pictures are decoded by caldera (upright, white under what is transparent), which transformers leaves to its users.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +17,15 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
     GemmaConfig,
     LlamaConfig,
+    LlavaConfig,
+    LlavaNextConfig,
+    LlavaNextImageProcessorPil,
+    LlavaNextProcessor,
+    LlavaProcessor,
     MistralConfig,
     Phi3Config,
     PretrainedConfig,
@@ -37,6 +45,9 @@ from caldera.inference.generate import Generator
 from caldera.inference.sampling import Sampling
 from caldera.model.assemble import assemble
 from caldera.model.folder import Assistant, load_assistant, save_assistant
+from caldera.progress import Silent
+from caldera.recipes.import_request import Import
+from caldera.recipes.importing import import_model
 from caldera.training.freeze import train_only
 from caldera.training.stage import FINETUNE, PRETRAIN, Part
 
@@ -56,6 +67,14 @@ WIDTHS: dict[str, Any] = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+VISION = CLIPVisionConfig(
+    hidden_size=10,
+    intermediate_size=14,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    image_size=6,
+    patch_size=2,
+)
 LANGUAGES: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(**WIDTHS),
     "smollm": LlamaConfig(**WIDTHS, tie_word_embeddings=True, rope_parameters={"rope_theta": 1e5}),
@@ -298,3 +317,53 @@ def test_a_small_picture_is_tiled_as_the_original_does(
     ids, _ = our_logits(made, question)
     assert made.processor.layout(tmp_path / "small.png").rows == 2
     assert Theirs(tmp_path / "m").inputs(question)["input_ids"][0].tolist() == ids
+
+
+def their_folder(folder: Path, tokenizer: PreTrainedTokenizerFast, kind: str) -> Path:
+    """Write a random model as transformers' users have it: LLaVA's, or LLaVA-NeXT's with grids that are no pairs."""
+    tokenizer.add_special_tokens(
+        {"extra_special_tokens": ["<image>"], "pad_token": "<pad>"},
+        replace_extra_special_tokens=False,
+    )
+    tiled = kind == "llava_next"
+    torch.manual_seed(8)
+    grids: dict[str, Any] = {"image_grid_pinpoints": [[6, 12], [12, 12], [18, 6]]}
+    config: Any = (LlavaNextConfig if tiled else LlavaConfig)(
+        vision_config=VISION,
+        text_config=LlamaConfig(**{**WIDTHS, "vocab_size": 384}),
+        image_token_index=tokenizer.get_vocab()["<image>"],
+        **(grids if tiled else {}),
+    )
+    model = AutoModelForImageTextToText.from_config(config)
+    model.save_pretrained(folder)
+    sides: dict[str, Any] = {"size": {"shortest_edge": 6}, "crop_size": {"height": 6, "width": 6}}
+    shared: dict[str, Any] = {
+        "patch_size": 2,
+        "vision_feature_select_strategy": "default",
+        "num_additional_image_tokens": 1,
+    }
+    if tiled:
+        pixels = LlavaNextImageProcessorPil(
+            **sides, image_grid_pinpoints=config.image_grid_pinpoints
+        )
+        LlavaNextProcessor(pixels, tokenizer, **shared).save_pretrained(folder)
+    else:
+        LlavaProcessor(CLIPImageProcessorPil(**sides), tokenizer, **shared).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["llava", "llava_next"])
+def test_a_folder_of_transformers_comes_in(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, odd_pictures: list[Path], kind: str
+) -> None:
+    """Imported, it reads the same prompts about the same pictures, and gives the logits that transformers gives."""
+    folder = their_folder(tmp_path / "theirs", copy.deepcopy(tokenizer), kind)
+    import_model(Import(source=folder, template="vicuna_v1"), tmp_path / "ours", Silent())
+    ours, theirs = load_assistant(tmp_path / "ours"), Theirs(folder)
+    for question in asked(odd_pictures, 20):
+        inputs = theirs.inputs(question)
+        ids, logits = our_logits(ours, question)
+        with torch.no_grad():
+            expected = theirs.model(**inputs).logits[0]
+        assert ids == inputs["input_ids"][0].tolist()
+        torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=0)

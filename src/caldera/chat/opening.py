@@ -9,6 +9,7 @@ from caldera.batches.picture_sources import Pixels
 from caldera.chat.session import Session
 from caldera.inference.generate import Generator
 from caldera.inference.sampling import Sampling
+from caldera.model.card import read_card
 from caldera.model.folder import load_assistant
 from caldera.model.weights import read_weights, stored_dtype
 from caldera.training.devices import Compute
@@ -33,8 +34,10 @@ def as_stored(folder: Path, compute: Compute) -> Compute:
         compute: A device and the precision that is fastest on it.
 
     Raises:
-        ModelFolderError: The folder's weights cannot be listed.
+        ModelFolderError: It is no model folder, or its weights cannot be listed.
     """
-    if folder.is_dir() and stored_dtype(read_weights(folder)) == torch.float32:
-        return replace(compute, dtype=torch.float32)
-    return compute
+    if not folder.is_dir():
+        return compute  # loading says what is wrong
+    read_card(folder)  # so does this of what is no model folder, before its weights are missed
+    stored_so = stored_dtype(read_weights(folder)) == torch.float32
+    return replace(compute, dtype=torch.float32) if stored_so else compute
