@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo demo-smollm2 test test-slow check docs backbones clean
+.PHONY: demo demo-smollm2 test test-slow test-reference check docs backbones clean
 
 demo: .venv/installed
 	$(BIN)/caldera demo
@@ -17,6 +17,9 @@ test: .venv/installed
 
 test-slow: .venv/installed
 	$(BIN)/pytest -m "slow and not gpu"
+
+test-reference: .venv/reference
+	$(BIN)/pytest -m reference
 
 check: .venv/installed
 	$(BIN)/ruff format --check .
@@ -34,6 +37,10 @@ backbones: .venv/installed
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("caldera needs Python 3.11 or newer; try: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt -e '.[demo,dev]'
+	touch $@
+
+.venv/reference: .venv/installed
+	$(BIN)/pip install -q -c constraints.txt -e '.[reference]'
 	touch $@
 
 clean:

@@ -10,7 +10,8 @@ CalderaError                1
 │   ├── PictureError        3   a picture file
 │   └── ModelFolderError    3   a model folder or checkpoint
 ├── OutputError             4   something could not be written
-└── TrainingError           7   training cannot go on
+├── TrainingError           7   training cannot go on
+└── ParityError             8   two implementations of a model differ
 ```
 
 A command that ends well exits with 0, one stopped by Ctrl-C with 130. Codes 5 (a teacher's quota or key) and
@@ -73,6 +74,12 @@ class TrainingError(CalderaError):
     """Training met a state it cannot go on from."""
 
     exit_code = 7
+
+
+class ParityError(CalderaError):
+    """Another implementation, or an exported model, does not give what caldera gives."""
+
+    exit_code = 8
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:

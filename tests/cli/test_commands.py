@@ -408,3 +408,44 @@ def test_inspect_marks_what_is_learned_without_colour_too(
     assert done.returncode == 0, done.stderr
     assert re.findall(r"\[\[ (.*?)</s>\]\]", done.stdout) == answers
     assert done.stdout.count("[[") == len(answers)
+
+
+def test_parity_says_good_or_what_differs(
+    tmp_path: Path, assistant: Assistant, photos: Path, call: Callable[..., Done]
+) -> None:
+    """A table of stages and a verdict on stdout, JSON where it is asked for; a folder that differs ends with code 8."""
+    save_assistant(tmp_path / "m", assistant)
+    options = (
+        "--against",
+        "transformers",
+        "--pictures",
+        photos / "2.png",
+        "--json",
+        tmp_path / "p.json",
+    )
+    good = call("parity", tmp_path / "m", *options)
+    assert good.returncode == 0, good.stderr
+    assert "good: transformers gives what caldera gives, 1 of 1 answers equal" in good.stdout
+    assert json.loads((tmp_path / "p.json").read_text())["good"] is True
+
+    settings = json.loads((tmp_path / "m" / "processor_config.json").read_text())
+    settings["image_processor"]["rescale_factor"] = (
+        0.004  # transformers reads it, caldera knows it is 1 / 255
+    )
+    (tmp_path / "m" / "processor_config.json").write_text(json.dumps(settings))
+    bad = call("parity", tmp_path / "m", *options)
+    assert bad.returncode == 8
+    assert "error: not good: pixels differ by" in bad.stderr
+    assert json.loads((tmp_path / "p.json").read_text())["good"] is False
+
+
+def test_exports_are_asked_for_by_exact_words(tmp_path: Path, call: Callable[..., Done]) -> None:
+    """Each word that is not known is answered with the nearest."""
+    for words, meant in (
+        (("--to", "ggfu"), "gguf"),
+        (("--to", "gguf", "--type", "q8"), "q8_0"),
+        (("--to", "gguf", "--class-token", "lats"), "last"),
+    ):
+        done = call("export", tmp_path / "m", "--out", tmp_path / "o", *words)
+        assert done.returncode == 2
+        assert f"did you mean '{meant}'?" in done.stderr

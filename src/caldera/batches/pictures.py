@@ -31,7 +31,7 @@ MAX_PIXELS = 32_000_000
 MAX_SIDE = 12_000
 """So are longer ones: padded to a square they would take up to gigabytes."""
 
-_LONGEST = 20
+LONGEST = 20
 """Of pictures that are more times as long as wide, only the part that will be seen is enlarged: of all of it, the rest
 would take up to gigabytes."""
 
@@ -250,7 +250,7 @@ class PictureProcessor:
         length = edge * max(width, height) // min(width, height)
         size = (edge, length) if width <= height else (length, edge)
         left, top = ((long - self.side) // 2 for long in size)
-        if length > _LONGEST * edge:
+        if length > LONGEST * edge:
             return self._part_of_resized(picture, size, (left, top))
         return picture.resize(size, resample).crop((left, top, left + self.side, top + self.side))
 

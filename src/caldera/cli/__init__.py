@@ -16,14 +16,14 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from caldera import __version__
-from caldera.cli import data, train, weights
+from caldera.cli import data, export, train, weights
 from caldera.cli.options import Device, Dtype, MaxBad, Set, err, means_from, out
 from caldera.cli.recipes import recipes
 from caldera.errors import CalderaError
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 a fault in caldera itself, 2 wrong usage, 3 bad input, 4 cannot write, "
-    "7 training cannot go on, 130 stopped by Ctrl-C."
+    "7 training cannot go on, 8 an exported model differs, 130 stopped by Ctrl-C."
 )
 
 
@@ -65,6 +65,8 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
+app.command()(export.export)
+app.command()(export.parity)
 app.command()(recipes)
 app.command("import")(weights.import_weights)
 
@@ -98,6 +100,8 @@ def caldera(
       caldera import llava-1.5-7b-hf --template vicuna_v1 --out models/llava
 
       caldera recipes                                     LLaVA's own models, with the papers' numbers
+
+      caldera export runs/two/model --to gguf --out runs/two/gguf
     """
 
 

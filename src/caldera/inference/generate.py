@@ -101,6 +101,15 @@ class Generator:
                 break
         return [self._cut(self._text(ids)).strip() for ids in answers]
 
+    @torch.inference_mode()
+    def answer_ids(self, prompt: Prompt, sampling: Sampling) -> list[int]:
+        """Answer one prompt with token ids, up to the end mark and without it.
+
+        Raises:
+            UsageError: Prompt and answer do not fit the model's context.
+        """
+        return [token for [token] in self._tokens([prompt], sampling) if token is not None]
+
     def _tokens(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[list[int | None]]:
         """Yield the next token of each prompt, None for those that have ended, until all have."""
         self._check_fit(prompts, sampling)

@@ -125,6 +125,24 @@ def load_assistant(folder: Path, dtype: torch.dtype = torch.float32) -> Assistan
     Raises:
         ModelFolderError: A file is missing or broken, or the weights do not fit the config both ways.
     """
+    outlined, weights = open_outline(folder)
+    model = outlined.model
+    model.vision.tower = fill(model.vision.tower, from_disk(weights, VISION), dtype)
+    model.language = fill(model.language, from_disk(weights, LANGUAGE), dtype)
+    bridge = {name: each.read().to(dtype) for name, each in from_disk(weights, PROJECTOR).items()}
+    model.projector.load_state_dict(bridge, assign=True)
+    return outlined
+
+
+def open_outline(folder: Path) -> tuple[Assistant, dict[str, Weight]]:
+    """Open a model folder without reading a number of its weights.
+
+    Returns:
+        The assistant, whose weights have only shapes, and its weights by their names on disk.
+
+    Raises:
+        ModelFolderError: A file is missing or broken, or the weights do not fit the config both ways.
+    """
     if not folder.is_dir():
         raise ModelFolderError(
             f"{folder} is not a folder; give a model folder such as runs/demo/model"
@@ -147,11 +165,7 @@ def load_assistant(folder: Path, dtype: torch.dtype = torch.float32) -> Assistan
         )
     check_agreement(config, model.vision, card, folder)
     check_weights(model, weights, folder)
-    model.vision.tower = fill(model.vision.tower, from_disk(weights, VISION), dtype)
-    model.language = fill(model.language, from_disk(weights, LANGUAGE), dtype)
-    bridge = {name: each.read().to(dtype) for name, each in from_disk(weights, PROJECTOR).items()}
-    model.projector.load_state_dict(bridge, assign=True)
-    return outlined
+    return outlined, weights
 
 
 def outline(

@@ -9,17 +9,13 @@ from typing import Any
 from transformers import CLIPImageProcessorPil, GenerationConfig
 
 from caldera.errors import UsageError
-from caldera.model.card import read_card
-from caldera.model.config import part_config, read_config
-from caldera.model.folder import Assistant, check_weights, outline
+from caldera.model.folder import Assistant, open_outline
 from caldera.model.merging import first_rows
 from caldera.model.names import to_original
 from caldera.model.original_settings import CLASSES, hub_name, known_tower
-from caldera.model.preparation import load_processor
 from caldera.model.tensor_files import Weight, write_weights
 from caldera.model.tokenizer import (
     SENTENCES,
-    load_tokenizer,
     words_before_pictures,
     write_without_pictures,
 )
@@ -27,7 +23,6 @@ from caldera.model.weights import (
     LANGUAGE,
     VISION,
     from_disk,
-    read_weights,
     stored_dtype,
 )
 from caldera.storage import whole_folder, write_json
@@ -59,16 +54,8 @@ def write_original(
     """
     if out.exists():
         raise UsageError(f"{out} exists; choose another place or remove it first")
-    config, file, card = read_config(folder), folder / "config.json", read_card(folder)
-    assistant = outline(
-        part_config(config, "vision_config", file),
-        part_config(config, "text_config", file),
-        load_tokenizer(folder),
-        load_processor(folder, card),
-        card,
-    )
-    weights = read_weights(folder)
-    check_weights(assistant.model, weights, folder)
+    assistant, weights = open_outline(folder)
+    card = assistant.card
     _check_expressible(assistant)
     words = words_before_pictures(assistant.tokenizer)
     named = {to_original(name): each for name, each in _cut(weights, assistant, words).items()}

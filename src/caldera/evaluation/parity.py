@@ -1,0 +1,326 @@
+"""One model in two implementations in, where and by how much they differ out, stage by stage.
+
+A picture goes from file to answer through stages; the first one that differs tells where a difference begins.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from caldera.batches.pictures import PictureProcessor, open_picture
+from caldera.errors import PictureError
+from caldera.progress import Progress
+
+NEW_TOKENS = 64
+"""Tokens of an answer that are compared, unless asked otherwise."""
+
+COMPARED = ("pixels", "features", "image tokens", "prompt", "logits")
+"""Stages on the way to an answer, in order; before them stands the file's decoding, behind them the answer."""
+
+FILE_LIMIT = 8
+"""Levels of 255 by which two decoders of JPEG may differ."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A picture file and what is asked about it."""
+
+    path: Path
+    question: str
+    odd: bool = False
+    """Whether it is only shown to see how it is read and shaped; then it does not decide about the model."""
+
+    new_tokens: int = NEW_TOKENS
+    """Longest answer that is compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What one implementation makes of a picture and a question."""
+
+    pixels: Tensor
+    """(views, channels, height, width)."""
+
+    features: Tensor
+    """Of the tower at the chosen layer, (views, patches, vision width)."""
+
+    image_tokens: Tensor
+    """Projected, (image tokens, width)."""
+
+    ids: tuple[int, ...]
+    """The prompt, with the image token's id under each image token."""
+
+    logits: Tensor
+    """At every position of the prompt, (tokens, vocabulary)."""
+
+    answer: tuple[int, ...]
+    """The likeliest tokens, one after the other, without the end mark."""
+
+
+class Implementation(Protocol):
+    """Answers questions about pictures, and shows its work."""
+
+    def see(self, picture: Image.Image, shown: Shown) -> Seen:
+        """Go from a decoded RGB picture to an answer."""
+        ...
+
+
+class Other(Implementation, Protocol):
+    """An implementation that is compared with caldera's."""
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        ...
+
+    @property
+    def limits(self) -> Mapping[str, float]:
+        """How far each of COMPARED may differ, as a share of caldera's largest value there."""
+        ...
+
+    @property
+    def wanted(self) -> float:
+        """Share of answers that must be equal."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What it was seen to compute otherwise, once pictures went through it."""
+        ...
+
+    def read(self, path: Path) -> np.ndarray | None:
+        """Decode a file as it does by itself, (height, width, channels); None if it cannot."""
+        ...
+
+    def shapes_otherwise(self, size: tuple[int, int], processor: PictureProcessor) -> str | None:
+        """Say in which way it is known to bring a picture of a size, (width, height), otherwise to the tower."""
+        ...
+
+
+class Own(Implementation, Protocol):
+    """Caldera's implementation."""
+
+    def margin(self, shown: Shown, answer: Sequence[int], ours: int, theirs: int) -> float:
+        """Return by how many logits `ours` is likelier than `theirs` after `answer`."""
+        ...
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Decode token ids."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """How far one stage differs, over the pictures that decide."""
+
+    stage: str
+    largest: float
+    """Largest absolute difference; infinite where shapes or ids differ."""
+
+    where: str
+    """The picture it was met at."""
+
+    limit: float
+    good: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Whether one answer is the same."""
+
+    picture: str
+    question: str
+    ours: str
+    theirs: str
+    equal: bool
+    odd: bool
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """A comparison."""
+
+    against: str
+    gaps: tuple[Gap, ...]
+    answers: tuple[Answer, ...]
+    wanted: float
+    """Share of answers that must be equal."""
+
+    notes: tuple[str, ...] = ()
+    """What the other implementation was seen to compute otherwise."""
+
+    @property
+    def counted(self) -> tuple[int, int]:
+        """Equal answers, and answers, among the pictures that decide."""
+        deciding = [answer for answer in self.answers if not answer.odd]
+        return sum(answer.equal for answer in deciding), len(deciding)
+
+    @property
+    def good(self) -> bool:
+        """Whether the other implementation gives what caldera gives."""
+        equal, total = self.counted
+        return all(gap.good for gap in self.gaps) and equal >= self.wanted * total
+
+    @property
+    def fault(self) -> str:
+        """Say where it first differs."""
+        for gap in self.gaps:
+            if not gap.good:
+                return f"{gap.stage} differ by {gap.largest:.3g} (limit {gap.limit:.3g}) at {gap.where}"
+        equal, total = self.counted
+        return f"{equal} of {total} answers are equal, {self.wanted:.0%} are wanted"
+
+
+@dataclass(slots=True)
+class _Largest:
+    """The largest difference of a stage so far, and the one that came nearest to its limit."""
+
+    by: float = 0.0
+    limit: float = 0.0
+    where: str = "-"
+    good: bool = True
+    worst: float = field(default=-1.0)
+
+    def add(self, by: float, limit: float, where: str) -> None:
+        """Take in the difference at one picture."""
+        share = by / limit if limit else (0.0 if by == 0 else float("inf"))
+        self.good &= by <= limit
+        if share > self.worst:
+            self.worst, self.by, self.limit, self.where = share, by, limit, where
+
+
+def compare(
+    own: Own,
+    other: Other,
+    shown: Sequence[Shown],
+    processor: PictureProcessor,
+    progress: Progress,
+) -> Parity:
+    """Show every picture to both implementations.
+
+    Args:
+        own: Caldera's.
+        other: The one it is compared with.
+        shown: Pictures and questions.
+        processor: How caldera prepares pictures.
+        progress: Follows the work.
+
+    Raises:
+        PictureError: A picture cannot be used.
+    """
+    largest = {stage: _Largest() for stage in ("file", *COMPARED)}
+    answers = []
+    with progress.job(f"comparing with {other.name}", len(shown)) as tick:
+        for one in shown:
+            picture = open_picture(one.path)
+            ours, theirs = own.see(picture, one), other.see(picture, one)
+            notes = list(_known(one, picture, other, processor))
+            odd = one.odd and bool(notes)
+            read = _apart(np.asarray(picture), other.read(one.path))
+            if not odd:
+                largest["file"].add(read, FILE_LIMIT, one.path.name)
+                for stage, by, limit in _differences(ours, theirs, other.limits):
+                    largest[stage].add(by, limit, one.path.name)
+            equal = ours.answer == theirs.answer
+            if not equal:
+                notes.append(_parting(own, one, ours.answer, theirs.answer))
+            answers.append(
+                Answer(
+                    one.path.name,
+                    one.question,
+                    own.text(ours.answer),
+                    own.text(theirs.answer),
+                    equal,
+                    odd,
+                    tuple(notes),
+                )
+            )
+            tick()
+    gaps = [
+        Gap(stage, found.by, found.where, found.limit, found.good)
+        for stage, found in largest.items()
+        if stage == "file" or stage in other.limits
+    ]
+    return Parity(other.name, tuple(gaps), tuple(answers), other.wanted, other.notes)
+
+
+def _known(
+    shown: Shown, picture: Image.Image, other: Other, processor: PictureProcessor
+) -> Iterable[str]:
+    """Yield in which known ways another implementation reads or shapes a picture otherwise."""
+    read = other.read(shown.path)
+    if read is None:
+        yield f"{other.name} cannot read the file"
+    elif read.shape[:2] != (picture.height, picture.width):
+        yield f"{other.name} reads it as {read.shape[1]} x {read.shape[0]}, not {picture.width} x {picture.height}"
+    elif (by := _apart(np.asarray(picture), read)) > FILE_LIMIT:
+        yield f"{other.name} reads other colours, by up to {by:.0f} of 255"
+    if otherwise := other.shapes_otherwise(picture.size, processor):
+        yield otherwise
+
+
+def _apart(ours: np.ndarray, theirs: np.ndarray | None) -> float:
+    """Return by how many levels two decoded pictures differ."""
+    if theirs is None or ours.shape != theirs.shape:
+        return float("inf")
+    return float(np.abs(ours.astype(int) - theirs.astype(int)).max(initial=0))
+
+
+def _differences(
+    ours: Seen, theirs: Seen, limits: Mapping[str, float]
+) -> Iterable[tuple[str, float, float]]:
+    """Yield each stage with its largest difference and its limit, both in the stage's own units."""
+    same_prompt = ours.ids == theirs.ids
+    pairs = {
+        "pixels": (ours.pixels, theirs.pixels),
+        "features": (ours.features, theirs.features),
+        "image tokens": (ours.image_tokens, theirs.image_tokens),
+        "logits": (ours.logits, theirs.logits),
+    }
+    for stage in COMPARED:
+        if stage not in limits:
+            continue
+        if stage == "prompt":
+            yield stage, 0.0 if same_prompt else float("inf"), limits[stage]
+            continue
+        one, another = pairs[stage]
+        scale = float(one.abs().max())
+        fits = one.shape == another.shape and (stage != "logits" or same_prompt)
+        by = float((one - another).abs().max()) if fits else float("inf")
+        yield stage, float("inf") if math.isnan(by) else by, limits[stage] * scale
+
+
+def _parting(own: Own, shown: Shown, ours: Sequence[int], theirs: Sequence[int]) -> str:
+    """Say where two answers part, and how near to each other the two tokens were for caldera."""
+    pairs = zip(ours, theirs, strict=False)
+    at = next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
+    if at >= min(len(ours), len(theirs)):
+        return f"one answer ends after {at} tokens, the other goes on"
+    by = own.margin(shown, ours[:at], ours[at], theirs[at])
+    said = f"{own.text([ours[at]])!r} and {own.text([theirs[at]])!r}"
+    return f"the answers part at token {at + 1}: {said}, which caldera finds {by:.3g} logits apart"
+
+
+def as_tensor(values: np.ndarray) -> Tensor:
+    """Return a copy of an array as a tensor in fp32."""
+    return torch.from_numpy(np.array(values, dtype=np.float32))
+
+
+def check_readable(paths: Sequence[Path]) -> None:
+    """Open every picture once, before a long comparison.
+
+    Raises:
+        PictureError: There is none, or one cannot be used.
+    """
+    if not paths:
+        raise PictureError("there is no picture to compare with; give some with --pictures")
+    for path in paths:
+        open_picture(path)

@@ -1,0 +1,1 @@
+"""What people do with a model beyond talking to it."""

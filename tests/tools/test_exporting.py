@@ -1,0 +1,98 @@
+"""Exports and comparisons by name; an export is never called good before it was compared."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from caldera.batches.pictures import open_picture
+from caldera.errors import PictureError, UnknownNameError, UsageError
+from caldera.evaluation import parity_llama_cpp
+from caldera.model.folder import Assistant, save_assistant
+from caldera.progress import Silent
+from caldera.tools.exporting import Comparison, Export, parity_json, run_export, run_parity
+from caldera.tools.parity_pictures import ODD, QUESTIONS, SCENES, drawn_pictures, given_pictures
+
+
+def test_names_are_exact(tmp_path: Path) -> None:
+    """A typo is answered with the nearest name."""
+    with pytest.raises(UnknownNameError, match="did you mean 'gguf'"):
+        run_export("ggfu", Export(folder=tmp_path, out=tmp_path / "out"), Silent())
+    with pytest.raises(UnknownNameError, match="did you mean 'transformers'"):
+        run_parity(Comparison(folder=tmp_path, against="transformer"), Silent())
+
+
+def test_without_llama_cpp_files_are_written_but_not_called_good(
+    tmp_path: Path, assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message says that they stand, what is missing, and the command that compares them."""
+    monkeypatch.setattr(parity_llama_cpp, "find_spec", lambda name: None)
+    save_assistant(tmp_path / "m", assistant)
+    with pytest.raises(
+        UsageError, match=r"not compared.*pip install 'caldera\[reference\]'.*caldera parity"
+    ):
+        run_export("gguf", Export(folder=tmp_path / "m", out=tmp_path / "out"), Silent())
+    assert sorted(each.name for each in (tmp_path / "out").iterdir()) == [
+        "mmproj.gguf",
+        "model.gguf",
+    ]
+    with pytest.raises(UsageError, match=r"pip install 'caldera\[reference\]'"):
+        run_parity(
+            Comparison(folder=tmp_path / "m", against="gguf", gguf=tmp_path / "out"), Silent()
+        )
+
+
+def test_a_picture_that_cannot_be_used_stops_before_anything_is_written(
+    tmp_path: Path, assistant: Assistant
+) -> None:
+    """The first thing that is looked at is what the user gave."""
+    save_assistant(tmp_path / "m", assistant)
+    lost = Export(folder=tmp_path / "m", out=tmp_path / "out", pictures=[tmp_path / "lost.png"])
+    with pytest.raises(PictureError, match=r"lost\.png does not exist"):
+        run_export("gguf", lost, Silent())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_comparison_on_a_users_pictures_is_json(
+    tmp_path: Path, assistant: Assistant, photos: Path
+) -> None:
+    """Every stage, every answer, the count, and the verdict."""
+    save_assistant(tmp_path / "m", assistant)
+    given = [photos / "0.png", photos / "4.png"]
+    found = parity_json(
+        run_parity(
+            Comparison(folder=tmp_path / "m", against="transformers", pictures=given), Silent()
+        )
+    )
+    assert found["good"] is True
+    assert found["equal_answers"] == found["counted_answers"] == 2
+    assert [answer["question"] for answer in found["answers"]] == list(QUESTIONS[:2])
+    assert {gap["stage"] for gap in found["gaps"]} >= {"pixels", "features", "logits"}
+
+
+def test_drawn_pictures_are_scenes_and_odd_files(tmp_path: Path) -> None:
+    """Twenty scenes of their own size, then every odd kind; all can be decoded, and drawing again gives the same."""
+    drawn = drawn_pictures(tmp_path)
+    assert [one.odd for one in drawn] == [False] * SCENES + [True] * len(ODD)
+    sizes = {one.path.name: open_picture(one.path).size for one in drawn}
+    assert {sizes[f"scene-{number:02d}.png"] for number in range(SCENES)} == {(224, 224)}
+    assert sizes["thin.png"] == (1, 1000)
+    assert sizes["turned.jpg"] == (112, 224)
+    assert {one.question for one in given_pictures([one.path for one in drawn])} == set(QUESTIONS)
+    (tmp_path / "again").mkdir()
+    for one, again in zip(drawn, drawn_pictures(tmp_path / "again"), strict=True):
+        first, second = (np.asarray(open_picture(each.path)) for each in (one, again))
+        assert np.array_equal(first, second)
+
+
+def test_the_originals_layout_is_written_with_what_to_know(
+    tmp_path: Path, assistant: Assistant
+) -> None:
+    """There is nothing here that runs it, so it is not compared; the notes say how it is used."""
+    save_assistant(tmp_path / "m", assistant)
+    found = run_export(
+        "original", Export(folder=tmp_path / "m", out=tmp_path / "llava-tiny"), Silent()
+    )
+    assert found.parity is None
+    assert any("'vicuna_v1'" in note for note in found.notes)
+    assert (tmp_path / "llava-tiny" / "config.json").is_file()
