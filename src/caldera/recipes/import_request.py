@@ -131,7 +131,9 @@ def recognise(folder: Path, said: Kind | None = None) -> Kind:
     if (folder / CARD).exists():
         raise UsageError(f"{folder} is a caldera model folder already; it can be used as it is")
     if (folder / CALDERA_ADAPTER).exists():
-        raise UsageError(f"{folder} is an adapter that caldera wrote; merge it with caldera train merge")
+        raise UsageError(
+            f"{folder} is an adapter that caldera wrote; merge it with caldera train merge"
+        )
     config, file = read_config(folder), folder / "config.json"
     kind, both = config.get("model_type"), is_original(config) and "text_config" in config
     if both:
