@@ -182,5 +182,8 @@ def test_precision_follows_what_is_stored(tmp_path: Path, assistant: Assistant) 
     save_assistant(tmp_path / "half", assistant)
     assert as_stored(tmp_path / "whole", fast).dtype == torch.float32
     assert as_stored(tmp_path / "half", fast).dtype == torch.bfloat16
+    (tmp_path / "half" / "model.safetensors").unlink()
     with pytest.raises(ModelFolderError, match=r"has no model\.safetensors"):
+        as_stored(tmp_path / "half", fast)
+    with pytest.raises(ModelFolderError, match="not a caldera model folder"):
         as_stored(tmp_path, fast)

@@ -305,12 +305,16 @@ def test_ctrl_c_ends_with_130_and_no_traceback(
         *("--data", str(tmp_path / "data.json"), "--out", str(tmp_path / "run")),
         *("--set", "epochs=100000", "--set", "batch_size=2", "--set", "max_length=2000"),
     ]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "run" / "metrics.jsonl"
     while process.poll() is None and not metrics.is_file():
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    try:
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
 
     assert process.returncode == 130, said
     assert "stopped; what was finished is kept, and the same command with --resume goes on" in said
