@@ -678,6 +678,57 @@ def test_an_original_with_tiles_comes_in(
     assert load_assistant(tmp_path / "out").card.model_dump()["pinpoints"] == ((12, 6), (6, 18))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_grid_pinpoints": [[12, 7]]}, r"\(12, 7\) does not cut into tiles of 6 x 6"),
+        ({"image_grid_pinpoints": [[66, 60]]}, r"\(66, 60\) has 110 tiles, over the limit of 100"),
+        ({"mm_vision_select_feature": "cls_patch"}, "config.json: .*select must be 'patch'"),
+        ({"mm_vision_select_layer": 9}, "has no hidden state 9; it has 0 to 3"),
+    ],
+)
+def test_tiles_that_cannot_be_are_refused(
+    tmp_path: Path,
+    write_original: Write,
+    clip_folder: Path,
+    changes: dict[str, object],
+    message: str,
+) -> None:
+    """Grids that the tower's tiles do not fill, or that would take any amount of memory, are named in one line."""
+    tiled = {
+        "image_aspect_ratio": "anyres",
+        "mm_patch_merge_type": "spatial_unpad",
+        "image_grid_pinpoints": [[12, 6], [6, 18]],
+    }
+    newline = {"model.image_newline": torch.arange(12).half()}
+    folder = write_original(newline, **{**tiled, **changes})
+    refused(tmp_path, message, source=folder, vision=clip_folder)
+
+
+def test_class_tokens_of_tiles_are_refused(tmp_path: Path, llava_next: Path) -> None:
+    """A llava-hf folder that keeps every tile's class token has no layout here; its own config is named."""
+    file = llava_next / "config.json"
+    said = json.loads(file.read_text()) | {"vision_feature_select_strategy": "full"}
+    file.write_text(json.dumps(said))
+    refused(tmp_path, f"^{file} has vision_feature_select_strategy 'full'", source=llava_next)
+
+
+def test_tiles_are_neither_asked_for_nor_left_away(
+    tmp_path: Path, llava_next: Path, llava_hf: Path, clip_folder: Path, vicuna_folder: Path
+) -> None:
+    """--aspect chooses between square and pad: weights for tiles are there or they are not."""
+    out = tmp_path / "out"
+    for aspect, what in (
+        ("pad", {"source": llava_next}),
+        ("anyres", {"source": llava_hf}),
+        ("anyres", {"vision": clip_folder, "language": vicuna_folder}),
+    ):
+        with pytest.raises(UsageError, match="--aspect can only choose between square and pad"):
+            bring(out, aspect=aspect, **what)
+    assert not out.exists()
+    bring(out, source=llava_next, aspect="anyres")
+
+
 @pytest.mark.slow
 def test_a_large_model_comes_in_and_answers_in_little_memory(tmp_path: Path) -> None:
     """A 2 GB model is imported within half of its bytes, and answers within them and what Python and torch take."""
