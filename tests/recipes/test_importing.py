@@ -259,6 +259,7 @@ def test_an_adapter_is_folded_into_its_base(
         ({"use_dora": True}, "has use_dora True, which is not merged"),
         ({"bias": "all"}, "has bias 'all'"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+        ({"init_lora_weights": "pissa_niter_16"}, "has init_lora_weights 'pissa_niter_16'"),
         ({"peft_type": "IA3"}, "only LORA"),
         ({"r": 5}, r"factors of shapes .* for model.layers.1.mlp.down_proj; rank 5"),
         ({"r": 0}, "they must be numbers"),
