@@ -15,6 +15,7 @@ from caldera.model.assemble import assemble, show_as
 from caldera.model.folder import Assistant, load_assistant, save_assistant
 from caldera.model.low_rank import Lora
 from caldera.progress import Silent
+from caldera.settings import with_settings
 from caldera.skips import Skips
 from caldera.training.devices import Compute, Means
 from caldera.training.run import DataSet, StageJob
@@ -128,6 +129,13 @@ def test_tiles_go_away_again(vision_folder: Path, language_folder: Path) -> None
     plain = show_as(tiled, "pad")
     assert plain.card.pinpoints == plain.processor.pinpoints == ()
     assert plain.model.projector.newline is None
+
+
+def test_grids_that_nothing_would_use_are_refused() -> None:
+    """They are the stage's own tiling, so a stage that leaves pictures as they are shown has none to choose."""
+    with pytest.raises(UsageError, match="grids are 2x2, but aspect is pad; set aspect=anyres"):
+        replace(FINETUNE, aspect="pad", grids=("2x2",))
+    assert with_settings(FINETUNE, ["aspect=anyres", "grids=2x2"]).grids == ("2x2",)
 
 
 @pytest.mark.parametrize(
