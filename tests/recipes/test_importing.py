@@ -18,6 +18,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 from caldera.batches.anyres import WHOLE
 from caldera.errors import CalderaError, ModelFolderError, UsageError
 from caldera.model.folder import Assistant, load_assistant
+from caldera.model.tokenizer import load_tokenizer
 from caldera.progress import Silent
 from caldera.recipes.import_request import Import
 from caldera.recipes.importing import Imported, import_model
@@ -548,6 +549,21 @@ def test_the_hubs_cache_is_read_through_its_links(tmp_path: Path, llava_hf: Path
         (snapshot / file.name).symlink_to(Path("..", "..", "blobs", f"{number:040x}"))
     bring(tmp_path / "out", source=snapshot)
     assert load_assistant(tmp_path / "out").card.parents.keys() == {"source"}
+
+
+def test_a_linked_tokenizer_is_not_copied(
+    tmp_path: Path, write_original: Write, clip_folder: Path
+) -> None:
+    """A folder that links its `tokenizer.model` to a file of the user's does not get that into what is written."""
+    folder = write_original()
+    load_tokenizer(folder).save_pretrained(folder)  # what is read stands beside the link
+    secret = tmp_path / "secret"
+    secret.write_text("not for others")
+    (folder / "tokenizer.model").unlink(missing_ok=True)
+    (folder / "tokenizer.model").symlink_to(secret)
+    refused(
+        tmp_path, "is a link to .*secret, outside the folder", source=folder, vision=clip_folder
+    )
 
 
 def test_a_pickle_by_another_name_is_not_opened(tmp_path: Path, llava_hf: Path) -> None:
