@@ -208,6 +208,20 @@ def test_what_is_no_file_of_tensors_is_refused(tmp_path: Path, how: str, message
     assert "\n" not in str(caught.value)
 
 
+def test_an_archive_that_python_cannot_read_is_refused(tmp_path: Path) -> None:
+    """Encrypted, patched, or of a later version: whatever zipfile raises for it, it is told in one line."""
+    file = tmp_path / "w.bin"
+    torch.save({"a": torch.zeros(3)}, file)
+    whole = file.read_bytes()
+    entry = whole.index(b"PK\x01\x02")  # of the central directory: version at 6, flags at 8
+    for place, value in ((6, 0xFF), (8, 0x01), (8, 0x20)):
+        changed = bytearray(whole)
+        changed[entry + place] |= value
+        file.write_bytes(changed)
+        with pytest.raises(ModelFolderError, match=r"is broken or cut \(.*\); copy it again"):
+            read_pickle(file)
+
+
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
     """A shard that is not there is named."""
     with pytest.raises(ModelFolderError, match=r"w\.bin is missing"):

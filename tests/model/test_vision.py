@@ -255,3 +255,28 @@ def test_a_processor_that_makes_no_square_is_refused(
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
     with pytest.raises(ModelFolderError, match="square"):
         load_processor(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"do_normalize": False}, "do_normalize is false"),
+        ({"do_rescale": False}, "do_rescale is false"),
+        ({"do_resize": False}, "do_resize is false"),
+        ({"rescale_factor": 1 / 127.5}, "only 1 / 255 is supported"),
+        ({"image_mean": [0.5]}, "three numbers each"),
+        ({"image_mean": ["grey"] * 3}, "could not convert"),
+        ({"image_mean": [float("nan")] * 3}, "three numbers each"),
+        ({"image_std": [0.5, 0.5, 0.0]}, "std over 0"),
+        ({"resample": 99}, "99 is not a valid Resampling"),
+    ],
+)
+def test_a_processor_that_makes_other_pixels_is_refused(
+    tmp_path: Path, settings: dict[str, object], message: str
+) -> None:
+    """Pixels are never normalised otherwise than the processor says, and no number of its breaks a run later."""
+    size: dict[str, Any] = {"size": {"shortest_edge": 6}, "crop_size": {"height": 6, "width": 6}}
+    content = {**size, "image_mean": [0.5] * 3, "image_std": [0.25] * 3, **settings}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
+    with pytest.raises(ModelFolderError, match=message):
+        load_processor(tmp_path)

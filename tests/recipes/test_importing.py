@@ -18,6 +18,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 from caldera.batches.anyres import WHOLE
 from caldera.errors import CalderaError, ModelFolderError, UsageError
 from caldera.model.folder import Assistant, load_assistant
+from caldera.model.tokenizer import load_tokenizer
 from caldera.progress import Silent
 from caldera.recipes.import_request import Import
 from caldera.recipes.importing import Imported, import_model
@@ -259,6 +260,7 @@ def test_an_adapter_is_folded_into_its_base(
         ({"use_dora": True}, "has use_dora True, which is not merged"),
         ({"bias": "all"}, "has bias 'all'"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+        ({"init_lora_weights": "pissa_niter_16"}, "has init_lora_weights 'pissa_niter_16'"),
         ({"peft_type": "IA3"}, "only LORA"),
         ({"r": 5}, r"factors of shapes .* for model.layers.1.mlp.down_proj; rank 5"),
         ({"r": 0}, "they must be numbers"),
@@ -549,6 +551,21 @@ def test_the_hubs_cache_is_read_through_its_links(tmp_path: Path, llava_hf: Path
     assert load_assistant(tmp_path / "out").card.parents.keys() == {"source"}
 
 
+def test_a_linked_tokenizer_is_not_copied(
+    tmp_path: Path, write_original: Write, clip_folder: Path
+) -> None:
+    """A folder that links its `tokenizer.model` to a file of the user's does not get that into what is written."""
+    folder = write_original()
+    load_tokenizer(folder).save_pretrained(folder)  # what is read stands beside the link
+    secret = tmp_path / "secret"
+    secret.write_text("not for others")
+    (folder / "tokenizer.model").unlink(missing_ok=True)
+    (folder / "tokenizer.model").symlink_to(secret)
+    refused(
+        tmp_path, "is a link to .*secret, outside the folder", source=folder, vision=clip_folder
+    )
+
+
 def test_a_pickle_by_another_name_is_not_opened(tmp_path: Path, llava_hf: Path) -> None:
     """What torch.save wrote is not read as safetensors, whatever its suffix (fault E1)."""
     torch.save({"a": torch.zeros(2)}, llava_hf / "model.safetensors")
@@ -676,6 +693,57 @@ def test_an_original_with_tiles_comes_in(
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert torch.equal(written["image_newline"], newline)
     assert load_assistant(tmp_path / "out").card.model_dump()["pinpoints"] == ((12, 6), (6, 18))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_grid_pinpoints": [[12, 7]]}, r"\(12, 7\) does not cut into tiles of 6 x 6"),
+        ({"image_grid_pinpoints": [[66, 60]]}, r"\(66, 60\) has 110 tiles, over the limit of 100"),
+        ({"mm_vision_select_feature": "cls_patch"}, "config.json: .*select must be 'patch'"),
+        ({"mm_vision_select_layer": 9}, "has no hidden state 9; it has 0 to 3"),
+    ],
+)
+def test_tiles_that_cannot_be_are_refused(
+    tmp_path: Path,
+    write_original: Write,
+    clip_folder: Path,
+    changes: dict[str, object],
+    message: str,
+) -> None:
+    """Grids that the tower's tiles do not fill, or that would take any amount of memory, are named in one line."""
+    tiled = {
+        "image_aspect_ratio": "anyres",
+        "mm_patch_merge_type": "spatial_unpad",
+        "image_grid_pinpoints": [[12, 6], [6, 18]],
+    }
+    newline = {"model.image_newline": torch.arange(12).half()}
+    folder = write_original(newline, **{**tiled, **changes})
+    refused(tmp_path, message, source=folder, vision=clip_folder)
+
+
+def test_class_tokens_of_tiles_are_refused(tmp_path: Path, llava_next: Path) -> None:
+    """A llava-hf folder that keeps every tile's class token has no layout here; its own config is named."""
+    file = llava_next / "config.json"
+    said = json.loads(file.read_text()) | {"vision_feature_select_strategy": "full"}
+    file.write_text(json.dumps(said))
+    refused(tmp_path, f"^{file} has vision_feature_select_strategy 'full'", source=llava_next)
+
+
+def test_tiles_are_neither_asked_for_nor_left_away(
+    tmp_path: Path, llava_next: Path, llava_hf: Path, clip_folder: Path, vicuna_folder: Path
+) -> None:
+    """--aspect chooses between square and pad: weights for tiles are there or they are not."""
+    out = tmp_path / "out"
+    for aspect, what in (
+        ("pad", {"source": llava_next}),
+        ("anyres", {"source": llava_hf}),
+        ("anyres", {"vision": clip_folder, "language": vicuna_folder}),
+    ):
+        with pytest.raises(UsageError, match="--aspect can only choose between square and pad"):
+            bring(out, aspect=aspect, **what)
+    assert not out.exists()
+    bring(out, source=llava_next, aspect="anyres")
 
 
 @pytest.mark.slow

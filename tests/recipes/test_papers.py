@@ -230,6 +230,19 @@ def test_a_stage_1_that_was_run_before_is_taken_up(brought: Brought, tmp_path: P
     assert weights[0] == weights[1]
 
 
+def test_a_stage_1_takes_the_place_of_towers_and_captions(brought: Brought, tmp_path: Path) -> None:
+    """Nothing that is brought beside it is passed over in silence, and it has to be one of the recipe's own."""
+    run(tiny("llava_7b"), brought, tmp_path / "v1")
+    aligned = replace(brought, aligned=tmp_path / "v1" / "pretrain" / "model")
+    with pytest.raises(
+        UsageError, match=r"so --vision, --language, --pretrain-data.* would not be"
+    ):
+        run(tiny("llava_7b"), aligned, tmp_path / "run")
+    alone = Brought(aligned=aligned.aligned, data=brought.data, pictures=brought.pictures)
+    with pytest.raises(UsageError, match="has projector 'linear', llava_15_7b has 'mlp2x_gelu'"):
+        run(tiny("llava_15_7b"), alone, tmp_path / "run")
+
+
 def test_what_is_missing_is_named_with_where_people_get_it(
     brought: Brought, tmp_path: Path
 ) -> None:

@@ -10,9 +10,12 @@ from transformers import LlavaNextForConditionalGeneration
 
 from caldera.conversation import Conversation, Picture, Turn
 from caldera.errors import UsageError
+from caldera.model.adapter import merge_adapter
 from caldera.model.assemble import assemble, show_as
-from caldera.model.folder import Assistant, load_assistant
+from caldera.model.folder import Assistant, load_assistant, save_assistant
+from caldera.model.low_rank import Lora
 from caldera.progress import Silent
+from caldera.settings import with_settings
 from caldera.skips import Skips
 from caldera.training.devices import Compute, Means
 from caldera.training.run import DataSet, StageJob
@@ -103,6 +106,22 @@ def test_kept_features_of_tiles_are_those_of_the_pixels(
     assert losses[0][0] != losses[0][1]
 
 
+def test_an_end_of_a_row_that_stood_still_is_drawn_again_for_an_adapter(
+    vision_folder: Path, language_folder: Path, photos: Path, tmp_path: Path
+) -> None:
+    """Factors alone may learn while pictures turn to tiles; their adapter goes onto the base that knew no tiles."""
+    save_assistant(tmp_path / "base", assemble(vision_folder, language_folder, seed=3))
+    lora = Lora(rank=3, dropout=0.0, targets=("q_proj",))
+    stage = replace(STAGE, trains=("language",), lora=lora, max_steps=2)
+    trained, _ = run(load_assistant(tmp_path / "base"), photos, tmp_path / "run", stage)
+
+    base = load_assistant(tmp_path / "base")
+    merged = merge_adapter(tmp_path / "run" / "adapter", base)
+
+    for name, weight in trained.model.state_dict().items():
+        assert torch.equal(merged.model.state_dict()[name], weight), name
+
+
 def test_tiles_go_away_again(vision_folder: Path, language_folder: Path) -> None:
     """An assistant that is shown squares again has no end of a row, and no pinpoints."""
     tiled = assemble(vision_folder, language_folder, aspect="anyres", seed=3)
@@ -110,6 +129,13 @@ def test_tiles_go_away_again(vision_folder: Path, language_folder: Path) -> None
     plain = show_as(tiled, "pad")
     assert plain.card.pinpoints == plain.processor.pinpoints == ()
     assert plain.model.projector.newline is None
+
+
+def test_grids_that_nothing_would_use_are_refused() -> None:
+    """They are the stage's own tiling, so a stage that leaves pictures as they are shown has none to choose."""
+    with pytest.raises(UsageError, match="grids are 2x2, but aspect is pad; set aspect=anyres"):
+        replace(FINETUNE, aspect="pad", grids=("2x2",))
+    assert with_settings(FINETUNE, ["aspect=anyres", "grids=2x2"]).grids == ("2x2",)
 
 
 @pytest.mark.parametrize(

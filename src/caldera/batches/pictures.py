@@ -31,6 +31,9 @@ MAX_PIXELS = 32_000_000
 MAX_SIDE = 12_000
 """So are longer ones: padded to a square they would take up to gigabytes."""
 
+MAX_TILES = 100
+"""Canvases of more tiles are refused; a model folder could else ask for any amount of memory for each picture."""
+
 LONGEST = 20
 """Of pictures that are more times as long as wide, only the part that will be seen is enlarged: of all of it, the rest
 would take up to gigabytes."""
@@ -170,7 +173,7 @@ class PictureProcessor:
     """Whether a picture is pressed into the square instead of cut to it, as SigLIP's processor does."""
 
     def __post_init__(self) -> None:
-        """Check that pinpoints are there where they are needed, and cut into whole tiles.
+        """Check that pinpoints are there where they are needed, and cut into whole tiles, not too many.
 
         Raises:
             ValueError: They do not.
@@ -181,6 +184,10 @@ class PictureProcessor:
             if any(length % self.side or length < self.side for length in pinpoint):
                 raise ValueError(
                     f"the pinpoint {pinpoint} does not cut into tiles of {self.side} x {self.side} pixels"
+                )
+            if (tiles := pinpoint[0] * pinpoint[1] // self.side**2) > MAX_TILES:
+                raise ValueError(
+                    f"the pinpoint {pinpoint} has {tiles:,} tiles, over the limit of {MAX_TILES}"
                 )
 
     def shown(self, aspect: Aspect, pinpoints: tuple[Size, ...] = ()) -> Self:

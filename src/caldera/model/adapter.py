@@ -62,6 +62,9 @@ class AdapterNote(BaseModel):
     card: Card
     """Of the merged model."""
 
+    newline_seed: int = 0
+    """Of the end of a row of tiles, where the training gave the base one that it did not have."""
+
 
 def base_digest(model: Llava, whole_parts: Iterable[str]) -> str:
     """Return the sha256 of a model's weights but for the parts that an adapter brings whole."""
@@ -74,7 +77,9 @@ def _part(name: str) -> str:
     return name.partition(".")[0]
 
 
-def save_adapter(folder: Path, assistant: Assistant, lora: Lora, base: str) -> None:
+def save_adapter(
+    folder: Path, assistant: Assistant, lora: Lora, base: str, *, newline_seed: int = 0
+) -> None:
     """Write what has been trained beside frozen weights, whole or not at all.
 
     Args:
@@ -82,6 +87,7 @@ def save_adapter(folder: Path, assistant: Assistant, lora: Lora, base: str) -> N
         assistant: Its language model has factors; its parts whose weights move are written whole.
         lora: What the factors were made by.
         base: The digest, by `base_digest`, of what the factors stand on.
+        newline_seed: Of the end of a row of tiles, where the base had none.
 
     Raises:
         OutputError: It could not be written.
@@ -98,7 +104,8 @@ def save_adapter(folder: Path, assistant: Assistant, lora: Lora, base: str) -> N
     with whole_folder(folder) as fresh:
         save_file(kept, fresh / WEIGHTS, metadata={"format": "pt"})
         write_json(fresh / CONFIG, _peft_config(lora, list(layers.values()), whole))
-        write_json(fresh / NOTE, AdapterNote(base=base, card=assistant.card).model_dump())
+        note = AdapterNote(base=base, card=assistant.card, newline_seed=newline_seed)
+        write_json(fresh / NOTE, note.model_dump())
 
 
 def _peft_config(lora: Lora, layers: list[str], whole: set[str]) -> dict[str, Any]:
@@ -188,7 +195,7 @@ def merge_adapter(folder: Path, base: Assistant) -> Assistant:
     adapter = _read(folder)
     card = adapter.note.card
     add_tokens(base.tokenizer, base.model.language, find_template(card.template))
-    base = show_as(base, card.aspect, card.pinpoints)
+    base = show_as(base, card.aspect, card.pinpoints, seed=adapter.note.newline_seed)
     model = base.model
     found = base_digest(model, adapter.whole_parts)
     if found != adapter.note.base:

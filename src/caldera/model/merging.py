@@ -28,8 +28,10 @@ _NOT_MERGED: dict[str, tuple[object, ...]] = {
     "modules_to_save": (None, []),
     "layer_replication": (None, []),
     "trainable_token_indices": (None, []),
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
 }
-"""peft's settings by which an adapter is more than two factors a layer, and the values by which it is not."""
+"""peft's settings by which an adapter is more than two factors a layer, and the values by which it is not. Other ways
+to start, such as PiSSA's, take what the factors start with out of the base, so theirs is another base."""
 
 
 def grown(weight: Weight, rows: int) -> Weight:

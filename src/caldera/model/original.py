@@ -13,7 +13,7 @@ from caldera.model.folder import Assistant, open_outline
 from caldera.model.merging import first_rows
 from caldera.model.names import to_original
 from caldera.model.original_settings import CLASSES, hub_name, known_tower
-from caldera.model.tensor_files import Weight, write_weights
+from caldera.model.tensor_files import Weight, inside, write_weights
 from caldera.model.tokenizer import (
     SENTENCES,
     words_before_pictures,
@@ -68,7 +68,7 @@ def write_original(
         GenerationConfig(bos_token_id=ends[0], eos_token_id=ends[1]).save_pretrained(fresh)
         sentences = (folder / SENTENCES).is_file()
         if sentences:
-            shutil.copyfile(folder / SENTENCES, fresh / SENTENCES)
+            shutil.copyfile(inside(folder / SENTENCES), fresh / SENTENCES)
     return (
         *tower_note,
         *(() if sentences else (_NO_SENTENCES,)),

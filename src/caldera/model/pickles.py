@@ -246,6 +246,10 @@ def read_pickle(file: Path) -> dict[str, Weight]:
         ) from None
     except (OSError, ValueError, LookupError, AttributeError, zipfile.BadZipFile) as error:
         raise ModelFolderError(f"{file} is broken or cut ({error}); copy it again") from None
+    except (
+        RuntimeError
+    ) as error:  # zipfile's word for what is encrypted, patched, or of a later version
+        raise ModelFolderError(f"{file} is broken or cut ({error}); copy it again") from None
 
 
 def _other_format(head: bytes) -> str:

@@ -1,13 +1,21 @@
 """An image processor's file in, a PictureProcessor out: how a tower's or an assistant's pictures are prepared."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from caldera.batches.pictures import Aspect, PictureProcessor
 from caldera.errors import ModelFolderError
 from caldera.model.card import Card
 from caldera.model.transformers_files import pinpoints_from_disk
+
+_OF_BYTES = 1 / 255
+"""What bytes of a picture are multiplied by."""
+
+_CHANNELS = 3
 
 
 def _geometry(content: dict[str, Any]) -> dict[str, Any]:
@@ -30,6 +38,28 @@ def _geometry(content: dict[str, Any]) -> dict[str, Any]:
     if not cropped or not crop["height"] == crop["width"] <= edge:
         raise ValueError(f"size {size} with crop_size {crop} does not end as a square")
     return {"side": crop["height"], "edge": None if crop["height"] == edge else edge}
+
+
+def _colours(content: dict[str, Any]) -> dict[str, Any]:
+    """Read out of an image processor's settings how its pixels are sampled, scaled and normalised.
+
+    Raises:
+        ValueError: It does so in another way than PictureProcessor, or with numbers that cannot be.
+        KeyError: A mean or deviation is missing.
+    """
+    for step in ("do_resize", "do_rescale", "do_normalize"):
+        if content.get(step) is False:
+            raise ValueError(f"{step} is false, so its pixels are others; not supported")
+    factor = content.get("rescale_factor") or _OF_BYTES
+    if not math.isclose(factor, _OF_BYTES, rel_tol=1e-4):
+        raise ValueError(f"rescale_factor is {factor}; only 1 / 255 is supported")
+    mean, std = tuple(map(float, content["image_mean"])), tuple(map(float, content["image_std"]))
+    numbers = all(map(math.isfinite, (*mean, *std))) and min(std, default=0) > 0
+    if not (len(mean) == len(std) == _CHANNELS and numbers):
+        raise ValueError(
+            f"image_mean {mean} and image_std {std} are not three numbers each, std over 0"
+        )
+    return {"mean": mean, "std": std, "resample": Image.Resampling(content.get("resample", 3))}
 
 
 def _aspect(content: dict[str, Any]) -> dict[str, Any]:
@@ -59,14 +89,12 @@ def load_processor(folder: Path, card: Card | None = None) -> PictureProcessor:
             content = content.get("image_processor", content)
             return PictureProcessor(
                 **_geometry(content),
-                mean=tuple(content["image_mean"]),
-                std=tuple(content["image_std"]),
+                **_colours(content),
                 **(
                     {"aspect": card.aspect, "pinpoints": card.pinpoints}
                     if card
                     else _aspect(content)
                 ),
-                resample=content.get("resample", 3),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelFolderError(

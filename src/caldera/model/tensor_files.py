@@ -102,12 +102,12 @@ def weight_files(folder: Path, whole: str = WEIGHTS, index: str = INDEX) -> list
     if not (folder / index).is_file():
         if not (folder / whole).exists():
             raise ModelFolderError(f"{folder} has no {whole}; {_what_else(folder)}")
-        return [_inside(folder / whole)]
+        return [inside(folder / whole)]
     names = set(_weight_map(folder / index).values())
     for name in names:
         if Path(name).name != name or name in ("", ".", ".."):
             raise ModelFolderError(f"{folder / index} names {name!r}, outside the folder; refused")
-    return [_inside(folder / name) for name in sorted(names)]
+    return [inside(folder / name) for name in sorted(names)]
 
 
 def _what_else(folder: Path) -> str:
@@ -135,8 +135,8 @@ def _weight_map(file: Path) -> dict[str, str]:
     raise ModelFolderError(f"{file} is not an index of weights")
 
 
-def _inside(file: Path) -> Path:
-    """Refuse a weight file that is a link, but for those of a Hugging Face cache, whose files are all links to blobs.
+def inside(file: Path) -> Path:
+    """Refuse a file of a model folder that is a link, but for those of a Hugging Face cache, which all lead to blobs.
 
     Raises:
         ModelFolderError: It is a link to elsewhere.

@@ -79,8 +79,17 @@ class VisionTower(nn.Module):
         )
 
     def _hidden(self, pixels: Tensor) -> Tensor:
-        """Return the chosen hidden state, (views, positions, vision width)."""
+        """Return the chosen hidden state, (views, positions, vision width).
+
+        Raises:
+            ModelFolderError: The tower has no such one.
+        """
         states = self.tower(pixel_values=pixels, output_hidden_states=True).hidden_states
+        if not -len(states) <= self.select_layer < len(states):
+            raise ModelFolderError(
+                f"the vision tower ({self.tower.config.model_type}) has no hidden state {self.select_layer}; it has 0 "
+                f"to {len(states) - 1}, from the end -1 to -{len(states)}"
+            )
         return states[self.select_layer]
 
     @property

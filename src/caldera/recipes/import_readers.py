@@ -21,6 +21,7 @@ from caldera.recipes.import_request import ADAPTERS, PROJECTOR_FILE, TRAINABLES_
 from caldera.recipes.incoming import (
     Incoming,
     Tower,
+    choose_aspect,
     grow,
     join_original,
     make_card,
@@ -101,7 +102,7 @@ def _original(what: Import, source: Source, base: tuple[Path, ...] = ()) -> Inco
 def _original_card(what: Import, settings: OriginalSettings) -> Card:
     """Return the card of an original folder."""
     assert what.source
-    aspect = what.aspect or settings.aspect
+    aspect = choose_aspect(what.source, settings.aspect, what.aspect)
     return make_card(
         what.source / "config.json",
         projector=settings.projector,
@@ -152,10 +153,10 @@ def _read_joined(what: Import) -> Incoming:
         vision,
         projector=projector_kind(bridge.weights, Path(what.projector)),
         template=what.template or "vicuna_v1",
-        aspect=what.aspect or tower.processor.aspect,
+        aspect=choose_aspect(vision, tower.processor.aspect, what.aspect),
     )
     files = {"vision": tower.files, "language": source.files, "projector": bridge.files}
-    parts = (tower.config, language, tokenizer, shown_as(tower.processor, card), card)
+    parts = (tower.config, language, tokenizer, shown_as(tower.processor, card, vision), card)
     return Incoming(*parts, {**tower.weights, **bridge.weights, **weights}, files)
 
 

@@ -23,7 +23,7 @@ from caldera.model.folder import (
 )
 from caldera.model.llava import Llava, check_logits
 from caldera.model.merging import cast
-from caldera.model.tensor_files import Weight
+from caldera.model.tensor_files import Weight, inside
 from caldera.model.tokenizer import SENTENCES
 from caldera.model.transformers_files import beyond_transformers
 from caldera.model.weights import LANGUAGE, digest_of_files, stored_dtype, tied_names
@@ -77,7 +77,7 @@ def import_model(what: Import, out: Path, progress: Progress) -> Imported:
         write_assistant(fresh, assistant, weights, lambda file: tick(shown=file))
         for folder in (what.source, what.base, what.language):
             if folder and (folder / SENTENCES).is_file() and not (fresh / SENTENCES).exists():
-                shutil.copyfile(folder / SENTENCES, fresh / SENTENCES)
+                shutil.copyfile(inside(folder / SENTENCES), fresh / SENTENCES)
         written = load_assistant(fresh, stored_dtype(weights))
         if kind == "joined":
             check_logits(written.model.language)

@@ -119,12 +119,38 @@ def make_card(
         )
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
-        raise ModelFolderError(f"{source}: {fault['loc'][0]}: {fault['msg'].lower()}") from None
+        field = "".join(
+            f"{step}: " for step in fault["loc"][:1]
+        )  # none where settings do not go together
+        raise ModelFolderError(f"{source}: {field}{fault['msg'].lower()}") from None
 
 
-def shown_as(processor: PictureProcessor, card: Card) -> PictureProcessor:
-    """Return a vision tower's processor as a model's card wants it."""
-    return processor.shown(card.aspect, card.pinpoints)
+def choose_aspect(source: Path, said: str, wanted: str | None) -> str:
+    """Return how a model that comes in shows pictures: as its folder says, or as the user wants it.
+
+    Raises:
+        UsageError: The user wants tiles of a model without the weights for them, or none of one that was made for them.
+    """
+    if wanted in (None, said):
+        return said
+    if "anyres" in (said, wanted):
+        raise UsageError(
+            f"{source} shows pictures as {said!r}, and --aspect can only choose between square and pad; a stage of "
+            f"training with --set aspect={wanted} makes such a model of it"
+        )
+    return wanted
+
+
+def shown_as(processor: PictureProcessor, card: Card, source: Path) -> PictureProcessor:
+    """Return a vision tower's processor as the card of a model from `source` wants it.
+
+    Raises:
+        ModelFolderError: The model's canvases do not cut into the tower's tiles.
+    """
+    try:
+        return processor.shown(card.aspect, card.pinpoints)
+    except ValueError as error:
+        raise ModelFolderError(f"{source}: {error}") from None
 
 
 def vision_part(folder: Path) -> PretrainedConfig:
@@ -169,7 +195,7 @@ def read_llava_hf(folder: Path, template: str, aspect: str | None) -> Incoming:
         folder,
         projector="mlp2x_gelu",
         template=template,
-        aspect="anyres" if tiled else aspect or load_processor(folder).aspect,
+        aspect=choose_aspect(folder, "anyres" if tiled else load_processor(folder).aspect, aspect),
         select_layer=config.vision_feature_layer,
         pinpoints=pinpoints_from_disk(pairs(config.image_grid_pinpoints, file)) if tiled else (),
     )
@@ -186,6 +212,11 @@ def read_llava_hf(folder: Path, template: str, aspect: str | None) -> Incoming:
             "class token; not supported"
         )
     keeps_all = strategy == "full" and leading
+    if keeps_all and tiled:
+        raise ModelFolderError(
+            f"{file} has vision_feature_select_strategy 'full', which keeps the class token of every tile; not "
+            "supported"
+        )
     card = card.model_copy(update={"select": "cls_patch" if keeps_all else "patch"})
     notes: tuple[str, ...] = ()
     if card.aspect == "square" and aspect is None:
@@ -261,7 +292,7 @@ def join_original(
     """
     own = {name: each for name, each in source.weights.items() if not name.startswith(VISION)}
     weights, language = grow(own, settings.language, tokenizer, folder)
-    processor = shown_as(tower.processor, card)
+    processor = shown_as(tower.processor, card, folder)
     parts = (tower.config, language, tokenizer, processor, card)
     files = {"source": source.files, "vision": tower.files}
     return Incoming(*parts, {**tower.weights, **weights}, files, tower.notes)

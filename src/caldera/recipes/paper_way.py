@@ -73,6 +73,7 @@ def run_paper(
         CalderaError: Something is not brought, cannot be read, or training failed.
     """
     refuse_what_is_missing(recipe, brought)
+    _refuse_what_is_not_used(brought)
     recipe = replace(
         recipe, vision=brought.vision or recipe.vision, language=brought.language or recipe.language
     )
@@ -100,9 +101,21 @@ def run_paper(
 
 
 def _start(recipe: PaperRecipe, brought: Brought, out: Path) -> Assistant:
-    """Load the stage 1 that was brought, or join the two towers with a fresh projector."""
+    """Load the stage 1 that was brought, or join the two towers with a fresh projector.
+
+    Raises:
+        UsageError: The stage 1 was another recipe's.
+    """
     if brought.aligned:
-        return load_assistant(brought.aligned)
+        found = load_assistant(brought.aligned)
+        for name in ("projector", "select_layer"):
+            given, wanted = getattr(found.card, name), getattr(recipe, name)
+            if given != wanted:
+                raise UsageError(
+                    f"{brought.aligned} has {name} {given!r}, {recipe.name} has {wanted!r}; bring a stage 1 of this "
+                    f"recipe, or say --set {name}={given}"
+                )
+        return found
     return assemble(
         find_tower(recipe.vision, out / "towers"),
         find_tower(recipe.language, out / "towers"),
@@ -152,6 +165,26 @@ def refuse_what_is_missing(recipe: PaperRecipe, brought: Brought) -> None:
         missing.append(f"--data FILE ({_told(recipe.finetune_data)})")
     if missing:
         raise UsageError(f"{recipe.name} needs what nothing here downloads: {'; '.join(missing)}")
+
+
+def _refuse_what_is_not_used(brought: Brought) -> None:
+    """Refuse what a stage 1 that is brought takes the place of.
+
+    Raises:
+        UsageError: It was brought, too.
+    """
+    instead = {
+        "--vision": brought.vision,
+        "--language": brought.language,
+        "--pretrain-data": brought.pretrain_data,
+        "--pretrain-pictures": brought.pretrain_pictures,
+    }
+    given = [option for option, value in instead.items() if value is not None]
+    if brought.aligned and given:
+        raise UsageError(
+            f"--aligned {brought.aligned} brings towers and stage 1, so {', '.join(given)} would not be used; leave it "
+            "away"
+        )
 
 
 def _told(needs: DataNeeds) -> str:

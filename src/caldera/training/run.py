@@ -189,7 +189,8 @@ class StageJob:
         outcome = train(run, found)
         trained = replace(assistant, card=self._card(identity, outcome))
         if self.stage.lora:
-            save_adapter(self.out / "adapter", trained, self.stage.lora, base)
+            seed = self.stage.seed
+            save_adapter(self.out / "adapter", trained, self.stage.lora, base, newline_seed=seed)
             fold(trained.model.language)
         save_assistant(self.out / "model", trained)
         return trained, outcome

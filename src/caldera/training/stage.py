@@ -115,11 +115,13 @@ class Stage:
             raise UsageError(f"stage {self.name!r}: {'; '.join(faults)}")
 
     def _faults_of_parts(self) -> Iterator[str]:
-        """Say what is wrong with what trains."""
+        """Say what is wrong with what trains, and with settings that go together."""
         if not self.trains or set(self.trains) - set(PARTS):
             yield f"trains is {self.trains}; name one or more of {PARTS}"
         if self.lora and "language" not in self.trains:
             yield f"lora is set, but trains is {self.trains}; add language to it, or set lora=none"
+        if self.aspect != "anyres" and self.grids != RELEASED_GRIDS:
+            yield f"grids are {', '.join(self.grids)}, but aspect is {self.aspect}; set aspect=anyres before them"
 
     def _faults_of_numbers(self) -> Iterator[str]:
         """Say which numbers are out of their range."""
