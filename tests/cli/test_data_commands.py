@@ -63,7 +63,37 @@ def test_import_tells_what_it_changed(tmp_path: Path) -> None:
     assert "changed: 3 x field 'model' left out" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["data import"])
+def test_sets_are_mixed_and_balanced(table: Path) -> None:
+    """What import wrote goes into a mix, and the mix through the rule; figures are printed as JSON where asked for."""
+    folder = table.parent
+    first, mixed, out = (folder / f"{name}.json" for name in ("pretrain", "mix", "balanced"))
+    call(
+        "data",
+        "import",
+        "captions",
+        table,
+        "--no-find",
+        "--pictures",
+        folder / "photos",
+        "--out",
+        first,
+    )
+
+    mix = call("data", "mix", f"{first}:3", "--out", mixed, "--json")
+    balance = call("data", "balance", mixed, "--out", out, "--most", "4", "--json")
+
+    assert mix.exit_code == 0, mix.stderr
+    assert json.loads(mix.stdout)["sources"][0]["written"] == 15
+    assert f"{mixed}: 15 rows, 5 pictures" in mix.stderr
+    assert balance.exit_code == 0, balance.stderr
+    figures = json.loads(balance.stdout)
+    assert figures["records"] == 15
+    assert figures["kept"] == len(read_conversations(out)) < 15
+    assert len(figures["bands"]) == 9
+    assert call("data", "mix", first, first, "--out", mixed).stdout == ""
+
+
+@pytest.mark.parametrize("command", ["data import", "data mix", "data balance"])
 def test_every_command_shows_examples_first(command: str) -> None:
     """Help of each command has an example before its options."""
     done = call(*command.split(), "--help")
@@ -82,6 +112,9 @@ def test_every_command_shows_examples_first(command: str) -> None:
         ("import captions x.csv --out y", 3, "cannot read x.csv"),
         ("import coco x --out y", 3, "no annotations: x/annotations has no captions_*.json"),
         ("import llava x.json --out y", 3, "cannot read x.json"),
+        ("mix a.json:no --out y", 2, "a.json:no: the weight is 'no'; write a number above 0"),
+        ("mix a.json --out y", 3, "cannot read a.json"),
+        ("balance a.json --out y", 3, "cannot read a.json"),
     ],
 )
 def test_a_mistake_is_answered_with_one_line(
