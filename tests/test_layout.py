@@ -16,6 +16,7 @@ GROUND = (
     "settings",
     "boxes",
     "english",
+    "record_files",
     "conversation",
 )
 ORDER = (

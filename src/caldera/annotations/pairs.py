@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, ids_of
-from caldera.conversation import from_record, iterate_records
+from caldera.conversation import from_record
 from caldera.errors import AnnotationError, InputError, PictureError
+from caldera.record_files import iterate_records
 from caldera.skips import Skips
 from caldera.storage import is_file_there
 

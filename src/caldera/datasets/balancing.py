@@ -13,13 +13,13 @@ from pathlib import Path
 from caldera.conversation import (
     Conversation,
     from_record,
-    iterate_records,
     to_record,
     write_conversations,
 )
 from caldera.datasets.imported import Moved
 from caldera.datasets.noun_phrases import noun_phrases
 from caldera.errors import InputError
+from caldera.record_files import iterate_records
 from caldera.skips import Skips
 
 LEAST, MOST = 3, 100

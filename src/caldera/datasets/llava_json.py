@@ -9,9 +9,10 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from caldera.conversation import IMAGE_MARK, from_record, iterate_records
+from caldera.conversation import IMAGE_MARK, from_record
 from caldera.datasets.imported import Imported, ImportOptions, PictureFolder
 from caldera.errors import InputError, RecordError, did_you_mean
+from caldera.record_files import iterate_records
 from caldera.skips import Skips
 
 SPEAKERS = {

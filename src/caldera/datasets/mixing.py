@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from caldera.conversation import Conversation, from_record, iterate_records, write_conversations
+from caldera.conversation import Conversation, from_record, write_conversations
 from caldera.datasets.imported import Moved
 from caldera.errors import InputError, UsageError
+from caldera.record_files import iterate_records
 from caldera.skips import Skips
 
 
