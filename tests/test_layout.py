@@ -16,11 +16,12 @@ GROUND = (
     "settings",
     "boxes",
     "english",
+    "record_files",
     "conversation",
 )
 ORDER = (
-    *GROUND, "scenes", "annotations", "instructions", "batches", "model", "training", "inference", "evaluation",
-    "chat", "tools", "recipes", "cli", "__main__",
+    *GROUND, "scenes", "annotations", "instructions", "datasets", "batches", "model", "training", "inference",
+    "evaluation", "chat", "tools", "recipes", "cli", "__main__",
 )  # fmt: skip
 BANNED = {"utils", "util", "helpers", "common", "misc"}
 MAX_FILE, MAX_FUNCTION = 400, 60

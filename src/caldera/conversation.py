@@ -18,7 +18,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from caldera.errors import InputError, RecordError, did_you_mean
+from caldera.errors import RecordError, did_you_mean
+from caldera.record_files import iterate_records
 from caldera.storage import write_whole
 
 IMAGE_MARK = "<image>"
@@ -44,6 +45,8 @@ class Turn:
     @property
     def text(self) -> str:
         """The words alone, without the pictures."""
+        if len(self.parts) == 1 and isinstance(self.parts[0], str):
+            return self.parts[0]  # nearly every turn; checking millions of them is slow enough
         return "".join(part for part in self.parts if isinstance(part, str))
 
     @property
@@ -72,13 +75,14 @@ class Conversation:
                     f"turn {number + 1} is the {turn.speaker}'s but should be the {wanted}'s; "
                     "turns alternate, starting with the user: merge or remove one"
                 )
-            if not turn.pictures and not turn.text.strip():
+            text, shows = turn.text, any(isinstance(part, Picture) for part in turn.parts)
+            if not shows and not text.strip():
                 raise RecordError(f"turn {number + 1} is empty; give it text or remove the record")
-            if not _is_whole(turn.text):
+            if not _is_whole(text):
                 raise RecordError(
                     f"turn {number + 1} holds half a character (a lone surrogate); correct the text"
                 )
-            if turn.speaker == "assistant" and turn.pictures:
+            if turn.speaker == "assistant" and shows:
                 raise RecordError(
                     f"turn {number + 1}, the assistant's, holds {IMAGE_MARK}; only a user shows pictures"
                 )
@@ -103,6 +107,8 @@ class Conversation:
 
 def _is_whole(text: str) -> bool:
     """Tell whether a text can be written as UTF-8, which text with a lone surrogate cannot."""
+    if text.isascii():
+        return True
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -183,6 +189,8 @@ def from_record(record: object, where: str, ignore: frozenset[str] = frozenset()
 
 def _parts(value: str, paths: Iterator[str]) -> tuple[str | Picture, ...]:
     """Cut a value at its marks and put the next pictures there."""
+    if IMAGE_MARK not in value:
+        return (value,) if value else ()
     first, *rest = value.split(IMAGE_MARK)
     parts: list[str | Picture] = [first]
     for text in rest:
@@ -239,56 +247,6 @@ def to_record(conversation: Conversation) -> dict[str, object]:
     return record
 
 
-def iterate_records(path: Path) -> Iterator[tuple[str, object]]:
-    """Yield every raw record of a `.json` (one list) or `.jsonl` file with its place, 'file:line' or 'file[index]'.
-
-    Raises:
-        InputError: The file is missing, empty, not UTF-8, not JSON, or not a list of records.
-    """
-    try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
-        ) from error
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; check the path") from error
-    if not text.strip():
-        raise InputError(f"{path} is empty; it should hold conversation records")
-    if path.suffix == ".jsonl":
-        for number, line in enumerate(text.split("\n"), start=1):  # records may hold U+2028
-            if line.strip():
-                yield f"{path}:{number}", _parse(line, f"{path}:{number}", one_line=True)
-        return
-    records = _parse(text, str(path))
-    if not isinstance(records, list):
-        raise InputError(
-            f"{path} holds one JSON value that is not a list; it should be a list of records "
-            "(one record a line goes into a .jsonl file)"
-        )
-    if not records:
-        raise InputError(f"{path} holds an empty list; it should hold conversation records")
-    yield from ((f"{path}[{index}]", record) for index, record in enumerate(records))
-
-
-def _parse(text: str, where: str, *, one_line: bool = False) -> object:
-    """Parse JSON; of `one_line` the place already says which.
-
-    Raises:
-        InputError: It is broken; the message says where.
-    """
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = "" if one_line else f"line {error.lineno} "
-        place = f"{line}column {error.colno}"
-        raise InputError(f"{where} is broken JSON at {place}: {error.msg}") from error
-    except ValueError as error:
-        raise InputError(f"{where} holds a number too long to read; correct it") from error
-    except RecursionError as error:
-        raise InputError(f"{where} is nested too deeply to be conversation records") from error
-
-
 def read_conversations(path: Path, ignore: frozenset[str] = frozenset()) -> list[Conversation]:
     """Read a whole data file, stopping at the first fault.
 
@@ -304,8 +262,18 @@ def write_conversations(path: Path, conversations: Iterable[Conversation]) -> No
     Raises:
         OutputError: It could not be written.
     """
-    lines = [json.dumps(to_record(item), ensure_ascii=False) for item in conversations]
+    lines = (json.dumps(to_record(item), ensure_ascii=False) for item in conversations)
     if path.suffix == ".jsonl":
-        write_whole(path, "".join(f"{line}\n" for line in lines))
+        write_whole(path, (f"{line}\n" for line in lines))
     else:
-        write_whole(path, "[\n" + ",\n".join(lines) + "\n]\n")
+        write_whole(path, _as_list(lines))
+
+
+def _as_list(lines: Iterable[str]) -> Iterator[str]:
+    """Yield the pieces of a JSON list that has an item on each line."""
+    before = "[\n"
+    for line in lines:
+        yield before
+        yield line
+        before = ",\n"
+    yield "\n]\n" if before == ",\n" else "[\n\n]\n"

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -46,19 +46,24 @@ def _refusal(error: Exception) -> str | None:
     return os.strerror(int(number[1])) if number else None
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
+def write_whole(path: Path, content: bytes | str | Iterable[str]) -> None:
     """Write a file beside its place, flush it to disk, then put it in place in one move.
+
+    Args:
+        path: Its place.
+        content: All of it, or its pieces in order; what they raise leaves nothing behind.
 
     Raises:
         OutputError: It could not be written; a file that stood at `path` still stands.
     """
-    data = content.encode() if isinstance(content, str) else content
+    pieces = [content] if isinstance(content, bytes | str) else content
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(data)
+                for piece in pieces:
+                    file.write(piece.encode() if isinstance(piece, str) else piece)
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).chmod(0o644)

@@ -128,6 +128,57 @@ def read_coco(folder: Path, skips: Skips, split: str | None = None) -> Annotatio
     return AnnotationSet(tuple(images), tuple(dict.fromkeys(names.values())))
 
 
+def read_coco_captions(
+    folder: Path,
+    skips: Skips,
+    split: str | None = None,
+    *,
+    pictures: Path | None = None,
+    find: bool = True,
+) -> AnnotationSet:
+    """Read the captions of one split of a COCO folder, without its boxes.
+
+    Args:
+        folder: The folder that holds `annotations/`.
+        skips: Takes pictures that are missing or without a caption.
+        split: Such as "train2017"; may be left out where there is only one.
+        pictures: Folder of the pictures; a usual one beside the annotations if left out.
+        find: Look whether each picture is there.
+
+    Raises:
+        InputError: The file is missing, broken, or not COCO's; or a picture is bad and may not be left out.
+    """
+    split = _choose_split(folder, split)
+    path = folder / "annotations" / f"captions_{split}.json"
+    captions = _load(path, _CaptionFile)
+    if not captions.images:
+        raise AnnotationError(f"{path} lists no pictures; add them to 'images'")
+    root = pictures or _picture_folder(folder, split)
+    captions_of: dict[int, list[str]] = defaultdict(list)
+    for caption in captions.annotations:
+        if text := " ".join(caption.caption.split()):
+            captions_of[caption.image_id].append(text)
+    ids = ids_of([image.file_name for image in captions.images])
+    images: dict[int, AnnotatedImage] = {}
+    for index, image in enumerate(captions.images):
+        where, name = f"{path}: images.{index}", image.file_name
+        try:
+            if image.id in images:
+                raise AnnotationError(f"{where}: id {image.id} is that of a picture before")
+            if find and not is_file_there(root / name):
+                raise PictureError(f"{where}: {root / name} does not exist; check --pictures")
+            if not captions_of[image.id]:
+                raise AnnotationError(f"{where}: picture {name} has no caption; remove it")
+        except InputError as fault:
+            skips.take(f"picture {name}", fault)
+        else:
+            images[image.id] = AnnotatedImage(
+                ids[name], root / name, image.width, image.height, tuple(captions_of[image.id])
+            )
+    skips.check(len(captions.images))
+    return AnnotationSet(tuple(images.values()))
+
+
 def _category_names(boxes: _InstanceFile, path: Path) -> dict[int, str]:
     """Return the name of each category by its id.
 

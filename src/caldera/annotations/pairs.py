@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, ids_of
-from caldera.conversation import from_record, iterate_records
+from caldera.conversation import from_record
 from caldera.errors import AnnotationError, InputError, PictureError
+from caldera.record_files import iterate_records
 from caldera.skips import Skips
 from caldera.storage import is_file_there
 
@@ -18,6 +19,8 @@ def read_pairs(
     skips: Skips,
     pictures: Path | None = None,
     ignore: frozenset[str] = frozenset(),
+    *,
+    find: bool = True,
 ) -> AnnotationSet:
     """Read pairs of a picture and a caption; several captions of one picture are brought together.
 
@@ -27,6 +30,7 @@ def read_pairs(
         skips: Takes pairs that are unusable.
         pictures: The folder that the paths start from; the file's own, or `images/` beside it, if left out.
         ignore: Surplus fields of LLaVA's records to pass over.
+        find: Look whether each picture is there.
 
     Raises:
         InputError: The file is missing, empty, broken, or has other fields; or a pair is bad and may not be left out.
@@ -38,7 +42,7 @@ def read_pairs(
         total += 1
         try:
             name, caption = _pair(row, where, ignore)
-            if not is_file_there(root / name):
+            if find and not is_file_there(root / name):
                 raise PictureError(f"{where}: {root / name} does not exist; check --pictures")
         except InputError as fault:
             skips.take(where, fault)

@@ -1,13 +1,15 @@
 """A data file in, everything that is wrong with it out, before any time is spent on training."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from caldera.batches.pictures import open_picture
-from caldera.conversation import Conversation, from_record, iterate_records
+from caldera.conversation import Conversation, from_record
 from caldera.errors import InputError, RecordError
-from caldera.progress import Progress
+from caldera.progress import Progress, Tick
+from caldera.record_files import iterate_records
 from caldera.skips import Skip
 from caldera.storage import is_file_there
 
@@ -18,7 +20,9 @@ class Findings:
 
     records: int = 0
     turns: int = 0
-    pictures: set[Path] = field(default_factory=set)
+    pictures: set[str] = field(default_factory=set)
+    """As the records name them."""
+
     several: int = 0
     """Records with more than one picture."""
 
@@ -53,20 +57,21 @@ def check_file(
     """
     findings = Findings()
     ids: Counter[str] = Counter()
-    faults: dict[Path, str | None] = {}
-    records = list(iterate_records(file))
-    with progress.job("checking", len(records)) as tick:
-        for where, record in records:
+    faults: dict[str, str | None] = {}
+    with progress.job("checking, in kB", _size(file)) as tick:
+        for where, record in iterate_records(file, _in_kilobytes(tick)):
             findings.records += 1
             try:
                 conversation = from_record(record, where, ignore)
                 ids[conversation.id] += 1
                 _count(findings, conversation)
-                for path in conversation.pictures:
-                    _check_picture(pictures / path, faults, where, open_pictures=open_pictures)
+                for name in conversation.pictures:
+                    if name not in faults:
+                        faults[name] = _fault(pictures / name, open_pictures=open_pictures)
+                    if faults[name] is not None:
+                        raise RecordError(f"{where}: {faults[name]}")
             except InputError as fault:
                 findings.bad.append(Skip(where, str(fault).removeprefix(f"{where}: ")))
-            tick()
     findings.pictures = set(faults)
     findings.repeated_ids = sum(count for count in ids.values() if count > 1)
     return findings
@@ -77,20 +82,6 @@ def _count(findings: Findings, conversation: Conversation) -> None:
     findings.turns += len(conversation.turns)
     findings.several += len(conversation.pictures) > 1
     findings.without += not conversation.pictures
-
-
-def _check_picture(
-    path: Path, faults: dict[Path, str | None], where: str, *, open_pictures: bool
-) -> None:
-    """Check a picture unless that was done before.
-
-    Raises:
-        RecordError: It cannot be used.
-    """
-    if path not in faults:
-        faults[path] = _fault(path, open_pictures=open_pictures)
-    if faults[path] is not None:
-        raise RecordError(f"{where}: {faults[path]}")
 
 
 def _fault(path: Path, *, open_pictures: bool) -> str | None:
@@ -104,3 +95,24 @@ def _fault(path: Path, *, open_pictures: bool) -> str | None:
     except InputError as fault:
         return str(fault)
     return None
+
+
+def _in_kilobytes(tick: Tick) -> Callable[[int], None]:
+    """Return a follower of bytes that ticks once a kB."""
+    read = 0
+
+    def follow(count: int) -> None:
+        nonlocal read
+        before, read = read, read + count
+        if steps := read // 1000 - before // 1000:
+            tick(steps)
+
+    return follow
+
+
+def _size(file: Path) -> int:
+    """Return how many kB there are to read; what cannot be read is said when it is."""
+    try:
+        return file.stat().st_size // 1000
+    except OSError:
+        return 0

@@ -16,7 +16,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from caldera import __version__
-from caldera.cli import data, export, train, weights
+from caldera.cli import data, data_import, data_sets, export, train, weights
 from caldera.cli.options import Device, Dtype, MaxBad, Set, err, means_from, out
 from caldera.cli.recipes import recipes
 from caldera.errors import CalderaError
@@ -63,6 +63,9 @@ app = typer.Typer(
     add_completion=False,
     epilog=EXIT_CODES,
 )
+data.app.command("import")(data_import.import_data)
+data.app.command()(data_sets.mix)
+data.app.command()(data_sets.balance)
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 app.command()(export.export)

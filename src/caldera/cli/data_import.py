@@ -1,0 +1,96 @@
+"""`caldera data import`: sets that others made become data files."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from caldera.cli.options import MaxBad, err
+from caldera.errors import UnknownNameError
+
+if TYPE_CHECKING:  # heavy
+    from caldera.datasets.importers import ImportReport
+
+Answers = Annotated[
+    Path | None, typer.Option(help="vqa: file of the annotations, if it is elsewhere.")
+]
+Find = Annotated[bool, typer.Option("--find/--no-find", help="Look whether each picture is there.")]
+Form = Annotated[
+    str, typer.Option(help="scienceqa: QCM-LEA, QCM-LEPA, QCM-ALE, QCM-A, CQM-A ... or letter.")
+]
+Kind = Annotated[str, typer.Argument(help="llava, vqa, scienceqa, captions or coco.")]
+PerPicture = Annotated[
+    int, typer.Option(min=0, help="captions, coco: how many of a picture; 0 takes all.")
+]
+Roots = Annotated[
+    Path | None,
+    typer.Option(help="Folder that the set's picture names start from. \\[default: a usual one]"),
+]
+AskingShort = Annotated[
+    str, typer.Option(help="vqa: which questions ask for a short answer: each, first or none.")
+]
+Split = Annotated[
+    str | None, typer.Option(help="vqa: train2014 ...; scienceqa: train ...; coco: train2017 ...")
+]
+
+
+def import_data(
+    kind: Kind,
+    path: Annotated[Path, typer.Argument(help="File or folder of the set.")],
+    out_file: Annotated[Path, typer.Option("--out", help="Data file, .json or .jsonl.")],
+    pictures: Roots = None,
+    find: Find = True,
+    split: Split = None,
+    answers: Answers = None,
+    form: Form = "QCM-LEA",
+    sentences: AskingShort = "each",
+    per_picture: PerPicture = 0,
+    seed: Annotated[int, typer.Option(help="captions, coco: of the wording of requests.")] = 0,
+    max_bad: MaxBad = 0.0,
+) -> None:
+    """Write a data file in LLaVA's JSON of what others made. What had to be changed or left out is counted.
+
+    [bold]Examples[/bold]
+
+      caldera data import llava mix665k.json --pictures playground/data --out mix.json --max-bad 0.01
+
+      caldera data import vqa vqav2/ --split train2014 --pictures coco/train2014 --out vqa.json
+
+      caldera data import scienceqa ScienceQA/data/scienceqa --form QCM-LEPA --out scienceqa.json
+
+      caldera data import captions captions.csv --out pretrain.json
+    """
+    from typing import get_args
+
+    from caldera.datasets.imported import ImportOptions, Sentences
+    from caldera.datasets.importers import import_file
+
+    if sentences not in get_args(Sentences):
+        raise UnknownNameError("choice of --sentences", sentences, get_args(Sentences))
+    options = ImportOptions(
+        pictures=pictures,
+        find=find,
+        split=split,
+        answers=answers,
+        form=form,
+        sentences=sentences,  # type: ignore[arg-type] # checked above
+        per_picture=per_picture,
+        seed=seed,
+    )
+    _tell(import_file(kind, path, out_file, options, max_bad), out_file)
+
+
+def _tell(report: "ImportReport", out_file: Path) -> None:
+    """Say what came of an import."""
+    for change, count in report.changes.most_common():
+        err.print(f"changed: {count} x {change}", markup=False, soft_wrap=True)
+    err.print(
+        f"{out_file}: {report.conversations} records, {report.turns} turns, {report.pictures} pictures, of "
+        f"{report.total} met; bad: {report.bad}",
+        markup=False,
+        soft_wrap=True,
+    )
+    if report.bad:
+        listed = out_file.with_suffix(".bad.jsonl")
+        err.print(f"what was left out is listed in {listed}", markup=False, soft_wrap=True)
+    err.print(f"next: caldera data check {out_file}", markup=False, soft_wrap=True)

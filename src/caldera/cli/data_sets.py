@@ -1,0 +1,105 @@
+"""`caldera data mix` and `balance`: what is done with whole data files."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from caldera.cli.options import IgnoreField, MaxBad, err, out
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
+OutFile = Annotated[Path, typer.Option("--out", help="Data file, .json or .jsonl.")]
+
+
+def mix(
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE[:WEIGHT]...", help="Data files; 0.5 draws half, 2 takes twice."
+        ),
+    ],
+    out_file: OutFile,
+    seed: Annotated[int, typer.Option(help="Of what is drawn, and of the order.")] = 0,
+    as_json: AsJson = False,
+    ignore_field: IgnoreField = None,
+    max_bad: MaxBad = 0.0,
+) -> None:
+    """Mix data files, each with a weight, into one; pictures are found from its place, ids are unique.
+
+    [bold]Examples[/bold]
+
+      caldera data mix dialogues.json vqa.json:0.5 scienceqa.json:2 --out mix.json
+    """
+    import json
+
+    from caldera.datasets.mixing import mix_files, parse_ingredient
+
+    ingredients = [parse_ingredient(file) for file in files]
+    report = mix_files(
+        ingredients, out_file, seed=seed, ignore=frozenset(ignore_field or ()), max_bad=max_bad
+    )
+    columns = ("source", "weight", "records", "rows", "share", "turns", "pictures", "no picture")
+    table = Table(*columns)
+    for one in report.sources:
+        share = f"{one.written / report.written:.1%}"
+        numbers = (one.written, share, one.turns, one.pictures, one.without)
+        table.add_row(one.source, f"{one.weight:g}", str(one.records), *map(str, numbers))
+    err.print(table)
+    said = f"{out_file}: {report.written} rows, {report.pictures} pictures"
+    err.print(said, markup=False, soft_wrap=True)
+    if bad := sum(one.bad for one in report.sources):
+        listed = out_file.with_suffix(".bad.jsonl")
+        err.print(f"{bad} bad records are listed in {listed}", markup=False, soft_wrap=True)
+    if as_json:
+        out.print_json(json.dumps(report.as_dict()))
+    err.print(f"next: caldera data check {out_file}", markup=False, soft_wrap=True)
+
+
+def balance(
+    file: Annotated[Path, typer.Argument(help="Data file, .json or .jsonl, as of stage 1.")],
+    out_file: OutFile,
+    least: Annotated[
+        int, typer.Option(min=1, help="Phrases in fewer answers are passed over.")
+    ] = 3,
+    most: Annotated[
+        int, typer.Option(min=1, help="Of answers with a phrase, so many are drawn for it.")
+    ] = 100,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    as_json: AsJson = False,
+    ignore_field: IgnoreField = None,
+    max_bad: MaxBad = 0.0,
+) -> None:
+    """Thin out captions about frequent things and keep those about rare ones, as LLaVA did for CC3M-595K.
+
+    [bold]Examples[/bold]
+
+      caldera data balance captions.json --out balanced.json
+    """
+    import json
+
+    from caldera.datasets.balancing import balance_file
+
+    done = balance_file(
+        file,
+        out_file,
+        least=least,
+        most=most,
+        seed=seed,
+        ignore=frozenset(ignore_field or ()),
+        max_bad=max_bad,
+    )
+    table = Table("in records", "phrases", "mentions before", "after")
+    for name, *counts in done.by_band():
+        table.add_row(name, *map(str, counts))
+    err.print(table)
+    said = f"{out_file}: {len(done.kept)} of {done.total} records"
+    err.print(said, markup=False, soft_wrap=True)
+    if done.bad:
+        listed = out_file.with_suffix(".bad.jsonl")
+        err.print(f"{done.bad} bad records are listed in {listed}", markup=False, soft_wrap=True)
+    if as_json:
+        keys = ("records", "phrases", "before", "after")
+        bands = [dict(zip(keys, row, strict=True)) for row in done.by_band()]
+        figures = {"records": done.total, "kept": len(done.kept), "bands": bands}
+        out.print_json(json.dumps(figures))

@@ -1,0 +1,55 @@
+"""Pictures with captions in, stage 1's conversations out: a brief request, a caption that people wrote.
+
+As LLaVA's 595K (arXiv 2304.08485, appendix): each pair is one turn; the request is drawn from a list.
+"""
+
+import random
+from pathlib import Path
+
+from caldera.annotations.annotated_image import AnnotationSet
+from caldera.annotations.coco import read_coco_captions
+from caldera.annotations.pairs import read_pairs
+from caldera.conversation import Conversation, Picture, Turn
+from caldera.datasets.imported import Imported, ImportOptions
+from caldera.instructions.wordings import BRIEF
+from caldera.skips import Skips
+
+
+def import_captions(path: Path, skips: Skips, options: ImportOptions) -> Imported:
+    """Read a `.csv` or `.jsonl` of the fields image and caption.
+
+    Raises:
+        InputError: The file cannot be read, or a pair is bad and may not be left out.
+    """
+    return _imported(read_pairs(path, skips, options.pictures, find=options.find), skips, options)
+
+
+def import_coco(path: Path, skips: Skips, options: ImportOptions) -> Imported:
+    """Read the captions of a COCO folder; boxes are not needed.
+
+    Raises:
+        InputError: The file cannot be read, or a picture is bad and may not be left out.
+    """
+    annotations = read_coco_captions(
+        path, skips, options.split, pictures=options.pictures, find=options.find
+    )
+    return _imported(annotations, skips, options)
+
+
+def _imported(annotations: AnnotationSet, skips: Skips, options: ImportOptions) -> Imported:
+    """Make a conversation of each caption, or of as many of a picture as are wanted, drawn."""
+    imported = Imported(total=len(skips.taken))
+    for image in annotations.images:
+        rng = random.Random(f"{options.seed} {image.id}")
+        captions = list(image.captions)
+        imported.total += len(captions)
+        wanted = min(options.per_picture or len(captions), len(captions))
+        if left := len(captions) - wanted:
+            captions = rng.sample(captions, wanted)
+            imported.changes["further caption of a picture left out"] += left
+        for number, caption in enumerate(captions):
+            name = image.id if len(captions) == 1 else f"{image.id}-{number}"
+            asked = (Picture(str(image.path)), f"\n{rng.choice(BRIEF)}")
+            turns = (Turn("user", asked), Turn("assistant", (caption,)))
+            imported.conversations.append(Conversation(name, turns))
+    return imported

@@ -1,0 +1,200 @@
+"""Several data files in, one out: a share or repetitions of each, pictures found from the new place, ids unique."""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from caldera.conversation import Conversation, from_record, write_conversations
+from caldera.datasets.imported import Moved
+from caldera.errors import InputError, UsageError
+from caldera.record_files import iterate_records
+from caldera.skips import Skips
+
+
+@dataclass(frozen=True, slots=True)
+class Ingredient:
+    """A file of a mix."""
+
+    file: Path
+    weight: float = 1.0
+    """0.5 draws half of its records, 2 takes each twice, 2.5 each twice and half of them once more."""
+
+
+def parse_ingredient(text: str) -> Ingredient:
+    """Read `FILE` or `FILE:WEIGHT`.
+
+    Raises:
+        UsageError: The weight is not a number above 0.
+    """
+    name, colon, number = text.rpartition(":")
+    if not colon or "/" in number or Path(text).exists():
+        return Ingredient(Path(text))
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = 0.0
+    if not 0 < weight < float("inf"):
+        raise UsageError(
+            f"{text}: the weight is {number!r}; write a number above 0, such as {name}:0.5"
+        )
+    return Ingredient(Path(name), weight)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceReport:
+    """What a file gave to a mix."""
+
+    source: str
+    """What its ids begin with."""
+
+    file: str
+    weight: float
+    records: int
+    """Good records in the file."""
+
+    bad: int
+    written: int
+    """Rows in the mix."""
+
+    turns: int
+    pictures: int
+    """Distinct ones in the mix."""
+
+    without: int
+    """Rows without a picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class MixReport:
+    """What a mix is made of."""
+
+    sources: tuple[SourceReport, ...]
+    pictures: int
+    """Distinct ones; two files may show the same."""
+
+    seed: int
+
+    @property
+    def written(self) -> int:
+        """Rows of all sources."""
+        return sum(source.written for source in self.sources)
+
+    def as_dict(self) -> dict[str, object]:
+        """Return it as JSON has it."""
+        return {
+            "rows": self.written,
+            "pictures": self.pictures,
+            "seed": self.seed,
+            "sources": [asdict(source) for source in self.sources],
+        }
+
+
+def mix_files(
+    ingredients: Sequence[Ingredient],
+    out: Path,
+    *,
+    seed: int = 0,
+    ignore: frozenset[str] = frozenset(),
+    max_bad: float = 0.0,
+) -> MixReport:
+    """Write one data file of several, shuffled, whole or not at all.
+
+    Args:
+        ingredients: Files with weights; picture paths start from each file's folder.
+        out: `.json` or `.jsonl`; its picture paths start from its folder.
+        seed: Of what is drawn and of the order.
+        ignore: Surplus fields of records to pass over.
+        max_bad: Share of all records that may be left out and listed.
+
+    Raises:
+        InputError: A file cannot be read, too many records are bad, or nothing is left.
+        OutputError: The new one cannot be written.
+    """
+    skips, total = Skips(max_bad), 0
+    mixed: list[Conversation] = []
+    reports: list[SourceReport] = []
+    names = _names([one.file for one in ingredients])
+    for name, ingredient in zip(names, ingredients, strict=True):
+        bad = len(skips.taken)
+        read = _read(ingredient.file, skips, ignore)
+        bad = len(skips.taken) - bad
+        total += len(read) + bad
+        moved = Moved(ingredient.file.parent, out.parent)
+        drawn = [
+            replace(moved.all_of(read[place]), id=f"{name}/{read[place].id}")
+            for place in _drawn(len(read), ingredient.weight, random.Random(f"{seed} {name}"))
+        ]
+        reports.append(_report(name, ingredient, len(read), bad, drawn))
+        mixed += drawn
+    skips.check(max(1, total))
+    if not mixed:
+        raise InputError("the mix is empty; give files with records, or larger weights")
+    random.Random(seed).shuffle(mixed)
+    write_conversations(out, _with_unique_ids(mixed))
+    if skips.taken:
+        skips.write(out.with_suffix(".bad.jsonl"))
+    pictures = {path for one in mixed for path in one.pictures}
+    return MixReport(tuple(reports), len(pictures), seed)
+
+
+def _read(file: Path, skips: Skips, ignore: frozenset[str]) -> list[Conversation]:
+    """Read the good records of a file."""
+    read = []
+    for where, record in iterate_records(file):
+        try:
+            read.append(from_record(record, where, ignore))
+        except InputError as fault:
+            skips.take(where, fault)
+    return read
+
+
+def _drawn(records: int, weight: float, rng: random.Random) -> list[int]:
+    """Return the places of the records that are taken: all of them so often, and a part drawn once more."""
+    times, part = divmod(round(weight * records), max(1, records))
+    return [*range(records)] * times + sorted(rng.sample(range(records), part))
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """Return a name for each file: without its suffix, numbered where two would be the same."""
+    met: Counter[str] = Counter()
+    names = []
+    for file in files:
+        met[file.stem] += 1
+        names.append(file.stem if met[file.stem] == 1 else f"{file.stem}#{met[file.stem]}")
+    return names
+
+
+def _with_unique_ids(conversations: Sequence[Conversation]) -> list[Conversation]:
+    """Number the second and further ones of an id."""
+    numbers: Counter[str] = Counter()
+    taken = {one.id for one in conversations}
+    unique = []
+    for one in conversations:
+        numbers[one.id] += 1
+        if numbers[one.id] == 1:
+            unique.append(one)
+            continue
+        while (name := f"{one.id}#{numbers[one.id]}") in taken:
+            numbers[one.id] += 1
+        taken.add(name)
+        unique.append(replace(one, id=name))
+    return unique
+
+
+def _report(
+    name: str, ingredient: Ingredient, records: int, bad: int, drawn: Sequence[Conversation]
+) -> SourceReport:
+    """Count what a file gave."""
+    return SourceReport(
+        source=name,
+        file=str(ingredient.file),
+        weight=ingredient.weight,
+        records=records,
+        bad=bad,
+        written=len(drawn),
+        turns=sum(len(one.turns) for one in drawn),
+        pictures=len({path for one in drawn for path in one.pictures}),
+        without=sum(not one.pictures for one in drawn),
+    )

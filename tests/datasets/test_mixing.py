@@ -1,0 +1,140 @@
+"""A mix: how much of each file, ids, pictures, and the report."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from caldera.conversation import (
+    Conversation,
+    Picture,
+    Turn,
+    read_conversations,
+    write_conversations,
+)
+from caldera.datasets.mixing import Ingredient, mix_files, parse_ingredient
+from caldera.errors import InputError, UsageError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three files of 10, 7 and 3 records in folders of their own; two are called the same, some ids repeat."""
+    for name, count in (("a/set.json", 10), ("b/set.jsonl", 7), ("talk.json", 3)):
+        records = []
+        for at in range(count):
+            shown = () if name == "talk.json" else (Picture(f"photos/{at % 4}.jpg"), "\n")
+            turns = (Turn("user", (*shown, f"{name} {at}?")), Turn("assistant", ("Yes.",)))
+            records.append(Conversation(str(at % 5), turns))
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_conversations(tmp_path / name, records)
+    return tmp_path
+
+
+def ingredients(folder: Path, *weights: float) -> list[Ingredient]:
+    """The three files with weights."""
+    names = ("a/set.json", "b/set.jsonl", "talk.json")
+    return [Ingredient(folder / name, weight) for name, weight in zip(names, weights, strict=False)]
+
+
+def asked(file: Path) -> Counter[str]:
+    """How often each question is in a file."""
+    return Counter(one.turns[0].text.strip() for one in read_conversations(file))
+
+
+def test_weights_are_shares_and_repetitions(folder: Path) -> None:
+    """Half draws half without repeating; 2 takes all twice; 2.3 takes a third of them once more."""
+    out = folder / "mix.json"
+    report = mix_files(ingredients(folder, 0.5, 2, 2.3), out, seed=3)
+
+    by_file = {
+        name: {text: count for text, count in asked(out).items() if text.startswith(name)}
+        for name in ("a/set.json", "b/set.jsonl", "talk.json")
+    }
+    assert sorted(by_file["a/set.json"].values()) == [1] * 5
+    assert sorted(by_file["b/set.jsonl"].values()) == [2] * 7
+    assert sorted(by_file["talk.json"].values()) == [2, 2, 3]
+    assert [source.written for source in report.sources] == [5, 14, 7]
+    assert report.written == 26
+
+
+def test_ids_tell_the_source_and_are_unique(folder: Path) -> None:
+    """Repetitions, and records that shared an id, are numbered; so are files of the same name."""
+    mix_files(ingredients(folder, 1, 2, 1), folder / "mix.json")
+    ids = [one.id for one in read_conversations(folder / "mix.json")]
+    assert len(set(ids)) == len(ids) == 27
+    assert {name.partition("/")[0] for name in ids} == {"set", "set#2", "talk"}
+    assert {"set/0", "set/0#2", "set#2/0", "set#2/0#4", "talk/2"} <= set(ids)
+
+
+def test_pictures_are_found_from_the_new_place(folder: Path) -> None:
+    """Each path leads to the file it led to."""
+    out = folder / "new" / "mix.jsonl"
+    report = mix_files(ingredients(folder, 1, 1, 1), out)
+    seen = {(out.parent / path).resolve() for one in read_conversations(out) for path in one.pictures}  # fmt: skip
+    assert seen == {folder / name / "photos" / f"{at}.jpg" for name in "ab" for at in range(4)}
+    assert report.pictures == 8
+    assert [source.pictures for source in report.sources] == [4, 4, 0]
+    assert [source.without for source in report.sources] == [0, 0, 3]
+
+
+def test_the_seed_decides_draw_and_order(folder: Path) -> None:
+    """The same seed writes the same bytes; another draws and orders otherwise."""
+    written = []
+    for seed in (1, 1, 2):
+        mix_files(ingredients(folder, 0.5, 1, 1), folder / "mix.json", seed=seed)
+        written.append((folder / "mix.json").read_bytes())
+    assert written[0] == written[1] != written[2]
+    texts = [one.turns[0].text.strip() for one in read_conversations(folder / "mix.json")]
+    assert texts != sorted(texts)
+
+
+def test_bad_records_are_counted_by_source(folder: Path) -> None:
+    """One stops the mix, or is left out and listed."""
+    with (folder / "b" / "set.jsonl").open("a") as file:
+        file.write("{}\n")
+    with pytest.raises(InputError, match="field 'id' is missing"):
+        mix_files(ingredients(folder, 1, 1), folder / "mix.json")
+    assert not (folder / "mix.json").exists()
+    report = mix_files(ingredients(folder, 1, 1), folder / "mix.json", max_bad=0.1)
+    assert [(source.records, source.bad) for source in report.sources] == [(10, 0), (7, 1)]
+    [listed] = (folder / "mix.bad.jsonl").read_text().splitlines()
+    assert json.loads(listed)["where"] == f"{folder / 'b' / 'set.jsonl'}:8"
+
+
+def test_an_empty_mix_is_refused(folder: Path) -> None:
+    """A weight that draws nothing of a small file."""
+    with pytest.raises(
+        InputError, match="the mix is empty; give files with records, or larger wei"
+    ):
+        mix_files([Ingredient(folder / "talk.json", 0.1)], folder / "mix.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a.json", Ingredient(Path("a.json"))),
+        ("a.json:0.5", Ingredient(Path("a.json"), 0.5)),
+        ("x/a:b/c.json", Ingredient(Path("x/a:b/c.json"))),
+        ("x:y.json:2", Ingredient(Path("x:y.json"), 2.0)),
+    ],
+)
+def test_a_file_may_have_a_weight(text: str, expected: Ingredient) -> None:
+    """Behind the last colon."""
+    assert parse_ingredient(text) == expected
+
+
+def test_a_file_with_a_colon_in_its_name_is_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it is there."""
+    monkeypatch.chdir(tmp_path)
+    Path("a:2").touch()
+    assert parse_ingredient("a:2") == Ingredient(Path("a:2"))
+
+
+@pytest.mark.parametrize("weight", ["0", "-1", "half", "nan", "inf", ""])
+def test_another_weight_is_refused(weight: str) -> None:
+    """With what to write."""
+    with pytest.raises(UsageError, match=r"write a number above 0, such as a.json:0.5"):
+        parse_ingredient(f"a.json:{weight}")

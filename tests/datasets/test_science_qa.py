@@ -1,0 +1,203 @@
+"""ScienceQA's problems in every form, to the letter; splits, pictures, and what is refused."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caldera.conversation import to_record
+from caldera.datasets.imported import ImportOptions
+from caldera.datasets.science_qa import (
+    ANSWERS,
+    QUESTIONS,
+    SENTENCE,
+    Problem,
+    import_science_qa,
+    parse_form,
+)
+from caldera.errors import InputError, UnknownNameError
+from caldera.skips import Skips
+
+PROBLEMS: dict[str, dict[str, Any]] = {
+    "1": {
+        "question": "Which is  a star?", "choices": ["the Sun", "the Moon", "Mars"], "answer": 0, "hint": "Look up.",
+        "image": "image.png", "lecture": "A star shines.\nIt is hot.", "solution": "The Sun shines.", "split": "train",
+        "task": "closed choice", "grade": "grade2",
+    },
+    "4": {"question": "Is ice cold?", "choices": ["no", "yes"], "answer": 1, "hint": "", "image": None,
+          "lecture": "", "solution": "It is frozen.", "split": "test"},
+    "5": {"question": "Question: what?", "choices": ["a", "b"], "answer": 1, "hint": " ", "image": None,
+          "lecture": "L", "solution": "", "split": "train"},
+    "7": {"question": "Where?", "choices": ["here", "there"], "answer": 0, "hint": "H", "image": "image.png",
+          "lecture": "L", "solution": "S", "split": "val"},
+    "9": {"question": "Who?", "choices": ["I", "you"], "answer": 1, "hint": "H", "image": None,
+          "lecture": "L", "solution": "S", "split": "train"},
+}  # fmt: skip
+SPLITS = {"train": ["1", "9", "5"], "test": ["4"], "val": ["7"]}
+
+QUESTION = "Which is a star?\nContext: Look up.\nOptions: (A) the Sun (B) the Moon (C) Mars"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The five problems in ScienceQA's layout, with both pictures."""
+    (tmp_path / "problems.json").write_text(json.dumps(PROBLEMS))
+    (tmp_path / "pid_splits.json").write_text(json.dumps(SPLITS))
+    for place in ("images/train/1", "images/val/7"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "image.png").touch()
+    return tmp_path
+
+
+def texts(folder: Path, form: str, split: str | None = None) -> list[tuple[str, str]]:
+    """What is asked and what is answered, of each problem of a split."""
+    options = ImportOptions(form=form, split=split)
+    records = [to_record(one) for one in import_science_qa(folder, Skips(), options).conversations]
+    return [
+        (record["conversations"][0]["value"], record["conversations"][1]["value"])  # type: ignore[index]
+        for record in records
+    ]
+
+
+@pytest.mark.parametrize(
+    ("form", "asked", "answered"),
+    [
+        ("QCM-A", f"{QUESTION}\n<image>", "The answer is A."),
+        ("QCM-LEA", f"{QUESTION}\n<image>", "A star shines.\nIt is hot. The Sun shines. The answer is A."),
+        ("QCM-ALE", f"{QUESTION}\n<image>", "The answer is A. BECAUSE: A star shines.\nIt is hot. The Sun shines."),
+        ("QCM-AL", f"{QUESTION}\n<image>", "The answer is A. BECAUSE: The Sun shines."),
+        ("QCM-AE", f"{QUESTION}\n<image>", "The answer is A. BECAUSE: A star shines.\nIt is hot."),
+        ("QCM-LEPA", f"{QUESTION}\n<image>",
+         "LECTURE: A star shines.\nIt is hot.\nSOLUTION: The Sun shines.\n###\nANSWER: A."),
+        ("CQM-A", "Context: Look up.\nQuestion: Which is a star?\nOptions: (A) the Sun (B) the Moon (C) Mars\n<image>",
+         "The answer is A."),
+        ("letter", f"<image>\nContext: Look up.\nWhich is a star?\nA. the Sun\nB. the Moon\nC. Mars\n{SENTENCE}", "A"),
+    ],
+)  # fmt: skip
+def test_each_form_is_laid_out_to_the_letter(
+    folder: Path, form: str, asked: str, answered: str
+) -> None:
+    """Two spaces become one; the picture stands behind the question, in LLaVA-1.5's form before it."""
+    assert texts(folder, form)[0] == (asked, answered)
+
+
+def test_what_is_empty_leaves_no_trace(folder: Path) -> None:
+    """No hint is N/A or no line; LEPA has no line for a missing lecture; one space between what is there."""
+    assert texts(folder, "QCM-LEPA", "test") == [
+        (
+            "Is ice cold?\nContext: N/A\nOptions: (A) no (B) yes",
+            "SOLUTION: It is frozen.\n###\nANSWER: B.",
+        )
+    ]
+    assert texts(folder, "QCM-LEA", "test")[0][1] == "It is frozen. The answer is B."
+    assert texts(folder, "QCM-LEA")[2] == (
+        "what?\nContext: N/A\nOptions: (A) a (B) b",
+        "L The answer is B.",
+    )
+    assert texts(folder, "letter", "test")[0][0] == f"Is ice cold?\nA. no\nB. yes\n{SENTENCE}"
+
+
+def test_every_form_of_the_table_can_be_asked_for(folder: Path) -> None:
+    """Twenty and `letter`, each with one answer that says the letter; any other name is refused."""
+    forms = [f"{ask}-{answer}" for ask in QUESTIONS for answer in ANSWERS]
+    assert len(forms) == 20
+    for form in forms:
+        said = [answer for _, answer in texts(folder, form)]
+        assert all(
+            re.search(rf"(answer is|ANSWER:) {letter}\.", text)
+            for letter, text in zip("ABB", said, strict=True)
+        )
+    with pytest.raises(
+        UnknownNameError, match="no form is called 'QCM-LE'; did you mean 'QCM-LEA'"
+    ):
+        parse_form("QCM-LE")
+
+
+def test_a_split_is_the_lists_order(folder: Path) -> None:
+    """Ids as pid_splits.json has them, train by default; pictures where ScienceQA or LLaVA's copy has them."""
+    imported = import_science_qa(folder, Skips(), ImportOptions())
+    assert [one.id for one in imported.conversations] == ["1", "9", "5"]
+    assert imported.conversations[0].pictures == (str(folder / "images/train/1/image.png"),)
+    flat = folder / "flat"
+    (flat / "7").mkdir(parents=True)
+    (flat / "7" / "image.png").touch()
+    [one] = import_science_qa(folder, Skips(), ImportOptions(split="val", pictures=flat)).conversations  # fmt: skip
+    assert one.pictures == (str(flat / "7/image.png"),)
+    with pytest.raises(UnknownNameError, match="did you mean 'train'"):
+        import_science_qa(folder, Skips(), ImportOptions(split="trian"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answer": 2}, "the answer is 2, but there are 2 choices; correct it"),
+        ({"answer": -1}, "answer: input should be greater than or equal to 0"),
+        ({"choices": ["a"]}, "choices: list should have at least 2 items"),
+        ({"question": ""}, "question: string should have at least 1 character"),
+        ({"question": "What is <image>?"}, "it says <image>, which stands for a picture"),
+        ({"image": "image.png"}, "does not exist; check --pictures"),
+        (None, "pid_splits.json lists it, but it is not there"),
+    ],
+)
+def test_a_bad_problem_is_refused_or_left_out_and_listed(
+    folder: Path, change: dict[str, Any] | None, message: str
+) -> None:
+    """The fault names file and problem; the others are read."""
+    broken = {key: value for key, value in PROBLEMS.items() if key != "9"}
+    if change is not None:
+        broken["9"] = PROBLEMS["9"] | change
+    (folder / "problems.json").write_text(json.dumps(broken))
+    with pytest.raises(InputError) as caught:
+        import_science_qa(folder, Skips(), ImportOptions())
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(f"{folder / 'problems.json'}: problem 9: ")
+    skips = Skips(0.4)
+    imported = import_science_qa(folder, skips, ImportOptions())
+    assert [one.id for one in imported.conversations] == ["1", "5"]
+    assert len(skips.taken) == 1
+
+
+@pytest.mark.parametrize("content", [None, "[]", "{"])
+@pytest.mark.parametrize("name", ["problems.json", "pid_splits.json"])
+def test_another_file_is_refused(folder: Path, name: str, content: str | None) -> None:
+    """Missing, of another form, broken."""
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_text(content)
+    with pytest.raises(
+        InputError, match=rf"{name}( is broken JSON| should hold a JSON object|: No su)"
+    ):
+        import_science_qa(folder, Skips(), ImportOptions())
+
+
+def test_llavas_own_question_file_is_written_alike(third_party: Path) -> None:
+    """Each of the 4,241 questions that LLaVA-1.5 was asked, taken apart and laid out again, is the same text.
+
+    Where a context ends and the question begins is not marked in that file; any cut gives the same text.
+    """
+    folder = third_party / "scienceqa"
+    rows = json.loads((folder / "llava_test_CQM-A.json").read_text())
+    assert len(rows) == 4241
+    form = parse_form("letter")
+    for row in rows:
+        text, letter = (turn["value"] for turn in row["conversations"])
+        body = text.removeprefix("<image>\n")
+        head, *choices = re.split(r"\n[A-E]\. ", body)
+        context, _, question = head.removeprefix("Context: ").rpartition("\n")
+        hint = context if head.startswith("Context: ") else ""
+        problem = Problem(
+            question=question if hint else head, choices=choices, answer="ABCDE".index(letter), hint=hint
+        )  # fmt: skip
+        assert form.ask(problem) == f"{body}\n{SENTENCE}"
+        assert form.answer(problem) == letter
+
+
+def test_the_real_splits_are_the_real_files(third_party: Path) -> None:
+    """LLaVA's question file has the test split's problems in its order."""
+    folder = third_party / "scienceqa"
+    splits = json.loads((folder / "pid_splits.json").read_text())
+    rows = json.loads((folder / "llava_test_CQM-A.json").read_text())
+    assert [row["id"] for row in rows] == splits["test"]
+    assert len(splits["train"]) == 12_726
