@@ -7,7 +7,7 @@ from caldera.annotations.sources import SourceOptions, read_annotations
 from caldera.conversation import write_conversations
 from caldera.errors import InputError
 from caldera.instructions.teachers import find_teacher, parse_kinds
-from caldera.instructions.writing import Written, assignments, write_instructions
+from caldera.instructions.writing import Written, count_dialogues, write_instructions
 from caldera.progress import Progress
 from caldera.skips import Skips
 
@@ -42,7 +42,7 @@ def generate_file(order: Order, out: Path, progress: Progress) -> Written:
     skips = Skips(order.max_bad)
     annotations = read_annotations(order.source, order.path, skips, order.options)
     writer = find_teacher(order.teacher, annotations.categories, order.seed)
-    total = len(assignments(annotations.images, kinds, order.seed))
+    total = count_dialogues(annotations.images, kinds, order.seed).total()
     with progress.job("writing dialogues", total) as tick:
         written = write_instructions(
             annotations, writer, kinds, seed=order.seed, beside=out.parent, tick=tick
