@@ -111,9 +111,7 @@ class TeacherServer:
             task.cancel()
         await asyncio.gather(*rest, return_exceptions=True)
 
-    async def _connection(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer the requests of one connection."""
         try:
             while await self._request(reader, writer):

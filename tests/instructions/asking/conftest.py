@@ -4,8 +4,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from pytest_socket import enable_socket, socket_allow_hosts
 
 from tests.teacher_server import Script, TeacherServer, write_coco
+
+
+@pytest.fixture(autouse=True)
+def _loopback(_no_network: None) -> None:
+    """Let these tests reach this machine, and no other."""
+    enable_socket()
+    socket_allow_hosts(["127.0.0.1"], allow_unix_socket=True)
 
 
 @pytest.fixture
