@@ -142,7 +142,8 @@ class TeacherServer:
             self.under_way -= 1
         content = answer.content
         headers = {"content-type": "application/json", "content-length": str(len(content))}
-        lines = [f"HTTP/1.1 {answer.status} Told", *(f"{name}: {value}" for name, value in {**headers, **answer.headers}.items())]  # fmt: skip
+        told = {**headers, **answer.headers}
+        lines = [f"HTTP/1.1 {answer.status} Told", *(f"{key}: {told[key]}" for key in told)]
         writer.write("\r\n".join([*lines, "", ""]).encode() + content[: answer.cut])
         await writer.drain()
         return answer.cut is None

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from email.utils import formatdate
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -283,7 +284,7 @@ def test_a_wish_for_rest_holds_back_all_workers(tmp_path: Path, serve: Serve, co
     server = serve(script)
     sending = Sending(concurrency=3, first_wait=0.001, longest_wait=0.5)
     generate(order(coco(40), server.url, sending=sending), tmp_path / "data.json")
-    gaps = sorted(later - sooner for sooner, later in zip(came, came[1:], strict=False))
+    gaps = sorted(later - sooner for sooner, later in pairwise(came))
     assert 0.3 < gaps[-2] < gaps[-1] < 5
     assert gaps[-3] < 0.3
     assert server.count == 42
@@ -416,7 +417,7 @@ def test_what_cannot_be_ordered_is_told(tmp_path: Path, serve: Serve, coco: Coco
     with pytest.raises(UnknownNameError, match="did you mean 'chinese'"):
         generate(order(folder, url, language="chines"), out)
 
-    def plain(**more: Any) -> Order:
+    def plain(**more: Any) -> Order:  # noqa: ANN401 - fields of Teaching
         teaching = Teaching(**{"price": Price(0, 0), **more})
         return Order(source="coco", path=folder, options=SourceOptions(), teaching=teaching)
 

@@ -41,6 +41,7 @@ class Clock:
         self.now = 100.0
 
     def __call__(self) -> float:
+        """Tell the time."""
         return self.now
 
     async def sleep(self, seconds: float) -> None:

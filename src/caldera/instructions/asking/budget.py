@@ -3,10 +3,14 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from caldera.errors import UsageError
 from caldera.instructions.asking.endpoint import Reply
 from caldera.instructions.asking.prompts import Message
+
+cache_of_texts = lru_cache(maxsize=1024)
+"""A run counts the same system messages and examples for every request."""
 
 _MESSAGE = 16
 """Tokens that a message's frame takes at most, beyond its text."""
@@ -43,9 +47,16 @@ def parse_price(text: str) -> Price:
 
 def most_tokens(messages: Sequence[Message]) -> int:
     """Bound the tokens of a prompt from above: no tokenizer makes more tokens than there are bytes."""
-    return sum(len(message["content"].encode()) + _MESSAGE for message in messages)
+    return sum(_bytes(message["content"]) + _MESSAGE for message in messages)
 
 
+@cache_of_texts
+def _bytes(text: str) -> int:
+    """Count the bytes of a text in UTF-8; half a character counts as three."""
+    return len(text.encode("utf-8", "surrogatepass"))
+
+
+@cache_of_texts
 def about_tokens(text: str) -> int:
     """Estimate the tokens of a text: a quarter of its letters in Latin script, one for each Chinese character."""
     wide = sum(ord(char) >= 0x2E80 for char in text)

@@ -89,14 +89,17 @@ class OpenAIEndpoint:
             Declined: It should not.
             TeacherError: No request will be answered.
         """
-        parameters: dict[str, Any] = {self._sending.limit_name: self._sending.max_tokens}
+        request: dict[str, Any] = {
+            "model": self._model,
+            "messages": [*messages],
+            self._sending.limit_name: self._sending.max_tokens,
+        }
         if self._sending.temperature is not None:
-            parameters["temperature"] = self._sending.temperature
-        create = self._client.chat.completions.with_raw_response.create
+            request["temperature"] = self._sending.temperature
         try:
             async with asyncio.timeout(self._sending.timeout):
-                raw = await create(model=self._model, messages=[*messages], **parameters)  # type: ignore[list-item]
-                body = raw.http_response.content
+                # not chat.completions.create, which walks through every message's type: half of the time it takes
+                body = await self._client.post("/chat/completions", body=request, cast_to=bytes)
         except self._openai.APIStatusError as error:
             raise self._status(error.status_code, error.response.headers, error.body) from None
         except (self._openai.APITimeoutError, TimeoutError):
