@@ -10,12 +10,13 @@ CalderaError                1
 │   ├── PictureError        3   a picture file
 │   └── ModelFolderError    3   a model folder or checkpoint
 ├── OutputError             4   something could not be written
+├── TeacherError            5   a teacher's key, quota or budget ends a run
 ├── TrainingError           7   training cannot go on
 └── ParityError             8   two implementations of a model differ
 ```
 
-A command that ends well exits with 0, one stopped by Ctrl-C with 130. Codes 5 (a teacher's quota or key) and
-6 (an evaluation that is not valid) are kept for their folders.
+A command that ends well exits with 0, one stopped by Ctrl-C with 130. Code 6 (an evaluation
+that is not valid) is kept for its folder.
 """
 
 import difflib
@@ -68,6 +69,12 @@ class OutputError(CalderaError):
     """Something could not be written; what stood there before still stands."""
 
     exit_code = 4
+
+
+class TeacherError(CalderaError):
+    """A teacher takes no more requests, or may not be sent more; what was written so far is kept."""
+
+    exit_code = 5
 
 
 class TrainingError(CalderaError):

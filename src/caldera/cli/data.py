@@ -1,15 +1,29 @@
 """`caldera data ...`: write, check and look at instruction data."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
+from caldera.cli import teachers as options
 from caldera.cli.options import IgnoreField, MaxBad, Pictures, err, out
 from caldera.errors import OutputError
 
 app = typer.Typer(no_args_is_help=True, help="Write, check and look at instruction data.")
+
+
+Teacher = Annotated[
+    str, typer.Option(help="Who writes: scripted, openai (any compatible server) or replay.")
+]
+Kinds = Annotated[
+    str | None,
+    typer.Option(
+        help="Kinds, with shares if you like: conversation,detail:0.5. Of: caption, conversation, detail, "
+        "reasoning, vqa, context. Without shares a language model keeps LLaVA's mix, 58:23:77. "
+        "\\[default: conversation,detail,reasoning,context; for pairs: caption]"
+    ),
+]
 
 
 @app.command()
@@ -17,19 +31,26 @@ def generate(
     source: Annotated[str, typer.Argument(help="coco (a folder) or pairs (a file).")],
     path: Annotated[Path, typer.Argument(help="The annotations.")],
     out_file: Annotated[Path, typer.Option("--out", help="Data file, .json or .jsonl.")],
-    teacher: Annotated[str, typer.Option(help="Who writes: scripted.")] = "scripted",
-    kinds: Annotated[
-        str | None,
-        typer.Option(
-            help="Kinds, with shares if you like: conversation,detail:0.5. Of: caption, conversation, detail, "
-            "reasoning, vqa, context. \\[default: conversation,detail,reasoning,context; for pairs: caption]"
-        ),
-    ] = None,
+    teacher: Teacher = "scripted",
+    kinds: Kinds = None,
     split: Annotated[str | None, typer.Option(help="COCO split, such as train2017.")] = None,
     pictures: Pictures = None,
     seed: Annotated[int, typer.Option(help="Of the choice of words.")] = 0,
     max_bad: MaxBad = 0.0,
     ignore_field: IgnoreField = None,
+    model: options.Model = "",
+    base_url: options.BaseUrl = "",
+    key_variable: options.KeyVariable = "OPENAI_API_KEY",
+    prompts: options.Prompts = None,
+    language: options.Language = "english",
+    price: options.Price = None,
+    unpriced: options.Unpriced = False,
+    max_cost: options.MaxCost = None,
+    max_requests: options.MaxRequests = None,
+    allow_mixed: options.AllowMixed = False,
+    dry_run: options.DryRun = False,
+    recorded: options.Recorded = None,
+    settings: options.SetSending = None,
 ) -> None:
     """Write instruction data about annotated pictures, in LLaVA's JSON.
 
@@ -38,20 +59,34 @@ def generate(
       caldera data generate coco photos/ --out data.json
 
       caldera data generate pairs captions.csv --out pretrain.json
+
+      caldera data generate coco photos/ --teacher openai --base-url http://127.0.0.1:8000/v1 --model qwen --price 0,0
+      --out data.json
     """
     from caldera.annotations.sources import SourceOptions
-    from caldera.instructions.from_files import Order, generate_file
+    from caldera.instructions.from_files import Order
+
+    teaching = options.teaching_from(
+        teacher, key_variable, price, settings,
+        base_url=base_url, model=model, prompts=prompts, language=language, unpriced=unpriced, max_cost=max_cost,
+        max_requests=max_requests, allow_mixed=allow_mixed, recorded=recorded,
+    )  # fmt: skip
+    read = SourceOptions(split=split, pictures=pictures, ignore=frozenset(ignore_field or ()))
+    order = Order(
+        source=source, path=path, options=read, teacher=teacher, teaching=teaching, kinds=kinds, seed=seed,
+        max_bad=max_bad,
+    )  # fmt: skip
+    if dry_run:
+        options.show_plan(order, teaching)
+    else:
+        _generate(order, out_file)
+
+
+def _generate(order: Any, out_file: Path) -> None:  # noqa: ANN401 - its type is heavy to import
+    """Write a data file, and tell what is in it and what is not."""
+    from caldera.instructions.from_files import generate_file
     from caldera.progress import choose_progress
 
-    order = Order(
-        source=source,
-        path=path,
-        options=SourceOptions(split=split, pictures=pictures, ignore=frozenset(ignore_field or ())),
-        teacher=teacher,
-        kinds=kinds,
-        seed=seed,
-        max_bad=max_bad,
-    )
     written = generate_file(order, out_file, choose_progress())
     table = Table("kind", "dialogues", title=f"{out_file}")
     for kind, count in written.by_kind.items():

@@ -3,11 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from caldera.annotations.annotated_image import AnnotationSet
 from caldera.annotations.sources import SourceOptions, read_annotations
 from caldera.conversation import write_conversations
 from caldera.errors import InputError
+from caldera.instructions.asking.teaching import LLAVA_MIX, Plan, Teaching, plan, teach
+from caldera.instructions.teacher import Kind
 from caldera.instructions.teachers import find_teacher, parse_kinds
-from caldera.instructions.writing import Written, assignments, write_instructions
+from caldera.instructions.writing import Written, count_dialogues, write_instructions
 from caldera.progress import Progress
 from caldera.skips import Skips
 
@@ -24,6 +27,11 @@ class Order:
     path: Path
     options: SourceOptions
     teacher: str = "scripted"
+    """A name in TEACHERS; not looked at where a language model teaches."""
+
+    teaching: Teaching | None = None
+    """The language model that writes instead."""
+
     kinds: str | None = None
     """Kinds with shares, as `parse_kinds` reads them; by default those that suit the source."""
 
@@ -36,13 +44,52 @@ def generate_file(order: Order, out: Path, progress: Progress) -> Written:
     """Write a data file about annotated pictures, whole or not at all.
 
     Raises:
-        CalderaError: A name is unknown, annotations are bad, or the file cannot be written.
+        CalderaError: A name is unknown, annotations are bad, the teacher ends the run, or the file cannot be written.
     """
-    kinds = parse_kinds(order.kinds or DEFAULT_KINDS.get(order.source, "caption"))
+    kinds = _kinds(order)
     skips = Skips(order.max_bad)
     annotations = read_annotations(order.source, order.path, skips, order.options)
+    if order.teaching is not None:
+        written = teach(
+            order.teaching, annotations, kinds, seed=order.seed, out=out, progress=progress
+        )
+    else:
+        written = _scripted(order, annotations, kinds, out, progress)
+    if skips.taken:
+        skips.write(out.with_suffix(".bad.jsonl"))
+    return written
+
+
+def plan_file(order: Order, teaching: Teaching) -> Plan:
+    """Tell what a language model would be sent, and about what it would cost; nothing is sent or written.
+
+    Raises:
+        CalderaError: A name is unknown, or annotations are bad.
+    """
+    annotations = read_annotations(order.source, order.path, Skips(order.max_bad), order.options)
+    return plan(teaching, annotations, _kinds(order), order.seed)
+
+
+def _kinds(order: Order) -> dict[Kind, float]:
+    """Read which kinds are wanted; a language model writes LLaVA's mix of those without a share."""
+    text = order.kinds or DEFAULT_KINDS.get(order.source, "caption")
+    return parse_kinds(text, LLAVA_MIX if order.teaching else {})
+
+
+def _scripted(
+    order: Order,
+    annotations: AnnotationSet,
+    kinds: dict[Kind, float],
+    out: Path,
+    progress: Progress,
+) -> Written:
+    """Have a teacher without a language model write the file.
+
+    Raises:
+        CalderaError: There is no such teacher, it wrote nothing, or the file cannot be written.
+    """
     writer = find_teacher(order.teacher, annotations.categories, order.seed)
-    total = len(assignments(annotations.images, kinds, order.seed))
+    total = count_dialogues(annotations.images, kinds, order.seed).total()
     with progress.job("writing dialogues", total) as tick:
         written = write_instructions(
             annotations, writer, kinds, seed=order.seed, beside=out.parent, tick=tick
@@ -50,6 +97,4 @@ def generate_file(order: Order, out: Path, progress: Progress) -> Written:
     if not written.conversations:
         raise InputError(f"the teacher wrote nothing about {order.path}: {dict(written.refused)}")
     write_conversations(out, written.conversations)
-    if skips.taken:
-        skips.write(out.with_suffix(".bad.jsonl"))
     return written

@@ -1,15 +1,17 @@
 """Teachers by exact name, and the kinds that a user asks for."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from caldera.errors import UnknownNameError, UsageError
+from caldera.instructions.asking.teaching import ENDPOINTS
 from caldera.instructions.scripted import ScriptedTeacher
 from caldera.instructions.teacher import KINDS, Kind, Teacher
 
 TEACHERS: dict[str, Callable[[Sequence[str], int], Teacher]] = {
     "scripted": ScriptedTeacher,
 }
-"""Makers of teachers, each from the categories that were looked for and a seed."""
+"""Makers of teachers that need no language model, each from the categories that were looked for and a seed."""
 
 
 def find_teacher(name: str, categories: Sequence[str], seed: int) -> Teacher:
@@ -17,14 +19,17 @@ def find_teacher(name: str, categories: Sequence[str], seed: int) -> Teacher:
 
     Raises:
         UnknownNameError: There is none.
+        UsageError: It is a language model, which has to be ordered as `Teaching`.
     """
+    if name in ENDPOINTS:
+        raise UsageError(f"the teacher {name} is a language model; say which with Order.teaching")
     if name not in TEACHERS:
-        raise UnknownNameError("teacher", name, TEACHERS)
+        raise UnknownNameError("teacher", name, {*TEACHERS, *ENDPOINTS})
     return TEACHERS[name](categories, seed)
 
 
-def parse_kinds(text: str) -> dict[Kind, float]:
-    """Read kinds with their shares: 'conversation,detail:0.5'.
+def parse_kinds(text: str, usual: Mapping[Kind, float] = MappingProxyType({})) -> dict[Kind, float]:
+    """Read kinds with their shares: 'conversation,detail:0.5'; one without a share has its `usual` one, or all.
 
     Raises:
         UsageError: A kind is unknown, or a share is not a number between 0 and 1.
@@ -36,7 +41,7 @@ def parse_kinds(text: str) -> dict[Kind, float]:
         if name not in known:
             raise UnknownNameError("kind of instruction", name, known)
         try:
-            kinds[known[name]] = float(share or 1)
+            kinds[known[name]] = float(share or usual.get(known[name], 1))
         except ValueError:
             raise UsageError(
                 f"the share of {name} is {share!r}; write a number such as {name}:0.5"

@@ -3,7 +3,7 @@
 import os
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,33 +50,69 @@ def write_instructions(
         Conversations in the order of the pictures, and what was refused.
     """
     written = Written()
-    finder = Companions(annotations.images)
-    for image, kind, rng in assignments(annotations.images, kinds, seed):
-        images = finder.with_companions(image, rng) if kind == "context" else (image,)
-        name = f"{'+'.join(one.id for one in images)}-{kind}"
+    for dialogue in dialogues(annotations.images, kinds, seed):
         try:
-            exchanges = teacher.write(kind, images)
-            conversation = _conversation(name, images, exchanges, beside, rng)
-            to_record(conversation)  # raises where a text says <image>, which no file could hold
-            written.conversations.append(conversation)
-            written.by_kind[kind] += 1
+            exchanges = teacher.write(dialogue.kind, dialogue.images)
+            written.conversations.append(dialogue.conversation(exchanges, beside))
+            written.by_kind[dialogue.kind] += 1
         except (Refusal, RecordError) as reason:
-            written.refused[f"{kind}: {str(reason).replace(f'record {name!r}', 'it')}"] += 1
+            told = str(reason).replace(f"record {dialogue.id!r}", "it")
+            written.refused[f"{dialogue.kind}: {told}"] += 1
         tick()
     return written
 
 
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """One dialogue that is to be written, whoever the teacher is."""
+
+    id: str
+    """Name of its record: its pictures and its kind."""
+
+    kind: Kind
+    images: tuple[AnnotatedImage, ...]
+    """One picture; several for the kind "context"."""
+
+    rng: random.Random
+    """Its own source of chance, which hangs on no other dialogue; each draw from it is meant once."""
+
+    def conversation(self, exchanges: Sequence[Exchange], beside: Path) -> Conversation:
+        """Make the conversation of a teacher's exchanges, with paths of pictures relative to `beside`.
+
+        Raises:
+            RecordError: A text says <image>, which no data file could hold.
+        """
+        made = _conversation(self.id, self.images, exchanges, beside, self.rng)
+        to_record(made)
+        return made
+
+
+def dialogues(
+    images: Sequence[AnnotatedImage], kinds: Mapping[Kind, float], seed: int
+) -> Iterator[Dialogue]:
+    """Yield every dialogue to be written, in the order of the pictures; one of several pictures finds companions."""
+    finder = Companions(images)
+    for image, kind, rng in assignments(images, kinds, seed):
+        shown = finder.with_companions(image, rng) if kind == "context" else (image,)
+        yield Dialogue(f"{'+'.join(one.id for one in shown)}-{kind}", kind, shown, rng)
+
+
+def count_dialogues(
+    images: Sequence[AnnotatedImage], kinds: Mapping[Kind, float], seed: int
+) -> Counter[Kind]:
+    """Count the dialogues to be written, by kind."""
+    return Counter(kind for _, kind, _ in assignments(images, kinds, seed))
+
+
 def assignments(
     images: Sequence[AnnotatedImage], kinds: Mapping[Kind, float], seed: int
-) -> list[tuple[AnnotatedImage, Kind, random.Random]]:
-    """List which picture gets which kind, each with its own source of chance."""
-    listed = []
+) -> Iterator[tuple[AnnotatedImage, Kind, random.Random]]:
+    """Yield which picture gets which kind, each with its own source of chance."""
     for image in images:
         for kind, share in kinds.items():
             rng = random.Random(f"{seed} {kind} {image.id}")
             if rng.random() < share:
-                listed.append((image, kind, rng))
-    return listed
+                yield image, kind, rng
 
 
 class Companions:

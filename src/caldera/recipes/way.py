@@ -27,7 +27,7 @@ from caldera.annotations.annotated_image import AnnotationSet
 from caldera.annotations.coco import read_coco
 from caldera.conversation import read_conversations, write_conversations
 from caldera.instructions.scripted import ScriptedTeacher
-from caldera.instructions.writing import assignments, write_instructions
+from caldera.instructions.writing import count_dialogues, write_instructions
 from caldera.model.assemble import assemble
 from caldera.model.folder import Assistant, save_assistant
 from caldera.recipes.measure import Measured, Measuring
@@ -119,7 +119,7 @@ class Way:
             return
         seed = self._recipe.seed
         teacher = ScriptedTeacher(annotations.categories, seed)
-        total = len(assignments(annotations.images, mix.shares, seed))
+        total = count_dialogues(annotations.images, mix.shares, seed).total()
         with self._means.progress.job(f"writing {name} data", total) as tick:
             written = write_instructions(
                 annotations, teacher, mix.shares, seed=seed, beside=self._out / "data", tick=tick

@@ -1,0 +1,128 @@
+"""A journal in, the data file out, with a line for every dialogue: where it came from, or why it is not there."""
+
+import json
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from caldera.instructions.asking.checking import read_reply
+from caldera.instructions.asking.journal import Heard, Journal
+from caldera.instructions.asking.parsing import ReplyRefusal
+from caldera.instructions.asking.prompts import Prompt
+from caldera.instructions.teacher import Kind
+from caldera.instructions.writing import Dialogue, Written
+from caldera.storage import write_whole
+
+Line = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Gathered:
+    """What a journal came to."""
+
+    written: Written = field(default_factory=Written)
+    provenance: list[Line] = field(default_factory=list)
+    """For each record of the data file: pictures, model, digests of prompt and run, whether it was repaired."""
+
+    refused: list[Line] = field(default_factory=list)
+    """Replies that are not used, with the rule they break."""
+
+    failed: list[Line] = field(default_factory=list)
+    """Dialogues without a reply, with the reason."""
+
+
+def gather(
+    dialogues: Iterable[Dialogue], prompts: Mapping[Kind, Prompt], journal: Journal, beside: Path
+) -> Gathered:
+    """Make conversations of every reply that was kept, in the order of the dialogues, however they came in.
+
+    Args:
+        dialogues: All that are asked for; others in the journal are passed over.
+        prompts: Whose requests for a description are drawn from.
+        journal: What the run did.
+        beside: Folder of the data file.
+    """
+    gathered = Gathered()
+    for dialogue in dialogues:
+        entry = journal.entries.get(dialogue.id)
+        if entry is None or entry.outcome is None:
+            continue
+        who: Line = {"id": dialogue.id, "kind": dialogue.kind}
+        if entry.outcome == "failed":
+            gathered.failed.append({**who, "rule": entry.rule, "reason": entry.detail})
+            gathered.written.refused[f"{dialogue.kind}: {entry.rule}"] += 1
+            continue
+        heard = journal.replies(dialogue.id)
+        try:
+            if entry.outcome == "refused":
+                raise ReplyRefusal(entry.rule, entry.detail)
+            _take(gathered, dialogue, heard, prompts, beside)
+        except ReplyRefusal as refusal:
+            reply = heard[-1].reply.text if heard else ""
+            told = str(refusal).removeprefix(refusal.rule).removeprefix(": ")
+            gathered.refused.append({**who, "rule": refusal.rule, "reason": told, "reply": reply})
+            gathered.written.refused[f"{dialogue.kind}: {refusal.rule}"] += 1
+    return gathered
+
+
+def _take(
+    gathered: Gathered,
+    dialogue: Dialogue,
+    heard: list[Heard],
+    prompts: Mapping[Kind, Prompt],
+    beside: Path,
+) -> None:
+    """Add one conversation, and where it came from.
+
+    Raises:
+        ReplyRefusal: The reply does not stand up to the rules as they are now.
+    """
+    last = heard[-1]
+    requests = prompts[dialogue.kind].questions or ("",)
+    exchanges = read_reply(dialogue.kind, last.reply, lambda: _draw(requests, dialogue.rng))
+    gathered.written.conversations.append(dialogue.conversation(exchanges, beside))
+    gathered.written.by_kind[dialogue.kind] += 1
+    gathered.provenance.append(
+        {
+            "id": dialogue.id,
+            "kind": dialogue.kind,
+            "source": [image.id for image in dialogue.images],
+            "teacher": last.reply.model,
+            "prompt": last.prompt,
+            "run": last.run,
+            "replies": len(heard),
+        }
+    )
+
+
+def _draw(requests: tuple[str, ...], rng: random.Random) -> str:
+    """Draw a request for a description."""
+    return rng.choice(requests)
+
+
+def write_lists(folder: Path, gathered: Gathered) -> None:
+    """Write `provenance.jsonl`, `refused.jsonl` and `failed.jsonl`, each whole.
+
+    Raises:
+        OutputError: One could not be written.
+    """
+    lists = {
+        "provenance": gathered.provenance,
+        "refused": gathered.refused,
+        "failed": gathered.failed,
+    }
+    for name, lines in lists.items():
+        write_whole(folder / f"{name}.jsonl", "".join(_as_lines(lines)))
+
+
+def _as_lines(lines: Iterable[Line]) -> Iterator[str]:
+    """Yield lines of JSON; half a character, which a reply may hold, is written as its escape."""
+    for line in lines:
+        text = json.dumps(line, ensure_ascii=False)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            text = json.dumps(line)
+        yield f"{text}\n"

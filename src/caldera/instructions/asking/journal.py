@@ -1,0 +1,226 @@
+"""What a run did, a line at a time: requests sent, replies heard, dialogues decided.
+
+The file is only ever added to. A request is noted before it is sent and a reply is on disk before it is used, so after
+a kill at any point nothing is asked again but what was in flight, and money that may have been spent is counted. A last
+line that was cut off by the end of the process is moved to `torn.jsonl`.
+
+    {"sent": "7-detail", "cost": 0.002}                       a request goes out; the most it can cost
+    {"heard": "7-detail", "cost": 0.001, "reply": {...}, ...}  its reply (or, without one, "missed" and a "reason")
+    {"done": "7-detail", "outcome": "kept"}                    or "refused", "failed", with "rule" and "detail"
+"""
+
+import asyncio
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from caldera.errors import InputError
+from caldera.instructions.asking.endpoint import Reply
+from caldera.storage import writing
+
+Outcome = Literal["kept", "refused", "failed"]
+
+
+@dataclass(slots=True)
+class Entry:
+    """Where one dialogue stands."""
+
+    heard: list[int] = field(default_factory=list)
+    """Where its replies stand in the file, in bytes."""
+
+    outcome: Outcome | None = None
+    rule: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """A reply as the journal holds it."""
+
+    reply: Reply
+    prompt: str
+    """Digest of the prompt it answers."""
+
+    run: str
+    """Digest of the run's identity."""
+
+
+class Journal:
+    """The file, and what it says so far."""
+
+    def __init__(self, path: Path) -> None:
+        """Open a journal, or begin one; a torn last line is moved aside.
+
+        Raises:
+            InputError: A line in the middle is broken.
+            OutputError: It cannot be written.
+        """
+        self.path = path
+        self.entries: dict[str, Entry] = {}
+        self.spent = 0.0
+        self.requests = 0
+        self._open: dict[str, float] = {}
+        """Requests that were sent and have not come back, with what they may cost."""
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            self._end = _heal(path, self._file)
+        for offset, line in _lines(path):
+            self._take(line, offset)
+        self.spent += sum(self._open.values())  # in flight when the process ended: it may be billed
+        self._open.clear()
+        self._waiting: list[asyncio.Future[None]] = []
+        self._flushing: asyncio.Task[None] | None = None
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+    def sent(self, name: str, cost: float) -> None:
+        """Note a request before it is sent; the operating system holds the line even if this process is killed."""
+        self._write({"sent": name, "cost": cost})
+
+    def missed(self, name: str, cost: float, reason: str) -> None:
+        """Note that a request came to nothing, and what it may have cost."""
+        self._write({"missed": name, "cost": cost, "reason": reason})
+
+    async def heard(self, name: str, cost: float, heard: Heard) -> None:
+        """Put a reply on disk; it is there for good when this returns."""
+        told = {"reply": asdict(heard.reply), "prompt": heard.prompt, "run": heard.run}
+        self._write({"heard": name, "cost": cost, **told})
+        await self._on_disk()
+
+    def done(self, name: str, outcome: Outcome, rule: str = "", detail: str = "") -> None:
+        """Note what became of a dialogue; were the line lost, its replies would be judged again, for nothing."""
+        told = {"rule": rule, "detail": detail} if rule else {}
+        self._write({"done": name, "outcome": outcome, **told})
+
+    def replies(self, name: str) -> list[Heard]:
+        """Read the replies that a dialogue got so far."""
+        entry = self.entries.get(name)
+        return [self._heard_at(offset) for offset in entry.heard] if entry else []
+
+    def _heard_at(self, offset: int) -> Heard:
+        """Read the reply whose line begins at a byte."""
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            line = json.loads(file.readline())
+        return Heard(Reply(**line["reply"]), line["prompt"], line["run"])
+
+    def _write(self, line: dict[str, Any]) -> None:
+        """Add a line.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        data = (json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
+        offset = self._end
+        with writing(self.path):
+            rest = data
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+        self._end += len(data)
+        self._take(line, offset)
+
+    def _take(self, line: dict[str, Any], offset: int) -> None:
+        """Count a line in."""
+        match line:
+            case {"sent": str(name), "cost": cost}:
+                self.requests += 1
+                self.spent += self._open.pop(name, 0.0)
+                self._open[name] = cost
+            case {"missed": str(name), "cost": cost}:
+                self._open.pop(name, None)
+                self.spent += cost
+            case {"heard": str(name), "cost": cost}:
+                self._open.pop(name, None)
+                self.spent += cost
+                self.entries.setdefault(name, Entry()).heard.append(offset)
+            case {"done": str(name), "outcome": outcome}:
+                entry = self.entries.setdefault(name, Entry())
+                entry.outcome = outcome
+                entry.rule, entry.detail = line.get("rule", ""), line.get("detail", "")
+            case _:
+                raise InputError(
+                    f"{self.path}: the line at byte {offset} is not a journal's; was it edited?"
+                )
+
+    async def _on_disk(self) -> None:
+        """Wait until everything written so far is on disk; those who wait at the same time share a flush."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(done)
+        if self._flushing is None or self._flushing.done():
+            self._flushing = asyncio.create_task(self._flush())
+        await done
+
+    async def _flush(self) -> None:
+        """Flush to disk as long as anyone waits."""
+        while self._waiting:
+            waiting, self._waiting = self._waiting, []
+            try:
+                with writing(self.path):
+                    await asyncio.to_thread(os.fsync, self._file)
+            except Exception as error:  # noqa: BLE001 - it is raised where the flush is awaited
+                for each in waiting:
+                    if not each.done():
+                        each.set_exception(error)
+                continue
+            for each in waiting:
+                if not each.done():
+                    each.set_result(None)
+
+
+def _heal(path: Path, file: int) -> int:
+    """Move a last line without an end aside, and return where the next line begins."""
+    data = path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    if end < len(data):
+        with path.with_name("torn.jsonl").open("ab") as torn:
+            torn.write(data[end:] + b"\n")
+            torn.flush()
+            os.fsync(torn.fileno())
+        os.ftruncate(file, end)
+        os.fsync(file)
+    return end
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield every line with the byte it begins at.
+
+    Raises:
+        InputError: A line is broken.
+    """
+    offset = 0
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    read = json.loads(line)
+                except ValueError as error:
+                    raise InputError(f"{path}:{number} is broken: {error}") from None
+                if not isinstance(read, dict):
+                    raise InputError(f"{path}:{number} is not a journal's line")
+                yield offset, read
+                offset += len(line)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; check the path") from error
+
+
+def recorded_replies(path: Path) -> dict[str, list[Reply]]:
+    """Read every reply of a journal, by dialogue, without opening it to be written.
+
+    Raises:
+        InputError: It cannot be read, or holds no reply.
+    """
+    place = path / "journal.jsonl" if path.is_dir() else path
+    replies: dict[str, list[Reply]] = {}
+    for _, line in _lines(place):
+        match line:
+            case {"heard": str(name), "reply": dict(reply)}:
+                replies.setdefault(name, []).append(Reply(**reply))
+    if not replies:
+        raise InputError(f"{place} holds no replies; give the journal of a run of another teacher")
+    return replies

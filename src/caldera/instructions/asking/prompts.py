@@ -1,0 +1,117 @@
+"""A folder of prompts in, the messages of a request out.
+
+`LANGUAGE/KIND/system.txt` is the system message; pairs `1.picture.txt`, `1.reply.txt`, `2.picture.txt` ... are worked
+examples, sent as turns before the picture that is asked about (arXiv 2304.08485, table 13). `detail` also has
+`questions.txt`, one request for a description a line: the reply is the answer alone, the question is drawn from these.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from caldera.annotations.annotated_image import AnnotatedImage
+from caldera.errors import InputError, UnknownNameError
+from caldera.instructions.asking.symbols import delimited, query
+from caldera.instructions.teacher import Kind
+
+SHIPPED = Path(__file__).parents[1] / "prompts"
+
+LANGUAGES = ("english", "chinese")
+"""Languages whose prompts ship with caldera."""
+
+Message = Mapping[str, str]
+"""One message of a request: role and content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a teacher is told about one kind."""
+
+    system: str
+    examples: tuple[tuple[str, str], ...]
+    """Pictures as text, and the replies they should get."""
+
+    questions: tuple[str, ...] = ()
+    """For descriptions: requests to draw from."""
+
+    @property
+    def digest(self) -> str:
+        """Twelve characters that stand for every word of it."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:12]
+
+    def messages(self, kind: Kind, images: Sequence[AnnotatedImage]) -> list[Message]:
+        """Assemble a request: system, the examples as turns, the picture that is asked about."""
+        assembled: list[Message] = [{"role": "system", "content": self.system}]
+        for picture, reply in self.examples:
+            assembled.append({"role": "user", "content": delimited(picture)})
+            assembled.append({"role": "assistant", "content": reply})
+        assembled.append({"role": "user", "content": delimited(query(kind, images))})
+        return assembled
+
+
+def read_prompts(
+    kinds: Sequence[Kind], language: str = "english", folder: Path | None = None
+) -> dict[Kind, Prompt]:
+    """Read the prompts of some kinds, from the user's own folder or those shipped in a language.
+
+    Args:
+        kinds: What will be asked for.
+        language: Of the shipped prompts, and a folder below `folder` if there is one of that name.
+        folder: Holds `KIND/system.txt`, or `LANGUAGE/KIND/system.txt`, instead of the shipped ones.
+
+    Raises:
+        UnknownNameError: No prompts ship in the language, or a kind has none.
+        InputError: A file is missing, empty or not UTF-8.
+    """
+    if folder is None and language not in LANGUAGES:
+        raise UnknownNameError("language of prompts", language, LANGUAGES)
+    place = (folder or SHIPPED) / language
+    if folder is not None and not place.is_dir():
+        place = folder
+    known = sorted(entry.parent.name for entry in place.glob("*/system.txt"))
+    for kind in kinds:
+        if kind not in known:
+            raise UnknownNameError(f"prompt (KIND/system.txt) in {place}", kind, known)
+    return {kind: _read(place / kind, kind) for kind in kinds}
+
+
+def _read(folder: Path, kind: Kind) -> Prompt:
+    """Read one kind's prompt.
+
+    Raises:
+        InputError: A file is missing, empty or not UTF-8.
+    """
+    numbers = sorted(
+        int(entry.name.removesuffix(".picture.txt"))
+        for entry in folder.glob("*.picture.txt")
+        if entry.name.removesuffix(".picture.txt").isdecimal()
+    )
+    examples = tuple(
+        (_text(folder / f"{number}.picture.txt"), _text(folder / f"{number}.reply.txt"))
+        for number in numbers
+    )
+    questions: tuple[str, ...] = ()
+    if kind == "detail":
+        lines = _text(folder / "questions.txt").splitlines()
+        questions = tuple(line.strip() for line in lines if line.strip())
+    return Prompt(_text(folder / "system.txt"), examples, questions)
+
+
+def _text(path: Path) -> str:
+    """Read a text without the white space around it.
+
+    Raises:
+        InputError: It is missing, empty or not UTF-8.
+    """
+    try:
+        text = path.read_text("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    except OSError as error:
+        raise InputError(
+            f"cannot read the prompt {path}: {error.strerror}; an example is a pair N.picture.txt and N.reply.txt"
+        ) from None
+    if not text:
+        raise InputError(f"the prompt {path} is empty; write it or remove it")
+    return text

@@ -1,0 +1,243 @@
+"""Dialogues in, a journal of checked replies out: many requests at a time, at the pace and price that are allowed.
+
+Each dialogue is asked for, its reply checked, and where it pays asked for once more with what was wrong. The run ends
+when every dialogue is decided, or when the teacher or the budget ends it; started again, it goes on from its journal.
+"""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from caldera.errors import TeacherError
+from caldera.instructions.asking.budget import Budget, about_tokens, most_tokens
+from caldera.instructions.asking.endpoint import Declined, Endpoint, Reply, Sending, Trouble
+from caldera.instructions.asking.journal import Entry, Heard, Journal
+from caldera.instructions.asking.parsing import ReplyRefusal
+from caldera.instructions.asking.prompts import Message, Prompt
+from caldera.instructions.asking.waiting import Pace
+from caldera.instructions.teacher import Kind
+from caldera.instructions.writing import Dialogue
+from caldera.progress import Tick
+
+Check = Callable[[Dialogue, Reply], None]
+"""Judges a reply; raises ReplyRefusal with the rule that it breaks."""
+
+
+class _Stopped(Exception):  # noqa: N818 - a signal between the parts of a run
+    """The run is over for this worker; its dialogue stays undecided."""
+
+
+class _Failed(Exception):  # noqa: N818 - a signal between the parts of a run
+    """A dialogue met the same trouble too often."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Means:
+    """What a run works with."""
+
+    endpoint: Endpoint
+    prompts: Mapping[Kind, Prompt]
+    check: Check
+    journal: Journal
+    budget: Budget
+    sending: Sending
+    run: str = ""
+    """Digest of the run's identity, for the journal."""
+
+
+class Run:
+    """One start of a run."""
+
+    def __init__(self, means: Means, tick: Tick) -> None:
+        """Take the means, and what to call after each dialogue."""
+        self._means, self._tick = means, tick
+        sending = means.sending
+        self._pace = Pace(sending.requests_per_minute, sending.tokens_per_minute, sleep=self._sleep)
+        self._over = asyncio.Event()
+        self._ended: TeacherError | None = None
+        self._failed_in_a_row = 0
+        self._refused: Counter[str] = Counter()
+
+    async def write(self, dialogues: Iterable[Dialogue]) -> TeacherError | None:
+        """Decide every dialogue that is not decided yet; failed ones are tried again.
+
+        Returns:
+            What ended the run early; None where all are decided.
+        """
+        waiting = iter(dialogues)
+        try:
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(self._means.sending.concurrency):
+                    workers.create_task(self._work(waiting))
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+        return self._ended
+
+    async def _work(self, waiting: Iterator[Dialogue]) -> None:
+        """Take the next dialogue as long as there are any; all workers take from the same."""
+        for dialogue in waiting:
+            if self._over.is_set():
+                return
+            entry = self._means.journal.entries.get(dialogue.id)
+            if entry is None or entry.outcome in (None, "failed"):
+                try:
+                    await self._decide(dialogue)
+                except _Stopped:
+                    return
+            self._told(self._means.journal.entries[dialogue.id])
+
+    async def _decide(self, dialogue: Dialogue) -> None:
+        """Ask for a dialogue, check the reply, and note what became of it.
+
+        Raises:
+            _Stopped: The run is over before it was decided.
+        """
+        journal, prompt = self._means.journal, self._means.prompts[dialogue.kind]
+        messages = prompt.messages(dialogue.kind, dialogue.images)
+        heard = [one.reply for one in journal.replies(dialogue.id)]
+        try:
+            for repairs_left in range(self._means.sending.repairs, -1, -1):
+                known = heard.pop(0) if heard else None
+                reply = known or await self._ask(dialogue, messages, prompt.digest)
+                try:
+                    self._means.check(dialogue, reply)
+                except ReplyRefusal as refusal:
+                    if refusal.repair and repairs_left:
+                        messages = _repair(messages, reply, refusal.repair)
+                        continue
+                    told = str(refusal).removeprefix(refusal.rule).removeprefix(": ")
+                    journal.done(dialogue.id, "refused", refusal.rule, told)
+                else:
+                    journal.done(dialogue.id, "kept")
+                break
+        except Declined as no:
+            told = str(no).removeprefix(no.rule).removeprefix(": ")
+            journal.done(dialogue.id, "refused" if no.refused else "failed", no.rule, told)
+        except _Failed as failure:
+            journal.done(dialogue.id, "failed", "no reply", str(failure))
+        self._count_failures(journal.entries[dialogue.id])
+
+    async def _ask(self, dialogue: Dialogue, messages: Sequence[Message], prompt: str) -> Reply:
+        """Send a request until it has a reply.
+
+        Raises:
+            Declined: It will have none.
+            _Failed: Trouble did not pass.
+            _Stopped: The run is over.
+        """
+        rng, tried, limited = random.Random(dialogue.id), 0, 0
+        while True:
+            try:
+                return await self._send(dialogue.id, messages, prompt)
+            except Trouble as trouble:
+                tried, limited = tried + (not trouble.limited), limited + trouble.limited
+                most = self._means.sending.retries
+                if tried > most or limited > 10 * most:
+                    raise _Failed(f"{trouble} (tried {tried + limited} times)") from None
+                await self._wait_after(trouble, tried + limited, rng)
+
+    async def _send(self, name: str, messages: Sequence[Message], prompt: str) -> Reply:
+        """Send one request, within budget and pace, and write down what came of it.
+
+        Raises:
+            Trouble: It came to nothing, and may be sent again.
+            Declined: It will have no reply.
+            _Stopped: The run is over.
+        """
+        means, journal = self._means, self._means.journal
+        reserved = await means.budget.reserve(most_tokens(messages), means.sending.max_tokens)
+        if reserved is None:
+            raise self._end(TeacherError("the budget holds no further request"))
+        try:
+            about = sum(about_tokens(message["content"]) for message in messages)
+            await self._pace.turn(about + means.sending.max_tokens)
+            self._stop_if_over()
+        except BaseException:
+            means.budget.withdraw(reserved)
+            raise
+        journal.sent(name, reserved)
+        cost = reserved
+        try:
+            reply = await means.endpoint.ask(name, messages)
+            cost = means.budget.cost_of(reply, reserved)
+            await journal.heard(name, cost, Heard(reply, prompt, means.run))
+        except Trouble as trouble:
+            cost = reserved if trouble.billed else 0.0
+            journal.missed(name, cost, str(trouble))
+            raise
+        except (Declined, TeacherError) as no:
+            cost = 0.0
+            journal.missed(name, cost, str(no))
+            if isinstance(no, TeacherError):
+                raise self._end(no) from None
+            raise
+        finally:
+            means.budget.settle(reserved, cost)
+        return reply
+
+    async def _wait_after(self, trouble: Trouble, times: int, rng: random.Random) -> None:
+        """Wait before a retry: twice as long each time, at least as long as the endpoint asks, all of the run with it.
+
+        Raises:
+            _Stopped: The run is over.
+        """
+        sending = self._means.sending
+        own = sending.first_wait * 2.0 ** min(times - 1, 20) * rng.uniform(1.0, 1.5)
+        if trouble.wait:
+            self._pace.rest(min(trouble.wait, sending.longest_wait))
+        elif trouble.limited:
+            self._pace.rest(min(own, sending.longest_wait))
+        await self._sleep(min(own, sending.longest_wait))
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep, but wake when the run is over.
+
+        Raises:
+            _Stopped: It is.
+        """
+        try:
+            await asyncio.wait_for(self._over.wait(), seconds)
+        except TimeoutError:
+            return
+        raise _Stopped
+
+    def _end(self, why: TeacherError) -> _Stopped:
+        """End the run: what is in flight comes home, nothing more is sent."""
+        self._ended = self._ended or why
+        self._over.set()
+        return _Stopped()
+
+    def _stop_if_over(self) -> None:
+        """Raise where the run is over."""
+        if self._over.is_set():
+            raise _Stopped
+
+    def _count_failures(self, entry: Entry) -> None:
+        """End a run that meets nothing but failure."""
+        self._failed_in_a_row = self._failed_in_a_row + 1 if entry.outcome == "failed" else 0
+        if self._failed_in_a_row >= self._means.sending.give_up_after:
+            self._end(
+                TeacherError(
+                    f"{self._failed_in_a_row} dialogues in a row failed, the last: {entry.rule}: {entry.detail}"
+                )
+            )
+
+    def _told(self, entry: Entry) -> None:
+        """Advance the bar: money, and what was refused or failed, by rule."""
+        if entry.outcome != "kept":
+            self._refused[entry.rule] += 1
+        spent, worst = self._means.budget.spent, self._refused.most_common(3)
+        rules = ", ".join(f"{count} {rule}" for rule, count in worst)
+        refused = f"not kept {self._refused.total()} ({rules})" if worst else "all kept"
+        self._tick(shown=f"cost {spent:.4f}  {refused}")
+
+
+def _repair(messages: Sequence[Message], reply: Reply, told: str) -> list[Message]:
+    """Add a reply, and what was wrong with it, to a request."""
+    return [
+        *messages,
+        {"role": "assistant", "content": reply.text},
+        {"role": "user", "content": told},
+    ]

@@ -1,0 +1,173 @@
+"""A teacher on this machine: a real HTTP server whose every answer a test can script."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from caldera.instructions.asking.parsing import unparse
+from caldera.instructions.teacher import Exchange
+
+DETAIL = "A red thing stands in a kitchen, and nothing else can be made out around it."
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the server sends back."""
+
+    body: bytes | dict[str, Any] = b""
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    delay: float = 0.0
+    cut: int | None = None
+    """Bytes of the body after which the connection is closed."""
+
+    @property
+    def content(self) -> bytes:
+        """The body as bytes."""
+        return self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
+
+
+def completion(text: str | None, finish: str = "stop", **more: Any) -> Answer:  # noqa: ANN401
+    """Answer as OpenAI's chat completions do."""
+    message = {"role": "assistant", "content": text}
+    usage = {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100}
+    body = {
+        "id": "c-1", "object": "chat.completion", "created": 1, "model": "little-teacher-0613",
+        "choices": [{"index": 0, "message": message, "finish_reason": finish}], "usage": usage,
+    }  # fmt: skip
+    return Answer({**body, **more})
+
+
+def good(request: dict[str, Any]) -> Answer:
+    """Answer as the prompt asks: the kind is told by its system message, the words by the picture."""
+    system, shown = request["messages"][0]["content"], request["messages"][-1]["content"]
+    thing = next((word for word in ("dog", "cat", "cup") if f"red {word}" in shown), "thing")
+    if "Describe the scene" in system:
+        return completion(f"A red {thing} stands in a kitchen. Number {hash_of(shown)} is near it.")
+    asked = Exchange(f"What is near number {hash_of(shown)}?", f"A red {thing} is near it.")
+    return completion(unparse([asked]))
+
+
+def hash_of(text: str) -> int:
+    """Return a number that differs for pictures that differ."""
+    return sum(at * byte for at, byte in enumerate(text.encode(), 1)) % 9973
+
+
+Script = Callable[[dict[str, Any], int], Answer]
+"""The request and how many came before it -> the answer."""
+
+
+class TeacherServer:
+    """Answers on loopback from a thread of its own; keeps every request as it came over the wire."""
+
+    def __init__(self, script: Script, *, keep: bool = True) -> None:
+        """Start to listen."""
+        self.script, self._keep = script, keep
+        self.requests: list[bytes] = []
+        self.count = 0
+        self.under_way = self.most_under_way = 0
+        self.loop = asyncio.new_event_loop()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        self._ready.wait(5)
+
+    @property
+    def url(self) -> str:
+        """The base URL."""
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def bodies(self) -> list[dict[str, Any]]:
+        """Parse every request that was kept."""
+        return [json.loads(raw.partition(b"\r\n\r\n")[2]) for raw in self.requests]
+
+    def close(self) -> None:
+        """Stop listening."""
+        self.loop.call_soon_threadsafe(self._over.set_result, None)
+        self._thread.join(5)
+
+    def _run(self) -> None:
+        """Serve until closed."""
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_until_complete(self._serve())
+        self.loop.close()
+
+    async def _serve(self) -> None:
+        """Listen."""
+        self._over = self.loop.create_future()
+        server = await asyncio.start_server(self._connection, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        self._ready.set()
+        await self._over
+        server.close()
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer the requests of one connection."""
+        try:
+            while await self._request(reader, writer):
+                pass
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Answer one request; tell whether the connection stays open."""
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = next(
+            int(line.split(b":")[1])
+            for line in head.split(b"\r\n")
+            if line.lower().startswith(b"content-length")
+        )
+        body = await reader.readexactly(length)
+        if self._keep:
+            self.requests.append(head + body)
+        answer = self.script(json.loads(body), self.count)
+        self.count += 1
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        try:
+            await asyncio.sleep(answer.delay)
+        finally:
+            self.under_way -= 1
+        content = answer.content
+        headers = {"content-type": "application/json", "content-length": str(len(content))}
+        told = {**headers, **answer.headers}
+        lines = [f"HTTP/1.1 {answer.status} Told", *(f"{key}: {told[key]}" for key in told)]
+        writer.write("\r\n".join([*lines, "", ""]).encode() + content[: answer.cut])
+        await writer.drain()
+        return answer.cut is None
+
+
+def write_coco(folder: Path, count: int) -> Path:
+    """Write a COCO folder of so many tiny pictures, each with captions and a box, all different."""
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "small").mkdir()
+    images, captions, boxes = [], [], []
+    for number in range(count):
+        name = f"{number:04}.png"
+        Image.new("RGB", (5, 3), (number % 251, 99, 9)).save(folder / "small" / name)
+        images.append({"id": number, "file_name": name, "width": 40, "height": 30})
+        for at in range(2):
+            thing = ("dog", "cat", "cup")[number % 3]
+            text = f"A red {thing} in a kitchen, seen {number} times{at * '.'}"
+            captions.append({"id": 2 * number + at, "image_id": number, "caption": text})
+        box = [2, 2, 9 + number % 7, 8]
+        boxes.append({"id": number, "image_id": number, "category_id": number % 3 + 1, "bbox": box})
+    categories = [{"id": at, "name": name} for at, name in enumerate(("dog", "cat", "cup"), 1)]
+    for name, content in (
+        ("captions", {"images": images, "annotations": captions}),
+        ("instances", {"images": images, "annotations": boxes, "categories": categories}),
+    ):
+        (folder / "annotations" / f"{name}_small.json").write_text(json.dumps(content))
+    return folder
