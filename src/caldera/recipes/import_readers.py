@@ -17,12 +17,12 @@ from caldera.model.tensor_files import held
 from caldera.model.tokenizer import FAST, SENTENCES, load_tokenizer
 from caldera.model.weight_sources import Source, read_file, read_folder, read_one_of
 from caldera.model.weights import LANGUAGE, PROJECTOR, stored_dtype
+from caldera.recipes.growing import grow
 from caldera.recipes.import_request import ADAPTERS, PROJECTOR_FILE, TRAINABLES_FILE, Import
 from caldera.recipes.incoming import (
     Incoming,
     Tower,
     choose_aspect,
-    grow,
     join_original,
     make_card,
     original_tower,

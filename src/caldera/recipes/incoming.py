@@ -1,15 +1,12 @@
 """A folder of somebody's model in, what caldera needs of it out: configs, weights by name, and what to say of them."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
 from pydantic import ValidationError
 from transformers import (
-    AutoModelForCausalLM,
     LlavaConfig,
     LlavaNextConfig,
     PretrainedConfig,
@@ -28,7 +25,6 @@ from caldera.model.config import (
     reason_of,
 )
 from caldera.model.folder import outline
-from caldera.model.merging import grown
 from caldera.model.original_settings import (
     OriginalSettings,
     known_tower,
@@ -38,16 +34,14 @@ from caldera.model.original_settings import (
 )
 from caldera.model.preparation import load_processor
 from caldera.model.tensor_files import Weight
-from caldera.model.tokenizer import add_picture_tokens, load_tokenizer
+from caldera.model.tokenizer import load_tokenizer
 from caldera.model.transformers_files import pinpoints_from_disk
 from caldera.model.weight_sources import Source, read_folder
-from caldera.model.weights import LANGUAGE, PROJECTOR, VISION
+from caldera.model.weights import PROJECTOR, VISION
+from caldera.recipes.growing import grow
 
 _TWO_TOWERS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
 """Folders that hold a picture and a text tower, and the kind of the picture tower in them."""
-
-_MULTIPLE = 64
-"""A table of words that grows does so to a multiple of this (spec 8.2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,58 +337,6 @@ def original_tower(
         )
         return replace(tower, notes=notes)
     return tower
-
-
-def grow(
-    weights: Mapping[str, Weight],
-    language: PretrainedConfig,
-    tokenizer: PreTrainedTokenizerFast,
-    source: Path,
-) -> tuple[dict[str, Weight], PretrainedConfig]:
-    """Give tokenizer and tables of words a token for pictures; new rows are the mean of the old (spec 8.2).
-
-    Raises:
-        ModelFolderError: The tokenizer has more words than the model, or a table is missing.
-    """
-    found = dict(weights)
-    tables = _tables(language)
-    name = LANGUAGE + tables[0]
-    if name not in found:
-        raise ModelFolderError(f"the weights in {source} lack {tables[0]}")
-    rows = found[name].shape[0]
-    if len(tokenizer) > rows:
-        raise ModelFolderError(
-            f"the tokenizer of {source} has {len(tokenizer)} words, its model only {rows} rows; they do not fit"
-        )
-    add_picture_tokens(tokenizer)
-    if len(tokenizer) > rows:
-        wanted = math.ceil(len(tokenizer) / _MULTIPLE) * _MULTIPLE
-        for table in tables:
-            if (table := LANGUAGE + table) in found:
-                if found[table].shape[0] != rows or rows != language.vocab_size:
-                    raise ModelFolderError(
-                        f"the weight {table} in {source} has shape {found[table].shape}; the config needs "
-                        f"{language.vocab_size} rows"
-                    )
-                found[table] = grown(found[table], wanted)
-        language = type(language).from_dict({**language.to_dict(), "vocab_size": wanted})
-    language.pad_token_id = tokenizer.pad_token_id
-    return found, language
-
-
-def _tables(language: PretrainedConfig) -> list[str]:
-    """Name the weights of a language model that have a row for each word."""
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(language)
-    except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelFolderError(
-            f"transformers cannot build the {language.model_type!r} of the config: {reason}"
-        ) from None
-    layers = (model.get_input_embeddings(), model.get_output_embeddings())
-    where = {id(module): name for name, module in model.named_modules()}
-    return [f"{where[id(layer)]}.weight" for layer in layers if layer is not None]
 
 
 def projector_kind(weights: Mapping[str, Weight], source: Path) -> str:
