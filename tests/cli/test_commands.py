@@ -432,14 +432,12 @@ def test_parity_says_good_or_what_differs(
     assert "good: transformers gives what caldera gives, 1 of 1 answers equal" in good.stdout
     assert json.loads((tmp_path / "p.json").read_text())["good"] is True
 
-    settings = json.loads((tmp_path / "m" / "processor_config.json").read_text())
-    settings["image_processor"]["rescale_factor"] = (
-        0.004  # transformers reads it, caldera knows it is 1 / 255
-    )
-    (tmp_path / "m" / "processor_config.json").write_text(json.dumps(settings))
+    settings = json.loads((tmp_path / "m" / "config.json").read_text())
+    settings["projector_hidden_act"] = "relu"  # transformers reads it, caldera's card says gelu
+    (tmp_path / "m" / "config.json").write_text(json.dumps(settings))
     bad = call("parity", tmp_path / "m", *options)
     assert bad.returncode == 8
-    assert "error: not good: pixels differ by" in bad.stderr
+    assert "error: not good: image tokens differ by" in bad.stderr
     assert json.loads((tmp_path / "p.json").read_text())["good"] is False
 
 
