@@ -413,6 +413,8 @@ def test_what_could_be_several_things_is_asked_for(
         ({"auto_map": {"AutoModel": "evil.Model"}}, "would run code"),
         ({"hidden_size": -12}, "has hidden_size -12; sizes are whole numbers from 1"),
         ({"num_hidden_layers": 10**9}, "has num_hidden_layers 1000000000"),
+        ({"n_layer": 10**9}, "has n_layer 1000000000; sizes are whole numbers"),
+        ({"num_local_experts": 10**9}, "has num_local_experts 1000000000"),
         ({"vocab_size": 1e30}, "has vocab_size 1e[+]30"),
         ({"rope_theta": float("nan")}, "has rope_theta nan, which is no finite number"),
         (

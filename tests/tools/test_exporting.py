@@ -42,6 +42,26 @@ def test_without_llama_cpp_files_are_written_but_not_called_good(
         )
 
 
+def test_what_a_format_has_no_use_for_is_refused(
+    tmp_path: Path, assistant: Assistant, photos: Path
+) -> None:
+    """An original layout is never called quantised or compared; nothing is written."""
+    save_assistant(tmp_path / "m", assistant)
+    picture = sorted(photos.iterdir())[0]
+    asked = Export(
+        folder=tmp_path / "m",
+        out=tmp_path / "out",
+        kind="q8_0",
+        class_token="first",
+        pictures=[picture],
+    )
+    with pytest.raises(
+        UsageError, match="--type and --class-token and --pictures would not be used"
+    ):
+        run_export("original", asked, Silent())
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_picture_that_cannot_be_used_stops_before_anything_is_written(
     tmp_path: Path, assistant: Assistant
 ) -> None:

@@ -29,13 +29,16 @@ def export(
         ),
     ],
     out_folder: Annotated[Path, typer.Option("--out", help="Folder for the files.")],
-    kind: Annotated[str, typer.Option("--type", help="f32, f16 or q8_0.")] = "f16",
+    kind: Annotated[
+        str | None, typer.Option("--type", help="gguf: f32, f16 or q8_0. \\[default: f16]")
+    ] = None,
     class_token: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="last: for llama.cpp as released since May 2025. first: for one in which issue 25814 is mended."
+            help="gguf: last, for llama.cpp as released since May 2025; first, for one in which issue 25814 is "
+            "mended. \\[default: last]"
         ),
-    ] = "last",
+    ] = None,
     pictures: Shown = None,
     json_file: Report = None,
 ) -> None:
@@ -55,9 +58,9 @@ def export(
     from caldera.progress import choose_progress
     from caldera.tools.exporting import Export, run_export
 
-    if kind not in FILE_TYPES:
+    if kind is not None and kind not in FILE_TYPES:
         raise UnknownNameError("type", kind, FILE_TYPES)
-    if class_token not in get_args(ClassToken):
+    if class_token is not None and class_token not in get_args(ClassToken):
         raise UnknownNameError("place of the class token", class_token, get_args(ClassToken))
     wanted = Export(
         folder=model,
@@ -71,7 +74,8 @@ def export(
     for note in found.notes:
         err.print(f"note: {note}", markup=False, soft_wrap=True)
     if found.parity is None:
-        err.print(f"not compared: nothing here runs the format {to!r}", markup=False)
+        unwritten = f", so {json_file} is not written" if json_file else ""
+        err.print(f"not compared: nothing here runs the format {to!r}{unwritten}", markup=False)
     else:
         _conclude(found.parity, json_file, f"; the files in {out_folder} are kept")
 

@@ -10,7 +10,6 @@ ADAPTER/
 `PeftModel.from_pretrained(base, ADAPTER)` loads all of it onto transformers' own LlavaForConditionalGeneration.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,13 +25,16 @@ from caldera.batches.templates import find_template
 from caldera.errors import CalderaError, ModelFolderError
 from caldera.model.assemble import add_tokens, show_as
 from caldera.model.card import Card
+from caldera.model.config import read_json
 from caldera.model.folder import Assistant
 from caldera.model.llava import Llava
 from caldera.model.low_rank import Lora, add_factors, fold, layers_with_factors, linear_layers
+from caldera.model.merging import SETTINGS as CONFIG
+from caldera.model.merging import check_plain
 from caldera.model.weights import NEWLINE, digest_of
 from caldera.storage import whole_folder, write_json
 
-CONFIG, WEIGHTS, NOTE = "adapter_config.json", "adapter_model.safetensors", "caldera_adapter.json"
+WEIGHTS, NOTE = "adapter_model.safetensors", "caldera_adapter.json"
 
 _OUTER = "base_model.model."
 """What peft puts before the names of the model it wraps."""
@@ -266,9 +268,12 @@ def _read(folder: Path) -> _Adapter:
     """
     try:
         note = AdapterNote.model_validate_json((folder / NOTE).read_bytes())
-        config = json.loads((folder / CONFIG).read_bytes())
+        config = read_json(folder / CONFIG)
+        check_plain(config, folder / CONFIG, besides=["modules_to_save"])
+        if type(config["r"]) is not int or config.get("use_rslora"):
+            raise ValueError(f"r is {config['r']!r} and use_rslora {config.get('use_rslora')!r}")
         lora = Lora(rank=config["r"], alpha=config["lora_alpha"], dropout=config["lora_dropout"])
-        layers = tuple(config["target_modules"])
+        layers = tuple(map(str, config["target_modules"]))
         return _Adapter(folder, lora, layers, load_file(folder / WEIGHTS), note)
     except FileNotFoundError as error:
         raise ModelFolderError(

@@ -32,6 +32,28 @@ _MOST = {
 }
 """Sizes, and the largest that are believed: some thirty times those of the largest models."""
 
+_MOST_OR_NONE = {
+    "d_model": 2**17,
+    "decoder_layers": 2**10,
+    "encoder_layers": 2**10,
+    "ffn_dim": 2**20,
+    "n_embd": 2**17,
+    "n_head": 2**12,
+    "n_inner": 2**20,
+    "n_layer": 2**10,
+    "n_layers": 2**10,
+    "n_positions": 2**27,
+    "n_routed_experts": 2**12,
+    "num_experts": 2**12,
+    "num_heads": 2**12,
+    "num_layers": 2**10,
+    "num_local_experts": 2**12,
+}
+"""The same sizes by the names that some families have for them, and numbers of experts; here 0 may say that there is
+none."""
+
+_LARGEST = _MOST | _MOST_OR_NONE
+
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Read a `config.json` as data.
@@ -67,8 +89,8 @@ def read_json(file: Path, *, needed: bool = True) -> dict[str, Any]:
             )
         if not _possible(name, value):
             raise ModelFolderError(
-                f"{file} has {name} {value!r}; sizes are whole numbers from 1 to {_MOST.get(name, math.inf):,}"
-                if name in _MOST
+                f"{file} has {name} {value!r}; sizes are whole numbers from 1 to {_LARGEST[name]:,}"
+                if name in _LARGEST
                 else f"{file} has {name} {value!r}, which is no finite number"
             )
     return config
@@ -89,8 +111,8 @@ def _possible(name: str, value: object) -> bool:
     """Tell whether a setting can be what it says."""
     if isinstance(value, float) and not math.isfinite(value):
         return False
-    if name in _MOST and isinstance(value, bool | int | float | str):
-        return type(value) is int and 1 <= value <= _MOST[name]
+    if name in _LARGEST and isinstance(value, bool | int | float | str):
+        return type(value) is int and (name in _MOST) <= value <= _LARGEST[name]
     return True
 
 

@@ -1,7 +1,7 @@
 """Weights made of others, one at a time as they are read: a base with low-rank factors, with a delta, grown."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,21 @@ def _folded(base: Weight, down: Weight, up: Weight, scale: float) -> Weight:
     return Weight(base.shape, base.dtype, read)
 
 
+def check_plain(said: Mapping[str, Any], file: Path, *, besides: Collection[str] = ()) -> None:
+    """Refuse the settings of an adapter that is more than two factors a layer, but for those in `besides`.
+
+    Raises:
+        ModelFolderError: The adapter is of a kind that is not merged; the message names the setting.
+    """
+    if said.get("peft_type") != "LORA":
+        raise ModelFolderError(
+            f"{file} has peft_type {said.get('peft_type')!r}; only LORA is merged"
+        )
+    for name, plain in _NOT_MERGED.items():
+        if name in said and name not in besides and said[name] not in plain:
+            raise ModelFolderError(f"{file} has {name} {said[name]!r}, which is not merged")
+
+
 def _settings(folder: Path) -> tuple[int, float]:
     """Read an adapter's rank, and what its product is scaled by.
 
@@ -150,13 +165,7 @@ def _settings(folder: Path) -> tuple[int, float]:
     """
     said: dict[str, Any] = read_json(folder / SETTINGS)
     file = folder / SETTINGS
-    if said.get("peft_type") != "LORA":
-        raise ModelFolderError(
-            f"{file} has peft_type {said.get('peft_type')!r}; only LORA is merged"
-        )
-    for name, plain in _NOT_MERGED.items():
-        if name in said and said[name] not in plain:
-            raise ModelFolderError(f"{file} has {name} {said[name]!r}, which is not merged")
+    check_plain(said, file)
     rank, alpha = said.get("r"), said.get("lora_alpha")
     if type(rank) is not int or rank < 1 or type(alpha) not in (int, float):
         raise ModelFolderError(

@@ -32,11 +32,11 @@ class Export:
     out: Path
     """Where the export will stand."""
 
-    kind: Kind = "f16"
-    """How a GGUF file holds matrices."""
+    kind: Kind | None = None
+    """How a GGUF file holds matrices; f16 if None."""
 
-    class_token: ClassToken = "last"
-    """Where the llama.cpp that will run it puts the class token."""
+    class_token: ClassToken | None = None
+    """Where the llama.cpp that will run a GGUF file puts the class token; last if None."""
 
     pictures: Sequence[Path] = ()
     """What is compared on; drawn scenes if there are none."""
@@ -77,8 +77,19 @@ def _export_original(export: Export, progress: Progress) -> Exported:
     """Write the layout of LLaVA's own code; the weights are the folder's, bit for bit.
 
     Raises:
+        UsageError: Something is asked for that this layout has not.
         CalderaError: LLaVA's own code has no class for the model, or it could not be written.
     """
+    options = {
+        "--type": export.kind,
+        "--class-token": export.class_token,
+        "--pictures": export.pictures,
+    }
+    if given := [name for name, value in options.items() if value]:
+        raise UsageError(
+            f"{' and '.join(given)} would not be used: the original layout keeps the weights as they are, and nothing "
+            "here runs it to compare; leave it away"
+        )
     with progress.job("writing", len(read_weights(export.folder))) as tick:
         notes = write_original(export.folder, export.out, lambda file: tick(shown=file))
     return Exported(None, notes)
@@ -91,7 +102,8 @@ def _export_gguf(export: Export, progress: Progress) -> Exported:
         UsageError: They were written, but llama.cpp is not there to compare them with.
         CalderaError: The model cannot be expressed, or the files could not be written.
     """
-    files = write_gguf_files(export.folder, export.out, export.kind, progress, export.class_token)
+    kind, class_token = export.kind or "f16", export.class_token or "last"
+    files = write_gguf_files(export.folder, export.out, kind, progress, class_token)
     try:
         needs_llama_cpp("comparing it")
     except UsageError as error:
