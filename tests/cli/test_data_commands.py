@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from caldera.cli import app
@@ -93,7 +94,32 @@ def test_sets_are_mixed_and_balanced(table: Path) -> None:
     assert call("data", "mix", first, first, "--out", mixed).stdout == ""
 
 
-@pytest.mark.parametrize("command", ["data import", "data mix", "data balance"])
+def test_a_set_is_drawn_and_exported(table: Path) -> None:
+    """A page beside the file, figures as JSON, and a folder for the Hub; what is left out is listed."""
+    data, hub = table.with_name("data.json"), table.with_name("hub")
+    for number in range(4):
+        Image.new("RGB", (5, 7), (number, 9, 9)).save(table.parent / "photos" / f"{number}.jpg")
+    photos = ("--no-find", "--pictures", table.parent / "photos")
+    call("data", "import", "captions", table, *photos, "--out", data)
+
+    stats = call("data", "stats", data, "--json")
+    refused = call("data", "export", data, "--parquet", hub)
+    export = call("data", "export", data, "--parquet", hub, "--max-bad", "0.2")
+
+    assert stats.exit_code == 0, stats.stderr
+    assert json.loads(stats.stdout)["records"] == 5
+    page = table.with_name("data.stats.html")
+    assert f"5 records, 5 pictures, bad: 0; drawn in {page}" in stats.stderr
+    assert page.read_text().startswith("<!doctype html>")
+    assert refused.exit_code == 3
+    assert export.exit_code == 0, export.stderr
+    assert f"{hub}: 4 rows, 4 shown pictures, 1 files" in export.stderr
+    assert table.with_name("hub.bad.jsonl").read_text().count("4.jpg does not exist") == 1
+
+
+@pytest.mark.parametrize(
+    "command", ["data import", "data mix", "data balance", "data stats", "data export"]
+)
 def test_every_command_shows_examples_first(command: str) -> None:
     """Help of each command has an example before its options."""
     done = call(*command.split(), "--help")
@@ -115,6 +141,8 @@ def test_every_command_shows_examples_first(command: str) -> None:
         ("mix a.json:no --out y", 2, "a.json:no: the weight is 'no'; write a number above 0"),
         ("mix a.json --out y", 3, "cannot read a.json"),
         ("balance a.json --out y", 3, "cannot read a.json"),
+        ("stats a.json", 3, "cannot read a.json"),
+        ("export a.json --parquet y", 3, "cannot read a.json"),
     ],
 )
 def test_a_mistake_is_answered_with_one_line(

@@ -67,6 +67,8 @@ app = typer.Typer(
 data.app.command("import")(data_import.import_data)
 data.app.command()(data_sets.mix)
 data.app.command()(data_sets.balance)
+data.app.command()(data_sets.stats)
+data.app.command()(data_sets.export)
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 app.command()(export.export)

@@ -52,7 +52,7 @@ def import_data(
 
     [bold]Examples[/bold]
 
-      caldera data import llava mix665k.json --pictures playground/data --out mix.json --max-bad 0.01
+      caldera data import llava llava_v1_5_mix665k.json --pictures playground/data --out mix665k.json --max-bad 0.01
 
       caldera data import vqa vqav2/ --split train2014 --pictures coco/train2014 --out vqa.json
 

@@ -1,4 +1,4 @@
-"""`caldera data mix` and `balance`: what is done with whole data files."""
+"""`caldera data mix`, `balance`, `stats` and `export`: what is done with whole data files."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from caldera.cli.options import IgnoreField, MaxBad, err, out
+from caldera.cli.options import IgnoreField, MaxBad, Pictures, err, out
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
 OutFile = Annotated[Path, typer.Option("--out", help="Data file, .json or .jsonl.")]
@@ -103,3 +103,67 @@ def balance(
         bands = [dict(zip(keys, row, strict=True)) for row in done.by_band()]
         figures = {"records": done.total, "kept": len(done.kept), "bands": bands}
         out.print_json(json.dumps(figures))
+
+
+def stats(
+    file: Annotated[Path, typer.Argument(help="Data file, .json or .jsonl.")],
+    page: Annotated[
+        Path | None, typer.Option("--out", help="HTML page. \\[default: FILE.stats.html]")
+    ] = None,
+    as_json: AsJson = False,
+    ignore_field: IgnoreField = None,
+    max_bad: MaxBad = 0.0,
+) -> None:
+    """Draw what a data file is made of on one HTML page: lengths, how questions begin, objects.
+
+    [bold]Examples[/bold]
+
+      caldera data stats data.json
+
+      caldera data stats mix.json --out mix.html --json
+    """
+    import json
+
+    from caldera.datasets.figures import gather
+    from caldera.datasets.stats_page import write_stats
+    from caldera.skips import Skips
+
+    written = page or file.with_suffix(".stats.html")
+    figures = gather(file, Skips(max_bad), frozenset(ignore_field or ()))
+    write_stats(written, figures, file.name)
+    if as_json:
+        out.print_json(json.dumps(figures.as_dict()))
+    err.print(
+        f"{figures.records} records, {len(figures.pictures)} pictures, bad: {figures.bad}; drawn in {written}",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def export(
+    file: Annotated[Path, typer.Argument(help="Data file, .json or .jsonl.")],
+    parquet: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Write parquet files for the Hub here.")
+    ],
+    pictures: Pictures = None,
+    ignore_field: IgnoreField = None,
+    max_bad: MaxBad = 0.0,
+) -> None:
+    """Write a data file and its pictures for other programs.
+
+    [bold]Examples[/bold]
+
+      caldera data export data.json --parquet hub/data
+    """
+    from caldera.skips import Skips
+    from caldera.tools.parquet import write_parquet
+
+    skips = Skips(max_bad)
+    ignored = frozenset(ignore_field or ())
+    done = write_parquet(file, parquet, skips, pictures=pictures, ignore=ignored)
+    said = f"{parquet}: {done.rows} rows, {done.pictures} shown pictures, {done.files} files, {done.bytes / 1e6:.1f} MB"
+    err.print(said, markup=False, soft_wrap=True)
+    if skips.taken:
+        listed = parquet.with_suffix(".bad.jsonl")
+        skips.write(listed)
+        err.print(f"what was left out is listed in {listed}", markup=False, soft_wrap=True)

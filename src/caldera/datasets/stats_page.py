@@ -1,0 +1,50 @@
+"""Figures of a data file in, one HTML page out that needs nothing else to be read and runs no script."""
+
+from collections import Counter
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+from caldera.datasets.charts import bars, histogram, rings
+from caldera.datasets.figures import Figures, branches_of
+from caldera.storage import write_whole
+
+MOST_WORDS = (24, 12, 8)
+"""Words kept in each ring of the figure."""
+
+_BARS = 24
+
+
+def write_stats(file: Path, figures: Figures, title: str) -> None:
+    """Write the page, whole or not at all; every text of the data is escaped.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    objects: Counter[str] = Counter()
+    for kind in figures.kinds.values():
+        objects.update(kind.objects)
+    template = (files("caldera.datasets") / "stats.html").read_text("utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    page = environment.from_string(template).render(
+        title=title,
+        figures=figures,
+        questions=figures.question_words.counts.total(),
+        lengths=(
+            ("words of a question", figures.question_words, "words"),
+            ("words of an answer", figures.answer_words, "words"),
+            ("questions of a record", figures.rounds, "questions"),
+            ("words of a record, all turns", figures.record_words, "words"),
+            ("pictures of a record", figures.shown, "pictures"),
+        ),
+        branches=branches_of(figures.beginnings.items(), MOST_WORDS),
+        beginning=figures.beginnings.total(),
+        kinds={name: kind.as_dict() for name, kind in sorted(figures.kinds.items())},
+        objects=dict(objects.most_common(_BARS)),
+        short_answers=dict(figures.short_answers.most_common(_BARS)),
+        histogram=histogram,
+        bars=bars,
+        rings=rings,
+    )
+    write_whole(file, page)

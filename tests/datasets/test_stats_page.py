@@ -1,0 +1,76 @@
+"""The page of figures: complete, harmless, and drawn to scale."""
+
+import math
+import re
+from collections import Counter
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from caldera.conversation import Conversation, Turn
+from caldera.datasets.charts import bars, histogram, rings
+from caldera.datasets.figures import Branch, Figures, Lengths
+from caldera.datasets.stats_page import write_stats
+
+EVIL = "<script>alert('x')</script> \" & <b>"
+
+
+def test_what_data_say_is_text_on_the_page(tmp_path: Path) -> None:
+    """Markup in questions, answers, ids and titles is shown, not run; nothing is fetched."""
+    figures = Figures()
+    asked = Turn("user", (f"{EVIL}?",))
+    figures.add(Conversation(f"{EVIL}/1", (asked, Turn("assistant", ("<i>a</i>",)))))
+    write_stats(tmp_path / "page.html", figures, EVIL)
+    page = (tmp_path / "page.html").read_text()
+    assert "<script" not in page
+    assert "<i>" not in page
+    assert "&lt;script&gt;" in page
+    assert "default-src 'none'" in page
+    assert re.findall(r"(?:src|href)=", page) == []
+
+
+def test_an_empty_set_has_a_page(tmp_path: Path) -> None:
+    """Nothing to divide by."""
+    write_stats(tmp_path / "page.html", Figures(), "none")
+    assert "0 records" in (tmp_path / "page.html").read_text()
+
+
+def rectangles(svg: str) -> list[tuple[float, float]]:
+    """Width and height of each."""
+    found = ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}rect")
+    return [(float(one.attrib["width"]), float(one.attrib["height"])) for one in found]
+
+
+def test_columns_are_as_high_as_their_counts() -> None:
+    """The highest fills the plot; the last takes what is longer than all but a hundredth."""
+    drawn = histogram(Lengths(Counter({0: 10, 1: 40, 3: 20})), "words")
+    heights = [height for _, height in rectangles(drawn)]
+    assert heights == pytest.approx([130 / 4, 130, 0, 130 / 2], abs=0.1)
+    long = histogram(Lengths(Counter({1: 1000, 900: 1})), "words")
+    assert len(rectangles(long)) == 2
+    assert 20 < len(rectangles(histogram(Lengths(Counter(range(1000))), "words"))) <= 41
+
+
+def test_bars_are_as_long_as_their_counts() -> None:
+    """In the order given."""
+    widths = [width for width, _ in rectangles(bars({"dog": 30, "<cat>": 15, "cup": 3}))]
+    assert widths == pytest.approx([250, 125, 25])
+    assert bars({}) != ""
+
+
+def test_arcs_are_as_wide_as_their_shares() -> None:
+    """A quarter of all questions is a quarter of the circle, and so inside."""
+    tree = (Branch("is", 50, (Branch("it", 25),)), Branch("what", 25))
+    svg = rings(tree, 100)
+    paths = re.findall(r'd="M(\S+) (\S+)A(\d+) \d+ 0 (\d) 1 (\S+) (\S+)L', svg)
+    widths = []
+    for x, y, radius, wide, to_x, to_y in paths:
+        assert math.hypot(float(x), float(y)) == pytest.approx(float(radius), abs=0.02)
+        turn = math.atan2(float(to_y), float(to_x)) - math.atan2(float(y), float(x))
+        widths.append(turn % (2 * math.pi) / (2 * math.pi))
+        assert wide == "0"
+    assert widths == pytest.approx([0.5, 0.25, 0.25], abs=0.001)
+    assert "<title>is: 50</title>" in svg
+    assert rings((Branch("only", 3),), 3).count("<path") == 1
+    assert rings((), 0).count("<path") == 0

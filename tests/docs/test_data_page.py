@@ -1,0 +1,70 @@
+"""The commands of docs/data.md about other people's sets and whole sets, run on small sets in the layouts it names."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from caldera.cli import app
+
+PAGE = Path(__file__).parents[2] / "docs" / "data.md"
+
+
+def write(path: Path, content: object) -> None:
+    """Write JSON, with the folders before it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def draw(path: Path) -> None:
+    """Draw a small picture, with the folders before it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (6, 5), (200, 30, 30)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where all the sets are that the commands name."""
+    monkeypatch.chdir(tmp_path)
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cup."}]
+    rows = [{"id": at, "image": "gqa/images/1.jpg", "conversations": turns} for at in range(4)]
+    write(Path("playground/data/llava_v1_5_mix665k.json"), rows)
+    draw(Path("playground/data/gqa/images/1.jpg"))
+    write(Path("dialogues.json"), [{**row, "image": "photos/1.jpg"} for row in rows])
+    question = {"question_id": 1, "image_id": 7, "question": "What?"}
+    asked = {"data_subtype": "train2014", "questions": [question]}
+    write(Path("vqav2/v2_OpenEnded_mscoco_train2014_questions.json"), asked)
+    answers = {**question, "answers": [{"answer": "cup"}]}
+    write(Path("vqav2/v2_mscoco_train2014_annotations.json"), {"annotations": [answers]})
+    draw(Path("coco/train2014/COCO_train2014_000000000007.jpg"))
+    problem = {"question": "What?", "choices": ["a", "b"], "answer": 1, "image": "image.png"}
+    write(Path("ScienceQA/data/scienceqa/problems.json"), {"1": {**problem, "split": "train"}})
+    write(Path("ScienceQA/data/scienceqa/pid_splits.json"), {"train": ["1"]})
+    draw(Path("ScienceQA/data/scienceqa/images/train/1/image.png"))
+    Path("captions.csv").write_text("image,caption\n1.jpg,A cup.\n")
+    draw(Path("photos/1.jpg"))
+    images = [{"id": at, "file_name": f"{at}.jpg", "width": 6, "height": 5} for at in range(3)]
+    said = [{"image_id": at, "caption": "A cup on a table."} for at in range(3)]
+    write(Path("coco/annotations/captions_train2017.json"), {"images": images, "annotations": said})  # fmt: skip
+    for at in range(3):
+        draw(Path(f"coco/train2017/{at}.jpg"))
+    return tmp_path
+
+
+def test_the_commands_on_the_data_page_work(folder: Path) -> None:
+    """One after the other, as they stand there; what one writes the next reads, and all of it passes the check."""
+    sessions = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    about = re.compile(r"caldera data (import|mix|balance|stats|export)\b")
+    lines = [line for each in sessions for line in each.splitlines() if about.match(line)]
+    assert len(lines) == 9
+    for line in lines:
+        done = CliRunner().invoke(app, line.split()[1:])
+        assert done.exit_code == 0, f"{line}\n{done.stderr}"
+    written = sorted(folder.glob("*.json"))
+    assert len(written) == 8
+    for path in written:
+        done = CliRunner().invoke(app, ["data", "check", str(path)])
+        assert done.exit_code == 0, f"{path}\n{done.stderr}"
