@@ -35,9 +35,9 @@ _MARKS = re.compile(r"</?picture>|^\s*===\s*$", re.MULTILINE)
 _ENDS = re.compile(r"""[.!?…。！？:;"'”’)\]*`]\s*\Z""")  # noqa: RUF001 - Chinese signs
 _LISTED = re.compile(r"\A\s*(?:[-*•]|\d+[.)])\s")
 _DOUBT = re.compile(
-    r"\b(?:no|not|n't|none|neither|nor|never|without|absent|missing|lack\w*|if|whether|could|can(?! (?:also )?(?:see|be seen))|may|might|would|should|"
-    r"perhaps|possibly|probably|likely|suggest\w*|like|such as|instead|rather|imagine|example|unless|than|any|else|"
-    r"cannot|seems?|appears?|maybe|other|another)\b|n't\b|\?",
+    r"\b(?:no|not|none|neither|nor|never|without|absent|missing|lack\w*|if|whether|could|may|might|would|should|"
+    r"can(?! (?:also )?(?:see|be seen))|perhaps|possibly|probably|likely|suggest\w*|like|such as|instead|rather|"
+    r"imagine|example|unless|than|any|else|cannot|seems?|appears?|maybe|other|another)\b|n't\b|\?",
     re.IGNORECASE,
 )
 
