@@ -145,7 +145,7 @@ def test_the_readmes_tree_is_the_disks() -> None:
     named: set[str] = set()
     folder = ""
     for line in tree.splitlines():
-        if heading := re.match(r"([a-z]+)/", line):
+        if heading := re.match(r"([a-z/]+)/", line):
             folder = f"{heading[1]}/"
         elif not line.startswith(" "):
             folder = ""
