@@ -9,7 +9,7 @@ from caldera.conversation import write_conversations
 from caldera.errors import InputError
 from caldera.instructions.asking.teaching import LLAVA_MIX, Plan, Teaching, plan, teach
 from caldera.instructions.teacher import Kind
-from caldera.instructions.teachers import find_teacher, parse_kinds
+from caldera.instructions.teachers import check_teacher, find_teacher, parse_kinds
 from caldera.instructions.writing import Written, count_dialogues, write_instructions
 from caldera.progress import Progress
 from caldera.skips import Skips
@@ -46,6 +46,8 @@ def generate_file(order: Order, out: Path, progress: Progress) -> Written:
     Raises:
         CalderaError: A name is unknown, annotations are bad, the teacher ends the run, or the file cannot be written.
     """
+    if order.teaching is None:
+        check_teacher(order.teacher)
     kinds = _kinds(order)
     skips = Skips(order.max_bad)
     annotations = read_annotations(order.source, order.path, skips, order.options)

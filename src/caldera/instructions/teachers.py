@@ -14,8 +14,8 @@ TEACHERS: dict[str, Callable[[Sequence[str], int], Teacher]] = {
 """Makers of teachers that need no language model, each from the categories that were looked for and a seed."""
 
 
-def find_teacher(name: str, categories: Sequence[str], seed: int) -> Teacher:
-    """Make the teacher called exactly `name`.
+def check_teacher(name: str) -> None:
+    """Check that a teacher without a language model is called exactly `name`.
 
     Raises:
         UnknownNameError: There is none.
@@ -25,6 +25,15 @@ def find_teacher(name: str, categories: Sequence[str], seed: int) -> Teacher:
         raise UsageError(f"the teacher {name} is a language model; say which with Order.teaching")
     if name not in TEACHERS:
         raise UnknownNameError("teacher", name, {*TEACHERS, *ENDPOINTS})
+
+
+def find_teacher(name: str, categories: Sequence[str], seed: int) -> Teacher:
+    """Make the teacher called exactly `name`.
+
+    Raises:
+        UsageError: There is none, or it is a language model.
+    """
+    check_teacher(name)
     return TEACHERS[name](categories, seed)
 
 

@@ -441,7 +441,11 @@ def test_a_run_without_one_good_reply_is_an_error(tmp_path: Path, serve: Serve, 
 
 def test_chinese_prompts_go_out_in_chinese(tmp_path: Path, serve: Serve, coco: Coco) -> None:
     """And descriptions are asked for in Chinese."""
-    server = serve(lambda request, _: completion("一只红色的东西。"))
+    server = serve(
+        lambda request, number: completion(
+            f"厨房里有一只红色的东西，旁边写着{number * 7919}这个数字，别的什么也看不清楚。"
+        )
+    )
     out = tmp_path / "data.json"
     generate(order(coco(3), server.url, "detail:1", language="chinese"), out)
     assert "视觉助手" in server.bodies()[0]["messages"][0]["content"]

@@ -2,12 +2,14 @@
 
 import json
 import random
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from caldera.instructions.asking.checking import read_reply
+from caldera.instructions.asking.checking import read_reply, texts
+from caldera.instructions.asking.duplicates import Duplicates
 from caldera.instructions.asking.journal import Heard, Journal
 from caldera.instructions.asking.parsing import ReplyRefusal
 from caldera.instructions.asking.prompts import Prompt
@@ -31,6 +33,9 @@ class Gathered:
 
     failed: list[Line] = field(default_factory=list)
     """Dialogues without a reply, with the reason."""
+
+    seen: dict[Kind, Duplicates] = field(default_factory=lambda: defaultdict(Duplicates))
+    """What was kept before, of each kind."""
 
 
 def gather(
@@ -77,11 +82,14 @@ def _take(
     """Add one conversation, and where it came from.
 
     Raises:
-        ReplyRefusal: The reply does not stand up to the rules as they are now.
+        ReplyRefusal: It nearly repeats an earlier one, or does not stand up to the rules as they are now.
     """
     last = heard[-1]
     requests = prompts[dialogue.kind].questions or ("",)
     exchanges = read_reply(dialogue.kind, last.reply, lambda: _draw(requests, dialogue.rng))
+    told = [text for text in texts(exchanges) if text not in requests]
+    if earlier := gathered.seen[dialogue.kind].first_like(dialogue.id, "\n".join(told)):
+        raise ReplyRefusal("near-duplicate", f"of {earlier}")
     gathered.written.conversations.append(dialogue.conversation(exchanges, beside))
     gathered.written.by_kind[dialogue.kind] += 1
     gathered.provenance.append(

@@ -6,6 +6,7 @@ when every dialogue is decided, or when the teacher or the budget ends it; start
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ class Run:
         self._over = asyncio.Event()
         self._ended: TeacherError | None = None
         self._failed_in_a_row = 0
+        self._begun, self._before = time.monotonic(), means.budget.requests
         self._refused: Counter[str] = Counter()
 
     async def write(self, dialogues: Iterable[Dialogue]) -> TeacherError | None:
@@ -225,13 +227,14 @@ class Run:
             )
 
     def _told(self, entry: Entry) -> None:
-        """Advance the bar: money, and what was refused or failed, by rule."""
+        """Advance the bar: rate, money, and what was refused or failed, by rule."""
         if entry.outcome != "kept":
             self._refused[entry.rule] += 1
-        spent, worst = self._means.budget.spent, self._refused.most_common(3)
+        budget, worst = self._means.budget, self._refused.most_common(3)
+        rate = (budget.requests - self._before) / max(1e-3, time.monotonic() - self._begun)
         rules = ", ".join(f"{count} {rule}" for rule, count in worst)
         refused = f"not kept {self._refused.total()} ({rules})" if worst else "all kept"
-        self._tick(shown=f"cost {spent:.4f}  {refused}")
+        self._tick(shown=f"{rate:.1f} requests/s  cost {budget.spent:.4f}  {refused}")
 
 
 def _repair(messages: Sequence[Message], reply: Reply, told: str) -> list[Message]:

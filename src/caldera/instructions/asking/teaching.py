@@ -15,12 +15,13 @@ from caldera.instructions.asking.budget import Budget, Price, about_tokens, most
 from caldera.instructions.asking.checking import read_reply
 from caldera.instructions.asking.endpoint import Endpoint, Reply, Sending
 from caldera.instructions.asking.gathering import Gathered, gather, write_lists
+from caldera.instructions.asking.grounding import check_grounding
 from caldera.instructions.asking.identity import claim, digest, identity_of
 from caldera.instructions.asking.journal import Journal
 from caldera.instructions.asking.openai_endpoint import OPENAI, OpenAIEndpoint
 from caldera.instructions.asking.prompts import Prompt, read_prompts
 from caldera.instructions.asking.replay import ReplayEndpoint
-from caldera.instructions.asking.run import Means, Run
+from caldera.instructions.asking.run import Check, Means, Run
 from caldera.instructions.teacher import Kind
 from caldera.instructions.writing import Dialogue, Written, count_dialogues, dialogues
 from caldera.progress import Progress
@@ -201,7 +202,7 @@ def teach(
             means = Means(
                 endpoint=endpoint,
                 prompts=prompts,
-                check=_check,
+                check=_checker(annotations),
                 journal=journal,
                 budget=_budget(order, journal),
                 sending=order.sending,
@@ -249,13 +250,14 @@ def _finish(gathered: Gathered, ended: TeacherError | None, out: Path, total: in
     return written
 
 
-def _check(dialogue: Dialogue, reply: Reply) -> None:
-    """Judge a reply; the question of a description is drawn later.
+def _checker(annotations: AnnotationSet) -> Check:
+    """Return what judges replies by these annotations; the question of a description is drawn later."""
 
-    Raises:
-        ReplyRefusal: It breaks a rule.
-    """
-    read_reply(dialogue.kind, reply, lambda: "?")
+    def check(dialogue: Dialogue, reply: Reply) -> None:
+        exchanges = read_reply(dialogue.kind, reply, lambda: "?")
+        check_grounding(dialogue.kind, exchanges, dialogue.images, annotations.categories)
+
+    return check
 
 
 def _check_price(order: Teaching) -> None:

@@ -1,0 +1,47 @@
+"""Texts in, those that are nearly an earlier one out: the same for the same texts, in any run.
+
+Two texts are near duplicates if four fifths of all runs of three words in either are in both. Candidates share one of
+their four smallest run hashes, so that a hundred thousand texts are not compared with each other.
+"""
+
+import re
+import zlib
+from collections import defaultdict
+
+import numpy as np
+from numpy.typing import NDArray
+
+_NEAR = 0.8
+_SKETCH = 4
+_FEWEST = 12
+"""Words below which only equal texts count: short ones are alike by nature."""
+
+
+class Duplicates:
+    """Remembers texts, and finds the first that a new one nearly repeats."""
+
+    def __init__(self) -> None:
+        """Begin without any."""
+        self._runs: list[NDArray[np.uint32]] = []
+        self._names: list[str] = []
+        self._with: dict[int, list[int]] = defaultdict(list)
+
+    def first_like(self, name: str, text: str) -> str | None:
+        """Return the name of an earlier text that this one nearly repeats, else remember it and return None."""
+        words = re.findall(r"\w+", re.sub(r"([\u2e80-\uffff])", r" \1 ", text.casefold()))
+        length = 3 if len(words) >= _FEWEST else max(1, len(words))
+        runs = {
+            zlib.crc32(" ".join(words[at : at + length]).encode())
+            for at in range(max(1, len(words) - length + 1))
+        }
+        sketch = sorted(runs)[:_SKETCH]
+        array = np.array(sorted(runs), dtype=np.uint32)
+        for earlier in sorted({index for mark in sketch for index in self._with[mark]}):
+            shared = len(np.intersect1d(array, self._runs[earlier], assume_unique=True))
+            if shared >= _NEAR * (len(array) + len(self._runs[earlier]) - shared):
+                return self._names[earlier]
+        for mark in sketch:
+            self._with[mark].append(len(self._names))
+        self._runs.append(array)
+        self._names.append(name)
+        return None

@@ -1,0 +1,204 @@
+"""Grounding: what the annotations contradict is refused by rule; what they leave open is left alone."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from caldera.annotations.annotated_image import AnnotatedImage, Instance
+from caldera.annotations.coco import read_coco
+from caldera.boxes import Box
+from caldera.instructions.asking.duplicates import Duplicates
+from caldera.instructions.asking.grounding import check_grounding
+from caldera.instructions.asking.parsing import ReplyRefusal
+from caldera.instructions.teacher import Exchange, Kind
+from caldera.skips import Skips
+
+CATEGORIES = ("dog", "cat", "person", "bus", "bear", "teddy bear", "hot dog", "umbrella", "car")
+KINDS: dict[str, Kind] = {"conv": "conversation", "detail": "detail", "complex": "reasoning"}
+
+
+def park() -> AnnotatedImage:
+    """Two dogs and a man in a park, with a teddy bear."""
+    things = [
+        ("dog", Box(0.1, 0.2, 0.33, 0.54)),
+        ("dog", Box(0.5, 0.2, 0.73, 0.55)),
+        ("person", Box(0.7, 0.1, 0.92, 0.97)),
+        ("teddy bear", Box(0.2, 0.7, 0.31, 0.83)),
+    ]
+    captions = ("Two dogs and a man in a park.", "Dogs play with a teddy bear.")
+    boxes = tuple(Instance(*thing) for thing in things)
+    return AnnotatedImage("7", Path("/7.jpg"), 640, 480, captions, boxes)
+
+
+def judge(
+    answer: str, question: str = "What is there?", kind: Kind = "conversation",
+    images: Sequence[AnnotatedImage] = (),
+) -> str:  # fmt: skip
+    """Return the rule that an answer breaks, or nothing."""
+    try:
+        check_grounding(kind, [Exchange(question, answer)], images or [park()], CATEGORIES)
+    except ReplyRefusal as refusal:
+        return refusal.rule
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("rule", "answer"),
+    [
+        ("source", "The caption says that there are two dogs."),
+        ("source", "According to the description, a man is there."),
+        ("source", "As the bounding boxes show, they are near."),
+        ("source", "根据描述，图中有两只狗。"),
+        ("coordinates", "The dog is at [0.1, 0.2, 0.33, 0.54]."),
+        ("coordinates", "It stands at 0.125 from the left."),
+        ("declines", "As an AI language model, I do not see."),
+        ("declines", "I'm sorry, but I can't view the image."),
+        ("marks", "A dog. </picture>"),
+        ("absent object", "There is a cat on the bench."),
+        ("absent object", "The image shows two red umbrellas, and it rains."),
+        ("absent object", "A man is here. There are several buses parked near him."),
+        ("absent object", "I can see a bear behind the man."),
+        ("count", "There are three dogs in the park."),
+        ("count", "Five brown dogs run about."),
+        ("breaks off", "The man has come to the park with both of his two big dogs and throws them something, and the"),
+    ],
+)  # fmt: skip
+def test_what_cannot_stand_is_refused_by_its_rule(rule: str, answer: str) -> None:
+    """One rule each."""
+    assert judge(answer) == rule
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "There are two dogs.",
+        "There is a teddy bear in the grass.",
+        "There is a hot dog stand.",
+        "There is a bus stop nearby.",
+        "There is no cat in the park.",
+        "I do not see a cat here.",
+        "There could be a car near the park.",
+        "If there is a cat around, the dogs would chase it.",
+        "Dogs and cats are animals, and a bus is a vehicle.",
+        "One dog is on the left.",
+        "The ratio is 0.5 and it is 12.30 pm.",
+        "Two men play with three balls.",
+        "Things to take along:\n\n1. a lead, water, and a bowl for each dog\n2. a ball, so that they come back",
+        "第一只狗在左边。",
+    ],
+)  # fmt: skip
+def test_what_is_open_is_left_alone(answer: str) -> None:
+    """No rule is broken by what is so, might be so, is denied, or is said of the world."""
+    assert judge(answer) == ""
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "rule"),
+    [
+        ("Is there a cat in the picture?", "Yes, it sits there.", "absent object"),
+        ("Is there a dog in the image?", "No, I see none.", "denied object"),
+        ("Are there any dogs?", "No, there are none.", "denied object"),
+        ("Is there a cat?", "No, there is none.", ""),
+        ("Is there a dog on a chair?", "No, they stand on the grass.", ""),
+        ("How many dogs are there?", "There are four dogs.", "count"),
+        ("How many dogs are there?", "There are two dogs.", ""),
+        ("How many teddy bears are there?", "I count two teddy bears.", ""),
+    ],
+)
+def test_yes_no_and_numbers_are_compared(question: str, answer: str, rule: str) -> None:
+    """With the boxes, unless a caption says the number too."""
+    assert judge(answer, question) == rule
+
+
+def test_a_word_of_the_captions_themselves_is_no_leak() -> None:
+    """A picture of a poster with a caption may be said to have one."""
+    poster = AnnotatedImage("8", Path("/8.jpg"), 9, 9, ("A poster with a caption.",), ())
+    assert judge("The caption is at the bottom.", images=[poster]) == ""
+
+
+def test_a_thing_in_one_of_several_pictures_is_not_absent() -> None:
+    """Only what stands in none of them is; numbers are left alone."""
+    street = AnnotatedImage(
+        "8", Path("/8.jpg"), 9, 9, ("A cat.",), (Instance("cat", Box(0, 0, 1, 1)),)
+    )
+    both = [park(), street]
+    assert judge("There is a cat in B.", kind="context", images=both) == ""
+    assert judge("There is an umbrella in B.", kind="context", images=both) == "absent object"
+    assert judge("There are three dogs in A.", kind="context", images=both) == ""
+
+
+def test_a_description_has_some_length() -> None:
+    """In words, or in Chinese characters; other kinds may be short."""
+    assert judge("Two dogs.", kind="detail") == "too short"
+    assert judge("公园里有狗。", kind="detail") == "too short"
+    assert judge("公园里有两只狗在草地上奔跑玩耍，一个男人站在旁边。", kind="detail") == ""
+    assert judge("Two dogs.") == ""
+
+
+def test_what_gpt4_wrote_for_llavas_benchmark_is_kept(third_party: Path) -> None:
+    """Of ninety answers that people went through, judged by the annotations they were written from, none is refused."""
+    folder = third_party / "llava_bench_coco"
+    pictures = {}
+    for line in (folder / "caps_boxes_coco2014_val_80.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        boxes = tuple(Instance(each["category"], Box(*each["bbox"])) for each in row["instances"])
+        picture = AnnotatedImage(row["id"], Path("/x.jpg"), 1, 1, tuple(row["captions"]), boxes)
+        pictures[row["id"]] = picture
+    looked_for = read_coco(third_party / "coco_mini", Skips()).categories
+    rows = (folder / "coco2014_val_gpt4_qa_30x3.jsonl").read_text().splitlines()
+    refused: Counter[str] = Counter()
+    for row in map(json.loads, rows):
+        asked = [Exchange(row["instruction"], row["output"])]
+        try:
+            check_grounding(KINDS[row["type"]], asked, [pictures[row["id"]]], looked_for)
+        except ReplyRefusal as refusal:
+            refused[str(refusal)] += 1
+    assert len(rows) == 90
+    assert not refused
+
+
+def test_what_contradicts_real_annotations_is_refused(third_party: Path) -> None:
+    """About each of eighty real pictures: a thing that nobody found there, and one more than there are."""
+    looked = read_coco(third_party / "coco_mini", Skips())
+    told: Counter[tuple[str, str]] = Counter()
+    for image in looked.images:
+        for answer in ("There is a toaster near the wall.", "There is a giraffe near the wall."):
+            try:
+                check_grounding(
+                    "conversation", [Exchange("What?", answer)], [image], looked.categories
+                )
+            except ReplyRefusal as refusal:
+                told[refusal.rule, str(refusal).split(": ")[1]] += 1
+    giraffes = sum("giraffe" in image.counts for image in looked.images)
+    toasters = sum("toaster" in image.counts for image in looked.images)
+    assert told["absent object", "giraffe"] >= 78 - giraffes
+    assert told["absent object", "toaster"] >= 78 - toasters
+
+
+TEXT = "A man in a red coat walks his two dogs through a park full of old trees while it snows."
+
+
+def test_near_duplicates_are_found_whatever_came_between() -> None:
+    """A word more or another case is near, other words are not; short texts only when equal."""
+    seen = Duplicates()
+    assert seen.first_like("a", TEXT) is None
+    for number in range(200):
+        assert (
+            seen.first_like(
+                f"n{number}", f"Picture {number} shows {number * 7} things on {number * 3} tables."
+            )
+            is None
+        )
+    assert seen.first_like("b", TEXT.upper() + " Nice!") == "a"
+    assert (
+        seen.first_like("c", "A woman in a blue coat walks her cat over a bridge near old houses.")
+        is None
+    )
+    assert seen.first_like("d", "A red dog.") is None
+    assert seen.first_like("e", "A red dog!") == "d"
+    assert seen.first_like("f", "A red cat.") is None
+    assert seen.first_like("g", "公园里有两只狗在草地上奔跑玩耍") is None
+    assert seen.first_like("h", "公园里有两只狗在草地上奔跑玩耍。") == "g"
