@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from transformers import CLIPImageProcessorPil
 
 from caldera.batches.pictures import (
@@ -20,6 +20,7 @@ from caldera.batches.pictures import (
     PictureProcessor,
     decode_picture,
     open_picture,
+    picture_size,
 )
 from caldera.errors import PictureError
 
@@ -218,3 +219,19 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     """The path is in the message."""
     with pytest.raises(PictureError, match=r"nowhere\.png does not exist"):
         open_picture(tmp_path / "nowhere.png")
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_size_is_read_from_a_files_head(tmp_path: Path, turned: bool) -> None:
+    """Counting the tokens of a data set's tiles does not read all of its pictures."""
+    file, exif = tmp_path / "a.jpg", Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6 if turned else 1
+    Image.new("RGB", (7, 5)).save(file, exif=exif)
+    with file.open("ab") as opened:
+        opened.truncate(50_000_000)  # takes no room on the disk
+    tracemalloc.start()
+    try:
+        assert picture_size(file) == ((5, 7) if turned else (7, 5))
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()

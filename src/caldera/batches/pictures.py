@@ -106,19 +106,29 @@ def read_bytes(path: Path) -> bytes:
         PictureError: It is not there, cannot be read, or is too large to be a picture.
     """
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            what = "a folder" if stat.S_ISDIR(found.st_mode) else "not a regular file"
-            raise PictureError(f"{path} is {what}; give a picture file")
-        if found.st_size > MAX_BYTES:
-            raise PictureError(
-                f"{path} has {found.st_size:,} bytes, over the limit of {MAX_BYTES:,}; shrink it"
-            )
+        _check_file(path)
         return path.read_bytes()
     except FileNotFoundError:
         raise PictureError(f"{path} does not exist; check the path") from None
     except OSError as error:
         raise PictureError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what is not a plain file, or too large for a picture.
+
+    Raises:
+        PictureError: It is one of the two.
+        OSError: It is not there, or cannot be looked at.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        what = "a folder" if stat.S_ISDIR(found.st_mode) else "not a regular file"
+        raise PictureError(f"{path} is {what}; give a picture file")
+    if found.st_size > MAX_BYTES:
+        raise PictureError(
+            f"{path} has {found.st_size:,} bytes, over the limit of {MAX_BYTES:,}; shrink it"
+        )
 
 
 def open_picture(path: Path) -> Image.Image:
@@ -137,7 +147,8 @@ def picture_size(path: Path) -> Size:
         PictureError: It is not there, or cannot be used.
     """
     try:
-        with Image.open(BytesIO(read_bytes(path)), formats=FORMATS) as picture:
+        _check_file(path)
+        with Image.open(path, formats=FORMATS) as picture:
             _check_size(picture.size, str(path))
             if picture.format == "PNG":
                 picture.load()  # its orientation may stand behind its pixels
