@@ -2,8 +2,9 @@
 
 LLaVA's authors used spaCy. Here a phrase is a run of words without punctuation or a function word between them
 (articles, prepositions, pronouns, auxiliary and frequent verbs). A word in -ing or -ed is a verb, and ends a run, if a
-function word follows ("wearing a hat") and a part of the phrase if not ("wedding dress"). Adverbs in -ly and numerals
-are left out. Of a long run the last words count. docs/data.md has the rule's measured precision.
+function word follows ("wearing a hat") and a part of the phrase if not ("wedding dress"); so is a word between a phrase
+and an article ("the waiter pours a glass"). Adverbs in -ly and numerals are left out. Of a long run the last words
+count. docs/data.md has the rule's measured precision.
 """
 
 import re
@@ -41,13 +42,24 @@ _VERBS = _words(
     runs ran ride rides play plays go goes gone went make makes made take takes taken took get gets got give
     gives given gave eat eats lie lies lay lays lain jump jumps pose poses catch catches caught throw throws
     thrown perform performs contain contains include includes see sees seen saw say says said come comes came
-    keep keeps kept leave leaves let lets fly flies swim swims climb climbs carry carries pull pulls push pushes
+    keep keeps kept leave let lets fly flies swim swims climb climbs carry carries pull pulls push pushes
     hang hangs hung use uses appear appears seem seems smile smiles cut wait waits watch watches prepare
     prepares talk talks speak speaks feature features try tries turn turns reach reaches enjoy enjoys sleep
     sleeps
     """
 )
 """Frequent verbs of captions; they end a phrase unless an article stands before them ("a look", "the watch")."""
+
+_NOUNS = _words(
+    """
+    building painting drawing ceiling clothing lighting railing wedding evening morning string spring clearing
+    crossing earring sibling duckling pudding topping icing dressing stocking awning landing parking swing thing
+    sling sting king wing ring meeting opening ending fencing bedding flooring siding setting gathering living
+    bed seed weed shed sled breed reed feed steed red moped hundred family butterfly
+    dragonfly lily jelly belly italy assembly
+    """
+)
+"""Words in -ing and -ed that are no verbs, and in -ly that are no adverbs."""
 
 _ARTICLES = _words("a an the his her its their my your our")
 
@@ -97,7 +109,7 @@ def noun_phrases(text: str) -> list[str]:
     phrases: list[str] = []
     run: list[str] = []
     for before, word, after in zip(["", *words], words, [*words[1:], ""], strict=False):
-        if _ends_a_phrase(before, word, after):
+        if _ends_a_phrase(before, word, after) or (run and after in _ARTICLES):
             _close(run, phrases)
         elif not word.isdigit():
             run.append(word)
@@ -114,15 +126,15 @@ def _close(run: list[str], phrases: list[str]) -> None:
 
 def _ends_a_phrase(before: str, word: str, after: str) -> bool:
     """Tell whether a word stands between phrases."""
-    if (
-        word.partition("'")[0] in _FUNCTION
-        or not word[0].isalnum()
-        or (word.endswith("ly") and len(word) > 4)
-    ):
+    if word.partition("'")[0] in _FUNCTION or not word[0].isalnum():
+        return True
+    if word in _NOUNS:
+        return False
+    if word.endswith("ly") and len(word) > 4:
         return True
     if before in _ARTICLES:
         return False
     if word in _VERBS:
         return True
-    verbal = word.endswith("ed") or (word.endswith("ing") and len(word) > 5)
+    verbal = word.endswith(("ed", "ing"))
     return verbal and (after in _FUNCTION or not after or not after[0].isalnum())
