@@ -2,15 +2,26 @@
 
 import asyncio
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from caldera.errors import InputError
+from caldera.errors import InputError, OutputError
 from caldera.instructions.asking.endpoint import Reply
 from caldera.instructions.asking.journal import Heard, Journal, recorded_replies
 
 REPLY = Reply("Two lines:\na “dog”", "stop", 11, 7, "m")
+
+
+def hear(journal: Journal, name: str, cost: float, heard: Heard) -> None:
+    """Note a reply, and wait until it is on disk."""
+
+    async def hearing() -> None:
+        journal.heard(name, cost, heard)
+        await journal.flushed()
+
+    asyncio.run(hearing())
 
 
 def story(path: Path) -> None:
@@ -18,12 +29,12 @@ def story(path: Path) -> None:
     journal = Journal(path)
     journal.sent("a", 0.5)
     journal.sent("b", 0.25)
-    asyncio.run(journal.heard("a", 0.2, Heard(REPLY, "p1", "r1")))
+    hear(journal, "a", 0.2, Heard(REPLY, "p1", "r1"))
     journal.done("a", "kept")
     journal.sent("c", 0.5)
     journal.missed("c", 0.0, "HTTP 500")
     journal.sent("c", 0.5)
-    asyncio.run(journal.heard("c", 0.125, Heard(Reply("?", "stop"), "p2", "r1")))
+    hear(journal, "c", 0.125, Heard(Reply("?", "stop"), "p2", "r1"))
     journal.done("c", "failed", "no reply", "it is late")
     journal.close()
 
@@ -59,7 +70,7 @@ def test_a_cut_at_any_byte_loses_the_last_line_at_most(tmp_path: Path) -> None:
         if len(kept) < cut:
             assert (path.parent / "torn.jsonl").read_bytes() == data[len(kept) : cut] + b"\n"
         journal.sent("d", 0.0)
-        asyncio.run(journal.heard("d", 0.0, Heard(REPLY, "p", "r")))
+        hear(journal, "d", 0.0, Heard(REPLY, "p", "r"))
         journal.close()
         again = Journal(path)
         assert again.replies("d") == [Heard(REPLY, "p", "r")]
@@ -81,14 +92,13 @@ def test_many_replies_at_once_share_flushes_and_are_all_there(tmp_path: Path) ->
     """Two hundred in one loop, each on its line."""
     journal = Journal(tmp_path / "journal.jsonl")
 
-    async def hear() -> None:
-        heard = (
+    async def hearing() -> None:
+        for at in range(200):
             journal.heard(f"{at}", 0.0, Heard(Reply(f"é{at}", "stop"), "p", "r"))
-            for at in range(200)
-        )
-        await asyncio.gather(*heard)
+            await asyncio.sleep(0)
+        await journal.flushed()
 
-    asyncio.run(hear())
+    asyncio.run(hearing())
     journal.close()
     lines = [json.loads(line) for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
     assert {line["heard"] for line in lines} == {f"{at}" for at in range(200)}
@@ -108,3 +118,25 @@ def test_replies_are_recorded_for_a_replay(tmp_path: Path) -> None:
         recorded_replies(tmp_path / "none.jsonl")
     with pytest.raises(InputError, match="cannot read"):
         recorded_replies(tmp_path / "nowhere.jsonl")
+
+
+def test_a_disk_that_fails_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error of a flush is met by the next reply, or at the end, in words that say what to do."""
+    journal = Journal(tmp_path / "journal.jsonl")
+
+    def fail(_file: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OutputError, match="Input/output error; free space"):
+        hear(journal, "a", 0.0, Heard(REPLY, "p", "r"))
+
+    async def twice() -> None:
+        journal.heard("b", 0.0, Heard(REPLY, "p", "r"))
+        await asyncio.sleep(0.1)
+        journal.heard("c", 0.0, Heard(REPLY, "p", "r"))
+
+    journal._flushing = None
+    with pytest.raises(OutputError, match="Input/output error"):
+        asyncio.run(twice())
+    journal.close()

@@ -1,8 +1,9 @@
 """What a run did, a line at a time: requests sent, replies heard, dialogues decided.
 
-The file is only ever added to. A request is noted before it is sent and a reply is on disk before it is used, so after
-a kill at any point nothing is asked again but what was in flight, and money that may have been spent is counted. A last
-line that was cut off by the end of the process is moved to `torn.jsonl`.
+The file is only ever added to. A request is noted before it is sent and a reply before it is used; both outlive the
+process from then on, and replies are flushed to disk all the while. So after a kill at any point nothing is asked again
+but what was in flight, and money that may have been spent is counted. A last line that was cut off by the end of the
+process is moved to `torn.jsonl`.
 
     {"sent": "7-detail", "cost": 0.002}                       a request goes out; the most it can cost
     {"heard": "7-detail", "cost": 0.001, "reply": {...}, ...}  its reply (or, without one, "missed" and a "reason")
@@ -72,7 +73,7 @@ class Journal:
             self._take(line, offset)
         self.spent += sum(self._open.values())  # in flight when the process ended: it may be billed
         self._open.clear()
-        self._waiting: list[asyncio.Future[None]] = []
+        self._unflushed = False
         self._flushing: asyncio.Task[None] | None = None
 
     def close(self) -> None:
@@ -87,11 +88,26 @@ class Journal:
         """Note that a request came to nothing, and what it may have cost."""
         self._write({"missed": name, "cost": cost, "reason": reason})
 
-    async def heard(self, name: str, cost: float, heard: Heard) -> None:
-        """Put a reply on disk; it is there for good when this returns."""
+    def heard(self, name: str, cost: float, heard: Heard) -> None:
+        """Note a reply, and begin to flush it to disk.
+
+        Whatever follows from it is written behind it, so a cut loses that first.
+
+        Raises:
+            OutputError: It cannot be written, or what came before could not be flushed.
+        """
         told = {"reply": asdict(heard.reply), "prompt": heard.prompt, "run": heard.run}
         self._write({"heard": name, "cost": cost, **told})
-        await self._on_disk()
+        self._start_flush()
+
+    async def flushed(self) -> None:
+        """Wait until all replies are on disk.
+
+        Raises:
+            OutputError: They cannot be.
+        """
+        if self._flushing is not None:
+            await self._flushing
 
     def done(self, name: str, outcome: Outcome, rule: str = "", detail: str = "") -> None:
         """Note what became of a dialogue; were the line lost, its replies would be judged again, for nothing."""
@@ -148,29 +164,24 @@ class Journal:
                     f"{self.path}: the line at byte {offset} is not a journal's; was it edited?"
                 )
 
-    async def _on_disk(self) -> None:
-        """Wait until everything written so far is on disk; those who wait at the same time share a flush."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(done)
+    def _start_flush(self) -> None:
+        """Have what was written flushed to disk beside the run; one flush at a time, and none is left out.
+
+        Raises:
+            OutputError: The last flush failed.
+        """
+        self._unflushed = True
         if self._flushing is None or self._flushing.done():
+            if self._flushing is not None:
+                self._flushing.result()
             self._flushing = asyncio.create_task(self._flush())
-        await done
 
     async def _flush(self) -> None:
-        """Flush to disk as long as anyone waits."""
-        while self._waiting:
-            waiting, self._waiting = self._waiting, []
-            try:
-                with writing(self.path):
-                    await asyncio.to_thread(os.fsync, self._file)
-            except Exception as error:  # noqa: BLE001 - it is raised where the flush is awaited
-                for each in waiting:
-                    if not each.done():
-                        each.set_exception(error)
-                continue
-            for each in waiting:
-                if not each.done():
-                    each.set_result(None)
+        """Flush until nothing new was written meanwhile."""
+        while self._unflushed:
+            self._unflushed = False
+            with writing(self.path):
+                await asyncio.to_thread(os.fsync, self._file)
 
 
 def _heal(path: Path, file: int) -> int:

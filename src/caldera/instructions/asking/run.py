@@ -75,6 +75,7 @@ class Run:
                     workers.create_task(self._work(waiting))
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
+        await self._means.journal.flushed()
         return self._ended
 
     async def _work(self, waiting: Iterator[Dialogue]) -> None:
@@ -164,7 +165,7 @@ class Run:
         try:
             reply = await means.endpoint.ask(name, messages)
             cost = means.budget.cost_of(reply, reserved)
-            await journal.heard(name, cost, Heard(reply, prompt, means.run))
+            journal.heard(name, cost, Heard(reply, prompt, means.run))
         except Trouble as trouble:
             cost = reserved if trouble.billed else 0.0
             journal.missed(name, cost, str(trouble))
