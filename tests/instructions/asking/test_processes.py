@@ -165,10 +165,10 @@ def test_the_key_is_not_in_the_list_of_processes(
 
 
 @pytest.mark.slow
-def test_two_thousand_requests_come_near_the_ideal_rate(
+def test_two_thousand_requests_are_answered_in_little_memory(
     tmp_path: Path, serve: Serve, coco: Callable[[int], Path]
 ) -> None:
-    """64 at a time, each taking 200 ms: nine tenths of 320 a second on idle cores, and memory stays flat."""
+    """64 at a time, each taking 200 ms: none is lost, memory stays flat; the rate is printed, no time decides."""
     came: list[float] = []
 
     def script(request: dict[str, Any], _number: int) -> Answer:
@@ -201,4 +201,3 @@ def test_two_thousand_requests_come_near_the_ideal_rate(
     assert server.count == 2000
     assert len(records(tmp_path / "data.json")) == 2000
     assert max(sizes) - sizes[0] < 30_000_000
-    assert ideal / took >= 0.9
