@@ -52,8 +52,8 @@ class Generator:
         assistant = self._assistant
         encoded = encode(self._template.render(conversation), assistant.tokenizer)
         paths = tuple(folder / path for path in encoded.picture_paths)
-        layouts = tuple(assistant.processor.layout(path) for path in paths)
-        counts = [assistant.model.count_tokens(layout) for layout in layouts]
+        layouts = assistant.layouts(paths)
+        counts = assistant.image_tokens(layouts)
         encoded = encoded.with_image_tokens(counts, assistant.model.image_token_id)
         return Prompt(encoded.ids, paths, layouts)
 

@@ -1,6 +1,6 @@
 """A model folder in, a working model out, and back: a folder that transformers itself loads, plus `caldera.json`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from caldera.batches.anyres import Layout
 from caldera.batches.pictures import PictureProcessor
 from caldera.batches.templates import find_template
 from caldera.batches.text_ids import start_ids
@@ -55,6 +56,18 @@ class Assistant:
     tokenizer: PreTrainedTokenizerFast
     processor: PictureProcessor
     card: Card
+
+    def layouts(self, paths: Iterable[Path]) -> tuple[Layout, ...]:
+        """Return how pictures are shown.
+
+        Raises:
+            PictureError: The size of one counts, but cannot be read.
+        """
+        return tuple(self.processor.layout(path) for path in paths)
+
+    def image_tokens(self, layouts: Iterable[Layout]) -> list[int]:
+        """Return how many tokens each picture becomes."""
+        return [self.model.count_tokens(layout) for layout in layouts]
 
 
 def save_assistant(folder: Path, assistant: Assistant) -> None:

@@ -1,8 +1,9 @@
 """Files on a user's disk in, one stage or one evaluation done: what the commands `train` and `evaluate` call."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from caldera.annotations.coco import read_coco
 from caldera.batches.picture_sources import Pixels
@@ -23,6 +24,8 @@ from caldera.training.devices import Means
 from caldera.training.loop import Outcome
 from caldera.training.run import DataSet, StageJob
 from caldera.training.stage import Stage
+
+_Name = TypeVar("_Name", bound=str)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,10 +49,7 @@ def parse_aspect(name: str) -> Aspect:
     Raises:
         UnknownNameError: There is none.
     """
-    known: dict[str, Aspect] = {aspect: aspect for aspect in ASPECTS}
-    if name not in known:
-        raise UnknownNameError("aspect", name, known)
-    return known[name]
+    return _exactly("aspect", name, ASPECTS)
 
 
 def parse_select(name: str) -> Select:
@@ -58,10 +58,19 @@ def parse_select(name: str) -> Select:
     Raises:
         UnknownNameError: There is none.
     """
-    known: dict[str, Select] = {select: select for select in get_args(Select)}
-    if name not in known:
-        raise UnknownNameError("select", name, known)
-    return known[name]
+    return _exactly("select", name, get_args(Select))
+
+
+def _exactly(what: str, name: str, known: Sequence[_Name]) -> _Name:
+    """Return the one of `known` that is `name`.
+
+    Raises:
+        UnknownNameError: There is none.
+    """
+    for each in known:
+        if each == name:
+            return each
+    raise UnknownNameError(what, name, known)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -41,8 +41,8 @@ def inspect_record(
     name = template or assistant.card.template
     encoded = encode(find_template(name).render(conversation), assistant.tokenizer)
     folder = pictures or file.parent
-    layouts = [assistant.processor.layout(folder / path) for path in encoded.picture_paths]
-    counts = [assistant.model.count_tokens(layout) for layout in layouts]
+    layouts = assistant.layouts(folder / path for path in encoded.picture_paths)
+    counts = assistant.image_tokens(layouts)
     return Seen(
         conversation.id,
         name,
