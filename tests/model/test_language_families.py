@@ -8,14 +8,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    GemmaConfig,
-    LlamaConfig,
-    MistralConfig,
-    Phi3Config,
-    PretrainedConfig,
     PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen3Config,
 )
 
 from caldera.batches.collate import collate
@@ -30,27 +23,8 @@ from caldera.model.assemble import assemble
 from caldera.model.folder import load_assistant, save_assistant
 from caldera.training.devices import Compute
 from caldera.training.step import training_step
+from tests.tiny_languages import LANGUAGES
 
-WIDTHS: dict[str, Any] = {
-    "hidden_size": 12,
-    "intermediate_size": 22,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 2048,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-FAMILIES: dict[str, PretrainedConfig] = {
-    "llama": LlamaConfig(**WIDTHS),
-    "smollm": LlamaConfig(**WIDTHS, tie_word_embeddings=True),
-    "mistral": MistralConfig(**WIDTHS),
-    "qwen2": Qwen2Config(**WIDTHS, tie_word_embeddings=True),
-    "qwen3": Qwen3Config(**WIDTHS, head_dim=8),
-    "gemma": GemmaConfig(**WIDTHS, head_dim=8),
-    "phi3": Phi3Config(**WIDTHS),
-}
 TOLD = Conversation(
     "c",
     (
@@ -61,7 +35,7 @@ TOLD = Conversation(
 
 
 @pytest.mark.parametrize("aspect", ASPECTS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", LANGUAGES)
 def test_a_language_model_of_any_family_goes_the_whole_way(
     tmp_path: Path,
     vision_folder: Path,
@@ -71,7 +45,7 @@ def test_a_language_model_of_any_family_goes_the_whole_way(
     aspect: Aspect,
 ) -> None:
     """A step lowers the loss; what is saved loads here with the same answer, and in transformers whole."""
-    shape = FAMILIES[family]
+    shape = LANGUAGES[family]
     shape.update({"vocab_size": len(tokenizer)})
     torch.manual_seed(6)
     AutoModelForCausalLM.from_config(shape).save_pretrained(tmp_path / "language")

@@ -19,19 +19,13 @@ from transformers import (
     AutoProcessor,
     CLIPImageProcessorPil,
     CLIPVisionConfig,
-    GemmaConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaNextConfig,
     LlavaNextImageProcessorPil,
     LlavaNextProcessor,
     LlavaProcessor,
-    MistralConfig,
-    Phi3Config,
-    PretrainedConfig,
     PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen3Config,
 )
 
 from caldera.batches.collate import Batch, collate
@@ -50,23 +44,12 @@ from caldera.recipes.import_request import Import
 from caldera.recipes.importing import import_model
 from caldera.training.freeze import train_only
 from caldera.training.stage import FINETUNE, PRETRAIN, Part
+from tests.tiny_languages import LANGUAGES, WIDTHS
 
 pytestmark = pytest.mark.reference
 
 TOLERANCE = 1e-5
 NEW_TOKENS = 8
-WIDTHS: dict[str, Any] = {
-    "hidden_size": 12,
-    "intermediate_size": 22,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 2048,
-    "initializer_range": 0.3,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
 VISION = CLIPVisionConfig(
     hidden_size=10,
     intermediate_size=14,
@@ -75,15 +58,6 @@ VISION = CLIPVisionConfig(
     image_size=6,
     patch_size=2,
 )
-LANGUAGES: dict[str, PretrainedConfig] = {
-    "llama": LlamaConfig(**WIDTHS),
-    "smollm": LlamaConfig(**WIDTHS, tie_word_embeddings=True, rope_parameters={"rope_theta": 1e5}),
-    "mistral": MistralConfig(**WIDTHS, sliding_window=None),
-    "qwen2": Qwen2Config(**WIDTHS, tie_word_embeddings=True),
-    "qwen3": Qwen3Config(**WIDTHS, head_dim=8),
-    "gemma": GemmaConfig(**WIDTHS, head_dim=8),
-    "phi3": Phi3Config(**WIDTHS),
-}
 
 
 @pytest.fixture
