@@ -114,7 +114,7 @@ def test_help_begins_with_examples_and_imports_nothing_heavy() -> None:
         "train recipe",
         "train merge",
         "recipes",
-        "evaluate",
+        "evaluate coco",
         "chat",
     ],
 )

@@ -16,8 +16,8 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from caldera import __version__
-from caldera.cli import data, data_import, data_sets, export, train, weights
-from caldera.cli.options import Device, Dtype, MaxBad, Set, err, means_from, out
+from caldera.cli import data, data_import, data_sets, evaluate, export, train, weights
+from caldera.cli.options import Device, Dtype, Set, err, means_from, out
 from caldera.cli.recipes import recipes
 from caldera.errors import CalderaError
 
@@ -71,6 +71,7 @@ data.app.command()(data_sets.stats)
 data.app.command()(data_sets.export)
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
+app.add_typer(evaluate.app, name="evaluate")
 app.command()(export.export)
 app.command()(export.parity)
 app.command()(recipes)
@@ -134,39 +135,6 @@ def demo(
     chosen = with_settings(find_scene_recipe(recipe), settings or ())
     run_recipe(chosen, out_folder, means_from(device, dtype))
     _show_demo(out_folder)
-
-
-@app.command()
-def evaluate(
-    model: Annotated[Path, typer.Argument(help="Model folder.")],
-    coco: Annotated[Path, typer.Option(help="COCO folder to write the questions from.")],
-    split: Annotated[str | None, typer.Option(help="COCO split, such as val2017.")] = None,
-    per_picture: Annotated[
-        int, typer.Option(min=1, help="Questions about each picture alone.")
-    ] = 8,
-    seed: Annotated[int, typer.Option(help="Of the choice and wording of questions.")] = 0,
-    out_file: Annotated[Path | None, typer.Option("--out", help="JSON with all answers.")] = None,
-    max_bad: MaxBad = 0.0,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-) -> None:
-    """Ask a model questions that annotations answer, and score it by exact match.
-
-    [bold]Examples[/bold]
-
-      caldera evaluate runs/demo/model --coco runs/demo/scenes/held_out
-    """
-    from caldera.recipes.from_files import CocoQuestions, evaluate_on_coco
-
-    questions = CocoQuestions(
-        folder=coco, split=split, per_picture=per_picture, seed=seed, max_bad=max_bad
-    )
-    means = means_from(device, dtype)
-    result = evaluate_on_coco(model, questions, means=means, out=out_file)
-    table = Table("kind", "questions", "accuracy", title=str(model))
-    for kind, accuracy in result["accuracy"].items():
-        table.add_row(kind, str(result["questions"][kind]), f"{accuracy:.3f}")
-    out.print(table)
 
 
 @app.command()

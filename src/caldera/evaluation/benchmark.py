@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from caldera.conversation import Conversation
 from caldera.errors import InputError
@@ -25,6 +25,12 @@ class Item:
     references: tuple[str, ...]
     """The right answer, or several that a free answer is compared with."""
 
+    choices: tuple[str, ...] = ()
+    """The options of a multiple-choice question, in the order shown; `references` then holds the letter."""
+
+    slices: tuple[str, ...] = ()
+    """More groups that it counts in, such as "grade: 1-6"; `kind` is always one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
@@ -34,6 +40,15 @@ class Score:
     by_kind: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     """Items of each kind."""
+
+    figures: dict[str, Any] = field(default_factory=dict)
+    """The scores as the benchmark's authors print them, by their names, mostly times 100; JSON."""
+
+    marks: dict[str, float] = field(default_factory=dict)
+    """What each item's answer was worth, by item id, between 0 and 1; for intervals and lists of what was wrong."""
+
+    unread: dict[str, str] = field(default_factory=dict)
+    """Items whose answer could not be read as what was asked for, with the reason; they are never scored in silence."""
 
 
 class Benchmark(Protocol):

@@ -1,0 +1,1 @@
+"""Published benchmarks, one small file each: official files in, items and published figures out."""
