@@ -5,7 +5,6 @@ when every dialogue is decided, or when the teacher or the budget ends it; start
 """
 
 import asyncio
-import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from caldera.instructions.asking.budget import Budget, about_tokens, most_tokens
 from caldera.instructions.asking.endpoint import Declined, Endpoint, Reply, Sending, Trouble
 from caldera.instructions.asking.journal import Entry, Heard, Journal
 from caldera.instructions.asking.parsing import ReplyRefusal
+from caldera.instructions.asking.patience import NoReply, Patience
 from caldera.instructions.asking.prompts import Message, Prompt
 from caldera.instructions.asking.waiting import Pace
 from caldera.instructions.teacher import Kind
@@ -28,10 +28,6 @@ Check = Callable[[Dialogue, Reply], None]
 
 class _Stopped(Exception):  # noqa: N818 - a signal between the parts of a run
     """The run is over for this worker; its dialogue stays undecided."""
-
-
-class _Failed(Exception):  # noqa: N818 - a signal between the parts of a run
-    """A dialogue met the same trouble too often."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +52,7 @@ class Run:
         self._means, self._tick = means, tick
         sending = means.sending
         self._pace = Pace(sending.requests_per_minute, sending.tokens_per_minute, sleep=self._sleep)
+        self._patience = Patience(sending, self._pace, self._sleep)
         self._over = asyncio.Event()
         self._ended: TeacherError | None = None
         self._failed_in_a_row = 0
@@ -118,7 +115,7 @@ class Run:
         except Declined as no:
             told = str(no).removeprefix(no.rule).removeprefix(": ")
             journal.done(dialogue.id, "refused" if no.refused else "failed", no.rule, told)
-        except _Failed as failure:
+        except NoReply as failure:
             journal.done(dialogue.id, "failed", "no reply", str(failure))
         self._count_failures(journal.entries[dialogue.id])
 
@@ -127,19 +124,12 @@ class Run:
 
         Raises:
             Declined: It will have none.
-            _Failed: Trouble did not pass.
+            NoReply: Trouble did not pass.
             _Stopped: The run is over.
         """
-        rng, tried, limited = random.Random(dialogue.id), 0, 0
-        while True:
-            try:
-                return await self._send(dialogue.id, messages, prompt)
-            except Trouble as trouble:
-                tried, limited = tried + (not trouble.limited), limited + trouble.limited
-                most = self._means.sending.retries
-                if tried > most or limited > 10 * most:
-                    raise _Failed(f"{trouble} (tried {tried + limited} times)") from None
-                await self._wait_after(trouble, tried + limited, rng)
+        return await self._patience.reply(
+            dialogue.id, lambda: self._send(dialogue.id, messages, prompt)
+        )
 
     async def _send(self, name: str, messages: Sequence[Message], prompt: str) -> Reply:
         """Send one request, within budget and pace, and write down what came of it.
@@ -179,20 +169,6 @@ class Run:
         finally:
             means.budget.settle(reserved, cost)
         return reply
-
-    async def _wait_after(self, trouble: Trouble, times: int, rng: random.Random) -> None:
-        """Wait before a retry: twice as long each time, at least as long as the endpoint asks, all of the run with it.
-
-        Raises:
-            _Stopped: The run is over.
-        """
-        sending = self._means.sending
-        own = sending.first_wait * 2.0 ** min(times - 1, 20) * rng.uniform(1.0, 1.5)
-        if trouble.wait:
-            self._pace.rest(min(trouble.wait, sending.longest_wait))
-        elif trouble.limited:
-            self._pace.rest(min(own, sending.longest_wait))
-        await self._sleep(min(own, sending.longest_wait))
 
     async def _sleep(self, seconds: float) -> None:
         """Sleep, but wake when the run is over.
