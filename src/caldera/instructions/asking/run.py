@@ -6,7 +6,6 @@ its journal.
 """
 
 import asyncio
-import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +17,7 @@ from caldera.instructions.asking.budget import Budget, about_tokens, most_tokens
 from caldera.instructions.asking.endpoint import Declined, Endpoint, Reply, Sending, Trouble
 from caldera.instructions.asking.journal import Entry, Heard, Journal
 from caldera.instructions.asking.parsing import ReplyRefusal
+from caldera.instructions.asking.patience import NoReply, Patience
 from caldera.instructions.asking.prompts import Message
 from caldera.instructions.asking.waiting import Pace
 from caldera.progress import Tick
@@ -52,10 +52,6 @@ class _Stopped(Exception):  # noqa: N818 - a signal between the parts of a run
     """The run is over for this worker; its dialogue stays undecided."""
 
 
-class _Failed(Exception):  # noqa: N818 - a signal between the parts of a run
-    """A dialogue met the same trouble too often."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Means(Generic[_Asked]):
     """What a run works with."""
@@ -80,6 +76,7 @@ class Run(Generic[_Asked]):
         self._means, self._tick = means, tick
         sending = means.sending
         self._pace = Pace(sending.requests_per_minute, sending.tokens_per_minute, sleep=self._sleep)
+        self._patience = Patience(sending, self._pace, self._sleep)
         self._over = asyncio.Event()
         self._ended: TeacherError | None = None
         self._failed_in_a_row = 0
@@ -142,7 +139,7 @@ class Run(Generic[_Asked]):
         except Declined as no:
             told = str(no).removeprefix(no.rule).removeprefix(": ")
             journal.done(dialogue.id, "refused" if no.refused else "failed", no.rule, told)
-        except _Failed as failure:
+        except NoReply as failure:
             journal.done(dialogue.id, "failed", "no reply", str(failure))
         self._count_failures(journal.entries[dialogue.id])
 
@@ -151,19 +148,10 @@ class Run(Generic[_Asked]):
 
         Raises:
             Declined: It will have none.
-            _Failed: Trouble did not pass.
+            NoReply: Trouble did not pass.
             _Stopped: The run is over.
         """
-        rng, tried, limited = random.Random(name), 0, 0
-        while True:
-            try:
-                return await self._send(name, messages, prompt)
-            except Trouble as trouble:
-                tried, limited = tried + (not trouble.limited), limited + trouble.limited
-                most = self._means.sending.retries
-                if tried > most or limited > 10 * most:
-                    raise _Failed(f"{trouble} (tried {tried + limited} times)") from None
-                await self._wait_after(trouble, tried + limited, rng)
+        return await self._patience.reply(name, lambda: self._send(name, messages, prompt))
 
     async def _send(self, name: str, messages: Sequence[Message], prompt: str) -> Reply:
         """Send one request, within budget and pace, and write down what came of it.
@@ -203,20 +191,6 @@ class Run(Generic[_Asked]):
         finally:
             means.budget.settle(reserved, cost)
         return reply
-
-    async def _wait_after(self, trouble: Trouble, times: int, rng: random.Random) -> None:
-        """Wait before a retry: twice as long each time, at least as long as the endpoint asks, all of the run with it.
-
-        Raises:
-            _Stopped: The run is over.
-        """
-        sending = self._means.sending
-        own = sending.first_wait * 2.0 ** min(times - 1, 20) * rng.uniform(1.0, 1.5)
-        if trouble.wait:
-            self._pace.rest(min(trouble.wait, sending.longest_wait))
-        elif trouble.limited:
-            self._pace.rest(min(own, sending.longest_wait))
-        await self._sleep(min(own, sending.longest_wait))
 
     async def _sleep(self, seconds: float) -> None:
         """Sleep, but wake when the run is over.
