@@ -1,14 +1,16 @@
-"""Dialogues in, a journal of checked replies out: many requests at a time, at the pace and price that are allowed.
+"""Things to ask in, a journal of checked replies out: many requests at a time, at the pace and price that are allowed.
 
-Each dialogue is asked for, its reply checked, and where it pays asked for once more with what was wrong. The run ends
-when every dialogue is decided, or when the teacher or the budget ends it; started again, it goes on from its journal.
+Each dialogue (or answer to be judged) is asked for, its reply checked, and where it pays asked for once more with what
+was wrong. The run ends when all are decided, or when the model or the budget ends it; started again, it goes on from
+its journal.
 """
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from caldera.errors import TeacherError
 from caldera.instructions.asking.budget import Budget, about_tokens, most_tokens
@@ -16,14 +18,34 @@ from caldera.instructions.asking.endpoint import Declined, Endpoint, Reply, Send
 from caldera.instructions.asking.journal import Entry, Heard, Journal
 from caldera.instructions.asking.parsing import ReplyRefusal
 from caldera.instructions.asking.patience import NoReply, Patience
-from caldera.instructions.asking.prompts import Message, Prompt
+from caldera.instructions.asking.prompts import Message
 from caldera.instructions.asking.waiting import Pace
-from caldera.instructions.teacher import Kind
-from caldera.instructions.writing import Dialogue
 from caldera.progress import Tick
 
-Check = Callable[[Dialogue, Reply], None]
-"""Judges a reply; raises ReplyRefusal with the rule that it breaks."""
+
+class Asked(Protocol):
+    """What is asked of a model: a dialogue to be written, an answer to be judged."""
+
+    @property
+    def id(self) -> str:
+        """Its name in the journal; no two have the same."""
+        ...
+
+
+_Asked = TypeVar("_Asked", bound=Asked)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is sent about one thing."""
+
+    messages: Sequence[Message]
+    prompt: str
+    """Digest of the prompt that it was made with, for the journal."""
+
+
+class UnansweringError(TeacherError):
+    """A model that answers nothing any more."""
 
 
 class _Stopped(Exception):  # noqa: N818 - a signal between the parts of a run
@@ -31,12 +53,14 @@ class _Stopped(Exception):  # noqa: N818 - a signal between the parts of a run
 
 
 @dataclass(frozen=True, kw_only=True)
-class Means:
+class Means(Generic[_Asked]):
     """What a run works with."""
 
     endpoint: Endpoint
-    prompts: Mapping[Kind, Prompt]
-    check: Check
+    request: Callable[[_Asked], Request]
+    check: Callable[[_Asked, Reply], None]
+    """Judges a reply; raises ReplyRefusal with the rule that it breaks."""
+
     journal: Journal
     budget: Budget
     sending: Sending
@@ -44,10 +68,10 @@ class Means:
     """Digest of the run's identity, for the journal."""
 
 
-class Run:
+class Run(Generic[_Asked]):
     """One start of a run."""
 
-    def __init__(self, means: Means, tick: Tick) -> None:
+    def __init__(self, means: Means[_Asked], tick: Tick) -> None:
         """Take the means, and what to call after each dialogue."""
         self._means, self._tick = means, tick
         sending = means.sending
@@ -59,7 +83,7 @@ class Run:
         self._begun, self._before = time.monotonic(), means.budget.requests
         self._refused: Counter[str] = Counter()
 
-    async def write(self, dialogues: Iterable[Dialogue]) -> TeacherError | None:
+    async def write(self, dialogues: Iterable[_Asked]) -> TeacherError | None:
         """Decide every dialogue that is not decided yet; failed ones are tried again.
 
         Returns:
@@ -75,7 +99,7 @@ class Run:
         await self._means.journal.flushed()
         return self._ended
 
-    async def _work(self, waiting: Iterator[Dialogue]) -> None:
+    async def _work(self, waiting: Iterator[_Asked]) -> None:
         """Take the next dialogue as long as there are any; all workers take from the same."""
         for dialogue in waiting:
             if self._over.is_set():
@@ -88,19 +112,19 @@ class Run:
                     return
             self._told(self._means.journal.entries[dialogue.id])
 
-    async def _decide(self, dialogue: Dialogue) -> None:
+    async def _decide(self, dialogue: _Asked) -> None:
         """Ask for a dialogue, check the reply, and note what became of it.
 
         Raises:
             _Stopped: The run is over before it was decided.
         """
-        journal, prompt = self._means.journal, self._means.prompts[dialogue.kind]
-        messages = prompt.messages(dialogue.kind, dialogue.images)
+        journal, request = self._means.journal, self._means.request(dialogue)
+        messages = request.messages
         heard = [one.reply for one in journal.replies(dialogue.id)]
         try:
             for repairs_left in range(self._means.sending.repairs, -1, -1):
                 known = heard.pop(0) if heard else None
-                reply = known or await self._ask(dialogue, messages, prompt.digest)
+                reply = known or await self._ask(dialogue.id, messages, request.prompt)
                 try:
                     self._means.check(dialogue, reply)
                 except ReplyRefusal as refusal:
@@ -119,7 +143,7 @@ class Run:
             journal.done(dialogue.id, "failed", "no reply", str(failure))
         self._count_failures(journal.entries[dialogue.id])
 
-    async def _ask(self, dialogue: Dialogue, messages: Sequence[Message], prompt: str) -> Reply:
+    async def _ask(self, name: str, messages: Sequence[Message], prompt: str) -> Reply:
         """Send a request until it has a reply.
 
         Raises:
@@ -127,9 +151,7 @@ class Run:
             NoReply: Trouble did not pass.
             _Stopped: The run is over.
         """
-        return await self._patience.reply(
-            dialogue.id, lambda: self._send(dialogue.id, messages, prompt)
-        )
+        return await self._patience.reply(name, lambda: self._send(name, messages, prompt))
 
     async def _send(self, name: str, messages: Sequence[Message], prompt: str) -> Reply:
         """Send one request, within budget and pace, and write down what came of it.
@@ -198,8 +220,8 @@ class Run:
         self._failed_in_a_row = self._failed_in_a_row + 1 if entry.outcome == "failed" else 0
         if self._failed_in_a_row >= self._means.sending.give_up_after:
             self._end(
-                TeacherError(
-                    f"{self._failed_in_a_row} dialogues in a row failed, the last: {entry.rule}: {entry.detail}"
+                UnansweringError(
+                    f"{self._failed_in_a_row} requests in a row failed, the last: {entry.rule}: {entry.detail}"
                 )
             )
 

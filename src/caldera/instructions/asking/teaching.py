@@ -21,7 +21,7 @@ from caldera.instructions.asking.journal import Journal
 from caldera.instructions.asking.openai_endpoint import OPENAI, OpenAIEndpoint
 from caldera.instructions.asking.prompts import Prompt, read_prompts
 from caldera.instructions.asking.replay import ReplayEndpoint
-from caldera.instructions.asking.run import Check, Means, Run
+from caldera.instructions.asking.run import Means, Request, Run
 from caldera.instructions.teacher import Kind
 from caldera.instructions.writing import Dialogue, Written, count_dialogues, dialogues
 from caldera.progress import Progress
@@ -201,7 +201,7 @@ def teach(
         try:
             means = Means(
                 endpoint=endpoint,
-                prompts=prompts,
+                request=_requester(prompts),
                 check=_checker(annotations),
                 journal=journal,
                 budget=_budget(order, journal),
@@ -218,7 +218,7 @@ def teach(
         return _finish(gathered, ended, out, total)
 
 
-async def _write(run: Run, endpoint: Endpoint, task: _Task) -> TeacherError | None:
+async def _write(run: Run[Dialogue], endpoint: Endpoint, task: _Task) -> TeacherError | None:
     """Run to the end, and let go of the endpoint in the same loop."""
     try:
         return await run.write(task.dialogues())
@@ -250,7 +250,17 @@ def _finish(gathered: Gathered, ended: TeacherError | None, out: Path, total: in
     return written
 
 
-def _checker(annotations: AnnotationSet) -> Check:
+def _requester(prompts: Mapping[Kind, Prompt]) -> Callable[[Dialogue], Request]:
+    """Return what makes the request for a dialogue."""
+
+    def request(dialogue: Dialogue) -> Request:
+        prompt = prompts[dialogue.kind]
+        return Request(prompt.messages(dialogue.kind, dialogue.images), prompt.digest)
+
+    return request
+
+
+def _checker(annotations: AnnotationSet) -> Callable[[Dialogue, Reply], None]:
     """Return what judges replies by these annotations; the question of a description is drawn later."""
 
     def check(dialogue: Dialogue, reply: Reply) -> None:
