@@ -10,8 +10,8 @@ CalderaError                1
 │   ├── PictureError        3   a picture file
 │   └── ModelFolderError    3   a model folder or checkpoint
 ├── OutputError             4   something could not be written
-├── TeacherError            5   a teacher's key, quota or budget ends a run
-├── EvaluationError         6   an evaluation is not valid
+├── TeacherError            5   a teacher's or judge's key, quota or budget ends a run
+├── EvaluationError         6   an evaluation whose figures are not valid
 ├── TrainingError           7   training cannot go on
 └── ParityError             8   two implementations of a model differ
 ```
@@ -78,7 +78,7 @@ class TeacherError(CalderaError):
 
 
 class EvaluationError(CalderaError):
-    """Too many items could not be answered or graded, so a score says little; what was finished is kept."""
+    """Too many items of an evaluation could not be judged; its figures say nothing."""
 
     exit_code = 6
 

@@ -47,7 +47,8 @@ def wilson(right: int, total: int) -> Interval:
     share, spread = right / total, _Z**2 / total
     middle = (share + spread / 2) / (1 + spread)
     half = _Z / (1 + spread) * math.sqrt(share * (1 - share) / total + spread / (4 * total))
-    return Interval(max(0.0, middle - half), min(1.0, middle + half), "Wilson")
+    low, high = max(0.0, middle - half), min(1.0, middle + half)
+    return Interval(min(low, share), max(high, share), "Wilson")  # rounding may pass 0 or 1
 
 
 def bootstrap(marks: Sequence[float], seed: int = 0) -> Interval:

@@ -71,5 +71,8 @@ class Task:
     score_files: Callable[[Sources, Path], Score]
     """Scores an official answer file, or a folder of them, without a model."""
 
+    layout: Sources = Sources()
+    """Where its official files lie below one folder, under their official names, for `--data`."""
+
     judged: bool = False
     """Whether a judge has to read the answers; `read` then gives a benchmark that scores verdicts."""
