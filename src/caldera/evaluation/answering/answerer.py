@@ -7,11 +7,9 @@ from typing import Literal, Protocol
 
 from caldera.errors import UsageError
 from caldera.evaluation.benchmark import Item
+from caldera.evaluation.choice_letters import LETTERS
 
 ChooseBy = Literal["generation", "letter", "option", "option-mean"]
-
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-"""How options are called, in the order shown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,7 +129,11 @@ class Answerer(Protocol):
 
 
 def letter_of(item: Item, option: int) -> str:
-    """Return the letter of an item's option."""
+    """Return the letter of an item's option.
+
+    Raises:
+        UsageError: It has more options than letters.
+    """
     if option >= len(LETTERS):
         raise UsageError(f"item {item.id} has more options than there are letters")
     return LETTERS[option]
