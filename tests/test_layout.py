@@ -17,6 +17,7 @@ GROUND = (
     "boxes",
     "english",
     "record_files",
+    "journal_file",
     "conversation",
 )
 ORDER = (

@@ -17,14 +17,15 @@ from typer.core import TyperGroup
 
 from caldera import __version__
 from caldera.cli import data, data_import, data_sets, evaluate, export, train, weights
+from caldera.cli.ablate import ablate
 from caldera.cli.options import Device, Dtype, Set, err, means_from, out
 from caldera.cli.recipes import recipes
 from caldera.errors import CalderaError
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 a fault in caldera itself, 2 wrong usage, 3 bad input, 4 cannot write, "
-    "5 a teacher's key, quota or budget ended the run, 7 training cannot go on, 8 an exported model differs, "
-    "130 stopped by Ctrl-C."
+    "5 a teacher's or judge's key, quota or budget ended the run, 6 an evaluation is not valid, "
+    "7 training cannot go on, 8 an exported model differs, 130 stopped by Ctrl-C."
 )
 
 
@@ -75,6 +76,7 @@ app.add_typer(evaluate.app, name="evaluate")
 app.command()(export.export)
 app.command()(export.parity)
 app.command()(recipes)
+app.command()(ablate)
 app.command("import")(weights.import_weights)
 
 

@@ -1,29 +1,39 @@
 """`caldera evaluate ...`: ask a model the questions of a task, or score answers that are there already."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
+from caldera.cli import evaluate_run
+from caldera.cli.evaluate_run import KeyVariable, Model, RunFolder, Served, SetAsking, Tasks
 from caldera.cli.options import Device, Dtype, MaxBad, means_from, out
 
 app = typer.Typer(
-    no_args_is_help=True, help="Ask a model the questions of a task, or score answers."
+    cls=Tasks,
+    no_args_is_help=True,
+    help="Ask a model the questions of a task (`caldera evaluate TASK --model MODEL`), or score answers.",
 )
+app.command(hidden=True)(evaluate_run.run)
+app.command()(evaluate_run.compare)
 
 
 @app.command()
 def coco(
-    model: Annotated[Path, typer.Option(help="Model folder.")],
+    model: Model,
     data: Annotated[Path, typer.Option(help="COCO folder to write the questions from.")],
     split: Annotated[str | None, typer.Option(help="COCO split, such as val2017.")] = None,
     per_picture: Annotated[
         int, typer.Option(min=1, help="Questions about each picture alone.")
     ] = 8,
     seed: Annotated[int, typer.Option(help="Of the choice and wording of questions.")] = 0,
-    out_file: Annotated[Path | None, typer.Option("--out", help="JSON with all answers.")] = None,
+    out_folder: RunFolder = None,
     max_bad: MaxBad = 0.0,
+    settings: SetAsking = None,
+    served: Served = "",
+    key_variable: KeyVariable = "OPENAI_API_KEY",
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
@@ -38,9 +48,61 @@ def coco(
     questions = CocoQuestions(
         folder=data, split=split, per_picture=per_picture, seed=seed, max_bad=max_bad
     )
-    means = means_from(device, dtype)
-    result = evaluate_on_coco(model, questions, means=means, out=out_file)
-    table = Table("kind", "questions", "accuracy", title=str(model))
-    for kind, accuracy in result["accuracy"].items():
-        table.add_row(kind, str(result["questions"][kind]), f"{accuracy:.3f}")
+    folder = out_folder or evaluate_run.usual_folder("coco", model)
+    results = evaluate_on_coco(
+        model,
+        questions,
+        out=folder,
+        means=means_from(device, dtype),
+        **evaluate_run.asking_from(settings, served, key_variable),
+    )
+    evaluate_run.show_run(results, folder)
+
+
+@app.command()
+def tasks() -> None:
+    """List the benchmarks: what each measures, its size, what guessing gives, and which files it takes."""
+    from caldera.evaluation.benchmarks.table import TASKS
+
+    table = Table(
+        "task", "what it measures, its questions, chance, headline, files", show_lines=True
+    )
+    for task in TASKS.values():
+        chance = ", ".join(f"{name} {value:g}" for name, value in task.chance.items())
+        table.add_row(
+            f"[bold]{task.name}[/bold]",
+            f"{task.measures}\nquestions: {task.size}\nchance: {chance or 'none'}; papers quote {task.headline}\n"
+            f"files beside the answers: {task.files}",
+        )
     out.print(table)
+
+
+@app.command()
+def score(
+    task: Annotated[str, typer.Argument(help="Name, as `caldera evaluate tasks` lists it.")],
+    answers: Annotated[
+        Path, typer.Option(help="Answer file, official or LLaVA's, or a folder of them.")
+    ],
+    questions: Annotated[Path | None, typer.Option(help="Official file of questions.")] = None,
+    truth: Annotated[Path | None, typer.Option(help="Official file of right answers.")] = None,
+    form: Annotated[str, typer.Option(help="How questions were put, such as LEPA.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Score answers that are there already, as the benchmark's authors score them.
+
+    [bold]Examples[/bold]
+
+      caldera evaluate score pope --answers answers.jsonl --questions llava_pope_test.jsonl --truth labels/
+
+      caldera evaluate score scienceqa --answers outputs.json --truth test_answers.csv --json
+    """
+    from caldera.cli.scores import print_score
+    from caldera.evaluation.benchmarks.table import find_task
+    from caldera.evaluation.benchmarks.task import Sources
+
+    found = find_task(task)
+    result = found.score_files(Sources(questions=questions, truth=truth, form=form), answers)
+    if as_json:
+        typer.echo(json.dumps(result.figures, ensure_ascii=False, indent=2))
+    else:
+        print_score(found, result)

@@ -12,6 +12,9 @@ from caldera.errors import UnknownNameError
 from caldera.recipes.demo import demo
 from caldera.recipes.scene_recipe import Mix, Questions, SceneRecipe, Scenes
 
+Marks = dict[str, dict[str, float]]
+"""What the answers of one variant, trained with one seed, are worth: by kind of question, by item."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Variant:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from caldera.conversation import Conversation, Speaker
 from caldera.evaluation.benchmark import Item
 from caldera.instructions.questions import SHORT_ANSWER
+from caldera.recipes.ablation_table import REASONS
 
 
 def reasons_before(conversation: Conversation) -> Conversation:
@@ -18,7 +19,7 @@ def in_sentences(item: Item) -> Item:
     """Return a question that no longer wants a word or phrase, so that its answer may give reasons."""
     asked = _reworded(item.conversation, "user", lambda text: text.replace(f"\n{SHORT_ANSWER}", ""))
     name = f"{item.id}-reasons"
-    return replace(item, id=name, kind="with reasons", conversation=replace(asked, id=name))
+    return replace(item, id=name, kind=REASONS, conversation=replace(asked, id=name))
 
 
 def _turned(answer: str) -> str:

@@ -28,7 +28,8 @@ from caldera.evaluation.said import says
 from caldera.inference.generate import Generator
 from caldera.model.assemble import assemble
 from caldera.model.folder import Assistant
-from caldera.recipes.ablations import Variant
+from caldera.recipes.ablation_table import REASONS, Row, as_markdown, as_results, rows_of
+from caldera.recipes.ablations import Marks, Variant
 from caldera.recipes.answer_order import in_sentences, reasons_before
 from caldera.recipes.half_model import halved
 from caldera.recipes.scene_data import draw, write_data
@@ -36,17 +37,40 @@ from caldera.recipes.scene_recipe import Mix, SceneRecipe
 from caldera.recipes.towers import find_tower
 from caldera.scenes.kinds import Split
 from caldera.skips import Skips
-from caldera.storage import as_json, holding, write_json
+from caldera.storage import as_json, holding, write_json, write_whole
 from caldera.training.devices import Means
 from caldera.training.features import tower_features
 from caldera.training.run import DataSet, StageJob
 from caldera.training.stage import Stage
 
-Marks = dict[str, dict[str, float]]
-"""Of one variant and seed: by kind of question, by item."""
-
 _LONGEST = 40
 """Tokens of an answer: a sentence with its reason."""
+
+
+def run_sweep(
+    out: Path, recipe: SceneRecipe, variants: Sequence[Variant], seeds: Sequence[int], means: Means
+) -> list[Row]:
+    """Train and ask variants of a recipe, and write what each is worth.
+
+    Args:
+        out: The sweep's folder; what stands there is not done again.
+        recipe: What the variants vary.
+        variants: In the order of the table, each with the one it is compared with.
+        seeds: Of projector, data and order; each variant is trained with each.
+        means: Device, precision, progress.
+
+    Raises:
+        CalderaError: The folder is in use or holds another recipe's sweep, or training or asking failed.
+    """
+    with holding(out):
+        sweep = Sweep(out, recipe, means)
+        rows = rows_of(variants, sweep.run(variants, seeds))
+        write_json(
+            out / "results.json",
+            {"seeds": [*seeds], "recipe": asdict(recipe), "rows": as_results(rows)},
+        )
+        write_whole(out / "ablations.md", as_markdown(rows, len(seeds), len(sweep.short)))
+    return rows
 
 
 class Sweep:
@@ -62,19 +86,18 @@ class Sweep:
         """Return each variant's marks, a set for each seed.
 
         Raises:
-            CalderaError: The folder is in use, or training or asking failed.
+            CalderaError: Training or asking failed.
         """
         marks: dict[str, list[Marks]] = {variant.name: [] for variant in variants}
-        with holding(self._out):
-            for seed in seeds:
-                for variant in variants:
-                    marks[variant.name].append(self._marks(variant, seed))
+        for seed in seeds:
+            for variant in variants:
+                marks[variant.name].append(self._marks(variant, seed))
         return marks
 
     @property
-    def items(self) -> Sequence[Item]:
-        """What every variant is asked."""
-        return self._items
+    def short(self) -> Sequence[Item]:
+        """The questions that want a word or phrase, which the overall figure is about."""
+        return [item for item in self._items if item.kind != REASONS]
 
     def _marks(self, variant: Variant, seed: int) -> Marks:
         """Train and ask one variant, unless that was done."""

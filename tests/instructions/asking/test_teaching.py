@@ -294,7 +294,7 @@ def test_a_server_that_is_down_ends_the_run(tmp_path: Path, serve: Serve, coco: 
     """Not every dialogue of a night is burnt: after so many in a row it stops, and tells the last reason."""
     server = serve(lambda request, _: Answer({"error": "down"}, 503))
     sending = Sending(concurrency=2, retries=1, first_wait=0.0, give_up_after=4)
-    with pytest.raises(TeacherError, match=r"4 dialogues in a row failed.*HTTP 503"):
+    with pytest.raises(TeacherError, match=r"4 requests in a row failed.*HTTP 503"):
         generate(order(coco(40), server.url, sending=sending), tmp_path / "data.json")
     assert server.count <= 12
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from caldera.errors import UsageError
+from caldera.evaluation.answer_files import read_answers
 from caldera.evaluation.benchmark import Benchmark, Score
 
 
@@ -65,11 +66,26 @@ class Task:
     headline: str
     """The figure that papers quote."""
 
+    files: str
+    """What `score` needs beside the answers."""
+
     read: Callable[[Sources], Benchmark]
     """Official files in, items out; the benchmark scores answer texts."""
 
     score_files: Callable[[Sources, Path], Score]
     """Scores an official answer file, or a folder of them, without a model."""
 
+    layout: Sources = Sources()
+    """Where its official files lie below one folder, under their official names, for `--data`."""
+
     judged: bool = False
     """Whether a judge has to read the answers; `read` then gives a benchmark that scores verdicts."""
+
+
+def scored_by(read: Callable[[Sources], Benchmark]) -> Callable[[Sources, Path], Score]:
+    """Return a way to score answer files whose texts go by the ids of the items that `read` gives."""
+
+    def score_files(sources: Sources, answers: Path) -> Score:
+        return read(sources).score(read_answers(answers))
+
+    return score_files

@@ -84,6 +84,12 @@ class Sending:
     temperature: float | None = 0.7
     """None leaves it to the endpoint."""
 
+    top_p: float | None = None
+    """Draw only from the likeliest tokens of this probability together; None leaves it to the endpoint."""
+
+    seed: int | None = None
+    """Of the draws, for endpoints that take one."""
+
     max_tokens: int = 1500
     """Longest reply; one that reaches it is refused as cut off."""
 
@@ -115,8 +121,9 @@ class Sending:
             UsageError: One cannot be.
         """
         least: dict[str, float] = {
-            "concurrency": 1, "requests_per_minute": 1, "tokens_per_minute": 1, "temperature": 0, "max_tokens": 1,
-            "timeout": 0.001, "retries": 0, "first_wait": 0, "longest_wait": 0, "repairs": 0, "give_up_after": 1,
+            "concurrency": 1, "requests_per_minute": 1, "tokens_per_minute": 1, "temperature": 0, "top_p": 0,
+            "max_tokens": 1, "timeout": 0.001,
+            "retries": 0, "first_wait": 0, "longest_wait": 0, "repairs": 0, "give_up_after": 1,
         }  # fmt: skip
         for name, bound in least.items():
             value = getattr(self, name)

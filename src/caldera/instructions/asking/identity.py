@@ -23,6 +23,8 @@ def identity_of(
     return {
         "model": model,
         "temperature": str(sending.temperature),
+        "top_p": str(sending.top_p),
+        "seed": str(sending.seed),
         "max_tokens": str(sending.max_tokens),
         "repairs": str(sending.repairs),
         "annotations": _digest_of(images),

@@ -11,16 +11,13 @@ process is moved to `torn.jsonl`.
 """
 
 import asyncio
-import json
-import os
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from caldera.errors import InputError
 from caldera.instructions.asking.endpoint import Reply
-from caldera.storage import writing
+from caldera.journal_file import JournalFile, journal_lines
 
 Outcome = Literal["kept", "refused", "failed"]
 
@@ -65,11 +62,8 @@ class Journal:
         self.requests = 0
         self._open: dict[str, float] = {}
         """Requests that were sent and have not come back, with what they may cost."""
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-            self._end = _heal(path, self._file)
-        for offset, line in _lines(path):
+        self._file = JournalFile(path)
+        for offset, line in journal_lines(path):
             self._take(line, offset)
         self.spent += sum(self._open.values())  # in flight when the process ended: it may be billed
         self._open.clear()
@@ -78,7 +72,7 @@ class Journal:
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._file)
+        self._file.close()
 
     def sent(self, name: str, cost: float) -> None:
         """Note a request before it is sent; the operating system holds the line even if this process is killed."""
@@ -121,9 +115,7 @@ class Journal:
 
     def _heard_at(self, offset: int) -> Heard:
         """Read the reply whose line begins at a byte."""
-        with self.path.open("rb") as file:
-            file.seek(offset)
-            line = json.loads(file.readline())
+        line = self._file.line_at(offset)
         return Heard(Reply(**line["reply"]), line["prompt"], line["run"])
 
     def _write(self, line: dict[str, Any]) -> None:
@@ -132,14 +124,7 @@ class Journal:
         Raises:
             OutputError: It cannot be written.
         """
-        data = (json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
-        offset = self._end
-        with writing(self.path):
-            rest = data
-            while rest:
-                rest = rest[os.write(self._file, rest) :]
-        self._end += len(data)
-        self._take(line, offset)
+        self._take(line, self._file.add(line))
 
     def _take(self, line: dict[str, Any], offset: int) -> None:
         """Count a line in."""
@@ -180,44 +165,7 @@ class Journal:
         """Flush until nothing new was written meanwhile."""
         while self._unflushed:
             self._unflushed = False
-            with writing(self.path):
-                await asyncio.to_thread(os.fsync, self._file)
-
-
-def _heal(path: Path, file: int) -> int:
-    """Move a last line without an end aside, and return where the next line begins."""
-    data = path.read_bytes()
-    end = data.rfind(b"\n") + 1
-    if end < len(data):
-        with path.with_name("torn.jsonl").open("ab") as torn:
-            torn.write(data[end:] + b"\n")
-            torn.flush()
-            os.fsync(torn.fileno())
-        os.ftruncate(file, end)
-        os.fsync(file)
-    return end
-
-
-def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield every line with the byte it begins at.
-
-    Raises:
-        InputError: A line is broken.
-    """
-    offset = 0
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    read = json.loads(line)
-                except ValueError as error:
-                    raise InputError(f"{path}:{number} is broken: {error}") from None
-                if not isinstance(read, dict):
-                    raise InputError(f"{path}:{number} is not a journal's line")
-                yield offset, read
-                offset += len(line)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; check the path") from error
+            await asyncio.to_thread(self._file.flush)
 
 
 def recorded_replies(path: Path) -> dict[str, list[Reply]]:
@@ -228,7 +176,7 @@ def recorded_replies(path: Path) -> dict[str, list[Reply]]:
     """
     place = path / "journal.jsonl" if path.is_dir() else path
     replies: dict[str, list[Reply]] = {}
-    for _, line in _lines(place):
+    for _, line in journal_lines(place):
         match line:
             case {"heard": str(name), "reply": dict(reply)}:
                 replies.setdefault(name, []).append(Reply(**reply))

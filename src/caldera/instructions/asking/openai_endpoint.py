@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from caldera.errors import TeacherError, UsageError
 from caldera.instructions.asking.endpoint import Declined, Reply, Sending, Trouble
-from caldera.instructions.asking.prompts import Message
 from caldera.instructions.asking.symbols import plain
 from caldera.instructions.asking.waiting import retry_after
 
@@ -54,8 +53,15 @@ class _Body(_Wire):
 class OpenAIEndpoint:
     """Asks over HTTP."""
 
-    def __init__(self, base_url: str, model: str, key: SecretStr | None, sending: Sending) -> None:
-        """Prepare a client; nothing is sent.
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        key: SecretStr | None,
+        sending: Sending,
+        called: str = "teacher",
+    ) -> None:
+        """Prepare a client; nothing is sent. Messages call the model as it is `called` by the user.
 
         Raises:
             UsageError: The package `openai` is missing, or the address is not one.
@@ -64,16 +70,17 @@ class OpenAIEndpoint:
             import openai
         except ImportError as error:
             raise UsageError(
-                "the openai teacher needs the package openai; pip install 'caldera[teacher]'"
+                f"the {called} is reached with the package openai; pip install 'caldera[teacher]'"
             ) from error
         if not base_url.startswith(("http://", "https://")):
             raise UsageError(
-                f"--base-url {plain(base_url)!r} is no address; write one such as http://127.0.0.1:8000/v1"
+                f"{plain(base_url)!r} is no address; write one such as http://127.0.0.1:8000/v1"
             )
         self._openai = openai
         self._key = key.get_secret_value() if key else ""
         self._model = model
         self._sending = sending
+        self._called = called
         self._client = openai.AsyncOpenAI(
             api_key=self._key or "none",
             base_url=base_url,
@@ -81,8 +88,8 @@ class OpenAIEndpoint:
             timeout=sending.timeout,
         )
 
-    async def ask(self, name: str, messages: Sequence[Message]) -> Reply:
-        """Send one request.
+    async def ask(self, name: str, messages: Sequence[Mapping[str, object]]) -> Reply:
+        """Send one request; contents are text, or OpenAI's parts of text and pictures.
 
         Raises:
             Trouble: It may be sent again.
@@ -96,6 +103,10 @@ class OpenAIEndpoint:
         }
         if self._sending.temperature is not None:
             request["temperature"] = self._sending.temperature
+        if self._sending.top_p is not None:
+            request["top_p"] = self._sending.top_p
+        if self._sending.seed is not None:
+            request["seed"] = self._sending.seed
         try:
             async with asyncio.timeout(self._sending.timeout):
                 # not chat.completions.create, which walks through every message's type: half of the time it takes
@@ -110,6 +121,20 @@ class OpenAIEndpoint:
             reason = f"{type(cause).__name__}: {self._clean(str(cause))}"
             raise Trouble(f"connection: {reason}", billed=_may_have_arrived(cause)) from None
         return self._reply(body)
+
+    async def served_models(self) -> list[str]:
+        """Ask which models the endpoint serves.
+
+        Raises:
+            TeacherError: It does not say.
+        """
+        try:
+            async with asyncio.timeout(self._sending.timeout):
+                body = json.loads(await self._client.get("/models", cast_to=bytes))
+            return [str(each["id"]) for each in body["data"]]
+        except (self._openai.APIError, TimeoutError, ValueError, LookupError, TypeError) as error:
+            told = f"{type(error).__name__}: {self._clean(str(error))}"
+            raise TeacherError(f"the {self._called} does not say what it serves ({told})") from None
 
     async def close(self) -> None:
         """Let go of connections."""
@@ -129,7 +154,9 @@ class OpenAIEndpoint:
             raise Trouble(f"not a chat completion: {start!r}", billed=True) from None
         choice, usage = read.choices[0], read.usage
         if choice.message.content is None and choice.message.refusal:
-            raise Declined("teacher refuses", self._clean(choice.message.refusal), refused=True)
+            raise Declined(
+                f"{self._called} refuses", self._clean(choice.message.refusal), refused=True
+            )
         finish = choice.finish_reason or "stop"
         if choice.message.content is None and finish not in ("length", "content_filter"):
             raise Trouble("a reply without content", billed=True)
@@ -150,12 +177,12 @@ class OpenAIEndpoint:
         said = fault.get("message") or body or ""
         reason = f"HTTP {status}: {self._clean(str(said))}".removesuffix(": ")
         if status == 402 or any(mark in marks for mark in _QUOTA):
-            return TeacherError(f"the teacher's quota is used up ({reason})")
+            return TeacherError(f"the {self._called}'s quota is used up ({reason})")
         if status in (401, 403):
-            return TeacherError(f"the teacher does not take the key ({reason})")
+            return TeacherError(f"the {self._called} does not take the key ({reason})")
         if status == 404:
             return TeacherError(
-                f"the teacher has no model {self._model!r} or the address is wrong ({reason})"
+                f"the {self._called} has no model {self._model!r} or the address is wrong ({reason})"
             )
         if status == 429:
             return Trouble(reason, limited=True, wait=retry_after(headers))

@@ -1,46 +1,66 @@
-"""Dialogues in, a journal of checked replies out: many requests at a time, at the pace and price that are allowed.
+"""Things to ask in, a journal of checked replies out: many requests at a time, at the pace and price that are allowed.
 
-Each dialogue is asked for, its reply checked, and where it pays asked for once more with what was wrong. The run ends
-when every dialogue is decided, or when the teacher or the budget ends it; started again, it goes on from its journal.
+Each dialogue (or answer to be judged) is asked for, its reply checked, and where it pays asked for once more with what
+was wrong. The run ends when all are decided, or when the model or the budget ends it; started again, it goes on from
+its journal.
 """
 
 import asyncio
-import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 from caldera.errors import TeacherError
 from caldera.instructions.asking.budget import Budget, about_tokens, most_tokens
 from caldera.instructions.asking.endpoint import Declined, Endpoint, Reply, Sending, Trouble
 from caldera.instructions.asking.journal import Entry, Heard, Journal
 from caldera.instructions.asking.parsing import ReplyRefusal
-from caldera.instructions.asking.prompts import Message, Prompt
+from caldera.instructions.asking.patience import NoReply, Patience
+from caldera.instructions.asking.prompts import Message
 from caldera.instructions.asking.waiting import Pace
-from caldera.instructions.teacher import Kind
-from caldera.instructions.writing import Dialogue
 from caldera.progress import Tick
 
-Check = Callable[[Dialogue, Reply], None]
-"""Judges a reply; raises ReplyRefusal with the rule that it breaks."""
+
+class Asked(Protocol):
+    """What is asked of a model: a dialogue to be written, an answer to be judged."""
+
+    @property
+    def id(self) -> str:
+        """Its name in the journal; no two have the same."""
+        ...
+
+
+_Asked = TypeVar("_Asked", bound=Asked)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is sent about one thing."""
+
+    messages: Sequence[Message]
+    prompt: str
+    """Digest of the prompt that it was made with, for the journal."""
+
+
+class UnansweringError(TeacherError):
+    """A model that answers nothing any more."""
 
 
 class _Stopped(Exception):  # noqa: N818 - a signal between the parts of a run
     """The run is over for this worker; its dialogue stays undecided."""
 
 
-class _Failed(Exception):  # noqa: N818 - a signal between the parts of a run
-    """A dialogue met the same trouble too often."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class Means:
+class Means(Generic[_Asked]):
     """What a run works with."""
 
     endpoint: Endpoint
-    prompts: Mapping[Kind, Prompt]
-    check: Check
+    request: Callable[[_Asked], Request]
+    check: Callable[[_Asked, Reply], None]
+    """Judges a reply; raises ReplyRefusal with the rule that it breaks."""
+
     journal: Journal
     budget: Budget
     sending: Sending
@@ -48,21 +68,22 @@ class Means:
     """Digest of the run's identity, for the journal."""
 
 
-class Run:
+class Run(Generic[_Asked]):
     """One start of a run."""
 
-    def __init__(self, means: Means, tick: Tick) -> None:
+    def __init__(self, means: Means[_Asked], tick: Tick) -> None:
         """Take the means, and what to call after each dialogue."""
         self._means, self._tick = means, tick
         sending = means.sending
         self._pace = Pace(sending.requests_per_minute, sending.tokens_per_minute, sleep=self._sleep)
+        self._patience = Patience(sending, self._pace, self._sleep)
         self._over = asyncio.Event()
         self._ended: TeacherError | None = None
         self._failed_in_a_row = 0
         self._begun, self._before = time.monotonic(), means.budget.requests
         self._refused: Counter[str] = Counter()
 
-    async def write(self, dialogues: Iterable[Dialogue]) -> TeacherError | None:
+    async def write(self, dialogues: Iterable[_Asked]) -> TeacherError | None:
         """Decide every dialogue that is not decided yet; failed ones are tried again.
 
         Returns:
@@ -78,7 +99,7 @@ class Run:
         await self._means.journal.flushed()
         return self._ended
 
-    async def _work(self, waiting: Iterator[Dialogue]) -> None:
+    async def _work(self, waiting: Iterator[_Asked]) -> None:
         """Take the next dialogue as long as there are any; all workers take from the same."""
         for dialogue in waiting:
             if self._over.is_set():
@@ -91,19 +112,19 @@ class Run:
                     return
             self._told(self._means.journal.entries[dialogue.id])
 
-    async def _decide(self, dialogue: Dialogue) -> None:
+    async def _decide(self, dialogue: _Asked) -> None:
         """Ask for a dialogue, check the reply, and note what became of it.
 
         Raises:
             _Stopped: The run is over before it was decided.
         """
-        journal, prompt = self._means.journal, self._means.prompts[dialogue.kind]
-        messages = prompt.messages(dialogue.kind, dialogue.images)
+        journal, request = self._means.journal, self._means.request(dialogue)
+        messages = request.messages
         heard = [one.reply for one in journal.replies(dialogue.id)]
         try:
             for repairs_left in range(self._means.sending.repairs, -1, -1):
                 known = heard.pop(0) if heard else None
-                reply = known or await self._ask(dialogue, messages, prompt.digest)
+                reply = known or await self._ask(dialogue.id, messages, request.prompt)
                 try:
                     self._means.check(dialogue, reply)
                 except ReplyRefusal as refusal:
@@ -118,28 +139,19 @@ class Run:
         except Declined as no:
             told = str(no).removeprefix(no.rule).removeprefix(": ")
             journal.done(dialogue.id, "refused" if no.refused else "failed", no.rule, told)
-        except _Failed as failure:
+        except NoReply as failure:
             journal.done(dialogue.id, "failed", "no reply", str(failure))
         self._count_failures(journal.entries[dialogue.id])
 
-    async def _ask(self, dialogue: Dialogue, messages: Sequence[Message], prompt: str) -> Reply:
+    async def _ask(self, name: str, messages: Sequence[Message], prompt: str) -> Reply:
         """Send a request until it has a reply.
 
         Raises:
             Declined: It will have none.
-            _Failed: Trouble did not pass.
+            NoReply: Trouble did not pass.
             _Stopped: The run is over.
         """
-        rng, tried, limited = random.Random(dialogue.id), 0, 0
-        while True:
-            try:
-                return await self._send(dialogue.id, messages, prompt)
-            except Trouble as trouble:
-                tried, limited = tried + (not trouble.limited), limited + trouble.limited
-                most = self._means.sending.retries
-                if tried > most or limited > 10 * most:
-                    raise _Failed(f"{trouble} (tried {tried + limited} times)") from None
-                await self._wait_after(trouble, tried + limited, rng)
+        return await self._patience.reply(name, lambda: self._send(name, messages, prompt))
 
     async def _send(self, name: str, messages: Sequence[Message], prompt: str) -> Reply:
         """Send one request, within budget and pace, and write down what came of it.
@@ -180,20 +192,6 @@ class Run:
             means.budget.settle(reserved, cost)
         return reply
 
-    async def _wait_after(self, trouble: Trouble, times: int, rng: random.Random) -> None:
-        """Wait before a retry: twice as long each time, at least as long as the endpoint asks, all of the run with it.
-
-        Raises:
-            _Stopped: The run is over.
-        """
-        sending = self._means.sending
-        own = sending.first_wait * 2.0 ** min(times - 1, 20) * rng.uniform(1.0, 1.5)
-        if trouble.wait:
-            self._pace.rest(min(trouble.wait, sending.longest_wait))
-        elif trouble.limited:
-            self._pace.rest(min(own, sending.longest_wait))
-        await self._sleep(min(own, sending.longest_wait))
-
     async def _sleep(self, seconds: float) -> None:
         """Sleep, but wake when the run is over.
 
@@ -222,8 +220,8 @@ class Run:
         self._failed_in_a_row = self._failed_in_a_row + 1 if entry.outcome == "failed" else 0
         if self._failed_in_a_row >= self._means.sending.give_up_after:
             self._end(
-                TeacherError(
-                    f"{self._failed_in_a_row} dialogues in a row failed, the last: {entry.rule}: {entry.detail}"
+                UnansweringError(
+                    f"{self._failed_in_a_row} requests in a row failed, the last: {entry.rule}: {entry.detail}"
                 )
             )
 

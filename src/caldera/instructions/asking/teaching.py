@@ -21,7 +21,7 @@ from caldera.instructions.asking.journal import Journal
 from caldera.instructions.asking.openai_endpoint import OPENAI, OpenAIEndpoint
 from caldera.instructions.asking.prompts import Prompt, read_prompts
 from caldera.instructions.asking.replay import ReplayEndpoint
-from caldera.instructions.asking.run import Means, Run
+from caldera.instructions.asking.run import Means, Request, Run
 from caldera.instructions.teacher import Kind
 from caldera.instructions.writing import Dialogue, Written, count_dialogues, dialogues
 from caldera.progress import Progress
@@ -213,7 +213,7 @@ def teach(
         try:
             means = Means(
                 endpoint=endpoint,
-                prompts=prompts,
+                request=_requester(prompts),
                 check=Rules(annotations, prompts),
                 journal=journal,
                 budget=_budget(order, journal),
@@ -230,7 +230,7 @@ def teach(
         return _finish(gathered, ended, out, total)
 
 
-async def _write(run: Run, endpoint: Endpoint, task: _Task) -> TeacherError | None:
+async def _write(run: Run[Dialogue], endpoint: Endpoint, task: _Task) -> TeacherError | None:
     """Run to the end, and let go of the endpoint in the same loop."""
     try:
         return await run.write(task.in_order())
@@ -260,6 +260,16 @@ def _finish(gathered: Gathered, ended: TeacherError | None, out: Path, total: in
             f"no reply could be used: {dict(written.refused)}; see {run_folder(out)}/refused.jsonl and failed.jsonl"
         )
     return written
+
+
+def _requester(prompts: Mapping[Kind, Prompt]) -> Callable[[Dialogue], Request]:
+    """Return what makes the request for a dialogue."""
+
+    def request(dialogue: Dialogue) -> Request:
+        prompt = prompts[dialogue.kind]
+        return Request(prompt.messages(dialogue.kind, dialogue.images), prompt.digest)
+
+    return request
 
 
 def _check_price(order: Teaching) -> None:
