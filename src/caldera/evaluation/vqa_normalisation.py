@@ -27,22 +27,23 @@ _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 """A period that no digit follows.
 
-Oddity: the pattern was meant to look for a digit before it as well, but its look-behind is misspelt and matches nothing,
-so "3." loses its period and "no.5" keeps it.
+Oddity: the pattern was meant to look for a digit before it as well, but its look-behind is misspelt and has no
+effect: "3." loses its period, as "dr." does.
 """
 
 _MOST_PERIODS = 32
 """Oddity: a flag is handed over where the number of replacements belongs, and the flag's value is 32."""
 
 _CONTRACTED = """
-ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's
-how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't mightn't've must've mustn't needn't not've o'clock
-oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd
-someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've there're there's
-they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's where'd
-where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll
-y'all'd've you'd you'd've you'll you're you've
-""".split()
+ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
+he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't mightn't've must've mustn't
+needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've
+somebody'll somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll
+that's there'd there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've
+weren't what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's who've
+why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're
+you've
+"""
 """Contractions that get back an apostrophe that is missing.
 
 Oddity: some are not there, such as "i'm", "i've" and "she's": the official table spells them with a capital I, which
@@ -50,11 +51,11 @@ never meets a word in lower case, or without one that is missing. So "im" stays 
 """
 
 
-def _with_one_missing(contractions: list[str]) -> dict[str, str]:
+def _with_one_missing(contractions: str) -> dict[str, str]:
     """Map every spelling that lacks one apostrophe to the right one."""
     return {
         word[:at] + word[at + 1 :]: word
-        for word in contractions
+        for word in contractions.split()
         for at, character in enumerate(word)
         if character == "'"
     }
