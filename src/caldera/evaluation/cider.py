@@ -6,10 +6,11 @@ a difference in length. The usual factor of ten makes scores lie between 0 and 1
 """
 
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from caldera.evaluation.caption_words import words_of
 
 _MAX_N = 4
 _SIGMA = 6.0
@@ -18,11 +19,6 @@ _SIGMA = 6.0
 _SCALE = 10.0
 
 Gram = tuple[str, ...]
-
-
-def words_of(text: str) -> list[str]:
-    """Split a caption into words in lower case, without punctuation."""
-    return re.findall(r"[\w']+", text.lower())
 
 
 @dataclass(frozen=True, slots=True)
