@@ -1,9 +1,17 @@
 """Published benchmarks by exact name."""
 
 from caldera.errors import UnknownNameError
+from caldera.evaluation.benchmarks.pope import POPE
+from caldera.evaluation.benchmarks.science_qa import SCIENCE_QA
 from caldera.evaluation.benchmarks.task import Task
 
-TASKS: dict[str, Task] = {}
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        SCIENCE_QA,
+        POPE,
+    )
+}
 """In the order that `caldera evaluate tasks` lists them."""
 
 

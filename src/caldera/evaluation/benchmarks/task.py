@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from caldera.errors import UsageError
+from caldera.evaluation.answer_files import read_answers
 from caldera.evaluation.benchmark import Benchmark, Score
 
 
@@ -65,6 +66,9 @@ class Task:
     headline: str
     """The figure that papers quote."""
 
+    files: str
+    """What `score` needs beside the answers."""
+
     read: Callable[[Sources], Benchmark]
     """Official files in, items out; the benchmark scores answer texts."""
 
@@ -73,3 +77,12 @@ class Task:
 
     judged: bool = False
     """Whether a judge has to read the answers; `read` then gives a benchmark that scores verdicts."""
+
+
+def scored_by(read: Callable[[Sources], Benchmark]) -> Callable[[Sources, Path], Score]:
+    """Return a way to score answer files whose texts go by the ids of the items that `read` gives."""
+
+    def score_files(sources: Sources, answers: Path) -> Score:
+        return read(sources).score(read_answers(answers))
+
+    return score_files
