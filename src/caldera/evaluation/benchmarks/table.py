@@ -1,15 +1,25 @@
 """Published benchmarks by exact name."""
 
 from caldera.errors import UnknownNameError
+from caldera.evaluation.benchmarks.captions import CAPTIONS
+from caldera.evaluation.benchmarks.gqa import GQA
 from caldera.evaluation.benchmarks.pope import POPE
 from caldera.evaluation.benchmarks.science_qa import SCIENCE_QA
 from caldera.evaluation.benchmarks.task import Task
+from caldera.evaluation.benchmarks.textvqa import TEXTVQA
+from caldera.evaluation.benchmarks.vizwiz import VIZWIZ
+from caldera.evaluation.benchmarks.vqav2 import VQAV2
 
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
         SCIENCE_QA,
         POPE,
+        VQAV2,
+        GQA,
+        TEXTVQA,
+        VIZWIZ,
+        CAPTIONS,
     )
 }
 """In the order that `caldera evaluate tasks` lists them."""
