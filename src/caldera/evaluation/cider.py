@@ -45,15 +45,24 @@ def cider_d(candidates: Mapping[str, str], references: Mapping[str, Sequence[str
         candidates: A caption for each picture, by its id.
         references: What people wrote about each picture; rarity of n-grams is counted over these.
     """
+    scores = cider_d_of_each(candidates, references)
+    return sum(scores.values()) / len(scores)
+
+
+def cider_d_of_each(
+    candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]
+) -> dict[str, float]:
+    """Return CIDEr-D by picture id; the arguments are those of `cider_d`."""
     spread: Counter[Gram] = Counter()
     for texts in references.values():
         spread.update({gram for text in texts for gram in _grams(text)})
-    scores = [
-        _against(_vector(candidates[name], spread, len(references)),
-                 [_vector(text, spread, len(references)) for text in texts])
+    return {
+        name: _against(
+            _vector(candidates[name], spread, len(references)),
+            [_vector(text, spread, len(references)) for text in texts],
+        )
         for name, texts in references.items()
-    ]  # fmt: skip
-    return sum(scores) / len(scores)
+    }
 
 
 def _vector(text: str, spread: Counter[Gram], pictures: int) -> _Vector:

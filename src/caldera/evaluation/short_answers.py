@@ -54,13 +54,16 @@ class ShortAnswers:
             if not answers[item.id].strip()
         }
         kinds = sorted({item.kind for item in self.items})
+        figures = self._figures(marks) | self._blind()
+        figures |= {"questions": len(marks), "parse_failures": len(unread)}
+        if 0 < len(unread) < len(marks):
+            read = _percent(mark for name, mark in marks.items() if name not in unread)
+            figures["without_parse_failures"] = {self.overall: read}
         return Score(
             mean(marks.values()),
             {kind: mean(marks[i.id] for i in self.items if i.kind == kind) for kind in kinds},
             dict(Counter(item.kind for item in self.items)),
-            self._figures(marks)
-            | self._blind()
-            | {"questions": len(marks), "parse_failures": len(unread)},
+            figures,
             marks,
             unread,
         )

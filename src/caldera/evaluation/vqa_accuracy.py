@@ -27,17 +27,23 @@ def vqa_worth(answer: str, said: Sequence[str]) -> float:
     lines = [flat(one) for one in said]
     if len(set(lines)) == 1:
         return _agreement(flat(answer), lines)
-    return _agreement(normalised(answer), [normalised(one) for one in lines])
+    return _agreement(normalised(answer), _each(normalised, lines))
 
 
 def m4c_worth(answer: str, said: Sequence[str]) -> float:
     """Score an answer as TextVQA's M4C evaluator does: both sides through EvalAI's processor."""
-    return _agreement(submitted(answer), [submitted(one) for one in said])
+    return _agreement(submitted(answer), _each(submitted, said))
 
 
 def vizwiz_worth(answer: str, said: Sequence[str]) -> float:
     """Score an answer as VizWiz's evaluator does: what people said stays as the file has it."""
     return _agreement(normalised(answer), said)
+
+
+def _each(form: Callable[[str], str], said: Sequence[str]) -> list[str]:
+    """Put what people said into form, what several said once."""
+    forms = {one: form(one) for one in set(said)}
+    return [forms[one] for one in said]
 
 
 def _agreement(answer: str, said: Sequence[str]) -> float:

@@ -93,6 +93,8 @@ def _without_punctuation(text: str) -> str:
     number = _COMMA_IN_NUMBER.search(text) is not None
     changed = text
     for mark in _PUNCTUATION:
+        if mark not in text:
+            continue  # as for most marks of most answers, and there are millions
         beside_space = f"{mark} " in text or f" {mark}" in text
         changed = changed.replace(mark, "" if beside_space or number else " ")
     return _PERIOD.sub("", changed, count=_MOST_PERIODS)

@@ -49,10 +49,10 @@ def test_figures_by_hand(tmp_path: Path, layout: Callable[[Path], Path]) -> None
     assert score.figures["Bleu_2"] == 100.0
     assert score.figures["ROUGE_L"] == 100.0
     assert score.figures["pictures"] == 2
-    assert score.marks == pytest.approx({"7": 1, "8": 1})
     cats = (2 + math.exp(-1 / 72) / math.sqrt(2 * 3)) / 2
-    assert score.overall == pytest.approx((10 * 3 / 4 + 10 * cats / 4) / 2)
-    assert score.figures["CIDEr"] == round(100 * score.overall, 2)
+    assert score.marks == pytest.approx({"7": 3 / 4, "8": cats / 4})
+    assert score.overall == pytest.approx((3 / 4 + cats / 4) / 2)
+    assert score.figures["CIDEr"] == round(1000 * score.overall, 2)
 
 
 def test_what_people_wrote_of_a_picture_is_not_what_is_said_of_another(tmp_path: Path) -> None:

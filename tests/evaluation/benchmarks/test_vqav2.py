@@ -98,6 +98,7 @@ def test_an_empty_answer_is_wrong_and_told(sources: Sources, tmp_path: Path) -> 
     assert sorted(score.unread) == ["11", "13"]
     assert score.figures["parse_failures"] == 2
     assert score.figures["overall"] == 50.0
+    assert score.figures["without_parse_failures"] == {"overall": 100.0}
 
 
 def test_items_are_asked_as_llava_asks_them(sources: Sources) -> None:

@@ -18,14 +18,17 @@ from caldera.evaluation.answer_files import read_answers
 from caldera.evaluation.benchmark import Item, Score, check_answers
 from caldera.evaluation.benchmarks.task import Sources, Task
 from caldera.evaluation.bleu import bleu
-from caldera.evaluation.cider import cider_d
+from caldera.evaluation.cider import cider_d_of_each
 from caldera.evaluation.official_files import need, read_json, read_rows
-from caldera.evaluation.rouge import rouge_l
+from caldera.evaluation.rouge import mean_rouge_l
 from caldera.evaluation.shares import mean
 from caldera.evaluation.short_answers import asking
 
 PROMPT = "Provide a one-sentence caption for the provided image."
 """What the mix of LLaVA-1.5 asks of TextCaps (P2, table 7)."""
+
+_HIGHEST = 10.0
+"""CIDEr-D of a caption that is all that people wrote."""
 
 _FILE = "captions_SPLIT.json (COCO's), or a .csv of image,caption"
 
@@ -39,24 +42,25 @@ class Captions:
     max_new_tokens: int = 128
 
     def score(self, answers: Mapping[str, str]) -> Score:
-        """Return CIDEr-D, between 0 and 10, as the overall score; marks are ROUGE-L, which each picture has by itself.
+        """Return a tenth of CIDEr-D as overall score and as marks; figures have it times 100, as papers print it.
 
         Raises:
             InputError: Captions are missing, or belong to no picture.
         """
         check_answers(self.items, answers)
         references = {item.id: item.references for item in self.items}
-        marks = {name: rouge_l(answers[name], texts) for name, texts in references.items()}
+        cider = cider_d_of_each(answers, references)
+        marks = {name: value / _HIGHEST for name, value in cider.items()}
         unread = {
             name: "the caption is empty; it shares no word with any" for name in references if not answers[name].strip()
         }  # fmt: skip
-        cider = cider_d(answers, references)
         figures: dict[str, Any] = {
             f"Bleu_{n}": round(100 * value, 2) for n, value in enumerate(bleu(answers, references), start=1)
         }  # fmt: skip
-        figures |= {"ROUGE_L": round(100 * mean(marks.values()), 2), "CIDEr": round(100 * cider, 2)}
+        figures["ROUGE_L"] = round(100 * mean_rouge_l(answers, references), 2)
+        figures["CIDEr"] = round(100 * mean(cider.values()), 2)
         return Score(
-            cider,
+            mean(marks.values()),
             {},
             {"caption": len(marks)},
             figures | {"pictures": len(marks), "parse_failures": len(unread)},
