@@ -12,16 +12,15 @@ from caldera.annotations.annotated_image import AnnotationSet
 from caldera.conversation import write_conversations
 from caldera.errors import InputError, TeacherError, UsageError
 from caldera.instructions.asking.budget import Budget, Price, about_tokens, most_tokens
-from caldera.instructions.asking.checking import read_reply
-from caldera.instructions.asking.endpoint import Endpoint, Reply, Sending
+from caldera.instructions.asking.checking import Rules
+from caldera.instructions.asking.endpoint import Endpoint, Sending
 from caldera.instructions.asking.gathering import Gathered, gather, write_lists
-from caldera.instructions.asking.grounding import check_grounding
 from caldera.instructions.asking.identity import claim, digest, identity_of
 from caldera.instructions.asking.journal import Journal
 from caldera.instructions.asking.openai_endpoint import OPENAI, OpenAIEndpoint
 from caldera.instructions.asking.prompts import Prompt, read_prompts
 from caldera.instructions.asking.replay import ReplayEndpoint
-from caldera.instructions.asking.run import Check, Means, Run
+from caldera.instructions.asking.run import Means, Run
 from caldera.instructions.teacher import Kind
 from caldera.instructions.writing import Dialogue, Written, count_dialogues, dialogues
 from caldera.progress import Progress
@@ -202,7 +201,7 @@ def teach(
             means = Means(
                 endpoint=endpoint,
                 prompts=prompts,
-                check=_checker(annotations),
+                check=Rules(annotations, prompts),
                 journal=journal,
                 budget=_budget(order, journal),
                 sending=order.sending,
@@ -248,16 +247,6 @@ def _finish(gathered: Gathered, ended: TeacherError | None, out: Path, total: in
             f"no reply could be used: {dict(written.refused)}; see {run_folder(out)}/refused.jsonl and failed.jsonl"
         )
     return written
-
-
-def _checker(annotations: AnnotationSet) -> Check:
-    """Return what judges replies by these annotations; the question of a description is drawn later."""
-
-    def check(dialogue: Dialogue, reply: Reply) -> None:
-        exchanges = read_reply(dialogue.kind, reply, lambda: "?")
-        check_grounding(dialogue.kind, exchanges, dialogue.images, annotations.categories)
-
-    return check
 
 
 def _check_price(order: Teaching) -> None:
