@@ -1,8 +1,14 @@
 """Published benchmarks by exact name."""
 
 from caldera.errors import UnknownNameError
+from caldera.evaluation.benchmarks.mmbench import MMBENCH, MMBENCH_CN
+from caldera.evaluation.benchmarks.mme import MME
+from caldera.evaluation.benchmarks.mmmu import MMMU
+from caldera.evaluation.benchmarks.nlvr import NLVR
+from caldera.evaluation.benchmarks.own import OWN
 from caldera.evaluation.benchmarks.pope import POPE
 from caldera.evaluation.benchmarks.science_qa import SCIENCE_QA
+from caldera.evaluation.benchmarks.seed import SEED
 from caldera.evaluation.benchmarks.task import Task
 
 TASKS: dict[str, Task] = {
@@ -10,6 +16,13 @@ TASKS: dict[str, Task] = {
     for task in (
         SCIENCE_QA,
         POPE,
+        MME,
+        MMBENCH,
+        MMBENCH_CN,
+        SEED,
+        MMMU,
+        NLVR,
+        OWN,
     )
 }
 """In the order that `caldera evaluate tasks` lists them."""
