@@ -10,13 +10,13 @@ CalderaError                1
 │   ├── PictureError        3   a picture file
 │   └── ModelFolderError    3   a model folder or checkpoint
 ├── OutputError             4   something could not be written
-├── TeacherError            5   a teacher's key, quota or budget ends a run
+├── TeacherError            5   a teacher's or judge's key, quota or budget ends a run
+├── EvaluationError         6   an evaluation whose figures are not valid
 ├── TrainingError           7   training cannot go on
 └── ParityError             8   two implementations of a model differ
 ```
 
-A command that ends well exits with 0, one stopped by Ctrl-C with 130. Code 6 (an evaluation
-that is not valid) is kept for its folder.
+A command that ends well exits with 0, one stopped by Ctrl-C with 130.
 """
 
 import difflib
@@ -75,6 +75,12 @@ class TeacherError(CalderaError):
     """A teacher takes no more requests, or may not be sent more; what was written so far is kept."""
 
     exit_code = 5
+
+
+class EvaluationError(CalderaError):
+    """Too many items of an evaluation could not be judged; its figures say nothing."""
+
+    exit_code = 6
 
 
 class TrainingError(CalderaError):

@@ -23,8 +23,8 @@ from caldera.errors import CalderaError
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 a fault in caldera itself, 2 wrong usage, 3 bad input, 4 cannot write, "
-    "5 a teacher's key, quota or budget ended the run, 7 training cannot go on, 8 an exported model differs, "
-    "130 stopped by Ctrl-C."
+    "5 a teacher's or judge's key, quota or budget ended the run, 6 an evaluation is not valid, "
+    "7 training cannot go on, 8 an exported model differs, 130 stopped by Ctrl-C."
 )
 
 

@@ -6,11 +6,14 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from caldera.cli import evaluate_judge
 from caldera.cli.options import Device, Dtype, MaxBad, means_from, out
 
 app = typer.Typer(
     no_args_is_help=True, help="Ask a model the questions of a task, or score answers."
 )
+app.command()(evaluate_judge.judge)
+app.command()(evaluate_judge.ensemble)
 
 
 @app.command()

@@ -1,9 +1,18 @@
 """Published benchmarks by exact name."""
 
 from caldera.errors import UnknownNameError
+from caldera.evaluation.benchmarks.llava_bench import LLAVA_BENCH, LLAVA_BENCH_COCO
+from caldera.evaluation.benchmarks.mm_vet import MM_VET
 from caldera.evaluation.benchmarks.task import Task
 
-TASKS: dict[str, Task] = {}
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        LLAVA_BENCH,
+        LLAVA_BENCH_COCO,
+        MM_VET,
+    )
+}
 """In the order that `caldera evaluate tasks` lists them."""
 
 
