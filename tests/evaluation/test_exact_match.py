@@ -114,9 +114,9 @@ def test_scores_are_shares_by_kind() -> None:
     assert score.overall == 0.5
     assert score.by_kind == {"a": 2 / 3, "b": 0.0}
     assert score.counts == {"a": 3, "b": 1}
-    with pytest.raises(InputError, match=r"2 items have no answer, among them \['2', '3'\]"):
+    with pytest.raises(InputError, match="2 of 4 items have no answer: 2, 3"):
         bench.score({"0": "x", "1": "x"})
-    with pytest.raises(InputError, match=r"1 answers belong to no item, among them \['9'\]"):
+    with pytest.raises(InputError, match="1 answers belong to no item: 9"):
         bench.score({"0": "", "1": "", "2": "", "3": "", "9": ""})
 
 

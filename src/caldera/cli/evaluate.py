@@ -1,5 +1,6 @@
 """`caldera evaluate ...`: ask a model the questions of a task, or score answers that are there already."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -47,3 +48,59 @@ def coco(
     for kind, accuracy in result["accuracy"].items():
         table.add_row(kind, str(result["questions"][kind]), f"{accuracy:.3f}")
     out.print(table)
+
+
+@app.command()
+def tasks() -> None:
+    """List the benchmarks: what each measures, its size, what guessing gives, and which files it takes."""
+    from caldera.evaluation.benchmarks.table import TASKS
+
+    table = Table(
+        "task", "what it measures, its questions, chance, headline, files", show_lines=True
+    )
+    for task in TASKS.values():
+        chance = ", ".join(f"{name} {value:g}" for name, value in task.chance.items())
+        table.add_row(
+            f"[bold]{task.name}[/bold]",
+            f"{task.measures}\nquestions: {task.size}\nchance: {chance or 'none'}; papers quote {task.headline}\n"
+            f"files beside the answers: {task.files}",
+        )
+    out.print(table)
+
+
+@app.command()
+def score(
+    task: Annotated[str, typer.Argument(help="Name, as `caldera evaluate tasks` lists it.")],
+    answers: Annotated[
+        Path,
+        typer.Option(
+            help="Answer file, official or LLaVA's, or a folder of them; of judged tasks the verdicts."
+        ),
+    ],
+    questions: Annotated[Path | None, typer.Option(help="Official file of questions.")] = None,
+    truth: Annotated[Path | None, typer.Option(help="Official file of right answers.")] = None,
+    form: Annotated[str, typer.Option(help="How questions were put, such as LEPA.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Score answers that are there already, as the benchmark's authors score them.
+
+    [bold]Examples[/bold]
+
+      caldera evaluate score pope --answers answers.jsonl --questions llava_pope_test.jsonl --truth labels/
+
+      caldera evaluate score scienceqa --answers outputs.json --truth test_answers.csv --json
+
+      caldera evaluate score llava-bench --answers reviews/
+    """
+    from caldera.cli.scores import print_score
+    from caldera.evaluation.benchmarks.table import find_task
+    from caldera.evaluation.benchmarks.task import Sources
+    from caldera.evaluation.judging.validity import check_valid
+
+    found = find_task(task)
+    result = found.score_files(Sources(questions=questions, truth=truth, form=form), answers)
+    if as_json:
+        typer.echo(json.dumps(result.figures, ensure_ascii=False, indent=2))
+    else:
+        print_score(found, result)
+    check_valid(result.figures)

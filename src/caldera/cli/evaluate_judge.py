@@ -32,30 +32,36 @@ SetJudge = Annotated[
 ]
 
 
+Truth = Annotated[
+    Path | None,
+    typer.Option(help="Reference answers, such as answers_gpt4.jsonl; mm-vet has its own."),
+]
+Context = Annotated[
+    Path | None,
+    typer.Option(
+        help="What is in the pictures. \\[default: context.jsonl or caps_boxes_coco2014_val_80.jsonl, beside the "
+        "questions]"
+    ),
+]
+Protocol = Annotated[
+    str, typer.Option(help="paper: the reference first; both_orders: each answer twice.")
+]
+Runs = Annotated[int, typer.Option(min=1, help="How often each answer is judged.")]
+
+
 def judge(
     task: Annotated[str, typer.Argument(help="llava-bench, llava-bench-coco or mm-vet.")],
     answers: Annotated[Path, typer.Option(help="Answer file, official or LLaVA's.")],
     questions: Questions = None,
-    truth: Annotated[
-        Path | None,
-        typer.Option(help="Reference answers, such as answers_gpt4.jsonl; mm-vet has its own."),
-    ] = None,
-    context: Annotated[
-        Path | None,
-        typer.Option(
-            help="What is in the pictures. \\[default: context.jsonl or caps_boxes_coco2014_val_80.jsonl beside the "
-            "questions]"
-        ),
-    ] = None,
+    truth: Truth = None,
+    context: Context = None,
     judge_url: JudgeUrl = "",
     judge_model: JudgeModel = "",
-    protocol: Annotated[
-        str, typer.Option(help="paper: the reference first; both_orders: each answer twice.")
-    ] = "paper",
-    runs: Annotated[int, typer.Option(min=1, help="How often each answer is judged.")] = 1,
-    out_folder: Annotated[
-        Path, typer.Option("--out", help="Folder for verdicts and scores.")
-    ] = Path("judged"),
+    protocol: Protocol = "paper",
+    runs: Runs = 1,
+    out_folder: Annotated[Path, typer.Option("--out", help="Folder for verdicts.")] = Path(
+        "judged"
+    ),
     key_variable: KeyVariable = "OPENAI_API_KEY",
     price: Price = None,
     unpriced: Unpriced = False,
@@ -82,24 +88,18 @@ def judge(
     from caldera.progress import choose_progress
 
     found = find_task(task)
-    chosen = find_protocol(found, protocol)
+    usual = find_protocol(found, protocol)
     asked = _judge(
         (judge_url, judge_model, key_variable),
         price,
-        [f"temperature={chosen.temperature}", f"max_tokens={chosen.max_tokens}", *(settings or ())],
+        [f"temperature={usual.temperature}", f"max_tokens={usual.max_tokens}", *(settings or ())],
         unpriced=unpriced,
         max_cost=max_cost,
         max_requests=max_requests,
     )
+    files = Sources(questions=questions, truth=truth, context=context or _context_beside(questions))
     order = JudgeOrder(
-        task=found,
-        sources=Sources(
-            questions=questions, truth=truth, context=context or _context_beside(questions)
-        ),
-        answers=answers,
-        protocol=protocol,
-        runs=runs,
-        out=out_folder,
+        task=found, sources=files, answers=answers, protocol=protocol, runs=runs, out=out_folder
     )
     scores = judge_file(order, asked, choose_progress())
     if as_json:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from caldera.conversation import Conversation
 from caldera.errors import InputError
+from caldera.evaluation.official_files import listed
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,11 @@ def check_answers(items: Sequence[Item], answers: Mapping[str, str]) -> None:
         InputError: Some are missing or unknown; the message lists them.
     """
     wanted = {item.id for item in items}
-    if missing := sorted(wanted - answers.keys()):
-        raise InputError(f"{len(missing)} items have no answer, among them {missing[:3]}")
-    if unknown := sorted(answers.keys() - wanted):
-        raise InputError(f"{len(unknown)} answers belong to no item, among them {unknown[:3]}")
+    missing, unknown = wanted - answers.keys(), answers.keys() - wanted
+    faults = []
+    if missing:
+        faults.append(f"{len(missing)} of {len(wanted)} items have no answer: {listed(missing)}")
+    if unknown:
+        faults.append(f"{len(unknown)} answers belong to no item: {listed(unknown)}")
+    if faults:
+        raise InputError(f"{'; '.join(faults)}; is this the right split?")

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -75,7 +76,7 @@ def test_the_official_questions_are_read(third_party: Path) -> None:
     )
 
 
-def write(path: Path, *reviews: dict[str, object]) -> Path:
+def write(path: Path, *reviews: dict[str, Any]) -> Path:
     """Write a review file."""
     path.write_text("".join(f"{json.dumps(review)}\n" for review in reviews))
     return path
@@ -123,12 +124,13 @@ def test_missing_reviews_and_answers_are_listed(tmp_path: Path) -> None:
         tmp_path / "questions.jsonl",
         *({"question_id": at, "image": "1.jpg", "text": "?", "category": "conv"} for at in (1, 2)),
     )
-    reviews = write(tmp_path / "reviews.jsonl", {"question_id": 2, "content": "8 4"}, {"question_id": 5, "content": "8 4"})  # fmt: skip
+    given = ({"question_id": at, "content": "8 4"} for at in (2, 5))
+    reviews = write(tmp_path / "reviews.jsonl", *given)
     with pytest.raises(InputError, match=r"no answer: .*1.*belong to no item: .*5"):
         WILD.score_files(Sources(questions=questions), reviews)
     assert WILD.judging is not None
     truth = write(tmp_path / "truth.jsonl", {"question_id": 1, "text": "A."})
     context = write(tmp_path / "context.jsonl", {"image": "1.jpg", "caption": "A thing."})
     sources = Sources(questions=questions, truth=truth, context=context)
-    with pytest.raises(InputError, match="truth.jsonl has nothing about 1: 2"):
+    with pytest.raises(InputError, match=r"truth\.jsonl has nothing about 1: 2"):
         WILD.judging.cases(sources, {"1": "x", "2": "y"})

@@ -44,7 +44,8 @@ def question(*needed: str) -> dict[str, object]:
 def test_a_grade_counts_in_every_capability_and_an_unread_one_in_none(tmp_path: Path) -> None:
     """Worked by hand: 1.0 for reading, 0.4 for reading and arithmetic, and a reply that is no grade."""
     questions, grades = tmp_path / "mm-vet.json", tmp_path / "grades.json"
-    questions.write_text(json.dumps({"a": question("ocr"), "b": question("math", "ocr"), "c": question("rec")}))  # fmt: skip
+    asked = {"a": question("ocr"), "b": question("math", "ocr"), "c": question("rec")}
+    questions.write_text(json.dumps(asked))
     given = {"a": ("1.0", 1.0), "b": ("0.4", 0.4), "c": ("8/10", 0.8)}
     grades.write_text(json.dumps({
         name: {"model": ["m"], "content": [text], "score": [stored]}
@@ -70,7 +71,7 @@ def test_files_of_another_layout_are_refused(tmp_path: Path) -> None:
         MM_VET.read(Sources(questions=questions))
     questions.write_text(json.dumps({"a": question("ocr"), "b": question("ocr")}))
     grades.write_text(json.dumps({"a": {"content": ["1"], "score": [1]}}))
-    with pytest.raises(InputError, match="no answer: .*b"):
+    with pytest.raises(InputError, match=r"no answer: .*b"):
         MM_VET.score_files(Sources(questions=questions), grades)
     grades.write_text(json.dumps({
         "a": {"content": ["1"], "score": [1]}, "b": {"content": ["1", "0"], "score": [1, 0]},

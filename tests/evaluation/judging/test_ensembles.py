@@ -1,4 +1,4 @@
-"""Two models on ScienceQA together: the complement, a judge where they differ, and what no choice between them passes."""
+"""Two models on ScienceQA together: the complement, a judge where they differ, and the most a choice can reach."""
 
 import json
 from collections.abc import Callable
@@ -75,7 +75,7 @@ def test_the_complement_takes_the_second_where_it_answers(order: EnsembleOrder) 
 
 
 def test_the_judge_is_asked_where_the_two_differ_alone(serve: Serve, order: EnsembleOrder) -> None:
-    """It sees question and both answers, the first model's as Assistant 1; what it says is the answer, also a third one."""
+    """It sees question and both answers, the first model's as Assistant 1; its own answer counts."""
     server = serve(lambda _, __: completion("Both err or not. The answer is B."))
     figures = ensemble(order, judge(server.url), Silent())
     assert server.count == figures["asked"] == 4
@@ -83,11 +83,9 @@ def test_the_judge_is_asked_where_the_two_differ_alone(serve: Serve, order: Ense
     assert (figures["n_ok"], figures["n_err"], figures["valid"]) == (4, 0, True)
     asked = "\n".join(body["messages"][-1]["content"] for body in server.bodies())
     assert "number 0" not in asked
-    assert (
-        "[Question]\nQuestion number 1?\nA. yes\nB. no" in asked
-        and "[Assistant 1]\nBecause. The answer is B.\n\n[Assistant 2]\nThe answer is A.\n\n"
-        in asked
-    )
+    assert "[Question]\nQuestion number 1?\nA. yes\nB. no" in asked
+    both = "[Assistant 1]\nBecause. The answer is B.\n\n[Assistant 2]\nThe answer is A.\n\n"
+    assert both in asked
     ensemble(order, judge(server.url), Silent())
     assert server.count == 4
 

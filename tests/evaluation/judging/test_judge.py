@@ -1,4 +1,4 @@
-"""A judge behind a real server: every fault counted by its kind, nothing asked twice, nothing scored that was not said."""
+"""A judge behind a real server: faults counted by kind, nothing asked twice, nothing scored that was not said."""
 
 import json
 import os
@@ -58,10 +58,13 @@ def fair(request: dict[str, Any], _count: int = 0) -> Answer:
 
 def judge(url: str, sending: Sending = FAST, **more: Any) -> Judge:  # noqa: ANN401 - fields of Judge
     """Name a judge."""
-    return Judge(**{"model": "little-judge", "base_url": url, "key": SecretStr(KEY), "sending": sending, **more})  # fmt: skip
+    usual: dict[str, Any] = {"model": "little-judge", "base_url": url, "key": SecretStr(KEY)}
+    return Judge(sending=sending, **{**usual, **more})
 
 
-def run(bench: Bench, asked: Judge, protocol: str = "paper", out: str = "out", runs: int = 1) -> dict[str, Any]:  # fmt: skip
+def run(
+    bench: Bench, asked: Judge, protocol: str = "paper", out: str = "out", runs: int = 1
+) -> dict[str, Any]:
     """Judge a benchmark's answers."""
     sources = Sources(
         questions=bench.folder / "questions.jsonl",
@@ -115,7 +118,7 @@ def test_the_name_of_the_metric_holds_the_judge(serve: Serve, bench: Make) -> No
 
 
 def test_both_orders_tell_a_judge_that_sways(serve: Serve, bench: Make) -> None:
-    """A fair judge agrees with itself; one that prefers what it reads first is found out, and its scores come to a tie."""
+    """A fair judge agrees with itself; one that prefers what it reads first is found out, and comes to a tie."""
     made = bench(6)
     steady = run(made, judge(serve(fair).url), "both_orders")["figures"]
     assert (steady["overall"], steady["agreement"], steady["first_preferred"]) == (
@@ -208,9 +211,12 @@ def test_an_unreachable_judge_makes_no_score(bench: Make) -> None:
 
 def test_a_repaired_reply_counts_where_repairs_are_ordered(serve: Serve, bench: Make) -> None:
     """The judge is told what was wrong and asked again; that is another judge by its digest."""
-    server = serve(
-        lambda request, _: fair({"messages": request["messages"][:2]}) if len(request["messages"]) == 4 else completion("8/10")
-    )  # fmt: skip
+
+    def script(request: dict[str, Any], _count: int) -> Answer:
+        repaired = len(request["messages"]) == 4
+        return fair({"messages": request["messages"][:2]}) if repaired else completion("8/10")
+
+    server = serve(script)
     figures = run(bench(3), judge(server.url, Sending(repairs=1, temperature=0.0)))["figures"]
     assert (figures["overall"], figures["n_err"]) == (50.0, 0)
     assert server.count == 6
@@ -274,7 +280,7 @@ def test_a_wrong_key_or_model_ends_the_run_at_once(serve: Serve, bench: Make, st
     """These would meet every request: one line, nothing scored, and the word judge in it."""
     made = bench(9)
     with pytest.raises(
-        TeacherError, match="the judge (does not take the key|has no model 'little-judge')"
+        TeacherError, match=r"the judge (does not take the key|has no model 'little-judge')"
     ):
         run(made, judge(serve(lambda _, __: Answer({"error": "no"}, status)).url))
     assert not (made.folder / "out/scores.json").exists()
@@ -318,7 +324,13 @@ def test_mm_vet_is_graded(serve: Serve, tmp_path: Path) -> None:
     server = serve(
         lambda request, _: completion("1.0" if "What is a?" in shown(request) else "0.2")
     )
-    order = JudgeOrder(task=MM_VET, sources=Sources(questions=questions), answers=answers, runs=2, out=tmp_path / "out")  # fmt: skip
+    order = JudgeOrder(
+        task=MM_VET,
+        sources=Sources(questions=questions),
+        answers=answers,
+        runs=2,
+        out=tmp_path / "out",
+    )
     figures = judge_file(order, judge(server.url), Silent())["figures"]
     assert (figures["total"], figures["capabilities"]) == (60.0, {"ocr": 60.0, "math": 20.0})
     assert server.count == 4

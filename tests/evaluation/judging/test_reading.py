@@ -73,7 +73,7 @@ def test_a_grade_is_one_number_from_0_to_1(reply: str, grade: float | None) -> N
     if grade is not None:
         assert read_grade(reply) == grade
         return
-    with pytest.raises(ReplyRefusal, match="no grade|grade out of range|empty reply"):
+    with pytest.raises(ReplyRefusal, match=r"no grade|grade out of range|empty reply"):
         read_grade(reply)
 
 
@@ -89,11 +89,11 @@ def test_the_official_rule_is_kept_beside(reply: str, scores: tuple[float, float
 def test_vicunas_reviews_are_read_but_for_the_known_ones(third_party: Path) -> None:
     """Of Vicuna's reviews twelve begin with a solution instead of scores: questions 68, 69, 70 in each of four files.
 
-    These three are mathematics: the judge was told to solve the problem itself before it scores, and names its scores in
-    the last lines, in words of its own. The official scores of them were set some other way: for question 70 of the file on
-    Bard 2 is stored where the text says 4. Two of the four files are here, so six of the twelve.
+    These three are mathematics: the judge solves the problem itself before it scores, and names its scores in the last
+    lines, in words of its own. Their official scores were set some other way: for question 70 of the file on Bard 2 is
+    stored where the text says 4. Two of the four files are here, so six of the twelve.
     """
-    unread, met = set(), 0
+    unread, rules, met = set(), set(), 0
     for path in sorted((third_party / "judge_reviews").glob("*.jsonl")):
         for line in path.read_text().splitlines():
             review = json.loads(line)
@@ -101,11 +101,12 @@ def test_vicunas_reviews_are_read_but_for_the_known_ones(third_party: Path) -> N
             try:
                 pair = read_pair(review["text"])
             except ReplyRefusal as refusal:
-                assert refusal.rule == "no scores in the first line"
+                rules.add(refusal.rule)
                 assert official_pair(review["text"]) is None
                 unread.add((path.name.split("_")[1], review["question_id"]))
             else:
                 assert [*pair] == review["score"]
                 assert official_pair(review["text"]) == pair
     assert met == 160
+    assert rules == {"no scores in the first line"}
     assert unread == {(name, at) for name in ("alpaca-13b", "bard") for at in (68, 69, 70)}

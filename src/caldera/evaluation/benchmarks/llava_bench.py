@@ -175,6 +175,11 @@ def _judging(prefix: str) -> Judging:
     return Judging(protocols=PAIR_PROTOCOLS, cases=_cases, score=score_pairs, files=files)
 
 
+_FILES = (
+    "none; --answers are the judge's reviews, which `caldera evaluate judge` writes; "
+    "--questions to see that none is missing"
+)
+
 LLAVA_BENCH = Task(
     name="llava-bench",
     title="LLaVA-Bench (In-the-Wild)",
@@ -185,6 +190,7 @@ LLAVA_BENCH = Task(
     headline="overall",
     read=lambda sources: _read(sources, "llava-bench"),
     score_files=_score_files,
+    files=_FILES,
     judging=_judging(PREFIX),
 )
 
@@ -197,5 +203,6 @@ LLAVA_BENCH_COCO = Task(
     headline="overall",
     read=lambda sources: _read(sources, "llava-bench-coco"),
     score_files=_score_files,
+    files=_FILES,
     judging=_judging(""),
 )

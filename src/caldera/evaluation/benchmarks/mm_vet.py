@@ -204,6 +204,7 @@ MM_VET = Task(
     size="218 questions about 200 pictures: github.com/yuweihao/MM-Vet",
     chance={},
     headline="total",
+    files="--questions: mm-vet.json; --answers are the judge's grades, which `caldera evaluate judge` writes",
     read=_read,
     score_files=_score_files,
     judging=Judging(protocols=GRADE_PROTOCOLS, cases=_cases, score=score_grades, files=_files),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from caldera.errors import UsageError
+from caldera.evaluation.answer_files import read_answers
 from caldera.evaluation.benchmark import Benchmark, Score
 from caldera.evaluation.judging.protocols import Case, JudgingProtocol
 from caldera.evaluation.judging.verdicts import Verdict
@@ -97,6 +98,9 @@ class Task:
     headline: str
     """The figure that papers quote."""
 
+    files: str
+    """What `score` needs beside the answers."""
+
     read: Callable[[Sources], Benchmark]
     """Official files in, items out; the benchmark scores answer texts."""
 
@@ -110,3 +114,12 @@ class Task:
     def judged(self) -> bool:
         """Whether a judge has to read the answers."""
         return self.judging is not None
+
+
+def scored_by(read: Callable[[Sources], Benchmark]) -> Callable[[Sources, Path], Score]:
+    """Return a way to score answer files whose texts go by the ids of the items that `read` gives."""
+
+    def score_files(sources: Sources, answers: Path) -> Score:
+        return read(sources).score(read_answers(answers))
+
+    return score_files

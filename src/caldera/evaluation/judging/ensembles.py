@@ -3,7 +3,7 @@
 The paper's way (arXiv 2304.08485, section 5.2): LLaVA answers with the picture, GPT-4 without it. The complement takes
 the second model's answer where it has one and else the first's. The judge is the second model again (or any other):
 where the two differ it is shown the question and both answers and gives one of its own; where that cannot be read, the
-first model's answer stands, and is counted. The paper's prompt for the judge is not released; the words here are caldera's.
+first model's answer stands, and is counted. The paper's prompt for the judge is not released; these words are ours.
 """
 
 import hashlib

@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from caldera.evaluation.benchmark import Score
+from caldera.evaluation.judging.reading import HIGHEST
 from caldera.evaluation.judging.validity import validity
 from caldera.evaluation.judging.verdicts import Verdict, by_answer
 
@@ -21,10 +22,11 @@ def score_pairs(verdicts: Sequence[Verdict]) -> Score:
 
     Returns:
         Fractions: 0.65 where the published figure is 65; `figures` as published but not rounded, with both means
-        times 10.
+        times 10; `marks` are the answers' own scores over 10.
     """
     gathered = by_answer(verdicts)
     pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    marks: dict[str, float] = {}
     unread: dict[str, str] = {}
     for name, given in gathered.items():
         if failed := next((one.failure for one in given if not one.scores), ""):
@@ -34,6 +36,7 @@ def score_pairs(verdicts: Sequence[Verdict]) -> Score:
         candidate = fmean(one.scores[1] for one in given)
         for group in ("overall", given[0].category):
             pairs[group].append((reference, candidate))
+        marks[name] = candidate / HIGHEST
     shares = {group: _ratio(pairs[group]) for group in pairs}
     figures: dict[str, Any] = {group: 100 * share for group, share in shares.items()}
     figures["reference"] = {group: _mean_times_ten(pairs[group], 0) for group in pairs}
@@ -43,7 +46,7 @@ def score_pairs(verdicts: Sequence[Verdict]) -> Score:
     figures |= validity(len(gathered), unread)
     overall = shares.pop("overall", 0.0)
     counts = {group: len(pairs[group]) for group in shares}
-    return Score(overall, shares, counts, figures=figures, unread=unread)
+    return Score(overall, shares, counts, figures=figures, marks=marks, unread=unread)
 
 
 def agreement(gathered: Sequence[Sequence[Verdict]]) -> dict[str, Any]:

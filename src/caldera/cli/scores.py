@@ -1,0 +1,50 @@
+"""A score in, a table on the console out."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.table import Table
+
+from caldera.cli.options import err, out
+from caldera.evaluation.benchmark import Score
+from caldera.evaluation.benchmarks.task import Task
+
+_SHOWN = 3
+"""Unread answers that are named."""
+
+
+def print_score(task: Task, score: Score) -> None:
+    """Show the figures of a score, what guessing gives beside them, and what could not be read."""
+    table = Table("figure", title=task.title)
+    table.add_column("value", justify="right")
+    table.add_column("chance", justify="right")
+    for name, value in _flat(score.figures):
+        chance = f"{task.chance[name]:g}" if name in task.chance else ""
+        table.add_row(name, _written(value), chance, style="bold" if name == task.headline else "")
+    out.print(table)
+    if score.unread:
+        first = ", ".join(list(score.unread)[:_SHOWN])
+        total = len({*score.marks, *score.unread})
+        err.print(
+            f"{len(score.unread)} of {total} answers could not be read, the first: {first}",
+            style="yellow",
+            highlight=False,
+        )
+
+
+def _flat(figures: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield figures with those inside others under both names."""
+    for name, value in figures.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name} / ")
+        else:
+            yield f"{before}{name}", value
+
+
+def _written(value: object) -> str:
+    """Write whole numbers as they are, shares below one with four places, others with two."""
+    if isinstance(value, float):
+        return f"{value:.4f}" if 0 < abs(value) < 1 else f"{value:.2f}"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)

@@ -1,0 +1,271 @@
+"""POPE: whether a named thing is in a picture, half of the time it is not; precision and recall of yes (spec 7).
+
+A split is a file of questions with labels, `coco_pope_random.json` and so on, whose ids start at 1. LLaVA's question
+file holds all splits under ids of its own and its evaluation trusts the order; here every question is found by its
+picture and words, and files that do not hold the same questions are refused.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from caldera.conversation import Conversation, Picture, Turn
+from caldera.errors import InputError, UsageError
+from caldera.evaluation.answer_files import Answer, read_answer_list, texts_by_id
+from caldera.evaluation.benchmark import Item, Score, check_answers
+from caldera.evaluation.benchmarks.task import Sources, Task
+from caldera.evaluation.official_files import listed, need, read_records
+from caldera.evaluation.shares import mean, percent
+from caldera.evaluation.yes_no import pope_can_tell, pope_says
+from caldera.instructions.questions import SHORT_ANSWER
+
+SPLITS = ("random", "popular", "adversarial")
+"""How the absent things were chosen."""
+
+_Key = tuple[str, str, int]
+"""Picture, question, and how often the two were met before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pope:
+    """Questions of one split or of several; `kind` of an item is its split."""
+
+    items: tuple[Item, ...]
+    name: str = "pope"
+    max_new_tokens: int = 16
+
+    def score(self, answers: Mapping[str, str]) -> Score:
+        """Count yes and no as POPE does; with several splits, figures are their means.
+
+        Raises:
+            InputError: Answers are missing, or belong to no question.
+        """
+        check_answers(self.items, answers)
+        said = {item.id: pope_says(answers[item.id]) for item in self.items}
+        marks = {item.id: float(said[item.id] == item.references[0]) for item in self.items}
+        unread = {
+            item.id: "says neither yes nor no; POPE counts it as a yes"
+            for item in self.items
+            if not pope_can_tell(answers[item.id])
+        }
+        splits = {
+            name: _figures([item for item in self.items if item.kind == name], said)
+            for name in dict.fromkeys(item.kind for item in self.items)
+        }
+        figures: dict[str, Any] = {
+            name: round(mean(split[name] for split in splits.values()), 6)
+            for name in ("f1", "accuracy", "precision", "recall", "yes_ratio")
+        }
+        if len(splits) > 1:
+            figures["splits"] = splits
+        if unread:
+            told = [item for item in self.items if item.id not in unread]
+            figures["without_parse_failures"] = _figures(told, said)
+        return Score(
+            figures["f1"] / 100,
+            {name: mean(marks[item.id] for item in self.items if item.kind == name) for name in splits},
+            dict(Counter(item.kind for item in self.items)),
+            figures | {"questions": len(marks), "parse_failures": len(unread)},
+            marks,
+            unread,
+        )  # fmt: skip
+
+
+def _figures(items: Sequence[Item], said: Mapping[str, str]) -> dict[str, float]:
+    """Return the figures as papers have them: F1, accuracy, precision, recall times 100, the share of yes as it is."""
+    pairs = Counter((said[item.id], item.references[0]) for item in items)
+    hits, false, missed = pairs["yes", "yes"], pairs["yes", "no"], pairs["no", "yes"]
+    precision = hits / (hits + false) if hits + false else 0.0
+    recall = hits / (hits + missed) if hits + missed else 0.0
+    f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
+    total = len(items)
+    return {
+        "f1": percent(f1),
+        "accuracy": percent((hits + pairs["no", "no"]) / total) if total else 0.0,
+        "precision": percent(precision),
+        "recall": percent(recall),
+        "yes_ratio": round((hits + false) / total, 6) if total else 0.0,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """One line of a file of questions."""
+
+    id: str
+    image: str
+    text: str
+    """The question alone, without the sentence that asks for a short answer."""
+
+    split: str
+    label: str
+
+
+def read(sources: Sources) -> Pope:
+    """Read the questions of one split, or of all in a folder, with their labels.
+
+    Raises:
+        UsageError: No file with labels was given.
+        InputError: A file is missing or broken, or LLaVA's question file has other questions than the labels.
+    """
+    return Pope(tuple(_item(one) for one in _questions(sources)))
+
+
+def _item(one: _Question) -> Item:
+    parts = (Picture(one.image), f"\n{one.text}\n{SHORT_ANSWER}")
+    asked = Conversation(one.id, (Turn("user", parts),))
+    return Item(one.id, one.split, "is there", asked, (one.label,))
+
+
+def _questions(sources: Sources) -> list[_Question]:
+    """Return the questions with labels, under the ids of LLaVA's question file where there is one."""
+    given = [path for path in (sources.truth, sources.questions) if path is not None]
+    files = {path: _read(path) for path in given}
+    labelled = next((path for path, lines in files.items() if all(one.label for one in lines)), None)  # fmt: skip
+    if labelled is None:
+        raise UsageError("this task needs --truth, POPE's coco_pope_SPLIT.json or a folder of them")
+    lines = files.pop(labelled)
+    for path, asked in files.items():
+        if path != labelled and not any(one.label for one in asked):
+            lines = _under_other_ids(lines, asked, path)
+    return _with_ids_apart(lines)
+
+
+def _read(path: Path) -> list[_Question]:
+    """Read a file of questions, or all in a folder.
+
+    Raises:
+        InputError: A file is missing or broken, or a label is neither yes nor no.
+    """
+    if path.is_dir():
+        files = [path / f"coco_pope_{split}.json" for split in SPLITS]
+        files = [file for file in files if file.exists()] or sorted(path.glob("*_pope_*.json"))
+        if not files:
+            raise InputError(f"{path} holds no coco_pope_SPLIT.json")
+        return [one for file in files for one in _read(file)]
+    named = next((split for split in SPLITS if split in path.stem), path.stem)
+    lines: list[_Question] = []
+    for where, record in read_records(path):
+        need(record, ("question_id", "image", "text"), where)
+        label = record.get("label", "")
+        if "label" in record and label not in ("yes", "no"):
+            raise InputError(f"{where}: the label should be yes or no, got {label!r}")
+        text = record["text"].split("\n")[0].strip()
+        split = record.get("category", named)
+        lines.append(_Question(str(record["question_id"]), record["image"], text, split, label))
+    return lines
+
+
+def _keyed(lines: Sequence[_Question]) -> dict[tuple[str, _Key], _Question]:
+    """Return questions by split, picture and words."""
+    met: Counter[tuple[str, str, str]] = Counter()
+    keyed: dict[tuple[str, _Key], _Question] = {}
+    for one in lines:
+        number = met[one.split, one.image, one.text]
+        keyed[one.split, (one.image, one.text, number)] = one
+        met[one.split, one.image, one.text] += 1
+    return keyed
+
+
+def _under_other_ids(
+    lines: Sequence[_Question], asked: Sequence[_Question], path: Path
+) -> list[_Question]:
+    """Give the labels of POPE's file to the questions of LLaVA's, of the splits that have labels.
+
+    Raises:
+        InputError: The two do not hold the same questions.
+    """
+    splits = {one.split for one in lines}
+    labels = _keyed(lines)
+    wanted = {key: one for key, one in _keyed(asked).items() if one.split in splits}
+    if apart := labels.keys() ^ wanted.keys():
+        shown = {f"{split}: {image} {text!r}" for split, (image, text, _) in apart}
+        raise InputError(
+            f"{path} and the labels differ in {len(apart)} questions: {listed(shown)}; give the files of one split"
+        )
+    return [replace(one, label=labels[key].label) for key, one in wanted.items()]
+
+
+def _with_ids_apart(lines: Sequence[_Question]) -> list[_Question]:
+    """Put the split before ids where several splits use the same, as POPE's own files do.
+
+    Raises:
+        InputError: An id is there more than once in a split.
+    """
+    met = Counter((one.split, one.id) for one in lines)
+    if double := {f"{split}: {name}" for (split, name), times in met.items() if times > 1}:
+        raise InputError(f"these questions are there more than once: {listed(double)}")
+    if len({one.id for one in lines}) == len(lines):
+        return list(lines)
+    return [replace(one, id=f"{one.split}/{one.id}") for one in lines]
+
+
+def score_files(sources: Sources, answers: Path) -> Score:
+    """Score a file of answers, or a folder with one for each split.
+
+    Raises:
+        UsageError: No file with labels was given.
+        InputError: A file is missing or broken, or answers and questions do not belong together.
+    """
+    questions = _questions(sources)
+    texts: dict[str, str] = {}
+    if answers.is_dir():
+        by_split: dict[str, list[Answer]] = defaultdict(list)
+        for file in sorted(answers.iterdir()):
+            if file.suffix in (".json", ".jsonl"):
+                split = next((split for split in SPLITS if split in file.stem), "")
+                by_split[split] += read_answer_list(file)
+        for split, given in by_split.items():
+            wanted = [one for one in questions if not split or one.split == split]
+            texts |= _texts(given, wanted, answers)
+    else:
+        texts = _texts(read_answer_list(answers), questions, answers)
+    return Pope(tuple(map(_item, questions))).score(texts)
+
+
+def _texts(answers: Sequence[Answer], questions: Sequence[_Question], path: Path) -> dict[str, str]:
+    """Return the texts of answers by the ids of the questions they answer.
+
+    LLaVA's ids are not POPE's, and POPE's own answers have none: they are then taken in order, if each of them repeats
+    its question and all of them are equal.
+
+    Raises:
+        InputError: They do not belong together.
+    """
+    by_id = {one.id.removeprefix(f"{one.split}/"): one for one in questions}
+    ids = {answer.id for answer in answers}
+    if ids & by_id.keys() or not all(answer.prompt for answer in answers):
+        texts = texts_by_id(answers, path)
+        pairs = [(answer, by_id[answer.id]) for answer in answers if answer.id in by_id]
+        renamed = {by_id[name].id if name in by_id else name: text for name, text in texts.items()}
+    else:
+        if len(answers) != len(questions):
+            raise InputError(
+                f"{path} has {len(answers)} answers to {len(questions)} questions, under other ids; give the files "
+                "of one split, and LLaVA's question file as --questions"
+            )
+        pairs = list(zip(answers, questions, strict=True))
+        renamed = {one.id: answer.text for answer, one in pairs}
+    for answer, one in pairs:
+        if answer.prompt and answer.prompt.split("\n")[0].strip() != one.text:
+            raise InputError(
+                f"{answer.where} answers {answer.prompt.split(chr(10))[0]!r}, but question {one.id} is {one.text!r}; "
+                "are these the files of one split?"
+            )
+    return renamed
+
+
+POPE = Task(
+    name="pope",
+    title="POPE",
+    measures="whether the model sees things that are not there",
+    size="3 splits of 3,000 questions about 500 COCO val2014 pictures; LLaVA's random split has 2,910 "
+    "(github.com/AoiDragon/POPE)",
+    chance={"accuracy": 50.0, "f1": 50.0},
+    headline="f1",
+    files="--truth coco_pope_SPLIT.json or their folder; --questions LLaVA's question file where ids are LLaVA's",
+    read=read,
+    score_files=score_files,
+)

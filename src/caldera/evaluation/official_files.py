@@ -1,0 +1,168 @@
+"""A benchmark's file in, its JSON or its rows out: official files are often JSON lines whatever their name ends in."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from caldera.errors import InputError
+
+_LONGEST_CELL = 1 << 30
+"""A table may hold whole pictures in base64."""
+
+_SHOWN = 10
+"""Names that a message lists before it only counts."""
+
+
+def listed(names: Iterable[str]) -> str:
+    """Write names out for a message, the first ten of them."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
+    return ", ".join(ordered[:_SHOWN]) + more
+
+
+def read_text(path: Path) -> str:
+    """Read a text file that has something in it.
+
+    Raises:
+        InputError: It is missing, not UTF-8, or empty.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; check the path") from error
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
+        ) from error
+    if not text.strip():
+        raise InputError(f"{path} is empty; nothing can be scored from it")
+    return text
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever JSON holds
+    """Return what a JSON file holds, or the list of what the lines of a JSON lines file hold.
+
+    Raises:
+        InputError: The file is missing, empty or broken, or an object in it has a key twice.
+    """
+    text = read_text(path)
+    if path.suffix != ".jsonl":
+        try:
+            return _parsed(text, str(path))
+        except json.JSONDecodeError as error:
+            if error.msg != "Extra data":
+                raise InputError(
+                    f"{path} is broken JSON at line {error.lineno} column {error.colno}: {error.msg}"
+                ) from error
+    lines = enumerate(text.split("\n"), start=1)  # at \n alone: texts may hold U+2028
+    return [_line(line, f"{path}:{number}") for number, line in lines if line.strip()]
+
+
+def _line(line: str, where: str) -> object:
+    try:
+        return _parsed(line, where)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where} is broken JSON at column {error.colno}: {error.msg}") from error
+
+
+def _parsed(text: str, where: str) -> Any:  # noqa: ANN401 - whatever JSON holds
+    """Parse one value.
+
+    Raises:
+        InputError: It is nested too deeply, holds a number too long, or a key twice.
+        JSONDecodeError: It is broken.
+    """
+
+    def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        record = dict(pairs)
+        if len(record) < len(pairs):
+            names = [name for name, _ in pairs]
+            double = {name for name in names if names.count(name) > 1}
+            raise InputError(f"{where} has these keys twice: {listed(double)}; keep one of each")
+        return record
+
+    try:
+        return json.loads(text, object_pairs_hook=without_doubles)
+    except json.JSONDecodeError:
+        raise
+    except (RecursionError, ValueError) as error:
+        raise InputError(f"{where} cannot be read as JSON: {error}") from error
+
+
+def read_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Return the objects of a JSON list or JSON lines file, each with its place.
+
+    Raises:
+        InputError: The file is missing, empty, broken, or holds something else.
+    """
+    content = read_json(path)
+    records = [content] if isinstance(content, dict) else content  # a file of one line
+    if not isinstance(records, list) or not records:
+        raise InputError(f"{path} should hold a list of JSON objects, or one on each line")
+    placed = [(f"{path}[{index}]", record) for index, record in enumerate(records)]
+    for where, record in placed:
+        if not isinstance(record, dict):
+            raise InputError(f"{where} should be a JSON object, got {str(record)[:40]!r}")
+    return placed
+
+
+def read_rows(path: Path) -> list[tuple[str, dict[str, str]]]:
+    """Return the rows of a table with a heading (.csv, .tsv, or .xlsx where openpyxl is installed), with their places.
+
+    Raises:
+        InputError: The file is missing, empty, or not such a table.
+    """
+    if path.suffix == ".xlsx":
+        return _sheet(path)
+    text = read_text(path)
+    csv.field_size_limit(_LONGEST_CELL)
+    reader = csv.DictReader(
+        io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ","
+    )
+    rows: list[tuple[str, dict[str, str]]] = []
+    for row in reader:
+        where = f"{path}:{reader.line_num}"
+        if None in row or None in row.values():
+            raise InputError(f"{where} has not as many cells as the heading; correct the row")
+        rows.append((where, row))
+    if not rows:
+        raise InputError(f"{path} has a heading but no rows")
+    return rows
+
+
+def _sheet(path: Path) -> list[tuple[str, dict[str, str]]]:
+    """Return the rows of a spreadsheet's first sheet."""
+    try:
+        from openpyxl import load_workbook  # not needed by anything else, so not installed with it
+    except ImportError as error:
+        raise InputError(
+            f"{path} is a spreadsheet, which needs openpyxl: pip install openpyxl, or save it as .tsv"
+        ) from error
+    try:
+        book = load_workbook(path, read_only=True, data_only=True)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}; check the path") from error
+    lines = [
+        ["" if cell is None else str(cell) for cell in line]
+        for line in book.worksheets[0].iter_rows(values_only=True)
+    ]
+    if len(lines) < 2:
+        raise InputError(f"{path} has no rows under a heading")
+    return [
+        (f"{path}:{number}", dict(zip(lines[0], line, strict=True)))
+        for number, line in enumerate(lines[1:], start=2)
+    ]
+
+
+def need(record: dict[str, Any], names: Iterable[str], where: str) -> None:
+    """Check that a record has fields.
+
+    Raises:
+        InputError: Some are missing; the message names them and what there is.
+    """
+    if missing := [name for name in names if name not in record]:
+        there = ", ".join(map(str, record))
+        raise InputError(f"{where} has no {', '.join(missing)}; it has {there}")

@@ -1,0 +1,75 @@
+"""`caldera evaluate score` and `tasks`: JSON alone on stdout, a table for people, one line for each fault."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from caldera.cli import main
+from caldera.evaluation.benchmarks.table import TASKS
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
+    """Run a command by its main function; returns exit code, stdout and stderr."""
+
+    def calling(*words: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["caldera", "evaluate", *map(str, words)])
+        monkeypatch.setenv("COLUMNS", "100")
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capfd.readouterr()
+        return int(str(ended.value.code or 0)), said.out, said.err
+
+    return calling
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    """Two of POPE's questions."""
+    lines = [
+        {"question_id": 1, "image": "a.jpg", "text": "Is there a dog?", "label": "yes"},
+        {"question_id": 2, "image": "a.jpg", "text": "Is there a cat?", "label": "no"},
+    ]
+    (tmp_path / "labels.json").write_text("\n".join(map(json.dumps, lines)))
+    return tmp_path / "labels.json"
+
+
+def test_a_score_is_json_or_a_table(call: Call, labels: Path, tmp_path: Path) -> None:
+    """With --json stdout is one JSON object; without, a table with what guessing gives, and what was not read."""
+    (tmp_path / "a.json").write_text('{"1": "yes", "2": "hm"}')
+    words = ("score", "pope", "--answers", tmp_path / "a.json", "--truth", labels)
+    code, said, _ = call(*words, "--json")
+    assert (code, json.loads(said)["accuracy"]) == (0, 50.0)
+    code, said, warned = call(*words)
+    assert code == 0
+    assert all(word in said for word in ("POPE", "f1", "66.67", "chance", "yes_ratio", "1.00"))
+    assert "1 of 2 answers could not be read, the first: 2" in warned
+
+
+def test_faults_end_with_one_line(call: Call, labels: Path, tmp_path: Path) -> None:
+    """A misspelt task, an answer file that is not whole, and one that is not there."""
+    assert call("score", "popo", "--answers", "x")[::2] == (
+        2,
+        "error: no task is called 'popo'; did you mean 'pope'?\n",
+    )
+    (tmp_path / "a.json").write_text('{"1": "yes", "7": "no"}')
+    code, said, fault = call("score", "pope", "--answers", tmp_path / "a.json", "--truth", labels)
+    assert (code, said) == (3, "")
+    assert "1 of 2 items have no answer: 2; 1 answers belong to no item: 7" in fault
+    code, _, fault = call("score", "pope", "--answers", tmp_path / "b.json", "--truth", labels)
+    assert (code, "cannot read" in fault) == (3, True)
+
+
+def test_every_task_is_listed(call: Call) -> None:
+    """The list has each task with its chance and headline."""
+    code, said, _ = call("tasks")
+    assert code == 0
+    assert len(TASKS) >= 2
+    for task in TASKS.values():
+        assert task.name in said
+        assert f"papers quote {task.headline}" in said

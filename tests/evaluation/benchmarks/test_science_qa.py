@@ -1,0 +1,196 @@
+"""ScienceQA: LLaVA's paper is reproduced from its own output file, and a small split is worked by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from caldera.datasets.science_qa import SENTENCE
+from caldera.errors import InputError, UsageError
+from caldera.evaluation.benchmarks.science_qa import read, score_files
+from caldera.evaluation.benchmarks.task import Sources
+
+PAPER = {
+    "accuracy": 90.92, "NAT": 90.36, "SOC": 95.95, "LAN": 88.00, "TXT": 89.49, "IMG": 88.00, "NO": 90.66, "G1-6": 90.93,
+    "G7-12": 90.90,
+}  # fmt: skip
+"""P1 Table 7, LLaVA 13B."""
+
+
+def problem(answer: int, subject: str, grade: int, **more: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Make a problem with three choices."""
+    return {
+        "question": "Which?", "choices": ["red", "green", "blue"], "answer": answer, "hint": "", "image": None,
+        "subject": subject, "grade": f"grade{grade}", "split": "test", **more,
+    }  # fmt: skip
+
+
+PROBLEMS = {
+    "1": problem(0, "natural science", 2, image="image.png"),
+    "2": problem(1, "natural science", 7, hint="Look."),
+    "3": problem(2, "social science", 6, hint="Look.", image="image.png"),
+    "5": problem(1, "language science", 12),
+    "8": problem(0, "language science", 12, split="train"),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The problems, laid out as ScienceQA's folder."""
+    (tmp_path / "problems.json").write_text(json.dumps(PROBLEMS))
+    (tmp_path / "pid_splits.json").write_text(
+        json.dumps({"train": ["8"], "test": ["1", "2", "3", "5"]})
+    )
+    rows = (
+        "1,A,natural science,2,1,0\n2,B,natural science,7,0,1\n3,C,social science,6,1,1\n"
+        "5,B,language science,12,0,0\n"
+    )
+    (tmp_path / "truth.csv").write_text(f"pid,answer,subject,grade,has_image,has_context\n{rows}")
+    return tmp_path
+
+
+def answers(folder: Path, texts: dict[str, str]) -> Path:
+    """Write LLaVA's JSON lines."""
+    lines = (json.dumps({"question_id": name, "text": text}) for name, text in texts.items())
+    (folder / "answers.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    return folder / "answers.jsonl"
+
+
+def files(folder: Path, names: dict[str, str]) -> Sources:
+    """Give files of a folder as questions or truth."""
+    paths = {role: folder / name for role, name in names.items()}
+    return Sources(questions=paths.get("questions"), truth=paths.get("truth"))
+
+
+TEXTS = {"1": "The answer is A.", "2": "C", "3": "both", "5": "LECTURE: a.\n###\nANSWER: B."}
+
+
+@pytest.mark.parametrize(
+    "truth",
+    [
+        {"truth": "test_answers.csv"},
+        {"truth": "test_answers.csv", "questions": "pid_splits.json"},
+        {"truth": "test_answers.csv", "questions": "llava_test_CQM-A.json"},
+    ],
+)
+def test_the_papers_table_comes_out_of_the_official_file(
+    third_party: Path, truth: dict[str, str]
+) -> None:
+    """Every column equals the paper's; the texts give 3,855 of 4,241, and the two differ at one question."""
+    folder = third_party / "scienceqa"
+    sources = files(folder, truth)
+    figures = score_files(sources, folder / "test_sqa_llava_13b_v0.json").figures
+    assert {name: round(figures[name], 2) for name in PAPER} == PAPER
+    assert figures["accuracy_from_texts"] == pytest.approx(100 * 3855 / 4241, abs=1e-5)
+    assert figures["official_rule"] == {
+        "accuracy": figures["accuracy_from_texts"],
+        "parse_failures": 0,
+    }
+    assert figures["parse_failures"] == 0
+    assert figures["results_differ_from_texts"] == ["3247"]
+
+
+def test_the_question_file_alone_has_the_truth(third_party: Path) -> None:
+    """LLaVA-1.5's question file gives the columns that need no grade; a letter beyond the choices is unread."""
+    folder = third_party / "scienceqa"
+    questions = Sources(questions=folder / "llava_test_CQM-A.json")
+    score = score_files(questions, folder / "test_sqa_llava_13b_v0.json")
+    got = {
+        name: round(value, 2) for name, value in score.figures.items() if isinstance(value, float)
+    }
+    assert got == {
+        "accuracy": 90.92,
+        "TXT": 89.49,
+        "IMG": 88.0,
+        "NO": 90.66,
+        "accuracy_from_texts": 90.9,
+    }
+    assert score.unread == {"3247": "D is none of the choices, AB"}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"questions": "problems.json"}, {"truth": "problems.json"}, {"questions": "."}, {"truth": "truth.csv"},
+        {"questions": "problems.json", "truth": "pid_splits.json"},
+        {"questions": "problems.json", "truth": "truth.csv"},
+        {"questions": "truth.csv", "truth": "problems.json"},
+    ],
+)  # fmt: skip
+def test_a_small_split_by_hand(folder: Path, given: dict[str, str]) -> None:
+    """Two of four are right, one has no letter; every column is a mean over its own questions."""
+    sources = files(folder, given)
+    score = score_files(sources, answers(folder, TEXTS))
+    assert score.figures == {
+        "accuracy": 50.0, "NAT": 50.0, "SOC": 0.0, "LAN": 100.0, "TXT": 0.0, "IMG": 50.0, "NO": 100.0, "G1-6": 50.0,
+        "G7-12": 50.0, "questions": 4, "parse_failures": 1, "accuracy_from_texts": 50.0,
+        "official_rule": {"accuracy": 25.0, "parse_failures": 2},
+    }  # fmt: skip
+    assert score.marks == {"1": 1.0, "2": 0.0, "3": 0.0, "5": 1.0}
+    assert list(score.unread) == ["3"]
+
+
+def test_results_count_before_texts(folder: Path) -> None:
+    """In LLaVA's output file a failure is -1, which is wrong and counted."""
+    content = {"results": {"1": 0, "2": 1, "3": -1, "5": 1}, "outputs": TEXTS}
+    (folder / "out.json").write_text(json.dumps(content))
+    figures = score_files(Sources(truth=folder / "truth.csv"), folder / "out.json").figures
+    assert (figures["accuracy"], figures["accuracy_from_texts"]) == (75.0, 50.0)
+    assert figures["results_differ_from_texts"] == ["2"]
+
+
+def test_other_ids_are_refused(folder: Path) -> None:
+    """Missing and unknown ids are listed, and nothing is scored."""
+    truth = Sources(truth=folder / "truth.csv")
+    with pytest.raises(
+        InputError,
+        match=r"2 of 4 items have no answer: 3, 5; 1 answers belong to no item: 8; is this",
+    ):
+        score_files(truth, answers(folder, {"1": "A", "2": "B", "8": "A"}))
+    (folder / "out.json").write_text(json.dumps({"results": {"1": 0}, "outputs": {"1": "A"}}))
+    with pytest.raises(InputError, match="3 of 4 items have no answer: 2, 3, 5"):
+        score_files(truth, folder / "out.json")
+    (folder / "out.json").write_text(json.dumps({"results": {}}))
+    with pytest.raises(InputError, match="'results' should be an object by question id"):
+        score_files(truth, folder / "out.json")
+
+
+def test_truths_that_disagree_are_refused(folder: Path) -> None:
+    """Two files with different right answers, or other questions, are an error."""
+    text = (folder / "truth.csv").read_text()
+    (folder / "other.csv").write_text(text.replace("2,B", "2,C"))
+    both = Sources(questions=folder / "problems.json", truth=folder / "other.csv")
+    with pytest.raises(InputError, match=r"question 2 has two right answers, [BC] and [BC]"):
+        score_files(both, answers(folder, TEXTS))
+    (folder / "other.csv").write_text("\n".join(text.splitlines()[:3]))
+    with pytest.raises(InputError, match="has other questions than the file before it: 3, 5"):
+        score_files(
+            Sources(questions=folder / "truth.csv", truth=folder / "other.csv"),
+            answers(folder, TEXTS),
+        )
+    with pytest.raises(UsageError, match="needs --questions or --truth: problems"):
+        score_files(Sources(), answers(folder, TEXTS))
+
+
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        ("", f"\nLook.\nWhich?\nA. red\nB. green\nC. blue\n{SENTENCE}"),
+        ("LEPA", "Which?\nContext: Look.\nOptions: (A) red (B) green (C) blue\n"),
+        ("QCM-ALE", "Which?\nContext: Look.\nOptions: (A) red (B) green (C) blue\n"),
+    ],
+)  # fmt: skip
+def test_questions_are_asked_in_their_form(folder: Path, form: str, text: str) -> None:
+    """The picture stands before the letters of LLaVA-1.5, behind LLaVA's own text."""
+    items = read(Sources(questions=folder / "problems.json", form=form)).items
+    asked = items[2].conversation.turns[0]
+    assert asked.text.replace("Context: Look.\nWhich", "Look.\nWhich") == text
+    assert [picture.path for picture in asked.pictures] == ["test/3/image.png"]
+    assert isinstance(asked.parts[0], str) == bool(form)
+
+
+def test_letters_alone_cannot_be_asked(folder: Path) -> None:
+    """A table of right answers has no questions."""
+    with pytest.raises(UsageError, match="asking needs --questions"):
+        read(Sources(truth=folder / "truth.csv"))
