@@ -85,6 +85,21 @@ def test_both_orders_count_once_and_tell_how_far_they_agree() -> None:
     assert half.figures["n_err"] == 1
 
 
+def test_the_interval_is_that_of_the_ratio() -> None:
+    """No spread where all ratios are equal; else it holds the score, and more answers make it narrower."""
+    alike = [verdict(str(at), (2 * at, at)) for at in range(1, 6)]
+    assert score_pairs(alike).figures["interval_95"] == pytest.approx({"low": 50, "high": 50})
+    few = [verdict(str(at), (8, 2 + at % 5)) for at in range(10)]
+    many = [verdict(str(at), (8, 2 + at % 5)) for at in range(1000)]
+    (low, high), (nearer_low, nearer_high) = (
+        score_pairs(given).figures["interval_95"].values() for given in (few, many)
+    )
+    assert low < nearer_low < 50 < nearer_high < high
+    assert high - low == pytest.approx(10 * (nearer_high - nearer_low), rel=0.1)
+    # a mean of ten draws of sd sqrt(2)/8 = 0.177: 1.96 * 0.177 / sqrt(10) = 0.11 on either side
+    assert high - low == pytest.approx(22, abs=1.5)
+
+
 def test_runs_have_a_mean_and_a_spread() -> None:
     """Means of the runs' own figures, the standard deviation over the runs, counts as sums."""
     runs = [score_pairs([verdict("1", (10, value))]) for value in (5, 7, 9)]

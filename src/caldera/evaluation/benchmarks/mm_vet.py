@@ -17,6 +17,7 @@ from caldera.evaluation.benchmark import Item, Score, check_answers
 from caldera.evaluation.benchmarks.task import Judging, Sources, Task
 from caldera.evaluation.judging.grading import GRADE_PROTOCOLS, GRADES
 from caldera.evaluation.judging.protocols import Case
+from caldera.evaluation.judging.relative import ratio_interval
 from caldera.evaluation.judging.runs import over_runs
 from caldera.evaluation.judging.validity import validity
 from caldera.evaluation.judging.verdicts import Verdict, verdict_on
@@ -120,7 +121,10 @@ def score_grades(verdicts: Sequence[Verdict]) -> Score:
             grades[capability].append(verdict.scores[0])
     unread = {verdict.id: verdict.failure for verdict in verdicts if not verdict.scores}
     overall = fmean(marks.values()) if marks else 0.0
-    figures: dict[str, Any] = {"total": 100 * overall} if marks else {}
+    figures: dict[str, Any] = {}
+    if marks:
+        figures["total"] = 100 * overall
+        figures["interval_95"] = ratio_interval([(1.0, grade) for grade in marks.values()])
     figures["capabilities"] = {
         name: 100 * fmean(grades[name]) for name in CAPABILITIES if grades[name]
     }

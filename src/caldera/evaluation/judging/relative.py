@@ -9,10 +9,15 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from caldera.evaluation.benchmark import Score
 from caldera.evaluation.judging.reading import HIGHEST
 from caldera.evaluation.judging.validity import validity
 from caldera.evaluation.judging.verdicts import Verdict, by_answer
+
+_RESAMPLES = 4000
+"""Draws of a bootstrap; more move its ends by less than is printed."""
 
 
 def score_pairs(verdicts: Sequence[Verdict]) -> Score:
@@ -41,6 +46,8 @@ def score_pairs(verdicts: Sequence[Verdict]) -> Score:
     figures: dict[str, Any] = {group: 100 * share for group, share in shares.items()}
     figures["reference"] = {group: _mean_times_ten(pairs[group], 0) for group in pairs}
     figures["candidate"] = {group: _mean_times_ten(pairs[group], 1) for group in pairs}
+    if pairs:
+        figures["interval_95"] = ratio_interval(pairs["overall"])
     if any(len(given) > 1 for given in gathered.values()):
         figures |= agreement([given for name, given in gathered.items() if name not in unread])
     figures |= validity(len(gathered), unread)
@@ -77,6 +84,20 @@ def agreement(gathered: Sequence[Sequence[Verdict]]) -> dict[str, Any]:
         "first_preferred": 100 * fmean(first) if first else None,
         **{name: outcomes[name] for name in ("win", "tie", "loss")},
     }
+
+
+def ratio_interval(pairs: Sequence[tuple[float, float]], seed: int = 0) -> dict[str, float]:
+    """Return between which percentages 95 % of the ratios of means lie when the answers are drawn again (bootstrap).
+
+    Args:
+        pairs: Scores of the reference and the answer; the interval of a plain mean has 1 for every reference.
+        seed: Of the draws.
+    """
+    reference, candidate = np.asarray(pairs).T  # (answers,) each
+    shares = np.full(len(pairs), 1 / len(pairs))
+    drawn = np.random.default_rng(seed).multinomial(len(pairs), shares, size=_RESAMPLES)
+    low, high = np.percentile(drawn @ candidate / (drawn @ reference), [2.5, 97.5])
+    return {"low": 100 * float(low), "high": 100 * float(high)}
 
 
 def _sign(number: float) -> int:

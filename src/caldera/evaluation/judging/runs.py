@@ -19,6 +19,7 @@ def over_runs(scores: Sequence[Score], headline: str) -> Score:
     figures = _merged([score.figures for score in scores], fmean)
     if len(scores) > 1:
         figures["std"] = _merged([score.figures for score in scores], pstdev)
+        figures["std"].pop("interval_95", None)
         figures["runs"] = [_rounded(score.figures.get(headline)) for score in scores]
     for name, value in scores[0].figures.items():
         if isinstance(value, int) and not isinstance(value, bool):
