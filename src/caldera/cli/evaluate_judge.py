@@ -237,14 +237,16 @@ def _written(value: object) -> str:
 
 
 def _show_ensemble(figures: Mapping[str, Any]) -> None:
-    """Print the accuracy of each model and of both together, by column."""
+    """Print the accuracy of each model and of both together, a line for each column of the paper's table."""
     ways = [name for name in ("first", "second", "complement", "judge") if name in figures]
     columns = [name for name, value in figures["first"].items() if isinstance(value, float)]
-    table = Table("answers", title="ScienceQA, percent right")
-    for name in columns:
-        table.add_column(name, justify="right")
+    table = Table("percent right", title="ScienceQA")
     for way in ways:
-        table.add_row(way, *(f"{figures[way][name]:.2f}" for name in columns))
+        table.add_column(way, justify="right")
+    for name in columns:
+        table.add_row(name, *(f"{figures[way][name]:.2f}" for way in ways))
+    unread = [str(figures[way]["parse_failures"]) for way in ways]
+    table.add_row("without a letter", *unread)
     out.print(table)
     told = f"either right {figures['either_right']:.2f}, the two differ on {figures['differ']}"
     if "asked" in figures:
