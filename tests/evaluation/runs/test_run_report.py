@@ -1,4 +1,4 @@
-"""The report of runs: whatever a model said is text, in a parser's eyes and in a browser's; runs are compared fairly."""
+"""The report of runs: whatever a model said is text to a parser and to a browser; runs are compared fairly."""
 
 import json
 import re
@@ -83,7 +83,7 @@ def test_markup_in_an_answer_is_text(serve: Serve, photos: Path, tmp_path: Path)
 
 @pytest.mark.slow
 def test_a_browser_requests_nothing(serve: Serve, photos: Path, tmp_path: Path) -> None:
-    """H7: Chromium shows the answers and asks the attacker's server nothing, though it does of the same words as HTML."""
+    """H7: Chromium shows the answers and asks the attacker's server nothing, as it does of a page that is naive."""
     browser = shutil.which("chromium")
     if browser is None:
         pytest.skip("no chromium on this machine")
@@ -105,7 +105,7 @@ def test_a_browser_requests_nothing(serve: Serve, photos: Path, tmp_path: Path) 
 
 
 def test_the_report_shows_what_went_wrong(serve: Serve, photos: Path, tmp_path: Path) -> None:
-    """Counts by state, the right answer beside a wrong one, pictures inside, the prompt; a picture that is gone is named."""
+    """Counts by state, the right answer beside a wrong one, pictures inside; a picture that is gone is named."""
     out = run(serve(right), photos, tmp_path / "out")
     text = (out / "report.html").read_text()
     assert "right (11)" in text
@@ -157,7 +157,7 @@ def test_unlike_runs_are_not_compared(serve: Serve, photos: Path, tmp_path: Path
     server = serve(right)
     first = read_run(run(server, photos, tmp_path / "first"))
     fewer = read_run(run(server, photos, tmp_path / "fewer", 10))
-    with pytest.raises(UsageError, match=r"did not answer the same items: 2 are in one only, among them \['q10'"):  # fmt: skip
+    with pytest.raises(UsageError, match=r"the same items: 2 are in one only, among them \['q10'"):
         compare_runs([first, fewer])
     (photos / "1.png").write_bytes((photos / "0.png").read_bytes())
     other = read_run(run(server, photos, tmp_path / "other"))

@@ -2,7 +2,7 @@
 
     {"answers": [{"key": "3fa4...", "id": "7", "text": "yes"}, ...]}
 
-What was answered together stands on one line, so it is there as a whole or, cut off by the end of the process, not at all.
+What was answered together stands on one line: it is there as a whole or, cut off by the end of the process, not at all.
 """
 
 import hashlib
