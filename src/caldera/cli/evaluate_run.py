@@ -87,7 +87,7 @@ def _help(task: Any) -> str:  # noqa: ANN401 - its type is heavy to import
 
 
 def run(
-    task: Annotated[str, typer.Argument(hidden=True)],
+    task: Annotated[str, typer.Argument(hidden=True, metavar="")],
     model: Model,
     data: Annotated[
         Path | None, typer.Option(help="Folder with the official files under their official names.")
