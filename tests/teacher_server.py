@@ -51,7 +51,8 @@ def good(request: dict[str, Any]) -> Answer:
     thing = next((word for word in ("dog", "cat", "cup") if f"red {word}" in shown), "thing")
     if "Describe the scene" in system:
         return completion(f"A red {thing} stands in a kitchen. Number {hash_of(shown)} is near it.")
-    asked = Exchange(f"What is near number {hash_of(shown)}?", f"A red {thing} is near it.")
+    which = " in both" if "Picture B:" in shown else ""
+    asked = Exchange(f"What is near number {hash_of(shown)}{which}?", f"A red {thing} is near it.")
     return completion(unparse([asked]))
 
 

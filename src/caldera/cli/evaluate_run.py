@@ -59,7 +59,7 @@ class Tasks(TyperGroup):
             raise UnknownNameError("task or command", name, [*TASKS, *shown])
         command = copy.copy(self.commands["run"])
         command.help = _help(TASKS[name])
-        return name, command, args
+        return name, command, ["--task", *args]
 
 
 def _help(task: Any) -> str:  # noqa: ANN401 - its type is heavy to import
@@ -87,7 +87,7 @@ def _help(task: Any) -> str:  # noqa: ANN401 - its type is heavy to import
 
 
 def run(
-    task: Annotated[str, typer.Argument(hidden=True, metavar="")],
+    task: Annotated[str, typer.Option(hidden=True)],
     model: Model,
     data: Annotated[
         Path | None, typer.Option(help="Folder with the official files under their official names.")

@@ -109,7 +109,7 @@ def _item(name: str, known: Known) -> Item:
         InputError: They do not say what is right.
     """
     letters = letters_of(known.choices)
-    if known.letter is None or known.letter not in letters:
+    if known.letter not in tuple(letters):
         raise InputError(
             f"question {name} should have one of the letters {letters} as its answer, got {known.letter}"
         )
