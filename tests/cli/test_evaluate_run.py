@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from caldera.cli import main
+from caldera.evaluation.answer_files import read_answers
 from caldera.model.folder import Assistant, save_assistant
 from tests.teacher_server import Answer, Script, TeacherServer, completion, write_coco
 
@@ -105,6 +106,21 @@ def test_runs_are_compared(call: Call, serve: Serve, pope: Path, tmp_path: Path)
     assert "b against a" in report.read_text()
     code, _, fault = call("compare", tmp_path / "a")
     assert (code, "needs two runs or more" in fault) == (2, True)
+
+
+def test_judged_answers_wait_for_the_judge(
+    call: Call, serve: Serve, pope: Path, tmp_path: Path
+) -> None:
+    """A judged task is asked, and its answers are written as the judge reads them, but nothing is scored."""
+    question = {"question_id": 4, "image": "1.jpg", "text": "Tell all of 1?", "category": "conv"}
+    (tmp_path / "q.jsonl").write_text(json.dumps(question))
+    asked = ("--questions", tmp_path / "q.jsonl", "--pictures", pope / "val2014")
+    server = ("--model", serve(says("A dog.")).url, "--served", "m")
+    code, said, fault = call("llava-bench", *server, *asked, "--out", tmp_path / "o")
+    assert code == 0, fault
+    assert "next: caldera evaluate judge llava-bench --answers" in said
+    assert read_answers(tmp_path / "o" / "answers.jsonl") == {"4": "A dog."}
+    assert not (tmp_path / "o" / "results.json").exists()
 
 
 def test_help_of_a_task_says_what_it_is(call: Call) -> None:

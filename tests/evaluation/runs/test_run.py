@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from caldera.errors import EvaluationError, InputError
+from caldera.errors import EvaluationError, InputError, TeacherError
 from caldera.evaluation.answering.answerer import Asking
 from caldera.evaluation.answering.endpoint_answerer import EndpointAnswerer, Server
 from caldera.evaluation.answering.engine_answerer import open_engine
@@ -205,7 +205,7 @@ def test_numbers_come_with_what_they_depend_on(serve: Serve, photos: Path, tmp_p
     assert len(told["data"]["digest"]) == 64
     assert told["libraries"]["torch"] == torch.__version__
     assert told["model"]["model"] == f"m at {server.url}"
-    assert told["model"]["model as the server names it"] == "little-teacher-0613"
+    assert told["answered by"] == "little-teacher-0613"
     assert "what is there in picture 0?" in told["first prompt"]
     samples = read_samples(tmp_path / "out" / "answers.jsonl")
     assert [sample.id for sample in samples] == [f"q{at}" for at in range(COUNT)]
@@ -241,6 +241,30 @@ def test_failed_items_are_in_no_number_and_are_asked_again(
     assert server.count == before + 1
     assert mended["valid"]
     assert mended["overall"]["n"] == COUNT
+
+
+def test_a_server_that_broke_off_is_asked_for_the_rest(
+    serve: Serve, photos: Path, tmp_path: Path
+) -> None:
+    """H1: what it answered is not asked again, and the files are those of a run without a break."""
+    locked = False
+
+    def script(request: dict[str, Any], count: int) -> teacher_server.Answer:
+        if locked and count >= COUNT + 9:
+            return teacher_server.Answer({"error": {}}, status=401)
+        return right(request, count)
+
+    server = serve(script)
+    ask(server, photos, tmp_path / "whole")
+    locked = True
+    with pytest.raises(TeacherError, match="does not take the key"):
+        ask(server, photos, tmp_path / "broken", concurrency=1)
+    locked, before = False, server.count
+    ask(server, photos, tmp_path / "broken")
+    assert server.count == before + COUNT - 9
+    for name in ("results.json", "answers.jsonl"):
+        whole = (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / "broken" / name).read_bytes() == whole
 
 
 def test_a_run_without_one_answer_has_no_score(serve: Serve, photos: Path, tmp_path: Path) -> None:

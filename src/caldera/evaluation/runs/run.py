@@ -63,6 +63,7 @@ def evaluate(
         results["pictures"] = str(folder.resolve())
         results["provenance"] = {
             **provenance(answerer, benchmark.items, asked.pictures, about, longest),
+            "answered by": ", ".join(sorted({one.by for one in answers.values() if one.by})),
             "first prompt": next(iter(asked.prompts.values()), ""),
         }
         samples = samples_of(benchmark.items, asked.prompts, answers, score)
