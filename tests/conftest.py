@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from PIL import Image
-from pytest_socket import disable_socket
+from pytest_socket import disable_socket, enable_socket, socket_allow_hosts
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     CLIPImageProcessorPil,
@@ -27,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 from caldera.model.assemble import assemble
 from caldera.model.folder import Assistant
 from caldera.progress import Progress, Silent, Tick
+from tests.teacher_server import Script, TeacherServer
 
 THIRD_PARTY = Path(
     os.environ.get("CALDERA_THIRD_PARTY", Path(__file__).parents[2] / "shared" / "data")
@@ -48,6 +49,27 @@ def pytest_configure() -> None:
 def _no_network() -> None:
     """Refuse every connection but to this machine."""
     disable_socket(allow_unix_socket=True)
+
+
+@pytest.fixture
+def loopback(_no_network: None) -> None:
+    """Let a test reach this machine, and no other."""
+    enable_socket()
+    socket_allow_hosts(["127.0.0.1"], allow_unix_socket=True)
+
+
+@pytest.fixture
+def serve(loopback: None) -> Iterator[Callable[[Script], TeacherServer]]:
+    """Start servers that are closed when the test ends."""
+    started: list[TeacherServer] = []
+
+    def starting(script: Script, *, keep: bool = True) -> TeacherServer:
+        started.append(TeacherServer(script, keep=keep))
+        return started[-1]
+
+    yield starting
+    for server in started:
+        server.close()
 
 
 @pytest.fixture

@@ -51,7 +51,8 @@ def good(request: dict[str, Any]) -> Answer:
     thing = next((word for word in ("dog", "cat", "cup") if f"red {word}" in shown), "thing")
     if "Describe the scene" in system:
         return completion(f"A red {thing} stands in a kitchen. Number {hash_of(shown)} is near it.")
-    asked = Exchange(f"What is near number {hash_of(shown)}?", f"A red {thing} is near it.")
+    which = " in both" if "Picture B:" in shown else ""
+    asked = Exchange(f"What is near number {hash_of(shown)}{which}?", f"A red {thing} is near it.")
     return completion(unparse([asked]))
 
 
@@ -125,15 +126,16 @@ class TeacherServer:
     async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Answer one request; tell whether the connection stays open."""
         head = await reader.readuntil(b"\r\n\r\n")
-        length = next(
+        lengths = [
             int(line.split(b":")[1])
             for line in head.split(b"\r\n")
             if line.lower().startswith(b"content-length")
-        )
+        ]
+        length = lengths[0] if lengths else 0  # a question what is served has no body
         body = await reader.readexactly(length)
         if self._keep:
             self.requests.append(head + body)
-        answer = self.script(json.loads(body), self.count)
+        answer = self.script(json.loads(body or b"{}"), self.count)
         self.count += 1
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)

@@ -18,6 +18,7 @@ LETTERS = [
     ("LECTURE: A is first.\n###\nANSWER: C.", "C"),
     ("The answer is B. So the answer is B.", "B"), ("A dog", "B"), ("a dog.", "B"), ("Both", "C"), ("\uff22", "B"),
     ("\u24b7", "B"), ("The answer is not A, the answer is B.", "B"),
+    ("答案是B。", "B"), ("选B", "B"), ("B。", "B"), ("答案不是B", None), ("不选B", None),
     ("A and B", None), ("A or B", None), ("A, B", None), ("A/B", None), ("A. or B.", None), ("A. B.", None),
     ("(A) and (B)", None), ("The answer is A and B.", None), ("The answer is A or B", None),
     ("The answer is A, B.", None),

@@ -55,10 +55,10 @@ def import_vqa(path: Path, skips: Skips, options: ImportOptions) -> Imported:
         InputError: A file is missing or of another form, or a question is bad and may not be left out.
     """
     questions_path, answers_path = _files(path, options)
-    header, questions = _entries(questions_path, "questions")
+    header, questions = entries(questions_path, "questions")
     annotations = {
         entry.get("question_id"): (f"{answers_path}: annotations.{index}", entry)
-        for index, entry in enumerate(_entries(answers_path, "annotations")[1])
+        for index, entry in enumerate(entries(answers_path, "annotations")[1])
         if isinstance(entry, dict)
     }
     subtype = str(header.get("data_subtype", options.split or ""))
@@ -68,9 +68,9 @@ def import_vqa(path: Path, skips: Skips, options: ImportOptions) -> Imported:
     for index, entry in enumerate(questions):
         where = f"{questions_path}: questions.{index}"
         try:
-            question = _checked(_Question, entry, where)
+            question = checked(_Question, entry, where)
             answer = _answer(question, annotations.get(question.question_id), where)
-            picture = folder.path(*_names(question.image_id, subtype))
+            picture = folder.path(*picture_names(question.image_id, subtype))
         except InputError as fault:
             skips.take(where, fault)
         else:
@@ -113,7 +113,7 @@ def _files(path: Path, options: ImportOptions) -> tuple[Path, Path]:
     return path, answers[0]
 
 
-def _entries(path: Path, field: str) -> tuple[dict[str, Any], list[Any]]:
+def entries(path: Path, field: str) -> tuple[dict[str, Any], list[Any]]:
     """Read one of the two files: what stands around its list, and the list.
 
     Raises:
@@ -125,15 +125,15 @@ def _entries(path: Path, field: str) -> tuple[dict[str, Any], list[Any]]:
         raise AnnotationError(f"cannot read {path}: {error.strerror}; check the path") from error
     except (ValueError, RecursionError) as error:
         raise AnnotationError(f"{path} is broken JSON: {error}") from error
-    entries = content.get(field) if isinstance(content, dict) else None
-    if not isinstance(entries, list) or not entries:
+    found = content.get(field) if isinstance(content, dict) else None
+    if not isinstance(found, list) or not found:
         raise AnnotationError(
             f"{path} has no list {field!r} with something in it; give VQA v2's file of {field}"
         )
-    return content, entries
+    return content, found
 
 
-def _checked(form: type[Any], entry: object, where: str) -> Any:  # noqa: ANN401 - of the form
+def checked(form: type[Any], entry: object, where: str) -> Any:  # noqa: ANN401 - of the form
     """Return an entry in its form.
 
     Raises:
@@ -155,7 +155,7 @@ def _pictures(beside: Path, subtype: str, options: ImportOptions) -> Path:
     return next((one for one in candidates if subtype and one.is_dir()), beside)
 
 
-def _names(image_id: int, subtype: str) -> tuple[str, str]:
+def picture_names(image_id: int, subtype: str) -> tuple[str, str]:
     """Return what a picture is called in COCO of 2014, and in COCO of 2017, which LLaVA used."""
     return f"COCO_{subtype}_{image_id:012d}.jpg", f"{image_id:012d}.jpg"
 
@@ -173,7 +173,7 @@ def _answer(question: _Question, found: tuple[str, Any] | None, where: str) -> s
             f"{where}: question {question.question_id} has no annotation; remove it or give the answers of its split"
         )
     place, entry = found
-    annotation = _checked(_Annotation, entry, place)
+    annotation = checked(_Annotation, entry, place)
     if annotation.image_id != question.image_id:
         raise AnnotationError(
             f"{place}: image_id is {annotation.image_id}, but {question.image_id} in question {question.question_id}; "

@@ -14,10 +14,10 @@ from typing import Any
 from caldera.errors import InputError
 from caldera.evaluation.official_files import listed, read_json, read_records, read_rows
 
-ID_NAMES = ("question_id", "questionId", "id", "index", "pid")
+ID_NAMES = ("question_id", "questionId", "id", "index", "pid", "image_id", "image")
 """What the id is called, the first that is there."""
 
-TEXT_NAMES = ("text", "answer", "prediction", "response", "output")
+TEXT_NAMES = ("text", "answer", "prediction", "response", "output", "caption")
 """What the answer is called; LLaVA's `text` goes before all others."""
 
 PROMPT_NAMES = ("prompt", "question")

@@ -51,6 +51,9 @@ class Score:
     unread: dict[str, str] = field(default_factory=dict)
     """Items whose answer could not be read as what was asked for, with the reason; they are never scored in silence."""
 
+    extracted: dict[str, str] = field(default_factory=dict)
+    """What was read out of an item's answer and compared, where that is not the answer itself, such as a letter."""
+
 
 class Benchmark(Protocol):
     """A set of items and its way of scoring."""

@@ -1,7 +1,7 @@
 """An answer to a multiple-choice question in, the letter it chooses out, or None where it chooses none or several.
 
 `read_choice` is strict: a letter counts where it stands alone, leads the answer with a mark behind it, or is what
-"answer is" is said of. "A and B", "The answer is not A" and "A dog runs" choose nothing.
+"answer is" is said of, in English or Chinese. "A and B", "The answer is not A" and "A dog runs" choose nothing.
 """
 
 import re
@@ -11,14 +11,14 @@ from collections.abc import Sequence
 LETTERS = "ABCDEFGHIJ"
 """Names of the choices."""
 
-_OPEN, _SHUT = r"[\s(\[\"'*`]*", r"[\s)\]\"'*`.:,]*"
+_OPEN, _SHUT = r"[\s(\[\"'*`]*", r"[\s)\]\"'*`.:,。]*"
 """What may stand around a letter: brackets, quotation marks, and the stars of bold type."""
 
 _ALONE = re.compile(rf"{_OPEN}(?:(?:option|choice) )?([A-Ja-j]){_SHUT}", re.IGNORECASE)
 _LEADS = re.compile(r"[(\[\"'*`]*([A-J])[\"'*`]*[)\].:]+[\"'*`]*(?:\s+(?P<rest>\S.*)|$)", re.DOTALL)
 _STATED = re.compile(
-    rf"(?i:\banswer)(?i:\s+is\b|\s*:){_OPEN}(?i:(?:option|choice)\s+)?{_OPEN}([A-J])"
-    r"(?=[)\]\"'*`.,;:]|\s*$|\s*\n|\s+(?:because|since|as|and|or|but)\b)(?P<rest>.*)",
+    rf"(?:(?i:\banswer)(?i:\s+is\b|\s*:)|答案(?:是|为|:)|(?<!不)选(?:择|项)?){_OPEN}(?i:(?:option|choice)\s+)?{_OPEN}([A-J])"
+    r"(?=[)\]\"'*`.,;:。]|\s*$|\s*\n|\s+(?:because|since|as|and|or|but)\b)(?P<rest>.*)",
     re.DOTALL,
 )
 _ANOTHER = re.compile(

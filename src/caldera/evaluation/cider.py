@@ -6,10 +6,11 @@ a difference in length. The usual factor of ten makes scores lie between 0 and 1
 """
 
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from caldera.evaluation.caption_words import words_of
 
 _MAX_N = 4
 _SIGMA = 6.0
@@ -18,11 +19,6 @@ _SIGMA = 6.0
 _SCALE = 10.0
 
 Gram = tuple[str, ...]
-
-
-def words_of(text: str) -> list[str]:
-    """Split a caption into words in lower case, without punctuation."""
-    return re.findall(r"[\w']+", text.lower())
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +45,24 @@ def cider_d(candidates: Mapping[str, str], references: Mapping[str, Sequence[str
         candidates: A caption for each picture, by its id.
         references: What people wrote about each picture; rarity of n-grams is counted over these.
     """
+    scores = cider_d_of_each(candidates, references)
+    return sum(scores.values()) / len(scores)
+
+
+def cider_d_of_each(
+    candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]
+) -> dict[str, float]:
+    """Return CIDEr-D by picture id; the arguments are those of `cider_d`."""
     spread: Counter[Gram] = Counter()
     for texts in references.values():
         spread.update({gram for text in texts for gram in _grams(text)})
-    scores = [
-        _against(_vector(candidates[name], spread, len(references)),
-                 [_vector(text, spread, len(references)) for text in texts])
+    return {
+        name: _against(
+            _vector(candidates[name], spread, len(references)),
+            [_vector(text, spread, len(references)) for text in texts],
+        )
         for name, texts in references.items()
-    ]  # fmt: skip
-    return sum(scores) / len(scores)
+    }
 
 
 def _vector(text: str, spread: Counter[Gram], pictures: int) -> _Vector:

@@ -49,10 +49,14 @@ class ExactMatch:
         by_kind: dict[str, list[bool]] = defaultdict(list)
         for item in self.items:
             by_kind[item.kind].append(right[item.id])
+        overall = sum(right.values()) / len(right)
         return Score(
-            sum(right.values()) / len(right),
+            overall,
             {kind: sum(marks) / len(marks) for kind, marks in by_kind.items()},
             {kind: len(marks) for kind, marks in by_kind.items()},
+            figures={"accuracy": round(100 * overall, 2)},
+            marks={name: float(mark) for name, mark in right.items()},
+            extracted={item.id: normalised(answers[item.id]) for item in self.items},
         )
 
 

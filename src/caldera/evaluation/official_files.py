@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -166,3 +167,13 @@ def need(record: dict[str, Any], names: Iterable[str], where: str) -> None:
     if missing := [name for name in names if name not in record]:
         there = ", ".join(map(str, record))
         raise InputError(f"{where} has no {', '.join(missing)}; it has {there}")
+
+
+def each_once(names: Iterable[str], path: Path) -> None:
+    """Check that no question of a file is there twice.
+
+    Raises:
+        InputError: Some are; the message lists them.
+    """
+    if double := [name for name, times in Counter(names).items() if times > 1]:
+        raise InputError(f"{path} has questions more than once: {listed(double)}; keep one of each")

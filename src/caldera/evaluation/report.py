@@ -1,21 +1,13 @@
-"""Scores, curves and pictures in, one HTML file out that needs nothing else to be read.
-
-Everything a model said is escaped, pictures are inside the file, and its content policy forbids scripts and requests.
-"""
+"""A demo's scores, curves and pictures in, one HTML file out that needs nothing else to be read."""
 
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
-
-from caldera.batches.pictures import open_picture
+from caldera.evaluation.page import inline_picture, render_page
 from caldera.storage import write_whole
-
-_THUMBNAIL = 224
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,25 +79,15 @@ def write_report(file: Path, report: Report) -> None:
         PictureError: A picture of the gallery cannot be read.
         OutputError: The file cannot be written.
     """
-    template = (files("caldera.evaluation") / "report.html").read_text("utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    page = environment.from_string(template).render(
+    page = render_page(
+        "demo.html",
         report=report,
         kinds=[kind for kind in report.counts if kind != "overall"],
-        inline=_inline,
+        inline=inline_picture,
         plot=_plot,
         total=sum(report.seconds.values()),
     )
     write_whole(file, page)
-
-
-def _inline(path: Path) -> str:
-    """Return a picture as a data URL, no larger than the gallery shows it."""
-    picture = open_picture(path)
-    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    buffer = BytesIO()
-    picture.save(buffer, "JPEG", quality=88)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _plot(curve: Curve) -> str:

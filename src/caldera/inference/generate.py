@@ -13,10 +13,11 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from caldera.batches.anyres import Layout
+from caldera.batches.inspection import stretches
 from caldera.batches.labels import encode
 from caldera.batches.picture_sources import PictureSource
 from caldera.batches.templates import find_template
-from caldera.conversation import Conversation
+from caldera.conversation import IMAGE_MARK, Conversation
 from caldera.errors import UsageError
 from caldera.inference.sampling import Sampling, choose
 from caldera.model.folder import Assistant, end_ids
@@ -56,6 +57,13 @@ class Generator:
         counts = assistant.image_tokens(layouts)
         encoded = encoded.with_image_tokens(counts, assistant.model.image_token_id)
         return Prompt(encoded.ids, paths, layouts)
+
+    def written(self, conversation: Conversation) -> str:
+        """Spell a prompt as the model gets it, with `<image>` where a picture stands."""
+        tokenizer = self._assistant.tokenizer
+        encoded = encode(self._template.render(conversation), tokenizer)
+        pieces = stretches(encoded, tokenizer, [1] * len(encoded.picture_paths))
+        return "".join(IMAGE_MARK if piece.look == "picture" else piece.text for piece in pieces)
 
     @torch.inference_mode()
     def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
@@ -112,11 +120,11 @@ class Generator:
 
     def _tokens(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[list[int | None]]:
         """Yield the next token of each prompt, None for those that have ended, until all have."""
-        self._check_fit(prompts, sampling)
+        self.check_fit(prompts, sampling)
         model = self._assistant.model
         device = model.projector.layers[0].weight.device
         generator = torch.Generator(device=device).manual_seed(sampling.seed)
-        ids, mask = _left_padded(prompts, self._assistant.tokenizer.pad_token_id)
+        ids, mask = left_padded(prompts, self._assistant.tokenizer.pad_token_id)
         ids, mask = ids.to(device), mask.to(device)
         pictures = self._pictures([path for prompt in prompts for path in prompt.pictures])
         layouts = [layout for prompt in prompts for layout in prompt.layouts]
@@ -148,7 +156,7 @@ class Generator:
             mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=-1)
             positions = positions[:, -1:] + 1
 
-    def _check_fit(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+    def check_fit(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
         """Refuse what the model has no room for.
 
         Raises:
@@ -189,7 +197,7 @@ def _unused_ids(assistant: Assistant, stops: set[int]) -> list[int]:
     return [*special, *range(len(tokenizer), rows)]
 
 
-def _left_padded(prompts: Sequence[Prompt], padding_id: int) -> tuple[Tensor, Tensor]:
+def left_padded(prompts: Sequence[Prompt], padding_id: int) -> tuple[Tensor, Tensor]:
     """Return ids and mask, both (rows, tokens), padded on the left."""
     width = max(len(prompt.ids) for prompt in prompts)
     ids = torch.full((len(prompts), width), padding_id)

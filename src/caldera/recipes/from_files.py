@@ -3,23 +3,25 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TypeVar, get_args
 
 from caldera.annotations.coco import read_coco
-from caldera.batches.picture_sources import Pixels
 from caldera.batches.pictures import ASPECTS, Aspect
 from caldera.conversation import read_conversations
 from caldera.errors import UnknownNameError, UsageError
-from caldera.evaluation.ask import ask
+from caldera.evaluation.answering.answerer import Asking
+from caldera.evaluation.answering.endpoint_answerer import Server
 from caldera.evaluation.exact_match import questions_about
-from caldera.inference.generate import Generator
+from caldera.evaluation.runs.provenance import About
+from caldera.evaluation.runs.run import evaluate
+from caldera.evaluation.runs.scoring import Numbers
+from caldera.evaluation.runs.task_run import open_answerer
 from caldera.model.adapter import merge_adapter
 from caldera.model.assemble import assemble
 from caldera.model.folder import Assistant, load_assistant, save_assistant
 from caldera.model.vision import Select
 from caldera.recipes.towers import find_tower
 from caldera.skips import Skips
-from caldera.storage import write_json
 from caldera.training.devices import Means
 from caldera.training.loop import Outcome
 from caldera.training.run import DataSet, StageJob
@@ -162,37 +164,31 @@ class CocoQuestions:
 
 
 def evaluate_on_coco(
-    model: Path, questions: CocoQuestions, *, means: Means, out: Path | None
-) -> dict[str, Any]:
-    """Ask a model folder questions written from a COCO folder, and return its accuracy by kind.
+    model: str, questions: CocoQuestions, *, out: Path, asking: Asking, server: Server, means: Means
+) -> Numbers:
+    """Ask a model folder or a server questions written from a COCO folder; see `evaluate` for what is written.
 
     Raises:
         CalderaError: Model or annotations cannot be read, or the result cannot be written.
     """
-    assistant = load_assistant(model)
-    assistant.model.to(means.compute.device)
     benchmark = questions_about(
         read_coco(questions.folder, Skips(questions.max_bad), questions.split),
-        name=str(questions.folder),
+        name="coco",
         per_picture=questions.per_picture,
         context_per_picture=questions.context_per_picture,
         seed=questions.seed,
         beside=questions.folder,
     )
-    with means.compute.autocast():
-        answers = ask(
-            Generator(assistant, Pixels(assistant.processor)),
-            benchmark.items,
-            folder=questions.folder,
-            max_new_tokens=benchmark.max_new_tokens,
-            progress=means.progress,
-            name="asking",
-        )
-    score = benchmark.score(answers)
-    result = {
-        "accuracy": {"overall": score.overall, **score.by_kind},
-        "questions": {"overall": len(benchmark.items), **score.counts},
-    }
-    if out:
-        write_json(out, {**result, "answers": answers})
-    return result
+    about = About(
+        title=f"Questions written from {questions.folder}",
+        measures="What annotations answer beyond doubt, asked in words and scored by exact match.",
+    )
+    return evaluate(
+        benchmark,
+        open_answerer(model, asking, server, means.compute),
+        folder=questions.folder,
+        out=out,
+        about=about,
+        max_new_tokens=asking.max_new_tokens,
+        progress=means.progress,
+    )

@@ -116,7 +116,13 @@ def test_ctrl_c_ends_a_run_in_one_line_and_it_goes_on(
     tmp_path: Path, serve: Serve, coco: Callable[[int], Path]
 ) -> None:
     """Exit code 130, no traceback; a second start at the same time is refused, a later one finishes."""
-    server = serve(lambda request, _: Answer(good(request).body, delay=0.1))
+    stopped: list[bool] = []
+
+    def script(request: dict[str, Any], number: int) -> Answer:
+        late = number >= 40 and not stopped  # so that the first start cannot end by itself
+        return Answer(good(request).body, delay=60.0 if late else 0.05)
+
+    server = serve(script)
     folder, out = coco(120), tmp_path / "data.json"
     options = ("--kinds", "reasoning", "--set", "concurrency=4")
     process = command(folder, out, server.url, *options)
@@ -128,6 +134,7 @@ def test_ctrl_c_ends_a_run_in_one_line_and_it_goes_on(
     assert f"is in use by process {process.pid}" in told
     process.send_signal(signal.SIGINT)
     _, told = process.communicate(timeout=60)
+    stopped.append(True)
     assert process.returncode == 130, told
     assert "stopped; what was finished is kept" in told
     assert "Traceback" not in told

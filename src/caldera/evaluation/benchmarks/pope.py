@@ -110,7 +110,7 @@ def read(sources: Sources) -> Pope:
         UsageError: No file with labels was given.
         InputError: A file is missing or broken, or LLaVA's question file has other questions than the labels.
     """
-    return Pope(tuple(_item(one) for one in _questions(sources)))
+    return Pope(tuple(_item(one) for one in _questions(sources)[0]))
 
 
 def _item(one: _Question) -> Item:
@@ -119,18 +119,24 @@ def _item(one: _Question) -> Item:
     return Item(one.id, one.split, "is there", asked, (one.label,))
 
 
-def _questions(sources: Sources) -> list[_Question]:
-    """Return the questions with labels, under the ids of LLaVA's question file where there is one."""
+def _questions(sources: Sources) -> tuple[list[_Question], set[str]]:
+    """Return the questions with labels, under the ids of LLaVA's question file where there is one.
+
+    Beside them, the ids that are LLaVA's for questions of splits that no labels were given for.
+    """
     given = [path for path in (sources.truth, sources.questions) if path is not None]
     files = {path: _read(path) for path in given}
     labelled = next((path for path, lines in files.items() if all(one.label for one in lines)), None)  # fmt: skip
     if labelled is None:
         raise UsageError("this task needs --truth, POPE's coco_pope_SPLIT.json or a folder of them")
     lines = files.pop(labelled)
+    others: set[str] = set()
     for path, asked in files.items():
-        if path != labelled and not any(one.label for one in asked):
+        if not any(one.label for one in asked):
+            splits = {one.split for one in lines}
+            others = {one.id for one in asked if one.split not in splits}
             lines = _under_other_ids(lines, asked, path)
-    return _with_ids_apart(lines)
+    return _with_ids_apart(lines), others
 
 
 def _read(path: Path) -> list[_Question]:
@@ -209,7 +215,7 @@ def score_files(sources: Sources, answers: Path) -> Score:
         UsageError: No file with labels was given.
         InputError: A file is missing or broken, or answers and questions do not belong together.
     """
-    questions = _questions(sources)
+    questions, others = _questions(sources)
     texts: dict[str, str] = {}
     if answers.is_dir():
         by_split: dict[str, list[Answer]] = defaultdict(list)
@@ -222,7 +228,12 @@ def score_files(sources: Sources, answers: Path) -> Score:
             texts |= _texts(given, wanted, answers)
     else:
         texts = _texts(read_answer_list(answers), questions, answers)
-    return Pope(tuple(map(_item, questions))).score(texts)
+    kept = {name: text for name, text in texts.items() if name not in others}
+    score = Pope(tuple(map(_item, questions))).score(kept)
+    if len(kept) == len(texts):
+        return score
+    left = {"answers_to_splits_without_labels": len(texts) - len(kept)}
+    return replace(score, figures=score.figures | left)
 
 
 def _texts(answers: Sequence[Answer], questions: Sequence[_Question], path: Path) -> dict[str, str]:
@@ -266,6 +277,7 @@ POPE = Task(
     chance={"accuracy": 50.0, "f1": 50.0},
     headline="f1",
     files="--truth coco_pope_SPLIT.json or their folder; --questions LLaVA's question file where ids are LLaVA's",
+    layout=Sources(truth=Path("coco"), pictures=Path("val2014")),
     read=read,
     score_files=score_files,
 )

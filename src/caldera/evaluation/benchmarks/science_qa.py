@@ -109,7 +109,7 @@ def _item(name: str, known: Known) -> Item:
         InputError: They do not say what is right.
     """
     letters = letters_of(known.choices)
-    if known.letter is None or known.letter not in letters:
+    if known.letter not in tuple(letters):
         raise InputError(
             f"question {name} should have one of the letters {letters} as its answer, got {known.letter}"
         )
@@ -223,6 +223,7 @@ SCIENCE_QA = Task(
     chance={"accuracy": 39.83, "IMG": 40.08},
     headline="accuracy",
     files="--questions or --truth: problems.json (+ pid_splits.json), test_answers.csv or llava_test_CQM-A.json",
+    layout=Sources(questions=Path("problems.json"), pictures=Path("images")),
     read=read,
     score_files=score_files,
 )

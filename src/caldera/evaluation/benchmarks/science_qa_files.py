@@ -4,7 +4,6 @@ The letters are in problems.json (with pid_splits.json for the split), in test_a
 LLaVA-1.5's question file; any of them may be given, several together have to agree.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from caldera.conversation import Conversation, Picture, Turn, from_record
 from caldera.datasets.science_qa import LETTERS, SENTENCE, Problem, parse_form
 from caldera.errors import InputError, UnknownNameError, UsageError
 from caldera.evaluation.benchmarks.task import Sources
-from caldera.evaluation.official_files import listed, need, read_json, read_rows
+from caldera.evaluation.official_files import each_once, listed, need, read_json, read_rows
 
 _SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
 """Subjects, by the names that tables of results have for them."""
@@ -141,9 +140,7 @@ def _each_once(told: list[tuple[str, Known]], path: Path) -> dict[str, Known]:
     Raises:
         InputError: A question is there twice.
     """
-    met = Counter(name for name, _ in told)
-    if double := [name for name, times in met.items() if times > 1]:
-        raise InputError(f"{path} has questions more than once: {listed(double)}; keep one of each")
+    each_once((name for name, _ in told), path)
     return dict(told)
 
 
@@ -184,7 +181,7 @@ def _asked(record: object, where: str) -> tuple[str, Known]:
         if not starts:
             break
         choices.append(lines[starts[-1]].removeprefix(f"{letter}. "))
-    if answered not in LETTERS[: len(choices)]:
+    if answered not in tuple(LETTERS[: len(choices)]):
         raise InputError(
             f"{where}: the right answer should be one of the {len(choices)} letters, got {answered!r}"
         )

@@ -107,6 +107,9 @@ class Task:
     score_files: Callable[[Sources, Path], Score]
     """Scores an official answer file, or a folder of them, without a model."""
 
+    layout: Sources = Sources()
+    """Where its official files lie below one folder, under their official names, for `--data`."""
+
     judging: Judging | None = None
     """How a judge reads the answers, where one has to; `read` then gives a benchmark that scores a judge's replies."""
 

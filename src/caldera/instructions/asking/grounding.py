@@ -2,8 +2,7 @@
 
 What annotations leave open is not held against a teacher: a thing counts as absent only if it has no box and no caption
 hints at it under any name; a number is wrong only against boxes that can be counted, and if no caption says it; words
-after 'no', 'not', 'if', 'could' and their like assert nothing. Objects and numbers are judged in English text only;
-leaks, refusals and cut answers in English and Chinese.
+after 'no', 'not', 'if', 'could' and their like assert nothing. Judged in English text only.
 """
 
 import re
@@ -15,37 +14,14 @@ from caldera.english import number, plural
 from caldera.instructions.asking.parsing import ReplyRefusal
 from caldera.instructions.facts import Facts, facts_of
 from caldera.instructions.knowledge import OTHER_NAMES
-from caldera.instructions.teacher import Exchange, Kind
+from caldera.instructions.teacher import Exchange
 
-_SOURCE = re.compile(
-    r"\b(?:captions?|bounding box(?:es)?|annotations?|coordinates?)\b"
-    r"|\b(?:the|these|your|given|provided|five) (?:sentences?|descriptions)\b"
-    r"|\b(?:according to|based on|from|in) (?:the|this|your) (?:provided |given )?(?:text|description)\b"
-    r"|说明文字|标注|方框|坐标|根据描述|给出的(?:描述|句子)",
-    re.IGNORECASE,
-)
-_COORDINATES = re.compile(r"\[\s*\d*\.?\d+\s*,|\b[01]?\.\d{2,3}\s*,\s*[01]?\.\d+|\b0\.\d{3}\b")
-_DECLINES = re.compile(
-    r"\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b|\bI(?:'m| am) sorry\b"
-    r"|\b(?:cannot|can't|unable to|not able to) (?:see|view|access|look at) (?:the |this |any |an? )?"
-    r"(?:actual )?(?:image|picture|photo)|作为(?:一个)?(?:人工智能|语言模型)|很抱歉|无法查看",
-    re.IGNORECASE,
-)
-_MARKS = re.compile(r"</?picture>|^\s*===\s*$", re.MULTILINE)
-_ENDS = re.compile(r"""[.!?…。！？:;"'”’)\]*`]\s*\Z""")  # noqa: RUF001 - Chinese signs
-_LISTED = re.compile(r"\A\s*(?:[-*•]|\d+[.)])\s")
 _DOUBT = re.compile(
     r"\b(?:no|not|none|neither|nor|never|without|absent|missing|lack\w*|if|whether|could|may|might|would|should|"
     r"can(?! (?:also )?(?:see|be seen))|perhaps|possibly|probably|likely|suggest\w*|like|such as|instead|rather|"
     r"imagine|example|unless|than|any|else|cannot|seems?|appears?|maybe|other|another)\b|n't\b|\?",
     re.IGNORECASE,
 )
-
-_LONG = 20
-"""Words from which an answer must end as sentences do."""
-
-_SHORTEST = 8
-"""Words that a description has at least (16 characters in Chinese)."""
 
 _NUMBERS = {number(count): count for count in range(2, 13)}
 
@@ -56,77 +32,24 @@ _THERE = (
 
 
 def check_grounding(
-    kind: Kind,
-    exchanges: Sequence[Exchange],
-    images: Sequence[AnnotatedImage],
-    categories: Sequence[str],
+    exchanges: Sequence[Exchange], images: Sequence[AnnotatedImage], categories: Sequence[str]
 ) -> None:
     """Check what was written against what is known.
 
     Args:
-        kind: What was asked for.
         exchanges: Questions and answers.
         images: The pictures they are about; several are only checked for what stands in none of them.
         categories: What the annotators looked for.
 
     Raises:
-        ReplyRefusal: A rule is broken: source, coordinates, marks, declines, too short, cut off, absent object, count.
+        ReplyRefusal: A rule is broken: absent object, denied object, count.
     """
     captions = "\n".join(caption for image in images for caption in image.captions)
-    for each in exchanges:
-        for text in (each.question, each.answer):
-            _check_leaks(text, captions)
-        _check_end(kind, each.answer)
     facts = [facts_of(image, categories) for image in images]
     for each in exchanges:
         _check_objects(each, facts)
         if len(images) == 1:
             _check_counts(each, facts[0], captions)
-
-
-def _check_leaks(text: str, captions: str) -> None:
-    """Check that a text speaks as one who sees.
-
-    Raises:
-        ReplyRefusal: It names its source, gives coordinates, or declines.
-    """
-    found = _SOURCE.search(text)
-    if found and found[0].lower() not in captions.lower():
-        raise ReplyRefusal(
-            "source",
-            f"it says {found[0]!r}",
-            repair=f"You said {found[0]!r}. Write it all again as one who looks at the picture, and do not mention "
-            "captions, sentences, descriptions or boxes.",
-        )
-    if found := _COORDINATES.search(text):
-        raise ReplyRefusal(
-            "coordinates",
-            f"it says {found[0]!r}",
-            repair="You gave coordinates. Write it all again and say in plain words where things are.",
-        )
-    if found := _DECLINES.search(text):
-        raise ReplyRefusal("declines", f"it says {found[0]!r}")
-    if found := _MARKS.search(text):
-        raise ReplyRefusal("marks", f"it says {found[0]!r}")
-
-
-def _check_end(kind: Kind, answer: str) -> None:
-    """Check that an answer is long enough and has an end.
-
-    Raises:
-        ReplyRefusal: It is too short for a description, or breaks off.
-    """
-    words = len(answer.split())
-    wide = sum(ord(char) >= 0x2E80 for char in answer)
-    if kind == "detail" and words < _SHORTEST and wide < 2 * _SHORTEST:
-        raise ReplyRefusal(
-            "too short",
-            f"{words} words",
-            repair="That is too short. Describe the picture in detail.",
-        )
-    last = answer.rstrip().rsplit("\n", 1)[-1]
-    if max(words, wide // 2) >= _LONG and not _ENDS.search(answer) and not _LISTED.match(last):
-        raise ReplyRefusal("breaks off", f"it ends with {answer[-30:]!r}")
 
 
 def _check_objects(exchange: Exchange, facts: Sequence[Facts]) -> None:
@@ -189,6 +112,13 @@ _AFTER = (
 """What may follow a noun that is not half of another: 'a bus near', but not 'a bus stop'."""
 
 
+_PLACED = (
+    r" (?:(?:is|are|can be seen) (?:also )?(?:\w+ing|parked|placed|located|visible|seen|covered|filled|next to|on|"
+    r"behind|beside|near|in the)|stands?|sits?|lies|hangs?|rests?)\b"
+)
+"""How a thing is said to be somewhere in a picture: 'a truck is driving', 'the towel lies'."""
+
+
 @cache
 def _asserted(category: str) -> re.Pattern[str]:
     """Return a pattern that finds a statement that things of a category are there; a teddy bear is not a bear."""
@@ -196,8 +126,9 @@ def _asserted(category: str) -> re.Pattern[str]:
     amount = rf"(?:an?|the|some|several|many|multiple|{'|'.join(_NUMBERS)})"
     longer = "".join(rf"(?!{re.escape(word)} )" for word in _before(category))
     adjective = rf"(?:{longer}[\w-]+ )?" if longer else r"(?:[\w-]+ )?"
+    thing = rf"{amount} {adjective}(?:{names})(?![\w-])"
     return re.compile(
-        rf"\b{_THERE} (?:also )?{amount} {adjective}(?:{names})(?![\w-]){_AFTER}", re.IGNORECASE
+        rf"\b{_THERE} (?:also )?{thing}{_AFTER}|(?:\A|\band )\W*{thing}{_PLACED}", re.IGNORECASE
     )
 
 

@@ -36,7 +36,7 @@ class Patience:
                 await self._wait_after(trouble, tried + limited, rng)
 
     async def _wait_after(self, trouble: Trouble, times: int, rng: random.Random) -> None:
-        """Wait before a retry: twice as long each time, at least as long as the endpoint asks, and hold all others back."""
+        """Wait before a retry: twice as long each time, at least as long as the endpoint asks, as all others do."""
         sending = self._sending
         own = sending.first_wait * 2.0 ** min(times - 1, 20) * rng.uniform(1.0, 1.5)
         if trouble.wait:

@@ -12,10 +12,9 @@ from caldera.annotations.annotated_image import AnnotationSet
 from caldera.conversation import write_conversations
 from caldera.errors import InputError, TeacherError, UsageError
 from caldera.instructions.asking.budget import Budget, Price, about_tokens, most_tokens
-from caldera.instructions.asking.checking import read_reply
-from caldera.instructions.asking.endpoint import Endpoint, Reply, Sending
+from caldera.instructions.asking.checking import Rules
+from caldera.instructions.asking.endpoint import Endpoint, Sending
 from caldera.instructions.asking.gathering import Gathered, gather, write_lists
-from caldera.instructions.asking.grounding import check_grounding
 from caldera.instructions.asking.identity import claim, digest, identity_of
 from caldera.instructions.asking.journal import Journal
 from caldera.instructions.asking.openai_endpoint import OPENAI, OpenAIEndpoint
@@ -202,7 +201,7 @@ def teach(
             means = Means(
                 endpoint=endpoint,
                 request=_requester(prompts),
-                check=_checker(annotations),
+                check=Rules(annotations, prompts),
                 journal=journal,
                 budget=_budget(order, journal),
                 sending=order.sending,
@@ -258,16 +257,6 @@ def _requester(prompts: Mapping[Kind, Prompt]) -> Callable[[Dialogue], Request]:
         return Request(prompt.messages(dialogue.kind, dialogue.images), prompt.digest)
 
     return request
-
-
-def _checker(annotations: AnnotationSet) -> Callable[[Dialogue, Reply], None]:
-    """Return what judges replies by these annotations; the question of a description is drawn later."""
-
-    def check(dialogue: Dialogue, reply: Reply) -> None:
-        exchanges = read_reply(dialogue.kind, reply, lambda: "?")
-        check_grounding(dialogue.kind, exchanges, dialogue.images, annotations.categories)
-
-    return check
 
 
 def _check_price(order: Teaching) -> None:

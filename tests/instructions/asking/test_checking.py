@@ -1,23 +1,41 @@
-"""Grounding: what the annotations contradict is refused by rule; what they leave open is left alone."""
+"""The rules: what is no whole text of one who looks, or what annotations contradict, is refused; all else is kept."""
 
 import json
+import random
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from caldera.annotations.annotated_image import AnnotatedImage, Instance
+from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, Instance
 from caldera.annotations.coco import read_coco
 from caldera.boxes import Box
+from caldera.instructions.asking.checking import Rules
 from caldera.instructions.asking.duplicates import Duplicates
+from caldera.instructions.asking.endpoint import Reply
 from caldera.instructions.asking.grounding import check_grounding
-from caldera.instructions.asking.parsing import ReplyRefusal
+from caldera.instructions.asking.parsing import ReplyRefusal, unparse
+from caldera.instructions.asking.prompts import Prompt, read_prompts
 from caldera.instructions.teacher import Exchange, Kind
+from caldera.instructions.writing import Dialogue
 from caldera.skips import Skips
 
 CATEGORIES = ("dog", "cat", "person", "bus", "bear", "teddy bear", "hot dog", "umbrella", "car")
 KINDS: dict[str, Kind] = {"conv": "conversation", "detail": "detail", "complex": "reasoning"}
+EXAMPLE = "A long red train stands at the platform of a small station and waits."
+PROMPTS: dict[Kind, Prompt] = {
+    kind: Prompt(
+        "Look.",
+        (
+            (
+                EXAMPLE,
+                "A guard in a dark coat looks along it, his whistle ready, and nobody gets on.",
+            ),
+        ),
+    )
+    for kind in ("conversation", "detail", "reasoning", "context")
+}
 
 
 def park() -> AnnotatedImage:
@@ -38,8 +56,22 @@ def judge(
     images: Sequence[AnnotatedImage] = (),
 ) -> str:  # fmt: skip
     """Return the rule that an answer breaks, or nothing."""
+    shown = tuple(images) or (park(),)
+    return judge_all(kind, [Exchange(question, answer)], shown, CATEGORIES, PROMPTS)
+
+
+def judge_all(
+    kind: Kind,
+    exchanges: Sequence[Exchange],
+    images: tuple[AnnotatedImage, ...],
+    categories: tuple[str, ...],
+    prompts: dict[Kind, Prompt],
+) -> str:
+    """Return the rule that exchanges break, or nothing."""
+    rules = Rules(AnnotationSet(images, categories), prompts)
+    text = exchanges[0].answer if kind == "detail" else unparse(exchanges)
     try:
-        check_grounding(kind, [Exchange(question, answer)], images or [park()], CATEGORIES)
+        rules(Dialogue("7", kind, images, random.Random(0)), Reply(text, "stop"))
     except ReplyRefusal as refusal:
         return refusal.rule
     return ""
@@ -57,10 +89,23 @@ def judge(
         ("declines", "As an AI language model, I do not see."),
         ("declines", "I'm sorry, but I can't view the image."),
         ("marks", "A dog. </picture>"),
+        ("marks", "A dog.\n====\nIt barks."),
+        ("marks", "A dog.\nQuestion: and what else?"),
+        ("task", "A dog, but this is not what you asked for."),
+        ("task", "Here is a detailed description of the scene: two dogs play."),
+        ("nothing definite", "The name of the dog is not mentioned."),
+        ("nothing definite", "There is no information about the man."),
+        ("nothing definite", "狗的名字无法确定。"),
+        ("circles", "The man walks the two dogs. They are fine. The man walks the two dogs. They are fine."),
+        ("circles", "男人带着两只狗散步。男人带着两只狗散步。"),
+        ("example", "A guard in a dark coat looks along it, his whistle ready."),
+        ("example", "It is a long red train stands at the platform of a small station."),
         ("absent object", "There is a cat on the bench."),
         ("absent object", "The image shows two red umbrellas, and it rains."),
         ("absent object", "A man is here. There are several buses parked near him."),
         ("absent object", "I can see a bear behind the man."),
+        ("absent object", "Two dogs play. A car is driving by."),
+        ("absent object", "Two dogs play, and an umbrella lies in the grass."),
         ("count", "There are three dogs in the park."),
         ("count", "Five brown dogs run about."),
         ("breaks off", "The man has come to the park with both of his two big dogs and throws them something, and the"),
@@ -87,7 +132,11 @@ def test_what_cannot_stand_is_refused_by_its_rule(rule: str, answer: str) -> Non
         "The ratio is 0.5 and it is 12.30 pm.",
         "Two men play with three balls.",
         "Things to take along:\n\n1. a lead, water, and a bowl for each dog\n2. a ball, so that they come back",
+        "A bus is a large vehicle. The cat is on the whole an animal of its own will, and cats sit where they like.",
         "第一只狗在左边。",
+        "Yes, they do. Yes, they do. The question of who owns the park is an old one.",
+        "A long red train stands at the platform.",
+        "Title\n---\nTwo dogs.",
     ],
 )  # fmt: skip
 def test_what_is_open_is_left_alone(answer: str) -> None:
@@ -125,9 +174,56 @@ def test_a_thing_in_one_of_several_pictures_is_not_absent() -> None:
         "8", Path("/8.jpg"), 9, 9, ("A cat.",), (Instance("cat", Box(0, 0, 1, 1)),)
     )
     both = [park(), street]
-    assert judge("There is a cat in B.", kind="context", images=both) == ""
-    assert judge("There is an umbrella in B.", kind="context", images=both) == "absent object"
-    assert judge("There are three dogs in A.", kind="context", images=both) == ""
+    assert judge("There is a cat in B and none in A.", kind="context", images=both) == ""
+    assert judge("There is an umbrella in both.", kind="context", images=both) == "absent object"
+    assert judge("There are three dogs in A, but B has none.", kind="context", images=both) == ""
+
+
+def test_a_conversation_goes_forward() -> None:
+    """No question comes twice, whatever the answers."""
+    twice = [Exchange("What is there?", "A dog."), Exchange("What is there?", "A man.")]
+    assert judge_all("conversation", twice, (park(),), CATEGORIES, PROMPTS) == "circles"
+    other = [Exchange("What is there?", "A dog."), Exchange("What else is there?", "A dog.")]
+    assert judge_all("conversation", other, (park(),), CATEGORIES, PROMPTS) == ""
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "rule"),
+    [
+        ("What do the pictures have in common?", "A dog.", ""),
+        ("Which one is darker?", "B.", ""),
+        ("Is A brighter than B?", "Yes.", ""),
+        ("A和B有什么不同？", "B更暗。", ""),
+        ("What is in picture A?", "A dog, and in B a cat.", ""),
+        ("What does a dog eat?", "A bone.", "one picture"),
+        ("What is in picture B?", "A cat.", "one picture"),
+        ("What are they doing?", "They sit.", "one picture"),
+    ],
+)
+def test_a_question_about_several_pictures_needs_two(question: str, answer: str, rule: str) -> None:
+    """By their letters, of which A is no article, or in words for several at once."""
+    asked = [Exchange(question, answer)]
+    assert judge_all("context", asked, (park(), park()), CATEGORIES, PROMPTS) == rule
+
+
+def test_a_text_that_goes_round_is_a_circle() -> None:
+    """Also where no two sentences are the same; a text that calls a thing by its name often is none."""
+    turns = " ".join(f"Then the man on the hill looks at the dog {number}." for number in range(9))
+    assert judge(turns) == "circles"
+    fine = (
+        "The man walks along the lake with his dog. The dog has seen a duck, and the man holds the dog back while "
+        "children feed the duck. Behind the lake stands a row of houses; the man may live in one of the houses."
+    )
+    assert judge(fine) == ""
+
+
+def test_a_description_is_more_than_captions() -> None:
+    """One that puts them one after the other is refused, one that uses their words is not."""
+    pasted = "Two dogs and a man in a park. Dogs play with a teddy bear in it."
+    assert judge(pasted, kind="detail") == "pasted"
+    assert judge(pasted) == ""
+    told = "In a park, a man stands to the right of his two dogs. They play with a teddy bear that lies at their feet."
+    assert judge(told, kind="detail") == ""
 
 
 def test_a_description_has_some_length() -> None:
@@ -150,14 +246,13 @@ def test_what_gpt4_wrote_for_llavas_benchmark_is_kept(third_party: Path) -> None
     looked_for = read_coco(third_party / "coco_mini", Skips()).categories
     rows = (folder / "coco2014_val_gpt4_qa_30x3.jsonl").read_text().splitlines()
     refused: Counter[str] = Counter()
+    prompts = read_prompts(["conversation", "detail", "reasoning"])
     for row in map(json.loads, rows):
         asked = [Exchange(row["instruction"], row["output"])]
-        try:
-            check_grounding(KINDS[row["type"]], asked, [pictures[row["id"]]], looked_for)
-        except ReplyRefusal as refusal:
-            refused[str(refusal)] += 1
+        shown = (pictures[row["id"]],)
+        refused[judge_all(KINDS[row["type"]], asked, shown, looked_for, prompts)] += 1
     assert len(rows) == 90
-    assert not refused
+    assert refused == {"": 90}
 
 
 def test_what_contradicts_real_annotations_is_refused(third_party: Path) -> None:
@@ -167,9 +262,7 @@ def test_what_contradicts_real_annotations_is_refused(third_party: Path) -> None
     for image in looked.images:
         for answer in ("There is a toaster near the wall.", "There is a giraffe near the wall."):
             try:
-                check_grounding(
-                    "conversation", [Exchange("What?", answer)], [image], looked.categories
-                )
+                check_grounding([Exchange("What?", answer)], [image], looked.categories)
             except ReplyRefusal as refusal:
                 told[refusal.rule, str(refusal).split(": ")[1]] += 1
     giraffes = sum("giraffe" in image.counts for image in looked.images)

@@ -1,0 +1,238 @@
+"""A server as what answers items: anything that speaks OpenAI's chat completions and takes pictures as data URLs."""
+
+import asyncio
+import base64
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from pydantic import SecretStr
+
+from caldera.batches.pictures import FORMATS, decode_picture, read_bytes
+from caldera.conversation import Picture, Turn
+from caldera.errors import CalderaError, TeacherError, UsageError
+from caldera.evaluation.answering.answerer import Answer, Asking, Took
+from caldera.evaluation.benchmark import Item
+from caldera.instructions.asking.endpoint import Declined, Reply, Sending
+from caldera.instructions.asking.openai_endpoint import OpenAIEndpoint
+from caldera.instructions.asking.patience import NoReply, Patience
+from caldera.instructions.asking.waiting import Pace
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Server:
+    """Where a model is asked."""
+
+    url: str
+    """Base address, such as http://127.0.0.1:8000/v1."""
+
+    model: str = ""
+    """As the server calls it; the only one that it serves if empty."""
+
+    key: SecretStr | None = None
+
+
+class EndpointAnswerer:
+    """Answers by asking a server, many items at a time."""
+
+    def __init__(self, server: Server, asking: Asking) -> None:
+        """Find out which model is asked.
+
+        Raises:
+            UsageError: The address or a setting cannot be, or it is not clear which model is meant.
+            TeacherError: The server was asked what it serves, and does not say.
+        """
+        if asking.choose_by != "generation":
+            raise UsageError(
+                f"choose_by={asking.choose_by} needs a model folder; a server does not tell how likely an answer is"
+            )
+        self._server, self._asking = server, asking
+        self._model = server.model or asyncio.run(self._only_model())
+        self._failed_in_a_row = 0
+
+    @property
+    def identity(self) -> Mapping[str, str]:
+        """Address, model and decoding. What the server makes of them is not known."""
+        asking, drawn = self._asking, {}
+        if asking.temperature:
+            drawn = {"top_p": str(asking.top_p), "seed": str(asking.seed)}
+        return {
+            "model": f"{self._model} at {self._server.url}",
+            "template": "the server's",
+            "image mode": "the server's; pictures are sent as their files are",
+            "temperature": str(asking.temperature),
+            **drawn,
+            "choose_by": asking.choose_by,
+        }
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """Nothing: what a server is is known only by its answers."""
+        return {}
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether it is asked for the likeliest tokens."""
+        return self._asking.temperature == 0
+
+    def prompt(self, item: Item, pictures: Sequence[str]) -> str:
+        """Return the messages as JSON, with the digests of pictures where these are sent."""
+        shown = iter(f"sha256:{digest}" for digest in pictures)
+        return json.dumps(_messages(item, shown), ensure_ascii=False)
+
+    def ask(
+        self,
+        items: Sequence[Item],
+        done: Collection[str],
+        took: Took,
+        *,
+        folder: Path,
+        max_new_tokens: int,
+    ) -> None:
+        """Ask, several items at a time.
+
+        Raises:
+            TeacherError: The server answers nothing any more; what was answered was handed over.
+        """
+        waiting = iter([item for item in items if item.id not in done])
+        asyncio.run(self._ask_all(waiting, took, folder, self._sending(max_new_tokens)))
+
+    async def _ask_all(
+        self, waiting: Iterator[Item], took: Took, folder: Path, sending: Sending
+    ) -> None:
+        """Have workers ask until nothing waits."""
+        endpoint = self._endpoint(self._model, sending)
+        pace = Pace(sending.requests_per_minute)
+        patience = Patience(sending, pace, asyncio.sleep)
+
+        async def work() -> None:
+            for item in waiting:
+                took([await self._ask_one(item, folder, endpoint, (patience, pace))])
+                self._stop_if_all_fail()
+
+        try:
+            async with asyncio.TaskGroup() as workers:
+                for _ in range(sending.concurrency):
+                    workers.create_task(work())
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+        finally:
+            await endpoint.close()
+
+    async def _ask_one(
+        self, item: Item, folder: Path, endpoint: OpenAIEndpoint, waits: tuple[Patience, Pace]
+    ) -> Answer:
+        """Ask one item until it has an answer, or fails.
+
+        Raises:
+            TeacherError: No item will be answered.
+        """
+        patience, pace = waits
+        try:
+            urls = iter([_data_url(folder / path) for path in item.conversation.pictures])
+            messages = _messages(item, urls)
+        except CalderaError as fault:
+            return Answer(item.id, failed=str(fault))
+
+        async def send() -> Reply:
+            await pace.turn(0)
+            return await endpoint.ask(item.id, messages)
+
+        try:
+            reply = await patience.reply(item.id, send)
+        except (Declined, NoReply) as no:
+            self._failed_in_a_row += 1
+            return Answer(item.id, failed=str(no))
+        self._failed_in_a_row = 0
+        text = reply.text.encode("utf-8", "replace").decode().strip()
+        return Answer(item.id, text, by=reply.model)
+
+    def _stop_if_all_fail(self) -> None:
+        """End a run that meets nothing but failure.
+
+        Raises:
+            TeacherError: Too many items failed one after another.
+        """
+        if self._failed_in_a_row >= self._asking.give_up_after:
+            raise TeacherError(
+                f"{self._failed_in_a_row} items in a row failed at {self._server.url}; what was answered is kept, and "
+                "once that is mended the same command goes on"
+            )
+
+    def _sending(self, max_new_tokens: int) -> Sending:
+        """Say how requests are sent.
+
+        Raises:
+            UsageError: A setting is out of its range.
+        """
+        asking, draws = self._asking, self._asking.temperature > 0
+        return Sending(
+            concurrency=asking.concurrency,
+            requests_per_minute=asking.requests_per_minute,
+            temperature=asking.temperature,
+            top_p=asking.top_p if draws else None,
+            seed=asking.seed if draws else None,
+            max_tokens=max_new_tokens,
+            limit_name=asking.limit_name,
+            timeout=asking.timeout,
+            retries=asking.retries,
+        )
+
+    def _endpoint(self, model: str, sending: Sending) -> OpenAIEndpoint:
+        """Make a client."""
+        return OpenAIEndpoint(self._server.url, model, self._server.key, sending, called="server")
+
+    async def _only_model(self) -> str:
+        """Ask for the model, where there is only one.
+
+        Raises:
+            UsageError: There are several, or none.
+            TeacherError: The server does not say.
+        """
+        endpoint = self._endpoint("", self._sending(1))
+        try:
+            served = await endpoint.served_models()
+        finally:
+            await endpoint.close()
+        if len(served) != 1:
+            raise UsageError(
+                f"{self._server.url} serves {len(served)} models ({', '.join(served[:9])}); choose one with --served"
+            )
+        return served[0]
+
+
+def _messages(item: Item, shown: Iterator[str]) -> list[dict[str, Any]]:
+    """Write an item as messages, with the next of `shown` where a picture stands."""
+    return [
+        {"role": turn.speaker, "content": _content(turn, shown)} for turn in item.conversation.turns
+    ]
+
+
+def _content(turn: Turn, shown: Iterator[str]) -> str | list[dict[str, Any]]:
+    """Write a turn: text alone as it is, else parts; a line end that parts text from a picture falls away."""
+    if not turn.pictures:
+        return turn.text
+    parts: list[dict[str, Any]] = []
+    for part in turn.parts:
+        if isinstance(part, Picture):
+            parts.append({"type": "image_url", "image_url": {"url": next(shown)}})
+        elif text := part.strip():
+            parts.append({"type": "text", "text": text})
+    return parts
+
+
+def _data_url(path: Path) -> str:
+    """Return a picture's file as a data URL.
+
+    Raises:
+        PictureError: It cannot be used.
+    """
+    content = read_bytes(path)
+    decode_picture(content, str(path))  # refuses what no server should get
+    with Image.open(BytesIO(content), formats=FORMATS) as picture:
+        kind = str(picture.format).lower()
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

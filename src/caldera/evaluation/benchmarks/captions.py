@@ -1,0 +1,152 @@
+"""Captions, scored as COCO's are: BLEU, ROUGE-L and CIDEr-D against what people wrote of each picture.
+
+What is right stands in a COCO file of captions (`captions_val2014.json`) or in a table of pictures and captions, such
+as flickr8k's `captions.csv`. Answers are COCO's list of `image_id` and `caption`; of a table, the picture's name is the
+id. METEOR and SPICE need Java and models of their own and are left out.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from caldera.datasets.vqa import checked
+from caldera.errors import InputError
+from caldera.evaluation.answer_files import read_answers
+from caldera.evaluation.benchmark import Item, Score, check_answers
+from caldera.evaluation.benchmarks.task import Sources, Task
+from caldera.evaluation.bleu import bleu
+from caldera.evaluation.cider import cider_d_of_each
+from caldera.evaluation.official_files import need, read_json, read_rows
+from caldera.evaluation.rouge import mean_rouge_l
+from caldera.evaluation.shares import mean
+from caldera.evaluation.short_answers import asking
+
+PROMPT = "Provide a one-sentence caption for the provided image."
+"""What the mix of LLaVA-1.5 asks of TextCaps (P2, table 7)."""
+
+_HIGHEST = 10.0
+"""CIDEr-D of a caption that is all that people wrote."""
+
+_FILE = "captions_SPLIT.json (COCO's), or a .csv of image,caption"
+
+
+@dataclass(frozen=True, slots=True)
+class Captions:
+    """Pictures with what people wrote of each."""
+
+    items: Sequence[Item]
+    name: str = "captions"
+    max_new_tokens: int = 128
+
+    def score(self, answers: Mapping[str, str]) -> Score:
+        """Return a tenth of CIDEr-D as overall score and as marks; figures have it times 100, as papers print it.
+
+        Raises:
+            InputError: Captions are missing, or belong to no picture.
+        """
+        check_answers(self.items, answers)
+        references = {item.id: item.references for item in self.items}
+        cider = cider_d_of_each(answers, references)
+        marks = {name: value / _HIGHEST for name, value in cider.items()}
+        unread = {
+            name: "the caption is empty; it shares no word with any" for name in references if not answers[name].strip()
+        }  # fmt: skip
+        figures: dict[str, Any] = {
+            f"Bleu_{n}": round(100 * value, 2) for n, value in enumerate(bleu(answers, references), start=1)
+        }  # fmt: skip
+        figures["ROUGE_L"] = round(100 * mean_rouge_l(answers, references), 2)
+        figures["CIDEr"] = round(100 * mean(cider.values()), 2)
+        return Score(
+            mean(marks.values()),
+            {},
+            {"caption": len(marks)},
+            figures | {"pictures": len(marks), "parse_failures": len(unread)},
+            marks,
+            unread,
+        )
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Image(_Wire):
+    id: int
+    file_name: str
+
+
+class _Caption(_Wire):
+    image_id: int
+    caption: str
+
+
+def read(sources: Sources) -> Captions:
+    """Read the pictures and what people wrote of them.
+
+    Raises:
+        UsageError: No file was given.
+        InputError: It is missing or broken, or a picture has no caption.
+    """
+    path = sources.truth or sources.need_questions(_FILE)
+    pictures, captions = (_from_table if path.suffix in (".csv", ".tsv") else _from_coco)(path)
+    if bare := len(pictures.keys() - captions.keys()):
+        raise InputError(f"{path}: {bare} pictures have no caption; remove them")
+    return Captions(
+        [
+            Item(name, "caption", "caption", asking(name, file, PROMPT), tuple(captions[name]))
+            for name, file in pictures.items()
+        ]
+    )
+
+
+def score_files(sources: Sources, answers: Path) -> Score:
+    """Score a list of captions by picture.
+
+    Raises:
+        UsageError: No file of what people wrote was given.
+        InputError: A file is missing or broken, or captions and pictures do not belong together.
+    """
+    return read(sources).score(read_answers(answers))
+
+
+def _from_coco(path: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Return file names and captions by picture id."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{path} should hold an object with images and annotations, as COCO's captions_SPLIT.json does"
+        )
+    need(content, ("images", "annotations"), str(path))
+    images = [
+        checked(_Image, entry, f"{path}: images.{at}") for at, entry in enumerate(content["images"])
+    ]
+    captions: dict[str, list[str]] = {}
+    for at, entry in enumerate(content["annotations"]):
+        one = checked(_Caption, entry, f"{path}: annotations.{at}")
+        captions.setdefault(str(one.image_id), []).append(one.caption)
+    return {str(image.id): image.file_name for image in images}, captions
+
+
+def _from_table(path: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """Return file names and captions by file name."""
+    captions: dict[str, list[str]] = {}
+    for where, row in read_rows(path):
+        need(row, ("image", "caption"), where)
+        captions.setdefault(row["image"], []).append(row["caption"])
+    return {name: name for name in captions}, captions
+
+
+CAPTIONS = Task(
+    name="captions",
+    title="Captions",
+    measures="how close captions come to what people write of a picture",
+    size="any COCO file of captions: 5,000 pictures of the Karpathy test split, 40,504 of val2014 (cocodataset.org)",
+    chance={},
+    headline="CIDEr",
+    files=f"--truth {_FILE}",
+    read=read,
+    score_files=score_files,
+)

@@ -1,0 +1,292 @@
+"""MME: two yes-or-no questions about every picture, one true and one false, in 14 sub-tasks (spec 7).
+
+The score of a sub-task is its accuracy plus its accuracy+, the share of pictures with both questions right, each times
+100; perception is the sum of ten, cognition of four. MME's own layout of answers is a folder of `existence.txt` and so
+on, whose lines are picture, question, truth and answer with tabs between; LLaVA's is JSON lines with `question_id`
+"existence/000000006040.jpg" and the question in `prompt`, which need the truth beside.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from caldera.conversation import Conversation, Picture, Turn
+from caldera.errors import InputError, UnknownNameError, UsageError
+from caldera.evaluation.answer_files import Answer, read_answer_list
+from caldera.evaluation.benchmark import Item, Score, check_answers
+from caldera.evaluation.benchmarks.task import Sources, Task
+from caldera.evaluation.official_files import listed, read_text
+from caldera.evaluation.shares import marks_by_group, mean, percent
+from caldera.evaluation.yes_no import mme_says
+from caldera.instructions.questions import SHORT_ANSWER
+
+PERCEPTION = {
+    "existence": 60, "count": 60, "position": 60, "color": 60, "posters": 294, "celebrity": 340, "scene": 400,
+    "landmark": 400, "artwork": 400, "OCR": 40,
+}  # fmt: skip
+COGNITION = {
+    "commonsense_reasoning": 140, "numerical_calculation": 40, "text_translation": 40, "code_reasoning": 40,
+}  # fmt: skip
+SIZES = PERCEPTION | COGNITION
+"""Sub-tasks with their number of questions."""
+
+_FIXED = ("Please answer yes or no.", SHORT_ANSWER)
+"""Sentences behind a question, which files add or leave out."""
+
+_WANTED = "MME's folder, or one of existence.txt and so on with picture, question and truth"
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One question, and an answer where the file has one."""
+
+    subtask: str
+    picture: str
+    question: str
+    truth: str
+    answer: str | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What tells it from others: sub-task, picture without ending, question without fixed sentences."""
+        return _key(self.subtask, self.picture, self.question)
+
+    @property
+    def id(self) -> str:
+        """A name that no other question has."""
+        return f"{self.subtask}/{self.picture}: {self.key[2]}"
+
+
+def _key(subtask: str, picture: str, question: str) -> tuple[str, str, str]:
+    for sentence in _FIXED:
+        question = question.replace(sentence, "")
+    return subtask, Path(picture).stem, " ".join(question.split())
+
+
+@dataclass(frozen=True, slots=True)
+class Mme:
+    """Questions in pairs; an item's kind is its sub-task, its form the picture."""
+
+    items: tuple[Item, ...]
+    name: str = "mme"
+    max_new_tokens: int = 16
+
+    def score(self, answers: Mapping[str, str]) -> Score:
+        """Count what is right alone, and in pairs; what MME reads as neither yes nor no is wrong, and counted.
+
+        Raises:
+            InputError: Answers are missing, or belong to no question.
+        """
+        check_answers(self.items, answers)
+        said = {item.id: mme_says(answers[item.id]) for item in self.items}
+        marks = {item.id: float(said[item.id] == item.references[0]) for item in self.items}
+        unread = {
+            name: "begins with neither yes nor no" for name, word in said.items() if word is None
+        }
+        groups = marks_by_group(self.items, marks)
+        scores = {subtask: self._subtask(subtask, groups[subtask]) for subtask in groups}
+        figures: dict[str, Any] = {
+            name: round(sum(scores[subtask] for subtask in subtasks), 6)
+            for name, subtasks in (("perception", PERCEPTION), ("cognition", COGNITION))
+            if subtasks.keys() <= scores.keys()
+        }
+        figures |= {subtask: scores[subtask] for subtask in SIZES if subtask in scores}
+        figures |= {"questions": len(marks), "parse_failures": len(unread)}
+        counts = {subtask: len(group) for subtask, group in groups.items()}
+        if other := {name: n for name, n in counts.items() if n != SIZES[name]}:
+            figures["other_sizes"] = {name: f"{n} of {SIZES[name]}" for name, n in other.items()}
+        whole = sum(scores.values()) / (200 * len(scores))
+        by_kind = {subtask: mean(group.values()) for subtask, group in groups.items()}
+        return Score(whole, by_kind, counts, figures, marks, unread)
+
+    def _subtask(self, subtask: str, marks: Mapping[str, float]) -> float:
+        """Return accuracy plus accuracy+, each times 100."""
+        pictures: dict[str, list[float]] = defaultdict(list)
+        for item in self.items:
+            if item.kind == subtask:
+                pictures[item.form].append(marks[item.id])
+        both = mean(min(pair) for pair in pictures.values())
+        return round(percent(mean(marks.values())) + percent(both), 6)
+
+
+def _benchmark(rows: Sequence[_Row]) -> Mme:
+    """Make items of questions.
+
+    Raises:
+        InputError: A question is there twice, a picture has not two, or a part of perception or cognition is missing.
+    """
+    met = Counter(row.id for row in rows)
+    if double := [name for name, times in met.items() if times > 1]:
+        raise InputError(f"these questions are there more than once: {listed(double)}")
+    pairs = Counter((row.subtask, row.picture) for row in rows)
+    if single := [f"{subtask}/{picture}" for (subtask, picture), n in pairs.items() if n != 2]:
+        raise InputError(f"these pictures should have two questions each: {listed(single)}")
+    there = {row.subtask for row in rows}
+    for name, subtasks in (("perception", PERCEPTION), ("cognition", COGNITION)):
+        lacking = subtasks.keys() - there
+        if lacking and len(lacking) < len(subtasks):
+            raise InputError(f"{name} is a sum over {len(subtasks)} sub-tasks; missing: {listed(lacking)}")  # fmt: skip
+    return Mme(tuple(_item(row) for row in rows))
+
+
+def _item(row: _Row) -> Item:
+    parts = (Picture(f"{row.subtask}/{row.picture}"), f"\n{row.question}\n{SHORT_ANSWER}")
+    asked = Conversation(row.id, (Turn("user", parts),))
+    return Item(row.id, row.subtask, row.picture, asked, (row.truth,))
+
+
+def _read_folder(folder: Path) -> list[_Row]:
+    """Read MME's own folder of pictures and questions, or a folder with a file for each sub-task.
+
+    Raises:
+        InputError: It is neither, or a line is broken.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; expected {_WANTED}")
+    rows: list[_Row] = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix == ".txt":
+            rows += _read_lines(path, _subtask(path.stem, path))
+        elif path.is_dir() and path.name in SIZES:
+            rows += _read_subtask_folder(path)
+    if not rows:
+        raise InputError(f"{folder} holds no questions; expected {_WANTED}")
+    return rows
+
+
+def _subtask(name: str, path: Path) -> str:
+    if name not in SIZES:
+        raise InputError(f"{path}: {UnknownNameError('sub-task', name, SIZES)}")
+    return name
+
+
+def _read_lines(path: Path, subtask: str) -> Iterable[_Row]:
+    """Read the lines of a sub-task: picture, question, truth, and the answer where there is one."""
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        cells = line.rstrip("\r").split("\t", 3)
+        if len(cells) < 3:
+            raise InputError(
+                f"{path}:{number} should be picture, question, truth and answer with tabs between, got {line[:60]!r}"
+            )
+        truth = _truth(cells[2], f"{path}:{number}")
+        yield _Row(subtask, cells[0], cells[1], truth, cells[3] if len(cells) > 3 else None)
+
+
+def _read_subtask_folder(folder: Path) -> Iterable[_Row]:
+    """Read the two lines of question and truth beside every picture of MME's release."""
+    inner = folder / "questions_answers_YN"
+    images = folder / "images" if inner.is_dir() else folder
+    pictures = {path.stem: path for path in images.iterdir() if path.suffix != ".txt"}
+    for path in sorted((inner if inner.is_dir() else folder).glob("*.txt")):
+        if path.stem not in pictures:
+            raise InputError(f"{path} has no picture of its name in {images}")
+        for number, line in enumerate(read_text(path).strip().split("\n"), start=1):
+            question, tab, truth = line.strip().rpartition("\t")
+            where = f"{path}:{number}"
+            if not tab:
+                raise InputError(
+                    f"{where} should be question and truth with a tab between, got {line[:60]!r}"
+                )
+            picture = str(pictures[path.stem].relative_to(folder))
+            yield _Row(folder.name, picture, question.strip(), _truth(truth, where))
+
+
+def _truth(text: str, where: str) -> str:
+    word = text.strip().lower()
+    if word not in ("yes", "no"):
+        raise InputError(f"{where}: the truth should be Yes or No, got {text!r}")
+    return word
+
+
+def read(sources: Sources) -> Mme:
+    """Read the questions with their truth.
+
+    Raises:
+        UsageError: No folder was given.
+        InputError: It is broken, or not whole.
+    """
+    given = sources.truth or sources.questions
+    if given is None:
+        raise UsageError(f"this task needs --truth, {_WANTED}")
+    return _benchmark(_read_folder(given))
+
+
+def score_files(sources: Sources, answers: Path) -> Score:
+    """Score a folder of answers as MME has them, or LLaVA's JSON lines.
+
+    Raises:
+        UsageError: JSON lines came without the truth.
+        InputError: A file is missing or broken, or answers and questions do not belong together.
+    """
+    given = sources.truth or sources.questions
+    wanted = _read_folder(given) if given else None
+    if answers.is_dir() and any(answers.glob("*.txt")):
+        rows = _read_folder(answers)
+        if silent := [row.id for row in rows if row.answer is None]:
+            raise InputError(f"{answers} has {len(silent)} lines without an answer: {listed(silent)}")  # fmt: skip
+        benchmark = _benchmark(rows)
+        if wanted is None:
+            return benchmark.score({row.id: row.answer or "" for row in rows})
+        _check_truths(rows, wanted)
+        keyed = {row.key: row.answer or "" for row in rows}
+    elif wanted is None:
+        raise UsageError(f"answers in JSON need --truth, {_WANTED}")
+    else:
+        keyed = _keyed(read_answer_list(answers))
+    ids = {row.key: row.id for row in wanted}
+    texts = {ids.get(key, "/".join(key)): text for key, text in keyed.items()}
+    return _benchmark(wanted).score(texts)
+
+
+def _check_truths(rows: Sequence[_Row], wanted: Sequence[_Row]) -> None:
+    """Refuse answers that came with another truth than the one given.
+
+    Raises:
+        InputError: They did; the message lists the questions.
+    """
+    truths = {row.key: row.truth for row in wanted}
+    if apart := [row.id for row in rows if truths.get(row.key, row.truth) != row.truth]:
+        raise InputError(f"the answers came with another truth for {listed(apart)}")
+
+
+def _keyed(answers: Sequence[Answer]) -> dict[tuple[str, str, str], str]:
+    """Return LLaVA's answers by sub-task, picture and question.
+
+    Raises:
+        InputError: One does not say what it answers, or two answer the same.
+    """
+    keyed: dict[tuple[str, str, str], str] = {}
+    for answer in answers:
+        subtask, slash, picture = answer.id.partition("/")
+        if ": " in picture and not answer.prompt:  # as this benchmark's own items are called
+            picture, _, prompt = picture.partition(": ")
+        else:
+            prompt = answer.prompt
+        if not slash or not prompt:
+            raise InputError(
+                f"{answer.where} should have a question_id such as existence/000000006040.jpg and the question as "
+                "prompt, since two questions share each id"
+            )
+        key = _key(_subtask(subtask, Path(answer.where)), picture, prompt)
+        if key in keyed:
+            raise InputError(f"{answer.where} answers {answer.id} a second time: {prompt!r}")
+        keyed[key] = answer.text
+    return keyed
+
+
+MME = Task(
+    name="mme",
+    title="MME",
+    measures="perception (things, places, people, writing) and cognition (arithmetic, code, translation) by yes and no",
+    size="2,374 questions in 14 sub-tasks, two about each picture "
+    "(github.com/BradyFU/Awesome-Multimodal-Large-Language-Models)",
+    chance={"perception": 750.0, "cognition": 300.0},
+    headline="perception",
+    files="none where the answers are MME's folder of existence.txt and so on; JSON lines need --truth MME_FOLDER",
+    read=read,
+    score_files=score_files,
+)

@@ -1,0 +1,168 @@
+"""A user's own questions: JSON lines with what is asked, what is right, and how the two are compared.
+
+A line has `question`, `answer` (a text, or a list of which one is enough), and if need be `id`, `image` (a path or
+several), `choices`, `kind` (a group that is scored apart) and `match`: exact (the same words), contains (the words are
+in the answer), choice (the letter of a choice; `answer` is the letter or the choice itself), or judge (a judge
+compares).
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from caldera.conversation import Conversation, Picture, Turn
+from caldera.errors import InputError, UsageError
+from caldera.evaluation.benchmark import Item, Score, check_answers
+from caldera.evaluation.benchmarks.task import Sources, Task, scored_by
+from caldera.evaluation.choice_letters import LETTERS, read_choice
+from caldera.evaluation.exact_match import normalised
+from caldera.evaluation.multiple_choice import ask_choice
+from caldera.evaluation.official_files import each_once, read_records
+from caldera.evaluation.shares import marks_by_group, mean, percent
+
+Match = Literal["exact", "contains", "choice", "judge"]
+_Texts = str | Annotated[list[str], Field(min_length=1)]
+
+
+class _Record(BaseModel):
+    """One line."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    question: str = Field(min_length=1)
+    answer: _Texts
+    id: str | int | None = None
+    image: _Texts | None = None
+    choices: list[str] = Field(default=[], max_length=len(LETTERS))
+    match: Match | None = None
+    kind: str = Field(default="question", min_length=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """The questions; an item's form is how its answer is compared."""
+
+    items: Sequence[Item]
+    name: str = "own"
+    max_new_tokens: int = 128
+
+    def score(self, answers: Mapping[str, str]) -> Score:
+        """Compare each answer in its way; a choice that cannot be read is wrong, and counted.
+
+        Raises:
+            UsageError: A question wants a judge.
+            InputError: Answers are missing, or belong to no question.
+        """
+        check_answers(self.items, answers)
+        if judged := [item.id for item in self.items if item.form == "judge"]:
+            raise UsageError(
+                f"{len(judged)} questions are compared by a judge, the first {judged[0]!r}; score them with a judge, "
+                "or give them match exact, contains or choice"
+            )
+        marks = {item.id: float(_right(item, answers[item.id])) for item in self.items}
+        unread = {
+            item.id: "no single choice could be read"
+            for item in self.items
+            if item.form == "choice" and not _letter(item, answers[item.id])
+        }
+        groups = marks_by_group(self.items, marks)
+        by_kind = {name: mean(group.values()) for name, group in groups.items()}
+        figures: dict[str, Any] = {"accuracy": percent(mean(marks.values()))}
+        if len(by_kind) > 1:
+            figures |= {name: percent(share) for name, share in by_kind.items()}
+        figures |= {"questions": len(marks), "parse_failures": len(unread)}
+        counts = {name: len(group) for name, group in groups.items()}
+        return Score(mean(marks.values()), by_kind, counts, figures, marks, unread)
+
+
+def _letter(item: Item, text: str) -> str | None:
+    return read_choice(text, LETTERS[: len(item.choices)], item.choices)
+
+
+def _right(item: Item, text: str) -> bool:
+    """Compare an answer with what is right."""
+    match item.form:
+        case "choice":
+            return _letter(item, text) in item.references
+        case "contains":
+            said = _words(text)
+            return any(f" {_words(one)} " in f" {said} " for one in item.references)
+        case _:
+            return normalised(text) in {normalised(one) for one in item.references}
+
+
+def _words(text: str) -> str:
+    """Return the words of a text in lower case with one space between."""
+    return " ".join(re.findall(r"\w+", text.casefold()))
+
+
+def read(sources: Sources) -> Own:
+    """Read the questions.
+
+    Raises:
+        UsageError: No file was given.
+        InputError: It is missing, broken, or a line breaks the form.
+    """
+    path = sources.need_questions("JSON lines with question and answer")
+    items = [_item(record, where, at) for at, (where, record) in enumerate(read_records(path))]
+    each_once((item.id for item in items), path)
+    return Own(items)
+
+
+def _item(record: dict[str, Any], where: str, at: int) -> Item:
+    """Make an item of a line.
+
+    Raises:
+        InputError: It breaks the form.
+    """
+    try:
+        line = _Record.model_validate(record)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        field = ".".join(map(str, fault["loc"])) or "line"
+        raise InputError(f"{where}: field {field!r}: {fault['msg'].lower()}") from None
+    name = str(at) if line.id is None else str(line.id)
+    match = line.match or ("choice" if line.choices else "exact")
+    answers = [line.answer] if isinstance(line.answer, str) else line.answer
+    pictures = [line.image] if isinstance(line.image, str) else line.image or []
+    if (match == "choice") != bool(line.choices):
+        raise InputError(
+            f"{where}: match {match!r} and {len(line.choices)} choices do not go together; a choice needs some"
+        )
+    if match == "choice":
+        asked = ask_choice(name, line.question, line.choices, pictures)
+        answers = [_as_letter(one, line.choices, where) for one in answers]
+    else:
+        shown = [Picture(path) for path in pictures]
+        text = f"\n{line.question}" if shown else line.question
+        asked = Conversation(name, (Turn("user", (*shown, text)),))
+    if match == "contains" and any(not _words(one) for one in answers):
+        raise InputError(f"{where}: an answer without words is contained in every text; give it words")  # fmt: skip
+    return Item(name, line.kind, match, asked, tuple(answers), tuple(line.choices))
+
+
+def _as_letter(answer: str, choices: Sequence[str], where: str) -> str:
+    """Return the letter of a right choice that is given as its letter or in its words."""
+    if answer in choices:
+        return LETTERS[choices.index(answer)]
+    if len(answer) == 1 and answer in LETTERS[: len(choices)]:
+        return answer
+    raise InputError(
+        f"{where}: the answer {answer!r} is none of the {len(choices)} choices, nor the letter of one"
+    )
+
+
+OWN = Task(
+    name="own",
+    title="Own questions",
+    measures="whatever you ask: exact words, words contained, choices, or as a judge sees it",
+    size="yours",
+    chance={},
+    headline="accuracy",
+    files="--questions, JSON lines with question and answer",
+    read=read,
+    score_files=scored_by(read),
+)

@@ -1,0 +1,149 @@
+"""TextVQA: questions whose answer stands written in the picture, ten people's answers to each (arXiv 1904.08920).
+
+The official file is `TextVQA_0.5.1_val.json`. LLaVA's question file adds to each question a line of words that a text
+recogniser read ("Reference OCR token: ..."), names it by its picture, and asks it in capitals of its own; its scores
+hang on that line. Its answers are found by picture and question, as its own script does.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from caldera.datasets.vqa import checked, entries
+from caldera.errors import InputError
+from caldera.evaluation.answer_files import Answer, read_answer_list, texts_by_id
+from caldera.evaluation.benchmark import Item, Score
+from caldera.evaluation.benchmarks.task import Sources, Task
+from caldera.evaluation.official_files import listed, need, read_records
+from caldera.evaluation.short_answers import ShortAnswers, asking, asking_shortly
+from caldera.evaluation.vqa_accuracy import m4c_worth
+
+_FILE = "TextVQA_0.5.1_val.json"
+_ASKED_OTHERWISE = re.compile(r"OCR tokens: .*?Question: (.*?) Short answer:", re.DOTALL)
+"""How InstructBLIP's prompts, which LLaVA's script also reads, hold the question."""
+
+_Key = tuple[str, str]
+"""Picture, and question in lower case."""
+
+
+class _Question(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    question_id: int
+    image_id: str
+    question: str = Field(min_length=1)
+    answers: list[str] | None = Field(default=None, min_length=10, max_length=10)
+
+    @property
+    def key(self) -> _Key:
+        """What LLaVA's files find it by."""
+        return self.image_id, self.question.lower()
+
+
+def read(sources: Sources) -> ShortAnswers:
+    """Read the questions with their answers; the words to ask them in from LLaVA's question file where it is given.
+
+    Raises:
+        UsageError: The official file was not given.
+        InputError: A file is missing or broken, or LLaVA's has no such question.
+    """
+    questions = _questions(sources)
+    asked = _llava_texts(sources.questions) if sources.questions else None
+    items = [_item(one, asked) for one in questions]
+    return ShortAnswers(name="textvqa", items=items, worth=m4c_worth)
+
+
+def score_files(sources: Sources, answers: Path) -> Score:
+    """Score answers by question id, or LLaVA's by picture and the question that their prompts repeat.
+
+    Raises:
+        UsageError: The official file was not given.
+        InputError: A file is missing or broken, or answers and questions do not belong together.
+    """
+    questions = _questions(sources)
+    texts = texts_by_id(_with_question_ids(read_answer_list(answers), questions), answers)
+    items = [_item(one, None) for one in questions]
+    return ShortAnswers(name="textvqa", items=items, worth=m4c_worth).score(texts)
+
+
+def _questions(sources: Sources) -> list[_Question]:
+    path = sources.need_truth(_FILE)
+    return [
+        checked(_Question, entry, f"{path}: data.{index}")
+        for index, entry in enumerate(entries(path, "data")[1])
+    ]
+
+
+def _item(question: _Question, asked: Mapping[_Key, str] | None) -> Item:
+    name, picture = str(question.question_id), f"{question.image_id}.jpg"
+    if asked is None:
+        conversation = asking_shortly(name, picture, question.question.capitalize())
+    elif question.key in asked:
+        conversation = asking(name, picture, asked[question.key])
+    else:
+        raise InputError(
+            f"LLaVA's question file does not ask {question.question!r} of {picture}; give the file of this split"
+        )
+    return Item(name, "text", "textvqa", conversation, tuple(question.answers or ()))
+
+
+def _llava_texts(path: Path) -> dict[_Key, str]:
+    """Return the words that LLaVA's question file asks each question in."""
+    texts: dict[_Key, str] = {}
+    for where, record in read_records(path):
+        need(record, ("question_id", "text"), where)
+        texts[str(record["question_id"]), question_in(record["text"])] = record["text"]
+    return texts
+
+
+def question_in(prompt: str) -> str:
+    """Return the question of a prompt alone, in lower case."""
+    if found := _ASKED_OTHERWISE.match(prompt):
+        return found[1].lower()
+    lines = prompt.split("\n")
+    return lines[1 if len(lines) > 1 and lines[0].startswith("Reference OCR token:") else 0].lower()
+
+
+def _with_question_ids(answers: Sequence[Answer], questions: Sequence[_Question]) -> list[Answer]:
+    """Put question ids in the place of picture ids. A question that is asked twice of a picture takes answers in order.
+
+    Raises:
+        InputError: Answers are to questions that the file does not have.
+    """
+    ids = {str(one.question_id) for one in questions}
+    waiting: dict[_Key, list[str]] = defaultdict(list)
+    for one in reversed(questions):
+        waiting[one.key].append(str(one.question_id))
+    named: list[Answer] = []
+    lost: list[str] = []
+    for answer in answers:
+        left = waiting.get((answer.id, question_in(answer.prompt)), [])
+        if answer.id in ids:
+            named.append(answer)
+        elif left:
+            name = left.pop() if len(left) > 1 else left[0]  # a surplus answer is a double one
+            named.append(Answer(answer.where, name, answer.text, answer.prompt))
+        else:
+            lost.append(f"{answer.id} {question_in(answer.prompt)!r}")
+    if lost:
+        raise InputError(
+            f"{len(lost)} answers are to no question of {_FILE}: {listed(lost)}; is this the right split?"
+        )
+    return named
+
+
+TEXTVQA = Task(
+    name="textvqa",
+    title="TextVQA",
+    measures="whether writing in pictures is read and understood",
+    size="5,000 questions of the validation split 0.5.1 (textvqa.org/dataset)",
+    chance={},
+    headline="accuracy",
+    files=f"--truth {_FILE}; --questions llava_textvqa_val_v051_ocr.jsonl to ask as LLaVA does",
+    layout=Sources(truth=Path("TextVQA_0.5.1_val.json"), pictures=Path("train_images")),
+    read=read,
+    score_files=score_files,
+)

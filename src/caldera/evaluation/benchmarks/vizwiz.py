@@ -1,0 +1,117 @@
+"""VizWiz: questions that blind people asked about pictures they took, ten answers to each (arXiv 1802.08218).
+
+The official file is `val.json`, a list of questions named by their pictures; `test.json` has no answers, EvalAI's
+server scores it. LLaVA's answers go by ids of its question file, which says the picture of each. As for VQA v2, a
+`.jsonl` goes through EvalAI's processor first, a `.json` is compared as it was handed in.
+
+Whether a question can be answered at all is VizWiz's second task. It needs a confidence, which a chat does not give.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from caldera.datasets.vqa import SENTENCE, checked
+from caldera.evaluation.answer_files import read_answer_list, texts_by_id
+from caldera.evaluation.benchmark import Item, Score
+from caldera.evaluation.benchmarks.task import Sources, Task
+from caldera.evaluation.benchmarks.vqav2 import preparation
+from caldera.evaluation.official_files import need, read_records
+from caldera.evaluation.short_answers import ShortAnswers, asking
+from caldera.evaluation.vqa_accuracy import vizwiz_worth
+from caldera.evaluation.vqa_normalisation import submitted
+
+_FILE = "val.json"
+
+UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
+"""What LLaVA-1.5 says before the sentence on short answers (P2, table 8)."""
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Answer(_Wire):
+    answer: str
+
+
+class _Question(_Wire):
+    image: str
+    question: str
+    answer_type: str = "unknown"
+    answers: list[_Answer] = []
+
+
+def read(sources: Sources) -> ShortAnswers:
+    """Read the questions, with their answers where the split has them.
+
+    Raises:
+        UsageError: The official file was not given.
+        InputError: It is missing or broken.
+    """
+    return _read(sources, submitted)
+
+
+def score_files(sources: Sources, answers: Path) -> Score:
+    """Score LLaVA's answers (`.jsonl`, or a folder), or a file as handed in (`.json`).
+
+    Raises:
+        UsageError: The official file was not given.
+        InputError: A file is missing or broken, or answers and questions do not belong together.
+    """
+    pictures = _llava_pictures(sources.questions) if sources.truth and sources.questions else {}
+    given = read_answer_list(answers)
+    named = [replace(answer, id=pictures.get(answer.id, answer.id)) for answer in given]
+    return _read(sources, preparation(answers)).score(texts_by_id(named, answers))
+
+
+def _read(sources: Sources, prepare: Callable[[str], str]) -> ShortAnswers:
+    path = sources.truth or sources.need_questions(f"VizWiz's {_FILE}")
+    questions = [checked(_Question, record, where) for where, record in read_records(path)]
+    return ShortAnswers(
+        name="vizwiz",
+        items=_items(questions),
+        worth=vizwiz_worth,
+        prepare=prepare,
+        overall="overall",
+        groups={"perAnswerType": "answer type: "},
+    )
+
+
+def _items(questions: Sequence[_Question]) -> list[Item]:
+    return [
+        Item(
+            one.image,
+            one.answer_type,
+            "vizwiz",
+            asking(one.image, one.image, f"{one.question}\n{UNANSWERABLE}\n{SENTENCE}"),
+            tuple(answer.answer for answer in one.answers),
+            slices=(f"answer type: {one.answer_type}",),
+        )
+        for one in questions
+    ]
+
+
+def _llava_pictures(path: Path) -> dict[str, str]:
+    """Return the picture of each question id of LLaVA's question file."""
+    pictures: dict[str, str] = {}
+    for where, record in read_records(path):
+        need(record, ("question_id", "image"), where)
+        pictures[str(record["question_id"])] = str(record["image"])
+    return pictures
+
+
+VIZWIZ = Task(
+    name="vizwiz",
+    title="VizWiz",
+    measures="whether questions of blind people are answered, or said to have no answer",
+    size="4,319 questions of val, 8,000 of test whose answers are not public (vizwiz.org)",
+    chance={},
+    headline="overall",
+    files=f"--truth {_FILE}; --questions LLaVA's question file where answers go by its ids",
+    layout=Sources(truth=Path("val.json"), pictures=Path("val")),
+    read=read,
+    score_files=score_files,
+)

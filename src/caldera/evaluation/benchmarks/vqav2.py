@@ -1,0 +1,145 @@
+"""VQA v2: open questions about COCO pictures, ten people's answers to each (arXiv 1612.00837).
+
+The official files are `v2_OpenEnded_mscoco_SPLIT_questions.json` and `v2_mscoco_SPLIT_annotations.json`. Those of
+LLaVA's split, test-dev2015, have no annotations; EvalAI's server scores it.
+
+Answers in a `.jsonl` are LLaVA's raw ones and go through EvalAI's processor, as LLaVA's converter puts them before they
+are handed in. A `.json` is a file as it was handed in, and is compared as it is.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from caldera.datasets.vqa import checked, entries, picture_names
+from caldera.errors import InputError
+from caldera.evaluation.answer_files import read_answers
+from caldera.evaluation.benchmark import Item, Score
+from caldera.evaluation.benchmarks.task import Sources, Task
+from caldera.evaluation.short_answers import ShortAnswers, asking_shortly
+from caldera.evaluation.vqa_accuracy import vqa_worth
+from caldera.evaluation.vqa_normalisation import submitted
+
+_QUESTIONS = "v2_OpenEnded_mscoco_SPLIT_questions.json"
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Question(_Wire):
+    question_id: int
+    image_id: int
+    question: str = Field(min_length=1)
+
+
+class _Answer(_Wire):
+    answer: str
+
+
+class _Annotation(_Wire):
+    question_id: int
+    question_type: str
+    answer_type: str
+    answers: list[_Answer] = Field(min_length=1)
+
+
+def read(sources: Sources) -> ShortAnswers:
+    """Read questions, and annotations where they are given.
+
+    Raises:
+        UsageError: No questions were given.
+        InputError: A file is missing or broken, or questions and annotations are not of one split.
+    """
+    return _read(sources, submitted)
+
+
+def score_files(sources: Sources, answers: Path) -> Score:
+    """Score LLaVA's answers (`.jsonl`, or a folder), or a file as handed in (`.json`).
+
+    Raises:
+        UsageError: Questions or annotations were not given.
+        InputError: A file is missing or broken, or answers and questions do not belong together.
+    """
+    sources.need_truth("v2_mscoco_SPLIT_annotations.json")
+    return _read(sources, preparation(answers)).score(read_answers(answers))
+
+
+def preparation(answers: Path) -> Callable[[str], str]:
+    """Return what is done to the answers of a file before they are compared: nothing where it was handed in."""
+    return str if answers.suffix == ".json" else submitted
+
+
+def _read(sources: Sources, prepare: Callable[[str], str]) -> ShortAnswers:
+    path = sources.need_questions(_QUESTIONS)
+    header, questions = entries(path, "questions")
+    annotations = _annotations(sources.truth)
+    split = str(header.get("data_subtype", "val2014"))
+    items = [
+        _item(checked(_Question, entry, f"{path}: questions.{index}"), annotations, split)
+        for index, entry in enumerate(questions)
+    ]
+    if annotations and (others := len(annotations.keys() - {item.id for item in items})):
+        raise InputError(
+            f"{sources.truth} has {others} annotations of questions that are not in {path}; "
+            "give the files of one split"
+        )
+    return ShortAnswers(
+        name="vqav2",
+        items=items,
+        worth=vqa_worth,
+        prepare=prepare,
+        overall="overall",
+        groups={"perAnswerType": "answer type: ", "perQuestionType": "question type: "},
+    )
+
+
+def _annotations(path: Path | None) -> dict[str, _Annotation]:
+    """Return annotations by question id."""
+    if path is None:
+        return {}
+    found = [
+        checked(_Annotation, entry, f"{path}: annotations.{index}")
+        for index, entry in enumerate(entries(path, "annotations")[1])
+    ]
+    return {str(annotation.question_id): annotation for annotation in found}
+
+
+def _item(question: _Question, annotations: dict[str, _Annotation], split: str) -> Item:
+    """Make an item; without an annotation nothing is known to be right."""
+    name = str(question.question_id)
+    picture, _ = picture_names(question.image_id, split)
+    conversation = asking_shortly(name, picture, question.question)
+    annotation = annotations.get(name)
+    if annotation is None:
+        return Item(name, "unknown", "vqa", conversation, ())
+    return Item(
+        name,
+        annotation.answer_type,
+        "vqa",
+        conversation,
+        tuple(one.answer for one in annotation.answers),
+        slices=(
+            f"answer type: {annotation.answer_type}",
+            f"question type: {annotation.question_type}",
+        ),
+    )
+
+
+VQAV2 = Task(
+    name="vqav2",
+    title="VQA v2",
+    measures="whether open questions about everyday pictures are answered as most people would",
+    size="214,354 questions of val2014, 107,394 of test-dev2015 whose answers are not public (visualqa.org/download)",
+    chance={},
+    headline="overall",
+    files=f"--questions {_QUESTIONS} --truth v2_mscoco_SPLIT_annotations.json",
+    layout=Sources(
+        questions=Path("v2_OpenEnded_mscoco_val2014_questions.json"),
+        truth=Path("v2_mscoco_val2014_annotations.json"),
+        pictures=Path("val2014"),
+    ),
+    read=read,
+    score_files=score_files,
+)

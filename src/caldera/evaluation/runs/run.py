@@ -1,0 +1,166 @@
+"""A benchmark and an answerer in, a folder out: answers, numbers with intervals, all that they depend on, a report.
+
+journal.jsonl   every answer that was finished, on disk before the next is asked for
+answers.jsonl   a line for each item: prompt, answer, what was read of it, mark
+results.json    the numbers; a run that was killed and went on writes the same bytes as one that was not
+report.html     both to look at
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from caldera.batches.pictures import read_bytes
+from caldera.errors import CalderaError
+from caldera.evaluation.answering.answerer import Answer, Answerer
+from caldera.evaluation.benchmark import Benchmark, Item, Score
+from caldera.evaluation.runs.answer_journal import AnswerJournal, Key
+from caldera.evaluation.runs.provenance import About, provenance
+from caldera.evaluation.runs.run_report import read_run, write_run_report
+from caldera.evaluation.runs.samples import samples_of, write_samples
+from caldera.evaluation.runs.scoring import Numbers, results_of, score_answered
+from caldera.progress import Progress, Silent
+from caldera.storage import holding, write_json
+
+
+def evaluate(
+    benchmark: Benchmark,
+    answerer: Answerer,
+    *,
+    folder: Path,
+    out: Path,
+    about: About = About(),  # noqa: B008 - frozen
+    max_new_tokens: int | None = None,
+    progress: Progress = Silent(),  # noqa: B008 - without state
+) -> Numbers:
+    """Ask every item that no earlier start has asked, score, and write the run's folder.
+
+    Args:
+        benchmark: What is asked.
+        answerer: Who answers.
+        folder: Folder that picture paths start from.
+        out: The run's folder.
+        about: What is known of the benchmark beside its items.
+        max_new_tokens: Longest answer; the benchmark's own if None.
+        progress: Follows the work.
+
+    Returns:
+        What `results.json` holds; `valid` tells whether so many items were answered that the score says something.
+
+    Raises:
+        EvaluationError: No item was answered.
+        CalderaError: The answerer, a file or the disk ended the run; answers so far are kept.
+    """
+    longest = max_new_tokens or benchmark.max_new_tokens
+    with holding(out):
+        asked = _Asked(answerer, folder, longest)
+        asked.prepare(benchmark.items, progress)
+        answers = _answers(benchmark, asked, out, progress)
+        score = score_answered(benchmark, answers)
+        results = results_of(benchmark, answers, score, about)
+        results["pictures"] = str(folder.resolve())
+        results["provenance"] = {
+            **provenance(answerer, benchmark.items, asked.pictures, about, longest),
+            "answered by": ", ".join(sorted({one.by for one in answers.values() if one.by})),
+            "first prompt": next(iter(asked.prompts.values()), ""),
+        }
+        samples = samples_of(benchmark.items, asked.prompts, answers, score)
+        write_samples(out / "answers.jsonl", samples)
+        write_json(out / "results.json", results)
+        write_run_report(out / "report.html", [read_run(out)])
+    return results
+
+
+def answer_items(
+    benchmark: Benchmark,
+    answerer: Answerer,
+    *,
+    folder: Path,
+    out: Path,
+    max_new_tokens: int | None = None,
+    progress: Progress = Silent(),  # noqa: B008 - without state
+) -> Mapping[str, Answer]:
+    """Ask as `evaluate` does, but write `answers.jsonl` alone, without marks: a judge has yet to read the answers.
+
+    Raises:
+        CalderaError: The answerer, a file or the disk ended the run; answers so far are kept.
+    """
+    with holding(out):
+        asked = _Asked(answerer, folder, max_new_tokens or benchmark.max_new_tokens)
+        asked.prepare(benchmark.items, progress)
+        answers = _answers(benchmark, asked, out, progress)
+        samples = samples_of(benchmark.items, asked.prompts, answers, Score(0.0))
+        write_samples(out / "answers.jsonl", samples)
+    return answers
+
+
+@dataclass(slots=True)
+class _Asked:
+    """What is asked of whom, and under which key each answer is kept."""
+
+    answerer: Answerer
+    folder: Path
+    longest: int
+    prompts: dict[str, str] = field(default_factory=dict)
+    """By item id, as the answers below."""
+
+    pictures: dict[str, list[str]] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, Answer] = field(default_factory=dict)
+
+    def prepare(self, items: Sequence[Item], progress: Progress) -> None:
+        """Write prompts and look at pictures; items whose pictures cannot be read fail."""
+        digests: dict[str, str] = {}
+        identity = self.answerer.identity
+        with progress.job("reading the items", len(items)) as tick:
+            for item in items:
+                try:
+                    for path in item.conversation.pictures:
+                        if path not in digests:
+                            content = read_bytes(self.folder / path)
+                            digests[path] = hashlib.sha256(content).hexdigest()
+                    shown = [digests[path] for path in item.conversation.pictures]
+                    prompt = self.answerer.prompt(item, shown)
+                except CalderaError as fault:
+                    self.failed[item.id] = Answer(item.id, failed=str(fault))
+                else:
+                    self.prompts[item.id], self.pictures[item.id] = prompt, shown
+                    self.keys[item.id] = Key(identity, prompt, shown, self.longest).digest
+                tick()
+
+
+def _answers(
+    benchmark: Benchmark, asked: _Asked, out: Path, progress: Progress
+) -> Mapping[str, Answer]:
+    """Return an answer for each item, out of the journal or anew.
+
+    Raises:
+        CalderaError: The answerer or the disk ended the run.
+    """
+    answers = dict(asked.failed)
+    with ExitStack() as stack:
+        journal: AnswerJournal | None = None
+        if asked.answerer.deterministic:  # a drawn answer is another one each time
+            journal = AnswerJournal(out / "journal.jsonl")
+            stack.callback(journal.close)
+            for name, key in asked.keys.items():
+                if known := journal.find(key, name):
+                    answers[name] = known
+        ready = [item for item in benchmark.items if item.id in asked.keys]
+        tick = stack.enter_context(
+            progress.job(f"asking {benchmark.name}", len(benchmark.items), done=len(answers))
+        )
+
+        def took(some: Sequence[Answer]) -> None:
+            if journal is not None:
+                journal.add({asked.keys[one.id]: one for one in some if not one.failed})
+            answers.update({one.id: one for one in some})
+            failed = sum(1 for one in answers.values() if one.failed)
+            tick(len(some), shown=f"failed {failed}" if failed else "")
+
+        asked.answerer.ask(
+            ready, frozenset(answers), took, folder=asked.folder, max_new_tokens=asked.longest
+        )
+    return answers

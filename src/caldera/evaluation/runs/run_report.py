@@ -1,0 +1,256 @@
+"""Folders of runs on the same items in, one report out: scores with intervals, differences, pictures with answers."""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from caldera.errors import InputError, PictureError, UsageError
+from caldera.evaluation.intervals import Difference, difference
+from caldera.evaluation.page import inline_picture, render_page
+from caldera.evaluation.runs.samples import Sample, read_samples
+from caldera.evaluation.runs.scoring import Numbers, flat
+from caldera.storage import write_whole
+
+SHOWN = 160
+"""Items in the gallery at most; `answers.jsonl` has them all."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRun:
+    """A run's folder as it was read."""
+
+    name: str
+    results: Numbers
+    samples: list[Sample]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What a later run gains on the first."""
+
+    name: str
+    all: Difference
+    kinds: dict[str, Difference]
+
+
+@dataclass(frozen=True, slots=True)
+class _Card:
+    """Pictures with the items about them."""
+
+    pictures: list[tuple[str, str]]
+    """Data URL, empty where it cannot be shown; and path."""
+
+    rows: list["_Row"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One item, as all runs answered it."""
+
+    state: int
+    """Number of its state among the report's."""
+
+    kind: int
+    samples: list[Sample]
+
+
+def read_run(folder: Path) -> FinishedRun:
+    """Read the folder of a finished run.
+
+    Raises:
+        InputError: It holds none.
+    """
+    if not (folder / "results.json").is_file():
+        raise InputError(f"{folder} holds no results.json of `caldera evaluate`; check the path")
+    try:
+        results = json.loads((folder / "results.json").read_text("utf-8"))
+        known = results.keys() >= {"provenance", "headline", "kinds", "pictures"}
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"cannot read {folder / 'results.json'}: {error}") from error
+    if not known:
+        raise InputError(f"{folder / 'results.json'} is not of `caldera evaluate TASK`")
+    return FinishedRun(str(folder), results, read_samples(folder / "answers.jsonl"))
+
+
+def compare_runs(runs: Sequence[FinishedRun]) -> list[Compared]:
+    """Compare each later run with the first, item by item.
+
+    Raises:
+        UsageError: They did not answer the same items.
+    """
+    first = runs[0]
+    for other in runs[1:]:
+        _check_same_items(first, other)
+    return [
+        Compared(other.name, *_differences(first, other))
+        for other in runs[1:]
+        if _marked(first, other)
+    ]
+
+
+def _check_same_items(first: FinishedRun, other: FinishedRun) -> None:
+    """Refuse runs on other items.
+
+    Raises:
+        UsageError: Ids, questions or pictures differ.
+    """
+    a, b = ({each.id for each in run.samples} for run in (first, other))
+    if lone := sorted(a ^ b):
+        raise UsageError(
+            f"{first.name} and {other.name} did not answer the same items: {len(lone)} are in one only, among them "
+            f"{lone[:3]}"
+        )
+    data, others = (run.results["provenance"]["data"]["digest"] for run in (first, other))
+    if data != others:
+        raise UsageError(
+            f"{first.name} and {other.name} answered the same ids, but questions, references or pictures differ"
+        )
+
+
+def _marked(first: FinishedRun, other: FinishedRun) -> list[tuple[str, float, float]]:
+    """List kind and both marks of items that both runs have marks for."""
+    marks = {each.id: each.mark for each in other.samples}
+    return [
+        (each.kind, each.mark, theirs)
+        for each in first.samples
+        if each.mark is not None and (theirs := marks[each.id]) is not None
+    ]
+
+
+def _differences(
+    first: FinishedRun, other: FinishedRun
+) -> tuple[Difference, dict[str, Difference]]:
+    """Compare two runs over all items, and by kind."""
+    marked = _marked(first, other)
+    by_kind: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for kind, mine, theirs in marked:
+        by_kind[kind].append((mine, theirs))
+    return (
+        difference([mine for _, mine, _ in marked], [theirs for _, _, theirs in marked]),
+        {
+            kind: difference([mine for mine, _ in pairs], [theirs for _, theirs in pairs])
+            for kind, pairs in by_kind.items()
+        },
+    )
+
+
+def write_run_report(file: Path, runs: Sequence[FinishedRun]) -> None:
+    """Write the report of one run, or of several on the same items; whole or not at all.
+
+    Raises:
+        UsageError: The runs did not answer the same items.
+        OutputError: The file cannot be written.
+    """
+    compared = compare_runs(runs)
+    kinds = list(runs[0].results["kinds"])
+    states = _states(runs)
+    rows = _rows(runs, kinds, states)
+    chosen = _chosen(rows)
+    names = _short_names([run.name for run in runs])
+    page = render_page(
+        "run.html",
+        runs=[
+            {"name": name, **run.results, "facts": flat(run.results["provenance"])}
+            for name, run in zip(names, runs, strict=True)
+        ],
+        compared=[(names[at + 1], each) for at, each in enumerate(compared)],
+        first=names[0],
+        kinds=kinds,
+        states=[(state, sum(row.state == at for row in rows)) for at, state in enumerate(states)],
+        cards=_cards(chosen, Path(runs[0].results["pictures"])),
+        shown=len(chosen),
+        ending=_same_ending(runs[0].samples),
+        figures=_table([flat(run.results["figures"]) for run in runs]),
+        facts=_table([flat(run.results["provenance"]) for run in runs]),
+    )
+    write_whole(file, page)
+
+
+def _same_ending(samples: Sequence[Sample]) -> str:
+    """Return the last line of all questions where it is the same, so that it need not be shown with each."""
+    endings = {sample.question.rpartition("\n")[1:] for sample in samples}
+    return "".join(endings.pop()) if len(endings) == 1 and len(samples) > 1 else ""
+
+
+def _states(runs: Sequence[FinishedRun]) -> list[str]:
+    """Name the states that items of these runs can be in."""
+    if len(runs) == 1:
+        return ["right", "partly right", "wrong", "unread", "failed", "unmarked"]
+    return ["answers differ in mark", "all right", "none right"]
+
+
+def _rows(runs: Sequence[FinishedRun], kinds: Sequence[str], states: Sequence[str]) -> list[_Row]:
+    """Lay the samples of all runs side by side."""
+    by_id = [{each.id: each for each in run.samples} for run in runs]
+    rows = []
+    for sample in runs[0].samples:
+        told = [samples[sample.id] for samples in by_id]
+        if len(runs) == 1:
+            state = states.index(sample.state)
+        elif len({each.mark for each in told}) > 1:
+            state = 0
+        else:
+            state = 1 if sample.state == "right" else 2
+        rows.append(_Row(state, kinds.index(sample.kind), told))
+    return rows
+
+
+def _chosen(rows: Sequence[_Row]) -> list[_Row]:
+    """Choose rows for the gallery: of each state and kind equally many as far as there are, evenly spread."""
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for at, row in enumerate(rows):
+        groups[row.state, row.kind].append(at)
+    left, chosen = SHOWN, []
+    for number, group in enumerate(sorted(groups.values(), key=len)):
+        some = min(len(group), left // (len(groups) - number))
+        chosen += [group[at * len(group) // some] for at in range(some)]
+        left -= some
+    return [rows[at] for at in sorted(chosen)]
+
+
+def _cards(rows: Sequence[_Row], folder: Path) -> list[_Card]:
+    """Put items about the same pictures together."""
+    by_pictures: dict[tuple[str, ...], list[_Row]] = defaultdict(list)
+    for row in rows:
+        by_pictures[tuple(row.samples[0].pictures)].append(row)
+    return [
+        _Card([(_shown(folder / path), path) for path in pictures], some)
+        for pictures, some in by_pictures.items()
+    ]
+
+
+def _shown(path: Path) -> str:
+    """Return a picture for the page; nothing where it is gone, as the report still says what was answered."""
+    try:
+        return inline_picture(path)
+    except PictureError:
+        return ""
+
+
+def _table(columns: Sequence[dict[str, Any]]) -> list[tuple[str, list[str], bool]]:
+    """Lay columns side by side: a line's name, its values, and whether they differ."""
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    lines = []
+    for name in names:
+        values = [_told(column.get(name, "")) for column in columns]
+        lines.append((name, values, len(set(values)) > 1))
+    return lines
+
+
+def _told(value: object) -> str:
+    """Write a value."""
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def _short_names(names: Sequence[str]) -> list[str]:
+    """Leave out the folders that all names begin with."""
+    parts = [Path(name).parts for name in names]
+    shared = 0
+    while (
+        all(len(each) > shared + 1 for each in parts) and len({each[shared] for each in parts}) == 1
+    ):
+        shared += 1
+    return ["/".join(each[shared:]) for each in parts]

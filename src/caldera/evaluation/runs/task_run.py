@@ -1,0 +1,119 @@
+"""What a user orders in, a run out: a task, its official files, and a model folder or a server's address."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from caldera.errors import InputError, UsageError
+from caldera.evaluation.answering.answerer import Answerer, Asking
+from caldera.evaluation.answering.endpoint_answerer import EndpointAnswerer, Server
+from caldera.evaluation.answering.engine_answerer import open_engine
+from caldera.evaluation.benchmarks.task import Sources, Task
+from caldera.evaluation.runs.provenance import About
+from caldera.evaluation.runs.run import answer_items, evaluate
+from caldera.evaluation.runs.scoring import Numbers, narrowed
+from caldera.training.devices import Compute, Means
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskOrder:
+    """A task and what is asked of it."""
+
+    task: Task
+    sources: Sources
+    limit: int | None = None
+    """Ask only the first items; None asks all."""
+
+
+def evaluate_task(
+    order: TaskOrder, model: str, *, out: Path, asking: Asking, server: Server, means: Means
+) -> Numbers | None:
+    """Ask a model folder, or a server where `model` is its address, the items of a task; see `evaluate`.
+
+    Returns:
+        The numbers; None where a judge has to read the answers first.
+
+    Raises:
+        UsageError: Files are missing.
+        CalderaError: Files, model or server cannot be used, or the result cannot be written.
+    """
+    task, sources = order.task, order.sources
+    benchmark = task.read(sources)
+    items = benchmark.items
+    files = {"questions": sources.questions, "truth": sources.truth}
+    about = About(
+        title=task.title,
+        measures=task.measures,
+        headline=task.headline,
+        chance=task.chance,
+        files={name: path for name, path in files.items() if path is not None and path.is_file()},
+        split_size=len(items),
+    )
+    if order.limit is not None and order.limit < len(items):
+        benchmark = narrowed(benchmark, items[: order.limit])
+    answerer, folder = open_answerer(model, asking, server, means.compute), pictures_of(sources)
+    if task.judged:
+        answer_items(
+            benchmark,
+            answerer,
+            folder=folder,
+            out=out,
+            max_new_tokens=asking.max_new_tokens,
+            progress=means.progress,
+        )
+        return None
+    return evaluate(
+        benchmark,
+        answerer,
+        folder=folder,
+        out=out,
+        about=about,
+        max_new_tokens=asking.max_new_tokens,
+        progress=means.progress,
+    )
+
+
+def open_answerer(model: str, asking: Asking, server: Server, compute: Compute) -> Answerer:
+    """Return what answers: a server where `model` is an address, else a model folder.
+
+    Raises:
+        CalderaError: It cannot be asked in this way, or not loaded.
+    """
+    if model.startswith(("http://", "https://")):
+        return EndpointAnswerer(replace(server, url=model), asking)
+    return open_engine(Path(model), asking=asking, compute=compute)
+
+
+def pictures_of(sources: Sources) -> Path:
+    """Return the folder that picture paths start from."""
+    if sources.pictures is not None:
+        return sources.pictures
+    file = sources.questions or sources.truth
+    if file is None:
+        return Path()
+    return file if file.is_dir() else file.parent
+
+
+def sources_in(folder: Path, task: Task, given: Sources) -> Sources:
+    """Add to what a user gave the official files of a task that lie in a folder under their official names.
+
+    Raises:
+        UsageError: The names of the task's files are not fixed.
+        InputError: None of them is there.
+    """
+    layout = task.layout
+    named = {"questions": layout.questions, "truth": layout.truth, "pictures": layout.pictures}
+    wanted = {name: folder / path for name, path in named.items() if path is not None}
+    if not wanted:
+        raise UsageError(
+            f"the files of {task.name} have no fixed names, so --data cannot find them; name each (--questions ...)"
+        )
+    found = {name: path for name, path in wanted.items() if path.exists()}
+    if not found:
+        names = ", ".join(str(path.relative_to(folder)) for path in wanted.values())
+        raise InputError(f"{folder} holds none of the files of {task.name}: {names}")
+    return replace(
+        given,
+        questions=given.questions or found.get("questions"),
+        truth=given.truth or found.get("truth"),
+        pictures=given.pictures or found.get("pictures"),
+    )

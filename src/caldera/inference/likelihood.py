@@ -1,0 +1,105 @@
+"""A question and answers that could be given in, how likely the model finds each out: nothing is generated."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from pathlib import Path
+
+import torch
+
+from caldera.batches.labels import IGNORED, encode
+from caldera.batches.picture_sources import PictureSource
+from caldera.batches.templates import find_template
+from caldera.conversation import Conversation, Turn
+from caldera.errors import UsageError
+from caldera.inference.generate import Prompt, left_padded
+from caldera.model.folder import Assistant
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """How likely one answer is."""
+
+    total: float
+    """Logarithm of its probability, summed over its tokens, in nats; never positive."""
+
+    tokens: int
+
+    @property
+    def per_token(self) -> float:
+        """The same divided by the number of tokens, so that long answers are not at a disadvantage."""
+        return self.total / self.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredPrompt:
+    """A prompt with an answer behind it."""
+
+    prompt: Prompt
+    """Its ids end with the answer's."""
+
+    tokens: int
+    """Of the answer, without the mark that would end it."""
+
+
+class Weigher:
+    """Weighs answers by one assistant."""
+
+    def __init__(self, assistant: Assistant, pictures: PictureSource) -> None:
+        """Weigh by `assistant`, which sees what `pictures` gives for a path."""
+        self._assistant = assistant
+        self._pictures = pictures
+        self._template = find_template(assistant.card.template)
+
+    def prompt(
+        self, conversation: Conversation, answer: str, folder: Path = Path()
+    ) -> AnsweredPrompt:
+        """Render a conversation that ends with the user, and an answer behind it.
+
+        Raises:
+            PictureError: The size of a picture counts, but cannot be read.
+            RecordError: The answer is empty.
+            UsageError: Both together do not fit the model's context.
+        """
+        assistant = self._assistant
+        turns = (*conversation.turns, Turn("assistant", (answer,)))
+        asked = len(list(self._template.render(conversation)))
+        spans = list(self._template.render(replace(conversation, turns=turns)))[: asked + 1]
+        encoded = encode(spans, assistant.tokenizer)
+        paths = tuple(folder / path for path in encoded.picture_paths)
+        layouts = assistant.layouts(paths)
+        counts = assistant.image_tokens(layouts)
+        encoded = encoded.with_image_tokens(counts, assistant.model.image_token_id)
+        learned = takewhile(lambda label: label != IGNORED, reversed(encoded.labels))
+        tokens = sum(1 for _ in learned)
+        room = assistant.model.context_length
+        if room is not None and len(encoded.ids) > room:
+            raise UsageError(
+                f"question and answer are {len(encoded.ids)} tokens long, but the model has room for {room}"
+            )
+        return AnsweredPrompt(Prompt(encoded.ids, paths, layouts), tokens)
+
+    @torch.inference_mode()
+    def weigh(self, answered: Sequence[AnsweredPrompt]) -> list[Likelihood]:
+        """Return how likely each answer is behind its prompt, all of them together."""
+        model, prompts = self._assistant.model, [each.prompt for each in answered]
+        device = model.projector.layers[0].weight.device
+        ids, mask = left_padded(prompts, self._assistant.tokenizer.pad_token_id)
+        ids, mask = ids.to(device), mask.to(device)  # (rows, tokens)
+        pictures = self._pictures([path for prompt in prompts for path in prompt.pictures])
+        layouts = [layout for prompt in prompts for layout in prompt.layouts]
+        longest = max(each.tokens for each in answered)
+        logits = model.language(
+            inputs_embeds=model.embed(ids, pictures.to(device), layouts),
+            attention_mask=mask,
+            position_ids=(mask.cumsum(dim=-1) - 1).clamp(min=0),
+            use_cache=False,
+            logits_to_keep=longest + 1,
+        ).logits.float()  # (rows, longest + 1, vocabulary)
+        chances = logits[:, :-1].log_softmax(dim=-1)  # each token's, from the position before it
+        wanted = ids[:, -longest:]  # (rows, longest)
+        each_token = chances.gather(-1, wanted.unsqueeze(-1)).squeeze(-1)  # (rows, longest)
+        return [
+            Likelihood(float(row[longest - one.tokens :].sum()), one.tokens)
+            for row, one in zip(each_token, answered, strict=True)
+        ]

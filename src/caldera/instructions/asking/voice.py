@@ -1,0 +1,83 @@
+"""Texts of a reply in, the first that is not said as one who looks at the picture says things.
+
+A reply may not name what it was made from (captions, boxes, coordinates), speak of the task or of itself, carry marks
+of the request, or answer that nothing is known: LLaVA's rules allow only questions with a definite answer
+(arXiv 2304.08485, table 13). Judged in English and Chinese.
+"""
+
+import re
+
+from caldera.instructions.asking.parsing import ReplyRefusal
+
+_SOURCE = re.compile(
+    r"\b(?:captions?|bounding box(?:es)?|annotations?|coordinates?)\b"
+    r"|\b(?:the|these|your|given|provided|five) (?:sentences?|descriptions)\b"
+    r"|\b(?:according to|based on|from|in) (?:the|this|your) (?:provided |given )?(?:text|description)\b"
+    r"|说明文字|标注|方框|坐标|根据描述|给出的(?:描述|句子)",
+    re.IGNORECASE,
+)
+_COORDINATES = re.compile(r"\[\s*\d*\.?\d+\s*,|\b[01]?\.\d{2,3}\s*,\s*[01]?\.\d+|\b0\.\d{3}\b")
+_DECLINES = re.compile(
+    r"\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b|\bI(?:'m| am) sorry\b"
+    r"|\b(?:cannot|can't|unable to|not able to) (?:see|view|access|look at) (?:the |this |any |an? )?"
+    r"(?:actual )?(?:image|picture|photo)|作为(?:一个)?(?:人工智能|语言模型)|很抱歉|无法查看",
+    re.IGNORECASE,
+)
+_MARKS = re.compile(r"</?picture>|={2,}|^\s*=+\s*$|^\s*(?:Question|Answer):", re.MULTILINE)
+_TASK = re.compile(
+    r"\bnot what you asked\b|\byou (?:asked|want(?:ed)? to ask|requested)\b"
+    r"|\b(?:mentioned|stated|given) in the question\b"
+    r"|\bthe answer is:|\banswer to (?:this|the|your) question\b|\b(?:my|your) (?:reply|response|prompt)\b"
+    r"|\bhere (?:is|are) (?:a|an|the|some|my)\b[^.\n]{0,40}\b(?:description|question|answer|dialogue|conversation)s?\b",
+    re.IGNORECASE,
+)
+_UNKNOWN = re.compile(
+    r"\b(?:is|are|was|were) (?:not|n't|un)(?: |-)?(?:known|specified|mentioned|stated|given|provided|described)\b"
+    r"|\b(?:does|do|did)(?: not|n't) (?:specify|mention|state|say|provide|describe)\b"
+    r"|\bno (?:other |further |more )?(?:information|details?|mention)\b|\b(?:cannot|can't) be (?:determined|known)\b"
+    r"|没有(?:提到|提及|说明)|无法(?:确定|得知)",
+    re.IGNORECASE,
+)
+
+
+def check_voice(text: str, captions: str) -> None:
+    """Check that a question or an answer speaks as one who sees.
+
+    Args:
+        text: The question or the answer.
+        captions: Of the pictures; a word that they use themselves is no leak.
+
+    Raises:
+        ReplyRefusal: It names its source, gives coordinates, declines, carries marks, speaks of the task, or knows
+            nothing.
+    """
+    found = _SOURCE.search(text)
+    if found and found[0].lower() not in captions.lower():
+        raise ReplyRefusal(
+            "source",
+            f"it says {found[0]!r}",
+            repair=f"You said {found[0]!r}. Write it all again as one who looks at the picture, and do not mention "
+            "captions, sentences, descriptions or boxes.",
+        )
+    if found := _COORDINATES.search(text):
+        raise ReplyRefusal(
+            "coordinates",
+            f"it says {found[0]!r}",
+            repair="You gave coordinates. Write it all again and say in plain words where things are.",
+        )
+    if found := _DECLINES.search(text):
+        raise ReplyRefusal("declines", f"it says {found[0]!r}")
+    if found := _MARKS.search(text):
+        raise ReplyRefusal("marks", f"it says {found[0].strip()!r}")
+    if found := _TASK.search(text):
+        raise ReplyRefusal(
+            "task",
+            f"it says {found[0]!r}",
+            repair=f"You said {found[0]!r}. Write it all again and speak of the picture alone.",
+        )
+    if found := _UNKNOWN.search(text):
+        raise ReplyRefusal(
+            "nothing definite",
+            f"it says {found[0]!r}",
+            repair=f"You said {found[0]!r}. Write it all again, and ask only what has a definite answer.",
+        )

@@ -1,0 +1,136 @@
+"""A model folder as what answers: batches, failures that stay single, and options weighed by likelihood."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from caldera.batches.picture_sources import Pixels
+from caldera.conversation import Conversation, Turn
+from caldera.errors import UsageError
+from caldera.evaluation.answering.answerer import Answer, Asking, ChooseBy
+from caldera.evaluation.answering.engine_answerer import EngineAnswerer, folder_digest
+from caldera.evaluation.benchmark import Item
+from caldera.inference.generate import Generator
+from caldera.inference.sampling import Sampling
+from caldera.model.folder import Assistant, save_assistant
+from caldera.training.devices import choose_compute
+from tests.evaluation.questions import question, questions
+
+USUAL = Asking()
+COMPUTE = choose_compute("cpu", "float32")
+
+
+def ask(
+    assistant: Assistant,
+    items: Sequence[Item],
+    photos: Path,
+    asking: Asking = USUAL,
+    done: Collection[str] = (),
+) -> dict[str, Answer]:
+    """Ask a random assistant."""
+    answers: dict[str, Answer] = {}
+    EngineAnswerer(assistant, "d", asking=asking, compute=COMPUTE).ask(
+        items,
+        done,
+        lambda some: answers.update({one.id: one for one in some}),
+        folder=photos,
+        max_new_tokens=4,
+    )
+    return answers
+
+
+def test_batches_answer_as_single_items_do(assistant: Assistant, photos: Path) -> None:
+    """Whatever is answered together, with pictures and without, each item gets the answer it gets alone."""
+    items = questions(9).items
+    together = ask(assistant, items, photos, Asking(batch_size=4))
+    generator = Generator(assistant, Pixels(assistant.processor))
+    for item in items:
+        prompt = generator.prompt(item.conversation, photos)
+        [alone] = generator.answer([prompt], Sampling(max_new_tokens=4))
+        assert together[item.id] == Answer(item.id, alone)
+    assert len({answer.text for answer in together.values()}) > 1, "all alike would prove nothing"
+
+
+def test_only_the_item_with_the_broken_picture_fails(assistant: Assistant, photos: Path) -> None:
+    """A broken picture and a question too long fail with their reasons; the others of the batch are answered."""
+    (photos / "1.png").write_bytes(b"no picture")
+    items = [*questions(6).items, question(6, tail=" what" * 3000)]
+    answers = ask(assistant, items, photos)
+    failed = {name: answer.failed for name, answer in answers.items() if answer.failed}
+    assert failed.keys() == {"q1", "q6"}
+    assert "1.png is not a JPEG" in failed["q1"]
+    assert "room for 2048" in failed["q6"]
+    assert len(answers) == 7
+
+
+@pytest.mark.parametrize("choose_by", ["letter", "option", "option-mean"])
+def test_the_likeliest_option_is_chosen(
+    assistant: Assistant, photos: Path, choose_by: ChooseBy
+) -> None:
+    """Each option's likelihood is that of its tokens one by one, each behind all before it."""
+    options = ("cat", "the dog in the picture", "bird is on the meadow")
+    items = questions(4, choices=options).items
+    answers = ask(assistant, items, photos, Asking(choose_by=choose_by))
+    shown = ("A", "B", "C") if choose_by == "letter" else options
+    for item in items:
+        weights = [token_by_token(assistant, item, option, photos) for option in shown]
+        told = answers[item.id].weights
+        assert [tokens for _, tokens in told] == [len(each) for each in weights]
+        assert [total for total, _ in told] == pytest.approx([sum(each) for each in weights], abs=1e-4)  # fmt: skip
+        means = [sum(each) / (len(each) if choose_by == "option-mean" else 1) for each in weights]
+        assert answers[item.id].text == "ABC"[means.index(max(means))]
+
+
+def token_by_token(assistant: Assistant, item: Item, option: str, photos: Path) -> list[float]:
+    """Weigh an option without a batch: a forward pass for each of its tokens."""
+    generator = Generator(assistant, Pixels(assistant.processor))
+    said = Turn("assistant", (option,))
+    asked = generator.prompt(item.conversation, photos)
+    again = (*item.conversation.turns, said, Turn("user", ("?",)))
+    whole = generator.prompt(Conversation("x", again), photos).ids
+    end = whole.index(assistant.tokenizer.eos_token_id, len(asked.ids))
+    found = []
+    for at in range(len(asked.ids), end):
+        pixels = Pixels(assistant.processor)(asked.pictures)
+        with torch.inference_mode():
+            embedded = assistant.model.embed(torch.tensor([whole[:at]]), pixels, asked.layouts)
+            logits = assistant.model.language(inputs_embeds=embedded).logits[0, -1]
+        found.append(float(logits.float().log_softmax(-1)[whole[at]]))
+    return found
+
+
+def test_identity_tells_what_answers_depend_on(assistant: Assistant, tmp_path: Path) -> None:
+    """Another folder, precision, decoding or batch is another identity; what does not count changes nothing."""
+    save_assistant(tmp_path / "a", assistant)
+    save_assistant(tmp_path / "same", assistant)
+    with torch.no_grad():
+        assistant.model.projector.layers[0].weight[0, 0] += 1
+    save_assistant(tmp_path / "b", assistant)
+    assert folder_digest(tmp_path / "a") == folder_digest(tmp_path / "same")
+    assert folder_digest(tmp_path / "a") != folder_digest(tmp_path / "b")
+
+    def identity(digest: str = "d", dtype: str = "float32", **changes: object) -> object:
+        compute = replace(COMPUTE, dtype=getattr(torch, dtype))
+        asking = Asking(**changes)  # type: ignore[arg-type] # each checked by Asking
+        return EngineAnswerer(assistant, digest, asking=asking, compute=compute).identity
+
+    others = [
+        identity("e"), identity(dtype="bfloat16"), identity(temperature=0.5), identity(batch_size=3),
+        identity(choose_by="letter"),
+    ]  # fmt: skip
+    assert identity() not in others
+    assert identity() == identity(concurrency=3, timeout=9.0, seed=4), "greedy answers have no seed"
+    assert identity(temperature=0.5, seed=4) != identity(temperature=0.5)
+
+
+def test_settings_that_cannot_be_are_refused(assistant: Assistant) -> None:
+    """Messages name the setting."""
+    with pytest.raises(UsageError, match="choose_by is 'luck'; write one of generation"):
+        Asking(choose_by="luck")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="batch_size is 0"):
+        Asking(batch_size=0)
+    with pytest.raises(UsageError, match=r"top_p is 0"):
+        EngineAnswerer(assistant, "d", asking=Asking(top_p=0), compute=COMPUTE)

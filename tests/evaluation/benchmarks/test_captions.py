@@ -1,0 +1,103 @@
+"""Captions are scored from COCO's layout and from a table alike."""
+
+import csv
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from caldera.errors import InputError
+from caldera.evaluation.benchmarks.captions import CAPTIONS
+from caldera.evaluation.benchmarks.task import Sources
+from caldera.evaluation.official_files import read_rows
+
+WRITTEN = {"7": ["a red dog"], "8": ["two cats sleep", "cats asleep"]}
+
+
+def coco(folder: Path) -> Path:
+    """Write a COCO file of captions."""
+    path = folder / "captions_val2014.json"
+    content = {
+        "images": [{"id": int(name), "file_name": f"{name}.jpg"} for name in WRITTEN],
+        "annotations": [
+            {"id": number, "image_id": int(name), "caption": text}
+            for number, (name, text) in enumerate((n, t) for n, ts in WRITTEN.items() for t in ts)
+        ],
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+def table(folder: Path) -> Path:
+    """Write a table of captions."""
+    path = folder / "captions.csv"
+    lines = [f"{name},{text}" for name, texts in WRITTEN.items() for text in texts]
+    path.write_text("\n".join(["image,caption", *lines]))
+    return path
+
+
+@pytest.mark.parametrize("layout", [coco, table])
+def test_figures_by_hand(tmp_path: Path, layout: Callable[[Path], Path]) -> None:
+    """All words are said by somebody. CIDEr-D: 1, 2 and 3 words alike; 1 and 2 words alike, and once one of three."""
+    answers = tmp_path / "answers.json"
+    said = [{"image_id": 7, "caption": "A red dog."}, {"image_id": 8, "caption": "cats asleep"}]
+    answers.write_text(json.dumps(said))
+    score = CAPTIONS.score_files(Sources(truth=layout(tmp_path)), answers)
+    assert score.figures["Bleu_1"] == 100.0
+    assert score.figures["Bleu_2"] == 100.0
+    assert score.figures["ROUGE_L"] == 100.0
+    assert score.figures["pictures"] == 2
+    cats = (2 + math.exp(-1 / 72) / math.sqrt(2 * 3)) / 2
+    assert score.marks == pytest.approx({"7": 3 / 4, "8": cats / 4})
+    assert score.overall == pytest.approx((3 / 4 + cats / 4) / 2)
+    assert score.figures["CIDEr"] == round(1000 * score.overall, 2)
+
+
+def test_what_people_wrote_of_a_picture_is_not_what_is_said_of_another(tmp_path: Path) -> None:
+    """Captions that are swapped score nothing; an empty one is told."""
+    answers = tmp_path / "answers.json"
+    answers.write_text(json.dumps({"7": "two cats sleep", "8": ""}))
+    score = CAPTIONS.score_files(Sources(truth=table(tmp_path)), answers)
+    assert score.figures["ROUGE_L"] == 0
+    assert score.figures["CIDEr"] == 0
+    assert list(score.unread) == ["8"]
+    assert score.figures["parse_failures"] == 1
+
+
+def test_a_picture_without_a_caption_is_refused(tmp_path: Path) -> None:
+    """Nothing could be compared with it."""
+    path = coco(tmp_path)
+    content = json.loads(path.read_text())
+    content["images"].append({"id": 9, "file_name": "9.jpg"})
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="1 pictures have no caption"):
+        CAPTIONS.read(Sources(truth=path))
+
+
+def test_what_people_wrote_against_what_others_wrote(third_party: Path, tmp_path: Path) -> None:
+    """Of flickr8k each first caption against four others: the figures of pycocoevalcap, with its tokenizer."""
+    rows = read_rows(third_party / "flickr8k" / "captions.csv")
+    first: dict[str, str] = {}
+    others: list[dict[str, str]] = []
+    for _, row in rows:
+        if row["image"] in first:
+            others.append(row)
+        first.setdefault(row["image"], row["caption"])
+    truth, answers = tmp_path / "truth.csv", tmp_path / "answers.json"
+    with truth.open("w", newline="") as file:
+        table = csv.DictWriter(file, ("image", "caption"))
+        table.writeheader()
+        table.writerows(others)
+    answers.write_text(json.dumps([{"image_id": i, "caption": c} for i, c in first.items()]))
+    assert CAPTIONS.score_files(Sources(truth=truth), answers).figures == {
+        "Bleu_1": 64.68,
+        "Bleu_2": 45.63,
+        "Bleu_3": 31.72,
+        "Bleu_4": 21.82,
+        "ROUGE_L": 50.08,
+        "CIDEr": 79.14,
+        "pictures": 800,
+        "parse_failures": 0,
+    }

@@ -1,0 +1,118 @@
+"""TextVQA's accuracy comes out of its official file and LLaVA's answers as counting by hand gives it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from caldera.errors import AnnotationError, InputError
+from caldera.evaluation.benchmarks.task import Sources
+from caldera.evaluation.benchmarks.textvqa import TEXTVQA, question_in
+
+SHORT = "Answer the question using a single word or phrase."
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Sources:
+    """Three questions about two pictures, in the layout of 0.5.1."""
+    rows: list[tuple[int, str, str, list[str]]] = [
+        (34602, "003a", "what is the brand?", ["Nous les gosses"] * 5 + ["dakota"] * 5),
+        (34603, "003a", "who made it?", ["Macy's"] * 2 + [f"x{n}" for n in range(8)]),
+        (34604, "0054", "what is the brand?", ["nine"] * 10),
+    ]
+    names = ("question_id", "image_id", "question", "answers")
+    data = [dict(zip(names, row, strict=True)) for row in rows]
+    path = tmp_path / "TextVQA_0.5.1_val.json"
+    path.write_text(json.dumps({"dataset_type": "val", "data": data}))
+    return Sources(truth=path)
+
+
+def llava(folder: Path, *answers: tuple[str, str, str]) -> Path:
+    """Write answers as LLaVA does: by picture, with the prompt."""
+    path = folder / "llava-v1.5-13b.jsonl"
+    lines = [
+        {"question_id": picture, "prompt": f"{question}\nReference OCR token: A, B\n{SHORT}", "text": text}
+        for picture, question, text in answers
+    ]  # fmt: skip
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return path
+
+
+def test_llavas_answers_by_hand(sources: Sources, tmp_path: Path) -> None:
+    """Found by picture and question: 5 of 10 agree, 2 of 10 make 0.6, "9" is "nine"."""
+    answers = llava(
+        tmp_path,
+        ("0054", "What is the brand?", "9"),
+        ("003a", "What is the brand?", "Dakota."),
+        ("003a", "Who made it?", "macy's"),
+    )
+    score = TEXTVQA.score_files(sources, answers)
+    assert score.marks == pytest.approx({"34602": 1, "34603": 0.6, "34604": 1})
+    assert score.figures["accuracy"] == 86.67
+    assert score.figures["questions"] == 3
+
+
+def test_answers_may_go_by_question_id(sources: Sources, tmp_path: Path) -> None:
+    """As TextVQA's own layout does."""
+    path = tmp_path / "answers.json"
+    texts = {34602: "x", 34603: "x1", 34604: "Nine"}
+    path.write_text(json.dumps([{"question_id": n, "answer": t} for n, t in texts.items()]))
+    assert TEXTVQA.score_files(sources, path).figures["accuracy"] == 43.33
+
+
+def test_an_answer_to_no_question_and_a_double_one_are_refused(
+    sources: Sources, tmp_path: Path
+) -> None:
+    """The message says which."""
+    with pytest.raises(InputError, match=r"1 answers are to no question .*: 003a 'what colour"):
+        TEXTVQA.score_files(sources, llava(tmp_path, ("003a", "What colour?", "red")))
+    twice = [("0054", "What is the brand?", "9")] * 2
+    with pytest.raises(InputError, match="34604"):
+        TEXTVQA.score_files(sources, llava(tmp_path, *twice))
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        f"Who Made it?\nReference OCR token: A, B\n{SHORT}",
+        f"Reference OCR token: A, B\nWho made it?\n{SHORT}",
+        f"Who made it?\n{SHORT}",
+        "OCR tokens: A, B. Question: Who made it? Short answer:",
+        "who made it?",
+    ],
+)
+def test_the_question_is_found_in_every_prompt(prompt: str) -> None:
+    """As LLaVA's script reads them."""
+    assert question_in(prompt) == "who made it?"
+
+
+def test_llavas_file_gives_the_words_to_ask_in(sources: Sources, tmp_path: Path) -> None:
+    """With it, what a text recogniser read is in the prompt; without it, it is not."""
+    path = tmp_path / "llava_textvqa_val_v051_ocr.jsonl"
+    asked = {
+        "003a": ["What is the brand?", "Who made it?"],
+        "0054": ["What is the brand?"],
+    }
+    lines = [
+        {"question_id": picture, "image": f"{picture}.jpg", "text": f"{text}\nReference OCR token: A\n{SHORT}"}
+        for picture, texts in asked.items()
+        for text in texts
+    ]  # fmt: skip
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    item = TEXTVQA.read(Sources(truth=sources.truth, questions=path)).items[1]
+    assert item.conversation.turns[0].text == f"\nWho made it?\nReference OCR token: A\n{SHORT}"
+    plain = TEXTVQA.read(sources).items[1]
+    assert plain.conversation.turns[0].text == f"\nWho made it?\n{SHORT}"
+    path.write_text(json.dumps(lines[0]))
+    with pytest.raises(InputError, match=r"does not ask 'who made it\?' of 003a.jpg"):
+        TEXTVQA.read(Sources(truth=sources.truth, questions=path))
+
+
+def test_ten_answers_are_needed(sources: Sources) -> None:
+    """The official evaluator refuses another number, too."""
+    assert sources.truth is not None
+    content = json.loads(sources.truth.read_text())
+    content["data"][1]["answers"].pop()
+    sources.truth.write_text(json.dumps(content))
+    with pytest.raises(AnnotationError, match=r"data\.1: answers: list should have at least 10"):
+        TEXTVQA.read(sources)

@@ -1,0 +1,75 @@
+"""VizWiz's accuracy comes out of its official file as counting by hand gives it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from caldera.errors import InputError
+from caldera.evaluation.benchmarks.task import Sources
+from caldera.evaluation.benchmarks.vizwiz import VIZWIZ
+
+SAID = {
+    "VizWiz_val_00000000.jpg": ("unanswerable", ["unanswerable"] * 7 + ["a can"] * 3),
+    "VizWiz_val_00000001.jpg": ("other", ["soup"] + ["tomato soup"] * 9),
+}
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Sources:
+    """Two questions in the official layout; answers have no ids."""
+    records = [
+        {
+            "image": image,
+            "question": "What is this?",
+            "answer_type": answer_type,
+            "answerable": int(answer_type != "unanswerable"),
+            "answers": [{"answer": one, "answer_confidence": "yes"} for one in said],
+        }
+        for image, (answer_type, said) in SAID.items()
+    ]
+    (tmp_path / "val.json").write_text(json.dumps(records))
+    return Sources(truth=tmp_path / "val.json")
+
+
+def test_a_file_as_handed_in_by_hand(sources: Sources, tmp_path: Path) -> None:
+    """Seven of ten are more than enough, though equal answers have no ids; one of ten makes 0.3."""
+    path = tmp_path / "answers.json"
+    texts = ["Unanswerable", "soup"]
+    path.write_text(
+        json.dumps([{"image": i, "answer": t} for i, t in zip(SAID, texts, strict=True)])
+    )
+    score = VIZWIZ.score_files(sources, path)
+    assert score.figures == {
+        "overall": 65.0,
+        "perAnswerType": {"other": 30.0, "unanswerable": 100.0},
+        "blind": 50.0,
+        "blind_answer": "tomato soup",
+        "questions": 2,
+        "parse_failures": 0,
+    }
+
+
+def test_llavas_answers_go_by_the_ids_of_its_questions(sources: Sources, tmp_path: Path) -> None:
+    """Its question file says which picture each id is about; without it ids are unknown."""
+    questions, answers = tmp_path / "llava.jsonl", tmp_path / "answers.jsonl"
+    questions.write_text(
+        "".join(f'{{"question_id": {n}, "image": "{image}", "text": "?"}}\n' for n, image in enumerate(SAID))
+    )  # fmt: skip
+    answers.write_text(
+        '{"question_id": 0, "text": "x"}\n{"question_id": 1, "text": "Tomato soup."}\n'
+    )
+    score = VIZWIZ.score_files(Sources(truth=sources.truth, questions=questions), answers)
+    assert list(score.marks.values()) == [0, 1]
+    with pytest.raises(InputError, match="2 answers belong to no item: 0, 1"):
+        VIZWIZ.score_files(sources, answers)
+
+
+def test_items_are_asked_as_llava_asks_them(sources: Sources) -> None:
+    """Two sentences: what to say where nothing can be seen, and how."""
+    item = VIZWIZ.read(sources).items[0]
+    assert item.conversation.turns[0].text == (
+        "\nWhat is this?\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n"
+        "Answer the question using a single word or phrase."
+    )
+    assert item.conversation.turns[0].pictures[0].path == "VizWiz_val_00000000.jpg"

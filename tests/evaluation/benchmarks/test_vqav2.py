@@ -1,0 +1,150 @@
+"""VQA v2's figures come out of its official files as counting by hand gives them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from caldera.errors import AnnotationError, InputError, UsageError
+from caldera.evaluation.benchmarks.task import Sources
+from caldera.evaluation.benchmarks.vqav2 import VQAV2
+
+SAID = {
+    11: ("yes/no", "is there", ["yes"] * 10),
+    12: ("number", "how many", ["2"] * 3 + ["two"] + ["3"] * 6),
+    13: ("other", "what color", ["red"] * 2 + ["dark red"] * 8),
+    14: ("other", "what is", ["a dog"] * 9 + ["dog"]),
+}
+QUESTIONS = {11: "Is there a dog?", 12: "How many?", 13: "What color is it?", 14: "What is it?"}
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Sources:
+    """Four questions about two pictures, in the official layout."""
+    questions = {
+        "data_subtype": "val2014",
+        "questions": [
+            {"question_id": number, "image_id": 42 + number % 2, "question": text}
+            for number, text in QUESTIONS.items()
+        ],
+    }
+    annotations = {
+        "annotations": [
+            {
+                "question_id": number,
+                "image_id": 42 + number % 2,
+                "answer_type": answer_type,
+                "question_type": question_type,
+                "multiple_choice_answer": said[0],
+                "answers": [
+                    {"answer": one, "answer_confidence": "yes", "answer_id": at}
+                    for at, one in enumerate(said, start=1)
+                ],
+            }
+            for number, (answer_type, question_type, said) in SAID.items()
+        ]
+    }
+    (tmp_path / "questions.json").write_text(json.dumps(questions))
+    (tmp_path / "annotations.json").write_text(json.dumps(annotations))
+    return Sources(questions=tmp_path / "questions.json", truth=tmp_path / "annotations.json")
+
+
+def written(folder: Path, answers: dict[int, str], name: str) -> Path:
+    """Write answers as LLaVA does, or as they are handed in."""
+    path = folder / name
+    if path.suffix == ".json":
+        path.write_text(json.dumps([{"question_id": n, "answer": a} for n, a in answers.items()]))
+    else:
+        lines = [
+            {"question_id": n, "prompt": QUESTIONS.get(n, ""), "text": a, "model_id": "m"}
+            for n, a in answers.items()
+        ]
+        path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return path
+
+
+def test_a_file_as_handed_in_by_hand(sources: Sources, tmp_path: Path) -> None:
+    """1 for yes, 4 of 10 say two (2, 2, 2, two), 2 of 10 red is 0.6, all ten say dog."""
+    answers = written(tmp_path, {11: "yes", 12: "two", 13: "Red.", 14: "the dog"}, "answers.json")
+    score = VQAV2.score_files(sources, answers)
+    assert score.figures == {
+        "overall": 90.0,
+        "perAnswerType": {"number": 100.0, "other": 80.0, "yes/no": 100.0},
+        "perQuestionType": {"how many": 100.0, "is there": 100.0, "what color": 60.0, "what is": 100.0},
+        "blind": 25.0,
+        "blind_answer": "yes",
+        "questions": 4,
+        "parse_failures": 0,
+    }  # fmt: skip
+    assert score.marks == pytest.approx({"11": 1, "12": 1, "13": 0.6, "14": 1})
+    assert score.overall == pytest.approx(0.9)
+    assert score.counts == {"yes/no": 1, "number": 1, "other": 2}
+
+
+def test_only_llavas_raw_answers_pass_through_evalais_processor(
+    sources: Sources, tmp_path: Path
+) -> None:
+    """Where ten people said "yes", the official evaluator refuses "Yes."; LLaVA's converter has made it "yes"."""
+    answers = {11: "Yes.", 12: "3", 13: "blue", 14: "cat"}
+    handed_in = VQAV2.score_files(sources, written(tmp_path, answers, "answers.json"))
+    raw = VQAV2.score_files(sources, written(tmp_path, answers, "answers.jsonl"))
+    assert (handed_in.marks["11"], raw.marks["11"]) == (0, 1)
+
+
+def test_an_empty_answer_is_wrong_and_told(sources: Sources, tmp_path: Path) -> None:
+    """It is worth nothing, and listed."""
+    answers = written(tmp_path, {11: "", 12: "3", 13: " ", 14: "dog"}, "answers.jsonl")
+    score = VQAV2.score_files(sources, answers)
+    assert sorted(score.unread) == ["11", "13"]
+    assert score.figures["parse_failures"] == 2
+    assert score.figures["overall"] == 50.0
+    assert score.figures["without_parse_failures"] == {"overall": 100.0}
+
+
+def test_items_are_asked_as_llava_asks_them(sources: Sources) -> None:
+    """The picture first, by COCO's name of it; the sentence that asks for a short answer last."""
+    item = VQAV2.read(sources).items[0]
+    (turn,) = item.conversation.turns
+    assert [picture.path for picture in turn.pictures] == ["COCO_val2014_000000000043.jpg"]
+    assert turn.text == "\nIs there a dog?\nAnswer the question using a single word or phrase."
+    assert item.references == ("yes",) * 10
+
+
+def test_a_test_split_can_be_asked_but_not_scored(sources: Sources, tmp_path: Path) -> None:
+    """Without annotations nothing is right."""
+    alone = Sources(questions=sources.questions)
+    benchmark = VQAV2.read(alone)
+    with pytest.raises(
+        InputError, match="4 questions have no right answers in the files given: 11, "
+    ):
+        benchmark.score({item.id: "yes" for item in benchmark.items})
+    with pytest.raises(UsageError, match="needs --truth, v2_mscoco_SPLIT_annotations"):
+        VQAV2.score_files(alone, written(tmp_path, {11: "yes"}, "answers.json"))
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ({11: "yes", 12: "2"}, r"2 of 4 items have no answer: 13, 14"),
+        ({11: "a", 12: "a", 13: "a", 14: "a", 99: "a"}, r"1 answers belong to no item: 99"),
+    ],
+)
+def test_answers_of_another_split_are_refused(
+    sources: Sources, tmp_path: Path, answers: dict[int, str], message: str
+) -> None:
+    """No answer counts as wrong in silence."""
+    with pytest.raises(InputError, match=message):
+        VQAV2.score_files(sources, written(tmp_path, answers, "answers.jsonl"))
+
+
+def test_files_of_two_splits_are_refused(sources: Sources, tmp_path: Path) -> None:
+    """Annotations of questions that are not asked."""
+    assert sources.questions is not None
+    content = json.loads(sources.questions.read_text())
+    content["questions"].pop()
+    sources.questions.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"1 annotations of questions that are not in .*one split"):
+        VQAV2.read(sources)
+    sources.questions.write_text(json.dumps({"questions": [{"question_id": "x"}]}))
+    with pytest.raises(AnnotationError, match=r"questions\.0: question_id: input should be"):
+        VQAV2.read(sources)

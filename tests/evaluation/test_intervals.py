@@ -1,0 +1,64 @@
+"""How sure a score is: against published values, worked examples, and what must hold whatever the marks are."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from caldera.evaluation.intervals import bootstrap, difference, interval_of, mcnemar, wilson
+
+
+@pytest.mark.parametrize(
+    ("right", "total", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)  # fmt: skip
+def test_wilson_gives_the_published_intervals(
+    right: int, total: int, low: float, high: float
+) -> None:
+    """The four examples of Newcombe, Statistics in Medicine 17 (1998), table I, method 3."""
+    interval = wilson(right, total)
+    assert (interval.low, interval.high) == pytest.approx((low, high), abs=5e-5)
+
+
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_holds_the_share_and_stays_between_0_and_1(counts: tuple[int, int]) -> None:
+    """Also where all or none are right."""
+    right, total = counts
+    interval = wilson(right, total)
+    assert 0 <= interval.low <= right / total <= interval.high <= 1
+
+
+def test_the_bootstrap_of_shares_is_near_the_normal_interval() -> None:
+    """Of 400 marks, half of them right: 0.5 plus or minus 1.96 x 0.025; and a seed gives it again."""
+    interval = bootstrap([0.0, 1.0] * 200)
+    assert (interval.low, interval.high) == pytest.approx((0.451, 0.549), abs=0.006)
+    assert interval == bootstrap([0.0, 1.0] * 200)
+    assert interval != bootstrap([0.0, 1.0] * 200, seed=1)
+
+
+def test_marks_choose_the_method() -> None:
+    """Shares of right answers get Wilson's interval, soft marks the bootstrap's."""
+    assert interval_of([1.0, 0.0, 1.0]).method == "Wilson"
+    assert interval_of([1.0, 0.3, 1.0]).method == "bootstrap"
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "chance"), [(9, 1, 22 / 1024), (0, 0, 1.0), (4, 4, 1.0), (0, 6, 2 / 64)]
+)
+def test_mcnemar_counts_the_ways(better: int, worse: int, chance: float) -> None:
+    """Two tails of a fair coin's throws, worked by hand."""
+    assert mcnemar(better, worse) == pytest.approx(chance)
+
+
+def test_a_difference_is_paired() -> None:
+    """Two runs that are right half of the time each differ surely if the second is right wherever the first is."""
+    first = [0.0, 1.0] * 50
+    second = [1.0, 1.0, *first[2:]]
+    found = difference(first, second)
+    assert found.value == pytest.approx(0.01)
+    assert (found.better, found.worse) == (1, 0)
+    assert found.low == 0
+    assert found.high < 0.05, "the interval of two unpaired runs would reach to 0.15"
+    assert difference(first, first).chance == 1.0
+    swapped = difference(second, first)
+    assert swapped.value == pytest.approx(-0.01)
+    assert (swapped.better, swapped.worse) == (0, 1)
