@@ -35,6 +35,7 @@ _STOPPED = {
     "train": "stopped; what was finished is kept, and the same command with --resume goes on",
     "chat": "stopped",
     "import": "stopped; nothing was written",
+    "evaluate": "stopped; what was answered is kept, and the same command goes on",
 }
 """What Ctrl-C is answered with, by command."""
 

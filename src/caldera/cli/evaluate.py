@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from caldera.cli import evaluate_run
+from caldera.cli import evaluate_judge, evaluate_run
 from caldera.cli.evaluate_run import KeyVariable, Model, RunFolder, Served, SetAsking, Tasks
 from caldera.cli.options import Device, Dtype, MaxBad, means_from, out
 
@@ -18,6 +18,8 @@ app = typer.Typer(
 )
 app.command(hidden=True)(evaluate_run.run)
 app.command()(evaluate_run.compare)
+app.command()(evaluate_judge.judge)
+app.command()(evaluate_judge.ensemble)
 
 
 @app.command()
@@ -81,7 +83,10 @@ def tasks() -> None:
 def score(
     task: Annotated[str, typer.Argument(help="Name, as `caldera evaluate tasks` lists it.")],
     answers: Annotated[
-        Path, typer.Option(help="Answer file, official or LLaVA's, or a folder of them.")
+        Path,
+        typer.Option(
+            help="Answer file, official or LLaVA's, or a folder of them; of judged tasks the verdicts."
+        ),
     ],
     questions: Annotated[Path | None, typer.Option(help="Official file of questions.")] = None,
     truth: Annotated[Path | None, typer.Option(help="Official file of right answers.")] = None,
@@ -95,10 +100,13 @@ def score(
       caldera evaluate score pope --answers answers.jsonl --questions llava_pope_test.jsonl --truth labels/
 
       caldera evaluate score scienceqa --answers outputs.json --truth test_answers.csv --json
+
+      caldera evaluate score llava-bench --answers reviews/
     """
     from caldera.cli.scores import print_score
     from caldera.evaluation.benchmarks.table import find_task
     from caldera.evaluation.benchmarks.task import Sources
+    from caldera.evaluation.judging.validity import check_valid
 
     found = find_task(task)
     result = found.score_files(Sources(questions=questions, truth=truth, form=form), answers)
@@ -106,3 +114,4 @@ def score(
         typer.echo(json.dumps(result.figures, ensure_ascii=False, indent=2))
     else:
         print_score(found, result)
+    check_valid(result.figures)

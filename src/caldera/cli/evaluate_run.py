@@ -59,7 +59,7 @@ class Tasks(TyperGroup):
             raise UnknownNameError("task or command", name, [*TASKS, *shown])
         command = copy.copy(self.commands["run"])
         command.help = _help(TASKS[name])
-        return name, command, args
+        return name, command, ["--task", *args]
 
 
 def _help(task: Any) -> str:  # noqa: ANN401 - its type is heavy to import
@@ -76,6 +76,7 @@ def _help(task: Any) -> str:  # noqa: ANN401 - its type is heavy to import
             f"Ask a model the questions of {task.title}: {task.measures}.",
             f"Questions: {task.size}",
             f"Chance: {chance or 'none'}; papers quote {task.headline}",
+            f"Files: {task.files}",
             f"Files below --data FOLDER: {'  '.join(names)}" if names else "",
             "[bold]Examples[/bold]",
             f"  caldera evaluate {task.name} --model runs/finetune/model --data FOLDER",
@@ -86,7 +87,7 @@ def _help(task: Any) -> str:  # noqa: ANN401 - its type is heavy to import
 
 
 def run(
-    task: Annotated[str, typer.Argument(hidden=True)],
+    task: Annotated[str, typer.Option(hidden=True)],
     model: Model,
     data: Annotated[
         Path | None, typer.Option(help="Folder with the official files under their official names.")
@@ -122,7 +123,12 @@ def run(
         means=means_from(device, dtype),
         **asking_from(settings, served, key_variable),
     )
-    show_run(results, folder)
+    if results is None:
+        answers = folder / "answers.jsonl"
+        told = f"answers  {answers}\nnext: caldera evaluate judge {task} --answers {answers} ..."
+        out.print(told, markup=False, highlight=False, soft_wrap=True)
+    else:
+        show_run(results, folder)
 
 
 def asking_from(settings: list[str] | None, served: str, key_variable: str) -> dict[str, Any]:

@@ -24,8 +24,9 @@ def print_score(task: Task, score: Score) -> None:
     out.print(table)
     if score.unread:
         first = ", ".join(list(score.unread)[:_SHOWN])
+        total = len({*score.marks, *score.unread})
         err.print(
-            f"{len(score.unread)} of {sum(1 for _ in score.marks)} answers could not be read, the first: {first}",
+            f"{len(score.unread)} of {total} answers could not be read, the first: {first}",
             style="yellow",
             highlight=False,
         )

@@ -72,6 +72,9 @@ class Answer:
     weights: tuple[tuple[float, int], ...] = ()
     """Of each option, in the order shown: its log-likelihood in nats, and its tokens."""
 
+    by: str = ""
+    """The model as a server names it; empty where a model folder answered."""
+
 
 Took = Callable[[Sequence[Answer]], None]
 """Is given answers as they come."""

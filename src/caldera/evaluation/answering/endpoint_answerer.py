@@ -52,7 +52,6 @@ class EndpointAnswerer:
             )
         self._server, self._asking = server, asking
         self._model = server.model or asyncio.run(self._only_model())
-        self._told: set[str] = set()
         self._failed_in_a_row = 0
 
     @property
@@ -72,8 +71,8 @@ class EndpointAnswerer:
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """How the server calls the models that answered."""
-        return {"model as the server names it": ", ".join(sorted(self._told)) or self._model}
+        """Nothing: what a server is is known only by its answers."""
+        return {}
 
     @property
     def deterministic(self) -> bool:
@@ -149,8 +148,8 @@ class EndpointAnswerer:
             self._failed_in_a_row += 1
             return Answer(item.id, failed=str(no))
         self._failed_in_a_row = 0
-        self._told.add(reply.model)
-        return Answer(item.id, reply.text.encode("utf-8", "replace").decode().strip())
+        text = reply.text.encode("utf-8", "replace").decode().strip()
+        return Answer(item.id, text, by=reply.model)
 
     def _stop_if_all_fail(self) -> None:
         """End a run that meets nothing but failure.

@@ -117,6 +117,7 @@ GQA = Task(
     chance={},
     headline="accuracy",
     files=f"--questions {_FILE}",
+    layout=Sources(questions=Path("testdev_balanced_questions.json"), pictures=Path("images")),
     read=read,
     score_files=score_files,
 )

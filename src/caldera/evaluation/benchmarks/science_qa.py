@@ -223,7 +223,7 @@ SCIENCE_QA = Task(
     chance={"accuracy": 39.83, "IMG": 40.08},
     headline="accuracy",
     files="--questions or --truth: problems.json (+ pid_splits.json), test_answers.csv or llava_test_CQM-A.json",
-    layout=Sources(questions=Path("problems.json"), pictures=Path("images/test")),
+    layout=Sources(questions=Path("problems.json"), pictures=Path("images")),
     read=read,
     score_files=score_files,
 )

@@ -6,6 +6,7 @@ Its file holds `questions`, each with `choice_a` to `choice_d`, the letter, a `q
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from caldera.errors import InputError
@@ -85,6 +86,7 @@ SEED = Task(
     chance={"accuracy": 25.0, "image": 25.0, "video": 25.0},
     headline="accuracy",
     files="--questions SEED-Bench.json",
+    layout=Sources(questions=Path("SEED-Bench.json"), pictures=Path()),
     read=read,
     score_files=scored_by(read),
 )

@@ -3,6 +3,8 @@
 from caldera.errors import UnknownNameError
 from caldera.evaluation.benchmarks.captions import CAPTIONS
 from caldera.evaluation.benchmarks.gqa import GQA
+from caldera.evaluation.benchmarks.llava_bench import LLAVA_BENCH, LLAVA_BENCH_COCO
+from caldera.evaluation.benchmarks.mm_vet import MM_VET
 from caldera.evaluation.benchmarks.mmbench import MMBENCH, MMBENCH_CN
 from caldera.evaluation.benchmarks.mme import MME
 from caldera.evaluation.benchmarks.mmmu import MMMU
@@ -33,6 +35,9 @@ TASKS: dict[str, Task] = {
         VIZWIZ,
         CAPTIONS,
         OWN,
+        LLAVA_BENCH,
+        LLAVA_BENCH_COCO,
+        MM_VET,
     )
 }
 """In the order that `caldera evaluate tasks` lists them."""

@@ -1,12 +1,14 @@
 """What a published benchmark is to its user: a name, official files, items to ask, and figures for answers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from caldera.errors import UsageError
 from caldera.evaluation.answer_files import read_answers
 from caldera.evaluation.benchmark import Benchmark, Score
+from caldera.evaluation.judging.protocols import Case, JudgingProtocol
+from caldera.evaluation.judging.verdicts import Verdict
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,6 +23,9 @@ class Sources:
 
     pictures: Path | None = None
     """Folder that the questions' picture paths start from; the questions' own folder where None."""
+
+    context: Path | None = None
+    """What is in the pictures, in words, for a judge that does not see them."""
 
     form: str = ""
     """How questions are put, where a benchmark has several ways, such as ScienceQA's "LEPA"; empty: the usual."""
@@ -44,6 +49,33 @@ class Sources:
         if self.truth is None:
             raise UsageError(f"this task needs --truth, {wanted}")
         return self.truth
+
+    def need_context(self, wanted: str) -> Path:
+        """Return the file of what is in the pictures; `wanted` says which official file it is.
+
+        Raises:
+            UsageError: It was not given.
+        """
+        if self.context is None:
+            raise UsageError(f"this task needs --context, {wanted}")
+        return self.context
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judging:
+    """How the answers of a task are judged."""
+
+    protocols: Mapping[str, JudgingProtocol]
+    """Ways to ask a judge, by exact name; the first is the usual one."""
+
+    cases: Callable[[Sources, Mapping[str, str]], list[Case]]
+    """Official files and answers by id in, what a judge is asked about out; raises InputError where they do not fit."""
+
+    score: Callable[[Sequence[Verdict]], Score]
+    """Scores one run's verdicts."""
+
+    files: Callable[[Sequence[Sequence[Verdict]], str], Mapping[str, str]]
+    """Writes verdicts by run, of the judge of that digest, as official files: texts by file name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,8 +110,13 @@ class Task:
     layout: Sources = Sources()
     """Where its official files lie below one folder, under their official names, for `--data`."""
 
-    judged: bool = False
-    """Whether a judge has to read the answers; `read` then gives a benchmark that scores verdicts."""
+    judging: Judging | None = None
+    """How a judge reads the answers, where one has to; `read` then gives a benchmark that scores a judge's replies."""
+
+    @property
+    def judged(self) -> bool:
+        """Whether a judge has to read the answers."""
+        return self.judging is not None
 
 
 def scored_by(read: Callable[[Sources], Benchmark]) -> Callable[[Sources, Path], Score]:

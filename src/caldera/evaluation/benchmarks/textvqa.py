@@ -143,6 +143,7 @@ TEXTVQA = Task(
     chance={},
     headline="accuracy",
     files=f"--truth {_FILE}; --questions llava_textvqa_val_v051_ocr.jsonl to ask as LLaVA does",
+    layout=Sources(truth=Path("TextVQA_0.5.1_val.json"), pictures=Path("train_images")),
     read=read,
     score_files=score_files,
 )

@@ -111,6 +111,7 @@ VIZWIZ = Task(
     chance={},
     headline="overall",
     files=f"--truth {_FILE}; --questions LLaVA's question file where answers go by its ids",
+    layout=Sources(truth=Path("val.json"), pictures=Path("val")),
     read=read,
     score_files=score_files,
 )

@@ -135,6 +135,11 @@ VQAV2 = Task(
     chance={},
     headline="overall",
     files=f"--questions {_QUESTIONS} --truth v2_mscoco_SPLIT_annotations.json",
+    layout=Sources(
+        questions=Path("v2_OpenEnded_mscoco_val2014_questions.json"),
+        truth=Path("v2_mscoco_val2014_annotations.json"),
+        pictures=Path("val2014"),
+    ),
     read=read,
     score_files=score_files,
 )

@@ -2,14 +2,15 @@
 
     {"answers": [{"key": "3fa4...", "id": "7", "text": "yes"}, ...]}
 
-What was answered together stands on one line, so it is there as a whole or, cut off by the end of the process, not at all.
+What was answered together stands on one line: it is there as a whole or, cut off by the end of the process, not at all.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from caldera.errors import InputError
 from caldera.evaluation.answering.answerer import Answer
@@ -54,7 +55,9 @@ class AnswerJournal:
             try:
                 for each in line["answers"]:
                     weights = tuple((total, tokens) for total, tokens in each.get("weights", ()))
-                    self._known[each["key"]] = Answer(each["id"], each["text"], weights=weights)
+                    self._known[each["key"]] = Answer(
+                        each["id"], each["text"], weights=weights, by=each.get("by", "")
+                    )
             except (LookupError, TypeError, ValueError):
                 raise InputError(
                     f"{path}: the line at byte {offset} is not a journal's; was it edited?"
@@ -67,7 +70,7 @@ class AnswerJournal:
     def find(self, key: str, item: str) -> Answer | None:
         """Return the answer to what has this key, as the answer of an item; None where there is none."""
         known = self._known.get(key)
-        return Answer(item, known.text, weights=known.weights) if known else None
+        return replace(known, id=item) if known else None
 
     def add(self, answers: Mapping[str, Answer]) -> None:
         """Write answers by key, and bring them to disk.
@@ -79,8 +82,12 @@ class AnswerJournal:
             return
         told = []
         for key, answer in answers.items():
-            weights = {"weights": answer.weights} if answer.weights else {}
-            told.append({"key": key, "id": answer.id, "text": answer.text, **weights})
+            line: dict[str, Any] = {"key": key, "id": answer.id, "text": answer.text}
+            if answer.weights:
+                line["weights"] = answer.weights
+            if answer.by:
+                line["by"] = answer.by
+            told.append(line)
         self._file.add({"answers": told})
         self._file.flush()
         self._known |= answers

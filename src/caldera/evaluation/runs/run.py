@@ -15,7 +15,7 @@ from pathlib import Path
 from caldera.batches.pictures import read_bytes
 from caldera.errors import CalderaError
 from caldera.evaluation.answering.answerer import Answer, Answerer
-from caldera.evaluation.benchmark import Benchmark, Item
+from caldera.evaluation.benchmark import Benchmark, Item, Score
 from caldera.evaluation.runs.answer_journal import AnswerJournal, Key
 from caldera.evaluation.runs.provenance import About, provenance
 from caldera.evaluation.runs.run_report import read_run, write_run_report
@@ -63,6 +63,7 @@ def evaluate(
         results["pictures"] = str(folder.resolve())
         results["provenance"] = {
             **provenance(answerer, benchmark.items, asked.pictures, about, longest),
+            "answered by": ", ".join(sorted({one.by for one in answers.values() if one.by})),
             "first prompt": next(iter(asked.prompts.values()), ""),
         }
         samples = samples_of(benchmark.items, asked.prompts, answers, score)
@@ -70,6 +71,29 @@ def evaluate(
         write_json(out / "results.json", results)
         write_run_report(out / "report.html", [read_run(out)])
     return results
+
+
+def answer_items(
+    benchmark: Benchmark,
+    answerer: Answerer,
+    *,
+    folder: Path,
+    out: Path,
+    max_new_tokens: int | None = None,
+    progress: Progress = Silent(),  # noqa: B008 - without state
+) -> Mapping[str, Answer]:
+    """Ask as `evaluate` does, but write `answers.jsonl` alone, without marks: a judge has yet to read the answers.
+
+    Raises:
+        CalderaError: The answerer, a file or the disk ended the run; answers so far are kept.
+    """
+    with holding(out):
+        asked = _Asked(answerer, folder, max_new_tokens or benchmark.max_new_tokens)
+        asked.prepare(benchmark.items, progress)
+        answers = _answers(benchmark, asked, out, progress)
+        samples = samples_of(benchmark.items, asked.prompts, answers, Score(0.0))
+        write_samples(out / "answers.jsonl", samples)
+    return answers
 
 
 @dataclass(slots=True)

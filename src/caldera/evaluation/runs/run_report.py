@@ -106,7 +106,7 @@ def _check_same_items(first: FinishedRun, other: FinishedRun) -> None:
     data, others = (run.results["provenance"]["data"]["digest"] for run in (first, other))
     if data != others:
         raise UsageError(
-            f"{first.name} and {other.name} answered items of the same ids, but questions, references or pictures differ"
+            f"{first.name} and {other.name} answered the same ids, but questions, references or pictures differ"
         )
 
 

@@ -9,7 +9,7 @@ from caldera.evaluation.answering.endpoint_answerer import EndpointAnswerer, Ser
 from caldera.evaluation.answering.engine_answerer import open_engine
 from caldera.evaluation.benchmarks.task import Sources, Task
 from caldera.evaluation.runs.provenance import About
-from caldera.evaluation.runs.run import evaluate
+from caldera.evaluation.runs.run import answer_items, evaluate
 from caldera.evaluation.runs.scoring import Numbers, narrowed
 from caldera.training.devices import Compute, Means
 
@@ -26,11 +26,14 @@ class TaskOrder:
 
 def evaluate_task(
     order: TaskOrder, model: str, *, out: Path, asking: Asking, server: Server, means: Means
-) -> Numbers:
+) -> Numbers | None:
     """Ask a model folder, or a server where `model` is its address, the items of a task; see `evaluate`.
 
+    Returns:
+        The numbers; None where a judge has to read the answers first.
+
     Raises:
-        UsageError: Files are missing, or the task is judged and so is not scored here.
+        UsageError: Files are missing.
         CalderaError: Files, model or server cannot be used, or the result cannot be written.
     """
     task, sources = order.task, order.sources
@@ -47,10 +50,21 @@ def evaluate_task(
     )
     if order.limit is not None and order.limit < len(items):
         benchmark = narrowed(benchmark, items[: order.limit])
+    answerer, folder = open_answerer(model, asking, server, means.compute), pictures_of(sources)
+    if task.judged:
+        answer_items(
+            benchmark,
+            answerer,
+            folder=folder,
+            out=out,
+            max_new_tokens=asking.max_new_tokens,
+            progress=means.progress,
+        )
+        return None
     return evaluate(
         benchmark,
-        open_answerer(model, asking, server, means.compute),
-        folder=pictures_of(sources),
+        answerer,
+        folder=folder,
         out=out,
         about=about,
         max_new_tokens=asking.max_new_tokens,

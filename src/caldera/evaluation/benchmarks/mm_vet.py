@@ -1,0 +1,215 @@
+"""MM-Vet: open answers graded from 0 to 1, by six capabilities and by which are needed together.
+
+Of arXiv 2308.02490.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from caldera.conversation import Conversation, Picture, Turn
+from caldera.errors import InputError
+from caldera.evaluation.benchmark import Item, Score, check_answers
+from caldera.evaluation.benchmarks.task import Judging, Sources, Task
+from caldera.evaluation.judging.grading import GRADE_PROTOCOLS, GRADES
+from caldera.evaluation.judging.protocols import Case
+from caldera.evaluation.judging.relative import ratio_interval
+from caldera.evaluation.judging.runs import over_runs
+from caldera.evaluation.judging.validity import validity
+from caldera.evaluation.judging.verdicts import Verdict, verdict_on
+from caldera.evaluation.official_files import need, read_json
+
+CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
+"""Recognition, reading, knowledge, writing, places, arithmetic; in the official table's order."""
+
+
+@dataclass(frozen=True, slots=True)
+class MMVet:
+    """Its questions; scores are those of a judge's replies."""
+
+    name: str
+    items: Sequence[Item]
+    max_new_tokens: int = 1024
+
+    def score(self, answers: Mapping[str, str]) -> Score:
+        """Score what a judge replied about each answer.
+
+        Raises:
+            InputError: Replies are missing, or belong to no item.
+        """
+        check_answers(self.items, answers)
+        verdicts = [
+            verdict_on(item.id, item.kind, answers[item.id], GRADES.read) for item in self.items
+        ]
+        return over_runs([score_grades(verdicts)], "total")
+
+
+def _read(sources: Sources) -> MMVet:
+    """Make items of `mm-vet.json`.
+
+    Raises:
+        InputError: It is no such file.
+    """
+    path = sources.need_questions("the official mm-vet.json")
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path} should hold an object of questions by id, as mm-vet.json does")
+    items = []
+    for key, record in content.items():
+        where = f"{path}: {key}"
+        if not isinstance(record, dict):
+            raise InputError(f"{where} should be an object, got {str(record)[:40]!r}")
+        need(record, ("imagename", "question", "answer", "capability"), where)
+        needed = [name for name in CAPABILITIES if name in record["capability"]]
+        if not needed or len(needed) < len(record["capability"]):
+            raise InputError(
+                f"{where}: capability is {record['capability']!r}; expected some of {', '.join(CAPABILITIES)}"
+            )
+        turn = Turn("user", (Picture(record["imagename"]), f"\n{record['question']}"))
+        items.append(
+            Item(
+                id=key,
+                kind="_".join(needed),
+                form="_".join(needed),
+                conversation=Conversation(key, (turn,)),
+                references=(str(record["answer"]),),
+                slices=tuple(f"capability: {name}" for name in needed),
+            )
+        )
+    return MMVet("mm-vet", items)
+
+
+def _cases(sources: Sources, answers: Mapping[str, str]) -> list[Case]:
+    """Put each answer beside its question and what is right.
+
+    Raises:
+        InputError: Answers are missing, or belong to no question.
+    """
+    items = _read(sources).items
+    check_answers(items, answers)
+    return [
+        Case(
+            id=item.id,
+            category=item.kind,
+            question=str(item.conversation.turns[0].parts[1]).strip(),
+            reference=item.references[0],
+            candidate=answers[item.id],
+        )
+        for item in items
+    ]
+
+
+def score_grades(verdicts: Sequence[Verdict]) -> Score:
+    """Score one run's grades: the mean over all, by capability, and by which a question needs together.
+
+    A question that needs several capabilities counts in each (the official evaluator's way). One without a grade is
+    left out and counted.
+    """
+    grades: dict[str, list[float]] = defaultdict(list)
+    together: dict[str, list[float]] = defaultdict(list)
+    marks: dict[str, float] = {}
+    for verdict in verdicts:
+        if not verdict.scores:
+            continue
+        marks[verdict.id] = verdict.scores[0]
+        together[verdict.category].append(verdict.scores[0])
+        for capability in verdict.category.split("_"):
+            grades[capability].append(verdict.scores[0])
+    unread = {verdict.id: verdict.failure for verdict in verdicts if not verdict.scores}
+    overall = fmean(marks.values()) if marks else 0.0
+    figures: dict[str, Any] = {}
+    if marks:
+        figures["total"] = 100 * overall
+        figures["interval_95"] = ratio_interval([(1.0, grade) for grade in marks.values()])
+    figures["capabilities"] = {
+        name: 100 * fmean(grades[name]) for name in CAPABILITIES if grades[name]
+    }
+    figures["integrations"] = {name: 100 * fmean(given) for name, given in sorted(together.items())}
+    figures |= validity(len(verdicts), unread)
+    return Score(
+        overall,
+        {name: fmean(grades[name]) for name in CAPABILITIES if grades[name]},
+        {name: len(grades[name]) for name in CAPABILITIES if grades[name]},
+        figures=figures,
+        marks=marks,
+        unread=unread,
+    )
+
+
+def _score_files(sources: Sources, path: Path) -> Score:
+    """Score a file of grades in the official layout, of one run or several.
+
+    Raises:
+        InputError: It is no such file, or grades are missing.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path} should hold an object of grades by id (model, content, score)")
+    items = _read(sources).items
+    check_answers(items, content)
+    counts = {key: len(_contents(record, f"{path}: {key}")) for key, record in content.items()}
+    if len({*counts.values()}) != 1:
+        raise InputError(
+            f"{path} has from {min(counts.values())} to {max(counts.values())} grades a question; "
+            "each run must grade all"
+        )
+    runs, differ = next(iter(counts.values())), 0
+    scores = []
+    for run in range(runs):
+        verdicts = [
+            verdict_on(item.id, item.kind, content[item.id]["content"][run], GRADES.read)
+            for item in items
+        ]
+        differ = sum(
+            verdict.scores != (float(content[verdict.id]["score"][run]),) for verdict in verdicts
+        )
+        score = score_grades(verdicts)
+        score.figures["stored_otherwise"] = differ
+        scores.append(score)
+    return over_runs(scores, "total")
+
+
+def _contents(record: object, where: str) -> list[str]:
+    """Return what the judge wrote about one answer, a text for each run.
+
+    Raises:
+        InputError: The record is not of the official layout.
+    """
+    if not isinstance(record, dict):
+        raise InputError(f"{where} should be an object, got {str(record)[:40]!r}")
+    need(record, ("content", "score"), where)
+    content, score = record["content"], record["score"]
+    if not isinstance(content, list) or not isinstance(score, list) or len(content) != len(score):
+        raise InputError(f"{where}: content and score should be lists of the same length")
+    if not content or not all(isinstance(text, str) for text in content):
+        raise InputError(f"{where}: content should hold what the judge wrote in each run")
+    return content
+
+
+def _files(runs: Sequence[Sequence[Verdict]], _judge: str) -> Mapping[str, str]:
+    """Write grades in the official layout; a grade that could not be read is null."""
+    told: dict[str, dict[str, list[Any]]] = {}
+    for verdict in (one for run in runs for one in run):
+        line = told.setdefault(verdict.id, {"model": [], "content": [], "score": []})
+        line["model"].append(verdict.model)
+        line["content"].append(verdict.text)
+        line["score"].append(verdict.scores[0] if verdict.scores else None)
+    return {"grades.json": json.dumps(told, indent=1) + "\n"}
+
+
+MM_VET = Task(
+    name="mm-vet",
+    title="MM-Vet",
+    measures="Six capabilities and how they work together, by open answers that a judge grades.",
+    size="218 questions about 200 pictures: github.com/yuweihao/MM-Vet",
+    chance={},
+    headline="total",
+    files="--questions: mm-vet.json; --answers are the judge's grades, which `caldera evaluate judge` writes",
+    read=_read,
+    score_files=_score_files,
+    judging=Judging(protocols=GRADE_PROTOCOLS, cases=_cases, score=score_grades, files=_files),
+)

@@ -1,0 +1,208 @@
+"""Requests to a judge in, its replies out: at a pace, within a budget, and none asked twice.
+
+Every request and reply stands in `journal.jsonl` of the run's folder under a key of all that a reply depends on: the
+judge's model, the parameters, the protocol, every word of the request, and which of several runs it belongs to. So a
+command that was killed goes on, and a changed answer, prompt or parameter is asked anew. At a temperature above 0 a
+reply is a draw: it serves its own run only, and another folder or another run draws again.
+"""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from caldera.errors import TeacherError, UsageError
+from caldera.instructions.asking.budget import Budget, Price
+from caldera.instructions.asking.endpoint import Reply, Sending
+from caldera.instructions.asking.journal import Journal
+from caldera.instructions.asking.openai_endpoint import OPENAI, OpenAIEndpoint
+from caldera.instructions.asking.parsing import ReplyRefusal
+from caldera.instructions.asking.prompts import Message
+from caldera.instructions.asking.run import Means, Request, Run, UnansweringError
+from caldera.progress import Progress
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judge:
+    """A language model as judge, and what it may cost."""
+
+    model: str
+    base_url: str = OPENAI
+    key: SecretStr | None = None
+    sending: Sending = field(default_factory=lambda: Sending(temperature=0.0, repairs=0))
+    price: Price | None = None
+    unpriced: bool = False
+    """Whether the user said that the price does not matter."""
+
+    max_cost: float | None = None
+    max_requests: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check that there is a model, and that no money is spent uncounted.
+
+        Raises:
+            UsageError: A model, key or price is missing.
+        """
+        if not self.model:
+            raise UsageError("a judge needs the name of a model; give --judge-model")
+        if self.base_url.rstrip("/") == OPENAI and not self.key:
+            raise UsageError(
+                "there is no key for OpenAI; set OPENAI_API_KEY, or name a server of your own with --judge-url"
+            )
+        if self.base_url.rstrip("/") == OPENAI and self.price is None and not self.unpriced:
+            raise UsageError(
+                "what the judge costs is not known; give --price PROMPT,REPLY (money for a million tokens each), or "
+                "--unpriced to count no money"
+            )
+        if self.max_cost is not None and self.price is None:
+            raise UsageError("--max-cost needs --price PROMPT,REPLY, money for a million tokens")
+
+    def digest(self, protocol: str) -> str:
+        """Return twelve characters that stand for the judge, its parameters and a protocol of that digest."""
+        sending = self.sending
+        told = {
+            "model": self.model,
+            "protocol": protocol,
+            "temperature": sending.temperature,
+            "top_p": sending.top_p,
+            "seed": sending.seed,
+            "max_tokens": sending.max_tokens,
+            "repairs": sending.repairs,
+        }
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class Hearing:
+    """One request to a judge."""
+
+    name: str
+    """What it is about, for people."""
+
+    run: int
+    """Which of several runs it belongs to, from 1."""
+
+    messages: Sequence[Message]
+    read: Callable[[str], object]
+    """Reads the reply; raises ReplyRefusal."""
+
+    id: str
+    """Its key: all that the reply depends on."""
+
+
+def hearing(
+    judge: str, name: str, run: int, messages: Sequence[Message], read: Callable[[str], object]
+) -> Hearing:
+    """Make a request to the judge of that digest, with its key."""
+    told = json.dumps([judge, name, run, [*map(dict, messages)]], sort_keys=True)
+    return Hearing(name, run, messages, read, hashlib.sha256(told.encode()).hexdigest()[:24])
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """What a judge said to one request, or why it said nothing that can be used."""
+
+    text: str = ""
+    model: str = ""
+    """The judge by the name that its endpoint gives it."""
+
+    failure: str = ""
+    """The rule that the reply breaks, or why there is none; empty where it can be read."""
+
+    detail: str = ""
+
+
+def hear(
+    judge: Judge,
+    protocol: str,
+    hearings: Sequence[Hearing],
+    *,
+    out: Path,
+    progress: Progress,
+) -> list[Opinion]:
+    """Ask a judge all that it was not asked before, and return what it said to every request, in order.
+
+    Args:
+        judge: Who is asked.
+        protocol: Digest of the protocol, for the journal.
+        hearings: The requests.
+        out: The run's folder, which is held by the caller; `journal.jsonl` in it is the cache.
+        progress: Follows the work.
+
+    Raises:
+        TeacherError: The key, the quota or the budget ended the run; what was heard is kept.
+        OutputError: The journal cannot be written.
+    """
+    journal = Journal(out / "journal.jsonl")
+    try:
+        means = Means[Hearing](
+            endpoint=OpenAIEndpoint(judge.base_url, judge.model, judge.key, judge.sending, "judge"),
+            request=lambda asked: Request(asked.messages, protocol),
+            check=lambda asked, reply: _read(asked.read, reply),
+            journal=journal,
+            budget=Budget(
+                price=judge.price,
+                max_cost=judge.max_cost,
+                max_requests=judge.max_requests,
+                spent=journal.spent,
+                requests=journal.requests,
+            ),
+            sending=judge.sending,
+            run=judge.digest(protocol),
+        )
+        with progress.job("asking the judge", len(hearings)) as tick:
+            ended = asyncio.run(_ask(means, Run(means, tick), hearings))
+        if ended and not isinstance(ended, UnansweringError):
+            raise TeacherError(
+                f"{ended}; what was heard is kept in {out}: once that is mended, or with a greater budget, the same "
+                "command goes on"
+            )
+        return [_opinion(journal, one, ended) for one in hearings]
+    finally:
+        journal.close()
+
+
+async def _ask(
+    means: Means[Hearing], run: Run[Hearing], hearings: Sequence[Hearing]
+) -> TeacherError | None:
+    """Run to the end, and let go of the endpoint in the same loop."""
+    try:
+        return await run.write(hearings)
+    finally:
+        await means.endpoint.close()
+
+
+def _opinion(journal: Journal, asked: Hearing, ended: TeacherError | None) -> Opinion:
+    """Return what became of one request; a reply is read anew, by the rules as they are now."""
+    entry, heard = journal.entries.get(asked.id), journal.replies(asked.id)
+    if entry is None or entry.outcome is None:
+        return Opinion(failure="not asked", detail=str(ended or ""))
+    if entry.outcome == "failed" or not heard:
+        return Opinion(failure=entry.rule, detail=entry.detail)
+    reply = heard[-1].reply
+    try:
+        _read(asked.read, reply)
+    except ReplyRefusal as refusal:
+        told = str(refusal).removeprefix(refusal.rule).removeprefix(": ")
+        return Opinion(reply.text, reply.model, refusal.rule, told)
+    return Opinion(reply.text, reply.model)
+
+
+def _read(read: Callable[[str], object], reply: Reply) -> None:
+    """Read a reply; one that was cut off counts if what matters stands in it.
+
+    Raises:
+        ReplyRefusal: It cannot be read.
+    """
+    try:
+        read(reply.text)
+    except ReplyRefusal as refusal:
+        if reply.finish == "stop":
+            raise
+        told = str(refusal).removeprefix(refusal.rule).removeprefix(": ")
+        cut = f"the reply ended by {reply.finish!r}" + (f"; {told}" if told else "")
+        raise ReplyRefusal(refusal.rule, cut, repair=refusal.repair) from None

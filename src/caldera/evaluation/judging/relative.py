@@ -1,0 +1,113 @@
+"""Verdicts on answers beside a reference in, relative scores out: the ratio of means, by category and over all.
+
+LLaVA's relative score of a category is 100 times the mean score of the answers over the mean score of the references; a
+mean of single ratios would be another number (llava/eval/summarize_gpt_review.py).
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from caldera.evaluation.benchmark import Score
+from caldera.evaluation.judging.reading import HIGHEST
+from caldera.evaluation.judging.validity import validity
+from caldera.evaluation.judging.verdicts import Verdict, by_answer
+
+_RESAMPLES = 4000
+"""Draws of a bootstrap; more move its ends by less than is printed."""
+
+
+def score_pairs(verdicts: Sequence[Verdict]) -> Score:
+    """Score answers by verdicts that compare each with a reference.
+
+    An answer whose verdict, or one of whose two verdicts, could not be read is left out and counted.
+
+    Returns:
+        Fractions: 0.65 where the published figure is 65; `figures` as published but not rounded, with both means
+        times 10; `marks` are the answers' own scores over 10.
+    """
+    gathered = by_answer(verdicts)
+    pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    marks: dict[str, float] = {}
+    unread: dict[str, str] = {}
+    for name, given in gathered.items():
+        if failed := next((one.failure for one in given if not one.scores), ""):
+            unread[name] = failed
+            continue
+        reference = fmean(one.scores[0] for one in given)
+        candidate = fmean(one.scores[1] for one in given)
+        for group in ("overall", given[0].category):
+            pairs[group].append((reference, candidate))
+        marks[name] = candidate / HIGHEST
+    shares = {group: _ratio(pairs[group]) for group in pairs}
+    figures: dict[str, Any] = {group: 100 * share for group, share in shares.items()}
+    figures["reference"] = {group: _mean_times_ten(pairs[group], 0) for group in pairs}
+    figures["candidate"] = {group: _mean_times_ten(pairs[group], 1) for group in pairs}
+    if pairs:
+        figures["interval_95"] = ratio_interval(pairs["overall"])
+    if any(len(given) > 1 for given in gathered.values()):
+        figures |= agreement([given for name, given in gathered.items() if name not in unread])
+    figures |= validity(len(gathered), unread)
+    overall = shares.pop("overall", 0.0)
+    counts = {group: len(pairs[group]) for group in shares}
+    return Score(overall, shares, counts, figures=figures, marks=marks, unread=unread)
+
+
+def agreement(gathered: Sequence[Sequence[Verdict]]) -> dict[str, Any]:
+    """Tell how far a judge agrees with itself once the order is turned.
+
+    Args:
+        gathered: For each answer both verdicts.
+
+    Returns:
+        `agreement`, percent of answers with the same outcome in both orders; `first_preferred`, percent of the verdicts
+        that are no tie which prefer the answer shown first (50 is unbiased); `win`, `tie`, `loss` of the answers
+        against the references: a win is one in both orders, or in one with a tie in the other. Percentages are None
+        where there is nothing to count.
+    """
+    same, outcomes = 0, Counter[str]()
+    first: list[bool] = []
+    for given in gathered:
+        signs = [_sign(one.scores[1] - one.scores[0]) for one in given]
+        same += len(set(signs)) == 1
+        outcomes[("tie", "win", "loss")[_sign(sum(signs))]] += 1
+        first += [
+            (sign > 0) == (one.order == "candidate first")
+            for sign, one in zip(signs, given, strict=True)
+            if sign
+        ]
+    return {
+        "agreement": 100 * same / len(gathered) if gathered else None,
+        "first_preferred": 100 * fmean(first) if first else None,
+        **{name: outcomes[name] for name in ("win", "tie", "loss")},
+    }
+
+
+def ratio_interval(pairs: Sequence[tuple[float, float]], seed: int = 0) -> dict[str, float]:
+    """Return between which percentages 95 % of the ratios of means lie when the answers are drawn again (bootstrap).
+
+    Args:
+        pairs: Scores of the reference and the answer; the interval of a plain mean has 1 for every reference.
+        seed: Of the draws.
+    """
+    reference, candidate = np.asarray(pairs).T  # (answers,) each
+    shares = np.full(len(pairs), 1 / len(pairs))
+    drawn = np.random.default_rng(seed).multinomial(len(pairs), shares, size=_RESAMPLES)
+    low, high = np.percentile(drawn @ candidate / (drawn @ reference), [2.5, 97.5])
+    return {"low": 100 * float(low), "high": 100 * float(high)}
+
+
+def _sign(number: float) -> int:
+    return (number > 0) - (number < 0)
+
+
+def _ratio(pairs: Sequence[tuple[float, float]]) -> float:
+    """Return the mean score of the answers over that of the references."""
+    return fmean(candidate for _, candidate in pairs) / fmean(reference for reference, _ in pairs)
+
+
+def _mean_times_ten(pairs: Sequence[tuple[float, float]], side: int) -> float:
+    return 10 * fmean(pair[side] for pair in pairs)

@@ -1,0 +1,80 @@
+"""MM-Vet: the official grades give the official tables, by capability and by capabilities together."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from caldera.errors import InputError
+from caldera.evaluation.benchmarks.mm_vet import MM_VET
+from caldera.evaluation.benchmarks.task import Sources
+
+
+@pytest.mark.parametrize("runs", [1, 3])
+def test_the_official_grades_give_the_official_tables(third_party: Path, runs: int) -> None:
+    """Total, its spread, the six capabilities and all sixteen integrations equal the csv files."""
+    folder = third_party / "mm_vet"
+    results = folder / "results"
+    name = "llava-v1.5-7b_gpt-4"
+    score = MM_VET.score_files(
+        Sources(questions=folder / "mm-vet.json"), results / f"{name}-grade-{runs}runs.json"
+    )
+    figures = score.figures
+    for kind, group in (("cap", "capabilities"), ("cap-int", "integrations")):
+        with (results / f"{name}-{kind}-score-{runs}runs.csv").open() as file:
+            [row] = [row for row in csv.DictReader(file) if row[""] == "llava-v1.5-7b"]
+        told = {frozenset(key.split("_")): value for key, value in figures[group].items()}
+        apart = {"", "total", "std", "runs"}
+        wanted = {frozenset(key.split("_")): float(row[key]) for key in row.keys() - apart}
+        assert told == wanted
+        assert figures["total"] == float(row["total"])
+        assert figures.get("std", {"total": 0.0})["total"] == float(row["std"])
+        assert figures.get("runs", [31.2]) == json.loads(row["runs"])
+    assert (figures["n_ok"], figures["stored_otherwise"]) == (218 * runs, 0)
+    if runs == 3:
+        assert round(100 * score.overall, 2) == 31.10
+
+
+def question(*needed: str) -> dict[str, object]:
+    """Make a question that needs some capabilities."""
+    return {"imagename": "v1_0.png", "question": "What?", "answer": "A", "capability": [*needed]}
+
+
+def test_a_grade_counts_in_every_capability_and_an_unread_one_in_none(tmp_path: Path) -> None:
+    """Worked by hand: 1.0 for reading, 0.4 for reading and arithmetic, and a reply that is no grade."""
+    questions, grades = tmp_path / "mm-vet.json", tmp_path / "grades.json"
+    asked = {"a": question("ocr"), "b": question("math", "ocr"), "c": question("rec")}
+    questions.write_text(json.dumps(asked))
+    given = {"a": ("1.0", 1.0), "b": ("0.4", 0.4), "c": ("8/10", 0.8)}
+    grades.write_text(json.dumps({
+        name: {"model": ["m"], "content": [text], "score": [stored]}
+        for name, (text, stored) in given.items()
+    }))  # fmt: skip
+    score = MM_VET.score_files(Sources(questions=questions), grades)
+    assert score.figures["total"] == 70.0
+    assert score.figures["capabilities"] == {"ocr": 70.0, "math": 40.0}
+    assert score.figures["integrations"] == {"ocr": 100.0, "ocr_math": 40.0}
+    assert score.marks == {"a": 1.0, "b": 0.4}
+    assert score.unread == {"c": "no grade"}
+    assert score.figures["stored_otherwise"] == 1
+    assert score.figures["valid"] is False
+
+
+def test_files_of_another_layout_are_refused(tmp_path: Path) -> None:
+    """Unknown capabilities, missing questions and runs of different length are told with their place."""
+    questions, grades = tmp_path / "mm-vet.json", tmp_path / "grades.json"
+    questions.write_text(json.dumps({"a": question("smell")}))
+    with pytest.raises(
+        InputError, match=r"a: capability is \['smell'\]; expected some of rec, ocr"
+    ):
+        MM_VET.read(Sources(questions=questions))
+    questions.write_text(json.dumps({"a": question("ocr"), "b": question("ocr")}))
+    grades.write_text(json.dumps({"a": {"content": ["1"], "score": [1]}}))
+    with pytest.raises(InputError, match=r"no answer: .*b"):
+        MM_VET.score_files(Sources(questions=questions), grades)
+    grades.write_text(json.dumps({
+        "a": {"content": ["1"], "score": [1]}, "b": {"content": ["1", "0"], "score": [1, 0]},
+    }))  # fmt: skip
+    with pytest.raises(InputError, match="from 1 to 2 grades a question"):
+        MM_VET.score_files(Sources(questions=questions), grades)
