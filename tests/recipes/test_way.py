@@ -53,18 +53,6 @@ def tiny(vision: Path, language: Path) -> SceneRecipe:
     )
 
 
-@pytest.fixture
-def long_language(language_folder: Path, tmp_path: Path) -> Path:
-    """The random language model with room for long dialogues."""
-    folder = tmp_path / "language"
-    folder.mkdir()
-    for file in language_folder.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 1200}))
-    return folder
-
-
 def test_the_whole_way(vision_folder: Path, long_language: Path, tmp_path: Path) -> None:
     """Pictures, data, two stages and a comparison without the first, scores, a report and a model."""
     out = tmp_path / "run"

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from caldera import __version__
 from caldera.cli import data, data_import, data_sets, evaluate, export, train, weights
+from caldera.cli.ablate import ablate
 from caldera.cli.options import Device, Dtype, Set, err, means_from, out
 from caldera.cli.recipes import recipes
 from caldera.errors import CalderaError
@@ -76,6 +77,7 @@ app.add_typer(evaluate.app, name="evaluate")
 app.command()(export.export)
 app.command()(export.parity)
 app.command()(recipes)
+app.command()(ablate)
 app.command("import")(weights.import_weights)
 
 

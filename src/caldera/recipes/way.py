@@ -24,18 +24,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from caldera.annotations.annotated_image import AnnotationSet
-from caldera.annotations.coco import read_coco
-from caldera.conversation import read_conversations, write_conversations
-from caldera.instructions.scripted import ScriptedTeacher
-from caldera.instructions.writing import count_dialogues, write_instructions
+from caldera.conversation import read_conversations
 from caldera.model.assemble import assemble
 from caldera.model.folder import Assistant, save_assistant
 from caldera.recipes.measure import Measured, Measuring
 from caldera.recipes.recipe import claim
+from caldera.recipes.scene_data import draw, write_data
 from caldera.recipes.scene_recipe import Mix, SceneRecipe
 from caldera.recipes.summary import write_results
 from caldera.recipes.towers import find_tower
-from caldera.scenes.folder import write_scenes
 from caldera.scenes.kinds import Split
 from caldera.skips import Skips
 from caldera.storage import holding, write_json
@@ -104,27 +101,14 @@ class Way:
         return measured
 
     def _draw(self, split: Split) -> AnnotationSet:
-        """Draw a split's scenes and read them back as any COCO folder is read."""
-        scenes, folder = self._recipe.scenes, self._out / "scenes" / split
-        count = scenes.train if split == "train" else scenes.held_out
-        if not folder.exists():
-            with self._means.progress.job(f"drawing {split} scenes", count) as tick:
-                write_scenes(folder, split, count, seed=scenes.seed, tick=tick)
-        return read_coco(folder, Skips(), split)
+        """Draw a split's scenes."""
+        folder = self._out / "scenes" / split
+        return draw(self._recipe.scenes, split, folder, self._means.progress)
 
     def _write_data(self, name: str, mix: Mix, annotations: AnnotationSet) -> None:
         """Have the scripted teacher write a data set."""
         file = self._out / "data" / f"{name}.json"
-        if file.exists():
-            return
-        seed = self._recipe.seed
-        teacher = ScriptedTeacher(annotations.categories, seed)
-        total = count_dialogues(annotations.images, mix.shares, seed).total()
-        with self._means.progress.job(f"writing {name} data", total) as tick:
-            written = write_instructions(
-                annotations, teacher, mix.shares, seed=seed, beside=self._out / "data", tick=tick
-            )
-        write_conversations(file, written.conversations)
+        write_data(file, mix, annotations, seed=self._recipe.seed, progress=self._means.progress)
 
     def _fresh(self) -> Assistant:
         """Join the two towers with a new projector."""

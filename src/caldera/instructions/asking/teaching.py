@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -34,6 +35,9 @@ LLAVA_MIX: dict[Kind, float] = {
 }
 """Shares in the proportion of LLaVA's 158,000: 58 conversations, 23 descriptions, 77 of reasoning; context, which LLaVA
 has not, as often as descriptions."""
+
+_TOGETHER = 400
+"""Dialogues of which those of a kind are asked for one after the other."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,6 +173,15 @@ class _Task:
         """Yield every dialogue, fresh."""
         return dialogues(self.annotations.images, self.kinds, self.seed)
 
+    def in_order(self) -> Iterator[Dialogue]:
+        """Yield every dialogue, hundreds at a time with those of a kind together.
+
+        They share the beginning of their requests, which a server may keep; a run that ends early still has every kind.
+        """
+        waiting = self.dialogues()
+        while some := list(islice(waiting, _TOGETHER)):
+            yield from sorted(some, key=lambda dialogue: dialogue.kind)
+
 
 def teach(
     order: Teaching,
@@ -220,7 +233,7 @@ def teach(
 async def _write(run: Run[Dialogue], endpoint: Endpoint, task: _Task) -> TeacherError | None:
     """Run to the end, and let go of the endpoint in the same loop."""
     try:
-        return await run.write(task.dialogues())
+        return await run.write(task.in_order())
     finally:
         await endpoint.close()
 
