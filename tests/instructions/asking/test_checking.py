@@ -26,7 +26,7 @@ KINDS: dict[str, Kind] = {"conv": "conversation", "detail": "detail", "complex":
 EXAMPLE = "A long red train stands at the platform of a small station and waits."
 PROMPTS: dict[Kind, Prompt] = {
     kind: Prompt(
-        "Look.",
+        "Look.\nAnswer:\nthe answer",
         (
             (
                 EXAMPLE,
@@ -105,6 +105,10 @@ def judge_all(
         ("absent object", "A man is here. There are several buses parked near him."),
         ("absent object", "I can see a bear behind the man."),
         ("absent object", "Two dogs play. A car is driving by."),
+        ("absent object", "There are cats in the park."),
+        ("count", "There are 12 dogs."),
+        ("placeholder", "The answer"),
+        ("task", "The answer is a dog."),
         ("absent object", "Two dogs play, and an umbrella lies in the grass."),
         ("count", "There are three dogs in the park."),
         ("count", "Five brown dogs run about."),
@@ -176,6 +180,7 @@ def test_a_thing_in_one_of_several_pictures_is_not_absent() -> None:
     both = [park(), street]
     assert judge("There is a cat in B and none in A.", kind="context", images=both) == ""
     assert judge("There is an umbrella in both.", kind="context", images=both) == "absent object"
+    assert judge("Both show umbrellas.", kind="context", images=both) == "absent object"
     assert judge("There are three dogs in A, but B has none.", kind="context", images=both) == ""
 
 

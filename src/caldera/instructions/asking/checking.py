@@ -52,7 +52,7 @@ class Rules:
         """Take what is known of the pictures, and what the teacher was shown as examples."""
         self._categories = annotations.categories
         self._examples = {
-            kind: Examples([text for pair in prompt.examples for text in pair])
+            kind: Examples(prompt.system, [text for pair in prompt.examples for text in pair])
             for kind, prompt in prompts.items()
         }
 
@@ -68,10 +68,10 @@ class Rules:
             for text in (each.question, each.answer):
                 check_voice(text, captions)
             check_end(dialogue.kind, each.answer)
+        self._examples[dialogue.kind].check(exchanges, captions)
         check_circles(exchanges)
         if dialogue.kind == "detail":
             check_own_words(exchanges[0].answer, captions)
         if dialogue.kind == "context":
             check_several(exchanges)
-        self._examples[dialogue.kind].check(exchanges, captions)
         check_grounding(exchanges, dialogue.images, self._categories)

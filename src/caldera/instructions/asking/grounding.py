@@ -27,7 +27,9 @@ _NUMBERS = {number(count): count for count in range(2, 13)}
 
 _THERE = (
     r"(?:there (?:is|are)|i (?:can )?see|we (?:can )?see|one can see|you can see|"
-    r"the (?:image|picture|photo|scene) (?:shows|features|depicts|contains|includes)|accompanied by)"
+    r"the (?:image|picture|photo|scene) (?:shows|features|depicts|contains|includes)|"
+    r"(?:both|all|picture [A-H]|[A-H])(?: of them| pictures| images)? (?:shows?|ha[sv]e?|contains?|includes?)|"
+    r"accompanied by)"
 )
 
 
@@ -93,8 +95,8 @@ def _check_counts(exchange: Exchange, facts: Facts, captions: str) -> None:
         )
         for clause in _clauses(exchange.answer):
             for word in counted.findall(clause):
-                said = _NUMBERS[word.lower()]
-                told = re.search(rf"\b(?:{word}|{said})\b", captions, re.IGNORECASE)
+                said = _NUMBERS[word.lower()] if word.isalpha() else int(word)
+                told = re.search(rf"\b(?:{word}|{number(said)}|{said})\b", captions, re.IGNORECASE)
                 wrong = said > count if not asked else said != count
                 if wrong and not told and not _DOUBT.search(clause):
                     raise _contradicted("count", category, f"it says {word}, there are {count}")
@@ -127,8 +129,10 @@ def _asserted(category: str) -> re.Pattern[str]:
     longer = "".join(rf"(?!{re.escape(word)} )" for word in _before(category))
     adjective = rf"(?:{longer}[\w-]+ )?" if longer else r"(?:[\w-]+ )?"
     thing = rf"{amount} {adjective}(?:{names})(?![\w-])"
+    several = rf"{adjective}{re.escape(plural(category))}(?![\w-])"
     return re.compile(
-        rf"\b{_THERE} (?:also )?{thing}{_AFTER}|(?:\A|\band )\W*{thing}{_PLACED}", re.IGNORECASE
+        rf"\b{_THERE} (?:also )?(?:{thing}|{several}){_AFTER}|(?:\A|\band )\W*{thing}{_PLACED}",
+        re.IGNORECASE,
     )
 
 
@@ -142,8 +146,8 @@ def _before(category: str) -> list[str]:
 
 @cache
 def _counted(category: str) -> re.Pattern[str]:
-    """Return a pattern that finds the number in 'two dogs', 'three brown dogs'."""
-    numbers = "|".join(_NUMBERS)
+    """Return a pattern that finds the number in 'two dogs', 'three brown dogs', '12 dogs'."""
+    numbers = rf"{'|'.join(_NUMBERS)}|[2-9]|[1-9]\d"
     longer = "".join(rf"(?!{re.escape(word)} )" for word in _before(category))
     return re.compile(
         rf"\b({numbers}) (?:{longer}[\w-]+ )?{re.escape(plural(category))}\b", re.IGNORECASE

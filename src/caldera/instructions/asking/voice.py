@@ -27,7 +27,7 @@ _MARKS = re.compile(r"</?picture>|={2,}|^\s*=+\s*$|^\s*(?:Question|Answer):", re
 _TASK = re.compile(
     r"\bnot what you asked\b|\byou (?:asked|want(?:ed)? to ask|requested)\b"
     r"|\b(?:mentioned|stated|given) in the question\b"
-    r"|\bthe answer is:|\banswer to (?:this|the|your) question\b|\b(?:my|your) (?:reply|response|prompt)\b"
+    r"|\b(?:the|of the) answer is\b|\banswer to (?:this|the|your) question\b|\b(?:my|your) (?:reply|response|prompt)\b"
     r"|\bhere (?:is|are) (?:a|an|the|some|my)\b[^.\n]{0,40}\b(?:description|question|answer|dialogue|conversation)s?\b",
     re.IGNORECASE,
 )

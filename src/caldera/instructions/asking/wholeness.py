@@ -136,18 +136,23 @@ def check_several(exchanges: Sequence[Exchange]) -> None:
 
 
 class Examples:
-    """Knows the worked examples of a prompt, and finds what was copied from them."""
+    """Knows what a teacher was shown, and finds what was copied from it."""
 
-    def __init__(self, texts: Sequence[str]) -> None:
-        """Take the examples' pictures and replies."""
+    def __init__(self, system: str, texts: Sequence[str]) -> None:
+        """Take the system message, whose lines show the form, and the examples' pictures and replies."""
+        self._lines = {words_of(line) for line in system.split("\n")} - {()}
         self._runs = {run for text in texts for run in _runs(text, _COPIED)}
 
     def check(self, exchanges: Sequence[Exchange], captions: str) -> None:
-        """Check that nothing of some length was copied, other than the picture's own captions.
+        """Check that nothing of some length was copied, other than the picture's own captions, and no placeholder.
 
         Raises:
-            ReplyRefusal: A run of words stands in an example too.
+            ReplyRefusal: A text is a line of the system message, or a run of words stands in an example too.
         """
+        for each in exchanges:
+            for text in (each.question, each.answer):
+                if words_of(text) in self._lines:
+                    raise ReplyRefusal("placeholder", f"it says {text[:40]!r}")
         known = {run for caption in captions.split("\n") for run in _runs(caption, _COPIED)}
         for each in exchanges:
             for text in (each.question, each.answer):
