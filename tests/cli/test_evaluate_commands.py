@@ -44,7 +44,9 @@ def test_a_score_is_json_or_a_table(call: Call, labels: Path, tmp_path: Path) ->
     (tmp_path / "a.json").write_text('{"1": "yes", "2": "hm"}')
     words = ("score", "pope", "--answers", tmp_path / "a.json", "--truth", labels)
     code, said, _ = call(*words, "--json")
-    assert (code, json.loads(said)["accuracy"]) == (0, 50.0)
+    figures = json.loads(said)
+    assert (code, figures["accuracy"]) == (0, 50.0)
+    assert figures["accuracy_interval_95"] == [9.45, 90.55]  # Wilson's, one of two
     code, said, warned = call(*words)
     assert code == 0
     assert all(word in said for word in ("POPE", "f1", "66.67", "chance", "yes_ratio", "1.00"))

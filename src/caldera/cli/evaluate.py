@@ -103,7 +103,7 @@ def score(
 
       caldera evaluate score llava-bench --answers reviews/
     """
-    from caldera.cli.scores import print_score
+    from caldera.cli.scores import accuracy_interval, print_score
     from caldera.evaluation.benchmarks.table import find_task
     from caldera.evaluation.benchmarks.task import Sources
     from caldera.evaluation.judging.validity import check_valid
@@ -111,7 +111,9 @@ def score(
     found = find_task(task)
     result = found.score_files(Sources(questions=questions, truth=truth, form=form), answers)
     if as_json:
-        typer.echo(json.dumps(result.figures, ensure_ascii=False, indent=2))
+        interval = accuracy_interval(result)
+        figures = result.figures | ({"accuracy_interval_95": interval} if interval else {})
+        typer.echo(json.dumps(figures, ensure_ascii=False, indent=2))
     else:
         print_score(found, result)
     check_valid(result.figures)

@@ -8,6 +8,8 @@ from rich.table import Table
 from caldera.cli.options import err, out
 from caldera.evaluation.benchmark import Score
 from caldera.evaluation.benchmarks.task import Task
+from caldera.evaluation.intervals import interval_of
+from caldera.evaluation.shares import mean
 
 _SHOWN = 3
 """Unread answers that are named."""
@@ -17,10 +19,18 @@ def print_score(task: Task, score: Score) -> None:
     """Show the figures of a score, what guessing gives beside them, and what could not be read."""
     table = Table("figure", title=task.title)
     table.add_column("value", justify="right")
+    table.add_column("95 %", justify="right")
     table.add_column("chance", justify="right")
     for name, value in _flat(score.figures):
         chance = f"{task.chance[name]:g}" if name in task.chance else ""
-        table.add_row(name, _written(value), chance, style="bold" if name == task.headline else "")
+        interval = accuracy_interval(score) if name == "accuracy" else []
+        table.add_row(
+            name,
+            _written(value),
+            " to ".join(f"{end:.2f}" for end in interval),
+            chance,
+            style="bold" if name == task.headline else "",
+        )
     out.print(table)
     if score.unread:
         first = ", ".join(list(score.unread)[:_SHOWN])
@@ -29,7 +39,18 @@ def print_score(task: Task, score: Score) -> None:
             f"{len(score.unread)} of {total} answers could not be read, the first: {first}",
             style="yellow",
             highlight=False,
+            soft_wrap=True,
         )
+
+
+def accuracy_interval(score: Score) -> list[float]:
+    """Return the two ends of the 95 % interval of `accuracy`, or nothing where that is not the mean of all marks."""
+    marks = list(score.marks.values())
+    accuracy = score.figures.get("accuracy")
+    if not marks or accuracy is None or abs(100 * mean(marks) - accuracy) > 1e-4:
+        return []
+    interval = interval_of(marks)
+    return [round(100 * interval.low, 2), round(100 * interval.high, 2)]
 
 
 def _flat(figures: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:

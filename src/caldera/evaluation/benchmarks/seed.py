@@ -82,7 +82,7 @@ SEED = Task(
     title="SEED-Bench",
     measures="understanding of pictures and videos in twelve dimensions, by choice of four",
     size="19,242 questions, 14,233 about pictures and 5,009 about videos "
-    "(huggingface.co/datasets/AILab-CVC/SEED-Bench); LLaVA-1.5's paper has fewer videos, as some are gone",
+    "(huggingface.co/datasets/AILab-CVC/SEED-Bench)",
     chance={"accuracy": 25.0, "image": 25.0, "video": 25.0},
     headline="accuracy",
     files="--questions SEED-Bench.json",
