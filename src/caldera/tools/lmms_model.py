@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from lmms_eval.api.instance import Instance
+from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 
@@ -89,8 +89,10 @@ class LmmsModel(lmms):  # type: ignore[misc] # lmms-eval need not be there
             )
         return self._answerer.answer(asked)
 
-    def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """Return the mean loss of each answer's tokens, as lmms-eval takes the least for the best.
+    def loglikelihood(self, requests: Sequence[Instance]) -> list[GenerationResult]:
+        """Return for each answer (mean loss of its tokens, whether it is greedy); lmms-eval takes the least loss.
+
+        lmms-eval 0.7.3 turns a bare pair into a string, which it then cannot score; in a `GenerationResult` it lasts.
 
         Raises:
             CalderaError: One cannot be asked; a note says which.
@@ -104,7 +106,8 @@ class LmmsModel(lmms):  # type: ignore[misc] # lmms-eval need not be there
             text, target, open_visuals, document, task, split = one.args
             answer = target(self.task_dict[task][split][document]) if callable(target) else target
             asked.append((self._question(text, open_visuals, (task, split, document)), str(answer)))
-        return [(-weight.per_token, weight.greedy) for weight in self._answerer.weigh(asked)]
+        weights = self._answerer.weigh(asked)
+        return [GenerationResult((-weight.per_token, weight.greedy)) for weight in weights]
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
         """Refuse tasks of several rounds.
