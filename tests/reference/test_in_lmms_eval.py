@@ -13,6 +13,7 @@ import pytest
 
 from caldera.batches.picture_sources import Pixels
 from caldera.conversation import Conversation, Picture, Turn
+from caldera.errors import UnknownNameError, UsageError
 from caldera.inference.generate import Generator
 from caldera.inference.likelihood import Weigher
 from caldera.inference.sampling import Sampling
@@ -194,3 +195,57 @@ def test_its_answers_are_the_models(
         got = [float(loss) for loss, _ in line["filtered_resps"]]
         assert got == pytest.approx(losses, abs=1e-4)
         assert line["acc"] == (min(losses) == losses[1])
+
+
+@pytest.mark.filterwarnings("ignore")  # of what lmms-eval imports
+def test_what_cannot_be_asked_is_refused(
+    tmp_path: Path, assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by name; batches without a size, processes without a part, rounds and answers without a question."""
+    from lmms_eval.api.instance import Instance
+    from lmms_eval.models import get_model
+
+    save_assistant(tmp_path / "model", assistant)
+    folder, model = str(tmp_path / "model"), get_model("caldera")
+    assert (model.__module__, model.__name__) == ("caldera.tools.lmms_model", "LmmsModel")
+    with pytest.raises(UsageError, match="batch_size is 'auto'; give a number"):
+        model(folder, device="cpu", batch_size="auto")
+    with pytest.raises(UnknownNameError, match="did you mean 'float32'"):
+        model(folder, device="cpu", dtype="float23")
+    opened = model(folder, device="cpu", batch_size="2")
+    with pytest.raises(UsageError, match="tasks of several rounds"):
+        opened.generate_until_multi_round([])
+    metadata = {"task": "t", "doc_id": 0, "repeats": 1}
+    bare = Instance("loglikelihood", ("", "a dog"), 0, metadata)
+    with pytest.raises(UsageError, match=r"without its question \(acc_mutual_info\)"):
+        opened.loglikelihood([bare])
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="in one process"):
+        model(folder, device="cpu")
+
+
+@pytest.mark.filterwarnings("ignore")  # of what lmms-eval imports
+def test_stops_are_ignored_where_asked(
+    tmp_path: Path, assistant: Assistant, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`ignore_until=True` keeps answers whole; settings that are not followed are told by name."""
+    from lmms_eval.api.instance import Instance
+    from lmms_eval.models import get_model
+
+    save_assistant(tmp_path / "model", assistant)
+    settings = {"max_new_tokens": 7, "until": [""], "num_beams": 5}
+    metadata = {"task": "t", "doc_id": 0, "repeats": 1}
+
+    def answer(until: str, *, ignore: bool) -> str:
+        model = get_model("caldera")(
+            str(tmp_path / "model"), device="cpu", dtype="float32", ignore_until=ignore
+        )
+        model.task_dict = {"t": {"test": [{}]}}
+        given = ("what", settings | {"until": [until]}, lambda document: None, 0, "t", "test")
+        [text] = model.generate_until([Instance("generate_until", given, 0, metadata)])
+        return text
+
+    whole = answer("", ignore=False)
+    assert "generation settings that are not followed: num_beams=5" in caplog.text
+    assert answer(whole[-1], ignore=True) == whole
+    assert answer(whole[-1], ignore=False) == whole.split(whole[-1])[0].rstrip() != whole

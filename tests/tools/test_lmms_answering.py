@@ -199,7 +199,7 @@ def test_cut_answers_are_counted(
     question = asking("what", noise(0))
     whole = alone(assistant, tmp_path)(question, 5)
     stop = whole[-1]
-    assert 0 < whole.index(stop)
+    assert whole.index(stop) > 0
     asked = [(question, Decoding(Sampling(max_new_tokens=5), stops)) for stops in [(stop,), ()]]
     with caplog.at_level(logging.WARNING):
         assert answerer(assistant).answer(asked) == [
@@ -219,7 +219,7 @@ def test_what_is_asked_again_is_drawn_again(assistant: Assistant) -> None:
 
 
 def test_given_answers_are_weighed_in_their_order(assistant: Assistant) -> None:
-    """As they are alone; an answer is greedy if it is what the model would say."""
+    """As they are alone."""
     texts = ["two cats on the left", "a", "the dog is in the meadow"]
     asked = [
         (asking("what is there?" * number), text)
