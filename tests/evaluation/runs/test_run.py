@@ -68,12 +68,12 @@ class Counting(Silent):
         yield tick
 
 
-def run(model: Path, photos: Path, out: Path, **changes: Any) -> int:  # noqa: ANN401
+def run(model: Path, photos: Path, out: Path, count: int = COUNT, **changes: Any) -> int:  # noqa: ANN401
     """Ask a model folder, and return how many items were asked."""
     tail, longest = changes.pop("tail", ""), changes.pop("longest", None)
     counting = Counting()
     evaluate(
-        questions(COUNT, tail=tail),
+        questions(count, tail=tail),
         open_engine(
             model,
             asking=Asking(batch_size=4, **changes),
@@ -176,6 +176,23 @@ def test_drawn_answers_are_never_kept(model: Path, photos: Path, tmp_path: Path)
     before = (tmp_path / "out" / "journal.jsonl").read_bytes()
     assert run(model, photos, tmp_path / "out", temperature=0.7) == COUNT
     assert (tmp_path / "out" / "journal.jsonl").read_bytes() == before
+
+
+def test_other_items_make_other_batches(
+    model: Path, serve: Serve, photos: Path, tmp_path: Path
+) -> None:
+    """After some items all are asked by a model folder, to the bytes of a run from nothing; a server only the rest."""
+    assert run(model, photos, tmp_path / "fresh") == COUNT
+    assert run(model, photos, tmp_path / "grown", count=9) == 9
+    assert run(model, photos, tmp_path / "grown") == COUNT
+    for name in ("results.json", "answers.jsonl"):
+        fresh = (tmp_path / "fresh" / name).read_bytes()
+        assert (tmp_path / "grown" / name).read_bytes() == fresh
+    server = serve(right)
+    answerer = EndpointAnswerer(Server(url=server.url, model="m"), Asking())
+    for count in (9, COUNT):
+        evaluate(questions(count), answerer, folder=photos, out=tmp_path / "served")
+    assert server.count == COUNT
 
 
 def ask(server: TeacherServer, photos: Path, out: Path, **asking: Any) -> dict[str, Any]:  # noqa: ANN401
