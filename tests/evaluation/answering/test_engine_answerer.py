@@ -90,7 +90,7 @@ def test_blocks_keep_a_pictures_items_together() -> None:
     assert [len(pictures) for pictures in shown] == [2, 2, 2, 1]
     assert sum(map(len, shown)) == 7, "no picture is in two blocks"
     assert all(block == sorted(block, key=items.index) for block in blocks)
-    assert sorted((item.id for block in blocks for item in block)) == sorted(
+    assert sorted(item.id for block in blocks for item in block) == sorted(
         item.id for item in items
     )
     assert list(blocks_of((), 2)) == []

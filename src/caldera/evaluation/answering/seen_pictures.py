@@ -1,7 +1,7 @@
 """Items in, blocks about few enough pictures out; and the pictures' features, each of which a tower gives once a block.
 
-A benchmark asks many questions about a picture, and the vision tower is most of the work of a short answer. Each picture
-goes through the tower alone, so what it becomes depends on no other, nor on what an earlier start has answered.
+A benchmark asks many questions about a picture, and the vision tower is most of the work of a short answer. Each
+picture goes through the tower alone, so what it becomes depends on no other, nor on what an earlier start answered.
 """
 
 from collections.abc import Iterator, Sequence
@@ -66,8 +66,8 @@ class SeenPictures:
 def blocks_of(items: Sequence[Item], most: int) -> Iterator[list[Item]]:
     """Yield all items in blocks about at most `most` pictures each, those about a picture together, else in order.
 
-    An item about more pictures than that is a block of its own. Where all pictures are few enough, the only block is the
-    items as they are.
+    An item about more pictures than that is a block of its own. Where all pictures are few enough, the only block is
+    the items as they are.
     """
     first_met: dict[str, int] = {}
     for at, item in enumerate(items):
