@@ -32,6 +32,10 @@ class Item:
     slices: tuple[str, ...] = ()
     """More groups that it counts in, such as "grade: 1-6"; `kind` is always one."""
 
+    unit: str = ""
+    """What it is scored with, such as the picture of MME's two questions: all items of a unit are scored, or none.
+    Empty where it is scored alone."""
+
 
 @dataclass(frozen=True, slots=True)
 class Score:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +217,13 @@ def test_numbers_come_with_what_they_depend_on(serve: Serve, photos: Path, tmp_p
     assert results["kinds"]["shape"]["value"] == 1
     assert results["kinds"]["colour"]["value"] == 10 / 11
     assert results["slices"]["grade: 1-6"]["n"] == 4
-    assert results["counts"] == {"items": COUNT, "answered": COUNT, "failed": 0, "unread": 0}
+    assert results["counts"] == {
+        "items": COUNT,
+        "answered": COUNT,
+        "failed": 0,
+        "left_out": 0,
+        "unread": 0,
+    }
     told = results["provenance"]
     assert told["data"]["split"] == 99
     assert len(told["data"]["digest"]) == 64
@@ -298,3 +305,20 @@ def test_only_what_is_a_dataclass_can_be_narrowed() -> None:
     assert some.score({"q0": "red", "q1": "red"}).overall == 0.5
     with pytest.raises(TypeError, match="object is no dataclass"):
         narrowed(object(), ())  # type: ignore[arg-type] # on purpose
+
+
+def test_what_is_scored_together_fails_together(serve: Serve, photos: Path, tmp_path: Path) -> None:
+    """A failed item takes the others of its unit out of the score, and they are counted."""
+    items = [replace(item, unit=f"unit {at // 2}") for at, item in enumerate(questions(8).items)]
+    benchmark = narrowed(questions(8), items)
+
+    def script(request: dict[str, Any], count: int) -> teacher_server.Answer:
+        if number_in(request) == 3:
+            return teacher_server.Answer({"error": {"message": "no"}}, status=400)
+        return right(request, count)
+
+    answerer = EndpointAnswerer(Server(url=serve(script).url, model="m"), Asking())
+    results = evaluate(benchmark, answerer, folder=photos, out=tmp_path / "out")
+    assert results["counts"] == {"items": 8, "answered": 7, "failed": 1, "left_out": 1, "unread": 0}
+    assert results["overall"]["n"] == 6
+    assert read_samples(tmp_path / "out" / "answers.jsonl")[2].state == "unmarked"

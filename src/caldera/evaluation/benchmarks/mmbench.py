@@ -111,7 +111,9 @@ def _item(
     coarse = kinds.get("l2-category", kinds.get("L2-category", ""))
     category = kinds.get("category", "question")
     slices = (coarse,) if coarse not in (*_EMPTY, category) else ()
-    return Item(row["index"], category, question, asked, (row["answer"],), tuple(choices), slices)
+    return Item(
+        row["index"], category, question, asked, (row["answer"],), tuple(choices), slices, question
+    )
 
 
 def _task(name: str, language: str) -> Task:

@@ -134,7 +134,8 @@ def _benchmark(rows: Sequence[_Row]) -> Mme:
 def _item(row: _Row) -> Item:
     parts = (Picture(f"{row.subtask}/{row.picture}"), f"\n{row.question}\n{SHORT_ANSWER}")
     asked = Conversation(row.id, (Turn("user", parts),))
-    return Item(row.id, row.subtask, row.picture, asked, (row.truth,))
+    unit = f"{row.subtask}/{row.picture}"
+    return Item(row.id, row.subtask, row.picture, asked, (row.truth,), unit=unit)
 
 
 def _read_folder(folder: Path) -> list[_Row]:

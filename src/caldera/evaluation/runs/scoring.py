@@ -1,7 +1,7 @@
 """A score and its items in, `results.json` out: every number with how sure it is, and what could not be scored."""
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from typing import Any
@@ -31,16 +31,36 @@ def narrowed(benchmark: Benchmark, items: Sequence[Item]) -> Benchmark:
     return narrow
 
 
+def first_items(items: Sequence[Item], limit: int) -> list[Item]:
+    """Return the items of the first units, at most `limit` of them, but those of one unit at least."""
+    units = [item.unit or item.id for item in items]
+    sizes = Counter(units)
+    chosen: set[str] = set()
+    count = 0
+    for unit, size in sizes.items():  # in the order that they were met
+        if chosen and count + size > limit:
+            break
+        chosen.add(unit)
+        count += size
+    return [item for item, unit in zip(items, units, strict=True) if unit in chosen]
+
+
+def scored_items(items: Sequence[Item], answers: Mapping[str, Answer]) -> list[Item]:
+    """Return the items that have an answer, and with them all others of their unit."""
+    torn = {item.unit for item in items if item.unit and answers[item.id].failed}
+    return [item for item in items if not answers[item.id].failed and item.unit not in torn]
+
+
 def score_answered(benchmark: Benchmark, answers: Mapping[str, Answer]) -> Score:
-    """Score the items that have an answer; those that failed are no part of it.
+    """Score the items that have an answer; those that failed are no part of it, nor what is scored with them.
 
     Raises:
         EvaluationError: None has one.
     """
-    answered = [item for item in benchmark.items if not answers[item.id].failed]
+    answered = scored_items(benchmark.items, answers)
     if not answered:
-        first = next(iter(answers.values()))
-        raise EvaluationError(f"not one item was answered; the first, {first.id}: {first.failed}")
+        failed = next(one for one in answers.values() if one.failed)
+        raise EvaluationError(f"not one item was answered; the first, {failed.id}: {failed.failed}")
     if len(answered) < len(benchmark.items):
         benchmark = narrowed(benchmark, answered)
     return benchmark.score({item.id: answers[item.id].text for item in answered})
@@ -52,7 +72,10 @@ def results_of(
     """Return a run's numbers as JSON has them; where nothing failed in chance, the same bytes every time."""
     items = benchmark.items
     failed = {item.id: answers[item.id].failed for item in items if answers[item.id].failed}
-    figure = about.headline or next(iter(score.figures), "overall")
+    shown = flat(score.figures)
+    figure = about.headline or next(iter(shown), "overall")
+    if figure not in shown:  # such as MME's sum over sub-tasks of which some are not asked
+        figure = "overall"
     return {
         "task": benchmark.name,
         "title": about.title or benchmark.name,
@@ -60,7 +83,7 @@ def results_of(
         "valid": len(failed) <= MAX_FAILED * len(items),
         "headline": {
             "figure": figure,
-            "value": flat(score.figures).get(figure, score.overall),
+            "value": shown.get(figure, score.overall),
             "chance": about.chance.get(figure),
         },
         "figures": score.figures,
@@ -72,6 +95,7 @@ def results_of(
             "items": len(items),
             "answered": len(items) - len(failed),
             "failed": len(failed),
+            "left_out": len(items) - len(failed) - len(scored_items(items, answers)),
             "unread": len(score.unread),
         },
         "failed": failed,
