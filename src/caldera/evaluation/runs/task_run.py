@@ -56,7 +56,7 @@ def evaluate_task(
     if order.limit is not None and order.limit < len(items):
         benchmark = narrowed(benchmark, first_items(items, order.limit))
     answerer, folder = open_answerer(model, asking, server, means.compute), pictures_of(sources)
-    if task.judged:
+    if task.needs_judge(benchmark.items):
         answer_items(
             benchmark,
             answerer,
