@@ -1,9 +1,11 @@
 """What holds of every benchmark: its official files are read, scored, narrowed, and asked of a server."""
 
+import base64
 import json
 import sys
 from collections import Counter
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -130,6 +132,45 @@ def test_every_task_is_asked_of_a_server(
     assert results["headline"]["figure"] == task.headline
     assert results["counts"]["answered"] == len(benchmark.items)
     assert f"{task.headline} {flat(expected.figures)[task.headline]:.2f}" in said.out
+
+
+def test_mmbenchs_table_alone_suffices(
+    tmp_path: Path,
+    serve: Callable[[Script], TeacherServer],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Pictures in base64 are unpacked beside the run, also where a row names another's; broken ones are refused."""
+    png = BytesIO()
+    Image.new("RGB", (5, 3), (9, 99, 9)).save(png, "PNG")
+    packed = base64.b64encode(png.getvalue()).decode()
+    rows = [
+        "index\tquestion\thint\tA\tB\tanswer\tcategory\timage",
+        f"7\tWhich?\tNaN\tred\tgreen\tA\tcolor\t{packed}",
+        f"1000007\tWhich?\tNaN\tgreen\tred\tB\tcolor\t{packed}",
+        "8\tIs it?\tnan\tyes\tno\tA\tlogic\t7",
+        "1000008\tIs it?\t\tno\tyes\tB\tlogic\t7",
+    ]
+    (tmp_path / "dev.tsv").write_text("\n".join(rows))
+    server = serve(lambda request, count: completion("A"))
+    words = ["mmbench", "--model", server.url, "--served", "m", "--out", str(tmp_path / "o")]
+    words += ["--questions", str(tmp_path / "dev.tsv")]
+    monkeypatch.setattr(sys, "argv", ["caldera", "evaluate", *words])
+    for _ in range(2):
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code in (None, 0), capfd.readouterr().err
+    assert server.count == 4, "what was unpacked again is the same"
+    assert [path.name for path in (tmp_path / "o" / "pictures").iterdir()] == ["7.jpg"]
+    for request in server.bodies():
+        [picture, text] = request["messages"][0]["content"]
+        assert picture["image_url"]["url"] == f"data:image/png;base64,{packed}"
+        assert text["text"].split("\n")[0] in ("Which?", "Is it?"), "an empty hint is no line"
+    (tmp_path / "dev.tsv").write_text("\n".join(rows).replace(packed, packed[1:]))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 3
+    assert "dev.tsv:2: the picture is not in base64" in capfd.readouterr().err
 
 
 def test_truth_without_questions_cannot_be_asked(

@@ -116,6 +116,9 @@ class Task:
     layout: Sources = Sources()
     """Where its official files lie below one folder, under their official names, for `--data`."""
 
+    unpack: Callable[[Sources, Path], bool] | None = None
+    """Writes pictures that the file of questions holds into a folder, where such a file may; tells whether it did."""
+
     judging: Judging | None = None
     """How a judge reads the answers, where one has to; `read` then gives a benchmark that scores a judge's replies."""
 

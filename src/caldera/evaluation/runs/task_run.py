@@ -55,7 +55,11 @@ def evaluate_task(
     )
     if order.limit is not None and order.limit < len(items):
         benchmark = narrowed(benchmark, first_items(items, order.limit))
-    answerer, folder = open_answerer(model, asking, server, means.compute), pictures_of(sources)
+    answerer = open_answerer(model, asking, server, means.compute)
+    folder = pictures_of(sources)
+    inside = out / "pictures"
+    if sources.pictures is None and task.unpack is not None and task.unpack(sources, inside):
+        folder = inside
     if task.needs_judge(benchmark.items):
         answer_items(
             benchmark,
