@@ -178,10 +178,13 @@ def show_run(results: dict[str, Any], folder: Path) -> None:
         table.add_row(name, *_cells(group), end_section=name == "overall")
     out.print(table)
     chance = "" if headline["chance"] is None else f" (chance {headline['chance']:g})"
+    sure = ""
+    if headline["low"] is not None:
+        sure = f", 95 % {headline['low']:.2f} to {headline['high']:.2f} ({headline['method']})"
     left_out = counts["left_out"]
     beside = f"; with them {left_out} left out, as scored together" if left_out else ""
     lines = [
-        f"{headline['figure']} {headline['value']:.2f}{chance}",
+        f"{headline['figure']} {headline['value']:.2f}{chance}{sure}",
         f"answered {counts['answered']} of {counts['items']}, failed {counts['failed']}, unread {counts['unread']}"
         f"{beside}",
         f"report   {folder / 'report.html'}",

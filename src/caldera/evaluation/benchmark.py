@@ -1,8 +1,10 @@
 """What a benchmark is: items to ask, and a score for the answers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+import numpy as np
 
 from caldera.conversation import Conversation
 from caldera.errors import InputError
@@ -38,6 +40,17 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
+class Sums:
+    """A figure made of sums over items, so that samples of them can be drawn again; in the figure's own unit."""
+
+    terms: Mapping[str, tuple[float, ...]]
+    """What each item adds to each sum, by item id."""
+
+    figure: Callable[[np.ndarray], np.ndarray]
+    """Sums, (draws, sums), to the figure of each draw, (draws,)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """What the answers came to; fractions between 0 and 1 unless a benchmark says otherwise."""
 
@@ -54,6 +67,9 @@ class Score:
 
     unread: dict[str, str] = field(default_factory=dict)
     """Items whose answer could not be read as what was asked for, with the reason; they are never scored in silence."""
+
+    sums: Sums | None = None
+    """What the headline is made of, where that is no mean of marks."""
 
     extracted: dict[str, str] = field(default_factory=dict)
     """What was read out of an item's answer and compared, where that is not the answer itself, such as a letter."""

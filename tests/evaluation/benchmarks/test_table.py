@@ -8,6 +8,7 @@ from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -52,6 +53,24 @@ def test_right_answers_get_the_best_score(task: Task, tmp_path: Path) -> None:
     assert set(score.marks) <= {item.id for item in items}
     wrong = benchmark.score(dict.fromkeys((item.id for item in items), "1 1.0 ?"))
     assert wrong.overall < score.overall or task.name in JUDGED
+
+
+@EVERY
+def test_sums_make_the_headline(task: Task, tmp_path: Path) -> None:
+    """Where a headline is no mean of marks, as of POPE and MME, what is drawn again gives the very figure."""
+    benchmark = task.read(OFFICIAL[task.name](tmp_path))
+    for said in ("yes", "no", "1.0", *JUDGED.values()):
+        answers = {
+            item.id: said if at % 3 else right(task, item)
+            for at, item in enumerate(benchmark.items)
+        }
+        score = benchmark.score(answers)
+        assert (score.sums is not None) == (task.name in ("pope", "mme"))
+        if score.sums is not None:
+            assert score.sums.terms.keys() == answers.keys()
+            sums = np.array(list(score.sums.terms.values())).sum(axis=0, keepdims=True)
+            headline = score.figures[task.headline]
+            assert score.sums.figure(sums) == pytest.approx([headline], abs=1e-5)
 
 
 @EVERY

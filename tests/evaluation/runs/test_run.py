@@ -210,10 +210,14 @@ def test_numbers_come_with_what_they_depend_on(serve: Serve, photos: Path, tmp_p
     results = evaluate(questions(COUNT), answerer, folder=photos, out=tmp_path / "out", about=about)
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
     share = (COUNT - 1) / COUNT
-    assert results["headline"] == {"figure": "accuracy", "value": round(100 * share, 2), "chance": 33.3}  # fmt: skip
-    overall = results["overall"]
-    assert (overall["n"], overall["value"], overall["method"]) == (COUNT, share, "Wilson")
-    assert 0.7 < overall["low"] < share < overall["high"] < 1
+    headline, overall = results["headline"], results["overall"]
+    assert (headline["figure"], headline["chance"]) == ("accuracy", 33.3)
+    assert headline["value"] == round(100 * share, 2)
+    assert (headline["low"], headline["high"]) == (100 * overall["low"], 100 * overall["high"])
+    assert (overall["n"], overall["value"]) == (COUNT, share)
+    assert overall["method"] == "bootstrap over 14 clusters", "seven pictures, seven items without"
+    assert 0.7 < overall["low"] < share < overall["high"] <= 1
+    assert results["kinds"]["shape"]["method"].startswith("Wilson over "), "all are right"
     assert results["kinds"]["shape"]["value"] == 1
     assert results["kinds"]["colour"]["value"] == 10 / 11
     assert results["slices"]["grade: 1-6"]["n"] == 4
