@@ -150,6 +150,10 @@ def test_every_task_is_asked_of_a_server(
     assert results["figures"] == json.loads(json.dumps(expected.figures))
     assert results["headline"]["figure"] == task.headline
     assert results["counts"]["answered"] == len(benchmark.items)
+    if expected.sums is not None:
+        method = results["headline"]["method"]
+        assert method.startswith("bootstrap over ")
+        assert f"({method})</span>" in (tmp_path / "o" / "report.html").read_text()
     assert f"{task.headline} {flat(expected.figures)[task.headline]:.2f}" in said.out
 
 
