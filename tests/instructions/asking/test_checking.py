@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
@@ -277,6 +278,19 @@ def test_what_contradicts_real_annotations_is_refused(third_party: Path) -> None
 
 
 TEXT = "A man in a red coat walks his two dogs through a park full of old trees while it snows."
+
+
+def test_words_that_every_text_has_are_no_reason_to_compare_them() -> None:
+    """A run in all texts whose hash is small does not make each a candidate for every other; near ones are found."""
+    usual = min((f"what stands {number}" for number in range(5000)), key=lambda one: crc32(one.encode()))  # fmt: skip
+    seen = Duplicates()
+    texts = [
+        " ".join([usual, *(f"word{number}x{at}" for at in range(40))]) for number in range(300)
+    ]
+    for number, text in enumerate(texts):
+        assert seen.first_like(str(number), text) is None
+    assert seen.compared < 300
+    assert [seen.first_like("again", f"{text} once more") for text in texts] == [*map(str, range(300))]  # fmt: skip
 
 
 def test_near_duplicates_are_found_whatever_came_between() -> None:
