@@ -95,6 +95,10 @@ def judge_all(
         ("task", "A dog, but this is not what you asked for."),
         ("task", "Here is a detailed description of the scene: two dogs play."),
         ("nothing definite", "The name of the dog is not mentioned."),
+        ("nothing definite", "The name of the dog isn't known."),
+        ("nothing definite", "It isn\u2019t mentioned who owns the dogs."),
+        ("nothing definite", "The sign doesn\u2019t say when the park shuts."),
+        ("declines", "I\u2019m sorry, this is too small to read."),
         ("nothing definite", "There is no information about the man."),
         ("nothing definite", "狗的名字无法确定。"),
         ("circles", "The man walks the two dogs. They are fine. The man walks the two dogs. They are fine."),
@@ -130,6 +134,7 @@ def test_what_cannot_stand_is_refused_by_its_rule(rule: str, answer: str) -> Non
         "There is a bus stop nearby.",
         "There is no cat in the park.",
         "I do not see a cat here.",
+        "The dogs don\u2019t mind that there is a cat behind the fence of a garden far away.",
         "There could be a car near the park.",
         "If there is a cat around, the dogs would chase it.",
         "Dogs and cats are animals, and a bus is a vehicle.",
@@ -171,6 +176,7 @@ def test_a_word_of_the_captions_themselves_is_no_leak() -> None:
     """A picture of a poster with a caption may be said to have one."""
     poster = AnnotatedImage("8", Path("/8.jpg"), 9, 9, ("A poster with a caption.",), ())
     assert judge("The caption is at the bottom.", images=[poster]) == ""
+    assert judge("The caption is at the bottom of the bounding box.", images=[poster]) == "source"
 
 
 def test_a_thing_in_one_of_several_pictures_is_not_absent() -> None:

@@ -1,8 +1,8 @@
 """Texts in, those that are nearly an earlier one out: the same for the same texts, in any run.
 
-Two texts are near duplicates if four fifths of all runs of three words in either are in both. Candidates share one of a
-few run hashes, those that the fewest texts have: a run that every text has ("what is the") would make candidates of all,
-and a hundred thousand texts are not to be compared with each other.
+Two texts are near duplicates if four fifths of all runs of three words in either are in both. A text is compared with
+those that share one of a few run hashes, the ones that the fewest texts have: a run that all have ("what is the") would
+make every text a candidate, and a hundred thousand are not to be compared with each other.
 """
 
 import re
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 _NEAR = 0.8
 _SKETCH, _RAREST = 8, 4
-"""Smallest run hashes that a text is kept under, and of those the ones, the rarest, under which others are looked for."""
+"""How many of its smallest run hashes a text is kept under, and under how many of those, the rarest, it is looked for."""
 
 _FEWEST = 12
 """Words below which only equal texts count: short ones are alike by nature."""
@@ -30,7 +30,6 @@ class Duplicates:
         self._with: dict[int, list[int]] = defaultdict(list)
         self.compared = 0
         """Pairs of texts that had to be compared."""
-
 
     def first_like(self, name: str, text: str) -> str | None:
         """Return the name of an earlier text that this one nearly repeats, else remember it and return None."""
