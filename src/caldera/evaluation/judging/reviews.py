@@ -97,6 +97,10 @@ def _verdict(record: dict[str, Any], where: str) -> Verdict:
     Raises:
         InputError: The record is no review.
     """
+    if "text" in record and "content" not in record and "score" not in record:
+        raise InputError(
+            f"{where} is an answer and no review; have it judged first, with `caldera evaluate judge`"
+        )
     need(record, ("question_id", "content" if "text" not in record else "text"), where)
     text = record.get("content", record.get("text"))
     order = record.get("order", _ORDERS[0])
