@@ -80,7 +80,12 @@ def difference(first: Sequence[float], second: Sequence[float], seed: int = 0) -
 def mcnemar(better: int, worse: int) -> float:
     """Return the two-sided exact probability of a split at least so unequal (Q. McNemar, 1947)."""
     total, fewer = better + worse, min(better, worse)
-    ways = sum(math.comb(total, count) for count in range(fewer + 1))
+    ways = of_one = 1
+    for count in range(
+        fewer
+    ):  # each number of ways out of the last, as they have thousands of digits
+        of_one = of_one * (total - count) // (count + 1)
+        ways += of_one
     return min(1.0, 2 * ways / 2**total)
 
 
