@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 _NEAR = 0.8
 _SKETCH, _RAREST = 8, 4
-"""How many of its smallest run hashes a text is kept under, and under how many of those, the rarest, it is looked for."""
+"""A text is kept under so many of its smallest run hashes, and looked for under so many of those, the rarest."""
 
 _FEWEST = 12
 """Words below which only equal texts count: short ones are alike by nature."""
