@@ -148,3 +148,15 @@ def test_answers_are_no_reviews_and_reviews_need_no_category(tmp_path: Path) -> 
     assert score.figures["overall"] == 50.0
     assert "" not in score.figures
     assert score.by_kind == {}
+
+
+def test_a_file_of_both_orders_has_both_of_every_answer(tmp_path: Path) -> None:
+    """A verdict that was lost would else leave a score in one order among means of two."""
+    lines = [
+        {"question_id": number, "content": "8 4", "order": order}
+        for number in (1, 2)
+        for order in ("reference first", "candidate first")
+    ]
+    assert WILD.score_files(Sources(), write(tmp_path / "all.jsonl", *lines)).figures["n_ok"] == 2
+    with pytest.raises(InputError, match="both orders, but 1 answers in one alone: 2"):
+        WILD.score_files(Sources(), write(tmp_path / "lost.jsonl", *lines[:-1]))

@@ -70,7 +70,7 @@ def _read(path: Path) -> Reviews:
     """Read one file.
 
     Raises:
-        InputError: It is broken, or judges an answer twice.
+        InputError: It is broken, or judges an answer twice, or in one order where others are judged in both.
     """
     verdicts: list[Verdict] = []
     stored: dict[str, tuple[float, ...]] = {}
@@ -87,6 +87,14 @@ def _read(path: Path) -> Reviews:
     if double := {name for (name, _), count in met.items() if count > 1}:
         raise InputError(
             f"{path} judges {len(double)} answers more than once: {listed(double)}; keep one review of each"
+        )
+    shown = {order for _, order in met}
+    if half := {verdict.id for verdict in verdicts} - {
+        name for name, _ in met if all((name, order) in met for order in shown)
+    }:
+        raise InputError(
+            f"{path} judges others in both orders, but {len(half)} answers in one alone: {listed(half)}; "
+            "a score in one order does not compare with those in both"
         )
     return Reviews(path, tuple(verdicts), stored, tuple(official))
 
