@@ -92,3 +92,19 @@ def test_ids_among_the_figures_are_counted(call: Call, tmp_path: Path) -> None:
         assert code == 0
         assert told in " ".join(out.split())
         assert "3259" not in out
+
+
+def test_what_users_wrote_is_printed_as_it_is(call: Call, tmp_path: Path) -> None:
+    """Names and arguments that rich would take for styles or signs stand in tables and messages to the letter."""
+    asked = {"image": "a.jpg", "question": "Which?", "answer": "tea"}
+    lines = [{"id": "7", "kind": "shelf [/red]", **asked}, {"id": "8", "kind": "tin :x:", **asked}]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "a.json").write_text('{"7": "tea", "8": "tea"}')
+    code, said, _ = call(
+        "score", "own", "--answers", tmp_path / "a.json", "--questions", tmp_path / "q.jsonl"
+    )
+    assert code == 0
+    assert "shelf [/red]" in said
+    assert "tin :x:" in said
+    code, _, fault = call("score", "own:x:", "--answers", tmp_path / "a.json")
+    assert (code, "'own:x:'" in fault) == (2, True)
