@@ -26,29 +26,26 @@ from typing import Any
 from tests.teacher_server import Answer, TeacherServer, good, write_coco
 
 LATENCY, CONCURRENCY = 0.2, 64
-RESTS: tuple[dict[str, str], ...] = (
-    {"retry-after": "0.3"},
-    {"retry-after-ms": "200"},
-    {"retry-after": "-5"},
-    {"retry-after": "soon"},
-    {},
+RESTS: tuple[tuple[dict[str, str], float], ...] = (
+    ({"retry-after": "0.3"}, 0.3),
+    ({"retry-after-ms": "200"}, 0.2),
+    ({"retry-after": "-5"}, 0.0),
+    ({"retry-after": "soon"}, 0.0),
+    ({}, 0.0),
 )
-"""What a 429 says; beside these, a date."""
+"""What a 429 says, and the seconds of rest that it asks for; beside these, a date."""
 
 
-def healthy(request: dict[str, Any], _number: int) -> Answer:
+def healthy(request: dict[str, Any], _number: int) -> tuple[Answer, float]:
     """Answer well."""
-    return Answer(good(request).body, delay=LATENCY)
+    return Answer(good(request).body, delay=LATENCY), 0.0
 
 
-def faulty(request: dict[str, Any], number: int) -> Answer:
+def faulty(request: dict[str, Any], number: int) -> tuple[Answer, float]:
     """Meet one request in ten with a fault that passes; a 429 once in two hundred."""
     if number % 200 == 7:
-        told = RESTS[number // 200 % (len(RESTS) + 1)] if number // 200 % 6 < 5 else None
-        headers = (
-            {"retry-after": formatdate(time.time() + 1, usegmt=True)} if told is None else told
-        )
-        return Answer({"error": {"message": "slow down"}}, 429, headers, LATENCY)
+        headers, rest = _rest(number // 200)
+        return Answer({"error": {"message": "slow down"}}, 429, headers, LATENCY), rest
     faults = {
         3: Answer({"error": "busy"}, 500, {}, LATENCY),
         13: Answer(good(request).body, 200, {}, LATENCY, cut=40),
@@ -56,25 +53,40 @@ def faulty(request: dict[str, Any], number: int) -> Answer:
         33: Answer({"choices": []}, 200, {}, LATENCY),
         43: Answer({"error": "overloaded"}, 529, {}, LATENCY),
     }
-    return faults.get(number % 50, healthy(request, number))
+    return faults.get(number % 50) or healthy(request, number)[0], 0.0
 
 
-SCRIPTS: dict[str, Callable[[dict[str, Any], int], Answer]] = {"healthy": healthy, "faulty": faulty}
+def _rest(turn: int) -> tuple[dict[str, str], float]:
+    """Return what the next 429 says, each form in turn, and the seconds of rest that it asks for."""
+    turn %= len(RESTS) + 1
+    if turn < len(RESTS):
+        return RESTS[turn]
+    until = int(time.time()) + 2
+    return {"retry-after": formatdate(until, usegmt=True)}, until - time.time() - LATENCY
+
+
+SCRIPTS: dict[str, Callable[[dict[str, Any], int], tuple[Answer, float]]] = {
+    "healthy": healthy,
+    "faulty": faulty,
+}
 
 
 def serve(name: str, pipe: Connection) -> None:
-    """Serve until told to stop; then send when each request came, and the most at once."""
+    """Serve until told to stop; then send when requests came, the rests asked for, and the most at once."""
     came: list[float] = []
+    rests: list[float] = []
 
     def script(request: dict[str, Any], number: int) -> Answer:
         came.append(time.monotonic())
-        return SCRIPTS[name](request, number)
+        answer, rest = SCRIPTS[name](request, number)
+        rests.append(rest)
+        return answer
 
     server = TeacherServer(script, keep=False)
     pipe.send(server.url)
     while pipe.recv() == "count":
         pipe.send(server.count)
-    pipe.send((came, server.most_under_way))
+    pipe.send((came, sum(rests), server.most_under_way))
     server.close()
 
 
@@ -98,13 +110,15 @@ def measure(name: str, requests: int) -> None:
                 sizes.append(_resident(process.pid))
             time.sleep(0.2)
         here.send("stop")
-        came, most = here.recv()
+        came, rests, most = here.recv()
         records = len(json.loads(out.read_text()))
     server.join()
-    ideal, took = math.ceil(len(came) / CONCURRENCY) * LATENCY, came[-1] - came[0] + LATENCY
+    ideal = math.ceil(len(came) / CONCURRENCY) * LATENCY + rests
+    took = came[-1] - came[0] + LATENCY
     print(
-        f"{name}: {records} of {requests} dialogues, {len(came)} requests, at most {most} at once; {took:.2f} s, "
-        f"ideal {ideal:.2f} s: {ideal / took:.1%}; memory {sizes[0] / 1e6:.0f} to {max(sizes) / 1e6:.0f} MB"
+        f"{name}: {records} of {requests} dialogues, {len(came)} requests, at most {most} at once, "
+        f"{rests:.1f} s of rest asked for; {took:.2f} s, ideal {ideal:.2f} s: {ideal / took:.1%}; "
+        f"memory {sizes[0] / 1e6:.0f} to {max(sizes) / 1e6:.0f} MB"
     )
 
 

@@ -66,7 +66,7 @@ def test_a_task_is_asked_by_its_name(call: Call, serve: Serve, pope: Path, tmp_p
     words = ("pope", "--model", server.url, "--served", "m", "--data", pope, "--out", tmp_path / "o")  # fmt: skip
     code, said, fault = call(*words)
     assert code == 0, fault
-    assert "f1 80.00 (chance 50)" in said
+    assert "f1 80.00 (chance 50), 95 % 0.00 to 100.00 (bootstrap over 3 clusters)" in said
     assert "answered 3 of 3, failed 0, unread 0" in said
     assert "0.208 to 0.939" in said, "Wilson's interval of 2 in 3"
     results = json.loads((tmp_path / "o" / "results.json").read_text())

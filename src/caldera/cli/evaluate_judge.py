@@ -34,7 +34,9 @@ SetJudge = Annotated[
 
 Truth = Annotated[
     Path | None,
-    typer.Option(help="Reference answers, such as answers_gpt4.jsonl; mm-vet has its own."),
+    typer.Option(
+        help="Reference answers, such as answers_gpt4.jsonl; mm-vet and own have theirs in the questions."
+    ),
 ]
 Context = Annotated[
     Path | None,
@@ -50,7 +52,7 @@ Runs = Annotated[int, typer.Option(min=1, help="How often each answer is judged.
 
 
 def judge(
-    task: Annotated[str, typer.Argument(help="llava-bench, llava-bench-coco or mm-vet.")],
+    task: Annotated[str, typer.Argument(help="llava-bench, llava-bench-coco, mm-vet or own.")],
     answers: Annotated[Path, typer.Option(help="Answer file, official or LLaVA's.")],
     questions: Questions = None,
     truth: Truth = None,

@@ -98,7 +98,12 @@ def run(
         Path | None, typer.Option(help="Folder of pictures. \\[default: that of the questions]")
     ] = None,
     form: Annotated[str, typer.Option(help="How questions are put, where there are ways.")] = "",
-    limit: Annotated[int | None, typer.Option(min=1, help="Ask only the first questions.")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Ask only the first questions; what is scored together is not cut apart."
+        ),
+    ] = None,
     out_folder: RunFolder = None,
     settings: SetAsking = None,
     served: Served = "",
@@ -173,9 +178,15 @@ def show_run(results: dict[str, Any], folder: Path) -> None:
         table.add_row(name, *_cells(group), end_section=name == "overall")
     out.print(table)
     chance = "" if headline["chance"] is None else f" (chance {headline['chance']:g})"
+    sure = ""
+    if headline["low"] is not None:
+        sure = f", 95 % {headline['low']:.2f} to {headline['high']:.2f} ({headline['method']})"
+    left_out = counts["left_out"]
+    beside = f"; with them {left_out} left out, as scored together" if left_out else ""
     lines = [
-        f"{headline['figure']} {headline['value']:.2f}{chance}",
-        f"answered {counts['answered']} of {counts['items']}, failed {counts['failed']}, unread {counts['unread']}",
+        f"{headline['figure']} {headline['value']:.2f}{chance}{sure}",
+        f"answered {counts['answered']} of {counts['items']}, failed {counts['failed']}, unread {counts['unread']}"
+        f"{beside}",
         f"report   {folder / 'report.html'}",
         f"results  {folder / 'results.json'}",
         f"answers  {folder / 'answers.jsonl'}",

@@ -1,8 +1,10 @@
 """What a benchmark is: items to ask, and a score for the answers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+import numpy as np
 
 from caldera.conversation import Conversation
 from caldera.errors import InputError
@@ -32,6 +34,21 @@ class Item:
     slices: tuple[str, ...] = ()
     """More groups that it counts in, such as "grade: 1-6"; `kind` is always one."""
 
+    unit: str = ""
+    """What it is scored with, such as the picture of MME's two questions: all items of a unit are scored, or none.
+    Empty where it is scored alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """A figure made of sums over items, so that samples of them can be drawn again; in the figure's own unit."""
+
+    terms: Mapping[str, tuple[float, ...]]
+    """What each item adds to each sum, by item id."""
+
+    figure: Callable[[np.ndarray], np.ndarray]
+    """Sums, (draws, sums), to the figure of each draw, (draws,)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
@@ -50,6 +67,9 @@ class Score:
 
     unread: dict[str, str] = field(default_factory=dict)
     """Items whose answer could not be read as what was asked for, with the reason; they are never scored in silence."""
+
+    sums: Sums | None = None
+    """What the headline is made of, where that is no mean of marks."""
 
     extracted: dict[str, str] = field(default_factory=dict)
     """What was read out of an item's answer and compared, where that is not the answer itself, such as a letter."""

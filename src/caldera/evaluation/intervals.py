@@ -1,7 +1,11 @@
-"""Marks of items in, how sure a score is out: 95 % intervals, and whether two runs on the same items differ."""
+"""Marks of items in, how sure a score is out: 95 % intervals, and whether two runs on the same items differ.
+
+Questions about one picture are not independent: who cannot make it out is wrong about it many times. So where items
+share pictures it is pictures that are drawn again, each with all its items (a cluster bootstrap).
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +16,8 @@ _Z = 1.959963984540054
 RESAMPLES = 4000
 """Draws of a bootstrap; its ends then vary by a few hundredths of the interval's width from seed to seed."""
 
-_AT_ONCE = 100
-"""Of these, at a time: with a mark of its own for each of 40,000 items, all together would take gigabytes."""
+_CELLS = 10_000_000
+"""Counts of distinct rows that are held at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,28 +58,71 @@ def wilson(right: int, total: int) -> Interval:
     return Interval(min(low, share), max(high, share), "Wilson")  # rounding may pass 0 or 1
 
 
-def bootstrap(marks: Sequence[float], seed: int = 0) -> Interval:
-    """Return the percentile bootstrap interval of a mean (B. Efron, 1979).
+def bootstrap(
+    marks: Sequence[float], groups: Sequence[str] | None = None, seed: int = 0
+) -> Interval:
+    """Return the percentile bootstrap interval of a mean (B. Efron, 1979); groups are drawn whole."""
+    terms = np.stack([np.asarray(marks, dtype=np.float64), np.ones(len(marks))], axis=1)
+    return interval_of_sums(terms, _ratio, groups, seed)
 
-    Drawing items with replacement is drawing how often each distinct mark occurs, which is what is done.
+
+def interval_of(marks: Sequence[float], groups: Sequence[str] | None = None) -> Interval:
+    """Return the interval of a mean.
+
+    Args:
+        marks: Of items.
+        groups: What each item is about; items of one group are not independent.
+
+    Returns:
+        Where no two items share a group Wilson's if every mark is 0 or 1, else the bootstrap's. Else the bootstrap over
+        groups; but where all items are right, or all wrong, no draw differs from another, and it is Wilson's of groups.
     """
-    values, counts = np.unique(np.asarray(marks, dtype=np.float64), return_counts=True)
-    low, high = _percentiles(values, counts, seed)
-    return Interval(low, high, "bootstrap")
+    shares = all(mark in (0.0, 1.0) for mark in marks)
+    if groups is None or len(set(groups)) == len(groups):
+        return wilson(round(sum(marks)), len(marks)) if shares else bootstrap(marks)
+    if shares and len(set(marks)) == 1:
+        found = wilson(round(marks[0]) * len(set(groups)), len(set(groups)))
+        return Interval(found.low, found.high, f"Wilson over {len(set(groups))} clusters")
+    return bootstrap(marks, groups)
 
 
-def interval_of(marks: Sequence[float]) -> Interval:
-    """Return Wilson's interval where every mark is 0 or 1, else the bootstrap's."""
-    if all(mark in (0.0, 1.0) for mark in marks):
-        return wilson(round(sum(marks)), len(marks))
-    return bootstrap(marks)
+def interval_of_sums(
+    terms: np.ndarray,
+    figure: Callable[[np.ndarray], np.ndarray],
+    groups: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Interval:
+    """Return the percentile bootstrap interval of a figure that is made of sums over items, such as F1.
+
+    Args:
+        terms: What each item adds to each sum, (items, sums).
+        figure: Sums, (draws, sums), to the figure of each draw, (draws,).
+        groups: What each item is about; groups are drawn whole. Items are drawn where it is None.
+        seed: Of the draws.
+    """
+    method = "bootstrap"
+    if groups is not None:
+        names, member = np.unique(np.asarray(groups), return_inverse=True)
+        of_groups = np.zeros((len(names), terms.shape[1]))
+        np.add.at(of_groups, member, terms)
+        terms, method = of_groups, f"bootstrap over {len(names)} clusters"
+    low, high = np.percentile(figure(_drawn_sums(terms, seed)), [2.5, 97.5])
+    return Interval(float(low), float(high), method)
 
 
-def difference(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Difference:
-    """Compare two runs by their marks of the same items, in the same order: paired bootstrap and McNemar's test."""
+def difference(
+    first: Sequence[float],
+    second: Sequence[float],
+    groups: Sequence[str] | None = None,
+    seed: int = 0,
+) -> Difference:
+    """Compare two runs by their marks of the same items, in the same order: paired bootstrap and McNemar's test.
+
+    The bootstrap draws groups where there are some; McNemar's test takes items as independent.
+    """
     gaps = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
-    values, counts = np.unique(gaps, return_counts=True)
-    low, high = _percentiles(values, counts, seed)
+    found = bootstrap(list(gaps), groups, seed)
+    low, high = found.low, found.high
     better, worse = int((gaps > 0).sum()), int((gaps < 0).sum())
     return Difference(float(gaps.mean()), low, high, better, worse, mcnemar(better, worse))
 
@@ -84,20 +131,27 @@ def mcnemar(better: int, worse: int) -> float:
     """Return the two-sided exact probability of a split at least so unequal (Q. McNemar, 1947)."""
     total, fewer = better + worse, min(better, worse)
     ways = of_one = 1
-    for count in range(
-        fewer
-    ):  # each number of ways out of the last, as they have thousands of digits
+    for count in range(fewer):  # each out of the last: these numbers have thousands of digits
         of_one = of_one * (total - count) // (count + 1)
         ways += of_one
     return min(1.0, 2 * ways / 2**total)
 
 
-def _percentiles(values: np.ndarray, counts: np.ndarray, seed: int) -> tuple[float, float]:
-    """Return the middle 95 % of the means of samples drawn again."""
-    total = int(counts.sum())
-    rng, means = np.random.default_rng(seed), np.empty(RESAMPLES)
-    for at in range(0, RESAMPLES, _AT_ONCE):
-        drawn = rng.multinomial(total, counts / total, size=_AT_ONCE)  # (draws, distinct marks)
-        means[at : at + _AT_ONCE] = drawn @ values / total
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+def _ratio(sums: np.ndarray) -> np.ndarray:
+    """Return the means of draws from the sums of marks and of items, (draws, 2)."""
+    return sums[:, 0] / sums[:, 1]
+
+
+def _drawn_sums(terms: np.ndarray, seed: int) -> np.ndarray:
+    """Return the sums over samples drawn again, (draws, sums), of terms, (rows, sums).
+
+    Drawing rows with replacement is drawing how often each distinct row occurs, which is what is done, some draws at a
+    time.
+    """
+    distinct, counts = np.unique(terms, axis=0, return_counts=True)
+    generator, total = np.random.default_rng(seed), len(terms)
+    at_once = max(1, _CELLS // len(distinct))
+    sizes = [min(at_once, RESAMPLES - at) for at in range(0, RESAMPLES, at_once)]
+    return np.concatenate(
+        [generator.multinomial(total, counts / total, size=size) @ distinct for size in sizes]
+    )

@@ -25,6 +25,9 @@ class Likelihood:
 
     tokens: int
 
+    greedy: bool
+    """Whether each of its tokens is the likeliest at its place."""
+
     @property
     def per_token(self) -> float:
         """The same divided by the number of tokens, so that long answers are not at a disadvantage."""
@@ -99,7 +102,12 @@ class Weigher:
         chances = logits[:, :-1].log_softmax(dim=-1)  # each token's, from the position before it
         wanted = ids[:, -longest:]  # (rows, longest)
         each_token = chances.gather(-1, wanted.unsqueeze(-1)).squeeze(-1)  # (rows, longest)
+        likeliest = chances.argmax(dim=-1) == wanted  # (rows, longest)
         return [
-            Likelihood(float(row[longest - one.tokens :].sum()), one.tokens)
-            for row, one in zip(each_token, answered, strict=True)
+            Likelihood(
+                float(row[longest - one.tokens :].sum()),
+                one.tokens,
+                greedy=bool(best[longest - one.tokens :].all()),
+            )
+            for row, best, one in zip(each_token, likeliest, answered, strict=True)
         ]

@@ -10,8 +10,10 @@ import torch
 from caldera.batches.picture_sources import Pixels
 from caldera.conversation import Conversation, Turn
 from caldera.errors import UsageError
+from caldera.evaluation.answering import seen_pictures
 from caldera.evaluation.answering.answerer import Answer, Asking, ChooseBy
 from caldera.evaluation.answering.engine_answerer import EngineAnswerer, folder_digest
+from caldera.evaluation.answering.seen_pictures import SeenPictures, blocks_of
 from caldera.evaluation.benchmark import Item
 from caldera.inference.generate import Generator
 from caldera.inference.sampling import Sampling
@@ -52,6 +54,46 @@ def test_batches_answer_as_single_items_do(assistant: Assistant, photos: Path) -
         [alone] = generator.answer([prompt], Sampling(max_new_tokens=4))
         assert together[item.id] == Answer(item.id, alone)
     assert len({answer.text for answer in together.values()}) > 1, "all alike would prove nothing"
+
+
+def test_each_picture_goes_through_the_tower_once(assistant: Assistant, photos: Path) -> None:
+    """However many questions and batches there are, and one picture at a time."""
+    seen: list[int] = []
+    assistant.model.vision.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    items = questions(23).items
+    pictures = {path for item in items for path in item.conversation.pictures}
+    ask(assistant, items, photos, Asking(batch_size=4))
+    assert seen == [1] * len(pictures)
+
+
+def test_little_memory_changes_no_answer(
+    assistant: Assistant, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where features of two pictures fit, each picture is still seen once, and the answers are the same."""
+    items = questions(23).items
+    answers = ask(assistant, items, photos, Asking(batch_size=4))
+    each = 9 * 10 * 4  # patches, width, bytes of a number
+    monkeypatch.setattr(seen_pictures, "MAX_BYTES", 2 * each + 1)
+    assert SeenPictures(assistant).most == 2
+    seen: list[int] = []
+    assistant.model.vision.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    assert ask(assistant, items, photos, Asking(batch_size=4)) == answers
+    assert len(seen) == 7
+
+
+def test_blocks_keep_a_pictures_items_together() -> None:
+    """Of 23 items about seven pictures: two pictures a block, every item once, in order; one block where all fit."""
+    items = questions(23).items
+    assert list(blocks_of(items, 7)) == [list(items)]
+    blocks = list(blocks_of(items, 2))
+    shown = [{path for item in block for path in item.conversation.pictures} for block in blocks]
+    assert [len(pictures) for pictures in shown] == [2, 2, 2, 1]
+    assert sum(map(len, shown)) == 7, "no picture is in two blocks"
+    assert all(block == sorted(block, key=items.index) for block in blocks)
+    assert sorted(item.id for block in blocks for item in block) == sorted(
+        item.id for item in items
+    )
+    assert list(blocks_of((), 2)) == []
 
 
 def test_only_the_item_with_the_broken_picture_fails(assistant: Assistant, photos: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,12 @@ class Counting(Silent):
         yield tick
 
 
-def run(model: Path, photos: Path, out: Path, **changes: Any) -> int:  # noqa: ANN401
+def run(model: Path, photos: Path, out: Path, count: int = COUNT, **changes: Any) -> int:  # noqa: ANN401
     """Ask a model folder, and return how many items were asked."""
     tail, longest = changes.pop("tail", ""), changes.pop("longest", None)
     counting = Counting()
     evaluate(
-        questions(COUNT, tail=tail),
+        questions(count, tail=tail),
         open_engine(
             model,
             asking=Asking(batch_size=4, **changes),
@@ -178,6 +179,23 @@ def test_drawn_answers_are_never_kept(model: Path, photos: Path, tmp_path: Path)
     assert (tmp_path / "out" / "journal.jsonl").read_bytes() == before
 
 
+def test_other_items_make_other_batches(
+    model: Path, serve: Serve, photos: Path, tmp_path: Path
+) -> None:
+    """After some items all are asked by a model folder, to the bytes of a run from nothing; a server only the rest."""
+    assert run(model, photos, tmp_path / "fresh") == COUNT
+    assert run(model, photos, tmp_path / "grown", count=9) == 9
+    assert run(model, photos, tmp_path / "grown") == COUNT
+    for name in ("results.json", "answers.jsonl"):
+        fresh = (tmp_path / "fresh" / name).read_bytes()
+        assert (tmp_path / "grown" / name).read_bytes() == fresh
+    server = serve(right)
+    answerer = EndpointAnswerer(Server(url=server.url, model="m"), Asking())
+    for count in (9, COUNT):
+        evaluate(questions(count), answerer, folder=photos, out=tmp_path / "served")
+    assert server.count == COUNT
+
+
 def ask(server: TeacherServer, photos: Path, out: Path, **asking: Any) -> dict[str, Any]:  # noqa: ANN401
     """Have a server answer a benchmark."""
     answerer = EndpointAnswerer(Server(url=server.url, model="m"), Asking(**asking))
@@ -203,14 +221,24 @@ def test_numbers_come_with_what_they_depend_on(serve: Serve, photos: Path, tmp_p
     results = evaluate(questions(COUNT), answerer, folder=photos, out=tmp_path / "out", about=about)
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
     share = (COUNT - 1) / COUNT
-    assert results["headline"] == {"figure": "accuracy", "value": round(100 * share, 2), "chance": 33.3}  # fmt: skip
-    overall = results["overall"]
-    assert (overall["n"], overall["value"], overall["method"]) == (COUNT, share, "Wilson")
-    assert 0.7 < overall["low"] < share < overall["high"] < 1
+    headline, overall = results["headline"], results["overall"]
+    assert (headline["figure"], headline["chance"]) == ("accuracy", 33.3)
+    assert headline["value"] == round(100 * share, 2)
+    assert (headline["low"], headline["high"]) == (100 * overall["low"], 100 * overall["high"])
+    assert (overall["n"], overall["value"]) == (COUNT, share)
+    assert overall["method"] == "bootstrap over 14 clusters", "seven pictures, seven items without"
+    assert 0.7 < overall["low"] < share < overall["high"] <= 1
+    assert results["kinds"]["shape"]["method"].startswith("Wilson over "), "all are right"
     assert results["kinds"]["shape"]["value"] == 1
     assert results["kinds"]["colour"]["value"] == 10 / 11
     assert results["slices"]["grade: 1-6"]["n"] == 4
-    assert results["counts"] == {"items": COUNT, "answered": COUNT, "failed": 0, "unread": 0}
+    assert results["counts"] == {
+        "items": COUNT,
+        "answered": COUNT,
+        "failed": 0,
+        "left_out": 0,
+        "unread": 0,
+    }
     told = results["provenance"]
     assert told["data"]["split"] == 99
     assert len(told["data"]["digest"]) == 64
@@ -292,3 +320,20 @@ def test_only_what_is_a_dataclass_can_be_narrowed() -> None:
     assert some.score({"q0": "red", "q1": "red"}).overall == 0.5
     with pytest.raises(TypeError, match="object is no dataclass"):
         narrowed(object(), ())  # type: ignore[arg-type] # on purpose
+
+
+def test_what_is_scored_together_fails_together(serve: Serve, photos: Path, tmp_path: Path) -> None:
+    """A failed item takes the others of its unit out of the score, and they are counted."""
+    items = [replace(item, unit=f"unit {at // 2}") for at, item in enumerate(questions(8).items)]
+    benchmark = narrowed(questions(8), items)
+
+    def script(request: dict[str, Any], count: int) -> teacher_server.Answer:
+        if number_in(request) == 3:
+            return teacher_server.Answer({"error": {"message": "no"}}, status=400)
+        return right(request, count)
+
+    answerer = EndpointAnswerer(Server(url=serve(script).url, model="m"), Asking())
+    results = evaluate(benchmark, answerer, folder=photos, out=tmp_path / "out")
+    assert results["counts"] == {"items": 8, "answered": 7, "failed": 1, "left_out": 1, "unread": 0}
+    assert results["overall"]["n"] == 6
+    assert read_samples(tmp_path / "out" / "answers.jsonl")[2].state == "unmarked"

@@ -111,6 +111,7 @@ def judge_all(
         ("absent object", "I can see a bear behind the man."),
         ("absent object", "Two dogs play. A car is driving by."),
         ("absent object", "There are cats in the park."),
+        ("absent object", "In front, to the left, a black cat lies in the grass."),
         ("count", "There are 12 dogs."),
         ("placeholder", "The answer"),
         ("task", "The answer is a dog."),

@@ -285,8 +285,7 @@ def test_a_wish_for_rest_holds_back_all_workers(tmp_path: Path, serve: Serve, co
     sending = Sending(concurrency=3, first_wait=0.001, longest_wait=0.5)
     generate(order(coco(40), server.url, sending=sending), tmp_path / "data.json")
     gaps = sorted(later - sooner for sooner, later in pairwise(came))
-    assert 0.3 < gaps[-2] < gaps[-1] < 5
-    assert gaps[-3] < 0.3
+    assert gaps[-2] > 0.3
     assert server.count == 42
 
 

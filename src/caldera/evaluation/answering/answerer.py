@@ -98,6 +98,11 @@ class Answerer(Protocol):
         """Whether the same question gets the same answer every time, so that it may be kept."""
         ...
 
+    @property
+    def batched(self) -> bool:
+        """Whether items are answered together by one's own sums, so that what else is asked decides how these round."""
+        ...
+
     def prompt(self, item: Item, pictures: Sequence[str]) -> str:
         """Return exactly what is asked, given the digests of the item's pictures.
 

@@ -79,6 +79,11 @@ class EndpointAnswerer:
         """Whether it is asked for the likeliest tokens."""
         return self._asking.temperature == 0
 
+    @property
+    def batched(self) -> bool:
+        """Never: each item is a request of its own, and what a server puts together is not known."""
+        return False
+
     def prompt(self, item: Item, pictures: Sequence[str]) -> str:
         """Return the messages as JSON, with the digests of pictures where these are sent."""
         shown = iter(f"sha256:{digest}" for digest in pictures)

@@ -1,18 +1,14 @@
 """A model folder as what answers items: greedy or drawn, in batches of like length, or by how likely each option is."""
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from caldera import __version__
-from caldera.batches.picture_sources import Pixels
-from caldera.batches.pictures import PictureProcessor, open_picture
 from caldera.errors import CalderaError, InputError
 from caldera.evaluation.answering.answerer import Answer, Asking, Took, letter_of
+from caldera.evaluation.answering.seen_pictures import SeenPictures, blocks_of
 from caldera.evaluation.benchmark import Item
 from caldera.inference.generate import Generator, Prompt
 from caldera.inference.likelihood import AnsweredPrompt, Likelihood, Weigher
@@ -35,7 +31,7 @@ class EngineAnswerer:
         self._assistant, self._asking, self._compute = assistant, asking, compute
         self._sampling(1)  # refuses what cannot be, before anything is loaded or asked
         assistant.model.to(compute.device)
-        self._seen = _Seen(assistant.processor)
+        self._seen = SeenPictures(assistant)
         self._generator = Generator(assistant, self._seen)
         self._weigher = Weigher(assistant, self._seen)
         self._digest = digest
@@ -70,6 +66,11 @@ class EngineAnswerer:
         """Whether it is greedy."""
         return self._asking.temperature == 0
 
+    @property
+    def batched(self) -> bool:
+        """Always."""
+        return True
+
     def prompt(self, item: Item, pictures: Sequence[str]) -> str:
         """Return the prompt as the model gets it, `<image>` where a picture stands.
 
@@ -92,13 +93,20 @@ class EngineAnswerer:
         Raises:
             CalderaError: The model fails.
         """
-        size = self._asking.batch_size
-        order = sorted(items, key=lambda item: len(self._generator.written(item.conversation)))
+        sampling = self._sampling(max_new_tokens)
         with self._compute.autocast():
-            for at in range(0, len(order), size):
-                batch = [item for item in order[at : at + size] if item.id not in done]
-                if batch:
-                    took(self._answer(batch, folder, self._sampling(max_new_tokens)))
+            for block in blocks_of(items, self._seen.most):
+                for planned in self._batches(block):
+                    batch = [item for item in planned if item.id not in done]
+                    if batch:
+                        took(self._answer(batch, folder, sampling))
+                self._seen.forget()
+
+    def _batches(self, block: Sequence[Item]) -> Iterator[list[Item]]:
+        """Yield items of like length together, so that little is padded."""
+        order = sorted(block, key=lambda item: len(self._generator.written(item.conversation)))
+        for at in range(0, len(order), self._asking.batch_size):
+            yield order[at : at + self._asking.batch_size]
 
     def _answer(self, batch: Sequence[Item], folder: Path, sampling: Sampling) -> list[Answer]:
         """Answer a batch; items that cannot be asked fail alone."""
@@ -114,11 +122,10 @@ class EngineAnswerer:
             names = [item.id for item, _ in ready.prompts]
             answers += [Answer(name, text) for name, text in zip(names, texts, strict=True)]
         answers += [self._choose(item, options) for item, options in ready.options]
-        self._seen.forget()
         return answers
 
     def _make_ready(self, item: Item, folder: Path, sampling: Sampling, ready: "_Ready") -> None:
-        """Render what is asked about an item and open its pictures.
+        """Render what is asked about an item and look at its pictures.
 
         Raises:
             CalderaError: A picture cannot be used, or the item is too long for the model.
@@ -171,33 +178,6 @@ class _Ready:
     prompts: list[tuple[Item, Prompt]] = field(default_factory=list)
     options: list[tuple[Item, list[AnsweredPrompt]]] = field(default_factory=list)
     failed: list[Answer] = field(default_factory=list)
-
-
-class _Seen:
-    """The pixels of a batch's pictures, each opened once."""
-
-    def __init__(self, processor: PictureProcessor) -> None:
-        self._processor = processor
-        self._nothing = Pixels(processor)([])
-        self._pixels: dict[Path, Tensor] = {}
-
-    def see(self, paths: Sequence[Path]) -> None:
-        """Open pictures.
-
-        Raises:
-            PictureError: One cannot be used.
-        """
-        for path in paths:
-            if path not in self._pixels:
-                self._pixels[path] = self._processor(open_picture(path))
-
-    def forget(self) -> None:
-        """Let go of them."""
-        self._pixels.clear()
-
-    def __call__(self, paths: Sequence[Path]) -> Tensor:
-        """Return pixels, (views, channels, height, width)."""
-        return torch.cat([self._pixels[path] for path in paths]) if paths else self._nothing
 
 
 def open_engine(folder: Path, *, asking: Asking, compute: Compute) -> EngineAnswerer:

@@ -3,7 +3,6 @@
 Of arXiv 2308.02490.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from caldera.conversation import Conversation, Picture, Turn
 from caldera.errors import InputError
 from caldera.evaluation.benchmark import Item, Score, check_answers
 from caldera.evaluation.benchmarks.task import Judging, Sources, Task
-from caldera.evaluation.judging.grading import GRADE_PROTOCOLS, GRADES
+from caldera.evaluation.judging.grading import GRADE_PROTOCOLS, GRADES, grade_files
 from caldera.evaluation.judging.protocols import Case
 from caldera.evaluation.judging.relative import ratio_interval
 from caldera.evaluation.judging.runs import over_runs
@@ -197,17 +196,6 @@ def _contents(record: object, where: str) -> list[str]:
     return content
 
 
-def _files(runs: Sequence[Sequence[Verdict]], _judge: str) -> Mapping[str, str]:
-    """Write grades in the official layout; a grade that could not be read is null."""
-    told: dict[str, dict[str, list[Any]]] = {}
-    for verdict in (one for run in runs for one in run):
-        line = told.setdefault(verdict.id, {"model": [], "content": [], "score": []})
-        line["model"].append(verdict.model)
-        line["content"].append(verdict.text)
-        line["score"].append(verdict.scores[0] if verdict.scores else None)
-    return {"grades.json": json.dumps(told, indent=1) + "\n"}
-
-
 MM_VET = Task(
     name="mm-vet",
     title="MM-Vet",
@@ -218,5 +206,5 @@ MM_VET = Task(
     files="--questions: mm-vet.json; --answers are the judge's grades, which `caldera evaluate judge` writes",
     read=_read,
     score_files=_score_files,
-    judging=Judging(protocols=GRADE_PROTOCOLS, cases=_cases, score=score_grades, files=_files),
+    judging=Judging(protocols=GRADE_PROTOCOLS, cases=_cases, score=score_grades, files=grade_files),
 )

@@ -3,12 +3,16 @@
 Its table (.tsv) has `index`, `question`, `hint`, `A` to `D`, `answer`, `category` and `l2-category`. The rows of a
 question are those whose indices agree up to multiples of 1,000,000, each with the choices moved on by one. Answers are
 LLaVA's JSON lines, or the table that is handed in, with `index` and `prediction`. The authors let ChatGPT match an
-answer that names no letter; here it is counted as unread, and wrong.
+answer that names no letter; here it is counted as unread, and wrong. In `image` a table has its pictures in base64, or,
+for a picture that is there already, the index of the row that has it.
 """
 
+import base64
+import binascii
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from caldera.datasets.science_qa import SENTENCE
 from caldera.errors import InputError
@@ -18,11 +22,15 @@ from caldera.evaluation.choice_letters import LETTERS
 from caldera.evaluation.multiple_choice import ask_choice, letters_read, score_letters
 from caldera.evaluation.official_files import each_once, need, read_rows
 from caldera.evaluation.shares import marks_by_group, mean, percent
+from caldera.storage import write_whole
 
 _ROTATION = 1_000_000
 """What the index of a row exceeds that of the same question with its choices one place further."""
 
-_EMPTY = ("", "nan")
+_LONGEST_INDEX = 9
+"""Digits of an index; what is longer in the cell of a picture is the picture."""
+
+_EMPTY = ("", "nan", "NaN")
 """What stands in a cell without a choice or a hint."""
 
 _SENTENCES = {"mmbench": SENTENCE, "mmbench_cn": "请直接回答选项字母。"}
@@ -74,17 +82,61 @@ def _reader(name: str) -> Callable[[Sources], MmBench]:
     """Return what reads the table of one language."""
 
     def read(sources: Sources) -> MmBench:
-        path = sources.questions or sources.need_truth("MMBench's table (.tsv)")
-        rows = read_rows(path)
-        for where, row in rows:
-            need(row, ("index", "question", "A", "B", "answer"), where)
-            if not row["index"].isdecimal():
-                raise InputError(f"{where}: the index should be a number, got {row['index']!r}")
-        each_once((row["index"] for _, row in rows), path)
+        rows = _rows(sources)
         first = {row["index"]: row for _, row in rows if int(row["index"]) < _ROTATION}
         return MmBench(name, [_item(row, first, where, _SENTENCES[name]) for where, row in rows])
 
     return read
+
+
+def _rows(sources: Sources) -> list[tuple[str, dict[str, str]]]:
+    """Read the table with the place of each row.
+
+    Raises:
+        UsageError: It was not given.
+        InputError: It is missing, or not such a table.
+    """
+    path = sources.questions or sources.need_truth("MMBench's table (.tsv)")
+    rows = read_rows(path)
+    for where, row in rows:
+        need(row, ("index", "question", "A", "B", "answer"), where)
+        if not row["index"].isdecimal():
+            raise InputError(f"{where}: the index should be a number, got {row['index']!r}")
+    each_once((row["index"] for _, row in rows), path)
+    return rows
+
+
+def unpack(sources: Sources, folder: Path) -> bool:
+    """Write the pictures of a table into a folder; those that stand there stay. False where it has none.
+
+    Raises:
+        InputError: One is not in base64.
+        OutputError: It cannot be written.
+    """
+    rows = [(where, row) for where, row in _rows(sources) if int(row["index"]) < _ROTATION]
+    packed = [(where, row) for where, row in rows if not _elsewhere(row)]
+    for where, row in packed:
+        try:
+            content = base64.b64decode(row["image"], validate=True)
+        except binascii.Error as error:
+            raise InputError(f"{where}: the picture is not in base64: {error}") from error
+        file = folder / _picture(row)
+        if not file.exists() or file.read_bytes() != content:
+            write_whole(file, content)
+    return bool(packed)
+
+
+def _elsewhere(row: Mapping[str, str]) -> bool:
+    """Tell whether a row's picture stands in no cell of its own: in a file, or in another row."""
+    cell = row.get("image", "")
+    return cell in _EMPTY or (cell.isdecimal() and len(cell) <= _LONGEST_INDEX)
+
+
+def _picture(row: Mapping[str, str]) -> str:
+    """Name the file of the picture of a question's first row."""
+    cell = row.get("image", "")
+    index = cell if _elsewhere(row) and cell not in _EMPTY else row["index"]
+    return f"{int(index) % _ROTATION}.jpg"
 
 
 def _item(
@@ -106,12 +158,14 @@ def _item(
         )
     hint = row.get("hint", "")
     text = row["question"] if hint in _EMPTY else f"{hint}\n{row['question']}"
-    asked = ask_choice(row["index"], text, choices, [f"{question}.jpg"], sentence)
+    asked = ask_choice(row["index"], text, choices, [_picture(first[question])], sentence)
     kinds = first[question]
     coarse = kinds.get("l2-category", kinds.get("L2-category", ""))
     category = kinds.get("category", "question")
     slices = (coarse,) if coarse not in (*_EMPTY, category) else ()
-    return Item(row["index"], category, question, asked, (row["answer"],), tuple(choices), slices)
+    return Item(
+        row["index"], category, question, asked, (row["answer"],), tuple(choices), slices, question
+    )
 
 
 def _task(name: str, language: str) -> Task:
@@ -123,9 +177,11 @@ def _task(name: str, language: str) -> Task:
         size="1,164 questions of dev in some 4,400 rows, by version (github.com/open-compass/MMBench)",
         chance={"vanilla": 25.0, "accuracy": 0.4},
         headline="accuracy",
-        files="--questions mmbench_dev_*.tsv; answers as JSON lines, .tsv, or .xlsx where openpyxl is installed",
+        files="--questions mmbench_dev_*.tsv, which has the pictures in it; "
+        "answers as JSON lines, .tsv, or .xlsx where openpyxl is installed",
         read=read,
         score_files=scored_by(read),
+        unpack=unpack,
     )
 
 

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from caldera.conversation import Conversation, Picture, Turn
 from caldera.errors import InputError, UnknownNameError, UsageError
 from caldera.evaluation.answer_files import Answer, read_answer_list
-from caldera.evaluation.benchmark import Item, Score, check_answers
+from caldera.evaluation.benchmark import Item, Score, Sums, check_answers
 from caldera.evaluation.benchmarks.task import Sources, Task
 from caldera.evaluation.official_files import listed, read_text
 from caldera.evaluation.shares import marks_by_group, mean, percent
@@ -99,7 +101,27 @@ class Mme:
             figures["other_sizes"] = {name: f"{n} of {SIZES[name]}" for name, n in other.items()}
         whole = sum(scores.values()) / (200 * len(scores))
         by_kind = {subtask: mean(group.values()) for subtask, group in groups.items()}
-        return Score(whole, by_kind, counts, figures, marks, unread)
+        sums = Sums(self._terms(marks), _perception) if "perception" in figures else None
+        return Score(whole, by_kind, counts, figures, marks, unread, sums)
+
+    def _terms(self, marks: Mapping[str, float]) -> dict[str, tuple[float, ...]]:
+        """Return what each item adds to the questions, right answers, pictures and right pictures of perception.
+
+        Four sums for each sub-task; a picture's first question stands for the picture.
+        """
+        subtasks = list(PERCEPTION)
+        pairs: dict[str, list[Item]] = defaultdict(list)
+        for item in self.items:
+            pairs[item.unit].append(item)
+        terms: dict[str, tuple[float, ...]] = {}
+        for first, second in pairs.values():
+            both = min(marks[first.id], marks[second.id])
+            for item, of_picture in ((first, (1.0, both)), (second, (0.0, 0.0))):
+                row = np.zeros((len(subtasks), 4))
+                if item.kind in PERCEPTION:
+                    row[subtasks.index(item.kind)] = 1.0, marks[item.id], *of_picture
+                terms[item.id] = tuple(row.flatten().tolist())
+        return terms
 
     def _subtask(self, subtask: str, marks: Mapping[str, float]) -> float:
         """Return accuracy plus accuracy+, each times 100."""
@@ -109,6 +131,13 @@ class Mme:
                 pictures[item.form].append(marks[item.id])
         both = mean(min(pair) for pair in pictures.values())
         return round(percent(mean(marks.values())) + percent(both), 6)
+
+
+def _perception(sums: np.ndarray) -> np.ndarray:
+    """Return the sum of accuracy and accuracy+ of all sub-tasks, times 100, of sums, (draws, 4 sub-tasks)."""
+    asked, right, pictures, both = np.moveaxis(sums.reshape(len(sums), -1, 4), -1, 0)
+    shares = right / np.maximum(asked, 1) + both / np.maximum(pictures, 1)  # (draws, sub-tasks)
+    return 100 * shares.sum(axis=-1)
 
 
 def _benchmark(rows: Sequence[_Row]) -> Mme:
@@ -134,7 +163,8 @@ def _benchmark(rows: Sequence[_Row]) -> Mme:
 def _item(row: _Row) -> Item:
     parts = (Picture(f"{row.subtask}/{row.picture}"), f"\n{row.question}\n{SHORT_ANSWER}")
     asked = Conversation(row.id, (Turn("user", parts),))
-    return Item(row.id, row.subtask, row.picture, asked, (row.truth,))
+    unit = f"{row.subtask}/{row.picture}"
+    return Item(row.id, row.subtask, row.picture, asked, (row.truth,), unit=unit)
 
 
 def _read_folder(folder: Path) -> list[_Row]:

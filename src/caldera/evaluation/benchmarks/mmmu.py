@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from caldera.conversation import Conversation
+from caldera.datasets.science_qa import SENTENCE
 from caldera.errors import InputError
 from caldera.evaluation.benchmark import Item, Score, check_answers
 from caldera.evaluation.benchmarks.task import Sources, Task, scored_by
@@ -19,6 +20,7 @@ from caldera.evaluation.exact_match import normalised
 from caldera.evaluation.multiple_choice import ask_choice, letters_read, score_letters
 from caldera.evaluation.official_files import need, read_json
 from caldera.evaluation.shares import mean, percent
+from caldera.instructions.questions import SHORT_ANSWER
 
 DISCIPLINES = {
     "Art and Design": ("Art", "Art_Theory", "Design", "Music"),
@@ -57,22 +59,22 @@ class Mmmu:
         """
         check_answers(self.items, answers)
         choice = [item for item in self.items if item.form != _OPEN]
-        score = score_letters(
-            choice, letters_read(choice, {item.id: answers[item.id] for item in choice})
-        )
         free = {
             item.id: float(_says(answers[item.id], item.references))
             for item in self.items
             if item.form == _OPEN
         }
+        figures = (
+            {"open": percent(mean(free.values())), "open_questions": len(free)} if free else {}
+        )
+        if not choice:  # of a split of which only some questions are asked
+            return Score(mean(free.values()), figures=figures, marks=free)
+        letters = letters_read(choice, {item.id: answers[item.id] for item in choice})
+        score = score_letters(choice, letters)
         if not free:
             return score
         both = score.marks | free
-        figures = {
-            "open": percent(mean(free.values())),
-            "open_questions": len(free),
-            "accuracy_with_open": percent(mean(both.values())),
-        }
+        figures["accuracy_with_open"] = percent(mean(both.values()))
         return replace(score, figures=score.figures | figures, marks=both)
 
 
@@ -134,7 +136,8 @@ def _of_question(record: Any, where: str) -> Item:  # noqa: ANN401 - as JSON has
     text = _IMAGE.sub(r"(picture \1)", record["question"])
     numbers = dict.fromkeys(_IMAGE.findall(record["question"] + " ".join(choices)))
     pictures = [str(record.get(f"image_{number}", f"{record['id']}_{number}.png")) for number in numbers]  # fmt: skip
-    asked = ask_choice(record["id"], text, choices, pictures)
+    sentence = SENTENCE if choices else SHORT_ANSWER
+    asked = ask_choice(record["id"], text, choices, pictures, sentence)
     return _item(record["id"], record["question_type"], record["answer"], choices, asked)
 
 

@@ -81,7 +81,8 @@ def read(sources: Sources) -> Nlvr:
         asked = Conversation(name, (Turn("user", (Picture(record["image"]), f"\n{question}")),))
         drawn = _NAME.fullmatch(Path(record["image"]).stem)
         form = drawn[1] if drawn else sentence
-        items.append(Item(name, label, form, asked, ("yes" if label == "true" else "no",)))
+        truth = "yes" if label == "true" else "no"
+        items.append(Item(name, label, form, asked, (truth,), unit=form))
     each_once((item.id for item in items), path)
     return Nlvr(items)
 

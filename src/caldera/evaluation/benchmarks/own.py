@@ -2,11 +2,12 @@
 
 A line has `question`, `answer` (a text, or a list of which one is enough), and if need be `id`, `image` (a path or
 several), `choices`, `kind` (a group that is scored apart) and `match`: exact (the same words), contains (the words are
-in the answer), choice (the letter of a choice; `answer` is the letter or the choice itself), or judge (a judge
-compares).
+in the answer), choice (the letter of a choice; `answer` is the letter or the choice itself), or judge (a judge grades
+from 0 to 1 how far the answer says what is right, in the way of MM-Vet).
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -16,9 +17,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from caldera.conversation import Conversation, Picture, Turn
 from caldera.errors import InputError, UsageError
 from caldera.evaluation.benchmark import Item, Score, check_answers
-from caldera.evaluation.benchmarks.task import Sources, Task, scored_by
+from caldera.evaluation.benchmarks.task import Judging, Sources, Task, scored_by
 from caldera.evaluation.choice_letters import LETTERS, read_choice
 from caldera.evaluation.exact_match import normalised
+from caldera.evaluation.judging.grading import GRADE_PROTOCOLS, grade_files
+from caldera.evaluation.judging.protocols import Case
+from caldera.evaluation.judging.relative import ratio_interval
+from caldera.evaluation.judging.validity import validity
+from caldera.evaluation.judging.verdicts import Verdict
 from caldera.evaluation.multiple_choice import ask_choice
 from caldera.evaluation.official_files import each_once, read_records
 from caldera.evaluation.shares import marks_by_group, mean, percent
@@ -57,10 +63,10 @@ class Own:
             InputError: Answers are missing, or belong to no question.
         """
         check_answers(self.items, answers)
-        if judged := [item.id for item in self.items if item.form == "judge"]:
+        if judged := [item.id for item in self.items if _judged(item)]:
             raise UsageError(
-                f"{len(judged)} questions are compared by a judge, the first {judged[0]!r}; score them with a judge, "
-                "or give them match exact, contains or choice"
+                f"{len(judged)} questions are compared by a judge, the first {judged[0]!r}; have them judged: caldera "
+                "evaluate judge own, or give them match exact, contains or choice"
             )
         marks = {item.id: float(_right(item, answers[item.id])) for item in self.items}
         unread = {
@@ -76,6 +82,10 @@ class Own:
         figures |= {"questions": len(marks), "parse_failures": len(unread)}
         counts = {name: len(group) for name, group in groups.items()}
         return Score(mean(marks.values()), by_kind, counts, figures, marks, unread)
+
+
+def _judged(item: Item) -> bool:
+    return item.form == "judge"
 
 
 def _letter(item: Item, text: str) -> str | None:
@@ -155,6 +165,73 @@ def _as_letter(answer: str, choices: Sequence[str], where: str) -> str:
     )
 
 
+def _cases(sources: Sources, answers: Mapping[str, str]) -> list[Case]:
+    """Put each answer that a judge compares beside its question and what is right.
+
+    Raises:
+        UsageError: No question wants a judge.
+        InputError: Answers are missing, or belong to no question.
+    """
+    items = read(sources).items
+    check_answers(items, answers)
+    cases = [
+        Case(
+            id=item.id,
+            category=item.kind,
+            question=item.conversation.turns[0].text.strip(),
+            reference="<OR>".join(item.references),
+            candidate=answers[item.id],
+        )
+        for item in items
+        if _judged(item)
+    ]
+    if not cases:
+        raise UsageError(
+            "no question has match judge, so none is judged; use: caldera evaluate score own"
+        )
+    return cases
+
+
+def _settled(sources: Sources, answers: Mapping[str, str]) -> list[Verdict]:
+    """Compare the answers that need no judge."""
+    return [
+        Verdict(
+            id=item.id,
+            category=item.kind,
+            scores=(float(_right(item, answers[item.id])),),
+            settled=True,
+        )
+        for item in read(sources).items
+        if not _judged(item)
+    ]
+
+
+def _score_verdicts(verdicts: Sequence[Verdict]) -> Score:
+    """Score one run: the mean grade of all answers, and by kind; one without a grade is left out and counted."""
+    by_kind: dict[str, list[float]] = defaultdict(list)
+    for verdict in verdicts:
+        if verdict.scores:
+            by_kind[verdict.category].append(verdict.scores[0])
+    marks = {verdict.id: verdict.scores[0] for verdict in verdicts if verdict.scores}
+    unread = {verdict.id: verdict.failure for verdict in verdicts if not verdict.scores}
+    judged = sum(not verdict.settled for verdict in verdicts)
+    figures: dict[str, Any] = {}
+    if marks:
+        figures["accuracy"] = percent(mean(marks.values()))
+        figures["interval_95"] = ratio_interval([(1.0, grade) for grade in marks.values()])
+    if len(by_kind) > 1:
+        figures |= {kind: percent(mean(grades)) for kind, grades in by_kind.items()}
+    figures |= {"questions": len(verdicts), "judged": judged, **validity(judged, unread)}
+    return Score(
+        mean(marks.values()) if marks else 0.0,
+        {kind: mean(grades) for kind, grades in by_kind.items()},
+        {kind: len(grades) for kind, grades in by_kind.items()},
+        figures,
+        marks,
+        unread,
+    )
+
+
 OWN = Task(
     name="own",
     title="Own questions",
@@ -165,4 +242,12 @@ OWN = Task(
     files="--questions, JSON lines with question and answer",
     read=read,
     score_files=scored_by(read),
+    judging=Judging(
+        protocols=GRADE_PROTOCOLS,
+        cases=_cases,
+        score=_score_verdicts,
+        files=grade_files,
+        judges=_judged,
+        settled=_settled,
+    ),
 )

@@ -11,10 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from caldera.conversation import Conversation, Picture, Turn
 from caldera.errors import InputError, UsageError
 from caldera.evaluation.answer_files import Answer, read_answer_list, texts_by_id
-from caldera.evaluation.benchmark import Item, Score, check_answers
+from caldera.evaluation.benchmark import Item, Score, Sums, check_answers
 from caldera.evaluation.benchmarks.task import Sources, Task
 from caldera.evaluation.official_files import listed, need, read_records
 from caldera.evaluation.shares import mean, percent
@@ -70,7 +72,27 @@ class Pope:
             figures | {"questions": len(marks), "parse_failures": len(unread)},
             marks,
             unread,
+            Sums(_terms(self.items, said), _mean_f1),
         )  # fmt: skip
+
+
+def _terms(items: Sequence[Item], said: Mapping[str, str]) -> dict[str, tuple[float, ...]]:
+    """Return what each item adds to its split's hits, false alarms and misses; three sums for each split."""
+    splits = list(dict.fromkeys(item.kind for item in items))
+    terms = {}
+    for item in items:
+        pair = said[item.id], item.references[0]
+        of_split = [float(pair == one) for one in (("yes", "yes"), ("yes", "no"), ("no", "yes"))]
+        before = [0.0] * 3 * splits.index(item.kind)
+        after = [0.0] * 3 * (len(splits) - 1 - splits.index(item.kind))
+        terms[item.id] = (*before, *of_split, *after)
+    return terms
+
+
+def _mean_f1(sums: np.ndarray) -> np.ndarray:
+    """Return the mean F1 of the splits, times 100, of sums, (draws, 3 splits)."""
+    hits, false, missed = np.moveaxis(sums.reshape(len(sums), -1, 3), -1, 0)  # each (draws, splits)
+    return 100 * (2 * hits / np.maximum(2 * hits + false + missed, 1)).mean(axis=-1)
 
 
 def _figures(items: Sequence[Item], said: Mapping[str, str]) -> dict[str, float]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from caldera.errors import UsageError
 from caldera.evaluation.answer_files import read_answers
-from caldera.evaluation.benchmark import Benchmark, Score
+from caldera.evaluation.benchmark import Benchmark, Item, Score
 from caldera.evaluation.judging.protocols import Case, JudgingProtocol
 from caldera.evaluation.judging.verdicts import Verdict
 
@@ -77,6 +77,12 @@ class Judging:
     files: Callable[[Sequence[Sequence[Verdict]], str], Mapping[str, str]]
     """Writes verdicts by run, of the judge of that digest, as official files: texts by file name."""
 
+    judges: Callable[[Item], bool] = lambda item: True
+    """Whether a judge has to read the answer to an item."""
+
+    settled: Callable[[Sources, Mapping[str, str]], list[Verdict]] = lambda sources, answers: []
+    """Verdicts on the answers that no judge has to read; they count in every run."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
@@ -110,13 +116,15 @@ class Task:
     layout: Sources = Sources()
     """Where its official files lie below one folder, under their official names, for `--data`."""
 
+    unpack: Callable[[Sources, Path], bool] | None = None
+    """Writes pictures that the file of questions holds into a folder, where such a file may; tells whether it did."""
+
     judging: Judging | None = None
     """How a judge reads the answers, where one has to; `read` then gives a benchmark that scores a judge's replies."""
 
-    @property
-    def judged(self) -> bool:
-        """Whether a judge has to read the answers."""
-        return self.judging is not None
+    def needs_judge(self, items: Sequence[Item]) -> bool:
+        """Tell whether a judge has to read the answers to some of these items."""
+        return self.judging is not None and any(map(self.judging.judges, items))
 
 
 def scored_by(read: Callable[[Sources], Benchmark]) -> Callable[[Sources, Path], Score]:

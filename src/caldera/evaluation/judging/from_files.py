@@ -79,9 +79,12 @@ def judge_file(order: JudgeOrder, judge: Judge, progress: Progress) -> dict[str,
         OutputError: Something cannot be written.
     """
     judging, protocol = _judging(order.task), find_protocol(order.task, order.protocol)
-    cases = judging.cases(order.sources, read_answers(order.answers))
+    answers = read_answers(order.answers)
+    cases = judging.cases(order.sources, answers)
+    settled = judging.settled(order.sources, answers)
     with holding(order.out):
         runs = judge_cases(cases, protocol, judge, order.runs, out=order.out, progress=progress)
+        runs = [[*verdicts, *settled] for verdicts in runs]
         score = over_runs([judging.score(verdicts) for verdicts in runs], order.task.headline)
         digest = judge.digest(protocol.digest)
         scores = {

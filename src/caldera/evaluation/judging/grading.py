@@ -5,8 +5,13 @@ examples and all words are caldera's own, so grades given by it are near the pub
 stored grades of the official kind are scored as they are.
 """
 
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from caldera.evaluation.judging.protocols import Case, JudgingProtocol, Order
 from caldera.evaluation.judging.reading import read_grade
+from caldera.evaluation.judging.verdicts import Verdict
 from caldera.instructions.asking.prompts import Message
 
 _RULE = (
@@ -72,3 +77,14 @@ GRADES = JudgingProtocol(
 
 GRADE_PROTOCOLS = {GRADES.name: GRADES}
 """Ways to grade an answer alone, by exact name."""
+
+
+def grade_files(runs: Sequence[Sequence[Verdict]], _judge: str) -> Mapping[str, str]:
+    """Write grades in MM-Vet's layout; a grade that could not be read is null."""
+    told: dict[str, dict[str, list[Any]]] = {}
+    for verdict in (one for run in runs for one in run):
+        line = told.setdefault(verdict.id, {"model": [], "content": [], "score": []})
+        line["model"].append(verdict.model)
+        line["content"].append(verdict.text)
+        line["score"].append(verdict.scores[0] if verdict.scores else None)
+    return {"grades.json": json.dumps(told, indent=1) + "\n"}

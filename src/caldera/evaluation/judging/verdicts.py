@@ -30,6 +30,9 @@ class Verdict:
     model: str = ""
     """The judge by the name that its endpoint gives it."""
 
+    settled: bool = False
+    """Whether the answer was compared without a judge."""
+
     def as_shown(self) -> tuple[float, ...]:
         """Return the scores in the order that the judge saw the answers in."""
         return self.scores[::-1] if self.order == "candidate first" else self.scores

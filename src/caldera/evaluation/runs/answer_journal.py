@@ -31,11 +31,20 @@ class Key:
     """Digests of the pictures' content."""
 
     max_new_tokens: int
+    among: str = ""
+    """Digest of the ids of all items that are asked, where they are answered in batches: another choice of items makes
+    other batches, whose sums are rounded otherwise. Empty where each item is asked alone."""
 
     @property
     def digest(self) -> str:
         """The sha256 of all of it."""
-        told = [dict(self.identity), self.prompt, list(self.pictures), self.max_new_tokens]
+        told = [
+            dict(self.identity),
+            self.prompt,
+            list(self.pictures),
+            self.max_new_tokens,
+            self.among,
+        ]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 

@@ -114,6 +114,7 @@ class _Asked:
         """Write prompts and look at pictures; items whose pictures cannot be read fail."""
         digests: dict[str, str] = {}
         identity = self.answerer.identity
+        among = _digest_of_ids(items) if self.answerer.batched else ""
         with progress.job("reading the items", len(items)) as tick:
             for item in items:
                 try:
@@ -127,8 +128,13 @@ class _Asked:
                     self.failed[item.id] = Answer(item.id, failed=str(fault))
                 else:
                     self.prompts[item.id], self.pictures[item.id] = prompt, shown
-                    self.keys[item.id] = Key(identity, prompt, shown, self.longest).digest
+                    self.keys[item.id] = Key(identity, prompt, shown, self.longest, among).digest
                 tick()
+
+
+def _digest_of_ids(items: Sequence[Item]) -> str:
+    """Return the sha256 of the items' ids in their order."""
+    return hashlib.sha256("\0".join(item.id for item in items).encode()).hexdigest()
 
 
 def _answers(

@@ -110,11 +110,11 @@ def _check_same_items(first: FinishedRun, other: FinishedRun) -> None:
         )
 
 
-def _marked(first: FinishedRun, other: FinishedRun) -> list[tuple[str, float, float]]:
-    """List kind and both marks of items that both runs have marks for."""
+def _marked(first: FinishedRun, other: FinishedRun) -> list[tuple[Sample, float, float]]:
+    """List items that both runs have marks for, with both marks."""
     marks = {each.id: each.mark for each in other.samples}
     return [
-        (each.kind, each.mark, theirs)
+        (each, each.mark, theirs)
         for each in first.samples
         if each.mark is not None and (theirs := marks[each.id]) is not None
     ]
@@ -125,15 +125,18 @@ def _differences(
 ) -> tuple[Difference, dict[str, Difference]]:
     """Compare two runs over all items, and by kind."""
     marked = _marked(first, other)
-    by_kind: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for kind, mine, theirs in marked:
-        by_kind[kind].append((mine, theirs))
-    return (
-        difference([mine for _, mine, _ in marked], [theirs for _, _, theirs in marked]),
-        {
-            kind: difference([mine for mine, _ in pairs], [theirs for _, theirs in pairs])
-            for kind, pairs in by_kind.items()
-        },
+    by_kind: dict[str, list[tuple[Sample, float, float]]] = defaultdict(list)
+    for each in marked:
+        by_kind[each[0].kind].append(each)
+    return _difference(marked), {kind: _difference(some) for kind, some in by_kind.items()}
+
+
+def _difference(marked: Sequence[tuple[Sample, float, float]]) -> Difference:
+    """Compare two runs on some items, those about the same pictures drawn together."""
+    return difference(
+        [mine for _, mine, _ in marked],
+        [theirs for _, _, theirs in marked],
+        ["\n".join(each.pictures) or f"item {each.id}" for each, _, _ in marked],
     )
 
 

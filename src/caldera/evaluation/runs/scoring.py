@@ -1,15 +1,17 @@
 """A score and its items in, `results.json` out: every number with how sure it is, and what could not be scored."""
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from caldera.errors import EvaluationError
 from caldera.evaluation.answering.answerer import Answer
 from caldera.evaluation.benchmark import Benchmark, Item, Score
-from caldera.evaluation.intervals import interval_of
+from caldera.evaluation.intervals import interval_of, interval_of_sums
 from caldera.evaluation.runs.provenance import About
 
 MAX_FAILED = 0.01
@@ -31,16 +33,36 @@ def narrowed(benchmark: Benchmark, items: Sequence[Item]) -> Benchmark:
     return narrow
 
 
+def first_items(items: Sequence[Item], limit: int) -> list[Item]:
+    """Return the items of the first units, at most `limit` of them, but those of one unit at least."""
+    units = [item.unit or item.id for item in items]
+    sizes = Counter(units)
+    chosen: set[str] = set()
+    count = 0
+    for unit, size in sizes.items():  # in the order that they were met
+        if chosen and count + size > limit:
+            break
+        chosen.add(unit)
+        count += size
+    return [item for item, unit in zip(items, units, strict=True) if unit in chosen]
+
+
+def scored_items(items: Sequence[Item], answers: Mapping[str, Answer]) -> list[Item]:
+    """Return the items that have an answer, and with them all others of their unit."""
+    torn = {item.unit for item in items if item.unit and answers[item.id].failed}
+    return [item for item in items if not answers[item.id].failed and item.unit not in torn]
+
+
 def score_answered(benchmark: Benchmark, answers: Mapping[str, Answer]) -> Score:
-    """Score the items that have an answer; those that failed are no part of it.
+    """Score the items that have an answer; those that failed are no part of it, nor what is scored with them.
 
     Raises:
         EvaluationError: None has one.
     """
-    answered = [item for item in benchmark.items if not answers[item.id].failed]
+    answered = scored_items(benchmark.items, answers)
     if not answered:
-        first = next(iter(answers.values()))
-        raise EvaluationError(f"not one item was answered; the first, {first.id}: {first.failed}")
+        failed = next(one for one in answers.values() if one.failed)
+        raise EvaluationError(f"not one item was answered; the first, {failed.id}: {failed.failed}")
     if len(answered) < len(benchmark.items):
         benchmark = narrowed(benchmark, answered)
     return benchmark.score({item.id: answers[item.id].text for item in answered})
@@ -52,9 +74,9 @@ def results_of(
     """Return a run's numbers as JSON has them; where nothing failed in chance, the same bytes every time."""
     items = benchmark.items
     failed = {item.id: answers[item.id].failed for item in items if answers[item.id].failed}
-    figures = flat(score.figures)
-    figure = about.headline or next(iter(score.figures), "overall")
-    if figure not in figures:  # a sum over sub-tasks that were not all asked
+    shown = flat(score.figures)
+    figure = about.headline or next(iter(shown), "overall")
+    if figure not in shown:  # such as MME's sum over sub-tasks of which some are not asked
         figure = "overall"
     return {
         "task": benchmark.name,
@@ -63,18 +85,20 @@ def results_of(
         "valid": len(failed) <= MAX_FAILED * len(items),
         "headline": {
             "figure": figure,
-            "value": figures.get(figure, score.overall),
+            "value": shown.get(figure, score.overall),
             "chance": about.chance.get(figure),
+            **_headline_interval(items, score, shown.get(figure)),
         },
         "figures": score.figures,
         "chance": dict(about.chance),
-        "overall": _group(score.overall, _marks(items, score)),
+        "overall": _group(score.overall, items, score),
         "kinds": _kinds(items, score),
         "slices": _slices(items, score),
         "counts": {
             "items": len(items),
             "answered": len(items) - len(failed),
             "failed": len(failed),
+            "left_out": len(items) - len(failed) - len(scored_items(items, answers)),
             "unread": len(score.unread),
         },
         "failed": failed,
@@ -93,9 +117,10 @@ def flat(figures: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     return told
 
 
-def _marks(items: Sequence[Item], score: Score) -> list[float]:
-    """List the marks of items that have one."""
-    return [score.marks[item.id] for item in items if item.id in score.marks]
+def _marks(items: Sequence[Item], score: Score) -> tuple[list[float], list[str]]:
+    """List the marks of items that have one, and what each is about."""
+    marked = [item for item in items if item.id in score.marks]
+    return [score.marks[item.id] for item in marked], [_about(item) for item in marked]
 
 
 def _kinds(items: Sequence[Item], score: Score) -> dict[str, Numbers]:
@@ -104,7 +129,7 @@ def _kinds(items: Sequence[Item], score: Score) -> dict[str, Numbers]:
     for item in items:
         by_kind[item.kind].append(item)
     return {
-        kind: _group(score.by_kind.get(kind), _marks(some, score), score.counts.get(kind))
+        kind: _group(score.by_kind.get(kind), some, score, score.counts.get(kind))
         for kind, some in by_kind.items()
     }
 
@@ -115,19 +140,42 @@ def _slices(items: Sequence[Item], score: Score) -> dict[str, Numbers]:
     for item in items:
         for name in item.slices:
             by_slice[name].append(item)
-    return {name: _group(None, _marks(some, score)) for name, some in sorted(by_slice.items())}
+    return {name: _group(None, some, score) for name, some in sorted(by_slice.items())}
 
 
-def _group(value: float | None, marks: Sequence[float], count: int | None = None) -> Numbers:
+def _about(item: Item) -> str:
+    """Name what an item is about, its pictures; itself where it has none. Others about the same depend on it."""
+    return "\n".join(item.conversation.pictures) or f"item {item.id}"
+
+
+def _headline_interval(items: Sequence[Item], score: Score, value: float | None) -> Numbers:
+    """Return the interval of the headline where it is made of sums, or is the mean mark times 100; in its own unit."""
+    marks, groups = _marks(items, score)
+    told: Numbers = {"low": None, "high": None, "method": None}
+    if value is None or not marks:
+        return told
+    if score.sums is not None:
+        terms = {item.id: score.sums.terms[item.id] for item in items if item.id in score.marks}
+        return asdict(interval_of_sums(np.array(list(terms.values())), score.sums.figure, groups))
+    if math.isclose(100 * sum(marks) / len(marks), value, abs_tol=0.005 + 1e-9):  # as rounded
+        found = interval_of(marks, groups)
+        told |= {"low": 100 * found.low, "high": 100 * found.high, "method": found.method}
+    return told
+
+
+def _group(
+    value: float | None, items: Sequence[Item], score: Score, count: int | None = None
+) -> Numbers:
     """Return a number with its interval, where it is the mean of marks; else the number alone.
 
     Where the benchmark gives no value, the mean mark is it.
     """
+    marks, groups = _marks(items, score)
     mean = sum(marks) / len(marks) if marks else None
     shown = mean if value is None else value
     told: Numbers = {"n": len(marks) or count, "value": shown, "low": None, "high": None, "method": None}  # fmt: skip
     if mean is not None and shown is not None and math.isclose(mean, shown, abs_tol=1e-9):
-        told |= asdict(interval_of(marks))
+        told |= asdict(interval_of(marks, groups))
     elif mean is not None:
-        told["mean_mark"] = {"value": mean, **asdict(interval_of(marks))}
+        told["mean_mark"] = {"value": mean, **asdict(interval_of(marks, groups))}
     return told

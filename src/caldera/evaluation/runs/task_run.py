@@ -10,7 +10,7 @@ from caldera.evaluation.answering.engine_answerer import open_engine
 from caldera.evaluation.benchmarks.task import Sources, Task
 from caldera.evaluation.runs.provenance import About
 from caldera.evaluation.runs.run import answer_items, evaluate
-from caldera.evaluation.runs.scoring import Numbers, narrowed
+from caldera.evaluation.runs.scoring import Numbers, first_items, narrowed
 from caldera.training.devices import Compute, Means
 
 
@@ -21,7 +21,7 @@ class TaskOrder:
     task: Task
     sources: Sources
     limit: int | None = None
-    """Ask only the first items; None asks all."""
+    """Ask only the first items, so many at most; what is scored together is asked together. None asks all."""
 
 
 def evaluate_task(
@@ -39,6 +39,11 @@ def evaluate_task(
     task, sources = order.task, order.sources
     benchmark = task.read(sources)
     items = benchmark.items
+    if wordless := [item.id for item in items if not item.conversation.turns]:
+        raise InputError(
+            f"{len(wordless)} items have an answer but no question, the first {wordless[0]}; these files can score "
+            f"answers, but to ask a model {task.name} needs its questions, too (--questions)"
+        )
     files = {"questions": sources.questions, "truth": sources.truth}
     about = About(
         title=task.title,
@@ -49,9 +54,13 @@ def evaluate_task(
         split_size=len(items),
     )
     if order.limit is not None and order.limit < len(items):
-        benchmark = narrowed(benchmark, items[: order.limit])
-    answerer, folder = open_answerer(model, asking, server, means.compute), pictures_of(sources)
-    if task.judged:
+        benchmark = narrowed(benchmark, first_items(items, order.limit))
+    answerer = open_answerer(model, asking, server, means.compute)
+    folder = pictures_of(sources)
+    inside = out / "pictures"
+    if sources.pictures is None and task.unpack is not None and task.unpack(sources, inside):
+        folder = inside
+    if task.needs_judge(benchmark.items):
         answer_items(
             benchmark,
             answerer,

@@ -131,7 +131,7 @@ def _asserted(category: str) -> re.Pattern[str]:
     thing = rf"{amount} {adjective}(?:{names})(?![\w-])"
     several = rf"{adjective}{re.escape(plural(category))}(?![\w-])"
     return re.compile(
-        rf"\b{_THERE} (?:also )?(?:{thing}|{several}){_AFTER}|(?:\A|\band )\W*{thing}{_PLACED}",
+        rf"\b{_THERE} (?:also )?(?:{thing}|{several}){_AFTER}|(?:\A|, |\band )\W*{thing}{_PLACED}",
         re.IGNORECASE,
     )
 

@@ -127,6 +127,6 @@ def _form(detail: str) -> ReplyRefusal:
     return ReplyRefusal(
         "form",
         detail,
-        repair="Your reply is not in the form that was asked for. Write it again about the last picture: each block "
+        repair="Your reply is not in the form that was asked for. Write it again, about this picture: each block "
         "begins with Question: or Answer: on a line of its own, they take turns, a line of === stands between them.",
     )

@@ -28,6 +28,7 @@ _MARKS = re.compile(
 )
 _TASK = re.compile(
     r"\bnot what you asked\b|\byou (?:asked|want(?:ed)? to ask|requested)\b"
+    r"|\byou (?:copied|repeated) (?:from|what)\b|\bwrite (?:it all|all of it) again\b"
     r"|\b(?:mentioned|stated|given) in the question\b"
     r"|\b(?:the|of the) answer is\b|\banswer to (?:this|the|your) question\b|\b(?:my|your) (?:reply|response|prompt)\b"
     r"|\bhere (?:is|are) (?:a|an|the|some|my)\b[^.\n]{0,40}\b(?:description|question|answer|dialogue|conversation)s?\b",
@@ -36,7 +37,7 @@ _TASK = re.compile(
 _UNKNOWN = re.compile(
     r"\b(?:is|are|was|were)(?: not|n't| un)(?: |-)?(?:known|specified|mentioned|stated|given|provided|described)\b"
     r"|\b(?:does|do|did)(?: not|n't) (?:specify|mention|state|say|provide|describe)\b"
-    r"|\bno (?:other |further |more )?(?:information|details?|mention)\b|\b(?:cannot|can't) be (?:determined|known)\b"
+    r"|\bno (?:other |further |more )?(?:information|mention)\b|\b(?:cannot|can't) be (?:determined|known)\b"
     r"|没有(?:提到|提及|说明)|无法(?:确定|得知)",
     re.IGNORECASE,
 )

@@ -161,7 +161,7 @@ class Examples:
                         raise ReplyRefusal(
                             "example",
                             f"it copies {' '.join(run)!r} from a worked example",
-                            repair="You copied from an earlier picture. Write about the last picture alone.",
+                            repair="You copied from an example. Write all of it again, about this picture alone.",
                         )
 
 

@@ -1,0 +1,28 @@
+"""How likely answers are."""
+
+from dataclasses import replace
+
+from caldera.batches.picture_sources import Pixels
+from caldera.conversation import Conversation, Turn
+from caldera.inference.generate import Generator
+from caldera.inference.likelihood import AnsweredPrompt, Weigher
+from caldera.inference.sampling import Sampling
+from caldera.model.folder import Assistant
+
+
+def test_only_what_the_model_itself_would_say_is_greedy(assistant: Assistant) -> None:
+    """Its own answer is, beside a longer row too; with any one token changed it is not."""
+    pictures = Pixels(assistant.processor)
+    generator, weigher = Generator(assistant, pictures), Weigher(assistant, pictures)
+    prompt = generator.prompt(Conversation("c", (Turn("user", ("what is there?",)),)))
+    said = generator.answer_ids(prompt, Sampling(max_new_tokens=5))
+    assert len(said) == 5
+
+    rows = [said, *([*said[:at], 7, *said[at + 1 :]] for at in range(5)), [7] * 11]
+    weights = weigher.weigh(
+        [AnsweredPrompt(replace(prompt, ids=(*prompt.ids, *row)), len(row)) for row in rows]
+    )
+
+    assert 7 not in said
+    assert [weight.greedy for weight in weights] == [True, *[False] * 6]
+    assert all(weights[0].total > weight.total for weight in weights[1:])
