@@ -75,3 +75,36 @@ def test_every_task_is_listed(call: Call) -> None:
     for task in TASKS.values():
         assert task.name in said
         assert f"papers quote {task.headline}" in said
+
+
+def test_ids_among_the_figures_are_counted(call: Call, tmp_path: Path) -> None:
+    """So that question 3247 is not read as 3,247 questions; of many ids ten are shown."""
+    names = [str(number) for number in range(3240, 3260)]
+    rows = "".join(f"{name},A,language science,3,0,0\n" for name in names)
+    (tmp_path / "truth.csv").write_text(f"pid,answer,subject,grade,has_image,has_context\n{rows}")
+    outputs = dict.fromkeys(names, "The answer is A.")
+    for differing, told in ((["3247"], "1: 3247"), (names, "20: 3240,")):
+        results = {name: int(name in differing) for name in names}
+        (tmp_path / "out.json").write_text(json.dumps({"results": results, "outputs": outputs}))
+        code, out, _ = call(
+            "score", "scienceqa", "--answers", tmp_path / "out.json", "--truth", tmp_path / "truth.csv"
+        )  # fmt: skip
+        assert code == 0
+        assert told in " ".join(out.split())
+        assert "3259" not in out
+
+
+def test_what_users_wrote_is_printed_as_it_is(call: Call, tmp_path: Path) -> None:
+    """Names and arguments that rich would take for styles or signs stand in tables and messages to the letter."""
+    asked = {"image": "a.jpg", "question": "Which?", "answer": "tea"}
+    lines = [{"id": "7", "kind": "shelf [/red]", **asked}, {"id": "8", "kind": "tin :x:", **asked}]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "a.json").write_text('{"7": "tea", "8": "tea"}')
+    code, said, _ = call(
+        "score", "own", "--answers", tmp_path / "a.json", "--questions", tmp_path / "q.jsonl"
+    )
+    assert code == 0
+    assert "shelf [/red]" in said
+    assert "tin :x:" in said
+    code, _, fault = call("score", "own:x:", "--answers", tmp_path / "a.json")
+    assert (code, "'own:x:'" in fault) == (2, True)

@@ -76,3 +76,16 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"id": 1, "text": "\xff"}')
     with pytest.raises(InputError, match="is not UTF-8 text"):
         read_answers(tmp_path / "a.jsonl")
+
+
+def test_long_lists_of_names_are_cut(tmp_path: Path) -> None:
+    """A file of another benchmark, whose every question is a field, and one with every key twice, say ten names."""
+    other = {f"v1_{number}": "" for number in range(300)}
+    (tmp_path / "one.jsonl").write_text(json.dumps({"id": 1, **other}))
+    with pytest.raises(InputError, match=r"it has id, v1_0, .* and 291 more") as told:
+        read_answers(tmp_path / "one.jsonl")
+    assert len(str(told.value)) < 600
+    twice = ", ".join(f'"{name}": ""' for name in [*other, *other])
+    (tmp_path / "two.json").write_text(f"{{{twice}}}")
+    with pytest.raises(InputError, match=r"these keys twice: v1_0, .* and 290 more"):
+        read_answers(tmp_path / "two.json")

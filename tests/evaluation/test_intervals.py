@@ -1,5 +1,8 @@
 """How sure a score is: against published values, worked examples, and what must hold whatever the marks are."""
 
+import itertools
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -71,6 +74,14 @@ def test_a_difference_is_paired() -> None:
     swapped = difference(second, first)
     assert swapped.value == pytest.approx(-0.01)
     assert (swapped.better, swapped.worse) == (0, 1)
+
+
+def test_mcnemar_is_symmetric_and_sums_to_one() -> None:
+    """All splits of a number of items together have probability 1; so have splits of numbers that are large."""
+    below = [mcnemar(fewer, 31 - fewer) for fewer in range(16)]
+    steps = [after - before for before, after in itertools.pairwise([0.0, *below])]
+    assert steps == pytest.approx([2 * math.comb(31, fewer) / 2**31 for fewer in range(16)])
+    assert mcnemar(9_000, 9_400) == mcnemar(9_400, 9_000) == pytest.approx(0.00325, abs=2e-4)
 
 
 def test_items_about_one_picture_count_as_one_where_they_agree() -> None:

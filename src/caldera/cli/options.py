@@ -8,11 +8,11 @@ from rich.console import Console
 
 from caldera.errors import UnknownNameError
 
-out = Console()
-"""Results."""
+out = Console(markup=False, emoji=False)
+"""Results, as they are: a kind called "[/b]" or ":x:" is neither a style nor a sign."""
 
-err = Console(stderr=True)
-"""Everything else."""
+err = Console(stderr=True, markup=False, emoji=False)
+"""Everything else, as it is too."""
 
 Set = Annotated[
     list[str] | None,

@@ -9,6 +9,7 @@ from caldera.cli.options import err, out
 from caldera.evaluation.benchmark import Score
 from caldera.evaluation.benchmarks.task import Task
 from caldera.evaluation.intervals import interval_of
+from caldera.evaluation.official_files import listed
 from caldera.evaluation.shares import mean
 
 _SHOWN = 3
@@ -67,5 +68,7 @@ def _written(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4f}" if 0 < abs(value) < 1 else f"{value:.2f}"
     if isinstance(value, list):
+        if value and isinstance(value[0], str):  # ids, which may be as many as the questions
+            return f"{len(value)}: {listed(value)}"
         return ", ".join(map(str, value)) or "none"
     return str(value)

@@ -117,7 +117,7 @@ def _answer(record: dict[str, Any], where: str) -> Answer:
     names = [name for name in TEXT_NAMES if name in record]
     if not names or ("text" not in names and len(names) > 1):
         raise InputError(
-            f"{where} should have its answer under one of {', '.join(TEXT_NAMES)}; it has {', '.join(map(str, record))}"
+            f"{where} should have its answer under one of {', '.join(TEXT_NAMES)}; it has {listed(map(str, record))}"
         )
     text = record[names[0]]
     if not isinstance(text, str):

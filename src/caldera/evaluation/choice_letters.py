@@ -17,7 +17,7 @@ _OPEN, _SHUT = r"[\s(\[\"'*`]*", r"[\s)\]\"'*`.:,。]*"
 _ALONE = re.compile(rf"{_OPEN}(?:(?:option|choice) )?([A-Ja-j]){_SHUT}", re.IGNORECASE)
 _LEADS = re.compile(r"[(\[\"'*`]*([A-J])[\"'*`]*[)\].:]+[\"'*`]*(?:\s+(?P<rest>\S.*)|$)", re.DOTALL)
 _STATED = re.compile(
-    rf"(?:(?i:\banswer)(?i:\s+is\b|\s*:)|答案(?:是|为|:)|(?<!不)选(?:择|项)?){_OPEN}(?i:(?:option|choice)\s+)?{_OPEN}([A-J])"
+    rf"(?:(?i:\banswer)(?i:\s+is\b|\s*:)|答案(?:是|为|:)|(?<!不)选(?:择|项)?){_OPEN}(?:(?i:option|choice)\s{_OPEN})?([A-J])"
     r"(?=[)\]\"'*`.,;:。]|\s*$|\s*\n|\s+(?:because|since|as|and|or|but)\b)(?P<rest>.*)",
     re.DOTALL,
 )
@@ -26,7 +26,10 @@ _ANOTHER = re.compile(
     r"[A-J](?![A-Za-z'\u2019])",
     re.IGNORECASE,
 )
-"""A second letter right behind the first, as in "A or B" and "A, B"."""
+"""A second letter right behind the first, as in "A or B" and "A, B"; asked of a few characters, see `_another`."""
+
+_NEAR = 60
+"""Characters behind a letter in which a second one stands right behind it, whatever marks are between."""
 
 _SCIENCE_QA = re.compile(r"The answer is ([A-Z]).")
 """LLaVA's own, whose dot stands for any one character (R: llava/eval/eval_science_qa.py)."""
@@ -47,6 +50,11 @@ def read_choice(text: str, letters: str, choices: Sequence[str] = ()) -> str | N
             return letter if letter and letter in letters else None
     wording = [_bare(choice) for choice in choices]
     return letters[wording.index(_bare(said))] if wording.count(_bare(said)) == 1 else None
+
+
+def _another(behind: str) -> bool:
+    """Tell whether a second letter stands right behind the first; no further, as endless marks take square time."""
+    return _ANOTHER.match(behind[:_NEAR]) is not None
 
 
 def _bare(text: str) -> str:
@@ -72,7 +80,7 @@ def _stated(said: str) -> tuple[str, bool]:
     stated: set[str] = set()
     at = 0
     while found := _STATED.search(said, at):
-        if _ANOTHER.match(found["rest"]):
+        if _another(found["rest"]):
             return _UNCLEAR
         stated.add(found[1])
         at = found.end(1)
@@ -88,7 +96,7 @@ def _leading(said: str) -> tuple[str, bool]:
         return _NOTHING
     behind = said[found.end(1) :]
     again = _LEADS.match(found["rest"] or "")
-    if _ANOTHER.match(behind) or (again and again[1] != found[1]):
+    if _another(behind) or (again and again[1] != found[1]):
         return _UNCLEAR
     return found[1], True
 
@@ -116,6 +124,6 @@ def science_qa_letter(text: str, choices: Sequence[str] = ()) -> str | None:
     by_llava = science_qa_letter_by_llava(text)
     found = _SCIENCE_QA.search(text)
     behind = text[found.end(1) :] if found else ""
-    if by_llava and not behind[:1].isalpha() and not _ANOTHER.match(behind):
+    if by_llava and not behind[:1].isalpha() and not _another(behind):
         return by_llava
     return read_choice(text, LETTERS, choices)

@@ -16,7 +16,6 @@ _Z = 1.959963984540054
 RESAMPLES = 4000
 """Draws of a bootstrap; its ends then vary by a few hundredths of the interval's width from seed to seed."""
 
-
 _CELLS = 10_000_000
 """Counts of distinct rows that are held at once."""
 
@@ -131,7 +130,10 @@ def difference(
 def mcnemar(better: int, worse: int) -> float:
     """Return the two-sided exact probability of a split at least so unequal (Q. McNemar, 1947)."""
     total, fewer = better + worse, min(better, worse)
-    ways = sum(math.comb(total, count) for count in range(fewer + 1))
+    ways = of_one = 1
+    for count in range(fewer):  # each out of the last: these numbers have thousands of digits
+        of_one = of_one * (total - count) // (count + 1)
+        ways += of_one
     return min(1.0, 2 * ways / 2**total)
 
 

@@ -80,8 +80,8 @@ def _parsed(text: str, where: str) -> Any:  # noqa: ANN401 - whatever JSON holds
     def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         record = dict(pairs)
         if len(record) < len(pairs):
-            names = [name for name, _ in pairs]
-            double = {name for name in names if names.count(name) > 1}
+            met = Counter(name for name, _ in pairs)
+            double = [name for name, times in met.items() if times > 1]
             raise InputError(f"{where} has these keys twice: {listed(double)}; keep one of each")
         return record
 
@@ -165,8 +165,7 @@ def need(record: dict[str, Any], names: Iterable[str], where: str) -> None:
         InputError: Some are missing; the message names them and what there is.
     """
     if missing := [name for name in names if name not in record]:
-        there = ", ".join(map(str, record))
-        raise InputError(f"{where} has no {', '.join(missing)}; it has {there}")
+        raise InputError(f"{where} has no {', '.join(missing)}; it has {listed(map(str, record))}")
 
 
 def each_once(names: Iterable[str], path: Path) -> None:

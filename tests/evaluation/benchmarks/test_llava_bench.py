@@ -134,3 +134,29 @@ def test_missing_reviews_and_answers_are_listed(tmp_path: Path) -> None:
     sources = Sources(questions=questions, truth=truth, context=context)
     with pytest.raises(InputError, match=r"truth\.jsonl has nothing about 1: 2"):
         WILD.judging.cases(sources, {"1": "x", "2": "y"})
+
+
+def test_answers_are_no_reviews_and_reviews_need_no_category(tmp_path: Path) -> None:
+    """LLaVA's answers have a `text` as Vicuna's reviews do, but no `score`; figures have no nameless group."""
+    answers = write(
+        tmp_path / "answers.jsonl", {"question_id": 1, "prompt": "What?", "text": "8 9"}
+    )
+    with pytest.raises(InputError, match=r"is an answer and no review; .*evaluate judge"):
+        WILD.score_files(Sources(), answers)
+    reviews = write(tmp_path / "reviews.jsonl", {"question_id": 1, "text": "8 4", "score": [8, 4]})
+    score = WILD.score_files(Sources(), reviews)
+    assert score.figures["overall"] == 50.0
+    assert "" not in score.figures
+    assert score.by_kind == {}
+
+
+def test_a_file_of_both_orders_has_both_of_every_answer(tmp_path: Path) -> None:
+    """A verdict that was lost would else leave a score in one order among means of two."""
+    lines = [
+        {"question_id": number, "content": "8 4", "order": order}
+        for number in (1, 2)
+        for order in ("reference first", "candidate first")
+    ]
+    assert WILD.score_files(Sources(), write(tmp_path / "all.jsonl", *lines)).figures["n_ok"] == 2
+    with pytest.raises(InputError, match="both orders, but 1 answers in one alone: 2"):
+        WILD.score_files(Sources(), write(tmp_path / "lost.jsonl", *lines[:-1]))

@@ -9,6 +9,7 @@ import pytest
 from caldera.errors import InputError
 from caldera.evaluation.benchmarks.mm_vet import MM_VET
 from caldera.evaluation.benchmarks.task import Sources
+from caldera.evaluation.judging.verdicts import Verdict
 
 
 @pytest.mark.parametrize("runs", [1, 3])
@@ -77,4 +78,22 @@ def test_files_of_another_layout_are_refused(tmp_path: Path) -> None:
         "a": {"content": ["1"], "score": [1]}, "b": {"content": ["1", "0"], "score": [1, 0]},
     }))  # fmt: skip
     with pytest.raises(InputError, match="from 1 to 2 grades a question"):
+        MM_VET.score_files(Sources(questions=questions), grades)
+
+
+def test_a_grade_that_nobody_gave_is_null_and_no_other_thing(tmp_path: Path) -> None:
+    """`caldera evaluate judge` writes null for what it could not read; a word in the place of a grade is told."""
+    questions, grades = tmp_path / "mm-vet.json", tmp_path / "grades.json"
+    questions.write_text(json.dumps({"a": question("ocr"), "b": question("ocr")}))
+    verdicts = [
+        Verdict(id="a", category="ocr", scores=(0.5,), text="0.5"),
+        Verdict(id="b", category="ocr", failure="no grade", text="good"),
+    ]
+    assert MM_VET.judging is not None
+    grades.write_text(MM_VET.judging.files([verdicts], "")["grades.json"])
+    score = MM_VET.score_files(Sources(questions=questions), grades)
+    assert score.marks == {"a": 0.5}
+    assert score.figures["stored_otherwise"] == 0
+    grades.write_text(grades.read_text().replace("null", '"good"'))
+    with pytest.raises(InputError, match=r"b: score should hold numbers, or null .*, got 'good'"):
         MM_VET.score_files(Sources(questions=questions), grades)

@@ -139,3 +139,9 @@ def test_json_lines_need_truth_and_prompts(cognition: Path, tmp_path: Path) -> N
 def test_there_are_fourteen_sub_tasks() -> None:
     """2,374 questions in all."""
     assert (len(SIZES), sum(SIZES.values())) == (14, 2374)
+
+
+def test_answers_that_are_not_there_are_said_to_be_missing(tmp_path: Path) -> None:
+    """Before it is asked what they would need."""
+    with pytest.raises(InputError, match=r"cannot read .*nowhere: No such file"):
+        score_files(Sources(), tmp_path / "nowhere")

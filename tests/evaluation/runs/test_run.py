@@ -202,6 +202,19 @@ def ask(server: TeacherServer, photos: Path, out: Path, **asking: Any) -> dict[s
     return evaluate(questions(COUNT), answerer, folder=photos, out=out)
 
 
+def test_a_headline_that_the_items_do_not_give_is_named_for_what_it_is(
+    serve: Serve, photos: Path, tmp_path: Path
+) -> None:
+    """MME's perception is a sum over ten sub-tasks: of a few questions the mean alone is told, without its chance."""
+    answerer = EndpointAnswerer(Server(url=serve(right).url, model="m"), Asking())
+    about = About(headline="perception", chance={"perception": 750.0})
+    results = evaluate(questions(COUNT), answerer, folder=photos, out=tmp_path / "out", about=about)
+    share = (COUNT - 1) / COUNT
+    assert {"figure": "overall", "value": share, "chance": None}.items() <= results[
+        "headline"
+    ].items()
+
+
 def test_numbers_come_with_what_they_depend_on(serve: Serve, photos: Path, tmp_path: Path) -> None:
     """Marks, intervals by kind and slice, prompt, model, data and versions are in the files."""
     server = serve(right)

@@ -163,8 +163,10 @@ def _score_files(sources: Sources, path: Path) -> Score:
             verdict_on(item.id, item.kind, content[item.id]["content"][run], GRADES.read)
             for item in items
         ]
+        stored = [content[item.id]["score"][run] for item in items]
         differ = sum(
-            verdict.scores != (float(content[verdict.id]["score"][run]),) for verdict in verdicts
+            verdict.scores != (() if grade is None else (grade,))
+            for verdict, grade in zip(verdicts, stored, strict=True)
         )
         score = score_grades(verdicts)
         score.figures["stored_otherwise"] = differ
@@ -186,6 +188,11 @@ def _contents(record: object, where: str) -> list[str]:
         raise InputError(f"{where}: content and score should be lists of the same length")
     if not content or not all(isinstance(text, str) for text in content):
         raise InputError(f"{where}: content should hold what the judge wrote in each run")
+    for grade in score:
+        if grade is not None and (isinstance(grade, bool) or not isinstance(grade, int | float)):
+            raise InputError(
+                f"{where}: score should hold numbers, or null where there is none, got {str(grade)[:40]!r}"
+            )
     return content
 
 

@@ -263,10 +263,11 @@ def score_files(sources: Sources, answers: Path) -> Score:
             return benchmark.score({row.id: row.answer or "" for row in rows})
         _check_truths(rows, wanted)
         keyed = {row.key: row.answer or "" for row in rows}
-    elif wanted is None:
+    elif wanted is None and answers.exists():
         raise UsageError(f"answers in JSON need --truth, {_WANTED}")
     else:
         keyed = _keyed(read_answer_list(answers))
+        assert wanted is not None  # or there would be nothing to read
     ids = {row.key: row.id for row in wanted}
     texts = {ids.get(key, "/".join(key)): text for key, text in keyed.items()}
     return _benchmark(wanted).score(texts)

@@ -39,7 +39,7 @@ def score_pairs(verdicts: Sequence[Verdict]) -> Score:
             continue
         reference = fmean(one.scores[0] for one in given)
         candidate = fmean(one.scores[1] for one in given)
-        for group in ("overall", given[0].category):
+        for group in filter(None, ("overall", given[0].category)):
             pairs[group].append((reference, candidate))
         marks[name] = candidate / HIGHEST
     shares = {group: _ratio(pairs[group]) for group in pairs}

@@ -70,7 +70,7 @@ def _read(path: Path) -> Reviews:
     """Read one file.
 
     Raises:
-        InputError: It is broken, or judges an answer twice.
+        InputError: It is broken, or judges an answer twice, or in one order where others are judged in both.
     """
     verdicts: list[Verdict] = []
     stored: dict[str, tuple[float, ...]] = {}
@@ -88,6 +88,14 @@ def _read(path: Path) -> Reviews:
         raise InputError(
             f"{path} judges {len(double)} answers more than once: {listed(double)}; keep one review of each"
         )
+    shown = {order for _, order in met}
+    if half := {verdict.id for verdict in verdicts} - {
+        name for name, _ in met if all((name, order) in met for order in shown)
+    }:
+        raise InputError(
+            f"{path} judges others in both orders, but {len(half)} answers in one alone: {listed(half)}; "
+            "a score in one order does not compare with those in both"
+        )
     return Reviews(path, tuple(verdicts), stored, tuple(official))
 
 
@@ -97,6 +105,10 @@ def _verdict(record: dict[str, Any], where: str) -> Verdict:
     Raises:
         InputError: The record is no review.
     """
+    if "text" in record and "content" not in record and "score" not in record:
+        raise InputError(
+            f"{where} is an answer and no review; have it judged first, with `caldera evaluate judge`"
+        )
     need(record, ("question_id", "content" if "text" not in record else "text"), where)
     text = record.get("content", record.get("text"))
     order = record.get("order", _ORDERS[0])

@@ -1,7 +1,8 @@
 """Texts in, those that are nearly an earlier one out: the same for the same texts, in any run.
 
-Two texts are near duplicates if four fifths of all runs of three words in either are in both. Candidates share one of
-their four smallest run hashes, so that a hundred thousand texts are not compared with each other.
+Two texts are near duplicates if four fifths of all runs of three words in either are in both. A text is compared with
+those that share one of a few run hashes, the ones that the fewest texts have: a run that all have ("what is the") would
+make every text a candidate, and a hundred thousand are not to be compared with each other.
 """
 
 import re
@@ -12,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 _NEAR = 0.8
-_SKETCH = 4
+_SKETCH, _RAREST = 8, 4
+"""A text is kept under so many of its smallest run hashes, and looked for under so many of those, the rarest."""
+
 _FEWEST = 12
 """Words below which only equal texts count: short ones are alike by nature."""
 
@@ -25,6 +28,8 @@ class Duplicates:
         self._runs: list[NDArray[np.uint32]] = []
         self._names: list[str] = []
         self._with: dict[int, list[int]] = defaultdict(list)
+        self.compared = 0
+        """Pairs of texts that had to be compared."""
 
     def first_like(self, name: str, text: str) -> str | None:
         """Return the name of an earlier text that this one nearly repeats, else remember it and return None."""
@@ -36,7 +41,11 @@ class Duplicates:
         }
         sketch = sorted(runs)[:_SKETCH]
         array = np.array(sorted(runs), dtype=np.uint32)
-        for earlier in sorted({index for mark in sketch for index in self._with[mark]}):
+        rarest = sorted(sketch, key=lambda mark: len(self._with[mark]))[:_RAREST]
+        for earlier in sorted({index for mark in rarest for index in self._with[mark]}):
+            if not _NEAR <= len(array) / len(self._runs[earlier]) <= 1 / _NEAR:
+                continue
+            self.compared += 1
             shared = len(np.intersect1d(array, self._runs[earlier], assume_unique=True))
             if shared >= _NEAR * (len(array) + len(self._runs[earlier]) - shared):
                 return self._names[earlier]

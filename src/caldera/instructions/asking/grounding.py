@@ -19,7 +19,7 @@ from caldera.instructions.teacher import Exchange
 _DOUBT = re.compile(
     r"\b(?:no|not|none|neither|nor|never|without|absent|missing|lack\w*|if|whether|could|may|might|would|should|"
     r"can(?! (?:also )?(?:see|be seen))|perhaps|possibly|probably|likely|suggest\w*|like|such as|instead|rather|"
-    r"imagine|example|unless|than|any|else|cannot|seems?|appears?|maybe|other|another)\b|n't\b|\?",
+    r"imagine|example|unless|than|any|else|cannot|seems?|appears?|maybe|other|another)\b|n['\u2019]t\b|\?",
     re.IGNORECASE,
 )
 

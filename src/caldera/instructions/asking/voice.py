@@ -23,7 +23,9 @@ _DECLINES = re.compile(
     r"(?:actual )?(?:image|picture|photo)|作为(?:一个)?(?:人工智能|语言模型)|很抱歉|无法查看",
     re.IGNORECASE,
 )
-_MARKS = re.compile(r"</?picture>|={2,}|^\s*=+\s*$|^\s*(?:Question|Answer):", re.MULTILINE)
+_MARKS = re.compile(
+    r"</?picture>|={2,}|^[^\S\n]*=[^\S\n]*$|^[^\S\n]*(?:Question|Answer):", re.MULTILINE
+)
 _TASK = re.compile(
     r"\bnot what you asked\b|\byou (?:asked|want(?:ed)? to ask|requested)\b"
     r"|\byou (?:copied|repeated) (?:from|what)\b|\bwrite (?:it all|all of it) again\b"
@@ -33,7 +35,7 @@ _TASK = re.compile(
     re.IGNORECASE,
 )
 _UNKNOWN = re.compile(
-    r"\b(?:is|are|was|were) (?:not|n't|un)(?: |-)?(?:known|specified|mentioned|stated|given|provided|described)\b"
+    r"\b(?:is|are|was|were)(?: not|n't| un)(?: |-)?(?:known|specified|mentioned|stated|given|provided|described)\b"
     r"|\b(?:does|do|did)(?: not|n't) (?:specify|mention|state|say|provide|describe)\b"
     r"|\bno (?:other |further |more )?(?:information|mention)\b|\b(?:cannot|can't) be (?:determined|known)\b"
     r"|没有(?:提到|提及|说明)|无法(?:确定|得知)",
@@ -52,12 +54,13 @@ def check_voice(text: str, captions: str) -> None:
         ReplyRefusal: It names its source, gives coordinates, declines, carries marks, speaks of the task, or knows
             nothing.
     """
-    found = _SOURCE.search(text)
-    if found and found[0].lower() not in captions.lower():
+    text = text.replace("\u2019", "'")
+    sources: list[str] = _SOURCE.findall(text)
+    if leak := next((name for name in sources if name.lower() not in captions.lower()), ""):
         raise ReplyRefusal(
             "source",
-            f"it says {found[0]!r}",
-            repair=f"You said {found[0]!r}. Write it all again as one who looks at the picture, and do not mention "
+            f"it says {leak!r}",
+            repair=f"You said {leak!r}. Write it all again as one who looks at the picture, and do not mention "
             "captions, sentences, descriptions or boxes.",
         )
     if found := _COORDINATES.search(text):
