@@ -94,6 +94,10 @@ def _generate(order: Any, out_file: Path) -> None:  # noqa: ANN401 - its type is
     err.print(table)
     for reason, count in written.refused.most_common():
         err.print(f"not written: {count} x {reason}", markup=False, soft_wrap=True)
+    if order.teaching and written.refused:
+        lists = out_file.with_suffix(".run")
+        told = f"each of them: {lists}/refused.jsonl, {lists}/failed.jsonl"
+        err.print(told, markup=False, soft_wrap=True)
     err.print(f"next: caldera data check {out_file}", markup=False, soft_wrap=True)
 
 

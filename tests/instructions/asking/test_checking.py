@@ -141,6 +141,7 @@ def test_what_cannot_stand_is_refused_by_its_rule(rule: str, answer: str) -> Non
         "Dogs and cats are animals, and a bus is a vehicle.",
         "One dog is on the left.",
         "The ratio is 0.5 and it is 12.30 pm.",
+        "The man has come to the park with both of his two big dogs and throws them something, and all are happy 😀",
         "Two men play with three balls.",
         "Things to take along:\n\n1. a lead, water, and a bowl for each dog\n2. a ball, so that they come back",
         "A bus is a large vehicle. The cat is on the whole an animal of its own will, and cats sit where they like.",

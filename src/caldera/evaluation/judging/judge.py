@@ -154,7 +154,8 @@ def hear(
             sending=judge.sending,
             run=judge.digest(protocol),
         )
-        with progress.job("asking the judge", len(hearings)) as tick:
+        before = sum(journal.decided(one.id) for one in hearings)
+        with progress.job("asking the judge", len(hearings), before) as tick:
             ended = asyncio.run(_ask(means, Run(means, tick), hearings))
         if ended and not isinstance(ended, UnansweringError):
             raise TeacherError(

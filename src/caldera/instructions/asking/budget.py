@@ -89,6 +89,11 @@ class Budget:
         self._under_way = 0
         self._settled = asyncio.Event()
 
+    @property
+    def counts_money(self) -> bool:
+        """Whether a request costs anything."""
+        return self._price != Price(0.0, 0.0)
+
     async def reserve(self, prompt_tokens: int, reply_tokens: int) -> float | None:
         """Reserve the most that a request can cost, waiting for others to settle where that may make room.
 

@@ -108,6 +108,11 @@ class Journal:
         told = {"rule": rule, "detail": detail} if rule else {}
         self._write({"done": name, "outcome": outcome, **told})
 
+    def decided(self, name: str) -> bool:
+        """Tell whether a dialogue is kept or refused; one that failed is tried again."""
+        entry = self.entries.get(name)
+        return entry is not None and entry.outcome in ("kept", "refused")
+
     def replies(self, name: str) -> list[Heard]:
         """Read the replies that a dialogue got so far."""
         entry = self.entries.get(name)

@@ -130,11 +130,21 @@ class OpenAIEndpoint:
         """
         try:
             async with asyncio.timeout(self._sending.timeout):
-                body = json.loads(await self._client.get("/models", cast_to=bytes))
-            return [str(each["id"]) for each in body["data"]]
-        except (self._openai.APIError, TimeoutError, ValueError, LookupError, TypeError) as error:
-            told = f"{type(error).__name__}: {self._clean(str(error))}"
-            raise TeacherError(f"the {self._called} does not say what it serves ({told})") from None
+                raw = await self._client.get("/models", cast_to=bytes)
+        except (self._openai.APIError, TimeoutError) as error:
+            told = f"{type(error).__name__}: {self._clean(str(error.__cause__ or error))}"
+            raise self._unnamed(told) from None
+        try:
+            return [str(each["id"]) for each in json.loads(raw)["data"]]
+        except (ValueError, LookupError, TypeError):
+            told = self._clean(raw[:80].decode(errors="replace"))
+            raise self._unnamed(f"/models answers {told!r}") from None
+
+    def _unnamed(self, told: str) -> TeacherError:
+        """Say that the endpoint does not tell its models, and what to do."""
+        return TeacherError(
+            f"the {self._called} does not say what it serves ({told}); check its address and key, or name the model"
+        )
 
     async def close(self) -> None:
         """Let go of connections."""

@@ -84,7 +84,7 @@ class Run(Generic[_Asked]):
         self._refused: Counter[str] = Counter()
 
     async def write(self, dialogues: Iterable[_Asked]) -> TeacherError | None:
-        """Decide every dialogue that is not decided yet; failed ones are tried again.
+        """Decide every dialogue that is not decided yet, and tick for each; failed ones are tried again.
 
         Returns:
             What ended the run early; None where all are decided.
@@ -104,12 +104,12 @@ class Run(Generic[_Asked]):
         for dialogue in waiting:
             if self._over.is_set():
                 return
-            entry = self._means.journal.entries.get(dialogue.id)
-            if entry is None or entry.outcome in (None, "failed"):
-                try:
-                    await self._decide(dialogue)
-                except _Stopped:
-                    return
+            if self._means.journal.decided(dialogue.id):
+                continue
+            try:
+                await self._decide(dialogue)
+            except _Stopped:
+                return
             self._told(self._means.journal.entries[dialogue.id])
 
     async def _decide(self, dialogue: _Asked) -> None:
@@ -233,7 +233,8 @@ class Run(Generic[_Asked]):
         rate = (budget.requests - self._before) / max(1e-3, time.monotonic() - self._begun)
         rules = ", ".join(f"{count} {rule}" for rule, count in worst)
         refused = f"not kept {self._refused.total()} ({rules})" if worst else "all kept"
-        self._tick(shown=f"{rate:.1f} requests/s  cost {budget.spent:.4f}  {refused}")
+        cost = f"  cost {budget.spent:.4f}" if budget.counts_money else ""
+        self._tick(shown=f"{rate:.1f} requests/s{cost}  {refused}")
 
 
 def _repair(messages: Sequence[Message], reply: Reply, told: str) -> list[Message]:

@@ -221,7 +221,8 @@ def teach(
                 run=digest(identity),
             )
             total = count_dialogues(annotations.images, kinds, seed).total()
-            with progress.job("asking the teacher", total) as tick:
+            before = sum(journal.decided(dialogue.id) for dialogue in task.dialogues())
+            with progress.job("asking the teacher", total, before) as tick:
                 ended = asyncio.run(_write(Run(means, tick), endpoint, task))
             gathered = gather(task.dialogues(), prompts, journal, out.parent)
         finally:

@@ -8,6 +8,7 @@ runs of four from the picture's captions.
 import re
 from collections import Counter
 from collections.abc import Sequence
+from unicodedata import category
 
 from caldera.instructions.asking.parsing import ReplyRefusal
 from caldera.instructions.teacher import Exchange, Kind
@@ -66,7 +67,8 @@ def check_end(kind: Kind, answer: str) -> None:
             repair="That is too short. Describe the picture in detail.",
         )
     last = answer.rstrip().rsplit("\n", 1)[-1]
-    if max(words, wide // 2) >= _LONG and not _ENDS.search(answer) and not _LISTED.match(last):
+    ended = _ENDS.search(answer) or _LISTED.match(last) or category(last[-1:] or " ") == "So"
+    if max(words, wide // 2) >= _LONG and not ended:
         raise ReplyRefusal("breaks off", f"it ends with {answer[-30:]!r}")
 
 
