@@ -6,19 +6,16 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from transformers import PretrainedConfig, PreTrainedModel
 
 from caldera.batches.anyres import Layout, count_tokens
 from caldera.batches.collate import Batch
 from caldera.batches.labels import IGNORED
 from caldera.errors import ModelFolderError
+from caldera.model.learned_loss import summed_loss
 from caldera.model.projector import Projector
 from caldera.model.splice import in_order, splice
 from caldera.model.vision import VisionTower
-
-_CHUNK = 4096
-"""Labelled positions whose logits are held at once."""
 
 _PIXEL_AXES = 4
 
@@ -164,10 +161,12 @@ class Llava(nn.Module):
         learned = labels != IGNORED
         before = self.hidden(batch)[:, :-1][learned]  # (learned, width)
         wanted = labels[learned]  # (learned,)
-        total = before.new_zeros((), dtype=torch.float32)
-        for start in range(0, len(wanted), _CHUNK):
-            chunk = before[start : start + _CHUNK]
-            logits = logits_of(self.language, chunk)  # (chunk, vocabulary)
-            targets = wanted[start : start + _CHUNK]
-            total = total + cross_entropy(logits, targets, reduction="sum")
+        head = self.language.get_output_embeddings()
+        total = summed_loss(
+            lambda hidden: logits_of(self.language, hidden),
+            before,
+            wanted,
+            vocabulary=len(head.weight),
+            head=[*head.parameters()],
+        )
         return Loss(total, len(wanted))
