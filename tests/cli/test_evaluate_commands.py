@@ -39,6 +39,12 @@ def labels(tmp_path: Path) -> Path:
     return tmp_path / "labels.json"
 
 
+def test_the_help_names_every_task(call: Call) -> None:
+    """So that a newcomer sees what can be asked."""
+    _, said, _ = call("--help")
+    assert f"Tasks: {', '.join(TASKS)};" in " ".join(said.split())
+
+
 def test_a_score_is_json_or_a_table(call: Call, labels: Path, tmp_path: Path) -> None:
     """With --json stdout is one JSON object; without, a table with what guessing gives, and what was not read."""
     (tmp_path / "a.json").write_text('{"1": "yes", "2": "hm"}')

@@ -31,9 +31,9 @@ from transformers import (
 
 from caldera.batches.pictures import open_picture
 from caldera.errors import ModelFolderError
-from caldera.evaluation.parity import NEW_TOKENS, Parity, compare
-from caldera.evaluation.parity_caldera import Caldera
-from caldera.evaluation.parity_llama_cpp import CLASS_TOKEN_LAST, LlamaCpp
+from caldera.evaluation.parity.by_caldera import Caldera
+from caldera.evaluation.parity.by_llama_cpp import CLASS_TOKEN_LAST, LlamaCpp
+from caldera.evaluation.parity.comparing import NEW_TOKENS, Parity, compare
 from caldera.model.assemble import assemble
 from caldera.model.folder import Assistant, load_assistant, save_assistant
 from caldera.model.gguf_export import GgufFiles, template_of, write_gguf_files

@@ -7,7 +7,7 @@ import pytest
 
 from caldera.batches.pictures import open_picture
 from caldera.errors import PictureError, UnknownNameError, UsageError
-from caldera.evaluation import parity_llama_cpp
+from caldera.evaluation.parity import by_llama_cpp
 from caldera.model.folder import Assistant, save_assistant
 from caldera.progress import Silent
 from caldera.tools.exporting import Comparison, Export, parity_json, run_export, run_parity
@@ -26,7 +26,7 @@ def test_without_llama_cpp_files_are_written_but_not_called_good(
     tmp_path: Path, assistant: Assistant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The message says that they stand, what is missing, and the command that compares them."""
-    monkeypatch.setattr(parity_llama_cpp, "find_spec", lambda name: None)
+    monkeypatch.setattr(by_llama_cpp, "find_spec", lambda name: None)
     save_assistant(tmp_path / "m", assistant)
     with pytest.raises(
         UsageError, match=r"not compared.*pip install 'caldera\[reference\]'.*caldera parity"

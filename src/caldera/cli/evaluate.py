@@ -14,7 +14,9 @@ from caldera.cli.options import Device, Dtype, MaxBad, means_from, out
 app = typer.Typer(
     cls=Tasks,
     no_args_is_help=True,
-    help="Ask a model the questions of a task (`caldera evaluate TASK --model MODEL`), or score answers.",
+    help="Ask a model the questions of a task (`caldera evaluate TASK --model MODEL`), or score answers. Tasks: "
+    "scienceqa, pope, mme, mmbench, mmbench_cn, seed, mmmu, nlvr, vqav2, gqa, textvqa, vizwiz, captions, own, "
+    "llava-bench, llava-bench-coco, mm-vet; `caldera evaluate tasks` tells what each measures and needs.",
 )
 app.command(hidden=True)(evaluate_run.run)
 app.command()(evaluate_run.compare)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from caldera.errors import UnknownNameError, UsageError
-from caldera.evaluation.parity import Other, Parity, Shown, check_readable, compare
-from caldera.evaluation.parity_caldera import Caldera
-from caldera.evaluation.parity_llama_cpp import LlamaCpp, needs_llama_cpp
-from caldera.evaluation.parity_transformers import Transformers
+from caldera.evaluation.parity.by_caldera import Caldera
+from caldera.evaluation.parity.by_llama_cpp import LlamaCpp, needs_llama_cpp
+from caldera.evaluation.parity.by_transformers import Transformers
+from caldera.evaluation.parity.comparing import Other, Parity, Shown, check_readable, compare
 from caldera.model.folder import Assistant, load_assistant
 from caldera.model.gguf_export import gguf_files, template_of, write_gguf_files
 from caldera.model.gguf_vision import ClassToken

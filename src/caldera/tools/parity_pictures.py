@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from caldera.evaluation.parity import Shown
+from caldera.evaluation.parity.comparing import Shown
 from caldera.scenes.drawing import draw, glyph_shapes
 from caldera.scenes.world import draw_up
 

@@ -20,7 +20,7 @@ from caldera.batches.pictures import LONGEST, PictureProcessor
 from caldera.batches.templates import find_template
 from caldera.batches.text_ids import start_ids
 from caldera.errors import ModelFolderError
-from caldera.evaluation.parity import COMPARED, Seen, Shown
+from caldera.evaluation.parity.comparing import COMPARED, Seen, Shown
 from caldera.model.card import read_card
 from caldera.model.chat_templates import chat_template
 from caldera.model.config import read_config

@@ -13,9 +13,16 @@ from safetensors.torch import load_file, save_file
 
 from caldera.batches.pictures import Aspect, PictureProcessor, open_picture
 from caldera.errors import ModelFolderError, PictureError
-from caldera.evaluation.parity import COMPARED, Parity, Seen, Shown, check_readable, compare
-from caldera.evaluation.parity_caldera import Caldera
-from caldera.evaluation.parity_transformers import Transformers
+from caldera.evaluation.parity.by_caldera import Caldera
+from caldera.evaluation.parity.by_transformers import Transformers
+from caldera.evaluation.parity.comparing import (
+    COMPARED,
+    Parity,
+    Seen,
+    Shown,
+    check_readable,
+    compare,
+)
 from caldera.model.assemble import assemble
 from caldera.model.folder import Assistant, load_assistant, save_assistant
 from caldera.progress import Silent

@@ -18,7 +18,7 @@ from PIL import Image
 
 from caldera.batches.pictures import PictureProcessor
 from caldera.errors import ModelFolderError, UsageError
-from caldera.evaluation.parity import Seen, Shown, as_tensor
+from caldera.evaluation.parity.comparing import Seen, Shown, as_tensor
 from caldera.model.gguf_export import GgufFiles
 from caldera.model.gguf_vision import CLASS_TOKEN_KEY
 from caldera.model.gguf_writing import Kind, needs_gguf

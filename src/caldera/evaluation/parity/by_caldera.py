@@ -7,7 +7,7 @@ from PIL import Image
 
 from caldera.batches.picture_sources import Pixels
 from caldera.conversation import Conversation, Picture, Turn
-from caldera.evaluation.parity import Seen, Shown
+from caldera.evaluation.parity.comparing import Seen, Shown
 from caldera.inference.generate import Generator, Prompt
 from caldera.inference.sampling import Sampling
 from caldera.model.folder import Assistant

@@ -1,0 +1,1 @@
+"""One model in two implementations: compared stage by stage."""
