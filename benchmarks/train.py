@@ -54,7 +54,7 @@ from caldera.progress import Silent
 from caldera.scenes.backbones import find_backbone
 from caldera.skips import Skips
 from caldera.training.devices import Compute, Means
-from caldera.training.features import tower_features
+from caldera.training.features import stop_at, tower_features
 from caldera.training.freeze import train_only
 from caldera.training.optimiser import build_optimiser
 from caldera.training.stage import FINETUNE, PRETRAIN, Stage
@@ -231,11 +231,8 @@ def caldera_step(
     """Return this package's step, and the seconds that its features took."""
     begun = time.perf_counter()
     paths = list(dict.fromkeys(path for sample in samples for path in sample.pictures))
-
-    def stop(path: Path, fault: Exception) -> None:
-        raise fault
-
-    source = tower_features(assistant, kept, paths, means=Means(COMPUTE, Silent()), on_fault=stop)
+    means = Means(COMPUTE, Silent())
+    source = tower_features(assistant, kept, paths, means=means, on_fault=stop_at)
     looked = time.perf_counter() - begun
     model = assistant.model
     train_only(model, load.stage.trains)

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from caldera.cli import main
 from caldera.conversation import read_conversations
 from caldera.model.folder import Assistant, save_assistant
 
@@ -43,18 +42,9 @@ class Done:
 
 
 @pytest.fixture
-def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+def call(in_columns: Callable[[int], Callable[..., tuple[int, str, str]]]) -> Callable[..., Done]:
     """Run a command by its main function, as the installed program does."""
-
-    def calling(*words: str | Path) -> Done:
-        monkeypatch.setattr(sys, "argv", ["caldera", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capfd.readouterr()
-        return Done(int(str(ended.value.code or 0)), said.out, said.err)
-
-    return calling
+    return lambda *words: Done(*in_columns(200)(*words))
 
 
 @pytest.fixture

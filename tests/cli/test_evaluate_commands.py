@@ -1,31 +1,20 @@
 """`caldera evaluate score` and `tasks`: JSON alone on stdout, a table for people, one line for each fault."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from caldera.cli import main
 from caldera.evaluation.benchmarks.table import TASKS
 
 Call = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
-    """Run a command by its main function; returns exit code, stdout and stderr."""
-
-    def calling(*words: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["caldera", "evaluate", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", "100")
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capfd.readouterr()
-        return int(str(ended.value.code or 0)), said.out, said.err
-
-    return calling
+def call(in_columns: Callable[[int], Call]) -> Call:
+    """Run `caldera evaluate`; returns exit code, stdout and stderr."""
+    return lambda *words: in_columns(100)("evaluate", *words)
 
 
 @pytest.fixture

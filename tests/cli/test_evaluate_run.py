@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from caldera.cli import main
 from caldera.evaluation.answer_files import read_answers
 from caldera.model.folder import Assistant, save_assistant
 from tests.teacher_server import Answer, Script, TeacherServer, completion, write_coco
@@ -20,18 +18,9 @@ Serve = Callable[[Script], TeacherServer]
 
 
 @pytest.fixture
-def call(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
-    """Run a command by its main function; returns exit code, stdout and stderr."""
-
-    def calling(*words: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["caldera", "evaluate", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", "160")
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capfd.readouterr()
-        return int(str(ended.value.code or 0)), said.out, said.err
-
-    return calling
+def call(in_columns: Callable[[int], Call]) -> Call:
+    """Run `caldera evaluate`; returns exit code, stdout and stderr."""
+    return lambda *words: in_columns(160)("evaluate", *words)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from caldera.annotations.annotated_image import AnnotationSet
 from caldera.batches.picture_sources import PictureSource
-from caldera.errors import InputError
 from caldera.evaluation.ask import ask
 from caldera.evaluation.benchmark import Benchmark, Item, Score
 from caldera.evaluation.captions import captions_of
@@ -24,7 +23,7 @@ from caldera.model.weights import digest_of
 from caldera.recipes.scene_recipe import Questions
 from caldera.storage import write_json
 from caldera.training.devices import Means
-from caldera.training.features import tower_features
+from caldera.training.features import stop_at, tower_features
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,16 +121,12 @@ class Measuring:
 
     def _features(self, assistant: Assistant) -> PictureSource:
         """Compute the held-out pictures' features, which all conditions share."""
-
-        def stop(path: Path, fault: InputError) -> None:
-            raise fault
-
         return tower_features(
             assistant,
             self._out / "features",
             self._paths,
             means=self._means,
-            on_fault=stop,
+            on_fault=stop_at,
         )
 
 

@@ -39,7 +39,7 @@ from caldera.scenes.kinds import Split
 from caldera.skips import Skips
 from caldera.storage import as_json, holding, write_json, write_whole
 from caldera.training.devices import Means
-from caldera.training.features import tower_features
+from caldera.training.features import stop_at, tower_features
 from caldera.training.run import DataSet, StageJob
 from caldera.training.stage import Stage
 
@@ -79,7 +79,7 @@ class Sweep:
     def __init__(self, out: Path, recipe: SceneRecipe, means: Means) -> None:
         """Take the recipe that the variants vary; its scenes and questions are those of all."""
         self._out, self._recipe, self._means = out, recipe, means
-        self._held_out = self._draw("held_out")
+        self._training, self._held_out = self._draw("train"), self._draw("held_out")
         self._items = self._questions()
 
     def run(self, variants: Sequence[Variant], seeds: Sequence[int]) -> dict[str, list[Marks]]:
@@ -158,11 +158,11 @@ class Sweep:
         """Write the dialogues of a mix, once, and read them."""
         digest = hashlib.sha256(repr((mix, seed)).encode()).hexdigest()[:12]
         file = self._out / "data" / f"{digest}.json"
-        write_data(file, mix, self._draw("train"), seed=seed, progress=self._means.progress)
+        write_data(file, mix, self._training, seed=seed, progress=self._means.progress)
         return read_conversations(file)
 
     def _draw(self, split: Split) -> AnnotationSet:
-        """Draw a split's scenes, once."""
+        """Draw a split's scenes, unless they are there."""
         folder = self._out / "scenes" / split
         return draw(self._recipe.scenes, split, folder, self._means.progress)
 
@@ -187,13 +187,9 @@ class Sweep:
 
     def _answers(self, assistant: Assistant, name: str) -> dict[str, str]:
         """Ask everything."""
-
-        def stop(path: Path, fault: Exception) -> None:
-            raise fault
-
         paths = [image.path for image in self._held_out.images]
         features = tower_features(
-            assistant, self._out / "features", paths, means=self._means, on_fault=stop
+            assistant, self._out / "features", paths, means=self._means, on_fault=stop_at
         )
         assistant.model.to(self._means.compute.device)
         with self._means.compute.autocast():

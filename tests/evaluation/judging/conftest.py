@@ -1,36 +1,17 @@
 """Judges on this machine, and a small benchmark in LLaVA-Bench's layout for them to read."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pytest_socket import enable_socket, socket_allow_hosts
-
-from tests.teacher_server import Script, TeacherServer
 
 
 @pytest.fixture(autouse=True)
-def _loopback(_no_network: None) -> None:
+def _loopback(loopback: None) -> None:
     """Let these tests reach this machine, and no other."""
-    enable_socket()
-    socket_allow_hosts(["127.0.0.1"], allow_unix_socket=True)
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[Script], TeacherServer]]:
-    """Start judges that are closed when the test ends."""
-    started: list[TeacherServer] = []
-
-    def starting(script: Script) -> TeacherServer:
-        started.append(TeacherServer(script))
-        return started[-1]
-
-    yield starting
-    for server in started:
-        server.close()
 
 
 @dataclass(frozen=True)

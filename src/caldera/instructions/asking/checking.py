@@ -65,10 +65,10 @@ class Rules:
         exchanges = read_reply(dialogue.kind, reply, lambda: "?")
         captions = "\n".join(text for image in dialogue.images for text in image.captions)
         for each in exchanges:
-            for text in (each.question, each.answer):
+            for text in texts([each]):
                 check_voice(text, captions)
             check_end(dialogue.kind, each.answer)
-        self._examples[dialogue.kind].check(exchanges, captions)
+        self._examples[dialogue.kind].check(texts(exchanges), captions)
         check_circles(exchanges)
         if dialogue.kind == "detail":
             check_own_words(exchanges[0].answer, captions)

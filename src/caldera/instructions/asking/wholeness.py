@@ -104,7 +104,7 @@ def check_own_words(answer: str, captions: str) -> None:
     Raises:
         ReplyRefusal: Less than half of its words are its own.
     """
-    known = {run for caption in captions.split("\n") for run in _runs(caption, _RUN)}
+    known = _runs_in(captions, _RUN)
     words = words_of(answer)
     pasted = {
         at + step
@@ -145,26 +145,29 @@ class Examples:
         self._lines = {words_of(line) for line in system.split("\n")} - {()}
         self._runs = {run for text in texts for run in _runs(text, _COPIED)}
 
-    def check(self, exchanges: Sequence[Exchange], captions: str) -> None:
+    def check(self, texts: Sequence[str], captions: str) -> None:
         """Check that nothing of some length was copied, other than the picture's own captions, and no placeholder.
 
         Raises:
             ReplyRefusal: A text is a line of the system message, or a run of words stands in an example too.
         """
-        for each in exchanges:
-            for text in (each.question, each.answer):
-                if words_of(text) in self._lines:
-                    raise ReplyRefusal("placeholder", f"it says {text[:40]!r}")
-        known = {run for caption in captions.split("\n") for run in _runs(caption, _COPIED)}
-        for each in exchanges:
-            for text in (each.question, each.answer):
-                for run in _runs(text, _COPIED):
-                    if run in self._runs and run not in known:
-                        raise ReplyRefusal(
-                            "example",
-                            f"it copies {' '.join(run)!r} from a worked example",
-                            repair="You copied from an example. Write all of it again, about this picture alone.",
-                        )
+        for text in texts:
+            if words_of(text) in self._lines:
+                raise ReplyRefusal("placeholder", f"it says {text[:40]!r}")
+        known = _runs_in(captions, _COPIED)
+        for text in texts:
+            for run in _runs(text, _COPIED):
+                if run in self._runs and run not in known:
+                    raise ReplyRefusal(
+                        "example",
+                        f"it copies {' '.join(run)!r} from a worked example",
+                        repair="You copied from an example. Write all of it again, about this picture alone.",
+                    )
+
+
+def _runs_in(captions: str, length: int) -> set[tuple[str, ...]]:
+    """Return the runs of so many words that stand in captions, each a line."""
+    return {run for caption in captions.split("\n") for run in _runs(caption, length)}
 
 
 def words_of(text: str) -> tuple[str, ...]:
