@@ -135,6 +135,11 @@ def test_a_sweep_trains_every_variant_once(
     assert len([*out.glob("*/seed-*/marks.json")]) == 2 * len(variants)
     assert load_assistant(out / "linear" / "seed-0" / "finetune" / "model").card.projector == "linear"  # fmt: skip
     assert not (out / "no-stage-2" / "seed-0" / "finetune").exists()
+    learned_from = {
+        name: load_assistant(out / name / "seed-0" / "finetune" / "model").card.parents["run"]
+        for name in ("whole", "reasons-first", "no-stage-1", "last-layer", "half-model", "linear")
+    }
+    assert len({*learned_from.values()}) == len(learned_from)  # other data, weights or settings
     written = {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")}
     assert run_sweep(out, recipe, variants, range(2), MEANS) == rows
     assert {file: file.stat().st_mtime_ns for file in out.rglob("*.safetensors")} == written

@@ -95,6 +95,32 @@ def test_all_four_kinds_are_written_and_accounted_for(
         assert (len(each.pictures) > 1) is each.id.endswith("context")
 
 
+def test_dialogues_of_a_kind_are_asked_for_together(
+    tmp_path: Path, serve: Serve, coco: Coco
+) -> None:
+    """A server with one slot then keeps the beginning that their requests share; the file keeps the pictures' order."""
+    server = serve(lambda request, _: good(request))
+    asked = order(coco(20), server.url, "conversation,detail,reasoning", Sending(concurrency=1))
+    generate(asked, tmp_path / "data.json")
+    systems = [body["messages"][0]["content"] for body in server.bodies()]
+    assert sum(one != other for one, other in pairwise(systems)) == 2
+    names = [each.id for each in read_conversations(tmp_path / "data.json")]
+    assert [name.split("-")[0] for name in names] == sorted(name.split("-")[0] for name in names)
+
+
+def test_what_a_policy_refused_is_not_asked_again(tmp_path: Path, serve: Serve, coco: Coco) -> None:
+    """Neither is what was kept: a run that is done sends nothing more."""
+    no = Answer({"error": {"message": "no", "code": "content_policy_violation"}}, 400)
+    server = serve(lambda request, number: no if number == 2 else good(request))
+    asked, out = order(coco(6), server.url), tmp_path / "data.json"
+    generate(asked, out)
+    assert server.count == 6
+    assert len(lines(out, "refused.jsonl")) == 1
+    generate(asked, out)
+    assert server.count == 6
+    assert len(lines(out, "refused.jsonl")) == 1
+
+
 def test_only_text_goes_out(tmp_path: Path, serve: Serve, coco: Coco) -> None:
     """No request holds a picture, its bytes in any spelling, its path, or any part that is not text."""
     folder = coco(6)
