@@ -204,7 +204,7 @@ class Engine:
         try:
             while self._take_waiting():
                 self._scheduler.round()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - those who wait must hear of it
             _log.exception("the engine's thread ended")
             with self._changed:
                 self._closing = EngineError(
