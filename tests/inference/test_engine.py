@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from caldera.batches.picture_files import open_picture
 from caldera.batches.picture_sources import Pixels
-from caldera.batches.pictures import open_picture
 from caldera.conversation import Conversation, Picture, Turn
 from caldera.inference.engine import Answering, Engine, EngineSettings, Request, Sampling
 from caldera.inference.prompts import Prompt

@@ -30,8 +30,9 @@ from transformers import (
 
 from caldera.batches.collate import Batch, collate
 from caldera.batches.labels import IGNORED
+from caldera.batches.picture_files import open_picture
 from caldera.batches.picture_sources import Pixels
-from caldera.batches.pictures import ASPECTS, open_picture
+from caldera.batches.pictures import ASPECTS
 from caldera.batches.samples import Sample, SampleMaker
 from caldera.batches.templates import VICUNA_SYSTEM, find_template
 from caldera.conversation import Conversation, Picture, Turn

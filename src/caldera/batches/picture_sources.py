@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from caldera.batches.feature_store import FeatureStore
-from caldera.batches.pictures import PictureProcessor, decode_picture, open_picture, read_bytes
+from caldera.batches.picture_files import decode_picture, open_picture, read_bytes
+from caldera.batches.pictures import PictureProcessor
 from caldera.errors import InputError
 from caldera.progress import Progress
 

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from caldera.batches.pictures import open_picture
+from caldera.batches.picture_files import open_picture
 from caldera.errors import PictureError
 from caldera.storage import is_file_there
 
