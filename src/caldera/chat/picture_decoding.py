@@ -22,7 +22,8 @@ from caldera.chat.media_faults import (
 _TAKEN = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
 _OTHERS = (
     b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"8BPS", b"SIMPLE  =", b"%!PS", b"\xc5\xd0\xd3\xc6", b"\0\0\1\0",
-    b"\0\0\2\0", b"%PDF", b"BM", b"\0\0\0\x0cjP  ", b"\xffO\xffQ", b"<svg", b"<?xml", b"qoif", b"DDS ", b"RIFF", b"\x1aE\xdf\xa3",
+    b"\0\0\2\0", b"%PDF", b"BM", b"\0\0\0\x0cjP  ", b"\xffO\xffQ", b"<svg", b"<?xml", b"qoif", b"DDS ",
+    b"RIFF", b"\x1aE\xdf\xa3",
 )  # fmt: skip
 """How files of other kinds begin: TIFF, PSD, FITS, EPS, ICO, PDF, BMP, JPEG 2000, SVG, and some of films."""
 
