@@ -134,9 +134,9 @@ class Media:
             raise MediaError(TOGETHER_TOO_LARGE)
         return [await self._seen(content, see) for content in contents]
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Stop the processes that decode."""
-        self._decoders.close()
+        await self._decoders.close()
 
     async def _outcome(self, url: str) -> bytes | MediaError:
         """Return what `read` returns or raises, so that the first picture's fault is told, not the fastest's."""

@@ -84,10 +84,11 @@ class Decoders:
                 size, pixels = await self._ask(worker, b"d", content)
             yield Image.frombytes("RGB", size, pixels)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Stop the processes."""
         for worker in self._idle:
             _stop(worker)
+            await worker.wait()
         self._idle.clear()
 
     @asynccontextmanager

@@ -60,10 +60,7 @@ class Answers:
         """
         going = dict(enumerate(self.choices))
         while going:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(silence):
-                    await self._woken.wait()
-            self._woken.clear()
+            silent = not await self._wake_within(silence)
             news: Said = []
             for number, choice in list(going.items()):
                 ended = choice.ended  # before its pieces are taken, or the last could be missed
@@ -73,7 +70,18 @@ class Answers:
                 if ended:
                     news.append((number, None))
                     del going[number]
-            yield news
+            if news or silent:
+                yield news
+
+    async def _wake_within(self, seconds: float) -> bool:
+        """Wait for the engine; return whether it said anything in time."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
+        except TimeoutError:
+            return False
+        self._woken.clear()
+        return True
 
     def _wake(self) -> None:
         """Wake the loop, from the engine's thread."""

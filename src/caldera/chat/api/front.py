@@ -78,7 +78,7 @@ class Front:
             visit.fail(error)
             await _answer(telling, error)
         except Exception as error:  # noqa: BLE001 - a fault of ours must not be told to a client
-            _log_fault(visit, error)
+            log_fault(visit, error)
             if visit.status is None:
                 await _answer(telling, internal())
         finally:
@@ -152,7 +152,7 @@ async def _answer(send: Send, error: ApiError) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def _log_fault(visit: Visit, error: Exception) -> None:
+def log_fault(visit: Visit, error: Exception) -> None:
     """Write down a fault of ours: its kind and where it was, not its text, which may quote a client."""
     visit.fail(internal())
     steps = traceback.extract_tb(error.__traceback__)

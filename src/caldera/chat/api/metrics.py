@@ -2,7 +2,13 @@
 
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -19,6 +25,7 @@ class Metrics:
 
     def __init__(self, stats: Callable[[], EngineStats | None]) -> None:
         """Begin at nothing; `stats` gives what the engine says, None before there is one."""
+        disable_created_metrics()  # type: ignore[no-untyped-call] # else there are times nobody plots
         self._registry = CollectorRegistry()
         self.requests = Counter(
             "caldera_requests",

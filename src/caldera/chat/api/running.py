@@ -152,7 +152,7 @@ async def _serve(
     await service.ended.wait()
     server.should_exit = True
     await running
-    finished = service.close()
+    finished = await service.close()
     if service.failure is not None:
         raise service.failure
     if not finished:  # a thread still loads, and would keep the process

@@ -85,9 +85,9 @@ class Service:
         else:
             self._cut.set()
 
-    def close(self) -> bool:
+    async def close(self) -> bool:
         """Free what is held; return whether the model's threads are at their end."""
-        self.media.close()
+        await self.media.close()
         if self._engine is not None:
             self._engine.close()
         return self._engine is not None or self.failure is not None

@@ -10,8 +10,8 @@ from starlette.types import Receive, Scope, Send
 
 from caldera.chat.api.answers import Answers, Said, Timing
 from caldera.chat.api.bodies import Head
-from caldera.chat.api.errors import ApiError
-from caldera.chat.api.front import Visit
+from caldera.chat.api.errors import ApiError, internal
+from caldera.chat.api.front import Visit, log_fault
 from caldera.chat.api.service import ClientGone, Service
 
 DONE = b"data: [DONE]\n\n"
@@ -26,7 +26,7 @@ _HEADERS = {
 
 def event(body: Mapping[str, Any]) -> bytes:
     """Return one event."""
-    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n".encode()
+    return f"data: {json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
 
 
 async def disconnected(receive: Receive) -> None:
@@ -48,7 +48,8 @@ class EventStream(Response):
         begun: Said,
     ) -> None:
         """Stream `begun`, then what `said` yields."""
-        super().__init__(headers=_HEADERS)
+        self.status_code, self.background = 200, None
+        self.init_headers(_HEADERS)  # its base would count the bytes of a body
         self._service, self._visit = service, visit
         self._head, self._answers, self._said, self._begun = head, answers, said, begun
         self._timing = Timing(service.metrics, visit.begin)
@@ -61,10 +62,14 @@ class EventStream(Response):
                 await self._service.unless_ended(
                     self._send_all(send), lambda: disconnected(receive)
                 )
+            except (ClientGone, TimeoutError, OSError):
+                raise
             except ApiError as error:
                 self._visit.fail(error)
-                await self._put(send, event(error.body))
-                await self._put(send, DONE)
+                await self._put(send, event(error.body) + DONE)
+            except Exception as error:  # noqa: BLE001 - a stream never ends without a word
+                log_fault(self._visit, error)
+                await self._put(send, event(internal().body) + DONE)
             await self._put(send, b"", more=False)
         except (ClientGone, TimeoutError, OSError):
             self._visit.gone = True
