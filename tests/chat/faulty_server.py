@@ -30,21 +30,21 @@ def dns(host: str, addresses: list[str]) -> None:
             for each in addresses
         ]
 
-    socket.getaddrinfo = answer
+    vars(socket)["getaddrinfo"] = answer
 
 
 def loading(file: Path) -> None:
     """Let weights come only when a file is there."""
     from caldera.chat.api import running
 
-    load = running.load_assistant
+    load = vars(running)["load_assistant"]
 
     def late(*args: Any) -> Any:  # noqa: ANN401 - as its original
         while not file.exists():
             time.sleep(0.01)
         return load(*args)
 
-    running.load_assistant = late
+    vars(running)["load_assistant"] = late
 
 
 def memory(words: str) -> None:

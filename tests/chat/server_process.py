@@ -297,8 +297,8 @@ def whole(connection: http.client.HTTPConnection) -> Answer:
 def asking(*parts: str | bytes | dict[str, Any], **more: object) -> dict[str, Any]:
     """Return the body of a request: one question of words, pictures' files, and parts as they are."""
     content = [_part(part) for part in parts]
-    body = {"model": NAME, "temperature": 0, "max_tokens": 12, "messages": [{"role": "user", "content": content}]}  # fmt: skip
-    return {**body, **more}
+    messages = [{"role": "user", "content": content}]
+    return {"model": NAME, "temperature": 0, "max_tokens": 12, "messages": messages, **more}
 
 
 def _part(part: str | bytes | dict[str, Any]) -> dict[str, Any]:

@@ -142,21 +142,26 @@ class Hosts:
         Raises:
             MediaError: They are not.
         """
-        if not any(
-            host in (_ANY, url.host) and (url.is_default_port if port is None else url.port == port)
-            for host, port in self._entries.values()
-        ):
+        if not any(host in (_ANY, url.host) for host in self._that_allow(url)):
             raise MediaError(NOT_ALLOWED)
 
     def check(self, url: RemoteUrl, addresses: Iterable[str]) -> None:
-        """Let a URL pass all of whose addresses are public, or whose address the operator wrote down as it is.
+        """Let a URL pass all of whose addresses are public, or whose address and port the operator wrote down.
 
         Raises:
             MediaError: One is neither.
         """
-        written = {host for host, port in self._entries.values() if host == url.host}
-        if not all(is_public(each) or each in written for each in addresses):
+        written = url.host in self._that_allow(url)  # and so, if it is an address, is what it stands for
+        if not all(is_public(each) or (written and each == url.host) for each in addresses):
             raise MediaError(NOT_ALLOWED)
+
+    def _that_allow(self, url: RemoteUrl) -> list[str]:
+        """Return the hosts of the entries that hold for the port of a URL."""
+        return [
+            host
+            for host, port in self._entries.values()
+            if (url.is_default_port if port is None else url.port == port)
+        ]
 
 
 def _entry(text: str) -> tuple[str, int | None]:
