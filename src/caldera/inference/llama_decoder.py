@@ -27,7 +27,11 @@ _FIRST_ROOM = 512
 """Tokens that a slot has room for at first; it doubles when needed."""
 
 
-@dataclass(frozen=True, slots=True)
+_BLOCK = 128
+"""Tokens that attend together."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Layer:
     """One layer's weights."""
 
@@ -49,14 +53,9 @@ class LlamaDecoder:
     """A model of LLaMA's shape."""
 
     def __init__(self, language: PreTrainedModel, slots: int, bits: Bits = "as stored") -> None:
-        """Decode with `language`, which must be of one of KINDS, up to `slots` conversations.
-
-        Raises:
-            ValueError: It has not this shape.
-        """
+        """Decode with `language`, to which there must be no `obstacle`, up to `slots` conversations."""
         config: Any = language.config
         inner: Any = language.base_model
-        _check_shape(config, inner)
         self._words = inner.embed_tokens
         self._epsilon = float(config.rms_norm_eps)
         attention = inner.layers[0].self_attn
@@ -79,23 +78,47 @@ class LlamaDecoder:
         self._make_room(min(_FIRST_ROOM, self._longest))
         self.description = f"{config.model_type} of {len(self._layers)} layers, packed, {bits}"
 
+    @staticmethod
+    def obstacle(language: PreTrainedModel) -> str:
+        """Say why a model has not this shape; nothing if it has."""
+        settings = language.config.to_dict()
+        kind = settings["model_type"]
+        if kind not in KINDS:
+            return f"models of type {kind!r} are not among {', '.join(KINDS)}"
+        if set(settings.get("layer_types") or ["full_attention"]) != {"full_attention"} or (
+            settings.get("sliding_window") and settings.get("use_sliding_window", True)
+        ):
+            return "it attends to a window"
+        inner: Any = language.base_model
+        if inner.rotary_emb.rope_type not in _ROPES:
+            return f"its positions are scaled by {inner.rotary_emb.rope_type!r}"
+        if settings["hidden_act"] != "silu":
+            return f"its activation is {settings['hidden_act']!r}, not silu"
+        return ""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in, the products of int8 aside."""
+        return self._words.weight.dtype
+
     def extend(self, slot: int, embedded: Tensor) -> Tensor:
         """Read the next tokens of a conversation."""
         start = self._lengths[slot]
         end = start + len(embedded)
         self._make_room(end)
         cosines, sines = self._cosines[start:end], self._sines[start:end]  # (tokens, 1, head width)
-        mask = _causal(start, end, embedded)
         hidden = embedded  # (tokens, width)
         for layer, all_keys, all_values in zip(self._layers, self._keys, self._values, strict=True):
             query, key, value = self._heads_of(layer, hidden, cosines, sines)
             keys, values = all_keys[slot, :, :end], all_values[slot, :, :end]
             keys[:, start:] = key.transpose(0, 1)
             values[:, start:] = value.transpose(0, 1)
-            found = self._look_back(query, keys, values, mask)  # (tokens, heads * head width)
+            if layer is self._layers[-1]:  # of its output only the last token's is wanted
+                query, hidden = query[-1:], hidden[-1:]
+            found = self._look_back(query, keys, values)  # (tokens, heads * head width)
             hidden = self._after_attention(layer, hidden, found)
         self._lengths[slot] = end
-        return self._logits(hidden[-1:])[0]
+        return self._logits(hidden)[0]
 
     def step(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
         """Read one more token of each of some conversations."""
@@ -150,29 +173,28 @@ class LlamaDecoder:
         turned = _turned(turning, cosines, sines)
         return turned[:, :heads], turned[:, heads:], all_three[:, heads + key_heads :]
 
-    def _look_back(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
-        """Attend from tokens, (tokens, heads, head width), to all before them, (key heads, all tokens, head width)."""
-        count = len(query)
-        if query.dtype == torch.float32:  # there the fused function is the fast one
-            found = functional.scaled_dot_product_attention(
-                query.transpose(0, 1).unsqueeze(0), keys.unsqueeze(0), values.unsqueeze(0),
-                attn_mask=mask, scale=self._scale, enable_gqa=True,
-            )  # fmt: skip
-            return found[0].transpose(0, 1).reshape(count, -1)
-        group = self._heads // self._key_heads
-        query = query.view(count, self._key_heads, group, -1).permute(1, 2, 0, 3)
-        query = query.reshape(self._key_heads, group * count, -1)
-        scores = torch.baddbmm(
-            mask.repeat(group, 1).expand(self._key_heads, -1, -1), query, keys.transpose(1, 2), alpha=self._scale
-        )  # (key heads, group * tokens, all tokens)
-        found = torch.bmm(scores.softmax(dim=-1), values)
-        found = found.view(self._key_heads, group, count, -1).permute(2, 0, 1, 3)
-        return found.reshape(count, -1)
+    def _look_back(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Attend from the last tokens, (tokens, heads, head width), to all, (key heads, all tokens, head width)."""
+        query = query.view(len(query), self._key_heads, -1, self._head_width).permute(1, 2, 0, 3)
+        look = _fused if query.dtype == torch.float32 else _plain
+        before = keys.shape[1] - query.shape[2]
+        parts = []
+        for at in range(
+            0, query.shape[2], _BLOCK
+        ):  # a block sees nothing behind it, which saves half the sums
+            part = query[:, :, at : at + _BLOCK]  # (key heads, group, tokens, head width)
+            end = before + at + part.shape[2]
+            parts.append(look(part, keys[:, :end], values[:, :end], self._scale))
+        found = torch.cat(parts, dim=2).permute(
+            2, 0, 1, 3
+        )  # (tokens, key heads, group, head width)
+        return found.reshape(len(found), -1)
 
     def _look_once(self, query: Tensor, keys: Tensor, values: Tensor, reach: "_Reach") -> Tensor:
         """Attend from one token of each conversation, (rows, heads, head width), to all before it."""
         keys, values = (
-            held[reach.low : reach.high, :, : reach.longest].flatten(0, 1) for held in (keys, values)
+            held[reach.low : reach.high, :, : reach.longest].flatten(0, 1)
+            for held in (keys, values)
         )  # (slots * key heads, longest, head width)
         query = reach.spread(query)  # (slots, heads, head width)
         grouped = query.reshape(len(keys), -1, self._head_width)  # (slots * key heads, group, ...)
@@ -254,26 +276,6 @@ class _Reach:
         return slots if self._rows is None else slots[self._rows]
 
 
-def _check_shape(config: Any, inner: Any) -> None:  # noqa: ANN401 - transformers' own, by type
-    """Refuse a model that is not of LLaMA's shape.
-
-    Raises:
-        ValueError: It is not.
-    """
-    if config.model_type not in KINDS:
-        raise ValueError(f"models of type {config.model_type!r} are not among {', '.join(KINDS)}")
-    settings = config.to_dict()
-    windows = settings.get("layer_types") or ["full_attention"]
-    if set(windows) != {"full_attention"} or (
-        settings.get("sliding_window") and settings.get("use_sliding_window", True)
-    ):
-        raise ValueError("it attends to a window")
-    if inner.rotary_emb.rope_type not in _ROPES:
-        raise ValueError(f"its positions are scaled by {inner.rotary_emb.rope_type!r}")
-    if settings["hidden_act"] != "silu":
-        raise ValueError(f"its activation is {settings['hidden_act']!r}, not silu")
-
-
 def _layer(layer: Any, bits: Bits) -> _Layer:  # noqa: ANN401 - transformers' own, by type
     """Read one layer of transformers."""
     attention, mlp = layer.self_attn, layer.mlp
@@ -290,10 +292,36 @@ def _layer(layer: Any, bits: Bits) -> _Layer:  # noqa: ANN401 - transformers' ow
     )
 
 
-def _causal(start: int, end: int, like: Tensor) -> Tensor:
-    """Return what bars tokens from those behind them, (tokens, all tokens), 0 or minus infinity."""
-    mask = like.new_full((end - start, end), -torch.inf)
-    return mask.triu_(diagonal=start + 1)
+def _plain(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    """Attend by plain products, which in bf16 are faster than the fused function at these lengths.
+
+    Args:
+        query: Of the last tokens, (key heads, group, tokens, head width).
+        keys: Of all tokens, (key heads, all tokens, head width).
+        values: The same.
+        scale: Of the scores.
+    """
+    key_heads, group, tokens, width = query.shape
+    query = (query * scale).reshape(key_heads, group * tokens, width)
+    scores = torch.bmm(query, keys.transpose(1, 2))  # (key heads, group * tokens, all tokens)
+    last = scores.view(key_heads, group, tokens, -1)[..., -tokens:]
+    last += _bar(tokens, query)
+    return torch.bmm(scores.softmax(dim=-1), values).view(key_heads, group, tokens, width)
+
+
+def _fused(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    """Attend by PyTorch's fused function, which is the faster in fp32."""
+    key_heads, group, tokens, width = query.shape
+    mask = functional.pad(_bar(tokens, query), (keys.shape[1] - tokens, 0))
+    return functional.scaled_dot_product_attention(
+        query.reshape(1, key_heads * group, tokens, width), keys.unsqueeze(0), values.unsqueeze(0),
+        attn_mask=mask, scale=scale, enable_gqa=True,
+    ).view(query.shape)  # fmt: skip
+
+
+def _bar(tokens: int, like: Tensor) -> Tensor:
+    """Return what bars tokens from those behind them, (tokens, tokens), 0 or minus infinity."""
+    return like.new_full((tokens, tokens), -torch.inf).triu_(diagonal=1)
 
 
 def _turned(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

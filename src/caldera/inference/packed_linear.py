@@ -51,9 +51,7 @@ class Packed:
 
     def __call__(self, given: Tensor) -> Tensor:
         """Multiply."""
-        return torch.ops.mkldnn._linear_pointwise(
-            given, self._weight, self._bias, "none", [], ""
-        )
+        return torch.ops.mkldnn._linear_pointwise(given, self._weight, self._bias, "none", [], "")
 
 
 class Int8:
@@ -81,13 +79,13 @@ class Int8:
 
 def packed(layers: Sequence[nn.Linear], bits: Bits = "as stored") -> Product:
     """Return one product for layers with the same input; their outputs stand side by side."""
-    weight = torch.cat([layer.weight for layer in layers]).detach()  # (outputs, inputs)
+    weight = torch.cat([layer.weight.detach() for layer in layers])  # (outputs, inputs)
     biases = [
-        layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias
+        layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
         for layer in layers
     ]
     plain = all(layer.bias is None for layer in layers)
-    bias = None if plain else torch.cat(biases).detach()
+    bias = None if plain else torch.cat(biases)
     if bits == "int8":
         return Int8(weight, bias)
     if not can_pack(weight):
