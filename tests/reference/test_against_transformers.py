@@ -179,7 +179,7 @@ def test_logits_and_answers_are_transformers_own(
                 **inputs,
                 max_new_tokens=NEW_TOKENS,
                 do_sample=False,
-                suppress_tokens=generator._never,
+                suppress_tokens=generator._vocabulary.barred,
             )[0, len(ids) :]
         assert ids == inputs["input_ids"][0].tolist()
         torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=0)

@@ -67,12 +67,15 @@ class AnswerText:
         return piece
 
     def _cut(self, before: int) -> None:
-        """Cut the text at the first stop; none begins and ends within its first `before` characters."""
-        longest = max(map(len, self._stops), default=0)
-        start = max(0, before - longest)
-        met = [at for stop in self._stops if (at := self._text.find(stop, start)) >= 0]
+        """Cut the text at the stop that is complete first; none is within its first `before` characters."""
+        start = max(0, before - max(map(len, self._stops), default=0))
+        met = [
+            (at + len(stop), at)
+            for stop in self._stops
+            if (at := self._text.find(stop, start)) >= 0
+        ]
         if met:
-            self._text, self.stopped = self._text[: min(met)], True
+            self._text, self.stopped = self._text[: min(met)[1]], True
 
     def _begun_stop(self) -> int:
         """Count the characters at the end of the text that a stop may begin with."""

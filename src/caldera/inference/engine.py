@@ -12,8 +12,9 @@ from PIL import Image
 
 from caldera.conversation import Conversation
 from caldera.errors import BusyError, EngineError, UsageError
-from caldera.inference.decoder import Decoder, TransformersDecoder
-from caldera.inference.prompts import PreparedPicture, Prompt, Prompter, prepare
+from caldera.inference.decoders import choose_decoder, prepare_sight
+from caldera.inference.packed_linear import Bits
+from caldera.inference.prompts import PreparedPicture, Prompt, Prompter, check_fit, prepare
 from caldera.inference.requests import Answering, Piece, Request, TokenChance, Usage
 from caldera.inference.sampling import Sampling
 from caldera.inference.scheduler import Scheduler
@@ -49,6 +50,12 @@ class EngineSettings:
 
     cache_bytes: int = 1 << 30
     """Memory for what was computed for earlier requests; 0 keeps nothing."""
+
+    bits: Bits = "as stored"
+    """Of the language model's weights; int8 takes half the memory of bf16."""
+
+    fast: bool = True
+    """Whether a faster way than transformers' own may be taken, where it gives the same."""
 
     def __post_init__(self) -> None:
         """Check every setting.
@@ -86,18 +93,26 @@ class Engine:
     def __init__(self, assistant: Assistant, settings: EngineSettings | None = None) -> None:
         """Answer with `assistant`, which nothing else may use meanwhile."""
         self._assistant = assistant
-        self._settings = settings or EngineSettings()
+        self.settings = settings or EngineSettings()
         self._prompter = Prompter(assistant)
         self._rendering = threading.Lock()  # a tokenizer serves one thread at a time
-        decoder: Decoder = TransformersDecoder(assistant.model.language)
-        stop = self._prompter.stop
+        decoder = choose_decoder(
+            assistant.model.language,
+            self.settings.slots,
+            bits=self.settings.bits,
+            fast=self.settings.fast,
+        )
+        if self.settings.fast:
+            prepare_sight(assistant.model)
+        self.description = decoder.description
+        """Which decoder it answers with."""
         self._scheduler = Scheduler(
             assistant,
             decoder,
-            slots=self._settings.slots,
-            chunk=self._settings.chunk,
-            cache_bytes=self._settings.cache_bytes,
-            stops=() if stop is None else (stop,),
+            slots=self.settings.slots,
+            chunk=self.settings.chunk,
+            cache_bytes=self.settings.cache_bytes,
+            stops=self._prompter.stops,
         )
         self._changed = threading.Condition()
         self._waiting: deque[Answering] = deque()
@@ -151,12 +166,12 @@ class Engine:
             BusyError: As many requests as may wait are waiting.
             EngineError: The engine is closed.
         """
-        self._check_fit(request)
+        check_fit(request.prompt.ids, request.sampling, self.context_length)
         answering = Answering(request)
         with self._changed:
             if self._closing is not None:
                 raise self._closing
-            if len(self._waiting) >= self._settings.queue and not self._is_free():
+            if len(self._waiting) >= self.settings.queue and not self._is_free():
                 raise BusyError(
                     f"{len(self._waiting)} requests are waiting already, which is the limit; ask again later"
                 )
@@ -189,15 +204,7 @@ class Engine:
 
     def _is_free(self) -> bool:
         """Tell whether the next request begins at once."""
-        return len(self._scheduler.running) + len(self._waiting) < self._settings.slots
-
-    def _check_fit(self, request: Request) -> None:
-        """Refuse what the model has no room for.
-
-        Raises:
-            UsageError: Prompt and answer together are longer than the model's context.
-        """
-        check_fit(len(request.prompt.ids), request.sampling, self.context_length)
+        return len(self._scheduler.running) + len(self._waiting) < self.settings.slots
 
     def _run(self) -> None:
         """Step the model while there is anything to do."""
@@ -230,16 +237,3 @@ class Engine:
             while self._waiting and self._scheduler.has_room:
                 self._scheduler.add(self._waiting.popleft())
         return True
-
-
-def check_fit(tokens: int, sampling: Sampling, room: int | None) -> None:
-    """Refuse what a model has no room for.
-
-    Raises:
-        UsageError: A prompt of so many tokens and its answer are longer than the context, `room`.
-    """
-    if room is not None and tokens + sampling.max_new_tokens > room:
-        raise UsageError(
-            f"the conversation is {tokens} tokens long and asks for up to {sampling.max_new_tokens} "
-            f"more, but the model has room for {room}; start anew or ask for fewer"
-        )

@@ -6,7 +6,8 @@ they are prepared. Two prompts share what was computed for them only as far as a
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 
 from PIL import Image
@@ -14,10 +15,12 @@ from torch import Tensor
 
 from caldera.batches.anyres import Layout, layout_in
 from caldera.batches.inspection import stretches
-from caldera.batches.labels import SLOT, Encoded, encode
+from caldera.batches.labels import IGNORED, SLOT, Encoded, encode
 from caldera.batches.pictures import PictureProcessor
 from caldera.batches.templates import find_template
-from caldera.conversation import IMAGE_MARK, Conversation
+from caldera.conversation import IMAGE_MARK, Conversation, Turn
+from caldera.errors import UsageError
+from caldera.inference.sampling import Sampling
 from caldera.model.folder import Assistant
 
 
@@ -82,9 +85,28 @@ class Prompter:
         self._template = find_template(assistant.card.template)
 
     @property
-    def stop(self) -> str | None:
+    def stops(self) -> tuple[str, ...]:
         """The text that ends an answer, where the end is no special token."""
-        return self._template.stop
+        return () if self._template.stop is None else (self._template.stop,)
+
+    def of_answer(
+        self, conversation: Conversation, answer: str, folder: Path
+    ) -> tuple[PathPrompt, int]:
+        """Render a conversation that ends with the user, and an answer behind it.
+
+        Returns:
+            Ids that end with the answer's, and how many those are, without the mark that would end it.
+
+        Raises:
+            PictureError: The size of a picture counts, but cannot be read.
+            RecordError: The answer is empty.
+        """
+        turns = (*conversation.turns, Turn("assistant", (answer,)))
+        asked = len(list(self._template.render(conversation)))
+        spans = list(self._template.render(replace(conversation, turns=turns)))[: asked + 1]
+        encoded = encode(spans, self._assistant.tokenizer)
+        learned = takewhile(lambda label: label != IGNORED, reversed(encoded.labels))
+        return self._shown(encoded, folder), sum(1 for _ in learned)
 
     def of_files(self, conversation: Conversation, folder: Path = Path()) -> PathPrompt:
         """Render a conversation that ends with the user; its picture paths start from `folder`.
@@ -92,10 +114,7 @@ class Prompter:
         Raises:
             PictureError: The size of a picture counts, but cannot be read.
         """
-        encoded = self._encoded(conversation)
-        paths = tuple(folder / path for path in encoded.picture_paths)
-        layouts = self._assistant.layouts(paths)
-        return PathPrompt(self._widened(encoded, layouts).ids, paths, layouts)
+        return self._shown(self._encoded(conversation), folder)
 
     def of_pictures(
         self, conversation: Conversation, pictures: Sequence[PreparedPicture]
@@ -126,7 +145,26 @@ class Prompter:
     def _encoded(self, conversation: Conversation) -> Encoded:
         return encode(self._template.render(conversation), self._assistant.tokenizer)
 
+    def _shown(self, encoded: Encoded, folder: Path) -> PathPrompt:
+        """Look at how the pictures are shown whose paths start from `folder`."""
+        paths = tuple(folder / path for path in encoded.picture_paths)
+        layouts = self._assistant.layouts(paths)
+        return PathPrompt(self._widened(encoded, layouts).ids, paths, layouts)
+
     def _widened(self, encoded: Encoded, layouts: Sequence[Layout]) -> Encoded:
         """Return it with as many image tokens as its pictures have."""
         counts = self._assistant.image_tokens(layouts)
         return encoded.with_image_tokens(counts, self._assistant.model.image_token_id)
+
+
+def check_fit(ids: Sequence[int], sampling: Sampling, room: int | None) -> None:
+    """Refuse what a model has no room for.
+
+    Raises:
+        UsageError: A prompt and its answer are longer than the context, `room`; None is no limit.
+    """
+    if room is not None and len(ids) + sampling.max_new_tokens > room:
+        raise UsageError(
+            f"the conversation is {len(ids)} tokens long and asks for up to {sampling.max_new_tokens} "
+            f"more, but the model has room for {room}; start anew or ask for fewer"
+        )

@@ -11,31 +11,7 @@ from caldera.inference.answer_text import AnswerText
 from caldera.inference.prompts import Prompt
 from caldera.inference.requests import Answering, FinishReason, Piece, TokenChance, Usage
 from caldera.inference.sampling import choose
-from caldera.model.folder import Assistant, end_ids
-
-
-class Vocabulary:
-    """What one assistant's token ids mean to the engine."""
-
-    def __init__(self, assistant: Assistant) -> None:
-        """Read an assistant's tokenizer."""
-        self.tokenizer = assistant.tokenizer
-        self.ends = frozenset(end_ids(assistant))
-        """Ids that end an answer."""
-        self.barred = unused_ids(assistant)
-        """Ids that no answer may hold."""
-
-    def spell(self, token: int) -> str:
-        """Spell one token."""
-        return str(self.tokenizer.decode([token]))
-
-
-def unused_ids(assistant: Assistant) -> list[int]:
-    """List ids that no answer may hold: pictures, padding, and rows that no token has."""
-    tokenizer = assistant.tokenizer
-    rows = len(assistant.model.word_table)
-    special = {assistant.model.image_token_id, tokenizer.pad_token_id} - set(end_ids(assistant))
-    return [*special, *range(len(tokenizer), rows)]
+from caldera.inference.vocabulary import Vocabulary
 
 
 class Running:

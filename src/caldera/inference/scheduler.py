@@ -16,7 +16,8 @@ from caldera.inference.decoder import Decoder
 from caldera.inference.prefix_cache import LeastRecentlyUsed, PrefixCache
 from caldera.inference.prompts import PreparedPicture, Prompt
 from caldera.inference.requests import Answering
-from caldera.inference.running import Running, Vocabulary, not_a_number
+from caldera.inference.running import Running, not_a_number
+from caldera.inference.vocabulary import Vocabulary
 from caldera.model.folder import Assistant
 from caldera.model.splice import in_order
 
