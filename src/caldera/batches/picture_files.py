@@ -4,10 +4,11 @@ It needs no tensors, so that a process that only decodes starts at once.
 """
 
 import stat
+import struct
 from io import BytesIO
 from pathlib import Path
 
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from caldera.errors import PictureError
 
@@ -28,8 +29,19 @@ class PictureTooLargeError(PictureError):
     """A picture has more pixels than are decoded."""
 
 
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What sets a picture upright, by its EXIF orientation."""
+
 _TURNED = (5, 6, 7, 8)
-"""EXIF orientations in which width and height change places."""
+"""Orientations in which width and height change places."""
 
 
 def decode_picture(content: bytes, name: str) -> Image.Image:
@@ -50,8 +62,8 @@ def decode_picture(content: bytes, name: str) -> Image.Image:
             if picture.format == "GIF" and Path(name).suffix.lower() not in ("", ".gif"):
                 raise PictureError(f"{name} is a GIF by content; rename it to .gif or convert it")
             picture.load()
-            upright = ImageOps.exif_transpose(picture)
-            return _on_white(upright)
+            turn = _UPRIGHT.get(_orientation(picture))
+            return _on_white(picture if turn is None else picture.transpose(turn))
     except PictureError:
         raise
     except UnidentifiedImageError:
@@ -60,6 +72,15 @@ def decode_picture(content: bytes, name: str) -> Image.Image:
         raise _too_many_pixels(name) from None
     except (OSError, ValueError, SyntaxError) as error:
         raise PictureError(f"{name} cannot be decoded, it is broken or cut; replace it") from error
+
+
+def _orientation(picture: Image.Image) -> int:
+    """Return how a picture lies by its EXIF data; upright, where that is malformed."""
+    try:
+        said = picture.getexif().get(ExifTags.Base.Orientation)
+    except (OSError, ValueError, SyntaxError, LookupError, TypeError, struct.error):
+        return 1  # many cameras and editors write it wrong; the pixels are there all the same
+    return said if isinstance(said, int) else 1
 
 
 def picture_head(content: bytes, name: str) -> tuple[str, tuple[int, int]]:
@@ -171,7 +192,7 @@ def picture_size(path: Path) -> tuple[int, int]:
             _check_size(picture.size, str(path))
             if picture.format == "PNG":
                 picture.load()  # its orientation may stand behind its pixels
-            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
+            turned = _orientation(picture) in _TURNED
             return picture.size[::-1] if turned else picture.size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return open_picture(path).size  # it says what is wrong
