@@ -74,6 +74,7 @@ def serve(
 
       caldera serve runs/demo/model --fetch-from pictures.example --set limits.images=2
     """
+    _check_installed()
     from caldera.chat.api.running import Address, log_as_json, run
     from caldera.chat.api.settings import ServerSettings
     from caldera.chat.media import MediaSettings
@@ -98,6 +99,21 @@ def serve(
         tell=lambda url: out.print(f"{chosen.name} at {url}", soft_wrap=True),
     )
     err.print("ended", soft_wrap=True)
+
+
+def _check_installed() -> None:
+    """Refuse to go on without what the extra brings.
+
+    Raises:
+        UsageError: A package is missing.
+    """
+    from importlib.util import find_spec
+
+    from caldera.errors import UsageError
+
+    missing = [one for one in ("fastapi", "uvicorn", "prometheus_client") if find_spec(one) is None]
+    if missing:
+        raise UsageError(f"serving needs {', '.join(missing)}: pip install 'caldera[serve]'")
 
 
 def _keys(file: Path | None) -> tuple[str, ...]:
