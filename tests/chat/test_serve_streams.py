@@ -154,7 +154,7 @@ def visit(
 def deaf_client(server: ServerProcess) -> socket.socket:
     """Ask for a stream of many megabytes, and read none of it."""
     body = json.dumps(
-        asking("What?", stream=True, n=8, logprobs=True, top_logprobs=20, **LONG)
+        asking("What?", stream=True, n=4, max_tokens=1200, logprobs=True, top_logprobs=20)
     ).encode()
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -214,7 +214,8 @@ def poisoned(
         if at >= 3
         and token not in (*prompt.ids, *others)
         and str(tokenizer.decode([token])).isalpha()
-        and token in tokenizer(f"xyz {tokenizer.decode([token])}{tokenizer.decode([token])}").input_ids
+        and token
+        in tokenizer(f"xyz {tokenizer.decode([token])}{tokenizer.decode([token])}").input_ids
     )
     with torch.no_grad():
         assistant.model.word_table[found] = torch.nan
