@@ -22,6 +22,7 @@ from caldera.training.checkpoint import (
     scatter,
 )
 from caldera.training.devices import Compute
+from caldera.training.loading import Loading, ahead
 from caldera.training.optimiser import build_optimiser, rate_factor, set_rate
 from caldera.training.record import Record
 from caldera.training.stage import Stage
@@ -34,6 +35,10 @@ _ROUND_TO = 16
 
 _SMOOTH = 20
 """Steps over which the loss beside the bar is averaged."""
+
+
+_NAMED = 8
+"""Records of a batch that a message names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,9 @@ class Run:
     samples: Sequence[Sample]
     held_out: Sequence[Sample]
     pictures: PictureSource
+    loading: Loading
+    """Who makes batches ahead of the steps."""
+
     padding_id: int
     compute: Compute
     folder: Path
@@ -76,11 +84,15 @@ class Run:
             context_length=self.model.context_length,
         )
 
-    def micro_batches(self, samples: Sequence[Sample]) -> Iterator[Batch]:
-        """Lay samples into batches that go through the model one after another."""
+    def micro_batches(self, samples: Sequence[Sample]) -> list[list[Sample]]:
+        """Return the samples of each batch that goes through the model at once."""
         size = self.stage.micro_batch_size
         size = self.stage.batch_size if size is None else size
-        return (self.batch(samples[at : at + size]) for at in range(0, len(samples), size))
+        return [list(samples[at : at + size]) for at in range(0, len(samples), size)]
+
+    def batches_of_step(self, samples: Sequence[Sample]) -> list[Batch]:
+        """Lay the samples of one step."""
+        return [self.batch(some) for some in self.micro_batches(samples)]
 
     @property
     def total_steps(self) -> int:
@@ -88,8 +100,8 @@ class Run:
         steps = -(-len(self.samples) // self.stage.batch_size) * self.stage.epochs
         return steps if self.stage.max_steps is None else min(steps, self.stage.max_steps)
 
-    def plan(self, from_step: int) -> Iterator[list[int]]:
-        """Yield the indices of each step's samples, from a step on; the same whether or not the run was broken off."""
+    def plan(self, from_step: int) -> Iterator[list[Sample]]:
+        """Yield each step's samples, from a step on; the same whether or not the run was broken off."""
         lengths = [sample.length for sample in self.samples]
         step = 0
         for epoch in range(self.stage.epochs):
@@ -97,7 +109,7 @@ class Run:
                 lengths, self.stage.batch_size, seed=self.stage.seed, epoch=epoch
             ):
                 if from_step <= step < self.total_steps:
-                    yield indices
+                    yield [self.samples[index] for index in indices]
                 step += 1
 
     def validation_loss(self) -> float | None:
@@ -105,7 +117,15 @@ class Run:
         if not self.held_out:
             return None
         ordered = sorted(self.held_out, key=lambda sample: sample.length)
-        return mean_loss(self.model, self.micro_batches(ordered), self.compute)
+        plan = self.micro_batches(ordered)
+        with ahead(plan, self.batch, loading=self.loading, name=_named) as batches:
+            return mean_loss(self.model, (batch for _, batch in batches), self.compute)
+
+
+def _named(samples: Sequence[Sample]) -> str:
+    """Name some samples in a message."""
+    ids = ", ".join(repr(sample.id) for sample in samples[:_NAMED])
+    return f"records {ids}{' ...' if len(samples) > _NAMED else ''}"
 
 
 def train(run: Run, found: Checkpoint | None) -> Outcome:
@@ -147,21 +167,28 @@ def _steps(
     run.model.train()
     recent: list[float] = []
     loss = first_loss
-    with run.progress.job(f"training: {stage.name}", total, start) as tick:
-        for step, indices in enumerate(run.plan(start), start=start):
+    begun = time.monotonic()
+    with (
+        run.progress.job(f"training: {stage.name}", total, start) as tick,
+        ahead(run.plan(start), run.batches_of_step, loading=run.loading, name=_named) as made,
+    ):
+        for step, (samples, batches) in enumerate(made, start=start):
             factor = rate_factor(step, total, stage.warmup_fraction)
             set_rate(optimiser, factor)
-            samples = [run.samples[index] for index in indices]
             with run.compute.seeded(stage.seed, step):  # so no state of it is kept for --resume
                 report = training_step(
                     run.model,
-                    list(run.micro_batches(samples)),
+                    batches,
                     optimiser,
                     max_grad_norm=stage.max_grad_norm,
                     compute=run.compute,
                     names=[sample.id for sample in samples],
                 )
-            values = {**asdict(report), "learning_rate": stage.learning_rate * factor}
+            values = {
+                **asdict(report),
+                "learning_rate": stage.learning_rate * factor,
+                "wait_share": made.wait_share(),
+            }
             done = step + 1
             if done == total or done % stage.validate_every == 0:
                 loss = run.validation_loss()
@@ -171,6 +198,8 @@ def _steps(
                 _save(run, optimiser, done, first_loss)
             recent = [*recent[1 - _SMOOTH :], report.loss]
             tick(shown=f"loss {sum(recent) / len(recent):.3f}")
+    share = made.waited / max(time.monotonic() - begun, 1e-9)
+    log.info("%.1f %% of the time was spent waiting for data", 100 * share)
     run.model.eval()
     return loss
 
