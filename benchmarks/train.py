@@ -57,8 +57,8 @@ from caldera.scenes.backbones import find_backbone
 from caldera.skips import Skips
 from caldera.training.devices import Compute, Means
 from caldera.training.features import stop_at, tower_features
-from caldera.training.loop import lay
 from caldera.training.freeze import train_only
+from caldera.training.loop import lay, passes
 from caldera.training.optimiser import build_optimiser
 from caldera.training.stage import FINETUNE, PRETRAIN, Stage
 from caldera.training.step import training_step
@@ -224,7 +224,8 @@ def transformers_step(model: Path, load: Workload, assistant: Assistant) -> Step
         mask = padded([[1] * sample.length for sample in samples], 0)
         with COMPUTE.autocast():
             loss = peer(
-                input_ids=ids, attention_mask=mask, labels=labels, pixel_values=torch.cat([pixels[path] for path in paths])
+                input_ids=ids, attention_mask=mask, labels=labels,
+                pixel_values=torch.cat([pixels[path] for path in paths]),
             ).loss  # fmt: skip
         loss.backward()
         torch.nn.utils.clip_grad_norm_(moving, 1.0)
@@ -252,8 +253,9 @@ def caldera_step(
     optimiser = build_optimiser(model, stage)
 
     def step(some: Sequence[Sample]) -> None:
+        batches = [lay(packs, source) for packs in passes(some, stage, share=True)]
         training_step(
-            model, lay(some, source, stage, share=True), optimiser, max_grad_norm=1.0, compute=COMPUTE,
+            model, batches, optimiser, max_grad_norm=1.0, compute=COMPUTE,
             names=[sample.id for sample in some],
         )  # fmt: skip
 
@@ -276,8 +278,10 @@ def run_side(side: str, workload: str, size: str, folder: Path, steps: int) -> d
         plan = [order[at : at + BATCH] for at in range(0, len(order), BATCH)]
         if side != "padded":
             groups = about_the_same(samples) if side == "caldera" else None
-            size = StepSize(samples=BATCH)
-            plan = Plan(lengths=lengths, groups=groups, size=size, epochs=1, seed=3).epoch(0)
+            dealt = Plan(
+                lengths=lengths, groups=groups, size=StepSize(samples=BATCH), epochs=1, seed=3
+            )
+            plan = dealt.epoch(0)
         batches = [[samples[at] for at in indices] for indices in plan if len(indices) == BATCH]
         with Operations() as counted:
             step(batches[0])  # also the first step, which is slow

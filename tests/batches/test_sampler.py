@@ -1,5 +1,6 @@
 """Every sample once an epoch, in steps of the size that was asked for, in the same order for the same seed."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from caldera.batches.sampler import Plan, StepSize
 
 
-def plan(  # noqa: PLR0913 - the settings of a plan
+def plan(
     lengths: Sequence[int],
     size: int = 8,
     *,
@@ -54,7 +55,7 @@ def test_a_step_may_be_sized_in_tokens() -> None:
     assert [3] in dealt
     full = [sum(lengths[at] for at in step) for step in dealt if step != [3]]
     assert max(full) <= 100
-    for one, following in zip(dealt, dealt[1:], strict=False):
+    for one, following in itertools.pairwise(dealt):
         assert sum(lengths[at] for at in one) + lengths[following[0]] > 100
     assert steps.total == len(dealt)
 

@@ -22,8 +22,8 @@ from caldera.model.assemble import assemble
 from caldera.model.folder import load_assistant, save_assistant
 from caldera.training.devices import Compute
 from caldera.training.step import training_step
-from tests.tiny_languages import LANGUAGES
 from tests.laying import batch_of
+from tests.tiny_languages import LANGUAGES
 
 TOLD = Conversation(
     "c",

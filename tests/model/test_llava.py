@@ -95,7 +95,9 @@ def joined(language: PreTrainedModel) -> Llava:
 def samples() -> list[Sample]:
     """Return two samples of different lengths, the second with a picture."""
     rng = torch.Generator().manual_seed(5)
-    first, second = (torch.randint(3, IMAGE, (length,), generator=rng).tolist() for length in (9, 17))
+    first, second = (
+        torch.randint(3, IMAGE, (length,), generator=rng).tolist() for length in (9, 17)
+    )
     second[2:11] = [IMAGE] * 9
     shown = ((Path("a.png"),), (WHOLE,), (11,))
     return [

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from caldera.batches.collate import Batch
 from caldera.batches.labels import IGNORED
 from caldera.batches.picture_sources import Pixels
 from caldera.batches.samples import Sample, SampleMaker
@@ -23,7 +24,7 @@ from caldera.progress import Silent
 from caldera.training.devices import Compute, Means
 from caldera.training.features import stop_at, tower_features
 from caldera.training.freeze import train_only
-from caldera.training.loop import lay
+from caldera.training.loop import lay, passes
 from caldera.training.optimiser import build_optimiser
 from caldera.training.stage import FINETUNE, PRETRAIN, Part, Stage
 from caldera.training.step import training_step
@@ -88,19 +89,25 @@ def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
 
 
-def prepared(case: Case, vision: Path, language: Path, photos: Path) -> tuple[Assistant, list[Sample]]:
+def prepared(
+    case: Case, vision: Path, language: Path, photos: Path
+) -> tuple[Assistant, list[Sample]]:
     """Return a fresh assistant, ready to learn, and the samples."""
     made = assemble(vision, language, seed=3)
     if case.tiles:
         side = made.processor.side
-        made = show_as(made, "anyres", ((side, 2 * side), (2 * side, side), (3 * side, side)), seed=2)
+        made = show_as(
+            made, "anyres", ((side, 2 * side), (2 * side, side), (3 * side, side)), seed=2
+        )
     if case.stage.lora:
         layers = linear_layers(made.model.language)
         add_factors(made.model.language, layers, case.stage.lora, seed=1)
         with torch.no_grad():
             for name, weight in made.model.language.named_parameters():
                 if name.endswith("up"):
-                    weight.add_(0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(4)))
+                    weight.add_(
+                        0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(4))
+                    )
     train_only(made.model, case.stage.trains)
     maker = SampleMaker(
         tokenizer=made.tokenizer, template=find_template(case.stage.template),
@@ -123,7 +130,9 @@ def plain_loss(made: Assistant, samples: Sequence[Sample]) -> Tensor:
     )
 
 
-def source(made: Assistant, case: Case, samples: Sequence[Sample], folder: Path) -> Callable[..., Tensor]:
+def source(
+    made: Assistant, case: Case, samples: Sequence[Sample], folder: Path
+) -> Callable[..., Tensor]:
     """Return kept features where the tower is frozen, else pixels."""
     paths = list(dict.fromkeys(path for each in samples for path in each.pictures))
     if "vision" in case.stage.trains or not paths:
@@ -133,7 +142,11 @@ def source(made: Assistant, case: Case, samples: Sequence[Sample], folder: Path)
 
 def gradients(made: Assistant) -> dict[str, Tensor]:
     """Return a copy of all gradients, and forget them."""
-    found = {name: each.grad.clone() for name, each in made.model.named_parameters() if each.grad is not None}
+    found = {
+        name: each.grad.clone()
+        for name, each in made.model.named_parameters()
+        if each.grad is not None
+    }
     made.model.zero_grad(set_to_none=True)
     return found
 
@@ -145,7 +158,7 @@ def arrange(made: Assistant, arrangement: Arrangement) -> None:
 
 
 @pytest.mark.parametrize("arrangement", ["packed", "masked", "padded"])
-def test_loss_and_every_gradient_are_the_plain_ones(  # noqa: PLR0913 - fixtures
+def test_loss_and_every_gradient_are_the_plain_ones(
     case: Case,
     arrangement: Arrangement,
     vision_folder: Path,
@@ -166,7 +179,8 @@ def test_loss_and_every_gradient_are_the_plain_ones(  # noqa: PLR0913 - fixtures
     made.model.recompute_layers(case.stage.recompute)
     made.model.train()
     share = arrangement != "padded"
-    batches = lay(samples, source(made, case, samples, tmp_path), case.stage, share=share)
+    pictures = source(made, case, samples, tmp_path)
+    batches = [lay(packs, pictures) for packs in passes(samples, case.stage, share=share)]
     learned = sum(batch.num_learned for batch in batches)
     total = 0.0
     for batch in batches:
@@ -178,23 +192,24 @@ def test_loss_and_every_gradient_are_the_plain_ones(  # noqa: PLR0913 - fixtures
     assert total / learned == pytest.approx(float(loss.detach()), rel=1e-5)
     moved = {name for name, each in wanted.items() if each.any()}
     assert moved <= given.keys()
-    assert len(moved) >= (4 if case.stage is PRETRAIN else 10)
+    assert len(moved) >= (4 if case.stage.trains == PRETRAIN.trains else 10)
+    whole = torch.stack([each.norm() for each in wanted.values()]).norm()
     for name in moved:
-        difference = (given[name] - wanted[name]).norm() / wanted[name].norm()
-        assert difference <= 1e-5, f"{name}: {difference}"
+        difference = (given[name] - wanted[name]).norm()
+        assert difference <= 1e-5 * wanted[name].norm() + 1e-7 * whole, f"{name}: {difference}"
     tokens = sum(len(batch.ids) for batch in batches)
     together = [each for each in samples if each.pictures]
     assert (tokens < sum(each.length for each in samples)) == (share and len(together) > 3)
 
 
-def curve(made: Assistant, stage: Stage, batches: Callable[[int], list[object]]) -> list[float]:
+def curve(made: Assistant, stage: Stage, batches: Callable[[int], list[Batch]]) -> list[float]:
     """Train 50 steps and return the losses."""
     optimiser = build_optimiser(made.model, stage)
     made.model.train()
     return [
         training_step(
             made.model, batches(step), optimiser, max_grad_norm=1.0, compute=FP32, names=[]
-        ).loss  # fmt: skip
+        ).loss
         for step in range(50)
     ]
 
@@ -212,10 +227,10 @@ def test_fifty_steps_give_the_same_curve(
         share = arrangement == "packed"
         pictures = source(made, case, samples, tmp_path) if share else Pixels(made.processor)
 
-        def batches(step: int) -> list[object]:
+        def batches(step: int) -> list[Batch]:
             some = [samples[(step * 5 + at) % len(samples)] for at in range(5)]  # noqa: B023
-            return lay(some, pictures, stage, share=share)  # noqa: B023
+            return [lay(packs, pictures) for packs in passes(some, stage, share=share)]  # noqa: B023
 
         curves.append(curve(made, stage, batches))
-    assert curves[0][-1] < curves[0][0] / 2
+    assert curves[0][-1] < 0.6 * curves[0][0]
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from caldera.batches.picture_sources import Pixels
 from caldera.batches.samples import Sample, SampleMaker
 from caldera.batches.templates import find_template
 from caldera.conversation import Conversation, Picture, Turn

@@ -9,7 +9,6 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from caldera.batches.labels import IGNORED
-from caldera.batches.picture_sources import Pixels
 from caldera.batches.samples import Sample, SampleMaker
 from caldera.batches.templates import find_template
 from caldera.conversation import Conversation, Picture, Turn

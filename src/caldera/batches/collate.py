@@ -46,7 +46,8 @@ class Batch:
     """They cover the tokens, in order."""
 
     before: Tensor
-    """Tokens whose next one is learned, by place in the batch, (learned,); the end of a prefix may stand several times."""
+    """Tokens whose next one is learned, by place in the batch, (learned,); the last of a prefix may stand several
+    times."""
 
     wanted: Tensor
     """The ids that come next, (learned,)."""
@@ -76,7 +77,7 @@ class Batch:
 
 
 def shown(packs: Sequence[Pack]) -> Iterator[tuple[Sample, slice]]:
-    """Yield each sample of some packs with those of its pictures that come with it: a shared one with the first only."""
+    """Yield each sample of some packs with those of its pictures that come with it; shared ones come with the first."""
     for one in packs:
         for at, sample in enumerate(one.samples):
             yield sample, slice(one.shared_pictures if at else 0, None)

@@ -54,7 +54,9 @@ def pack(samples: Sequence[Sample], *, share: bool) -> list[Pack]:
         if share and sample.pictures:
             begins = (sample.pictures, sample.layouts, sample.ids[: sample.picture_ends[0]])
         alike.setdefault(begins, []).append(sample)
-    return [Pack(tuple(some), _begin_alike(some) if len(some) > 1 else 0) for some in alike.values()]
+    return [
+        Pack(tuple(some), _begin_alike(some) if len(some) > 1 else 0) for some in alike.values()
+    ]
 
 
 def _begin_alike(samples: Sequence[Sample]) -> int:

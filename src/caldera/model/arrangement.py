@@ -9,8 +9,8 @@ All give the same numbers but for rounding. Which ones a model takes is not in a
 """
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, get_args
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -66,7 +66,12 @@ def hidden_states(
 
 
 def _on_one_axis(
-    language: PreTrainedModel, embedded: Tensor, positions: Tensor, rows: Sequence[Row], *, flex: bool
+    language: PreTrainedModel,
+    embedded: Tensor,
+    positions: Tensor,
+    rows: Sequence[Row],
+    *,
+    flex: bool,
 ) -> Tensor:
     """Lay rows behind one another."""
     tokens = len(embedded)
@@ -74,12 +79,16 @@ def _on_one_axis(
     filled = torch.nn.functional.pad(embedded, (0, 0, 0, more))
     places = torch.nn.functional.pad(positions, (0, more))
     packing = Packing(rows, positions)
+    others: dict[str, Any]
     if flex:
         others = {"attention_mask": block_mask(packing, tokens + more)}
     else:  # a mask of four axes keeps transformers from making one of its own
         others = {"attention_mask": embedded.new_zeros(1, 1, 1, 1), "packing": packing}
     states = language.base_model(
-        inputs_embeds=filled.unsqueeze(0), position_ids=places.unsqueeze(0), use_cache=False, **others
+        inputs_embeds=filled.unsqueeze(0),
+        position_ids=places.unsqueeze(0),
+        use_cache=False,
+        **others,
     ).last_hidden_state  # (1, filled tokens, width)
     return states[0, :tokens]
 
@@ -92,7 +101,12 @@ def block_mask(packing: Packing, tokens: int) -> BlockMask:
 
 
 def _row_by_row(
-    language: PreTrainedModel, embedded: Tensor, positions: Tensor, rows: Sequence[Row], *, masked: bool
+    language: PreTrainedModel,
+    embedded: Tensor,
+    positions: Tensor,
+    rows: Sequence[Row],
+    *,
+    masked: bool,
 ) -> Tensor:
     """Lay each row into a padded one."""
     width = max(row.length for row in rows)
@@ -101,6 +115,7 @@ def _row_by_row(
     offsets = torch.arange(width, device=embedded.device)
     real = offsets < lengths[:, None]  # (rows, width)
     places = torch.where(real, starts[:, None] + offsets, 0)  # (rows, width)
+    others: dict[str, Any]
     if masked:
         packing = Packing(rows, positions)
         seen = packing.sees(places[:, :, None], places[:, None, :]) & real[:, None, :]
@@ -157,11 +172,8 @@ def find_arrangement(language: PreTrainedModel, otherwise: str) -> Arrangement:
 
 def _candidates(language: PreTrainedModel) -> Iterator[Arrangement]:
     """Yield the arrangements that are worth a try, the fastest first."""
-    settings = language.config.to_dict()
-    if settings.get("attention_dropout"):
-        return  # packed attention drops nothing
     yield "flex" if language.device.type == "cuda" else "packed"
-    if not settings.get("sliding_window"):  # a mask told in full is one for all layers
+    if not language.config.to_dict().get("sliding_window"):  # a mask in full is one for all layers
         yield "masked"
 
 
@@ -171,28 +183,36 @@ def _takes(
     """Tell whether a model gives the wanted states in an arrangement."""
     try:
         attend_as(language, candidate, otherwise)
+        language.train()
+        _probed(language, candidate)  # refuses what only training does, such as dropout of weights
+        language.eval()
         given = _probed(language, candidate)
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError) as fault:
         log.debug("language model: not %s: %s", candidate, fault)
+        language.eval()
         return False
     difference = (given - wanted).norm() / wanted.norm()
     return bool(difference <= _CLOSE.get(language.dtype, 1e-3))
 
 
 def _probed(language: PreTrainedModel, arrangement: Arrangement) -> Tensor:
-    """Return the last hidden states of the rows to ask about, (tokens, width); each branch alone where none is shared."""
+    """Return the last hidden states of the rows to ask about, (tokens, width), each branch alone in padded rows."""
     table = language.get_input_embeddings().weight
-    tokens = sum(row.length for row in _PROBE)
-    embedded = table[torch.arange(tokens, device=table.device) % len(table)]  # type: ignore[arg-type,index]
-    positions = torch.cat([_positions(row) for row in _PROBE]).to(table.device)
+    tokens = torch.arange(sum(row.length for row in _PROBE), device=table.device)  # type: ignore[arg-type]
+    embedded = table[tokens % len(table)]  # type: ignore[arg-type,index]
+    positions = torch.cat([_positions(row) for row in _PROBE]).to(tokens.device)
     if shares_prefixes(arrangement):
         return hidden_states(language, embedded, positions, _PROBE, arrangement).float()
-    alone: Callable[[list[int]], Tensor] = lambda at: hidden_states(  # noqa: E731
-        language, embedded[at], positions[at], [Row(0, 0, (len(at),))], arrangement
-    ).float()
-    first = alone([0, 1, 2, 3, 4, 5, 6])
-    second = alone([0, 1, 2, 7, 8])
-    return torch.cat([first, second[3:], alone([9, 10, 11, 12, 13])])
+    states = torch.empty(embedded.shape, device=tokens.device)
+    for row in _PROBE:
+        behind = tokens[row.start + row.prefix : row.start + row.length]
+        for branch in behind.split(row.branches):
+            places = torch.cat([tokens[row.start : row.start + row.prefix], branch])
+            whole = [Row(0, 0, (len(places),))]
+            states[places] = hidden_states(
+                language, embedded[places], positions[places], whole, arrangement
+            ).float()
+    return states
 
 
 def _positions(row: Row) -> Tensor:

@@ -16,6 +16,7 @@ from caldera.batches.collate import Batch
 from caldera.errors import ModelFolderError
 from caldera.model.arrangement import Arrangement, find_arrangement, hidden_states
 from caldera.model.learned_loss import summed_loss
+from caldera.model.precision import cast_norms_once
 from caldera.model.projector import Projector
 from caldera.model.splice import in_order, splice
 from caldera.model.vision import VisionTower
@@ -101,19 +102,20 @@ class Llava(nn.Module):
         """How rows of a batch reach the language model; `arrange` chooses."""
 
     def arrange(self, attention: str) -> None:
-        """Choose the fastest arrangement that the language model takes.
+        """Make the language model ready to learn fast: the fastest arrangement that it takes, and norms cast once.
 
         Args:
             attention: transformers' name of the attention function for padded rows.
         """
         self.arrangement = find_arrangement(self.language, attention)
+        cast_norms_once(self.language)
 
     def recompute_layers(self, on: bool) -> None:
         """Have the towers' layers keep their inputs only and compute the rest again in backward, or not."""
         for module in self.modules():
             if isinstance(module, GradientCheckpointingLayer):
                 module.gradient_checkpointing = on
-                module._gradient_checkpointing_func = _RECOMPUTE
+                module._gradient_checkpointing_func = _RECOMPUTE  # type: ignore[assignment] # a function
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of training; a part whose weights are all frozen stays in evaluation, without dropout."""
@@ -122,7 +124,9 @@ class Llava(nn.Module):
             part.train(mode and any(each.requires_grad for each in part.parameters()))
         for module in self.modules():
             if isinstance(module, GradientCheckpointingLayer):
-                module.training = mode  # a frozen layer is recomputed, too; its parts stay in evaluation
+                module.training = (
+                    mode  # a frozen layer is recomputed, too; its parts stay in evaluation
+                )
         return self
 
     @property
@@ -173,9 +177,7 @@ class Llava(nn.Module):
     def hidden(self, batch: Batch) -> Tensor:
         """Return the language model's last hidden states, (tokens, width)."""
         embedded = self.embed(batch.ids, batch.pictures, batch.layouts)
-        return hidden_states(
-            self.language, embedded, batch.positions, batch.rows, self.arrangement
-        )
+        return hidden_states(self.language, embedded, batch.positions, batch.rows, self.arrangement)
 
     def loss(self, batch: Batch) -> Loss:
         """Return the cross entropy of the learned tokens; logits exist only where a label is.

@@ -1,15 +1,16 @@
 """Attention over packed rows: a prefix once, and behind it branches that each see the prefix and themselves.
 
-All rows lie behind one another on one axis of tokens, without padding. `Packing` cuts them into blocks of queries whose
-keys are the row's prefix and a stretch right before the queries, so that almost no score is computed that the mask would
-throw away. The function is given to transformers by its AttentionInterface under NAME and works for every language model
-that takes its attention from there and hands keyword arguments on to it; `find_arrangement` asks the model itself.
+All rows lie behind one another on one axis of tokens, without padding. `Packing` cuts them into blocks of queries
+whose keys are the row's prefix and a stretch right before the queries, so that few scores are computed in vain. The
+function is given to transformers by its AttentionInterface under NAME and works for every language model that takes its
+attention from there and hands keyword arguments on to it; `find_arrangement` asks the model itself.
 
-Scores are plain matrix products, which beat fused attention on CPUs at these lengths. The weights of short rows are kept
-for backward, once and in the precision of the products; those of long rows are computed again, so that what a layer
-keeps grows with the tokens and not with their square.
+Scores are plain matrix products, which beat fused attention on CPUs at these lengths. The weights of short rows are
+kept for backward, once and in the precision of the products; those of long rows are computed again, so that what a
+layer keeps grows with the tokens and not with their square.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -115,7 +116,7 @@ class Packing:
         return together & (own | prefix) & (keys <= queries)
 
     def mask_rule(self, tokens: int) -> MaskRule:
-        """Return `sees` as FlexAttention asks for it, on an axis of `tokens` whose last ones may lie behind all rows."""
+        """Return `sees` as FlexAttention asks, on an axis of `tokens` whose last ones may lie behind all rows."""
         more = tokens - len(self._rows)
         rows = pad(self._rows, (0, more), value=-1)
         branches = pad(self._branches, (0, more))
@@ -158,7 +159,7 @@ def _cut(start: int, length: int) -> Iterator[slice]:
     """Cut a stretch into equal pieces of at most _QUERIES."""
     pieces = -(-length // _QUERIES)
     edges = [start + length * at // max(1, pieces) for at in range(pieces + 1)]
-    for one, other in zip(edges, edges[1:], strict=False):
+    for one, other in itertools.pairwise(edges):
         yield slice(one, other)
 
 
@@ -221,7 +222,7 @@ class _Attention(torch.autograd.Function):
     """Attention block by block; query heads that share a key head are rows of one matrix."""
 
     @staticmethod
-    def forward(  # noqa: PLR0913 - what attention takes
+    def forward(
         ctx: Any,  # noqa: ANN401 - torch's, which has no type
         query: Tensor,
         key: Tensor,
@@ -264,7 +265,11 @@ class _Attention(torch.autograd.Function):
             by_scores *= scale
             of_query = torch.bmm(by_scores, _keys(block, key))
             by_query[:, block.queries] = _ungrouped(of_query, block).flatten(0, 1)
-            _add(by_key, block, torch.bmm(by_scores.transpose(1, 2), _grouped(query, block, len(key))))
+            _add(
+                by_key,
+                block,
+                torch.bmm(by_scores.transpose(1, 2), _grouped(query, block, len(key))),
+            )
         return by_query, by_key, by_value, None, None, None
 
 

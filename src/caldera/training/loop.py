@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from caldera.batches.collate import Batch, collate, shown
-from caldera.batches.packing import about_the_same, best_fit, pack
+from caldera.batches.packing import Pack, about_the_same, best_fit, pack
 from caldera.batches.picture_sources import PictureSource
 from caldera.batches.sampler import Plan, StepSize
 from caldera.batches.samples import Sample
@@ -24,12 +24,16 @@ from caldera.training.checkpoint import (
     scatter,
 )
 from caldera.training.devices import Compute
+from caldera.training.loading import Loading, ahead
 from caldera.training.optimiser import build_optimiser, rate_factor, set_rate
 from caldera.training.record import Record
 from caldera.training.stage import Stage
 from caldera.training.step import mean_loss, training_step
 
 log = logging.getLogger(__name__)
+
+_NAMED = 4
+"""Samples that a message names."""
 
 _SMOOTH = 20
 """Steps over which the loss beside the bar is averaged."""
@@ -57,6 +61,9 @@ class Run:
     samples: Sequence[Sample]
     held_out: Sequence[Sample]
     pictures: PictureSource
+    loading: Loading
+    """Who makes batches ahead of the steps."""
+
     compute: Compute
     folder: Path
     progress: Progress
@@ -67,10 +74,6 @@ class Run:
     def shares(self) -> bool:
         """Whether conversations about the same pictures share their tokens."""
         return self.stage.share_pictures and shares_prefixes(self.model.arrangement)
-
-    def micro_batches(self, samples: Sequence[Sample]) -> list[Batch]:
-        """Lay samples into batches that go through the model one after another."""
-        return lay(samples, self.pictures, self.stage, share=self.shares)
 
     def plan(self) -> Plan:
         """Return the order of the steps."""
@@ -84,30 +87,52 @@ class Run:
             max_steps=stage.max_steps,
         )
 
+    def batches_of(self, samples: Sequence[Sample]) -> list[Batch]:
+        """Lay the samples of one step."""
+        return [
+            lay(packs, self.pictures) for packs in passes(samples, self.stage, share=self.shares)
+        ]
+
     def validation_loss(self) -> float | None:
         """Return the mean loss on the held-out samples; None where there are none."""
         if not self.held_out:
             return None
-        return mean_loss(self.model, self.micro_batches(self.held_out), self.compute)
+        every = passes(self.held_out, self.stage, share=self.shares)
+
+        def laid(packs: Sequence[Pack]) -> Batch:
+            return lay(packs, self.pictures)
+
+        with ahead(every, laid, loading=self.loading, name=_named_packs) as batches:
+            return mean_loss(self.model, (batch for _, batch in batches), self.compute)
 
 
-def lay(
-    samples: Sequence[Sample], pictures: PictureSource, stage: Stage, *, share: bool
-) -> list[Batch]:
-    """Lay the samples of a step into as few batches as the stage's limits allow.
+def passes(samples: Sequence[Sample], stage: Stage, *, share: bool) -> list[list[Pack]]:
+    """Return the packs of each pass through the model, as few passes as the stage's limits allow.
 
     Args:
         samples: Of one step.
-        pictures: Where their pictures come from.
         stage: How much may go through the model at once.
         share: Whether conversations about the same pictures share their tokens.
     """
-    limits = {"tokens": stage.micro_batch_tokens, "samples": stage.micro_batch_size}
-    batches = []
-    for packs in best_fit(pack(samples, share=share), **limits):
-        paths = [path for sample, some in shown(packs) for path in sample.pictures[some]]
-        batches.append(collate(packs, pictures(paths)))
-    return batches
+    packs = pack(samples, share=share)
+    return best_fit(packs, tokens=stage.micro_batch_tokens, samples=stage.micro_batch_size)
+
+
+def lay(packs: Sequence[Pack], pictures: PictureSource) -> Batch:
+    """Lay packs into one batch, with what `pictures` gives for their pictures."""
+    paths = [path for sample, some in shown(packs) for path in sample.pictures[some]]
+    return collate(packs, pictures(paths))
+
+
+def _named(samples: Sequence[Sample]) -> str:
+    """Name some samples in a message."""
+    ids = ", ".join(repr(sample.id) for sample in samples[:_NAMED])
+    return f"records {ids}{' ...' if len(samples) > _NAMED else ''}"
+
+
+def _named_packs(packs: Sequence[Pack]) -> str:
+    """Name the samples of some packs in a message."""
+    return _named([sample for one in packs for sample in one.samples])
 
 
 def train(run: Run, found: Checkpoint | None) -> Outcome:
@@ -141,7 +166,7 @@ def train(run: Run, found: Checkpoint | None) -> Outcome:
     return Outcome(plan.total, seconds, first_loss, last_loss, done / max(seconds, 1e-9))
 
 
-def _steps(  # noqa: PLR0913 - what a run is made of
+def _steps(
     run: Run,
     plan: Plan,
     optimiser: torch.optim.Optimizer,
@@ -154,21 +179,29 @@ def _steps(  # noqa: PLR0913 - what a run is made of
     run.model.train()
     recent: list[float] = []
     loss = first_loss
-    with run.progress.job(f"training: {stage.name}", total, start) as tick:
-        for step, indices in enumerate(plan.steps(start), start=start):
+    begun = time.monotonic()
+    dealt = ([run.samples[index] for index in indices] for indices in plan.steps(start))
+    with (
+        run.progress.job(f"training: {stage.name}", total, start) as tick,
+        ahead(dealt, run.batches_of, loading=run.loading, name=_named) as made,
+    ):
+        for step, (samples, batches) in enumerate(made, start=start):
             factor = rate_factor(step, total, stage.warmup_fraction)
             set_rate(optimiser, factor)
-            samples = [run.samples[index] for index in indices]
             with run.compute.seeded(stage.seed, step):  # so no state of it is kept for --resume
                 report = training_step(
                     run.model,
-                    run.micro_batches(samples),
+                    batches,
                     optimiser,
                     max_grad_norm=stage.max_grad_norm,
                     compute=run.compute,
                     names=[sample.id for sample in samples],
                 )
-            values = {**asdict(report), "learning_rate": stage.learning_rate * factor}
+            values = {
+                **asdict(report),
+                "learning_rate": stage.learning_rate * factor,
+                "wait_share": made.wait_share(),
+            }
             seen += len(samples)
             done = step + 1
             if done == total or done % stage.validate_every == 0:
@@ -179,6 +212,8 @@ def _steps(  # noqa: PLR0913 - what a run is made of
                 _save(run, optimiser, done, first_loss)
             recent = [*recent[1 - _SMOOTH :], report.loss]
             tick(shown=f"loss {sum(recent) / len(recent):.3f}")
+    share = made.waited / max(time.monotonic() - begun, 1e-9)
+    log.info("%.1f %% of the time was spent waiting for data", 100 * share)
     run.model.eval()
     return seen, loss
 

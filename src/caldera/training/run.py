@@ -41,6 +41,7 @@ from caldera.training.devices import Compute, Means
 from caldera.training.features import tower_features
 from caldera.training.freeze import PartReport, train_only
 from caldera.training.identity import identity_of
+from caldera.training.loading import Loading
 from caldera.training.loop import Outcome, Run, train
 from caldera.training.stage import Stage
 
@@ -181,6 +182,7 @@ class StageJob:
             samples=learning,
             held_out=held_out,
             pictures=source,
+            loading=Loading(workers=self.means.workers if isinstance(source, Pixels) else 0),
             compute=compute,
             folder=self.out,
             progress=self.means.progress,
