@@ -4,6 +4,7 @@ The same weights, records and precision (bf16 products over fp32 weights) on bot
 
 - padded: transformers' own LlavaForConditionalGeneration, random batches padded to their longest, as its users train it
 - grouped: the same with batches of like lengths
+- trl: TRL's SFTTrainer, random batches, where TRL is installed (the extra `bench`)
 - caldera: this package's step, with batches of like lengths and the frozen tower's features kept
 
 Workloads: stage 1 captions; stage 2 in LLaVA-Instruct's shape (two conversations a picture, lengths log-normal around
@@ -13,7 +14,9 @@ sides. `first epoch` also counts caldera's one pass of the tower over the pictur
 """
 
 import argparse
+import importlib.util
 import json
+import math
 import os
 import random
 import resource
@@ -60,7 +63,7 @@ from caldera.training.optimiser import build_optimiser
 from caldera.training.stage import FINETUNE, PRETRAIN, Stage
 from caldera.training.step import training_step
 
-SIDES = ("padded", "grouped", "caldera")
+SIDES = ("padded", "grouped", "trl", "caldera")
 COMPUTE = Compute(torch.device("cpu"), torch.bfloat16)
 BATCH = 8
 
@@ -250,8 +253,30 @@ def caldera_step(
     return step, looked
 
 
+def run_trl_side(workload: str, size: str, folder: Path, steps: int) -> dict[str, float]:
+    """Take steps by TRL's own trainer; the operations in its loop are not counted."""
+    from trl_side import run_trl  # only there where TRL is
+
+    load = WORKLOADS[workload]
+    with tempfile.TemporaryDirectory() as scratch:
+        pictures = Path(scratch)
+        told = conversations(load, pictures, SIZES[size].side)
+        samples, tokens = run_trl(
+            folder / "model", told, pictures, template=load.stage.template, trains=load.stage.trains, batch=BATCH,
+            steps=steps,
+        )  # fmt: skip
+    return {
+        "samples_per_second": samples,
+        "tokens_per_second": tokens,
+        "flops_per_second": float("nan"),
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
 def run_side(side: str, workload: str, size: str, folder: Path, steps: int) -> dict[str, float]:
     """Take steps on one side, and tell how fast and in how much memory."""
+    if side == "trl":
+        return run_trl_side(workload, size, folder, steps)
     load, assistant = WORKLOADS[workload], load_assistant(folder / "model")
     with tempfile.TemporaryDirectory() as scratch:
         samples = samples_of(load, assistant, Path(scratch), SIZES[size].side)
@@ -297,13 +322,19 @@ def matmul_peak() -> float:
     return 10 * 2 * 2048**3 / (time.perf_counter() - begun)
 
 
+def sides() -> tuple[str, ...]:
+    """Return the sides that can run here."""
+    here = importlib.util.find_spec("trl") is not None
+    return SIDES if here else tuple(side for side in SIDES if side != "trl")
+
+
 def measure(
     workload: str, size: str, folder: Path, rounds: int, steps: int
 ) -> dict[str, dict[str, float]]:
     """Let the sides take turns, each in a process of its own, and return each one's median."""
-    heard: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    heard: dict[str, list[dict[str, float]]] = {side: [] for side in sides()}
     for _ in range(rounds):
-        for side in SIDES:
+        for side in heard:
             words = [sys.executable, __file__, "--side", side, workload, size, str(folder), str(steps)]  # fmt: skip
             told = subprocess.run(words, check=True, capture_output=True, text=True).stdout
             heard[side].append(json.loads(told.splitlines()[-1]))
@@ -319,13 +350,15 @@ def show(workload: str, size: str, measured: dict[str, dict[str, float]], peak: 
     print(f"{'':10}{'samples/s':>11}{'tokens/s':>10}{'of peak':>9}{'peak GB':>9}")
     for side, told in measured.items():
         share = told["flops_per_second"] / peak
+        shown = "-" if math.isnan(share) else f"{share:.0%}"
         print(
-            f"{side:10}{told['samples_per_second']:11.2f}{told['tokens_per_second']:10.0f}{share:9.0%}"
+            f"{side:10}{told['samples_per_second']:11.2f}{told['tokens_per_second']:10.0f}{shown:>9}"
             f"{told['peak_bytes'] / 1e9:9.2f}"
         )
     mine = measured["caldera"]
-    for side in SIDES[:2]:
-        other = measured[side]
+    for side, other in measured.items():
+        if side == "caldera":
+            continue
         print(
             f"caldera is {mine['samples_per_second'] / other['samples_per_second']:.2f} x {side} "
             f"({mine['first_epoch_samples_per_second'] / other['samples_per_second']:.2f} x in a first epoch), in "
@@ -349,6 +382,8 @@ def main() -> None:
         return
     peak = matmul_peak()
     print(f"bf16 products: {peak / 1e9:.0f} GFLOP/s; load of the machine {os.getloadavg()[0]:.1f}")
+    if "trl" not in sides():
+        print("trl is not installed, its side is left out: pip install -e '.[bench]'")
     results: dict[str, object] = {"size": given.size, "matmul_peak": peak}
     with tempfile.TemporaryDirectory() as scratch:
         write_model(Path(scratch), SIZES[given.size])
