@@ -66,6 +66,8 @@ from caldera.training.step import training_step
 SIDES = ("padded", "grouped", "trl", "caldera")
 COMPUTE = Compute(torch.device("cpu"), torch.bfloat16)
 BATCH = 8
+_SHARE_OF_CORES, _SPREAD = 0.85, 1.25
+"""A side that has fewer cores in a round, or whose rounds differ by more, was disturbed by other work."""
 
 Step = Callable[[Sequence[Sample]], None]
 
@@ -261,7 +263,7 @@ def run_trl_side(workload: str, size: str, folder: Path, steps: int) -> dict[str
     with tempfile.TemporaryDirectory() as scratch:
         pictures = Path(scratch)
         told = conversations(load, pictures, SIZES[size].side)
-        samples, tokens = run_trl(
+        samples, tokens, cores = run_trl(
             folder / "model", told, pictures, template=load.stage.template, trains=load.stage.trains, batch=BATCH,
             steps=steps,
         )  # fmt: skip
@@ -269,6 +271,7 @@ def run_trl_side(workload: str, size: str, folder: Path, steps: int) -> dict[str
         "samples_per_second": samples,
         "tokens_per_second": tokens,
         "flops_per_second": float("nan"),
+        "cores": cores,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
@@ -295,11 +298,12 @@ def run_side(side: str, workload: str, size: str, folder: Path, steps: int) -> d
         with Operations() as counted:
             step(batches[0])  # also the first step, which is slow
         step(batches[1])
-        begun = time.perf_counter()
+        begun, processor = time.perf_counter(), time.process_time()
         done = [batches[at % len(batches)] for at in range(2, 2 + steps)]
         for some in done:
             step(some)
         seconds = time.perf_counter() - begun
+        cores = (time.process_time() - processor) / seconds
     tokens = sum(sample.length for some in done for sample in some)
     per_sample = looked / len(samples)  # of the features
     return {
@@ -308,6 +312,7 @@ def run_side(side: str, workload: str, size: str, folder: Path, steps: int) -> d
         "first_epoch_samples_per_second": 1 / (seconds / steps / BATCH + per_sample),
         "flops_of_a_step": counted.total,
         "flops_per_second": counted.total / (seconds / steps),
+        "cores": cores,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
@@ -338,23 +343,44 @@ def measure(
             words = [sys.executable, __file__, "--side", side, workload, size, str(folder), str(steps)]  # fmt: skip
             told = subprocess.run(words, check=True, capture_output=True, text=True).stdout
             heard[side].append(json.loads(told.splitlines()[-1]))
-    return {
+    medians = {
         side: {name: statistics.median(one[name] for one in told) for name in told[0]}
         for side, told in heard.items()
     }
+    for side, rounds_of_side in heard.items():
+        rates = [one["samples_per_second"] for one in rounds_of_side]
+        medians[side]["spread"] = max(rates) / min(rates)
+        medians[side]["fewest_cores"] = min(one["cores"] for one in rounds_of_side)
+    return medians
+
+
+def disturbed(measured: dict[str, dict[str, float]]) -> list[str]:
+    """Say which sides were not alone on the machine; ratios to or of them mean nothing."""
+    cores = torch.get_num_threads()
+    return [
+        f"{side} had {told['fewest_cores']:.2f} of {cores} cores in one round, and its rounds differ by "
+        f"{told['spread']:.2f} x"
+        for side, told in measured.items()
+        if told["fewest_cores"] < _SHARE_OF_CORES * cores or told["spread"] > _SPREAD
+    ]
 
 
 def show(workload: str, size: str, measured: dict[str, dict[str, float]], peak: float) -> None:
     """Print one workload's sides, and caldera's ratios to the others."""
     print(f"\n{workload}, {size}, batch {BATCH}")
-    print(f"{'':10}{'samples/s':>11}{'tokens/s':>10}{'of peak':>9}{'peak GB':>9}")
+    print(
+        f"{'':10}{'samples/s':>11}{'tokens/s':>10}{'of peak':>9}{'peak GB':>9}{'cores':>7}{'spread':>8}"
+    )
     for side, told in measured.items():
         share = told["flops_per_second"] / peak
         shown = "-" if math.isnan(share) else f"{share:.0%}"
         print(
             f"{side:10}{told['samples_per_second']:11.2f}{told['tokens_per_second']:10.0f}{shown:>9}"
-            f"{told['peak_bytes'] / 1e9:9.2f}"
+            f"{told['peak_bytes'] / 1e9:9.2f}{told['cores']:7.2f}{told['spread']:8.2f}"
         )
+    if faults := disturbed(measured):
+        print("the machine was not ours alone, so no ratios are told:", *faults, sep="\n  ")
+        return
     mine = measured["caldera"]
     for side, other in measured.items():
         if side == "caldera":

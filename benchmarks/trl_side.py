@@ -35,13 +35,15 @@ class _Clock(TrainerCallback):
 
     def __init__(self) -> None:
         self.ends: list[float] = []
+        self.processor: list[float] = []
         self.tokens: list[int] = []
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
-        """Note the time."""
+        """Note the time, and the processor's."""
         self.ends.append(time.perf_counter())
+        self.processor.append(time.process_time())
 
 
 def run_trl(
@@ -53,8 +55,8 @@ def run_trl(
     trains: Sequence[str],
     batch: int,
     steps: int,
-) -> tuple[float, float]:
-    """Take steps, and return samples and real tokens a second.
+) -> tuple[float, float, float]:
+    """Take steps, and return samples and real tokens a second, and the cores that it had.
 
     Args:
         folder: Model folder.
@@ -89,7 +91,8 @@ def run_trl(
     trainer.train()
     seconds = clock.ends[-1] - clock.ends[_WARM - 1]
     tokens = sum(clock.tokens[_WARM : _WARM + steps])
-    return steps * batch / seconds, tokens / seconds
+    cores = (clock.processor[-1] - clock.processor[_WARM - 1]) / seconds
+    return steps * batch / seconds, tokens / seconds, cores
 
 
 def _counting(collate: Callable[[Any], Any], tokens: list[int]) -> Callable[[Any], Any]:
