@@ -45,20 +45,23 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from caldera.batches.collate import collate
+from caldera.batches.labels import IGNORED
+from caldera.batches.packing import about_the_same
 from caldera.batches.picture_sources import Pixels
-from caldera.batches.sampler import batches_of_epoch
+from caldera.batches.sampler import Plan, StepSize
 from caldera.batches.samples import Sample, SampleMaker
 from caldera.batches.templates import find_template
 from caldera.conversation import Conversation, Picture, Turn
 from caldera.model.assemble import assemble
 from caldera.model.folder import Assistant, load_assistant, save_assistant
+from caldera.processor import keep_freed_memory
 from caldera.progress import Silent
 from caldera.scenes.backbones import find_backbone
 from caldera.skips import Skips
 from caldera.training.devices import Compute, Means
 from caldera.training.features import stop_at, tower_features
 from caldera.training.freeze import train_only
+from caldera.training.loop import lay, passes
 from caldera.training.optimiser import build_optimiser
 from caldera.training.stage import FINETUNE, PRETRAIN, Stage
 from caldera.training.step import training_step
@@ -198,6 +201,12 @@ def samples_of(load: Workload, assistant: Assistant, folder: Path, side: int) ->
     return maker.make_all(conversations(load, folder, side), folder, Skips())
 
 
+def padded(rows: Sequence[Sequence[int]], by: int) -> Tensor:
+    """Return rows of numbers, padded on the right to the longest."""
+    width = max(len(row) for row in rows)
+    return torch.tensor([[*row, *[by] * (width - len(row))] for row in rows])
+
+
 def transformers_step(model: Path, load: Workload, assistant: Assistant) -> Step:
     """Return the step that users of transformers take."""
     peer = LlavaForConditionalGeneration.from_pretrained(model, dtype=torch.float32)
@@ -215,12 +224,13 @@ def transformers_step(model: Path, load: Workload, assistant: Assistant) -> Step
         paths = [path for sample in samples for path in sample.pictures]
         for path in paths:
             pixels[path] = pixels[path] if path in pixels else source([path])
-        batch = collate(
-            samples, torch.cat([pixels[path] for path in paths]), padding_id=assistant.tokenizer.pad_token_id
-        )  # fmt: skip
+        ids = padded([sample.ids for sample in samples], assistant.tokenizer.pad_token_id)
+        labels = padded([sample.labels for sample in samples], IGNORED)
+        mask = padded([[1] * sample.length for sample in samples], 0)
         with COMPUTE.autocast():
             loss = peer(
-                input_ids=batch.ids, attention_mask=batch.mask.long(), labels=batch.labels, pixel_values=batch.pictures
+                input_ids=ids, attention_mask=mask, labels=labels,
+                pixel_values=torch.cat([pixels[path] for path in paths]),
             ).loss  # fmt: skip
         loss.backward()
         torch.nn.utils.clip_grad_norm_(moving, 1.0)
@@ -234,6 +244,7 @@ def caldera_step(
     load: Workload, assistant: Assistant, samples: Sequence[Sample], kept: Path
 ) -> tuple[Step, float]:
     """Return this package's step, and the seconds that its features took."""
+    keep_freed_memory()
     begun = time.perf_counter()
     paths = list(dict.fromkeys(path for sample in samples for path in sample.pictures))
     means = Means(COMPUTE, Silent())
@@ -241,15 +252,16 @@ def caldera_step(
     looked = time.perf_counter() - begun
     model = assistant.model
     train_only(model, load.stage.trains)
-    model.language.set_attn_implementation(COMPUTE.attention)
+    model.arrange(COMPUTE.attention)
     model.train()
-    optimiser = build_optimiser(model, replace(load.stage, learning_rate=1e-5))
+    stage = replace(load.stage, learning_rate=1e-5)
+    optimiser = build_optimiser(model, stage)
 
     def step(some: Sequence[Sample]) -> None:
-        pictures = source([path for sample in some for path in sample.pictures])
-        batch = collate(some, pictures, padding_id=assistant.tokenizer.pad_token_id, round_to=16)
+        batches = [lay(packs, source) for packs in passes(some, stage, share=True)]
         training_step(
-            model, [batch], optimiser, max_grad_norm=1.0, compute=COMPUTE, names=[sample.id for sample in some]
+            model, batches, optimiser, max_grad_norm=1.0, compute=COMPUTE,
+            names=[sample.id for sample in some],
         )  # fmt: skip
 
     return step, looked
@@ -293,7 +305,11 @@ def run_side(side: str, workload: str, size: str, folder: Path, steps: int) -> d
         random.Random(3).shuffle(order)
         plan = [order[at : at + BATCH] for at in range(0, len(order), BATCH)]
         if side != "padded":
-            plan = batches_of_epoch(lengths, BATCH, seed=3, epoch=0)
+            groups = about_the_same(samples) if side == "caldera" else None
+            dealt = Plan(
+                lengths=lengths, groups=groups, size=StepSize(samples=BATCH), epochs=1, seed=3
+            )
+            plan = dealt.epoch(0)
         batches = [[samples[at] for at in indices] for indices in plan if len(indices) == BATCH]
         with Operations() as counted:
             step(batches[0])  # also the first step, which is slow

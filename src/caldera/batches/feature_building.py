@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from caldera.batches.feature_store import BYTES, Claims, FeatureStore
+from caldera.batches.feature_store import Claims, FeatureStore
 from caldera.batches.picture_sources import AT_ONCE, FrozenTower, KeptFeatures
 from caldera.batches.pictures import decode_picture, read_bytes
 from caldera.errors import InputError, OutputError
@@ -83,7 +83,7 @@ def _announce(store: FeatureStore, paths: Sequence[Path], tower: FrozenTower) ->
         OutputError: There is not.
     """
     views = sum(_views(path, tower) for path in paths)
-    size = views * math.prod(tower.shape) * BYTES
+    size = views * math.prod(tower.shape) * store.dtype.itemsize
     place = store.data.parent
     standing = next(folder for folder in (place, *place.absolute().parents) if folder.is_dir())
     free = shutil.disk_usage(standing).free

@@ -1,9 +1,9 @@
-"""Features by the content of their picture: an append-only file of bf16 numbers and a journal of what its rows hold.
+"""Features by the content of their picture: an append-only file of numbers and a journal of what its rows hold.
 
-`NAME.bin` holds rows of raw bf16, one for each view of a picture. `NAME.jsonl` holds first the shape of a row and then
-a line for each picture: its sha256, where its rows are, and a checksum of them. Rows count once their line stands in
-the journal, so a process that is killed in between loses only those of its last write. A later line about the same
-picture replaces an earlier one.
+`NAME.bin` holds rows of raw numbers in one precision, one for each view of a picture. `NAME.jsonl` holds first the
+shape of a row and then a line for each picture: its sha256, where its rows are, and a checksum of them. Rows count once
+their line stands in the journal, so a process that is killed in between loses only those of its last write. A later
+line about the same picture replaces an earlier one.
 
 Several processes may fill a store at once. Each claims a picture before it looks at it; claims are locks of the
 operating system on single bytes of `NAME.claims`, so they end with their process, however it ends.
@@ -29,8 +29,8 @@ from caldera.storage import writing
 
 log = logging.getLogger(__name__)
 
-BYTES = 2
-"""Of a number in bf16."""
+_INTEGERS = {4: torch.int32, 2: torch.int16}
+"""What holds the bits of a number, by its bytes: numpy has no bf16."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,15 @@ class Rows:
 class FeatureStore:
     """One file of features and its journal."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        """Open the store called `name`; it may not exist yet."""
+    def __init__(self, folder: Path, name: str, dtype: torch.dtype = torch.bfloat16) -> None:
+        """Open the store called `name`; it may not exist yet.
+
+        Args:
+            folder: Where its files are.
+            name: What they begin with; it should say everything but the picture that features depend on.
+            dtype: Of the numbers: fp32, bf16 or fp16.
+        """
+        self.dtype = dtype
         self.data = folder / f"{name}.bin"
         self._journal = folder / f"{name}.jsonl"
         self._claims = folder / f"{name}.claims"
@@ -119,7 +126,7 @@ class FeatureStore:
     def _row_bytes(self) -> int:
         """Return the bytes of one row."""
         assert self._shape is not None
-        return math.prod(self._shape) * BYTES
+        return math.prod(self._shape) * self.dtype.itemsize
 
     def append(self, digests: Sequence[str], counts: Sequence[int], features: Tensor) -> None:
         """Add pictures.
@@ -132,7 +139,8 @@ class FeatureStore:
         Raises:
             OutputError: They could not be written.
         """
-        bits = features.to(torch.bfloat16).contiguous().view(torch.int16).numpy()
+        integers = _INTEGERS[self.dtype.itemsize]
+        bits = features.to(self.dtype).contiguous().view(integers).numpy()
         with writing(self.data):
             self.data.parent.mkdir(parents=True, exist_ok=True)
         with self._locked():
@@ -142,7 +150,7 @@ class FeatureStore:
             start, lines = self._height, []
             if self._shape is None:
                 lines.append(json.dumps({"shape": list(features.shape[1:])}))
-            row_bytes = math.prod(features.shape[1:]) * BYTES
+            row_bytes = math.prod(features.shape[1:]) * self.dtype.itemsize
             at = 0
             for digest, count in zip(digests, counts, strict=True):
                 checksum = zlib.crc32(bits[at : at + count].data)
@@ -187,12 +195,13 @@ class FeatureStore:
             os.close(file)
 
     def read(self) -> np.ndarray:
-        """Return all rows, memory-mapped, (views, patches, vision width), as the bits of bf16; (0, 0, 0) if none."""
+        """Return the bits of all rows, memory-mapped, (views, patches, vision width); (0, 0, 0) if there are none."""
+        integers = f"int{8 * self.dtype.itemsize}"
         if not self.rows():
-            return np.empty((0, 0, 0), np.int16)  # a file without content cannot be mapped
+            return np.empty((0, 0, 0), integers)  # a file without content cannot be mapped
         assert self._shape is not None
         height = self.data.stat().st_size // self._row_bytes()
-        return np.memmap(self.data, np.int16, "r", shape=(height, *self._shape))
+        return np.memmap(self.data, integers, "r", shape=(height, *self._shape))
 
 
 class Claims:

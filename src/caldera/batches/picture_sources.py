@@ -86,7 +86,7 @@ class KeptFeatures:
         self._checked: set[str] = set()
 
     def __call__(self, paths: Sequence[Path]) -> Tensor:
-        """Return features in bf16, (views, patches, vision width).
+        """Return features in the precision they are kept in, (views, patches, vision width).
 
         Raises:
             PictureError: Features are damaged, and their picture is no longer there or no longer the same.
@@ -98,7 +98,7 @@ class KeptFeatures:
         places = [self._rows[self._digests[path]] for path in paths]
         rows = [row for place in places for row in range(place.start, place.stop)]
         bits = np.take(self._features, rows, axis=0)  # while the disk reads, other threads go on
-        return torch.from_numpy(bits).view(torch.bfloat16)
+        return torch.from_numpy(bits).view(self._store.dtype)
 
     def _check(self, path: Path) -> None:
         """Make sure that a picture's features are those that were written, or compute them again.

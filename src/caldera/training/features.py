@@ -57,7 +57,7 @@ def tower_features(
             return vision(pixels.to(compute.device)).cpu()
 
     return keep_features(
-        FeatureStore(folder, _key(assistant, compute)),
+        FeatureStore(folder, _key(assistant, compute), compute.dtype),
         paths,
         tower=FrozenTower(assistant.processor, encode, (vision.image_tokens, vision.width)),
         progress=means.progress,
