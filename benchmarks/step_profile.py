@@ -22,17 +22,8 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
-from train import (
-    BATCH,
-    SIZES,
-    WORKLOADS,
-    Step,
-    caldera_step,
-    matmul_peak,
-    samples_of,
-    transformers_step,
-    write_model,
-)
+from train import BATCH, Step, caldera_step, transformers_step
+from train_workloads import SIZES, WORKLOADS, matmul_peak, samples_of, write_model
 
 from caldera.batches.samples import Sample
 from caldera.model.folder import load_assistant
@@ -59,7 +50,8 @@ _BY_WORD = {
 }  # fmt: skip
 """Parts of operations' names, looked for in this order; all of them are torch's."""
 
-_LOADING = "caldera::loading"
+_LOADING = "loading"
+"""The mark that caldera's step puts on laying its batch; all operations below it count as loading."""
 
 
 def group_of(name: str, shapes: Sequence[Any], vocabulary: int) -> str:
@@ -70,8 +62,6 @@ def group_of(name: str, shapes: Sequence[Any], vocabulary: int) -> str:
         shapes: Of its arguments.
         vocabulary: Words of the model; a product with an axis so long makes logits, or comes from them.
     """
-    if name == _LOADING:
-        return "loading"
     if name.split("::")[-1] in {"mm", "addmm"} and any(
         vocabulary in shape for shape in shapes if isinstance(shape, list)
     ):
@@ -85,6 +75,13 @@ def group_of(name: str, shapes: Sequence[Any], vocabulary: int) -> str:
     return "other operations"
 
 
+def is_loading(event: Any) -> bool:  # noqa: ANN401 - the profiler's, without types
+    """Tell whether an operation belongs to the laying of a batch."""
+    while event is not None and event.key != _LOADING:
+        event = event.cpu_parent
+    return event is not None
+
+
 def profiled(step: Step, batches: Iterable[Sequence[Sample]], vocabulary: int) -> dict[str, float]:
     """Take steps under the profiler.
 
@@ -93,21 +90,26 @@ def profiled(step: Step, batches: Iterable[Sequence[Sample]], vocabulary: int) -
         products (those of the loss among them), and their operations.
     """
     cpu, begun = time.process_time(), time.perf_counter()
-    with profile(activities=[ProfilerActivity.CPU], record_shapes=True, with_flops=True) as seen:
+    with profile(
+        activities=[ProfilerActivity.CPU], record_shapes=True, with_flops=True, acc_events=True
+    ) as seen:
         for batch in batches:
-            with record_function("caldera::step"):
+            with record_function("step"):
                 step(batch)
     told = {"wall": time.perf_counter() - begun, "cpu": time.process_time() - cpu}
     seconds: dict[str, float] = defaultdict(float)
     products = flops = 0.0
-    for event in seen.key_averages(group_by_input_shape=True):
-        if event.key == "caldera::step":
+    for event in seen.events() or ():
+        if event.key == "step":
             continue
         spent = event.self_cpu_time_total / 1e6
-        seconds[group_of(event.key, event.input_shapes, vocabulary)] += spent
+        loads = is_loading(event)
+        seconds["loading" if loads else group_of(event.key, event.input_shapes, vocabulary)] += (
+            spent
+        )
         if event.key in {"aten::mm", "aten::addmm"}:
             products += spent
-            flops += event.flops
+            flops += event.flops or 0
     seconds["Python, waiting"] = max(0.0, told["wall"] - sum(seconds.values()))
     return {**seconds, **told, "products": products, "flops": flops}
 
