@@ -51,6 +51,22 @@ def uncached_server(shared_uncached_server: ServerProcess, loopback: None) -> Se
     return shared_uncached_server
 
 
+KEY = "a-long-secret-key-of-nobody"
+
+
+@pytest.fixture(scope="session")
+def shared_keyed_server(model_folder: Path) -> Iterator[ServerProcess]:
+    """A server that a key opens, which the environment gives."""
+    with ServerProcess(model_folder, key=KEY) as server:
+        yield server
+
+
+@pytest.fixture
+def keyed_server(shared_keyed_server: ServerProcess, loopback: None) -> ServerProcess:
+    """The shared server with a key."""
+    return shared_keyed_server
+
+
 @pytest.fixture(scope="session")
 def media_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of pictures that a server lets its clients name."""

@@ -37,14 +37,14 @@ def loading(file: Path) -> None:
     """Let weights come only when a file is there."""
     from caldera.chat.api import running
 
-    load = vars(running)["load_assistant"]
+    load = vars(running)["open_engine"]
 
     def late(*args: Any) -> Any:  # noqa: ANN401 - as its original
         while not file.exists():
             time.sleep(0.01)
         return load(*args)
 
-    vars(running)["load_assistant"] = late
+    vars(running)["open_engine"] = late
 
 
 def memory(words: str) -> None:

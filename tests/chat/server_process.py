@@ -257,11 +257,12 @@ class Stream:
         self.response = connection.getresponse()
 
     def events(self) -> Iterator[Any]:
-        """Yield each event decoded, `[DONE]` as it is."""
+        """Yield each event decoded, `[DONE]` as it is; the connection is closed behind the last."""
         for line in self.response:
             if line.startswith(b"data: "):
                 data = line[6:].strip()
                 yield "[DONE]" if data == b"[DONE]" else json.loads(data)
+        self.close()
 
     def text(self) -> str:
         """Read to the end, which must be a good one, and return the words of the first choice."""

@@ -151,7 +151,9 @@ class Hosts:
         Raises:
             MediaError: One is neither.
         """
-        written = url.host in self._that_allow(url)  # and so, if it is an address, is what it stands for
+        written = url.host in self._that_allow(
+            url
+        )  # and so, if it is an address, is what it stands for
         if not all(is_public(each) or (written and each == url.host) for each in addresses):
             raise MediaError(NOT_ALLOWED)
 

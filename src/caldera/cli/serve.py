@@ -53,6 +53,9 @@ def serve(
             help="Change a limit, such as limits.images, media.max_bytes or engine.slots; many times.",
         ),
     ] = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="int8: the language model in half the memory, and faster.")
+    ] = None,
     device: Device = "auto",
     dtype: Annotated[
         str,
@@ -83,7 +86,8 @@ def serve(
         metrics=metrics,
         media=MediaSettings(hosts=tuple(fetch_from or ()), root=media_root),
     )
-    chosen = with_settings(chosen, settings or ())
+    bits = [] if quantize is None else [f"engine.bits={quantize}"]
+    chosen = with_settings(chosen, [*bits, *(settings or ())])
     log_as_json()
     run(
         model,

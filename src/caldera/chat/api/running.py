@@ -20,10 +20,10 @@ import uvicorn
 from caldera.chat.api.application import create_application, wrapped
 from caldera.chat.api.service import Service
 from caldera.chat.api.settings import ServerSettings
-from caldera.chat.opening import as_stored
+from caldera.chat.opening import as_stored, open_engine
 from caldera.errors import UsageError
 from caldera.inference.engine import Engine
-from caldera.model.folder import load_assistant, open_outline
+from caldera.model.folder import open_outline
 from caldera.training.devices import Compute
 
 _HEAD_BYTES = 1 << 16
@@ -79,9 +79,7 @@ def run(
     listening = listen(address)
 
     def load() -> Engine:
-        assistant = load_assistant(folder, chosen.dtype)
-        assistant.model.to(chosen.device)
-        return Engine(assistant, settings.engine)
+        return open_engine(folder, chosen, settings.engine)
 
     host = f"[{address.host}]" if ":" in address.host else address.host
     tell(f"http://{host}:{listening.getsockname()[1]}/v1")
