@@ -13,7 +13,10 @@ CalderaError                1
 ├── TeacherError            5   a teacher's or judge's key, quota or budget ends a run
 ├── EvaluationError         6   an evaluation whose figures are not valid
 ├── TrainingError           7   training cannot go on
-└── ParityError             8   two implementations of a model differ
+├── ParityError             8   two implementations of a model differ
+└── EngineError             9   an answer that was begun cannot be finished
+    ├── BusyError           9   more is asked for than may wait
+    └── MemoryShortError    9   there is not enough memory for it
 ```
 
 A command that ends well exits with 0, one stopped by Ctrl-C with 130.
@@ -93,6 +96,20 @@ class ParityError(CalderaError):
     """Another implementation, or an exported model, does not give what caldera gives."""
 
     exit_code = 8
+
+
+class EngineError(CalderaError):
+    """The model could not go on with one answer; others are not touched."""
+
+    exit_code = 9
+
+
+class BusyError(EngineError):
+    """As many requests as may wait are waiting."""
+
+
+class MemoryShortError(EngineError):
+    """There is not enough memory to go on with one answer."""
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:

@@ -1,28 +1,29 @@
 """A talk keeps its turns and pictures, goes on after a fault, and never lets an answer act on the terminal."""
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from caldera.batches.picture_sources import Pixels
 from caldera.chat.media import users_picture
 from caldera.chat.opening import as_stored
 from caldera.chat.session import Session
 from caldera.chat.terminal import answer_once, harmless, talk
 from caldera.conversation import Picture
 from caldera.errors import ModelFolderError, PictureError, UsageError
-from caldera.inference.generate import Generator
+from caldera.inference.engine import Engine
 from caldera.inference.sampling import Sampling
 from caldera.model.folder import Assistant, save_assistant
 from caldera.training.devices import Compute
 
 
 @pytest.fixture
-def session(assistant: Assistant) -> Session:
+def session(assistant: Assistant) -> Iterator[Session]:
     """A session with the random assistant."""
-    return Session(Generator(assistant, Pixels(assistant.processor)), Sampling(max_new_tokens=7))
+    with Engine(assistant) as engine:
+        yield Session(engine, Sampling(max_new_tokens=7))
 
 
 def test_a_talk_is_a_conversation(session: Session, photos: Path) -> None:

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
 
 from caldera.batches.picture_sources import Pixels
 from caldera.conversation import Conversation, Picture, Turn
 from caldera.errors import UsageError
-from caldera.inference.generate import Generator, Prompt
+from caldera.inference.generate import Generator
+from caldera.inference.prompts import PathPrompt
 from caldera.inference.sampling import Sampling, choose
 from caldera.model.assemble import assemble
 from caldera.model.folder import Assistant, end_ids
@@ -25,7 +25,7 @@ def generator(assistant: Assistant) -> Generator:
     return Generator(assistant, Pixels(assistant.processor))
 
 
-def prompts(generator: Generator, photos: Path) -> list[Prompt]:
+def prompts(generator: Generator, photos: Path) -> list[PathPrompt]:
     """Return prompts of different lengths with no picture, one, two and three."""
     asked = []
     for number, count in enumerate((0, 1, 2, 3, 1)):
@@ -67,16 +67,6 @@ def test_transformers_generate_gives_the_same_tokens(
         assert generator.answer([prompt], GREEDY) == [text.strip()]
 
 
-def test_the_stream_spells_the_answer(generator: Generator, photos: Path) -> None:
-    """The pieces put together are the answer, and no piece ends inside a character."""
-    for prompt in prompts(generator, photos):
-        pieces = list(generator.stream(prompt, GREEDY))
-        assert "".join(pieces).strip() == generator.answer([prompt], GREEDY)[0]
-        assert len(pieces) > 1
-        broken = [piece for piece in pieces[:-1] if piece.endswith("\N{REPLACEMENT CHARACTER}")]
-        assert broken == []
-
-
 def test_sampling_depends_on_its_seed_alone(generator: Generator, photos: Path) -> None:
     """The same seed draws the same answer, another seed another."""
     prompt = prompts(generator, photos)[1]
@@ -98,28 +88,6 @@ def test_the_stop_text_of_a_template_ends_the_answer(
     monkeypatch.setattr(captioner, "_tokens", lambda *_: ([token] for token in spelt))
 
     assert captioner.answer([prompt], GREEDY) == ["a dog"]
-    assert "".join(captioner.stream(prompt, GREEDY)) == "a dog"
-
-
-def test_a_stop_of_several_tokens_is_not_told(
-    assistant: Assistant, photos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What may be the beginning of the stop waits until it is clear whether it is: then it is told, or left away."""
-    card = assistant.card.model_copy(update={"template": "v0"})
-    talker = Generator(replace(assistant, card=card), Pixels(assistant.processor))
-    prompt = talker.prompt(Conversation("c", (Turn("user", ("what?",)),)), photos)
-    told = {
-        " item #1 is a dog###Human: more": "item #1 is a dog",
-        " a dog ##": "a dog ##",
-        "#": "#",
-        "\n ##a": "##a",
-    }
-    for said, expected in told.items():
-        spelt = assistant.tokenizer(said, add_special_tokens=False).input_ids
-        assert len(assistant.tokenizer("###", add_special_tokens=False).input_ids) == 3
-        monkeypatch.setattr(talker, "_tokens", lambda *_, ids=spelt: ([token] for token in ids))
-        assert talker.answer([prompt], GREEDY) == [expected]
-        assert "".join(talker.stream(prompt, GREEDY)).strip() == expected
 
 
 def test_a_batch_ends_when_all_answers_reached_the_stop(
@@ -154,7 +122,6 @@ def test_the_end_token_of_a_template_ends_the_answer(
         speaker.model.language.model.norm.register_forward_hook(lambda *_: torch.ones_like(_[-1]))
 
     assert generator.answer([prompt], GREEDY) == [""]
-    assert list(generator.stream(prompt, GREEDY)) == []
 
 
 def test_what_does_not_fit_is_refused(generator: Generator, photos: Path) -> None:
@@ -166,38 +133,24 @@ def test_what_does_not_fit_is_refused(generator: Generator, photos: Path) -> Non
         generator.answer([prompt], Sampling(max_new_tokens=2999))
 
 
-def test_a_model_without_positions_has_no_limit(
-    vision_folder: Path, tokenizer: PreTrainedTokenizerFast, photos: Path, tmp_path: Path
-) -> None:
-    """BLOOM's config states no context; it answers, however much is asked for."""
-    torch.manual_seed(6)
-    shape = BloomConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=12,
-        n_layer=2,
-        n_head=2,
-        initializer_range=0.3,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    BloomForCausalLM(shape).save_pretrained(tmp_path / "bloom")
-    tokenizer.save_pretrained(tmp_path / "bloom")
-    speaker = assemble(vision_folder, tmp_path / "bloom", seed=3)
-    assert speaker.model.context_length is None
-
-    generator = Generator(speaker, Pixels(speaker.processor))
-    prompt = prompts(generator, photos)[1]
-
-    pieces = generator.stream(prompt, Sampling(max_new_tokens=999_999))
-    assert isinstance(next(pieces), str)
-
-
 @pytest.mark.parametrize(
-    "bad", [{"temperature": -1}, {"temperature": 99}, {"top_p": 0}, {"max_new_tokens": 0}]
+    "bad",
+    [
+        {"temperature": -1},
+        {"temperature": 99},
+        {"temperature": float("nan")},
+        {"top_p": 0},
+        {"top_k": -1},
+        {"seed": -1},
+        {"max_new_tokens": 0},
+        {"stop": ("",)},
+        {"logprobs": True, "top_logprobs": 21},
+        {"top_logprobs": 2},
+    ],
 )
 def test_settings_out_of_range_are_refused(bad: dict[str, float]) -> None:
     """The message names the setting and its range."""
-    with pytest.raises(UsageError, match=next(iter(bad))):
+    with pytest.raises(UsageError, match=list(bad)[-1]):
         Sampling(**bad)  # type: ignore[arg-type]
 
 
@@ -209,3 +162,13 @@ def test_top_p_keeps_the_likeliest() -> None:
     assert set(choose(logits, Sampling(temperature=1, top_p=0.6), generator).tolist()) == {0, 1}
     drawn = choose(logits, Sampling(temperature=1), generator).bincount() / 500
     assert drawn.tolist() == pytest.approx([0.5, 0.3, 0.2], abs=0.07)
+
+
+def test_top_k_keeps_so_many() -> None:
+    """No more tokens than that are ever drawn, by their chances among themselves; top_p counts among them."""
+    logits = torch.log(torch.tensor([[0.1, 0.5, 0.3, 0.1]])).repeat(500, 1)
+    generator = torch.Generator().manual_seed(0)
+    drawn = choose(logits, Sampling(temperature=1, top_k=2), generator).bincount(minlength=4) / 500
+    assert drawn.tolist() == pytest.approx([0, 0.625, 0.375, 0], abs=0.07)
+    narrow = Sampling(temperature=1, top_k=2, top_p=0.6)
+    assert set(choose(logits, narrow, generator).tolist()) == {1}

@@ -29,8 +29,9 @@ from transformers import (
 )
 
 from caldera.batches.labels import IGNORED
+from caldera.batches.picture_files import open_picture
 from caldera.batches.picture_sources import Pixels
-from caldera.batches.pictures import ASPECTS, open_picture
+from caldera.batches.pictures import ASPECTS
 from caldera.batches.samples import Sample, SampleMaker
 from caldera.batches.templates import VICUNA_SYSTEM, find_template
 from caldera.conversation import Conversation, Picture, Turn
@@ -178,7 +179,7 @@ def test_logits_and_answers_are_transformers_own(
                 **inputs,
                 max_new_tokens=NEW_TOKENS,
                 do_sample=False,
-                suppress_tokens=generator._never,
+                suppress_tokens=generator._vocabulary.barred,
             )[0, len(ids) :]
         assert ids == inputs["input_ids"][0].tolist()
         torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=0)

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from caldera.batches.feature_store import Claims, FeatureStore
+from caldera.batches.picture_files import decode_picture, read_bytes
 from caldera.batches.picture_sources import AT_ONCE, FrozenTower, KeptFeatures
-from caldera.batches.pictures import decode_picture, read_bytes
 from caldera.errors import InputError, OutputError
 from caldera.progress import Progress, Tick
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from caldera.batches.feature_store import FeatureStore
-from caldera.batches.pictures import PictureProcessor, open_picture
+from caldera.batches.picture_files import open_picture
+from caldera.batches.pictures import PictureProcessor
 
 log = logging.getLogger(__name__)
 

@@ -1,13 +1,12 @@
-"""A model folder in, a session ready to talk out."""
+"""A model folder in, an engine or a session that is ready to answer out."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from caldera.batches.picture_sources import Pixels
 from caldera.chat.session import Session
-from caldera.inference.generate import Generator
+from caldera.inference.engine import Engine, EngineSettings
 from caldera.inference.sampling import Sampling
 from caldera.model.card import read_card
 from caldera.model.folder import load_assistant
@@ -15,15 +14,28 @@ from caldera.model.weights import read_weights, stored_dtype
 from caldera.training.devices import Compute
 
 
-def open_session(folder: Path, sampling: Sampling, compute: Compute) -> Session:
+def open_engine(folder: Path, compute: Compute, settings: EngineSettings | None = None) -> Engine:
+    """Load a model folder and start an engine on it.
+
+    Raises:
+        ModelFolderError: The folder cannot be loaded.
+        UsageError: int8 is asked for, but this model or device cannot.
+    """
+    assistant = load_assistant(folder, compute.dtype)
+    assistant.model.to(compute.device)
+    return Engine(assistant, settings)
+
+
+def open_session(
+    folder: Path, sampling: Sampling, compute: Compute, settings: EngineSettings | None = None
+) -> Session:
     """Load a model folder and open a session with it.
 
     Raises:
         ModelFolderError: The folder cannot be loaded.
+        UsageError: int8 is asked for, but this model or device cannot.
     """
-    assistant = load_assistant(folder, compute.dtype)
-    assistant.model.to(compute.device)
-    return Session(Generator(assistant, Pixels(assistant.processor)), sampling)
+    return Session(open_engine(folder, compute, settings), sampling)
 
 
 def as_stored(folder: Path, compute: Compute) -> Compute:

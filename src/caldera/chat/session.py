@@ -3,69 +3,104 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from PIL import Image
+
+from caldera.batches.picture_files import open_picture
 from caldera.conversation import Conversation, Picture, Turn
 from caldera.errors import UsageError
-from caldera.inference.generate import Generator
+from caldera.inference.engine import Engine, Request
+from caldera.inference.prompts import PreparedPicture
 from caldera.inference.sampling import Sampling
 from caldera.instructions.writing import named
 
 
 class Session:
-    """One conversation with an assistant."""
+    """One conversation with an assistant; what was computed for earlier turns is not computed again."""
 
-    def __init__(self, generator: Generator, sampling: Sampling) -> None:
-        """Talk through `generator`."""
-        self._generator = generator
+    def __init__(self, engine: Engine, sampling: Sampling) -> None:
+        """Talk through `engine`."""
+        self._engine = engine
         self._sampling = sampling
         self._turns: tuple[Turn, ...] = ()
-        self._shown: list[Picture] = []
+        self._seen: list[PreparedPicture] = []
+        """Pictures of the turns."""
+        self._shown: list[tuple[Picture, PreparedPicture]] = []
+        """Pictures of the next question."""
 
     @property
     def conversation(self) -> Conversation:
         """What was said so far."""
         return Conversation("chat", self._turns)
 
-    def show(self, picture: Path) -> None:
+    def show(self, picture: Path | Image.Image) -> None:
         """Put a picture before the next question.
 
+        Args:
+            picture: A file, or a decoded picture.
+
         Raises:
+            PictureError: It cannot be used.
             UsageError: There are more before it than one question can name.
         """
-        shown = [*self._shown, Picture(str(picture))]
-        named(shown)
-        self._shown = shown
+        opened = open_picture(picture) if isinstance(picture, Path) else picture.convert("RGB")
+        name = str(picture) if isinstance(picture, Path) else "a picture"
+        named([*(shown for shown, _ in self._shown), Picture(name)])  # refuses too many
+        self._shown.append((Picture(name), self._engine.picture(opened)))
 
     def reset(self) -> None:
         """Forget everything."""
         self._turns = ()
+        self._seen = []
         self._shown = []
+
+    def request(self, text: str) -> Request:
+        """Return what asks `text` after what was said so far.
+
+        Raises:
+            UsageError: The question is empty.
+        """
+        if not text.strip():
+            raise UsageError("the question is empty; ask something")
+        conversation = Conversation("chat", (*self._turns, self._turn(text)))
+        return Request(self._engine.prompt(conversation, self._pictures()), self._sampling)
 
     def say(self, text: str) -> Iterator[str]:
         """Ask `text` and yield the answer; both become part of the conversation when the answer ends or is stopped.
 
         Raises:
             UsageError: The question is empty, or the conversation has grown too long for the model.
+            EngineError: The model could not go on.
         """
-        if not text.strip():
-            raise UsageError("the question is empty; ask something")
-        asked = Turn("user", self._parts(text))
-        prompt = self._generator.prompt(Conversation("chat", (*self._turns, asked)))
+        request = self.request(text)
+        asked = self._turn(text)
+        pictures = self._pictures()
+        answering = self._engine.submit(request)
         answer = ""
         try:
-            for piece in self._generator.stream(prompt, self._sampling):
-                answer += piece
-                yield piece
+            for piece in answering:
+                answer += piece.text
+                if piece.text:
+                    yield piece.text
         finally:
+            answering.cancel()
             if answer.strip():
                 self._turns = (*self._turns, asked, Turn("assistant", (answer.strip(),)))
-                self._shown = []
+                self._seen, self._shown = pictures, []
 
-    def _parts(self, text: str) -> tuple[str | Picture, ...]:
+    def close(self) -> None:
+        """End the engine."""
+        self._engine.close()
+
+    def _pictures(self) -> list[PreparedPicture]:
+        """Return the pictures of all turns and of the next question."""
+        return [*self._seen, *(prepared for _, prepared in self._shown)]
+
+    def _turn(self, text: str) -> Turn:
         """Put the shown pictures before a question; several are called by letters, as in the training data."""
-        match self._shown:
+        match [picture for picture, _ in self._shown]:
             case []:
-                return (text,)
+                return Turn("user", (text,))
             case [picture]:
-                return (picture, f"\n{text}")
+                return Turn("user", (picture, f"\n{text}"))
             case pictures:
-                return (*named(pictures), text)
+                return Turn("user", (*named(pictures), text))

@@ -1,36 +1,24 @@
-"""Conversations that wait for an answer in, answers out: prefill once, then a token at a time from the cache.
+"""Conversations that wait for an answer in, answers out, in bulk: prefill once, then a token at a time from the cache.
 
 Prompts of a batch are padded on the left, with a mask and positions that start at each prompt's own first token, so a
-batch of n gives what n single runs give.
+batch of n gives what n single runs give. The whole batch begins and ends together, which suits a benchmark's questions
+of like length; people are answered by the engine.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from caldera.batches.anyres import Layout
-from caldera.batches.inspection import stretches
-from caldera.batches.labels import encode
 from caldera.batches.picture_sources import PictureSource
-from caldera.batches.templates import find_template
-from caldera.conversation import IMAGE_MARK, Conversation
-from caldera.errors import UsageError
+from caldera.conversation import Conversation
+from caldera.inference.answer_text import AnswerText
+from caldera.inference.prompts import PathPrompt, Prompter, check_fit
 from caldera.inference.sampling import Sampling, choose
-from caldera.model.folder import Assistant, end_ids
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A conversation as the model takes it, opened for the assistant's answer."""
-
-    ids: tuple[int, ...]
-    pictures: tuple[Path, ...]
-    layouts: tuple[Layout, ...]
-    """How each picture is shown."""
+from caldera.inference.vocabulary import Vocabulary
+from caldera.model.folder import Assistant
 
 
 class Generator:
@@ -40,77 +28,43 @@ class Generator:
         """Answer with `assistant`, which sees what `pictures` gives for a path."""
         self._assistant = assistant
         self._pictures = pictures
-        self._template = find_template(assistant.card.template)
-        self._stops = set(end_ids(assistant))
-        self._never = _unused_ids(assistant, self._stops)
+        self._prompter = Prompter(assistant)
+        self._vocabulary = Vocabulary(assistant)
 
-    def prompt(self, conversation: Conversation, folder: Path = Path()) -> Prompt:
+    def prompt(self, conversation: Conversation, folder: Path = Path()) -> PathPrompt:
         """Render a conversation that ends with the user; its picture paths start from `folder`.
 
         Raises:
             PictureError: The size of a picture counts, but cannot be read.
         """
-        assistant = self._assistant
-        encoded = encode(self._template.render(conversation), assistant.tokenizer)
-        paths = tuple(folder / path for path in encoded.picture_paths)
-        layouts = assistant.layouts(paths)
-        counts = assistant.image_tokens(layouts)
-        encoded = encoded.with_image_tokens(counts, assistant.model.image_token_id)
-        return Prompt(encoded.ids, paths, layouts)
+        return self._prompter.of_files(conversation, folder)
 
     def written(self, conversation: Conversation) -> str:
         """Spell a prompt as the model gets it, with `<image>` where a picture stands."""
-        tokenizer = self._assistant.tokenizer
-        encoded = encode(self._template.render(conversation), tokenizer)
-        pieces = stretches(encoded, tokenizer, [1] * len(encoded.picture_paths))
-        return "".join(IMAGE_MARK if piece.look == "picture" else piece.text for piece in pieces)
+        return self._prompter.written(conversation)
 
     @torch.inference_mode()
-    def stream(self, prompt: Prompt, sampling: Sampling) -> Iterator[str]:
-        """Yield the answer piece by piece; a piece never ends inside a character.
-
-        Raises:
-            UsageError: Prompt and answer do not fit the model's context.
-        """
-        ids: list[int] = []
-        told = ""
-        for tokens in self._tokens([prompt], sampling):
-            [token] = tokens
-            if token is None:
-                break
-            ids.append(token)
-            text = self._text(ids)
-            if self._stopped(text):
-                break
-            if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-                sure = text[: len(text) - self._begun_stop(text)]
-                yield sure[len(told) :]
-                told = sure
-        rest = self._cut(self._text(ids))[len(told) :]
-        if rest.strip():
-            yield rest
-
-    @torch.inference_mode()
-    def answer(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[str]:
+    def answer(self, prompts: Sequence[PathPrompt], sampling: Sampling) -> list[str]:
         """Answer all prompts together.
 
         Raises:
             UsageError: A prompt and its answer do not fit the model's context.
         """
-        answers: list[list[int]] = [[] for _ in prompts]
+        stops = (*self._prompter.stops, *sampling.stop)
+        texts = [AnswerText(self._vocabulary.tokenizer, stops) for _ in prompts]
+        answers = [""] * len(prompts)
         for tokens in self._tokens(prompts, sampling):
-            for ids, token in zip(answers, tokens, strict=True):
-                if token is not None:
-                    ids.append(token)
-            if self._template.stop and all(
-                token is None or self._stopped(self._text(ids))
-                for ids, token in zip(answers, tokens, strict=True)
-            ):
+            writing = False
+            for row, (text, token) in enumerate(zip(texts, tokens, strict=True)):
+                if token is not None and not text.stopped:
+                    answers[row] += text.add(token)
+                    writing = writing or not text.stopped
+            if not writing:
                 break
-        return [self._cut(self._text(ids)).strip() for ids in answers]
+        return [(told + text.finish()).strip() for told, text in zip(answers, texts, strict=True)]
 
     @torch.inference_mode()
-    def answer_ids(self, prompt: Prompt, sampling: Sampling) -> list[int]:
+    def answer_ids(self, prompt: PathPrompt, sampling: Sampling) -> list[int]:
         """Answer one prompt with token ids, up to the end mark and without it.
 
         Raises:
@@ -118,7 +72,9 @@ class Generator:
         """
         return [token for [token] in self._tokens([prompt], sampling) if token is not None]
 
-    def _tokens(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[list[int | None]]:
+    def _tokens(
+        self, prompts: Sequence[PathPrompt], sampling: Sampling
+    ) -> Iterator[list[int | None]]:
         """Yield the next token of each prompt, None for those that have ended, until all have."""
         self.check_fit(prompts, sampling)
         model = self._assistant.model
@@ -141,10 +97,10 @@ class Generator:
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1]  # (rows, vocabulary)
-            logits[:, self._never] = -torch.inf
+            logits[:, self._vocabulary.barred] = -torch.inf
             chosen = choose(logits, sampling, generator)  # (rows,)
             ended = [
-                over or token in self._stops
+                over or token in self._vocabulary.ends
                 for over, token in zip(ended, chosen.tolist(), strict=True)
             ]
             if all(ended):
@@ -156,48 +112,17 @@ class Generator:
             mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=-1)
             positions = positions[:, -1:] + 1
 
-    def check_fit(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+    def check_fit(self, prompts: Sequence[PathPrompt], sampling: Sampling) -> None:
         """Refuse what the model has no room for.
 
         Raises:
             UsageError: Prompt and answer together are longer than the model's context.
         """
-        room = self._assistant.model.context_length
-        if room is None:
-            return
         for prompt in prompts:
-            if len(prompt.ids) + sampling.max_new_tokens > room:
-                raise UsageError(
-                    f"the conversation is {len(prompt.ids)} tokens long and asks for up to {sampling.max_new_tokens} "
-                    f"more, but the model has room for {room}; start anew or ask for fewer"
-                )
-
-    def _text(self, ids: list[int]) -> str:
-        """Spell an answer, from its first word on."""
-        return str(self._assistant.tokenizer.decode(ids, skip_special_tokens=True)).lstrip()
-
-    def _stopped(self, text: str) -> bool:
-        return self._template.stop is not None and self._template.stop in text
-
-    def _begun_stop(self, text: str) -> int:
-        """Count the characters at the end of a text that the template's stop may begin with."""
-        stop = self._template.stop or ""
-        return next((n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n])), 0)
-
-    def _cut(self, text: str) -> str:
-        """Cut a text at the template's stop."""
-        return text if self._template.stop is None else text.split(self._template.stop)[0]
+            check_fit(prompt.ids, sampling, self._assistant.model.context_length)
 
 
-def _unused_ids(assistant: Assistant, stops: set[int]) -> list[int]:
-    """List ids that no answer may hold: pictures, padding, and rows that no token has."""
-    tokenizer = assistant.tokenizer
-    rows = len(assistant.model.word_table)
-    special = {assistant.model.image_token_id, tokenizer.pad_token_id} - stops
-    return [*special, *range(len(tokenizer), rows)]
-
-
-def left_padded(prompts: Sequence[Prompt], padding_id: int) -> tuple[Tensor, Tensor]:
+def left_padded(prompts: Sequence[PathPrompt], padding_id: int) -> tuple[Tensor, Tensor]:
     """Return ids and mask, both (rows, tokens), padded on the left."""
     width = max(len(prompt.ids) for prompt in prompts)
     ids = torch.full((len(prompts), width), padding_id)

@@ -1,18 +1,16 @@
 """A question and answers that could be given in, how likely the model finds each out: nothing is generated."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import takewhile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from caldera.batches.labels import IGNORED, encode
 from caldera.batches.picture_sources import PictureSource
-from caldera.batches.templates import find_template
-from caldera.conversation import Conversation, Turn
+from caldera.conversation import Conversation
 from caldera.errors import UsageError
-from caldera.inference.generate import Prompt, left_padded
+from caldera.inference.generate import left_padded
+from caldera.inference.prompts import PathPrompt, Prompter
 from caldera.model.folder import Assistant
 
 
@@ -38,7 +36,7 @@ class Likelihood:
 class AnsweredPrompt:
     """A prompt with an answer behind it."""
 
-    prompt: Prompt
+    prompt: PathPrompt
     """Its ids end with the answer's."""
 
     tokens: int
@@ -52,7 +50,7 @@ class Weigher:
         """Weigh by `assistant`, which sees what `pictures` gives for a path."""
         self._assistant = assistant
         self._pictures = pictures
-        self._template = find_template(assistant.card.template)
+        self._prompter = Prompter(assistant)
 
     def prompt(
         self, conversation: Conversation, answer: str, folder: Path = Path()
@@ -64,23 +62,13 @@ class Weigher:
             RecordError: The answer is empty.
             UsageError: Both together do not fit the model's context.
         """
-        assistant = self._assistant
-        turns = (*conversation.turns, Turn("assistant", (answer,)))
-        asked = len(list(self._template.render(conversation)))
-        spans = list(self._template.render(replace(conversation, turns=turns)))[: asked + 1]
-        encoded = encode(spans, assistant.tokenizer)
-        paths = tuple(folder / path for path in encoded.picture_paths)
-        layouts = assistant.layouts(paths)
-        counts = assistant.image_tokens(layouts)
-        encoded = encoded.with_image_tokens(counts, assistant.model.image_token_id)
-        learned = takewhile(lambda label: label != IGNORED, reversed(encoded.labels))
-        tokens = sum(1 for _ in learned)
-        room = assistant.model.context_length
-        if room is not None and len(encoded.ids) > room:
+        prompt, tokens = self._prompter.of_answer(conversation, answer, folder)
+        room = self._assistant.model.context_length
+        if room is not None and len(prompt.ids) > room:
             raise UsageError(
-                f"question and answer are {len(encoded.ids)} tokens long, but the model has room for {room}"
+                f"question and answer are {len(prompt.ids)} tokens long, but the model has room for {room}"
             )
-        return AnsweredPrompt(Prompt(encoded.ids, paths, layouts), tokens)
+        return AnsweredPrompt(prompt, tokens)
 
     @torch.inference_mode()
     def weigh(self, answered: Sequence[AnsweredPrompt]) -> list[Likelihood]:

@@ -14,8 +14,9 @@ from PIL import Image, ImageOps
 from caldera.batches.picture_sources import Pixels
 from caldera.conversation import IMAGE_MARK, Conversation, Picture, Turn
 from caldera.errors import CalderaError, PictureError, UsageError
-from caldera.inference.generate import Generator, Prompt
+from caldera.inference.generate import Generator
 from caldera.inference.likelihood import AnsweredPrompt, Likelihood, Weigher
+from caldera.inference.prompts import PathPrompt
 from caldera.inference.sampling import Sampling
 from caldera.model.folder import Assistant
 from caldera.progress import Progress
@@ -215,7 +216,7 @@ class LmmsAnswerer:
     def _answer(self, questions: Sequence[Question], sampling: Sampling) -> list[str]:
         """Answer questions together."""
         with TemporaryDirectory(prefix="caldera-lmms-") as folder:
-            prompts: list[Prompt] = []
+            prompts: list[PathPrompt] = []
             for number, question in enumerate(questions):
                 with _about(question):
                     conversation = conversation_from(question, Path(folder, str(number)))

@@ -10,8 +10,9 @@ from caldera.errors import CalderaError, InputError
 from caldera.evaluation.answering.answerer import Answer, Asking, Took, letter_of
 from caldera.evaluation.answering.seen_pictures import SeenPictures, blocks_of
 from caldera.evaluation.benchmark import Item
-from caldera.inference.generate import Generator, Prompt
+from caldera.inference.generate import Generator
 from caldera.inference.likelihood import AnsweredPrompt, Likelihood, Weigher
+from caldera.inference.prompts import PathPrompt
 from caldera.inference.sampling import Sampling
 from caldera.model.folder import Assistant, load_assistant
 from caldera.training.devices import Compute
@@ -175,7 +176,7 @@ class EngineAnswerer:
 class _Ready:
     """What of a batch can be asked, and what cannot."""
 
-    prompts: list[tuple[Item, Prompt]] = field(default_factory=list)
+    prompts: list[tuple[Item, PathPrompt]] = field(default_factory=list)
     options: list[tuple[Item, list[AnsweredPrompt]]] = field(default_factory=list)
     failed: list[Answer] = field(default_factory=list)
 

@@ -8,7 +8,8 @@ from PIL import Image
 from caldera.batches.picture_sources import Pixels
 from caldera.conversation import Conversation, Picture, Turn
 from caldera.evaluation.parity.comparing import Seen, Shown
-from caldera.inference.generate import Generator, Prompt
+from caldera.inference.generate import Generator
+from caldera.inference.prompts import PathPrompt
 from caldera.inference.sampling import Sampling
 from caldera.model.folder import Assistant
 from caldera.model.splice import in_order
@@ -23,7 +24,7 @@ class Caldera:
         self._source = Pixels(assistant.processor)
         self._generator = Generator(assistant, self._source)
 
-    def _prompt(self, shown: Shown) -> Prompt:
+    def _prompt(self, shown: Shown) -> PathPrompt:
         parts = (Picture(str(shown.path)), f"\n{shown.question}")
         return self._generator.prompt(Conversation("parity", (Turn("user", parts),)))
 
@@ -44,7 +45,7 @@ class Caldera:
             tuple(self._generator.answer_ids(prompt, Sampling(max_new_tokens=shown.new_tokens))),
         )
 
-    def _logits(self, prompt: Prompt, answer: Sequence[int]) -> torch.Tensor:
+    def _logits(self, prompt: PathPrompt, answer: Sequence[int]) -> torch.Tensor:
         """Return the logits at every position of a prompt and the start of its answer, (tokens, vocabulary)."""
         model = self._assistant.model
         ids = torch.tensor([[*prompt.ids, *answer]])

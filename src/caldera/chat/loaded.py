@@ -1,0 +1,136 @@
+"""A model folder in, an assistant to call from Python out: `caldera.load(folder).chat(question, picture)`."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from PIL import Image
+
+from caldera.chat.media import users_picture
+from caldera.chat.opening import as_stored, open_engine
+from caldera.chat.session import Session
+from caldera.inference.engine import Answering, Engine, EngineSettings
+from caldera.inference.sampling import Sampling
+from caldera.training.devices import DtypeName, choose_compute
+
+Shown = str | Path | Image.Image
+"""A picture: its file, or decoded by Pillow."""
+
+
+class LoadedAssistant:
+    """An assistant in memory; its methods may be called from several threads."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Answer through `engine`."""
+        self.engine = engine
+
+    def chat(self, question: str, *pictures: Shown, **settings: Any) -> str:  # noqa: ANN401 - Sampling checks them
+        """Return the answer to a question about pictures, or about none.
+
+        Args:
+            question: What is asked.
+            pictures: Shown before it.
+            settings: Fields of `Sampling`, such as max_new_tokens=64 or temperature=0.7.
+
+        Raises:
+            PictureError: A picture cannot be used.
+            UsageError: A setting is out of its range, or the question too long.
+            EngineError: The model could not go on.
+        """
+        return "".join(self.stream(question, *pictures, **settings))
+
+    def stream(self, question: str, *pictures: Shown, **settings: Any) -> Iterator[str]:  # noqa: ANN401
+        """Yield the same answer piece by piece; leaving the loop stops it.
+
+        Raises:
+            PictureError: A picture cannot be used.
+            UsageError: A setting is out of its range, or the question too long.
+            EngineError: The model could not go on.
+        """
+        return self.talk(*pictures, **settings).say(question)
+
+    def chat_many(
+        self,
+        asked: Sequence[tuple[str, *tuple[Shown, ...]]],
+        **settings: Any,  # noqa: ANN401
+    ) -> list[str]:
+        """Answer many questions, several at a time, in their order.
+
+        Args:
+            asked: Each a question and the pictures before it: [("What is it?", "a.jpg"), ("And here?", "b.jpg")].
+            settings: Fields of `Sampling`; each question draws from a seed of its own.
+
+        Raises:
+            PictureError: A picture cannot be used.
+            UsageError: A setting is out of its range, or a question too long.
+            EngineError: The model could not go on.
+        """
+        sampling = Sampling(**settings)
+        waiting: list[Answering] = []
+        answers: list[str] = []
+        for number, (question, *pictures) in enumerate(asked):
+            session = self._session(pictures, replace(sampling, seed=sampling.seed + number))
+            if len(waiting) == self.engine.settings.slots:
+                answers.append(waiting.pop(0).text())
+            waiting.append(self.engine.submit(session.request(question)))
+        return answers + [answering.text() for answering in waiting]
+
+    def talk(self, *pictures: Shown, **settings: Any) -> Session:  # noqa: ANN401
+        """Begin a conversation: `say` yields an answer and keeps it, `show` puts a picture before the next question.
+
+        Raises:
+            PictureError: A picture cannot be used.
+            UsageError: A setting is out of its range.
+        """
+        return self._session(pictures, Sampling(**settings))
+
+    def _session(self, pictures: Sequence[Shown], sampling: Sampling) -> Session:
+        session = Session(self.engine, sampling)
+        for picture in pictures:
+            session.show(
+                picture if isinstance(picture, Image.Image) else users_picture(str(picture))
+            )
+        return session
+
+    def close(self) -> None:
+        """Free the engine's thread; answers that are not finished fail."""
+        self.engine.close()
+
+    def __enter__(self) -> Self:
+        """Use it for a block."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        self.close()
+
+
+def load(
+    folder: str | Path,
+    *,
+    device: str = "auto",
+    dtype: DtypeName = "auto",
+    settings: EngineSettings | None = None,
+) -> LoadedAssistant:
+    """Load a model folder, of caldera or of llava-hf.
+
+    Args:
+        folder: The model folder.
+        device: A torch device, or "auto".
+        dtype: A precision; "auto" is float32 if it is stored so, else bfloat16 where the processor is fast at it.
+        settings: Of the engine, such as EngineSettings(bits="int8").
+
+    Raises:
+        ModelFolderError: The folder cannot be loaded.
+        UsageError: There is no such device, or int8 is asked for where it cannot be.
+    """
+    compute = choose_compute(device, dtype)
+    compute = as_stored(Path(folder), compute) if dtype == "auto" else compute
+    return LoadedAssistant(open_engine(Path(folder), compute, settings))

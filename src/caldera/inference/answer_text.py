@@ -1,0 +1,87 @@
+"""Tokens of an answer in, one at a time; text out, as far as it is sure.
+
+Sure is what no later token can change: no half characters, nothing that may be the beginning of a stop, no white space
+that may stand at the end. So what was told piece by piece is the whole answer, letter for letter.
+"""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerFast
+
+_HALF = "\N{REPLACEMENT CHARACTER}"
+
+
+class AnswerText:
+    """One answer's text, as it grows."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, stops: Sequence[str] = ()) -> None:
+        """Begin an answer that ends before the first of `stops`."""
+        self._tokenizer = tokenizer
+        self._stops = tuple(stops)
+        self._ids: list[int] = []
+        self._context, self._read = 0, 0
+        """Tokens from `_context` to `_read` are spelt already; they are decoded again with the new ones, as some
+        tokenizers write a token's space only behind another."""
+        self._text = ""
+        self._told = 0
+        self.stopped = False
+        """Whether a stop was met."""
+
+    @property
+    def length(self) -> int:
+        """Characters that are spelt so far, whether they are sure or not."""
+        return len(self._text)
+
+    @property
+    def told(self) -> int:
+        """Characters that were given out."""
+        return self._told
+
+    def add(self, token: int) -> str:
+        """Take the next token; return the text that has become sure by it."""
+        self._ids.append(token)
+        fresh = self._fresh()
+        return "" if fresh.endswith(_HALF) else self._tell(fresh, last=False)
+
+    def finish(self) -> str:
+        """End the answer; return the rest of its text."""
+        return "" if self.stopped else self._tell(self._fresh(), last=True)
+
+    def _fresh(self) -> str:
+        """Spell the tokens that are not spelt yet."""
+        known = self._decode(self._ids[self._context : self._read])
+        return self._decode(self._ids[self._context :])[len(known) :]
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def _tell(self, fresh: str, *, last: bool) -> str:
+        """Add a spelt text and return what is sure."""
+        self._context, self._read = self._read, len(self._ids)
+        before = len(self._text)
+        self._text = self._text + fresh if self._text else fresh.lstrip()
+        self._cut(before)
+        end = len(self._text) if last or self.stopped else len(self._text) - self._begun_stop()
+        sure = max(self._told, len(self._text[:end].rstrip()))
+        piece, self._told = self._text[self._told : sure], sure
+        return piece
+
+    def _cut(self, before: int) -> None:
+        """Cut the text at the stop that is complete first; none is within its first `before` characters."""
+        start = max(0, before - max(map(len, self._stops), default=0))
+        met = [
+            (at + len(stop), at)
+            for stop in self._stops
+            if (at := self._text.find(stop, start)) >= 0
+        ]
+        if met:
+            self._text, self.stopped = self._text[: min(met)[1]], True
+
+    def _begun_stop(self) -> int:
+        """Count the characters at the end of the text that a stop may begin with."""
+        return max((_overlap(self._text, stop) for stop in self._stops), default=0)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Count the characters at the end of a text that a stop may begin with."""
+    return next((n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n])), 0)

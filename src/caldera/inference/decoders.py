@@ -1,0 +1,89 @@
+"""An assistant in, the fastest decoder out that gives the same logits as the language model itself."""
+
+import logging
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from caldera.errors import UsageError
+from caldera.inference.decoder import Decoder, TransformersDecoder
+from caldera.inference.llama_decoder import LlamaDecoder
+from caldera.inference.packed_linear import Bits, pack_layers
+from caldera.model.llava import Llava
+from caldera.processor import fast_attention
+
+_log = logging.getLogger(__name__)
+
+_PROBE = 11
+"""Tokens that two decoders are compared on."""
+
+_LIMITS = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
+"""How far logits may be from the model's own, as a share of their size: what rounding alone makes, and some more."""
+
+_INT8_LIMIT = 0.5
+"""The same for int8. It finds a wrong model, not a loss of quality."""
+
+
+def choose_decoder(
+    language: PreTrainedModel, slots: int, *, bits: Bits = "as stored", fast: bool = True
+) -> Decoder:
+    """Return a decoder of up to `slots` conversations.
+
+    Args:
+        language: Any decoder of transformers.
+        slots: Conversations.
+        bits: Of the weights.
+        fast: Whether another way than transformers' own may be taken.
+
+    Raises:
+        UsageError: int8 is asked for, but this model or device cannot.
+    """
+    reason = "it was asked for" if not fast else _not_fast(language)
+    if not reason:
+        decoder = LlamaDecoder(language, slots, bits)
+        distance = _distance(
+            decoder, TransformersDecoder(language), language.get_input_embeddings()
+        )
+        limit = _INT8_LIMIT if bits == "int8" else _LIMITS[decoder.dtype]
+        if distance <= limit:
+            return decoder
+        reason = f"the fast one's logits are {distance:.2g} of their size from it, over {limit}"
+    if bits == "int8":
+        raise UsageError(f"int8 is not possible here: {reason}; leave --quantize away")
+    if fast:
+        _log.info("answers come by transformers' own decoder: %s", reason)
+    return TransformersDecoder(language)
+
+
+def _not_fast(language: PreTrainedModel) -> str:
+    """Say why a model has no fast decoder; nothing if it has one."""
+    if language.device.type != "cpu":
+        return f"the model is on {language.device}, the fast one is for processors"
+    if language.dtype not in _LIMITS:
+        return f"its weights are in {language.dtype}"
+    return LlamaDecoder.obstacle(language)
+
+
+@torch.inference_mode()
+def _distance(one: Decoder, other: Decoder, table: nn.Module) -> float:
+    """Return how far two decoders' logits are from each other, as a share of their size."""
+    mine, theirs = _probed(one, table), _probed(other, table)
+    return float((mine - theirs).norm() / theirs.norm().clamp(min=1e-9))
+
+
+def _probed(decoder: Decoder, table: nn.Module) -> Tensor:
+    """Return logits of a few tokens, read together and one by one, (3, vocabulary)."""
+    ids = torch.arange(_PROBE)
+    logits = [decoder.extend(0, table(ids[:-2]))]
+    logits += [decoder.step([0], [int(token)])[0] for token in ids[-2:]]
+    decoder.clear(0)
+    return torch.stack(logits).float()
+
+
+def prepare_sight(model: Llava) -> None:
+    """Lay out the weights of tower and projector for the processor they are on; what they give stays the same."""
+    if model.word_table.device.type == "cpu":
+        pack_layers(model.vision.tower)
+        pack_layers(model.projector)
+        model.vision.tower.set_attn_implementation(fast_attention(model.vision.tower.dtype))

@@ -1,0 +1,239 @@
+"""Requests from any thread in, answers out piece by piece: one thread owns the model and steps it for all of them."""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from PIL import Image
+
+from caldera.conversation import Conversation
+from caldera.errors import BusyError, EngineError, UsageError
+from caldera.inference.decoders import choose_decoder, prepare_sight
+from caldera.inference.packed_linear import Bits
+from caldera.inference.prompts import PreparedPicture, Prompt, Prompter, check_fit, prepare
+from caldera.inference.requests import Answering, Piece, Request, TokenChance, Usage
+from caldera.inference.sampling import Sampling
+from caldera.inference.scheduler import Scheduler
+from caldera.model.folder import Assistant
+
+__all__ = [
+    "Answering",
+    "Engine",
+    "EngineSettings",
+    "EngineStats",
+    "Piece",
+    "Request",
+    "Sampling",
+    "TokenChance",
+    "Usage",
+]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineSettings:
+    """How much the engine does at a time, and what it keeps."""
+
+    slots: int = 8
+    """Requests that are answered side by side."""
+
+    queue: int = 128
+    """Requests that may wait for a slot; one more is refused."""
+
+    chunk: int = 512
+    """Tokens of a prompt that are read before the other answers get their next token."""
+
+    cache_bytes: int = 1 << 30
+    """Memory for what was computed for earlier requests; 0 keeps nothing."""
+
+    bits: Bits = "as stored"
+    """Of the language model's weights; int8 takes half the memory of bf16."""
+
+    fast: bool = True
+    """Whether a faster way than transformers' own may be taken, where it gives the same."""
+
+    def __post_init__(self) -> None:
+        """Check every setting.
+
+        Raises:
+            UsageError: One is out of its range.
+        """
+        for name, least in (("slots", 1), ("queue", 0), ("chunk", 1), ("cache_bytes", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What an engine does and did."""
+
+    running: int
+    waiting: int
+    cache_bytes: int
+    requests: int
+    """Begun since the start; all that follow are sums over these."""
+    prompt_tokens: int
+    cached_tokens: int
+    """Tokens of prompts that were kept from earlier ones."""
+    completion_tokens: int
+    cache_hits: int
+    """Requests whose prompt began as an earlier one."""
+    failed: int
+    cancelled: int
+
+
+class Engine:
+    """Answers requests with one assistant, many at a time."""
+
+    def __init__(self, assistant: Assistant, settings: EngineSettings | None = None) -> None:
+        """Answer with `assistant`, which nothing else may use meanwhile."""
+        self._assistant = assistant
+        self.settings = settings or EngineSettings()
+        self._prompter = Prompter(assistant)
+        self._rendering = threading.Lock()  # a tokenizer serves one thread at a time
+        decoder = choose_decoder(
+            assistant.model.language,
+            self.settings.slots,
+            bits=self.settings.bits,
+            fast=self.settings.fast,
+        )
+        if self.settings.fast:
+            prepare_sight(assistant.model)
+        self.description = decoder.description
+        """Which decoder it answers with."""
+        self._scheduler = Scheduler(
+            assistant,
+            decoder,
+            slots=self.settings.slots,
+            chunk=self.settings.chunk,
+            cache_bytes=self.settings.cache_bytes,
+            stops=self._prompter.stops,
+        )
+        self._changed = threading.Condition()
+        self._waiting: deque[Answering] = deque()
+        self._closing: EngineError | None = None
+        self._thread = threading.Thread(target=self._run, name="caldera engine", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        """Use it for a block."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens that prompt and answer may have together; None if the model states no limit."""
+        return self._assistant.model.context_length
+
+    def picture(self, picture: Image.Image) -> PreparedPicture:
+        """Prepare a decoded RGB picture; any thread may."""
+        return prepare(picture, self._assistant.processor)
+
+    def prompt(
+        self, conversation: Conversation, pictures: Sequence[PreparedPicture] = ()
+    ) -> Prompt:
+        """Render a conversation that ends with the user; any thread may.
+
+        Args:
+            conversation: What was said so far.
+            pictures: One for each of its pictures, in order; its paths are not looked at.
+
+        Raises:
+            RecordError: The model's template has no place for it.
+            ValueError: Pictures and places differ in number.
+        """
+        with self._rendering:
+            return self._prompter.of_pictures(conversation, pictures)
+
+    def submit(self, request: Request) -> Answering:
+        """Ask for an answer; any thread may.
+
+        Raises:
+            UsageError: Prompt and answer do not fit the model's context.
+            BusyError: As many requests as may wait are waiting.
+            EngineError: The engine is closed.
+        """
+        check_fit(request.prompt.ids, request.sampling, self.context_length)
+        answering = Answering(request)
+        with self._changed:
+            if self._closing is not None:
+                raise self._closing
+            if len(self._waiting) >= self.settings.queue and not self._is_free():
+                raise BusyError(
+                    f"{len(self._waiting)} requests are waiting already, which is the limit; ask again later"
+                )
+            self._waiting.append(answering)
+            self._changed.notify()
+        return answering
+
+    def stats(self) -> EngineStats:
+        """Return what it does and did; any thread may ask."""
+        counts = self._scheduler.counts
+        return EngineStats(
+            running=len(self._scheduler.running),
+            waiting=len(self._waiting),
+            cache_bytes=self._scheduler.cache_bytes,
+            requests=counts.requests,
+            prompt_tokens=counts.prompt_tokens,
+            cached_tokens=counts.cached_tokens,
+            completion_tokens=counts.completion_tokens,
+            cache_hits=counts.cache_hits,
+            failed=counts.failed,
+            cancelled=counts.cancelled,
+        )
+
+    def close(self) -> None:
+        """End all answers that are not finished with an error, and the thread."""
+        with self._changed:
+            self._closing = self._closing or EngineError("the engine is closed; start it again")
+            self._changed.notify()
+        self._thread.join()
+
+    def _is_free(self) -> bool:
+        """Tell whether the next request begins at once."""
+        return len(self._scheduler.running) + len(self._waiting) < self.settings.slots
+
+    def _run(self) -> None:
+        """Step the model while there is anything to do."""
+        try:
+            while self._take_waiting():
+                self._scheduler.round()
+        except BaseException as error:  # noqa: BLE001 - those who wait must hear of it
+            _log.exception("the engine's thread ended")
+            with self._changed:
+                self._closing = EngineError(
+                    f"the engine broke down ({type(error).__name__}: {error}); start it again"
+                )
+        assert self._closing is not None
+        self._scheduler.fail_all(self._closing)
+        for answering in self._waiting:
+            answering.end(self._closing)
+        self._waiting.clear()
+
+    def _take_waiting(self) -> bool:
+        """Wait until there is something to do, and give waiting requests to the scheduler; False at the end."""
+        with self._changed:
+            while not self._waiting and not self._scheduler.running and self._closing is None:
+                self._changed.wait()
+            if self._closing is not None:
+                return False
+            for answering in [one for one in self._waiting if one.cancelled]:
+                self._waiting.remove(answering)
+                answering.end("cancelled")
+                self._scheduler.counts.cancelled += 1
+            while self._waiting and self._scheduler.has_room:
+                self._scheduler.add(self._waiting.popleft())
+        return True

@@ -1,0 +1,330 @@
+"""A language model of LLaMA's shape in, a fast decoder of several conversations out.
+
+The same sums as transformers' own, laid out for few tokens at a time: products whose weights are packed, keys and
+values in slots that stay where they are, attention of one query as plain products over the group of its heads.
+`fast_decoder` compares it with the model's own logits before it is used.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from caldera.inference.decoder import KeysAndValues
+from caldera.inference.packed_linear import Bits, Product, packed
+
+KINDS = ("llama", "mistral", "qwen2", "qwen3")
+"""Model types that have this shape, by the name in their config."""
+
+_ROPES = ("default", "linear", "llama3", "yarn")
+"""Ways to scale positions that do not depend on the length of what is read."""
+
+_FIRST_ROOM = 512
+"""Tokens that a slot has room for at first; it doubles when needed."""
+
+
+_BLOCK = 128
+"""Tokens that attend together."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Layer:
+    """One layer's weights."""
+
+    before: Tensor
+    """Of the norm before attention."""
+    together: Product
+    """Queries, keys and values."""
+    query_norm: Tensor | None
+    key_norm: Tensor | None
+    out: Product
+    between: Tensor
+    """Of the norm before the MLP."""
+    wide: Product
+    """Gate and up."""
+    down: Product
+
+
+class LlamaDecoder:
+    """A model of LLaMA's shape."""
+
+    def __init__(self, language: PreTrainedModel, slots: int, bits: Bits = "as stored") -> None:
+        """Decode with `language`, to which there must be no `obstacle`, up to `slots` conversations."""
+        config: Any = language.config
+        inner: Any = language.base_model
+        self._words = inner.embed_tokens
+        self._epsilon = float(config.rms_norm_eps)
+        attention = inner.layers[0].self_attn
+        self._head_width = int(attention.head_dim)
+        self._key_heads = int(config.num_key_value_heads)
+        self._heads = int(config.num_attention_heads)
+        self._scale = float(attention.scaling)
+        self._layers = [_layer(layer, bits) for layer in inner.layers]
+        self._norm = inner.norm.weight
+        head: Any = language.get_output_embeddings()
+        self._head = packed([head], bits)
+        self._rotary = inner.rotary_emb
+        self._slots = slots
+        self._lengths = [0] * slots
+        self._room = 0
+        self._longest = int(config.max_position_embeddings)
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+        """Of each layer, (slots, key heads, room, head width)."""
+        self._make_room(min(_FIRST_ROOM, self._longest))
+        self.description = f"{config.model_type} of {len(self._layers)} layers, packed, {bits}"
+
+    @staticmethod
+    def obstacle(language: PreTrainedModel) -> str:
+        """Say why a model has not this shape; nothing if it has."""
+        settings = language.config.to_dict()
+        kind = settings["model_type"]
+        if kind not in KINDS:
+            return f"models of type {kind!r} are not among {', '.join(KINDS)}"
+        if set(settings.get("layer_types") or ["full_attention"]) != {"full_attention"} or (
+            settings.get("sliding_window") and settings.get("use_sliding_window", True)
+        ):
+            return "it attends to a window"
+        inner: Any = language.base_model
+        if inner.rotary_emb.rope_type not in _ROPES:
+            return f"its positions are scaled by {inner.rotary_emb.rope_type!r}"
+        if settings["hidden_act"] != "silu":
+            return f"its activation is {settings['hidden_act']!r}, not silu"
+        return ""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in, the products of int8 aside."""
+        return self._words.weight.dtype
+
+    def extend(self, slot: int, embedded: Tensor) -> Tensor:
+        """Read the next tokens of a conversation."""
+        start = self._lengths[slot]
+        end = start + len(embedded)
+        self._make_room(end)
+        cosines, sines = self._cosines[start:end], self._sines[start:end]  # (tokens, 1, head width)
+        hidden = embedded  # (tokens, width)
+        for layer, all_keys, all_values in zip(self._layers, self._keys, self._values, strict=True):
+            query, key, value = self._heads_of(layer, hidden, cosines, sines)
+            keys, values = all_keys[slot, :, :end], all_values[slot, :, :end]
+            keys[:, start:] = key.transpose(0, 1)
+            values[:, start:] = value.transpose(0, 1)
+            if layer is self._layers[-1]:  # of its output only the last token's is wanted
+                query, hidden = query[-1:], hidden[-1:]
+            found = self._look_back(query, keys, values)  # (tokens, heads * head width)
+            hidden = self._after_attention(layer, hidden, found)
+        self._lengths[slot] = end
+        return self._logits(hidden)[0]
+
+    def step(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
+        """Read one more token of each of some conversations."""
+        lengths = [self._lengths[slot] for slot in slots]
+        self._make_room(max(lengths) + 1)
+        device = self._words.weight.device
+        rows, places = torch.tensor(slots, device=device), torch.tensor(lengths, device=device)
+        reach = _Reach(slots, lengths, self._mask_of(lengths, rows, slots))
+        hidden = self._words(torch.tensor(tokens, device=device))  # (rows, width)
+        cosines, sines = self._cosines[places], self._sines[places]  # (rows, 1, head width)
+        for layer, keys, values in zip(self._layers, self._keys, self._values, strict=True):
+            query, key, value = self._heads_of(layer, hidden, cosines, sines)
+            keys[rows, :, places] = key
+            values[rows, :, places] = value
+            found = self._look_once(query, keys, values, reach)
+            hidden = self._after_attention(layer, hidden, found)
+        for slot in slots:
+            self._lengths[slot] += 1
+        return self._logits(hidden)
+
+    def clear(self, slot: int) -> None:
+        """Forget a conversation."""
+        self._lengths[slot] = 0
+
+    def save(self, slot: int) -> KeysAndValues | None:
+        """Return a copy of what is held of a conversation."""
+        length = self._lengths[slot]
+        both = (self._keys, self._values)
+        return tuple(torch.stack([layer[slot, :, :length] for layer in held]) for held in both)
+
+    def restore(self, slot: int, kept: KeysAndValues, tokens: int) -> None:
+        """Begin a conversation with the first tokens of a saved one."""
+        self._make_room(tokens)
+        for held, saved in zip((self._keys, self._values), kept, strict=True):
+            for layer, part in zip(held, saved, strict=True):
+                layer[slot, :, :tokens] = part[:, :tokens]
+        self._lengths[slot] = tokens
+
+    def _heads_of(
+        self, layer: _Layer, hidden: Tensor, cosines: Tensor, sines: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values of tokens, each (tokens, its heads, head width)."""
+        heads, key_heads = self._heads, self._key_heads
+        all_three = layer.together(self._normed(hidden, layer.before)).view(
+            len(hidden), heads + 2 * key_heads, self._head_width
+        )
+        turning = all_three[:, : heads + key_heads]  # (tokens, heads + key heads, head width)
+        if layer.query_norm is not None and layer.key_norm is not None:
+            query, key = turning.split([heads, key_heads], dim=1)
+            normed = self._normed(query, layer.query_norm), self._normed(key, layer.key_norm)
+            turning = torch.cat(normed, dim=1)
+        turned = _turned(turning, cosines, sines)
+        return turned[:, :heads], turned[:, heads:], all_three[:, heads + key_heads :]
+
+    def _look_back(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Attend from the last tokens, (tokens, heads, head width), to all, (key heads, all tokens, head width)."""
+        query = query.view(len(query), self._key_heads, -1, self._head_width).permute(1, 2, 0, 3)
+        look = _fused if query.dtype == torch.float32 else _plain
+        before = keys.shape[1] - query.shape[2]
+        parts = []
+        for at in range(
+            0, query.shape[2], _BLOCK
+        ):  # a block sees nothing behind it, which saves half the sums
+            part = query[:, :, at : at + _BLOCK]  # (key heads, group, tokens, head width)
+            end = before + at + part.shape[2]
+            parts.append(look(part, keys[:, :end], values[:, :end], self._scale))
+        found = torch.cat(parts, dim=2).permute(
+            2, 0, 1, 3
+        )  # (tokens, key heads, group, head width)
+        return found.reshape(len(found), -1)
+
+    def _look_once(self, query: Tensor, keys: Tensor, values: Tensor, reach: "_Reach") -> Tensor:
+        """Attend from one token of each conversation, (rows, heads, head width), to all before it."""
+        keys, values = (
+            held[reach.low : reach.high, :, : reach.longest].flatten(0, 1)
+            for held in (keys, values)
+        )  # (slots * key heads, longest, head width)
+        query = reach.spread(query)  # (slots, heads, head width)
+        grouped = query.reshape(len(keys), -1, self._head_width)  # (slots * key heads, group, ...)
+        if reach.mask is None:
+            scores = torch.bmm(grouped, keys.transpose(1, 2)) * self._scale
+        else:
+            mask = reach.mask.repeat_interleave(self._key_heads, dim=0).unsqueeze(1)
+            scores = torch.baddbmm(mask, grouped, keys.transpose(1, 2), alpha=self._scale)
+        found = torch.bmm(scores.softmax(dim=-1), values)  # (slots * key heads, group, head width)
+        return reach.gather(found.view(reach.high - reach.low, -1))
+
+    def _after_attention(self, layer: _Layer, hidden: Tensor, found: Tensor) -> Tensor:
+        """Return a layer's output, (tokens, width), from what attention found."""
+        hidden = hidden + layer.out(found)
+        gate, up = layer.wide(self._normed(hidden, layer.between)).chunk(2, dim=-1)
+        return hidden + layer.down(functional.silu(gate).mul_(up))
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        return self._head(self._normed(hidden, self._norm))
+
+    def _normed(self, hidden: Tensor, weight: Tensor) -> Tensor:
+        """Divide by the root of the mean square, in fp32 as transformers does."""
+        wide = hidden.float()
+        wide = wide * (wide.square().mean(dim=-1, keepdim=True) + self._epsilon).rsqrt_()
+        return weight * wide.to(hidden.dtype)
+
+    def _mask_of(self, lengths: Sequence[int], rows: Tensor, slots: Sequence[int]) -> Tensor | None:
+        """Return what bars each conversation from places behind its end, (slots, longest), 0 or minus infinity."""
+        if len(slots) == 1:
+            return None
+        low, longest = min(slots), max(lengths) + 1
+        ends = torch.zeros(max(slots) + 1 - low, dtype=torch.long)  # others look at one place
+        ends[rows - low] = torch.tensor(lengths)
+        mask = torch.zeros(len(ends), longest, dtype=self._words.weight.dtype)
+        mask[torch.arange(longest) > ends.unsqueeze(1)] = -torch.inf
+        return mask.to(rows.device)
+
+    def _make_room(self, tokens: int) -> None:
+        """Let slots hold so many tokens; what they hold moves along."""
+        if tokens <= self._room:
+            return
+        room = max(tokens, min(self._longest, 2 * self._room))
+        weight = self._words.weight
+        shape = (self._slots, self._key_heads, room, self._head_width)
+        for held in (self._keys, self._values):
+            fresh = []
+            for layer in range(len(self._layers)):
+                fresh.append(weight.new_zeros(shape))
+                if held:
+                    fresh[-1][:, :, : self._room] = held[layer]
+            held[:] = fresh
+        self._room = room
+        places = torch.arange(room, device=weight.device).unsqueeze(0)
+        cosines, sines = self._rotary(weight, places)  # (1, room, head width)
+        self._cosines, self._sines = cosines[0].unsqueeze(1), sines[0].unsqueeze(1)
+
+
+class _Reach:
+    """Which part of the slots a step looks at, and which of its rows are wanted."""
+
+    def __init__(self, slots: Sequence[int], lengths: Sequence[int], mask: Tensor | None) -> None:
+        """Look at all slots from the first to the last that takes part; none between are copied."""
+        self.low, self.high = min(slots), max(slots) + 1
+        self.longest = max(lengths) + 1
+        self.mask = mask
+        in_order = list(slots) == list(range(self.low, self.high))
+        self._rows = None if in_order else torch.tensor(slots) - self.low
+
+    def spread(self, rows: Tensor) -> Tensor:
+        """Put each row where its slot is."""
+        if self._rows is None:
+            return rows
+        spread = rows.new_zeros(self.high - self.low, *rows.shape[1:])
+        spread[self._rows] = rows
+        return spread
+
+    def gather(self, slots: Tensor) -> Tensor:
+        """Take each row from where its slot is."""
+        return slots if self._rows is None else slots[self._rows]
+
+
+def _layer(layer: Any, bits: Bits) -> _Layer:  # noqa: ANN401 - transformers' own, by type
+    """Read one layer of transformers."""
+    attention, mlp = layer.self_attn, layer.mlp
+    normed = type(attention).__name__ == "Qwen3Attention"
+    return _Layer(
+        before=layer.input_layernorm.weight,
+        together=packed([attention.q_proj, attention.k_proj, attention.v_proj], bits),
+        query_norm=attention.q_norm.weight if normed else None,
+        key_norm=attention.k_norm.weight if normed else None,
+        out=packed([attention.o_proj], bits),
+        between=layer.post_attention_layernorm.weight,
+        wide=packed([mlp.gate_proj, mlp.up_proj], bits),
+        down=packed([mlp.down_proj], bits),
+    )
+
+
+def _plain(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    """Attend by plain products, which in bf16 are faster than the fused function at these lengths.
+
+    Args:
+        query: Of the last tokens, (key heads, group, tokens, head width).
+        keys: Of all tokens, (key heads, all tokens, head width).
+        values: The same.
+        scale: Of the scores.
+    """
+    key_heads, group, tokens, width = query.shape
+    query = (query * scale).reshape(key_heads, group * tokens, width)
+    scores = torch.bmm(query, keys.transpose(1, 2))  # (key heads, group * tokens, all tokens)
+    last = scores.view(key_heads, group, tokens, -1)[..., -tokens:]
+    last += _bar(tokens, query)
+    return torch.bmm(scores.softmax(dim=-1), values).view(key_heads, group, tokens, width)
+
+
+def _fused(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+    """Attend by PyTorch's fused function, which is the faster in fp32."""
+    key_heads, group, tokens, width = query.shape
+    mask = functional.pad(_bar(tokens, query), (keys.shape[1] - tokens, 0))
+    return functional.scaled_dot_product_attention(
+        query.reshape(1, key_heads * group, tokens, width), keys.unsqueeze(0), values.unsqueeze(0),
+        attn_mask=mask, scale=scale, enable_gqa=True,
+    ).view(query.shape)  # fmt: skip
+
+
+def _bar(tokens: int, like: Tensor) -> Tensor:
+    """Return what bars tokens from those behind them, (tokens, tokens), 0 or minus infinity."""
+    return like.new_full((tokens, tokens), -torch.inf).triu_(diagonal=1)
+
+
+def _turned(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """Turn heads, (tokens, heads, head width), by their position."""
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cosines + torch.cat([-second, first], dim=-1) * sines

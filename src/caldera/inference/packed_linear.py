@@ -1,0 +1,126 @@
+"""Linear layers in, the same layers out for inference on a processor: weights laid out for its matrix units.
+
+oneDNN reads weights that were laid out for it two to three times as fast as `F.linear` reads them from rows, for one
+token as for hundreds, and rounds as it does. int8 has a scale for each row of the weights and one for each token: both
+sides of the product are whole numbers, added up in 32 bits.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Bits = Literal["as stored", "int8"]
+
+_LARGEST = 127
+"""Of a whole number in 8 bits, with the sign aside."""
+
+_ZERO = 128
+"""Stands for 0 where tokens are kept in 8 bits without a sign, which is what oneDNN is fast at."""
+
+
+class Product(Protocol):
+    """What stands for a linear layer."""
+
+    def __call__(self, given: Tensor) -> Tensor:
+        """Return (rows, outputs) of (rows, inputs)."""
+        ...
+
+
+class RowsAsTheyAre:
+    """The layer as PyTorch has it; on devices that need no other layout."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Take weights, (outputs, inputs)."""
+        self._weight, self._bias = weight, bias
+
+    def __call__(self, given: Tensor) -> Tensor:
+        """Multiply."""
+        return functional.linear(given, self._weight, self._bias)
+
+
+class Packed:
+    """A layer whose weights oneDNN has laid out."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Lay out weights, (outputs, inputs)."""
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+        self._bias = bias
+
+    def __call__(self, given: Tensor) -> Tensor:
+        """Multiply."""
+        return torch.ops.mkldnn._linear_pointwise(given, self._weight, self._bias, "none", [], "")
+
+
+class Int8:
+    """A layer in whole numbers of 8 bits."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Round weights, (outputs, inputs), to 127 steps of each row's largest."""
+        weight = weight.float()
+        self._scales = weight.abs().amax(dim=1).clamp(min=1e-12) / _LARGEST  # (outputs,)
+        steps = (weight / self._scales.unsqueeze(1)).round().to(torch.int8)
+        self._weight = torch.ops.onednn.qlinear_prepack(steps, None)
+        self._zero = torch.zeros(1, dtype=torch.int32)
+        self._bias = None if bias is None else bias.float()
+
+    def __call__(self, given: Tensor) -> Tensor:
+        """Round each token to 127 steps of its largest value, and multiply."""
+        scales = given.abs().amax(dim=1, keepdim=True).float().clamp(min=1e-12) / _LARGEST
+        steps = (given / scales).round_().add_(_ZERO).to(torch.uint8)  # (rows, inputs)
+        product = torch.ops.onednn.qlinear_pointwise(
+            steps, 1.0, _ZERO, self._weight, self._scales, self._zero, None, 1.0, 0, torch.float32, "none", [], "none"
+        )  # fmt: skip
+        product *= scales
+        return (product if self._bias is None else product + self._bias).to(given.dtype)
+
+
+def packed(layers: Sequence[nn.Linear], bits: Bits = "as stored") -> Product:
+    """Return one product for layers with the same input; their outputs stand side by side."""
+    weight = torch.cat([layer.weight.detach() for layer in layers])  # (outputs, inputs)
+    biases = [
+        layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
+        for layer in layers
+    ]
+    plain = all(layer.bias is None for layer in layers)
+    bias = None if plain else torch.cat(biases)
+    if bits == "int8":
+        return Int8(weight, bias)
+    if not can_pack(weight):
+        return RowsAsTheyAre(weight, bias)
+    return Packed(weight, bias)
+
+
+def can_pack(weight: Tensor) -> bool:
+    """Tell whether oneDNN can lay out these weights."""
+    on_processor = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    if weight.dtype == torch.bfloat16:
+        return on_processor and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return on_processor and weight.dtype == torch.float32
+
+
+class PackedLinear(nn.Module):
+    """A packed layer in the place of an `nn.Linear`."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        """Stand for `layer`, whose weights are kept as they are, too."""
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+        self._product = packed([layer])
+        self._outputs = layer.out_features
+
+    def forward(self, given: Tensor) -> Tensor:
+        """Return (..., outputs) of (..., inputs)."""
+        rows = given.reshape(-1, given.shape[-1])
+        return self._product(rows).view(*given.shape[:-1], self._outputs)
+
+
+def pack_layers(module: nn.Module) -> None:
+    """Put packed layers in the place of all linear layers of a module that can be packed."""
+    for name, child in module.named_children():
+        if type(child) is nn.Linear and can_pack(child.weight):
+            setattr(module, name, PackedLinear(child))
+        else:
+            pack_layers(child)
