@@ -11,7 +11,6 @@ from caldera.inference.decoder import Decoder, TransformersDecoder
 from caldera.inference.llama_decoder import LlamaDecoder
 from caldera.inference.packed_linear import Bits, pack_layers
 from caldera.model.llava import Llava
-from caldera.processor import fast_attention
 
 _log = logging.getLogger(__name__)
 
@@ -86,4 +85,3 @@ def prepare_sight(model: Llava) -> None:
     if model.word_table.device.type == "cpu":
         pack_layers(model.vision.tower)
         pack_layers(model.projector)
-        model.vision.tower.set_attn_implementation(fast_attention(model.vision.tower.dtype))
