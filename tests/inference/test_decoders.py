@@ -1,6 +1,7 @@
 """The fast decoder gives the model's own logits for all shapes it is for, and steps aside for all others."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from caldera.inference.decoder import Decoder, TransformersDecoder
 from caldera.inference.decoders import choose_decoder
 from caldera.inference.llama_decoder import LlamaDecoder
 from caldera.inference.packed_linear import PackedLinear, pack_layers, packed
+from caldera.processor import let_go
 from tests.tiny_languages import LANGUAGES, WIDTHS
 
 FAST = ("llama", "smollm", "mistral", "qwen2", "qwen3")
@@ -151,3 +153,16 @@ def test_packing_a_module_changes_nothing_but_speed() -> None:
         torch.testing.assert_close(module(given), before)
     assert [*module.state_dict()] == [*state]
     assert sum(isinstance(each, PackedLinear) for each in module.modules()) == 2
+
+
+def test_weights_that_are_let_go_of_are_there_when_they_are_used_again(tmp_path: Path) -> None:
+    """Those of a file are read from it again; those of no file were never gone."""
+    values = torch.randn(700, 900)
+    (tmp_path / "values").write_bytes(values.numpy().tobytes())
+    mapped = torch.from_file(str(tmp_path / "values"), shared=False, size=values.numel()).view_as(
+        values
+    )
+    for each in (mapped, values, mapped[:0]):
+        let_go(each)
+    assert torch.equal(mapped, values)
+    assert values.abs().sum() > 1000
