@@ -11,7 +11,6 @@ from caldera.inference.decoder import Decoder, TransformersDecoder
 from caldera.inference.llama_decoder import LlamaDecoder
 from caldera.inference.packed_linear import Bits, pack_layers
 from caldera.model.llava import Llava
-from caldera.processor import fast_attention
 
 _log = logging.getLogger(__name__)
 
@@ -41,10 +40,10 @@ def choose_decoder(
     """
     reason = "it was asked for" if not fast else _not_fast(language)
     if not reason:
+        table = language.get_input_embeddings()
+        expected = _probed(TransformersDecoder(language), table)  # before its weights are let go of
         decoder = LlamaDecoder(language, slots, bits)
-        distance = _distance(
-            decoder, TransformersDecoder(language), language.get_input_embeddings()
-        )
+        distance = float((_probed(decoder, table) - expected).norm() / expected.norm())
         limit = _INT8_LIMIT if bits == "int8" else _LIMITS[decoder.dtype]
         if distance <= limit:
             return decoder
@@ -66,12 +65,6 @@ def _not_fast(language: PreTrainedModel) -> str:
 
 
 @torch.inference_mode()
-def _distance(one: Decoder, other: Decoder, table: nn.Module) -> float:
-    """Return how far two decoders' logits are from each other, as a share of their size."""
-    mine, theirs = _probed(one, table), _probed(other, table)
-    return float((mine - theirs).norm() / theirs.norm().clamp(min=1e-9))
-
-
 def _probed(decoder: Decoder, table: nn.Module) -> Tensor:
     """Return logits of a few tokens, read together and one by one, (3, vocabulary)."""
     ids = torch.arange(_PROBE)
@@ -86,4 +79,3 @@ def prepare_sight(model: Llava) -> None:
     if model.word_table.device.type == "cpu":
         pack_layers(model.vision.tower)
         pack_layers(model.projector)
-        model.vision.tower.set_attn_implementation(fast_attention(model.vision.tower.dtype))

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from caldera.processor import let_go
+
 Bits = Literal["as stored", "int8"]
 
 _LARGEST = 127
@@ -78,19 +80,31 @@ class Int8:
 
 
 def packed(layers: Sequence[nn.Linear], bits: Bits = "as stored") -> Product:
-    """Return one product for layers with the same input; their outputs stand side by side."""
-    weight = torch.cat([layer.weight.detach() for layer in layers])  # (outputs, inputs)
-    biases = [
-        layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
-        for layer in layers
-    ]
-    plain = all(layer.bias is None for layer in layers)
-    bias = None if plain else torch.cat(biases)
-    if bits == "int8":
-        return Int8(weight, bias)
-    if not can_pack(weight):
+    """Return one product for layers with the same input; their outputs stand side by side.
+
+    Where the weights are laid out anew, those in the layers are let go of as far as a file holds them.
+    """
+    weights = [layer.weight.detach() for layer in layers]
+    weight = torch.cat(weights) if len(weights) > 1 else weights[0]  # (outputs, inputs)
+    bias = _side_by_side([layer.bias for layer in layers], weights)
+    if bits == "as stored" and not can_pack(weight):
         return RowsAsTheyAre(weight, bias)
-    return Packed(weight, bias)
+    product = Int8(weight, bias) if bits == "int8" else Packed(weight, bias)
+    for one in weights:
+        let_go(one)
+    return product
+
+
+def _side_by_side(biases: Sequence[Tensor | None], weights: Sequence[Tensor]) -> Tensor | None:
+    """Join biases, zeros where there is none; None if there is none at all."""
+    if all(bias is None for bias in biases):
+        return None
+    return torch.cat(
+        [
+            weight.new_zeros(len(weight)) if bias is None else bias.detach()
+            for bias, weight in zip(biases, weights, strict=True)
+        ]
+    )
 
 
 def can_pack(weight: Tensor) -> bool:

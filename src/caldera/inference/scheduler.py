@@ -89,7 +89,7 @@ class Scheduler:
         """Read a chunk, and give every request that is answered a token."""
         for one in self.running:
             if one.answering.cancelled:
-                one.cancel()
+                one.outcome = "cancelled"
                 self.counts.cancelled += 1
         self._leave()
         reading = next((one for one in self.running if one.reading), None)
@@ -104,20 +104,22 @@ class Scheduler:
     def fail_all(self, error: EngineError) -> None:
         """End every request with an error."""
         for one in self.running:
-            one.fail(error)
+            one.outcome = error
         self._leave()
 
     def _leave(self) -> None:
         """Free the slots of requests that ended, and keep what was computed for them."""
-        for one in [one for one in self.running if one.ended]:
-            if one.filled and one.answering.error is None:
+        for one in [one for one in self.running if one.outcome is not None]:
+            failed = isinstance(one.outcome, EngineError)
+            if one.filled and not failed:
                 self._keep(one)
             self._decoder.clear(one.slot)
             self._embedded.pop(one.slot, None)
             self.running.remove(one)
             self._free.append(one.slot)
-            self.counts.failed += one.answering.error is not None
+            self.counts.failed += failed
             self.counts.completion_tokens += one.usage.completion_tokens
+            one.tell_outcome()
 
     def _keep(self, one: Running) -> None:
         kept = self._decoder.save(one.slot)
@@ -132,7 +134,7 @@ class Scheduler:
             left = self._embedded[one.slot]  # (tokens, width)
             logits = self._decoder.extend(one.slot, left[: self._chunk])
         except (RuntimeError, MemoryError) as error:
-            one.fail(_failure(error))
+            one.outcome = _failure(error)
             return
         one.filled += min(self._chunk, len(left))
         self._embedded[one.slot] = left[self._chunk :]
@@ -186,7 +188,7 @@ class Scheduler:
             )
         except (RuntimeError, MemoryError) as error:
             if len(answering) == 1:
-                answering[0].fail(_failure(error))
+                answering[0].outcome = _failure(error)
                 return
             for one in answering:
                 self._step([one])
@@ -202,7 +204,7 @@ class Scheduler:
         broken = logits.isnan().any(dim=-1).tolist()
         for one, row, best, bad in zip(chosen_for, logits, likeliest, broken, strict=True):
             if bad:
-                one.fail(not_a_number())
+                one.outcome = not_a_number()
             else:
                 one.take(best if one.greedy else one.draw(row), row)
 
