@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
-from train import BATCH, Step, caldera_step, transformers_step
+from train import Step, caldera_step, transformers_step
 from train_workloads import SIZES, WORKLOADS, matmul_peak, samples_of, write_model
 
 from caldera.batches.samples import Sample
@@ -140,12 +140,13 @@ def run(side: str, workload: str, size: str, folder: Path, steps: int) -> None:
             step, _ = caldera_step(load, assistant, samples, Path(scratch) / "kept")
         else:
             step = transformers_step(folder / "model", load, assistant)
-        cut = [samples[at : at + BATCH] for at in range(0, len(samples) - BATCH + 1, BATCH)]
+        batch = load.batch
+        cut = [samples[at : at + batch] for at in range(0, len(samples) - batch + 1, batch)]
         for number in range(2):  # the first steps are slow
             step(cut[number % len(cut)])
         peak = matmul_peak()
         told = profiled(step, [cut[at % len(cut)] for at in range(steps)], SIZES[size].vocabulary)
-    show(f"{side}, {workload}, {size}, batch {BATCH}", told, peak, steps)
+    show(f"{side}, {workload}, {size}, batch {WORKLOADS[workload].batch}", told, peak, steps)
 
 
 def main() -> None:

@@ -5,10 +5,10 @@ The same weights, records and precision (bf16 products over fp32 weights) on bot
 - padded: transformers' own LlavaForConditionalGeneration, random batches padded to their longest, as its users train it
 - grouped: the same with batches of like lengths
 - trl: TRL's SFTTrainer, random batches, where TRL is installed (the extra `bench`)
-- caldera: this package's step, with batches of like lengths and the frozen tower's features kept
+- caldera: this package's step, packed, with the frozen tower's features kept
 
-Workloads: stage 1 captions; stage 2 in LLaVA-Instruct's shape (two conversations a picture, lengths log-normal around
-200 tokens); VQA's shape (ten short questions a picture). Every side and workload is a process of its own, so that its
+Workloads: stage 1 captions, one a picture as in LLaVA-Pretrain, or five as in COCO; stage 2 in LLaVA-Instruct's shape
+(two conversations a picture, lengths log-normal around 200 tokens); VQA's shape (ten short questions a picture). Every side and workload is a process of its own, so that its
 peak memory is its own; sides take turns, and the median of the rounds counts. Pixels are prepared beforehand on both
 sides. `first epoch` also counts caldera's one pass of the tower over the pictures.
 """
@@ -63,7 +63,6 @@ from caldera.training.step import training_step
 
 SIDES = ("padded", "grouped", "trl", "caldera")
 COMPUTE = Compute(torch.device("cpu"), torch.bfloat16)
-BATCH = 8
 _SHARE_OF_CORES, _SPREAD = 0.85, 1.25
 """A side that has fewer cores in a round, or whose rounds differ by more, was disturbed by other work."""
 
@@ -146,7 +145,7 @@ def run_trl_side(workload: str, size: str, folder: Path, steps: int) -> dict[str
         pictures = Path(scratch)
         told = conversations(load, pictures, SIZES[size].side)
         samples, tokens, cores = run_trl(
-            folder / "model", told, pictures, template=load.stage.template, trains=load.stage.trains, batch=BATCH,
+            folder / "model", told, pictures, template=load.stage.template, trains=load.stage.trains, batch=load.batch,
             steps=steps,
         )  # fmt: skip
     return {
@@ -173,14 +172,16 @@ def run_side(side: str, workload: str, size: str, folder: Path, steps: int) -> d
         lengths = [sample.length for sample in samples]
         order = list(range(len(samples)))
         random.Random(3).shuffle(order)
-        plan = [order[at : at + BATCH] for at in range(0, len(order), BATCH)]
+        plan = [order[at : at + load.batch] for at in range(0, len(order), load.batch)]
         if side != "padded":
             groups = about_the_same(samples) if side == "caldera" else None
             dealt = Plan(
-                lengths=lengths, groups=groups, size=StepSize(samples=BATCH), epochs=1, seed=3
+                lengths=lengths, groups=groups, size=StepSize(samples=load.batch), epochs=1, seed=3
             )
             plan = dealt.epoch(0)
-        batches = [[samples[at] for at in indices] for indices in plan if len(indices) == BATCH]
+        batches = [
+            [samples[at] for at in indices] for indices in plan if len(indices) == load.batch
+        ]
         with Operations() as counted:
             step(batches[0])  # also the first step, which is slow
         step(batches[1])
@@ -193,9 +194,9 @@ def run_side(side: str, workload: str, size: str, folder: Path, steps: int) -> d
     tokens = sum(sample.length for some in done for sample in some)
     per_sample = looked / len(samples)  # of the features
     return {
-        "samples_per_second": steps * BATCH / seconds,
+        "samples_per_second": steps * load.batch / seconds,
         "tokens_per_second": tokens / seconds,
-        "first_epoch_samples_per_second": 1 / (seconds / steps / BATCH + per_sample),
+        "first_epoch_samples_per_second": 1 / (seconds / steps / load.batch + per_sample),
         "flops_of_a_step": counted.total,
         "flops_per_second": counted.total / (seconds / steps),
         "cores": cores,
@@ -243,7 +244,7 @@ def disturbed(measured: dict[str, dict[str, float]]) -> list[str]:
 
 def show(workload: str, size: str, measured: dict[str, dict[str, float]], peak: float) -> None:
     """Print one workload's sides, and caldera's ratios to the others."""
-    print(f"\n{workload}, {size}, batch {BATCH}")
+    print(f"\n{workload}, {size}, batch {WORKLOADS[workload].batch}")
     print(
         f"{'':10}{'samples/s':>11}{'tokens/s':>10}{'of peak':>9}{'peak GB':>9}{'cores':>7}{'spread':>8}"
     )

@@ -59,13 +59,17 @@ class Workload:
     questions: int
     words: Callable[[random.Random], int]
 
+    batch: int
+    """Samples of a step."""
+
 
 WORKLOADS = {
-    "captions": Workload(PRETRAIN, 48, 1, 1, lambda rng: rng.randint(8, 20)),
+    "captions": Workload(PRETRAIN, 48, 1, 1, lambda rng: rng.randint(8, 20), 8),
+    "captions5": Workload(PRETRAIN, 12, 5, 1, lambda rng: rng.randint(8, 20), 10),
     "instruct": Workload(
-        FINETUNE, 24, 2, 3, lambda rng: min(200, max(4, round(rng.lognormvariate(3.4, 0.7))))
+        FINETUNE, 24, 2, 3, lambda rng: min(200, max(4, round(rng.lognormvariate(3.4, 0.7)))), 8
     ),
-    "vqa": Workload(FINETUNE, 24, 10, 1, lambda rng: rng.randint(1, 2)),
+    "vqa": Workload(FINETUNE, 24, 10, 1, lambda rng: rng.randint(1, 2), 20),
 }
 
 
