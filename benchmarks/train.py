@@ -8,9 +8,10 @@ The same weights, records and precision (bf16 products over fp32 weights) on bot
 - caldera: this package's step, packed, with the frozen tower's features kept
 
 Workloads: stage 1 captions, one a picture as in LLaVA-Pretrain, or five as in COCO; stage 2 in LLaVA-Instruct's shape
-(two conversations a picture, lengths log-normal around 200 tokens); VQA's shape (ten short questions a picture). Every side and workload is a process of its own, so that its
-peak memory is its own; sides take turns, and the median of the rounds counts. Pixels are prepared beforehand on both
-sides. `first epoch` also counts caldera's one pass of the tower over the pictures.
+(two conversations a picture, lengths log-normal around 200 tokens); VQA's shape (ten short questions a picture). Every
+side and workload is a process of its own, so that its peak memory is its own; sides take turns, and the median of the
+rounds counts. Pixels are prepared beforehand on both sides. `first epoch` also counts caldera's one pass of the tower
+over the pictures.
 """
 
 import argparse
