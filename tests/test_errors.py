@@ -30,7 +30,7 @@ def test_the_docstring_draws_the_tree_that_there_is() -> None:
         for error in family(CalderaError)
     ]
     assert drawn == there
-    assert len(there) == 15
+    assert len(there) == 16
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:

@@ -15,7 +15,8 @@ CalderaError                1
 ├── TrainingError           7   training cannot go on
 ├── ParityError             8   two implementations of a model differ
 └── EngineError             9   an answer that was begun cannot be finished
-    └── BusyError           9   more is asked for than may wait
+    ├── BusyError           9   more is asked for than may wait
+    └── MemoryShortError    9   there is not enough memory for it
 ```
 
 A command that ends well exits with 0, one stopped by Ctrl-C with 130.
@@ -105,6 +106,10 @@ class EngineError(CalderaError):
 
 class BusyError(EngineError):
     """As many requests as may wait are waiting."""
+
+
+class MemoryShortError(EngineError):
+    """There is not enough memory to go on with one answer."""
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:

@@ -13,15 +13,15 @@ import torch
 from PIL import ExifTags, Image
 from transformers import CLIPImageProcessorPil
 
-from caldera.batches.pictures import (
+from caldera.batches.picture_files import (
     MAX_BYTES,
     MAX_PIXELS,
     MAX_SIDE,
-    PictureProcessor,
     decode_picture,
     open_picture,
     picture_size,
 )
+from caldera.batches.pictures import PictureProcessor
 from caldera.errors import PictureError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
 
+from caldera.batches.picture_files import open_picture
 from caldera.batches.picture_sources import Pixels
-from caldera.batches.pictures import open_picture
 from caldera.conversation import Conversation, Picture, Turn
 from caldera.errors import BusyError, EngineError, UsageError
 from caldera.inference.engine import Answering, Engine, EngineSettings, Request, Sampling

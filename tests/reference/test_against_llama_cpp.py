@@ -29,7 +29,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from caldera.batches.pictures import open_picture
+from caldera.batches.picture_files import open_picture
 from caldera.errors import ModelFolderError
 from caldera.evaluation.parity.by_caldera import Caldera
 from caldera.evaluation.parity.by_llama_cpp import CLASS_TOKEN_LAST, LlamaCpp

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from caldera.batches.pictures import open_picture
+from caldera.batches.picture_files import open_picture
 from caldera.errors import PictureError, UnknownNameError, UsageError
 from caldera.evaluation.parity import by_llama_cpp
 from caldera.model.folder import Assistant, save_assistant

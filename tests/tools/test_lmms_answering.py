@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from caldera.batches.picture_files import open_picture
 from caldera.batches.picture_sources import Pixels
-from caldera.batches.pictures import open_picture
 from caldera.conversation import Conversation, Picture, Turn
 from caldera.errors import PictureError, RecordError, UsageError
 from caldera.inference.generate import Generator

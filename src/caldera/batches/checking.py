@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from caldera.batches.pictures import open_picture
+from caldera.batches.picture_files import open_picture
 from caldera.conversation import Conversation, from_record
 from caldera.errors import InputError, RecordError
 from caldera.progress import Progress, Tick

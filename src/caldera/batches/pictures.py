@@ -1,35 +1,21 @@
-"""A picture file in, the vision tower's pixels out."""
+"""An RGB picture in, the vision tower's pixels out."""
 
-import stat
 from dataclasses import dataclass, replace
-from io import BytesIO
 from pathlib import Path
 from typing import Literal, Self, get_args
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from caldera.batches.anyres import WHOLE, Layout, Size, choose_pinpoint, fitted, layout_in
-from caldera.errors import PictureError
+from caldera.batches.picture_files import picture_size
 
 Aspect = Literal["square", "pad", "anyres"]
 
 ASPECTS: tuple[Aspect, ...] = get_args(Aspect)
 """All of them."""
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
-"""The file formats that are decoded; Pillow's rarer decoders are where the faults are."""
-
-MAX_BYTES = 100_000_000
-"""Larger files are not read."""
-
-MAX_PIXELS = 32_000_000
-"""Pictures of more pixels are refused from their header, before they are decoded."""
-
-MAX_SIDE = 12_000
-"""So are longer ones: padded to a square they would take up to gigabytes."""
 
 MAX_TILES = 100
 """Canvases of more tiles are refused; a model folder could else ask for any amount of memory for each picture."""
@@ -37,125 +23,6 @@ MAX_TILES = 100
 LONGEST = 20
 """Of pictures that are more times as long as wide, only the part that will be seen is enlarged: of all of it, the rest
 would take up to gigabytes."""
-
-_TURNED = (5, 6, 7, 8)
-"""EXIF orientations in which width and height change places."""
-
-
-def decode_picture(content: bytes, name: str) -> Image.Image:
-    """Decode a picture as RGB: upright by its EXIF orientation, transparency on white, first frame of several.
-
-    Args:
-        content: The bytes of a JPEG, PNG, WebP or GIF file.
-        name: What messages call it; if it ends in `.jpg` or `.png`, a GIF inside is refused.
-
-    Raises:
-        PictureError: It is empty, broken, in another format, too large, or a GIF by another name.
-    """
-    if not content:
-        raise PictureError(f"{name} is empty (0 bytes); replace or remove it")
-    try:
-        with Image.open(BytesIO(content), formats=FORMATS) as picture:
-            _check_size(picture.size, name)
-            if picture.format == "GIF" and Path(name).suffix.lower() not in ("", ".gif"):
-                raise PictureError(f"{name} is a GIF by content; rename it to .gif or convert it")
-            picture.load()
-            upright = ImageOps.exif_transpose(picture)
-            return _on_white(upright)
-    except PictureError:
-        raise
-    except UnidentifiedImageError:
-        raise PictureError(f"{name} is not a {', '.join(FORMATS)} picture; convert it") from None
-    except Image.DecompressionBombError:
-        raise PictureError(
-            f"{name} has many times more pixels than the limit of {MAX_PIXELS:,}; shrink it"
-        ) from None
-    except (OSError, ValueError, SyntaxError) as error:
-        raise PictureError(f"{name} cannot be decoded, it is broken or cut; replace it") from error
-
-
-def _check_size(size: tuple[int, int], name: str) -> None:
-    """Refuse a size that would take too much memory on its way to the tower.
-
-    Raises:
-        PictureError: It has too many pixels, or a side that is too long.
-    """
-    width, height = size
-    said = f"{name} has {width} x {height} pixels"
-    if width * height > MAX_PIXELS:
-        raise PictureError(f"{said}, over the limit of {MAX_PIXELS:,}; shrink it")
-    if max(size) > MAX_SIDE:
-        raise PictureError(f"{said}, over the limit of {MAX_SIDE:,} for a side; shrink or cut it")
-
-
-def _on_white(picture: Image.Image) -> Image.Image:
-    """Convert any mode to RGB, with white behind what is transparent."""
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        coloured = picture.convert("RGBA")
-        ground = Image.new("RGBA", coloured.size, "white")
-        return Image.alpha_composite(ground, coloured).convert("RGB")
-    if picture.mode.startswith("I;16"):
-        return picture.point(lambda value: value / 256).convert("L").convert("RGB")
-    return picture.convert("RGB")
-
-
-def read_bytes(path: Path) -> bytes:
-    """Read a picture file; what is not a plain file, such as a device or a pipe, is not opened.
-
-    Raises:
-        PictureError: It is not there, cannot be read, or is too large to be a picture.
-    """
-    try:
-        _check_file(path)
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise PictureError(f"{path} does not exist; check the path") from None
-    except OSError as error:
-        raise PictureError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _check_file(path: Path) -> None:
-    """Refuse what is not a plain file, or too large for a picture.
-
-    Raises:
-        PictureError: It is one of the two.
-        OSError: It is not there, or cannot be looked at.
-    """
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        what = "a folder" if stat.S_ISDIR(found.st_mode) else "not a regular file"
-        raise PictureError(f"{path} is {what}; give a picture file")
-    if found.st_size > MAX_BYTES:
-        raise PictureError(
-            f"{path} has {found.st_size:,} bytes, over the limit of {MAX_BYTES:,}; shrink it"
-        )
-
-
-def open_picture(path: Path) -> Image.Image:
-    """Read and decode a picture file.
-
-    Raises:
-        PictureError: It is not there, cannot be read, or cannot be decoded.
-    """
-    return decode_picture(read_bytes(path), str(path))
-
-
-def picture_size(path: Path) -> Size:
-    """Return a picture's size as it lies upright, from the head of its file.
-
-    Raises:
-        PictureError: It is not there, or cannot be used.
-    """
-    try:
-        _check_file(path)
-        with Image.open(path, formats=FORMATS) as picture:
-            _check_size(picture.size, str(path))
-            if picture.format == "PNG":
-                picture.load()  # its orientation may stand behind its pixels
-            turned = picture.getexif().get(ExifTags.Base.Orientation, 1) in _TURNED
-            return picture.size[::-1] if turned else picture.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return open_picture(path).size  # it says what is wrong
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,11 +1,31 @@
-"""A path that a user typed in, a checked picture file out: the one place that opens a user's picture."""
+"""What a user calls a picture in, the picture out: the one place that opens a user's picture.
 
+On a terminal it is a path that was typed in. A client of the server names a URL, and that is never taken for a path:
+its scheme alone decides whether it is a data URL, a web address or a file of the server's media folder, and the last
+two are off unless the operator switched them on.
+"""
+
+import asyncio
 import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from caldera.batches.pictures import open_picture
-from caldera.errors import PictureError
+from PIL import Image
+
+from caldera.batches.picture_files import MAX_PIXELS, open_picture
+from caldera.chat.data_urls import read_data_url
+from caldera.chat.media_faults import BAD_URL, TOGETHER_TOO_LARGE, MediaError
+from caldera.chat.picture_decoding import Decoders, check_kind
+from caldera.chat.remote_media import Fetcher
+from caldera.chat.remote_urls import Hosts
+from caldera.chat.rooted_media import read_rooted
+from caldera.errors import PictureError, UsageError
 from caldera.storage import is_file_there
+
+_Seen = TypeVar("_Seen")
 
 
 def users_picture(text: str) -> Path:
@@ -25,3 +45,146 @@ def users_picture(text: str) -> Path:
         path = Path(re.sub(r"\\(.)", r"\1", text)).expanduser()
     open_picture(path)
     return path.resolve()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MediaSettings:
+    """Which pictures of clients are taken, and what they may cost."""
+
+    hosts: tuple[str, ...] = ()
+    """Hosts that pictures are fetched from: `pictures.example`, `pictures.example:8080`, or `*` for any public one."""
+
+    root: Path | None = None
+    """Folder whose files clients may name by `file:` URLs."""
+
+    max_bytes: int = 10 << 20
+    """Of one picture's file."""
+
+    max_pixels: int = 2 * MAX_PIXELS
+    """Of all pictures of a request together; one may have 32 million, and 12,000 along a side."""
+
+    download_seconds: float = 10.0
+    """For one picture, redirects and a second try among them."""
+
+    decoders: int = 2
+    """Pictures that are decoded at the same time, each by a process of its own."""
+
+    decode_seconds: float = 20.0
+    """For one picture."""
+
+    decode_memory: int = 2 << 30
+    """Bytes of memory that one such process may take."""
+
+    def __post_init__(self) -> None:
+        """Check every setting.
+
+        Raises:
+            UsageError: One is out of its range, a host is not understood, or the folder is not there.
+        """
+        for name in (
+            "max_bytes", "max_pixels", "download_seconds", "decoders", "decode_seconds", "decode_memory",
+        ):  # fmt: skip
+            if getattr(self, name) <= 0:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be over 0")
+        Hosts(self.hosts)
+        if self.root is not None and not self.root.is_dir():
+            raise UsageError(f"the media folder {self.root} is not there, or no folder")
+
+
+class Media:
+    """Reads and decodes the pictures of clients."""
+
+    def __init__(
+        self,
+        settings: MediaSettings,
+        *,
+        fetcher: Fetcher | None = None,
+        took: Callable[[float], object] = lambda seconds: None,
+    ) -> None:
+        """Take pictures as `settings` say, and tell `took` how long the decoding of each took, in seconds."""
+        self._settings = settings
+        self._root = None if settings.root is None else settings.root.resolve()
+        self._fetcher = fetcher or Fetcher(
+            Hosts(settings.hosts),
+            max_bytes=settings.max_bytes,
+            seconds=settings.download_seconds,
+        )
+        self._decoders = Decoders(
+            settings.decoders, seconds=settings.decode_seconds, memory=settings.decode_memory
+        )
+        self._took = took
+
+    async def pictures(
+        self, urls: Sequence[str], see: Callable[[Image.Image], _Seen]
+    ) -> list[_Seen]:
+        """Return what `see` makes of each picture; all are read and measured before the first is decoded.
+
+        Args:
+            urls: As clients sent them.
+            see: Takes an upright RGB picture; called on another thread.
+
+        Raises:
+            MediaError: One cannot be used, or they are too large together.
+        """
+        async with asyncio.TaskGroup() as group:
+            reading = [group.create_task(self._outcome(url)) for url in urls]
+        contents = [_or_raise(task.result()) for task in reading]
+        sizes = [await self._decoders.size(content) for content in contents]
+        if sum(width * height for width, height in sizes) > self._settings.max_pixels:
+            raise MediaError(TOGETHER_TOO_LARGE)
+        return [await self._seen(content, see) for content in contents]
+
+    async def close(self) -> None:
+        """Stop the processes that decode."""
+        await self._decoders.close()
+
+    async def _outcome(self, url: str) -> bytes | MediaError:
+        """Return what `read` returns or raises, so that the first picture's fault is told, not the fastest's."""
+        try:
+            return await self.read(url)
+        except MediaError as error:
+            return error
+
+    async def read(self, url: str) -> bytes:
+        """Return the file that a URL holds or names.
+
+        Raises:
+            MediaError: It is not understood or not allowed, cannot be had, or is no picture's.
+        """
+        scheme, colon, _ = url[:8].partition(":")
+        match scheme.lower() if colon else "":
+            case "data":
+                content = read_data_url(url, self._settings.max_bytes)
+            case "http" | "https":
+                content = await self._fetcher.fetch(url)
+            case "file":
+                content = await asyncio.to_thread(
+                    read_rooted, url, self._root, self._settings.max_bytes
+                )
+            case _:
+                raise MediaError(BAD_URL)
+        check_kind(content)
+        return content
+
+    async def _seen(self, content: bytes, see: Callable[[Image.Image], _Seen]) -> _Seen:
+        """Decode one picture and let it be seen.
+
+        Raises:
+            MediaError: It cannot be decoded.
+        """
+        begin = time.perf_counter()
+        async with self._decoders.decoded(content) as picture:
+            seen = await asyncio.to_thread(see, picture)
+        self._took(time.perf_counter() - begin)
+        return seen
+
+
+def _or_raise(outcome: bytes | MediaError) -> bytes:
+    """Return a file.
+
+    Raises:
+        MediaError: It is a fault instead.
+    """
+    if isinstance(outcome, MediaError):
+        raise outcome
+    return outcome

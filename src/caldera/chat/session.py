@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from caldera.batches.pictures import open_picture
+from caldera.batches.picture_files import open_picture
 from caldera.conversation import Conversation, Picture, Turn
 from caldera.errors import UsageError
 from caldera.inference.engine import Engine, Request

@@ -21,6 +21,7 @@ from caldera.cli import data, data_import, data_sets, evaluate, export, train, w
 from caldera.cli.ablate import ablate
 from caldera.cli.options import Device, Dtype, Quantize, Set, bits_from, err, means_from, out
 from caldera.cli.recipes import recipes
+from caldera.cli.serve import serve
 from caldera.errors import CalderaError
 
 EXIT_CODES = (
@@ -79,6 +80,7 @@ app.command()(export.export)
 app.command()(export.parity)
 app.command()(recipes)
 app.command()(ablate)
+app.command()(serve)
 app.command("import")(weights.import_weights)
 
 
@@ -107,6 +109,8 @@ def caldera(
       caldera train finetune --model runs/one/model --data data.json --out runs/two
 
       caldera chat runs/two/model --image dog.jpg
+
+      caldera serve runs/two/model
 
       caldera import llava-1.5-7b-hf --template vicuna_v1 --out models/llava
 

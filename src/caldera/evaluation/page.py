@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-from caldera.batches.pictures import open_picture
+from caldera.batches.picture_files import open_picture
 
 _THUMBNAIL = 224
 """Pixels along the longer side of a picture in a gallery."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from caldera.errors import EngineError
+from caldera.errors import EngineError, MemoryShortError
 from caldera.inference.decoder import Decoder
 from caldera.inference.prefix_cache import LeastRecentlyUsed, PrefixCache
 from caldera.inference.prompts import PreparedPicture, Prompt
@@ -224,5 +224,7 @@ def _failure(error: RuntimeError | MemoryError) -> EngineError:
     """Say in a line why a request cannot go on."""
     said = str(error).strip().split("\n")[0]
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in said:
-        return EngineError("there is not enough memory for this request; ask for less, or later")
+        return MemoryShortError(
+            "there is not enough memory for this request; ask for less, or later"
+        )
     return EngineError(f"the model failed at this request: {said}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caldera.batches.pictures import read_bytes
+from caldera.batches.picture_files import read_bytes
 from caldera.conversation import from_record, to_record
 from caldera.errors import InputError, OutputError, UsageError
 from caldera.record_files import iterate_records

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from caldera.batches.pictures import Aspect, PictureProcessor, open_picture
+from caldera.batches.picture_files import open_picture
+from caldera.batches.pictures import Aspect, PictureProcessor
 from caldera.errors import ModelFolderError, PictureError
 from caldera.evaluation.parity.by_caldera import Caldera
 from caldera.evaluation.parity.by_transformers import Transformers

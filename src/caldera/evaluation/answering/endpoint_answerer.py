@@ -5,14 +5,12 @@ import base64
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from pydantic import SecretStr
 
-from caldera.batches.pictures import FORMATS, decode_picture, read_bytes
+from caldera.batches.picture_files import decode_picture, picture_head, read_bytes
 from caldera.conversation import Picture, Turn
 from caldera.errors import CalderaError, TeacherError, UsageError
 from caldera.evaluation.answering.answerer import Answer, Asking, Took
@@ -238,6 +236,5 @@ def _data_url(path: Path) -> str:
     """
     content = read_bytes(path)
     decode_picture(content, str(path))  # refuses what no server should get
-    with Image.open(BytesIO(content), formats=FORMATS) as picture:
-        kind = str(picture.format).lower()
+    kind = picture_head(content, str(path))[0].lower()
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from caldera.batches.pictures import open_picture
+from caldera.batches.picture_files import open_picture
 from caldera.evaluation.benchmark import Item
 from caldera.model.folder import Assistant
 

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from caldera.batches.pictures import PictureProcessor, open_picture
+from caldera.batches.picture_files import open_picture
+from caldera.batches.pictures import PictureProcessor
 from caldera.errors import PictureError
 from caldera.progress import Progress
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from caldera.batches.pictures import read_bytes
+from caldera.batches.picture_files import read_bytes
 from caldera.errors import CalderaError
 from caldera.evaluation.answering.answerer import Answer, Answerer
 from caldera.evaluation.benchmark import Benchmark, Item, Score

@@ -1,0 +1,198 @@
+"""A picture file in, an upright RGB picture out: the one place that opens pictures, for training, answers and servers.
+
+It needs no tensors, so that a process that only decodes starts at once.
+"""
+
+import stat
+import struct
+from io import BytesIO
+from pathlib import Path
+
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from caldera.errors import PictureError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+"""The file formats that are decoded; Pillow's rarer decoders are where the faults are."""
+
+MAX_BYTES = 100_000_000
+"""Larger files are not read."""
+
+MAX_PIXELS = 32_000_000
+"""Pictures of more pixels are refused from their header, before they are decoded."""
+
+MAX_SIDE = 12_000
+"""So are longer ones: padded to a square they would take up to gigabytes."""
+
+
+class PictureTooLargeError(PictureError):
+    """A picture has more pixels than are decoded."""
+
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What sets a picture upright, by its EXIF orientation."""
+
+_TURNED = (5, 6, 7, 8)
+"""Orientations in which width and height change places."""
+
+
+def decode_picture(content: bytes, name: str) -> Image.Image:
+    """Decode a picture as RGB: upright by its EXIF orientation, transparency on white, first frame of several.
+
+    Args:
+        content: The bytes of a JPEG, PNG, WebP or GIF file.
+        name: What messages call it; if it ends in `.jpg` or `.png`, a GIF inside is refused.
+
+    Raises:
+        PictureError: It is empty, broken, in another format, too large, or a GIF by another name.
+    """
+    if not content:
+        raise PictureError(f"{name} is empty (0 bytes); replace or remove it")
+    try:
+        with Image.open(BytesIO(content), formats=FORMATS) as picture:
+            _check_size(picture.size, name)
+            if picture.format == "GIF" and Path(name).suffix.lower() not in ("", ".gif"):
+                raise PictureError(f"{name} is a GIF by content; rename it to .gif or convert it")
+            picture.load()
+            turn = _UPRIGHT.get(_orientation(picture))
+            return _on_white(picture if turn is None else picture.transpose(turn))
+    except PictureError:
+        raise
+    except UnidentifiedImageError:
+        raise PictureError(f"{name} is not a {', '.join(FORMATS)} picture; convert it") from None
+    except Image.DecompressionBombError:
+        raise _too_many_pixels(name) from None
+    except (OSError, ValueError, SyntaxError) as error:
+        raise PictureError(f"{name} cannot be decoded, it is broken or cut; replace it") from error
+
+
+def _orientation(picture: Image.Image) -> int:
+    """Return how a picture lies by its EXIF data; upright, where that is malformed."""
+    try:
+        said = picture.getexif().get(ExifTags.Base.Orientation)
+    except (OSError, ValueError, SyntaxError, LookupError, TypeError, struct.error):
+        return 1  # many cameras and editors write it wrong; the pixels are there all the same
+    return said if isinstance(said, int) else 1
+
+
+def picture_head(content: bytes, name: str) -> tuple[str, tuple[int, int]]:
+    """Return a picture's format and its size as stored, from the head of its file, without decoding it.
+
+    Args:
+        content: The bytes of a JPEG, PNG, WebP or GIF file.
+        name: What messages call it.
+
+    Raises:
+        PictureError: It is in another format, its head is broken, or it is too large.
+    """
+    try:
+        with Image.open(BytesIO(content), formats=FORMATS) as picture:
+            _check_size(picture.size, name)
+            return str(picture.format), picture.size
+    except UnidentifiedImageError:
+        raise PictureError(f"{name} is not a {', '.join(FORMATS)} picture; convert it") from None
+    except Image.DecompressionBombError:
+        raise _too_many_pixels(name) from None
+    except (OSError, ValueError, SyntaxError) as error:
+        raise PictureError(f"{name} cannot be decoded, it is broken or cut; replace it") from error
+
+
+def _too_many_pixels(name: str) -> PictureTooLargeError:
+    """Say that a picture has so many pixels that they are not even counted."""
+    return PictureTooLargeError(
+        f"{name} has many times more pixels than the limit of {MAX_PIXELS:,}; shrink it"
+    )
+
+
+def _check_size(size: tuple[int, int], name: str) -> None:
+    """Refuse a size that would take too much memory on its way to the tower.
+
+    Raises:
+        PictureError: It has too many pixels, or a side that is too long.
+    """
+    width, height = size
+    said = f"{name} has {width} x {height} pixels"
+    if width * height > MAX_PIXELS:
+        raise PictureTooLargeError(f"{said}, over the limit of {MAX_PIXELS:,}; shrink it")
+    if max(size) > MAX_SIDE:
+        raise PictureTooLargeError(
+            f"{said}, over the limit of {MAX_SIDE:,} for a side; shrink or cut it"
+        )
+
+
+def _on_white(picture: Image.Image) -> Image.Image:
+    """Convert any mode to RGB, with white behind what is transparent."""
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        coloured = picture.convert("RGBA")
+        ground = Image.new("RGBA", coloured.size, "white")
+        return Image.alpha_composite(ground, coloured).convert("RGB")
+    if picture.mode.startswith("I;16"):
+        return picture.point(lambda value: value / 256).convert("L").convert("RGB")
+    return picture.convert("RGB")
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a picture file; what is not a plain file, such as a device or a pipe, is not opened.
+
+    Raises:
+        PictureError: It is not there, cannot be read, or is too large to be a picture.
+    """
+    try:
+        _check_file(path)
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise PictureError(f"{path} does not exist; check the path") from None
+    except OSError as error:
+        raise PictureError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what is not a plain file, or too large for a picture.
+
+    Raises:
+        PictureError: It is one of the two.
+        OSError: It is not there, or cannot be looked at.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        what = "a folder" if stat.S_ISDIR(found.st_mode) else "not a regular file"
+        raise PictureError(f"{path} is {what}; give a picture file")
+    if found.st_size > MAX_BYTES:
+        raise PictureError(
+            f"{path} has {found.st_size:,} bytes, over the limit of {MAX_BYTES:,}; shrink it"
+        )
+
+
+def open_picture(path: Path) -> Image.Image:
+    """Read and decode a picture file.
+
+    Raises:
+        PictureError: It is not there, cannot be read, or cannot be decoded.
+    """
+    return decode_picture(read_bytes(path), str(path))
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Return a picture's size as it lies upright, from the head of its file.
+
+    Raises:
+        PictureError: It is not there, or cannot be used.
+    """
+    try:
+        _check_file(path)
+        with Image.open(path, formats=FORMATS) as picture:
+            _check_size(picture.size, str(path))
+            if picture.format == "PNG":
+                picture.load()  # its orientation may stand behind its pixels
+            turned = _orientation(picture) in _TURNED
+            return picture.size[::-1] if turned else picture.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return open_picture(path).size  # it says what is wrong

@@ -1,0 +1,1 @@
+"""A model folder in, OpenAI's chat completions over HTTP out."""

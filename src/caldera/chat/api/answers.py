@@ -1,0 +1,126 @@
+"""Requests to the engine in, what it says out, for a loop that must not wait: all choices of one answer together."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+
+from caldera.chat.api.errors import ApiError, internal, refused, unavailable
+from caldera.chat.api.metrics import Metrics
+from caldera.errors import BusyError, CalderaError, MemoryShortError, UsageError
+from caldera.inference.engine import Answering, Engine, Piece, Request, Usage
+
+Said = list[tuple[int, Piece | None]]
+"""Pieces by the number of their choice; None where a choice ended."""
+
+
+class Answers:
+    """The choices of one answer while they are written."""
+
+    def __init__(self, engine: Engine, requests: Sequence[Request]) -> None:
+        """Ask the engine for all of them.
+
+        Raises:
+            ApiError: It cannot take them.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._woken = asyncio.Event()
+        self.choices: list[Answering] = []
+        try:
+            for request in requests:
+                self.choices.append(engine.submit(request))
+        except CalderaError as error:
+            self.cancel()
+            raise of_engine(error) from None
+        for choice in self.choices:
+            choice.listen(self._wake)
+
+    def cancel(self) -> None:
+        """End those that are not at their end."""
+        for choice in self.choices:
+            choice.cancel()
+
+    @property
+    def usage(self) -> dict[str, object]:
+        """Tokens of all choices; the prompt counts once."""
+        used: list[Usage] = [choice.usage for choice in self.choices]
+        prompt, completion = used[0].prompt_tokens, sum(one.completion_tokens for one in used)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": used[0].cached_tokens},
+        }
+
+    async def said(self, silence: float) -> AsyncIterator[Said]:
+        """Yield what is new until all choices have ended; nothing, after so many seconds of silence.
+
+        Raises:
+            ApiError: One of them failed.
+        """
+        going = dict(enumerate(self.choices))
+        while going:
+            silent = not await self._wake_within(silence)
+            news: Said = []
+            for number, choice in list(going.items()):
+                ended = choice.ended  # before its pieces are taken, or the last could be missed
+                news += [(number, piece) for piece in choice.ready()]
+                if ended and choice.error is not None:
+                    raise of_engine(choice.error)
+                if ended:
+                    news.append((number, None))
+                    del going[number]
+            if news or silent:
+                yield news
+
+    async def _wake_within(self, seconds: float) -> bool:
+        """Wait for the engine; return whether it said anything in time."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._woken.wait()
+        except TimeoutError:
+            return False
+        self._woken.clear()
+        return True
+
+    def _wake(self) -> None:
+        """Wake the loop, from the engine's thread."""
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._woken.set)
+
+
+class Timing:
+    """When the tokens of an answer came."""
+
+    def __init__(self, metrics: Metrics, begin: float) -> None:
+        """Count from when the request came."""
+        self._metrics = metrics
+        self._begin = begin
+        self._last: dict[int, float] = {}
+
+    def note(self, said: Said) -> None:
+        """Take what was said just now."""
+        now = time.perf_counter()
+        for number, piece in said:
+            if piece is None:
+                continue
+            if not self._last:
+                self._metrics.first_token.observe(now - self._begin)
+            elif number in self._last and piece.tokens:
+                apart = (now - self._last[number]) / len(piece.tokens)
+                for _ in piece.tokens:
+                    self._metrics.next_token.observe(apart)
+            self._last[number] = now
+
+
+def of_engine(error: CalderaError) -> ApiError:
+    """Return the error for what the engine refused or could not do."""
+    if isinstance(error, BusyError):
+        return unavailable("as many requests as may wait are waiting; try again", "busy")
+    if isinstance(error, MemoryShortError):
+        return unavailable(
+            "there is not enough memory for this request; try again", "out_of_memory"
+        )
+    if isinstance(error, UsageError):
+        return refused(str(error))
+    return internal()

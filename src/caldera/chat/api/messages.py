@@ -1,0 +1,86 @@
+"""Messages of a request in, the conversation that the model reads and the pictures that it names out.
+
+Words of a system message stand before the user's first words, as the templates have a system text of their own which
+the model was trained with. Messages of one speaker that follow each other are one turn. A turn's pictures stand where
+the client put them; several that stand before all words are named by letters, as in the training data and the other
+chats.
+"""
+
+from collections.abc import Sequence
+
+from caldera.chat.api.errors import refused
+from caldera.chat.api.wire import ChatRequest, ImagePart, SystemMessage, TextPart, UserMessage
+from caldera.conversation import Conversation, Picture, Turn
+from caldera.instructions.writing import named
+
+Parts = list[str | Picture]
+
+
+def read_messages(request: ChatRequest, most_images: int) -> tuple[Conversation, list[str]]:
+    """Return the conversation, with a number for each picture, and the pictures' URLs in that order.
+
+    Raises:
+        ApiError: The messages make no conversation that the assistant could answer, or show too many pictures.
+    """
+    system: list[str] = []
+    turns: list[tuple[str, Parts]] = []
+    urls: list[str] = []
+    for number, message in enumerate(request.messages):
+        where = f"messages[{number}]"
+        parts = _parts(message.content, urls)
+        if not any(isinstance(part, Picture) or part.strip() for part in parts):
+            raise refused(f"{where}.content: is empty; say something", f"{where}.content")
+        if isinstance(message, SystemMessage):
+            if turns:
+                raise refused(
+                    f"{where}.role: a {message.role} message must stand before all others",
+                    f"{where}.role",
+                )
+            system.extend(str(part) for part in parts)
+            continue
+        if not turns and not isinstance(message, UserMessage):
+            raise refused(f"{where}.role: the user must speak first", f"{where}.role")
+        if turns and turns[-1][0] == message.role:
+            turns[-1][1].extend(["\n", *parts])
+        else:
+            turns.append((message.role, parts))
+    if not turns or turns[-1][0] != "user":
+        last = f"messages[{len(request.messages) - 1}].role"
+        raise refused(f"{last}: the last message must be the user's", last)
+    if len(urls) > most_images:
+        raise refused(f"At most {most_images} image(s) may be provided in one prompt.", "messages")
+    if system:
+        turns[0][1][:] = _told(system, turns[0][1])
+    return Conversation("request", tuple(map(_turn, turns))), urls
+
+
+def _parts(content: str | Sequence[TextPart | ImagePart], urls: list[str]) -> Parts:
+    """Return words and places of pictures; their URLs are added to `urls`."""
+    if isinstance(content, str):
+        return [content]
+    parts: Parts = []
+    for part in content:
+        if isinstance(part, TextPart):
+            is_behind_words = parts and isinstance(parts[-1], str)
+            parts.extend(["\n", part.text] if is_behind_words else [part.text])
+        else:
+            parts.append(Picture(str(len(urls))))
+            urls.append(part.image_url.url)
+    return parts
+
+
+def _told(system: Sequence[str], parts: Parts) -> Parts:
+    """Put a system message's words before the first words, behind pictures that stand before them."""
+    at = next((at for at, part in enumerate(parts) if isinstance(part, str)), len(parts))
+    return [*parts[:at], "\n".join(system), *(["\n"] if at < len(parts) else []), *parts[at:]]
+
+
+def _turn(said: tuple[str, Parts]) -> Turn:
+    """Return a turn; several pictures before all words are named by letters."""
+    role, parts = said
+    pictures = [part for part in parts if isinstance(part, Picture)]
+    if role == "user" and len(pictures) > 1 and parts[: len(pictures)] == pictures:
+        parts = [*named(pictures), *parts[len(pictures) :]]
+    return Turn(
+        "user" if role == "user" else "assistant", tuple(part for part in parts if part != "")
+    )

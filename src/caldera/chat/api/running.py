@@ -1,0 +1,197 @@
+"""A model folder and an address in, a server that runs until it is told to end."""
+
+import asyncio
+import errno
+import ipaddress
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from caldera.chat.api.application import create_application, wrapped
+from caldera.chat.api.service import Service
+from caldera.chat.api.settings import ServerSettings
+from caldera.chat.opening import as_stored, open_engine
+from caldera.errors import UsageError
+from caldera.inference.engine import Engine
+from caldera.model.folder import open_outline
+from caldera.training.devices import Compute
+
+_HEAD_BYTES = 1 << 16
+"""Of a request's head; longer ones are refused before they are read."""
+
+_KEEP_ALIVE = 30
+_BACKLOG = 512
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Address:
+    """Where a server listens."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    """0 for any that is free."""
+    insecure: bool = False
+    """Whether it may be reached from elsewhere without a key."""
+
+
+def run(
+    folder: Path,
+    address: Address,
+    settings: ServerSettings,
+    *,
+    compute: Compute,
+    by_storage: bool,
+    tell: Callable[[str], object],
+) -> None:
+    """Serve a model folder until SIGTERM or SIGINT.
+
+    Args:
+        folder: A model folder.
+        address: Where to listen.
+        settings: Everything else.
+        compute: Where and in which precision the model runs.
+        by_storage: Whether a folder that is stored in fp32 runs in fp32 all the same.
+        tell: Given the server's URL once it listens.
+
+    Raises:
+        ModelFolderError: The folder cannot be loaded.
+        UsageError: It cannot listen there, or should not without a key.
+    """
+    if not (settings.keys or address.insecure or is_loopback(address.host)):
+        raise UsageError(
+            f"{address.host} can be reached from other machines and there is no key; set CALDERA_API_KEY or give "
+            "--key-file, or say --insecure if others guard it"
+        )
+    chosen = as_stored(folder, compute) if by_storage else compute
+    open_outline(
+        folder
+    )  # so that a folder which cannot be loaded is told of before anything listens
+    listening = listen(address)
+
+    def load() -> Engine:
+        return open_engine(folder, chosen, settings.engine)
+
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    tell(f"http://{host}:{listening.getsockname()[1]}/v1")
+    asyncio.run(_serve(listening, settings, load))
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host to listen on is reached from this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def listen(address: Address) -> socket.socket:
+    """Take the address.
+
+    Raises:
+        UsageError: It is taken, or not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    opened = socket.socket(family, socket.SOCK_STREAM)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    opened.setsockopt(
+        socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000
+    )  # of those who do not read
+    try:
+        opened.bind((address.host, address.port))
+        opened.listen(_BACKLOG)
+    except (OSError, OverflowError) as error:
+        opened.close()
+        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        why = "is in use; choose another with --port" if taken else f"cannot be used: {error}"
+        raise UsageError(f"port {address.port} on {address.host} {why}") from None
+    return opened
+
+
+async def _serve(
+    listening: socket.socket, settings: ServerSettings, load: Callable[[], Engine]
+) -> None:
+    """Run the server until its service has ended.
+
+    Raises:
+        CalderaError: The model cannot be loaded.
+    """
+    service = Service(settings)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, service.end)
+    config = uvicorn.Config(
+        wrapped(create_application(service), service),
+        http="h11",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        h11_max_incomplete_event_size=_HEAD_BYTES,
+        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=1,
+    )
+    server = _Server(config)
+    running = asyncio.create_task(server.serve(sockets=[listening]))
+    service.begin(load)
+    await service.ended.wait()
+    server.should_exit = True
+    await running
+    finished = await service.close()
+    if service.failure is not None:
+        raise service.failure
+    if not finished:  # a thread still loads, and would keep the process
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals to the service, which answers with 503 while it drains instead of not at all."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Do nothing."""
+        yield
+
+
+class JsonLines(logging.Formatter):
+    """Writes each record as a line of JSON: when, what, and the numbers that go with it."""
+
+    _USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line."""
+        when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        more = {name: value for name, value in vars(record).items() if name not in self._USUAL}
+        line = {
+            "time": f"{when}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **more,
+        }
+        return json.dumps(line, default=str)
+
+
+def log_as_json() -> None:
+    """Write every log of this process as JSON on the error stream; libraries only from warnings on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("caldera").setLevel(logging.INFO)
+    logging.getLogger("uvicorn").setLevel(
+        logging.CRITICAL
+    )  # what it says of errors quotes requests

@@ -1,0 +1,85 @@
+"""How a server is set up, in one value."""
+
+from dataclasses import dataclass, field
+
+from caldera.chat.media import MediaSettings
+from caldera.errors import UsageError
+from caldera.inference.engine import EngineSettings
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What one request, one key and all together may take."""
+
+    body_bytes: int = 20 << 20
+    """Of one request's body."""
+
+    bodies_bytes: int = 256 << 20
+    """Of all bodies that are held at a time."""
+
+    body_seconds: float = 30.0
+    """Until a body has come."""
+
+    images: int = 8
+    """In one request."""
+
+    max_tokens: int = 1024
+    """Of an answer whose request names no number; it also ends where the context does."""
+
+    answer_seconds: float = 300.0
+    """Until an answer is whole."""
+
+    drain_seconds: float = 30.0
+    """For answers under way when the server is told to end."""
+
+    stall_seconds: float = 30.0
+    """Until a client that does not read its stream is cut off."""
+
+    ping_seconds: float = 15.0
+    """Between signs of life on a stream whose answer has not begun."""
+
+    key_requests: int = 0
+    """Requests of one key that may be under way; 0 for any number."""
+
+    key_requests_per_minute: int = 0
+    """Requests of one key in a minute; 0 for any number."""
+
+    def __post_init__(self) -> None:
+        """Check every setting.
+
+        Raises:
+            UsageError: One is out of its range.
+        """
+        for name in (
+            "body_bytes", "bodies_bytes", "body_seconds", "max_tokens", "answer_seconds", "stall_seconds",
+            "ping_seconds",
+        ):  # fmt: skip
+            if getattr(self, name) <= 0:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be over 0")
+        for name in ("images", "drain_seconds", "key_requests", "key_requests_per_minute"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerSettings:
+    """A whole server but for its model."""
+
+    name: str
+    """What clients call the model."""
+
+    keys: tuple[str, ...] = ()
+    """Any of them opens the server; none for a server that is open to all who reach it."""
+
+    host_names: tuple[str, ...] = ()
+    """Names by which a server without keys may be reached, beside those of this machine; `*` for any."""
+
+    metrics: bool = True
+    """Whether `/metrics` is there."""
+
+    temperature: float = 0.2
+    """Where a request names none."""
+
+    limits: Limits = field(default_factory=Limits)
+    media: MediaSettings = field(default_factory=MediaSettings)
+    engine: EngineSettings = field(default_factory=EngineSettings)

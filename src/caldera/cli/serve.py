@@ -1,0 +1,124 @@
+"""`caldera serve`: a model behind OpenAI's API."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from caldera.cli.options import Device, err, means_from, out
+
+
+def serve(
+    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    name: Annotated[
+        str | None,
+        typer.Option(help="What clients call the model. \\[default: the folder's name]"),
+    ] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Keys that open the server, one a line; or CALDERA_API_KEY."
+        ),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen beyond this machine without a key.")
+    ] = False,
+    host_name: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name by which a server without a key is reached, such as behind a proxy; many times.",
+        ),
+    ] = None,
+    fetch_from: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST",
+            help="Fetch images from this host (or HOST:PORT); * for any public one; many times. \\[default: none]",
+        ),
+    ] = None,
+    media_root: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder whose images clients may name by file: URLs."),
+    ] = None,
+    metrics: Annotated[bool, typer.Option(help="Have /metrics.")] = True,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Change a limit, such as limits.images, media.max_bytes or engine.slots; many times.",
+        ),
+    ] = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="int8: the language model in half the memory, and faster.")
+    ] = None,
+    device: Device = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="float32, bfloat16, or auto: float32 if stored so, else bfloat16 where the processor is fast at it."
+        ),
+    ] = "auto",
+) -> None:
+    """Answer OpenAI's chat completions with a model; ends on Ctrl-C or SIGTERM, once answers under way are whole.
+
+    [bold]Examples[/bold]
+
+      caldera serve runs/demo/model
+
+      caldera serve runs/demo/model --host 0.0.0.0 --key-file keys.txt
+
+      caldera serve runs/demo/model --fetch-from pictures.example --set limits.images=2
+    """
+    from caldera.chat.api.running import Address, log_as_json, run
+    from caldera.chat.api.settings import ServerSettings
+    from caldera.chat.media import MediaSettings
+    from caldera.settings import with_settings
+
+    chosen = ServerSettings(
+        name=name or model.resolve().name,
+        keys=_keys(key_file),
+        host_names=tuple(host_name or ()),
+        metrics=metrics,
+        media=MediaSettings(hosts=tuple(fetch_from or ()), root=media_root),
+    )
+    bits = [] if quantize is None else [f"engine.bits={quantize}"]
+    chosen = with_settings(chosen, [*bits, *(settings or ())])
+    log_as_json()
+    run(
+        model,
+        Address(host=host, port=port, insecure=insecure),
+        chosen,
+        compute=means_from(device, dtype).compute,
+        by_storage=dtype == "auto",
+        tell=lambda url: out.print(f"{chosen.name} at {url}", soft_wrap=True),
+    )
+    err.print("ended", soft_wrap=True)
+
+
+def _keys(file: Path | None) -> tuple[str, ...]:
+    """Return the keys of a file and of the environment.
+
+    Raises:
+        InputError: The file cannot be read.
+        UsageError: It holds none, or one that no header can carry.
+    """
+    from caldera.errors import InputError, UsageError
+
+    keys = [key] if (key := os.environ.get("CALDERA_API_KEY", "").strip()) else []
+    if file is not None:
+        try:
+            lines = file.read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"the key file {file} cannot be read: {error}") from None
+        found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        if not found:
+            raise UsageError(f"the key file {file} holds no key; write one a line")
+        keys += found
+    if any(not key.isascii() or not key.isprintable() or " " in key for key in keys):
+        raise UsageError("a key holds spaces or signs beyond ASCII, which no header carries")
+    return tuple(keys)
