@@ -141,6 +141,21 @@ def test_int8_rounds_each_token_by_itself() -> None:
     torch.testing.assert_close(product(given)[0], product(beside)[0])
 
 
+@pytest.mark.parametrize("rows", [1, 16, 40])
+def test_int8_keeps_what_stands_beside_a_massive_value(rows: int) -> None:
+    """A value ten thousand times as large as a token's others leaves them their due."""
+    torch.manual_seed(3)
+    layer = nn.Linear(256, 32, bias=False)
+    given = torch.randn(rows, 256)
+    with torch.inference_mode():
+        layer.weight[:, 5] = 0  # the massive value itself adds nothing
+        given[0, 5] = 10_000
+        exact, near = layer(given), packed([layer], "int8")(given)
+        distance = (near - exact).norm(dim=1) / exact.norm(dim=1)
+    assert float(distance.max()) < 0.15  # with one rounding all of it is lost: 1.0
+    assert float(distance[1:].sum()) < 0.02 * rows
+
+
 def test_packing_a_module_changes_nothing_but_speed() -> None:
     """Outputs and state stay; every linear layer is replaced, once."""
     torch.manual_seed(3)

@@ -208,6 +208,22 @@ def test_a_cancelled_answer_ends_and_frees_its_slot(engine: Engine, photos: Path
     assert engine.stats().running == 0
 
 
+def test_a_prompt_that_was_read_in_part_is_kept_in_part(engine: Engine, photos: Path) -> None:
+    """Cancelled while it is read, at any chunk; the next request with its start answers as ever."""
+    long = ask(engine, photos, "what do you see? " * 30, 1, 2)
+    alone = told(engine.submit(Request(ask(engine, photos, "what? " * 30, 1, 2), GREEDY)))
+    for _ in range(5):
+        stopped = engine.submit(Request(long, GREEDY))
+        engine.submit(Request(ask(engine, photos, "hm?"), Sampling(max_new_tokens=1))).text()
+        stopped.cancel()
+        list(stopped)
+        again = engine.submit(Request(ask(engine, photos, "what? " * 30, 1, 2), GREEDY))
+        assert told(again) == alone
+    whole = told(engine.submit(Request(long, GREEDY)))
+    with_none = ask(engine, photos, "what do you see? " * 30, 1, 2)
+    assert told(engine.submit(Request(with_none, GREEDY))) == whole
+
+
 def test_more_than_may_wait_is_refused(assistant: Assistant, photos: Path) -> None:
     """At once, with the number; when there is room again, requests are taken again."""
     with Engine(assistant, EngineSettings(slots=1, queue=2)) as engine:

@@ -1,7 +1,6 @@
 """One request while it runs: logits in, tokens chosen and pieces told out, until the answer ends."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -60,8 +59,12 @@ class Running:
     @property
     def read(self) -> Prompt:
         """All that the model has read, prompt and answer."""
-        answered = self._answer[: self.filled - len(self.prompt.ids)]
-        return replace(self.prompt, ids=(*self.prompt.ids, *answered))
+        shown = sum(start < self.filled for start in self.prompt.starts)
+        return Prompt(
+            (*self.prompt.ids, *self._answer)[: self.filled],
+            self.prompt.pictures[:shown],
+            self.prompt.starts[:shown],
+        )
 
     @property
     def usage(self) -> Usage:

@@ -5,6 +5,7 @@ one token. So requests join and leave at any step, and a long prompt does not st
 takes. Where a step fails for several together, each is tried alone, so that only those fail that cannot be done.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,11 @@ from caldera.inference.running import Running, not_a_number
 from caldera.inference.vocabulary import Vocabulary
 from caldera.model.folder import Assistant
 from caldera.model.splice import in_order
+
+_PICTURES = 1024
+"""Pictures whose image tokens are kept."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -56,7 +62,7 @@ class Scheduler:
         self._chunk = chunk
         self._free = list(range(slots))
         self._prefixes = PrefixCache(cache_bytes)
-        self._seen: LeastRecentlyUsed[str, Tensor] = LeastRecentlyUsed(cache_bytes // 4)
+        self._seen: LeastRecentlyUsed[str, Tensor] = LeastRecentlyUsed(cache_bytes // 4, _PICTURES)
         self._embedded: dict[int, Tensor] = {}
         """Of requests that are still read, what the model has not read yet, by slot."""
         self._barred = torch.zeros(len(self._model.word_table), device=self._device)
@@ -122,7 +128,12 @@ class Scheduler:
             one.tell_outcome()
 
     def _keep(self, one: Running) -> None:
-        kept = self._decoder.save(one.slot)
+        """Keep what was computed for a request, if there is memory for it."""
+        try:
+            kept = self._decoder.save(one.slot)
+        except (RuntimeError, MemoryError) as error:
+            _log.warning("a prompt is not kept for the next: %s", _failure(error))
+            return
         if kept is not None:
             self._prefixes.keep(one.read, kept)
 
@@ -201,12 +212,12 @@ class Scheduler:
         """Choose each request's next token by its row of `logits`, (rows, vocabulary)."""
         logits = logits.float() + self._barred
         likeliest = logits.argmax(dim=-1).tolist()
-        broken = logits.isnan().any(dim=-1).tolist()
-        for one, row, best, bad in zip(chosen_for, logits, likeliest, broken, strict=True):
-            if bad:
-                one.outcome = not_a_number()
-            else:
+        sound = logits.amax(dim=-1).isfinite().tolist()  # NaN if one of the row is
+        for one, row, best, good in zip(chosen_for, logits, likeliest, sound, strict=True):
+            if good:
                 one.take(best if one.greedy else one.draw(row), row)
+            else:
+                one.outcome = not_a_number()
 
 
 def _failure(error: RuntimeError | MemoryError) -> EngineError:
