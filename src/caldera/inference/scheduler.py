@@ -132,7 +132,7 @@ class Scheduler:
             left = self._embedded[one.slot]  # (tokens, width)
             logits = self._decoder.extend(one.slot, left[: self._chunk])
         except (RuntimeError, MemoryError) as error:
-            one.fail(_failure(error))
+            one.fail(failure(error))
             return
         one.filled += min(self._chunk, len(left))
         self._embedded[one.slot] = left[self._chunk :]
@@ -186,7 +186,7 @@ class Scheduler:
             )
         except (RuntimeError, MemoryError) as error:
             if len(answering) == 1:
-                answering[0].fail(_failure(error))
+                answering[0].fail(failure(error))
                 return
             for one in answering:
                 self._step([one])
@@ -207,7 +207,7 @@ class Scheduler:
                 one.take(best if one.greedy else one.draw(row), row)
 
 
-def _failure(error: RuntimeError | MemoryError) -> EngineError:
+def failure(error: RuntimeError | MemoryError) -> EngineError:
     """Say in a line why a request cannot go on."""
     said = str(error).strip().split("\n")[0]
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in said:
