@@ -33,7 +33,7 @@ _KEPT_SIDE = 2048
 """What the browser keeps of a picture: its file if it is not larger, else a JPEG of at most so many pixels a side. The
 towers look at a few hundred."""
 
-_HEAT_CELLS = 48
+_HEAT_CELLS = 36
 """Of a heat map, along the picture's longer side."""
 
 State = Literal["waiting", "writing", "stop", "length", "cancelled", "error"]

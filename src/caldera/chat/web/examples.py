@@ -10,10 +10,10 @@ from caldera.scenes.world import draw_up
 _SEED = 7
 
 _EXAMPLES = (
-    ((2,), "What is in the picture?"),
-    ((5,), "Describe the picture."),
-    ((11,), "How many birds are there?"),
-    ((3, 8), "What do the pictures have in common?"),
+    ((31,), "What is in the picture?"),
+    ((4,), "Describe the image in detail."),
+    ((55,), "How many apples are there?"),
+    ((29, 3), "What is in both pictures?"),
 )
 """Numbers of held-out scenes, and what is asked about them."""
 

@@ -69,5 +69,6 @@ function paint(canvas, image, picture, heat) {
   const pen = canvas.getContext("2d");
   pen.drawImage(image, 0, 0, canvas.width, canvas.height);
   pen.imageSmoothingQuality = "high";
+  pen.filter = `blur(${Math.round(canvas.width / 60)}px)`; // softens the edges of patches; some browsers do without
   pen.drawImage(small, 0, 0, canvas.width, canvas.height);
 }
