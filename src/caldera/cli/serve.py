@@ -92,6 +92,7 @@ def serve(
 
       caldera serve runs/demo/model --beside runs/other/model
     """
+    _check_installed()
     from caldera.chat.api.running import Address, log_as_json, run
     from caldera.chat.api.settings import ServerSettings
     from caldera.chat.media import MediaSettings
@@ -136,7 +137,9 @@ def _page(wanted: bool | None, beside: Path | None) -> "Web | None":
     from caldera.errors import UsageError
 
     if wanted is False and beside is not None:
-        raise UsageError("--beside is for the page, which --no-web leaves away; leave one of them away")
+        raise UsageError(
+            "--beside is for the page, which --no-web leaves away; leave one of them away"
+        )
     if wanted is False:
         return None
     if is_installed():
@@ -146,6 +149,21 @@ def _page(wanted: bool | None, beside: Path | None) -> "Web | None":
         raise UsageError(f"{needed}, or leave --web and --beside away")
     err.print(f"no page: {needed}", soft_wrap=True)
     return None
+
+
+def _check_installed() -> None:
+    """Refuse to go on without what the extra brings.
+
+    Raises:
+        UsageError: A package is missing.
+    """
+    from importlib.util import find_spec
+
+    from caldera.errors import UsageError
+
+    missing = [one for one in ("fastapi", "uvicorn", "prometheus_client") if find_spec(one) is None]
+    if missing:
+        raise UsageError(f"serving needs {', '.join(missing)}: pip install 'caldera[serve]'")
 
 
 def _keys(file: Path | None) -> tuple[str, ...]:

@@ -140,7 +140,10 @@ class LlamaDecoder:
         return self._logits(hidden)
 
     def clear(self, slot: int) -> None:
-        """Forget a conversation."""
+        """Forget a conversation: what is no number in it would spoil the next in its slot, even where that looks away."""
+        used = self._lengths[slot] + 1
+        for held in (*self._keys, *self._values):
+            held[slot, :, :used] = 0
         self._lengths[slot] = 0
 
     def save(self, slot: int) -> KeysAndValues | None:

@@ -86,7 +86,9 @@ def attention_weights(assistant: Assistant, prompt: Prompt, answer_tokens: int) 
     first = len(prompt.ids) - answer_tokens - 1
     cache = DynamicCache()
     if first > 0:
-        language.base_model(inputs_embeds=embedded[:, :first], past_key_values=cache, use_cache=True)
+        language.base_model(
+            inputs_embeds=embedded[:, :first], past_key_values=cache, use_cache=True
+        )
     usual = language.config._attn_implementation
     language.set_attn_implementation("eager")  # others do not tell their weights
     try:
@@ -98,7 +100,9 @@ def attention_weights(assistant: Assistant, prompt: Prompt, answer_tokens: int) 
         ).attentions
     finally:
         language.set_attn_implementation(usual)
-    layers = [layer for layer in told or () if layer is not None]  # each (1, heads, answer, tokens - 1)
+    layers = [
+        layer for layer in told or () if layer is not None
+    ]  # each (1, heads, answer, tokens - 1)
     if not layers:
         raise UsageError(
             f"language models of type {language.config.model_type!r} do not tell what they attend to"

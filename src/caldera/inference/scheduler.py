@@ -138,8 +138,9 @@ class Scheduler:
         self._embedded[one.slot] = left[self._chunk :]
         if not one.reading:
             del self._embedded[one.slot]
-            self._keep(one)
             self.counts.prompt_tokens += len(one.prompt.ids)
+            if logits.isfinite().all():  # what is no number would spoil all that begin alike
+                self._keep(one)
             self._choose([one], logits.unsqueeze(0))
 
     def _begin(self, one: Running) -> None:

@@ -98,7 +98,10 @@ class WebAnswerer:
         try:
             sent = read_sent(told)
         except ApiError as error:
-            yield {"id": "", "answers": [{"text": "", "state": "error", "error": error.body["error"]}]}
+            yield {
+                "id": "",
+                "answers": [{"text": "", "state": "error", "error": error.body["error"]}],
+            }
             return
         self._asked[sent.id] = asked
         self._service.under_way += 1

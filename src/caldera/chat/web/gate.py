@@ -70,7 +70,9 @@ class Gate:
             raise ApiError(404, "there is no such route", code="unknown_url")
         self._check_site(headers)
         self._check_key(headers, scope)
-        self._service.under_way -= 1  # an open page is nothing that a shutdown waits for; answers count themselves
+        self._service.under_way -= (
+            1  # an open page is nothing that a shutdown waits for; answers count themselves
+        )
         try:
             await self._page(scope, _at_most(MAX_BODY, headers, receive), _guarded(send))
         finally:

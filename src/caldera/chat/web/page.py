@@ -19,7 +19,15 @@ from caldera.chat.web.words import ERRORS, WORDS, Language, said
 
 _HERE = Path(__file__).parent
 _SCRIPTS = ("keeping.js", "looking.js", "talk.js")
-_FONTS = ("system-ui", "-apple-system", "Segoe UI", "Noto Sans", "Noto Sans CJK SC", "PingFang SC", "sans-serif")
+_FONTS = (
+    "system-ui",
+    "-apple-system",
+    "Segoe UI",
+    "Noto Sans",
+    "Noto Sans CJK SC",
+    "PingFang SC",
+    "sans-serif",
+)
 
 
 def create_page(service: Service, models: Sequence[Model]) -> ASGIApp:
@@ -31,7 +39,10 @@ def create_page(service: Service, models: Sequence[Model]) -> ASGIApp:
 
     answerer = WebAnswerer(service, models)
     theme = gradio.themes.Base(
-        primary_hue="teal", neutral_hue="slate", font=list(_FONTS), font_mono=["ui-monospace", "monospace"]
+        primary_hue="teal",
+        neutral_hue="slate",
+        font=list(_FONTS),
+        font_mono=["ui-monospace", "monospace"],
     )
     with gradio.Blocks(title="caldera", analytics_enabled=False, fill_height=True) as blocks:
         _lay_out(service, answerer)
@@ -85,7 +96,12 @@ def _lay_out(service: Service, answerer: WebAnswerer) -> None:
             temperature = gradio.Slider(0, 2, service.settings.temperature, step=0.05)
             top_p = gradio.Slider(0.05, 1, 1, step=0.05)
             longest = gradio.Slider(8, max(64, service.settings.limits.max_tokens), 256, step=8)
-    labelled = {"settings": settings, "temperature": temperature, "top_p": top_p, "longest": longest}
+    labelled = {
+        "settings": settings,
+        "temperature": temperature,
+        "top_p": top_p,
+        "longest": longest,
+    }
 
     async def ask(
         told: Any,  # noqa: ANN401
@@ -102,9 +118,20 @@ def _lay_out(service: Service, answerer: WebAnswerer) -> None:
         return [_labels(name, chosen) for name in labelled]
 
     inputs = [talk, temperature, top_p, longest]
-    talk.submit(ask, inputs, talk, show_progress="hidden", trigger_mode="multiple", api_visibility="private")
-    talk.stop(answerer.stop, talk, None, queue=False, trigger_mode="multiple", api_visibility="private")
-    talk.select(relabel, talk, list(labelled.values()), queue=False, show_progress="hidden", api_visibility="private")
+    talk.submit(
+        ask, inputs, talk, show_progress="hidden", trigger_mode="multiple", api_visibility="private"
+    )
+    talk.stop(
+        answerer.stop, talk, None, queue=False, trigger_mode="multiple", api_visibility="private"
+    )
+    talk.select(
+        relabel,
+        talk,
+        list(labelled.values()),
+        queue=False,
+        show_progress="hidden",
+        api_visibility="private",
+    )
 
 
 def _labels(name: str, language: Language) -> Any:  # noqa: ANN401 - Gradio types its updates so

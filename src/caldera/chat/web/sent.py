@@ -150,5 +150,7 @@ def _answer(model: int, turn: SentTurn) -> str:
 
 def _renamed(turn: Turn, names: list[str]) -> Turn:
     """Name a turn's pictures by their files."""
-    parts = (Picture(names[int(one.path)]) if isinstance(one, Picture) else one for one in turn.parts)
+    parts = (
+        Picture(names[int(one.path)]) if isinstance(one, Picture) else one for one in turn.parts
+    )
     return Turn(turn.speaker, tuple(parts))

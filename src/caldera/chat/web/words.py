@@ -57,7 +57,10 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "temperature": ("Temperature", "温度"),
     "temperature_info": ("0 always takes the likeliest word", "0 表示总是选最可能的词"),
     "top_p": ("Top-p", "Top-p"),
-    "top_p_info": ("Draw from the likeliest words that make up this share", "只从累计概率达到此值的词中选取"),
+    "top_p_info": (
+        "Draw from the likeliest words that make up this share",
+        "只从累计概率达到此值的词中选取",
+    ),
     "longest": ("Longest answer", "最长回答"),
     "longest_info": ("In tokens, about ¾ of a word each", "以词元计，每个约 ¾ 个英文单词"),
     "down": (
