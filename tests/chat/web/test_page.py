@@ -109,7 +109,7 @@ def test_a_dead_server_is_told_and_costs_nothing(
         assert "does not answer" in visitor.page.inner_text(".banner")
         assert visitor.page.inner_text(".question .text") == "what is it"
     with ServerProcess(model_folder, "--web", port=server.port):
-        visitor.page.wait_for_selector(".banner.back")
+        visitor.page.wait_for_selector(".banner.down", state="hidden")
         visitor.page.click("button.retry")
         assert visitor.answer()
         assert visitor.page.locator("article img").count() == 1

@@ -309,24 +309,29 @@ function notify(kind, text = "") {
   banner.replaceChildren(text, kind === "error" ? make("button", { type: "button", "aria-label": "×", onclick: () => notify(null) }, "×") : "");
 }
 
-let down = false;
+let down = false, checking = false;
 
+// A server that refuses the connection is gone, and with it the answer; one that is only slow may still answer.
 async function checkServer() {
+  if (checking) return;
+  checking = true;
   let fault = null;
   try {
-    const answer = await fetch("/ready", { cache: "no-store", signal: AbortSignal.timeout(8000) });
+    const answer = await fetch("/ready", { cache: "no-store", signal: AbortSignal.timeout(20000) });
     if (!answer.ok) fault = errorText((await answer.json()).error);
-  } catch {
+  } catch (error) {
     fault = say("down");
+    if (error.name !== "TimeoutError") lose();
+  } finally {
+    checking = false;
   }
   if (fault) {
     down = true;
-    lose();
     notify("down", fault);
   } else if (down) {
     down = false;
     notify("back", say("back"));
-    setTimeout(() => { if (!down && banner.classList.contains("back")) notify(null); }, 6000);
+    setTimeout(() => { if (!down && banner.classList.contains("back")) notify(null); }, 10000);
   }
 }
 

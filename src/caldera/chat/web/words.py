@@ -36,7 +36,6 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "language": ("中文", "English"),
     "remove": ("Remove picture", "移除图片"),
     "drop": ("Drop pictures here", "把图片拖到这里"),
-    "you": ("You", "我"),
     "picture": ("Picture", "图片"),
     "waiting": ("looking …", "正在看图 …"),
     "stopped": ("stopped", "已停止"),
@@ -69,7 +68,6 @@ WORDS: Mapping[str, tuple[str, str]] = {
     ),
     "back": ("The server is back.", "服务器已恢复。"),
     "lost": ("the server went away during this answer", "回答时服务器断开了"),
-    "too_many_tabs": ("The server cannot be reached.", "无法连接服务器。"),
     "no_store": (
         "This browser does not let the page keep the conversation; it is lost when the page is closed.",
         "此浏览器不允许页面保存对话；关闭页面后对话会丢失。",
