@@ -1,5 +1,6 @@
 """What an answer attended to is what transformers itself says, word by word and at the right place of a picture."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +68,17 @@ def test_words_take_the_mean_of_their_tokens(assistant: Assistant, photos: Path)
         assert torch.allclose(picture.heat((5, 7)).sum(dim=(1, 2)), picture.weights.sum(dim=1))
 
 
-@pytest.mark.parametrize("answer", ["two dogs, one cat.", "两只狗在草地上", "a 🐕 on 🌱", "line\n\nline  end"])
+@pytest.mark.parametrize(
+    "answer", ["two dogs, one cat.", "两只狗在草地上", "a 🐕 on 🌱", "line\n\nline  end"]
+)
 def test_words_together_are_the_answer(assistant: Assistant, answer: str) -> None:
     """Nothing is lost or doubled where letters take several tokens, and every token belongs to one word."""
     ids = tuple(assistant.tokenizer.encode(answer, add_special_tokens=False))
     words = words_of(ids, assistant.tokenizer)
-    assert "".join(word.text for word in words) == assistant.tokenizer.decode(ids)
+    assert "".join(word.text for word in words) == assistant.tokenizer.decode(list(ids))
     assert words[0].first == 0
     assert words[-1].last == len(ids)
-    assert all(one.last == other.first for one, other in zip(words, words[1:], strict=False))
+    assert all(one.last == other.first for one, other in pairwise(words))
 
 
 def test_the_engine_looks_between_answers(assistant: Assistant, photos: Path) -> None:

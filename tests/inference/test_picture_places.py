@@ -17,11 +17,13 @@ SIDE, CELLS = 84, 3
 def processor(aspect: Aspect, **more: object) -> PictureProcessor:
     """Return one that changes no values, with views of 84 pixels."""
     plain = PictureProcessor(side=SIDE, mean=(0, 0, 0), std=(1, 1, 1), **more)  # type: ignore[arg-type]
-    return plain.shown(aspect, pinpoints_of(["1x2", "2x1", "2x2"], SIDE) if aspect == "anyres" else ())
+    return plain.shown(
+        aspect, pinpoints_of(["1x2", "2x1", "2x2"], SIDE) if aspect == "anyres" else ()
+    )
 
 
 def slopes(size: tuple[int, int]) -> Image.Image:
-    """Return a picture whose red tells how far right a pixel is, whose green how far down, and whose blue that it is one."""
+    """Return a picture whose red tells how far right a pixel is, its green how far down, its blue that it is one."""
     width, height = size
     across = np.tile((np.arange(width) + 0.5) / width, (height, 1))
     down = np.tile(((np.arange(height) + 0.5) / height)[:, None], (1, width))
@@ -32,7 +34,13 @@ def slopes(size: tuple[int, int]) -> Image.Image:
 @pytest.mark.parametrize("size", [(210, 210), (330, 170), (150, 290), (997, 120)])
 @pytest.mark.parametrize(
     ("aspect", "more"),
-    [("square", {}), ("square", {"edge": 102}), ("square", {"squash": True}), ("pad", {}), ("anyres", {})],
+    [
+        ("square", {}),
+        ("square", {"edge": 102}),
+        ("square", {"squash": True}),
+        ("pad", {}),
+        ("anyres", {}),
+    ],
 )
 def test_a_patch_lies_where_its_pixels_are_from(
     aspect: Aspect, more: dict[str, object], size: tuple[int, int]

@@ -80,7 +80,9 @@ def serve(
         ),
     ] = "auto",
 ) -> None:
-    """Answer OpenAI's chat completions with a model, and questions on a page in a browser; ends on Ctrl-C or SIGTERM, once answers under way are whole.
+    """Answer OpenAI's chat completions with a model, and questions on a page in a browser.
+
+    Ends on Ctrl-C or SIGTERM, once answers under way are whole.
 
     [bold]Examples[/bold]
 

@@ -62,7 +62,7 @@ class Looks:
 
 @torch.inference_mode()
 def attention_weights(assistant: Assistant, prompt: Prompt, answer_tokens: int) -> Tensor:
-    """Return how an answer's tokens attended while they were chosen, (answer tokens, tokens), averaged over layers and heads.
+    """Return how an answer's tokens attended when they were chosen, (answer tokens, tokens), averaged over all heads.
 
     A token is chosen at the place of the token before it, so its row is that place's. The rows sum to 1; the last token
     is never attended to.
@@ -145,7 +145,7 @@ def words_of(ids: tuple[int, ...], tokenizer: PreTrainedTokenizerFast) -> list[W
     text = ""
     begin = 0  # of the tokens whose text is half a character so far
     for place in range(len(ids)):
-        grown = str(tokenizer.decode(ids[: place + 1], skip_special_tokens=True))
+        grown = str(tokenizer.decode(list(ids[: place + 1]), skip_special_tokens=True))
         piece = grown[len(text) :]
         if "\N{REPLACEMENT CHARACTER}" in piece and place + 1 < len(ids):
             continue

@@ -21,10 +21,13 @@ def server(web_server: ServerProcess, loopback: None) -> Iterator[ServerProcess]
 @pytest.mark.parametrize(
     "path",
     [
-        "/gradio_api/file=/etc/passwd", "/gradio_api/file=..%2f..%2fetc/passwd", "/gradio_api/file=http://evil.test/x",
-        "/gradio_api/file//etc/passwd", "/gradio_api/proxy=http://evil.test/x", "/file=/etc/passwd", "/assets/../../config",
+        "/gradio_api/file=/etc/passwd", "/gradio_api/file=..%2f..%2fetc/passwd",
+        "/gradio_api/file=http://evil.test/x",
+        "/gradio_api/file//etc/passwd", "/gradio_api/proxy=http://evil.test/x", "/file=/etc/passwd",
+        "/assets/../../config",
         "/assets/..%2f..%2f..%2fetc%2fpasswd", "/static/%2e%2e/%2e%2e/app.py", "/monitoring", "/monitoring/summary",
-        "/gradio_api/runs", "/gradio_api/vibe-code/", "/gradio_api/stream/a/b/1/playlist.m3u8", "/gradio_api/openapi.json",
+        "/gradio_api/runs", "/gradio_api/vibe-code/", "/gradio_api/openapi.json",
+        "/gradio_api/stream/a/b/1/playlist.m3u8",
         "/gradio_api/custom_component/1/client/component/x.js", "/docs", "/v1/nothing", "//evil.test/",
     ],
 )  # fmt: skip
@@ -47,7 +50,9 @@ def test_nothing_can_be_uploaded(server: ServerProcess, method: str) -> None:
 
 def test_a_body_of_200_mb_is_refused_before_it_is_read(server: ServerProcess) -> None:
     """By what it announces, or while it comes (I8)."""
-    announced = server.send("POST", "/gradio_api/queue/join", b"", {"Content-Length": str(200 << 20)})
+    announced = server.send(
+        "POST", "/gradio_api/queue/join", b"", {"Content-Length": str(200 << 20)}
+    )
     assert announced.status == 413
     assert announced.code == "too_large"
 
@@ -95,5 +100,7 @@ def test_an_open_page_does_not_hold_up_the_end(model_folder: Path, loopback: Non
         connection.request("GET", "/gradio_api/heartbeat/abc")
         assert connection.getresponse().status == 200
         server.process.send_signal(signal.SIGTERM)
-        assert server.end(60) == 0  # and not after the 600 seconds that answers under way would have
+        assert (
+            server.end(60) == 0
+        )  # and not after the 600 seconds that answers under way would have
         connection.close()

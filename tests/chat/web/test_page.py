@@ -124,9 +124,8 @@ def test_a_refused_picture_is_told(
     broken = {"name": "broken.png", "mimeType": "image/png", "buffer": scene.read_bytes()[:50]}
     large = {"name": "large.png", "mimeType": "image/png", "buffer": bytes(11 << 20)}
     text = {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"words"}
-    for file, told in (
-        (broken, "broken or cut"), (large, "large.png has 11 MB; pictures may have up to 10 MB"), (text, "is no picture"),
-    ):  # fmt: skip
+    too_large = "large.png has 11 MB; pictures may have up to 10 MB"
+    for file, told in ((broken, "broken or cut"), (large, too_large), (text, "is no picture")):
         visitor.page.set_input_files(".composer input[type=file]", [file])
         visitor.page.wait_for_function(
             "said => document.querySelector('.banner').innerText.includes(said)", arg=told
@@ -179,7 +178,9 @@ def test_the_download_is_a_data_file(
     assert read.pictures == ("pictures/1.png",)
     assert (tmp_path / "taken" / "pictures" / "1.png").read_bytes() == scene.read_bytes()
     assert read.turns[0].text == "\nwhat is it"
-    assert read.turns[1].text.replace("`", "") == answer.replace("`", "")  # shown as code between two
+    assert read.turns[1].text.replace("`", "") == answer.replace(
+        "`", ""
+    )  # shown as code between two
 
 
 def test_what_an_answer_looked_at_is_drawn(

@@ -6,7 +6,6 @@ import io
 import logging
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -149,7 +148,7 @@ class WebAnswerer:
         except ApiError as error:
             news.fail(error)
         except Exception as error:  # noqa: BLE001 - the browser must be told, and never of its text
-            _log.error("fault", extra={"kind": type(error).__name__, "where": "web"})  # noqa: TRY400
+            _log.error("fault", extra={"kind": type(error).__name__, "where": "web"})
             news.fail(internal())
         finally:
             for answers in asked.answers:
@@ -235,7 +234,7 @@ class WebAnswerer:
         given = told if isinstance(told, dict) else {}
         model = given.get("model")
         try:
-            if model not in range(len(self.models)):
+            if not isinstance(model, int) or model not in range(len(self.models)):
                 raise refused("there is no such model on this page")
             heard = heard_by(model, read_sent(given.get("sent")))
             engine = self.models[model].engine()

@@ -101,13 +101,13 @@ class Gate:
         try:
             owner = self._service.keys.owner(given or None)
         except ApiError as error:
-            raise _KeyWanted(error.status, error.message, error.param, error.code) from None
+            raise _KeyWantedError(error.status, error.message, error.param, error.code) from None
         scope["visit"].told["key"] = owner
         if scope["path"].startswith("/gradio_api/queue/join"):
             scope["visit"].ends.append(self._service.key_limits.enter(owner))
 
 
-class _KeyWanted(ApiError):
+class _KeyWantedError(ApiError):
     """The key is missing or wrong; a browser asks its user for one."""
 
     @property

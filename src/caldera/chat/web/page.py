@@ -91,11 +91,11 @@ def _lay_out(service: Service, answerer: WebAnswerer) -> None:
         news={},
         **_told_to_browser(service, answerer),
     )
-    with gradio.Accordion(said("settings", "en"), open=False, elem_id="settings") as settings:
-        with gradio.Row():
-            temperature = gradio.Slider(0, 2, service.settings.temperature, step=0.05)
-            top_p = gradio.Slider(0.05, 1, 1, step=0.05)
-            longest = gradio.Slider(8, max(64, service.settings.limits.max_tokens), 256, step=8)
+    accordion = gradio.Accordion(said("settings", "en"), open=False, elem_id="settings")
+    with accordion as settings, gradio.Row():
+        temperature = gradio.Slider(0, 2, service.settings.temperature, step=0.05)
+        top_p = gradio.Slider(0.05, 1, 1, step=0.05)
+        longest = gradio.Slider(8, max(64, service.settings.limits.max_tokens), 256, step=8)
     labelled = {
         "settings": settings,
         "temperature": temperature,

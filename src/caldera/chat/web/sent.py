@@ -107,7 +107,8 @@ def download(sent: Sent, models: int) -> bytes:
     Raises:
         ApiError: Nothing was answered yet, or a picture or text cannot be written.
     """
-    records, files = [], {}
+    records: list[dict[str, object]] = []
+    files: dict[str, bytes] = {}
     for model in range(models):
         heard = heard_by(model, sent)
         if not heard.answer:
