@@ -68,6 +68,26 @@ def keyed_server(shared_keyed_server: ServerProcess, loopback: None) -> ServerPr
 
 
 @pytest.fixture(scope="session")
+def shared_narrow_server(model_folder: Path) -> Iterator[ServerProcess]:
+    """A server that answers one request at a time, lets one wait, and does not wait long for its clients."""
+    options = (
+        "--set", "engine.slots=1", "--set", "engine.queue=1", "--set", "limits.stall_seconds=2", "--set",
+        "limits.ping_seconds=0.1", "--set", "media.decoders=1",
+    )  # fmt: skip
+    with ServerProcess(model_folder, *options) as server:
+        yield server
+
+
+@pytest.fixture
+def narrow_server(shared_narrow_server: ServerProcess, loopback: None) -> Iterator[ServerProcess]:
+    """The shared narrow server, which must answer after the test as it did before."""
+    before = shared_narrow_server.ask("What is it?").text
+    yield shared_narrow_server
+    shared_narrow_server.wait_until(lambda: shared_narrow_server.metric("caldera_running") == 0)
+    assert shared_narrow_server.ask("What is it?").text == before
+
+
+@pytest.fixture(scope="session")
 def media_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of pictures that a server lets its clients name."""
     folder = tmp_path_factory.mktemp("media") / "data"

@@ -2,11 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from caldera.cli.options import Device, err, means_from, out
+
+if TYPE_CHECKING:
+    from caldera.chat.web.opening import Web
 
 
 def serve(
@@ -45,6 +48,19 @@ def serve(
         typer.Option(metavar="FOLDER", help="Folder whose images clients may name by file: URLs."),
     ] = None,
     metrics: Annotated[bool, typer.Option(help="Have /metrics.")] = True,
+    web: Annotated[
+        bool | None,
+        typer.Option(
+            "--web/--no-web",
+            help="Have a page for browsers at /. \\[default: if caldera\\[web] is installed]",
+        ),
+    ] = None,
+    beside: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="A second model, which answers beside the first on the page."
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -64,7 +80,9 @@ def serve(
         ),
     ] = "auto",
 ) -> None:
-    """Answer OpenAI's chat completions with a model; ends on Ctrl-C or SIGTERM, once answers under way are whole.
+    """Answer OpenAI's chat completions with a model, and questions on a page in a browser.
+
+    Ends on Ctrl-C or SIGTERM, once answers under way are whole.
 
     [bold]Examples[/bold]
 
@@ -73,7 +91,10 @@ def serve(
       caldera serve runs/demo/model --host 0.0.0.0 --key-file keys.txt
 
       caldera serve runs/demo/model --fetch-from pictures.example --set limits.images=2
+
+      caldera serve runs/demo/model --beside runs/other/model
     """
+    _check_installed()
     from caldera.chat.api.running import Address, log_as_json, run
     from caldera.chat.api.settings import ServerSettings
     from caldera.chat.media import MediaSettings
@@ -88,6 +109,13 @@ def serve(
     )
     bits = [] if quantize is None else [f"engine.bits={quantize}"]
     chosen = with_settings(chosen, [*bits, *(settings or ())])
+    page = _page(web, beside)
+
+    def tell(url: str) -> None:
+        out.print(f"{chosen.name} at {url}", soft_wrap=True)
+        if page is not None:
+            out.print(f"page at {url.removesuffix('/v1')}/", soft_wrap=True)
+
     log_as_json()
     run(
         model,
@@ -95,9 +123,49 @@ def serve(
         chosen,
         compute=means_from(device, dtype).compute,
         by_storage=dtype == "auto",
-        tell=lambda url: out.print(f"{chosen.name} at {url}", soft_wrap=True),
+        web=page,
+        tell=tell,
     )
     err.print("ended", soft_wrap=True)
+
+
+def _page(wanted: bool | None, beside: Path | None) -> "Web | None":
+    """Return what the server is told of its page; nothing if there is to be none.
+
+    Raises:
+        UsageError: It is wanted, but its packages are not installed; or a second model is given, but no page.
+    """
+    from caldera.chat.web.opening import Web, is_installed
+    from caldera.errors import UsageError
+
+    if wanted is False and beside is not None:
+        raise UsageError(
+            "--beside is for the page, which --no-web leaves away; leave one of them away"
+        )
+    if wanted is False:
+        return None
+    if is_installed():
+        return Web(beside)
+    needed = "the page needs Gradio: pip install 'caldera[web]'"
+    if wanted or beside is not None:
+        raise UsageError(f"{needed}, or leave --web and --beside away")
+    err.print(f"no page: {needed}", soft_wrap=True)
+    return None
+
+
+def _check_installed() -> None:
+    """Refuse to go on without what the extra brings.
+
+    Raises:
+        UsageError: A package is missing.
+    """
+    from importlib.util import find_spec
+
+    from caldera.errors import UsageError
+
+    missing = [one for one in ("fastapi", "uvicorn", "prometheus_client") if find_spec(one) is None]
+    if missing:
+        raise UsageError(f"serving needs {', '.join(missing)}: pip install 'caldera[serve]'")
 
 
 def _keys(file: Path | None) -> tuple[str, ...]:

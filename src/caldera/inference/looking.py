@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerFast
 
+from caldera.batches.anyres import Size
 from caldera.errors import UsageError
+from caldera.inference.picture_places import heat, token_boxes
 from caldera.inference.prompts import Prompt
 from caldera.model.folder import Assistant
 
@@ -31,25 +33,36 @@ class Word:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class PictureLooks:
+    """What an answer attended to in one picture."""
+
+    weights: Tensor
+    """Of its image tokens, (words, image tokens)."""
+
+    boxes: Tensor
+    """Places of its image tokens, (image tokens, 4), as `token_boxes` gives them."""
+
+    @property
+    def share(self) -> float:
+        """Part of all attention that went to the picture; the rest went to words, those of the answer among them."""
+        return float(self.weights.sum(dim=1).mean())
+
+    def heat(self, grid: Size) -> Tensor:
+        """Return weights in the cells of a grid of columns and rows over the picture, (words, rows, columns)."""
+        return heat(self.weights, self.boxes, grid)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Looks:
     """What an answer attended to."""
 
     words: tuple[Word, ...]
-
-    pictures: tuple[Tensor, ...]
-    """For each picture, weights of its image tokens, (words, image tokens)."""
-
-    @property
-    def share(self) -> float:
-        """Part of all attention that went to pictures; the rest went to words, those of the answer among them."""
-        if not self.pictures or not self.words:
-            return 0.0
-        return float(torch.cat(self.pictures, dim=1).sum(dim=1).mean())
+    pictures: tuple[PictureLooks, ...]
 
 
 @torch.inference_mode()
 def attention_weights(assistant: Assistant, prompt: Prompt, answer_tokens: int) -> Tensor:
-    """Return how an answer's tokens attended while they were chosen, (answer tokens, tokens), averaged over layers and heads.
+    """Return how an answer's tokens attended when they were chosen, (answer tokens, tokens), averaged over all heads.
 
     A token is chosen at the place of the token before it, so its row is that place's. The rows sum to 1; the last token
     is never attended to.
@@ -111,13 +124,17 @@ def look(assistant: Assistant, prompt: Prompt, answer_tokens: int) -> Looks:
     Raises:
         UsageError: The language model does not give its weights.
     """
+    model = assistant.model
     weights = attention_weights(assistant, prompt, answer_tokens)  # (answer tokens, tokens)
     words = words_of(prompt.ids[-answer_tokens:], assistant.tokenizer)
     counts = assistant.image_tokens([picture.layout for picture in prompt.pictures])
     by_word = torch.stack([weights[word.first : word.last].mean(dim=0) for word in words])
     pictures = [
-        by_word[:, start : start + count]  # (words, image tokens)
-        for start, count in zip(prompt.starts, counts, strict=True)
+        PictureLooks(
+            by_word[:, start : start + count],  # (words, image tokens)
+            token_boxes(one.size, one.layout, assistant.processor, model.vision),
+        )
+        for one, start, count in zip(prompt.pictures, prompt.starts, counts, strict=True)
     ]
     return Looks(tuple(words), tuple(pictures))
 
@@ -128,7 +145,7 @@ def words_of(ids: tuple[int, ...], tokenizer: PreTrainedTokenizerFast) -> list[W
     text = ""
     begin = 0  # of the tokens whose text is half a character so far
     for place in range(len(ids)):
-        grown = str(tokenizer.decode(ids[: place + 1], skip_special_tokens=True))
+        grown = str(tokenizer.decode(list(ids[: place + 1]), skip_special_tokens=True))
         piece = grown[len(text) :]
         if "\N{REPLACEMENT CHARACTER}" in piece and place + 1 < len(ids):
             continue

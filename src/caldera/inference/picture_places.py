@@ -45,7 +45,7 @@ def view_rectangles(size: Size, layout: Layout, processor: PictureProcessor) -> 
 
 
 def heat(weights: Tensor, boxes: Tensor, grid: Size) -> Tensor:
-    """Spread weights of image tokens over a picture: each evenly over its box, and what lies beyond the edge is left out.
+    """Spread weights of image tokens over a picture, each evenly over its box; what lies beyond the edge is left out.
 
     Args:
         weights: Of image tokens, (rows, image tokens).

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from caldera.batches.anyres import Layout, layout_in
+from caldera.batches.anyres import Layout, Size, layout_in
 from caldera.batches.inspection import stretches
 from caldera.batches.labels import IGNORED, SLOT, Encoded, encode
 from caldera.batches.pictures import PictureProcessor
@@ -47,6 +47,9 @@ class PreparedPicture:
     layout: Layout
     """How the views lie."""
 
+    size: Size
+    """Of the picture itself, in pixels."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -73,7 +76,7 @@ def prepare(picture: Image.Image, processor: PictureProcessor) -> PreparedPictur
     layout = Layout()
     if processor.aspect == "anyres":
         layout = layout_in(picture.size, processor.pinpoints, processor.side)
-    return PreparedPicture(digest.hexdigest(), processor(picture), layout)
+    return PreparedPicture(digest.hexdigest(), processor(picture), layout, picture.size)
 
 
 class Prompter:

@@ -145,14 +145,15 @@ class Scheduler:
             left = self._embedded[one.slot]  # (tokens, width)
             logits = self._decoder.extend(one.slot, left[: self._chunk])
         except (RuntimeError, MemoryError) as error:
-            one.outcome = _failure(error)
+            one.fail(failure(error))
             return
         one.filled += min(self._chunk, len(left))
         self._embedded[one.slot] = left[self._chunk :]
         if not one.reading:
             del self._embedded[one.slot]
-            self._keep(one)
             self.counts.prompt_tokens += len(one.prompt.ids)
+            if logits.isfinite().all():  # what is no number would spoil all that begin alike
+                self._keep(one)
             self._choose([one], logits.unsqueeze(0))
 
     def _begin(self, one: Running) -> None:
@@ -199,7 +200,7 @@ class Scheduler:
             )
         except (RuntimeError, MemoryError) as error:
             if len(answering) == 1:
-                answering[0].outcome = _failure(error)
+                answering[0].fail(failure(error))
                 return
             for one in answering:
                 self._step([one])
@@ -217,10 +218,10 @@ class Scheduler:
             if good:
                 one.take(best if one.greedy else one.draw(row), row)
             else:
-                one.outcome = not_a_number()
+                one.fail(not_a_number())
 
 
-def _failure(error: RuntimeError | MemoryError) -> EngineError:
+def failure(error: RuntimeError | MemoryError) -> EngineError:
     """Say in a line why a request cannot go on."""
     said = str(error).strip().split("\n")[0]
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in said:

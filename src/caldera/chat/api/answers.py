@@ -1,6 +1,7 @@
 """Requests to the engine in, what it says out, for a loop that must not wait: all choices of one answer together."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
@@ -9,6 +10,8 @@ from caldera.chat.api.errors import ApiError, internal, refused, unavailable
 from caldera.chat.api.metrics import Metrics
 from caldera.errors import BusyError, CalderaError, MemoryShortError, UsageError
 from caldera.inference.engine import Answering, Engine, Piece, Request, Usage
+
+_log = logging.getLogger(__name__)
 
 Said = list[tuple[int, Piece | None]]
 """Pieces by the number of their choice; None where a choice ended."""
@@ -62,16 +65,19 @@ class Answers:
         while going:
             silent = not await self._wake_within(silence)
             news: Said = []
+            failed = None
             for number, choice in list(going.items()):
                 ended = choice.ended  # before its pieces are taken, or the last could be missed
                 news += [(number, piece) for piece in choice.ready()]
                 if ended and choice.error is not None:
-                    raise of_engine(choice.error)
-                if ended:
+                    failed = choice.error
+                elif ended:
                     news.append((number, None))
                     del going[number]
             if news or silent:
                 yield news
+            if failed is not None:
+                raise of_engine(failed)
 
     async def _wake_within(self, seconds: float) -> bool:
         """Wait for the engine; return whether it said anything in time."""
@@ -123,4 +129,7 @@ def of_engine(error: CalderaError) -> ApiError:
         )
     if isinstance(error, UsageError):
         return refused(str(error))
+    _log.error(
+        "engine", extra={"kind": type(error).__name__, "said": str(error)}
+    )  # the model's words, not a user's
     return internal()

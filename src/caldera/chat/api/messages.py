@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from caldera.chat.api.errors import refused
 from caldera.chat.api.wire import ChatRequest, ImagePart, SystemMessage, TextPart, UserMessage
 from caldera.conversation import Conversation, Picture, Turn
+from caldera.errors import UsageError
 from caldera.instructions.writing import named
 
 Parts = list[str | Picture]
@@ -51,7 +52,10 @@ def read_messages(request: ChatRequest, most_images: int) -> tuple[Conversation,
         raise refused(f"At most {most_images} image(s) may be provided in one prompt.", "messages")
     if system:
         turns[0][1][:] = _told(system, turns[0][1])
-    return Conversation("request", tuple(map(_turn, turns))), urls
+    try:
+        return Conversation("request", tuple(map(_turn, turns))), urls
+    except UsageError as error:
+        raise refused(f"messages: {error}", "messages") from None
 
 
 def _parts(content: str | Sequence[TextPart | ImagePart], urls: list[str]) -> Parts:

@@ -1,0 +1,161 @@
+"""Rows D6 and D9, and the command's part of I1 and I2: how a server starts and ends."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.chat.server_process import ROOT, ServerProcess
+from tests.chat.test_serve_streams import deaf_client
+
+
+def begun(server: ServerProcess) -> None:
+    """Wait until it answers something."""
+    server.wait_until(lambda: server.metric("caldera_running") > 0)
+
+
+def draining(server: ServerProcess) -> None:
+    """Wait until it takes nothing new."""
+    server.wait_until(lambda: server.get("/ready").status == 503)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_d6_answers_under_way_are_finished(
+    model_folder: Path, loopback: None, number: signal.Signals
+) -> None:
+    """D6: told to end, it refuses what is new, finishes what runs, and ends well with no process left."""
+    with ServerProcess(model_folder) as server:
+        server.ask("What is it?", b"")
+        client = deaf_client(server)  # its answer cannot end before it reads
+        begun(server)
+        children = server.children()
+        server.process.send_signal(number)
+        draining(server)
+        answer = server.ask("What?")
+        assert (answer.status, answer.code, answer.headers["retry-after"]) == (
+            503,
+            "shutting_down",
+            "2",
+        )
+        assert server.get("/health").status == 200
+        text = b""
+        while read := client.recv(1 << 20):
+            text = (text + read)[-400:]
+        assert b"data: [DONE]" in text
+        assert b"error" not in text
+        assert server.end() == 0
+        assert not any(Path(f"/proc/{child}").exists() for child in children)
+        client.close()
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_d6_what_does_not_finish_is_told_so(
+    model_folder: Path, loopback: None, again: bool
+) -> None:
+    """D6: at a second SIGTERM, or when the drain is over, streams end with an error and [DONE], and it ends well."""
+    with ServerProcess(
+        model_folder, "--set", f"limits.drain_seconds={300 if again else 0.3}"
+    ) as server:
+        streams = [server.open_stream("What is it?", n=8, max_tokens=1900) for _ in range(2)]
+        begun(server)
+        server.process.send_signal(signal.SIGTERM)
+        if again:
+            draining(server)
+            server.process.send_signal(signal.SIGTERM)
+        for stream in streams:
+            *_, error, done = stream.events()
+            assert error["error"]["code"] == "shutting_down"
+            assert done == "[DONE]"
+        assert server.end() == 0
+
+
+def failures(
+    model_folder: Path, tmp_path: Path, port: int
+) -> dict[str, tuple[list[str], int, str]]:
+    """Return commands that must fail, their exit codes and what they say."""
+    no_tokenizer, cut = tmp_path / "no_tokenizer", tmp_path / "cut"
+    for folder in (no_tokenizer, cut):
+        shutil.copytree(model_folder, folder)
+    (no_tokenizer / "tokenizer.json").unlink()
+    weights = cut / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    (tmp_path / "empty.txt").write_text("# none yet\n")
+    model = str(model_folder)
+    return {
+        "port in use": ([model, "--port", str(port)], 2, "is in use"),
+        "no folder": ([str(tmp_path / "none")], 3, "none"),
+        "no tokenizer": ([str(no_tokenizer)], 3, "tokenizer"),
+        "cut weights": ([str(cut)], 3, "model.safetensors"),
+        "open to all": ([model, "--host", "0.0.0.0"], 2, "--insecure"),
+        "no key file": ([model, "--key-file", str(tmp_path / "none")], 3, "cannot be read"),
+        "empty key file": ([model, "--key-file", str(tmp_path / "empty.txt")], 2, "holds no key"),
+        "media folder": ([model, "--media-root", str(tmp_path / "none")], 2, "media folder"),
+        "host": ([model, "--fetch-from", "http://a.example"], 2, "is not understood"),
+        "I1 setting": ([model, "--set", "limits.imges=3"], 2, "did you mean 'images'"),
+        "I1 option": ([model, "--hots", "x"], 2, "--host"),
+        "I1 value": ([model, "--set", "limits.images=many"], 2, "does not fit"),
+    }
+
+
+def test_d9_i1_what_cannot_be_served_is_told_in_a_line(
+    model_folder: Path, tmp_path: Path, server: ServerProcess
+) -> None:
+    """D9, I1: a taken port, folders that cannot be loaded, wrong options: a line, an exit code, and no traceback."""
+    wanted = failures(model_folder, tmp_path, server.port)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "200", "NO_COLOR": "1"}
+    environment.pop("CALDERA_API_KEY", None)
+    running = {
+        name: subprocess.Popen(
+            [sys.executable, "-m", "caldera", "serve", *words],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        )
+        for name, (words, *_) in wanted.items()
+    }  # fmt: skip
+    said = {name: process.communicate(timeout=300) for name, process in running.items()}
+    for name, (_, code, told) in wanted.items():
+        out, error = said[name]
+        assert running[name].returncode == code, (name, error)
+        assert told in error, (name, error)
+        assert "Traceback" not in error
+        assert out == "", "it never said where it listens"
+        assert len(error.strip().splitlines()) == 1 or name == "I1 option", error
+
+
+@pytest.mark.parametrize(
+    "setting", [{"COLUMNS": "40"}, {"NO_COLOR": "1"}, {"LANG": "C", "LC_ALL": "C"}]
+)
+def test_i2_help_is_readable_anywhere(setting: dict[str, str]) -> None:
+    """I2: a closed pipe, forty columns, no colours and a plain locale: no traceback."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), **setting}
+    command = f"{sys.executable} -m caldera serve --help | head -3"
+    done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True)
+    assert "Usage" in done.stdout
+    assert "\x1b" not in done.stdout
+    assert done.stderr == ""
+
+
+def test_logs_say_nothing_of_what_was_said(
+    server: ServerProcess, in_log: Callable[[str], bool]
+) -> None:
+    """Each request is a line of JSON with an id, a route, a status and counts, and no word of it."""
+    answer = server.ask("a very secret question", user="someone")
+    [line] = [
+        line for line in server.log if line.get("request_id") == answer.headers["x-request-id"]
+    ]
+    assert line["route"] == "/v1/chat/completions"
+    assert (line["status"], line["images"], line["completion_tokens"]) == (200, 0, 12)
+    assert not in_log("secret")
+    assert not in_log("someone")
+    assert not in_log(answer.text)
+
+
+@pytest.fixture
+def in_log(server: ServerProcess) -> Callable[[str], bool]:
+    """A way to look for words in all that a server wrote."""
+    return lambda text: any(re.search(re.escape(text), line) for line in server.lines)
