@@ -1,5 +1,6 @@
 """Rows D6 and D9, and the command's part of I1 and I2: how a server starts and ends."""
 
+import json
 import os
 import re
 import shutil
@@ -63,16 +64,44 @@ def test_d6_what_does_not_finish_is_told_so(
         model_folder, "--set", f"limits.drain_seconds={300 if again else 0.3}"
     ) as server:
         streams = [server.open_stream("What is it?", n=8, max_tokens=1900) for _ in range(2)]
-        begun(server)
+        reading = [stream.events() for stream in streams]
+        for events in reading:
+            assert next(events)["choices"]
         server.process.send_signal(signal.SIGTERM)
         if again:
             draining(server)
             server.process.send_signal(signal.SIGTERM)
-        for stream in streams:
-            *_, error, done = stream.events()
+        for events in reading:
+            *_, error, done = events
             assert error["error"]["code"] == "shutting_down"
             assert done == "[DONE]"
         assert server.end() == 0
+
+
+ONE_AFTER_ANOTHER = """
+import json, os, sys, tempfile
+from caldera.cli import main
+
+def read(file):
+    file.seek(0)
+    return file.read()
+
+said = {}
+kept = os.dup(1), os.dup(2)
+for name, words in json.load(sys.stdin).items():
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as error:
+        os.dup2(out.fileno(), 1), os.dup2(error.fileno(), 2)
+        sys.argv, code = words, 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        sys.stdout.flush(), sys.stderr.flush()
+        os.dup2(kept[0], 1), os.dup2(kept[1], 2)
+        said[name] = [read(file) for file in (out, error)] + [code]
+print(json.dumps(said))
+"""
+"""Runs commands in one process, as to start one takes seconds."""
 
 
 def failures(
@@ -110,17 +139,16 @@ def test_d9_i1_what_cannot_be_served_is_told_in_a_line(
     wanted = failures(model_folder, tmp_path, server.port)
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "200", "NO_COLOR": "1"}
     environment.pop("CALDERA_API_KEY", None)
-    running = {
-        name: subprocess.Popen(
-            [sys.executable, "-m", "caldera", "serve", *words],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-        )
-        for name, (words, *_) in wanted.items()
-    }  # fmt: skip
-    said = {name: process.communicate(timeout=300) for name, process in running.items()}
+    commands = json.dumps(
+        {name: ["caldera", "serve", *words] for name, (words, *_) in wanted.items()}
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_AFTER_ANOTHER], input=commands, stdout=subprocess.PIPE, text=True, env=environment
+    )  # fmt: skip
+    said = json.loads(done.stdout)
     for name, (_, code, told) in wanted.items():
-        out, error = said[name]
-        assert running[name].returncode == code, (name, error)
+        out, error, exited = said[name]
+        assert exited == code, (name, error)
         assert told in error, (name, error)
         assert "Traceback" not in error
         assert out == "", "it never said where it listens"
