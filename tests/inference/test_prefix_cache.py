@@ -17,7 +17,7 @@ def prompt(said: str) -> Prompt:
     pictures, starts = [], []
     for sign in said:
         if sign.isdigit():
-            pictures.append(PreparedPicture(sign, BYTES, WHOLE))
+            pictures.append(PreparedPicture(sign, BYTES, WHOLE, (1, 1)))
             starts.append(len(ids))
             ids += [0, 0, 0]
         else:

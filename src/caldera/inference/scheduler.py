@@ -132,7 +132,7 @@ class Scheduler:
         try:
             kept = self._decoder.save(one.slot)
         except (RuntimeError, MemoryError) as error:
-            _log.warning("a prompt is not kept for the next: %s", _failure(error))
+            _log.warning("a prompt is not kept for the next: %s", failure(error))
             return
         if kept is not None:
             self._prefixes.keep(one.read, kept)
@@ -145,7 +145,7 @@ class Scheduler:
             left = self._embedded[one.slot]  # (tokens, width)
             logits = self._decoder.extend(one.slot, left[: self._chunk])
         except (RuntimeError, MemoryError) as error:
-            one.fail(failure(error))
+            one.outcome = failure(error)
             return
         one.filled += min(self._chunk, len(left))
         self._embedded[one.slot] = left[self._chunk :]
@@ -200,7 +200,7 @@ class Scheduler:
             )
         except (RuntimeError, MemoryError) as error:
             if len(answering) == 1:
-                answering[0].fail(failure(error))
+                answering[0].outcome = failure(error)
                 return
             for one in answering:
                 self._step([one])
@@ -218,7 +218,7 @@ class Scheduler:
             if good:
                 one.take(best if one.greedy else one.draw(row), row)
             else:
-                one.fail(not_a_number())
+                one.outcome = not_a_number()
 
 
 def failure(error: RuntimeError | MemoryError) -> EngineError:
