@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caldera.annotations.coco import read_coco
-from caldera.batches.pictures import open_picture
+from caldera.batches.picture_files import open_picture
 from caldera.evaluation.benchmark import Benchmark
 from caldera.evaluation.exact_match import questions_about
 from caldera.inference.decoders import choose_decoder
