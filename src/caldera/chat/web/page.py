@@ -70,6 +70,34 @@ def create_page(service: Service, models: Sequence[Model]) -> ASGIApp:
 
 def _lay_out(service: Service, answerer: WebAnswerer) -> None:
     """Put the parts of the page into the Blocks that are open, and connect them."""
+    talk = _talk(service, answerer)
+    parts = _settings(service)
+
+    async def ask(
+        told: Any,  # noqa: ANN401 - whatever a browser sends
+        temperature: float,
+        top_p: float,
+        longest: float,
+    ) -> AsyncIterator[Any]:
+        import gradio
+
+        wishes = Wishes(temperature=temperature, top_p=top_p, longest=round(longest))
+        async for news in answerer.ask(told, wishes):
+            yield gradio.HTML(news=news)
+
+    def relabel(told: Any) -> list[Any]:  # noqa: ANN401
+        chosen: Language = "zh" if isinstance(told, dict) and told.get("language") == "zh" else "en"
+        return [_labels(name, chosen) for name in parts]
+
+    inputs = [talk, parts["temperature"], parts["top_p"], parts["longest"]]
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    talk.submit(ask, inputs, talk, trigger_mode="multiple", **quiet)
+    talk.stop(answerer.stop, talk, None, trigger_mode="multiple", queue=False, **quiet)
+    talk.select(relabel, talk, list(parts.values()), queue=False, **quiet)
+
+
+def _talk(service: Service, answerer: WebAnswerer) -> Any:  # noqa: ANN401 - Gradio's, which is imported late
+    """Make the conversation: its browser's part is `talk.js`, which calls what stands here."""
     import gradio
 
     async def check(told: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever a browser sends
@@ -81,7 +109,7 @@ def _lay_out(service: Service, answerer: WebAnswerer) -> None:
     async def download(told: Any) -> dict[str, Any]:  # noqa: ANN401
         return await answerer.download(told)
 
-    talk = gradio.HTML(
+    return gradio.HTML(
         value={},
         html_template="<div class='talk'></div>",
         js_on_load="\n".join((_HERE / name).read_text() for name in _SCRIPTS),
@@ -91,47 +119,23 @@ def _lay_out(service: Service, answerer: WebAnswerer) -> None:
         news={},
         **_told_to_browser(service, answerer),
     )
+
+
+def _settings(service: Service) -> dict[str, Any]:
+    """Make the settings below the conversation, by the names of their labels."""
+    import gradio
+
+    limits = service.settings.limits
     accordion = gradio.Accordion(said("settings", "en"), open=False, elem_id="settings")
     with accordion as settings, gradio.Row():
-        temperature = gradio.Slider(0, 2, service.settings.temperature, step=0.05)
-        top_p = gradio.Slider(0.05, 1, 1, step=0.05)
-        longest = gradio.Slider(8, max(64, service.settings.limits.max_tokens), 256, step=8)
-    labelled = {
-        "settings": settings,
-        "temperature": temperature,
-        "top_p": top_p,
-        "longest": longest,
-    }
-
-    async def ask(
-        told: Any,  # noqa: ANN401
-        temperature: float,
-        top_p: float,
-        longest: float,
-    ) -> AsyncIterator[Any]:
-        wishes = Wishes(temperature=temperature, top_p=top_p, longest=round(longest))
-        async for news in answerer.ask(told, wishes):
-            yield gradio.HTML(news=news)
-
-    def relabel(told: Any) -> list[Any]:  # noqa: ANN401
-        chosen: Language = "zh" if isinstance(told, dict) and told.get("language") == "zh" else "en"
-        return [_labels(name, chosen) for name in labelled]
-
-    inputs = [talk, temperature, top_p, longest]
-    talk.submit(
-        ask, inputs, talk, show_progress="hidden", trigger_mode="multiple", api_visibility="private"
-    )
-    talk.stop(
-        answerer.stop, talk, None, queue=False, trigger_mode="multiple", api_visibility="private"
-    )
-    talk.select(
-        relabel,
-        talk,
-        list(labelled.values()),
-        queue=False,
-        show_progress="hidden",
-        api_visibility="private",
-    )
+        return {
+            "settings": settings,
+            "temperature": gradio.Slider(0, 2, service.settings.temperature, step=0.05),
+            "top_p": gradio.Slider(0.05, 1, 1, step=0.05),
+            "longest": gradio.Slider(
+                8, max(64, limits.max_tokens), min(256, limits.max_tokens), step=8
+            ),
+        }
 
 
 def _labels(name: str, language: Language) -> Any:  # noqa: ANN401 - Gradio types its updates so
