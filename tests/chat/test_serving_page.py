@@ -11,7 +11,7 @@ WEB = {"I6", "I7", "I8"}
 """Rows of the web page, which its own tests hold."""
 
 
-def tests_by_row() -> dict[str, set[str]]:
+def row_tests() -> dict[str, set[str]]:
     """Return the tests whose docstring begins with rows, by row."""
     found: dict[str, set[str]] = {row: set() for row in ROWS}
     for path in sorted((ROOT / "tests" / "chat").glob("test_*.py")):
@@ -33,7 +33,7 @@ def table() -> dict[str, set[str]]:
 
 def test_the_page_names_the_tests_of_every_row() -> None:
     """Each row is there once, in order, with all of its tests; only the web page's have none here."""
-    said, there = table(), tests_by_row()
+    said, there = table(), row_tests()
     assert {row for row, tests in said.items() if not tests} <= WEB
     for row in ROWS:
         assert there[row] <= said[row], row

@@ -36,9 +36,7 @@ def read_messages(request: ChatRequest, most_images: int) -> tuple[Conversation,
     for number, message in enumerate(request.messages):
         where = f"messages[{number}]"
         parts = _parts(message.content, urls)
-        if not any(isinstance(part, Picture) or part.strip() for part in parts):
-            raise refused(f"{where}.content: is empty; say something", f"{where}.content")
-        _check_order(message, f"{where}.role", first=not turns)
+        _check_place(message, parts, turns, where)
         if isinstance(message, SystemMessage):
             system.extend(str(part) for part in parts)
         elif turns and turns[-1][0] == message.role:
@@ -58,17 +56,20 @@ def read_messages(request: ChatRequest, most_images: int) -> tuple[Conversation,
         raise refused(f"messages: {error}", "messages") from None
 
 
-def _check_order(message: Message, where: str, *, first: bool) -> None:
-    """Check that system messages stand before all turns, and that the user speaks first.
+def _check_place(message: Message, parts: Parts, turns: Sequence[object], where: str) -> None:
+    """Refuse a message that says nothing, or that cannot stand behind `turns`.
 
     Raises:
-        ApiError: It is otherwise.
+        ApiError: It is one of the two.
     """
-    if isinstance(message, SystemMessage):
-        if not first:
-            raise refused(f"{where}: a {message.role} message must stand before all others", where)
-    elif first and not isinstance(message, UserMessage):
-        raise refused(f"{where}: the user must speak first", where)
+    if not any(isinstance(part, Picture) or part.strip() for part in parts):
+        raise refused(f"{where}.content: is empty; say something", f"{where}.content")
+    if isinstance(message, SystemMessage) and turns:
+        raise refused(
+            f"{where}.role: a {message.role} message must stand before all others", f"{where}.role"
+        )
+    if not turns and not isinstance(message, SystemMessage | UserMessage):
+        raise refused(f"{where}.role: the user must speak first", f"{where}.role")
 
 
 def _parts(content: str | Sequence[TextPart | ImagePart], urls: list[str]) -> Parts:
