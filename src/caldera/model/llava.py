@@ -16,7 +16,7 @@ from caldera.batches.collate import Batch
 from caldera.errors import ModelFolderError
 from caldera.model.arrangement import Arrangement, find_arrangement, hidden_states
 from caldera.model.learned_loss import summed_loss
-from caldera.model.precision import cast_norms_once
+from caldera.model.precision import lean_norms
 from caldera.model.projector import Projector
 from caldera.model.splice import in_order, splice
 from caldera.model.vision import VisionTower
@@ -102,13 +102,13 @@ class Llava(nn.Module):
         """How rows of a batch reach the language model; `arrange` chooses."""
 
     def arrange(self, attention: str) -> None:
-        """Make the language model ready to learn fast: the fastest arrangement that it takes, and norms cast once.
+        """Make the language model ready to learn fast: the fastest arrangement that it takes, and norms that cost less.
 
         Args:
             attention: transformers' name of the attention function for padded rows.
         """
         self.arrangement = find_arrangement(self.language, attention)
-        cast_norms_once(self.language)
+        lean_norms(self.language)
 
     def recompute_layers(self, on: bool) -> None:
         """Have the towers' layers keep their inputs only and compute the rest again in backward, or not."""
