@@ -1,4 +1,4 @@
-"""Samples laid into rows keep their tokens, labels and pictures."""
+"""Packs laid behind one another keep their tokens, positions, what is learned, and their pictures."""
 
 from pathlib import Path
 
@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from caldera.batches.anyres import WHOLE
-from caldera.batches.collate import collate
+from caldera.batches.collate import Row, collate, shown
 from caldera.batches.labels import IGNORED
+from caldera.batches.packing import Pack
 from caldera.batches.samples import Sample
 
 
@@ -15,21 +16,52 @@ def sample(name: str, length: int, pictures: int = 0) -> Sample:
     """Return a sample whose last two tokens are learned."""
     ids = tuple(range(10, 10 + length))
     labels = (*(IGNORED,) * (length - 2), *ids[-2:])
-    paths = tuple(Path(f"{name}{at}") for at in range(pictures))
-    return Sample(name, ids, labels, paths, (WHOLE,) * pictures)
+    paths = tuple(Path(f"{at}.png") for at in range(pictures))
+    return Sample(name, ids, labels, paths, (WHOLE,) * pictures, tuple(range(1, 1 + pictures)))
 
 
-def test_rows_are_padded_on_the_right() -> None:
-    """Padding is masked and never learned; rows are as long as asked."""
-    batch = collate([sample("a", 3), sample("b", 5)], torch.zeros(0, 2), padding_id=7, round_to=4)
+def test_samples_alone_lie_behind_one_another() -> None:
+    """No token is padding; each learned token is predicted from the one before it."""
+    batch = collate([Pack((sample("a", 3),), 0), Pack((sample("b", 5),), 0)], torch.zeros(0, 2))
 
-    assert batch.ids.tolist()[0] == [10, 11, 12, 7, 7, 7, 7, 7]
-    assert batch.labels.tolist()[0] == [IGNORED, 11, 12, *[IGNORED] * 5]
-    assert batch.mask.sum(dim=1).tolist() == [3, 5]
+    assert batch.ids.tolist() == [10, 11, 12, 10, 11, 12, 13, 14]
+    assert batch.positions.tolist() == [0, 1, 2, 0, 1, 2, 3, 4]
+    assert batch.rows == (Row(0, 0, (3,)), Row(3, 0, (5,)))
+    assert batch.before.tolist() == [0, 1, 5, 6]
+    assert batch.wanted.tolist() == [11, 12, 13, 14]
     assert batch.num_learned == 4
+
+
+def test_a_shared_prefix_comes_once() -> None:
+    """Positions restart behind it; its last token predicts the first of every branch that is learned at once."""
+    one, other = sample("a", 4), sample("b", 5)
+    batch = collate([Pack((sample("x", 3),), 0), Pack((one, other), 2)], torch.zeros(0, 2))
+
+    assert batch.ids.tolist() == [10, 11, 12, 10, 11, 12, 13, 12, 13, 14]
+    assert batch.positions.tolist() == [0, 1, 2, 0, 1, 2, 3, 2, 3, 4]
+    assert batch.rows == (Row(0, 0, (3,)), Row(3, 2, (2, 3)))
+    assert batch.before.tolist() == [0, 1, 4, 5, 7, 8]
+    assert batch.wanted.tolist() == [11, 12, 12, 13, 13, 14]
+
+
+def test_a_first_token_is_never_predicted() -> None:
+    """Nothing stands before it."""
+    batch = collate([Pack((Sample("a", (5, 6), (5, 6), (), (), ()),), 0)], torch.zeros(0, 2))
+    assert batch.wanted.tolist() == [6]
+
+
+def test_shared_pictures_come_with_the_first_sample() -> None:
+    """One behind the shared tokens comes with each sample."""
+    one, other = sample("a", 6, pictures=2), sample("b", 7, pictures=2)
+    packs = [Pack((one, other), 1)]
+    assert [(each.id, each.pictures[some]) for each, some in shown(packs)] == [
+        ("a", (Path("0.png"), Path("1.png"))),
+        ("b", (Path("1.png"),)),
+    ]
+    assert len(collate(packs, torch.zeros(3, 2)).layouts) == 3
 
 
 def test_pictures_and_samples_must_agree() -> None:
     """A picture too many or too few stops the batch, with both numbers."""
     with pytest.raises(ValueError, match="show 2 views of pictures but 1 arrived"):
-        collate([sample("a", 3, pictures=2)], torch.zeros(1, 5), padding_id=0)
+        collate([Pack((sample("a", 3, pictures=2),), 0)], torch.zeros(1, 5))

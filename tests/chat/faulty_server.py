@@ -2,6 +2,8 @@
 
 dns:HOST=ADDRESS,ADDRESS   a resolver that gives these addresses for a host
 loading:FILE               weights that come only when FILE is there
+says:TEXT                  a model whose every answer is this text
+slow:SECONDS               a model that takes so long for each token
 memory:WORD                a model that finds no memory for prompts in which a token spells WORD
 """
 
@@ -65,6 +67,35 @@ def memory(words: str) -> None:
     Scheduler._begin = short  # type: ignore[method-assign]
 
 
+def says(text: str) -> None:
+    """Let every answer be a text, in the first piece of the real one."""
+    from dataclasses import replace
+
+    from caldera.inference.requests import Answering, Piece, Usage
+
+    tell = Answering.tell
+    begun: set[int] = set()
+
+    def told(self: Answering, piece: Piece, usage: Usage) -> None:
+        tell(self, replace(piece, text="" if id(self) in begun else text), usage)
+        begun.add(id(self))
+
+    Answering.tell = told  # type: ignore[method-assign]
+
+
+def slow(seconds: float) -> None:
+    """Take time for each round of the engine."""
+    from caldera.inference.scheduler import Scheduler
+
+    go = Scheduler.round
+
+    def slowly(self: Scheduler) -> None:
+        go(self)
+        time.sleep(seconds)
+
+    Scheduler.round = slowly  # type: ignore[method-assign]
+
+
 def main() -> None:
     """Put the faults in place and run the command."""
     split = sys.argv.index("--")
@@ -76,6 +107,10 @@ def main() -> None:
                 dns(host, addresses.split(","))
             case "loading":
                 loading(Path(rest))
+            case "says":
+                says(rest)
+            case "slow":
+                slow(float(rest))
             case "memory":
                 memory(rest)
             case _:

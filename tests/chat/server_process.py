@@ -71,6 +71,7 @@ class ServerProcess:
         faults: Sequence[str] = (),
         key: str | None = None,
         await_ready: bool = True,
+        port: int = 0,
     ) -> None:
         """Start to serve a model folder.
 
@@ -80,6 +81,7 @@ class ServerProcess:
             faults: What goes wrong on purpose, by the names that faulty_server.py knows.
             key: Put into the environment, and sent with each request.
             await_ready: Whether to return only when it takes requests, else when it listens.
+            port: Where it listens; 0 for any that is free.
         """
         program = [str(FAULTY), *faults, "--"] if faults else ["-m", "caldera"]
         self.key = key
@@ -89,10 +91,13 @@ class ServerProcess:
             "OMP_NUM_THREADS": "1",
         }
         environment.pop("CALDERA_API_KEY", None)
+        web = () if "--web" in options else ("--no-web",)
         if key is not None:
             environment["CALDERA_API_KEY"] = key
         self.process = subprocess.Popen(
-            [sys.executable, *program, "serve", str(folder), "--name", NAME, "--port", "0", *options],
+            [
+                sys.executable, *program, "serve", str(folder), "--name", NAME, "--port", str(port), *web, *options
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -11,7 +11,6 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from caldera.batches.collate import collate
 from caldera.batches.picture_sources import Pixels
 from caldera.batches.pictures import ASPECTS, Aspect
 from caldera.batches.samples import SampleMaker
@@ -23,6 +22,7 @@ from caldera.model.assemble import assemble
 from caldera.model.folder import load_assistant, save_assistant
 from caldera.training.devices import Compute
 from caldera.training.step import training_step
+from tests.laying import batch_of
 from tests.tiny_languages import LANGUAGES
 
 TOLD = Conversation(
@@ -60,7 +60,7 @@ def test_a_language_model_of_any_family_goes_the_whole_way(
         max_length=500,
     )
     row = maker.make(TOLD, photos)
-    batch = collate([row], Pixels(made.processor)(row.pictures), padding_id=0)
+    batch = batch_of(made, [row])
     optimiser = torch.optim.SGD(made.model.parameters(), 0.1)
 
     losses = [

@@ -1,5 +1,6 @@
 """The loss is the cross entropy of the language model's own logits, whatever family it is of."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,12 +24,15 @@ from transformers import (
 )
 
 from caldera.batches.anyres import WHOLE
-from caldera.batches.collate import Batch
+from caldera.batches.collate import collate
 from caldera.batches.labels import IGNORED
+from caldera.batches.packing import pack
+from caldera.batches.samples import Sample
 from caldera.errors import ModelFolderError
 from caldera.model.llava import BEHIND_THE_HEAD, Llava, check_logits
 from caldera.model.projector import build_projector
 from caldera.model.vision import VisionTower
+from tests.laying import padded
 
 VOCABULARY, IMAGE = 37, 36
 WIDTHS: dict[str, Any] = {
@@ -88,16 +92,18 @@ def joined(language: PreTrainedModel) -> Llava:
     return Llava(tower, build_projector("mlp2x_gelu", 10, 12), language, IMAGE).eval()
 
 
-def batch() -> Batch:
-    """Return two rows of different lengths, the second with a picture."""
+def samples() -> list[Sample]:
+    """Return two samples of different lengths, the second with a picture."""
     rng = torch.Generator().manual_seed(5)
-    ids = torch.randint(3, IMAGE, (2, 17), generator=rng)
-    ids[1, 2:11] = IMAGE
-    labels = torch.full((2, 17), IGNORED)
-    labels[0, 5:9], labels[1, 12:17] = ids[0, 5:9], ids[1, 12:17]
-    mask = torch.ones(2, 17, dtype=torch.bool)
-    mask[0, 9:] = False
-    return Batch(ids, labels, mask, torch.randn(1, 3, 6, 6, generator=rng), (WHOLE,))
+    first, second = (
+        torch.randint(3, IMAGE, (length,), generator=rng).tolist() for length in (9, 17)
+    )
+    second[2:11] = [IMAGE] * 9
+    shown = ((Path("a.png"),), (WHOLE,), (11,))
+    return [
+        Sample("a", tuple(first), (*[IGNORED] * 5, *first[5:]), (), (), ()),
+        Sample("b", tuple(second), (*[IGNORED] * 12, *second[12:]), *shown),
+    ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -105,18 +111,20 @@ def batch() -> Batch:
 def test_the_loss_is_that_of_the_models_own_logits(family: str) -> None:
     """Logits at labelled positions alone give the loss that transformers' logits at all positions give."""
     language: Any = language_model(family)
-    model, rows = joined(language), batch()
+    model, rows = joined(language), padded(samples())
+    pixels = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(5))
+    batch = collate(pack(samples(), share=False), pixels)
     check_logits(language)
     logits = language(
-        inputs_embeds=model.embed(rows.ids, rows.pictures, rows.layouts),
-        attention_mask=rows.mask.long(),
+        inputs_embeds=model.embed(rows.ids, pixels, batch.layouts),
+        attention_mask=rows.mask,
     ).logits  # (rows, tokens, vocabulary)
 
     expected = cross_entropy(
         logits[:, :-1].flatten(0, 1), rows.labels[:, 1:].flatten(), reduction="sum"
     )
 
-    loss = model.loss(rows)
+    loss = model.loss(batch)
     assert loss.num_learned == 9
     torch.testing.assert_close(loss.total, expected, rtol=1e-5, atol=1e-5)
 

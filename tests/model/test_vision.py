@@ -33,7 +33,6 @@ from transformers import (
     ViTModel,
 )
 
-from caldera.batches.collate import collate
 from caldera.batches.picture_sources import Pixels
 from caldera.batches.samples import Sample, SampleMaker
 from caldera.batches.templates import VICUNA_SYSTEM, find_template
@@ -46,6 +45,7 @@ from caldera.model.folder import Assistant, load_assistant, save_assistant
 from caldera.model.preparation import load_processor
 from caldera.training.devices import Compute
 from caldera.training.step import training_step
+from tests.laying import batch_of
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 10, "num_hidden_layers": 3, "num_attention_heads": 2, "image_size": 6, "patch_size": 2,
@@ -117,10 +117,9 @@ def samples(assistant: Assistant, photos: Path) -> list[Sample]:
 def step(assistant: Assistant, photos: Path) -> float:
     """Take a step of training and return its loss."""
     rows = samples(assistant, photos)
-    pictures = Pixels(assistant.processor)([path for row in rows for path in row.pictures])
     report = training_step(
         assistant.model,
-        [collate(rows, pictures, padding_id=assistant.tokenizer.pad_token_id)],
+        [batch_of(assistant, rows)],
         torch.optim.SGD(assistant.model.parameters(), 0.1),
         max_grad_norm=1.0,
         compute=Compute(torch.device("cpu"), torch.float32),

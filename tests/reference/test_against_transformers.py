@@ -28,7 +28,6 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from caldera.batches.collate import Batch, collate
 from caldera.batches.labels import IGNORED
 from caldera.batches.picture_files import open_picture
 from caldera.batches.picture_sources import Pixels
@@ -45,6 +44,7 @@ from caldera.recipes.import_request import Import
 from caldera.recipes.importing import import_model
 from caldera.training.freeze import train_only
 from caldera.training.stage import FINETUNE, PRETRAIN, Part
+from tests.laying import batch_of, padded
 from tests.tiny_languages import LANGUAGES, WIDTHS
 
 pytestmark = pytest.mark.reference
@@ -211,18 +211,15 @@ def rows_of(assistant: Assistant, conversations: Sequence[Conversation]) -> list
     return [maker.make(conversation, Path()) for conversation in conversations]
 
 
-def batch_of(assistant: Assistant, rows: Sequence[Sample]) -> Batch:
-    """Lay rows into one batch with their pixels."""
-    paths = [path for row in rows for path in row.pictures]
-    return collate(rows, Pixels(assistant.processor)(paths), padding_id=0)
-
-
-def their_loss(theirs: Theirs, conversations: Sequence[Conversation], batch: Batch) -> torch.Tensor:
+def their_loss(
+    theirs: Theirs, conversations: Sequence[Conversation], rows: Sequence[Sample]
+) -> torch.Tensor:
     """Return transformers' loss on the same rows and labels, padded on the right."""
     shown = [open_picture(Path(path)) for each in conversations for path in each.pictures]
     images = theirs.processor.image_processor(shown, return_tensors="pt")
+    plain = padded(rows)
     loss: torch.Tensor = theirs.model(
-        input_ids=batch.ids, attention_mask=batch.mask.long(), labels=batch.labels, **images
+        input_ids=plain.ids, attention_mask=plain.mask, labels=plain.labels, **images
     ).loss
     return loss
 
@@ -255,14 +252,15 @@ def test_loss_and_gradients_are_transformers_own(
     ours, theirs = load_assistant(tmp_path / "m"), Theirs(tmp_path / "m")
     train_only(ours.model, trains)
     told = dialogues(odd_pictures)
-    batch = batch_of(ours, rows_of(ours, told))
+    rows = rows_of(ours, told)
+    batch = batch_of(ours, rows)
 
     loss = ours.model.loss(batch)
     (loss.total / loss.num_learned).backward()
-    expected = their_loss(theirs, told, batch)
+    expected = their_loss(theirs, told, rows)
     expected.backward()
 
-    assert int((batch.labels != IGNORED).sum()) == loss.num_learned > 20
+    assert int((padded(rows).labels != IGNORED).sum()) == loss.num_learned > 20
     assert loss.mean == pytest.approx(expected.item(), abs=TOLERANCE)
     wanted = {
         name.replace("vision_model.", ""): each for name, each in theirs.model.named_parameters()

@@ -20,7 +20,7 @@ FP32 = Compute(torch.device("cpu"), torch.float32)
 
 def identity(assistant: Assistant, photos: Path, shown: str = "1.png", **changes: str) -> str:
     """Return the identity of a run on one sample about a picture."""
-    sample = Sample("r", (1, 2, 3), (-100, 2, 3), (photos / shown,), (WHOLE,))
+    sample = Sample("r", (1, 2, 3), (-100, 2, 3), (photos / shown,), (WHOLE,), (1,))
     compute = replace(FP32, dtype=getattr(torch, changes.get("dtype", "float32")))
     stage = replace(FINETUNE, seed=len(changes.get("stage", "")))
     return identity_of(stage, assistant, [sample], photos, compute)

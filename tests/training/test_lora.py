@@ -8,8 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from caldera.batches.collate import collate
-from caldera.batches.picture_sources import Pixels
 from caldera.batches.samples import Sample, SampleMaker
 from caldera.batches.templates import find_template
 from caldera.conversation import Conversation, Picture, Turn
@@ -29,6 +27,7 @@ from caldera.training.record import read_metrics
 from caldera.training.run import DataSet, StageJob
 from caldera.training.stage import FINETUNE, FINETUNE_LORA, Stage
 from caldera.training.step import mean_loss, training_step
+from tests.laying import batch_of
 
 FP32 = Compute(torch.device("cpu"), torch.float32)
 STAGE = replace(
@@ -105,8 +104,7 @@ def test_only_factors_and_projector_move(assistant: Assistant, photos: Path) -> 
     for _ in range(2):  # the first moves `up` alone, as `down` works through it
         before = {name: each.detach().clone() for name, each in model.named_parameters()}
         samples = samples_of(assistant, photos)
-        paths = [path for sample in samples for path in sample.pictures]
-        batch = collate(samples, Pixels(assistant.processor)(paths), padding_id=0)
+        batch = batch_of(assistant, samples)
         training_step(model, [batch], optimiser, max_grad_norm=1.0, compute=FP32, names=[])
     moved = {name for name, each in model.named_parameters() if not torch.equal(each, before[name])}
     wanted = {
@@ -145,8 +143,7 @@ def test_factors_do_not_drop_out_in_validation(assistant: Assistant, photos: Pat
         for factor in factors_of(model):
             factor.add_(0.3)
     samples = samples_of(assistant, photos)
-    paths = [path for sample in samples for path in sample.pictures]
-    batch = collate(samples, Pixels(assistant.processor)(paths), padding_id=0)
+    batch = batch_of(assistant, samples)
     assert mean_loss(model, [batch], FP32) == mean_loss(model, [batch], FP32)
     assert model.loss(batch).mean != model.loss(batch).mean
 

@@ -354,7 +354,7 @@ def test_the_language_models_own_context_is_a_limit(
 def shown(number: int, *pictures: str) -> Sample:
     """Return a sample about pictures."""
     paths = tuple(Path(name) for name in pictures)
-    return Sample(f"r{number}", (1, 2), (1, 2), paths, (WHOLE,) * len(paths))
+    return Sample(f"r{number}", (1, 2), (1, 2), paths, (WHOLE,) * len(paths), (0,) * len(paths))
 
 
 def test_held_out_rows_share_no_picture_with_the_rest() -> None:

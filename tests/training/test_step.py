@@ -8,9 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from caldera.batches.collate import Batch, collate
 from caldera.batches.labels import IGNORED
-from caldera.batches.picture_sources import Pixels
 from caldera.batches.samples import Sample, SampleMaker
 from caldera.batches.templates import find_template
 from caldera.conversation import Conversation, Picture, Turn
@@ -22,6 +20,7 @@ from caldera.training.freeze import train_only
 from caldera.training.optimiser import build_optimiser, rate_factor, set_rate
 from caldera.training.stage import FINETUNE, PRETRAIN, Part
 from caldera.training.step import mean_loss, training_step
+from tests.laying import batch_of, padded
 
 FP32 = Compute(torch.device("cpu"), torch.float32)
 
@@ -47,24 +46,18 @@ def mixed_samples(assistant: Assistant, photos: Path) -> list[Sample]:
     return told
 
 
-def batch_of(assistant: Assistant, samples: list[Sample]) -> Batch:
-    """Lay samples into a batch with their pixels."""
-    paths = [path for sample in samples for path in sample.pictures]
-    return collate(samples, Pixels(assistant.processor)(paths), padding_id=0)
-
-
 def test_the_loss_is_the_plain_padded_one(assistant: Assistant, photos: Path) -> None:
     """Logits only where labels are give the loss and gradients of logits everywhere."""
-    batch = batch_of(assistant, mixed_samples(assistant, photos))
+    samples = mixed_samples(assistant, photos)
+    batch, rows = batch_of(assistant, samples), padded(samples)
     model = assistant.model
 
     ours = model.loss(batch)
-    embedded = model.embed(batch.ids, batch.pictures, batch.layouts)
-    mask = batch.mask.long()
-    logits = model.language(inputs_embeds=embedded, attention_mask=mask).logits
+    embedded = model.embed(rows.ids, batch.pictures, batch.layouts)
+    logits = model.language(inputs_embeds=embedded, attention_mask=rows.mask).logits
     plain = cross_entropy(
         logits[:, :-1].flatten(0, 1),
-        batch.labels[:, 1:].flatten(),
+        rows.labels[:, 1:].flatten(),
         ignore_index=IGNORED,
         reduction="sum",
     )

@@ -1,9 +1,6 @@
-"""Samples in, one Batch of tensors out.
+"""Packs of samples in, one Batch of tensors out: all tokens behind one another, without padding."""
 
-A packed layout would be another function from samples to a Batch: the model reads nothing else.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -12,21 +9,48 @@ from torch import Tensor
 
 from caldera.batches.anyres import Layout
 from caldera.batches.labels import IGNORED
+from caldera.batches.packing import Pack
 from caldera.batches.samples import Sample
 
 
 @dataclass(frozen=True, slots=True)
+class Row:
+    """A stretch of tokens that sees nothing outside itself: a prefix, and branches that each see it and themselves."""
+
+    start: int
+    """Its first token's place in the batch."""
+
+    prefix: int
+    """Tokens that all branches share; 0 where there is one branch."""
+
+    branches: tuple[int, ...]
+    """Tokens of each branch."""
+
+    @property
+    def length(self) -> int:
+        """Tokens in all."""
+        return self.prefix + sum(self.branches)
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
-    """What one step of the model takes."""
+    """What goes through the model at once."""
 
     ids: Tensor
-    """Token ids, (rows, tokens); image tokens hold the image token's id, padding any id."""
+    """Token ids, (tokens,); image tokens hold the image token's id."""
 
-    labels: Tensor
-    """Ids to be predicted at their own position, IGNORED elsewhere, (rows, tokens)."""
+    positions: Tensor
+    """Place of each token in its own conversation, (tokens,)."""
 
-    mask: Tensor
-    """True at real tokens, False at padding, (rows, tokens)."""
+    rows: tuple[Row, ...]
+    """They cover the tokens, in order."""
+
+    before: Tensor
+    """Tokens whose next one is learned, by place in the batch, (learned,); the last of a prefix may stand several
+    times."""
+
+    wanted: Tensor
+    """The ids that come next, (learned,)."""
 
     pictures: Tensor
     """Of all rows in order: pixels, (views, channels, height, width), or kept patch features, (views, patches,
@@ -40,50 +64,57 @@ class Batch:
         return replace(
             self,
             ids=self.ids.to(device),
-            labels=self.labels.to(device),
-            mask=self.mask.to(device),
+            positions=self.positions.to(device),
+            before=self.before.to(device),
+            wanted=self.wanted.to(device),
             pictures=self.pictures.to(device),
         )
 
     @property
     def num_learned(self) -> int:
-        """Tokens that the loss is taken on; the first token of a row is never predicted."""
-        return int((self.labels[:, 1:] != IGNORED).sum())
+        """Tokens that the loss is taken on; the first token of a conversation is never predicted."""
+        return len(self.wanted)
 
 
-def collate(
-    samples: Sequence[Sample],
-    pictures: Tensor,
-    *,
-    padding_id: int,
-    round_to: int = 1,
-    context_length: int | None = None,
-) -> Batch:
-    """Lay samples into rows, padded on the right.
+def shown(packs: Sequence[Pack]) -> Iterator[tuple[Sample, slice]]:
+    """Yield each sample of some packs with those of its pictures that come with it; shared ones come with the first."""
+    for one in packs:
+        for at, sample in enumerate(one.samples):
+            yield sample, slice(one.shared_pictures if at else 0, None)
+
+
+def collate(packs: Sequence[Pack], pictures: Tensor) -> Batch:
+    """Lay packs behind one another.
 
     Args:
-        samples: One for each row.
-        pictures: Pixels or features of all views of their pictures in order, (views, ...).
-        padding_id: Fills rows behind their end; masked, so it may be any id.
-        round_to: Rows are made a multiple of this long, so that few different shapes occur.
-        context_length: But not longer than this, as padding takes positions, too.
+        packs: One for each row.
+        pictures: Pixels or features of all views of the pictures that `shown` names, in order, (views, ...).
 
     Raises:
         ValueError: The number of views is not what the samples show.
     """
-    layouts = tuple(layout for sample in samples for layout in sample.layouts)
-    shown = sum(layout.views for layout in layouts)
-    if shown != len(pictures):
-        raise ValueError(f"the samples show {shown} views of pictures but {len(pictures)} arrived")
-    longest = max(sample.length for sample in samples)
-    width = -(-longest // round_to) * round_to
-    if context_length is not None:
-        width = max(longest, min(width, context_length))
-    ids = torch.full((len(samples), width), padding_id)
-    labels = torch.full((len(samples), width), IGNORED)
-    mask = torch.zeros((len(samples), width), dtype=torch.bool)
-    for row, sample in enumerate(samples):
-        ids[row, : sample.length] = torch.tensor(sample.ids)
-        labels[row, : sample.length] = torch.tensor(sample.labels)
-        mask[row, : sample.length] = True
-    return Batch(ids, labels, mask, pictures, layouts)
+    layouts = tuple(layout for sample, some in shown(packs) for layout in sample.layouts[some])
+    views = sum(layout.views for layout in layouts)
+    if views != len(pictures):
+        raise ValueError(f"the samples show {views} views of pictures but {len(pictures)} arrived")
+    ids: list[int] = []
+    positions: list[int] = []
+    before: list[int] = []
+    wanted: list[int] = []
+    rows = []
+    for one in packs:
+        start, prefix = len(ids), one.shared
+        rows.append(Row(start, prefix, tuple(sample.length - prefix for sample in one.samples)))
+        ids += one.samples[0].ids[:prefix]
+        positions += range(prefix)
+        for sample in one.samples:
+            behind = len(ids) - prefix  # where the sample's own first token would be
+            for at in range(max(1, prefix), sample.length):
+                if sample.labels[at] != IGNORED:
+                    before.append(behind + at - 1 if at > prefix else start + at - 1)
+                    wanted.append(sample.labels[at])
+            ids += sample.ids[prefix:]
+            positions += range(prefix, sample.length)
+    tensors = (torch.tensor(each, dtype=torch.long) for each in (ids, positions, before, wanted))
+    all_ids, all_positions, all_before, all_wanted = tensors
+    return Batch(all_ids, all_positions, tuple(rows), all_before, all_wanted, pictures, layouts)

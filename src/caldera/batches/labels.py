@@ -40,6 +40,11 @@ class Encoded:
         """Tokens that the loss is taken on."""
         return sum(label != IGNORED for label in self.labels)
 
+    def picture_ends(self, counts: Sequence[int]) -> tuple[int, ...]:
+        """Return where each picture ends once its SLOT is replaced by as many tokens as `counts` says."""
+        slots = [at for at, token in enumerate(self.ids) if token == SLOT]
+        return tuple(at - n + sum(counts[: n + 1]) for n, at in enumerate(slots))
+
     def with_image_tokens(self, counts: Sequence[int], image_token_id: int) -> "Encoded":
         """Return it with each SLOT replaced by as many image tokens as its picture has.
 

@@ -1,11 +1,9 @@
-"""Picture paths in, what the model takes for them out: pixels, or features that a frozen tower gave once.
+"""Picture paths in, what the model takes for them out: pixels, or features that a frozen tower gave once."""
 
-A frozen tower gives the same features for a picture every time, so they are computed once and kept on disk, by the
-content of the picture and by everything else that they depend on.
-"""
-
-import hashlib
+import logging
+import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -14,13 +12,13 @@ import torch
 from torch import Tensor
 
 from caldera.batches.feature_store import FeatureStore
-from caldera.batches.picture_files import decode_picture, open_picture, read_bytes
+from caldera.batches.picture_files import open_picture
 from caldera.batches.pictures import PictureProcessor
-from caldera.errors import InputError
-from caldera.progress import Progress
 
-_AT_ONCE = 64
-"""Pictures that are prepared, and views that go through the tower, together."""
+log = logging.getLogger(__name__)
+
+AT_ONCE = 64
+"""Views that go through the tower together."""
 
 
 class PictureSource(Protocol):
@@ -50,63 +48,75 @@ class Pixels:
         return torch.cat([self._processor(open_picture(path)) for path in paths])
 
 
-class KeptFeatures:
-    """Looks features up in a store."""
+@dataclass(frozen=True, slots=True)
+class FrozenTower:
+    """A tower that gives the same features for the same picture every time."""
 
-    def __init__(self, rows: Mapping[Path, range], features: np.ndarray) -> None:
-        """Take the rows of each picture, and all features as the bits of bf16, (rows, patches, vision width)."""
-        self._rows = rows
-        self._features = features
+    processor: PictureProcessor
+    """Prepares its pictures."""
+
+    encode: Callable[[Tensor], Tensor]
+    """Pixels, (views, channels, height, width), to features, (views, patches, vision width), on the CPU."""
+
+    shape: tuple[int, int]
+    """Patches and vision width of one view."""
+
+    def look(self, pixels: Tensor) -> Tensor:
+        """Return the features of any number of views, (views, patches, vision width)."""
+        return torch.cat([self.encode(part) for part in pixels.split(AT_ONCE)])
+
+
+class KeptFeatures:
+    """Looks features up in a store; each picture's are checked when they are first read."""
+
+    def __init__(
+        self, store: FeatureStore, digests: Mapping[Path, str], tower: FrozenTower
+    ) -> None:
+        """Take a store that has the features of all pictures, and the tower that gave them.
+
+        Args:
+            store: Where they are.
+            digests: The sha256 of each picture's content.
+            tower: Looks again at a picture whose features are damaged.
+        """
+        self._store = store
+        self._digests = digests
+        self._tower = tower
+        self._rows = dict(store.rows())
+        self._features = store.read()
+        self._checked: set[str] = set()
 
     def __call__(self, paths: Sequence[Path]) -> Tensor:
-        """Return features in bf16, (views, patches, vision width)."""
-        rows = [row for path in paths for row in self._rows[path]]
-        bits = np.asarray(self._features[rows])
-        return torch.from_numpy(bits).view(torch.bfloat16)
+        """Return features in the precision they are kept in, (views, patches, vision width).
 
+        Raises:
+            PictureError: Features are damaged, and their picture is no longer there or no longer the same.
+            OutputError: They were computed again, but cannot be written.
+        """
+        for path in paths:
+            if self._digests[path] not in self._checked:
+                self._check(path)
+        places = [self._rows[self._digests[path]] for path in paths]
+        rows = [row for place in places for row in range(place.start, place.stop)]
+        bits = np.take(self._features, rows, axis=0)  # while the disk reads, other threads go on
+        return torch.from_numpy(bits).view(self._store.dtype)
 
-def keep_features(
-    store: FeatureStore,
-    paths: Sequence[Path],
-    *,
-    processor: PictureProcessor,
-    encode: Callable[[Tensor], Tensor],
-    progress: Progress,
-    on_fault: Callable[[Path, InputError], object],
-) -> KeptFeatures:
-    """Compute the features of pictures that have none yet, and return a source of them all.
+    def _check(self, path: Path) -> None:
+        """Make sure that a picture's features are those that were written, or compute them again.
 
-    Args:
-        store: Keeps features of one tower and one way of preparing pictures; runs and stages may share it.
-        paths: Pictures that will be asked for, each once.
-        processor: Prepares pictures.
-        encode: Pixels, (views, channels, height, width), to features, (views, patches, vision width).
-        progress: Follows the work.
-        on_fault: Called with each picture that cannot be used; the source then lacks it.
-
-    Raises:
-        OutputError: The store cannot be written.
-    """
-    digest_of: dict[Path, str] = {}
-    with progress.job("looking at pictures", len(paths)) as tick, store.locked():
-        known = set(store.rows())
-        for start in range(0, len(paths), _AT_ONCE):
-            some = paths[start : start + _AT_ONCE]
-            pixels: dict[str, Tensor] = {}
-            for path in some:
-                try:
-                    content = read_bytes(path)
-                    digest = hashlib.sha256(content).hexdigest()
-                    if digest not in known and digest not in pixels:
-                        pixels[digest] = processor(decode_picture(content, str(path)))
-                    digest_of[path] = digest
-                except InputError as fault:
-                    on_fault(path, fault)
-            if pixels:
-                views = torch.cat(list(pixels.values()))  # (views, channels, height, width)
-                features = torch.cat([encode(part) for part in views.split(_AT_ONCE)])
-                store.append(list(pixels), [len(each) for each in pixels.values()], features)
-                known |= pixels.keys()
-            tick(len(some))
-    rows = store.rows()
-    return KeptFeatures({path: rows[digest] for path, digest in digest_of.items()}, store.read())
+        Raises:
+            PictureError: They are not, and the picture is no longer there.
+            OutputError: They cannot be written again.
+        """
+        digest = self._digests[path]
+        rows = self._rows[digest]
+        kept = self._features[rows.start : rows.stop]
+        if len(kept) != rows.count or zlib.crc32(kept.data) != rows.checksum:
+            log.warning(
+                "kept features of %s are damaged in %s: looking again", path, self._store.data
+            )
+            pixels = self._tower.processor(open_picture(path))
+            self._store.append([digest], [len(pixels)], self._tower.look(pixels))
+            self._rows[digest] = self._store.rows()[digest]
+            self._features = self._store.read()
+        self._checked.add(digest)

@@ -32,10 +32,17 @@ class Sample:
     layouts: tuple[Layout, ...]
     """How each of them is shown."""
 
+    picture_ends: tuple[int, ...]
+    """The place behind the last token of each of them."""
+
     @property
     def length(self) -> int:
         """Tokens, those of pictures included."""
         return len(self.ids)
+
+    def pictures_within(self, tokens: int) -> int:
+        """Return how many pictures lie wholly within its first tokens."""
+        return sum(end <= tokens for end in self.picture_ends)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +74,7 @@ class SampleMaker:
         paths = tuple(pictures / path for path in encoded.picture_paths)
         layouts = self._layouts(paths, conversation.id)
         counts = [self.count_tokens(layout) for layout in layouts]
+        ends = encoded.picture_ends(counts)
         encoded = encoded.with_image_tokens(counts, self.image_token_id)
         limit, cure = self._limit()
         if len(encoded.ids) > limit:
@@ -76,7 +84,7 @@ class SampleMaker:
             )
         if encoded.num_learned == 0:
             raise RecordError(f"record {conversation.id!r} has nothing to learn; give it an answer")
-        return Sample(conversation.id, encoded.ids, encoded.labels, paths, layouts)
+        return Sample(conversation.id, encoded.ids, encoded.labels, paths, layouts, ends)
 
     def _layouts(self, paths: Sequence[Path], record: str) -> tuple[Layout, ...]:
         """Return how each picture of a record is shown.

@@ -1,6 +1,6 @@
 """What was said so far and the next question in, the answer out, piece by piece."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -96,11 +96,19 @@ class Session:
         return [*self._seen, *(prepared for _, prepared in self._shown)]
 
     def _turn(self, text: str) -> Turn:
-        """Put the shown pictures before a question; several are called by letters, as in the training data."""
-        match [picture for picture, _ in self._shown]:
-            case []:
-                return Turn("user", (text,))
-            case [picture]:
-                return Turn("user", (picture, f"\n{text}"))
-            case pictures:
-                return Turn("user", (*named(pictures), text))
+        return asked(text, [picture for picture, _ in self._shown])
+
+
+def asked(text: str, pictures: Sequence[Picture]) -> Turn:
+    """Put pictures before a question; several are called by letters, as in the training data.
+
+    Raises:
+        UsageError: There are more than can be named.
+    """
+    match pictures:
+        case []:
+            return Turn("user", (text,))
+        case [picture]:
+            return Turn("user", (picture, f"\n{text}"))
+        case _:
+            return Turn("user", (*named(pictures), text))

@@ -2,11 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from caldera.cli.options import Device, err, means_from, out
+
+if TYPE_CHECKING:
+    from caldera.chat.web.opening import Web
 
 KeyFile = Annotated[
     Path | None,
@@ -64,12 +67,27 @@ def serve(
     fetch_from: FetchFrom = None,
     media_root: MediaRoot = None,
     metrics: Annotated[bool, typer.Option(help="Have /metrics.")] = True,
+    web: Annotated[
+        bool | None,
+        typer.Option(
+            "--web/--no-web",
+            help="Have a page for browsers at /. \\[default: if caldera\\[web] is installed]",
+        ),
+    ] = None,
+    beside: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="A second model, which answers beside the first on the page."
+        ),
+    ] = None,
     settings: Settings = None,
     quantize: Quantize = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
-    """Answer OpenAI's chat completions with a model; ends on Ctrl-C or SIGTERM, once answers under way are whole.
+    """Answer OpenAI's chat completions with a model, and questions on a page in a browser.
+
+    Ends on Ctrl-C or SIGTERM, once answers under way are whole.
 
     [bold]Examples[/bold]
 
@@ -78,6 +96,8 @@ def serve(
       caldera serve runs/demo/model --host 0.0.0.0 --key-file keys.txt
 
       caldera serve runs/demo/model --fetch-from pictures.example --set limits.images=2
+
+      caldera serve runs/demo/model --beside runs/other/model
     """
     _check_installed()
     from caldera.chat.api.running import Address, log_as_json, run
@@ -90,6 +110,13 @@ def serve(
     plain = ServerSettings(**names, keys=_keys(key_file), metrics=metrics, media=media)  # type: ignore[arg-type]
     bits = [] if quantize is None else [f"engine.bits={quantize}"]
     chosen = with_settings(plain, [*bits, *(settings or ())])
+    page = _page(web, beside)
+
+    def tell(url: str) -> None:
+        out.print(f"{chosen.name} at {url}", soft_wrap=True)
+        if page is not None:
+            out.print(f"page at {url.removesuffix('/v1')}/", soft_wrap=True)
+
     log_as_json()
     run(
         model,
@@ -97,9 +124,34 @@ def serve(
         chosen,
         compute=means_from(device, dtype).compute,
         by_storage=dtype == "auto",
-        tell=lambda url: out.print(f"{chosen.name} at {url}", soft_wrap=True),
+        web=page,
+        tell=tell,
     )
     err.print("ended", soft_wrap=True)
+
+
+def _page(wanted: bool | None, beside: Path | None) -> "Web | None":
+    """Return what the server is told of its page; nothing if there is to be none.
+
+    Raises:
+        UsageError: It is wanted, but its packages are not installed; or a second model is given, but no page.
+    """
+    from caldera.chat.web.opening import Web, is_installed
+    from caldera.errors import UsageError
+
+    if wanted is False and beside is not None:
+        raise UsageError(
+            "--beside is for the page, which --no-web leaves away; leave one of them away"
+        )
+    if wanted is False:
+        return None
+    if is_installed():
+        return Web(beside)
+    needed = "the page needs Gradio: pip install 'caldera[web]'"
+    if wanted or beside is not None:
+        raise UsageError(f"{needed}, or leave --web and --beside away")
+    err.print(f"no page: {needed}", soft_wrap=True)
+    return None
 
 
 def _check_installed() -> None:

@@ -13,6 +13,7 @@ from caldera.cli.options import (
     Pictures,
     Resume,
     Set,
+    Workers,
     err,
     means_from,
 )
@@ -45,6 +46,7 @@ def pretrain(
     ignore_field: IgnoreField = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    workers: Workers = None,
 ) -> None:
     """Stage 1: join two towers and train the projector on captions, everything else frozen.
 
@@ -70,7 +72,7 @@ def pretrain(
     start = join_parts(parts, stage, out_folder / "towers")
     surplus = frozenset(ignore_field or ())
     files = Files(data=data, pictures=pictures, out=out_folder, ignore=surplus)
-    _train(stage, start, files, means_from(device, dtype), max_bad, resume)
+    _train(stage, start, files, means_from(device, dtype, workers), max_bad, resume)
 
 
 @app.command()
@@ -93,6 +95,7 @@ def finetune(
     ignore_field: IgnoreField = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    workers: Workers = None,
 ) -> None:
     """Stage 2: train projector and language model on instruction data, the vision tower frozen.
 
@@ -111,7 +114,7 @@ def finetune(
     start = load_assistant(model)
     surplus = frozenset(ignore_field or ())
     files = Files(data=data, pictures=pictures, out=out_folder, ignore=surplus)
-    _train(stage, start, files, means_from(device, dtype), max_bad, resume)
+    _train(stage, start, files, means_from(device, dtype, workers), max_bad, resume)
 
 
 @app.command()
@@ -140,6 +143,7 @@ def recipe(
     ignore_field: IgnoreField = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    workers: Workers = None,
 ) -> None:
     """Run both stages of a paper's recipe on data and towers that you bring; without them, say which it needs.
 
@@ -168,7 +172,7 @@ def recipe(
         ignore=frozenset(ignore_field or ()),
     )
     chosen = with_settings(find_paper_recipe(name), settings or ())
-    means = means_from(device, dtype)
+    means = means_from(device, dtype, workers)
     outcomes = run_paper(chosen, brought, out_folder, means=means, max_bad=max_bad, resume=resume)
     for stage, outcome in outcomes.items():
         _tell(outcome, out_folder / stage)

@@ -3,21 +3,23 @@
 import logging
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 from PIL import Image
 
 from caldera.conversation import Conversation
-from caldera.errors import BusyError, EngineError, UsageError
+from caldera.errors import BusyError, CalderaError, EngineError, UsageError
 from caldera.inference.decoders import choose_decoder, prepare_sight
+from caldera.inference.looking import Looks, look
 from caldera.inference.packed_linear import Bits
 from caldera.inference.prompts import PreparedPicture, Prompt, Prompter, check_fit, prepare
 from caldera.inference.requests import Answering, Piece, Request, TokenChance, Usage
 from caldera.inference.sampling import Sampling
-from caldera.inference.scheduler import Scheduler
+from caldera.inference.scheduler import Scheduler, failure
 from caldera.model.folder import Assistant
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,6 +119,7 @@ class Engine:
         )
         self._changed = threading.Condition()
         self._waiting: deque[Answering] = deque()
+        self._between: deque[tuple[Callable[[Assistant], Any], Future[Any]]] = deque()
         self._closing: EngineError | None = None
         self._thread = threading.Thread(target=self._run, name="caldera engine", daemon=True)
         self._thread.start()
@@ -179,6 +183,40 @@ class Engine:
             self._changed.notify()
         return answering
 
+    def looks(
+        self, conversation: Conversation, answer: str, pictures: Sequence[PreparedPicture]
+    ) -> Looks:
+        """Return what an answer attended to, once it is the turn of it; any thread may ask, and waits.
+
+        Args:
+            conversation: What was said before the answer; it ends with the user.
+            answer: What was answered.
+            pictures: One for each of the conversation's pictures, in order.
+
+        Raises:
+            UsageError: It does not fit the model's context, or the language model does not tell.
+            EngineError: The engine is closed, or the model failed at it.
+        """
+        with self._rendering:
+            prompt, tokens = self._prompter.of_answered_pictures(conversation, answer, pictures)
+        check_fit(prompt.ids, Sampling(max_new_tokens=1), self.context_length)
+        return self.between(lambda assistant: look(assistant, prompt, tokens))
+
+    def between(self, work: Callable[[Assistant], _Result]) -> _Result:
+        """Have `work` done with the assistant by the engine's thread, between two steps, and wait for what it returns.
+
+        Raises:
+            EngineError: The engine is closed, or the model failed at it.
+            CalderaError: What `work` raises.
+        """
+        promised: Future[_Result] = Future()
+        with self._changed:
+            if self._closing is not None:
+                raise self._closing
+            self._between.append((work, promised))
+            self._changed.notify()
+        return promised.result()
+
     def stats(self) -> EngineStats:
         """Return what it does and did; any thread may ask."""
         counts = self._scheduler.counts
@@ -206,10 +244,15 @@ class Engine:
         """Tell whether the next request begins at once."""
         return len(self._scheduler.running) + len(self._waiting) < self.settings.slots
 
+    @property
+    def _has_work(self) -> bool:
+        return bool(self._waiting or self._between or self._scheduler.running)
+
     def _run(self) -> None:
         """Step the model while there is anything to do."""
         try:
             while self._take_waiting():
+                self._do_between()
                 self._scheduler.round()
         except BaseException as error:  # noqa: BLE001 - those who wait must hear of it
             _log.exception("the engine's thread ended")
@@ -222,11 +265,27 @@ class Engine:
         for answering in self._waiting:
             answering.end(self._closing)
         self._waiting.clear()
+        for _, promised in self._between:
+            promised.set_exception(self._closing)
+        self._between.clear()
+
+    def _do_between(self) -> None:
+        """Do one piece of other work, if any waits."""
+        with self._changed:
+            if not self._between:
+                return
+            work, promised = self._between.popleft()
+        try:
+            promised.set_result(work(self._assistant))
+        except CalderaError as error:
+            promised.set_exception(error)
+        except (RuntimeError, MemoryError) as error:
+            promised.set_exception(failure(error))
 
     def _take_waiting(self) -> bool:
         """Wait until there is something to do, and give waiting requests to the scheduler; False at the end."""
         with self._changed:
-            while not self._waiting and not self._scheduler.running and self._closing is None:
+            while not self._has_work and self._closing is None:
                 self._changed.wait()
             if self._closing is not None:
                 return False

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from caldera.batches.anyres import Layout, layout_in
+from caldera.batches.anyres import Layout, Size, layout_in
 from caldera.batches.inspection import stretches
 from caldera.batches.labels import IGNORED, SLOT, Encoded, encode
 from caldera.batches.pictures import PictureProcessor
@@ -47,6 +47,9 @@ class PreparedPicture:
     layout: Layout
     """How the views lie."""
 
+    size: Size
+    """Of the picture itself, in pixels."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -73,7 +76,7 @@ def prepare(picture: Image.Image, processor: PictureProcessor) -> PreparedPictur
     layout = Layout()
     if processor.aspect == "anyres":
         layout = layout_in(picture.size, processor.pinpoints, processor.side)
-    return PreparedPicture(digest.hexdigest(), processor(picture), layout)
+    return PreparedPicture(digest.hexdigest(), processor(picture), layout, picture.size)
 
 
 class Prompter:
@@ -101,12 +104,8 @@ class Prompter:
             PictureError: The size of a picture counts, but cannot be read.
             RecordError: The answer is empty.
         """
-        turns = (*conversation.turns, Turn("assistant", (answer,)))
-        asked = len(list(self._template.render(conversation)))
-        spans = list(self._template.render(replace(conversation, turns=turns)))[: asked + 1]
-        encoded = encode(spans, self._assistant.tokenizer)
-        learned = takewhile(lambda label: label != IGNORED, reversed(encoded.labels))
-        return self._shown(encoded, folder), sum(1 for _ in learned)
+        encoded, tokens = self._answered(conversation, answer)
+        return self._shown(encoded, folder), tokens
 
     def of_files(self, conversation: Conversation, folder: Path = Path()) -> PathPrompt:
         """Render a conversation that ends with the user; its picture paths start from `folder`.
@@ -124,7 +123,29 @@ class Prompter:
         Raises:
             ValueError: There is not one for each.
         """
-        encoded = self._encoded(conversation)
+        return self._prompt(self._encoded(conversation), pictures)
+
+    def of_answered_pictures(
+        self, conversation: Conversation, answer: str, pictures: Sequence[PreparedPicture]
+    ) -> tuple[Prompt, int]:
+        """Render a conversation that ends with the user, an answer behind it, and one prepared picture for each place.
+
+        Returns:
+            A prompt whose ids end with the answer's, and how many those are, without the mark that would end it.
+
+        Raises:
+            RecordError: The answer is empty.
+            ValueError: There is not one picture for each place.
+        """
+        encoded, tokens = self._answered(conversation, answer)
+        return self._prompt(encoded, pictures), tokens
+
+    def _prompt(self, encoded: Encoded, pictures: Sequence[PreparedPicture]) -> Prompt:
+        """Put pictures at their places.
+
+        Raises:
+            ValueError: There is not one for each.
+        """
         layouts = [picture.layout for picture in pictures]
         counts = self._assistant.image_tokens(layouts)
         slots = [at for at, token in enumerate(encoded.ids) if token == SLOT]
@@ -141,6 +162,15 @@ class Prompter:
         counts = [1] * len(encoded.picture_paths)
         pieces = stretches(encoded, self._assistant.tokenizer, counts)
         return "".join(IMAGE_MARK if piece.look == "picture" else piece.text for piece in pieces)
+
+    def _answered(self, conversation: Conversation, answer: str) -> tuple[Encoded, int]:
+        """Encode a conversation and an answer, and count the answer's tokens."""
+        turns = (*conversation.turns, Turn("assistant", (answer,)))
+        asked = len(list(self._template.render(conversation)))
+        spans = list(self._template.render(replace(conversation, turns=turns)))[: asked + 1]
+        encoded = encode(spans, self._assistant.tokenizer)
+        learned = takewhile(lambda label: label != IGNORED, reversed(encoded.labels))
+        return encoded, sum(1 for _ in learned)
 
     def _encoded(self, conversation: Conversation) -> Encoded:
         return encode(self._template.render(conversation), self._assistant.tokenizer)

@@ -2,22 +2,29 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from caldera.batches.anyres import Layout, count_tokens
 from caldera.batches.collate import Batch
-from caldera.batches.labels import IGNORED
 from caldera.errors import ModelFolderError
+from caldera.model.arrangement import Arrangement, find_arrangement, hidden_states
 from caldera.model.learned_loss import summed_loss
+from caldera.model.precision import lean_norms
 from caldera.model.projector import Projector
 from caldera.model.splice import in_order, splice
 from caldera.model.vision import VisionTower
 
 _PIXEL_AXES = 4
+
+_RECOMPUTE = partial(checkpoint, use_reentrant=False)
+"""How transformers' layers keep their inputs only."""
 
 BEHIND_THE_HEAD: dict[str, Callable[[Tensor, float], Tensor]] = {
     "logits_scaling": lambda logits, by: logits / by,
@@ -91,12 +98,35 @@ class Llava(nn.Module):
         self.projector = projector
         self.language = language
         self.image_token_id = image_token_id
+        self.arrangement: Arrangement = "padded"
+        """How rows of a batch reach the language model; `arrange` chooses."""
+
+    def arrange(self, attention: str) -> None:
+        """Make the language model ready to learn fast: the fastest arrangement that it takes, and norms that cost less.
+
+        Args:
+            attention: transformers' name of the attention function for padded rows.
+        """
+        self.arrangement = find_arrangement(self.language, attention)
+        lean_norms(self.language)
+
+    def recompute_layers(self, on: bool) -> None:
+        """Have the towers' layers keep their inputs only and compute the rest again in backward, or not."""
+        for module in self.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.gradient_checkpointing = on
+                module._gradient_checkpointing_func = _RECOMPUTE  # type: ignore[assignment] # a function
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of training; a part whose weights are all frozen stays in evaluation, without dropout."""
         super().train(mode)
         for part in self.children():
             part.train(mode and any(each.requires_grad for each in part.parameters()))
+        for module in self.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.training = (
+                    mode  # a frozen layer is recomputed, too; its parts stay in evaluation
+                )
         return self
 
     @property
@@ -124,10 +154,10 @@ class Llava(nn.Module):
         return self.vision(pictures) if pictures.ndim == _PIXEL_AXES else pictures
 
     def embed(self, ids: Tensor, pictures: Tensor, layouts: Sequence[Layout]) -> Tensor:
-        """Return the language model's input, (rows, tokens, width).
+        """Return the language model's input, (rows, tokens, width), or (tokens, width) of one axis of tokens.
 
         Args:
-            ids: Token ids, (rows, tokens), with the image token's id under each picture.
+            ids: Token ids, (rows, tokens) or (tokens,), with the image token's id under each picture.
             pictures: Pixels or features of all views of all pictures in order, (views, ...).
             layouts: How the views of each picture lie, in order.
 
@@ -145,28 +175,22 @@ class Llava(nn.Module):
         return splice(words, in_order(projected, layouts, self.projector.newline), is_image)
 
     def hidden(self, batch: Batch) -> Tensor:
-        """Return the language model's last hidden states, (rows, tokens, width)."""
+        """Return the language model's last hidden states, (tokens, width)."""
         embedded = self.embed(batch.ids, batch.pictures, batch.layouts)
-        mask = None if bool(batch.mask.all()) else batch.mask
-        return self.language.base_model(
-            inputs_embeds=embedded, attention_mask=mask, use_cache=False
-        ).last_hidden_state
+        return hidden_states(self.language, embedded, batch.positions, batch.rows, self.arrangement)
 
     def loss(self, batch: Batch) -> Loss:
         """Return the cross entropy of the learned tokens; logits exist only where a label is.
 
         Each token is predicted from the hidden state before it, and image tokens are never predicted.
         """
-        labels = batch.labels[:, 1:]  # (rows, tokens - 1)
-        learned = labels != IGNORED
-        before = self.hidden(batch)[:, :-1][learned]  # (learned, width)
-        wanted = labels[learned]  # (learned,)
+        before = self.hidden(batch)[batch.before]  # (learned, width)
         head = self.language.get_output_embeddings()
         total = summed_loss(
             lambda hidden: logits_of(self.language, hidden),
             before,
-            wanted,
+            batch.wanted,
             vocabulary=len(head.weight),
             head=[*head.parameters()],
         )
-        return Loss(total, len(wanted))
+        return Loss(total, batch.num_learned)

@@ -1,9 +1,11 @@
 """Where and in which precision things are computed: the one place that asks what the machine has."""
 
+import os
 import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -13,6 +15,19 @@ from caldera.processor import fast_attention, fast_dtype
 from caldera.progress import Progress
 
 DtypeName = Literal["auto", "float32", "bfloat16"]
+
+_MOST_WORKERS = 8
+"""More processes than this have not been seen to be needed to decode for one model."""
+
+
+def decoding_workers() -> int:
+    """Return how many processes decode pictures ahead of training: as many as there are cores, but for one.
+
+    On a single core, and where processes cannot be forked safely, there are none: a thread does it.
+    """
+    if not sys.platform.startswith("linux"):
+        return 0
+    return min(_MOST_WORKERS, len(os.sched_getaffinity(0)) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +60,12 @@ class Compute:
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What a job works with: where it computes, and who follows it."""
+    """What a job works with: where it computes, who follows it, and who decodes for it."""
 
     compute: Compute
     progress: Progress
+    workers: int = field(default_factory=decoding_workers)
+    """Processes that decode pictures ahead of training, where features are not kept."""
 
 
 def choose_compute(device: str = "auto", dtype: DtypeName = "auto") -> Compute:

@@ -6,12 +6,16 @@ from pathlib import Path
 
 import torch
 
+from caldera.batches.feature_building import keep_features
 from caldera.batches.feature_store import FeatureStore
-from caldera.batches.picture_sources import KeptFeatures, keep_features
+from caldera.batches.picture_sources import FrozenTower, KeptFeatures
 from caldera.errors import InputError
 from caldera.model.folder import Assistant
 from caldera.model.weights import digest_of
 from caldera.training.devices import Compute, Means
+
+_FORMAT = 2
+"""Of stores; raised when their files change, so that older ones are not read."""
 
 
 def stop_at(path: Path, fault: InputError) -> None:
@@ -41,7 +45,8 @@ def tower_features(
         on_fault: Called with each picture that cannot be used; the source then lacks it.
 
     Raises:
-        OutputError: The store cannot be written.
+        InputError: The store is broken in a way that cannot be mended.
+        OutputError: The store cannot be written, or the disk has too little room for it.
     """
     compute = means.compute
     vision = assistant.model.vision.to(compute.device)
@@ -52,10 +57,9 @@ def tower_features(
             return vision(pixels.to(compute.device)).cpu()
 
     return keep_features(
-        FeatureStore(folder, _key(assistant, compute)),
+        FeatureStore(folder, _key(assistant, compute), compute.dtype),
         paths,
-        processor=assistant.processor,
-        encode=encode,
+        tower=FrozenTower(assistant.processor, encode, (vision.image_tokens, vision.width)),
         progress=means.progress,
         on_fault=on_fault,
     )
@@ -65,4 +69,5 @@ def _key(assistant: Assistant, compute: Compute) -> str:
     """Name the store by everything but the picture that features depend on."""
     vision = assistant.model.vision
     said = repr((assistant.processor, vision.select_layer, vision.select, str(compute.dtype)))
-    return hashlib.sha256(f"{said} {digest_of(vision.state_dict())}".encode()).hexdigest()[:16]
+    told = f"{_FORMAT} {said} {digest_of(vision.state_dict())}"
+    return hashlib.sha256(told.encode()).hexdigest()[:16]

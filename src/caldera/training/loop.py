@@ -2,16 +2,18 @@
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from caldera.batches.collate import Batch, collate
+from caldera.batches.collate import Batch, collate, shown
+from caldera.batches.packing import Pack, about_the_same, best_fit, pack
 from caldera.batches.picture_sources import PictureSource
-from caldera.batches.sampler import batches_of_epoch
+from caldera.batches.sampler import Plan, StepSize
 from caldera.batches.samples import Sample
+from caldera.model.arrangement import shares_prefixes
 from caldera.model.llava import Llava
 from caldera.progress import Progress
 from caldera.training.checkpoint import (
@@ -22,6 +24,7 @@ from caldera.training.checkpoint import (
     scatter,
 )
 from caldera.training.devices import Compute
+from caldera.training.loading import Loading, ahead
 from caldera.training.optimiser import build_optimiser, rate_factor, set_rate
 from caldera.training.record import Record
 from caldera.training.stage import Stage
@@ -29,8 +32,8 @@ from caldera.training.step import mean_loss, training_step
 
 log = logging.getLogger(__name__)
 
-_ROUND_TO = 16
-"""Rows are padded to a multiple of this, as the first steps at each new shape are slow."""
+_NAMED = 4
+"""Samples that a message names."""
 
 _SMOOTH = 20
 """Steps over which the loss beside the bar is averaged."""
@@ -58,54 +61,78 @@ class Run:
     samples: Sequence[Sample]
     held_out: Sequence[Sample]
     pictures: PictureSource
-    padding_id: int
+    loading: Loading
+    """Who makes batches ahead of the steps."""
+
     compute: Compute
     folder: Path
     progress: Progress
     identity: str
     """Digest of what decides how the run goes, noted in its checkpoints."""
 
-    def batch(self, samples: Sequence[Sample]) -> Batch:
-        """Lay samples into one batch, with their pictures."""
-        paths = [path for sample in samples for path in sample.pictures]
-        return collate(
-            samples,
-            self.pictures(paths),
-            padding_id=self.padding_id,
-            round_to=_ROUND_TO,
-            context_length=self.model.context_length,
+    @property
+    def shares(self) -> bool:
+        """Whether conversations about the same pictures share their tokens."""
+        return self.stage.share_pictures and shares_prefixes(self.model.arrangement)
+
+    def plan(self) -> Plan:
+        """Return the order of the steps."""
+        stage = self.stage
+        return Plan(
+            lengths=[sample.length for sample in self.samples],
+            groups=about_the_same(self.samples) if self.shares else None,
+            size=StepSize(samples=stage.batch_size, tokens=stage.batch_tokens),
+            epochs=stage.epochs,
+            seed=stage.seed,
+            max_steps=stage.max_steps,
         )
 
-    def micro_batches(self, samples: Sequence[Sample]) -> Iterator[Batch]:
-        """Lay samples into batches that go through the model one after another."""
-        size = self.stage.micro_batch_size
-        size = self.stage.batch_size if size is None else size
-        return (self.batch(samples[at : at + size]) for at in range(0, len(samples), size))
-
-    @property
-    def total_steps(self) -> int:
-        """Optimiser steps of the whole stage."""
-        steps = -(-len(self.samples) // self.stage.batch_size) * self.stage.epochs
-        return steps if self.stage.max_steps is None else min(steps, self.stage.max_steps)
-
-    def plan(self, from_step: int) -> Iterator[list[int]]:
-        """Yield the indices of each step's samples, from a step on; the same whether or not the run was broken off."""
-        lengths = [sample.length for sample in self.samples]
-        step = 0
-        for epoch in range(self.stage.epochs):
-            for indices in batches_of_epoch(
-                lengths, self.stage.batch_size, seed=self.stage.seed, epoch=epoch
-            ):
-                if from_step <= step < self.total_steps:
-                    yield indices
-                step += 1
+    def batches_of(self, samples: Sequence[Sample]) -> list[Batch]:
+        """Lay the samples of one step."""
+        return [
+            lay(packs, self.pictures) for packs in passes(samples, self.stage, share=self.shares)
+        ]
 
     def validation_loss(self) -> float | None:
         """Return the mean loss on the held-out samples; None where there are none."""
         if not self.held_out:
             return None
-        ordered = sorted(self.held_out, key=lambda sample: sample.length)
-        return mean_loss(self.model, self.micro_batches(ordered), self.compute)
+        every = passes(self.held_out, self.stage, share=self.shares)
+
+        def laid(packs: Sequence[Pack]) -> Batch:
+            return lay(packs, self.pictures)
+
+        with ahead(every, laid, loading=self.loading, name=_named_packs) as batches:
+            return mean_loss(self.model, (batch for _, batch in batches), self.compute)
+
+
+def passes(samples: Sequence[Sample], stage: Stage, *, share: bool) -> list[list[Pack]]:
+    """Return the packs of each pass through the model, as few passes as the stage's limits allow.
+
+    Args:
+        samples: Of one step.
+        stage: How much may go through the model at once.
+        share: Whether conversations about the same pictures share their tokens.
+    """
+    packs = pack(samples, share=share)
+    return best_fit(packs, tokens=stage.micro_batch_tokens, samples=stage.micro_batch_size)
+
+
+def lay(packs: Sequence[Pack], pictures: PictureSource) -> Batch:
+    """Lay packs into one batch, with what `pictures` gives for their pictures."""
+    paths = [path for sample, some in shown(packs) for path in sample.pictures[some]]
+    return collate(packs, pictures(paths))
+
+
+def _named(samples: Sequence[Sample]) -> str:
+    """Name some samples in a message."""
+    ids = ", ".join(repr(sample.id) for sample in samples[:_NAMED])
+    return f"records {ids}{' ...' if len(samples) > _NAMED else ''}"
+
+
+def _named_packs(packs: Sequence[Pack]) -> str:
+    """Name the samples of some packs in a message."""
+    return _named([sample for one in packs for sample in one.samples])
 
 
 def train(run: Run, found: Checkpoint | None) -> Outcome:
@@ -133,35 +160,49 @@ def train(run: Run, found: Checkpoint | None) -> Outcome:
     if start == 0:
         first_loss = run.validation_loss()
         record.add(0, {"validation_loss": first_loss} if first_loss is not None else {})
-    last_loss = _steps(run, optimiser, record, start, first_loss)
+    plan = run.plan()
+    done, last_loss = _steps(run, plan, optimiser, record, start, first_loss)
     seconds = time.monotonic() - begun
-    done = (run.total_steps - start) * run.stage.batch_size
-    return Outcome(run.total_steps, seconds, first_loss, last_loss, done / max(seconds, 1e-9))
+    return Outcome(plan.total, seconds, first_loss, last_loss, done / max(seconds, 1e-9))
 
 
 def _steps(
-    run: Run, optimiser: torch.optim.Optimizer, record: Record, start: int, first_loss: float | None
-) -> float | None:
-    """Take all steps from `start` on; return the last validation loss."""
-    stage, total = run.stage, run.total_steps
+    run: Run,
+    plan: Plan,
+    optimiser: torch.optim.Optimizer,
+    record: Record,
+    start: int,
+    first_loss: float | None,
+) -> tuple[int, float | None]:
+    """Take all steps from `start` on; return how many samples were seen, and the last validation loss."""
+    stage, total, seen = run.stage, plan.total, 0
     run.model.train()
     recent: list[float] = []
     loss = first_loss
-    with run.progress.job(f"training: {stage.name}", total, start) as tick:
-        for step, indices in enumerate(run.plan(start), start=start):
+    begun = time.monotonic()
+    dealt = ([run.samples[index] for index in indices] for indices in plan.steps(start))
+    with (
+        run.progress.job(f"training: {stage.name}", total, start) as tick,
+        ahead(dealt, run.batches_of, loading=run.loading, name=_named) as made,
+    ):
+        for step, (samples, batches) in enumerate(made, start=start):
             factor = rate_factor(step, total, stage.warmup_fraction)
             set_rate(optimiser, factor)
-            samples = [run.samples[index] for index in indices]
             with run.compute.seeded(stage.seed, step):  # so no state of it is kept for --resume
                 report = training_step(
                     run.model,
-                    list(run.micro_batches(samples)),
+                    batches,
                     optimiser,
                     max_grad_norm=stage.max_grad_norm,
                     compute=run.compute,
                     names=[sample.id for sample in samples],
                 )
-            values = {**asdict(report), "learning_rate": stage.learning_rate * factor}
+            values = {
+                **asdict(report),
+                "learning_rate": stage.learning_rate * factor,
+                "wait_share": made.wait_share(),
+            }
+            seen += len(samples)
             done = step + 1
             if done == total or done % stage.validate_every == 0:
                 loss = run.validation_loss()
@@ -171,8 +212,10 @@ def _steps(
                 _save(run, optimiser, done, first_loss)
             recent = [*recent[1 - _SMOOTH :], report.loss]
             tick(shown=f"loss {sum(recent) / len(recent):.3f}")
+    share = made.waited / max(time.monotonic() - begun, 1e-9)
+    log.info("%.1f %% of the time was spent waiting for data", 100 * share)
     run.model.eval()
-    return loss
+    return seen, loss
 
 
 def _save(run: Run, optimiser: torch.optim.Optimizer, step: int, first_loss: float | None) -> None:

@@ -41,6 +41,7 @@ from caldera.training.devices import Compute, Means
 from caldera.training.features import tower_features
 from caldera.training.freeze import PartReport, train_only
 from caldera.training.identity import identity_of
+from caldera.training.loading import Loading
 from caldera.training.loop import Outcome, Run, train
 from caldera.training.stage import Stage
 
@@ -174,13 +175,14 @@ class StageJob:
             _fit_projector(assistant.model, samples, source)
         learning, held_out = split_off(samples, self.stage.validation_rows, self.stage.seed)
         _place_model(assistant, compute)
+        assistant.model.recompute_layers(self.stage.recompute)
         run = Run(
             stage=self.stage,
             model=assistant.model,
             samples=learning,
             held_out=held_out,
             pictures=source,
-            padding_id=assistant.tokenizer.pad_token_id,
+            loading=Loading(workers=self.means.workers if isinstance(source, Pixels) else 0),
             compute=compute,
             folder=self.out,
             progress=self.means.progress,
@@ -323,5 +325,5 @@ def _fit_projector(model: Llava, samples: Sequence[Sample], source: PictureSourc
 def _place_model(assistant: Assistant, compute: Compute) -> None:
     """Bring the model to the device, with the attention that is fastest there."""
     assistant.model.to(compute.device)
-    assistant.model.language.set_attn_implementation(compute.attention)
+    assistant.model.arrange(compute.attention)
     assistant.model.vision.tower.set_attn_implementation(compute.attention)

@@ -20,7 +20,8 @@ _OVER_ZERO = (
 )  # fmt: skip
 
 _AT_LEAST_ONE = (
-    "batch_size", "micro_batch_size", "epochs", "max_steps", "max_length", "validate_every", "checkpoint_every",
+    "batch_size", "batch_tokens", "micro_batch_size", "micro_batch_tokens",
+    "epochs", "max_steps", "max_length", "validate_every", "checkpoint_every",
 )  # fmt: skip
 
 
@@ -52,8 +53,22 @@ class Stage:
     batch_size: int
     """Conversations per optimiser step."""
 
+    batch_tokens: int | None = None
+    """Tokens per optimiser step instead, as many conversations as fit; counted before packing."""
+
     micro_batch_size: int | None = None
-    """Conversations that go through the model together; the whole batch if None."""
+    """Conversations that go through the model together, at most; as many as `micro_batch_tokens` allows if None. The
+    step is the same."""
+
+    micro_batch_tokens: int = 16_384
+    """Tokens that go through the model together, at most; a longer conversation goes alone. The step is the same."""
+
+    share_pictures: bool = True
+    """Whether conversations about the same pictures come in the same step, where their common beginning, pictures
+    included, goes through the model once. Their loss is the same."""
+
+    recompute: bool = False
+    """Whether a layer's inner results are computed again in backward instead of being kept: slower, less memory."""
 
     epochs: int = 1
     """Times that every conversation is seen."""

@@ -23,7 +23,7 @@ class StepReport:
     """Learned tokens."""
 
     num_tokens: int
-    """Tokens that went through the model, padding left out."""
+    """Tokens that went through the model: without padding, and those that conversations share once."""
 
     grad_norm: float
     """Norm of the gradient before clipping."""
@@ -68,7 +68,7 @@ def training_step(
         )
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
-    tokens = sum(int(batch.mask.sum()) for batch in micro_batches)
+    tokens = sum(len(batch.ids) for batch in micro_batches)
     return StepReport(total / num_learned, num_learned, tokens, norm)
 
 

@@ -30,14 +30,21 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def create_application(service: Service) -> FastAPI:
-    """Return the application; `wrapped` is what a server is given."""
+def create_application(service: Service, page: ASGIApp | None = None) -> FastAPI:
+    """Return the application; `wrapped` is what a server is given.
+
+    Args:
+        service: What answers.
+        page: Given what no route takes.
+    """
     app = FastAPI(
         title="caldera", version=__version__, docs_url=None, redoc_url=None, openapi_url=None
     )
     app.include_router(_open_routes(service))
     app.include_router(_keyed_routes(service, app))
     _shape_errors(app)
+    if page is not None:
+        app.router.default = page
     return app
 
 

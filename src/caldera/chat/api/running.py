@@ -21,6 +21,7 @@ from caldera.chat.api.application import create_application, wrapped
 from caldera.chat.api.service import Service
 from caldera.chat.api.settings import ServerSettings
 from caldera.chat.opening import as_stored, open_engine
+from caldera.chat.web.opening import Web
 from caldera.errors import UsageError
 from caldera.inference.engine import Engine
 from caldera.model.folder import open_outline
@@ -51,6 +52,7 @@ def run(
     *,
     compute: Compute,
     by_storage: bool,
+    web: Web | None,
     tell: Callable[[str], object],
 ) -> None:
     """Serve a model folder until SIGTERM or SIGINT.
@@ -61,10 +63,11 @@ def run(
         settings: Everything else.
         compute: Where and in which precision the model runs.
         by_storage: Whether a folder that is stored in fp32 runs in fp32 all the same.
+        web: Of the page in a browser; None for no page.
         tell: Given the server's URL once it listens.
 
     Raises:
-        ModelFolderError: The folder cannot be loaded.
+        ModelFolderError: A folder cannot be loaded.
         UsageError: It cannot listen there, or should not without a key.
     """
     if not (settings.keys or address.insecure or is_loopback(address.host)):
@@ -72,18 +75,23 @@ def run(
             f"{address.host} can be reached from other machines and there is no key; set CALDERA_API_KEY or give "
             "--key-file, or say --insecure if others guard it"
         )
-    chosen = as_stored(folder, compute) if by_storage else compute
-    open_outline(
-        folder
-    )  # so that a folder which cannot be loaded is told of before anything listens
+    beside = None if web is None else web.beside
+    for each in (folder, *([] if beside is None else [beside])):
+        open_outline(each)  # what cannot be loaded is told of before anything listens
     listening = listen(address)
 
+    def opened(each: Path) -> Engine:
+        chosen = as_stored(each, compute) if by_storage else compute
+        return open_engine(each, chosen, settings.engine)
+
     def load() -> Engine:
-        return open_engine(folder, chosen, settings.engine)
+        if web is not None and beside is not None:
+            web.second = opened(beside)
+        return opened(folder)
 
     host = f"[{address.host}]" if ":" in address.host else address.host
     tell(f"http://{host}:{listening.getsockname()[1]}/v1")
-    asyncio.run(_serve(listening, settings, load))
+    asyncio.run(_serve(listening, settings, load, web))
 
 
 def is_loopback(host: str) -> bool:
@@ -120,7 +128,7 @@ def listen(address: Address) -> socket.socket:
 
 
 async def _serve(
-    listening: socket.socket, settings: ServerSettings, load: Callable[[], Engine]
+    listening: socket.socket, settings: ServerSettings, load: Callable[[], Engine], web: Web | None
 ) -> None:
     """Run the server until its service has ended.
 
@@ -132,7 +140,7 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.end)
     config = uvicorn.Config(
-        wrapped(create_application(service), service),
+        wrapped(create_application(service, None if web is None else web.page(service)), service),
         http="h11",
         ws="none",
         lifespan="off",
@@ -151,6 +159,8 @@ async def _serve(
     server.should_exit = True
     await running
     finished = await service.close()
+    if web is not None and web.second is not None:
+        web.second.close()
     if service.failure is not None:
         raise service.failure
     if not finished:  # a thread still loads, and would keep the process

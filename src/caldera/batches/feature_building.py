@@ -1,0 +1,184 @@
+"""Picture paths and a frozen tower in, a source of their features out: each picture is looked at once, ever.
+
+A frozen tower gives the same features for a picture every time, so they are computed once and kept on disk, by the
+content of the picture and by everything else that they depend on. Runs and stages share them, and processes that need
+the same pictures at the same time share the work.
+
+They are computed before training starts, not beside it: the tower and a training step each use all cores, so both
+should only slow down (reasoned, not measured), and the order of the first epoch would have to follow the tower.
+"""
+
+import hashlib
+import logging
+import math
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from caldera.batches.feature_store import Claims, FeatureStore
+from caldera.batches.picture_files import decode_picture, read_bytes
+from caldera.batches.picture_sources import AT_ONCE, FrozenTower, KeptFeatures
+from caldera.errors import InputError, OutputError
+from caldera.progress import Progress, Tick
+
+log = logging.getLogger(__name__)
+
+Fault = Callable[[Path, InputError], object]
+
+
+def keep_features(
+    store: FeatureStore,
+    paths: Sequence[Path],
+    *,
+    tower: FrozenTower,
+    progress: Progress,
+    on_fault: Fault,
+) -> KeptFeatures:
+    """Compute the features of pictures that have none yet, and return a source of them all.
+
+    Args:
+        store: Keeps features of one tower and one way of preparing pictures; runs and stages may share it.
+        paths: Pictures that will be asked for, each once.
+        tower: What looks at them.
+        progress: Follows the work.
+        on_fault: Called with each picture that cannot be used; the source then lacks it.
+
+    Raises:
+        InputError: The store is broken in a way that cannot be told which features it holds.
+        OutputError: The store cannot be written, or the disk has too little room for what will be.
+    """
+    digest_of = _digests(paths, progress, on_fault)
+    named: dict[str, list[Path]] = {}
+    for path, digest in digest_of.items():
+        named.setdefault(digest, []).append(path)
+    known = store.rows()
+    lacking = [digest for digest in named if digest not in known]
+    if lacking:
+        _announce(store, [named[digest][0] for digest in lacking], tower)
+        for path in _Building(store, tower, named, on_fault).run(lacking, progress):
+            del digest_of[path]
+    return KeptFeatures(store, digest_of, tower)
+
+
+def _digests(paths: Sequence[Path], progress: Progress, on_fault: Fault) -> dict[Path, str]:
+    """Return the sha256 of the content of each picture that can be read."""
+    found: dict[Path, str] = {}
+    with progress.job("reading pictures", len(paths)) as tick:
+        for path in paths:
+            try:
+                found[path] = hashlib.sha256(read_bytes(path)).hexdigest()
+            except InputError as fault:
+                on_fault(path, fault)
+            tick()
+    return found
+
+
+def _announce(store: FeatureStore, paths: Sequence[Path], tower: FrozenTower) -> None:
+    """Say how much the features of pictures will take, and make sure that there is room for them.
+
+    Raises:
+        OutputError: There is not.
+    """
+    views = sum(_views(path, tower) for path in paths)
+    size = views * math.prod(tower.shape) * store.dtype.itemsize
+    place = store.data.parent
+    standing = next(folder for folder in (place, *place.absolute().parents) if folder.is_dir())
+    free = shutil.disk_usage(standing).free
+    said = f"features of {len(paths):,} pictures ({views:,} views) take {_amount(size)} in {place}"
+    if size > free:
+        raise OutputError(
+            f"{said}, where {_amount(free)} are free; free space, choose another place, or train with "
+            "keep_features=false"
+        )
+    log.info("%s, %s are free", said, _amount(free))
+
+
+def _views(path: Path, tower: FrozenTower) -> int:
+    """Return the views of a picture; of one that cannot be used, none: that is told when it is decoded."""
+    try:
+        return tower.processor.layout(path).views
+    except InputError:
+        return 0
+
+
+def _amount(size: int) -> str:
+    """Write bytes so that a person can read them."""
+    return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
+
+
+class _Building:
+    """Brings pictures into a store, beside other processes that may do the same."""
+
+    def __init__(
+        self, store: FeatureStore, tower: FrozenTower, named: dict[str, list[Path]], on_fault: Fault
+    ) -> None:
+        self._store = store
+        self._tower = tower
+        self._named = named
+        self._on_fault = on_fault
+        self._bad: list[Path] = []
+
+    def run(self, digests: Sequence[str], progress: Progress) -> list[Path]:
+        """Look at all pictures that no other process looks at, then wait for the others' features.
+
+        Where another process ends before it has written them, they are computed here.
+
+        Returns:
+            Paths of those that cannot be used.
+        """
+        left = list(digests)
+        with (
+            progress.job("looking at pictures", len(left)) as tick,
+            self._store.claiming() as claims,
+        ):
+            while left:
+                left = self._look(left, claims, tick)
+                if left:
+                    log.info("waiting for another process, which looks at %d of them", len(left))
+                    claims.wait(left[0])
+        return self._bad
+
+    def _look(self, digests: Sequence[str], claims: Claims, tick: Tick) -> list[str]:
+        """Look at those pictures that can be claimed; return the others."""
+        others: list[str] = []
+        group: dict[str, Tensor] = {}
+        for digest in digests:
+            if not claims.take(digest):
+                others.append(digest)
+                continue
+            pixels = None if digest in self._store.rows() else self._prepared(digest)
+            if pixels is None:
+                claims.release(digest)
+                tick()
+                continue
+            group[digest] = pixels
+            if sum(map(len, group.values())) >= AT_ONCE:
+                self._write(group, claims, tick)
+                group = {}
+        self._write(group, claims, tick)
+        return others
+
+    def _prepared(self, digest: str) -> Tensor | None:
+        """Return the pixels of a picture; of one that cannot be used, none, and all its paths are told."""
+        first = self._named[digest][0]
+        try:
+            return self._tower.processor(decode_picture(read_bytes(first), str(first)))
+        except InputError as fault:
+            for path in self._named[digest]:
+                self._on_fault(path, fault)
+            self._bad += self._named[digest]
+            return None
+
+    def _write(self, group: dict[str, Tensor], claims: Claims, tick: Tick) -> None:
+        """Put the features of claimed pictures into the store, and let the pictures go."""
+        if not group:
+            return
+        views = torch.cat(list(group.values()))  # (views, channels, height, width)
+        counts = [len(pixels) for pixels in group.values()]
+        self._store.append(list(group), counts, self._tower.look(views))
+        for digest in group:
+            claims.release(digest)
+        tick(len(group))

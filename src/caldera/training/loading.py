@@ -1,0 +1,176 @@
+"""A plan of what to lay and a way to lay it in, the laid batches out, made ahead of the step that takes them.
+
+`ahead` knows nothing of pictures or rows: an item of the plan is whatever the maker takes, and what the maker returns
+is handed on. A thread makes the next ones in the background. With worker processes they make them and the thread
+fetches them, each worker's in turn; so the order, and every bit, is the same whatever their number:
+
+    plan -> worker 0: items 0, 2, 4 ... -+
+         -> worker 1: items 1, 3, 5 ... -+-> thread, in order -> what is ready -> the step
+
+Workers are forks of this process: they have the plan and the maker without being sent them, and start in milliseconds.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Generic, Self, TypeVar
+
+from caldera.errors import InputError, TrainingError
+from caldera.training.loading_worker import Worker
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loading:
+    """How far ahead, and by whom, batches are made."""
+
+    workers: int = 0
+    """Processes that make them, for what keeps a core busy, such as decoding pictures; with none, the thread does."""
+
+    depth: int = 2
+    """Batches that the thread has ready or in hand; each worker holds one or two more."""
+
+    timeout: float = 600
+    """Seconds that the step waits for a batch before that is an error."""
+
+
+class Ahead(Generic[Item, Made]):
+    """Iterates over the items of a plan, each with what was made of it."""
+
+    def __init__(
+        self,
+        plan: Iterable[Item],
+        make: Callable[[Item], Made],
+        *,
+        loading: Loading,
+        name: Callable[[Item], str],
+    ) -> None:
+        """Start to make what the plan says; see `ahead`."""
+        self.waited = 0.0
+        """Seconds that the one who iterates has waited so far."""
+        self._asked = self._got = time.monotonic()
+        """When the last one was asked for, and when it was there."""
+        self._loading = loading
+        self._name = name
+        self._make = make
+        self._hand: tuple[int, Item] | None = None
+        """What the thread makes or fetches just now."""
+        self._closed = False
+        self._stuck = False
+        self._room = threading.Semaphore(loading.depth)
+        self._ready: SimpleQueue[tuple[Item, Made] | BaseException | None] = SimpleQueue()
+        count = loading.workers
+        self._workers = [Worker(plan, make, number, count) for number in range(count)]
+        self._thread = threading.Thread(
+            target=self._fill, args=(plan,), name="loading", daemon=True
+        )
+        self._thread.start()
+
+    def _fill(self, plan: Iterable[Item]) -> None:
+        """Make or fetch one after another; whatever goes wrong is raised where it would have been taken."""
+        try:
+            for number, item in enumerate(plan):
+                self._room.acquire()
+                if self._closed:
+                    return
+                self._hand = number, item
+                self._ready.put((item, self._made(number, item)))
+            self._ready.put(None)
+        except BaseException as error:  # noqa: BLE001 - raised again by __next__
+            self._ready.put(error)
+
+    def _made(self, number: int, item: Item) -> Made:
+        """Return what is made of one item.
+
+        Raises:
+            InputError: Something it needs cannot be used; the message names the item.
+            TrainingError: The worker that made it has ended.
+        """
+        try:
+            if self._workers:
+                return self._workers[number % len(self._workers)].fetch(self._name(item))
+            return self._make(item)
+        except InputError as fault:
+            raise type(fault)(f"{self._name(item)}: {fault}") from fault
+
+    def __iter__(self) -> Self:
+        """Return itself: a plan is gone through once."""
+        return self
+
+    def __next__(self) -> tuple[Item, Made]:
+        """Return the next item and what was made of it, waiting for it if need be.
+
+        Raises:
+            CalderaError: It could not be made, or not in time.
+        """
+        self._asked = time.monotonic()
+        try:
+            found = self._ready.get(timeout=self._loading.timeout)
+        except Empty:
+            self._stuck = True
+            raise TrainingError(self._late()) from None
+        self._got = time.monotonic()
+        self.waited += self._got - self._asked
+        if found is None:
+            raise StopIteration
+        if isinstance(found, BaseException):
+            raise found
+        self._room.release()
+        return found
+
+    def wait_share(self) -> float:
+        """Return which share of the time since the last one was asked for was spent waiting for it, 0 to 1."""
+        return (self._got - self._asked) / max(time.monotonic() - self._asked, 1e-9)
+
+    def _late(self) -> str:
+        """Say who has not made what in time."""
+        seconds = f"{self._loading.timeout:g} s"
+        if self._hand is None:
+            return f"the plan of batches has not begun after {seconds}; run again with --resume"
+        number, item = self._hand
+        who = self._workers[number % len(self._workers)].called if self._workers else "loading"
+        return (
+            f"{who} has not finished {self._name(item)} after {seconds}; see whether the disk of their pictures "
+            "answers, then run again with --resume"
+        )
+
+    def close(self) -> None:
+        """End workers and thread, whatever they are at."""
+        self._closed = True
+        for worker in self._workers:
+            worker.stop()
+        self._room.release()
+        if (
+            self._workers or not self._stuck
+        ):  # a thread that is stuck cannot be ended; it ends with the process
+            self._thread.join()
+        for worker in self._workers:
+            worker.close()
+
+
+@contextmanager
+def ahead(
+    plan: Iterable[Item],
+    make: Callable[[Item], Made],
+    *,
+    loading: Loading,
+    name: Callable[[Item], str],
+) -> Iterator[Ahead[Item, Made]]:
+    """Make what a plan says ahead of the one who takes it; nothing of it is left behind when the block ends.
+
+    Args:
+        plan: What to make, in order; the same at every iteration, as each worker goes through it, too.
+        make: Makes one item; draws nothing at random.
+        loading: By whom.
+        name: What messages call an item, such as its records' ids.
+    """
+    loader = Ahead(plan, make, loading=loading, name=name)
+    try:
+        yield loader
+    finally:
+        loader.close()

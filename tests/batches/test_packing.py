@@ -1,0 +1,108 @@
+"""Packs share what conversations have in common, and nothing else; passes hold what fits."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from caldera.batches.anyres import WHOLE
+from caldera.batches.labels import IGNORED
+from caldera.batches.packing import Pack, about_the_same, best_fit, pack
+from caldera.batches.samples import Sample
+
+IMAGE = 99
+
+
+def sample(name: str, *, before: str = "", picture: str = "", text: str, answer: str) -> Sample:
+    """Return a sample of letters: text before a picture of three tokens, text behind it, and a learned answer."""
+    ids = [ord(letter) for letter in before] + [IMAGE] * 3 * bool(picture)
+    end = len(ids)
+    ids += [ord(letter) for letter in text]
+    labels = [IGNORED] * len(ids) + [ord(letter) for letter in answer]
+    ids += [ord(letter) for letter in answer]
+    shown = ((Path(picture),), (WHOLE,), (end,)) if picture else ((), (), ())
+    return Sample(name, tuple(ids), tuple(labels), *shown)
+
+
+def test_what_is_shared_ends_where_samples_differ() -> None:
+    """System text, picture and the same first words come once."""
+    one = sample("a", before="sys", picture="p", text="what is", answer="x")
+    other = sample("b", before="sys", picture="p", text="where", answer="y")
+    [made] = pack([one, other], share=True)
+    assert made == Pack((one, other), len("sys") + 3 + len("wh"))
+    assert made.shared_pictures == 1
+    assert made.length == one.length + other.length - made.shared
+
+
+def test_what_is_learned_is_never_shared() -> None:
+    """Captions that begin alike share the picture alone, as each learns its own."""
+    one = sample("a", picture="p", text="", answer="a dog")
+    other = sample("b", picture="p", text="", answer="a cat")
+    [made] = pack([one, other], share=True)
+    assert made.shared == 3
+
+
+def test_equal_samples_keep_a_token_each() -> None:
+    """The same sample twice is one prefix and two branches."""
+    one = sample("a", picture="p", text="q", answer="")
+    [made] = pack([one, one], share=True)
+    assert made.shared == one.length - 1
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_others_stand_alone(share: bool) -> None:
+    """Samples of other pictures, of none, or with the picture behind other words; all of them where none may share."""
+    samples = [
+        sample("a", before="sys", picture="p", text="what", answer="x"),
+        sample("b", before="sys", picture="q", text="what", answer="x"),
+        sample("c", text="sys what", answer="x"),
+        sample("d", text="sys what", answer="x"),
+        sample("e", before="other", picture="p", text="what", answer="x"),
+    ]
+    assert pack(samples, share=share) == [Pack((each,), 0) for each in samples]
+    assert pack([samples[0]] * 2, share=False) == [Pack((samples[0],), 0)] * 2
+
+
+def test_one_that_begins_otherwise_does_not_hinder_the_others() -> None:
+    """Two of three about a picture share it."""
+    one = sample("a", before="sys", picture="p", text="what", answer="x")
+    odd = sample("b", before="other", picture="p", text="what", answer="x")
+    other = sample("c", before="sys", picture="p", text="where", answer="x")
+    assert pack([one, odd, other], share=True) == [Pack((one, other), 8), Pack((odd,), 0)]
+
+
+def test_groups_are_by_pictures_in_order() -> None:
+    """The same pictures in another order, or shown otherwise, are another group."""
+    one = sample("a", picture="p", text="x", answer="y")
+    two = Sample("b", (1,), (1,), (Path("p"), Path("q")), (WHOLE, WHOLE), (0, 1))
+    swapped = Sample("c", (1,), (1,), (Path("q"), Path("p")), (WHOLE, WHOLE), (0, 1))
+    assert about_the_same([one, two, swapped, one, two]) == [[0, 3], [1, 4], [2]]
+
+
+@given(
+    lengths=some.lists(some.integers(1, 60), min_size=1, max_size=30),
+    tokens=some.integers(20, 100),
+    most=some.none() | some.integers(1, 5),
+)
+def test_passes_hold_all_packs_within_their_limits(
+    lengths: list[int], tokens: int, most: int | None
+) -> None:
+    """Every pack once; a pass is over a limit only if it is one pack; no two passes fit into one."""
+    packs = [Pack((sample(str(at), text="x" * n, answer=""),), 0) for at, n in enumerate(lengths)]
+    passes = best_fit(packs, tokens=tokens, samples=most)
+    assert sorted(id(one) for each in passes for one in each) == sorted(id(one) for one in packs)
+    sums = [sum(one.length for one in each) for each in passes]
+    for each, total in zip(passes, sums, strict=True):
+        assert len(each) == 1 or (total <= tokens and (most is None or len(each) <= most))
+    if most is None and len(sums) > 1:
+        first, second = sorted(sums)[:2]
+        assert first + second > tokens
+
+
+def test_best_fit_is_tighter_than_first_come() -> None:
+    """Long packs are filled up by short ones."""
+    packs = [Pack((sample("x", text="x" * n, answer=""),), 0) for n in (30, 60, 70, 40, 50, 50)]
+    assert [[one.length for one in each] for each in best_fit(packs, tokens=100)] == [
+        [70, 30], [60, 40], [50, 50]
+    ]  # fmt: skip

@@ -1,0 +1,126 @@
+"""What an answer attended to is what transformers itself says, word by word and at the right place of a picture."""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from caldera.batches.picture_files import open_picture
+from caldera.conversation import Conversation, Picture, Turn
+from caldera.errors import UsageError
+from caldera.inference.engine import Engine, EngineSettings, Request, Sampling
+from caldera.inference.looking import attention_weights, look, words_of
+from caldera.inference.prompts import Prompt, Prompter, prepare
+from caldera.model.folder import Assistant
+
+
+def answered(assistant: Assistant, photos: Path, count: int, answer: str) -> tuple[Prompt, int]:
+    """Return a conversation about some pictures with its answer."""
+    paths = [photos / f"{number}.png" for number in range(count)]
+    turn = Turn("user", (*(Picture(str(path)) for path in paths), "what do you see?"))
+    shown = [prepare(open_picture(path), assistant.processor) for path in paths]
+    return Prompter(assistant).of_answered_pictures(Conversation("1", (turn,)), answer, shown)
+
+
+def by_transformers(assistant: Assistant, prompt: Prompt) -> torch.Tensor:
+    """Return the weights that one whole eager forward gives, averaged over layers and heads, (tokens, tokens)."""
+    language: Any = assistant.model.language
+    usual = language.config._attn_implementation
+    language.set_attn_implementation("eager")
+    with torch.no_grad():
+        embedded = assistant.model.embed(
+            torch.tensor([prompt.ids]),
+            torch.cat([picture.pixels for picture in prompt.pictures]),
+            [picture.layout for picture in prompt.pictures],
+        )
+        told = language(inputs_embeds=embedded, output_attentions=True).attentions
+    language.set_attn_implementation(usual)
+    return torch.stack(list(told)).mean(dim=(0, 1, 2))
+
+
+def test_the_weights_are_transformers_own(assistant: Assistant, photos: Path) -> None:
+    """Each answer token's row is that of the place where it was chosen; the way to attend is as before."""
+    usual = assistant.model.language.config._attn_implementation
+    prompt, tokens = answered(assistant, photos, 2, "two dogs are on the meadow")
+    found = attention_weights(assistant, prompt, tokens)
+    whole = by_transformers(assistant, prompt)
+    assert tokens >= 6
+    torch.testing.assert_close(found, whole[-tokens - 1 : -1], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(tokens))
+    assert assistant.model.language.config._attn_implementation == usual
+
+
+def test_words_take_the_mean_of_their_tokens(assistant: Assistant, photos: Path) -> None:
+    """Each picture has the columns of its own image tokens."""
+    prompt, tokens = answered(assistant, photos, 2, "two dogs zyx")
+    weights = attention_weights(assistant, prompt, tokens)
+    looks = look(assistant, prompt, tokens)
+    assert [word.text for word in looks.words] == [" two", " dogs", " zyx"]
+    last = looks.words[-1]
+    assert last.last - last.first > 1
+    mean = weights[last.first : last.last].mean(dim=0)
+    count = assistant.model.vision.image_tokens
+    for picture, start in zip(looks.pictures, prompt.starts, strict=True):
+        torch.testing.assert_close(picture.weights[-1], mean[start : start + count])
+        assert 0 < picture.share < 1
+        assert torch.allclose(picture.heat((5, 7)).sum(dim=(1, 2)), picture.weights.sum(dim=1))
+
+
+@pytest.mark.parametrize(
+    "answer", ["two dogs, one cat.", "两只狗在草地上", "a 🐕 on 🌱", "line\n\nline  end"]
+)
+def test_words_together_are_the_answer(assistant: Assistant, answer: str) -> None:
+    """Nothing is lost or doubled where letters take several tokens, and every token belongs to one word."""
+    ids = tuple(assistant.tokenizer.encode(answer, add_special_tokens=False))
+    words = words_of(ids, assistant.tokenizer)
+    assert "".join(word.text for word in words) == assistant.tokenizer.decode(list(ids))
+    assert words[0].first == 0
+    assert words[-1].last == len(ids)
+    assert all(one.last == other.first for one, other in pairwise(words))
+
+
+def test_the_engine_looks_between_answers(assistant: Assistant, photos: Path) -> None:
+    """The same weights, asked while another answer is written, which stays as it is."""
+    prompt, tokens = answered(assistant, photos, 1, "two dogs")
+    expected = look(assistant, prompt, tokens)
+    turn = Turn("user", (Picture(str(photos / "0.png")), "what do you see?"))
+    conversation = Conversation("1", (turn,))
+    shown = [prepare(open_picture(photos / "0.png"), assistant.processor)]
+    with Engine(assistant, EngineSettings(slots=2, chunk=5)) as engine:
+        request = Request(engine.prompt(conversation, shown), Sampling(max_new_tokens=40))
+        alone = engine.submit(request).text()
+        beside = engine.submit(request)
+        looks = engine.looks(conversation, "two dogs", shown)
+        assert beside.text() == alone
+    torch.testing.assert_close(
+        looks.pictures[0].weights, expected.pictures[0].weights, rtol=1e-4, atol=1e-6
+    )
+
+
+def test_what_is_too_long_is_refused(assistant: Assistant, photos: Path) -> None:
+    """With the numbers, before anything is computed."""
+    turn = Turn("user", ("dog " * 3000,))
+    with Engine(assistant) as engine, pytest.raises(UsageError, match="tokens long"):
+        engine.looks(Conversation("1", (turn,)), "two dogs", [])
+
+
+def test_a_fault_of_the_work_reaches_who_asked(assistant: Assistant) -> None:
+    """And no other; the engine goes on."""
+
+    def broken(given: Assistant) -> None:
+        raise UsageError("not this")
+
+    with Engine(assistant) as engine:
+        with pytest.raises(UsageError, match="not this"):
+            engine.between(broken)
+        assert engine.between(lambda given: given is assistant)
+
+
+def test_a_prompt_knows_where_its_pictures_are(assistant: Assistant, photos: Path) -> None:
+    """Image tokens begin where it says, also with an answer behind them."""
+    prompt, _ = answered(assistant, photos, 2, "two dogs")
+    image, count = assistant.model.image_token_id, assistant.model.vision.image_tokens
+    places = [at for at, token in enumerate(prompt.ids) if token == image]
+    assert places == [at for start in prompt.starts for at in range(start, start + count)]
