@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo demo-smollm2 teacher-check test test-slow test-reference check docs backbones clean
+.PHONY: demo demo-smollm2 teacher-check test test-slow test-reference check bench docs backbones clean
 
 demo: .venv/installed
 	$(BIN)/caldera demo
@@ -30,6 +30,10 @@ check: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/pytest -q tests/docs
 
+bench: .venv/bench
+	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/train.py --size 26m
+
 docs: .venv/installed
 	$(BIN)/python -m tests.docs.write
 
@@ -44,6 +48,10 @@ backbones: .venv/installed
 
 .venv/reference: .venv/installed
 	$(BIN)/pip install -q -c constraints.txt -e '.[reference]'
+	touch $@
+
+.venv/bench: .venv/installed
+	$(BIN)/pip install -q -c constraints.txt -e '.[bench]'
 	touch $@
 
 .venv/small-teacher: .venv/installed

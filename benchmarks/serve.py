@@ -16,7 +16,6 @@ import argparse
 import ctypes
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -41,6 +40,7 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
+from caldera.batches.templates import VICUNA_SYSTEM
 from caldera.conversation import Conversation, Picture, Turn
 from caldera.inference.engine import Engine, EngineSettings, Request, Sampling
 from caldera.inference.packed_linear import Bits
@@ -107,8 +107,8 @@ def write_model(folder: Path, size: Size) -> None:
     assistant = assemble(folder / "vision", folder / "language")
     assistant.model.bfloat16()
     save_assistant(folder / "model", assistant)
-    for kind in ("f16", "q8_0"):
-        write_gguf_files(folder / "model", folder / kind, kind, Silent())  # type: ignore[arg-type] # kinds
+    write_gguf_files(folder / "model", folder / "f16", "f16", Silent())
+    write_gguf_files(folder / "model", folder / "q8_0", "q8_0", Silent())
 
 
 def noise(number: int, side: int) -> Image.Image:
@@ -244,57 +244,76 @@ class CalderaSide:
         return told / (time.perf_counter() - begun)
 
 
-def llama_cpp_side(folder: Path, kind: str) -> Ask:
-    """Answer by llama.cpp."""
-    api, sight = import_module("llama_cpp"), import_module("llama_cpp.mtmd_cpp")
-    quiet = api.llama_log_callback(lambda level, text, data: None)
-    sight.mtmd_log_set(quiet, None)
-    sight.mtmd_helper_log_set(quiet, None)
-    files, threads = gguf_files(folder / kind), torch.get_num_threads()
-    model = api.Llama(
-        str(files.language), n_ctx=2048, n_batch=1024, n_ubatch=1024, n_threads=threads, n_threads_batch=threads,
-        verbose=False,
-    )  # fmt: skip
-    settings = sight.mtmd_context_params_default()
-    settings.use_gpu, settings.n_threads, settings.print_timings = False, threads, False
-    tower = sight.mtmd_init_from_file(str(files.vision).encode(), model.model, settings)
-    text = f"A chat. USER: {sight.mtmd_default_marker().decode()}\n{QUESTION} ASSISTANT:"
+class LlamaCppSide:
+    """Answers by llama.cpp."""
 
-    def ask(picture: Image.Image, tokens: int) -> Timed:
-        quiet  # noqa: B018 - llama.cpp calls it; it must live as long as this
-        begun = time.perf_counter()
-        api.llama_memory_clear(api.llama_get_memory(model.ctx), True)
-        data = np.ascontiguousarray(np.asarray(picture)).ctypes.data_as(
-            ctypes.POINTER(ctypes.c_uint8)
+    def __init__(self, folder: Path, kind: str) -> None:
+        """Load the two files of a kind."""
+        self._api, self._sight = import_module("llama_cpp"), import_module("llama_cpp.mtmd_cpp")
+        self._quiet = self._api.llama_log_callback(lambda level, text, data: None)
+        self._sight.mtmd_log_set(self._quiet, None)
+        self._sight.mtmd_helper_log_set(self._quiet, None)
+        files, threads = gguf_files(folder / kind), torch.get_num_threads()
+        self._model = self._api.Llama(
+            str(files.language), n_ctx=2048, n_batch=1024, n_ubatch=1024, n_threads=threads, n_threads_batch=threads,
+            verbose=False,
+        )  # fmt: skip
+        settings = self._sight.mtmd_context_params_default()
+        settings.use_gpu, settings.n_threads, settings.print_timings = False, threads, False
+        self._tower = self._sight.mtmd_init_from_file(
+            str(files.vision).encode(), self._model.model, settings
         )
+
+    def ask(self, picture: Image.Image, tokens: int) -> Timed:
+        """Answer one question."""
+        begun = time.perf_counter()
+        place = self._read(picture)
+        moments = []
+        batch = self._api.llama_batch_init(1, 0, 1)
+        for at in range(place, place + tokens):
+            rows = self._api.llama_get_logits_ith(self._model.ctx, -1)
+            token = int(np.ctypeslib.as_array(rows, (self._model.n_vocab(),)).argmax())
+            moments.append(time.perf_counter())
+            batch.n_tokens, batch.token[0], batch.pos[0] = 1, token, at
+            batch.n_seq_id[0], batch.seq_id[0][0], batch.logits[0] = 1, 0, 1
+            assert self._api.llama_decode(self._model.ctx, batch) == 0
+        self._api.llama_batch_free(batch)
+        return timed(begun, moments)
+
+    def _read(self, picture: Image.Image) -> int:
+        """Read picture and question; return how many places they take."""
+        api, sight = self._api, self._sight
+        api.llama_memory_clear(api.llama_get_memory(self._model.ctx), True)
+        values = np.ascontiguousarray(np.asarray(picture))
+        data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
         bitmap = sight.mtmd_bitmap_init(picture.width, picture.height, data)
+        text = (
+            f"{VICUNA_SYSTEM} USER: {sight.mtmd_default_marker().decode()}\n{QUESTION} ASSISTANT:"
+        )
         given = sight.mtmd_input_text()
         given.text, given.text_len = text.encode(), len(text.encode())
         given.add_special = given.parse_special = True
         chunks = sight.mtmd_input_chunks_init()
-        sight.mtmd_tokenize(
-            tower, chunks, ctypes.byref(given), (sight.mtmd_bitmap_p_ctypes * 1)(bitmap), 1
-        )
-        past = api.llama_pos(0)
+        bitmaps = (sight.mtmd_bitmap_p_ctypes * 1)(bitmap)
+        assert sight.mtmd_tokenize(self._tower, chunks, ctypes.byref(given), bitmaps, 1) == 0
+        place = api.llama_pos(0)
         code = sight.mtmd_helper_eval_chunks(
-            tower, model.ctx, chunks, 0, 0, 1024, True, ctypes.byref(past)
+            self._tower, self._model.ctx, chunks, 0, 0, 1024, True, ctypes.byref(place)
         )
         assert code == 0, f"llama.cpp says {code}"
-        moments = []
-        batch = api.llama_batch_init(1, 0, 1)
-        for place in range(tokens):
-            rows = api.llama_get_logits_ith(model.ctx, -1)
-            token = int(np.ctypeslib.as_array(rows, (model.n_vocab(),)).argmax())
-            moments.append(time.perf_counter())
-            batch.n_tokens, batch.token[0], batch.pos[0] = 1, token, past.value + place
-            batch.n_seq_id[0], batch.seq_id[0][0], batch.logits[0] = 1, 0, 1
-            assert api.llama_decode(model.ctx, batch) == 0
-        api.llama_batch_free(batch)
         sight.mtmd_input_chunks_free(chunks)
         sight.mtmd_bitmap_free(bitmap)
-        return timed(begun, moments)
+        return int(place.value)
 
-    return ask
+
+def peak_bytes() -> int:
+    """Return the most memory this process had, mapped files among it; getrusage would tell its parent's, too."""
+    [line] = [
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    ]
+    return int(line.split()[1]) * 1024
 
 
 def run_side(side: str, size: str, folder: Path, tokens: int) -> dict[str, float]:
@@ -308,7 +327,7 @@ def run_side(side: str, size: str, folder: Path, tokens: int) -> dict[str, float
         engine = CalderaSide(folder, "int8" if side.endswith("int8") else "as stored")
         ask = engine.ask
     else:
-        ask = llama_cpp_side(folder, side.split()[1])
+        ask = LlamaCppSide(folder, side.split()[1]).ask
     ask(noise(0, SIZES[size].side), 4)  # what comes first is slow
     answers = [ask(noise(number, SIZES[size].side), tokens) for number in (1, 2)]
     told["first_token_seconds"] = min(answer.first for answer in answers)
@@ -320,7 +339,7 @@ def run_side(side: str, size: str, folder: Path, tokens: int) -> dict[str, float
         for count in (1, 8):
             told[f"new_{count}"] = engine.throughput(count, tokens, new=True)
         engine.engine.close()
-    told["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    told["peak_bytes"] = peak_bytes()
     return told
 
 

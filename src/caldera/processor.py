@@ -2,11 +2,15 @@
 
 import ctypes
 import sys
+from mmap import PAGESIZE
 
 import torch
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """glibc's numbers for two settings of `mallopt`."""
+
+_PAGE_OUT = 21
+"""Linux's number for an advice to `madvise`: these pages are not needed soon."""
 
 
 def has_fast_bf16() -> bool:
@@ -25,6 +29,20 @@ def fast_attention(dtype: torch.dtype) -> str:
     At a few hundred tokens plain matrix products beat torch's fused attention in bf16; in fp32 the fused one wins.
     """
     return "eager" if dtype == torch.bfloat16 else "sdpa"
+
+
+def let_go(memory: torch.Tensor) -> None:
+    """Have Linux drop the pages of a file under a tensor from memory; when they are used again, they are read again.
+
+    What no file holds stays where it is. Elsewhere than on Linux it does nothing.
+    """
+    if not sys.platform.startswith("linux") or memory.device.type != "cpu":
+        return
+    first = -(-memory.data_ptr() // PAGESIZE) * PAGESIZE
+    last = (memory.data_ptr() + memory.nbytes) // PAGESIZE * PAGESIZE
+    if last > first:
+        libc = ctypes.CDLL(None)
+        libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), _PAGE_OUT)
 
 
 def keep_freed_memory() -> None:

@@ -154,7 +154,7 @@ def visit(
 def deaf_client(server: ServerProcess) -> socket.socket:
     """Ask for a stream of many megabytes, and read none of it."""
     body = json.dumps(
-        asking("What?", stream=True, n=8, logprobs=True, top_logprobs=20, **LONG)
+        asking("What?", stream=True, n=4, max_tokens=1200, logprobs=True, top_logprobs=20)
     ).encode()
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

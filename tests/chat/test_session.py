@@ -106,6 +106,59 @@ def test_a_talk_goes_on_after_faults(
     assert len(session.conversation.pictures) == 2
 
 
+def test_a_question_may_have_several_lines(
+    session: Session, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backslash at the end goes on, three quotes hold a block, and a file alone is a picture."""
+    typed = ["what \\", "is it?", str(photos / "3.png"), '"""', "first", "", "second", '"""']
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(typed) + "\n"))
+    talk(session, [])
+    asked = session.conversation.turns[0::2]
+    assert asked[0].text == "what \nis it?"
+    assert asked[1].parts == (Picture(str(photos / "3.png")), "\nfirst\n\nsecond")
+
+
+def test_words_that_end_like_a_file_are_a_question(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no such file."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("what is in dog.png\n"))
+    talk(session, [])
+    assert session.conversation.turns[0].text == "what is in dog.png"
+
+
+def test_an_interrupt_stops_the_answer_only(
+    session: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was said is kept, the talk goes on; at the prompt it drops what was typed."""
+    lines = iter(["one?", None, "two?"])
+
+    def typed(_: str) -> str:
+        line = next(lines, "/exit")
+        if line is None:
+            raise KeyboardInterrupt
+        return line
+
+    class Pressed(io.StringIO):
+        """Standard output at which Ctrl-C is pressed once something stands there."""
+
+        pressed = False
+
+        def flush(self) -> None:
+            if not Pressed.pressed and self.getvalue().strip():
+                Pressed.pressed = True
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr("caldera.chat.terminal._typed", typed)
+    out = Pressed()
+    monkeypatch.setattr("sys.stdout", out)
+    talk(session, [])
+    assert "(stopped)" in out.getvalue()
+    turns = session.conversation.turns
+    assert [turn.text for turn in turns[0::2]] == ["one?", "two?"]
+    assert "/exit leaves" in capsys.readouterr().err
+
+
 def test_answer_once_prints_the_answer_alone(
     session: Session, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

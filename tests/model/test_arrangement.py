@@ -30,9 +30,9 @@ from transformers import (
 )
 
 from caldera.batches.collate import Row
-from caldera.model import packed_attention
+from caldera.model import attention_blocks, packed_attention
 from caldera.model.arrangement import Arrangement, attend_as, find_arrangement, hidden_states
-from caldera.model.packed_attention import Packing
+from caldera.model.attention_blocks import Packing
 from tests.tiny_languages import LANGUAGES, WIDTHS
 
 SMALL: dict[str, Any] = {**WIDTHS, "vocab_size": 50}
@@ -138,7 +138,7 @@ def test_blocks_of_any_size_give_the_same_gradients(
     queries: int, kept_keys: int, window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However rows are cut, and whether weights are kept or computed again: those of each conversation alone."""
-    monkeypatch.setattr(packed_attention, "_QUERIES", queries)
+    monkeypatch.setattr(attention_blocks, "_QUERIES", queries)
     monkeypatch.setattr(packed_attention, "_KEPT_KEYS", kept_keys)
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4}
     model = language(MistralConfig(**{**SMALL, **heads}, sliding_window=window))
@@ -177,10 +177,8 @@ def seen_by_hand(rows: Sequence[Row]) -> Tensor:
 
 def test_the_mask_for_flex_attention_is_the_same() -> None:
     """What is told to GPUs; tokens behind the last row see no real one and are seen by none."""
-    packing = Packing(ROWS, positions())
-    told = create_mask(packing.mask_rule(TOKENS + 5), 1, 1, TOKENS + 5, TOKENS + 5, device="cpu")[
-        0, 0
-    ]
+    packing = Packing(ROWS, torch.cat([positions(), torch.zeros(5, dtype=torch.long)]))
+    told = create_mask(packing.mask_rule(), 1, 1, TOKENS + 5, TOKENS + 5, device="cpu")[0, 0]
     places = torch.arange(TOKENS)
     assert torch.equal(told[:TOKENS, :TOKENS], seen_by_hand(ROWS))
     assert torch.equal(packing.sees(places[:, None], places[None, :]), seen_by_hand(ROWS))
@@ -194,8 +192,9 @@ def test_few_scores_are_computed_in_vain() -> None:
     for row in (Row(0, 600, (20,) * 10), Row(0, 0, (2000,)), Row(0, 256, (300, 300))):
         lengths = [row.prefix, *row.branches]
         count = sum(n * (n + 1) // 2 for n in lengths) + row.prefix * sum(row.branches)
-        packing = Packing([row], torch.arange(row.length))
-        assert sum(block.scores for block in packing.blocks) < 1.35 * count
+        packing = Packing([row], torch.arange(row.length + 1))
+        scores = sum(each.queries.numel() * each.keys.shape[1] for each in packing.buckets)
+        assert scores < 1.45 * count
 
 
 def test_padded_rows_have_no_prefix() -> None:

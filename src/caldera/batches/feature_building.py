@@ -4,8 +4,8 @@ A frozen tower gives the same features for a picture every time, so they are com
 content of the picture and by everything else that they depend on. Runs and stages share them, and processes that need
 the same pictures at the same time share the work.
 
-They are computed before training starts, not beside it. On the reference machine (2 cores) tower and training step each
-use both cores, so both would only slow down; and the order of the first epoch would have to follow the tower.
+They are computed before training starts, not beside it: the tower and a training step each use all cores, so both
+should only slow down (reasoned, not measured), and the order of the first epoch would have to follow the tower.
 """
 
 import hashlib

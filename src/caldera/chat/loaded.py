@@ -53,7 +53,7 @@ class LoadedAssistant:
 
     def chat_many(
         self,
-        asked: Sequence[tuple[str, *tuple[Shown, ...]]],
+        asked: Sequence[tuple[Shown, ...]],
         **settings: Any,  # noqa: ANN401
     ) -> list[str]:
         """Answer many questions, several at a time, in their order.
@@ -74,7 +74,7 @@ class LoadedAssistant:
             session = self._session(pictures, replace(sampling, seed=sampling.seed + number))
             if len(waiting) == self.engine.settings.slots:
                 answers.append(waiting.pop(0).text())
-            waiting.append(self.engine.submit(session.request(question)))
+            waiting.append(self.engine.submit(session.request(str(question))))
         return answers + [answering.text() for answering in waiting]
 
     def talk(self, *pictures: Shown, **settings: Any) -> Session:  # noqa: ANN401

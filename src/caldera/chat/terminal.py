@@ -3,19 +3,29 @@
 import re
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from caldera.chat.media import users_picture
 from caldera.chat.session import Session
-from caldera.errors import CalderaError, UsageError, did_you_mean
+from caldera.errors import CalderaError, PictureError, UsageError, did_you_mean
 
-HELP = """/image FILE   show a picture (several: once for each), then ask
+HELP = """/image FILE   show a picture (several: once for each), then ask; a file dropped here alone does the same
 /reset        forget pictures and talk
 /help         this
 /exit         leave (also Ctrl-D)
+\\ at the end  goes on in the next line; so does all between two lines of \"\"\"
+arrow up      earlier questions
 Ctrl-C        stop the answer"""
 
 _COMMANDS = ("/image", "/reset", "/help", "/exit")
+
+_BLOCK = '"""'
+"""A line that begins and ends a question of several lines."""
+
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
+"""Ends of names by which a dropped file is known for a picture."""
 
 _CONTROLS = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
@@ -48,32 +58,89 @@ def talk(session: Session, pictures: Sequence[Path]) -> None:
         if pictures
         else "Show a picture with /image FILE, or type /help."
     )
+    _remember_lines()
     while True:
         try:
-            line = _typed().strip()
+            said = _question().strip()
         except EOFError:
             _say("")
             return
-        if line == "/exit":
+        except KeyboardInterrupt:  # drops what was typed, and no more
+            _say("(Ctrl-D or /exit leaves)")
+            continue
+        if said == "/exit":
             return
         try:
-            if line.startswith("/"):
-                _command(session, line)
-            elif line:
-                _answer(session, line)
+            _follow(session, said)
         except CalderaError as error:
             _say(f"error: {error}")
 
 
-def _typed() -> str:
+def _remember_lines() -> None:
+    """Have the terminal edit lines and bring back earlier ones, where Python can."""
+    if sys.stdin.isatty() and find_spec("readline"):
+        import_module("readline")  # to import it is to use it
+
+
+def _question() -> str:
+    """Return the next question, of one line or several.
+
+    Raises:
+        EOFError: There is none.
+    """
+    line = _typed("\nyou> ")
+    if line.strip() == _BLOCK:
+        return "\n".join(iter(lambda: _typed("...> "), _BLOCK))
+    lines = [line]
+    while lines[-1].endswith("\\"):
+        lines[-1] = lines[-1][:-1]
+        lines.append(_typed("...> "))
+    return "\n".join(lines)
+
+
+def _typed(prompt: str) -> str:
     """Return the next line; the prompt stands on a terminal only, never among answers that go elsewhere.
 
     Raises:
         EOFError: There is none.
     """
     if sys.stdin.isatty() and sys.stdout.isatty():
-        return input("\nyou> ")
+        return input(prompt)
     return input()
+
+
+def _follow(session: Session, said: str) -> None:
+    """Do what was typed: a command, a picture's file alone, or a question.
+
+    Raises:
+        CalderaError: It cannot be done.
+    """
+    if dropped := _dropped(said):
+        _show(session, dropped)
+    elif said.startswith("/"):
+        _command(session, said)
+    elif said:
+        _answer(session, said)
+
+
+def _dropped(said: str) -> Path | None:
+    """Return the picture whose file is all that was typed."""
+    if "\n" in said or not said.strip("'\"").lower().endswith(_PICTURES):
+        return None
+    try:
+        return users_picture(said)
+    except PictureError:
+        return None  # a command, or words that end like a file
+
+
+def _show(session: Session, picture: Path) -> None:
+    """Put a picture before the next question.
+
+    Raises:
+        UsageError: There are more than one question can name.
+    """
+    session.show(picture)
+    _say(f"showing {picture.name}")
 
 
 def _command(session: Session, line: str) -> None:
@@ -84,9 +151,7 @@ def _command(session: Session, line: str) -> None:
     """
     name, _, rest = line.partition(" ")
     if name == "/image" and rest.strip():
-        picture = users_picture(rest)
-        session.show(picture)
-        _say(f"showing {picture.name}")
+        _show(session, users_picture(rest))
     elif name == "/reset":
         session.reset()
         _say("all forgotten")

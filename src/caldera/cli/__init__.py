@@ -7,6 +7,7 @@ here and nowhere else.
 import logging
 import os
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,7 @@ from typer.core import TyperGroup
 from caldera import __version__
 from caldera.cli import data, data_import, data_sets, evaluate, export, train, weights
 from caldera.cli.ablate import ablate
-from caldera.cli.options import Device, Dtype, Set, err, means_from, out
+from caldera.cli.options import Device, Dtype, Quantize, Set, bits_from, err, means_from, out
 from caldera.cli.recipes import recipes
 from caldera.cli.serve import serve
 from caldera.errors import CalderaError
@@ -166,6 +167,7 @@ def chat(
             help="float32, bfloat16, or auto: float32 if stored so, else bfloat16 where the processor is fast at it."
         ),
     ] = "auto",
+    quantize: Quantize = None,
 ) -> None:
     """Talk about pictures. In the talk: /image FILE, /reset, /help, /exit.
 
@@ -178,7 +180,7 @@ def chat(
     from caldera.chat.media import users_picture
     from caldera.chat.opening import as_stored, open_session
     from caldera.chat.terminal import answer_once, talk
-    from caldera.inference.sampling import Sampling
+    from caldera.inference.engine import EngineSettings, Sampling
 
     usual = 0.2 if prompt is None else 0.0
     heat = usual if temperature is None else temperature
@@ -186,11 +188,12 @@ def chat(
     shown = [users_picture(text) for text in image or ()]
     compute = means_from(device, dtype).compute
     compute = as_stored(model, compute) if dtype == "auto" else compute
-    session = open_session(model, sampling, compute)
-    if prompt is None:
-        talk(session, shown)
-    else:
-        answer_once(session, shown, prompt)
+    settings = EngineSettings(slots=1, bits=bits_from(quantize))
+    with closing(open_session(model, sampling, compute, settings)) as session:
+        if prompt is None:
+            talk(session, shown)
+        else:
+            answer_once(session, shown, prompt)
 
 
 def _show_demo(folder: Path) -> None:

@@ -11,42 +11,61 @@ from caldera.cli.options import Device, err, means_from, out
 if TYPE_CHECKING:
     from caldera.chat.web.opening import Web
 
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Keys that open the server, one a line; or CALDERA_API_KEY."),
+]
+HostName = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Name by which a server without a key is reached, such as behind a proxy; many times.",
+    ),
+]
+FetchFrom = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="HOST",
+        help="Fetch images from this host (or HOST:PORT); * for any public one; many times. \\[default: none]",
+    ),
+]
+MediaRoot = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Folder whose images clients may name by file: URLs."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Change a limit, such as limits.images, media.max_bytes or engine.slots; many times.",
+    ),
+]
+Quantize = Annotated[
+    str | None, typer.Option(help="int8: the language model in half the memory, and faster.")
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="float32, bfloat16, or auto: float32 if stored so, else bfloat16 where the processor is fast at it."
+    ),
+]
+
 
 def serve(
     model: Annotated[Path, typer.Argument(help="Model folder.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     name: Annotated[
-        str | None,
-        typer.Option(help="What clients call the model. \\[default: the folder's name]"),
+        str | None, typer.Option(help="Clients' name for it. \\[default: the folder's]")
     ] = None,
-    key_file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Keys that open the server, one a line; or CALDERA_API_KEY."
-        ),
-    ] = None,
+    key_file: KeyFile = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen beyond this machine without a key.")
     ] = False,
-    host_name: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Name by which a server without a key is reached, such as behind a proxy; many times.",
-        ),
-    ] = None,
-    fetch_from: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="HOST",
-            help="Fetch images from this host (or HOST:PORT); * for any public one; many times. \\[default: none]",
-        ),
-    ] = None,
-    media_root: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Folder whose images clients may name by file: URLs."),
-    ] = None,
+    host_name: HostName = None,
+    fetch_from: FetchFrom = None,
+    media_root: MediaRoot = None,
     metrics: Annotated[bool, typer.Option(help="Have /metrics.")] = True,
     web: Annotated[
         bool | None,
@@ -61,24 +80,10 @@ def serve(
             metavar="FOLDER", help="A second model, which answers beside the first on the page."
         ),
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="Change a limit, such as limits.images, media.max_bytes or engine.slots; many times.",
-        ),
-    ] = None,
-    quantize: Annotated[
-        str | None, typer.Option(help="int8: the language model in half the memory, and faster.")
-    ] = None,
+    settings: Settings = None,
+    quantize: Quantize = None,
     device: Device = "auto",
-    dtype: Annotated[
-        str,
-        typer.Option(
-            help="float32, bfloat16, or auto: float32 if stored so, else bfloat16 where the processor is fast at it."
-        ),
-    ] = "auto",
+    dtype: Dtype = "auto",
 ) -> None:
     """Answer OpenAI's chat completions with a model, and questions on a page in a browser.
 
@@ -100,15 +105,11 @@ def serve(
     from caldera.chat.media import MediaSettings
     from caldera.settings import with_settings
 
-    chosen = ServerSettings(
-        name=name or model.resolve().name,
-        keys=_keys(key_file),
-        host_names=tuple(host_name or ()),
-        metrics=metrics,
-        media=MediaSettings(hosts=tuple(fetch_from or ()), root=media_root),
-    )
+    media = MediaSettings(hosts=tuple(fetch_from or ()), root=media_root)
+    names = {"name": name or model.resolve().name, "host_names": tuple(host_name or ())}
+    plain = ServerSettings(**names, keys=_keys(key_file), metrics=metrics, media=media)  # type: ignore[arg-type]
     bits = [] if quantize is None else [f"engine.bits={quantize}"]
-    chosen = with_settings(chosen, [*bits, *(settings or ())])
+    chosen = with_settings(plain, [*bits, *(settings or ())])
     page = _page(web, beside)
 
     def tell(url: str) -> None:

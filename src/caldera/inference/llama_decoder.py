@@ -31,6 +31,10 @@ _BLOCK = 128
 """Tokens that attend together."""
 
 
+_STRIDE = 64
+"""Steps look at a multiple of so many places: oneDNN prepares a product of each shape anew, so few shapes are fast."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Layer:
     """One layer's weights."""
@@ -122,17 +126,17 @@ class LlamaDecoder:
 
     def step(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
         """Read one more token of each of some conversations."""
-        lengths = [self._lengths[slot] for slot in slots]
-        self._make_room(max(lengths) + 1)
+        places = [self._lengths[slot] for slot in slots]
+        self._make_room(max(places) + 1)
         device = self._words.weight.device
-        rows, places = torch.tensor(slots, device=device), torch.tensor(lengths, device=device)
-        reach = _Reach(slots, lengths, self._mask_of(lengths, rows, slots))
+        reach = _Reach(slots, places, self._room, self._words.weight)
+        rows, at = torch.tensor(slots, device=device), torch.tensor(places, device=device)
         hidden = self._words(torch.tensor(tokens, device=device))  # (rows, width)
-        cosines, sines = self._cosines[places], self._sines[places]  # (rows, 1, head width)
+        cosines, sines = self._cosines[at], self._sines[at]  # (rows, 1, head width)
         for layer, keys, values in zip(self._layers, self._keys, self._values, strict=True):
             query, key, value = self._heads_of(layer, hidden, cosines, sines)
-            keys[rows, :, places] = key
-            values[rows, :, places] = value
+            keys[rows, :, at] = key
+            values[rows, :, at] = value
             found = self._look_once(query, keys, values, reach)
             hidden = self._after_attention(layer, hidden, found)
         for slot in slots:
@@ -140,10 +144,9 @@ class LlamaDecoder:
         return self._logits(hidden)
 
     def clear(self, slot: int) -> None:
-        """Forget a conversation: what is no number in it would spoil the next in its slot, even where that looks away."""
-        used = self._lengths[slot] + 1
+        """Forget a conversation; what is not a number in it could spread, as places are barred by adding to them."""
         for held in (*self._keys, *self._values):
-            held[slot, :, :used] = 0
+            held[slot, :, : self._lengths[slot] + 1] = 0
         self._lengths[slot] = 0
 
     def save(self, slot: int) -> KeysAndValues | None:
@@ -201,11 +204,8 @@ class LlamaDecoder:
         )  # (slots * key heads, longest, head width)
         query = reach.spread(query)  # (slots, heads, head width)
         grouped = query.reshape(len(keys), -1, self._head_width)  # (slots * key heads, group, ...)
-        if reach.mask is None:
-            scores = torch.bmm(grouped, keys.transpose(1, 2)) * self._scale
-        else:
-            mask = reach.mask.repeat_interleave(self._key_heads, dim=0).unsqueeze(1)
-            scores = torch.baddbmm(mask, grouped, keys.transpose(1, 2), alpha=self._scale)
+        scores = torch.bmm(grouped * self._scale, keys.transpose(1, 2))
+        scores.view(reach.high - reach.low, -1, reach.longest).add_(reach.mask)
         found = torch.bmm(scores.softmax(dim=-1), values)  # (slots * key heads, group, head width)
         return reach.gather(found.view(reach.high - reach.low, -1))
 
@@ -223,17 +223,6 @@ class LlamaDecoder:
         wide = hidden.float()
         wide = wide * (wide.square().mean(dim=-1, keepdim=True) + self._epsilon).rsqrt_()
         return weight * wide.to(hidden.dtype)
-
-    def _mask_of(self, lengths: Sequence[int], rows: Tensor, slots: Sequence[int]) -> Tensor | None:
-        """Return what bars each conversation from places behind its end, (slots, longest), 0 or minus infinity."""
-        if len(slots) == 1:
-            return None
-        low, longest = min(slots), max(lengths) + 1
-        ends = torch.zeros(max(slots) + 1 - low, dtype=torch.long)  # others look at one place
-        ends[rows - low] = torch.tensor(lengths)
-        mask = torch.zeros(len(ends), longest, dtype=self._words.weight.dtype)
-        mask[torch.arange(longest) > ends.unsqueeze(1)] = -torch.inf
-        return mask.to(rows.device)
 
     def _make_room(self, tokens: int) -> None:
         """Let slots hold so many tokens; what they hold moves along."""
@@ -258,13 +247,28 @@ class LlamaDecoder:
 class _Reach:
     """Which part of the slots a step looks at, and which of its rows are wanted."""
 
-    def __init__(self, slots: Sequence[int], lengths: Sequence[int], mask: Tensor | None) -> None:
-        """Look at all slots from the first to the last that takes part; none between are copied."""
+    def __init__(
+        self, slots: Sequence[int], places: Sequence[int], room: int, like: Tensor
+    ) -> None:
+        """Look at all slots from the first to the last that takes part; none between are copied.
+
+        Args:
+            slots: Of the rows.
+            places: Of each row's token.
+            room: Places that there are.
+            like: Says on what and in what is computed.
+        """
         self.low, self.high = min(slots), max(slots) + 1
-        self.longest = max(lengths) + 1
-        self.mask = mask
+        self.longest = min(room, -(-(max(places) + 1) // _STRIDE) * _STRIDE)
         in_order = list(slots) == list(range(self.low, self.high))
-        self._rows = None if in_order else torch.tensor(slots) - self.low
+        self._rows = None if in_order else torch.tensor(slots, device=like.device) - self.low
+        ends = [0] * (self.high - self.low)  # slots between look at one place
+        for slot, place in zip(slots, places, strict=True):
+            ends[slot - self.low] = place
+        behind = torch.arange(self.longest) > torch.tensor(ends).unsqueeze(1)
+        mask = torch.zeros(behind.shape, dtype=like.dtype).masked_fill_(behind, -torch.inf)
+        self.mask = mask.unsqueeze(1).to(like.device)
+        """What bars each slot from places behind its token, (slots, 1, longest), 0 or minus infinity."""
 
     def spread(self, rows: Tensor) -> Tensor:
         """Put each row where its slot is."""

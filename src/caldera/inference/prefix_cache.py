@@ -5,6 +5,7 @@ Nothing is found by a short hash: tokens are compared one by one, and pictures b
 
 from collections import OrderedDict
 from collections.abc import Hashable
+from itertools import zip_longest
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -12,16 +13,19 @@ import numpy as np
 from caldera.inference.decoder import KeysAndValues
 from caldera.inference.prompts import Prompt
 
+_MOST = 256
+"""Prompts that are kept; each is compared with every new one."""
+
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 
 
 class LeastRecentlyUsed(Generic[Key, Value]):
-    """Values up to a number of bytes; what was not used for longest goes first."""
+    """Values up to a number and a number of bytes; what was not used for longest goes first."""
 
-    def __init__(self, budget: int) -> None:
-        """Keep at most `budget` bytes."""
-        self._budget = budget
+    def __init__(self, budget: int, most: int) -> None:
+        """Keep at most `budget` bytes and `most` values."""
+        self._budget, self._most = budget, most
         self._kept: OrderedDict[Key, tuple[Value, int]] = OrderedDict()
         self.bytes = 0
 
@@ -43,7 +47,7 @@ class LeastRecentlyUsed(Generic[Key, Value]):
             return
         self._kept[key] = value, size
         self.bytes += size
-        while self.bytes > self._budget:
+        while self.bytes > self._budget or len(self._kept) > self._most:
             self.drop(next(iter(self._kept)))
 
     def drop(self, key: Key) -> None:
@@ -52,18 +56,26 @@ class LeastRecentlyUsed(Generic[Key, Value]):
         self.bytes -= size
 
 
-def common_start(one: Prompt, other: Prompt) -> int:
-    """Count the tokens that two prompts have in common at their start: same ids, under them the same pictures."""
-    length = min(len(one.ids), len(other.ids))
-    differ = np.nonzero(np.not_equal(one.ids[:length], other.ids[:length]))[0]
-    length = int(differ[0]) if len(differ) else length
-    places = zip(one.pictures, one.starts, other.pictures, other.starts, strict=False)
-    for mine, at, theirs, there in places:
-        if mine.digest != theirs.digest or at != there:
-            return min(length, at, there)
-    shown = min(len(one.pictures), len(other.pictures))
-    further = (*one.starts[shown:], *other.starts[shown:])
-    return min(length, *further) if further else length
+class _Begun:
+    """A prompt, ready to be compared with many others."""
+
+    def __init__(self, prompt: Prompt) -> None:
+        self.ids = np.array(prompt.ids)
+        self._shown = [
+            (picture.digest, at) for picture, at in zip(prompt.pictures, prompt.starts, strict=True)
+        ]
+
+    def common(self, other: "_Begun") -> int:
+        """Count the tokens that both have at their start: same ids, under them the same pictures."""
+        length = min(len(self.ids), len(other.ids))
+        differ = self.ids[:length] != other.ids[:length]
+        at = int(differ.argmax()) if length else 0
+        if length and differ[at]:
+            length = at
+        for mine, theirs in zip_longest(self._shown, other._shown):
+            if mine != theirs:
+                return min(length, *(place for _, place in filter(None, (mine, theirs))))
+        return length
 
 
 class PrefixCache:
@@ -71,7 +83,7 @@ class PrefixCache:
 
     def __init__(self, budget: int) -> None:
         """Keep at most `budget` bytes."""
-        self._kept: LeastRecentlyUsed[Prompt, KeysAndValues] = LeastRecentlyUsed(budget)
+        self._kept: LeastRecentlyUsed[_Begun, KeysAndValues] = LeastRecentlyUsed(budget, _MOST)
 
     @property
     def bytes(self) -> int:
@@ -80,19 +92,16 @@ class PrefixCache:
 
     def find(self, prompt: Prompt) -> tuple[KeysAndValues, int] | None:
         """Return what is kept of the longest common start with a prompt, and how many tokens of it are common."""
-        best, length = None, 0
-        for key in self._kept.keys():  # noqa: SIM118 - no dict
-            if (common := common_start(key, prompt)) > length:
-                best, length = key, common
-        if best is None:
-            return None
+        asked = _Begun(prompt)
+        found = [(key.common(asked), key) for key in self._kept.keys()]  # noqa: SIM118 - no dict
+        length, best = max(found, key=lambda one: one[0], default=(0, asked))
         kept = self._kept.get(best)
-        assert kept is not None
-        return kept, length
+        return None if kept is None or length == 0 else (kept, length)
 
     def keep(self, prompt: Prompt, computed: KeysAndValues) -> None:
         """Keep what was computed for a prompt, in place of what is kept for starts of it."""
+        begun = _Begun(prompt)
         for key in self._kept.keys():  # noqa: SIM118 - no dict
-            if common_start(key, prompt) == len(key.ids):
+            if key.common(begun) == len(key.ids):
                 self._kept.drop(key)
-        self._kept.put(prompt, computed, sum(part.nbytes for part in computed))
+        self._kept.put(begun, computed, sum(part.nbytes for part in computed))

@@ -1,12 +1,11 @@
 """One request while it runs: logits in, tokens chosen and pieces told out, until the answer ends."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from caldera.errors import CalderaError, EngineError
+from caldera.errors import EngineError
 from caldera.inference.answer_text import AnswerText
 from caldera.inference.prompts import Prompt
 from caldera.inference.requests import Answering, FinishReason, Piece, TokenChance, Usage
@@ -27,7 +26,8 @@ class Running:
         """Tokens of the prompt that were kept from an earlier one."""
         self.filled = 0
         """Tokens that the model has read, prompt and answer."""
-        self.ended = False
+        self.outcome: FinishReason | EngineError | None = None
+        """How it ended."""
         self._vocabulary = vocabulary
         self._sampling = answering.request.sampling
         self._text = AnswerText(vocabulary.tokenizer, (*stops, *self._sampling.stop))
@@ -59,8 +59,12 @@ class Running:
     @property
     def read(self) -> Prompt:
         """All that the model has read, prompt and answer."""
-        answered = self._answer[: self.filled - len(self.prompt.ids)]
-        return replace(self.prompt, ids=(*self.prompt.ids, *answered))
+        shown = sum(start < self.filled for start in self.prompt.starts)
+        return Prompt(
+            (*self.prompt.ids, *self._answer)[: self.filled],
+            self.prompt.pictures[:shown],
+            self.prompt.starts[:shown],
+        )
 
     @property
     def usage(self) -> Usage:
@@ -85,30 +89,22 @@ class Running:
         sure = self._text.add(token)
         if self._text.stopped:
             self._tell(sure, last=True)
-            self._end("stop")
+            self.outcome = "stop"
         elif len(self._answer) >= self._sampling.max_new_tokens:
             self._tell(sure, last=False)
             self._finish("length")
         elif sure:
             self._tell(sure, last=False)
 
-    def fail(self, error: CalderaError) -> None:
-        """End with an error."""
-        self.ended = True
-        self.answering.end(error, self.usage)
-
-    def cancel(self) -> None:
-        """End because its end was asked for."""
-        self._end("cancelled")
+    def tell_outcome(self) -> None:
+        """Tell the reader how it ended."""
+        assert self.outcome is not None
+        self.answering.end(self.outcome, self.usage)
 
     def _finish(self, reason: FinishReason) -> None:
         """Tell what was held back, and end."""
         self._tell(self._text.finish(), last=True)
-        self._end(reason)
-
-    def _end(self, reason: FinishReason) -> None:
-        self.ended = True
-        self.answering.end(reason, self.usage)
+        self.outcome = reason
 
     def _tell(self, text: str, *, last: bool) -> None:
         """Give the reader a text, with the tokens that it begins or whose text was given before."""

@@ -5,6 +5,7 @@ one token. So requests join and leave at any step, and a long prompt does not st
 takes. Where a step fails for several together, each is tried alone, so that only those fail that cannot be done.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,11 @@ from caldera.inference.running import Running, not_a_number
 from caldera.inference.vocabulary import Vocabulary
 from caldera.model.folder import Assistant
 from caldera.model.splice import in_order
+
+_PICTURES = 1024
+"""Pictures whose image tokens are kept."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -56,7 +62,7 @@ class Scheduler:
         self._chunk = chunk
         self._free = list(range(slots))
         self._prefixes = PrefixCache(cache_bytes)
-        self._seen: LeastRecentlyUsed[str, Tensor] = LeastRecentlyUsed(cache_bytes // 4)
+        self._seen: LeastRecentlyUsed[str, Tensor] = LeastRecentlyUsed(cache_bytes // 4, _PICTURES)
         self._embedded: dict[int, Tensor] = {}
         """Of requests that are still read, what the model has not read yet, by slot."""
         self._barred = torch.zeros(len(self._model.word_table), device=self._device)
@@ -89,7 +95,7 @@ class Scheduler:
         """Read a chunk, and give every request that is answered a token."""
         for one in self.running:
             if one.answering.cancelled:
-                one.cancel()
+                one.outcome = "cancelled"
                 self.counts.cancelled += 1
         self._leave()
         reading = next((one for one in self.running if one.reading), None)
@@ -104,23 +110,30 @@ class Scheduler:
     def fail_all(self, error: EngineError) -> None:
         """End every request with an error."""
         for one in self.running:
-            one.fail(error)
+            one.outcome = error
         self._leave()
 
     def _leave(self) -> None:
         """Free the slots of requests that ended, and keep what was computed for them."""
-        for one in [one for one in self.running if one.ended]:
-            if one.filled and one.answering.error is None:
+        for one in [one for one in self.running if one.outcome is not None]:
+            failed = isinstance(one.outcome, EngineError)
+            if one.filled and not failed:
                 self._keep(one)
             self._decoder.clear(one.slot)
             self._embedded.pop(one.slot, None)
             self.running.remove(one)
             self._free.append(one.slot)
-            self.counts.failed += one.answering.error is not None
+            self.counts.failed += failed
             self.counts.completion_tokens += one.usage.completion_tokens
+            one.tell_outcome()
 
     def _keep(self, one: Running) -> None:
-        kept = self._decoder.save(one.slot)
+        """Keep what was computed for a request, if there is memory for it."""
+        try:
+            kept = self._decoder.save(one.slot)
+        except (RuntimeError, MemoryError) as error:
+            _log.warning("a prompt is not kept for the next: %s", failure(error))
+            return
         if kept is not None:
             self._prefixes.keep(one.read, kept)
 
@@ -132,7 +145,7 @@ class Scheduler:
             left = self._embedded[one.slot]  # (tokens, width)
             logits = self._decoder.extend(one.slot, left[: self._chunk])
         except (RuntimeError, MemoryError) as error:
-            one.fail(failure(error))
+            one.outcome = failure(error)
             return
         one.filled += min(self._chunk, len(left))
         self._embedded[one.slot] = left[self._chunk :]
@@ -187,7 +200,7 @@ class Scheduler:
             )
         except (RuntimeError, MemoryError) as error:
             if len(answering) == 1:
-                answering[0].fail(failure(error))
+                answering[0].outcome = failure(error)
                 return
             for one in answering:
                 self._step([one])
@@ -200,12 +213,12 @@ class Scheduler:
         """Choose each request's next token by its row of `logits`, (rows, vocabulary)."""
         logits = logits.float() + self._barred
         likeliest = logits.argmax(dim=-1).tolist()
-        broken = logits.isnan().any(dim=-1).tolist()
-        for one, row, best, bad in zip(chosen_for, logits, likeliest, broken, strict=True):
-            if bad:
-                one.fail(not_a_number())
-            else:
+        sound = logits.amax(dim=-1).isfinite().tolist()  # NaN if one of the row is
+        for one, row, best, good in zip(chosen_for, logits, likeliest, sound, strict=True):
+            if good:
                 one.take(best if one.greedy else one.draw(row), row)
+            else:
+                one.outcome = not_a_number()
 
 
 def failure(error: RuntimeError | MemoryError) -> EngineError:

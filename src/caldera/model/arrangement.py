@@ -18,7 +18,8 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedModel
 
 from caldera.batches.collate import Row
-from caldera.model.packed_attention import NAME, Packing
+from caldera.model.attention_blocks import Packing
+from caldera.model.packed_attention import NAME
 
 log = logging.getLogger(__name__)
 
@@ -75,13 +76,13 @@ def _on_one_axis(
 ) -> Tensor:
     """Lay rows behind one another."""
     tokens = len(embedded)
-    more = -tokens % _ROUND_TO
+    more = _ROUND_TO - tokens % _ROUND_TO  # one at least, which a packing needs
     filled = torch.nn.functional.pad(embedded, (0, 0, 0, more))
     places = torch.nn.functional.pad(positions, (0, more))
-    packing = Packing(rows, positions)
+    packing = Packing(rows, places)
     others: dict[str, Any]
     if flex:
-        others = {"attention_mask": block_mask(packing, tokens + more)}
+        others = {"attention_mask": block_mask(packing, len(places))}
     else:  # a mask of four axes keeps transformers from making one of its own
         others = {"attention_mask": embedded.new_zeros(1, 1, 1, 1), "packing": packing}
     states = language.base_model(
@@ -94,10 +95,8 @@ def _on_one_axis(
 
 
 def block_mask(packing: Packing, tokens: int) -> BlockMask:
-    """Return the mask for FlexAttention on one axis of `tokens`, those behind the last row seeing themselves only."""
-    return create_block_mask(
-        packing.mask_rule(tokens), 1, None, tokens, tokens, device=packing.device
-    )
+    """Return the mask for FlexAttention on one axis of `tokens`; those behind the rows see each other."""
+    return create_block_mask(packing.mask_rule(), 1, None, tokens, tokens, device=packing.device)
 
 
 def _row_by_row(
@@ -117,7 +116,7 @@ def _row_by_row(
     places = torch.where(real, starts[:, None] + offsets, 0)  # (rows, width)
     others: dict[str, Any]
     if masked:
-        packing = Packing(rows, positions)
+        packing = Packing(rows, torch.nn.functional.pad(positions, (0, 1)))
         seen = packing.sees(places[:, :, None], places[:, None, :]) & real[:, None, :]
         eager = language.config._attn_implementation == "eager"
         told = torch.where(seen, 0.0, torch.finfo(torch.float32).min) if eager else seen

@@ -1,166 +1,33 @@
 """Attention over packed rows: a prefix once, and behind it branches that each see the prefix and themselves.
 
-All rows lie behind one another on one axis of tokens, without padding. `Packing` cuts them into blocks of queries
-whose keys are the row's prefix and a stretch right before the queries, so that few scores are computed in vain. The
-function is given to transformers by its AttentionInterface under NAME and works for every language model that takes its
-attention from there and hands keyword arguments on to it; `find_arrangement` asks the model itself.
+All rows lie behind one another on one axis of tokens, without padding, and are multiplied block by block as
+`attention_blocks` cuts them. The function is given to transformers by its AttentionInterface under NAME and works for
+every language model that takes its attention from there and hands keyword arguments on to it; `find_arrangement` asks
+the model itself.
 
 Scores are plain matrix products, which beat fused attention on CPUs at these lengths. The weights of short rows are
 kept for backward, once and in the precision of the products; those of long rows are computed again, so that what a
 layer keeps grows with the tokens and not with their square.
 """
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import pad
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from caldera.batches.collate import Row
+from caldera.model.attention_blocks import Packing
 
 NAME = "caldera_packed"
 """What transformers calls this attention."""
 
-_QUERIES = 128
-"""Of a block, at most: more of them compute more scores that the mask throws away, fewer make the products small."""
-
-MaskRule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""FlexAttention's question: batch, head, query and key, whether it is seen."""
-
 _KEPT_KEYS = 8
 """Weights are kept if a query has no more of them than this many times a head's width, so about as much as the rest of
 what a layer keeps; more are computed again."""
-
-_UNSEEN = -1e30
-"""Added to the score of what a query may not see; finite, so that a row of nothing else is no NaN."""
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Queries that are computed together, and the keys they see: a row's prefix and a stretch that ends with them."""
-
-    queries: slice
-    prefix: slice
-    """Seen whole; empty where the queries are the prefix's own."""
-
-    near: slice
-    """Seen as the mask says."""
-
-    @property
-    def scores(self) -> int:
-        """Products of a query and a key."""
-        keys = self.prefix.stop - self.prefix.start + self.near.stop - self.near.start
-        return (self.queries.stop - self.queries.start) * keys
-
-
-class Packing:
-    """The blocks of a batch's rows, and which near keys each of their queries sees."""
-
-    def __init__(self, rows: Sequence[Row], positions: Tensor) -> None:
-        """Cut `rows` into blocks; `positions`, (tokens,), restart behind each prefix."""
-        self.blocks = tuple(block for row in rows for block in _blocks(row))
-        scores = sum(block.scores for block in self.blocks)
-        self.keys_of_a_query = scores / sum(row.length for row in rows)
-        """Keys that the mean query is multiplied with."""
-        self._positions = positions
-        lengths = torch.tensor([row.length for row in rows])
-        self._rows = torch.arange(len(rows)).repeat_interleave(lengths).to(positions.device)
-        self._branches = torch.cat([_branches(row) for row in rows]).to(positions.device)
-        self._masks: dict[tuple[int | None, torch.dtype], list[Tensor]] = {}
-
-    def masks(self, window: int | None, dtype: torch.dtype) -> list[Tensor]:
-        """Return what is added to the scores of each block's near keys, and of its prefix too where a window ends.
-
-        Args:
-            window: Tokens that a query looks back, itself included, for models of sliding windows; None is all.
-            dtype: Of the scores.
-
-        Returns:
-            For each block (queries, near keys), or (queries, prefix and near keys) with a window.
-        """
-        if (window, dtype) not in self._masks:
-            self._masks[window, dtype] = [
-                self._mask(block, window).to(dtype) for block in self.blocks
-            ]
-        return self._masks[window, dtype]
-
-    def _mask(self, block: Block, window: int | None) -> Tensor:
-        """Return the mask of one block."""
-        keys = torch.arange(block.near.start, block.near.stop, device=self._positions.device)
-        if window is not None:
-            prefix = torch.arange(block.prefix.start, block.prefix.stop, device=keys.device)
-            keys = torch.cat([prefix, keys])
-        queries = torch.arange(block.queries.start, block.queries.stop, device=keys.device)
-        seen = self.sees(queries[:, None], keys[None, :])
-        if window is not None:
-            seen &= self._positions[queries][:, None] - self._positions[keys][None, :] < window
-        return torch.where(seen, 0.0, _UNSEEN)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the masks are."""
-        return self._positions.device
-
-    def sees(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """Tell which queries see which keys, by their place on the axis of tokens; both broadcast."""
-        together = self._rows[queries] == self._rows[keys]
-        own = self._branches[queries] == self._branches[keys]
-        prefix = self._branches[keys] == 0
-        return together & (own | prefix) & (keys <= queries)
-
-    def mask_rule(self, tokens: int) -> MaskRule:
-        """Return `sees` as FlexAttention asks, on an axis of `tokens` whose last ones may lie behind all rows."""
-        more = tokens - len(self._rows)
-        rows = pad(self._rows, (0, more), value=-1)
-        branches = pad(self._branches, (0, more))
-
-        def rule(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            del batch, head  # all alike
-            seen = (branches[query] == branches[key]) | (branches[key] == 0)
-            return (rows[query] == rows[key]) & seen & (key <= query)
-
-        return rule
-
-
-def _branches(row: Row) -> Tensor:
-    """Return 0 for a row's prefix and 1, 2, ... for its branches, (tokens,)."""
-    lengths = torch.tensor([row.prefix, *row.branches])
-    return torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-
-
-def _blocks(row: Row) -> Iterator[Block]:
-    """Cut a row into blocks: short branches share one, long ones and the prefix are cut."""
-    empty = slice(row.start, row.start)
-    for queries in _cut(row.start, row.prefix):
-        yield Block(queries, empty, slice(row.start, queries.stop))
-    prefix = slice(row.start, row.start + row.prefix)
-    begin = end = prefix.stop
-    for length in row.branches:
-        if end > begin and end + length - begin > _QUERIES:
-            yield Block(slice(begin, end), prefix, slice(begin, end))
-            begin = end
-        end += length
-        if length > _QUERIES:
-            for queries in _cut(begin, length):
-                yield Block(queries, prefix, slice(begin, queries.stop))
-            begin = end
-    if end > begin:
-        yield Block(slice(begin, end), prefix, slice(begin, end))
-
-
-def _cut(start: int, length: int) -> Iterator[slice]:
-    """Cut a stretch into equal pieces of at most _QUERIES."""
-    pieces = -(-length // _QUERIES)
-    edges = [start + length * at // max(1, pieces) for at in range(pieces + 1)]
-    for one, other in itertools.pairwise(edges):
-        yield slice(one, other)
 
 
 def packed_attention(  # noqa: PLR0913 - transformers' signature
@@ -210,7 +77,8 @@ def packed_attention(  # noqa: PLR0913 - transformers' signature
     dtype = torch.get_autocast_dtype(query.device.type)
     if torch.is_autocast_enabled(query.device.type):
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    out: Tensor = _Attention.apply(query[0], key[0], value[0], packing, scale, sliding_window)  # type: ignore[no-untyped-call]
+    tables = (each[0].transpose(0, 1) for each in (query, key, value))  # (tokens, heads, width)
+    out: Tensor = _Attention.apply(*tables, packing, scale, sliding_window)  # type: ignore[no-untyped-call]
     return out.unsqueeze(0), None
 
 
@@ -219,7 +87,7 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 class _Attention(torch.autograd.Function):
-    """Attention block by block; query heads that share a key head are rows of one matrix."""
+    """Attention bucket by bucket; query heads that share a key head are rows of one matrix."""
 
     @staticmethod
     def forward(
@@ -231,78 +99,120 @@ class _Attention(torch.autograd.Function):
         scale: float,
         window: int | None,
     ) -> Tensor:
-        """Return (tokens, heads, head width) of query (heads, tokens, head width), key and value (key heads, ...)."""
-        heads, tokens, width = query.shape
-        out = query.new_zeros(tokens, heads, width)
-        by_key_head = out.view(tokens, len(key), heads // len(key), width)
+        """Return (tokens, heads, head width) of query, which is the same, and key and value of (key) heads."""
+        matrices = _Matrices(packing, query, key, window)
+        queries, keys = matrices.gather_queries(query) * scale, matrices.gather_keys(key)
+        values = matrices.gather_keys(value)
+        out = matrices.empty_queries()
         kept = []
-        for block, mask in zip(packing.blocks, packing.masks(window, query.dtype), strict=True):
-            weights = _weights(block, mask, query, key, scale)  # (key heads, group * queries, keys)
-            seen = torch.bmm(weights, _keys(block, value))  # (key heads, group * queries, width)
-            by_key_head[block.queries] = _ungrouped(seen, block).permute(2, 0, 1, 3)
-            if packing.keys_of_a_query <= _KEPT_KEYS * width:
+        for at in range(len(packing.buckets)):
+            weights = matrices.weights(at, queries, keys)
+            torch.bmm(weights, matrices.of_keys(at, values), out=matrices.of_queries(at, out))
+            if packing.keys_of_a_query <= _KEPT_KEYS * query.shape[-1]:
                 kept.append(weights)
         ctx.save_for_backward(query, key, value, *kept)
         ctx.packing, ctx.scale, ctx.window = packing, scale, window
-        return out
+        return matrices.scatter_queries(out)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's
-        """Take the weights of each block, or compute them again, and from them the gradients."""
+        """Take the weights of each bucket, or compute them again, and from them the gradients."""
         query, key, value, *kept = ctx.saved_tensors
-        packing, scale, window = ctx.packing, ctx.scale, ctx.window
-        by_query = torch.zeros_like(query)
-        by_key, by_value = torch.zeros_like(key), torch.zeros_like(value)
-        incoming = gradient.permute(1, 0, 2)  # (heads, tokens, width)
-        masks = packing.masks(window, query.dtype)
-        for at, block in enumerate(packing.blocks):
-            weights = kept[at] if kept else _weights(block, masks[at], query, key, scale)
-            part = _grouped(incoming, block, len(key))  # (key heads, group * queries, width)
-            _add(by_value, block, torch.bmm(weights.transpose(1, 2), part))
-            by_weights = torch.bmm(part, _keys(block, value).transpose(1, 2))
+        matrices = _Matrices(ctx.packing, query, key, ctx.window)
+        queries, keys = matrices.gather_queries(query) * ctx.scale, matrices.gather_keys(key)
+        values, incoming = matrices.gather_keys(value), matrices.gather_queries(gradient)
+        by_query, by_key, by_value = (
+            matrices.empty_queries(), matrices.empty_keys(), matrices.empty_keys()
+        )  # fmt: skip
+        for at in range(len(ctx.packing.buckets)):
+            weights = kept[at] if kept else matrices.weights(at, queries, keys)
+            part = matrices.of_queries(at, incoming)  # (blocks * key heads, group * queries, width)
+            torch.bmm(weights.transpose(1, 2), part, out=matrices.of_keys(at, by_value))
+            by_weights = torch.bmm(part, matrices.of_keys(at, values).transpose(1, 2))
             by_scores = torch._softmax_backward_data(by_weights, weights, -1, weights.dtype)
-            by_scores *= scale
-            of_query = torch.bmm(by_scores, _keys(block, key))
-            by_query[:, block.queries] = _ungrouped(of_query, block).flatten(0, 1)
-            _add(
-                by_key,
-                block,
-                torch.bmm(by_scores.transpose(1, 2), _grouped(query, block, len(key))),
-            )
-        return by_query, by_key, by_value, None, None, None
+            torch.bmm(by_scores, matrices.of_keys(at, keys), out=matrices.of_queries(at, by_query))
+            scaled = matrices.of_queries(at, queries)
+            torch.bmm(by_scores.transpose(1, 2), scaled, out=matrices.of_keys(at, by_key))
+        return (
+            matrices.scatter_queries(by_query) * ctx.scale,
+            matrices.sum_keys(by_key),
+            matrices.sum_keys(by_value),
+            None,
+            None,
+            None,
+        )
 
 
-def _grouped(query: Tensor, block: Block, key_heads: int) -> Tensor:
-    """Return a block's queries, (key heads, group * queries, width), of (heads, tokens, width)."""
-    return query[:, block.queries].reshape(key_heads, -1, query.shape[-1])
+class _Matrices:
+    """Moves rows between the tables of a layer and the matrices of its buckets."""
+
+    def __init__(self, packing: Packing, query: Tensor, key: Tensor, window: int | None) -> None:
+        """Measure the tables: query (tokens, heads, width), key (tokens, key heads, width)."""
+        self._heads, self._key_heads, self._width = query.shape[1], key.shape[1], query.shape[2]
+        self._places = packing.places(self._heads, self._key_heads)
+        self._masks = packing.masks(window, query.dtype)
+        self._like = query
+        group = self._heads // self._key_heads
+        self._query_shapes = [
+            (len(each.queries) * self._key_heads, group * each.queries.shape[1])
+            for each in packing.buckets
+        ]
+        self._key_shapes = [
+            (len(each.keys) * self._key_heads, each.keys.shape[1]) for each in packing.buckets
+        ]
+
+    def gather_queries(self, table: Tensor) -> Tensor:
+        """Return the rows of all buckets' queries, (gathered queries, width)."""
+        return table.reshape(-1, self._width).index_select(0, self._places.queries)
+
+    def gather_keys(self, table: Tensor) -> Tensor:
+        """Return the rows of all buckets' keys or values, (gathered keys, width)."""
+        return table.reshape(-1, self._width).index_select(0, self._places.keys)
+
+    def empty_queries(self) -> Tensor:
+        """Return room for rows of queries, with a row of zeros behind them."""
+        return self._empty(len(self._places.queries))
+
+    def empty_keys(self) -> Tensor:
+        """Return room for rows of keys, with a row of zeros behind them."""
+        return self._empty(len(self._places.keys))
+
+    def _empty(self, rows: int) -> Tensor:
+        made = self._like.new_empty(rows + 1, self._width)
+        made[-1] = 0
+        return made
+
+    def of_queries(self, at: int, rows: Tensor) -> Tensor:
+        """Return the matrices of a bucket's queries, (blocks * key heads, group * queries, width)."""
+        return _slice(rows, self._query_shapes, at)
+
+    def of_keys(self, at: int, rows: Tensor) -> Tensor:
+        """Return the matrices of a bucket's keys, (blocks * key heads, keys, width)."""
+        return _slice(rows, self._key_shapes, at)
+
+    def weights(self, at: int, queries: Tensor, keys: Tensor) -> Tensor:
+        """Return the attention weights of a bucket, (blocks * key heads, group * queries, keys)."""
+        scores = torch.bmm(self.of_queries(at, queries), self.of_keys(at, keys).transpose(1, 2))
+        mask = self._masks[at]  # (blocks, 1, queries, keys)
+        blocks, _, num_queries, num_keys = mask.shape
+        scores.view(blocks, -1, num_queries, num_keys).add_(mask)
+        return scores.softmax(dim=-1)
+
+    def scatter_queries(self, rows: Tensor) -> Tensor:
+        """Return a table, (tokens, heads, width), of rows of queries."""
+        found = rows.index_select(0, self._places.of_query)
+        return found.view(-1, self._heads, self._width)
+
+    def sum_keys(self, rows: Tensor) -> Tensor:
+        """Return a table, (tokens, key heads, width), of rows of keys, summed over the blocks each was in."""
+        places = self._places.of_key
+        found = rows.index_select(0, places.flatten()).view(*places.shape, self._width)
+        return found.sum(dim=1).view(-1, self._key_heads, self._width)
 
 
-def _ungrouped(rows: Tensor, block: Block) -> Tensor:
-    """Return (key heads, group, queries, width) of (key heads, group * queries, width)."""
-    return rows.unflatten(1, (-1, block.queries.stop - block.queries.start))
-
-
-def _keys(block: Block, keys: Tensor) -> Tensor:
-    """Return a block's keys or values, (key heads, prefix + near, width)."""
-    if block.prefix.start == block.prefix.stop:
-        return keys[:, block.near]
-    if block.prefix.stop == block.near.start:
-        return keys[:, block.prefix.start : block.near.stop]
-    return torch.cat([keys[:, block.prefix], keys[:, block.near]], dim=1)
-
-
-def _add(gradients: Tensor, block: Block, part: Tensor) -> None:
-    """Add the gradients of a block's keys, (key heads, prefix + near, width), to where they belong."""
-    prefix = block.prefix.stop - block.prefix.start
-    gradients[:, block.prefix] += part[:, :prefix]
-    gradients[:, block.near] += part[:, prefix:]
-
-
-def _weights(block: Block, mask: Tensor, query: Tensor, key: Tensor, scale: float) -> Tensor:
-    """Return the attention weights of a block, (key heads, group * queries, keys)."""
-    scores = torch.bmm(_grouped(query, block, len(key)), _keys(block, key).transpose(1, 2))
-    scores *= scale
-    masked = _ungrouped(scores, block)[..., -mask.shape[-1] :]
-    masked += mask
-    return scores.softmax(dim=-1)
+def _slice(rows: Tensor, shapes: Sequence[tuple[int, int]], at: int) -> Tensor:
+    """Return the matrices of bucket `at` among rows that lie bucket behind bucket."""
+    start = sum(count * size for count, size in shapes[:at])
+    count, size = shapes[at]
+    return rows[start : start + count * size].view(count, size, -1)

@@ -9,7 +9,14 @@ chats.
 from collections.abc import Sequence
 
 from caldera.chat.api.errors import refused
-from caldera.chat.api.wire import ChatRequest, ImagePart, SystemMessage, TextPart, UserMessage
+from caldera.chat.api.wire import (
+    ChatRequest,
+    ImagePart,
+    Message,
+    SystemMessage,
+    TextPart,
+    UserMessage,
+)
 from caldera.conversation import Conversation, Picture, Turn
 from caldera.errors import UsageError
 from caldera.instructions.writing import named
@@ -29,19 +36,10 @@ def read_messages(request: ChatRequest, most_images: int) -> tuple[Conversation,
     for number, message in enumerate(request.messages):
         where = f"messages[{number}]"
         parts = _parts(message.content, urls)
-        if not any(isinstance(part, Picture) or part.strip() for part in parts):
-            raise refused(f"{where}.content: is empty; say something", f"{where}.content")
+        _check_place(message, parts, turns, where)
         if isinstance(message, SystemMessage):
-            if turns:
-                raise refused(
-                    f"{where}.role: a {message.role} message must stand before all others",
-                    f"{where}.role",
-                )
             system.extend(str(part) for part in parts)
-            continue
-        if not turns and not isinstance(message, UserMessage):
-            raise refused(f"{where}.role: the user must speak first", f"{where}.role")
-        if turns and turns[-1][0] == message.role:
+        elif turns and turns[-1][0] == message.role:
             turns[-1][1].extend(["\n", *parts])
         else:
             turns.append((message.role, parts))
@@ -56,6 +54,22 @@ def read_messages(request: ChatRequest, most_images: int) -> tuple[Conversation,
         return Conversation("request", tuple(map(_turn, turns))), urls
     except UsageError as error:
         raise refused(f"messages: {error}", "messages") from None
+
+
+def _check_place(message: Message, parts: Parts, turns: Sequence[object], where: str) -> None:
+    """Refuse a message that says nothing, or that cannot stand behind `turns`.
+
+    Raises:
+        ApiError: It is one of the two.
+    """
+    if not any(isinstance(part, Picture) or part.strip() for part in parts):
+        raise refused(f"{where}.content: is empty; say something", f"{where}.content")
+    if isinstance(message, SystemMessage) and turns:
+        raise refused(
+            f"{where}.role: a {message.role} message must stand before all others", f"{where}.role"
+        )
+    if not turns and not isinstance(message, SystemMessage | UserMessage):
+        raise refused(f"{where}.role: the user must speak first", f"{where}.role")
 
 
 def _parts(content: str | Sequence[TextPart | ImagePart], urls: list[str]) -> Parts:
