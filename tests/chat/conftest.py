@@ -74,7 +74,7 @@ def shared_narrow_server(model_folder: Path) -> Iterator[ServerProcess]:
         "--set", "engine.slots=1", "--set", "engine.queue=1", "--set", "limits.stall_seconds=2", "--set",
         "limits.ping_seconds=0.1", "--set", "media.decoders=1",
     )  # fmt: skip
-    with ServerProcess(model_folder, *options) as server:
+    with ServerProcess(model_folder, *options, faults=["slow:0.01"]) as server:
         yield server
 
 

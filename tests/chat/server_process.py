@@ -132,7 +132,7 @@ class ServerProcess:
             self.process.send_signal(signal.SIGTERM)
             self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(20)
+            self.process.wait(120)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise
@@ -176,7 +176,7 @@ class ServerProcess:
 
     def connect(self) -> http.client.HTTPConnection:
         """Return a connection, which opens at the first request."""
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
 
     def get(self, path: str) -> Answer:
         """Ask for a page."""
@@ -210,7 +210,7 @@ class ServerProcess:
         found = [line for line in lines if re.match(rf"{re.escape(name)}[ {{]", line)]
         return sum(float(line.rsplit(" ", 1)[1]) for line in found)
 
-    def wait_until(self, holds: Callable[[], bool], seconds: float = 20) -> None:
+    def wait_until(self, holds: Callable[[], bool], seconds: float = 120) -> None:
         """Wait until something holds."""
         end = time.monotonic() + seconds
         while not holds():
@@ -236,7 +236,7 @@ class ServerProcess:
         assert found is not None
         return int(found[1]) * 1024
 
-    def end(self, seconds: float = 40) -> int:
+    def end(self, seconds: float = 120) -> int:
         """Wait for its end and return its exit code."""
         code = self.process.wait(seconds)
         self._reader.join(5)
