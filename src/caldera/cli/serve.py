@@ -33,6 +33,19 @@ MediaRoot = Annotated[
     Path | None,
     typer.Option(metavar="FOLDER", help="Folder whose images clients may name by file: URLs."),
 ]
+WithPage = Annotated[
+    bool | None,
+    typer.Option(
+        "--web/--no-web",
+        help="Have a page for browsers at /. \\[default: if caldera\\[web] is installed]",
+    ),
+]
+Beside = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER", help="A second model, which answers beside the first on the page."
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -67,19 +80,8 @@ def serve(
     fetch_from: FetchFrom = None,
     media_root: MediaRoot = None,
     metrics: Annotated[bool, typer.Option(help="Have /metrics.")] = True,
-    web: Annotated[
-        bool | None,
-        typer.Option(
-            "--web/--no-web",
-            help="Have a page for browsers at /. \\[default: if caldera\\[web] is installed]",
-        ),
-    ] = None,
-    beside: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER", help="A second model, which answers beside the first on the page."
-        ),
-    ] = None,
+    web: WithPage = None,
+    beside: Beside = None,
     settings: Settings = None,
     quantize: Quantize = None,
     device: Device = "auto",
@@ -111,12 +113,6 @@ def serve(
     bits = [] if quantize is None else [f"engine.bits={quantize}"]
     chosen = with_settings(plain, [*bits, *(settings or ())])
     page = _page(web, beside)
-
-    def tell(url: str) -> None:
-        out.print(f"{chosen.name} at {url}", soft_wrap=True)
-        if page is not None:
-            out.print(f"page at {url.removesuffix('/v1')}/", soft_wrap=True)
-
     log_as_json()
     run(
         model,
@@ -125,9 +121,16 @@ def serve(
         compute=means_from(device, dtype).compute,
         by_storage=dtype == "auto",
         web=page,
-        tell=tell,
+        tell=lambda url: _tell(chosen.name, url, page),
     )
     err.print("ended", soft_wrap=True)
+
+
+def _tell(name: str, url: str, page: "Web | None") -> None:
+    """Say where the server is."""
+    out.print(f"{name} at {url}", soft_wrap=True)
+    if page is not None:
+        out.print(f"page at {url.removesuffix('/v1')}/", soft_wrap=True)
 
 
 def _page(wanted: bool | None, beside: Path | None) -> "Web | None":

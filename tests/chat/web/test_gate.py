@@ -32,7 +32,7 @@ def server(web_server: ServerProcess, loopback: None) -> Iterator[ServerProcess]
     ],
 )  # fmt: skip
 def test_no_file_and_no_other_site_is_reached(server: ServerProcess, path: str) -> None:
-    """404 in the one shape of errors, and no way to another site (I7)."""
+    """I7: 404 in the one shape of errors, and no way to another site."""
     answer = server.get(path)
     assert answer.status in (403, 404), answer.content
     assert "location" not in answer.headers
@@ -43,13 +43,13 @@ def test_no_file_and_no_other_site_is_reached(server: ServerProcess, path: str) 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
 def test_nothing_can_be_uploaded(server: ServerProcess, method: str) -> None:
-    """There is no route for it, so there is no file of another user either (I7)."""
+    """I7: There is no route for it, so there is no file of another user either."""
     assert server.send(method, "/gradio_api/upload", b"x").status == 404
     assert server.send(method, "/", b"x").status == 404
 
 
 def test_a_body_of_200_mb_is_refused_before_it_is_read(server: ServerProcess) -> None:
-    """By what it announces, or while it comes (I8)."""
+    """I8: By what it announces, or while it comes."""
     announced = server.send(
         "POST", "/gradio_api/queue/join", b"", {"Content-Length": str(200 << 20)}
     )

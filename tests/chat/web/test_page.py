@@ -98,7 +98,7 @@ def test_a_reload_loses_nothing(visitor: Visitor, web_server: ServerProcess, sce
 def test_a_dead_server_is_told_and_costs_nothing(
     visitor: Visitor, model_folder: Path, scene: Path
 ) -> None:
-    """Killed amid an answer: a banner, the conversation stays, and once it is back the question is asked again."""
+    """I8: Killed amid an answer: a banner, the conversation stays, and once it is back the question is asked again."""
     with ServerProcess(model_folder, "--web", faults=["slow:0.05"]) as server:
         visitor.open(server)
         visitor.show(scene)
@@ -118,7 +118,7 @@ def test_a_dead_server_is_told_and_costs_nothing(
 def test_a_refused_picture_is_told(
     visitor: Visitor, web_server: ServerProcess, scene: Path
 ) -> None:
-    """Too large, no picture, or broken: each in words; what was typed stays."""
+    """I8: Too large, no picture, or broken: each in words; what was typed stays."""
     visitor.open(web_server)
     visitor.page.fill(".talk textarea", "my question")
     broken = {"name": "broken.png", "mimeType": "image/png", "buffer": scene.read_bytes()[:50]}
@@ -144,7 +144,7 @@ def test_a_conversation_that_is_too_long_is_told(
 
 
 def test_answers_are_shown_as_they_are_written(visitor: Visitor, model_folder: Path) -> None:
-    """HTML, javascript: links and remote pictures in an answer or a question do nothing (I6)."""
+    """I6: HTML, javascript: links and remote pictures in an answer or a question do nothing."""
     evil = (
         "<img src=http://127.0.0.1:9/x onerror=hacked()><script>hacked()</script>[a](javascript:hacked()) "
         "![b](http://evil.test/steal.png) <a href=http://evil.test>c</a> **bold**"
@@ -241,7 +241,7 @@ def test_two_models_answer_side_by_side(
 def test_twenty_tabs_are_all_answered(
     browser: object, web_server: ServerProcess, loopback: None
 ) -> None:
-    """More than there are slots: they wait their turn (I8)."""
+    """I8: More than there are slots: they wait their turn."""
     one = Visitor(browser)
     one.open(web_server)
     pages = [one.context.new_page() for _ in range(19)]

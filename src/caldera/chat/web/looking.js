@@ -79,7 +79,7 @@ function paint(canvas, image, picture, heat) {
   canvas.height = Math.round(image.naturalHeight * scale);
   const small = make("canvas", { width: picture.columns, height: picture.rows });
   const pixels = new ImageData(picture.columns, picture.rows);
-  heat.forEach((value, cell) => pixels.data.set([12, 10, 30, Math.round(215 * (1 - value ** 0.8))], 4 * cell));
+  heat.forEach((value, cell) => pixels.data.set([12, 10, 30, Math.round(215 * (1 - value ** 0.65))], 4 * cell));
   small.getContext("2d").putImageData(pixels, 0, 0);
   const pen = canvas.getContext("2d");
   pen.drawImage(image, 0, 0, canvas.width, canvas.height);

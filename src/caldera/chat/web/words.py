@@ -12,8 +12,8 @@ WORDS: Mapping[str, tuple[str, str]] = {
         "给助手看一张图片，然后提问。",
     ),
     "privacy": (
-        "Pictures and words stay between this browser and the server; the server keeps neither.",
-        "图片和文字只在本浏览器与服务器之间传送，服务器不保存。",
+        "Pictures and words go from this browser to the server and nowhere else; it writes neither to its disk.",
+        "图片和文字只从本浏览器发送到服务器，不会写入其磁盘。",
     ),
     "examples": ("Try one of these", "试试这些例子"),
     "ask": ("Ask about the picture …", "请输入问题 …"),
@@ -47,7 +47,7 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "look_all": ("whole answer", "整个回答"),
     "look_note": (
         "Bright is where the language model's attention went, averaged over layers and heads, when it wrote the chosen "
-        "words; {share} of all its attention was on the picture. Attention shows from where the model read. It does "
+        "words; {share} of all its attention was on pictures. Attention shows from where the model read. It does "
         "not explain why it answered so.",
         "亮处是语言模型写出所选词语时注意力所在（对所有层和头取平均）；全部注意力中有 {share} 在图片上。"
         "注意力只表明模型从哪里读取信息，并不解释它为何这样回答。",
