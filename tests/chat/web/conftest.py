@@ -29,7 +29,7 @@ def slow_server(model_folder: Path) -> Iterator[ServerProcess]:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # else its event loop runs on under the tests that follow
 def browser() -> Iterator[Any]:
     """Chromium, which finds no host but this machine."""
     api = pytest.importorskip("playwright.sync_api", reason="no playwright")
