@@ -273,6 +273,9 @@ def test_the_command_ends_with_its_workers(
     """A killed worker is a training error with its exit code; Ctrl-C, which all of them hear, leaves none behind."""
     save_assistant(tmp_path / "start", assistant)
     write_conversations(tmp_path / "data.json", dialogues(40))
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # ignored where tests run in the background
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "caldera", "train", "finetune", "--workers", "2"),
@@ -284,6 +287,7 @@ def test_the_command_ends_with_its_workers(
         text=True,
         start_new_session=True,
     )
+    signal.signal(signal.SIGINT, before)
     assert process.stderr is not None
     metrics = tmp_path / "run" / "metrics.jsonl"
     while len(read_metrics(metrics)) < 5:
