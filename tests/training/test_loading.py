@@ -299,7 +299,11 @@ def test_the_command_ends_with_its_workers(
         os.kill(workers[0], signal.SIGKILL)
     else:
         os.killpg(process.pid, signal.SIGINT)
-    said = process.communicate(timeout=60)[1]
+    try:
+        said = process.communicate(timeout=60)[1]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # it would train on beside the tests that follow
+        raise
     assert process.returncode == code, said
     if end == "worker":
         assert re.search(r"loading worker \d \(process \d+\) was ended by signal 9", said)
