@@ -17,6 +17,12 @@ _LOCK = ".lock"
 """The file in a run's folder that its process locks."""
 
 
+def free_bytes(path: Path) -> int:
+    """Return the bytes that are free where a path is or will be; it need not exist yet."""
+    standing = next(each for each in (path, *path.absolute().parents) if each.exists())
+    return shutil.disk_usage(standing).free
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn the system's refusals while writing `path` into errors that say what to do.

@@ -31,6 +31,12 @@ class Row:
         """Tokens in all."""
         return self.prefix + sum(self.branches)
 
+    @property
+    def positions(self) -> Tensor:
+        """Place of each token in its own conversation, (tokens,): each branch goes on where the prefix ends."""
+        behind = [torch.arange(self.prefix, self.prefix + length) for length in self.branches]
+        return torch.cat([torch.arange(self.prefix), *behind])
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -98,7 +104,6 @@ def collate(packs: Sequence[Pack], pictures: Tensor) -> Batch:
     if views != len(pictures):
         raise ValueError(f"the samples show {views} views of pictures but {len(pictures)} arrived")
     ids: list[int] = []
-    positions: list[int] = []
     before: list[int] = []
     wanted: list[int] = []
     rows = []
@@ -106,7 +111,6 @@ def collate(packs: Sequence[Pack], pictures: Tensor) -> Batch:
         start, prefix = len(ids), one.shared
         rows.append(Row(start, prefix, tuple(sample.length - prefix for sample in one.samples)))
         ids += one.samples[0].ids[:prefix]
-        positions += range(prefix)
         for sample in one.samples:
             behind = len(ids) - prefix  # where the sample's own first token would be
             for at in range(max(1, prefix), sample.length):
@@ -114,7 +118,12 @@ def collate(packs: Sequence[Pack], pictures: Tensor) -> Batch:
                     before.append(behind + at - 1 if at > prefix else start + at - 1)
                     wanted.append(sample.labels[at])
             ids += sample.ids[prefix:]
-            positions += range(prefix, sample.length)
-    tensors = (torch.tensor(each, dtype=torch.long) for each in (ids, positions, before, wanted))
-    all_ids, all_positions, all_before, all_wanted = tensors
-    return Batch(all_ids, all_positions, tuple(rows), all_before, all_wanted, pictures, layouts)
+    return Batch(
+        ids=torch.tensor(ids),
+        positions=torch.cat([row.positions for row in rows]),
+        rows=tuple(rows),
+        before=torch.tensor(before, dtype=torch.long),
+        wanted=torch.tensor(wanted, dtype=torch.long),
+        pictures=pictures,
+        layouts=layouts,
+    )

@@ -11,7 +11,6 @@ should only slow down (reasoned, not measured), and the order of the first epoch
 import hashlib
 import logging
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from caldera.batches.picture_files import decode_picture, read_bytes
 from caldera.batches.picture_sources import AT_ONCE, FrozenTower, KeptFeatures
 from caldera.errors import InputError, OutputError
 from caldera.progress import Progress, Tick
+from caldera.storage import free_bytes
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +85,7 @@ def _announce(store: FeatureStore, paths: Sequence[Path], tower: FrozenTower) ->
     views = sum(_views(path, tower) for path in paths)
     size = views * math.prod(tower.shape) * store.dtype.itemsize
     place = store.data.parent
-    standing = next(folder for folder in (place, *place.absolute().parents) if folder.is_dir())
-    free = shutil.disk_usage(standing).free
+    free = free_bytes(place)
     said = f"features of {len(paths):,} pictures ({views:,} views) take {_amount(size)} in {place}"
     if size > free:
         raise OutputError(

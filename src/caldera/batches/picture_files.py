@@ -5,6 +5,8 @@ It needs no tensors, so that a process that only decodes starts at once.
 
 import stat
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -56,16 +58,25 @@ def decode_picture(content: bytes, name: str) -> Image.Image:
     """
     if not content:
         raise PictureError(f"{name} is empty (0 bytes); replace or remove it")
+    with _opened(content, name) as picture:
+        if picture.format == "GIF" and Path(name).suffix.lower() not in ("", ".gif"):
+            raise PictureError(f"{name} is a GIF by content; rename it to .gif or convert it")
+        picture.load()
+        turn = _UPRIGHT.get(_orientation(picture))
+        return _on_white(picture if turn is None else picture.transpose(turn))
+
+
+@contextmanager
+def _opened(content: bytes, name: str) -> Iterator[Image.Image]:
+    """Give a picture whose head was read and is within the limits; what Pillow raises in the block is told in words.
+
+    Raises:
+        PictureError: It is in another format, broken, or too large.
+    """
     try:
         with Image.open(BytesIO(content), formats=FORMATS) as picture:
             _check_size(picture.size, name)
-            if picture.format == "GIF" and Path(name).suffix.lower() not in ("", ".gif"):
-                raise PictureError(f"{name} is a GIF by content; rename it to .gif or convert it")
-            picture.load()
-            turn = _UPRIGHT.get(_orientation(picture))
-            return _on_white(picture if turn is None else picture.transpose(turn))
-    except PictureError:
-        raise
+            yield picture
     except UnidentifiedImageError:
         raise PictureError(f"{name} is not a {', '.join(FORMATS)} picture; convert it") from None
     except Image.DecompressionBombError:
@@ -93,16 +104,8 @@ def picture_head(content: bytes, name: str) -> tuple[str, tuple[int, int]]:
     Raises:
         PictureError: It is in another format, its head is broken, or it is too large.
     """
-    try:
-        with Image.open(BytesIO(content), formats=FORMATS) as picture:
-            _check_size(picture.size, name)
-            return str(picture.format), picture.size
-    except UnidentifiedImageError:
-        raise PictureError(f"{name} is not a {', '.join(FORMATS)} picture; convert it") from None
-    except Image.DecompressionBombError:
-        raise _too_many_pixels(name) from None
-    except (OSError, ValueError, SyntaxError) as error:
-        raise PictureError(f"{name} cannot be decoded, it is broken or cut; replace it") from error
+    with _opened(content, name) as picture:
+        return str(picture.format), picture.size
 
 
 def _too_many_pixels(name: str) -> PictureTooLargeError:

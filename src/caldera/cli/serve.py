@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from caldera.cli.options import Device, err, means_from, out
+from caldera.cli.options import Device, Quantize, err, means_from, out
 
 if TYPE_CHECKING:
     from caldera.chat.web.opening import Web
@@ -53,9 +53,6 @@ Settings = Annotated[
         metavar="NAME=VALUE",
         help="Change a limit, such as limits.images, media.max_bytes or engine.slots; many times.",
     ),
-]
-Quantize = Annotated[
-    str | None, typer.Option(help="int8: the language model in half the memory, and faster.")
 ]
 Dtype = Annotated[
     str,

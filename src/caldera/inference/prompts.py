@@ -15,7 +15,7 @@ from torch import Tensor
 
 from caldera.batches.anyres import Layout, Size, layout_in
 from caldera.batches.inspection import stretches
-from caldera.batches.labels import IGNORED, SLOT, Encoded, encode
+from caldera.batches.labels import IGNORED, Encoded, encode
 from caldera.batches.pictures import PictureProcessor
 from caldera.batches.templates import find_template
 from caldera.conversation import IMAGE_MARK, Conversation, Turn
@@ -148,13 +148,10 @@ class Prompter:
         """
         layouts = [picture.layout for picture in pictures]
         counts = self._assistant.image_tokens(layouts)
-        slots = [at for at, token in enumerate(encoded.ids) if token == SLOT]
         wider = self._widened(encoded, layouts)  # refuses where the numbers differ
-        starts, shift = [], 0
-        for slot, count in zip(slots, counts, strict=True):
-            starts.append(slot + shift)
-            shift += count - 1
-        return Prompt(wider.ids, tuple(pictures), tuple(starts))
+        ends = encoded.picture_ends(counts)
+        starts = tuple(end - count for end, count in zip(ends, counts, strict=True))
+        return Prompt(wider.ids, tuple(pictures), starts)
 
     def written(self, conversation: Conversation) -> str:
         """Spell a prompt as the model gets it, with `<image>` where a picture stands."""

@@ -10,7 +10,7 @@ All give the same numbers but for rounding. Which ones a model takes is not in a
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,8 +24,6 @@ from caldera.model.packed_attention import NAME
 log = logging.getLogger(__name__)
 
 Arrangement = Literal["packed", "flex", "masked", "padded"]
-
-ARRANGEMENTS: tuple[Arrangement, ...] = get_args(Arrangement)
 
 _ROUND_TO = 64
 """Packed tokens are made a multiple of this, as the first steps at each new shape are slow."""
@@ -199,7 +197,7 @@ def _probed(language: PreTrainedModel, arrangement: Arrangement) -> Tensor:
     table = language.get_input_embeddings().weight
     tokens = torch.arange(sum(row.length for row in _PROBE), device=table.device)  # type: ignore[arg-type]
     embedded = table[tokens % len(table)]  # type: ignore[arg-type,index]
-    positions = torch.cat([_positions(row) for row in _PROBE]).to(tokens.device)
+    positions = torch.cat([row.positions for row in _PROBE]).to(tokens.device)
     if shares_prefixes(arrangement):
         return hidden_states(language, embedded, positions, _PROBE, arrangement).float()
     states = torch.empty(embedded.shape, device=tokens.device)
@@ -212,9 +210,3 @@ def _probed(language: PreTrainedModel, arrangement: Arrangement) -> Tensor:
                 language, embedded[places], positions[places], whole, arrangement
             ).float()
     return states
-
-
-def _positions(row: Row) -> Tensor:
-    """Return the place of each token in its own conversation, (tokens,)."""
-    branches = [torch.arange(length) + row.prefix for length in row.branches]
-    return torch.cat([torch.arange(row.prefix), *branches])

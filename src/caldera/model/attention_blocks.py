@@ -7,7 +7,7 @@ Blocks of like size go into a bucket, to be multiplied together, and rows are ga
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -73,12 +73,18 @@ class Places:
     of_key: Tensor
     """The same of keys, each of which may be in several blocks, (tokens * key heads, most blocks)."""
 
+    query_shapes: tuple[tuple[int, int], ...]
+    """Of each bucket: how many matrices its gathered queries are, and rows of each."""
+
+    key_shapes: tuple[tuple[int, int], ...]
+    """The same of keys."""
+
 
 class Packing:
     """The blocks of a batch's rows, and which keys each of their queries sees."""
 
     def __init__(self, rows: Sequence[Row], positions: Tensor) -> None:
-        """Cut rows into blocks and sort these by size.
+        """Cut rows into blocks.
 
         Args:
             rows: They cover all tokens but some at the end, of which there must be one at least, the spare one.
@@ -97,9 +103,13 @@ class Packing:
         self._rows = _filled(torch.arange(len(rows)).repeat_interleave(lengths), behind, positions)
         self._branches = _filled(torch.cat([_branches(row) for row in rows]), behind, positions)
         self._spare = len(positions) - 1
-        self.buckets = tuple(self._bucket(blocks) for blocks in _like_sizes(self.blocks))
         self._masks: dict[tuple[int | None, torch.dtype], list[Tensor]] = {}
         self._places: dict[tuple[int, int], Places] = {}
+
+    @cached_property
+    def buckets(self) -> tuple[Bucket, ...]:
+        """The blocks, sorted by size."""
+        return tuple(self._bucket(blocks) for blocks in _like_sizes(self.blocks))
 
     def _bucket(self, blocks: Sequence[Block]) -> Bucket:
         """Make blocks the same size."""
@@ -174,7 +184,20 @@ class Packing:
         tokens = len(self._positions)
         of_query = _where_they_went(queries, tokens * heads, self._spare * heads)
         of_key = _where_they_went(keys, tokens * key_heads, self._spare * key_heads)
-        return Places(queries, keys, of_query.squeeze(1), of_key)
+        group = heads // key_heads
+        return Places(
+            queries=queries,
+            keys=keys,
+            of_query=of_query.squeeze(1),
+            of_key=of_key,
+            query_shapes=tuple(
+                (len(each.queries) * key_heads, group * each.queries.shape[1])
+                for each in self.buckets
+            ),
+            key_shapes=tuple(
+                (len(each.keys) * key_heads, each.keys.shape[1]) for each in self.buckets
+            ),
+        )
 
 
 def _filled(values: Tensor, behind: int, like: Tensor) -> Tensor:

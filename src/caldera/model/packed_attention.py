@@ -153,14 +153,6 @@ class _Matrices:
         self._places = packing.places(self._heads, self._key_heads)
         self._masks = packing.masks(window, query.dtype)
         self._like = query
-        group = self._heads // self._key_heads
-        self._query_shapes = [
-            (len(each.queries) * self._key_heads, group * each.queries.shape[1])
-            for each in packing.buckets
-        ]
-        self._key_shapes = [
-            (len(each.keys) * self._key_heads, each.keys.shape[1]) for each in packing.buckets
-        ]
 
     def gather_queries(self, table: Tensor) -> Tensor:
         """Return the rows of all buckets' queries, (gathered queries, width)."""
@@ -185,11 +177,11 @@ class _Matrices:
 
     def of_queries(self, at: int, rows: Tensor) -> Tensor:
         """Return the matrices of a bucket's queries, (blocks * key heads, group * queries, width)."""
-        return _slice(rows, self._query_shapes, at)
+        return _slice(rows, self._places.query_shapes, at)
 
     def of_keys(self, at: int, rows: Tensor) -> Tensor:
         """Return the matrices of a bucket's keys, (blocks * key heads, keys, width)."""
-        return _slice(rows, self._key_shapes, at)
+        return _slice(rows, self._places.key_shapes, at)
 
     def weights(self, at: int, queries: Tensor, keys: Tensor) -> Tensor:
         """Return the attention weights of a bucket, (blocks * key heads, group * queries, keys)."""

@@ -30,7 +30,7 @@ from caldera.model.weights import LANGUAGE, digest_of_files, stored_dtype, tied_
 from caldera.progress import Progress
 from caldera.recipes.import_readers import READERS
 from caldera.recipes.import_request import DTYPES, Import, recognise
-from caldera.storage import whole_folder
+from caldera.storage import free_bytes, whole_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +111,7 @@ def _check_room(out: Path, nbytes: int) -> None:
     Raises:
         OutputError: It will not.
     """
-    place = next(each for each in (out, *out.absolute().parents) if each.exists())
-    free = shutil.disk_usage(place).free
+    free = free_bytes(out)
     if free < nbytes:
         raise OutputError(
             f"cannot write {out}: it takes {nbytes / 1e9:.1f} GB, free are {free / 1e9:.1f}; free space or choose "
