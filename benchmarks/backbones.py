@@ -17,22 +17,22 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import CLIPVisionModel, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from caldera.boxes import place_of
+from caldera.boxes import position_of
 from caldera.scenes.backbones import find_backbone
-from caldera.scenes.corpus import Telling
-from caldera.scenes.grid import cell_shares
-from caldera.scenes.language_pretraining import probe, read_scenes
-from caldera.scenes.vision_pretraining import draw_gallery
-from caldera.scenes.world import Group, Scene, Thing
+from caldera.scenes.corpus import DescriptionMix
+from caldera.scenes.grid import patch_coverage
+from caldera.scenes.language_pretraining import evaluate_answers, read_scenes
+from caldera.scenes.vision_pretraining import render_scenes
+from caldera.scenes.world import ObjectGroup, Scene, SceneObject
 
 SEED = 9001
 """Of the scenes; no other program draws from it."""
 
-TOLD: dict[str, Callable[[Group, Thing], str | None]] = {
+TOLD: dict[str, Callable[[ObjectGroup, SceneObject], str | None]] = {
     "kind": lambda group, _: group.kind.name,
     "colour": lambda group, _: group.colour,
     "number": lambda group, _: str(len(group.things)),
-    "place": lambda _, thing: place_of(thing.box),
+    "place": lambda _, thing: position_of(thing.box),
 }
 """What a thing is asked for; None leaves it out."""
 
@@ -42,7 +42,7 @@ def features_of(tower: CLIPVisionModel, pixels: Tensor, scenes: Sequence[Scene])
     with torch.no_grad():
         seen = tower(pixel_values=pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
     patches = [
-        patches[int(cell_shares(thing).argmax())]  # (width,)
+        patches[int(patch_coverage(thing).argmax())]  # (width,)
         for patches, scene in zip(seen, scenes, strict=True)
         for _, thing in scene.things
     ]
@@ -51,7 +51,7 @@ def features_of(tower: CLIPVisionModel, pixels: Tensor, scenes: Sequence[Scene])
 
 def probe_tower(work: Path, learn_from: int, ask_about: int) -> dict[str, tuple[float, float]]:
     """Return, for each thing to be told, the share that a linear classifier gets right and that of the commonest."""
-    gallery = draw_gallery(work / "pixels.npy", learn_from + ask_about, SEED)
+    gallery = render_scenes(work / "pixels.npy", learn_from + ask_about, SEED)
     tower = CLIPVisionModel.from_pretrained(find_backbone("scenes-vit"), dtype=torch.float32)
     scenes = [gallery.scene(index) for index in range(len(gallery))]
     features = torch.cat(
@@ -96,7 +96,7 @@ def probe_language(work: Path, count: int) -> dict[str, float]:
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     conversations, scenes = read_scenes(work, count, SEED)
     asked = [one for one in conversations if one.id.endswith(("-vqa", "-context"))]
-    return probe(model, tokenizer, asked, scenes, Telling(bags=1.0))
+    return evaluate_answers(model, tokenizer, asked, scenes, DescriptionMix(bags=1.0))
 
 
 def main() -> None:

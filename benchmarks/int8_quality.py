@@ -17,40 +17,43 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from caldera.annotations.coco import read_coco
 from caldera.batches.picture_files import open_picture
 from caldera.evaluation.benchmark import Benchmark
-from caldera.evaluation.exact_match import questions_about
+from caldera.evaluation.exact_match import build_questions
 from caldera.inference.decoders import choose_decoder
-from caldera.inference.engine import Engine, EngineSettings, Request, Sampling
-from caldera.inference.packed_linear import Bits
-from caldera.model.folder import load_assistant
-from caldera.skips import Skips
+from caldera.inference.engine import Engine, EngineSettings, Request, SamplingParams
+from caldera.inference.packed_linear import Quantization
+from caldera.model.folder import load_model_folder
+from caldera.skips import SkippedItems
 
 WINDOW = 512
 """Tokens of a text that are read together."""
 
 
-def answers_of(model: Path, folder: Path, benchmark: Benchmark, bits: Bits) -> dict[str, str]:
+def answers_of(
+    model: Path, folder: Path, benchmark: Benchmark, bits: Quantization
+) -> dict[str, str]:
     """Ask an assistant all questions of a benchmark."""
-    with Engine(load_assistant(model), EngineSettings(bits=bits, slots=16)) as engine:
+    with Engine(load_model_folder(model), EngineSettings(quantization=bits, slots=16)) as engine:
         answers, waiting = {}, []
         for item in benchmark.items:
             shown = [
-                engine.picture(open_picture(folder / path)) for path in item.conversation.pictures
+                engine.prepare_image(open_picture(folder / path))
+                for path in item.conversation.pictures
             ]
             request = Request(
-                engine.prompt(item.conversation, shown),
-                Sampling(max_new_tokens=benchmark.max_new_tokens),
+                engine.build_prompt(item.conversation, shown),
+                SamplingParams(max_new_tokens=benchmark.max_new_tokens),
             )
             waiting.append((item.id, engine.submit(request)))
             if len(waiting) > 64:
                 name, answering = waiting.pop(0)
-                answers[name] = answering.text()
-        return answers | {name: answering.text() for name, answering in waiting}
+                answers[name] = answering.read_all()
+        return answers | {name: answering.read_all() for name, answering in waiting}
 
 
 def compare_answers(run: Path) -> None:
     """Print how a demo's assistant does with either weights."""
-    held_out = read_coco(run / "scenes" / "held_out", Skips())
-    benchmark = questions_about(
+    held_out = read_coco(run / "scenes" / "held_out", SkippedItems())
+    benchmark = build_questions(
         held_out, name="scenes", per_picture=6, context_per_picture=1, seed=11, beside=run
     )
     stored = answers_of(run / "model", run, benchmark, "as stored")
@@ -63,16 +66,16 @@ def compare_answers(run: Path) -> None:
 
 
 @torch.inference_mode()
-def logits_of(folder: Path, ids: Tensor, dtype: torch.dtype, bits: Bits) -> Tensor:
+def logits_of(folder: Path, ids: Tensor, dtype: torch.dtype, bits: Quantization) -> Tensor:
     """Return a language model's logits at all places but the last of each window, (places, vocabulary)."""
     language = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     decoder = choose_decoder(language, 1, bits=bits)
     table = language.get_input_embeddings()
     rows = []
     for window in ids.split(WINDOW):
-        rows.append(decoder.extend(0, table(window[:1])).float())
-        rows += [decoder.step([0], [int(token)])[0].float() for token in window[1:-1]]
-        decoder.clear(0)
+        rows.append(decoder.prefill(0, table(window[:1])).float())
+        rows += [decoder.decode([0], [int(token)])[0].float() for token in window[1:-1]]
+        decoder.reset(0)
     return torch.stack(rows)
 
 

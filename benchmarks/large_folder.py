@@ -34,7 +34,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from caldera.model.tensor_files import Weight, write_weights
+from caldera.model.tensor_files import LazyWeight, write_weights
 from caldera.scenes.backbones import BACKBONES
 
 WORDS = 32000
@@ -72,10 +72,10 @@ def vision_config(scale: float) -> CLIPVisionConfig:
     )
 
 
-def random_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Weight]:
+def random_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, LazyWeight]:
     """Return random bf16 weights that are made when they are written."""
     return {
-        name: Weight(shape, torch.bfloat16, partial(_draw, name, shape))
+        name: LazyWeight(shape, torch.bfloat16, partial(_draw, name, shape))
         for name, shape in shapes.items()
     }
 

@@ -41,14 +41,14 @@ from transformers import (
 )
 
 from caldera.batches.templates import VICUNA_SYSTEM
-from caldera.conversation import Conversation, Picture, Turn
-from caldera.inference.engine import Engine, EngineSettings, Request, Sampling
-from caldera.inference.packed_linear import Bits
-from caldera.inference.prompts import Prompt, Prompter, prepare
+from caldera.conversation import Conversation, ImageRef, Turn
+from caldera.inference.engine import Engine, EngineSettings, Request, SamplingParams
+from caldera.inference.packed_linear import Quantization
+from caldera.inference.prompts import Prompt, PromptBuilder, process_image
 from caldera.model.assemble import assemble
-from caldera.model.folder import load_assistant, save_assistant
+from caldera.model.folder import load_model_folder, save_model_folder
 from caldera.model.gguf_export import gguf_files, write_gguf_files
-from caldera.progress import Silent
+from caldera.progress import NoProgress
 from caldera.scenes.backbones import find_backbone
 
 SIDES = ("transformers", "caldera", "caldera int8", "llama.cpp f16", "llama.cpp q8_0")
@@ -106,9 +106,9 @@ def write_model(folder: Path, size: Size) -> None:
     words.save_pretrained(folder / "language")
     assistant = assemble(folder / "vision", folder / "language")
     assistant.model.bfloat16()
-    save_assistant(folder / "model", assistant)
-    write_gguf_files(folder / "model", folder / "f16", "f16", Silent())
-    write_gguf_files(folder / "model", folder / "q8_0", "q8_0", Silent())
+    save_model_folder(folder / "model", assistant)
+    write_gguf_files(folder / "model", folder / "f16", "f16", NoProgress())
+    write_gguf_files(folder / "model", folder / "q8_0", "q8_0", NoProgress())
 
 
 def noise(number: int, side: int) -> Image.Image:
@@ -119,7 +119,7 @@ def noise(number: int, side: int) -> Image.Image:
 
 def conversation(*said: str) -> Conversation:
     """Return a talk about one picture: questions and answers in turn."""
-    turns = [Turn("user", (Picture("picture"), f"\n{said[0]}"))]
+    turns = [Turn("user", (ImageRef("picture"), f"\n{said[0]}"))]
     for number, text in enumerate(said[1:]):
         turns.append(Turn("user" if number % 2 else "assistant", (text,)))
     return Conversation("benchmark", tuple(turns))
@@ -151,8 +151,8 @@ def transformers_side(folder: Path) -> Ask:
     peer: Any = LlavaForConditionalGeneration.from_pretrained(
         folder / "model", dtype=torch.bfloat16
     )
-    assistant = load_assistant(folder / "model", torch.bfloat16)
-    prompter = Prompter(assistant)
+    assistant = load_model_folder(folder / "model", torch.bfloat16)
+    prompter = PromptBuilder(assistant)
 
     class Clock:
         """Hears of each token."""
@@ -168,8 +168,8 @@ def transformers_side(folder: Path) -> Ask:
 
     def ask(picture: Image.Image, tokens: int) -> Timed:
         begun, clock = time.perf_counter(), Clock()
-        prepared = prepare(picture, assistant.processor)
-        prompt = prompter.of_pictures(conversation(QUESTION), [prepared])
+        prepared = process_image(picture, assistant.processor)
+        prompt = prompter.from_images(conversation(QUESTION), [prepared])
         peer.generate(
             input_ids=torch.tensor([prompt.ids]), pixel_values=prepared.pixels.bfloat16(), max_new_tokens=tokens,
             min_new_tokens=tokens, do_sample=False, streamer=clock, pad_token_id=0,
@@ -182,10 +182,10 @@ def transformers_side(folder: Path) -> Ask:
 class CalderaSide:
     """Answers by the engine."""
 
-    def __init__(self, folder: Path, bits: Bits) -> None:
+    def __init__(self, folder: Path, bits: Quantization) -> None:
         """Start it."""
-        assistant = load_assistant(folder / "model", torch.bfloat16)
-        self.engine = Engine(assistant, EngineSettings(bits=bits, slots=max(CONCURRENT)))
+        assistant = load_model_folder(folder / "model", torch.bfloat16)
+        self.engine = Engine(assistant, EngineSettings(quantization=bits, slots=max(CONCURRENT)))
         self.side = assistant.processor.side
         self._number = 1000
 
@@ -196,7 +196,7 @@ class CalderaSide:
 
     def prompt(self, picture: Image.Image, *said: str) -> Prompt:
         """Render a talk about a picture."""
-        return self.engine.prompt(conversation(*said), [self.engine.picture(picture)])
+        return self.engine.build_prompt(conversation(*said), [self.engine.prepare_image(picture)])
 
     def ask(self, picture: Image.Image, tokens: int) -> Timed:
         """Answer one question."""
@@ -206,7 +206,7 @@ class CalderaSide:
         """Answer after a talk; return the text, too."""
         begun = time.perf_counter()
         request = Request(
-            self.prompt(picture, *said), Sampling(max_new_tokens=tokens, logprobs=False)
+            self.prompt(picture, *said), SamplingParams(max_new_tokens=tokens, logprobs=False)
         )
         moments, text = [], ""
         answering = self.engine.submit(request)
@@ -233,13 +233,13 @@ class CalderaSide:
             self.engine.submit(
                 Request(
                     self.prompt(picture, f"{QUESTION} In {number} words?"),
-                    Sampling(max_new_tokens=tokens),
+                    SamplingParams(max_new_tokens=tokens),
                 )
             )
             for number, picture in enumerate(pictures)
         ]
         for answering in asked:
-            answering.text()
+            answering.read_all()
         told = sum(answering.usage.completion_tokens for answering in asked)
         return told / (time.perf_counter() - begun)
 

@@ -26,7 +26,7 @@ from train import Step, caldera_step, transformers_step
 from train_workloads import SIZES, WORKLOADS, matmul_peak, samples_of, write_model
 
 from caldera.batches.samples import Sample
-from caldera.model.folder import load_assistant
+from caldera.model.folder import load_model_folder
 
 GROUPS = (
     "matmul", "attention", "elementwise, norms", "loss", "optimiser", "casts, copies", "loading", "other operations",
@@ -133,7 +133,7 @@ def show(title: str, told: dict[str, float], peak: float, steps: int) -> None:
 
 def run(side: str, workload: str, size: str, folder: Path, steps: int) -> None:
     """Profile one side in this process."""
-    load, assistant = WORKLOADS[workload], load_assistant(folder / "model")
+    load, assistant = WORKLOADS[workload], load_model_folder(folder / "model")
     with tempfile.TemporaryDirectory() as scratch:
         samples = samples_of(load, assistant, Path(scratch), SIZES[size].side)
         if side == "caldera":

@@ -47,23 +47,23 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from caldera.batches.labels import IGNORED
-from caldera.batches.packing import about_the_same
-from caldera.batches.picture_sources import Pixels
-from caldera.batches.sampler import Plan, StepSize
+from caldera.batches.labels import IGNORE_INDEX
+from caldera.batches.packing import group_by_images
+from caldera.batches.picture_sources import DecodedImages
+from caldera.batches.sampler import BatchLimit, StepSampler
 from caldera.batches.samples import Sample
-from caldera.model.folder import Assistant, load_assistant
-from caldera.processor import keep_freed_memory
-from caldera.progress import Silent
-from caldera.training.devices import Compute, Means
-from caldera.training.features import stop_at, tower_features
-from caldera.training.freeze import train_only
-from caldera.training.loop import lay, passes
-from caldera.training.optimiser import build_optimiser
+from caldera.model.folder import LlavaBundle, load_model_folder
+from caldera.processor import tune_malloc
+from caldera.progress import NoProgress
+from caldera.training.devices import DeviceConfig, Runtime
+from caldera.training.features import cached_tower_features, raise_image_error
+from caldera.training.freeze import set_trainable
+from caldera.training.loop import build_batch, plan_micro_batches
+from caldera.training.optimiser import build_optimizer
 from caldera.training.step import training_step
 
 SIDES = ("padded", "grouped", "trl", "caldera")
-COMPUTE = Compute(torch.device("cpu"), torch.bfloat16)
+COMPUTE = DeviceConfig(torch.device("cpu"), torch.bfloat16)
 _SHARE_OF_CORES, _SPREAD = 0.85, 1.25
 """A side that has fewer cores in a round, or whose rounds differ by more, was disturbed by other work."""
 
@@ -76,25 +76,25 @@ def padded(rows: Sequence[Sequence[int]], by: int) -> Tensor:
     return torch.tensor([[*row, *[by] * (width - len(row))] for row in rows])
 
 
-def transformers_step(model: Path, load: Workload, assistant: Assistant) -> Step:
+def transformers_step(model: Path, load: Workload, assistant: LlavaBundle) -> Step:
     """Return the step that users of transformers take."""
     peer = LlavaForConditionalGeneration.from_pretrained(model, dtype=torch.float32)
     parts = {"projector": peer.model.multi_modal_projector, "language": peer.model.language_model}
     peer.requires_grad_(False)
-    for part in load.stage.trains:
+    for part in load.stage.trainable:
         parts[part].requires_grad_(True)
     peer.train()
     moving = [each for each in peer.parameters() if each.requires_grad]
     optimiser = torch.optim.AdamW(moving, lr=1e-5, fused=True)
     pixels: dict[Path, Tensor] = {}
-    source = Pixels(assistant.processor)
+    source = DecodedImages(assistant.processor)
 
     def step(samples: Sequence[Sample]) -> None:
         paths = [path for sample in samples for path in sample.pictures]
         for path in paths:
             pixels[path] = pixels[path] if path in pixels else source([path])
         ids = padded([sample.ids for sample in samples], assistant.tokenizer.pad_token_id)
-        labels = padded([sample.labels for sample in samples], IGNORED)
+        labels = padded([sample.labels for sample in samples], IGNORE_INDEX)
         mask = padded([[1] * sample.length for sample in samples], 0)
         with COMPUTE.autocast():
             loss = peer(
@@ -110,28 +110,30 @@ def transformers_step(model: Path, load: Workload, assistant: Assistant) -> Step
 
 
 def caldera_step(
-    load: Workload, assistant: Assistant, samples: Sequence[Sample], kept: Path
+    load: Workload, assistant: LlavaBundle, samples: Sequence[Sample], kept: Path
 ) -> tuple[Step, float]:
     """Return this package's step, and the seconds that its features took."""
-    keep_freed_memory()
+    tune_malloc()
     begun = time.perf_counter()
     paths = list(dict.fromkeys(path for sample in samples for path in sample.pictures))
-    means = Means(COMPUTE, Silent())
-    source = tower_features(assistant, kept, paths, means=means, on_fault=stop_at)
+    means = Runtime(COMPUTE, NoProgress())
+    source = cached_tower_features(assistant, kept, paths, means=means, on_fault=raise_image_error)
     looked = time.perf_counter() - begun
     model = assistant.model
-    train_only(model, load.stage.trains)
-    model.arrange(COMPUTE.attention)
+    set_trainable(model, load.stage.trainable)
+    model.choose_batch_layout(COMPUTE.attention)
     model.train()
     stage = replace(load.stage, learning_rate=1e-5)
-    optimiser = build_optimiser(model, stage)
+    optimiser = build_optimizer(model, stage)
 
     def step(some: Sequence[Sample]) -> None:
         with record_function("loading"):  # for step_profile.py
-            batches = [lay(packs, source) for packs in passes(some, stage, share=True)]
+            batches = [
+                build_batch(packs, source) for packs in plan_micro_batches(some, stage, share=True)
+            ]
         training_step(
             model, batches, optimiser, max_grad_norm=1.0, compute=COMPUTE,
-            names=[sample.id for sample in some],
+            record_ids=[sample.id for sample in some],
         )  # fmt: skip
 
     return step, looked
@@ -146,7 +148,7 @@ def run_trl_side(workload: str, size: str, folder: Path, steps: int) -> dict[str
         pictures = Path(scratch)
         told = conversations(load, pictures, SIZES[size].side)
         samples, tokens, cores = run_trl(
-            folder / "model", told, pictures, template=load.stage.template, trains=load.stage.trains, batch=load.batch,
+            folder / "model", told, pictures, template=load.stage.template, trains=load.stage.trainable, batch=load.batch,
             steps=steps,
         )  # fmt: skip
     return {
@@ -162,7 +164,7 @@ def run_side(side: str, workload: str, size: str, folder: Path, steps: int) -> d
     """Take steps on one side, and tell how fast and in how much memory."""
     if side == "trl":
         return run_trl_side(workload, size, folder, steps)
-    load, assistant = WORKLOADS[workload], load_assistant(folder / "model")
+    load, assistant = WORKLOADS[workload], load_model_folder(folder / "model")
     with tempfile.TemporaryDirectory() as scratch:
         samples = samples_of(load, assistant, Path(scratch), SIZES[size].side)
         looked = 0.0
@@ -175,9 +177,13 @@ def run_side(side: str, workload: str, size: str, folder: Path, steps: int) -> d
         random.Random(3).shuffle(order)
         plan = [order[at : at + load.batch] for at in range(0, len(order), load.batch)]
         if side != "padded":
-            groups = about_the_same(samples) if side == "caldera" else None
-            dealt = Plan(
-                lengths=lengths, groups=groups, size=StepSize(samples=load.batch), epochs=1, seed=3
+            groups = group_by_images(samples) if side == "caldera" else None
+            dealt = StepSampler(
+                lengths=lengths,
+                groups=groups,
+                size=BatchLimit(samples=load.batch),
+                epochs=1,
+                seed=3,
             )
             plan = dealt.epoch(0)
         batches = [

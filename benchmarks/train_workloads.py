@@ -22,11 +22,11 @@ from transformers import (
 
 from caldera.batches.samples import Sample, SampleMaker
 from caldera.batches.templates import find_template
-from caldera.conversation import Conversation, Picture, Turn
+from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.model.assemble import assemble
-from caldera.model.folder import Assistant, save_assistant
+from caldera.model.folder import LlavaBundle, save_model_folder
 from caldera.scenes.backbones import find_backbone
-from caldera.skips import Skips
+from caldera.skips import SkippedItems
 from caldera.training.stage import FINETUNE, PRETRAIN, Stage
 
 
@@ -111,7 +111,7 @@ def write_model(folder: Path, size: Size) -> None:
     words = AutoTokenizer.from_pretrained(find_backbone("scenes-llama"))
     words.model_max_length = 4096
     words.save_pretrained(folder / "language")
-    save_assistant(folder / "model", assemble(folder / "vision", folder / "language"))
+    save_model_folder(folder / "model", assemble(folder / "vision", folder / "language"))
 
 
 def conversations(load: Workload, folder: Path, side: int) -> list[Conversation]:
@@ -142,7 +142,7 @@ def conversations(load: Workload, folder: Path, side: int) -> list[Conversation]
             for turn in range(load.questions):
                 asked = " ".join(rng.choices(words, k=9)) + "?"
                 turns.append(
-                    Turn("user", (Picture(path.name), f"\n{asked}") if turn == 0 else (asked,))
+                    Turn("user", (ImageRef(path.name), f"\n{asked}") if turn == 0 else (asked,))
                 )
                 told = " ".join(rng.choices(words, k=load.words(rng)))
                 turns.append(Turn("assistant", (told,)))
@@ -150,14 +150,14 @@ def conversations(load: Workload, folder: Path, side: int) -> list[Conversation]
     return made
 
 
-def samples_of(load: Workload, assistant: Assistant, folder: Path, side: int) -> list[Sample]:
+def samples_of(load: Workload, assistant: LlavaBundle, folder: Path, side: int) -> list[Sample]:
     """Encode a workload; every side gets these."""
     maker = SampleMaker(
         tokenizer=assistant.tokenizer, template=find_template(load.stage.template),
         image_token_id=assistant.model.image_token_id, layout=assistant.processor.layout,
         count_tokens=assistant.model.count_tokens, max_length=2048,
     )  # fmt: skip
-    return maker.make_all(conversations(load, folder, side), folder, Skips())
+    return maker.build_all(conversations(load, folder, side), folder, SkippedItems())
 
 
 def matmul_peak() -> float:

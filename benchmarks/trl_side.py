@@ -23,7 +23,7 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from caldera.batches.templates import find_template
-from caldera.conversation import Conversation, Picture
+from caldera.conversation import Conversation, ImageRef
 from caldera.model.chat_templates import chat_template
 
 _WARM = 2
@@ -128,11 +128,11 @@ def _dataset(told: Sequence[Conversation], pictures: Path) -> Dataset:
         for turn in conversation.turns:
             content = [
                 {"type": "image", "text": None}
-                if isinstance(part, Picture)
+                if isinstance(part, ImageRef)
                 else {"type": "text", "text": part.strip()}
                 for part in turn.parts
             ]
-            messages.append({"role": turn.speaker, "content": content})
+            messages.append({"role": turn.role, "content": content})
         paths = [str(pictures / path) for path in conversation.pictures]
         rows.append({"messages": messages, "images": paths})
     return Dataset.from_list(rows).cast_column("images", [Image()])

@@ -25,8 +25,8 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from caldera.model.assemble import assemble
-from caldera.model.folder import Assistant
-from caldera.progress import Progress, Silent, Tick
+from caldera.model.folder import LlavaBundle
+from caldera.progress import Advance, NoProgress, Progress
 from tests.teacher_server import Script, TeacherServer
 
 THIRD_PARTY = Path(
@@ -172,7 +172,7 @@ def gpt2_folder(
 
 
 @pytest.fixture
-def assistant(vision_folder: Path, language_folder: Path) -> Assistant:
+def assistant(vision_folder: Path, language_folder: Path) -> LlavaBundle:
     """The two random towers joined by a fresh projector, in fp32."""
     return assemble(vision_folder, language_folder, seed=3)
 
@@ -190,14 +190,14 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-class _StopsAt(Silent):
+class _StopsAt(NoProgress):
     """Presses Ctrl-C in the middle of training."""
 
     def __init__(self, step: int) -> None:
         self._step = step
 
     @contextmanager
-    def job(self, name: str, total: int, done: int = 0) -> Iterator[Tick]:
+    def task(self, name: str, total: int, done: int = 0) -> Iterator[Advance]:
         """Follow a job, and break off the training at a step."""
         seen = 0
 

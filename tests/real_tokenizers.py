@@ -29,7 +29,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.tokenization_utils_base import generate_merges
 
 from caldera.batches.templates import TEMPLATES
-from caldera.conversation import IMAGE_MARK
+from caldera.conversation import IMAGE_PLACEHOLDER
 
 LOW_LINE = "\u2581"
 """What SentencePiece writes for a space; it cannot tell the two apart."""
@@ -245,6 +245,6 @@ def make_tokenizer(name: str) -> PreTrainedTokenizerFast:
     made = TOKENIZERS[name]()
     known = {token.content for token in made.backend_tokenizer.get_added_tokens_decoder().values()}
     needed = {token for template in TEMPLATES.values() for token in template.tokens}
-    missing = [IMAGE_MARK, *sorted(needed - known)]
+    missing = [IMAGE_PLACEHOLDER, *sorted(needed - known)]
     made.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
     return made

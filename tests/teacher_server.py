@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from caldera.instructions.asking.parsing import unparse
+from caldera.instructions.asking.parsing import format_exchanges
 from caldera.instructions.teacher import Exchange
 
 DETAIL = "A red thing stands in a kitchen, and nothing else can be made out around it."
@@ -53,7 +53,7 @@ def good(request: dict[str, Any]) -> Answer:
         return completion(f"A red {thing} stands in a kitchen. Number {hash_of(shown)} is near it.")
     which = " in both" if "Picture B:" in shown else ""
     asked = Exchange(f"What is near number {hash_of(shown)}{which}?", f"A red {thing} is near it.")
-    return completion(unparse([asked]))
+    return completion(format_exchanges([asked]))
 
 
 def hash_of(text: str) -> int:

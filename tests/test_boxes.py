@@ -4,7 +4,15 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from caldera.boxes import OPPOSITE, PLACES, STANDING, Box, in_words, place_of, relations
+from caldera.boxes import (
+    OPPOSITE,
+    PLACES,
+    RELATION_PHRASES,
+    Box,
+    position_of,
+    position_phrase,
+    relations,
+)
 
 shares = st.floats(0, 1, allow_nan=False)
 
@@ -76,22 +84,22 @@ def test_a_place_is_named_away_from_the_lines_between_places(
     across: float, down: float, place: str | None
 ) -> None:
     """Nine places, and none within 0.03 of a line at 0.36 or 0.64."""
-    assert place_of(around(across, down)) == place
+    assert position_of(around(across, down)) == place
 
 
 @given(box=boxes())
 def test_a_mirrored_box_has_the_mirrored_place(box: Box) -> None:
     """Left and right change places, nothing else does."""
-    mirrored = place_of(Box(1 - box.right, box.top, 1 - box.left, box.bottom))
+    mirrored = position_of(Box(1 - box.right, box.top, 1 - box.left, box.bottom))
     assume(min(abs(abs(box.centre[0] - line) - 0.03) for line in (0.36, 0.64)) > 1e-9)
-    place = place_of(box)
+    place = position_of(box)
     swapped = place and place.replace("left", "?").replace("right", "left").replace("?", "right")
     assert mirrored == swapped
 
 
 def test_every_place_has_a_phrase_of_its_own() -> None:
     """The words fit behind 'the dog is'."""
-    phrases = {place: in_words(place) for place in PLACES}
+    phrases = {place: position_phrase(place) for place in PLACES}
     assert len(set(phrases.values())) == len(PLACES) == 9
     assert phrases["middle"] == "in the middle"
     assert phrases["left"] == "on the left"
@@ -131,7 +139,7 @@ def test_relations_seen_from_the_other_side_are_the_opposite(one: Box, other: Bo
 
 def test_every_relation_has_words_and_an_opposite_that_leads_back() -> None:
     """The two tables cover the same four relations."""
-    assert OPPOSITE.keys() == STANDING.keys()
+    assert OPPOSITE.keys() == RELATION_PHRASES.keys()
     assert all(
         OPPOSITE[OPPOSITE[relation]] == relation != OPPOSITE[relation] for relation in OPPOSITE
     )

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caldera.conversation import (
-    IMAGE_MARK,
+    IMAGE_PLACEHOLDER,
     Conversation,
-    Picture,
+    ImageRef,
     Turn,
     from_record,
     json_schema,
@@ -19,7 +19,7 @@ from caldera.conversation import (
     to_record,
     write_conversations,
 )
-from caldera.errors import InputError, RecordError
+from caldera.errors import ConversationError, InputError
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -55,13 +55,13 @@ def test_a_record_becomes_turns_with_pictures_in_their_place() -> None:
     read = from_record(wire, "x")
 
     assert read.pictures == ("a.jpg", "b.jpg", "c.jpg")
-    assert read.turns[0].parts == (Picture("a.jpg"), " or ", Picture("b.jpg"), "?")
-    assert read.turns[2].parts == ("And\n", Picture("c.jpg"))
+    assert read.turns[0].parts == (ImageRef("a.jpg"), " or ", ImageRef("b.jpg"), "?")
+    assert read.turns[2].parts == ("And\n", ImageRef("c.jpg"))
     assert to_record(read) == wire
 
 
-texts = st.text(min_size=1).filter(lambda text: text.strip() and IMAGE_MARK not in text)
-picture_names = st.text("abc/.", min_size=1).map(Picture)
+texts = st.text(min_size=1).filter(lambda text: text.strip() and IMAGE_PLACEHOLDER not in text)
+picture_names = st.text("abc/.", min_size=1).map(ImageRef)
 
 
 @given(
@@ -70,7 +70,7 @@ picture_names = st.text("abc/.", min_size=1).map(Picture)
     )
 )
 def test_writing_and_reading_gives_the_same_conversation(
-    asked: list[tuple[list[Picture], str, str]],
+    asked: list[tuple[list[ImageRef], str, str]],
 ) -> None:
     """Any pictures and any text but the mark survive the way through JSON."""
     said = [
@@ -109,7 +109,7 @@ def test_a_bad_record_is_refused_with_place_field_and_remedy(
     changes: dict[str, object], message: str
 ) -> None:
     """One line names the file and line, the field, and what to do."""
-    with pytest.raises(RecordError, match=message) as caught:
+    with pytest.raises(ConversationError, match=message) as caught:
         from_record(record(**changes), "f:3")
     assert "\n" not in str(caught.value)
 
@@ -162,7 +162,7 @@ def test_text_that_says_the_mark_cannot_be_written() -> None:
     conversation = Conversation(
         "1", (Turn("user", ("what is <image>?",)), Turn("assistant", ("A mark.",)))
     )
-    with pytest.raises(RecordError, match="would read a picture"):
+    with pytest.raises(ConversationError, match="would read a picture"):
         to_record(conversation)
 
 
@@ -193,7 +193,7 @@ def test_half_a_character_is_refused(tmp_path: Path) -> None:
         '[{"id": "a", "conversations": [{"from": "human", "value": "\\ud800"}, '
         '{"from": "gpt", "value": "b"}]}]'
     )
-    with pytest.raises(RecordError, match="half a character"):
+    with pytest.raises(ConversationError, match="half a character"):
         read_conversations(tmp_path / "data.json")
 
 

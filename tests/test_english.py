@@ -4,8 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caldera.english import PLURAL_ONLY, article, listed, number, plural, sentence, some
-from caldera.scenes.kinds import COLOURS, KINDS, SETTINGS
+from caldera.english import (
+    PLURAL_ONLY,
+    article,
+    count_phrase,
+    join_with_and,
+    number_word,
+    plural,
+    sentence,
+)
+from caldera.scenes.kinds import BACKGROUNDS, COLOURS, OBJECT_KINDS
 
 words = st.text("abcdefghij", min_size=1, max_size=6)
 
@@ -55,10 +63,10 @@ def test_an_article_goes_with_the_sound(noun: str, named: str) -> None:
 
 def test_numbers_are_words_up_to_twelve() -> None:
     """None is 'no', and what is beyond twelve is written in digits."""
-    assert [number(count) for count in (0, 1, 7, 12, 13, 140)] == [
+    assert [number_word(count) for count in (0, 1, 7, 12, 13, 140)] == [
         "no", "one", "seven", "twelve", "13", "140",
     ]  # fmt: skip
-    assert len({number(count) for count in range(30)}) == 30
+    assert len({number_word(count) for count in range(30)}) == 30
 
 
 @pytest.mark.parametrize(
@@ -74,20 +82,20 @@ def test_numbers_are_words_up_to_twelve() -> None:
 )
 def test_some_things_are_named_with_their_number(count: int, noun: str, named: str) -> None:
     """One takes an article, the rest a number."""
-    assert some(count, noun) == named
+    assert count_phrase(count, noun) == named
 
 
 def test_lists_end_in_and() -> None:
     """No comma before the 'and'."""
-    assert listed(["a dog"]) == "a dog"
-    assert listed(["a dog", "a cat"]) == "a dog and a cat"
-    assert listed(["a dog", "a cat", "two cups"]) == "a dog, a cat and two cups"
+    assert join_with_and(["a dog"]) == "a dog"
+    assert join_with_and(["a dog", "a cat"]) == "a dog and a cat"
+    assert join_with_and(["a dog", "a cat", "two cups"]) == "a dog, a cat and two cups"
 
 
 @given(phrases=st.lists(words, min_size=1, max_size=5))
 def test_a_list_names_everything_once_in_order(phrases: list[str]) -> None:
     """Taken apart again, it is what was put in."""
-    assert listed(phrases).replace(" and ", ", ").split(", ") == phrases
+    assert join_with_and(phrases).replace(" and ", ", ").split(", ") == phrases
 
 
 @given(text=st.text("abc Z.?!", min_size=1).filter(str.strip))
@@ -107,7 +115,7 @@ def test_a_sentence_begins_with_a_capital_and_leaves_the_rest() -> None:
 
 def test_scenes_use_only_words_with_a_singular_and_a_plural_to_tell_apart() -> None:
     """What is drawn can be counted in words: no kind is without a singular."""
-    assert not PLURAL_ONLY & KINDS.keys()
-    same = {name for name in KINDS if plural(name) == name}
+    assert not PLURAL_ONLY & OBJECT_KINDS.keys()
+    same = {name for name in OBJECT_KINDS if plural(name) == name}
     assert same == {"sheep", "broccoli"}
-    assert all(article(name).endswith(name) for name in (*KINDS, *COLOURS, *SETTINGS))
+    assert all(article(name).endswith(name) for name in (*OBJECT_KINDS, *COLOURS, *BACKGROUNDS))

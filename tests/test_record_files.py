@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from caldera import record_files
 from caldera.errors import InputError
-from caldera.record_files import iterate_records
+from caldera.record_files import read_records
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -29,7 +29,7 @@ def told(path: Path, chunk: int) -> list[object] | str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(record_files, "_CHUNK", chunk)
         try:
-            return [record for _, record in iterate_records(path)]
+            return [record for _, record in read_records(path)]
         except InputError as error:
             return str(error)
 
@@ -90,7 +90,7 @@ def test_good_records_come_before_the_broken_one(tmp_path: Path) -> None:
     """A file is read as far as it can be."""
     path = tmp_path / "a.json"
     path.write_text('[{"a": 1}, {"b": 2}, {"c" 3}]')
-    records = iterate_records(path)
+    records = read_records(path)
     assert next(records) == (f"{path}[0]", {"a": 1})
     assert next(records) == (f"{path}[1]", {"b": 2})
     with pytest.raises(InputError, match=r"line 1 column 27: Expecting ':' delimiter"):
@@ -125,7 +125,7 @@ def test_reading_is_told_by_bytes(tmp_path: Path, name: str) -> None:
     lines = [json.dumps(record, ensure_ascii=False) for record in records]
     path.write_text("\n".join(lines) if name == "a.jsonl" else f"[{','.join(lines)}]")
     read: list[int] = []
-    assert [record for _, record in iterate_records(path, read.append)] == records
+    assert [record for _, record in read_records(path, read.append)] == records
     assert sum(read) == path.stat().st_size
 
 
@@ -138,7 +138,7 @@ def test_a_long_file_is_not_held_as_a_whole(tmp_path: Path) -> None:
         path = tmp_path / f"{count}.json"
         path.write_text(json.dumps([{"text": "x" * 1000}] * count))
         tracemalloc.start()
-        assert sum(1 for _ in iterate_records(path)) == count
+        assert sum(1 for _ in read_records(path)) == count
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.2 * peaks[0] < 2e7

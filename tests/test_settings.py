@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from caldera.errors import UnknownNameError, UsageError
 from caldera.recipes.table import RECIPES, find_recipe
-from caldera.settings import with_settings
+from caldera.settings import apply_overrides
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def test_a_value_is_read_as_the_kind_its_field_has(
     assignment: str, name: str, value: object
 ) -> None:
     """The one field is changed, to the very type, and nothing else is."""
-    changed = with_settings(Outer(), [assignment])
+    changed = apply_overrides(Outer(), [assignment])
     found = getattr(changed, name)
     assert found == value
     assert type(found) is type(value)
@@ -120,33 +120,33 @@ def test_a_value_is_read_as_the_kind_its_field_has(
 def test_what_does_not_fit_is_answered_in_one_line(assignment: str, message: str) -> None:
     """The name, the value, what the field is, and what it is now."""
     with pytest.raises(UsageError) as caught:
-        with_settings(Outer(), [assignment])
+        apply_overrides(Outer(), [assignment])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_group_that_is_on_keeps_its_settings_and_can_be_switched_off() -> None:
     """`on` does not reset it, a second setting joins the first, and `none` removes it; so it is with text."""
-    changed = with_settings(Outer(), ["more.steps=7", "more=on", "more.rate=2"])
+    changed = apply_overrides(Outer(), ["more.steps=7", "more=on", "more.rate=2"])
     assert changed.more == Inner(steps=7, rate=2.0)
-    assert with_settings(changed, ["more=none"]).more is None
-    assert with_settings(Outer(title="a"), ["title=none"]).title is None
+    assert apply_overrides(changed, ["more=none"]).more is None
+    assert apply_overrides(Outer(title="a"), ["title=none"]).title is None
 
 
 def test_later_settings_win_and_the_old_object_stays() -> None:
     """Settings are applied in order to copies."""
     outer = Outer()
-    changed = with_settings(outer, ["inner.steps=1", "inner.rate=0.1", "inner.steps=2"])
+    changed = apply_overrides(outer, ["inner.steps=1", "inner.rate=0.1", "inner.steps=2"])
     assert changed.inner == Inner(rate=0.1, steps=2)
     assert outer == Outer()
-    assert with_settings(outer, []) is outer
+    assert apply_overrides(outer, []) is outer
 
 
 @given(text=st.text(max_size=20), name=st.sampled_from(["quick", "limit", "share", "inner.rate"]))
 def test_no_text_breaks_the_reading(text: str, name: str) -> None:
     """Whatever is typed, a setting keeps its kind or a UsageError says why not."""
     try:
-        changed = with_settings(Outer(), [f"{name}={text}"])
+        changed = apply_overrides(Outer(), [f"{name}={text}"])
     except UsageError:
         return
     assert type(changed.quick) is bool
@@ -159,13 +159,13 @@ def test_no_text_breaks_the_reading(text: str, name: str) -> None:
 def test_monstrous_numbers_and_nestings_are_refused(text: str) -> None:
     """What Python's own reader gives up on does not get through as a number of steps."""
     with pytest.raises(UsageError, match="does not fit"):
-        with_settings(Outer(), [f"inner.steps={text}"])
+        apply_overrides(Outer(), [f"inner.steps={text}"])
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_settings_of_every_recipe_are_reached_by_name(name: str) -> None:
     """A group inside a recipe, and a name that is nearly right."""
     recipe = find_recipe(name)
-    assert with_settings(recipe, ["finetune.batch_size=5"]).finetune.batch_size == 5
+    assert apply_overrides(recipe, ["finetune.batch_size=5"]).finetune.batch_size == 5
     with pytest.raises(UnknownNameError, match="did you mean 'batch_size'"):
-        with_settings(recipe, ["finetune.batchsize=5"])
+        apply_overrides(recipe, ["finetune.batchsize=5"])

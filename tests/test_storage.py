@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 
 from caldera.errors import CalderaError, OutputError, UsageError
-from caldera.storage import as_json, holding, whole_folder, write_json, write_whole, writing
+from caldera.storage import (
+    atomic_folder,
+    lock_folder,
+    to_plain_json,
+    translate_os_errors,
+    write_atomic,
+    write_json,
+)
 
 OLD = "old " * 1000
 
@@ -115,7 +122,7 @@ def names(folder: Path) -> set[str]:
 def test_what_is_written_is_what_is_read(tmp_path: Path, content: str | bytes) -> None:
     """Text as UTF-8, bytes as they are, in folders made for it, and nothing else beside it."""
     path = tmp_path / "a" / "b" / "file"
-    write_whole(path, content)
+    write_atomic(path, content)
     assert path.read_bytes() == (content if isinstance(content, bytes) else content.encode())
     assert names(path.parent) == {"file"}
     assert path.stat().st_mode & 0o777 == 0o644
@@ -125,8 +132,8 @@ def test_json_is_written_for_people_and_comes_back(tmp_path: Path) -> None:
     """Letters stay letters; tuples come back as lists."""
     value = {"é": (1, 2.5, None), "inner": {"7": [True]}}
     write_json(tmp_path / "a.json", value)
-    assert json.loads((tmp_path / "a.json").read_text()) == as_json(value)
-    assert as_json({7: (1,)}) == {"7": [1]}
+    assert json.loads((tmp_path / "a.json").read_text()) == to_plain_json(value)
+    assert to_plain_json({7: (1,)}) == {"7": [1]}
     assert "é" in (tmp_path / "a.json").read_text()
 
 
@@ -159,7 +166,7 @@ def test_a_folder_whose_filler_is_killed_is_as_it_was(tmp_path: Path) -> None:
     kill(start(FILLING_FOR_EVER, path))
     assert (path / "a.txt").read_text() == "old"
 
-    with whole_folder(path) as fresh:
+    with atomic_folder(path) as fresh:
         (fresh / "b.txt").write_text("new")
 
     assert names(path) == {"b.txt"}
@@ -200,7 +207,7 @@ def test_a_folder_that_was_not_filled_well_never_appears(
     expected = OutputError if isinstance(fault, OSError) else type(fault)
 
     def fill() -> None:
-        with whole_folder(path) as fresh:
+        with atomic_folder(path) as fresh:
             (fresh / "new").write_text("new")
             raise fault
 
@@ -216,13 +223,13 @@ def test_a_folder_that_was_not_filled_well_never_appears(
 )
 def test_only_the_systems_own_numbers_count(error: Exception) -> None:
     """Rust's errors are known by the system's number they carry; other errors are faults and stay what they are."""
-    with pytest.raises(type(error), match=re.escape(str(error))), writing(Path("x")):
+    with pytest.raises(type(error), match=re.escape(str(error))), translate_os_errors(Path("x")):
         raise error
 
 
 def test_a_folder_may_hold_folders(tmp_path: Path) -> None:
     """All of it is put in place, and can be read by others."""
-    with whole_folder(tmp_path / "deep" / "folder") as fresh:
+    with atomic_folder(tmp_path / "deep" / "folder") as fresh:
         (fresh / "inner").mkdir()
         (fresh / "inner" / "file").write_text("text")
     assert (tmp_path / "deep" / "folder" / "inner" / "file").read_text() == "text"
@@ -233,10 +240,10 @@ def test_a_file_in_the_folders_place_is_said(tmp_path: Path) -> None:
     """No folder can be made below a file."""
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"cannot write .*/x: .*; free space or choose another"):
-        write_whole(tmp_path / "file" / "x", "text")
+        write_atomic(tmp_path / "file" / "x", "text")
     with (
         pytest.raises(OutputError, match=r"cannot write .*/x: "),
-        whole_folder(tmp_path / "file" / "x"),
+        atomic_folder(tmp_path / "file" / "x"),
     ):
         pass
 
@@ -246,12 +253,12 @@ def test_a_folder_that_may_not_be_written_is_said(tmp_path: Path) -> None:
     """The system's own reason is in the line."""
     tmp_path.chmod(0o500)
     with pytest.raises(OutputError, match="Permission denied"):
-        write_whole(tmp_path / "x", "text")
+        write_atomic(tmp_path / "x", "text")
 
 
 def test_faults_of_our_own_pass_through() -> None:
     """Only the system's refusals become an OutputError."""
-    with pytest.raises(UsageError, match=r"^mine$"), writing(Path("x")):
+    with pytest.raises(UsageError, match=r"^mine$"), translate_os_errors(Path("x")):
         raise UsageError("mine")
 
 
@@ -262,7 +269,7 @@ def test_what_a_killed_run_was_filling_is_removed(tmp_path: Path, place: str) ->
     kill(start(FILLING_FOR_EVER, path))
     assert len(names(path.parent)) == 1
     (path.parent / ".env.template").write_text("mine")
-    with holding(tmp_path):
+    with lock_folder(tmp_path):
         assert names(path.parent) - {".lock"} == {".env.template"}
 
 
@@ -273,7 +280,7 @@ def test_what_a_killed_run_was_replacing_is_put_back(tmp_path: Path) -> None:
     (path / "old").write_text(OLD)
     start(KILLED_WHILE_REPLACING, path).communicate()
     assert not path.exists()
-    with holding(tmp_path):
+    with lock_folder(tmp_path):
         assert names(tmp_path) == {"model", ".lock"}
         assert (path / "old").read_text() == OLD
 
@@ -282,15 +289,15 @@ def test_what_a_killed_run_was_replacing_is_put_back(tmp_path: Path) -> None:
 def test_what_another_process_fills_is_left_alone(tmp_path: Path, own_run: bool) -> None:
     """A run that does not get hold of a folder removes nothing from it, nor does one that holds the folder above."""
     inner = tmp_path / "inner"
-    with holding(inner):
+    with lock_folder(inner):
         writer = start(FILLING_FOR_EVER, inner / "model")
         try:
             before = names(inner)
             if own_run:
-                with holding(tmp_path):
+                with lock_folder(tmp_path):
                     pass
             else:
-                with pytest.raises(UsageError, match="in use"), holding(inner):
+                with pytest.raises(UsageError, match="in use"), lock_folder(inner):
                     pass
             assert names(inner) == before
             assert len(before) == 2
@@ -304,11 +311,11 @@ def test_a_folder_in_use_is_refused_until_its_process_ends(tmp_path: Path) -> No
     process = start(HOLDING_FOR_EVER, folder)
     try:
         message = rf"run is in use by process {process.pid}; wait for it or choose another --out"
-        with pytest.raises(UsageError, match=message), holding(folder):
+        with pytest.raises(UsageError, match=message), lock_folder(folder):
             pass
     finally:
         kill(process)
-    with holding(folder):
+    with lock_folder(folder):
         assert (folder / ".lock").read_text() == f"{os.getpid()}\n"
 
 
@@ -316,14 +323,14 @@ def test_a_hold_ends_with_its_block_however_it_ends(tmp_path: Path) -> None:
     """An error inside does not leave the folder locked; a second hold inside another is refused."""
 
     def fail() -> None:
-        with holding(tmp_path):
+        with lock_folder(tmp_path):
             raise CalderaError("inner")
 
     with pytest.raises(CalderaError, match=r"^inner$"):
         fail()
     with (
-        holding(tmp_path),
+        lock_folder(tmp_path),
         pytest.raises(UsageError, match=f"in use by process {os.getpid()}"),
-        holding(tmp_path),
+        lock_folder(tmp_path),
     ):
         pass

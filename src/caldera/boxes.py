@@ -16,7 +16,7 @@ OPPOSITE: dict[Relation, Relation] = {
     "below": "above",
 }
 
-STANDING: dict[Relation, str] = {
+RELATION_PHRASES: dict[Relation, str] = {
     "left of": "to the left of",
     "right of": "to the right of",
     "above": "above",
@@ -30,7 +30,7 @@ _MIDDLE = (0.36, 0.64)
 _MARGIN = 0.03
 """A centre this close to a band's edge belongs to neither side."""
 
-_APART = 0.15
+_MIN_SEPARATION = 0.15
 """Centres must differ by this much along an axis before one box is said to be beside the other."""
 
 _INSIDE = 0.5
@@ -78,7 +78,7 @@ class Box:
         return max(0.0, width) * max(0.0, height)
 
 
-def _band(position: float, low: str, high: str) -> str | None:
+def _axis_band(position: float, low: str, high: str) -> str | None:
     """Name the band of an axis that `position` lies in, unless it is near an edge."""
     first, second = _MIDDLE
     if min(abs(position - first), abs(position - second)) < _MARGIN:
@@ -86,14 +86,14 @@ def _band(position: float, low: str, high: str) -> str | None:
     return low if position < first else high if position > second else "middle"
 
 
-def place_of(box: Box) -> str | None:
+def position_of(box: Box) -> str | None:
     """Name the ninth of the picture that holds the box's centre, or None where two names would do."""
     across, down = box.centre
-    column, row = _band(across, "left", "right"), _band(down, "top", "bottom")
+    column, row = _axis_band(across, "left", "right"), _axis_band(down, "top", "bottom")
     return _WORDS[column, row] if column and row else None
 
 
-def in_words(place: str) -> str:
+def position_phrase(place: str) -> str:
     """Turn a place's name into the phrase that follows a thing: 'top left' -> 'at the top left'."""
     return {"middle": "in the middle", "left": "on the left", "right": "on the right"}.get(
         place, f"at the {place}"
@@ -106,8 +106,8 @@ def relations(one: Box, other: Box) -> tuple[Relation, ...]:
         return ()
     (x1, y1), (x2, y2) = one.centre, other.centre
     found: list[Relation] = []
-    if abs(x1 - x2) >= _APART:
+    if abs(x1 - x2) >= _MIN_SEPARATION:
         found.append("left of" if x1 < x2 else "right of")
-    if abs(y1 - y2) >= _APART:
+    if abs(y1 - y2) >= _MIN_SEPARATION:
         found.append("above" if y1 < y2 else "below")
     return tuple(found)

@@ -18,17 +18,17 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from caldera.errors import RecordError, did_you_mean
-from caldera.record_files import iterate_records
-from caldera.storage import write_whole
+from caldera.errors import ConversationError, did_you_mean
+from caldera.record_files import read_records
+from caldera.storage import write_atomic
 
-IMAGE_MARK = "<image>"
+IMAGE_PLACEHOLDER = "<image>"
 
-Speaker = Literal["user", "assistant"]
+Role = Literal["user", "assistant"]
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class ImageRef:
     """The place of a picture in a turn."""
 
     path: str
@@ -39,8 +39,8 @@ class Picture:
 class Turn:
     """Something one speaker said: stretches of text, with pictures between them."""
 
-    speaker: Speaker
-    parts: tuple[str | Picture, ...]
+    role: Role
+    parts: tuple[str | ImageRef, ...]
 
     @property
     def text(self) -> str:
@@ -50,9 +50,9 @@ class Turn:
         return "".join(part for part in self.parts if isinstance(part, str))
 
     @property
-    def pictures(self) -> tuple[Picture, ...]:
+    def pictures(self) -> tuple[ImageRef, ...]:
         """The pictures alone, in order."""
-        return tuple(part for part in self.parts if isinstance(part, Picture))
+        return tuple(part for part in self.parts if isinstance(part, ImageRef))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,22 +69,24 @@ class Conversation:
             RecordError: The turns do not alternate from the user on, one is empty, or the assistant shows a picture.
         """
         for number, turn in enumerate(self.turns):
-            wanted: Speaker = "assistant" if number % 2 else "user"
-            if turn.speaker != wanted:
-                raise RecordError(
-                    f"turn {number + 1} is the {turn.speaker}'s but should be the {wanted}'s; "
+            wanted: Role = "assistant" if number % 2 else "user"
+            if turn.role != wanted:
+                raise ConversationError(
+                    f"turn {number + 1} is the {turn.role}'s but should be the {wanted}'s; "
                     "turns alternate, starting with the user: merge or remove one"
                 )
-            text, shows = turn.text, any(isinstance(part, Picture) for part in turn.parts)
+            text, shows = turn.text, any(isinstance(part, ImageRef) for part in turn.parts)
             if not shows and not text.strip():
-                raise RecordError(f"turn {number + 1} is empty; give it text or remove the record")
-            if not _is_whole(text):
-                raise RecordError(
+                raise ConversationError(
+                    f"turn {number + 1} is empty; give it text or remove the record"
+                )
+            if not _is_valid_utf8(text):
+                raise ConversationError(
                     f"turn {number + 1} holds half a character (a lone surrogate); correct the text"
                 )
-            if turn.speaker == "assistant" and shows:
-                raise RecordError(
-                    f"turn {number + 1}, the assistant's, holds {IMAGE_MARK}; only a user shows pictures"
+            if turn.role == "assistant" and shows:
+                raise ConversationError(
+                    f"turn {number + 1}, the assistant's, holds {IMAGE_PLACEHOLDER}; only a user shows pictures"
                 )
 
     @property
@@ -92,20 +94,20 @@ class Conversation:
         """Paths of all pictures, in the order they are shown."""
         return tuple(picture.path for turn in self.turns for picture in turn.pictures)
 
-    def answered(self) -> "Conversation":
+    def require_answer(self) -> "Conversation":
         """Return the conversation itself if the assistant has the last word.
 
         Raises:
             RecordError: There is nothing to learn: no turns, or the last is the user's.
         """
-        if not self.turns or self.turns[-1].speaker == "user":
-            raise RecordError(
+        if not self.turns or self.turns[-1].role == "user":
+            raise ConversationError(
                 "the last turn is not the assistant's; add the answer it should learn"
             )
         return self
 
 
-def _is_whole(text: str) -> bool:
+def _is_valid_utf8(text: str) -> bool:
     """Tell whether a text can be written as UTF-8, which text with a lone surrogate cannot."""
     if text.isascii():
         return True
@@ -168,37 +170,40 @@ def from_record(record: object, where: str, ignore: frozenset[str] = frozenset()
     try:
         wire = _ConversationRecord.model_validate(record)
     except ValidationError as error:
-        raise RecordError(f"{where}: {_first_fault(error)}") from None
+        raise ConversationError(f"{where}: {_describe_error(error)}") from None
     images = [wire.image] if isinstance(wire.image, str) else wire.image or []
-    marks = sum(turn.value.count(IMAGE_MARK) for turn in wire.conversations)
+    marks = sum(turn.value.count(IMAGE_PLACEHOLDER) for turn in wire.conversations)
     if marks != len(images):
-        raise RecordError(
-            f"{where}: record {str(wire.id)!r} has {marks} {IMAGE_MARK} mark(s) but {len(images)} "
+        raise ConversationError(
+            f"{where}: record {str(wire.id)!r} has {marks} {IMAGE_PLACEHOLDER} mark(s) but {len(images)} "
             "image(s); give each picture one mark in a human value"
         )
     paths = iter(images)
     try:
         turns = tuple(
-            Turn("user" if turn.speaker == "human" else "assistant", _parts(turn.value, paths))
+            Turn(
+                "user" if turn.speaker == "human" else "assistant",
+                _split_placeholders(turn.value, paths),
+            )
             for turn in wire.conversations
         )
-        return Conversation(str(wire.id), turns).answered()
-    except RecordError as error:
-        raise RecordError(f"{where}: record {str(wire.id)!r}: {error}") from None
+        return Conversation(str(wire.id), turns).require_answer()
+    except ConversationError as error:
+        raise ConversationError(f"{where}: record {str(wire.id)!r}: {error}") from None
 
 
-def _parts(value: str, paths: Iterator[str]) -> tuple[str | Picture, ...]:
+def _split_placeholders(value: str, paths: Iterator[str]) -> tuple[str | ImageRef, ...]:
     """Cut a value at its marks and put the next pictures there."""
-    if IMAGE_MARK not in value:
+    if IMAGE_PLACEHOLDER not in value:
         return (value,) if value else ()
-    first, *rest = value.split(IMAGE_MARK)
-    parts: list[str | Picture] = [first]
+    first, *rest = value.split(IMAGE_PLACEHOLDER)
+    parts: list[str | ImageRef] = [first]
     for text in rest:
-        parts += [Picture(next(paths)), text]
+        parts += [ImageRef(next(paths)), text]
     return tuple(part for part in parts if part != "")
 
 
-def _first_fault(error: ValidationError) -> str:
+def _describe_error(error: ValidationError) -> str:
     """Say in one line what is wrong with a record, by its first fault."""
     fault = error.errors(include_url=False)[0]
     steps = [step for step in fault["loc"] if step not in ("str", "int", "list[str]")]
@@ -227,9 +232,9 @@ def to_record(conversation: Conversation) -> dict[str, object]:
         RecordError: A text holds the literal mark, which LLaVA's form cannot tell from a picture.
     """
     for turn in conversation.turns:
-        if IMAGE_MARK in turn.text:
-            raise RecordError(
-                f"record {conversation.id!r} says {IMAGE_MARK} in its text, where LLaVA's JSON would "
+        if IMAGE_PLACEHOLDER in turn.text:
+            raise ConversationError(
+                f"record {conversation.id!r} says {IMAGE_PLACEHOLDER} in its text, where LLaVA's JSON would "
                 "read a picture; reword it"
             )
     record: dict[str, object] = {"id": conversation.id}
@@ -237,9 +242,9 @@ def to_record(conversation: Conversation) -> dict[str, object]:
         record["image"] = pictures[0] if len(pictures) == 1 else list(pictures)
     record["conversations"] = [
         {
-            "from": "human" if turn.speaker == "user" else "gpt",
+            "from": "human" if turn.role == "user" else "gpt",
             "value": "".join(
-                IMAGE_MARK if isinstance(part, Picture) else part for part in turn.parts
+                IMAGE_PLACEHOLDER if isinstance(part, ImageRef) else part for part in turn.parts
             ),
         }
         for turn in conversation.turns
@@ -253,7 +258,7 @@ def read_conversations(path: Path, ignore: frozenset[str] = frozenset()) -> list
     Raises:
         InputError: The file or a record in it is wrong.
     """
-    return [from_record(record, where, ignore) for where, record in iterate_records(path)]
+    return [from_record(record, where, ignore) for where, record in read_records(path)]
 
 
 def write_conversations(path: Path, conversations: Iterable[Conversation]) -> None:
@@ -264,12 +269,12 @@ def write_conversations(path: Path, conversations: Iterable[Conversation]) -> No
     """
     lines = (json.dumps(to_record(item), ensure_ascii=False) for item in conversations)
     if path.suffix == ".jsonl":
-        write_whole(path, (f"{line}\n" for line in lines))
+        write_atomic(path, (f"{line}\n" for line in lines))
     else:
-        write_whole(path, _as_list(lines))
+        write_atomic(path, _json_list_chunks(lines))
 
 
-def _as_list(lines: Iterable[str]) -> Iterator[str]:
+def _json_list_chunks(lines: Iterable[str]) -> Iterator[str]:
     """Yield the pieces of a JSON list that has an item on each line."""
     before = "[\n"
     for line in lines:

@@ -37,17 +37,17 @@ def article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiouAEIOU' else 'a'} {noun}"
 
 
-def number(count: int) -> str:
+def number_word(count: int) -> str:
     """Write a number as a word up to twelve, beyond that in digits."""
     return _NUMBERS[count] if count < len(_NUMBERS) else str(count)
 
 
-def some(count: int, noun: str) -> str:
+def count_phrase(count: int, noun: str) -> str:
     """Name `count` things: 'a dog', 'two dogs'."""
-    return article(noun) if count == 1 else f"{number(count)} {plural(noun)}"
+    return article(noun) if count == 1 else f"{number_word(count)} {plural(noun)}"
 
 
-def listed(phrases: Sequence[str]) -> str:
+def join_with_and(phrases: Sequence[str]) -> str:
     """Join phrases with commas and an 'and'."""
     if len(phrases) == 1:
         return phrases[0]

@@ -52,7 +52,7 @@ class InputError(CalderaError):
     exit_code = 3
 
 
-class RecordError(InputError):
+class ConversationError(InputError):
     """A conversation record does not say what a record must say."""
 
 
@@ -60,11 +60,11 @@ class AnnotationError(InputError):
     """An annotation file cannot be understood."""
 
 
-class PictureError(InputError):
+class ImageError(InputError):
     """A picture file cannot be used."""
 
 
-class ModelFolderError(InputError):
+class ModelFormatError(InputError):
     """A model folder or a checkpoint cannot be loaded."""
 
 
@@ -74,7 +74,7 @@ class OutputError(CalderaError):
     exit_code = 4
 
 
-class TeacherError(CalderaError):
+class LLMClientError(CalderaError):
     """A teacher takes no more requests, or may not be sent more; what was written so far is kept."""
 
     exit_code = 5
@@ -104,11 +104,11 @@ class EngineError(CalderaError):
     exit_code = 9
 
 
-class BusyError(EngineError):
+class QueueFullError(EngineError):
     """As many requests as may wait are waiting."""
 
 
-class MemoryShortError(EngineError):
+class OutOfMemoryError(EngineError):
     """There is not enough memory to go on with one answer."""
 
 

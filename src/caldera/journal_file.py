@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from caldera.errors import InputError
-from caldera.storage import writing
+from caldera.storage import translate_os_errors
 
 
 class JournalFile:
@@ -24,16 +24,16 @@ class JournalFile:
             OutputError: It cannot be written.
         """
         self.path = path
-        with writing(path):
+        with translate_os_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-            self._end = _heal(path, self._file)
+            self._end = _truncate_partial_line(path, self._file)
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._file)
 
-    def add(self, line: dict[str, Any]) -> int:
+    def append(self, line: dict[str, Any]) -> int:
         """Add a line, and return the byte it begins at.
 
         Raises:
@@ -41,7 +41,7 @@ class JournalFile:
         """
         data = (json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
         offset = self._end
-        with writing(self.path):
+        with translate_os_errors(self.path):
             rest = data
             while rest:
                 rest = rest[os.write(self._file, rest) :]
@@ -54,7 +54,7 @@ class JournalFile:
         Raises:
             OutputError: The disk refuses.
         """
-        with writing(self.path):
+        with translate_os_errors(self.path):
             os.fsync(self._file)
 
     def line_at(self, offset: int) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class JournalFile:
         return line
 
 
-def _heal(path: Path, file: int) -> int:
+def _truncate_partial_line(path: Path, file: int) -> int:
     """Move a last line without an end aside, and return where the next line begins."""
     data = path.read_bytes()
     end = data.rfind(b"\n") + 1

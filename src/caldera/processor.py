@@ -18,12 +18,12 @@ def has_fast_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def fast_dtype() -> torch.dtype:
+def fastest_dtype() -> torch.dtype:
     """Return the precision that matrix products are fastest in."""
     return torch.bfloat16 if has_fast_bf16() else torch.float32
 
 
-def fast_attention(dtype: torch.dtype) -> str:
+def fastest_attention(dtype: torch.dtype) -> str:
     """Return the attention function to ask transformers for when training on this processor.
 
     At a few hundred tokens plain matrix products beat torch's fused attention in bf16; in fp32 the fused one wins.
@@ -31,7 +31,7 @@ def fast_attention(dtype: torch.dtype) -> str:
     return "eager" if dtype == torch.bfloat16 else "sdpa"
 
 
-def let_go(memory: torch.Tensor) -> None:
+def release_file_pages(memory: torch.Tensor) -> None:
     """Have Linux drop the pages of a file under a tensor from memory; when they are used again, they are read again.
 
     What no file holds stays where it is. Elsewhere than on Linux it does nothing.
@@ -45,7 +45,7 @@ def let_go(memory: torch.Tensor) -> None:
         libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), _PAGE_OUT)
 
 
-def keep_freed_memory() -> None:
+def tune_malloc() -> None:
     """Have glibc keep large blocks that are freed, instead of handing them back to the system each time.
 
     Without it every large tensor of every step is paged in anew. Elsewhere than on Linux with glibc it does nothing.

@@ -10,7 +10,7 @@ from typing import Protocol
 log = logging.getLogger(__name__)
 
 
-class Tick(Protocol):
+class Advance(Protocol):
     """Called as a job goes on."""
 
     def __call__(self, steps: int = 1, *, shown: str = "") -> None:
@@ -21,16 +21,16 @@ class Tick(Protocol):
 class Progress(Protocol):
     """Follows jobs."""
 
-    def job(self, name: str, total: int, done: int = 0) -> AbstractContextManager[Tick]:
+    def task(self, name: str, total: int, done: int = 0) -> AbstractContextManager[Advance]:
         """Follow one job of `total` steps, of which `done` were done before."""
         ...
 
 
-class Silent:
+class NoProgress:
     """Says nothing."""
 
     @contextmanager
-    def job(self, name: str, total: int, done: int = 0) -> Iterator[Tick]:
+    def task(self, name: str, total: int, done: int = 0) -> Iterator[Advance]:
         """Follow one job without a word."""
 
         def tick(steps: int = 1, *, shown: str = "") -> None:
@@ -39,11 +39,11 @@ class Silent:
         yield tick
 
 
-class Lines:
+class LogProgress:
     """Logs a line every tenth of a job, for logs and pipes."""
 
     @contextmanager
-    def job(self, name: str, total: int, done: int = 0) -> Iterator[Tick]:
+    def task(self, name: str, total: int, done: int = 0) -> Iterator[Advance]:
         """Follow one job by lines."""
         begun, first, now = time.monotonic(), done, done
         told = -1
@@ -62,11 +62,11 @@ class Lines:
         log.info("%s: done in %.0f s", name, time.monotonic() - begun)
 
 
-class Bars:
+class BarProgress:
     """Draws a bar for each job on the terminal's error stream."""
 
     @contextmanager
-    def job(self, name: str, total: int, done: int = 0) -> Iterator[Tick]:
+    def task(self, name: str, total: int, done: int = 0) -> Iterator[Advance]:
         """Follow one job by a bar that says how far it is and how long it will take."""
         from rich.console import Console
         from rich.progress import (
@@ -96,6 +96,6 @@ class Bars:
             yield tick
 
 
-def choose_progress() -> Progress:
+def default_progress() -> Progress:
     """Return bars where a person looks at the error stream, lines elsewhere."""
-    return Bars() if sys.stderr.isatty() else Lines()
+    return BarProgress() if sys.stderr.isatty() else LogProgress()

@@ -21,15 +21,15 @@ _BEHIND = tuple(" \t\n\r,]")
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
 
-Read = Callable[[int], None]
+OnBytesRead = Callable[[int], None]
 """Told how many bytes were read."""
 
 
-def _silent(count: int) -> None:
+def _ignore_bytes(count: int) -> None:
     """Tell nobody."""
 
 
-def iterate_records(path: Path, read: Read = _silent) -> Iterator[tuple[str, object]]:
+def read_records(path: Path, read: OnBytesRead = _ignore_bytes) -> Iterator[tuple[str, object]]:
     """Yield every raw record of a `.json` (one list) or `.jsonl` file with its place, 'file:line' or 'file[index]'.
 
     What is broken is raised when it is met: good records before it have been given out by then.
@@ -43,46 +43,48 @@ def iterate_records(path: Path, read: Read = _silent) -> Iterator[tuple[str, obj
     """
     try:
         with path.open("rb") as file:
-            yield from (_lines if path.suffix == ".jsonl" else _list)(path, file, read)
+            yield from (_read_jsonl if path.suffix == ".jsonl" else _read_json_list)(
+                path, file, read
+            )
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; check the path") from error
 
 
-def _lines(path: Path, file: BinaryIO, read: Read) -> Iterator[tuple[str, object]]:
+def _read_jsonl(path: Path, file: BinaryIO, read: OnBytesRead) -> Iterator[tuple[str, object]]:
     """Yield the record of each line that has one."""
     start, empty = 0, True
     for number, line in enumerate(file, start=1):  # at \n alone: records may hold U+2028
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
-            raise _not_text(path, start + error.start) from error
+            raise _encoding_error(path, start + error.start) from error
         start += len(line)
         read(len(line))
         if text.strip():
             empty = False
-            yield f"{path}:{number}", _parsed(text, f"{path}:{number}")
+            yield f"{path}:{number}", _parse_line(text, f"{path}:{number}")
     if empty:
         raise InputError(f"{path} is empty; it should hold conversation records")
 
 
-def _not_text(path: Path, byte: int) -> InputError:
+def _encoding_error(path: Path, byte: int) -> InputError:
     return InputError(f"{path} is not UTF-8 text (byte {byte}); save it as UTF-8")
 
 
-def _parsed(line: str, where: str) -> object:
+def _parse_line(line: str, where: str) -> object:
     """Parse one line.
 
     Raises:
         InputError: It is broken.
     """
-    with _Refusals(where):
+    with _ParserErrors(where):
         try:
             return json.loads(line)
         except json.JSONDecodeError as error:
             raise InputError(f"{where} is broken JSON at column {error.colno}: {error.msg}") from error  # fmt: skip
 
 
-class _Refusals:
+class _ParserErrors:
     """Turns what the parser refuses beside broken JSON into errors that say so."""
 
     def __init__(self, where: str) -> None:
@@ -99,16 +101,16 @@ class _Refusals:
             raise InputError(f"{self._where} holds a number too long to read; correct it") from error  # fmt: skip
 
 
-class _Window:
+class _StreamBuffer:
     """The part of a long text that is being read."""
 
-    def __init__(self, path: Path, file: BinaryIO, read: Read) -> None:
+    def __init__(self, path: Path, file: BinaryIO, read: OnBytesRead) -> None:
         self._path, self._file, self._read = path, file, read
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self._bytes, self._line, self._column = 0, 1, 0
         self.text, self.at, self.ended = "", 0, False
 
-    def more(self) -> None:
+    def fill(self) -> None:
         """Forget what stands before `at` and read on, by as much as is still held at least.
 
         Raises:
@@ -120,13 +122,13 @@ class _Window:
         try:
             text = self._decoder.decode(chunk, final=self.ended)
         except UnicodeDecodeError as error:
-            raise _not_text(self._path, self._bytes - held + error.start) from error
+            raise _encoding_error(self._path, self._bytes - held + error.start) from error
         self._bytes += len(chunk)
         self._read(len(chunk))
-        self._line, self._column = self.place(self.at)
+        self._line, self._column = self.line_and_column(self.at)
         self.text, self.at = self.text[self.at :] + text, 0
 
-    def place(self, at: int) -> tuple[int, int]:
+    def line_and_column(self, at: int) -> tuple[int, int]:
         """Return line (from 1) and column (from 0) of a position in `text`."""
         lines = self.text.count("\n", 0, at)
         column = at - self.text.rfind("\n", 0, at) - 1 if lines else self._column + at
@@ -142,16 +144,16 @@ class _Window:
                 return self.text[self.at]
             if self.ended:
                 return ""
-            self.more()
+            self.fill()
 
-    def broken(self, reason: str, at: int) -> InputError:
+    def syntax_error(self, reason: str, at: int) -> InputError:
         """Return the error that says what is wrong at a position."""
-        line, column = self.place(at)
+        line, column = self.line_and_column(at)
         return InputError(
             f"{self._path} is broken JSON at line {line} column {column + 1}: {reason}"
         )
 
-    def value(self) -> object:
+    def parse_value(self) -> object:
         """Parse the value at `at` and pass over it.
 
         Raises:
@@ -159,45 +161,45 @@ class _Window:
         """
         while True:
             try:
-                with _Refusals(str(self._path)):
+                with _ParserErrors(str(self._path)):
                     value, end = _DECODER.raw_decode(self.text, self.at)
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated") or error.pos + _CLOSE > len(self.text)
                 if self.ended or not cut:
-                    raise self.broken(error.msg, error.pos) from error
+                    raise self.syntax_error(error.msg, error.pos) from error
             else:
                 whole = end + _CLOSE < len(self.text) or self.text[end : end + 1] in _BEHIND
                 if self.ended or whole:
                     self.at = end
                     return value
-            self.more()
+            self.fill()
 
 
-def _list(path: Path, file: BinaryIO, read: Read) -> Iterator[tuple[str, object]]:
+def _read_json_list(path: Path, file: BinaryIO, read: OnBytesRead) -> Iterator[tuple[str, object]]:
     """Yield the records of one JSON list."""
-    window = _Window(path, file, read)
+    window = _StreamBuffer(path, file, read)
     first = window.next_character()
     if not first:
         raise InputError(f"{path} is empty; it should hold conversation records")
     if first != "[":
-        window.value()  # raises if it is no JSON at all
+        window.parse_value()  # raises if it is no JSON at all
         if not window.next_character():
             raise InputError(
                 f"{path} holds one JSON value that is not a list; it should be a list of records "
                 "(one record a line goes into a .jsonl file)"
             )
-        raise window.broken("Extra data", window.at)
+        raise window.syntax_error("Extra data", window.at)
     window.at += 1
     if window.next_character() == "]":
         raise InputError(f"{path} holds an empty list; it should hold conversation records")
     index, after = 0, ","
     while after == ",":
         window.next_character()
-        yield f"{path}[{index}]", window.value()
+        yield f"{path}[{index}]", window.parse_value()
         index += 1
         after = window.next_character()
         if after not in ("]", ","):
-            raise window.broken("Expecting ',' delimiter", window.at)
+            raise window.syntax_error("Expecting ',' delimiter", window.at)
         window.at += 1
     if window.next_character():
-        raise window.broken("Extra data", window.at)
+        raise window.syntax_error("Extra data", window.at)

@@ -12,7 +12,7 @@ from caldera.errors import UnknownNameError, UsageError
 _Config = TypeVar("_Config")
 
 
-def with_settings(config: _Config, assignments: Iterable[str]) -> _Config:
+def apply_overrides(config: _Config, assignments: Iterable[str]) -> _Config:
     """Return a frozen dataclass with every `name=value` applied, through the checks it makes when it is built.
 
     Raises:
@@ -22,11 +22,11 @@ def with_settings(config: _Config, assignments: Iterable[str]) -> _Config:
         name, equals, text = assignment.partition("=")
         if not equals:
             raise UsageError(f"--set {assignment} has no '='; write --set NAME=VALUE")
-        config = _with_setting(config, name.strip(), text.strip(), name.strip())
+        config = _apply_one(config, name.strip(), text.strip(), name.strip())
     return config
 
 
-def _with_setting(config: Any, dotted: str, text: str, whole: str) -> Any:  # noqa: ANN401 - any frozen dataclass
+def _apply_one(config: Any, dotted: str, text: str, whole: str) -> Any:  # noqa: ANN401 - any frozen dataclass
     """Return `config` with the field at `dotted` set to what `text` spells."""
     name, _, rest = dotted.partition(".")
     known = {field.name: field for field in fields(config)}
@@ -34,10 +34,12 @@ def _with_setting(config: Any, dotted: str, text: str, whole: str) -> Any:  # no
         raise UnknownNameError(f"setting of {type(config).__name__}", name, known)
     old, annotation = getattr(config, name), known[name].type
     if group := _group(annotation):
-        return replace(config, **{name: _with_group(group, old, (rest, text, whole), annotation)})
+        return replace(
+            config, **{name: _apply_to_group(group, old, (rest, text, whole), annotation)}
+        )
     if rest:
         raise UsageError(f"{whole} does not exist; {name} is a single setting")
-    return replace(config, **{name: _value(text, old, annotation, whole)})
+    return replace(config, **{name: _parse_value(text, old, annotation, whole)})
 
 
 def _group(annotation: object) -> type | None:
@@ -46,11 +48,11 @@ def _group(annotation: object) -> type | None:
     return next((kind for kind in kinds if isinstance(kind, type) and is_dataclass(kind)), None)
 
 
-def _may_be_none(annotation: object) -> bool:
+def _is_optional(annotation: object) -> bool:
     return NoneType in get_args(annotation)
 
 
-def _with_group(
+def _apply_to_group(
     group: type, old: object, assignment: tuple[str, str, str], annotation: object
 ) -> object:
     """Return a group with one of its settings changed; one that may be None is also switched on and off.
@@ -62,31 +64,31 @@ def _with_group(
     """
     rest, text, whole = assignment
     if rest:
-        return _with_setting(group() if old is None else old, rest, text, whole)
-    if _may_be_none(annotation) and text.lower() in ("on", "none"):
+        return _apply_one(group() if old is None else old, rest, text, whole)
+    if _is_optional(annotation) and text.lower() in ("on", "none"):
         return None if text.lower() == "none" else old or group()
-    switch = f", or {whole}=on, {whole}=none" if _may_be_none(annotation) else ""
+    switch = f", or {whole}=on, {whole}=none" if _is_optional(annotation) else ""
     raise UsageError(f"{whole} is a group of settings; name one of them, as {whole}.NAME{switch}")
 
 
-def _kind(annotation: object) -> str:
+def _type_name(annotation: object) -> str:
     """Return a field's type as people write it: 'int', 'float | None'."""
     if annotation is NoneType:
         return "None"
     if get_origin(annotation) in (Union, UnionType):
-        return " | ".join(map(_kind, get_args(annotation)))
+        return " | ".join(map(_type_name, get_args(annotation)))
     if get_origin(annotation) is Literal:
         return " | ".join(map(repr, get_args(annotation)))
     return annotation.__name__ if isinstance(annotation, type) else str(annotation)
 
 
-def _value(text: str, old: object, annotation: object, whole: str) -> object:
+def _parse_value(text: str, old: object, annotation: object, whole: str) -> object:
     """Read a value of the kind that the field holds.
 
     Raises:
         UsageError: It is of another kind.
     """
-    kind, optional = _kind(annotation), _may_be_none(annotation)
+    kind, optional = _type_name(annotation), _is_optional(annotation)
     if optional and text.lower() == "none":
         return None
     if isinstance(old, Path):
@@ -100,18 +102,18 @@ def _value(text: str, old: object, annotation: object, whole: str) -> object:
     if isinstance(old, tuple) and isinstance(new, str):
         new = tuple(part.strip() for part in new.split(","))
     if "float" in kind:
-        new = tuple(map(_as_float, new)) if isinstance(new, tuple) else _as_float(new)
-    if not _same_kind(new, old, kind):
+        new = tuple(map(_widen_int, new)) if isinstance(new, tuple) else _widen_int(new)
+    if not _has_type(new, old, kind):
         raise UsageError(f"{whole}={text} does not fit: it is a {kind}, now {old!r}")
     return new
 
 
-def _as_float(value: object) -> object:
+def _widen_int(value: object) -> object:
     """Return a whole number as a float, anything else as it is."""
     return float(value) if type(value) is int else value
 
 
-def _same_kind(new: object, old: object, kind: str) -> bool:
+def _has_type(new: object, old: object, kind: str) -> bool:
     """Tell whether a value is of the kind of the one it replaces."""
     if old is None:
         return type(new).__name__ in kind

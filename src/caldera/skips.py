@@ -5,50 +5,50 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from caldera.errors import InputError
-from caldera.storage import write_whole
+from caldera.storage import write_atomic
 
 
 @dataclass(frozen=True, slots=True)
 class Skip:
     """One item left out, and why."""
 
-    where: str
+    location: str
     reason: str
 
 
 @dataclass(slots=True)
-class Skips:
+class SkippedItems:
     """Takes faults of single items; nothing is lost in silence."""
 
-    allowed_share: float = 0.0
+    max_fraction: float = 0.0
     """Share of all items that may be left out; at 0 the first fault is raised."""
 
-    taken: list[Skip] = field(default_factory=list)
+    items: list[Skip] = field(default_factory=list)
     """What was left out so far."""
 
-    def take(self, where: str, fault: InputError) -> None:
+    def add_or_raise(self, where: str, fault: InputError) -> None:
         """Note that the item at `where` is left out because of `fault`.
 
         Raises:
             InputError: The fault itself, where nothing may be left out.
         """
-        if self.allowed_share <= 0:
+        if self.max_fraction <= 0:
             raise fault
-        self.taken.append(Skip(where, str(fault)))
+        self.items.append(Skip(where, str(fault)))
 
-    def check(self, total: int) -> None:
+    def raise_if_over_limit(self, total: int) -> None:
         """Compare what was left out with what is allowed, once all `total` items were met.
 
         Raises:
             InputError: More than the allowed share was left out.
         """
-        if self.taken and len(self.taken) / total > self.allowed_share:
+        if self.items and len(self.items) / total > self.max_fraction:
             raise InputError(
-                f"{len(self.taken)} of {total} items are bad, over the allowed share of "
-                f"{self.allowed_share:g}; the first: {self.taken[0].where}: {self.taken[0].reason}"
+                f"{len(self.items)} of {total} items are bad, over the allowed share of "
+                f"{self.max_fraction:g}; the first: {self.items[0].location}: {self.items[0].reason}"
             )
 
     def write(self, path: Path) -> None:
         """List everything left out in a JSONL file."""
-        lines = (json.dumps({"where": skip.where, "reason": skip.reason}) for skip in self.taken)
-        write_whole(path, "".join(f"{line}\n" for line in lines))
+        lines = (json.dumps({"where": skip.location, "reason": skip.reason}) for skip in self.items)
+        write_atomic(path, "".join(f"{line}\n" for line in lines))

@@ -24,7 +24,7 @@ def free_bytes(path: Path) -> int:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[None]:
+def translate_os_errors(path: Path) -> Iterator[None]:
     """Turn the system's refusals while writing `path` into errors that say what to do.
 
     Raises:
@@ -33,7 +33,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = _refusal(error)
+        reason = _os_error_text(error)
         if reason is None:
             raise
         raise OutputError(
@@ -41,7 +41,7 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _refusal(error: Exception) -> str | None:
+def _os_error_text(error: Exception) -> str | None:
     """Return in which words the system refused, None where it did not.
 
     Safetensors and tokenizers write from Rust: a full disk ends in errors of their own, which only name its number.
@@ -52,7 +52,7 @@ def _refusal(error: Exception) -> str | None:
     return os.strerror(int(number[1])) if number else None
 
 
-def write_whole(path: Path, content: bytes | str | Iterable[str]) -> None:
+def write_atomic(path: Path, content: bytes | str | Iterable[str]) -> None:
     """Write a file beside its place, flush it to disk, then put it in place in one move.
 
     Args:
@@ -63,7 +63,7 @@ def write_whole(path: Path, content: bytes | str | Iterable[str]) -> None:
         OutputError: It could not be written; a file that stood at `path` still stands.
     """
     pieces = [content] if isinstance(content, bytes | str) else content
-    with writing(path):
+    with translate_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -79,7 +79,7 @@ def write_whole(path: Path, content: bytes | str | Iterable[str]) -> None:
             raise
 
 
-def is_file_there(path: Path) -> bool:
+def file_exists(path: Path) -> bool:
     """Tell whether a file stands at `path`, which data may have made up and as long as they like."""
     try:
         return path.is_file()
@@ -87,22 +87,22 @@ def is_file_there(path: Path) -> bool:
         return False
 
 
-def as_json(value: object) -> Any:  # noqa: ANN401 - whatever JSON holds
+def to_plain_json(value: object) -> Any:  # noqa: ANN401 - whatever JSON holds
     """Return a value as it is after a trip through JSON: tuples are lists, keys are text."""
     return json.loads(json.dumps(value))
 
 
 def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON, whole."""
-    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-_UNFINISHED, _REPLACED = ".unfinished", ".replaced"
+_PARTIAL_SUFFIX, _BACKUP_SUFFIX = ".unfinished", ".replaced"
 """How the folders end that `whole_folder` makes beside its place: one to be filled, one for what stood there before."""
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Iterator[Path]:
     """Give a fresh folder to fill; it takes `path`'s place when the block ends well, else it is removed.
 
     What a killed process leaves beside `path` is cleared away when the run's folder is held again.
@@ -110,15 +110,15 @@ def whole_folder(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: It could not be written; a folder that stood at `path` still stands.
     """
-    with writing(path):
+    with translate_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = _beside(path, _UNFINISHED)
+        fresh = _make_sibling(path, _PARTIAL_SUFFIX)
         try:
             yield fresh
             fresh.chmod(0o755)
-            _sync(fresh)
+            _fsync_tree(fresh)
             if path.exists():
-                old = _beside(path, _REPLACED)
+                old = _make_sibling(path, _BACKUP_SUFFIX)
                 kept = path.replace(old / path.name)
                 try:
                     fresh.replace(path)
@@ -134,12 +134,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
             raise
 
 
-def _beside(path: Path, ending: str) -> Path:
+def _make_sibling(path: Path, ending: str) -> Path:
     """Make a hidden folder beside a place."""
     return Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=ending))
 
 
-def _clear_after_kill(folder: Path) -> None:
+def _recover_after_crash(folder: Path) -> None:
     """Put back what a killed process was replacing in a run's folder or one below, and remove what it was filling.
 
     It is safe only while the folder is held: a run fills and replaces folders while it holds its own, so the process
@@ -148,16 +148,16 @@ def _clear_after_kill(folder: Path) -> None:
     """
     below = (path for path in folder.iterdir() if path.is_dir() and not (path / _LOCK).exists())
     for place in [folder, *below]:
-        for replaced in place.glob(f".*{_REPLACED}"):
+        for replaced in place.glob(f".*{_BACKUP_SUFFIX}"):
             for kept in replaced.iterdir():
                 if not (place / kept.name).exists():
                     kept.replace(place / kept.name)
             shutil.rmtree(replaced)
-        for fresh in place.glob(f".*{_UNFINISHED}"):
+        for fresh in place.glob(f".*{_PARTIAL_SUFFIX}"):
             shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _sync(folder: Path) -> None:
+def _fsync_tree(folder: Path) -> None:
     """Flush every file of a folder to disk, and let others read it, which some libraries' files do not."""
     for file in (entry for entry in folder.rglob("*") if entry.is_file()):
         file.chmod(0o644)
@@ -169,7 +169,7 @@ def _sync(folder: Path) -> None:
 
 
 @contextmanager
-def holding(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Hold a run's folder against a second run; the hold ends with the process, however it ends.
 
     What a killed run left half-written or half-replaced in it is cleared away or put back first.
@@ -178,7 +178,7 @@ def holding(folder: Path) -> Iterator[None]:
         UsageError: Another process holds it.
         OutputError: It cannot be written.
     """
-    with writing(folder):
+    with translate_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -192,8 +192,8 @@ def holding(folder: Path) -> Iterator[None]:
             ) from error
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-        with writing(folder):
-            _clear_after_kill(folder)
+        with translate_os_errors(folder):
+            _recover_after_crash(folder)
         yield
     finally:
         os.close(lock)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from caldera.annotations.coco import read_coco
 from caldera.boxes import Box
-from caldera.errors import AnnotationError, InputError, PictureError, UnknownNameError
-from caldera.skips import Skips
+from caldera.errors import AnnotationError, ImageError, InputError, UnknownNameError
+from caldera.skips import SkippedItems
 
 Files = dict[str, dict[str, list[dict[str, Any]]]]
 WIDTH, HEIGHT = 50, 20
@@ -56,7 +56,7 @@ def write(folder: Path, files: Files, split: str = "tiny", pictures: str = "tiny
 
 def test_a_folder_becomes_annotated_images(tmp_path: Path) -> None:
     """Captions are put on one line, boxes become shares, crowds stay out of counts."""
-    read = read_coco(write(tmp_path, coco_files()), Skips())
+    read = read_coco(write(tmp_path, coco_files()), SkippedItems())
 
     assert read.categories == ("person", "dog")
     assert [image.id for image in read.images] == ["1", "2", "3"]
@@ -65,15 +65,15 @@ def test_a_folder_becomes_annotated_images(tmp_path: Path) -> None:
     assert (first.width, first.height) == (WIDTH, HEIGHT)
     assert first.captions == ("A dog number 1 .", "A pet")
     dog, crowd = first.instances
-    assert (dog.category, dog.crowd, dog.box) == ("dog", False, Box(0.1, 0.2, 0.3, 0.6))
-    assert (crowd.category, crowd.crowd, crowd.box) == ("person", True, Box(0, 0, 1, 1))
+    assert (dog.category, dog.is_crowd, dog.box) == ("dog", False, Box(0.1, 0.2, 0.3, 0.6))
+    assert (crowd.category, crowd.is_crowd, crowd.box) == ("person", True, Box(0, 0, 1, 1))
     assert first.counts == {"dog": 1}
 
 
 @pytest.mark.parametrize("pictures", ["tiny", "images/tiny", "images", "."])
 def test_pictures_are_found_wherever_such_folders_keep_them(tmp_path: Path, pictures: str) -> None:
     """In a folder of the split's name, in `images/`, in both, or beside the annotations."""
-    read = read_coco(write(tmp_path, coco_files(), pictures=pictures), Skips())
+    read = read_coco(write(tmp_path, coco_files(), pictures=pictures), SkippedItems())
     assert [image.path for image in read.images] == [
         tmp_path / pictures / f"{n}.jpg" for n in (1, 2, 3)
     ]
@@ -86,12 +86,12 @@ def test_a_split_is_read_by_name(tmp_path: Path) -> None:
     other["captions"]["annotations"][0]["caption"] = "Another dog"
     write(tmp_path, other, split="b", pictures="b")
 
-    assert read_coco(tmp_path, Skips(), "a").images[0].captions[0] == "A dog number 1 ."
-    assert read_coco(tmp_path, Skips(), "b").images[0].captions[0] == "Another dog"
+    assert read_coco(tmp_path, SkippedItems(), "a").images[0].captions[0] == "A dog number 1 ."
+    assert read_coco(tmp_path, SkippedItems(), "b").images[0].captions[0] == "Another dog"
     with pytest.raises(AnnotationError, match=r"several splits; name one with --split: \['a', 'b'"):
-        read_coco(tmp_path, Skips())
+        read_coco(tmp_path, SkippedItems())
     with pytest.raises(UnknownNameError, match=r"no split of .* is called 'c'; known: a, b"):
-        read_coco(tmp_path, Skips(), "c")
+        read_coco(tmp_path, SkippedItems(), "c")
 
 
 def test_pictures_of_the_same_name_in_two_folders_stay_apart(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_pictures_of_the_same_name_in_two_folders_stay_apart(tmp_path: Path) -> 
         image["file_name"] = name
         (tmp_path / "tiny" / name).parent.mkdir(parents=True)
         (tmp_path / "tiny" / name).write_bytes(b"picture")
-    ids = [image.id for image in read_coco(write(tmp_path, files), Skips()).images]
+    ids = [image.id for image in read_coco(write(tmp_path, files), SkippedItems()).images]
     assert ids == ["a/1", "b/1", "3"]
 
 
@@ -112,7 +112,7 @@ def test_pictures_that_differ_in_their_suffix_alone_stay_apart(tmp_path: Path) -
         image["file_name"] = name
         (tmp_path / "tiny" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "tiny" / name).write_bytes(b"picture")
-    ids = [image.id for image in read_coco(write(tmp_path, files), Skips()).images]
+    ids = [image.id for image in read_coco(write(tmp_path, files), SkippedItems()).images]
     assert ids == ["1.jpg", "1.png", "3"]
 
 
@@ -123,7 +123,7 @@ def test_annotations_of_no_picture_are_told_of(
     files = coco_files()
     for each in ("captions", "instances"):
         del files[each]["images"][1:]
-    assert len(read_coco(write(tmp_path, files), Skips()).images) == 1
+    assert len(read_coco(write(tmp_path, files), SkippedItems()).images) == 1
     assert "2 pictures are not used" in caplog.text
 
 
@@ -149,9 +149,9 @@ def test_boxes_are_whole_and_inside_or_refused(
     )
     if not fits:
         with pytest.raises(AnnotationError, match=r"annotations\.\d\.bbox: .* does not lie inside"):
-            read_coco(folder, Skips())
+            read_coco(folder, SkippedItems())
         return
-    [image] = read_coco(folder, Skips()).images
+    [image] = read_coco(folder, SkippedItems()).images
     for thing, (left, top, width, height) in zip(image.instances, corners, strict=True):
         assert thing.box.left * WIDTH == pytest.approx(left)
         assert thing.box.top * HEIGHT == pytest.approx(top)
@@ -207,23 +207,23 @@ def test_a_bad_picture_stops_the_reading_or_is_left_out_and_listed(
     spoil(files)
     folder = write(tmp_path, files)
     with pytest.raises(InputError) as caught:
-        read_coco(folder, Skips())
+        read_coco(folder, SkippedItems())
     assert message in str(caught.value)
     assert str(caught.value).startswith(str(tmp_path / "annotations"))
     assert "\n" not in str(caught.value)
 
-    skips = Skips(0.34)
+    skips = SkippedItems(0.34)
     assert [image.id for image in read_coco(folder, skips).images] == ["1", "3"]
-    assert [message in skip.reason for skip in skips.taken] == [True]
+    assert [message in skip.reason for skip in skips.items] == [True]
     with pytest.raises(InputError, match="1 of 3 items are bad, over the allowed share"):
-        read_coco(folder, Skips(0.3))
+        read_coco(folder, SkippedItems(0.3))
 
 
 def test_an_empty_caption_among_others_is_nothing(tmp_path: Path) -> None:
     """The picture keeps what was said about it."""
     files = coco_files()
     files["captions"]["annotations"][2]["caption"] = " \n"
-    assert read_coco(write(tmp_path, files), Skips()).images[1].captions == ("A pet",)
+    assert read_coco(write(tmp_path, files), SkippedItems()).images[1].captions == ("A pet",)
 
 
 BAD_FILES: list[tuple[str, Callable[[Files], object], str]] = [
@@ -262,7 +262,7 @@ def test_a_file_that_is_not_cocos_is_refused_whole(
     files = coco_files()
     spoil(files)
     with pytest.raises(AnnotationError) as caught:
-        read_coco(write(tmp_path, files), Skips(1.0))
+        read_coco(write(tmp_path, files), SkippedItems(1.0))
     assert message in str(caught.value)
     assert str(caught.value).startswith(str(tmp_path / "annotations" / f"{name}_tiny.json"))
     assert "\n" not in str(caught.value)
@@ -287,7 +287,7 @@ def test_a_broken_file_is_refused(tmp_path: Path, name: str, content: bytes, mes
     path = folder / "annotations" / f"{name}_tiny.json"
     path.write_bytes(content)
     with pytest.raises(AnnotationError) as caught:
-        read_coco(folder, Skips(1.0))
+        read_coco(folder, SkippedItems(1.0))
     assert str(caught.value).startswith(f"{path} ")
     assert message in str(caught.value)
 
@@ -299,12 +299,12 @@ def test_both_files_are_needed(tmp_path: Path) -> None:
     boxes.unlink()
     message = r"instances_tiny\.json is missing; both captions and boxes are needed"
     with pytest.raises(AnnotationError, match=message):
-        read_coco(folder, Skips())
+        read_coco(folder, SkippedItems())
     (folder / "annotations" / "captions_tiny.json").unlink()
     with pytest.raises(AnnotationError, match=r"no annotations: .*; give the folder that holds"):
-        read_coco(folder, Skips())
+        read_coco(folder, SkippedItems())
     with pytest.raises(AnnotationError, match=r"no annotations: .*; give the folder that holds"):
-        read_coco(tmp_path / "nowhere", Skips())
+        read_coco(tmp_path / "nowhere", SkippedItems())
 
 
 def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     (folder / "annotations" / "instances_tiny.json").unlink()
     (folder / "annotations" / "instances_tiny.json").mkdir()
     with pytest.raises(AnnotationError, match=r"cannot read .*: Is a directory; check the path"):
-        read_coco(folder, Skips())
+        read_coco(folder, SkippedItems())
 
 
 def test_a_folder_in_the_pictures_place_is_no_picture(tmp_path: Path) -> None:
@@ -321,14 +321,14 @@ def test_a_folder_in_the_pictures_place_is_no_picture(tmp_path: Path) -> None:
     folder = write(tmp_path, coco_files())
     (folder / "tiny" / "2.jpg").unlink()
     os.mkfifo(folder / "tiny" / "2.jpg")
-    with pytest.raises(PictureError, match=r"2\.jpg does not exist"):
-        read_coco(folder, Skips())
+    with pytest.raises(ImageError, match=r"2\.jpg does not exist"):
+        read_coco(folder, SkippedItems())
 
 
 def test_real_coco_is_read(third_party: Path) -> None:
     """80 photos of train2017, five captions each, all of COCO's categories, boxes as the file has them."""
     folder = third_party / "coco_mini"
-    read = read_coco(folder, Skips())
+    read = read_coco(folder, SkippedItems())
     assert len(read.images) == 80
     assert len(read.categories) == 80
     assert all(len(image.captions) >= 5 for image in read.images)

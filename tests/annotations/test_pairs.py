@@ -8,7 +8,7 @@ import pytest
 
 from caldera.annotations.pairs import read_pairs
 from caldera.errors import InputError
-from caldera.skips import Skips
+from caldera.skips import SkippedItems
 
 PAIRS = [
     ("1.jpg", "A dog, in a park."),
@@ -68,7 +68,7 @@ def test_all_kinds_of_file_say_the_same(folder: Path, name: str) -> None:
     """Captions of one picture are brought together, on one line each; nothing is known about boxes."""
     WRITERS[name](folder / name, PAIRS)
 
-    read = read_pairs(folder / name, Skips())
+    read = read_pairs(folder / name, SkippedItems())
 
     assert read.categories == ()
     assert [(image.path, image.captions) for image in read.images] == [
@@ -88,8 +88,11 @@ def test_pictures_may_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
     write_csv(folder / "pairs.csv", [("a/1.jpg", "A dog"), ("1.jpg", "A cat")])
     write_csv(folder / "other.csv", [("1.jpg", "A dog")])
 
-    assert [image.id for image in read_pairs(folder / "pairs.csv", Skips()).images] == ["a/1", "1"]
-    [image] = read_pairs(folder / "other.csv", Skips(), folder / "images" / "a").images
+    assert [image.id for image in read_pairs(folder / "pairs.csv", SkippedItems()).images] == [
+        "a/1",
+        "1",
+    ]
+    [image] = read_pairs(folder / "other.csv", SkippedItems(), folder / "images" / "a").images
     assert image.path == folder / "images" / "a" / "1.jpg"
 
 
@@ -143,16 +146,18 @@ def test_a_bad_row_stops_the_reading_or_is_left_out_and_listed(
     path.write_text(f"{good}\n\n{json.dumps(row)}\n{good}\n")
 
     with pytest.raises(InputError) as caught:
-        read_pairs(path, Skips())
+        read_pairs(path, SkippedItems())
     assert message in str(caught.value)
     assert str(caught.value).startswith(f"{path}:3")
     assert "\n" not in str(caught.value)
 
-    skips = Skips(0.34)
+    skips = SkippedItems(0.34)
     assert [image.captions for image in read_pairs(path, skips).images] == [("A dog", "A dog")]
-    assert [(skip.where, message in skip.reason) for skip in skips.taken] == [(f"{path}:3", True)]
+    assert [(skip.location, message in skip.reason) for skip in skips.items] == [
+        (f"{path}:3", True)
+    ]
     with pytest.raises(InputError, match="1 of 3 items are bad"):
-        read_pairs(path, Skips(0.3))
+        read_pairs(path, SkippedItems(0.3))
 
 
 @pytest.mark.parametrize(
@@ -171,7 +176,7 @@ def test_a_broken_table_is_refused(folder: Path, content: str, message: str) -> 
     path = folder / "pairs.csv"
     path.write_text(content)
     with pytest.raises(InputError, match=message):
-        read_pairs(path, Skips())
+        read_pairs(path, SkippedItems())
 
 
 @pytest.mark.parametrize("name", ["pairs.csv", "pairs.jsonl", "pairs.json"])
@@ -179,14 +184,14 @@ def test_a_file_that_is_not_text_or_not_there_is_refused(tmp_path: Path, name: s
     """UTF-16, as some programs save it, a folder and a wrong path get a line each."""
     path = tmp_path / name
     with pytest.raises(InputError, match=r"cannot read .*: No such file or directory; check the"):
-        read_pairs(path, Skips())
+        read_pairs(path, SkippedItems())
     path.write_bytes("image,caption\n1.jpg,x\n".encode("utf-16"))
     with pytest.raises(InputError, match="is not UTF-8"):
-        read_pairs(path, Skips())
+        read_pairs(path, SkippedItems())
     path.unlink()
     path.mkdir()
     with pytest.raises(InputError, match=r"cannot read .*: Is a directory"):
-        read_pairs(path, Skips())
+        read_pairs(path, SkippedItems())
 
 
 def test_a_line_number_is_that_of_the_file(folder: Path) -> None:
@@ -194,16 +199,16 @@ def test_a_line_number_is_that_of_the_file(folder: Path) -> None:
     path = folder / "pairs.csv"
     write_csv(path, [("2.jpg", "Two\ncats"), ("3.jpg", "gone")])
     with pytest.raises(InputError, match=r"pairs\.csv:4: .*3\.jpg does not exist"):
-        read_pairs(path, Skips())
+        read_pairs(path, SkippedItems())
 
 
 def test_real_pairs_are_read(third_party: Path) -> None:
     """Flickr8k: 800 photos, five captions each. LCS-558K: 500 rows, a picture and a caption each."""
-    flickr = read_pairs(third_party / "flickr8k" / "captions.csv", Skips())
+    flickr = read_pairs(third_party / "flickr8k" / "captions.csv", SkippedItems())
     assert len(flickr.images) == 800
     assert all(len(image.captions) == 5 for image in flickr.images)
     rows = third_party / "lcs558k" / "blip_laion_cc_sbu_500.json"
-    lcs = read_pairs(rows, Skips())
+    lcs = read_pairs(rows, SkippedItems())
     assert len(lcs.images) == 500
     raw = {row["image"]: row["conversations"][1]["value"] for row in json.loads(rows.read_text())}
     assert all(

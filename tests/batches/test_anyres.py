@@ -14,20 +14,20 @@ from PIL import Image
 from transformers import LlavaNextImageProcessorPil, LlavaNextProcessor
 
 from caldera.batches.anyres import (
-    NEWLINE,
+    NEWLINE_INDEX,
     RELEASED_GRIDS,
-    Layout,
     Size,
+    TileLayout,
+    choose_layout,
     choose_pinpoint,
     count_tokens,
-    layout_in,
-    pinpoints_of,
-    token_order,
+    grid_pinpoints,
+    image_token_order,
 )
 from caldera.batches.pictures import PictureProcessor
 from caldera.errors import UsageError
 
-RELEASED = pinpoints_of(RELEASED_GRIDS, 336)
+RELEASED = grid_pinpoints(RELEASED_GRIDS, 336)
 SIZES = st.tuples(st.integers(1, 3000), st.integers(1, 3000))
 
 
@@ -49,12 +49,12 @@ SIZES = st.tuples(st.integers(1, 3000), st.integers(1, 3000))
 def test_counts_are_those_of_the_released_models(size: Size, pinpoint: Size, tokens: int) -> None:
     """Worked examples for a tower of 336 pixels in 24 x 24 patches (spec 1.7)."""
     assert choose_pinpoint(size, RELEASED) == pinpoint
-    assert count_tokens(layout_in(size, RELEASED, 336), 24) == tokens
+    assert count_tokens(choose_layout(size, RELEASED, 336), 24) == tokens
 
 
 def test_padding_is_counted_in_whole_numbers() -> None:
     """For 11 x 55 on 24 columns the float form would keep 119 rows of 120 (spec 1.7)."""
-    assert Layout(1, 5, (11, 55)).padding(24) == (0, 0)
+    assert TileLayout(1, 5, (11, 55)).padding(24) == (0, 0)
 
 
 def their_count(size: Size, pinpoints: tuple[Size, ...], side: int, cells: int) -> int:
@@ -77,7 +77,7 @@ def test_counts_are_transformers_own() -> None:
     sizes = [(rng.randint(1, 400), rng.randint(1, 400)) for _ in range(100)]
     sizes += [(rng.randint(1, 4000), rng.randint(1, 4000)) for _ in range(100)]
     for size in sizes:
-        assert count_tokens(layout_in(size, RELEASED, 336), 24) == their_count(
+        assert count_tokens(choose_layout(size, RELEASED, 336), 24) == their_count(
             size, RELEASED, 336, 24
         )
     assert len(sizes) == 200
@@ -86,14 +86,14 @@ def test_counts_are_transformers_own() -> None:
 @given(SIZES, st.sampled_from([1, 2, 3, 7]))
 def test_every_patch_of_the_picture_stands_once_and_rows_end(size: Size, cells: int) -> None:
     """The order is as long as the count; no patch comes twice; each row of tiles ends with the newline."""
-    layout = layout_in(size, pinpoints_of(RELEASED_GRIDS, 14), 14)
-    order = token_order(layout, cells)
-    patches = order[order != NEWLINE]
+    layout = choose_layout(size, grid_pinpoints(RELEASED_GRIDS, 14), 14)
+    order = image_token_order(layout, cells)
+    patches = order[order != NEWLINE_INDEX]
     left, above = layout.padding(cells)
     assert len(order) == count_tokens(layout, cells)
     assert len(set(patches.tolist())) == len(patches)
     assert order[: cells * cells].tolist() == list(range(cells * cells))
-    assert int((order == NEWLINE).sum()) == layout.rows * cells - 2 * above
+    assert int((order == NEWLINE_INDEX).sum()) == layout.rows * cells - 2 * above
     assert len(patches) == cells * cells + (layout.columns * cells - 2 * left) * (
         layout.rows * cells - 2 * above
     )
@@ -101,8 +101,8 @@ def test_every_patch_of_the_picture_stands_once_and_rows_end(size: Size, cells: 
 
 def test_tiles_are_laid_as_one_raster() -> None:
     """Two tiles of 2 x 2 patches beside each other are read line by line across both."""
-    order = token_order(Layout(columns=2, rows=1, size=(2, 1)), 2)
-    assert order.tolist() == [0, 1, 2, 3, 4, 5, 8, 9, NEWLINE, 6, 7, 10, 11, NEWLINE]
+    order = image_token_order(TileLayout(columns=2, rows=1, size=(2, 1)), 2)
+    assert order.tolist() == [0, 1, 2, 3, 4, 5, 8, 9, NEWLINE_INDEX, 6, 7, 10, 11, NEWLINE_INDEX]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_views_are_transformers_own(tmp_path: Path, size: Size) -> None:
     """Base view and tiles have the pixels of transformers' LLaVA-NeXT processor, in its order."""
     rng = np.random.default_rng(3)
     picture = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
-    mean, std, pinpoints = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), pinpoints_of(RELEASED_GRIDS, 14)
+    mean, std, pinpoints = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), grid_pinpoints(RELEASED_GRIDS, 14)
     ours = PictureProcessor(side=14, mean=mean, std=std, aspect="anyres", pinpoints=pinpoints)
     theirs = LlavaNextImageProcessorPil(
         size={"shortest_edge": 14},
@@ -142,7 +142,7 @@ def test_a_turned_picture_is_laid_out_upright(tmp_path: Path, form: str, orienta
         mean=(0.5,) * 3,
         std=(0.5,) * 3,
         aspect="anyres",
-        pinpoints=pinpoints_of(("2x1", "1x2"), 14),
+        pinpoints=grid_pinpoints(("2x1", "1x2"), 14),
     )
     layout = shape.layout(tmp_path / f"p.{form}")
     assert (layout.columns, layout.rows) == ((1, 2) if orientation >= 5 else (2, 1))
@@ -152,7 +152,7 @@ def test_a_turned_picture_is_laid_out_upright(tmp_path: Path, form: str, orienta
 def test_a_grid_that_is_none_is_refused(grids: tuple[str, ...]) -> None:
     """The message shows how grids are written."""
     with pytest.raises(UsageError, match="columns x rows, such as 2x1"):
-        pinpoints_of(grids, 14)
+        grid_pinpoints(grids, 14)
 
 
 @pytest.mark.parametrize("pinpoint", [(14, 20), (0, 14), (7, 14)])

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from caldera.batches.checking import check_file
+from caldera.batches.checking import validate_file
 from caldera.errors import InputError
-from caldera.progress import Silent, Tick
+from caldera.progress import Advance, NoProgress
 
 
-class Counting(Silent):
+class Counting(NoProgress):
     """Remembers what a job was to do and did."""
 
     def __init__(self) -> None:
         self.total = self.done = 0
 
     @contextmanager
-    def job(self, name: str, total: int, done: int = 0) -> Iterator[Tick]:
+    def task(self, name: str, total: int, done: int = 0) -> Iterator[Advance]:
         """Follow one job by adding up."""
         self.total = total
 
@@ -50,9 +50,11 @@ def test_counts_are_of_good_records_and_progress_of_bytes(tmp_path: Path, name: 
     file.write_text("\n".join(lines) if name == "data.jsonl" else f"[{','.join(lines)}]")
     progress = Counting()
 
-    found = check_file(file, tmp_path, open_pictures=False, ignore=frozenset(), progress=progress)
+    found = validate_file(
+        file, tmp_path, open_pictures=False, ignore=frozenset(), progress=progress
+    )
 
-    assert (found.records, found.turns, found.several, found.without) == (17, 32, 1, 1)
+    assert (found.records, found.turns, found.multi_image, found.text_only) == (17, 32, 1, 1)
     assert found.pictures == {"0.png", "1.png", "2.png", "3.png"}
     assert found.repeated_ids == 4
     lost, broken = found.bad
@@ -65,6 +67,6 @@ def test_a_file_broken_behind_good_records_is_refused(tmp_path: Path) -> None:
     """With its place."""
     (tmp_path / "data.json").write_text(f"[{json.dumps(row('1'))}, {json.dumps(row('2'))[:-9]}")
     with pytest.raises(InputError, match=r"is broken JSON at line 1 column \d+"):
-        check_file(
-            tmp_path / "data.json", tmp_path, open_pictures=False, ignore=frozenset(), progress=Silent()
+        validate_file(
+            tmp_path / "data.json", tmp_path, open_pictures=False, ignore=frozenset(), progress=NoProgress()
         )  # fmt: skip

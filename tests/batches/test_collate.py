@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from caldera.batches.anyres import WHOLE
-from caldera.batches.collate import Row, collate, shown
-from caldera.batches.labels import IGNORED
+from caldera.batches.anyres import SINGLE_VIEW
+from caldera.batches.collate import PackedRow, collate, iter_new_images
+from caldera.batches.labels import IGNORE_INDEX
 from caldera.batches.packing import Pack
 from caldera.batches.samples import Sample
 
@@ -15,20 +15,22 @@ from caldera.batches.samples import Sample
 def sample(name: str, length: int, pictures: int = 0) -> Sample:
     """Return a sample whose last two tokens are learned."""
     ids = tuple(range(10, 10 + length))
-    labels = (*(IGNORED,) * (length - 2), *ids[-2:])
+    labels = (*(IGNORE_INDEX,) * (length - 2), *ids[-2:])
     paths = tuple(Path(f"{at}.png") for at in range(pictures))
-    return Sample(name, ids, labels, paths, (WHOLE,) * pictures, tuple(range(1, 1 + pictures)))
+    return Sample(
+        name, ids, labels, paths, (SINGLE_VIEW,) * pictures, tuple(range(1, 1 + pictures))
+    )
 
 
 def test_samples_alone_lie_behind_one_another() -> None:
     """No token is padding; each learned token is predicted from the one before it."""
     batch = collate([Pack((sample("a", 3),), 0), Pack((sample("b", 5),), 0)], torch.zeros(0, 2))
 
-    assert batch.ids.tolist() == [10, 11, 12, 10, 11, 12, 13, 14]
+    assert batch.input_ids.tolist() == [10, 11, 12, 10, 11, 12, 13, 14]
     assert batch.positions.tolist() == [0, 1, 2, 0, 1, 2, 3, 4]
-    assert batch.rows == (Row(0, 0, (3,)), Row(3, 0, (5,)))
-    assert batch.before.tolist() == [0, 1, 5, 6]
-    assert batch.wanted.tolist() == [11, 12, 13, 14]
+    assert batch.rows == (PackedRow(0, 0, (3,)), PackedRow(3, 0, (5,)))
+    assert batch.target_positions.tolist() == [0, 1, 5, 6]
+    assert batch.target_ids.tolist() == [11, 12, 13, 14]
     assert batch.num_learned == 4
 
 
@@ -37,24 +39,24 @@ def test_a_shared_prefix_comes_once() -> None:
     one, other = sample("a", 4), sample("b", 5)
     batch = collate([Pack((sample("x", 3),), 0), Pack((one, other), 2)], torch.zeros(0, 2))
 
-    assert batch.ids.tolist() == [10, 11, 12, 10, 11, 12, 13, 12, 13, 14]
+    assert batch.input_ids.tolist() == [10, 11, 12, 10, 11, 12, 13, 12, 13, 14]
     assert batch.positions.tolist() == [0, 1, 2, 0, 1, 2, 3, 2, 3, 4]
-    assert batch.rows == (Row(0, 0, (3,)), Row(3, 2, (2, 3)))
-    assert batch.before.tolist() == [0, 1, 4, 5, 7, 8]
-    assert batch.wanted.tolist() == [11, 12, 12, 13, 13, 14]
+    assert batch.rows == (PackedRow(0, 0, (3,)), PackedRow(3, 2, (2, 3)))
+    assert batch.target_positions.tolist() == [0, 1, 4, 5, 7, 8]
+    assert batch.target_ids.tolist() == [11, 12, 12, 13, 13, 14]
 
 
 def test_a_first_token_is_never_predicted() -> None:
     """Nothing stands before it."""
     batch = collate([Pack((Sample("a", (5, 6), (5, 6), (), (), ()),), 0)], torch.zeros(0, 2))
-    assert batch.wanted.tolist() == [6]
+    assert batch.target_ids.tolist() == [6]
 
 
 def test_shared_pictures_come_with_the_first_sample() -> None:
     """One behind the shared tokens comes with each sample."""
     one, other = sample("a", 6, pictures=2), sample("b", 7, pictures=2)
     packs = [Pack((one, other), 1)]
-    assert [(each.id, each.pictures[some]) for each, some in shown(packs)] == [
+    assert [(each.id, each.pictures[some]) for each, some in iter_new_images(packs)] == [
         ("a", (Path("0.png"), Path("1.png"))),
         ("b", (Path("1.png"),)),
     ]

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from caldera.batches import feature_building, picture_sources
-from caldera.batches.feature_building import keep_features
+from caldera.batches.feature_building import cache_features
 from caldera.batches.feature_store import FeatureStore
-from caldera.batches.picture_sources import FrozenTower, KeptFeatures, Pixels
+from caldera.batches.picture_sources import CachedFeatures, DecodedImages, FrozenTower
 from caldera.batches.pictures import PictureProcessor
-from caldera.errors import InputError, OutputError, PictureError
-from caldera.progress import Silent
+from caldera.errors import ImageError, InputError, OutputError
+from caldera.progress import NoProgress
 
 PROCESSOR = PictureProcessor(side=3, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
@@ -42,20 +42,20 @@ def stop(path: Path, fault: InputError) -> None:
 
 def keep(
     folder: Path, paths: list[Path], looks: Looks, processor: PictureProcessor = PROCESSOR
-) -> KeptFeatures:
+) -> CachedFeatures:
     """Keep features in `folder`."""
-    return keep_features(
+    return cache_features(
         FeatureStore(folder, "store"),
         paths,
         tower=FrozenTower(processor, looks, (9, 3)),
-        progress=Silent(),
+        progress=NoProgress(),
         on_fault=stop,
     )
 
 
 def expected(paths: list[Path], processor: PictureProcessor = PROCESSOR) -> Tensor:
     """Return what the tower gives, (views, 9, 3)."""
-    return Looks()(Pixels(processor)(paths)).bfloat16()
+    return Looks()(DecodedImages(processor)(paths)).bfloat16()
 
 
 def test_their_size_is_announced(
@@ -84,11 +84,11 @@ def test_a_disk_with_too_little_room_is_said_before(tmp_path: Path, photos: Path
         match=r"of 7 pictures \(7 views\) take 14,000,000,000\.0 GB in .*kept, where [\d,.]+ GB are free; .*"
         "keep_features=false",
     ):
-        keep_features(
+        cache_features(
             FeatureStore(tmp_path / "kept", "store"),
             sorted(photos.iterdir()),
             tower=tower,
-            progress=Silent(),
+            progress=NoProgress(),
             on_fault=stop,
         )
     assert looks.sizes == []
@@ -144,7 +144,7 @@ def test_damage_that_cannot_be_mended_is_an_error(tmp_path: Path, photos: Path) 
     with (tmp_path / "store.bin").open("r+b") as data:
         data.write(b"noise")
     paths[0].unlink()
-    with pytest.raises(PictureError, match=r"0\.png does not exist"):
+    with pytest.raises(ImageError, match=r"0\.png does not exist"):
         source(paths)
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from caldera.batches.feature_building import keep_features
+from caldera.batches.feature_building import cache_features
 from caldera.batches.feature_store import FeatureStore
-from caldera.batches.picture_sources import FrozenTower, KeptFeatures, Pixels
+from caldera.batches.picture_sources import CachedFeatures, DecodedImages, FrozenTower
 from caldera.batches.pictures import PictureProcessor
 from caldera.errors import InputError
-from caldera.progress import Silent
+from caldera.progress import NoProgress
 
 PROCESSOR = PictureProcessor(side=3, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
@@ -23,18 +23,18 @@ def keep(
     paths: list[Path],
     encode: Callable[[Tensor], Tensor],
     bad: list[Path] | None = None,
-) -> KeptFeatures:
+) -> CachedFeatures:
     """Keep features in `folder`."""
 
     def on_fault(path: Path, fault: InputError) -> None:
         assert bad is not None, fault
         bad.append(path)
 
-    return keep_features(
+    return cache_features(
         FeatureStore(folder, "store"),
         paths,
         tower=FrozenTower(PROCESSOR, encode, (9, 3)),
-        progress=Silent(),
+        progress=NoProgress(),
         on_fault=on_fault,
     )
 
@@ -58,7 +58,7 @@ def test_features_come_back_in_any_order(tmp_path: Path, photos: Path) -> None:
 
     asked = [paths[4], paths[0], paths[4]]
 
-    expected = Counting()(Pixels(PROCESSOR)(asked)).to(torch.bfloat16)
+    expected = Counting()(DecodedImages(PROCESSOR)(asked)).to(torch.bfloat16)
     assert torch.equal(source(asked), expected)
 
 
@@ -103,7 +103,9 @@ def test_a_kill_before_the_first_line_is_whole_loses_nothing(
     for start in range(2):
         tower = Counting()
         source = keep(tmp_path, paths, tower)
-        assert torch.equal(source(paths[:1]), Counting()(Pixels(PROCESSOR)(paths[:1])).bfloat16())
+        assert torch.equal(
+            source(paths[:1]), Counting()(DecodedImages(PROCESSOR)(paths[:1])).bfloat16()
+        )
         assert tower.seen == (0 if start else len(paths))
 
 

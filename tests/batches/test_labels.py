@@ -7,30 +7,30 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from caldera.batches.labels import IGNORED, SLOT, Encoded, encode
+from caldera.batches.labels import IGNORE_INDEX, IMAGE_SLOT_ID, EncodedConversation, encode
 from caldera.batches.templates import (
-    SPELLINGS,
+    SPECIAL_TOKENS,
     TEMPLATES,
-    Mark,
-    Slot,
+    BoundaryToken,
+    ImageSlot,
+    SpecialToken,
     Template,
-    Text,
-    Token,
+    TextSpan,
     find_template,
 )
-from caldera.batches.text_ids import start_ids, text_ids
-from caldera.conversation import IMAGE_MARK, Conversation, Picture, Turn
-from caldera.errors import ModelFolderError, RecordError
+from caldera.batches.text_ids import context_tokenizer, start_ids
+from caldera.conversation import IMAGE_PLACEHOLDER, Conversation, ImageRef, Turn
+from caldera.errors import ConversationError, ModelFormatError
 from tests.real_tokenizers import LOW_LINE, TOKENIZERS, make_tokenizer
 
 TRAPS = [
-    "</s>", "<s>", IMAGE_MARK, "<unk>", "<pad>", "USER:", " ASSISTANT:", "###", "Human: ", "###Human:", "[INST]",
+    "</s>", "<s>", IMAGE_PLACEHOLDER, "<unk>", "<pad>", "USER:", " ASSISTANT:", "###", "Human: ", "###Human:", "[INST]",
     "[/INST]", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>", "<|end|>", "<|user|>",
     "<<SYS>>", "<|endoftext|>", "\n", "\n\n", " ", "   ", "\t", "é", "e\u0301", "🐕", "שלום", "مرحبا", "\u202e", "a",
     "it's", "12345", "!",
 ]  # fmt: skip
-DIALOGUES = [template for template in TEMPLATES.values() if not template.captions]
-CAPTIONS = [template for template in TEMPLATES.values() if template.captions]
+DIALOGUES = [template for template in TEMPLATES.values() if not template.caption_only]
+CAPTIONS = [template for template in TEMPLATES.values() if template.caption_only]
 
 several = settings(
     max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -53,20 +53,20 @@ def dialogue(exchanges: list[tuple[int, str, str]]) -> Conversation:
     """Return a conversation of (pictures, question, answer)."""
     turns: list[Turn] = []
     for count, question, answer in exchanges:
-        shown = tuple(Picture(f"{len(turns)}-{number}.png") for number in range(count))
+        shown = tuple(ImageRef(f"{len(turns)}-{number}.png") for number in range(count))
         turns += [Turn("user", (*shown, question)), Turn("assistant", (answer,))]
     return Conversation("c", tuple(turns))
 
 
 def spelt(ids: list[int], tokenizer: PreTrainedTokenizerFast) -> str:
     """Decode ids as they stand behind a mark; at the very beginning, decoders leave away a space."""
-    mark = special_tokens(tokenizer)[IMAGE_MARK]
-    return str(tokenizer.decode([mark, *ids])).removeprefix(IMAGE_MARK)
+    mark = special_tokens(tokenizer)[IMAGE_PLACEHOLDER]
+    return str(tokenizer.decode([mark, *ids])).removeprefix(IMAGE_PLACEHOLDER)
 
 
-def learned_text(encoded: Encoded, tokenizer: PreTrainedTokenizerFast) -> str:
+def learned_text(encoded: EncodedConversation, tokenizer: PreTrainedTokenizerFast) -> str:
     """Decode what is learned."""
-    return spelt([label for label in encoded.labels if label != IGNORED], tokenizer)
+    return spelt([label for label in encoded.labels if label != IGNORE_INDEX], tokenizer)
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
@@ -75,13 +75,13 @@ def special_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
     return {
         token.content: key
         for key, token in added.items()
-        if token.special or token.content in SPELLINGS
+        if token.special or token.content in SPECIAL_TOKENS
     }
 
 
 def end_of(template: Template, tokenizer: PreTrainedTokenizerFast) -> str:
     """Return a template's end, spelled by a tokenizer."""
-    return template.end.replace("</s>", str(tokenizer.eos_token))
+    return template.answer_suffix.replace("</s>", str(tokenizer.eos_token))
 
 
 def normal(text: str, tokenizer: PreTrainedTokenizerFast) -> str:
@@ -103,7 +103,7 @@ def test_the_answers_and_their_ends_are_learned(
     special = special_tokens(tokenizer)
     marks = {*special.values()} - {tokenizer.unk_token_id}
     start = start_ids(tokenizer)
-    spaced = text_ids(tokenizer).encode("a", "after mark") == tokenizer.encode(
+    spaced = context_tokenizer(tokenizer).encode("a", "after mark") == tokenizer.encode(
         "a", add_special_tokens=False
     )
     for template in DIALOGUES:
@@ -111,7 +111,9 @@ def test_the_answers_and_their_ends_are_learned(
         encoded = encode(spans, tokenizer)
 
         end = end_of(template, tokenizer)
-        expected = [f"{template.lead}{normal(answer, tokenizer)}{end}" for *_, answer in exchanges]
+        expected = [
+            f"{template.answer_prefix}{normal(answer, tokenizer)}{end}" for *_, answer in exchanges
+        ]
         learned = learned_text(encoded, tokenizer)
         if learned != "".join(
             expected
@@ -119,13 +121,13 @@ def test_the_answers_and_their_ends_are_learned(
             assert spaced
             assert learned == "".join(f" {text}" for text in expected), template.name
         assert encoded.picture_paths == conversation.pictures
-        assert encoded.ids.count(SLOT) == len(conversation.pictures)
+        assert encoded.ids.count(IMAGE_SLOT_ID) == len(conversation.pictures)
         written = [
             span.spelling in special
-            if isinstance(span, Token)
+            if isinstance(span, SpecialToken)
             else bool(start) or span.which == "end"
             for span in spans
-            if isinstance(span, Mark | Token)
+            if isinstance(span, BoundaryToken | SpecialToken)
         ]
         assert sum(token in marks for token in encoded.ids) == sum(written), template.name
 
@@ -143,9 +145,9 @@ def test_plain_learns_the_caption_and_its_newline(name: str, caption: str) -> No
         encoded = encode(template.render(dialogue([(1, "what is this?", caption)])), tokenizer)
 
         before = len(start_ids(tokenizer))
-        assert encoded.ids[before] == SLOT
-        assert encoded.labels[: before + 1] == (IGNORED,) * (before + 1)
-        assert IGNORED not in encoded.labels[before + 1 :]
+        assert encoded.ids[before] == IMAGE_SLOT_ID
+        assert encoded.labels[: before + 1] == (IGNORE_INDEX,) * (before + 1)
+        assert IGNORE_INDEX not in encoded.labels[before + 1 :]
         text = learned_text(encoded, tokenizer)
         expected = f"{normal(caption, tokenizer)}\n"
         assert text in (expected, f" {expected}")
@@ -159,19 +161,19 @@ def test_a_prompt_is_the_beginning_of_its_training_text(
 ) -> None:
     """For every template, the ids before the answer are the same whether or not the answer follows."""
     tokenizer = make_tokenizer(name)
-    asked = Conversation("c", (Turn("user", (Picture("a.png"), question)),))
+    asked = Conversation("c", (Turn("user", (ImageRef("a.png"), question)),))
     for template in TEMPLATES.values():
         prompt = encode(template.render(asked), tokenizer).ids
         whole = encode(template.render(dialogue([(1, question, answer)])), tokenizer)
         assert whole.ids[: len(prompt)] == prompt, template.name
-        assert whole.labels[: len(prompt)] == (IGNORED,) * len(prompt)
-        assert IGNORED not in whole.labels[len(prompt) :]
+        assert whole.labels[: len(prompt)] == (IGNORE_INDEX,) * len(prompt)
+        assert IGNORE_INDEX not in whole.labels[len(prompt) :]
 
 
 @pytest.mark.parametrize("answer", ["", " ", "\n\t"])
 def test_an_empty_answer_is_no_turn(answer: str) -> None:
     """There is nothing to learn from it; the record is refused before any template sees it."""
-    with pytest.raises(RecordError, match="turn 2 is empty"):
+    with pytest.raises(ConversationError, match="turn 2 is empty"):
         dialogue([(1, "what?", answer)])
 
 
@@ -189,7 +191,7 @@ def in_context(template: Template, name: str) -> bool:
     takes the last of two line ends together with what follows, so the prompt of llama_3 would not begin its training
     text; Unigram weighs all pieces of a text against each other, also those on both sides of an answer's beginning.
     """
-    if template.alone:
+    if template.isolated:
         return name == "llama legacy"
     return name != "unigram" and (template.name, name) != ("llama_3", "neox")
 
@@ -207,26 +209,26 @@ def test_ids_are_the_tokenizers_own_for_the_whole_text(
     conversation = dialogue(tidy)
     if any(mark in text for mark in special for _, *texts in tidy for text in texts):
         return
-    slot = special[IMAGE_MARK]
+    slot = special[IMAGE_PLACEHOLDER]
     for template in DIALOGUES:
         if not in_context(template, name):
             continue
         spans = list(template.render(conversation))
         whole = "".join(spelling(span, tokenizer) for span in spans[1:])
         encoded = encode(spans, tokenizer)
-        ids = [slot if token == SLOT else token for token in encoded.ids]
+        ids = [slot if token == IMAGE_SLOT_ID else token for token in encoded.ids]
         assert ids == tokenizer(whole).input_ids, template.name
 
 
 def spelling(span: object, tokenizer: PreTrainedTokenizerFast) -> str:
     """Return what a span stands for in a string that the tokenizer is to cut into tokens by itself."""
     match span:
-        case Text():
+        case TextSpan():
             return span.text
-        case Token():
+        case SpecialToken():
             return span.spelling
-        case Slot():
-            return IMAGE_MARK
+        case ImageSlot():
+            return IMAGE_PLACEHOLDER
     which = getattr(span, "which", None)
     if which == "end":
         return str(tokenizer.eos_token)
@@ -236,7 +238,7 @@ def spelling(span: object, tokenizer: PreTrainedTokenizerFast) -> str:
 def test_a_mark_that_the_tokenizer_lacks_is_named(tokenizer: PreTrainedTokenizerFast) -> None:
     """The message names the token, the templates that use it, and what to do."""
     with pytest.raises(
-        ModelFolderError,
+        ModelFormatError,
         match=r"no special token '<\|im_start\|>', .*\(mpt, chatml_direct, qwen use it\); take .* or train",
     ):
         encode(find_template("qwen").render(dialogue([(0, "a", "b")])), tokenizer)

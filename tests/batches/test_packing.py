@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from caldera.batches.anyres import WHOLE
-from caldera.batches.labels import IGNORED
-from caldera.batches.packing import Pack, about_the_same, best_fit, pack
+from caldera.batches.anyres import SINGLE_VIEW
+from caldera.batches.labels import IGNORE_INDEX
+from caldera.batches.packing import Pack, build_packs, group_by_images, pack_micro_batches
 from caldera.batches.samples import Sample
 
 IMAGE = 99
@@ -19,9 +19,9 @@ def sample(name: str, *, before: str = "", picture: str = "", text: str, answer:
     ids = [ord(letter) for letter in before] + [IMAGE] * 3 * bool(picture)
     end = len(ids)
     ids += [ord(letter) for letter in text]
-    labels = [IGNORED] * len(ids) + [ord(letter) for letter in answer]
+    labels = [IGNORE_INDEX] * len(ids) + [ord(letter) for letter in answer]
     ids += [ord(letter) for letter in answer]
-    shown = ((Path(picture),), (WHOLE,), (end,)) if picture else ((), (), ())
+    shown = ((Path(picture),), (SINGLE_VIEW,), (end,)) if picture else ((), (), ())
     return Sample(name, tuple(ids), tuple(labels), *shown)
 
 
@@ -29,25 +29,25 @@ def test_what_is_shared_ends_where_samples_differ() -> None:
     """System text, picture and the same first words come once."""
     one = sample("a", before="sys", picture="p", text="what is", answer="x")
     other = sample("b", before="sys", picture="p", text="where", answer="y")
-    [made] = pack([one, other], share=True)
+    [made] = build_packs([one, other], share=True)
     assert made == Pack((one, other), len("sys") + 3 + len("wh"))
-    assert made.shared_pictures == 1
-    assert made.length == one.length + other.length - made.shared
+    assert made.num_shared_images == 1
+    assert made.length == one.length + other.length - made.prefix_length
 
 
 def test_what_is_learned_is_never_shared() -> None:
     """Captions that begin alike share the picture alone, as each learns its own."""
     one = sample("a", picture="p", text="", answer="a dog")
     other = sample("b", picture="p", text="", answer="a cat")
-    [made] = pack([one, other], share=True)
-    assert made.shared == 3
+    [made] = build_packs([one, other], share=True)
+    assert made.prefix_length == 3
 
 
 def test_equal_samples_keep_a_token_each() -> None:
     """The same sample twice is one prefix and two branches."""
     one = sample("a", picture="p", text="q", answer="")
-    [made] = pack([one, one], share=True)
-    assert made.shared == one.length - 1
+    [made] = build_packs([one, one], share=True)
+    assert made.prefix_length == one.length - 1
 
 
 @pytest.mark.parametrize("share", [True, False])
@@ -60,8 +60,8 @@ def test_others_stand_alone(share: bool) -> None:
         sample("d", text="sys what", answer="x"),
         sample("e", before="other", picture="p", text="what", answer="x"),
     ]
-    assert pack(samples, share=share) == [Pack((each,), 0) for each in samples]
-    assert pack([samples[0]] * 2, share=False) == [Pack((samples[0],), 0)] * 2
+    assert build_packs(samples, share=share) == [Pack((each,), 0) for each in samples]
+    assert build_packs([samples[0]] * 2, share=False) == [Pack((samples[0],), 0)] * 2
 
 
 def test_one_that_begins_otherwise_does_not_hinder_the_others() -> None:
@@ -69,15 +69,15 @@ def test_one_that_begins_otherwise_does_not_hinder_the_others() -> None:
     one = sample("a", before="sys", picture="p", text="what", answer="x")
     odd = sample("b", before="other", picture="p", text="what", answer="x")
     other = sample("c", before="sys", picture="p", text="where", answer="x")
-    assert pack([one, odd, other], share=True) == [Pack((one, other), 8), Pack((odd,), 0)]
+    assert build_packs([one, odd, other], share=True) == [Pack((one, other), 8), Pack((odd,), 0)]
 
 
 def test_groups_are_by_pictures_in_order() -> None:
     """The same pictures in another order, or shown otherwise, are another group."""
     one = sample("a", picture="p", text="x", answer="y")
-    two = Sample("b", (1,), (1,), (Path("p"), Path("q")), (WHOLE, WHOLE), (0, 1))
-    swapped = Sample("c", (1,), (1,), (Path("q"), Path("p")), (WHOLE, WHOLE), (0, 1))
-    assert about_the_same([one, two, swapped, one, two]) == [[0, 3], [1, 4], [2]]
+    two = Sample("b", (1,), (1,), (Path("p"), Path("q")), (SINGLE_VIEW, SINGLE_VIEW), (0, 1))
+    swapped = Sample("c", (1,), (1,), (Path("q"), Path("p")), (SINGLE_VIEW, SINGLE_VIEW), (0, 1))
+    assert group_by_images([one, two, swapped, one, two]) == [[0, 3], [1, 4], [2]]
 
 
 @given(
@@ -90,7 +90,7 @@ def test_passes_hold_all_packs_within_their_limits(
 ) -> None:
     """Every pack once; a pass is over a limit only if it is one pack; no two passes fit into one."""
     packs = [Pack((sample(str(at), text="x" * n, answer=""),), 0) for at, n in enumerate(lengths)]
-    passes = best_fit(packs, tokens=tokens, samples=most)
+    passes = pack_micro_batches(packs, tokens=tokens, samples=most)
     assert sorted(id(one) for each in passes for one in each) == sorted(id(one) for one in packs)
     sums = [sum(one.length for one in each) for each in passes]
     for each, total in zip(passes, sums, strict=True):
@@ -103,6 +103,6 @@ def test_passes_hold_all_packs_within_their_limits(
 def test_best_fit_is_tighter_than_first_come() -> None:
     """Long packs are filled up by short ones."""
     packs = [Pack((sample("x", text="x" * n, answer=""),), 0) for n in (30, 60, 70, 40, 50, 50)]
-    assert [[one.length for one in each] for each in best_fit(packs, tokens=100)] == [
+    assert [[one.length for one in each] for each in pack_micro_batches(packs, tokens=100)] == [
         [70, 30], [60, 40], [50, 50]
     ]  # fmt: skip

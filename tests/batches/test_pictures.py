@@ -17,12 +17,12 @@ from caldera.batches.picture_files import (
     MAX_BYTES,
     MAX_PIXELS,
     MAX_SIDE,
-    decode_picture,
+    decode_image,
+    image_size,
     open_picture,
-    picture_size,
 )
 from caldera.batches.pictures import PictureProcessor
-from caldera.errors import PictureError
+from caldera.errors import ImageError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -89,13 +89,13 @@ def test_pad_shows_everything_on_the_mean_colour() -> None:
 def test_every_mode_becomes_rgb(mode: str, colour: object, expected: tuple[int, ...]) -> None:
     """Grey, palette, 16-bit and transparent pictures are converted the same way every time, white under alpha."""
     picture = Image.new(mode, (3, 2), colour)  # type: ignore[arg-type]
-    assert decode_picture(encoded(picture, "PNG"), "x.png").getpixel((1, 1)) == expected
+    assert decode_image(encoded(picture, "PNG"), "x.png").getpixel((1, 1)) == expected
 
 
 def test_cmyk_is_read() -> None:
     """JPEGs of printers are pictures, too."""
     picture = Image.new("CMYK", (8, 8), (0, 0, 0, 0))
-    assert decode_picture(encoded(picture, "JPEG"), "x.jpg").getpixel((3, 3)) == (255, 255, 255)
+    assert decode_image(encoded(picture, "JPEG"), "x.jpg").getpixel((3, 3)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -105,7 +105,7 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
 
-    turned = decode_picture(encoded(picture, "PNG", exif=exif), "x.png")
+    turned = decode_image(encoded(picture, "PNG", exif=exif), "x.png")
 
     assert turned.size == ((2, 4) if orientation >= 5 else (4, 2))
     if orientation == 3:
@@ -125,8 +125,8 @@ def test_exif_orientation_is_applied(orientation: int) -> None:
 )
 def test_what_cannot_be_used_is_refused(content: bytes, name: str, message: str) -> None:
     """The message is one line, names the file, and shows nothing of the decoder's insides."""
-    with pytest.raises(PictureError, match=message) as caught:
-        decode_picture(content, name)
+    with pytest.raises(ImageError, match=message) as caught:
+        decode_image(content, name)
     assert "\n" not in str(caught.value)
     assert "0x" not in str(caught.value)
 
@@ -136,8 +136,8 @@ def test_a_bomb_is_refused_from_its_header() -> None:
     side = int(MAX_PIXELS**0.5) + 1
     bomb = encoded(Image.new("1", (side, side)), "PNG")
     assert len(bomb) < 10_000_000
-    with pytest.raises(PictureError, match="over the limit of 32,000,000"):
-        decode_picture(bomb, "bomb.png")
+    with pytest.raises(ImageError, match="over the limit of 32,000,000"):
+        decode_image(bomb, "bomb.png")
 
 
 def test_a_bomb_over_pillows_own_limit_is_called_too_large_too() -> None:
@@ -146,8 +146,8 @@ def test_a_bomb_over_pillows_own_limit_is_called_too_large_too() -> None:
     chunk = b"IHDR" + header
     bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(header)) + chunk
     bomb += struct.pack(">I", zlib.crc32(chunk)) + struct.pack(">I", 0) + b"IDAT" + bytes(4)
-    with pytest.raises(PictureError, match="many times more pixels than the limit"):
-        decode_picture(bomb, "bomb.png")
+    with pytest.raises(ImageError, match="many times more pixels than the limit"):
+        decode_image(bomb, "bomb.png")
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_only_files_of_a_pictures_size_are_read(tmp_path: Path, kind: str, messa
     else:
         with path.open("wb") as file:
             file.truncate(MAX_BYTES + 1)
-    with pytest.raises(PictureError, match=message):
+    with pytest.raises(ImageError, match=message):
         open_picture(path)
 
 
@@ -184,14 +184,14 @@ def test_only_files_of_a_pictures_size_are_read(tmp_path: Path, kind: str, messa
 )
 def test_what_would_grow_to_gigabytes_is_refused(width: int, height: int, message: str) -> None:
     """A long picture of few pixels becomes huge when it is padded to a square."""
-    with pytest.raises(PictureError, match=message):
-        decode_picture(encoded(Image.new("RGB", (width, height)), "PNG"), "thin.png")
+    with pytest.raises(ImageError, match=message):
+        decode_image(encoded(Image.new("RGB", (width, height)), "PNG"), "thin.png")
 
 
 @pytest.mark.parametrize("size", [(1, MAX_SIDE), (MAX_SIDE, 1), (MAX_SIDE, 60), (8000, 4000)])
 def test_what_is_taken_stays_small(size: tuple[int, int]) -> None:
     """At the limits a picture is read, and the square that is cut out of it comes without enlarging the rest."""
-    long = decode_picture(encoded(Image.new("1", size), "PNG"), "long.png")
+    long = decode_image(encoded(Image.new("1", size), "PNG"), "long.png")
     assert long.size == size
     tracemalloc.start()
     assert processor(side=336)(long).shape == (1, 3, 336, 336)
@@ -212,12 +212,12 @@ def test_a_long_picture_is_cut_as_if_all_of_it_had_been_enlarged(size: tuple[int
 
 def test_a_gif_by_its_own_name_is_read() -> None:
     """The first frame counts."""
-    assert decode_picture(encoded(noise(9, 5), "GIF"), "a.gif").size == (9, 5)
+    assert decode_image(encoded(noise(9, 5), "GIF"), "a.gif").size == (9, 5)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     """The path is in the message."""
-    with pytest.raises(PictureError, match=r"nowhere\.png does not exist"):
+    with pytest.raises(ImageError, match=r"nowhere\.png does not exist"):
         open_picture(tmp_path / "nowhere.png")
 
 
@@ -231,7 +231,7 @@ def test_a_size_is_read_from_a_files_head(tmp_path: Path, turned: bool) -> None:
         opened.truncate(50_000_000)  # takes no room on the disk
     tracemalloc.start()
     try:
-        assert picture_size(file) == ((5, 7) if turned else (7, 5))
+        assert image_size(file) == ((5, 7) if turned else (7, 5))
         assert tracemalloc.get_traced_memory()[1] < 5_000_000
     finally:
         tracemalloc.stop()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from caldera.batches.sampler import Plan, StepSize
+from caldera.batches.sampler import BatchLimit, StepSampler
 
 
 def plan(
@@ -18,12 +18,12 @@ def plan(
     seed: int = 3,
     epochs: int = 1,
     max_steps: int | None = None,
-) -> Plan:
+) -> StepSampler:
     """Return a plan."""
-    return Plan(
+    return StepSampler(
         lengths=lengths,
         groups=groups,
-        size=StepSize(samples=size, tokens=tokens),
+        size=BatchLimit(samples=size, tokens=tokens),
         epochs=epochs,
         seed=seed,
         max_steps=max_steps,

@@ -5,14 +5,14 @@ import pytest
 from caldera.batches.templates import (
     TEMPLATES,
     VICUNA_SYSTEM,
-    Mark,
-    Slot,
-    Text,
-    Token,
+    BoundaryToken,
+    ImageSlot,
+    SpecialToken,
+    TextSpan,
     find_template,
 )
-from caldera.conversation import Conversation, Picture, Turn
-from caldera.errors import RecordError, UnknownNameError
+from caldera.conversation import Conversation, ImageRef, Turn
+from caldera.errors import ConversationError, UnknownNameError
 
 HUMAN = (
     "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, "
@@ -53,7 +53,7 @@ WRITTEN = {
 TWO_ROUNDS = Conversation(
     "c",
     (
-        Turn("user", ("what?\n", Picture("a.png"))),
+        Turn("user", ("what?\n", ImageRef("a.png"))),
         Turn("assistant", ("a",)),
         Turn("user", ("why?",)),
         Turn("assistant", ("b",)),
@@ -66,25 +66,25 @@ def written(name: str, conversation: Conversation) -> str:
     said, learned = "", False
     for span in find_template(name).render(conversation):
         match span:
-            case Slot():
+            case ImageSlot():
                 text, known = "*", False
-            case Mark(which, known):
+            case BoundaryToken(which, known):
                 text = "<s>" if which == "start" else "</s>"
-            case Text(text, known) | Token(text, known):
+            case TextSpan(text, known) | SpecialToken(text, known):
                 text = text.replace("[INST]", "(INST)").replace("[/INST]", "(/INST)")
         said += ("[" if known else "]") * (known != learned) + text
         learned = known
     return said + "]" * learned
 
 
-@pytest.mark.parametrize("name", [name for name in TEMPLATES if not TEMPLATES[name].alone])
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if not TEMPLATES[name].isolated])
 def test_two_rounds_are_written_to_the_letter(name: str) -> None:
     """The picture goes to the front of its turn; answers, what leads to them and their ends are learned."""
     turns = TWO_ROUNDS.turns[: 2 if name == "plain" else 4]
     assert written(name, Conversation("c", turns)) == WRITTEN[name]
 
 
-@pytest.mark.parametrize("name", [name for name in TEMPLATES if TEMPLATES[name].alone])
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if TEMPLATES[name].isolated])
 def test_a_legacy_variant_writes_the_same_text(name: str) -> None:
     """Only how it is cut into tokens differs."""
     turns = TWO_ROUNDS.turns[: 2 if name == "plain_legacy" else 4]
@@ -103,14 +103,14 @@ def test_a_last_question_is_opened_for_the_answer(name: str) -> None:
 def test_an_entry_states_its_end_and_its_stop(name: str) -> None:
     """An answer ends in a special token, the tokenizer's own end mark, or a text that is also the stop."""
     template = TEMPLATES[name]
-    [*_, end] = template.pieces(template.end, learned=True)
+    [*_, end] = template.split_special_tokens(template.answer_suffix, learned=True)
     match end:
-        case Text(text):
-            assert text == template.stop == template.end
-        case Token(spelling):
+        case TextSpan(text):
+            assert text == template.stop == template.answer_suffix
+        case SpecialToken(spelling):
             assert spelling == template.end_token
             assert template.stop is None
-        case Mark(which):
+        case BoundaryToken(which):
             assert which == "end"
             assert template.end_token is template.stop is None
     assert all(token in "".join(_texts(name)) for token in template.tokens)
@@ -118,28 +118,36 @@ def test_an_entry_states_its_end_and_its_stop(name: str) -> None:
 
 def _texts(name: str) -> list[str]:
     template = TEMPLATES[name]
-    return [template.opening, template.asked, template.lead, template.end, template.again]
+    return [
+        template.prefix,
+        template.before_answer,
+        template.answer_prefix,
+        template.answer_suffix,
+        template.before_question,
+    ]
 
 
 def test_a_picture_without_words_stands_alone() -> None:
     """As in the original, which strips a turn once more after moving the picture: no line ends behind it."""
-    slot = Slot(Picture("a.png"))
-    for parts in ((Picture("a.png"),), (Picture("a.png"), "\n"), (" ", Picture("a.png"), " ")):
+    slot = ImageSlot(ImageRef("a.png"))
+    for parts in ((ImageRef("a.png"),), (ImageRef("a.png"), "\n"), (" ", ImageRef("a.png"), " ")):
         asked = Conversation("c", (Turn("user", parts),))
         assert [*find_template("vicuna_v1").render(asked)] == [
-            Mark("start"),
-            Text(f"{VICUNA_SYSTEM} USER: "),
+            BoundaryToken("start"),
+            TextSpan(f"{VICUNA_SYSTEM} USER: "),
             slot,
-            Text(" ASSISTANT:"),
+            TextSpan(" ASSISTANT:"),
         ]
-        assert [*find_template("plain").render(asked)] == [Mark("start"), slot]
+        assert [*find_template("plain").render(asked)] == [BoundaryToken("start"), slot]
 
 
 def test_plain_takes_only_captions() -> None:
     """Dialogues and texts without a picture are sent to the other template."""
     without = Conversation("c", (Turn("user", ("what?",)), Turn("assistant", ("a",))))
     for conversation in (TWO_ROUNDS, without):
-        with pytest.raises(RecordError, match=r"'plain' takes .* use 'vicuna_v1' for dialogues"):
+        with pytest.raises(
+            ConversationError, match=r"'plain' takes .* use 'vicuna_v1' for dialogues"
+        ):
             list(find_template("plain").render(conversation))
 
 

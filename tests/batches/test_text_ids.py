@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from caldera.batches.labels import SLOT, encode
+from caldera.batches.labels import IMAGE_SLOT_ID, encode
 from caldera.batches.templates import HUMAN_SYSTEM, VICUNA_SYSTEM, VISION_SYSTEM, find_template
-from caldera.batches.text_ids import start_ids, text_ids
-from caldera.conversation import IMAGE_MARK, Conversation, Picture, Turn
+from caldera.batches.text_ids import context_tokenizer, start_ids
+from caldera.conversation import IMAGE_PLACEHOLDER, Conversation, ImageRef, Turn
 from tests.real_tokenizers import LOW_LINE, make_tokenizer, sentencepiece
 
 BOS, EOS = 1, 2
@@ -32,8 +32,8 @@ def slow_ids(prompt: str) -> list[int]:
     """
     slow = sentencepiece("tokenizer.model.v1")
     ids = [BOS]
-    for number, piece in enumerate(prompt.split(IMAGE_MARK)):
-        ids += [SLOT] * (number > 0)
+    for number, piece in enumerate(prompt.split(IMAGE_PLACEHOLDER)):
+        ids += [IMAGE_SLOT_ID] * (number > 0)
         for at, sentence in enumerate(piece.split("</s>")):
             ids += [EOS] * (at > 0)
             for where, text in enumerate(sentence.split("<s>")):
@@ -43,12 +43,12 @@ def slow_ids(prompt: str) -> list[int]:
 
 def prompt_of(name: str, rounds: list[tuple[bool, str, str]]) -> str:
     """Write a conversation as LLaVA's conversation.py does: one string."""
-    asked = [f"{IMAGE_MARK}\n{text.strip()}" if shown else text for shown, text, _ in rounds]
+    asked = [f"{IMAGE_PLACEHOLDER}\n{text.strip()}" if shown else text for shown, text, _ in rounds]
     answers = [answer for *_, answer in rounds]
     pairs = list(zip(asked, answers, strict=True))
     match name:
         case "plain":
-            return f"{IMAGE_MARK}{answers[0]}\n"
+            return f"{IMAGE_PLACEHOLDER}{answers[0]}\n"
         case "vicuna_v1" | "llava_v1":
             system = VICUNA_SYSTEM if name == "vicuna_v1" else HUMAN_SYSTEM
             return f"{system} " + "".join(f"USER: {q} ASSISTANT: {a}</s>" for q, a in pairs)
@@ -71,7 +71,7 @@ def test_legacy_variants_give_the_slow_tokenizers_ids(
         used = [(True, *rounds[0][1:])] if name == "plain" else rounds
         turns: list[Turn] = []
         for shown, question, answer in used:
-            picture = (Picture("a.png"),) * shown
+            picture = (ImageRef("a.png"),) * shown
             turns += [Turn("user", (*picture, question)), Turn("assistant", (answer,))]
         spans = find_template(f"{name}_legacy").render(Conversation("c", tuple(turns)))
         assert list(encode(spans, tokenizer).ids) == slow_ids(prompt_of(name, used)), name
@@ -81,14 +81,14 @@ def test_the_variants_differ_where_the_spec_says() -> None:
     """Behind an end mark and behind a picture, and nowhere else (spec 1.5 and 2.3)."""
     tokenizer = make_tokenizer("llama")
     turns = (
-        Turn("user", (Picture("a.png"), "what?")),
+        Turn("user", (ImageRef("a.png"), "what?")),
         Turn("assistant", ("a dog",)),
         Turn("user", ("where?",)),
     )
     conversation = Conversation("c", turns)
     new, old = (
         tokenizer.convert_ids_to_tokens(
-            [0 if token == SLOT else token for token in encode(spans, tokenizer).ids]
+            [0 if token == IMAGE_SLOT_ID else token for token in encode(spans, tokenizer).ids]
         )
         for spans in (
             find_template(name).render(conversation) for name in ("vicuna_v1", "vicuna_v1_legacy")
@@ -113,7 +113,7 @@ def test_a_merge_cannot_make_a_mark() -> None:
     )
     assert careless.encode("</s>", split_special_tokens=True)[-1] == EOS
 
-    ids = text_ids(careless).encode("</s>", "after text")
+    ids = context_tokenizer(careless).encode("</s>", "after text")
 
     assert careless.convert_ids_to_tokens(ids) == ["</", "s>"]
 
@@ -129,7 +129,7 @@ def test_a_merge_cannot_make_a_mark() -> None:
 def test_added_tokens_that_are_not_special_stay(name: str, text: str, expected: list[str]) -> None:
     """Under their own ids, as in the tokenizer; but the mark of a template is none, whatever the tokenizer calls it."""
     tokenizer = make_tokenizer(name)
-    ids = text_ids(tokenizer).encode(text, "first")
+    ids = context_tokenizer(tokenizer).encode(text, "first")
     assert tokenizer.convert_ids_to_tokens(ids) == expected
     if text != "<|end|>":
         assert ids == tokenizer.encode(text, add_special_tokens=False)
@@ -152,11 +152,11 @@ def test_tokens_that_are_added_later_are_known(tokenizer: PreTrainedTokenizerFas
     made = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), eos_token="</s>"
     )
-    before = text_ids(made)
-    assert text_ids(made) is before
+    before = context_tokenizer(made)
+    assert context_tokenizer(made) is before
     made.add_tokens([AddedToken("<|end|>", special=True)])
     assert "<|end|>" not in before.special
-    assert text_ids(made).special["<|end|>"] == len(made) - 1
+    assert context_tokenizer(made).special["<|end|>"] == len(made) - 1
 
 
 def test_a_tokenizer_without_a_start_mark_gets_none(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -7,7 +7,7 @@ import pytest
 from pytest_socket import enable_socket
 
 from caldera.model.assemble import assemble
-from caldera.model.folder import save_assistant
+from caldera.model.folder import save_model_folder
 from tests.chat.media_host import MediaHost
 from tests.chat.server_process import ServerProcess
 
@@ -18,7 +18,7 @@ def model_folder(
 ) -> Path:
     """A random model with a context of 2,048 tokens; it ends no answer by itself."""
     folder = tmp_path_factory.mktemp("served") / "model"
-    save_assistant(folder, assemble(vision_folder, language_folder, seed=3))
+    save_model_folder(folder, assemble(vision_folder, language_folder, seed=3))
     return folder
 
 

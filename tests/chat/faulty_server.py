@@ -53,7 +53,7 @@ def memory(words: str) -> None:
     """Find no memory for prompts that hold the tokens of some words."""
     from caldera.inference.scheduler import Scheduler
 
-    begin = Scheduler._begin
+    begin = Scheduler._start_prefill
 
     def short(self: Scheduler, one: Any) -> None:  # noqa: ANN401 - as its original
         text = tokenizer_of(self).decode(list(one.prompt.ids))
@@ -64,36 +64,36 @@ def memory(words: str) -> None:
     def tokenizer_of(scheduler: Scheduler) -> Any:  # noqa: ANN401 - transformers' own
         return scheduler._vocabulary.tokenizer
 
-    Scheduler._begin = short  # type: ignore[method-assign]
+    Scheduler._start_prefill = short  # type: ignore[method-assign]
 
 
 def says(text: str) -> None:
     """Let every answer be a text, in the first piece of the real one."""
     from dataclasses import replace
 
-    from caldera.inference.requests import Answering, Piece, Usage
+    from caldera.inference.requests import AnswerStream, TextDelta, Usage
 
-    tell = Answering.tell
+    tell = AnswerStream.push
     begun: set[int] = set()
 
-    def told(self: Answering, piece: Piece, usage: Usage) -> None:
+    def told(self: AnswerStream, piece: TextDelta, usage: Usage) -> None:
         tell(self, replace(piece, text="" if id(self) in begun else text), usage)
         begun.add(id(self))
 
-    Answering.tell = told  # type: ignore[method-assign]
+    AnswerStream.push = told  # type: ignore[method-assign]
 
 
 def slow(seconds: float) -> None:
     """Take time for each round of the engine."""
     from caldera.inference.scheduler import Scheduler
 
-    go = Scheduler.round
+    go = Scheduler.step
 
     def slowly(self: Scheduler) -> None:
         go(self)
         time.sleep(seconds)
 
-    Scheduler.round = slowly  # type: ignore[method-assign]
+    Scheduler.step = slowly  # type: ignore[method-assign]
 
 
 def main() -> None:

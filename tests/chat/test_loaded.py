@@ -7,21 +7,21 @@ import pytest
 from PIL import Image
 
 import caldera
-from caldera.chat.loaded import LoadedAssistant
-from caldera.errors import PictureError, UsageError
+from caldera.chat.loaded import ChatModel
+from caldera.errors import ImageError, UsageError
 from caldera.inference.engine import EngineSettings
-from caldera.model.folder import Assistant, save_assistant
+from caldera.model.folder import LlavaBundle, save_model_folder
 
 
 @pytest.fixture
-def llava(assistant: Assistant, tmp_path: Path) -> Iterator[LoadedAssistant]:
+def llava(assistant: LlavaBundle, tmp_path: Path) -> Iterator[ChatModel]:
     """The random assistant, saved and loaded by the public name."""
-    save_assistant(tmp_path / "model", assistant)
+    save_model_folder(tmp_path / "model", assistant)
     with caldera.load(tmp_path / "model", settings=EngineSettings(slots=2)) as loaded:
         yield loaded
 
 
-def test_a_question_is_answered_whole_and_in_pieces(llava: LoadedAssistant, photos: Path) -> None:
+def test_a_question_is_answered_whole_and_in_pieces(llava: ChatModel, photos: Path) -> None:
     """By file or opened picture, with the settings of Sampling by name."""
     whole = llava.chat("what is it?", photos / "1.png", max_new_tokens=12)
     pieces = list(llava.stream("what is it?", str(photos / "1.png"), max_new_tokens=12))
@@ -32,9 +32,7 @@ def test_a_question_is_answered_whole_and_in_pieces(llava: LoadedAssistant, phot
     assert llava.chat("what is it?", max_new_tokens=12) != whole
 
 
-def test_many_questions_get_their_own_answers_in_order(
-    llava: LoadedAssistant, photos: Path
-) -> None:
+def test_many_questions_get_their_own_answers_in_order(llava: ChatModel, photos: Path) -> None:
     """More than fit side by side, with one picture, two and none; drawn ones differ by question."""
     asked: list[tuple[str | Path, ...]] = [
         ("what is it?", photos / "1.png"),
@@ -43,29 +41,29 @@ def test_many_questions_get_their_own_answers_in_order(
         ("what is it?", photos / "4.png"),
         ("what is it?", photos / "1.png"),
     ]
-    answers = llava.chat_many(asked, max_new_tokens=9)
+    answers = llava.chat_batch(asked, max_new_tokens=9)
     assert answers == [llava.chat(str(words), *shown, max_new_tokens=9) for words, *shown in asked]
     assert answers[0] == answers[4]
-    drawn = llava.chat_many([("what?",)] * 3, max_new_tokens=9, temperature=2.0)
+    drawn = llava.chat_batch([("what?",)] * 3, max_new_tokens=9, temperature=2.0)
     assert len(set(drawn)) == 3
 
 
-def test_a_talk_remembers(llava: LoadedAssistant, photos: Path) -> None:
+def test_a_talk_remembers(llava: ChatModel, photos: Path) -> None:
     """The second answer knows the first turn, and does not read it again."""
-    talk = llava.talk(photos / "1.png", max_new_tokens=9)
-    "".join(talk.say("what is it?"))
+    talk = llava.start_conversation(photos / "1.png", max_new_tokens=9)
+    "".join(talk.ask("what is it?"))
     before = llava.engine.stats().cached_tokens
-    second = "".join(talk.say("and now?"))
+    second = "".join(talk.ask("and now?"))
     assert llava.engine.stats().cached_tokens - before > 9  # the picture, at least
     assert second == talk.conversation.turns[3].text
     assert len(talk.conversation.turns) == 4
 
 
-def test_what_cannot_be_asked_is_refused(llava: LoadedAssistant, photos: Path) -> None:
+def test_what_cannot_be_asked_is_refused(llava: ChatModel, photos: Path) -> None:
     """A missing picture, a web address, a setting out of range, an unknown one, nothing asked."""
-    with pytest.raises(PictureError, match=r"no\.png does not exist"):
+    with pytest.raises(ImageError, match=r"no\.png does not exist"):
         llava.chat("what?", photos / "no.png")
-    with pytest.raises(PictureError, match="is a web address"):
+    with pytest.raises(ImageError, match="is a web address"):
         llava.chat("what?", "https://x.org/a.png")
     with pytest.raises(UsageError, match="temperature is -1"):
         llava.chat("what?", temperature=-1)

@@ -9,10 +9,16 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from caldera.chat.media import Media, MediaSettings
+from caldera.chat.media import ImageLoader, MediaSettings
 from caldera.chat.media_faults import HOST_FAILED, NOT_ALLOWED, MediaError
 from caldera.chat.remote_media import Fetcher, Stream
-from caldera.chat.remote_urls import Hosts, RemoteUrl, follow, is_public, parse_url
+from caldera.chat.remote_urls import (
+    HostAllowlist,
+    RemoteUrl,
+    is_public,
+    parse_url,
+    resolve_redirect,
+)
 from caldera.errors import UsageError
 
 ROOT = Path(__file__).parents[2] / "src" / "caldera"
@@ -40,7 +46,7 @@ class Recorder:
     def fetch(self, url: str, *hosts: str) -> MediaError:
         """Fetch and return how it failed, as it must."""
         fetcher = Fetcher(
-            Hosts(hosts), max_bytes=9, seconds=5, resolve=self.resolve, dial=self.dial
+            HostAllowlist(hosts), max_bytes=9, seconds=5, resolve=self.resolve, dial=self.dial
         )
         with pytest.raises(MediaError) as caught:
             asyncio.run(fetcher.fetch(url))
@@ -109,30 +115,30 @@ def test_plain_urls_are_rebuilt_as_they_were(host: str, port: int) -> None:
 )
 def test_redirects_lead_where_they_say(location: str, expected: str) -> None:
     """Each form of a Location is read against where it was given."""
-    url = follow(parse_url("http://a.example/d/x"), location)
+    url = resolve_redirect(parse_url("http://a.example/d/x"), location)
     assert f"{url.scheme}://{url.host}:{url.port}{url.target}" == expected
 
 
 def test_a4_https_is_not_left_for_http() -> None:
     """A4: the scheme may get safer, never less safe."""
     with pytest.raises(MediaError):
-        follow(parse_url("https://a.example/"), "http://a.example/")
+        resolve_redirect(parse_url("https://a.example/"), "http://a.example/")
 
 
 def test_hosts_hold_for_their_ports() -> None:
     """An entry without a port is for the usual ones; an address that is written down is for its own port alone."""
-    hosts = Hosts(["a.example", "b.example:8080", "127.0.0.1:9000", "*"])
-    hosts.allow(parse_url("https://a.example/"))
-    hosts.allow(parse_url("http://b.example:8080/"))
-    hosts.check(parse_url("http://127.0.0.1:9000/"), ["127.0.0.1"])
+    hosts = HostAllowlist(["a.example", "b.example:8080", "127.0.0.1:9000", "*"])
+    hosts.check_host(parse_url("https://a.example/"))
+    hosts.check_host(parse_url("http://b.example:8080/"))
+    hosts.check_addresses(parse_url("http://127.0.0.1:9000/"), ["127.0.0.1"])
     for refused in ("http://a.example:8080/", "http://c.example:9000/"):
         with pytest.raises(MediaError):
-            hosts.allow(parse_url(refused))
+            hosts.check_host(parse_url(refused))
     with pytest.raises(MediaError):
-        hosts.check(parse_url("http://127.0.0.1/"), ["127.0.0.1"])
+        hosts.check_addresses(parse_url("http://127.0.0.1/"), ["127.0.0.1"])
     for wrong in ("http://a.example", "a.example/x", "a b", ""):
         with pytest.raises(UsageError, match="is not understood"):
-            Hosts([wrong])
+            HostAllowlist([wrong])
 
 
 def test_b12_decoders_that_are_lost_are_started_again(photos: Path) -> None:
@@ -140,16 +146,16 @@ def test_b12_decoders_that_are_lost_are_started_again(photos: Path) -> None:
     content = (photos / "0.png").read_bytes()
 
     async def go() -> None:
-        media = Media(MediaSettings(decoders=1))
-        async with media._decoders.decoded(content) as picture:
+        media = ImageLoader(MediaSettings(decoders=1))
+        async with media._decoders.decode(content) as picture:
             assert picture.size == (19, 5)
         [worker] = media._decoders._idle
         worker.kill()
         with pytest.raises(MediaError) as lost:
-            async with media._decoders.decoded(content):
+            async with media._decoders.decode(content):
                 pass
         assert lost.value.fault.status == 503
-        async with media._decoders.decoded(content) as picture:
+        async with media._decoders.decode(content) as picture:
             assert picture.size == (19, 5)
         await media.close()
 

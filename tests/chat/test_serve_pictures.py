@@ -203,10 +203,10 @@ def test_b8_orientation_is_applied_once(server: ServerProcess) -> None:
         5: upright.transpose(Image.Transpose.TRANSPOSE), 6: upright.transpose(Image.Transpose.ROTATE_90),
         7: upright.transpose(Image.Transpose.TRANSVERSE), 8: upright.transpose(Image.Transpose.ROTATE_270),
     }  # fmt: skip
-    for orientation, image in stored.items():
+    for orientation, stored_image in stored.items():
         exif = Image.Exif()
         exif[ExifTags.Base.Orientation] = orientation
-        assert same(likely(server, encoded(image, exif=exif)), expected), orientation
+        assert same(likely(server, encoded(stored_image, exif=exif)), expected), orientation
     for odd in (b"Exif\0\0MM\0*" + bytes(3), b"Exif\0\0" + os.urandom(60_000), b"no exif"):
         assert same(likely(server, encoded(upright, exif=odd)), expected)
 

@@ -14,9 +14,9 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from caldera.conversation import Conversation, Turn
-from caldera.inference.engine import Engine, EngineSettings, Request, Sampling
+from caldera.inference.engine import Engine, EngineSettings, Request, SamplingParams
 from caldera.model.assemble import assemble
-from caldera.model.folder import save_assistant
+from caldera.model.folder import save_model_folder
 from tests.chat.server_process import ServerProcess, asking, picture, words
 
 PNG = picture()
@@ -200,15 +200,15 @@ def poisoned(
 ) -> tuple[Path, str, int]:
     """A model in which one token's embedding is no number; that token's spelling, and when "Begin" comes to it."""
     assistant = assemble(vision_folder, language_folder, seed=3)
-    with Engine(assistant, EngineSettings(fast=False)) as engine:
-        prompt = engine.prompt(Conversation("x", (Turn("user", ("Begin",)),)))
-        answering = engine.submit(Request(prompt, Sampling(max_new_tokens=60)))
+    with Engine(assistant, EngineSettings(allow_fast_decoder=False)) as engine:
+        prompt = engine.build_prompt(Conversation("x", (Turn("user", ("Begin",)),)))
+        answering = engine.submit(Request(prompt, SamplingParams(max_new_tokens=60)))
         said = [token for piece in answering for token in piece.tokens]
         others = [
             token
             for text in ("What is it?", "Hello")
             for piece in engine.submit(
-                Request(engine.prompt(Conversation("x", (Turn("user", (text,)),))), Sampling(max_new_tokens=40))
+                Request(engine.build_prompt(Conversation("x", (Turn("user", (text,)),))), SamplingParams(max_new_tokens=40))
             )
             for token in piece.tokens
         ]  # fmt: skip
@@ -222,9 +222,9 @@ def poisoned(
         in tokenizer(f"xyz {tokenizer.decode([token])}{tokenizer.decode([token])}").input_ids
     )
     with torch.no_grad():
-        assistant.model.word_table[found] = torch.nan
+        assistant.model.embedding_weight[found] = torch.nan
     folder = tmp_path_factory.mktemp("poisoned") / "model"
-    save_assistant(folder, assistant)
+    save_model_folder(folder, assistant)
     return folder, str(tokenizer.decode([found])), said.index(found)
 
 

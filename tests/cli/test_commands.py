@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from caldera.conversation import read_conversations
-from caldera.model.folder import Assistant, save_assistant
+from caldera.model.folder import LlavaBundle, save_model_folder
 
 
 def run(
@@ -268,7 +268,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(coco: Path, tmp_path: Path) 
 )
 def test_a_disk_that_fills_up_while_training_is_one_line(
     call: Callable[..., Done],
-    assistant: Assistant,
+    assistant: LlavaBundle,
     coco: Path,
     tmp_path: Path,
     size: int,
@@ -276,7 +276,7 @@ def test_a_disk_that_fills_up_while_training_is_one_line(
     what: str,
 ) -> None:
     """Whether records or weights find no room, exit code 4, and neither checkpoint nor model is half there."""
-    save_assistant(tmp_path / "start", assistant)
+    save_model_folder(tmp_path / "start", assistant)
     call("data", "generate", "coco", coco, "--out", tmp_path / "data.json")
     done = with_room_for(
         size,
@@ -312,10 +312,10 @@ def test_a_closed_pipe_and_a_narrow_plain_terminal_are_survived() -> None:
 
 
 def test_ctrl_c_ends_with_130_and_no_traceback(
-    call: Callable[..., Done], assistant: Assistant, coco: Path, photos: Path, tmp_path: Path
+    call: Callable[..., Done], assistant: LlavaBundle, coco: Path, photos: Path, tmp_path: Path
 ) -> None:
     """A training that is interrupted says so in a line, and leaves no model folder."""
-    save_assistant(tmp_path / "start", assistant)
+    save_model_folder(tmp_path / "start", assistant)
     call("data", "generate", "coco", coco, "--out", tmp_path / "data.json")
     command = [
         *(sys.executable, "-m", "caldera", "train", "finetune", "--model", str(tmp_path / "start")),
@@ -356,10 +356,10 @@ def test_recipes_are_listed_and_shown(call: Callable[..., Done]) -> None:
 
 
 def test_an_adapter_is_merged_onto_its_base_alone(
-    call: Callable[..., Done], assistant: Assistant, coco: Path, tmp_path: Path
+    call: Callable[..., Done], assistant: LlavaBundle, coco: Path, tmp_path: Path
 ) -> None:
     """--lora trains factors; the adapter merges to the run's model, an other base is told by its digest."""
-    save_assistant(tmp_path / "start", assistant)
+    save_model_folder(tmp_path / "start", assistant)
     call("data", "generate", "coco", coco, "--out", tmp_path / "data.json")
     trained = call(
         *("train", "finetune", "--model", tmp_path / "start", "--data", tmp_path / "data.json"),
@@ -388,10 +388,10 @@ def test_an_adapter_is_merged_onto_its_base_alone(
 
 
 def test_chat_refuses_what_it_cannot_ask(
-    call: Callable[..., Done], assistant: Assistant, photos: Path, tmp_path: Path
+    call: Callable[..., Done], assistant: LlavaBundle, photos: Path, tmp_path: Path
 ) -> None:
     """A ninth picture and an empty prompt are wrong usage, in a line; nothing is answered."""
-    save_assistant(tmp_path / "m", assistant)
+    save_model_folder(tmp_path / "m", assistant)
     nine = [word for _ in range(9) for word in ("--image", photos / "1.png")]
     for words, message in (
         ((*nine, "--prompt", "what?"), "9 pictures are shown together, over the limit of 8"),
@@ -405,10 +405,10 @@ def test_chat_refuses_what_it_cannot_ask(
 
 
 def test_chat_answers_once_on_stdout(
-    call: Callable[..., Done], assistant: Assistant, photos: Path, tmp_path: Path
+    call: Callable[..., Done], assistant: LlavaBundle, photos: Path, tmp_path: Path
 ) -> None:
     """With --prompt the answer alone is printed, the same whatever the seed."""
-    save_assistant(tmp_path / "m", assistant)
+    save_model_folder(tmp_path / "m", assistant)
     words = ("chat", tmp_path / "m", "--image", photos / "1.png", "--prompt", "what is this?")
     first, second = (call(*words, "--max-new-tokens", "9", "--seed", seed) for seed in "12")
     assert first.returncode == 0, first.stderr
@@ -432,10 +432,10 @@ def test_inspect_marks_what_is_learned_without_colour_too(
 
 
 def test_parity_says_good_or_what_differs(
-    tmp_path: Path, assistant: Assistant, photos: Path, call: Callable[..., Done]
+    tmp_path: Path, assistant: LlavaBundle, photos: Path, call: Callable[..., Done]
 ) -> None:
     """A table of stages and a verdict on stdout, JSON where it is asked for; a folder that differs ends with code 8."""
-    save_assistant(tmp_path / "m", assistant)
+    save_model_folder(tmp_path / "m", assistant)
     options = (
         "--against",
         "transformers",

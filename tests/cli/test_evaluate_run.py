@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from caldera.evaluation.answer_files import read_answers
-from caldera.model.folder import Assistant, save_assistant
+from caldera.model.folder import LlavaBundle, save_model_folder
 from tests.teacher_server import Answer, Script, TeacherServer, completion, write_coco
 
 Call = Callable[..., tuple[int, str, str]]
@@ -155,10 +155,10 @@ def test_faults_end_with_one_line(
 
 
 def test_questions_from_coco_go_the_same_way(
-    call: Call, assistant: Assistant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: Call, assistant: LlavaBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model folder answers questions written from a COCO folder; the usual place is named after both."""
-    save_assistant(tmp_path / "model", assistant)
+    save_model_folder(tmp_path / "model", assistant)
     write_coco(tmp_path / "coco", 3)
     monkeypatch.chdir(tmp_path)
     words = ("coco", "--model", "model", "--data", "coco", "--per-picture", "2")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from caldera.conversation import (
     Conversation,
-    Picture,
+    ImageRef,
     Turn,
     read_conversations,
     write_conversations,
@@ -67,7 +67,7 @@ def test_the_bands_add_up() -> None:
     rng = random.Random(3)
     captions = [f"a {rng.choice(WORDS)} and a {rng.choice(WORDS)}" for _ in range(700)] + [LONE]
     done = balance(captions, most=50)
-    rows = done.by_band()
+    rows = done.by_frequency()
     assert sum(row[1] for row in rows) == len(WORDS) + 1
     assert sum(row[2] for row in rows) == done.before.total()
     assert sum(row[3] for row in rows) == done.after.total() < done.before.total()
@@ -78,7 +78,7 @@ def test_the_bands_add_up() -> None:
 def records(captions: list[str]) -> list[Conversation]:
     """A stage-1 record for each caption."""
     return [
-        Conversation(str(at), (Turn("user", (Picture(f"p/{at}.jpg"), "\nWhat?")), Turn("assistant", (text,))))
+        Conversation(str(at), (Turn("user", (ImageRef(f"p/{at}.jpg"), "\nWhat?")), Turn("assistant", (text,))))
         for at, text in enumerate(captions)
     ]  # fmt: skip
 

@@ -9,8 +9,8 @@ import pytest
 from caldera.datasets.captions import import_captions, import_coco
 from caldera.datasets.imported import ImportOptions
 from caldera.errors import InputError
-from caldera.instructions.wordings import BRIEF
-from caldera.skips import Skips
+from caldera.instructions.wordings import CAPTION_REQUESTS
+from caldera.skips import SkippedItems
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def coco(tmp_path: Path) -> Path:
 
 def test_each_caption_of_a_coco_folder_is_a_record(coco: Path) -> None:
     """All of a picture or as many as wanted, the rest counted; the request is a brief one."""
-    imported = import_coco(coco, Skips(), ImportOptions())
+    imported = import_coco(coco, SkippedItems(), ImportOptions())
     assert [(one.id, one.turns[1].text) for one in imported.conversations] == [
         ("1-0", "A dog."),
         ("1-1", "A big dog."),
@@ -39,39 +39,43 @@ def test_each_caption_of_a_coco_folder_is_a_record(coco: Path) -> None:
         ("2", "A cat."),
         ("3", "Fog."),
     ]
-    assert all(one.turns[0].text.removeprefix("\n") in BRIEF for one in imported.conversations)
+    assert all(
+        one.turns[0].text.removeprefix("\n") in CAPTION_REQUESTS for one in imported.conversations
+    )
     assert imported.conversations[3].pictures == (str(coco / "small" / "2.jpg"),)
 
-    fewer = import_coco(coco, Skips(), ImportOptions(per_picture=2))
+    fewer = import_coco(coco, SkippedItems(), ImportOptions(per_picture=2))
     assert [one.id for one in fewer.conversations] == ["1-0", "1-1", "2", "3"]
-    assert fewer.changes == {"further caption of a picture left out": 1}
+    assert fewer.fixes == {"further caption of a picture left out": 1}
     assert fewer.total == 5
 
 
 def test_the_seed_decides_the_wording(coco: Path) -> None:
     """The same seed gives the same requests; over seeds all eleven come."""
     by_seed = [
-        [one.turns[0].text for one in import_coco(coco, Skips(), ImportOptions(seed=seed)).conversations]
+        [one.turns[0].text for one in import_coco(coco, SkippedItems(), ImportOptions(seed=seed)).conversations]
         for seed in range(40)
     ]  # fmt: skip
-    again = import_coco(coco, Skips(), ImportOptions(seed=3)).conversations
+    again = import_coco(coco, SkippedItems(), ImportOptions(seed=3)).conversations
     assert [one.turns[0].text for one in again] == by_seed[3]
-    assert len(Counter(text for texts in by_seed for text in texts)) == len(BRIEF)
+    assert len(Counter(text for texts in by_seed for text in texts)) == len(CAPTION_REQUESTS)
 
 
 def test_a_picture_that_is_not_there_or_has_no_caption_is_left_out(coco: Path) -> None:
     """It is refused unless allowed; with `find` off nobody looks."""
     (coco / "small" / "2.jpg").unlink()
     with pytest.raises(InputError, match=r"2.jpg does not exist; check --pictures"):
-        import_coco(coco, Skips(), ImportOptions())
-    assert len(import_coco(coco, Skips(0.4), ImportOptions()).conversations) == 4
-    assert len(import_coco(coco, Skips(), ImportOptions(find=False)).conversations) == 5
+        import_coco(coco, SkippedItems(), ImportOptions())
+    assert len(import_coco(coco, SkippedItems(0.4), ImportOptions()).conversations) == 4
+    assert (
+        len(import_coco(coco, SkippedItems(), ImportOptions(check_exists=False)).conversations) == 5
+    )
     path = coco / "annotations" / "captions_small.json"
     content = json.loads(path.read_text())
     content["annotations"] = [one for one in content["annotations"] if one["image_id"] != 3]
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"images.2: picture 3.jpg has no caption; remove it"):
-        import_coco(coco, Skips(), ImportOptions(find=False))
+        import_coco(coco, SkippedItems(), ImportOptions(check_exists=False))
 
 
 def test_pairs_of_a_table_are_read(tmp_path: Path) -> None:
@@ -79,20 +83,20 @@ def test_pairs_of_a_table_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("image,caption\n1.jpg,A dog\n2.jpg,A cat\n")
     lines = ({"image": "1.jpg", "caption": "A dog"}, {"image": "2.jpg", "caption": "A cat"})
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    options = ImportOptions(find=False)
-    table = import_captions(tmp_path / "a.csv", Skips(), options)
+    options = ImportOptions(check_exists=False)
+    table = import_captions(tmp_path / "a.csv", SkippedItems(), options)
     assert [one.turns[1].text for one in table.conversations] == ["A dog", "A cat"]
-    assert table == import_captions(tmp_path / "a.jsonl", Skips(), options)
+    assert table == import_captions(tmp_path / "a.jsonl", SkippedItems(), options)
     with pytest.raises(InputError, match=r"1.jpg does not exist"):
-        import_captions(tmp_path / "a.csv", Skips(), ImportOptions())
+        import_captions(tmp_path / "a.csv", SkippedItems(), ImportOptions())
 
 
 def test_real_captions_are_read(third_party: Path) -> None:
     """Flickr8k's 4,000 pairs and COCO's 80 pictures; all captions or one of each picture."""
     table = third_party / "flickr8k" / "captions.csv"
-    assert len(import_captions(table, Skips(), ImportOptions()).conversations) == 4000
-    one = import_captions(table, Skips(), ImportOptions(per_picture=1))
+    assert len(import_captions(table, SkippedItems(), ImportOptions()).conversations) == 4000
+    one = import_captions(table, SkippedItems(), ImportOptions(per_picture=1))
     assert len(one.conversations) == 800
-    assert one.changes == {"further caption of a picture left out": 3200}
-    photos = import_coco(third_party / "coco_mini", Skips(), ImportOptions(per_picture=1))
+    assert one.fixes == {"further caption of a picture left out": 3200}
+    photos = import_coco(third_party / "coco_mini", SkippedItems(), ImportOptions(per_picture=1))
     assert len(photos.conversations) == 80

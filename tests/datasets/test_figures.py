@@ -7,23 +7,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caldera.conversation import Conversation, Picture, Turn, write_conversations
+from caldera.conversation import Conversation, ImageRef, Turn, write_conversations
 from caldera.datasets.figures import (
     Branch,
-    Lengths,
-    branches_of,
+    Histogram,
+    compute_statistics,
     first_words,
-    gather,
-    kind_of,
+    kind_of_record,
     objects_of,
+    prefix_tree,
 )
 from caldera.errors import InputError
-from caldera.skips import Skips
+from caldera.skips import SkippedItems
 
 
 def talk(name: str, pictures: int, *texts: str) -> Conversation:
     """A conversation of questions and answers in turn, its pictures shown first."""
-    shown = tuple(Picture(f"{at}.jpg") for at in range(pictures))
+    shown = tuple(ImageRef(f"{at}.jpg") for at in range(pictures))
     turns = [
         Turn("assistant" if at % 2 else "user", (*(shown if at == 0 else ()), text))
         for at, text in enumerate(texts)
@@ -49,17 +49,17 @@ def file(tmp_path: Path) -> Path:
 
 def test_five_records_are_counted(file: Path) -> None:
     """Each figure, counted by hand."""
-    figures = gather(file, Skips())
+    figures = compute_statistics(file, SkippedItems())
     told = figures.as_dict()
 
     assert (figures.records, figures.bad, told["repeated ids"]) == (5, 0, 2)
     assert figures.pictures == {"0.jpg": 4, "1.jpg": 1}
     assert (told["records without a picture"], told["records with several"]) == (1, 1)
-    assert figures.rounds.counts == {2: 1, 1: 4}
+    assert figures.turns_per_record.counts == {2: 1, 1: 4}
     assert figures.question_words.counts == {6: 1, 3: 1, 4: 2, 2: 1, 1: 1}
     assert figures.answer_words.counts == {1: 3, 13: 1, 2: 1, 6: 1}
     assert figures.record_words.counts == {11: 1, 5: 1, 15: 1, 6: 1, 7: 1}
-    assert figures.beginnings == {
+    assert figures.question_prefixes == {
         ("is", "it", "a"): 2, ("is", "it", "big"): 1, ("describe", "it"): 1, ("what", "do", "both"): 1, ("hello",): 1,
     }  # fmt: skip
     assert figures.short_answers == {"yes": 2, "no": 1, "two dogs": 1}
@@ -75,10 +75,10 @@ def test_bad_records_are_counted_or_stop(file: Path, tmp_path: Path) -> None:
     write_conversations(lines, SET)
     lines.write_text(lines.read_text() + "{}\n")
     with pytest.raises(InputError, match="field 'id' is missing"):
-        gather(lines, Skips())
-    assert gather(lines, Skips(0.2)).bad == 1
+        compute_statistics(lines, SkippedItems())
+    assert compute_statistics(lines, SkippedItems(0.2)).bad == 1
     with pytest.raises(InputError, match="1 of 6 items are bad"):
-        gather(lines, Skips(0.1))
+        compute_statistics(lines, SkippedItems(0.1))
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_bad_records_are_counted_or_stop(file: Path, tmp_path: Path) -> None:
 )
 def test_an_id_tells_the_kind(name: str, kind: str) -> None:
     """By its ending where `data generate` wrote it, else by the file it came from."""
-    assert kind_of(name) == kind
+    assert kind_of_record(name) == kind
 
 
 @pytest.mark.parametrize(
@@ -120,16 +120,16 @@ def test_objects_are_things() -> None:
 @given(st.lists(st.integers(0, 30), min_size=1), st.floats(0.01, 1))
 def test_a_quantile_has_its_share_below(values: list[int], share: float) -> None:
     """At least the share is no longer, and less than the share is shorter."""
-    quantile = Lengths(Counter(values)).quantile(share)
+    quantile = Histogram(Counter(values)).quantile(share)
     assert sum(value <= quantile for value in values) >= share * len(values)
     assert sum(value < quantile for value in values) < share * len(values)
-    assert Lengths().quantile(0.5) == Lengths().mean == 0
+    assert Histogram().quantile(0.5) == Histogram().mean == 0
 
 
 def test_beginnings_become_a_tree() -> None:
     """The most frequent first; what is cut off stays in the count before."""
     counts = [(("is", "it", "a"), 5), (("is", "there"), 3), (("what",), 6), (("who", "is"), 1)]
-    assert branches_of(counts, (2, 1, 1)) == (
+    assert prefix_tree(counts, (2, 1, 1)) == (
         Branch("is", 8, (Branch("it", 5, (Branch("a", 5),)),)),
         Branch("what", 6),
     )

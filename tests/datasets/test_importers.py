@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from caldera.conversation import read_conversations
-from caldera.datasets.imported import ImportOptions, Moved
-from caldera.datasets.importers import IMPORTERS, import_file
+from caldera.datasets.imported import ImportOptions, PathRewriter
+from caldera.datasets.importers import IMPORTERS, import_dataset
 from caldera.errors import InputError, UnknownNameError
 
 
@@ -28,14 +28,16 @@ def test_every_importer_is_there() -> None:
     """Five names; a wrong one is answered with the nearest."""
     assert list(IMPORTERS) == ["llava", "vqa", "scienceqa", "captions", "coco"]
     with pytest.raises(UnknownNameError, match="no importer is called 'vqav2'; did you mean 'vqa'"):
-        import_file("vqav2", Path("x"), Path("y.json"), ImportOptions())
+        import_dataset("vqav2", Path("x"), Path("y.json"), ImportOptions())
 
 
 @pytest.mark.parametrize("name", ["out/data.json", "data.jsonl"])
 def test_pictures_start_from_the_data_files_folder(rows: Path, name: str) -> None:
     """What is left out is counted and listed beside it."""
     out = rows.parent / name
-    report = import_file("captions", rows, out, ImportOptions(pictures=rows.parent / "photos"), 0.4)
+    report = import_dataset(
+        "captions", rows, out, ImportOptions(pictures=rows.parent / "photos"), 0.4
+    )
 
     read = read_conversations(out)
     assert [(out.parent / path).resolve() for one in read for path in one.pictures] == [
@@ -56,7 +58,9 @@ def test_nothing_is_written_where_too_much_is_bad(rows: Path, max_bad: float) ->
     out = rows.parent / "data.json"
     out.write_text("before")
     with pytest.raises(InputError, match=r"does not exist|of 5 items are bad"):
-        import_file("captions", rows, out, ImportOptions(pictures=rows.parent / "photos"), max_bad)
+        import_dataset(
+            "captions", rows, out, ImportOptions(pictures=rows.parent / "photos"), max_bad
+        )
     assert out.read_text() == "before"
     assert not out.with_suffix(".bad.jsonl").exists()
 
@@ -64,7 +68,9 @@ def test_nothing_is_written_where_too_much_is_bad(rows: Path, max_bad: float) ->
 def test_a_set_with_nothing_good_is_refused(rows: Path) -> None:
     """An empty data file would only fail later."""
     with pytest.raises(InputError, match="there is nothing to write of"):
-        import_file("captions", rows, rows.parent / "data.json", ImportOptions(pictures=rows), 1.0)
+        import_dataset(
+            "captions", rows, rows.parent / "data.json", ImportOptions(pictures=rows), 1.0
+        )
 
 
 @pytest.mark.parametrize(
@@ -81,4 +87,4 @@ def test_a_path_leads_to_the_same_file_from_elsewhere(
     path: str, start: str, to: str, expected: str
 ) -> None:
     """From the new folder as from the old."""
-    assert Moved(Path(start), Path(to))(path) == expected
+    assert PathRewriter(Path(start), Path(to))(path) == expected

@@ -10,10 +10,10 @@ from caldera.conversation import from_record, to_record
 from caldera.datasets.imported import ImportOptions
 from caldera.datasets.llava_json import import_llava
 from caldera.errors import InputError
-from caldera.skips import Skips
+from caldera.skips import SkippedItems
 
 SEEN = ImportOptions()
-UNSEEN = ImportOptions(find=False)
+UNSEEN = ImportOptions(check_exists=False)
 
 
 def turns(*texts: str) -> list[dict[str, str]]:
@@ -44,7 +44,7 @@ def mix(tmp_path: Path) -> Path:
 
 def test_the_layout_of_mix665k_is_read(mix: Path) -> None:
     """Texts and order stay; a field that nothing reads goes, a picture is found by its real suffix, both counted."""
-    imported = import_llava(mix, Skips(), SEEN)
+    imported = import_llava(mix, SkippedItems(), SEEN)
 
     assert [one.id for one in imported.conversations] == [str(row["id"]) for row in MIX]
     assert [to_record(one)["conversations"] for one in imported.conversations] == [
@@ -54,7 +54,7 @@ def test_the_layout_of_mix665k_is_read(mix: Path) -> None:
         (str(mix.parent / name),) if name else ()
         for name in ("coco/train2017/1.jpg", "", "ocr_vqa/images/2.gif", "vg/3.png", "coco/train2017/1.jpg")
     ]  # fmt: skip
-    assert imported.changes == {
+    assert imported.fixes == {
         "field 'model' left out": 1,
         "picture found under another suffix": 1,
     }
@@ -100,12 +100,14 @@ def test_what_needs_no_guess_is_set_right_and_counted(
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([record]))
 
-    imported = import_llava(path, Skips(), ImportOptions(find=False, pictures=Path("/p")))
+    imported = import_llava(
+        path, SkippedItems(), ImportOptions(check_exists=False, pictures=Path("/p"))
+    )
 
     [conversation] = imported.conversations
     assert to_record(conversation) == expected
     assert from_record(to_record(conversation), "again") == conversation
-    assert imported.changes == changes
+    assert imported.fixes == changes
 
 
 @pytest.mark.parametrize(
@@ -139,16 +141,16 @@ def test_what_would_be_a_guess_is_refused_or_left_out_and_listed(
     mix.write_text(json.dumps([MIX[0], bad, MIX[1]]))
 
     with pytest.raises(InputError) as caught:
-        import_llava(mix, Skips(), SEEN)
+        import_llava(mix, SkippedItems(), SEEN)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
-    skips = Skips(0.4)
+    skips = SkippedItems(0.4)
     read = import_llava(mix, skips, SEEN).conversations
     assert [one.id for one in read] == ["000000033471", "wgByO4Y_0"]
-    assert [skip.where for skip in skips.taken] == [f"{mix}[1]"]
+    assert [skip.location for skip in skips.items] == [f"{mix}[1]"]
     with pytest.raises(InputError, match="1 of 3 items are bad"):
-        import_llava(mix, Skips(0.3), SEEN)
+        import_llava(mix, SkippedItems(0.3), SEEN)
 
 
 def test_real_rows_stay_as_they_are(third_party: Path) -> None:
@@ -156,11 +158,11 @@ def test_real_rows_stay_as_they_are(third_party: Path) -> None:
     folder = third_party / "lcs558k"
     path = folder / "blip_laion_cc_sbu_500.json"
 
-    imported = import_llava(path, Skips(), ImportOptions(pictures=folder / "images"))
+    imported = import_llava(path, SkippedItems(), ImportOptions(pictures=folder / "images"))
 
     rows = json.loads(path.read_text())
     assert len(rows) == 500
-    assert imported.changes == {}
+    assert imported.fixes == {}
     assert [to_record(one) for one in imported.conversations] == [
         {**row, "image": str(folder / "images" / row["image"])} for row in rows
     ]

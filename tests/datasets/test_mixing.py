@@ -8,12 +8,12 @@ import pytest
 
 from caldera.conversation import (
     Conversation,
-    Picture,
+    ImageRef,
     Turn,
     read_conversations,
     write_conversations,
 )
-from caldera.datasets.mixing import Ingredient, mix_files, parse_ingredient
+from caldera.datasets.mixing import WeightedFile, mix_files, parse_weighted_file
 from caldera.errors import InputError, UsageError
 
 
@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
     for name, count in (("a/set.json", 10), ("b/set.jsonl", 7), ("talk.json", 3)):
         records = []
         for at in range(count):
-            shown = () if name == "talk.json" else (Picture(f"photos/{at % 4}.jpg"), "\n")
+            shown = () if name == "talk.json" else (ImageRef(f"photos/{at % 4}.jpg"), "\n")
             turns = (Turn("user", (*shown, f"{name} {at}?")), Turn("assistant", ("Yes.",)))
             records.append(Conversation(str(at % 5), turns))
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -31,10 +31,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def ingredients(folder: Path, *weights: float) -> list[Ingredient]:
+def ingredients(folder: Path, *weights: float) -> list[WeightedFile]:
     """The three files with weights."""
     names = ("a/set.json", "b/set.jsonl", "talk.json")
-    return [Ingredient(folder / name, weight) for name, weight in zip(names, weights, strict=False)]
+    return [
+        WeightedFile(folder / name, weight) for name, weight in zip(names, weights, strict=False)
+    ]
 
 
 def asked(file: Path) -> Counter[str]:
@@ -54,7 +56,7 @@ def test_weights_are_shares_and_repetitions(folder: Path) -> None:
     assert sorted(by_file["a/set.json"].values()) == [1] * 5
     assert sorted(by_file["b/set.jsonl"].values()) == [2] * 7
     assert sorted(by_file["talk.json"].values()) == [2, 2, 3]
-    assert [source.written for source in report.sources] == [5, 14, 7]
+    assert [source.rows for source in report.sources] == [5, 14, 7]
     assert report.written == 26
 
 
@@ -75,7 +77,7 @@ def test_pictures_are_found_from_the_new_place(folder: Path) -> None:
     assert seen == {folder / name / "photos" / f"{at}.jpg" for name in "ab" for at in range(4)}
     assert report.pictures == 8
     assert [source.pictures for source in report.sources] == [4, 4, 0]
-    assert [source.without for source in report.sources] == [0, 0, 3]
+    assert [source.text_only for source in report.sources] == [0, 0, 3]
 
 
 def test_the_seed_decides_draw_and_order(folder: Path) -> None:
@@ -107,21 +109,21 @@ def test_an_empty_mix_is_refused(folder: Path) -> None:
     with pytest.raises(
         InputError, match="the mix is empty; give files with records, or larger wei"
     ):
-        mix_files([Ingredient(folder / "talk.json", 0.1)], folder / "mix.json")
+        mix_files([WeightedFile(folder / "talk.json", 0.1)], folder / "mix.json")
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("a.json", Ingredient(Path("a.json"))),
-        ("a.json:0.5", Ingredient(Path("a.json"), 0.5)),
-        ("x/a:b/c.json", Ingredient(Path("x/a:b/c.json"))),
-        ("x:y.json:2", Ingredient(Path("x:y.json"), 2.0)),
+        ("a.json", WeightedFile(Path("a.json"))),
+        ("a.json:0.5", WeightedFile(Path("a.json"), 0.5)),
+        ("x/a:b/c.json", WeightedFile(Path("x/a:b/c.json"))),
+        ("x:y.json:2", WeightedFile(Path("x:y.json"), 2.0)),
     ],
 )
-def test_a_file_may_have_a_weight(text: str, expected: Ingredient) -> None:
+def test_a_file_may_have_a_weight(text: str, expected: WeightedFile) -> None:
     """Behind the last colon."""
-    assert parse_ingredient(text) == expected
+    assert parse_weighted_file(text) == expected
 
 
 def test_a_file_with_a_colon_in_its_name_is_itself(
@@ -130,11 +132,11 @@ def test_a_file_with_a_colon_in_its_name_is_itself(
     """If it is there."""
     monkeypatch.chdir(tmp_path)
     Path("a:2").touch()
-    assert parse_ingredient("a:2") == Ingredient(Path("a:2"))
+    assert parse_weighted_file("a:2") == WeightedFile(Path("a:2"))
 
 
 @pytest.mark.parametrize("weight", ["0", "-1", "half", "nan", "inf", ""])
 def test_another_weight_is_refused(weight: str) -> None:
     """With what to write."""
     with pytest.raises(UsageError, match=r"write a number above 0, such as a.json:0.5"):
-        parse_ingredient(f"a.json:{weight}")
+        parse_weighted_file(f"a.json:{weight}")

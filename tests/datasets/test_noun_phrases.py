@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caldera.datasets.noun_phrases import MOST_WORDS, noun_phrases, singular
+from caldera.datasets.noun_phrases import MAX_WORDS, noun_phrases, singular
 
 
 @pytest.mark.parametrize(
@@ -52,5 +52,5 @@ def test_nouns_are_made_singular(plural: str, expected: str) -> None:
 def test_any_text_has_short_phrases_in_lower_case(text: str) -> None:
     """Whatever stands in a caption, phrases are one to four words without spaces at the ends."""
     for phrase in noun_phrases(text):
-        assert 1 <= len(phrase.split(" ")) <= MOST_WORDS
+        assert 1 <= len(phrase.split(" ")) <= MAX_WORDS
         assert phrase == phrase.strip()

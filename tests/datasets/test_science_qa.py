@@ -11,14 +11,14 @@ from caldera.conversation import to_record
 from caldera.datasets.imported import ImportOptions
 from caldera.datasets.science_qa import (
     ANSWERS,
+    LETTER_PROMPT,
     QUESTIONS,
-    SENTENCE,
     Problem,
     import_science_qa,
-    parse_form,
+    parse_layout,
 )
 from caldera.errors import InputError, UnknownNameError
-from caldera.skips import Skips
+from caldera.skips import SkippedItems
 
 PROBLEMS: dict[str, dict[str, Any]] = {
     "1": {
@@ -53,8 +53,10 @@ def folder(tmp_path: Path) -> Path:
 
 def texts(folder: Path, form: str, split: str | None = None) -> list[tuple[str, str]]:
     """What is asked and what is answered, of each problem of a split."""
-    options = ImportOptions(form=form, split=split)
-    records = [to_record(one) for one in import_science_qa(folder, Skips(), options).conversations]
+    options = ImportOptions(layout=form, split=split)
+    records = [
+        to_record(one) for one in import_science_qa(folder, SkippedItems(), options).conversations
+    ]
     return [
         (record["conversations"][0]["value"], record["conversations"][1]["value"])  # type: ignore[index]
         for record in records
@@ -73,7 +75,7 @@ def texts(folder: Path, form: str, split: str | None = None) -> list[tuple[str, 
          "LECTURE: A star shines.\nIt is hot.\nSOLUTION: The Sun shines.\n###\nANSWER: A."),
         ("CQM-A", "Context: Look up.\nQuestion: Which is a star?\nOptions: (A) the Sun (B) the Moon (C) Mars\n<image>",
          "The answer is A."),
-        ("letter", f"<image>\nContext: Look up.\nWhich is a star?\nA. the Sun\nB. the Moon\nC. Mars\n{SENTENCE}", "A"),
+        ("letter", f"<image>\nContext: Look up.\nWhich is a star?\nA. the Sun\nB. the Moon\nC. Mars\n{LETTER_PROMPT}", "A"),
     ],
 )  # fmt: skip
 def test_each_form_is_laid_out_to_the_letter(
@@ -96,7 +98,7 @@ def test_what_is_empty_leaves_no_trace(folder: Path) -> None:
         "what?\nContext: N/A\nOptions: (A) a (B) b",
         "L The answer is B.",
     )
-    assert texts(folder, "letter", "test")[0][0] == f"Is ice cold?\nA. no\nB. yes\n{SENTENCE}"
+    assert texts(folder, "letter", "test")[0][0] == f"Is ice cold?\nA. no\nB. yes\n{LETTER_PROMPT}"
 
 
 def test_every_form_of_the_table_can_be_asked_for(folder: Path) -> None:
@@ -112,21 +114,21 @@ def test_every_form_of_the_table_can_be_asked_for(folder: Path) -> None:
     with pytest.raises(
         UnknownNameError, match="no form is called 'QCM-LE'; did you mean 'QCM-LEA'"
     ):
-        parse_form("QCM-LE")
+        parse_layout("QCM-LE")
 
 
 def test_a_split_is_the_lists_order(folder: Path) -> None:
     """Ids as pid_splits.json has them, train by default; pictures where ScienceQA or LLaVA's copy has them."""
-    imported = import_science_qa(folder, Skips(), ImportOptions())
+    imported = import_science_qa(folder, SkippedItems(), ImportOptions())
     assert [one.id for one in imported.conversations] == ["1", "9", "5"]
     assert imported.conversations[0].pictures == (str(folder / "images/train/1/image.png"),)
     flat = folder / "flat"
     (flat / "7").mkdir(parents=True)
     (flat / "7" / "image.png").touch()
-    [one] = import_science_qa(folder, Skips(), ImportOptions(split="val", pictures=flat)).conversations  # fmt: skip
+    [one] = import_science_qa(folder, SkippedItems(), ImportOptions(split="val", pictures=flat)).conversations  # fmt: skip
     assert one.pictures == (str(flat / "7/image.png"),)
     with pytest.raises(UnknownNameError, match="did you mean 'train'"):
-        import_science_qa(folder, Skips(), ImportOptions(split="trian"))
+        import_science_qa(folder, SkippedItems(), ImportOptions(split="trian"))
 
 
 @pytest.mark.parametrize(
@@ -150,13 +152,13 @@ def test_a_bad_problem_is_refused_or_left_out_and_listed(
         broken["9"] = PROBLEMS["9"] | change
     (folder / "problems.json").write_text(json.dumps(broken))
     with pytest.raises(InputError) as caught:
-        import_science_qa(folder, Skips(), ImportOptions())
+        import_science_qa(folder, SkippedItems(), ImportOptions())
     assert message in str(caught.value)
     assert str(caught.value).startswith(f"{folder / 'problems.json'}: problem 9: ")
-    skips = Skips(0.4)
+    skips = SkippedItems(0.4)
     imported = import_science_qa(folder, skips, ImportOptions())
     assert [one.id for one in imported.conversations] == ["1", "5"]
-    assert len(skips.taken) == 1
+    assert len(skips.items) == 1
 
 
 @pytest.mark.parametrize("content", [None, "[]", "{"])
@@ -169,7 +171,7 @@ def test_another_file_is_refused(folder: Path, name: str, content: str | None) -
     with pytest.raises(
         InputError, match=rf"{name}( is broken JSON| should hold a JSON object|: No su)"
     ):
-        import_science_qa(folder, Skips(), ImportOptions())
+        import_science_qa(folder, SkippedItems(), ImportOptions())
 
 
 def test_llavas_own_question_file_is_written_alike(third_party: Path) -> None:
@@ -180,7 +182,7 @@ def test_llavas_own_question_file_is_written_alike(third_party: Path) -> None:
     folder = third_party / "scienceqa"
     rows = json.loads((folder / "llava_test_CQM-A.json").read_text())
     assert len(rows) == 4241
-    form = parse_form("letter")
+    form = parse_layout("letter")
     for row in rows:
         text, letter = (turn["value"] for turn in row["conversations"])
         body = text.removeprefix("<image>\n")
@@ -190,7 +192,7 @@ def test_llavas_own_question_file_is_written_alike(third_party: Path) -> None:
         problem = Problem(
             question=question if hint else head, choices=choices, answer="ABCDE".index(letter), hint=hint
         )  # fmt: skip
-        assert form.ask(problem) == f"{body}\n{SENTENCE}"
+        assert form.ask(problem) == f"{body}\n{LETTER_PROMPT}"
         assert form.answer(problem) == letter
 
 

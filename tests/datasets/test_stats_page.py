@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 import pytest
 
 from caldera.conversation import Conversation, Turn
-from caldera.datasets.charts import bars, histogram, rings
-from caldera.datasets.figures import Branch, Figures, Lengths
+from caldera.datasets.charts import bars, histogram, sunburst
+from caldera.datasets.figures import Branch, DatasetStatistics, Histogram
 from caldera.datasets.stats_page import write_stats
 
 EVIL = "<script>alert('x')</script> \" & <b>"
@@ -18,7 +18,7 @@ EVIL = "<script>alert('x')</script> \" & <b>"
 
 def test_what_data_say_is_text_on_the_page(tmp_path: Path) -> None:
     """Markup in questions, answers, ids and titles is shown, not run; nothing is fetched."""
-    figures = Figures()
+    figures = DatasetStatistics()
     asked = Turn("user", (f"{EVIL}?",))
     figures.add(Conversation(f"{EVIL}/1", (asked, Turn("assistant", ("<i>a</i>",)))))
     write_stats(tmp_path / "page.html", figures, EVIL)
@@ -32,7 +32,7 @@ def test_what_data_say_is_text_on_the_page(tmp_path: Path) -> None:
 
 def test_an_empty_set_has_a_page(tmp_path: Path) -> None:
     """Nothing to divide by."""
-    write_stats(tmp_path / "page.html", Figures(), "none")
+    write_stats(tmp_path / "page.html", DatasetStatistics(), "none")
     assert "0 records" in (tmp_path / "page.html").read_text()
 
 
@@ -44,12 +44,12 @@ def rectangles(svg: str) -> list[tuple[float, float]]:
 
 def test_columns_are_as_high_as_their_counts() -> None:
     """The highest fills the plot; the last takes what is longer than all but a hundredth."""
-    drawn = histogram(Lengths(Counter({0: 10, 1: 40, 3: 20})), "words")
+    drawn = histogram(Histogram(Counter({0: 10, 1: 40, 3: 20})), "words")
     heights = [height for _, height in rectangles(drawn)]
     assert heights == pytest.approx([130 / 4, 130, 0, 130 / 2], abs=0.1)
-    long = histogram(Lengths(Counter({1: 1000, 900: 1})), "words")
+    long = histogram(Histogram(Counter({1: 1000, 900: 1})), "words")
     assert len(rectangles(long)) == 2
-    assert 20 < len(rectangles(histogram(Lengths(Counter(range(1000))), "words"))) <= 41
+    assert 20 < len(rectangles(histogram(Histogram(Counter(range(1000))), "words"))) <= 41
 
 
 def test_bars_are_as_long_as_their_counts() -> None:
@@ -62,7 +62,7 @@ def test_bars_are_as_long_as_their_counts() -> None:
 def test_arcs_are_as_wide_as_their_shares() -> None:
     """A quarter of all questions is a quarter of the circle, and so inside."""
     tree = (Branch("is", 50, (Branch("it", 25),)), Branch("what", 25))
-    svg = rings(tree, 100)
+    svg = sunburst(tree, 100)
     paths = re.findall(r'd="M(\S+) (\S+)A(\d+) \d+ 0 (\d) 1 (\S+) (\S+)L', svg)
     widths = []
     for x, y, radius, wide, to_x, to_y in paths:
@@ -72,5 +72,5 @@ def test_arcs_are_as_wide_as_their_shares() -> None:
         assert wide == "0"
     assert widths == pytest.approx([0.5, 0.25, 0.25], abs=0.001)
     assert "<title>is: 50</title>" in svg
-    assert rings((Branch("only", 3),), 3).count("<path") == 1
-    assert rings((), 0).count("<path") == 0
+    assert sunburst((Branch("only", 3),), 3).count("<path") == 1
+    assert sunburst((), 0).count("<path") == 0

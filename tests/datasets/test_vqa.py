@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from caldera.conversation import to_record
-from caldera.datasets.imported import ImportOptions, Sentences
-from caldera.datasets.vqa import SENTENCE, import_vqa
+from caldera.datasets.imported import AnswerPromptPlacement, ImportOptions
+from caldera.datasets.vqa import SHORT_ANSWER_PROMPT, import_vqa
 from caldera.errors import InputError
-from caldera.skips import Skips
+from caldera.skips import SkippedItems
 
 ASKED = [
     (9, 90, "Is it red?"),
@@ -70,7 +70,7 @@ def changed(path: Path, field: str, index: int, change: dict[str, Any]) -> None:
 
 def values(root: Path, **options: Any) -> list[list[str]]:  # noqa: ANN401 - of ImportOptions
     """All texts of each conversation."""
-    imported = import_vqa(root, Skips(), ImportOptions(**options))
+    imported = import_vqa(root, SkippedItems(), ImportOptions(**options))
     assert imported.total == 5
     records = [to_record(one) for one in imported.conversations]
     return [[turn["value"] for turn in record["conversations"]] for record in records]  # type: ignore[attr-defined]
@@ -78,7 +78,7 @@ def values(root: Path, **options: Any) -> list[list[str]]:  # noqa: ANN401 - of 
 
 def test_questions_about_one_picture_make_one_conversation(tmp_path: Path) -> None:
     """In the file's order, each with the sentence; the answer is what most said, of a tie the official one."""
-    imported = import_vqa(folder_of(tmp_path), Skips(), ImportOptions())
+    imported = import_vqa(folder_of(tmp_path), SkippedItems(), ImportOptions())
 
     assert [one.id for one in imported.conversations] == ["COCO_train2014_000000000009", "000000000025"]  # fmt: skip
     assert [one.pictures for one in imported.conversations] == [
@@ -86,20 +86,20 @@ def test_questions_about_one_picture_make_one_conversation(tmp_path: Path) -> No
         (str(tmp_path / "train2014" / "000000000025.jpg"),),
     ]
     assert values(tmp_path) == [
-        [f"<image>\nIs it red?\n{SENTENCE}", "yes", f"What is it?\n{SENTENCE}", "cat",
-         f"Where?\n{SENTENCE}", "on table"],
-        [f"<image>\nHow many?\n{SENTENCE}", "3", f"Who?\n{SENTENCE}", "ann"],
+        [f"<image>\nIs it red?\n{SHORT_ANSWER_PROMPT}", "yes", f"What is it?\n{SHORT_ANSWER_PROMPT}", "cat",
+         f"Where?\n{SHORT_ANSWER_PROMPT}", "on table"],
+        [f"<image>\nHow many?\n{SHORT_ANSWER_PROMPT}", "3", f"Who?\n{SHORT_ANSWER_PROMPT}", "ann"],
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("sentences", "expected"), [("each", 5), ("first", 2), ("none", 0)])
 def test_the_sentence_stands_where_it_is_wanted(
-    tmp_path: Path, sentences: Sentences, expected: int
+    tmp_path: Path, sentences: AnswerPromptPlacement, expected: int
 ) -> None:
     """At every question, at the first of each conversation, or nowhere."""
     said = values(folder_of(tmp_path), sentences=sentences)
-    assert sum(SENTENCE in text for texts in said for text in texts) == expected
-    assert all(SENTENCE in texts[0] for texts in said) == (expected > 0)
+    assert sum(SHORT_ANSWER_PROMPT in text for texts in said for text in texts) == expected
+    assert all(SHORT_ANSWER_PROMPT in texts[0] for texts in said) == (expected > 0)
 
 
 def test_typed_answers_are_taken_before_stems(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_split_is_chosen_by_name(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"has 2 files \*_questions.json .* name a split with --sp"
     ):
-        import_vqa(tmp_path, Skips(), ImportOptions())
+        import_vqa(tmp_path, SkippedItems(), ImportOptions())
     by_name = values(tmp_path, split="val2014")
     questions = tmp_path / "v2_OpenEnded_mscoco_val2014_questions.json"
     assert values(questions) == by_name
@@ -125,7 +125,7 @@ def test_a_split_is_chosen_by_name(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"has 0 files \*val2014_annotations.json; name that of the"
     ):
-        import_vqa(questions, Skips(), ImportOptions())
+        import_vqa(questions, SkippedItems(), ImportOptions())
     assert values(questions, answers=answers) == by_name
     assert values(questions, answers=answers, find=False, pictures=Path("nowhere")) == by_name
 
@@ -149,22 +149,22 @@ def test_a_bad_question_is_refused_or_left_out_and_listed(
     changed(path, field, 4 if field == "questions" else 0, change)
 
     with pytest.raises(InputError) as caught:
-        import_vqa(tmp_path, Skips(), ImportOptions())
+        import_vqa(tmp_path, SkippedItems(), ImportOptions())
     assert message in str(caught.value)
-    skips = Skips(0.2)
+    skips = SkippedItems(0.2)
     imported = import_vqa(tmp_path, skips, ImportOptions())
     assert [len(one.turns) for one in imported.conversations] == [6, 2]
-    assert [skip.where.endswith("questions.4") for skip in skips.taken] == [True]
+    assert [skip.location.endswith("questions.4") for skip in skips.items] == [True]
 
 
 def test_a_missing_picture_takes_its_questions_with_it(tmp_path: Path) -> None:
     """Each of them is counted."""
     (folder_of(tmp_path) / "train2014" / "000000000025.jpg").unlink()
     with pytest.raises(InputError, match=r"000000000025.jpg does not exist; check --pictures"):
-        import_vqa(tmp_path, Skips(), ImportOptions())
-    skips = Skips(0.4)
+        import_vqa(tmp_path, SkippedItems(), ImportOptions())
+    skips = SkippedItems(0.4)
     assert len(import_vqa(tmp_path, skips, ImportOptions()).conversations) == 1
-    assert len(skips.taken) == 2
+    assert len(skips.items) == 2
 
 
 @pytest.mark.parametrize(
@@ -180,4 +180,4 @@ def test_another_file_is_refused(tmp_path: Path, content: str, message: str) -> 
     [path] = folder_of(tmp_path).glob("*questions.json")
     path.write_text(content)
     with pytest.raises(InputError, match=message):
-        import_vqa(tmp_path, Skips(), ImportOptions())
+        import_vqa(tmp_path, SkippedItems(), ImportOptions())

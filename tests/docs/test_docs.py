@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from caldera.batches.templates import TEMPLATES
 from caldera.cli import app
 from caldera.conversation import json_schema, read_conversations
-from caldera.errors import RecordError
+from caldera.errors import ConversationError
 from caldera.recipes.listing import markdown
 
 ROOT = Path(__file__).parents[2]
@@ -124,7 +124,7 @@ def test_the_error_on_the_data_page_is_the_real_one(
     broken = {**records[0], "conversations": [dict(turn) for turn in records[0]["conversations"]]}
     broken["conversations"][0]["value"] += " <image>"
     Path("data.json").write_text(json.dumps([*records, broken]))
-    with pytest.raises(RecordError) as caught:
+    with pytest.raises(ConversationError) as caught:
         read_conversations(Path("data.json"))
     assert str(caught.value) in page
 

@@ -12,8 +12,16 @@ from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 
-from caldera.batches.templates import END, TEMPLATES, Mark, Slot, Template, Text, Token
-from caldera.conversation import Conversation, Picture, Turn
+from caldera.batches.templates import (
+    END,
+    TEMPLATES,
+    BoundaryToken,
+    ImageSlot,
+    SpecialToken,
+    Template,
+    TextSpan,
+)
+from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.recipes.listing import markdown
 
 ROOT = Path(__file__).parents[2]
@@ -83,7 +91,7 @@ def templates_page() -> str:
     shown = [
         f"## {template.name}\n\n```text\n{_two_rounds(template)}\n```\n"
         for template in TEMPLATES.values()
-        if not template.alone
+        if not template.isolated
     ]
     return TEMPLATES_HEAD + "\n".join(rows) + "\n\n" + "\n".join(shown)
 
@@ -99,24 +107,22 @@ def _row(template: Template) -> str:
     special = code(*template.tokens)
     if template.tokens_or_text:
         special = f"{code(*template.tokens_or_text)} where the tokenizer has them, else text"
-    return (
-        f"| {template.name} | {template.models} | {code(template.end)} | {code(stop)} | {special} |"
-    )
+    return f"| {template.name} | {template.models} | {code(template.answer_suffix)} | {code(stop)} | {special} |"
 
 
 def _two_rounds(template: Template) -> str:
     """Write two rounds, or a caption, with what is learned in double brackets."""
-    turns = [Turn("user", (Picture(""), "{question}")), Turn("assistant", ("{answer}",))]
-    if not template.captions:
+    turns = [Turn("user", (ImageRef(""), "{question}")), Turn("assistant", ("{answer}",))]
+    if not template.caption_only:
         turns += [Turn("user", ("{question}",)), Turn("assistant", ("{answer}",))]
     pieces = []
     for span in template.render(Conversation("", tuple(turns))):
         match span:
-            case Slot():
+            case ImageSlot():
                 pieces.append(("<image>", False))
-            case Mark(which, learned):
+            case BoundaryToken(which, learned):
                 pieces.append(("<s>" if which == "start" else END, learned))
-            case Text(text, learned) | Token(text, learned):
+            case TextSpan(text, learned) | SpecialToken(text, learned):
                 pieces.append((text, learned))
     runs = [
         (learned, "".join(text for text, _ in run))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from caldera.conversation import Conversation, Picture, Turn
+from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.evaluation.benchmark import Item
 from caldera.evaluation.exact_match import ExactMatch
 from tests.teacher_server import Answer, completion
@@ -18,7 +18,7 @@ def questions(count: int, *, tail: str = "", choices: tuple[str, ...] = ()) -> E
 def question(at: int, *, tail: str = "", choices: tuple[str, ...] = ()) -> Item:
     """Return one question; every third is about no picture."""
     words = f"\nwhat is there in picture {at}{' and where' * (at % 5)}?{tail}"
-    parts = (words,) if at % 3 == 2 else (Picture(f"{at % 7}.png"), words)
+    parts = (words,) if at % 3 == 2 else (ImageRef(f"{at % 7}.png"), words)
     return Item(
         f"q{at}",
         "colour" if at % 2 else "shape",

@@ -3,11 +3,16 @@
 import pytest
 
 from caldera.evaluation.choice_letters import (
-    read_choice,
+    parse_choice,
     science_qa_letter,
     science_qa_letter_by_llava,
 )
-from caldera.evaluation.yes_no import mme_says, pope_can_tell, pope_says, read_yes_no
+from caldera.evaluation.yes_no import (
+    is_explicit_yes_no,
+    parse_mme_answer,
+    parse_pope_answer,
+    parse_yes_no,
+)
 
 CHOICES = ("a bear", "a dog", "both")
 
@@ -40,13 +45,13 @@ BOOLEANS = [
 @pytest.mark.parametrize(("text", "letter"), LETTERS)
 def test_a_letter_is_read_or_none_is(text: str, letter: str | None) -> None:
     """One clear choice is read; two, a denied one, and a letter that is a word are not."""
-    assert read_choice(text, "ABC", CHOICES) == letter
+    assert parse_choice(text, "ABC", CHOICES) == letter
 
 
 @pytest.mark.parametrize(("text", "said"), BOOLEANS)
 def test_yes_or_no_is_read_or_none_is(text: str, said: str | None) -> None:
     """Yes and no count as words where the answer begins, not inside others."""
-    assert read_yes_no(text) == said
+    assert parse_yes_no(text) == said
 
 
 @pytest.mark.parametrize(
@@ -78,4 +83,8 @@ def test_pope_and_mme_are_read_as_their_authors_read_them(
     text: str, pope: str, told: bool, mme: str | None
 ) -> None:
     """POPE takes for a yes what holds no no; MME looks at four characters; what POPE only guesses is told apart."""
-    assert (pope_says(text), pope_can_tell(text), mme_says(text)) == (pope, told, mme)
+    assert (parse_pope_answer(text), is_explicit_yes_no(text), parse_mme_answer(text)) == (
+        pope,
+        told,
+        mme,
+    )

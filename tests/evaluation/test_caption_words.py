@@ -2,7 +2,7 @@
 
 import pytest
 
-from caldera.evaluation.caption_words import words_of
+from caldera.evaluation.caption_words import ptb_tokenize
 
 
 @pytest.mark.parametrize(
@@ -22,4 +22,4 @@ from caldera.evaluation.caption_words import words_of
 )
 def test_words_of_a_caption(caption: str, words: list[str]) -> None:
     """Lower case; clitics apart; hyphens, numbers and abbreviations whole; no punctuation."""
-    assert words_of(caption) == words
+    assert ptb_tokenize(caption) == words

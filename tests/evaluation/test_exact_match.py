@@ -12,22 +12,22 @@ from caldera.boxes import Box
 from caldera.conversation import Conversation, Turn
 from caldera.errors import InputError
 from caldera.evaluation.benchmark import Item
-from caldera.evaluation.captions import captions_of
+from caldera.evaluation.captions import build_caption_task
 from caldera.evaluation.exact_match import (
     ExactMatch,
-    _choose_rarest,
+    _choose_least_used,
+    build_questions,
+    majority_answers,
     normalised,
-    prior_answers,
-    questions_about,
-    with_other_pictures,
+    with_shuffled_images,
 )
 from caldera.instructions.questions import Question
-from caldera.skips import Skips
+from caldera.skips import SkippedItems
 
 
 def asked(annotations: AnnotationSet, beside: Path) -> ExactMatch:
     """Write questions with the demo's numbers."""
-    return questions_about(
+    return build_questions(
         annotations, name="t", per_picture=8, context_per_picture=2, seed=5, beside=beside
     )
 
@@ -35,7 +35,7 @@ def asked(annotations: AnnotationSet, beside: Path) -> ExactMatch:
 @pytest.fixture
 def coco(third_party: Path) -> AnnotationSet:
     """Eighty real pictures."""
-    return read_coco(third_party / "coco_mini", Skips())
+    return read_coco(third_party / "coco_mini", SkippedItems())
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_yes_and_no_are_balanced_for_each_picture(coco: AnnotationSet, tmp_path:
     )
     for item in bench.items:
         if item.references[0] in ("yes", "no"):
-            answers[item.kind][item.conversation.pictures][item.references[0]] += 1
+            answers[item.category][item.conversation.pictures][item.references[0]] += 1
     assert answers.keys() >= {"presence", "reasoning", "relation"}
     assert len(answers["presence"] | answers["reasoning"]) > 60
     for kind, by_picture in answers.items():
@@ -82,9 +82,9 @@ def test_forms_about_several_pictures_are_chosen_evenly() -> None:
     ]
     met = Counter({"often": 5, "seldom": 1, "place": 2})
     chance = random.Random(0)
-    assert _choose_rarest(items, 3, chance, met) == items[1:]
+    assert _choose_least_used(items, 3, chance, met) == items[1:]
     assert met == {"often": 5, "seldom": 2, "place": 4}
-    assert _choose_rarest(items, 2, chance, met) == items[1::-1]
+    assert _choose_least_used(items, 2, chance, met) == items[1::-1]
 
 
 def test_every_item_is_asked_alone_and_finds_its_pictures(
@@ -96,9 +96,9 @@ def test_every_item_is_asked_alone_and_finds_its_pictures(
         assert turn.text.endswith("Answer the question using a single word or phrase.")
         assert all((tmp_path / path).is_file() for path in item.conversation.pictures)
         assert len(item.conversation.pictures) == (
-            1 if item.kind != "context" else len(turn.pictures)
+            1 if item.category != "context" else len(turn.pictures)
         )
-        assert (len(turn.pictures) > 1) == (item.kind == "context")
+        assert (len(turn.pictures) > 1) == (item.category == "context")
 
 
 def test_scores_are_shares_by_kind() -> None:
@@ -139,9 +139,9 @@ def test_the_prior_is_the_commonest_training_answer(tmp_path: Path) -> None:
     )
     bench = asked(held_out, tmp_path)
 
-    prior = prior_answers(bench.items, training, seed=0)
+    prior = majority_answers(bench.items, training, seed=0)
 
-    counting = [item for item in bench.items if item.form == "how many"]
+    counting = [item for item in bench.items if item.question_type == "how many"]
     assert len(counting) == 3
     assert {prior[item.id] for item in counting} == {"two"}
     assert bench.score(prior).by_kind["count"] == pytest.approx(1 / 3)
@@ -153,7 +153,7 @@ def test_other_pictures_keep_the_question_and_change_every_picture(
 ) -> None:
     """Only what is seen differs, and several pictures stay different from each other."""
     items = asked(coco, tmp_path).items
-    for item, other in zip(items, with_other_pictures(items), strict=True):
+    for item, other in zip(items, with_shuffled_images(items), strict=True):
         assert (item.id, item.references) == (other.id, other.references)
         assert item.conversation.turns[0].text == other.conversation.turns[0].text
         pairs = zip(item.conversation.pictures, other.conversation.pictures, strict=True)
@@ -165,7 +165,7 @@ def test_captions_are_scored_against_all_that_people_wrote(
     coco: AnnotationSet, tmp_path: Path
 ) -> None:
     """People's own captions score far above other pictures' captions."""
-    bench = captions_of(coco, name="c", beside=tmp_path)
+    bench = build_caption_task(coco, name="c", beside=tmp_path)
     own = {item.id: item.references[0] for item in bench.items}
     shifted = dict(zip(own, [*list(own.values())[1:], next(iter(own.values()))], strict=True))
     assert bench.score(own).overall > 3 * bench.score(shifted).overall

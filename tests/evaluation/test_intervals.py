@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from caldera.evaluation import intervals
 from caldera.evaluation.intervals import (
     bootstrap,
-    difference,
-    interval_of,
-    interval_of_sums,
     mcnemar,
+    mean_interval,
+    paired_difference,
+    statistic_interval,
     wilson,
 )
 
@@ -49,8 +49,8 @@ def test_the_bootstrap_of_shares_is_near_the_normal_interval() -> None:
 
 def test_marks_choose_the_method() -> None:
     """Shares of right answers get Wilson's interval, soft marks the bootstrap's."""
-    assert interval_of([1.0, 0.0, 1.0]).method == "Wilson"
-    assert interval_of([1.0, 0.3, 1.0]).method == "bootstrap"
+    assert mean_interval([1.0, 0.0, 1.0]).method == "Wilson"
+    assert mean_interval([1.0, 0.3, 1.0]).method == "bootstrap"
 
 
 @pytest.mark.parametrize(
@@ -65,15 +65,15 @@ def test_a_difference_is_paired() -> None:
     """Two runs that are right half of the time each differ surely if the second is right wherever the first is."""
     first = [0.0, 1.0] * 50
     second = [1.0, 1.0, *first[2:]]
-    found = difference(first, second)
+    found = paired_difference(first, second)
     assert found.value == pytest.approx(0.01)
-    assert (found.better, found.worse) == (1, 0)
+    assert (found.wins, found.losses) == (1, 0)
     assert found.low == 0
     assert found.high < 0.05, "the interval of two unpaired runs would reach to 0.15"
-    assert difference(first, first).chance == 1.0
-    swapped = difference(second, first)
+    assert paired_difference(first, first).p_value == 1.0
+    swapped = paired_difference(second, first)
     assert swapped.value == pytest.approx(-0.01)
-    assert (swapped.better, swapped.worse) == (0, 1)
+    assert (swapped.wins, swapped.losses) == (0, 1)
 
 
 def test_mcnemar_is_symmetric_and_sums_to_one() -> None:
@@ -88,13 +88,13 @@ def test_items_about_one_picture_count_as_one_where_they_agree() -> None:
     """Five equal marks about each of 100 pictures are as sure as 100 marks, and less so than 500."""
     marks = [float(at // 5 % 2) for at in range(500)]
     groups = [f"{at // 5}.jpg" for at in range(500)]
-    interval = interval_of(marks, groups)
+    interval = mean_interval(marks, groups)
     assert interval.method == "bootstrap over 100 clusters"
     assert (interval.low, interval.high) == pytest.approx((0.402, 0.598), abs=0.011)
     alone = bootstrap(marks[::5])
     assert (interval.low, interval.high) == (alone.low, alone.high)
-    assert interval_of(marks).low > 0.45
-    every = difference(marks, [0.5] * 500, groups)
+    assert mean_interval(marks).low > 0.45
+    every = paired_difference(marks, [0.5] * 500, groups)
     assert every.low < -0.09 < 0.09 < every.high
 
 
@@ -102,9 +102,9 @@ def test_groups_of_one_change_nothing() -> None:
     """Where no two items share a picture, the interval is that of items; where all are right, it is Wilson's."""
     marks = [0.3, 0.9, 0.2, 1.0, 0.0]
     lone = [str(at) for at in range(5)]
-    assert interval_of(marks, lone) == interval_of(marks)
-    assert interval_of([1.0, 0.0], ["a", "b"]).method == "Wilson"
-    found = interval_of([1.0] * 6, ["a", "a", "b", "b", "c", "c"])
+    assert mean_interval(marks, lone) == mean_interval(marks)
+    assert mean_interval([1.0, 0.0], ["a", "b"]).method == "Wilson"
+    found = mean_interval([1.0] * 6, ["a", "a", "b", "b", "c", "c"])
     expected = wilson(3, 3)
     assert (found.low, found.high, found.method) == (expected.low, 1.0, "Wilson over 3 clusters")
 
@@ -113,9 +113,9 @@ def test_a_figure_of_sums_is_drawn_whole() -> None:
     """The mean as a ratio of sums has the bootstrap's own interval, drawn in parts or at once; a seed repeats it."""
     marks = np.random.default_rng(3).random(40)
     terms = np.stack([marks, np.ones(40)], axis=1)
-    found = interval_of_sums(terms, lambda sums: sums[:, 0] / sums[:, 1])
+    found = statistic_interval(terms, lambda sums: sums[:, 0] / sums[:, 1])
     assert found == bootstrap(list(marks))
-    doubled = interval_of_sums(terms, lambda sums: 2 * sums[:, 0] / sums[:, 1])
+    doubled = statistic_interval(terms, lambda sums: 2 * sums[:, 0] / sums[:, 1])
     assert (doubled.low, doubled.high) == (2 * found.low, 2 * found.high)
 
 

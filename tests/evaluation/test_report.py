@@ -2,7 +2,14 @@
 
 from pathlib import Path
 
-from caldera.evaluation.report import Asked, Column, Curve, Exhibit, Report, write_report
+from caldera.evaluation.report import (
+    Column,
+    Curve,
+    GalleryItem,
+    GalleryQuestion,
+    Report,
+    write_report,
+)
 
 
 def test_what_a_model_said_is_only_text(tmp_path: Path, photos: Path) -> None:
@@ -10,7 +17,7 @@ def test_what_a_model_said_is_only_text(tmp_path: Path, photos: Path) -> None:
     said = '<script>alert(1)</script><img src="http://x.org/y.png">'
     report = Report(
         title="A run",
-        lead="Of a test.",
+        summary="Of a test.",
         columns=[Column("assistant", "its answers.", {"overall": 0.25, "presence": 0.125})],
         counts={"overall": 8, "presence": 8},
         figures={"CIDEr-D": "1.23"},
@@ -19,11 +26,11 @@ def test_what_a_model_said_is_only_text(tmp_path: Path, photos: Path) -> None:
             Curve("bare", [(1, 1.0)], []),
         ],
         exhibits=[
-            Exhibit(
+            GalleryItem(
                 (photos / "0.png", photos / "1.png"),
                 [
-                    Asked("presence", "Is there a dog?", said, "yes", right=False),
-                    Asked("presence", "Is there a cat?", "no", "no", right=True),
+                    GalleryQuestion("presence", "Is there a dog?", said, "yes", right=False),
+                    GalleryQuestion("presence", "Is there a cat?", "no", "no", right=True),
                 ],
             )
         ],

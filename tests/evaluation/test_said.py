@@ -2,7 +2,7 @@
 
 import pytest
 
-from caldera.evaluation.said import says
+from caldera.evaluation.said import contains_answer
 
 
 @pytest.mark.parametrize(
@@ -26,4 +26,4 @@ from caldera.evaluation.said import says
 )
 def test_an_answer_says_its_reference(reference: str, answer: str, right: bool) -> None:
     """In whole words; yes and no by the verdict, places by all of their words."""
-    assert says(reference, answer) is right
+    assert contains_answer(reference, answer) is right

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from caldera.evaluation.vqa_normalisation import normalised, submitted
+from caldera.evaluation.vqa_normalisation import normalize_submission, normalize_vqa
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ from caldera.evaluation.vqa_normalisation import normalised, submitted
 )
 def test_an_answer_in_the_form_of_vqa_v2(answer: str, expected: str) -> None:
     """Each rule and each oddity, by hand."""
-    assert normalised(answer) == expected
+    assert normalize_vqa(answer) == expected
 
 
 @pytest.mark.parametrize(
@@ -48,14 +48,14 @@ def test_an_answer_in_the_form_of_vqa_v2(answer: str, expected: str) -> None:
 )
 def test_evalai_cuts_possessives_and_commas_first(answer: str, expected: str) -> None:
     """So it differs from VQA v2's own evaluator."""
-    assert submitted(answer) == expected
-    assert normalised(answer) != expected
+    assert normalize_submission(answer) == expected
+    assert normalize_vqa(answer) != expected
 
 
 def test_normalising_leaves_nothing_behind() -> None:
     """A word that was met once is treated the same later, as the tables never change."""
-    first = [normalised(word) for word in ("one", "onion", "a", "none")]
-    assert [normalised(word) for word in ("one", "onion", "a", "none")] == first
+    first = [normalize_vqa(word) for word in ("one", "onion", "a", "none")]
+    assert [normalize_vqa(word) for word in ("one", "onion", "a", "none")] == first
 
 
 def test_a_thousand_real_answers_come_out_as_officially(third_party: Path) -> None:
@@ -63,4 +63,6 @@ def test_a_thousand_real_answers_come_out_as_officially(third_party: Path) -> No
     lines = (third_party / "vqa_normalisation" / "pairs_1000.jsonl").read_text("utf-8").splitlines()
     pairs = [json.loads(line) for line in lines]
     assert len(pairs) == 1000
-    assert [submitted(pair["raw"]) for pair in pairs] == [pair["normalised"] for pair in pairs]
+    assert [normalize_submission(pair["raw"]) for pair in pairs] == [
+        pair["normalised"] for pair in pairs
+    ]

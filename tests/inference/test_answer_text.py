@@ -5,17 +5,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from caldera.inference.answer_text import AnswerText
+from caldera.inference.answer_text import IncrementalDetokenizer
 
 
 def written(
     tokenizer: PreTrainedTokenizerFast, ids: list[int], stops: tuple[str, ...] = ()
 ) -> list[str]:
     """Return the pieces of an answer of these tokens, as far as it goes."""
-    text = AnswerText(tokenizer, stops)
+    text = IncrementalDetokenizer(tokenizer, stops)
     pieces = []
     for token in ids:
-        pieces.append(text.add(token))
+        pieces.append(text.append(token))
         if text.stopped:
             return pieces
     return [*pieces, text.finish()]

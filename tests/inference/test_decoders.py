@@ -13,8 +13,8 @@ from caldera.errors import UsageError
 from caldera.inference.decoder import Decoder, TransformersDecoder
 from caldera.inference.decoders import choose_decoder
 from caldera.inference.llama_decoder import LlamaDecoder
-from caldera.inference.packed_linear import PackedLinear, pack_layers, packed
-from caldera.processor import let_go
+from caldera.inference.packed_linear import PackedLinear, build_linear, pack_layers
+from caldera.processor import release_file_pages
 from tests.tiny_languages import LANGUAGES, WIDTHS
 
 FAST = ("llama", "smollm", "mistral", "qwen2", "qwen3")
@@ -37,18 +37,18 @@ def logits_of(decoder: Decoder, model: PreTrainedModel) -> Tensor:
     """Read three talks in parts, side by side, in and out of order, one from a saved start; (rows, vocabulary)."""
     table = model.get_input_embeddings()
     words = table(torch.arange(701) % 59)  # (tokens, width)
-    heard = [decoder.extend(2, words[:5]), decoder.extend(0, words[:643])]
-    heard += decoder.step([0, 2], [7, 8])
-    heard.append(decoder.extend(2, words[9:22]))
-    saved = decoder.save(0)
+    heard = [decoder.prefill(2, words[:5]), decoder.prefill(0, words[:643])]
+    heard += decoder.decode([0, 2], [7, 8])
+    heard.append(decoder.prefill(2, words[9:22]))
+    saved = decoder.export_cache(0)
     assert saved is not None
-    decoder.restore(1, saved, 301)
-    heard.append(decoder.extend(1, words[600:603]))
-    heard += decoder.step([2, 0, 1], [3, 4, 5])
-    heard += decoder.step([1], [6])
-    decoder.clear(0)
-    heard.append(decoder.extend(0, words[3:6]))
-    heard += decoder.step([0, 1], [2, 2])
+    decoder.import_cache(1, saved, 301)
+    heard.append(decoder.prefill(1, words[600:603]))
+    heard += decoder.decode([2, 0, 1], [3, 4, 5])
+    heard += decoder.decode([1], [6])
+    decoder.reset(0)
+    heard.append(decoder.prefill(0, words[3:6]))
+    heard += decoder.decode([0, 1], [2, 2])
     return torch.stack(heard)
 
 
@@ -107,13 +107,13 @@ def test_a_model_that_computes_otherwise_is_found_out(caplog: pytest.LogCaptureF
 def test_what_llama_itself_may_do_otherwise_is_seen(change: dict[str, object], reason: str) -> None:
     """Such settings are obstacles."""
     config = type(LANGUAGES["llama"])(**{**WIDTHS, **change})
-    assert reason in LlamaDecoder.obstacle(language(config))
+    assert reason in LlamaDecoder.unsupported_reason(language(config))
 
 
 def test_a_window_is_an_obstacle() -> None:
     """Mistral with one attends otherwise."""
     config = MistralConfig(**WIDTHS, sliding_window=4)
-    assert LlamaDecoder.obstacle(language(config)) == "it attends to a window"
+    assert LlamaDecoder.unsupported_reason(language(config)) == "it attends to a window"
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -125,9 +125,9 @@ def test_packed_layers_stand_side_by_side(rows: int, bias: bool) -> None:
     given = torch.randn(rows, 13)
     with torch.inference_mode():
         torch.testing.assert_close(
-            packed(layers)(given), torch.cat([layer(given) for layer in layers], dim=1)
+            build_linear(layers)(given), torch.cat([layer(given) for layer in layers], dim=1)
         )
-        near = packed(layers, "int8")(given)
+        near = build_linear(layers, "int8")(given)
         exact = torch.cat([layer(given) for layer in layers], dim=1)
         assert 0 < float((near - exact).norm() / exact.norm()) < 0.03
 
@@ -135,7 +135,7 @@ def test_packed_layers_stand_side_by_side(rows: int, bias: bool) -> None:
 def test_int8_rounds_each_token_by_itself() -> None:
     """A token a thousand times as large beside it does not change what a token gives."""
     torch.manual_seed(3)
-    product = packed([nn.Linear(64, 32)], "int8")
+    product = build_linear([nn.Linear(64, 32)], "int8")
     given = torch.randn(2, 64)
     beside = torch.stack([given[0], 1000 * given[1]])
     torch.testing.assert_close(product(given)[0], product(beside)[0])
@@ -150,7 +150,7 @@ def test_int8_keeps_what_stands_beside_a_massive_value(rows: int) -> None:
     with torch.inference_mode():
         layer.weight[:, 5] = 0  # the massive value itself adds nothing
         given[0, 5] = 10_000
-        exact, near = layer(given), packed([layer], "int8")(given)
+        exact, near = layer(given), build_linear([layer], "int8")(given)
         distance = (near - exact).norm(dim=1) / exact.norm(dim=1)
     assert float(distance.max()) < 0.15  # with one rounding all of it is lost: 1.0
     assert float(distance[1:].sum()) < 0.02 * rows
@@ -178,6 +178,6 @@ def test_weights_that_are_let_go_of_are_there_when_they_are_used_again(tmp_path:
         values
     )
     for each in (mapped, values, mapped[:0]):
-        let_go(each)
+        release_file_pages(each)
     assert torch.equal(mapped, values)
     assert values.abs().sum() > 1000

@@ -13,34 +13,34 @@ from torch import Tensor
 from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
 
 from caldera.batches.picture_files import open_picture
-from caldera.batches.picture_sources import Pixels
-from caldera.conversation import Conversation, Picture, Turn
-from caldera.errors import BusyError, EngineError, UsageError
-from caldera.inference.engine import Answering, Engine, EngineSettings, Request, Sampling
+from caldera.batches.picture_sources import DecodedImages
+from caldera.conversation import Conversation, ImageRef, Turn
+from caldera.errors import EngineError, QueueFullError, UsageError
+from caldera.inference.engine import AnswerStream, Engine, EngineSettings, Request, SamplingParams
 from caldera.inference.llama_decoder import LlamaDecoder
 from caldera.inference.prompts import Prompt
 from caldera.model.assemble import assemble
-from caldera.model.folder import Assistant
+from caldera.model.folder import LlavaBundle
 
-GREEDY = Sampling(max_new_tokens=23)
-DRAWN = Sampling(max_new_tokens=23, temperature=1.3, top_p=0.9, top_k=50)
-FEW = EngineSettings(slots=3, chunk=7)
+GREEDY = SamplingParams(max_new_tokens=23)
+DRAWN = SamplingParams(max_new_tokens=23, temperature=1.3, top_p=0.9, top_k=50)
+FEW = EngineSettings(slots=3, prefill_chunk_size=7)
 """Few slots and small chunks: requests wait, join and leave, and prompts are read in parts."""
 
 
 @pytest.fixture(params=["fast", "transformers"])
-def engine(assistant: Assistant, request: pytest.FixtureRequest) -> Iterator[Engine]:
+def engine(assistant: LlavaBundle, request: pytest.FixtureRequest) -> Iterator[Engine]:
     """An engine on the random assistant, by either decoder."""
-    with Engine(assistant, replace(FEW, fast=request.param == "fast")) as running:
+    with Engine(assistant, replace(FEW, allow_fast_decoder=request.param == "fast")) as running:
         yield running
 
 
 def ask(engine: Engine, photos: Path, words: str, *pictures: int) -> Prompt:
     """Return a prompt about photos by their numbers."""
     paths = [photos / f"{number}.png" for number in pictures]
-    turn = Turn("user", (*(Picture(str(path)) for path in paths), words))
-    shown = [engine.picture(open_picture(path)) for path in paths]
-    return engine.prompt(Conversation("asked", (turn,)), shown)
+    turn = Turn("user", (*(ImageRef(str(path)) for path in paths), words))
+    shown = [engine.prepare_image(open_picture(path)) for path in paths]
+    return engine.build_prompt(Conversation("asked", (turn,)), shown)
 
 
 def prompts(engine: Engine, photos: Path) -> list[Prompt]:
@@ -51,15 +51,15 @@ def prompts(engine: Engine, photos: Path) -> list[Prompt]:
     ]
 
 
-def told(answering: Answering) -> tuple[int, ...]:
+def told(answering: AnswerStream) -> tuple[int, ...]:
     """Return the tokens of an answer."""
     return tuple(token for piece in answering for token in piece.tokens)
 
 
-def by_transformers(assistant: Assistant, prompt: Prompt, tokens: int) -> tuple[int, ...]:
+def by_transformers(assistant: LlavaBundle, prompt: Prompt, tokens: int) -> tuple[int, ...]:
     """Return the greedy answer of transformers' own loop on the same embeddings."""
     pixels = [picture.pixels for picture in prompt.pictures]
-    none = Pixels(assistant.processor)([])
+    none = DecodedImages(assistant.processor)([])
     layouts = [picture.layout for picture in prompt.pictures]
     with torch.no_grad():
         embedded = assistant.model.embed(
@@ -118,17 +118,17 @@ def test_kept_prefixes_change_no_token(
     answers = []
     for kept in (0, 1 << 24):
         speaker = assemble(vision_folder, language_folder, seed=3)
-        with Engine(speaker, replace(FEW, cache_bytes=kept)) as engine:
+        with Engine(speaker, replace(FEW, prefix_cache_bytes=kept)) as engine:
             heard = []
             for first in (0, 1, 0):
-                shown = [engine.picture(open_picture(photos / f"{first}.png"))]
+                shown = [engine.prepare_image(open_picture(photos / f"{first}.png"))]
                 turns: tuple[Turn, ...] = ()
                 for number, words in enumerate(("what is it?", "what else?", "where?")):
-                    parts = (Picture("p"), words) if number == 0 else (words,)
+                    parts = (ImageRef("p"), words) if number == 0 else (words,)
                     turns = (*turns, Turn("user", parts))
-                    prompt = engine.prompt(Conversation("talk", turns), shown)
+                    prompt = engine.build_prompt(Conversation("talk", turns), shown)
                     answering = engine.submit(Request(prompt, GREEDY))
-                    text = answering.text()
+                    text = answering.read_all()
                     turns = (*turns, Turn("assistant", (text or "nothing",)))
                     heard.append((text, answering.usage.completion_tokens))
                     if kept and (number or len(heard) > 6):
@@ -144,9 +144,9 @@ def test_another_picture_is_never_taken_for_a_kept_one(engine: Engine, photos: P
     """The same words about another picture share what stands before it; about the same, all but the last token."""
     one, other = (ask(engine, photos, "what?", number) for number in (2, 3))
     first = engine.submit(Request(one, GREEDY))
-    first.text()
+    first.read_all()
     second = engine.submit(Request(other, GREEDY))
-    second.text()
+    second.read_all()
     again = engine.submit(Request(ask(engine, photos, "what?", 2), GREEDY))
     assert (told(again), again.usage.cached_tokens) == (
         told(engine.submit(Request(one, GREEDY))),
@@ -160,7 +160,7 @@ def test_the_text_is_told_once_and_whole(engine: Engine, photos: Path) -> None:
     """Pieces hold all tokens in order, their logprobs when asked for, and no part of a stop."""
     prompt = prompts(engine, photos)[1]
     plain = engine.submit(Request(prompt, GREEDY))
-    whole = plain.text()
+    whole = plain.read_all()
     assert plain.usage.completion_tokens <= 23
     stop = whole[5:8]
     stopped = engine.submit(
@@ -172,9 +172,9 @@ def test_the_text_is_told_once_and_whole(engine: Engine, photos: Path) -> None:
     for piece in pieces:
         assert [chance.token for chance in piece.logprobs] == [*piece.tokens]
         for chance in piece.logprobs:
-            assert chance.top[0][0] == chance.token  # it is greedy
-            assert chance.top[0][2] == chance.logprob <= 0
-            assert len(chance.top) == 3
+            assert chance.top_logprobs[0][0] == chance.token  # it is greedy
+            assert chance.top_logprobs[0][2] == chance.logprob <= 0
+            assert len(chance.top_logprobs) == 3
 
 
 def test_seeds_decide_what_is_drawn(engine: Engine, photos: Path) -> None:
@@ -189,7 +189,7 @@ def test_seeds_decide_what_is_drawn(engine: Engine, photos: Path) -> None:
 def test_a_cancelled_answer_ends_and_frees_its_slot(engine: Engine, photos: Path) -> None:
     """Running or waiting, it ends with what was told, and those behind it go on."""
     prompt = prompts(engine, photos)[0]
-    endless = Sampling(max_new_tokens=1500, temperature=5)
+    endless = SamplingParams(max_new_tokens=1500, temperature=5)
     running = [engine.submit(Request(prompt, replace(endless, seed=at))) for at in range(3)]
     waiting = engine.submit(Request(prompt, endless))
     behind = engine.submit(Request(prompt, GREEDY))
@@ -197,7 +197,7 @@ def test_a_cancelled_answer_ends_and_frees_its_slot(engine: Engine, photos: Path
         next(iter(each))
     waiting.cancel()
     running[1].cancel()
-    assert behind.text()
+    assert behind.read_all()
     list(running[1])
     list(waiting)
     assert running[1].finish_reason == waiting.finish_reason == "cancelled"
@@ -214,7 +214,9 @@ def test_a_prompt_that_was_read_in_part_is_kept_in_part(engine: Engine, photos: 
     alone = told(engine.submit(Request(ask(engine, photos, "what? " * 30, 1, 2), GREEDY)))
     for _ in range(5):
         stopped = engine.submit(Request(long, GREEDY))
-        engine.submit(Request(ask(engine, photos, "hm?"), Sampling(max_new_tokens=1))).text()
+        engine.submit(
+            Request(ask(engine, photos, "hm?"), SamplingParams(max_new_tokens=1))
+        ).read_all()
         stopped.cancel()
         list(stopped)
         again = engine.submit(Request(ask(engine, photos, "what? " * 30, 1, 2), GREEDY))
@@ -224,19 +226,21 @@ def test_a_prompt_that_was_read_in_part_is_kept_in_part(engine: Engine, photos: 
     assert told(engine.submit(Request(with_none, GREEDY))) == whole
 
 
-def test_more_than_may_wait_is_refused(assistant: Assistant, photos: Path) -> None:
+def test_more_than_may_wait_is_refused(assistant: LlavaBundle, photos: Path) -> None:
     """At once, with the number; when there is room again, requests are taken again."""
-    with Engine(assistant, EngineSettings(slots=1, queue=2)) as engine:
+    with Engine(assistant, EngineSettings(slots=1, max_waiting=2)) as engine:
         prompt = ask(engine, photos, "what?")
-        endless = Request(prompt, Sampling(max_new_tokens=1500, temperature=5))
+        endless = Request(prompt, SamplingParams(max_new_tokens=1500, temperature=5))
         running = engine.submit(endless)
         next(iter(running))
         waiting = [engine.submit(Request(prompt, GREEDY)) for _ in range(2)]
-        with pytest.raises(BusyError, match="2 requests are waiting already"):
+        with pytest.raises(QueueFullError, match="2 requests are waiting already"):
             engine.submit(Request(prompt, GREEDY))
         running.cancel()
         assert (
-            waiting[0].text() == waiting[1].text() == engine.submit(Request(prompt, GREEDY)).text()
+            waiting[0].read_all()
+            == waiting[1].read_all()
+            == engine.submit(Request(prompt, GREEDY)).read_all()
         )
 
 
@@ -244,7 +248,7 @@ def test_what_does_not_fit_is_refused_at_once(engine: Engine, photos: Path) -> N
     """The message holds the three numbers."""
     prompt = prompts(engine, photos)[2]
     with pytest.raises(UsageError, match=rf"{len(prompt.ids)} tokens long .* up to 2999 .* 2048"):
-        engine.submit(Request(prompt, Sampling(max_new_tokens=2999)))
+        engine.submit(Request(prompt, SamplingParams(max_new_tokens=2999)))
 
 
 @pytest.fixture
@@ -252,7 +256,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[Tensor]
     """A way to have a slot's next steps fail, alone or with others."""
 
     def fail(bad: int, change: Callable[[Tensor], Tensor]) -> None:
-        sound = LlamaDecoder.step
+        sound = LlamaDecoder.decode
 
         def step(self: LlamaDecoder, slots: list[int], tokens: list[int]) -> Tensor:
             if bad in slots:
@@ -269,7 +273,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[Tensor]
 
 
 def test_numbers_that_are_none_fail_one_request(
-    assistant: Assistant, photos: Path, failing: Callable[[int, Callable[[Tensor], Tensor]], None]
+    assistant: LlavaBundle, photos: Path, failing: Callable[[int, Callable[[Tensor], Tensor]], None]
 ) -> None:
     """NaN in one row: its request says so, those beside it answer as ever."""
     with Engine(assistant, FEW) as engine:
@@ -288,7 +292,7 @@ def test_numbers_that_are_none_fail_one_request(
 
 
 def test_a_lack_of_memory_fails_one_request(
-    assistant: Assistant, photos: Path, failing: Callable[[int, Callable[[Tensor], Tensor]], None]
+    assistant: LlavaBundle, photos: Path, failing: Callable[[int, Callable[[Tensor], Tensor]], None]
 ) -> None:
     """A step that cannot be done together is done one by one; only what cannot be done alone fails."""
 
@@ -311,11 +315,11 @@ def test_a_lack_of_memory_fails_one_request(
         assert sum(one == right for one, right in zip(outcomes, sound, strict=True)) == 2
 
 
-def test_closing_ends_what_runs_and_what_waits(assistant: Assistant, photos: Path) -> None:
+def test_closing_ends_what_runs_and_what_waits(assistant: LlavaBundle, photos: Path) -> None:
     """Both hear of it, and nothing more is taken."""
     engine = Engine(assistant, EngineSettings(slots=1))
     prompt = ask(engine, photos, "what?")
-    endless = Request(prompt, Sampling(max_new_tokens=1500, temperature=5))
+    endless = Request(prompt, SamplingParams(max_new_tokens=1500, temperature=5))
     running, waiting = engine.submit(endless), engine.submit(endless)
     next(iter(running))
     engine.close()
@@ -334,14 +338,14 @@ def test_a_listener_hears_of_every_change(engine: Engine, photos: Path) -> None:
 
     def hear() -> None:
         ended = answering.ended
-        pieces.extend(answering.ready())
+        pieces.extend(answering.drain())
         if ended:
             done.set()
 
-    answering.listen(hear)
+    answering.on_update(hear)
     assert done.wait(60)
     text = "".join(piece.text for piece in pieces)
-    assert text == engine.submit(answering.request).text()
+    assert text == engine.submit(answering.request).read_all()
 
 
 def test_a_model_without_positions_has_no_limit(
@@ -360,7 +364,7 @@ def test_a_model_without_positions_has_no_limit(
     with Engine(speaker) as engine:
         assert engine.description == "transformers' BloomForCausalLM"
         answering = engine.submit(
-            Request(ask(engine, photos, "what?", 1), Sampling(max_new_tokens=999_999))
+            Request(ask(engine, photos, "what?", 1), SamplingParams(max_new_tokens=999_999))
         )
         assert next(iter(answering)).tokens
         answering.cancel()

@@ -7,50 +7,50 @@ from typing import Any
 import pytest
 import torch
 
-from caldera.batches.picture_sources import Pixels
-from caldera.conversation import Conversation, Picture, Turn
+from caldera.batches.picture_sources import DecodedImages
+from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import UsageError
-from caldera.inference.generate import Generator
-from caldera.inference.prompts import PathPrompt
-from caldera.inference.sampling import Sampling, choose
+from caldera.inference.generate import BatchGenerator
+from caldera.inference.prompts import FilePrompt
+from caldera.inference.sampling import SamplingParams, sample_tokens
 from caldera.model.assemble import assemble
-from caldera.model.folder import Assistant, end_ids
+from caldera.model.folder import LlavaBundle, eos_token_ids
 
-GREEDY = Sampling(max_new_tokens=23)
+GREEDY = SamplingParams(max_new_tokens=23)
 
 
 @pytest.fixture
-def generator(assistant: Assistant) -> Generator:
+def generator(assistant: LlavaBundle) -> BatchGenerator:
     """A generator on the random assistant."""
-    return Generator(assistant, Pixels(assistant.processor))
+    return BatchGenerator(assistant, DecodedImages(assistant.processor))
 
 
-def prompts(generator: Generator, photos: Path) -> list[PathPrompt]:
+def prompts(generator: BatchGenerator, photos: Path) -> list[FilePrompt]:
     """Return prompts of different lengths with no picture, one, two and three."""
     asked = []
     for number, count in enumerate((0, 1, 2, 3, 1)):
-        shown = tuple(Picture(f"{at}.png") for at in range(number, number + count))
+        shown = tuple(ImageRef(f"{at}.png") for at in range(number, number + count))
         words = "what do you see? " * (number + 1)
         asked.append(Conversation(str(number), (Turn("user", (*shown, words)),)))
     return [generator.prompt(conversation, photos) for conversation in asked]
 
 
-def test_a_batch_of_n_equals_n_single_runs(generator: Generator, photos: Path) -> None:
+def test_a_batch_of_n_equals_n_single_runs(generator: BatchGenerator, photos: Path) -> None:
     """Prompts of other lengths and pictures beside it do not change an answer."""
     asked = prompts(generator, photos)
 
-    together = generator.answer(asked, GREEDY)
+    together = generator.generate(asked, GREEDY)
 
-    assert together == [generator.answer([prompt], GREEDY)[0] for prompt in asked]
+    assert together == [generator.generate([prompt], GREEDY)[0] for prompt in asked]
     assert len(set(together)) > 1
 
 
 def test_transformers_generate_gives_the_same_tokens(
-    assistant: Assistant, generator: Generator, photos: Path
+    assistant: LlavaBundle, generator: BatchGenerator, photos: Path
 ) -> None:
     """Greedy answers equal those of transformers' own loop on the same embeddings."""
     for prompt in prompts(generator, photos):
-        pixels = Pixels(assistant.processor)(prompt.pictures)
+        pixels = DecodedImages(assistant.processor)(prompt.pictures)
         with torch.no_grad():
             embedded = assistant.model.embed(torch.tensor([prompt.ids]), pixels, prompt.layouts)
             language: Any = assistant.model.language
@@ -64,43 +64,43 @@ def test_transformers_generate_gives_the_same_tokens(
                 suppress_tokens=[*range(len(assistant.tokenizer) - 2, 384)],
             )
         text = str(assistant.tokenizer.decode(theirs[0], skip_special_tokens=True))
-        assert generator.answer([prompt], GREEDY) == [text.strip()]
+        assert generator.generate([prompt], GREEDY) == [text.strip()]
 
 
-def test_sampling_depends_on_its_seed_alone(generator: Generator, photos: Path) -> None:
+def test_sampling_depends_on_its_seed_alone(generator: BatchGenerator, photos: Path) -> None:
     """The same seed draws the same answer, another seed another."""
     prompt = prompts(generator, photos)[1]
     answers = [
-        generator.answer([prompt], Sampling(temperature=1.5, max_new_tokens=15, seed=seed))
+        generator.generate([prompt], SamplingParams(temperature=1.5, max_new_tokens=15, seed=seed))
         for seed in (1, 1, 2)
     ]
     assert answers[0] == answers[1] != answers[2]
 
 
 def test_the_stop_text_of_a_template_ends_the_answer(
-    assistant: Assistant, photos: Path, monkeypatch: pytest.MonkeyPatch
+    assistant: LlavaBundle, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model of stage 1 knows no end mark; its caption ends at the newline."""
     card = assistant.card.model_copy(update={"template": "plain"})
-    captioner = Generator(replace(assistant, card=card), Pixels(assistant.processor))
-    prompt = captioner.prompt(Conversation("c", (Turn("user", (Picture("1.png"),)),)), photos)
+    captioner = BatchGenerator(replace(assistant, card=card), DecodedImages(assistant.processor))
+    prompt = captioner.prompt(Conversation("c", (Turn("user", (ImageRef("1.png"),)),)), photos)
     spelt = assistant.tokenizer("a dog\nand more", add_special_tokens=False).input_ids
     monkeypatch.setattr(captioner, "_tokens", lambda *_: ([token] for token in spelt))
 
-    assert captioner.answer([prompt], GREEDY) == ["a dog"]
+    assert captioner.generate([prompt], GREEDY) == ["a dog"]
 
 
 def test_a_batch_ends_when_all_answers_reached_the_stop(
-    assistant: Assistant, photos: Path, monkeypatch: pytest.MonkeyPatch
+    assistant: LlavaBundle, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stop that is text costs no more tokens than the longest answer has."""
     card = assistant.card.model_copy(update={"template": "v0"})
-    talker = Generator(replace(assistant, card=card), Pixels(assistant.processor))
+    talker = BatchGenerator(replace(assistant, card=card), DecodedImages(assistant.processor))
     prompt = talker.prompt(Conversation("c", (Turn("user", ("what?",)),)), photos)
     left = iter(assistant.tokenizer("a###b###", add_special_tokens=False).input_ids)
     monkeypatch.setattr(talker, "_tokens", lambda *_: ([token, None] for token in left))
 
-    assert talker.answer([prompt, prompt], GREEDY) == ["a", ""]
+    assert talker.generate([prompt, prompt], GREEDY) == ["a", ""]
     assert assistant.tokenizer.decode(list(left)) == "b###"
 
 
@@ -110,10 +110,10 @@ def test_the_end_token_of_a_template_ends_the_answer(
     """It ends it as the tokenizer's own end mark does, and may be told apart from padding."""
     speaker = assemble(vision_folder, language_folder, template="llama_3", seed=3)
     end = speaker.tokenizer.convert_tokens_to_ids("<|eot_id|>")
-    assert end_ids(speaker) == [speaker.tokenizer.eos_token_id, end]
-    generator = Generator(speaker, Pixels(speaker.processor))
+    assert eos_token_ids(speaker) == [speaker.tokenizer.eos_token_id, end]
+    generator = BatchGenerator(speaker, DecodedImages(speaker.processor))
     prompt = prompts(generator, photos)[1]
-    [answer] = generator.answer([prompt], GREEDY)
+    [answer] = generator.generate([prompt], GREEDY)
     assert answer
     with torch.no_grad():  # the end token is now the likeliest everywhere
         speaker.model.language.get_output_embeddings().weight[:] *= 0.0
@@ -121,16 +121,16 @@ def test_the_end_token_of_a_template_ends_the_answer(
         speaker.model.language.get_output_embeddings().weight[end] = torch.ones_like(hidden)
         speaker.model.language.model.norm.register_forward_hook(lambda *_: torch.ones_like(_[-1]))
 
-    assert generator.answer([prompt], GREEDY) == [""]
+    assert generator.generate([prompt], GREEDY) == [""]
 
 
-def test_what_does_not_fit_is_refused(generator: Generator, photos: Path) -> None:
+def test_what_does_not_fit_is_refused(generator: BatchGenerator, photos: Path) -> None:
     """Nothing is cut in silence; the message holds the three numbers."""
     prompt = prompts(generator, photos)[2]
     with pytest.raises(
         UsageError, match=rf"{len(prompt.ids)} tokens long .* up to 2999 .* for 2048"
     ):
-        generator.answer([prompt], Sampling(max_new_tokens=2999))
+        generator.generate([prompt], SamplingParams(max_new_tokens=2999))
 
 
 @pytest.mark.parametrize(
@@ -151,16 +151,20 @@ def test_what_does_not_fit_is_refused(generator: Generator, photos: Path) -> Non
 def test_settings_out_of_range_are_refused(bad: dict[str, float]) -> None:
     """The message names the setting and its range."""
     with pytest.raises(UsageError, match=list(bad)[-1]):
-        Sampling(**bad)  # type: ignore[arg-type]
+        SamplingParams(**bad)  # type: ignore[arg-type]
 
 
 def test_top_p_keeps_the_likeliest() -> None:
     """With a small top_p only the likeliest token is ever drawn; with all of it the others are, too."""
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.2]])).repeat(500, 1)
     generator = torch.Generator().manual_seed(0)
-    assert set(choose(logits, Sampling(temperature=1, top_p=0.4), generator).tolist()) == {0}
-    assert set(choose(logits, Sampling(temperature=1, top_p=0.6), generator).tolist()) == {0, 1}
-    drawn = choose(logits, Sampling(temperature=1), generator).bincount() / 500
+    assert set(
+        sample_tokens(logits, SamplingParams(temperature=1, top_p=0.4), generator).tolist()
+    ) == {0}
+    assert set(
+        sample_tokens(logits, SamplingParams(temperature=1, top_p=0.6), generator).tolist()
+    ) == {0, 1}
+    drawn = sample_tokens(logits, SamplingParams(temperature=1), generator).bincount() / 500
     assert drawn.tolist() == pytest.approx([0.5, 0.3, 0.2], abs=0.07)
 
 
@@ -168,7 +172,12 @@ def test_top_k_keeps_so_many() -> None:
     """No more tokens than that are ever drawn, by their chances among themselves; top_p counts among them."""
     logits = torch.log(torch.tensor([[0.1, 0.5, 0.3, 0.1]])).repeat(500, 1)
     generator = torch.Generator().manual_seed(0)
-    drawn = choose(logits, Sampling(temperature=1, top_k=2), generator).bincount(minlength=4) / 500
+    drawn = (
+        sample_tokens(logits, SamplingParams(temperature=1, top_k=2), generator).bincount(
+            minlength=4
+        )
+        / 500
+    )
     assert drawn.tolist() == pytest.approx([0, 0.625, 0.375, 0], abs=0.07)
-    narrow = Sampling(temperature=1, top_k=2, top_p=0.6)
-    assert set(choose(logits, narrow, generator).tolist()) == {1}
+    narrow = SamplingParams(temperature=1, top_k=2, top_p=0.6)
+    assert set(sample_tokens(logits, narrow, generator).tolist()) == {1}

@@ -2,25 +2,25 @@
 
 from dataclasses import replace
 
-from caldera.batches.picture_sources import Pixels
+from caldera.batches.picture_sources import DecodedImages
 from caldera.conversation import Conversation, Turn
-from caldera.inference.generate import Generator
-from caldera.inference.likelihood import AnsweredPrompt, Weigher
-from caldera.inference.sampling import Sampling
-from caldera.model.folder import Assistant
+from caldera.inference.generate import BatchGenerator
+from caldera.inference.likelihood import LikelihoodScorer, ScoredContinuation
+from caldera.inference.sampling import SamplingParams
+from caldera.model.folder import LlavaBundle
 
 
-def test_only_what_the_model_itself_would_say_is_greedy(assistant: Assistant) -> None:
+def test_only_what_the_model_itself_would_say_is_greedy(assistant: LlavaBundle) -> None:
     """Its own answer is, beside a longer row too; with any one token changed it is not."""
-    pictures = Pixels(assistant.processor)
-    generator, weigher = Generator(assistant, pictures), Weigher(assistant, pictures)
+    pictures = DecodedImages(assistant.processor)
+    generator, weigher = BatchGenerator(assistant, pictures), LikelihoodScorer(assistant, pictures)
     prompt = generator.prompt(Conversation("c", (Turn("user", ("what is there?",)),)))
-    said = generator.answer_ids(prompt, Sampling(max_new_tokens=5))
+    said = generator.generate_ids(prompt, SamplingParams(max_new_tokens=5))
     assert len(said) == 5
 
     rows = [said, *([*said[:at], 7, *said[at + 1 :]] for at in range(5)), [7] * 11]
-    weights = weigher.weigh(
-        [AnsweredPrompt(replace(prompt, ids=(*prompt.ids, *row)), len(row)) for row in rows]
+    weights = weigher.score(
+        [ScoredContinuation(replace(prompt, ids=(*prompt.ids, *row)), len(row)) for row in rows]
     )
 
     assert 7 not in said

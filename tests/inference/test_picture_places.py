@@ -5,20 +5,20 @@ import pytest
 import torch
 from PIL import Image
 
-from caldera.batches.anyres import pinpoints_of
-from caldera.batches.pictures import Aspect, PictureProcessor
-from caldera.inference.picture_places import heat, token_boxes, view_rectangles
-from caldera.inference.prompts import prepare
-from caldera.model.folder import Assistant
+from caldera.batches.anyres import grid_pinpoints
+from caldera.batches.pictures import ImageAspect, PictureProcessor
+from caldera.inference.picture_places import rasterize, token_boxes, view_boxes
+from caldera.inference.prompts import process_image
+from caldera.model.folder import LlavaBundle
 
 SIDE, CELLS = 84, 3
 
 
-def processor(aspect: Aspect, **more: object) -> PictureProcessor:
+def processor(aspect: ImageAspect, **more: object) -> PictureProcessor:
     """Return one that changes no values, with views of 84 pixels."""
     plain = PictureProcessor(side=SIDE, mean=(0, 0, 0), std=(1, 1, 1), **more)  # type: ignore[arg-type]
-    return plain.shown(
-        aspect, pinpoints_of(["1x2", "2x1", "2x2"], SIDE) if aspect == "anyres" else ()
+    return plain.with_aspect(
+        aspect, grid_pinpoints(["1x2", "2x1", "2x2"], SIDE) if aspect == "anyres" else ()
     )
 
 
@@ -43,12 +43,12 @@ def slopes(size: tuple[int, int]) -> Image.Image:
     ],
 )
 def test_a_patch_lies_where_its_pixels_are_from(
-    aspect: Aspect, more: dict[str, object], size: tuple[int, int]
+    aspect: ImageAspect, more: dict[str, object], size: tuple[int, int]
 ) -> None:
     """The colours in the middle of each patch tell its place in the picture; it is the middle of its rectangle."""
     shown = processor(aspect, **more)
-    prepared = prepare(slopes(size), shown)
-    views = view_rectangles(size, prepared.layout, shown)
+    prepared = process_image(slopes(size), shown)
+    views = view_boxes(size, prepared.layout, shown)
     assert len(views) == len(prepared.pixels)
     checked = 0
     for (left, top, right, bottom), pixels in zip(views, prepared.pixels, strict=True):
@@ -69,14 +69,16 @@ def test_a_patch_lies_where_its_pixels_are_from(
     assert checked >= CELLS
 
 
-def test_boxes_are_in_the_order_of_the_tokens(assistant: Assistant) -> None:
+def test_boxes_are_in_the_order_of_the_tokens(assistant: LlavaBundle) -> None:
     """The base view row by row, then the rows of all tiles, a newline without a place behind each."""
     tower = assistant.model.vision
-    shown = assistant.processor.shown("anyres", pinpoints_of(["2x1"], assistant.processor.side))
-    prepared = prepare(slopes((120, 60)), shown)
+    shown = assistant.processor.with_aspect(
+        "anyres", grid_pinpoints(["2x1"], assistant.processor.side)
+    )
+    prepared = process_image(slopes((120, 60)), shown)
     boxes = token_boxes((120, 60), prepared.layout, shown, tower)
     assert len(boxes) == assistant.model.count_tokens(prepared.layout)
-    cells = tower.cells
+    cells = tower.patches_per_side
     base, rest = boxes[: cells**2], boxes[cells**2 :].view(cells, 2 * cells + 1, 4)
     assert base[1].tolist() == pytest.approx([1 / cells, 0, 2 / cells, 1 / cells])
     assert rest[:, -1].eq(0).all()
@@ -85,23 +87,23 @@ def test_boxes_are_in_the_order_of_the_tokens(assistant: Assistant) -> None:
     torch.testing.assert_close(rest[1, :-1, 1], torch.full((2 * cells,), 1 / cells))
 
 
-def test_what_stands_before_the_patches_has_no_place(assistant: Assistant) -> None:
+def test_what_stands_before_the_patches_has_no_place(assistant: LlavaBundle) -> None:
     """A tower that also gives its class token has one box more, of zeros."""
     tower = assistant.model.vision
     size = (60, 60)
-    layout = prepare(slopes(size), assistant.processor).layout
+    layout = process_image(slopes(size), assistant.processor).layout
     without = token_boxes(size, layout, assistant.processor, tower)
     usual, tower.select = tower.select, "cls_patch"
     try:
         boxes = token_boxes(size, layout, assistant.processor, tower)
     finally:
         tower.select = usual
-    assert boxes[: tower.leading].eq(0).all()
-    torch.testing.assert_close(boxes[tower.leading :], without)
+    assert boxes[: tower.num_prefix_tokens].eq(0).all()
+    torch.testing.assert_close(boxes[tower.num_prefix_tokens :], without)
 
 
 def test_heat_keeps_all_weight_within_the_picture() -> None:
     """A box gives each cell its share by area; what lies beyond the edge, and tokens without a place, give nothing."""
     boxes = torch.tensor([[0.0, 0.0, 0.5, 1.0], [0.5, 0.5, 1.5, 1.0], [0.0, 0.0, 0.0, 0.0]])
-    found = heat(torch.tensor([[6.0, 8.0, 5.0], [0.0, 2.0, 1.0]]), boxes, (2, 2))
+    found = rasterize(torch.tensor([[6.0, 8.0, 5.0], [0.0, 2.0, 1.0]]), boxes, (2, 2))
     assert found.tolist() == [[[3.0, 0.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 1.0]]]

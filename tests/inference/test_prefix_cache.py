@@ -4,9 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caldera.batches.anyres import WHOLE
+from caldera.batches.anyres import SINGLE_VIEW
 from caldera.inference.prefix_cache import LeastRecentlyUsed, PrefixCache
-from caldera.inference.prompts import PreparedPicture, Prompt
+from caldera.inference.prompts import ProcessedImage, Prompt
 
 BYTES = torch.zeros(3, dtype=torch.uint8)
 
@@ -17,7 +17,7 @@ def prompt(said: str) -> Prompt:
     pictures, starts = [], []
     for sign in said:
         if sign.isdigit():
-            pictures.append(PreparedPicture(sign, BYTES, WHOLE, (1, 1)))
+            pictures.append(ProcessedImage(sign, BYTES, SINGLE_VIEW, (1, 1)))
             starts.append(len(ids))
             ids += [0, 0, 0]
         else:
@@ -40,9 +40,9 @@ def test_the_longest_common_start_is_found(kept: list[str], asked: str) -> None:
     """For any prompts of words and pictures, as comparing sign by sign finds it."""
     cache = PrefixCache(1 << 20)
     for number, said in enumerate(kept):
-        cache.keep(prompt(said), (torch.full((2,), number),))
+        cache.insert(prompt(said), (torch.full((2,), number),))
     best = max((length_of_common(said, asked) for said in kept), default=0)
-    found = cache.find(prompt(asked))
+    found = cache.lookup(prompt(asked))
     assert (0 if found is None else found[1]) == best
     if found is not None:
         assert length_of_common(kept[int(found[0][0][0])], asked) == best
@@ -52,7 +52,7 @@ def test_a_longer_prompt_takes_the_place_of_its_starts() -> None:
     """So a talk is kept once, not once for each turn."""
     cache = PrefixCache(1 << 20)
     for said in ("a1b", "a1bcd", "a2b"):
-        cache.keep(prompt(said), (torch.zeros(4),))
+        cache.insert(prompt(said), (torch.zeros(4),))
     assert cache.bytes == 2 * 16
 
 

@@ -10,39 +10,39 @@ import pytest
 
 from caldera.annotations.annotated_image import AnnotatedImage, Instance
 from caldera.boxes import Box
-from caldera.english import number, plural
-from caldera.instructions.context import FORMS, LETTERS, ask_about_all
-from caldera.instructions.facts import Facts, facts_of
+from caldera.english import number_word, plural
+from caldera.instructions.context import FORMS, LETTERS, questions_about_all
+from caldera.instructions.facts import Facts, derive_facts
 from caldera.instructions.knowledge import GROUPS
 from caldera.instructions.questions import Question
-from caldera.scenes.captions import captions
+from caldera.scenes.captions import captions_of
 from caldera.scenes.drawing import glyph_shapes
-from caldera.scenes.kinds import KINDS, SETTINGS
-from caldera.scenes.world import SIDE, Scene, draw_up
+from caldera.scenes.kinds import BACKGROUNDS, OBJECT_KINDS
+from caldera.scenes.world import SIDE, Scene, sample_scene
 
 Asked = list[tuple[list[Scene], Question]]
-NOUNS = {noun: name for name in KINDS for noun in (name, plural(name))}
+NOUNS = {noun: name for name in OBJECT_KINDS for noun in (name, plural(name))}
 NOUN = re.compile(rf"\b(?:{'|'.join(sorted(NOUNS, key=len, reverse=True))})\b")
 
 
 def facts(scene: Scene) -> Facts:
     """Return the facts about a scene, as annotators would hand it over."""
     instances = tuple(Instance(group.kind.name, thing.box) for group, thing in scene.things)
-    image = AnnotatedImage(scene.name, Path("x"), SIDE, SIDE, captions(scene), instances)
-    return facts_of(image, KINDS)
+    annotated = AnnotatedImage(scene.name, Path("x"), SIDE, SIDE, captions_of(scene), instances)
+    return derive_facts(annotated, OBJECT_KINDS)
 
 
 @pytest.fixture(scope="module")
 def asked() -> Asked:
     """All questions about 700 pairs and triples of scenes."""
-    scenes = [draw_up(n, seed=9, split="train", shapes=glyph_shapes()) for n in range(150)]
+    scenes = [sample_scene(n, seed=9, split="train", shapes=glyph_shapes()) for n in range(150)]
     known = {scene.name: facts(scene) for scene in scenes}
     chance = random.Random(1)
     found: Asked = []
     for number_of in (2, 3) * 350:
         several = chance.sample(scenes, number_of)
         pictures = [known[scene.name] for scene in several]
-        found += [(several, item) for item in ask_about_all(pictures, chance)]
+        found += [(several, item) for item in questions_about_all(pictures, chance)]
     return found
 
 
@@ -117,7 +117,7 @@ def test_the_picture_with_more_has_more(asked: Asked) -> None:
         assert item.short == ("A" if one > other else "B"), item
         assert one != other
         most, least = max(one, other), min(one, other)
-        told = f"has more: {number(most)} against {number(least) if least else 'none'}."
+        told = f"has more: {number_word(most)} against {number_word(least) if least else 'none'}."
         assert item.answer == f"Picture {item.short} {told}"
 
 
@@ -126,7 +126,7 @@ def test_numbers_are_added_over_all_pictures(asked: Asked) -> None:
     for several, item in of_form(asked, "altogether"):
         [kind] = named(item.text)
         numbers = [counts(scene)[kind] for scene in several]
-        assert item.short == number(sum(numbers)), item
+        assert item.short == number_word(sum(numbers)), item
         assert f" {item.short} {plural(kind)}." in item.answer
         assert sum(map(bool, numbers)) >= 2
 
@@ -140,7 +140,7 @@ def test_places_are_compared_once_with_yes_and_once_with_no(asked: Asked) -> Non
         assert item.short == ("yes" if first == second else "no"), item
         assert item.answer.lower().startswith(item.short)
         if item.short == "no":
-            told = f"{one} was taken {SETTINGS[first]} and {other} {SETTINGS[second]}."
+            told = f"{one} was taken {BACKGROUNDS[first]} and {other} {BACKGROUNDS[second]}."
             assert told in item.answer
         shorts.setdefault(tuple(scene.name for scene in several), []).append(item.short)
     assert len(shorts) > 40
@@ -155,8 +155,8 @@ def test_every_form_is_met_at_most_once_for_the_same_pictures(asked: Asked) -> N
         assert re.fullmatch(r"[A-Z].*\?", item.text)
         assert re.fullmatch(r"[A-Z].*\.", item.answer)
     chance = random.Random(2)
-    scenes = [draw_up(n, seed=9, split="train", shapes=glyph_shapes()) for n in range(3)]
-    forms = [item.form for item in ask_about_all([facts(scene) for scene in scenes], chance)]
+    scenes = [sample_scene(n, seed=9, split="train", shapes=glyph_shapes()) for n in range(3)]
+    forms = [item.form for item in questions_about_all([facts(scene) for scene in scenes], chance)]
     assert all(times == 1 for form, times in Counter(forms).items() if form != "same place")
 
 
@@ -164,13 +164,13 @@ def picture(*categories: str, caption: str = "", crowd: bool = False) -> Facts:
     """Return the facts about a picture with a box for each category."""
     box = Box(0.1, 0.1, 0.3, 0.3)
     things = tuple(Instance(category, box, crowd) for category in categories)
-    image = AnnotatedImage("1", Path("x"), 9, 9, (caption,), things)
-    return facts_of(image, ("dog", "cat", "bird", "cup", "person", "car"))
+    annotated = AnnotatedImage("1", Path("x"), 9, 9, (caption,), things)
+    return derive_facts(annotated, ("dog", "cat", "bird", "cup", "person", "car"))
 
 
 def forms(*pictures: Facts) -> dict[str, str]:
     """Return the short answer of each form of question about some pictures."""
-    return {item.form: item.short for item in ask_about_all(pictures, random.Random(0))}
+    return {item.form: item.short for item in questions_about_all(pictures, random.Random(0))}
 
 
 def test_a_caption_that_hints_at_a_thing_forbids_the_question() -> None:

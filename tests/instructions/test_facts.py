@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from caldera.annotations.annotated_image import AnnotatedImage, Instance
 from caldera.annotations.coco import read_coco
 from caldera.boxes import Box
-from caldera.instructions.facts import facts_of
+from caldera.instructions.facts import derive_facts
 from caldera.instructions.knowledge import (
     GROUPS,
     OTHER_NAMES,
@@ -17,9 +17,9 @@ from caldera.instructions.knowledge import (
     SETTINGS,
     Purpose,
     group_of,
-    mentioned,
+    mentioned_categories,
 )
-from caldera.skips import Skips
+from caldera.skips import SkippedItems
 
 LOOKED_FOR = ("dog", "cat", "cup", "scissors", "hot dog", "dining table", "person", "car")
 
@@ -35,7 +35,9 @@ def image(*things: tuple[str, float, float], captions: tuple[str, ...] = ()) -> 
 
 def test_boxes_say_what_is_there_how_many_and_where() -> None:
     """Two dogs and a cup: places are of single things, instances of all that stand in one place."""
-    facts = facts_of(image(("dog", 0.1, 0.1), ("cup", 0.9, 0.5), ("dog", 0.35, 0.9)), LOOKED_FOR)
+    facts = derive_facts(
+        image(("dog", 0.1, 0.1), ("cup", 0.9, 0.5), ("dog", 0.35, 0.9)), LOOKED_FOR
+    )
     assert facts.present == ("dog", "cup")
     assert facts.counts == {"dog": 2, "cup": 1}
     assert facts.places == {"cup": "right"}
@@ -45,20 +47,20 @@ def test_boxes_say_what_is_there_how_many_and_where() -> None:
 
 def test_relations_are_between_single_things() -> None:
     """Each pair from both sides; with a second dog there is none."""
-    one = facts_of(image(("dog", 0.1, 0.1), ("cup", 0.9, 0.1)), LOOKED_FOR)
-    assert one.standing == (("dog", "left of", "cup"), ("cup", "right of", "dog"))
-    two = facts_of(image(("dog", 0.1, 0.1), ("cup", 0.9, 0.1), ("dog", 0.5, 0.5)), LOOKED_FOR)
-    assert two.standing == ()
+    one = derive_facts(image(("dog", 0.1, 0.1), ("cup", 0.9, 0.1)), LOOKED_FOR)
+    assert one.relations == (("dog", "left of", "cup"), ("cup", "right of", "dog"))
+    two = derive_facts(image(("dog", 0.1, 0.1), ("cup", 0.9, 0.1), ("dog", 0.5, 0.5)), LOOKED_FOR)
+    assert two.relations == ()
 
 
 def test_what_is_too_small_to_see_is_neither_there_nor_missing() -> None:
     """A speck alone is no dog to ask about; beside a dog it makes the number uncertain."""
     speck = Instance("dog", Box(0.5, 0.5, 0.52, 0.52))
-    alone = facts_of(AnnotatedImage("1", Path("1.jpg"), 9, 9, (), (speck,)), LOOKED_FOR)
+    alone = derive_facts(AnnotatedImage("1", Path("1.jpg"), 9, 9, (), (speck,)), LOOKED_FOR)
     assert alone.present == ()
     assert "dog" not in alone.absent
     beside = image(("dog", 0.1, 0.1))
-    both = facts_of(
+    both = derive_facts(
         AnnotatedImage("1", Path("1.jpg"), 9, 9, (), (*beside.instances, speck)), LOOKED_FOR
     )
     assert both.present == ("dog",)
@@ -68,14 +70,14 @@ def test_what_is_too_small_to_see_is_neither_there_nor_missing() -> None:
 
 def test_crowds_and_great_numbers_are_not_counted() -> None:
     """A crowd is there without a number; so are seven cups, and scissors, which have no singular."""
-    crowd = Instance("person", Box(0, 0, 1, 1), crowd=True)
-    facts = facts_of(AnnotatedImage("1", Path("1.jpg"), 9, 9, (), (crowd,)), LOOKED_FOR)
+    crowd = Instance("person", Box(0, 0, 1, 1), is_crowd=True)
+    facts = derive_facts(AnnotatedImage("1", Path("1.jpg"), 9, 9, (), (crowd,)), LOOKED_FOR)
     assert facts.present == ("person",)
     assert facts.counts == {}
     cups = [("cup", 0.1 + n / 10, 0.5) for n in range(7)]
-    assert facts_of(image(*cups), LOOKED_FOR).counts == {}
-    assert facts_of(image(*cups[:6]), LOOKED_FOR).counts == {"cup": 6}
-    assert facts_of(image(("scissors", 0.5, 0.5)), LOOKED_FOR).counts == {}
+    assert derive_facts(image(*cups), LOOKED_FOR).counts == {}
+    assert derive_facts(image(*cups[:6]), LOOKED_FOR).counts == {"cup": 6}
+    assert derive_facts(image(("scissors", 0.5, 0.5)), LOOKED_FOR).counts == {}
 
 
 @pytest.mark.parametrize(
@@ -94,20 +96,20 @@ def test_crowds_and_great_numbers_are_not_counted() -> None:
 )
 def test_a_caption_vetoes_what_boxes_seem_to_deny(caption: str, hinted: set[str]) -> None:
     """Any word that may mean a category keeps it from being called absent, without making it present."""
-    facts = facts_of(image(captions=("A thing", caption)), LOOKED_FOR)
+    facts = derive_facts(image(captions=("A thing", caption)), LOOKED_FOR)
     assert set(LOOKED_FOR) - set(facts.absent) == hinted
     assert facts.present == ()
 
 
 def test_categories_may_be_written_with_capitals() -> None:
     """As some tools write them: captions veto them just so."""
-    facts = facts_of(image(captions=("A puppy and a red apple",)), ("Dog", "Apple", "Cat"))
+    facts = derive_facts(image(captions=("A puppy and a red apple",)), ("Dog", "Apple", "Cat"))
     assert facts.absent == ("Cat",)
 
 
 def test_what_nobody_looked_for_is_still_possible() -> None:
     """A zebra in a caption counts, though the annotators drew boxes around dogs alone."""
-    facts = facts_of(image(("dog", 0.1, 0.1), captions=("A dog meets a zebra",)), ("dog",))
+    facts = derive_facts(image(("dog", 0.1, 0.1), captions=("A dog meets a zebra",)), ("dog",))
     assert facts.possible >= {"dog", "zebra"}
 
 
@@ -128,15 +130,17 @@ def test_what_nobody_looked_for_is_still_possible() -> None:
 )
 def test_a_colour_is_what_captions_agree_on(captions: tuple[str, ...], colour: str | None) -> None:
     """It stands right before the noun, is not one of several, and no caption gives another."""
-    facts = facts_of(image(("car", 0.5, 0.5), captions=captions), LOOKED_FOR)
+    facts = derive_facts(image(("car", 0.5, 0.5), captions=captions), LOOKED_FOR)
     assert facts.colours.get("car") == colour
 
 
 def test_a_colour_of_several_things_is_that_of_their_plural() -> None:
     """'A red car' among two cars says nothing of the other."""
     cars = (("car", 0.2, 0.5), ("car", 0.8, 0.5))
-    assert facts_of(image(*cars, captions=("Two red cars",)), LOOKED_FOR).colours == {"car": "red"}
-    assert facts_of(image(*cars, captions=("A red car",)), LOOKED_FOR).colours == {}
+    assert derive_facts(image(*cars, captions=("Two red cars",)), LOOKED_FOR).colours == {
+        "car": "red"
+    }
+    assert derive_facts(image(*cars, captions=("A red car",)), LOOKED_FOR).colours == {}
 
 
 @pytest.mark.parametrize(
@@ -157,7 +161,7 @@ def test_a_setting_is_what_two_captions_name_and_none_denies(
     captions: tuple[str, ...], setting: str | None
 ) -> None:
     """Named by 'in a', 'on the', 'at an', or by opening the caption."""
-    assert facts_of(image(captions=captions), LOOKED_FOR).setting == setting
+    assert derive_facts(image(captions=captions), LOOKED_FOR).setting == setting
 
 
 spots = st.tuples(st.sampled_from(LOOKED_FOR), st.floats(0.05, 0.95), st.floats(0.05, 0.95))
@@ -169,7 +173,7 @@ def test_facts_never_contradict_each_other_or_the_boxes(
     things: list[tuple[str, float, float]], captions: list[str]
 ) -> None:
     """What is there is possible, what is absent is not; numbers, places and relations are of what is there."""
-    facts = facts_of(image(*things, captions=tuple(captions)), LOOKED_FOR)
+    facts = derive_facts(image(*things, captions=tuple(captions)), LOOKED_FOR)
     boxed = [category for category, _, _ in things]
     assert set(facts.present) == set(boxed)
     assert facts.possible >= set(boxed)
@@ -181,7 +185,7 @@ def test_facts_never_contradict_each_other_or_the_boxes(
     assert set(facts.places.items()) <= set(facts.instances)
     assert facts.colours.keys() <= facts.counts.keys()
     found = {category: (across, down) for category, across, down in things}
-    for one, how, other in facts.standing:
+    for one, how, other in facts.relations:
         assert {one, other} <= single
         (x1, y1), (x2, y2) = found[one], found[other]
         truth = {"left of": x1 < x2, "right of": x1 > x2, "above": y1 < y2, "below": y1 > y2}
@@ -191,8 +195,8 @@ def test_facts_never_contradict_each_other_or_the_boxes(
 @pytest.mark.parametrize("purpose", PURPOSES, ids=lambda purpose: purpose.serves)
 def test_a_wish_does_not_name_what_serves_it(purpose: Purpose) -> None:
     """Else the question would give its answer away."""
-    assert len(purpose.wishes) >= 2
-    assert not any(mentioned(wish, purpose.categories) for wish in purpose.wishes)
+    assert len(purpose.goals) >= 2
+    assert not any(mentioned_categories(wish, purpose.categories) for wish in purpose.goals)
 
 
 def test_purposes_groups_and_settings_are_consistent() -> None:
@@ -202,22 +206,22 @@ def test_purposes_groups_and_settings_are_consistent() -> None:
     assert [group_of(category) for category in ("dog", "car", "pizza", "person")] == [
         "animal", "vehicle", "food", None,
     ]  # fmt: skip
-    wishes = [wish for purpose in PURPOSES for wish in purpose.wishes]
+    wishes = [wish for purpose in PURPOSES for wish in purpose.goals]
     assert len(set(wishes)) == len(wishes)
-    assert len({purpose.serves for purpose in PURPOSES}) == len(PURPOSES)
+    assert len({purpose.uses for purpose in PURPOSES}) == len(PURPOSES)
     assert set(SETTINGS.values()) == {"in", "on", "at"}
 
 
 def test_real_categories_have_all_the_knowledge(third_party: Path) -> None:
     """Every name in the tables is one of COCO's 80, and real facts are found in every photo."""
-    read = read_coco(third_party / "coco_mini", Skips())
+    read = read_coco(third_party / "coco_mini", SkippedItems())
     known = {
         *OTHER_NAMES,
         *(category for members in GROUPS.values() for category in members),
         *(category for purpose in PURPOSES for category in purpose.categories),
     }
     assert known <= set(read.categories)
-    facts = [facts_of(each, read.categories) for each in read.images]
+    facts = [derive_facts(each, read.categories) for each in read.images]
     assert all(each.absent for each in facts)
     assert sum(len(each.present) > 0 for each in facts) > 75
     assert sum(each.setting is not None for each in facts) > 5

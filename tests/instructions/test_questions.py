@@ -11,17 +11,17 @@ import pytest
 
 from caldera.annotations.annotated_image import AnnotatedImage, Instance
 from caldera.annotations.coco import read_coco
-from caldera.english import number, plural
-from caldera.instructions.facts import Facts, facts_of
+from caldera.english import number_word, plural
+from caldera.instructions.facts import Facts, derive_facts
 from caldera.instructions.knowledge import COLOURS, GROUPS, PURPOSES
-from caldera.instructions.questions import FORMS, Question, ask_about, describe, in_units
-from caldera.scenes.captions import captions
+from caldera.instructions.questions import FORMS, Question, describe, questions_about, yes_no_pairs
+from caldera.scenes.captions import captions_of
 from caldera.scenes.drawing import glyph_shapes
-from caldera.scenes.kinds import KINDS, SETTINGS
-from caldera.scenes.world import SIDE, Scene, Thing, draw_up
-from caldera.skips import Skips
+from caldera.scenes.kinds import BACKGROUNDS, OBJECT_KINDS
+from caldera.scenes.world import SIDE, Scene, SceneObject, sample_scene
+from caldera.skips import SkippedItems
 
-NOUNS = {noun: name for name in KINDS for noun in (name, plural(name))}
+NOUNS = {noun: name for name in OBJECT_KINDS for noun in (name, plural(name))}
 PLACE = "top left|top right|bottom left|bottom right|top|bottom|left|right|middle"
 NOUN = re.compile(rf"\b(?:{'|'.join(sorted(NOUNS, key=len, reverse=True))})\b")
 
@@ -29,14 +29,14 @@ NOUN = re.compile(rf"\b(?:{'|'.join(sorted(NOUNS, key=len, reverse=True))})\b")
 def annotated(scene: Scene) -> AnnotatedImage:
     """Return a scene as annotators would hand it over."""
     instances = tuple(Instance(group.kind.name, thing.box) for group, thing in scene.things)
-    return AnnotatedImage(scene.name, Path("x.jpg"), SIDE, SIDE, captions(scene), instances)
+    return AnnotatedImage(scene.name, Path("x.jpg"), SIDE, SIDE, captions_of(scene), instances)
 
 
 @pytest.fixture(scope="module")
 def scenes() -> list[Scene]:
     """Two hundred scenes of either split."""
     return [
-        draw_up(index, seed=8, split=split, shapes=glyph_shapes())
+        sample_scene(index, seed=8, split=split, shapes=glyph_shapes())
         for index in range(100)
         for split in ("train", "held_out")
     ]
@@ -45,12 +45,12 @@ def scenes() -> list[Scene]:
 @pytest.fixture(scope="module")
 def asked(scenes: list[Scene]) -> list[tuple[Scene, list[Question]]]:
     """All questions about each."""
-    return [(scene, ask_about(facts(scene), random.Random(scene.name))) for scene in scenes]
+    return [(scene, questions_about(facts(scene), random.Random(scene.name))) for scene in scenes]
 
 
 def facts(scene: Scene) -> Facts:
     """Return the facts about a scene."""
-    return facts_of(annotated(scene), KINDS)
+    return derive_facts(annotated(scene), OBJECT_KINDS)
 
 
 def of_kind(
@@ -62,7 +62,7 @@ def of_kind(
     yield from found
 
 
-def things(scene: Scene, kind: str) -> tuple[Thing, ...]:
+def things(scene: Scene, kind: str) -> tuple[SceneObject, ...]:
     """Return all things of a kind."""
     return next((group.things for group in scene.groups if group.kind.name == kind), ())
 
@@ -72,7 +72,7 @@ def named(text: str) -> list[str]:
     return [NOUNS[noun] for noun in NOUN.findall(text)]
 
 
-def ninth(thing: Thing) -> str:
+def ninth(thing: SceneObject) -> str:
     """Name the ninth of the picture that a thing's middle lies in."""
     across = (thing.left + thing.width / 2) / SIDE
     down = (thing.top + thing.height / 2) / SIDE
@@ -81,7 +81,7 @@ def ninth(thing: Thing) -> str:
     return f"{row} {column}".strip() or "middle"
 
 
-def stands(one: Thing, word: str, other: Thing) -> bool:
+def stands(one: SceneObject, word: str, other: SceneObject) -> bool:
     """Tell whether one thing stands so to another."""
     x1, x2 = one.left + one.width / 2, other.left + other.width / 2
     y1, y2 = one.top + one.height / 2, other.top + other.height / 2
@@ -97,7 +97,7 @@ def test_presence_is_that_of_the_scene(asked: list[tuple[Scene, list[Question]]]
         assert item.answer.lower().startswith(item.short)
         assert named(item.answer) == [kind]
         if count > 1:
-            assert f" {number(count)} {plural(kind)}." in item.answer
+            assert f" {number_word(count)} {plural(kind)}." in item.answer
 
 
 @pytest.mark.parametrize("kind", ["presence", "reasoning"])
@@ -128,7 +128,7 @@ def test_counts_are_those_of_the_scene(asked: list[tuple[Scene, list[Question]]]
     shorts: Counter[str] = Counter()
     for scene, item in of_kind(asked, "count"):
         [kind] = named(item.text)
-        assert item.short == number(len(things(scene, kind))), item
+        assert item.short == number_word(len(things(scene, kind))), item
         assert f" {item.short} " in item.answer
         shorts[item.short] += 1
     several = sum(len(group.things) > 1 for scene, _ in asked for group in scene.groups)
@@ -194,19 +194,19 @@ def test_the_setting_is_that_of_the_scene(asked: list[tuple[Scene, list[Question
     for scene, _ in asked:
         item = found[scene.name]
         assert item.short == scene.setting
-        assert item.answer.endswith(f" {SETTINGS[scene.setting]}.")
+        assert item.answer.endswith(f" {BACKGROUNDS[scene.setting]}.")
 
 
 def test_reasons_are_things_of_the_scene(asked: list[tuple[Scene, list[Question]]]) -> None:
     """Yes names a thing that serves the purpose and is there; no names only what is there and does not."""
     for scene, item in of_kind(asked, "reasoning"):
-        [purpose] = [purpose for purpose in PURPOSES if item.text in purpose.wishes]
+        [purpose] = [purpose for purpose in PURPOSES if item.text in purpose.goals]
         there = {group.kind.name for group in scene.groups}
         serving = there & purpose.categories
         assert item.short == ("yes" if serving else "no"), item
         assert item.answer.startswith(f"{item.short.capitalize()}. ")
-        assert item.answer.endswith(f"{purpose.serves}.")
-        told = set(named(item.answer.removesuffix(f"{purpose.serves}.")))
+        assert item.answer.endswith(f"{purpose.uses}.")
+        told = set(named(item.answer.removesuffix(f"{purpose.uses}.")))
         assert told <= there
         assert len(told & purpose.categories) == (1 if serving else 0)
 
@@ -247,17 +247,17 @@ def test_a_yes_is_kept_with_a_no_of_its_kind_or_not_at_all() -> None:
     there, missing = asked("presence", "yes"), asked("presence", "no")
     beside, reason = asked("relation", "no"), asked("reasoning", "yes")
     again = replace(there, text="Again?")
-    assert in_units([there, red, again, missing, beside, two, reason]) == [
+    assert yes_no_pairs([there, red, again, missing, beside, two, reason]) == [
         [there, missing], [red], [two],
     ]  # fmt: skip
-    assert in_units([missing, reason, there, beside]) == [[missing, there]]
-    assert in_units([]) == []
+    assert yes_no_pairs([missing, reason, there, beside]) == [[missing, there]]
+    assert yes_no_pairs([]) == []
 
 
 def test_questions_follow_from_the_source_of_chance(scenes: list[Scene]) -> None:
     """The same seed gives the same questions, another one other words."""
     first, again, other = (
-        [ask_about(facts(scene), random.Random(seed)) for scene in scenes[:20]]
+        [questions_about(facts(scene), random.Random(seed)) for scene in scenes[:20]]
         for seed in (1, 1, 2)
     )
     assert first == again
@@ -270,11 +270,13 @@ def test_a_description_is_true_and_whole(scenes: list[Scene]) -> None:
     for scene in scenes:
         told = describe(facts(scene), random.Random(scene.name))
         first, *rest = told.removesuffix(".").split(". ")
-        assert f" {SETTINGS[scene.setting]}" in first
+        assert f" {BACKGROUNDS[scene.setting]}" in first
         for group in scene.groups:
             noun = group.kind.name if len(group.things) == 1 else plural(group.kind.name)
             colour = f"{group.colour} " if group.colour else ""
-            assert re.search(rf"\b(a|an|{number(len(group.things))}) {colour}{noun}\b", first), told
+            assert re.search(
+                rf"\b(a|an|{number_word(len(group.things))}) {colour}{noun}\b", first
+            ), told
         for sentence in rest:
             kind, *other = named(sentence)
             there = Counter(ninth(thing) for thing in things(scene, kind))
@@ -286,7 +288,7 @@ def test_a_description_is_true_and_whole(scenes: list[Scene]) -> None:
             elif sentence.startswith("Of the "):
                 spots = re.findall(rf"(\w+) (?:is|are) (?:at|on|in) the ({PLACE})", sentence)
                 assert {place: amount for amount, place in spots} == {
-                    place: number(amount) for place, amount in there.items()
+                    place: number_word(amount) for place, amount in there.items()
                 }, told
                 spread += 1
             else:
@@ -298,21 +300,21 @@ def test_a_description_is_true_and_whole(scenes: list[Scene]) -> None:
 
 def test_nothing_there_is_not_described() -> None:
     """Neither described nor asked about, however many things were looked for."""
-    empty = facts_of(AnnotatedImage("1", Path("x"), 9, 9, ("A wall",), ()), KINDS)
+    empty = derive_facts(AnnotatedImage("1", Path("x"), 9, 9, ("A wall",), ()), OBJECT_KINDS)
     assert describe(empty, random.Random(0)) == ""
-    assert ask_about(empty, random.Random(0)) == []
+    assert questions_about(empty, random.Random(0)) == []
 
 
 def test_questions_about_real_photos_agree_with_their_boxes(third_party: Path) -> None:
     """Presence and numbers of 80 photos, against COCO's boxes and captions alone."""
-    read = read_coco(third_party / "coco_mini", Skips())
+    read = read_coco(third_party / "coco_mini", SkippedItems())
     met: Counter[str] = Counter()
     for image in read.images:
         boxed = Counter(thing.category for thing in image.instances)
         said = " ".join(image.captions).lower()
         said = re.sub(r"(teddy|stuffed) bear|hot dog", "", said)  # no bear, no dog
-        known = facts_of(image, read.categories)
-        for item in ask_about(known, random.Random(image.id)):
+        known = derive_facts(image, read.categories)
+        for item in questions_about(known, random.Random(image.id)):
             met[item.kind] += 1
             if item.kind == "presence":
                 [category] = [
@@ -324,7 +326,7 @@ def test_questions_about_real_photos_agree_with_their_boxes(third_party: Path) -
                 assert item.short == "yes" or not re.search(rf"\b{category}s?\b", said), item
             elif item.kind == "count":
                 [category] = [each for each in boxed if f" {plural(each)} " in item.text]
-                assert item.short == number(boxed[category]), item
+                assert item.short == number_word(boxed[category]), item
     assert met["presence"] > 100
     assert met["count"] > 50
     assert met.keys() >= {"position", "relation", "naming", "reasoning"}

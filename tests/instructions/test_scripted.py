@@ -12,18 +12,18 @@ from caldera.annotations.coco import read_coco
 from caldera.annotations.pairs import read_pairs
 from caldera.boxes import Box
 from caldera.errors import UnknownNameError, UsageError
-from caldera.instructions.context import ask_about_all
-from caldera.instructions.facts import facts_of
-from caldera.instructions.questions import SHORT_ANSWER, ask_about
+from caldera.instructions.context import questions_about_all
+from caldera.instructions.facts import derive_facts
+from caldera.instructions.questions import SHORT_ANSWER, questions_about
 from caldera.instructions.scripted import ScriptedTeacher
-from caldera.instructions.teacher import KINDS, Exchange, Kind, Refusal
+from caldera.instructions.teacher import KINDS, Exchange, Kind, NothingToWrite
 from caldera.instructions.teachers import TEACHERS, find_teacher, parse_kinds
-from caldera.instructions.wordings import BRIEF, DETAILED
+from caldera.instructions.wordings import CAPTION_REQUESTS, DETAIL_REQUESTS
 from caldera.scenes import kinds
-from caldera.scenes.captions import captions
+from caldera.scenes.captions import captions_of
 from caldera.scenes.drawing import glyph_shapes
-from caldera.scenes.world import SIDE, Scene, draw_up
-from caldera.skips import Skips
+from caldera.scenes.world import SIDE, Scene, sample_scene
+from caldera.skips import SkippedItems
 
 ALONE: tuple[Kind, ...] = ("caption", "conversation", "detail", "reasoning", "vqa")
 
@@ -32,14 +32,14 @@ def annotated(scene: Scene) -> AnnotatedImage:
     """Return a scene as annotators would hand it over."""
     instances = tuple(Instance(group.kind.name, thing.box) for group, thing in scene.things)
     path = Path(f"{scene.name}.jpg")
-    return AnnotatedImage(scene.name, path, SIDE, SIDE, captions(scene), instances)
+    return AnnotatedImage(scene.name, path, SIDE, SIDE, captions_of(scene), instances)
 
 
 @pytest.fixture(scope="module")
 def images() -> list[AnnotatedImage]:
     """Eighty annotated scenes."""
     return [
-        annotated(draw_up(index, seed=8, split="train", shapes=glyph_shapes()))
+        annotated(sample_scene(index, seed=8, split="train", shapes=glyph_shapes()))
         for index in range(80)
     ]
 
@@ -47,23 +47,23 @@ def images() -> list[AnnotatedImage]:
 @pytest.fixture
 def teacher() -> ScriptedTeacher:
     """A teacher that knows what can be drawn."""
-    return ScriptedTeacher(tuple(kinds.KINDS), seed=3)
+    return ScriptedTeacher(tuple(kinds.OBJECT_KINDS), seed=3)
 
 
 def write(teacher: ScriptedTeacher, kind: Kind, *images: AnnotatedImage) -> list[Exchange]:
     """Have a dialogue written; an empty one where the teacher declines."""
     try:
         return teacher.write(kind, images)
-    except Refusal:
+    except NothingToWrite:
         return []
 
 
 def about(image: AnnotatedImage) -> dict[str, set[str]]:
     """Return the kind of every question about an image by its answers, over many wordings."""
-    known = facts_of(image, tuple(kinds.KINDS))
+    known = derive_facts(image, tuple(kinds.OBJECT_KINDS))
     found: dict[str, set[str]] = {}
     for seed in range(40):
-        for item in ask_about(known, random.Random(seed)):
+        for item in questions_about(known, random.Random(seed)):
             found.setdefault(item.kind, set()).update((item.short, item.answer))
     return found
 
@@ -77,8 +77,10 @@ def test_every_kind_is_written_the_same_each_time(
         tuple(images[at : at + 3]) if kind == "context" else (images[at],) for at in range(60)
     ]
     first = [write(teacher, kind, *each) for each in several]
-    again = [write(ScriptedTeacher(tuple(kinds.KINDS), 3), kind, *each) for each in several[::-1]]
-    other = [write(ScriptedTeacher(tuple(kinds.KINDS), 4), kind, *each) for each in several]
+    again = [
+        write(ScriptedTeacher(tuple(kinds.OBJECT_KINDS), 3), kind, *each) for each in several[::-1]
+    ]
+    other = [write(ScriptedTeacher(tuple(kinds.OBJECT_KINDS), 4), kind, *each) for each in several]
     assert first == again[::-1]
     assert first != other
     assert sum(map(bool, first)) > 30
@@ -91,7 +93,7 @@ def test_a_caption_is_one_that_people_wrote(
     """Asked for in one of the eleven ways."""
     for image in images:
         [exchange] = teacher.write("caption", [image])
-        assert exchange.question in BRIEF
+        assert exchange.question in CAPTION_REQUESTS
         assert exchange.answer in image.captions
 
 
@@ -115,7 +117,7 @@ def test_a_detailed_description_answers_one_request(
     lengths = []
     for image in images:
         [exchange] = teacher.write("detail", [image])
-        assert exchange.question in DETAILED
+        assert exchange.question in DETAIL_REQUESTS
         lengths.append(exchange.answer.count("."))
     assert sum(length > 1 for length in lengths) > 60
 
@@ -155,8 +157,10 @@ def test_context_is_about_all_its_pictures(
     short = 0
     for at in range(60):
         several = images[at : at + 2 + at % 2]
-        known = [facts_of(image, tuple(kinds.KINDS)) for image in several]
-        items = [item for seed in range(40) for item in ask_about_all(known, random.Random(seed))]
+        known = [derive_facts(image, tuple(kinds.OBJECT_KINDS)) for image in several]
+        items = [
+            item for seed in range(40) for item in questions_about_all(known, random.Random(seed))
+        ]
         exchanges = write(teacher, "context", *several)
         if not exchanges:
             assert not items
@@ -178,7 +182,7 @@ def test_one_picture_gives_no_context(
     teacher: ScriptedTeacher, images: list[AnnotatedImage]
 ) -> None:
     """The teacher says what it needs."""
-    with pytest.raises(Refusal, match="needs at least two"):
+    with pytest.raises(NothingToWrite, match="needs at least two"):
         teacher.write("context", images[:1])
 
 
@@ -190,7 +194,7 @@ def test_a_picture_of_nothing_known_is_refused(teacher: ScriptedTeacher, kind: K
     if kind == "caption":
         assert teacher.write(kind, [image])[0].answer == "Something"
         return
-    with pytest.raises(Refusal, match="nothing beyond doubt to ask about"):
+    with pytest.raises(NothingToWrite, match="nothing beyond doubt to ask about"):
         teacher.write(kind, [image])
 
 
@@ -207,8 +211,8 @@ def test_pictures_of_one_name_in_two_folders_are_told_apart(
 
 def test_wordings_are_as_many_as_the_papers() -> None:
     """Eleven for captions and sixteen for descriptions, none twice, none of both."""
-    assert (len(BRIEF), len(DETAILED)) == (11, 16)
-    assert len({*BRIEF, *DETAILED}) == 27
+    assert (len(CAPTION_REQUESTS), len(DETAIL_REQUESTS)) == (11, 16)
+    assert len({*CAPTION_REQUESTS, *DETAIL_REQUESTS}) == 27
 
 
 def test_every_teacher_is_found_by_its_exact_name() -> None:
@@ -250,12 +254,12 @@ def test_wrong_kinds_are_answered_in_one_line(text: str, message: str) -> None:
 
 def test_real_photos_are_taught(third_party: Path) -> None:
     """Every COCO photo yields a conversation and a quiz, every Flickr photo a caption."""
-    coco = read_coco(third_party / "coco_mini", Skips())
+    coco = read_coco(third_party / "coco_mini", SkippedItems())
     teacher = ScriptedTeacher(coco.categories)
     for kind in ("conversation", "vqa", "detail"):
         written = [write(teacher, kind, image) for image in coco.images]
         assert sum(map(bool, written)) >= 78, kind
-    flickr = read_pairs(third_party / "flickr8k" / "captions.csv", Skips())
+    flickr = read_pairs(third_party / "flickr8k" / "captions.csv", SkippedItems())
     unboxed = ScriptedTeacher(flickr.categories)
     assert all(write(unboxed, "caption", image) for image in flickr.images)
     assert not write(unboxed, "vqa", flickr.images[0])

@@ -12,17 +12,23 @@ import pytest
 from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, Instance
 from caldera.annotations.sources import SourceOptions
 from caldera.boxes import Box
-from caldera.conversation import Picture, read_conversations
+from caldera.conversation import ImageRef, read_conversations
 from caldera.errors import InputError, OutputError, UsageError
-from caldera.instructions.from_files import Order, generate_file
+from caldera.instructions.from_files import GenerateConfig, generate_data
 from caldera.instructions.scripted import ScriptedTeacher
-from caldera.instructions.teacher import Exchange, Kind, Refusal
-from caldera.instructions.writing import Companions, Written, assignments, named, write_instructions
-from caldera.progress import Silent
-from caldera.scenes.captions import captions
+from caldera.instructions.teacher import Exchange, Kind, NothingToWrite
+from caldera.instructions.writing import (
+    GeneratedData,
+    RelatedImages,
+    assign_kinds,
+    generate_dialogues,
+    label_images,
+)
+from caldera.progress import NoProgress
+from caldera.scenes.captions import captions_of
 from caldera.scenes.drawing import glyph_shapes
-from caldera.scenes.kinds import KINDS
-from caldera.scenes.world import SIDE, draw_up
+from caldera.scenes.kinds import OBJECT_KINDS
+from caldera.scenes.world import SIDE, sample_scene
 
 
 @pytest.fixture(scope="module")
@@ -30,25 +36,25 @@ def annotations() -> AnnotationSet:
     """Two hundred annotated scenes."""
     images = []
     for index in range(200):
-        scene = draw_up(index, seed=8, split="train", shapes=glyph_shapes())
+        scene = sample_scene(index, seed=8, split="train", shapes=glyph_shapes())
         things = tuple(Instance(group.kind.name, thing.box) for group, thing in scene.things)
         path = Path(f"/pictures/{scene.name}.jpg")
-        images.append(AnnotatedImage(scene.name, path, SIDE, SIDE, captions(scene), things))
-    return AnnotationSet(tuple(images), tuple(KINDS))
+        images.append(AnnotatedImage(scene.name, path, SIDE, SIDE, captions_of(scene), things))
+    return AnnotationSet(tuple(images), tuple(OBJECT_KINDS))
 
 
 def write(
     annotations: AnnotationSet, kinds: dict[Kind, float], seed: int = 1, beside: str = "/data"
-) -> Written:
+) -> GeneratedData:
     """Have the scripted teacher write."""
     teacher = ScriptedTeacher(annotations.categories)
-    return write_instructions(annotations, teacher, kinds, seed=seed, beside=Path(beside))
+    return generate_dialogues(annotations, teacher, kinds, seed=seed, beside=Path(beside))
 
 
 def test_every_picture_gets_its_share_of_every_kind(annotations: AnnotationSet) -> None:
     """All of one kind, about three in ten of another; written and refused add up to what was asked."""
     ticks: list[None] = []
-    written = write_instructions(
+    written = generate_dialogues(
         annotations,
         ScriptedTeacher(annotations.categories),
         {"vqa": 1.0, "reasoning": 0.3},
@@ -56,12 +62,12 @@ def test_every_picture_gets_its_share_of_every_kind(annotations: AnnotationSet) 
         beside=Path(),
         tick=lambda: ticks.append(None),
     )
-    declined = written.refused.total()
+    declined = written.rejected.total()
     assert written.by_kind["vqa"] == 200
     assert written.by_kind["reasoning"] + declined == pytest.approx(60, abs=20)
     assert len(written.conversations) == written.by_kind.total() == len(ticks) - declined
-    assert {reason.split(":")[0] for reason in written.refused} <= {"reasoning"}
-    assert all("nothing beyond doubt" in reason for reason in written.refused)
+    assert {reason.split(":")[0] for reason in written.rejected} <= {"reasoning"}
+    assert all("nothing beyond doubt" in reason for reason in written.rejected)
 
 
 def test_the_same_seed_writes_the_same_and_another_writes_other_pictures(
@@ -84,7 +90,7 @@ def test_what_is_written_about_a_picture_does_not_hang_on_the_others(
     fewer = {each.id: each for each in write(part, kinds).conversations}
     assert len(fewer) > 20
     assert all(whole[name] == each for name, each in fewer.items())
-    listed = [image for image, _, _ in assignments(part.images, kinds, 1)]
+    listed = [image for image, _, _ in assign_kinds(part.images, kinds, 1)]
     assert listed == sorted(listed, key=part.images.index)
 
 
@@ -107,11 +113,11 @@ def test_a_lone_picture_stands_before_or_after_its_question(annotations: Annotat
         assert len(first.pictures) == 1
         assert not any(turn.pictures for turn in rest)
         asked = first.parts
-        if isinstance(asked[0], Picture):
+        if isinstance(asked[0], ImageRef):
             before += 1
             assert first.text.startswith("\n")
         else:
-            assert isinstance(asked[1], Picture)
+            assert isinstance(asked[1], ImageRef)
             assert first.text.endswith("\n")
     assert before / len(written) == pytest.approx(0.5, abs=0.15)
 
@@ -130,23 +136,23 @@ def test_paths_start_from_the_data_files_folder(
 
 def test_several_pictures_are_called_by_letters() -> None:
     """A line each, in order, before the question."""
-    one, other = Picture("1.jpg"), Picture("2.jpg")
-    assert named([one, other]) == ("Picture A: ", one, "\n", "Picture B: ", other, "\n")
+    one, other = ImageRef("1.jpg"), ImageRef("2.jpg")
+    assert label_images([one, other]) == ("Picture A: ", one, "\n", "Picture B: ", other, "\n")
 
 
 def test_more_pictures_than_letters_are_refused() -> None:
     """Eight pictures all have their letter; a ninth is not dropped, but refused."""
-    nine = [Picture(f"{at}.jpg") for at in range(9)]
-    assert [part for part in named(nine[:8]) if isinstance(part, Picture)] == nine[:8]
+    nine = [ImageRef(f"{at}.jpg") for at in range(9)]
+    assert [part for part in label_images(nine[:8]) if isinstance(part, ImageRef)] == nine[:8]
     with pytest.raises(UsageError, match="9 pictures are shown together, over the limit of 8"):
-        named(nine)
+        label_images(nine)
 
 
 def test_companions_are_two_or_three_different_pictures_that_often_share_something(
     annotations: AnnotationSet,
 ) -> None:
     """The picture itself comes first; more share a kind than by chance."""
-    finder = Companions(annotations.images)
+    finder = RelatedImages(annotations.images)
     chance = random.Random(1)
 
     def share(one: AnnotatedImage, other: AnnotatedImage) -> bool:
@@ -155,7 +161,7 @@ def test_companions_are_two_or_three_different_pictures_that_often_share_somethi
     sizes: Counter[int] = Counter()
     sharing = by_chance = 0
     for image in annotations.images:
-        several = finder.with_companions(image, chance)
+        several = finder.group_with(image, chance)
         sizes[len(several)] += 1
         assert several[0] is image
         assert len({each.id for each in several}) == len(several)
@@ -171,12 +177,12 @@ def test_a_small_collection_has_few_companions(annotations: AnnotationSet, count
     """All there are, once each; a single picture is refused by the teacher, and counted."""
     few = replace(annotations, images=annotations.images[:count])
     for seed in range(20):
-        several = Companions(few.images).with_companions(few.images[0], random.Random(seed))
+        several = RelatedImages(few.images).group_with(few.images[0], random.Random(seed))
         assert len(several) == count
     written = write(few, {"context": 1.0})
     if count == 1:
         reason = "context: a question about several pictures needs at least two"
-        assert written.refused == {reason: 1}
+        assert written.rejected == {reason: 1}
 
 
 class Parrot:
@@ -187,7 +193,7 @@ class Parrot:
     def write(self, kind: Kind, images: Sequence[AnnotatedImage]) -> list[Exchange]:
         """Answer with the first caption; decline pictures of cats."""
         if "cat" in images[0].captions[0]:
-            raise Refusal("cats again")
+            raise NothingToWrite("cats again")
         return [Exchange("What is it?", images[0].captions[0])]
 
 
@@ -198,30 +204,32 @@ def test_what_no_file_could_hold_is_refused_and_counted() -> None:
         AnnotatedImage(caption[:3], Path(f"{caption[:3]}.jpg"), 9, 9, (caption,), box)
         for caption in ("An <image> tag", "My <image>", "A dog", "A cat", "Two cats")
     )
-    written = write_instructions(
+    written = generate_dialogues(
         AnnotationSet(images), Parrot(), {"caption": 1.0, "detail": 1.0}, seed=0, beside=Path()
     )
     assert [each.turns[1].text for each in written.conversations] == ["A dog"] * 2
-    assert written.refused["caption: cats again"] == written.refused["detail: cats again"] == 2
-    marked = {reason: count for reason, count in written.refused.items() if "<image>" in reason}
+    assert written.rejected["caption: cats again"] == written.rejected["detail: cats again"] == 2
+    marked = {reason: count for reason, count in written.rejected.items() if "<image>" in reason}
     assert list(marked.values()) == [2, 2]
 
 
 @pytest.fixture
-def pairs(tmp_path: Path) -> Order:
+def pairs(tmp_path: Path) -> GenerateConfig:
     """A table of three pictures, one of which is not there."""
     (tmp_path / "data").mkdir()
     for name in ("1.jpg", "2.jpg"):
         (tmp_path / "data" / name).write_bytes(b"picture")
     path = tmp_path / "data" / "pairs.csv"
     path.write_text("image,caption\n1.jpg,A dog\n2.jpg,A cat\n3.jpg,A cup\n")
-    return Order(source="pairs", path=path, options=SourceOptions(), max_bad=0.5)
+    return GenerateConfig(source="pairs", path=path, options=SourceOptions(), max_bad=0.5)
 
 
-def test_a_file_is_written_with_a_list_of_what_was_left_out(pairs: Order, tmp_path: Path) -> None:
+def test_a_file_is_written_with_a_list_of_what_was_left_out(
+    pairs: GenerateConfig, tmp_path: Path
+) -> None:
     """Pairs become captions by default; the list names place and reason."""
     out = tmp_path / "out" / "train.json"
-    written = generate_file(pairs, out, Silent())
+    written = generate_data(pairs, out, NoProgress())
     assert read_conversations(out) == written.conversations
     assert [each.pictures[0] for each in written.conversations] == [
         "../data/1.jpg",
@@ -233,14 +241,14 @@ def test_a_file_is_written_with_a_list_of_what_was_left_out(pairs: Order, tmp_pa
     assert "3.jpg does not exist" in skipped["reason"]
 
 
-def test_bad_annotations_leave_no_file(pairs: Order, tmp_path: Path) -> None:
+def test_bad_annotations_leave_no_file(pairs: GenerateConfig, tmp_path: Path) -> None:
     """Neither where nothing may be left out, nor where the teacher has nothing to say."""
     out = tmp_path / "out" / "train.json"
     with pytest.raises(InputError, match=r"pairs\.csv:4: .*3\.jpg does not exist"):
-        generate_file(replace(pairs, max_bad=0.0), out, Silent())
+        generate_data(replace(pairs, max_bad=0.0), out, NoProgress())
     with pytest.raises(InputError, match=r"wrote nothing about .*: {'vqa: the annotations hold no"):
-        generate_file(replace(pairs, kinds="vqa"), out, Silent())
+        generate_data(replace(pairs, kinds="vqa"), out, NoProgress())
     assert not out.parent.exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot write"):
-        generate_file(pairs, tmp_path / "file" / "train.json", Silent())
+        generate_data(pairs, tmp_path / "file" / "train.json", NoProgress())

@@ -12,33 +12,33 @@ from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalGeneration
 
 from caldera.batches.templates import find_template
-from caldera.errors import ModelFolderError
-from caldera.model.adapter import base_digest, merge_adapter, save_adapter
-from caldera.model.assemble import add_tokens, assemble, show_as
-from caldera.model.folder import Assistant, load_assistant, save_assistant
+from caldera.errors import ModelFormatError
+from caldera.model.adapter import digest_base, merge_adapter, save_adapter
+from caldera.model.assemble import add_special_tokens, assemble, with_image_aspect
+from caldera.model.folder import LlavaBundle, load_model_folder, save_model_folder
 from caldera.model.low_rank import (
-    Lora,
-    add_factors,
-    chosen_layers,
-    factors_of,
-    fold,
-    layers_with_factors,
+    LoraConfig,
+    add_lora,
+    lora_layers,
+    lora_parameters,
+    merge_lora_layers,
+    target_layers,
 )
-from caldera.training.freeze import train_only
+from caldera.training.freeze import set_trainable
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"  # peft asks transformers by its old name
 )
 
-LORA = Lora(rank=3, alpha=7.0, dropout=0.0, targets=("q_proj", "down_proj"))
+LORA = LoraConfig(rank=3, alpha=7.0, dropout=0.0, targets=("q_proj", "down_proj"))
 
 
-def adapted(assistant: Assistant, folder: Path, whole: tuple[str, ...] = ("projector",)) -> None:
+def adapted(assistant: LlavaBundle, folder: Path, whole: tuple[str, ...] = ("projector",)) -> None:
     """Give an assistant factors, move them and the whole parts as a training does, and write the adapter."""
     model = assistant.model
-    base = base_digest(model, whole)
-    add_factors(model.language, chosen_layers(model.language, LORA.targets), LORA, seed=5)
-    train_only(model, [*whole, "language"])  # type: ignore[list-item] # parts
+    base = digest_base(model, whole)
+    add_lora(model.language, target_layers(model.language, LORA.targets), LORA, seed=5)
+    set_trainable(model, [*whole, "language"])  # type: ignore[list-item] # parts
     torch.manual_seed(6)
     with torch.no_grad():
         for each in model.parameters():
@@ -50,14 +50,14 @@ def adapted(assistant: Assistant, folder: Path, whole: tuple[str, ...] = ("proje
 
 @pytest.mark.parametrize("whole", [("projector",), ("vision", "projector"), ()])
 def test_merged_is_what_was_trained_bit_for_bit(
-    assistant: Assistant, tmp_path: Path, whole: tuple[str, ...]
+    assistant: LlavaBundle, tmp_path: Path, whole: tuple[str, ...]
 ) -> None:
     """Base and adapter from disk give the weights that folding in memory gave, and the card of the training."""
-    save_assistant(tmp_path / "base", assistant)
+    save_model_folder(tmp_path / "base", assistant)
     adapted(assistant, tmp_path / "adapter", whole)
-    fold(assistant.model.language)
+    merge_lora_layers(assistant.model.language)
 
-    merged = merge_adapter(tmp_path / "adapter", load_assistant(tmp_path / "base"))
+    merged = merge_adapter(tmp_path / "adapter", load_model_folder(tmp_path / "base"))
 
     assert merged.card.stage == "finetune"
     for name, weight in assistant.model.state_dict().items():
@@ -65,16 +65,16 @@ def test_merged_is_what_was_trained_bit_for_bit(
 
 
 def test_a_base_gets_the_marks_that_the_training_gave_it(
-    assistant: Assistant, tmp_path: Path
+    assistant: LlavaBundle, tmp_path: Path
 ) -> None:
     """A run whose template needs tokens that the base lacks adds them before it starts; so does merging."""
-    save_assistant(tmp_path / "base", assistant)
-    add_tokens(assistant.tokenizer, assistant.model.language, find_template("mpt"))
+    save_model_folder(tmp_path / "base", assistant)
+    add_special_tokens(assistant.tokenizer, assistant.model.language, find_template("mpt"))
     card = assistant.card.model_copy(update={"template": "mpt"})
     adapted(replace(assistant, card=card), tmp_path / "adapter")
-    fold(assistant.model.language)
+    merge_lora_layers(assistant.model.language)
 
-    merged = merge_adapter(tmp_path / "adapter", load_assistant(tmp_path / "base"))
+    merged = merge_adapter(tmp_path / "adapter", load_model_folder(tmp_path / "base"))
 
     assert len(merged.tokenizer) == len(assistant.tokenizer)
     for name, weight in assistant.model.state_dict().items():
@@ -83,13 +83,13 @@ def test_a_base_gets_the_marks_that_the_training_gave_it(
 
 @pytest.mark.parametrize("whole", [("projector",), ("vision", "projector")])
 def test_peft_loads_it_onto_transformers_model(
-    assistant: Assistant, tmp_path: Path, whole: tuple[str, ...]
+    assistant: LlavaBundle, tmp_path: Path, whole: tuple[str, ...]
 ) -> None:
     """With peft's own loader, factors and projector land where they belong: the logits of the merged model."""
-    save_assistant(tmp_path / "base", assistant)
+    save_model_folder(tmp_path / "base", assistant)
     adapted(assistant, tmp_path / "adapter", whole)
-    fold(assistant.model.language)
-    save_assistant(tmp_path / "merged", assistant)
+    merge_lora_layers(assistant.model.language)
+    save_model_folder(tmp_path / "merged", assistant)
     torch.manual_seed(7)
     ids = torch.tensor([[1, 5, *[assistant.model.image_token_id] * 9, 8, 4]])
     shown = {"input_ids": ids, "pixel_values": torch.randn(1, 3, 6, 6)}
@@ -107,39 +107,41 @@ def test_peft_loads_it_onto_transformers_model(
 
 
 def test_the_end_of_a_row_of_tiles_comes_along(
-    vision_folder: Path, language_folder: Path, assistant: Assistant, tmp_path: Path
+    vision_folder: Path, language_folder: Path, assistant: LlavaBundle, tmp_path: Path
 ) -> None:
     """A base that knows no tiles is shown pictures as the training was; the newline lands in peft's model, too."""
-    tiled = show_as(assistant, "anyres", ((12, 6), (6, 12)), seed=9)
+    tiled = with_image_aspect(assistant, "anyres", ((12, 6), (6, 12)), seed=9)
     adapted(tiled, tmp_path / "adapter")
-    fold(tiled.model.language)
+    merge_lora_layers(tiled.model.language)
     base = assemble(vision_folder, language_folder, seed=3)
-    assert base.model.projector.newline is None
+    assert base.model.projector.image_newline is None
 
     merged = merge_adapter(tmp_path / "adapter", base)
 
     assert merged.processor == tiled.processor
     for name, weight in tiled.model.state_dict().items():
         assert torch.equal(merged.model.state_dict()[name], weight), name
-    save_assistant(
+    save_model_folder(
         tmp_path / "base",
-        show_as(assemble(vision_folder, language_folder), "anyres", tiled.card.pinpoints, seed=1),
+        with_image_aspect(
+            assemble(vision_folder, language_folder), "anyres", tiled.card.pinpoints, seed=1
+        ),
     )
     other = LlavaNextForConditionalGeneration.from_pretrained(tmp_path / "base")
     peft_model = PeftModel.from_pretrained(other, tmp_path / "adapter")
     newline = dict(peft_model.named_parameters())["base_model.model.model.image_newline"]
-    assert tiled.model.projector.newline is not None
-    assert torch.equal(newline, tiled.model.projector.newline)
+    assert tiled.model.projector.image_newline is not None
+    assert torch.equal(newline, tiled.model.projector.image_newline)
 
 
 def test_gradients_are_pefts_own(
-    vision_folder: Path, language_folder: Path, assistant: Assistant
+    vision_folder: Path, language_folder: Path, assistant: LlavaBundle
 ) -> None:
     """Equal factors in equal models get equal gradients, here and in peft."""
     ours = assistant.model.language
     theirs = assemble(vision_folder, language_folder, seed=3).model.language
-    add_factors(ours, chosen_layers(ours, LORA.targets), LORA, seed=5)
-    layers = layers_with_factors(ours)
+    add_lora(ours, target_layers(ours, LORA.targets), LORA, seed=5)
+    layers = lora_layers(ours)
     config = LoraConfig(
         r=LORA.rank, lora_alpha=7, lora_dropout=0.0, target_modules=list(LORA.targets)
     )
@@ -168,26 +170,26 @@ def test_gradients_are_pefts_own(
             torch.testing.assert_close(factor.weight.grad, wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_another_base_is_refused_with_both_digests(assistant: Assistant, tmp_path: Path) -> None:
+def test_another_base_is_refused_with_both_digests(assistant: LlavaBundle, tmp_path: Path) -> None:
     """One weight of the base changed: nothing is merged, and both fingerprints are told."""
-    save_assistant(tmp_path / "base", assistant)
+    save_model_folder(tmp_path / "base", assistant)
     adapted(assistant, tmp_path / "adapter")
-    other = load_assistant(tmp_path / "base")
-    wanted = base_digest(other.model, ["projector"])
+    other = load_model_folder(tmp_path / "base")
+    wanted = digest_base(other.model, ["projector"])
     with torch.no_grad():
-        other.model.word_table[0, 0] += 1e-3
-    found = base_digest(other.model, ["projector"])
-    with pytest.raises(ModelFolderError, match=f"sha256 {wanted}, these have {found}; give the"):
+        other.model.embedding_weight[0, 0] += 1e-3
+    found = digest_base(other.model, ["projector"])
+    with pytest.raises(ModelFormatError, match=f"sha256 {wanted}, these have {found}; give the"):
         merge_adapter(tmp_path / "adapter", other)
-    assert not factors_of(other.model)
+    assert not lora_parameters(other.model)
 
 
 def test_what_the_adapter_brings_itself_may_differ(
-    vision_folder: Path, language_folder: Path, assistant: Assistant, tmp_path: Path
+    vision_folder: Path, language_folder: Path, assistant: LlavaBundle, tmp_path: Path
 ) -> None:
     """The projector comes with the adapter, so a base with another one is the same base."""
     adapted(assistant, tmp_path / "adapter")
-    fold(assistant.model.language)
+    merge_lora_layers(assistant.model.language)
     fresh = assemble(vision_folder, language_folder, seed=4)
     merged = merge_adapter(tmp_path / "adapter", fresh)
     for name, weight in assistant.model.state_dict().items():
@@ -244,11 +246,11 @@ def _cut(folder: Path) -> None:
     ],
 )
 def test_a_broken_adapter_is_refused_in_a_line(
-    assistant: Assistant, tmp_path: Path, spoil: Callable[[Path], object], message: str
+    assistant: LlavaBundle, tmp_path: Path, spoil: Callable[[Path], object], message: str
 ) -> None:
     """A file missing, cut or at odds with another one is named, before anything is merged."""
-    save_assistant(tmp_path / "base", assistant)
+    save_model_folder(tmp_path / "base", assistant)
     adapted(assistant, tmp_path / "adapter")
     spoil(tmp_path / "adapter")
-    with pytest.raises(ModelFolderError, match=message):
-        merge_adapter(tmp_path / "adapter", load_assistant(tmp_path / "base"))
+    with pytest.raises(ModelFormatError, match=message):
+        merge_adapter(tmp_path / "adapter", load_model_folder(tmp_path / "base"))

@@ -29,10 +29,15 @@ from transformers import (
     Starcoder2Config,
 )
 
-from caldera.batches.collate import Row
+from caldera.batches.collate import PackedRow
 from caldera.model import attention_blocks, packed_attention
-from caldera.model.arrangement import Arrangement, attend_as, find_arrangement, hidden_states
-from caldera.model.attention_blocks import Packing
+from caldera.model.arrangement import (
+    BatchLayout,
+    choose_batch_layout,
+    run_language_model,
+    set_attention,
+)
+from caldera.model.attention_blocks import AttentionPlan
 from tests.tiny_languages import LANGUAGES, WIDTHS
 
 SMALL: dict[str, Any] = {**WIDTHS, "vocab_size": 50}
@@ -64,7 +69,7 @@ PACKED: dict[str, PretrainedConfig] = {
     "opt": OPTConfig(**OLD, word_embed_proj_dim=12, ffn_dim=22, dropout=0.0),
     "gpt neox": GPTNeoXConfig(**OLD, intermediate_size=22, max_position_embeddings=256),
 }
-OTHERS: dict[str, tuple[PretrainedConfig, Arrangement]] = {
+OTHERS: dict[str, tuple[PretrainedConfig, BatchLayout]] = {
     "falcon": (FalconConfig(**OLD), "masked"),
     "stablelm": (StableLmConfig(**{**SMALL, "num_key_value_heads": 2, "partial_rotary_factor": 0.67}), "masked"),
     "gpt2": (GPT2Config(vocab_size=50, n_embd=12, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=2), "masked"),
@@ -73,7 +78,12 @@ OTHERS: dict[str, tuple[PretrainedConfig, Arrangement]] = {
     "mamba": (MambaConfig(**OLD, state_size=4), "padded"),
 }  # fmt: skip
 
-ROWS = (Row(0, 11, (4, 9, 2)), Row(26, 0, (7,)), Row(33, 3, (1, 1)), Row(38, 0, (1,)))
+ROWS = (
+    PackedRow(0, 11, (4, 9, 2)),
+    PackedRow(26, 0, (7,)),
+    PackedRow(33, 3, (1, 1)),
+    PackedRow(38, 0, (1,)),
+)
 TOKENS = 39
 
 
@@ -110,10 +120,10 @@ def alone(model: PreTrainedModel, embedded: Tensor) -> Tensor:
     return states
 
 
-def states(model: PreTrainedModel, embedded: Tensor, arrangement: Arrangement) -> Tensor:
+def states(model: PreTrainedModel, embedded: Tensor, arrangement: BatchLayout) -> Tensor:
     """Return the states in an arrangement."""
-    attend_as(model, arrangement, "eager")
-    return hidden_states(model, embedded, positions(), ROWS, arrangement)
+    set_attention(model, arrangement, "eager")
+    return run_language_model(model, embedded, positions(), ROWS, arrangement)
 
 
 @pytest.mark.parametrize("family", [*PACKED, *OTHERS])
@@ -124,7 +134,7 @@ def test_the_arrangement_found_gives_what_each_conversation_gives(family: str) -
     model = language(config)
     embedded = torch.randn(TOKENS, 12, generator=torch.Generator().manual_seed(1))
     wanted = alone(model, embedded)
-    assert find_arrangement(model, "eager") == expected
+    assert choose_batch_layout(model, "eager") == expected
     assert not model.training
     if expected != "padded":
         given = states(model, embedded, expected)
@@ -153,13 +163,13 @@ def test_blocks_of_any_size_give_the_same_gradients(
         given = states(model, embedded, "packed") if packed else alone(model, embedded)
         gradients = torch.autograd.grad((given * weights).sum(), moved, allow_unused=True)
         found.append([given * (weights != 0), *(each for each in gradients if each is not None)])
-        attend_as(model, "padded", "eager")
+        set_attention(model, "padded", "eager")
     assert len(found[0]) == len(found[1]) > 15
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-def seen_by_hand(rows: Sequence[Row]) -> Tensor:
+def seen_by_hand(rows: Sequence[PackedRow]) -> Tensor:
     """Return which query sees which key, (tokens, tokens), from the rule in words."""
     seen = torch.zeros(TOKENS, TOKENS, dtype=torch.bool)
     for row in rows:
@@ -177,7 +187,7 @@ def seen_by_hand(rows: Sequence[Row]) -> Tensor:
 
 def test_the_mask_for_flex_attention_is_the_same() -> None:
     """What is told to GPUs; tokens behind the last row see no real one and are seen by none."""
-    packing = Packing(ROWS, torch.cat([positions(), torch.zeros(5, dtype=torch.long)]))
+    packing = AttentionPlan(ROWS, torch.cat([positions(), torch.zeros(5, dtype=torch.long)]))
     told = create_mask(packing.mask_rule(), 1, 1, TOKENS + 5, TOKENS + 5, device="cpu")[0, 0]
     places = torch.arange(TOKENS)
     assert torch.equal(told[:TOKENS, :TOKENS], seen_by_hand(ROWS))
@@ -189,10 +199,14 @@ def test_the_mask_for_flex_attention_is_the_same() -> None:
 
 def test_few_scores_are_computed_in_vain() -> None:
     """Of a picture's prefix with ten short questions, and of long rows, most scores count."""
-    for row in (Row(0, 600, (20,) * 10), Row(0, 0, (2000,)), Row(0, 256, (300, 300))):
+    for row in (
+        PackedRow(0, 600, (20,) * 10),
+        PackedRow(0, 0, (2000,)),
+        PackedRow(0, 256, (300, 300)),
+    ):
         lengths = [row.prefix, *row.branches]
         count = sum(n * (n + 1) // 2 for n in lengths) + row.prefix * sum(row.branches)
-        packing = Packing([row], torch.arange(row.length + 1))
+        packing = AttentionPlan([row], torch.arange(row.length + 1))
         scores = sum(each.queries.numel() * each.keys.shape[1] for each in packing.buckets)
         assert scores < 1.45 * count
 

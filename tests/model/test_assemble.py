@@ -14,12 +14,12 @@ from transformers import (
     PreTrainedModel,
 )
 
-from caldera.batches.labels import IGNORED, encode
+from caldera.batches.labels import IGNORE_INDEX, encode
 from caldera.batches.templates import TEMPLATES, find_template
-from caldera.batches.text_ids import text_ids
-from caldera.conversation import Conversation, Picture, Turn
-from caldera.model.assemble import add_tokens, assemble
-from caldera.model.folder import load_assistant, save_assistant
+from caldera.batches.text_ids import context_tokenizer
+from caldera.conversation import Conversation, ImageRef, Turn
+from caldera.model.assemble import add_special_tokens, assemble
+from caldera.model.folder import load_model_folder, save_model_folder
 from tests.real_tokenizers import TOKENIZERS
 
 
@@ -36,18 +36,18 @@ def test_towers_are_joined_for_every_template(
     """A conversation can be encoded at once, and after saving and loading; generation ends at the template's end."""
     template = find_template(name)
     said = Conversation(
-        "c", (Turn("user", (Picture("a.png"), "what?")), Turn("assistant", ("a dog",)))
+        "c", (Turn("user", (ImageRef("a.png"), "what?")), Turn("assistant", ("a dog",)))
     )
     made = assemble(vision_folder, language_folder, template=name)
-    save_assistant(tmp_path / "m", made)
+    save_model_folder(tmp_path / "m", made)
 
-    loaded = load_assistant(tmp_path / "m")
+    loaded = load_model_folder(tmp_path / "m")
 
     encoded = encode(template.render(said), loaded.tokenizer)
     assert encoded == encode(template.render(said), made.tokenizer)
-    learned = [label for label in encoded.labels if label != IGNORED]
-    assert str(loaded.tokenizer.decode(learned)).strip() == f"a dog{template.end}".strip()
-    assert max(encoded.ids) < len(loaded.model.word_table)
+    learned = [label for label in encoded.labels if label != IGNORE_INDEX]
+    assert str(loaded.tokenizer.decode(learned)).strip() == f"a dog{template.answer_suffix}".strip()
+    assert max(encoded.ids) < len(loaded.model.embedding_weight)
     ends = GenerationConfig.from_pretrained(tmp_path / "m").eos_token_id
     own = [loaded.tokenizer.convert_tokens_to_ids(token) for token in [template.end_token] if token]
     assert ends == [loaded.tokenizer.eos_token_id, *own]
@@ -79,7 +79,7 @@ def test_tokens_are_added_to_a_table_with_room_to_spare(
     old = table.clone()
 
     for _ in range(2):
-        add_tokens(assistant.tokenizer, assistant.model.language, find_template("llama_3"))
+        add_special_tokens(assistant.tokenizer, assistant.model.language, find_template("llama_3"))
 
         table, _ = tables(assistant.model.language)
         assert torch.equal(table[:size], old[:size])
@@ -90,7 +90,7 @@ def test_tokens_are_added_to_a_table_with_room_to_spare(
 def test_a_mark_that_is_there_stays_as_it_is() -> None:
     """Its id and its flags, such as taking white space with it, are the language model's own."""
     tokenizer = TOKENIZERS["phi-3"]()
-    key = text_ids(tokenizer).special["<|assistant|>"]
+    key = context_tokenizer(tokenizer).special["<|assistant|>"]
     shape = LlamaConfig(
         vocab_size=len(tokenizer) + 1,
         hidden_size=2,
@@ -99,7 +99,7 @@ def test_a_mark_that_is_there_stays_as_it_is() -> None:
         num_attention_heads=1,
     )
 
-    add_tokens(tokenizer, LlamaForCausalLM(shape), find_template("phi"))
+    add_special_tokens(tokenizer, LlamaForCausalLM(shape), find_template("phi"))
 
     after = tokenizer.backend_tokenizer.get_added_tokens_decoder()
     assert after[key].content == "<|assistant|>"

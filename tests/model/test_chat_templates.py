@@ -7,17 +7,17 @@ import pytest
 from jinja2.exceptions import TemplateError
 from transformers import LlavaProcessor
 
-from caldera.batches.labels import SLOT, encode
+from caldera.batches.labels import IMAGE_SLOT_ID, encode
 from caldera.batches.templates import TEMPLATES, Template, find_template
 from caldera.batches.text_ids import start_ids
-from caldera.conversation import IMAGE_MARK, Conversation, Picture, Turn
+from caldera.conversation import IMAGE_PLACEHOLDER, Conversation, ImageRef, Turn
 from caldera.model.chat_templates import chat_template
-from caldera.model.folder import Assistant, save_assistant
+from caldera.model.folder import LlavaBundle, save_model_folder
 from tests.real_tokenizers import TOKENIZERS, make_tokenizer
 
-ONE, OTHER = Picture("a"), Picture("b")
+ONE, OTHER = ImageRef("a"), ImageRef("b")
 
-QUESTIONS: dict[str, tuple[str | Picture, ...]] = {
+QUESTIONS: dict[str, tuple[str | ImageRef, ...]] = {
     "picture, words": (ONE, "what?"),
     "words, picture": ("what? ", ONE),
     "picture within": ("look: ", ONE, " what's that?"),
@@ -33,7 +33,7 @@ def messages(conversation: Conversation) -> list[dict[str, Any]]:
     """Return a conversation as transformers takes it: parts where there are pictures, a string where there are none."""
     return [
         {
-            "role": turn.speaker,
+            "role": turn.role,
             "content": [
                 {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
                 for part in turn.parts
@@ -45,10 +45,10 @@ def messages(conversation: Conversation) -> list[dict[str, Any]]:
     ]
 
 
-def conversation_for(template: Template, parts: tuple[str | Picture, ...]) -> Conversation:
+def conversation_for(template: Template, parts: tuple[str | ImageRef, ...]) -> Conversation:
     """Return what a template takes: three turns, the last one open, or a caption."""
     turns = (Turn("user", parts), Turn("assistant", ("a cat",)), Turn("user", ("where?",)))
-    return Conversation("c", turns[:2] if template.captions else turns)
+    return Conversation("c", turns[:2] if template.caption_only else turns)
 
 
 def is_the_same_in_a_string(template: Template, kind: str) -> bool:
@@ -57,7 +57,7 @@ def is_the_same_in_a_string(template: Template, kind: str) -> bool:
     The ids of LLaVA's legacy variants come out of a string only with a legacy tokenizer; Unigram may take the last
     letter before an answer together with its first; GPT-2's pattern takes the second line end before an answer with it.
     """
-    if template.alone:
+    if template.isolated:
         return kind == "llama legacy"
     return kind != "unigram" and (template.name, kind) != ("llama_3", "neox")
 
@@ -75,14 +75,16 @@ def test_transformers_gives_the_same_ids(name: str, kind: str) -> None:
     """Wherever pictures stand in a turn, with every kind of tokenizer."""
     template, tokenizer = find_template(name), make_tokenizer(kind)
     jinja = chat_template(template, starts=bool(start_ids(tokenizer)))
-    slot = tokenizer.convert_tokens_to_ids(IMAGE_MARK)
+    slot = tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER)
     for parts in QUESTIONS.values():
-        if template.captions and ONE not in parts:
+        if template.caption_only and ONE not in parts:
             continue
         said = conversation_for(template, parts)
         text = tokenizer.apply_chat_template(messages(said), chat_template=jinja, tokenize=False)
         ours = encode(template.render(said), tokenizer)
-        assert [slot if token == SLOT else token for token in ours.ids] == tokenizer(text).input_ids
+        assert [slot if token == IMAGE_SLOT_ID else token for token in ours.ids] == tokenizer(
+            text
+        ).input_ids
 
 
 def test_most_pairs_were_compared() -> None:
@@ -93,18 +95,18 @@ def test_most_pairs_were_compared() -> None:
 
 
 @pytest.mark.parametrize("name", ["vicuna_v1", "plain", "gemma"])
-def test_a_model_folder_brings_its_own(tmp_path: Path, assistant: Assistant, name: str) -> None:
+def test_a_model_folder_brings_its_own(tmp_path: Path, assistant: LlavaBundle, name: str) -> None:
     """The processor in the folder renders as the card's template does."""
     card = assistant.card.model_copy(update={"template": name})
-    save_assistant(
-        tmp_path / "m", Assistant(assistant.model, assistant.tokenizer, assistant.processor, card)
+    save_model_folder(
+        tmp_path / "m", LlavaBundle(assistant.model, assistant.tokenizer, assistant.processor, card)
     )
     said: Any = messages(conversation_for(find_template(name), (ONE, "what?")))
     jinja = chat_template(find_template(name), starts=True)
     processor = LlavaProcessor.from_pretrained(tmp_path / "m")
     expected = assistant.tokenizer.apply_chat_template(said, chat_template=jinja, tokenize=False)
     assert processor.apply_chat_template(said) == expected
-    assert IMAGE_MARK in str(expected)
+    assert IMAGE_PLACEHOLDER in str(expected)
 
 
 def test_a_system_turn_is_refused() -> None:

@@ -22,18 +22,18 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from caldera.batches.anyres import WHOLE
+from caldera.batches.anyres import SINGLE_VIEW
 from caldera.batches.labels import encode
-from caldera.batches.picture_sources import Pixels
-from caldera.batches.pictures import Aspect
+from caldera.batches.picture_sources import DecodedImages
+from caldera.batches.pictures import ImageAspect
 from caldera.batches.templates import VICUNA_SYSTEM, find_template
-from caldera.conversation import Conversation, Picture, Turn
-from caldera.errors import ModelFolderError
+from caldera.conversation import Conversation, ImageRef, Turn
+from caldera.errors import ModelFormatError
 from caldera.model.assemble import assemble
-from caldera.model.folder import Assistant, load_assistant, save_assistant
+from caldera.model.folder import LlavaBundle, load_model_folder, save_model_folder
 from caldera.model.preparation import load_processor
-from caldera.model.tensor_files import held
-from caldera.model.weights import fill
+from caldera.model.tensor_files import from_memory
+from caldera.model.weights import load_into
 
 WIDTHS: dict[str, Any] = {
     "hidden_size": 12,
@@ -46,18 +46,18 @@ WIDTHS: dict[str, Any] = {
 
 def asked(count: int) -> Conversation:
     """Return a question about `count` pictures."""
-    shown = tuple(Picture(f"{number}.png") for number in range(count))
+    shown = tuple(ImageRef(f"{number}.png") for number in range(count))
     return Conversation("q", (Turn("user", (*shown, "\nwhat is there?" if count else "what?")),))
 
 
 @torch.no_grad()
-def logits(assistant: Assistant, photos: Path, count: int) -> torch.Tensor:
+def logits(assistant: LlavaBundle, photos: Path, count: int) -> torch.Tensor:
     """Return our model's logits for a question about `count` pictures."""
     encoded = encode(find_template("vicuna_v1").render(asked(count)), assistant.tokenizer)
     slot = assistant.model.image_token_id
-    encoded = encoded.with_image_tokens([assistant.model.vision.image_tokens] * count, slot)
-    pixels = Pixels(assistant.processor)([photos / path for path in encoded.picture_paths])
-    embedded = assistant.model.embed(torch.tensor([encoded.ids]), pixels, [WHOLE] * count)
+    encoded = encoded.with_image_tokens([assistant.model.vision.tokens_per_view] * count, slot)
+    pixels = DecodedImages(assistant.processor)([photos / path for path in encoded.picture_paths])
+    embedded = assistant.model.embed(torch.tensor([encoded.ids]), pixels, [SINGLE_VIEW] * count)
     return assistant.model.language(inputs_embeds=embedded).logits[0]
 
 
@@ -67,9 +67,9 @@ def test_a_saved_folder_loads_as_it_was(
 ) -> None:
     """Weights, card, tokenizer and preparation all come back; the folder's name does not matter."""
     made = assemble(vision_folder, language_folder, projector=projector, aspect="pad", seed=3)
-    save_assistant(tmp_path / "any name at all", made)
+    save_model_folder(tmp_path / "any name at all", made)
 
-    loaded = load_assistant(tmp_path / "any name at all")
+    loaded = load_model_folder(tmp_path / "any name at all")
 
     assert loaded.card == made.card
     assert loaded.processor == made.processor
@@ -78,11 +78,11 @@ def test_a_saved_folder_loads_as_it_was(
 
 @pytest.mark.parametrize("aspect", ["square", "pad"])
 def test_preparation_is_read_back_with_and_without_a_card(
-    tmp_path: Path, vision_folder: Path, language_folder: Path, aspect: Aspect
+    tmp_path: Path, vision_folder: Path, language_folder: Path, aspect: ImageAspect
 ) -> None:
     """The processor that transformers reads says by itself how pictures that are not square are shown."""
     made = assemble(vision_folder, language_folder, aspect=aspect, seed=3)
-    save_assistant(tmp_path / "m", made)
+    save_model_folder(tmp_path / "m", made)
     assert load_processor(tmp_path / "m") == made.processor
     assert load_processor(tmp_path / "m", made.card) == made.processor
 
@@ -95,11 +95,11 @@ def test_transformers_gives_the_same_logits(
     vision_folder: Path,
     language_folder: Path,
     count: int,
-    aspect: Aspect,
+    aspect: ImageAspect,
 ) -> None:
     """LLaVA's own class and processor in transformers load the folder, and agree in fp32 for 0, 1 and 3 pictures."""
     assistant = assemble(vision_folder, language_folder, aspect=aspect, seed=3)
-    save_assistant(tmp_path / "m", assistant)
+    save_model_folder(tmp_path / "m", assistant)
     loaded: Any = LlavaForConditionalGeneration.from_pretrained(
         tmp_path / "m", output_loading_info=True
     )
@@ -123,7 +123,7 @@ def test_transformers_refuses_what_it_cannot_express(
     tmp_path: Path, vision_folder: Path, language_folder: Path
 ) -> None:
     """A folder with a single linear projector is not half loaded by transformers, but refused."""
-    save_assistant(tmp_path / "m", assemble(vision_folder, language_folder, projector="linear"))
+    save_model_folder(tmp_path / "m", assemble(vision_folder, language_folder, projector="linear"))
     with pytest.raises(KeyError, match="single linear projector"):
         LlavaForConditionalGeneration.from_pretrained(tmp_path / "m")
     with pytest.raises(ValueError, match="caldera_llava"):
@@ -149,9 +149,9 @@ def test_transformers_refuses_a_language_model_that_its_class_would_change(
     AutoModelForCausalLM.from_config(shape).save_pretrained(tmp_path / "language")
     tokenizer.save_pretrained(tmp_path / "language")
 
-    save_assistant(tmp_path / "m", assemble(vision_folder, tmp_path / "language"))
+    save_model_folder(tmp_path / "m", assemble(vision_folder, tmp_path / "language"))
 
-    assert load_assistant(tmp_path / "m").model.language.config.model_type == shape.model_type
+    assert load_model_folder(tmp_path / "m").model.language.config.model_type == shape.model_type
     with pytest.raises(KeyError, match=reason):
         LlavaForConditionalGeneration.from_pretrained(tmp_path / "m")
 
@@ -189,13 +189,13 @@ def broken_weights(folder: Path, change: str) -> None:
     ],
 )
 def test_weights_that_do_not_fit_are_refused(
-    tmp_path: Path, assistant: Assistant, change: str, message: str
+    tmp_path: Path, assistant: LlavaBundle, change: str, message: str
 ) -> None:
     """The message names the weight, in one line."""
-    save_assistant(tmp_path / "m", assistant)
+    save_model_folder(tmp_path / "m", assistant)
     broken_weights(tmp_path / "m", change)
-    with pytest.raises(ModelFolderError, match=message) as caught:
-        load_assistant(tmp_path / "m")
+    with pytest.raises(ModelFormatError, match=message) as caught:
+        load_model_folder(tmp_path / "m")
     assert "\n" not in str(caught.value)
 
 
@@ -217,24 +217,24 @@ def test_weights_that_do_not_fit_are_refused(
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(
-    tmp_path: Path, assistant: Assistant, file: str, change: dict[str, object], message: str
+    tmp_path: Path, assistant: LlavaBundle, file: str, change: dict[str, object], message: str
 ) -> None:
     """Nothing of the folder is run, and a field that is wrong is named."""
-    save_assistant(tmp_path / "m", assistant)
+    save_model_folder(tmp_path / "m", assistant)
     path = tmp_path / "m" / file
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(ModelFolderError, match=message):
-        load_assistant(tmp_path / "m")
+    with pytest.raises(ModelFormatError, match=message):
+        load_model_folder(tmp_path / "m")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_weights_in_the_precision_they_are_used_in_are_not_copied(
-    assistant: Assistant, dtype: torch.dtype
+    assistant: LlavaBundle, dtype: torch.dtype
 ) -> None:
     """A model that is filled holds the very memory that its weights were read into; others are converted."""
     language = assistant.model.language
-    weights = {name: held(each) for name, each in language.state_dict().items()}
-    filled = fill(language, weights, dtype).state_dict()
+    weights = {name: from_memory(each) for name, each in language.state_dict().items()}
+    filled = load_into(language, weights, dtype).state_dict()
     shared = [filled[name].data_ptr() == each.read().data_ptr() for name, each in weights.items()]
     assert len(shared) == 21
     assert all(shared) if dtype == torch.float32 else not any(shared)
@@ -242,36 +242,36 @@ def test_weights_in_the_precision_they_are_used_in_are_not_copied(
 
 
 def test_a_tokenizer_that_knows_no_pictures_is_refused(
-    tmp_path: Path, assistant: Assistant, language_folder: Path
+    tmp_path: Path, assistant: LlavaBundle, language_folder: Path
 ) -> None:
     """The language model's own tokenizer in the place of the assistant's is named, whether or not it has <unk>."""
-    save_assistant(tmp_path / "m", assistant)
+    save_model_folder(tmp_path / "m", assistant)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(language_folder / name, tmp_path / "m" / name)
-    with pytest.raises(ModelFolderError, match="/m has no token '<image>'"):
-        load_assistant(tmp_path / "m")
+    with pytest.raises(ModelFormatError, match="/m has no token '<image>'"):
+        load_model_folder(tmp_path / "m")
     config = json.loads((tmp_path / "m" / "tokenizer_config.json").read_text())
     without = {name: value for name, value in config.items() if name != "unk_token"}
     (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps(without))
-    with pytest.raises(ModelFolderError, match="/m has no token '<image>'"):
-        load_assistant(tmp_path / "m")
+    with pytest.raises(ModelFormatError, match="/m has no token '<image>'"):
+        load_model_folder(tmp_path / "m")
 
 
-def test_an_index_that_points_outside_is_refused(tmp_path: Path, assistant: Assistant) -> None:
+def test_an_index_that_points_outside_is_refused(tmp_path: Path, assistant: LlavaBundle) -> None:
     """A shard named ../x is not opened."""
-    save_assistant(tmp_path / "m", assistant)
+    save_model_folder(tmp_path / "m", assistant)
     index = {"weight_map": {"a": "../stolen.safetensors"}}
     (tmp_path / "m" / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ModelFolderError, match="outside the folder"):
-        load_assistant(tmp_path / "m")
+    with pytest.raises(ModelFormatError, match="outside the folder"):
+        load_model_folder(tmp_path / "m")
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     """A missing folder and a folder of something else get a line each."""
-    with pytest.raises(ModelFolderError, match="is not a folder"):
-        load_assistant(tmp_path / "nowhere")
-    with pytest.raises(ModelFolderError, match=r"has no caldera\.json"):
-        load_assistant(tmp_path)
+    with pytest.raises(ModelFormatError, match="is not a folder"):
+        load_model_folder(tmp_path / "nowhere")
+    with pytest.raises(ModelFormatError, match=r"has no caldera\.json"):
+        load_model_folder(tmp_path)
 
 
 SAVING_WITHOUT_ROOM = """
@@ -288,10 +288,10 @@ except OutputError as error:
 """
 
 
-def test_a_full_disk_leaves_the_old_folder(tmp_path: Path, assistant: Assistant) -> None:
+def test_a_full_disk_leaves_the_old_folder(tmp_path: Path, assistant: LlavaBundle) -> None:
     """When the system takes no more weights, what stood there still stands, nothing else does, and a line says so."""
     folder = tmp_path / "m"
-    save_assistant(folder, assistant)
+    save_model_folder(folder, assistant)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert len(before["model.safetensors"]) > 20_000
 

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from caldera.errors import ModelFolderError, UnknownNameError
+from caldera.errors import ModelFormatError, UnknownNameError
 from caldera.model.assemble import assemble
-from caldera.model.gguf import unpack_gguf
-from caldera.recipes.towers import find_tower
+from caldera.model.gguf import convert_gguf
+from caldera.recipes.towers import resolve_tower
 
 HEADS = 2
 NAMES = {
@@ -87,14 +87,14 @@ def test_a_gguf_file_becomes_the_same_model(
     """The folder's logits are the file's, but for the rounding to bf16."""
     write_gguf(tmp_path / "tiny.gguf", language, tokenizer)
 
-    folder = find_tower(str(tmp_path / "tiny.gguf"), tmp_path / "towers")
+    folder = resolve_tower(str(tmp_path / "tiny.gguf"), tmp_path / "towers")
 
     read = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     ids = torch.tensor([[1, 5, 17, 3, 29]])
     with torch.no_grad():
         given, wanted = read(ids).logits, language(ids).logits
     assert float((given - wanted).abs().max()) < 0.03 * float(wanted.abs().max())
-    assert find_tower(str(tmp_path / "tiny.gguf"), tmp_path / "towers") == folder
+    assert resolve_tower(str(tmp_path / "tiny.gguf"), tmp_path / "towers") == folder
 
 
 def test_it_is_joined_like_any_other(
@@ -105,7 +105,7 @@ def test_it_is_joined_like_any_other(
 ) -> None:
     """A vision tower and the unpacked folder make an assistant."""
     write_gguf(tmp_path / "tiny.gguf", language, tokenizer)
-    unpack_gguf(tmp_path / "tiny.gguf", tmp_path / "language")
+    convert_gguf(tmp_path / "tiny.gguf", tmp_path / "language")
 
     joined = assemble(vision_folder, tmp_path / "language")
 
@@ -116,8 +116,8 @@ def test_it_is_joined_like_any_other(
 def test_a_broken_file_is_one_line(tmp_path: Path) -> None:
     """What is no GGUF file is refused, and nothing is left behind."""
     (tmp_path / "broken.gguf").write_bytes(b"GGUF but no more")
-    with pytest.raises(ModelFolderError, match=r"broken\.gguf cannot be read") as caught:
-        unpack_gguf(tmp_path / "broken.gguf", tmp_path / "out")
+    with pytest.raises(ModelFormatError, match=r"broken\.gguf cannot be read") as caught:
+        convert_gguf(tmp_path / "broken.gguf", tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -125,4 +125,4 @@ def test_a_broken_file_is_one_line(tmp_path: Path) -> None:
 def test_towers_are_found_by_exact_name(tmp_path: Path) -> None:
     """A typo is answered with the nearest name."""
     with pytest.raises(UnknownNameError, match="did you mean 'scenes-vit'"):
-        find_tower("scenes-vitt", tmp_path)
+        resolve_tower("scenes-vitt", tmp_path)

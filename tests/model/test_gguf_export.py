@@ -25,15 +25,15 @@ from transformers import (
 
 from caldera.batches.labels import encode
 from caldera.batches.templates import find_template
-from caldera.conversation import Conversation, Picture, Turn
-from caldera.errors import ModelFolderError, OutputError
+from caldera.conversation import Conversation, ImageRef, Turn
+from caldera.errors import ModelFormatError, OutputError
 from caldera.model.assemble import assemble
-from caldera.model.folder import Assistant, load_assistant, save_assistant
-from caldera.model.gguf_export import gguf_files, template_of, write_gguf_files
-from caldera.model.gguf_tokens import token_settings
+from caldera.model.folder import LlavaBundle, load_model_folder, save_model_folder
+from caldera.model.gguf_export import chat_template_of, gguf_files, write_gguf_files
+from caldera.model.gguf_tokens import tokenizer_metadata
 from caldera.model.gguf_vision import ClassToken
-from caldera.model.gguf_writing import Kind
-from caldera.progress import Silent
+from caldera.model.gguf_writing import GgufDtype
+from caldera.progress import NoProgress
 
 WIDTHS: dict[str, Any] = {
     "hidden_size": 64,
@@ -62,7 +62,7 @@ def exported(
     """Return a function that makes a model folder around a language model, and exports it."""
 
     def export(
-        config: PretrainedConfig, kind: Kind, projector: str = "mlp2x_gelu"
+        config: PretrainedConfig, kind: GgufDtype, projector: str = "mlp2x_gelu"
     ) -> tuple[Path, Path]:
         torch.manual_seed(11)
         config.vocab_size = len(tokenizer)
@@ -73,8 +73,8 @@ def exported(
         model.save_pretrained(tmp_path / "language")
         tokenizer.save_pretrained(tmp_path / "language")
         made = assemble(vision_folder, tmp_path / "language", seed=3, projector=projector)
-        save_assistant(tmp_path / "model", made)
-        write_gguf_files(tmp_path / "model", tmp_path / "out", kind, Silent())
+        save_model_folder(tmp_path / "model", made)
+        write_gguf_files(tmp_path / "model", tmp_path / "out", kind, NoProgress())
         return tmp_path / "model", tmp_path / "out"
 
     return export
@@ -98,7 +98,7 @@ def test_the_language_model_read_back_gives_the_same_logits(
     ids = torch.tensor([[1, 5, 17, 3, 29, 40, 7]])
     with torch.no_grad():
         given = read(ids).logits
-        wanted = load_assistant(folder).model.language(ids).logits
+        wanted = load_model_folder(folder).model.language(ids).logits
     torch.testing.assert_close(given, wanted[..., : given.shape[-1]], atol=2e-4, rtol=0)
 
 
@@ -107,7 +107,7 @@ def test_f16_rounds_matrices_and_keeps_vectors(
 ) -> None:
     """A matrix is the folder's, rounded to fp16; norms and biases are the folder's bit for bit."""
     folder, out = exported(LANGUAGES["qwen2"], "f16")
-    state = load_assistant(folder).model.language.state_dict()
+    state = load_model_folder(folder).model.language.state_dict()
     found = tensors(out / "model.gguf")
     down = state["model.layers.2.mlp.down_proj.weight"].numpy()
     assert np.array_equal(found["blk.2.ffn_down.weight"], down.astype(np.float16))
@@ -122,7 +122,9 @@ def test_f16_rounds_matrices_and_keeps_vectors(
 def test_q8_0_stays_within_half_a_step(exported: Callable[..., tuple[Path, Path]]) -> None:
     """No value is further off than half a step of its 32 neighbours, and rounding of their scale to fp16."""
     folder, out = exported(LANGUAGES["llama"], "q8_0")
-    wanted = load_assistant(folder).model.language.state_dict()["model.embed_tokens.weight"].numpy()
+    wanted = (
+        load_model_folder(folder).model.language.state_dict()["model.embed_tokens.weight"].numpy()
+    )
     found = tensors(out / "model.gguf")["token_embd.weight"]
     blocks = np.abs(wanted).reshape(-1, 32).max(axis=1, keepdims=True)
     off = np.abs(found - wanted).reshape(-1, 32)
@@ -143,11 +145,11 @@ def test_rows_that_do_not_divide_become_f16(exported: Callable[..., tuple[Path, 
 
 @pytest.mark.parametrize("class_token", ["first", "last"])
 def test_tower_and_projector_are_the_folders(
-    tmp_path: Path, assistant: Assistant, class_token: ClassToken
+    tmp_path: Path, assistant: LlavaBundle, class_token: ClassToken
 ) -> None:
     """Layers up to the chosen one, and no more; positions in the order in which llama.cpp will add them."""
-    save_assistant(tmp_path / "model", assistant)
-    write_gguf_files(tmp_path / "model", tmp_path / "out", "f32", Silent(), class_token)
+    save_model_folder(tmp_path / "model", assistant)
+    write_gguf_files(tmp_path / "model", tmp_path / "out", "f32", NoProgress(), class_token)
     found = tensors(tmp_path / "out" / "mmproj.gguf")
     state = {
         name.removeprefix("vision_model."): weight.numpy()
@@ -186,7 +188,7 @@ def test_a_linear_projector_becomes_two_layers_that_give_the_same(
 ) -> None:
     """The two layers and GELU between them, in both of its forms, are v1's one layer."""
     folder, out = exported(LANGUAGES["llama"], "f32", projector="linear")
-    layer = load_assistant(folder).model.projector
+    layer = load_model_folder(folder).model.projector
     found = {
         name: torch.from_numpy(value.copy()) for name, value in tensors(out / "mmproj.gguf").items()
     }
@@ -207,8 +209,8 @@ def test_a_siglip_tower_has_no_class_token(tmp_path: Path, language_folder: Path
     )  # fmt: skip
     SiglipVisionModel(shape).save_pretrained(tmp_path / "vision")
     SiglipImageProcessorPil(size={"height": 6, "width": 6}).save_pretrained(tmp_path / "vision")
-    save_assistant(tmp_path / "model", assemble(tmp_path / "vision", language_folder, seed=3))
-    write_gguf_files(tmp_path / "model", tmp_path / "out", "f32", Silent())
+    save_model_folder(tmp_path / "model", assemble(tmp_path / "vision", language_folder, seed=3))
+    write_gguf_files(tmp_path / "model", tmp_path / "out", "f32", NoProgress())
     found = tensors(tmp_path / "out" / "mmproj.gguf")
     assert "v.class_embd" not in found
     assert found["v.position_embd.weight"].shape == (9, 10)
@@ -221,18 +223,18 @@ def test_a_class_token_among_the_image_tokens_is_refused(
 ) -> None:
     """llama.cpp drops it; nothing is written."""
     made = assemble(vision_folder, language_folder, seed=3, select="cls_patch")
-    save_assistant(tmp_path / "model", made)
-    with pytest.raises(ModelFolderError, match="class token among the image tokens"):
-        write_gguf_files(tmp_path / "model", tmp_path / "out", "f16", Silent())
+    save_model_folder(tmp_path / "model", made)
+    with pytest.raises(ModelFormatError, match="class token among the image tokens"):
+        write_gguf_files(tmp_path / "model", tmp_path / "out", "f16", NoProgress())
     assert not (tmp_path / "out").exists()
 
 
 def test_tiles_are_refused(tmp_path: Path, vision_folder: Path, language_folder: Path) -> None:
     """llama.cpp orders tiles otherwise; nothing is written."""
     made = assemble(vision_folder, language_folder, aspect="anyres", pinpoints=((6, 12),), seed=3)
-    save_assistant(tmp_path / "model", made)
-    with pytest.raises(ModelFolderError, match="'anyres'"):
-        write_gguf_files(tmp_path / "model", tmp_path / "out", "f16", Silent())
+    save_model_folder(tmp_path / "model", made)
+    with pytest.raises(ModelFormatError, match="'anyres'"):
+        write_gguf_files(tmp_path / "model", tmp_path / "out", "f16", NoProgress())
     assert not (tmp_path / "out").exists()
 
 
@@ -240,32 +242,32 @@ def test_an_unknown_language_model_is_refused_by_name(
     tmp_path: Path, vision_folder: Path, gpt2_folder: Path
 ) -> None:
     """Nothing is written."""
-    save_assistant(tmp_path / "model", assemble(vision_folder, gpt2_folder, seed=3))
-    with pytest.raises(ModelFolderError, match="'gpt2' cannot be exported"):
-        write_gguf_files(tmp_path / "model", tmp_path / "out", "f16", Silent())
+    save_model_folder(tmp_path / "model", assemble(vision_folder, gpt2_folder, seed=3))
+    with pytest.raises(ModelFormatError, match="'gpt2' cannot be exported"):
+        write_gguf_files(tmp_path / "model", tmp_path / "out", "f16", NoProgress())
     assert not (tmp_path / "out").exists()
 
 
-def test_a_weight_that_fp16_cannot_hold_is_refused(tmp_path: Path, assistant: Assistant) -> None:
+def test_a_weight_that_fp16_cannot_hold_is_refused(tmp_path: Path, assistant: LlavaBundle) -> None:
     """The message names it and the type that can; nothing is left behind."""
     with torch.no_grad():
         assistant.model.projector.layers[0].weight[0, 0] = 1e5
-    save_assistant(tmp_path / "model", assistant)
-    with pytest.raises(ModelFolderError, match=r"mm\.0\.weight holds 1e\+05.*--type f32"):
-        write_gguf_files(tmp_path / "model", tmp_path / "out", "f16", Silent())
+    save_model_folder(tmp_path / "model", assistant)
+    with pytest.raises(ModelFormatError, match=r"mm\.0\.weight holds 1e\+05.*--type f32"):
+        write_gguf_files(tmp_path / "model", tmp_path / "out", "f16", NoProgress())
     assert [each.name for each in tmp_path.iterdir()] == ["model"]
-    write_gguf_files(tmp_path / "model", tmp_path / "out", "f32", Silent())
+    write_gguf_files(tmp_path / "model", tmp_path / "out", "f32", NoProgress())
 
 
-def test_a_folder_with_other_things_is_not_replaced(tmp_path: Path, assistant: Assistant) -> None:
+def test_a_folder_with_other_things_is_not_replaced(tmp_path: Path, assistant: LlavaBundle) -> None:
     """An export takes the place of an export, and of nothing else."""
-    save_assistant(tmp_path / "model", assistant)
+    save_model_folder(tmp_path / "model", assistant)
     for _ in range(2):
-        write_gguf_files(tmp_path / "model", tmp_path / "out", "f16", Silent())
+        write_gguf_files(tmp_path / "model", tmp_path / "out", "f16", NoProgress())
     (tmp_path / "out" / "thesis.tex").touch()
     with pytest.raises(OutputError, match=r"'thesis\.tex'"):
-        write_gguf_files(tmp_path / "model", tmp_path / "out", "f16", Silent())
-    with pytest.raises(ModelFolderError, match=r"model\.gguf is missing"):
+        write_gguf_files(tmp_path / "model", tmp_path / "out", "f16", NoProgress())
+    with pytest.raises(ModelFormatError, match=r"model\.gguf is missing"):
         gguf_files(tmp_path / "model")
 
 
@@ -282,14 +284,14 @@ def test_a_folder_with_other_things_is_not_replaced(tmp_path: Path, assistant: A
     ],
 )
 def test_the_files_template_writes_what_caldera_writes(
-    assistant: Assistant, parts: str | tuple[dict[str, str], ...]
+    assistant: LlavaBundle, parts: str | tuple[dict[str, str], ...]
 ) -> None:
     """However a program of llama.cpp hands a picture over, the prompt is the one that the model was trained on."""
     content = parts if isinstance(parts, str) else [{"type": "text", **part} for part in parts]
     whole = content if isinstance(content, str) else "".join(part["text"] for part in content)
     mark = next((word for word in ("<__media__>", "<__media_x7__>") if word in whole), None)
     words = whole.replace(mark or "\0", "").strip()
-    said: tuple[str | Picture, ...] = (Picture("0.png"), f"\n{words}") if mark else (words,)
+    said: tuple[str | ImageRef, ...] = (ImageRef("0.png"), f"\n{words}") if mark else (words,)
     first = (Turn("user", said), Turn("assistant", ("yes",)), Turn("user", ("why?",)))
     messages = [
         {"role": "user", "content": content},
@@ -297,7 +299,7 @@ def test_the_files_template_writes_what_caldera_writes(
         {"role": "user", "content": [{"type": "text", "text": "why?"}]},
     ]
     sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    written = sandbox.from_string(template_of(assistant)).render(
+    written = sandbox.from_string(chat_template_of(assistant)).render(
         messages=messages, eos_token="", bos_token="", add_generation_prompt=True
     )
     tokenizer, slot = assistant.tokenizer, assistant.model.image_token_id
@@ -324,7 +326,7 @@ def test_sentencepiece_scores_follow_the_merges() -> None:
     bpe = Tokenizer(model)
     bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     bpe.decoder = decoders.ByteFallback()
-    settings = token_settings(words_of(bpe), 12)
+    settings = tokenizer_metadata(words_of(bpe), 12)
     keys = ("tokenizer.ggml.tokens", "tokenizer.ggml.scores")
     words, values = (list(settings[key]) for key in keys)  # type: ignore[arg-type]
     scores = {str(word): float(str(value)) for word, value in zip(words, values, strict=True)}
@@ -348,14 +350,14 @@ def test_a_tokenizer_that_cuts_otherwise_is_refused(
     """The message says how it cuts, and what is known."""
     bpe = Tokenizer(models.BPE({"a": 0, "<unk>": 1, "</s>": 2}, []))
     bpe.pre_tokenizer = cut
-    with pytest.raises(ModelFolderError, match=f"{said}.*gpt-2"):
-        token_settings(words_of(bpe), 5)
+    with pytest.raises(ModelFormatError, match=f"{said}.*gpt-2"):
+        tokenizer_metadata(words_of(bpe), 5)
 
 
 def test_more_tokens_than_embeddings_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
     """A token without a row has no embedding to export."""
-    with pytest.raises(ModelFolderError, match="only 300 embeddings"):
-        token_settings(tokenizer, 300)
+    with pytest.raises(ModelFormatError, match="only 300 embeddings"):
+        tokenizer_metadata(tokenizer, 300)
 
 
 def test_a_context_ends_where_a_window_would_begin(
@@ -369,11 +371,11 @@ def test_a_context_ends_where_a_window_would_begin(
 
 
 def test_hidden_states_that_are_no_layers_output_are_refused(
-    tmp_path: Path, assistant: Assistant
+    tmp_path: Path, assistant: LlavaBundle
 ) -> None:
     """State 0 stands before the first layer; llama.cpp has no name for it."""
     card = assistant.card.model_copy(update={"select_layer": -4})
     assistant.model.vision.select_layer = -4
-    save_assistant(tmp_path / "model", replace(assistant, card=card))
-    with pytest.raises(ModelFolderError, match="hidden state -4 of a vision tower with 3 layers"):
-        write_gguf_files(tmp_path / "model", tmp_path / "out", "f16", Silent())
+    save_model_folder(tmp_path / "model", replace(assistant, card=card))
+    with pytest.raises(ModelFormatError, match="hidden state -4 of a vision tower with 3 layers"):
+        write_gguf_files(tmp_path / "model", tmp_path / "out", "f16", NoProgress())

@@ -11,16 +11,16 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from caldera.batches.picture_sources import Pixels
-from caldera.batches.pictures import ASPECTS, Aspect
+from caldera.batches.picture_sources import DecodedImages
+from caldera.batches.pictures import ASPECTS, ImageAspect
 from caldera.batches.samples import SampleMaker
 from caldera.batches.templates import find_template
-from caldera.conversation import Conversation, Picture, Turn
-from caldera.inference.generate import Generator
-from caldera.inference.sampling import Sampling
+from caldera.conversation import Conversation, ImageRef, Turn
+from caldera.inference.generate import BatchGenerator
+from caldera.inference.sampling import SamplingParams
 from caldera.model.assemble import assemble
-from caldera.model.folder import load_assistant, save_assistant
-from caldera.training.devices import Compute
+from caldera.model.folder import load_model_folder, save_model_folder
+from caldera.training.devices import DeviceConfig
 from caldera.training.step import training_step
 from tests.laying import batch_of
 from tests.tiny_languages import LANGUAGES
@@ -28,7 +28,7 @@ from tests.tiny_languages import LANGUAGES
 TOLD = Conversation(
     "c",
     (
-        Turn("user", (Picture("1.png"), Picture("4.png"), "what do you see?")),
+        Turn("user", (ImageRef("1.png"), ImageRef("4.png"), "what do you see?")),
         Turn("assistant", ("a cat",)),
     ),
 )
@@ -42,7 +42,7 @@ def test_a_language_model_of_any_family_goes_the_whole_way(
     tokenizer: PreTrainedTokenizerFast,
     photos: Path,
     family: str,
-    aspect: Aspect,
+    aspect: ImageAspect,
 ) -> None:
     """A step lowers the loss; what is saved loads here with the same answer, and in transformers whole."""
     shape = LANGUAGES[family]
@@ -59,7 +59,7 @@ def test_a_language_model_of_any_family_goes_the_whole_way(
         count_tokens=made.model.count_tokens,
         max_length=500,
     )
-    row = maker.make(TOLD, photos)
+    row = maker.build(TOLD, photos)
     batch = batch_of(made, [row])
     optimiser = torch.optim.SGD(made.model.parameters(), 0.1)
 
@@ -69,19 +69,19 @@ def test_a_language_model_of_any_family_goes_the_whole_way(
             [batch],
             optimiser,
             max_grad_norm=1.0,
-            compute=Compute(torch.device("cpu"), torch.float32),
-            names=["c"],
+            compute=DeviceConfig(torch.device("cpu"), torch.float32),
+            record_ids=["c"],
         ).loss
         for _ in range(3)
     ]
 
     assert losses[2] < losses[0]
-    save_assistant(tmp_path / "m", made)
+    save_model_folder(tmp_path / "m", made)
     answers = []
-    for assistant in (made, load_assistant(tmp_path / "m")):
-        generator = Generator(assistant, Pixels(assistant.processor))
+    for assistant in (made, load_model_folder(tmp_path / "m")):
+        generator = BatchGenerator(assistant, DecodedImages(assistant.processor))
         prompt = generator.prompt(Conversation("q", TOLD.turns[:1]), photos)
-        answers.append(generator.answer([prompt], Sampling(max_new_tokens=5)))
+        answers.append(generator.generate([prompt], SamplingParams(max_new_tokens=5)))
     assert answers[0] == answers[1]
     loaded: Any = AutoModelForImageTextToText.from_pretrained(
         tmp_path / "m", output_loading_info=True

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from caldera.model import learned_loss
-from caldera.model.learned_loss import summed_loss
+from caldera.model.learned_loss import chunked_cross_entropy
 
 POSITIONS, WIDTH, VOCABULARY = 13, 5, 11
 
@@ -31,7 +31,7 @@ def both(
         hidden = states.clone().requires_grad_()
         with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
             loss = (
-                summed_loss(to_logits, hidden, wanted, vocabulary=VOCABULARY, head=[*head.parameters()])
+                chunked_cross_entropy(to_logits, hidden, wanted, vocabulary=VOCABULARY, head=[*head.parameters()])
                 if chunked
                 else cross_entropy(to_logits(hidden), wanted, reduction="sum")
             )  # fmt: skip
@@ -80,7 +80,9 @@ def test_without_gradients_it_only_sums() -> None:
     head = nn.Linear(WIDTH, VOCABULARY)
     hidden, wanted = torch.randn(POSITIONS, WIDTH), torch.randint(VOCABULARY, (POSITIONS,))
     with torch.no_grad():
-        loss = summed_loss(head, hidden, wanted, vocabulary=VOCABULARY, head=[*head.parameters()])
+        loss = chunked_cross_entropy(
+            head, hidden, wanted, vocabulary=VOCABULARY, head=[*head.parameters()]
+        )
         expected = cross_entropy(head(hidden), wanted, reduction="sum")
     torch.testing.assert_close(loss, expected)
     assert not loss.requires_grad

@@ -23,13 +23,13 @@ from transformers import (
     Qwen2Config,
 )
 
-from caldera.batches.anyres import WHOLE
+from caldera.batches.anyres import SINGLE_VIEW
 from caldera.batches.collate import collate
-from caldera.batches.labels import IGNORED
-from caldera.batches.packing import pack
+from caldera.batches.labels import IGNORE_INDEX
+from caldera.batches.packing import build_packs
 from caldera.batches.samples import Sample
-from caldera.errors import ModelFolderError
-from caldera.model.llava import BEHIND_THE_HEAD, Llava, check_logits
+from caldera.errors import ModelFormatError
+from caldera.model.llava import LOGIT_TRANSFORMS, Llava, check_logits_match
 from caldera.model.projector import build_projector
 from caldera.model.vision import VisionTower
 from tests.laying import padded
@@ -99,10 +99,10 @@ def samples() -> list[Sample]:
         torch.randint(3, IMAGE, (length,), generator=rng).tolist() for length in (9, 17)
     )
     second[2:11] = [IMAGE] * 9
-    shown = ((Path("a.png"),), (WHOLE,), (11,))
+    shown = ((Path("a.png"),), (SINGLE_VIEW,), (11,))
     return [
-        Sample("a", tuple(first), (*[IGNORED] * 5, *first[5:]), (), (), ()),
-        Sample("b", tuple(second), (*[IGNORED] * 12, *second[12:]), *shown),
+        Sample("a", tuple(first), (*[IGNORE_INDEX] * 5, *first[5:]), (), (), ()),
+        Sample("b", tuple(second), (*[IGNORE_INDEX] * 12, *second[12:]), *shown),
     ]
 
 
@@ -113,8 +113,8 @@ def test_the_loss_is_that_of_the_models_own_logits(family: str) -> None:
     language: Any = language_model(family)
     model, rows = joined(language), padded(samples())
     pixels = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(5))
-    batch = collate(pack(samples(), share=False), pixels)
-    check_logits(language)
+    batch = collate(build_packs(samples(), share=False), pixels)
+    check_logits_match(language)
     logits = language(
         inputs_embeds=model.embed(rows.ids, pixels, batch.layouts),
         attention_mask=rows.mask,
@@ -125,11 +125,11 @@ def test_the_loss_is_that_of_the_models_own_logits(family: str) -> None:
     )
 
     loss = model.loss(batch)
-    assert loss.num_learned == 9
+    assert loss.num_tokens == 9
     torch.testing.assert_close(loss.total, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("setting", BEHIND_THE_HEAD)
+@pytest.mark.parametrize("setting", LOGIT_TRANSFORMS)
 def test_every_rule_is_met_by_a_family(setting: str) -> None:
     """Each setting of the table belongs to a model above, where it is not neutral."""
     values = [config.to_dict().get(setting) for config in FAMILIES.values()]
@@ -139,6 +139,6 @@ def test_every_rule_is_met_by_a_family(setting: str) -> None:
 def test_a_model_with_another_rule_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the model's logits are not the ones that the loss would be taken of, it is not joined."""
     language = language_model("granite")
-    monkeypatch.delitem(BEHIND_THE_HEAD, "logits_scaling")
-    with pytest.raises(ModelFolderError, match="'granite' change their logits"):
-        check_logits(language)
+    monkeypatch.delitem(LOGIT_TRANSFORMS, "logits_scaling")
+    with pytest.raises(ModelFormatError, match="'granite' change their logits"):
+        check_logits_match(language)

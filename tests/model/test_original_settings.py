@@ -3,7 +3,7 @@
 import pytest
 from transformers import CLIPVisionConfig
 
-from caldera.model.original_settings import hub_name, known_tower, same_tower
+from caldera.model.original_settings import hub_name, known_tower, tower_difference
 
 
 @pytest.mark.parametrize(
@@ -36,4 +36,4 @@ def test_a_difference_is_named() -> None:
     )
     assert first
     assert second
-    assert same_tower(first[0], second[0]) == "image_size"
+    assert tower_difference(first[0], second[0]) == "image_size"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from caldera.errors import ModelFolderError
+from caldera.errors import ModelFormatError
 from caldera.model.pickles import read_pickle
 
 
@@ -106,7 +106,7 @@ def test_a_program_is_refused_and_never_run(tmp_path: Path, which: str) -> None:
     sentinel = tmp_path / SENTINEL
     file = repacked(tmp_path, programs(sentinel)[which])
 
-    with pytest.raises(ModelFolderError, match=r"could run code; nothing of it was run") as caught:
+    with pytest.raises(ModelFormatError, match=r"could run code; nothing of it was run") as caught:
         read_pickle(file)
 
     assert not sentinel.exists()
@@ -124,7 +124,7 @@ def test_the_programs_are_real(tmp_path: Path, which: str) -> None:
 def test_a_name_that_is_refused_is_told(tmp_path: Path) -> None:
     """The message says what the file would have called."""
     file = repacked(tmp_path, programs(tmp_path / SENTINEL)["reduce"])
-    with pytest.raises(ModelFolderError, match=r"the name 'posix\.system'"):
+    with pytest.raises(ModelFormatError, match=r"the name 'posix\.system'"):
         read_pickle(file)
 
 
@@ -203,7 +203,7 @@ def _rewrite(file: Path, program: bytes | None = None, packing: int = zipfile.ZI
 )
 def test_what_is_no_file_of_tensors_is_refused(tmp_path: Path, how: str, message: str) -> None:
     """Other formats, cut files, packed ones, and tensors outside their bytes get a line that says so."""
-    with pytest.raises(ModelFolderError, match=message) as caught:
+    with pytest.raises(ModelFormatError, match=message) as caught:
         read_pickle(changed(tmp_path, how))
     assert "\n" not in str(caught.value)
 
@@ -218,11 +218,11 @@ def test_an_archive_that_python_cannot_read_is_refused(tmp_path: Path) -> None:
         changed = bytearray(whole)
         changed[entry + place] |= value
         file.write_bytes(changed)
-        with pytest.raises(ModelFolderError, match=r"is broken or cut \(.*\); copy it again"):
+        with pytest.raises(ModelFormatError, match=r"is broken or cut \(.*\); copy it again"):
             read_pickle(file)
 
 
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
     """A shard that is not there is named."""
-    with pytest.raises(ModelFolderError, match=r"w\.bin is missing"):
+    with pytest.raises(ModelFormatError, match=r"w\.bin is missing"):
         read_pickle(tmp_path / "w.bin")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, PretrainedConfig
 
-from caldera.model.precision import lean_norms
+from caldera.model.precision import replace_norms
 from tests.tiny_languages import LANGUAGES
 
 GPT2 = GPT2Config(n_embd=12, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=2)
@@ -38,7 +38,7 @@ def test_logits_and_gradients_are_what_they_were(family: str) -> None:
     found = []
     for lean in (False, True, True):
         if lean:
-            lean_norms(model)
+            replace_norms(model)
         for dtype in PRECISIONS:
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
                 logits = model(ids).logits
@@ -57,7 +57,7 @@ def test_norms_that_are_not_plain_keep_what_they_do() -> None:
     """Gemma adds one to its weights, GPT-2 takes the mean off; heads' norms are left alone."""
     for family, lean, cast in (("llama", 5, 5), ("qwen3", 5, 5), ("gemma", 0, 5), ("gpt2", 0, 5)):
         model = built(family)
-        lean_norms(model)
+        replace_norms(model)
         modules = [*model.modules()]
         assert sum("forward" in vars(module) for module in modules) == lean
         assert sum(bool(module._forward_hooks) for module in modules) == cast

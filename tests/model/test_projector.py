@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from caldera.errors import UnknownNameError
-from caldera.model.projector import PROJECTORS, build_projector, fit_spread
+from caldera.model.projector import PROJECTORS, build_projector, match_embedding_scale
 
 
 @pytest.mark.parametrize("name", PROJECTORS)
@@ -36,7 +36,7 @@ def test_a_fitted_projector_puts_out_tokens_as_spread_as_words(name: str, spread
     torch.manual_seed(0)
     patches, words = torch.randn(11, 13, 5) * spread, torch.randn(17, 7) * 0.3
     projector = build_projector(name, 5, 7)
-    fit_spread(projector, patches, words)
+    match_embedding_scale(projector, patches, words)
     assert projector(patches).std().item() == pytest.approx(words.std().item(), rel=0.01)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from caldera.model.splice import splice
+from caldera.model.splice import insert_image_tokens
 
 
 def test_rows_land_in_order() -> None:
@@ -12,7 +12,7 @@ def test_rows_land_in_order() -> None:
     image = torch.arange(2 * 2 * 3, dtype=torch.float32).reshape(2, 2, 3) + 1
     marks = torch.tensor([[0, 1, 1, 0, 0, 0, 0], [0, 0, 0, 1, 0, 1, 0]], dtype=torch.bool)
 
-    joined = splice(words, image.flatten(0, 1), marks)
+    joined = insert_image_tokens(words, image.flatten(0, 1), marks)
 
     assert torch.equal(joined[0, 1:3], image[0])
     assert torch.equal(joined[1, [3, 5]], image[1])
@@ -24,13 +24,15 @@ def test_a_wrong_number_is_an_error(images: int) -> None:
     """Counts that disagree stop the step, with both numbers in the message."""
     marks = torch.tensor([[True] * 5])
     with pytest.raises(ValueError, match=rf"5 tokens .* {images * 4} image tokens"):
-        splice(torch.zeros(1, 5, 3), torch.zeros(images * 4, 3), marks)
+        insert_image_tokens(torch.zeros(1, 5, 3), torch.zeros(images * 4, 3), marks)
 
 
 def test_without_pictures_the_projector_stays_in_the_graph() -> None:
     """Text alone can be trained on where only the projector learns; its gradient is zero."""
     projector = torch.nn.Linear(2, 3)
-    joined = splice(torch.ones(1, 4, 3), projector(torch.zeros(0, 2)), torch.zeros(1, 4) > 0)
+    joined = insert_image_tokens(
+        torch.ones(1, 4, 3), projector(torch.zeros(0, 2)), torch.zeros(1, 4) > 0
+    )
     joined.sum().backward()
     assert torch.equal(joined, torch.ones(1, 4, 3))
     assert projector.weight.grad is not None

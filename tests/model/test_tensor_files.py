@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from caldera.errors import ModelFolderError
+from caldera.errors import ModelFormatError
 from caldera.model.tensor_files import (
     DTYPES,
     INDEX,
     WEIGHTS,
-    held,
-    mapped,
+    from_memory,
+    memory_mapped,
     read_safetensors,
     weight_files,
     write_weights,
@@ -39,7 +39,9 @@ def test_what_is_written_is_read_by_safetensors_own_reader(
     tensors = some()
     ticked: list[str] = []
 
-    write_weights(tmp_path, {n: held(t) for n, t in tensors.items()}, max_shard, ticked.append)
+    write_weights(
+        tmp_path, {n: from_memory(t) for n, t in tensors.items()}, max_shard, ticked.append
+    )
 
     theirs: dict[str, torch.Tensor] = {}
     for file in tmp_path.glob("*.safetensors"):
@@ -68,7 +70,7 @@ def test_numbers_are_mapped_from_wherever_they_lie(
     file = tmp_path_factory.getbasetemp() / "bytes"
     content = bytes(number * 7 % 251 for number in range(12_000))
     file.write_bytes(content)
-    found = mapped(file, offset, count, dtype)
+    found = memory_mapped(file, offset, count, dtype)
     wanted = content[offset : offset + count * dtype.itemsize]
     assert found.view(torch.uint8).numpy().tobytes() == wanted
 
@@ -105,7 +107,7 @@ def test_a_broken_header_is_refused(
 ) -> None:
     """Names twice, bytes that overlap, too few or too many, unknown numbers: one line for each (fault E2)."""
     raw(tmp_path / WEIGHTS, header, data)
-    with pytest.raises(ModelFolderError, match=message) as caught:
+    with pytest.raises(ModelFormatError, match=message) as caught:
         read_safetensors(tmp_path / WEIGHTS)
     assert "\n" not in str(caught.value)
 
@@ -121,7 +123,7 @@ def test_a_broken_header_is_refused(
 def test_what_is_no_safetensors_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     """A header of 2^60 bytes, a pickle, nothing at all (faults E1, E2)."""
     (tmp_path / WEIGHTS).write_bytes(content)
-    with pytest.raises(ModelFolderError, match=message):
+    with pytest.raises(ModelFormatError, match=message):
         read_safetensors(tmp_path / WEIGHTS)
 
 
@@ -147,7 +149,7 @@ def test_an_index_that_does_not_fit_is_refused(
     """Files outside the folder, missing files, and weights that are elsewhere than said (faults E5, E6)."""
     save_file({"a": torch.zeros(3)}, tmp_path / "one.safetensors")
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": index}))
-    with pytest.raises(ModelFolderError, match=message):
+    with pytest.raises(ModelFormatError, match=message):
         read_weights(tmp_path)
 
 
@@ -157,14 +159,14 @@ def test_a_link_to_elsewhere_is_refused(tmp_path: Path) -> None:
     folder.mkdir()
     save_file({"a": torch.zeros(3)}, tmp_path / "elsewhere")
     (folder / WEIGHTS).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ModelFolderError, match=r"is a link to .*, outside the folder; refused"):
+    with pytest.raises(ModelFormatError, match=r"is a link to .*, outside the folder; refused"):
         read_weights(folder)
 
 
 def test_torchs_files_are_not_opened_where_safetensors_are_wanted(tmp_path: Path) -> None:
     """A folder that only has a pickle names what brings it in (fault E1)."""
-    with pytest.raises(ModelFolderError, match=r"has no model\.safetensors; check the path"):
+    with pytest.raises(ModelFormatError, match=r"has no model\.safetensors; check the path"):
         read_weights(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"anything")
-    with pytest.raises(ModelFolderError, match=r"pytorch_model\.bin is a pickle.* caldera import"):
+    with pytest.raises(ModelFormatError, match=r"pytorch_model\.bin is a pickle.* caldera import"):
         read_weights(tmp_path)

@@ -33,17 +33,17 @@ from transformers import (
     ViTModel,
 )
 
-from caldera.batches.picture_sources import Pixels
+from caldera.batches.picture_sources import DecodedImages
 from caldera.batches.samples import Sample, SampleMaker
 from caldera.batches.templates import VICUNA_SYSTEM, find_template
-from caldera.conversation import Conversation, Picture, Turn
-from caldera.errors import ModelFolderError
-from caldera.inference.generate import Generator
-from caldera.inference.sampling import Sampling
+from caldera.conversation import Conversation, ImageRef, Turn
+from caldera.errors import ModelFormatError
+from caldera.inference.generate import BatchGenerator
+from caldera.inference.sampling import SamplingParams
 from caldera.model.assemble import assemble
-from caldera.model.folder import Assistant, load_assistant, save_assistant
+from caldera.model.folder import LlavaBundle, load_model_folder, save_model_folder
 from caldera.model.preparation import load_processor
-from caldera.training.devices import Compute
+from caldera.training.devices import DeviceConfig
 from caldera.training.step import training_step
 from tests.laying import batch_of
 
@@ -92,7 +92,7 @@ def folder_of(family: Family, folder: Path) -> Path:
     return folder
 
 
-def samples(assistant: Assistant, photos: Path) -> list[Sample]:
+def samples(assistant: LlavaBundle, photos: Path) -> list[Sample]:
     """Return a dialogue with a picture and one with two."""
     maker = SampleMaker(
         tokenizer=assistant.tokenizer,
@@ -102,9 +102,9 @@ def samples(assistant: Assistant, photos: Path) -> list[Sample]:
         count_tokens=assistant.model.count_tokens,
         max_length=500,
     )
-    shown = (Picture("1.png"), Picture("4.png"))
+    shown = (ImageRef("1.png"), ImageRef("4.png"))
     return [
-        maker.make(
+        maker.build(
             Conversation(
                 "c", (Turn("user", (*shown[:count], "what?")), Turn("assistant", ("a cat",)))
             ),
@@ -114,7 +114,7 @@ def samples(assistant: Assistant, photos: Path) -> list[Sample]:
     ]
 
 
-def step(assistant: Assistant, photos: Path) -> float:
+def step(assistant: LlavaBundle, photos: Path) -> float:
     """Take a step of training and return its loss."""
     rows = samples(assistant, photos)
     report = training_step(
@@ -122,17 +122,17 @@ def step(assistant: Assistant, photos: Path) -> float:
         [batch_of(assistant, rows)],
         torch.optim.SGD(assistant.model.parameters(), 0.1),
         max_grad_norm=1.0,
-        compute=Compute(torch.device("cpu"), torch.float32),
-        names=["a", "b"],
+        compute=DeviceConfig(torch.device("cpu"), torch.float32),
+        record_ids=["a", "b"],
     )
     return report.loss
 
 
 @torch.no_grad()
-def logits(assistant: Assistant, photos: Path) -> torch.Tensor:
+def logits(assistant: LlavaBundle, photos: Path) -> torch.Tensor:
     """Return our logits for the sample with two pictures."""
     row = samples(assistant, photos)[1]
-    pictures = Pixels(assistant.processor)(row.pictures)
+    pictures = DecodedImages(assistant.processor)(row.pictures)
     embedded = assistant.model.embed(torch.tensor([row.ids]), pictures, row.layouts)
     return assistant.model.language(inputs_embeds=embedded).logits[0]
 
@@ -157,18 +157,18 @@ def test_a_tower_of_any_family_goes_the_whole_way(
     """Nine image tokens whatever stands before the patches; what is saved comes back and is transformers' own."""
     family = families()[name]
     assistant = assemble(folder_of(family, tmp_path / "tower"), language_folder, seed=3)
-    assert assistant.model.vision.leading == family.leading
-    assert assistant.model.vision.image_tokens == 9
+    assert assistant.model.vision.num_prefix_tokens == family.leading
+    assert assistant.model.vision.tokens_per_view == 9
 
     first = step(assistant, photos)
     assistant.model.eval()
 
     assert first > 0
-    prompts = Generator(assistant, Pixels(assistant.processor))
-    asked = Conversation("q", (Turn("user", (Picture("2.png"), "what?")),))
-    assert prompts.answer([prompts.prompt(asked, photos)], Sampling(max_new_tokens=5))[0]
-    save_assistant(tmp_path / "m", assistant)
-    loaded = load_assistant(tmp_path / "m")
+    prompts = BatchGenerator(assistant, DecodedImages(assistant.processor))
+    asked = Conversation("q", (Turn("user", (ImageRef("2.png"), "what?")),))
+    assert prompts.generate([prompts.prompt(asked, photos)], SamplingParams(max_new_tokens=5))[0]
+    save_model_folder(tmp_path / "m", assistant)
+    loaded = load_model_folder(tmp_path / "m")
     assert loaded.processor == assistant.processor
     assert torch.equal(logits(loaded, photos), logits(assistant, photos))
     if family.strange:
@@ -200,7 +200,7 @@ def test_every_position_can_be_kept(tmp_path: Path, language_folder: Path) -> No
     family = families()["dinov2_with_registers"]
     vision = assemble(folder_of(family, tmp_path / "tower"), language_folder).model.vision
     vision.select = "cls_patch"
-    assert vision.image_tokens == 14
+    assert vision.tokens_per_view == 14
     assert vision(torch.zeros(2, 3, 6, 6)).shape == (2, 14, 10)
 
 
@@ -233,7 +233,7 @@ def test_a_tower_that_does_not_fit_is_refused(
     """Before anything is trained, in one line."""
     size: dict[str, Any] = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     folder = folder_of(Family(unfit(kind), CLIPImageProcessorPil(**size), 0), tmp_path / "tower")
-    with pytest.raises(ModelFolderError, match=message) as caught:
+    with pytest.raises(ModelFormatError, match=message) as caught:
         assemble(folder, language_folder)
     assert "\n" not in str(caught.value)
 
@@ -252,7 +252,7 @@ def test_a_processor_that_makes_no_square_is_refused(
     """What would not end as a square of the picture is not guessed."""
     content = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, **sizes}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
-    with pytest.raises(ModelFolderError, match="square"):
+    with pytest.raises(ModelFormatError, match="square"):
         load_processor(tmp_path)
 
 
@@ -277,5 +277,5 @@ def test_a_processor_that_makes_other_pixels_is_refused(
     size: dict[str, Any] = {"size": {"shortest_edge": 6}, "crop_size": {"height": 6, "width": 6}}
     content = {**size, "image_mean": [0.5] * 3, "image_std": [0.25] * 3, **settings}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
-    with pytest.raises(ModelFolderError, match=message):
+    with pytest.raises(ModelFormatError, match=message):
         load_processor(tmp_path)

@@ -11,11 +11,11 @@ from transformers import CLIPImageProcessor, CLIPVisionModel
 
 from caldera.errors import UsageError
 from caldera.model.assemble import assemble
-from caldera.model.folder import Assistant, load_assistant, save_assistant
+from caldera.model.folder import LlavaBundle, load_model_folder, save_model_folder
 from caldera.model.original import write_original as write_out
 from caldera.model.tokenizer import load_tokenizer
-from caldera.progress import Silent
-from caldera.recipes.import_request import Import
+from caldera.progress import NoProgress
+from caldera.recipes.import_request import ImportRequest
 from caldera.recipes.importing import import_model
 from tests.recipes.conftest import WORDS, Weights, Write, tower_inside
 
@@ -30,7 +30,9 @@ def read_torch(folder: Path) -> Weights:
 
 def bring(source: Path, out: Path, vision: Path) -> None:
     """Import an original folder."""
-    import_model(Import(source=source, vision=vision, template="vicuna_v1"), out, Silent())
+    import_model(
+        ImportRequest(source=source, vision=vision, template="vicuna_v1"), out, NoProgress()
+    )
 
 
 def test_a_round_trip_gives_back_every_number(
@@ -86,7 +88,7 @@ def test_the_tower_is_where_the_config_says(
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     assert CLIPImageProcessor.from_pretrained(place).crop_size == {"height": 6, "width": 6}
-    ours = load_assistant(tmp_path / "ours").model.vision.tower.state_dict()
+    ours = load_model_folder(tmp_path / "ours").model.vision.tower.state_dict()
     assert all(torch.equal(ours[name], each) for name, each in model.state_dict().items())
 
 
@@ -100,15 +102,15 @@ def test_it_comes_in_again(tmp_path: Path, write_original: Write, clip_folder: P
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_what_caldera_trained_goes_out_and_comes_in(tmp_path: Path, assistant: Assistant) -> None:
+def test_what_caldera_trained_goes_out_and_comes_in(tmp_path: Path, assistant: LlavaBundle) -> None:
     """A folder that caldera joined itself, with a tokenizer of its own, survives the way there and back."""
-    save_assistant(tmp_path / "ours", assistant)
+    save_model_folder(tmp_path / "ours", assistant)
 
     notes = write_out(tmp_path / "ours", tmp_path / "theirs")
 
     assert any("tokenizer.model" in note for note in notes)
     bring(tmp_path / "theirs", tmp_path / "again", tmp_path / "theirs" / "vision_tower")
-    loaded = load_assistant(tmp_path / "again")
+    loaded = load_model_folder(tmp_path / "again")
     assert loaded.tokenizer.get_vocab() == assistant.tokenizer.get_vocab()
     state = assistant.model.state_dict()
     words = len(assistant.tokenizer)
@@ -121,7 +123,7 @@ def test_what_their_code_has_no_class_for_is_refused(
     tmp_path: Path, vision_folder: Path, gpt2_folder: Path
 ) -> None:
     """GPT-2 behind CLIP is nothing that LLaVA's own code can load."""
-    save_assistant(tmp_path / "ours", assemble(vision_folder, gpt2_folder))
+    save_model_folder(tmp_path / "ours", assemble(vision_folder, gpt2_folder))
     with pytest.raises(UsageError, match=r"joins CLIP with llama or mistral, not .* with gpt2"):
         write_out(tmp_path / "ours", tmp_path / "theirs")
     assert not (tmp_path / "theirs").exists()

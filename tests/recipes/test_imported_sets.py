@@ -8,17 +8,17 @@ import torch
 from PIL import Image
 
 from caldera.datasets.imported import ImportOptions
-from caldera.datasets.importers import import_file
+from caldera.datasets.importers import import_dataset
 from caldera.model.assemble import assemble
-from caldera.model.folder import load_assistant
-from caldera.progress import Silent
-from caldera.recipes.paper_way import Brought, run_paper
+from caldera.model.folder import load_model_folder
+from caldera.progress import NoProgress
+from caldera.recipes.paper_way import UserInputs, run_paper_recipe
 from caldera.recipes.table import find_paper_recipe
-from caldera.settings import with_settings
-from caldera.training.devices import Compute, Means
+from caldera.settings import apply_overrides
+from caldera.training.devices import DeviceConfig, Runtime
 from caldera.training.record import read_metrics
 
-MEANS = Means(Compute(torch.device("cpu"), torch.float32), Silent())
+MEANS = Runtime(DeviceConfig(torch.device("cpu"), torch.float32), NoProgress())
 SMALL = (
     "pretrain.batch_size=3", "pretrain.micro_batch_size=3", "pretrain.max_steps=1",
     "finetune.batch_size=3", "finetune.micro_batch_size=3", "finetune.max_steps=2", "finetune.learning_rate=1e-2",
@@ -56,7 +56,7 @@ def captions(tmp_path: Path) -> Path:
         "image,caption\n0.png,a dog\n1.png,a cat on the left\n2.png,a bird\n"
     )
     out = tmp_path / "captions.json"
-    import_file("captions", tmp_path / "captions.csv", out, ImportOptions())
+    import_dataset("captions", tmp_path / "captions.csv", out, ImportOptions())
     return out
 
 
@@ -66,16 +66,16 @@ def test_science_qa_is_trained_by_its_recipe(
 ) -> None:  # fmt: skip
     """Problems with and without a picture, in every form, go through both stages, and none is left out."""
     data = tmp_path / "scienceqa.json"
-    report = import_file("scienceqa", science, data, ImportOptions(form=form))
+    report = import_dataset("scienceqa", science, data, ImportOptions(layout=form))
     assert (report.conversations, report.pictures) == (5, 2)
-    brought = Brought(
+    brought = UserInputs(
         vision=str(vision_folder), language=str(language_folder), pretrain_data=captions,
         pretrain_pictures=tmp_path, data=data, pictures=tmp_path,
     )  # fmt: skip
     all_at_once = ("finetune.batch_size=5", "finetune.micro_batch_size=5")
-    recipe = with_settings(find_paper_recipe("science_qa"), [*SMALL, *all_at_once])
+    recipe = apply_overrides(find_paper_recipe("science_qa"), [*SMALL, *all_at_once])
 
-    run_paper(recipe, brought, tmp_path / "run", means=MEANS, max_bad=0.0, resume=False)
+    run_paper_recipe(recipe, brought, tmp_path / "run", means=MEANS, max_bad=0.0, resume=False)
 
     events = read_metrics(tmp_path / "run" / "finetune" / "metrics.jsonl")
     losses = [event["loss"] for event in events if "loss" in event]
@@ -97,17 +97,17 @@ def test_chats_without_pictures_are_trained_beside_others(
     ]
     (tmp_path / "chats.json").write_text(json.dumps(rows))
     data = tmp_path / "dialogues.json"
-    report = import_file("llava", tmp_path / "chats.json", data, ImportOptions())
+    report = import_dataset("llava", tmp_path / "chats.json", data, ImportOptions())
     assert (report.conversations, report.pictures, report.bad) == (3, 3, 0)
-    recipe = with_settings(find_paper_recipe("llava_15_7b"), SMALL)
+    recipe = apply_overrides(find_paper_recipe("llava_15_7b"), SMALL)
     start = assemble(vision_folder, language_folder, projector=recipe.projector, seed=0)
-    brought = Brought(
+    brought = UserInputs(
         vision=str(vision_folder), language=str(language_folder), pretrain_data=captions,
         pretrain_pictures=tmp_path, data=data, pictures=tmp_path,
     )  # fmt: skip
 
-    run_paper(recipe, brought, tmp_path / "run", means=MEANS, max_bad=0.0, resume=False)
+    run_paper_recipe(recipe, brought, tmp_path / "run", means=MEANS, max_bad=0.0, resume=False)
 
-    trained = load_assistant(tmp_path / "run" / "finetune" / "model").model.projector
+    trained = load_model_folder(tmp_path / "run" / "finetune" / "model").model.projector
     fresh = start.model.projector.state_dict()
     assert all(not torch.equal(each, fresh[name]) for name, each in trained.state_dict().items())

@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from caldera.batches.anyres import WHOLE
-from caldera.errors import CalderaError, ModelFolderError, UsageError
-from caldera.model.folder import Assistant, load_assistant
+from caldera.batches.anyres import SINGLE_VIEW
+from caldera.errors import CalderaError, ModelFormatError, UsageError
+from caldera.model.folder import LlavaBundle, load_model_folder
 from caldera.model.tokenizer import load_tokenizer
-from caldera.progress import Silent
-from caldera.recipes.import_request import Import
-from caldera.recipes.importing import Imported, import_model
+from caldera.progress import NoProgress
+from caldera.recipes.import_request import ImportRequest
+from caldera.recipes.importing import ModelImportReport, import_model
 from tests.recipes.conftest import (
     WORDS,
     Weights,
@@ -34,9 +34,9 @@ from tests.recipes.conftest import (
 LARGE_FOLDER = Path(__file__).parents[2] / "benchmarks" / "large_folder.py"
 
 
-def bring(out: Path, **what: Any) -> Imported:  # noqa: ANN401 - fields of Import
+def bring(out: Path, **what: Any) -> ModelImportReport:  # noqa: ANN401 - fields of Import
     """Import a model, with LLaVA-1.5's template where none is named."""
-    return import_model(Import(**{"template": "vicuna_v1", **what}), out, Silent())
+    return import_model(ImportRequest(**{"template": "vicuna_v1", **what}), out, NoProgress())
 
 
 def theirs(name: str) -> str:
@@ -60,9 +60,9 @@ def original_weights(folder: Path) -> Weights:
 
 
 @torch.no_grad()
-def logits(assistant: Assistant, ids: Tensor, pixels: Tensor) -> Tensor:
+def logits(assistant: LlavaBundle, ids: Tensor, pixels: Tensor) -> Tensor:
     """Return our model's logits."""
-    embedded = assistant.model.embed(ids, pixels, [WHOLE] * len(pixels))
+    embedded = assistant.model.embed(ids, pixels, [SINGLE_VIEW] * len(pixels))
     return assistant.model.language(inputs_embeds=embedded).logits
 
 
@@ -87,10 +87,10 @@ def test_a_llava_hf_folder_gives_transformers_own_logits(
 
     bring(tmp_path / "out", source=llava_hf)
 
-    loaded = load_assistant(tmp_path / "out")
+    loaded = load_model_folder(tmp_path / "out")
     torch.testing.assert_close(logits(loaded, ids, pixels), expected, atol=1e-5, rtol=0)
     assert loaded.card.template == "vicuna_v1"
-    assert loaded.card.aspect == "square"
+    assert loaded.card.image_aspect == "square"
 
 
 def _classic(name: str) -> str:
@@ -130,11 +130,11 @@ def test_a_whole_original_comes_in_number_for_number(
         f"vision_tower.{name}" for name in tower if "position_ids" not in name
     }
     assert done.kind == "full"
-    loaded = load_assistant(tmp_path / "out")
+    loaded = load_model_folder(tmp_path / "out")
     assert loaded.tokenizer.convert_tokens_to_ids(["<image>", "<pad>"]) == [WORDS, WORDS + 1]
-    assert loaded.card.aspect == "pad"
+    assert loaded.card.image_aspect == "pad"
     assert (tmp_path / "out" / "tokenizer.model").is_file()
-    assert set(loaded.card.parents) == {"source", "vision"}
+    assert set(loaded.card.source_digests) == {"source", "vision"}
 
 
 def test_what_came_in_loads_in_transformers(
@@ -152,7 +152,7 @@ def test_what_came_in_loads_in_transformers(
     pixels = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(3))
     with torch.no_grad():
         expected = model(input_ids=ids, pixel_values=pixels).logits
-    loaded = load_assistant(tmp_path / "out")
+    loaded = load_model_folder(tmp_path / "out")
     torch.testing.assert_close(logits(loaded, ids, pixels), expected, atol=1e-5, rtol=0)
 
 
@@ -164,7 +164,7 @@ def test_the_fast_tokenizer_says_what_sentencepiece_says(
 
     bring(tmp_path / "out", source=write_original(), vision=clip_folder)
     own = sentencepiece.SentencePieceProcessor(model_file=str(words_folder / "tokenizer.model"))
-    tokenizer = load_assistant(tmp_path / "out").tokenizer
+    tokenizer = load_model_folder(tmp_path / "out").tokenizer
     for text in ("USER: what is there? ASSISTANT: a dog", "the user's\n\ncat é 12", "\na"):
         assert tokenizer(text)["input_ids"] == [1, *own.encode(text)]
         assert tokenizer.decode(own.encode(text)) == text
@@ -208,7 +208,7 @@ def test_what_stage_1_left_is_joined_with_its_base(
     written = load_file(tmp_path / "out" / "model.safetensors")
     for name, each in {**random_projector(), **original_weights(vicuna_folder)}.items():
         assert torch.equal(written[theirs(name)][: len(each)], each), name
-    assert load_assistant(tmp_path / "out").card.template == "plain"
+    assert load_model_folder(tmp_path / "out").card.template == "plain"
 
 
 LAYER = "model.layers.1.mlp.down_proj"
@@ -275,7 +275,7 @@ def test_an_adapter_of_another_kind_is_refused(
 ) -> None:
     """The setting is named, and nothing is written."""
     write_adapter(tmp_path / "adapter", **{"rank": 3, **settings})  # type: ignore[arg-type]
-    with pytest.raises(ModelFolderError, match=message):
+    with pytest.raises(ModelFormatError, match=message):
         bring(
             tmp_path / "out",
             source=tmp_path / "adapter",
@@ -291,7 +291,7 @@ def test_an_adapter_without_its_projector_is_refused(
     """A checkpoint from the middle of a LoRA run lacks the file that is written at its end."""
     write_adapter(tmp_path / "adapter")
     (tmp_path / "adapter" / "non_lora_trainables.bin").unlink()
-    with pytest.raises(ModelFolderError, match=r"has no non_lora_trainables\.bin"):
+    with pytest.raises(ModelFormatError, match=r"has no non_lora_trainables\.bin"):
         bring(tmp_path / "out", source=tmp_path / "adapter", base=vicuna_folder, vision=clip_folder)
 
 
@@ -333,7 +333,7 @@ def test_two_towers_are_joined(
 
     done = bring(tmp_path / "out", vision=clip_folder, language=vicuna_folder, projector=chosen)
 
-    card = load_assistant(tmp_path / "out").card
+    card = load_model_folder(tmp_path / "out").card
     assert card.projector == ("linear" if projector == "linear" else "mlp2x_gelu")
     said = any("cannot express a single linear projector" in note for note in done.notes)
     assert said == (projector == "linear")
@@ -366,7 +366,7 @@ def test_the_first_llavas_linear_projector_comes_in(
 
     done = bring(tmp_path / "out", source=folder, vision=clip_folder)
 
-    assert load_assistant(tmp_path / "out").card.projector == "linear"
+    assert load_model_folder(tmp_path / "out").card.projector == "linear"
     assert any("cannot express" in note for note in done.notes)
 
 
@@ -550,7 +550,7 @@ def test_the_hubs_cache_is_read_through_its_links(tmp_path: Path, llava_hf: Path
         shutil.copy(file, blobs / f"{number:040x}")
         (snapshot / file.name).symlink_to(Path("..", "..", "blobs", f"{number:040x}"))
     bring(tmp_path / "out", source=snapshot)
-    assert load_assistant(tmp_path / "out").card.parents.keys() == {"source"}
+    assert load_model_folder(tmp_path / "out").card.source_digests.keys() == {"source"}
 
 
 def test_a_linked_tokenizer_is_not_copied(
@@ -599,7 +599,7 @@ def test_what_no_folder_says_is_asked_for(
 def test_a_folders_name_says_nothing(tmp_path: Path, vicuna_folder: Path) -> None:
     """A language model in a folder called llava-lora is a language model."""
     vicuna_folder.replace(tmp_path / "llava-lora")
-    with pytest.raises(ModelFolderError, match="has model_type 'llama'; caldera imports"):
+    with pytest.raises(ModelFormatError, match="has model_type 'llama'; caldera imports"):
         bring(tmp_path / "out", source=tmp_path / "llava-lora")
 
 
@@ -652,7 +652,7 @@ def test_the_command_refuses_in_one_line(tmp_path: Path, write_original: Write) 
 def test_the_shipped_towers_are_joined_by_name(tmp_path: Path) -> None:
     """A tied head is not stored twice, and a name that is no folder gets the nearest."""
     bring(tmp_path / "out", vision=Path("scenes-vit"), language=Path("scenes-llama"))
-    assert load_assistant(tmp_path / "out").model.vision.patches > 9
+    assert load_model_folder(tmp_path / "out").model.vision.patches > 9
     with pytest.raises(UsageError, match="did you mean 'scenes-llama'"):
         bring(tmp_path / "b", vision=Path("scenes-vit"), language=Path("scenes-lama"))
 
@@ -665,15 +665,15 @@ def test_a_tied_head_is_stored_once(
     folder = write_original({"lm_head.weight": table}, tie_word_embeddings=True)
     bring(tmp_path / "out", source=folder, vision=clip_folder)
     assert "language_model.lm_head.weight" not in load_file(tmp_path / "out" / "model.safetensors")
-    language = load_assistant(tmp_path / "out").model.language
+    language = load_model_folder(tmp_path / "out").model.language
     assert torch.equal(language.lm_head.weight, language.model.embed_tokens.weight)
 
 
 def test_llava_next_comes_in(tmp_path: Path, llava_next: Path) -> None:
     """Its grids are (height, width) there and (width, height) here; its newline comes along."""
     bring(tmp_path / "out", source=llava_next)
-    card = load_assistant(tmp_path / "out").card
-    assert str(card.aspect) == "anyres"
+    card = load_model_folder(tmp_path / "out").card
+    assert str(card.image_aspect) == "anyres"
     assert card.model_dump()["pinpoints"] == ((12, 6), (6, 18))
     given = load_file(llava_next / "model.safetensors")
     written = load_file(tmp_path / "out" / "model.safetensors")
@@ -694,7 +694,7 @@ def test_an_original_with_tiles_comes_in(
     bring(tmp_path / "out", source=folder, vision=clip_folder)
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert torch.equal(written["image_newline"], newline)
-    assert load_assistant(tmp_path / "out").card.model_dump()["pinpoints"] == ((12, 6), (6, 18))
+    assert load_model_folder(tmp_path / "out").card.model_dump()["pinpoints"] == ((12, 6), (6, 18))
 
 
 @pytest.mark.parametrize(

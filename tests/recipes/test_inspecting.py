@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from caldera.errors import ModelFolderError, UsageError
-from caldera.model.folder import Assistant, save_assistant
+from caldera.errors import ModelFormatError, UsageError
+from caldera.model.folder import LlavaBundle, save_model_folder
 from caldera.recipes.inspecting import inspect_record
 
 
@@ -21,10 +21,10 @@ def records(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("record", "found"), [("b", "b"), ("1", "b"), ("0", "0")])
 def test_a_record_is_found_by_id_then_by_number(
-    tmp_path: Path, records: Path, assistant: Assistant, record: str, found: str
+    tmp_path: Path, records: Path, assistant: LlavaBundle, record: str, found: str
 ) -> None:
     """An id that looks like a number is an id."""
-    save_assistant(tmp_path / "m", assistant)
+    save_model_folder(tmp_path / "m", assistant)
     assert inspect_record(records, record, tmp_path / "m", None, frozenset()).id == found
 
 
@@ -49,11 +49,11 @@ def test_a_record_is_shown_in_any_template(records: Path, template: str, expecte
 
 
 def test_a_model_that_lacks_a_mark_says_so(
-    tmp_path: Path, records: Path, assistant: Assistant
+    tmp_path: Path, records: Path, assistant: LlavaBundle
 ) -> None:
     """Nothing is shown that the model would not see."""
-    save_assistant(tmp_path / "m", assistant)
-    with pytest.raises(ModelFolderError, match=r"no special token '<\|im_start\|>'"):
+    save_model_folder(tmp_path / "m", assistant)
+    with pytest.raises(ModelFormatError, match=r"no special token '<\|im_start\|>'"):
         inspect_record(records, "a", tmp_path / "m", "qwen", frozenset())
 
 

@@ -4,9 +4,16 @@ import json
 
 import pytest
 
-from caldera.recipes.listing import COLUMNS, describe, overview, settings_of, short, spell
+from caldera.recipes.listing import (
+    COLUMNS,
+    compact_number,
+    describe,
+    format_value,
+    overview,
+    recipe_fields,
+)
 from caldera.recipes.table import RECIPES, find_recipe
-from caldera.settings import with_settings
+from caldera.settings import apply_overrides
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -20,14 +27,14 @@ def test_every_recipe_is_told_whole(name: str) -> None:
     assert told["name"] == name
     names = [setting["name"] for setting in told["settings"]]
     assert len(names) == len(set(names)) > 40
-    for setting in settings_of(recipe):
+    for setting in recipe_fields(recipe):
         if isinstance(setting.value, int) and not isinstance(setting.value, bool):
-            assert with_settings(recipe, [f"{setting.name}={setting.value}"]) == recipe
+            assert apply_overrides(recipe, [f"{setting.name}={setting.value}"]) == recipe
 
 
 def test_the_papers_number_stands_beside_a_changed_one() -> None:
     """In brackets what is cited, before them what would be run."""
-    recipe = with_settings(find_recipe("llava_next_7b"), ["finetune.batch_size=12"])
+    recipe = apply_overrides(find_recipe("llava_next_7b"), ["finetune.batch_size=12"])
     first, last = overview(recipe)
     assert first[COLUMNS.index("batch")] == "256 (256)"
     assert last[COLUMNS.index("batch")] == "12 (128?)"
@@ -54,7 +61,7 @@ def test_the_papers_number_stands_beside_a_changed_one() -> None:
 )
 def test_settings_are_spelled_as_people_write_them(value: object, told: str) -> None:
     """Small numbers with an exponent, large ones with commas, lists without brackets."""
-    assert spell(value) == told
+    assert format_value(value) == told
 
 
 @pytest.mark.parametrize(
@@ -69,4 +76,4 @@ def test_settings_are_spelled_as_people_write_them(value: object, told: str) -> 
 )
 def test_sizes_are_told_in_three_digits(number: int | None, told: str) -> None:
     """In thousands, millions or billions."""
-    assert short(number) == told
+    assert compact_number(number) == told

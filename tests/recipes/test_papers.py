@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from caldera.batches.templates import TEMPLATES
-from caldera.conversation import Conversation, Picture, Turn, write_conversations
+from caldera.conversation import Conversation, ImageRef, Turn, write_conversations
 from caldera.errors import InputError, UsageError
 from caldera.model.assemble import assemble
-from caldera.model.folder import load_assistant
-from caldera.progress import Progress, Silent
+from caldera.model.folder import load_model_folder
+from caldera.progress import NoProgress, Progress
 from caldera.recipes.citations import CITATIONS
 from caldera.recipes.hub_towers import HUB_TOWERS
-from caldera.recipes.listing import cited_names, parameters_of, settings_of
+from caldera.recipes.listing import cited_field_names, parameters_of, recipe_fields
 from caldera.recipes.paper_recipe import PaperRecipe
-from caldera.recipes.paper_way import Brought, run_paper
+from caldera.recipes.paper_way import UserInputs, run_paper_recipe
 from caldera.recipes.recipe import Recipe
 from caldera.recipes.table import (
     PAPER_RECIPES,
@@ -25,11 +25,11 @@ from caldera.recipes.table import (
     find_recipe,
     find_scene_recipe,
 )
-from caldera.settings import with_settings
-from caldera.training.devices import Compute, Means
+from caldera.settings import apply_overrides
+from caldera.training.devices import DeviceConfig, Runtime
 from caldera.training.record import read_metrics
 
-MEANS = Means(Compute(torch.device("cpu"), torch.float32), Silent())
+MEANS = Runtime(DeviceConfig(torch.device("cpu"), torch.float32), NoProgress())
 
 TINY = (
     "pretrain.batch_size=4", "pretrain.micro_batch_size=2", "pretrain.max_steps=1", "pretrain.learning_rate=1e-2",
@@ -41,7 +41,7 @@ TINY = (
 
 def differences(recipe: Recipe) -> list[str]:
     """Name the fields in which a recipe says something else than is cited of it."""
-    return [setting.name for setting in settings_of(recipe) if setting.differs]
+    return [setting.name for setting in recipe_fields(recipe) if setting.differs]
 
 
 def test_the_table_is_the_papers() -> None:
@@ -58,7 +58,7 @@ def test_the_table_is_the_papers() -> None:
 def test_every_number_is_the_cited_one(name: str) -> None:
     """All that has to be cited is, and nothing else; and no field says anything else than its citation."""
     recipe = find_paper_recipe(name)
-    assert sorted(CITATIONS[name].fields) == sorted(cited_names(recipe))
+    assert sorted(CITATIONS[name].fields) == sorted(cited_field_names(recipe))
     assert len(CITATIONS[name].fields) >= 36
     unwritten = [  # stands in for until the table has it; papers.py must then name it
         field
@@ -75,7 +75,7 @@ def test_every_number_is_the_cited_one(name: str) -> None:
 )  # fmt: skip
 def test_a_slip_in_a_recipe_is_found(slip: str) -> None:
     """One figure changed is one difference."""
-    recipe = with_settings(find_paper_recipe("llava_15_7b_lora"), [slip])
+    recipe = apply_overrides(find_paper_recipe("llava_15_7b_lora"), [slip])
     assert differences(recipe) == [slip.partition("=")[0]]
 
 
@@ -119,21 +119,21 @@ def test_sizes_are_those_of_the_published_weights(
 
 
 @pytest.fixture
-def brought(vision_folder: Path, language_folder: Path, photos: Path, tmp_path: Path) -> Brought:
+def brought(vision_folder: Path, language_folder: Path, photos: Path, tmp_path: Path) -> UserInputs:
     """Two tiny towers, twelve captions, and as many dialogues."""
     for name, question in (("captions", "describe the picture"), ("dialogues", "how many dogs?")):
         records = [
             Conversation(
                 f"r{number}",
                 (
-                    Turn("user", (Picture(f"{number % 7}.png"), question)),
+                    Turn("user", (ImageRef(f"{number % 7}.png"), question)),
                     Turn("assistant", (("the dog", "no", "a cat is on the left")[number % 3],)),
                 ),
             )
             for number in range(12)
         ]
         write_conversations(tmp_path / f"{name}.json", records)
-    return Brought(
+    return UserInputs(
         vision=str(vision_folder),
         language=str(language_folder),
         pretrain_data=tmp_path / "captions.json",
@@ -144,19 +144,24 @@ def brought(vision_folder: Path, language_folder: Path, photos: Path, tmp_path: 
 
 
 def run(
-    recipe: PaperRecipe, brought: Brought, out: Path, *, resume: bool = False, means: Means = MEANS
+    recipe: PaperRecipe,
+    brought: UserInputs,
+    out: Path,
+    *,
+    resume: bool = False,
+    means: Runtime = MEANS,
 ) -> dict[str, object]:
     """Run a recipe, and return what its stages came to."""
-    return dict(run_paper(recipe, brought, out, means=means, max_bad=0.0, resume=resume))
+    return dict(run_paper_recipe(recipe, brought, out, means=means, max_bad=0.0, resume=resume))
 
 
 def tiny(name: str, *more: str) -> PaperRecipe:
     """Return a paper's recipe at tiny size."""
-    return with_settings(find_paper_recipe(name), [*TINY, *more])
+    return apply_overrides(find_paper_recipe(name), [*TINY, *more])
 
 
 @pytest.mark.parametrize("name", PAPER_RECIPES)
-def test_every_recipe_runs_at_tiny_size(name: str, brought: Brought, tmp_path: Path) -> None:
+def test_every_recipe_runs_at_tiny_size(name: str, brought: UserInputs, tmp_path: Path) -> None:
     """Both stages take their steps, and just the parts that the paper trains have moved, in its template and aspect."""
     lora = ("finetune.lora.rank=3",) if name.endswith("_lora") else ()
     recipe = tiny(name, *lora)
@@ -174,20 +179,20 @@ def test_every_recipe_runs_at_tiny_size(name: str, brought: Brought, tmp_path: P
         folder = tmp_path / "run" / stage.name
         events = read_metrics(folder / "metrics.jsonl")
         assert sum("loss" in event for event in events) == stage.max_steps
-        trained = load_assistant(folder / "model")
+        trained = load_model_folder(folder / "model")
         states.append(trained.model.state_dict())
         moved = {
             weight.partition(".")[0]
             for weight, values in states[-1].items()
             if weight not in states[-2] or not torch.equal(values, states[-2][weight])
         }
-        assert moved == set(stage.trains)
-        assert (trained.card.template, trained.card.aspect) == (stage.template, stage.aspect)
+        assert moved == set(stage.trainable)
+        assert (trained.card.template, trained.card.image_aspect) == (stage.template, stage.aspect)
         assert (folder / "adapter").is_dir() == (stage.lora is not None)
 
 
 def test_a_finished_stage_is_passed_over_and_a_broken_one_goes_on(
-    brought: Brought, tmp_path: Path, stops_at: Callable[[int], Progress]
+    brought: UserInputs, tmp_path: Path, stops_at: Callable[[int], Progress]
 ) -> None:
     """Stopped in stage 2 and resumed, stage 1 is kept as it is and the end is that of an unbroken run."""
     recipe, out = tiny("llava_15_7b_lora", "finetune.lora.rank=3"), tmp_path / "run"
@@ -205,18 +210,19 @@ def test_a_finished_stage_is_passed_over_and_a_broken_one_goes_on(
     assert outcomes["finetune"] is not None
     assert (out / "pretrain" / "model" / "model.safetensors").stat().st_mtime_ns == first
     made, calm = (
-        load_assistant(folder / "finetune" / "model").model for folder in (out, tmp_path / "calm")
+        load_model_folder(folder / "finetune" / "model").model
+        for folder in (out, tmp_path / "calm")
     )
     for name, weight in calm.state_dict().items():
         assert torch.equal(made.state_dict()[name], weight), name
     with pytest.raises(UsageError, match="holds a run with other settings"):
-        run(with_settings(recipe, ["finetune.epochs=2"]), brought, out, resume=True)
+        run(apply_overrides(recipe, ["finetune.epochs=2"]), brought, out, resume=True)
 
 
-def test_a_stage_1_that_was_run_before_is_taken_up(brought: Brought, tmp_path: Path) -> None:
+def test_a_stage_1_that_was_run_before_is_taken_up(brought: UserInputs, tmp_path: Path) -> None:
     """With its model folder given, towers and captions are not needed, and the end is the same."""
     whole = run(tiny("llava_15_7b"), brought, tmp_path / "whole")
-    aligned = Brought(
+    aligned = UserInputs(
         aligned=tmp_path / "whole" / "pretrain" / "model",
         data=brought.data,
         pictures=brought.pictures,
@@ -230,7 +236,9 @@ def test_a_stage_1_that_was_run_before_is_taken_up(brought: Brought, tmp_path: P
     assert weights[0] == weights[1]
 
 
-def test_a_stage_1_takes_the_place_of_towers_and_captions(brought: Brought, tmp_path: Path) -> None:
+def test_a_stage_1_takes_the_place_of_towers_and_captions(
+    brought: UserInputs, tmp_path: Path
+) -> None:
     """Nothing that is brought beside it is passed over in silence, and it has to be one of the recipe's own."""
     run(tiny("llava_7b"), brought, tmp_path / "v1")
     aligned = replace(brought, aligned=tmp_path / "v1" / "pretrain" / "model")
@@ -238,18 +246,18 @@ def test_a_stage_1_takes_the_place_of_towers_and_captions(brought: Brought, tmp_
         UsageError, match=r"so --vision, --language, --pretrain-data.* would not be"
     ):
         run(tiny("llava_7b"), aligned, tmp_path / "run")
-    alone = Brought(aligned=aligned.aligned, data=brought.data, pictures=brought.pictures)
+    alone = UserInputs(aligned=aligned.aligned, data=brought.data, pictures=brought.pictures)
     with pytest.raises(UsageError, match="has projector 'linear', llava_15_7b has 'mlp2x_gelu'"):
         run(tiny("llava_15_7b"), alone, tmp_path / "run")
 
 
 def test_what_is_missing_is_named_with_where_people_get_it(
-    brought: Brought, tmp_path: Path
+    brought: UserInputs, tmp_path: Path
 ) -> None:
     """Every tower and data set that was not given, at once, before a folder is made."""
     recipe = find_paper_recipe("llava_15_7b")
     with pytest.raises(UsageError) as caught:
-        run(recipe, Brought(), tmp_path / "run")
+        run(recipe, UserInputs(), tmp_path / "run")
     for told in (
         "--vision FOLDER (openai/clip-vit-large-patch14-336 on the",
         "--language FOLDER (lmsys/vicuna-7b-v1.5 on the",
@@ -263,7 +271,7 @@ def test_what_is_missing_is_named_with_where_people_get_it(
     assert str(caught.value).count("FILE") == 1
 
 
-def test_what_would_stop_stage_2_stops_before_stage_1(brought: Brought, tmp_path: Path) -> None:
+def test_what_would_stop_stage_2_stops_before_stage_1(brought: UserInputs, tmp_path: Path) -> None:
     """A broken data file and a layer that is not there are found before the first step, and do not claim the folder."""
     assert brought.data
     recipe = tiny("llava_15_7b_lora", "finetune.lora.targets=q_prj,")

@@ -14,16 +14,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from caldera.errors import UsageError
-from caldera.model.folder import load_assistant
-from caldera.progress import Silent
+from caldera.model.folder import load_model_folder
+from caldera.progress import NoProgress
 from caldera.recipes.demo import demo
-from caldera.recipes.scene_recipe import Mix, Questions, SceneRecipe, Scenes
+from caldera.recipes.scene_recipe import InstructionMix, QuestionCounts, SceneCounts, SceneRecipe
 from caldera.recipes.table import SCENE_RECIPES, find_scene_recipe
-from caldera.recipes.way import run_recipe
-from caldera.settings import with_settings
-from caldera.training.devices import Compute, Means
+from caldera.recipes.way import run_scene_recipe
+from caldera.settings import apply_overrides
+from caldera.training.devices import DeviceConfig, Runtime
 
-MEANS = Means(Compute(torch.device("cpu"), torch.float32), Silent())
+MEANS = Runtime(DeviceConfig(torch.device("cpu"), torch.float32), NoProgress())
 COLUMNS = ("accuracy", "prior", "other_picture", "without_pretrain")
 KINDS = {
     "overall",
@@ -44,12 +44,12 @@ def tiny(vision: Path, language: Path) -> SceneRecipe:
     whole = demo()
     return replace(
         whole,
-        scenes=Scenes(train=30, held_out=12),
+        scenes=SceneCounts(train=30, held_out=12),
         vision=str(vision),
         language=str(language),
-        pretrain=replace(whole.pretrain, batch_size=8, max_length=256, checkpoint_every=2),
-        finetune=replace(whole.finetune, batch_size=8, max_length=1024, checkpoint_every=2),
-        questions=Questions(per_picture=8, context_per_picture=2, captioned=3),
+        pretrain=replace(whole.pretrain, batch_size=8, max_length=256, save_every=2),
+        finetune=replace(whole.finetune, batch_size=8, max_length=1024, save_every=2),
+        questions=QuestionCounts(per_picture=8, context_per_picture=2, captioned=3),
     )
 
 
@@ -57,7 +57,7 @@ def test_the_whole_way(vision_folder: Path, long_language: Path, tmp_path: Path)
     """Pictures, data, two stages and a comparison without the first, scores, a report and a model."""
     out = tmp_path / "run"
 
-    run_recipe(tiny(vision_folder, long_language), out, MEANS)
+    run_scene_recipe(tiny(vision_folder, long_language), out, MEANS)
 
     results = json.loads((out / "results.json").read_text())
     for column in COLUMNS:
@@ -73,10 +73,10 @@ def test_the_whole_way(vision_folder: Path, long_language: Path, tmp_path: Path)
     page = (out / "report.html").read_text()
     assert page.count("<img") > 20
     assert "http" not in page.replace('http-equiv="Content-Security-Policy"', "")
-    model = load_assistant(out / "model")
+    model = load_model_folder(out / "model")
     assert model.card.stage == "finetune"
     assert set(model.card.recipe) == {"pretrain", "finetune"}
-    trained_alone = load_assistant(out / "without_pretrain" / "model")
+    trained_alone = load_model_folder(out / "without_pretrain" / "model")
     assert set(trained_alone.card.recipe) == {"finetune"}
 
 
@@ -85,18 +85,18 @@ def test_answers_are_kept_for_the_same_assistant_and_items_alone(
 ) -> None:
     """Answers of this run are not asked for twice; those of other weights are asked for anew."""
     out, recipe = tmp_path / "run", tiny(vision_folder, long_language)
-    run_recipe(recipe, out, MEANS)
+    run_scene_recipe(recipe, out, MEANS)
     made = {file: file.stat().st_mtime_ns for file in (out / "answers").iterdir()}
     assert len(made) == 4
 
-    run_recipe(recipe, out, MEANS)
+    run_scene_recipe(recipe, out, MEANS)
     assert {file: file.stat().st_mtime_ns for file in made} == made
 
     file = out / "finetune" / "model" / "model.safetensors"
     weights = load_file(file)
     weights["multi_modal_projector.linear_1.weight"] *= -1
     save_file(weights, file)
-    run_recipe(recipe, out, MEANS)
+    run_scene_recipe(recipe, out, MEANS)
     again = {file.name for file, moment in made.items() if file.stat().st_mtime_ns != moment}
     assert again == {file.name for file in made} - {"the_same_no_stage_1.json"}
 
@@ -109,7 +109,7 @@ def test_a_run_of_other_settings_is_not_mixed_in(
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.json").write_text("{}")
     with pytest.raises(UsageError, match="holds a run with other settings; choose another --out"):
-        run_recipe(recipe, tmp_path / "run", MEANS)
+        run_scene_recipe(recipe, tmp_path / "run", MEANS)
 
 
 @pytest.mark.slow
@@ -153,7 +153,7 @@ def test_every_recipe_is_built(name: str) -> None:
     assert recipe.name == name
     assert recipe.pretrain_mix.shares
     assert recipe.finetune_mix.shares
-    assert recipe.pretrain.trains == ("projector",)
+    assert recipe.pretrain.trainable == ("projector",)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_a_recipe_that_cannot_be_carried_out_is_not_built(
 ) -> None:
     """A setting out of its range is refused where it is set, before anything is drawn."""
     with pytest.raises(UsageError, match=message):
-        with_settings(demo(), settings)
+        apply_overrides(demo(), settings)
 
 
 def test_a_recipe_names_all_its_faults() -> None:
@@ -182,8 +182,8 @@ def test_a_recipe_names_all_its_faults() -> None:
     with pytest.raises(UsageError, match=r"'mlpp'.*'padd'"):
         replace(demo(), projector="mlpp", aspect="padd")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match=r"train is 0.*held_out is -1"):
-        Scenes(train=0, held_out=-1)
+        SceneCounts(train=0, held_out=-1)
     with pytest.raises(UsageError, match=r"detail is -0.1.*vqa is 2"):
-        Mix(detail=-0.1, vqa=2)
+        InstructionMix(detail=-0.1, vqa=2)
     with pytest.raises(UsageError, match=r"per_picture is 0.*context_per_picture is -1"):
-        Questions(per_picture=0, context_per_picture=-1)
+        QuestionCounts(per_picture=0, context_per_picture=-1)

@@ -30,18 +30,18 @@ from transformers import (
 )
 
 from caldera.batches.picture_files import open_picture
-from caldera.errors import ModelFolderError
+from caldera.errors import ModelFormatError
 from caldera.evaluation.parity.by_caldera import Caldera
 from caldera.evaluation.parity.by_llama_cpp import CLASS_TOKEN_LAST, LlamaCpp
 from caldera.evaluation.parity.comparing import NEW_TOKENS, Parity, compare
 from caldera.model.assemble import assemble
-from caldera.model.folder import Assistant, load_assistant, save_assistant
-from caldera.model.gguf_export import GgufFiles, template_of, write_gguf_files
+from caldera.model.folder import LlavaBundle, load_model_folder, save_model_folder
+from caldera.model.gguf_export import GgufFiles, chat_template_of, write_gguf_files
 from caldera.model.gguf_vision import ClassToken
-from caldera.model.gguf_writing import Kind
-from caldera.progress import Silent
+from caldera.model.gguf_writing import GgufDtype
+from caldera.progress import NoProgress
 from caldera.scenes.backbones import find_backbone
-from caldera.tools.exporting import Comparison, run_parity
+from caldera.tools.exporting import ParityConfig, compare_model
 from caldera.tools.parity_pictures import SCENES, drawn_pictures
 
 pytestmark = pytest.mark.reference
@@ -101,7 +101,7 @@ def towers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def made(
     tmp_path: Path, towers: dict[str, Path], tokenizer: PreTrainedTokenizerFast
-) -> Callable[..., Assistant]:
+) -> Callable[..., LlavaBundle]:
     """Return a function that joins a tower and a random language model, and saves the model as `model`."""
 
     def make(
@@ -109,30 +109,30 @@ def made(
         config: PretrainedConfig,
         words: PreTrainedTokenizerFast = tokenizer,
         **settings: Any,  # noqa: ANN401 - of assemble
-    ) -> Assistant:
+    ) -> LlavaBundle:
         torch.manual_seed(6)
         config.vocab_size = len(words) + 3
         AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "language")
         words.save_pretrained(tmp_path / "language")
         joined = assemble(towers[tower], tmp_path / "language", seed=3, **settings)
-        save_assistant(tmp_path / "model", joined)
-        return load_assistant(tmp_path / "model")
+        save_model_folder(tmp_path / "model", joined)
+        return load_model_folder(tmp_path / "model")
 
     return make
 
 
 @contextmanager
-def running(assistant: Assistant, files: GgufFiles, *, mend: bool) -> Iterator[LlamaCpp]:
+def running(assistant: LlavaBundle, files: GgufFiles, *, mend: bool) -> Iterator[LlamaCpp]:
     """Run exported files."""
     slot = assistant.model.image_token_id
-    with closing(LlamaCpp(files, template_of(assistant), slot, mend=mend)) as other:
+    with closing(LlamaCpp(files, chat_template_of(assistant), slot, fix_class_token=mend)) as other:
         yield other
 
 
 def compared(
     folder: Path,
-    assistant: Assistant,
-    kind: Kind,
+    assistant: LlavaBundle,
+    kind: GgufDtype,
     class_token: ClassToken,
     *,
     mend: bool,
@@ -140,12 +140,12 @@ def compared(
     new_tokens: int = 4,
 ) -> Parity:
     """Export the model in `folder` and compare it on drawn scenes and odd files."""
-    files = write_gguf_files(folder / "model", folder / "out", kind, Silent(), class_token)
+    files = write_gguf_files(folder / "model", folder / "out", kind, NoProgress(), class_token)
     (folder / "drawn").mkdir(exist_ok=True)
     pictures = drawn_pictures(folder / "drawn")
     chosen = [replace(one, new_tokens=new_tokens) for one in pictures[:count] + pictures[SCENES:]]
     with running(assistant, files, mend=mend) as other:
-        return compare(Caldera(assistant), other, chosen, assistant.processor, Silent())
+        return compare(Caldera(assistant), other, chosen, assistant.processor, NoProgress())
 
 
 def agree(found: Parity) -> bool:
@@ -155,7 +155,7 @@ def agree(found: Parity) -> bool:
 
 @pytest.mark.parametrize("name", LANGUAGES)
 def test_every_language_model_is_the_same(
-    tmp_path: Path, made: Callable[..., Assistant], name: str
+    tmp_path: Path, made: Callable[..., LlavaBundle], name: str
 ) -> None:
     """Pixels, features, image tokens, prompt and logits agree in F32, with the class token mended."""
     found = compared(tmp_path, made("clip", LANGUAGES[name]), "f32", "first", mend=True)
@@ -165,15 +165,18 @@ def test_every_language_model_is_the_same(
 
 @pytest.mark.parametrize("kind", ["f32", "f16", "q8_0"])
 def test_a_tower_without_class_token_is_good_as_released(
-    tmp_path: Path, made: Callable[..., Assistant], kind: Kind
+    tmp_path: Path, made: Callable[..., LlavaBundle], kind: GgufDtype
 ) -> None:
     """SigLIP with every type of file; pictures that it would press into a square are set apart."""
     found = compared(tmp_path, made("siglip", LANGUAGES["llama"]), kind, "last", mend=False)
     assert all(gap.good for gap in found.gaps if gap.stage != "file"), found.fault
-    assert {answer.picture for answer in found.answers if answer.odd} >= {"wide.png", "thin.png"}
+    assert {answer.picture for answer in found.answers if answer.informational} >= {
+        "wide.png",
+        "thin.png",
+    }
 
 
-def test_a_linear_projector_is_expressed(tmp_path: Path, made: Callable[..., Assistant]) -> None:
+def test_a_linear_projector_is_expressed(tmp_path: Path, made: Callable[..., LlavaBundle]) -> None:
     """v1's projector, which transformers has no class for, gives the same image tokens."""
     assistant = made("clip", LANGUAGES["llama"], projector="linear")
     found = compared(tmp_path, assistant, "f32", "first", mend=True)
@@ -181,7 +184,7 @@ def test_a_linear_projector_is_expressed(tmp_path: Path, made: Callable[..., Ass
 
 
 def test_the_class_token_of_released_llama_cpp_is_noticed(
-    tmp_path: Path, made: Callable[..., Assistant]
+    tmp_path: Path, made: Callable[..., LlavaBundle]
 ) -> None:
     """Written for it, a file gives every patch its own features; what is taken of them differs, and is not good."""
     assistant = made("clip", LANGUAGES["llama"])
@@ -194,7 +197,7 @@ def test_the_class_token_of_released_llama_cpp_is_noticed(
 
 
 def test_padding_is_close_and_cropping_is_not(
-    tmp_path: Path, made: Callable[..., Assistant]
+    tmp_path: Path, made: Callable[..., LlavaBundle]
 ) -> None:
     """Which pictures llama.cpp shapes otherwise, and how, depends on how the model shows them."""
     said = {}
@@ -208,18 +211,18 @@ def test_padding_is_close_and_cropping_is_not(
     assert any("reads it as 224 x 112" in note for note in said["pad"]["turned.jpg"])
 
 
-def test_damaged_files_are_not_good(tmp_path: Path, made: Callable[..., Assistant]) -> None:
+def test_damaged_files_are_not_good(tmp_path: Path, made: Callable[..., LlavaBundle]) -> None:
     """A file of another model is caught by its logits; a template that caldera did not write is not run."""
     assistant = made("siglip", LANGUAGES["llama"])
-    files = write_gguf_files(tmp_path / "model", tmp_path / "out", "f32", Silent())
+    files = write_gguf_files(tmp_path / "model", tmp_path / "out", "f32", NoProgress())
     with torch.no_grad():
         assistant.model.language.get_output_embeddings().weight[5] += 1.0
-    save_assistant(tmp_path / "other", assistant)
-    given = Comparison(folder=tmp_path / "other", against="gguf", gguf=tmp_path / "out")
-    found = run_parity(given, Silent())
+    save_model_folder(tmp_path / "other", assistant)
+    given = ParityConfig(folder=tmp_path / "other", against="gguf", gguf=tmp_path / "out")
+    found = compare_model(given, NoProgress())
     assert not found.good
     assert found.fault.startswith("logits differ")
-    with pytest.raises(ModelFolderError, match="another chat template"):
+    with pytest.raises(ModelFormatError, match="another chat template"):
         LlamaCpp(files, "{{ messages }}", 1)
 
 
@@ -255,7 +258,7 @@ def spm(words: str) -> PreTrainedTokenizerFast:
 
 @pytest.mark.parametrize("way", ["byte-level", "sentencepiece"])
 def test_texts_become_the_same_tokens(
-    tmp_path: Path, made: Callable[..., Assistant], tokenizer: PreTrainedTokenizerFast, way: str
+    tmp_path: Path, made: Callable[..., LlavaBundle], tokenizer: PreTrainedTokenizerFast, way: str
 ) -> None:
     """Spaces, digits, contractions, accents, other scripts, emoji, tabs, line ends; no mark out of a text."""
     import llama_cpp
@@ -266,7 +269,7 @@ def test_texts_become_the_same_tokens(
         else spm("what is in the picture two dogs cats a an the and " * 3)
     )
     made("clip", LANGUAGES["llama"], words)
-    files = write_gguf_files(tmp_path / "model", tmp_path / "out", "f16", Silent())
+    files = write_gguf_files(tmp_path / "model", tmp_path / "out", "f16", NoProgress())
     model = llama_cpp.Llama(str(files.language), vocab_only=True, verbose=False)
     for text in TEXTS:
         theirs = model.tokenize(text.encode(), add_bos=False, special=False)
@@ -281,8 +284,8 @@ def test_twenty_scenes_get_the_same_answers(tmp_path: Path) -> None:
     As it is released, the same is only true up to the features.
     """
     joined = assemble(find_backbone("scenes-vit"), find_backbone("scenes-llama"), seed=4)
-    save_assistant(tmp_path / "model", joined)
-    assistant = load_assistant(tmp_path / "model")
+    save_model_folder(tmp_path / "model", joined)
+    assistant = load_model_folder(tmp_path / "model")
     mended = compared(
         tmp_path, assistant, "f16", "first", mend=True, count=SCENES, new_tokens=NEW_TOKENS
     )
@@ -298,9 +301,9 @@ def test_the_documented_way_gives_the_same_answer(tmp_path: Path, towers: dict[s
     from llama_cpp.llama_chat_format import MTMDChatHandler
 
     joined = assemble(towers["siglip"], find_backbone("scenes-llama"), seed=4)
-    save_assistant(tmp_path / "model", joined)
-    assistant = load_assistant(tmp_path / "model")
-    files = write_gguf_files(tmp_path / "model", tmp_path / "out", "f32", Silent())
+    save_model_folder(tmp_path / "model", joined)
+    assistant = load_model_folder(tmp_path / "model")
+    files = write_gguf_files(tmp_path / "model", tmp_path / "out", "f32", NoProgress())
     [shown, *_] = drawn_pictures(tmp_path)
     ours = Caldera(assistant)
     with closing(
@@ -318,6 +321,6 @@ def test_the_documented_way_gives_the_same_answer(tmp_path: Path, towers: dict[s
         reply: Any = model.create_chat_completion(
             messages=said, temperature=0, repeat_penalty=1.0, max_tokens=16
         )
-    wanted = ours.text(ours.see(open_picture(shown.path), shown).answer[:16])
+    wanted = ours.text(ours.run(open_picture(shown.path), shown).answer[:16])
     assert reply["choices"][0]["message"]["content"] == wanted
     assert wanted.strip()

@@ -7,10 +7,10 @@ import pytest
 
 from caldera.annotations.pairs import read_pairs
 from caldera.evaluation.bleu import bleu
-from caldera.evaluation.caption_words import words_of
+from caldera.evaluation.caption_words import ptb_tokenize
 from caldera.evaluation.cider import cider_d
 from caldera.evaluation.rouge import mean_rouge_l
-from caldera.skips import Skips
+from caldera.skips import SkippedItems
 
 pytestmark = pytest.mark.reference
 
@@ -32,7 +32,7 @@ def captions(request: pytest.FixtureRequest) -> Captions:
     if request.param == "made":
         return WRITTEN
     folder: Path = request.getfixturevalue("third_party")
-    pairs = read_pairs(folder / "flickr8k" / "captions.csv", Skips(), find=False)
+    pairs = read_pairs(folder / "flickr8k" / "captions.csv", SkippedItems(), find=False)
     captions = {image.id: list(image.captions) for image in pairs.images}
     assert len(captions) == 800
     return captions
@@ -46,7 +46,9 @@ def test_bleu_rouge_and_cider(captions: Captions) -> None:
 
     said = {name: texts[0] for name, texts in captions.items()}
     others = {name: texts[1:] for name, texts in captions.items()}
-    split = {name: [" ".join(words_of(text)) for text in texts] for name, texts in captions.items()}
+    split = {
+        name: [" ".join(ptb_tokenize(text)) for text in texts] for name, texts in captions.items()
+    }
     theirs = (
         {name: texts[1:] for name, texts in split.items()},
         {name: texts[:1] for name, texts in split.items()},
@@ -63,8 +65,8 @@ def test_words_are_those_of_the_ptb_tokenizer(third_party: Path) -> None:
     """Of 4,000 captions of flickr8k every one."""
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-    pairs = read_pairs(third_party / "flickr8k" / "captions.csv", Skips(), find=False)
+    pairs = read_pairs(third_party / "flickr8k" / "captions.csv", SkippedItems(), find=False)
     captions = {image.id: [{"caption": text} for text in image.captions] for image in pairs.images}
     split = PTBTokenizer().tokenize(captions)
-    ours = {image.id: [words_of(text) for text in image.captions] for image in pairs.images}
+    ours = {image.id: [ptb_tokenize(text) for text in image.captions] for image in pairs.images}
     assert ours == {name: [text.split() for text in texts] for name, texts in split.items()}

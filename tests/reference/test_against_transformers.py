@@ -28,21 +28,21 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from caldera.batches.labels import IGNORED
+from caldera.batches.labels import IGNORE_INDEX
 from caldera.batches.picture_files import open_picture
-from caldera.batches.picture_sources import Pixels
+from caldera.batches.picture_sources import DecodedImages
 from caldera.batches.pictures import ASPECTS
 from caldera.batches.samples import Sample, SampleMaker
 from caldera.batches.templates import VICUNA_SYSTEM, find_template
-from caldera.conversation import Conversation, Picture, Turn
-from caldera.inference.generate import Generator
-from caldera.inference.sampling import Sampling
+from caldera.conversation import Conversation, ImageRef, Turn
+from caldera.inference.generate import BatchGenerator
+from caldera.inference.sampling import SamplingParams
 from caldera.model.assemble import assemble
-from caldera.model.folder import Assistant, load_assistant, save_assistant
-from caldera.progress import Silent
-from caldera.recipes.import_request import Import
+from caldera.model.folder import LlavaBundle, load_model_folder, save_model_folder
+from caldera.progress import NoProgress
+from caldera.recipes.import_request import ImportRequest
 from caldera.recipes.importing import import_model
-from caldera.training.freeze import train_only
+from caldera.training.freeze import set_trainable
 from caldera.training.stage import FINETUNE, PRETRAIN, Part
 from tests.laying import batch_of, padded
 from tests.tiny_languages import LANGUAGES, WIDTHS
@@ -100,8 +100,8 @@ def asked(pictures: Sequence[Path], count: int) -> list[Conversation]:
     for number in range(count):
         shown = [pictures[(number + at * 3) % len(pictures)] for at in range(number % 4)]
         text = f"{words[number % 3]} " * (1 + number % 5)
-        parts: tuple[str | Picture, ...] = (
-            *(Picture(str(path)) for path in shown),
+        parts: tuple[str | ImageRef, ...] = (
+            *(ImageRef(str(path)) for path in shown),
             f"\n{text}x" if shown else f"{text}x",
         )
         questions.append(Conversation(str(number), (Turn("user", parts),)))
@@ -122,7 +122,8 @@ class Theirs:
     def inputs(self, conversation: Conversation) -> Any:  # noqa: ANN401 - transformers' own
         """Return what the processor makes of a question."""
         text = "".join(
-            "<image>" if isinstance(part, Picture) else part for part in conversation.turns[0].parts
+            "<image>" if isinstance(part, ImageRef) else part
+            for part in conversation.turns[0].parts
         )
         shown = [open_picture(Path(path)) for path in conversation.pictures]
         prompt = f"{VICUNA_SYSTEM} USER: {text} ASSISTANT:"
@@ -130,10 +131,12 @@ class Theirs:
 
 
 @torch.no_grad()
-def our_logits(assistant: Assistant, conversation: Conversation) -> tuple[list[int], torch.Tensor]:
+def our_logits(
+    assistant: LlavaBundle, conversation: Conversation
+) -> tuple[list[int], torch.Tensor]:
     """Return our prompt's ids and its logits, (tokens, vocabulary)."""
-    pictures = Pixels(assistant.processor)
-    prompt = Generator(assistant, pictures).prompt(conversation)
+    pictures = DecodedImages(assistant.processor)
+    prompt = BatchGenerator(assistant, pictures).prompt(conversation)
     embedded = assistant.model.embed(
         torch.tensor([prompt.ids]), pictures(prompt.pictures), prompt.layouts
     )
@@ -146,7 +149,7 @@ def made(
     tmp_path: Path,
     vision_folder: Path,
     tokenizer: PreTrainedTokenizerFast,
-) -> Assistant:
+) -> LlavaBundle:
     """A random assistant of the language family and aspect that the test names."""
     family, aspect = request.param
     shape = LANGUAGES[family]
@@ -162,14 +165,14 @@ EVERY = [("llama", aspect) for aspect in ASPECTS] + [(name, "anyres") for name i
 
 @pytest.mark.parametrize("made", EVERY, indirect=True, ids=lambda each: "-".join(each))
 def test_logits_and_answers_are_transformers_own(
-    tmp_path: Path, made: Assistant, odd_pictures: list[Path]
+    tmp_path: Path, made: LlavaBundle, odd_pictures: list[Path]
 ) -> None:
     """Prompt ids are equal, logits to 1e-5 at every position, and all tokens of 50 greedy answers (8 but of LLaMA)."""
-    save_assistant(tmp_path / "m", made)
-    ours, theirs = load_assistant(tmp_path / "m"), Theirs(tmp_path / "m")
-    generator = Generator(ours, Pixels(ours.processor))
+    save_model_folder(tmp_path / "m", made)
+    ours, theirs = load_model_folder(tmp_path / "m"), Theirs(tmp_path / "m")
+    generator = BatchGenerator(ours, DecodedImages(ours.processor))
     questions = asked(odd_pictures, 50 if ours.model.language.config.model_type == "llama" else 8)
-    greedy = Sampling(max_new_tokens=NEW_TOKENS)
+    greedy = SamplingParams(max_new_tokens=NEW_TOKENS)
     for question in questions:
         inputs = theirs.inputs(question)
         ids, logits = our_logits(ours, question)
@@ -179,11 +182,11 @@ def test_logits_and_answers_are_transformers_own(
                 **inputs,
                 max_new_tokens=NEW_TOKENS,
                 do_sample=False,
-                suppress_tokens=generator._vocabulary.barred,
+                suppress_tokens=generator._vocabulary.banned,
             )[0, len(ids) :]
         assert ids == inputs["input_ids"][0].tolist()
         torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=0)
-        told = list(generator._tokens([generator.prompt(question)], greedy))
+        told = list(generator._generate_tokens([generator.prompt(question)], greedy))
         said = [token for [token] in told]
         assert said == answer.tolist()[: len(said)]
         assert len(said) == NEW_TOKENS or answer.tolist()[len(said)] == ours.tokenizer.eos_token_id
@@ -198,7 +201,7 @@ def dialogues(pictures: Sequence[Path]) -> list[Conversation]:
     ]
 
 
-def rows_of(assistant: Assistant, conversations: Sequence[Conversation]) -> list[Sample]:
+def rows_of(assistant: LlavaBundle, conversations: Sequence[Conversation]) -> list[Sample]:
     """Encode dialogues."""
     maker = SampleMaker(
         tokenizer=assistant.tokenizer,
@@ -208,7 +211,7 @@ def rows_of(assistant: Assistant, conversations: Sequence[Conversation]) -> list
         count_tokens=assistant.model.count_tokens,
         max_length=2048,
     )
-    return [maker.make(conversation, Path()) for conversation in conversations]
+    return [maker.build(conversation, Path()) for conversation in conversations]
 
 
 def their_loss(
@@ -242,25 +245,25 @@ def their_name(name: str) -> str:
 
 @pytest.mark.parametrize("made", EVERY, indirect=True, ids=lambda each: "-".join(each))
 @pytest.mark.parametrize(
-    "trains", [PRETRAIN.trains, FINETUNE.trains, ("vision", "projector", "language")], ids=len
+    "trains", [PRETRAIN.trainable, FINETUNE.trainable, ("vision", "projector", "language")], ids=len
 )
 def test_loss_and_gradients_are_transformers_own(
-    tmp_path: Path, made: Assistant, odd_pictures: list[Path], trains: tuple[Part, ...]
+    tmp_path: Path, made: LlavaBundle, odd_pictures: list[Path], trains: tuple[Part, ...]
 ) -> None:
     """Of a mixed batch, for stage 1, stage 2 and a trained tower: the loss, and the gradient of every weight."""
-    save_assistant(tmp_path / "m", made)
-    ours, theirs = load_assistant(tmp_path / "m"), Theirs(tmp_path / "m")
-    train_only(ours.model, trains)
+    save_model_folder(tmp_path / "m", made)
+    ours, theirs = load_model_folder(tmp_path / "m"), Theirs(tmp_path / "m")
+    set_trainable(ours.model, trains)
     told = dialogues(odd_pictures)
     rows = rows_of(ours, told)
     batch = batch_of(ours, rows)
 
     loss = ours.model.loss(batch)
-    (loss.total / loss.num_learned).backward()
+    (loss.total / loss.num_tokens).backward()
     expected = their_loss(theirs, told, rows)
     expected.backward()
 
-    assert int((padded(rows).labels != IGNORED).sum()) == loss.num_learned > 20
+    assert int((padded(rows).labels != IGNORE_INDEX).sum()) == loss.num_tokens > 20
     assert loss.mean == pytest.approx(expected.item(), abs=TOLERANCE)
     wanted = {
         name.replace("vision_model.", ""): each for name, each in theirs.model.named_parameters()
@@ -275,8 +278,8 @@ def test_loss_and_gradients_are_transformers_own(
         assert gradient is not None
         torch.testing.assert_close(weight.grad, gradient, atol=TOLERANCE, rtol=1e-4)
         compared += 1
-    assert compared >= (5 if ours.card.aspect == "anyres" else 4)
-    assert compared >= 20 or trains == PRETRAIN.trains
+    assert compared >= (5 if ours.card.image_aspect == "anyres" else 4)
+    assert compared >= 20 or trains == PRETRAIN.trainable
 
 
 def test_a_small_picture_is_tiled_as_the_original_does(
@@ -284,9 +287,11 @@ def test_a_small_picture_is_tiled_as_the_original_does(
 ) -> None:
     """Where two grids tie, the folder makes transformers choose the one that LLaVA chooses (spec 8.3)."""
     made = assemble(vision_folder, language_folder, aspect="anyres", seed=3)
-    save_assistant(tmp_path / "m", made)
+    save_model_folder(tmp_path / "m", made)
     Image.new("RGB", (4, 5)).save(tmp_path / "small.png")
-    question = Conversation("q", (Turn("user", (Picture(str(tmp_path / "small.png")), "\nwhat?")),))
+    question = Conversation(
+        "q", (Turn("user", (ImageRef(str(tmp_path / "small.png")), "\nwhat?")),)
+    )
     ids, _ = our_logits(made, question)
     assert made.processor.layout(tmp_path / "small.png").rows == 2
     assert Theirs(tmp_path / "m").inputs(question)["input_ids"][0].tolist() == ids
@@ -331,8 +336,10 @@ def test_a_folder_of_transformers_comes_in(
 ) -> None:
     """Imported, it reads the same prompts about the same pictures, and gives the logits that transformers gives."""
     folder = their_folder(tmp_path / "theirs", copy.deepcopy(tokenizer), kind)
-    import_model(Import(source=folder, template="vicuna_v1"), tmp_path / "ours", Silent())
-    ours, theirs = load_assistant(tmp_path / "ours"), Theirs(folder)
+    import_model(
+        ImportRequest(source=folder, template="vicuna_v1"), tmp_path / "ours", NoProgress()
+    )
+    ours, theirs = load_model_folder(tmp_path / "ours"), Theirs(folder)
     for question in asked(odd_pictures, 20):
         inputs = theirs.inputs(question)
         ids, logits = our_logits(ours, question)

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from caldera.batches.picture_sources import Pixels
-from caldera.conversation import Conversation, Picture, Turn
+from caldera.batches.picture_sources import DecodedImages
+from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import UnknownNameError, UsageError
-from caldera.inference.generate import Generator
-from caldera.inference.likelihood import Weigher
-from caldera.inference.sampling import Sampling
-from caldera.model.folder import Assistant, save_assistant
+from caldera.inference.generate import BatchGenerator
+from caldera.inference.likelihood import LikelihoodScorer
+from caldera.inference.sampling import SamplingParams
+from caldera.model.folder import LlavaBundle, save_model_folder
 from caldera.tools.parity_pictures import drawn_pictures
 
 pytestmark = [
@@ -105,7 +105,7 @@ def conversations(scenes: list[Path]) -> list[Conversation]:
                 Turn(
                     "user",
                     tuple(
-                        Picture(str(scenes[document.shown[part]]))
+                        ImageRef(str(scenes[document.shown[part]]))
                         if isinstance(part, int)
                         else part
                         for part in document.parts
@@ -171,14 +171,16 @@ def run_lmms_eval(model: Path, tasks: Path, out: Path) -> dict[str, list[dict[st
 
 
 def test_its_answers_are_the_models(
-    tmp_path: Path, assistant: Assistant, scenes: list[Path]
+    tmp_path: Path, assistant: LlavaBundle, scenes: list[Path]
 ) -> None:
     """By its command line, from pictures in parquet: each answer up to the stop, each choice by the mean loss."""
-    save_assistant(tmp_path / "model", assistant)
-    pictures = Pixels(assistant.processor)
+    save_model_folder(tmp_path / "model", assistant)
+    pictures = DecodedImages(assistant.processor)
     asked = conversations(scenes)
-    generator, weigher = Generator(assistant, pictures), Weigher(assistant, pictures)
-    said = generator.answer([generator.prompt(one) for one in asked], Sampling(max_new_tokens=7))
+    generator, weigher = BatchGenerator(assistant, pictures), LikelihoodScorer(assistant, pictures)
+    said = generator.generate(
+        [generator.prompt(one) for one in asked], SamplingParams(max_new_tokens=7)
+    )
     assert len(set(said)) > 2, "all alike would prove nothing"
     stop = next(letter for letter in said[0][1:] if letter.isalpha())
 
@@ -190,7 +192,7 @@ def test_its_answers_are_the_models(
     ]
     assert any(stop in text for text in said)
     for one, line in zip(asked, logged["drawn_choice"], strict=True):
-        weights = weigher.weigh([weigher.prompt(one, choice) for choice in CHOICES])
+        weights = weigher.score([weigher.prompt(one, choice) for choice in CHOICES])
         losses = [-weight.per_token for weight in weights]
         got = [float(loss) for loss, _ in line["filtered_resps"]]
         assert got == pytest.approx(losses, abs=1e-4)
@@ -199,13 +201,13 @@ def test_its_answers_are_the_models(
 
 @pytest.mark.filterwarnings("ignore")  # of what lmms-eval imports
 def test_what_cannot_be_asked_is_refused(
-    tmp_path: Path, assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, assistant: LlavaBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Found by name; batches without a size, processes without a part, rounds and answers without a question."""
     from lmms_eval.api.instance import Instance
     from lmms_eval.models import get_model
 
-    save_assistant(tmp_path / "model", assistant)
+    save_model_folder(tmp_path / "model", assistant)
     folder, model = str(tmp_path / "model"), get_model("caldera")
     assert (model.__module__, model.__name__) == ("caldera.tools.lmms_model", "LmmsModel")
     with pytest.raises(UsageError, match="batch_size is 'auto'; give a number"):
@@ -226,13 +228,13 @@ def test_what_cannot_be_asked_is_refused(
 
 @pytest.mark.filterwarnings("ignore")  # of what lmms-eval imports
 def test_stops_are_ignored_where_asked(
-    tmp_path: Path, assistant: Assistant, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, assistant: LlavaBundle, caplog: pytest.LogCaptureFixture
 ) -> None:
     """`ignore_until=True` keeps answers whole; settings that are not followed are told by name."""
     from lmms_eval.api.instance import Instance
     from lmms_eval.models import get_model
 
-    save_assistant(tmp_path / "model", assistant)
+    save_model_folder(tmp_path / "model", assistant)
     settings = {"max_new_tokens": 7, "until": [""], "num_beams": 5}
     metadata = {"task": "t", "doc_id": 0, "repeats": 1}
 

@@ -6,42 +6,42 @@ from itertools import islice, pairwise
 
 import pytest
 
-from caldera.batches.templates import Mark, Slot, Text, find_template
-from caldera.boxes import place_of
-from caldera.conversation import IMAGE_MARK, Conversation, Picture, Turn
-from caldera.scenes.captions import captions, phrase
+from caldera.batches.templates import BoundaryToken, ImageSlot, TextSpan, find_template
+from caldera.boxes import position_of
+from caldera.conversation import IMAGE_PLACEHOLDER, Conversation, ImageRef, Turn
+from caldera.scenes.captions import captions_of, object_phrase
 from caldera.scenes.corpus import (
+    DescriptionMix,
     Document,
-    Telling,
-    bags,
-    dialogue,
-    documents,
-    drill,
-    tell,
+    bags_of_words,
+    describe_scene,
+    dialogue_document,
+    drill_document,
+    stream_documents,
 )
 from caldera.scenes.drawing import glyph_shapes
-from caldera.scenes.grid import GRID, cell_words
-from caldera.scenes.kinds import COLOURS, KINDS, SETTINGS
-from caldera.scenes.world import Scene, draw_up
+from caldera.scenes.grid import GRID, patch_labels
+from caldera.scenes.kinds import BACKGROUNDS, COLOURS, OBJECT_KINDS
+from caldera.scenes.world import Scene, sample_scene
 
 END = "</s>"
 NUMBERS = ("one", "two", "three", "four", "five")
 PLACES_AND_NUMBERS = ("top", "bottom", "left", "right", "middle", *NUMBERS)
-MIXED = Telling(bags=0.5)
+MIXED = DescriptionMix(bags=0.5)
 
 
 @pytest.fixture(scope="module")
 def scenes() -> dict[str, Scene]:
     """Forty scenes by the paths of their pictures."""
     return {
-        f"{index}.jpg": draw_up(index, seed=5, split="train", shapes=glyph_shapes())
+        f"{index}.jpg": sample_scene(index, seed=5, split="train", shapes=glyph_shapes())
         for index in range(40)
     }
 
 
 def talk(*pictures: str, after: bool = False, name: str = "1-vqa") -> Conversation:
     """Return a dialogue of two exchanges about some pictures."""
-    shown: tuple[str | Picture, ...] = tuple(Picture(path) for path in pictures)
+    shown: tuple[str | ImageRef, ...] = tuple(ImageRef(path) for path in pictures)
     asked = ("What is it?\n", *shown) if after else (*shown, "\nWhat is it?")
     turns = (
         Turn("user", asked),
@@ -71,8 +71,8 @@ def test_a_bag_says_what_there_is_to_say_of_its_cell(scenes: dict[str, Scene]) -
     """Kind, number, place and colour of what fills it, one word in ten left out; or the setting."""
     said = possible = 0
     for scene in list(scenes.values())[:12]:
-        told = bags(scene, rng())
-        for whole, bag in zip(cell_words(scene), told, strict=True):
+        told = bags_of_words(scene, rng())
+        for whole, bag in zip(patch_labels(scene), told, strict=True):
             words = bag.removeprefix(" ").split(" ")
             assert words
             assert len(set(words)) == len(words)
@@ -90,15 +90,15 @@ def test_a_scene_is_told_in_one_of_three_ways(scenes: dict[str, Scene]) -> None:
     ways = {"bags": 0, "captions": 0, "list": 0}
     for number in range(1000):
         scene = scenes[f"{number % 40}.jpg"]
-        piece = tell(scene, Telling(bags=0.3), chance)
+        piece = describe_scene(scene, DescriptionMix(bags=0.3), chance)
         if piece.cells:
             assert len(piece.cells) == GRID * GRID
             ways["bags"] += 1
-        elif piece.text == " ".join(captions(scene)):
+        elif piece.text == " ".join(captions_of(scene)):
             ways["captions"] += 1
         else:
-            assert piece.text.endswith(f", {SETTINGS[scene.setting]}.")
-            assert all(phrase(group, thing) in piece.text for group, thing in scene.things)
+            assert piece.text.endswith(f", {BACKGROUNDS[scene.setting]}.")
+            assert all(object_phrase(group, thing) in piece.text for group, thing in scene.things)
             ways["list"] += 1
     assert ways["bags"] == pytest.approx(300, abs=50)
     assert ways["captions"] == pytest.approx(100, abs=35)
@@ -114,14 +114,14 @@ def test_a_dialogue_is_what_the_template_writes_with_scenes_in_the_pictures_plac
     expected = []
     chance = rng()
     for span in find_template("vicuna_v1").render(spoken):
-        if isinstance(span, Slot):
-            expected.append((tell(scenes[span.picture.path], MIXED, chance).text, False))
-        elif isinstance(span, Mark):
-            expected.append((END if span.which == "end" else "", span.learned))
-        elif isinstance(span, Text):
-            expected.append((span.text, span.learned))
+        if isinstance(span, ImageSlot):
+            expected.append((describe_scene(scenes[span.picture.path], MIXED, chance).text, False))
+        elif isinstance(span, BoundaryToken):
+            expected.append((END if span.which == "end" else "", span.supervised))
+        elif isinstance(span, TextSpan):
+            expected.append((span.text, span.supervised))
 
-    written = dialogue(spoken, scenes, end=END, telling=MIXED, rng=rng())
+    written = dialogue_document(spoken, scenes, end=END, telling=MIXED, rng=rng())
 
     assert text(written) == "".join(words for words, _ in expected)
     answers = "".join(piece.text for piece in written if piece.answer)
@@ -130,7 +130,7 @@ def test_a_dialogue_is_what_the_template_writes_with_scenes_in_the_pictures_plac
 
 def test_answers_and_only_answers_are_marked(scenes: dict[str, Scene]) -> None:
     """Each with its end mark, so that the model learns to stop."""
-    written = dialogue(talk("3.jpg"), scenes, end=END, telling=MIXED, rng=rng())
+    written = dialogue_document(talk("3.jpg"), scenes, end=END, telling=MIXED, rng=rng())
     assert [piece.text for piece in written if piece.answer] == [
         f" A dog.{END}",
         f" On the left.{END}",
@@ -139,10 +139,11 @@ def test_answers_and_only_answers_are_marked(scenes: dict[str, Scene]) -> None:
 
 def test_several_pictures_stay_in_their_places(scenes: dict[str, Scene]) -> None:
     """Each is told where it is shown, in order."""
-    question = ("Picture A: ", Picture("1.jpg"), "\nPicture B: ", Picture("2.jpg"), "\nMore?")
+    question = ("Picture A: ", ImageRef("1.jpg"), "\nPicture B: ", ImageRef("2.jpg"), "\nMore?")
     spoken = Conversation("x", (Turn("user", question), Turn("assistant", ("No.",))))
     pieces = [
-        piece.text for piece in dialogue(spoken, scenes, end=END, telling=Telling(), rng=rng())
+        piece.text
+        for piece in dialogue_document(spoken, scenes, end=END, telling=DescriptionMix(), rng=rng())
     ]
     assert pieces[2] == "Picture A: "
     assert scenes["1.jpg"].setting in pieces[3]
@@ -154,14 +155,14 @@ def test_several_pictures_stay_in_their_places(scenes: dict[str, Scene]) -> None
 def stream(scenes: dict[str, Scene], share: float = 0.6, seed: int = 9) -> Iterator[Document]:
     """Return documents about the scenes."""
     spoken = [talk(path, name=f"{path}-vqa") for path in scenes]
-    return documents(spoken, scenes, end=END, telling=Telling(bags=share), seed=seed)
+    return stream_documents(spoken, scenes, end=END, telling=DescriptionMix(bags=share), seed=seed)
 
 
 def test_no_document_holds_a_picture(scenes: dict[str, Scene]) -> None:
     """Neither a placeholder nor a path: the language model never sees a picture."""
     for document in islice(stream(scenes), 300):
         assert document
-        assert IMAGE_MARK not in text(document)
+        assert IMAGE_PLACEHOLDER not in text(document)
         assert ".jpg" not in text(document)
         assert any(piece.answer for piece in document)
 
@@ -180,7 +181,7 @@ def test_a_drill_asks_for_what_is_there_and_for_as_much_that_is_not(
     """Each kind once with all there is to say of it; with several scenes, what is missing in one is in another."""
     for start in range(0, 36, several):
         told = list(scenes.values())[start : start + several]
-        pieces = drill(told, Telling(bags=0.5), rng())
+        pieces = drill_document(told, DescriptionMix(bags=0.5), rng())
         asked = {
             question.text: answer.text.removesuffix("\n")
             for question, answer in pairwise(pieces)
@@ -199,18 +200,18 @@ def test_a_drill_asks_for_what_is_there_and_for_as_much_that_is_not(
             missing = {name for name, answer in own.items() if answer == " no"}
             pool = elsewhere - kinds(scene)
             assert missing <= pool or not pool
-            assert len(missing) == min(len(kinds(scene)), len(pool) or len(KINDS))
+            assert len(missing) == min(len(kinds(scene)), len(pool) or len(OBJECT_KINDS))
             for group in scene.groups:
                 [first, *_] = group.things
                 words = [NUMBERS[len(group.things) - 1], *([group.colour] if group.colour else [])]
-                words += (place_of(first.box) or "").split() if len(group.things) == 1 else []
+                words += (position_of(first.box) or "").split() if len(group.things) == 1 else []
                 assert own[group.kind.name].split() == words
 
 
 def test_drills_come_as_often_as_told(scenes: dict[str, Scene]) -> None:
     """Four between ten dialogues."""
     spoken = [talk(path, name=f"{path}-vqa") for path in scenes]
-    read = documents(spoken, scenes, end=END, telling=Telling(drills=0.4), seed=9)
+    read = stream_documents(spoken, scenes, end=END, telling=DescriptionMix(drills=0.4), seed=9)
     drills = sum(document[0].text.startswith("Picture") for document in islice(read, 1400))
     assert drills == pytest.approx(400, abs=60)
 
@@ -221,7 +222,7 @@ def test_every_dialogue_is_read_once_each_time_around(scenes: dict[str, Scene]) 
         Conversation(path, (Turn("user", ("Hello",)), Turn("assistant", (path,))))
         for path in scenes
     ]
-    read = documents(spoken, scenes, end="", telling=Telling(), seed=9)
+    read = stream_documents(spoken, scenes, end="", telling=DescriptionMix(), seed=9)
     first, second = ([text(document) for document in islice(read, 40)] for _ in range(2))
     assert first != second
     assert sorted(first) == sorted(second)
@@ -240,5 +241,5 @@ def test_bags_come_with_a_caption_of_their_own_scene(scenes: dict[str, Scene]) -
             {word for cell in words.cells for word in cell.split()}
             <= {scene.setting, *COLOURS, *kinds(scene), *PLACES_AND_NUMBERS}
             for scene in scenes.values()
-            if caption.text.removesuffix("\n") in captions(scene)
+            if caption.text.removesuffix("\n") in captions_of(scene)
         )

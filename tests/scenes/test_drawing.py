@@ -9,40 +9,40 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from caldera.errors import UsageError
-from caldera.scenes.drawing import draw, glyph_font, glyph_shapes
-from caldera.scenes.kinds import COLOURS, KINDS, SETTINGS
-from caldera.scenes.world import SIDE, Group, Scene, Thing, draw_up
+from caldera.scenes.drawing import glyph_font, glyph_shapes, render
+from caldera.scenes.kinds import BACKGROUNDS, COLOURS, OBJECT_KINDS
+from caldera.scenes.world import SIDE, ObjectGroup, Scene, SceneObject, sample_scene
 
 
 def pixels(scene: Scene) -> NDArray[np.int16]:
     """Draw a scene into an array, (height, width, channels)."""
-    return np.asarray(draw(scene)).astype(np.int16)
+    return np.asarray(render(scene)).astype(np.int16)
 
 
 def one_thing(kind: str, colour: str | None = None, mirrored: bool = False) -> Scene:
     """Return a scene of one thing on snow."""
-    thing = Thing(30, 50, 101, 67, mirrored)
-    return Scene("x", "snow", (Group(KINDS[kind], colour, (thing,)),))
+    thing = SceneObject(30, 50, 101, 67, mirrored)
+    return Scene("x", "snow", (ObjectGroup(OBJECT_KINDS[kind], colour, (thing,)),))
 
 
-def inside(thing: Thing) -> tuple[slice, slice]:
+def inside(thing: SceneObject) -> tuple[slice, slice]:
     """Return the rows and columns of a thing's box."""
     return slice(thing.top, thing.top + thing.height), slice(thing.left, thing.left + thing.width)
 
 
 def test_a_scene_is_drawn_the_same_each_time() -> None:
     """As an RGB picture of the stated size."""
-    scene = draw_up(7, seed=5, split="train", shapes=glyph_shapes())
-    picture = draw(scene)
+    scene = sample_scene(7, seed=5, split="train", shapes=glyph_shapes())
+    picture = render(scene)
     assert picture.mode == "RGB"
     assert picture.size == (SIDE, SIDE)
-    assert picture.tobytes() == draw(scene).tobytes()
+    assert picture.tobytes() == render(scene).tobytes()
 
 
 def test_things_are_drawn_in_their_boxes_and_nowhere_else() -> None:
     """Without its things a scene differs inside their boxes only, and in each of them up to every edge."""
     for index in range(25):
-        scene = draw_up(index, seed=5, split="train", shapes=glyph_shapes())
+        scene = sample_scene(index, seed=5, split="train", shapes=glyph_shapes())
         changed = (pixels(scene) != pixels(replace(scene, groups=()))).any(axis=-1)
         boxes = np.zeros((SIDE, SIDE), dtype=bool)
         for _, thing in scene.things:
@@ -58,20 +58,20 @@ def test_things_are_drawn_in_their_boxes_and_nowhere_else() -> None:
 
 def test_every_kind_has_a_look_of_its_own() -> None:
     """No glyph is missing from the font: missing ones would all look alike."""
-    looks = {pixels(one_thing(name)).tobytes() for name in KINDS}
-    assert len(looks) == len(KINDS)
-    assert glyph_shapes().keys() == KINDS.keys()
+    looks = {pixels(one_thing(name)).tobytes() for name in OBJECT_KINDS}
+    assert len(looks) == len(OBJECT_KINDS)
+    assert glyph_shapes().keys() == OBJECT_KINDS.keys()
     assert all(0.2 < shape < 5 for shape in glyph_shapes().values())
 
 
-@pytest.mark.parametrize("kind", [name for name, kind in KINDS.items() if kind.painted])
+@pytest.mark.parametrize("kind", [name for name, kind in OBJECT_KINDS.items() if kind.has_color])
 def test_a_painted_thing_has_its_colour(kind: str) -> None:
     """Where it is vivid its hue is the named one; two colours never look alike."""
     looks = set()
     for colour, hue in COLOURS.items():
         scene = one_thing(kind, colour)
         [(_, thing)] = scene.things
-        picture = draw(scene).convert("HSV")
+        picture = render(scene).convert("HSV")
         found = (
             np.asarray(picture)[inside(thing)].reshape(-1, 3).astype(float)
         )  # (pixels, channels)
@@ -99,11 +99,11 @@ def test_every_setting_has_a_look_of_its_own() -> None:
     looks = {
         setting: [
             np.asarray(
-                draw(Scene(f"{n}", setting, ())).resize((6, 6), Image.Resampling.BOX), dtype=float
+                render(Scene(f"{n}", setting, ())).resize((6, 6), Image.Resampling.BOX), dtype=float
             )
             for n in range(8)
         ]
-        for setting in SETTINGS
+        for setting in BACKGROUNDS
     }
     means = {setting: np.mean(pictures, axis=0) for setting, pictures in looks.items()}
     for setting, pictures in looks.items():

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from caldera.boxes import place_of
+from caldera.boxes import position_of
 from caldera.scenes.drawing import glyph_shapes
-from caldera.scenes.grid import GRID, WORDS, cell_shares, cell_words
-from caldera.scenes.kinds import KINDS
-from caldera.scenes.world import SIDE, Group, Scene, Thing, draw_up
+from caldera.scenes.grid import GRID, WORDS, patch_coverage, patch_labels
+from caldera.scenes.kinds import OBJECT_KINDS
+from caldera.scenes.world import SIDE, ObjectGroup, Scene, SceneObject, sample_scene
 
 CELL = SIDE // GRID
 NUMBERS = ("one", "two", "three", "four")
@@ -19,7 +19,9 @@ EMPTY = Scene("x", "beach", ())
 @pytest.fixture(scope="module")
 def scenes() -> list[Scene]:
     """Thirteen scenes."""
-    return [draw_up(index, seed=5, split="train", shapes=glyph_shapes()) for index in range(13)]
+    return [
+        sample_scene(index, seed=5, split="train", shapes=glyph_shapes()) for index in range(13)
+    ]
 
 
 def whole_words(scene: Scene, row: int, column: int) -> tuple[str, ...]:
@@ -33,7 +35,7 @@ def whole_words(scene: Scene, row: int, column: int) -> tuple[str, ...]:
             for y in range(row * CELL, (row + 1) * CELL)
         )
         if covered > most:
-            place = (place_of(thing.box) or "").split()
+            place = (position_of(thing.box) or "").split()
             colour = [group.colour] if group.colour else []
             best = (group.kind.name, NUMBERS[len(group.things) - 1], *place, *colour)
             most = covered
@@ -43,7 +45,7 @@ def whole_words(scene: Scene, row: int, column: int) -> tuple[str, ...]:
 def test_a_cell_says_what_covers_most_of_it(scenes: list[Scene]) -> None:
     """Kind, number, place and colour of that thing; or the setting."""
     for scene in scenes:
-        told = cell_words(scene)
+        told = patch_labels(scene)
         assert told == [whole_words(scene, at // GRID, at % GRID) for at in range(GRID * GRID)]
         assert all(set(words) <= set(WORDS) for words in told)
 
@@ -55,18 +57,18 @@ def test_no_word_stands_twice() -> None:
 
 def test_what_fills_the_picture_fills_every_cell() -> None:
     """And where nothing is, all is setting."""
-    whole = Thing(0, 0, SIDE, SIDE, mirrored=False)
-    dog = replace(EMPTY, groups=(Group(KINDS["dog"], None, (whole,)),))
-    assert cell_words(EMPTY) == [("beach",)] * GRID**2
-    assert cell_words(dog) == [("dog", "one", "middle")] * GRID**2
+    whole = SceneObject(0, 0, SIDE, SIDE, mirrored=False)
+    dog = replace(EMPTY, groups=(ObjectGroup(OBJECT_KINDS["dog"], None, (whole,)),))
+    assert patch_labels(EMPTY) == [("beach",)] * GRID**2
+    assert patch_labels(dog) == [("dog", "one", "middle")] * GRID**2
 
 
 def test_a_cell_hardly_covered_is_ground() -> None:
     """A quarter is not enough, a row of pixels more is."""
     for extra, said in ((0, "beach"), (1, "dog")):
-        thing = Thing(0, 0, CELL, CELL // 4 + extra, mirrored=False)
-        scene = replace(EMPTY, groups=(Group(KINDS["dog"], None, (thing,)),))
-        assert cell_words(scene)[0][0] == said
+        thing = SceneObject(0, 0, CELL, CELL // 4 + extra, mirrored=False)
+        scene = replace(EMPTY, groups=(ObjectGroup(OBJECT_KINDS["dog"], None, (thing,)),))
+        assert patch_labels(scene)[0][0] == said
 
 
 def test_shares_lie_where_the_box_is(scenes: list[Scene]) -> None:
@@ -75,7 +77,7 @@ def test_shares_lie_where_the_box_is(scenes: list[Scene]) -> None:
         pixels = np.zeros((SIDE, SIDE))
         pixels[thing.top : thing.top + thing.height, thing.left : thing.left + thing.width] = 1
         cells = pixels.reshape(GRID, CELL, GRID, CELL).sum(axis=(1, 3))  # (rows, columns)
-        shares = cell_shares(thing)
+        shares = patch_coverage(thing)
         assert shares.dtype == np.float32
         assert shares.sum() == pytest.approx(1, abs=1e-5)
         np.testing.assert_allclose(shares, (cells / cells.sum()).ravel(), atol=1e-6)
@@ -83,6 +85,6 @@ def test_shares_lie_where_the_box_is(scenes: list[Scene]) -> None:
 
 def test_a_thing_within_one_cell_is_in_that_cell_alone() -> None:
     """Row 2, column 5."""
-    shares = cell_shares(Thing(5 * CELL + 3, 2 * CELL + 1, 11, 7, mirrored=False))
+    shares = patch_coverage(SceneObject(5 * CELL + 3, 2 * CELL + 1, 11, 7, mirrored=False))
     assert shares[2 * GRID + 5] == 1
     assert np.count_nonzero(shares) == 1

@@ -8,37 +8,37 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from caldera.conversation import Conversation, Picture, Turn
-from caldera.scenes.captions import captions
-from caldera.scenes.corpus import Document, Piece, Telling, bags
+from caldera.conversation import Conversation, ImageRef, Turn
+from caldera.scenes.captions import captions_of
+from caldera.scenes.corpus import CorpusSegment, DescriptionMix, Document, bags_of_words
 from caldera.scenes.drawing import glyph_shapes
-from caldera.scenes.kinds import COLOURS, KINDS, SETTINGS
+from caldera.scenes.kinds import BACKGROUNDS, COLOURS, OBJECT_KINDS
 from caldera.scenes.language_pretraining import (
     END,
     START,
     LanguagePretraining,
-    Reader,
-    _about,
+    PackedReader,
     _config,
     _losses,
+    _question_type,
     _rates,
     as_tensor,
     embed,
     encode,
-    probe,
+    evaluate_answers,
     train_tokenizer,
 )
-from caldera.scenes.schedule import fast_products
-from caldera.scenes.world import Scene, draw_up
+from caldera.scenes.schedule import autocast_matmul
+from caldera.scenes.world import Scene, sample_scene
 
 
 def document(number: int) -> Document:
     """Return a dialogue of a length of its own."""
     return [
-        Piece(f"USER: how many{' dog' * (number % 5)} ASSISTANT:"),
-        Piece(f" {number} two three</s>", answer=True),
-        Piece("USER: where? ASSISTANT:"),
-        Piece(" left</s>", answer=True),
+        CorpusSegment(f"USER: how many{' dog' * (number % 5)} ASSISTANT:"),
+        CorpusSegment(f" {number} two three</s>", answer=True),
+        CorpusSegment("USER: where? ASSISTANT:"),
+        CorpusSegment(" left</s>", answer=True),
     ]
 
 
@@ -64,7 +64,7 @@ def test_rows_are_documents_end_to_end_cut_to_one_length(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     """Each row begins with a document's start, holds one token more than its length, and no padding."""
-    reader = Reader((document(number) for number in count()), tokenizer)
+    reader = PackedReader((document(number) for number in count()), tokenizer)
     read = [encode(document(number), tokenizer) for number in range(64)]
     encoded = [([bag[0] for bag in bags], answers) for bags, answers in read]
     whole = [list(zip(*each, strict=True)) for each in encoded]
@@ -89,7 +89,7 @@ def test_rows_are_documents_end_to_end_cut_to_one_length(
 def test_no_document_is_read_twice(tokenizer: PreTrainedTokenizerFast) -> None:
     """Each row goes on in the stream where the one before ended."""
     texts = (f"{number} {'dog ' * 3}" for number in count(100))
-    reader = Reader(([Piece(text, answer=True)] for text in texts), tokenizer)
+    reader = PackedReader(([CorpusSegment(text, answer=True)] for text in texts), tokenizer)
     rows = chain(*(reader.rows(3, 41)[0][:, :, 0].tolist() for _ in range(4)))
     numbers = [
         number
@@ -105,7 +105,7 @@ def test_no_document_is_read_twice(tokenizer: PreTrainedTokenizerFast) -> None:
 def scenes() -> dict[str, Scene]:
     """Sixty scenes by the paths of their pictures."""
     return {
-        f"{index}.jpg": draw_up(index, seed=5, split="train", shapes=glyph_shapes())
+        f"{index}.jpg": sample_scene(index, seed=5, split="train", shapes=glyph_shapes())
         for index in range(60)
     }
 
@@ -117,9 +117,9 @@ def trained(scenes: dict[str, Scene]) -> PreTrainedTokenizerFast:
     def texts() -> Iterator[str]:
         chance = random.Random(1)
         for scene in scenes.values():
-            yield " ".join(captions(scene))
-            yield from ("".join(bags(scene, chance)) for _ in range(3))
-        yield from (f" {word}" * 20 for word in (*KINDS, *COLOURS, *SETTINGS))
+            yield " ".join(captions_of(scene))
+            yield from ("".join(bags_of_words(scene, chance)) for _ in range(3))
+        yield from (f" {word}" * 20 for word in (*OBJECT_KINDS, *COLOURS, *BACKGROUNDS))
 
     return train_tokenizer(texts(), 700)
 
@@ -129,7 +129,7 @@ def test_every_word_of_a_bag_is_one_token(
 ) -> None:
     """So that none is cut off, whatever a cell says."""
     for scene in scenes.values():
-        for told in bags(scene, random.Random(2)):
+        for told in bags_of_words(scene, random.Random(2)):
             assert len(trained.tokenize(told)) == len(told.split())
     assert len(trained) <= 700
 
@@ -175,7 +175,7 @@ def test_the_loss_weighs_answers_fully_and_prompts_a_little(model: LlamaForCausa
 
     loss, answer_loss = _losses(model, bags, answers, 0.25)
 
-    with torch.no_grad(), fast_products():
+    with torch.no_grad(), autocast_matmul():
         logits = model(input_ids=ids[:, :-1]).logits
     total = weight_sum = answer_sum = 0.0
     for row in range(3):
@@ -195,7 +195,10 @@ def test_a_bag_is_one_position_that_says_all_its_words(
     model: LlamaForCausalLM, trained: PreTrainedTokenizerFast
 ) -> None:
     """Its input is the sum of its words', as long as a word, and it is never a target."""
-    pieces = [Piece("", cells=(" dog", " car red top left")), Piece(" dog", answer=True)]
+    pieces = [
+        CorpusSegment("", cells=(" dog", " car red top left")),
+        CorpusSegment(" dog", answer=True),
+    ]
 
     bags, answers = encode(pieces, trained)
 
@@ -221,7 +224,10 @@ def test_blur_moves_bags_and_leaves_words(
     model: LlamaForCausalLM, trained: PreTrainedTokenizerFast
 ) -> None:
     """Bags of several words stray, more with more blur and each time anew; single words stay as they are."""
-    pieces = [Piece("", cells=(" dog", " car red top left")), Piece(" dog", answer=True)]
+    pieces = [
+        CorpusSegment("", cells=(" dog", " car red top left")),
+        CorpusSegment(" dog", answer=True),
+    ]
     ids = as_tensor(encode(pieces, trained)[0]).unsqueeze(0)
     exact = embed(model, ids)[0]
     little, much, again = (embed(model, ids, blur)[0] for blur in (0.1, 5.0, 5.0))
@@ -238,7 +244,7 @@ def test_the_rate_rises_and_falls_once_for_each_stretch() -> None:
     rates = _rates(settings)
     assert len(rates) == sum(phase.steps for phase in settings.phases)
     rises = sum(rates[at] > 3 * rates[at - 1] for at in range(1, len(rates)))
-    assert rises == sum(phase.anew for phase in settings.phases) > 0
+    assert rises == sum(phase.restart_schedule for phase in settings.phases) > 0
     assert max(rates) <= settings.learning_rate
     assert rates[-1] < 1e-3 * settings.learning_rate
 
@@ -247,7 +253,7 @@ def about(path: str, kind: str, *answers: str) -> Conversation:
     """Return a dialogue of a kind about one scene."""
     turns = []
     for number, answer in enumerate(answers):
-        asked = (Picture(path), "\nWhat?") if number == 0 else ("What?",)
+        asked = (ImageRef(path), "\nWhat?") if number == 0 else ("What?",)
         turns += [Turn("user", asked), Turn("assistant", (answer,))]
     return Conversation(f"{path}-{kind}", tuple(turns))
 
@@ -257,7 +263,7 @@ def test_a_model_that_cannot_answer_scores_nothing(
 ) -> None:
     """Every kind that was asked is scored, and no other."""
     asked = [about("1.jpg", "vqa", "dog", "two"), about("2.jpg", "context", "neither")]
-    scores = probe(model, trained, asked, scenes, Telling(bags=1.0))
+    scores = evaluate_answers(model, trained, asked, scenes, DescriptionMix(bags=1.0))
     assert scores == {"vqa": 0.0, "context": 0.0, "other": 0.0}
     assert model.training
 
@@ -279,7 +285,7 @@ def test_a_model_that_cannot_answer_scores_nothing(
 )
 def test_the_probe_tells_questions_apart(question: str, subject: str) -> None:
     """By the last question alone, whatever was asked before."""
-    assert _about(f"USER: How many cats? ASSISTANT: two</s>USER: {question}") == subject
+    assert _question_type(f"USER: How many cats? ASSISTANT: two</s>USER: {question}") == subject
 
 
 def test_an_answer_is_right_with_all_its_tokens_and_its_end_mark(
@@ -302,5 +308,5 @@ def test_an_answer_is_right_with_all_its_tokens_and_its_end_mark(
         about("2.jpg", "context", "dog dog"),
         about("3.jpg", "context", "dog"),
     ]
-    scores = probe(model, trained, asked, scenes, Telling(bags=1.0))
+    scores = evaluate_answers(model, trained, asked, scenes, DescriptionMix(bags=1.0))
     assert scores == {"vqa": 0.667, "context": 0.5, "other": 0.6}

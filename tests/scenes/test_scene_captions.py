@@ -5,16 +5,16 @@ from dataclasses import dataclass
 
 import pytest
 
-from caldera.scenes.captions import captions, phrase
+from caldera.scenes.captions import captions_of, object_phrase
 from caldera.scenes.drawing import glyph_shapes
-from caldera.scenes.kinds import COLOURS, KINDS, SETTINGS
-from caldera.scenes.world import SIDE, Scene, Thing, draw_up
+from caldera.scenes.kinds import BACKGROUNDS, COLOURS, OBJECT_KINDS
+from caldera.scenes.world import SIDE, Scene, SceneObject, sample_scene
 
 NUMBERS = {"a": 1, "an": 1, "two": 2, "three": 3, "four": 4, "five": 5}
 SAME = ("sheep", "broccoli")
 NOUNS = {
     noun: name
-    for name in KINDS
+    for name in OBJECT_KINDS
     for noun in (name, name if name in SAME else f"{name}es" if name == "bus" else f"{name}s")
 }
 COLUMNS = {"left": (0, 0.36), "right": (0.64, 1), "": (0.36, 0.64)}
@@ -48,19 +48,19 @@ def mentions(caption: str) -> list[Mention]:
     return found
 
 
-def middle(thing: Thing) -> tuple[float, float]:
+def middle(thing: SceneObject) -> tuple[float, float]:
     """Return where the middle of a thing is, as shares across and down."""
     return (thing.left + thing.width / 2) / SIDE, (thing.top + thing.height / 2) / SIDE
 
 
-def stands(thing: Thing, place: tuple[str, str]) -> bool:
+def stands(thing: SceneObject, place: tuple[str, str]) -> bool:
     """Tell whether the middle of a thing lies in a ninth of the picture."""
     across, down = middle(thing)
     (top, bottom), (left, right) = ROWS[place[0]], COLUMNS[place[1]]
     return top < down < bottom and left < across < right
 
 
-def holds(relation: str, one: Thing, other: Thing) -> bool:
+def holds(relation: str, one: SceneObject, other: SceneObject) -> bool:
     """Tell whether one thing stands so to another."""
     (x1, y1), (x2, y2) = middle(one), middle(other)
     return {
@@ -75,7 +75,7 @@ def holds(relation: str, one: Thing, other: Thing) -> bool:
 def scenes() -> list[Scene]:
     """Three hundred scenes of either split."""
     return [
-        draw_up(index, seed=5, split=split, shapes=glyph_shapes())
+        sample_scene(index, seed=5, split=split, shapes=glyph_shapes())
         for index in range(150)
         for split in ("train", "held_out")
     ]
@@ -86,7 +86,7 @@ def test_what_a_caption_names_is_there_in_that_number_and_colour(scenes: list[Sc
     for scene in scenes:
         there = {group.kind.name: group for group in scene.groups}
         naming_all = 0
-        for caption in captions(scene):
+        for caption in captions_of(scene):
             said = mentions(caption)
             assert said, caption
             for kind in {mention.kind for mention in said}:
@@ -102,7 +102,7 @@ def test_a_place_in_a_caption_is_that_of_a_thing(scenes: list[Scene]) -> None:
     told = 0
     for scene in scenes:
         things = {group.kind.name: group.things for group in scene.groups}
-        for caption in captions(scene):
+        for caption in captions_of(scene):
             placed = [mention for mention in mentions(caption) if mention.place]
             told += len(placed)
             for mention in set(placed):
@@ -117,7 +117,7 @@ def test_a_relation_in_a_caption_holds_for_all_things_it_names(scenes: list[Scen
     told: dict[str, int] = {}
     for scene in scenes:
         things = {group.kind.name: group.things for group in scene.groups}
-        for caption in captions(scene):
+        for caption in captions_of(scene):
             for relation in RELATION.findall(caption):
                 one, other = mentions(caption)
                 told[relation] = told.get(relation, 0) + 1
@@ -134,8 +134,8 @@ def test_captions_agree_on_the_setting(scenes: list[Scene]) -> None:
     """Four of five name it, none another."""
     for scene in scenes:
         named = [
-            [setting for setting in SETTINGS if re.search(rf"\b{setting}\b", caption.lower())]
-            for caption in captions(scene)
+            [setting for setting in BACKGROUNDS if re.search(rf"\b{setting}\b", caption.lower())]
+            for caption in captions_of(scene)
         ]
         assert sorted(named) == [[], *[[scene.setting]] * 4]
 
@@ -143,8 +143,8 @@ def test_captions_agree_on_the_setting(scenes: list[Scene]) -> None:
 def test_captions_are_five_different_sentences_and_always_the_same(scenes: list[Scene]) -> None:
     """A capital, a full stop, and no double spaces; a scene of one thing may be told twice alike."""
     for scene in scenes:
-        told = captions(scene)
-        assert told == captions(scene)
+        told = captions_of(scene)
+        assert told == captions_of(scene)
         assert len(told) == 5
         assert len(set(told)) >= 4 if len(scene.groups) > 1 else len(set(told)) >= 3
         assert all(re.fullmatch(r"[A-Z][a-z]*( [a-z]+,?)+\.", caption) for caption in told), told
@@ -155,7 +155,7 @@ def test_a_phrase_names_one_thing_alone(scenes: list[Scene]) -> None:
     places = 0
     for scene in scenes:
         for group, thing in scene.things:
-            [said] = mentions(phrase(group, thing))
+            [said] = mentions(object_phrase(group, thing))
             assert (said.number, said.colour, said.kind) == (1, group.colour, group.kind.name)
             places += said.place is not None
             assert said.place is None or stands(thing, said.place)

@@ -8,12 +8,12 @@ from PIL import Image
 
 from caldera.annotations.annotated_image import AnnotationSet
 from caldera.annotations.coco import read_coco
-from caldera.scenes.captions import captions
-from caldera.scenes.drawing import draw, glyph_shapes
+from caldera.scenes.captions import captions_of
+from caldera.scenes.drawing import glyph_shapes, render
 from caldera.scenes.folder import write_scenes
-from caldera.scenes.kinds import KINDS, SETTINGS
-from caldera.scenes.world import SIDE, draw_up
-from caldera.skips import Skips
+from caldera.scenes.kinds import BACKGROUNDS, OBJECT_KINDS
+from caldera.scenes.world import SIDE, sample_scene
+from caldera.skips import SkippedItems
 
 COUNT = 37
 """More than one chunk of work, so that two processes share it."""
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def annotations(folder: Path) -> AnnotationSet:
     """What the reader makes of it."""
-    return read_coco(folder, Skips())
+    return read_coco(folder, SkippedItems())
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -61,10 +61,10 @@ def test_the_reader_finds_every_scene_as_it_was_drawn_up(
     """Pictures in order, with the captions, kinds and boxes of their scenes."""
     assert len(annotations.images) == COUNT
     for index, image in enumerate(annotations.images):
-        scene = draw_up(index, seed=5, split="train", shapes=glyph_shapes())
+        scene = sample_scene(index, seed=5, split="train", shapes=glyph_shapes())
         assert image.path == folder / "train" / f"{index + 1:06d}.jpg"
-        assert image.captions == captions(scene)
-        assert [(each.category, each.crowd) for each in image.instances] == [
+        assert image.captions == captions_of(scene)
+        assert [(each.category, each.is_crowd) for each in image.instances] == [
             (group.kind.name, False) for group, _ in scene.things
         ]
         for each, (_, thing) in zip(image.instances, scene.things, strict=True):
@@ -77,18 +77,18 @@ def test_the_reader_finds_every_scene_as_it_was_drawn_up(
 def test_pictures_show_the_scenes(annotations: AnnotationSet) -> None:
     """What JPEG changes is small, so that boxes lie on the things of their own picture."""
     for index, image in enumerate(annotations.images):
-        scene = draw_up(index, seed=5, split="train", shapes=glyph_shapes())
+        scene = sample_scene(index, seed=5, split="train", shapes=glyph_shapes())
         with Image.open(image.path) as file:
             assert (file.format, file.mode, file.size) == ("JPEG", "RGB", (SIDE, SIDE))
             found = np.asarray(file).astype(float)
-        assert np.abs(found - np.asarray(draw(scene))).mean() < 4
+        assert np.abs(found - np.asarray(render(scene))).mean() < 4
 
 
 def test_everything_that_can_be_drawn_was_looked_for(annotations: AnnotationSet) -> None:
     """A kind without a box is a kind that is not there."""
-    assert annotations.categories == tuple(KINDS)
+    assert annotations.categories == tuple(OBJECT_KINDS)
     assert all(
-        sum(setting in caption.lower() for setting in SETTINGS) <= 1
+        sum(setting in caption.lower() for setting in BACKGROUNDS) <= 1
         for image in annotations.images
         for caption in image.captions
     )

@@ -10,24 +10,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from caldera.scenes.captions import captions
+from caldera.scenes.captions import captions_of
 from caldera.scenes.drawing import glyph_shapes
-from caldera.scenes.folder import jpeg
-from caldera.scenes.grid import GRID, WORDS, cell_words
-from caldera.scenes.schedule import decaying_adamw, half_cosine, take_step
+from caldera.scenes.folder import encode_jpeg
+from caldera.scenes.grid import GRID, WORDS, patch_labels
+from caldera.scenes.schedule import build_adamw, cosine_schedule, optimizer_step
 from caldera.scenes.vision_pretraining import (
     SIDE,
-    Contrast,
-    Gallery,
+    ContrastiveModel,
+    RenderedScenes,
     VisionPretraining,
-    Words,
-    _any_of,
+    WordTokenizer,
     _distinct,
-    draw_gallery,
-    probe,
+    _logit_of_any,
+    evaluate_retrieval,
+    render_scenes,
     told,
 )
-from caldera.scenes.world import Scene, draw_up
+from caldera.scenes.world import Scene, sample_scene
 
 SEED = 5
 COUNT = 7
@@ -35,27 +35,29 @@ TINY = VisionPretraining(scenes=COUNT, seed=SEED, width=18, layers=3, heads=2)
 
 
 @pytest.fixture(scope="module")
-def gallery() -> Gallery:
+def gallery() -> RenderedScenes:
     """Seven drawn scenes."""
     pictures = []
     for index in range(COUNT):
-        scene = draw_up(index, seed=SEED, split="train", shapes=glyph_shapes())
-        picture = Image.open(BytesIO(jpeg(scene)))
+        scene = sample_scene(index, seed=SEED, split="train", shapes=glyph_shapes())
+        picture = Image.open(BytesIO(encode_jpeg(scene)))
         pictures.append(np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC)))
-    return Gallery(np.stack(pictures), SEED)
+    return RenderedScenes(np.stack(pictures), SEED)
 
 
 @pytest.fixture
-def scenes(gallery: Gallery) -> list[Scene]:
+def scenes(gallery: RenderedScenes) -> list[Scene]:
     """The same scenes, not drawn."""
     return [gallery.scene(index) for index in range(len(gallery))]
 
 
 @pytest.fixture
-def contrast(scenes: list[Scene]) -> Contrast:
+def contrast(scenes: list[Scene]) -> ContrastiveModel:
     """A random tower with its text side and heads."""
     torch.manual_seed(1)
-    return Contrast(TINY, Words(text for scene in scenes for text in captions(scene)))
+    return ContrastiveModel(
+        TINY, WordTokenizer(text for scene in scenes for text in captions_of(scene))
+    )
 
 
 def test_cells_are_told_word_by_word(scenes: list[Scene]) -> None:
@@ -63,7 +65,7 @@ def test_cells_are_told_word_by_word(scenes: list[Scene]) -> None:
     marks = told(scenes)
     assert marks.shape == (COUNT, GRID * GRID, len(WORDS))
     for scene, cells in zip(scenes, marks, strict=True):
-        for words, row in zip(cell_words(scene), cells, strict=True):
+        for words, row in zip(patch_labels(scene), cells, strict=True):
             assert {WORDS[at] for at in row.nonzero().flatten().tolist()} == set(words)
             assert float(row.sum()) == len(words)
 
@@ -84,7 +86,7 @@ def test_texts_share_out_among_their_pictures() -> None:
         exponents = [float(score.exp()) for score in scores[text]]
         right = [image for image in range(5) if which[image] == text]
         each.append(-np.mean([np.log(exponents[image] / sum(exponents)) for image in right]))
-    assert float(_any_of(scores, which)) == pytest.approx(np.mean(each), rel=1e-5)
+    assert float(_logit_of_any(scores, which)) == pytest.approx(np.mean(each), rel=1e-5)
 
 
 def test_where_all_texts_differ_the_loss_is_plain_cross_entropy() -> None:
@@ -93,12 +95,12 @@ def test_where_all_texts_differ_the_loss_is_plain_cross_entropy() -> None:
     which = torch.tensor([3, 0, 4, 1, 2])
     images = torch.argsort(which)
     expected = torch.nn.functional.cross_entropy(scores, images)
-    torch.testing.assert_close(_any_of(scores, which), expected)
+    torch.testing.assert_close(_logit_of_any(scores, which), expected)
 
 
 def test_words_are_numbered_and_padded() -> None:
     """Case and marks do not make other words; the end mark is the largest number, 0 pads to eights."""
-    words = Words(iter(["A dog, here.", "two cats"]))
+    words = WordTokenizer(iter(["A dog, here.", "two cats"]))
     rows = words(["a DOG.", "two cats , here . a dog two cats"])
     assert rows.shape == (2, 16)
     assert words.end == 8
@@ -111,33 +113,33 @@ def test_words_are_numbered_and_padded() -> None:
         words(["a zebra"])
 
 
-def test_pixels_are_normalised_and_belong_to_their_scenes(gallery: Gallery) -> None:
+def test_pixels_are_normalised_and_belong_to_their_scenes(gallery: RenderedScenes) -> None:
     """Taken back, they are what was drawn."""
     pixels = gallery.pixels([4, 2])
     assert pixels.shape == (2, 3, SIDE, SIDE)
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073])
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711])
     back = (pixels.permute(0, 2, 3, 1) * std + mean) * 255
-    drawn = Image.open(BytesIO(jpeg(gallery.scene(2)))).resize(
+    drawn = Image.open(BytesIO(encode_jpeg(gallery.scene(2)))).resize(
         (SIDE, SIDE), Image.Resampling.BICUBIC
     )
     np.testing.assert_allclose(back[1].numpy(), np.asarray(drawn), atol=1e-2)
 
 
 @pytest.mark.slow
-def test_a_gallery_is_drawn_once_and_kept(gallery: Gallery, tmp_path: Path) -> None:
+def test_a_gallery_is_drawn_once_and_kept(gallery: RenderedScenes, tmp_path: Path) -> None:
     """By several processes, each picture in its place; a second start takes the file as it is."""
     file = tmp_path / "pixels.npy"
-    drawn = draw_gallery(file, COUNT, SEED)
+    drawn = render_scenes(file, COUNT, SEED)
     torch.testing.assert_close(drawn.pixels(range(COUNT)), gallery.pixels(range(COUNT)))
     assert drawn.scene(3) == gallery.scene(3)
     assert {path.name for path in tmp_path.iterdir()} == {"pixels.npy"}
     written = file.stat().st_mtime_ns
-    assert len(draw_gallery(file, COUNT, SEED)) == COUNT
+    assert len(render_scenes(file, COUNT, SEED)) == COUNT
     assert file.stat().st_mtime_ns == written
 
 
-def gradients(contrast: Contrast, loss: Tensor) -> dict[str, float]:
+def gradients(contrast: ContrastiveModel, loss: Tensor) -> dict[str, float]:
     """Return the largest gradient of each parameter of the tower, 0 where there is none."""
     contrast.zero_grad()
     loss.backward(retain_graph=True)
@@ -147,7 +149,7 @@ def gradients(contrast: Contrast, loss: Tensor) -> dict[str, float]:
     }
 
 
-def test_both_losses_reach_the_tower(contrast: Contrast, gallery: Gallery) -> None:
+def test_both_losses_reach_the_tower(contrast: ContrastiveModel, gallery: RenderedScenes) -> None:
     """The one on pictures through all of it, the one on words through all but the last layer."""
     scenes = [gallery.scene(index) for index in range(COUNT)]
     losses = contrast.losses(gallery.pixels(range(COUNT)), scenes, random.Random(0))
@@ -160,17 +162,17 @@ def test_both_losses_reach_the_tower(contrast: Contrast, gallery: Gallery) -> No
     assert {name for name, most in words.items() if most == 0} == after
 
 
-def test_vectors_are_of_length_one(contrast: Contrast, gallery: Gallery) -> None:
+def test_vectors_are_of_length_one(contrast: ContrastiveModel, gallery: RenderedScenes) -> None:
     """Texts and pictures are compared by direction alone; patches score every word."""
-    pictures, scores = contrast.look(gallery.pixels(range(3)))
+    pictures, scores = contrast.encode_image(gallery.pixels(range(3)))
     assert scores.shape == (3, GRID * GRID, len(WORDS))
-    for vectors in (pictures, contrast.read(captions(gallery.scene(1)))):
+    for vectors in (pictures, contrast.encode_text(captions_of(gallery.scene(1)))):
         torch.testing.assert_close(vectors.norm(dim=1), torch.ones(len(vectors)))
         assert vectors.shape[1] == TINY.width
 
 
 def test_the_probe_counts_cells_whose_words_are_all_right(
-    contrast: Contrast, gallery: Gallery, monkeypatch: pytest.MonkeyPatch
+    contrast: ContrastiveModel, gallery: RenderedScenes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of cells that things fill; one word too many or too few is wrong."""
     scenes = [gallery.scene(index) for index in range(COUNT)]
@@ -178,33 +180,35 @@ def test_the_probe_counts_cells_whose_words_are_all_right(
     things = [
         (number, cell)
         for number, scene in enumerate(scenes)
-        for cell, words in enumerate(cell_words(scene))
+        for cell, words in enumerate(patch_labels(scene))
         if len(words) > 1
     ]
     scores[things[0]] = 1
     scores[things[1]] = -1
-    pictures = contrast.look(gallery.pixels(range(COUNT)))[0]
+    pictures = contrast.encode_image(gallery.pixels(range(COUNT)))[0]
     monkeypatch.setattr(contrast, "look", lambda _: (pictures, scores))
-    found = probe(contrast, gallery, COUNT)
+    found = evaluate_retrieval(contrast, gallery, COUNT)
     assert found["things_told"] == pytest.approx(1 - 2 / len(things), abs=1e-3)
 
 
-def test_a_few_steps_make_the_losses_smaller(contrast: Contrast, gallery: Gallery) -> None:
+def test_a_few_steps_make_the_losses_smaller(
+    contrast: ContrastiveModel, gallery: RenderedScenes
+) -> None:
     """On seven scenes that are seen again and again."""
     scenes = [gallery.scene(index) for index in range(COUNT)]
     pixels = gallery.pixels(range(COUNT))
-    optimiser = decaying_adamw(contrast, 1e-2, 0.05, betas=(0.9, 0.98))
+    optimiser = build_adamw(contrast, 1e-2, 0.05, betas=(0.9, 0.98))
     seen = []
     for _ in range(30):
         losses = contrast.losses(pixels, scenes, random.Random(0))
-        take_step(losses.sum(), contrast, optimiser, 5e-3)
+        optimizer_step(losses.sum(), contrast, optimiser, 5e-3)
         seen.append(losses.detach())
     assert bool((seen[-1] < 0.8 * seen[0]).all())
 
 
 def test_the_rate_rises_and_falls() -> None:
     """From next to nothing to the peak over the warm-up, then along half a cosine to zero."""
-    rates = [half_cosine(step, 100, 10) for step in range(101)]
+    rates = [cosine_schedule(step, 100, 10) for step in range(101)]
     assert rates[0] == pytest.approx(0.1, rel=1e-2)
     assert max(rates) == rates[9] == pytest.approx(1, rel=0.03)
     assert rates[50] == pytest.approx(0.5)
@@ -212,9 +216,9 @@ def test_the_rate_rises_and_falls() -> None:
     assert rates[9:] == sorted(rates[9:], reverse=True)
 
 
-def test_only_matrices_decay(contrast: Contrast) -> None:
+def test_only_matrices_decay(contrast: ContrastiveModel) -> None:
     """Biases, norms and scales do not; every parameter is in one group."""
-    matrices, others = decaying_adamw(contrast, 1e-3, 0.05, betas=(0.9, 0.98)).param_groups
+    matrices, others = build_adamw(contrast, 1e-3, 0.05, betas=(0.9, 0.98)).param_groups
     assert (matrices["weight_decay"], others["weight_decay"]) == (0.05, 0.0)
     assert all(weight.ndim > 1 for weight in matrices["params"])
     assert all(weight.ndim <= 1 for weight in others["params"])

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caldera.scenes.drawing import glyph_shapes
-from caldera.scenes.kinds import COLOURS, HELD_OUT_PAIRS, KINDS, SETTINGS, Split
-from caldera.scenes.world import MAX_THINGS, SIDE, Scene, draw_up
+from caldera.scenes.kinds import BACKGROUNDS, COLOURS, HELD_OUT_PAIRS, OBJECT_KINDS, Split
+from caldera.scenes.world import MAX_THINGS, SIDE, Scene, sample_scene
 
 indices = st.integers(0, 10**9)
 seeds = st.integers(0, 10**6)
@@ -27,7 +27,7 @@ def _glyphs() -> None:
 
 def scene(index: int, seed: int = 5, split: Split = "train") -> Scene:
     """Draw up one scene with OpenMoji's shapes."""
-    return draw_up(index, seed=seed, split=split, shapes=glyph_shapes())
+    return sample_scene(index, seed=seed, split=split, shapes=glyph_shapes())
 
 
 def pairs(drawn: Scene) -> Iterator[frozenset[str]]:
@@ -82,7 +82,7 @@ def test_kinds_keep_their_shape_and_only_painted_ones_have_a_colour(
     names = [group.kind.name for group in drawn.groups]
     assert len(set(names)) == len(names)
     for group, thing in drawn.things:
-        assert (group.colour in COLOURS) is group.kind.painted
+        assert (group.colour in COLOURS) is group.kind.has_color
         shape = glyph_shapes()[group.kind.name]
         assert abs(thing.width - shape * thing.height) <= 0.5 * max(1, shape) + 0.5
 
@@ -105,9 +105,9 @@ def test_everything_that_can_be_shown_is_shown() -> None:
     """In 600 scenes every kind, colour, setting and number of things, and in 600 more every held-out pair."""
     drawn = [scene(index) for index in range(600)]
     groups = [group for each in drawn for group in each.groups]
-    assert {group.kind.name for group in groups} == KINDS.keys()
+    assert {group.kind.name for group in groups} == OBJECT_KINDS.keys()
     assert {group.colour for group in groups} == {None, *COLOURS}
-    assert {each.setting for each in drawn} == SETTINGS.keys()
+    assert {each.setting for each in drawn} == BACKGROUNDS.keys()
     assert {len(each.things) for each in drawn} == set(range(1, MAX_THINGS + 1))
     assert {len(group.things) for group in groups} >= {1, 2, 3, 4}
     together = Counter(pair for n in range(600) for pair in pairs(scene(n, split="held_out")))
@@ -117,17 +117,22 @@ def test_everything_that_can_be_shown_is_shown() -> None:
 def test_held_out_pairs_are_two_kinds_that_training_shows() -> None:
     """No kind is in more than one pair, so that each is met in training in almost any company."""
     names = [name for pair in HELD_OUT_PAIRS for name in pair]
-    assert sorted(names) == sorted(set(names) & KINDS.keys())
+    assert sorted(names) == sorted(set(names) & OBJECT_KINDS.keys())
     assert len(names) == 2 * len(HELD_OUT_PAIRS) == 32
 
 
 def test_kinds_are_cocos() -> None:
     """No two share a number or a glyph, and numbers are within COCO's 1 to 90."""
-    numbers = [kind.category_id for kind in KINDS.values()]
-    assert len(set(numbers)) == len({kind.glyph for kind in KINDS.values()}) == len(KINDS) == 32
+    numbers = [kind.category_id for kind in OBJECT_KINDS.values()]
+    assert (
+        len(set(numbers))
+        == len({kind.glyph for kind in OBJECT_KINDS.values()})
+        == len(OBJECT_KINDS)
+        == 32
+    )
     assert min(numbers) >= 1
     assert max(numbers) <= 90
-    assert all(name == kind.name for name, kind in KINDS.items())
+    assert all(name == kind.name for name, kind in OBJECT_KINDS.items())
 
 
 def test_coco_numbers_its_categories_so(third_party: Path) -> None:
@@ -135,4 +140,6 @@ def test_coco_numbers_its_categories_so(third_party: Path) -> None:
     path = third_party / "coco_mini" / "annotations" / "instances_train2017.json"
     entries = json.loads(path.read_text())["categories"]
     real = {entry["name"]: (entry["id"], entry["supercategory"]) for entry in entries}
-    assert all(real[kind.name] == (kind.category_id, kind.supercategory) for kind in KINDS.values())
+    assert all(
+        real[kind.name] == (kind.category_id, kind.supercategory) for kind in OBJECT_KINDS.values()
+    )

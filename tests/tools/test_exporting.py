@@ -6,49 +6,57 @@ import numpy as np
 import pytest
 
 from caldera.batches.picture_files import open_picture
-from caldera.errors import PictureError, UnknownNameError, UsageError
+from caldera.errors import ImageError, UnknownNameError, UsageError
 from caldera.evaluation.parity import by_llama_cpp
-from caldera.model.folder import Assistant, save_assistant
-from caldera.progress import Silent
-from caldera.tools.exporting import Comparison, Export, parity_json, run_export, run_parity
+from caldera.model.folder import LlavaBundle, save_model_folder
+from caldera.progress import NoProgress
+from caldera.tools.exporting import (
+    ExportConfig,
+    ParityConfig,
+    compare_model,
+    export_model,
+    parity_json,
+)
 from caldera.tools.parity_pictures import ODD, QUESTIONS, SCENES, drawn_pictures, given_pictures
 
 
 def test_names_are_exact(tmp_path: Path) -> None:
     """A typo is answered with the nearest name."""
     with pytest.raises(UnknownNameError, match="did you mean 'gguf'"):
-        run_export("ggfu", Export(folder=tmp_path, out=tmp_path / "out"), Silent())
+        export_model("ggfu", ExportConfig(folder=tmp_path, out=tmp_path / "out"), NoProgress())
     with pytest.raises(UnknownNameError, match="did you mean 'transformers'"):
-        run_parity(Comparison(folder=tmp_path, against="transformer"), Silent())
+        compare_model(ParityConfig(folder=tmp_path, against="transformer"), NoProgress())
 
 
 def test_without_llama_cpp_files_are_written_but_not_called_good(
-    tmp_path: Path, assistant: Assistant, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, assistant: LlavaBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The message says that they stand, what is missing, and the command that compares them."""
     monkeypatch.setattr(by_llama_cpp, "find_spec", lambda name: None)
-    save_assistant(tmp_path / "m", assistant)
+    save_model_folder(tmp_path / "m", assistant)
     with pytest.raises(
         UsageError, match=r"not compared.*pip install 'caldera\[reference\]'.*caldera parity"
     ):
-        run_export("gguf", Export(folder=tmp_path / "m", out=tmp_path / "out"), Silent())
+        export_model(
+            "gguf", ExportConfig(folder=tmp_path / "m", out=tmp_path / "out"), NoProgress()
+        )
     assert sorted(each.name for each in (tmp_path / "out").iterdir()) == [
         "mmproj.gguf",
         "model.gguf",
     ]
     with pytest.raises(UsageError, match=r"pip install 'caldera\[reference\]'"):
-        run_parity(
-            Comparison(folder=tmp_path / "m", against="gguf", gguf=tmp_path / "out"), Silent()
+        compare_model(
+            ParityConfig(folder=tmp_path / "m", against="gguf", gguf=tmp_path / "out"), NoProgress()
         )
 
 
 def test_what_a_format_has_no_use_for_is_refused(
-    tmp_path: Path, assistant: Assistant, photos: Path
+    tmp_path: Path, assistant: LlavaBundle, photos: Path
 ) -> None:
     """An original layout is never called quantised or compared; nothing is written."""
-    save_assistant(tmp_path / "m", assistant)
+    save_model_folder(tmp_path / "m", assistant)
     picture = sorted(photos.iterdir())[0]
-    asked = Export(
+    asked = ExportConfig(
         folder=tmp_path / "m",
         out=tmp_path / "out",
         kind="q8_0",
@@ -58,30 +66,33 @@ def test_what_a_format_has_no_use_for_is_refused(
     with pytest.raises(
         UsageError, match="--type and --class-token and --pictures would not be used"
     ):
-        run_export("original", asked, Silent())
+        export_model("original", asked, NoProgress())
     assert not (tmp_path / "out").exists()
 
 
 def test_a_picture_that_cannot_be_used_stops_before_anything_is_written(
-    tmp_path: Path, assistant: Assistant
+    tmp_path: Path, assistant: LlavaBundle
 ) -> None:
     """The first thing that is looked at is what the user gave."""
-    save_assistant(tmp_path / "m", assistant)
-    lost = Export(folder=tmp_path / "m", out=tmp_path / "out", pictures=[tmp_path / "lost.png"])
-    with pytest.raises(PictureError, match=r"lost\.png does not exist"):
-        run_export("gguf", lost, Silent())
+    save_model_folder(tmp_path / "m", assistant)
+    lost = ExportConfig(
+        folder=tmp_path / "m", out=tmp_path / "out", pictures=[tmp_path / "lost.png"]
+    )
+    with pytest.raises(ImageError, match=r"lost\.png does not exist"):
+        export_model("gguf", lost, NoProgress())
     assert not (tmp_path / "out").exists()
 
 
 def test_a_comparison_on_a_users_pictures_is_json(
-    tmp_path: Path, assistant: Assistant, photos: Path
+    tmp_path: Path, assistant: LlavaBundle, photos: Path
 ) -> None:
     """Every stage, every answer, the count, and the verdict."""
-    save_assistant(tmp_path / "m", assistant)
+    save_model_folder(tmp_path / "m", assistant)
     given = [photos / "0.png", photos / "4.png"]
     found = parity_json(
-        run_parity(
-            Comparison(folder=tmp_path / "m", against="transformers", pictures=given), Silent()
+        compare_model(
+            ParityConfig(folder=tmp_path / "m", against="transformers", pictures=given),
+            NoProgress(),
         )
     )
     assert found["good"] is True
@@ -93,7 +104,7 @@ def test_a_comparison_on_a_users_pictures_is_json(
 def test_drawn_pictures_are_scenes_and_odd_files(tmp_path: Path) -> None:
     """Twenty scenes of their own size, then every odd kind; all can be decoded, and drawing again gives the same."""
     drawn = drawn_pictures(tmp_path)
-    assert [one.odd for one in drawn] == [False] * SCENES + [True] * len(ODD)
+    assert [one.informational for one in drawn] == [False] * SCENES + [True] * len(ODD)
     sizes = {one.path.name: open_picture(one.path).size for one in drawn}
     assert {sizes[f"scene-{number:02d}.png"] for number in range(SCENES)} == {(224, 224)}
     assert sizes["thin.png"] == (1, 1000)
@@ -106,12 +117,12 @@ def test_drawn_pictures_are_scenes_and_odd_files(tmp_path: Path) -> None:
 
 
 def test_the_originals_layout_is_written_with_what_to_know(
-    tmp_path: Path, assistant: Assistant
+    tmp_path: Path, assistant: LlavaBundle
 ) -> None:
     """There is nothing here that runs it, so it is not compared; the notes say how it is used."""
-    save_assistant(tmp_path / "m", assistant)
-    found = run_export(
-        "original", Export(folder=tmp_path / "m", out=tmp_path / "llava-tiny"), Silent()
+    save_model_folder(tmp_path / "m", assistant)
+    found = export_model(
+        "original", ExportConfig(folder=tmp_path / "m", out=tmp_path / "llava-tiny"), NoProgress()
     )
     assert found.parity is None
     assert any("'vicuna_v1'" in note for note in found.notes)

@@ -9,25 +9,25 @@ import pytest
 from PIL import Image
 
 from caldera.batches.picture_files import open_picture
-from caldera.batches.picture_sources import Pixels
-from caldera.conversation import Conversation, Picture, Turn
-from caldera.errors import PictureError, RecordError, UsageError
-from caldera.inference.generate import Generator
-from caldera.inference.likelihood import Weigher
-from caldera.inference.sampling import Sampling
-from caldera.model.folder import Assistant
-from caldera.progress import Silent
+from caldera.batches.picture_sources import DecodedImages
+from caldera.conversation import Conversation, ImageRef, Turn
+from caldera.errors import ConversationError, ImageError, UsageError
+from caldera.inference.generate import BatchGenerator
+from caldera.inference.likelihood import LikelihoodScorer
+from caldera.inference.sampling import SamplingParams
+from caldera.model.folder import LlavaBundle
+from caldera.progress import NoProgress
 from caldera.tools.lmms_answering import (
-    Decoding,
     LmmsAnswerer,
-    Question,
-    before_stops,
+    LmmsGeneration,
+    LmmsQuestion,
     conversation_from,
     decoding_from,
+    truncate_at_stops,
 )
-from caldera.training.devices import choose_compute
+from caldera.training.devices import choose_device
 
-COMPUTE = choose_compute("cpu", "float32")
+COMPUTE = choose_device("cpu", "float32")
 
 
 def noise(seed: int, mode: str = "RGB") -> Image.Image:
@@ -36,14 +36,14 @@ def noise(seed: int, mode: str = "RGB") -> Image.Image:
     return Image.fromarray(values).convert(mode)
 
 
-def asking(text: str, *pictures: object) -> Question:
+def asking(text: str, *pictures: object) -> LmmsQuestion:
     """Ask a text about pictures."""
-    return Question("task t, split test, document 3", text, lambda: pictures)
+    return LmmsQuestion("task t, split test, document 3", text, lambda: pictures)
 
 
-def answerer(assistant: Assistant, batch_size: int = 2, seed: int = 0) -> LmmsAnswerer:
+def answerer(assistant: LlavaBundle, batch_size: int = 2, seed: int = 0) -> LmmsAnswerer:
     """Answer with a random assistant."""
-    return LmmsAnswerer(assistant, COMPUTE, batch_size=batch_size, seed=seed, progress=Silent())
+    return LmmsAnswerer(assistant, COMPUTE, batch_size=batch_size, seed=seed, progress=NoProgress())
 
 
 @pytest.mark.parametrize(
@@ -63,11 +63,11 @@ def test_pictures_stand_at_their_marks(
     """Before a text without marks, as LLaVA is asked there; without pictures a mark is text."""
     seen = [noise(number) for number in range(pictures)]
     [turn] = conversation_from(asking(text, *seen), tmp_path).turns
-    assert turn.speaker == "user"
+    assert turn.role == "user"
     assert [part for part in turn.parts if isinstance(part, str)] == [
         part for part in expected if isinstance(part, str)
     ]
-    assert [isinstance(part, Picture) for part in turn.parts] == [
+    assert [isinstance(part, ImageRef) for part in turn.parts] == [
         isinstance(part, int) for part in expected
     ]
     for picture, one in zip(turn.pictures, seen, strict=True):
@@ -80,7 +80,7 @@ def test_what_cannot_be_asked_says_why(tmp_path: Path) -> None:
         conversation_from(asking("<image> What?", noise(0), noise(1)), tmp_path)
     with pytest.raises(UsageError, match="given str, but it sees pictures only"):
         conversation_from(asking("What?", "video.mp4"), tmp_path)
-    with pytest.raises(RecordError, match="turn 1 is empty"):
+    with pytest.raises(ConversationError, match="turn 1 is empty"):
         conversation_from(asking(" "), tmp_path)
 
 
@@ -109,7 +109,7 @@ def test_a_broken_picture_is_named(tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:90])
     with (
         Image.open(tmp_path / "cut.png") as cut,
-        pytest.raises(PictureError, match="of the data set cannot be decoded"),
+        pytest.raises(ImageError, match="of the data set cannot be decoded"),
     ):
         conversation_from(asking("What?", cut), tmp_path / "written")
 
@@ -117,31 +117,36 @@ def test_a_broken_picture_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "sampling", "stops", "left"),
     [
-        ({}, Sampling(max_new_tokens=1024), (), []),
-        ({"max_new_tokens": 16, "until": "\n"}, Sampling(max_new_tokens=16), ("\n",), []),
-        ({"until": None, "top_p": None, "num_beams": 1}, Sampling(max_new_tokens=1024), (), []),
-        ({"until": ["", "Q:", "A:"]}, Sampling(max_new_tokens=1024), ("Q:", "A:"), []),
+        ({}, SamplingParams(max_new_tokens=1024), (), []),
+        ({"max_new_tokens": 16, "until": "\n"}, SamplingParams(max_new_tokens=16), ("\n",), []),
         (
-            {"temperature": 0.7, "top_p": 0.9, "do_sample": True},
-            Sampling(temperature=0.7, top_p=0.9, max_new_tokens=1024),
+            {"until": None, "top_p": None, "num_beams": 1},
+            SamplingParams(max_new_tokens=1024),
             (),
             [],
         ),
-        ({"temperature": 0.7, "do_sample": False}, Sampling(max_new_tokens=1024), (), []),
-        ({"temperature": 0, "top_p": 0}, Sampling(max_new_tokens=1024), (), []),
+        ({"until": ["", "Q:", "A:"]}, SamplingParams(max_new_tokens=1024), ("Q:", "A:"), []),
+        (
+            {"temperature": 0.7, "top_p": 0.9, "do_sample": True},
+            SamplingParams(temperature=0.7, top_p=0.9, max_new_tokens=1024),
+            (),
+            [],
+        ),
+        ({"temperature": 0.7, "do_sample": False}, SamplingParams(max_new_tokens=1024), (), []),
+        ({"temperature": 0, "top_p": 0}, SamplingParams(max_new_tokens=1024), (), []),
         (
             {"num_beams": 3, "top_k": 5},
-            Sampling(max_new_tokens=1024),
+            SamplingParams(max_new_tokens=1024),
             (),
             ["num_beams=3", "top_k=5"],
         ),
     ],
 )
 def test_generation_settings_are_followed_or_named(
-    settings: dict[str, object], sampling: Sampling, stops: tuple[str, ...], left: list[str]
+    settings: dict[str, object], sampling: SamplingParams, stops: tuple[str, ...], left: list[str]
 ) -> None:
     """What a task sets holds; what is not followed is told, never dropped."""
-    assert decoding_from(settings) == (Decoding(sampling, stops), left)
+    assert decoding_from(settings) == (LmmsGeneration(sampling, stops), left)
 
 
 def test_settings_out_of_range_are_refused() -> None:
@@ -163,29 +168,32 @@ def test_an_answer_ends_before_the_first_stop(
     text: str, stops: tuple[str, ...], expected: str
 ) -> None:
     """Whichever of them comes first."""
-    assert before_stops(text, stops) == expected
+    assert truncate_at_stops(text, stops) == expected
 
 
-def alone(assistant: Assistant, folder: Path) -> Callable[[Question, int], str]:
+def alone(assistant: LlavaBundle, folder: Path) -> Callable[[LmmsQuestion, int], str]:
     """Answer a question without lmms-eval's ways."""
-    generator = Generator(assistant, Pixels(assistant.processor))
+    generator = BatchGenerator(assistant, DecodedImages(assistant.processor))
 
-    def answer(question: Question, longest: int) -> str:
+    def answer(question: LmmsQuestion, longest: int) -> str:
         prompt = generator.prompt(conversation_from(question, folder / question.text))
-        [text] = generator.answer([prompt], Sampling(max_new_tokens=longest))
+        [text] = generator.generate([prompt], SamplingParams(max_new_tokens=longest))
         return text
 
     return answer
 
 
-def test_answers_come_in_the_order_of_questions(assistant: Assistant, tmp_path: Path) -> None:
+def test_answers_come_in_the_order_of_questions(assistant: LlavaBundle, tmp_path: Path) -> None:
     """However long they are, and whatever settings they are asked with, each gets the answer it gets alone."""
     asked = [
         (asking("what " * length, *[noise(length)] * (length % 3)), longest)
         for length, longest in [(5, 3), (1, 4), (4, 3), (2, 4), (3, 3), (6, 4)]
     ]
     answers = answerer(assistant).answer(
-        [(question, Decoding(Sampling(max_new_tokens=longest))) for question, longest in asked]
+        [
+            (question, LmmsGeneration(SamplingParams(max_new_tokens=longest)))
+            for question, longest in asked
+        ]
     )
     single = alone(assistant, tmp_path)
     assert answers == [single(question, longest) for question, longest in asked]
@@ -193,14 +201,17 @@ def test_answers_come_in_the_order_of_questions(assistant: Assistant, tmp_path: 
 
 
 def test_cut_answers_are_counted(
-    assistant: Assistant, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    assistant: LlavaBundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A stop that shortens answers is told, as lmms-eval puts a blank line there unasked."""
     question = asking("what", noise(0))
     whole = alone(assistant, tmp_path)(question, 5)
     stop = whole[-1]
     assert whole.index(stop) > 0
-    asked = [(question, Decoding(Sampling(max_new_tokens=5), stops)) for stops in [(stop,), ()]]
+    asked = [
+        (question, LmmsGeneration(SamplingParams(max_new_tokens=5), stops))
+        for stops in [(stop,), ()]
+    ]
     with caplog.at_level(logging.WARNING):
         assert answerer(assistant).answer(asked) == [
             whole[: whole.index(stop)].rstrip(),
@@ -209,37 +220,41 @@ def test_cut_answers_are_counted(
     assert "1 of 2 answers were cut" in caplog.text
 
 
-def test_what_is_asked_again_is_drawn_again(assistant: Assistant) -> None:
+def test_what_is_asked_again_is_drawn_again(assistant: LlavaBundle) -> None:
     """With a temperature a repeated question gets other answers, and the same ones in another run with the seed."""
-    asked = [(asking("what"), Decoding(Sampling(temperature=2.0, max_new_tokens=6)))] * 5
+    asked = [
+        (asking("what"), LmmsGeneration(SamplingParams(temperature=2.0, max_new_tokens=6)))
+    ] * 5
     first = answerer(assistant, batch_size=1, seed=7).answer(asked)
     assert len(set(first)) > 1
     assert answerer(assistant, batch_size=1, seed=7).answer(asked) == first
     assert answerer(assistant, batch_size=1, seed=8).answer(asked) != first
 
 
-def test_given_answers_are_weighed_in_their_order(assistant: Assistant) -> None:
+def test_given_answers_are_weighed_in_their_order(assistant: LlavaBundle) -> None:
     """As they are alone."""
     texts = ["two cats on the left", "a", "the dog is in the meadow"]
     asked = [
         (asking("what is there?" * number), text)
         for number, text in zip((3, 1, 2), texts, strict=True)
     ]
-    weigher = Weigher(assistant, Pixels(assistant.processor))
-    weights = answerer(assistant).weigh([(question, f" {text}") for question, text in asked])
+    weigher = LikelihoodScorer(assistant, DecodedImages(assistant.processor))
+    weights = answerer(assistant).log_likelihoods(
+        [(question, f" {text}") for question, text in asked]
+    )
     for (question, text), weight in zip(asked, weights, strict=True):
         conversation = Conversation("c", (Turn("user", (question.text,)),))
-        [single] = weigher.weigh([weigher.prompt(conversation, text)])
-        assert weight.total == pytest.approx(single.total, abs=1e-4)
+        [single] = weigher.score([weigher.prompt(conversation, text)])
+        assert weight.sum == pytest.approx(single.total, abs=1e-4)
         assert (weight.tokens, weight.greedy) == (single.tokens, False)
 
 
-def test_a_question_that_cannot_be_asked_is_named(assistant: Assistant) -> None:
+def test_a_question_that_cannot_be_asked_is_named(assistant: LlavaBundle) -> None:
     """The error says what is wrong, and a note which document of which task it is."""
-    asked = [(asking("what " * 3000), Decoding(Sampling(max_new_tokens=4)))]
+    asked = [(asking("what " * 3000), LmmsGeneration(SamplingParams(max_new_tokens=4)))]
     with pytest.raises(UsageError, match="the model has room for 2048") as caught:
         answerer(assistant).answer(asked)
     assert caught.value.__notes__ == ["asked: task t, split test, document 3"]
     with pytest.raises(UsageError, match="sees pictures only") as caught:
-        answerer(assistant).weigh([(asking("what", b"sound"), "a dog")])
+        answerer(assistant).log_likelihoods([(asking("what", b"sound"), "a dog")])
     assert caught.value.__notes__ == ["asked: task t, split test, document 3"]

@@ -7,13 +7,13 @@ import pytest
 
 from caldera.conversation import (
     Conversation,
-    Picture,
+    ImageRef,
     Turn,
     read_conversations,
     write_conversations,
 )
 from caldera.errors import InputError, UsageError
-from caldera.skips import Skips
+from caldera.skips import SkippedItems
 from caldera.tools.parquet import write_parquet
 
 pyarrow = pytest.importorskip("pyarrow.parquet")
@@ -25,7 +25,7 @@ def data(photos: Path) -> Path:
     records = []
     for at in range(11):
         shown = {3: ("0.png", "1.png"), 5: ()}.get(at, (f"{at % 7}.png",))
-        parts = tuple(Picture(f"photos/{name}") for name in shown)
+        parts = tuple(ImageRef(f"photos/{name}") for name in shown)
         turns = (Turn("user", (*parts, f"\nWhat {at}?")), Turn("assistant", (f"Ä {at}",)))
         records.append(Conversation(str(at), turns))
     write_conversations(photos.parent / "data.json", records)
@@ -40,7 +40,7 @@ def rows_of(folder: Path) -> list[dict[str, object]]:
 
 def test_rows_are_the_records_with_their_pictures(data: Path, tmp_path: Path) -> None:
     """Every text, and the very bytes of every file."""
-    done = write_parquet(data, tmp_path / "hub", Skips())
+    done = write_parquet(data, tmp_path / "hub", SkippedItems())
 
     rows = rows_of(tmp_path / "hub")
     raw = json.loads(data.read_text())
@@ -60,7 +60,7 @@ def test_rows_are_the_records_with_their_pictures(data: Path, tmp_path: Path) ->
 
 def test_the_schema_says_what_is_a_picture(data: Path, tmp_path: Path) -> None:
     """In the words of the `datasets` library, which the Hub's viewer reads."""
-    write_parquet(data, tmp_path / "hub", Skips())
+    write_parquet(data, tmp_path / "hub", SkippedItems())
     [path] = (tmp_path / "hub" / "data").iterdir()
     told = json.loads(pyarrow.read_schema(path).metadata[b"huggingface"])
     assert told["info"]["features"]["images"] == [{"_type": "Image"}]
@@ -69,7 +69,7 @@ def test_the_schema_says_what_is_a_picture(data: Path, tmp_path: Path) -> None:
 
 def test_files_are_closed_when_they_are_large(data: Path, tmp_path: Path) -> None:
     """Names tell how many there are; nothing is lost between them."""
-    done = write_parquet(data, tmp_path / "hub", Skips(), shard_bytes=900)
+    done = write_parquet(data, tmp_path / "hub", SkippedItems(), shard_bytes=900)
     names = sorted(path.name for path in (tmp_path / "hub" / "data").iterdir())
     assert done.files == len(names) > 2
     assert names[0] == f"train-00000-of-{done.files:05d}.parquet"
@@ -79,12 +79,14 @@ def test_files_are_closed_when_they_are_large(data: Path, tmp_path: Path) -> Non
 def test_a_missing_picture_stops_it_or_is_left_out(data: Path, tmp_path: Path) -> None:
     """And what stood there stands."""
     (tmp_path / "photos" / "4.png").unlink()
-    write_parquet(data, tmp_path / "hub", Skips(0.2))
+    write_parquet(data, tmp_path / "hub", SkippedItems(0.2))
     with pytest.raises(InputError, match=r"4.png does not exist"):
-        write_parquet(data, tmp_path / "hub", Skips())
+        write_parquet(data, tmp_path / "hub", SkippedItems())
     assert len(rows_of(tmp_path / "hub")) == 10
     with pytest.raises(InputError, match="there is nothing to write of"):
-        write_parquet(shown(data), tmp_path / "hub", Skips(1.0), pictures=tmp_path / "nowhere")
+        write_parquet(
+            shown(data), tmp_path / "hub", SkippedItems(1.0), pictures=tmp_path / "nowhere"
+        )
     assert len(rows_of(tmp_path / "hub")) == 10
 
 
@@ -101,10 +103,10 @@ def test_another_folder_is_not_replaced(data: Path, tmp_path: Path) -> None:
         (tmp_path / place).parent.mkdir(parents=True)
         (tmp_path / place).touch()
         with pytest.raises(UsageError, match="holds something else than a parquet data set; choos"):
-            write_parquet(data, tmp_path / Path(place).parts[0], Skips())
+            write_parquet(data, tmp_path / Path(place).parts[0], SkippedItems())
     with pytest.raises(UsageError, match="holds something else"):
-        write_parquet(data, data, Skips())
+        write_parquet(data, data, SkippedItems())
     (tmp_path / "empty").mkdir()
-    write_parquet(data, tmp_path / "empty", Skips())
-    write_parquet(data, tmp_path / "empty", Skips())
+    write_parquet(data, tmp_path / "empty", SkippedItems())
+    write_parquet(data, tmp_path / "empty", SkippedItems())
     assert len(rows_of(tmp_path / "empty")) == 11

@@ -8,28 +8,28 @@ import pytest
 import torch
 from transformers import LlavaNextForConditionalGeneration
 
-from caldera.conversation import Conversation, Picture, Turn
+from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import UsageError
 from caldera.model.adapter import merge_adapter
-from caldera.model.assemble import assemble, show_as
-from caldera.model.folder import Assistant, load_assistant, save_assistant
-from caldera.model.low_rank import Lora
-from caldera.progress import Silent
-from caldera.settings import with_settings
-from caldera.skips import Skips
-from caldera.training.devices import Compute, Means
-from caldera.training.run import DataSet, StageJob
+from caldera.model.assemble import assemble, with_image_aspect
+from caldera.model.folder import LlavaBundle, load_model_folder, save_model_folder
+from caldera.model.low_rank import LoraConfig
+from caldera.progress import NoProgress
+from caldera.settings import apply_overrides
+from caldera.skips import SkippedItems
+from caldera.training.devices import DeviceConfig, Runtime
+from caldera.training.run import TrainingData, TrainingJob
 from caldera.training.stage import FINETUNE, Stage
 
 STAGE = replace(
     FINETUNE,
     aspect="anyres",
-    grids=("1x2", "2x1", "3x1"),
+    grid_pinpoints=("1x2", "2x1", "3x1"),
     learning_rate=3e-3,
     batch_size=3,
     epochs=2,
-    validation_rows=2,
-    checkpoint_every=4,
+    validation_size=2,
+    save_every=4,
     max_length=256,
 )
 
@@ -38,24 +38,24 @@ def dialogues() -> list[Conversation]:
     """Return 21 dialogues about no, one or two pictures of different proportions."""
     told = []
     for number in range(21):
-        shown = tuple(Picture(f"{(number + 3 * at) % 7}.png") for at in range(number % 3))
+        shown = tuple(ImageRef(f"{(number + 3 * at) % 7}.png") for at in range(number % 3))
         turns = (Turn("user", (*shown, "what?")), Turn("assistant", ("a dog on the left",)))
         told.append(Conversation(f"r{number}", turns))
     return told
 
 
 def run(
-    assistant: Assistant, photos: Path, out: Path, stage: Stage = STAGE
-) -> tuple[Assistant, list[float | None]]:
+    assistant: LlavaBundle, photos: Path, out: Path, stage: Stage = STAGE
+) -> tuple[LlavaBundle, list[float | None]]:
     """Run a stage; return its assistant and the validation losses before and after."""
-    job = StageJob(
+    job = TrainingJob(
         stage=stage,
         assistant=assistant,
-        data=DataSet(conversations=dialogues(), pictures=photos),
+        data=TrainingData(conversations=dialogues(), pictures=photos),
         out=out,
         features=out.parent / "features",
-        means=Means(Compute(torch.device("cpu"), torch.float32), Silent()),
-        skips=Skips(),
+        means=Runtime(DeviceConfig(torch.device("cpu"), torch.float32), NoProgress()),
+        skips=SkippedItems(),
     )
     trained, outcome = job.run()
     assert outcome is not None
@@ -67,9 +67,9 @@ def test_a_stage_turns_to_tiles_and_writes_a_folder_of_llava_next(
 ) -> None:
     """From pictures padded to squares on: it learns, the end of a row of tiles moves, transformers loads the result."""
     start = assemble(vision_folder, language_folder, aspect="pad", seed=3)
-    fresh = show_as(
+    fresh = with_image_aspect(
         assemble(vision_folder, language_folder, seed=3), "anyres", seed=STAGE.seed
-    ).model.projector.newline
+    ).model.projector.image_newline
     assert fresh is not None
 
     trained, (before, after) = run(start, photos, tmp_path / "run")
@@ -77,11 +77,11 @@ def test_a_stage_turns_to_tiles_and_writes_a_folder_of_llava_next(
     assert before is not None
     assert after is not None
     assert after < before - 0.3
-    loaded = load_assistant(tmp_path / "run" / "model")
+    loaded = load_model_folder(tmp_path / "run" / "model")
     assert loaded.card == trained.card
     assert loaded.card.pinpoints == ((6, 12), (12, 6), (18, 6))
     assert loaded.processor == trained.processor
-    newline = loaded.model.projector.newline
+    newline = loaded.model.projector.image_newline
     assert newline is not None
     assert not torch.equal(newline, fresh)
     theirs: Any = LlavaNextForConditionalGeneration.from_pretrained(tmp_path / "run" / "model")
@@ -98,7 +98,7 @@ def test_kept_features_of_tiles_are_those_of_the_pixels(
             assemble(vision_folder, language_folder, seed=3),
             photos,
             tmp_path / str(keep) / "run",
-            replace(STAGE, keep_features=keep, max_steps=3),
+            replace(STAGE, cache_features=keep, max_steps=3),
         )[1]
         for keep in (True, False)
     ]
@@ -110,12 +110,12 @@ def test_an_end_of_a_row_that_stood_still_is_drawn_again_for_an_adapter(
     vision_folder: Path, language_folder: Path, photos: Path, tmp_path: Path
 ) -> None:
     """Factors alone may learn while pictures turn to tiles; their adapter goes onto the base that knew no tiles."""
-    save_assistant(tmp_path / "base", assemble(vision_folder, language_folder, seed=3))
-    lora = Lora(rank=3, dropout=0.0, targets=("q_proj",))
-    stage = replace(STAGE, trains=("language",), lora=lora, max_steps=2)
-    trained, _ = run(load_assistant(tmp_path / "base"), photos, tmp_path / "run", stage)
+    save_model_folder(tmp_path / "base", assemble(vision_folder, language_folder, seed=3))
+    lora = LoraConfig(rank=3, dropout=0.0, targets=("q_proj",))
+    stage = replace(STAGE, trainable=("language",), lora=lora, max_steps=2)
+    trained, _ = run(load_model_folder(tmp_path / "base"), photos, tmp_path / "run", stage)
 
-    base = load_assistant(tmp_path / "base")
+    base = load_model_folder(tmp_path / "base")
     merged = merge_adapter(tmp_path / "run" / "adapter", base)
 
     for name, weight in trained.model.state_dict().items():
@@ -126,16 +126,16 @@ def test_tiles_go_away_again(vision_folder: Path, language_folder: Path) -> None
     """An assistant that is shown squares again has no end of a row, and no pinpoints."""
     tiled = assemble(vision_folder, language_folder, aspect="anyres", seed=3)
     assert len(tiled.card.pinpoints) == 5
-    plain = show_as(tiled, "pad")
+    plain = with_image_aspect(tiled, "pad")
     assert plain.card.pinpoints == plain.processor.pinpoints == ()
-    assert plain.model.projector.newline is None
+    assert plain.model.projector.image_newline is None
 
 
 def test_grids_that_nothing_would_use_are_refused() -> None:
     """They are the stage's own tiling, so a stage that leaves pictures as they are shown has none to choose."""
     with pytest.raises(UsageError, match="grids are 2x2, but aspect is pad; set aspect=anyres"):
-        replace(FINETUNE, aspect="pad", grids=("2x2",))
-    assert with_settings(FINETUNE, ["aspect=anyres", "grids=2x2"]).grids == ("2x2",)
+        replace(FINETUNE, aspect="pad", grid_pinpoints=("2x2",))
+    assert apply_overrides(FINETUNE, ["aspect=anyres", "grids=2x2"]).grid_pinpoints == ("2x2",)
 
 
 @pytest.mark.parametrize(

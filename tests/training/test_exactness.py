@@ -10,27 +10,27 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from caldera.batches.collate import Batch
-from caldera.batches.labels import IGNORED
-from caldera.batches.picture_sources import Pixels
+from caldera.batches.labels import IGNORE_INDEX
+from caldera.batches.picture_sources import DecodedImages
 from caldera.batches.samples import Sample, SampleMaker
 from caldera.batches.templates import find_template
-from caldera.conversation import Conversation, Picture, Turn
+from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.model import learned_loss
-from caldera.model.arrangement import Arrangement, attend_as
-from caldera.model.assemble import assemble, show_as
-from caldera.model.folder import Assistant
-from caldera.model.low_rank import Lora, add_factors, linear_layers
-from caldera.progress import Silent
-from caldera.training.devices import Compute, Means
-from caldera.training.features import stop_at, tower_features
-from caldera.training.freeze import train_only
-from caldera.training.loop import lay, passes
-from caldera.training.optimiser import build_optimiser
+from caldera.model.arrangement import BatchLayout, set_attention
+from caldera.model.assemble import assemble, with_image_aspect
+from caldera.model.folder import LlavaBundle
+from caldera.model.low_rank import LoraConfig, add_lora, linear_layers
+from caldera.progress import NoProgress
+from caldera.training.devices import DeviceConfig, Runtime
+from caldera.training.features import cached_tower_features, raise_image_error
+from caldera.training.freeze import set_trainable
+from caldera.training.loop import build_batch, plan_micro_batches
+from caldera.training.optimiser import build_optimizer
 from caldera.training.stage import FINETUNE, PRETRAIN, Part, Stage
 from caldera.training.step import training_step
 from tests.laying import padded
 
-FP32 = Compute(torch.device("cpu"), torch.float32)
+FP32 = DeviceConfig(torch.device("cpu"), torch.float32)
 
 QUESTIONS = ("what?", "how many dogs are there?", "what is on the left of the dog?")
 
@@ -40,7 +40,7 @@ def talk(name: str, pictures: Sequence[str], at: int, turns: int = 1) -> Convers
     said = []
     for turn in range(turns):
         asked = QUESTIONS[(at + turn) % 3]
-        shown = tuple(Picture(each) for each in pictures) if turn == 0 else ()
+        shown = tuple(ImageRef(each) for each in pictures) if turn == 0 else ()
         said.append(Turn("user", (*shown, f"\n{asked}") if shown else (asked,)))
         said.append(Turn("assistant", ("a dog on the left, " * ((at + turn) % 4) + "yes",)))
     return Conversation(name, tuple(said))
@@ -52,7 +52,7 @@ TEXT = [talk(f"t{at}", [], at) for at in range(3)]
 CAPTIONS = [
     Conversation(
         f"c{at}",
-        (Turn("user", (Picture(f"{at // 3}.png"),)), Turn("assistant", (f"a dog {QUESTIONS[at % 3]}",))),
+        (Turn("user", (ImageRef(f"{at // 3}.png"),)), Turn("assistant", (f"a dog {QUESTIONS[at % 3]}",))),
     )
     for at in range(7)
 ]  # fmt: skip
@@ -71,15 +71,15 @@ EVERYTHING: tuple[Part, ...] = ("vision", "projector", "language")
 CASES = {
     "pretrain": Case(PRETRAIN, CAPTIONS),
     "finetune": Case(FINETUNE, ONE),
-    "finetune all": Case(replace(FINETUNE, trains=EVERYTHING), ONE),
-    "lora": Case(replace(FINETUNE, lora=Lora(rank=2, alpha=4, dropout=0.0)), ONE),
+    "finetune all": Case(replace(FINETUNE, trainable=EVERYTHING), ONE),
+    "lora": Case(replace(FINETUNE, lora=LoraConfig(rank=2, alpha=4, dropout=0.0)), ONE),
     "tiles": Case(FINETUNE, [*ONE, *SEVERAL], tiles=True),
     "several pictures": Case(FINETUNE, SEVERAL),
     "text alone": Case(FINETUNE, TEXT),
     "mixed": Case(FINETUNE, [*SEVERAL, *TEXT, *ONE]),
     "small passes": Case(replace(FINETUNE, micro_batch_tokens=150), [*SEVERAL, *TEXT, *ONE]),
-    "recomputed": Case(replace(FINETUNE, recompute=True), [*SEVERAL, *ONE]),
-    "pretrain recomputed": Case(replace(PRETRAIN, recompute=True), CAPTIONS),
+    "recomputed": Case(replace(FINETUNE, gradient_checkpointing=True), [*SEVERAL, *ONE]),
+    "pretrain recomputed": Case(replace(PRETRAIN, gradient_checkpointing=True), CAPTIONS),
 }
 
 
@@ -91,56 +91,58 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 def prepared(
     case: Case, vision: Path, language: Path, photos: Path
-) -> tuple[Assistant, list[Sample]]:
+) -> tuple[LlavaBundle, list[Sample]]:
     """Return a fresh assistant, ready to learn, and the samples."""
     made = assemble(vision, language, seed=3)
     if case.tiles:
         side = made.processor.side
-        made = show_as(
+        made = with_image_aspect(
             made, "anyres", ((side, 2 * side), (2 * side, side), (3 * side, side)), seed=2
         )
     if case.stage.lora:
         layers = linear_layers(made.model.language)
-        add_factors(made.model.language, layers, case.stage.lora, seed=1)
+        add_lora(made.model.language, layers, case.stage.lora, seed=1)
         with torch.no_grad():
             for name, weight in made.model.language.named_parameters():
                 if name.endswith("up"):
                     weight.add_(
                         0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(4))
                     )
-    train_only(made.model, case.stage.trains)
+    set_trainable(made.model, case.stage.trainable)
     maker = SampleMaker(
         tokenizer=made.tokenizer, template=find_template(case.stage.template),
         image_token_id=made.model.image_token_id, layout=made.processor.layout,
         count_tokens=made.model.count_tokens, max_length=1000,
     )  # fmt: skip
-    return made, [maker.make(each, photos) for each in case.told]
+    return made, [maker.build(each, photos) for each in case.told]
 
 
-def plain_loss(made: Assistant, samples: Sequence[Sample]) -> Tensor:
+def plain_loss(made: LlavaBundle, samples: Sequence[Sample]) -> Tensor:
     """Return the mean loss of a padded batch, with pixels for each sample and logits at every position."""
     model, rows = made.model, padded(samples)
-    pictures = Pixels(made.processor)([path for each in samples for path in each.pictures])
+    pictures = DecodedImages(made.processor)([path for each in samples for path in each.pictures])
     layouts = [layout for each in samples for layout in each.layouts]
     logits = model.language(
         inputs_embeds=model.embed(rows.ids, pictures, layouts), attention_mask=rows.mask
     ).logits  # (rows, tokens, vocabulary)
     return cross_entropy(
-        logits[:, :-1].flatten(0, 1), rows.labels[:, 1:].flatten(), ignore_index=IGNORED
+        logits[:, :-1].flatten(0, 1), rows.labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX
     )
 
 
 def source(
-    made: Assistant, case: Case, samples: Sequence[Sample], folder: Path
+    made: LlavaBundle, case: Case, samples: Sequence[Sample], folder: Path
 ) -> Callable[..., Tensor]:
     """Return kept features where the tower is frozen, else pixels."""
     paths = list(dict.fromkeys(path for each in samples for path in each.pictures))
-    if "vision" in case.stage.trains or not paths:
-        return Pixels(made.processor)
-    return tower_features(made, folder, paths, means=Means(FP32, Silent()), on_fault=stop_at)
+    if "vision" in case.stage.trainable or not paths:
+        return DecodedImages(made.processor)
+    return cached_tower_features(
+        made, folder, paths, means=Runtime(FP32, NoProgress()), on_fault=raise_image_error
+    )
 
 
-def gradients(made: Assistant) -> dict[str, Tensor]:
+def gradients(made: LlavaBundle) -> dict[str, Tensor]:
     """Return a copy of all gradients, and forget them."""
     found = {
         name: each.grad.clone()
@@ -151,16 +153,16 @@ def gradients(made: Assistant) -> dict[str, Tensor]:
     return found
 
 
-def arrange(made: Assistant, arrangement: Arrangement) -> None:
+def arrange(made: LlavaBundle, arrangement: BatchLayout) -> None:
     """Set the model to an arrangement."""
     made.model.arrangement = arrangement
-    attend_as(made.model.language, arrangement, "eager")
+    set_attention(made.model.language, arrangement, "eager")
 
 
 @pytest.mark.parametrize("arrangement", ["packed", "masked", "padded"])
 def test_loss_and_every_gradient_are_the_plain_ones(
     case: Case,
-    arrangement: Arrangement,
+    arrangement: BatchLayout,
     vision_folder: Path,
     language_folder: Path,
     photos: Path,
@@ -176,11 +178,14 @@ def test_loss_and_every_gradient_are_the_plain_ones(
     wanted = gradients(made)
 
     arrange(made, arrangement)
-    made.model.recompute_layers(case.stage.recompute)
+    made.model.set_gradient_checkpointing(case.stage.gradient_checkpointing)
     made.model.train()
     share = arrangement != "padded"
     pictures = source(made, case, samples, tmp_path)
-    batches = [lay(packs, pictures) for packs in passes(samples, case.stage, share=share)]
+    batches = [
+        build_batch(packs, pictures)
+        for packs in plan_micro_batches(samples, case.stage, share=share)
+    ]
     learned = sum(batch.num_learned for batch in batches)
     total = 0.0
     for batch in batches:
@@ -192,23 +197,23 @@ def test_loss_and_every_gradient_are_the_plain_ones(
     assert total / learned == pytest.approx(float(loss.detach()), rel=1e-5)
     moved = {name for name, each in wanted.items() if each.any()}
     assert moved <= given.keys()
-    assert len(moved) >= (4 if case.stage.trains == PRETRAIN.trains else 10)
+    assert len(moved) >= (4 if case.stage.trainable == PRETRAIN.trainable else 10)
     whole = torch.stack([each.norm() for each in wanted.values()]).norm()
     for name in moved:
         difference = (given[name] - wanted[name]).norm()
         assert difference <= 1e-5 * wanted[name].norm() + 1e-7 * whole, f"{name}: {difference}"
-    tokens = sum(len(batch.ids) for batch in batches)
+    tokens = sum(len(batch.input_ids) for batch in batches)
     together = [each for each in samples if each.pictures]
     assert (tokens < sum(each.length for each in samples)) == (share and len(together) > 3)
 
 
-def curve(made: Assistant, stage: Stage, batches: Callable[[int], list[Batch]]) -> list[float]:
+def curve(made: LlavaBundle, stage: Stage, batches: Callable[[int], list[Batch]]) -> list[float]:
     """Train 50 steps and return the losses."""
-    optimiser = build_optimiser(made.model, stage)
+    optimiser = build_optimizer(made.model, stage)
     made.model.train()
     return [
         training_step(
-            made.model, batches(step), optimiser, max_grad_norm=1.0, compute=FP32, names=[]
+            made.model, batches(step), optimiser, max_grad_norm=1.0, compute=FP32, record_ids=[]
         ).loss
         for step in range(50)
     ]
@@ -225,11 +230,14 @@ def test_fifty_steps_give_the_same_curve(
         made, samples = prepared(case, vision_folder, language_folder, photos)
         arrange(made, arrangement)
         share = arrangement == "packed"
-        pictures = source(made, case, samples, tmp_path) if share else Pixels(made.processor)
+        pictures = source(made, case, samples, tmp_path) if share else DecodedImages(made.processor)
 
         def batches(step: int) -> list[Batch]:
             some = [samples[(step * 5 + at) % len(samples)] for at in range(5)]  # noqa: B023
-            return [lay(packs, pictures) for packs in passes(some, stage, share=share)]  # noqa: B023
+            return [
+                build_batch(packs, pictures)
+                for packs in plan_micro_batches(some, stage, share=share)
+            ]  # noqa: B023
 
         curves.append(curve(made, stage, batches))
     assert curves[0][-1] < 0.6 * curves[0][0]

@@ -8,26 +8,26 @@ import pytest
 import torch
 from PIL import Image
 
-from caldera.batches.anyres import WHOLE
+from caldera.batches.anyres import SINGLE_VIEW
 from caldera.batches.samples import Sample
-from caldera.model.folder import Assistant
-from caldera.training.devices import Compute
-from caldera.training.identity import identity_of
+from caldera.model.folder import LlavaBundle
+from caldera.training.devices import DeviceConfig
+from caldera.training.identity import run_fingerprint
 from caldera.training.stage import FINETUNE
 
-FP32 = Compute(torch.device("cpu"), torch.float32)
+FP32 = DeviceConfig(torch.device("cpu"), torch.float32)
 
 
-def identity(assistant: Assistant, photos: Path, shown: str = "1.png", **changes: str) -> str:
+def identity(assistant: LlavaBundle, photos: Path, shown: str = "1.png", **changes: str) -> str:
     """Return the identity of a run on one sample about a picture."""
-    sample = Sample("r", (1, 2, 3), (-100, 2, 3), (photos / shown,), (WHOLE,), (1,))
+    sample = Sample("r", (1, 2, 3), (-100, 2, 3), (photos / shown,), (SINGLE_VIEW,), (1,))
     compute = replace(FP32, dtype=getattr(torch, changes.get("dtype", "float32")))
     stage = replace(FINETUNE, seed=len(changes.get("stage", "")))
-    return identity_of(stage, assistant, [sample], photos, compute)
+    return run_fingerprint(stage, assistant, [sample], photos, compute)
 
 
 def test_the_same_run_in_another_place_is_the_same(
-    assistant: Assistant, photos: Path, tmp_path: Path
+    assistant: LlavaBundle, photos: Path, tmp_path: Path
 ) -> None:
     """Where the pictures' folder lies does not count."""
     moved = shutil.copytree(photos, tmp_path / "moved")
@@ -38,7 +38,7 @@ def test_the_same_run_in_another_place_is_the_same(
     "change", ["aspect", "layer", "select", "weights", "after", "dtype", "stage", "path", "picture"]
 )
 def test_what_decides_a_run_is_in_its_identity(
-    assistant: Assistant, photos: Path, change: str
+    assistant: LlavaBundle, photos: Path, change: str
 ) -> None:
     """Other preparation, features, weights, precision, settings or pictures make another run."""
     before = identity(assistant, photos)
@@ -53,7 +53,7 @@ def test_what_decides_a_run_is_in_its_identity(
             model.vision.select = "cls_patch"
         case "weights":
             with torch.no_grad():
-                model.word_table[0, 0] += 1e-3
+                model.embedding_weight[0, 0] += 1e-3
         case "after":
             card = assistant.card.model_copy(update={"stage": "pretrain"})
             assistant = replace(assistant, card=card)

@@ -16,17 +16,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from caldera.conversation import Conversation, Picture, Turn, write_conversations
-from caldera.errors import PictureError, TrainingError
+from caldera.conversation import Conversation, ImageRef, Turn, write_conversations
+from caldera.errors import ImageError, TrainingError
 from caldera.model.assemble import assemble
-from caldera.model.folder import Assistant, save_assistant
-from caldera.progress import Silent
-from caldera.skips import Skips
-from caldera.storage import holding
-from caldera.training.devices import Compute, Means
-from caldera.training.loading import Loading, ahead
+from caldera.model.folder import LlavaBundle, save_model_folder
+from caldera.progress import NoProgress
+from caldera.skips import SkippedItems
+from caldera.storage import lock_folder
+from caldera.training.devices import DeviceConfig, Runtime
+from caldera.training.loading import PrefetchConfig, prefetch
 from caldera.training.record import read_metrics
-from caldera.training.run import DataSet, StageJob
+from caldera.training.run import TrainingData, TrainingJob
 from caldera.training.stage import FINETUNE
 
 
@@ -75,7 +75,7 @@ def test_order_and_bits_are_the_same_whoever_makes_them(workers: int) -> None:
     """Also where the plan is a generator, shorter than there are workers, or empty."""
     for length in (0, 1, 7):
         plan = (number for number in range(length))
-        with ahead(plan, lay, loading=Loading(workers=workers), name=name) as made:
+        with prefetch(plan, lay, loading=PrefetchConfig(workers=workers), name=name) as made:
             found = list(made)
         assert [item for item, _ in found] == list(range(length))
         for item, got in found:
@@ -93,18 +93,18 @@ def test_a_fault_names_its_record_and_comes_in_its_turn(workers: int) -> None:
 
     def make(number: int) -> int:
         if number == 4:
-            raise PictureError("4.png is broken; replace it")
+            raise ImageError("4.png is broken; replace it")
         return number
 
-    with ahead(range(9), make, loading=Loading(workers=workers), name=name) as made:
+    with prefetch(range(9), make, loading=PrefetchConfig(workers=workers), name=name) as made:
         assert [next(made)[0] for _ in range(4)] == [0, 1, 2, 3]
-        with pytest.raises(PictureError, match=r"^record 'r4': 4\.png is broken; replace it$"):
+        with pytest.raises(ImageError, match=r"^record 'r4': 4\.png is broken; replace it$"):
             next(made)
 
 
 def test_a_killed_worker_is_named() -> None:
     """SIGKILL in the middle of a batch is an error that says which worker, by what, at which record."""
-    with ahead(range(9), stuck_at(3), loading=Loading(workers=2), name=name) as made:
+    with prefetch(range(9), stuck_at(3), loading=PrefetchConfig(workers=2), name=name) as made:
         assert [next(made)[0] for _ in range(3)] == [0, 1, 2]
         victim = made._workers[1]._process.pid
         assert victim is not None
@@ -119,7 +119,9 @@ def test_a_killed_worker_is_named() -> None:
 
 def test_a_worker_that_hangs_is_named() -> None:
     """After the timeout, and it is ended."""
-    with ahead(range(9), stuck_at(1), loading=Loading(workers=2, timeout=1), name=name) as made:
+    with prefetch(
+        range(9), stuck_at(1), loading=PrefetchConfig(workers=2, timeout=1), name=name
+    ) as made:
         assert next(made)[0] == 0
         hanging = made._workers[1]._process.pid
         with pytest.raises(
@@ -138,7 +140,7 @@ def test_a_thread_that_hangs_is_not_waited_for() -> None:
             release.wait()
         return number
 
-    with ahead(range(9), make, loading=Loading(timeout=0.3), name=name) as made:
+    with prefetch(range(9), make, loading=PrefetchConfig(timeout=0.3), name=name) as made:
         assert next(made)[0] == 0
         with pytest.raises(
             TrainingError, match=r"^loading has not finished record 'r1' after 0\.3 s"
@@ -150,8 +152,8 @@ def test_a_thread_that_hangs_is_not_waited_for() -> None:
 
 def test_a_mistake_in_a_worker_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     """What is no fault of the data ends the worker with its traceback, and the run with its name."""
-    with ahead(
-        [2, 1, 0], lambda number: 2 // number, loading=Loading(workers=1), name=name
+    with prefetch(
+        [2, 1, 0], lambda number: 2 // number, loading=PrefetchConfig(workers=1), name=name
     ) as made:
         assert [next(made)[1] for _ in range(2)] == [1, 2]
         with pytest.raises(TrainingError, match=r"ended with exit code 1, .* at record 'r0'"):
@@ -161,7 +163,7 @@ def test_a_mistake_in_a_worker_is_printed(capfd: pytest.CaptureFixture[str]) -> 
 
 def test_a_mistake_in_the_thread_is_raised_where_it_is_taken() -> None:
     """As if it had been made there."""
-    with ahead([1, 0], lambda number: 2 // number, loading=Loading(), name=name) as made:
+    with prefetch([1, 0], lambda number: 2 // number, loading=PrefetchConfig(), name=name) as made:
         assert next(made) == (1, 2)
         with pytest.raises(ZeroDivisionError):
             next(made)
@@ -170,8 +172,8 @@ def test_a_mistake_in_the_thread_is_raised_where_it_is_taken() -> None:
 def test_only_a_few_are_made_ahead() -> None:
     """Memory holds what is taken and `depth` more."""
     begun: list[int] = []
-    with ahead(
-        range(99), lambda number: begun.append(number), loading=Loading(), name=name
+    with prefetch(
+        range(99), lambda number: begun.append(number), loading=PrefetchConfig(), name=name
     ) as made:
         for taken in range(1, 30):
             next(made)
@@ -181,7 +183,9 @@ def test_only_a_few_are_made_ahead() -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_one_may_stop_in_the_middle(workers: int) -> None:
     """Nobody goes on making what nobody takes; `nothing_is_left` looks."""
-    with ahead(iter(range(10**9)), lay, loading=Loading(workers=workers), name=name) as made:
+    with prefetch(
+        iter(range(10**9)), lay, loading=PrefetchConfig(workers=workers), name=name
+    ) as made:
         next(made)
 
 
@@ -208,7 +212,7 @@ def test_a_killed_runs_lock_and_workers_go_with_it(tmp_path: Path) -> None:
     run.wait()
     run.stdout.close()
     try:
-        with holding(tmp_path):
+        with lock_folder(tmp_path):
             os.kill(hanging, 0)  # it is there still
         ends_soon(ready)
     finally:
@@ -231,7 +235,7 @@ def dialogues(count: int) -> list[Conversation]:
     """Return dialogues about no, one or two pictures."""
     told = []
     for number in range(count):
-        shown = tuple(Picture(f"{(number + at) % 7}.png") for at in range(number % 3))
+        shown = tuple(ImageRef(f"{(number + at) % 7}.png") for at in range(number % 3))
         turns = Turn("user", (*shown, "what?")), Turn("assistant", ("a dog on the left",))
         told.append(Conversation(f"r{number}", turns))
     return told
@@ -244,17 +248,17 @@ def test_training_is_the_same_bit_for_bit_whoever_decodes(
     weights = []
     for workers in range(3):
         out = tmp_path / str(workers)
-        trained, _ = StageJob(
+        trained, _ = TrainingJob(
             stage=replace(
-                FINETUNE, learning_rate=3e-3, batch_size=4, micro_batch_size=3, validation_rows=4, max_length=256,
-                keep_features=False, trains=("vision", "projector", "language"),
+                FINETUNE, learning_rate=3e-3, batch_size=4, micro_batch_size=3, validation_size=4, max_length=256,
+                cache_features=False, trainable=("vision", "projector", "language"),
             ),
             assistant=assemble(vision_folder, language_folder, seed=3),
-            data=DataSet(conversations=dialogues(40), pictures=photos),
+            data=TrainingData(conversations=dialogues(40), pictures=photos),
             out=out,
             features=tmp_path / "features",
-            means=Means(Compute(torch.device("cpu"), torch.float32), Silent(), workers),
-            skips=Skips(),
+            means=Runtime(DeviceConfig(torch.device("cpu"), torch.float32), NoProgress(), workers),
+            skips=SkippedItems(),
         ).run()  # fmt: skip
         weights.append(trained.model.state_dict())
         shares = [event["wait_share"] for event in read_metrics(out / "metrics.jsonl")[1:]]
@@ -268,10 +272,10 @@ def test_training_is_the_same_bit_for_bit_whoever_decodes(
 @pytest.mark.slow
 @pytest.mark.parametrize(("end", "code"), [("worker", 7), ("interrupt", 130)])
 def test_the_command_ends_with_its_workers(
-    assistant: Assistant, photos: Path, tmp_path: Path, end: str, code: int
+    assistant: LlavaBundle, photos: Path, tmp_path: Path, end: str, code: int
 ) -> None:
     """A killed worker is a training error with its exit code; Ctrl-C, which all of them hear, leaves none behind."""
-    save_assistant(tmp_path / "start", assistant)
+    save_model_folder(tmp_path / "start", assistant)
     write_conversations(tmp_path / "data.json", dialogues(40))
     before = signal.signal(
         signal.SIGINT, signal.default_int_handler

@@ -10,35 +10,35 @@ from torch import Tensor
 
 from caldera.batches.samples import Sample, SampleMaker
 from caldera.batches.templates import find_template
-from caldera.conversation import Conversation, Picture, Turn
+from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import UsageError
 from caldera.model.adapter import merge_adapter
 from caldera.model.assemble import assemble
-from caldera.model.folder import Assistant, load_assistant, save_assistant
-from caldera.model.low_rank import Lora, add_factors, factors_of, linear_layers
-from caldera.progress import Progress, Silent
-from caldera.settings import with_settings
-from caldera.skips import Skips
-from caldera.training.checkpoint import newest_checkpoint
-from caldera.training.devices import Compute, Means
-from caldera.training.freeze import train_only
-from caldera.training.optimiser import build_optimiser
+from caldera.model.folder import LlavaBundle, load_model_folder, save_model_folder
+from caldera.model.low_rank import LoraConfig, add_lora, linear_layers, lora_parameters
+from caldera.progress import NoProgress, Progress
+from caldera.settings import apply_overrides
+from caldera.skips import SkippedItems
+from caldera.training.checkpoint import latest_checkpoint
+from caldera.training.devices import DeviceConfig, Runtime
+from caldera.training.freeze import set_trainable
+from caldera.training.optimiser import build_optimizer
 from caldera.training.record import read_metrics
-from caldera.training.run import DataSet, StageJob
+from caldera.training.run import TrainingData, TrainingJob
 from caldera.training.stage import FINETUNE, FINETUNE_LORA, Stage
-from caldera.training.step import mean_loss, training_step
+from caldera.training.step import evaluate_loss, training_step
 from tests.laying import batch_of
 
-FP32 = Compute(torch.device("cpu"), torch.float32)
+FP32 = DeviceConfig(torch.device("cpu"), torch.float32)
 STAGE = replace(
     FINETUNE_LORA,
     learning_rate=1e-2,
     projector_learning_rate=3e-3,
-    lora=Lora(rank=3, alpha=6.0, dropout=0.2),
+    lora=LoraConfig(rank=3, alpha=6.0, dropout=0.2),
     batch_size=4,
-    validation_rows=4,
-    validate_every=5,
-    checkpoint_every=3,
+    validation_size=4,
+    eval_every=5,
+    save_every=3,
     max_length=256,
 )
 
@@ -47,7 +47,7 @@ def dialogues(count: int) -> list[Conversation]:
     """Return dialogues, every second one about a picture."""
     told = []
     for number in range(count):
-        shown = (Picture(f"{number % 7}.png"),) if number % 2 else ()
+        shown = (ImageRef(f"{number % 7}.png"),) if number % 2 else ()
         turns = (
             Turn("user", (*shown, "what do you see?")),
             Turn("assistant", (("yes", "no", "the dog is on the left")[number % 3],)),
@@ -56,20 +56,20 @@ def dialogues(count: int) -> list[Conversation]:
     return told
 
 
-def job(assistant: Assistant, photos: Path, out: Path, **changes: object) -> StageJob:
+def job(assistant: LlavaBundle, photos: Path, out: Path, **changes: object) -> TrainingJob:
     """Return a job on forty dialogues."""
-    given = {"stage": STAGE, "means": Means(FP32, Silent()), "resume": False, **changes}
-    return StageJob(
+    given = {"stage": STAGE, "means": Runtime(FP32, NoProgress()), "resume": False, **changes}
+    return TrainingJob(
         assistant=assistant,
-        data=DataSet(conversations=dialogues(40), pictures=photos),
+        data=TrainingData(conversations=dialogues(40), pictures=photos),
         out=out,
         features=out.parent / "features",
-        skips=Skips(),
+        skips=SkippedItems(),
         **given,  # type: ignore[arg-type]
     )
 
 
-def samples_of(assistant: Assistant, photos: Path) -> list[Sample]:
+def samples_of(assistant: LlavaBundle, photos: Path) -> list[Sample]:
     """Return five samples."""
     maker = SampleMaker(
         tokenizer=assistant.tokenizer,
@@ -79,33 +79,33 @@ def samples_of(assistant: Assistant, photos: Path) -> list[Sample]:
         count_tokens=assistant.model.count_tokens,
         max_length=256,
     )
-    return [maker.make(one, photos) for one in dialogues(5)]
+    return [maker.build(one, photos) for one in dialogues(5)]
 
 
-def weights_of(assistant: Assistant) -> dict[str, Tensor]:
+def weights_of(assistant: LlavaBundle) -> dict[str, Tensor]:
     """Return a copy of every weight."""
     return {name: each.clone() for name, each in assistant.model.state_dict().items()}
 
 
-def prepared(assistant: Assistant, stage: Stage = STAGE) -> torch.optim.AdamW:
+def prepared(assistant: LlavaBundle, stage: Stage = STAGE) -> torch.optim.AdamW:
     """Put factors into an assistant, freeze the rest, and return the optimiser."""
     assert stage.lora
     language = assistant.model.language
-    add_factors(language, linear_layers(language), stage.lora, seed=stage.seed)
-    train_only(assistant.model, stage.trains)
-    return build_optimiser(assistant.model, stage)
+    add_lora(language, linear_layers(language), stage.lora, seed=stage.seed)
+    set_trainable(assistant.model, stage.trainable)
+    return build_optimizer(assistant.model, stage)
 
 
-def test_only_factors_and_projector_move(assistant: Assistant, photos: Path) -> None:
+def test_only_factors_and_projector_move(assistant: LlavaBundle, photos: Path) -> None:
     """After a step each factor and the projector have moved; all else is bit for bit what it was."""
     optimiser = prepared(assistant)
-    factors = {id(each) for each in factors_of(assistant.model)}
+    factors = {id(each) for each in lora_parameters(assistant.model)}
     model = assistant.model.train()
     for _ in range(2):  # the first moves `up` alone, as `down` works through it
         before = {name: each.detach().clone() for name, each in model.named_parameters()}
         samples = samples_of(assistant, photos)
         batch = batch_of(assistant, samples)
-        training_step(model, [batch], optimiser, max_grad_norm=1.0, compute=FP32, names=[])
+        training_step(model, [batch], optimiser, max_grad_norm=1.0, compute=FP32, record_ids=[])
     moved = {name for name, each in model.named_parameters() if not torch.equal(each, before[name])}
     wanted = {
         name
@@ -116,13 +116,13 @@ def test_only_factors_and_projector_move(assistant: Assistant, photos: Path) -> 
     assert len(wanted) == 2 * 14 + 4
 
 
-def test_the_report_and_the_optimiser_know_the_factors(assistant: Assistant) -> None:
+def test_the_report_and_the_optimiser_know_the_factors(assistant: LlavaBundle) -> None:
     """The frozen weights are counted but do not learn; factors learn at the stage's rate, the projector at its own."""
-    stage = replace(STAGE, trains=("vision", *STAGE.trains), vision_learning_rate=5e-4)
+    stage = replace(STAGE, trainable=("vision", *STAGE.trainable), vision_learning_rate=5e-4)
     optimiser = prepared(assistant, stage)
     model = assistant.model
-    reports = {report.part: report for report in train_only(model, stage.trains)}
-    num_factors = sum(each.numel() for each in factors_of(model))
+    reports = {report.part: report for report in set_trainable(model, stage.trainable)}
+    num_factors = sum(each.numel() for each in lora_parameters(model))
     assert reports["language"].trainable == num_factors < reports["language"].parameters
     sizes: dict[float, int] = {}
     for group in optimiser.param_groups:
@@ -135,24 +135,24 @@ def test_the_report_and_the_optimiser_know_the_factors(assistant: Assistant) -> 
     }
 
 
-def test_factors_do_not_drop_out_in_validation(assistant: Assistant, photos: Path) -> None:
+def test_factors_do_not_drop_out_in_validation(assistant: LlavaBundle, photos: Path) -> None:
     """The held-out loss is the same each time, though in training it is not."""
     prepared(assistant)
     model = assistant.model.train()
     with torch.no_grad():
-        for factor in factors_of(model):
+        for factor in lora_parameters(model):
             factor.add_(0.3)
     samples = samples_of(assistant, photos)
     batch = batch_of(assistant, samples)
-    assert mean_loss(model, [batch], FP32) == mean_loss(model, [batch], FP32)
+    assert evaluate_loss(model, [batch], FP32) == evaluate_loss(model, [batch], FP32)
     assert model.loss(batch).mean != model.loss(batch).mean
 
 
 def test_a_run_leaves_an_adapter_and_the_merged_model(
-    assistant: Assistant, photos: Path, tmp_path: Path
+    assistant: LlavaBundle, photos: Path, tmp_path: Path
 ) -> None:
     """It learns; adapter and base give the model folder bit for bit; embeddings, norms and head are the base's."""
-    save_assistant(tmp_path / "base", assistant)
+    save_model_folder(tmp_path / "base", assistant)
     base = weights_of(assistant)
     layers = {f"language.{layer}.weight" for layer in linear_layers(assistant.model.language)}
 
@@ -162,9 +162,9 @@ def test_a_run_leaves_an_adapter_and_the_merged_model(
     assert outcome.last_validation_loss is not None
     assert outcome.first_validation_loss is not None
     assert outcome.last_validation_loss < outcome.first_validation_loss - 0.2
-    model = load_assistant(tmp_path / "run" / "model")
+    model = load_model_folder(tmp_path / "run" / "model")
     assert model.card.recipe["finetune"]["lora"]["rank"] == 3
-    merged = merge_adapter(tmp_path / "run" / "adapter", load_assistant(tmp_path / "base"))
+    merged = merge_adapter(tmp_path / "run" / "adapter", load_model_folder(tmp_path / "base"))
     assert merged.card == model.card
     moved = set()
     for name, weight in weights_of(model).items():
@@ -184,13 +184,13 @@ def test_a_broken_off_run_goes_on_bit_for_bit(
 ) -> None:
     """Stopped after a checkpoint and started again: the weights, losses and adapter of an unbroken run."""
 
-    def start() -> Assistant:
+    def start() -> LlavaBundle:
         return assemble(vision_folder, language_folder, seed=3)
 
     unbroken, _ = job(start(), photos, tmp_path / "a").run()
     with pytest.raises(KeyboardInterrupt):
-        job(start(), photos, tmp_path / "b", means=Means(FP32, stops_at(5))).run()
-    found = newest_checkpoint(tmp_path / "b" / "checkpoints")
+        job(start(), photos, tmp_path / "b", means=Runtime(FP32, stops_at(5))).run()
+    found = latest_checkpoint(tmp_path / "b" / "checkpoints")
     assert found is not None
     assert found.step == 3
     assert not [name for name in found.tensors if name.endswith("q_proj.weight")]
@@ -208,25 +208,27 @@ def test_a_broken_off_run_goes_on_bit_for_bit(
         assert (tmp_path / "b" / "adapter" / file.name).read_bytes() == file.read_bytes()
 
 
-def test_other_factors_are_another_run(assistant: Assistant, photos: Path, tmp_path: Path) -> None:
+def test_other_factors_are_another_run(
+    assistant: LlavaBundle, photos: Path, tmp_path: Path
+) -> None:
     """A finished run of another rank is not passed off as this one."""
-    save_assistant(tmp_path / "base", assistant)
+    save_model_folder(tmp_path / "base", assistant)
     job(assistant, photos, tmp_path / "run").run()
-    other = replace(STAGE, lora=Lora(rank=4, alpha=6.0, dropout=0.2))
-    start = load_assistant(tmp_path / "base")
+    other = replace(STAGE, lora=LoraConfig(rank=4, alpha=6.0, dropout=0.2))
+    start = load_model_folder(tmp_path / "base")
     with pytest.raises(UsageError, match="of other data, settings or weights"):
         job(start, photos, tmp_path / "run", stage=other, resume=True).run()
 
 
 def test_lora_is_switched_on_and_off_by_settings() -> None:
     """A setting of the group switches it on, `on` and `none` say so in words, and it needs the language model."""
-    assert with_settings(FINETUNE, ["lora.rank=8"]).lora == Lora(rank=8)
-    assert with_settings(FINETUNE, ["lora=on"]).lora == Lora()
-    assert with_settings(FINETUNE_LORA, ["lora=none"]).lora is None
-    assert with_settings(STAGE, ["lora=on"]).lora == STAGE.lora
-    named = with_settings(FINETUNE, ["lora.targets=q_proj,v_proj"]).lora
-    assert named == Lora(targets=("q_proj", "v_proj"))
+    assert apply_overrides(FINETUNE, ["lora.rank=8"]).lora == LoraConfig(rank=8)
+    assert apply_overrides(FINETUNE, ["lora=on"]).lora == LoraConfig()
+    assert apply_overrides(FINETUNE_LORA, ["lora=none"]).lora is None
+    assert apply_overrides(STAGE, ["lora=on"]).lora == STAGE.lora
+    named = apply_overrides(FINETUNE, ["lora.targets=q_proj,v_proj"]).lora
+    assert named == LoraConfig(targets=("q_proj", "v_proj"))
     with pytest.raises(UsageError, match=r"lora is set, but trains is .*; add language to it"):
-        with_settings(FINETUNE_LORA, ["trains=projector,"])
+        apply_overrides(FINETUNE_LORA, ["trains=projector,"])
     with pytest.raises(UsageError, match=r"as lora.NAME, or lora=on, lora=none"):
-        with_settings(FINETUNE, ["lora=8"])
+        apply_overrides(FINETUNE, ["lora=8"])

@@ -15,32 +15,32 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from caldera.batches.anyres import WHOLE
+from caldera.batches.anyres import SINGLE_VIEW
 from caldera.batches.samples import Sample
 from caldera.batches.templates import find_template
-from caldera.batches.text_ids import text_ids
-from caldera.conversation import Conversation, Picture, Turn, write_conversations
-from caldera.errors import CalderaError, PictureError, RecordError, UsageError
+from caldera.batches.text_ids import context_tokenizer
+from caldera.conversation import Conversation, ImageRef, Turn, write_conversations
+from caldera.errors import CalderaError, ConversationError, ImageError, UsageError
 from caldera.model.assemble import assemble
-from caldera.model.folder import Assistant, load_assistant, save_assistant
-from caldera.progress import Progress, Silent
-from caldera.skips import Skips
-from caldera.training.checkpoint import newest_checkpoint
-from caldera.training.devices import Compute, Means
+from caldera.model.folder import LlavaBundle, load_model_folder, save_model_folder
+from caldera.progress import NoProgress, Progress
+from caldera.skips import SkippedItems
+from caldera.training.checkpoint import latest_checkpoint
+from caldera.training.devices import DeviceConfig, Runtime
 from caldera.training.record import read_metrics
-from caldera.training.run import DataSet, StageJob, split_off
+from caldera.training.run import TrainingData, TrainingJob, split_validation
 from caldera.training.stage import FINETUNE, Stage
 
-MEANS = Means(Compute(torch.device("cpu"), torch.float32), Silent())
+MEANS = Runtime(DeviceConfig(torch.device("cpu"), torch.float32), NoProgress())
 
 STAGE = replace(
     FINETUNE,
     learning_rate=3e-3,
     batch_size=4,
     epochs=2,
-    validation_rows=4,
-    validate_every=5,
-    checkpoint_every=3,
+    validation_size=4,
+    eval_every=5,
+    save_every=3,
     max_length=256,
 )
 
@@ -49,7 +49,7 @@ def dialogues(count: int) -> list[Conversation]:
     """Return dialogues about one, two or no pictures."""
     told = []
     for number in range(count):
-        shown = tuple(Picture(f"{(number + at) % 7}.png") for at in range(number % 3))
+        shown = tuple(ImageRef(f"{(number + at) % 7}.png") for at in range(number % 3))
         answer = ("yes", "no", "the dog is on the left")[number % 3]
         turns = (Turn("user", (*shown, "what do you see?")), Turn("assistant", (answer,)))
         told.append(Conversation(f"r{number}", turns))
@@ -57,12 +57,12 @@ def dialogues(count: int) -> list[Conversation]:
 
 
 def job(
-    assistant: Assistant, photos: Path, out: Path, stage: Stage = STAGE, **changes: object
-) -> StageJob:
+    assistant: LlavaBundle, photos: Path, out: Path, stage: Stage = STAGE, **changes: object
+) -> TrainingJob:
     """Return a job on forty dialogues."""
-    data = DataSet(conversations=dialogues(40), pictures=photos)
-    given = {"data": data, "skips": Skips(), "resume": False, **changes}
-    return StageJob(
+    data = TrainingData(conversations=dialogues(40), pictures=photos)
+    given = {"data": data, "skips": SkippedItems(), "resume": False, **changes}
+    return TrainingJob(
         stage=stage,
         assistant=assistant,
         out=out,
@@ -73,7 +73,7 @@ def job(
 
 
 def test_a_run_learns_and_leaves_a_whole_folder(
-    assistant: Assistant, photos: Path, tmp_path: Path
+    assistant: LlavaBundle, photos: Path, tmp_path: Path
 ) -> None:
     """The loss on held-out rows falls, every step is recorded, and the model folder says how it was made."""
     trained, outcome = job(assistant, photos, tmp_path / "run").run()
@@ -84,7 +84,7 @@ def test_a_run_learns_and_leaves_a_whole_folder(
     assert outcome.last_validation_loss < outcome.first_validation_loss - 0.3
     events = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [event["step"] for event in events] == list(range(outcome.steps + 1))
-    loaded = load_assistant(tmp_path / "run" / "model")
+    loaded = load_model_folder(tmp_path / "run" / "model")
     assert loaded.card == trained.card
     assert loaded.card.stage == "finetune"
     assert loaded.card.recipe["finetune"]["batch_size"] == 4
@@ -112,16 +112,16 @@ def test_a_broken_off_run_goes_on_bit_for_bit(
     language_folder: Path,
     photos: Path,
     tmp_path: Path,
-    break_off: Callable[[StageJob], None],
+    break_off: Callable[[TrainingJob], None],
 ) -> None:
     """Stopped after a checkpoint and started again, it ends with the weights and losses of an unbroken run."""
 
-    def start() -> Assistant:
+    def start() -> LlavaBundle:
         return assemble(vision_folder, language_folder, seed=3)
 
     unbroken, _ = job(start(), photos, tmp_path / "a").run()
     break_off(job(start(), photos, tmp_path / "b"))
-    found = newest_checkpoint(tmp_path / "b" / "checkpoints")
+    found = latest_checkpoint(tmp_path / "b" / "checkpoints")
     assert found is not None
     assert found.step == 6
 
@@ -138,16 +138,20 @@ def test_a_broken_off_run_goes_on_bit_for_bit(
 
 
 def test_a_stage_gives_its_templates_marks(
-    assistant: Assistant, photos: Path, tmp_path: Path
+    assistant: LlavaBundle, photos: Path, tmp_path: Path
 ) -> None:
     """A model whose tokenizer lacks them learns them, and its folder has them."""
-    assert text_ids(assistant.tokenizer).special.keys().isdisjoint(find_template("gemma").tokens)
+    assert (
+        context_tokenizer(assistant.tokenizer)
+        .special.keys()
+        .isdisjoint(find_template("gemma").tokens)
+    )
 
     job(assistant, photos, tmp_path / "run", stage=replace(STAGE, template="gemma")).run()
 
-    loaded = load_assistant(tmp_path / "run" / "model")
+    loaded = load_model_folder(tmp_path / "run" / "model")
     assert loaded.card.template == "gemma"
-    assert text_ids(loaded.tokenizer).special.keys() > {*find_template("gemma").tokens}
+    assert context_tokenizer(loaded.tokenizer).special.keys() > {*find_template("gemma").tokens}
 
 
 def test_dropout_is_drawn_from_the_stages_seed_alone(
@@ -155,11 +159,11 @@ def test_dropout_is_drawn_from_the_stages_seed_alone(
     gpt2_folder: Path,
     photos: Path,
     tmp_path: Path,
-    break_off: Callable[[StageJob], None],
+    break_off: Callable[[TrainingJob], None],
 ) -> None:
     """With a language model that drops out, equal runs are equal bit for bit, broken off or not."""
 
-    def start() -> Assistant:
+    def start() -> LlavaBundle:
         return assemble(vision_folder, gpt2_folder, seed=3)
 
     def weights(out: str, stage: Stage = STAGE, *, resume: bool = False) -> dict[str, torch.Tensor]:
@@ -176,7 +180,7 @@ def test_dropout_is_drawn_from_the_stages_seed_alone(
 
 
 def test_a_broken_checkpoint_is_passed_over(
-    assistant: Assistant, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    assistant: LlavaBundle, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A flipped byte in the newest checkpoint is noticed; the one before is used."""
     job(assistant, photos, tmp_path / "run").run()
@@ -187,7 +191,7 @@ def test_a_broken_checkpoint_is_passed_over(
     content[-1] ^= 1
     file.write_bytes(content)
 
-    found = newest_checkpoint(tmp_path / "run" / "checkpoints")
+    found = latest_checkpoint(tmp_path / "run" / "checkpoints")
 
     assert found is not None
     assert checkpoints[0].name == f"step-{found.step:08d}"
@@ -195,12 +199,12 @@ def test_a_broken_checkpoint_is_passed_over(
 
 
 @pytest.fixture
-def break_off(stops_at: Callable[[int], Progress]) -> Callable[[StageJob], None]:
+def break_off(stops_at: Callable[[int], Progress]) -> Callable[[TrainingJob], None]:
     """Run a job that is stopped at step 8, two steps after a checkpoint."""
 
-    def run(running: StageJob) -> None:
+    def run(running: TrainingJob) -> None:
         with pytest.raises(KeyboardInterrupt):
-            replace(running, means=Means(MEANS.compute, stops_at(8))).run()
+            replace(running, means=Runtime(MEANS.compute, stops_at(8))).run()
 
     return run
 
@@ -210,11 +214,11 @@ def test_a_broken_off_run_is_not_begun_anew(
     language_folder: Path,
     photos: Path,
     tmp_path: Path,
-    break_off: Callable[[StageJob], None],
+    break_off: Callable[[TrainingJob], None],
 ) -> None:
     """Its hours would be lost, or two runs' checkpoints mixed: without --resume it is refused."""
 
-    def start() -> Assistant:
+    def start() -> LlavaBundle:
         return assemble(vision_folder, language_folder, seed=3)
 
     break_off(job(start(), photos, tmp_path / "run"))
@@ -233,11 +237,11 @@ def test_a_refused_resume_changes_nothing(
     language_folder: Path,
     photos: Path,
     tmp_path: Path,
-    break_off: Callable[[StageJob], None],
+    break_off: Callable[[TrainingJob], None],
 ) -> None:
     """Other settings under --resume are refused before a file of the run is touched."""
 
-    def start() -> Assistant:
+    def start() -> LlavaBundle:
         return assemble(vision_folder, language_folder, seed=3)
 
     break_off(job(start(), photos, tmp_path / "run"))
@@ -258,7 +262,7 @@ def test_nothing_finished_is_overwritten(
 ) -> None:
     """The same run is kept under --resume; other settings or data need another folder."""
 
-    def start() -> Assistant:
+    def start() -> LlavaBundle:
         return assemble(vision_folder, language_folder, seed=3)
 
     job(start(), photos, tmp_path / "run").run()
@@ -275,7 +279,7 @@ def test_nothing_finished_is_overwritten(
         job(padded, photos, tmp_path / "run", resume=True).run()
 
 
-def test_a_folder_in_use_is_refused(assistant: Assistant, photos: Path, tmp_path: Path) -> None:
+def test_a_folder_in_use_is_refused(assistant: LlavaBundle, photos: Path, tmp_path: Path) -> None:
     """A second process cannot train into the same folder; the message names the first."""
     program = (
         "import sys, time; from pathlib import Path; from caldera.storage import holding\n"
@@ -298,13 +302,13 @@ def test_a_folder_in_use_is_refused(assistant: Assistant, photos: Path, tmp_path
 
 @pytest.mark.parametrize("allowed", [0.0, 0.3])
 def test_bad_pictures_stop_the_run_or_are_listed(
-    assistant: Assistant, photos: Path, tmp_path: Path, allowed: float
+    assistant: LlavaBundle, photos: Path, tmp_path: Path, allowed: float
 ) -> None:
     """A broken picture is an error; where the user allows it, its records are counted, listed and left out."""
     (photos / "0.png").write_bytes(b"not a picture")
-    bad = job(assistant, photos, tmp_path / "run", skips=Skips(allowed))
+    bad = job(assistant, photos, tmp_path / "run", skips=SkippedItems(allowed))
     if not allowed:
-        with pytest.raises(PictureError, match=r"0\.png is not a"):
+        with pytest.raises(ImageError, match=r"0\.png is not a"):
             bad.run()
         assert not (tmp_path / "run" / "model").exists()
         return
@@ -315,16 +319,16 @@ def test_bad_pictures_stop_the_run_or_are_listed(
 
 
 def test_more_bad_records_than_allowed_stop_the_run(
-    assistant: Assistant, photos: Path, tmp_path: Path
+    assistant: LlavaBundle, photos: Path, tmp_path: Path
 ) -> None:
     """The share is kept to, and a record that is too long is never cut."""
     short = replace(STAGE, max_length=60)
     with pytest.raises(
-        RecordError, match=r"is \d+ tokens long \(0 of pictures\), over the limit of 60"
+        ConversationError, match=r"is \d+ tokens long \(0 of pictures\), over the limit of 60"
     ):
         job(assistant, photos, tmp_path / "a", short).run()
     with pytest.raises(CalderaError, match=r"over the allowed share of 0\.01"):
-        job(assistant, photos, tmp_path / "b", short, skips=Skips(0.01)).run()
+        job(assistant, photos, tmp_path / "b", short, skips=SkippedItems(0.01)).run()
 
 
 def test_the_language_models_own_context_is_a_limit(
@@ -333,13 +337,13 @@ def test_the_language_models_own_context_is_a_limit(
     """A record longer than the model has positions is refused before training; one that just fits is trained on."""
     assistant = assemble(vision_folder, gpt2_folder, seed=3)
     words = Turn("user", ("a " * 300,)), Turn("assistant", ("yes",))
-    data = DataSet(conversations=[Conversation("long", words)], pictures=photos)
-    wide = replace(STAGE, max_length=2048, validation_rows=0)
+    data = TrainingData(conversations=[Conversation("long", words)], pictures=photos)
+    wide = replace(STAGE, max_length=2048, validation_size=0)
     message = (
         r"record 'long' is (\d+) tokens long \(0 of pictures\), over the limit of 281 that the language model has "
         "positions for"
     )
-    with pytest.raises(RecordError, match=message) as caught:
+    with pytest.raises(ConversationError, match=message) as caught:
         job(assistant, photos, tmp_path / "a", wide, data=data).run()
     found = re.search(message, str(caught.value))
     assert found is not None
@@ -354,7 +358,9 @@ def test_the_language_models_own_context_is_a_limit(
 def shown(number: int, *pictures: str) -> Sample:
     """Return a sample about pictures."""
     paths = tuple(Path(name) for name in pictures)
-    return Sample(f"r{number}", (1, 2), (1, 2), paths, (WHOLE,) * len(paths), (0,) * len(paths))
+    return Sample(
+        f"r{number}", (1, 2), (1, 2), paths, (SINGLE_VIEW,) * len(paths), (0,) * len(paths)
+    )
 
 
 def test_held_out_rows_share_no_picture_with_the_rest() -> None:
@@ -362,13 +368,13 @@ def test_held_out_rows_share_no_picture_with_the_rest() -> None:
     pairs = [shown(at, f"{at}.png", f"{at - at % 3}.png") for at in range(30)]
     samples = [*pairs, *(shown(30 + at, f"{at}.png") for at in range(30))]
     for seed in range(7):
-        learning, held_out = split_off(samples, 7, seed=seed)
+        learning, held_out = split_validation(samples, 7, seed=seed)
         assert sorted(one.id for one in (*learning, *held_out)) == sorted(one.id for one in samples)
         assert 0 < len(held_out) <= 6
         told = {path for one in held_out for path in one.pictures}
         assert told
         assert not told & {path for one in learning for path in one.pictures}
-        assert split_off(samples, 7, seed=seed) == (learning, held_out)
+        assert split_validation(samples, 7, seed=seed) == (learning, held_out)
 
 
 def test_where_all_rows_are_tied_first_pictures_are_kept_apart(
@@ -376,45 +382,45 @@ def test_where_all_rows_are_tied_first_pictures_are_kept_apart(
 ) -> None:
     """A chain of pictures joins all rows: some are held out all the same, and it is said that they are not all new."""
     chain = [shown(at, f"{at // 2}.png", f"{at // 2 + 1}.png") for at in range(40)]
-    learning, held_out = split_off(chain, 4, seed=1)
+    learning, held_out = split_validation(chain, 4, seed=1)
     assert len(held_out) == 4
     first = {one.pictures[0] for one in held_out}
     assert not first & {one.pictures[0] for one in learning}
     assert "all records hang together" in caplog.text
 
 
-def test_no_usable_picture_is_said(assistant: Assistant, photos: Path, tmp_path: Path) -> None:
+def test_no_usable_picture_is_said(assistant: LlavaBundle, photos: Path, tmp_path: Path) -> None:
     """Where every record may be left out and is, nothing is left to train on."""
     for photo in photos.iterdir():
         photo.write_bytes(b"not a picture")
     pictured = [one for one in dialogues(40) if one.pictures]
-    data = DataSet(conversations=pictured, pictures=photos)
-    with pytest.raises(RecordError, match="no record is left to train on"):
-        job(assistant, photos, tmp_path / "run", data=data, skips=Skips(1.0)).run()
+    data = TrainingData(conversations=pictured, pictures=photos)
+    with pytest.raises(ConversationError, match="no record is left to train on"):
+        job(assistant, photos, tmp_path / "run", data=data, skips=SkippedItems(1.0)).run()
 
 
 def test_the_share_of_bad_records_is_of_all(
-    assistant: Assistant, photos: Path, tmp_path: Path
+    assistant: LlavaBundle, photos: Path, tmp_path: Path
 ) -> None:
     """Records left out for their text and for their picture are one share of the whole data set."""
-    data = DataSet(conversations=dialogues(40), pictures=photos)
+    data = TrainingData(conversations=dialogues(40), pictures=photos)
     (photos / "0.png").write_bytes(b"not a picture")
     (photos / "1.png").unlink()
     lost = sum(bool({"0.png", "1.png"} & {*one.pictures}) for one in data.conversations)
-    allowed = Skips(lost / 40)
+    allowed = SkippedItems(lost / 40)
     job(assistant, photos, tmp_path / "run", data=data, skips=allowed).run()
-    assert len(allowed.taken) == lost
+    assert len(allowed.items) == lost
 
 
 def test_a_projector_is_not_fitted_without_pictures(
     vision_folder: Path, language_folder: Path, photos: Path, tmp_path: Path
 ) -> None:
     """Text alone trains with `fit_projector` as it does without."""
-    data = DataSet(conversations=dialogues(40)[::3], pictures=photos)
+    data = TrainingData(conversations=dialogues(40)[::3], pictures=photos)
     weights = []
     for fit in (True, False):
         start = assemble(vision_folder, language_folder, seed=3)
-        stage = replace(STAGE, fit_projector=fit)
+        stage = replace(STAGE, calibrate_projector=fit)
         trained, _ = job(start, photos, tmp_path / str(fit), stage, data=data).run()
         weights.append(trained.model.state_dict())
     assert all(torch.equal(weights[1][name], weight) for name, weight in weights[0].items())
@@ -426,14 +432,14 @@ def test_a_projector_is_not_fitted_without_pictures(
     [((), (6.0, 7.5, 9.0, 10.5)), (("--lora", "--set", "lora.rank=3"), (8.0, 9.0))],
 )
 def test_a_killed_process_goes_on_bit_for_bit(
-    assistant: Assistant,
+    assistant: LlavaBundle,
     photos: Path,
     tmp_path: Path,
     more: tuple[str, ...],
     moments: tuple[float, ...],
 ) -> None:
     """SIGKILL at random moments, started again each time: the same model as one that was left alone."""
-    save_assistant(tmp_path / "start", assistant)
+    save_model_folder(tmp_path / "start", assistant)
     write_conversations(tmp_path / "data.json", dialogues(40))
     command = [
         *(sys.executable, "-m", "caldera", "train", "finetune", "--dtype", "float32", "--resume"),
@@ -454,6 +460,6 @@ def test_a_killed_process_goes_on_bit_for_bit(
         process.wait()
     subprocess.run([*command, "--out", str(tmp_path / "killed")], check=True, capture_output=True)
 
-    calm, killed = (load_assistant(tmp_path / name / "model") for name in ("calm", "killed"))
+    calm, killed = (load_model_folder(tmp_path / name / "model") for name in ("calm", "killed"))
     for name, weight in calm.model.state_dict().items():
         assert torch.equal(killed.model.state_dict()[name], weight), name

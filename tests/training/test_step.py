@@ -8,24 +8,24 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from caldera.batches.labels import IGNORED
+from caldera.batches.labels import IGNORE_INDEX
 from caldera.batches.samples import Sample, SampleMaker
 from caldera.batches.templates import find_template
-from caldera.conversation import Conversation, Picture, Turn
+from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import TrainingError, UsageError
 from caldera.model.assemble import assemble
-from caldera.model.folder import Assistant
-from caldera.training.devices import Compute
-from caldera.training.freeze import train_only
-from caldera.training.optimiser import build_optimiser, rate_factor, set_rate
+from caldera.model.folder import LlavaBundle
+from caldera.training.devices import DeviceConfig
+from caldera.training.freeze import set_trainable
+from caldera.training.optimiser import build_optimizer, lr_factor, set_lr
 from caldera.training.stage import FINETUNE, PRETRAIN, Part
-from caldera.training.step import mean_loss, training_step
+from caldera.training.step import evaluate_loss, training_step
 from tests.laying import batch_of, padded
 
-FP32 = Compute(torch.device("cpu"), torch.float32)
+FP32 = DeviceConfig(torch.device("cpu"), torch.float32)
 
 
-def mixed_samples(assistant: Assistant, photos: Path) -> list[Sample]:
+def mixed_samples(assistant: LlavaBundle, photos: Path) -> list[Sample]:
     """Return samples with no picture, one, and three, of different lengths."""
     maker = SampleMaker(
         tokenizer=assistant.tokenizer,
@@ -37,16 +37,16 @@ def mixed_samples(assistant: Assistant, photos: Path) -> list[Sample]:
     )
     told = []
     for number, count in enumerate((0, 1, 3)):
-        shown = tuple(Picture(f"{at}.png") for at in range(count))
+        shown = tuple(ImageRef(f"{at}.png") for at in range(count))
         turns = (
             Turn("user", (*shown, "how many dogs are there?")),
             Turn("assistant", ("the cat is on the left, " * number + "no",)),
         )
-        told.append(maker.make(Conversation(str(number), turns), photos))
+        told.append(maker.build(Conversation(str(number), turns), photos))
     return told
 
 
-def test_the_loss_is_the_plain_padded_one(assistant: Assistant, photos: Path) -> None:
+def test_the_loss_is_the_plain_padded_one(assistant: LlavaBundle, photos: Path) -> None:
     """Logits only where labels are give the loss and gradients of logits everywhere."""
     samples = mixed_samples(assistant, photos)
     batch, rows = batch_of(assistant, samples), padded(samples)
@@ -58,7 +58,7 @@ def test_the_loss_is_the_plain_padded_one(assistant: Assistant, photos: Path) ->
     plain = cross_entropy(
         logits[:, :-1].flatten(0, 1),
         rows.labels[:, 1:].flatten(),
-        ignore_index=IGNORED,
+        ignore_index=IGNORE_INDEX,
         reduction="sum",
     )
 
@@ -74,7 +74,7 @@ def test_the_loss_is_the_plain_padded_one(assistant: Assistant, photos: Path) ->
     assert compared > 20
 
 
-def test_a_mixed_batch_gives_what_each_sample_gives(assistant: Assistant, photos: Path) -> None:
+def test_a_mixed_batch_gives_what_each_sample_gives(assistant: LlavaBundle, photos: Path) -> None:
     """Samples with no, one and three pictures do not disturb each other."""
     samples = mixed_samples(assistant, photos)
     together = assistant.model.loss(batch_of(assistant, samples))
@@ -82,7 +82,7 @@ def test_a_mixed_batch_gives_what_each_sample_gives(assistant: Assistant, photos
     torch.testing.assert_close(
         together.total, torch.stack([loss.total for loss in alone]).sum(), rtol=1e-5, atol=0
     )
-    assert together.num_learned == sum(loss.num_learned for loss in alone)
+    assert together.num_tokens == sum(loss.num_tokens for loss in alone)
 
 
 @pytest.mark.parametrize(
@@ -90,14 +90,14 @@ def test_a_mixed_batch_gives_what_each_sample_gives(assistant: Assistant, photos
     [("projector",), ("projector", "language"), ("vision",), ("vision", "projector", "language")],
 )
 def test_one_step_moves_only_the_named_parts(
-    assistant: Assistant, photos: Path, parts: tuple[Part, ...]
+    assistant: LlavaBundle, photos: Path, parts: tuple[Part, ...]
 ) -> None:
     """After a step the frozen weights are bit for bit what they were, and each named part has moved."""
     model = assistant.model
     before = {name: each.detach().clone() for name, each in model.named_parameters()}
-    reports = train_only(model, parts)
-    stage = replace(FINETUNE, trains=parts, learning_rate=0.01)
-    optimiser = build_optimiser(model, stage)
+    reports = set_trainable(model, parts)
+    stage = replace(FINETUNE, trainable=parts, learning_rate=0.01)
+    optimiser = build_optimizer(model, stage)
 
     training_step(
         model,
@@ -105,7 +105,7 @@ def test_one_step_moves_only_the_named_parts(
         optimiser,
         max_grad_norm=1.0,
         compute=FP32,
-        names=["0", "1", "2"],
+        record_ids=["0", "1", "2"],
     )
 
     moved = {
@@ -117,14 +117,14 @@ def test_one_step_moves_only_the_named_parts(
     assert {report.part for report in reports if report.trainable} == set(parts)
 
 
-def test_splitting_a_batch_does_not_change_the_step(assistant: Assistant, photos: Path) -> None:
+def test_splitting_a_batch_does_not_change_the_step(assistant: LlavaBundle, photos: Path) -> None:
     """Micro-batches of one sample each give the weights of one batch of all."""
     samples = mixed_samples(assistant, photos)
     start = {name: each.clone() for name, each in assistant.model.state_dict().items()}
     results = []
     for split in ([samples], [[sample] for sample in samples]):
         assistant.model.load_state_dict(start)
-        train_only(assistant.model, ("projector",))
+        set_trainable(assistant.model, ("projector",))
         optimiser = torch.optim.SGD(assistant.model.projector.parameters(), lr=0.1)
         report = training_step(
             assistant.model,
@@ -132,7 +132,7 @@ def test_splitting_a_batch_does_not_change_the_step(assistant: Assistant, photos
             optimiser,
             max_grad_norm=1e9,
             compute=FP32,
-            names=[],
+            record_ids=[],
         )
         results.append((report, assistant.model.projector.state_dict()["linear_1.weight"].clone()))
     (one, weights), (other, same) = results
@@ -141,13 +141,13 @@ def test_splitting_a_batch_does_not_change_the_step(assistant: Assistant, photos
     torch.testing.assert_close(weights, same, rtol=1e-4, atol=1e-6)
 
 
-def test_a_loss_that_is_not_finite_moves_nothing(assistant: Assistant, photos: Path) -> None:
+def test_a_loss_that_is_not_finite_moves_nothing(assistant: LlavaBundle, photos: Path) -> None:
     """Training stops before the update and names the records."""
-    train_only(assistant.model, ("projector",))
+    set_trainable(assistant.model, ("projector",))
     with torch.no_grad():
         assistant.model.projector.layers[0].weight[0, 0] = torch.nan
     before = assistant.model.projector.layers[1].weight.detach().clone()
-    optimiser = build_optimiser(assistant.model, PRETRAIN)
+    optimiser = build_optimizer(assistant.model, PRETRAIN)
     with pytest.raises(TrainingError, match=r"not finite at records \['0', '1', '2'\]"):
         training_step(
             assistant.model,
@@ -155,16 +155,16 @@ def test_a_loss_that_is_not_finite_moves_nothing(assistant: Assistant, photos: P
             optimiser,
             max_grad_norm=1.0,
             compute=FP32,
-            names=["0", "1", "2"],
+            record_ids=["0", "1", "2"],
         )
     assert torch.equal(assistant.model.projector.layers[1].weight, before)
 
 
-def test_validation_learns_nothing(assistant: Assistant, photos: Path) -> None:
+def test_validation_learns_nothing(assistant: LlavaBundle, photos: Path) -> None:
     """Measuring the loss leaves weights, gradients and mode alone."""
     assistant.model.train()
     batches = [batch_of(assistant, mixed_samples(assistant, photos))]
-    first, second = (mean_loss(assistant.model, batches, FP32) for _ in range(2))
+    first, second = (evaluate_loss(assistant.model, batches, FP32) for _ in range(2))
     assert first == second
     assert assistant.model.training
     assert all(each.grad is None for each in assistant.model.parameters())
@@ -180,14 +180,14 @@ def test_dropout_is_on_in_the_parts_that_learn_alone(
     def losses() -> list[float]:
         drawn = []
         for seed in (1, 1, 2):
-            with FP32.seeded(0, seed):
+            with FP32.fork_rng(0, seed):
                 drawn.append(float(assistant.model.loss(batch).total.detach()))
         return drawn
 
-    train_only(assistant.model, ("projector",))
+    set_trainable(assistant.model, ("projector",))
     assistant.model.train()
     assert len(set(losses())) == 1
-    train_only(assistant.model, ("projector", "language"))
+    set_trainable(assistant.model, ("projector", "language"))
     assistant.model.train()
     first, same, other = losses()
     assert first == same != other
@@ -198,26 +198,26 @@ def test_seeding_a_step_changes_nothing_outside() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    with FP32.seeded(1, 2):
+    with FP32.fork_rng(1, 2):
         torch.rand(7)
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_the_rate_rises_and_falls() -> None:
     """Warm-up in a line over three percent of the steps, then half a cosine to zero."""
-    factors = [rate_factor(step, 200, 0.03) for step in range(200)]
+    factors = [lr_factor(step, 200, 0.03) for step in range(200)]
     assert factors[:6] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0])
     assert factors[5:] == sorted(factors[5:], reverse=True)
     assert factors[103] == pytest.approx(0.5, abs=0.01)
     assert factors[-1] < 0.001
 
 
-def test_parts_may_have_their_own_rate(assistant: Assistant) -> None:
+def test_parts_may_have_their_own_rate(assistant: LlavaBundle) -> None:
     """The projector's rate is used for the projector alone, and both follow the schedule."""
-    train_only(assistant.model, ("projector", "language"))
+    set_trainable(assistant.model, ("projector", "language"))
     stage = replace(FINETUNE, learning_rate=0.2, projector_learning_rate=0.8)
-    optimiser = build_optimiser(assistant.model, stage)
-    set_rate(optimiser, 0.5)
+    optimiser = build_optimizer(assistant.model, stage)
+    set_lr(optimiser, 0.5)
     rates = {id(each): group["lr"] for group in optimiser.param_groups for each in group["params"]}
     assert {rates[id(each)] for each in assistant.model.projector.parameters()} == {0.4}
     assert {rates[id(each)] for each in assistant.model.language.parameters()} == {0.1}
@@ -228,9 +228,9 @@ def test_a_stage_names_everything_that_is_wrong() -> None:
     with pytest.raises(
         UsageError, match=r"learning_rate is -1; .*batch_size is 0; .*warmup_fraction is 2"
     ):
-        replace(PRETRAIN, learning_rate=-1, batch_size=0, warmup_fraction=2)
+        replace(PRETRAIN, learning_rate=-1, batch_size=0, warmup_ratio=2)
     with pytest.raises(UsageError, match="name one or more of"):
-        replace(PRETRAIN, trains=("projektor",))  # type: ignore[arg-type]
+        replace(PRETRAIN, trainable=("projektor",))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

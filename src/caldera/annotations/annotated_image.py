@@ -14,7 +14,7 @@ class Instance:
 
     category: str
     box: Box
-    crowd: bool = False
+    is_crowd: bool = False
     """Whether the box holds an uncounted crowd of the category."""
 
 
@@ -34,10 +34,10 @@ class AnnotatedImage:
     @property
     def counts(self) -> Counter[str]:
         """How many boxes each category has, crowds left out."""
-        return Counter(thing.category for thing in self.instances if not thing.crowd)
+        return Counter(thing.category for thing in self.instances if not thing.is_crowd)
 
 
-def ids_of(files: Sequence[str]) -> dict[str, str]:
+def unique_ids(files: Sequence[str]) -> dict[str, str]:
     """Return an id for each file name: the name without its suffix, or whole where two would be the same."""
     stems = {file: file.removesuffix(Path(file).suffix) for file in files}
     shared = Counter(stems.values())

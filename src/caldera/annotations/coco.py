@@ -12,50 +12,50 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, Instance, ids_of
+from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, Instance, unique_ids
 from caldera.boxes import Box
-from caldera.errors import AnnotationError, InputError, PictureError, UnknownNameError
-from caldera.skips import Skips
-from caldera.storage import is_file_there
+from caldera.errors import AnnotationError, ImageError, InputError, UnknownNameError
+from caldera.skips import SkippedItems
+from caldera.storage import file_exists
 
-_SLACK = 1.0
+_BOX_TOLERANCE = 1.0
 """Pixels by which a box may pass the picture's edge; it is then cut, as COCO's own are rounded."""
 
 
-class _Wire(BaseModel):
+class _CocoModel(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
-class _ImageEntry(_Wire):
+class _ImageEntry(_CocoModel):
     id: int
     file_name: str
     width: int = Field(gt=0)
     height: int = Field(gt=0)
 
 
-class _CaptionEntry(_Wire):
+class _CaptionEntry(_CocoModel):
     image_id: int
     caption: str
 
 
-class _InstanceEntry(_Wire):
+class _InstanceEntry(_CocoModel):
     image_id: int
     category_id: int
     bbox: tuple[float, float, float, float]
     iscrowd: int = 0
 
 
-class _CategoryEntry(_Wire):
+class _CategoryEntry(_CocoModel):
     id: int
     name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
-class _CaptionFile(_Wire):
+class _CaptionFile(_CocoModel):
     images: list[_ImageEntry]
     annotations: list[_CaptionEntry]
 
 
-class _InstanceFile(_Wire):
+class _InstanceFile(_CocoModel):
     images: list[_ImageEntry]
     annotations: list[_InstanceEntry]
     categories: list[_CategoryEntry]
@@ -63,10 +63,10 @@ class _InstanceFile(_Wire):
 
 log = logging.getLogger(__name__)
 
-_Form = TypeVar("_Form", bound=_Wire)
+_Schema = TypeVar("_Schema", bound=_CocoModel)
 
 
-def read_coco(folder: Path, skips: Skips, split: str | None = None) -> AnnotationSet:
+def read_coco(folder: Path, skips: SkippedItems, split: str | None = None) -> AnnotationSet:
     """Read one split of a COCO folder.
 
     Args:
@@ -80,10 +80,13 @@ def read_coco(folder: Path, skips: Skips, split: str | None = None) -> Annotatio
     split = _choose_split(folder, split)
     captions_path = folder / "annotations" / f"captions_{split}.json"
     boxes_path = folder / "annotations" / f"instances_{split}.json"
-    captions, boxes = _load(captions_path, _CaptionFile), _load(boxes_path, _InstanceFile)
+    captions, boxes = (
+        _parse_file(captions_path, _CaptionFile),
+        _parse_file(boxes_path, _InstanceFile),
+    )
     if not captions.images:
         raise AnnotationError(f"{captions_path} lists no pictures; add them to 'images'")
-    pictures = _picture_folder(folder, split)
+    image_folder = _picture_folder(folder, split)
     names = _category_names(boxes, boxes_path)
     captions_of: dict[int, list[str]] = defaultdict(list)
     for caption in captions.annotations:
@@ -92,7 +95,7 @@ def read_coco(folder: Path, skips: Skips, split: str | None = None) -> Annotatio
     boxes_of: dict[int, list[tuple[str, _InstanceEntry]]] = defaultdict(list)
     for index, entry in enumerate(boxes.annotations):
         boxes_of[entry.image_id].append((f"{boxes_path}: annotations.{index}", entry))
-    ids = ids_of([image.file_name for image in captions.images])
+    ids = unique_ids([image.file_name for image in captions.images])
     images: list[AnnotatedImage] = []
     met: set[int | str] = set()
     for index, image in enumerate(captions.images):
@@ -107,16 +110,16 @@ def read_coco(folder: Path, skips: Skips, split: str | None = None) -> Annotatio
             instances = tuple(_instance(*each, image, names) for each in boxes_of[image.id])
             read = AnnotatedImage(
                 id=ids[image.file_name],
-                path=pictures / image.file_name,
+                path=image_folder / image.file_name,
                 width=image.width,
                 height=image.height,
                 captions=tuple(captions_of[image.id]),
                 instances=instances,
             )
-            _check(where, image.file_name, read)
+            _check_size(where, image.file_name, read)
             images.append(read)
         except InputError as fault:
-            skips.take(f"picture {image.file_name}", fault)
+            skips.add_or_raise(f"picture {image.file_name}", fault)
     orphans = (captions_of.keys() | boxes_of.keys()) - {image.id for image in captions.images}
     if orphans:
         log.warning(
@@ -124,16 +127,16 @@ def read_coco(folder: Path, skips: Skips, split: str | None = None) -> Annotatio
             captions_path,
             len(orphans),
         )
-    skips.check(len(captions.images))
+    skips.raise_if_over_limit(len(captions.images))
     return AnnotationSet(tuple(images), tuple(dict.fromkeys(names.values())))
 
 
 def read_coco_captions(
     folder: Path,
-    skips: Skips,
+    skips: SkippedItems,
     split: str | None = None,
     *,
-    pictures: Path | None = None,
+    image_folder: Path | None = None,
     find: bool = True,
 ) -> AnnotationSet:
     """Read the captions of one split of a COCO folder, without its boxes.
@@ -142,7 +145,7 @@ def read_coco_captions(
         folder: The folder that holds `annotations/`.
         skips: Takes pictures that are missing or without a caption.
         split: Such as "train2017"; may be left out where there is only one.
-        pictures: Folder of the pictures; a usual one beside the annotations if left out.
+        image_folder: Folder of the pictures; a usual one beside the annotations if left out.
         find: Look whether each picture is there.
 
     Raises:
@@ -150,32 +153,32 @@ def read_coco_captions(
     """
     split = _choose_split(folder, split)
     path = folder / "annotations" / f"captions_{split}.json"
-    captions = _load(path, _CaptionFile)
+    captions = _parse_file(path, _CaptionFile)
     if not captions.images:
         raise AnnotationError(f"{path} lists no pictures; add them to 'images'")
-    root = pictures or _picture_folder(folder, split)
+    root = image_folder or _picture_folder(folder, split)
     captions_of: dict[int, list[str]] = defaultdict(list)
     for caption in captions.annotations:
         if text := " ".join(caption.caption.split()):
             captions_of[caption.image_id].append(text)
-    ids = ids_of([image.file_name for image in captions.images])
+    ids = unique_ids([image.file_name for image in captions.images])
     images: dict[int, AnnotatedImage] = {}
     for index, image in enumerate(captions.images):
         where, name = f"{path}: images.{index}", image.file_name
         try:
             if image.id in images:
                 raise AnnotationError(f"{where}: id {image.id} is that of a picture before")
-            if find and not is_file_there(root / name):
-                raise PictureError(f"{where}: {root / name} does not exist; check --pictures")
+            if find and not file_exists(root / name):
+                raise ImageError(f"{where}: {root / name} does not exist; check --pictures")
             if not captions_of[image.id]:
                 raise AnnotationError(f"{where}: picture {name} has no caption; remove it")
         except InputError as fault:
-            skips.take(f"picture {name}", fault)
+            skips.add_or_raise(f"picture {name}", fault)
         else:
             images[image.id] = AnnotatedImage(
                 ids[name], root / name, image.width, image.height, tuple(captions_of[image.id])
             )
-    skips.check(len(captions.images))
+    skips.raise_if_over_limit(len(captions.images))
     return AnnotationSet(tuple(images.values()))
 
 
@@ -226,7 +229,7 @@ def _picture_folder(folder: Path, split: str) -> Path:
     return folder
 
 
-def _load(path: Path, form: type[_Form]) -> _Form:
+def _parse_file(path: Path, form: type[_Schema]) -> _Schema:
     """Read one annotation file.
 
     Raises:
@@ -263,10 +266,10 @@ def _instance(
     left, top, width, height = entry.bbox
     right, bottom = left + width, top + height
     inside = (
-        left >= -_SLACK
-        and top >= -_SLACK
-        and right <= image.width + _SLACK
-        and bottom <= image.height + _SLACK
+        left >= -_BOX_TOLERANCE
+        and top >= -_BOX_TOLERANCE
+        and right <= image.width + _BOX_TOLERANCE
+        and bottom <= image.height + _BOX_TOLERANCE
     )
     box = Box(
         max(0.0, left / image.width),
@@ -287,14 +290,14 @@ def _instance(
     return Instance(names[entry.category_id], box, bool(entry.iscrowd))
 
 
-def _check(where: str, name: str, image: AnnotatedImage) -> None:
+def _check_size(where: str, name: str, image: AnnotatedImage) -> None:
     """Check that there is what a teacher needs.
 
     Raises:
         InputError: The file is not there, or there is no caption, or no box.
     """
-    if not is_file_there(image.path):
-        raise PictureError(
+    if not file_exists(image.path):
+        raise ImageError(
             f"{where}: {image.path} does not exist, but the annotations list it; add the file or remove the entry"
         )
     if not image.captions:

@@ -4,20 +4,20 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, ids_of
+from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, unique_ids
 from caldera.conversation import from_record
-from caldera.errors import AnnotationError, InputError, PictureError
-from caldera.record_files import iterate_records
-from caldera.skips import Skips
-from caldera.storage import is_file_there
+from caldera.errors import AnnotationError, ImageError, InputError
+from caldera.record_files import read_records
+from caldera.skips import SkippedItems
+from caldera.storage import file_exists
 
 _COLUMNS = ("image", "caption")
 
 
 def read_pairs(
     path: Path,
-    skips: Skips,
-    pictures: Path | None = None,
+    skips: SkippedItems,
+    image_folder: Path | None = None,
     ignore: frozenset[str] = frozenset(),
     *,
     find: bool = True,
@@ -28,32 +28,32 @@ def read_pairs(
         path: A `.csv` with the columns image and caption, a `.jsonl` of {"image", "caption"} objects, or LLaVA's
             stage-1 `.json`, whose first gpt value is the caption.
         skips: Takes pairs that are unusable.
-        pictures: The folder that the paths start from; the file's own, or `images/` beside it, if left out.
+        image_folder: The folder that the paths start from; the file's own, or `images/` beside it, if left out.
         ignore: Surplus fields of LLaVA's records to pass over.
         find: Look whether each picture is there.
 
     Raises:
         InputError: The file is missing, empty, broken, or has other fields; or a pair is bad and may not be left out.
     """
-    root = pictures or _picture_folder(path)
+    root = image_folder or _picture_folder(path)
     captions_of: dict[str, list[str]] = {}
     total = 0
-    for where, row in _rows(path):
+    for where, row in _read_rows(path):
         total += 1
         try:
-            name, caption = _pair(row, where, ignore)
-            if find and not is_file_there(root / name):
-                raise PictureError(f"{where}: {root / name} does not exist; check --pictures")
+            name, caption = _to_annotated_image(row, where, ignore)
+            if find and not file_exists(root / name):
+                raise ImageError(f"{where}: {root / name} does not exist; check --pictures")
         except InputError as fault:
-            skips.take(where, fault)
+            skips.add_or_raise(where, fault)
         else:
             captions_of.setdefault(name, []).append(caption)
     if not total:
         raise AnnotationError(
             f"{path} holds no pairs; it should have a picture and a caption a line"
         )
-    skips.check(total)
-    ids = ids_of(tuple(captions_of))
+    skips.raise_if_over_limit(total)
+    ids = unique_ids(tuple(captions_of))
     images = tuple(
         AnnotatedImage(ids[name], root / name, 0, 0, tuple(captions))
         for name, captions in captions_of.items()
@@ -67,10 +67,10 @@ def _picture_folder(path: Path) -> Path:
     return beside if beside.is_dir() else path.parent
 
 
-def _rows(path: Path) -> Iterator[tuple[str, object]]:
+def _read_rows(path: Path) -> Iterator[tuple[str, object]]:
     """Yield every raw row with its place."""
     if path.suffix.lower() != ".csv":
-        yield from iterate_records(path)
+        yield from read_records(path)
         return
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -87,7 +87,7 @@ def _rows(path: Path) -> Iterator[tuple[str, object]]:
         raise AnnotationError(f"{path} is not UTF-8 CSV: {error}") from error
 
 
-def _pair(row: object, where: str, ignore: frozenset[str]) -> tuple[str, str]:
+def _to_annotated_image(row: object, where: str, ignore: frozenset[str]) -> tuple[str, str]:
     """Take picture and caption out of a row.
 
     Raises:

@@ -8,7 +8,7 @@ from caldera.annotations.annotated_image import AnnotationSet
 from caldera.annotations.coco import read_coco
 from caldera.annotations.pairs import read_pairs
 from caldera.errors import UnknownNameError
-from caldera.skips import Skips
+from caldera.skips import SkippedItems
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,21 +21,23 @@ class SourceOptions:
     pictures: Path | None = None
     """Folder that picture paths start from."""
 
-    ignore: frozenset[str] = frozenset()
+    ignore_fields: frozenset[str] = frozenset()
     """Surplus fields of records to pass over."""
 
 
-Reader = Callable[[Path, Skips, SourceOptions], AnnotationSet]
+AnnotationReader = Callable[[Path, SkippedItems, SourceOptions], AnnotationSet]
 
-SOURCES: dict[str, Reader] = {
+ANNOTATION_READERS: dict[str, AnnotationReader] = {
     "coco": lambda path, skips, options: read_coco(path, skips, options.split),
-    "pairs": lambda path, skips, options: read_pairs(path, skips, options.pictures, options.ignore),
+    "pairs": lambda path, skips, options: read_pairs(
+        path, skips, options.pictures, options.ignore_fields
+    ),
 }
 """Readers: `coco` for a COCO folder, `pairs` for a CSV, JSONL or LLaVA file of pictures and captions."""
 
 
 def read_annotations(
-    source: str, path: Path, skips: Skips, options: SourceOptions
+    source: str, path: Path, skips: SkippedItems, options: SourceOptions
 ) -> AnnotationSet:
     """Read annotations with the reader called exactly `source`.
 
@@ -43,6 +45,6 @@ def read_annotations(
         UnknownNameError: There is none.
         InputError: The annotations cannot be read.
     """
-    if source not in SOURCES:
-        raise UnknownNameError("annotation source", source, SOURCES)
-    return SOURCES[source](path, skips, options)
+    if source not in ANNOTATION_READERS:
+        raise UnknownNameError("annotation source", source, ANNOTATION_READERS)
+    return ANNOTATION_READERS[source](path, skips, options)

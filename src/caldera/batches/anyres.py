@@ -21,12 +21,12 @@ Size = tuple[int, int]
 RELEASED_GRIDS = ("1x2", "2x1", "2x2", "3x1", "1x3")
 """Columns x rows of tiles that the released LLaVA-NeXT models know, in their order."""
 
-NEWLINE = -1
+NEWLINE_INDEX = -1
 """Stands in an order of tokens for the learned vector that ends each row of tiles."""
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class TileLayout:
     """How the views of one picture lie: the base view of all of it, then tiles, row by row."""
 
     columns: int = 0
@@ -41,7 +41,7 @@ class Layout:
         """Squares that the vision tower looks at."""
         return 1 + self.columns * self.rows
 
-    def padding(self, cells: int) -> Size:
+    def padding(self, patches_per_side: int) -> Size:
         """Return the columns left and the rows above that are padding; as many are cut on the other side.
 
         In whole numbers: the float form is one too small for some sizes (spec 1.7).
@@ -50,17 +50,17 @@ class Layout:
             cells: Patches along each side of a view.
         """
         width, height = self.size
-        across, down = self.columns * cells, self.rows * cells
+        across, down = self.columns * patches_per_side, self.rows * patches_per_side
         if width * down > height * across:
             return 0, (down - height * across // width) // 2
         return (across - width * down // height) // 2, 0
 
 
-WHOLE = Layout()
+SINGLE_VIEW = TileLayout()
 """A picture that is shown as one view."""
 
 
-def pinpoints_of(grids: Sequence[str], side: int) -> tuple[Size, ...]:
+def grid_pinpoints(grids: Sequence[str], side: int) -> tuple[Size, ...]:
     """Return the sizes in pixels of grids such as `2x1`, two columns and one row, for a tower that sees `side` pixels.
 
     Raises:
@@ -86,7 +86,7 @@ def choose_pinpoint(size: Size, pinpoints: Sequence[Size]) -> Size:
     return max(pinpoints, key=worth)  # the first of equals
 
 
-def fitted(size: Size, pinpoint: Size) -> Size:
+def fit_within(size: Size, pinpoint: Size) -> Size:
     """Return the size of a picture that is scaled to fit a canvas."""
     (width, height), (across, down) = size, pinpoint
     if across / width < down / height:
@@ -94,21 +94,24 @@ def fitted(size: Size, pinpoint: Size) -> Size:
     return min(math.ceil(width * (down / height)), across), down
 
 
-def layout_in(size: Size, pinpoints: Sequence[Size], side: int) -> Layout:
+def choose_layout(size: Size, pinpoints: Sequence[Size], side: int) -> TileLayout:
     """Return how a picture is tiled on the canvas that suits it best, in tiles of `side` pixels."""
     across, down = choose_pinpoint(size, pinpoints)
-    return Layout(across // side, down // side, size)
+    return TileLayout(across // side, down // side, size)
 
 
-def count_tokens(layout: Layout, cells: int) -> int:
+def count_tokens(layout: TileLayout, patches_per_side: int) -> int:
     """Return how many tokens a picture becomes, for towers with `cells` patches along each side of a view."""
-    left, above = layout.padding(cells)
-    across, down = layout.columns * cells - 2 * left, layout.rows * cells - 2 * above
-    return cells * cells + down * (across + 1)
+    left, above = layout.padding(patches_per_side)
+    across, down = (
+        layout.columns * patches_per_side - 2 * left,
+        layout.rows * patches_per_side - 2 * above,
+    )
+    return patches_per_side * patches_per_side + down * (across + 1)
 
 
 @lru_cache(maxsize=4096)
-def token_order(layout: Layout, cells: int) -> Tensor:
+def image_token_order(layout: TileLayout, patches_per_side: int) -> Tensor:
     """Return which patch each token of a picture is, (image tokens,), as LLaVA-NeXT's `spatial_unpad` lays them.
 
     The base view's patches come first; then the tiles' as one large raster without the rows or columns that are
@@ -118,11 +121,16 @@ def token_order(layout: Layout, cells: int) -> Tensor:
         layout: Of a picture with tiles.
         cells: Patches along each side of a view.
     """
-    base = torch.arange(cells * cells)  # (patches,)
-    tiles = torch.arange(layout.rows * layout.columns * cells * cells) + cells * cells
-    grid = tiles.view(layout.rows, layout.columns, cells, cells)
-    raster = grid.transpose(1, 2).reshape(layout.rows * cells, layout.columns * cells)
-    left, above = layout.padding(cells)
+    base = torch.arange(patches_per_side * patches_per_side)  # (patches,)
+    tiles = (
+        torch.arange(layout.rows * layout.columns * patches_per_side * patches_per_side)
+        + patches_per_side * patches_per_side
+    )
+    grid = tiles.view(layout.rows, layout.columns, patches_per_side, patches_per_side)
+    raster = grid.transpose(1, 2).reshape(
+        layout.rows * patches_per_side, layout.columns * patches_per_side
+    )
+    left, above = layout.padding(patches_per_side)
     kept = raster[above : len(raster) - above, left : raster.shape[1] - left]
-    ends = torch.full((len(kept), 1), NEWLINE)
+    ends = torch.full((len(kept), 1), NEWLINE_INDEX)
     return torch.cat([base, torch.cat([kept, ends], dim=1).flatten()])  # (image tokens,)

@@ -7,15 +7,15 @@ from pathlib import Path
 
 from caldera.batches.picture_files import open_picture
 from caldera.conversation import Conversation, from_record
-from caldera.errors import InputError, RecordError
-from caldera.progress import Progress, Tick
-from caldera.record_files import iterate_records
+from caldera.errors import ConversationError, InputError
+from caldera.progress import Advance, Progress
+from caldera.record_files import read_records
 from caldera.skips import Skip
-from caldera.storage import is_file_there
+from caldera.storage import file_exists
 
 
 @dataclass(slots=True)
-class Findings:
+class ValidationReport:
     """What a check found."""
 
     records: int = 0
@@ -23,10 +23,10 @@ class Findings:
     pictures: set[str] = field(default_factory=set)
     """As the records name them."""
 
-    several: int = 0
+    multi_image: int = 0
     """Records with more than one picture."""
 
-    without: int = 0
+    text_only: int = 0
     """Records with none."""
 
     repeated_ids: int = 0
@@ -35,14 +35,14 @@ class Findings:
     bad: list[Skip] = field(default_factory=list)
 
 
-def check_file(
+def validate_file(
     file: Path,
     pictures: Path,
     *,
     open_pictures: bool,
     ignore: frozenset[str],
     progress: Progress,
-) -> Findings:
+) -> ValidationReport:
     """Check every record of a file, and every picture it shows, each once.
 
     Args:
@@ -55,11 +55,11 @@ def check_file(
     Raises:
         InputError: The file as a whole cannot be read.
     """
-    findings = Findings()
+    findings = ValidationReport()
     ids: Counter[str] = Counter()
     faults: dict[str, str | None] = {}
-    with progress.job("checking, in kB", _size(file)) as tick:
-        for where, record in iterate_records(file, _in_kilobytes(tick)):
+    with progress.task("checking, in kB", _size(file)) as tick:
+        for where, record in read_records(file, _advance_by_kb(tick)):
             findings.records += 1
             try:
                 conversation = from_record(record, where, ignore)
@@ -67,9 +67,9 @@ def check_file(
                 _count(findings, conversation)
                 for name in conversation.pictures:
                     if name not in faults:
-                        faults[name] = _fault(pictures / name, open_pictures=open_pictures)
+                        faults[name] = _image_error(pictures / name, open_pictures=open_pictures)
                     if faults[name] is not None:
-                        raise RecordError(f"{where}: {faults[name]}")
+                        raise ConversationError(f"{where}: {faults[name]}")
             except InputError as fault:
                 findings.bad.append(Skip(where, str(fault).removeprefix(f"{where}: ")))
     findings.pictures = set(faults)
@@ -77,18 +77,18 @@ def check_file(
     return findings
 
 
-def _count(findings: Findings, conversation: Conversation) -> None:
+def _count(findings: ValidationReport, conversation: Conversation) -> None:
     """Add a good record to the counts."""
     findings.turns += len(conversation.turns)
-    findings.several += len(conversation.pictures) > 1
-    findings.without += not conversation.pictures
+    findings.multi_image += len(conversation.pictures) > 1
+    findings.text_only += not conversation.pictures
 
 
-def _fault(path: Path, *, open_pictures: bool) -> str | None:
+def _image_error(path: Path, *, open_pictures: bool) -> str | None:
     """Return what is wrong with a picture, None if nothing is."""
     if not open_pictures:
         return (
-            None if is_file_there(path) else f"{path} does not exist; check the path and --pictures"
+            None if file_exists(path) else f"{path} does not exist; check the path and --pictures"
         )
     try:
         open_picture(path)
@@ -97,7 +97,7 @@ def _fault(path: Path, *, open_pictures: bool) -> str | None:
     return None
 
 
-def _in_kilobytes(tick: Tick) -> Callable[[int], None]:
+def _advance_by_kb(tick: Advance) -> Callable[[int], None]:
     """Return a follower of bytes that ticks once a kB."""
     read = 0
 

@@ -7,14 +7,14 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from caldera.batches.anyres import Layout
-from caldera.batches.labels import IGNORED
+from caldera.batches.anyres import TileLayout
+from caldera.batches.labels import IGNORE_INDEX
 from caldera.batches.packing import Pack
 from caldera.batches.samples import Sample
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PackedRow:
     """A stretch of tokens that sees nothing outside itself: a prefix, and branches that each see it and themselves."""
 
     start: int
@@ -42,51 +42,51 @@ class Row:
 class Batch:
     """What goes through the model at once."""
 
-    ids: Tensor
+    input_ids: Tensor
     """Token ids, (tokens,); image tokens hold the image token's id."""
 
     positions: Tensor
     """Place of each token in its own conversation, (tokens,)."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[PackedRow, ...]
     """They cover the tokens, in order."""
 
-    before: Tensor
+    target_positions: Tensor
     """Tokens whose next one is learned, by place in the batch, (learned,); the last of a prefix may stand several
     times."""
 
-    wanted: Tensor
+    target_ids: Tensor
     """The ids that come next, (learned,)."""
 
     pictures: Tensor
     """Of all rows in order: pixels, (views, channels, height, width), or kept patch features, (views, patches,
     vision width)."""
 
-    layouts: tuple[Layout, ...]
+    layouts: tuple[TileLayout, ...]
     """How the views of each picture lie, in order."""
 
     def to(self, device: torch.device) -> Self:
         """Return the batch on a device."""
         return replace(
             self,
-            ids=self.ids.to(device),
+            input_ids=self.input_ids.to(device),
             positions=self.positions.to(device),
-            before=self.before.to(device),
-            wanted=self.wanted.to(device),
+            target_positions=self.target_positions.to(device),
+            target_ids=self.target_ids.to(device),
             pictures=self.pictures.to(device),
         )
 
     @property
     def num_learned(self) -> int:
         """Tokens that the loss is taken on; the first token of a conversation is never predicted."""
-        return len(self.wanted)
+        return len(self.target_ids)
 
 
-def shown(packs: Sequence[Pack]) -> Iterator[tuple[Sample, slice]]:
+def iter_new_images(packs: Sequence[Pack]) -> Iterator[tuple[Sample, slice]]:
     """Yield each sample of some packs with those of its pictures that come with it; shared ones come with the first."""
     for one in packs:
         for at, sample in enumerate(one.samples):
-            yield sample, slice(one.shared_pictures if at else 0, None)
+            yield sample, slice(one.num_shared_images if at else 0, None)
 
 
 def collate(packs: Sequence[Pack], pictures: Tensor) -> Batch:
@@ -99,7 +99,9 @@ def collate(packs: Sequence[Pack], pictures: Tensor) -> Batch:
     Raises:
         ValueError: The number of views is not what the samples show.
     """
-    layouts = tuple(layout for sample, some in shown(packs) for layout in sample.layouts[some])
+    layouts = tuple(
+        layout for sample, some in iter_new_images(packs) for layout in sample.layouts[some]
+    )
     views = sum(layout.views for layout in layouts)
     if views != len(pictures):
         raise ValueError(f"the samples show {views} views of pictures but {len(pictures)} arrived")
@@ -108,22 +110,24 @@ def collate(packs: Sequence[Pack], pictures: Tensor) -> Batch:
     wanted: list[int] = []
     rows = []
     for one in packs:
-        start, prefix = len(ids), one.shared
-        rows.append(Row(start, prefix, tuple(sample.length - prefix for sample in one.samples)))
+        start, prefix = len(ids), one.prefix_length
+        rows.append(
+            PackedRow(start, prefix, tuple(sample.length - prefix for sample in one.samples))
+        )
         ids += one.samples[0].ids[:prefix]
         for sample in one.samples:
             behind = len(ids) - prefix  # where the sample's own first token would be
             for at in range(max(1, prefix), sample.length):
-                if sample.labels[at] != IGNORED:
+                if sample.labels[at] != IGNORE_INDEX:
                     before.append(behind + at - 1 if at > prefix else start + at - 1)
                     wanted.append(sample.labels[at])
             ids += sample.ids[prefix:]
     return Batch(
-        ids=torch.tensor(ids),
+        input_ids=torch.tensor(ids),
         positions=torch.cat([row.positions for row in rows]),
         rows=tuple(rows),
-        before=torch.tensor(before, dtype=torch.long),
-        wanted=torch.tensor(wanted, dtype=torch.long),
+        target_positions=torch.tensor(before, dtype=torch.long),
+        target_ids=torch.tensor(wanted, dtype=torch.long),
         pictures=pictures,
         layouts=layouts,
     )

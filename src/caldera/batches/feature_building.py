@@ -17,26 +17,26 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from caldera.batches.feature_store import Claims, FeatureStore
-from caldera.batches.picture_files import decode_picture, read_bytes
-from caldera.batches.picture_sources import AT_ONCE, FrozenTower, KeptFeatures
+from caldera.batches.feature_store import FeatureLocks, FeatureStore
+from caldera.batches.picture_files import decode_image, read_bytes
+from caldera.batches.picture_sources import ENCODE_BATCH, CachedFeatures, FrozenTower
 from caldera.errors import InputError, OutputError
-from caldera.progress import Progress, Tick
+from caldera.progress import Advance, Progress
 from caldera.storage import free_bytes
 
 log = logging.getLogger(__name__)
 
-Fault = Callable[[Path, InputError], object]
+OnImageError = Callable[[Path, InputError], object]
 
 
-def keep_features(
+def cache_features(
     store: FeatureStore,
     paths: Sequence[Path],
     *,
     tower: FrozenTower,
     progress: Progress,
-    on_fault: Fault,
-) -> KeptFeatures:
+    on_fault: OnImageError,
+) -> CachedFeatures:
     """Compute the features of pictures that have none yet, and return a source of them all.
 
     Args:
@@ -57,16 +57,16 @@ def keep_features(
     known = store.rows()
     lacking = [digest for digest in named if digest not in known]
     if lacking:
-        _announce(store, [named[digest][0] for digest in lacking], tower)
-        for path in _Building(store, tower, named, on_fault).run(lacking, progress):
+        _check_space(store, [named[digest][0] for digest in lacking], tower)
+        for path in _FeatureBuilder(store, tower, named, on_fault).run(lacking, progress):
             del digest_of[path]
-    return KeptFeatures(store, digest_of, tower)
+    return CachedFeatures(store, digest_of, tower)
 
 
-def _digests(paths: Sequence[Path], progress: Progress, on_fault: Fault) -> dict[Path, str]:
+def _digests(paths: Sequence[Path], progress: Progress, on_fault: OnImageError) -> dict[Path, str]:
     """Return the sha256 of the content of each picture that can be read."""
     found: dict[Path, str] = {}
-    with progress.job("reading pictures", len(paths)) as tick:
+    with progress.task("reading pictures", len(paths)) as tick:
         for path in paths:
             try:
                 found[path] = hashlib.sha256(read_bytes(path)).hexdigest()
@@ -76,7 +76,7 @@ def _digests(paths: Sequence[Path], progress: Progress, on_fault: Fault) -> dict
     return found
 
 
-def _announce(store: FeatureStore, paths: Sequence[Path], tower: FrozenTower) -> None:
+def _check_space(store: FeatureStore, paths: Sequence[Path], tower: FrozenTower) -> None:
     """Say how much the features of pictures will take, and make sure that there is room for them.
 
     Raises:
@@ -86,13 +86,13 @@ def _announce(store: FeatureStore, paths: Sequence[Path], tower: FrozenTower) ->
     size = views * math.prod(tower.shape) * store.dtype.itemsize
     place = store.data.parent
     free = free_bytes(place)
-    said = f"features of {len(paths):,} pictures ({views:,} views) take {_amount(size)} in {place}"
+    said = f"features of {len(paths):,} pictures ({views:,} views) take {_format_bytes(size)} in {place}"
     if size > free:
         raise OutputError(
-            f"{said}, where {_amount(free)} are free; free space, choose another place, or train with "
+            f"{said}, where {_format_bytes(free)} are free; free space, choose another place, or train with "
             "keep_features=false"
         )
-    log.info("%s, %s are free", said, _amount(free))
+    log.info("%s, %s are free", said, _format_bytes(free))
 
 
 def _views(path: Path, tower: FrozenTower) -> int:
@@ -103,16 +103,20 @@ def _views(path: Path, tower: FrozenTower) -> int:
         return 0
 
 
-def _amount(size: int) -> str:
+def _format_bytes(size: int) -> str:
     """Write bytes so that a person can read them."""
     return f"{size / 1e9:,.1f} GB" if size >= 1e8 else f"{size / 1e6:,.1f} MB"
 
 
-class _Building:
+class _FeatureBuilder:
     """Brings pictures into a store, beside other processes that may do the same."""
 
     def __init__(
-        self, store: FeatureStore, tower: FrozenTower, named: dict[str, list[Path]], on_fault: Fault
+        self,
+        store: FeatureStore,
+        tower: FrozenTower,
+        named: dict[str, list[Path]],
+        on_fault: OnImageError,
     ) -> None:
         self._store = store
         self._tower = tower
@@ -130,54 +134,56 @@ class _Building:
         """
         left = list(digests)
         with (
-            progress.job("looking at pictures", len(left)) as tick,
-            self._store.claiming() as claims,
+            progress.task("looking at pictures", len(left)) as tick,
+            self._store.feature_locks() as claims,
         ):
             while left:
-                left = self._look(left, claims, tick)
+                left = self._encode_claimed(left, claims, tick)
                 if left:
                     log.info("waiting for another process, which looks at %d of them", len(left))
-                    claims.wait(left[0])
+                    claims.wait_for(left[0])
         return self._bad
 
-    def _look(self, digests: Sequence[str], claims: Claims, tick: Tick) -> list[str]:
+    def _encode_claimed(
+        self, digests: Sequence[str], claims: FeatureLocks, tick: Advance
+    ) -> list[str]:
         """Look at those pictures that can be claimed; return the others."""
         others: list[str] = []
         group: dict[str, Tensor] = {}
         for digest in digests:
-            if not claims.take(digest):
+            if not claims.try_acquire(digest):
                 others.append(digest)
                 continue
-            pixels = None if digest in self._store.rows() else self._prepared(digest)
+            pixels = None if digest in self._store.rows() else self._load_pixels(digest)
             if pixels is None:
                 claims.release(digest)
                 tick()
                 continue
             group[digest] = pixels
-            if sum(map(len, group.values())) >= AT_ONCE:
+            if sum(map(len, group.values())) >= ENCODE_BATCH:
                 self._write(group, claims, tick)
                 group = {}
         self._write(group, claims, tick)
         return others
 
-    def _prepared(self, digest: str) -> Tensor | None:
+    def _load_pixels(self, digest: str) -> Tensor | None:
         """Return the pixels of a picture; of one that cannot be used, none, and all its paths are told."""
         first = self._named[digest][0]
         try:
-            return self._tower.processor(decode_picture(read_bytes(first), str(first)))
+            return self._tower.processor(decode_image(read_bytes(first), str(first)))
         except InputError as fault:
             for path in self._named[digest]:
                 self._on_fault(path, fault)
             self._bad += self._named[digest]
             return None
 
-    def _write(self, group: dict[str, Tensor], claims: Claims, tick: Tick) -> None:
+    def _write(self, group: dict[str, Tensor], claims: FeatureLocks, tick: Advance) -> None:
         """Put the features of claimed pictures into the store, and let the pictures go."""
         if not group:
             return
         views = torch.cat(list(group.values()))  # (views, channels, height, width)
         counts = [len(pixels) for pixels in group.values()]
-        self._store.append(list(group), counts, self._tower.look(views))
+        self._store.append(list(group), counts, self._tower.encode_all(views))
         for digest in group:
             claims.release(digest)
         tick(len(group))

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from caldera.errors import InputError
-from caldera.storage import writing
+from caldera.storage import translate_os_errors
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ _INTEGERS = {4: torch.int32, 2: torch.int16}
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class FeatureRows:
     """Where a picture's features are, and how one knows that they are still what was written."""
 
     start: int
@@ -63,12 +63,12 @@ class FeatureStore:
         self.data = folder / f"{name}.bin"
         self._journal = folder / f"{name}.jsonl"
         self._claims = folder / f"{name}.claims"
-        self._rows: dict[str, Rows] = {}
+        self._rows: dict[str, FeatureRows] = {}
         self._shape: tuple[int, ...] | None = None
         self._height = 0  # rows that lines of the journal speak of
         self._read_to = 0  # bytes of the journal that were read
 
-    def rows(self) -> dict[str, Rows]:
+    def rows(self) -> dict[str, FeatureRows]:
         """Return the rows of every picture that is there by now, by its sha256.
 
         Raises:
@@ -80,12 +80,12 @@ class FeatureStore:
                 news = journal.read()
             whole = news[: news.rfind(b"\n") + 1]  # another process may be writing the last line
             for line in whole.splitlines():
-                self._take(line)
+                self._index_line(line)
             self._read_to += len(whole)
-        self._drop_cut_rows()
+        self._drop_partial_rows()
         return self._rows
 
-    def _drop_cut_rows(self) -> None:
+    def _drop_partial_rows(self) -> None:
         """Forget pictures whose rows the file no longer holds."""
         written = self.data.stat().st_size if self.data.is_file() else 0
         if not self._shape or self._height * self._row_bytes() <= written:
@@ -98,7 +98,7 @@ class FeatureStore:
         if cut:
             log.warning("%s is cut short: %d pictures will be looked at again", self.data, len(cut))
 
-    def _take(self, line: bytes) -> None:
+    def _index_line(self, line: bytes) -> None:
         """Note what a line of the journal says; a broken one is passed over, as its picture can be looked at again.
 
         Raises:
@@ -110,7 +110,7 @@ class FeatureStore:
                 patches, width = said["shape"]
                 self._shape = int(patches), int(width)
                 return
-            rows = Rows(int(said["start"]), int(said["count"]), int(said["crc32"]))
+            rows = FeatureRows(int(said["start"]), int(said["count"]), int(said["crc32"]))
             digest = str(said["sha256"])
         except (ValueError, KeyError, TypeError):
             if self._shape is None:
@@ -141,9 +141,9 @@ class FeatureStore:
         """
         integers = _INTEGERS[self.dtype.itemsize]
         bits = features.to(self.dtype).contiguous().view(integers).numpy()
-        with writing(self.data):
+        with translate_os_errors(self.data):
             self.data.parent.mkdir(parents=True, exist_ok=True)
-        with self._locked():
+        with self._file_lock():
             self.rows()
             if self._journal.is_file():
                 os.truncate(self._journal, self._read_to)  # a torn line, which nobody is writing
@@ -159,19 +159,19 @@ class FeatureStore:
                 at += count
             assert at == len(bits), "every view belongs to a picture"
             handle = os.open(self.data, os.O_RDWR | os.O_CREAT, 0o644)
-            with writing(self.data), os.fdopen(handle, "r+b") as data:
+            with translate_os_errors(self.data), os.fdopen(handle, "r+b") as data:
                 data.seek(start * row_bytes)
                 data.write(bits.data)
                 data.flush()
                 os.fsync(data.fileno())
-            with writing(self._journal), self._journal.open("a") as journal:
+            with translate_os_errors(self._journal), self._journal.open("a") as journal:
                 journal.write("".join(f"{line}\n" for line in lines))
             self.rows()
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _file_lock(self) -> Iterator[None]:
         """Hold the file's end against another process that would write there, too."""
-        with writing(self.data):
+        with translate_os_errors(self.data):
             lock = os.open(self.data.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -180,17 +180,17 @@ class FeatureStore:
             os.close(lock)
 
     @contextmanager
-    def claiming(self) -> Iterator["Claims"]:
+    def feature_locks(self) -> Iterator["FeatureLocks"]:
         """Give the means to claim pictures; what is claimed is let go when the block ends.
 
         Raises:
             OutputError: The folder cannot be written.
         """
-        with writing(self._claims):
+        with translate_os_errors(self._claims):
             self._claims.parent.mkdir(parents=True, exist_ok=True)
             file = os.open(self._claims, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            yield Claims(file)
+            yield FeatureLocks(file)
         finally:
             os.close(file)
 
@@ -204,14 +204,14 @@ class FeatureStore:
         return np.memmap(self.data, integers, "r", shape=(height, *self._shape))
 
 
-class Claims:
+class FeatureLocks:
     """Pictures that this process looks at, so that no other does."""
 
     def __init__(self, file: int) -> None:
         """Lock bytes of an open file, which may stay empty."""
         self._file = file
 
-    def take(self, digest: str) -> bool:
+    def try_acquire(self, digest: str) -> bool:
         """Claim a picture; tell whether no other process has."""
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _byte(digest))
@@ -223,7 +223,7 @@ class Claims:
         """Let a picture go."""
         fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _byte(digest))
 
-    def wait(self, digest: str) -> None:
+    def wait_for(self, digest: str) -> None:
         """Wait until no other process has claimed a picture."""
         fcntl.lockf(self._file, fcntl.LOCK_EX, 1, _byte(digest))
         self.release(digest)

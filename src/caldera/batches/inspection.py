@@ -7,16 +7,16 @@ from typing import Literal
 
 from transformers import PreTrainedTokenizerFast
 
-from caldera.batches.labels import IGNORED, SLOT, Encoded
+from caldera.batches.labels import IGNORE_INDEX, IMAGE_SLOT_ID, EncodedConversation
 
-Look = Literal["given", "learned", "picture"]
+SegmentKind = Literal["given", "learned", "picture"]
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class Segment:
     """Neighbouring tokens of one kind."""
 
-    look: Look
+    look: SegmentKind
     text: str
     """The tokens as the tokenizer spells them, special ones included; a picture's path."""
 
@@ -25,7 +25,7 @@ class Stretch:
 
 
 @dataclass(frozen=True, slots=True)
-class TokenRow:
+class TokenInfo:
     """One token as the model gets it."""
 
     position: int
@@ -34,46 +34,46 @@ class TokenRow:
     learned: bool
 
 
-def stretches(
-    encoded: Encoded, tokenizer: PreTrainedTokenizerFast, counts: Sequence[int]
-) -> list[Stretch]:
+def segments(
+    encoded: EncodedConversation, tokenizer: PreTrainedTokenizerFast, counts: Sequence[int]
+) -> list[Segment]:
     """Return a conversation as stretches, in order; `counts` are the tokens of each picture."""
     shown = zip(encoded.picture_paths, counts, strict=True)
     found = []
     pairs = zip(encoded.ids, encoded.labels, strict=True)
-    for look, run in groupby(pairs, key=lambda pair: _look(*pair)):
+    for look, run in groupby(pairs, key=lambda pair: _kind(*pair)):
         ids = [token for token, _ in run]
         if look == "picture":
-            found += [Stretch(look, *next(shown)) for _ in ids]
+            found += [Segment(look, *next(shown)) for _ in ids]
         else:
-            found.append(Stretch(look, _spelt(ids, tokenizer), len(ids)))
+            found.append(Segment(look, _decode(ids, tokenizer), len(ids)))
     return found
 
 
-def token_rows(
-    encoded: Encoded, tokenizer: PreTrainedTokenizerFast, counts: Sequence[int]
-) -> list[TokenRow]:
+def tokens(
+    encoded: EncodedConversation, tokenizer: PreTrainedTokenizerFast, counts: Sequence[int]
+) -> list[TokenInfo]:
     """Return a line for each token; the tokens of a picture, of which `counts` tells, share one."""
     rows, position = [], 0
     shown = zip(encoded.picture_paths, counts, strict=True)
     for token, label in zip(encoded.ids, encoded.labels, strict=True):
-        text, width = _spelt([token], tokenizer) if token != SLOT else "", 1
-        if token == SLOT:
+        text, width = _decode([token], tokenizer) if token != IMAGE_SLOT_ID else "", 1
+        if token == IMAGE_SLOT_ID:
             path, width = next(shown)
             text = f"{path} ({width} tokens)"
-        rows.append(TokenRow(position, token, text, label != IGNORED))
+        rows.append(TokenInfo(position, token, text, label != IGNORE_INDEX))
         position += width
     return rows
 
 
-def _spelt(ids: list[int], tokenizer: PreTrainedTokenizerFast) -> str:
+def _decode(ids: list[int], tokenizer: PreTrainedTokenizerFast) -> str:
     """Spell tokens as they stand in the middle of a text: at its beginning, decoders leave away a space."""
     before = tokenizer.all_special_ids[:1]
     return str(tokenizer.decode([*before, *ids])).removeprefix(str(tokenizer.decode(before)))
 
 
-def _look(token: int, label: int) -> Look:
+def _kind(token: int, label: int) -> SegmentKind:
     """Tell what kind of token it is."""
-    if token == SLOT:
+    if token == IMAGE_SLOT_ID:
         return "picture"
-    return "learned" if label != IGNORED else "given"
+    return "learned" if label != IGNORE_INDEX else "given"

@@ -11,19 +11,26 @@ from itertools import groupby
 
 from transformers import PreTrainedTokenizerFast
 
-from caldera.batches.templates import TEMPLATES, Mark, Slot, Span, Text, Token
-from caldera.batches.text_ids import Place, TextIds, text_ids
-from caldera.errors import ModelFolderError
+from caldera.batches.templates import (
+    TEMPLATES,
+    BoundaryToken,
+    ImageSlot,
+    Span,
+    SpecialToken,
+    TextSpan,
+)
+from caldera.batches.text_ids import ContextTokenizer, TextPosition, context_tokenizer
+from caldera.errors import ModelFormatError
 
-IGNORED = -100
+IGNORE_INDEX = -100
 """Label of a token on which no loss is taken."""
 
-SLOT = -200
+IMAGE_SLOT_ID = -200
 """Stands for a picture until it is known how many tokens the picture has; LLaVA's own number for it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class EncodedConversation:
     """One conversation as numbers."""
 
     ids: tuple[int, ...]
@@ -36,16 +43,18 @@ class Encoded:
     """Path for each SLOT, in order."""
 
     @property
-    def num_learned(self) -> int:
+    def num_supervised(self) -> int:
         """Tokens that the loss is taken on."""
-        return sum(label != IGNORED for label in self.labels)
+        return sum(label != IGNORE_INDEX for label in self.labels)
 
-    def picture_ends(self, counts: Sequence[int]) -> tuple[int, ...]:
+    def image_end_positions(self, counts: Sequence[int]) -> tuple[int, ...]:
         """Return where each picture ends once its SLOT is replaced by as many tokens as `counts` says."""
-        slots = [at for at, token in enumerate(self.ids) if token == SLOT]
+        slots = [at for at, token in enumerate(self.ids) if token == IMAGE_SLOT_ID]
         return tuple(at - n + sum(counts[: n + 1]) for n, at in enumerate(slots))
 
-    def with_image_tokens(self, counts: Sequence[int], image_token_id: int) -> "Encoded":
+    def with_image_tokens(
+        self, counts: Sequence[int], image_token_id: int
+    ) -> "EncodedConversation":
         """Return it with each SLOT replaced by as many image tokens as its picture has.
 
         Raises:
@@ -57,26 +66,26 @@ class Encoded:
         ids: list[int] = []
         labels: list[int] = []
         for token, label in zip(self.ids, self.labels, strict=True):
-            repeat = next(widths) if token == SLOT else 1
-            ids += [image_token_id if token == SLOT else token] * repeat
+            repeat = next(widths) if token == IMAGE_SLOT_ID else 1
+            ids += [image_token_id if token == IMAGE_SLOT_ID else token] * repeat
             labels += [label] * repeat
-        return Encoded(tuple(ids), tuple(labels), self.picture_paths)
+        return EncodedConversation(tuple(ids), tuple(labels), self.picture_paths)
 
 
-class _Writing:
+class _Encoder:
     """Ids and labels of one conversation, as they come about."""
 
-    def __init__(self, words: TextIds) -> None:
+    def __init__(self, words: ContextTokenizer) -> None:
         self.ids: list[int] = []
         self.labels: list[int] = []
         self._words = words
-        self._place: Place = "first"
+        self._place: TextPosition = "first"
 
-    def add_text(self, spans: Sequence[Text], *, learned: bool) -> None:
+    def add_text(self, spans: Sequence[TextSpan], *, learned: bool) -> None:
         """Write a stretch of text."""
         text = "".join(span.text for span in spans)
-        alone = any(span.alone for span in spans)
-        if not learned and self.ids and self.ids[-1] in self._words.swallowing:
+        alone = any(span.isolated for span in spans)
+        if not learned and self.ids and self.ids[-1] in self._words.strips_right:
             text = text.lstrip()
         self._add(self._words.encode(text, self._place, alone=alone), "after text", learned=learned)
 
@@ -85,13 +94,13 @@ class _Writing:
         opens = not self.ids and tuple(ids) == self._words.start
         self._add(ids, "first" if opens else "after mark", learned=learned)
 
-    def _add(self, ids: Sequence[int], place: Place, *, learned: bool) -> None:
+    def _add(self, ids: Sequence[int], place: TextPosition, *, learned: bool) -> None:
         self.ids += ids
-        self.labels += ids if learned else [IGNORED] * len(ids)
+        self.labels += ids if learned else [IGNORE_INDEX] * len(ids)
         self._place = place if ids else self._place
 
 
-def encode(spans: Iterable[Span], tokenizer: PreTrainedTokenizerFast) -> Encoded:
+def encode(spans: Iterable[Span], tokenizer: PreTrainedTokenizerFast) -> EncodedConversation:
     """Encode rendered spans.
 
     Args:
@@ -105,50 +114,52 @@ def encode(spans: Iterable[Span], tokenizer: PreTrainedTokenizerFast) -> Encoded
     Raises:
         ModelFolderError: The tokenizer lacks a special token that the template needs.
     """
-    words = text_ids(tokenizer)
-    written = _Writing(words)
+    words = context_tokenizer(tokenizer)
+    written = _Encoder(words)
     paths: list[str] = []
-    for learned, run in groupby((_settled(span, words) for span in spans), key=_learned_as_text):
+    for learned, run in groupby(
+        (_resolve_token(span, words) for span in spans), key=_learned_as_text
+    ):
         if learned is not None:
-            written.add_text([span for span in run if isinstance(span, Text)], learned=learned)
+            written.add_text([span for span in run if isinstance(span, TextSpan)], learned=learned)
             continue
         for span in run:
-            if isinstance(span, Slot):
-                written.add_mark([SLOT], learned=False)
+            if isinstance(span, ImageSlot):
+                written.add_mark([IMAGE_SLOT_ID], learned=False)
                 paths.append(span.picture.path)
-            elif not isinstance(span, Text):
-                written.add_mark(_mark_ids(span, words), learned=span.learned)
-    return Encoded(tuple(written.ids), tuple(written.labels), tuple(paths))
+            elif not isinstance(span, TextSpan):
+                written.add_mark(_token_ids(span, words), learned=span.supervised)
+    return EncodedConversation(tuple(written.ids), tuple(written.labels), tuple(paths))
 
 
 def _learned_as_text(span: Span) -> bool | None:
     """Tell whether a text is learned: neighbours that agree are tokenised together; None for what is no text."""
-    return span.learned if isinstance(span, Text) else None
+    return span.supervised if isinstance(span, TextSpan) else None
 
 
-def _settled(span: Span, words: TextIds) -> Span:
+def _resolve_token(span: Span, words: ContextTokenizer) -> Span:
     """Turn a special token that this tokenizer spells as text into text."""
-    if isinstance(span, Token) and span.or_text and span.spelling not in words.special:
-        return Text(span.spelling, span.learned)
+    if isinstance(span, SpecialToken) and span.text_fallback and span.spelling not in words.special:
+        return TextSpan(span.spelling, span.supervised)
     return span
 
 
-def _mark_ids(mark: Mark | Token, words: TextIds) -> Sequence[int]:
+def _token_ids(mark: BoundaryToken | SpecialToken, words: ContextTokenizer) -> Sequence[int]:
     """Return the ids of a mark.
 
     Raises:
         ModelFolderError: The tokenizer lacks it.
     """
-    if isinstance(mark, Token):
+    if isinstance(mark, SpecialToken):
         if mark.spelling in words.special:
             return [words.special[mark.spelling]]
         users = [name for name, template in TEMPLATES.items() if mark.spelling in template.tokens]
-        raise ModelFolderError(
+        raise ModelFormatError(
             f"the tokenizer has no special token {mark.spelling!r}, which the template needs ({', '.join(users)} use "
             "it); take a template of this language model, or train with that one, which adds it"
         )
     if mark.which == "start":
         return words.start
     if words.end is None:
-        raise ModelFolderError("the tokenizer names no eos_token, so answers cannot end; set one")
+        raise ModelFormatError("the tokenizer names no eos_token, so answers cannot end; set one")
     return [words.end]

@@ -8,7 +8,7 @@ are those of a row of its own.
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
-from caldera.batches.labels import IGNORED
+from caldera.batches.labels import IGNORE_INDEX
 from caldera.batches.samples import Sample
 
 
@@ -18,21 +18,23 @@ class Pack:
 
     samples: tuple[Sample, ...]
 
-    shared: int
+    prefix_length: int
     """Tokens at their beginning that are laid once; none of them is learned."""
 
     @property
     def length(self) -> int:
         """Tokens that it takes."""
-        return self.shared + sum(sample.length - self.shared for sample in self.samples)
+        return self.prefix_length + sum(
+            sample.length - self.prefix_length for sample in self.samples
+        )
 
     @property
-    def shared_pictures(self) -> int:
+    def num_shared_images(self) -> int:
         """Pictures within the shared tokens, of which each conversation has as many."""
-        return self.samples[0].pictures_within(self.shared)
+        return self.samples[0].num_images_before(self.prefix_length)
 
 
-def about_the_same(samples: Sequence[Sample]) -> list[list[int]]:
+def group_by_images(samples: Sequence[Sample]) -> list[list[int]]:
     """Return the indices of samples in groups of those that show the same pictures; one without stands alone."""
     groups: dict[Hashable, list[int]] = {}
     for at, sample in enumerate(samples):
@@ -41,7 +43,7 @@ def about_the_same(samples: Sequence[Sample]) -> list[list[int]]:
     return list(groups.values())
 
 
-def pack(samples: Sequence[Sample], *, share: bool) -> list[Pack]:
+def build_packs(samples: Sequence[Sample], *, share: bool) -> list[Pack]:
     """Put samples into packs: those that are alike up to the end of their first picture into one, others alone.
 
     Args:
@@ -55,23 +57,26 @@ def pack(samples: Sequence[Sample], *, share: bool) -> list[Pack]:
             begins = (sample.pictures, sample.layouts, sample.ids[: sample.picture_ends[0]])
         alike.setdefault(begins, []).append(sample)
     return [
-        Pack(tuple(some), _begin_alike(some) if len(some) > 1 else 0) for some in alike.values()
+        Pack(tuple(some), _common_prefix_length(some) if len(some) > 1 else 0)
+        for some in alike.values()
     ]
 
 
-def _begin_alike(samples: Sequence[Sample]) -> int:
+def _common_prefix_length(samples: Sequence[Sample]) -> int:
     """Return how many tokens at the beginning all samples have in common, before any that is learned or is the last."""
     first, *others = samples
     most = min(sample.length for sample in samples) - 1
     for at in range(most):
-        if any(sample.labels[at] != IGNORED for sample in samples):
+        if any(sample.labels[at] != IGNORE_INDEX for sample in samples):
             return at
         if any(other.ids[at] != first.ids[at] for other in others):
             return at
     return most
 
 
-def best_fit(packs: Sequence[Pack], *, tokens: int, samples: int | None = None) -> list[list[Pack]]:
+def pack_micro_batches(
+    packs: Sequence[Pack], *, tokens: int, samples: int | None = None
+) -> list[list[Pack]]:
     """Put packs into as few passes as a greedy best fit finds: the longest first, each where least room is left.
 
     Args:
@@ -83,16 +88,16 @@ def best_fit(packs: Sequence[Pack], *, tokens: int, samples: int | None = None) 
         The passes, in an order that the packs' order alone decides.
     """
     room: Callable[[list[Pack]], int] = lambda some: tokens - sum(one.length for one in some)  # noqa: E731
-    passes: list[list[Pack]] = []
+    micro_batches: list[list[Pack]] = []
     for one in sorted(packs, key=lambda each: -each.length):
         fitting = [
             some
-            for some in passes
+            for some in micro_batches
             if one.length <= room(some)
             and (samples is None or sum(len(each.samples) for each in [*some, one]) <= samples)
         ]
         if fitting:
             min(fitting, key=room).append(one)
         else:
-            passes.append([one])
-    return passes
+            micro_batches.append([one])
+    return micro_batches

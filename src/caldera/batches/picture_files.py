@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from caldera.errors import PictureError
+from caldera.errors import ImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 """The file formats that are decoded; Pillow's rarer decoders are where the faults are."""
@@ -27,11 +27,11 @@ MAX_SIDE = 12_000
 """So are longer ones: padded to a square they would take up to gigabytes."""
 
 
-class PictureTooLargeError(PictureError):
+class PictureTooLargeError(ImageError):
     """A picture has more pixels than are decoded."""
 
 
-_UPRIGHT = {
+_EXIF_TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -42,11 +42,11 @@ _UPRIGHT = {
 }
 """What sets a picture upright, by its EXIF orientation."""
 
-_TURNED = (5, 6, 7, 8)
+_EXIF_ROTATED = (5, 6, 7, 8)
 """Orientations in which width and height change places."""
 
 
-def decode_picture(content: bytes, name: str) -> Image.Image:
+def decode_image(content: bytes, name: str) -> Image.Image:
     """Decode a picture as RGB: upright by its EXIF orientation, transparency on white, first frame of several.
 
     Args:
@@ -57,17 +57,17 @@ def decode_picture(content: bytes, name: str) -> Image.Image:
         PictureError: It is empty, broken, in another format, too large, or a GIF by another name.
     """
     if not content:
-        raise PictureError(f"{name} is empty (0 bytes); replace or remove it")
-    with _opened(content, name) as picture:
+        raise ImageError(f"{name} is empty (0 bytes); replace or remove it")
+    with _open_checked(content, name) as picture:
         if picture.format == "GIF" and Path(name).suffix.lower() not in ("", ".gif"):
-            raise PictureError(f"{name} is a GIF by content; rename it to .gif or convert it")
+            raise ImageError(f"{name} is a GIF by content; rename it to .gif or convert it")
         picture.load()
-        turn = _UPRIGHT.get(_orientation(picture))
-        return _on_white(picture if turn is None else picture.transpose(turn))
+        turn = _EXIF_TRANSPOSE.get(_orientation(picture))
+        return _flatten_to_rgb(picture if turn is None else picture.transpose(turn))
 
 
 @contextmanager
-def _opened(content: bytes, name: str) -> Iterator[Image.Image]:
+def _open_checked(content: bytes, name: str) -> Iterator[Image.Image]:
     """Give a picture whose head was read and is within the limits; what Pillow raises in the block is told in words.
 
     Raises:
@@ -78,11 +78,11 @@ def _opened(content: bytes, name: str) -> Iterator[Image.Image]:
             _check_size(picture.size, name)
             yield picture
     except UnidentifiedImageError:
-        raise PictureError(f"{name} is not a {', '.join(FORMATS)} picture; convert it") from None
+        raise ImageError(f"{name} is not a {', '.join(FORMATS)} picture; convert it") from None
     except Image.DecompressionBombError:
         raise _too_many_pixels(name) from None
     except (OSError, ValueError, SyntaxError) as error:
-        raise PictureError(f"{name} cannot be decoded, it is broken or cut; replace it") from error
+        raise ImageError(f"{name} cannot be decoded, it is broken or cut; replace it") from error
 
 
 def _orientation(picture: Image.Image) -> int:
@@ -94,7 +94,7 @@ def _orientation(picture: Image.Image) -> int:
     return said if isinstance(said, int) else 1
 
 
-def picture_head(content: bytes, name: str) -> tuple[str, tuple[int, int]]:
+def read_image_header(content: bytes, name: str) -> tuple[str, tuple[int, int]]:
     """Return a picture's format and its size as stored, from the head of its file, without decoding it.
 
     Args:
@@ -104,7 +104,7 @@ def picture_head(content: bytes, name: str) -> tuple[str, tuple[int, int]]:
     Raises:
         PictureError: It is in another format, its head is broken, or it is too large.
     """
-    with _opened(content, name) as picture:
+    with _open_checked(content, name) as picture:
         return str(picture.format), picture.size
 
 
@@ -131,7 +131,7 @@ def _check_size(size: tuple[int, int], name: str) -> None:
         )
 
 
-def _on_white(picture: Image.Image) -> Image.Image:
+def _flatten_to_rgb(picture: Image.Image) -> Image.Image:
     """Convert any mode to RGB, with white behind what is transparent."""
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         coloured = picture.convert("RGBA")
@@ -152,9 +152,9 @@ def read_bytes(path: Path) -> bytes:
         _check_file(path)
         return path.read_bytes()
     except FileNotFoundError:
-        raise PictureError(f"{path} does not exist; check the path") from None
+        raise ImageError(f"{path} does not exist; check the path") from None
     except OSError as error:
-        raise PictureError(f"{path} cannot be read: {error.strerror}") from error
+        raise ImageError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _check_file(path: Path) -> None:
@@ -167,9 +167,9 @@ def _check_file(path: Path) -> None:
     found = path.stat()
     if not stat.S_ISREG(found.st_mode):
         what = "a folder" if stat.S_ISDIR(found.st_mode) else "not a regular file"
-        raise PictureError(f"{path} is {what}; give a picture file")
+        raise ImageError(f"{path} is {what}; give a picture file")
     if found.st_size > MAX_BYTES:
-        raise PictureError(
+        raise ImageError(
             f"{path} has {found.st_size:,} bytes, over the limit of {MAX_BYTES:,}; shrink it"
         )
 
@@ -180,10 +180,10 @@ def open_picture(path: Path) -> Image.Image:
     Raises:
         PictureError: It is not there, cannot be read, or cannot be decoded.
     """
-    return decode_picture(read_bytes(path), str(path))
+    return decode_image(read_bytes(path), str(path))
 
 
-def picture_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path) -> tuple[int, int]:
     """Return a picture's size as it lies upright, from the head of its file.
 
     Raises:
@@ -195,7 +195,7 @@ def picture_size(path: Path) -> tuple[int, int]:
             _check_size(picture.size, str(path))
             if picture.format == "PNG":
                 picture.load()  # its orientation may stand behind its pixels
-            turned = _orientation(picture) in _TURNED
+            turned = _orientation(picture) in _EXIF_ROTATED
             return picture.size[::-1] if turned else picture.size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return open_picture(path).size  # it says what is wrong

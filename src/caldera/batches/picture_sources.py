@@ -17,11 +17,11 @@ from caldera.batches.pictures import PictureProcessor
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 64
+ENCODE_BATCH = 64
 """Views that go through the tower together."""
 
 
-class PictureSource(Protocol):
+class ImageSource(Protocol):
     """Gives the model's input for pictures."""
 
     def __call__(self, paths: Sequence[Path]) -> Tensor:
@@ -33,7 +33,7 @@ class PictureSource(Protocol):
         ...
 
 
-class Pixels:
+class DecodedImages:
     """Opens and prepares pictures whenever they are needed."""
 
     def __init__(self, processor: PictureProcessor) -> None:
@@ -61,12 +61,12 @@ class FrozenTower:
     shape: tuple[int, int]
     """Patches and vision width of one view."""
 
-    def look(self, pixels: Tensor) -> Tensor:
+    def encode_all(self, pixels: Tensor) -> Tensor:
         """Return the features of any number of views, (views, patches, vision width)."""
-        return torch.cat([self.encode(part) for part in pixels.split(AT_ONCE)])
+        return torch.cat([self.encode(part) for part in pixels.split(ENCODE_BATCH)])
 
 
-class KeptFeatures:
+class CachedFeatures:
     """Looks features up in a store; each picture's are checked when they are first read."""
 
     def __init__(
@@ -116,7 +116,7 @@ class KeptFeatures:
                 "kept features of %s are damaged in %s: looking again", path, self._store.data
             )
             pixels = self._tower.processor(open_picture(path))
-            self._store.append([digest], [len(pixels)], self._tower.look(pixels))
+            self._store.append([digest], [len(pixels)], self._tower.encode_all(pixels))
             self._rows[digest] = self._store.rows()[digest]
             self._features = self._store.read()
         self._checked.add(digest)

@@ -9,18 +9,25 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from caldera.batches.anyres import WHOLE, Layout, Size, choose_pinpoint, fitted, layout_in
-from caldera.batches.picture_files import picture_size
+from caldera.batches.anyres import (
+    SINGLE_VIEW,
+    Size,
+    TileLayout,
+    choose_layout,
+    choose_pinpoint,
+    fit_within,
+)
+from caldera.batches.picture_files import image_size
 
-Aspect = Literal["square", "pad", "anyres"]
+ImageAspect = Literal["square", "pad", "anyres"]
 
-ASPECTS: tuple[Aspect, ...] = get_args(Aspect)
+ASPECTS: tuple[ImageAspect, ...] = get_args(ImageAspect)
 """All of them."""
 
 MAX_TILES = 100
 """Canvases of more tiles are refused; a model folder could else ask for any amount of memory for each picture."""
 
-LONGEST = 20
+MAX_ASPECT_RATIO = 20
 """Of pictures that are more times as long as wide, only the part that will be seen is enlarged: of all of it, the rest
 would take up to gigabytes."""
 
@@ -35,7 +42,7 @@ class PictureProcessor:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
-    aspect: Aspect = "square"
+    aspect: ImageAspect = "square"
     """`square` crops what lies outside the central square (LLaVA); `pad` shows all of it on a ground of the mean
     colour (LLaVA-1.5); `anyres` shows all of it, pressed into a square, and then in tiles (LLaVA-NeXT)."""
 
@@ -44,10 +51,10 @@ class PictureProcessor:
 
     resample: int = Image.Resampling.BICUBIC
 
-    edge: int | None = None
+    resize_shortest_edge: int | None = None
     """Pixels of the shorter edge before the central square is cut, as DINOv2's processor has it; `side` if None."""
 
-    squash: bool = False
+    resize_without_crop: bool = False
     """Whether a picture is pressed into the square instead of cut to it, as SigLIP's processor does."""
 
     def __post_init__(self) -> None:
@@ -68,7 +75,7 @@ class PictureProcessor:
                     f"the pinpoint {pinpoint} has {tiles:,} tiles, over the limit of {MAX_TILES}"
                 )
 
-    def shown(self, aspect: Aspect, pinpoints: tuple[Size, ...] = ()) -> Self:
+    def with_aspect(self, aspect: ImageAspect, pinpoints: tuple[Size, ...] = ()) -> Self:
         """Return one that shows pictures in another way; views of `anyres` have the tower's size from the start.
 
         Raises:
@@ -77,21 +84,21 @@ class PictureProcessor:
         own = {"edge": None, "squash": False} if aspect == "anyres" else {}
         return replace(self, aspect=aspect, pinpoints=pinpoints, **own)  # type: ignore[arg-type]
 
-    def layout(self, path: Path) -> Layout:
+    def layout(self, path: Path) -> TileLayout:
         """Return how the picture at `path` is shown; only `anyres` has to look into the file.
 
         Raises:
             PictureError: It is not there, or cannot be used.
         """
         if self.aspect != "anyres":
-            return WHOLE
-        return layout_in(picture_size(path), self.pinpoints, self.side)
+            return SINGLE_VIEW
+        return choose_layout(image_size(path), self.pinpoints, self.side)
 
     def __call__(self, picture: Image.Image) -> Tensor:
         """Return the pixels of all views of an RGB picture, (views, channels, side, side), normalised."""
-        return torch.stack([self._normalised(view) for view in self._views(picture)])
+        return torch.stack([self._normalised(view) for view in self._crop_views(picture)])
 
-    def _views(self, picture: Image.Image) -> list[Image.Image]:
+    def _crop_views(self, picture: Image.Image) -> list[Image.Image]:
         """Return the squares that the tower sees."""
         match self.aspect:
             case "square":
@@ -117,7 +124,7 @@ class PictureProcessor:
     def _tiles(self, picture: Image.Image) -> list[Image.Image]:
         """Fit a picture on the canvas that suits it best, on black, and cut that into tiles, row by row."""
         canvas = choose_pinpoint(picture.size, self.pinpoints)
-        small = picture.resize(fitted(picture.size, canvas), Image.Resampling(self.resample))
+        small = picture.resize(fit_within(picture.size, canvas), Image.Resampling(self.resample))
         whole = _centred(small, canvas, (0, 0, 0))
         return [
             whole.crop((left, top, left + self.side, top + self.side))
@@ -129,17 +136,17 @@ class PictureProcessor:
         """Resize so that the shorter edge is `edge` long and cut out the central square of `side`; or squash."""
         resample = Image.Resampling(self.resample)
         width, height = picture.size
-        if self.squash:
+        if self.resize_without_crop:
             return picture.resize((self.side, self.side), resample)
-        edge = self.side if self.edge is None else self.edge
+        edge = self.side if self.resize_shortest_edge is None else self.resize_shortest_edge
         length = edge * max(width, height) // min(width, height)
         size = (edge, length) if width <= height else (length, edge)
         left, top = ((long - self.side) // 2 for long in size)
-        if length > LONGEST * edge:
-            return self._part_of_resized(picture, size, (left, top))
+        if length > MAX_ASPECT_RATIO * edge:
+            return self._resize_crop_only(picture, size, (left, top))
         return picture.resize(size, resample).crop((left, top, left + self.side, top + self.side))
 
-    def _part_of_resized(self, picture: Image.Image, size: Size, corner: Size) -> Image.Image:
+    def _resize_crop_only(self, picture: Image.Image, size: Size, corner: Size) -> Image.Image:
         """Return a square of a picture as if it had been resized to `size`, without making all of that."""
         (width, height), (across, down), (left, top) = picture.size, size, corner
         box = (

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_POOL = 32
+_POOL_STEPS = 32
 """Steps whose samples are sorted together by length; more waste less padding, fewer mix the lengths better."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StepSize:
+class BatchLimit:
     """When a step is full."""
 
     samples: int
@@ -26,7 +26,7 @@ class StepSize:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
+class StepSampler:
     """The order in which samples are learned from."""
 
     lengths: Sequence[int]
@@ -35,7 +35,7 @@ class Plan:
     groups: Sequence[Sequence[int]] | None
     """Indices of samples that come together where a step has room; None puts like lengths together."""
 
-    size: StepSize
+    size: BatchLimit
     epochs: int
     seed: int
     max_steps: int | None = None
@@ -68,22 +68,22 @@ class Plan:
         """Deal all samples into the steps of an epoch, counted from 0; each epoch has its own order."""
         rng = np.random.default_rng([self.seed, epoch])
         if self.groups is None:
-            return self._like_lengths(rng)
+            return self._length_grouped(rng)
         order = rng.permutation(len(self.groups))
         mixed = (rng.permutation(self.groups[at]).tolist() for at in order)
-        return list(self._dealt(index for group in mixed for index in group))
+        return list(self._cut_into_steps(index for group in mixed for index in group))
 
-    def _like_lengths(self, rng: np.random.Generator) -> list[list[int]]:
+    def _length_grouped(self, rng: np.random.Generator) -> list[list[int]]:
         """Cut shuffled samples into pools of many steps, sort each pool by length, cut it, and shuffle all steps."""
         order = rng.permutation(len(self.lengths))
         steps: list[list[int]] = []
-        pool = self.size.samples * _POOL
+        pool = self.size.samples * _POOL_STEPS
         for start in range(0, len(order), pool):
             some = sorted(order[start : start + pool].tolist(), key=self.lengths.__getitem__)
-            steps += self._dealt(some)
+            steps += self._cut_into_steps(some)
         return [steps[at] for at in rng.permutation(len(steps))]
 
-    def _dealt(self, order: Iterable[int]) -> Iterator[list[int]]:
+    def _cut_into_steps(self, order: Iterable[int]) -> Iterator[list[int]]:
         """Cut samples in this order into steps."""
         step: list[int] = []
         tokens = 0

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from caldera.batches.anyres import Layout
+from caldera.batches.anyres import TileLayout
 from caldera.batches.labels import encode
 from caldera.batches.templates import Template
 from caldera.conversation import Conversation
-from caldera.errors import InputError, PictureError, RecordError
-from caldera.skips import Skips
-from caldera.storage import is_file_there
+from caldera.errors import ConversationError, ImageError, InputError
+from caldera.skips import SkippedItems
+from caldera.storage import file_exists
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Sample:
     pictures: tuple[Path, ...]
     """Files, in the order of their image tokens."""
 
-    layouts: tuple[Layout, ...]
+    layouts: tuple[TileLayout, ...]
     """How each of them is shown."""
 
     picture_ends: tuple[int, ...]
@@ -40,7 +40,7 @@ class Sample:
         """Tokens, those of pictures included."""
         return len(self.ids)
 
-    def pictures_within(self, tokens: int) -> int:
+    def num_images_before(self, tokens: int) -> int:
         """Return how many pictures lie wholly within its first tokens."""
         return sum(end <= tokens for end in self.picture_ends)
 
@@ -52,10 +52,10 @@ class SampleMaker:
     tokenizer: PreTrainedTokenizerFast
     template: Template
     image_token_id: int
-    layout: Callable[[Path], Layout]
+    layout: Callable[[Path], TileLayout]
     """How a picture is shown."""
 
-    count_tokens: Callable[[Layout], int]
+    count_tokens: Callable[[TileLayout], int]
     """Tokens that a picture becomes, by how it is shown."""
 
     max_length: int
@@ -64,7 +64,7 @@ class SampleMaker:
     context_length: int | None = None
     """Tokens that the language model has positions for, where it has a limit; the smaller limit counts."""
 
-    def make(self, conversation: Conversation, pictures: Path) -> Sample:
+    def build(self, conversation: Conversation, pictures: Path) -> Sample:
         """Encode one conversation whose picture paths start from the folder `pictures`.
 
         Raises:
@@ -74,44 +74,46 @@ class SampleMaker:
         paths = tuple(pictures / path for path in encoded.picture_paths)
         layouts = self._layouts(paths, conversation.id)
         counts = [self.count_tokens(layout) for layout in layouts]
-        ends = encoded.picture_ends(counts)
+        ends = encoded.image_end_positions(counts)
         encoded = encoded.with_image_tokens(counts, self.image_token_id)
-        limit, cure = self._limit()
+        limit, cure = self._max_length()
         if len(encoded.ids) > limit:
-            raise RecordError(
+            raise ConversationError(
                 f"record {conversation.id!r} is {len(encoded.ids)} tokens long ({sum(counts)} of pictures), over the "
                 f"limit of {limit}{cure}"
             )
-        if encoded.num_learned == 0:
-            raise RecordError(f"record {conversation.id!r} has nothing to learn; give it an answer")
+        if encoded.num_supervised == 0:
+            raise ConversationError(
+                f"record {conversation.id!r} has nothing to learn; give it an answer"
+            )
         return Sample(conversation.id, encoded.ids, encoded.labels, paths, layouts, ends)
 
-    def _layouts(self, paths: Sequence[Path], record: str) -> tuple[Layout, ...]:
+    def _layouts(self, paths: Sequence[Path], record: str) -> tuple[TileLayout, ...]:
         """Return how each picture of a record is shown.
 
         Raises:
             PictureError: A file is missing or, where its size counts, cannot be used.
         """
         for path in paths:
-            if not is_file_there(path):
-                raise PictureError(f"record {record!r}: {path} does not exist; check --pictures")
+            if not file_exists(path):
+                raise ImageError(f"record {record!r}: {path} does not exist; check --pictures")
         try:
             return tuple(self.layout(path) for path in paths)
-        except PictureError as fault:
-            raise PictureError(f"record {record!r}: {fault}") from fault
+        except ImageError as fault:
+            raise ImageError(f"record {record!r}: {fault}") from fault
 
-    def _limit(self) -> tuple[int, str]:
+    def _max_length(self) -> tuple[int, str]:
         """Return the longest sample in tokens, and what to do about a longer one."""
         if self.context_length is not None and self.context_length < self.max_length:
             cure = " that the language model has positions for; shorten it or take another model"
             return self.context_length, cure
         return self.max_length, "; shorten it or raise max_length"
 
-    def make_all(
+    def build_all(
         self,
         conversations: Sequence[Conversation],
         pictures: Path,
-        skips: Skips,
+        skips: SkippedItems,
         tick: Callable[[], None] = lambda: None,
     ) -> list[Sample]:
         """Encode all conversations, leaving out what `skips` lets go.
@@ -122,11 +124,11 @@ class SampleMaker:
         samples = []
         for conversation in conversations:
             try:
-                samples.append(self.make(conversation, pictures))
+                samples.append(self.build(conversation, pictures))
             except InputError as fault:
-                skips.take(f"record {conversation.id!r}", fault)
+                skips.add_or_raise(f"record {conversation.id!r}", fault)
             tick()
-        skips.check(len(conversations))
+        skips.raise_if_over_limit(len(conversations))
         if not samples:
-            raise RecordError("no record is left to train on")
+            raise ConversationError("no record is left to train on")
         return samples

@@ -9,49 +9,49 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from caldera.conversation import Conversation, Picture, Turn
-from caldera.errors import RecordError, UnknownNameError
+from caldera.conversation import Conversation, ImageRef, Turn
+from caldera.errors import ConversationError, UnknownNameError
 
 START, END = "<s>", "</s>"
 """How a template's texts spell the tokenizer's own start and end mark, whatever the tokenizer calls them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class TextSpan:
     """Words, encoded as plain text: nothing in them can become a special token."""
 
     text: str
-    learned: bool = False
-    alone: bool = False
+    supervised: bool = False
+    isolated: bool = False
     """Whether it is tokenised, where it follows a mark or a picture, as if it stood there alone."""
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class BoundaryToken:
     """The tokenizer's own start of the sequence, or end of an answer."""
 
     which: Literal["start", "end"]
-    learned: bool = False
+    supervised: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
+class SpecialToken:
     """A special token by its exact spelling."""
 
     spelling: str
-    learned: bool = False
-    or_text: bool = False
+    supervised: bool = False
+    text_fallback: bool = False
     """Whether a tokenizer that has no such token spells it as text."""
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
+class ImageSlot:
     """The place of a picture; it becomes as many tokens as the picture has patches."""
 
-    picture: Picture
+    picture: ImageRef
 
 
-Span = Text | Mark | Token | Slot
+Span = TextSpan | BoundaryToken | SpecialToken | ImageSlot
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,11 +67,11 @@ class Template:
     models: str
     """Language models it is for."""
 
-    opening: str = ""
-    asked: str = ""
-    lead: str = ""
-    end: str = END
-    again: str = ""
+    prefix: str = ""
+    before_answer: str = ""
+    answer_prefix: str = ""
+    answer_suffix: str = END
+    before_question: str = ""
 
     tokens: tuple[str, ...] = ()
     """Special tokens among these texts, which the tokenizer must have."""
@@ -82,16 +82,16 @@ class Template:
     stop: str | None = None
     """Text that ends an answer, where the end is no special token."""
 
-    captions: bool = False
+    caption_only: bool = False
     """Whether it takes pictures and one caption, without the question."""
 
-    alone: bool = False
+    isolated: bool = False
     """Whether a text that follows a mark or a picture is tokenised as if it stood alone: LLaVA's way, see legacy()."""
 
     @property
     def end_token(self) -> str | None:
         """The special token that ends an answer, where it is not the tokenizer's own end mark."""
-        return self.end if self.end in self.tokens else None
+        return self.answer_suffix if self.answer_suffix in self.tokens else None
 
     def render(self, conversation: Conversation) -> Iterator[Span]:
         """Write a conversation; one whose last turn is the user's is opened for the answer.
@@ -99,35 +99,43 @@ class Template:
         Raises:
             RecordError: The template takes captions, and it is not one.
         """
-        if self.captions:
+        if self.caption_only:
             self._check_caption(conversation)
-        yield Mark("start")
-        before = self.opening
+        yield BoundaryToken("start")
+        before = self.prefix
         for turn in conversation.turns:
-            if turn.speaker == "user":
-                yield from self.pieces(before)
+            if turn.role == "user":
+                yield from self.split_special_tokens(before)
                 yield from self._question(turn)
-                yield from self.pieces(self.asked)
-                before = self.again
+                yield from self.split_special_tokens(self.before_answer)
+                before = self.before_question
             else:
-                yield Text(f"{self.lead}{turn.text}", learned=True, alone=self.alone)
-                yield from self.pieces(self.end, learned=True)
+                yield TextSpan(
+                    f"{self.answer_prefix}{turn.text}", supervised=True, isolated=self.isolated
+                )
+                yield from self.split_special_tokens(self.answer_suffix, learned=True)
 
-    def pieces(self, text: str, *, learned: bool = False) -> Iterator[Text | Mark | Token]:
+    def split_special_tokens(
+        self, text: str, *, learned: bool = False
+    ) -> Iterator[TextSpan | BoundaryToken | SpecialToken]:
         """Cut one of the template's own texts at its marks."""
         marks = {START, END, *self.tokens, *self.tokens_or_text}
         for piece in re.split(f"({'|'.join(map(re.escape, marks))})", text):
             if piece in (START, END):
-                yield Mark("start" if piece == START else "end", learned)
+                yield BoundaryToken("start" if piece == START else "end", learned)
             elif piece in marks:
-                yield Token(piece, learned, piece in self.tokens_or_text)
+                yield SpecialToken(piece, learned, piece in self.tokens_or_text)
             elif piece:
-                yield Text(piece, learned, self.alone)
+                yield TextSpan(piece, learned, self.isolated)
 
-    def _question(self, turn: Turn) -> Iterator[Text | Slot]:
+    def _question(self, turn: Turn) -> Iterator[TextSpan | ImageSlot]:
         """Turn the parts of a user's turn into spans."""
-        for part in turn.pictures if self.captions else picture_first(turn):
-            yield Slot(part) if isinstance(part, Picture) else Text(part, alone=self.alone)
+        for part in turn.pictures if self.caption_only else move_image_first(turn):
+            yield (
+                ImageSlot(part)
+                if isinstance(part, ImageRef)
+                else TextSpan(part, isolated=self.isolated)
+            )
 
     def _check_caption(self, conversation: Conversation) -> None:
         """Refuse what is not one question with a picture and at most one answer.
@@ -137,14 +145,14 @@ class Template:
         """
         question, *answers = conversation.turns
         if not question.pictures or len(answers) > 1:
-            raise RecordError(
+            raise ConversationError(
                 f"record {conversation.id!r} has {len(conversation.turns)} turns, the first with "
                 f"{len(question.pictures)} picture(s); the template {self.name!r} takes pictures and one caption, use "
                 "'vicuna_v1' for dialogues"
             )
 
 
-def picture_first(turn: Turn) -> tuple[str | Picture, ...]:
+def move_image_first(turn: Turn) -> tuple[str | ImageRef, ...]:
     """Put a turn's lone picture on a line before its words, as LLaVA's trainer does; keep several where they are.
 
     A picture without words stands alone, without the line's end (spec 2.2: the whole is stripped once more).
@@ -155,14 +163,14 @@ def picture_first(turn: Turn) -> tuple[str | Picture, ...]:
     return (*turn.pictures, f"\n{words}") if words else turn.pictures
 
 
-def legacy(template: Template) -> Template:
+def with_legacy_spacing(template: Template) -> Template:
     """Return the variant that gives the ids LLaVA-1.5 was trained with.
 
     Its slow tokenizer encoded each text between two special tokens or pictures by itself, so SentencePiece put a space
     before every one of them: `</s>` is followed by the pieces of ` USER`, and a picture by those of ` ` and the line's
     end. Newer tokenizers put that space only where a text begins.
     """
-    return replace(template, name=f"{template.name}_legacy", alone=True)
+    return replace(template, name=f"{template.name}_legacy", isolated=True)
 
 
 VICUNA_SYSTEM = (
@@ -182,48 +190,48 @@ MPT_SYSTEM = (
 _PLAIN = Template(
     name="plain",
     models="stage 1: any",
-    end="\n",
+    answer_suffix="\n",
     stop="\n",
-    captions=True,
+    caption_only=True,
 )
 _V0 = Template(
     name="v0",
     models="LLaVA v0, Vicuna v0",
-    opening=f"{HUMAN_SYSTEM}###Human: ",
-    asked="###Assistant:",
-    lead=" ",
-    end="###",
-    again="Human: ",
+    prefix=f"{HUMAN_SYSTEM}###Human: ",
+    before_answer="###Assistant:",
+    answer_prefix=" ",
+    answer_suffix="###",
+    before_question="Human: ",
     stop="###",
 )
 _VICUNA = Template(
     name="vicuna_v1",
     models="LLaVA-1.5, Vicuna v1.1 to v1.5",
-    opening=f"{VICUNA_SYSTEM} USER: ",
-    asked=" ASSISTANT:",
-    lead=" ",
-    again="USER: ",
+    prefix=f"{VICUNA_SYSTEM} USER: ",
+    before_answer=" ASSISTANT:",
+    answer_prefix=" ",
+    before_question="USER: ",
 )
 _LLAVA_V1 = replace(
-    _VICUNA, name="llava_v1", models="LLaVA v1, LLaVA-NeXT Vicuna", opening=f"{HUMAN_SYSTEM} USER: "
+    _VICUNA, name="llava_v1", models="LLaVA v1, LLaVA-NeXT Vicuna", prefix=f"{HUMAN_SYSTEM} USER: "
 )
 _LLAMA_2 = Template(
     name="llava_llama_2",
     models="LLaVA on LLaMA-2-chat",
-    opening=f"[INST] <<SYS>>\n{VISION_SYSTEM}\n<</SYS>>\n\n",
-    asked=" [/INST]",
-    lead=" ",
-    end=f" {END}",
-    again=f"{START}[INST] ",
+    prefix=f"[INST] <<SYS>>\n{VISION_SYSTEM}\n<</SYS>>\n\n",
+    before_answer=" [/INST]",
+    answer_prefix=" ",
+    answer_suffix=f" {END}",
+    before_question=f"{START}[INST] ",
     tokens_or_text=("[INST]", "[/INST]"),
 )
 _CHATML = Template(
     name="mpt",
     models="LLaVA on MPT-chat",
-    opening=f"<|im_start|>system\n{MPT_SYSTEM}<|im_end|><|im_start|>user\n",
-    asked="<|im_end|><|im_start|>assistant\n",
-    end="<|im_end|>",
-    again="<|im_start|>user\n",
+    prefix=f"<|im_start|>system\n{MPT_SYSTEM}<|im_end|><|im_start|>user\n",
+    before_answer="<|im_end|><|im_start|>assistant\n",
+    answer_suffix="<|im_end|>",
+    before_question="<|im_start|>user\n",
     tokens=("<|im_start|>", "<|im_end|>"),
 )
 _TABLE = (
@@ -232,63 +240,63 @@ _TABLE = (
     _VICUNA,
     _LLAVA_V1,
     _LLAMA_2,
-    replace(_LLAMA_2, name="llama_2", models="LLaMA-2-chat", opening="[INST] "),
+    replace(_LLAMA_2, name="llama_2", models="LLaMA-2-chat", prefix="[INST] "),
     replace(
         _LLAMA_2,
         name="mistral_instruct",
         models="LLaVA-NeXT Mistral, Mistral-Instruct",
-        opening="[INST] ",
-        again="[INST] ",
+        prefix="[INST] ",
+        before_question="[INST] ",
     ),
     _CHATML,
     replace(
         _CHATML,
         name="chatml_direct",
         models="LLaVA-NeXT 34B, Nous-Hermes-2-Yi",
-        opening="<|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\n",
+        prefix="<|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\n",
     ),
     replace(
         _CHATML,
         name="qwen",
         models="Qwen2, Qwen2.5, Qwen3",
-        opening="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
-        asked="<|im_end|>\n<|im_start|>assistant\n",
-        again="\n<|im_start|>user\n",
+        prefix="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
+        before_answer="<|im_end|>\n<|im_start|>assistant\n",
+        before_question="\n<|im_start|>user\n",
     ),
     Template(
         name="llama_3",
         models="LLaMA-3-Instruct",
-        opening=f"<|start_header_id|>system<|end_header_id|>\n\n{VISION_SYSTEM}<|eot_id|>"
+        prefix=f"<|start_header_id|>system<|end_header_id|>\n\n{VISION_SYSTEM}<|eot_id|>"
         "<|start_header_id|>user<|end_header_id|>\n\n",
-        asked="<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
-        end="<|eot_id|>",
-        again="<|start_header_id|>user<|end_header_id|>\n\n",
+        before_answer="<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        answer_suffix="<|eot_id|>",
+        before_question="<|start_header_id|>user<|end_header_id|>\n\n",
         tokens=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     ),
     Template(
         name="gemma",
         models="Gemma, Gemma 2, Gemma 3",
-        opening="<start_of_turn>user\n",
-        asked="<end_of_turn>\n<start_of_turn>model\n",
-        end="<end_of_turn>",
-        again="\n<start_of_turn>user\n",
+        prefix="<start_of_turn>user\n",
+        before_answer="<end_of_turn>\n<start_of_turn>model\n",
+        answer_suffix="<end_of_turn>",
+        before_question="\n<start_of_turn>user\n",
         tokens=("<start_of_turn>", "<end_of_turn>"),
     ),
     Template(
         name="phi",
         models="Phi-3",
-        opening="<|user|>\n",
-        asked="<|end|>\n<|assistant|>\n",
-        end="<|end|>",
-        again="\n<|user|>\n",
+        prefix="<|user|>\n",
+        before_answer="<|end|>\n<|assistant|>\n",
+        answer_suffix="<|end|>",
+        before_question="\n<|user|>\n",
         tokens=("<|user|>", "<|assistant|>", "<|end|>"),
     ),
-    *map(legacy, (_PLAIN, _V0, _VICUNA, _LLAVA_V1, _LLAMA_2)),
+    *map(with_legacy_spacing, (_PLAIN, _V0, _VICUNA, _LLAVA_V1, _LLAMA_2)),
 )
 
 TEMPLATES: dict[str, Template] = {template.name: template for template in _TABLE}
 
-SPELLINGS = frozenset(
+SPECIAL_TOKENS = frozenset(
     token for template in _TABLE for token in (*template.tokens, *template.tokens_or_text)
 )
 """Special tokens of all templates: no text may become one of them."""

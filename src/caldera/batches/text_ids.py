@@ -13,18 +13,18 @@ from weakref import WeakKeyDictionary
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from caldera.batches.templates import SPELLINGS
-from caldera.conversation import IMAGE_MARK
+from caldera.batches.templates import SPECIAL_TOKENS
+from caldera.conversation import IMAGE_PLACEHOLDER
 
-Place = Literal["first", "after mark", "after text"]
+TextPosition = Literal["first", "after mark", "after text"]
 
-_MARKS = SPELLINGS | {IMAGE_MARK}
+_MARKS = SPECIAL_TOKENS | {IMAGE_PLACEHOLDER}
 """Tokens that no text may become, even where a tokenizer does not call them special."""
 
 _EMPTY = {"type": "BPE", "vocab": {}, "merges": []}
 
 
-class TextIds:
+class ContextTokenizer:
     """What one tokenizer makes of texts, and its special tokens."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -36,7 +36,7 @@ class TextIds:
         self.end: int | None = tokenizer.eos_token_id
         self.special: dict[str, int] = {token.content: key for key, token in added.items()}
         """Ids of added tokens by spelling."""
-        self.swallowing = frozenset(key for key, token in added.items() if token.rstrip)
+        self.strips_right = frozenset(key for key, token in added.items() if token.rstrip)
         """Ids of tokens that take the white space behind them with them."""
         kept = {
             key: token
@@ -46,12 +46,12 @@ class TextIds:
         self._kept = list(kept.values())
         barred = self.special.keys() - {token.content for token in kept.values()}
         self._model = _model_without(backend, barred)
-        self._steps = _steps(backend)
+        self._steps = _pipeline(backend)
         self._copies: dict[str, Tokenizer] = {}
-        first = self._copy("first")
+        first = self._variant("first")
         self._ids = {first.token_to_id(token.content): key for key, token in kept.items()}
 
-    def encode(self, text: str, place: Place, *, alone: bool = False) -> list[int]:
+    def encode(self, text: str, place: TextPosition, *, alone: bool = False) -> list[int]:
         """Return the ids of a text; none of them is a special token's, whatever it spells.
 
         Args:
@@ -60,20 +60,20 @@ class TextIds:
             alone: Whether it gets a space before it, if the tokenizer puts one before any text; not within text.
         """
         if alone and place != "after text":
-            if _at(self._steps, "first") != _at(self._steps, "after text"):
+            if _pipeline_at(self._steps, "first") != _pipeline_at(self._steps, "after text"):
                 text = f" {text}"
             place = "after text"
-        ids = self._copy(place).encode(text, add_special_tokens=False).ids
+        ids = self._variant(place).encode(text, add_special_tokens=False).ids
         return [self._ids.get(token, token) for token in ids] if self._ids else list(ids)
 
-    def _copy(self, place: Place) -> Tokenizer:
+    def _variant(self, place: TextPosition) -> Tokenizer:
         """Return the tokenizer for a place, made when first asked for: the same vocabulary, but no special tokens."""
         if place not in self._copies:
             steps = {
                 "version": "1.0",
                 "added_tokens": [],
                 "model": _EMPTY,
-                **_at(self._steps, place),
+                **_pipeline_at(self._steps, place),
             }
             shell = Tokenizer.from_str(json.dumps(steps))
             shell.model = self._model
@@ -82,16 +82,18 @@ class TextIds:
         return self._copies[place]
 
 
-_KNOWN: WeakKeyDictionary[PreTrainedTokenizerFast, tuple[int, TextIds]] = WeakKeyDictionary()
+_CACHE: WeakKeyDictionary[PreTrainedTokenizerFast, tuple[int, ContextTokenizer]] = (
+    WeakKeyDictionary()
+)
 """What was read of tokenizers that are still in use, and how many tokens they had then."""
 
 
-def text_ids(tokenizer: PreTrainedTokenizerFast) -> TextIds:
+def context_tokenizer(tokenizer: PreTrainedTokenizerFast) -> ContextTokenizer:
     """Return what a tokenizer makes of texts; it is read anew where tokens were added since."""
     size = len(tokenizer)
-    known = _KNOWN.get(tokenizer)
+    known = _CACHE.get(tokenizer)
     if known is None or known[0] != size:
-        known = _KNOWN[tokenizer] = (size, TextIds(tokenizer))
+        known = _CACHE[tokenizer] = (size, ContextTokenizer(tokenizer))
     return known[1]
 
 
@@ -101,7 +103,7 @@ def start_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     return [token for token in given if token == tokenizer.bos_token_id][:1]
 
 
-def _steps(backend: Tokenizer) -> dict[str, Any]:
+def _pipeline(backend: Tokenizer) -> dict[str, Any]:
     """Return as JSON what a tokenizer does to a text before its model."""
     shell = Tokenizer(models.BPE())
     shell.normalizer, shell.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
@@ -132,12 +134,12 @@ def _joined(pair: str | Iterable[str]) -> str:
     return "".join(pair.split(" ") if isinstance(pair, str) else pair)
 
 
-def _at(steps: dict[str, Any], place: Place) -> dict[str, Any]:
+def _pipeline_at(steps: dict[str, Any], place: TextPosition) -> dict[str, Any]:
     """Return the steps before the model as they are at a place."""
     return {name: step and _step_at(step, place) for name, step in steps.items()}
 
 
-def _step_at(step: dict[str, Any], place: Place) -> dict[str, Any] | None:
+def _step_at(step: dict[str, Any], place: TextPosition) -> dict[str, Any] | None:
     """Return a normalizer or pre-tokenizer as it is at a place: it puts a space before a text there, or none."""
     within = place == "after text"
     match step["type"]:

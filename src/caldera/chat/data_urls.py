@@ -6,8 +6,8 @@ import binascii
 from caldera.chat.media_faults import (
     BAD_BASE64,
     BAD_URL,
-    BROKEN,
     FILE_TOO_LARGE,
+    UNDECODABLE,
     UNSUPPORTED,
     MediaError,
 )
@@ -40,7 +40,7 @@ def read_data_url(url: str, max_bytes: int) -> bytes:
     if len(content) > max_bytes:
         raise MediaError(FILE_TOO_LARGE)
     if not content:
-        raise MediaError(BROKEN)
+        raise MediaError(UNDECODABLE)
     return content
 
 

@@ -12,32 +12,32 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from caldera.batches.picture_files import PictureTooLargeError, decode_picture, picture_head
-from caldera.errors import PictureError
+from caldera.batches.picture_files import PictureTooLargeError, decode_image, read_image_header
+from caldera.errors import ImageError
 
 NAME = "the image"
 
 
-def serve(asked: BinaryIO, answered: BinaryIO) -> None:
+def main_loop(stdin: BinaryIO, stdout: BinaryIO) -> None:
     """Answer until there is nothing more to read."""
-    while operation := asked.read(1):
-        length = int.from_bytes(asked.read(8))
-        said, pixels = answer(operation == b"d", asked.read(length))
-        answered.write(json.dumps(said).encode() + b"\n")
-        answered.write(pixels)
-        answered.flush()
+    while operation := stdin.read(1):
+        length = int.from_bytes(stdin.read(8))
+        said, pixels = handle_file(operation == b"d", stdin.read(length))
+        stdout.write(json.dumps(said).encode() + b"\n")
+        stdout.write(pixels)
+        stdout.flush()
 
 
-def answer(decode: bool, content: bytes) -> tuple[dict[str, object], bytes]:
+def handle_file(decode: bool, content: bytes) -> tuple[dict[str, object], bytes]:
     """Return the line and the pixels for one file."""
     try:
         if not decode:
-            return {"size": picture_head(content, NAME)[1]}, b""
-        picture = decode_picture(content, NAME)
+            return {"size": read_image_header(content, NAME)[1]}, b""
+        picture = decode_image(content, NAME)
         return {"size": picture.size}, picture.tobytes()
     except PictureTooLargeError:
         return {"fault": "too large"}, b""
-    except PictureError:
+    except ImageError:
         return {"fault": "broken"}, b""
     except (MemoryError, Image.DecompressionBombError):
         return {"fault": "memory"}, b""
@@ -46,4 +46,4 @@ def answer(decode: bool, content: bytes) -> tuple[dict[str, object], bytes]:
 if __name__ == "__main__":
     most = int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    serve(sys.stdin.buffer, sys.stdout.buffer)
+    main_loop(sys.stdin.buffer, sys.stdout.buffer)

@@ -8,25 +8,25 @@ from typing import Any, Self
 
 from PIL import Image
 
-from caldera.chat.media import users_picture
-from caldera.chat.opening import as_stored, open_engine
+from caldera.chat.media import resolve_image_path
+from caldera.chat.opening import load_engine, with_stored_dtype
 from caldera.chat.session import Session
-from caldera.inference.engine import Answering, Engine, EngineSettings
-from caldera.inference.sampling import Sampling
-from caldera.training.devices import DtypeName, choose_compute
+from caldera.inference.engine import AnswerStream, Engine, EngineSettings
+from caldera.inference.sampling import SamplingParams
+from caldera.training.devices import DtypeName, choose_device
 
-Shown = str | Path | Image.Image
+ImageInput = str | Path | Image.Image
 """A picture: its file, or decoded by Pillow."""
 
 
-class LoadedAssistant:
+class ChatModel:
     """An assistant in memory; its methods may be called from several threads."""
 
     def __init__(self, engine: Engine) -> None:
         """Answer through `engine`."""
         self.engine = engine
 
-    def chat(self, question: str, *pictures: Shown, **settings: Any) -> str:  # noqa: ANN401 - Sampling checks them
+    def chat(self, question: str, *pictures: ImageInput, **settings: Any) -> str:  # noqa: ANN401 - Sampling checks them
         """Return the answer to a question about pictures, or about none.
 
         Args:
@@ -41,7 +41,7 @@ class LoadedAssistant:
         """
         return "".join(self.stream(question, *pictures, **settings))
 
-    def stream(self, question: str, *pictures: Shown, **settings: Any) -> Iterator[str]:  # noqa: ANN401
+    def stream(self, question: str, *pictures: ImageInput, **settings: Any) -> Iterator[str]:  # noqa: ANN401
         """Yield the same answer piece by piece; leaving the loop stops it.
 
         Raises:
@@ -49,11 +49,11 @@ class LoadedAssistant:
             UsageError: A setting is out of its range, or the question too long.
             EngineError: The model could not go on.
         """
-        return self.talk(*pictures, **settings).say(question)
+        return self.start_conversation(*pictures, **settings).ask(question)
 
-    def chat_many(
+    def chat_batch(
         self,
-        asked: Sequence[tuple[Shown, ...]],
+        asked: Sequence[tuple[ImageInput, ...]],
         **settings: Any,  # noqa: ANN401
     ) -> list[str]:
         """Answer many questions, several at a time, in their order.
@@ -67,30 +67,30 @@ class LoadedAssistant:
             UsageError: A setting is out of its range, or a question too long.
             EngineError: The model could not go on.
         """
-        sampling = Sampling(**settings)
-        waiting: list[Answering] = []
+        sampling = SamplingParams(**settings)
+        waiting: list[AnswerStream] = []
         answers: list[str] = []
         for number, (question, *pictures) in enumerate(asked):
             session = self._session(pictures, replace(sampling, seed=sampling.seed + number))
             if len(waiting) == self.engine.settings.slots:
-                answers.append(waiting.pop(0).text())
-            waiting.append(self.engine.submit(session.request(str(question))))
-        return answers + [answering.text() for answering in waiting]
+                answers.append(waiting.pop(0).read_all())
+            waiting.append(self.engine.submit(session.build_request(str(question))))
+        return answers + [answering.read_all() for answering in waiting]
 
-    def talk(self, *pictures: Shown, **settings: Any) -> Session:  # noqa: ANN401
+    def start_conversation(self, *pictures: ImageInput, **settings: Any) -> Session:  # noqa: ANN401
         """Begin a conversation: `say` yields an answer and keeps it, `show` puts a picture before the next question.
 
         Raises:
             PictureError: A picture cannot be used.
             UsageError: A setting is out of its range.
         """
-        return self._session(pictures, Sampling(**settings))
+        return self._session(pictures, SamplingParams(**settings))
 
-    def _session(self, pictures: Sequence[Shown], sampling: Sampling) -> Session:
+    def _session(self, pictures: Sequence[ImageInput], sampling: SamplingParams) -> Session:
         session = Session(self.engine, sampling)
         for picture in pictures:
-            session.show(
-                picture if isinstance(picture, Image.Image) else users_picture(str(picture))
+            session.add_image(
+                picture if isinstance(picture, Image.Image) else resolve_image_path(str(picture))
             )
         return session
 
@@ -118,7 +118,7 @@ def load(
     device: str = "auto",
     dtype: DtypeName = "auto",
     settings: EngineSettings | None = None,
-) -> LoadedAssistant:
+) -> ChatModel:
     """Load a model folder, of caldera or of llava-hf.
 
     Args:
@@ -131,6 +131,6 @@ def load(
         ModelFolderError: The folder cannot be loaded.
         UsageError: There is no such device, or int8 is asked for where it cannot be.
     """
-    compute = choose_compute(device, dtype)
-    compute = as_stored(Path(folder), compute) if dtype == "auto" else compute
-    return LoadedAssistant(open_engine(Path(folder), compute, settings))
+    compute = choose_device(device, dtype)
+    compute = with_stored_dtype(Path(folder), compute) if dtype == "auto" else compute
+    return ChatModel(load_engine(Path(folder), compute, settings))

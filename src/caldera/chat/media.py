@@ -17,18 +17,18 @@ from PIL import Image
 
 from caldera.batches.picture_files import MAX_PIXELS, open_picture
 from caldera.chat.data_urls import read_data_url
-from caldera.chat.media_faults import BAD_URL, TOGETHER_TOO_LARGE, MediaError
-from caldera.chat.picture_decoding import Decoders, check_kind
+from caldera.chat.media_faults import BAD_URL, TOTAL_TOO_LARGE, MediaError
+from caldera.chat.picture_decoding import DecoderPool, check_magic_bytes
 from caldera.chat.remote_media import Fetcher
-from caldera.chat.remote_urls import Hosts
-from caldera.chat.rooted_media import read_rooted
-from caldera.errors import PictureError, UsageError
-from caldera.storage import is_file_there
+from caldera.chat.remote_urls import HostAllowlist
+from caldera.chat.rooted_media import read_below_root
+from caldera.errors import ImageError, UsageError
+from caldera.storage import file_exists
 
 _Seen = TypeVar("_Seen")
 
 
-def users_picture(text: str) -> Path:
+def resolve_image_path(text: str) -> Path:
     """Return the file that a user means, after opening it once.
 
     Args:
@@ -39,9 +39,9 @@ def users_picture(text: str) -> Path:
     """
     text = text.strip().strip("'\"")
     if "://" in text:
-        raise PictureError(f"{text} is a web address; download the picture and give its file")
+        raise ImageError(f"{text} is a web address; download the picture and give its file")
     path = Path(text).expanduser()
-    if "\\" in text and not is_file_there(path):
+    if "\\" in text and not file_exists(path):
         path = Path(re.sub(r"\\(.)", r"\1", text)).expanduser()
     open_picture(path)
     return path.resolve()
@@ -86,12 +86,12 @@ class MediaSettings:
         ):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be over 0")
-        Hosts(self.hosts)
+        HostAllowlist(self.hosts)
         if self.root is not None and not self.root.is_dir():
             raise UsageError(f"the media folder {self.root} is not there, or no folder")
 
 
-class Media:
+class ImageLoader:
     """Reads and decodes the pictures of clients."""
 
     def __init__(
@@ -99,23 +99,23 @@ class Media:
         settings: MediaSettings,
         *,
         fetcher: Fetcher | None = None,
-        took: Callable[[float], object] = lambda seconds: None,
+        on_decode_time: Callable[[float], object] = lambda seconds: None,
     ) -> None:
         """Take pictures as `settings` say, and tell `took` how long the decoding of each took, in seconds."""
         self._settings = settings
         self._root = None if settings.root is None else settings.root.resolve()
         self._fetcher = fetcher or Fetcher(
-            Hosts(settings.hosts),
+            HostAllowlist(settings.hosts),
             max_bytes=settings.max_bytes,
             seconds=settings.download_seconds,
         )
-        self._decoders = Decoders(
+        self._decoders = DecoderPool(
             settings.decoders, seconds=settings.decode_seconds, memory=settings.decode_memory
         )
-        self._took = took
+        self._took = on_decode_time
 
-    async def pictures(
-        self, urls: Sequence[str], see: Callable[[Image.Image], _Seen]
+    async def load_all(
+        self, urls: Sequence[str], process: Callable[[Image.Image], _Seen]
     ) -> list[_Seen]:
         """Return what `see` makes of each picture; all are read and measured before the first is decoded.
 
@@ -127,25 +127,25 @@ class Media:
             MediaError: One cannot be used, or they are too large together.
         """
         async with asyncio.TaskGroup() as group:
-            reading = [group.create_task(self._outcome(url)) for url in urls]
-        contents = [_or_raise(task.result()) for task in reading]
+            reading = [group.create_task(self._fetch_or_error(url)) for url in urls]
+        contents = [_unwrap(task.result()) for task in reading]
         sizes = [await self._decoders.size(content) for content in contents]
         if sum(width * height for width, height in sizes) > self._settings.max_pixels:
-            raise MediaError(TOGETHER_TOO_LARGE)
-        return [await self._seen(content, see) for content in contents]
+            raise MediaError(TOTAL_TOO_LARGE)
+        return [await self._seen(content, process) for content in contents]
 
     async def close(self) -> None:
         """Stop the processes that decode."""
         await self._decoders.close()
 
-    async def _outcome(self, url: str) -> bytes | MediaError:
+    async def _fetch_or_error(self, url: str) -> bytes | MediaError:
         """Return what `read` returns or raises, so that the first picture's fault is told, not the fastest's."""
         try:
-            return await self.read(url)
+            return await self.fetch(url)
         except MediaError as error:
             return error
 
-    async def read(self, url: str) -> bytes:
+    async def fetch(self, url: str) -> bytes:
         """Return the file that a URL holds or names.
 
         Raises:
@@ -159,27 +159,27 @@ class Media:
                 content = await self._fetcher.fetch(url)
             case "file":
                 content = await asyncio.to_thread(
-                    read_rooted, url, self._root, self._settings.max_bytes
+                    read_below_root, url, self._root, self._settings.max_bytes
                 )
             case _:
                 raise MediaError(BAD_URL)
-        check_kind(content)
+        check_magic_bytes(content)
         return content
 
-    async def _seen(self, content: bytes, see: Callable[[Image.Image], _Seen]) -> _Seen:
+    async def _seen(self, content: bytes, process: Callable[[Image.Image], _Seen]) -> _Seen:
         """Decode one picture and let it be seen.
 
         Raises:
             MediaError: It cannot be decoded.
         """
         begin = time.perf_counter()
-        async with self._decoders.decoded(content) as picture:
-            seen = await asyncio.to_thread(see, picture)
+        async with self._decoders.decode(content) as picture:
+            seen = await asyncio.to_thread(process, picture)
         self._took(time.perf_counter() - begin)
         return seen
 
 
-def _or_raise(outcome: bytes | MediaError) -> bytes:
+def _unwrap(outcome: bytes | MediaError) -> bytes:
     """Return a file.
 
     Raises:

@@ -7,27 +7,32 @@ import torch
 
 from caldera.chat.session import Session
 from caldera.inference.engine import Engine, EngineSettings
-from caldera.inference.sampling import Sampling
+from caldera.inference.sampling import SamplingParams
 from caldera.model.card import read_card
-from caldera.model.folder import load_assistant
+from caldera.model.folder import load_model_folder
 from caldera.model.weights import read_weights, stored_dtype
-from caldera.training.devices import Compute
+from caldera.training.devices import DeviceConfig
 
 
-def open_engine(folder: Path, compute: Compute, settings: EngineSettings | None = None) -> Engine:
+def load_engine(
+    folder: Path, compute: DeviceConfig, settings: EngineSettings | None = None
+) -> Engine:
     """Load a model folder and start an engine on it.
 
     Raises:
         ModelFolderError: The folder cannot be loaded.
         UsageError: int8 is asked for, but this model or device cannot.
     """
-    assistant = load_assistant(folder, compute.dtype)
+    assistant = load_model_folder(folder, compute.dtype)
     assistant.model.to(compute.device)
     return Engine(assistant, settings)
 
 
-def open_session(
-    folder: Path, sampling: Sampling, compute: Compute, settings: EngineSettings | None = None
+def load_session(
+    folder: Path,
+    sampling: SamplingParams,
+    compute: DeviceConfig,
+    settings: EngineSettings | None = None,
 ) -> Session:
     """Load a model folder and open a session with it.
 
@@ -35,10 +40,10 @@ def open_session(
         ModelFolderError: The folder cannot be loaded.
         UsageError: int8 is asked for, but this model or device cannot.
     """
-    return Session(open_engine(folder, compute, settings), sampling)
+    return Session(load_engine(folder, compute, settings), sampling)
 
 
-def as_stored(folder: Path, compute: Compute) -> Compute:
+def with_stored_dtype(folder: Path, compute: DeviceConfig) -> DeviceConfig:
     """Return fp32 for a folder that is stored so, and the fast precision for one that is stored in fp16 or bf16.
 
     Args:

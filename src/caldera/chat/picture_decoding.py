@@ -10,17 +10,17 @@ from contextlib import asynccontextmanager, suppress
 from PIL import Image
 
 from caldera.chat.media_faults import (
-    BROKEN,
-    DECODER_SHORT,
-    NO_IMAGE,
+    DECODER_UNAVAILABLE,
+    NOT_AN_IMAGE,
     TOO_LARGE,
     TOO_SMALL,
+    UNDECODABLE,
     UNSUPPORTED,
     MediaError,
 )
 
-_TAKEN = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
-_OTHERS = (
+_SUPPORTED_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
+_OTHER_MAGIC = (
     b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"8BPS", b"SIMPLE  =", b"%!PS", b"\xc5\xd0\xd3\xc6", b"\0\0\1\0",
     b"\0\0\2\0", b"%PDF", b"BM", b"\0\0\0\x0cjP  ", b"\xffO\xffQ", b"<svg", b"<?xml", b"qoif", b"DDS ",
     b"RIFF", b"\x1aE\xdf\xa3",
@@ -30,28 +30,30 @@ _OTHERS = (
 _CHUNK = 1 << 20
 """Bytes that are read from a process before they are asked for."""
 
-_FAULTS = {"too large": TOO_LARGE, "broken": BROKEN, "memory": DECODER_SHORT}
+_FAULTS = {"too large": TOO_LARGE, "broken": UNDECODABLE, "memory": DECODER_UNAVAILABLE}
 
 
-def check_kind(content: bytes) -> None:
+def check_magic_bytes(content: bytes) -> None:
     """Refuse what does not begin as a JPEG, PNG, WebP or GIF file; what a client calls it does not count.
 
     Raises:
         MediaError: It begins as another kind of file, as a web page, or as none.
     """
-    if content.startswith(_TAKEN) or (content[:4] == b"RIFF" and content[8:12] == b"WEBP"):
+    if content.startswith(_SUPPORTED_MAGIC) or (
+        content[:4] == b"RIFF" and content[8:12] == b"WEBP"
+    ):
         return
     begin = content[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if begin.startswith((b"<!doctype html", b"<html")):
-        raise MediaError(NO_IMAGE)
+        raise MediaError(NOT_AN_IMAGE)
     if begin.startswith((b"<svg", b"<?xml", b"<!doctype svg")):
         raise MediaError(UNSUPPORTED)
-    if content.startswith(_OTHERS) or content[4:8] == b"ftyp":  # the last: HEIC, AVIF, MP4
+    if content.startswith(_OTHER_MAGIC) or content[4:8] == b"ftyp":  # the last: HEIC, AVIF, MP4
         raise MediaError(UNSUPPORTED)
-    raise MediaError(BROKEN)
+    raise MediaError(UNDECODABLE)
 
 
-class Decoders:
+class DecoderPool:
     """Some processes that decode, started when they are needed, and anew where one was lost."""
 
     def __init__(self, count: int, *, seconds: float, memory: int) -> None:
@@ -67,13 +69,13 @@ class Decoders:
         Raises:
             MediaError: It is no picture that is taken, or none can be looked at.
         """
-        check_kind(content)
+        check_magic_bytes(content)
         async with self._free, self._worker() as worker:
             size, _ = await self._ask(worker, b"h", content)
         return size
 
     @asynccontextmanager
-    async def decoded(self, content: bytes) -> AsyncIterator[Image.Image]:
+    async def decode(self, content: bytes) -> AsyncIterator[Image.Image]:
         """Decode a picture; no more at a time are held than there are processes.
 
         Raises:
@@ -102,7 +104,7 @@ class Decoders:
             yield worker
             sound = True
         except MediaError as error:
-            sound = error.fault is not DECODER_SHORT
+            sound = error.fault is not DECODER_UNAVAILABLE
             raise
         finally:
             if sound:
@@ -120,12 +122,12 @@ class Decoders:
         """
         try:
             async with asyncio.timeout(self._seconds):
-                return await _exchange(worker, operation, content)
+                return await _send_file(worker, operation, content)
         except (TimeoutError, OSError, EOFError, json.JSONDecodeError):
-            raise MediaError(DECODER_SHORT) from None
+            raise MediaError(DECODER_UNAVAILABLE) from None
 
 
-async def _exchange(
+async def _send_file(
     worker: Process, operation: bytes, content: bytes
 ) -> tuple[tuple[int, int], bytes]:
     """Send a file to a process and read what it answers.

@@ -20,19 +20,19 @@ from caldera.chat.media_faults import (
     TOO_MANY_REDIRECTS,
     MediaError,
 )
-from caldera.chat.remote_urls import Hosts, RemoteUrl, follow, parse_url
+from caldera.chat.remote_urls import HostAllowlist, RemoteUrl, parse_url, resolve_redirect
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 """A host and a port to its addresses."""
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-Dial = Callable[[str, RemoteUrl], Awaitable[Stream]]
+Connect = Callable[[str, RemoteUrl], Awaitable[Stream]]
 """An address, and the URL whose port and name it is dialled with, to an open connection."""
 
-_HOPS = 3
+_MAX_REDIRECTS = 3
 """Redirects that are followed."""
 
-_MOVED = (301, 302, 303, 307, 308)
+_REDIRECT_CODES = (301, 302, 303, 307, 308)
 _CHUNK = 1 << 16
 _ADDRESSES = 4
 """Addresses of a host that are tried."""
@@ -49,7 +49,7 @@ async def resolve(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
-async def dial(address: str, url: RemoteUrl) -> Stream:
+async def connect(address: str, url: RemoteUrl) -> Stream:
     """Connect to an address, by TLS for the URL's name where it says so.
 
     Raises:
@@ -66,7 +66,7 @@ async def dial(address: str, url: RemoteUrl) -> Stream:
 
 
 @dataclass(frozen=True, slots=True)
-class _Given:
+class _Response:
     """What a host answered."""
 
     status: int
@@ -79,12 +79,12 @@ class Fetcher:
 
     def __init__(
         self,
-        hosts: Hosts,
+        hosts: HostAllowlist,
         *,
         max_bytes: int,
         seconds: float,
         resolve: Resolve = resolve,
-        dial: Dial = dial,
+        dial: Connect = connect,
     ) -> None:
         """Fetch at most `max_bytes` within `seconds`."""
         self._hosts = hosts
@@ -130,10 +130,10 @@ class Fetcher:
         Raises:
             MediaError: There are too many, one leads where it may not, or the last cannot be had.
         """
-        for _ in range(_HOPS + 1):
+        for _ in range(_MAX_REDIRECTS + 1):
             given = await self._get(url)
-            if given.status in _MOVED and given.location:
-                url = follow(url, given.location)
+            if given.status in _REDIRECT_CODES and given.location:
+                url = resolve_redirect(url, given.location)
                 continue
             if given.status >= 500 or given.status == 429:
                 raise MediaError(HOST_FAILED)
@@ -142,13 +142,13 @@ class Fetcher:
             return given.content
         raise MediaError(TOO_MANY_REDIRECTS)
 
-    async def _get(self, url: RemoteUrl) -> _Given:
+    async def _get(self, url: RemoteUrl) -> _Response:
         """Ask one host once.
 
         Raises:
             MediaError: It may not be asked, or does not answer as it should.
         """
-        self._hosts.allow(url)
+        self._hosts.check_host(url)
         try:
             addresses = await self._resolve(url.host, url.port)
         except socket.gaierror as error:
@@ -156,10 +156,10 @@ class Fetcher:
             raise MediaError(HOST_FAILED if passing else DOWNLOAD_REFUSED) from None
         except (OSError, UnicodeError):
             raise MediaError(HOST_FAILED) from None
-        self._hosts.check(url, addresses)
+        self._hosts.check_addresses(url, addresses)
         reader, writer = await self._connect(addresses[:_ADDRESSES], url)
         try:
-            return await _exchange(reader, writer, url, self._max_bytes)
+            return await _send_request(reader, writer, url, self._max_bytes)
         except (OSError, h11.RemoteProtocolError):
             raise MediaError(HOST_FAILED) from None
         finally:
@@ -182,9 +182,9 @@ class Fetcher:
         raise MediaError(fault)
 
 
-async def _exchange(
+async def _send_request(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, url: RemoteUrl, max_bytes: int
-) -> _Given:
+) -> _Response:
     """Send one request and read its answer.
 
     Raises:
@@ -211,7 +211,7 @@ async def _exchange(
             said = {name: value.decode("latin-1") for name, value in event.headers}
             location = said.get(b"location")
             if status != 200:
-                return _Given(status, location, b"")
+                return _Response(status, location, b"")
             if said.get(b"content-encoding", "identity") != "identity":
                 raise MediaError(DOWNLOAD_REFUSED)
             if said.get(b"content-length", "0").isdigit():
@@ -220,7 +220,7 @@ async def _exchange(
             content += event.data
             _check_length(len(content), max_bytes)
         elif isinstance(event, h11.EndOfMessage):
-            return _Given(status, location, bytes(content))
+            return _Response(status, location, bytes(content))
 
 
 def _check_length(length: int, max_bytes: int) -> None:

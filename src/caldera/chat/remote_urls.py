@@ -84,7 +84,7 @@ def _host(text: str) -> str:
     return text
 
 
-def follow(url: RemoteUrl, location: str) -> RemoteUrl:
+def resolve_redirect(url: RemoteUrl, location: str) -> RemoteUrl:
     """Return where a redirect leads.
 
     Raises:
@@ -121,7 +121,7 @@ def is_public(address: str) -> bool:
     return found.is_global and not found.is_multicast and not found.is_reserved
 
 
-class Hosts:
+class HostAllowlist:
     """Which hosts an operator lets the server fetch from."""
 
     def __init__(self, entries: Iterable[str]) -> None:
@@ -130,34 +130,34 @@ class Hosts:
         Raises:
             UsageError: An entry is neither.
         """
-        self._entries = {entry: _entry(entry) for entry in entries}
+        self._entries = {entry: _parse_entry(entry) for entry in entries}
 
     def __bool__(self) -> bool:
         """Tell whether anything may be fetched."""
         return bool(self._entries)
 
-    def allow(self, url: RemoteUrl) -> None:
+    def check_host(self, url: RemoteUrl) -> None:
         """Let a URL pass whose host and port are allowed by name.
 
         Raises:
             MediaError: They are not.
         """
-        if not any(host in (_ANY, url.host) for host in self._that_allow(url)):
+        if not any(host in (_ANY, url.host) for host in self._matching_entries(url)):
             raise MediaError(NOT_ALLOWED)
 
-    def check(self, url: RemoteUrl, addresses: Iterable[str]) -> None:
+    def check_addresses(self, url: RemoteUrl, addresses: Iterable[str]) -> None:
         """Let a URL pass all of whose addresses are public, or whose address and port the operator wrote down.
 
         Raises:
             MediaError: One is neither.
         """
-        written = url.host in self._that_allow(
+        written = url.host in self._matching_entries(
             url
         )  # and so, if it is an address, is what it stands for
         if not all(is_public(each) or (written and each == url.host) for each in addresses):
             raise MediaError(NOT_ALLOWED)
 
-    def _that_allow(self, url: RemoteUrl) -> list[str]:
+    def _matching_entries(self, url: RemoteUrl) -> list[str]:
         """Return the hosts of the entries that hold for the port of a URL."""
         return [
             host
@@ -166,7 +166,7 @@ class Hosts:
         ]
 
 
-def _entry(text: str) -> tuple[str, int | None]:
+def _parse_entry(text: str) -> tuple[str, int | None]:
     """Return the host and the port of an allowed entry.
 
     Raises:

@@ -13,10 +13,10 @@ from caldera.chat.media_faults import (
     MediaError,
 )
 
-_DOWN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def read_rooted(url: str, root: Path | None, max_bytes: int) -> bytes:
+def read_below_root(url: str, root: Path | None, max_bytes: int) -> bytes:
     """Read a file below `root`: each step from there is opened by itself, and no link is followed.
 
     Args:
@@ -29,9 +29,9 @@ def read_rooted(url: str, root: Path | None, max_bytes: int) -> bytes:
     """
     if root is None:
         raise MediaError(FILES_DISABLED)
-    names = _names_below(url, root)
+    names = _relative_parts(url, root)
     try:
-        content = _read_below(root, names, max_bytes)
+        content = _open_without_links(root, names, max_bytes)
     except (OSError, ValueError):
         raise MediaError(NOT_UNDER_ROOT) from None
     if len(content) > max_bytes:
@@ -41,7 +41,7 @@ def read_rooted(url: str, root: Path | None, max_bytes: int) -> bytes:
     return content
 
 
-def _names_below(url: str, root: Path) -> list[bytes]:
+def _relative_parts(url: str, root: Path) -> list[bytes]:
     """Return the names that lead from the root to the file.
 
     Raises:
@@ -58,7 +58,7 @@ def _names_below(url: str, root: Path) -> list[bytes]:
     return below
 
 
-def _read_below(root: Path, names: list[bytes], max_bytes: int) -> bytes:
+def _open_without_links(root: Path, names: list[bytes], max_bytes: int) -> bytes:
     """Read a file by the names that lead to it, up to one byte more than allowed.
 
     Raises:
@@ -66,14 +66,14 @@ def _read_below(root: Path, names: list[bytes], max_bytes: int) -> bytes:
         ValueError: It is no plain file.
     """
     *folders, last = names
-    at = os.open(root, _DOWN | os.O_DIRECTORY)
+    at = os.open(root, _OPEN_FLAGS | os.O_DIRECTORY)
     try:
         for folder in folders:
-            below = os.open(folder, _DOWN | os.O_DIRECTORY, dir_fd=at)
+            below = os.open(folder, _OPEN_FLAGS | os.O_DIRECTORY, dir_fd=at)
             os.close(at)
             at = below
         file = os.open(
-            last, _DOWN | os.O_NONBLOCK, dir_fd=at
+            last, _OPEN_FLAGS | os.O_NONBLOCK, dir_fd=at
         )  # a pipe would else wait for a writer
     finally:
         os.close(at)

@@ -6,25 +6,25 @@ from pathlib import Path
 from PIL import Image
 
 from caldera.batches.picture_files import open_picture
-from caldera.conversation import Conversation, Picture, Turn
+from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import UsageError
 from caldera.inference.engine import Engine, Request
-from caldera.inference.prompts import PreparedPicture
-from caldera.inference.sampling import Sampling
-from caldera.instructions.writing import named
+from caldera.inference.prompts import ProcessedImage
+from caldera.inference.sampling import SamplingParams
+from caldera.instructions.writing import label_images
 
 
 class Session:
     """One conversation with an assistant; what was computed for earlier turns is not computed again."""
 
-    def __init__(self, engine: Engine, sampling: Sampling) -> None:
+    def __init__(self, engine: Engine, sampling: SamplingParams) -> None:
         """Talk through `engine`."""
         self._engine = engine
         self._sampling = sampling
         self._turns: tuple[Turn, ...] = ()
-        self._seen: list[PreparedPicture] = []
+        self._past_images: list[ProcessedImage] = []
         """Pictures of the turns."""
-        self._shown: list[tuple[Picture, PreparedPicture]] = []
+        self._next_images: list[tuple[ImageRef, ProcessedImage]] = []
         """Pictures of the next question."""
 
     @property
@@ -32,7 +32,7 @@ class Session:
         """What was said so far."""
         return Conversation("chat", self._turns)
 
-    def show(self, picture: Path | Image.Image) -> None:
+    def add_image(self, picture: Path | Image.Image) -> None:
         """Put a picture before the next question.
 
         Args:
@@ -44,16 +44,18 @@ class Session:
         """
         opened = open_picture(picture) if isinstance(picture, Path) else picture.convert("RGB")
         name = str(picture) if isinstance(picture, Path) else "a picture"
-        named([*(shown for shown, _ in self._shown), Picture(name)])  # refuses too many
-        self._shown.append((Picture(name), self._engine.picture(opened)))
+        label_images(
+            [*(shown for shown, _ in self._next_images), ImageRef(name)]
+        )  # refuses too many
+        self._next_images.append((ImageRef(name), self._engine.prepare_image(opened)))
 
     def reset(self) -> None:
         """Forget everything."""
         self._turns = ()
-        self._seen = []
-        self._shown = []
+        self._past_images = []
+        self._next_images = []
 
-    def request(self, text: str) -> Request:
+    def build_request(self, text: str) -> Request:
         """Return what asks `text` after what was said so far.
 
         Raises:
@@ -62,16 +64,16 @@ class Session:
         if not text.strip():
             raise UsageError("the question is empty; ask something")
         conversation = Conversation("chat", (*self._turns, self._turn(text)))
-        return Request(self._engine.prompt(conversation, self._pictures()), self._sampling)
+        return Request(self._engine.build_prompt(conversation, self._pictures()), self._sampling)
 
-    def say(self, text: str) -> Iterator[str]:
+    def ask(self, text: str) -> Iterator[str]:
         """Ask `text` and yield the answer; both become part of the conversation when the answer ends or is stopped.
 
         Raises:
             UsageError: The question is empty, or the conversation has grown too long for the model.
             EngineError: The model could not go on.
         """
-        request = self.request(text)
+        request = self.build_request(text)
         asked = self._turn(text)
         pictures = self._pictures()
         answering = self._engine.submit(request)
@@ -85,21 +87,21 @@ class Session:
             answering.cancel()
             if answer.strip():
                 self._turns = (*self._turns, asked, Turn("assistant", (answer.strip(),)))
-                self._seen, self._shown = pictures, []
+                self._past_images, self._next_images = pictures, []
 
     def close(self) -> None:
         """End the engine."""
         self._engine.close()
 
-    def _pictures(self) -> list[PreparedPicture]:
+    def _pictures(self) -> list[ProcessedImage]:
         """Return the pictures of all turns and of the next question."""
-        return [*self._seen, *(prepared for _, prepared in self._shown)]
+        return [*self._past_images, *(prepared for _, prepared in self._next_images)]
 
     def _turn(self, text: str) -> Turn:
-        return asked(text, [picture for picture, _ in self._shown])
+        return user_turn(text, [picture for picture, _ in self._next_images])
 
 
-def asked(text: str, pictures: Sequence[Picture]) -> Turn:
+def user_turn(text: str, pictures: Sequence[ImageRef]) -> Turn:
     """Put pictures before a question; several are called by letters, as in the training data.
 
     Raises:
@@ -111,4 +113,4 @@ def asked(text: str, pictures: Sequence[Picture]) -> Turn:
         case [picture]:
             return Turn("user", (picture, f"\n{text}"))
         case _:
-            return Turn("user", (*named(pictures), text))
+            return Turn("user", (*label_images(pictures), text))

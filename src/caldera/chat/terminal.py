@@ -7,9 +7,9 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-from caldera.chat.media import users_picture
+from caldera.chat.media import resolve_image_path
 from caldera.chat.session import Session
-from caldera.errors import CalderaError, PictureError, UsageError, did_you_mean
+from caldera.errors import CalderaError, ImageError, UsageError, did_you_mean
 
 HELP = """/image FILE   show a picture (several: once for each), then ask; a file dropped here alone does the same
 /reset        forget pictures and talk
@@ -21,7 +21,7 @@ Ctrl-C        stop the answer"""
 
 _COMMANDS = ("/image", "/reset", "/help", "/exit")
 
-_BLOCK = '"""'
+_MULTILINE = '"""'
 """A line that begins and ends a question of several lines."""
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
@@ -32,7 +32,7 @@ _CONTROLS = re.compile(
 )
 
 
-def harmless(text: str) -> str:
+def strip_control_chars(text: str) -> str:
     """Return text without escape sequences and control characters, which could act on the terminal."""
     return _CONTROLS.sub("", text)
 
@@ -44,39 +44,39 @@ def answer_once(session: Session, pictures: Sequence[Path], question: str) -> No
         CalderaError: It cannot be answered.
     """
     for picture in pictures:
-        session.show(picture)
-    print(harmless("".join(session.say(question)).strip()))  # noqa: T201 - this is the terminal
+        session.add_image(picture)
+    print(strip_control_chars("".join(session.ask(question)).strip()))  # noqa: T201 - this is the terminal
 
 
-def talk(session: Session, pictures: Sequence[Path]) -> None:
+def run_repl(session: Session, pictures: Sequence[Path]) -> None:
     """Read questions and commands until the user leaves; a bad one is answered by a line, and the talk goes on."""
     for picture in pictures:
-        session.show(picture)
-        _say(f"showing {picture.name}")
-    _say(
+        session.add_image(picture)
+        _print_note(f"showing {picture.name}")
+    _print_note(
         "Ask about the picture, or type /help."
         if pictures
         else "Show a picture with /image FILE, or type /help."
     )
-    _remember_lines()
+    _enable_readline()
     while True:
         try:
             said = _question().strip()
         except EOFError:
-            _say("")
+            _print_note("")
             return
         except KeyboardInterrupt:  # drops what was typed, and no more
-            _say("(Ctrl-D or /exit leaves)")
+            _print_note("(Ctrl-D or /exit leaves)")
             continue
         if said == "/exit":
             return
         try:
-            _follow(session, said)
+            _handle(session, said)
         except CalderaError as error:
-            _say(f"error: {error}")
+            _print_note(f"error: {error}")
 
 
-def _remember_lines() -> None:
+def _enable_readline() -> None:
     """Have the terminal edit lines and bring back earlier ones, where Python can."""
     if sys.stdin.isatty() and find_spec("readline"):
         import_module("readline")  # to import it is to use it
@@ -88,17 +88,17 @@ def _question() -> str:
     Raises:
         EOFError: There is none.
     """
-    line = _typed("\nyou> ")
-    if line.strip() == _BLOCK:
-        return "\n".join(iter(lambda: _typed("...> "), _BLOCK))
+    line = _read_line("\nyou> ")
+    if line.strip() == _MULTILINE:
+        return "\n".join(iter(lambda: _read_line("...> "), _MULTILINE))
     lines = [line]
     while lines[-1].endswith("\\"):
         lines[-1] = lines[-1][:-1]
-        lines.append(_typed("...> "))
+        lines.append(_read_line("...> "))
     return "\n".join(lines)
 
 
-def _typed(prompt: str) -> str:
+def _read_line(prompt: str) -> str:
     """Return the next line; the prompt stands on a terminal only, never among answers that go elsewhere.
 
     Raises:
@@ -109,13 +109,13 @@ def _typed(prompt: str) -> str:
     return input()
 
 
-def _follow(session: Session, said: str) -> None:
+def _handle(session: Session, said: str) -> None:
     """Do what was typed: a command, a picture's file alone, or a question.
 
     Raises:
         CalderaError: It cannot be done.
     """
-    if dropped := _dropped(said):
+    if dropped := _dragged_image(said):
         _show(session, dropped)
     elif said.startswith("/"):
         _command(session, said)
@@ -123,13 +123,13 @@ def _follow(session: Session, said: str) -> None:
         _answer(session, said)
 
 
-def _dropped(said: str) -> Path | None:
+def _dragged_image(said: str) -> Path | None:
     """Return the picture whose file is all that was typed."""
     if "\n" in said or not said.strip("'\"").lower().endswith(_PICTURES):
         return None
     try:
-        return users_picture(said)
-    except PictureError:
+        return resolve_image_path(said)
+    except ImageError:
         return None  # a command, or words that end like a file
 
 
@@ -139,8 +139,8 @@ def _show(session: Session, picture: Path) -> None:
     Raises:
         UsageError: There are more than one question can name.
     """
-    session.show(picture)
-    _say(f"showing {picture.name}")
+    session.add_image(picture)
+    _print_note(f"showing {picture.name}")
 
 
 def _command(session: Session, line: str) -> None:
@@ -151,12 +151,12 @@ def _command(session: Session, line: str) -> None:
     """
     name, _, rest = line.partition(" ")
     if name == "/image" and rest.strip():
-        _show(session, users_picture(rest))
+        _show(session, resolve_image_path(rest))
     elif name == "/reset":
         session.reset()
-        _say("all forgotten")
+        _print_note("all forgotten")
     elif name == "/help":
-        _say(HELP)
+        _print_note(HELP)
     elif name == "/image":
         raise UsageError("/image needs a file: /image photo.jpg")
     else:
@@ -165,10 +165,10 @@ def _command(session: Session, line: str) -> None:
 
 def _answer(session: Session, question: str) -> None:
     """Print an answer as it comes; Ctrl-C stops the answer only."""
-    pieces = session.say(question)
+    pieces = session.ask(question)
     try:
         for piece in pieces:
-            sys.stdout.write(harmless(piece))
+            sys.stdout.write(strip_control_chars(piece))
             sys.stdout.flush()
     except KeyboardInterrupt:
         pieces.close()  # type: ignore[attr-defined] # it is a generator
@@ -177,6 +177,6 @@ def _answer(session: Session, question: str) -> None:
     sys.stdout.flush()
 
 
-def _say(text: str) -> None:
+def _print_note(text: str) -> None:
     """Print a line that is not an answer."""
     print(text, file=sys.stderr)  # noqa: T201 - this is the terminal

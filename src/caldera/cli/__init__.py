@@ -19,7 +19,16 @@ from typer.core import TyperGroup
 from caldera import __version__
 from caldera.cli import data, data_import, data_sets, evaluate, export, train, weights
 from caldera.cli.ablate import ablate
-from caldera.cli.options import Device, Dtype, Quantize, Set, bits_from, err, means_from, out
+from caldera.cli.options import (
+    Device,
+    Dtype,
+    Quantize,
+    Set,
+    quantization_from,
+    runtime_from,
+    stderr_console,
+    stdout_console,
+)
 from caldera.cli.recipes import recipes
 from caldera.cli.serve import serve
 from caldera.errors import CalderaError
@@ -31,7 +40,7 @@ EXIT_CODES = (
 )
 
 
-_STOPPED = {
+_INTERRUPT_MESSAGES = {
     "": "stopped; what was finished is kept",
     "demo": "stopped; what was finished is kept, and the same command goes on",
     "train": "stopped; what was finished is kept, and the same command with --resume goes on",
@@ -42,7 +51,7 @@ _STOPPED = {
 """What Ctrl-C is answered with, by command."""
 
 
-class _Commands(TyperGroup):
+class _ErrorHandlingGroup(TyperGroup):
     """Ends every foreseen failure with one line and its exit code."""
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - as its base has it
@@ -50,18 +59,21 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except CalderaError as error:
-            err.print(
+            stderr_console.print(
                 f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True
             )
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
-            err.print(_STOPPED.get(ctx.invoked_subcommand or "", _STOPPED[""]), soft_wrap=True)
+            stderr_console.print(
+                _INTERRUPT_MESSAGES.get(ctx.invoked_subcommand or "", _INTERRUPT_MESSAGES[""]),
+                soft_wrap=True,
+            )
             sys.exit(130)
 
 
 app = typer.Typer(
     name="caldera",
-    cls=_Commands,
+    cls=_ErrorHandlingGroup,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -86,7 +98,7 @@ app.command("import")(weights.import_weights)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        out.print(f"caldera {__version__}")
+        stdout_console.print(f"caldera {__version__}")
         raise typer.Exit
 
 
@@ -137,11 +149,11 @@ def demo(
       caldera demo --out runs/small --set scenes.train=500
     """
     from caldera.recipes.table import find_scene_recipe
-    from caldera.recipes.way import run_recipe
-    from caldera.settings import with_settings
+    from caldera.recipes.way import run_scene_recipe
+    from caldera.settings import apply_overrides
 
-    chosen = with_settings(find_scene_recipe(recipe), settings or ())
-    run_recipe(chosen, out_folder, means_from(device, dtype))
+    chosen = apply_overrides(find_scene_recipe(recipe), settings or ())
+    run_scene_recipe(chosen, out_folder, runtime_from(device, dtype))
     _show_demo(out_folder)
 
 
@@ -177,21 +189,23 @@ def chat(
 
       caldera chat runs/demo/model --image dog.jpg --prompt "What is in the picture?"
     """
-    from caldera.chat.media import users_picture
-    from caldera.chat.opening import as_stored, open_session
-    from caldera.chat.terminal import answer_once, talk
-    from caldera.inference.engine import EngineSettings, Sampling
+    from caldera.chat.media import resolve_image_path
+    from caldera.chat.opening import load_session, with_stored_dtype
+    from caldera.chat.terminal import answer_once, run_repl
+    from caldera.inference.engine import EngineSettings, SamplingParams
 
     usual = 0.2 if prompt is None else 0.0
     heat = usual if temperature is None else temperature
-    sampling = Sampling(temperature=heat, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed)
-    shown = [users_picture(text) for text in image or ()]
-    compute = means_from(device, dtype).compute
-    compute = as_stored(model, compute) if dtype == "auto" else compute
-    settings = EngineSettings(slots=1, bits=bits_from(quantize))
-    with closing(open_session(model, sampling, compute, settings)) as session:
+    sampling = SamplingParams(
+        temperature=heat, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed
+    )
+    shown = [resolve_image_path(text) for text in image or ()]
+    compute = runtime_from(device, dtype).compute
+    compute = with_stored_dtype(model, compute) if dtype == "auto" else compute
+    settings = EngineSettings(slots=1, quantization=quantization_from(quantize))
+    with closing(load_session(model, sampling, compute, settings)) as session:
         if prompt is None:
-            talk(session, shown)
+            run_repl(session, shown)
         else:
             answer_once(session, shown, prompt)
 
@@ -211,7 +225,7 @@ def _show_demo(folder: Path) -> None:
     for kind, count in results["questions"].items():
         scores = (f"{results[column].get(kind, 0):.3f}" for column in columns)
         table.add_row(kind, str(count), *scores, end_section=kind == "overall")
-    out.print(table)
+    stdout_console.print(table)
     picture = min((folder / "scenes" / "held_out" / "held_out").glob("*.jpg"))
     for line in (
         f"caption CIDEr-D {results['caption_cider']:.2f} (0 to 10)",
@@ -221,22 +235,24 @@ def _show_demo(folder: Path) -> None:
         f"model    {folder / 'model'}",
         f"chat     caldera chat {folder / 'model'} --image {picture}",
     ):
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
+        stdout_console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _set_up() -> None:
+def _configure_logging() -> None:
     """Send logs to the error stream, and keep libraries from talking."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    handler = RichHandler(console=err, show_time=False, show_level=False, show_path=False)
+    handler = RichHandler(
+        console=stderr_console, show_time=False, show_level=False, show_path=False
+    )
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("caldera").setLevel(logging.INFO)
 
 
 def main() -> None:
     """Run a command; every foreseen failure is one line and its exit code."""
-    _set_up()
+    _configure_logging()
     try:
         app(standalone_mode=True)
     except BrokenPipeError:
@@ -245,7 +261,7 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("CALDERA_DEBUG"):
             raise
-        err.print(
+        stderr_console.print(
             f"a fault in caldera: {type(error).__name__}: {error}; please report it with "
             "what the same command prints under CALDERA_DEBUG=1",
             markup=False,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from caldera.cli.options import Device, Dtype, Set, err, means_from, out
+from caldera.cli.options import Device, Dtype, Set, runtime_from, stderr_console, stdout_console
 
 
 def ablate(
@@ -20,7 +20,7 @@ def ablate(
             metavar="NAME", help="Only this variant and what it is compared with; many times."
         ),
     ] = None,
-    listed: Annotated[
+    list_variants: Annotated[
         bool, typer.Option("--list", help="Tell the variants, and train none.")
     ] = False,
     settings: Set = None,
@@ -37,27 +37,30 @@ def ablate(
 
       caldera ablate --set scenes.train=400 --seeds 1 --out runs/quick
     """  # fmt: skip
-    from caldera.recipes.ablations import ablations, base, chosen
-    from caldera.settings import with_settings
+    from caldera.recipes.ablations import ablations, base_recipe, select_variants
+    from caldera.settings import apply_overrides
 
-    recipe = with_settings(base(), settings or ())
-    variants = chosen(ablations(recipe), only or ())
-    if listed:
+    recipe = apply_overrides(base_recipe(), settings or ())
+    variants = select_variants(ablations(recipe), only or ())
+    if list_variants:
         table = Table("variant", "what is other", "compared with", "in the papers")
         for one in variants:
             table.add_row(
-                one.name, one.change, "" if one.against == one.name else one.against, one.paper
+                one.name,
+                one.description,
+                "" if one.baseline == one.name else one.baseline,
+                one.paper,
             )
-        out.print(table)
+        stdout_console.print(table)
         return
-    from caldera.recipes.ablation_table import REASONS
-    from caldera.recipes.sweep import run_sweep
+    from caldera.recipes.ablation_table import WITH_REASONS
+    from caldera.recipes.sweep import run_ablations
 
-    rows = run_sweep(out_folder, recipe, variants, range(seeds), means_from(device, dtype))
+    rows = run_ablations(out_folder, recipe, variants, range(seeds), runtime_from(device, dtype))
     columns = ("variant", "right", "worst to best seed", "with reasons", "change", "95 % interval")
     table = Table(*columns, title="shares of right answers in %")
     for row in rows:
-        change, reasons = row.change, row.by_kind.get(REASONS)
+        change, reasons = row.change, row.by_kind.get(WITH_REASONS)
         table.add_row(
             row.variant.name,
             f"{row.by_kind['overall'] * 100:.1f}",
@@ -66,5 +69,7 @@ def ablate(
             "" if change is None else f"{change.value * 100:+.1f}",
             "" if change is None else f"{change.low * 100:+.1f} to {change.high * 100:+.1f}",
         )
-    out.print(table)
-    err.print(f"the table with the papers' figures: {out_folder / 'ablations.md'}", soft_wrap=True)
+    stdout_console.print(table)
+    stderr_console.print(
+        f"the table with the papers' figures: {out_folder / 'ablations.md'}", soft_wrap=True
+    )

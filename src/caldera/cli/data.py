@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from caldera.cli import teachers as options
-from caldera.cli.options import IgnoreField, MaxBad, Pictures, err, out
+from caldera.cli.options import IgnoreField, MaxBad, Pictures, stderr_console, stdout_console
 from caldera.errors import OutputError
 
 app = typer.Typer(no_args_is_help=True, help="Write, check and look at instruction data.")
@@ -36,20 +36,20 @@ def generate(
     split: Annotated[str | None, typer.Option(help="COCO split, such as train2017.")] = None,
     pictures: Pictures = None,
     seed: Annotated[int, typer.Option(help="Of the choice of words.")] = 0,
-    max_bad: MaxBad = 0.0,
+    max_bad_fraction: MaxBad = 0.0,
     ignore_field: IgnoreField = None,
     model: options.Model = "",
     base_url: options.BaseUrl = "",
-    key_variable: options.KeyVariable = "OPENAI_API_KEY",
+    api_key_env: options.KeyVariable = "OPENAI_API_KEY",
     prompts: options.Prompts = None,
     language: options.Language = "english",
     price: options.Price = None,
-    unpriced: options.Unpriced = False,
+    no_price: options.Unpriced = False,
     max_cost: options.MaxCost = None,
     max_requests: options.MaxRequests = None,
-    allow_mixed: options.AllowMixed = False,
+    allow_changed_run: options.AllowMixed = False,
     dry_run: options.DryRun = False,
-    recorded: options.Recorded = None,
+    replay_from: options.Recorded = None,
     settings: options.SetSending = None,
 ) -> None:
     """Write instruction data about annotated pictures, in LLaVA's JSON.
@@ -64,52 +64,54 @@ def generate(
       --out data.json
     """
     from caldera.annotations.sources import SourceOptions
-    from caldera.instructions.from_files import Order
+    from caldera.instructions.from_files import GenerateConfig
 
-    teaching = options.teaching_from(
-        teacher, key_variable, price, settings,
-        base_url=base_url, model=model, prompts=prompts, language=language, unpriced=unpriced, max_cost=max_cost,
-        max_requests=max_requests, allow_mixed=allow_mixed, recorded=recorded,
+    teaching = options.llm_teacher_from(
+        teacher, api_key_env, price, settings,
+        base_url=base_url, model=model, prompts=prompts, language=language, unpriced=no_price, max_cost=max_cost,
+        max_requests=max_requests, allow_mixed=allow_changed_run, recorded=replay_from,
     )  # fmt: skip
-    read = SourceOptions(split=split, pictures=pictures, ignore=frozenset(ignore_field or ()))
-    order = Order(
+    read = SourceOptions(
+        split=split, pictures=pictures, ignore_fields=frozenset(ignore_field or ())
+    )
+    order = GenerateConfig(
         source=source, path=path, options=read, teacher=teacher, teaching=teaching, kinds=kinds, seed=seed,
-        max_bad=max_bad,
+        max_bad=max_bad_fraction,
     )  # fmt: skip
     if dry_run:
-        options.show_plan(order, teaching)
+        options.print_estimate(order, teaching)
     else:
         _generate(order, out_file)
 
 
 def _generate(order: Any, out_file: Path) -> None:  # noqa: ANN401 - its type is heavy to import
     """Write a data file, and tell what is in it and what is not."""
-    from caldera.instructions.from_files import generate_file
-    from caldera.progress import choose_progress
+    from caldera.instructions.from_files import generate_data
+    from caldera.progress import default_progress
 
-    written = generate_file(order, out_file, choose_progress())
+    written = generate_data(order, out_file, default_progress())
     table = Table("kind", "dialogues", title=f"{out_file}")
     for kind, count in written.by_kind.items():
         table.add_row(kind, str(count))
-    err.print(table)
-    for reason, count in written.refused.most_common():
-        err.print(f"not written: {count} x {reason}", markup=False, soft_wrap=True)
-    if order.teaching and written.refused:
+    stderr_console.print(table)
+    for reason, count in written.rejected.most_common():
+        stderr_console.print(f"not written: {count} x {reason}", markup=False, soft_wrap=True)
+    if order.teaching and written.rejected:
         lists = out_file.with_suffix(".run")
         told = f"each of them: {lists}/refused.jsonl, {lists}/failed.jsonl"
-        err.print(told, markup=False, soft_wrap=True)
-    err.print(f"next: caldera data check {out_file}", markup=False, soft_wrap=True)
+        stderr_console.print(told, markup=False, soft_wrap=True)
+    stderr_console.print(f"next: caldera data check {out_file}", markup=False, soft_wrap=True)
 
 
 @app.command()
 def check(
     file: Annotated[Path, typer.Argument(help="Data file, .json or .jsonl.")],
     pictures: Pictures = None,
-    look: Annotated[
+    decode_images: Annotated[
         bool, typer.Option("--open/--no-open", help="Decode every picture, or only find it.")
     ] = True,
     ignore_field: IgnoreField = None,
-    max_bad: MaxBad = 0.0,
+    max_bad_fraction: MaxBad = 0.0,
 ) -> None:
     """Check every record and every picture of a data file; exit code 3 if something is wrong.
 
@@ -119,33 +121,35 @@ def check(
 
       caldera data check mix665k.json --pictures playground/data --ignore-field model
     """
-    from caldera.batches.checking import check_file
-    from caldera.progress import choose_progress
-    from caldera.skips import Skips
+    from caldera.batches.checking import validate_file
+    from caldera.progress import default_progress
+    from caldera.skips import SkippedItems
 
-    findings = check_file(
+    findings = validate_file(
         file,
         pictures or file.parent,
-        open_pictures=look,
+        open_pictures=decode_images,
         ignore=frozenset(ignore_field or ()),
-        progress=choose_progress(),
+        progress=default_progress(),
     )
-    err.print(
+    stderr_console.print(
         f"{findings.records} records, {findings.turns} turns, {len(findings.pictures)} pictures; "
-        f"{findings.several} records show several, {findings.without} none; {findings.repeated_ids} share an id; "
+        f"{findings.multi_image} records show several, {findings.text_only} none; {findings.repeated_ids} share an id; "
         f"bad: {len(findings.bad)}",
         soft_wrap=True,
     )
     if findings.bad:
         for fault in findings.bad[:20]:
-            err.print(f"{fault.where}: {fault.reason}", markup=False, soft_wrap=True)
+            stderr_console.print(f"{fault.location}: {fault.reason}", markup=False, soft_wrap=True)
         bad_file = file.with_suffix(".bad.jsonl")
         try:
-            Skips(1.0, findings.bad).write(bad_file)
-            err.print(f"all of them are listed in {bad_file}", markup=False, soft_wrap=True)
+            SkippedItems(1.0, findings.bad).write(bad_file)
+            stderr_console.print(
+                f"all of them are listed in {bad_file}", markup=False, soft_wrap=True
+            )
         except OutputError as error:  # what was asked for is the check
-            err.print(f"not listed: {error}", markup=False, soft_wrap=True)
-        Skips(max_bad, findings.bad).check(findings.records)
+            stderr_console.print(f"not listed: {error}", markup=False, soft_wrap=True)
+        SkippedItems(max_bad_fraction, findings.bad).raise_if_over_limit(findings.records)
 
 
 @app.command()
@@ -174,7 +178,7 @@ def inspect(
 
     surplus = frozenset(ignore_field or ())
     seen = inspect_record(file, record, model, template, surplus, pictures)
-    coloured = out.color_system is not None and not out.no_color
+    coloured = stdout_console.color_system is not None and not stdout_console.no_color
     styles = {"given": "dim", "learned": "bold green", "picture": "bold magenta"}
     for stretch in seen.stretches:
         shown = stretch.text
@@ -182,12 +186,12 @@ def inspect(
             shown = f"<{stretch.text}: {stretch.tokens} tokens>"
         elif stretch.look == "learned" and not coloured:
             shown = f"[[{stretch.text}]]"
-        out.print(
+        stdout_console.print(
             shown, style=styles[stretch.look], end="", markup=False, highlight=False, soft_wrap=True
         )
-    out.print()
+    stdout_console.print()
     learned = sum(one.tokens for one in seen.stretches if one.look == "learned")
-    err.print(
+    stderr_console.print(
         f"record {seen.id}, template {seen.template}: {sum(one.tokens for one in seen.stretches)} tokens, "
         f"{learned} of them learned ({'green' if coloured else 'in [[ ]]'})",
         markup=False,
@@ -199,4 +203,4 @@ def inspect(
             table.add_row(
                 str(row.position), str(row.id), repr(row.text), "yes" if row.learned else ""
             )
-        out.print(table)
+        stdout_console.print(table)

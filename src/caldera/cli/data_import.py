@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from caldera.cli.options import MaxBad, err
+from caldera.cli.options import MaxBad, stderr_console
 from caldera.errors import UnknownNameError
 
 if TYPE_CHECKING:  # heavy
@@ -39,14 +39,14 @@ def import_data(
     path: Annotated[Path, typer.Argument(help="File or folder of the set.")],
     out_file: Annotated[Path, typer.Option("--out", help="Data file, .json or .jsonl.")],
     pictures: Roots = None,
-    find: Find = True,
+    check_images: Find = True,
     split: Split = None,
     answers: Answers = None,
-    form: Form = "QCM-LEA",
-    sentences: AskingShort = "each",
-    per_picture: PerPicture = 0,
+    prompt_layout: Form = "QCM-LEA",
+    answer_prompt: AskingShort = "each",
+    per_image: PerPicture = 0,
     seed: Annotated[int, typer.Option(help="captions, coco: of the wording of requests.")] = 0,
-    max_bad: MaxBad = 0.0,
+    max_bad_fraction: MaxBad = 0.0,
 ) -> None:
     """Write a data file in LLaVA's JSON of what others made. What had to be changed or left out is counted.
 
@@ -62,29 +62,31 @@ def import_data(
     """
     from typing import get_args
 
-    from caldera.datasets.imported import ImportOptions, Sentences
-    from caldera.datasets.importers import import_file
+    from caldera.datasets.imported import AnswerPromptPlacement, ImportOptions
+    from caldera.datasets.importers import import_dataset
 
-    if sentences not in get_args(Sentences):
-        raise UnknownNameError("choice of --sentences", sentences, get_args(Sentences))
+    if answer_prompt not in get_args(AnswerPromptPlacement):
+        raise UnknownNameError(
+            "choice of --sentences", answer_prompt, get_args(AnswerPromptPlacement)
+        )
     options = ImportOptions(
         pictures=pictures,
-        find=find,
+        check_exists=check_images,
         split=split,
         answers=answers,
-        form=form,
-        sentences=sentences,  # type: ignore[arg-type] # checked above
-        per_picture=per_picture,
+        layout=prompt_layout,
+        answer_prompt=answer_prompt,  # type: ignore[arg-type] # checked above
+        per_picture=per_image,
         seed=seed,
     )
-    _tell(import_file(kind, path, out_file, options, max_bad), out_file)
+    _tell(import_dataset(kind, path, out_file, options, max_bad_fraction), out_file)
 
 
 def _tell(report: "ImportReport", out_file: Path) -> None:
     """Say what came of an import."""
     for change, count in report.changes.most_common():
-        err.print(f"changed: {count} x {change}", markup=False, soft_wrap=True)
-    err.print(
+        stderr_console.print(f"changed: {count} x {change}", markup=False, soft_wrap=True)
+    stderr_console.print(
         f"{out_file}: {report.conversations} records, {report.turns} turns, {report.pictures} pictures, of "
         f"{report.total} met; bad: {report.bad}",
         markup=False,
@@ -92,5 +94,7 @@ def _tell(report: "ImportReport", out_file: Path) -> None:
     )
     if report.bad:
         listed = out_file.with_suffix(".bad.jsonl")
-        err.print(f"what was left out is listed in {listed}", markup=False, soft_wrap=True)
-    err.print(f"next: caldera data check {out_file}", markup=False, soft_wrap=True)
+        stderr_console.print(
+            f"what was left out is listed in {listed}", markup=False, soft_wrap=True
+        )
+    stderr_console.print(f"next: caldera data check {out_file}", markup=False, soft_wrap=True)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from caldera.cli.options import IgnoreField, MaxBad, Pictures, err, out
+from caldera.cli.options import IgnoreField, MaxBad, Pictures, stderr_console, stdout_console
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
 OutFile = Annotated[Path, typer.Option("--out", help="Data file, .json or .jsonl.")]
@@ -23,7 +23,7 @@ def mix(
     seed: Annotated[int, typer.Option(help="Of what is drawn, and of the order.")] = 0,
     as_json: AsJson = False,
     ignore_field: IgnoreField = None,
-    max_bad: MaxBad = 0.0,
+    max_bad_fraction: MaxBad = 0.0,
 ) -> None:
     """Mix data files, each with a weight, into one; pictures are found from its place, ids are unique.
 
@@ -33,42 +33,48 @@ def mix(
     """
     import json
 
-    from caldera.datasets.mixing import mix_files, parse_ingredient
+    from caldera.datasets.mixing import mix_files, parse_weighted_file
 
-    ingredients = [parse_ingredient(file) for file in files]
+    ingredients = [parse_weighted_file(file) for file in files]
     report = mix_files(
-        ingredients, out_file, seed=seed, ignore=frozenset(ignore_field or ()), max_bad=max_bad
+        ingredients,
+        out_file,
+        seed=seed,
+        ignore=frozenset(ignore_field or ()),
+        max_bad=max_bad_fraction,
     )
     columns = ("source", "weight", "records", "rows", "share", "turns", "pictures", "no picture")
     table = Table(*columns)
     for one in report.sources:
-        share = f"{one.written / report.written:.1%}"
-        numbers = (one.written, share, one.turns, one.pictures, one.without)
+        share = f"{one.rows / report.written:.1%}"
+        numbers = (one.rows, share, one.turns, one.pictures, one.text_only)
         table.add_row(one.source, f"{one.weight:g}", str(one.records), *map(str, numbers))
-    err.print(table)
+    stderr_console.print(table)
     said = f"{out_file}: {report.written} rows, {report.pictures} pictures"
-    err.print(said, markup=False, soft_wrap=True)
+    stderr_console.print(said, markup=False, soft_wrap=True)
     if bad := sum(one.bad for one in report.sources):
         listed = out_file.with_suffix(".bad.jsonl")
-        err.print(f"{bad} bad records are listed in {listed}", markup=False, soft_wrap=True)
+        stderr_console.print(
+            f"{bad} bad records are listed in {listed}", markup=False, soft_wrap=True
+        )
     if as_json:
-        out.print_json(json.dumps(report.as_dict()))
-    err.print(f"next: caldera data check {out_file}", markup=False, soft_wrap=True)
+        stdout_console.print_json(json.dumps(report.as_dict()))
+    stderr_console.print(f"next: caldera data check {out_file}", markup=False, soft_wrap=True)
 
 
 def balance(
     file: Annotated[Path, typer.Argument(help="Data file, .json or .jsonl, as of stage 1.")],
     out_file: OutFile,
-    least: Annotated[
+    min_count: Annotated[
         int, typer.Option(min=1, help="Phrases in fewer answers are passed over.")
     ] = 3,
-    most: Annotated[
+    max_per_phrase: Annotated[
         int, typer.Option(min=1, help="Of answers with a phrase, so many are drawn for it.")
     ] = 100,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     as_json: AsJson = False,
     ignore_field: IgnoreField = None,
-    max_bad: MaxBad = 0.0,
+    max_bad_fraction: MaxBad = 0.0,
 ) -> None:
     """Thin out captions about frequent things and keep those about rare ones, as LLaVA did for CC3M-595K.
 
@@ -83,26 +89,28 @@ def balance(
     done = balance_file(
         file,
         out_file,
-        least=least,
-        most=most,
+        least=min_count,
+        most=max_per_phrase,
         seed=seed,
         ignore=frozenset(ignore_field or ()),
-        max_bad=max_bad,
+        max_bad=max_bad_fraction,
     )
     table = Table("in records", "phrases", "mentions before", "after")
-    for name, *counts in done.by_band():
+    for name, *counts in done.by_frequency():
         table.add_row(name, *map(str, counts))
-    err.print(table)
+    stderr_console.print(table)
     said = f"{out_file}: {len(done.kept)} of {done.total} records"
-    err.print(said, markup=False, soft_wrap=True)
+    stderr_console.print(said, markup=False, soft_wrap=True)
     if done.bad:
         listed = out_file.with_suffix(".bad.jsonl")
-        err.print(f"{done.bad} bad records are listed in {listed}", markup=False, soft_wrap=True)
+        stderr_console.print(
+            f"{done.bad} bad records are listed in {listed}", markup=False, soft_wrap=True
+        )
     if as_json:
         keys = ("records", "phrases", "before", "after")
-        bands = [dict(zip(keys, row, strict=True)) for row in done.by_band()]
+        bands = [dict(zip(keys, row, strict=True)) for row in done.by_frequency()]
         figures = {"records": done.total, "kept": len(done.kept), "bands": bands}
-        out.print_json(json.dumps(figures))
+        stdout_console.print_json(json.dumps(figures))
 
 
 def stats(
@@ -112,7 +120,7 @@ def stats(
     ] = None,
     as_json: AsJson = False,
     ignore_field: IgnoreField = None,
-    max_bad: MaxBad = 0.0,
+    max_bad_fraction: MaxBad = 0.0,
 ) -> None:
     """Draw what a data file is made of on one HTML page: lengths, how questions begin, objects.
 
@@ -124,16 +132,18 @@ def stats(
     """
     import json
 
-    from caldera.datasets.figures import gather
+    from caldera.datasets.figures import compute_statistics
     from caldera.datasets.stats_page import write_stats
-    from caldera.skips import Skips
+    from caldera.skips import SkippedItems
 
     written = page or file.with_suffix(".stats.html")
-    figures = gather(file, Skips(max_bad), frozenset(ignore_field or ()))
+    figures = compute_statistics(
+        file, SkippedItems(max_bad_fraction), frozenset(ignore_field or ())
+    )
     write_stats(written, figures, file.name)
     if as_json:
-        out.print_json(json.dumps(figures.as_dict()))
-    err.print(
+        stdout_console.print_json(json.dumps(figures.as_dict()))
+    stderr_console.print(
         f"{figures.records} records, {len(figures.pictures)} pictures, bad: {figures.bad}; drawn in {written}",
         markup=False,
         soft_wrap=True,
@@ -147,7 +157,7 @@ def export(
     ],
     pictures: Pictures = None,
     ignore_field: IgnoreField = None,
-    max_bad: MaxBad = 0.0,
+    max_bad_fraction: MaxBad = 0.0,
 ) -> None:
     """Write a data file and its pictures for other programs.
 
@@ -155,15 +165,17 @@ def export(
 
       caldera data export data.json --parquet hub/data
     """
-    from caldera.skips import Skips
+    from caldera.skips import SkippedItems
     from caldera.tools.parquet import write_parquet
 
-    skips = Skips(max_bad)
+    skips = SkippedItems(max_bad_fraction)
     ignored = frozenset(ignore_field or ())
     done = write_parquet(file, parquet, skips, pictures=pictures, ignore=ignored)
     said = f"{parquet}: {done.rows} rows, {done.pictures} shown pictures, {done.files} files, {done.bytes / 1e6:.1f} MB"
-    err.print(said, markup=False, soft_wrap=True)
-    if skips.taken:
+    stderr_console.print(said, markup=False, soft_wrap=True)
+    if skips.items:
         listed = parquet.with_suffix(".bad.jsonl")
         skips.write(listed)
-        err.print(f"what was left out is listed in {listed}", markup=False, soft_wrap=True)
+        stderr_console.print(
+            f"what was left out is listed in {listed}", markup=False, soft_wrap=True
+        )

@@ -8,11 +8,18 @@ import typer
 from rich.table import Table
 
 from caldera.cli import evaluate_judge, evaluate_run
-from caldera.cli.evaluate_run import KeyVariable, Model, RunFolder, Served, SetAsking, Tasks
-from caldera.cli.options import Device, Dtype, MaxBad, means_from, out
+from caldera.cli.evaluate_run import (
+    BenchmarkGroup,
+    KeyVariable,
+    Model,
+    RunFolder,
+    Served,
+    SetAsking,
+)
+from caldera.cli.options import Device, Dtype, MaxBad, runtime_from, stdout_console
 
 app = typer.Typer(
-    cls=Tasks,
+    cls=BenchmarkGroup,
     no_args_is_help=True,
     help="Ask a model the questions of a task (`caldera evaluate TASK --model MODEL`), or score answers. Tasks: "
     "scienceqa, pope, mme, mmbench, mmbench_cn, seed, mmmu, nlvr, vqav2, gqa, textvqa, vizwiz, captions, own, "
@@ -29,15 +36,13 @@ def coco(
     model: Model,
     data: Annotated[Path, typer.Option(help="COCO folder to write the questions from.")],
     split: Annotated[str | None, typer.Option(help="COCO split, such as val2017.")] = None,
-    per_picture: Annotated[
-        int, typer.Option(min=1, help="Questions about each picture alone.")
-    ] = 8,
+    per_image: Annotated[int, typer.Option(min=1, help="Questions about each picture alone.")] = 8,
     seed: Annotated[int, typer.Option(help="Of the choice and wording of questions.")] = 0,
     out_folder: RunFolder = None,
-    max_bad: MaxBad = 0.0,
+    max_bad_fraction: MaxBad = 0.0,
     settings: SetAsking = None,
-    served: Served = "",
-    key_variable: KeyVariable = "OPENAI_API_KEY",
+    served_model: Served = "",
+    api_key_env: KeyVariable = "OPENAI_API_KEY",
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
@@ -50,35 +55,35 @@ def coco(
     from caldera.recipes.from_files import CocoQuestions, evaluate_on_coco
 
     questions = CocoQuestions(
-        folder=data, split=split, per_picture=per_picture, seed=seed, max_bad=max_bad
+        folder=data, split=split, per_picture=per_image, seed=seed, max_bad=max_bad_fraction
     )
-    folder = out_folder or evaluate_run.usual_folder("coco", model)
+    folder = out_folder or evaluate_run.default_run_folder("coco", model)
     results = evaluate_on_coco(
         model,
         questions,
         out=folder,
-        means=means_from(device, dtype),
-        **evaluate_run.asking_from(settings, served, key_variable),
+        means=runtime_from(device, dtype),
+        **evaluate_run.answer_config_from(settings, served_model, api_key_env),
     )
-    evaluate_run.show_run(results, folder)
+    evaluate_run.print_run(results, folder)
 
 
 @app.command()
 def tasks() -> None:
     """List the benchmarks: what each measures, its size, what guessing gives, and which files it takes."""
-    from caldera.evaluation.benchmarks.table import TASKS
+    from caldera.evaluation.benchmarks.table import BENCHMARKS
 
     table = Table(
         "task", "what it measures, its questions, chance, headline, files", show_lines=True
     )
-    for task in TASKS.values():
+    for task in BENCHMARKS.values():
         chance = ", ".join(f"{name} {value:g}" for name, value in task.chance.items())
         table.add_row(
             f"[bold]{task.name}[/bold]",
-            f"{task.measures}\nquestions: {task.size}\nchance: {chance or 'none'}; papers quote {task.headline}\n"
-            f"files beside the answers: {task.files}",
+            f"{task.measures}\nquestions: {task.description}\nchance: {chance or 'none'}; papers quote {task.primary_metric}\n"
+            f"files beside the answers: {task.required_files}",
         )
-    out.print(table)
+    stdout_console.print(table)
 
 
 @app.command()
@@ -91,8 +96,10 @@ def score(
         ),
     ],
     questions: Annotated[Path | None, typer.Option(help="Official file of questions.")] = None,
-    truth: Annotated[Path | None, typer.Option(help="Official file of right answers.")] = None,
-    form: Annotated[str, typer.Option(help="How questions were put, such as LEPA.")] = "",
+    annotations: Annotated[
+        Path | None, typer.Option(help="Official file of right answers.")
+    ] = None,
+    prompt_layout: Annotated[str, typer.Option(help="How questions were put, such as LEPA.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Score answers that are there already, as the benchmark's authors score them.
@@ -106,16 +113,18 @@ def score(
       caldera evaluate score llava-bench --answers reviews/
     """
     from caldera.cli.scores import accuracy_interval, print_score
-    from caldera.evaluation.benchmarks.table import find_task
+    from caldera.evaluation.benchmarks.table import get_benchmark
     from caldera.evaluation.benchmarks.task import Sources
     from caldera.evaluation.judging.validity import check_valid
 
-    found = find_task(task)
-    result = found.score_files(Sources(questions=questions, truth=truth, form=form), answers)
+    found = get_benchmark(task)
+    result = found.score_answer_files(
+        Sources(questions=questions, annotations=annotations, prompt_layout=prompt_layout), answers
+    )
     if as_json:
         interval = accuracy_interval(result)
-        figures = result.figures | ({"accuracy_interval_95": interval} if interval else {})
+        figures = result.metrics | ({"accuracy_interval_95": interval} if interval else {})
         typer.echo(json.dumps(figures, ensure_ascii=False, indent=2))
     else:
         print_score(found, result)
-    check_valid(result.figures)
+    check_valid(result.metrics)

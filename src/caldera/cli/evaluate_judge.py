@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from caldera.cli.options import out
+from caldera.cli.options import stdout_console
 from caldera.cli.teachers import KeyVariable, MaxCost, MaxRequests, Price, Unpriced
 
 Questions = Annotated[Path | None, typer.Option(help="Official file of questions.")]
@@ -55,7 +55,7 @@ def judge(
     task: Annotated[str, typer.Argument(help="llava-bench, llava-bench-coco, mm-vet or own.")],
     answers: Annotated[Path, typer.Option(help="Answer file, official or LLaVA's.")],
     questions: Questions = None,
-    truth: Truth = None,
+    annotations: Truth = None,
     context: Context = None,
     judge_url: JudgeUrl = "",
     judge_model: JudgeModel = "",
@@ -64,9 +64,9 @@ def judge(
     out_folder: Annotated[Path, typer.Option("--out", help="Folder for verdicts.")] = Path(
         "judged"
     ),
-    key_variable: KeyVariable = "OPENAI_API_KEY",
+    api_key_env: KeyVariable = "OPENAI_API_KEY",
     price: Price = None,
-    unpriced: Unpriced = False,
+    no_price: Unpriced = False,
     max_cost: MaxCost = None,
     max_requests: MaxRequests = None,
     settings: SetJudge = None,
@@ -83,32 +83,36 @@ def judge(
       caldera evaluate judge llava-bench --answers a.jsonl --questions questions.jsonl --truth answers_gpt4.jsonl
       --protocol both_orders --judge-url http://127.0.0.1:8000/v1 --judge-model qwen --out judged/one
     """
-    from caldera.evaluation.benchmarks.table import find_task
+    from caldera.evaluation.benchmarks.table import get_benchmark
     from caldera.evaluation.benchmarks.task import Sources
-    from caldera.evaluation.judging.from_files import JudgeOrder, find_protocol, judge_file
+    from caldera.evaluation.judging.from_files import JudgeRunConfig, find_protocol, judge_answers
     from caldera.evaluation.judging.validity import check_valid
-    from caldera.progress import choose_progress
+    from caldera.progress import default_progress
 
-    found = find_task(task)
+    found = get_benchmark(task)
     usual = find_protocol(found, protocol)
     asked = _judge(
-        (judge_url, judge_model, key_variable),
+        (judge_url, judge_model, api_key_env),
         price,
         [f"temperature={usual.temperature}", f"max_tokens={usual.max_tokens}", *(settings or ())],
-        unpriced=unpriced,
+        unpriced=no_price,
         max_cost=max_cost,
         max_requests=max_requests,
     )
-    files = Sources(questions=questions, truth=truth, context=context or _context_beside(questions))
-    order = JudgeOrder(
+    files = Sources(
+        questions=questions, annotations=annotations, captions=context or _context_beside(questions)
+    )
+    order = JudgeRunConfig(
         task=found, sources=files, answers=answers, protocol=protocol, runs=runs, out=out_folder
     )
-    scores = judge_file(order, asked, choose_progress())
+    scores = judge_answers(order, asked, default_progress())
     if as_json:
         typer.echo(json.dumps(scores, ensure_ascii=False, indent=2))
     else:
         _show(scores["metric"], scores["figures"])
-        out.print(f"verdicts  {out_folder / 'verdicts.jsonl'}", markup=False, soft_wrap=True)
+        stdout_console.print(
+            f"verdicts  {out_folder / 'verdicts.jsonl'}", markup=False, soft_wrap=True
+        )
     check_valid(scores["figures"])
 
 
@@ -117,7 +121,7 @@ def ensemble(
     answers: Annotated[Path, typer.Option(help="Answers of the model that sees the pictures.")],
     second: Annotated[Path, typer.Option(help="Answers of the second model.")],
     questions: Questions = None,
-    truth: Annotated[
+    annotations: Annotated[
         Path | None, typer.Option(help="Official file of right answers, for the table's columns.")
     ] = None,
     judge_url: JudgeUrl = "",
@@ -125,9 +129,9 @@ def ensemble(
     out_folder: Annotated[
         Path | None, typer.Option("--out", help="Folder for what the judge says.")
     ] = None,
-    key_variable: KeyVariable = "OPENAI_API_KEY",
+    api_key_env: KeyVariable = "OPENAI_API_KEY",
     price: Price = None,
-    unpriced: Unpriced = False,
+    no_price: Unpriced = False,
     max_cost: MaxCost = None,
     max_requests: MaxRequests = None,
     settings: SetJudge = None,
@@ -144,26 +148,25 @@ def ensemble(
     """
     from caldera.errors import UsageError
     from caldera.evaluation.benchmarks.task import Sources
-    from caldera.evaluation.judging.ensembles import EnsembleOrder
-    from caldera.evaluation.judging.ensembles import ensemble as put_together
+    from caldera.evaluation.judging.ensembles import EnsembleConfig, evaluate_ensemble
     from caldera.evaluation.judging.validity import check_valid
-    from caldera.progress import choose_progress
+    from caldera.progress import default_progress
 
     if task != "scienceqa":
         raise UsageError(f"there are ensembles for scienceqa alone, not {task}")
     asked = None
     if judge_url or judge_model:
         asked = _judge(
-            (judge_url, judge_model, key_variable),
+            (judge_url, judge_model, api_key_env),
             price,
             ["temperature=0", "max_tokens=1024", *(settings or ())],
-            unpriced=unpriced,
+            unpriced=no_price,
             max_cost=max_cost,
             max_requests=max_requests,
         )
-    sources = Sources(questions=questions, truth=truth)
-    order = EnsembleOrder(sources=sources, first=answers, second=second, out=out_folder)
-    figures = put_together(order, asked, choose_progress())
+    sources = Sources(questions=questions, annotations=annotations)
+    order = EnsembleConfig(sources=sources, first=answers, second=second, out=out_folder)
+    figures = evaluate_ensemble(order, asked, default_progress())
     if as_json:
         typer.echo(json.dumps(figures, ensure_ascii=False, indent=2))
     else:
@@ -186,17 +189,17 @@ def _judge(
 
     from caldera.evaluation.judging.judge import Judge
     from caldera.instructions.asking.budget import parse_price
-    from caldera.instructions.asking.endpoint import Sending
-    from caldera.instructions.asking.openai_endpoint import OPENAI
-    from caldera.settings import with_settings
+    from caldera.instructions.asking.endpoint import RequestConfig
+    from caldera.instructions.asking.openai_endpoint import OPENAI_URL
+    from caldera.settings import apply_overrides
 
     url, model, key_variable = reached
     key = os.environ.get(key_variable, "").strip()
     return Judge(
         model=model,
-        base_url=url or OPENAI,
+        base_url=url or OPENAI_URL,
         key=SecretStr(key) if key else None,
-        sending=with_settings(Sending(repairs=0), settings),
+        sending=apply_overrides(RequestConfig(max_repairs=0), settings),
         price=parse_price(price) if price else None,
         **limits,
     )
@@ -220,7 +223,7 @@ def _show(title: str, figures: Mapping[str, Any]) -> None:
     ):
         columns = [dict(_flat(figures[column])).get(name, "") for column in beside]
         table.add_row(name, _written(value), *map(_written, columns))
-    out.print(table)
+    stdout_console.print(table)
 
 
 def _flat(figures: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
@@ -249,8 +252,8 @@ def _show_ensemble(figures: Mapping[str, Any]) -> None:
         table.add_row(name, *(f"{figures[way][name]:.2f}" for way in ways))
     unread = [str(figures[way]["parse_failures"]) for way in ways]
     table.add_row("without a letter", *unread)
-    out.print(table)
+    stdout_console.print(table)
     told = f"either right {figures['either_right']:.2f}, the two differ on {figures['differ']}"
     if "asked" in figures:
         told += f"; the judge was asked {figures['asked']}, {figures['n_err']} without a letter"
-    out.print(told, highlight=False, soft_wrap=True)
+    stdout_console.print(told, highlight=False, soft_wrap=True)

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
-from caldera.cli.options import Device, Dtype, means_from, out
+from caldera.cli.options import Device, Dtype, runtime_from, stdout_console
 from caldera.errors import EvaluationError, UnknownNameError, UsageError
 
 Model = Annotated[
@@ -40,7 +40,7 @@ RunFolder = Annotated[
 ]
 
 
-class Tasks(TyperGroup):
+class BenchmarkGroup(TyperGroup):
     """A group whose commands are joined by the name of every task."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401 - as its base has it
@@ -52,13 +52,13 @@ class Tasks(TyperGroup):
         name = args[0]
         if name in self.commands or name.startswith("-"):
             return super().resolve_command(ctx, args)
-        from caldera.evaluation.benchmarks.table import TASKS
+        from caldera.evaluation.benchmarks.table import BENCHMARKS
 
-        if name not in TASKS:
+        if name not in BENCHMARKS:
             shown = [each for each, command in self.commands.items() if not command.hidden]
-            raise UnknownNameError("task or command", name, [*TASKS, *shown])
+            raise UnknownNameError("task or command", name, [*BENCHMARKS, *shown])
         command = copy.copy(self.commands["run"])
-        command.help = _help(TASKS[name])
+        command.help = _help(BENCHMARKS[name])
         return name, command, ["--task", *args]
 
 
@@ -93,11 +93,15 @@ def run(
         Path | None, typer.Option(help="Folder with the official files under their official names.")
     ] = None,
     questions: Annotated[Path | None, typer.Option(help="Official file of questions.")] = None,
-    truth: Annotated[Path | None, typer.Option(help="Official file of right answers.")] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="Official file of right answers.")
+    ] = None,
     pictures: Annotated[
         Path | None, typer.Option(help="Folder of pictures. \\[default: that of the questions]")
     ] = None,
-    form: Annotated[str, typer.Option(help="How questions are put, where there are ways.")] = "",
+    prompt_layout: Annotated[
+        str, typer.Option(help="How questions are put, where there are ways.")
+    ] = "",
     limit: Annotated[
         int | None,
         typer.Option(
@@ -106,37 +110,41 @@ def run(
     ] = None,
     out_folder: RunFolder = None,
     settings: SetAsking = None,
-    served: Served = "",
-    key_variable: KeyVariable = "OPENAI_API_KEY",
+    served_model: Served = "",
+    api_key_env: KeyVariable = "OPENAI_API_KEY",
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
     """Ask a model the questions of a task."""
-    from caldera.evaluation.benchmarks.table import find_task
+    from caldera.evaluation.benchmarks.table import get_benchmark
     from caldera.evaluation.benchmarks.task import Sources
-    from caldera.evaluation.runs.task_run import TaskOrder, evaluate_task, sources_in
+    from caldera.evaluation.runs.task_run import EvaluationConfig, evaluate_task, find_default_files
 
-    found = find_task(task)
-    sources = Sources(questions=questions, truth=truth, pictures=pictures, form=form)
+    found = get_benchmark(task)
+    sources = Sources(
+        questions=questions, annotations=annotations, pictures=pictures, prompt_layout=prompt_layout
+    )
     if data is not None:
-        sources = sources_in(data, found, sources)
-    folder = out_folder or usual_folder(task, model)
+        sources = find_default_files(data, found, sources)
+    folder = out_folder or default_run_folder(task, model)
     results = evaluate_task(
-        TaskOrder(task=found, sources=sources, limit=limit),
+        EvaluationConfig(task=found, sources=sources, limit=limit),
         model,
         out=folder,
-        means=means_from(device, dtype),
-        **asking_from(settings, served, key_variable),
+        means=runtime_from(device, dtype),
+        **answer_config_from(settings, served_model, api_key_env),
     )
     if results is None:
         answers = folder / "answers.jsonl"
         told = f"answers  {answers}\nnext: caldera evaluate judge {task} --answers {answers} ..."
-        out.print(told, markup=False, highlight=False, soft_wrap=True)
+        stdout_console.print(told, markup=False, highlight=False, soft_wrap=True)
     else:
-        show_run(results, folder)
+        print_run(results, folder)
 
 
-def asking_from(settings: list[str] | None, served: str, key_variable: str) -> dict[str, Any]:
+def answer_config_from(
+    settings: list[str] | None, served: str, key_variable: str
+) -> dict[str, Any]:
     """Return how items are asked, and of which model of a server; the key is read here.
 
     Raises:
@@ -144,24 +152,24 @@ def asking_from(settings: list[str] | None, served: str, key_variable: str) -> d
     """
     from pydantic import SecretStr
 
-    from caldera.evaluation.answering.answerer import Asking
-    from caldera.evaluation.answering.endpoint_answerer import Server
-    from caldera.settings import with_settings
+    from caldera.evaluation.answering.answerer import AnswerConfig
+    from caldera.evaluation.answering.endpoint_answerer import ServerAddress
+    from caldera.settings import apply_overrides
 
     key = os.environ.get(key_variable, "").strip()
     return {
-        "asking": with_settings(Asking(), settings or ()),
-        "server": Server(url="", model=served, key=SecretStr(key) if key else None),
+        "asking": apply_overrides(AnswerConfig(), settings or ()),
+        "server": ServerAddress(url="", model=served, key=SecretStr(key) if key else None),
     }
 
 
-def usual_folder(task: str, model: str) -> Path:
+def default_run_folder(task: str, model: str) -> Path:
     """Name the folder of a run after its task and model."""
     name = re.sub(r"[^\w.-]+", "-", re.sub(r"^https?://", "", model)).strip("-.")
     return Path("runs/evaluate") / task / (name or "model")
 
 
-def show_run(results: dict[str, Any], folder: Path) -> None:
+def print_run(results: dict[str, Any], folder: Path) -> None:
     """Print what a run came to and where everything is.
 
     Raises:
@@ -176,7 +184,7 @@ def show_run(results: dict[str, Any], folder: Path) -> None:
     ]
     for name, group in groups:
         table.add_row(name, *_cells(group), end_section=name == "overall")
-    out.print(table)
+    stdout_console.print(table)
     chance = "" if headline["chance"] is None else f" (chance {headline['chance']:g})"
     sure = ""
     if headline["low"] is not None:
@@ -192,7 +200,7 @@ def show_run(results: dict[str, Any], folder: Path) -> None:
         f"answers  {folder / 'answers.jsonl'}",
     ]
     for line in lines:
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
+        stdout_console.print(line, markup=False, highlight=False, soft_wrap=True)
     if not results["valid"]:
         first = next(iter(results["failed"].items()))
         raise EvaluationError(
@@ -232,9 +240,9 @@ def compare(
     for one in compare_runs(runs):
         total = one.all
         table.add_row(
-            one.name, f"{total.value:+.3f}", f"{total.low:+.3f} to {total.high:+.3f}", str(total.better),
-            str(total.worse), f"{total.chance:.3f}",
+            one.name, f"{total.value:+.3f}", f"{total.low:+.3f} to {total.high:+.3f}", str(total.wins),
+            str(total.losses), f"{total.p_value:.3f}",
         )  # fmt: skip
     write_run_report(out_file, runs)
-    out.print(table)
-    out.print(f"report   {out_file}", markup=False, highlight=False, soft_wrap=True)
+    stdout_console.print(table)
+    stdout_console.print(f"report   {out_file}", markup=False, highlight=False, soft_wrap=True)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from caldera.cli.options import err, out
+from caldera.cli.options import stderr_console, stdout_console
 
 Shown = Annotated[
     list[Path] | None,
@@ -55,27 +55,29 @@ def export(
     from caldera.errors import UnknownNameError
     from caldera.model.gguf_vision import ClassToken
     from caldera.model.gguf_writing import FILE_TYPES
-    from caldera.progress import choose_progress
-    from caldera.tools.exporting import Export, run_export
+    from caldera.progress import default_progress
+    from caldera.tools.exporting import ExportConfig, export_model
 
     if kind is not None and kind not in FILE_TYPES:
         raise UnknownNameError("type", kind, FILE_TYPES)
     if class_token is not None and class_token not in get_args(ClassToken):
         raise UnknownNameError("place of the class token", class_token, get_args(ClassToken))
-    wanted = Export(
+    wanted = ExportConfig(
         folder=model,
         out=out_folder,
         kind=kind,
         class_token=class_token,  # type: ignore[arg-type] # checked above
         pictures=pictures or (),
     )
-    found = run_export(to, wanted, choose_progress())
-    err.print(f"written: {out_folder}", markup=False)
+    found = export_model(to, wanted, default_progress())
+    stderr_console.print(f"written: {out_folder}", markup=False)
     for note in found.notes:
-        err.print(f"note: {note}", markup=False, soft_wrap=True)
+        stderr_console.print(f"note: {note}", markup=False, soft_wrap=True)
     if found.parity is None:
         unwritten = f", so {json_file} is not written" if json_file else ""
-        err.print(f"not compared: nothing here runs the format {to!r}{unwritten}", markup=False)
+        stderr_console.print(
+            f"not compared: nothing here runs the format {to!r}{unwritten}", markup=False
+        )
     else:
         _conclude(found.parity, json_file, f"; the files in {out_folder} are kept")
 
@@ -84,7 +86,7 @@ def parity(
     model: Annotated[Path, typer.Argument(help="Model folder.")],
     against: Annotated[str, typer.Option(help="transformers or gguf.")],
     gguf: Annotated[Path | None, typer.Option(help="Folder of the GGUF files.")] = None,
-    mend: Annotated[
+    fix_class_token: Annotated[
         bool, typer.Option("--mend", help="Put llama.cpp's class token first while it runs.")
     ] = False,
     pictures: Shown = None,
@@ -98,13 +100,13 @@ def parity(
 
       caldera parity runs/demo/model --against gguf --gguf runs/demo/gguf --pictures dog.jpg
     """
-    from caldera.progress import choose_progress
-    from caldera.tools.exporting import Comparison, run_parity
+    from caldera.progress import default_progress
+    from caldera.tools.exporting import ParityConfig, compare_model
 
-    wanted = Comparison(
-        folder=model, against=against, gguf=gguf, mend=mend, pictures=pictures or ()
+    wanted = ParityConfig(
+        folder=model, against=against, gguf=gguf, mend=fix_class_token, pictures=pictures or ()
     )
-    _conclude(run_parity(wanted, choose_progress()), json_file, "")
+    _conclude(compare_model(wanted, default_progress()), json_file, "")
 
 
 def _conclude(
@@ -135,14 +137,16 @@ def _conclude(
     table.add_row(
         "answers", f"{total - equal} of {total}", f"{(1 - found.wanted) * total:.0f}", "", ""
     )
-    out.print(table)
+    stdout_console.print(table)
     lines = [f"note: {note}" for note in found.notes]
     for answer in found.answers:
         lines += [f"{answer.picture}: {note}" for note in answer.notes]
     for line in lines:
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
+        stdout_console.print(line, markup=False, highlight=False, soft_wrap=True)
     if json_file:
         write_json(json_file, parity_json(found))
     if not found.good:
         raise ParityError(f"not good: {found.fault}{kept}")
-    out.print(f"good: {found.against} gives what caldera gives, {equal} of {total} answers equal")
+    stdout_console.print(
+        f"good: {found.against} gives what caldera gives, {equal} of {total} answers equal"
+    )

@@ -8,10 +8,10 @@ from rich.console import Console
 
 from caldera.errors import UnknownNameError
 
-out = Console(markup=False, emoji=False)
+stdout_console = Console(markup=False, emoji=False)
 """Results, as they are: a kind called "[/b]" or ":x:" is neither a style nor a sign."""
 
-err = Console(stderr=True, markup=False, emoji=False)
+stderr_console = Console(stderr=True, markup=False, emoji=False)
 """Everything else, as it is too."""
 
 Set = Annotated[
@@ -55,7 +55,7 @@ Quantize = Annotated[
 ]
 
 
-def bits_from(quantize: str | None) -> Any:  # noqa: ANN401 - its type is heavy to import
+def quantization_from(quantize: str | None) -> Any:  # noqa: ANN401 - its type is heavy to import
     """Say which bits the engine's weights get.
 
     Raises:
@@ -68,7 +68,7 @@ def bits_from(quantize: str | None) -> Any:  # noqa: ANN401 - its type is heavy 
     return quantize
 
 
-def means_from(device: str, dtype: str, workers: int | None = None) -> Any:  # noqa: ANN401 - its type is heavy to import
+def runtime_from(device: str, dtype: str, workers: int | None = None) -> Any:  # noqa: ANN401 - its type is heavy to import
     """Choose device, precision, how progress is shown, and how many processes decode.
 
     Raises:
@@ -76,12 +76,12 @@ def means_from(device: str, dtype: str, workers: int | None = None) -> Any:  # n
     """
     from typing import get_args
 
-    from caldera.progress import choose_progress
-    from caldera.training.devices import DtypeName, Means, choose_compute
+    from caldera.progress import default_progress
+    from caldera.training.devices import DtypeName, Runtime, choose_device
 
     if dtype not in get_args(DtypeName):
         raise UnknownNameError("dtype", dtype, get_args(DtypeName))
-    compute = choose_compute(device, dtype)  # type: ignore[arg-type] # checked above
+    compute = choose_device(device, dtype)  # type: ignore[arg-type] # checked above
     if workers is None:
-        return Means(compute, choose_progress())
-    return Means(compute, choose_progress(), workers)
+        return Runtime(compute, default_progress())
+    return Runtime(compute, default_progress(), workers)

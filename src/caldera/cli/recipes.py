@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from caldera.cli.options import out
+from caldera.cli.options import stdout_console
 
 
 def recipes(
@@ -30,7 +30,7 @@ def recipes(
     chosen = [find_recipe(each) for each in ([name] if name else RECIPES)]
     if as_json:
         told = [describe(recipe) for recipe in chosen]
-        out.print_json(json.dumps(told[0] if name else told))
+        stdout_console.print_json(json.dumps(told[0] if name else told))
     elif name:
         _show(describe(chosen[0]))
     else:
@@ -49,12 +49,12 @@ def _overview(recipes: list[Any]) -> None:
         first, last = overview(recipe)
         table.add_row(*first)
         table.add_row(*last, end_section=True)
-    out.print(table)
+    stdout_console.print(table)
 
 
 def _show(told: dict[str, Any]) -> None:
     """Print every setting of one recipe beside what is cited, and where from."""
-    from caldera.recipes.listing import short, spell
+    from caldera.recipes.listing import compact_number, format_value
 
     table = Table(title=told["paper"] or told["name"])
     for column in ("setting", "here", "paper", "source"):
@@ -62,19 +62,21 @@ def _show(told: dict[str, Any]) -> None:
     for setting in told["settings"]:
         paper, source = "", ""
         if setting["cited"]:
-            paper = spell(_frozen(setting["paper"])) + ("" if setting["certain"] else " ?")
+            paper = format_value(_frozen(setting["paper"])) + ("" if setting["certain"] else " ?")
             source = "; ".join(filter(None, (setting["source"], setting["note"])))
         differs = setting["cited"] and setting["paper"] != setting["value"]
         style = "bold yellow" if differs else None
-        table.add_row(setting["name"], spell(_frozen(setting["value"])), paper, source, style=style)
-    out.print(table)
-    sizes = ", ".join(f"{part} {short(size)}" for part, size in told["parameters"].items())
+        table.add_row(
+            setting["name"], format_value(_frozen(setting["value"])), paper, source, style=style
+        )
+    stdout_console.print(table)
+    sizes = ", ".join(f"{part} {compact_number(size)}" for part, size in told["parameters"].items())
     lines = [f"weights: {sizes}"]
     for part, needs in told["data"].items():
         lines.append(f"{part} data: {needs['name']}, {needs['file']}; {needs['source']}")
     lines += [f"note: {note}" for note in told["notes"]]
     for line in lines:
-        out.print(line, markup=False, highlight=False, soft_wrap=True)
+        stdout_console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _frozen(value: object) -> object:

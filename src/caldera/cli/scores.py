@@ -5,11 +5,11 @@ from typing import Any
 
 from rich.table import Table
 
-from caldera.cli.options import err, out
+from caldera.cli.options import stderr_console, stdout_console
 from caldera.evaluation.benchmark import Score
 from caldera.evaluation.benchmarks.task import Task
-from caldera.evaluation.intervals import interval_of
-from caldera.evaluation.official_files import listed
+from caldera.evaluation.intervals import mean_interval
+from caldera.evaluation.official_files import join_names
 from caldera.evaluation.shares import mean
 
 _SHOWN = 3
@@ -22,7 +22,7 @@ def print_score(task: Task, score: Score) -> None:
     table.add_column("value", justify="right")
     table.add_column("95 %", justify="right")
     table.add_column("chance", justify="right")
-    for name, value in _flat(score.figures):
+    for name, value in _flat(score.metrics):
         chance = f"{task.chance[name]:g}" if name in task.chance else ""
         interval = accuracy_interval(score) if name == "accuracy" else []
         table.add_row(
@@ -30,14 +30,14 @@ def print_score(task: Task, score: Score) -> None:
             _written(value),
             " to ".join(f"{end:.2f}" for end in interval),
             chance,
-            style="bold" if name == task.headline else "",
+            style="bold" if name == task.primary_metric else "",
         )
-    out.print(table)
-    if score.unread:
-        first = ", ".join(list(score.unread)[:_SHOWN])
-        total = len({*score.marks, *score.unread})
-        err.print(
-            f"{len(score.unread)} of {total} answers could not be read, the first: {first}",
+    stdout_console.print(table)
+    if score.unparsed:
+        first = ", ".join(list(score.unparsed)[:_SHOWN])
+        total = len({*score.item_scores, *score.unparsed})
+        stderr_console.print(
+            f"{len(score.unparsed)} of {total} answers could not be read, the first: {first}",
             style="yellow",
             highlight=False,
             soft_wrap=True,
@@ -46,11 +46,11 @@ def print_score(task: Task, score: Score) -> None:
 
 def accuracy_interval(score: Score) -> list[float]:
     """Return the two ends of the 95 % interval of `accuracy`, or nothing where that is not the mean of all marks."""
-    marks = list(score.marks.values())
-    accuracy = score.figures.get("accuracy")
+    marks = list(score.item_scores.values())
+    accuracy = score.metrics.get("accuracy")
     if not marks or accuracy is None or abs(100 * mean(marks) - accuracy) > 1e-4:
         return []
-    interval = interval_of(marks)
+    interval = mean_interval(marks)
     return [round(100 * interval.low, 2), round(100 * interval.high, 2)]
 
 
@@ -69,6 +69,6 @@ def _written(value: object) -> str:
         return f"{value:.4f}" if 0 < abs(value) < 1 else f"{value:.2f}"
     if isinstance(value, list):
         if value and isinstance(value[0], str):  # ids, which may be as many as the questions
-            return f"{len(value)}: {listed(value)}"
+            return f"{len(value)}: {join_names(value)}"
         return ", ".join(map(str, value)) or "none"
     return str(value)

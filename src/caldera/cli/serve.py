@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from caldera.cli.options import Device, Quantize, err, means_from, out
+from caldera.cli.options import Device, Quantize, runtime_from, stderr_console, stdout_console
 
 if TYPE_CHECKING:
-    from caldera.chat.web.opening import Web
+    from caldera.chat.web.opening import PageConfig
 
 KeyFile = Annotated[
     Path | None,
@@ -69,16 +69,16 @@ def serve(
     name: Annotated[
         str | None, typer.Option(help="Clients' name for it. \\[default: the folder's]")
     ] = None,
-    key_file: KeyFile = None,
-    insecure: Annotated[
+    api_key_file: KeyFile = None,
+    no_auth: Annotated[
         bool, typer.Option("--insecure", help="Listen beyond this machine without a key.")
     ] = False,
-    host_name: HostName = None,
-    fetch_from: FetchFrom = None,
-    media_root: MediaRoot = None,
+    allowed_host: HostName = None,
+    allowed_media_domains: FetchFrom = None,
+    allowed_local_media_path: MediaRoot = None,
     metrics: Annotated[bool, typer.Option(help="Have /metrics.")] = True,
     web: WithPage = None,
-    beside: Beside = None,
+    compare_with: Beside = None,
     settings: Settings = None,
     quantize: Quantize = None,
     device: Device = "auto",
@@ -99,44 +99,44 @@ def serve(
       caldera serve runs/demo/model --beside runs/other/model
     """
     _check_installed()
-    from caldera.chat.api.running import Address, log_as_json, run
-    from caldera.chat.api.settings import ServerSettings
+    from caldera.chat.api.running import Address, log_as_json, serve
+    from caldera.chat.api.settings import ServerConfig
     from caldera.chat.media import MediaSettings
-    from caldera.settings import with_settings
+    from caldera.settings import apply_overrides
 
-    media = MediaSettings(hosts=tuple(fetch_from or ()), root=media_root)
-    names = {"name": name or model.resolve().name, "host_names": tuple(host_name or ())}
-    plain = ServerSettings(**names, keys=_keys(key_file), metrics=metrics, media=media)  # type: ignore[arg-type]
+    media = MediaSettings(hosts=tuple(allowed_media_domains or ()), root=allowed_local_media_path)
+    names = {"name": name or model.resolve().name, "host_names": tuple(allowed_host or ())}
+    plain = ServerConfig(**names, keys=_keys(api_key_file), metrics=metrics, media=media)  # type: ignore[arg-type]
     bits = [] if quantize is None else [f"engine.bits={quantize}"]
-    chosen = with_settings(plain, [*bits, *(settings or ())])
-    page = _page(web, beside)
+    chosen = apply_overrides(plain, [*bits, *(settings or ())])
+    page = _page(web, compare_with)
     log_as_json()
-    run(
+    serve(
         model,
-        Address(host=host, port=port, insecure=insecure),
+        Address(host=host, port=port, insecure=no_auth),
         chosen,
-        compute=means_from(device, dtype).compute,
-        by_storage=dtype == "auto",
+        compute=runtime_from(device, dtype).compute,
+        match_stored_dtype=dtype == "auto",
         web=page,
-        tell=lambda url: _tell(chosen.name, url, page),
+        on_listening=lambda url: _tell(chosen.name, url, page),
     )
-    err.print("ended", soft_wrap=True)
+    stderr_console.print("ended", soft_wrap=True)
 
 
-def _tell(name: str, url: str, page: "Web | None") -> None:
+def _tell(name: str, url: str, page: "PageConfig | None") -> None:
     """Say where the server is."""
-    out.print(f"{name} at {url}", soft_wrap=True)
+    stdout_console.print(f"{name} at {url}", soft_wrap=True)
     if page is not None:
-        out.print(f"page at {url.removesuffix('/v1')}/", soft_wrap=True)
+        stdout_console.print(f"page at {url.removesuffix('/v1')}/", soft_wrap=True)
 
 
-def _page(wanted: bool | None, beside: Path | None) -> "Web | None":
+def _page(wanted: bool | None, beside: Path | None) -> "PageConfig | None":
     """Return what the server is told of its page; nothing if there is to be none.
 
     Raises:
         UsageError: It is wanted, but its packages are not installed; or a second model is given, but no page.
     """
-    from caldera.chat.web.opening import Web, is_installed
+    from caldera.chat.web.opening import PageConfig, is_installed
     from caldera.errors import UsageError
 
     if wanted is False and beside is not None:
@@ -146,11 +146,11 @@ def _page(wanted: bool | None, beside: Path | None) -> "Web | None":
     if wanted is False:
         return None
     if is_installed():
-        return Web(beside)
+        return PageConfig(beside)
     needed = "the page needs Gradio: pip install 'caldera[web]'"
     if wanted or beside is not None:
         raise UsageError(f"{needed}, or leave --web and --beside away")
-    err.print(f"no page: {needed}", soft_wrap=True)
+    stderr_console.print(f"no page: {needed}", soft_wrap=True)
     return None
 
 

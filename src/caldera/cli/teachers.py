@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from caldera.cli.options import err
+from caldera.cli.options import stderr_console
 
 Model = Annotated[str, typer.Option(help="Name of the teacher's model, for --teacher openai.")]
 BaseUrl = Annotated[
@@ -62,7 +62,7 @@ SetSending = Annotated[
 ]
 
 
-def teaching_from(
+def llm_teacher_from(
     teacher: str,
     key_variable: str,
     price: str | None,
@@ -77,42 +77,42 @@ def teaching_from(
     from pydantic import SecretStr
 
     from caldera.instructions.asking.budget import parse_price
-    from caldera.instructions.asking.endpoint import Sending
-    from caldera.instructions.asking.openai_endpoint import OPENAI
-    from caldera.instructions.asking.teaching import ENDPOINTS, Teaching
-    from caldera.settings import with_settings
+    from caldera.instructions.asking.endpoint import RequestConfig
+    from caldera.instructions.asking.openai_endpoint import OPENAI_URL
+    from caldera.instructions.asking.teaching import LLM_CLIENTS, LLMTeacherConfig
+    from caldera.settings import apply_overrides
 
-    if teacher not in ENDPOINTS:
+    if teacher not in LLM_CLIENTS:
         return None
     key = os.environ.get(key_variable, "").strip()
-    rest["base_url"] = rest["base_url"] or OPENAI
-    return Teaching(
+    rest["base_url"] = rest["base_url"] or OPENAI_URL
+    return LLMTeacherConfig(
         teacher=teacher,
         key=SecretStr(key) if key else None,
         price=parse_price(price) if price else None,
-        sending=with_settings(Sending(), settings or ()),
+        sending=apply_overrides(RequestConfig(), settings or ()),
         **rest,
     )
 
 
-def show_plan(order: Any, teaching: Any) -> None:  # noqa: ANN401 - their types are heavy to import
+def print_estimate(order: Any, teaching: Any) -> None:  # noqa: ANN401 - their types are heavy to import
     """Print what a run would send.
 
     Raises:
         UsageError: The teacher is no language model.
     """
     from caldera.errors import UsageError
-    from caldera.instructions.from_files import plan_file
+    from caldera.instructions.from_files import estimate_data_cost
 
     if teaching is None:
         raise UsageError(
             "--dry-run tells what a language model would be sent; give --teacher openai"
         )
-    planned = plan_file(order, teaching)
+    planned = estimate_data_cost(order, teaching)
     table = Table("kind", "dialogues", title="nothing was sent")
     for kind, count in planned.dialogues.items():
         table.add_row(kind, str(count))
-    err.print(table)
+    stderr_console.print(table)
     total = planned.dialogues.total()
     lines = [
         f"requests: {total}, and up to {total * teaching.sending.repairs} more for repairs",
@@ -126,4 +126,4 @@ def show_plan(order: Any, teaching: Any) -> None:  # noqa: ANN401 - their types 
             f"cost: about {planned.cost:.4f}, at most {planned.most_cost:.4f} without repairs"
         )
     for line in lines:
-        err.print(line, markup=False, soft_wrap=True)
+        stderr_console.print(line, markup=False, soft_wrap=True)

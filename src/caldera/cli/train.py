@@ -14,8 +14,8 @@ from caldera.cli.options import (
     Resume,
     Set,
     Workers,
-    err,
-    means_from,
+    runtime_from,
+    stderr_console,
 )
 
 app = typer.Typer(no_args_is_help=True, help="Train: stage 1 (pretrain), stage 2 (finetune).")
@@ -33,16 +33,16 @@ def pretrain(
     ] = "scenes-llama",
     projector: Annotated[str, typer.Option(help="linear or mlp2x_gelu.")] = "mlp2x_gelu",
     aspect: Annotated[str, typer.Option(help="square, pad or anyres.")] = "square",
-    select_layer: Annotated[
+    vision_feature_layer: Annotated[
         int, typer.Option(help="Hidden state of the tower that is projected.")
     ] = -2,
-    select: Annotated[
+    feature_select: Annotated[
         str, typer.Option(help="patch, or cls_patch to keep what stands before the patches.")
     ] = "patch",
     pictures: Pictures = None,
     settings: Set = None,
     resume: Resume = False,
-    max_bad: MaxBad = 0.0,
+    max_bad_fraction: MaxBad = 0.0,
     ignore_field: IgnoreField = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -56,23 +56,29 @@ def pretrain(
 
       caldera train pretrain --data pairs.json --out runs/stage1 --set epochs=10 --set batch_size=16
     """
-    from caldera.recipes.from_files import Files, Parts, join_parts, parse_aspect, parse_select
-    from caldera.settings import with_settings
+    from caldera.recipes.from_files import (
+        ModelParts,
+        TrainingFiles,
+        build_model,
+        parse_aspect,
+        parse_select,
+    )
+    from caldera.settings import apply_overrides
     from caldera.training.stage import PRETRAIN
 
-    stage = with_settings(PRETRAIN, settings or ())
-    parts = Parts(
+    stage = apply_overrides(PRETRAIN, settings or ())
+    parts = ModelParts(
         vision=vision,
         language=language,
         projector=projector,
         aspect=parse_aspect(aspect),
-        select_layer=select_layer,
-        select=parse_select(select),
+        select_layer=vision_feature_layer,
+        select=parse_select(feature_select),
     )
-    start = join_parts(parts, stage, out_folder / "towers")
+    start = build_model(parts, stage, out_folder / "towers")
     surplus = frozenset(ignore_field or ())
-    files = Files(data=data, pictures=pictures, out=out_folder, ignore=surplus)
-    _train(stage, start, files, means_from(device, dtype, workers), max_bad, resume)
+    files = TrainingFiles(data=data, pictures=pictures, out=out_folder, ignore=surplus)
+    _train(stage, start, files, runtime_from(device, dtype, workers), max_bad_fraction, resume)
 
 
 @app.command()
@@ -91,7 +97,7 @@ def finetune(
     pictures: Pictures = None,
     settings: Set = None,
     resume: Resume = False,
-    max_bad: MaxBad = 0.0,
+    max_bad_fraction: MaxBad = 0.0,
     ignore_field: IgnoreField = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -105,16 +111,16 @@ def finetune(
 
       caldera train finetune --model runs/stage1/model --data data.json --out runs/lora --lora
     """
-    from caldera.model.folder import load_assistant
-    from caldera.recipes.from_files import Files
-    from caldera.settings import with_settings
+    from caldera.model.folder import load_model_folder
+    from caldera.recipes.from_files import TrainingFiles
+    from caldera.settings import apply_overrides
     from caldera.training.stage import FINETUNE, FINETUNE_LORA
 
-    stage = with_settings(FINETUNE_LORA if lora else FINETUNE, settings or ())
-    start = load_assistant(model)
+    stage = apply_overrides(FINETUNE_LORA if lora else FINETUNE, settings or ())
+    start = load_model_folder(model)
     surplus = frozenset(ignore_field or ())
-    files = Files(data=data, pictures=pictures, out=out_folder, ignore=surplus)
-    _train(stage, start, files, means_from(device, dtype, workers), max_bad, resume)
+    files = TrainingFiles(data=data, pictures=pictures, out=out_folder, ignore=surplus)
+    _train(stage, start, files, runtime_from(device, dtype, workers), max_bad_fraction, resume)
 
 
 @app.command()
@@ -131,7 +137,7 @@ def recipe(
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Data file of stage 2.")] = None,
     pictures: Pictures = None,
-    aligned: Annotated[
+    stage1_model: Annotated[
         Path | None,
         typer.Option(
             help="Model folder of a stage 1 that is done, in place of towers and its data."
@@ -139,7 +145,7 @@ def recipe(
     ] = None,
     settings: Set = None,
     resume: Resume = False,
-    max_bad: MaxBad = 0.0,
+    max_bad_fraction: MaxBad = 0.0,
     ignore_field: IgnoreField = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -157,23 +163,25 @@ def recipe(
       caldera train recipe llava_15_7b_lora --out runs/lora --aligned runs/llava15/pretrain/model
       --data llava_v1_5_mix665k.json --pictures pictures --set finetune.lora.rank=64
     """
-    from caldera.recipes.paper_way import Brought, run_paper
+    from caldera.recipes.paper_way import UserInputs, run_paper_recipe
     from caldera.recipes.table import find_paper_recipe
-    from caldera.settings import with_settings
+    from caldera.settings import apply_overrides
 
-    brought = Brought(
+    brought = UserInputs(
         vision=vision,
         language=language,
         pretrain_data=pretrain_data,
         pretrain_pictures=pretrain_pictures,
         data=data,
         pictures=pictures,
-        aligned=aligned,
+        aligned=stage1_model,
         ignore=frozenset(ignore_field or ()),
     )
-    chosen = with_settings(find_paper_recipe(name), settings or ())
-    means = means_from(device, dtype, workers)
-    outcomes = run_paper(chosen, brought, out_folder, means=means, max_bad=max_bad, resume=resume)
+    chosen = apply_overrides(find_paper_recipe(name), settings or ())
+    means = runtime_from(device, dtype, workers)
+    outcomes = run_paper_recipe(
+        chosen, brought, out_folder, means=means, max_bad=max_bad_fraction, resume=resume
+    )
     for stage, outcome in outcomes.items():
         _tell(outcome, out_folder / stage)
 
@@ -190,10 +198,10 @@ def merge(
 
       caldera train merge runs/lora/adapter --model runs/stage1/model --out merged
     """
-    from caldera.recipes.from_files import merge_files
+    from caldera.recipes.from_files import merge_adapter_folder
 
-    merge_files(adapter, model, out_folder)
-    err.print(f"model: {out_folder}", markup=False)
+    merge_adapter_folder(adapter, model, out_folder)
+    stderr_console.print(f"model: {out_folder}", markup=False)
 
 
 def _train(
@@ -205,24 +213,24 @@ def _train(
     resume: bool,
 ) -> None:
     """Run a stage on a data file."""
-    from caldera.recipes.from_files import train_on_files
+    from caldera.recipes.from_files import train_stage
 
-    outcome = train_on_files(stage, start, files, means=means, max_bad=max_bad, resume=resume)
+    outcome = train_stage(stage, start, files, means=means, max_bad=max_bad, resume=resume)
     _tell(outcome, files.out)
 
 
 def _tell(outcome: Any, folder: Path) -> None:  # noqa: ANN401 - its type is heavy to import
     """Say what a stage came to, and where it is."""
     if outcome is None:
-        err.print(f"done before: {folder / 'model'}", markup=False)
+        stderr_console.print(f"done before: {folder / 'model'}", markup=False)
         return
-    err.print(
+    stderr_console.print(
         f"{outcome.steps} steps in {outcome.seconds:.0f} s "
         f"({outcome.samples_per_second:.1f} conversations/s)"
     )
     if outcome.last_validation_loss is not None:
-        err.print(
+        stderr_console.print(
             f"loss on held-out records: {outcome.first_validation_loss:.3f} -> "
             f"{outcome.last_validation_loss:.3f} nats per token"
         )
-    err.print(f"model: {folder / 'model'}", markup=False)
+    stderr_console.print(f"model: {folder / 'model'}", markup=False)

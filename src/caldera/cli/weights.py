@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from caldera.cli.options import err, out
+from caldera.cli.options import stderr_console, stdout_console
 from caldera.errors import UsageError
 
 Source = Annotated[
@@ -47,7 +47,7 @@ def import_weights(
     projector: Projector = "mlp2x_gelu",
     aspect: Aspect = None,
     delta: Delta = False,
-    kind: Kind = None,
+    layout: Kind = None,
     dtype: DiskDtype = "auto",
 ) -> None:
     """Make a caldera model folder of a llava-hf folder, a folder of LLaVA's own code, or two towers.
@@ -64,15 +64,15 @@ def import_weights(
     """
     if out_folder is None:
         raise UsageError("say with --out where the model folder will stand")
-    if delta and kind not in (None, "delta"):
-        raise UsageError(f"--delta and --as {kind} contradict each other; give one of them")
-    from caldera.progress import choose_progress
-    from caldera.recipes.import_request import Import
+    if delta and layout not in (None, "delta"):
+        raise UsageError(f"--delta and --as {layout} contradict each other; give one of them")
+    from caldera.progress import default_progress
+    from caldera.recipes.import_request import ImportRequest
     from caldera.recipes.importing import import_model
 
-    what = Import(
+    what = ImportRequest(
         source=source,
-        kind="delta" if delta else kind,  # type: ignore[arg-type] # checked when it is built
+        kind="delta" if delta else layout,  # type: ignore[arg-type] # checked when it is built
         base=base,
         vision=vision,
         language=language,
@@ -81,11 +81,11 @@ def import_weights(
         aspect=aspect,  # type: ignore[arg-type] # checked when it is built
         dtype=dtype,
     )
-    done = import_model(what, out_folder, choose_progress())
+    done = import_model(what, out_folder, default_progress())
     numbers = str(done.dtype).removeprefix("torch.")
     for line in (
         *(f"note: {note}" for note in done.notes),
         f"{done.kind}: {done.tensors} weights, {done.nbytes / 1e9:.2f} GB, {numbers}",
     ):
-        err.print(line, markup=False, highlight=False, soft_wrap=True)
-    out.print(str(out_folder), markup=False, highlight=False, soft_wrap=True)
+        stderr_console.print(line, markup=False, highlight=False, soft_wrap=True)
+    stdout_console.print(str(out_folder), markup=False, highlight=False, soft_wrap=True)

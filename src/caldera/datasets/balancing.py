@@ -16,21 +16,21 @@ from caldera.conversation import (
     to_record,
     write_conversations,
 )
-from caldera.datasets.imported import Moved
+from caldera.datasets.imported import PathRewriter
 from caldera.datasets.noun_phrases import noun_phrases
 from caldera.errors import InputError
-from caldera.record_files import iterate_records
-from caldera.skips import Skips
+from caldera.record_files import read_records
+from caldera.skips import SkippedItems
 
-LEAST, MOST = 3, 100
+MIN_COUNT, MAX_PER_PHRASE = 3, 100
 """Of the paper."""
 
-BANDS = (3, 10, 30, 100, 300, 1000, 3000, 10_000)
+FREQUENCY_BINS = (3, 10, 30, 100, 300, 1000, 3000, 10_000)
 """Where the rows of the report's table begin, in captions that have a phrase."""
 
 
 @dataclass(frozen=True, slots=True)
-class Balanced:
+class BalanceResult:
     """What balancing did."""
 
     kept: tuple[int, ...]
@@ -46,9 +46,9 @@ class Balanced:
     total: int = 0
     """Captions there were."""
 
-    def by_band(self) -> list[tuple[str, int, int, int]]:
+    def by_frequency(self) -> list[tuple[str, int, int, int]]:
         """Return a row for each band of frequency: its name, its phrases, and captions with one before and after."""
-        starts = (1, *BANDS)
+        starts = (1, *FREQUENCY_BINS)
         rows = []
         for start, end in zip(starts, [*starts[1:], None], strict=True):
             inside = [
@@ -63,8 +63,8 @@ class Balanced:
 
 
 def balance(
-    captions: Sequence[str], *, least: int = LEAST, most: int = MOST, seed: int = 0
-) -> Balanced:
+    captions: Sequence[str], *, least: int = MIN_COUNT, most: int = MAX_PER_PHRASE, seed: int = 0
+) -> BalanceResult:
     """Choose captions by the paper's rule.
 
     Args:
@@ -86,7 +86,7 @@ def balance(
         if len(having[phrase]) >= least:
             pool.update(places)
     kept = tuple(sorted(pool))
-    return Balanced(
+    return BalanceResult(
         kept=kept,
         before=_counted(phrases),
         after=_counted(phrases[place] for place in kept),
@@ -103,40 +103,40 @@ def balance_file(
     file: Path,
     out: Path,
     *,
-    least: int = LEAST,
-    most: int = MOST,
+    least: int = MIN_COUNT,
+    most: int = MAX_PER_PHRASE,
     seed: int = 0,
     ignore: frozenset[str] = frozenset(),
     max_bad: float = 0.0,
-) -> Balanced:
+) -> BalanceResult:
     """Write the records of a data file whose answers the rule keeps, whole or not at all.
 
     Raises:
         InputError: The file cannot be read, too many records are bad, or nothing is kept.
         OutputError: The new one cannot be written.
     """
-    skips, read, total = Skips(max_bad), list[Conversation](), 0
-    for where, record in iterate_records(file):
+    skips, read, total = SkippedItems(max_bad), list[Conversation](), 0
+    for where, record in read_records(file):
         total += 1
         try:
             conversation = from_record(record, where, ignore)
             to_record(conversation)
             read.append(conversation)
         except InputError as fault:
-            skips.take(where, fault)
-    skips.check(total)
+            skips.add_or_raise(where, fault)
+    skips.raise_if_over_limit(total)
     chosen = balance([_answers(one) for one in read], least=least, most=most, seed=seed)
     if not chosen.kept:
         raise InputError(
             f"no noun phrase of {file} is in {least} answers or more; give more captions or a smaller --least"
         )
-    moved = Moved(file.parent, out.parent)
-    write_conversations(out, [moved.all_of(read[place]) for place in chosen.kept])
-    if skips.taken:
+    moved = PathRewriter(file.parent, out.parent)
+    write_conversations(out, [moved.rewrite(read[place]) for place in chosen.kept])
+    if skips.items:
         skips.write(out.with_suffix(".bad.jsonl"))
-    return Balanced(chosen.kept, chosen.before, chosen.after, len(skips.taken), chosen.total)
+    return BalanceResult(chosen.kept, chosen.before, chosen.after, len(skips.items), chosen.total)
 
 
 def _answers(conversation: Conversation) -> str:
     """Return what the assistant says."""
-    return ".\n".join(turn.text for turn in conversation.turns if turn.speaker == "assistant")
+    return ".\n".join(turn.text for turn in conversation.turns if turn.role == "assistant")

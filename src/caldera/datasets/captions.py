@@ -9,36 +9,40 @@ from pathlib import Path
 from caldera.annotations.annotated_image import AnnotationSet
 from caldera.annotations.coco import read_coco_captions
 from caldera.annotations.pairs import read_pairs
-from caldera.conversation import Conversation, Picture, Turn
-from caldera.datasets.imported import Imported, ImportOptions
-from caldera.instructions.wordings import BRIEF
-from caldera.skips import Skips
+from caldera.conversation import Conversation, ImageRef, Turn
+from caldera.datasets.imported import ImportOptions, ImportResult
+from caldera.instructions.wordings import CAPTION_REQUESTS
+from caldera.skips import SkippedItems
 
 
-def import_captions(path: Path, skips: Skips, options: ImportOptions) -> Imported:
+def import_captions(path: Path, skips: SkippedItems, options: ImportOptions) -> ImportResult:
     """Read a `.csv` or `.jsonl` of the fields image and caption.
 
     Raises:
         InputError: The file cannot be read, or a pair is bad and may not be left out.
     """
-    return _imported(read_pairs(path, skips, options.pictures, find=options.find), skips, options)
+    return _imported(
+        read_pairs(path, skips, options.pictures, find=options.check_exists), skips, options
+    )
 
 
-def import_coco(path: Path, skips: Skips, options: ImportOptions) -> Imported:
+def import_coco(path: Path, skips: SkippedItems, options: ImportOptions) -> ImportResult:
     """Read the captions of a COCO folder; boxes are not needed.
 
     Raises:
         InputError: The file cannot be read, or a picture is bad and may not be left out.
     """
     annotations = read_coco_captions(
-        path, skips, options.split, pictures=options.pictures, find=options.find
+        path, skips, options.split, image_folder=options.pictures, find=options.check_exists
     )
     return _imported(annotations, skips, options)
 
 
-def _imported(annotations: AnnotationSet, skips: Skips, options: ImportOptions) -> Imported:
+def _imported(
+    annotations: AnnotationSet, skips: SkippedItems, options: ImportOptions
+) -> ImportResult:
     """Make a conversation of each caption, or of as many of a picture as are wanted, drawn."""
-    imported = Imported(total=len(skips.taken))
+    imported = ImportResult(total=len(skips.items))
     for image in annotations.images:
         rng = random.Random(f"{options.seed} {image.id}")
         captions = list(image.captions)
@@ -46,10 +50,10 @@ def _imported(annotations: AnnotationSet, skips: Skips, options: ImportOptions) 
         wanted = min(options.per_picture or len(captions), len(captions))
         if left := len(captions) - wanted:
             captions = rng.sample(captions, wanted)
-            imported.changes["further caption of a picture left out"] += left
+            imported.fixes["further caption of a picture left out"] += left
         for number, caption in enumerate(captions):
             name = image.id if len(captions) == 1 else f"{image.id}-{number}"
-            asked = (Picture(str(image.path)), f"\n{rng.choice(BRIEF)}")
+            asked = (ImageRef(str(image.path)), f"\n{rng.choice(CAPTION_REQUESTS)}")
             turns = (Turn("user", asked), Turn("assistant", (caption,)))
             imported.conversations.append(Conversation(name, turns))
     return imported

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup, escape
 
-from caldera.datasets.figures import Branch, Lengths
+from caldera.datasets.figures import Branch, Histogram
 
 _HUES = (212, 24, 150, 340, 48, 265, 186, 96, 8, 300)
 """Of the first words' colours, in degrees."""
@@ -17,7 +17,7 @@ _LEAST_ARC = 12
 """Length of an arc that has room for a word."""
 
 
-def histogram(lengths: Lengths, unit: str, columns: int = 40) -> Markup:
+def histogram(lengths: Histogram, unit: str, columns: int = 40) -> Markup:
     """Draw how often lengths come; what is longer than all but a hundredth is in the last column."""
     end = max(1, lengths.quantile(0.99))
     width = max(1, math.ceil((end + 1) / columns))
@@ -38,7 +38,7 @@ def histogram(lengths: Lengths, unit: str, columns: int = 40) -> Markup:
         for at in range(0, len(heights), max(1, len(heights) // 6))
     ]
     label = f'<text x="260" y="184" text-anchor="middle">{escape(unit)}</text>'
-    top = f'<text x="36" y="26" text-anchor="end">{_short(highest)}</text>'
+    top = f'<text x="36" y="26" text-anchor="end">{_compact_number(highest)}</text>'
     return _svg("0 0 490 190", [*drawn, *ticks, label, top], "histogram")
 
 
@@ -49,25 +49,25 @@ def bars(counts: Mapping[str, int]) -> Markup:
     for at, (name, count) in enumerate(counts.items()):
         y, width = 4 + 20 * at, 250 * count / highest
         drawn += [
-            f'<text x="150" y="{y + 12}" text-anchor="end">{escape(_cut(name, 22))}</text>',
+            f'<text x="150" y="{y + 12}" text-anchor="end">{escape(_truncate(name, 22))}</text>',
             f'<rect x="156" y="{y + 2}" width="{width:.1f}" height="13"/>',
             f'<text x="{160 + width:.1f}" y="{y + 12}">{count:,}</text>',
         ]
     return _svg(f"0 0 490 {8 + 20 * len(counts)}", drawn, "bars")
 
 
-def rings(branches: Sequence[Branch], total: int) -> Markup:
+def sunburst(branches: Sequence[Branch], total: int) -> Markup:
     """Draw words that questions begin with as rings, the first word innermost, each arc as wide as its share."""
     drawn: list[str] = []
     start = -math.pi / 2
     for at, branch in enumerate(branches):
         angle = 2 * math.pi * branch.count / max(1, total)
-        _arcs(drawn, branch, (start, angle), depth=0, hue=_HUES[at % len(_HUES)])
+        _sunburst_arcs(drawn, branch, (start, angle), depth=0, hue=_HUES[at % len(_HUES)])
         start += angle
     return _svg("-250 -250 500 500", drawn, "rings")
 
 
-def _arcs(
+def _sunburst_arcs(
     drawn: list[str], branch: Branch, place: tuple[float, float], *, depth: int, hue: int
 ) -> None:
     """Draw a word and what goes on from it, outside."""
@@ -77,7 +77,7 @@ def _arcs(
     inner, outer = 60 + 62 * depth, 120 + 62 * depth
     colour = f"hsl({hue} 55% {52 + 11 * depth}%)"
     drawn.append(
-        f'<path d="{_sector(start, min(angle, 2 * math.pi - 0.001), inner, outer)}" fill="{colour}">'
+        f'<path d="{_arc_path(start, min(angle, 2 * math.pi - 0.001), inner, outer)}" fill="{colour}">'
         f"<title>{escape(branch.word)}: {branch.count:,}</title></path>"
     )
     middle, radius = start + angle / 2, (inner + outer) / 2
@@ -86,15 +86,15 @@ def _arcs(
         at = f"translate({radius * math.cos(middle):.1f} {radius * math.sin(middle):.1f})"
         drawn.append(
             f'<text text-anchor="middle" dominant-baseline="central" transform="{at} rotate({degrees:.1f})">'
-            f"{escape(_cut(branch.word, 11))}</text>"
+            f"{escape(_truncate(branch.word, 11))}</text>"
         )
     for inside in branch.branches:
         share = angle * inside.count / branch.count
-        _arcs(drawn, inside, (start, share), depth=depth + 1, hue=hue)
+        _sunburst_arcs(drawn, inside, (start, share), depth=depth + 1, hue=hue)
         start += share
 
 
-def _sector(start: float, angle: float, inner: float, outer: float) -> str:
+def _arc_path(start: float, angle: float, inner: float, outer: float) -> str:
     """Return the path of a piece of a ring."""
     points = [
         (radius * math.cos(at), radius * math.sin(at))
@@ -108,7 +108,7 @@ def _sector(start: float, angle: float, inner: float, outer: float) -> str:
     )
 
 
-def _short(count: int) -> str:
+def _compact_number(count: int) -> str:
     """Write a count in few characters: 1200 as 1.2k."""
     for limit, letter in ((1_000_000, "M"), (1_000, "k")):
         if count >= limit:
@@ -116,7 +116,7 @@ def _short(count: int) -> str:
     return str(count)
 
 
-def _cut(word: str, most: int) -> str:
+def _truncate(word: str, most: int) -> str:
     return word if len(word) <= most else f"{word[: most - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 

@@ -11,8 +11,8 @@ from caldera.conversation import Conversation, from_record
 from caldera.datasets.noun_phrases import noun_phrases
 from caldera.errors import InputError
 from caldera.instructions.teacher import Kind
-from caldera.record_files import iterate_records
-from caldera.skips import Skips
+from caldera.record_files import read_records
+from caldera.skips import SkippedItems
 
 FIRST_WORDS = 3
 """So many words of a question make its beginning."""
@@ -29,7 +29,7 @@ _WORD = re.compile(r"[^\W_]+(?:['\N{RIGHT SINGLE QUOTATION MARK}-][^\W_]+)*")
 
 
 @dataclass(slots=True)
-class Lengths:
+class Histogram:
     """How often each length comes."""
 
     counts: Counter[int] = field(default_factory=Counter)
@@ -59,7 +59,7 @@ class Lengths:
 
 
 @dataclass(slots=True)
-class KindFigures:
+class KindStatistics:
     """Of the records of one kind."""
 
     records: int = 0
@@ -83,7 +83,7 @@ class KindFigures:
 
 
 @dataclass(slots=True)
-class Figures:
+class DatasetStatistics:
     """What a data file is made of."""
 
     records: int = 0
@@ -92,33 +92,33 @@ class Figures:
     """In how many places each picture is shown."""
 
     ids: Counter[str] = field(default_factory=Counter)
-    shown: Lengths = field(default_factory=Lengths)
+    images_per_record: Histogram = field(default_factory=Histogram)
     """Pictures of a record."""
 
-    rounds: Lengths = field(default_factory=Lengths)
+    turns_per_record: Histogram = field(default_factory=Histogram)
     """Questions of a record."""
 
-    question_words: Lengths = field(default_factory=Lengths)
-    answer_words: Lengths = field(default_factory=Lengths)
-    record_words: Lengths = field(default_factory=Lengths)
+    question_words: Histogram = field(default_factory=Histogram)
+    answer_words: Histogram = field(default_factory=Histogram)
+    record_words: Histogram = field(default_factory=Histogram)
     """Of all turns together, by which LLaVA groups its batches."""
 
-    beginnings: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    question_prefixes: Counter[tuple[str, ...]] = field(default_factory=Counter)
     """First words of questions."""
 
     short_answers: Counter[str] = field(default_factory=Counter)
     """Answers of at most three words."""
 
-    kinds: dict[str, KindFigures] = field(default_factory=lambda: defaultdict(KindFigures))
+    kinds: dict[str, KindStatistics] = field(default_factory=lambda: defaultdict(KindStatistics))
 
     def add(self, conversation: Conversation) -> None:
         """Count one record."""
         self.records += 1
         self.ids[conversation.id] += 1
         self.pictures.update(conversation.pictures)
-        self.shown.counts[len(conversation.pictures)] += 1
-        self.rounds.counts[len(conversation.turns) // 2] += 1
-        kind = self.kinds[kind_of(conversation.id)]
+        self.images_per_record.counts[len(conversation.pictures)] += 1
+        self.turns_per_record.counts[len(conversation.turns) // 2] += 1
+        kind = self.kinds[kind_of_record(conversation.id)]
         kind.records += 1
         objects: set[str] = set()
         words = 0
@@ -126,10 +126,10 @@ class Figures:
             text = turn.text
             length = len(text.split())
             words += length
-            if turn.speaker == "user":
+            if turn.role == "user":
                 self.question_words.counts[length] += 1
                 if beginning := first_words(text):
-                    self.beginnings[beginning] += 1
+                    self.question_prefixes[beginning] += 1
                 continue
             self.answer_words.counts[length] += 1
             kind.answers += 1
@@ -147,23 +147,23 @@ class Figures:
             "bad": self.bad,
             "repeated ids": sum(count for count in self.ids.values() if count > 1),
             "pictures": len(self.pictures),
-            "records without a picture": self.shown.counts[0],
+            "records without a picture": self.images_per_record.counts[0],
             "records with several": sum(
-                count for length, count in self.shown.counts.items() if length > 1
+                count for length, count in self.images_per_record.counts.items() if length > 1
             ),
-            "questions of a record": self.rounds.summary(),
+            "questions of a record": self.turns_per_record.summary(),
             "words of a question": self.question_words.summary(),
             "words of an answer": self.answer_words.summary(),
             "words of a record": self.record_words.summary(),
             "first words": {
-                " ".join(words): count for words, count in self.beginnings.most_common(50)
+                " ".join(words): count for words, count in self.question_prefixes.most_common(50)
             },
             "short answers": dict(self.short_answers.most_common(50)),
             "kinds": {name: kind.as_dict() for name, kind in self.kinds.items()},
         }
 
 
-def kind_of(name: str) -> str:
+def kind_of_record(name: str) -> str:
     """Return the kind that an id tells: `data generate` ends it with one, `data mix` begins it with the file."""
     ending = name.rpartition("-")[2].partition("#")[0]
     if ending in _KINDS:
@@ -189,12 +189,12 @@ def _asked(lines: Sequence[str]) -> str:
     return next((line for line in said if "?" in line), said[0] if said else "")
 
 
-def gather(
+def compute_statistics(
     file: Path,
-    skips: Skips,
+    skips: SkippedItems,
     ignore: frozenset[str] = frozenset(),
     read: Callable[[int], None] = lambda count: None,
-) -> Figures:
+) -> DatasetStatistics:
     """Count what a data file is made of.
 
     Args:
@@ -206,14 +206,14 @@ def gather(
     Raises:
         InputError: The file cannot be read, or too many records are bad.
     """
-    figures = Figures()
-    for where, record in iterate_records(file, read):
+    figures = DatasetStatistics()
+    for where, record in read_records(file, read):
         try:
             figures.add(from_record(record, where, ignore))
         except InputError as fault:
-            skips.take(where, fault)
-    figures.bad = len(skips.taken)
-    skips.check(figures.records + figures.bad)
+            skips.add_or_raise(where, fault)
+    figures.bad = len(skips.items)
+    skips.raise_if_over_limit(figures.records + figures.bad)
     return figures
 
 
@@ -226,7 +226,7 @@ class Branch:
     branches: tuple["Branch", ...] = ()
 
 
-def branches_of(
+def prefix_tree(
     beginnings: Iterable[tuple[tuple[str, ...], int]], most: Sequence[int]
 ) -> tuple[Branch, ...]:
     """Arrange beginnings as a tree, the most frequent words first.
@@ -244,6 +244,6 @@ def branches_of(
             counts[words[0]] += count
             rest[words[0]].append((words[1:], count))
     return tuple(
-        Branch(word, count, branches_of(rest[word], most[1:]))
+        Branch(word, count, prefix_tree(rest[word], most[1:]))
         for word, count in counts.most_common(most[0])
     )

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from caldera.conversation import Conversation, Picture
-from caldera.errors import PictureError
-from caldera.skips import Skips
+from caldera.conversation import Conversation, ImageRef
+from caldera.errors import ImageError
+from caldera.skips import SkippedItems
 
-Sentences = Literal["each", "first", "none"]
+AnswerPromptPlacement = Literal["each", "first", "none"]
 """Which questions of a conversation end with the sentence that says how to answer."""
 
 
@@ -22,7 +22,7 @@ class ImportOptions:
     pictures: Path | None = None
     """Folder that picture names start from."""
 
-    find: bool = True
+    check_exists: bool = True
     """Whether to look if each picture is there."""
 
     split: str | None = None
@@ -31,10 +31,10 @@ class ImportOptions:
     answers: Path | None = None
     """File of the answers, where they are not beside the questions."""
 
-    form: str = "QCM-LEA"
+    layout: str = "QCM-LEA"
     """How a ScienceQA problem is laid out: a name that `science_qa.parse_form` knows."""
 
-    sentences: Sentences = "each"
+    answer_prompt: AnswerPromptPlacement = "each"
     """Which questions end with the sentence that says how to answer."""
 
     per_picture: int = 0
@@ -45,18 +45,18 @@ class ImportOptions:
 
 
 @dataclass(slots=True)
-class Imported:
+class ImportResult:
     """What an importer made of a file."""
 
     conversations: list[Conversation] = field(default_factory=list)
     total: int = 0
     """Records, questions or pairs that were met, the bad ones among them."""
 
-    changes: Counter[str] = field(default_factory=Counter)
+    fixes: Counter[str] = field(default_factory=Counter)
     """What was set right on the way, and how often."""
 
 
-Importer = Callable[[Path, Skips, ImportOptions], Imported]
+Importer = Callable[[Path, SkippedItems, ImportOptions], ImportResult]
 
 
 class PictureFolder:
@@ -66,7 +66,7 @@ class PictureFolder:
         self._root, self._find = str(root), find
         self._found: dict[tuple[str, ...], str | None] = {}
 
-    def path(self, *names: str) -> str:
+    def resolve(self, *names: str) -> str:
         """Return the whole path of the first of several names that is there; of the first, where nobody looks.
 
         Raises:
@@ -79,13 +79,13 @@ class PictureFolder:
             self._found[names] = next((path for path in paths if os.path.isfile(path)), None)  # noqa: PTH113
         found = self._found[names]
         if found is None:
-            raise PictureError(
+            raise ImageError(
                 f"{Path(self._root, names[0])} does not exist; check --pictures, or pass --no-find if it comes later"
             )
         return found
 
 
-class Moved:
+class PathRewriter:
     """Rewrites picture paths to start from another folder."""
 
     def __init__(self, start: Path, to: Path) -> None:
@@ -102,13 +102,13 @@ class Moved:
         moved = self._folders[folder]
         return name if moved == "." else os.path.join(moved, name)  # noqa: PTH118
 
-    def all_of(self, conversation: Conversation) -> Conversation:
+    def rewrite(self, conversation: Conversation) -> Conversation:
         """Return a conversation with all its pictures moved."""
         turns = tuple(
             replace(
                 turn,
                 parts=tuple(
-                    Picture(self(part.path)) if isinstance(part, Picture) else part
+                    ImageRef(self(part.path)) if isinstance(part, ImageRef) else part
                     for part in turn.parts
                 ),
             )

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from caldera.conversation import to_record, write_conversations
 from caldera.datasets.captions import import_captions, import_coco
-from caldera.datasets.imported import Importer, ImportOptions, Moved
+from caldera.datasets.imported import Importer, ImportOptions, PathRewriter
 from caldera.datasets.llava_json import import_llava
 from caldera.datasets.science_qa import import_science_qa
 from caldera.datasets.vqa import import_vqa
-from caldera.errors import InputError, RecordError, UnknownNameError
-from caldera.skips import Skips
+from caldera.errors import ConversationError, InputError, UnknownNameError
+from caldera.skips import SkippedItems
 
 IMPORTERS: dict[str, Importer] = {
     "llava": import_llava,
@@ -37,7 +37,7 @@ class ImportReport:
     bad: int
 
 
-def import_file(
+def import_dataset(
     kind: str, path: Path, out: Path, options: ImportOptions, max_bad: float = 0.0
 ) -> ImportReport:
     """Write a data file of what others made, whole or not at all; what is left out is listed beside it.
@@ -56,27 +56,27 @@ def import_file(
     """
     if kind not in IMPORTERS:
         raise UnknownNameError("importer", kind, IMPORTERS)
-    skips = Skips(max_bad)
+    skips = SkippedItems(max_bad)
     imported = IMPORTERS[kind](path, skips, options)
-    moved = Moved(Path(), out.parent)
+    moved = PathRewriter(Path(), out.parent)
     conversations = []
     for conversation in imported.conversations:
         try:
             to_record(conversation)  # raises where a text says <image>, which no file could hold
-            conversations.append(moved.all_of(conversation))
-        except RecordError as fault:
-            skips.take(f"{path}: record {conversation.id}", fault)
-    skips.check(max(1, imported.total))
+            conversations.append(moved.rewrite(conversation))
+        except ConversationError as fault:
+            skips.add_or_raise(f"{path}: record {conversation.id}", fault)
+    skips.raise_if_over_limit(max(1, imported.total))
     if not conversations:
         raise InputError(f"there is nothing to write of {path}; see what was left out")
     write_conversations(out, conversations)
-    if skips.taken:
+    if skips.items:
         skips.write(out.with_suffix(".bad.jsonl"))
     return ImportReport(
         total=imported.total,
         conversations=len(conversations),
         turns=sum(len(one.turns) for one in conversations),
         pictures=len({path for one in conversations for path in one.pictures}),
-        changes=imported.changes,
-        bad=len(skips.taken),
+        changes=imported.fixes,
+        bad=len(skips.items),
     )

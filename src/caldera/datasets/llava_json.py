@@ -9,13 +9,13 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from caldera.conversation import IMAGE_MARK, from_record
-from caldera.datasets.imported import Imported, ImportOptions, PictureFolder
-from caldera.errors import InputError, RecordError, did_you_mean
-from caldera.record_files import iterate_records
-from caldera.skips import Skips
+from caldera.conversation import IMAGE_PLACEHOLDER, from_record
+from caldera.datasets.imported import ImportOptions, ImportResult, PictureFolder
+from caldera.errors import ConversationError, InputError, did_you_mean
+from caldera.record_files import read_records
+from caldera.skips import SkippedItems
 
-SPEAKERS = {
+ROLE_ALIASES = {
     "human": "human",
     "user": "human",
     "gpt": "gpt",
@@ -25,44 +25,46 @@ SPEAKERS = {
 }
 """Whom names stand for, in any case of letters."""
 
-SUFFIXES = (".jpg", ".png", ".gif", ".jpeg", ".webp", ".JPG", ".PNG")
+IMAGE_SUFFIXES = (".jpg", ".png", ".gif", ".jpeg", ".webp", ".JPG", ".PNG")
 """What a picture's name may end in after a download: OCR-VQA's are called .jpg in mix665k, and come as others."""
 
 _TURNS, _IMAGES = ("conversations", "messages"), ("image", "images")
 
 
-def import_llava(path: Path, skips: Skips, options: ImportOptions) -> Imported:
+def import_llava(path: Path, skips: SkippedItems, options: ImportOptions) -> ImportResult:
     """Read a `.json` or `.jsonl` file of conversations and set its records right.
 
     Raises:
         InputError: The file cannot be read, or a record is bad and may not be left out.
     """
-    folder = PictureFolder(options.pictures or path.parent, find=options.find)
-    imported = Imported()
-    for index, (where, record) in enumerate(iterate_records(path)):
+    folder = PictureFolder(options.pictures or path.parent, find=options.check_exists)
+    imported = ImportResult()
+    for index, (where, record) in enumerate(read_records(path)):
         imported.total += 1
         changes: Counter[str] = Counter()
         try:
             wire = _record(record, where, f"{path.stem}-{index}", changes)
-            _find_pictures(wire, folder, changes)
+            _resolve_images(wire, folder, changes)
             conversation = from_record(wire, where)
         except InputError as fault:
-            skips.take(where, fault)
+            skips.add_or_raise(where, fault)
         else:
             imported.conversations.append(conversation)
-            imported.changes.update(changes)
-    skips.check(imported.total)
+            imported.fixes.update(changes)
+    skips.raise_if_over_limit(imported.total)
     return imported
 
 
 def _record(record: object, where: str, name: str, changes: Counter[str]) -> dict[str, Any]:
     """Return a record in LLaVA's form."""
     if not isinstance(record, dict):
-        raise RecordError(f"{where}: a record should be a JSON object, got {repr(record)[:40]}")
-    turns = _ends(_turns(_only(record, _TURNS, where), where, changes), changes)
+        raise ConversationError(
+            f"{where}: a record should be a JSON object, got {repr(record)[:40]}"
+        )
+    turns = _trim_ends(_turns(_single_field(record, _TURNS, where), where, changes), changes)
     images = _images(record, where)
-    if images and turns and not any(IMAGE_MARK in turn["value"] for turn in turns):
-        turns[0]["value"] = f"{IMAGE_MARK}\n" * len(images) + turns[0]["value"]
+    if images and turns and not any(IMAGE_PLACEHOLDER in turn["value"] for turn in turns):
+        turns[0]["value"] = f"{IMAGE_PLACEHOLDER}\n" * len(images) + turns[0]["value"]
         changes["mark of the picture put in front of the first question"] += 1
     identity = record.get("id")
     if identity is None or identity == "":
@@ -76,7 +78,7 @@ def _record(record: object, where: str, name: str, changes: Counter[str]) -> dic
     return wire
 
 
-def _only(record: dict[str, Any], names: tuple[str, ...], where: str) -> object:
+def _single_field(record: dict[str, Any], names: tuple[str, ...], where: str) -> object:
     """Return the value of the only one of several names that a record has.
 
     Raises:
@@ -85,7 +87,7 @@ def _only(record: dict[str, Any], names: tuple[str, ...], where: str) -> object:
     there = [name for name in names if record.get(name) is not None]
     if len(there) != 1:
         got = f"both {' and '.join(there)}" if there else f"no field {' or '.join(names)}"
-        raise RecordError(f"{where}: a record has {got}; it needs one of them")
+        raise ConversationError(f"{where}: a record has {got}; it needs one of them")
     return record[there[0]]
 
 
@@ -93,10 +95,10 @@ def _images(record: dict[str, Any], where: str) -> list[str]:
     """Return the paths of a record's pictures."""
     if not any(record.get(name) for name in _IMAGES):
         return []
-    images = _only(record, _IMAGES, where)
+    images = _single_field(record, _IMAGES, where)
     images = [images] if isinstance(images, str) else images
     if not isinstance(images, list) or not all(isinstance(one, str) and one for one in images):
-        raise RecordError(
+        raise ConversationError(
             f"{where}: pictures should be a path or a list of paths, got {repr(images)[:40]}; "
             "write the pictures to files and name them"
         )
@@ -110,19 +112,19 @@ def _turns(turns: object, where: str, changes: Counter[str]) -> list[dict[str, s
         RecordError: One is not a turn, or its speaker is unknown.
     """
     if not isinstance(turns, list):
-        raise RecordError(f"{where}: turns should be a list, got {repr(turns)[:40]}")
+        raise ConversationError(f"{where}: turns should be a list, got {repr(turns)[:40]}")
     named = []
     for number, turn in enumerate(turns, start=1):
         if not isinstance(turn, dict):
-            raise RecordError(
+            raise ConversationError(
                 f"{where}: turn {number} should be a JSON object, got {repr(turn)[:40]}"
             )
         speaker = turn.get("from", turn.get("role"))
         text = _text(turn.get("value", turn.get("content")), f"{where}: turn {number}")
-        name = SPEAKERS.get(speaker.lower()) if isinstance(speaker, str) else None
+        name = ROLE_ALIASES.get(speaker.lower()) if isinstance(speaker, str) else None
         if name is None:
-            raise RecordError(
-                f"{where}: turn {number} is by {speaker!r}; {did_you_mean(str(speaker), SPEAKERS)}"
+            raise ConversationError(
+                f"{where}: turn {number} is by {speaker!r}; {did_you_mean(str(speaker), ROLE_ALIASES)}"
             )
         if name != speaker and name != "system":
             changes[f"speaker {speaker!r} is {name!r}"] += 1
@@ -150,13 +152,13 @@ def _text(content: object, where: str) -> str:
             case {"type": "text", "text": str(text)}:
                 texts.append(text)
             case {"type": "image"}:
-                texts.append(f"{IMAGE_MARK}\n")
+                texts.append(f"{IMAGE_PLACEHOLDER}\n")
             case _:
-                raise RecordError(f"{where} should say a text, got {repr(content)[:40]}")
+                raise ConversationError(f"{where} should say a text, got {repr(content)[:40]}")
     return "".join(texts)
 
 
-def _ends(turns: list[dict[str, str]], changes: Counter[str]) -> list[dict[str, str]]:
+def _trim_ends(turns: list[dict[str, str]], changes: Counter[str]) -> list[dict[str, str]]:
     """Drop what nobody asked for at the start, and what nobody answered at the end."""
     if turns and turns[0]["from"] == "gpt":
         turns = turns[1:]
@@ -167,7 +169,7 @@ def _ends(turns: list[dict[str, str]], changes: Counter[str]) -> list[dict[str, 
     return turns
 
 
-def _find_pictures(wire: dict[str, Any], folder: PictureFolder, changes: Counter[str]) -> None:
+def _resolve_images(wire: dict[str, Any], folder: PictureFolder, changes: Counter[str]) -> None:
     """Put whole paths in place of names; of a file that is not there, another suffix may be.
 
     Raises:
@@ -178,7 +180,7 @@ def _find_pictures(wire: dict[str, Any], folder: PictureFolder, changes: Counter
     found = []
     for name in wire["image"]:
         stem = name.removesuffix(PurePosixPath(name).suffix)
-        path = folder.path(name, *(stem + suffix for suffix in SUFFIXES))
+        path = folder.resolve(name, *(stem + suffix for suffix in IMAGE_SUFFIXES))
         if not path.endswith(name):
             changes["picture found under another suffix"] += 1
         found.append(path)

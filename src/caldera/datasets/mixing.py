@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from caldera.conversation import Conversation, from_record, write_conversations
-from caldera.datasets.imported import Moved
+from caldera.datasets.imported import PathRewriter
 from caldera.errors import InputError, UsageError
-from caldera.record_files import iterate_records
-from caldera.skips import Skips
+from caldera.record_files import read_records
+from caldera.skips import SkippedItems
 
 
 @dataclass(frozen=True, slots=True)
-class Ingredient:
+class WeightedFile:
     """A file of a mix."""
 
     file: Path
@@ -22,7 +22,7 @@ class Ingredient:
     """0.5 draws half of its records, 2 takes each twice, 2.5 each twice and half of them once more."""
 
 
-def parse_ingredient(text: str) -> Ingredient:
+def parse_weighted_file(text: str) -> WeightedFile:
     """Read `FILE` or `FILE:WEIGHT`.
 
     Raises:
@@ -30,7 +30,7 @@ def parse_ingredient(text: str) -> Ingredient:
     """
     name, colon, number = text.rpartition(":")
     if not colon or "/" in number or Path(text).exists():
-        return Ingredient(Path(text))
+        return WeightedFile(Path(text))
     try:
         weight = float(number)
     except ValueError:
@@ -39,7 +39,7 @@ def parse_ingredient(text: str) -> Ingredient:
         raise UsageError(
             f"{text}: the weight is {number!r}; write a number above 0, such as {name}:0.5"
         )
-    return Ingredient(Path(name), weight)
+    return WeightedFile(Path(name), weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +55,14 @@ class SourceReport:
     """Good records in the file."""
 
     bad: int
-    written: int
+    rows: int
     """Rows in the mix."""
 
     turns: int
     pictures: int
     """Distinct ones in the mix."""
 
-    without: int
+    text_only: int
     """Rows without a picture."""
 
 
@@ -79,7 +79,7 @@ class MixReport:
     @property
     def written(self) -> int:
         """Rows of all sources."""
-        return sum(source.written for source in self.sources)
+        return sum(source.rows for source in self.sources)
 
     def as_dict(self) -> dict[str, object]:
         """Return it as JSON has it."""
@@ -92,7 +92,7 @@ class MixReport:
 
 
 def mix_files(
-    ingredients: Sequence[Ingredient],
+    ingredients: Sequence[WeightedFile],
     out: Path,
     *,
     seed: int = 0,
@@ -112,51 +112,53 @@ def mix_files(
         InputError: A file cannot be read, too many records are bad, or nothing is left.
         OutputError: The new one cannot be written.
     """
-    skips, total = Skips(max_bad), 0
+    skips, total = SkippedItems(max_bad), 0
     mixed: list[Conversation] = []
     reports: list[SourceReport] = []
-    names = _names([one.file for one in ingredients])
+    names = _unique_names([one.file for one in ingredients])
     for name, ingredient in zip(names, ingredients, strict=True):
-        bad = len(skips.taken)
+        bad = len(skips.items)
         read = _read(ingredient.file, skips, ignore)
-        bad = len(skips.taken) - bad
+        bad = len(skips.items) - bad
         total += len(read) + bad
-        moved = Moved(ingredient.file.parent, out.parent)
+        moved = PathRewriter(ingredient.file.parent, out.parent)
         drawn = [
-            replace(moved.all_of(read[place]), id=f"{name}/{read[place].id}")
-            for place in _drawn(len(read), ingredient.weight, random.Random(f"{seed} {name}"))
+            replace(moved.rewrite(read[place]), id=f"{name}/{read[place].id}")
+            for place in _sample_indices(
+                len(read), ingredient.weight, random.Random(f"{seed} {name}")
+            )
         ]
         reports.append(_report(name, ingredient, len(read), bad, drawn))
         mixed += drawn
-    skips.check(max(1, total))
+    skips.raise_if_over_limit(max(1, total))
     if not mixed:
         raise InputError("the mix is empty; give files with records, or larger weights")
     random.Random(seed).shuffle(mixed)
     write_conversations(out, _with_unique_ids(mixed))
-    if skips.taken:
+    if skips.items:
         skips.write(out.with_suffix(".bad.jsonl"))
     pictures = {path for one in mixed for path in one.pictures}
     return MixReport(tuple(reports), len(pictures), seed)
 
 
-def _read(file: Path, skips: Skips, ignore: frozenset[str]) -> list[Conversation]:
+def _read(file: Path, skips: SkippedItems, ignore: frozenset[str]) -> list[Conversation]:
     """Read the good records of a file."""
     read = []
-    for where, record in iterate_records(file):
+    for where, record in read_records(file):
         try:
             read.append(from_record(record, where, ignore))
         except InputError as fault:
-            skips.take(where, fault)
+            skips.add_or_raise(where, fault)
     return read
 
 
-def _drawn(records: int, weight: float, rng: random.Random) -> list[int]:
+def _sample_indices(records: int, weight: float, rng: random.Random) -> list[int]:
     """Return the places of the records that are taken: all of them so often, and a part drawn once more."""
     times, part = divmod(round(weight * records), max(1, records))
     return [*range(records)] * times + sorted(rng.sample(range(records), part))
 
 
-def _names(files: Sequence[Path]) -> list[str]:
+def _unique_names(files: Sequence[Path]) -> list[str]:
     """Return a name for each file: without its suffix, numbered where two would be the same."""
     met: Counter[str] = Counter()
     names = []
@@ -184,7 +186,7 @@ def _with_unique_ids(conversations: Sequence[Conversation]) -> list[Conversation
 
 
 def _report(
-    name: str, ingredient: Ingredient, records: int, bad: int, drawn: Sequence[Conversation]
+    name: str, ingredient: WeightedFile, records: int, bad: int, drawn: Sequence[Conversation]
 ) -> SourceReport:
     """Count what a file gave."""
     return SourceReport(
@@ -193,8 +195,8 @@ def _report(
         weight=ingredient.weight,
         records=records,
         bad=bad,
-        written=len(drawn),
+        rows=len(drawn),
         turns=sum(len(one.turns) for one in drawn),
         pictures=len({path for one in drawn for path in one.pictures}),
-        without=sum(not one.pictures for one in drawn),
+        text_only=sum(not one.pictures for one in drawn),
     )

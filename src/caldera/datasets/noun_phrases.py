@@ -9,7 +9,7 @@ count. docs/data.md has the rule's measured precision.
 
 import re
 
-MOST_WORDS = 4
+MAX_WORDS = 4
 """Of longer runs the last words are taken."""
 
 _WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*|[^\s\w]")
@@ -109,22 +109,22 @@ def noun_phrases(text: str) -> list[str]:
     phrases: list[str] = []
     run: list[str] = []
     for before, word, after in zip(["", *words], words, [*words[1:], ""], strict=False):
-        if _ends_a_phrase(before, word, after) or (run and after in _ARTICLES):
-            _close(run, phrases)
+        if _is_boundary(before, word, after) or (run and after in _ARTICLES):
+            _emit_phrase(run, phrases)
         elif not word.isdigit():
             run.append(word)
-    _close(run, phrases)
+    _emit_phrase(run, phrases)
     return phrases
 
 
-def _close(run: list[str], phrases: list[str]) -> None:
+def _emit_phrase(run: list[str], phrases: list[str]) -> None:
     """Take a run as a phrase and start a new one."""
     if run and not (len(run) == 1 and run[0] in _COLOURS):
-        phrases.append(" ".join((*run[-MOST_WORDS:-1], singular(run[-1]))))
+        phrases.append(" ".join((*run[-MAX_WORDS:-1], singular(run[-1]))))
     run.clear()
 
 
-def _ends_a_phrase(before: str, word: str, after: str) -> bool:
+def _is_boundary(before: str, word: str, after: str) -> bool:
     """Tell whether a word stands between phrases."""
     if word.partition("'")[0] in _FUNCTION or not word[0].isalnum():
         return True

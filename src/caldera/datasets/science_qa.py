@@ -14,15 +14,15 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from caldera.conversation import IMAGE_MARK, Conversation, Picture, Turn
-from caldera.datasets.imported import Imported, ImportOptions, PictureFolder
+from caldera.conversation import IMAGE_PLACEHOLDER, Conversation, ImageRef, Turn
+from caldera.datasets.imported import ImportOptions, ImportResult, PictureFolder
 from caldera.errors import AnnotationError, InputError, UnknownNameError
-from caldera.skips import Skips
+from caldera.skips import SkippedItems
 
 LETTERS = "ABCDEFGHIJ"
 """Names of the choices."""
 
-SENTENCE = "Answer with the option's letter from the given choices directly."
+LETTER_PROMPT = "Answer with the option's letter from the given choices directly."
 """What table 7 of LLaVA-1.5's paper asks where there are choices."""
 
 
@@ -74,7 +74,7 @@ def _context_first(problem: Problem) -> str:
     return f"{context}\n{question}\n{options}"
 
 
-def _because(*reasons: str) -> Callable[[Problem], str]:
+def _reasons_before(*reasons: str) -> Callable[[Problem], str]:
     """Answer, then give reasons."""
 
     def write(problem: Problem) -> str:
@@ -85,7 +85,7 @@ def _because(*reasons: str) -> Callable[[Problem], str]:
     return write
 
 
-def _therefore(*reasons: str) -> Callable[[Problem], str]:
+def _reasons_after(*reasons: str) -> Callable[[Problem], str]:
     """Give reasons, then answer."""
 
     def write(problem: Problem) -> str:
@@ -95,7 +95,7 @@ def _therefore(*reasons: str) -> Callable[[Problem], str]:
     return write
 
 
-def _on_lines(problem: Problem) -> str:
+def _choices_on_lines(problem: Problem) -> str:
     """Give lecture and explanation on lines of their own, where there are any, then the answer behind a rule."""
     lecture = f"LECTURE: {problem.lecture}\n" if problem.lecture.strip() else ""
     solution = f"SOLUTION: {problem.solution}\n" if problem.solution.strip() else ""
@@ -106,22 +106,22 @@ QUESTIONS: dict[str, Callable[[Problem], str]] = {"QCM": _question_first, "CQM":
 """Layouts of what is asked."""
 
 ANSWERS: dict[str, Callable[[Problem], str]] = {
-    "A": _because(),
-    "ALE": _because("lecture", "solution"),
-    "AEL": _because("solution", "lecture"),
-    "AL": _because("solution"),  # ScienceQA's own code has these two so
-    "AE": _because("lecture"),
-    "LA": _therefore("lecture"),
-    "EA": _therefore("solution"),
-    "LEA": _therefore("lecture", "solution"),
-    "ELA": _therefore("solution", "lecture"),
-    "LEPA": _on_lines,
+    "A": _reasons_before(),
+    "ALE": _reasons_before("lecture", "solution"),
+    "AEL": _reasons_before("solution", "lecture"),
+    "AL": _reasons_before("solution"),  # ScienceQA's own code has these two so
+    "AE": _reasons_before("lecture"),
+    "LA": _reasons_after("lecture"),
+    "EA": _reasons_after("solution"),
+    "LEA": _reasons_after("lecture", "solution"),
+    "ELA": _reasons_after("solution", "lecture"),
+    "LEPA": _choices_on_lines,
 }
 """Layouts of what is answered."""
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class PromptLayout:
     """How a problem is laid out."""
 
     ask: Callable[[Problem], str]
@@ -130,7 +130,7 @@ class Form:
     """Whether the picture stands before the text, as in LLaVA-1.5's file, or behind it, as in LLaVA's."""
 
 
-def _as_letters(problem: Problem) -> str:
+def _letter_layout(problem: Problem) -> str:
     """Ask with the choices on lines and without names but the context's."""
     context = [f"Context: {problem.hint.strip()}"] if problem.hint.strip() else []
     choices = zip(LETTERS, problem.choices, strict=False)
@@ -138,28 +138,30 @@ def _as_letters(problem: Problem) -> str:
     return "\n".join((*context, problem.question, *options))
 
 
-def parse_form(name: str) -> Form:
+def parse_layout(name: str) -> PromptLayout:
     """Return the form called exactly `name`: `QCM-LEA` and the like, or `letter`.
 
     Raises:
         UnknownNameError: There is none.
     """
     if name == "letter":
-        return Form(
-            lambda problem: f"{_as_letters(problem)}\n{SENTENCE}", _letter, picture_first=True
+        return PromptLayout(
+            lambda problem: f"{_letter_layout(problem)}\n{LETTER_PROMPT}",
+            _letter,
+            picture_first=True,
         )
     ask, _, answer = name.partition("-")
     if ask not in QUESTIONS or answer not in ANSWERS:
         known = [f"{first}-{second}" for first in QUESTIONS for second in ANSWERS]
         raise UnknownNameError("form", name, [*known, "letter"])
-    return Form(QUESTIONS[ask], ANSWERS[answer])
+    return PromptLayout(QUESTIONS[ask], ANSWERS[answer])
 
 
 def _letter(problem: Problem) -> str:
     return problem.letter
 
 
-def import_science_qa(path: Path, skips: Skips, options: ImportOptions) -> Imported:
+def import_science_qa(path: Path, skips: SkippedItems, options: ImportOptions) -> ImportResult:
     """Read the problems of one split.
 
     Args:
@@ -171,24 +173,24 @@ def import_science_qa(path: Path, skips: Skips, options: ImportOptions) -> Impor
         UnknownNameError: There is no such split or form.
         InputError: A file is missing or of another form, or a problem is bad and may not be left out.
     """
-    form, split = parse_form(options.form), options.split or "train"
+    form, split = parse_layout(options.layout), options.split or "train"
     problems, splits = _load(path / "problems.json"), _load(path / "pid_splits.json")
     if not isinstance(splits.get(split), list):
         raise UnknownNameError(f"split of {path}", split, splits)
     beside = path / "images"
     root = options.pictures or (beside if beside.is_dir() else path)
-    folder = PictureFolder(root, find=options.find)
-    imported = Imported(total=len(splits[split]))
+    folder = PictureFolder(root, find=options.check_exists)
+    imported = ImportResult(total=len(splits[split]))
     for identity in splits[split]:
         where = f"{path / 'problems.json'}: problem {identity}"
         try:
             problem = _problem(problems, identity)
             conversation = _conversation(str(identity), problem, form, folder)
         except InputError as fault:
-            skips.take(where, type(fault)(f"{where}: {fault}"))
+            skips.add_or_raise(where, type(fault)(f"{where}: {fault}"))
         else:
             imported.conversations.append(conversation)
-    skips.check(imported.total)
+    skips.raise_if_over_limit(imported.total)
     return imported
 
 
@@ -228,7 +230,7 @@ def _problem(problems: dict[str, Any], identity: object) -> Problem:
 
 
 def _conversation(
-    identity: str, problem: Problem, form: Form, folder: PictureFolder
+    identity: str, problem: Problem, form: PromptLayout, folder: PictureFolder
 ) -> Conversation:
     """Lay a problem out; of every text, two spaces become one, and none stand at its ends.
 
@@ -238,11 +240,11 @@ def _conversation(
     asked, answered = (
         layout(problem).replace("  ", " ").strip() for layout in (form.ask, form.answer)
     )
-    parts: tuple[str | Picture, ...] = (asked,)
+    parts: tuple[str | ImageRef, ...] = (asked,)
     if problem.image:
         name = f"{identity}/{problem.image}"
-        picture = Picture(folder.path(f"{problem.split}/{name}", name))
+        picture = ImageRef(folder.resolve(f"{problem.split}/{name}", name))
         parts = (picture, f"\n{asked}") if form.picture_first else (f"{asked}\n", picture)
-    if IMAGE_MARK in asked + answered:
-        raise AnnotationError(f"it says {IMAGE_MARK}, which stands for a picture; reword it")
+    if IMAGE_PLACEHOLDER in asked + answered:
+        raise AnnotationError(f"it says {IMAGE_PLACEHOLDER}, which stands for a picture; reword it")
     return Conversation(identity, (Turn("user", parts), Turn("assistant", (answered,))))

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from caldera.datasets.charts import bars, histogram, rings
-from caldera.datasets.figures import Figures, branches_of
-from caldera.storage import write_whole
+from caldera.datasets.charts import bars, histogram, sunburst
+from caldera.datasets.figures import DatasetStatistics, prefix_tree
+from caldera.storage import write_atomic
 
 MOST_WORDS = (24, 12, 8)
 """Words kept in each ring of the figure."""
@@ -16,7 +16,7 @@ MOST_WORDS = (24, 12, 8)
 _BARS = 24
 
 
-def write_stats(file: Path, figures: Figures, title: str) -> None:
+def write_stats(file: Path, figures: DatasetStatistics, title: str) -> None:
     """Write the page, whole or not at all; every text of the data is escaped.
 
     Raises:
@@ -34,17 +34,17 @@ def write_stats(file: Path, figures: Figures, title: str) -> None:
         lengths=(
             ("words of a question", figures.question_words, "words"),
             ("words of an answer", figures.answer_words, "words"),
-            ("questions of a record", figures.rounds, "questions"),
+            ("questions of a record", figures.turns_per_record, "questions"),
             ("words of a record, all turns", figures.record_words, "words"),
-            ("pictures of a record", figures.shown, "pictures"),
+            ("pictures of a record", figures.images_per_record, "pictures"),
         ),
-        branches=branches_of(figures.beginnings.items(), MOST_WORDS),
-        beginning=figures.beginnings.total(),
+        branches=prefix_tree(figures.question_prefixes.items(), MOST_WORDS),
+        beginning=figures.question_prefixes.total(),
         kinds={name: kind.as_dict() for name, kind in sorted(figures.kinds.items())},
         objects=dict(objects.most_common(_BARS)),
         short_answers=dict(figures.short_answers.most_common(_BARS)),
         histogram=histogram,
         bars=bars,
-        rings=rings,
+        rings=sunburst,
     )
-    write_whole(file, page)
+    write_atomic(file, page)

@@ -11,12 +11,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from caldera.conversation import Conversation, Picture, Turn
-from caldera.datasets.imported import Imported, ImportOptions, PictureFolder
+from caldera.conversation import Conversation, ImageRef, Turn
+from caldera.datasets.imported import ImportOptions, ImportResult, PictureFolder
 from caldera.errors import AnnotationError, InputError
-from caldera.skips import Skips
+from caldera.skips import SkippedItems
 
-SENTENCE = "Answer the question using a single word or phrase."
+SHORT_ANSWER_PROMPT = "Answer the question using a single word or phrase."
 """What table 7 of LLaVA-1.5's paper asks of a short answer."""
 
 
@@ -43,7 +43,7 @@ class _Annotation(_Wire):
     multiple_choice_answer: str | None = None
 
 
-def import_vqa(path: Path, skips: Skips, options: ImportOptions) -> Imported:
+def import_vqa(path: Path, skips: SkippedItems, options: ImportOptions) -> ImportResult:
     """Read questions and answers and merge those about one picture.
 
     Args:
@@ -55,27 +55,29 @@ def import_vqa(path: Path, skips: Skips, options: ImportOptions) -> Imported:
         InputError: A file is missing or of another form, or a question is bad and may not be left out.
     """
     questions_path, answers_path = _files(path, options)
-    header, questions = entries(questions_path, "questions")
+    header, questions = read_list(questions_path, "questions")
     annotations = {
         entry.get("question_id"): (f"{answers_path}: annotations.{index}", entry)
-        for index, entry in enumerate(entries(answers_path, "annotations")[1])
+        for index, entry in enumerate(read_list(answers_path, "annotations")[1])
         if isinstance(entry, dict)
     }
     subtype = str(header.get("data_subtype", options.split or ""))
-    folder = PictureFolder(_pictures(questions_path.parent, subtype, options), find=options.find)
+    folder = PictureFolder(
+        _pictures(questions_path.parent, subtype, options), find=options.check_exists
+    )
     asked: dict[str, list[tuple[str, str]]] = {}
-    imported = Imported(total=len(questions))
+    imported = ImportResult(total=len(questions))
     for index, entry in enumerate(questions):
         where = f"{questions_path}: questions.{index}"
         try:
-            question = checked(_Question, entry, where)
+            question = validate(_Question, entry, where)
             answer = _answer(question, annotations.get(question.question_id), where)
-            picture = folder.path(*picture_names(question.image_id, subtype))
+            picture = folder.resolve(*picture_names(question.image_id, subtype))
         except InputError as fault:
-            skips.take(where, fault)
+            skips.add_or_raise(where, fault)
         else:
             asked.setdefault(picture, []).append((" ".join(question.question.split()), answer))
-    skips.check(imported.total)
+    skips.raise_if_over_limit(imported.total)
     imported.conversations = [
         _conversation(picture, exchanges, options) for picture, exchanges in asked.items()
     ]
@@ -113,7 +115,7 @@ def _files(path: Path, options: ImportOptions) -> tuple[Path, Path]:
     return path, answers[0]
 
 
-def entries(path: Path, field: str) -> tuple[dict[str, Any], list[Any]]:
+def read_list(path: Path, field: str) -> tuple[dict[str, Any], list[Any]]:
     """Read one of the two files: what stands around its list, and the list.
 
     Raises:
@@ -133,7 +135,7 @@ def entries(path: Path, field: str) -> tuple[dict[str, Any], list[Any]]:
     return content, found
 
 
-def checked(form: type[Any], entry: object, where: str) -> Any:  # noqa: ANN401 - of the form
+def validate(form: type[Any], entry: object, where: str) -> Any:  # noqa: ANN401 - of the form
     """Return an entry in its form.
 
     Raises:
@@ -173,7 +175,7 @@ def _answer(question: _Question, found: tuple[str, Any] | None, where: str) -> s
             f"{where}: question {question.question_id} has no annotation; remove it or give the answers of its split"
         )
     place, entry = found
-    annotation = checked(_Annotation, entry, place)
+    annotation = validate(_Annotation, entry, place)
     if annotation.image_id != question.image_id:
         raise AnnotationError(
             f"{place}: image_id is {annotation.image_id}, but {question.image_id} in question {question.question_id}; "
@@ -198,8 +200,10 @@ def _conversation(
     """Make a conversation of all that was asked about a picture."""
     turns: list[Turn] = []
     for number, (question, answer) in enumerate(exchanges):
-        wanted = options.sentences == "each" or (options.sentences == "first" and number == 0)
-        said = f"{question}\n{SENTENCE}" if wanted else question
-        asked = (Picture(picture), f"\n{said}") if number == 0 else (said,)
+        wanted = options.answer_prompt == "each" or (
+            options.answer_prompt == "first" and number == 0
+        )
+        said = f"{question}\n{SHORT_ANSWER_PROMPT}" if wanted else question
+        asked = (ImageRef(picture), f"\n{said}") if number == 0 else (said,)
         turns += [Turn("user", asked), Turn("assistant", (answer,))]
     return Conversation(Path(picture).stem, tuple(turns))

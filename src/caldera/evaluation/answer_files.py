@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from caldera.errors import InputError
-from caldera.evaluation.official_files import listed, read_json, read_records, read_rows
+from caldera.evaluation.official_files import join_names, read_json, read_records, read_rows
 
 ID_NAMES = ("question_id", "questionId", "id", "index", "pid", "image_id", "image")
 """What the id is called, the first that is there."""
@@ -27,7 +27,7 @@ _TABLES = (".csv", ".tsv", ".xlsx")
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class AnswerRecord:
     """One answer as a file has it."""
 
     where: str
@@ -50,7 +50,7 @@ def read_answers(path: Path) -> dict[str, str]:
     return texts_by_id(read_answer_list(path), path)
 
 
-def texts_by_id(answers: Sequence[Answer], path: Path) -> dict[str, str]:
+def texts_by_id(answers: Sequence[AnswerRecord], path: Path) -> dict[str, str]:
     """Return the texts of the answers in a file by question id.
 
     Raises:
@@ -66,12 +66,12 @@ def texts_by_id(answers: Sequence[Answer], path: Path) -> dict[str, str]:
         met = Counter(answer.id for answer in answers)
         double = [name for name, times in met.items() if times > 1]
         raise InputError(
-            f"{path} has {len(double)} ids more than once: {listed(double)}; keep one answer of each"
+            f"{path} has {len(double)} ids more than once: {join_names(double)}; keep one answer of each"
         )
     return texts
 
 
-def read_answer_list(path: Path) -> list[Answer]:
+def read_answer_list(path: Path) -> list[AnswerRecord]:
     """Return the answers of a file, or of a folder of them, in order; ids may be missing or double.
 
     Raises:
@@ -95,7 +95,7 @@ def _is_record(content: dict[str, Any]) -> bool:
     return any(name in content for name in ID_NAMES) and any(name in content for name in TEXT_NAMES)
 
 
-def _from_object(content: dict[str, Any], path: Path) -> list[Answer]:
+def _from_object(content: dict[str, Any], path: Path) -> list[AnswerRecord]:
     """Read an object of texts by id."""
     if not content:
         raise InputError(f"{path} holds no answers")
@@ -105,10 +105,10 @@ def _from_object(content: dict[str, Any], path: Path) -> list[Answer]:
                 f"{path}: the answer to {name!r} should be a text, got {str(text)[:40]!r}; expected texts by "
                 "id, or a list of records with question_id and text"
             )
-    return [Answer(f"{path}: {name!r}", name, text) for name, text in content.items()]
+    return [AnswerRecord(f"{path}: {name!r}", name, text) for name, text in content.items()]
 
 
-def _answer(record: dict[str, Any], where: str) -> Answer:
+def _answer(record: dict[str, Any], where: str) -> AnswerRecord:
     """Read one record.
 
     Raises:
@@ -117,7 +117,7 @@ def _answer(record: dict[str, Any], where: str) -> Answer:
     names = [name for name in TEXT_NAMES if name in record]
     if not names or ("text" not in names and len(names) > 1):
         raise InputError(
-            f"{where} should have its answer under one of {', '.join(TEXT_NAMES)}; it has {listed(map(str, record))}"
+            f"{where} should have its answer under one of {', '.join(TEXT_NAMES)}; it has {join_names(map(str, record))}"
         )
     text = record[names[0]]
     if not isinstance(text, str):
@@ -128,4 +128,4 @@ def _answer(record: dict[str, Any], where: str) -> Answer:
             f"{where}: the id should be a number or a text, got {str(identity)[:40]!r}"
         )
     prompt = next((record[name] for name in PROMPT_NAMES if name in record), "")
-    return Answer(where, str(identity), text, prompt if isinstance(prompt, str) else "")
+    return AnswerRecord(where, str(identity), text, prompt if isinstance(prompt, str) else "")

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from caldera.evaluation.benchmark import Item
-from caldera.inference.generate import Generator
-from caldera.inference.sampling import Sampling
+from caldera.inference.generate import BatchGenerator
+from caldera.inference.sampling import SamplingParams
 from caldera.progress import Progress
 
 
 def ask(
-    generator: Generator,
+    generator: BatchGenerator,
     items: Sequence[Item],
     *,
     folder: Path,
@@ -33,14 +33,14 @@ def ask(
     Raises:
         CalderaError: A picture cannot be used, or an item is too long for the model.
     """
-    sampling = Sampling(max_new_tokens=max_new_tokens)
+    sampling = SamplingParams(max_new_tokens=max_new_tokens)
     prompts = {item.id: generator.prompt(item.conversation, folder) for item in items}
     order = sorted(prompts, key=lambda name: len(prompts[name].ids))
     answers: dict[str, str] = {}
-    with progress.job(name, len(items)) as tick:
+    with progress.task(name, len(items)) as tick:
         for at in range(0, len(order), batch_size):
             names = order[at : at + batch_size]
-            replies = generator.answer([prompts[name] for name in names], sampling)
+            replies = generator.generate([prompts[name] for name in names], sampling)
             answers |= dict(zip(names, replies, strict=True))
             tick(len(names))
     return answers

@@ -8,7 +8,7 @@ import numpy as np
 
 from caldera.conversation import Conversation
 from caldera.errors import InputError
-from caldera.evaluation.official_files import listed
+from caldera.evaluation.official_files import join_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,10 +16,10 @@ class Item:
     """One thing to ask, with what is right."""
 
     id: str
-    kind: str
+    category: str
     """What it tests; scores are also given by kind."""
 
-    form: str
+    question_type: str
     """Which question it is, whatever it is asked about."""
 
     conversation: Conversation
@@ -34,19 +34,19 @@ class Item:
     slices: tuple[str, ...] = ()
     """More groups that it counts in, such as "grade: 1-6"; `kind` is always one."""
 
-    unit: str = ""
+    group: str = ""
     """What it is scored with, such as the picture of MME's two questions: all items of a unit are scored, or none.
     Empty where it is scored alone."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sums:
+class BootstrapStatistic:
     """A figure made of sums over items, so that samples of them can be drawn again; in the figure's own unit."""
 
-    terms: Mapping[str, tuple[float, ...]]
+    per_item: Mapping[str, tuple[float, ...]]
     """What each item adds to each sum, by item id."""
 
-    figure: Callable[[np.ndarray], np.ndarray]
+    from_sums: Callable[[np.ndarray], np.ndarray]
     """Sums, (draws, sums), to the figure of each draw, (draws,)."""
 
 
@@ -59,19 +59,19 @@ class Score:
     counts: dict[str, int] = field(default_factory=dict)
     """Items of each kind."""
 
-    figures: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
     """The scores as the benchmark's authors print them, by their names, mostly times 100; JSON."""
 
-    marks: dict[str, float] = field(default_factory=dict)
+    item_scores: dict[str, float] = field(default_factory=dict)
     """What each item's answer was worth, by item id, between 0 and 1; for intervals and lists of what was wrong."""
 
-    unread: dict[str, str] = field(default_factory=dict)
+    unparsed: dict[str, str] = field(default_factory=dict)
     """Items whose answer could not be read as what was asked for, with the reason; they are never scored in silence."""
 
-    sums: Sums | None = None
+    sums: BootstrapStatistic | None = None
     """What the headline is made of, where that is no mean of marks."""
 
-    extracted: dict[str, str] = field(default_factory=dict)
+    parsed_answers: dict[str, str] = field(default_factory=dict)
     """What was read out of an item's answer and compared, where that is not the answer itself, such as a letter."""
 
 
@@ -112,8 +112,10 @@ def check_answers(items: Sequence[Item], answers: Mapping[str, str]) -> None:
     missing, unknown = wanted - answers.keys(), answers.keys() - wanted
     faults = []
     if missing:
-        faults.append(f"{len(missing)} of {len(wanted)} items have no answer: {listed(missing)}")
+        faults.append(
+            f"{len(missing)} of {len(wanted)} items have no answer: {join_names(missing)}"
+        )
     if unknown:
-        faults.append(f"{len(unknown)} answers belong to no item: {listed(unknown)}")
+        faults.append(f"{len(unknown)} answers belong to no item: {join_names(unknown)}")
     if faults:
         raise InputError(f"{'; '.join(faults)}; is this the right split?")

@@ -9,13 +9,13 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from caldera.evaluation.caption_words import words_of
+from caldera.evaluation.caption_words import ptb_tokenize
 
 _MAX_N = 4
 _SMALL, _TINY = 1e-9, 1e-15
 """Keep divisions defined, as pycocoevalcap does; without an n-gram in common the score is nearly 0, not 0."""
 
-Gram = tuple[str, ...]
+NGram = tuple[str, ...]
 
 
 def bleu(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> list[float]:
@@ -28,22 +28,22 @@ def bleu(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]])
     said, nearest = 0, 0
     matched, possible = [0] * _MAX_N, [0] * _MAX_N
     for name, texts in references.items():
-        words = words_of(candidates[name])
-        others = [words_of(text) for text in texts]
+        words = ptb_tokenize(candidates[name])
+        others = [ptb_tokenize(text) for text in texts]
         said += len(words)
         nearest += min((len(other) for other in others), key=lambda n: (abs(n - len(words)), n))
         for n in range(1, _MAX_N + 1):
-            limits: Counter[Gram] = Counter()
+            limits: Counter[NGram] = Counter()
             for other in others:
-                limits |= grams(other, n)
-            matched[n - 1] += (grams(words, n) & limits).total()
+                limits |= ngrams(other, n)
+            matched[n - 1] += (ngrams(words, n) & limits).total()
             possible[n - 1] += max(0, len(words) - n + 1)
     ratio = (said + _TINY) / (nearest + _SMALL)
     brevity = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
     return [brevity * product ** (1 / n) for n, product in _products(matched, possible)]
 
 
-def grams(words: Sequence[str], n: int) -> Counter[Gram]:
+def ngrams(words: Sequence[str], n: int) -> Counter[NGram]:
     """Count the n-grams of a text of one length."""
     return Counter(tuple(words[at : at + n]) for at in range(len(words) - n + 1))
 

@@ -21,7 +21,7 @@ _WORD = re.compile(
 )
 
 
-def words_of(caption: str) -> list[str]:
+def ptb_tokenize(caption: str) -> list[str]:
     """Split a caption into words in lower case, without punctuation."""
     apart = _FUSED.sub(lambda found: f" {_TWO_WORDS.get(found[0], found[0])}", caption.lower())
     return _WORD.findall(apart)

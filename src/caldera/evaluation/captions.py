@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from caldera.annotations.annotated_image import AnnotationSet
-from caldera.conversation import Conversation, Picture, Turn
+from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.evaluation.benchmark import Item, Score, check_answers
 from caldera.evaluation.cider import cider_d
-from caldera.instructions.wordings import BRIEF
+from caldera.instructions.wordings import CAPTION_REQUESTS
 
 
 @dataclass(frozen=True, slots=True)
-class Captions:
+class CaptionTask:
     """Items that ask for a caption."""
 
     name: str
@@ -30,9 +30,9 @@ class Captions:
         return Score(cider_d(answers, {item.id: item.references for item in self.items}))
 
 
-def captions_of(annotations: AnnotationSet, *, name: str, beside: Path) -> Captions:
+def build_caption_task(annotations: AnnotationSet, *, name: str, beside: Path) -> CaptionTask:
     """Ask for a caption of each picture, always in the same words; picture paths will start from `beside`."""
-    return Captions(
+    return CaptionTask(
         name,
         tuple(
             Item(
@@ -43,7 +43,11 @@ def captions_of(annotations: AnnotationSet, *, name: str, beside: Path) -> Capti
                     image.id,
                     (
                         Turn(
-                            "user", (Picture(os.path.relpath(image.path, beside)), f"\n{BRIEF[0]}")
+                            "user",
+                            (
+                                ImageRef(os.path.relpath(image.path, beside)),
+                                f"\n{CAPTION_REQUESTS[0]}",
+                            ),
                         ),
                     ),
                 ),

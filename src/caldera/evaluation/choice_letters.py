@@ -28,14 +28,14 @@ _ANOTHER = re.compile(
 )
 """A second letter right behind the first, as in "A or B" and "A, B"; asked of a few characters, see `_another`."""
 
-_NEAR = 60
+_MAX_DISTANCE = 60
 """Characters behind a letter in which a second one stands right behind it, whatever marks are between."""
 
 _SCIENCE_QA = re.compile(r"The answer is ([A-Z]).")
 """LLaVA's own, whose dot stands for any one character (R: llava/eval/eval_science_qa.py)."""
 
 
-def read_choice(text: str, letters: str, choices: Sequence[str] = ()) -> str | None:
+def parse_choice(text: str, letters: str, choices: Sequence[str] = ()) -> str | None:
     """Return the one letter that an answer clearly chooses, or None.
 
     Args:
@@ -44,7 +44,7 @@ def read_choice(text: str, letters: str, choices: Sequence[str] = ()) -> str | N
         choices: What they stand for, in that order; an answer that repeats one word for word chooses it.
     """
     said = unicodedata.normalize("NFKC", text).strip()
-    for read in (_alone, _stated, _leading):
+    for read in (_bare_letter, _stated_letter, _leading_letter):
         letter, clear = read(said)
         if letter or not clear:
             return letter if letter and letter in letters else None
@@ -52,9 +52,9 @@ def read_choice(text: str, letters: str, choices: Sequence[str] = ()) -> str | N
     return letters[wording.index(_bare(said))] if wording.count(_bare(said)) == 1 else None
 
 
-def _another(behind: str) -> bool:
+def _has_second_letter(behind: str) -> bool:
     """Tell whether a second letter stands right behind the first; no further, as endless marks take square time."""
-    return _ANOTHER.match(behind[:_NEAR]) is not None
+    return _ANOTHER.match(behind[:_MAX_DISTANCE]) is not None
 
 
 def _bare(text: str) -> str:
@@ -69,18 +69,18 @@ _UNCLEAR: tuple[str, bool] = ("", False)
 """It is said that there are several."""
 
 
-def _alone(said: str) -> tuple[str, bool]:
+def _bare_letter(said: str) -> tuple[str, bool]:
     """Look for a letter and nothing else: B, (B), **b**, Option B."""
     found = _ALONE.fullmatch(said)
     return (found[1].upper(), True) if found else _NOTHING
 
 
-def _stated(said: str) -> tuple[str, bool]:
+def _stated_letter(said: str) -> tuple[str, bool]:
     """Look for what the answer is said to be, once, or the same each time."""
     stated: set[str] = set()
     at = 0
     while found := _STATED.search(said, at):
-        if _another(found["rest"]):
+        if _has_second_letter(found["rest"]):
             return _UNCLEAR
         stated.add(found[1])
         at = found.end(1)
@@ -89,14 +89,14 @@ def _stated(said: str) -> tuple[str, bool]:
     return (stated.pop(), True) if stated else _NOTHING
 
 
-def _leading(said: str) -> tuple[str, bool]:
+def _leading_letter(said: str) -> tuple[str, bool]:
     """Look for a letter with a mark behind it before anything else: B. a bear."""
     found = _LEADS.match(said)
     if not found:
         return _NOTHING
     behind = said[found.end(1) :]
     again = _LEADS.match(found["rest"] or "")
-    if _another(behind) or (again and again[1] != found[1]):
+    if _has_second_letter(behind) or (again and again[1] != found[1]):
         return _UNCLEAR
     return found[1], True
 
@@ -124,6 +124,6 @@ def science_qa_letter(text: str, choices: Sequence[str] = ()) -> str | None:
     by_llava = science_qa_letter_by_llava(text)
     found = _SCIENCE_QA.search(text)
     behind = text[found.end(1) :] if found else ""
-    if by_llava and not behind[:1].isalpha() and not _another(behind):
+    if by_llava and not behind[:1].isalpha() and not _has_second_letter(behind):
         return by_llava
-    return read_choice(text, LETTERS, choices)
+    return parse_choice(text, LETTERS, choices)

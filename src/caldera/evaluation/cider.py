@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from caldera.evaluation.caption_words import words_of
+from caldera.evaluation.caption_words import ptb_tokenize
 
 _MAX_N = 4
 _SIGMA = 6.0
@@ -18,21 +18,21 @@ _SIGMA = 6.0
 
 _SCALE = 10.0
 
-Gram = tuple[str, ...]
+NGram = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class _Vector:
     """A caption's weighed n-grams."""
 
-    weights: dict[Gram, float]
+    weights: dict[NGram, float]
     norms: tuple[float, ...]
     length: int
 
 
-def _grams(text: str) -> Counter[Gram]:
+def _grams(text: str) -> Counter[NGram]:
     """Count the n-grams of a caption."""
-    words = words_of(text)
+    words = ptb_tokenize(text)
     return Counter(
         tuple(words[at : at + n]) for n in range(1, _MAX_N + 1) for at in range(len(words) - n + 1)
     )
@@ -45,15 +45,15 @@ def cider_d(candidates: Mapping[str, str], references: Mapping[str, Sequence[str
         candidates: A caption for each picture, by its id.
         references: What people wrote about each picture; rarity of n-grams is counted over these.
     """
-    scores = cider_d_of_each(candidates, references)
+    scores = cider_d_per_image(candidates, references)
     return sum(scores.values()) / len(scores)
 
 
-def cider_d_of_each(
+def cider_d_per_image(
     candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]
 ) -> dict[str, float]:
     """Return CIDEr-D by picture id; the arguments are those of `cider_d`."""
-    spread: Counter[Gram] = Counter()
+    spread: Counter[NGram] = Counter()
     for texts in references.values():
         spread.update({gram for text in texts for gram in _grams(text)})
     return {
@@ -65,7 +65,7 @@ def cider_d_of_each(
     }
 
 
-def _vector(text: str, spread: Counter[Gram], pictures: int) -> _Vector:
+def _vector(text: str, spread: Counter[NGram], pictures: int) -> _Vector:
     """Weigh the n-grams of a caption by how few of the `pictures` they are said of."""
     weights = {
         gram: count * (math.log(pictures) - math.log(max(1, spread[gram])))
@@ -75,7 +75,7 @@ def _vector(text: str, spread: Counter[Gram], pictures: int) -> _Vector:
         math.sqrt(sum(weight**2 for gram, weight in weights.items() if len(gram) == n))
         for n in range(1, _MAX_N + 1)
     )
-    return _Vector(weights, norms, len(words_of(text)))
+    return _Vector(weights, norms, len(ptb_tokenize(text)))
 
 
 def _against(candidate: _Vector, references: Sequence[_Vector]) -> float:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet
-from caldera.conversation import Conversation, Picture, Turn
+from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import InputError
 from caldera.evaluation.benchmark import Item, Score, check_answers
-from caldera.instructions.context import ask_about_all
-from caldera.instructions.facts import Facts, facts_of
-from caldera.instructions.questions import SHORT_ANSWER, Question, ask_about, in_units
-from caldera.instructions.writing import Companions, named
+from caldera.instructions.context import questions_about_all
+from caldera.instructions.facts import Facts, derive_facts
+from caldera.instructions.questions import SHORT_ANSWER, Question, questions_about, yes_no_pairs
+from caldera.instructions.writing import RelatedImages, label_images
 
 
 def normalised(text: str) -> str:
@@ -48,19 +48,19 @@ class ExactMatch:
         right = self.right(answers)
         by_kind: dict[str, list[bool]] = defaultdict(list)
         for item in self.items:
-            by_kind[item.kind].append(right[item.id])
+            by_kind[item.category].append(right[item.id])
         overall = sum(right.values()) / len(right)
         return Score(
             overall,
             {kind: sum(marks) / len(marks) for kind, marks in by_kind.items()},
             {kind: len(marks) for kind, marks in by_kind.items()},
-            figures={"accuracy": round(100 * overall, 2)},
-            marks={name: float(mark) for name, mark in right.items()},
-            extracted={item.id: normalised(answers[item.id]) for item in self.items},
+            metrics={"accuracy": round(100 * overall, 2)},
+            item_scores={name: float(mark) for name, mark in right.items()},
+            parsed_answers={item.id: normalised(answers[item.id]) for item in self.items},
         )
 
 
-def questions_about(
+def build_questions(
     annotations: AnnotationSet,
     *,
     name: str,
@@ -82,20 +82,22 @@ def questions_about(
     Raises:
         InputError: The annotations allow no question.
     """
-    facts = {image.path: facts_of(image, annotations.categories) for image in annotations.images}
-    companions = Companions(annotations.images)
+    facts = {
+        image.path: derive_facts(image, annotations.categories) for image in annotations.images
+    }
+    companions = RelatedImages(annotations.images)
     items: list[Item] = []
-    met: Counter[str] = Counter()
+    use_counts: Counter[str] = Counter()
     for image in annotations.images:
         rng = random.Random(f"questions {seed} {image.id}")
         for number, asked in enumerate(
-            _choose(ask_about(facts[image.path], rng), per_picture, rng)
+            _choose(questions_about(facts[image.path], rng), per_picture, rng)
         ):
             items.append(_item(f"{image.id}-{number}", asked, (image,), beside))
-        several = companions.with_companions(image, rng)
+        several = companions.group_with(image, rng)
         if len(several) > 1:
-            context = ask_about_all([facts[one.path] for one in several], rng)
-            chosen = _choose_rarest(context, context_per_picture, rng, met)
+            context = questions_about_all([facts[one.path] for one in several], rng)
+            chosen = _choose_least_used(context, context_per_picture, rng, use_counts)
             for number, asked in enumerate(chosen):
                 items.append(_item(f"{image.id}-context-{number}", asked, several, beside))
     if not items:
@@ -106,7 +108,7 @@ def questions_about(
 def _choose(asked: list[Question], most: int, rng: random.Random) -> list[Question]:
     """Choose questions evenly over their kinds, with yes and no in pairs."""
     units: dict[str, list[list[Question]]] = defaultdict(list)
-    for unit in in_units(asked):
+    for unit in yes_no_pairs(asked):
         units[unit[0].kind].append(unit)
     for kind in units.values():
         rng.shuffle(kind)
@@ -121,30 +123,34 @@ def _choose(asked: list[Question], most: int, rng: random.Random) -> list[Questi
     return chosen
 
 
-def _choose_rarest(
-    asked: list[Question], most: int, rng: random.Random, met: Counter[str]
+def _choose_least_used(
+    asked: list[Question], most: int, rng: random.Random, use_counts: Counter[str]
 ) -> list[Question]:
     """Choose questions of the forms that were `met` least, and count them there, with yes and no in pairs."""
-    units = in_units(asked)
+    units = yes_no_pairs(asked)
     rng.shuffle(units)
     chosen: list[Question] = []
-    for unit in sorted(units, key=lambda unit: met[unit[0].form]):
+    for unit in sorted(units, key=lambda unit: use_counts[unit[0].form]):
         if len(chosen) + len(unit) <= most:
             chosen += unit
-    met.update(question.form for question in chosen)
+    use_counts.update(question.form for question in chosen)
     return chosen
 
 
 def _item(name: str, asked: Question, images: Sequence[AnnotatedImage], beside: Path) -> Item:
     """Make an item of a question about one or several pictures."""
-    pictures = [Picture(os.path.relpath(image.path, beside)) for image in images]
+    references = [ImageRef(os.path.relpath(image.path, beside)) for image in images]
     question = f"{asked.text}\n{SHORT_ANSWER}"
-    parts = (*named(pictures), question) if len(pictures) > 1 else (pictures[0], f"\n{question}")
+    parts = (
+        (*label_images(references), question)
+        if len(references) > 1
+        else (references[0], f"\n{question}")
+    )
     conversation = Conversation(name, (Turn("user", parts),))
     return Item(name, asked.kind, asked.form, conversation, (asked.short,))
 
 
-def prior_answers(items: Iterable[Item], training: AnnotationSet, seed: int) -> dict[str, str]:
+def majority_answers(items: Iterable[Item], training: AnnotationSet, seed: int) -> dict[str, str]:
     """Answer each item with the commonest training answer to that form of question, without looking.
 
     Args:
@@ -153,15 +159,15 @@ def prior_answers(items: Iterable[Item], training: AnnotationSet, seed: int) -> 
         seed: Of the questions that are counted.
     """
     rng = random.Random(f"prior {seed}")
-    facts = [facts_of(image, training.categories) for image in training.images]
+    facts = [derive_facts(image, training.categories) for image in training.images]
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for one in facts:
-        for asked in ask_about(one, rng):
+        for asked in questions_about(one, rng):
             counts[asked.form][asked.short] += 1
     for asked in _context_sample(training, facts, rng):
         counts[asked.form][asked.short] += 1
     commonest = {form: answers.most_common(1)[0][0] for form, answers in counts.items()}
-    return {item.id: commonest.get(item.form, "") for item in items}
+    return {item.id: commonest.get(item.question_type, "") for item in items}
 
 
 def _context_sample(
@@ -169,34 +175,40 @@ def _context_sample(
 ) -> list[Question]:
     """Write the questions about several pictures that training pictures allow."""
     facts_by_path = {image.path: one for image, one in zip(training.images, facts, strict=True)}
-    companions = Companions(training.images)
+    companions = RelatedImages(training.images)
     return [
         asked
         for image in training.images
-        for asked in ask_about_all(
-            [facts_by_path[one.path] for one in companions.with_companions(image, rng)], rng
+        for asked in questions_about_all(
+            [facts_by_path[one.path] for one in companions.group_with(image, rng)], rng
         )
     ]
 
 
-def with_other_pictures(items: Sequence[Item]) -> list[Item]:
+def with_shuffled_images(items: Sequence[Item]) -> list[Item]:
     """Return the same questions about other pictures, so that only what is seen can make a difference."""
     paths = sorted({path for item in items for path in item.conversation.pictures})
     shift = len(paths) // 2
     other = {path: paths[(at + shift) % len(paths)] for at, path in enumerate(paths)}
     return [
-        Item(item.id, item.kind, item.form, _swapped(item.conversation, other), item.references)
+        Item(
+            item.id,
+            item.category,
+            item.question_type,
+            _replace_images(item.conversation, other),
+            item.references,
+        )
         for item in items
     ]
 
 
-def _swapped(conversation: Conversation, other: Mapping[str, str]) -> Conversation:
+def _replace_images(conversation: Conversation, other: Mapping[str, str]) -> Conversation:
     """Show another picture in each picture's place."""
     turns = tuple(
         Turn(
-            turn.speaker,
+            turn.role,
             tuple(
-                Picture(other[part.path]) if isinstance(part, Picture) else part
+                ImageRef(other[part.path]) if isinstance(part, ImageRef) else part
                 for part in turn.parts
             ),
         )

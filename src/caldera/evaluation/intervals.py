@@ -16,7 +16,7 @@ _Z = 1.959963984540054
 RESAMPLES = 4000
 """Draws of a bootstrap; its ends then vary by a few hundredths of the interval's width from seed to seed."""
 
-_CELLS = 10_000_000
+_MAX_CELLS = 10_000_000
 """Counts of distinct rows that are held at once."""
 
 
@@ -36,11 +36,11 @@ class Difference:
     value: float
     low: float
     high: float
-    better: int
+    wins: int
     """Items on which the second run has the higher mark."""
 
-    worse: int
-    chance: float
+    losses: int
+    p_value: float
     """Probability of so unequal a split of the items that differ, were neither run better; McNemar's exact test."""
 
 
@@ -63,10 +63,10 @@ def bootstrap(
 ) -> Interval:
     """Return the percentile bootstrap interval of a mean (B. Efron, 1979); groups are drawn whole."""
     terms = np.stack([np.asarray(marks, dtype=np.float64), np.ones(len(marks))], axis=1)
-    return interval_of_sums(terms, _ratio, groups, seed)
+    return statistic_interval(terms, _ratio, groups, seed)
 
 
-def interval_of(marks: Sequence[float], groups: Sequence[str] | None = None) -> Interval:
+def mean_interval(marks: Sequence[float], groups: Sequence[str] | None = None) -> Interval:
     """Return the interval of a mean.
 
     Args:
@@ -86,7 +86,7 @@ def interval_of(marks: Sequence[float], groups: Sequence[str] | None = None) -> 
     return bootstrap(marks, groups)
 
 
-def interval_of_sums(
+def statistic_interval(
     terms: np.ndarray,
     figure: Callable[[np.ndarray], np.ndarray],
     groups: Sequence[str] | None = None,
@@ -106,11 +106,11 @@ def interval_of_sums(
         of_groups = np.zeros((len(names), terms.shape[1]))
         np.add.at(of_groups, member, terms)
         terms, method = of_groups, f"bootstrap over {len(names)} clusters"
-    low, high = np.percentile(figure(_drawn_sums(terms, seed)), [2.5, 97.5])
+    low, high = np.percentile(figure(_resampled_sums(terms, seed)), [2.5, 97.5])
     return Interval(float(low), float(high), method)
 
 
-def difference(
+def paired_difference(
     first: Sequence[float],
     second: Sequence[float],
     groups: Sequence[str] | None = None,
@@ -142,7 +142,7 @@ def _ratio(sums: np.ndarray) -> np.ndarray:
     return sums[:, 0] / sums[:, 1]
 
 
-def _drawn_sums(terms: np.ndarray, seed: int) -> np.ndarray:
+def _resampled_sums(terms: np.ndarray, seed: int) -> np.ndarray:
     """Return the sums over samples drawn again, (draws, sums), of terms, (rows, sums).
 
     Drawing rows with replacement is drawing how often each distinct row occurs, which is what is done, some draws at a
@@ -150,7 +150,7 @@ def _drawn_sums(terms: np.ndarray, seed: int) -> np.ndarray:
     """
     distinct, counts = np.unique(terms, axis=0, return_counts=True)
     generator, total = np.random.default_rng(seed), len(terms)
-    at_once = max(1, _CELLS // len(distinct))
+    at_once = max(1, _MAX_CELLS // len(distinct))
     sizes = [min(at_once, RESAMPLES - at) for at in range(0, RESAMPLES, at_once)]
     return np.concatenate(
         [generator.multinomial(total, counts / total, size=size) @ distinct for size in sizes]

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from caldera.conversation import Conversation, Picture, Turn
-from caldera.datasets.science_qa import SENTENCE
+from caldera.conversation import Conversation, ImageRef, Turn
+from caldera.datasets.science_qa import LETTER_PROMPT
 from caldera.evaluation.benchmark import Item, Score, check_answers
-from caldera.evaluation.choice_letters import LETTERS, read_choice
-from caldera.evaluation.shares import marks_by_group, mean, percent
+from caldera.evaluation.choice_letters import LETTERS, parse_choice
+from caldera.evaluation.shares import mean, scores_by_group, to_percent
 
 
 def letters_read(items: Sequence[Item], answers: Mapping[str, str]) -> dict[str, str | None]:
@@ -19,7 +19,7 @@ def letters_read(items: Sequence[Item], answers: Mapping[str, str]) -> dict[str,
     """
     check_answers(items, answers)
     return {
-        item.id: read_choice(
+        item.id: parse_choice(
             answers[item.id], LETTERS[: len(item.choices)] or LETTERS, item.choices
         )
         for item in items
@@ -32,14 +32,14 @@ def score_letters(items: Sequence[Item], letters: Mapping[str, str | None]) -> S
     Figures are `accuracy` over all, `accuracy_when_read` over the items that have a letter, and accuracy by group.
     """
     marks = {item.id: float(letters[item.id] == item.references[0]) for item in items}
-    groups = marks_by_group(items, marks)
+    groups = scores_by_group(items, marks)
     unread = {item.id: "no single choice could be read" for item in items if not letters[item.id]}
     read = [mark for name, mark in marks.items() if name not in unread]
-    figures: dict[str, Any] = {"accuracy": percent(mean(marks.values()))}
-    figures |= {name: percent(mean(group.values())) for name, group in groups.items()}
+    figures: dict[str, Any] = {"accuracy": to_percent(mean(marks.values()))}
+    figures |= {name: to_percent(mean(group.values())) for name, group in groups.items()}
     figures |= {"questions": len(items), "parse_failures": len(unread)}
     if unread:
-        figures["accuracy_when_read"] = percent(mean(read)) if read else 0.0
+        figures["accuracy_when_read"] = to_percent(mean(read)) if read else 0.0
     return Score(
         mean(marks.values()),
         {name: mean(group.values()) for name, group in groups.items()},
@@ -72,11 +72,11 @@ def ask_choice(
     question: str,
     choices: Sequence[str],
     pictures: Sequence[str],
-    sentence: str = SENTENCE,
+    sentence: str = LETTER_PROMPT,
 ) -> Conversation:
     """Lay a choice question out as LLaVA-1.5 does: pictures, question, choices on lines, what asks for a letter."""
     options = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
     text = "\n".join((question, *options, sentence))
-    shown = [Picture(path) for path in pictures]
-    parts: tuple[str | Picture, ...] = (*shown, f"\n{text}" if shown else text)
+    shown = [ImageRef(path) for path in pictures]
+    parts: tuple[str | ImageRef, ...] = (*shown, f"\n{text}" if shown else text)
     return Conversation(name, (Turn("user", parts),))

@@ -17,7 +17,7 @@ _SHOWN = 10
 """Names that a message lists before it only counts."""
 
 
-def listed(names: Iterable[str]) -> str:
+def join_names(names: Iterable[str]) -> str:
     """Write names out for a message, the first ten of them."""
     ordered = sorted(names)
     more = f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
@@ -82,7 +82,9 @@ def _parsed(text: str, where: str) -> Any:  # noqa: ANN401 - whatever JSON holds
         if len(record) < len(pairs):
             met = Counter(name for name, _ in pairs)
             double = [name for name, times in met.items() if times > 1]
-            raise InputError(f"{where} has these keys twice: {listed(double)}; keep one of each")
+            raise InputError(
+                f"{where} has these keys twice: {join_names(double)}; keep one of each"
+            )
         return record
 
     try:
@@ -158,21 +160,25 @@ def _sheet(path: Path) -> list[tuple[str, dict[str, str]]]:
     ]
 
 
-def need(record: dict[str, Any], names: Iterable[str], where: str) -> None:
+def require_fields(record: dict[str, Any], names: Iterable[str], where: str) -> None:
     """Check that a record has fields.
 
     Raises:
         InputError: Some are missing; the message names them and what there is.
     """
     if missing := [name for name in names if name not in record]:
-        raise InputError(f"{where} has no {', '.join(missing)}; it has {listed(map(str, record))}")
+        raise InputError(
+            f"{where} has no {', '.join(missing)}; it has {join_names(map(str, record))}"
+        )
 
 
-def each_once(names: Iterable[str], path: Path) -> None:
+def check_unique(names: Iterable[str], path: Path) -> None:
     """Check that no question of a file is there twice.
 
     Raises:
         InputError: Some are; the message lists them.
     """
     if double := [name for name, times in Counter(names).items() if times > 1]:
-        raise InputError(f"{path} has questions more than once: {listed(double)}; keep one of each")
+        raise InputError(
+            f"{path} has questions more than once: {join_names(double)}; keep one of each"
+        )

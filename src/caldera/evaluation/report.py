@@ -7,7 +7,7 @@ from io import BytesIO
 from pathlib import Path
 
 from caldera.evaluation.page import inline_picture, render_page
-from caldera.storage import write_whole
+from caldera.storage import write_atomic
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +15,7 @@ class Column:
     """One column of the table of scores."""
 
     title: str
-    explanation: str
+    description: str
     scores: Mapping[str, float]
     """By kind, as fractions; "overall" among them."""
 
@@ -32,7 +32,7 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class GalleryQuestion:
     """One question of the gallery."""
 
     kind: str
@@ -43,11 +43,11 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Exhibit:
+class GalleryItem:
     """Pictures of the gallery with what was asked about them."""
 
     pictures: tuple[Path, ...]
-    asked: Sequence[Asked]
+    asked: Sequence[GalleryQuestion]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Report:
     """Everything that a report shows."""
 
     title: str
-    lead: str
+    summary: str
     """What the run was, in a sentence or two."""
 
     columns: Sequence[Column]
@@ -66,7 +66,7 @@ class Report:
     """Single numbers, by what they are."""
 
     curves: Sequence[Curve]
-    exhibits: Sequence[Exhibit]
+    exhibits: Sequence[GalleryItem]
     seconds: Mapping[str, float]
     facts: Mapping[str, str]
     """What it was made with."""
@@ -87,7 +87,7 @@ def write_report(file: Path, report: Report) -> None:
         plot=_plot,
         total=sum(report.seconds.values()),
     )
-    write_whole(file, page)
+    write_atomic(file, page)
 
 
 def _plot(curve: Curve) -> str:

@@ -6,17 +6,17 @@ precision and the best recall over the references, which may be two of them, wit
 
 from collections.abc import Mapping, Sequence
 
-from caldera.evaluation.caption_words import words_of
+from caldera.evaluation.caption_words import ptb_tokenize
 
 _BETA = 1.2
 
 
 def rouge_l(candidate: str, references: Sequence[str]) -> float:
     """Return ROUGE-L of one caption against what people wrote of its picture, between 0 and 1."""
-    words = words_of(candidate)
+    words = ptb_tokenize(candidate)
     precision = recall = 0.0
     for text in references:
-        other = words_of(text)
+        other = ptb_tokenize(text)
         if words and other:
             common = _longest_common(words, other)
             precision = max(precision, common / len(words))

@@ -8,7 +8,7 @@ _PLACE = re.compile(r"\b(?:top|bottom) (?:left|right)\b|\b(?:top|bottom|left|rig
 _PLACES = ("top", "bottom", "left", "right", "middle")
 
 
-def says(reference: str, answer: str) -> bool:
+def contains_answer(reference: str, answer: str) -> bool:
     """Tell whether an answer says what a reference of a word or phrase says.
 
     For yes and no "the answer is ..." decides, else the first of the two words; of a place all of it must be said, so

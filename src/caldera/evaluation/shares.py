@@ -12,17 +12,17 @@ def mean(marks: Iterable[float]) -> float:
     return sum(values) / len(values)
 
 
-def percent(share: float) -> float:
+def to_percent(share: float) -> float:
     """Return a share times 100, without the dust that division leaves."""
     return round(100 * share, 6)
 
 
-def marks_by_group(
+def scores_by_group(
     items: Iterable[Item], marks: Mapping[str, float]
 ) -> dict[str, dict[str, float]]:
     """Return the marks of each kind and slice by item id, groups in the order that they were met."""
     groups: dict[str, dict[str, float]] = defaultdict(dict)
     for item in items:
-        for group in (item.kind, *item.slices):
+        for group in (item.category, *item.slices):
             groups[group][item.id] = marks[item.id]
     return dict(groups)

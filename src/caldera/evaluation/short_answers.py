@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from caldera.conversation import Conversation, Picture, Turn
-from caldera.datasets.vqa import SENTENCE
+from caldera.conversation import Conversation, ImageRef, Turn
+from caldera.datasets.vqa import SHORT_ANSWER_PROMPT
 from caldera.errors import InputError
 from caldera.evaluation.benchmark import Item, Score, check_answers
-from caldera.evaluation.official_files import listed
+from caldera.evaluation.official_files import join_names
 from caldera.evaluation.shares import mean
-from caldera.evaluation.vqa_accuracy import Worth
+from caldera.evaluation.vqa_accuracy import SoftAccuracy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,8 +20,8 @@ class ShortAnswers:
 
     name: str
     items: Sequence[Item]
-    worth: Worth
-    prepare: Callable[[str], str] = str
+    accuracy: SoftAccuracy
+    normalize: Callable[[str], str] = str
     """What is done to an answer before; nothing by default."""
 
     overall: str = "accuracy"
@@ -41,11 +41,11 @@ class ShortAnswers:
         check_answers(self.items, answers)
         if unknown := [item.id for item in self.items if not item.references]:
             raise InputError(
-                f"{len(unknown)} questions have no right answers in the files given: {listed(unknown)}; "
+                f"{len(unknown)} questions have no right answers in the files given: {join_names(unknown)}; "
                 "give --truth of this split (those of test splits are not published)"
             )
         marks = {
-            item.id: self.worth(self.prepare(answers[item.id]), item.references)
+            item.id: self.accuracy(self.normalize(answers[item.id]), item.references)
             for item in self.items
         }
         unread = {
@@ -53,16 +53,16 @@ class ShortAnswers:
             for item in self.items
             if not answers[item.id].strip()
         }
-        kinds = sorted({item.kind for item in self.items})
-        figures = self._figures(marks) | self._blind()
+        kinds = sorted({item.category for item in self.items})
+        figures = self._figures(marks) | self._majority_baseline()
         figures |= {"questions": len(marks), "parse_failures": len(unread)}
         if 0 < len(unread) < len(marks):
             read = _percent(mark for name, mark in marks.items() if name not in unread)
             figures["without_parse_failures"] = {self.overall: read}
         return Score(
             mean(marks.values()),
-            {kind: mean(marks[i.id] for i in self.items if i.kind == kind) for kind in kinds},
-            dict(Counter(item.kind for item in self.items)),
+            {kind: mean(marks[i.id] for i in self.items if i.category == kind) for kind in kinds},
+            dict(Counter(item.category for item in self.items)),
             figures,
             marks,
             unread,
@@ -81,11 +81,11 @@ class ShortAnswers:
             figures |= {name: means} if name else means
         return figures
 
-    def _blind(self) -> dict[str, Any]:
+    def _majority_baseline(self) -> dict[str, Any]:
         """Return what the most common answer would come to if it were always given: a floor to compare with."""
         said = Counter(one for item in self.items for one in item.references)
         answer = said.most_common(1)[0][0]
-        worth = [self.worth(self.prepare(answer), item.references) for item in self.items]
+        worth = [self.accuracy(self.normalize(answer), item.references) for item in self.items]
         return {"blind": _percent(worth), "blind_answer": answer}
 
 
@@ -93,11 +93,11 @@ def _percent(worth: Iterable[float]) -> float:
     return round(100 * mean(worth), 2)
 
 
-def asking(name: str, picture: str, question: str) -> Conversation:
+def question_turn(name: str, picture: str, question: str) -> Conversation:
     """Ask one question about one picture; it holds the sentence that says how to answer."""
-    return Conversation(name, (Turn("user", (Picture(picture), f"\n{question}")),))
+    return Conversation(name, (Turn("user", (ImageRef(picture), f"\n{question}")),))
 
 
-def asking_shortly(name: str, picture: str, question: str) -> Conversation:
+def short_answer_turn(name: str, picture: str, question: str) -> Conversation:
     """Ask one question about one picture with the sentence that LLaVA-1.5 ends it with (P2, table 8)."""
-    return asking(name, picture, f"{question}\n{SENTENCE}")
+    return question_turn(name, picture, f"{question}\n{SHORT_ANSWER_PROMPT}")

@@ -51,7 +51,7 @@ never meets a word in lower case, or without one that is missing. So "im" stays 
 """
 
 
-def _with_one_missing(contractions: str) -> dict[str, str]:
+def _missing_apostrophes(contractions: str) -> dict[str, str]:
     """Map every spelling that lacks one apostrophe to the right one."""
     return {
         word[:at] + word[at + 1 :]: word
@@ -61,25 +61,25 @@ def _with_one_missing(contractions: str) -> dict[str, str]:
     }
 
 
-_CONTRACTIONS = _with_one_missing(_CONTRACTED) | {"somebody'd": "somebodyd"}
+_CONTRACTIONS = _missing_apostrophes(_CONTRACTED) | {"somebody'd": "somebodyd"}
 """Oddity: the official table has this one entry the wrong way round."""
 
 
-def normalised(answer: str) -> str:
+def normalize_vqa(answer: str) -> str:
     """Return an answer as VQA v2's evaluator compares it: punctuation, number words, articles, contractions."""
-    return _words(_without_punctuation(flat(answer)))
+    return _words(_without_punctuation(one_line(answer)))
 
 
-def submitted(answer: str) -> str:
+def normalize_submission(answer: str) -> str:
     """Return an answer as EvalAI's processor leaves it, which TextVQA's M4C evaluator compares.
 
     Commas and question marks go first, and a possessive is cut off: "Macy's" becomes "macy 's".
     """
     lower = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's")
-    return normalised(lower)
+    return normalize_vqa(lower)
 
 
-def flat(answer: str) -> str:
+def one_line(answer: str) -> str:
     """Return an answer on one line, without white space at its ends."""
     return answer.replace("\n", " ").replace("\t", " ").strip()
 

@@ -8,7 +8,7 @@ _YES, _NO = {"yes", "true"}, {"no", "false"}
 _STATED = re.compile(r"\banswer(?:\s+is|\s*:)\s+(\w+)", re.IGNORECASE)
 
 
-def read_yes_no(text: str) -> str | None:
+def parse_yes_no(text: str) -> str | None:
     """Return "yes" or "no" where an answer begins with it or says that the answer is that, else None.
 
     True and false count as yes and no. "Yes and no", "not yes" and "The eyes are blue" are neither.
@@ -28,7 +28,7 @@ def read_yes_no(text: str) -> str | None:
     return "yes" if stated & _YES else "no"
 
 
-def pope_says(text: str) -> str:
+def parse_pope_answer(text: str) -> str:
     """Return "yes" or "no" as POPE's evaluation reads it (spec 7).
 
     It is a no if a word before the first full stop is No, not or no. Everything else is a yes, whatever it says: the
@@ -38,12 +38,12 @@ def pope_says(text: str) -> str:
     return "no" if {"No", "not", "no"} & set(words) else "yes"
 
 
-def pope_can_tell(text: str) -> bool:
+def is_explicit_yes_no(text: str) -> bool:
     """Tell whether an answer says yes or no at all, rather than being counted as a yes for want of a no."""
-    return pope_says(text) == "no" or read_yes_no(text) is not None
+    return parse_pope_answer(text) == "no" or parse_yes_no(text) is not None
 
 
-def mme_says(text: str) -> str | None:
+def parse_mme_answer(text: str) -> str | None:
     """Return "yes" or "no" as MME's evaluation reads it, from the first four characters, or None.
 
     The published figures are counted so, although "nowhere" is a no that way.

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 _HALF = "\N{REPLACEMENT CHARACTER}"
 
 
-class AnswerText:
+class IncrementalDetokenizer:
     """One answer's text, as it grows."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, stops: Sequence[str] = ()) -> None:
@@ -33,21 +33,21 @@ class AnswerText:
         return len(self._text)
 
     @property
-    def told(self) -> int:
+    def num_emitted(self) -> int:
         """Characters that were given out."""
         return self._told
 
-    def add(self, token: int) -> str:
+    def append(self, token: int) -> str:
         """Take the next token; return the text that has become sure by it."""
         self._ids.append(token)
-        fresh = self._fresh()
-        return "" if fresh.endswith(_HALF) else self._tell(fresh, last=False)
+        fresh = self._decode_new()
+        return "" if fresh.endswith(_HALF) else self._emit(fresh, last=False)
 
     def finish(self) -> str:
         """End the answer; return the rest of its text."""
-        return "" if self.stopped else self._tell(self._fresh(), last=True)
+        return "" if self.stopped else self._emit(self._decode_new(), last=True)
 
-    def _fresh(self) -> str:
+    def _decode_new(self) -> str:
         """Spell the tokens that are not spelt yet."""
         known = self._decode(self._ids[self._context : self._read])
         return self._decode(self._ids[self._context :])[len(known) :]
@@ -55,18 +55,22 @@ class AnswerText:
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def _tell(self, fresh: str, *, last: bool) -> str:
+    def _emit(self, fresh: str, *, last: bool) -> str:
         """Add a spelt text and return what is sure."""
         self._context, self._read = self._read, len(self._ids)
         before = len(self._text)
         self._text = self._text + fresh if self._text else fresh.lstrip()
-        self._cut(before)
-        end = len(self._text) if last or self.stopped else len(self._text) - self._begun_stop()
+        self._apply_stops(before)
+        end = (
+            len(self._text)
+            if last or self.stopped
+            else len(self._text) - self._partial_stop_length()
+        )
         sure = max(self._told, len(self._text[:end].rstrip()))
         piece, self._told = self._text[self._told : sure], sure
         return piece
 
-    def _cut(self, before: int) -> None:
+    def _apply_stops(self, before: int) -> None:
         """Cut the text at the stop that is complete first; none is within its first `before` characters."""
         start = max(0, before - max(map(len, self._stops), default=0))
         met = [
@@ -77,11 +81,11 @@ class AnswerText:
         if met:
             self._text, self.stopped = self._text[: min(met)[1]], True
 
-    def _begun_stop(self) -> int:
+    def _partial_stop_length(self) -> int:
         """Count the characters at the end of the text that a stop may begin with."""
-        return max((_overlap(self._text, stop) for stop in self._stops), default=0)
+        return max((_suffix_prefix_overlap(self._text, stop) for stop in self._stops), default=0)
 
 
-def _overlap(text: str, stop: str) -> int:
+def _suffix_prefix_overlap(text: str, stop: str) -> int:
     """Count the characters at the end of a text that a stop may begin with."""
     return next((n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n])), 0)

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-KeysAndValues = tuple[Tensor, ...]
+KVCache = tuple[Tensor, ...]
 """Of some tokens, for all layers."""
 
 
@@ -22,23 +22,23 @@ class Decoder(Protocol):
     description: str
     """What it is, for logs and reports."""
 
-    def extend(self, slot: int, embedded: Tensor) -> Tensor:
+    def prefill(self, slot: int, embedded: Tensor) -> Tensor:
         """Read the next tokens of a conversation, (tokens, width); return the last one's logits, (vocabulary,)."""
         ...
 
-    def step(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
+    def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
         """Read one more token of each of some conversations; return their logits, (rows, vocabulary)."""
         ...
 
-    def clear(self, slot: int) -> None:
+    def reset(self, slot: int) -> None:
         """Forget a conversation."""
         ...
 
-    def save(self, slot: int) -> KeysAndValues | None:
+    def export_cache(self, slot: int) -> KVCache | None:
         """Return a copy of what is held of a conversation; None if it cannot be cut and joined again."""
         ...
 
-    def restore(self, slot: int, kept: KeysAndValues, tokens: int) -> None:
+    def import_cache(self, slot: int, kept: KVCache, tokens: int) -> None:
         """Begin a conversation with the first tokens of a saved one."""
         ...
 
@@ -53,7 +53,7 @@ class TransformersDecoder:
         self._lengths: dict[int, int] = {}
         self.description = f"transformers' {type(language).__name__}"
 
-    def extend(self, slot: int, embedded: Tensor) -> Tensor:
+    def prefill(self, slot: int, embedded: Tensor) -> Tensor:
         """Read the next tokens of a conversation."""
         cache, length = self._cache(slot)
         logits = self._language(
@@ -68,20 +68,20 @@ class TransformersDecoder:
         self._lengths[slot] = length + len(embedded)
         return logits
 
-    def step(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
+    def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
         """Read one more token of each of some conversations."""
         table = self._language.get_input_embeddings()
         ids = torch.tensor(tokens, device=table.weight.device).unsqueeze(1)  # (rows, 1)
         return torch.stack(
-            [self.extend(slot, row) for slot, row in zip(slots, table(ids), strict=True)]
+            [self.prefill(slot, row) for slot, row in zip(slots, table(ids), strict=True)]
         )
 
-    def clear(self, slot: int) -> None:
+    def reset(self, slot: int) -> None:
         """Forget a conversation."""
         self._caches.pop(slot, None)
         self._lengths.pop(slot, None)
 
-    def save(self, slot: int) -> KeysAndValues | None:
+    def export_cache(self, slot: int) -> KVCache | None:
         """Return a copy of what is held of a conversation."""
         cache, _ = self._cache(slot)
         kept: list[Tensor] = []
@@ -91,9 +91,9 @@ class TransformersDecoder:
             kept += layer.keys.clone(), layer.values.clone()
         return tuple(kept)
 
-    def restore(self, slot: int, kept: KeysAndValues, tokens: int) -> None:
+    def import_cache(self, slot: int, kept: KVCache, tokens: int) -> None:
         """Begin a conversation with the first tokens of a saved one."""
-        self.clear(slot)
+        self.reset(slot)
         cache, _ = self._cache(slot)
         for layer, at in enumerate(range(0, len(kept), 2)):
             keys, values = (part[:, :, :tokens].clone() for part in kept[at : at + 2])

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from caldera.errors import UsageError
 from caldera.inference.decoder import Decoder, TransformersDecoder
 from caldera.inference.llama_decoder import LlamaDecoder
-from caldera.inference.packed_linear import Bits, pack_layers
+from caldera.inference.packed_linear import Quantization, pack_layers
 from caldera.model.llava import Llava
 
 _log = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 _PROBE = 11
 """Tokens that two decoders are compared on."""
 
-_LIMITS = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
+_TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
 """How far logits may be from the model's own, as a share of their size: what rounding alone makes, and some more."""
 
 _INT8_LIMIT = 0.3
@@ -26,7 +26,7 @@ _INT8_LIMIT = 0.3
 
 
 def choose_decoder(
-    language: PreTrainedModel, slots: int, *, bits: Bits = "as stored", fast: bool = True
+    language: PreTrainedModel, slots: int, *, bits: Quantization = "as stored", fast: bool = True
 ) -> Decoder:
     """Return a decoder of up to `slots` conversations.
 
@@ -39,13 +39,15 @@ def choose_decoder(
     Raises:
         UsageError: int8 is asked for, but this model or device cannot.
     """
-    reason = "it was asked for" if not fast else _not_fast(language)
+    reason = "it was asked for" if not fast else _why_not_fast(language)
     if not reason:
         table: Any = language.get_input_embeddings()
-        expected = _probed(TransformersDecoder(language), table)  # before its weights are let go of
+        expected = _probe_logits(
+            TransformersDecoder(language), table
+        )  # before its weights are let go of
         decoder = LlamaDecoder(language, slots, bits)
-        distance = float((_probed(decoder, table) - expected).norm() / expected.norm())
-        limit = _INT8_LIMIT if bits == "int8" else _LIMITS[decoder.dtype]
+        distance = float((_probe_logits(decoder, table) - expected).norm() / expected.norm())
+        limit = _INT8_LIMIT if bits == "int8" else _TOLERANCES[decoder.dtype]
         if distance <= limit:
             return decoder
         reason = f"the fast one's logits are {distance:.2g} of their size from it, over {limit}"
@@ -56,28 +58,28 @@ def choose_decoder(
     return TransformersDecoder(language)
 
 
-def _not_fast(language: PreTrainedModel) -> str:
+def _why_not_fast(language: PreTrainedModel) -> str:
     """Say why a model has no fast decoder; nothing if it has one."""
     if language.device.type != "cpu":
         return f"the model is on {language.device}, the fast one is for processors"
-    if language.dtype not in _LIMITS:
+    if language.dtype not in _TOLERANCES:
         return f"its weights are in {language.dtype}"
-    return LlamaDecoder.obstacle(language)
+    return LlamaDecoder.unsupported_reason(language)
 
 
 @torch.inference_mode()
-def _probed(decoder: Decoder, table: Any) -> Tensor:  # noqa: ANN401 - an embedding
+def _probe_logits(decoder: Decoder, table: Any) -> Tensor:  # noqa: ANN401 - an embedding
     """Return logits of a few tokens, read together and one by one, (3, vocabulary)."""
     # all over the vocabulary: tokens at its beginning are special ones, between which models compute anything
     ids = torch.arange(1, _PROBE + 1) * len(table.weight) // (_PROBE + 2)
-    logits = [decoder.extend(0, table(ids[:-2]))]
-    logits += [decoder.step([0], [int(token)])[0] for token in ids[-2:]]
-    decoder.clear(0)
+    logits = [decoder.prefill(0, table(ids[:-2]))]
+    logits += [decoder.decode([0], [int(token)])[0] for token in ids[-2:]]
+    decoder.reset(0)
     return torch.stack(logits).float()
 
 
-def prepare_sight(model: Llava) -> None:
+def pack_vision_weights(model: Llava) -> None:
     """Lay out the weights of tower and projector for the processor they are on; what they give stays the same."""
-    if model.word_table.device.type == "cpu":
+    if model.embedding_weight.device.type == "cpu":
         pack_layers(model.vision.tower)
         pack_layers(model.projector)

@@ -12,15 +12,21 @@ from typing import Any, Self, TypeVar
 from PIL import Image
 
 from caldera.conversation import Conversation
-from caldera.errors import BusyError, CalderaError, EngineError, UsageError
-from caldera.inference.decoders import choose_decoder, prepare_sight
-from caldera.inference.looking import Looks, look
-from caldera.inference.packed_linear import Bits
-from caldera.inference.prompts import PreparedPicture, Prompt, Prompter, check_fit, prepare
-from caldera.inference.requests import Answering, Piece, Request, TokenChance, Usage
-from caldera.inference.sampling import Sampling
-from caldera.inference.scheduler import Scheduler, failure
-from caldera.model.folder import Assistant
+from caldera.errors import CalderaError, EngineError, QueueFullError, UsageError
+from caldera.inference.decoders import choose_decoder, pack_vision_weights
+from caldera.inference.looking import AttentionMaps, compute_attention_maps
+from caldera.inference.packed_linear import Quantization
+from caldera.inference.prompts import (
+    ProcessedImage,
+    Prompt,
+    PromptBuilder,
+    check_context_length,
+    process_image,
+)
+from caldera.inference.requests import AnswerStream, Request, TextDelta, TokenLogprob, Usage
+from caldera.inference.sampling import SamplingParams
+from caldera.inference.scheduler import Scheduler, to_engine_error
+from caldera.model.folder import LlavaBundle
 
 __all__ = [
     "Answering",
@@ -45,19 +51,19 @@ class EngineSettings:
     slots: int = 8
     """Requests that are answered side by side."""
 
-    queue: int = 128
+    max_waiting: int = 128
     """Requests that may wait for a slot; one more is refused."""
 
-    chunk: int = 512
+    prefill_chunk_size: int = 512
     """Tokens of a prompt that are read before the other answers get their next token."""
 
-    cache_bytes: int = 1 << 30
+    prefix_cache_bytes: int = 1 << 30
     """Memory for what was computed for earlier requests; 0 keeps nothing."""
 
-    bits: Bits = "as stored"
+    quantization: Quantization = "as stored"
     """Of the language model's weights; int8 takes half the memory of bf16."""
 
-    fast: bool = True
+    allow_fast_decoder: bool = True
     """Whether a faster way than transformers' own may be taken, where it gives the same."""
 
     def __post_init__(self) -> None:
@@ -93,33 +99,33 @@ class EngineStats:
 class Engine:
     """Answers requests with one assistant, many at a time."""
 
-    def __init__(self, assistant: Assistant, settings: EngineSettings | None = None) -> None:
+    def __init__(self, assistant: LlavaBundle, settings: EngineSettings | None = None) -> None:
         """Answer with `assistant`, which nothing else may use meanwhile."""
         self._assistant = assistant
         self.settings = settings or EngineSettings()
-        self._prompter = Prompter(assistant)
+        self._prompter = PromptBuilder(assistant)
         self._rendering = threading.Lock()  # a tokenizer serves one thread at a time
         decoder = choose_decoder(
             assistant.model.language,
             self.settings.slots,
-            bits=self.settings.bits,
-            fast=self.settings.fast,
+            bits=self.settings.quantization,
+            fast=self.settings.allow_fast_decoder,
         )
-        if self.settings.fast:
-            prepare_sight(assistant.model)
+        if self.settings.allow_fast_decoder:
+            pack_vision_weights(assistant.model)
         self.description = decoder.description
         """Which decoder it answers with."""
         self._scheduler = Scheduler(
             assistant,
             decoder,
             slots=self.settings.slots,
-            chunk=self.settings.chunk,
-            cache_bytes=self.settings.cache_bytes,
+            chunk=self.settings.prefill_chunk_size,
+            cache_bytes=self.settings.prefix_cache_bytes,
             stops=self._prompter.stops,
         )
         self._changed = threading.Condition()
-        self._waiting: deque[Answering] = deque()
-        self._between: deque[tuple[Callable[[Assistant], Any], Future[Any]]] = deque()
+        self._waiting: deque[AnswerStream] = deque()
+        self._between: deque[tuple[Callable[[LlavaBundle], Any], Future[Any]]] = deque()
         self._closing: EngineError | None = None
         self._thread = threading.Thread(target=self._run, name="caldera engine", daemon=True)
         self._thread.start()
@@ -142,12 +148,12 @@ class Engine:
         """Tokens that prompt and answer may have together; None if the model states no limit."""
         return self._assistant.model.context_length
 
-    def picture(self, picture: Image.Image) -> PreparedPicture:
+    def prepare_image(self, picture: Image.Image) -> ProcessedImage:
         """Prepare a decoded RGB picture; any thread may."""
-        return prepare(picture, self._assistant.processor)
+        return process_image(picture, self._assistant.processor)
 
-    def prompt(
-        self, conversation: Conversation, pictures: Sequence[PreparedPicture] = ()
+    def build_prompt(
+        self, conversation: Conversation, pictures: Sequence[ProcessedImage] = ()
     ) -> Prompt:
         """Render a conversation that ends with the user; any thread may.
 
@@ -160,9 +166,9 @@ class Engine:
             ValueError: Pictures and places differ in number.
         """
         with self._rendering:
-            return self._prompter.of_pictures(conversation, pictures)
+            return self._prompter.from_images(conversation, pictures)
 
-    def submit(self, request: Request) -> Answering:
+    def submit(self, request: Request) -> AnswerStream:
         """Ask for an answer; any thread may.
 
         Raises:
@@ -170,22 +176,22 @@ class Engine:
             BusyError: As many requests as may wait are waiting.
             EngineError: The engine is closed.
         """
-        check_fit(request.prompt.ids, request.sampling, self.context_length)
-        answering = Answering(request)
+        check_context_length(request.prompt.ids, request.sampling, self.context_length)
+        answering = AnswerStream(request)
         with self._changed:
             if self._closing is not None:
                 raise self._closing
-            if len(self._waiting) >= self.settings.queue and not self._is_free():
-                raise BusyError(
+            if len(self._waiting) >= self.settings.max_waiting and not self._can_start_now():
+                raise QueueFullError(
                     f"{len(self._waiting)} requests are waiting already, which is the limit; ask again later"
                 )
             self._waiting.append(answering)
             self._changed.notify()
         return answering
 
-    def looks(
-        self, conversation: Conversation, answer: str, pictures: Sequence[PreparedPicture]
-    ) -> Looks:
+    def attention_maps(
+        self, conversation: Conversation, answer: str, pictures: Sequence[ProcessedImage]
+    ) -> AttentionMaps:
         """Return what an answer attended to, once it is the turn of it; any thread may ask, and waits.
 
         Args:
@@ -198,11 +204,13 @@ class Engine:
             EngineError: The engine is closed, or the model failed at it.
         """
         with self._rendering:
-            prompt, tokens = self._prompter.of_answered_pictures(conversation, answer, pictures)
-        check_fit(prompt.ids, Sampling(max_new_tokens=1), self.context_length)
-        return self.between(lambda assistant: look(assistant, prompt, tokens))
+            prompt, tokens = self._prompter.with_answer_and_images(conversation, answer, pictures)
+        check_context_length(prompt.ids, SamplingParams(max_new_tokens=1), self.context_length)
+        return self.run_between_steps(
+            lambda assistant: compute_attention_maps(assistant, prompt, tokens)
+        )
 
-    def between(self, work: Callable[[Assistant], _Result]) -> _Result:
+    def run_between_steps(self, work: Callable[[LlavaBundle], _Result]) -> _Result:
         """Have `work` done with the assistant by the engine's thread, between two steps, and wait for what it returns.
 
         Raises:
@@ -240,7 +248,7 @@ class Engine:
             self._changed.notify()
         self._thread.join()
 
-    def _is_free(self) -> bool:
+    def _can_start_now(self) -> bool:
         """Tell whether the next request begins at once."""
         return len(self._scheduler.running) + len(self._waiting) < self.settings.slots
 
@@ -251,9 +259,9 @@ class Engine:
     def _run(self) -> None:
         """Step the model while there is anything to do."""
         try:
-            while self._take_waiting():
-                self._do_between()
-                self._scheduler.round()
+            while self._admit_waiting():
+                self._run_queued_call()
+                self._scheduler.step()
         except BaseException as error:  # noqa: BLE001 - those who wait must hear of it
             _log.exception("the engine's thread ended")
             with self._changed:
@@ -263,13 +271,13 @@ class Engine:
         assert self._closing is not None
         self._scheduler.fail_all(self._closing)
         for answering in self._waiting:
-            answering.end(self._closing)
+            answering.finish(self._closing)
         self._waiting.clear()
         for _, promised in self._between:
             promised.set_exception(self._closing)
         self._between.clear()
 
-    def _do_between(self) -> None:
+    def _run_queued_call(self) -> None:
         """Do one piece of other work, if any waits."""
         with self._changed:
             if not self._between:
@@ -280,9 +288,9 @@ class Engine:
         except CalderaError as error:
             promised.set_exception(error)
         except (RuntimeError, MemoryError) as error:
-            promised.set_exception(failure(error))
+            promised.set_exception(to_engine_error(error))
 
-    def _take_waiting(self) -> bool:
+    def _admit_waiting(self) -> bool:
         """Wait until there is something to do, and give waiting requests to the scheduler; False at the end."""
         with self._changed:
             while not self._has_work and self._closing is None:
@@ -291,7 +299,7 @@ class Engine:
                 return False
             for answering in [one for one in self._waiting if one.cancelled]:
                 self._waiting.remove(answering)
-                answering.end("cancelled")
+                answering.finish("cancelled")
                 self._scheduler.counts.cancelled += 1
             while self._waiting and self._scheduler.has_room:
                 self._scheduler.add(self._waiting.popleft())

@@ -12,68 +12,68 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from caldera.batches.picture_sources import PictureSource
+from caldera.batches.picture_sources import ImageSource
 from caldera.conversation import Conversation
-from caldera.inference.answer_text import AnswerText
-from caldera.inference.prompts import PathPrompt, Prompter, check_fit
-from caldera.inference.sampling import Sampling, choose
-from caldera.inference.vocabulary import Vocabulary
-from caldera.model.folder import Assistant
+from caldera.inference.answer_text import IncrementalDetokenizer
+from caldera.inference.prompts import FilePrompt, PromptBuilder, check_context_length
+from caldera.inference.sampling import SamplingParams, sample_tokens
+from caldera.inference.vocabulary import TokenIds
+from caldera.model.folder import LlavaBundle
 
 
-class Generator:
+class BatchGenerator:
     """Answers with one assistant."""
 
-    def __init__(self, assistant: Assistant, pictures: PictureSource) -> None:
+    def __init__(self, assistant: LlavaBundle, pictures: ImageSource) -> None:
         """Answer with `assistant`, which sees what `pictures` gives for a path."""
         self._assistant = assistant
         self._pictures = pictures
-        self._prompter = Prompter(assistant)
-        self._vocabulary = Vocabulary(assistant)
+        self._prompter = PromptBuilder(assistant)
+        self._vocabulary = TokenIds(assistant)
 
-    def prompt(self, conversation: Conversation, folder: Path = Path()) -> PathPrompt:
+    def prompt(self, conversation: Conversation, folder: Path = Path()) -> FilePrompt:
         """Render a conversation that ends with the user; its picture paths start from `folder`.
 
         Raises:
             PictureError: The size of a picture counts, but cannot be read.
         """
-        return self._prompter.of_files(conversation, folder)
+        return self._prompter.from_files(conversation, folder)
 
-    def written(self, conversation: Conversation) -> str:
+    def prompt_text(self, conversation: Conversation) -> str:
         """Spell a prompt as the model gets it, with `<image>` where a picture stands."""
-        return self._prompter.written(conversation)
+        return self._prompter.as_text(conversation)
 
     @torch.inference_mode()
-    def answer(self, prompts: Sequence[PathPrompt], sampling: Sampling) -> list[str]:
+    def generate(self, prompts: Sequence[FilePrompt], sampling: SamplingParams) -> list[str]:
         """Answer all prompts together.
 
         Raises:
             UsageError: A prompt and its answer do not fit the model's context.
         """
         stops = (*self._prompter.stops, *sampling.stop)
-        texts = [AnswerText(self._vocabulary.tokenizer, stops) for _ in prompts]
+        texts = [IncrementalDetokenizer(self._vocabulary.tokenizer, stops) for _ in prompts]
         answers = [""] * len(prompts)
-        for tokens in self._tokens(prompts, sampling):
+        for tokens in self._generate_tokens(prompts, sampling):
             writing = False
             for row, (text, token) in enumerate(zip(texts, tokens, strict=True)):
                 if token is not None and not text.stopped:
-                    answers[row] += text.add(token)
+                    answers[row] += text.append(token)
                     writing = writing or not text.stopped
             if not writing:
                 break
         return [(told + text.finish()).strip() for told, text in zip(answers, texts, strict=True)]
 
     @torch.inference_mode()
-    def answer_ids(self, prompt: PathPrompt, sampling: Sampling) -> list[int]:
+    def generate_ids(self, prompt: FilePrompt, sampling: SamplingParams) -> list[int]:
         """Answer one prompt with token ids, up to the end mark and without it.
 
         Raises:
             UsageError: Prompt and answer do not fit the model's context.
         """
-        return [token for [token] in self._tokens([prompt], sampling) if token is not None]
+        return [token for [token] in self._generate_tokens([prompt], sampling) if token is not None]
 
-    def _tokens(
-        self, prompts: Sequence[PathPrompt], sampling: Sampling
+    def _generate_tokens(
+        self, prompts: Sequence[FilePrompt], sampling: SamplingParams
     ) -> Iterator[list[int | None]]:
         """Yield the next token of each prompt, None for those that have ended, until all have."""
         self.check_fit(prompts, sampling)
@@ -97,10 +97,10 @@ class Generator:
                 use_cache=True,
                 logits_to_keep=1,
             ).logits[:, -1]  # (rows, vocabulary)
-            logits[:, self._vocabulary.barred] = -torch.inf
-            chosen = choose(logits, sampling, generator)  # (rows,)
+            logits[:, self._vocabulary.banned] = -torch.inf
+            chosen = sample_tokens(logits, sampling, generator)  # (rows,)
             ended = [
-                over or token in self._vocabulary.ends
+                over or token in self._vocabulary.eos
                 for over, token in zip(ended, chosen.tolist(), strict=True)
             ]
             if all(ended):
@@ -112,17 +112,17 @@ class Generator:
             mask = torch.cat([mask, mask.new_ones(len(prompts), 1)], dim=-1)
             positions = positions[:, -1:] + 1
 
-    def check_fit(self, prompts: Sequence[PathPrompt], sampling: Sampling) -> None:
+    def check_fit(self, prompts: Sequence[FilePrompt], sampling: SamplingParams) -> None:
         """Refuse what the model has no room for.
 
         Raises:
             UsageError: Prompt and answer together are longer than the model's context.
         """
         for prompt in prompts:
-            check_fit(prompt.ids, sampling, self._assistant.model.context_length)
+            check_context_length(prompt.ids, sampling, self._assistant.model.context_length)
 
 
-def left_padded(prompts: Sequence[PathPrompt], padding_id: int) -> tuple[Tensor, Tensor]:
+def left_padded(prompts: Sequence[FilePrompt], padding_id: int) -> tuple[Tensor, Tensor]:
     """Return ids and mask, both (rows, tokens), padded on the left."""
     width = max(len(prompt.ids) for prompt in prompts)
     ids = torch.full((len(prompts), width), padding_id)

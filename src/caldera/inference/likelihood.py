@@ -6,19 +6,19 @@ from pathlib import Path
 
 import torch
 
-from caldera.batches.picture_sources import PictureSource
+from caldera.batches.picture_sources import ImageSource
 from caldera.conversation import Conversation
 from caldera.errors import UsageError
 from caldera.inference.generate import left_padded
-from caldera.inference.prompts import PathPrompt, Prompter
-from caldera.model.folder import Assistant
+from caldera.inference.prompts import FilePrompt, PromptBuilder
+from caldera.model.folder import LlavaBundle
 
 
 @dataclass(frozen=True, slots=True)
 class Likelihood:
     """How likely one answer is."""
 
-    total: float
+    sum: float
     """Logarithm of its probability, summed over its tokens, in nats; never positive."""
 
     tokens: int
@@ -29,32 +29,32 @@ class Likelihood:
     @property
     def per_token(self) -> float:
         """The same divided by the number of tokens, so that long answers are not at a disadvantage."""
-        return self.total / self.tokens
+        return self.sum / self.tokens
 
 
 @dataclass(frozen=True, slots=True)
-class AnsweredPrompt:
+class ScoredContinuation:
     """A prompt with an answer behind it."""
 
-    prompt: PathPrompt
+    prompt: FilePrompt
     """Its ids end with the answer's."""
 
     tokens: int
     """Of the answer, without the mark that would end it."""
 
 
-class Weigher:
+class LikelihoodScorer:
     """Weighs answers by one assistant."""
 
-    def __init__(self, assistant: Assistant, pictures: PictureSource) -> None:
+    def __init__(self, assistant: LlavaBundle, pictures: ImageSource) -> None:
         """Weigh by `assistant`, which sees what `pictures` gives for a path."""
         self._assistant = assistant
         self._pictures = pictures
-        self._prompter = Prompter(assistant)
+        self._prompter = PromptBuilder(assistant)
 
     def prompt(
         self, conversation: Conversation, answer: str, folder: Path = Path()
-    ) -> AnsweredPrompt:
+    ) -> ScoredContinuation:
         """Render a conversation that ends with the user, and an answer behind it.
 
         Raises:
@@ -62,16 +62,16 @@ class Weigher:
             RecordError: The answer is empty.
             UsageError: Both together do not fit the model's context.
         """
-        prompt, tokens = self._prompter.of_answer(conversation, answer, folder)
+        prompt, tokens = self._prompter.with_answer(conversation, answer, folder)
         room = self._assistant.model.context_length
         if room is not None and len(prompt.ids) > room:
             raise UsageError(
                 f"question and answer are {len(prompt.ids)} tokens long, but the model has room for {room}"
             )
-        return AnsweredPrompt(prompt, tokens)
+        return ScoredContinuation(prompt, tokens)
 
     @torch.inference_mode()
-    def weigh(self, answered: Sequence[AnsweredPrompt]) -> list[Likelihood]:
+    def score(self, answered: Sequence[ScoredContinuation]) -> list[Likelihood]:
         """Return how likely each answer is behind its prompt, all of them together."""
         model, prompts = self._assistant.model, [each.prompt for each in answered]
         device = model.projector.layers[0].weight.device

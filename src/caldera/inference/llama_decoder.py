@@ -14,16 +14,16 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from caldera.inference.decoder import KeysAndValues
-from caldera.inference.packed_linear import Bits, Product, packed
+from caldera.inference.decoder import KVCache
+from caldera.inference.packed_linear import LinearOp, Quantization, build_linear
 
-KINDS = ("llama", "mistral", "qwen2", "qwen3")
+MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
 """Model types that have this shape, by the name in their config."""
 
-_ROPES = ("default", "linear", "llama3", "yarn")
+_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 """Ways to scale positions that do not depend on the length of what is read."""
 
-_FIRST_ROOM = 512
+_INITIAL_CAPACITY = 512
 """Tokens that a slot has room for at first; it doubles when needed."""
 
 
@@ -39,24 +39,26 @@ _STRIDE = 64
 class _Layer:
     """One layer's weights."""
 
-    before: Tensor
+    input_norm: Tensor
     """Of the norm before attention."""
-    together: Product
+    qkv_proj: LinearOp
     """Queries, keys and values."""
     query_norm: Tensor | None
     key_norm: Tensor | None
-    out: Product
-    between: Tensor
+    o_proj: LinearOp
+    post_attention_norm: Tensor
     """Of the norm before the MLP."""
-    wide: Product
+    gate_up_proj: LinearOp
     """Gate and up."""
-    down: Product
+    down_proj: LinearOp
 
 
 class LlamaDecoder:
     """A model of LLaMA's shape."""
 
-    def __init__(self, language: PreTrainedModel, slots: int, bits: Bits = "as stored") -> None:
+    def __init__(
+        self, language: PreTrainedModel, slots: int, bits: Quantization = "as stored"
+    ) -> None:
         """Decode with `language`, to which there must be no `obstacle`, up to `slots` conversations."""
         config: Any = language.config
         inner: Any = language.base_model
@@ -70,7 +72,7 @@ class LlamaDecoder:
         self._layers = [_layer(layer, bits) for layer in inner.layers]
         self._norm = inner.norm.weight
         head: Any = language.get_output_embeddings()
-        self._head = packed([head], bits)
+        self._head = build_linear([head], bits)
         self._rotary = inner.rotary_emb
         self._slots = slots
         self._lengths = [0] * slots
@@ -79,22 +81,22 @@ class LlamaDecoder:
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
         """Of each layer, (slots, key heads, room, head width)."""
-        self._make_room(min(_FIRST_ROOM, self._longest))
+        self._grow_cache(min(_INITIAL_CAPACITY, self._longest))
         self.description = f"{config.model_type} of {len(self._layers)} layers, packed, {bits}"
 
     @staticmethod
-    def obstacle(language: PreTrainedModel) -> str:
+    def unsupported_reason(language: PreTrainedModel) -> str:
         """Say why a model has not this shape; nothing if it has."""
         settings = language.config.to_dict()
         kind = settings["model_type"]
-        if kind not in KINDS:
-            return f"models of type {kind!r} are not among {', '.join(KINDS)}"
+        if kind not in MODEL_TYPES:
+            return f"models of type {kind!r} are not among {', '.join(MODEL_TYPES)}"
         if set(settings.get("layer_types") or ["full_attention"]) != {"full_attention"} or (
             settings.get("sliding_window") and settings.get("use_sliding_window", True)
         ):
             return "it attends to a window"
         inner: Any = language.base_model
-        if inner.rotary_emb.rope_type not in _ROPES:
+        if inner.rotary_emb.rope_type not in _ROPE_TYPES:
             return f"its positions are scaled by {inner.rotary_emb.rope_type!r}"
         if settings["hidden_act"] != "silu":
             return f"its activation is {settings['hidden_act']!r}, not silu"
@@ -105,84 +107,84 @@ class LlamaDecoder:
         """What is computed in, the products of int8 aside."""
         return self._words.weight.dtype
 
-    def extend(self, slot: int, embedded: Tensor) -> Tensor:
+    def prefill(self, slot: int, embedded: Tensor) -> Tensor:
         """Read the next tokens of a conversation."""
         start = self._lengths[slot]
         end = start + len(embedded)
-        self._make_room(end)
+        self._grow_cache(end)
         cosines, sines = self._cosines[start:end], self._sines[start:end]  # (tokens, 1, head width)
         hidden = embedded  # (tokens, width)
         for layer, all_keys, all_values in zip(self._layers, self._keys, self._values, strict=True):
-            query, key, value = self._heads_of(layer, hidden, cosines, sines)
+            query, key, value = self._project_qkv(layer, hidden, cosines, sines)
             keys, values = all_keys[slot, :, :end], all_values[slot, :, :end]
             keys[:, start:] = key.transpose(0, 1)
             values[:, start:] = value.transpose(0, 1)
             if layer is self._layers[-1]:  # of its output only the last token's is wanted
                 query, hidden = query[-1:], hidden[-1:]
-            found = self._look_back(query, keys, values)  # (tokens, heads * head width)
-            hidden = self._after_attention(layer, hidden, found)
+            found = self._prefill_attention(query, keys, values)  # (tokens, heads * head width)
+            hidden = self._output_and_mlp(layer, hidden, found)
         self._lengths[slot] = end
         return self._logits(hidden)[0]
 
-    def step(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
+    def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
         """Read one more token of each of some conversations."""
         places = [self._lengths[slot] for slot in slots]
-        self._make_room(max(places) + 1)
+        self._grow_cache(max(places) + 1)
         device = self._words.weight.device
-        reach = _Reach(slots, places, self._room, self._words.weight)
+        reach = _DecodeMask(slots, places, self._room, self._words.weight)
         rows, at = torch.tensor(slots, device=device), torch.tensor(places, device=device)
         hidden = self._words(torch.tensor(tokens, device=device))  # (rows, width)
         cosines, sines = self._cosines[at], self._sines[at]  # (rows, 1, head width)
         for layer, keys, values in zip(self._layers, self._keys, self._values, strict=True):
-            query, key, value = self._heads_of(layer, hidden, cosines, sines)
+            query, key, value = self._project_qkv(layer, hidden, cosines, sines)
             keys[rows, :, at] = key
             values[rows, :, at] = value
-            found = self._look_once(query, keys, values, reach)
-            hidden = self._after_attention(layer, hidden, found)
+            found = self._decode_attention(query, keys, values, reach)
+            hidden = self._output_and_mlp(layer, hidden, found)
         for slot in slots:
             self._lengths[slot] += 1
         return self._logits(hidden)
 
-    def clear(self, slot: int) -> None:
+    def reset(self, slot: int) -> None:
         """Forget a conversation; what is not a number in it could spread, as places are barred by adding to them."""
         for held in (*self._keys, *self._values):
             held[slot, :, : self._lengths[slot] + 1] = 0
         self._lengths[slot] = 0
 
-    def save(self, slot: int) -> KeysAndValues | None:
+    def export_cache(self, slot: int) -> KVCache | None:
         """Return a copy of what is held of a conversation."""
         length = self._lengths[slot]
         both = (self._keys, self._values)
         return tuple(torch.stack([layer[slot, :, :length] for layer in held]) for held in both)
 
-    def restore(self, slot: int, kept: KeysAndValues, tokens: int) -> None:
+    def import_cache(self, slot: int, kept: KVCache, tokens: int) -> None:
         """Begin a conversation with the first tokens of a saved one."""
-        self._make_room(tokens)
+        self._grow_cache(tokens)
         for held, saved in zip((self._keys, self._values), kept, strict=True):
             for layer, part in zip(held, saved, strict=True):
                 layer[slot, :, :tokens] = part[:, :tokens]
         self._lengths[slot] = tokens
 
-    def _heads_of(
+    def _project_qkv(
         self, layer: _Layer, hidden: Tensor, cosines: Tensor, sines: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values of tokens, each (tokens, its heads, head width)."""
         heads, key_heads = self._heads, self._key_heads
-        all_three = layer.together(self._normed(hidden, layer.before)).view(
+        all_three = layer.qkv_proj(self._rms_norm(hidden, layer.input_norm)).view(
             len(hidden), heads + 2 * key_heads, self._head_width
         )
         turning = all_three[:, : heads + key_heads]  # (tokens, heads + key heads, head width)
         if layer.query_norm is not None and layer.key_norm is not None:
             query, key = turning.split([heads, key_heads], dim=1)
-            normed = self._normed(query, layer.query_norm), self._normed(key, layer.key_norm)
+            normed = self._rms_norm(query, layer.query_norm), self._rms_norm(key, layer.key_norm)
             turning = torch.cat(normed, dim=1)
-        turned = _turned(turning, cosines, sines)
+        turned = _apply_rotary(turning, cosines, sines)
         return turned[:, :heads], turned[:, heads:], all_three[:, heads + key_heads :]
 
-    def _look_back(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def _prefill_attention(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attend from the last tokens, (tokens, heads, head width), to all, (key heads, all tokens, head width)."""
         query = query.view(len(query), self._key_heads, -1, self._head_width).permute(1, 2, 0, 3)
-        look = _fused if query.dtype == torch.float32 else _plain
+        look = _sdpa_attention if query.dtype == torch.float32 else _matmul_attention
         before = keys.shape[1] - query.shape[2]
         parts = []
         for at in range(
@@ -196,7 +198,9 @@ class LlamaDecoder:
         )  # (tokens, key heads, group, head width)
         return found.reshape(len(found), -1)
 
-    def _look_once(self, query: Tensor, keys: Tensor, values: Tensor, reach: "_Reach") -> Tensor:
+    def _decode_attention(
+        self, query: Tensor, keys: Tensor, values: Tensor, reach: "_DecodeMask"
+    ) -> Tensor:
         """Attend from one token of each conversation, (rows, heads, head width), to all before it."""
         keys, values = (
             held[reach.low : reach.high, :, : reach.longest].flatten(0, 1)
@@ -209,22 +213,24 @@ class LlamaDecoder:
         found = torch.bmm(scores.softmax(dim=-1), values)  # (slots * key heads, group, head width)
         return reach.gather(found.view(reach.high - reach.low, -1))
 
-    def _after_attention(self, layer: _Layer, hidden: Tensor, found: Tensor) -> Tensor:
+    def _output_and_mlp(self, layer: _Layer, hidden: Tensor, found: Tensor) -> Tensor:
         """Return a layer's output, (tokens, width), from what attention found."""
-        hidden = hidden + layer.out(found)
-        gate, up = layer.wide(self._normed(hidden, layer.between)).chunk(2, dim=-1)
-        return hidden + layer.down(functional.silu(gate).mul_(up))
+        hidden = hidden + layer.o_proj(found)
+        gate, up = layer.gate_up_proj(self._rms_norm(hidden, layer.post_attention_norm)).chunk(
+            2, dim=-1
+        )
+        return hidden + layer.down_proj(functional.silu(gate).mul_(up))
 
     def _logits(self, hidden: Tensor) -> Tensor:
-        return self._head(self._normed(hidden, self._norm))
+        return self._head(self._rms_norm(hidden, self._norm))
 
-    def _normed(self, hidden: Tensor, weight: Tensor) -> Tensor:
+    def _rms_norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
         """Divide by the root of the mean square, in fp32 as transformers does."""
         wide = hidden.float()
         wide = wide * (wide.square().mean(dim=-1, keepdim=True) + self._epsilon).rsqrt_()
         return weight * wide.to(hidden.dtype)
 
-    def _make_room(self, tokens: int) -> None:
+    def _grow_cache(self, tokens: int) -> None:
         """Let slots hold so many tokens; what they hold moves along."""
         if tokens <= self._room:
             return
@@ -244,7 +250,7 @@ class LlamaDecoder:
         self._cosines, self._sines = cosines[0].unsqueeze(1), sines[0].unsqueeze(1)
 
 
-class _Reach:
+class _DecodeMask:
     """Which part of the slots a step looks at, and which of its rows are wanted."""
 
     def __init__(
@@ -283,23 +289,23 @@ class _Reach:
         return slots if self._rows is None else slots[self._rows]
 
 
-def _layer(layer: Any, bits: Bits) -> _Layer:  # noqa: ANN401 - transformers' own, by type
+def _layer(layer: Any, bits: Quantization) -> _Layer:  # noqa: ANN401 - transformers' own, by type
     """Read one layer of transformers."""
     attention, mlp = layer.self_attn, layer.mlp
     normed = type(attention).__name__ == "Qwen3Attention"
     return _Layer(
-        before=layer.input_layernorm.weight,
-        together=packed([attention.q_proj, attention.k_proj, attention.v_proj], bits),
+        input_norm=layer.input_layernorm.weight,
+        qkv_proj=build_linear([attention.q_proj, attention.k_proj, attention.v_proj], bits),
         query_norm=attention.q_norm.weight if normed else None,
         key_norm=attention.k_norm.weight if normed else None,
-        out=packed([attention.o_proj], bits),
-        between=layer.post_attention_layernorm.weight,
-        wide=packed([mlp.gate_proj, mlp.up_proj], bits),
-        down=packed([mlp.down_proj], bits),
+        o_proj=build_linear([attention.o_proj], bits),
+        post_attention_norm=layer.post_attention_layernorm.weight,
+        gate_up_proj=build_linear([mlp.gate_proj, mlp.up_proj], bits),
+        down_proj=build_linear([mlp.down_proj], bits),
     )
 
 
-def _plain(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+def _matmul_attention(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
     """Attend by plain products, which in bf16 are faster than the fused function at these lengths.
 
     Args:
@@ -312,26 +318,26 @@ def _plain(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
     query = (query * scale).reshape(key_heads, group * tokens, width)
     scores = torch.bmm(query, keys.transpose(1, 2))  # (key heads, group * tokens, all tokens)
     last = scores.view(key_heads, group, tokens, -1)[..., -tokens:]
-    last += _bar(tokens, query)
+    last += _causal_bias(tokens, query)
     return torch.bmm(scores.softmax(dim=-1), values).view(key_heads, group, tokens, width)
 
 
-def _fused(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
+def _sdpa_attention(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
     """Attend by PyTorch's fused function, which is the faster in fp32."""
     key_heads, group, tokens, width = query.shape
-    mask = functional.pad(_bar(tokens, query), (keys.shape[1] - tokens, 0))
+    mask = functional.pad(_causal_bias(tokens, query), (keys.shape[1] - tokens, 0))
     return functional.scaled_dot_product_attention(
         query.reshape(1, key_heads * group, tokens, width), keys.unsqueeze(0), values.unsqueeze(0),
         attn_mask=mask, scale=scale, enable_gqa=True,
     ).view(query.shape)  # fmt: skip
 
 
-def _bar(tokens: int, like: Tensor) -> Tensor:
+def _causal_bias(tokens: int, like: Tensor) -> Tensor:
     """Return what bars tokens from those behind them, (tokens, tokens), 0 or minus infinity."""
     return like.new_full((tokens, tokens), -torch.inf).triu_(diagonal=1)
 
 
-def _turned(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+def _apply_rotary(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """Turn heads, (tokens, heads, head width), by their position."""
     first, second = heads.chunk(2, dim=-1)
     return heads * cosines + torch.cat([-second, first], dim=-1) * sines

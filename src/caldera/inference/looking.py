@@ -13,13 +13,13 @@ from transformers import DynamicCache, PreTrainedTokenizerFast
 
 from caldera.batches.anyres import Size
 from caldera.errors import UsageError
-from caldera.inference.picture_places import heat, token_boxes
+from caldera.inference.picture_places import rasterize, token_boxes
 from caldera.inference.prompts import Prompt
-from caldera.model.folder import Assistant
+from caldera.model.folder import LlavaBundle
 
 
 @dataclass(frozen=True, slots=True)
-class Word:
+class AnswerWord:
     """A word of an answer."""
 
     text: str
@@ -33,7 +33,7 @@ class Word:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PictureLooks:
+class ImageAttention:
     """What an answer attended to in one picture."""
 
     weights: Tensor
@@ -43,25 +43,25 @@ class PictureLooks:
     """Places of its image tokens, (image tokens, 4), as `token_boxes` gives them."""
 
     @property
-    def share(self) -> float:
+    def attention_fraction(self) -> float:
         """Part of all attention that went to the picture; the rest went to words, those of the answer among them."""
         return float(self.weights.sum(dim=1).mean())
 
-    def heat(self, grid: Size) -> Tensor:
+    def heatmap(self, grid: Size) -> Tensor:
         """Return weights in the cells of a grid of columns and rows over the picture, (words, rows, columns)."""
-        return heat(self.weights, self.boxes, grid)
+        return rasterize(self.weights, self.boxes, grid)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Looks:
+class AttentionMaps:
     """What an answer attended to."""
 
-    words: tuple[Word, ...]
-    pictures: tuple[PictureLooks, ...]
+    words: tuple[AnswerWord, ...]
+    pictures: tuple[ImageAttention, ...]
 
 
 @torch.inference_mode()
-def attention_weights(assistant: Assistant, prompt: Prompt, answer_tokens: int) -> Tensor:
+def attention_weights(assistant: LlavaBundle, prompt: Prompt, answer_tokens: int) -> Tensor:
     """Return how an answer's tokens attended when they were chosen, (answer tokens, tokens), averaged over all heads.
 
     A token is chosen at the place of the token before it, so its row is that place's. The rows sum to 1; the last token
@@ -77,7 +77,7 @@ def attention_weights(assistant: Assistant, prompt: Prompt, answer_tokens: int) 
     """
     model = assistant.model
     language: Any = model.language
-    device = model.word_table.device
+    device = model.embedding_weight.device
     ids = torch.tensor([prompt.ids], device=device)  # (1, tokens)
     side = assistant.processor.side
     pixels = torch.cat([torch.zeros(0, 3, side, side), *(one.pixels for one in prompt.pictures)])
@@ -113,7 +113,9 @@ def attention_weights(assistant: Assistant, prompt: Prompt, answer_tokens: int) 
     return summed / len(layers)
 
 
-def look(assistant: Assistant, prompt: Prompt, answer_tokens: int) -> Looks:
+def compute_attention_maps(
+    assistant: LlavaBundle, prompt: Prompt, answer_tokens: int
+) -> AttentionMaps:
     """Return which image tokens each word of an answer attended to.
 
     Args:
@@ -126,22 +128,22 @@ def look(assistant: Assistant, prompt: Prompt, answer_tokens: int) -> Looks:
     """
     model = assistant.model
     weights = attention_weights(assistant, prompt, answer_tokens)  # (answer tokens, tokens)
-    words = words_of(prompt.ids[-answer_tokens:], assistant.tokenizer)
+    words = split_words(prompt.ids[-answer_tokens:], assistant.tokenizer)
     counts = assistant.image_tokens([picture.layout for picture in prompt.pictures])
     by_word = torch.stack([weights[word.first : word.last].mean(dim=0) for word in words])
     pictures = [
-        PictureLooks(
+        ImageAttention(
             by_word[:, start : start + count],  # (words, image tokens)
             token_boxes(one.size, one.layout, assistant.processor, model.vision),
         )
         for one, start, count in zip(prompt.pictures, prompt.starts, counts, strict=True)
     ]
-    return Looks(tuple(words), tuple(pictures))
+    return AttentionMaps(tuple(words), tuple(pictures))
 
 
-def words_of(ids: tuple[int, ...], tokenizer: PreTrainedTokenizerFast) -> list[Word]:
+def split_words(ids: tuple[int, ...], tokenizer: PreTrainedTokenizerFast) -> list[AnswerWord]:
     """Cut an answer into words, each of whole tokens: at spaces, and where there are none, at each token."""
-    words: list[Word] = []
+    words: list[AnswerWord] = []
     text = ""
     begin = 0  # of the tokens whose text is half a character so far
     for place in range(len(ids)):
@@ -151,8 +153,8 @@ def words_of(ids: tuple[int, ...], tokenizer: PreTrainedTokenizerFast) -> list[W
             continue
         joins = piece[:1].isascii() and not piece[:1].isspace()
         if words and joins and words[-1].text[-1:].isascii():
-            words[-1] = Word(words[-1].text + piece, words[-1].first, place + 1)
+            words[-1] = AnswerWord(words[-1].text + piece, words[-1].first, place + 1)
         else:
-            words.append(Word(piece, begin, place + 1))
+            words.append(AnswerWord(piece, begin, place + 1))
         text, begin = grown, place + 1
     return words

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from caldera.processor import let_go
+from caldera.processor import release_file_pages
 
-Bits = Literal["as stored", "int8"]
+Quantization = Literal["as stored", "int8"]
 
 _LARGEST = 127
 """Of a whole number in 8 bits, with the sign aside."""
@@ -23,31 +23,31 @@ _ZERO = 128
 """Stands for 0 where tokens are kept in 8 bits without a sign, which is what oneDNN is fast at."""
 
 
-_COARSE = 8
+_OUTLIER_RATIO = 8
 """Times the root of the mean square: a token whose largest value is larger loses over 2 % by rounding it once."""
 
 
-class Product(Protocol):
+class LinearOp(Protocol):
     """What stands for a linear layer."""
 
-    def __call__(self, given: Tensor) -> Tensor:
+    def __call__(self, inputs: Tensor) -> Tensor:
         """Return (rows, outputs) of (rows, inputs)."""
         ...
 
 
-class RowsAsTheyAre:
+class PlainLinear:
     """The layer as PyTorch has it; on devices that need no other layout."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         """Take weights, (outputs, inputs)."""
         self._weight, self._bias = weight, bias
 
-    def __call__(self, given: Tensor) -> Tensor:
+    def __call__(self, inputs: Tensor) -> Tensor:
         """Multiply."""
-        return functional.linear(given, self._weight, self._bias)
+        return functional.linear(inputs, self._weight, self._bias)
 
 
-class Packed:
+class OneDnnLinear:
     """A layer whose weights oneDNN has laid out."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -55,9 +55,9 @@ class Packed:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
         self._bias = bias
 
-    def __call__(self, given: Tensor) -> Tensor:
+    def __call__(self, inputs: Tensor) -> Tensor:
         """Multiply."""
-        return torch.ops.mkldnn._linear_pointwise(given, self._weight, self._bias, "none", [], "")
+        return torch.ops.mkldnn._linear_pointwise(inputs, self._weight, self._bias, "none", [], "")
 
 
 class Int8:
@@ -77,23 +77,23 @@ class Int8:
         self._zero = torch.zeros(1, dtype=torch.int32)
         self._bias = None if bias is None else bias.float()
 
-    def __call__(self, given: Tensor) -> Tensor:
+    def __call__(self, inputs: Tensor) -> Tensor:
         """Round tokens, and multiply."""
-        wide = given.float()
+        wide = inputs.float()
         largest = torch.linalg.vector_norm(wide, torch.inf, dim=1, keepdim=True)  # (rows, 1)
         size = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
         scales = largest.clamp(min=1e-12) / _LARGEST
         steps = (wide / scales).round_()  # (rows, inputs)
-        coarse = (largest * given.shape[1] ** 0.5 > _COARSE * size).squeeze(1)
+        coarse = (largest * inputs.shape[1] ** 0.5 > _OUTLIER_RATIO * size).squeeze(1)
         if not bool(coarse.any()):
             found = self._multiplied(steps).mul_(scales)  # (rows, outputs)
         else:
             finer = scales[coarse] / (2 * _LARGEST)  # a rest is at most half a step
             rest = ((wide[coarse] - steps[coarse] * scales[coarse]) / finer).round_()
             product = self._multiplied(torch.cat([steps, rest]))
-            found = product[: len(given)] * scales
-            found[coarse] += product[len(given) :] * finer
-        return (found if self._bias is None else found.add_(self._bias)).to(given.dtype)
+            found = product[: len(inputs)] * scales
+            found[coarse] += product[len(inputs) :] * finer
+        return (found if self._bias is None else found.add_(self._bias)).to(inputs.dtype)
 
     def _multiplied(self, steps: Tensor) -> Tensor:
         """Multiply whole numbers, (rows, inputs), from -127 to 127; return (rows, outputs)."""
@@ -103,23 +103,23 @@ class Int8:
         )  # fmt: skip
 
 
-def packed(layers: Sequence[nn.Linear], bits: Bits = "as stored") -> Product:
+def build_linear(layers: Sequence[nn.Linear], bits: Quantization = "as stored") -> LinearOp:
     """Return one product for layers with the same input; their outputs stand side by side.
 
     Where the weights are laid out anew, those in the layers are let go of as far as a file holds them.
     """
     weights = [layer.weight.detach() for layer in layers]
     weight = torch.cat(weights) if len(weights) > 1 else weights[0]  # (outputs, inputs)
-    bias = _side_by_side([layer.bias for layer in layers], weights)
+    bias = _concat_biases([layer.bias for layer in layers], weights)
     if bits == "as stored" and not can_pack(weight):
-        return RowsAsTheyAre(weight, bias)
-    product = Int8(weight, bias) if bits == "int8" else Packed(weight, bias)
+        return PlainLinear(weight, bias)
+    product = Int8(weight, bias) if bits == "int8" else OneDnnLinear(weight, bias)
     for one in weights:
-        let_go(one)
+        release_file_pages(one)
     return product
 
 
-def _side_by_side(biases: Sequence[Tensor | None], weights: Sequence[Tensor]) -> Tensor | None:
+def _concat_biases(biases: Sequence[Tensor | None], weights: Sequence[Tensor]) -> Tensor | None:
     """Join biases, zeros where there is none; None if there is none at all."""
     if all(bias is None for bias in biases):
         return None
@@ -146,13 +146,13 @@ class PackedLinear(nn.Module):
         """Stand for `layer`, whose weights are kept as they are, too."""
         super().__init__()
         self.weight, self.bias = layer.weight, layer.bias
-        self._product = packed([layer])
+        self._product = build_linear([layer])
         self._outputs = layer.out_features
 
-    def forward(self, given: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         """Return (..., outputs) of (..., inputs)."""
-        rows = given.reshape(-1, given.shape[-1])
-        return self._product(rows).view(*given.shape[:-1], self._outputs)
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        return self._product(rows).view(*inputs.shape[:-1], self._outputs)
 
 
 def pack_layers(module: nn.Module) -> None:

@@ -7,7 +7,14 @@ picture, as the ground around a padded one, lies below 0 or above 1.
 import torch
 from torch import Tensor
 
-from caldera.batches.anyres import NEWLINE, Layout, Size, choose_pinpoint, fitted, token_order
+from caldera.batches.anyres import (
+    NEWLINE_INDEX,
+    Size,
+    TileLayout,
+    choose_pinpoint,
+    fit_within,
+    image_token_order,
+)
 from caldera.batches.pictures import PictureProcessor
 from caldera.model.vision import VisionTower
 
@@ -18,22 +25,24 @@ _WHOLE: Rectangle = (0.0, 0.0, 1.0, 1.0)
 
 
 def token_boxes(
-    size: Size, layout: Layout, processor: PictureProcessor, tower: VisionTower
+    size: Size, layout: TileLayout, processor: PictureProcessor, tower: VisionTower
 ) -> Tensor:
     """Return the place of each image token, (image tokens, 4): left, top, right, bottom as shares of the picture.
 
     Tokens that stand for no place, as those which end a row of tiles, have a box of all zeros.
     """
-    views = view_rectangles(size, layout, processor)
-    patches = torch.cat([_patches(view, tower.cells) for view in views])  # (views * patches, 4)
+    views = view_boxes(size, layout, processor)
+    patches = torch.cat(
+        [_patches(view, tower.patches_per_side) for view in views]
+    )  # (views * patches, 4)
     nowhere = torch.zeros(1, 4)
     if layout.views == 1:
-        return torch.cat([nowhere.expand(tower.image_tokens - tower.patches, 4), patches])
-    order = token_order(layout, tower.cells)  # (image tokens,)
-    return torch.cat([patches, nowhere])[torch.where(order == NEWLINE, len(patches), order)]
+        return torch.cat([nowhere.expand(tower.tokens_per_view - tower.patches, 4), patches])
+    order = image_token_order(layout, tower.patches_per_side)  # (image tokens,)
+    return torch.cat([patches, nowhere])[torch.where(order == NEWLINE_INDEX, len(patches), order)]
 
 
-def view_rectangles(size: Size, layout: Layout, processor: PictureProcessor) -> list[Rectangle]:
+def view_boxes(size: Size, layout: TileLayout, processor: PictureProcessor) -> list[Rectangle]:
     """Return which part of a picture each view shows: the base view, then the tiles, row by row."""
     match processor.aspect:
         case "square":
@@ -44,7 +53,7 @@ def view_rectangles(size: Size, layout: Layout, processor: PictureProcessor) -> 
             return [_WHOLE, *_tiles(size, layout, processor)]
 
 
-def heat(weights: Tensor, boxes: Tensor, grid: Size) -> Tensor:
+def rasterize(weights: Tensor, boxes: Tensor, grid: Size) -> Tensor:
     """Spread weights of image tokens over a picture, each evenly over its box; what lies beyond the edge is left out.
 
     Args:
@@ -80,14 +89,16 @@ def _patches(view: Rectangle, cells: int) -> Tensor:
 
 def _square(size: Size, processor: PictureProcessor) -> Rectangle:
     """Return the central square, or everything if the processor squashes."""
-    if processor.squash:
+    if processor.resize_without_crop:
         return _WHOLE
     width, height = size
-    edge = processor.side if processor.edge is None else processor.edge
+    edge = (
+        processor.side if processor.resize_shortest_edge is None else processor.resize_shortest_edge
+    )
     length = edge * max(size) // min(size)
     resized = (edge, length) if width <= height else (length, edge)
     left, top = ((long - processor.side) // 2 for long in resized)
-    return _shares((left, top), (processor.side, processor.side), resized)
+    return _normalize_box((left, top), (processor.side, processor.side), resized)
 
 
 def _padded(size: Size, processor: PictureProcessor) -> Rectangle:
@@ -100,20 +111,20 @@ def _padded(size: Size, processor: PictureProcessor) -> Rectangle:
     return left, top, right, bottom
 
 
-def _tiles(size: Size, layout: Layout, processor: PictureProcessor) -> list[Rectangle]:
+def _tiles(size: Size, layout: TileLayout, processor: PictureProcessor) -> list[Rectangle]:
     """Return the tiles of the canvas on which a picture lies in the middle."""
     canvas = choose_pinpoint(size, processor.pinpoints)
-    small = fitted(size, canvas)
+    small = fit_within(size, canvas)
     left, top = ((long - short) // 2 for long, short in zip(canvas, small, strict=True))
     side = processor.side
     return [
-        _shares((column * side - left, row * side - top), (side, side), small)
+        _normalize_box((column * side - left, row * side - top), (side, side), small)
         for row in range(layout.rows)
         for column in range(layout.columns)
     ]
 
 
-def _shares(corner: Size, extent: Size, whole: Size) -> Rectangle:
+def _normalize_box(corner: Size, extent: Size, whole: Size) -> Rectangle:
     """Return a rectangle in pixels as shares of a whole."""
     (left, top), (width, height), (across, down) = corner, extent, whole
     return left / across, top / down, (left + width) / across, (top + height) / down

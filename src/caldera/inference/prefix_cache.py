@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from caldera.inference.decoder import KeysAndValues
+from caldera.inference.decoder import KVCache
 from caldera.inference.prompts import Prompt
 
 _MOST = 256
@@ -56,7 +56,7 @@ class LeastRecentlyUsed(Generic[Key, Value]):
         self.bytes -= size
 
 
-class _Begun:
+class _PrefixKey:
     """A prompt, ready to be compared with many others."""
 
     def __init__(self, prompt: Prompt) -> None:
@@ -65,7 +65,7 @@ class _Begun:
             (picture.digest, at) for picture, at in zip(prompt.pictures, prompt.starts, strict=True)
         ]
 
-    def common(self, other: "_Begun") -> int:
+    def common_length(self, other: "_PrefixKey") -> int:
         """Count the tokens that both have at their start: same ids, under them the same pictures."""
         length = min(len(self.ids), len(other.ids))
         differ = self.ids[:length] != other.ids[:length]
@@ -83,25 +83,25 @@ class PrefixCache:
 
     def __init__(self, budget: int) -> None:
         """Keep at most `budget` bytes."""
-        self._kept: LeastRecentlyUsed[_Begun, KeysAndValues] = LeastRecentlyUsed(budget, _MOST)
+        self._kept: LeastRecentlyUsed[_PrefixKey, KVCache] = LeastRecentlyUsed(budget, _MOST)
 
     @property
     def bytes(self) -> int:
         """Bytes that are kept."""
         return self._kept.bytes
 
-    def find(self, prompt: Prompt) -> tuple[KeysAndValues, int] | None:
+    def lookup(self, prompt: Prompt) -> tuple[KVCache, int] | None:
         """Return what is kept of the longest common start with a prompt, and how many tokens of it are common."""
-        asked = _Begun(prompt)
-        found = [(key.common(asked), key) for key in self._kept.keys()]  # noqa: SIM118 - no dict
+        asked = _PrefixKey(prompt)
+        found = [(key.common_length(asked), key) for key in self._kept.keys()]  # noqa: SIM118 - no dict
         length, best = max(found, key=lambda one: one[0], default=(0, asked))
         kept = self._kept.get(best)
         return None if kept is None or length == 0 else (kept, length)
 
-    def keep(self, prompt: Prompt, computed: KeysAndValues) -> None:
+    def insert(self, prompt: Prompt, computed: KVCache) -> None:
         """Keep what was computed for a prompt, in place of what is kept for starts of it."""
-        begun = _Begun(prompt)
+        begun = _PrefixKey(prompt)
         for key in self._kept.keys():  # noqa: SIM118 - no dict
-            if key.common(begun) == len(key.ids):
+            if key.common_length(begun) == len(key.ids):
                 self._kept.drop(key)
         self._kept.put(begun, computed, sum(part.nbytes for part in computed))

@@ -13,29 +13,29 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from caldera.batches.anyres import Layout, Size, layout_in
-from caldera.batches.inspection import stretches
-from caldera.batches.labels import IGNORED, Encoded, encode
+from caldera.batches.anyres import Size, TileLayout, choose_layout
+from caldera.batches.inspection import segments
+from caldera.batches.labels import IGNORE_INDEX, EncodedConversation, encode
 from caldera.batches.pictures import PictureProcessor
 from caldera.batches.templates import find_template
-from caldera.conversation import IMAGE_MARK, Conversation, Turn
+from caldera.conversation import IMAGE_PLACEHOLDER, Conversation, Turn
 from caldera.errors import UsageError
-from caldera.inference.sampling import Sampling
-from caldera.model.folder import Assistant
+from caldera.inference.sampling import SamplingParams
+from caldera.model.folder import LlavaBundle
 
 
 @dataclass(frozen=True, slots=True)
-class PathPrompt:
+class FilePrompt:
     """A conversation as the model takes it, opened for the assistant's answer; its pictures are files."""
 
     ids: tuple[int, ...]
     pictures: tuple[Path, ...]
-    layouts: tuple[Layout, ...]
+    layouts: tuple[TileLayout, ...]
     """How each picture is shown."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class PreparedPicture:
+class ProcessedImage:
     """A picture as the vision tower takes it."""
 
     digest: str
@@ -44,7 +44,7 @@ class PreparedPicture:
     pixels: Tensor
     """Of all views, (views, channels, height, width)."""
 
-    layout: Layout
+    layout: TileLayout
     """How the views lie."""
 
     size: Size
@@ -56,12 +56,12 @@ class Prompt:
     """A conversation as the engine takes it, opened for the assistant's answer."""
 
     ids: tuple[int, ...]
-    pictures: tuple[PreparedPicture, ...] = ()
+    pictures: tuple[ProcessedImage, ...] = ()
     starts: tuple[int, ...] = ()
     """Place of each picture's first token among the ids."""
 
 
-def prepare(picture: Image.Image, processor: PictureProcessor) -> PreparedPicture:
+def process_image(picture: Image.Image, processor: PictureProcessor) -> ProcessedImage:
     """Prepare an RGB picture, upright and without transparency, for the tower.
 
     Raises:
@@ -73,16 +73,16 @@ def prepare(picture: Image.Image, processor: PictureProcessor) -> PreparedPictur
     head = f"{picture.mode} {width}x{height} {processor!r}\n"
     digest = hashlib.sha256(head.encode())
     digest.update(picture.tobytes())
-    layout = Layout()
+    layout = TileLayout()
     if processor.aspect == "anyres":
-        layout = layout_in(picture.size, processor.pinpoints, processor.side)
-    return PreparedPicture(digest.hexdigest(), processor(picture), layout, picture.size)
+        layout = choose_layout(picture.size, processor.pinpoints, processor.side)
+    return ProcessedImage(digest.hexdigest(), processor(picture), layout, picture.size)
 
 
-class Prompter:
+class PromptBuilder:
     """Renders conversations for one assistant."""
 
-    def __init__(self, assistant: Assistant) -> None:
+    def __init__(self, assistant: LlavaBundle) -> None:
         """Render with the template of `assistant`'s card."""
         self._assistant = assistant
         self._template = find_template(assistant.card.template)
@@ -92,9 +92,9 @@ class Prompter:
         """The text that ends an answer, where the end is no special token."""
         return () if self._template.stop is None else (self._template.stop,)
 
-    def of_answer(
+    def with_answer(
         self, conversation: Conversation, answer: str, folder: Path
-    ) -> tuple[PathPrompt, int]:
+    ) -> tuple[FilePrompt, int]:
         """Render a conversation that ends with the user, and an answer behind it.
 
         Returns:
@@ -105,19 +105,17 @@ class Prompter:
             RecordError: The answer is empty.
         """
         encoded, tokens = self._answered(conversation, answer)
-        return self._shown(encoded, folder), tokens
+        return self._resolve_layouts(encoded, folder), tokens
 
-    def of_files(self, conversation: Conversation, folder: Path = Path()) -> PathPrompt:
+    def from_files(self, conversation: Conversation, folder: Path = Path()) -> FilePrompt:
         """Render a conversation that ends with the user; its picture paths start from `folder`.
 
         Raises:
             PictureError: The size of a picture counts, but cannot be read.
         """
-        return self._shown(self._encoded(conversation), folder)
+        return self._resolve_layouts(self._encoded(conversation), folder)
 
-    def of_pictures(
-        self, conversation: Conversation, pictures: Sequence[PreparedPicture]
-    ) -> Prompt:
+    def from_images(self, conversation: Conversation, pictures: Sequence[ProcessedImage]) -> Prompt:
         """Render a conversation that ends with the user, with one prepared picture for each of its places.
 
         Raises:
@@ -125,8 +123,8 @@ class Prompter:
         """
         return self._prompt(self._encoded(conversation), pictures)
 
-    def of_answered_pictures(
-        self, conversation: Conversation, answer: str, pictures: Sequence[PreparedPicture]
+    def with_answer_and_images(
+        self, conversation: Conversation, answer: str, pictures: Sequence[ProcessedImage]
     ) -> tuple[Prompt, int]:
         """Render a conversation that ends with the user, an answer behind it, and one prepared picture for each place.
 
@@ -140,7 +138,7 @@ class Prompter:
         encoded, tokens = self._answered(conversation, answer)
         return self._prompt(encoded, pictures), tokens
 
-    def _prompt(self, encoded: Encoded, pictures: Sequence[PreparedPicture]) -> Prompt:
+    def _prompt(self, encoded: EncodedConversation, pictures: Sequence[ProcessedImage]) -> Prompt:
         """Put pictures at their places.
 
         Raises:
@@ -148,50 +146,56 @@ class Prompter:
         """
         layouts = [picture.layout for picture in pictures]
         counts = self._assistant.image_tokens(layouts)
-        wider = self._widened(encoded, layouts)  # refuses where the numbers differ
-        ends = encoded.picture_ends(counts)
+        wider = self._expand_slots(encoded, layouts)  # refuses where the numbers differ
+        ends = encoded.image_end_positions(counts)
         starts = tuple(end - count for end, count in zip(ends, counts, strict=True))
         return Prompt(wider.ids, tuple(pictures), starts)
 
-    def written(self, conversation: Conversation) -> str:
+    def as_text(self, conversation: Conversation) -> str:
         """Spell a prompt as the model gets it, with `<image>` where a picture stands."""
         encoded = self._encoded(conversation)
         counts = [1] * len(encoded.picture_paths)
-        pieces = stretches(encoded, self._assistant.tokenizer, counts)
-        return "".join(IMAGE_MARK if piece.look == "picture" else piece.text for piece in pieces)
+        pieces = segments(encoded, self._assistant.tokenizer, counts)
+        return "".join(
+            IMAGE_PLACEHOLDER if piece.look == "picture" else piece.text for piece in pieces
+        )
 
-    def _answered(self, conversation: Conversation, answer: str) -> tuple[Encoded, int]:
+    def _answered(self, conversation: Conversation, answer: str) -> tuple[EncodedConversation, int]:
         """Encode a conversation and an answer, and count the answer's tokens."""
         turns = (*conversation.turns, Turn("assistant", (answer,)))
         asked = len(list(self._template.render(conversation)))
         spans = list(self._template.render(replace(conversation, turns=turns)))[: asked + 1]
         encoded = encode(spans, self._assistant.tokenizer)
-        learned = takewhile(lambda label: label != IGNORED, reversed(encoded.labels))
+        learned = takewhile(lambda label: label != IGNORE_INDEX, reversed(encoded.labels))
         return encoded, sum(1 for _ in learned)
 
-    def _encoded(self, conversation: Conversation) -> Encoded:
+    def _encoded(self, conversation: Conversation) -> EncodedConversation:
         return encode(self._template.render(conversation), self._assistant.tokenizer)
 
-    def _shown(self, encoded: Encoded, folder: Path) -> PathPrompt:
+    def _resolve_layouts(self, encoded: EncodedConversation, folder: Path) -> FilePrompt:
         """Look at how the pictures are shown whose paths start from `folder`."""
         paths = tuple(folder / path for path in encoded.picture_paths)
         layouts = self._assistant.layouts(paths)
-        return PathPrompt(self._widened(encoded, layouts).ids, paths, layouts)
+        return FilePrompt(self._expand_slots(encoded, layouts).ids, paths, layouts)
 
-    def _widened(self, encoded: Encoded, layouts: Sequence[Layout]) -> Encoded:
+    def _expand_slots(
+        self, encoded: EncodedConversation, layouts: Sequence[TileLayout]
+    ) -> EncodedConversation:
         """Return it with as many image tokens as its pictures have."""
         counts = self._assistant.image_tokens(layouts)
         return encoded.with_image_tokens(counts, self._assistant.model.image_token_id)
 
 
-def check_fit(ids: Sequence[int], sampling: Sampling, room: int | None) -> None:
+def check_context_length(
+    ids: Sequence[int], sampling: SamplingParams, context_length: int | None
+) -> None:
     """Refuse what a model has no room for.
 
     Raises:
         UsageError: A prompt and its answer are longer than the context, `room`; None is no limit.
     """
-    if room is not None and len(ids) + sampling.max_new_tokens > room:
+    if context_length is not None and len(ids) + sampling.max_new_tokens > context_length:
         raise UsageError(
             f"the conversation is {len(ids)} tokens long and asks for up to {sampling.max_new_tokens} "
-            f"more, but the model has room for {room}; start anew or ask for fewer"
+            f"more, but the model has room for {context_length}; start anew or ask for fewer"
         )

@@ -8,7 +8,7 @@ from typing import Literal
 
 from caldera.errors import CalderaError
 from caldera.inference.prompts import Prompt
-from caldera.inference.sampling import Sampling
+from caldera.inference.sampling import SamplingParams
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -18,11 +18,11 @@ class Request:
     """One answer that is wanted; several of one prompt are several requests, which share what was computed for it."""
 
     prompt: Prompt
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: SamplingParams = field(default_factory=SamplingParams)
 
 
 @dataclass(frozen=True, slots=True)
-class TokenChance:
+class TokenLogprob:
     """One token and how likely it was, before temperature, top-p and top-k."""
 
     token: int
@@ -33,19 +33,19 @@ class TokenChance:
     logprob: float
     """Logarithm of its probability, in nats."""
 
-    top: tuple[tuple[int, str, float], ...] = ()
+    top_logprobs: tuple[tuple[int, str, float], ...] = ()
     """Likeliest tokens at its place: id, spelling, logarithm."""
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TextDelta:
     """Some more of an answer."""
 
     text: str
     tokens: tuple[int, ...]
     """The tokens that the text is made of, without those of a stop."""
 
-    logprobs: tuple[TokenChance, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
     """One for each of the tokens, where they were asked for."""
 
 
@@ -62,14 +62,14 @@ class Usage:
     """Tokens of the answer, its end mark among them."""
 
 
-class Answering:
+class AnswerStream:
     """An answer that is being written. It is read by one reader: by iterating, which waits, or by `ready`."""
 
     def __init__(self, request: Request) -> None:
         """Await the answer to `request`."""
         self.request = request
         self._changed = threading.Condition()
-        self._pieces: deque[Piece] = deque()
+        self._pieces: deque[TextDelta] = deque()
         self._listener: Callable[[], object] | None = None
         self._error: CalderaError | None = None
         self._finish_reason: FinishReason | None = None
@@ -77,7 +77,7 @@ class Answering:
         self._cancelled = False
         self._ended = False
 
-    def __iter__(self) -> Iterator[Piece]:
+    def __iter__(self) -> Iterator[TextDelta]:
         """Yield pieces as they come, until the answer ends.
 
         Raises:
@@ -94,7 +94,7 @@ class Answering:
                 return
             yield piece
 
-    def text(self) -> str:
+    def read_all(self) -> str:
         """Wait for the rest of the answer and return it.
 
         Raises:
@@ -102,14 +102,14 @@ class Answering:
         """
         return "".join(piece.text for piece in self)
 
-    def ready(self) -> list[Piece]:
+    def drain(self) -> list[TextDelta]:
         """Return the pieces that came since they were last read, without waiting."""
         with self._changed:
             pieces = list(self._pieces)
             self._pieces.clear()
         return pieces
 
-    def listen(self, listener: Callable[[], object]) -> None:
+    def on_update(self, listener: Callable[[], object]) -> None:
         """Call `listener`, on the engine's thread and at once, whenever a piece came or the answer ended."""
         with self._changed:
             self._listener = listener
@@ -144,14 +144,14 @@ class Answering:
         """Tokens so far."""
         return self._usage
 
-    def tell(self, piece: Piece, usage: Usage) -> None:
+    def push(self, piece: TextDelta, usage: Usage) -> None:
         """Give the reader a piece; for the engine."""
         with self._changed:
             self._usage = usage
             self._pieces.append(piece)
         self._wake()
 
-    def end(self, how: FinishReason | CalderaError, usage: Usage | None = None) -> None:
+    def finish(self, how: FinishReason | CalderaError, usage: Usage | None = None) -> None:
         """Tell the reader that nothing more comes, and why; for the engine."""
         with self._changed:
             if self._ended:

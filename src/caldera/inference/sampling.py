@@ -7,14 +7,14 @@ from torch import Tensor
 
 from caldera.errors import UsageError
 
-MOST_TOP_LOGPROBS = 20
+MAX_TOP_LOGPROBS = 20
 """Likeliest tokens that can be told of at each place."""
 
 _SEEDS = 1 << 63
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sampling:
+class SamplingParams:
     """How the next token is chosen, what is told of it, and when to stop."""
 
     temperature: float = 0.0
@@ -53,7 +53,7 @@ class Sampling:
             ("top_k", self.top_k >= 0, "be at least 0"),
             ("max_new_tokens", self.max_new_tokens >= 1, "be at least 1"),
             ("seed", 0 <= self.seed < _SEEDS, f"lie in [0, {_SEEDS})"),
-            ("top_logprobs", 0 <= self.top_logprobs <= MOST_TOP_LOGPROBS, f"lie in [0, {MOST_TOP_LOGPROBS}]"),
+            ("top_logprobs", 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS, f"lie in [0, {MAX_TOP_LOGPROBS}]"),
         )  # fmt: skip
         for name, good, needed in ranges:
             if not good:
@@ -64,7 +64,7 @@ class Sampling:
             raise UsageError("top_logprobs is given without logprobs; ask for both or neither")
 
 
-def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
+def sample_tokens(logits: Tensor, sampling: SamplingParams, generator: torch.Generator) -> Tensor:
     """Choose a token for each row of `logits`, (rows, vocabulary); return ids, (rows,)."""
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)

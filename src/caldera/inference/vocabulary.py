@@ -1,22 +1,22 @@
 """An assistant in, what its token ids mean to whoever writes answers out."""
 
-from caldera.model.folder import Assistant, end_ids
+from caldera.model.folder import LlavaBundle, eos_token_ids
 
 
-class Vocabulary:
+class TokenIds:
     """What one assistant's token ids mean."""
 
-    def __init__(self, assistant: Assistant) -> None:
+    def __init__(self, assistant: LlavaBundle) -> None:
         """Read an assistant's tokenizer."""
         self.tokenizer = assistant.tokenizer
-        ends = end_ids(assistant)
-        self.ends = frozenset(ends)
+        ends = eos_token_ids(assistant)
+        self.eos = frozenset(ends)
         """Ids that end an answer."""
-        rows = len(assistant.model.word_table)
-        special = {assistant.model.image_token_id, self.tokenizer.pad_token_id} - self.ends
-        self.barred = [*special, *range(len(self.tokenizer), rows)]
+        rows = len(assistant.model.embedding_weight)
+        special = {assistant.model.image_token_id, self.tokenizer.pad_token_id} - self.eos
+        self.banned = [*special, *range(len(self.tokenizer), rows)]
         """Ids that no answer may hold: pictures, padding, and rows that no token has."""
 
-    def spell(self, token: int) -> str:
+    def decode(self, token: int) -> str:
         """Spell one token."""
         return str(self.tokenizer.decode([token]))

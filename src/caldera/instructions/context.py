@@ -8,10 +8,10 @@ import random
 from collections.abc import Callable, Sequence
 from itertools import combinations
 
-from caldera.english import article, number, plural, sentence
+from caldera.english import article, number_word, plural, sentence
 from caldera.instructions.facts import Facts
 from caldera.instructions.knowledge import GROUPS
-from caldera.instructions.questions import Question, placed
+from caldera.instructions.questions import Question, setting_phrase
 
 LETTERS = "ABCDEFGH"
 
@@ -25,7 +25,7 @@ def _question(form: str, text: str, short: str, answer: str) -> Question:
     return Question("context", form, text, short, sentence(answer))
 
 
-def which_shows(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
+def which_image_shows(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
     """Ask which picture shows something that only one of them shows."""
     asked = []
     for index, facts in enumerate(pictures):
@@ -43,7 +43,7 @@ def which_shows(pictures: Sequence[Facts], rng: random.Random) -> list[Question]
     return [rng.choice(asked)] if asked else []
 
 
-def in_common(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
+def what_is_common(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
     """Ask whether two pictures show the same kind of thing, and which."""
     one, other = pictures[:2]
     shared = [category for category in one.present if category in other.present]
@@ -58,7 +58,7 @@ def in_common(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
     return []
 
 
-def found_again(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
+def which_shares(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
     """Ask which of the animals (vehicles, foods) of A and B are in C."""
     if len(pictures) != 3:
         return []
@@ -90,7 +90,7 @@ def _found(again: frozenset[str], either: frozenset[str]) -> tuple[str, str] | N
     return ("both", "both of them are in C") if len(either) == 2 else None
 
 
-def more(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
+def which_has_more(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
     """Ask which of two pictures has more of something."""
     one, other = pictures[:2]
     asked = []
@@ -100,13 +100,13 @@ def more(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
             continue
         short = "A" if here > there else "B"
         text = f"Which picture has more {plural(category)}, A or B?"
-        fewer = number(min(here, there)) if min(here, there) else "none"
-        answer = f"picture {short} has more: {number(max(here, there))} against {fewer}"
+        fewer = number_word(min(here, there)) if min(here, there) else "none"
+        answer = f"picture {short} has more: {number_word(max(here, there))} against {fewer}"
         asked.append(_question("more", text, short, answer))
     return [rng.choice(asked)] if asked else []
 
 
-def altogether(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
+def total_count(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
     """Ask how many there are of something in all the pictures together."""
     asked = []
     for category in {category: None for facts in pictures for category in facts.counts}:
@@ -115,12 +115,12 @@ def altogether(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
         if len(known) < len(counts) or sum(count > 0 for count in known) < 2:
             continue
         text = f"How many {plural(category)} do the pictures show together?"
-        answer = f"together they show {number(sum(known))} {plural(category)}"
-        asked.append(_question("altogether", text, number(sum(known)), answer))
+        answer = f"together they show {number_word(sum(known))} {plural(category)}"
+        asked.append(_question("altogether", text, number_word(sum(known)), answer))
     return [rng.choice(asked)] if asked else []
 
 
-def same_place(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
+def same_setting(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
     """Ask of two pictures taken in the same kind of place, and of two that were not, if there are both among these."""
     taken = [(letter, one.setting) for letter, one in zip(LETTERS, pictures, strict=False)]
     pairs = [(one, other) for one, other in combinations(taken, 2) if one[1] and other[1]]
@@ -137,7 +137,7 @@ def same_place(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
             )
         )
         short = "yes" if here == there else "no"
-        differ = f"no, {one} was taken {placed(here or '')} and {other} {placed(there or '')}"
+        differ = f"no, {one} was taken {setting_phrase(here or '')} and {other} {setting_phrase(there or '')}"
         answer = "yes, it is the same" if here == there else differ
         asked.append(_question("same place", text, short, answer))
     return asked
@@ -149,16 +149,16 @@ def _counted(facts: Facts, category: str) -> int | None:
 
 
 FORMS: dict[str, Callable[[Sequence[Facts], random.Random], list[Question]]] = {
-    "which_shows": which_shows,
-    "in_common": in_common,
-    "found_again": found_again,
-    "more": more,
-    "altogether": altogether,
-    "same_place": same_place,
+    "which_shows": which_image_shows,
+    "in_common": what_is_common,
+    "found_again": which_shares,
+    "more": which_has_more,
+    "altogether": total_count,
+    "same_place": same_setting,
 }
 """Questions about several pictures, each written from their facts."""
 
 
-def ask_about_all(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
+def questions_about_all(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
     """Write every question that the facts of these pictures allow."""
     return [question for write in FORMS.values() for question in write(pictures, rng)]

@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from functools import cache
 
 from caldera.annotations.annotated_image import AnnotatedImage, Instance
-from caldera.boxes import Relation, place_of, relations
+from caldera.boxes import Relation, position_of, relations
 from caldera.english import PLURAL_ONLY, plural
 from caldera.instructions.knowledge import (
+    CATEGORIES_WITH_PURPOSE,
     COLOURS,
     GROUPED,
     OTHER_NAMES,
-    PURPOSEFUL,
     SETTINGS,
-    mentioned,
+    mentioned_categories,
 )
 
-_SEEN_FROM = 0.004
+_MIN_AREA = 0.004
 """Share of the picture a box must cover for its thing to be worth a question."""
 
 _MAX_COUNT = 6
@@ -50,7 +50,7 @@ class Facts:
     instances: tuple[tuple[str, str], ...]
     """Every thing that stands in one place, as (category, place)."""
 
-    standing: tuple[tuple[str, Relation, str], ...]
+    relations: tuple[tuple[str, Relation, str], ...]
     """Pairs of things that are there once each, and what the first is to the second."""
 
     colours: dict[str, str]
@@ -60,7 +60,7 @@ class Facts:
     """Where the captions agree that it is."""
 
 
-def facts_of(image: AnnotatedImage, categories: Iterable[str]) -> Facts:
+def derive_facts(image: AnnotatedImage, categories: Iterable[str]) -> Facts:
     """Gather the facts about `image`; `categories` are all that its annotators looked for."""
     by_category: dict[str, list[Instance]] = defaultdict(list)
     for thing in image.instances:
@@ -68,20 +68,20 @@ def facts_of(image: AnnotatedImage, categories: Iterable[str]) -> Facts:
     seen = {
         category: things
         for category, things in by_category.items()
-        if max(thing.box.area for thing in things) >= _SEEN_FROM
+        if max(thing.box.area for thing in things) >= _MIN_AREA
     }
     counts = {
         category: len(things)
         for category, things in seen.items()
         if len(things) <= _MAX_COUNT
         and category not in PLURAL_ONLY
-        and all(not thing.crowd and thing.box.area >= _SEEN_FROM for thing in things)
+        and all(not thing.is_crowd and thing.box.area >= _MIN_AREA for thing in things)
     }
     single = {category: seen[category][0] for category, count in counts.items() if count == 1}
-    places = {category: place_of(thing.box) for category, thing in single.items()}
+    places = {category: position_of(thing.box) for category, thing in single.items()}
     looked_for = tuple(categories)
-    known = frozenset({*looked_for, *OTHER_NAMES, *PURPOSEFUL, *GROUPED})
-    possible = mentioned("\n".join(image.captions), known) | by_category.keys()
+    known = frozenset({*looked_for, *OTHER_NAMES, *CATEGORIES_WITH_PURPOSE, *GROUPED})
+    possible = mentioned_categories("\n".join(image.captions), known) | by_category.keys()
     return Facts(
         present=tuple(seen),
         absent=tuple(category for category in looked_for if category not in possible),
@@ -92,9 +92,9 @@ def facts_of(image: AnnotatedImage, categories: Iterable[str]) -> Facts:
             (category, place)
             for category in counts
             for thing in seen[category]
-            if (place := place_of(thing.box))
+            if (place := position_of(thing.box))
         ),
-        standing=tuple(
+        relations=tuple(
             (one, relation, other)
             for one, first in single.items()
             for other, second in single.items()
@@ -112,7 +112,7 @@ def _colours(captions: tuple[str, ...], counts: dict[str, int]) -> dict[str, str
     for category, count in counts.items():
         noun = category if count == 1 else plural(category)
         named = Counter(
-            match.lower() for text in captions for match in _coloured(noun).findall(text)
+            match.lower() for text in captions for match in _color_pattern(noun).findall(text)
         )
         if len(named) == 1:
             found[category] = next(iter(named))
@@ -120,7 +120,7 @@ def _colours(captions: tuple[str, ...], counts: dict[str, int]) -> dict[str, str
 
 
 @cache
-def _coloured(noun: str) -> re.Pattern[str]:
+def _color_pattern(noun: str) -> re.Pattern[str]:
     """Return a pattern that finds the colour right before a noun, unless it is one of several colours."""
     colours = "|".join(COLOURS)
     return re.compile(
@@ -130,7 +130,7 @@ def _coloured(noun: str) -> re.Pattern[str]:
 
 
 @cache
-def _placed() -> re.Pattern[str]:
+def _positions() -> re.Pattern[str]:
     """Return a pattern that finds the settings of captions: 'in the snow', 'A kitchen with'."""
     places = "|".join(sorted(SETTINGS, key=len, reverse=True))
     return re.compile(
@@ -144,7 +144,7 @@ def _setting(captions: tuple[str, ...]) -> str | None:
     named = Counter(
         place
         for text in captions
-        for place in {(inside or opening).lower() for inside, opening in _placed().findall(text)}
+        for place in {(inside or opening).lower() for inside, opening in _positions().findall(text)}
     )
     if len(named) != 1:
         return None

@@ -7,18 +7,24 @@ from caldera.annotations.annotated_image import AnnotationSet
 from caldera.annotations.sources import SourceOptions, read_annotations
 from caldera.conversation import write_conversations
 from caldera.errors import InputError
-from caldera.instructions.asking.teaching import LLAVA_MIX, Plan, Teaching, plan, teach
+from caldera.instructions.asking.teaching import (
+    LLAVA_KIND_SHARES,
+    CostEstimate,
+    LLMTeacherConfig,
+    estimate_cost,
+    generate_with_llm,
+)
 from caldera.instructions.teacher import Kind
 from caldera.instructions.teachers import check_teacher, find_teacher, parse_kinds
-from caldera.instructions.writing import Written, count_dialogues, write_instructions
+from caldera.instructions.writing import GeneratedData, count_dialogues, generate_dialogues
 from caldera.progress import Progress
-from caldera.skips import Skips
+from caldera.skips import SkippedItems
 
 DEFAULT_KINDS = {"coco": "conversation,detail,reasoning,context", "pairs": "caption"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Order:
+class GenerateConfig:
     """What is to be written about which annotations."""
 
     source: str
@@ -29,7 +35,7 @@ class Order:
     teacher: str = "scripted"
     """A name in TEACHERS; not looked at where a language model teaches."""
 
-    teaching: Teaching | None = None
+    teaching: LLMTeacherConfig | None = None
     """The language model that writes instead."""
 
     kinds: str | None = None
@@ -40,7 +46,7 @@ class Order:
     """Share of pictures that may be left out."""
 
 
-def generate_file(order: Order, out: Path, progress: Progress) -> Written:
+def generate_data(order: GenerateConfig, out: Path, progress: Progress) -> GeneratedData:
     """Write a data file about annotated pictures, whole or not at all.
 
     Raises:
@@ -49,42 +55,44 @@ def generate_file(order: Order, out: Path, progress: Progress) -> Written:
     if order.teaching is None:
         check_teacher(order.teacher)
     kinds = _kinds(order)
-    skips = Skips(order.max_bad)
+    skips = SkippedItems(order.max_bad)
     annotations = read_annotations(order.source, order.path, skips, order.options)
     if order.teaching is not None:
-        written = teach(
+        written = generate_with_llm(
             order.teaching, annotations, kinds, seed=order.seed, out=out, progress=progress
         )
     else:
-        written = _scripted(order, annotations, kinds, out, progress)
-    if skips.taken:
+        written = _generate_scripted(order, annotations, kinds, out, progress)
+    if skips.items:
         skips.write(out.with_suffix(".bad.jsonl"))
     return written
 
 
-def plan_file(order: Order, teaching: Teaching) -> Plan:
+def estimate_data_cost(order: GenerateConfig, teaching: LLMTeacherConfig) -> CostEstimate:
     """Tell what a language model would be sent, and about what it would cost; nothing is sent or written.
 
     Raises:
         CalderaError: A name is unknown, or annotations are bad.
     """
-    annotations = read_annotations(order.source, order.path, Skips(order.max_bad), order.options)
-    return plan(teaching, annotations, _kinds(order), order.seed)
+    annotations = read_annotations(
+        order.source, order.path, SkippedItems(order.max_bad), order.options
+    )
+    return estimate_cost(teaching, annotations, _kinds(order), order.seed)
 
 
-def _kinds(order: Order) -> dict[Kind, float]:
+def _kinds(order: GenerateConfig) -> dict[Kind, float]:
     """Read which kinds are wanted; a language model writes LLaVA's mix of those without a share."""
     text = order.kinds or DEFAULT_KINDS.get(order.source, "caption")
-    return parse_kinds(text, LLAVA_MIX if order.teaching else {})
+    return parse_kinds(text, LLAVA_KIND_SHARES if order.teaching else {})
 
 
-def _scripted(
-    order: Order,
+def _generate_scripted(
+    order: GenerateConfig,
     annotations: AnnotationSet,
     kinds: dict[Kind, float],
     out: Path,
     progress: Progress,
-) -> Written:
+) -> GeneratedData:
     """Have a teacher without a language model write the file.
 
     Raises:
@@ -92,11 +100,11 @@ def _scripted(
     """
     writer = find_teacher(order.teacher, annotations.categories, order.seed)
     total = count_dialogues(annotations.images, kinds, order.seed).total()
-    with progress.job("writing dialogues", total) as tick:
-        written = write_instructions(
+    with progress.task("writing dialogues", total) as tick:
+        written = generate_dialogues(
             annotations, writer, kinds, seed=order.seed, beside=out.parent, tick=tick
         )
     if not written.conversations:
-        raise InputError(f"the teacher wrote nothing about {order.path}: {dict(written.refused)}")
+        raise InputError(f"the teacher wrote nothing about {order.path}: {dict(written.rejected)}")
     write_conversations(out, written.conversations)
     return written

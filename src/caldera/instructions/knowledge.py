@@ -121,10 +121,10 @@ SETTINGS: dict[str, str] = {
 class Purpose:
     """Something one might want, and the categories that serve it."""
 
-    wishes: tuple[str, ...]
+    goals: tuple[str, ...]
     """Questions whether anything in the picture serves it, without naming what is there."""
 
-    serves: str
+    uses: str
     """What a thing that serves it does, in the singular: 'keeps the rain off'."""
 
     categories: frozenset[str]
@@ -183,7 +183,9 @@ PURPOSES: tuple[Purpose, ...] = (
     ),
 )  # fmt: skip
 
-PURPOSEFUL = frozenset(category for purpose in PURPOSES for category in purpose.categories)
+CATEGORIES_WITH_PURPOSE = frozenset(
+    category for purpose in PURPOSES for category in purpose.categories
+)
 """Categories that serve any purpose."""
 
 
@@ -200,7 +202,7 @@ def _names(categories: frozenset[str]) -> tuple[re.Pattern[str], dict[str, froze
     return pattern, {word: frozenset(meant) for word, meant in meanings.items()}
 
 
-def mentioned(text: str, categories: frozenset[str]) -> frozenset[str]:
+def mentioned_categories(text: str, categories: frozenset[str]) -> frozenset[str]:
     """Return every category that a word of `text` may mean; a hot dog is not a dog."""
     pattern, meanings = _names(categories)
     return frozenset().union(*(meanings[word] for word in pattern.findall(text.lower())))

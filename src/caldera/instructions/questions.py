@@ -10,8 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 
-from caldera.boxes import OPPOSITE, STANDING, in_words
-from caldera.english import PLURAL_ONLY, article, listed, number, plural, sentence, some
+from caldera.boxes import OPPOSITE, RELATION_PHRASES, position_phrase
+from caldera.english import (
+    PLURAL_ONLY,
+    article,
+    count_phrase,
+    join_with_and,
+    number_word,
+    plural,
+    sentence,
+)
 from caldera.instructions.facts import Facts
 from caldera.instructions.knowledge import GROUPS, PURPOSES, SETTINGS, Purpose
 
@@ -19,9 +27,9 @@ SHORT_ANSWER = "Answer the question using a single word or phrase."
 """LLaVA-1.5's sentence that asks for the short form (arXiv 2310.03744, table 7)."""
 
 
-_OTHER = {"yes": "no", "no": "yes"}
+_OPPOSITE_ANSWER = {"yes": "no", "no": "yes"}
 
-_SINGLES = 0.3
+_SINGLE_FRACTION = 0.3
 """Share of single things whose number is asked for."""
 
 
@@ -48,25 +56,25 @@ def _pick(rng: random.Random, wordings: Sequence[str], **words: str) -> str:
     return sentence(rng.choice(wordings).format(**words))
 
 
-def _amount(facts: Facts, category: str, noun: str | None = None) -> str:
+def _quantity(facts: Facts, category: str, noun: str | None = None) -> str:
     """Say how much there is of a category: 'a dog', 'two dogs', 'some people' where they cannot be counted."""
     noun = noun or category
     if category in facts.counts:
-        return some(facts.counts[category], noun)
+        return count_phrase(facts.counts[category], noun)
     return noun if category in PLURAL_ONLY else f"some {plural(noun)}"
 
 
-def _be(facts: Facts, category: str) -> str:
+def _verb(facts: Facts, category: str) -> str:
     """Return the verb that goes with that."""
     return "is" if facts.counts.get(category) == 1 else "are"
 
 
-def placed(setting: str) -> str:
+def setting_phrase(setting: str) -> str:
     """Say that something is in a setting: 'on a beach', 'at an airport', 'in the snow'."""
     return f"{SETTINGS[setting]} {'the snow' if setting == 'snow' else article(setting)}"
 
 
-def presence(facts: Facts, rng: random.Random) -> list[Question]:
+def presence_questions(facts: Facts, rng: random.Random) -> list[Question]:
     """Ask for things that are there and for as many that are not, in pairs."""
     ask = (
         "{are} there {a} in the picture?",
@@ -79,7 +87,7 @@ def presence(facts: Facts, rng: random.Random) -> list[Question]:
     asked = []
     for there, missing in zip(present, absent, strict=False):
         yes = _pick(rng, ("yes, there {are} {some}", "yes, the picture shows {some}"),
-                    are=_be(facts, there), some=_amount(facts, there))  # fmt: skip
+                    are=_verb(facts, there), some=_quantity(facts, there))  # fmt: skip
         no = _pick(rng, ("no, there {are} no {thing}", "no, I see no {thing} here"),
                    are="are" if missing in PLURAL_ONLY else "is", thing=missing)  # fmt: skip
         for category, short, answer in ((there, "yes", yes), (missing, "no", no)):
@@ -89,7 +97,7 @@ def presence(facts: Facts, rng: random.Random) -> list[Question]:
     return asked
 
 
-def count(facts: Facts, rng: random.Random) -> list[Question]:
+def count_questions(facts: Facts, rng: random.Random) -> list[Question]:
     """Ask how many there are of what is there, seldom of single things, as most things are single."""
     ask = (
         "How many {things} are there?",
@@ -101,17 +109,17 @@ def count(facts: Facts, rng: random.Random) -> list[Question]:
             "count",
             "how many",
             _pick(rng, ask, things=plural(category)),
-            number(counted),
+            number_word(counted),
             _pick(rng, ("there {are} {some}", "I count {some}"),
                   are="is" if counted == 1 else "are",
-                  some=f"{number(counted)} {category if counted == 1 else plural(category)}"),
+                  some=f"{number_word(counted)} {category if counted == 1 else plural(category)}"),
         )
         for category, counted in facts.counts.items()
-        if counted > 1 or rng.random() < _SINGLES
+        if counted > 1 or rng.random() < _SINGLE_FRACTION
     ]  # fmt: skip
 
 
-def position(facts: Facts, rng: random.Random) -> list[Question]:
+def position_questions(facts: Facts, rng: random.Random) -> list[Question]:
     """Ask where the one thing of its category is."""
     ask = (
         "Where is the {thing}?",
@@ -125,7 +133,7 @@ def position(facts: Facts, rng: random.Random) -> list[Question]:
             _pick(rng, ask, thing=category),
             place,
             _pick(rng, ("the {thing} is {place}", "{it} is {place}"), thing=category,
-                  it=_it(category), place=in_words(place)),
+                  it=_pronoun(category), place=position_phrase(place)),
         )
         for category, place in facts.places.items()
     ]  # fmt: skip
@@ -134,7 +142,7 @@ def position(facts: Facts, rng: random.Random) -> list[Question]:
 def relation(facts: Facts, rng: random.Random) -> list[Question]:
     """Ask how two things stand to each other: by a choice of two, and by yes and no in turn."""
     asked = []
-    chosen = rng.sample(facts.standing, min(4, len(facts.standing)))
+    chosen = rng.sample(facts.relations, min(4, len(facts.relations)))
     for at, (one, how, other) in enumerate(chosen):
         across = how in ("left of", "right of")
         choice = "to the left or to the right of" if across else "above or below"
@@ -144,7 +152,7 @@ def relation(facts: Facts, rng: random.Random) -> list[Question]:
                 f"which side, {'across' if across else 'down'}",
                 f"Is the {one} {choice} the {other}?",
                 how.removesuffix(" of"),
-                f"The {one} is {STANDING[how]} the {other}.",
+                f"The {one} is {RELATION_PHRASES[how]} the {other}.",
             )
         )
         truth = at % 2 == 0
@@ -153,9 +161,9 @@ def relation(facts: Facts, rng: random.Random) -> list[Question]:
             Question(
                 "relation",
                 "is it beside",
-                f"Is the {one} {STANDING[claimed]} the {other}?",
+                f"Is the {one} {RELATION_PHRASES[claimed]} the {other}?",
                 "yes" if truth else "no",
-                f"{'Yes' if truth else 'No'}, {_it(one)} is {STANDING[how]} the {other}.",
+                f"{'Yes' if truth else 'No'}, {_pronoun(one)} is {RELATION_PHRASES[how]} the {other}.",
             )
         )
     return asked
@@ -183,7 +191,7 @@ def naming(facts: Facts, rng: random.Random) -> list[Question]:
         if len(facts.possible.intersection(members)) > 1:
             continue
         ask = ("What {group} is in the picture?", "Which {group} do you see?", "Name the {group}.")
-        what = some(facts.counts[there[0]], there[0])
+        what = count_phrase(facts.counts[there[0]], there[0])
         answer = _pick(rng, ("the picture shows {what}", "I see {what}"), what=what)
         asked.append(
             Question("naming", f"which {group}", _pick(rng, ask, group=group), there[0], answer)
@@ -197,7 +205,7 @@ def setting(facts: Facts, rng: random.Random) -> list[Question]:
         return []
     ask = ("Where was this picture taken?", "What kind of place is this?", "What is the setting?")
     told = ("the picture was taken {where}", "the scene is set {where}")
-    answer = _pick(rng, told, where=placed(facts.setting))
+    answer = _pick(rng, told, where=setting_phrase(facts.setting))
     return [Question("setting", "what place", _pick(rng, ask), facts.setting, answer)]
 
 
@@ -222,23 +230,23 @@ def reasoning(facts: Facts, rng: random.Random) -> list[Question]:
 
 def _served(purpose: Purpose, helper: str, facts: Facts, rng: random.Random) -> Question:
     """Ask for a purpose that `helper` serves."""
-    place = f" {in_words(facts.places[helper])}" if helper in facts.places else ""
-    there = f"{_be(facts, helper)} {_amount(facts, helper)}{place}"
-    answer = f"Yes. There {there}, and {article(helper)} {purpose.serves}."
-    return Question("reasoning", purpose.serves, rng.choice(purpose.wishes), "yes", answer)
+    place = f" {position_phrase(facts.places[helper])}" if helper in facts.places else ""
+    there = f"{_verb(facts, helper)} {_quantity(facts, helper)}{place}"
+    answer = f"Yes. There {there}, and {article(helper)} {purpose.uses}."
+    return Question("reasoning", purpose.uses, rng.choice(purpose.goals), "yes", answer)
 
 
 def _unserved(purpose: Purpose, facts: Facts, rng: random.Random) -> Question:
     """Ask for a purpose that nothing there serves."""
-    there = listed([_amount(facts, one) for one in facts.present[:4]])
-    answer = f"No. I see {there}, but nothing that {purpose.serves}."
-    return Question("reasoning", purpose.serves, rng.choice(purpose.wishes), "no", answer)
+    there = join_with_and([_quantity(facts, one) for one in facts.present[:4]])
+    answer = f"No. I see {there}, but nothing that {purpose.uses}."
+    return Question("reasoning", purpose.uses, rng.choice(purpose.goals), "no", answer)
 
 
 FORMS: dict[str, Callable[[Facts, random.Random], list[Question]]] = {
-    "presence": presence,
-    "count": count,
-    "position": position,
+    "presence": presence_questions,
+    "count": count_questions,
+    "position": position_questions,
     "relation": relation,
     "colour": colour,
     "naming": naming,
@@ -248,12 +256,12 @@ FORMS: dict[str, Callable[[Facts, random.Random], list[Question]]] = {
 """Kinds of questions about one picture, each written from its facts."""
 
 
-def ask_about(facts: Facts, rng: random.Random) -> list[Question]:
+def questions_about(facts: Facts, rng: random.Random) -> list[Question]:
     """Write every question that the facts allow, by kind."""
     return [question for write in FORMS.values() for question in write(facts, rng)]
 
 
-def in_units(asked: Sequence[Question]) -> list[list[Question]]:
+def yes_no_pairs(asked: Sequence[Question]) -> list[list[Question]]:
     """Group questions that are kept or left out together, so that yes and no stay balanced.
 
     Those with another answer stand alone; one answered yes stands with one of its kind answered no, and is left out
@@ -262,9 +270,9 @@ def in_units(asked: Sequence[Question]) -> list[list[Question]]:
     units: list[list[Question]] = []
     halves: dict[tuple[str, str], list[list[Question]]] = defaultdict(list)
     for question in asked:
-        if question.short not in _OTHER:
+        if question.short not in _OPPOSITE_ANSWER:
             units.append([question])
-        elif missing := halves[question.kind, _OTHER[question.short]]:
+        elif missing := halves[question.kind, _OPPOSITE_ANSWER[question.short]]:
             missing.pop(0).append(question)
         else:
             unit = [question]
@@ -278,12 +286,14 @@ def describe(facts: Facts, rng: random.Random) -> str:
     """Describe a picture in a few sentences, from its facts alone; empty where nothing is plainly there."""
     if not facts.present:
         return ""
-    what = listed([_amount(facts, one, _dyed(facts, one)) for one in facts.present])
-    where = f" {placed(facts.setting)}" if facts.setting else ""
+    what = join_with_and(
+        [_quantity(facts, one, _color_adjective(facts, one)) for one in facts.present]
+    )
+    where = f" {setting_phrase(facts.setting)}" if facts.setting else ""
     told = [_pick(rng, ("the picture shows {what}{where}", "I see {what}{where}"), what=what,
                   where=where)]  # fmt: skip
     for category in facts.present:
-        spots = Counter(in_words(place) for one, place in facts.instances if one == category)
+        spots = Counter(position_phrase(place) for one, place in facts.instances if one == category)
         if facts.counts.get(category) != spots.total():
             continue  # some of them stand between two places
         if spots.total() == 1:
@@ -291,19 +301,21 @@ def describe(facts: Facts, rng: random.Random) -> str:
         elif len(spots) == 1:
             told.append(f"The {plural(category)} are {next(iter(spots))}.")
         else:
-            parts = [f"{number(n)} {'is' if n == 1 else 'are'} {spot}" for spot, n in spots.items()]
-            told.append(f"Of the {plural(category)}, {listed(parts)}.")
-    if facts.standing:
-        one, how, other = rng.choice(facts.standing)
-        told.append(f"The {one} is {STANDING[how]} the {other}.")
+            parts = [
+                f"{number_word(n)} {'is' if n == 1 else 'are'} {spot}" for spot, n in spots.items()
+            ]
+            told.append(f"Of the {plural(category)}, {join_with_and(parts)}.")
+    if facts.relations:
+        one, how, other = rng.choice(facts.relations)
+        told.append(f"The {one} is {RELATION_PHRASES[how]} the {other}.")
     return " ".join(told)
 
 
-def _it(category: str) -> str:
+def _pronoun(category: str) -> str:
     """Return what stands for 'the dog' where it was just named: 'it', but nobody is called so."""
     return "the person" if category == "person" else "it"
 
 
-def _dyed(facts: Facts, category: str) -> str:
+def _color_adjective(facts: Facts, category: str) -> str:
     """Name a category with its colour, if it has one."""
     return f"{facts.colours[category]} {category}" if category in facts.colours else category

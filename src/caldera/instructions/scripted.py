@@ -6,26 +6,26 @@ from pathlib import Path
 from typing import TypeVar
 
 from caldera.annotations.annotated_image import AnnotatedImage
-from caldera.instructions.context import ask_about_all
-from caldera.instructions.facts import Facts, facts_of
+from caldera.instructions.context import questions_about_all
+from caldera.instructions.facts import Facts, derive_facts
 from caldera.instructions.questions import (
     SHORT_ANSWER,
     Question,
-    ask_about,
     describe,
-    in_units,
-    presence,
+    presence_questions,
+    questions_about,
     reasoning,
+    yes_no_pairs,
 )
-from caldera.instructions.teacher import Exchange, Kind, Refusal
-from caldera.instructions.wordings import BRIEF, DETAILED
+from caldera.instructions.teacher import Exchange, Kind, NothingToWrite
+from caldera.instructions.wordings import CAPTION_REQUESTS, DETAIL_REQUESTS
 
-_Thing = TypeVar("_Thing")
+_Annotated = TypeVar("_Annotated")
 
-_TALK = 5
+_MAX_TURNS = 5
 """Questions in a conversation, at most."""
 
-_QUIZ = 12
+_MAX_VQA = 12
 """Questions with short answers in one dialogue, at most."""
 
 _QUIZ_PAIRS = 4
@@ -64,25 +64,25 @@ class ScriptedTeacher:
     def _facts(self, image: AnnotatedImage) -> Facts:
         """Gather the facts about an image once."""
         if image.path not in self._known:
-            self._known[image.path] = facts_of(image, self._categories)
+            self._known[image.path] = derive_facts(image, self._categories)
         return self._known[image.path]
 
     def _caption(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:
         """Ask for a caption and answer with one that people wrote."""
-        return [Exchange(rng.choice(BRIEF), rng.choice(images[0].captions))]
+        return [Exchange(rng.choice(CAPTION_REQUESTS), rng.choice(images[0].captions))]
 
     def _conversation(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:
         """Talk about what is there in whole sentences, as many yes as no."""
         facts = self._facts(images[0])
-        pair = presence(facts, rng)[:2]
-        units = _shuffled(in_units(ask_about(facts, rng)), rng)
+        pair = presence_questions(facts, rng)[:2]
+        units = _shuffled(yes_no_pairs(questions_about(facts, rng)), rng)
         others = [unit[0] for unit in units if len(unit) == 1]
-        return _sentences(_shuffled([*pair, *others[: _TALK - len(pair)]], rng))
+        return _sentences(_shuffled([*pair, *others[: _MAX_TURNS - len(pair)]], rng))
 
     def _detail(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:
         """Describe the picture."""
         told = describe(self._facts(images[0]), rng)
-        return _refuse_none([Exchange(rng.choice(DETAILED), told)] if told else [])
+        return _require_some([Exchange(rng.choice(DETAIL_REQUESTS), told)] if told else [])
 
     def _reasoning(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:
         """Ask one question that takes knowing what things are for."""
@@ -90,33 +90,33 @@ class ScriptedTeacher:
 
     def _vqa(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:
         """Ask everything that has a short answer."""
-        return _short_answers(_quiz(ask_about(self._facts(images[0]), rng), rng))
+        return _short_answers(_vqa_questions(questions_about(self._facts(images[0]), rng), rng))
 
     def _context(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:
         """Ask what needs all the pictures, for short answers or for sentences."""
         if len(images) < 2:
-            raise Refusal("a question about several pictures needs at least two")
-        asked = _shuffled(ask_about_all([self._facts(image) for image in images], rng), rng)
+            raise NothingToWrite("a question about several pictures needs at least two")
+        asked = _shuffled(questions_about_all([self._facts(image) for image in images], rng), rng)
         return (_short_answers if rng.random() < 0.7 else _sentences)(asked)
 
 
-def _shuffled(things: Sequence[_Thing], rng: random.Random) -> list[_Thing]:
+def _shuffled(things: Sequence[_Annotated], rng: random.Random) -> list[_Annotated]:
     """Return things in a new order."""
     return rng.sample(things, len(things))
 
 
-def _quiz(questions: list[Question], rng: random.Random) -> list[Question]:
+def _vqa_questions(questions: list[Question], rng: random.Random) -> list[Question]:
     """Choose questions for a quiz: a few pairs of a yes and a no, and others."""
-    units = _shuffled(in_units(questions), rng)
+    units = _shuffled(yes_no_pairs(questions), rng)
     pairs = [unit for unit in units if len(unit) == 2]
     kept = [item for pair in pairs[:_QUIZ_PAIRS] for item in pair]
     others = [item for unit in units if len(unit) == 1 for item in unit]
-    return _shuffled([*kept, *others[: _QUIZ - len(kept)]], rng)
+    return _shuffled([*kept, *others[: _MAX_VQA - len(kept)]], rng)
 
 
 def _sentences(questions: list[Question]) -> list[Exchange]:
     """Answer in sentences."""
-    return _refuse_none([Exchange(item.text, item.answer) for item in questions])
+    return _require_some([Exchange(item.text, item.answer) for item in questions])
 
 
 def _short_answers(questions: list[Question]) -> list[Exchange]:
@@ -125,15 +125,15 @@ def _short_answers(questions: list[Question]) -> list[Exchange]:
     if exchanges:
         first = exchanges[0]
         exchanges[0] = Exchange(f"{first.question}\n{SHORT_ANSWER}", first.answer)
-    return _refuse_none(exchanges)
+    return _require_some(exchanges)
 
 
-def _refuse_none(exchanges: list[Exchange]) -> list[Exchange]:
+def _require_some(exchanges: list[Exchange]) -> list[Exchange]:
     """Pass on what was written.
 
     Raises:
         Refusal: Nothing was.
     """
     if not exchanges:
-        raise Refusal("the annotations hold nothing beyond doubt to ask about")
+        raise NothingToWrite("the annotations hold nothing beyond doubt to ask about")
     return exchanges

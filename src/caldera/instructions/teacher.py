@@ -23,7 +23,7 @@ class Exchange:
     answer: str
 
 
-class Refusal(Exception):  # noqa: N818 - not an error: the teacher declines, and says why
+class NothingToWrite(Exception):  # noqa: N818 - not an error: the teacher declines, and says why
     """The annotations do not hold what this kind needs."""
 
 

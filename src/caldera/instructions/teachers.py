@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from caldera.errors import UnknownNameError, UsageError
-from caldera.instructions.asking.teaching import ENDPOINTS
+from caldera.instructions.asking.teaching import LLM_CLIENTS
 from caldera.instructions.scripted import ScriptedTeacher
 from caldera.instructions.teacher import KINDS, Kind, Teacher
 
@@ -21,10 +21,10 @@ def check_teacher(name: str) -> None:
         UnknownNameError: There is none.
         UsageError: It is a language model, which has to be ordered as `Teaching`.
     """
-    if name in ENDPOINTS:
+    if name in LLM_CLIENTS:
         raise UsageError(f"the teacher {name} is a language model; say which with Order.teaching")
     if name not in TEACHERS:
-        raise UnknownNameError("teacher", name, {*TEACHERS, *ENDPOINTS})
+        raise UnknownNameError("teacher", name, {*TEACHERS, *LLM_CLIENTS})
 
 
 def find_teacher(name: str, categories: Sequence[str], seed: int) -> Teacher:

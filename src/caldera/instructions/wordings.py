@@ -1,6 +1,6 @@
 """The instructions that ask for a caption or for a detailed description, worded in several ways."""
 
-BRIEF: tuple[str, ...] = (
+CAPTION_REQUESTS: tuple[str, ...] = (
     "Describe the image in one sentence.",
     "What does this picture show?",
     "Give a short caption for this image.",
@@ -15,7 +15,7 @@ BRIEF: tuple[str, ...] = (
 )
 """Questions of stage 1 (eleven, as in the paper; the wordings are this project's)."""
 
-DETAILED: tuple[str, ...] = (
+DETAIL_REQUESTS: tuple[str, ...] = (
     "Describe the image in detail.",
     "Tell me everything you see in this picture.",
     "What can be seen here, and where? Be thorough.",

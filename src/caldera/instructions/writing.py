@@ -8,26 +8,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet
-from caldera.conversation import Conversation, Picture, Turn, to_record
-from caldera.errors import RecordError, UsageError
+from caldera.conversation import Conversation, ImageRef, Turn, to_record
+from caldera.errors import ConversationError, UsageError
 from caldera.instructions.context import LETTERS
-from caldera.instructions.teacher import Exchange, Kind, Refusal, Teacher
+from caldera.instructions.teacher import Exchange, Kind, NothingToWrite, Teacher
 
 Tick = Callable[[], None]
 """Called once for every dialogue asked of the teacher."""
 
 
 @dataclass(slots=True)
-class Written:
+class GeneratedData:
     """What came of a run."""
 
     conversations: list[Conversation] = field(default_factory=list)
     by_kind: Counter[str] = field(default_factory=Counter)
-    refused: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)
     """Dialogues the teacher declined, by kind and reason."""
 
 
-def write_instructions(
+def generate_dialogues(
     annotations: AnnotationSet,
     teacher: Teacher,
     kinds: Mapping[Kind, float],
@@ -35,7 +35,7 @@ def write_instructions(
     seed: int,
     beside: Path,
     tick: Tick = lambda: None,
-) -> Written:
+) -> GeneratedData:
     """Have the teacher write about every picture.
 
     Args:
@@ -49,15 +49,15 @@ def write_instructions(
     Returns:
         Conversations in the order of the pictures, and what was refused.
     """
-    written = Written()
+    written = GeneratedData()
     for dialogue in dialogues(annotations.images, kinds, seed):
         try:
             exchanges = teacher.write(dialogue.kind, dialogue.images)
             written.conversations.append(dialogue.conversation(exchanges, beside))
             written.by_kind[dialogue.kind] += 1
-        except (Refusal, RecordError) as reason:
+        except (NothingToWrite, ConversationError) as reason:
             told = str(reason).replace(f"record {dialogue.id!r}", "it")
-            written.refused[f"{dialogue.kind}: {told}"] += 1
+            written.rejected[f"{dialogue.kind}: {told}"] += 1
         tick()
     return written
 
@@ -91,9 +91,9 @@ def dialogues(
     images: Sequence[AnnotatedImage], kinds: Mapping[Kind, float], seed: int
 ) -> Iterator[Dialogue]:
     """Yield every dialogue to be written, in the order of the pictures; one of several pictures finds companions."""
-    finder = Companions(images)
-    for image, kind, rng in assignments(images, kinds, seed):
-        shown = finder.with_companions(image, rng) if kind == "context" else (image,)
+    finder = RelatedImages(images)
+    for image, kind, rng in assign_kinds(images, kinds, seed):
+        shown = finder.group_with(image, rng) if kind == "context" else (image,)
         yield Dialogue(f"{'+'.join(one.id for one in shown)}-{kind}", kind, shown, rng)
 
 
@@ -101,10 +101,10 @@ def count_dialogues(
     images: Sequence[AnnotatedImage], kinds: Mapping[Kind, float], seed: int
 ) -> Counter[Kind]:
     """Count the dialogues to be written, by kind."""
-    return Counter(kind for _, kind, _ in assignments(images, kinds, seed))
+    return Counter(kind for _, kind, _ in assign_kinds(images, kinds, seed))
 
 
-def assignments(
+def assign_kinds(
     images: Sequence[AnnotatedImage], kinds: Mapping[Kind, float], seed: int
 ) -> Iterator[tuple[AnnotatedImage, Kind, random.Random]]:
     """Yield which picture gets which kind, each with its own source of chance."""
@@ -115,7 +115,7 @@ def assignments(
                 yield image, kind, rng
 
 
-class Companions:
+class RelatedImages:
     """Finds pictures to stand beside a picture: more often than by chance they share something."""
 
     def __init__(self, images: Sequence[AnnotatedImage]) -> None:
@@ -125,9 +125,7 @@ class Companions:
             for category in image.counts:
                 self._with[category].append(image)
 
-    def with_companions(
-        self, image: AnnotatedImage, rng: random.Random
-    ) -> tuple[AnnotatedImage, ...]:
+    def group_with(self, image: AnnotatedImage, rng: random.Random) -> tuple[AnnotatedImage, ...]:
         """Choose one or two more pictures; none if the collection has no more."""
         chosen = [image]
         wanted = min(rng.choice((2, 3)), len(self._images))
@@ -147,21 +145,21 @@ def _conversation(
     beside: Path,
     rng: random.Random,
 ) -> Conversation:
-    """Make a conversation of a teacher's exchanges, with the pictures in its first turn."""
-    pictures = [Picture(os.path.relpath(image.path, beside)) for image in images]
+    """Make a conversation of a teacher's exchanges, with the references in its first turn."""
+    references = [ImageRef(os.path.relpath(image.path, beside)) for image in images]
     turns: list[Turn] = []
     for number, exchange in enumerate(exchanges):
-        asked: tuple[str | Picture, ...] = (exchange.question,)
-        if number == 0 and len(pictures) > 1:
-            asked = (*named(pictures), exchange.question)
+        asked: tuple[str | ImageRef, ...] = (exchange.question,)
+        if number == 0 and len(references) > 1:
+            asked = (*label_images(references), exchange.question)
         elif number == 0:
-            before = (pictures[0], f"\n{exchange.question}")
-            asked = before if rng.random() < 0.5 else (f"{exchange.question}\n", pictures[0])
+            before = (references[0], f"\n{exchange.question}")
+            asked = before if rng.random() < 0.5 else (f"{exchange.question}\n", references[0])
         turns += [Turn("user", asked), Turn("assistant", (exchange.answer,))]
     return Conversation(name, tuple(turns))
 
 
-def named(pictures: Sequence[Picture]) -> tuple[str | Picture, ...]:
+def label_images(pictures: Sequence[ImageRef]) -> tuple[str | ImageRef, ...]:
     """Lay out several pictures by their letters: 'Picture A: <image>', a line each.
 
     Raises:

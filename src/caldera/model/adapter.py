@@ -22,19 +22,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from caldera.batches.templates import find_template
-from caldera.errors import CalderaError, ModelFolderError
-from caldera.model.assemble import add_tokens, show_as
-from caldera.model.card import Card
+from caldera.errors import CalderaError, ModelFormatError
+from caldera.model.assemble import add_special_tokens, with_image_aspect
+from caldera.model.card import ModelMetadata
 from caldera.model.config import read_json
-from caldera.model.folder import Assistant
+from caldera.model.folder import LlavaBundle
 from caldera.model.llava import Llava
-from caldera.model.low_rank import Lora, add_factors, fold, layers_with_factors, linear_layers
-from caldera.model.merging import SETTINGS as CONFIG
-from caldera.model.merging import check_plain
-from caldera.model.weights import NEWLINE, digest_of
-from caldera.storage import whole_folder, write_json
+from caldera.model.low_rank import (
+    LoraConfig,
+    add_lora,
+    linear_layers,
+    lora_layers,
+    merge_lora_layers,
+)
+from caldera.model.merging import ADAPTER_CONFIG, check_plain_lora
+from caldera.model.weights import NEWLINE, digest_weights
+from caldera.storage import atomic_folder, write_json
 
-WEIGHTS, NOTE = "adapter_model.safetensors", "caldera_adapter.json"
+WEIGHTS, ADAPTER_METADATA_FILE = "adapter_model.safetensors", "caldera_adapter.json"
 
 _OUTER = "base_model.model."
 """What peft puts before the names of the model it wraps."""
@@ -52,7 +57,7 @@ _FACTORS = {"down": "lora_A", "up": "lora_B"}
 """Names of factors here, and in peft."""
 
 
-class AdapterNote(BaseModel):
+class AdapterMetadata(BaseModel):
     """What an adapter folder says beyond what peft's settings can say."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -61,18 +66,18 @@ class AdapterNote(BaseModel):
     base: str
     """sha256 of the weights it stands on: all that it does not bring itself."""
 
-    card: Card
+    card: ModelMetadata
     """Of the merged model."""
 
     newline_seed: int = 0
     """Of the end of a row of tiles, where the training gave the base one that it did not have."""
 
 
-def base_digest(model: Llava, whole_parts: Iterable[str]) -> str:
+def digest_base(model: Llava, whole_parts: Iterable[str]) -> str:
     """Return the sha256 of a model's weights but for the parts that an adapter brings whole."""
     brought = set(whole_parts)
     weights = model.state_dict()
-    return digest_of({name: weights[name] for name in weights if _part(name) not in brought})
+    return digest_weights({name: weights[name] for name in weights if _part(name) not in brought})
 
 
 def _part(name: str) -> str:
@@ -80,7 +85,7 @@ def _part(name: str) -> str:
 
 
 def save_adapter(
-    folder: Path, assistant: Assistant, lora: Lora, base: str, *, newline_seed: int = 0
+    folder: Path, assistant: LlavaBundle, lora: LoraConfig, base: str, *, newline_seed: int = 0
 ) -> None:
     """Write what has been trained beside frozen weights, whole or not at all.
 
@@ -98,19 +103,19 @@ def save_adapter(
     weights = model.state_dict()
     moving = {_part(name) for name, each in model.named_parameters() if each.requires_grad}
     whole = moving - {"language"}
-    layers = {name: _peft_layer(name, model) for name in layers_with_factors(model.language)}
+    layers = {name: _peft_layer(name, model) for name in lora_layers(model.language)}
     kept = {
         theirs: weights[ours].contiguous().cpu()
         for ours, theirs in _peft_names(model, layers, whole).items()
     }
-    with whole_folder(folder) as fresh:
+    with atomic_folder(folder) as fresh:
         save_file(kept, fresh / WEIGHTS, metadata={"format": "pt"})
-        write_json(fresh / CONFIG, _peft_config(lora, list(layers.values()), whole))
-        note = AdapterNote(base=base, card=assistant.card, newline_seed=newline_seed)
-        write_json(fresh / NOTE, note.model_dump())
+        write_json(fresh / ADAPTER_CONFIG, _peft_config(lora, list(layers.values()), whole))
+        note = AdapterMetadata(base=base, card=assistant.card, newline_seed=newline_seed)
+        write_json(fresh / ADAPTER_METADATA_FILE, note.model_dump())
 
 
-def _peft_config(lora: Lora, layers: list[str], whole: set[str]) -> dict[str, Any]:
+def _peft_config(lora: LoraConfig, layers: list[str], whole: set[str]) -> dict[str, Any]:
     """Return the settings that peft reads."""
     return {
         "peft_type": "LORA",
@@ -164,17 +169,17 @@ class _Adapter:
     """An adapter as it lies on disk."""
 
     folder: Path
-    lora: Lora
+    lora: LoraConfig
     layers: tuple[str, ...]
     """Paths in transformers' model."""
 
     weights: dict[str, Tensor]
     """By peft's names."""
 
-    note: AdapterNote
+    note: AdapterMetadata
 
     @property
-    def whole_parts(self) -> set[str]:
+    def full_parts(self) -> set[str]:
         """The parts that it brings whole."""
         return {
             part
@@ -183,7 +188,7 @@ class _Adapter:
         }
 
 
-def merge_adapter(folder: Path, base: Assistant) -> Assistant:
+def merge_adapter(folder: Path, base: LlavaBundle) -> LlavaBundle:
     """Fold an adapter into the model it was trained on; the base's model is changed.
 
     Args:
@@ -196,22 +201,24 @@ def merge_adapter(folder: Path, base: Assistant) -> Assistant:
     """
     adapter = _read(folder)
     card = adapter.note.card
-    add_tokens(base.tokenizer, base.model.language, find_template(card.template))
-    base = show_as(base, card.aspect, card.pinpoints, seed=adapter.note.newline_seed)
+    add_special_tokens(base.tokenizer, base.model.language, find_template(card.template))
+    base = with_image_aspect(
+        base, card.image_aspect, card.pinpoints, seed=adapter.note.newline_seed
+    )
     model = base.model
-    found = base_digest(model, adapter.whole_parts)
+    found = digest_base(model, adapter.full_parts)
     if found != adapter.note.base:
-        raise ModelFolderError(
+        raise ModelFormatError(
             f"{folder} stands on weights with sha256 {adapter.note.base}, these have {found}; give the model folder "
             "that its training began with"
         )
-    _fill(model, adapter)
-    fold(model.language)
+    _load_into(model, adapter)
+    merge_lora_layers(model.language)
     return replace(base, card=card)
 
 
 @torch.no_grad()
-def _fill(model: Llava, adapter: _Adapter) -> None:
+def _load_into(model: Llava, adapter: _Adapter) -> None:
     """Put an adapter's weights beside those of its base.
 
     Raises:
@@ -219,13 +226,13 @@ def _fill(model: Llava, adapter: _Adapter) -> None:
     """
     there = {_peft_layer(name, model): name for name in linear_layers(model.language)}
     if strange := sorted(set(adapter.layers) - there.keys()):
-        raise ModelFolderError(
-            f"{adapter.folder / CONFIG} names layers that the base does not have: {strange[:3]}"
+        raise ModelFormatError(
+            f"{adapter.folder / ADAPTER_CONFIG} names layers that the base does not have: {strange[:3]}"
         )
     layers = {there[layer]: layer for layer in adapter.layers}
-    names = _peft_names(model, layers, adapter.whole_parts)
+    names = _peft_names(model, layers, adapter.full_parts)
     _check_fit(model, names, adapter)
-    add_factors(model.language, layers, adapter.lora, seed=0)
+    add_lora(model.language, layers, adapter.lora, seed=0)
     state = model.state_dict()
     for ours, theirs in names.items():
         state[ours].copy_(adapter.weights[theirs])
@@ -240,13 +247,13 @@ def _check_fit(model: Llava, names: Mapping[str, str], adapter: _Adapter) -> Non
     missing = sorted(set(names.values()) - adapter.weights.keys())
     surplus = sorted(adapter.weights.keys() - set(names.values()))
     if missing or surplus:
-        raise ModelFolderError(
+        raise ModelFormatError(
             f"the weights in {adapter.folder} do not fit its settings: missing {missing[:3]}, unexpected {surplus[:3]}"
         )
     for ours, theirs in names.items():
         given, wanted = tuple(adapter.weights[theirs].shape), _shape(model, ours, adapter.lora.rank)
         if given != wanted:
-            raise ModelFolderError(
+            raise ModelFormatError(
                 f"the weight {theirs} in {adapter.folder} has shape {given}; it needs {wanted}"
             )
 
@@ -267,21 +274,23 @@ def _read(folder: Path) -> _Adapter:
         ModelFolderError: A file is missing or broken.
     """
     try:
-        note = AdapterNote.model_validate_json((folder / NOTE).read_bytes())
-        config = read_json(folder / CONFIG)
-        check_plain(config, folder / CONFIG, besides=["modules_to_save"])
+        note = AdapterMetadata.model_validate_json((folder / ADAPTER_METADATA_FILE).read_bytes())
+        config = read_json(folder / ADAPTER_CONFIG)
+        check_plain_lora(config, folder / ADAPTER_CONFIG, besides=["modules_to_save"])
         if type(config["r"]) is not int or config.get("use_rslora"):
             raise ValueError(f"r is {config['r']!r} and use_rslora {config.get('use_rslora')!r}")
-        lora = Lora(rank=config["r"], alpha=config["lora_alpha"], dropout=config["lora_dropout"])
+        lora = LoraConfig(
+            rank=config["r"], alpha=config["lora_alpha"], dropout=config["lora_dropout"]
+        )
         layers = tuple(map(str, config["target_modules"]))
         return _Adapter(folder, lora, layers, load_file(folder / WEIGHTS), note)
     except FileNotFoundError as error:
-        raise ModelFolderError(
+        raise ModelFormatError(
             f"{folder} has no {Path(error.filename or WEIGHTS).name}, so it is no adapter that caldera wrote; check "
             "the path"
         ) from None
     except (OSError, SafetensorError) as error:
-        raise ModelFolderError(f"{folder} is broken or cut ({error}); copy it again") from None
+        raise ModelFormatError(f"{folder} is broken or cut ({error}); copy it again") from None
     except (ValidationError, ValueError, KeyError, TypeError, CalderaError) as error:
         reason = str(error).splitlines()[0]
-        raise ModelFolderError(f"{folder} does not say what an adapter must: {reason}") from None
+        raise ModelFormatError(f"{folder} does not say what an adapter must: {reason}") from None

@@ -17,35 +17,35 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedModel
 
-from caldera.batches.collate import Row
-from caldera.model.attention_blocks import Packing
+from caldera.batches.collate import PackedRow
+from caldera.model.attention_blocks import AttentionPlan
 from caldera.model.packed_attention import NAME
 
 log = logging.getLogger(__name__)
 
-Arrangement = Literal["packed", "flex", "masked", "padded"]
+BatchLayout = Literal["packed", "flex", "masked", "padded"]
 
 _ROUND_TO = 64
 """Packed tokens are made a multiple of this, as the first steps at each new shape are slow."""
 
-_PROBE = (Row(0, 3, (4, 2)), Row(9, 0, (5,)))
+_PROBE = (PackedRow(0, 3, (4, 2)), PackedRow(9, 0, (5,)))
 """Rows that a model is asked about: one with a prefix and two branches, one without."""
 
-_CLOSE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Share of their own size by which two arrangements' hidden states may differ, by the precision of the weights."""
 
 
-def shares_prefixes(arrangement: Arrangement) -> bool:
+def shares_prefixes(arrangement: BatchLayout) -> bool:
     """Tell whether rows may have a prefix."""
     return arrangement != "padded"
 
 
-def hidden_states(
+def run_language_model(
     language: PreTrainedModel,
     embedded: Tensor,
     positions: Tensor,
-    rows: Sequence[Row],
-    arrangement: Arrangement,
+    rows: Sequence[PackedRow],
+    arrangement: BatchLayout,
 ) -> Tensor:
     """Return the last hidden states, (tokens, width).
 
@@ -60,15 +60,15 @@ def hidden_states(
         ValueError: A row has a prefix, but the arrangement has no place for one.
     """
     if arrangement in ("packed", "flex"):
-        return _on_one_axis(language, embedded, positions, rows, flex=arrangement == "flex")
-    return _row_by_row(language, embedded, positions, rows, masked=arrangement == "masked")
+        return _run_packed(language, embedded, positions, rows, flex=arrangement == "flex")
+    return _run_padded(language, embedded, positions, rows, masked=arrangement == "masked")
 
 
-def _on_one_axis(
+def _run_packed(
     language: PreTrainedModel,
     embedded: Tensor,
     positions: Tensor,
-    rows: Sequence[Row],
+    rows: Sequence[PackedRow],
     *,
     flex: bool,
 ) -> Tensor:
@@ -77,7 +77,7 @@ def _on_one_axis(
     more = _ROUND_TO - tokens % _ROUND_TO  # one at least, which a packing needs
     filled = torch.nn.functional.pad(embedded, (0, 0, 0, more))
     places = torch.nn.functional.pad(positions, (0, more))
-    packing = Packing(rows, places)
+    packing = AttentionPlan(rows, places)
     others: dict[str, Any]
     if flex:
         others = {"attention_mask": block_mask(packing, len(places))}
@@ -92,16 +92,16 @@ def _on_one_axis(
     return states[0, :tokens]
 
 
-def block_mask(packing: Packing, tokens: int) -> BlockMask:
+def block_mask(packing: AttentionPlan, tokens: int) -> BlockMask:
     """Return the mask for FlexAttention on one axis of `tokens`; those behind the rows see each other."""
     return create_block_mask(packing.mask_rule(), 1, None, tokens, tokens, device=packing.device)
 
 
-def _row_by_row(
+def _run_padded(
     language: PreTrainedModel,
     embedded: Tensor,
     positions: Tensor,
-    rows: Sequence[Row],
+    rows: Sequence[PackedRow],
     *,
     masked: bool,
 ) -> Tensor:
@@ -114,7 +114,7 @@ def _row_by_row(
     places = torch.where(real, starts[:, None] + offsets, 0)  # (rows, width)
     others: dict[str, Any]
     if masked:
-        packing = Packing(rows, torch.nn.functional.pad(positions, (0, 1)))
+        packing = AttentionPlan(rows, torch.nn.functional.pad(positions, (0, 1)))
         seen = packing.sees(places[:, :, None], places[:, None, :]) & real[:, None, :]
         eager = language.config._attn_implementation == "eager"
         told = torch.where(seen, 0.0, torch.finfo(torch.float32).min) if eager else seen
@@ -129,7 +129,7 @@ def _row_by_row(
     return states[real]
 
 
-def attend_as(language: PreTrainedModel, arrangement: Arrangement, otherwise: str) -> None:
+def set_attention(language: PreTrainedModel, arrangement: BatchLayout, otherwise: str) -> None:
     """Set a language model to the attention function of an arrangement.
 
     Args:
@@ -145,7 +145,7 @@ def attend_as(language: PreTrainedModel, arrangement: Arrangement, otherwise: st
 
 
 @torch.no_grad()
-def find_arrangement(language: PreTrainedModel, otherwise: str) -> Arrangement:
+def choose_batch_layout(language: PreTrainedModel, otherwise: str) -> BatchLayout:
     """Return the fastest arrangement in which a model gives what it gives to padded rows, and set its attention to it.
 
     Args:
@@ -154,59 +154,59 @@ def find_arrangement(language: PreTrainedModel, otherwise: str) -> Arrangement:
     """
     training = language.training
     language.eval()
-    attend_as(language, "padded", otherwise)
-    wanted = _probed(language, "padded")
-    found: Arrangement = "padded"
+    set_attention(language, "padded", otherwise)
+    wanted = _probe(language, "padded")
+    found: BatchLayout = "padded"
     for candidate in _candidates(language):
-        if _takes(language, candidate, wanted, otherwise):
+        if _supports(language, candidate, wanted, otherwise):
             found = candidate
             break
-    attend_as(language, found, otherwise)
+    set_attention(language, found, otherwise)
     language.train(training)
     log.info("language model: rows are %s", found)
     return found
 
 
-def _candidates(language: PreTrainedModel) -> Iterator[Arrangement]:
+def _candidates(language: PreTrainedModel) -> Iterator[BatchLayout]:
     """Yield the arrangements that are worth a try, the fastest first."""
     yield "flex" if language.device.type == "cuda" else "packed"
     if not language.config.to_dict().get("sliding_window"):  # a mask in full is one for all layers
         yield "masked"
 
 
-def _takes(
-    language: PreTrainedModel, candidate: Arrangement, wanted: Tensor, otherwise: str
+def _supports(
+    language: PreTrainedModel, candidate: BatchLayout, wanted: Tensor, otherwise: str
 ) -> bool:
     """Tell whether a model gives the wanted states in an arrangement."""
     try:
-        attend_as(language, candidate, otherwise)
+        set_attention(language, candidate, otherwise)
         language.train()
-        _probed(language, candidate)  # refuses what only training does, such as dropout of weights
+        _probe(language, candidate)  # refuses what only training does, such as dropout of weights
         language.eval()
-        given = _probed(language, candidate)
+        given = _probe(language, candidate)
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError) as fault:
         log.debug("language model: not %s: %s", candidate, fault)
         language.eval()
         return False
     difference = (given - wanted).norm() / wanted.norm()
-    return bool(difference <= _CLOSE.get(language.dtype, 1e-3))
+    return bool(difference <= _TOLERANCE.get(language.dtype, 1e-3))
 
 
-def _probed(language: PreTrainedModel, arrangement: Arrangement) -> Tensor:
+def _probe(language: PreTrainedModel, arrangement: BatchLayout) -> Tensor:
     """Return the last hidden states of the rows to ask about, (tokens, width), each branch alone in padded rows."""
     table = language.get_input_embeddings().weight
     tokens = torch.arange(sum(row.length for row in _PROBE), device=table.device)  # type: ignore[arg-type]
     embedded = table[tokens % len(table)]  # type: ignore[arg-type,index]
     positions = torch.cat([row.positions for row in _PROBE]).to(tokens.device)
     if shares_prefixes(arrangement):
-        return hidden_states(language, embedded, positions, _PROBE, arrangement).float()
+        return run_language_model(language, embedded, positions, _PROBE, arrangement).float()
     states = torch.empty(embedded.shape, device=tokens.device)
     for row in _PROBE:
         behind = tokens[row.start + row.prefix : row.start + row.length]
         for branch in behind.split(row.branches):
             places = torch.cat([tokens[row.start : row.start + row.prefix], branch])
-            whole = [Row(0, 0, (len(places),))]
-            states[places] = hidden_states(
+            whole = [PackedRow(0, 0, (len(places),))]
+            states[places] = run_language_model(
                 language, embedded[places], positions[places], whole, arrangement
             ).float()
     return states

@@ -16,22 +16,22 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from caldera.batches.anyres import RELEASED_GRIDS, Size, pinpoints_of
-from caldera.batches.pictures import Aspect
+from caldera.batches.anyres import RELEASED_GRIDS, Size, grid_pinpoints
+from caldera.batches.pictures import ImageAspect
 from caldera.batches.templates import Template, find_template
-from caldera.batches.text_ids import text_ids
-from caldera.errors import ModelFolderError, UsageError
-from caldera.model.card import Card
+from caldera.batches.text_ids import context_tokenizer
+from caldera.errors import ModelFormatError, UsageError
+from caldera.model.card import ModelMetadata
 from caldera.model.config import read_config
-from caldera.model.folder import Assistant
-from caldera.model.llava import Llava, check_logits
+from caldera.model.folder import LlavaBundle
+from caldera.model.llava import Llava, check_logits_match
 from caldera.model.preparation import load_processor
-from caldera.model.projector import add_newline, build_projector
-from caldera.model.tokenizer import add_picture_tokens, image_token_id, load_tokenizer
-from caldera.model.vision import Select, VisionTower
-from caldera.model.weights import digest
+from caldera.model.projector import add_image_newline, build_projector
+from caldera.model.tokenizer import add_image_token, image_token_id, load_tokenizer
+from caldera.model.vision import FeatureSelect, VisionTower
+from caldera.model.weights import digest_folder
 
-_TWO_TOWERS = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
+_CONTRASTIVE_MODELS = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
 """Folders that hold a picture and a text tower, and the class that takes the picture tower out of them."""
 
 
@@ -41,12 +41,12 @@ def assemble(  # noqa: PLR0913 - the settings of a card, by name
     *,
     projector: str = "mlp2x_gelu",
     template: str = "vicuna_v1",
-    aspect: Aspect = "square",
+    aspect: ImageAspect = "square",
     pinpoints: tuple[Size, ...] = (),
     select_layer: int = -2,
-    select: Select = "patch",
+    select: FeatureSelect = "patch",
     seed: int = 0,
-) -> Assistant:
+) -> LlavaBundle:
     """Join two towers with a fresh projector.
 
     Args:
@@ -64,32 +64,32 @@ def assemble(  # noqa: PLR0913 - the settings of a card, by name
         ModelFolderError: A folder cannot be loaded.
         UnknownNameError: There is no such projector or template.
     """
-    card = Card(
+    card = ModelMetadata(
         projector=projector,
         template=template,
-        select_layer=select_layer,
-        select=select,
-        parents={"vision": digest(vision), "language": digest(language)},
+        vision_feature_layer=select_layer,
+        feature_select=select,
+        source_digests={"vision": digest_folder(vision), "language": digest_folder(language)},
     )
     processor = load_processor(vision)
-    factory = _TWO_TOWERS.get(read_config(vision).get("model_type", ""), AutoModel)
+    factory = _CONTRASTIVE_MODELS.get(read_config(vision).get("model_type", ""), AutoModel)
     tower = VisionTower(_load(vision, factory), processor.side, select_layer, select)
     speaker = _load(language, AutoModelForCausalLM)
-    check_logits(speaker)
+    check_logits_match(speaker)
     tokenizer = load_tokenizer(language)
-    slot = add_tokens(tokenizer, speaker, find_template(template))
+    slot = add_special_tokens(tokenizer, speaker, find_template(template))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         bridge = build_projector(projector, tower.width, speaker.config.hidden_size)
     model = Llava(tower, bridge, speaker, slot)
-    return show_as(
-        Assistant(model.eval(), tokenizer, processor, card), aspect, pinpoints, seed=seed
+    return with_image_aspect(
+        LlavaBundle(model.eval(), tokenizer, processor, card), aspect, pinpoints, seed=seed
     )
 
 
-def show_as(
-    assistant: Assistant, aspect: Aspect, pinpoints: tuple[Size, ...] = (), *, seed: int = 0
-) -> Assistant:
+def with_image_aspect(
+    assistant: LlavaBundle, aspect: ImageAspect, pinpoints: tuple[Size, ...] = (), *, seed: int = 0
+) -> LlavaBundle:
     """Return an assistant that is shown pictures in another way; its projector gets or loses the end of a row of tiles.
 
     Args:
@@ -105,15 +105,15 @@ def show_as(
     projector = assistant.model.projector
     if aspect == "anyres":
         side = assistant.processor.side
-        settings["pinpoints"] = pinpoints or pinpoints_of(RELEASED_GRIDS, side)
+        settings["pinpoints"] = pinpoints or grid_pinpoints(RELEASED_GRIDS, side)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            add_newline(projector)
+            add_image_newline(projector)
     else:
-        projector.newline = None
+        projector.image_newline = None
     try:
-        card = Card.model_validate({**assistant.card.model_dump(), **settings})
-        processor = assistant.processor.shown(aspect, settings["pinpoints"])
+        card = ModelMetadata.model_validate({**assistant.card.model_dump(), **settings})
+        processor = assistant.processor.with_aspect(aspect, settings["pinpoints"])
     except ValidationError as error:
         raise UsageError(f"aspect {aspect!r}: {error.errors()[0]['msg']}") from None
     except ValueError as error:
@@ -138,13 +138,13 @@ def _load(folder: Path, factory: Any) -> PreTrainedModel:  # noqa: ANN401 - tran
         )
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ModelFolderError(f"{folder} cannot be loaded: {reason}") from None
+        raise ModelFormatError(f"{folder} cannot be loaded: {reason}") from None
     if report["missing_keys"]:
-        raise ModelFolderError(f"{folder} lacks the weights {sorted(report['missing_keys'])[:3]}")
+        raise ModelFormatError(f"{folder} lacks the weights {sorted(report['missing_keys'])[:3]}")
     return model.eval()
 
 
-def add_tokens(
+def add_special_tokens(
     tokenizer: PreTrainedTokenizerFast, language: PreTrainedModel, template: Template
 ) -> int:
     """Give tokenizer and model what they lack: a token for pictures, one for padding, and the template's special ones.
@@ -155,9 +155,9 @@ def add_tokens(
     Returns:
         Id of the token for pictures.
     """
-    add_picture_tokens(tokenizer)
+    add_image_token(tokenizer)
     size = len(tokenizer)
-    known = text_ids(tokenizer).special
+    known = context_tokenizer(tokenizer).special
     missing = [token for token in template.tokens if token not in known]
     tokenizer.add_special_tokens(
         {"extra_special_tokens": missing}, replace_extra_special_tokens=False

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from caldera.batches.collate import Row
+from caldera.batches.collate import PackedRow
 
 _QUERIES = 128
 """Of a block, at most: more of them compute more scores that the mask throws away, fewer make the products small."""
@@ -21,7 +21,7 @@ _QUERIES = 128
 MaskRule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """FlexAttention's question: batch, head, query and key, whether it is seen."""
 
-_UNSEEN = -1e30
+_MASKED_SCORE = -1e30
 """Added to the score of what a query may not see; finite, so that a row of nothing else is no NaN."""
 
 
@@ -33,13 +33,13 @@ class Block:
     prefix: range
     """Seen whole; empty where the queries are the prefix's own."""
 
-    near: range
+    local: range
     """Seen as the mask says."""
 
     @property
     def num_keys(self) -> int:
         """Keys of both kinds."""
-        return len(self.prefix) + len(self.near)
+        return len(self.prefix) + len(self.local)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Bucket:
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class GatherIndex:
     """Where the rows of all buckets' matrices come from and go to, for a number of heads.
 
     Queries, keys and values are tables of a row for each token and head; what is gathered is flat, bucket behind
@@ -80,10 +80,10 @@ class Places:
     """The same of keys."""
 
 
-class Packing:
+class AttentionPlan:
     """The blocks of a batch's rows, and which keys each of their queries sees."""
 
-    def __init__(self, rows: Sequence[Row], positions: Tensor) -> None:
+    def __init__(self, rows: Sequence[PackedRow], positions: Tensor) -> None:
         """Cut rows into blocks.
 
         Args:
@@ -93,31 +93,33 @@ class Packing:
         self.blocks = tuple(block for row in rows for block in _blocks(row))
         tokens = sum(row.length for row in rows)
         assert tokens < len(positions), "the last token is a spare one"
-        self.keys_of_a_query = (
+        self.mean_keys_per_query = (
             sum(len(each.queries) * each.num_keys for each in self.blocks) / tokens
         )
         """Keys that the mean query is multiplied with."""
         self._positions = positions
         behind = len(positions) - tokens
         lengths = torch.tensor([row.length for row in rows])
-        self._rows = _filled(torch.arange(len(rows)).repeat_interleave(lengths), behind, positions)
-        self._branches = _filled(torch.cat([_branches(row) for row in rows]), behind, positions)
+        self._rows = _pad_with(
+            torch.arange(len(rows)).repeat_interleave(lengths), behind, positions
+        )
+        self._branches = _pad_with(torch.cat([_branches(row) for row in rows]), behind, positions)
         self._spare = len(positions) - 1
         self._masks: dict[tuple[int | None, torch.dtype], list[Tensor]] = {}
-        self._places: dict[tuple[int, int], Places] = {}
+        self._places: dict[tuple[int, int], GatherIndex] = {}
 
     @cached_property
     def buckets(self) -> tuple[Bucket, ...]:
         """The blocks, sorted by size."""
-        return tuple(self._bucket(blocks) for blocks in _like_sizes(self.blocks))
+        return tuple(self._bucket(blocks) for blocks in _group_by_size(self.blocks))
 
     def _bucket(self, blocks: Sequence[Block]) -> Bucket:
         """Make blocks the same size."""
         queries = [[*each.queries] for each in blocks]
-        keys = [[*each.prefix, *each.near] for each in blocks]
-        return Bucket(self._filled_up(queries), self._filled_up(keys))
+        keys = [[*each.prefix, *each.local] for each in blocks]
+        return Bucket(self._pad_block(queries), self._pad_block(keys))
 
-    def _filled_up(self, tokens: Sequence[Sequence[int]]) -> Tensor:
+    def _pad_block(self, tokens: Sequence[Sequence[int]]) -> Tensor:
         """Return the tokens of blocks, (blocks, tokens), a shorter block filled up."""
         width = _rounded(max(len(some) for some in tokens))
         filled = [[*some, *[self._spare] * (width - len(some))] for some in tokens]
@@ -163,15 +165,15 @@ class Packing:
         seen = self.sees(queries, keys)
         if window is not None:
             seen &= self._positions[queries] - self._positions[keys] < window
-        return torch.where(seen, 0.0, _UNSEEN)
+        return torch.where(seen, 0.0, _MASKED_SCORE)
 
-    def places(self, heads: int, key_heads: int) -> Places:
+    def places(self, heads: int, key_heads: int) -> GatherIndex:
         """Return where rows come from and go to, for so many heads."""
         if (heads, key_heads) not in self._places:
             self._places[heads, key_heads] = self._find_places(heads, key_heads)
         return self._places[heads, key_heads]
 
-    def _find_places(self, heads: int, key_heads: int) -> Places:
+    def _find_places(self, heads: int, key_heads: int) -> GatherIndex:
         """Compute them."""
         by_group = torch.arange(heads, device=self.device).view(1, key_heads, -1, 1)
         by_key_head = torch.arange(key_heads, device=self.device).view(1, -1, 1)
@@ -182,10 +184,10 @@ class Packing:
             [(each.keys[:, None] * key_heads + by_key_head).flatten() for each in self.buckets]
         )
         tokens = len(self._positions)
-        of_query = _where_they_went(queries, tokens * heads, self._spare * heads)
-        of_key = _where_they_went(keys, tokens * key_heads, self._spare * key_heads)
+        of_query = _inverse_index(queries, tokens * heads, self._spare * heads)
+        of_key = _inverse_index(keys, tokens * key_heads, self._spare * key_heads)
         group = heads // key_heads
-        return Places(
+        return GatherIndex(
             queries=queries,
             keys=keys,
             of_query=of_query.squeeze(1),
@@ -200,12 +202,12 @@ class Packing:
         )
 
 
-def _filled(values: Tensor, behind: int, like: Tensor) -> Tensor:
+def _pad_with(values: Tensor, behind: int, like: Tensor) -> Tensor:
     """Return values for each token, -1 for those behind all rows."""
     return pad(values, (0, behind), value=-1).to(like.device)
 
 
-def _where_they_went(gathered: Tensor, rows: int, spare: int) -> Tensor:
+def _inverse_index(gathered: Tensor, rows: int, spare: int) -> Tensor:
     """Return where in what was gathered each row is found, (rows, most times); the zeros at its end fill up.
 
     Args:
@@ -224,13 +226,13 @@ def _where_they_went(gathered: Tensor, rows: int, spare: int) -> Tensor:
     return found
 
 
-def _branches(row: Row) -> Tensor:
+def _branches(row: PackedRow) -> Tensor:
     """Return 0 for a row's prefix and 1, 2, ... for its branches, (tokens,)."""
     lengths = torch.tensor([row.prefix, *row.branches])
     return torch.repeat_interleave(torch.arange(len(lengths)), lengths)
 
 
-def _blocks(row: Row) -> Iterator[Block]:
+def _blocks(row: PackedRow) -> Iterator[Block]:
     """Cut a row into blocks: short branches share one, long ones and the prefix are cut."""
     nothing = range(0)
     for queries in _cut(row.start, row.prefix):
@@ -265,7 +267,7 @@ def _rounded(length: int) -> int:
     return -(-length // step) * step
 
 
-def _like_sizes(blocks: Sequence[Block]) -> Iterator[list[Block]]:
+def _group_by_size(blocks: Sequence[Block]) -> Iterator[list[Block]]:
     """Put blocks together that are rounded to the same size."""
     together: dict[tuple[int, int], list[Block]] = {}
     for block in blocks:

@@ -6,14 +6,14 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from caldera.batches.anyres import Size
-from caldera.batches.pictures import Aspect
-from caldera.errors import ModelFolderError
-from caldera.model.vision import Select
+from caldera.batches.pictures import ImageAspect
+from caldera.errors import ModelFormatError
+from caldera.model.vision import FeatureSelect
 
-FILE = "caldera.json"
+METADATA_FILE = "caldera.json"
 
 
-class Card(BaseModel):
+class ModelMetadata(BaseModel):
     """How a model is to be used, and where it came from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -22,13 +22,13 @@ class Card(BaseModel):
     projector: str = "mlp2x_gelu"
     """Kind of projector."""
 
-    select_layer: int = -2
+    vision_feature_layer: int = -2
     """Hidden state of the vision tower that is projected."""
 
-    select: Select = "patch"
+    feature_select: FeatureSelect = "patch"
     """Whether the class token is among the features."""
 
-    aspect: Aspect = "square"
+    image_aspect: ImageAspect = "square"
     """How a picture that is not square is shown."""
 
     pinpoints: tuple[Size, ...] = ()
@@ -43,7 +43,7 @@ class Card(BaseModel):
     recipe: dict[str, Any] = Field(default_factory=dict)
     """Every setting of that stage."""
 
-    parents: dict[str, str] = Field(default_factory=dict)
+    source_digests: dict[str, str] = Field(default_factory=dict)
     """sha256 of the folders and files it was made from, by what they are."""
 
     metrics: dict[str, float] = Field(default_factory=dict)
@@ -52,33 +52,35 @@ class Card(BaseModel):
     @model_validator(mode="after")
     def _tiles_are_whole(self) -> Self:
         """Check that what `anyres` needs is there, and only then."""
-        if (self.aspect == "anyres") != bool(self.pinpoints):
+        if (self.image_aspect == "anyres") != bool(self.pinpoints):
             raise ValueError("pinpoints go with the aspect 'anyres', and it needs some")
-        if self.aspect == "anyres" and self.select != "patch":
+        if self.image_aspect == "anyres" and self.feature_select != "patch":
             raise ValueError("the aspect 'anyres' lays patches only, so select must be 'patch'")
         return self
 
 
-def read_card(folder: Path) -> Card:
+def read_card(folder: Path) -> ModelMetadata:
     """Read a folder's card.
 
     Raises:
         ModelFolderError: It is missing, broken, or holds what it should not.
     """
     try:
-        return Card.model_validate_json((folder / FILE).read_bytes())
+        return ModelMetadata.model_validate_json((folder / METADATA_FILE).read_bytes())
     except FileNotFoundError:
         if (folder / "adapter_config.json").is_file():
-            raise ModelFolderError(
+            raise ModelFormatError(
                 f"{folder} is an adapter, which says nothing without its base; merge the two: caldera train merge "
                 f"{folder} --model BASE --out FOLDER"
             ) from None
-        raise ModelFolderError(
-            f"{folder} has no {FILE}, so it is not a caldera model folder; check the path"
+        raise ModelFormatError(
+            f"{folder} has no {METADATA_FILE}, so it is not a caldera model folder; check the path"
         ) from None
     except OSError as error:
-        raise ModelFolderError(f"cannot read {folder / FILE}: {error.strerror}") from error
+        raise ModelFormatError(f"cannot read {folder / METADATA_FILE}: {error.strerror}") from error
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         field = ".".join(str(step) for step in fault["loc"]) or "file"
-        raise ModelFolderError(f"{folder / FILE}: {field}: {fault['msg'].lower()}") from None
+        raise ModelFormatError(
+            f"{folder / METADATA_FILE}: {field}: {fault['msg'].lower()}"
+        ) from None

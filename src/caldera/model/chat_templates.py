@@ -3,7 +3,7 @@
 It is written from the template's own texts, so the two cannot drift apart. caldera itself never runs one.
 """
 
-from caldera.batches.templates import Mark, Template, Token
+from caldera.batches.templates import BoundaryToken, SpecialToken, Template
 
 _USER = (
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -36,14 +36,14 @@ def chat_template(template: Template, *, starts: bool) -> str:
         template: What to write.
         starts: Whether the tokenizer uses a start mark.
     """
-    question = _PICTURES if template.captions else _USER
+    question = _PICTURES if template.caption_only else _USER
     return (
         "{% for message in messages %}{% if message['role'] == 'user' %}"
-        f"{{% if loop.first %}}{_written(template, template.opening, starts)}"
-        f"{{% else %}}{_written(template, template.again, starts)}{{% endif %}}"
-        f"{question}{_written(template, template.asked, starts)}"
+        f"{{% if loop.first %}}{_written(template, template.prefix, starts)}"
+        f"{{% else %}}{_written(template, template.before_question, starts)}{{% endif %}}"
+        f"{question}{_written(template, template.before_answer, starts)}"
         "{% elif message['role'] == 'assistant' %}"
-        f"{_written(template, template.lead, starts)}{_ANSWER}{_written(template, template.end, starts)}"
+        f"{_written(template, template.answer_prefix, starts)}{_ANSWER}{_written(template, template.answer_suffix, starts)}"
         f"{{% else %}}{{{{ raise_exception({_REFUSED!r}) }}}}{{% endif %}}{{% endfor %}}"
     )
 
@@ -51,9 +51,9 @@ def chat_template(template: Template, *, starts: bool) -> str:
 def _written(template: Template, text: str, starts: bool) -> str:
     """Return one of the template's texts as an expression that prints it, marks by the tokenizer's own names."""
     terms = []
-    for piece in template.pieces(text):
-        if isinstance(piece, Mark):
+    for piece in template.split_special_tokens(text):
+        if isinstance(piece, BoundaryToken):
             terms += ["eos_token"] if piece.which == "end" else ["bos_token"] * starts
         else:
-            terms.append(repr(piece.spelling if isinstance(piece, Token) else piece.text))
+            terms.append(repr(piece.spelling if isinstance(piece, SpecialToken) else piece.text))
     return f"{{{{ {' ~ '.join(terms)} }}}}" if terms else ""

@@ -11,12 +11,12 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig
 
-from caldera.errors import ModelFolderError
+from caldera.errors import ModelFormatError
 
 _RUNS_CODE = ("auto_map", "trust_remote_code", "_attn_implementation_internal")
 """Settings by which a folder would choose code that is run."""
 
-_MOST = {
+_MAX_VALUES = {
     "head_dim": 2**14,
     "hidden_size": 2**17,
     "image_size": 2**14,
@@ -52,7 +52,7 @@ _MOST_OR_NONE = {
 """The same sizes by the names that some families have for them, and numbers of experts; here 0 may say that there is
 none."""
 
-_LARGEST = _MOST | _MOST_OR_NONE
+_MAX_BYTES = _MAX_VALUES | _MOST_OR_NONE
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -76,21 +76,21 @@ def read_json(file: Path, *, needed: bool = True) -> dict[str, Any]:
         config = json.loads(file.read_bytes())
     except FileNotFoundError:
         if needed:
-            raise ModelFolderError(f"{file.parent} has no {file.name}; check the path") from None
+            raise ModelFormatError(f"{file.parent} has no {file.name}; check the path") from None
         return {}
     except (OSError, ValueError, RecursionError):
-        raise ModelFolderError(f"{file} is not readable JSON") from None
+        raise ModelFormatError(f"{file} is not readable JSON") from None
     if not isinstance(config, dict):
-        raise ModelFolderError(f"{file} should hold a JSON object")
+        raise ModelFormatError(f"{file} should hold a JSON object")
     for name, value in _settings(config):
         if name in _RUNS_CODE and value not in (None, False):
-            raise ModelFolderError(
+            raise ModelFormatError(
                 f"{file} has {name!r}, which would run code from the folder; refused"
             )
-        if not _possible(name, value):
-            raise ModelFolderError(
-                f"{file} has {name} {value!r}; sizes are whole numbers from 1 to {_LARGEST[name]:,}"
-                if name in _LARGEST
+        if not _in_range(name, value):
+            raise ModelFormatError(
+                f"{file} has {name} {value!r}; sizes are whole numbers from 1 to {_MAX_BYTES[name]:,}"
+                if name in _MAX_BYTES
                 else f"{file} has {name} {value!r}, which is no finite number"
             )
     return config
@@ -107,16 +107,16 @@ def _settings(config: object, name: str = "") -> Iterator[tuple[str, object]]:
             yield from _settings(value, name)
 
 
-def _possible(name: str, value: object) -> bool:
+def _in_range(name: str, value: object) -> bool:
     """Tell whether a setting can be what it says."""
     if isinstance(value, float) and not math.isfinite(value):
         return False
-    if name in _LARGEST and isinstance(value, bool | int | float | str):
-        return type(value) is int and (name in _MOST) <= value <= _LARGEST[name]
+    if name in _MAX_BYTES and isinstance(value, bool | int | float | str):
+        return type(value) is int and (name in _MAX_VALUES) <= value <= _MAX_BYTES[name]
     return True
 
 
-def part_config(config: dict[str, Any], key: str, file: Path) -> PretrainedConfig:
+def sub_config(config: dict[str, Any], key: str, file: Path) -> PretrainedConfig:
     """Build the config of one tower.
 
     Args:
@@ -129,28 +129,28 @@ def part_config(config: dict[str, Any], key: str, file: Path) -> PretrainedConfi
     """
     part = config.get(key)
     if not isinstance(part, dict) or "model_type" not in part:
-        raise ModelFolderError(f"{file} has no usable {key!r}")
+        raise ModelFormatError(f"{file} has no usable {key!r}")
     settings = {name: value for name, value in part.items() if not name.startswith("_")}
     try:
-        with older_spellings():
+        with accept_old_keys():
             return AutoConfig.for_model(**settings)
-    except WRONG_SETTINGS as error:
-        raise ModelFolderError(f"{file}: {key!r}: {reason_of(error)}") from None
+    except CONFIG_ERRORS as error:
+        raise ModelFormatError(f"{file}: {key!r}: {error_line(error)}") from None
 
 
-WRONG_SETTINGS = (ValueError, TypeError, AttributeError, LookupError, StrictDataclassError)
+CONFIG_ERRORS = (ValueError, TypeError, AttributeError, LookupError, StrictDataclassError)
 """What transformers raises where a config's settings are of the wrong kind or contradict each other."""
 
 
 @contextmanager
-def older_spellings() -> Iterator[None]:
+def accept_old_keys() -> Iterator[None]:
     """Let transformers read settings as earlier releases spelt them, such as `rope_theta`, without a word about it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield
 
 
-def reason_of(error: Exception) -> str:
+def error_line(error: Exception) -> str:
     """Return what a library says went wrong, in one line: its last, where the cause stands."""
     lines = str(error).strip().splitlines()
     return lines[-1].strip() if lines else type(error).__name__

@@ -14,50 +14,54 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from caldera.batches.anyres import Layout
+from caldera.batches.anyres import TileLayout
 from caldera.batches.pictures import PictureProcessor
 from caldera.batches.templates import find_template
 from caldera.batches.text_ids import start_ids
-from caldera.errors import ModelFolderError
-from caldera.model.card import FILE, Card, read_card
+from caldera.errors import ModelFormatError
+from caldera.model.card import METADATA_FILE, ModelMetadata, read_card
 from caldera.model.chat_templates import chat_template
-from caldera.model.config import part_config, read_config
+from caldera.model.config import read_config, sub_config
 from caldera.model.llava import Llava
 from caldera.model.preparation import load_processor
-from caldera.model.projector import add_newline, build_projector
-from caldera.model.tensor_files import Weight, held, write_weights
+from caldera.model.projector import add_image_newline, build_projector
+from caldera.model.tensor_files import LazyWeight, from_memory, write_weights
 from caldera.model.tokenizer import image_token_id, load_tokenizer
-from caldera.model.transformers_files import check_agreement, config_of, processor_of
+from caldera.model.transformers_files import (
+    check_config_matches,
+    to_transformers_config,
+    to_transformers_processor,
+)
 from caldera.model.vision import VisionTower
 from caldera.model.weights import (
     LANGUAGE,
     PROJECTOR,
     VISION,
-    check_fit,
-    check_owners,
-    fill,
-    from_disk,
+    check_known_prefixes,
+    check_shapes,
+    load_into,
     read_weights,
+    select_part,
     stored_dtype,
     tied_names,
-    to_disk,
+    with_disk_names,
 )
-from caldera.storage import whole_folder, write_json
+from caldera.storage import atomic_folder, write_json
 
-_INNER_MODEL = ("clip_vision_model", "siglip_vision_model")
+_PREFIXED_TOWERS = ("clip_vision_model", "siglip_vision_model")
 """Vision towers whose weights llava-hf's folders name `vision_model`; all others have plain names."""
 
 
 @dataclass(frozen=True, slots=True)
-class Assistant:
+class LlavaBundle:
     """A model with everything needed to use it."""
 
     model: Llava
     tokenizer: PreTrainedTokenizerFast
     processor: PictureProcessor
-    card: Card
+    card: ModelMetadata
 
-    def layouts(self, paths: Iterable[Path]) -> tuple[Layout, ...]:
+    def layouts(self, paths: Iterable[Path]) -> tuple[TileLayout, ...]:
         """Return how pictures are shown.
 
         Raises:
@@ -65,12 +69,12 @@ class Assistant:
         """
         return tuple(self.processor.layout(path) for path in paths)
 
-    def image_tokens(self, layouts: Iterable[Layout]) -> list[int]:
+    def image_tokens(self, layouts: Iterable[TileLayout]) -> list[int]:
         """Return how many tokens each picture becomes."""
         return [self.model.count_tokens(layout) for layout in layouts]
 
 
-def save_assistant(folder: Path, assistant: Assistant) -> None:
+def save_model_folder(folder: Path, assistant: LlavaBundle) -> None:
     """Write a model folder, whole or not at all.
 
     Raises:
@@ -82,17 +86,19 @@ def save_assistant(folder: Path, assistant: Assistant) -> None:
         language.pop(name, None)
     states = model.vision.tower.state_dict(), model.projector.state_dict(), language
     vision, projector, speaker = (
-        {name: held(each) for name, each in one.items()} for one in states
+        {name: from_memory(each) for name, each in one.items()} for one in states
     )
-    weights = to_disk(vision, projector, speaker, inner=stands_below(model.vision.tower))
-    with whole_folder(folder) as fresh:
-        write_assistant(fresh, assistant, weights)
+    weights = with_disk_names(
+        vision, projector, speaker, inner=uses_vision_model_prefix(model.vision.tower)
+    )
+    with atomic_folder(folder) as fresh:
+        fill_model_folder(fresh, assistant, weights)
 
 
-def write_assistant(
+def fill_model_folder(
     folder: Path,
-    assistant: Assistant,
-    weights: Mapping[str, Weight],
+    assistant: LlavaBundle,
+    weights: Mapping[str, LazyWeight],
     tick: Callable[[str], None] = lambda file: None,
 ) -> None:
     """Fill a fresh folder.
@@ -104,16 +110,18 @@ def write_assistant(
         tick: Called after each weight with the file that it is in.
     """
     model, tokenizer, card = assistant.model, assistant.tokenizer, assistant.card
-    write_json(folder / "config.json", config_of(model, card, stored_dtype(weights)))
+    write_json(folder / "config.json", to_transformers_config(model, card, stored_dtype(weights)))
     write_weights(folder, weights, tick=tick)
     jinja = chat_template(find_template(card.template), starts=bool(start_ids(tokenizer)))
-    processor_of(assistant.processor, model.vision, tokenizer, jinja).save_pretrained(folder)
-    ends = {"eos_token_id": end_ids(assistant), "bos_token_id": tokenizer.bos_token_id}
+    to_transformers_processor(assistant.processor, model.vision, tokenizer, jinja).save_pretrained(
+        folder
+    )
+    ends = {"eos_token_id": eos_token_ids(assistant), "bos_token_id": tokenizer.bos_token_id}
     GenerationConfig(**ends, pad_token_id=tokenizer.pad_token_id).save_pretrained(folder)
-    write_json(folder / FILE, assistant.card.model_dump())
+    write_json(folder / METADATA_FILE, assistant.card.model_dump())
 
 
-def end_ids(assistant: Assistant) -> list[int]:
+def eos_token_ids(assistant: LlavaBundle) -> list[int]:
     """Return the tokens that end an answer: the tokenizer's end mark, and the template's own where it has one."""
     tokenizer = assistant.tokenizer
     special = find_template(assistant.card.template).end_token
@@ -121,12 +129,12 @@ def end_ids(assistant: Assistant) -> list[int]:
     return [end for end in dict.fromkeys([tokenizer.eos_token_id, own]) if end is not None]
 
 
-def stands_below(vision: PreTrainedModel) -> bool:
+def uses_vision_model_prefix(vision: PreTrainedModel) -> bool:
     """Tell whether llava-hf's folders name a vision tower's weights below `vision_model`."""
-    return vision.config.model_type in _INNER_MODEL
+    return vision.config.model_type in _PREFIXED_TOWERS
 
 
-def load_assistant(folder: Path, dtype: torch.dtype = torch.float32) -> Assistant:
+def load_model_folder(folder: Path, dtype: torch.dtype = torch.float32) -> LlavaBundle:
     """Load a model folder; its name is never looked at, and nothing of it is run.
 
     Weights that are stored in `dtype` stay mapped from their files, so they take memory once, and only when used.
@@ -138,16 +146,18 @@ def load_assistant(folder: Path, dtype: torch.dtype = torch.float32) -> Assistan
     Raises:
         ModelFolderError: A file is missing or broken, or the weights do not fit the config both ways.
     """
-    outlined, weights = open_outline(folder)
+    outlined, weights = open_lazily(folder)
     model = outlined.model
-    model.vision.tower = fill(model.vision.tower, from_disk(weights, VISION), dtype)
-    model.language = fill(model.language, from_disk(weights, LANGUAGE), dtype)
-    bridge = {name: each.read().to(dtype) for name, each in from_disk(weights, PROJECTOR).items()}
-    model.projector.load_state_dict(bridge, assign=True)
+    model.vision.tower = load_into(model.vision.tower, select_part(weights, VISION), dtype)
+    model.language = load_into(model.language, select_part(weights, LANGUAGE), dtype)
+    projector = {
+        name: each.read().to(dtype) for name, each in select_part(weights, PROJECTOR).items()
+    }
+    model.projector.load_state_dict(projector, assign=True)
     return outlined
 
 
-def open_outline(folder: Path) -> tuple[Assistant, dict[str, Weight]]:
+def open_lazily(folder: Path) -> tuple[LlavaBundle, dict[str, LazyWeight]]:
     """Open a model folder without reading a number of its weights.
 
     Returns:
@@ -157,37 +167,37 @@ def open_outline(folder: Path) -> tuple[Assistant, dict[str, Weight]]:
         ModelFolderError: A file is missing or broken, or the weights do not fit the config both ways.
     """
     if not folder.is_dir():
-        raise ModelFolderError(
+        raise ModelFormatError(
             f"{folder} is not a folder; give a model folder such as runs/demo/model"
         )
     card = read_card(folder)
     config = read_config(folder)
     weights = read_weights(folder)
-    outlined = outline(
-        part_config(config, "vision_config", folder / "config.json"),
-        part_config(config, "text_config", folder / "config.json"),
+    outlined = build_on_meta(
+        sub_config(config, "vision_config", folder / "config.json"),
+        sub_config(config, "text_config", folder / "config.json"),
         load_tokenizer(folder),
         load_processor(folder, card),
         card,
     )
     model = outlined.model
     if config.get("image_token_index") != model.image_token_id:
-        raise ModelFolderError(
+        raise ModelFormatError(
             f"{folder}: config.json puts pictures at token {config.get('image_token_index')}, the tokenizer at "
             f"{model.image_token_id}; they must agree"
         )
-    check_agreement(config, model.vision, card, folder)
+    check_config_matches(config, model.vision, card, folder)
     check_weights(model, weights, folder)
     return outlined, weights
 
 
-def outline(
+def build_on_meta(
     vision: PretrainedConfig,
     language: PretrainedConfig,
     tokenizer: PreTrainedTokenizerFast,
     processor: PictureProcessor,
-    card: Card,
-) -> Assistant:
+    card: ModelMetadata,
+) -> LlavaBundle:
     """Build an assistant whose weights have shapes but no numbers yet.
 
     Raises:
@@ -195,19 +205,21 @@ def outline(
         UnknownNameError: There is no such projector.
     """
     with torch.device("meta"):
-        tower = _shell(AutoModel, vision)
-        speaker = _shell(AutoModelForCausalLM, language)
-        bridge = build_projector(
+        tower = _build_on_meta(AutoModel, vision)
+        speaker = _build_on_meta(AutoModelForCausalLM, language)
+        projector = build_projector(
             card.projector, tower.config.hidden_size, speaker.config.hidden_size
         )
-        if card.aspect == "anyres":
-            add_newline(bridge)
-        sight = VisionTower(tower, processor.side, card.select_layer, card.select)
-    model = Llava(sight, bridge, speaker, image_token_id(tokenizer))
-    return Assistant(model.eval(), tokenizer, processor, card)
+        if card.image_aspect == "anyres":
+            add_image_newline(projector)
+        vision_tower = VisionTower(
+            tower, processor.side, card.vision_feature_layer, card.feature_select
+        )
+    model = Llava(vision_tower, projector, speaker, image_token_id(tokenizer))
+    return LlavaBundle(model.eval(), tokenizer, processor, card)
 
 
-def _shell(
+def _build_on_meta(
     factory: type[AutoModel] | type[AutoModelForCausalLM], config: PretrainedConfig
 ) -> PreTrainedModel:
     """Build one tower without weights.
@@ -219,19 +231,19 @@ def _shell(
         return factory.from_config(config)  # type: ignore[no-untyped-call]
     except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ModelFolderError(
+        raise ModelFormatError(
             f"transformers cannot build the {config.model_type!r} of the config: {reason}"
         ) from None
 
 
-def check_weights(model: Llava, weights: Mapping[str, Weight], source: Path) -> None:
+def check_weights(model: Llava, weights: Mapping[str, LazyWeight], source: Path) -> None:
     """Compare a folder's weights with what a model takes, both ways.
 
     Raises:
         ModelFolderError: They do not fit; the message names the first that do not.
     """
-    check_owners(weights, source, tiled=model.projector.newline is not None)
+    check_known_prefixes(weights, source, tiled=model.projector.image_newline is not None)
     optional = tied_names(model.language)
-    check_fit(model.vision.tower, from_disk(weights, VISION), "vision_tower", source)
-    check_fit(model.projector, from_disk(weights, PROJECTOR), "projector", source)
-    check_fit(model.language, from_disk(weights, LANGUAGE), "language_model", source, optional)
+    check_shapes(model.vision.tower, select_part(weights, VISION), "vision_tower", source)
+    check_shapes(model.projector, select_part(weights, PROJECTOR), "projector", source)
+    check_shapes(model.language, select_part(weights, LANGUAGE), "language_model", source, optional)

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from caldera.errors import ModelFolderError, UsageError
-from caldera.storage import whole_folder
+from caldera.errors import ModelFormatError, UsageError
+from caldera.storage import atomic_folder
 
 _NEEDED = ("gguf", "accelerate")
 """Packages that transformers reads GGUF files with."""
 
 
-def unpack_gguf(file: Path, folder: Path) -> None:
+def convert_gguf(file: Path, folder: Path) -> None:
     """Write a GGUF file's weights, freed of their quantisation, as a model folder, whole or not at all.
 
     Args:
@@ -35,13 +35,13 @@ def unpack_gguf(file: Path, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **source)
     except (OSError, ValueError, LookupError, RuntimeError, struct.error) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ModelFolderError(f"{file} cannot be read: {reason}") from None
+        raise ModelFormatError(f"{file} cannot be read: {reason}") from None
     config = read.config
     if hasattr(config, "quantization_config"):  # the weights are plain now, whatever the file held
         del config.quantization_config
     plain = type(read)(config)
     plain.load_state_dict(read.state_dict())
     nn.Module.to(plain, torch.bfloat16)
-    with whole_folder(folder) as fresh:
+    with atomic_folder(folder) as fresh:
         plain.save_pretrained(fresh)
         tokenizer.save_pretrained(fresh)

@@ -5,23 +5,23 @@ from pathlib import Path
 
 from caldera.batches.templates import find_template
 from caldera.batches.text_ids import start_ids
-from caldera.errors import ModelFolderError, OutputError
+from caldera.errors import ModelFormatError, OutputError
 from caldera.model.chat_templates import chat_template
-from caldera.model.folder import Assistant, end_ids, open_outline
-from caldera.model.gguf_language import language_architecture, language_pieces, language_settings
+from caldera.model.folder import LlavaBundle, eos_token_ids, open_lazily
+from caldera.model.gguf_language import language_architecture, language_settings, language_tensors
 from caldera.model.gguf_template import gguf_template
-from caldera.model.gguf_tokens import token_settings
+from caldera.model.gguf_tokens import tokenizer_metadata
 from caldera.model.gguf_vision import (
     ClassToken,
     check_vision,
-    projector_pieces,
-    vision_pieces,
+    projector_tensors,
     vision_settings,
+    vision_tensors,
 )
-from caldera.model.gguf_writing import Kind, needs_gguf, write_gguf
-from caldera.model.weights import LANGUAGE, PROJECTOR, VISION, from_disk
+from caldera.model.gguf_writing import GgufDtype, needs_gguf, write_gguf
+from caldera.model.weights import LANGUAGE, PROJECTOR, VISION, select_part
 from caldera.progress import Progress
-from caldera.storage import whole_folder
+from caldera.storage import atomic_folder
 
 LANGUAGE_FILE, VISION_FILE = "model.gguf", "mmproj.gguf"
 
@@ -43,13 +43,13 @@ def gguf_files(folder: Path) -> GgufFiles:
     files = GgufFiles(folder / LANGUAGE_FILE, folder / VISION_FILE)
     for file in (files.language, files.vision):
         if not file.is_file():
-            raise ModelFolderError(
+            raise ModelFormatError(
                 f"{file} is missing; write it with 'caldera export MODEL --to gguf --out {folder}'"
             )
     return files
 
 
-def template_of(assistant: Assistant) -> str:
+def chat_template_of(assistant: LlavaBundle) -> str:
     """Return the chat template that a model's GGUF file gets: caldera's own, never one out of the folder."""
     tokenizer = assistant.tokenizer
     jinja = chat_template(find_template(assistant.card.template), starts=bool(start_ids(tokenizer)))
@@ -59,7 +59,7 @@ def template_of(assistant: Assistant) -> str:
 def write_gguf_files(
     folder: Path,
     out: Path,
-    kind: Kind,
+    kind: GgufDtype,
     progress: Progress,
     class_token: ClassToken = "last",
 ) -> GgufFiles:
@@ -79,25 +79,25 @@ def write_gguf_files(
     """
     needs_gguf("exporting to GGUF")
     _check_place(out)
-    assistant, weights = open_outline(folder)
+    assistant, weights = open_lazily(folder)
     card, text = assistant.card, assistant.model.language.config
     sight = assistant.model.vision.tower.config
     check_vision(sight, card)
     name = language_architecture(text)
-    words = language_pieces(text, from_disk(weights, LANGUAGE))
-    sights = vision_pieces(sight, card, from_disk(weights, VISION), class_token)
-    sights += projector_pieces(card, from_disk(weights, PROJECTOR))
+    words = language_tensors(text, select_part(weights, LANGUAGE))
+    sights = vision_tensors(sight, card, select_part(weights, VISION), class_token)
+    sights += projector_tensors(card, select_part(weights, PROJECTOR))
     title = {"general.name": folder.resolve().name}
     language = {
         **title,
         **language_settings(text),
-        **token_settings(assistant.tokenizer, text.vocab_size, end_ids(assistant)),
-        "tokenizer.chat_template": template_of(assistant),
+        **tokenizer_metadata(assistant.tokenizer, text.vocab_size, eos_token_ids(assistant)),
+        "tokenizer.chat_template": chat_template_of(assistant),
     }
     tower = title | vision_settings(sight, card, assistant.processor, text.hidden_size, class_token)
     with (
-        whole_folder(out) as fresh,
-        progress.job(f"writing {kind}", len(words) + len(sights)) as tick,
+        atomic_folder(out) as fresh,
+        progress.task(f"writing {kind}", len(words) + len(sights)) as tick,
     ):
         write_gguf(fresh / LANGUAGE_FILE, name, language, words, kind, tick)
         write_gguf(fresh / VISION_FILE, "clip", tower, sights, kind, tick)

@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from caldera.errors import ModelFolderError
-from caldera.model.gguf_writing import Piece, Value
-from caldera.model.tensor_files import Weight
+from caldera.errors import ModelFormatError
+from caldera.model.gguf_writing import TensorSpec, Value
+from caldera.model.tensor_files import LazyWeight
 
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}
 """`general.architecture` by transformers' model type."""
@@ -21,12 +21,12 @@ ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}
 _INTERLEAVED = {"llama"}
 """Architectures whose rotary positions turn neighbouring pairs, where transformers turns halves: rows change places."""
 
-_TOP = {
+_GLOBAL_NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
     "lm_head": "output",
 }
-_IN_LAYER = {
+_LAYER_NAMES = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -46,14 +46,14 @@ def language_architecture(config: PretrainedConfig) -> str:
         ModelFolderError: llama.cpp does not compute it as transformers does, or it is not known whether it does.
     """
     if config.model_type not in ARCHITECTURES:
-        raise ModelFolderError(
+        raise ModelFormatError(
             f"a language model of type {config.model_type!r} cannot be exported to GGUF; known: "
             f"{', '.join(ARCHITECTURES)}"
         )
     activation = getattr(config, "hidden_act", "silu")
     rope = _rope(config).get("rope_type", "default")
     if activation != "silu" or rope not in ("default", "linear"):
-        raise ModelFolderError(
+        raise ModelFormatError(
             f"a language model with activation {activation!r} and rotary positions {rope!r} cannot be exported to "
             "GGUF; 'silu' with 'default' or 'linear' can"
         )
@@ -104,7 +104,9 @@ def _context(config: PretrainedConfig) -> int:
     return min(length, int(window)) if window else length
 
 
-def language_pieces(config: PretrainedConfig, weights: Mapping[str, Weight]) -> list[Piece]:
+def language_tensors(
+    config: PretrainedConfig, weights: Mapping[str, LazyWeight]
+) -> list[TensorSpec]:
     """List the language model's tensors; `weights` fit its config.
 
     Raises:
@@ -115,13 +117,13 @@ def language_pieces(config: PretrainedConfig, weights: Mapping[str, Weight]) -> 
     pieces = []
     for name, weight in weights.items():
         heads = next((groups[part] for part in groups if turned and part in name), None)
-        pieces.append(Piece(_gguf_name(name), weight.shape, _reader(weight, heads)))
+        pieces.append(TensorSpec(_gguf_name(name), weight.shape, _reader(weight, heads)))
     return pieces
 
 
-def _reader(weight: Weight, heads: int | None) -> Callable[[], Tensor]:
+def _reader(weight: LazyWeight, heads: int | None) -> Callable[[], Tensor]:
     """Return a function that reads one weight, in llama.cpp's order."""
-    return lambda: interleaved(weight.read().float(), heads)
+    return lambda: interleave_heads(weight.read().float(), heads)
 
 
 def _gguf_name(weight: str) -> str:
@@ -131,15 +133,15 @@ def _gguf_name(weight: str) -> str:
         ModelFolderError: It has none.
     """
     stem, _, ending = weight.rpartition(".")
-    if stem in _TOP:
-        return f"{_TOP[stem]}.{ending}"
+    if stem in _GLOBAL_NAMES:
+        return f"{_GLOBAL_NAMES[stem]}.{ending}"
     found = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
-    if found and found[2] in _IN_LAYER:
-        return f"blk.{found[1]}.{_IN_LAYER[found[2]]}.{ending}"
-    raise ModelFolderError(f"the weight {weight} of the language model has no name in GGUF")
+    if found and found[2] in _LAYER_NAMES:
+        return f"blk.{found[1]}.{_LAYER_NAMES[found[2]]}.{ending}"
+    raise ModelFormatError(f"the weight {weight} of the language model has no name in GGUF")
 
 
-def interleaved(weight: Tensor, heads: int | None) -> Tensor:
+def interleave_heads(weight: Tensor, heads: int | None) -> Tensor:
     """Order the rows of each head so that the two halves of a rotary pair lie side by side; None leaves them.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from caldera.batches.text_ids import start_ids
-from caldera.errors import ModelFolderError
+from caldera.errors import ModelFormatError
 from caldera.model.gguf_writing import Value
 
 _NORMAL, _UNKNOWN, _CONTROL, _UNUSED, _BYTE = 1, 2, 3, 5, 6
@@ -44,7 +44,7 @@ _UNMADE = -1e6
 """Score of tokens that no merge makes: characters and special tokens."""
 
 
-def token_settings(
+def tokenizer_metadata(
     tokenizer: PreTrainedTokenizerFast, rows: int, ends: Sequence[int] = ()
 ) -> dict[str, Value]:
     """Return the keys of `tokenizer.ggml`.
@@ -60,7 +60,7 @@ def token_settings(
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     model = content["model"]
     if model.get("type") != "BPE":
-        raise ModelFolderError(
+        raise ModelFormatError(
             f"a tokenizer of type {model.get('type')!r} cannot be exported to GGUF; BPE can"
         )
     words = _words(tokenizer, rows)
@@ -78,7 +78,7 @@ def _words(tokenizer: PreTrainedTokenizerFast, rows: int) -> list[str]:
     words = [f"[PAD{number}]" for number in range(rows)]
     for word, number in tokenizer.get_vocab().items():
         if number >= rows:
-            raise ModelFolderError(
+            raise ModelFormatError(
                 f"the tokenizer's token {word!r} has id {number}, but there are only {rows} embeddings"
             )
         words[number] = word
@@ -119,10 +119,10 @@ def _byte_level(content: dict[str, Any], words: Sequence[str]) -> dict[str, Valu
     Raises:
         ModelFolderError: llama.cpp has no name for how the tokenizer cuts a text, or does not change it alike before.
     """
-    cut = _cut(content.get("pre_tokenizer"))
+    cut = _pre_tokenizer(content.get("pre_tokenizer"))
     normalizer = (content.get("normalizer") or {}).get("type")
     if cut not in PATTERNS or normalizer not in (None, "NFC"):
-        raise ModelFolderError(
+        raise ModelFormatError(
             f"llama.cpp has no name for how this tokenizer prepares a text (normalizer {normalizer!r}, patterns "
             f"{list(cut)}), so it would give other tokens; known: {', '.join(PATTERNS.values())}"
         )
@@ -133,11 +133,11 @@ def _byte_level(content: dict[str, Any], words: Sequence[str]) -> dict[str, Valu
     }
 
 
-def _cut(step: dict[str, Any] | None) -> tuple[str, ...]:
+def _pre_tokenizer(step: dict[str, Any] | None) -> tuple[str, ...]:
     """Write down how a tokenizer cuts a text, as keys of PATTERNS; what is not known stands there by its type."""
     match step:
         case {"type": "Sequence", "pretokenizers": steps}:
-            return tuple(pattern for one in steps for pattern in _cut(one))
+            return tuple(pattern for one in steps for pattern in _pre_tokenizer(one))
         case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": bool(used)}:
             return (_GPT2,) if used else ()
         case {"type": "Digits", "individual_digits": True}:
@@ -191,7 +191,7 @@ def _space_prefix(content: dict[str, Any]) -> bool:
         }:
             if mark == _SPACE and scheme in ("always", "first", "never"):
                 return bool(scheme != "never")
-    raise ModelFolderError(
+    raise ModelFormatError(
         "llama.cpp has no way to prepare a text as this tokenizer does (normalizer "
         f"{content.get('normalizer')}, pre_tokenizer {content.get('pre_tokenizer')})"
     )

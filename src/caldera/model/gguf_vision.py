@@ -18,10 +18,10 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from caldera.batches.pictures import PictureProcessor
-from caldera.errors import ModelFolderError
-from caldera.model.card import FILE, Card
-from caldera.model.gguf_writing import Piece, Value
-from caldera.model.tensor_files import Weight
+from caldera.errors import ModelFormatError
+from caldera.model.card import METADATA_FILE, ModelMetadata
+from caldera.model.gguf_writing import TensorSpec, Value
+from caldera.model.tensor_files import LazyWeight
 
 TOWERS = {"clip_vision_model": 1, "siglip_vision_model": 0}
 """Vision towers that llama.cpp's LLaVA graph computes, and how many positions stand before their patches."""
@@ -47,7 +47,7 @@ CLASS_TOKEN_KEY = "caldera.class_token"
 
 _POSITIONS = "v.position_embd.weight"
 
-_TOP = {
+_GLOBAL_NAMES = {
     "embeddings.class_embedding": "v.class_embd",
     "embeddings.patch_embedding.weight": "v.patch_embd.weight",
     "embeddings.patch_embedding.bias": "v.patch_embd.bias",
@@ -55,7 +55,7 @@ _TOP = {
     "pre_layrnorm.weight": "v.pre_ln.weight",
     "pre_layrnorm.bias": "v.pre_ln.bias",
 }
-_IN_LAYER = {
+_LAYER_NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
@@ -69,7 +69,7 @@ _UNUSED = ("post_layernorm.", "head.")
 """What stands behind the last layer; LLaVA takes a hidden state before it."""
 
 
-def check_vision(config: PretrainedConfig, card: Card) -> None:
+def check_vision(config: PretrainedConfig, card: ModelMetadata) -> None:
     """Refuse what llama.cpp's LLaVA graph would compute otherwise.
 
     Raises:
@@ -80,23 +80,27 @@ def check_vision(config: PretrainedConfig, card: Card) -> None:
         faults.append(f"a vision tower of type {config.model_type!r} (known: {', '.join(TOWERS)})")
     elif config.hidden_act not in ACTIVATIONS:
         faults.append(f"a vision tower with activation {config.hidden_act!r}")
-    elif card.select == "cls_patch" and TOWERS[config.model_type]:
+    elif card.feature_select == "cls_patch" and TOWERS[config.model_type]:
         faults.append("a class token among the image tokens ('select': 'cls_patch')")
-    if card.aspect not in ASPECTS:
+    if card.image_aspect not in ASPECTS:
         faults.append(
-            f"pictures shown by {card.aspect!r}: llama.cpp orders their tiles otherwise and has no line ends between"
+            f"pictures shown by {card.image_aspect!r}: llama.cpp orders their tiles otherwise and has no line ends between"
         )
     if faults:
-        raise ModelFolderError(f"llama.cpp cannot express {'; nor '.join(faults)}; nothing written")
+        raise ModelFormatError(f"llama.cpp cannot express {'; nor '.join(faults)}; nothing written")
 
 
-def depth(config: PretrainedConfig, card: Card) -> int:
+def depth(config: PretrainedConfig, card: ModelMetadata) -> int:
     """Return the number of layers whose output is projected."""
     layers = int(config.num_hidden_layers)
-    number = card.select_layer if card.select_layer >= 0 else layers + 1 + card.select_layer
+    number = (
+        card.vision_feature_layer
+        if card.vision_feature_layer >= 0
+        else layers + 1 + card.vision_feature_layer
+    )
     if not 0 < number <= layers:
-        raise ModelFolderError(
-            f"{FILE} takes hidden state {card.select_layer} of a vision tower with {layers} layers; llama.cpp takes "
+        raise ModelFormatError(
+            f"{METADATA_FILE} takes hidden state {card.vision_feature_layer} of a vision tower with {layers} layers; llama.cpp takes "
             "the output of a layer"
         )
     return number
@@ -104,7 +108,7 @@ def depth(config: PretrainedConfig, card: Card) -> int:
 
 def vision_settings(
     config: PretrainedConfig,
-    card: Card,
+    card: ModelMetadata,
     processor: PictureProcessor,
     language_width: int,
     class_token: ClassToken,
@@ -132,12 +136,12 @@ def vision_settings(
     return settings | ({key: True} if key else {})
 
 
-def vision_pieces(
+def vision_tensors(
     config: PretrainedConfig,
-    card: Card,
-    weights: Mapping[str, Weight],
+    card: ModelMetadata,
+    weights: Mapping[str, LazyWeight],
     class_token: ClassToken,
-) -> list[Piece]:
+) -> list[TensorSpec]:
     """List the tower's tensors; layers behind the chosen one are left out, and `weights` fit its config.
 
     Raises:
@@ -150,22 +154,24 @@ def vision_pieces(
         called = _gguf_name(name, depth(config, card), swapped)
         if called is not None:
             read = _reader(weight)
-            read = _first_row_last(read) if called == _POSITIONS and moved else read
-            pieces.append(Piece(called, weight.shape, read, exact=name.startswith("embeddings.")))
+            read = _move_first_row_last(read) if called == _POSITIONS and moved else read
+            pieces.append(
+                TensorSpec(called, weight.shape, read, exact=name.startswith("embeddings."))
+            )
     return pieces
 
 
-def projector_pieces(card: Card, weights: Mapping[str, Weight]) -> list[Piece]:
+def projector_tensors(card: ModelMetadata, weights: Mapping[str, LazyWeight]) -> list[TensorSpec]:
     """List the projector's tensors."""
-    return PROJECTED[card.projector](weights)
+    return PROJECTOR_WRITERS[card.projector](weights)
 
 
-def _reader(weight: Weight) -> Callable[[], Tensor]:
+def _reader(weight: LazyWeight) -> Callable[[], Tensor]:
     """Return a function that reads one weight."""
     return lambda: weight.read().float()
 
 
-def _first_row_last(read: Callable[[], Tensor]) -> Callable[[], Tensor]:
+def _move_first_row_last(read: Callable[[], Tensor]) -> Callable[[], Tensor]:
     """Return a function that reads a weight and puts its first row, the class token's, behind the others."""
     return lambda: read().roll(-1, dims=0)
 
@@ -179,32 +185,32 @@ def _gguf_name(weight: str, layers: int, swapped: bool) -> str | None:
     Raises:
         ModelFolderError: It has none.
     """
-    if weight in _TOP:
-        return _TOP[weight]
+    if weight in _GLOBAL_NAMES:
+        return _GLOBAL_NAMES[weight]
     if weight.startswith(_UNUSED):
         return None
     found = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", weight)
-    if not found or found[2] not in _IN_LAYER:
-        raise ModelFolderError(f"the weight {weight} of the vision tower has no name in GGUF")
+    if not found or found[2] not in _LAYER_NAMES:
+        raise ModelFormatError(f"the weight {weight} of the vision tower has no name in GGUF")
     if int(found[1]) >= layers:
         return None
-    part = _IN_LAYER[found[2]]
+    part = _LAYER_NAMES[found[2]]
     if swapped:
         part = {"ffn_up": "ffn_down", "ffn_down": "ffn_up"}.get(part, part)
     return f"v.blk.{found[1]}.{part}.{found[3]}"
 
 
-def _two_layers(weights: Mapping[str, Weight]) -> list[Piece]:
+def _two_layers(weights: Mapping[str, LazyWeight]) -> list[TensorSpec]:
     """List LLaVA-1.5's projector, which is what an mmproj file holds."""
     return [
-        Piece(f"mm.{number}.{end}", weight.shape, _reader(weight))
+        TensorSpec(f"mm.{number}.{end}", weight.shape, _reader(weight))
         for number, layer in ((0, "linear_1"), (2, "linear_2"))
         for end in ("weight", "bias")
         for weight in [weights[f"{layer}.{end}"]]
     ]
 
 
-def _one_layer(weights: Mapping[str, Weight]) -> list[Piece]:
+def _one_layer(weights: Mapping[str, LazyWeight]) -> list[TensorSpec]:
     """List v1's single linear layer as two, which give the same: gelu(x) - gelu(-x) is x, for both forms of GELU.
 
     The first layer gives x and -x side by side, the second takes their difference.
@@ -217,14 +223,14 @@ def _one_layer(weights: Mapping[str, Weight]) -> list[Piece]:
         return torch.cat([one, -one], dim=1)  # (width, 2 * width)
 
     return [
-        Piece("mm.0.weight", (2 * rows, columns), lambda: torch.cat([matrix(), -matrix()])),
-        Piece("mm.0.bias", (2 * rows,), lambda: torch.cat([bias(), -bias()])),
-        Piece("mm.2.weight", (rows, 2 * rows), difference, exact=True),
-        Piece("mm.2.bias", (rows,), lambda: torch.zeros(rows)),
+        TensorSpec("mm.0.weight", (2 * rows, columns), lambda: torch.cat([matrix(), -matrix()])),
+        TensorSpec("mm.0.bias", (2 * rows,), lambda: torch.cat([bias(), -bias()])),
+        TensorSpec("mm.2.weight", (rows, 2 * rows), difference, exact=True),
+        TensorSpec("mm.2.bias", (rows,), lambda: torch.zeros(rows)),
     ]
 
 
-PROJECTED: dict[str, Callable[[Mapping[str, Weight]], list[Piece]]] = {
+PROJECTOR_WRITERS: dict[str, Callable[[Mapping[str, LazyWeight]], list[TensorSpec]]] = {
     "mlp2x_gelu": _two_layers,
     "linear": _one_layer,
 }

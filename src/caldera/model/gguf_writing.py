@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from torch import Tensor
 
-from caldera.errors import ModelFolderError, UsageError
-from caldera.progress import Tick
+from caldera.errors import ModelFormatError, UsageError
+from caldera.progress import Advance
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-Kind = Literal["f32", "f16", "q8_0"]
+GgufDtype = Literal["f32", "f16", "q8_0"]
 
-FILE_TYPES: dict[Kind, int] = {"f32": 0, "f16": 1, "q8_0": 7}
+FILE_TYPES: dict[GgufDtype, int] = {"f32": 0, "f16": 1, "q8_0": 7}
 """How the bulk of a file's weights is held, and llama.cpp's number for it (`general.file_type`)."""
 
 _BLOCK, _BLOCK_BYTES = 32, 34
@@ -30,7 +30,7 @@ Value = str | bool | int | float | Sequence[str] | Sequence[int] | Sequence[floa
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TensorSpec:
     """One tensor of a file."""
 
     name: str
@@ -58,9 +58,9 @@ def write_gguf(
     file: Path,
     architecture: str,
     settings: Mapping[str, Value],
-    pieces: Sequence[Piece],
-    kind: Kind,
-    tick: Tick,
+    pieces: Sequence[TensorSpec],
+    kind: GgufDtype,
+    tick: Advance,
 ) -> None:
     """Write a GGUF file; one tensor is held in memory at a time.
 
@@ -96,7 +96,7 @@ def write_gguf(
         writer.close()
 
 
-def type_of(piece: Piece, kind: Kind) -> Kind:
+def type_of(piece: TensorSpec, kind: GgufDtype) -> GgufDtype:
     """Return how one tensor of a file of type `kind` is held."""
     if piece.exact or len(piece.shape) == 1:
         return "f32"
@@ -118,7 +118,7 @@ def _add(writer: "GGUFWriter", key: str, value: Value) -> None:
             writer.add_array(key, value)
 
 
-def _announce(writer: "GGUFWriter", piece: Piece, kind: Kind) -> None:
+def _announce(writer: "GGUFWriter", piece: TensorSpec, kind: GgufDtype) -> None:
     """Add what stands in the file's head about a tensor."""
     from gguf import GGMLQuantizationType
 
@@ -129,7 +129,7 @@ def _announce(writer: "GGUFWriter", piece: Piece, kind: Kind) -> None:
     writer.add_tensor_info(piece.name, piece.shape, np.dtype(np.float32), sizes[held], number)
 
 
-def _encoded(piece: Piece, kind: Kind) -> np.ndarray:
+def _encoded(piece: TensorSpec, kind: GgufDtype) -> np.ndarray:
     """Read a tensor and return it as it is held.
 
     Raises:
@@ -143,7 +143,7 @@ def _encoded(piece: Piece, kind: Kind) -> np.ndarray:
     held = type_of(piece, kind)
     largest = float(np.abs(values).max(initial=0.0))
     if not largest <= float(np.finfo(np.float16 if held == "f16" else np.float32).max):
-        raise ModelFolderError(
+        raise ModelFormatError(
             f"the weight that becomes {piece.name} holds {largest:.3g}, which {held} cannot hold; "
             + ("try --type f32" if np.isfinite(largest) else "the model is broken")
         )

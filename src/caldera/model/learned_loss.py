@@ -13,15 +13,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
 
-MOST_BYTES = 2**28
+MAX_LOGIT_BYTES = 2**28
 """Of a chunk's logits in fp32."""
 
-ToLogits = Callable[[Tensor], Tensor]
+LogitsFn = Callable[[Tensor], Tensor]
 """Hidden states, (positions, width), to logits, (positions, vocabulary)."""
 
 
-def summed_loss(
-    to_logits: ToLogits, hidden: Tensor, wanted: Tensor, *, vocabulary: int, head: Sequence[Tensor]
+def chunked_cross_entropy(
+    to_logits: LogitsFn, hidden: Tensor, wanted: Tensor, *, vocabulary: int, head: Sequence[Tensor]
 ) -> Tensor:
     """Return the cross entropy summed over positions, in nats; a scalar in fp32.
 
@@ -34,7 +34,9 @@ def summed_loss(
     """
     trained = [weight for weight in head if weight.requires_grad]
     if torch.is_grad_enabled() and (hidden.requires_grad or trained):
-        total: Tensor = _Summed.apply(to_logits, _positions(vocabulary), hidden, wanted, *trained)  # type: ignore[no-untyped-call]
+        total: Tensor = _ChunkedCrossEntropy.apply(
+            to_logits, _positions(vocabulary), hidden, wanted, *trained
+        )  # type: ignore[no-untyped-call]
         return total
     total = hidden.new_zeros((), dtype=torch.float32)
     for chunk in _chunks(len(wanted), _positions(vocabulary)):
@@ -44,7 +46,7 @@ def summed_loss(
 
 def _positions(vocabulary: int) -> int:
     """Return how many positions' logits are held at once."""
-    return max(1, MOST_BYTES // (4 * vocabulary))
+    return max(1, MAX_LOGIT_BYTES // (4 * vocabulary))
 
 
 def _chunks(count: int, size: int) -> Iterator[slice]:
@@ -53,13 +55,13 @@ def _chunks(count: int, size: int) -> Iterator[slice]:
         yield slice(start, start + size)
 
 
-class _Summed(torch.autograd.Function):
+class _ChunkedCrossEntropy(torch.autograd.Function):
     """The loss with its gradients taken chunk by chunk in forward."""
 
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401 - torch's, which has no type
-        to_logits: ToLogits,
+        to_logits: LogitsFn,
         size: int,
         hidden: Tensor,
         wanted: Tensor,
@@ -67,24 +69,24 @@ class _Summed(torch.autograd.Function):
     ) -> Tensor:
         """Sum the loss, and keep the gradients."""
         total = hidden.new_zeros((), dtype=torch.float32)
-        by_hidden = torch.empty_like(hidden)
-        by_weight = [torch.zeros_like(weight) for weight in trained]
+        grad_hidden = torch.empty_like(hidden)
+        grad_weights = [torch.zeros_like(weight) for weight in trained]
         for chunk in _chunks(len(wanted), size):
             with torch.enable_grad():
                 part = hidden[chunk].detach().requires_grad_()
                 loss = cross_entropy(to_logits(part), wanted[chunk], reduction="sum")
                 of_part, *of_weights = torch.autograd.grad(loss, (part, *trained))
             total += loss.detach()
-            by_hidden[chunk] = of_part
-            for summed, one in zip(by_weight, of_weights, strict=True):
+            grad_hidden[chunk] = of_part
+            for summed, one in zip(grad_weights, of_weights, strict=True):
                 summed += one
-        ctx.save_for_backward(by_hidden, *by_weight)
+        ctx.save_for_backward(grad_hidden, *grad_weights)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's
         """Scale what forward kept."""
-        by_hidden, *by_weight = ctx.saved_tensors
-        scaled = (gradient * one for one in by_weight)
-        return None, None, gradient.to(by_hidden.dtype) * by_hidden, None, *scaled
+        grad_hidden, *grad_weights = ctx.saved_tensors
+        scaled = (gradient * one for one in grad_weights)
+        return None, None, gradient.to(grad_hidden.dtype) * grad_hidden, None, *scaled

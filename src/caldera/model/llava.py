@@ -11,14 +11,14 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from caldera.batches.anyres import Layout, count_tokens
+from caldera.batches.anyres import TileLayout, count_tokens
 from caldera.batches.collate import Batch
-from caldera.errors import ModelFolderError
-from caldera.model.arrangement import Arrangement, find_arrangement, hidden_states
-from caldera.model.learned_loss import summed_loss
-from caldera.model.precision import lean_norms
+from caldera.errors import ModelFormatError
+from caldera.model.arrangement import BatchLayout, choose_batch_layout, run_language_model
+from caldera.model.learned_loss import chunked_cross_entropy
+from caldera.model.precision import replace_norms
 from caldera.model.projector import Projector
-from caldera.model.splice import in_order, splice
+from caldera.model.splice import insert_image_tokens, order_image_tokens
 from caldera.model.vision import VisionTower
 
 _PIXEL_AXES = 4
@@ -26,7 +26,7 @@ _PIXEL_AXES = 4
 _RECOMPUTE = partial(checkpoint, use_reentrant=False)
 """How transformers' layers keep their inputs only."""
 
-BEHIND_THE_HEAD: dict[str, Callable[[Tensor, float], Tensor]] = {
+LOGIT_TRANSFORMS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "logits_scaling": lambda logits, by: logits / by,
     "logit_scale": lambda logits, by: logits * by,
     "final_logit_softcapping": lambda logits, cap: cap * torch.tanh(logits / cap),
@@ -42,31 +42,31 @@ class Loss:
     total: Tensor
     """Cross entropy summed over the learned tokens, in nats; a scalar."""
 
-    num_learned: int
+    num_tokens: int
     """Learned tokens it was summed over."""
 
     @property
     def mean(self) -> float:
         """Nats per learned token; 0 where nothing was learned."""
-        return float(self.total.detach()) / max(1, self.num_learned)
+        return float(self.total.detach()) / max(1, self.num_tokens)
 
 
-def changes_logits(config: PretrainedConfig) -> dict[str, float]:
+def logit_settings(config: PretrainedConfig) -> dict[str, float]:
     """Return what a language model does to its logits: the settings of BEHIND_THE_HEAD that its config gives."""
     settings = config.to_dict()
-    return {name: settings[name] for name in BEHIND_THE_HEAD if settings.get(name) is not None}
+    return {name: settings[name] for name in LOGIT_TRANSFORMS if settings.get(name) is not None}
 
 
-def logits_of(language: PreTrainedModel, hidden: Tensor) -> Tensor:
+def compute_logits(language: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Return the logits, (..., vocabulary), of last hidden states, (..., width), as the model itself makes them."""
     logits = language.get_output_embeddings()(hidden).float()
-    for setting, by in changes_logits(language.config).items():
-        logits = BEHIND_THE_HEAD[setting](logits, by)
+    for setting, by in logit_settings(language.config).items():
+        logits = LOGIT_TRANSFORMS[setting](logits, by)
     return logits
 
 
 @torch.no_grad()
-def check_logits(language: PreTrainedModel) -> None:
+def check_logits_match(language: PreTrainedModel) -> None:
     """Compare `logits_of` with what a model in evaluation mode itself says about two tokens.
 
     Raises:
@@ -75,8 +75,8 @@ def check_logits(language: PreTrainedModel) -> None:
     ids = torch.tensor([[0, 1]], device=language.device)  # (rows, tokens)
     hidden = language.base_model(input_ids=ids, use_cache=False).last_hidden_state
     own = language(input_ids=ids, use_cache=False).logits.float()  # (rows, tokens, vocabulary)
-    if not torch.allclose(logits_of(language, hidden), own, rtol=1e-3, atol=1e-3):
-        raise ModelFolderError(
+    if not torch.allclose(compute_logits(language, hidden), own, rtol=1e-3, atol=1e-3):
+        raise ModelFormatError(
             f"language models of type {language.config.model_type!r} change their logits in a way that caldera does "
             "not know; choose another one, or add the setting to BEHIND_THE_HEAD in model/llava.py"
         )
@@ -98,19 +98,19 @@ class Llava(nn.Module):
         self.projector = projector
         self.language = language
         self.image_token_id = image_token_id
-        self.arrangement: Arrangement = "padded"
+        self.arrangement: BatchLayout = "padded"
         """How rows of a batch reach the language model; `arrange` chooses."""
 
-    def arrange(self, attention: str) -> None:
+    def choose_batch_layout(self, attention: str) -> None:
         """Make the language model ready to learn fast: the fastest arrangement that it takes, and norms that cost less.
 
         Args:
             attention: transformers' name of the attention function for padded rows.
         """
-        self.arrangement = find_arrangement(self.language, attention)
-        lean_norms(self.language)
+        self.arrangement = choose_batch_layout(self.language, attention)
+        replace_norms(self.language)
 
-    def recompute_layers(self, on: bool) -> None:
+    def set_gradient_checkpointing(self, on: bool) -> None:
         """Have the towers' layers keep their inputs only and compute the rest again in backward, or not."""
         for module in self.modules():
             if isinstance(module, GradientCheckpointingLayer):
@@ -130,7 +130,7 @@ class Llava(nn.Module):
         return self
 
     @property
-    def word_table(self) -> Tensor:
+    def embedding_weight(self) -> Tensor:
         """The language model's embeddings, (vocabulary, width)."""
         return self.language.get_input_embeddings().weight  # type: ignore[return-value] # a Parameter
 
@@ -141,19 +141,19 @@ class Llava(nn.Module):
         length = getattr(self.language.config, "max_position_embeddings", None)
         return None if length is None else int(length)
 
-    def count_tokens(self, layout: Layout) -> int:
+    def count_tokens(self, layout: TileLayout) -> int:
         """Return how many tokens a picture becomes that is shown in this way."""
         return (
-            self.vision.image_tokens
+            self.vision.tokens_per_view
             if layout.views == 1
-            else count_tokens(layout, self.vision.cells)
+            else count_tokens(layout, self.vision.patches_per_side)
         )
 
     def patch_features(self, pictures: Tensor) -> Tensor:
         """Return (views, patches, vision width) from pixels, or pass on features that were kept."""
         return self.vision(pictures) if pictures.ndim == _PIXEL_AXES else pictures
 
-    def embed(self, ids: Tensor, pictures: Tensor, layouts: Sequence[Layout]) -> Tensor:
+    def embed(self, ids: Tensor, pictures: Tensor, layouts: Sequence[TileLayout]) -> Tensor:
         """Return the language model's input, (rows, tokens, width), or (tokens, width) of one axis of tokens.
 
         Args:
@@ -172,24 +172,28 @@ class Llava(nn.Module):
         else:
             features = self.patch_features(pictures).to(dtype)  # (views, patches, vision width)
         projected = self.projector(features)  # (views, patches, width)
-        return splice(words, in_order(projected, layouts, self.projector.newline), is_image)
+        return insert_image_tokens(
+            words, order_image_tokens(projected, layouts, self.projector.image_newline), is_image
+        )
 
-    def hidden(self, batch: Batch) -> Tensor:
+    def hidden_states(self, batch: Batch) -> Tensor:
         """Return the language model's last hidden states, (tokens, width)."""
-        embedded = self.embed(batch.ids, batch.pictures, batch.layouts)
-        return hidden_states(self.language, embedded, batch.positions, batch.rows, self.arrangement)
+        embedded = self.embed(batch.input_ids, batch.pictures, batch.layouts)
+        return run_language_model(
+            self.language, embedded, batch.positions, batch.rows, self.arrangement
+        )
 
     def loss(self, batch: Batch) -> Loss:
         """Return the cross entropy of the learned tokens; logits exist only where a label is.
 
         Each token is predicted from the hidden state before it, and image tokens are never predicted.
         """
-        before = self.hidden(batch)[batch.before]  # (learned, width)
+        before = self.hidden_states(batch)[batch.target_positions]  # (learned, width)
         head = self.language.get_output_embeddings()
-        total = summed_loss(
-            lambda hidden: logits_of(self.language, hidden),
+        total = chunked_cross_entropy(
+            lambda hidden: compute_logits(self.language, hidden),
             before,
-            batch.wanted,
+            batch.target_ids,
             vocabulary=len(head.weight),
             head=[*head.parameters()],
         )

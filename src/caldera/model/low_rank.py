@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from caldera.errors import ModelFolderError, UnknownNameError, UsageError
+from caldera.errors import ModelFormatError, UnknownNameError, UsageError
 
 _PROBE_TOKENS = 17
-_MAX_GAP = 1e-3
+_MAX_LOGIT_ERROR = 1e-3
 """Largest difference, as a share of the largest logit, between a model with factors and the one they are folded into:
 fp32's rounding is a thousand times smaller, bf16's ten times larger."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Lora:
+class LoraConfig:
     """How a language model is trained by low-rank factors; the defaults are LLaVA-1.5's (its finetune_lora.sh)."""
 
     rank: int = 128
@@ -53,10 +53,10 @@ class Lora:
             raise UsageError(f"lora: {'; '.join(faults)}")
 
 
-class LowRankLinear(nn.Linear):
+class LoraLinear(nn.Linear):
     """A linear layer whose weight stands still while two factors beside it learn."""
 
-    def __init__(self, plain: nn.Linear, lora: Lora) -> None:
+    def __init__(self, plain: nn.Linear, lora: LoraConfig) -> None:
         """Take over the weights of `plain`; the factors are drawn anew, in their precision."""
         super().__init__(
             plain.in_features, plain.out_features, bias=plain.bias is not None, device="meta"
@@ -75,7 +75,7 @@ class LowRankLinear(nn.Linear):
         return super().forward(inputs) + self.scale * steered
 
     @torch.no_grad()
-    def folded(self) -> nn.Linear:
+    def merged(self) -> nn.Linear:
         """Return a plain layer that says the same without factors; the sum is made in fp32."""
         plain = nn.Linear(
             self.in_features, self.out_features, bias=self.bias is not None, device="meta"
@@ -101,7 +101,7 @@ def linear_layers(language: PreTrainedModel) -> list[str]:
     ]
 
 
-def chosen_layers(language: PreTrainedModel, targets: tuple[str, ...]) -> list[str]:
+def target_layers(language: PreTrainedModel, targets: tuple[str, ...]) -> list[str]:
     """Return the full paths of the layers called by one of `targets`, all if there are none.
 
     Raises:
@@ -121,31 +121,31 @@ def chosen_layers(language: PreTrainedModel, targets: tuple[str, ...]) -> list[s
     return [layer for layer in layers if not targets or layer.rpartition(".")[2] in targets]
 
 
-def add_factors(language: PreTrainedModel, layers: Iterable[str], lora: Lora, *, seed: int) -> None:
+def add_lora(
+    language: PreTrainedModel, layers: Iterable[str], lora: LoraConfig, *, seed: int
+) -> None:
     """Put fresh factors, drawn from `seed`, beside the linear layers at `layers`, which are full paths."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for layer in layers:
             plain = language.get_submodule(layer)
             assert isinstance(plain, nn.Linear)
-            language.set_submodule(layer, LowRankLinear(plain, lora))
+            language.set_submodule(layer, LoraLinear(plain, lora))
 
 
-def layers_with_factors(module: nn.Module) -> dict[str, LowRankLinear]:
+def lora_layers(module: nn.Module) -> dict[str, LoraLinear]:
     """Return the layers below a module that have factors, by path."""
-    return {name: each for name, each in module.named_modules() if isinstance(each, LowRankLinear)}
+    return {name: each for name, each in module.named_modules() if isinstance(each, LoraLinear)}
 
 
-def factors_of(module: nn.Module) -> list[Tensor]:
+def lora_parameters(module: nn.Module) -> list[Tensor]:
     """Return the weights of all factors below a module."""
     return [
-        factor.weight
-        for layer in layers_with_factors(module).values()
-        for factor in (layer.down, layer.up)
+        factor.weight for layer in lora_layers(module).values() for factor in (layer.down, layer.up)
     ]
 
 
-def fold(language: PreTrainedModel) -> None:
+def merge_lora_layers(language: PreTrainedModel) -> None:
     """Fold all factors into the weights they stand beside, and see that the model still says the same.
 
     Raises:
@@ -153,12 +153,12 @@ def fold(language: PreTrainedModel) -> None:
     """
     language.eval()
     before = _probe(language)
-    for name, layer in layers_with_factors(language).items():
-        language.set_submodule(name, layer.folded())
+    for name, layer in lora_layers(language).items():
+        language.set_submodule(name, layer.merged())
     after = _probe(language)
     gap, largest = float((after - before).abs().max()), float(before.abs().max())
-    if not gap <= _MAX_GAP * largest:
-        raise ModelFolderError(
+    if not gap <= _MAX_LOGIT_ERROR * largest:
+        raise ModelFormatError(
             f"the language model with its factors folded in gives logits that differ by up to {gap:.3g} (the largest "
             f"is {largest:.3g}), so it was not written; fold into fp32 weights"
         )

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caldera.errors import ModelFolderError
+from caldera.errors import ModelFormatError
 from caldera.model.config import read_json
-from caldera.model.tensor_files import Weight
+from caldera.model.tensor_files import LazyWeight
 
-SETTINGS = "adapter_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 
@@ -34,7 +34,7 @@ _NOT_MERGED: dict[str, tuple[object, ...]] = {
 to start, such as PiSSA's, take what the factors start with out of the base, so theirs is another base."""
 
 
-def grown(weight: Weight, rows: int) -> Weight:
+def grow_rows(weight: LazyWeight, rows: int) -> LazyWeight:
     """Return a table of words with rows added up to `rows`, each the mean of the old ones."""
 
     def read() -> Tensor:
@@ -42,22 +42,22 @@ def grown(weight: Weight, rows: int) -> Weight:
         mean = old.mean(dim=0, dtype=torch.float32).to(old.dtype)  # (width,)
         return torch.cat([old, mean.expand(rows - len(old), -1)])  # (rows, width)
 
-    return Weight((rows, *weight.shape[1:]), weight.dtype, read)
+    return LazyWeight((rows, *weight.shape[1:]), weight.dtype, read)
 
 
-def cast(weight: Weight, dtype: torch.dtype) -> Weight:
+def cast(weight: LazyWeight, dtype: torch.dtype) -> LazyWeight:
     """Return a weight in another precision."""
-    return Weight(weight.shape, dtype, lambda: weight.read().to(dtype))
+    return LazyWeight(weight.shape, dtype, lambda: weight.read().to(dtype))
 
 
-def first_rows(weight: Weight, rows: int) -> Weight:
+def first_rows(weight: LazyWeight, rows: int) -> LazyWeight:
     """Return a table without the rows from `rows` on."""
-    return Weight((rows, *weight.shape[1:]), weight.dtype, lambda: weight.read()[:rows])
+    return LazyWeight((rows, *weight.shape[1:]), weight.dtype, lambda: weight.read()[:rows])
 
 
-def with_delta(
-    base: Mapping[str, Weight], delta: Mapping[str, Weight], source: Path
-) -> dict[str, Weight]:
+def add_delta(
+    base: Mapping[str, LazyWeight], delta: Mapping[str, LazyWeight], source: Path
+) -> dict[str, LazyWeight]:
     """Add what changed to a base, as LLaVA's first weights were given out.
 
     A table of words with more rows than the base's is added where both have rows; what the base lacks is taken as it is
@@ -67,19 +67,19 @@ def with_delta(
         ModelFolderError: A weight is missing, or has another shape.
     """
     if missing := sorted(base.keys() - delta.keys()):
-        raise ModelFolderError(f"the delta in {source} lacks {missing[:3]}, which its base has")
+        raise ModelFormatError(f"the delta in {source} lacks {missing[:3]}, which its base has")
     return {
         name: _sum(base[name], each, name, source) if name in base else each
         for name, each in delta.items()
     }
 
 
-def _sum(base: Weight, change: Weight, name: str, source: Path) -> Weight:
+def _sum(base: LazyWeight, change: LazyWeight, name: str, source: Path) -> LazyWeight:
     """Return a changed weight; it is added in fp32."""
     table = len(change.shape) == 2 and name.endswith(("embed_tokens.weight", "lm_head.weight"))
     longer = table and change.shape[0] > base.shape[0] and change.shape[1:] == base.shape[1:]
     if change.shape != base.shape and not longer:
-        raise ModelFolderError(
+        raise ModelFormatError(
             f"the delta's {name} in {source} has shape {change.shape}, its base's {base.shape}; it is for another base"
         )
 
@@ -88,15 +88,15 @@ def _sum(base: Weight, change: Weight, name: str, source: Path) -> Weight:
         sums[: base.shape[0]] += base.read()
         return sums.to(change.dtype)
 
-    return Weight(change.shape, change.dtype, read)
+    return LazyWeight(change.shape, change.dtype, read)
 
 
-def with_factors(
-    base: Mapping[str, Weight],
-    factors: Mapping[str, Weight],
+def merge_lora(
+    base: Mapping[str, LazyWeight],
+    factors: Mapping[str, LazyWeight],
     folder: Path,
     rename: Callable[[str], str],
-) -> dict[str, Weight]:
+) -> dict[str, LazyWeight]:
     """Fold low-rank factors into a base: W + scale * B A, in fp32, in each layer that has them.
 
     Args:
@@ -115,23 +115,23 @@ def with_factors(
     for stem in sorted(stems):
         pair = [factors.get(f"{stem}{ending}") for ending in (_DOWN, _UP)]
         if pair[0] is None or pair[1] is None or not stem.startswith(_PEFT):
-            raise ModelFolderError(f"the adapter in {folder} has no pair of factors for {stem}")
+            raise ModelFormatError(f"the adapter in {folder} has no pair of factors for {stem}")
         name = rename(f"{stem.removeprefix(_PEFT)}.weight")
         if name not in base:
-            raise ModelFolderError(
+            raise ModelFormatError(
                 f"the adapter in {folder} changes {stem.removeprefix(_PEFT)}, which its base does not have"
             )
-        merged[name] = _folded(base[name], pair[0], pair[1], scale)
+        merged[name] = _merge_pair(base[name], pair[0], pair[1], scale)
         wanted = ((rank, base[name].shape[-1]), (base[name].shape[0], rank))
         if (found := (pair[0].shape, pair[1].shape)) != wanted:
-            raise ModelFolderError(
+            raise ModelFormatError(
                 f"the adapter in {folder} has factors of shapes {found} for {stem.removeprefix(_PEFT)}; rank {rank} "
                 f"and the base need {wanted}"
             )
     return merged
 
 
-def _folded(base: Weight, down: Weight, up: Weight, scale: float) -> Weight:
+def _merge_pair(base: LazyWeight, down: LazyWeight, up: LazyWeight, scale: float) -> LazyWeight:
     """Return a weight with its factors folded in."""
 
     def read() -> Tensor:
@@ -139,22 +139,22 @@ def _folded(base: Weight, down: Weight, up: Weight, scale: float) -> Weight:
             base.read().float(), up.read().float(), down.read().float(), alpha=scale
         ).to(base.dtype)
 
-    return Weight(base.shape, base.dtype, read)
+    return LazyWeight(base.shape, base.dtype, read)
 
 
-def check_plain(said: Mapping[str, Any], file: Path, *, besides: Collection[str] = ()) -> None:
+def check_plain_lora(said: Mapping[str, Any], file: Path, *, besides: Collection[str] = ()) -> None:
     """Refuse the settings of an adapter that is more than two factors a layer, but for those in `besides`.
 
     Raises:
         ModelFolderError: The adapter is of a kind that is not merged; the message names the setting.
     """
     if said.get("peft_type") != "LORA":
-        raise ModelFolderError(
+        raise ModelFormatError(
             f"{file} has peft_type {said.get('peft_type')!r}; only LORA is merged"
         )
     for name, plain in _NOT_MERGED.items():
         if name in said and name not in besides and said[name] not in plain:
-            raise ModelFolderError(f"{file} has {name} {said[name]!r}, which is not merged")
+            raise ModelFormatError(f"{file} has {name} {said[name]!r}, which is not merged")
 
 
 def _settings(folder: Path) -> tuple[int, float]:
@@ -163,12 +163,12 @@ def _settings(folder: Path) -> tuple[int, float]:
     Raises:
         ModelFolderError: They are missing, or the adapter is of a kind that is not merged.
     """
-    said: dict[str, Any] = read_json(folder / SETTINGS)
-    file = folder / SETTINGS
-    check_plain(said, file)
+    said: dict[str, Any] = read_json(folder / ADAPTER_CONFIG)
+    file = folder / ADAPTER_CONFIG
+    check_plain_lora(said, file)
     rank, alpha = said.get("r"), said.get("lora_alpha")
     if type(rank) is not int or rank < 1 or type(alpha) not in (int, float):
-        raise ModelFolderError(
+        raise ModelFormatError(
             f"{file} has r {rank!r} and lora_alpha {alpha!r}; they must be numbers"
         )
     assert isinstance(alpha, int | float)

@@ -9,23 +9,23 @@ from typing import Any
 from transformers import CLIPImageProcessorPil, GenerationConfig
 
 from caldera.errors import UsageError
-from caldera.model.folder import Assistant, open_outline
+from caldera.model.folder import LlavaBundle, open_lazily
 from caldera.model.merging import first_rows
 from caldera.model.names import to_original
-from caldera.model.original_settings import CLASSES, hub_name, known_tower
-from caldera.model.tensor_files import Weight, inside, write_weights
+from caldera.model.original_settings import LLAVA_CLASSES, hub_name, known_tower
+from caldera.model.tensor_files import LazyWeight, check_inside_folder, write_weights
 from caldera.model.tokenizer import (
-    SENTENCES,
-    words_before_pictures,
-    write_without_pictures,
+    SENTENCEPIECE_FILE,
+    save_without_image_token,
+    vocab_size_without_image,
 )
 from caldera.model.weights import (
     LANGUAGE,
     VISION,
-    from_disk,
+    select_part,
     stored_dtype,
 )
-from caldera.storage import whole_folder, write_json
+from caldera.storage import atomic_folder, write_json
 
 TOWER = "vision_tower"
 """Folder of a vision tower that has no name on the hub."""
@@ -54,49 +54,54 @@ def write_original(
     """
     if out.exists():
         raise UsageError(f"{out} exists; choose another place or remove it first")
-    assistant, weights = open_outline(folder)
+    assistant, weights = open_lazily(folder)
     card = assistant.card
     _check_expressible(assistant)
-    words = words_before_pictures(assistant.tokenizer)
-    named = {to_original(name): each for name, each in _cut(weights, assistant, words).items()}
-    with whole_folder(out) as fresh:
+    words = vocab_size_without_image(assistant.tokenizer)
+    named = {
+        to_original(name): each
+        for name, each in _drop_added_rows(weights, assistant, words).items()
+    }
+    with atomic_folder(out) as fresh:
         tower, tower_note = _write_tower(fresh, out, assistant, weights)
         write_json(fresh / "config.json", _config(assistant, weights, words, tower))
         write_weights(fresh, named, tick=tick)
-        write_without_pictures(assistant.tokenizer, fresh)
+        save_without_image_token(assistant.tokenizer, fresh)
         ends = assistant.tokenizer.bos_token_id, assistant.tokenizer.eos_token_id
         GenerationConfig(bos_token_id=ends[0], eos_token_id=ends[1]).save_pretrained(fresh)
-        sentences = (folder / SENTENCES).is_file()
+        sentences = (folder / SENTENCEPIECE_FILE).is_file()
         if sentences:
-            shutil.copyfile(inside(folder / SENTENCES), fresh / SENTENCES)
+            shutil.copyfile(
+                check_inside_folder(folder / SENTENCEPIECE_FILE), fresh / SENTENCEPIECE_FILE
+            )
     return (
         *tower_note,
-        *(() if sentences else (_NO_SENTENCES,)),
+        *(() if sentences else (_NO_SENTENCEPIECE,)),
         f"LLaVA's own code picks class and template by the folder's name: call it llava-..., and ask with the "
         f"conversation mode that is caldera's {card.template!r}",
     )
 
 
-_NO_SENTENCES = (
-    f"there is no {SENTENCES}, which LLaVA's own code reads LLaMA's words from: copy the base's"
-)
+_NO_SENTENCEPIECE = f"there is no {SENTENCEPIECE_FILE}, which LLaVA's own code reads LLaMA's words from: copy the base's"
 
 
-def _check_expressible(assistant: Assistant) -> None:
+def _check_expressible(assistant: LlavaBundle) -> None:
     """Refuse a model that LLaVA's own code has no class for.
 
     Raises:
         UsageError: It is one.
     """
     vision, language = assistant.model.vision.tower.config, assistant.model.language.config
-    if language.model_type not in CLASSES or vision.model_type != "clip_vision_model":
+    if language.model_type not in LLAVA_CLASSES or vision.model_type != "clip_vision_model":
         raise UsageError(
-            f"LLaVA's own code joins CLIP with {' or '.join(CLASSES)}, not {vision.model_type} with "
+            f"LLaVA's own code joins CLIP with {' or '.join(LLAVA_CLASSES)}, not {vision.model_type} with "
             f"{language.model_type}; export it in another format"
         )
 
 
-def _cut(weights: Mapping[str, Weight], assistant: Assistant, words: int) -> dict[str, Weight]:
+def _drop_added_rows(
+    weights: Mapping[str, LazyWeight], assistant: LlavaBundle, words: int
+) -> dict[str, LazyWeight]:
     """Return weights whose tables of words end with the last word."""
     tables = (f"{LANGUAGE}model.embed_tokens.weight", f"{LANGUAGE}lm_head.weight")
     return {
@@ -105,11 +110,11 @@ def _cut(weights: Mapping[str, Weight], assistant: Assistant, words: int) -> dic
 
 
 def _config(
-    assistant: Assistant, weights: Mapping[str, Weight], words: int, tower: str
+    assistant: LlavaBundle, weights: Mapping[str, LazyWeight], words: int, tower: str
 ) -> dict[str, Any]:
     """Return the config that LLaVA's own code reads (spec 1.9)."""
     card, language = assistant.card, assistant.model.language.config
-    kind, architecture = CLASSES[language.model_type]
+    kind, architecture = LLAVA_CLASSES[language.model_type]
     text = language.to_dict()
     text.pop("dtype", None)
     turning = dict(text.pop("rope_parameters", None) or {})
@@ -117,7 +122,7 @@ def _config(
     text["rope_scaling"] = None
     if (scaling := turning.pop("rope_type", "default")) != "default":
         text["rope_scaling"] = {"type": scaling, **turning}
-    anyres = card.aspect not in ("square", "pad")
+    anyres = card.image_aspect not in ("square", "pad")
     return {
         **text,
         "architectures": [architecture],
@@ -125,15 +130,15 @@ def _config(
         "torch_dtype": str(stored_dtype(weights)).removeprefix("torch."),
         "vocab_size": words,
         "pad_token_id": None,
-        "image_aspect_ratio": card.aspect,
+        "image_aspect_ratio": card.image_aspect,
         "image_grid_pinpoints": card.model_dump(mode="json")["pinpoints"] if anyres else None,
         "mm_hidden_size": assistant.model.vision.width,
         "mm_patch_merge_type": "spatial_unpad" if anyres else "flat",
         "mm_projector_type": card.projector,
         "mm_use_im_patch_token": False,
         "mm_use_im_start_end": False,
-        "mm_vision_select_feature": card.select,
-        "mm_vision_select_layer": card.select_layer,
+        "mm_vision_select_feature": card.feature_select,
+        "mm_vision_select_layer": card.vision_feature_layer,
         "mm_vision_tower": tower,
         "tokenizer_model_max_length": assistant.model.context_length,
         "tokenizer_padding_side": "right",
@@ -143,7 +148,7 @@ def _config(
 
 
 def _write_tower(
-    fresh: Path, out: Path, assistant: Assistant, weights: Mapping[str, Weight]
+    fresh: Path, out: Path, assistant: LlavaBundle, weights: Mapping[str, LazyWeight]
 ) -> tuple[str, tuple[str, ...]]:
     """Return what LLaVA's own code finds the vision tower by, and what to say of it; write it if it has no hub name.
 
@@ -162,11 +167,11 @@ def _write_tower(
     place = fresh / TOWER
     place.mkdir()
     write_json(place / "config.json", {**config.to_dict(), "architectures": ["CLIPVisionModel"]})
-    tower = from_disk(weights, VISION)
+    tower = select_part(weights, VISION)
     write_weights(place, {f"vision_model.{name}": each for name, each in tower.items()})
     square = {"height": shape.side, "width": shape.side}
     CLIPImageProcessorPil(
-        size={"shortest_edge": shape.edge or shape.side},
+        size={"shortest_edge": shape.resize_shortest_edge or shape.side},
         crop_size=square,
         image_mean=list(shape.mean),
         image_std=list(shape.std),

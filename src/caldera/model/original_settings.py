@@ -8,14 +8,14 @@ from typing import Any
 from transformers import CLIPVisionConfig, PretrainedConfig
 
 from caldera.batches.pictures import PictureProcessor
-from caldera.errors import ModelFolderError
-from caldera.model.config import part_config
+from caldera.errors import ModelFormatError
+from caldera.model.config import sub_config
 from caldera.model.projector import PROJECTORS
 
-LANGUAGES = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral"}
+LANGUAGE_TYPES = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral"}
 """Model types of original configs, and the language model in each; `llava` is LLaVA-1's."""
 
-CLASSES = {
+LLAVA_CLASSES = {
     "llama": ("llava_llama", "LlavaLlamaForCausalLM"),
     "mistral": ("llava_mistral", "LlavaMistralForCausalLM"),
 }
@@ -39,7 +39,7 @@ _CLIP_L14: dict[str, Any] = {
 _SIDES = {"openai/clip-vit-large-patch14": 224, "openai/clip-vit-large-patch14-336": 336}
 """The vision towers of LLaVA's releases by their exact hub names, and the pictures they see (spec 1.2)."""
 
-_OF_LLAVA = {
+_LLAVA_KEYS = {
     "architectures", "freeze_mm_mlp_adapter", "freeze_mm_vision_resampler", "image_aspect_ratio",
     "image_crop_resolution", "image_grid_pinpoints", "image_split_resolution", "model_type", "s2", "s2_scales",
     "tokenizer_model_max_length", "tokenizer_padding_side", "tune_mm_mlp_adapter", "tune_mm_vision_resampler",
@@ -79,22 +79,22 @@ def read_original(config: Mapping[str, Any], file: Path) -> OriginalSettings:
         ModelFolderError: A setting is missing, or means what caldera cannot do; the message names it.
     """
     kind = config.get("model_type")
-    if kind not in LANGUAGES:
-        reason = _REFUSED.get(str(kind), f"known: {', '.join(LANGUAGES)}")
-        raise ModelFolderError(f"{file} has model_type {kind!r}, which is not imported: {reason}")
+    if kind not in LANGUAGE_TYPES:
+        reason = _REFUSED.get(str(kind), f"known: {', '.join(LANGUAGE_TYPES)}")
+        raise ModelFormatError(f"{file} has model_type {kind!r}, which is not imported: {reason}")
     _check_supported(config, file)
-    aspect, pinpoints = _shown(config, file)
+    aspect, pinpoints = _image_aspect(config, file)
     own = {
         name: value
         for name, value in config.items()
-        if name not in _OF_LLAVA and not name.startswith("mm_")
+        if name not in _LLAVA_KEYS and not name.startswith("mm_")
     }
-    text = {**own, "model_type": LANGUAGES[str(kind)]}
+    text = {**own, "model_type": LANGUAGE_TYPES[str(kind)]}
     layer = config.get("mm_vision_select_layer")
     if type(layer) is not int:
-        raise ModelFolderError(f"{file} has mm_vision_select_layer {layer!r}; it must be a number")
+        raise ModelFormatError(f"{file} has mm_vision_select_layer {layer!r}; it must be a number")
     return OriginalSettings(
-        language=part_config({"text_config": text}, "text_config", file),
+        language=sub_config({"text_config": text}, "text_config", file),
         projector=str(config.get("mm_projector_type", "linear")),
         select_layer=layer,
         select=str(config.get("mm_vision_select_feature", "patch")),
@@ -125,17 +125,17 @@ def _check_supported(config: Mapping[str, Any], file: Path) -> None:
     for name, values in allowed.items():
         if config.get(name) not in values:
             known = ", ".join(str(each) for each in values if each is not None) or "none"
-            raise ModelFolderError(
+            raise ModelFormatError(
                 f"{file} has {name} {config[name]!r}, which is not supported; known: {known}"
             )
     if config.get("mm_use_im_start_end"):
-        raise ModelFolderError(
+        raise ModelFormatError(
             f"{file} has mm_use_im_start_end true: such models see <im_start> and <im_end> around each picture, which "
             "no template of caldera's writes; not supported"
         )
 
 
-def _shown(config: Mapping[str, Any], file: Path) -> tuple[str, tuple[tuple[int, int], ...]]:
+def _image_aspect(config: Mapping[str, Any], file: Path) -> tuple[str, tuple[tuple[int, int], ...]]:
     """Read how pictures are shown, and the grids of tiles if they are cut to such.
 
     Raises:
@@ -145,14 +145,14 @@ def _shown(config: Mapping[str, Any], file: Path) -> tuple[str, tuple[tuple[int,
     if aspect != "anyres":
         return aspect, ()
     if config.get("mm_patch_merge_type") != "spatial_unpad":
-        raise ModelFolderError(
+        raise ModelFormatError(
             f"{file} has image_aspect_ratio anyres with mm_patch_merge_type "
             f"{config.get('mm_patch_merge_type', 'flat')!r}; only spatial_unpad is supported"
         )
-    return aspect, pairs(config.get("image_grid_pinpoints"), file)
+    return aspect, parse_pinpoints(config.get("image_grid_pinpoints"), file)
 
 
-def pairs(said: object, file: Path) -> tuple[tuple[int, int], ...]:
+def parse_pinpoints(said: object, file: Path) -> tuple[tuple[int, int], ...]:
     """Read `image_grid_pinpoints` in the order that it has.
 
     Raises:
@@ -165,7 +165,7 @@ def pairs(said: object, file: Path) -> tuple[tuple[int, int], ...]:
         ]
         if len(good) == len(said):
             return tuple((first, second) for first, second in good)
-    raise ModelFolderError(
+    raise ModelFormatError(
         f"{file} has image_grid_pinpoints {said!r}; it must list pairs of pixels"
     )
 
@@ -179,7 +179,7 @@ def known_tower(name: str) -> tuple[CLIPVisionConfig, PictureProcessor] | None:
     return CLIPVisionConfig(**_CLIP_L14, image_size=side), processor
 
 
-def same_tower(one: PretrainedConfig, other: PretrainedConfig) -> str | None:
+def tower_difference(one: PretrainedConfig, other: PretrainedConfig) -> str | None:
     """Name a size in which two vision towers differ; None where they do not."""
     names = (*_CLIP_L14.keys() - {"projection_dim"}, "image_size")
     first, second = one.to_dict(), other.to_dict()
@@ -193,6 +193,6 @@ def hub_name(config: PretrainedConfig) -> str | None:
     for name in _SIDES:
         known = known_tower(name)
         assert known
-        if same_tower(known[0], config) is None:
+        if tower_difference(known[0], config) is None:
             return name
     return None

@@ -20,12 +20,12 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from caldera.model.attention_blocks import Packing
+from caldera.model.attention_blocks import AttentionPlan
 
 NAME = "caldera_packed"
 """What transformers calls this attention."""
 
-_KEPT_KEYS = 8
+_SAVE_WEIGHTS_LIMIT = 8
 """Weights are kept if a query has no more of them than this many times a head's width, so about as much as the rest of
 what a layer keeps; more are computed again."""
 
@@ -39,7 +39,7 @@ def packed_attention(  # noqa: PLR0913 - transformers' signature
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
-    packing: Packing | None = None,
+    packing: AttentionPlan | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
@@ -95,20 +95,20 @@ class _Attention(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        packing: Packing,
+        packing: AttentionPlan,
         scale: float,
         window: int | None,
     ) -> Tensor:
         """Return (tokens, heads, head width) of query, which is the same, and key and value of (key) heads."""
-        matrices = _Matrices(packing, query, key, window)
+        matrices = _BlockTensors(packing, query, key, window)
         queries, keys = matrices.gather_queries(query) * scale, matrices.gather_keys(key)
         values = matrices.gather_keys(value)
         out = matrices.empty_queries()
         kept = []
         for at in range(len(packing.buckets)):
             weights = matrices.weights(at, queries, keys)
-            torch.bmm(weights, matrices.of_keys(at, values), out=matrices.of_queries(at, out))
-            if packing.keys_of_a_query <= _KEPT_KEYS * query.shape[-1]:
+            torch.bmm(weights, matrices.key_block(at, values), out=matrices.query_block(at, out))
+            if packing.mean_keys_per_query <= _SAVE_WEIGHTS_LIMIT * query.shape[-1]:
                 kept.append(weights)
         ctx.save_for_backward(query, key, value, *kept)
         ctx.packing, ctx.scale, ctx.window = packing, scale, window
@@ -119,7 +119,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's
         """Take the weights of each bucket, or compute them again, and from them the gradients."""
         query, key, value, *kept = ctx.saved_tensors
-        matrices = _Matrices(ctx.packing, query, key, ctx.window)
+        matrices = _BlockTensors(ctx.packing, query, key, ctx.window)
         queries, keys = matrices.gather_queries(query) * ctx.scale, matrices.gather_keys(key)
         values, incoming = matrices.gather_keys(value), matrices.gather_queries(gradient)
         by_query, by_key, by_value = (
@@ -127,13 +127,17 @@ class _Attention(torch.autograd.Function):
         )  # fmt: skip
         for at in range(len(ctx.packing.buckets)):
             weights = kept[at] if kept else matrices.weights(at, queries, keys)
-            part = matrices.of_queries(at, incoming)  # (blocks * key heads, group * queries, width)
-            torch.bmm(weights.transpose(1, 2), part, out=matrices.of_keys(at, by_value))
-            by_weights = torch.bmm(part, matrices.of_keys(at, values).transpose(1, 2))
+            part = matrices.query_block(
+                at, incoming
+            )  # (blocks * key heads, group * queries, width)
+            torch.bmm(weights.transpose(1, 2), part, out=matrices.key_block(at, by_value))
+            by_weights = torch.bmm(part, matrices.key_block(at, values).transpose(1, 2))
             by_scores = torch._softmax_backward_data(by_weights, weights, -1, weights.dtype)
-            torch.bmm(by_scores, matrices.of_keys(at, keys), out=matrices.of_queries(at, by_query))
-            scaled = matrices.of_queries(at, queries)
-            torch.bmm(by_scores.transpose(1, 2), scaled, out=matrices.of_keys(at, by_key))
+            torch.bmm(
+                by_scores, matrices.key_block(at, keys), out=matrices.query_block(at, by_query)
+            )
+            scaled = matrices.query_block(at, queries)
+            torch.bmm(by_scores.transpose(1, 2), scaled, out=matrices.key_block(at, by_key))
         return (
             matrices.scatter_queries(by_query) * ctx.scale,
             matrices.sum_keys(by_key),
@@ -144,10 +148,12 @@ class _Attention(torch.autograd.Function):
         )
 
 
-class _Matrices:
+class _BlockTensors:
     """Moves rows between the tables of a layer and the matrices of its buckets."""
 
-    def __init__(self, packing: Packing, query: Tensor, key: Tensor, window: int | None) -> None:
+    def __init__(
+        self, packing: AttentionPlan, query: Tensor, key: Tensor, window: int | None
+    ) -> None:
         """Measure the tables: query (tokens, heads, width), key (tokens, key heads, width)."""
         self._heads, self._key_heads, self._width = query.shape[1], key.shape[1], query.shape[2]
         self._places = packing.places(self._heads, self._key_heads)
@@ -175,17 +181,17 @@ class _Matrices:
         made[-1] = 0
         return made
 
-    def of_queries(self, at: int, rows: Tensor) -> Tensor:
+    def query_block(self, at: int, rows: Tensor) -> Tensor:
         """Return the matrices of a bucket's queries, (blocks * key heads, group * queries, width)."""
-        return _slice(rows, self._places.query_shapes, at)
+        return _block(rows, self._places.query_shapes, at)
 
-    def of_keys(self, at: int, rows: Tensor) -> Tensor:
+    def key_block(self, at: int, rows: Tensor) -> Tensor:
         """Return the matrices of a bucket's keys, (blocks * key heads, keys, width)."""
-        return _slice(rows, self._places.key_shapes, at)
+        return _block(rows, self._places.key_shapes, at)
 
     def weights(self, at: int, queries: Tensor, keys: Tensor) -> Tensor:
         """Return the attention weights of a bucket, (blocks * key heads, group * queries, keys)."""
-        scores = torch.bmm(self.of_queries(at, queries), self.of_keys(at, keys).transpose(1, 2))
+        scores = torch.bmm(self.query_block(at, queries), self.key_block(at, keys).transpose(1, 2))
         mask = self._masks[at]  # (blocks, 1, queries, keys)
         blocks, _, num_queries, num_keys = mask.shape
         scores.view(blocks, -1, num_queries, num_keys).add_(mask)
@@ -203,7 +209,7 @@ class _Matrices:
         return found.sum(dim=1).view(-1, self._key_heads, self._width)
 
 
-def _slice(rows: Tensor, shapes: Sequence[tuple[int, int]], at: int) -> Tensor:
+def _block(rows: Tensor, shapes: Sequence[tuple[int, int]], at: int) -> Tensor:
     """Return the matrices of bucket `at` among rows that lie bucket behind bucket."""
     start = sum(count * size for count, size in shapes[:at])
     count, size = shapes[at]

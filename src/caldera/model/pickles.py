@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from caldera.errors import ModelFolderError
-from caldera.model.tensor_files import Weight, mapped
+from caldera.errors import ModelFormatError
+from caldera.model.tensor_files import LazyWeight, memory_mapped
 
 _MAX_PROGRAM = 64_000_000
 """Bytes of the pickle itself, which holds names and shapes; a large model's are below one million."""
@@ -51,7 +51,7 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 
 @dataclass(frozen=True, slots=True)
-class _Global:
+class _GlobalRef:
     """A name that the pickle gives; it is never looked up."""
 
     name: str
@@ -67,7 +67,7 @@ class _Storage:
 
 
 @dataclass(frozen=True, slots=True)
-class _Cut:
+class _TensorView:
     """A tensor: where in its storage it lies."""
 
     storage: _Storage
@@ -76,7 +76,7 @@ class _Cut:
     stride: tuple[int, ...]
 
 
-class _RefusedError(Exception):
+class _UnsafePickleError(Exception):
     """The pickle holds what no dictionary of tensors holds."""
 
 
@@ -106,10 +106,10 @@ class _Reader:
                 self._stack.append(argument)
             elif name in _FRESH:
                 self._stack.append(_FRESH[name]())
-            elif name in _STEPS:
-                _STEPS[name](self, argument)
+            elif name in _OPCODES:
+                _OPCODES[name](self, argument)
             else:
-                raise _RefusedError(f"the pickle instruction {name}")
+                raise _UnsafePickleError(f"the pickle instruction {name}")
         raise ValueError("it does not end")
 
     def _group(self) -> list[Any]:
@@ -128,8 +128,8 @@ class _Reader:
     def _name(self, name: str) -> None:
         """Take a name down if it is a known one."""
         if name not in _KNOWN:
-            raise _RefusedError(f"the name {name.replace(' ', '.')!r}")
-        self._stack.append(_Global(name))
+            raise _UnsafePickleError(f"the name {name.replace(' ', '.')!r}")
+        self._stack.append(_GlobalRef(name))
 
     def _tuple(self, count: int | None) -> None:
         """Join values to a tuple."""
@@ -139,50 +139,50 @@ class _Reader:
     def _add(self, values: list[Any]) -> None:
         """Add to the list on the stack."""
         if not isinstance(self._stack[-1], list):
-            raise _RefusedError("a list that is none")
+            raise _UnsafePickleError("a list that is none")
         self._stack[-1].extend(values)
 
     def _set(self, values: list[Any]) -> None:
         """Add names and values to the dictionary on the stack."""
         if not isinstance(self._stack[-1], dict) or len(values) % 2:
-            raise _RefusedError("a dictionary that is none")
+            raise _UnsafePickleError("a dictionary that is none")
         for key, value in zip(values[::2], values[1::2], strict=True):
             if not isinstance(key, str):
-                raise _RefusedError(f"a key of type {type(key).__name__}")
+                raise _UnsafePickleError(f"a key of type {type(key).__name__}")
             self._stack[-1][key] = value
 
     def _storage(self) -> None:
         """Read which record of the archive holds a tensor's bytes."""
         match self._stack.pop():
-            case ("storage", _Global(kind), str(record), str(), int(count)) if kind in _STORAGES:
+            case ("storage", _GlobalRef(kind), str(record), str(), int(count)) if kind in _STORAGES:
                 self._stack.append(_Storage(record, _STORAGES[kind], count))
             case _:
-                raise _RefusedError("a reference to something outside")
+                raise _UnsafePickleError("a reference to something outside")
 
     def _build(self) -> None:
         """Read a tensor or a dictionary where Python would call a function."""
         arguments, function = self._stack.pop(), self._stack.pop()
         match function, arguments:
-            case _Global(name), () if name == _DICTIONARY:
+            case _GlobalRef(name), () if name == _DICTIONARY:
                 self._stack.append({})
-            case _Global(name), (
+            case _GlobalRef(name), (
                 _Storage() as storage,
                 int(at),
                 tuple(shape),
                 tuple(stride),
                 *_,
             ) if name == _TENSOR and all(type(each) is int for each in (*shape, *stride)):
-                self._stack.append(_Cut(storage, at, shape, stride))
-            case _Global(name), (_Cut() as cut, *_) if name == _PARAMETER:
+                self._stack.append(_TensorView(storage, at, shape, stride))
+            case _GlobalRef(name), (_TensorView() as cut, *_) if name == _PARAMETER:
                 self._stack.append(cut)
             case _:
-                raise _RefusedError("a call")
+                raise _UnsafePickleError("a call")
 
-    def _pass_over_attributes(self) -> None:
+    def _skip_attributes(self) -> None:
         """Pass over what a dictionary of weights says of its modules' versions."""
         self._stack.pop()
         if not isinstance(self._stack[-1], dict):
-            raise _RefusedError("attributes")
+            raise _UnsafePickleError("attributes")
 
 
 _PLAIN = {"BINUNICODE", "SHORT_BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"}
@@ -199,7 +199,7 @@ _FRESH: dict[str, Callable[[], Any]] = {
 }
 """Instructions that put a value on the stack."""
 
-_STEPS: dict[str, Callable[[_Reader, Any], None]] = {
+_OPCODES: dict[str, Callable[[_Reader, Any], None]] = {
     "PROTO": lambda reader, argument: None,
     "BINPUT": _Reader._remember,
     "LONG_BINPUT": _Reader._remember,
@@ -216,12 +216,12 @@ _STEPS: dict[str, Callable[[_Reader, Any], None]] = {
     "SETITEMS": lambda reader, argument: reader._set(reader._group()),
     "BINPERSID": lambda reader, argument: reader._storage(),
     "REDUCE": lambda reader, argument: reader._build(),
-    "BUILD": lambda reader, argument: reader._pass_over_attributes(),
+    "BUILD": lambda reader, argument: reader._skip_attributes(),
 }
 """Instructions that do more with the stack."""
 
 
-def read_pickle(file: Path) -> dict[str, Weight]:
+def read_pickle(file: Path) -> dict[str, LazyWeight]:
     """List the tensors of a file that `torch.save` wrote from a dictionary of them.
 
     Raises:
@@ -231,25 +231,25 @@ def read_pickle(file: Path) -> dict[str, Weight]:
         with file.open("rb") as opened:
             head = opened.read(len(_LEGACY))
         if not head.startswith(b"PK\x03\x04"):
-            raise ModelFolderError(f"{file} {_other_format(head)}")
+            raise ModelFormatError(f"{file} {_other_format(head)}")
         records, program = _open_archive(file)
         found = _Reader().read(program)
         if not isinstance(found, dict):
-            raise _RefusedError("something else than a dictionary at its top")
+            raise _UnsafePickleError("something else than a dictionary at its top")
         return {name: _weight(file, name, cut, records) for name, cut in found.items()}
     except FileNotFoundError:
-        raise ModelFolderError(f"{file} is missing; copy the model folder again") from None
-    except _RefusedError as error:
-        raise ModelFolderError(
+        raise ModelFormatError(f"{file} is missing; copy the model folder again") from None
+    except _UnsafePickleError as error:
+        raise ModelFormatError(
             f"{file} holds {error}, which a file of weights does not need and which could run code; nothing of it was "
             "run: take the weights as safetensors, or from a source you trust"
         ) from None
     except (OSError, ValueError, LookupError, AttributeError, zipfile.BadZipFile) as error:
-        raise ModelFolderError(f"{file} is broken or cut ({error}); copy it again") from None
+        raise ModelFormatError(f"{file} is broken or cut ({error}); copy it again") from None
     except (
         RuntimeError
     ) as error:  # zipfile's word for what is encrypted, patched, or of a later version
-        raise ModelFolderError(f"{file} is broken or cut ({error}); copy it again") from None
+        raise ModelFormatError(f"{file} is broken or cut ({error}); copy it again") from None
 
 
 def _other_format(head: bytes) -> str:
@@ -282,8 +282,8 @@ def _open_archive(file: Path) -> tuple[dict[str, tuple[int, int]], bytes]:
         for entry in entries:
             if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
                 raise ValueError(f"its record {entry.filename} is packed")
-            records[entry.filename.removeprefix(stem)] = _place(file, entry)
-        _check_apart(file, records)
+            records[entry.filename.removeprefix(stem)] = _record_offset(file, entry)
+        _check_no_overlap(file, records)
         if records["data.pkl"][1] > _MAX_PROGRAM:
             raise ValueError(f"its pickle has {records['data.pkl'][1]:,} bytes")
         order = archive.read(f"{stem}byteorder") if "byteorder" in records else b"little"
@@ -292,7 +292,7 @@ def _open_archive(file: Path) -> tuple[dict[str, tuple[int, int]], bytes]:
         return records, archive.read(top)
 
 
-def _place(file: Path, entry: zipfile.ZipInfo) -> tuple[int, int]:
+def _record_offset(file: Path, entry: zipfile.ZipInfo) -> tuple[int, int]:
     """Return where a record's bytes begin, and how many they are.
 
     Raises:
@@ -309,7 +309,7 @@ def _place(file: Path, entry: zipfile.ZipInfo) -> tuple[int, int]:
     return entry.header_offset + _LOCAL_HEADER.size + name_length + extra_length, entry.file_size
 
 
-def _check_apart(file: Path, records: dict[str, tuple[int, int]]) -> None:
+def _check_no_overlap(file: Path, records: dict[str, tuple[int, int]]) -> None:
     """Check that records lie in the file, one behind the other.
 
     Raises:
@@ -322,15 +322,15 @@ def _check_apart(file: Path, records: dict[str, tuple[int, int]]) -> None:
         raise ValueError("two records lie over each other")
 
 
-def _weight(file: Path, name: str, cut: object, records: dict[str, tuple[int, int]]) -> Weight:
+def _weight(file: Path, name: str, cut: object, records: dict[str, tuple[int, int]]) -> LazyWeight:
     """Return a tensor of an archive as a weight.
 
     Raises:
         _RefusedError: It is something else.
         ValueError: It lies outside its storage, or that outside its record.
     """
-    if not isinstance(cut, _Cut):
-        raise _RefusedError(f"{name!r}, which is no tensor")
+    if not isinstance(cut, _TensorView):
+        raise _UnsafePickleError(f"{name!r}, which is no tensor")
     storage = cut.storage
     start, size = records[f"data/{storage.record}"]
     if not 0 <= storage.count * storage.dtype.itemsize <= size:
@@ -348,7 +348,7 @@ def _weight(file: Path, name: str, cut: object, records: dict[str, tuple[int, in
         if empty:
             return torch.empty(cut.shape, dtype=storage.dtype)
         begin = start + cut.offset * storage.dtype.itemsize
-        flat = mapped(file, begin, last + 1, storage.dtype)
+        flat = memory_mapped(file, begin, last + 1, storage.dtype)
         return flat.as_strided(cut.shape, cut.stride)
 
-    return Weight(cut.shape, storage.dtype, read)
+    return LazyWeight(cut.shape, storage.dtype, read)

@@ -17,7 +17,7 @@ _EPSILONS = ("variance_epsilon", "eps", "epsilon")
 """What transformers' norms call the number that keeps them from dividing by zero."""
 
 
-def lean_norms(language: PreTrainedModel) -> None:
+def replace_norms(language: PreTrainedModel) -> None:
     """Exchange what the norms of a language model's width do for what costs less.
 
     Norms of other widths, such as those of single heads, feed no linear layer and stay as they are.
@@ -27,14 +27,14 @@ def lean_norms(language: PreTrainedModel) -> None:
         if not type(module).__name__.endswith("Norm") or _cast in module._forward_hooks.values():
             continue
         if all(weight.shape == (width,) for weight in module.parameters()):
-            epsilon = _root_mean_square(module, width)
+            epsilon = _rms_norm_epsilon(module, width)
             if epsilon is not None:
-                module.forward = partial(_lean, module, epsilon)
+                module.forward = partial(_fast_rms_norm, module, epsilon)
             module.register_forward_hook(_cast)
 
 
 @torch.no_grad()
-def _root_mean_square(module: nn.Module, width: int) -> float | None:
+def _rms_norm_epsilon(module: nn.Module, width: int) -> float | None:
     """Return the epsilon of a plain root mean square norm; None if the module does something else."""
     weight = getattr(
         module, "weight", None
@@ -43,18 +43,18 @@ def _root_mean_square(module: nn.Module, width: int) -> float | None:
     if epsilon is None or not isinstance(weight, Tensor) or len([*module.parameters()]) != 1:
         return None
     tried = torch.linspace(-2, 3, 2 * width, device=weight.device).view(2, width).to(weight.dtype)
-    wanted, given = module(tried), _lean(module, epsilon, tried)
+    wanted, given = module(tried), _fast_rms_norm(module, epsilon, tried)
     close = torch.allclose(wanted.float(), given.float(), rtol=1e-2, atol=1e-3)
     return epsilon if close else None
 
 
-def _lean(module: nn.Module, epsilon: float, hidden: Tensor) -> Tensor:
+def _fast_rms_norm(module: nn.Module, epsilon: float, hidden: Tensor) -> Tensor:
     """Normalise hidden states, (..., width), as transformers' own norm does."""
-    out: Tensor = _Norm.apply(hidden, module.weight, epsilon)  # type: ignore[no-untyped-call]
+    out: Tensor = _RMSNorm.apply(hidden, module.weight, epsilon)  # type: ignore[no-untyped-call]
     return out
 
 
-class _Norm(torch.autograd.Function):
+class _RMSNorm(torch.autograd.Function):
     """Root mean square norm (arXiv 1910.07467)."""
 
     @staticmethod

@@ -7,9 +7,9 @@ from typing import Any
 
 from PIL import Image
 
-from caldera.batches.pictures import Aspect, PictureProcessor
-from caldera.errors import ModelFolderError
-from caldera.model.card import Card
+from caldera.batches.pictures import ImageAspect, PictureProcessor
+from caldera.errors import ModelFormatError
+from caldera.model.card import ModelMetadata
 from caldera.model.transformers_files import pinpoints_from_disk
 
 _OF_BYTES = 1 / 255
@@ -18,7 +18,7 @@ _OF_BYTES = 1 / 255
 _CHANNELS = 3
 
 
-def _geometry(content: dict[str, Any]) -> dict[str, Any]:
+def _read_resize(content: dict[str, Any]) -> dict[str, Any]:
     """Read out of an image processor's settings how a picture comes to its square.
 
     Raises:
@@ -40,7 +40,7 @@ def _geometry(content: dict[str, Any]) -> dict[str, Any]:
     return {"side": crop["height"], "edge": None if crop["height"] == edge else edge}
 
 
-def _colours(content: dict[str, Any]) -> dict[str, Any]:
+def _read_normalization(content: dict[str, Any]) -> dict[str, Any]:
     """Read out of an image processor's settings how its pixels are sampled, scaled and normalised.
 
     Raises:
@@ -62,16 +62,16 @@ def _colours(content: dict[str, Any]) -> dict[str, Any]:
     return {"mean": mean, "std": std, "resample": Image.Resampling(content.get("resample", 3))}
 
 
-def _aspect(content: dict[str, Any]) -> dict[str, Any]:
+def _read_aspect(content: dict[str, Any]) -> dict[str, Any]:
     """Read out of an image processor's settings how a picture that is not square is shown."""
     if "image_grid_pinpoints" in content:
         pinpoints = pinpoints_from_disk(content["image_grid_pinpoints"])
         return {"aspect": "anyres", "pinpoints": pinpoints}
-    aspect: Aspect = "pad" if content.get("do_pad") else "square"
+    aspect: ImageAspect = "pad" if content.get("do_pad") else "square"
     return {"aspect": aspect}
 
 
-def load_processor(folder: Path, card: Card | None = None) -> PictureProcessor:
+def load_processor(folder: Path, card: ModelMetadata | None = None) -> PictureProcessor:
     """Read how pictures are prepared from `processor_config.json` or `preprocessor_config.json`.
 
     Args:
@@ -88,16 +88,16 @@ def load_processor(folder: Path, card: Card | None = None) -> PictureProcessor:
             content = json.loads((folder / name).read_bytes())
             content = content.get("image_processor", content)
             return PictureProcessor(
-                **_geometry(content),
-                **_colours(content),
+                **_read_resize(content),
+                **_read_normalization(content),
                 **(
-                    {"aspect": card.aspect, "pinpoints": card.pinpoints}
+                    {"aspect": card.image_aspect, "pinpoints": card.pinpoints}
                     if card
-                    else _aspect(content)
+                    else _read_aspect(content)
                 ),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelFolderError(
+            raise ModelFormatError(
                 f"{folder / name} does not say how pictures are prepared: {error}"
             ) from None
-    raise ModelFolderError(f"{folder} has no preprocessor_config.json")
+    raise ModelFormatError(f"{folder} has no preprocessor_config.json")

@@ -11,7 +11,7 @@ from caldera.errors import UnknownNameError
 class LinearProjector(nn.Linear):
     """One linear layer, as in the first LLaVA (arXiv 2304.08485, section 4.1)."""
 
-    newline: nn.Parameter | None
+    image_newline: nn.Parameter | None
     """Ends each row of tiles, (language width,); None where pictures are not tiled."""
 
     def __init__(self, vision_width: int, language_width: int) -> None:
@@ -27,7 +27,7 @@ class LinearProjector(nn.Linear):
 class MlpProjector(nn.Module):
     """Two linear layers with an exact GELU between them, as in LLaVA-1.5 (arXiv 2310.03744, section 3.3)."""
 
-    newline: nn.Parameter | None
+    image_newline: nn.Parameter | None
     """Ends each row of tiles, (language width,); None where pictures are not tiled."""
 
     def __init__(self, vision_width: int, language_width: int) -> None:
@@ -68,16 +68,16 @@ def build_projector(name: str, vision_width: int, language_width: int) -> Projec
 
 
 @torch.no_grad()
-def add_newline(projector: Projector) -> None:
+def add_image_newline(projector: Projector) -> None:
     """Give a projector the vector that ends each row of tiles, drawn as LLaVA-NeXT draws it, if it has none."""
-    if projector.newline is None:
+    if projector.image_newline is None:
         last = projector.layers[-1].weight  # (language width, ...)
         drawn = torch.randn(len(last), dtype=last.dtype, device=last.device)
-        projector.newline = nn.Parameter(drawn / len(last) ** 0.5)
+        projector.image_newline = nn.Parameter(drawn / len(last) ** 0.5)
 
 
 @torch.no_grad()
-def fit_spread(projector: Projector, patches: Tensor, embeddings: Tensor) -> None:
+def match_embedding_scale(projector: Projector, patches: Tensor, embeddings: Tensor) -> None:
     """Scale a fresh projector so that image tokens start out as spread as word embeddings.
 
     Towers differ widely in the size of their features; a projector that starts out with tokens many times as large as
@@ -98,5 +98,5 @@ def fit_spread(projector: Projector, patches: Tensor, embeddings: Tensor) -> Non
         scale = wanted / projector(patches).std()
         layer.weight.mul_(scale)
         layer.bias.mul_(scale)
-    if projector.newline is not None:
-        projector.newline.mul_(wanted / projector.newline.std())
+    if projector.image_newline is not None:
+        projector.image_newline.mul_(wanted / projector.image_newline.std())

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from caldera.batches.anyres import NEWLINE, Layout, token_order
+from caldera.batches.anyres import NEWLINE_INDEX, TileLayout, image_token_order
 
 
-def in_order(patches: Tensor, layouts: Sequence[Layout], newline: Tensor | None) -> Tensor:
+def order_image_tokens(
+    patches: Tensor, layouts: Sequence[TileLayout], newline: Tensor | None
+) -> Tensor:
     """Return the image tokens of all pictures, (image tokens, width), in the order the language model reads them.
 
     Args:
@@ -31,20 +33,20 @@ def in_order(patches: Tensor, layouts: Sequence[Layout], newline: Tensor | None)
     orders, start = [], 0
     for layout in layouts:
         order = _order(layout, per_view)
-        orders.append(torch.where(order == NEWLINE, len(flat), order + start))
+        orders.append(torch.where(order == NEWLINE_INDEX, len(flat), order + start))
         start += layout.views * per_view
     chosen = torch.cat(orders).to(flat.device)  # (image tokens,)
     return torch.cat([flat, newline.to(flat.dtype).unsqueeze(0)])[chosen]
 
 
-def _order(layout: Layout, per_view: int) -> Tensor:
+def _order(layout: TileLayout, per_view: int) -> Tensor:
     """Return which of a picture's patches stand where, (image tokens,)."""
     if layout.views == 1:
         return torch.arange(per_view)
-    return token_order(layout, round(per_view**0.5))
+    return image_token_order(layout, round(per_view**0.5))
 
 
-def splice(embeddings: Tensor, image_tokens: Tensor, is_image: Tensor) -> Tensor:
+def insert_image_tokens(embeddings: Tensor, image_tokens: Tensor, is_image: Tensor) -> Tensor:
     """Return `embeddings` with the rows under `is_image` replaced by `image_tokens`, in order.
 
     Args:

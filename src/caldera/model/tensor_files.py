@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from caldera.errors import ModelFolderError
+from caldera.errors import ModelFormatError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -49,7 +49,7 @@ _MAGICS = {b"PK\x03\x04": "a zip archive, as torch.save writes", b"\x80": "a pic
 
 
 @dataclass(frozen=True, slots=True)
-class Weight:
+class LazyWeight:
     """A tensor whose shape is known and whose numbers are not read yet."""
 
     shape: tuple[int, ...]
@@ -63,12 +63,12 @@ class Weight:
         return prod(self.shape) * self.dtype.itemsize
 
 
-def held(tensor: Tensor) -> Weight:
+def from_memory(tensor: Tensor) -> LazyWeight:
     """Return a tensor in memory as a weight."""
-    return Weight(tuple(tensor.shape), tensor.dtype, lambda: tensor.detach())
+    return LazyWeight(tuple(tensor.shape), tensor.dtype, lambda: tensor.detach())
 
 
-def mapped(file: Path, offset: int, count: int, dtype: torch.dtype) -> Tensor:
+def memory_mapped(file: Path, offset: int, count: int, dtype: torch.dtype) -> Tensor:
     """Map numbers from a file: they are read as they are used, and what is written to them stays in memory.
 
     Args:
@@ -101,16 +101,16 @@ def weight_files(folder: Path, whole: str = WEIGHTS, index: str = INDEX) -> list
     """
     if not (folder / index).is_file():
         if not (folder / whole).exists():
-            raise ModelFolderError(f"{folder} has no {whole}; {_what_else(folder)}")
-        return [inside(folder / whole)]
+            raise ModelFormatError(f"{folder} has no {whole}; {_other_formats(folder)}")
+        return [check_inside_folder(folder / whole)]
     names = set(_weight_map(folder / index).values())
     for name in names:
         if Path(name).name != name or name in ("", ".", ".."):
-            raise ModelFolderError(f"{folder / index} names {name!r}, outside the folder; refused")
-    return [inside(folder / name) for name in sorted(names)]
+            raise ModelFormatError(f"{folder / index} names {name!r}, outside the folder; refused")
+    return [check_inside_folder(folder / name) for name in sorted(names)]
 
 
-def _what_else(folder: Path) -> str:
+def _other_formats(folder: Path) -> str:
     """Say what to do about a folder without the weights that were looked for."""
     pickled = sorted(each.name for each in folder.glob("*") if each.suffix in TORCH_SUFFIXES)
     if pickled:
@@ -132,10 +132,10 @@ def _weight_map(file: Path) -> dict[str, str]:
             return names
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         pass
-    raise ModelFolderError(f"{file} is not an index of weights")
+    raise ModelFormatError(f"{file} is not an index of weights")
 
 
-def inside(file: Path) -> Path:
+def check_inside_folder(file: Path) -> Path:
     """Refuse a file of a model folder that is a link, but for those of a Hugging Face cache, which all lead to blobs.
 
     Raises:
@@ -145,7 +145,7 @@ def inside(file: Path) -> Path:
         target = file.readlink()
         blob = len(target.parts) == len(_BLOB) + 1 and target.parts[:-1] == _BLOB
         if not blob or (file.parent / target).is_symlink():
-            raise ModelFolderError(
+            raise ModelFormatError(
                 f"{file} is a link to {target}, outside the folder; refused: copy the folder with its files (cp -rL)"
             )
     return file
@@ -155,7 +155,7 @@ _BLOB = ("..", "..", "blobs")
 """Where the links of a Hugging Face cache's snapshots lead."""
 
 
-def read_safetensors(file: Path) -> dict[str, Weight]:
+def read_safetensors(file: Path) -> dict[str, LazyWeight]:
     """List the tensors of a safetensors file.
 
     Raises:
@@ -166,15 +166,15 @@ def read_safetensors(file: Path) -> dict[str, Weight]:
             pass
         with file.open("rb") as opened:
             (length,) = _LENGTH.unpack(opened.read(_LENGTH.size))
-            header = json.loads(opened.read(length), object_pairs_hook=_once)
+            header = json.loads(opened.read(length), object_pairs_hook=_unique_keys)
         header.pop("__metadata__", None)
         return {name: _weight(file, 8 + length, said) for name, said in header.items()}
     except FileNotFoundError:
-        raise ModelFolderError(f"{file} is missing; copy the model folder again") from None
+        raise ModelFormatError(f"{file} is missing; copy the model folder again") from None
     except SafetensorError as error:
-        raise ModelFolderError(_why_broken(file, error)) from None
+        raise ModelFormatError(_why_broken(file, error)) from None
     except (OSError, ValueError, KeyError, RecursionError) as error:
-        raise ModelFolderError(f"{file} is broken or cut ({error}); copy it again") from None
+        raise ModelFormatError(f"{file} is broken or cut ({error}); copy it again") from None
 
 
 def _why_broken(file: Path, error: Exception) -> str:
@@ -190,7 +190,7 @@ def _why_broken(file: Path, error: Exception) -> str:
     return f"{file} is broken or cut ({error}); copy it again"
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Build a JSON object whose names occur once.
 
     Raises:
@@ -202,7 +202,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _weight(file: Path, begin: int, said: dict[str, Any]) -> Weight:
+def _weight(file: Path, begin: int, said: dict[str, Any]) -> LazyWeight:
     """Return what a header says of one tensor; `begin` is the byte where numbers begin.
 
     Raises:
@@ -212,12 +212,14 @@ def _weight(file: Path, begin: int, said: dict[str, Any]) -> Weight:
         raise ValueError(f"it holds numbers of type {said['dtype']}, known: {', '.join(DTYPES)}")
     dtype, shape = DTYPES[said["dtype"]], tuple(said["shape"])
     start = begin + said["data_offsets"][0]
-    return Weight(shape, dtype, lambda: mapped(file, start, prod(shape), dtype).view(shape))
+    return LazyWeight(
+        shape, dtype, lambda: memory_mapped(file, start, prod(shape), dtype).view(shape)
+    )
 
 
 def write_weights(
     folder: Path,
-    weights: Mapping[str, Weight],
+    weights: Mapping[str, LazyWeight],
     max_shard: int = MAX_SHARD,
     tick: Callable[[str], None] = lambda file: None,
 ) -> None:
@@ -242,7 +244,7 @@ def write_weights(
         (folder / INDEX).write_text(json.dumps(index, indent=1))
 
 
-def _shards(weights: Mapping[str, Weight], max_shard: int) -> list[list[str]]:
+def _shards(weights: Mapping[str, LazyWeight], max_shard: int) -> list[list[str]]:
     """Part names into files, in order."""
     shards: list[list[str]] = [[]]
     filled = 0
@@ -255,7 +257,7 @@ def _shards(weights: Mapping[str, Weight], max_shard: int) -> list[list[str]]:
     return shards
 
 
-def _write_file(path: Path, weights: Mapping[str, Weight], tick: Callable[[str], None]) -> None:
+def _write_file(path: Path, weights: Mapping[str, LazyWeight], tick: Callable[[str], None]) -> None:
     """Write one safetensors file; larger numbers stand first, so that all are aligned."""
     tags = {dtype: tag for tag, dtype in DTYPES.items()}
     order = sorted(weights, key=lambda name: (-weights[name].dtype.itemsize, name))
@@ -278,14 +280,16 @@ def _write_file(path: Path, weights: Mapping[str, Weight], tick: Callable[[str],
             tick(path.name)
 
 
-def _bytes_of(weight: Weight) -> memoryview:
+def _bytes_of(weight: LazyWeight) -> memoryview:
     """Read a weight's numbers as bytes."""
     tensor = weight.read().cpu().contiguous()
     assert (tuple(tensor.shape), tensor.dtype) == (weight.shape, weight.dtype)
     return tensor.flatten().view(torch.uint8).numpy().data
 
 
-def join_files(files: Mapping[Path, Mapping[str, Weight]], index: Path) -> dict[str, Weight]:
+def merge_listings(
+    files: Mapping[Path, Mapping[str, LazyWeight]], index: Path
+) -> dict[str, LazyWeight]:
     """Join the weights of a folder's files.
 
     Args:
@@ -295,17 +299,17 @@ def join_files(files: Mapping[Path, Mapping[str, Weight]], index: Path) -> dict[
     Raises:
         ModelFolderError: Two files hold a weight of one name, or a weight is not where the index says.
     """
-    found: dict[str, Weight] = {}
+    found: dict[str, LazyWeight] = {}
     where: dict[str, str] = {}
     for file, weights in files.items():
         if twice := sorted(found.keys() & weights.keys()):
-            raise ModelFolderError(f"{file} holds {twice[0]}, which {where[twice[0]]} holds too")
+            raise ModelFormatError(f"{file} holds {twice[0]}, which {where[twice[0]]} holds too")
         found |= weights
         where |= dict.fromkeys(weights, file.name)
     said = _weight_map(index) if index.is_file() else where
     for name in sorted(said.keys() | where.keys()):
         if said.get(name) != where.get(name):
-            raise ModelFolderError(
+            raise ModelFormatError(
                 f"{index} has {name} in {said.get(name, 'no file')}, but it is in "
                 f"{where.get(name, 'none')}; copy the folder again"
             )

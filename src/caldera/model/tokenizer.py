@@ -7,16 +7,16 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from caldera.errors import ModelFolderError, UsageError
-from caldera.model.config import older_spellings, read_json
+from caldera.errors import ModelFormatError, UsageError
+from caldera.model.config import accept_old_keys, read_json
 
 IMAGE_TOKEN = "<image>"
 _PAD_TOKEN = "<pad>"
 
-SENTENCES = "tokenizer.model"
+SENTENCEPIECE_FILE = "tokenizer.model"
 """A SentencePiece model: the only tokenizer that LLaVA's original folders have, and that LLaVA's own code reads."""
 
-FAST = "tokenizer.json"
+TOKENIZER_FILE = "tokenizer.json"
 """A fast tokenizer."""
 
 
@@ -30,26 +30,26 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     read_json(folder / "tokenizer_config.json", needed=False)  # refuses what would run code
     if _needs_sentences(folder) and find_spec("sentencepiece") is None:
         raise UsageError(
-            f"{folder / SENTENCES} needs the package sentencepiece; pip install 'caldera[import]'"
+            f"{folder / SENTENCEPIECE_FILE} needs the package sentencepiece; pip install 'caldera[import]'"
         )
     try:
-        with older_spellings():  # of the config.json beside it
+        with accept_old_keys():  # of the config.json beside it
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, use_fast=True, trust_remote_code=False, local_files_only=True
             )
     except Exception as error:  # noqa: BLE001 - tokenizers' Rust code raises Exception itself
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelFolderError(
+        raise ModelFormatError(
             f"{folder} has no tokenizer that transformers can load ({reason})"
         ) from None
     if not tokenizer.is_fast:
-        raise ModelFolderError(f"the tokenizer in {folder} is not a fast one (tokenizer.json)")
+        raise ModelFormatError(f"the tokenizer in {folder} is not a fast one (tokenizer.json)")
     return tokenizer  # type: ignore[return-value] # fast, as checked
 
 
 def _needs_sentences(folder: Path) -> bool:
     """Tell whether a folder's tokenizer is only there as a SentencePiece model."""
-    return (folder / SENTENCES).is_file() and not (folder / FAST).is_file()
+    return (folder / SENTENCEPIECE_FILE).is_file() and not (folder / TOKENIZER_FILE).is_file()
 
 
 def image_token_id(tokenizer: PreTrainedTokenizerFast) -> int:
@@ -60,14 +60,14 @@ def image_token_id(tokenizer: PreTrainedTokenizerFast) -> int:
     """
     vocabulary = tokenizer.get_vocab()
     if IMAGE_TOKEN not in vocabulary:
-        raise ModelFolderError(
+        raise ModelFormatError(
             f"the tokenizer in {tokenizer.name_or_path} has no token {IMAGE_TOKEN!r}, so pictures have no place; "
             "copy the model folder again"
         )
     return vocabulary[IMAGE_TOKEN]
 
 
-def add_picture_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
+def add_image_token(tokenizer: PreTrainedTokenizerFast) -> None:
     """Add a token for pictures, and one for padding where there is none of its own (spec 8.2)."""
     tokenizer.add_special_tokens(
         {"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False
@@ -76,7 +76,7 @@ def add_picture_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
         tokenizer.add_special_tokens({"pad_token": _PAD_TOKEN})
 
 
-def words_before_pictures(tokenizer: PreTrainedTokenizerFast) -> int:
+def vocab_size_without_image(tokenizer: PreTrainedTokenizerFast) -> int:
     """Return how many tokens there are without those that `add_picture_tokens` put behind all others.
 
     Raises:
@@ -88,21 +88,21 @@ def words_before_pictures(tokenizer: PreTrainedTokenizerFast) -> int:
         if vocabulary.get(name) == count - 1:
             count -= 1
     if image_token_id(tokenizer) < count:
-        raise ModelFolderError(
+        raise ModelFormatError(
             f"the token {IMAGE_TOKEN!r} is number {vocabulary[IMAGE_TOKEN]} of {len(vocabulary)}, before others; "
             "without it those would move"
         )
     return count
 
 
-def write_without_pictures(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def save_without_image_token(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write a tokenizer's files as they were before `add_picture_tokens`; where it padded, `<unk>` pads (spec 1.4)."""
-    count = words_before_pictures(tokenizer)
+    count = vocab_size_without_image(tokenizer)
     tokenizer.save_pretrained(folder)
     padded = tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= count
-    backend = json.loads((folder / FAST).read_bytes())
+    backend = json.loads((folder / TOKENIZER_FILE).read_bytes())
     backend["added_tokens"] = [each for each in backend["added_tokens"] if each["id"] < count]
-    (folder / FAST).write_text(json.dumps(backend, ensure_ascii=False))
+    (folder / TOKENIZER_FILE).write_text(json.dumps(backend, ensure_ascii=False))
     config: dict[str, Any] = json.loads((folder / "tokenizer_config.json").read_bytes())
     extra = [each for each in config.get("extra_special_tokens", []) if each != IMAGE_TOKEN]
     config["extra_special_tokens"] = extra

@@ -22,10 +22,9 @@ from transformers import (
 
 from caldera.batches.anyres import Size
 from caldera.batches.pictures import PictureProcessor
-from caldera.errors import ModelFolderError
-from caldera.model.card import FILE as CARD
-from caldera.model.card import Card
-from caldera.model.llava import Llava, changes_logits
+from caldera.errors import ModelFormatError
+from caldera.model.card import METADATA_FILE, ModelMetadata
+from caldera.model.llava import Llava, logit_settings
 from caldera.model.projector import MlpProjector
 from caldera.model.tokenizer import IMAGE_TOKEN
 from caldera.model.vision import VisionTower
@@ -44,7 +43,7 @@ def pinpoints_from_disk(pinpoints: Iterable[Sequence[int]]) -> tuple[Size, ...]:
     return tuple((width, height) for height, width in pinpoints)
 
 
-def config_of(model: Llava, card: Card, dtype: torch.dtype) -> dict[str, Any]:
+def to_transformers_config(model: Llava, card: ModelMetadata, dtype: torch.dtype) -> dict[str, Any]:
     """Return the config that transformers reads, of weights in `dtype`."""
     tiles: dict[str, Any] = {}
     if card.pinpoints:
@@ -53,13 +52,13 @@ def config_of(model: Llava, card: Card, dtype: torch.dtype) -> dict[str, Any]:
         vision_config=model.vision.tower.config.to_dict(),
         text_config=model.language.config.to_dict(),
         image_token_index=model.image_token_id,
-        image_seq_length=model.vision.image_tokens,
+        image_seq_length=model.vision.tokens_per_view,
         projector_hidden_act="gelu",
-        **selection_of(model.vision),
+        **feature_selection(model.vision),
         **tiles,
         tie_word_embeddings=model.language.config.tie_word_embeddings,
     ).to_dict()
-    strange = beyond_transformers(model)
+    strange = unsupported_by_transformers(model)
     name = "LlavaNext" if tiles else "Llava"
     config["architectures"] = [name if strange else f"{name}ForConditionalGeneration"]
     if strange:
@@ -69,40 +68,42 @@ def config_of(model: Llava, card: Card, dtype: torch.dtype) -> dict[str, Any]:
     return config
 
 
-def selection_of(vision: VisionTower) -> dict[str, Any]:
+def feature_selection(vision: VisionTower) -> dict[str, Any]:
     """Return in the words of transformers' config which features of a tower are projected.
 
     Its strategy `default` leaves out the first position, `full` none.
     """
-    skips_one = vision.select == "patch" and vision.leading
+    skips_one = vision.select == "patch" and vision.num_prefix_tokens
     return {
         "vision_feature_layer": vision.select_layer,
         "vision_feature_select_strategy": "default" if skips_one else "full",
     }
 
 
-def check_agreement(config: dict[str, Any], vision: VisionTower, card: Card, folder: Path) -> None:
+def check_config_matches(
+    config: dict[str, Any], vision: VisionTower, card: ModelMetadata, folder: Path
+) -> None:
     """Compare what config and card both say of the features that are projected.
 
     Raises:
         ModelFolderError: Transformers would project other features than caldera, or cut other tiles.
     """
     tiles = {"image_grid_pinpoints": pinpoints_to_disk(card.pinpoints) if card.pinpoints else None}
-    for name, wanted in {**selection_of(vision), **tiles}.items():
+    for name, wanted in {**feature_selection(vision), **tiles}.items():
         if config.get(name) != wanted:
-            raise ModelFolderError(
-                f"{folder}: config.json has {name} {config.get(name)!r}, {CARD} means {wanted!r}; they must agree"
+            raise ModelFormatError(
+                f"{folder}: config.json has {name} {config.get(name)!r}, {METADATA_FILE} means {wanted!r}; they must agree"
             )
 
 
-def beyond_transformers(model: Llava) -> str | None:
+def unsupported_by_transformers(model: Llava) -> str | None:
     """Say why transformers' own class would not give this model's logits; None where it does."""
     vision, language = model.vision, model.language
     if not isinstance(model.projector, MlpProjector):
         return "a single linear projector"
-    if vision.select == "patch" and vision.leading > 1:
-        return f"a vision tower with {vision.leading} positions before its patches"
-    if changes_logits(language.config):
+    if vision.select == "patch" and vision.num_prefix_tokens > 1:
+        return f"a vision tower with {vision.num_prefix_tokens} positions before its patches"
+    if logit_settings(language.config):
         return "a language model that changes its logits behind the head"
     head = language.get_output_embeddings()
     if language.base_model_prefix != "model" or head.bias is not None:
@@ -110,7 +111,7 @@ def beyond_transformers(model: Llava) -> str | None:
     return None
 
 
-def processor_of(
+def to_transformers_processor(
     shape: PictureProcessor,
     vision: VisionTower,
     tokenizer: PreTrainedTokenizerFast,
@@ -122,8 +123,8 @@ def processor_of(
         _image_processor(shape),
         tokenizer,
         patch_size=vision.tower.config.patch_size,
-        vision_feature_select_strategy=selection_of(vision)["vision_feature_select_strategy"],
-        num_additional_image_tokens=vision.leading,
+        vision_feature_select_strategy=feature_selection(vision)["vision_feature_select_strategy"],
+        num_additional_image_tokens=vision.num_prefix_tokens,
         image_token=IMAGE_TOKEN,
         chat_template=chat_template,
     )
@@ -135,9 +136,11 @@ def _image_processor(
     """Return the image processor that makes the same pixels in transformers."""
     square = {"height": shape.side, "width": shape.side}
     settings: dict[str, Any] = {
-        "size": square if shape.squash else {"shortest_edge": shape.edge or shape.side},
+        "size": square
+        if shape.resize_without_crop
+        else {"shortest_edge": shape.resize_shortest_edge or shape.side},
         "crop_size": square,
-        "do_center_crop": not shape.squash,
+        "do_center_crop": not shape.resize_without_crop,
         "image_mean": list(shape.mean),
         "image_std": list(shape.std),
         "resample": shape.resample,

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from caldera.errors import ModelFolderError
+from caldera.errors import ModelFormatError
 
-Select = Literal["patch", "cls_patch"]
+FeatureSelect = Literal["patch", "cls_patch"]
 
 _AXES = 3
 """Of features: views, positions, vision width."""
@@ -22,7 +22,11 @@ class VisionTower(nn.Module):
     """
 
     def __init__(
-        self, tower: PreTrainedModel, side: int, select_layer: int = -2, select: Select = "patch"
+        self,
+        tower: PreTrainedModel,
+        side: int,
+        select_layer: int = -2,
+        select: FeatureSelect = "patch",
     ) -> None:
         """Wrap `tower`; by default take the patches of the layer before the last, as LLaVA does.
 
@@ -40,20 +44,20 @@ class VisionTower(nn.Module):
         self.side = side
         self.select_layer = select_layer
         self.select = select
-        positions = self._measure()
-        self.cells = side // int(tower.config.patch_size)
+        positions = self._count_positions()
+        self.patches_per_side = side // int(tower.config.patch_size)
         """Patches along each side of what the tower sees."""
-        self.patches = self.cells**2
-        self.leading = positions - self.patches
+        self.patches = self.patches_per_side**2
+        self.num_prefix_tokens = positions - self.patches
         """Positions before the first patch: class token and registers."""
-        if self.leading < 0:
-            raise ModelFolderError(
+        if self.num_prefix_tokens < 0:
+            raise ModelFormatError(
                 f"the vision tower ({tower.config.model_type}) gives {positions} positions for the {self.patches} "
                 f"patches of {side} x {side} pixels; choose a tower that keeps one for each, such as CLIP or SigLIP"
             )
 
     @torch.no_grad()
-    def _measure(self) -> int:
+    def _count_positions(self) -> int:
         """Return the positions that one picture becomes.
 
         Raises:
@@ -70,11 +74,11 @@ class VisionTower(nn.Module):
                 return found.shape[1]
         except (ValueError, RuntimeError, TypeError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise ModelFolderError(
+            raise ModelFormatError(
                 f"the vision tower ({kind}) does not take the {self.side} x {self.side} pixels that its "
                 f"preprocessor_config.json makes: {reason}"
             ) from None
-        raise ModelFolderError(
+        raise ModelFormatError(
             f"the vision tower ({kind}) does not cut pictures into square patches; choose one such as CLIP or SigLIP"
         )
 
@@ -86,7 +90,7 @@ class VisionTower(nn.Module):
         """
         states = self.tower(pixel_values=pixels, output_hidden_states=True).hidden_states
         if not -len(states) <= self.select_layer < len(states):
-            raise ModelFolderError(
+            raise ModelFormatError(
                 f"the vision tower ({self.tower.config.model_type}) has no hidden state {self.select_layer}; it has 0 "
                 f"to {len(states) - 1}, from the end -1 to -{len(states)}"
             )
@@ -98,11 +102,11 @@ class VisionTower(nn.Module):
         return int(self.tower.config.hidden_size)
 
     @property
-    def image_tokens(self) -> int:
+    def tokens_per_view(self) -> int:
         """Features that one view becomes."""
-        return self.patches + (self.leading if self.select == "cls_patch" else 0)
+        return self.patches + (self.num_prefix_tokens if self.select == "cls_patch" else 0)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the features of `pixels`, (views, channels, height, width), as (views, patches, vision width)."""
         chosen = self._hidden(pixels)  # (views, leading + patches, vision width)
-        return chosen if self.select == "cls_patch" else chosen[:, self.leading :]
+        return chosen if self.select == "cls_patch" else chosen[:, self.num_prefix_tokens :]

@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from caldera.errors import ModelFolderError
+from caldera.errors import ModelFormatError
 from caldera.model.pickles import read_pickle
 from caldera.model.tensor_files import (
     INDEX,
     TORCH_SUFFIXES,
     WEIGHTS,
-    Weight,
-    join_files,
+    LazyWeight,
+    merge_listings,
     read_safetensors,
     weight_files,
 )
@@ -23,7 +23,7 @@ TORCH_INDEX = "pytorch_model.bin.index.json"
 class Source:
     """Weights, and the files that they are in."""
 
-    weights: dict[str, Weight]
+    weights: dict[str, LazyWeight]
     files: tuple[Path, ...]
 
 
@@ -44,11 +44,11 @@ def read_folder(folder: Path) -> Source:
     elif (folder / TORCH_WEIGHTS).exists() or (folder / TORCH_INDEX).exists():
         names = TORCH_WEIGHTS, TORCH_INDEX
     else:
-        raise ModelFolderError(
+        raise ModelFormatError(
             f"{folder} has no weights: neither {WEIGHTS} nor {TORCH_WEIGHTS}, whole or with an index; check the path"
         )
     files = weight_files(folder, *names)
-    found = join_files({file: read_file(file).weights for file in files}, folder / names[1])
+    found = merge_listings({file: read_file(file).weights for file in files}, folder / names[1])
     return Source(found, tuple(files))
 
 
@@ -62,7 +62,7 @@ def read_file(file: Path) -> Source:
         return Source(read_safetensors(file), (file,))
     if file.suffix in TORCH_SUFFIXES:
         return Source(read_pickle(file), (file,))
-    raise ModelFolderError(
+    raise ModelFormatError(
         f"{file} is no file of weights; known suffixes: .safetensors, {', '.join(TORCH_SUFFIXES)}"
     )
 
@@ -76,5 +76,5 @@ def read_one_of(folder: Path, *names: str) -> Source:
     there = [folder / name for name in names if (folder / name).exists()]
     if len(there) != 1:
         found = " and ".join(file.name for file in there) or "none of them"
-        raise ModelFolderError(f"{folder} should have one of {', '.join(names)}; it has {found}")
+        raise ModelFormatError(f"{folder} should have one of {', '.join(names)}; it has {found}")
     return read_file(there[0])

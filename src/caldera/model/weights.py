@@ -10,8 +10,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from caldera.errors import ModelFolderError
-from caldera.model.tensor_files import INDEX, Weight, join_files, read_safetensors, weight_files
+from caldera.errors import ModelFormatError
+from caldera.model.tensor_files import (
+    INDEX,
+    LazyWeight,
+    merge_listings,
+    read_safetensors,
+    weight_files,
+)
 
 _Each = TypeVar("_Each")
 """Tensors, or weights that are not read yet."""
@@ -27,7 +33,7 @@ _INNER = "vision_model."
 """Stands in vision weights' names on disk, and in memory in some releases of transformers."""
 
 
-def to_disk(
+def with_disk_names(
     vision: Mapping[str, _Each],
     projector: Mapping[str, _Each],
     language: Mapping[str, _Each],
@@ -44,7 +50,7 @@ def to_disk(
     return named | {f"{LANGUAGE}{name}": each for name, each in language.items()}
 
 
-def from_disk(named: Mapping[str, _Each], prefix: str) -> dict[str, _Each]:
+def select_part(named: Mapping[str, _Each], prefix: str) -> dict[str, _Each]:
     """Take one part's weights out of a folder's."""
     beside = {"newline": named[NEWLINE]} if prefix == PROJECTOR and NEWLINE in named else {}
     return beside | {
@@ -54,18 +60,18 @@ def from_disk(named: Mapping[str, _Each], prefix: str) -> dict[str, _Each]:
     }
 
 
-def read_weights(folder: Path) -> dict[str, Weight]:
+def read_weights(folder: Path) -> dict[str, LazyWeight]:
     """List the weights in all safetensors of a folder; none of their numbers is read yet.
 
     Raises:
         ModelFolderError: A file is missing, cut, or outside the folder, or does not hold what the index says.
     """
-    return join_files(
+    return merge_listings(
         {file: read_safetensors(file) for file in weight_files(folder)}, folder / INDEX
     )
 
 
-def digest(folder: Path) -> str:
+def digest_folder(folder: Path) -> str:
     """Return the sha256 of a folder's weights, in hexadecimal."""
     return digest_of_files(weight_files(folder))
 
@@ -79,7 +85,7 @@ def digest_of_files(files: Iterable[Path]) -> str:
     return total.hexdigest()
 
 
-def digest_of(weights: Mapping[str, Tensor]) -> str:
+def digest_weights(weights: Mapping[str, Tensor]) -> str:
     """Return the sha256 of weights in memory, by name and content."""
     total = hashlib.sha256()
     for name, each in sorted(weights.items()):
@@ -88,7 +94,7 @@ def digest_of(weights: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def check_owners(weights: Iterable[str], source: Path, *, tiled: bool) -> None:
+def check_known_prefixes(weights: Iterable[str], source: Path, *, tiled: bool) -> None:
     """Refuse weights that belong to no part; the end of a row of tiles does only where pictures are `tiled`.
 
     Raises:
@@ -98,15 +104,15 @@ def check_owners(weights: Iterable[str], source: Path, *, tiled: bool) -> None:
     known = {NEWLINE} if tiled else set()
     stray = sorted(name for name in weights if name not in known and not name.startswith(parts))
     if stray:
-        raise ModelFolderError(
+        raise ModelFormatError(
             f"the weights in {source} hold {stray[:3]}, which belong to no part; their names must start with "
             f"{VISION}, {PROJECTOR} or {LANGUAGE}"
         )
 
 
-def check_fit(
+def check_shapes(
     module: nn.Module,
-    weights: Mapping[str, Weight],
+    weights: Mapping[str, LazyWeight],
     part: str,
     source: Path,
     optional: frozenset[str] = frozenset(),
@@ -123,16 +129,16 @@ def check_fit(
     missing = sorted(wanted.keys() - given.keys() - optional)
     surplus = sorted(given.keys() - wanted.keys())
     if missing or surplus:
-        raise ModelFolderError(
+        raise ModelFormatError(
             f"the weights in {source} do not fit its {part}: missing {missing[:3]}, unexpected {surplus[:3]}"
         )
     for name, shape in given.items():
         if wanted[name] != shape:
-            raise ModelFolderError(
+            raise ModelFormatError(
                 f"the weight {name} of the {part} in {source} has shape {shape}; it needs {wanted[name]}"
             )
         if not weights[name].dtype.is_floating_point:
-            raise ModelFolderError(
+            raise ModelFormatError(
                 f"the weight {name} of the {part} in {source} holds {weights[name].dtype}; it needs float32, float16 "
                 "or bfloat16, not quantised"
             )
@@ -144,8 +150,8 @@ def tied_names(language: PreTrainedModel) -> frozenset[str]:
     return frozenset(language._tied_weights_keys or ()) if tied else frozenset()
 
 
-def fill(
-    shell: PreTrainedModel, weights: Mapping[str, Weight], dtype: torch.dtype
+def load_into(
+    shell: PreTrainedModel, weights: Mapping[str, LazyWeight], dtype: torch.dtype
 ) -> PreTrainedModel:
     """Build the model that `shell` outlines, with checked weights and without initialising any at random.
 
@@ -160,7 +166,7 @@ def fill(
     return built.eval()
 
 
-def stored_dtype(weights: Mapping[str, Weight]) -> torch.dtype:
+def stored_dtype(weights: Mapping[str, LazyWeight]) -> torch.dtype:
     """Return the kind of numbers that most of the weights' bytes are."""
     kinds: Counter[torch.dtype] = Counter()
     for each in weights.values():

@@ -4,32 +4,32 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
-from caldera.conversation import Conversation, Speaker
+from caldera.conversation import Conversation, Role
 from caldera.evaluation.benchmark import Item
 from caldera.instructions.questions import SHORT_ANSWER
-from caldera.recipes.ablation_table import REASONS
+from caldera.recipes.ablation_table import WITH_REASONS
 
 
-def reasons_before(conversation: Conversation) -> Conversation:
+def move_answer_last(conversation: Conversation) -> Conversation:
     """Let answers that begin with yes or no and go on with reasons end with it: "... The answer is yes."."""
-    return _reworded(conversation, "assistant", _turned)
+    return _map_text(conversation, "assistant", _answer_last)
 
 
-def in_sentences(item: Item) -> Item:
+def without_short_answer_prompt(item: Item) -> Item:
     """Return a question that no longer wants a word or phrase, so that its answer may give reasons."""
-    asked = _reworded(item.conversation, "user", lambda text: text.replace(f"\n{SHORT_ANSWER}", ""))
+    asked = _map_text(item.conversation, "user", lambda text: text.replace(f"\n{SHORT_ANSWER}", ""))
     name = f"{item.id}-reasons"
-    return replace(item, id=name, kind=REASONS, conversation=replace(asked, id=name))
+    return replace(item, id=name, category=WITH_REASONS, conversation=replace(asked, id=name))
 
 
-def _turned(answer: str) -> str:
+def _answer_last(answer: str) -> str:
     """Put the answer behind its reasons, if it has any."""
     found = re.fullmatch(r"(Yes|No)\. (.+)", answer, re.DOTALL)
     return f"{found[2]} The answer is {found[1].lower()}." if found else answer
 
 
-def _reworded(
-    conversation: Conversation, speaker: Speaker, change: Callable[[str], str]
+def _map_text(
+    conversation: Conversation, speaker: Role, change: Callable[[str], str]
 ) -> Conversation:
     """Change the texts of one speaker."""
     turns = tuple(
@@ -37,7 +37,7 @@ def _reworded(
             turn,
             parts=tuple(change(part) if isinstance(part, str) else part for part in turn.parts),
         )
-        if turn.speaker == speaker
+        if turn.role == speaker
         else turn
         for turn in conversation.turns
     )

@@ -6,10 +6,10 @@ A test compares every cited value with the recipe's field of that name, and asks
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-P1 = "arXiv 2304.08485"
+LLAVA_PAPER = "arXiv 2304.08485"
 """Visual Instruction Tuning: LLaVA."""
 
-P2 = "arXiv 2310.03744"
+LLAVA_15_PAPER = "arXiv 2310.03744"
 """Improved Baselines with Visual Instruction Tuning: LLaVA-1.5."""
 
 BLOG = "llava-vl.github.io, 2024-01-30"
@@ -18,7 +18,7 @@ BLOG = "llava-vl.github.io, 2024-01-30"
 SCRIPTS = "LLaVA's scripts"
 """haotian-liu/LLaVA, folder scripts/."""
 
-LATER = "LLaVA-NeXT's later scripts"
+LLAVA_NEXT_SCRIPTS = "LLaVA-NeXT's later scripts"
 """LLaVA-VL/LLaVA-NeXT: published after the models of January 2024, so not certainly how those were trained."""
 
 DEFAULT = "transformers' defaults"
@@ -61,58 +61,64 @@ class Citation:
     """Where caldera goes another way, and why."""
 
 
-def _from(source: str, **values: object) -> dict[str, Cited]:
+def _cite_from(source: str, **values: object) -> dict[str, Cited]:
     """Cite several fields from one source."""
     return {name: Cited(value, source) for name, value in values.items()}
 
 
-def _noted(fields: dict[str, Cited], **notes: str) -> dict[str, Cited]:
+def _with_notes(fields: dict[str, Cited], **notes: str) -> dict[str, Cited]:
     """Add notes to some fields."""
     return fields | {name: replace(fields[name], note=note) for name, note in notes.items()}
 
 
-def _unsure(fields: dict[str, Cited], *names: str) -> dict[str, Cited]:
+def _uncertain(fields: dict[str, Cited], *names: str) -> dict[str, Cited]:
     """Mark some fields as not verified."""
     return fields | {name: replace(fields[name], certain=False) for name in names}
 
 
-_ALWAYS = _noted(
-    _from(f"{P1}, appendix C; {P2}, table 9", warmup_fraction=0.03, weight_decay=0.0)
-    | _from(SCRIPTS, max_length=2048)
-    | _from(DEFAULT, betas=(0.9, 0.999), max_grad_norm=1.0, seed=42)
-    | _from(SCRIPTS, projector_learning_rate=None, vision_learning_rate=None, lora=None),
+_COMMON = _with_notes(
+    _cite_from(
+        f"{LLAVA_PAPER}, appendix C; {LLAVA_15_PAPER}, table 9",
+        warmup_fraction=0.03,
+        weight_decay=0.0,
+    )
+    | _cite_from(SCRIPTS, max_length=2048)
+    | _cite_from(DEFAULT, betas=(0.9, 0.999), max_grad_norm=1.0, seed=42)
+    | _cite_from(SCRIPTS, projector_learning_rate=None, vision_learning_rate=None, lora=None),
     max_grad_norm="under DeepSpeed, as LLaVA's scripts run it, probably nothing was clipped",
 )
 
-_V1_PRETRAIN = _noted(
-    _ALWAYS
-    | _from(f"{P1}, section 4.2", trains=("projector",), template="v0")
-    | _from(f"{P1}, section 5", learning_rate=2e-3, batch_size=128, epochs=1)
-    | _from(SCRIPTS, aspect="square"),
+_V1_PRETRAIN = _with_notes(
+    _COMMON
+    | _cite_from(f"{LLAVA_PAPER}, section 4.2", trains=("projector",), template="v0")
+    | _cite_from(f"{LLAVA_PAPER}, section 5", learning_rate=2e-3, batch_size=128, epochs=1)
+    | _cite_from(SCRIPTS, aspect="square"),
     template="the picture stood before or after the question by chance (equation 2); here before it",
 )
-_V1_FINETUNE = _noted(
-    _ALWAYS
-    | _from(f"{P1}, section 4.2", trains=("projector", "language"), template="v0")
-    | _from(f"{P1}, section 5", learning_rate=2e-5, batch_size=32, epochs=3)
-    | _from(SCRIPTS, aspect="square"),
+_V1_FINETUNE = _with_notes(
+    _COMMON
+    | _cite_from(f"{LLAVA_PAPER}, section 4.2", trains=("projector", "language"), template="v0")
+    | _cite_from(f"{LLAVA_PAPER}, section 5", learning_rate=2e-5, batch_size=32, epochs=3)
+    | _cite_from(SCRIPTS, aspect="square"),
     batch_size="the scripts of today have 128",
 )
-_SCIENCE_QA = _V1_FINETUNE | _from(f"{P1}, section 5.2", epochs=12)
+_SCIENCE_QA = _V1_FINETUNE | _cite_from(f"{LLAVA_PAPER}, section 5.2", epochs=12)
 
 _V15_PRETRAIN = (
-    _ALWAYS
-    | _from(f"{P2}, table 9", learning_rate=1e-3, batch_size=256, epochs=1)
-    | _from(SCRIPTS, trains=("projector",), template="plain", aspect="square")
+    _COMMON
+    | _cite_from(f"{LLAVA_15_PAPER}, table 9", learning_rate=1e-3, batch_size=256, epochs=1)
+    | _cite_from(SCRIPTS, trains=("projector",), template="plain", aspect="square")
 )
 _V15_FINETUNE = (
-    _ALWAYS
-    | _from(f"{P2}, table 9", learning_rate=2e-5, batch_size=128, epochs=1)
-    | _from(SCRIPTS, trains=("projector", "language"), template="vicuna_v1", aspect="pad")
+    _COMMON
+    | _cite_from(f"{LLAVA_15_PAPER}, table 9", learning_rate=2e-5, batch_size=128, epochs=1)
+    | _cite_from(SCRIPTS, trains=("projector", "language"), template="vicuna_v1", aspect="pad")
 )
 _V15_LORA = (
     _V15_FINETUNE
-    | _from(f"{SCRIPTS}, v1_5/finetune_lora.sh", learning_rate=2e-4, projector_learning_rate=2e-5)
+    | _cite_from(
+        f"{SCRIPTS}, v1_5/finetune_lora.sh", learning_rate=2e-4, projector_learning_rate=2e-5
+    )
     | {
         "lora.rank": Cited(128, f"{SCRIPTS}, v1_5/finetune_lora.sh"),
         "lora.alpha": Cited(256.0, f"{SCRIPTS}, v1_5/finetune_lora.sh"),
@@ -121,18 +127,21 @@ _V15_LORA = (
 )
 del _V15_LORA["lora"]
 
-_NEXT_FINETUNE = _unsure(
-    _noted(
+_NEXT_FINETUNE = _uncertain(
+    _with_notes(
         _V15_FINETUNE
-        | _from(BLOG, trains=("vision", "projector", "language"), aspect="anyres", epochs=1)
-        | _from(LATER, learning_rate=2e-5, vision_learning_rate=2e-6, batch_size=128)
-        | _from(LATER, max_length=4096, template="vicuna_v1"),
+        | _cite_from(BLOG, trains=("vision", "projector", "language"), aspect="anyres", epochs=1)
+        | _cite_from(
+            LLAVA_NEXT_SCRIPTS, learning_rate=2e-5, vision_learning_rate=2e-6, batch_size=128
+        )
+        | _cite_from(LLAVA_NEXT_SCRIPTS, max_length=4096, template="vicuna_v1"),
         learning_rate="of the script for Vicuna 7B; those for larger language models have 1e-5",
     ),
     *("learning_rate", "vision_learning_rate", "batch_size", "max_length", "epochs", "template"),
 )
-_NEXT_MISTRAL = _unsure(
-    _NEXT_FINETUNE | _from("the released model's prompt", template="mistral_instruct"), "template"
+_NEXT_MISTRAL = _uncertain(
+    _NEXT_FINETUNE | _cite_from("the released model's prompt", template="mistral_instruct"),
+    "template",
 )
 
 
@@ -157,11 +166,13 @@ def _data(source: str, pretrain: int, finetune: int) -> dict[str, Cited]:
 
 def _v1(language: str, finetune_rows: int = 158_000) -> dict[str, Cited]:
     """Cite the parts and the data of the first paper."""
-    return _noted(
-        _from(f"{P1}, section 4.1", vision="openai/clip-vit-large-patch14", language=language)
-        | _from(f"{P1}, section 4.1", projector="linear")
-        | _from(SCRIPTS, select_layer=-2)
-        | _data(f"{P1}, sections 4.2 and 5", 595_000, finetune_rows),
+    return _with_notes(
+        _cite_from(
+            f"{LLAVA_PAPER}, section 4.1", vision="openai/clip-vit-large-patch14", language=language
+        )
+        | _cite_from(f"{LLAVA_PAPER}, section 4.1", projector="linear")
+        | _cite_from(SCRIPTS, select_layer=-2)
+        | _data(f"{LLAVA_PAPER}, sections 4.2 and 5", 595_000, finetune_rows),
         language="Vicuna v0 is published as its difference to LLaMA: add the two first",
     )
 
@@ -169,18 +180,22 @@ def _v1(language: str, finetune_rows: int = 158_000) -> dict[str, Cited]:
 def _v15(language: str) -> dict[str, Cited]:
     """Cite the parts and the data of LLaVA-1.5."""
     return (
-        _from(f"{P2}, section 3.3", vision="openai/clip-vit-large-patch14-336", language=language)
-        | _from(f"{P2}, section 3.3", projector="mlp2x_gelu")
-        | _from(SCRIPTS, select_layer=-2)
-        | _data(f"{P2}, tables 7 and 9", 558_128, 665_000)
+        _cite_from(
+            f"{LLAVA_15_PAPER}, section 3.3",
+            vision="openai/clip-vit-large-patch14-336",
+            language=language,
+        )
+        | _cite_from(f"{LLAVA_15_PAPER}, section 3.3", projector="mlp2x_gelu")
+        | _cite_from(SCRIPTS, select_layer=-2)
+        | _data(f"{LLAVA_15_PAPER}, tables 7 and 9", 558_128, 665_000)
     )
 
 
 def _next(language: str) -> dict[str, Cited]:
     """Cite the parts and the data of LLaVA-NeXT."""
-    return _unsure(
+    return _uncertain(
         _v15(language)
-        | _from(BLOG, vision="openai/clip-vit-large-patch14-336", language=language)
+        | _cite_from(BLOG, vision="openai/clip-vit-large-patch14-336", language=language)
         | _data(BLOG, 558_128, 760_000),
         "finetune_data.rows",
     )
@@ -203,32 +218,32 @@ _NEXT_NOTES = (
 
 CITATIONS: dict[str, Citation] = {
     "llava_7b": Citation(
-        f"LLaVA, {P1}",
+        f"LLaVA, {LLAVA_PAPER}",
         _cite(_v1("lmsys/vicuna-7b-delta-v0"), _V1_PRETRAIN, _V1_FINETUNE),
         _V1_NOTES,
     ),
     "llava_13b": Citation(
-        f"LLaVA, {P1}",
+        f"LLaVA, {LLAVA_PAPER}",
         _cite(_v1("lmsys/vicuna-13b-delta-v0"), _V1_PRETRAIN, _V1_FINETUNE),
         _V1_NOTES,
     ),
     "science_qa": Citation(
-        f"LLaVA, {P1}, section 5.2",
+        f"LLaVA, {LLAVA_PAPER}, section 5.2",
         _cite(_v1("lmsys/vicuna-13b-delta-v0", 12_726), _V1_PRETRAIN, _SCIENCE_QA),
         _V1_NOTES,
     ),
     "llava_15_7b": Citation(
-        f"LLaVA-1.5, {P2}",
+        f"LLaVA-1.5, {LLAVA_15_PAPER}",
         _cite(_v15("lmsys/vicuna-7b-v1.5"), _V15_PRETRAIN, _V15_FINETUNE),
         _ALL_NOTES,
     ),
     "llava_15_13b": Citation(
-        f"LLaVA-1.5, {P2}",
+        f"LLaVA-1.5, {LLAVA_15_PAPER}",
         _cite(_v15("lmsys/vicuna-13b-v1.5"), _V15_PRETRAIN, _V15_FINETUNE),
         _ALL_NOTES,
     ),
     "llava_15_7b_lora": Citation(
-        f"LLaVA-1.5, {P2}, and its scripts",
+        f"LLaVA-1.5, {LLAVA_15_PAPER}, and its scripts",
         _cite(_v15("lmsys/vicuna-7b-v1.5"), _V15_PRETRAIN, _V15_LORA),
         _ALL_NOTES,
     ),

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from caldera.recipes.demo import demo
-from caldera.recipes.scene_recipe import Mix, Questions, SceneRecipe
+from caldera.recipes.scene_recipe import InstructionMix, QuestionCounts, SceneRecipe
 
 
 def demo_smollm2() -> SceneRecipe:
@@ -14,7 +14,9 @@ def demo_smollm2() -> SceneRecipe:
         name="demo_smollm2",
         language="smollm2-135m-instruct",
         scenes=replace(base.scenes, train=3000),
-        finetune_mix=Mix(vqa=0.6, context=0.25, conversation=0.05, detail=0.05, reasoning=0.05),
+        finetune_mix=InstructionMix(
+            vqa=0.6, context=0.25, conversation=0.05, detail=0.05, reasoning=0.05
+        ),
         pretrain=replace(base.pretrain, learning_rate=2e-4, batch_size=16),
         finetune=replace(
             base.finetune,
@@ -23,5 +25,5 @@ def demo_smollm2() -> SceneRecipe:
             batch_size=16,
             micro_batch_size=4,
         ),
-        questions=Questions(per_picture=4, context_per_picture=1, captioned=20),
+        questions=QuestionCounts(per_picture=4, context_per_picture=1, captioned=20),
     )

@@ -6,32 +6,32 @@ from pathlib import Path
 from typing import TypeVar, get_args
 
 from caldera.annotations.coco import read_coco
-from caldera.batches.pictures import ASPECTS, Aspect
+from caldera.batches.pictures import ASPECTS, ImageAspect
 from caldera.conversation import read_conversations
 from caldera.errors import UnknownNameError, UsageError
-from caldera.evaluation.answering.answerer import Asking
-from caldera.evaluation.answering.endpoint_answerer import Server
-from caldera.evaluation.exact_match import questions_about
-from caldera.evaluation.runs.provenance import About
+from caldera.evaluation.answering.answerer import AnswerConfig
+from caldera.evaluation.answering.endpoint_answerer import ServerAddress
+from caldera.evaluation.exact_match import build_questions
+from caldera.evaluation.runs.provenance import BenchmarkInfo
 from caldera.evaluation.runs.run import evaluate
-from caldera.evaluation.runs.scoring import Numbers
+from caldera.evaluation.runs.scoring import Results
 from caldera.evaluation.runs.task_run import open_answerer
 from caldera.model.adapter import merge_adapter
 from caldera.model.assemble import assemble
-from caldera.model.folder import Assistant, load_assistant, save_assistant
-from caldera.model.vision import Select
-from caldera.recipes.towers import find_tower
-from caldera.skips import Skips
-from caldera.training.devices import Means
-from caldera.training.loop import Outcome
-from caldera.training.run import DataSet, StageJob
+from caldera.model.folder import LlavaBundle, load_model_folder, save_model_folder
+from caldera.model.vision import FeatureSelect
+from caldera.recipes.towers import resolve_tower
+from caldera.skips import SkippedItems
+from caldera.training.devices import Runtime
+from caldera.training.loop import TrainingResult
+from caldera.training.run import TrainingData, TrainingJob
 from caldera.training.stage import Stage
 
 _Name = TypeVar("_Name", bound=str)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Files:
+class TrainingFiles:
     """Where a stage reads and writes."""
 
     data: Path
@@ -45,25 +45,25 @@ class Files:
     """Surplus fields of records to pass over."""
 
 
-def parse_aspect(name: str) -> Aspect:
+def parse_aspect(name: str) -> ImageAspect:
     """Return the way of showing pictures called exactly `name`.
 
     Raises:
         UnknownNameError: There is none.
     """
-    return _exactly("aspect", name, ASPECTS)
+    return _choice("aspect", name, ASPECTS)
 
 
-def parse_select(name: str) -> Select:
+def parse_select(name: str) -> FeatureSelect:
     """Return the choice among a tower's positions called exactly `name`.
 
     Raises:
         UnknownNameError: There is none.
     """
-    return _exactly("select", name, get_args(Select))
+    return _choice("select", name, get_args(FeatureSelect))
 
 
-def _exactly(what: str, name: str, known: Sequence[_Name]) -> _Name:
+def _choice(what: str, name: str, known: Sequence[_Name]) -> _Name:
     """Return the one of `known` that is `name`.
 
     Raises:
@@ -76,26 +76,26 @@ def _exactly(what: str, name: str, known: Sequence[_Name]) -> _Name:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Parts:
+class ModelParts:
     """What a new assistant is joined from, by the names a user gives."""
 
     vision: str
     language: str
     projector: str
-    aspect: Aspect
+    aspect: ImageAspect
     select_layer: int = -2
-    select: Select = "patch"
+    select: FeatureSelect = "patch"
 
 
-def join_parts(parts: Parts, stage: Stage, work: Path) -> Assistant:
+def build_model(parts: ModelParts, stage: Stage, work: Path) -> LlavaBundle:
     """Join two towers with a fresh projector, as a stage needs them; GGUF files are unpacked in `work`.
 
     Raises:
         CalderaError: A tower or the projector is not there, or cannot be loaded.
     """
     return assemble(
-        find_tower(parts.vision, work),
-        find_tower(parts.language, work),
+        resolve_tower(parts.vision, work),
+        resolve_tower(parts.language, work),
         projector=parts.projector,
         aspect=parts.aspect,
         select_layer=parts.select_layer,
@@ -105,39 +105,39 @@ def join_parts(parts: Parts, stage: Stage, work: Path) -> Assistant:
     )
 
 
-def train_on_files(
+def train_stage(
     stage: Stage,
-    start: Assistant,
-    files: Files,
+    start: LlavaBundle,
+    files: TrainingFiles,
     *,
-    means: Means,
+    means: Runtime,
     max_bad: float,
     resume: bool,
-) -> Outcome | None:
+) -> TrainingResult | None:
     """Run a stage on a data file; None where its result stood there already.
 
     Raises:
         CalderaError: The data is bad, the folder is in use, or training failed.
     """
-    data = DataSet(
+    data = TrainingData(
         conversations=read_conversations(files.data, files.ignore),
         pictures=files.pictures or files.data.parent,
     )
-    job = StageJob(
+    job = TrainingJob(
         stage=stage,
         assistant=start,
         data=data,
         out=files.out,
         features=files.out.parent / "features",
         means=means,
-        skips=Skips(max_bad),
+        skips=SkippedItems(max_bad),
         resume=resume,
     )
     _, outcome = job.run()
     return outcome
 
 
-def merge_files(adapter: Path, model: Path, out: Path) -> None:
+def merge_adapter_folder(adapter: Path, model: Path, out: Path) -> None:
     """Fold an adapter folder into the model folder it stands on, and write the merged model folder.
 
     Raises:
@@ -147,7 +147,7 @@ def merge_files(adapter: Path, model: Path, out: Path) -> None:
     """
     if out.exists():
         raise UsageError(f"{out} is there already; choose another --out")
-    save_assistant(out, merge_adapter(adapter, load_assistant(model)))
+    save_model_folder(out, merge_adapter(adapter, load_model_folder(model)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,22 +164,28 @@ class CocoQuestions:
 
 
 def evaluate_on_coco(
-    model: str, questions: CocoQuestions, *, out: Path, asking: Asking, server: Server, means: Means
-) -> Numbers:
+    model: str,
+    questions: CocoQuestions,
+    *,
+    out: Path,
+    asking: AnswerConfig,
+    server: ServerAddress,
+    means: Runtime,
+) -> Results:
     """Ask a model folder or a server questions written from a COCO folder; see `evaluate` for what is written.
 
     Raises:
         CalderaError: Model or annotations cannot be read, or the result cannot be written.
     """
-    benchmark = questions_about(
-        read_coco(questions.folder, Skips(questions.max_bad), questions.split),
+    benchmark = build_questions(
+        read_coco(questions.folder, SkippedItems(questions.max_bad), questions.split),
         name="coco",
         per_picture=questions.per_picture,
         context_per_picture=questions.context_per_picture,
         seed=questions.seed,
         beside=questions.folder,
     )
-    about = About(
+    about = BenchmarkInfo(
         title=f"Questions written from {questions.folder}",
         measures="What annotations answer beyond doubt, asked in words and scored by exact match.",
     )

@@ -7,10 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caldera.errors import UsageError
-from caldera.storage import whole_folder
+from caldera.storage import atomic_folder
 
 
-def halved(language: Path, out: Path) -> Path:
+def drop_every_second_layer(language: Path, out: Path) -> Path:
     """Write a language model without every second of its layers, once; nothing is trained again.
 
     Raises:
@@ -31,7 +31,7 @@ def halved(language: Path, out: Path) -> Path:
         if (found := re.search(r"\.layers\.(\d+)\.", name)) is None or int(found[1]) % 2 == 0
     }
     half.load_state_dict(kept)
-    with whole_folder(out) as folder:
+    with atomic_folder(out) as folder:
         half.save_pretrained(folder)
         AutoTokenizer.from_pretrained(language).save_pretrained(folder)
     return out

@@ -6,107 +6,116 @@ from pathlib import Path
 
 import torch
 
-from caldera.errors import ModelFolderError, UnknownNameError, UsageError
+from caldera.errors import ModelFormatError, UnknownNameError, UsageError
 from caldera.model import names
-from caldera.model.card import Card
-from caldera.model.config import part_config, read_config
-from caldera.model.merging import with_delta, with_factors
+from caldera.model.card import ModelMetadata
+from caldera.model.config import read_config, sub_config
+from caldera.model.merging import add_delta, merge_lora
 from caldera.model.original_settings import OriginalSettings
 from caldera.model.projector import PROJECTORS, build_projector
-from caldera.model.tensor_files import held
-from caldera.model.tokenizer import FAST, SENTENCES, load_tokenizer
+from caldera.model.tensor_files import from_memory
+from caldera.model.tokenizer import SENTENCEPIECE_FILE, TOKENIZER_FILE, load_tokenizer
 from caldera.model.weight_sources import Source, read_file, read_folder, read_one_of
 from caldera.model.weights import LANGUAGE, PROJECTOR, stored_dtype
-from caldera.recipes.growing import grow
-from caldera.recipes.import_request import ADAPTERS, PROJECTOR_FILE, TRAINABLES_FILE, Import
+from caldera.recipes.growing import grow_embeddings
+from caldera.recipes.import_request import (
+    ADAPTER_FILES,
+    NON_LORA_FILE,
+    PROJECTOR_FILE,
+    ImportRequest,
+)
 from caldera.recipes.incoming import (
-    Incoming,
-    Tower,
-    choose_aspect,
+    SourceModel,
+    SourceTower,
+    detect_projector,
     join_original,
     make_card,
-    original_tower,
-    projector_kind,
     read_llava_hf,
     read_original_settings,
     read_tower,
-    shown_as,
+    resolve_aspect,
+    resolve_vision_tower,
+    with_metadata_aspect,
 )
 from caldera.scenes.backbones import find_backbone
 
 
-def _read_hf(what: Import) -> Incoming:
+def _read_hf(what: ImportRequest) -> SourceModel:
     """Read a llava-hf folder."""
     assert what.source
-    what.refuse("base", "vision")
-    return read_llava_hf(what.source, what.needed_template, what.aspect)
+    what.reject_options("base", "vision")
+    return read_llava_hf(what.source, what.require_template, what.aspect)
 
 
-def _read_full(what: Import) -> Incoming:
+def _read_full(what: ImportRequest) -> SourceModel:
     """Read an original folder with whole weights."""
     assert what.source
-    what.refuse("base")
+    what.reject_options("base")
     source = read_folder(what.source)
-    weights = names.renamed(source.weights, names.from_original, what.source)
-    return _original(what, Source(weights, source.files))
+    weights = names.rename_weights(source.weights, names.from_original, what.source)
+    return _build_original(what, Source(weights, source.files))
 
 
-def _read_delta(what: Import) -> Incoming:
+def _read_delta(what: ImportRequest) -> SourceModel:
     """Read what changed in a base, and add it (spec 3.6)."""
     assert what.source
-    base, change = _base(what), read_folder(what.source)
-    delta = names.renamed(change.weights, names.from_original, what.source)
-    whole = with_delta(base.weights, delta, what.source)
-    return _original(what, Source(whole, change.files), base.files)
+    base, change = _read_base(what), read_folder(what.source)
+    delta = names.rename_weights(change.weights, names.from_original, what.source)
+    whole = add_delta(base.weights, delta, what.source)
+    return _build_original(what, Source(whole, change.files), base.files)
 
 
-def _read_projector(what: Import) -> Incoming:
+def _read_projector(what: ImportRequest) -> SourceModel:
     """Read what stage 1 leaves: a projector beside a base."""
     assert what.source
-    base, file = _base(what), what.source / PROJECTOR_FILE
+    base, file = _read_base(what), what.source / PROJECTOR_FILE
     source = read_file(file)
-    bridge = names.renamed(source.weights, names.from_projector_file, file)
-    return _original(what, Source({**base.weights, **bridge}, source.files), base.files)
+    bridge = names.rename_weights(source.weights, names.from_projector_file, file)
+    return _build_original(what, Source({**base.weights, **bridge}, source.files), base.files)
 
 
-def _read_lora(what: Import) -> Incoming:
+def _read_lora(what: ImportRequest) -> SourceModel:
     """Read an adapter with the weights that were trained beside it, and fold it into its base."""
     assert what.source
-    base = _base(what)
-    if not (what.source / TRAINABLES_FILE).exists():
-        raise ModelFolderError(
-            f"{what.source} has no {TRAINABLES_FILE}, so no projector; LLaVA writes it only when training ends"
+    base = _read_base(what)
+    if not (what.source / NON_LORA_FILE).exists():
+        raise ModelFormatError(
+            f"{what.source} has no {NON_LORA_FILE}, so no projector; LLaVA writes it only when training ends"
         )
-    trained = read_file(what.source / TRAINABLES_FILE)
-    factors = read_one_of(what.source, *ADAPTERS)
-    beside = names.renamed(trained.weights, names.from_trainables, what.source / TRAINABLES_FILE)
+    trained = read_file(what.source / NON_LORA_FILE)
+    factors = read_one_of(what.source, *ADAPTER_FILES)
+    beside = names.rename_weights(
+        trained.weights, names.from_non_lora_trainables, what.source / NON_LORA_FILE
+    )
     start = {**base.weights, **beside}
-    whole = with_factors(start, factors.weights, what.source, names.from_original)
+    whole = merge_lora(start, factors.weights, what.source, names.from_original)
     files = trained.files + factors.files
-    return _original(what, Source(whole, files), base.files)
+    return _build_original(what, Source(whole, files), base.files)
 
 
-def _original(what: Import, source: Source, base: tuple[Path, ...] = ()) -> Incoming:
+def _build_original(
+    what: ImportRequest, source: Source, base: tuple[Path, ...] = ()
+) -> SourceModel:
     """Join an original folder's weights, by llava-hf's names, with its vision tower and its or its base's tokenizer."""
     assert what.source
     settings = read_original_settings(what.source)
     card = _original_card(what, settings)
-    tower = original_tower(what.source, settings, source.weights, what.vision)
-    own = any((what.source / name).is_file() for name in (FAST, SENTENCES))
+    tower = resolve_vision_tower(what.source, settings, source.weights, what.vision)
+    own = any((what.source / name).is_file() for name in (TOKENIZER_FILE, SENTENCEPIECE_FILE))
     tokenizer = load_tokenizer(what.base if what.base and not own else what.source)
     tokenizer.chat_template = None  # a program in the folder; caldera writes its own
     incoming = join_original(what.source, settings, source, tokenizer, tower, card)
     return replace(incoming, files={**incoming.files, "base": base})
 
 
-def _original_card(what: Import, settings: OriginalSettings) -> Card:
+def _original_card(what: ImportRequest, settings: OriginalSettings) -> ModelMetadata:
     """Return the card of an original folder."""
     assert what.source
-    aspect = choose_aspect(what.source, settings.aspect, what.aspect)
+    aspect = resolve_aspect(what.source, settings.aspect, what.aspect)
     return make_card(
         what.source / "config.json",
         projector=settings.projector,
-        template=what.needed_template,
+        template=what.require_template,
         aspect=aspect,
         select_layer=settings.select_layer,
         select=settings.select,
@@ -114,7 +123,7 @@ def _original_card(what: Import, settings: OriginalSettings) -> Card:
     )
 
 
-def _base(what: Import) -> Source:
+def _read_base(what: ImportRequest) -> Source:
     """List the weights of a language model, or of an original LLaVA, that others stand on.
 
     Raises:
@@ -126,17 +135,19 @@ def _base(what: Import) -> Source:
         )
     read_config(what.base)  # refuses what would run code
     source = read_folder(what.base)
-    return Source(names.renamed(source.weights, names.from_original, what.base), source.files)
+    return Source(
+        names.rename_weights(source.weights, names.from_original, what.base), source.files
+    )
 
 
-def _read_joined(what: Import) -> Incoming:
+def _read_two_towers(what: ImportRequest) -> SourceModel:
     """Join a vision tower and a language model by a projector."""
     assert what.vision
     assert what.language
-    what.refuse("base")
+    what.reject_options("base")
     vision, language_folder = find_backbone(str(what.vision)), find_backbone(str(what.language))
     tower, source = read_tower(vision), read_folder(language_folder)
-    config = part_config(
+    config = sub_config(
         {"text_config": read_config(language_folder)},
         "text_config",
         language_folder / "config.json",
@@ -145,22 +156,30 @@ def _read_joined(what: Import) -> Incoming:
     tokenizer.chat_template = None
     words = {
         LANGUAGE + name: each
-        for name, each in names.renamed(source.weights, str, language_folder).items()
+        for name, each in names.rename_weights(source.weights, str, language_folder).items()
     }
-    bridge = _bridge(what, tower, config.hidden_size, stored_dtype(source.weights))
-    weights, language = grow(words, config, tokenizer, language_folder)
+    bridge = _read_or_init_projector(what, tower, config.hidden_size, stored_dtype(source.weights))
+    weights, language = grow_embeddings(words, config, tokenizer, language_folder)
     card = make_card(
         vision,
-        projector=projector_kind(bridge.weights, Path(what.projector)),
+        projector=detect_projector(bridge.weights, Path(what.projector)),
         template=what.template or "vicuna_v1",
-        aspect=choose_aspect(vision, tower.processor.aspect, what.aspect),
+        aspect=resolve_aspect(vision, tower.processor.aspect, what.aspect),
     )
     files = {"vision": tower.files, "language": source.files, "projector": bridge.files}
-    parts = (tower.config, language, tokenizer, shown_as(tower.processor, card, vision), card)
-    return Incoming(*parts, {**tower.weights, **bridge.weights, **weights}, files)
+    parts = (
+        tower.config,
+        language,
+        tokenizer,
+        with_metadata_aspect(tower.processor, card, vision),
+        card,
+    )
+    return SourceModel(*parts, {**tower.weights, **bridge.weights, **weights}, files)
 
 
-def _bridge(what: Import, tower: Tower, width: int, dtype: torch.dtype) -> Source:
+def _read_or_init_projector(
+    what: ImportRequest, tower: SourceTower, width: int, dtype: torch.dtype
+) -> Source:
     """Return a projector's weights: fresh, or a file's.
 
     Raises:
@@ -169,23 +188,23 @@ def _bridge(what: Import, tower: Tower, width: int, dtype: torch.dtype) -> Sourc
     file = Path(what.projector)
     if what.projector not in PROJECTORS and file.is_file():
         source = read_file(file)
-        theirs = names.renamed(source.weights, names.from_projector_file, file)
-        return Source(names.renamed(theirs, names.from_llava_hf, file), source.files)
+        theirs = names.rename_weights(source.weights, names.from_projector_file, file)
+        return Source(names.rename_weights(theirs, names.from_llava_hf, file), source.files)
     if what.projector not in PROJECTORS:
         raise UnknownNameError("projector or file of one", what.projector, PROJECTORS)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(what.seed)
         fresh = build_projector(what.projector, tower.config.hidden_size, width)
     state = fresh.to(dtype).state_dict()
-    return Source({PROJECTOR + name: held(each) for name, each in state.items()}, ())
+    return Source({PROJECTOR + name: from_memory(each) for name, each in state.items()}, ())
 
 
-READERS: dict[str, Callable[[Import], Incoming]] = {
+LAYOUT_READERS: dict[str, Callable[[ImportRequest], SourceModel]] = {
     "hf": _read_hf,
     "full": _read_full,
     "delta": _read_delta,
     "projector": _read_projector,
     "lora": _read_lora,
-    "joined": _read_joined,
+    "joined": _read_two_towers,
 }
 """How each kind of folder is read."""

@@ -6,21 +6,21 @@ from typing import Literal, get_args
 
 import torch
 
-from caldera.batches.pictures import Aspect
+from caldera.batches.pictures import ImageAspect
 from caldera.batches.templates import TEMPLATES, find_template
-from caldera.errors import ModelFolderError, UnknownNameError, UsageError
-from caldera.model.card import FILE as CARD
+from caldera.errors import ModelFormatError, UnknownNameError, UsageError
+from caldera.model.card import METADATA_FILE
 from caldera.model.config import read_config
-from caldera.model.merging import SETTINGS
+from caldera.model.merging import ADAPTER_CONFIG
 from caldera.model.original_settings import is_original
 from caldera.model.weight_sources import has_weights, read_folder
 
-Kind = Literal["hf", "full", "projector", "lora", "delta"]
+SourceLayout = Literal["hf", "full", "projector", "lora", "delta"]
 """What a folder is: llava-hf's; of LLaVA's own code: whole, stage 1's, an adapter, or what changed in its base."""
 
 PROJECTOR_FILE = "mm_projector.bin"
-TRAINABLES_FILE = "non_lora_trainables.bin"
-ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+NON_LORA_FILE = "non_lora_trainables.bin"
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 CALDERA_ADAPTER = "caldera_adapter.json"
 
 DTYPES = {
@@ -31,13 +31,13 @@ DTYPES = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Import:
+class ImportRequest:
     """What is to come in, and what its files do not say."""
 
     source: Path | None = None
     """A model's folder; None to join `vision` and `language`."""
 
-    kind: Kind | None = None
+    kind: SourceLayout | None = None
     """What the folder is, where its files allow several."""
 
     base: Path | None = None
@@ -55,7 +55,7 @@ class Import:
     template: str | None = None
     """How conversations are written; most folders do not say."""
 
-    aspect: Aspect | None = None
+    aspect: ImageAspect | None = None
     """How pictures that are not square are shown; None as the source says."""
 
     dtype: str = "auto"
@@ -72,10 +72,10 @@ class Import:
         """
         if self.template is not None:
             find_template(self.template)
-        if self.kind is not None and self.kind not in get_args(Kind):
-            raise UnknownNameError("kind of folder", self.kind, get_args(Kind))
-        if self.aspect is not None and self.aspect not in get_args(Aspect):
-            raise UnknownNameError("aspect", self.aspect, get_args(Aspect))
+        if self.kind is not None and self.kind not in get_args(SourceLayout):
+            raise UnknownNameError("kind of folder", self.kind, get_args(SourceLayout))
+        if self.aspect is not None and self.aspect not in get_args(ImageAspect):
+            raise UnknownNameError("aspect", self.aspect, get_args(ImageAspect))
         if self.dtype != "auto" and self.dtype not in DTYPES:
             raise UnknownNameError("dtype", self.dtype, ["auto", *DTYPES])
         if self.source is None and not (self.vision and self.language):
@@ -88,7 +88,7 @@ class Import:
             )
 
     @property
-    def needed_template(self) -> str:
+    def require_template(self) -> str:
         """The template that the user names.
 
         Raises:
@@ -101,7 +101,7 @@ class Import:
             )
         return self.template
 
-    def refuse(self, *options: str) -> None:
+    def reject_options(self, *options: str) -> None:
         """Refuse options that a kind of folder has no use for.
 
         Raises:
@@ -115,7 +115,7 @@ class Import:
             )
 
 
-def recognise(folder: Path, said: Kind | None = None) -> Kind:
+def detect_layout(folder: Path, said: SourceLayout | None = None) -> SourceLayout:
     """Tell what a folder is by its config and files; its name is never looked at.
 
     Args:
@@ -127,8 +127,8 @@ def recognise(folder: Path, said: Kind | None = None) -> Kind:
         UsageError: It could be several things, or is not what the user says.
     """
     if not folder.is_dir():
-        raise ModelFolderError(f"{folder} is not a folder; give a model's folder")
-    if (folder / CARD).exists():
+        raise ModelFormatError(f"{folder} is not a folder; give a model's folder")
+    if (folder / METADATA_FILE).exists():
         raise UsageError(f"{folder} is a caldera model folder already; it can be used as it is")
     if (folder / CALDERA_ADAPTER).exists():
         raise UsageError(
@@ -137,26 +137,28 @@ def recognise(folder: Path, said: Kind | None = None) -> Kind:
     config, file = read_config(folder), folder / "config.json"
     kind, both = config.get("model_type"), is_original(config) and "text_config" in config
     if both:
-        raise ModelFolderError(
+        raise ModelFormatError(
             f"{file} has settings of llava-hf's layout (text_config) and of the original's (mm_vision_tower); remove "
             "those that do not belong there"
         )
     if is_original(config):
         return _original_kind(folder, said)
     if kind not in ("llava", "llava_next"):
-        raise ModelFolderError(
+        raise ModelFormatError(
             f"{file} has model_type {kind!r}; caldera imports llava and llava_next of transformers and folders of "
             "LLaVA's own code; a language model alone is joined with --language and --vision"
         )
-    return _agreed(folder, "hf", said, {"hf"})
+    return _confirm(folder, "hf", said, {"hf"})
 
 
-def _original_kind(folder: Path, said: Kind | None) -> Kind:
+def _original_kind(folder: Path, said: SourceLayout | None) -> SourceLayout:
     """Tell which of the original's folders one is."""
-    adapter = [name for name in (SETTINGS, *ADAPTERS, TRAINABLES_FILE) if (folder / name).exists()]
+    adapter = [
+        name for name in (ADAPTER_CONFIG, *ADAPTER_FILES, NON_LORA_FILE) if (folder / name).exists()
+    ]
     projector = (folder / PROJECTOR_FILE).exists()
     whole = has_weights(folder)
-    possible: set[Kind] = set()
+    possible: set[SourceLayout] = set()
     if whole:
         possible |= {"full", "delta"}
     if projector:
@@ -164,9 +166,9 @@ def _original_kind(folder: Path, said: Kind | None) -> Kind:
     if adapter:
         possible.add("lora")
     if not possible:
-        raise ModelFolderError(
+        raise ModelFormatError(
             f"{folder} has a config of LLaVA's own code but no weights: none of model.safetensors, pytorch_model.bin, "
-            f"{PROJECTOR_FILE}, {ADAPTERS[0]}"
+            f"{PROJECTOR_FILE}, {ADAPTER_FILES[0]}"
         )
     if whole and projector and not adapter and said is None and _holds_projector(folder):
         return "full"  # as LLaVA's releases: the file is stage 1's, and the weights hold their own
@@ -175,7 +177,7 @@ def _original_kind(folder: Path, said: Kind | None) -> Kind:
         raise UsageError(
             f"{folder} could be several things: {', '.join(likely)}; say which with --as"
         )
-    return _agreed(folder, likely[0], said, possible)
+    return _confirm(folder, likely[0], said, possible)
 
 
 def _holds_projector(folder: Path) -> bool:
@@ -183,7 +185,9 @@ def _holds_projector(folder: Path) -> bool:
     return any("mm_projector." in name for name in read_folder(folder).weights)
 
 
-def _agreed(folder: Path, found: Kind, said: Kind | None, possible: set[Kind]) -> Kind:
+def _confirm(
+    folder: Path, found: SourceLayout, said: SourceLayout | None, possible: set[SourceLayout]
+) -> SourceLayout:
     """Return what a user says a folder is.
 
     Raises:

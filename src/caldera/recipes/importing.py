@@ -11,30 +11,30 @@ from pathlib import Path
 
 import torch
 
-from caldera.errors import ModelFolderError, OutputError, UsageError
+from caldera.errors import ModelFormatError, OutputError, UsageError
 from caldera.model import names
 from caldera.model.folder import (
-    Assistant,
+    LlavaBundle,
+    build_on_meta,
     check_weights,
-    load_assistant,
-    outline,
-    stands_below,
-    write_assistant,
+    fill_model_folder,
+    load_model_folder,
+    uses_vision_model_prefix,
 )
-from caldera.model.llava import Llava, check_logits
+from caldera.model.llava import Llava, check_logits_match
 from caldera.model.merging import cast
-from caldera.model.tensor_files import Weight, inside
-from caldera.model.tokenizer import SENTENCES
-from caldera.model.transformers_files import beyond_transformers
+from caldera.model.tensor_files import LazyWeight, check_inside_folder
+from caldera.model.tokenizer import SENTENCEPIECE_FILE
+from caldera.model.transformers_files import unsupported_by_transformers
 from caldera.model.weights import LANGUAGE, digest_of_files, stored_dtype, tied_names
 from caldera.progress import Progress
-from caldera.recipes.import_readers import READERS
-from caldera.recipes.import_request import DTYPES, Import, recognise
-from caldera.storage import free_bytes, whole_folder
+from caldera.recipes.import_readers import LAYOUT_READERS
+from caldera.recipes.import_request import DTYPES, ImportRequest, detect_layout
+from caldera.storage import atomic_folder, free_bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Imported:
+class ModelImportReport:
     """What came in."""
 
     kind: str
@@ -44,7 +44,7 @@ class Imported:
     notes: tuple[str, ...]
 
 
-def import_model(what: Import, out: Path, progress: Progress) -> Imported:
+def import_model(what: ImportRequest, out: Path, progress: Progress) -> ModelImportReport:
     """Write a caldera model folder from a model of another layout, or from two towers.
 
     Args:
@@ -59,53 +59,61 @@ def import_model(what: Import, out: Path, progress: Progress) -> Imported:
     """
     if out.exists():
         raise UsageError(f"{out} exists; choose another --out or remove it first")
-    kind = "joined" if what.source is None else recognise(what.source, what.kind)
-    incoming = READERS[kind](what)
-    assistant = outline(
+    kind = "joined" if what.source is None else detect_layout(what.source, what.kind)
+    incoming = LAYOUT_READERS[kind](what)
+    assistant = build_on_meta(
         incoming.vision, incoming.language, incoming.tokenizer, incoming.processor, incoming.card
     )
     origin = what.source or what.language
     assert origin is not None
-    weights = _checked(assistant.model, incoming.weights, origin)
+    weights = _check_and_rename(assistant.model, incoming.weights, origin)
     if what.dtype != "auto":
         weights = {name: cast(each, DTYPES[what.dtype]) for name, each in weights.items()}
     nbytes = sum(each.nbytes for each in weights.values())
-    _check_room(out, nbytes)
+    _check_space(out, nbytes)
     parents = _digests(incoming.files, progress)
     assistant = replace(assistant, card=assistant.card.model_copy(update={"parents": parents}))
-    with whole_folder(out) as fresh, progress.job("write", len(weights)) as tick:
-        write_assistant(fresh, assistant, weights, lambda file: tick(shown=file))
+    with atomic_folder(out) as fresh, progress.task("write", len(weights)) as tick:
+        fill_model_folder(fresh, assistant, weights, lambda file: tick(shown=file))
         for folder in (what.source, what.base, what.language):
-            if folder and (folder / SENTENCES).is_file() and not (fresh / SENTENCES).exists():
-                shutil.copyfile(inside(folder / SENTENCES), fresh / SENTENCES)
-        written = load_assistant(fresh, stored_dtype(weights))
+            if (
+                folder
+                and (folder / SENTENCEPIECE_FILE).is_file()
+                and not (fresh / SENTENCEPIECE_FILE).exists()
+            ):
+                shutil.copyfile(
+                    check_inside_folder(folder / SENTENCEPIECE_FILE), fresh / SENTENCEPIECE_FILE
+                )
+        written = load_model_folder(fresh, stored_dtype(weights))
         if kind == "joined":
-            check_logits(written.model.language)
-    notes = (*incoming.notes, *_said(assistant))
-    return Imported(kind, len(weights), nbytes, stored_dtype(weights), notes)
+            check_logits_match(written.model.language)
+    notes = (*incoming.notes, *_notes(assistant))
+    return ModelImportReport(kind, len(weights), nbytes, stored_dtype(weights), notes)
 
 
-def _checked(model: Llava, weights: Mapping[str, Weight], source: Path) -> dict[str, Weight]:
+def _check_and_rename(
+    model: Llava, weights: Mapping[str, LazyWeight], source: Path
+) -> dict[str, LazyWeight]:
     """Return weights under their names on disk, in order, if they fit.
 
     Raises:
         ModelFolderError: They do not fit, or a head that is tied to the embeddings differs from them.
     """
-    below = stands_below(model.vision.tower)
-    found = {names.on_disk(name, below): each for name, each in weights.items()}
+    below = uses_vision_model_prefix(model.vision.tower)
+    found = {names.disk_name(name, below): each for name, each in weights.items()}
     check_weights(model, found, source)
     table = model.language.get_input_embeddings().weight
     name_of = next(name for name, each in model.language.named_parameters() if each is table)
     for name in (LANGUAGE + each for each in tied_names(model.language)):
         tied = found.pop(name, None)
         if tied is not None and not torch.equal(tied.read(), found[LANGUAGE + name_of].read()):
-            raise ModelFolderError(
+            raise ModelFormatError(
                 f"the weight {name} in {source} is tied to the embeddings by the config, but differs from them"
             )
     return found
 
 
-def _check_room(out: Path, nbytes: int) -> None:
+def _check_space(out: Path, nbytes: int) -> None:
     """Check that a folder will fit.
 
     Raises:
@@ -123,16 +131,16 @@ def _digests(files: Mapping[str, tuple[Path, ...]], progress: Progress) -> dict[
     """Return the sha256 of what the model was made from."""
     given = {name: each for name, each in files.items() if each}
     digests = {}
-    with progress.job("digests", len(given)) as tick:
+    with progress.task("digests", len(given)) as tick:
         for name, each in given.items():
             digests[name] = digest_of_files(each)
             tick(shown=name)
     return digests
 
 
-def _said(assistant: Assistant) -> tuple[str, ...]:
+def _notes(assistant: LlavaBundle) -> tuple[str, ...]:
     """Say what transformers will make of the folder, where that is not the same."""
-    strange = beyond_transformers(assistant.model)
+    strange = unsupported_by_transformers(assistant.model)
     if strange is None:
         return ()
     return (

@@ -13,47 +13,47 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from caldera.batches.pictures import Aspect, PictureProcessor
-from caldera.errors import ModelFolderError, UsageError
+from caldera.batches.pictures import ImageAspect, PictureProcessor
+from caldera.errors import ModelFormatError, UsageError
 from caldera.model import names
-from caldera.model.card import Card
+from caldera.model.card import ModelMetadata
 from caldera.model.config import (
-    WRONG_SETTINGS,
-    older_spellings,
-    part_config,
+    CONFIG_ERRORS,
+    accept_old_keys,
+    error_line,
     read_config,
-    reason_of,
+    sub_config,
 )
-from caldera.model.folder import outline
+from caldera.model.folder import build_on_meta
 from caldera.model.original_settings import (
     OriginalSettings,
     known_tower,
-    pairs,
+    parse_pinpoints,
     read_original,
-    same_tower,
+    tower_difference,
 )
 from caldera.model.preparation import load_processor
-from caldera.model.tensor_files import Weight
+from caldera.model.tensor_files import LazyWeight
 from caldera.model.tokenizer import load_tokenizer
 from caldera.model.transformers_files import pinpoints_from_disk
 from caldera.model.weight_sources import Source, read_folder
 from caldera.model.weights import PROJECTOR, VISION
-from caldera.recipes.growing import grow
+from caldera.recipes.growing import grow_embeddings
 
 _TWO_TOWERS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
 """Folders that hold a picture and a text tower, and the kind of the picture tower in them."""
 
 
 @dataclass(frozen=True, slots=True)
-class Incoming:
+class SourceModel:
     """A model on its way in; nothing of its numbers has been read."""
 
     vision: PretrainedConfig
     language: PretrainedConfig
     tokenizer: PreTrainedTokenizerFast
     processor: PictureProcessor
-    card: Card
-    weights: Mapping[str, Weight]
+    card: ModelMetadata
+    weights: Mapping[str, LazyWeight]
     """By llava-hf's names."""
 
     files: Mapping[str, tuple[Path, ...]]
@@ -64,12 +64,12 @@ class Incoming:
 
 
 @dataclass(frozen=True, slots=True)
-class Tower:
+class SourceTower:
     """A vision tower on its way in."""
 
     config: PretrainedConfig
     processor: PictureProcessor
-    weights: Mapping[str, Weight]
+    weights: Mapping[str, LazyWeight]
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -83,7 +83,7 @@ def make_card(
     select_layer: int = -2,
     select: str = "patch",
     pinpoints: tuple[tuple[int, int], ...] = (),
-) -> Card:
+) -> ModelMetadata:
     """Return the card of a model that comes in.
 
     Args:
@@ -98,17 +98,17 @@ def make_card(
     Raises:
         ModelFolderError: It means what caldera cannot do.
     """
-    if aspect not in get_args(Aspect):
-        known = ", ".join(get_args(Aspect))
-        raise ModelFolderError(f"{source} shows pictures as {aspect!r}; known: {known}")
+    if aspect not in get_args(ImageAspect):
+        known = ", ".join(get_args(ImageAspect))
+        raise ModelFormatError(f"{source} shows pictures as {aspect!r}; known: {known}")
     settings: dict[str, Any] = {"pinpoints": pinpoints} if aspect == "anyres" else {}
     try:
-        return Card(
+        return ModelMetadata(
             projector=projector,
             template=template,
-            aspect=aspect,  # type: ignore[arg-type] # checked above, as the next two are by pydantic
-            select_layer=select_layer,
-            select=select,  # type: ignore[arg-type]
+            image_aspect=aspect,  # type: ignore[arg-type] # checked above, as the next two are by pydantic
+            vision_feature_layer=select_layer,
+            feature_select=select,  # type: ignore[arg-type]
             **settings,
         )
     except ValidationError as error:
@@ -116,10 +116,10 @@ def make_card(
         field = "".join(
             f"{step}: " for step in fault["loc"][:1]
         )  # none where settings do not go together
-        raise ModelFolderError(f"{source}: {field}{fault['msg'].lower()}") from None
+        raise ModelFormatError(f"{source}: {field}{fault['msg'].lower()}") from None
 
 
-def choose_aspect(source: Path, said: str, wanted: str | None) -> str:
+def resolve_aspect(source: Path, said: str, wanted: str | None) -> str:
     """Return how a model that comes in shows pictures: as its folder says, or as the user wants it.
 
     Raises:
@@ -135,19 +135,21 @@ def choose_aspect(source: Path, said: str, wanted: str | None) -> str:
     return wanted
 
 
-def shown_as(processor: PictureProcessor, card: Card, source: Path) -> PictureProcessor:
+def with_metadata_aspect(
+    processor: PictureProcessor, card: ModelMetadata, source: Path
+) -> PictureProcessor:
     """Return a vision tower's processor as the card of a model from `source` wants it.
 
     Raises:
         ModelFolderError: The model's canvases do not cut into the tower's tiles.
     """
     try:
-        return processor.shown(card.aspect, card.pinpoints)
+        return processor.with_aspect(card.image_aspect, card.pinpoints)
     except ValueError as error:
-        raise ModelFolderError(f"{source}: {error}") from None
+        raise ModelFormatError(f"{source}: {error}") from None
 
 
-def vision_part(folder: Path) -> PretrainedConfig:
+def vision_config(folder: Path) -> PretrainedConfig:
     """Read the config of a folder's vision tower.
 
     Raises:
@@ -158,21 +160,21 @@ def vision_part(folder: Path) -> PretrainedConfig:
     if kind in _TWO_TOWERS:
         inner = config.get("vision_config")
         config = {"model_type": _TWO_TOWERS[kind], **(inner if isinstance(inner, dict) else {})}
-    return part_config({"vision_config": config}, "vision_config", folder / "config.json")
+    return sub_config({"vision_config": config}, "vision_config", folder / "config.json")
 
 
-def read_tower(folder: Path) -> Tower:
+def read_tower(folder: Path) -> SourceTower:
     """Read a vision tower's folder in transformers' format.
 
     Raises:
         ModelFolderError: It is missing or broken.
     """
-    config, source = vision_part(folder), read_folder(folder)
-    weights = names.from_vision_folder(names.renamed(source.weights, str, folder))
-    return Tower(config, load_processor(folder), weights, source.files)
+    config, source = vision_config(folder), read_folder(folder)
+    weights = names.from_vision_folder(names.rename_weights(source.weights, str, folder))
+    return SourceTower(config, load_processor(folder), weights, source.files)
 
 
-def read_llava_hf(folder: Path, template: str, aspect: str | None) -> Incoming:
+def read_llava_hf(folder: Path, template: str, aspect: str | None) -> SourceModel:
     """Read a llava-hf folder, LLaVA's or LLaVA-NeXT's, with classic names or those of transformers 5.
 
     Raises:
@@ -189,37 +191,41 @@ def read_llava_hf(folder: Path, template: str, aspect: str | None) -> Incoming:
         folder,
         projector="mlp2x_gelu",
         template=template,
-        aspect=choose_aspect(folder, "anyres" if tiled else load_processor(folder).aspect, aspect),
+        aspect=resolve_aspect(folder, "anyres" if tiled else load_processor(folder).aspect, aspect),
         select_layer=config.vision_feature_layer,
-        pinpoints=pinpoints_from_disk(pairs(config.image_grid_pinpoints, file)) if tiled else (),
+        pinpoints=pinpoints_from_disk(parse_pinpoints(config.image_grid_pinpoints, file))
+        if tiled
+        else (),
     )
     processor = load_processor(folder, card)
-    found = outline(config.vision_config, config.text_config, tokenizer, processor, card).model
+    found = build_on_meta(
+        config.vision_config, config.text_config, tokenizer, processor, card
+    ).model
     if found.image_token_id != config.image_token_index:
-        raise ModelFolderError(
+        raise ModelFormatError(
             f"{file} puts pictures at token {config.image_token_index}, its tokenizer at {found.image_token_id}"
         )
-    strategy, leading = config.vision_feature_select_strategy, found.vision.leading
+    strategy, leading = config.vision_feature_select_strategy, found.vision.num_prefix_tokens
     if strategy == "default" and not leading:
-        raise ModelFolderError(
+        raise ModelFormatError(
             f"{file} has vision_feature_select_strategy 'default', which drops the first patch of a tower without a "
             "class token; not supported"
         )
     keeps_all = strategy == "full" and leading
     if keeps_all and tiled:
-        raise ModelFolderError(
+        raise ModelFormatError(
             f"{file} has vision_feature_select_strategy 'full', which keeps the class token of every tile; not "
             "supported"
         )
     card = card.model_copy(update={"select": "cls_patch" if keeps_all else "patch"})
     notes: tuple[str, ...] = ()
-    if card.aspect == "square" and aspect is None:
+    if card.image_aspect == "square" and aspect is None:
         notes = (
             "its processor crops pictures to a square; LLaVA-1.5 was trained on padded ones, which --aspect pad makes",
         )
-    weights = names.renamed(source.weights, names.from_llava_hf, folder)
+    weights = names.rename_weights(source.weights, names.from_llava_hf, folder)
     parts = (config.vision_config, config.text_config, tokenizer, processor, card)
-    return Incoming(*parts, weights, {"source": source.files}, notes)
+    return SourceModel(*parts, weights, {"source": source.files}, notes)
 
 
 def _llava_hf_config(said: dict[str, Any], file: Path) -> Any:  # noqa: ANN401 - its parts' types are unions
@@ -236,9 +242,9 @@ def _llava_hf_config(said: dict[str, Any], file: Path) -> Any:  # noqa: ANN401 -
     }
     for name, values in allowed.items():
         if said.get(name) not in values:
-            raise ModelFolderError(f"{file} has {name} {said[name]!r}, which is not supported")
+            raise ModelFormatError(f"{file} has {name} {said[name]!r}, which is not supported")
     if type(said.get("vision_feature_layer", -2)) is not int:
-        raise ModelFolderError(
+        raise ModelFormatError(
             f"{file} has vision_feature_layer {said['vision_feature_layer']!r}; only a single layer is supported"
         )
     kind = LlavaNextConfig if said["model_type"] == "llava_next" else LlavaConfig
@@ -248,10 +254,10 @@ def _llava_hf_config(said: dict[str, Any], file: Path) -> Any:  # noqa: ANN401 -
             settings = plain[part].items()
             plain[part] = {name: value for name, value in settings if not name.startswith("_")}
     try:
-        with older_spellings():
+        with accept_old_keys():
             return kind.from_dict(plain)
-    except WRONG_SETTINGS as error:
-        raise ModelFolderError(f"{file}: {reason_of(error)}") from None
+    except CONFIG_ERRORS as error:
+        raise ModelFormatError(f"{file}: {error_line(error)}") from None
 
 
 def read_original_settings(folder: Path) -> OriginalSettings:
@@ -268,9 +274,9 @@ def join_original(
     settings: OriginalSettings,
     source: Source,
     tokenizer: PreTrainedTokenizerFast,
-    tower: Tower,
-    card: Card,
-) -> Incoming:
+    tower: SourceTower,
+    card: ModelMetadata,
+) -> SourceModel:
     """Join what an original folder holds with its vision tower.
 
     Args:
@@ -285,16 +291,16 @@ def join_original(
         ModelFolderError: The tokenizer has more words than the model.
     """
     own = {name: each for name, each in source.weights.items() if not name.startswith(VISION)}
-    weights, language = grow(own, settings.language, tokenizer, folder)
-    processor = shown_as(tower.processor, card, folder)
+    weights, language = grow_embeddings(own, settings.language, tokenizer, folder)
+    processor = with_metadata_aspect(tower.processor, card, folder)
     parts = (tower.config, language, tokenizer, processor, card)
     files = {"source": source.files, "vision": tower.files}
-    return Incoming(*parts, {**tower.weights, **weights}, files, tower.notes)
+    return SourceModel(*parts, {**tower.weights, **weights}, files, tower.notes)
 
 
-def original_tower(
-    folder: Path, settings: OriginalSettings, own: Mapping[str, Weight], vision: Path | None
-) -> Tower:
+def resolve_vision_tower(
+    folder: Path, settings: OriginalSettings, own: Mapping[str, LazyWeight], vision: Path | None
+) -> SourceTower:
     """Return the vision tower of an original folder: its own where it was trained, else the one in `vision`.
 
     LLaVA's own code takes a folder's tower only if its config says that it was trained (spec 9.10).
@@ -314,7 +320,7 @@ def original_tower(
     trained = settings.tower_trained and bool(inside)
     if vision is None:
         if trained and known:
-            return Tower(*known, inside)
+            return SourceTower(*known, inside)
         lacks = (
             "its config does not describe" if trained else "it says were not trained, so they are not"
             if inside else "it does not hold"
@@ -324,9 +330,9 @@ def original_tower(
             "of that tower in transformers' format (config.json, preprocessor_config.json, weights)"
         )
     tower = read_tower(vision)
-    differs = same_tower(known[0], tower.config) if known else None
+    differs = tower_difference(known[0], tower.config) if known else None
     if differs:
-        raise ModelFolderError(f"{vision} is not {settings.tower}: it differs in {differs}")
+        raise ModelFormatError(f"{vision} is not {settings.tower}: it differs in {differs}")
     if trained:
         notes = ("the vision tower's weights are the folder's own, which were trained",)
         return replace(tower, weights=inside, files=(), notes=notes)
@@ -339,7 +345,7 @@ def original_tower(
     return tower
 
 
-def projector_kind(weights: Mapping[str, Weight], source: Path) -> str:
+def detect_projector(weights: Mapping[str, LazyWeight], source: Path) -> str:
     """Tell a projector's kind from its weights' names.
 
     Raises:
@@ -349,6 +355,6 @@ def projector_kind(weights: Mapping[str, Weight], source: Path) -> str:
     for kind, layers in {"mlp2x_gelu": ("linear_1.", "linear_2."), "linear": ("",)}.items():
         if found == {f"{layer}{what}" for layer in layers for what in ("weight", "bias")}:
             return kind
-    raise ModelFolderError(
+    raise ModelFormatError(
         f"the projector in {source} has the weights {sorted(found)[:4]}; unknown"
     )

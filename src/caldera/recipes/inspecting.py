@@ -3,24 +3,24 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from caldera.batches.inspection import Stretch, TokenRow, stretches, token_rows
+from caldera.batches.inspection import Segment, TokenInfo, segments, tokens
 from caldera.batches.labels import encode
 from caldera.batches.templates import find_template
 from caldera.conversation import Conversation, read_conversations
 from caldera.errors import UsageError
 from caldera.model.assemble import assemble
-from caldera.model.folder import Assistant, load_assistant
+from caldera.model.folder import LlavaBundle, load_model_folder
 from caldera.scenes.backbones import find_backbone
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class InspectedRecord:
     """One record as a model sees it."""
 
     id: str
     template: str
-    stretches: list[Stretch]
-    tokens: list[TokenRow]
+    stretches: list[Segment]
+    tokens: list[TokenInfo]
 
 
 def inspect_record(
@@ -30,28 +30,28 @@ def inspect_record(
     template: str | None,
     ignore: frozenset[str],
     pictures: Path | None = None,
-) -> Seen:
+) -> InspectedRecord:
     """Encode one record for a model folder, or for the shipped backbones; its pictures need be there only for tiles.
 
     Raises:
         CalderaError: File, record, model or template is not there or cannot be used.
     """
-    conversation = _find(read_conversations(file, ignore), record, file)
-    assistant = load_assistant(model) if model else _shipped(template or "vicuna_v1")
+    conversation = _find_record(read_conversations(file, ignore), record, file)
+    assistant = load_model_folder(model) if model else _default_model(template or "vicuna_v1")
     name = template or assistant.card.template
     encoded = encode(find_template(name).render(conversation), assistant.tokenizer)
     folder = pictures or file.parent
     layouts = assistant.layouts(folder / path for path in encoded.picture_paths)
     counts = assistant.image_tokens(layouts)
-    return Seen(
+    return InspectedRecord(
         conversation.id,
         name,
-        stretches(encoded, assistant.tokenizer, counts),
-        token_rows(encoded, assistant.tokenizer, counts),
+        segments(encoded, assistant.tokenizer, counts),
+        tokens(encoded, assistant.tokenizer, counts),
     )
 
 
-def _find(conversations: list[Conversation], record: str, file: Path) -> Conversation:
+def _find_record(conversations: list[Conversation], record: str, file: Path) -> Conversation:
     """Find a record by id, else by number.
 
     Raises:
@@ -68,7 +68,7 @@ def _find(conversations: list[Conversation], record: str, file: Path) -> Convers
     )
 
 
-def _shipped(template: str) -> Assistant:
+def _default_model(template: str) -> LlavaBundle:
     """Join the shipped backbones for a template; the projector's weights do not matter here."""
     towers = find_backbone("scenes-vit"), find_backbone("scenes-llama")
     return assemble(*towers, template=template)

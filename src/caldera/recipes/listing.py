@@ -10,16 +10,16 @@ from caldera.recipes.hub_towers import (
     num_projector_parameters,
     num_vision_parameters,
 )
-from caldera.recipes.paper_recipe import DataNeeds, PaperRecipe
+from caldera.recipes.paper_recipe import DatasetInfo, PaperRecipe
 from caldera.recipes.recipe import Recipe
 from caldera.recipes.scene_recipe import SceneRecipe
 from caldera.recipes.table import PAPER_RECIPES
-from caldera.storage import as_json
+from caldera.storage import to_plain_json
 from caldera.training.stage import Stage
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class RecipeField:
     """One field of a recipe beside what a paper says of it."""
 
     name: str
@@ -32,7 +32,7 @@ class Setting:
         return self.cited is not None and self.cited.value != self.value
 
 
-def field_of(recipe: object, dotted: str) -> object:
+def get_field(recipe: object, dotted: str) -> object:
     """Return the field at a dotted name."""
     found = recipe
     for name in dotted.split("."):
@@ -40,11 +40,11 @@ def field_of(recipe: object, dotted: str) -> object:
     return found
 
 
-def settings_of(recipe: Recipe) -> list[Setting]:
+def recipe_fields(recipe: Recipe) -> list[RecipeField]:
     """Return every field of a recipe by its dotted name, single values all, in the recipe's order."""
     cited = CITATIONS[recipe.name].fields if recipe.name in CITATIONS else {}
     return [
-        Setting(name, field_of(recipe, name), cited.get(name))
+        RecipeField(name, get_field(recipe, name), cited.get(name))
         for name in _names(recipe)
         if name != "name"
     ]
@@ -61,7 +61,7 @@ def _names(group: object, before: str = "") -> list[str]:
     return names
 
 
-def cited_names(recipe: Recipe) -> list[str]:
+def cited_field_names(recipe: Recipe) -> list[str]:
     """Return the names of the fields that a paper's recipe must be cited for."""
     names = list(RECIPE_FIELDS)
     for part, stage in zip(("pretrain", "finetune"), recipe.stages, strict=True):
@@ -99,18 +99,18 @@ def describe(recipe: Recipe) -> dict[str, Any]:
                 "source": setting.cited.source if setting.cited else None,
                 "note": setting.cited.note if setting.cited else "",
             }
-            for setting in settings_of(recipe)
+            for setting in recipe_fields(recipe)
         ],
         "notes": list(citation.notes) if citation else [],
     }
-    return dict(as_json(told))
+    return dict(to_plain_json(told))
 
 
-def _as_data(needs: DataNeeds) -> dict[str, object]:
+def _as_data(needs: DatasetInfo) -> dict[str, object]:
     return {field.name: getattr(needs, field.name) for field in fields(needs)}
 
 
-def data_of(recipe: Recipe) -> dict[str, DataNeeds]:
+def data_of(recipe: Recipe) -> dict[str, DatasetInfo]:
     """Return the data that each stage's user must bring; none for a recipe that makes its own."""
     if not isinstance(recipe, PaperRecipe):
         return {}
@@ -124,17 +124,17 @@ COLUMNS = ("recipe", "weights", "stage", "data", "learns", "batch", "learning ra
 def overview(recipe: Recipe) -> list[tuple[str, ...]]:
     """Return a recipe's rows under COLUMNS, one for each stage."""
     sizes = parameters_of(recipe).values()
-    weights = " + ".join(short(size) for size in sizes)
+    weights = " + ".join(compact_number(size) for size in sizes)
     heads = ((recipe.name, weights), ("", ""))
     return [
         (
             *head,
             part,
             _data_cell(recipe, part),
-            _learns(stage),
-            _beside(recipe, part, "batch_size"),
+            _trainable_parts(stage),
+            _with_cited(recipe, part, "batch_size"),
             _rates(recipe, part, stage),
-            _beside(recipe, part, "epochs"),
+            _with_cited(recipe, part, "epochs"),
         )
         for head, part, stage in zip(heads, ("pretrain", "finetune"), recipe.stages, strict=True)
     ]
@@ -145,40 +145,40 @@ def _data_cell(recipe: Recipe, part: str) -> str:
     if isinstance(recipe, SceneRecipe):
         return f"{recipe.scenes.train:,} drawn scenes"
     needs = data_of(recipe)[part]
-    return f"{needs.name}, {short(needs.rows)}"
+    return f"{needs.name}, {compact_number(needs.rows)}"
 
 
-def _learns(stage: Stage) -> str:
+def _trainable_parts(stage: Stage) -> str:
     """Say which parts learn."""
     lora = f" by rank {stage.lora.rank}" if stage.lora else ""
-    return ", ".join(stage.trains) + lora
+    return ", ".join(stage.trainable) + lora
 
 
 def _rates(recipe: Recipe, part: str, stage: Stage) -> str:
     """Return a stage's rate beside the paper's, and those of parts with their own."""
-    told = [_beside(recipe, part, "learning_rate")]
+    told = [_with_cited(recipe, part, "learning_rate")]
     for which in ("projector", "vision"):
         if getattr(stage, f"{which}_learning_rate") is not None:
-            told.append(f"{which} {_beside(recipe, part, f'{which}_learning_rate')}")
+            told.append(f"{which} {_with_cited(recipe, part, f'{which}_learning_rate')}")
     return ", ".join(told)
 
 
-def _beside(recipe: Recipe, part: str, field: str) -> str:
+def _with_cited(recipe: Recipe, part: str, field: str) -> str:
     """Return a setting, with the paper's in brackets behind it; a question mark where that is not verified."""
     name = f"{part}.{field}"
-    value = spell(field_of(recipe, name))
+    value = format_value(get_field(recipe, name))
     citation = CITATIONS.get(recipe.name)
     if citation is None:
         return value
     cited = citation.fields[name]
-    return f"{value} ({spell(cited.value)}{'' if cited.certain else '?'})"
+    return f"{value} ({format_value(cited.value)}{'' if cited.certain else '?'})"
 
 
 _SMALL = 1e-2
 """Numbers below it are written with an exponent."""
 
 
-def spell(value: object) -> str:
+def format_value(value: object) -> str:
     """Write a setting as people do."""
     if value is None:
         return "-"
@@ -188,14 +188,14 @@ def spell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, tuple):
-        return ", ".join(map(spell, value)) or "-"
+        return ", ".join(map(format_value, value)) or "-"
     return f"{value:,}" if type(value) is int else str(value)
 
 
 _STEPS = ((10**9, "B"), (10**6, "M"), (10**3, "K"))
 
 
-def short(number: int | None) -> str:
+def compact_number(number: int | None) -> str:
     """Write a large number in three digits: 6.74 B, 303 M, 158 K."""
     if number is None:
         return "?"
@@ -212,7 +212,7 @@ def markdown() -> str:
     rows = [row for recipe in recipes for row in overview(recipe)]
     needs = {each.name: each for recipe in recipes for each in data_of(recipe).values()}
     data = [
-        (each.name, short(each.rows), f"`{each.file}`", _folders(each), each.source)
+        (each.name, compact_number(each.rows), f"`{each.file}`", _folders(each), each.source)
         for each in needs.values()
     ]
     return "\n\n".join(
@@ -223,7 +223,7 @@ def markdown() -> str:
     )
 
 
-def _folders(needs: DataNeeds) -> str:
+def _folders(needs: DatasetInfo) -> str:
     return ", ".join(f"`{folder}`" for folder in needs.pictures) or "as the file names them"
 
 

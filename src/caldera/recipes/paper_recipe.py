@@ -6,7 +6,7 @@ from caldera.recipes.recipe import Recipe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DataNeeds:
+class DatasetInfo:
     """A data set that is needed; nothing downloads it."""
 
     name: str
@@ -27,5 +27,5 @@ class DataNeeds:
 class PaperRecipe(Recipe):
     """A recipe whose data and towers its user brings."""
 
-    pretrain_data: DataNeeds
-    finetune_data: DataNeeds
+    pretrain_data: DatasetInfo
+    finetune_data: DatasetInfo

@@ -17,21 +17,21 @@ from pathlib import Path
 from caldera.conversation import read_conversations
 from caldera.errors import UsageError
 from caldera.model.assemble import assemble
-from caldera.model.folder import Assistant, load_assistant
-from caldera.model.low_rank import chosen_layers
-from caldera.recipes.paper_recipe import DataNeeds, PaperRecipe
-from caldera.recipes.recipe import claim
-from caldera.recipes.towers import find_tower
-from caldera.skips import Skips
-from caldera.storage import holding
-from caldera.training.devices import Means
-from caldera.training.loop import Outcome
-from caldera.training.run import DataSet, StageJob
+from caldera.model.folder import LlavaBundle, load_model_folder
+from caldera.model.low_rank import target_layers
+from caldera.recipes.paper_recipe import DatasetInfo, PaperRecipe
+from caldera.recipes.recipe import check_or_write_recipe
+from caldera.recipes.towers import resolve_tower
+from caldera.skips import SkippedItems
+from caldera.storage import lock_folder
+from caldera.training.devices import Runtime
+from caldera.training.loop import TrainingResult
+from caldera.training.run import TrainingData, TrainingJob
 from caldera.training.stage import Stage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Brought:
+class UserInputs:
     """What a user brings to a recipe; None is what was not given."""
 
     vision: str | None = None
@@ -47,15 +47,15 @@ class Brought:
     """Surplus fields of records to pass over."""
 
 
-def run_paper(
+def run_paper_recipe(
     recipe: PaperRecipe,
-    brought: Brought,
+    brought: UserInputs,
     out: Path,
     *,
-    means: Means,
+    means: Runtime,
     max_bad: float,
     resume: bool,
-) -> dict[str, Outcome | None]:
+) -> dict[str, TrainingResult | None]:
     """Run both stages, or the second alone on a stage 1 that is brought.
 
     Args:
@@ -72,42 +72,42 @@ def run_paper(
     Raises:
         CalderaError: Something is not brought, cannot be read, or training failed.
     """
-    refuse_what_is_missing(recipe, brought)
-    _refuse_what_is_not_used(brought)
+    check_missing_inputs(recipe, brought)
+    _check_unused_inputs(brought)
     recipe = replace(
         recipe, vision=brought.vision or recipe.vision, language=brought.language or recipe.language
     )
     outcomes = {}
-    with holding(out):
-        assistant = _start(recipe, brought, out)
+    with lock_folder(out):
+        assistant = _initial_model(recipe, brought, out)
         work = _stages(recipe, brought)  # read before hours are spent on the first
         for stage, _ in work:
             if stage.lora:
-                chosen_layers(assistant.model.language, stage.lora.targets)
-        claim(out, recipe)
+                target_layers(assistant.model.language, stage.lora.targets)
+        check_or_write_recipe(out, recipe)
         for stage, data in work:
-            job = StageJob(
+            job = TrainingJob(
                 stage=stage,
                 assistant=assistant,
                 data=data,
                 out=out / stage.name,
                 features=out / "features",
                 means=means,
-                skips=Skips(max_bad),
+                skips=SkippedItems(max_bad),
                 resume=resume,
             )
             assistant, outcomes[stage.name] = job.run()
     return outcomes
 
 
-def _start(recipe: PaperRecipe, brought: Brought, out: Path) -> Assistant:
+def _initial_model(recipe: PaperRecipe, brought: UserInputs, out: Path) -> LlavaBundle:
     """Load the stage 1 that was brought, or join the two towers with a fresh projector.
 
     Raises:
         UsageError: The stage 1 was another recipe's.
     """
     if brought.aligned:
-        found = load_assistant(brought.aligned)
+        found = load_model_folder(brought.aligned)
         for name in ("projector", "select_layer"):
             given, wanted = getattr(found.card, name), getattr(recipe, name)
             if given != wanted:
@@ -117,8 +117,8 @@ def _start(recipe: PaperRecipe, brought: Brought, out: Path) -> Assistant:
                 )
         return found
     return assemble(
-        find_tower(recipe.vision, out / "towers"),
-        find_tower(recipe.language, out / "towers"),
+        resolve_tower(recipe.vision, out / "towers"),
+        resolve_tower(recipe.language, out / "towers"),
         projector=recipe.projector,
         aspect=recipe.aspect,
         select_layer=recipe.select_layer,
@@ -127,17 +127,17 @@ def _start(recipe: PaperRecipe, brought: Brought, out: Path) -> Assistant:
     )
 
 
-def _stages(recipe: PaperRecipe, brought: Brought) -> list[tuple[Stage, DataSet]]:
+def _stages(recipe: PaperRecipe, brought: UserInputs) -> list[tuple[Stage, TrainingData]]:
     """Return the stages that are run, each with its data.
 
     Raises:
         InputError: A data file cannot be read.
     """
 
-    def read(file: Path | None, pictures: Path | None) -> DataSet:
+    def read(file: Path | None, pictures: Path | None) -> TrainingData:
         assert file is not None  # as checked
         conversations = read_conversations(file, brought.ignore)
-        return DataSet(conversations=conversations, pictures=pictures or file.parent)
+        return TrainingData(conversations=conversations, pictures=pictures or file.parent)
 
     last = (recipe.finetune, read(brought.data, brought.pictures))
     if brought.aligned:
@@ -145,7 +145,7 @@ def _stages(recipe: PaperRecipe, brought: Brought) -> list[tuple[Stage, DataSet]
     return [(recipe.pretrain, read(brought.pretrain_data, brought.pretrain_pictures)), last]
 
 
-def refuse_what_is_missing(recipe: PaperRecipe, brought: Brought) -> None:
+def check_missing_inputs(recipe: PaperRecipe, brought: UserInputs) -> None:
     """See that everything a recipe needs was brought.
 
     Raises:
@@ -167,7 +167,7 @@ def refuse_what_is_missing(recipe: PaperRecipe, brought: Brought) -> None:
         raise UsageError(f"{recipe.name} needs what nothing here downloads: {'; '.join(missing)}")
 
 
-def _refuse_what_is_not_used(brought: Brought) -> None:
+def _check_unused_inputs(brought: UserInputs) -> None:
     """Refuse what a stage 1 that is brought takes the place of.
 
     Raises:
@@ -187,7 +187,7 @@ def _refuse_what_is_not_used(brought: Brought) -> None:
         )
 
 
-def _told(needs: DataNeeds) -> str:
+def _told(needs: DatasetInfo) -> str:
     """Describe a data set in a line."""
     folders = f", with {', '.join(needs.pictures)} below its pictures" if needs.pictures else ""
     return f"{needs.name}: {needs.file}, {needs.rows:,} records{folders}; {needs.source}"

@@ -5,31 +5,31 @@
 
 from dataclasses import replace
 
-from caldera.recipes.paper_recipe import DataNeeds, PaperRecipe
+from caldera.recipes.paper_recipe import DatasetInfo, PaperRecipe
 from caldera.training.stage import FINETUNE, FINETUNE_LORA, PRETRAIN
 
-CC3M_595K = DataNeeds(
+CC3M_595K = DatasetInfo(
     name="CC3M-595K",
     rows=595_000,
     file="chat.json",
     pictures=(),
     source="liuhaotian/LLaVA-CC3M-Pretrain-595K on the Hugging Face hub, images.zip unpacked",
 )
-LCS_558K = DataNeeds(
+LCS_558K = DatasetInfo(
     name="LCS-558K",
     rows=558_128,
     file="blip_laion_cc_sbu_558k.json",
     pictures=(),
     source="liuhaotian/LLaVA-Pretrain on the Hugging Face hub, images.zip unpacked",
 )
-INSTRUCT_158K = DataNeeds(
+INSTRUCT_158K = DatasetInfo(
     name="LLaVA-Instruct-158K",
     rows=158_000,
     file="llava_instruct_150k.json",
     pictures=(),
     source="liuhaotian/LLaVA-Instruct-150K on the Hugging Face hub; pictures: COCO train2017",
 )
-MIX_665K = DataNeeds(
+MIX_665K = DatasetInfo(
     name="LLaVA-1.5's mix",
     rows=665_000,
     file="llava_v1_5_mix665k.json",
@@ -44,7 +44,7 @@ MIX_665K = DataNeeds(
     source="liuhaotian/LLaVA-Instruct-150K on the Hugging Face hub; pictures: COCO, GQA, OCR-VQA (saved as .jpg), "
     "TextVQA, Visual Genome, each from its own site",
 )
-NEXT_760K = DataNeeds(
+NEXT_760K = DatasetInfo(
     name="LLaVA-NeXT's mix",
     rows=760_000,
     file="llava_next.json",
@@ -52,7 +52,7 @@ NEXT_760K = DataNeeds(
     source="never released as it was; lmms-lab/LLaVA-NeXT-Data on the Hugging Face hub is its makers' later release of "
     "about as many records, to be written in LLaVA's JSON",
 )
-SCIENCE_QA = DataNeeds(
+SCIENCE_QA = DatasetInfo(
     name="ScienceQA train",
     rows=12_726,
     file="llava_train_QCM-LEA.json",
@@ -141,7 +141,7 @@ def llava_next_7b() -> PaperRecipe:
         finetune_data=NEXT_760K,
         finetune=replace(
             FINETUNE,
-            trains=("vision", "projector", "language"),
+            trainable=("vision", "projector", "language"),
             vision_learning_rate=2e-6,
             aspect="anyres",
             micro_batch_size=4,

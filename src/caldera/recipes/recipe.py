@@ -9,14 +9,14 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from caldera.batches.pictures import ASPECTS, Aspect
+from caldera.batches.pictures import ASPECTS, ImageAspect
 from caldera.errors import UsageError, did_you_mean
 from caldera.model.projector import PROJECTORS
-from caldera.storage import as_json, write_json
+from caldera.storage import to_plain_json, write_json
 from caldera.training.stage import Stage
 
 
-def refuse(what: str, faults: Iterable[str]) -> None:
+def raise_if_any(what: str, faults: Iterable[str]) -> None:
     """Raise UsageError naming all faults, if there are any."""
     if told := "; ".join(faults):
         raise UsageError(f"{what}: {told}")
@@ -38,7 +38,7 @@ class Recipe:
     select_layer: int = -2
     """Hidden state of the vision tower that is projected."""
 
-    aspect: Aspect = "square"
+    aspect: ImageAspect = "square"
     """How a picture that is not square is shown, until a stage says otherwise."""
 
     pretrain: Stage
@@ -61,7 +61,7 @@ class Recipe:
             for what, (name, known) in names.items()
             if name not in known
         ]
-        refuse(f"recipe {self.name!r}", faults)
+        raise_if_any(f"recipe {self.name!r}", faults)
 
     @property
     def stages(self) -> tuple[Stage, Stage]:
@@ -69,14 +69,14 @@ class Recipe:
         return self.pretrain, self.finetune
 
 
-def claim(out: Path, recipe: Recipe) -> None:
+def check_or_write_recipe(out: Path, recipe: Recipe) -> None:
     """Note a recipe in its run's folder.
 
     Raises:
         UsageError: Another one's run is there.
     """
     file = out / "recipe.json"
-    said = as_json(asdict(recipe))
+    said = to_plain_json(asdict(recipe))
     if not file.is_file():
         write_json(file, said)
     elif json.loads(file.read_text()) != said:

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from caldera.instructions.teacher import KINDS, Kind
-from caldera.recipes.recipe import Recipe, refuse
+from caldera.recipes.recipe import Recipe, raise_if_any
 
 
-def _too_few(counts: dict[str, int], least: int) -> list[str]:
+def _below_minimum(counts: dict[str, int], least: int) -> list[str]:
     """Say which counts are below the least that makes sense."""
     return [
         f"{name} is {count}; it must be at least {least}"
@@ -16,7 +16,7 @@ def _too_few(counts: dict[str, int], least: int) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Scenes:
+class SceneCounts:
     """How many scenes are drawn."""
 
     train: int
@@ -32,11 +32,11 @@ class Scenes:
         Raises:
             UsageError: There is nothing to learn from or to ask about.
         """
-        refuse("scenes", _too_few({"train": self.train, "held_out": self.held_out}, 1))
+        raise_if_any("scenes", _below_minimum({"train": self.train, "held_out": self.held_out}, 1))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Mix:
+class InstructionMix:
     """Dialogues of each kind for a picture; 0.3 means for three pictures in ten."""
 
     caption: float = 0.0
@@ -60,7 +60,7 @@ class Mix:
         ]
         if not any(shares.values()):
             faults.append("every kind is 0; give one of them a share")
-        refuse("mix", faults)
+        raise_if_any("mix", faults)
 
     @property
     def shares(self) -> dict[Kind, float]:
@@ -70,7 +70,7 @@ class Mix:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Questions:
+class QuestionCounts:
     """What the trained assistant is asked about each held-out scene."""
 
     per_picture: int = 8
@@ -86,14 +86,14 @@ class Questions:
         """
         counts = {"per_picture": self.per_picture, "captioned": self.captioned}
         several = {"context_per_picture": self.context_per_picture}
-        refuse("questions", [*_too_few(counts, 1), *_too_few(several, 0)])
+        raise_if_any("questions", [*_below_minimum(counts, 1), *_below_minimum(several, 0)])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SceneRecipe(Recipe):
     """A recipe whose data are drawn, written and asked about here."""
 
-    scenes: Scenes
-    pretrain_mix: Mix
-    finetune_mix: Mix
-    questions: Questions
+    scenes: SceneCounts
+    pretrain_mix: InstructionMix
+    finetune_mix: InstructionMix
+    questions: QuestionCounts

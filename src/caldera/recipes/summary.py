@@ -11,14 +11,21 @@ import torch
 
 import caldera
 from caldera.evaluation.benchmark import Item, Score
-from caldera.evaluation.report import Asked, Column, Curve, Exhibit, Report, write_report
+from caldera.evaluation.report import (
+    Column,
+    Curve,
+    GalleryItem,
+    GalleryQuestion,
+    Report,
+    write_report,
+)
 from caldera.instructions.questions import SHORT_ANSWER
-from caldera.recipes.measure import Measured
+from caldera.recipes.measure import SceneScores
 from caldera.recipes.scene_recipe import SceneRecipe
 from caldera.storage import write_json
 from caldera.training.record import read_metrics
 
-_EXHIBITS = 18
+_GALLERY_SIZE = 18
 """Pictures, or groups of pictures, in the gallery."""
 
 _STAGES = {
@@ -29,7 +36,7 @@ _STAGES = {
 
 
 def write_results(
-    out: Path, recipe: SceneRecipe, measured: Measured, seconds: dict[str, float]
+    out: Path, recipe: SceneRecipe, measured: SceneScores, seconds: dict[str, float]
 ) -> None:
     """Write both files of a run.
 
@@ -37,17 +44,19 @@ def write_results(
         OutputError: They cannot be written.
     """
     results = as_results(measured, seconds)
-    write_json(out / "results.json", {**results, "recipe": asdict(recipe), "machine": machine()})
+    write_json(
+        out / "results.json", {**results, "recipe": asdict(recipe), "machine": machine_info()}
+    )
     write_report(out / "report.html", _report(out, recipe, measured, seconds))
 
 
-def as_results(measured: Measured, seconds: dict[str, float]) -> dict[str, Any]:
+def as_results(measured: SceneScores, seconds: dict[str, float]) -> dict[str, Any]:
     """Return the numbers of a run as results.json has them."""
     return {
         "accuracy": _flat(measured.accuracy),
-        "prior": _flat(measured.prior),
-        "other_picture": _flat(measured.other_picture),
-        "without_pretrain": _flat(measured.without_pretrain),
+        "prior": _flat(measured.majority_baseline),
+        "other_picture": _flat(measured.shuffled_images),
+        "without_pretrain": _flat(measured.without_pretraining),
         "caption_cider": round(measured.caption_cider, 4),
         "questions": {"overall": len(measured.benchmark.items), **measured.accuracy.counts},
         "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
@@ -60,7 +69,7 @@ def _flat(score: Score) -> dict[str, float]:
     return {name: round(value, 4) for name, value in flat.items()}
 
 
-def machine() -> dict[str, str]:
+def machine_info() -> dict[str, str]:
     """Say what a run was made with."""
     threads, capability = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
     return {
@@ -72,21 +81,21 @@ def machine() -> dict[str, str]:
 
 
 def _report(
-    out: Path, recipe: SceneRecipe, measured: Measured, seconds: dict[str, float]
+    out: Path, recipe: SceneRecipe, measured: SceneScores, seconds: dict[str, float]
 ) -> Report:
     """Put together what the report shows."""
     columns = (
         Column("assistant", "its answers.", _flat(measured.accuracy)),
         Column("prior", "the commonest training answer to that form of question, without looking.",
-               _flat(measured.prior)),
+               _flat(measured.majority_baseline)),
         Column("other picture", "the same questions to the same assistant, with other pictures shown.",
-               _flat(measured.other_picture)),
+               _flat(measured.shuffled_images)),
         Column("without stage 1", "an assistant that had the same stage 2, but no stage 1.",
-               _flat(measured.without_pretrain)),
+               _flat(measured.without_pretraining)),
     )  # fmt: skip
     return Report(
         title=f"caldera: {recipe.name}",
-        lead=f"{recipe.scenes.train} scenes to learn from, {recipe.scenes.held_out} held out; vision tower "
+        summary=f"{recipe.scenes.train} scenes to learn from, {recipe.scenes.held_out} held out; vision tower "
         f"{recipe.vision}, language model {recipe.language}, projector {recipe.projector}.",
         columns=columns,
         counts={"overall": len(measured.benchmark.items), **measured.accuracy.counts},
@@ -94,9 +103,9 @@ def _report(
             "captions of held-out pictures, CIDEr-D against five captions (0 to 10)": f"{measured.caption_cider:.2f}"
         },
         curves=[_curve(out, name, title) for name, title in _STAGES.items()],
-        exhibits=_exhibits(out, measured),
+        exhibits=_gallery(out, measured),
         seconds=seconds,
-        facts=machine(),
+        facts=machine_info(),
     )
 
 
@@ -114,7 +123,7 @@ def _curve(out: Path, name: str, title: str) -> Curve:
     )
 
 
-def _exhibits(out: Path, measured: Measured) -> list[Exhibit]:
+def _gallery(out: Path, measured: SceneScores) -> list[GalleryItem]:
     """Choose pictures for the gallery, evenly from the held-out ones, some of them several together."""
     right = measured.benchmark.right(measured.answers)
     groups: dict[tuple[str, ...], list[Item]] = defaultdict(list)
@@ -122,10 +131,10 @@ def _exhibits(out: Path, measured: Measured) -> list[Exhibit]:
         groups[item.conversation.pictures].append(item)
     single = [pictures for pictures in groups if len(pictures) == 1]
     several = [pictures for pictures in groups if len(pictures) > 1]
-    third = _EXHIBITS // 3
-    chosen = [*_evenly(single, 2 * third), *_evenly(several, third)]
+    third = _GALLERY_SIZE // 3
+    chosen = [*_every_nth(single, 2 * third), *_every_nth(several, third)]
     return [
-        Exhibit(
+        GalleryItem(
             tuple(out / path for path in pictures),
             [_asked(item, measured.answers[item.id], right[item.id]) for item in groups[pictures]],
         )
@@ -133,14 +142,14 @@ def _exhibits(out: Path, measured: Measured) -> list[Exhibit]:
     ]
 
 
-def _evenly(groups: Sequence[tuple[str, ...]], count: int) -> Sequence[tuple[str, ...]]:
+def _every_nth(groups: Sequence[tuple[str, ...]], count: int) -> Sequence[tuple[str, ...]]:
     """Take `count` groups at even distances."""
     step = max(1, len(groups) // count)
     return groups[::step][:count]
 
 
-def _asked(item: Item, answer: str, right: bool) -> Asked:
+def _asked(item: Item, answer: str, right: bool) -> GalleryQuestion:
     """Return an item as the gallery shows it."""
     question = item.conversation.turns[-1].text.removesuffix(SHORT_ANSWER).strip()
     lines = [line for line in question.splitlines() if not line.startswith("Picture ")]
-    return Asked(item.kind, " ".join(lines), answer, item.references[0], right)
+    return GalleryQuestion(item.category, " ".join(lines), answer, item.references[0], right)

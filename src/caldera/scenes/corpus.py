@@ -9,13 +9,13 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from caldera.boxes import place_of
-from caldera.conversation import Conversation, Picture, Turn
-from caldera.english import listed, number
-from caldera.scenes.captions import captions, phrase
-from caldera.scenes.grid import cell_words
-from caldera.scenes.kinds import KINDS, SETTINGS
-from caldera.scenes.world import Group, Scene
+from caldera.boxes import position_of
+from caldera.conversation import Conversation, ImageRef, Turn
+from caldera.english import join_with_and, number_word
+from caldera.scenes.captions import captions_of, object_phrase
+from caldera.scenes.grid import patch_labels
+from caldera.scenes.kinds import BACKGROUNDS, OBJECT_KINDS
+from caldera.scenes.world import ObjectGroup, Scene
 
 _LEFT_OUT = 0.1
 """Share of words that a cell leaves out, as a patch may fail to show them."""
@@ -28,7 +28,7 @@ SYSTEM = (
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class CorpusSegment:
     """A stretch of a document, tokenised by itself."""
 
     text: str
@@ -39,13 +39,13 @@ class Piece:
     """In place of text: bags of words, each of them one position, read as the sum of its words."""
 
 
-Document = list[Piece]
+Document = list[CorpusSegment]
 
 
-def bags(scene: Scene, rng: random.Random) -> tuple[str, ...]:
+def bags_of_words(scene: Scene, rng: random.Random) -> tuple[str, ...]:
     """Say what each cell of the grid shows, row by row, as a bag of words of which some are left out by chance."""
     said = []
-    for words in cell_words(scene):
+    for words in patch_labels(scene):
         kept = [word for word in words if len(words) == 1 or rng.random() >= _LEFT_OUT]
         said.append("".join(f" {word}" for word in kept or words[:1]))
     return tuple(said)
@@ -53,12 +53,12 @@ def bags(scene: Scene, rng: random.Random) -> tuple[str, ...]:
 
 def _list(scene: Scene, rng: random.Random) -> str:
     """Name every thing with its place, and the setting."""
-    things = [phrase(group, thing) for group, thing in scene.things]
-    return f"{listed(rng.sample(things, len(things)))}, {SETTINGS[scene.setting]}."
+    things = [object_phrase(group, thing) for group, thing in scene.things]
+    return f"{join_with_and(rng.sample(things, len(things)))}, {BACKGROUNDS[scene.setting]}."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Telling:
+class DescriptionMix:
     """In which ways scenes are told, as shares; lists take what is left."""
 
     bags: float = 0.0
@@ -70,51 +70,55 @@ class Telling:
     """Drills read between two dialogues, on average."""
 
 
-def tell(scene: Scene, telling: Telling, rng: random.Random) -> Piece:
+def describe_scene(scene: Scene, telling: DescriptionMix, rng: random.Random) -> CorpusSegment:
     """Tell a scene in one of the three ways."""
     way = rng.random()
     if way < telling.bags:
-        return Piece("", cells=bags(scene, rng))
+        return CorpusSegment("", cells=bags_of_words(scene, rng))
     if way < 1 - telling.captions:
-        return Piece(_list(scene, rng))
-    return Piece(" ".join(captions(scene)))
+        return CorpusSegment(_list(scene, rng))
+    return CorpusSegment(" ".join(captions_of(scene)))
 
 
-def drill(told: Sequence[Scene], telling: Telling, rng: random.Random) -> Document:
+def drill_document(told: Sequence[Scene], telling: DescriptionMix, rng: random.Random) -> Document:
     """Tell one to three scenes, then ask in bare words for things that are there and for as many that are not.
 
     'dog: one top left', 'cat: no'; with several scenes 'B dog: two'. It holds many more things to find than a dialogue
     of its length.
     """
-    pieces: list[Piece] = []
+    pieces: list[CorpusSegment] = []
     asked: list[tuple[str, str]] = []
     everywhere = {group.kind.name for scene in told for group in scene.groups}
     for letter, scene in zip("ABC", told, strict=False):
         picture = f" {letter}" if len(told) > 1 else ""
-        pieces += [Piece(f"Picture{picture}: "), tell(scene, telling, rng), Piece("\n")]
+        pieces += [
+            CorpusSegment(f"Picture{picture}: "),
+            describe_scene(scene, telling, rng),
+            CorpusSegment("\n"),
+        ]
         there = {group.kind.name for group in scene.groups}
-        missing = sorted(everywhere - there) or sorted(KINDS.keys() - there)
+        missing = sorted(everywhere - there) or sorted(OBJECT_KINDS.keys() - there)
         missing = rng.sample(missing, min(len(missing), len(there)))
         asked += [(f"{picture} {group.kind.name}:", _all_of(group)) for group in scene.groups]
         asked += [(f"{picture} {name}:", " no") for name in missing]
     for question, answer in rng.sample(asked, len(asked)):
-        pieces += [Piece(question), Piece(f"{answer}\n", answer=True)]
+        pieces += [CorpusSegment(question), CorpusSegment(f"{answer}\n", answer=True)]
     return pieces
 
 
-def _all_of(group: Group) -> str:
+def _all_of(group: ObjectGroup) -> str:
     """Say how many there are of a group, its colour, and where a single thing is."""
-    place = place_of(group.things[0].box) if len(group.things) == 1 else None
-    words = (number(len(group.things)), group.colour, place)
+    place = position_of(group.things[0].box) if len(group.things) == 1 else None
+    words = (number_word(len(group.things)), group.colour, place)
     return "".join(f" {word}" for word in words if word)
 
 
-def dialogue(
+def dialogue_document(
     conversation: Conversation,
     scenes: Mapping[str, Scene],
     *,
     end: str,
-    telling: Telling,
+    telling: DescriptionMix,
     rng: random.Random,
 ) -> Document:
     """Write a conversation as Vicuna's text, with words where it shows pictures.
@@ -126,34 +130,34 @@ def dialogue(
         telling: In which ways scenes are told.
         rng: Chooses how the scenes are told.
     """
-    pieces = [Piece(f"{SYSTEM} ")]
+    pieces = [CorpusSegment(f"{SYSTEM} ")]
     for turn in conversation.turns:
-        if turn.speaker == "assistant":
-            pieces.append(Piece(f" {turn.text}{end}", answer=True))
+        if turn.role == "assistant":
+            pieces.append(CorpusSegment(f" {turn.text}{end}", answer=True))
             continue
-        pieces.append(Piece("USER: "))
+        pieces.append(CorpusSegment("USER: "))
         for part in _picture_first(turn):
-            if isinstance(part, Picture):
-                pieces.append(tell(scenes[part.path], telling, rng))
+            if isinstance(part, ImageRef):
+                pieces.append(describe_scene(scenes[part.path], telling, rng))
             else:
-                pieces.append(Piece(part))
-        pieces.append(Piece(" ASSISTANT:"))
+                pieces.append(CorpusSegment(part))
+        pieces.append(CorpusSegment(" ASSISTANT:"))
     return pieces
 
 
-def _picture_first(turn: Turn) -> tuple[str | Picture, ...]:
+def _picture_first(turn: Turn) -> tuple[str | ImageRef, ...]:
     """Put a lone picture before its question, as LLaVA does."""
     if len(turn.pictures) != 1:
         return turn.parts
     return (*turn.pictures, f"\n{turn.text.strip()}")
 
 
-def documents(
+def stream_documents(
     conversations: Sequence[Conversation],
     scenes: Mapping[str, Scene],
     *,
     end: str,
-    telling: Telling,
+    telling: DescriptionMix,
     seed: int,
 ) -> Iterator[Document]:
     """Yield documents without end: dialogues, each time around in a new order and telling; captions; drills.
@@ -169,10 +173,13 @@ def documents(
     told = list(scenes.values())
     while True:
         for conversation in rng.sample(conversations, len(conversations)):
-            yield dialogue(conversation, scenes, end=end, telling=telling, rng=rng)
+            yield dialogue_document(conversation, scenes, end=end, telling=telling, rng=rng)
             if rng.random() < telling.bags / 2:
                 scene = rng.choice(told)
-                caption = rng.choice(captions(scene))
-                yield [Piece("", cells=bags(scene, rng)), Piece(f"{caption}\n", answer=True)]
+                caption = rng.choice(captions_of(scene))
+                yield [
+                    CorpusSegment("", cells=bags_of_words(scene, rng)),
+                    CorpusSegment(f"{caption}\n", answer=True),
+                ]
             if rng.random() < telling.drills:
-                yield drill(rng.choices(told, k=rng.choice((1, 1, 2, 3))), telling, rng)
+                yield drill_document(rng.choices(told, k=rng.choice((1, 1, 2, 3))), telling, rng)

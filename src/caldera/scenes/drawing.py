@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from caldera.errors import UsageError
-from caldera.scenes.kinds import COLOURS, KINDS
+from caldera.scenes.kinds import COLOURS, OBJECT_KINDS
 from caldera.scenes.world import SIDE, Scene
 
 _GLYPH_SIZE = 200
@@ -37,7 +37,7 @@ def glyph_font() -> Path:
 @cache
 def glyph_shapes() -> dict[str, float]:
     """Measure width over height of every kind's glyph."""
-    sizes = {name: _glyph(name, None).size for name in KINDS}
+    sizes = {name: _glyph(name, None).size for name in OBJECT_KINDS}
     return {name: width / height for name, (width, height) in sizes.items()}
 
 
@@ -47,12 +47,12 @@ def _glyph(name: str, colour: str | None) -> Image.Image:
     font = ImageFont.truetype(str(glyph_font()), _GLYPH_SIZE)
     canvas = Image.new("RGBA", (2 * _GLYPH_SIZE, 2 * _GLYPH_SIZE))
     at = (_GLYPH_SIZE // 2, _GLYPH_SIZE // 2)
-    ImageDraw.Draw(canvas).text(at, KINDS[name].glyph, font=font, embedded_color=True)
+    ImageDraw.Draw(canvas).text(at, OBJECT_KINDS[name].glyph, font=font, embedded_color=True)
     glyph = canvas.crop(canvas.getbbox())
-    return glyph if colour is None else _dye(glyph, COLOURS[colour])
+    return glyph if colour is None else _tint(glyph, COLOURS[colour])
 
 
-def _dye(glyph: Image.Image, hue: float) -> Image.Image:
+def _tint(glyph: Image.Image, hue: float) -> Image.Image:
     """Give every saturated part of a glyph one hue; its greys and outlines stay."""
     alpha = glyph.getchannel("A")
     hsv = np.array(glyph.convert("RGB").convert("HSV"))  # (height, width, channels)
@@ -64,7 +64,7 @@ def _dye(glyph: Image.Image, hue: float) -> Image.Image:
     return dyed
 
 
-def draw(scene: Scene) -> Image.Image:
+def render(scene: Scene) -> Image.Image:
     """Draw `scene` as an RGB picture of SIDE x SIDE pixels."""
     rng = random.Random(f"drawing {scene.name}")
     picture = Image.new("RGB", (SIDE, SIDE))
@@ -78,7 +78,7 @@ def draw(scene: Scene) -> Image.Image:
     return picture
 
 
-def _shade(rng: random.Random, colour: Rgb, by: int = 12) -> Rgb:
+def _vary_color(rng: random.Random, colour: Rgb, by: int = 12) -> Rgb:
     """Vary a colour a little."""
     red, green, blue = (min(255, max(0, part + rng.randint(-by, by))) for part in colour)
     return red, green, blue
@@ -87,8 +87,8 @@ def _shade(rng: random.Random, colour: Rgb, by: int = 12) -> Rgb:
 def _two_bands(pen: ImageDraw.ImageDraw, rng: random.Random, upper: Rgb, lower: Rgb) -> int:
     """Paint what is far and what is near; return the height where they meet."""
     horizon = rng.randint(SIDE * 3 // 10, SIDE * 6 // 10)
-    pen.rectangle((0, 0, SIDE, horizon), _shade(rng, upper))
-    pen.rectangle((0, horizon, SIDE, SIDE), _shade(rng, lower))
+    pen.rectangle((0, 0, SIDE, horizon), _vary_color(rng, upper))
+    pen.rectangle((0, horizon, SIDE, SIDE), _vary_color(rng, lower))
     return horizon
 
 
@@ -102,7 +102,7 @@ def _meadow(pen: ImageDraw.ImageDraw, rng: random.Random) -> None:
 def _beach(pen: ImageDraw.ImageDraw, rng: random.Random) -> None:
     horizon = _two_bands(pen, rng, (205, 233, 247), (242, 223, 170))
     surf = horizon + rng.randint(18, 40)
-    pen.rectangle((0, horizon, SIDE, surf), _shade(rng, (88, 170, 214)))
+    pen.rectangle((0, horizon, SIDE, surf), _vary_color(rng, (88, 170, 214)))
     for x in range(-8, SIDE, 28):
         pen.arc((x, surf - 6, x + 28, surf + 6), 0, 180, (255, 255, 255), 3)
 
@@ -112,7 +112,7 @@ def _street(pen: ImageDraw.ImageDraw, rng: random.Random) -> None:
     x = -rng.randrange(30)
     while x < SIDE:
         width, height = rng.randint(28, 52), rng.randint(20, horizon)
-        wall = _shade(rng, (190, 178, 170))
+        wall = _vary_color(rng, (190, 178, 170))
         pen.rectangle((x, horizon - height, x + width, horizon), wall, (160, 150, 145))
         x += width
     middle = (horizon + SIDE) // 2
@@ -122,7 +122,7 @@ def _street(pen: ImageDraw.ImageDraw, rng: random.Random) -> None:
 
 def _room(pen: ImageDraw.ImageDraw, rng: random.Random) -> None:
     horizon = _two_bands(pen, rng, (240, 228, 220), (196, 154, 116))
-    stripe = _shade(rng, (230, 208, 200))
+    stripe = _vary_color(rng, (230, 208, 200))
     for x in range(rng.randrange(12), SIDE, 26):
         pen.rectangle((x, 0, x + 9, horizon), stripe)
     for y in range(horizon + 20, SIDE, 24):
@@ -134,7 +134,7 @@ def _desert(pen: ImageDraw.ImageDraw, rng: random.Random) -> None:
     for _ in range(3):
         x, half = rng.randrange(SIDE), rng.randint(40, 90)
         pen.ellipse((x - half, horizon - half // 4, x + half, horizon + half // 2), (206, 142, 84))
-    pen.rectangle((0, horizon + 40, SIDE, SIDE), _shade(rng, (222, 158, 96)))
+    pen.rectangle((0, horizon + 40, SIDE, SIDE), _vary_color(rng, (222, 158, 96)))
 
 
 def _snow(pen: ImageDraw.ImageDraw, rng: random.Random) -> None:

@@ -7,17 +7,17 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from caldera.scenes.captions import captions
-from caldera.scenes.drawing import draw, glyph_shapes
-from caldera.scenes.kinds import KINDS, Split
-from caldera.scenes.world import SIDE, Scene, draw_up
-from caldera.storage import whole_folder, write_json
+from caldera.scenes.captions import captions_of
+from caldera.scenes.drawing import glyph_shapes, render
+from caldera.scenes.kinds import OBJECT_KINDS, Split
+from caldera.scenes.world import SIDE, Scene, sample_scene
+from caldera.storage import atomic_folder, write_json
 
 JPEG_QUALITY = 92
 
 
 @dataclass(frozen=True, slots=True)
-class _Order:
+class _RenderJob:
     """One scene to be drawn."""
 
     index: int
@@ -25,16 +25,16 @@ class _Order:
     split: Split
 
 
-def jpeg(scene: Scene) -> bytes:
+def encode_jpeg(scene: Scene) -> bytes:
     """Draw a scene and encode it as it stands in its file."""
     buffer = BytesIO()
-    draw(scene).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    render(scene).save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()
 
 
-def _draw(order: _Order) -> tuple[Scene, bytes]:
-    scene = draw_up(order.index, seed=order.seed, split=order.split, shapes=glyph_shapes())
-    return scene, jpeg(scene)
+def _render_job(order: _RenderJob) -> tuple[Scene, bytes]:
+    scene = sample_scene(order.index, seed=order.seed, split=order.split, shapes=glyph_shapes())
+    return scene, encode_jpeg(scene)
 
 
 def write_scenes(
@@ -61,11 +61,13 @@ def write_scenes(
         UsageError: The glyphs are not installed.
     """
     glyph_shapes()  # fails here, and once, where the glyphs are missing
-    entries = _Entries()
-    orders = (_Order(index, seed, split) for index in range(count))
-    with whole_folder(folder) as fresh, get_context("spawn").Pool(workers) as pool:
+    entries = _CocoWriter()
+    orders = (_RenderJob(index, seed, split) for index in range(count))
+    with atomic_folder(folder) as fresh, get_context("spawn").Pool(workers) as pool:
         (fresh / split).mkdir()
-        for number, (scene, data) in enumerate(pool.imap(_draw, orders, chunksize=32), start=1):
+        for number, (scene, data) in enumerate(
+            pool.imap(_render_job, orders, chunksize=32), start=1
+        ):
             name = f"{number:06d}.jpg"
             (fresh / split / name).write_bytes(data)
             entries.add(scene, number, name)
@@ -73,7 +75,7 @@ def write_scenes(
         entries.write(fresh / "annotations", split, seed)
 
 
-class _Entries:
+class _CocoWriter:
     """The lists of COCO's two annotation files."""
 
     def __init__(self) -> None:
@@ -84,7 +86,7 @@ class _Entries:
     def add(self, scene: Scene, number: int, name: str) -> None:
         """Enter one scene."""
         self._images.append({"id": number, "file_name": name, "width": SIDE, "height": SIDE})
-        for caption in captions(scene):
+        for caption in captions_of(scene):
             entry = {"id": len(self._captions) + 1, "image_id": number, "caption": caption}
             self._captions.append(entry)
         for group, thing in scene.things:
@@ -110,7 +112,7 @@ class _Entries:
         }
         categories = [
             {"id": kind.category_id, "name": kind.name, "supercategory": kind.supercategory}
-            for kind in KINDS.values()
+            for kind in OBJECT_KINDS.values()
         ]
         write_json(folder / f"captions_{split}.json", {**head, "annotations": self._captions})
         boxes = {**head, "annotations": self._boxes, "categories": categories}

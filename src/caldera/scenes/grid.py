@@ -7,52 +7,52 @@ language model to read rows of such cells. So stage 1 has only to bring the two 
 import numpy as np
 from numpy.typing import NDArray
 
-from caldera.boxes import PLACES, place_of
-from caldera.english import number
-from caldera.scenes.kinds import COLOURS, KINDS, SETTINGS
-from caldera.scenes.world import MAX_ALIKE, Group, Scene, Thing
+from caldera.boxes import PLACES, position_of
+from caldera.english import number_word
+from caldera.scenes.kinds import BACKGROUNDS, COLOURS, OBJECT_KINDS
+from caldera.scenes.world import MAX_SAME_KIND, ObjectGroup, Scene, SceneObject
 
 GRID = 8
 """Rows and columns of cells; the tower's patches lie on the same grid."""
 
 WORDS: tuple[str, ...] = (
-    *KINDS,
+    *OBJECT_KINDS,
     *COLOURS,
-    *SETTINGS,
+    *BACKGROUNDS,
     *dict.fromkeys(" ".join(PLACES).split()),
-    *map(number, range(1, MAX_ALIKE + 1)),
+    *map(number_word, range(1, MAX_SAME_KIND + 1)),
 )
 """Every word that a cell can say, each once."""
 
-_FULL = 0.25
+_MIN_COVERAGE = 0.25
 """Share of a cell that a thing must cover to be named there."""
 
 
-def cell_words(scene: Scene) -> list[tuple[str, ...]]:
+def patch_labels(scene: Scene) -> list[tuple[str, ...]]:
     """Say what each cell shows, row by row: the words of the thing that fills it most, else the setting."""
-    return [words_of(*filled) if filled else (scene.setting,) for filled in _cells(scene)]
+    return [object_words(*filled) if filled else (scene.setting,) for filled in _cells(scene)]
 
 
-def words_of(group: Group, thing: Thing) -> tuple[str, ...]:
+def object_words(group: ObjectGroup, thing: SceneObject) -> tuple[str, ...]:
     """Say a thing's kind, how many of it there are, and, as far as they have words, where it stands and its colour."""
-    place = place_of(thing.box) or ""
+    place = position_of(thing.box) or ""
     colour = (group.colour,) if group.colour else ()
-    return (group.kind.name, number(len(group.things)), *place.split(), *colour)
+    return (group.kind.name, number_word(len(group.things)), *place.split(), *colour)
 
 
-def _cells(scene: Scene) -> list[tuple[Group, Thing] | None]:
+def _cells(scene: Scene) -> list[tuple[ObjectGroup, SceneObject] | None]:
     """Return what fills each cell most, row by row."""
-    cells: list[tuple[Group, Thing] | None] = [None] * GRID**2
-    most = np.full(GRID**2, _FULL)
+    cells: list[tuple[ObjectGroup, SceneObject] | None] = [None] * GRID**2
+    most = np.full(GRID**2, _MIN_COVERAGE)
     for group, thing in scene.things:
-        covered = _covered(thing)
+        covered = _coverage(thing)
         for cell in np.flatnonzero(covered > most).tolist():
             cells[cell] = (group, thing)
         most = np.maximum(most, covered)
     return cells
 
 
-def _covered(thing: Thing) -> NDArray[np.float64]:
+def _coverage(thing: SceneObject) -> NDArray[np.float64]:
     """Return the share of each cell that a thing's box covers, (cells,)."""
     edges, box = np.arange(GRID + 1) / GRID, thing.box
     across = np.minimum(edges[1:], box.right) - np.maximum(edges[:-1], box.left)
@@ -60,7 +60,7 @@ def _covered(thing: Thing) -> NDArray[np.float64]:
     return np.outer(down.clip(0), across.clip(0)).ravel() * GRID**2
 
 
-def cell_shares(thing: Thing) -> NDArray[np.float32]:
+def patch_coverage(thing: SceneObject) -> NDArray[np.float32]:
     """Return the share of a thing's box that lies in each cell, (cells,), adding up to one."""
-    covered = _covered(thing)
+    covered = _coverage(thing)
     return (covered / covered.sum()).astype(np.float32)

@@ -7,7 +7,7 @@ Split = Literal["train", "held_out"]
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ObjectKind:
     """A thing that can be drawn; its name, number and group are COCO's."""
 
     name: str
@@ -16,45 +16,45 @@ class Kind:
 
     category_id: int
     supercategory: str
-    painted: bool = False
+    has_color: bool = False
     """Whether it is given a colour, which the captions then name."""
 
 
-KINDS: dict[str, Kind] = {
+OBJECT_KINDS: dict[str, ObjectKind] = {
     kind.name: kind
     for kind in (
-        Kind("bird", "🐦", 16, "animal"),
-        Kind("cat", "🐈", 17, "animal"),
-        Kind("dog", "🐕", 18, "animal"),
-        Kind("horse", "🐎", 19, "animal"),
-        Kind("sheep", "🐑", 20, "animal"),
-        Kind("cow", "🐄", 21, "animal"),
-        Kind("elephant", "🐘", 22, "animal"),
-        Kind("bear", "🐻", 23, "animal"),
-        Kind("zebra", "🦓", 24, "animal"),
-        Kind("giraffe", "🦒", 25, "animal"),
-        Kind("bicycle", "🚲", 2, "vehicle", painted=True),
-        Kind("car", "🚗", 3, "vehicle", painted=True),
-        Kind("motorcycle", "🏍", 4, "vehicle"),
-        Kind("airplane", "✈", 5, "vehicle"),
-        Kind("bus", "🚌", 6, "vehicle", painted=True),
-        Kind("train", "🚂", 7, "vehicle"),
-        Kind("boat", "⛵", 9, "vehicle"),
-        Kind("banana", "🍌", 52, "food"),
-        Kind("apple", "🍎", 53, "food"),
-        Kind("broccoli", "🥦", 56, "food"),
-        Kind("carrot", "🥕", 57, "food"),
-        Kind("pizza", "🍕", 59, "food"),
-        Kind("donut", "🍩", 60, "food"),
-        Kind("cake", "🎂", 61, "food"),
-        Kind("backpack", "🎒", 27, "accessory", painted=True),
-        Kind("umbrella", "☂", 28, "accessory", painted=True),
-        Kind("suitcase", "🧳", 33, "accessory"),
-        Kind("kite", "🪁", 38, "sports", painted=True),
-        Kind("chair", "🪑", 62, "furniture", painted=True),
-        Kind("book", "📕", 84, "indoor", painted=True),
-        Kind("clock", "⏰", 85, "indoor"),
-        Kind("tv", "📺", 72, "electronic"),
+        ObjectKind("bird", "🐦", 16, "animal"),
+        ObjectKind("cat", "🐈", 17, "animal"),
+        ObjectKind("dog", "🐕", 18, "animal"),
+        ObjectKind("horse", "🐎", 19, "animal"),
+        ObjectKind("sheep", "🐑", 20, "animal"),
+        ObjectKind("cow", "🐄", 21, "animal"),
+        ObjectKind("elephant", "🐘", 22, "animal"),
+        ObjectKind("bear", "🐻", 23, "animal"),
+        ObjectKind("zebra", "🦓", 24, "animal"),
+        ObjectKind("giraffe", "🦒", 25, "animal"),
+        ObjectKind("bicycle", "🚲", 2, "vehicle", has_color=True),
+        ObjectKind("car", "🚗", 3, "vehicle", has_color=True),
+        ObjectKind("motorcycle", "🏍", 4, "vehicle"),
+        ObjectKind("airplane", "✈", 5, "vehicle"),
+        ObjectKind("bus", "🚌", 6, "vehicle", has_color=True),
+        ObjectKind("train", "🚂", 7, "vehicle"),
+        ObjectKind("boat", "⛵", 9, "vehicle"),
+        ObjectKind("banana", "🍌", 52, "food"),
+        ObjectKind("apple", "🍎", 53, "food"),
+        ObjectKind("broccoli", "🥦", 56, "food"),
+        ObjectKind("carrot", "🥕", 57, "food"),
+        ObjectKind("pizza", "🍕", 59, "food"),
+        ObjectKind("donut", "🍩", 60, "food"),
+        ObjectKind("cake", "🎂", 61, "food"),
+        ObjectKind("backpack", "🎒", 27, "accessory", has_color=True),
+        ObjectKind("umbrella", "☂", 28, "accessory", has_color=True),
+        ObjectKind("suitcase", "🧳", 33, "accessory"),
+        ObjectKind("kite", "🪁", 38, "sports", has_color=True),
+        ObjectKind("chair", "🪑", 62, "furniture", has_color=True),
+        ObjectKind("book", "📕", 84, "indoor", has_color=True),
+        ObjectKind("clock", "⏰", 85, "indoor"),
+        ObjectKind("tv", "📺", 72, "electronic"),
     )
 }
 
@@ -67,7 +67,7 @@ COLOURS: dict[str, float] = {
 }
 """Colours a painted thing can have, by hue in [0, 1)."""
 
-SETTINGS: dict[str, str] = {
+BACKGROUNDS: dict[str, str] = {
     "meadow": "in a meadow",
     "beach": "on a beach",
     "street": "on a street",

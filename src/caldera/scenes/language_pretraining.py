@@ -23,33 +23,39 @@ from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from caldera.conversation import Conversation, read_conversations
-from caldera.scenes.corpus import Document, Telling, bags, dialogue, documents
+from caldera.scenes.corpus import (
+    DescriptionMix,
+    Document,
+    bags_of_words,
+    dialogue_document,
+    stream_documents,
+)
 from caldera.scenes.drawing import glyph_shapes
 from caldera.scenes.folder import write_scenes
 from caldera.scenes.grid import WORDS
 from caldera.scenes.schedule import (
     attention,
-    decaying_adamw,
-    fast_products,
-    half_cosine,
-    save_half,
-    take_step,
+    autocast_matmul,
+    build_adamw,
+    cosine_schedule,
+    optimizer_step,
+    save_fp16,
 )
-from caldera.scenes.world import Scene, draw_up
+from caldera.scenes.world import Scene, sample_scene
 
 log = logging.getLogger(__name__)
 
 START, END, UNKNOWN, PADDING = "<s>", "</s>", "<unk>", "<pad>"
 
 _KINDS = "conversation:0.4,detail:0.2,reasoning:0.3,vqa,context:0.6"
-_MOST = 5
+_MAX_WORDS = 5
 """Words that a bag says at most: kind, colour, number and two for the place."""
 
 _WORD_SPREAD = 0.2
 """Of fresh word embeddings. Tied to the output, those of the colours, which are alike as answers, fell together (cosine
 0.92 after 750 steps) and no colour was found; with 0.2 drills were learned a little faster than with 0.02."""
 
-_ALL = ("vqa", "context", "conversation", "detail", "reasoning")
+_ALL_KINDS = ("vqa", "context", "conversation", "detail", "reasoning")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,16 +63,16 @@ class Phase:
     """A stretch of the training."""
 
     steps: int
-    telling: Telling
+    mix: DescriptionMix
     """In which ways scenes are told."""
 
     kinds: tuple[str, ...]
     """Dialogues that are read, by the end of their id."""
 
-    blur: float = 0.0
+    noise: float = 0.0
     """How far the input of bags strays from their words, as image tokens will: noise, as a share of their spread."""
 
-    anew: bool = False
+    restart_schedule: bool = False
     """Whether the rate rises and falls anew from here on."""
 
 
@@ -79,9 +85,15 @@ class LanguagePretraining:
     """Seed of its scenes; the demo's and the vision tower's have others."""
 
     phases: tuple[Phase, ...] = (
-        Phase(steps=500, telling=Telling(bags=0.5, drills=1.0), kinds=("vqa",)),
-        Phase(steps=3000, telling=Telling(bags=0.7, drills=0.4), kinds=_ALL),
-        Phase(steps=1700, telling=Telling(bags=0.85, drills=0.4), kinds=_ALL, blur=0.3, anew=True),
+        Phase(steps=500, mix=DescriptionMix(bags=0.5, drills=1.0), kinds=("vqa",)),
+        Phase(steps=3000, mix=DescriptionMix(bags=0.7, drills=0.4), kinds=_ALL_KINDS),
+        Phase(
+            steps=1700,
+            mix=DescriptionMix(bags=0.85, drills=0.4),
+            kinds=_ALL_KINDS,
+            noise=0.3,
+            restart_schedule=True,
+        ),
     )
     rows: int = 16
     row_length: int = 384
@@ -113,7 +125,9 @@ def read_scenes(work: Path, count: int, seed: int) -> tuple[list[Conversation], 
     conversations = read_conversations(file)
     paths = {path for conversation in conversations for path in conversation.pictures}
     scenes = {
-        path: draw_up(int(Path(path).stem) - 1, seed=seed, split="train", shapes=glyph_shapes())
+        path: sample_scene(
+            int(Path(path).stem) - 1, seed=seed, split="train", shapes=glyph_shapes()
+        )
         for path in sorted(paths)
     }
     return conversations, scenes
@@ -147,26 +161,26 @@ def train_tokenizer(texts: Iterator[str], vocabulary: int) -> PreTrainedTokenize
     return tokenizer
 
 
-Bag = tuple[int, ...]
+WordBag = tuple[int, ...]
 """Ids of the words that one position says at once, nearly always one."""
 
 _NOTHING = -1
 """Fills a bag up to the size of the largest."""
 
 
-class Reader:
+class PackedReader:
     """Documents in, rows of tokens out: laid end to end and cut to one length."""
 
     def __init__(self, stream: Iterator[Document], tokenizer: PreTrainedTokenizerFast) -> None:
         self._stream = stream
         self._tokenizer = tokenizer
-        self._pool: list[tuple[list[Bag], list[bool]]] = []
+        self._pool: list[tuple[list[WordBag], list[bool]]] = []
 
     def rows(self, count: int, length: int) -> tuple[Tensor, Tensor]:
         """Return ids, (count, length + 1, words), and whether each belongs to an answer, (count, length + 1)."""
         ids, answers = [], []
         for _ in range(count):
-            row: list[Bag] = []
+            row: list[WordBag] = []
             marks: list[bool] = []
             while len(row) <= length:
                 document, known = self._next()
@@ -176,7 +190,7 @@ class Reader:
             answers.append(marks[: length + 1])
         return torch.stack(ids), torch.tensor(answers)
 
-    def _next(self) -> tuple[list[Bag], list[bool]]:
+    def _next(self) -> tuple[list[WordBag], list[bool]]:
         """Return one encoded document."""
         if not self._pool:
             batch = list(islice(self._stream, 64))
@@ -184,14 +198,16 @@ class Reader:
         return self._pool.pop()
 
 
-def encode(document: Document, tokenizer: PreTrainedTokenizerFast) -> tuple[list[Bag], list[bool]]:
+def encode(
+    document: Document, tokenizer: PreTrainedTokenizerFast
+) -> tuple[list[WordBag], list[bool]]:
     """Return a document's ids and whether each belongs to an answer."""
-    bags: list[Bag] = [(tokenizer.bos_token_id,)]
+    bags: list[WordBag] = [(tokenizer.bos_token_id,)]
     answers = [False]
     for piece in document:
         if piece.cells:
             said = tokenizer(list(piece.cells), add_special_tokens=False).input_ids
-            fresh = [tuple(words[:_MOST]) for words in said]
+            fresh = [tuple(words[:_MAX_WORDS]) for words in said]
         else:
             fresh = [(each,) for each in tokenizer(piece.text, add_special_tokens=False).input_ids]
         bags += fresh
@@ -199,9 +215,9 @@ def encode(document: Document, tokenizer: PreTrainedTokenizerFast) -> tuple[list
     return bags, answers
 
 
-def as_tensor(bags: Sequence[Bag]) -> Tensor:
+def as_tensor(bags: Sequence[WordBag]) -> Tensor:
     """Return bags as (tokens, words), filled up."""
-    return torch.tensor([[*bag, *[_NOTHING] * (_MOST - len(bag))] for bag in bags])
+    return torch.tensor([[*bag, *[_NOTHING] * (_MAX_WORDS - len(bag))] for bag in bags])
 
 
 def embed(model: LlamaForCausalLM, ids: Tensor, blur: float = 0.0) -> Tensor:
@@ -222,19 +238,19 @@ def embed(model: LlamaForCausalLM, ids: Tensor, blur: float = 0.0) -> Tensor:
 
 
 @torch.no_grad()
-def probe(
+def evaluate_answers(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     conversations: Sequence[Conversation],
     scenes: dict[str, Scene],
-    telling: Telling,
+    telling: DescriptionMix,
 ) -> dict[str, float]:
     """Measure the share of short answers that are right word for word, on scenes that were not read."""
     model.eval()
     right: dict[str, list[bool]] = defaultdict(list)
     rng = random.Random(0)
     for conversation in conversations:
-        document = dialogue(conversation, scenes, end=END, telling=telling, rng=rng)
+        document = dialogue_document(conversation, scenes, end=END, telling=telling, rng=rng)
         bags, answers = encode(document, tokenizer)
         embedded = embed(model, as_tensor(bags).unsqueeze(0))
         said = model(inputs_embeds=embedded).logits[0].argmax(dim=-1).tolist()
@@ -246,7 +262,9 @@ def probe(
             if ends and answers[at - 1] and start:
                 same = said[start - 1 : at - 1] == ids[start:at]
                 right[kind].append(same)
-                right[_about(str(tokenizer.decode(ids[max(0, start - 30) : start])))].append(same)
+                right[
+                    _question_type(str(tokenizer.decode(ids[max(0, start - 30) : start])))
+                ].append(same)
             if ends:
                 start = at
     model.train()
@@ -263,7 +281,7 @@ _SUBJECTS = {
 """Words that tell what a question is about."""
 
 
-def _about(before: str) -> str:
+def _question_type(before: str) -> str:
     """Name what a question is about, by its wording."""
     question = before.rsplit("USER:", 1)[-1]
     return next((name for name, words in _SUBJECTS.items() if re.search(words, question)), "other")
@@ -293,28 +311,26 @@ def pretrain_language(
         tokenizer = train_tokenizer(texts, settings.vocabulary)
         model = LlamaForCausalLM(_config(tokenizer, settings))
         nn.init.normal_(model.model.embed_tokens.weight, std=_WORD_SPREAD)
-    optimiser = decaying_adamw(
-        model, settings.learning_rate, settings.weight_decay, betas=(0.9, 0.95)
-    )
+    optimiser = build_adamw(model, settings.learning_rate, settings.weight_decay, betas=(0.9, 0.95))
     rates = _rates(settings)
     step, begun, total = 0, time.monotonic(), len(rates)
     for which, phase in enumerate(settings.phases):
         read = [one for one in conversations if one.id.endswith(phase.kinds)]
         seed = settings.seed + which
-        stream = documents(read, scenes, end=END, telling=phase.telling, seed=seed)
-        reader = Reader(stream, tokenizer)
+        stream = stream_documents(read, scenes, end=END, telling=phase.mix, seed=seed)
+        reader = PackedReader(stream, tokenizer)
         for _ in range(phase.steps):
             ids, answers = reader.rows(settings.rows, settings.row_length)
-            loss, answer_loss = _losses(model, ids, answers, settings.prompt_weight, phase.blur)
-            take_step(loss, model, optimiser, rates[step])
+            loss, answer_loss = _losses(model, ids, answers, settings.prompt_weight, phase.noise)
+            optimizer_step(loss, model, optimiser, rates[step])
             step += 1
             if step % 50 == 0 or step == total:
                 speed = step * settings.rows * settings.row_length / (time.monotonic() - begun)
                 log.info("language %5d  answers %.3f  %.0f tokens/s", step, answer_loss, speed)
             if step % 250 == 0 or step == total:
-                found = probe(model, tokenizer, unseen, unseen_scenes, phase.telling)
+                found = evaluate_answers(model, tokenizer, unseen, unseen_scenes, phase.mix)
                 log.info("language %5d  %s", step, found)
-                save_half(model, out)
+                save_fp16(model, out)
                 tokenizer.save_pretrained(out)
 
 
@@ -322,11 +338,12 @@ def _rates(settings: LanguagePretraining) -> list[float]:
     """Return the learning rate of every step; it rises and falls once for each stretch of phases."""
     stretches: list[int] = []
     for phase in settings.phases:
-        if phase.anew or not stretches:
+        if phase.restart_schedule or not stretches:
             stretches.append(0)
         stretches[-1] += phase.steps
     return [
-        settings.learning_rate * half_cosine(step, steps, min(settings.warmup_steps, steps // 5))
+        settings.learning_rate
+        * cosine_schedule(step, steps, min(settings.warmup_steps, steps // 5))
         for steps in stretches
         for step in range(steps)
     ]
@@ -336,11 +353,11 @@ def _texts(
     conversations: Sequence[Conversation], scenes: dict[str, Scene], seed: int
 ) -> Iterator[str]:
     """Yield text for the tokenizer; the words of bags are in it often enough to be one token each."""
-    stream = documents(conversations, scenes, end="", telling=Telling(), seed=seed)
+    stream = stream_documents(conversations, scenes, end="", telling=DescriptionMix(), seed=seed)
     for document in islice(stream, 4000):
         yield "".join(piece.text for piece in document)
     rng = random.Random(seed)
-    yield from ("".join(bags(scene, rng)) for scene in islice(scenes.values(), 2000))
+    yield from ("".join(bags_of_words(scene, rng)) for scene in islice(scenes.values(), 2000))
 
 
 def _config(tokenizer: PreTrainedTokenizerFast, settings: LanguagePretraining) -> LlamaConfig:
@@ -366,7 +383,7 @@ def _losses(
     model: LlamaForCausalLM, ids: Tensor, answers: Tensor, prompt_weight: float, blur: float = 0.0
 ) -> tuple[Tensor, float]:
     """Return the weighted loss, and the plain mean over answers, in nats per token."""
-    with fast_products():
+    with autocast_matmul():
         logits = model(
             inputs_embeds=embed(model, ids[:, :-1], blur)
         ).logits  # (rows, tokens, vocabulary)

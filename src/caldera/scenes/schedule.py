@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from caldera.processor import fast_attention, fast_dtype
+from caldera.processor import fastest_attention, fastest_dtype
 
 _Model = TypeVar("_Model", bound=PreTrainedModel)
 
 
-def decaying_adamw(
+def build_adamw(
     model: nn.Module, rate: float, weight_decay: float, betas: tuple[float, float]
 ) -> torch.optim.AdamW:
     """Build AdamW with decay on matrices only."""
@@ -26,7 +26,7 @@ def decaying_adamw(
     return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
 
 
-def take_step(
+def optimizer_step(
     loss: torch.Tensor, model: nn.Module, optimiser: torch.optim.Optimizer, rate: float
 ) -> None:
     """Take one clipped step at `rate`."""
@@ -38,23 +38,23 @@ def take_step(
     optimiser.step()
 
 
-def fast_products() -> torch.autocast:
+def autocast_matmul() -> torch.autocast:
     """Run matrix products of a block in bf16 where the processor does that in hardware, else in fp32."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=fast_dtype() == torch.bfloat16)
+    return torch.autocast("cpu", torch.bfloat16, enabled=fastest_dtype() == torch.bfloat16)
 
 
 def attention() -> str:
     """Return the attention function that goes with it."""
-    return fast_attention(fast_dtype())
+    return fastest_attention(fastest_dtype())
 
 
-def half_cosine(step: int, total: int, warmup: int) -> float:
+def cosine_schedule(step: int, total: int, warmup: int) -> float:
     """Return the share of the peak rate: it rises over `warmup` steps and falls along half a cosine."""
     falling = 0.5 + 0.5 * math.cos(math.pi * step / total)
     return min(1.0, (step + 1) / warmup) * falling
 
 
-def save_half(model: _Model, out: Path) -> None:
+def save_fp16(model: _Model, out: Path) -> None:
     """Write a copy of the model in fp16; the model goes on as it is."""
     copy = type(model)(model.config)
     copy.load_state_dict(model.state_dict())

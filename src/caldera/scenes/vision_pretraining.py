@@ -36,19 +36,19 @@ from transformers import (
     CLIPVisionModel,
 )
 
-from caldera.scenes.captions import captions
+from caldera.scenes.captions import captions_of
 from caldera.scenes.drawing import glyph_shapes
-from caldera.scenes.folder import jpeg
-from caldera.scenes.grid import GRID, WORDS, cell_words
+from caldera.scenes.folder import encode_jpeg
+from caldera.scenes.grid import GRID, WORDS, patch_labels
 from caldera.scenes.schedule import (
     attention,
-    decaying_adamw,
-    fast_products,
-    half_cosine,
-    save_half,
-    take_step,
+    autocast_matmul,
+    build_adamw,
+    cosine_schedule,
+    optimizer_step,
+    save_fp16,
 )
-from caldera.scenes.world import Scene, draw_up
+from caldera.scenes.world import Scene, sample_scene
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class VisionPretraining:
     heads: int = 3
 
 
-class Gallery:
+class RenderedScenes:
     """Training scenes: their pixels drawn once into a memory-mapped file, all else made again when asked for."""
 
     def __init__(self, pixels: NDArray[np.uint8], seed: int) -> None:
@@ -100,7 +100,7 @@ class Gallery:
         """Return scene number `index`."""
         if index not in self._scenes:
             shapes = glyph_shapes()
-            self._scenes[index] = draw_up(index, seed=self._seed, split="train", shapes=shapes)
+            self._scenes[index] = sample_scene(index, seed=self._seed, split="train", shapes=shapes)
         return self._scenes[index]
 
     def pixels(self, indices: Sequence[int]) -> Tensor:
@@ -113,12 +113,12 @@ class Gallery:
 def _small(task: tuple[int, int]) -> NDArray[np.uint8]:
     """Draw a scene as it looks when read from its JPEG file and resized."""
     index, seed = task
-    scene = draw_up(index, seed=seed, split="train", shapes=glyph_shapes())
-    picture = Image.open(BytesIO(jpeg(scene)))
+    scene = sample_scene(index, seed=seed, split="train", shapes=glyph_shapes())
+    picture = Image.open(BytesIO(encode_jpeg(scene)))
     return np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
 
-def draw_gallery(file: Path, count: int, seed: int) -> Gallery:
+def render_scenes(file: Path, count: int, seed: int) -> RenderedScenes:
     """Draw `count` scenes into `file`, unless it is there already from an earlier start."""
     if not file.is_file():
         partial = file.with_suffix(".partial")
@@ -129,7 +129,7 @@ def draw_gallery(file: Path, count: int, seed: int) -> Gallery:
                 pixels[index] = picture
         pixels.flush()
         partial.rename(file)
-    return Gallery(np.load(file, mmap_mode="r"), seed)
+    return RenderedScenes(np.load(file, mmap_mode="r"), seed)
 
 
 def told(scenes: Sequence[Scene]) -> Tensor:
@@ -137,7 +137,7 @@ def told(scenes: Sequence[Scene]) -> Tensor:
     said = [
         (number, cell, _NUMBERS[word])
         for number, scene in enumerate(scenes)
-        for cell, words in enumerate(cell_words(scene))
+        for cell, words in enumerate(patch_labels(scene))
         for word in words
     ]
     marks = torch.zeros(len(scenes), GRID**2, len(WORDS))
@@ -145,7 +145,7 @@ def told(scenes: Sequence[Scene]) -> Tensor:
     return marks
 
 
-class Words:
+class WordTokenizer:
     """A word-by-word tokenizer for the text side, made from the captions of some scenes."""
 
     def __init__(self, texts: Iterator[str]) -> None:
@@ -169,10 +169,10 @@ class Words:
         return torch.tensor([row + [0] * (width - len(row)) for row in rows])
 
 
-class Contrast(nn.Module):
+class ContrastiveModel(nn.Module):
     """The tower with what is thrown away after training: a text side and two linear heads."""
 
-    def __init__(self, settings: VisionPretraining, words: Words) -> None:
+    def __init__(self, settings: VisionPretraining, words: WordTokenizer) -> None:
         super().__init__()
         width = settings.width
         shape: dict[str, Any] = {
@@ -204,11 +204,11 @@ class Contrast(nn.Module):
         self.word_head = nn.Linear(width, len(WORDS))
         self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
 
-    def read(self, texts: Sequence[str]) -> Tensor:
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Return unit vectors of texts, (texts, width)."""
         return normalize(self.text(input_ids=self.words(texts)).text_embeds.float(), dim=-1)
 
-    def look(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return unit vectors of pictures, (images, width), and a score of each word, (images, patches, words)."""
         seen = self.tower(pixel_values=pixels, output_hidden_states=True)
         pictures = normalize(self.picture_head(seen.pooler_output).float(), dim=-1)
@@ -216,10 +216,10 @@ class Contrast(nn.Module):
 
     def losses(self, pixels: Tensor, scenes: Sequence[Scene], rng: random.Random) -> Tensor:
         """Return both losses, (2,): of pictures against captions, and of patches' words, summed over the words."""
-        pictures, scores = self.look(pixels)
-        texts, which = _distinct([rng.choice(captions(scene)) for scene in scenes])
-        alike = self.scale.exp() * pictures @ self.read(texts).T  # (images, texts)
-        both_ways = (cross_entropy(alike, which) + _any_of(alike.T, which)) / 2
+        pictures, scores = self.encode_image(pixels)
+        texts, which = _distinct([rng.choice(captions_of(scene)) for scene in scenes])
+        alike = self.scale.exp() * pictures @ self.encode_text(texts).T  # (images, texts)
+        both_ways = (cross_entropy(alike, which) + _logit_of_any(alike.T, which)) / 2
         each = binary_cross_entropy_with_logits(scores, told(scenes), reduction="none")
         return torch.stack([both_ways, each.sum(dim=-1).mean()])
 
@@ -231,14 +231,16 @@ def _distinct(texts: Sequence[str]) -> tuple[list[str], Tensor]:
     return list(numbers), torch.tensor(which)
 
 
-def _any_of(scores: Tensor, which: Tensor) -> Tensor:
+def _logit_of_any(scores: Tensor, which: Tensor) -> Tensor:
     """Return the cross entropy of texts against pictures, (texts, images), sharing out among the right pictures."""
     right = (which.unsqueeze(0) == torch.arange(len(scores)).unsqueeze(1)).float()
     return -(log_softmax(scores, dim=-1) * right).sum(dim=-1).div(right.sum(dim=-1)).mean()
 
 
 @torch.no_grad()
-def probe(contrast: Contrast, gallery: Gallery, count: int) -> dict[str, float]:
+def evaluate_retrieval(
+    contrast: ContrastiveModel, gallery: RenderedScenes, count: int
+) -> dict[str, float]:
     """Measure a tower on scenes it did not see.
 
     Returns:
@@ -246,9 +248,9 @@ def probe(contrast: Contrast, gallery: Gallery, count: int) -> dict[str, float]:
     """
     contrast.eval()
     scenes = [gallery.scene(index) for index in range(count)]
-    pictures, scores = contrast.look(gallery.pixels(range(count)))
-    texts, which = _distinct([captions(scene)[0] for scene in scenes])
-    found = (pictures @ contrast.read(texts).T).argmax(dim=-1) == which
+    pictures, scores = contrast.encode_image(gallery.pixels(range(count)))
+    texts, which = _distinct([captions_of(scene)[0] for scene in scenes])
+    found = (pictures @ contrast.encode_text(texts).T).argmax(dim=-1) == which
     wanted = told(scenes).bool()
     things = wanted.sum(dim=-1) > 1  # (scenes, patches)
     right = ((scores > 0) == wanted).all(dim=-1)[things]
@@ -263,11 +265,11 @@ def pretrain_vision(out: Path, work: Path, settings: VisionPretraining) -> None:
     """Train a tower and write its folder; `work` keeps the drawn pixels."""
     torch.manual_seed(settings.seed)
     rng = random.Random(settings.seed)
-    gallery = draw_gallery(work / f"pixels-{settings.seed}.npy", settings.scenes, settings.seed)
-    unseen = draw_gallery(work / "pixels-unseen.npy", 500, settings.seed + 1)
-    texts = (text for index in range(2000) for text in captions(gallery.scene(index)))
-    contrast = Contrast(settings, Words(texts))
-    optimiser = decaying_adamw(
+    gallery = render_scenes(work / f"pixels-{settings.seed}.npy", settings.scenes, settings.seed)
+    unseen = render_scenes(work / "pixels-unseen.npy", 500, settings.seed + 1)
+    texts = (text for index in range(2000) for text in captions_of(gallery.scene(index)))
+    contrast = ContrastiveModel(settings, WordTokenizer(texts))
+    optimiser = build_adamw(
         contrast, settings.learning_rate, settings.weight_decay, betas=(0.9, 0.98)
     )
     order = np.random.default_rng(settings.seed)
@@ -275,23 +277,23 @@ def pretrain_vision(out: Path, work: Path, settings: VisionPretraining) -> None:
     for step in range(settings.steps):
         indices = order.integers(len(gallery), size=settings.batch_size).tolist()
         scenes = [gallery.scene(index) for index in indices]
-        with fast_products():
+        with autocast_matmul():
             losses = contrast.losses(gallery.pixels(indices), scenes, rng)
-        rate = settings.learning_rate * half_cosine(step, settings.steps, settings.warmup_steps)
-        take_step(losses.sum(), contrast, optimiser, rate)
+        rate = settings.learning_rate * cosine_schedule(step, settings.steps, settings.warmup_steps)
+        optimizer_step(losses.sum(), contrast, optimiser, rate)
         contrast.scale.data.clamp_(max=_MAX_SCALE)
         if step % 100 == 99 or step + 1 == settings.steps:
             whole, words = losses.tolist()
             speed = (step + 1) * settings.batch_size / (time.monotonic() - begun)
             log.info("vision %5d  pictures %.3f  words %.3f  %.0f/s", step + 1, whole, words, speed)
         if step % 500 == 499 or step + 1 == settings.steps:
-            log.info("vision %5d  %s", step + 1, probe(contrast, unseen, 500))
+            log.info("vision %5d  %s", step + 1, evaluate_retrieval(contrast, unseen, 500))
             _save(contrast.tower, out)
 
 
 def _save(tower: CLIPVisionModel, out: Path) -> None:
     """Write the tower in fp16, with how its pictures are prepared."""
-    save_half(tower, out)
+    save_fp16(tower, out)
     preparation = {
         "image_processor_type": "CLIPImageProcessor",
         "size": {"shortest_edge": SIDE},

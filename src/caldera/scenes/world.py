@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from caldera.boxes import Box
-from caldera.scenes.kinds import COLOURS, HELD_OUT_PAIRS, KINDS, SETTINGS, Kind, Split
+from caldera.scenes.kinds import (
+    BACKGROUNDS,
+    COLOURS,
+    HELD_OUT_PAIRS,
+    OBJECT_KINDS,
+    ObjectKind,
+    Split,
+)
 
 SIDE = 224
 """Width and height of a drawn picture, in pixels."""
@@ -17,20 +24,20 @@ SIDE = 224
 MAX_THINGS = 5
 """Things in one scene, at most."""
 
-MAX_ALIKE = 4
+MAX_SAME_KIND = 4
 """Things of one kind in a scene, at most."""
 
 _LENGTHS = {1: (88, 168), 2: (68, 116), 3: (60, 96), 4: (54, 82), 5: (52, 74)}
 """Pixels along the longer side of a thing, by how many share the scene."""
 
-_CROWDING = 0.06
+_MAX_OVERLAP = 0.06
 """Share of a thing's box that another may cover."""
 
-_TRIES = 60
+_MAX_ATTEMPTS = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Thing:
+class SceneObject:
     """One drawn object: its box in pixels, (left, top, width, height), and whether it is mirrored."""
 
     left: int
@@ -51,12 +58,12 @@ class Thing:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class ObjectGroup:
     """All the things of one kind in a scene; they share a colour if the kind is painted."""
 
-    kind: Kind
+    kind: ObjectKind
     colour: str | None
-    things: tuple[Thing, ...]
+    things: tuple[SceneObject, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +72,15 @@ class Scene:
 
     name: str
     setting: str
-    groups: tuple[Group, ...]
+    groups: tuple[ObjectGroup, ...]
 
     @property
-    def things(self) -> tuple[tuple[Group, Thing], ...]:
+    def things(self) -> tuple[tuple[ObjectGroup, SceneObject], ...]:
         """Every thing with its group, in the order they are drawn."""
         return tuple((group, thing) for group in self.groups for thing in group.things)
 
 
-def draw_up(index: int, *, seed: int, split: Split, shapes: Mapping[str, float]) -> Scene:
+def sample_scene(index: int, *, seed: int, split: Split, shapes: Mapping[str, float]) -> Scene:
     """Decide what scene number `index` of a split shows.
 
     Args:
@@ -87,7 +94,7 @@ def draw_up(index: int, *, seed: int, split: Split, shapes: Mapping[str, float])
     """
     rng = random.Random(f"scene {seed} {split} {index}")
     while True:
-        setting = rng.choice(list(SETTINGS))
+        setting = rng.choice(list(BACKGROUNDS))
         counts = _choose_kinds(rng, split, index)
         if groups := _place(rng, counts, shapes):
             return Scene(f"{split}-{seed}-{index:06d}", setting, groups)
@@ -98,23 +105,23 @@ def _choose_kinds(rng: random.Random, split: Split, index: int) -> dict[str, int
     if split == "held_out" and index % 2:
         names = rng.sample(sorted(rng.choice(sorted(HELD_OUT_PAIRS, key=sorted))), 2)
     else:
-        names = rng.sample(list(KINDS), rng.choices((1, 2, 3, 4), (36, 34, 20, 10))[0])
+        names = rng.sample(list(OBJECT_KINDS), rng.choices((1, 2, 3, 4), (36, 34, 20, 10))[0])
         while any(frozenset(pair) in HELD_OUT_PAIRS for pair in combinations(names, 2)):
-            names = rng.sample(list(KINDS), len(names))
+            names = rng.sample(list(OBJECT_KINDS), len(names))
     counts = dict.fromkeys(names, 1)
     room = rng.randint(len(names), MAX_THINGS)
     for name in names:
-        wanted = rng.choices(range(1, MAX_ALIKE + 1), (50, 21, 17, 12))[0]
+        wanted = rng.choices(range(1, MAX_SAME_KIND + 1), (50, 21, 17, 12))[0]
         counts[name] += min(wanted - 1, room - sum(counts.values()))
     return counts
 
 
 def _place(
     rng: random.Random, counts: Mapping[str, int], shapes: Mapping[str, float]
-) -> tuple[Group, ...]:
+) -> tuple[ObjectGroup, ...]:
     """Find room for everything; empty if it does not fit."""
     total = sum(counts.values())
-    taken: list[Thing] = []
+    taken: list[SceneObject] = []
     groups = []
     for name, count in counts.items():
         placed = []
@@ -124,18 +131,20 @@ def _place(
                 return ()
             taken.append(thing)
             placed.append(thing)
-        colour = rng.choice(list(COLOURS)) if KINDS[name].painted else None
-        groups.append(Group(KINDS[name], colour, tuple(placed)))
+        colour = rng.choice(list(COLOURS)) if OBJECT_KINDS[name].has_color else None
+        groups.append(ObjectGroup(OBJECT_KINDS[name], colour, tuple(placed)))
     return tuple(groups)
 
 
-def _find_room(rng: random.Random, shape: float, total: int, taken: list[Thing]) -> Thing | None:
+def _find_room(
+    rng: random.Random, shape: float, total: int, taken: list[SceneObject]
+) -> SceneObject | None:
     """Try places for one thing until one is hardly covered by those already `taken`."""
-    for _ in range(_TRIES):
+    for _ in range(_MAX_ATTEMPTS):
         length = rng.randint(*_LENGTHS[total])
         width = max(1, round(length * min(1.0, shape)))
         height = max(1, round(length / max(1.0, shape)))
-        thing = Thing(
+        thing = SceneObject(
             rng.randint(2, SIDE - width - 2),
             rng.randint(2, SIDE - height - 2),
             width,
@@ -144,7 +153,8 @@ def _find_room(rng: random.Random, shape: float, total: int, taken: list[Thing])
         )
         box = thing.box
         if all(
-            box.overlap(other.box) <= _CROWDING * min(box.area, other.box.area) for other in taken
+            box.overlap(other.box) <= _MAX_OVERLAP * min(box.area, other.box.area)
+            for other in taken
         ):
             return thing
     return None

@@ -9,13 +9,19 @@ from typing import Any
 
 from caldera.errors import UnknownNameError, UsageError
 from caldera.evaluation.parity.by_caldera import Caldera
-from caldera.evaluation.parity.by_llama_cpp import LlamaCpp, needs_llama_cpp
+from caldera.evaluation.parity.by_llama_cpp import LlamaCpp, require_llama_cpp
 from caldera.evaluation.parity.by_transformers import Transformers
-from caldera.evaluation.parity.comparing import Other, Parity, Shown, check_readable, compare
-from caldera.model.folder import Assistant, load_assistant
-from caldera.model.gguf_export import gguf_files, template_of, write_gguf_files
+from caldera.evaluation.parity.comparing import (
+    OtherSide,
+    Parity,
+    ParityCase,
+    check_readable,
+    compare,
+)
+from caldera.model.folder import LlavaBundle, load_model_folder
+from caldera.model.gguf_export import chat_template_of, gguf_files, write_gguf_files
 from caldera.model.gguf_vision import ClassToken
-from caldera.model.gguf_writing import Kind
+from caldera.model.gguf_writing import GgufDtype
 from caldera.model.original import write_original
 from caldera.model.weights import read_weights
 from caldera.progress import Progress
@@ -23,7 +29,7 @@ from caldera.tools.parity_pictures import drawn_pictures, given_pictures
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Export:
+class ExportConfig:
     """What is to be written, and how it is looked at afterwards."""
 
     folder: Path
@@ -32,7 +38,7 @@ class Export:
     out: Path
     """Where the export will stand."""
 
-    kind: Kind | None = None
+    kind: GgufDtype | None = None
     """How a GGUF file holds matrices; f16 if None."""
 
     class_token: ClassToken | None = None
@@ -43,7 +49,7 @@ class Export:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Comparison:
+class ParityConfig:
     """What is compared with what."""
 
     folder: Path
@@ -63,7 +69,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class Exported:
+class ExportReport:
     """What came of an export."""
 
     parity: Parity | None
@@ -73,7 +79,7 @@ class Exported:
     """What the user should know."""
 
 
-def _export_original(export: Export, progress: Progress) -> Exported:
+def _export_original(export: ExportConfig, progress: Progress) -> ExportReport:
     """Write the layout of LLaVA's own code; the weights are the folder's, bit for bit.
 
     Raises:
@@ -90,12 +96,12 @@ def _export_original(export: Export, progress: Progress) -> Exported:
             f"{' and '.join(given)} would not be used: the original layout keeps the weights as they are, and nothing "
             "here runs it to compare; leave it away"
         )
-    with progress.job("writing", len(read_weights(export.folder))) as tick:
+    with progress.task("writing", len(read_weights(export.folder))) as tick:
         notes = write_original(export.folder, export.out, lambda file: tick(shown=file))
-    return Exported(None, notes)
+    return ExportReport(None, notes)
 
 
-def _export_gguf(export: Export, progress: Progress) -> Exported:
+def _export_gguf(export: ExportConfig, progress: Progress) -> ExportReport:
     """Write GGUF files and compare them.
 
     Raises:
@@ -105,43 +111,43 @@ def _export_gguf(export: Export, progress: Progress) -> Exported:
     kind, class_token = export.kind or "f16", export.class_token or "last"
     files = write_gguf_files(export.folder, export.out, kind, progress, class_token)
     try:
-        needs_llama_cpp("comparing it")
+        require_llama_cpp("comparing it")
     except UsageError as error:
         raise UsageError(
             f"{files.language} and {files.vision} are written but not compared, so nobody knows whether they are "
             f"good: {error}; then run 'caldera parity {export.folder} --against gguf --gguf {export.out}'"
         ) from None
-    against = Comparison(
+    against = ParityConfig(
         folder=export.folder, against="gguf", gguf=export.out, pictures=export.pictures
     )
-    return Exported(run_parity(against, progress))
+    return ExportReport(compare_model(against, progress))
 
 
-EXPORTS: dict[str, Callable[[Export, Progress], Exported]] = {
+EXPORT_FORMATS: dict[str, Callable[[ExportConfig, Progress], ExportReport]] = {
     "gguf": _export_gguf,
     "original": _export_original,
 }
 """Formats by name: a function that writes one, and compares it where there is something to run it with."""
 
 
-def run_export(name: str, export: Export, progress: Progress) -> Exported:
+def export_model(name: str, export: ExportConfig, progress: Progress) -> ExportReport:
     """Write a model in the format called `name`, and compare what was written with the model.
 
     Raises:
         UnknownNameError: There is no such format.
         CalderaError: The format cannot express the model, or it could not be written or compared.
     """
-    if name not in EXPORTS:
-        raise UnknownNameError("export format", name, EXPORTS)
-    check_given(export.pictures)
-    return EXPORTS[name](export, progress)
+    if name not in EXPORT_FORMATS:
+        raise UnknownNameError("export format", name, EXPORT_FORMATS)
+    check_images(export.pictures)
+    return EXPORT_FORMATS[name](export, progress)
 
 
-def _transformers(comparison: Comparison, assistant: Assistant) -> Other:
+def _transformers(comparison: ParityConfig, assistant: LlavaBundle) -> OtherSide:
     return Transformers(comparison.folder)
 
 
-def _llama_cpp(comparison: Comparison, assistant: Assistant) -> Other:
+def _llama_cpp(comparison: ParityConfig, assistant: LlavaBundle) -> OtherSide:
     """Load the GGUF files.
 
     Raises:
@@ -151,38 +157,38 @@ def _llama_cpp(comparison: Comparison, assistant: Assistant) -> Other:
         raise UsageError("say where the GGUF files are: --gguf FOLDER")
     return LlamaCpp(
         gguf_files(comparison.gguf),
-        template_of(assistant),
+        chat_template_of(assistant),
         assistant.model.image_token_id,
-        mend=comparison.mend,
+        fix_class_token=comparison.mend,
     )
 
 
-AGAINST: dict[str, Callable[[Comparison, Assistant], Other]] = {
+PARITY_BACKENDS: dict[str, Callable[[ParityConfig, LlavaBundle], OtherSide]] = {
     "transformers": _transformers,
     "gguf": _llama_cpp,
 }
 """Implementations that caldera is compared with, by name."""
 
 
-def run_parity(comparison: Comparison, progress: Progress) -> Parity:
+def compare_model(comparison: ParityConfig, progress: Progress) -> Parity:
     """Compare a model folder with another implementation of it, in fp32 on the CPU.
 
     Raises:
         UnknownNameError: There is no such implementation.
         CalderaError: A model or a picture cannot be used, or a package is missing.
     """
-    if comparison.against not in AGAINST:
-        raise UnknownNameError("implementation", comparison.against, AGAINST)
+    if comparison.against not in PARITY_BACKENDS:
+        raise UnknownNameError("implementation", comparison.against, PARITY_BACKENDS)
     if comparison.against == "gguf":
-        needs_llama_cpp("comparing with GGUF files")
-    check_given(comparison.pictures)
-    assistant = load_assistant(comparison.folder)
-    other = AGAINST[comparison.against](comparison, assistant)
+        require_llama_cpp("comparing with GGUF files")
+    check_images(comparison.pictures)
+    assistant = load_model_folder(comparison.folder)
+    other = PARITY_BACKENDS[comparison.against](comparison, assistant)
     with _pictures(comparison.pictures) as shown:
         return compare(Caldera(assistant), other, shown, assistant.processor, progress)
 
 
-def check_given(paths: Sequence[Path]) -> None:
+def check_images(paths: Sequence[Path]) -> None:
     """Open a user's pictures before anything else is done.
 
     Raises:
@@ -193,7 +199,7 @@ def check_given(paths: Sequence[Path]) -> None:
 
 
 @contextmanager
-def _pictures(paths: Sequence[Path]) -> Iterator[list[Shown]]:
+def _pictures(paths: Sequence[Path]) -> Iterator[list[ParityCase]]:
     """Give the pictures to compare on: a user's, or drawn ones, which are removed again."""
     if paths:
         yield given_pictures(paths)

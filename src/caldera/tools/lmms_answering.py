@@ -11,23 +11,23 @@ from typing import Any, TypeVar
 
 from PIL import Image, ImageOps
 
-from caldera.batches.picture_sources import Pixels
-from caldera.conversation import IMAGE_MARK, Conversation, Picture, Turn
-from caldera.errors import CalderaError, PictureError, UsageError
-from caldera.inference.generate import Generator
-from caldera.inference.likelihood import AnsweredPrompt, Likelihood, Weigher
-from caldera.inference.prompts import PathPrompt
-from caldera.inference.sampling import Sampling
-from caldera.model.folder import Assistant
+from caldera.batches.picture_sources import DecodedImages
+from caldera.conversation import IMAGE_PLACEHOLDER, Conversation, ImageRef, Turn
+from caldera.errors import CalderaError, ImageError, UsageError
+from caldera.inference.generate import BatchGenerator
+from caldera.inference.likelihood import Likelihood, LikelihoodScorer, ScoredContinuation
+from caldera.inference.prompts import FilePrompt
+from caldera.inference.sampling import SamplingParams
+from caldera.model.folder import LlavaBundle
 from caldera.progress import Progress
-from caldera.training.devices import Compute
+from caldera.training.devices import DeviceConfig
 
 _MAX_NEW_TOKENS = 1024
 """Where a task does not say, as lmms-eval's own LLaVA has it."""
 
-_FOLLOWED = ("max_new_tokens", "temperature", "top_p", "do_sample", "until")
+_SUPPORTED = ("max_new_tokens", "temperature", "top_p", "do_sample", "until")
 
-_AS_WITHOUT: dict[str, tuple[object, ...]] = {"num_beams": (None, 1)}
+_NO_OP_VALUES: dict[str, tuple[object, ...]] = {"num_beams": (None, 1)}
 """Values of other settings that change nothing."""
 
 _PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
@@ -38,7 +38,7 @@ _Asked = TypeVar("_Asked")
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class LmmsQuestion:
     """What is asked about one document of a task."""
 
     name: str
@@ -52,15 +52,15 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Decoding:
+class LmmsGeneration:
     """How answers are written."""
 
-    sampling: Sampling
+    sampling: SamplingParams
     stops: tuple[str, ...] = ()
     """An answer ends before the first of these."""
 
 
-def decoding_from(settings: Mapping[str, Any]) -> tuple[Decoding, list[str]]:
+def decoding_from(settings: Mapping[str, Any]) -> tuple[LmmsGeneration, list[str]]:
     """Read a task's `generation_kwargs`.
 
     Returns:
@@ -70,7 +70,7 @@ def decoding_from(settings: Mapping[str, Any]) -> tuple[Decoding, list[str]]:
         UsageError: A value is out of its range.
     """
     longest, temperature = settings.get("max_new_tokens"), settings.get("temperature") or 0.0
-    sampling = Sampling(max_new_tokens=_MAX_NEW_TOKENS if longest is None else longest)
+    sampling = SamplingParams(max_new_tokens=_MAX_NEW_TOKENS if longest is None else longest)
     if temperature and settings.get("do_sample") is not False:
         top_p = settings.get("top_p")
         sampling = replace(sampling, temperature=temperature, top_p=1.0 if top_p is None else top_p)
@@ -79,12 +79,12 @@ def decoding_from(settings: Mapping[str, Any]) -> tuple[Decoding, list[str]]:
     left = [
         f"{name}={value}"
         for name, value in settings.items()
-        if name not in _FOLLOWED and value not in _AS_WITHOUT.get(name, ())
+        if name not in _SUPPORTED and value not in _NO_OP_VALUES.get(name, ())
     ]
-    return Decoding(sampling, tuple(stop for stop in stops if stop)), left
+    return LmmsGeneration(sampling, tuple(stop for stop in stops if stop)), left
 
 
-def conversation_from(question: Question, folder: Path) -> Conversation:
+def conversation_from(question: LmmsQuestion, folder: Path) -> Conversation:
     """Turn a question into a conversation that ends with it; its pictures are written to `folder`, as they are.
 
     Raises:
@@ -101,7 +101,7 @@ def conversation_from(question: Question, folder: Path) -> Conversation:
             )
         path = folder / f"{number}.png"
         _write(picture, path)
-        pictures.append(Picture(str(path)))
+        pictures.append(ImageRef(str(path)))
     return Conversation(question.name, (Turn("user", _parts(question.text, pictures)),))
 
 
@@ -118,12 +118,12 @@ def _write(picture: Image.Image, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         upright.save(path, compress_level=1)
     except (OSError, ValueError, SyntaxError) as error:
-        raise PictureError(
+        raise ImageError(
             f"a picture of the data set cannot be decoded ({error}); correct it"
         ) from error
 
 
-def _parts(text: str, pictures: Sequence[Picture]) -> tuple[str | Picture, ...]:
+def _parts(text: str, pictures: Sequence[ImageRef]) -> tuple[str | ImageRef, ...]:
     """Put pictures where the text has marks for them; before it, as lmms-eval's own LLaVA does, if it has none.
 
     Raises:
@@ -131,16 +131,16 @@ def _parts(text: str, pictures: Sequence[Picture]) -> tuple[str | Picture, ...]:
     """
     if not pictures:
         return (text,)
-    first, *rest = text.split(IMAGE_MARK)
+    first, *rest = text.split(IMAGE_PLACEHOLDER)
     if not rest:
         spaced = [part for picture in pictures for part in (" ", picture)]
         return (*spaced[1:], f"\n{text}")
     if len(rest) != len(pictures):
         raise UsageError(
-            f"the question has {len(rest)} {IMAGE_MARK} mark(s) but {len(pictures)} picture(s); each needs one mark, "
+            f"the question has {len(rest)} {IMAGE_PLACEHOLDER} mark(s) but {len(pictures)} picture(s); each needs one mark, "
             "or the text none at all"
         )
-    parts: list[str | Picture] = [first]
+    parts: list[str | ImageRef] = [first]
     for picture, after in zip(pictures, rest, strict=True):
         parts += [picture, after]
     return tuple(part for part in parts if part != "")
@@ -151,8 +151,8 @@ class LmmsAnswerer:
 
     def __init__(
         self,
-        assistant: Assistant,
-        compute: Compute,
+        assistant: LlavaBundle,
+        compute: DeviceConfig,
         *,
         batch_size: int,
         seed: int,
@@ -160,13 +160,13 @@ class LmmsAnswerer:
     ) -> None:
         """Answer `batch_size` questions together; what is drawn is drawn from `seed`."""
         assistant.model.to(compute.device)
-        pictures = Pixels(assistant.processor)
-        self._generator = Generator(assistant, pictures)
-        self._weigher = Weigher(assistant, pictures)
+        pictures = DecodedImages(assistant.processor)
+        self._generator = BatchGenerator(assistant, pictures)
+        self._weigher = LikelihoodScorer(assistant, pictures)
         self._compute, self._progress = compute, progress
         self._batch_size, self._seed = batch_size, seed
 
-    def answer(self, asked: Sequence[tuple[Question, Decoding]]) -> list[str]:
+    def answer(self, asked: Sequence[tuple[LmmsQuestion, LmmsGeneration]]) -> list[str]:
         """Answer questions, in their order; how many answers a stop cut short is logged.
 
         Raises:
@@ -175,7 +175,7 @@ class LmmsAnswerer:
         batches = _batches(asked, self._batch_size, key=lambda one: one[1])
         answers: dict[int, str] = {}
         whole: dict[int, str] = {}
-        with self._progress.job("answering", len(asked)) as tick, self._compute.autocast():
+        with self._progress.task("answering", len(asked)) as tick, self._compute.autocast():
             for number, places in enumerate(batches):
                 decoding = asked[places[0]][1]
                 # each batch draws anew: a question that is asked twice would else get one answer twice
@@ -183,7 +183,7 @@ class LmmsAnswerer:
                 questions = [asked[place][0] for place in places]
                 texts = self._answer(questions, sampling)
                 for place, text in zip(places, texts, strict=True):
-                    whole[place], answers[place] = text, before_stops(text, decoding.stops)
+                    whole[place], answers[place] = text, truncate_at_stops(text, decoding.stops)
                 tick(len(places))
         if cut := sum(whole[place] != answers[place] for place in whole):
             _log.warning(
@@ -192,49 +192,49 @@ class LmmsAnswerer:
             )  # fmt: skip
         return [answers[place] for place in range(len(asked))]
 
-    def weigh(self, asked: Sequence[tuple[Question, str]]) -> list[Likelihood]:
+    def log_likelihoods(self, asked: Sequence[tuple[LmmsQuestion, str]]) -> list[Likelihood]:
         """Return how likely each answer is to its question, in their order.
 
         Raises:
             CalderaError: A question cannot be asked; a note says which.
         """
         weights: dict[int, Likelihood] = {}
-        with self._progress.job("weighing", len(asked)) as tick, self._compute.autocast():
+        with self._progress.task("weighing", len(asked)) as tick, self._compute.autocast():
             for places in _batches(asked, self._batch_size, key=lambda one: None):
                 with TemporaryDirectory(prefix="caldera-lmms-") as folder:
-                    prompts: list[AnsweredPrompt] = []
+                    prompts: list[ScoredContinuation] = []
                     for place in places:
                         question, answer = asked[place]
-                        with _about(question):
+                        with _note_question(question):
                             conversation = conversation_from(question, Path(folder, str(place)))
                             prompts.append(self._weigher.prompt(conversation, answer.strip()))
-                    found = self._weigher.weigh(prompts)
+                    found = self._weigher.score(prompts)
                 weights |= dict(zip(places, found, strict=True))
                 tick(len(places))
         return [weights[place] for place in range(len(asked))]
 
-    def _answer(self, questions: Sequence[Question], sampling: Sampling) -> list[str]:
+    def _answer(self, questions: Sequence[LmmsQuestion], sampling: SamplingParams) -> list[str]:
         """Answer questions together."""
         with TemporaryDirectory(prefix="caldera-lmms-") as folder:
-            prompts: list[PathPrompt] = []
+            prompts: list[FilePrompt] = []
             for number, question in enumerate(questions):
-                with _about(question):
+                with _note_question(question):
                     conversation = conversation_from(question, Path(folder, str(number)))
                     prompts.append(self._generator.prompt(conversation))
                     self._generator.check_fit(prompts[-1:], sampling)
-            return self._generator.answer(prompts, sampling)
+            return self._generator.generate(prompts, sampling)
 
 
-def before_stops(text: str, stops: Iterable[str]) -> str:
+def truncate_at_stops(text: str, stops: Iterable[str]) -> str:
     """Return an answer up to the first place where a stop begins."""
     places = [place for stop in stops if (place := text.find(stop)) >= 0]
     return text[: min(places)].rstrip() if places else text
 
 
 def _batches(
-    asked: Sequence[tuple[Question, _Asked]],
+    asked: Sequence[tuple[LmmsQuestion, _Asked]],
     size: int,
-    key: Callable[[tuple[Question, _Asked]], object],
+    key: Callable[[tuple[LmmsQuestion, _Asked]], object],
 ) -> Iterator[list[int]]:
     """Yield the places of what is asked together: alike by `key`, and of like length."""
     groups: dict[object, list[int]] = defaultdict(list)
@@ -247,7 +247,7 @@ def _batches(
 
 
 @contextmanager
-def _about(question: Question) -> Iterator[None]:
+def _note_question(question: LmmsQuestion) -> Iterator[None]:
     """Add to a fault which question it is about.
 
     Raises:

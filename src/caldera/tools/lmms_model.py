@@ -15,10 +15,10 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 
 from caldera.errors import UnknownNameError, UsageError
-from caldera.model.folder import load_assistant
-from caldera.progress import choose_progress
-from caldera.tools.lmms_answering import Decoding, LmmsAnswerer, Question, decoding_from
-from caldera.training.devices import DtypeName, choose_compute
+from caldera.model.folder import load_model_folder
+from caldera.progress import default_progress
+from caldera.tools.lmms_answering import LmmsAnswerer, LmmsGeneration, LmmsQuestion, decoding_from
+from caldera.training.devices import DtypeName, choose_device
 
 _log = logging.getLogger(__name__)
 
@@ -64,11 +64,11 @@ class LmmsModel(lmms):  # type: ignore[misc] # lmms-eval need not be there
         if not (size := str(batch_size)).isdecimal() or int(size) < 1:
             raise UsageError(f"batch_size is {size!r}; give a number such as --batch_size 8")
         self._answerer = LmmsAnswerer(
-            load_assistant(Path(pretrained)),
-            choose_compute(device, dtype),
+            load_model_folder(Path(pretrained)),
+            choose_device(device, dtype),
             batch_size=int(size),
             seed=seed,
-            progress=choose_progress(),
+            progress=default_progress(),
         )
         self._ignore_until = ignore_until
 
@@ -106,7 +106,7 @@ class LmmsModel(lmms):  # type: ignore[misc] # lmms-eval need not be there
             text, target, open_visuals, document, task, split = one.args
             answer = target(self.task_dict[task][split][document]) if callable(target) else target
             asked.append((self._question(text, open_visuals, (task, split, document)), str(answer)))
-        weights = self._answerer.weigh(asked)
+        weights = self._answerer.log_likelihoods(asked)
         return [GenerationResult((-weight.per_token, weight.greedy)) for weight in weights]
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
@@ -119,15 +119,15 @@ class LmmsModel(lmms):  # type: ignore[misc] # lmms-eval need not be there
             "tasks of several rounds (generate_until_multi_round) cannot be asked of caldera; choose another task"
         )
 
-    def _decoding(self, settings: Mapping[str, Any]) -> tuple[Decoding, list[str]]:
+    def _decoding(self, settings: Mapping[str, Any]) -> tuple[LmmsGeneration, list[str]]:
         """Read how a task wants answers written."""
         kept = {name: value for name, value in settings.items() if name != "until"}
         return decoding_from(kept if self._ignore_until else settings)
 
-    def _question(self, text: str, open_visuals: Any, place: tuple[str, str, int]) -> Question:  # noqa: ANN401 - untyped there
+    def _question(self, text: str, open_visuals: Any, place: tuple[str, str, int]) -> LmmsQuestion:  # noqa: ANN401 - untyped there
         """Ask `text` about the pictures of a document."""
         task, split, document = place
-        return Question(
+        return LmmsQuestion(
             f"task {task}, split {split}, document {document}",
             text,
             lambda: open_visuals(self.task_dict[task][split][document]),

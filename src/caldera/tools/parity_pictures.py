@@ -5,9 +5,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from caldera.evaluation.parity.comparing import Shown
-from caldera.scenes.drawing import draw, glyph_shapes
-from caldera.scenes.world import draw_up
+from caldera.evaluation.parity.comparing import ParityCase
+from caldera.scenes.drawing import glyph_shapes, render
+from caldera.scenes.world import sample_scene
 
 SCENES = 20
 """Drawn scenes in a comparison."""
@@ -26,29 +26,31 @@ QUESTIONS = (
 )
 
 
-def given_pictures(paths: Sequence[Path]) -> list[Shown]:
+def given_pictures(paths: Sequence[Path]) -> list[ParityCase]:
     """Ask about a user's files, one question after the other."""
-    return [Shown(path, QUESTIONS[number % len(QUESTIONS)]) for number, path in enumerate(paths)]
+    return [
+        ParityCase(path, QUESTIONS[number % len(QUESTIONS)]) for number, path in enumerate(paths)
+    ]
 
 
-def drawn_pictures(folder: Path) -> list[Shown]:
+def drawn_pictures(folder: Path) -> list[ParityCase]:
     """Draw scenes into a folder, as PNG, and odd files beside them: thin, wide, grey, transparent, turned, JPEG.
 
     Raises:
         UsageError: The glyphs that scenes are drawn with are not installed.
     """
     scenes = [
-        draw(draw_up(number, seed=_SEED, split="held_out", shapes=glyph_shapes()))
+        render(sample_scene(number, seed=_SEED, split="held_out", shapes=glyph_shapes()))
         for number in range(SCENES)
     ]
     paths = []
     for number, scene in enumerate(scenes):
         paths.append(folder / f"scene-{number:02d}.png")
         scene.save(paths[-1])
-    odd: list[Shown] = []
+    odd: list[ParityCase] = []
     for name, write in ODD.items():
         write(scenes[len(odd)], folder / name)
-        odd.append(Shown(folder / name, QUESTIONS[0], odd=True))
+        odd.append(ParityCase(folder / name, QUESTIONS[0], informational=True))
     return given_pictures(paths) + odd
 
 

@@ -14,9 +14,9 @@ from typing import Any
 from caldera.batches.picture_files import read_bytes
 from caldera.conversation import from_record, to_record
 from caldera.errors import InputError, OutputError, UsageError
-from caldera.record_files import iterate_records
-from caldera.skips import Skips
-from caldera.storage import whole_folder, write_whole
+from caldera.record_files import read_records
+from caldera.skips import SkippedItems
+from caldera.storage import atomic_folder, write_atomic
 
 SHARD_BYTES = 500_000_000
 """A file is closed once it holds so many bytes of pictures and text."""
@@ -26,7 +26,7 @@ _GROUP_BYTES, _GROUP_ROWS = 50_000_000, 1_000
 
 
 @dataclass(slots=True)
-class Parquet:
+class ParquetReport:
     """What was written."""
 
     rows: int = 0
@@ -39,13 +39,13 @@ class Parquet:
 def write_parquet(
     file: Path,
     folder: Path,
-    skips: Skips,
+    skips: SkippedItems,
     *,
     pictures: Path | None = None,
     ignore: frozenset[str] = frozenset(),
     read: Callable[[int], None] = lambda count: None,
     shard_bytes: int = SHARD_BYTES,
-) -> Parquet:
+) -> ParquetReport:
     """Write `data/train-*.parquet` and a card into a folder, whole or not at all.
 
     Args:
@@ -71,25 +71,25 @@ def write_parquet(
         raise UsageError(
             f"{folder} holds something else than a parquet data set; choose another folder"
         )
-    with whole_folder(folder) as fresh:
-        shards = _Shards(fresh / "data", shard_bytes)
+    with atomic_folder(folder) as fresh:
+        shards = _ShardWriter(fresh / "data", shard_bytes)
         total = 0
         try:
-            for where, record in iterate_records(file, read):
+            for where, record in read_records(file, read):
                 total += 1
                 try:
                     row = _row(record, where, pictures or file.parent, ignore)
                 except InputError as fault:
-                    skips.take(where, fault)
+                    skips.add_or_raise(where, fault)
                 else:
                     shards.add(row)
-            skips.check(total)
+            skips.raise_if_over_limit(total)
             if not shards.done.rows:
                 raise InputError(f"there is nothing to write of {file}; see what was left out")
             shards.finish()
         except pyarrow.ArrowException as error:
             raise OutputError(f"cannot write {folder}: {error}") from error
-        write_whole(fresh / "README.md", _card(file.stem, shards.done))
+        write_atomic(fresh / "README.md", _dataset_card(file.stem, shards.done))
     return shards.done
 
 
@@ -119,7 +119,7 @@ def _row(record: object, where: str, root: Path, ignore: frozenset[str]) -> dict
     }
 
 
-class _Shards:
+class _ShardWriter:
     """Takes rows and writes them, a file after the other."""
 
     def __init__(self, folder: Path, shard_bytes: int) -> None:
@@ -129,7 +129,7 @@ class _Shards:
         self._rows: list[dict[str, Any]] = []
         self._group = self._shard = 0
         self._writer: Any = None
-        self.done = Parquet()
+        self.done = ParquetReport()
 
     def add(self, row: dict[str, Any]) -> None:
         """Take a row, and write what is enough for a group."""
@@ -195,7 +195,7 @@ def _schema() -> Any:  # noqa: ANN401 - pyarrow has no types
     return schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
 
 
-def _card(name: str, done: Parquet) -> str:
+def _dataset_card(name: str, done: ParquetReport) -> str:
     """Return the data set's card."""
     return f"""---
 configs:

@@ -17,13 +17,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from caldera.errors import ModelFolderError, UsageError
-from caldera.storage import whole_folder, write_json, writing
+from caldera.errors import ModelFormatError, UsageError
+from caldera.storage import atomic_folder, translate_os_errors, write_json
 
 log = logging.getLogger(__name__)
 
 _STATE, _WEIGHTS, _MANIFEST = "state.json", "tensors.safetensors", "manifest.json"
-_KEPT = 2
+_KEEP_LAST = 2
 """Checkpoints that stay; older ones are removed once a new one is whole."""
 
 
@@ -40,7 +40,7 @@ class Checkpoint:
     """Numbers that the run wants back, such as losses."""
 
 
-def gather(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+def collect_state(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Collect the weights that move and the optimiser's moments, by name."""
     names = {each: name for name, each in model.named_parameters()}
     tensors = {}
@@ -54,7 +54,9 @@ def gather(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tens
 
 
 @torch.no_grad()
-def scatter(tensors: dict[str, Tensor], model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+def restore_state(
+    tensors: dict[str, Tensor], model: nn.Module, optimiser: torch.optim.Optimizer
+) -> None:
     """Put what `gather` collected back.
 
     Raises:
@@ -65,7 +67,7 @@ def scatter(tensors: dict[str, Tensor], model: nn.Module, optimiser: torch.optim
     if {f"weights.{names[each]}" for each in moving} != {
         name for name in tensors if name.startswith("weights.")
     }:
-        raise ModelFolderError("the checkpoint holds other weights than this stage trains")
+        raise ModelFormatError("the checkpoint holds other weights than this stage trains")
     for parameter in moving:
         name = names[parameter]
         parameter.copy_(tensors[f"weights.{name}"])
@@ -84,7 +86,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     Raises:
         OutputError: It could not be written; earlier checkpoints stay.
     """
-    with whole_folder(folder / _name(checkpoint.step)) as fresh:
+    with atomic_folder(folder / _name(checkpoint.step)) as fresh:
         tensors = {name: each.contiguous().cpu() for name, each in checkpoint.tensors.items()}
         save_file(tensors, fresh / _WEIGHTS)
         state = {
@@ -94,12 +96,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         }
         write_json(fresh / _STATE, state)
         write_json(fresh / _MANIFEST, {name: _digest(fresh / name) for name in (_WEIGHTS, _STATE)})
-    with writing(folder):
-        for old in _checkpoints(folder)[_KEPT:]:
+    with translate_os_errors(folder):
+        for old in _checkpoints(folder)[_KEEP_LAST:]:
             shutil.rmtree(old)
 
 
-def newest_checkpoint(folder: Path) -> Checkpoint | None:
+def latest_checkpoint(folder: Path) -> Checkpoint | None:
     """Load the newest sound checkpoint in `folder`; broken ones are named in a warning and passed over."""
     for path in _checkpoints(folder):
         try:
@@ -114,13 +116,13 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
-def own_checkpoint(folder: Path, identity: str) -> Checkpoint | None:
+def matching_checkpoint(folder: Path, identity: str) -> Checkpoint | None:
     """Load the newest sound checkpoint in `folder`, if there is one.
 
     Raises:
         UsageError: It is not of the run called `identity`.
     """
-    found = newest_checkpoint(folder)
+    found = latest_checkpoint(folder)
     if found and found.identity != identity:
         raise UsageError(
             f"the checkpoint in {folder} was made with other data, settings or weights; choose another --out, or "
@@ -129,7 +131,7 @@ def own_checkpoint(folder: Path, identity: str) -> Checkpoint | None:
     return found
 
 
-def remove_later(folder: Path, step: int) -> None:
+def remove_after(folder: Path, step: int) -> None:
     """Remove the checkpoints after `step`, which are broken, or a run would go on from them; 0 removes all.
 
     Left there, they would count as the newest, and those that the run writes next would be removed in their place.
@@ -137,7 +139,7 @@ def remove_later(folder: Path, step: int) -> None:
     Raises:
         OutputError: One cannot be removed.
     """
-    with writing(folder):
+    with translate_os_errors(folder):
         for path in _checkpoints(folder):
             if path.name > _name(step):
                 shutil.rmtree(path)

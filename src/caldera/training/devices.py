@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from caldera.errors import UsageError
-from caldera.processor import fast_attention, fast_dtype
+from caldera.processor import fastest_attention, fastest_dtype
 from caldera.progress import Progress
 
 DtypeName = Literal["auto", "float32", "bfloat16"]
@@ -20,7 +20,7 @@ _MOST_WORKERS = 8
 """More processes than this have not been seen to be needed to decode for one model."""
 
 
-def decoding_workers() -> int:
+def default_decode_workers() -> int:
     """Return how many processes decode pictures ahead of training: as many as there are cores, but for one.
 
     On a single core, and where processes cannot be forked safely, there are none: a thread does it.
@@ -31,7 +31,7 @@ def decoding_workers() -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Compute:
+class DeviceConfig:
     """A device and the precision of its matrix products; weights stay in the precision they are held in."""
 
     device: torch.device
@@ -45,7 +45,7 @@ class Compute:
             yield
 
     @contextmanager
-    def seeded(self, *numbers: int) -> Iterator[None]:
+    def fork_rng(self, *numbers: int) -> Iterator[None]:
         """Draw what the block draws, such as dropout, from a seed made of `numbers`; outside nothing changes."""
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
@@ -55,20 +55,20 @@ class Compute:
     @property
     def attention(self) -> str:
         """The attention function to ask transformers for; on GPUs the fused one (untested here)."""
-        return fast_attention(self.dtype) if self.device.type == "cpu" else "sdpa"
+        return fastest_attention(self.dtype) if self.device.type == "cpu" else "sdpa"
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
+class Runtime:
     """What a job works with: where it computes, who follows it, and who decodes for it."""
 
-    compute: Compute
+    compute: DeviceConfig
     progress: Progress
-    workers: int = field(default_factory=decoding_workers)
+    workers: int = field(default_factory=default_decode_workers)
     """Processes that decode pictures ahead of training, where features are not kept."""
 
 
-def choose_compute(device: str = "auto", dtype: DtypeName = "auto") -> Compute:
+def choose_device(device: str = "auto", dtype: DtypeName = "auto") -> DeviceConfig:
     """Choose the best device there is, and bf16 where it is faster than fp32.
 
     Args:
@@ -89,6 +89,8 @@ def choose_compute(device: str = "auto", dtype: DtypeName = "auto") -> Compute:
         ) from None
     if dtype == "auto":
         if chosen.type == "cpu":
-            return Compute(chosen, fast_dtype())
-        return Compute(chosen, torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32)
-    return Compute(chosen, {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype])
+            return DeviceConfig(chosen, fastest_dtype())
+        return DeviceConfig(
+            chosen, torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        )
+    return DeviceConfig(chosen, {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype])

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import torch
 
-from caldera.batches.feature_building import keep_features
+from caldera.batches.feature_building import cache_features
 from caldera.batches.feature_store import FeatureStore
-from caldera.batches.picture_sources import FrozenTower, KeptFeatures
+from caldera.batches.picture_sources import CachedFeatures, FrozenTower
 from caldera.errors import InputError
-from caldera.model.folder import Assistant
-from caldera.model.weights import digest_of
-from caldera.training.devices import Compute, Means
+from caldera.model.folder import LlavaBundle
+from caldera.model.weights import digest_weights
+from caldera.training.devices import DeviceConfig, Runtime
 
-_FORMAT = 2
+_STORE_VERSION = 2
 """Of stores; raised when their files change, so that older ones are not read."""
 
 
-def stop_at(path: Path, fault: InputError) -> None:
+def raise_image_error(path: Path, fault: InputError) -> None:
     """Let nothing pass where every picture is needed.
 
     Raises:
@@ -27,14 +27,14 @@ def stop_at(path: Path, fault: InputError) -> None:
     raise fault
 
 
-def tower_features(
-    assistant: Assistant,
+def cached_tower_features(
+    assistant: LlavaBundle,
     folder: Path,
     paths: Sequence[Path],
     *,
-    means: Means,
+    means: Runtime,
     on_fault: Callable[[Path, InputError], object],
-) -> KeptFeatures:
+) -> CachedFeatures:
     """Return a source of the features of all pictures at `paths`, kept in `folder`.
 
     Args:
@@ -56,8 +56,8 @@ def tower_features(
         with compute.autocast():
             return vision(pixels.to(compute.device)).cpu()
 
-    return keep_features(
-        FeatureStore(folder, _key(assistant, compute), compute.dtype),
+    return cache_features(
+        FeatureStore(folder, _store_name(assistant, compute), compute.dtype),
         paths,
         tower=FrozenTower(assistant.processor, encode, (vision.image_tokens, vision.width)),
         progress=means.progress,
@@ -65,9 +65,9 @@ def tower_features(
     )
 
 
-def _key(assistant: Assistant, compute: Compute) -> str:
+def _store_name(assistant: LlavaBundle, compute: DeviceConfig) -> str:
     """Name the store by everything but the picture that features depend on."""
     vision = assistant.model.vision
     said = repr((assistant.processor, vision.select_layer, vision.select, str(compute.dtype)))
-    told = f"{_FORMAT} {said} {digest_of(vision.state_dict())}"
+    told = f"{_STORE_VERSION} {said} {digest_weights(vision.state_dict())}"
     return hashlib.sha256(told.encode()).hexdigest()[:16]

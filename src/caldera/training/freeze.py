@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from torch import nn
 
 from caldera.errors import UsageError
-from caldera.model.low_rank import factors_of
+from caldera.model.low_rank import lora_parameters
 from caldera.training.stage import Part
 
 
 @dataclass(frozen=True, slots=True)
-class PartReport:
+class TrainableReport:
     """What of one part moves."""
 
     part: str
@@ -19,7 +19,7 @@ class PartReport:
     trainable: int
 
 
-def train_only(model: nn.Module, parts: Sequence[Part]) -> list[PartReport]:
+def set_trainable(model: nn.Module, parts: Sequence[Part]) -> list[TrainableReport]:
     """Freeze every child module of `model` that is not in `parts`, and report every child.
 
     Of a part that has low-rank factors only these move, whatever stands beside them.
@@ -31,12 +31,12 @@ def train_only(model: nn.Module, parts: Sequence[Part]) -> list[PartReport]:
     if missing := set(parts) - children.keys():
         raise UsageError(f"no part is called {sorted(missing)}; the model has {sorted(children)}")
     for name, child in children.items():
-        factors = factors_of(child)
+        factors = lora_parameters(child)
         child.requires_grad_(name in parts and not factors)
         for factor in factors:
             factor.requires_grad_(name in parts)
     return [
-        PartReport(
+        TrainableReport(
             name,
             sum(each.numel() for each in child.parameters()),
             sum(each.numel() for each in child.parameters() if each.requires_grad),

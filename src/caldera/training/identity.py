@@ -8,14 +8,18 @@ from dataclasses import asdict
 from pathlib import Path
 
 from caldera.batches.samples import Sample
-from caldera.model.folder import Assistant
-from caldera.model.weights import digest_of
-from caldera.training.devices import Compute
+from caldera.model.folder import LlavaBundle
+from caldera.model.weights import digest_weights
+from caldera.training.devices import DeviceConfig
 from caldera.training.stage import Stage
 
 
-def identity_of(
-    stage: Stage, assistant: Assistant, samples: Sequence[Sample], pictures: Path, compute: Compute
+def run_fingerprint(
+    stage: Stage,
+    assistant: LlavaBundle,
+    samples: Sequence[Sample],
+    pictures: Path,
+    compute: DeviceConfig,
 ) -> str:
     """Return a digest of what decides how a run goes, but for the device and the versions of the libraries.
 
@@ -30,7 +34,7 @@ def identity_of(
     vision = assistant.model.vision
     said = {
         "stage": asdict(stage),
-        "weights": digest_of(assistant.model.state_dict()),
+        "weights": digest_weights(assistant.model.state_dict()),
         "features": [vision.select_layer, vision.select],
         "preparation": asdict(assistant.processor),
         "after": assistant.card.stage,

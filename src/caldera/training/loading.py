@@ -19,14 +19,14 @@ from queue import Empty, SimpleQueue
 from typing import Generic, Self, TypeVar
 
 from caldera.errors import InputError, TrainingError
-from caldera.training.loading_worker import Worker
+from caldera.training.loading_worker import PrefetchWorker
 
 Item = TypeVar("Item")
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Loading:
+class PrefetchConfig:
     """How far ahead, and by whom, batches are made."""
 
     workers: int = 0
@@ -39,15 +39,15 @@ class Loading:
     """Seconds that the step waits for a batch before that is an error."""
 
 
-class Ahead(Generic[Item, Made]):
+class Prefetcher(Generic[Item, Result]):
     """Iterates over the items of a plan, each with what was made of it."""
 
     def __init__(
         self,
         plan: Iterable[Item],
-        make: Callable[[Item], Made],
+        make: Callable[[Item], Result],
         *,
-        loading: Loading,
+        loading: PrefetchConfig,
         name: Callable[[Item], str],
     ) -> None:
         """Start to make what the plan says; see `ahead`."""
@@ -58,33 +58,33 @@ class Ahead(Generic[Item, Made]):
         self._loading = loading
         self._name = name
         self._make = make
-        self._hand: tuple[int, Item] | None = None
+        self._in_flight: tuple[int, Item] | None = None
         """What the thread makes or fetches just now."""
         self._closed = False
         self._stuck = False
-        self._room = threading.Semaphore(loading.depth)
-        self._ready: SimpleQueue[tuple[Item, Made] | BaseException | None] = SimpleQueue()
+        self._capacity = threading.Semaphore(loading.depth)
+        self._ready: SimpleQueue[tuple[Item, Result] | BaseException | None] = SimpleQueue()
         count = loading.workers
-        self._workers = [Worker(plan, make, number, count) for number in range(count)]
+        self._workers = [PrefetchWorker(plan, make, number, count) for number in range(count)]
         self._thread = threading.Thread(
-            target=self._fill, args=(plan,), name="loading", daemon=True
+            target=self._produce, args=(plan,), name="loading", daemon=True
         )
         self._thread.start()
 
-    def _fill(self, plan: Iterable[Item]) -> None:
+    def _produce(self, plan: Iterable[Item]) -> None:
         """Make or fetch one after another; whatever goes wrong is raised where it would have been taken."""
         try:
             for number, item in enumerate(plan):
-                self._room.acquire()
+                self._capacity.acquire()
                 if self._closed:
                     return
-                self._hand = number, item
-                self._ready.put((item, self._made(number, item)))
+                self._in_flight = number, item
+                self._ready.put((item, self._make_one(number, item)))
             self._ready.put(None)
         except BaseException as error:  # noqa: BLE001 - raised again by __next__
             self._ready.put(error)
 
-    def _made(self, number: int, item: Item) -> Made:
+    def _make_one(self, number: int, item: Item) -> Result:
         """Return what is made of one item.
 
         Raises:
@@ -102,7 +102,7 @@ class Ahead(Generic[Item, Made]):
         """Return itself: a plan is gone through once."""
         return self
 
-    def __next__(self) -> tuple[Item, Made]:
+    def __next__(self) -> tuple[Item, Result]:
         """Return the next item and what was made of it, waiting for it if need be.
 
         Raises:
@@ -113,27 +113,27 @@ class Ahead(Generic[Item, Made]):
             found = self._ready.get(timeout=self._loading.timeout)
         except Empty:
             self._stuck = True
-            raise TrainingError(self._late()) from None
+            raise TrainingError(self._timeout_message()) from None
         self._got = time.monotonic()
         self.waited += self._got - self._asked
         if found is None:
             raise StopIteration
         if isinstance(found, BaseException):
             raise found
-        self._room.release()
+        self._capacity.release()
         return found
 
-    def wait_share(self) -> float:
+    def wait_fraction(self) -> float:
         """Return which share of the time since the last one was asked for was spent waiting for it, 0 to 1."""
         return (self._got - self._asked) / max(time.monotonic() - self._asked, 1e-9)
 
-    def _late(self) -> str:
+    def _timeout_message(self) -> str:
         """Say who has not made what in time."""
         seconds = f"{self._loading.timeout:g} s"
-        if self._hand is None:
+        if self._in_flight is None:
             return f"the plan of batches has not begun after {seconds}; run again with --resume"
-        number, item = self._hand
-        who = self._workers[number % len(self._workers)].called if self._workers else "loading"
+        number, item = self._in_flight
+        who = self._workers[number % len(self._workers)].label if self._workers else "loading"
         return (
             f"{who} has not finished {self._name(item)} after {seconds}; see whether the disk of their pictures "
             "answers, then run again with --resume"
@@ -144,7 +144,7 @@ class Ahead(Generic[Item, Made]):
         self._closed = True
         for worker in self._workers:
             worker.stop()
-        self._room.release()
+        self._capacity.release()
         if (
             self._workers or not self._stuck
         ):  # a thread that is stuck cannot be ended; it ends with the process
@@ -154,13 +154,13 @@ class Ahead(Generic[Item, Made]):
 
 
 @contextmanager
-def ahead(
+def prefetch(
     plan: Iterable[Item],
-    make: Callable[[Item], Made],
+    make: Callable[[Item], Result],
     *,
-    loading: Loading,
+    loading: PrefetchConfig,
     name: Callable[[Item], str],
-) -> Iterator[Ahead[Item, Made]]:
+) -> Iterator[Prefetcher[Item, Result]]:
     """Make what a plan says ahead of the one who takes it; nothing of it is left behind when the block ends.
 
     Args:
@@ -169,7 +169,7 @@ def ahead(
         loading: By whom.
         name: What messages call an item, such as its records' ids.
     """
-    loader = Ahead(plan, make, loading=loading, name=name)
+    loader = Prefetcher(plan, make, loading=loading, name=name)
     try:
         yield loader
     finally:

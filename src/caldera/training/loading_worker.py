@@ -24,20 +24,22 @@ Made = TypeVar("Made")
 _FORK = multiprocessing.get_context("fork")
 
 
-class Worker(Generic[Made]):
+class PrefetchWorker(Generic[Made]):
     """A process that makes one share of a plan's items, each while the last one waits to be fetched."""
 
     def __init__(
         self, plan: Iterable[Item], make: Callable[[Item], Made], number: int, count: int
     ) -> None:
         """Start worker `number` of `count`."""
-        self._pipe, theirs = _FORK.Pipe(duplex=False)
+        self._pipe, child_pipe = _FORK.Pipe(duplex=False)
         self._process = _FORK.Process(
-            target=_work, args=(theirs, islice(plan, number, None, count), make), daemon=True
+            target=_worker_loop,
+            args=(child_pipe, islice(plan, number, None, count), make),
+            daemon=True,
         )
         self._process.start()
-        theirs.close()
-        self.called = f"loading worker {number} (process {self._process.pid})"
+        child_pipe.close()
+        self.label = f"loading worker {number} (process {self._process.pid})"
         """What messages call it."""
 
     def fetch(self, name: str) -> Made:
@@ -51,15 +53,15 @@ class Worker(Generic[Made]):
             TrainingError: The process has ended.
         """
         try:
-            told = pickle.loads(self._pipe.recv_bytes())
+            payload = pickle.loads(self._pipe.recv_bytes())
         except (EOFError, OSError):  # the latter in the middle of a message
             self._process.join()
-            raise TrainingError(f"{self.called} {self._end()} at {name}") from None
-        if isinstance(told, InputError):
-            raise told
-        return told
+            raise TrainingError(f"{self.label} {self._exit_reason()} at {name}") from None
+        if isinstance(payload, InputError):
+            raise payload
+        return payload
 
-    def _end(self) -> str:
+    def _exit_reason(self) -> str:
         """Say how the process ended."""
         code = self._process.exitcode
         if code is not None and code < 0:
@@ -80,21 +82,21 @@ class Worker(Generic[Made]):
         self._pipe.close()
 
 
-def _work(pipe: Connection, items: Iterable[Item], make: Callable[[Item], Made]) -> None:
+def _worker_loop(pipe: Connection, items: Iterable[Item], make: Callable[[Item], Made]) -> None:
     """Make items until there are no more, or nobody to take them."""
-    _become_worker(pipe.fileno())
+    _detach_from_parent(pipe.fileno())
     with suppress(BrokenPipeError):  # the other end is gone: the run has ended
         for item in items:
             try:
                 made: Made | InputError = make(item)
             except InputError as fault:
                 made = fault
-            told = BytesIO()
-            _Pickler(told, protocol=5).dump(made)
-            pipe.send_bytes(told.getbuffer())
+            payload = BytesIO()
+            _Pickler(payload, protocol=5).dump(made)
+            pipe.send_bytes(payload.getbuffer())
 
 
-def _become_worker(pipe: int) -> None:
+def _detach_from_parent(pipe: int) -> None:
     """Let go of what a fork shares with the process that it came from.
 
     Open files go, as the run's lock would outlive a killed run by one of them, and so would the other workers' pipes.

@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from caldera.storage import write_whole, writing
+from caldera.storage import translate_os_errors, write_atomic
 
 
-class Record:
+class MetricsLog:
     """Appends one line of numbers for each event of a run; a run that goes on drops what came after its checkpoint."""
 
     def __init__(self, folder: Path, *, after_step: int = -1) -> None:
@@ -24,28 +24,28 @@ class Record:
             kept = [
                 line for line in self._file.read_text().splitlines() if _step(line) <= after_step
             ]
-            write_whole(self._file, "".join(f"{line}\n" for line in kept))
-        self._board = _Board(folder / "tensorboard", from_step=after_step + 1)
+            write_atomic(self._file, "".join(f"{line}\n" for line in kept))
+        self._board = _TensorBoardWriter(folder / "tensorboard", purge_step=after_step + 1)
 
-    def add(self, step: int, values: dict[str, float]) -> None:
+    def log(self, step: int, values: dict[str, float]) -> None:
         """Note `values` at `step`.
 
         Raises:
             OutputError: They cannot be written.
         """
         line = {"step": step, "seconds": round(time.monotonic() - self._begun, 3), **values}
-        with writing(self._file), self._file.open("a") as file:
+        with translate_os_errors(self._file), self._file.open("a") as file:
             file.write(json.dumps(line) + "\n")
         self._board.add(step, values)
 
 
-class _Board:
+class _TensorBoardWriter:
     """TensorBoard's event file, written at once.
 
     TensorBoard's own writer has a thread, where a full disk ends in a traceback and is noticed steps later.
     """
 
-    def __init__(self, folder: Path, *, from_step: int) -> None:
+    def __init__(self, folder: Path, *, purge_step: int) -> None:
         """Begin a file in `folder`; TensorBoard then hides what earlier files hold from `from_step` on."""
         from tensorboard.compat.proto.event_pb2 import (  # heavy, and only needed here
             Event,
@@ -54,12 +54,12 @@ class _Board:
 
         begun = time.time()
         self._file = folder / f"events.out.tfevents.{begun:.6f}.{os.getpid()}"
-        with writing(folder):
+        with translate_os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         start = SessionLog(status=SessionLog.START)
         self._append(
             Event(wall_time=begun, file_version="brain.Event:2"),
-            Event(wall_time=begun, step=from_step, session_log=start),
+            Event(wall_time=begun, step=purge_step, session_log=start),
         )
 
     def add(self, step: int, values: dict[str, float]) -> None:
@@ -78,7 +78,7 @@ class _Board:
         """Write events behind those of the file."""
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        with writing(self._file), self._file.open("ab") as file:
+        with translate_os_errors(self._file), self._file.open("ab") as file:
             records = RecordWriter(file)
             for event in events:
                 records.write(event.SerializeToString())

@@ -20,39 +20,39 @@ from pathlib import Path
 
 import torch
 
-from caldera.batches.anyres import pinpoints_of
-from caldera.batches.picture_sources import PictureSource, Pixels
+from caldera.batches.anyres import grid_pinpoints
+from caldera.batches.picture_sources import DecodedImages, ImageSource
 from caldera.batches.samples import Sample, SampleMaker
 from caldera.batches.templates import find_template
 from caldera.conversation import Conversation
-from caldera.errors import InputError, RecordError, UsageError
-from caldera.model.adapter import base_digest, save_adapter
-from caldera.model.assemble import add_tokens, show_as
-from caldera.model.card import Card, read_card
-from caldera.model.folder import Assistant, load_assistant, save_assistant
+from caldera.errors import ConversationError, InputError, UsageError
+from caldera.model.adapter import digest_base, save_adapter
+from caldera.model.assemble import add_special_tokens, with_image_aspect
+from caldera.model.card import ModelMetadata, read_card
+from caldera.model.folder import LlavaBundle, load_model_folder, save_model_folder
 from caldera.model.llava import Llava
-from caldera.model.low_rank import add_factors, chosen_layers, fold
-from caldera.model.projector import fit_spread
-from caldera.processor import keep_freed_memory
-from caldera.skips import Skips
-from caldera.storage import as_json, holding, write_json
-from caldera.training.checkpoint import Checkpoint, own_checkpoint
-from caldera.training.devices import Compute, Means
-from caldera.training.features import tower_features
-from caldera.training.freeze import PartReport, train_only
-from caldera.training.identity import identity_of
-from caldera.training.loading import Loading
-from caldera.training.loop import Outcome, Run, train
+from caldera.model.low_rank import add_lora, merge_lora_layers, target_layers
+from caldera.model.projector import match_embedding_scale
+from caldera.processor import tune_malloc
+from caldera.skips import SkippedItems
+from caldera.storage import lock_folder, to_plain_json, write_json
+from caldera.training.checkpoint import Checkpoint, matching_checkpoint
+from caldera.training.devices import DeviceConfig, Runtime
+from caldera.training.features import cached_tower_features
+from caldera.training.freeze import TrainableReport, set_trainable
+from caldera.training.identity import run_fingerprint
+from caldera.training.loading import PrefetchConfig
+from caldera.training.loop import TrainingResult, TrainingRun, train
 from caldera.training.stage import Stage
 
 log = logging.getLogger(__name__)
 
-_FIT_ON = 64
+_CALIBRATION_IMAGES = 64
 """Pictures whose features decide how a fresh projector is scaled."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DataSet:
+class TrainingData:
     """Conversations and where their pictures are."""
 
     conversations: Sequence[Conversation]
@@ -61,28 +61,28 @@ class DataSet:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StageJob:
+class TrainingJob:
     """One stage on one data set in one folder."""
 
     stage: Stage
-    assistant: Assistant
+    assistant: LlavaBundle
     """Where to start; its model is changed."""
 
-    data: DataSet
+    data: TrainingData
     out: Path
     """The run's folder."""
 
     features: Path
     """Folder of kept features; stages and runs may share it."""
 
-    means: Means
-    skips: Skips
+    means: Runtime
+    skips: SkippedItems
     """Takes bad records."""
 
     resume: bool = False
     """Go on from a checkpoint, or keep a finished model of the same settings and data."""
 
-    def run(self) -> tuple[Assistant, Outcome | None]:
+    def run(self) -> tuple[LlavaBundle, TrainingResult | None]:
         """Train and write the model folder.
 
         Returns:
@@ -91,39 +91,43 @@ class StageJob:
         Raises:
             CalderaError: The folder is in use, data is bad, training failed, or writing did.
         """
-        keep_freed_memory()
+        tune_malloc()
         assistant = self.assistant
-        add_tokens(
+        add_special_tokens(
             assistant.tokenizer, assistant.model.language, find_template(self.stage.template)
         )
-        job = self if self.stage.aspect is None else replace(self, assistant=self._shown())
-        with holding(self.out):
+        job = (
+            self
+            if self.stage.aspect is None
+            else replace(self, assistant=self._with_stage_aspect())
+        )
+        with lock_folder(self.out):
             return job._run()
 
-    def _shown(self) -> Assistant:
+    def _with_stage_aspect(self) -> LlavaBundle:
         """Return the assistant with pictures shown as the stage wants them."""
         stage, side = self.stage, self.assistant.processor.side
         assert stage.aspect is not None
-        pinpoints = pinpoints_of(stage.grids, side) if stage.aspect == "anyres" else ()
-        return show_as(self.assistant, stage.aspect, pinpoints, seed=stage.seed)
+        pinpoints = grid_pinpoints(stage.grid_pinpoints, side) if stage.aspect == "anyres" else ()
+        return with_image_aspect(self.assistant, stage.aspect, pinpoints, seed=stage.seed)
 
-    def _run(self) -> tuple[Assistant, Outcome | None]:
+    def _run(self) -> tuple[LlavaBundle, TrainingResult | None]:
         """Train unless that was done before."""
         samples = self._samples()
-        identity = identity_of(
+        identity = run_fingerprint(
             self.stage, self.assistant, samples, self.data.pictures, self.means.compute
         )
         if self._is_done(identity):
             log.info("%s is done already", self.out / "model")
-            return load_assistant(self.out / "model"), None
-        found = own_checkpoint(self.out / "checkpoints", identity)
+            return load_model_folder(self.out / "model"), None
+        found = matching_checkpoint(self.out / "checkpoints", identity)
         if found and not self.resume:
             raise UsageError(
                 f"{self.out} holds this run, broken off after step {found.step}; give --resume to go on, or "
                 "choose another --out"
             )
         write_json(self.out / "stage.json", asdict(self.stage))
-        return self._train(samples, identity, found)
+        return self._train_and_save(samples, identity, found)
 
     def _is_done(self, identity: str) -> bool:
         """Tell whether the folder holds the result of this very run, to be kept.
@@ -133,7 +137,7 @@ class StageJob:
         """
         if not (self.out / "model").exists():
             return False
-        if read_card(self.out / "model").parents.get("run") != identity:
+        if read_card(self.out / "model").source_digests.get("run") != identity:
             raise UsageError(
                 f"{self.out} holds a finished run of other data, settings or weights; choose another --out"
             )
@@ -156,48 +160,50 @@ class StageJob:
             context_length=model.context_length,
         )
         conversations = self.data.conversations
-        with self.means.progress.job("reading conversations", len(conversations)) as tick:
-            return maker.make_all(conversations, self.data.pictures, self.skips, tick)
+        with self.means.progress.task("reading conversations", len(conversations)) as tick:
+            return maker.build_all(conversations, self.data.pictures, self.skips, tick)
 
-    def _train(
+    def _train_and_save(
         self, samples: list[Sample], identity: str, found: Checkpoint | None
-    ) -> tuple[Assistant, Outcome]:
+    ) -> tuple[LlavaBundle, TrainingResult]:
         """Freeze, look at the pictures, train, and save."""
         assistant, compute = self.assistant, self.means.compute
-        base = self._add_factors()
-        report_parts(train_only(assistant.model, self.stage.trains), self.stage)
-        source, samples = self._pictures(samples)
-        if self.skips.taken:
+        base = self._add_lora()
+        log_trainable(set_trainable(assistant.model, self.stage.trainable), self.stage)
+        source, samples = self._choose_image_source(samples)
+        if self.skips.items:
             self.skips.write(self.out / "bad.jsonl")
             listed = self.out / "bad.jsonl"
-            log.warning("%d bad records left out, listed in %s", len(self.skips.taken), listed)
-        if self.stage.fit_projector and assistant.card.stage is None:
-            _fit_projector(assistant.model, samples, source)
-        learning, held_out = split_off(samples, self.stage.validation_rows, self.stage.seed)
-        _place_model(assistant, compute)
-        assistant.model.recompute_layers(self.stage.recompute)
-        run = Run(
+            log.warning("%d bad records left out, listed in %s", len(self.skips.items), listed)
+        if self.stage.calibrate_projector and assistant.card.stage is None:
+            _calibrate_projector(assistant.model, samples, source)
+        learning, held_out = split_validation(samples, self.stage.validation_size, self.stage.seed)
+        _move_to_device(assistant, compute)
+        assistant.model.set_gradient_checkpointing(self.stage.gradient_checkpointing)
+        run = TrainingRun(
             stage=self.stage,
             model=assistant.model,
             samples=learning,
             held_out=held_out,
             pictures=source,
-            loading=Loading(workers=self.means.workers if isinstance(source, Pixels) else 0),
+            loading=PrefetchConfig(
+                workers=self.means.workers if isinstance(source, DecodedImages) else 0
+            ),
             compute=compute,
             folder=self.out,
             progress=self.means.progress,
             identity=identity,
         )
         outcome = train(run, found)
-        trained = replace(assistant, card=self._card(identity, outcome))
+        trained = replace(assistant, card=self._updated_metadata(identity, outcome))
         if self.stage.lora:
             seed = self.stage.seed
             save_adapter(self.out / "adapter", trained, self.stage.lora, base, newline_seed=seed)
-            fold(trained.model.language)
-        save_assistant(self.out / "model", trained)
+            merge_lora_layers(trained.model.language)
+        save_model_folder(self.out / "model", trained)
         return trained, outcome
 
-    def _add_factors(self) -> str:
+    def _add_lora(self) -> str:
         """Put low-rank factors into the language model, if the stage wants them; return what they stand on.
 
         Raises:
@@ -206,19 +212,19 @@ class StageJob:
         model, lora = self.assistant.model, self.stage.lora
         if lora is None:
             return ""
-        base = base_digest(model, set(self.stage.trains) - {"language"})
-        layers = chosen_layers(model.language, lora.targets)
-        add_factors(model.language, layers, lora, seed=self.stage.seed)
+        base = digest_base(model, set(self.stage.trainable) - {"language"})
+        layers = target_layers(model.language, lora.targets)
+        add_lora(model.language, layers, lora, seed=self.stage.seed)
         log.info("language model: factors of rank %d in %d layers", lora.rank, len(layers))
         return base
 
-    def _pictures(self, samples: list[Sample]) -> tuple[PictureSource, list[Sample]]:
+    def _choose_image_source(self, samples: list[Sample]) -> tuple[ImageSource, list[Sample]]:
         """Choose where pictures come from, and leave out samples whose pictures cannot be used."""
         paths = list(dict.fromkeys(path for sample in samples for path in sample.pictures))
-        if "vision" in self.stage.trains or not self.stage.keep_features or not paths:
-            return Pixels(self.assistant.processor), samples
+        if "vision" in self.stage.trainable or not self.stage.cache_features or not paths:
+            return DecodedImages(self.assistant.processor), samples
         bad: dict[Path, InputError] = {}
-        source = tower_features(
+        source = cached_tower_features(
             self.assistant,
             self.features,
             paths,
@@ -227,14 +233,16 @@ class StageJob:
         )
         for sample in samples:
             if unusable := [path for path in sample.pictures if path in bad]:
-                self.skips.take(f"record {sample.id!r}", bad[unusable[0]])
-        self.skips.check(len(self.data.conversations))  # what was left out before counts in both
+                self.skips.add_or_raise(f"record {sample.id!r}", bad[unusable[0]])
+        self.skips.raise_if_over_limit(
+            len(self.data.conversations)
+        )  # what was left out before counts in both
         usable = [sample for sample in samples if not bad.keys() & set(sample.pictures)]
         if not usable:
-            raise RecordError("no record is left to train on")
+            raise ConversationError("no record is left to train on")
         return source, usable
 
-    def _card(self, identity: str, outcome: Outcome) -> Card:
+    def _updated_metadata(self, identity: str, outcome: TrainingResult) -> ModelMetadata:
         """Write what this stage did on the assistant's card."""
         card, stage = self.assistant.card, self.stage
         loss = outcome.last_validation_loss
@@ -242,24 +250,26 @@ class StageJob:
             update={
                 "template": stage.template,
                 "stage": stage.name,
-                "recipe": {**card.recipe, stage.name: as_json(asdict(stage))},
-                "parents": {**card.parents, "run": identity},
+                "recipe": {**card.recipe, stage.name: to_plain_json(asdict(stage))},
+                "parents": {**card.source_digests, "run": identity},
                 "metrics": {} if loss is None else {"validation_loss": loss},
             }
         )
 
 
-def report_parts(parts: Sequence[PartReport], stage: Stage) -> None:
+def log_trainable(parts: Sequence[TrainableReport], stage: Stage) -> None:
     """Log which parts learn, how many of their weights, and how fast."""
     for part in parts:
         state = "frozen"
         if part.trainable:
             some = "" if part.trainable == part.parameters else f"{part.trainable:,} of them "
-            state = f"{some}learn at {stage.rate_of(part.part):g}"
+            state = f"{some}learn at {stage.learning_rate_of(part.part):g}"
         log.info("%-10s %14s parameters  %s", part.part, f"{part.parameters:,}", state)
 
 
-def split_off(samples: Sequence[Sample], rows: int, seed: int) -> tuple[list[Sample], list[Sample]]:
+def split_validation(
+    samples: Sequence[Sample], rows: int, seed: int
+) -> tuple[list[Sample], list[Sample]]:
     """Hold out about `rows` samples, at most a tenth, that share no picture with the others.
 
     Where all hang together, each sharing a picture with a next, this holds for their first pictures only.
@@ -268,17 +278,17 @@ def split_off(samples: Sequence[Sample], rows: int, seed: int) -> tuple[list[Sam
         Samples to learn from, and samples held out.
     """
     wanted = min(rows, len(samples) // 10)
-    held_out = _take(_by_shared_pictures(samples), wanted, seed)
+    held_out = _pick_groups(_connected_by_images(samples), wanted, seed)
     if wanted and not held_out:
         log.warning(
             "all records hang together by pictures they share: held-out ones are not new in all their pictures"
         )
-        held_out = _take(_grouped(samples, lambda path: path), wanted, seed)
+        held_out = _pick_groups(_group_by(samples, lambda path: path), wanted, seed)
     learning = [sample for at, sample in enumerate(samples) if at not in held_out]
     return learning, [samples[at] for at in sorted(held_out)]
 
 
-def _take(groups: list[list[int]], wanted: int, seed: int) -> set[int]:
+def _pick_groups(groups: list[list[int]], wanted: int, seed: int) -> set[int]:
     """Return the members of random groups, as many as fit into `wanted`."""
     random.Random(seed).shuffle(groups)
     taken: set[int] = set()
@@ -288,22 +298,22 @@ def _take(groups: list[list[int]], wanted: int, seed: int) -> set[int]:
     return taken
 
 
-def _by_shared_pictures(samples: Sequence[Sample]) -> list[list[int]]:
+def _connected_by_images(samples: Sequence[Sample]) -> list[list[int]]:
     """Return the indices of samples in groups that share no picture with each other."""
-    above: dict[Path, Path] = {}  # a forest; the pictures of a group are one tree
+    parent: dict[Path, Path] = {}  # a forest; the pictures of a group are one tree
 
     def top(path: Path) -> Path:
-        while above.setdefault(path, path) != path:
-            above[path] = path = above[above[path]]
+        while parent.setdefault(path, path) != path:
+            parent[path] = path = parent[parent[path]]
         return path
 
     for sample in samples:
         for path in sample.pictures[1:]:
-            above[top(path)] = top(sample.pictures[0])
-    return _grouped(samples, top)
+            parent[top(path)] = top(sample.pictures[0])
+    return _group_by(samples, top)
 
 
-def _grouped(samples: Sequence[Sample], key: Callable[[Path], Path]) -> list[list[int]]:
+def _group_by(samples: Sequence[Sample], key: Callable[[Path], Path]) -> list[list[int]]:
     """Return the indices of samples in groups by the key of their first picture; one without stands alone."""
     groups: dict[Path | int, list[int]] = {}
     for at, sample in enumerate(samples):
@@ -311,19 +321,19 @@ def _grouped(samples: Sequence[Sample], key: Callable[[Path], Path]) -> list[lis
     return list(groups.values())
 
 
-def _fit_projector(model: Llava, samples: Sequence[Sample], source: PictureSource) -> None:
+def _calibrate_projector(model: Llava, samples: Sequence[Sample], source: ImageSource) -> None:
     """Scale the fresh projector by the features of the first pictures, if there are any."""
-    paths = [path for sample in samples for path in sample.pictures][:_FIT_ON]
+    paths = [path for sample in samples for path in sample.pictures][:_CALIBRATION_IMAGES]
     if not paths:
         log.info("fit_projector: no record has a picture, the projector stays as it was")
         return
     with torch.no_grad():
         features = model.patch_features(source(paths)).float()
-    fit_spread(model.projector, features, model.word_table)
+    match_embedding_scale(model.projector, features, model.embedding_weight)
 
 
-def _place_model(assistant: Assistant, compute: Compute) -> None:
+def _move_to_device(assistant: LlavaBundle, compute: DeviceConfig) -> None:
     """Bring the model to the device, with the attention that is fastest there."""
     assistant.model.to(compute.device)
-    assistant.model.arrange(compute.attention)
+    assistant.model.choose_batch_layout(compute.attention)
     assistant.model.vision.tower.set_attn_implementation(compute.attention)

@@ -5,21 +5,21 @@ from dataclasses import dataclass, fields, replace
 from math import inf
 from typing import Literal, get_args
 
-from caldera.batches.anyres import RELEASED_GRIDS, pinpoints_of
-from caldera.batches.pictures import ASPECTS, Aspect
+from caldera.batches.anyres import RELEASED_GRIDS, grid_pinpoints
+from caldera.batches.pictures import ASPECTS, ImageAspect
 from caldera.batches.templates import find_template
 from caldera.errors import UnknownNameError, UsageError
-from caldera.model.low_rank import Lora
+from caldera.model.low_rank import LoraConfig
 
 Part = Literal["vision", "projector", "language"]
 
 PARTS: tuple[Part, ...] = get_args(Part)
 
-_OVER_ZERO = (
+_POSITIVE = (
     "learning_rate", "projector_learning_rate", "vision_learning_rate", "max_grad_norm",
 )  # fmt: skip
 
-_AT_LEAST_ONE = (
+_MIN_ONE = (
     "batch_size", "batch_tokens", "micro_batch_size", "micro_batch_tokens",
     "epochs", "max_steps", "max_length", "validate_every", "checkpoint_every",
 )  # fmt: skip
@@ -32,7 +32,7 @@ class Stage:
     name: str
     """What the run and its folder are called."""
 
-    trains: tuple[Part, ...]
+    trainable: tuple[Part, ...]
     """Parts whose weights move; every other part is frozen."""
 
     template: str
@@ -47,7 +47,7 @@ class Stage:
     vision_learning_rate: float | None = None
     """Peak rate of the vision tower, where it trains at another."""
 
-    lora: Lora | None = None
+    lora: LoraConfig | None = None
     """Train the language model by low-rank factors; None trains its weights themselves."""
 
     batch_size: int
@@ -63,11 +63,11 @@ class Stage:
     micro_batch_tokens: int = 16_384
     """Tokens that go through the model together, at most; a longer conversation goes alone. The step is the same."""
 
-    share_pictures: bool = True
+    share_prefixes: bool = True
     """Whether conversations about the same pictures come in the same step, where their common beginning, pictures
     included, goes through the model once. Their loss is the same."""
 
-    recompute: bool = False
+    gradient_checkpointing: bool = False
     """Whether a layer's inner results are computed again in backward instead of being kept: slower, less memory."""
 
     epochs: int = 1
@@ -76,7 +76,7 @@ class Stage:
     max_steps: int | None = None
     """Optimiser steps after which the stage ends, however many epochs there are."""
 
-    warmup_fraction: float = 0.03
+    warmup_ratio: float = 0.03
     """Share of the steps spent rising to the peak rate; then it falls along half a cosine to zero."""
 
     weight_decay: float = 0.0
@@ -88,30 +88,30 @@ class Stage:
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
 
-    aspect: Aspect | None = None
+    aspect: ImageAspect | None = None
     """How pictures that are not square are shown from this stage on; as the assistant has it if None. LLaVA-1.5 cuts
     them in stage 1 and pads them in stage 2."""
 
-    grids: tuple[str, ...] = RELEASED_GRIDS
+    grid_pinpoints: tuple[str, ...] = RELEASED_GRIDS
     """Columns x rows of tiles that the aspect `anyres` chooses from, where this stage sets it."""
 
     max_length: int = 2048
     """Longest conversation in tokens, those of pictures included; a language model of fewer positions allows fewer."""
 
-    validation_rows: int = 128
+    validation_size: int = 128
     """Conversations held out, at most a tenth of all, on which the loss is measured at the start, now and then, and at
     the end."""
 
-    validate_every: int = 200
+    eval_every: int = 200
     """Steps between two such measurements."""
 
-    checkpoint_every: int = 500
+    save_every: int = 500
     """Steps between two checkpoints."""
 
-    keep_features: bool = True
+    cache_features: bool = True
     """Whether a frozen tower's features are computed once and kept on disk."""
 
-    fit_projector: bool = False
+    calibrate_projector: bool = False
     """Whether the projector is scaled, before the first step, to put out tokens as spread as word embeddings."""
 
     seed: int = 42
@@ -125,36 +125,36 @@ class Stage:
             UsageError: A setting is out of its range.
         """
         self._check_names()
-        faults = [*self._faults_of_parts(), *self._faults_of_numbers()]
+        faults = [*self._part_errors(), *self._faults_of_numbers()]
         if faults:
             raise UsageError(f"stage {self.name!r}: {'; '.join(faults)}")
 
-    def _faults_of_parts(self) -> Iterator[str]:
+    def _part_errors(self) -> Iterator[str]:
         """Say what is wrong with what trains, and with settings that go together."""
-        if not self.trains or set(self.trains) - set(PARTS):
-            yield f"trains is {self.trains}; name one or more of {PARTS}"
-        if self.lora and "language" not in self.trains:
-            yield f"lora is set, but trains is {self.trains}; add language to it, or set lora=none"
-        if self.aspect != "anyres" and self.grids != RELEASED_GRIDS:
-            yield f"grids are {', '.join(self.grids)}, but aspect is {self.aspect}; set aspect=anyres before them"
+        if not self.trainable or set(self.trainable) - set(PARTS):
+            yield f"trains is {self.trainable}; name one or more of {PARTS}"
+        if self.lora and "language" not in self.trainable:
+            yield f"lora is set, but trains is {self.trainable}; add language to it, or set lora=none"
+        if self.aspect != "anyres" and self.grid_pinpoints != RELEASED_GRIDS:
+            yield f"grids are {', '.join(self.grid_pinpoints)}, but aspect is {self.aspect}; set aspect=anyres before them"
 
     def _faults_of_numbers(self) -> Iterator[str]:
         """Say which numbers are out of their range."""
         settings = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name in _OVER_ZERO:
+        for name in _POSITIVE:
             if settings[name] is not None and not 0 < settings[name] < inf:
                 yield f"{name} is {settings[name]}; it must be over 0 and finite"
-        for name in _AT_LEAST_ONE:
+        for name in _MIN_ONE:
             if settings[name] is not None and settings[name] < 1:
                 yield f"{name} is {settings[name]}; it must be at least 1"
         if not all(0 <= beta < 1 for beta in self.betas):
             yield f"betas are {self.betas}; both must lie in [0, 1)"
-        if not 0 <= self.warmup_fraction < 1:
-            yield f"warmup_fraction is {self.warmup_fraction}; it must lie in [0, 1)"
-        if self.validation_rows < 0 or not 0 <= self.weight_decay < inf:
+        if not 0 <= self.warmup_ratio < 1:
+            yield f"warmup_fraction is {self.warmup_ratio}; it must lie in [0, 1)"
+        if self.validation_size < 0 or not 0 <= self.weight_decay < inf:
             yield "validation_rows and weight_decay must not be negative"
 
-    def rate_of(self, part: str) -> float:
+    def learning_rate_of(self, part: str) -> float:
         """Return the peak rate of a part."""
         special = {"projector": self.projector_learning_rate, "vision": self.vision_learning_rate}
         rate = special.get(part)
@@ -168,14 +168,14 @@ class Stage:
             UsageError: A grid is not written as columns x rows.
         """
         find_template(self.template)
-        pinpoints_of(self.grids, side=1)
+        grid_pinpoints(self.grid_pinpoints, side=1)
         if self.aspect is not None and self.aspect not in ASPECTS:
             raise UnknownNameError("aspect", self.aspect, ASPECTS)
 
 
 PRETRAIN = Stage(
     name="pretrain",
-    trains=("projector",),
+    trainable=("projector",),
     template="plain",
     learning_rate=1e-3,
     batch_size=256,
@@ -185,7 +185,7 @@ PRETRAIN = Stage(
 FINETUNE = replace(
     PRETRAIN,
     name="finetune",
-    trains=("projector", "language"),
+    trainable=("projector", "language"),
     template="vicuna_v1",
     learning_rate=2e-5,
     batch_size=128,
@@ -196,6 +196,6 @@ FINETUNE_LORA = replace(
     FINETUNE,
     learning_rate=2e-4,
     projector_learning_rate=2e-5,
-    lora=Lora(),
+    lora=LoraConfig(),
 )
 """LLaVA-1.5's stage 2 by low-rank factors (its scripts/v1_5/finetune_lora.sh)."""

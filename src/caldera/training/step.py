@@ -9,7 +9,7 @@ from torch import nn
 from caldera.batches.collate import Batch
 from caldera.errors import TrainingError
 from caldera.model.llava import Llava
-from caldera.training.devices import Compute
+from caldera.training.devices import DeviceConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,8 @@ def training_step(
     optimiser: torch.optim.Optimizer,
     *,
     max_grad_norm: float,
-    compute: Compute,
-    names: Sequence[str],
+    compute: DeviceConfig,
+    record_ids: Sequence[str],
 ) -> StepReport:
     """Take one step of the optimiser on the mean loss over all micro-batches' learned tokens.
 
@@ -63,17 +63,17 @@ def training_step(
     if not torch.isfinite(torch.tensor([total, norm])).all():
         optimiser.zero_grad(set_to_none=True)
         raise TrainingError(
-            f"loss {total / num_learned} and gradient norm {norm} are not finite at records {list(names)[:8]}; no "
+            f"loss {total / num_learned} and gradient norm {norm} are not finite at records {list(record_ids)[:8]}; no "
             "weight was changed by them; lower the learning rate or inspect these records"
         )
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
-    tokens = sum(len(batch.ids) for batch in micro_batches)
+    tokens = sum(len(batch.input_ids) for batch in micro_batches)
     return StepReport(total / num_learned, num_learned, tokens, norm)
 
 
 @torch.no_grad()
-def mean_loss(model: Llava, batches: Iterable[Batch], compute: Compute) -> float:
+def evaluate_loss(model: Llava, batches: Iterable[Batch], compute: DeviceConfig) -> float:
     """Return the mean loss over all learned tokens of `batches`, in nats, without learning from them."""
     training = model.training
     model.eval()
@@ -82,6 +82,6 @@ def mean_loss(model: Llava, batches: Iterable[Batch], compute: Compute) -> float
         with compute.autocast():
             loss = model.loss(batch.to(compute.device))
         total += float(loss.total)
-        count += loss.num_learned
+        count += loss.num_tokens
     model.train(training)
     return total / max(1, count)

@@ -8,8 +8,8 @@ import pytest
 
 from caldera.chat.api.errors import ApiError
 from caldera.chat.data_urls import data_url
-from caldera.chat.web.sent import download, heard_by, read_sent
-from caldera.conversation import Picture, from_record
+from caldera.chat.web.sent import conversation_of, download, parse_payload
+from caldera.conversation import ImageRef, from_record
 from tests.chat.server_process import picture
 
 DOG, CAT = (data_url(picture(seed), "png") for seed in (1, 2))
@@ -23,8 +23,8 @@ def sent(*turns: tuple[str, list[str], list[str]]) -> object:
 
 def test_each_model_has_its_own_answers() -> None:
     """The same questions, answered differently; the last question is open."""
-    told = read_sent(sent(("who?", [DOG], ["a dog", "a fox"]), ("where?", [], [])))
-    one, other = (heard_by(model, told) for model in (0, 1))
+    told = parse_payload(sent(("who?", [DOG], ["a dog", "a fox"]), ("where?", [], [])))
+    one, other = (conversation_of(model, told) for model in (0, 1))
     assert [turn.text for turn in one.conversation.turns] == ["\nwho?", "a dog", "where?"]
     assert [turn.text for turn in other.conversation.turns] == ["\nwho?", "a fox", "where?"]
     assert one.urls == (DOG,)
@@ -33,15 +33,15 @@ def test_each_model_has_its_own_answers() -> None:
 
 def test_what_was_not_answered_is_left_out_but_its_pictures_are_shown() -> None:
     """A failed question does not stand twice, and what was shown with it is not lost."""
-    told = read_sent(sent(("who?", [DOG], ["", "a fox"]), ("where?", [CAT], [])))
-    one, other = (heard_by(model, told) for model in (0, 1))
+    told = parse_payload(sent(("who?", [DOG], ["", "a fox"]), ("where?", [CAT], [])))
+    one, other = (conversation_of(model, told) for model in (0, 1))
     [turn] = one.conversation.turns
     assert turn.parts == (
         "Picture A: ",
-        Picture("0"),
+        ImageRef("0"),
         "\n",
         "Picture B: ",
-        Picture("1"),
+        ImageRef("1"),
         "\n",
         "where?",
     )
@@ -63,7 +63,7 @@ def test_what_was_not_answered_is_left_out_but_its_pictures_are_shown() -> None:
 def test_what_the_page_would_not_send_is_refused(told: object, where: str) -> None:
     """By the field; above all, a picture is never a path or an address."""
     with pytest.raises(ApiError, match=where) as refusal:
-        read_sent(told)
+        parse_payload(told)
     assert refusal.value.status == 400
     assert "passwd" not in refusal.value.message
 
@@ -71,13 +71,15 @@ def test_what_the_page_would_not_send_is_refused(told: object, where: str) -> No
 def test_an_empty_question_is_refused() -> None:
     """It has a code of its own, by which the page says it in Chinese."""
     with pytest.raises(ApiError, match="empty") as refusal:
-        heard_by(0, read_sent(sent((" \n", [DOG], []))))
+        conversation_of(0, parse_payload(sent((" \n", [DOG], []))))
     assert refusal.value.code == "empty_question"
 
 
 def test_the_download_holds_a_record_for_each_model() -> None:
     """With the pictures' files as they were; a model that has not answered has none."""
-    told = read_sent(sent(("who?", [DOG], ["a dog", "a fox"]), ("where?", [CAT], ["there", ""])))
+    told = parse_payload(
+        sent(("who?", [DOG], ["a dog", "a fox"]), ("where?", [CAT], ["there", ""]))
+    )
     archive = zipfile.ZipFile(io.BytesIO(download(told, 2)))
     records = json.loads(archive.read("conversation.json"))
     assert [from_record(record, "here").pictures for record in records] == [
@@ -89,10 +91,10 @@ def test_the_download_holds_a_record_for_each_model() -> None:
 def test_nothing_answered_is_nothing_to_download() -> None:
     """So the error says."""
     with pytest.raises(ApiError, match="nothing was answered"):
-        download(read_sent(sent(("who?", [DOG], []))), 1)
+        download(parse_payload(sent(("who?", [DOG], []))), 1)
 
 
 def test_a_mark_in_words_cannot_be_downloaded() -> None:
     """LLaVA's form would read it as a picture; the message says what to do."""
     with pytest.raises(ApiError, match="reword it"):
-        download(read_sent(sent(("<image> who?", [DOG], ["a dog"]))), 1)
+        download(parse_payload(sent(("<image> who?", [DOG], ["a dog"]))), 1)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from caldera.errors import TeacherError, UsageError
-from caldera.evaluation.answering.answerer import Answer, Asking
-from caldera.evaluation.answering.endpoint_answerer import EndpointAnswerer, Server
+from caldera.errors import LLMClientError, UsageError
+from caldera.evaluation.answering.answerer import Answer, AnswerConfig
+from caldera.evaluation.answering.endpoint_answerer import ServerAddress, ServerAnswerer
 from tests import teacher_server
 from tests.evaluation.questions import number_in, questions, right
 from tests.teacher_server import Script, TeacherServer, completion
@@ -21,8 +21,9 @@ Serve = Callable[[Script], TeacherServer]
 def ask(server: TeacherServer, photos: Path, count: int = 6, **asking: Any) -> dict[str, Answer]:  # noqa: ANN401
     """Ask a server some questions, without long waits."""
     answers: dict[str, Answer] = {}
-    answerer = EndpointAnswerer(
-        Server(url=server.url, model="m", key=SecretStr("secret-key")), Asking(**asking)
+    answerer = ServerAnswerer(
+        ServerAddress(url=server.url, model="m", key=SecretStr("secret-key")),
+        AnswerConfig(**asking),
     )
     answerer.ask(
         questions(count).items,
@@ -68,7 +69,7 @@ def test_trouble_that_passes_is_waited_for_and_the_rest_fails(serve: Serve, phot
     (photos / "3.png").unlink()
     answers = ask(serve(script), photos, concurrency=1)
     assert answers["q0"].text == "red"
-    failed = {name: answer.failed for name, answer in answers.items() if answer.failed}
+    failed = {name: answer.error for name, answer in answers.items() if answer.error}
     assert failed.keys() == {"q1", "q3"}
     assert "bad request: HTTP 400" in failed["q1"]
     assert "3.png does not exist" in failed["q3"]
@@ -77,13 +78,13 @@ def test_trouble_that_passes_is_waited_for_and_the_rest_fails(serve: Serve, phot
 def test_a_server_that_answers_nothing_is_left(serve: Serve, photos: Path) -> None:
     """After as many failures in a row as are allowed; a key that is not taken ends it at once, and is not told."""
     refusing = serve(lambda request, count: teacher_server.Answer({"error": {}}, status=400))
-    with pytest.raises(TeacherError, match="3 items in a row failed"):
+    with pytest.raises(LLMClientError, match="3 items in a row failed"):
         ask(refusing, photos, 30, concurrency=1, give_up_after=3)
     assert refusing.count == 3
     locked = serve(
         lambda request, count: teacher_server.Answer({"error": {"message": "bad secret-key"}}, 401)
     )
-    with pytest.raises(TeacherError, match="the server does not take the key") as caught:
+    with pytest.raises(LLMClientError, match="the server does not take the key") as caught:
         ask(locked, photos, concurrency=1)
     assert "secret-key" not in str(caught.value)
 
@@ -91,19 +92,22 @@ def test_a_server_that_answers_nothing_is_left(serve: Serve, photos: Path) -> No
 def test_the_only_model_of_a_server_need_not_be_named(serve: Serve) -> None:
     """One is taken; of several, the message lists them; what is no list is told."""
     one = serve(lambda request, count: teacher_server.Answer({"data": [{"id": "llava"}]}))
-    assert EndpointAnswerer(Server(url=one.url), Asking()).identity["model"] == f"llava at {one.url}"  # fmt: skip
+    assert ServerAnswerer(ServerAddress(url=one.url), AnswerConfig()).identity["model"] == f"llava at {one.url}"  # fmt: skip
     two = serve(lambda request, count: teacher_server.Answer({"data": [{"id": "a"}, {"id": "b"}]}))
     with pytest.raises(UsageError, match=r"serves 2 models \(a, b\); choose one with --served"):
-        EndpointAnswerer(Server(url=two.url), Asking())
+        ServerAnswerer(ServerAddress(url=two.url), AnswerConfig())
     odd = serve(lambda request, count: completion("hello"))
-    with pytest.raises(TeacherError, match="does not say what it serves"):
-        EndpointAnswerer(Server(url=odd.url), Asking())
+    with pytest.raises(LLMClientError, match="does not say what it serves"):
+        ServerAnswerer(ServerAddress(url=odd.url), AnswerConfig())
 
 
 def test_a_server_does_not_weigh_options() -> None:
     """What it cannot do is refused before anything is sent."""
     with pytest.raises(UsageError, match="choose_by=letter needs a model folder"):
-        EndpointAnswerer(Server(url="http://127.0.0.1:9/v1", model="m"), Asking(choose_by="letter"))
+        ServerAnswerer(
+            ServerAddress(url="http://127.0.0.1:9/v1", model="m"),
+            AnswerConfig(choice_method="letter"),
+        )
 
 
 def test_half_a_character_in_an_answer_can_be_written(serve: Serve, photos: Path) -> None:

@@ -7,34 +7,34 @@ from pathlib import Path
 import pytest
 import torch
 
-from caldera.batches.picture_sources import Pixels
+from caldera.batches.picture_sources import DecodedImages
 from caldera.conversation import Conversation, Turn
 from caldera.errors import UsageError
 from caldera.evaluation.answering import seen_pictures
-from caldera.evaluation.answering.answerer import Answer, Asking, ChooseBy
-from caldera.evaluation.answering.engine_answerer import EngineAnswerer, folder_digest
-from caldera.evaluation.answering.seen_pictures import SeenPictures, blocks_of
+from caldera.evaluation.answering.answerer import Answer, AnswerConfig, ChooseBy
+from caldera.evaluation.answering.engine_answerer import LocalModelAnswerer, digest_model_folder
+from caldera.evaluation.answering.seen_pictures import ImageFeatureCache, split_by_images
 from caldera.evaluation.benchmark import Item
-from caldera.inference.generate import Generator
-from caldera.inference.sampling import Sampling
-from caldera.model.folder import Assistant, save_assistant
-from caldera.training.devices import choose_compute
+from caldera.inference.generate import BatchGenerator
+from caldera.inference.sampling import SamplingParams
+from caldera.model.folder import LlavaBundle, save_model_folder
+from caldera.training.devices import choose_device
 from tests.evaluation.questions import question, questions
 
-USUAL = Asking()
-COMPUTE = choose_compute("cpu", "float32")
+USUAL = AnswerConfig()
+COMPUTE = choose_device("cpu", "float32")
 
 
 def ask(
-    assistant: Assistant,
+    assistant: LlavaBundle,
     items: Sequence[Item],
     photos: Path,
-    asking: Asking = USUAL,
+    asking: AnswerConfig = USUAL,
     done: Collection[str] = (),
 ) -> dict[str, Answer]:
     """Ask a random assistant."""
     answers: dict[str, Answer] = {}
-    EngineAnswerer(assistant, "d", asking=asking, compute=COMPUTE).ask(
+    LocalModelAnswerer(assistant, "d", asking=asking, compute=COMPUTE).ask(
         items,
         done,
         lambda some: answers.update({one.id: one for one in some}),
@@ -44,48 +44,48 @@ def ask(
     return answers
 
 
-def test_batches_answer_as_single_items_do(assistant: Assistant, photos: Path) -> None:
+def test_batches_answer_as_single_items_do(assistant: LlavaBundle, photos: Path) -> None:
     """Whatever is answered together, with pictures and without, each item gets the answer it gets alone."""
     items = questions(9).items
-    together = ask(assistant, items, photos, Asking(batch_size=4))
-    generator = Generator(assistant, Pixels(assistant.processor))
+    together = ask(assistant, items, photos, AnswerConfig(batch_size=4))
+    generator = BatchGenerator(assistant, DecodedImages(assistant.processor))
     for item in items:
         prompt = generator.prompt(item.conversation, photos)
-        [alone] = generator.answer([prompt], Sampling(max_new_tokens=4))
+        [alone] = generator.generate([prompt], SamplingParams(max_new_tokens=4))
         assert together[item.id] == Answer(item.id, alone)
     assert len({answer.text for answer in together.values()}) > 1, "all alike would prove nothing"
 
 
-def test_each_picture_goes_through_the_tower_once(assistant: Assistant, photos: Path) -> None:
+def test_each_picture_goes_through_the_tower_once(assistant: LlavaBundle, photos: Path) -> None:
     """However many questions and batches there are, and one picture at a time."""
     seen: list[int] = []
     assistant.model.vision.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     items = questions(23).items
     pictures = {path for item in items for path in item.conversation.pictures}
-    ask(assistant, items, photos, Asking(batch_size=4))
+    ask(assistant, items, photos, AnswerConfig(batch_size=4))
     assert seen == [1] * len(pictures)
 
 
 def test_little_memory_changes_no_answer(
-    assistant: Assistant, photos: Path, monkeypatch: pytest.MonkeyPatch
+    assistant: LlavaBundle, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where features of two pictures fit, each picture is still seen once, and the answers are the same."""
     items = questions(23).items
-    answers = ask(assistant, items, photos, Asking(batch_size=4))
+    answers = ask(assistant, items, photos, AnswerConfig(batch_size=4))
     each = 9 * 10 * 4  # patches, width, bytes of a number
     monkeypatch.setattr(seen_pictures, "MAX_BYTES", 2 * each + 1)
-    assert SeenPictures(assistant).most == 2
+    assert ImageFeatureCache(assistant).capacity == 2
     seen: list[int] = []
     assistant.model.vision.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
-    assert ask(assistant, items, photos, Asking(batch_size=4)) == answers
+    assert ask(assistant, items, photos, AnswerConfig(batch_size=4)) == answers
     assert len(seen) == 7
 
 
 def test_blocks_keep_a_pictures_items_together() -> None:
     """Of 23 items about seven pictures: two pictures a block, every item once, in order; one block where all fit."""
     items = questions(23).items
-    assert list(blocks_of(items, 7)) == [list(items)]
-    blocks = list(blocks_of(items, 2))
+    assert list(split_by_images(items, 7)) == [list(items)]
+    blocks = list(split_by_images(items, 2))
     shown = [{path for item in block for path in item.conversation.pictures} for block in blocks]
     assert [len(pictures) for pictures in shown] == [2, 2, 2, 1]
     assert sum(map(len, shown)) == 7, "no picture is in two blocks"
@@ -93,15 +93,15 @@ def test_blocks_keep_a_pictures_items_together() -> None:
     assert sorted(item.id for block in blocks for item in block) == sorted(
         item.id for item in items
     )
-    assert list(blocks_of((), 2)) == []
+    assert list(split_by_images((), 2)) == []
 
 
-def test_only_the_item_with_the_broken_picture_fails(assistant: Assistant, photos: Path) -> None:
+def test_only_the_item_with_the_broken_picture_fails(assistant: LlavaBundle, photos: Path) -> None:
     """A broken picture and a question too long fail with their reasons; the others of the batch are answered."""
     (photos / "1.png").write_bytes(b"no picture")
     items = [*questions(6).items, question(6, tail=" what" * 3000)]
     answers = ask(assistant, items, photos)
-    failed = {name: answer.failed for name, answer in answers.items() if answer.failed}
+    failed = {name: answer.error for name, answer in answers.items() if answer.error}
     assert failed.keys() == {"q1", "q6"}
     assert "1.png is not a JPEG" in failed["q1"]
     assert "room for 2048" in failed["q6"]
@@ -110,25 +110,25 @@ def test_only_the_item_with_the_broken_picture_fails(assistant: Assistant, photo
 
 @pytest.mark.parametrize("choose_by", ["letter", "option", "option-mean"])
 def test_the_likeliest_option_is_chosen(
-    assistant: Assistant, photos: Path, choose_by: ChooseBy
+    assistant: LlavaBundle, photos: Path, choose_by: ChooseBy
 ) -> None:
     """Each option's likelihood is that of its tokens one by one, each behind all before it."""
     options = ("cat", "the dog in the picture", "bird is on the meadow")
     items = questions(4, choices=options).items
-    answers = ask(assistant, items, photos, Asking(choose_by=choose_by))
+    answers = ask(assistant, items, photos, AnswerConfig(choice_method=choose_by))
     shown = ("A", "B", "C") if choose_by == "letter" else options
     for item in items:
         weights = [token_by_token(assistant, item, option, photos) for option in shown]
-        told = answers[item.id].weights
+        told = answers[item.id].option_log_likelihoods
         assert [tokens for _, tokens in told] == [len(each) for each in weights]
         assert [total for total, _ in told] == pytest.approx([sum(each) for each in weights], abs=1e-4)  # fmt: skip
         means = [sum(each) / (len(each) if choose_by == "option-mean" else 1) for each in weights]
         assert answers[item.id].text == "ABC"[means.index(max(means))]
 
 
-def token_by_token(assistant: Assistant, item: Item, option: str, photos: Path) -> list[float]:
+def token_by_token(assistant: LlavaBundle, item: Item, option: str, photos: Path) -> list[float]:
     """Weigh an option without a batch: a forward pass for each of its tokens."""
-    generator = Generator(assistant, Pixels(assistant.processor))
+    generator = BatchGenerator(assistant, DecodedImages(assistant.processor))
     said = Turn("assistant", (option,))
     asked = generator.prompt(item.conversation, photos)
     again = (*item.conversation.turns, said, Turn("user", ("?",)))
@@ -136,7 +136,7 @@ def token_by_token(assistant: Assistant, item: Item, option: str, photos: Path) 
     end = whole.index(assistant.tokenizer.eos_token_id, len(asked.ids))
     found = []
     for at in range(len(asked.ids), end):
-        pixels = Pixels(assistant.processor)(asked.pictures)
+        pixels = DecodedImages(assistant.processor)(asked.pictures)
         with torch.inference_mode():
             embedded = assistant.model.embed(torch.tensor([whole[:at]]), pixels, asked.layouts)
             logits = assistant.model.language(inputs_embeds=embedded).logits[0, -1]
@@ -144,20 +144,20 @@ def token_by_token(assistant: Assistant, item: Item, option: str, photos: Path) 
     return found
 
 
-def test_identity_tells_what_answers_depend_on(assistant: Assistant, tmp_path: Path) -> None:
+def test_identity_tells_what_answers_depend_on(assistant: LlavaBundle, tmp_path: Path) -> None:
     """Another folder, precision, decoding or batch is another identity; what does not count changes nothing."""
-    save_assistant(tmp_path / "a", assistant)
-    save_assistant(tmp_path / "same", assistant)
+    save_model_folder(tmp_path / "a", assistant)
+    save_model_folder(tmp_path / "same", assistant)
     with torch.no_grad():
         assistant.model.projector.layers[0].weight[0, 0] += 1
-    save_assistant(tmp_path / "b", assistant)
-    assert folder_digest(tmp_path / "a") == folder_digest(tmp_path / "same")
-    assert folder_digest(tmp_path / "a") != folder_digest(tmp_path / "b")
+    save_model_folder(tmp_path / "b", assistant)
+    assert digest_model_folder(tmp_path / "a") == digest_model_folder(tmp_path / "same")
+    assert digest_model_folder(tmp_path / "a") != digest_model_folder(tmp_path / "b")
 
     def identity(digest: str = "d", dtype: str = "float32", **changes: object) -> object:
         compute = replace(COMPUTE, dtype=getattr(torch, dtype))
-        asking = Asking(**changes)  # type: ignore[arg-type] # each checked by Asking
-        return EngineAnswerer(assistant, digest, asking=asking, compute=compute).identity
+        asking = AnswerConfig(**changes)  # type: ignore[arg-type] # each checked by Asking
+        return LocalModelAnswerer(assistant, digest, asking=asking, compute=compute).identity
 
     others = [
         identity("e"), identity(dtype="bfloat16"), identity(temperature=0.5), identity(batch_size=3),
@@ -168,11 +168,11 @@ def test_identity_tells_what_answers_depend_on(assistant: Assistant, tmp_path: P
     assert identity(temperature=0.5, seed=4) != identity(temperature=0.5)
 
 
-def test_settings_that_cannot_be_are_refused(assistant: Assistant) -> None:
+def test_settings_that_cannot_be_are_refused(assistant: LlavaBundle) -> None:
     """Messages name the setting."""
     with pytest.raises(UsageError, match="choose_by is 'luck'; write one of generation"):
-        Asking(choose_by="luck")  # type: ignore[arg-type]
+        AnswerConfig(choice_method="luck")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="batch_size is 0"):
-        Asking(batch_size=0)
+        AnswerConfig(batch_size=0)
     with pytest.raises(UsageError, match=r"top_p is 0"):
-        EngineAnswerer(assistant, "d", asking=Asking(top_p=0), compute=COMPUTE)
+        LocalModelAnswerer(assistant, "d", asking=AnswerConfig(top_p=0), compute=COMPUTE)

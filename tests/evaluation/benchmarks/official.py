@@ -41,7 +41,7 @@ def pope(folder: Path) -> Sources:
         {"question_id": at, "image": f"{at // 2}.jpg", "text": f"Is there a {at}?", "label": ("yes", "no")[at % 2]}
         for at in range(4)
     ]  # fmt: skip
-    return Sources(truth=_lines(folder / "coco_pope_random.json", lines))
+    return Sources(annotations=_lines(folder / "coco_pope_random.json", lines))
 
 
 def mme(folder: Path) -> Sources:
@@ -51,7 +51,7 @@ def mme(folder: Path) -> Sources:
     for subtask in SIZES:
         rows = [f"{at % 2}.png\tIs it {at}?\t{('Yes', 'No')[at // 2]}" for at in range(4)]
         (texts / f"{subtask}.txt").write_text("\n".join(rows))
-    return Sources(truth=texts)
+    return Sources(annotations=texts)
 
 
 def mmbench(folder: Path) -> Sources:
@@ -117,7 +117,7 @@ def vqav2(folder: Path) -> Sources:
         for at in range(3)
     ]  # fmt: skip
     questions = _json(folder / "q.json", {"data_subtype": "val2014", "questions": asked})
-    return Sources(questions=questions, truth=_json(folder / "a.json", {"annotations": said}))
+    return Sources(questions=questions, annotations=_json(folder / "a.json", {"annotations": said}))
 
 
 def gqa(folder: Path) -> Sources:
@@ -137,7 +137,7 @@ def textvqa(folder: Path) -> Sources:
         for at in range(2)
     ]  # fmt: skip
     content = {"dataset_type": "val", "data": data}
-    return Sources(truth=_json(folder / "TextVQA_0.5.1_val.json", content))
+    return Sources(annotations=_json(folder / "TextVQA_0.5.1_val.json", content))
 
 
 def vizwiz(folder: Path) -> Sources:
@@ -147,7 +147,7 @@ def vizwiz(folder: Path) -> Sources:
          "answers": [{"answer": "soup", "answer_confidence": "yes"}] * 10}
         for at in range(2)
     ]  # fmt: skip
-    return Sources(truth=_json(folder / "val.json", records))
+    return Sources(annotations=_json(folder / "val.json", records))
 
 
 def captions(folder: Path) -> Sources:
@@ -159,7 +159,7 @@ def captions(folder: Path) -> Sources:
             for at in range(2)
         ],
     }  # fmt: skip
-    return Sources(truth=_json(folder / "captions_val2014.json", content))
+    return Sources(annotations=_json(folder / "captions_val2014.json", content))
 
 
 def own(folder: Path) -> Sources:
@@ -182,8 +182,8 @@ def llava_bench(folder: Path) -> Sources:
     contexts = [{"image": f"{at}.jpg", "caption": f"Thing {at} on a table."} for at in range(3)]
     return Sources(
         questions=_lines(folder / "questions.jsonl", lines),
-        truth=_lines(folder / "answers_gpt4.jsonl", truth),
-        context=_lines(folder / "context.jsonl", contexts),
+        annotations=_lines(folder / "answers_gpt4.jsonl", truth),
+        captions=_lines(folder / "context.jsonl", contexts),
     )
 
 

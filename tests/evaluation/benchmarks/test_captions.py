@@ -44,26 +44,26 @@ def test_figures_by_hand(tmp_path: Path, layout: Callable[[Path], Path]) -> None
     answers = tmp_path / "answers.json"
     said = [{"image_id": 7, "caption": "A red dog."}, {"image_id": 8, "caption": "cats asleep"}]
     answers.write_text(json.dumps(said))
-    score = CAPTIONS.score_files(Sources(truth=layout(tmp_path)), answers)
-    assert score.figures["Bleu_1"] == 100.0
-    assert score.figures["Bleu_2"] == 100.0
-    assert score.figures["ROUGE_L"] == 100.0
-    assert score.figures["pictures"] == 2
+    score = CAPTIONS.score_answer_files(Sources(annotations=layout(tmp_path)), answers)
+    assert score.metrics["Bleu_1"] == 100.0
+    assert score.metrics["Bleu_2"] == 100.0
+    assert score.metrics["ROUGE_L"] == 100.0
+    assert score.metrics["pictures"] == 2
     cats = (2 + math.exp(-1 / 72) / math.sqrt(2 * 3)) / 2
-    assert score.marks == pytest.approx({"7": 3 / 4, "8": cats / 4})
+    assert score.item_scores == pytest.approx({"7": 3 / 4, "8": cats / 4})
     assert score.overall == pytest.approx((3 / 4 + cats / 4) / 2)
-    assert score.figures["CIDEr"] == round(1000 * score.overall, 2)
+    assert score.metrics["CIDEr"] == round(1000 * score.overall, 2)
 
 
 def test_what_people_wrote_of_a_picture_is_not_what_is_said_of_another(tmp_path: Path) -> None:
     """Captions that are swapped score nothing; an empty one is told."""
     answers = tmp_path / "answers.json"
     answers.write_text(json.dumps({"7": "two cats sleep", "8": ""}))
-    score = CAPTIONS.score_files(Sources(truth=table(tmp_path)), answers)
-    assert score.figures["ROUGE_L"] == 0
-    assert score.figures["CIDEr"] == 0
-    assert list(score.unread) == ["8"]
-    assert score.figures["parse_failures"] == 1
+    score = CAPTIONS.score_answer_files(Sources(annotations=table(tmp_path)), answers)
+    assert score.metrics["ROUGE_L"] == 0
+    assert score.metrics["CIDEr"] == 0
+    assert list(score.unparsed) == ["8"]
+    assert score.metrics["parse_failures"] == 1
 
 
 def test_a_picture_without_a_caption_is_refused(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_picture_without_a_caption_is_refused(tmp_path: Path) -> None:
     content["images"].append({"id": 9, "file_name": "9.jpg"})
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match="1 pictures have no caption"):
-        CAPTIONS.read(Sources(truth=path))
+        CAPTIONS.load(Sources(annotations=path))
 
 
 def test_what_people_wrote_against_what_others_wrote(third_party: Path, tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_what_people_wrote_against_what_others_wrote(third_party: Path, tmp_path
         table.writeheader()
         table.writerows(others)
     answers.write_text(json.dumps([{"image_id": i, "caption": c} for i, c in first.items()]))
-    assert CAPTIONS.score_files(Sources(truth=truth), answers).figures == {
+    assert CAPTIONS.score_answer_files(Sources(annotations=truth), answers).metrics == {
         "Bleu_1": 64.68,
         "Bleu_2": 45.63,
         "Bleu_3": 31.72,

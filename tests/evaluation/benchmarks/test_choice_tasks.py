@@ -10,7 +10,7 @@ from caldera.errors import InputError, UsageError
 from caldera.evaluation.benchmarks.mmbench import MMBENCH, MMBENCH_CN
 from caldera.evaluation.benchmarks.mmmu import DISCIPLINES, MMMU
 from caldera.evaluation.benchmarks.nlvr import NLVR
-from caldera.evaluation.benchmarks.own import OWN
+from caldera.evaluation.benchmarks.own import CUSTOM
 from caldera.evaluation.benchmarks.seed import SEED
 from caldera.evaluation.benchmarks.task import Sources, Task
 
@@ -18,7 +18,7 @@ from caldera.evaluation.benchmarks.task import Sources, Task
 def score(task: Task, folder: Path, questions: Path, answers: dict[str, str]) -> Any:  # noqa: ANN401
     """Score texts by id."""
     (folder / "answers.json").write_text(json.dumps(answers))
-    return task.score_files(Sources(questions=questions), folder / "answers.json")
+    return task.score_answer_files(Sources(questions=questions), folder / "answers.json")
 
 
 @pytest.fixture
@@ -61,17 +61,17 @@ def test_mmbench_takes_the_table_that_is_handed_in(mmbench: Path, tmp_path: Path
     """Answers may be a table with index and prediction."""
     table = "index\tprediction\n7\tB\n1000007\tC\n2000007\tA\n9\tA\n1000009\tA\n"
     (tmp_path / "up.tsv").write_text(table)
-    figures = MMBENCH.score_files(Sources(questions=mmbench), tmp_path / "up.tsv").figures
+    figures = MMBENCH.score_answer_files(Sources(questions=mmbench), tmp_path / "up.tsv").metrics
     assert (figures["accuracy"], figures["vanilla"]) == (50.0, 100.0)
     (tmp_path / "up.tsv").write_text(table.replace("9\tA\n1000009\tA\n", "9\tA\n"))
     with pytest.raises(InputError, match="1 of 5 items have no answer: 1000009"):
-        MMBENCH.score_files(Sources(questions=mmbench), tmp_path / "up.tsv")
+        MMBENCH.score_answer_files(Sources(questions=mmbench), tmp_path / "up.tsv")
 
 
 def test_mmbench_asks_in_its_language(mmbench: Path) -> None:
     """The hint stands before the question, an empty choice is left out, and the last line asks for a letter."""
     asked = [
-        task.read(Sources(questions=mmbench)).items[1].conversation
+        task.load(Sources(questions=mmbench)).items[1].conversation
         for task in (MMBENCH, MMBENCH_CN)
     ]
     lines = [one.turns[0].text.strip().split("\n") for one in asked]
@@ -149,7 +149,7 @@ def test_mmmu_asks_with_options_and_pictures(tmp_path: Path) -> None:
         "answer": "B", "question_type": "multiple-choice", "image_1": "one.png",
     }  # fmt: skip
     (tmp_path / "q.json").write_text(json.dumps([question]))
-    [item] = MMMU.read(Sources(questions=tmp_path / "q.json")).items
+    [item] = MMMU.load(Sources(questions=tmp_path / "q.json")).items
     assert item.conversation.pictures == ("one.png", "validation_Music_1_2.png")
     assert (
         item.conversation.turns[0]
@@ -181,7 +181,7 @@ def test_nlvr_counts_sentences_that_are_right_throughout(tmp_path: Path) -> None
 def test_nlvrs_majority_is_its_chance(third_party: Path, tmp_path: Path) -> None:
     """Always yes is right for 163 of the 300."""
     questions = third_party / "nlvr" / "dev_300.jsonl"
-    items = NLVR.read(Sources(questions=questions)).items
+    items = NLVR.load(Sources(questions=questions)).items
     figures = score(NLVR, tmp_path, questions, {item.id: "yes" for item in items}).figures
     assert figures["accuracy"] == pytest.approx(100 * 163 / 300, abs=1e-5)
     assert round(figures["accuracy"] - NLVR.chance["accuracy"]) == -1
@@ -201,13 +201,13 @@ def test_own_questions_are_compared_as_they_say(tmp_path: Path) -> None:
     questions = tmp_path / "own.jsonl"
     questions.write_text("\n".join(map(json.dumps, OWN_LINES)))
     right = {"a": "Scarlet.", "1": "It says EXIT here", "5": "B", "6": "cat"}
-    assert score(OWN, tmp_path, questions, right).figures["accuracy"] == 100.0
+    assert score(CUSTOM, tmp_path, questions, right).figures["accuracy"] == 100.0
     wrong = {"a": "red and blue", "1": "exited", "5": "A", "6": "A or B"}
-    score_of_wrong = score(OWN, tmp_path, questions, wrong)
+    score_of_wrong = score(CUSTOM, tmp_path, questions, wrong)
     assert score_of_wrong.figures == {
         "accuracy": 0.0, "question": 0.0, "reading": 0.0, "questions": 4, "parse_failures": 1,
     }  # fmt: skip
-    items = OWN.read(Sources(questions=questions)).items
+    items = CUSTOM.load(Sources(questions=questions)).items
     assert items[2].conversation.pictures == ("a.jpg", "b.jpg")
     assert items[1].conversation.turns[0].text == "What does it say?"
 
@@ -229,11 +229,11 @@ def test_own_lines_that_break_the_form_are_named(
     """The message says where and what."""
     (tmp_path / "own.jsonl").write_text(json.dumps(line))
     with pytest.raises(InputError, match=rf"own\.jsonl\[0\]: {message}"):
-        OWN.read(Sources(questions=tmp_path / "own.jsonl"))
+        CUSTOM.load(Sources(questions=tmp_path / "own.jsonl"))
 
 
 def test_own_questions_for_a_judge_are_not_scored_in_silence(tmp_path: Path) -> None:
     """A question that wants a judge is refused where there is none."""
     (tmp_path / "own.jsonl").write_text(json.dumps({"question": "?", "answer": "x", "match": "judge"}))  # fmt: skip
     with pytest.raises(UsageError, match="1 questions are compared by a judge, the first '0'"):
-        score(OWN, tmp_path, tmp_path / "own.jsonl", {"0": "x"})
+        score(CUSTOM, tmp_path, tmp_path / "own.jsonl", {"0": "x"})

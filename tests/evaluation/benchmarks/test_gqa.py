@@ -39,8 +39,8 @@ def test_llavas_answers_by_hand(sources: Sources, tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     texts = {"1": "Red", "2": "a dog", "3": "Yes.."}
     path.write_text("".join(f'{{"question_id": "{n}", "text": "{t}"}}\n' for n, t in texts.items()))
-    score = GQA.score_files(sources, path)
-    assert score.figures == {
+    score = GQA.score_answer_files(sources, path)
+    assert score.metrics == {
         "accuracy": 66.67,
         "binary": 100.0,
         "open": 50.0,
@@ -51,7 +51,7 @@ def test_llavas_answers_by_hand(sources: Sources, tmp_path: Path) -> None:
         "questions": 3,
         "parse_failures": 0,
     }
-    assert score.marks == {"1": 1, "2": 0, "3": 1}
+    assert score.item_scores == {"1": 1, "2": 0, "3": 1}
 
 
 def test_an_official_file_is_compared_as_it_is(sources: Sources, tmp_path: Path) -> None:
@@ -59,12 +59,12 @@ def test_an_official_file_is_compared_as_it_is(sources: Sources, tmp_path: Path)
     path = tmp_path / "predictions.json"
     texts = {"1": "Red", "2": "dog", "3": "yes"}
     path.write_text(json.dumps([{"questionId": n, "prediction": t} for n, t in texts.items()]))
-    assert GQA.score_files(sources, path).marks == {"1": 0, "2": 1, "3": 1}
+    assert GQA.score_answer_files(sources, path).item_scores == {"1": 0, "2": 1, "3": 1}
 
 
 def test_items_are_asked_as_llava_asks_them(sources: Sources) -> None:
     """The picture by its id, the sentence that asks for a short answer last."""
-    (turn,) = GQA.read(sources).items[1].conversation.turns
+    (turn,) = GQA.load(sources).items[1].conversation.turns
     assert turn.pictures[0].path == "n2.jpg"
     assert turn.text.endswith("What about 2?\nAnswer the question using a single word or phrase.")
 
@@ -74,4 +74,4 @@ def test_another_layout_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "questions.json"
     path.write_text('[{"question_id": 1}]')
     with pytest.raises(InputError, match="should hold an object of questions by id"):
-        GQA.read(Sources(questions=path))
+        GQA.load(Sources(questions=path))

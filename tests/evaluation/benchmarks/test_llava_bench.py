@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from caldera.errors import InputError
-from caldera.evaluation.benchmarks.table import find_task
+from caldera.evaluation.benchmarks.table import get_benchmark
 from caldera.evaluation.benchmarks.task import Sources
 from caldera.evaluation.judging.protocols import DESCRIPTION, FIVE_SENTENCES
 from caldera.evaluation.judging.reviews import read_reviews
 
-WILD, COCO = find_task("llava-bench"), find_task("llava-bench-coco")
+WILD, COCO = get_benchmark("llava-bench"), get_benchmark("llava-bench-coco")
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,9 @@ def test_the_official_reviews_give_the_published_figures(
     """Each of LLaVA-1.5-7B's three runs, every verdict read as it is stored."""
     folder = third_party / "llava_bench_wild"
     sources = Sources(questions=folder / "questions.jsonl")
-    figures = WILD.score_files(sources, folder / f"reviews/llava-v1.5-7b-eval{run}.jsonl").figures
+    figures = WILD.score_answer_files(
+        sources, folder / f"reviews/llava-v1.5-7b-eval{run}.jsonl"
+    ).metrics
     told = [figures[name] for name in ("overall", "conv", "detail", "complex")]
     assert told == [overall, conv, detail, complex_]
     assert (figures["n_ok"], figures["n_err"]) == (60, 0)
@@ -34,7 +36,7 @@ def test_the_official_reviews_give_the_published_figures(
 
 def test_a_folder_of_reviews_gives_mean_and_spread(third_party: Path) -> None:
     """180 of 180 verdicts, the mean of the three runs and how far they lie apart."""
-    figures = WILD.score_files(Sources(), third_party / "llava_bench_wild/reviews").figures
+    figures = WILD.score_answer_files(Sources(), third_party / "llava_bench_wild/reviews").metrics
     assert figures["runs"] == [64.8, 65.3, 66.3]
     assert (figures["overall"], figures["std"]["overall"]) == (65.5, 0.7)
     assert (figures["n_ok"], figures["stored_otherwise"]) == (180, 0)
@@ -43,8 +45,10 @@ def test_a_folder_of_reviews_gives_mean_and_spread(third_party: Path) -> None:
 def test_the_official_questions_are_read(third_party: Path) -> None:
     """60 and 90 questions by category, and what a judge is told about each picture."""
     wild, coco = third_party / "llava_bench_wild", third_party / "llava_bench_coco"
-    items = WILD.read(Sources(questions=wild / "questions.jsonl")).items
-    assert [sum(item.kind == kind for item in items) for kind in ("conv", "detail", "complex")] == [
+    items = WILD.load(Sources(questions=wild / "questions.jsonl")).items
+    assert [
+        sum(item.category == kind for item in items) for kind in ("conv", "detail", "complex")
+    ] == [
         17,
         15,
         28,
@@ -54,23 +58,23 @@ def test_the_official_questions_are_read(third_party: Path) -> None:
     assert COCO.judging is not None
     sources = Sources(
         questions=coco / "qa90_questions.jsonl",
-        truth=coco / "qa90_gpt4_answer.jsonl",
-        context=coco / "caps_boxes_coco2014_val_80.jsonl",
+        annotations=coco / "qa90_gpt4_answer.jsonl",
+        captions=coco / "caps_boxes_coco2014_val_80.jsonl",
     )
-    cases = COCO.judging.cases(sources, {str(at): "An answer." for at in range(90)})
+    cases = COCO.judging.build_cases(sources, {str(at): "An answer." for at in range(90)})
     assert len(cases) == 90
     captions, _, boxes = cases[0].context.partition("\n\n")
     assert len(captions.splitlines()) == 5
     assert boxes.splitlines()[0].split(": [")[0] in ("suitcase", "person")
-    assert cases[0].context_is == FIVE_SENTENCES
+    assert cases[0].context_description == FIVE_SENTENCES
     sources = Sources(
         questions=wild / "questions.jsonl",
-        truth=wild / "answers_gpt4.jsonl",
-        context=wild / "context.jsonl",
+        annotations=wild / "answers_gpt4.jsonl",
+        captions=wild / "context.jsonl",
     )
-    first = WILD.judging.cases(sources, {str(at): "An answer." for at in range(60)})[0]
+    first = WILD.judging.build_cases(sources, {str(at): "An answer." for at in range(60)})[0]
     assert first.context == "An aerial view of Diamond Head in the Hawaiian Islands."
-    assert (first.context_is, first.reference) == (
+    assert (first.context_description, first.reference) == (
         DESCRIPTION,
         "The famous sight in the photo is Diamond Head.",
     )
@@ -95,12 +99,12 @@ def test_a_stored_minus_one_is_read_anew(tmp_path: Path) -> None:
         {"question_id": 2, "category": "llava_bench_conv", "content": "10 5", "tuple": [10.0, 5.0]},
         {"question_id": 3, "category": "llava_bench_conv", "content": "Sorry.", "tuple": [-1, -1]},
     )
-    score = WILD.score_files(Sources(), path)
-    assert score.figures["overall"] == score.figures["conv"] == 50.0
-    assert score.figures["stored_otherwise"] == 2
-    assert score.figures["official_unread"] == 2
-    assert score.unread == {"3": "no scores in the first line"}
-    assert score.figures["valid"] is False
+    score = WILD.score_answer_files(Sources(), path)
+    assert score.metrics["overall"] == score.metrics["conv"] == 50.0
+    assert score.metrics["stored_otherwise"] == 2
+    assert score.metrics["official_unread"] == 2
+    assert score.unparsed == {"3": "no scores in the first line"}
+    assert score.metrics["valid"] is False
 
 
 def test_reviews_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
@@ -127,13 +131,13 @@ def test_missing_reviews_and_answers_are_listed(tmp_path: Path) -> None:
     given = ({"question_id": at, "content": "8 4"} for at in (2, 5))
     reviews = write(tmp_path / "reviews.jsonl", *given)
     with pytest.raises(InputError, match=r"no answer: .*1.*belong to no item: .*5"):
-        WILD.score_files(Sources(questions=questions), reviews)
+        WILD.score_answer_files(Sources(questions=questions), reviews)
     assert WILD.judging is not None
     truth = write(tmp_path / "truth.jsonl", {"question_id": 1, "text": "A."})
     context = write(tmp_path / "context.jsonl", {"image": "1.jpg", "caption": "A thing."})
-    sources = Sources(questions=questions, truth=truth, context=context)
+    sources = Sources(questions=questions, annotations=truth, captions=context)
     with pytest.raises(InputError, match=r"truth\.jsonl has nothing about 1: 2"):
-        WILD.judging.cases(sources, {"1": "x", "2": "y"})
+        WILD.judging.build_cases(sources, {"1": "x", "2": "y"})
 
 
 def test_answers_are_no_reviews_and_reviews_need_no_category(tmp_path: Path) -> None:
@@ -142,11 +146,11 @@ def test_answers_are_no_reviews_and_reviews_need_no_category(tmp_path: Path) -> 
         tmp_path / "answers.jsonl", {"question_id": 1, "prompt": "What?", "text": "8 9"}
     )
     with pytest.raises(InputError, match=r"is an answer and no review; .*evaluate judge"):
-        WILD.score_files(Sources(), answers)
+        WILD.score_answer_files(Sources(), answers)
     reviews = write(tmp_path / "reviews.jsonl", {"question_id": 1, "text": "8 4", "score": [8, 4]})
-    score = WILD.score_files(Sources(), reviews)
-    assert score.figures["overall"] == 50.0
-    assert "" not in score.figures
+    score = WILD.score_answer_files(Sources(), reviews)
+    assert score.metrics["overall"] == 50.0
+    assert "" not in score.metrics
     assert score.by_kind == {}
 
 
@@ -157,6 +161,9 @@ def test_a_file_of_both_orders_has_both_of_every_answer(tmp_path: Path) -> None:
         for number in (1, 2)
         for order in ("reference first", "candidate first")
     ]
-    assert WILD.score_files(Sources(), write(tmp_path / "all.jsonl", *lines)).figures["n_ok"] == 2
+    assert (
+        WILD.score_answer_files(Sources(), write(tmp_path / "all.jsonl", *lines)).metrics["n_ok"]
+        == 2
+    )
     with pytest.raises(InputError, match="both orders, but 1 answers in one alone: 2"):
-        WILD.score_files(Sources(), write(tmp_path / "lost.jsonl", *lines[:-1]))
+        WILD.score_answer_files(Sources(), write(tmp_path / "lost.jsonl", *lines[:-1]))

@@ -18,10 +18,10 @@ def test_the_official_grades_give_the_official_tables(third_party: Path, runs: i
     folder = third_party / "mm_vet"
     results = folder / "results"
     name = "llava-v1.5-7b_gpt-4"
-    score = MM_VET.score_files(
+    score = MM_VET.score_answer_files(
         Sources(questions=folder / "mm-vet.json"), results / f"{name}-grade-{runs}runs.json"
     )
-    figures = score.figures
+    figures = score.metrics
     for kind, group in (("cap", "capabilities"), ("cap-int", "integrations")):
         with (results / f"{name}-{kind}-score-{runs}runs.csv").open() as file:
             [row] = [row for row in csv.DictReader(file) if row[""] == "llava-v1.5-7b"]
@@ -52,14 +52,14 @@ def test_a_grade_counts_in_every_capability_and_an_unread_one_in_none(tmp_path: 
         name: {"model": ["m"], "content": [text], "score": [stored]}
         for name, (text, stored) in given.items()
     }))  # fmt: skip
-    score = MM_VET.score_files(Sources(questions=questions), grades)
-    assert score.figures["total"] == 70.0
-    assert score.figures["capabilities"] == {"ocr": 70.0, "math": 40.0}
-    assert score.figures["integrations"] == {"ocr": 100.0, "ocr_math": 40.0}
-    assert score.marks == {"a": 1.0, "b": 0.4}
-    assert score.unread == {"c": "no grade"}
-    assert score.figures["stored_otherwise"] == 1
-    assert score.figures["valid"] is False
+    score = MM_VET.score_answer_files(Sources(questions=questions), grades)
+    assert score.metrics["total"] == 70.0
+    assert score.metrics["capabilities"] == {"ocr": 70.0, "math": 40.0}
+    assert score.metrics["integrations"] == {"ocr": 100.0, "ocr_math": 40.0}
+    assert score.item_scores == {"a": 1.0, "b": 0.4}
+    assert score.unparsed == {"c": "no grade"}
+    assert score.metrics["stored_otherwise"] == 1
+    assert score.metrics["valid"] is False
 
 
 def test_files_of_another_layout_are_refused(tmp_path: Path) -> None:
@@ -69,16 +69,16 @@ def test_files_of_another_layout_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"a: capability is \['smell'\]; expected some of rec, ocr"
     ):
-        MM_VET.read(Sources(questions=questions))
+        MM_VET.load(Sources(questions=questions))
     questions.write_text(json.dumps({"a": question("ocr"), "b": question("ocr")}))
     grades.write_text(json.dumps({"a": {"content": ["1"], "score": [1]}}))
     with pytest.raises(InputError, match=r"no answer: .*b"):
-        MM_VET.score_files(Sources(questions=questions), grades)
+        MM_VET.score_answer_files(Sources(questions=questions), grades)
     grades.write_text(json.dumps({
         "a": {"content": ["1"], "score": [1]}, "b": {"content": ["1", "0"], "score": [1, 0]},
     }))  # fmt: skip
     with pytest.raises(InputError, match="from 1 to 2 grades a question"):
-        MM_VET.score_files(Sources(questions=questions), grades)
+        MM_VET.score_answer_files(Sources(questions=questions), grades)
 
 
 def test_a_grade_that_nobody_gave_is_null_and_no_other_thing(tmp_path: Path) -> None:
@@ -91,9 +91,9 @@ def test_a_grade_that_nobody_gave_is_null_and_no_other_thing(tmp_path: Path) -> 
     ]
     assert MM_VET.judging is not None
     grades.write_text(MM_VET.judging.files([verdicts], "")["grades.json"])
-    score = MM_VET.score_files(Sources(questions=questions), grades)
-    assert score.marks == {"a": 0.5}
-    assert score.figures["stored_otherwise"] == 0
+    score = MM_VET.score_answer_files(Sources(questions=questions), grades)
+    assert score.item_scores == {"a": 0.5}
+    assert score.metrics["stored_otherwise"] == 0
     grades.write_text(grades.read_text().replace("null", '"good"'))
     with pytest.raises(InputError, match=r"b: score should hold numbers, or null .*, got 'good'"):
-        MM_VET.score_files(Sources(questions=questions), grades)
+        MM_VET.score_answer_files(Sources(questions=questions), grades)

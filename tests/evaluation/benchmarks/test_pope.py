@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from caldera.errors import InputError, UsageError
-from caldera.evaluation.benchmarks.pope import score_files
+from caldera.evaluation.benchmarks.pope import score_answer_files
 from caldera.evaluation.benchmarks.task import Sources
 
 SHORT = "\nAnswer the question using a single word or phrase."
@@ -57,14 +57,15 @@ def test_the_published_figures_come_out(
     """LLaVA-1.5-13B on the random split, whichever files are given (spec 7)."""
     folder = third_party / "pope"
     sources = Sources(
-        questions=folder / questions if questions else None, truth=folder / truth if truth else None
+        questions=folder / questions if questions else None,
+        annotations=folder / truth if truth else None,
     )
-    score = score_files(sources, folder / "llava-v1.5-13b_random_answers.jsonl")
-    assert round(score.figures["f1"], 2) == 87.14
-    assert round(score.figures["accuracy"], 2) == 88.01
-    assert round(score.figures["yes_ratio"], 4) == 0.4168
-    assert (score.figures["questions"], score.figures["parse_failures"]) == (2910, 0)
-    assert len(score.marks) == 2910
+    score = score_answer_files(sources, folder / "llava-v1.5-13b_random_answers.jsonl")
+    assert round(score.metrics["f1"], 2) == 87.14
+    assert round(score.metrics["accuracy"], 2) == 88.01
+    assert round(score.metrics["yes_ratio"], 4) == 0.4168
+    assert (score.metrics["questions"], score.metrics["parse_failures"]) == (2910, 0)
+    assert len(score.item_scores) == 2910
 
 
 def test_a_split_by_hand_in_any_order(tmp_path: Path) -> None:
@@ -72,19 +73,19 @@ def test_a_split_by_hand_in_any_order(tmp_path: Path) -> None:
     truth = write(tmp_path / "coco_pope_random.json", labels())
     questions = write(tmp_path / "q.jsonl", asked("random", 100))
     answers = write(tmp_path / "a.jsonl", said(100, ["Yes", "Yes, it is", "No", "no."]))
-    score = score_files(Sources(questions=questions, truth=truth), answers)
-    assert score.figures == {
+    score = score_answer_files(Sources(questions=questions, annotations=truth), answers)
+    assert score.metrics == {
         "f1": 50.0, "accuracy": 50.0, "precision": 50.0, "recall": 50.0, "yes_ratio": 0.5, "questions": 4,
         "parse_failures": 0,
     }  # fmt: skip
-    assert score.marks == {"100": 1.0, "101": 0.0, "102": 0.0, "103": 1.0}
+    assert score.item_scores == {"100": 1.0, "101": 0.0, "102": 0.0, "103": 1.0}
 
 
 def test_what_says_neither_is_counted_as_pope_does_and_told(tmp_path: Path) -> None:
     """An answer about eyes is a yes to POPE; the figures without it stand beside."""
     truth = write(tmp_path / "coco_pope_random.json", labels())
     answers = write(tmp_path / "a.jsonl", said(1, ["Yes", "The eyes are blue", "Yes", "No"]))
-    figures = score_files(Sources(truth=truth), answers).figures
+    figures = score_answer_files(Sources(annotations=truth), answers).metrics
     assert (figures["accuracy"], figures["parse_failures"]) == (75.0, 1)
     assert figures["without_parse_failures"]["accuracy"] == 100.0
 
@@ -106,8 +107,12 @@ def test_three_splits_have_their_mean(tmp_path: Path) -> None:
     for record in (lines := [json.loads(line) for line in together.read_text().splitlines()]):
         record["text"] = {"Y": "Yes", "N": "No"}.get(record["text"], record["text"])
     write(together, lines)
-    apart = score_files(Sources(truth=tmp_path / "labels"), tmp_path / "answers").figures
-    joint = score_files(Sources(truth=tmp_path / "labels", questions=questions), together).figures
+    apart = score_answer_files(
+        Sources(annotations=tmp_path / "labels"), tmp_path / "answers"
+    ).metrics
+    joint = score_answer_files(
+        Sources(annotations=tmp_path / "labels", questions=questions), together
+    ).metrics
     assert {split: one["f1"] for split, one in apart["splits"].items()} == {
         "random": 100.0, "popular": 66.666667, "adversarial": 66.666667,
     }  # fmt: skip
@@ -121,15 +126,15 @@ def test_files_of_different_questions_are_refused(tmp_path: Path) -> None:
     other = write(tmp_path / "q.jsonl", asked("random", 100, things="abcx"))
     answers = write(tmp_path / "a.jsonl", said(100, ["Yes"] * 4))
     with pytest.raises(InputError, match=r"differ in 2 questions: random: 1\.jpg 'Is there a d\?'"):
-        score_files(Sources(questions=other, truth=truth), answers)
+        score_answer_files(Sources(questions=other, annotations=truth), answers)
     with pytest.raises(InputError, match="4 of 4 items have no answer: 1, 2, 3, 4"):
-        score_files(Sources(truth=truth), answers)
+        score_answer_files(Sources(annotations=truth), answers)
     swapped = [{"question": one["text"], "answer": "no"} for one in labels(things="abdc")]
     with pytest.raises(
         InputError, match=r"answers 'Is there a d\?', but question 3 is 'Is there a c"
     ):
-        score_files(Sources(truth=truth), write(tmp_path / "b.jsonl", swapped))
+        score_answer_files(Sources(annotations=truth), write(tmp_path / "b.jsonl", swapped))
     with pytest.raises(InputError, match="has 3 answers to 4 questions, under other ids"):
-        score_files(Sources(truth=truth), write(tmp_path / "b.jsonl", swapped[:3]))
+        score_answer_files(Sources(annotations=truth), write(tmp_path / "b.jsonl", swapped[:3]))
     with pytest.raises(UsageError, match=r"needs --truth, POPE's coco_pope_SPLIT\.json"):
-        score_files(Sources(questions=other), answers)
+        score_answer_files(Sources(questions=other), answers)

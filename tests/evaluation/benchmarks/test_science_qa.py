@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from caldera.datasets.science_qa import SENTENCE
+from caldera.datasets.science_qa import LETTER_PROMPT
 from caldera.errors import InputError, UsageError
-from caldera.evaluation.benchmarks.science_qa import read, score_files
+from caldera.evaluation.benchmarks.science_qa import load_questions, score_answer_files
 from caldera.evaluation.benchmarks.task import Sources
 
 PAPER = {
@@ -60,7 +60,7 @@ def answers(folder: Path, texts: dict[str, str]) -> Path:
 def files(folder: Path, names: dict[str, str]) -> Sources:
     """Give files of a folder as questions or truth."""
     paths = {role: folder / name for role, name in names.items()}
-    return Sources(questions=paths.get("questions"), truth=paths.get("truth"))
+    return Sources(questions=paths.get("questions"), annotations=paths.get("truth"))
 
 
 TEXTS = {"1": "The answer is A.", "2": "C", "3": "both", "5": "LECTURE: a.\n###\nANSWER: B."}
@@ -80,7 +80,7 @@ def test_the_papers_table_comes_out_of_the_official_file(
     """Every column equals the paper's; the texts give 3,855 of 4,241, and the two differ at one question."""
     folder = third_party / "scienceqa"
     sources = files(folder, truth)
-    figures = score_files(sources, folder / "test_sqa_llava_13b_v0.json").figures
+    figures = score_answer_files(sources, folder / "test_sqa_llava_13b_v0.json").metrics
     assert {name: round(figures[name], 2) for name in PAPER} == PAPER
     assert figures["accuracy_from_texts"] == pytest.approx(100 * 3855 / 4241, abs=1e-5)
     assert figures["official_rule"] == {
@@ -95,9 +95,9 @@ def test_the_question_file_alone_has_the_truth(third_party: Path) -> None:
     """LLaVA-1.5's question file gives the columns that need no grade; a letter beyond the choices is unread."""
     folder = third_party / "scienceqa"
     questions = Sources(questions=folder / "llava_test_CQM-A.json")
-    score = score_files(questions, folder / "test_sqa_llava_13b_v0.json")
+    score = score_answer_files(questions, folder / "test_sqa_llava_13b_v0.json")
     got = {
-        name: round(value, 2) for name, value in score.figures.items() if isinstance(value, float)
+        name: round(value, 2) for name, value in score.metrics.items() if isinstance(value, float)
     }
     assert got == {
         "accuracy": 90.92,
@@ -106,7 +106,7 @@ def test_the_question_file_alone_has_the_truth(third_party: Path) -> None:
         "NO": 90.66,
         "accuracy_from_texts": 90.9,
     }
-    assert score.unread == {"3247": "D is none of the choices, AB"}
+    assert score.unparsed == {"3247": "D is none of the choices, AB"}
 
 
 @pytest.mark.parametrize(
@@ -121,69 +121,71 @@ def test_the_question_file_alone_has_the_truth(third_party: Path) -> None:
 def test_a_small_split_by_hand(folder: Path, given: dict[str, str]) -> None:
     """Two of four are right, one has no letter; every column is a mean over its own questions."""
     sources = files(folder, given)
-    score = score_files(sources, answers(folder, TEXTS))
-    assert score.figures == {
+    score = score_answer_files(sources, answers(folder, TEXTS))
+    assert score.metrics == {
         "accuracy": 50.0, "NAT": 50.0, "SOC": 0.0, "LAN": 100.0, "TXT": 0.0, "IMG": 50.0, "NO": 100.0, "G1-6": 50.0,
         "G7-12": 50.0, "questions": 4, "parse_failures": 1, "accuracy_from_texts": 50.0,
         "official_rule": {"accuracy": 25.0, "parse_failures": 2},
     }  # fmt: skip
-    assert score.marks == {"1": 1.0, "2": 0.0, "3": 0.0, "5": 1.0}
-    assert list(score.unread) == ["3"]
+    assert score.item_scores == {"1": 1.0, "2": 0.0, "3": 0.0, "5": 1.0}
+    assert list(score.unparsed) == ["3"]
 
 
 def test_results_count_before_texts(folder: Path) -> None:
     """In LLaVA's output file a failure is -1, which is wrong and counted."""
     content = {"results": {"1": 0, "2": 1, "3": -1, "5": 1}, "outputs": TEXTS}
     (folder / "out.json").write_text(json.dumps(content))
-    figures = score_files(Sources(truth=folder / "truth.csv"), folder / "out.json").figures
+    figures = score_answer_files(
+        Sources(annotations=folder / "truth.csv"), folder / "out.json"
+    ).metrics
     assert (figures["accuracy"], figures["accuracy_from_texts"]) == (75.0, 50.0)
     assert figures["results_differ_from_texts"] == ["2"]
 
 
 def test_other_ids_are_refused(folder: Path) -> None:
     """Missing and unknown ids are listed, and nothing is scored."""
-    truth = Sources(truth=folder / "truth.csv")
+    truth = Sources(annotations=folder / "truth.csv")
     with pytest.raises(
         InputError,
         match=r"2 of 4 items have no answer: 3, 5; 1 answers belong to no item: 8; is this",
     ):
-        score_files(truth, answers(folder, {"1": "A", "2": "B", "8": "A"}))
+        score_answer_files(truth, answers(folder, {"1": "A", "2": "B", "8": "A"}))
     (folder / "out.json").write_text(json.dumps({"results": {"1": 0}, "outputs": {"1": "A"}}))
     with pytest.raises(InputError, match="3 of 4 items have no answer: 2, 3, 5"):
-        score_files(truth, folder / "out.json")
+        score_answer_files(truth, folder / "out.json")
     (folder / "out.json").write_text(json.dumps({"results": {}}))
     with pytest.raises(InputError, match="'results' should be an object by question id"):
-        score_files(truth, folder / "out.json")
+        score_answer_files(truth, folder / "out.json")
 
 
 def test_truths_that_disagree_are_refused(folder: Path) -> None:
     """Two files with different right answers, or other questions, are an error."""
     text = (folder / "truth.csv").read_text()
     (folder / "other.csv").write_text(text.replace("2,B", "2,C"))
-    both = Sources(questions=folder / "problems.json", truth=folder / "other.csv")
+    both = Sources(questions=folder / "problems.json", annotations=folder / "other.csv")
     with pytest.raises(InputError, match=r"question 2 has two right answers, [BC] and [BC]"):
-        score_files(both, answers(folder, TEXTS))
+        score_answer_files(both, answers(folder, TEXTS))
     (folder / "other.csv").write_text("\n".join(text.splitlines()[:3]))
     with pytest.raises(InputError, match="has other questions than the file before it: 3, 5"):
-        score_files(
-            Sources(questions=folder / "truth.csv", truth=folder / "other.csv"),
+        score_answer_files(
+            Sources(questions=folder / "truth.csv", annotations=folder / "other.csv"),
             answers(folder, TEXTS),
         )
     with pytest.raises(UsageError, match="needs --questions or --truth: problems"):
-        score_files(Sources(), answers(folder, TEXTS))
+        score_answer_files(Sources(), answers(folder, TEXTS))
 
 
 @pytest.mark.parametrize(
     ("form", "text"),
     [
-        ("", f"\nLook.\nWhich?\nA. red\nB. green\nC. blue\n{SENTENCE}"),
+        ("", f"\nLook.\nWhich?\nA. red\nB. green\nC. blue\n{LETTER_PROMPT}"),
         ("LEPA", "Which?\nContext: Look.\nOptions: (A) red (B) green (C) blue\n"),
         ("QCM-ALE", "Which?\nContext: Look.\nOptions: (A) red (B) green (C) blue\n"),
     ],
 )  # fmt: skip
 def test_questions_are_asked_in_their_form(folder: Path, form: str, text: str) -> None:
     """The picture stands before the letters of LLaVA-1.5, behind LLaVA's own text."""
-    items = read(Sources(questions=folder / "problems.json", form=form)).items
+    items = load_questions(Sources(questions=folder / "problems.json", prompt_layout=form)).items
     asked = items[2].conversation.turns[0]
     assert asked.text.replace("Context: Look.\nWhich", "Look.\nWhich") == text
     assert [picture.path for picture in asked.pictures] == ["test/3/image.png"]
@@ -193,4 +195,4 @@ def test_questions_are_asked_in_their_form(folder: Path, form: str, text: str) -
 def test_letters_alone_cannot_be_asked(folder: Path) -> None:
     """A table of right answers has no questions."""
     with pytest.raises(UsageError, match="asking needs --questions"):
-        read(Sources(truth=folder / "truth.csv"))
+        load_questions(Sources(annotations=folder / "truth.csv"))

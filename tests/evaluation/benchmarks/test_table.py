@@ -15,9 +15,9 @@ from PIL import Image
 from caldera.cli import main
 from caldera.evaluation.answer_files import read_answers
 from caldera.evaluation.benchmark import Item
-from caldera.evaluation.benchmarks.table import TASKS, find_task
+from caldera.evaluation.benchmarks.table import BENCHMARKS, get_benchmark
 from caldera.evaluation.benchmarks.task import Sources, Task
-from caldera.evaluation.runs.scoring import first_items, flat, narrowed
+from caldera.evaluation.runs.scoring import flatten, limit_items, with_items
 from tests.evaluation.benchmarks.official import OFFICIAL
 from tests.teacher_server import Script, TeacherServer, completion
 
@@ -27,7 +27,7 @@ BEST = {"mme": 2000.0, "captions": 1000.0, "llava-bench": 100.0, "llava-bench-co
 JUDGED = {"llava-bench": "8 8", "llava-bench-coco": "8 8", "mm-vet": "1.0"}
 """What a judge replies about an answer as good as the reference."""
 
-EVERY = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+EVERY = pytest.mark.parametrize("task", BENCHMARKS.values(), ids=BENCHMARKS)
 
 
 def right(task: Task, item: Item) -> str:
@@ -37,20 +37,20 @@ def right(task: Task, item: Item) -> str:
 
 def test_every_task_has_tiny_files() -> None:
     """None of the seventeen is forgotten below."""
-    assert list(OFFICIAL) == list(TASKS)
-    assert len(TASKS) == 17
+    assert list(OFFICIAL) == list(BENCHMARKS)
+    assert len(BENCHMARKS) == 17
 
 
 @EVERY
 def test_right_answers_get_the_best_score(task: Task, tmp_path: Path) -> None:
     """Items have ids of their own and something to ask; all right is the best that the headline can be."""
-    benchmark = task.read(OFFICIAL[task.name](tmp_path))
+    benchmark = task.load(OFFICIAL[task.name](tmp_path))
     items = benchmark.items
     assert len({item.id for item in items}) == len(items) >= 2
     assert all(item.conversation.turns[-1].text.strip() for item in items)
     score = benchmark.score({item.id: right(task, item) for item in items})
-    assert flat(score.figures)[task.headline] == BEST.get(task.name, 100.0)
-    assert set(score.marks) <= {item.id for item in items}
+    assert flatten(score.metrics)[task.primary_metric] == BEST.get(task.name, 100.0)
+    assert set(score.item_scores) <= {item.id for item in items}
     wrong = benchmark.score(dict.fromkeys((item.id for item in items), "1 1.0 ?"))
     assert wrong.overall < score.overall or task.name in JUDGED
 
@@ -58,7 +58,7 @@ def test_right_answers_get_the_best_score(task: Task, tmp_path: Path) -> None:
 @EVERY
 def test_sums_make_the_headline(task: Task, tmp_path: Path) -> None:
     """Where a headline is no mean of marks, as of POPE and MME, what is drawn again gives the very figure."""
-    benchmark = task.read(OFFICIAL[task.name](tmp_path))
+    benchmark = task.load(OFFICIAL[task.name](tmp_path))
     for said in ("yes", "no", "1.0", *JUDGED.values()):
         answers = {
             item.id: said if at % 3 else right(task, item)
@@ -67,24 +67,24 @@ def test_sums_make_the_headline(task: Task, tmp_path: Path) -> None:
         score = benchmark.score(answers)
         assert (score.sums is not None) == (task.name in ("pope", "mme"))
         if score.sums is not None:
-            assert score.sums.terms.keys() == answers.keys()
-            sums = np.array(list(score.sums.terms.values())).sum(axis=0, keepdims=True)
-            headline = score.figures[task.headline]
-            assert score.sums.figure(sums) == pytest.approx([headline], abs=1e-5)
+            assert score.sums.per_item.keys() == answers.keys()
+            sums = np.array(list(score.sums.per_item.values())).sum(axis=0, keepdims=True)
+            headline = score.metrics[task.primary_metric]
+            assert score.sums.from_sums(sums) == pytest.approx([headline], abs=1e-5)
 
 
 @EVERY
 def test_a_limit_never_cuts_apart_what_is_scored_together(task: Task, tmp_path: Path) -> None:
     """For every limit: whole units, no more items than asked for unless one unit has them, and a score."""
-    benchmark = task.read(OFFICIAL[task.name](tmp_path))
-    sizes = Counter(item.unit for item in benchmark.items)
+    benchmark = task.load(OFFICIAL[task.name](tmp_path))
+    sizes = Counter(item.group for item in benchmark.items)
     for limit in range(1, len(benchmark.items) + 1):
-        some = first_items(benchmark.items, limit)
-        assert len(some) <= max(limit, sizes[some[0].unit] if some[0].unit else 1)
+        some = limit_items(benchmark.items, limit)
+        assert len(some) <= max(limit, sizes[some[0].group] if some[0].group else 1)
         assert [item for item in benchmark.items if item in some] == some
-        kept = Counter(item.unit for item in some if item.unit)
+        kept = Counter(item.group for item in some if item.group)
         assert all(count == sizes[unit] for unit, count in kept.items())
-        score = narrowed(benchmark, some).score({item.id: right(task, item) for item in some})
+        score = with_items(benchmark, some).score({item.id: right(task, item) for item in some})
         assert score.overall == pytest.approx(1) or task.name == "captions"
     assert some == list(benchmark.items)
 
@@ -92,10 +92,10 @@ def test_a_limit_never_cuts_apart_what_is_scored_together(task: Task, tmp_path: 
 def test_units_are_pictures_questions_and_sentences(tmp_path: Path) -> None:
     """The three whose figures hang on several items: MME by picture, MMBench by question, NLVR by sentence."""
     sizes = {}
-    for name in TASKS:
+    for name in BENCHMARKS:
         (tmp_path / name).mkdir()
-        items = find_task(name).read(OFFICIAL[name](tmp_path / name)).items
-        sizes[name] = set(Counter(item.unit for item in items if item.unit).values())
+        items = get_benchmark(name).load(OFFICIAL[name](tmp_path / name)).items
+        sizes[name] = set(Counter(item.group for item in items if item.group).values())
     assert {name: size for name, size in sizes.items() if size} == {
         "mme": {2}, "mmbench": {2}, "mmbench_cn": {2}, "nlvr": {2},
     }  # fmt: skip
@@ -112,7 +112,7 @@ def paint(items: list[Item], folder: Path) -> Path:
 
 def given(sources: Sources) -> list[str]:
     """Name files as a user does."""
-    roles = {"--questions": sources.questions, "--truth": sources.truth}
+    roles = {"--questions": sources.questions, "--truth": sources.annotations}
     return [word for role, path in roles.items() if path for word in (role, str(path))]
 
 
@@ -126,7 +126,7 @@ def test_every_task_is_asked_of_a_server(
 ) -> None:
     """Each item is one request with its pictures; the files hold what the benchmark itself scores."""
     sources = OFFICIAL[task.name](tmp_path)
-    benchmark = task.read(sources)
+    benchmark = task.load(sources)
     pictures = paint(list(benchmark.items), tmp_path / "pictures")
     server = serve(lambda request, count: completion("yes"))
     words = ["--model", server.url, "--served", "m", *given(sources), "--pictures", str(pictures)]
@@ -147,14 +147,14 @@ def test_every_task_is_asked_of_a_server(
         return
     results = json.loads((tmp_path / "o" / "results.json").read_text())
     expected = benchmark.score({item.id: "yes" for item in benchmark.items})
-    assert results["figures"] == json.loads(json.dumps(expected.figures))
-    assert results["headline"]["figure"] == task.headline
+    assert results["figures"] == json.loads(json.dumps(expected.metrics))
+    assert results["headline"]["figure"] == task.primary_metric
     assert results["counts"]["answered"] == len(benchmark.items)
     if expected.sums is not None:
         method = results["headline"]["method"]
         assert method.startswith("bootstrap over ")
         assert f"({method})</span>" in (tmp_path / "o" / "report.html").read_text()
-    assert f"{task.headline} {flat(expected.figures)[task.headline]:.2f}" in said.out
+    assert f"{task.primary_metric} {flatten(expected.metrics)[task.primary_metric]:.2f}" in said.out
 
 
 def test_mmbenchs_table_alone_suffices(

@@ -24,7 +24,7 @@ def sources(tmp_path: Path) -> Sources:
     data = [dict(zip(names, row, strict=True)) for row in rows]
     path = tmp_path / "TextVQA_0.5.1_val.json"
     path.write_text(json.dumps({"dataset_type": "val", "data": data}))
-    return Sources(truth=path)
+    return Sources(annotations=path)
 
 
 def llava(folder: Path, *answers: tuple[str, str, str]) -> Path:
@@ -46,10 +46,10 @@ def test_llavas_answers_by_hand(sources: Sources, tmp_path: Path) -> None:
         ("003a", "What is the brand?", "Dakota."),
         ("003a", "Who made it?", "macy's"),
     )
-    score = TEXTVQA.score_files(sources, answers)
-    assert score.marks == pytest.approx({"34602": 1, "34603": 0.6, "34604": 1})
-    assert score.figures["accuracy"] == 86.67
-    assert score.figures["questions"] == 3
+    score = TEXTVQA.score_answer_files(sources, answers)
+    assert score.item_scores == pytest.approx({"34602": 1, "34603": 0.6, "34604": 1})
+    assert score.metrics["accuracy"] == 86.67
+    assert score.metrics["questions"] == 3
 
 
 def test_answers_may_go_by_question_id(sources: Sources, tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_answers_may_go_by_question_id(sources: Sources, tmp_path: Path) -> None
     path = tmp_path / "answers.json"
     texts = {34602: "x", 34603: "x1", 34604: "Nine"}
     path.write_text(json.dumps([{"question_id": n, "answer": t} for n, t in texts.items()]))
-    assert TEXTVQA.score_files(sources, path).figures["accuracy"] == 43.33
+    assert TEXTVQA.score_answer_files(sources, path).metrics["accuracy"] == 43.33
 
 
 def test_an_answer_to_no_question_and_a_double_one_are_refused(
@@ -65,10 +65,10 @@ def test_an_answer_to_no_question_and_a_double_one_are_refused(
 ) -> None:
     """The message says which."""
     with pytest.raises(InputError, match=r"1 answers are to no question .*: 003a 'what colour"):
-        TEXTVQA.score_files(sources, llava(tmp_path, ("003a", "What colour?", "red")))
+        TEXTVQA.score_answer_files(sources, llava(tmp_path, ("003a", "What colour?", "red")))
     twice = [("0054", "What is the brand?", "9")] * 2
     with pytest.raises(InputError, match="34604"):
-        TEXTVQA.score_files(sources, llava(tmp_path, *twice))
+        TEXTVQA.score_answer_files(sources, llava(tmp_path, *twice))
 
 
 @pytest.mark.parametrize(
@@ -99,20 +99,20 @@ def test_llavas_file_gives_the_words_to_ask_in(sources: Sources, tmp_path: Path)
         for text in texts
     ]  # fmt: skip
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    item = TEXTVQA.read(Sources(truth=sources.truth, questions=path)).items[1]
+    item = TEXTVQA.load(Sources(annotations=sources.annotations, questions=path)).items[1]
     assert item.conversation.turns[0].text == f"\nWho made it?\nReference OCR token: A\n{SHORT}"
-    plain = TEXTVQA.read(sources).items[1]
+    plain = TEXTVQA.load(sources).items[1]
     assert plain.conversation.turns[0].text == f"\nWho made it?\n{SHORT}"
     path.write_text(json.dumps(lines[0]))
     with pytest.raises(InputError, match=r"does not ask 'who made it\?' of 003a.jpg"):
-        TEXTVQA.read(Sources(truth=sources.truth, questions=path))
+        TEXTVQA.load(Sources(annotations=sources.annotations, questions=path))
 
 
 def test_ten_answers_are_needed(sources: Sources) -> None:
     """The official evaluator refuses another number, too."""
-    assert sources.truth is not None
-    content = json.loads(sources.truth.read_text())
+    assert sources.annotations is not None
+    content = json.loads(sources.annotations.read_text())
     content["data"][1]["answers"].pop()
-    sources.truth.write_text(json.dumps(content))
+    sources.annotations.write_text(json.dumps(content))
     with pytest.raises(AnnotationError, match=r"data\.1: answers: list should have at least 10"):
-        TEXTVQA.read(sources)
+        TEXTVQA.load(sources)

@@ -29,7 +29,7 @@ def sources(tmp_path: Path) -> Sources:
         for image, (answer_type, said) in SAID.items()
     ]
     (tmp_path / "val.json").write_text(json.dumps(records))
-    return Sources(truth=tmp_path / "val.json")
+    return Sources(annotations=tmp_path / "val.json")
 
 
 def test_a_file_as_handed_in_by_hand(sources: Sources, tmp_path: Path) -> None:
@@ -39,8 +39,8 @@ def test_a_file_as_handed_in_by_hand(sources: Sources, tmp_path: Path) -> None:
     path.write_text(
         json.dumps([{"image": i, "answer": t} for i, t in zip(SAID, texts, strict=True)])
     )
-    score = VIZWIZ.score_files(sources, path)
-    assert score.figures == {
+    score = VIZWIZ.score_answer_files(sources, path)
+    assert score.metrics == {
         "overall": 65.0,
         "perAnswerType": {"other": 30.0, "unanswerable": 100.0},
         "blind": 50.0,
@@ -59,15 +59,17 @@ def test_llavas_answers_go_by_the_ids_of_its_questions(sources: Sources, tmp_pat
     answers.write_text(
         '{"question_id": 0, "text": "x"}\n{"question_id": 1, "text": "Tomato soup."}\n'
     )
-    score = VIZWIZ.score_files(Sources(truth=sources.truth, questions=questions), answers)
-    assert list(score.marks.values()) == [0, 1]
+    score = VIZWIZ.score_answer_files(
+        Sources(annotations=sources.annotations, questions=questions), answers
+    )
+    assert list(score.item_scores.values()) == [0, 1]
     with pytest.raises(InputError, match="2 answers belong to no item: 0, 1"):
-        VIZWIZ.score_files(sources, answers)
+        VIZWIZ.score_answer_files(sources, answers)
 
 
 def test_items_are_asked_as_llava_asks_them(sources: Sources) -> None:
     """Two sentences: what to say where nothing can be seen, and how."""
-    item = VIZWIZ.read(sources).items[0]
+    item = VIZWIZ.load(sources).items[0]
     assert item.conversation.turns[0].text == (
         "\nWhat is this?\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n"
         "Answer the question using a single word or phrase."

@@ -46,7 +46,7 @@ def sources(tmp_path: Path) -> Sources:
     }
     (tmp_path / "questions.json").write_text(json.dumps(questions))
     (tmp_path / "annotations.json").write_text(json.dumps(annotations))
-    return Sources(questions=tmp_path / "questions.json", truth=tmp_path / "annotations.json")
+    return Sources(questions=tmp_path / "questions.json", annotations=tmp_path / "annotations.json")
 
 
 def written(folder: Path, answers: dict[int, str], name: str) -> Path:
@@ -66,8 +66,8 @@ def written(folder: Path, answers: dict[int, str], name: str) -> Path:
 def test_a_file_as_handed_in_by_hand(sources: Sources, tmp_path: Path) -> None:
     """1 for yes, 4 of 10 say two (2, 2, 2, two), 2 of 10 red is 0.6, all ten say dog."""
     answers = written(tmp_path, {11: "yes", 12: "two", 13: "Red.", 14: "the dog"}, "answers.json")
-    score = VQAV2.score_files(sources, answers)
-    assert score.figures == {
+    score = VQAV2.score_answer_files(sources, answers)
+    assert score.metrics == {
         "overall": 90.0,
         "perAnswerType": {"number": 100.0, "other": 80.0, "yes/no": 100.0},
         "perQuestionType": {"how many": 100.0, "is there": 100.0, "what color": 60.0, "what is": 100.0},
@@ -76,7 +76,7 @@ def test_a_file_as_handed_in_by_hand(sources: Sources, tmp_path: Path) -> None:
         "questions": 4,
         "parse_failures": 0,
     }  # fmt: skip
-    assert score.marks == pytest.approx({"11": 1, "12": 1, "13": 0.6, "14": 1})
+    assert score.item_scores == pytest.approx({"11": 1, "12": 1, "13": 0.6, "14": 1})
     assert score.overall == pytest.approx(0.9)
     assert score.counts == {"yes/no": 1, "number": 1, "other": 2}
 
@@ -86,24 +86,24 @@ def test_only_llavas_raw_answers_pass_through_evalais_processor(
 ) -> None:
     """Where ten people said "yes", the official evaluator refuses "Yes."; LLaVA's converter has made it "yes"."""
     answers = {11: "Yes.", 12: "3", 13: "blue", 14: "cat"}
-    handed_in = VQAV2.score_files(sources, written(tmp_path, answers, "answers.json"))
-    raw = VQAV2.score_files(sources, written(tmp_path, answers, "answers.jsonl"))
-    assert (handed_in.marks["11"], raw.marks["11"]) == (0, 1)
+    handed_in = VQAV2.score_answer_files(sources, written(tmp_path, answers, "answers.json"))
+    raw = VQAV2.score_answer_files(sources, written(tmp_path, answers, "answers.jsonl"))
+    assert (handed_in.item_scores["11"], raw.item_scores["11"]) == (0, 1)
 
 
 def test_an_empty_answer_is_wrong_and_told(sources: Sources, tmp_path: Path) -> None:
     """It is worth nothing, and listed."""
     answers = written(tmp_path, {11: "", 12: "3", 13: " ", 14: "dog"}, "answers.jsonl")
-    score = VQAV2.score_files(sources, answers)
-    assert sorted(score.unread) == ["11", "13"]
-    assert score.figures["parse_failures"] == 2
-    assert score.figures["overall"] == 50.0
-    assert score.figures["without_parse_failures"] == {"overall": 100.0}
+    score = VQAV2.score_answer_files(sources, answers)
+    assert sorted(score.unparsed) == ["11", "13"]
+    assert score.metrics["parse_failures"] == 2
+    assert score.metrics["overall"] == 50.0
+    assert score.metrics["without_parse_failures"] == {"overall": 100.0}
 
 
 def test_items_are_asked_as_llava_asks_them(sources: Sources) -> None:
     """The picture first, by COCO's name of it; the sentence that asks for a short answer last."""
-    item = VQAV2.read(sources).items[0]
+    item = VQAV2.load(sources).items[0]
     (turn,) = item.conversation.turns
     assert [picture.path for picture in turn.pictures] == ["COCO_val2014_000000000043.jpg"]
     assert turn.text == "\nIs there a dog?\nAnswer the question using a single word or phrase."
@@ -113,13 +113,13 @@ def test_items_are_asked_as_llava_asks_them(sources: Sources) -> None:
 def test_a_test_split_can_be_asked_but_not_scored(sources: Sources, tmp_path: Path) -> None:
     """Without annotations nothing is right."""
     alone = Sources(questions=sources.questions)
-    benchmark = VQAV2.read(alone)
+    benchmark = VQAV2.load(alone)
     with pytest.raises(
         InputError, match="4 questions have no right answers in the files given: 11, "
     ):
         benchmark.score({item.id: "yes" for item in benchmark.items})
     with pytest.raises(UsageError, match="needs --truth, v2_mscoco_SPLIT_annotations"):
-        VQAV2.score_files(alone, written(tmp_path, {11: "yes"}, "answers.json"))
+        VQAV2.score_answer_files(alone, written(tmp_path, {11: "yes"}, "answers.json"))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_answers_of_another_split_are_refused(
 ) -> None:
     """No answer counts as wrong in silence."""
     with pytest.raises(InputError, match=message):
-        VQAV2.score_files(sources, written(tmp_path, answers, "answers.jsonl"))
+        VQAV2.score_answer_files(sources, written(tmp_path, answers, "answers.jsonl"))
 
 
 def test_files_of_two_splits_are_refused(sources: Sources, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_files_of_two_splits_are_refused(sources: Sources, tmp_path: Path) -> No
     content["questions"].pop()
     sources.questions.write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"1 annotations of questions that are not in .*one split"):
-        VQAV2.read(sources)
+        VQAV2.load(sources)
     sources.questions.write_text(json.dumps({"questions": [{"question_id": "x"}]}))
     with pytest.raises(AnnotationError, match=r"questions\.0: question_id: input should be"):
-        VQAV2.read(sources)
+        VQAV2.load(sources)

@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 from caldera.cli import app
 from caldera.errors import InputError, UsageError
 from caldera.evaluation.benchmarks.task import Sources
-from caldera.evaluation.judging.ensembles import EnsembleOrder, ensemble
+from caldera.evaluation.judging.ensembles import EnsembleConfig, evaluate_ensemble
 from caldera.evaluation.judging.judge import Judge
-from caldera.instructions.asking.endpoint import Sending
-from caldera.progress import Silent
+from caldera.instructions.asking.endpoint import RequestConfig
+from caldera.progress import NoProgress
 from tests.teacher_server import Answer, Script, TeacherServer, completion
 
 Serve = Callable[[Script], TeacherServer]
@@ -34,7 +34,7 @@ def write(path: Path, content: object) -> Path:
 
 
 @pytest.fixture
-def order(tmp_path: Path) -> EnsembleOrder:
+def order(tmp_path: Path) -> EnsembleConfig:
     """Five questions with two options each, and two models' answers."""
     questions = [
         {
@@ -48,7 +48,7 @@ def order(tmp_path: Path) -> EnsembleOrder:
     ]
     first = {str(at): f"Because. The answer is {letter}." for at, letter in enumerate(FIRST)}
     second = [{"question_id": str(at), "text": text} for at, text in enumerate(SECOND)]
-    return EnsembleOrder(
+    return EnsembleConfig(
         sources=Sources(questions=write(tmp_path / "questions.json", questions)),
         first=write(tmp_path / "first.json", {"acc": 40.0, "outputs": first}),
         second=write(tmp_path / "second.json", second),
@@ -58,13 +58,13 @@ def order(tmp_path: Path) -> EnsembleOrder:
 
 def judge(url: str) -> Judge:
     """Name a judge."""
-    sending = Sending(temperature=0.0, repairs=0, retries=0, first_wait=0.001)
+    sending = RequestConfig(temperature=0.0, max_repairs=0, retries=0, initial_backoff=0.001)
     return Judge(model="arbiter", base_url=url, key=SecretStr("sk-none"), sending=sending)
 
 
-def test_the_complement_takes_the_second_where_it_answers(order: EnsembleOrder) -> None:
+def test_the_complement_takes_the_second_where_it_answers(order: EnsembleConfig) -> None:
     """Worked by hand: A A A(first's) A B against A B B A B; either is right on all but question 2."""
-    figures = ensemble(order, None, Silent())
+    figures = evaluate_ensemble(order, None, NoProgress())
     assert figures["first"]["accuracy"] == 40.0
     assert figures["second"]["accuracy"] == 60.0
     assert figures["second"]["parse_failures"] == 1
@@ -74,10 +74,10 @@ def test_the_complement_takes_the_second_where_it_answers(order: EnsembleOrder) 
     assert figures["differ"] == 4
 
 
-def test_the_judge_is_asked_where_the_two_differ_alone(serve: Serve, order: EnsembleOrder) -> None:
+def test_the_judge_is_asked_where_the_two_differ_alone(serve: Serve, order: EnsembleConfig) -> None:
     """It sees question and both answers, the first model's as Assistant 1; its own answer counts."""
     server = serve(lambda _, __: completion("Both err or not. The answer is B."))
-    figures = ensemble(order, judge(server.url), Silent())
+    figures = evaluate_ensemble(order, judge(server.url), NoProgress())
     assert server.count == figures["asked"] == 4
     assert figures["judge"]["accuracy"] == 80.0  # A B B B(wrong) B
     assert (figures["n_ok"], figures["n_err"], figures["valid"]) == (4, 0, True)
@@ -86,12 +86,12 @@ def test_the_judge_is_asked_where_the_two_differ_alone(serve: Serve, order: Ense
     assert "[Question]\nQuestion number 1?\nA. yes\nB. no" in asked
     both = "[Assistant 1]\nBecause. The answer is B.\n\n[Assistant 2]\nThe answer is A.\n\n"
     assert both in asked
-    ensemble(order, judge(server.url), Silent())
+    evaluate_ensemble(order, judge(server.url), NoProgress())
     assert server.count == 4
 
 
 def test_without_a_letter_the_first_stands_and_is_counted(
-    serve: Serve, order: EnsembleOrder
+    serve: Serve, order: EnsembleConfig
 ) -> None:
     """Not a guess: the judge's failure leaves the first model's answer, and makes the run invalid over one percent."""
 
@@ -99,7 +99,7 @@ def test_without_a_letter_the_first_stands_and_is_counted(
         told = request["messages"][-1]["content"]
         return completion("I cannot tell." if "number 3" in told else "The answer is B.")
 
-    figures = ensemble(order, judge(serve(script).url), Silent())
+    figures = evaluate_ensemble(order, judge(serve(script).url), NoProgress())
     assert figures["judge"]["accuracy"] == 80.0
     assert (figures["n_err"], figures["errors"], figures["valid"]) == (1, {"no letter": 1}, False)
     assert order.out is not None
@@ -107,31 +107,33 @@ def test_without_a_letter_the_first_stands_and_is_counted(
     assert json.loads((order.out / "scores.json").read_text())["figures"] == figures
 
 
-def test_a_letter_that_is_no_option_is_no_answer(serve: Serve, order: EnsembleOrder) -> None:
+def test_a_letter_that_is_no_option_is_no_answer(serve: Serve, order: EnsembleConfig) -> None:
     """A judge that names option E of two has not answered."""
-    figures = ensemble(
-        order, judge(serve(lambda _, __: completion("The answer is E.")).url), Silent()
+    figures = evaluate_ensemble(
+        order, judge(serve(lambda _, __: completion("The answer is E.")).url), NoProgress()
     )
     assert figures["errors"] == {"no letter": 4}
     assert figures["judge"]["accuracy"] == 40.0
 
 
-def test_files_that_do_not_fit_are_refused(order: EnsembleOrder, tmp_path: Path) -> None:
+def test_files_that_do_not_fit_are_refused(order: EnsembleConfig, tmp_path: Path) -> None:
     """Missing answers are listed; a judge needs a folder."""
     short = write(tmp_path / "short.json", [{"question_id": "0", "text": "A"}])
     with pytest.raises(InputError, match="1, 2, 3, 4"):
-        ensemble(
-            EnsembleOrder(sources=order.sources, first=order.first, second=short), None, Silent()
+        evaluate_ensemble(
+            EnsembleConfig(sources=order.sources, first=order.first, second=short),
+            None,
+            NoProgress(),
         )
     with pytest.raises(UsageError, match="give --out FOLDER"):
-        ensemble(
-            EnsembleOrder(sources=order.sources, first=order.first, second=order.second),
+        evaluate_ensemble(
+            EnsembleConfig(sources=order.sources, first=order.first, second=order.second),
             judge("http://127.0.0.1:9/v1"),
-            Silent(),
+            NoProgress(),
         )
 
 
-def test_the_command_prints_what_is_measured(order: EnsembleOrder) -> None:
+def test_the_command_prints_what_is_measured(order: EnsembleConfig) -> None:
     """As a table for people and as JSON for programs."""
     words = [
         "evaluate",
@@ -156,8 +158,12 @@ def test_llavas_own_answers_are_the_first(third_party: Path, tmp_path: Path) -> 
     first = folder / "test_sqa_llava_13b_v0.json"
     ids = json.loads(first.read_text())["outputs"]
     second = write(tmp_path / "second.json", dict.fromkeys(ids, "The answer is B."))
-    sources = Sources(questions=folder / "llava_test_CQM-A.json", truth=folder / "test_answers.csv")
-    figures = ensemble(EnsembleOrder(sources=sources, first=first, second=second), None, Silent())
+    sources = Sources(
+        questions=folder / "llava_test_CQM-A.json", annotations=folder / "test_answers.csv"
+    )
+    figures = evaluate_ensemble(
+        EnsembleConfig(sources=sources, first=first, second=second), None, NoProgress()
+    )
     assert figures["first"]["accuracy"] == pytest.approx(90.898, abs=0.006)
     assert figures["complement"] == figures["second"]
     assert figures["first"]["accuracy"] < figures["either_right"] < 100

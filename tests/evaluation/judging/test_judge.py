@@ -14,23 +14,23 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from caldera.errors import EvaluationError, TeacherError, UnknownNameError, UsageError
+from caldera.errors import EvaluationError, LLMClientError, UnknownNameError, UsageError
 from caldera.evaluation.benchmarks.mm_vet import MM_VET
-from caldera.evaluation.benchmarks.table import find_task
+from caldera.evaluation.benchmarks.table import get_benchmark
 from caldera.evaluation.benchmarks.task import Sources
-from caldera.evaluation.judging.from_files import JudgeOrder, judge_file
+from caldera.evaluation.judging.from_files import JudgeRunConfig, judge_answers
 from caldera.evaluation.judging.judge import Judge
 from caldera.evaluation.judging.validity import check_valid
 from caldera.instructions.asking.budget import Price
-from caldera.instructions.asking.endpoint import Sending
-from caldera.progress import Silent
+from caldera.instructions.asking.endpoint import RequestConfig
+from caldera.progress import NoProgress
 from tests.evaluation.judging.conftest import Bench
 from tests.teacher_server import Answer, Script, TeacherServer, completion
 
 KEY = "sk-judge-0123456789abcdef"
-WILD = find_task("llava-bench")
-FAST = Sending(
-    temperature=0.0, repairs=0, concurrency=3, first_wait=0.001, retries=1, give_up_after=5
+WILD = get_benchmark("llava-bench")
+FAST = RequestConfig(
+    temperature=0.0, max_repairs=0, concurrency=3, initial_backoff=0.001, retries=1, give_up_after=5
 )
 Serve = Callable[[Script], TeacherServer]
 Make = Callable[[int], Bench]
@@ -56,7 +56,7 @@ def fair(request: dict[str, Any], _count: int = 0) -> Answer:
     return completion("8 4\nThe first is better." if first else "4 8\nThe second is better.")
 
 
-def judge(url: str, sending: Sending = FAST, **more: Any) -> Judge:  # noqa: ANN401 - fields of Judge
+def judge(url: str, sending: RequestConfig = FAST, **more: Any) -> Judge:  # noqa: ANN401 - fields of Judge
     """Name a judge."""
     usual: dict[str, Any] = {"model": "little-judge", "base_url": url, "key": SecretStr(KEY)}
     return Judge(sending=sending, **{**usual, **more})
@@ -68,14 +68,14 @@ def run(
     """Judge a benchmark's answers."""
     sources = Sources(
         questions=bench.folder / "questions.jsonl",
-        truth=bench.folder / "truth.jsonl",
-        context=bench.folder / "context.jsonl",
+        annotations=bench.folder / "truth.jsonl",
+        captions=bench.folder / "context.jsonl",
     )
-    order = JudgeOrder(
+    order = JudgeRunConfig(
         task=WILD, sources=sources, answers=bench.answers, protocol=protocol, runs=runs,
         out=bench.folder / out,
     )  # fmt: skip
-    return judge_file(order, asked, Silent())
+    return judge_answers(order, asked, NoProgress())
 
 
 def test_the_papers_protocol_shows_the_reference_first(serve: Serve, bench: Make) -> None:
@@ -104,7 +104,7 @@ def test_the_name_of_the_metric_holds_the_judge(serve: Serve, bench: Make) -> No
     assert scores["answered_by"] == ["little-teacher-0613"]
     other = judge("http://127.0.0.1:9/v1")
     assert other.digest(scores["protocol_digest"]) == digest
-    warm = Sending(temperature=0.2, repairs=0)
+    warm = RequestConfig(temperature=0.2, max_repairs=0)
     digests = {
         digest,
         judge(server.url, model="other").digest(scores["protocol_digest"]),
@@ -182,9 +182,9 @@ def test_a_fault_is_left_out_and_counted(serve: Serve, bench: Make, kind: str) -
         json.loads(line) for line in (made.folder / "out/verdicts.jsonl").read_text().splitlines()
     ]
     assert [line["id"] for line in lines if line["failure"]] == ["5", "50"]
-    again = WILD.score_files(Sources(), made.folder / "out/reviews")
-    assert again.figures["overall"] == 50.0
-    assert again.figures["n_err"] == 2
+    again = WILD.score_answer_files(Sources(), made.folder / "out/reviews")
+    assert again.metrics["overall"] == 50.0
+    assert again.metrics["n_err"] == 2
     assert "-1" not in (made.folder / "out/reviews/run1.jsonl").read_text()
 
 
@@ -217,7 +217,9 @@ def test_a_repaired_reply_counts_where_repairs_are_ordered(serve: Serve, bench: 
         return fair({"messages": request["messages"][:2]}) if repaired else completion("8/10")
 
     server = serve(script)
-    figures = run(bench(3), judge(server.url, Sending(repairs=1, temperature=0.0)))["figures"]
+    figures = run(bench(3), judge(server.url, RequestConfig(max_repairs=1, temperature=0.0)))[
+        "figures"
+    ]
     assert (figures["overall"], figures["n_err"]) == (50.0, 0)
     assert server.count == 6
     assert "must hold nothing but two numbers" in server.bodies()[-1]["messages"][-1]["content"]
@@ -234,11 +236,11 @@ def test_nothing_is_asked_twice_and_whatever_changed_is(serve: Serve, bench: Mak
     assert server.count == 7
     run(made, judge(server.url, model="another-judge"))
     assert server.count == 13
-    run(made, judge(server.url, Sending(temperature=0.2, repairs=0)))
+    run(made, judge(server.url, RequestConfig(temperature=0.2, max_repairs=0)))
     assert server.count == 19
     run(made, judge(server.url), "both_orders")
     assert server.count == 31
-    run(made, judge(server.url, Sending(temperature=0.2, repairs=0)), runs=3)
+    run(made, judge(server.url, RequestConfig(temperature=0.2, max_repairs=0)), runs=3)
     assert (
         server.count == 43
     )  # at a temperature each run draws for itself; the first was drawn before
@@ -250,7 +252,7 @@ def test_runs_have_files_and_a_spread(serve: Serve, bench: Make) -> None:
     """Three runs of a judge that wavers: mean, standard deviation, and a review file each, which score the same."""
     server = serve(lambda request, count: completion(f"8 {2 + 2 * (count // 4)}"))
     made = bench(4)
-    one_by_one = Sending(temperature=0.2, repairs=0, concurrency=1)
+    one_by_one = RequestConfig(temperature=0.2, max_repairs=0, concurrency=1)
     figures = run(made, judge(server.url, one_by_one), runs=3)["figures"]
     assert (figures["runs"], figures["overall"], figures["std"]["overall"]) == (
         [25.0, 50.0, 75.0],
@@ -258,7 +260,7 @@ def test_runs_have_files_and_a_spread(serve: Serve, bench: Make) -> None:
         20.4,
     )
     assert figures["n_ok"] == 12
-    again = WILD.score_files(Sources(), made.folder / "out/reviews").figures
+    again = WILD.score_answer_files(Sources(), made.folder / "out/reviews").metrics
     assert {name: again[name] for name in figures} == figures
 
 
@@ -266,7 +268,8 @@ def test_a_budget_ends_a_run_and_a_greater_one_goes_on(serve: Serve, bench: Make
     """Nothing is scored before all is heard; what was heard is not asked again."""
     server, made = serve(fair), bench(9)
     with pytest.raises(
-        TeacherError, match=r"budget holds no further request; what was heard is kept in .*goes on"
+        LLMClientError,
+        match=r"budget holds no further request; what was heard is kept in .*goes on",
     ):
         run(made, judge(server.url, max_requests=4))
     assert server.count == 4
@@ -280,7 +283,7 @@ def test_a_wrong_key_or_model_ends_the_run_at_once(serve: Serve, bench: Make, st
     """These would meet every request: one line, nothing scored, and the word judge in it."""
     made = bench(9)
     with pytest.raises(
-        TeacherError, match=r"the judge (does not take the key|has no model 'little-judge')"
+        LLMClientError, match=r"the judge (does not take the key|has no model 'little-judge')"
     ):
         run(made, judge(serve(lambda _, __: Answer({"error": "no"}, status)).url))
     assert not (made.folder / "out/scores.json").exists()
@@ -324,20 +327,22 @@ def test_mm_vet_is_graded(serve: Serve, tmp_path: Path) -> None:
     server = serve(
         lambda request, _: completion("1.0" if "What is a?" in shown(request) else "0.2")
     )
-    order = JudgeOrder(
+    order = JudgeRunConfig(
         task=MM_VET,
         sources=Sources(questions=questions),
         answers=answers,
         runs=2,
         out=tmp_path / "out",
     )
-    figures = judge_file(order, judge(server.url), Silent())["figures"]
+    figures = judge_answers(order, judge(server.url), NoProgress())["figures"]
     assert (figures["total"], figures["capabilities"]) == (60.0, {"ocr": 60.0, "math": 20.0})
     assert server.count == 4
     assert any(
         "What is a? | 1<OR>one | one / of them |\n" in shown(body) for body in server.bodies()
     )
-    again = MM_VET.score_files(Sources(questions=questions), tmp_path / "out/grades.json").figures
+    again = MM_VET.score_answer_files(
+        Sources(questions=questions), tmp_path / "out/grades.json"
+    ).metrics
     assert {name: again[name] for name in figures} == figures
 
 

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from caldera.errors import UsageError
-from caldera.evaluation.benchmarks.own import OWN
+from caldera.evaluation.benchmarks.own import CUSTOM
 from caldera.evaluation.benchmarks.task import Sources
-from caldera.evaluation.judging.from_files import JudgeOrder, judge_file
+from caldera.evaluation.judging.from_files import JudgeRunConfig, judge_answers
 from caldera.evaluation.judging.judge import Judge
 from caldera.evaluation.judging.validity import check_valid
-from caldera.instructions.asking.endpoint import Sending
-from caldera.progress import Silent
+from caldera.instructions.asking.endpoint import RequestConfig
+from caldera.progress import NoProgress
 from tests.teacher_server import Answer, Script, TeacherServer, completion
 
 LINES: list[dict[str, Any]] = [
@@ -26,20 +26,20 @@ LINES: list[dict[str, Any]] = [
 ANSWERS = {"why": "It rained.", "who": "A man.", "hue": "Red.", "sign": "stop"}
 
 
-def order(folder: Path, lines: list[dict[str, Any]]) -> JudgeOrder:
+def order(folder: Path, lines: list[dict[str, Any]]) -> JudgeRunConfig:
     """Write questions and answers."""
     (folder / "own.jsonl").write_text("\n".join(map(json.dumps, lines)))
     texts = {line["id"]: ANSWERS[line["id"]] for line in lines}
     (folder / "answers.json").write_text(json.dumps(texts))
     sources = Sources(questions=folder / "own.jsonl")
-    return JudgeOrder(
-        task=OWN, sources=sources, answers=folder / "answers.json", out=folder / "judged"
+    return JudgeRunConfig(
+        task=CUSTOM, sources=sources, answers=folder / "answers.json", out=folder / "judged"
     )
 
 
 def judge(url: str) -> Judge:
     """Name a judge."""
-    sending = Sending(temperature=0.0, repairs=0, first_wait=0.001, retries=1)
+    sending = RequestConfig(temperature=0.0, max_repairs=0, initial_backoff=0.001, retries=1)
     return Judge(model="j", base_url=url, sending=sending)
 
 
@@ -53,7 +53,7 @@ def test_only_what_wants_a_judge_is_sent_to_one(
         return completion("0.9" if row == "Why is it wet? | rain<OR>a shower | It rained. |" else "0.2")  # fmt: skip
 
     server = serve(script)
-    scores = judge_file(order(tmp_path, LINES), judge(server.url), Silent())
+    scores = judge_answers(order(tmp_path, LINES), judge(server.url), NoProgress())
     assert server.count == 2
     figures = scores["figures"]
     assert figures["accuracy"] == pytest.approx(52.5)
@@ -62,7 +62,7 @@ def test_only_what_wants_a_judge_is_sent_to_one(
     lines = (tmp_path / "judged" / "verdicts.jsonl").read_text().splitlines()
     settled = {line["id"]: line["settled"] for line in map(json.loads, lines)}
     assert settled == {"why": False, "who": False, "hue": True, "sign": True}
-    again = judge_file(order(tmp_path, LINES), judge(server.url), Silent())
+    again = judge_answers(order(tmp_path, LINES), judge(server.url), NoProgress())
     assert (again, server.count) == (scores, 2)
 
 
@@ -72,7 +72,7 @@ def test_a_judge_that_says_nothing_makes_the_run_invalid(
     """What needs no judge does not hide it: one of two judged answers has no grade, however many others are right."""
     replies = iter(("0.5", "fine"))
     server = serve(lambda request, count: completion(next(replies)))
-    figures = judge_file(order(tmp_path, LINES), judge(server.url), Silent())["figures"]
+    figures = judge_answers(order(tmp_path, LINES), judge(server.url), NoProgress())["figures"]
     assert (figures["n_ok"], figures["n_err"], figures["valid"]) == (1, 1, False)
     assert figures["accuracy"] == pytest.approx(50, abs=0.05), "the mean of 0.5, 1 and 0"
     with pytest.raises(Exception, match="1 of 2 items have no usable verdict"):
@@ -82,4 +82,4 @@ def test_a_judge_that_says_nothing_makes_the_run_invalid(
 def test_questions_without_a_judge_are_not_judged(tmp_path: Path) -> None:
     """The message says which command scores them."""
     with pytest.raises(UsageError, match=r"no question has match judge.*evaluate score own"):
-        judge_file(order(tmp_path, LINES[2:]), judge("http://127.0.0.1:9"), Silent())
+        judge_answers(order(tmp_path, LINES[2:]), judge("http://127.0.0.1:9"), NoProgress())

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from caldera.evaluation.judging.reading import official_pair, read_grade, read_pair
-from caldera.instructions.asking.parsing import ReplyRefusal
+from caldera.evaluation.judging.reading import parse_grade, parse_pair_as_llava, parse_score_pair
+from caldera.instructions.asking.parsing import RejectedReply
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ from caldera.instructions.asking.parsing import ReplyRefusal
 )
 def test_a_pair_is_read_however_it_is_written(reply: str, scores: tuple[float, float]) -> None:
     """Two scores, the first assistant's before the second's, on the first line with something on it."""
-    assert read_pair(reply) == scores
+    assert parse_score_pair(reply) == scores
 
 
 @pytest.mark.parametrize(
@@ -59,8 +59,8 @@ def test_a_pair_is_read_however_it_is_written(reply: str, scores: tuple[float, f
 )
 def test_what_is_no_pair_is_refused_by_name(reply: str, rule: str) -> None:
     """Each fault has its rule; "8/10" is one score with its scale, not a pair of scores."""
-    with pytest.raises(ReplyRefusal) as refused:
-        read_pair(reply)
+    with pytest.raises(RejectedReply) as refused:
+        parse_score_pair(reply)
     assert refused.value.rule == rule
 
 
@@ -71,10 +71,10 @@ def test_what_is_no_pair_is_refused_by_name(reply: str, rule: str) -> None:
 def test_a_grade_is_one_number_from_0_to_1(reply: str, grade: float | None) -> None:
     """Nothing else is a grade."""
     if grade is not None:
-        assert read_grade(reply) == grade
+        assert parse_grade(reply) == grade
         return
-    with pytest.raises(ReplyRefusal, match=r"no grade|grade out of range|empty reply"):
-        read_grade(reply)
+    with pytest.raises(RejectedReply, match=r"no grade|grade out of range|empty reply"):
+        parse_grade(reply)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_grade_is_one_number_from_0_to_1(reply: str, grade: float | None) -> N
 )  # fmt: skip
 def test_the_official_rule_is_kept_beside(reply: str, scores: tuple[float, float] | None) -> None:
     """The official script drops "8, 9", as the comma made a space leaves an empty part."""
-    assert official_pair(reply) == scores
+    assert parse_pair_as_llava(reply) == scores
 
 
 def test_vicunas_reviews_are_read_but_for_the_known_ones(third_party: Path) -> None:
@@ -99,14 +99,14 @@ def test_vicunas_reviews_are_read_but_for_the_known_ones(third_party: Path) -> N
             review = json.loads(line)
             met += 1
             try:
-                pair = read_pair(review["text"])
-            except ReplyRefusal as refusal:
+                pair = parse_score_pair(review["text"])
+            except RejectedReply as refusal:
                 rules.add(refusal.rule)
-                assert official_pair(review["text"]) is None
+                assert parse_pair_as_llava(review["text"]) is None
                 unread.add((path.name.split("_")[1], review["question_id"]))
             else:
                 assert [*pair] == review["score"]
-                assert official_pair(review["text"]) == pair
+                assert parse_pair_as_llava(review["text"]) == pair
     assert met == 160
     assert rules == {"no scores in the first line"}
     assert unread == {(name, at) for name in ("alpaca-13b", "bard") for at in (68, 69, 70)}

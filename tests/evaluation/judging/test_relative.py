@@ -3,9 +3,9 @@
 import pytest
 
 from caldera.errors import EvaluationError
-from caldera.evaluation.judging.protocols import Order
-from caldera.evaluation.judging.relative import score_pairs
-from caldera.evaluation.judging.runs import over_runs
+from caldera.evaluation.judging.protocols import AnswerOrder
+from caldera.evaluation.judging.relative import relative_scores
+from caldera.evaluation.judging.runs import average_runs
 from caldera.evaluation.judging.validity import check_valid
 from caldera.evaluation.judging.verdicts import Verdict
 
@@ -14,7 +14,7 @@ def verdict(
     name: str,
     scores: tuple[float, ...],
     category: str = "conv",
-    order: Order = "reference first",
+    order: AnswerOrder = "reference first",
 ) -> Verdict:
     """Make a verdict: scores of the reference and the answer."""
     failure = "" if scores else "empty reply"
@@ -24,32 +24,32 @@ def verdict(
 def test_a_relative_score_is_a_ratio_of_means() -> None:
     """Worked by hand: (2 + 6) / (4 + 10) = 57.1, where the mean of the ratios 0.5 and 0.6 would be 55.0."""
     given = [verdict("1", (4, 2)), verdict("2", (10, 6)), verdict("3", (8, 10), "detail")]
-    score = over_runs([score_pairs(given)], "overall")
-    assert score.figures["conv"] == 57.1
-    assert score.figures["detail"] == 125.0
-    assert score.figures["overall"] == 81.8  # 18 / 22
+    score = average_runs([relative_scores(given)], "overall")
+    assert score.metrics["conv"] == 57.1
+    assert score.metrics["detail"] == 125.0
+    assert score.metrics["overall"] == 81.8  # 18 / 22
     assert score.overall == pytest.approx(18 / 22)
-    assert score.figures["reference"] == {"overall": 73.3, "conv": 70.0, "detail": 80.0}
-    assert score.figures["candidate"] == {"overall": 60.0, "conv": 40.0, "detail": 100.0}
+    assert score.metrics["reference"] == {"overall": 73.3, "conv": 70.0, "detail": 80.0}
+    assert score.metrics["candidate"] == {"overall": 60.0, "conv": 40.0, "detail": 100.0}
     assert score.counts == {"conv": 2, "detail": 1}
 
 
 def test_an_unread_verdict_is_left_out_and_counted() -> None:
     """The scores are those of the others; one of two hundred may be unread, three may not."""
     good = [verdict(str(at), (8, 4)) for at in range(197)]
-    one = score_pairs([*good, verdict("x", ()), verdict("y", (8, 4)), verdict("z", (8, 4))])
-    assert one.figures["overall"] == 50
-    assert (one.figures["n_ok"], one.figures["n_err"], one.figures["valid"]) == (199, 1, True)
-    assert one.unread == {"x": "empty reply"}
-    check_valid(one.figures)
-    three = score_pairs([*good, *(verdict(name, ()) for name in "xyz")])
-    assert three.figures["overall"] == 50
-    assert three.figures["valid"] is False
+    one = relative_scores([*good, verdict("x", ()), verdict("y", (8, 4)), verdict("z", (8, 4))])
+    assert one.metrics["overall"] == 50
+    assert (one.metrics["n_ok"], one.metrics["n_err"], one.metrics["valid"]) == (199, 1, True)
+    assert one.unparsed == {"x": "empty reply"}
+    check_valid(one.metrics)
+    three = relative_scores([*good, *(verdict(name, ()) for name in "xyz")])
+    assert three.metrics["overall"] == 50
+    assert three.metrics["valid"] is False
     with pytest.raises(
         EvaluationError,
         match=r"3 of 200 items have no usable verdict \(3 empty reply\), over the 1%",
     ) as invalid:
-        check_valid(three.figures)
+        check_valid(three.metrics)
     assert invalid.value.exit_code == 6
 
 
@@ -57,14 +57,14 @@ def test_an_unread_verdict_is_left_out_and_counted() -> None:
 def test_one_percent_itself_is_allowed(unread: int, *, valid: bool) -> None:
     """Of a hundred, one is not over one percent, two are."""
     given = [verdict(str(at), () if at < unread else (8, 4)) for at in range(100)]
-    assert score_pairs(given).figures["valid"] is valid
+    assert relative_scores(given).metrics["valid"] is valid
 
 
 def test_nothing_read_is_no_score() -> None:
     """Without one verdict there is no figure, and the run is not valid."""
-    score = over_runs([score_pairs([verdict("1", ())])], "overall")
-    assert "overall" not in score.figures
-    assert score.figures["valid"] is False
+    score = average_runs([relative_scores([verdict("1", ())])], "overall")
+    assert "overall" not in score.metrics
+    assert score.metrics["valid"] is False
 
 
 def test_both_orders_count_once_and_tell_how_far_they_agree() -> None:
@@ -75,24 +75,24 @@ def test_both_orders_count_once_and_tell_how_far_they_agree() -> None:
         verdict("even", (6, 6)), verdict("even", (6, 6), order="candidate first"),
         verdict("nearly", (6, 6)), verdict("nearly", (8, 6), order="candidate first"),
     ]  # fmt: skip
-    score = score_pairs(given)
-    assert score.figures["overall"] == pytest.approx(100 * (8 + 8 + 6 + 6) / (5 + 8 + 6 + 7))
-    assert score.figures["agreement"] == 50  # steady, even
-    assert score.figures["first_preferred"] == 60  # 3 of 5 that are no tie
-    assert [score.figures[name] for name in ("win", "tie", "loss")] == [1, 2, 1]
-    half = score_pairs([verdict("a", (4, 8)), verdict("a", (), order="candidate first")])
-    assert half.unread == {"a": "empty reply"}
-    assert half.figures["n_err"] == 1
+    score = relative_scores(given)
+    assert score.metrics["overall"] == pytest.approx(100 * (8 + 8 + 6 + 6) / (5 + 8 + 6 + 7))
+    assert score.metrics["agreement"] == 50  # steady, even
+    assert score.metrics["first_preferred"] == 60  # 3 of 5 that are no tie
+    assert [score.metrics[name] for name in ("win", "tie", "loss")] == [1, 2, 1]
+    half = relative_scores([verdict("a", (4, 8)), verdict("a", (), order="candidate first")])
+    assert half.unparsed == {"a": "empty reply"}
+    assert half.metrics["n_err"] == 1
 
 
 def test_the_interval_is_that_of_the_ratio() -> None:
     """No spread where all ratios are equal; else it holds the score, and more answers make it narrower."""
     alike = [verdict(str(at), (2 * at, at)) for at in range(1, 6)]
-    assert score_pairs(alike).figures["interval_95"] == pytest.approx({"low": 50, "high": 50})
+    assert relative_scores(alike).metrics["interval_95"] == pytest.approx({"low": 50, "high": 50})
     few = [verdict(str(at), (8, 2 + at % 5)) for at in range(10)]
     many = [verdict(str(at), (8, 2 + at % 5)) for at in range(1000)]
     (low, high), (nearer_low, nearer_high) = (
-        score_pairs(given).figures["interval_95"].values() for given in (few, many)
+        relative_scores(given).metrics["interval_95"].values() for given in (few, many)
     )
     assert low < nearer_low < 50 < nearer_high < high
     assert high - low == pytest.approx(10 * (nearer_high - nearer_low), rel=0.1)
@@ -102,8 +102,8 @@ def test_the_interval_is_that_of_the_ratio() -> None:
 
 def test_runs_have_a_mean_and_a_spread() -> None:
     """Means of the runs' own figures, the standard deviation over the runs, counts as sums."""
-    runs = [score_pairs([verdict("1", (10, value))]) for value in (5, 7, 9)]
-    figures = over_runs(runs, "overall").figures
+    runs = [relative_scores([verdict("1", (10, value))]) for value in (5, 7, 9)]
+    figures = average_runs(runs, "overall").metrics
     assert figures["overall"] == 70
     assert figures["std"]["overall"] == 16.3  # sqrt(800 / 3)
     assert figures["runs"] == [50, 70, 90]

@@ -12,46 +12,47 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from caldera.batches.picture_files import open_picture
-from caldera.batches.pictures import Aspect, PictureProcessor
-from caldera.errors import ModelFolderError, PictureError
+from caldera.batches.pictures import ImageAspect, PictureProcessor
+from caldera.errors import ImageError, ModelFormatError
 from caldera.evaluation.parity.by_caldera import Caldera
 from caldera.evaluation.parity.by_transformers import Transformers
 from caldera.evaluation.parity.comparing import (
     COMPARED,
     Parity,
-    Seen,
-    Shown,
+    ParityCase,
+    StageOutputs,
     check_readable,
     compare,
 )
 from caldera.model.assemble import assemble
-from caldera.model.folder import Assistant, load_assistant, save_assistant
-from caldera.progress import Silent
+from caldera.model.folder import LlavaBundle, load_model_folder, save_model_folder
+from caldera.progress import NoProgress
 
 
-def shown(photos: Path, count: int = 3) -> list[Shown]:
+def shown(photos: Path, count: int = 3) -> list[ParityCase]:
     """Return the first photos, each with a question."""
     return [
-        Shown(photos / f"{number}.png", "what is there?", new_tokens=5) for number in range(count)
+        ParityCase(photos / f"{number}.png", "what is there?", new_tokens=5)
+        for number in range(count)
     ]
 
 
 def with_transformers(folder: Path, theirs: Path, photos: Path) -> Parity:
     """Compare one folder in caldera with another in transformers."""
-    assistant = load_assistant(folder)
+    assistant = load_model_folder(folder)
     return compare(
-        Caldera(assistant), Transformers(theirs), shown(photos), assistant.processor, Silent()
+        Caldera(assistant), Transformers(theirs), shown(photos), assistant.processor, NoProgress()
     )
 
 
 @pytest.mark.parametrize("aspect", ["square", "pad", "anyres"])
 def test_transformers_is_called_good(
-    tmp_path: Path, photos: Path, vision_folder: Path, language_folder: Path, aspect: Aspect
+    tmp_path: Path, photos: Path, vision_folder: Path, language_folder: Path, aspect: ImageAspect
 ) -> None:
     """The same folder gives the same in all stages, and every answer is equal."""
     pinpoints = ((6, 12), (12, 6), (12, 12)) if aspect == "anyres" else ()
     made = assemble(vision_folder, language_folder, aspect=aspect, pinpoints=pinpoints, seed=3)
-    save_assistant(tmp_path / "m", made)
+    save_model_folder(tmp_path / "m", made)
 
     found = with_transformers(tmp_path / "m", tmp_path / "m", photos)
 
@@ -70,11 +71,11 @@ def test_transformers_is_called_good(
     ],
 )
 def test_one_changed_weight_is_caught_where_it_is(
-    tmp_path: Path, photos: Path, assistant: Assistant, weight: str, stage: str
+    tmp_path: Path, photos: Path, assistant: LlavaBundle, weight: str, stage: str
 ) -> None:
     """The first stage that differs is the one that the weight belongs to."""
     for name in ("ours", "theirs"):
-        save_assistant(tmp_path / name, assistant)
+        save_model_folder(tmp_path / name, assistant)
     weights = load_file(tmp_path / "theirs" / "model.safetensors")
     weights[weight].view(-1)[0] += 0.5
     save_file(weights, tmp_path / "theirs" / "model.safetensors", metadata={"format": "pt"})
@@ -91,8 +92,8 @@ def test_what_transformers_cannot_express_is_said(
 ) -> None:
     """v1's linear projector has no place in its classes."""
     made = assemble(vision_folder, language_folder, projector="linear", seed=3)
-    save_assistant(tmp_path / "m", made)
-    with pytest.raises(ModelFolderError, match=r"cannot express this model \(a single linear proj"):
+    save_model_folder(tmp_path / "m", made)
+    with pytest.raises(ModelFormatError, match=r"cannot express this model \(a single linear proj"):
         Transformers(tmp_path / "m")
 
 
@@ -101,38 +102,40 @@ class Changed:
     """Caldera's own work, with one thing changed on the way; another implementation in all else."""
 
     inner: Caldera
-    change: Callable[[Seen], Seen] = lambda seen: seen
+    change: Callable[[StageOutputs], StageOutputs] = lambda seen: seen
     otherwise: str | None = None
     colours: int = 0
-    wanted: float = 0.5
+    min_equal_answers: float = 0.5
     name: str = "changed"
     notes: tuple[str, ...] = ("seen",)
     limits: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COMPARED, 1e-6))
 
-    def see(self, picture: Image.Image, shown: Shown) -> Seen:
+    def run(self, picture: Image.Image, shown: ParityCase) -> StageOutputs:
         """Look, and change."""
-        return self.change(self.inner.see(picture, shown))
+        return self.change(self.inner.run(picture, shown))
 
     def read(self, path: Path) -> np.ndarray | None:
         """Read a file with some colours off."""
         return np.asarray(open_picture(path)).astype(int) + self.colours
 
-    def shapes_otherwise(self, size: tuple[int, int], processor: PictureProcessor) -> str | None:
+    def known_shape_difference(
+        self, size: tuple[int, int], processor: PictureProcessor
+    ) -> str | None:
         """Say what was given."""
         return self.otherwise
 
 
 def with_change(
-    assistant: Assistant,
-    pictures: list[Shown],
+    assistant: LlavaBundle,
+    pictures: list[ParityCase],
     **changes: Any,  # noqa: ANN401 - fields of Changed
 ) -> Parity:
     """Compare an assistant with itself, changed."""
     own = Caldera(assistant)
-    return compare(own, Changed(own, **changes), pictures, assistant.processor, Silent())
+    return compare(own, Changed(own, **changes), pictures, assistant.processor, NoProgress())
 
 
-def nan_logits(seen: Seen) -> Seen:
+def nan_logits(seen: StageOutputs) -> StageOutputs:
     """Return logits of which one is no number."""
     logits = seen.logits.clone()
     logits[0, 0] = torch.nan
@@ -149,7 +152,7 @@ def nan_logits(seen: Seen) -> Seen:
     ],
 )
 def test_a_changed_stage_is_not_good(
-    assistant: Assistant, photos: Path, change: Callable[[Seen], Seen], stage: str
+    assistant: LlavaBundle, photos: Path, change: Callable[[StageOutputs], StageOutputs], stage: str
 ) -> None:
     """Differences, other shapes, other prompts and what is no number all count."""
     found = with_change(assistant, shown(photos), change=change)
@@ -159,16 +162,16 @@ def test_a_changed_stage_is_not_good(
 
 
 def test_answers_must_be_equal_by_the_share_that_is_wanted(
-    assistant: Assistant, photos: Path
+    assistant: LlavaBundle, photos: Path
 ) -> None:
     """One of three may differ if half are wanted, and is explained; if all are, it may not."""
 
-    def change(seen: Seen) -> Seen:
+    def change(seen: StageOutputs) -> StageOutputs:
         first = float(seen.pixels.flatten()[0])
         return replace(seen, answer=(9, *seen.answer[1:])) if first == float(marked) else seen
 
     pictures = shown(photos)
-    marked = Caldera(assistant).see(open_picture(pictures[1].path), pictures[1]).pixels.flatten()[0]
+    marked = Caldera(assistant).run(open_picture(pictures[1].path), pictures[1]).pixels.flatten()[0]
 
     half, whole = (
         with_change(assistant, pictures, change=change, wanted=share) for share in (0.5, 1.0)
@@ -185,10 +188,13 @@ def test_answers_must_be_equal_by_the_share_that_is_wanted(
 
 
 def test_odd_pictures_decide_only_where_they_are_read_alike(
-    assistant: Assistant, photos: Path
+    assistant: LlavaBundle, photos: Path
 ) -> None:
     """One that is known to be shaped otherwise is listed with the reason, and its differences do not count."""
-    pictures = [*shown(photos, 1), Shown(photos / "1.png", "what?", odd=True, new_tokens=5)]
+    pictures = [
+        *shown(photos, 1),
+        ParityCase(photos / "1.png", "what?", informational=True, new_tokens=5),
+    ]
     spoilt = {"change": lambda seen: replace(seen, pixels=seen.pixels + 1)}
     apart = with_change(assistant, pictures[1:], **spoilt, otherwise="it pads")
     alike = with_change(assistant, pictures[1:], **spoilt)
@@ -200,7 +206,7 @@ def test_odd_pictures_decide_only_where_they_are_read_alike(
     assert not given.good
 
 
-def test_files_that_are_read_otherwise_are_noted(assistant: Assistant, photos: Path) -> None:
+def test_files_that_are_read_otherwise_are_noted(assistant: LlavaBundle, photos: Path) -> None:
     """A few levels are a JPEG decoder's; many are not."""
     assert with_change(assistant, shown(photos), colours=8).good
     far = with_change(assistant, shown(photos), colours=9)
@@ -212,5 +218,5 @@ def test_pictures_are_looked_at_first(tmp_path: Path, photos: Path) -> None:
     """None at all, and one that is not there, are refused before any model is loaded."""
     check_readable([photos / "0.png"])
     for paths in ([], [photos / "0.png", tmp_path / "lost.png"]):
-        with pytest.raises(PictureError):
+        with pytest.raises(ImageError):
             check_readable(paths)

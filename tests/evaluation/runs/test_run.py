@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 import torch
 
-from caldera.errors import EvaluationError, InputError, TeacherError
-from caldera.evaluation.answering.answerer import Asking
-from caldera.evaluation.answering.endpoint_answerer import EndpointAnswerer, Server
-from caldera.evaluation.answering.engine_answerer import open_engine
-from caldera.evaluation.runs.provenance import About
+from caldera.errors import EvaluationError, InputError, LLMClientError
+from caldera.evaluation.answering.answerer import AnswerConfig
+from caldera.evaluation.answering.endpoint_answerer import ServerAddress, ServerAnswerer
+from caldera.evaluation.answering.engine_answerer import load_answerer
+from caldera.evaluation.runs.provenance import BenchmarkInfo
 from caldera.evaluation.runs.run import evaluate
 from caldera.evaluation.runs.samples import read_samples
-from caldera.evaluation.runs.scoring import narrowed
-from caldera.model.folder import Assistant, save_assistant
-from caldera.progress import Silent, Tick
-from caldera.training.devices import choose_compute
+from caldera.evaluation.runs.scoring import with_items
+from caldera.model.folder import LlavaBundle, save_model_folder
+from caldera.progress import Advance, NoProgress
+from caldera.training.devices import choose_device
 from tests import teacher_server
 from tests.evaluation.questions import number_in, questions, right
 from tests.teacher_server import Script, TeacherServer
@@ -33,14 +33,14 @@ Serve = Callable[[Script], TeacherServer]
 COUNT = 23
 
 
-class KilledAfter(Silent):
+class KilledAfter(NoProgress):
     """Kills its own process, as nothing can prevent, once so many items were answered."""
 
     def __init__(self, answered: int) -> None:
         self._answered = answered
 
     @contextmanager
-    def job(self, name: str, total: int, done: int = 0) -> Iterator[Tick]:
+    def task(self, name: str, total: int, done: int = 0) -> Iterator[Advance]:
         """Follow a job up to the kill."""
         seen = 0
 
@@ -53,14 +53,14 @@ class KilledAfter(Silent):
         yield tick
 
 
-class Counting(Silent):
+class Counting(NoProgress):
     """Counts the items that were answered anew."""
 
     def __init__(self) -> None:
         self.asked = 0
 
     @contextmanager
-    def job(self, name: str, total: int, done: int = 0) -> Iterator[Tick]:
+    def task(self, name: str, total: int, done: int = 0) -> Iterator[Advance]:
         """Follow a job."""
 
         def tick(steps: int = 1, *, shown: str = "") -> None:
@@ -75,10 +75,10 @@ def run(model: Path, photos: Path, out: Path, count: int = COUNT, **changes: Any
     counting = Counting()
     evaluate(
         questions(count, tail=tail),
-        open_engine(
+        load_answerer(
             model,
-            asking=Asking(batch_size=4, **changes),
-            compute=choose_compute("cpu", "float32"),
+            asking=AnswerConfig(batch_size=4, **changes),
+            compute=choose_device("cpu", "float32"),
         ),
         folder=photos,
         out=out,
@@ -89,9 +89,9 @@ def run(model: Path, photos: Path, out: Path, count: int = COUNT, **changes: Any
 
 
 @pytest.fixture
-def model(assistant: Assistant, tmp_path: Path) -> Path:
+def model(assistant: LlavaBundle, tmp_path: Path) -> Path:
     """A random model's folder."""
-    save_assistant(tmp_path / "model", assistant)
+    save_model_folder(tmp_path / "model", assistant)
     return tmp_path / "model"
 
 
@@ -147,7 +147,7 @@ def test_a_torn_last_line_is_moved_aside(model: Path, photos: Path, tmp_path: Pa
 
 
 def test_what_an_answer_depends_on_is_its_key(
-    model: Path, assistant: Assistant, photos: Path, tmp_path: Path
+    model: Path, assistant: LlavaBundle, photos: Path, tmp_path: Path
 ) -> None:
     """H4: another prompt, picture, length, decoding or model is asked anew, and only that; the first is still known."""
     out = tmp_path / "out"
@@ -165,7 +165,7 @@ def test_what_an_answer_depends_on_is_its_key(
     assert run(model, photos, out) == 0
     with torch.no_grad():
         assistant.model.projector.layers[0].weight[0, 0] += 1
-    save_assistant(tmp_path / "other", assistant)
+    save_model_folder(tmp_path / "other", assistant)
     assert run(tmp_path / "other", photos, out) == COUNT
 
 
@@ -190,7 +190,7 @@ def test_other_items_make_other_batches(
         fresh = (tmp_path / "fresh" / name).read_bytes()
         assert (tmp_path / "grown" / name).read_bytes() == fresh
     server = serve(right)
-    answerer = EndpointAnswerer(Server(url=server.url, model="m"), Asking())
+    answerer = ServerAnswerer(ServerAddress(url=server.url, model="m"), AnswerConfig())
     for count in (9, COUNT):
         evaluate(questions(count), answerer, folder=photos, out=tmp_path / "served")
     assert server.count == COUNT
@@ -198,7 +198,7 @@ def test_other_items_make_other_batches(
 
 def ask(server: TeacherServer, photos: Path, out: Path, **asking: Any) -> dict[str, Any]:  # noqa: ANN401
     """Have a server answer a benchmark."""
-    answerer = EndpointAnswerer(Server(url=server.url, model="m"), Asking(**asking))
+    answerer = ServerAnswerer(ServerAddress(url=server.url, model="m"), AnswerConfig(**asking))
     return evaluate(questions(COUNT), answerer, folder=photos, out=out)
 
 
@@ -206,8 +206,8 @@ def test_a_headline_that_the_items_do_not_give_is_named_for_what_it_is(
     serve: Serve, photos: Path, tmp_path: Path
 ) -> None:
     """MME's perception is a sum over ten sub-tasks: of a few questions the mean alone is told, without its chance."""
-    answerer = EndpointAnswerer(Server(url=serve(right).url, model="m"), Asking())
-    about = About(headline="perception", chance={"perception": 750.0})
+    answerer = ServerAnswerer(ServerAddress(url=serve(right).url, model="m"), AnswerConfig())
+    about = BenchmarkInfo(headline="perception", chance={"perception": 750.0})
     results = evaluate(questions(COUNT), answerer, folder=photos, out=tmp_path / "out", about=about)
     share = (COUNT - 1) / COUNT
     assert {"figure": "overall", "value": share, "chance": None}.items() <= results[
@@ -218,8 +218,10 @@ def test_a_headline_that_the_items_do_not_give_is_named_for_what_it_is(
 def test_numbers_come_with_what_they_depend_on(serve: Serve, photos: Path, tmp_path: Path) -> None:
     """Marks, intervals by kind and slice, prompt, model, data and versions are in the files."""
     server = serve(right)
-    about = About(title="Own", headline="accuracy", chance={"accuracy": 33.3}, split_size=99)
-    answerer = EndpointAnswerer(Server(url=server.url, model="m"), Asking())
+    about = BenchmarkInfo(
+        title="Own", headline="accuracy", chance={"accuracy": 33.3}, split_size=99
+    )
+    answerer = ServerAnswerer(ServerAddress(url=server.url, model="m"), AnswerConfig())
     results = evaluate(questions(COUNT), answerer, folder=photos, out=tmp_path / "out", about=about)
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
     share = (COUNT - 1) / COUNT
@@ -251,9 +253,9 @@ def test_numbers_come_with_what_they_depend_on(serve: Serve, photos: Path, tmp_p
     samples = read_samples(tmp_path / "out" / "answers.jsonl")
     assert [sample.id for sample in samples] == [f"q{at}" for at in range(COUNT)]
     wrong = samples[5]
-    assert (wrong.answer, wrong.mark, wrong.state) == ("nothing", 0.0, "wrong")
+    assert (wrong.answer, wrong.score, wrong.state) == ("nothing", 0.0, "wrong")
     assert wrong.references == ["green"]
-    assert wrong.asked.startswith('[{"role": "user"')
+    assert wrong.prompt.startswith('[{"role": "user"')
 
 
 def test_failed_items_are_in_no_number_and_are_asked_again(
@@ -274,7 +276,7 @@ def test_failed_items_are_in_no_number_and_are_asked_again(
     assert results["overall"]["value"] == 21 / 22
     assert "HTTP 400" in results["failed"]["q7"]
     sample = read_samples(tmp_path / "out" / "answers.jsonl")[7]
-    assert (sample.answer, sample.mark, sample.state) == (None, None, "failed")
+    assert (sample.answer, sample.score, sample.state) == (None, None, "failed")
     assert "is not valid" in (tmp_path / "out" / "report.html").read_text()
     broken.clear()
     before = server.count
@@ -298,7 +300,7 @@ def test_a_server_that_broke_off_is_asked_for_the_rest(
     server = serve(script)
     ask(server, photos, tmp_path / "whole")
     locked = True
-    with pytest.raises(TeacherError, match="does not take the key"):
+    with pytest.raises(LLMClientError, match="does not take the key"):
         ask(server, photos, tmp_path / "broken", concurrency=1)
     locked, before = False, server.count
     ask(server, photos, tmp_path / "broken")
@@ -318,23 +320,23 @@ def test_a_run_without_one_answer_has_no_score(serve: Serve, photos: Path, tmp_p
 
 def test_only_what_is_a_dataclass_can_be_narrowed() -> None:
     """A benchmark asks and scores fewer items; another object is a fault of the programmer's."""
-    some = narrowed(questions(5), questions(5).items[:2])
+    some = with_items(questions(5), questions(5).items[:2])
     assert some.score({"q0": "red", "q1": "red"}).overall == 0.5
     with pytest.raises(TypeError, match="object is no dataclass"):
-        narrowed(object(), ())  # type: ignore[arg-type] # on purpose
+        with_items(object(), ())  # type: ignore[arg-type] # on purpose
 
 
 def test_what_is_scored_together_fails_together(serve: Serve, photos: Path, tmp_path: Path) -> None:
     """A failed item takes the others of its unit out of the score, and they are counted."""
-    items = [replace(item, unit=f"unit {at // 2}") for at, item in enumerate(questions(8).items)]
-    benchmark = narrowed(questions(8), items)
+    items = [replace(item, group=f"unit {at // 2}") for at, item in enumerate(questions(8).items)]
+    benchmark = with_items(questions(8), items)
 
     def script(request: dict[str, Any], count: int) -> teacher_server.Answer:
         if number_in(request) == 3:
             return teacher_server.Answer({"error": {"message": "no"}}, status=400)
         return right(request, count)
 
-    answerer = EndpointAnswerer(Server(url=serve(script).url, model="m"), Asking())
+    answerer = ServerAnswerer(ServerAddress(url=serve(script).url, model="m"), AnswerConfig())
     results = evaluate(benchmark, answerer, folder=photos, out=tmp_path / "out")
     assert results["counts"] == {"items": 8, "answered": 7, "failed": 1, "left_out": 1, "unread": 0}
     assert results["overall"]["n"] == 6

@@ -12,10 +12,15 @@ from typing import Any
 import pytest
 
 from caldera.errors import InputError, UsageError
-from caldera.evaluation.answering.answerer import Asking
-from caldera.evaluation.answering.endpoint_answerer import EndpointAnswerer, Server
+from caldera.evaluation.answering.answerer import AnswerConfig
+from caldera.evaluation.answering.endpoint_answerer import ServerAddress, ServerAnswerer
 from caldera.evaluation.runs.run import evaluate
-from caldera.evaluation.runs.run_report import SHOWN, compare_runs, read_run, write_run_report
+from caldera.evaluation.runs.run_report import (
+    GALLERY_SIZE,
+    compare_runs,
+    read_run,
+    write_run_report,
+)
 from tests import teacher_server
 from tests.evaluation.questions import number_in, questions, right
 from tests.teacher_server import Answer, Script, TeacherServer, completion
@@ -45,7 +50,7 @@ class Page(HTMLParser):
 
 def run(server: TeacherServer, photos: Path, out: Path, count: int = 12) -> Path:
     """Have a server answer a benchmark; return the run's folder."""
-    answerer = EndpointAnswerer(Server(url=server.url, model="m"), Asking())
+    answerer = ServerAnswerer(ServerAddress(url=server.url, model="m"), AnswerConfig())
     evaluate(questions(count), answerer, folder=photos, out=out)
     return out
 
@@ -123,12 +128,12 @@ def test_the_gallery_is_bounded_and_has_some_of_all(
     serve: Serve, photos: Path, tmp_path: Path
 ) -> None:
     """Of many items so many are shown as fit, the only wrong one among them; the file has them all."""
-    out = run(serve(right), photos, tmp_path / "out", SHOWN + 40)
+    out = run(serve(right), photos, tmp_path / "out", GALLERY_SIZE + 40)
     text = (out / "report.html").read_text()
-    assert text.count("<li ") == SHOWN
+    assert text.count("<li ") == GALLERY_SIZE
     assert "✗" in text
-    assert f"{SHOWN} of {SHOWN + 40} items" in text
-    assert len((out / "answers.jsonl").read_text().splitlines()) == SHOWN + 40
+    assert f"{GALLERY_SIZE} of {GALLERY_SIZE + 40} items" in text
+    assert len((out / "answers.jsonl").read_text().splitlines()) == GALLERY_SIZE + 40
 
 
 def test_runs_are_compared_item_by_item(serve: Serve, photos: Path, tmp_path: Path) -> None:
@@ -141,10 +146,10 @@ def test_runs_are_compared_item_by_item(serve: Serve, photos: Path, tmp_path: Pa
     second = read_run(run(serve(worse), photos, tmp_path / "second"))
     [compared] = compare_runs([first, second])
     # right: all but 5; worse is right at 2, 5 (green), 6, 9 (red): loses 0 1 3 4 7 8 10 11, wins 5
-    assert (compared.all.better, compared.all.worse) == (1, 8)
+    assert (compared.all.wins, compared.all.losses) == (1, 8)
     assert compared.all.value == pytest.approx(-7 / 12)
-    assert compared.all.chance == pytest.approx(2 * 10 / 2**9)
-    assert {kind: one.worse for kind, one in compared.kinds.items()} == {"shape": 4, "colour": 4}
+    assert compared.all.p_value == pytest.approx(2 * 10 / 2**9)
+    assert {kind: one.losses for kind, one in compared.kinds.items()} == {"shape": 4, "colour": 4}
     write_run_report(tmp_path / "both.html", [first, second])
     text = (tmp_path / "both.html").read_text()
     assert "second against first" in text

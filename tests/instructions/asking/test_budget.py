@@ -11,12 +11,12 @@ from caldera.errors import UsageError
 from caldera.instructions.asking.budget import (
     Budget,
     Price,
-    about_tokens,
-    most_tokens,
+    estimate_tokens,
+    max_tokens_of,
     parse_price,
 )
 from caldera.instructions.asking.endpoint import Reply
-from caldera.instructions.asking.prompts import LANGUAGES, read_prompts
+from caldera.instructions.asking.prompts import LANGUAGES, load_prompts
 from tests.real_tokenizers import TOKENIZERS, make_tokenizer
 
 
@@ -36,7 +36,7 @@ def test_no_order_of_replies_passes_the_budget(
             for _ in range(rng.randrange(3)):
                 await asyncio.sleep(0)
             used = Reply("", "stop", rng.randrange(101), rng.randrange(51))
-            budget.settle(reserved, budget.cost_of(used, reserved))
+            budget.commit(reserved, budget.cost_of(used, reserved))
 
     async def all_of_them() -> None:
         await asyncio.wait_for(asyncio.gather(*(work() for _ in range(workers))), 20)
@@ -77,10 +77,10 @@ def test_a_price_is_two_numbers(text: str) -> None:
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_the_bound_of_tokens_holds(language: str) -> None:
     """For every tokenizer at hand no prompt has more tokens than are reserved for it."""
-    prompts = read_prompts(["conversation", "detail"], language)
+    prompts = load_prompts(["conversation", "detail"], language)
     name = next(iter(TOKENIZERS))
     tokenizer = make_tokenizer(name)
     for prompt in prompts.values():
         told = [{"role": "system", "content": prompt.system}]
-        assert len(tokenizer(prompt.system)["input_ids"]) <= most_tokens(told)
-        assert about_tokens(prompt.system) < most_tokens(told)
+        assert len(tokenizer(prompt.system)["input_ids"]) <= max_tokens_of(told)
+        assert estimate_tokens(prompt.system) < max_tokens_of(told)

@@ -12,21 +12,21 @@ import pytest
 from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, Instance
 from caldera.annotations.coco import read_coco
 from caldera.boxes import Box
-from caldera.instructions.asking.checking import Rules
+from caldera.instructions.asking.checking import ReplyChecker
 from caldera.instructions.asking.duplicates import Duplicates
 from caldera.instructions.asking.endpoint import Reply
 from caldera.instructions.asking.grounding import check_grounding
-from caldera.instructions.asking.parsing import ReplyRefusal, unparse
-from caldera.instructions.asking.prompts import Prompt, read_prompts
+from caldera.instructions.asking.parsing import RejectedReply, format_exchanges
+from caldera.instructions.asking.prompts import TeacherPrompt, load_prompts
 from caldera.instructions.teacher import Exchange, Kind
 from caldera.instructions.writing import Dialogue
-from caldera.skips import Skips
+from caldera.skips import SkippedItems
 
 CATEGORIES = ("dog", "cat", "person", "bus", "bear", "teddy bear", "hot dog", "umbrella", "car")
 KINDS: dict[str, Kind] = {"conv": "conversation", "detail": "detail", "complex": "reasoning"}
 EXAMPLE = "A long red train stands at the platform of a small station and waits."
-PROMPTS: dict[Kind, Prompt] = {
-    kind: Prompt(
+PROMPTS: dict[Kind, TeacherPrompt] = {
+    kind: TeacherPrompt(
         "Look.\nAnswer:\nthe answer",
         (
             (
@@ -66,14 +66,14 @@ def judge_all(
     exchanges: Sequence[Exchange],
     images: tuple[AnnotatedImage, ...],
     categories: tuple[str, ...],
-    prompts: dict[Kind, Prompt],
+    prompts: dict[Kind, TeacherPrompt],
 ) -> str:
     """Return the rule that exchanges break, or nothing."""
-    rules = Rules(AnnotationSet(images, categories), prompts)
-    text = exchanges[0].answer if kind == "detail" else unparse(exchanges)
+    rules = ReplyChecker(AnnotationSet(images, categories), prompts)
+    text = exchanges[0].answer if kind == "detail" else format_exchanges(exchanges)
     try:
         rules(Dialogue("7", kind, images, random.Random(0)), Reply(text, "stop"))
-    except ReplyRefusal as refusal:
+    except RejectedReply as refusal:
         return refusal.rule
     return ""
 
@@ -257,10 +257,10 @@ def test_what_gpt4_wrote_for_llavas_benchmark_is_kept(third_party: Path) -> None
         boxes = tuple(Instance(each["category"], Box(*each["bbox"])) for each in row["instances"])
         picture = AnnotatedImage(row["id"], Path("/x.jpg"), 1, 1, tuple(row["captions"]), boxes)
         pictures[row["id"]] = picture
-    looked_for = read_coco(third_party / "coco_mini", Skips()).categories
+    looked_for = read_coco(third_party / "coco_mini", SkippedItems()).categories
     rows = (folder / "coco2014_val_gpt4_qa_30x3.jsonl").read_text().splitlines()
     refused: Counter[str] = Counter()
-    prompts = read_prompts(["conversation", "detail", "reasoning"])
+    prompts = load_prompts(["conversation", "detail", "reasoning"])
     for row in map(json.loads, rows):
         asked = [Exchange(row["instruction"], row["output"])]
         shown = (pictures[row["id"]],)
@@ -271,13 +271,13 @@ def test_what_gpt4_wrote_for_llavas_benchmark_is_kept(third_party: Path) -> None
 
 def test_what_contradicts_real_annotations_is_refused(third_party: Path) -> None:
     """About each of eighty real pictures: a thing that nobody found there, and one more than there are."""
-    looked = read_coco(third_party / "coco_mini", Skips())
+    looked = read_coco(third_party / "coco_mini", SkippedItems())
     told: Counter[tuple[str, str]] = Counter()
     for image in looked.images:
         for answer in ("There is a toaster near the wall.", "There is a giraffe near the wall."):
             try:
                 check_grounding([Exchange("What?", answer)], [image], looked.categories)
-            except ReplyRefusal as refusal:
+            except RejectedReply as refusal:
                 told[refusal.rule, str(refusal).split(": ")[1]] += 1
     giraffes = sum("giraffe" in image.counts for image in looked.images)
     toasters = sum("toaster" in image.counts for image in looked.images)
@@ -296,29 +296,29 @@ def test_words_that_every_text_has_are_no_reason_to_compare_them() -> None:
         " ".join([usual, *(f"word{number}x{at}" for at in range(40))]) for number in range(300)
     ]
     for number, text in enumerate(texts):
-        assert seen.first_like(str(number), text) is None
+        assert seen.find(str(number), text) is None
     assert seen.compared < 300
-    assert [seen.first_like("again", f"{text} once more") for text in texts] == [*map(str, range(300))]  # fmt: skip
+    assert [seen.find("again", f"{text} once more") for text in texts] == [*map(str, range(300))]  # fmt: skip
 
 
 def test_near_duplicates_are_found_whatever_came_between() -> None:
     """A word more or another case is near, other words are not; short texts only when equal."""
     seen = Duplicates()
-    assert seen.first_like("a", TEXT) is None
+    assert seen.find("a", TEXT) is None
     for number in range(200):
         assert (
-            seen.first_like(
+            seen.find(
                 f"n{number}", f"Picture {number} shows {number * 7} things on {number * 3} tables."
             )
             is None
         )
-    assert seen.first_like("b", TEXT.upper() + " Nice!") == "a"
+    assert seen.find("b", TEXT.upper() + " Nice!") == "a"
     assert (
-        seen.first_like("c", "A woman in a blue coat walks her cat over a bridge near old houses.")
+        seen.find("c", "A woman in a blue coat walks her cat over a bridge near old houses.")
         is None
     )
-    assert seen.first_like("d", "A red dog.") is None
-    assert seen.first_like("e", "A red dog!") == "d"
-    assert seen.first_like("f", "A red cat.") is None
-    assert seen.first_like("g", "公园里有两只狗在草地上奔跑玩耍") is None
-    assert seen.first_like("h", "公园里有两只狗在草地上奔跑玩耍。") == "g"
+    assert seen.find("d", "A red dog.") is None
+    assert seen.find("e", "A red dog!") == "d"
+    assert seen.find("f", "A red cat.") is None
+    assert seen.find("g", "公园里有两只狗在草地上奔跑玩耍") is None
+    assert seen.find("h", "公园里有两只狗在草地上奔跑玩耍。") == "g"

@@ -9,16 +9,16 @@ import pytest
 
 from caldera.errors import InputError, OutputError
 from caldera.instructions.asking.endpoint import Reply
-from caldera.instructions.asking.journal import Heard, Journal, recorded_replies
+from caldera.instructions.asking.journal import Journal, ReceivedReply, recorded_replies
 
 REPLY = Reply("Two lines:\na “dog”", "stop", 11, 7, "m")
 
 
-def hear(journal: Journal, name: str, cost: float, heard: Heard) -> None:
+def hear(journal: Journal, name: str, cost: float, heard: ReceivedReply) -> None:
     """Note a reply, and wait until it is on disk."""
 
     async def hearing() -> None:
-        journal.heard(name, cost, heard)
+        journal.log_reply(name, cost, heard)
         await journal.flushed()
 
     asyncio.run(hearing())
@@ -27,15 +27,15 @@ def hear(journal: Journal, name: str, cost: float, heard: Heard) -> None:
 def story(path: Path) -> None:
     """Write a journal of three dialogues: one kept, one in flight, one failed after a repaired try."""
     journal = Journal(path)
-    journal.sent("a", 0.5)
-    journal.sent("b", 0.25)
-    hear(journal, "a", 0.2, Heard(REPLY, "p1", "r1"))
-    journal.done("a", "kept")
-    journal.sent("c", 0.5)
-    journal.missed("c", 0.0, "HTTP 500")
-    journal.sent("c", 0.5)
-    hear(journal, "c", 0.125, Heard(Reply("?", "stop"), "p2", "r1"))
-    journal.done("c", "failed", "no reply", "it is late")
+    journal.log_sent("a", 0.5)
+    journal.log_sent("b", 0.25)
+    hear(journal, "a", 0.2, ReceivedReply(REPLY, "p1", "r1"))
+    journal.log_outcome("a", "kept")
+    journal.log_sent("c", 0.5)
+    journal.log_failure("c", 0.0, "HTTP 500")
+    journal.log_sent("c", 0.5)
+    hear(journal, "c", 0.125, ReceivedReply(Reply("?", "stop"), "p2", "r1"))
+    journal.log_outcome("c", "failed", "no reply", "it is late")
     journal.close()
 
 
@@ -43,7 +43,7 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     """Replies, outcomes, requests and money; what was in flight counts with all it may cost."""
     story(tmp_path / "run" / "journal.jsonl")
     journal = Journal(tmp_path / "run" / "journal.jsonl")
-    assert journal.replies("a") == [Heard(REPLY, "p1", "r1")]
+    assert journal.replies("a") == [ReceivedReply(REPLY, "p1", "r1")]
     assert journal.replies("b") == []
     assert {name: entry.outcome for name, entry in journal.entries.items()} == {
         "a": "kept",
@@ -69,11 +69,11 @@ def test_a_cut_at_any_byte_loses_the_last_line_at_most(tmp_path: Path) -> None:
         assert path.read_bytes() == kept
         if len(kept) < cut:
             assert (path.parent / "torn.jsonl").read_bytes() == data[len(kept) : cut] + b"\n"
-        journal.sent("d", 0.0)
-        hear(journal, "d", 0.0, Heard(REPLY, "p", "r"))
+        journal.log_sent("d", 0.0)
+        hear(journal, "d", 0.0, ReceivedReply(REPLY, "p", "r"))
         journal.close()
         again = Journal(path)
-        assert again.replies("d") == [Heard(REPLY, "p", "r")]
+        assert again.replies("d") == [ReceivedReply(REPLY, "p", "r")]
         again.close()
 
 
@@ -94,7 +94,7 @@ def test_many_replies_at_once_share_flushes_and_are_all_there(tmp_path: Path) ->
 
     async def hearing() -> None:
         for at in range(200):
-            journal.heard(f"{at}", 0.0, Heard(Reply(f"é{at}", "stop"), "p", "r"))
+            journal.log_reply(f"{at}", 0.0, ReceivedReply(Reply(f"é{at}", "stop"), "p", "r"))
             await asyncio.sleep(0)
         await journal.flushed()
 
@@ -129,12 +129,12 @@ def test_a_disk_that_fails_ends_the_run(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OutputError, match="Input/output error; free space"):
-        hear(journal, "a", 0.0, Heard(REPLY, "p", "r"))
+        hear(journal, "a", 0.0, ReceivedReply(REPLY, "p", "r"))
 
     async def twice() -> None:
-        journal.heard("b", 0.0, Heard(REPLY, "p", "r"))
+        journal.log_reply("b", 0.0, ReceivedReply(REPLY, "p", "r"))
         await asyncio.sleep(0.1)
-        journal.heard("c", 0.0, Heard(REPLY, "p", "r"))
+        journal.log_reply("c", 0.0, ReceivedReply(REPLY, "p", "r"))
 
     journal._flushing = None
     with pytest.raises(OutputError, match="Input/output error"):

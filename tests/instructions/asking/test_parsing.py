@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caldera.instructions.asking.parsing import ReplyRefusal, parse, unparse
+from caldera.instructions.asking.parsing import RejectedReply, format_exchanges, parse_reply
 from caldera.instructions.teacher import Exchange, Kind
 
 FOLDERS: dict[Kind, str] = {
@@ -29,11 +29,11 @@ def test_the_released_examples_are_read_without_loss(third_party: Path) -> None:
     for kind, folder in FOLDERS.items():
         for file in sorted((third_party / "data_generation_examples" / folder).glob("*_conv.txt")):
             text = file.read_text().strip()
-            read = parse(kind, text, ask)
+            read = parse_reply(kind, text, ask)
             if kind == "detail":
                 assert read == [Exchange("What is there?", text)]
             else:
-                assert unparse(read) == text
+                assert format_exchanges(read) == text
             turns[kind, file.name] = len(read)
     assert len(turns) == 8
     assert [turns["reasoning", f"00{number}_conv.txt"] for number in range(3)] == [1, 1, 1]
@@ -51,9 +51,9 @@ def test_the_benchmarks_ninety_answers_come_through(third_party: Path) -> None:
             row["type"]
         ]  # type: ignore[assignment]
         if kind == "detail":
-            assert parse(kind, asked.answer, lambda asked=asked: asked.question) == [asked]  # type: ignore[misc]
+            assert parse_reply(kind, asked.answer, lambda asked=asked: asked.question) == [asked]  # type: ignore[misc]
         else:
-            assert parse(kind, unparse([asked]), ask) == [asked]
+            assert parse_reply(kind, format_exchanges([asked]), ask) == [asked]
 
 
 TEXT = (
@@ -66,13 +66,13 @@ TEXT = (
 @given(st.lists(st.builds(Exchange, TEXT, TEXT), min_size=1, max_size=5))
 def test_whatever_is_written_in_the_form_is_read_back(exchanges: list[Exchange]) -> None:
     """Any line in any script, labels included, except === itself."""
-    assert parse("conversation", unparse(exchanges), ask) == exchanges
+    assert parse_reply("conversation", format_exchanges(exchanges), ask) == exchanges
 
 
 def test_an_answer_keeps_its_colons_lists_and_blank_lines() -> None:
     """Only a whole line of === parts blocks; 'Answer:' within an answer is text."""
     answer = "Two things:\n\n1. a === b\n2. Answer: no\n\n- Question: why?"
-    assert parse("reasoning", f"Question: Why?\n ===\t\nAnswer:\n{answer}\n===\n", ask) == [
+    assert parse_reply("reasoning", f"Question: Why?\n ===\t\nAnswer:\n{answer}\n===\n", ask) == [
         Exchange("Why?", answer)
     ]
 
@@ -83,7 +83,7 @@ def test_an_answer_keeps_its_colons_lists_and_blank_lines() -> None:
 )
 def test_labels_in_chinese_and_fences_are_understood(reply: str) -> None:
     """A reply as the Chinese prompts ask for it, and one that a teacher put in a fence."""
-    assert parse("conversation", reply, ask) == [Exchange("谁？", "一只猫。")]
+    assert parse_reply("conversation", reply, ask) == [Exchange("谁？", "一只猫。")]
 
 
 @pytest.mark.parametrize(
@@ -107,8 +107,8 @@ def test_what_breaks_the_form_is_refused_by_name(
     kind: Kind, reply: str, rule: str, *, repairable: bool
 ) -> None:
     """The rule is named, and a teacher is told how to mend what can be mended."""
-    with pytest.raises(ReplyRefusal) as refused:
-        parse(kind, reply, ask)
+    with pytest.raises(RejectedReply) as refused:
+        parse_reply(kind, reply, ask)
     assert refused.value.rule == rule
     assert bool(refused.value.repair) is repairable
     assert kind in get_args(Kind)

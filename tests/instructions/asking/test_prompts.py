@@ -9,11 +9,17 @@ import pytest
 from caldera.annotations.annotated_image import AnnotatedImage, Instance
 from caldera.boxes import Box
 from caldera.errors import InputError, UnknownNameError
-from caldera.instructions.asking.parsing import parse
-from caldera.instructions.asking.prompts import LANGUAGES, SHIPPED, read_prompts
-from caldera.instructions.asking.symbols import MAX_CAPTION, delimited, plain, query, symbols
+from caldera.instructions.asking.parsing import parse_reply
+from caldera.instructions.asking.prompts import LANGUAGES, PROMPTS_FOLDER, load_prompts
+from caldera.instructions.asking.symbols import (
+    MAX_CAPTION,
+    delimit,
+    one_line,
+    symbolic_image,
+    user_message,
+)
 from caldera.instructions.teacher import Kind
-from caldera.instructions.wordings import DETAILED
+from caldera.instructions.wordings import DETAIL_REQUESTS
 
 KINDS: tuple[Kind, ...] = ("conversation", "detail", "reasoning", "context")
 LINE = re.compile(r"^([\w ]+): \[([\d., ]+)\]$", re.MULTILINE)
@@ -38,18 +44,18 @@ def test_a_picture_is_written_as_in_the_released_examples(third_party: Path) -> 
             (category, Box(*map(float, corners.split(", "))))
             for category, corners in LINE.findall(boxes)
         ]
-        assert symbols(picture(captions.split("\n"), things), boxes=True) == text
+        assert symbolic_image(picture(captions.split("\n"), things), boxes=True) == text
 
 
 def test_pixels_become_shares_of_three_decimals() -> None:
     """Trailing zeros are dropped as Python prints them."""
     box = Box(128 / 640, 0.0, 1.0, 61 / 427)
     one = picture(["A dog."], [("hot dog", box)])
-    assert symbols(one, boxes=True) == "A dog.\n\nhot dog: [0.2, 0.0, 1.0, 0.143]"
-    assert query("conversation", [one]) == "A dog."
-    assert query("reasoning", [one]) == symbols(one, boxes=True)
+    assert symbolic_image(one, boxes=True) == "A dog.\n\nhot dog: [0.2, 0.0, 1.0, 0.143]"
+    assert user_message("conversation", [one]) == "A dog."
+    assert user_message("reasoning", [one]) == symbolic_image(one, boxes=True)
     other = picture(["A cat."], name="8")
-    assert query("context", [one, other]) == (
+    assert user_message("context", [one, other]) == (
         "Picture A:\nA dog.\n\nhot dog: [0.2, 0.0, 1.0, 0.143]\n\nPicture B:\nA cat."
     )
 
@@ -65,27 +71,27 @@ def test_pixels_become_shares_of_three_decimals() -> None:
 )
 def test_a_caption_stays_data(caption: str, sent: str) -> None:
     """It cannot close the marks around it, begin a line, hide characters or turn the writing."""
-    assert plain(caption) == sent
-    text = delimited(query("detail", [picture([caption])]))
+    assert one_line(caption) == sent
+    text = delimit(user_message("detail", [picture([caption])]))
     assert text.count("</picture>") == text.count("<picture>") == 1
     assert len(text.splitlines()) == 3
 
 
 def test_a_caption_of_a_megabyte_is_cut() -> None:
     """At the cap, and told so by an ellipsis; many captions are cut too."""
-    assert plain("x" * 1_000_000) == "x" * (MAX_CAPTION - 1) + "…"
-    assert len(plain(" " * 1_000_000 + "x")) <= MAX_CAPTION
-    assert len(symbols(picture(["a dog"] * 5000), boxes=False).splitlines()) == 20
+    assert one_line("x" * 1_000_000) == "x" * (MAX_CAPTION - 1) + "…"
+    assert len(one_line(" " * 1_000_000 + "x")) <= MAX_CAPTION
+    assert len(symbolic_image(picture(["a dog"] * 5000), boxes=False).splitlines()) == 20
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_shipped_prompt_keeps_its_own_rules(language: str) -> None:
     """Examples parse, as many as the paper's or more than one; pictures have boxes except for conversations."""
-    prompts = read_prompts(KINDS, language)
+    prompts = load_prompts(KINDS, language)
     for kind, prompt in prompts.items():
         assert len(prompt.examples) >= 2
         for shown, reply in prompt.examples:
-            exchanges = parse(kind, reply, lambda: "?")
+            exchanges = parse_reply(kind, reply, lambda: "?")
             assert (len(exchanges) == 1) is (kind in ("detail", "reasoning")) or kind == "context"
             assert bool(LINE.search(shown)) is (kind != "conversation")
             assert not re.search(r"caption|sentence|box|说明文字|方框", reply)
@@ -98,8 +104,8 @@ def test_every_shipped_prompt_keeps_its_own_rules(language: str) -> None:
 
 def test_the_shipped_folder_holds_the_languages_and_nothing_else() -> None:
     """A language is a folder, and the English requests are those of the scripted teacher."""
-    assert {entry.name for entry in SHIPPED.iterdir()} == {*LANGUAGES}
-    assert read_prompts(["detail"])["detail"].questions == DETAILED
+    assert {entry.name for entry in PROMPTS_FOLDER.iterdir()} == {*LANGUAGES}
+    assert load_prompts(["detail"])["detail"].questions == DETAIL_REQUESTS
 
 
 def test_nothing_of_the_released_prompts_was_copied(third_party: Path) -> None:
@@ -111,7 +117,7 @@ def test_nothing_of_the_released_prompts_was_copied(third_party: Path) -> None:
     }
     ours = [
         line.strip()
-        for file in (SHIPPED / "english").rglob("*.txt")
+        for file in (PROMPTS_FOLDER / "english").rglob("*.txt")
         for line in file.read_text().splitlines()
     ]
     assert len(ours) > 100
@@ -120,7 +126,7 @@ def test_nothing_of_the_released_prompts_was_copied(third_party: Path) -> None:
 
 def test_a_request_is_system_examples_and_the_picture() -> None:
     """As turns, in this order; the picture that is asked about comes last."""
-    prompt = read_prompts(["reasoning"])["reasoning"]
+    prompt = load_prompts(["reasoning"])["reasoning"]
     sent = prompt.messages("reasoning", [picture(["A dog."])])
     roles = [message["role"] for message in sent]
     assert roles == ["system", *("user", "assistant") * 3, "user"]
@@ -133,29 +139,29 @@ def test_a_users_folder_replaces_the_shipped_prompts(tmp_path: Path) -> None:
     for folder in (tmp_path / "flat", tmp_path / "deep" / "english"):
         (folder / "reasoning").mkdir(parents=True)
         (folder / "reasoning" / "system.txt").write_text("Be brief.\n")
-    flat = read_prompts(["reasoning"], folder=tmp_path / "flat")["reasoning"]
-    deep = read_prompts(["reasoning"], folder=tmp_path / "deep")["reasoning"]
+    flat = load_prompts(["reasoning"], folder=tmp_path / "flat")["reasoning"]
+    deep = load_prompts(["reasoning"], folder=tmp_path / "deep")["reasoning"]
     assert flat == deep
     assert flat.messages("reasoning", [picture(["A"])])[0]["content"] == "Be brief."
     (tmp_path / "flat" / "reasoning" / "system.txt").write_text("Be briefer.\n")
-    assert read_prompts(["reasoning"], folder=tmp_path / "flat")["reasoning"].digest != flat.digest
+    assert load_prompts(["reasoning"], folder=tmp_path / "flat")["reasoning"].digest != flat.digest
 
 
 def test_what_is_wrong_with_a_folder_is_told(tmp_path: Path) -> None:
     """A kind or language without prompts, half an example, an empty or broken file."""
     with pytest.raises(UnknownNameError, match="no language of prompts is called 'englsh'"):
-        read_prompts(["detail"], "englsh")
+        load_prompts(["detail"], "englsh")
     with pytest.raises(UnknownNameError, match=r"no prompt .* is called 'detail'"):
-        read_prompts(["detail"], folder=tmp_path)
+        load_prompts(["detail"], folder=tmp_path)
     folder = tmp_path / "reasoning"
     folder.mkdir()
     (folder / "system.txt").write_text(" ")
     with pytest.raises(InputError, match=r"system\.txt is empty"):
-        read_prompts(["reasoning"], folder=tmp_path)
+        load_prompts(["reasoning"], folder=tmp_path)
     (folder / "system.txt").write_bytes(b"caf\xe9")
     with pytest.raises(InputError, match="not UTF-8"):
-        read_prompts(["reasoning"], folder=tmp_path)
+        load_prompts(["reasoning"], folder=tmp_path)
     (folder / "system.txt").write_text("Go.")
     (folder / "1.picture.txt").write_text("A dog.")
     with pytest.raises(InputError, match=r"1\.reply\.txt.*a pair"):
-        read_prompts(["reasoning"], folder=tmp_path)
+        load_prompts(["reasoning"], folder=tmp_path)

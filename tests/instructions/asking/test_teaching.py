@@ -15,30 +15,30 @@ from pydantic import SecretStr
 
 from caldera.annotations.sources import SourceOptions
 from caldera.conversation import read_conversations
-from caldera.errors import InputError, TeacherError, UnknownNameError, UsageError
+from caldera.errors import InputError, LLMClientError, UnknownNameError, UsageError
 from caldera.instructions.asking.budget import Price
-from caldera.instructions.asking.endpoint import Sending
-from caldera.instructions.asking.teaching import Teaching, run_folder
-from caldera.instructions.from_files import Order, generate_file, plan_file
-from caldera.instructions.writing import Written
-from caldera.progress import Silent
+from caldera.instructions.asking.endpoint import RequestConfig
+from caldera.instructions.asking.teaching import LLMTeacherConfig, run_folder
+from caldera.instructions.from_files import GenerateConfig, estimate_data_cost, generate_data
+from caldera.instructions.writing import GeneratedData
+from caldera.progress import NoProgress
 from tests.teacher_server import Answer, Script, TeacherServer, completion, good
 
 KEY = "sk-loopback-0123456789abcdef"
 Serve = Callable[..., TeacherServer]
 Coco = Callable[[int], Path]
-FAST = Sending(concurrency=5, first_wait=0.001, retries=3)
+FAST = RequestConfig(concurrency=5, initial_backoff=0.001, retries=3)
 
 
 def order(
     folder: Path,
     url: str,
     kinds: str = "reasoning",
-    sending: Sending = FAST,
+    sending: RequestConfig = FAST,
     **more: Any,  # noqa: ANN401 - fields of Teaching
-) -> Order:
+) -> GenerateConfig:
     """Order a run of the openai teacher."""
-    teaching = Teaching(
+    teaching = LLMTeacherConfig(
         base_url=url,
         model="little-teacher",
         key=SecretStr(KEY),
@@ -46,12 +46,14 @@ def order(
         **{"price": Price(1.0, 2.0), **more},
     )
     options = SourceOptions()
-    return Order(source="coco", path=folder, options=options, teaching=teaching, kinds=kinds)
+    return GenerateConfig(
+        source="coco", path=folder, options=options, teaching=teaching, kinds=kinds
+    )
 
 
-def generate(asked: Order, out: Path) -> Written:
+def generate(asked: GenerateConfig, out: Path) -> GeneratedData:
     """Carry an order out."""
-    return generate_file(asked, out, Silent())
+    return generate_data(asked, out, NoProgress())
 
 
 def lines(out: Path, name: str) -> list[dict[str, Any]]:
@@ -100,7 +102,9 @@ def test_dialogues_of_a_kind_are_asked_for_together(
 ) -> None:
     """A server with one slot then keeps the beginning that their requests share; the file keeps the pictures' order."""
     server = serve(lambda request, _: good(request))
-    asked = order(coco(20), server.url, "conversation,detail,reasoning", Sending(concurrency=1))
+    asked = order(
+        coco(20), server.url, "conversation,detail,reasoning", RequestConfig(concurrency=1)
+    )
     generate(asked, tmp_path / "data.json")
     systems = [body["messages"][0]["content"] for body in server.bodies()]
     assert sum(one != other for one, other in pairwise(systems)) == 2
@@ -158,8 +162,8 @@ def test_the_key_is_sent_and_never_written(
     server = serve(script)
     caplog.set_level("DEBUG")
     out = tmp_path / "out" / "data.json"
-    with pytest.raises(TeacherError) as ended:
-        generate(order(coco(40), server.url, sending=Sending(concurrency=1)), out)
+    with pytest.raises(LLMClientError) as ended:
+        generate(order(coco(40), server.url, sending=RequestConfig(concurrency=1)), out)
     assert f"Authorization: Bearer {KEY}".lower().encode() in server.requests[0].lower()
     said = capfd.readouterr()
     texts = [str(ended.value), said.out, said.err, caplog.text]
@@ -238,7 +242,7 @@ def test_what_does_not_pass_is_listed_with_its_reason(
     out = tmp_path / "data.json"
     written = generate(order(coco(7), server.url), out)
     assert len(read_conversations(out)) == 6
-    assert written.refused == {f"reasoning: {rule}": 1}
+    assert written.rejected == {f"reasoning: {rule}": 1}
     [line] = lines(out, f"{listed}.jsonl")
     assert (line["id"], line["rule"]) == ("0003-reasoning", rule)
     assert server.count == 6 + requests
@@ -286,7 +290,7 @@ def test_what_would_meet_every_request_stops_the_run_at_once(
     """Exit code 5; what is finished is kept, nothing is sent after what was in flight, and the run can go on."""
     server = serve(lambda request, number: good(request) if number < 10 else fault)
     out, asked = tmp_path / "data.json", order(coco(50), server.url)
-    with pytest.raises(TeacherError, match=f"{told}.*same command goes on") as ended:
+    with pytest.raises(LLMClientError, match=f"{told}.*same command goes on") as ended:
         generate(asked, out)
     assert ended.value.exit_code == 5
     assert 11 <= server.count <= 10 + FAST.concurrency
@@ -308,7 +312,7 @@ def test_a_wish_for_rest_holds_back_all_workers(tmp_path: Path, serve: Serve, co
         return Answer(TOO_MANY, 429, wish) if number in (5, 20) else good(request)
 
     server = serve(script)
-    sending = Sending(concurrency=3, first_wait=0.001, longest_wait=0.5)
+    sending = RequestConfig(concurrency=3, initial_backoff=0.001, max_backoff=0.5)
     generate(order(coco(40), server.url, sending=sending), tmp_path / "data.json")
     gaps = sorted(later - sooner for sooner, later in pairwise(came))
     assert gaps[-2] > 0.3
@@ -318,16 +322,16 @@ def test_a_wish_for_rest_holds_back_all_workers(tmp_path: Path, serve: Serve, co
 def test_a_server_that_is_down_ends_the_run(tmp_path: Path, serve: Serve, coco: Coco) -> None:
     """Not every dialogue of a night is burnt: after so many in a row it stops, and tells the last reason."""
     server = serve(lambda request, _: Answer({"error": "down"}, 503))
-    sending = Sending(concurrency=2, retries=1, first_wait=0.0, give_up_after=4)
-    with pytest.raises(TeacherError, match=r"4 requests in a row failed.*HTTP 503"):
+    sending = RequestConfig(concurrency=2, retries=1, initial_backoff=0.0, give_up_after=4)
+    with pytest.raises(LLMClientError, match=r"4 requests in a row failed.*HTTP 503"):
         generate(order(coco(40), server.url, sending=sending), tmp_path / "data.json")
     assert server.count <= 12
 
 
 def test_no_one_listening_is_a_failure_by_name(tmp_path: Path, coco: Coco) -> None:
     """A connection that is refused costs nothing, is tried again, and ends the run."""
-    sending = Sending(retries=1, first_wait=0.0, give_up_after=1, concurrency=1)
-    with pytest.raises(TeacherError, match="connection: Connect"):
+    sending = RequestConfig(retries=1, initial_backoff=0.0, give_up_after=1, concurrency=1)
+    with pytest.raises(LLMClientError, match="connection: Connect"):
         generate(order(coco(3), "http://127.0.0.1:9/v1", sending=sending), tmp_path / "data.json")
 
 
@@ -339,7 +343,7 @@ def test_a_budget_is_never_exceeded_and_can_be_raised(
     server = serve(lambda request, _: good(request))
     folder, out = coco(40), tmp_path / "data.json"
     for _ in range(2):
-        with pytest.raises(TeacherError, match="the budget holds no further request"):
+        with pytest.raises(LLMClientError, match="the budget holds no further request"):
             generate(order(folder, server.url, **limit), out)
         assert 5 <= server.count <= 25
         assert server.count <= limit.get("max_requests", 99)
@@ -364,9 +368,9 @@ def test_replies_made_otherwise_are_not_mixed(tmp_path: Path, serve: Serve, coco
     """Another temperature is refused by name; allowed, both stand in the run and each record says which it is."""
     server = serve(lambda request, number: good(request) if number < 5 else Answer({}, 401))
     folder, out = coco(9), tmp_path / "data.json"
-    with pytest.raises(TeacherError):
+    with pytest.raises(LLMClientError):
         generate(order(folder, server.url), out)
-    other = Sending(concurrency=5, temperature=0.1)
+    other = RequestConfig(concurrency=5, temperature=0.1)
     server.script = lambda request, _: good(request)
     with pytest.raises(UsageError, match=r"temperature was 0\.7, is 0\.1.*--allow-mixed"):
         generate(order(folder, server.url, sending=other), out)
@@ -383,7 +387,7 @@ def test_speed_and_address_are_not_part_of_what_a_run_is(
     folder, out = coco(5), tmp_path / "data.json"
     generate(order(folder, serve(lambda request, _: good(request)).url), out)
     other = serve(lambda request, _: good(request))
-    generate(order(folder, other.url, sending=Sending(concurrency=2)), out)
+    generate(order(folder, other.url, sending=RequestConfig(concurrency=2)), out)
     assert other.count == 0
     generate(order(folder, other.url, "reasoning,detail:1"), out)
     assert other.count == 5
@@ -398,8 +402,8 @@ def test_a_replay_gives_the_same_file_without_a_model(
     folder, out = coco(6), tmp_path / "data.json"
     asked = order(folder, server.url, "reasoning,detail:1")
     generate(asked, out)
-    replay = Teaching(teacher="replay", recorded=run_folder(out))
-    again = Order(
+    replay = LLMTeacherConfig(teacher="replay", replay_from=run_folder(out))
+    again = GenerateConfig(
         source="coco",
         path=folder,
         options=SourceOptions(),
@@ -418,7 +422,7 @@ def test_a_plan_sends_nothing_and_tells_all(tmp_path: Path, serve: Serve, coco: 
     server = serve(lambda request, _: good(request))
     asked = order(coco(12), server.url, "conversation:1,reasoning")
     assert asked.teaching is not None
-    planned = plan_file(asked, asked.teaching)
+    planned = estimate_data_cost(asked, asked.teaching)
     assert server.count == 0
     assert planned.dialogues == {"conversation": 12, "reasoning": 12}
     generate(asked, tmp_path / "data.json")
@@ -442,9 +446,11 @@ def test_what_cannot_be_ordered_is_told(tmp_path: Path, serve: Serve, coco: Coco
     with pytest.raises(UnknownNameError, match="did you mean 'chinese'"):
         generate(order(folder, url, language="chines"), out)
 
-    def plain(**more: Any) -> Order:  # noqa: ANN401 - fields of Teaching
-        teaching = Teaching(**{"price": Price(0, 0), **more})
-        return Order(source="coco", path=folder, options=SourceOptions(), teaching=teaching)
+    def plain(**more: Any) -> GenerateConfig:  # noqa: ANN401 - fields of Teaching
+        teaching = LLMTeacherConfig(**{"price": Price(0, 0), **more})
+        return GenerateConfig(
+            source="coco", path=folder, options=SourceOptions(), teaching=teaching
+        )
 
     with pytest.raises(UsageError, match="--model"):
         generate(plain(), out)

@@ -5,7 +5,7 @@ from email.utils import formatdate
 
 import pytest
 
-from caldera.instructions.asking.waiting import Pace, retry_after
+from caldera.instructions.asking.waiting import RateLimiter, retry_after
 
 NOW = 1_800_000_000.0
 
@@ -49,13 +49,13 @@ class Clock:
         self.now += seconds + 0.001
 
 
-def moments(pace: Pace, clock: Clock, count: int, tokens: int) -> list[float]:
+def moments(pace: RateLimiter, clock: Clock, count: int, tokens: int) -> list[float]:
     """Note when so many requests were let through."""
 
     async def take() -> list[float]:
         passed = []
         for _ in range(count):
-            await pace.turn(tokens)
+            await pace.acquire(tokens)
             passed.append(clock.now)
         return passed
 
@@ -70,7 +70,7 @@ def test_no_minute_holds_more_than_is_allowed(
 ) -> None:
     """Of requests of 70 tokens each, the tighter limit counts, and nearly all of it is used."""
     clock = Clock()
-    pace = Pace(requests, tokens, sleep=clock.sleep, clock=clock)
+    pace = RateLimiter(requests, tokens, sleep=clock.sleep, clock=clock)
     passed = moments(pace, clock, 200, 70)
     for start in passed:
         assert sum(start <= moment < start + 60 for moment in passed) <= allowed + 1
@@ -80,13 +80,13 @@ def test_no_minute_holds_more_than_is_allowed(
 def test_a_rest_holds_back_everyone_and_is_never_shortened() -> None:
     """A shorter wish after a longer one changes nothing."""
     clock = Clock()
-    pace = Pace(sleep=clock.sleep, clock=clock)
-    pace.rest(9)
-    pace.rest(2)
+    pace = RateLimiter(sleep=clock.sleep, clock=clock)
+    pace.pause(9)
+    pace.pause(2)
     assert 109 <= moments(pace, clock, 1, 5)[0] < 109.1
 
 
 def test_without_limits_nobody_waits() -> None:
     """A thousand requests in no time."""
     clock = Clock()
-    assert moments(Pace(sleep=clock.sleep, clock=clock), clock, 1000, 10)[-1] == 100.0
+    assert moments(RateLimiter(sleep=clock.sleep, clock=clock), clock, 1000, 10)[-1] == 100.0

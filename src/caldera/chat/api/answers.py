@@ -6,18 +6,18 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 
-from caldera.chat.api.errors import ApiError, internal, refused, unavailable
+from caldera.chat.api.errors import ApiError, bad_request, internal_error, service_unavailable
 from caldera.chat.api.metrics import Metrics
-from caldera.errors import BusyError, CalderaError, MemoryShortError, UsageError
-from caldera.inference.engine import Answering, Engine, Piece, Request, Usage
+from caldera.errors import CalderaError, OutOfMemoryError, QueueFullError, UsageError
+from caldera.inference.engine import AnswerStream, Engine, Request, TextDelta, Usage
 
 _log = logging.getLogger(__name__)
 
-Said = list[tuple[int, Piece | None]]
+Events = list[tuple[int, TextDelta | None]]
 """Pieces by the number of their choice; None where a choice ended."""
 
 
-class Answers:
+class CompletionStreams:
     """The choices of one answer while they are written."""
 
     def __init__(self, engine: Engine, requests: Sequence[Request]) -> None:
@@ -28,15 +28,15 @@ class Answers:
         """
         self._loop = asyncio.get_running_loop()
         self._woken = asyncio.Event()
-        self.choices: list[Answering] = []
+        self.choices: list[AnswerStream] = []
         try:
             for request in requests:
                 self.choices.append(engine.submit(request))
         except CalderaError as error:
             self.cancel()
-            raise of_engine(error) from None
+            raise from_engine_error(error) from None
         for choice in self.choices:
-            choice.listen(self._wake)
+            choice.on_update(self._wake)
 
     def cancel(self) -> None:
         """End those that are not at their end."""
@@ -55,7 +55,7 @@ class Answers:
             "prompt_tokens_details": {"cached_tokens": used[0].cached_tokens},
         }
 
-    async def said(self, silence: float) -> AsyncIterator[Said]:
+    async def events(self, ping_interval: float) -> AsyncIterator[Events]:
         """Yield what is new until all choices have ended; nothing, after so many seconds of silence.
 
         Raises:
@@ -63,12 +63,12 @@ class Answers:
         """
         going = dict(enumerate(self.choices))
         while going:
-            silent = not await self._wake_within(silence)
-            news: Said = []
+            silent = not await self._wake_within(ping_interval)
+            news: Events = []
             failed = None
             for number, choice in list(going.items()):
                 ended = choice.ended  # before its pieces are taken, or the last could be missed
-                news += [(number, piece) for piece in choice.ready()]
+                news += [(number, piece) for piece in choice.drain()]
                 if ended and choice.error is not None:
                     failed = choice.error
                 elif ended:
@@ -77,7 +77,7 @@ class Answers:
             if news or silent:
                 yield news
             if failed is not None:
-                raise of_engine(failed)
+                raise from_engine_error(failed)
 
     async def _wake_within(self, seconds: float) -> bool:
         """Wait for the engine; return whether it said anything in time."""
@@ -95,7 +95,7 @@ class Answers:
             self._loop.call_soon_threadsafe(self._woken.set)
 
 
-class Timing:
+class LatencyTracker:
     """When the tokens of an answer came."""
 
     def __init__(self, metrics: Metrics, begin: float) -> None:
@@ -104,7 +104,7 @@ class Timing:
         self._begin = begin
         self._last: dict[int, float] = {}
 
-    def note(self, said: Said) -> None:
+    def record(self, said: Events) -> None:
         """Take what was said just now."""
         now = time.perf_counter()
         for number, piece in said:
@@ -119,17 +119,17 @@ class Timing:
             self._last[number] = now
 
 
-def of_engine(error: CalderaError) -> ApiError:
+def from_engine_error(error: CalderaError) -> ApiError:
     """Return the error for what the engine refused or could not do."""
-    if isinstance(error, BusyError):
-        return unavailable("as many requests as may wait are waiting; try again", "busy")
-    if isinstance(error, MemoryShortError):
-        return unavailable(
+    if isinstance(error, QueueFullError):
+        return service_unavailable("as many requests as may wait are waiting; try again", "busy")
+    if isinstance(error, OutOfMemoryError):
+        return service_unavailable(
             "there is not enough memory for this request; try again", "out_of_memory"
         )
     if isinstance(error, UsageError):
-        return refused(str(error))
+        return bad_request(str(error))
     _log.error(
         "engine", extra={"kind": type(error).__name__, "said": str(error)}
     )  # the model's words, not a user's
-    return internal()
+    return internal_error()

@@ -11,14 +11,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
 from caldera import __version__
-from caldera.chat.api.chat import complete
-from caldera.chat.api.errors import ApiError, internal, refused
-from caldera.chat.api.front import Front
+from caldera.chat.api.chat import create_chat_completion
+from caldera.chat.api.errors import ApiError, bad_request, internal_error
+from caldera.chat.api.front import RequestMiddleware
 from caldera.chat.api.metrics import CONTENT_TYPE
 from caldera.chat.api.service import Service
 from caldera.chat.api.wire import ChatRequest
 
-_ANSWERS: dict[int | str, dict[str, Any]] = {
+_ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"description": what}
     for status, what in (
         (400, "the request cannot be carried out as it is"), (401, "the key is missing or wrong"),
@@ -30,7 +30,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def create_application(service: Service, page: ASGIApp | None = None) -> FastAPI:
+def create_app(service: Service, page: ASGIApp | None = None) -> FastAPI:
     """Return the application; `wrapped` is what a server is given.
 
     Args:
@@ -40,20 +40,20 @@ def create_application(service: Service, page: ASGIApp | None = None) -> FastAPI
     app = FastAPI(
         title="caldera", version=__version__, docs_url=None, redoc_url=None, openapi_url=None
     )
-    app.include_router(_open_routes(service))
-    app.include_router(_keyed_routes(service, app))
-    _shape_errors(app)
+    app.include_router(_public_routes(service))
+    app.include_router(_authenticated_routes(service, app))
+    _register_error_handlers(app)
     if page is not None:
         app.router.default = page
     return app
 
 
-def wrapped(app: FastAPI, service: Service) -> ASGIApp:
+def with_middleware(app: FastAPI, service: Service) -> ASGIApp:
     """Return the application behind the layer that every request passes."""
-    return Front(app, service)
+    return RequestMiddleware(app, service)
 
 
-def _open_routes(service: Service) -> APIRouter:
+def _public_routes(service: Service) -> APIRouter:
     """Return what may be asked without a key."""
     routes = APIRouter()
 
@@ -62,7 +62,7 @@ def _open_routes(service: Service) -> APIRouter:
         """Tell that the process lives."""
         return {"status": "ok"}
 
-    @routes.get("/ready", responses={503: _ANSWERS[503]})
+    @routes.get("/ready", responses={503: _ERROR_RESPONSES[503]})
     async def ready() -> dict[str, str]:
         """Tell whether requests are taken."""
         _ = service.engine
@@ -71,23 +71,25 @@ def _open_routes(service: Service) -> APIRouter:
     return routes
 
 
-def _keyed_routes(service: Service, app: FastAPI) -> APIRouter:
+def _authenticated_routes(service: Service, app: FastAPI) -> APIRouter:
     """Return what needs a key, where there are keys: the whole router does, whatever a path looks like."""
 
     async def authorised(request: Request) -> None:
-        owner = service.keys.owner(request.headers.get("authorization"))
+        owner = service.keys.authenticate(request.headers.get("authorization"))
         request.scope["visit"].told["key"] = owner
         request.scope["owner"] = owner
 
     routes = APIRouter(dependencies=[Depends(authorised)])
     model = {"id": service.settings.name, "object": "model", "created": 0, "owned_by": "caldera"}
 
-    @routes.get("/v1/models", responses={401: _ANSWERS[401]})
+    @routes.get("/v1/models", responses={401: _ERROR_RESPONSES[401]})
     async def models() -> dict[str, Any]:
         """List the one model."""
         return {"object": "list", "data": [model]}
 
-    @routes.get("/v1/models/{name:path}", responses={401: _ANSWERS[401], 404: _ANSWERS[404]})
+    @routes.get(
+        "/v1/models/{name:path}", responses={401: _ERROR_RESPONSES[401], 404: _ERROR_RESPONSES[404]}
+    )
     async def one_model(name: str) -> dict[str, Any]:
         """Describe a model."""
         if name != service.settings.name:
@@ -96,7 +98,7 @@ def _keyed_routes(service: Service, app: FastAPI) -> APIRouter:
 
     @routes.post(
         "/v1/chat/completions",
-        responses=_ANSWERS,
+        responses=_ERROR_RESPONSES,
         openapi_extra={
             "requestBody": {
                 "required": True,
@@ -106,8 +108,8 @@ def _keyed_routes(service: Service, app: FastAPI) -> APIRouter:
     )
     async def chat_completions(request: Request) -> Response:
         """Answer a conversation."""
-        request.scope["visit"].ends.append(service.key_limits.enter(request.scope["owner"]))
-        return await complete(service, request)
+        request.scope["visit"].ends.append(service.key_limits.acquire(request.scope["owner"]))
+        return await create_chat_completion(service, request)
 
     @routes.get("/openapi.json", include_in_schema=False)
     async def schema() -> dict[str, Any]:
@@ -116,7 +118,7 @@ def _keyed_routes(service: Service, app: FastAPI) -> APIRouter:
 
     if service.settings.metrics:
 
-        @routes.get("/metrics", response_class=Response, responses={401: _ANSWERS[401]})
+        @routes.get("/metrics", response_class=Response, responses={401: _ERROR_RESPONSES[401]})
         async def metrics() -> Response:
             """Tell what was done, in Prometheus's format."""
             return Response(service.metrics.text(), media_type=CONTENT_TYPE)
@@ -129,7 +131,7 @@ def _request_schema() -> dict[str, Any]:
     return ChatRequest.model_json_schema()
 
 
-def _shape_errors(app: FastAPI) -> None:
+def _register_error_handlers(app: FastAPI) -> None:
     """Tell every error in OpenAI's shape."""
 
     def shaped(
@@ -143,14 +145,14 @@ def _shape_errors(app: FastAPI) -> None:
         return handle
 
     app.add_exception_handler(ApiError, shaped(lambda error: error))
-    app.add_exception_handler(HTTPException, shaped(_of_http))
+    app.add_exception_handler(HTTPException, shaped(_from_http_exception))
     app.add_exception_handler(
-        RequestValidationError, shaped(lambda _: refused("the request is not valid"))
+        RequestValidationError, shaped(lambda _: bad_request("the request is not valid"))
     )
-    app.add_exception_handler(Exception, shaped(lambda _: internal()))
+    app.add_exception_handler(Exception, shaped(lambda _: internal_error()))
 
 
-def _of_http(error: HTTPException) -> ApiError:
+def _from_http_exception(error: HTTPException) -> ApiError:
     """Return the error for a route that is not there, or not by that method."""
     if error.status_code == 405:
         allow = (error.headers or {}).get("allow") or (error.headers or {}).get("Allow")

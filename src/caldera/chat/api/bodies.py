@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from caldera.chat.api.answers import Answers
-from caldera.inference.engine import Piece, TokenChance
+from caldera.chat.api.answers import CompletionStreams
+from caldera.inference.engine import TextDelta, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class ResponseBuilder:
     """What stands at the head of everything that is said of one answer."""
 
     id: str
@@ -21,7 +21,9 @@ class Head:
     usage: bool = False
     """Whether a stream ends with its tokens counted."""
 
-    def completion(self, answers: Answers, pieces: Sequence[Sequence[Piece]]) -> dict[str, Any]:
+    def completion(
+        self, answers: CompletionStreams, pieces: Sequence[Sequence[TextDelta]]
+    ) -> dict[str, Any]:
         """Return a whole answer, with the pieces of each choice."""
         choices = [
             {
@@ -36,23 +38,23 @@ class Head:
             }
             for index, told in enumerate(pieces)
         ]
-        return {**self._named("chat.completion"), "choices": choices, "usage": answers.usage}
+        return {**self._base("chat.completion"), "choices": choices, "usage": answers.usage}
 
-    def role(self, index: int) -> dict[str, Any]:
+    def role_chunk(self, index: int) -> dict[str, Any]:
         """Return a choice's first chunk."""
         return self._chunk(index, {"role": "assistant", "content": "", "refusal": None})
 
-    def piece(self, index: int, piece: Piece) -> dict[str, Any]:
+    def text_chunk(self, index: int, piece: TextDelta) -> dict[str, Any]:
         """Return a chunk with some more of a choice."""
         return self._chunk(index, {"content": piece.text}, logprobs=self._logprobs([piece]))
 
-    def finish(self, index: int, reason: str | None) -> dict[str, Any]:
+    def finish_chunk(self, index: int, reason: str | None) -> dict[str, Any]:
         """Return a choice's last chunk."""
         return self._chunk(index, {}, reason=reason)
 
-    def counted(self, usage: dict[str, object]) -> dict[str, Any]:
+    def usage_chunk(self, usage: dict[str, object]) -> dict[str, Any]:
         """Return the chunk that counts a stream's tokens."""
-        return {**self._named("chat.completion.chunk"), "choices": [], "usage": usage}
+        return {**self._base("chat.completion.chunk"), "choices": [], "usage": usage}
 
     def _chunk(
         self,
@@ -63,21 +65,21 @@ class Head:
         logprobs: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-        chunk = {**self._named("chat.completion.chunk"), "choices": [choice]}
+        chunk = {**self._base("chat.completion.chunk"), "choices": [choice]}
         return {**chunk, "usage": None} if self.usage else chunk
 
-    def _named(self, kind: str) -> dict[str, Any]:
+    def _base(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
-    def _logprobs(self, pieces: Sequence[Piece]) -> dict[str, Any] | None:
+    def _logprobs(self, pieces: Sequence[TextDelta]) -> dict[str, Any] | None:
         if not self.logprobs:
             return None
-        content = [_chance(chance) for piece in pieces for chance in piece.logprobs]
+        content = [_token_logprob(chance) for piece in pieces for chance in piece.logprobs]
         return {"content": content, "refusal": None}
 
 
-def _chance(chance: TokenChance) -> dict[str, Any]:
-    top = [_token(text, logprob) for _, text, logprob in chance.top]
+def _token_logprob(chance: TokenLogprob) -> dict[str, Any]:
+    top = [_token(text, logprob) for _, text, logprob in chance.top_logprobs]
     return {**_token(chance.text, chance.logprob), "top_logprobs": top}
 
 

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from caldera.chat.api.answers import Answers, Said, Timing
-from caldera.chat.api.bodies import Head
-from caldera.chat.api.errors import ApiError, of_media, refused
-from caldera.chat.api.front import Visit
-from caldera.chat.api.messages import read_messages
-from caldera.chat.api.service import ClientGone, Service
-from caldera.chat.api.streaming import EventStream, disconnected
-from caldera.chat.api.wire import ChatRequest, read_request
+from caldera.chat.api.answers import CompletionStreams, Events, LatencyTracker
+from caldera.chat.api.bodies import ResponseBuilder
+from caldera.chat.api.errors import ApiError, bad_request, from_media_error
+from caldera.chat.api.front import RequestContext
+from caldera.chat.api.messages import to_conversation
+from caldera.chat.api.service import ClientDisconnected, Service
+from caldera.chat.api.streaming import EventStream, wait_for_disconnect
+from caldera.chat.api.wire import ChatRequest, parse_request
 from caldera.chat.media_faults import MediaError
-from caldera.errors import RecordError
-from caldera.inference.engine import Engine, Piece, Request, Sampling
+from caldera.errors import ConversationError
+from caldera.inference.engine import Engine, Request, SamplingParams, TextDelta
 
 _SEEDS = 1 << 63
 MAX_TEXT = 1 << 20
@@ -26,23 +26,23 @@ MAX_TEXT = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class _Begun:
+class _StartedCompletion:
     """An answer that the engine has begun, or that waits there."""
 
-    head: Head
-    answers: Answers
+    head: ResponseBuilder
+    answers: CompletionStreams
 
 
-async def complete(service: Service, http: HttpRequest) -> Response:
+async def create_chat_completion(service: Service, http: HttpRequest) -> Response:
     """Answer one request for a chat completion.
 
     Raises:
         ApiError: It cannot be answered.
     """
-    visit: Visit = http.scope["visit"]
+    visit: RequestContext = http.scope["visit"]
     engine = service.engine
     async with service.bodies.json(http) as body:
-        request = read_request(body)
+        request = parse_request(body)
         del body
         if request.model != service.settings.name:
             raise ApiError(
@@ -51,16 +51,17 @@ async def complete(service: Service, http: HttpRequest) -> Response:
                 "model",
                 "model_not_found",
             )
-        visit.told["stream"] = bool(request.stream)
+        visit.log_fields["stream"] = bool(request.stream)
         try:
-            asked = await service.unless_ended(
-                _requests(service, engine, request, visit), lambda: disconnected(http.receive)
+            asked = await service.run_cancellable(
+                _build_requests(service, engine, request, visit),
+                lambda: wait_for_disconnect(http.receive),
             )
-        except ClientGone:
-            visit.gone = True
+        except ClientDisconnected:
+            visit.disconnected = True
             return Response(status_code=499)
-    answers = Answers(engine, asked)
-    head = Head(
+    answers = CompletionStreams(engine, asked)
+    head = ResponseBuilder(
         id=f"chatcmpl-{visit.id}",
         created=int(time.time()),
         model=service.settings.name,
@@ -69,46 +70,46 @@ async def complete(service: Service, http: HttpRequest) -> Response:
     )
     try:
         if request.stream:
-            return await _stream(service, http, _Begun(head, answers))
-        return await _whole(service, http, _Begun(head, answers))
-    except ClientGone:
-        visit.gone = True
+            return await _respond_stream(service, http, _StartedCompletion(head, answers))
+        return await _respond(service, http, _StartedCompletion(head, answers))
+    except ClientDisconnected:
+        visit.disconnected = True
         return Response(status_code=499)
     except BaseException:
         answers.cancel()
         raise
 
 
-async def _requests(
-    service: Service, engine: Engine, request: ChatRequest, visit: Visit
+async def _build_requests(
+    service: Service, engine: Engine, request: ChatRequest, visit: RequestContext
 ) -> list[Request]:
     """Open the pictures, make the prompt and say how it is to be answered, once for each choice.
 
     Raises:
         ApiError: A picture is not used, or prompt and answer do not fit the model.
     """
-    conversation, urls = read_messages(request, service.settings.limits.images)
-    visit.told["images"] = len(urls)
+    conversation, urls = to_conversation(request, service.settings.limits.images)
+    visit.log_fields["images"] = len(urls)
     if sum(len(turn.text) for turn in conversation.turns) > MAX_TEXT:
-        raise refused(
+        raise bad_request(
             f"messages: hold more than {MAX_TEXT:,} characters",
             "messages",
             "string_above_max_length",
         )
     try:
-        pictures = await service.media.pictures(urls, engine.picture)
-        prompt = await asyncio.to_thread(engine.prompt, conversation, pictures)
+        pictures = await service.media.load_all(urls, engine.prepare_image)
+        prompt = await asyncio.to_thread(engine.build_prompt, conversation, pictures)
     except MediaError as error:
-        raise of_media(error) from None
-    except RecordError as error:
-        raise refused(str(error), "messages") from None
-    tokens = _answer_tokens(service, engine, request, len(prompt.ids))
+        raise from_media_error(error) from None
+    except ConversationError as error:
+        raise bad_request(str(error), "messages") from None
+    tokens = _max_answer_tokens(service, engine, request, len(prompt.ids))
     seed = random.getrandbits(62) if request.seed is None else request.seed % _SEEDS
     temperature = request.temperature
     return [
         Request(
             prompt,
-            Sampling(
+            SamplingParams(
                 temperature=service.settings.temperature if temperature is None else temperature,
                 top_p=1.0 if request.top_p is None else request.top_p,
                 top_k=request.top_k or 0,
@@ -123,7 +124,7 @@ async def _requests(
     ]
 
 
-def _answer_tokens(service: Service, engine: Engine, request: ChatRequest, prompt: int) -> int:
+def _max_answer_tokens(service: Service, engine: Engine, request: ChatRequest, prompt: int) -> int:
     """Return how long the answer may be: as asked, or what the context leaves of the server's own limit.
 
     Raises:
@@ -135,7 +136,7 @@ def _answer_tokens(service: Service, engine: Engine, request: ChatRequest, promp
         usual = service.settings.limits.max_tokens
         asked = usual if room is None else max(1, min(usual, room - prompt))
     if room is not None and prompt + asked > room:
-        raise refused(
+        raise bad_request(
             f"This model's maximum context length is {room} tokens. However, you requested {prompt + asked} tokens "
             f"({prompt} in the messages, {asked} in the completion). Please shorten the messages or the completion.",
             "messages",
@@ -144,47 +145,51 @@ def _answer_tokens(service: Service, engine: Engine, request: ChatRequest, promp
     return asked
 
 
-async def _whole(service: Service, http: HttpRequest, begun: _Begun) -> Response:
+async def _respond(service: Service, http: HttpRequest, begun: _StartedCompletion) -> Response:
     """Wait for the whole answer.
 
     Raises:
         ApiError: It failed.
         ClientGone: Nobody waits for it any more.
     """
-    visit: Visit = http.scope["visit"]
-    pieces: list[list[Piece]] = [[] for _ in begun.answers.choices]
-    timing = Timing(service.metrics, visit.begin)
+    visit: RequestContext = http.scope["visit"]
+    pieces: list[list[TextDelta]] = [[] for _ in begun.answers.choices]
+    timing = LatencyTracker(service.metrics, visit.started)
 
     async def collect() -> None:
-        async for said in begun.answers.said(service.settings.limits.ping_seconds):
-            timing.note(said)
+        async for said in begun.answers.events(service.settings.limits.keep_alive_interval):
+            timing.record(said)
             for index, piece in said:
                 if piece is not None:
                     pieces[index].append(piece)
 
     try:
-        await service.unless_ended(collect(), lambda: disconnected(http.receive))
+        await service.run_cancellable(collect(), lambda: wait_for_disconnect(http.receive))
     finally:
         begun.answers.cancel()
         usage = begun.answers.usage
-        visit.told.update({name: usage[name] for name in ("prompt_tokens", "completion_tokens")})
+        visit.log_fields.update(
+            {name: usage[name] for name in ("prompt_tokens", "completion_tokens")}
+        )
     return JSONResponse(begun.head.completion(begun.answers, pieces))
 
 
-async def _stream(service: Service, http: HttpRequest, begun: _Begun) -> Response:
+async def _respond_stream(
+    service: Service, http: HttpRequest, begun: _StartedCompletion
+) -> Response:
     """Wait for an answer's first words, or for long enough, then stream it; what fails before is a plain error.
 
     Raises:
         ApiError: It failed before its first words.
         ClientGone: Nobody waits for it any more.
     """
-    said = begun.answers.said(service.settings.limits.ping_seconds)
+    said = begun.answers.events(service.settings.limits.keep_alive_interval)
 
-    async def first() -> Said:
+    async def first() -> Events:
         return await anext(said)
 
     try:
-        news = await service.unless_ended(first(), lambda: disconnected(http.receive))
+        news = await service.run_cancellable(first(), lambda: wait_for_disconnect(http.receive))
     except BaseException:
         begun.answers.cancel()
         raise

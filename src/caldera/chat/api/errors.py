@@ -39,7 +39,7 @@ class ApiError(Exception):
     param: str | None = None
     """The field of the request that is at fault, such as `messages[0].content`."""
     code: str | None = None
-    retry: bool = False
+    retry_after: bool = False
     """Whether the client is asked to try again later."""
     allow: str | None = None
     """Methods that the route has, where it was asked by another."""
@@ -59,7 +59,7 @@ class ApiError(Exception):
     @property
     def headers(self) -> dict[str, str]:
         """What stands in the answer's head."""
-        headers = {"Retry-After": str(RETRY_SECONDS)} if self.retry else {}
+        headers = {"Retry-After": str(RETRY_SECONDS)} if self.retry_after else {}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         if self.allow:
@@ -67,22 +67,24 @@ class ApiError(Exception):
         return headers
 
 
-def refused(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
     """Return the error for a request that cannot be carried out as it is."""
     return ApiError(400, message, param, code)
 
 
-def unavailable(message: str, code: str) -> ApiError:
+def service_unavailable(message: str, code: str) -> ApiError:
     """Return the error for what may be possible later."""
-    return ApiError(503, message, code=code, retry=True)
+    return ApiError(503, message, code=code, retry_after=True)
 
 
-def of_media(error: MediaError) -> ApiError:
+def from_media_error(error: MediaError) -> ApiError:
     """Return the error for a picture that is not used."""
     fault = error.fault
-    return ApiError(fault.status, fault.text, "messages", fault.code, retry=fault.status >= 500)
+    return ApiError(
+        fault.status, fault.text, "messages", fault.code, retry_after=fault.status >= 500
+    )
 
 
-def internal() -> ApiError:
+def internal_error() -> ApiError:
     """Return the error for a fault of our own; what it was stands in the log, under the request's id."""
     return ApiError(500, "the server failed at this request", code="internal_error")

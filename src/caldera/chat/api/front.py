@@ -16,7 +16,7 @@ from pathlib import Path
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from caldera.chat.api.errors import ApiError, internal, refused, unavailable
+from caldera.chat.api.errors import ApiError, bad_request, internal_error, service_unavailable
 from caldera.chat.api.service import Service
 
 _log = logging.getLogger("caldera.requests")
@@ -28,20 +28,20 @@ _HERE = ("localhost", "127.0.0.1", "[::1]")
 
 
 @dataclass
-class Visit:
+class RequestContext:
     """One request, from its first byte to its last."""
 
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    begin: float = field(default_factory=time.perf_counter)
+    started: float = field(default_factory=time.perf_counter)
     status: int | None = None
     """Of the answer, once it has begun."""
     code: str | None = None
     """Of the error, if there was one."""
-    gone: bool = False
+    disconnected: bool = False
     """Whether the client went away before its end."""
-    told: dict[str, object] = field(default_factory=dict)
+    log_fields: dict[str, object] = field(default_factory=dict)
     """What else the log says: numbers and names, no content."""
-    ends: list[Callable[[], object]] = field(default_factory=list)
+    on_end: list[Callable[[], object]] = field(default_factory=list)
     """What is to be done at its end."""
 
     def fail(self, error: ApiError) -> None:
@@ -49,7 +49,7 @@ class Visit:
         self.code = error.code or error.type
 
 
-class Front:
+class RequestMiddleware:
     """Wraps the routes."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
@@ -61,9 +61,9 @@ class Front:
         """Take one request."""
         if scope["type"] != "http":
             return  # there are no others
-        visit = Visit()
+        visit = RequestContext()
         scope["visit"] = visit
-        self._service.under_way += 1
+        self._service.num_active += 1
 
         async def telling(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -72,22 +72,22 @@ class Front:
             await send(message)
 
         try:
-            self._check_head(scope)
+            self._check_headers(scope)
             await self._app(scope, receive, telling)
         except ApiError as error:
             visit.fail(error)
             await _answer(telling, error)
         except Exception as error:  # noqa: BLE001 - a fault of ours must not be told to a client
-            log_fault(visit, error)
+            log_exception(visit, error)
             if visit.status is None:
-                await _answer(telling, internal())
+                await _answer(telling, internal_error())
         finally:
-            self._service.under_way -= 1
-            for end in visit.ends:
+            self._service.num_active -= 1
+            for end in visit.on_end:
                 end()
-            self._conclude(scope, visit)
+            self._log_request(scope, visit)
 
-    def _check_head(self, scope: Scope) -> None:
+    def _check_headers(self, scope: Scope) -> None:
         """Refuse a head that no honest client sends.
 
         Raises:
@@ -97,16 +97,16 @@ class Front:
             raise ApiError(431, "there are too many headers")
         hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
         if len(hosts) != 1 or not _HOST.fullmatch(hosts[0]):
-            raise refused("the Host header is not valid")
-        if not self._is_named(hosts[0]):
+            raise bad_request("the Host header is not valid")
+        if not self._is_allowed_host(hosts[0]):
             raise ApiError(
                 403,
                 "this server is not reached by that Host; name it with --host-name, or set a key",
             )
-        if self._service.under_way > _MOST_UNDER_WAY:
-            raise unavailable("too many requests at once; try again", "busy")
+        if self._service.num_active > _MOST_UNDER_WAY:
+            raise service_unavailable("too many requests at once; try again", "busy")
 
-    def _is_named(self, host: str) -> bool:
+    def _is_allowed_host(self, host: str) -> bool:
         """Tell whether a host is one of ours; where there is a key, it does not matter.
 
         A page on the web may have its own name point at this machine, and then read what it asks; so without a key a
@@ -118,12 +118,12 @@ class Front:
         names = self._service.settings.host_names
         return "*" in names or name in (*_HERE, *names)
 
-    def _conclude(self, scope: Scope, visit: Visit) -> None:
+    def _log_request(self, scope: Scope, visit: RequestContext) -> None:
         """Count a request and write its line."""
-        metrics, status = self._service.metrics, 499 if visit.gone else visit.status or 499
+        metrics, status = self._service.metrics, 499 if visit.disconnected else visit.status or 499
         route = getattr(scope.get("route"), "path", "other")
         metrics.requests.labels(route, str(status)).inc()
-        if visit.gone:
+        if visit.disconnected:
             metrics.aborted.inc()
         elif visit.code is not None:
             metrics.rejected.labels(visit.code).inc()
@@ -132,9 +132,9 @@ class Front:
             "method": scope["method"] if scope["method"].isalpha() else "?",
             "route": route,
             "status": status,
-            "seconds": round(time.perf_counter() - visit.begin, 4),
+            "seconds": round(time.perf_counter() - visit.started, 4),
             **({"error": visit.code} if visit.code else {}),
-            **visit.told,
+            **visit.log_fields,
         }
         _log.info("request", extra=line)
 
@@ -152,9 +152,9 @@ async def _answer(send: Send, error: ApiError) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def log_fault(visit: Visit, error: Exception) -> None:
+def log_exception(visit: RequestContext, error: Exception) -> None:
     """Write down a fault of ours: its kind and where it was, not its text, which may quote a client."""
-    visit.fail(internal())
+    visit.fail(internal_error())
     steps = traceback.extract_tb(error.__traceback__)
     places = [f"{Path(step.filename).name}:{step.lineno} {step.name}" for step in steps[-12:]]
     _log.error(

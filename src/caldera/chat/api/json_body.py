@@ -8,14 +8,14 @@ from typing import Any, NoReturn
 
 from starlette.requests import ClientDisconnect, Request
 
-from caldera.chat.api.errors import ApiError, refused, unavailable
+from caldera.chat.api.errors import ApiError, bad_request, service_unavailable
 from caldera.chat.api.settings import Limits
 
-_DRAINED = 8
+_DRAIN_FACTOR = 8
 """Times the limit that is read and dropped of a body that is too long, so that its sender reads the answer."""
 
 
-class Bodies:
+class BodyReader:
     """All bodies that are held at a time, by their bytes."""
 
     def __init__(self, limits: Limits) -> None:
@@ -34,7 +34,7 @@ class Bodies:
         body = bytearray()
         try:
             await self._read(request, body)
-            yield decode(bytes(body))
+            yield decode_json(bytes(body))
         finally:
             self._held -= len(body)
 
@@ -46,7 +46,7 @@ class Bodies:
         """
         chunks = request.stream()
         try:
-            async with asyncio.timeout(self._limits.body_seconds):
+            async with asyncio.timeout(self._limits.body_timeout):
                 async for chunk in chunks:
                     if len(body) + len(chunk) > self._limits.body_bytes:
                         await self._drain(chunks)
@@ -56,7 +56,9 @@ class Bodies:
                             code="request_too_large",
                         )
                     if self._held + len(chunk) > self._limits.bodies_bytes:
-                        raise unavailable("too many large requests at once; try again", "busy")
+                        raise service_unavailable(
+                            "too many large requests at once; try again", "busy"
+                        )
                     body += chunk
                     self._held += len(chunk)
         except TimeoutError:
@@ -70,7 +72,7 @@ class Bodies:
         try:
             async for chunk in chunks:
                 dropped += len(chunk)
-                if dropped > _DRAINED * self._limits.body_bytes:
+                if dropped > _DRAIN_FACTOR * self._limits.body_bytes:
                     return
         except ClientDisconnect:
             return
@@ -92,25 +94,27 @@ def _check_head(request: Request) -> None:
         raise ApiError(415, "compressed bodies are not taken; send it as it is")
 
 
-def decode(body: bytes) -> Any:  # noqa: ANN401 - any JSON
+def decode_json(body: bytes) -> Any:  # noqa: ANN401 - any JSON
     """Decode JSON; no NaN, no names that stand twice, nothing but UTF-8.
 
     Raises:
         ApiError: It is not that.
     """
     try:
-        return json.loads(body.decode(), parse_constant=_no_number, object_pairs_hook=_once)
+        return json.loads(
+            body.decode(), parse_constant=_no_number, object_pairs_hook=_reject_duplicate_keys
+        )
     except UnicodeDecodeError:
-        raise refused("the body is not UTF-8") from None
+        raise bad_request("the body is not UTF-8") from None
     except RecursionError:
-        raise refused("the body is nested too deeply") from None
-    except _TwiceError:
-        raise refused("the body names a field twice") from None
+        raise bad_request("the body is nested too deeply") from None
+    except _DuplicateKeyError:
+        raise bad_request("the body names a field twice") from None
     except ValueError:
-        raise refused("the body is not valid JSON") from None
+        raise bad_request("the body is not valid JSON") from None
 
 
-class _TwiceError(ValueError):
+class _DuplicateKeyError(ValueError):
     """A name stands twice in an object."""
 
 
@@ -118,8 +122,8 @@ def _no_number(text: str) -> NoReturn:
     raise ValueError(f"{text} is no number of JSON")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise _TwiceError
+        raise _DuplicateKeyError
     return found

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from caldera.chat.api.errors import ApiError
 from caldera.chat.api.settings import Limits
 
-ANYONE = "anyone"
+ANONYMOUS = "anyone"
 """Whose requests are where there are no keys."""
 
 
@@ -24,7 +24,7 @@ class Keys:
         """Tell whether a key is needed."""
         return bool(self._digests)
 
-    def owner(self, authorization: str | None) -> str:
+    def authenticate(self, authorization: str | None) -> str:
         """Return a name for the key in an Authorization header, which does not give it away.
 
         Args:
@@ -34,7 +34,7 @@ class Keys:
             ApiError: No key is given, or not one of these.
         """
         if not self._digests:
-            return ANYONE
+            return ANONYMOUS
         scheme, _, key = (authorization or "").partition(" ")
         given = _digest(key.strip().encode("latin-1", "replace"))
         matches = [hmac.compare_digest(given, digest) for digest in self._digests]  # all of them
@@ -61,16 +61,16 @@ class KeyLimits:
         self._left: dict[str, tuple[float, float]] = {}
         """Requests that a key may still make, and when that was so."""
 
-    def enter(self, owner: str) -> Callable[[], None]:
+    def acquire(self, owner: str) -> Callable[[], None]:
         """Begin a request; return what ends it.
 
         Raises:
             ApiError: The key has too many.
         """
-        most = self._limits.key_requests
+        most = self._limits.max_concurrent_per_key
         if most and self._under_way[owner] >= most:
             raise _too_many(f"this key has {most} requests under way, which is its limit")
-        rate = self._limits.key_requests_per_minute
+        rate = self._limits.max_per_minute_per_key
         if rate:
             now = self._clock()
             left, then = self._left.get(owner, (float(rate), now))
@@ -79,11 +79,11 @@ class KeyLimits:
             if left < 1:
                 raise _too_many(f"this key may make {rate} requests a minute")
         self._under_way[owner] += 1
-        return lambda: self._leave(owner)
+        return lambda: self._release(owner)
 
-    def _leave(self, owner: str) -> None:
+    def _release(self, owner: str) -> None:
         self._under_way[owner] -= 1
 
 
 def _too_many(said: str) -> ApiError:
-    return ApiError(429, f"{said}; try again later", code="rate_limit_exceeded", retry=True)
+    return ApiError(429, f"{said}; try again later", code="rate_limit_exceeded", retry_after=True)

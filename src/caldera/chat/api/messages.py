@@ -8,7 +8,7 @@ chats.
 
 from collections.abc import Sequence
 
-from caldera.chat.api.errors import refused
+from caldera.chat.api.errors import bad_request
 from caldera.chat.api.wire import (
     ChatRequest,
     ImagePart,
@@ -17,14 +17,14 @@ from caldera.chat.api.wire import (
     TextPart,
     UserMessage,
 )
-from caldera.conversation import Conversation, Picture, Turn
+from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import UsageError
-from caldera.instructions.writing import named
+from caldera.instructions.writing import label_images
 
-Parts = list[str | Picture]
+Parts = list[str | ImageRef]
 
 
-def read_messages(request: ChatRequest, most_images: int) -> tuple[Conversation, list[str]]:
+def to_conversation(request: ChatRequest, most_images: int) -> tuple[Conversation, list[str]]:
     """Return the conversation, with a number for each picture, and the pictures' URLs in that order.
 
     Raises:
@@ -36,7 +36,7 @@ def read_messages(request: ChatRequest, most_images: int) -> tuple[Conversation,
     for number, message in enumerate(request.messages):
         where = f"messages[{number}]"
         parts = _parts(message.content, urls)
-        _check_place(message, parts, turns, where)
+        _check_order(message, parts, turns, where)
         if isinstance(message, SystemMessage):
             system.extend(str(part) for part in parts)
         elif turns and turns[-1][0] == message.role:
@@ -45,31 +45,33 @@ def read_messages(request: ChatRequest, most_images: int) -> tuple[Conversation,
             turns.append((message.role, parts))
     if not turns or turns[-1][0] != "user":
         last = f"messages[{len(request.messages) - 1}].role"
-        raise refused(f"{last}: the last message must be the user's", last)
+        raise bad_request(f"{last}: the last message must be the user's", last)
     if len(urls) > most_images:
-        raise refused(f"At most {most_images} image(s) may be provided in one prompt.", "messages")
+        raise bad_request(
+            f"At most {most_images} image(s) may be provided in one prompt.", "messages"
+        )
     if system:
-        turns[0][1][:] = _told(system, turns[0][1])
+        turns[0][1][:] = _prepend_system(system, turns[0][1])
     try:
-        return Conversation("request", tuple(map(_turn, turns))), urls
+        return Conversation("request", tuple(map(_to_turn, turns))), urls
     except UsageError as error:
-        raise refused(f"messages: {error}", "messages") from None
+        raise bad_request(f"messages: {error}", "messages") from None
 
 
-def _check_place(message: Message, parts: Parts, turns: Sequence[object], where: str) -> None:
+def _check_order(message: Message, parts: Parts, turns: Sequence[object], where: str) -> None:
     """Refuse a message that says nothing, or that cannot stand behind `turns`.
 
     Raises:
         ApiError: It is one of the two.
     """
-    if not any(isinstance(part, Picture) or part.strip() for part in parts):
-        raise refused(f"{where}.content: is empty; say something", f"{where}.content")
+    if not any(isinstance(part, ImageRef) or part.strip() for part in parts):
+        raise bad_request(f"{where}.content: is empty; say something", f"{where}.content")
     if isinstance(message, SystemMessage) and turns:
-        raise refused(
+        raise bad_request(
             f"{where}.role: a {message.role} message must stand before all others", f"{where}.role"
         )
     if not turns and not isinstance(message, SystemMessage | UserMessage):
-        raise refused(f"{where}.role: the user must speak first", f"{where}.role")
+        raise bad_request(f"{where}.role: the user must speak first", f"{where}.role")
 
 
 def _parts(content: str | Sequence[TextPart | ImagePart], urls: list[str]) -> Parts:
@@ -82,23 +84,23 @@ def _parts(content: str | Sequence[TextPart | ImagePart], urls: list[str]) -> Pa
             is_behind_words = parts and isinstance(parts[-1], str)
             parts.extend(["\n", part.text] if is_behind_words else [part.text])
         else:
-            parts.append(Picture(str(len(urls))))
+            parts.append(ImageRef(str(len(urls))))
             urls.append(part.image_url.url)
     return parts
 
 
-def _told(system: Sequence[str], parts: Parts) -> Parts:
+def _prepend_system(system: Sequence[str], parts: Parts) -> Parts:
     """Put a system message's words before the first words, behind pictures that stand before them."""
     at = next((at for at, part in enumerate(parts) if isinstance(part, str)), len(parts))
     return [*parts[:at], "\n".join(system), *(["\n"] if at < len(parts) else []), *parts[at:]]
 
 
-def _turn(said: tuple[str, Parts]) -> Turn:
+def _to_turn(said: tuple[str, Parts]) -> Turn:
     """Return a turn; several pictures before all words are named by letters."""
     role, parts = said
-    pictures = [part for part in parts if isinstance(part, Picture)]
+    pictures = [part for part in parts if isinstance(part, ImageRef)]
     if role == "user" and len(pictures) > 1 and parts[: len(pictures)] == pictures:
-        parts = [*named(pictures), *parts[len(pictures) :]]
+        parts = [*label_images(pictures), *parts[len(pictures) :]]
     return Turn(
         "user" if role == "user" else "assistant", tuple(part for part in parts if part != "")
     )

@@ -17,15 +17,15 @@ from pathlib import Path
 
 import uvicorn
 
-from caldera.chat.api.application import create_application, wrapped
+from caldera.chat.api.application import create_app, with_middleware
 from caldera.chat.api.service import Service
-from caldera.chat.api.settings import ServerSettings
-from caldera.chat.opening import as_stored, open_engine
-from caldera.chat.web.opening import Web
+from caldera.chat.api.settings import ServerConfig
+from caldera.chat.opening import load_engine, with_stored_dtype
+from caldera.chat.web.opening import PageConfig
 from caldera.errors import UsageError
 from caldera.inference.engine import Engine
-from caldera.model.folder import open_outline
-from caldera.training.devices import Compute
+from caldera.model.folder import open_lazily
+from caldera.training.devices import DeviceConfig
 
 _HEAD_BYTES = 1 << 16
 """Of a request's head; longer ones are refused before they are read."""
@@ -45,15 +45,15 @@ class Address:
     """Whether it may be reached from elsewhere without a key."""
 
 
-def run(
+def serve(
     folder: Path,
     address: Address,
-    settings: ServerSettings,
+    settings: ServerConfig,
     *,
-    compute: Compute,
-    by_storage: bool,
-    web: Web | None,
-    tell: Callable[[str], object],
+    compute: DeviceConfig,
+    match_stored_dtype: bool,
+    web: PageConfig | None,
+    on_listening: Callable[[str], object],
 ) -> None:
     """Serve a model folder until SIGTERM or SIGINT.
 
@@ -75,22 +75,22 @@ def run(
             f"{address.host} can be reached from other machines and there is no key; set CALDERA_API_KEY or give "
             "--key-file, or say --insecure if others guard it"
         )
-    beside = None if web is None else web.beside
+    beside = None if web is None else web.second_model
     for each in (folder, *([] if beside is None else [beside])):
-        open_outline(each)  # what cannot be loaded is told of before anything listens
-    listening = listen(address)
+        open_lazily(each)  # what cannot be loaded is told of before anything listens
+    listening = bind_socket(address)
 
     def opened(each: Path) -> Engine:
-        chosen = as_stored(each, compute) if by_storage else compute
-        return open_engine(each, chosen, settings.engine)
+        chosen = with_stored_dtype(each, compute) if match_stored_dtype else compute
+        return load_engine(each, chosen, settings.engine)
 
     def load() -> Engine:
         if web is not None and beside is not None:
-            web.second = opened(beside)
+            web.second_engine = opened(beside)
         return opened(folder)
 
     host = f"[{address.host}]" if ":" in address.host else address.host
-    tell(f"http://{host}:{listening.getsockname()[1]}/v1")
+    on_listening(f"http://{host}:{listening.getsockname()[1]}/v1")
     asyncio.run(_serve(listening, settings, load, web))
 
 
@@ -104,31 +104,34 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def listen(address: Address) -> socket.socket:
+def bind_socket(address: Address) -> socket.socket:
     """Take the address.
 
     Raises:
         UsageError: It is taken, or not this machine's.
     """
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    opened = socket.socket(family, socket.SOCK_STREAM)
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    opened.setsockopt(
+    load_one = socket.socket(family, socket.SOCK_STREAM)
+    load_one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    load_one.setsockopt(
         socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000
     )  # of those who do not read
     try:
-        opened.bind((address.host, address.port))
-        opened.listen(_BACKLOG)
+        load_one.bind((address.host, address.port))
+        load_one.listen(_BACKLOG)
     except (OSError, OverflowError) as error:
-        opened.close()
+        load_one.close()
         taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
         why = "is in use; choose another with --port" if taken else f"cannot be used: {error}"
         raise UsageError(f"port {address.port} on {address.host} {why}") from None
-    return opened
+    return load_one
 
 
 async def _serve(
-    listening: socket.socket, settings: ServerSettings, load: Callable[[], Engine], web: Web | None
+    listening: socket.socket,
+    settings: ServerConfig,
+    load: Callable[[], Engine],
+    web: PageConfig | None,
 ) -> None:
     """Run the server until its service has ended.
 
@@ -138,9 +141,9 @@ async def _serve(
     service = Service(settings)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, service.end)
+        loop.add_signal_handler(number, service.shutdown)
     config = uvicorn.Config(
-        wrapped(create_application(service, None if web is None else web.page(service)), service),
+        with_middleware(create_app(service, None if web is None else web.page(service)), service),
         http="h11",
         ws="none",
         lifespan="off",
@@ -152,15 +155,15 @@ async def _serve(
         timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=1,
     )
-    server = _Server(config)
+    server = _SignalFreeServer(config)
     running = asyncio.create_task(server.serve(sockets=[listening]))
-    service.begin(load)
+    service.start(load)
     await service.ended.wait()
     server.should_exit = True
     await running
     finished = await service.close()
-    if web is not None and web.second is not None:
-        web.second.close()
+    if web is not None and web.second_engine is not None:
+        web.second_engine.close()
     if service.failure is not None:
         raise service.failure
     if not finished:  # a thread still loads, and would keep the process
@@ -169,7 +172,7 @@ async def _serve(
         os._exit(0)
 
 
-class _Server(uvicorn.Server):
+class _SignalFreeServer(uvicorn.Server):
     """Leaves the signals to the service, which answers with 503 while it drains instead of not at all."""
 
     @contextmanager
@@ -178,7 +181,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-class JsonLines(logging.Formatter):
+class JsonLogFormatter(logging.Formatter):
     """Writes each record as a line of JSON: when, what, and the numbers that go with it."""
 
     _USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -199,7 +202,7 @@ class JsonLines(logging.Formatter):
 def log_as_json() -> None:
     """Write every log of this process as JSON on the error stream; libraries only from warnings on."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
+    handler.setFormatter(JsonLogFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("caldera").setLevel(logging.INFO)
     logging.getLogger("uvicorn").setLevel(

@@ -6,12 +6,12 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Literal, TypeVar
 
-from caldera.chat.api.errors import ApiError, unavailable
-from caldera.chat.api.json_body import Bodies
+from caldera.chat.api.errors import ApiError, service_unavailable
+from caldera.chat.api.json_body import BodyReader
 from caldera.chat.api.keys import KeyLimits, Keys
 from caldera.chat.api.metrics import Metrics
-from caldera.chat.api.settings import ServerSettings
-from caldera.chat.media import Media
+from caldera.chat.api.settings import ServerConfig
+from caldera.chat.media import ImageLoader
 from caldera.errors import CalderaError
 from caldera.inference.engine import Engine, EngineStats
 
@@ -24,28 +24,28 @@ _LAST_SECONDS = 3.0
 """For answers that were cut to tell it."""
 
 
-class ClientGone(Exception):  # noqa: N818 - nothing is wrong
+class ClientDisconnected(Exception):  # noqa: N818 - nothing is wrong
     """The client went away before its answer was whole."""
 
 
 class Service:
     """One model behind one address."""
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerConfig) -> None:
         """Prepare; nothing is answered before `begin`."""
         self.settings = settings
         self.state: State = "loading"
         self.failure: CalderaError | None = None
         """Why the model could not be loaded."""
         self.metrics = Metrics(self._stats)
-        self.media = Media(settings.media, took=self.metrics.decoding.observe)
+        self.media = ImageLoader(settings.media, on_decode_time=self.metrics.decoding.observe)
         self.keys = Keys(settings.keys)
         self.key_limits = KeyLimits(settings.limits)
-        self.bodies = Bodies(settings.limits)
-        self.under_way = 0
+        self.bodies = BodyReader(settings.limits)
+        self.num_active = 0
         """Requests that are not wholly answered."""
         self.ended = asyncio.Event()
-        self._cut = asyncio.Event()
+        self._cancel = asyncio.Event()
         self._engine: Engine | None = None
         self._draining: asyncio.Task[None] | None = None
 
@@ -57,12 +57,12 @@ class Service:
             ApiError: The model is still loaded, or the server is about to end.
         """
         if self.state == "draining":
-            raise unavailable("the server is shutting down", "shutting_down")
+            raise service_unavailable("the server is shutting down", "shutting_down")
         if self._engine is None:
-            raise unavailable("the model is still being loaded; try again", "loading")
+            raise service_unavailable("the model is still being loaded; try again", "loading")
         return self._engine
 
-    def begin(self, load: Callable[[], Engine]) -> None:
+    def start(self, load: Callable[[], Engine]) -> None:
         """Load the model on a thread of its own, and take requests from then on."""
         loop = asyncio.get_running_loop()
 
@@ -76,14 +76,14 @@ class Service:
 
         threading.Thread(target=loading, name="caldera loading", daemon=True).start()
 
-    def end(self) -> None:
+    def shutdown(self) -> None:
         """Drain: refuse new requests and let those under way finish; told again, cut them at once."""
         if self._draining is None:
             self.state = "draining"
-            _log.info("draining", extra={"under_way": self.under_way})
+            _log.info("draining", extra={"under_way": self.num_active})
             self._draining = asyncio.create_task(self._drain())
         else:
-            self._cut.set()
+            self._cancel.set()
 
     async def close(self) -> bool:
         """Free what is held; return whether the model's threads are at their end."""
@@ -92,7 +92,7 @@ class Service:
             self._engine.close()
         return self._engine is not None or self.failure is not None
 
-    async def unless_ended(
+    async def run_cancellable(
         self, work: Coroutine[Any, Any, _Result], gone: Callable[[], Awaitable[object]]
     ) -> _Result:
         """Do some work of a request, until its client goes away, the drain is over or its time is up.
@@ -103,32 +103,32 @@ class Service:
         """
         doing = asyncio.ensure_future(work)
         leaving = asyncio.ensure_future(gone())
-        cutting = asyncio.ensure_future(self._cut.wait())
+        cutting = asyncio.ensure_future(self._cancel.wait())
         try:
             await asyncio.wait(
                 {doing, leaving, cutting},
-                timeout=self.settings.limits.answer_seconds,
+                timeout=self.settings.limits.answer_timeout,
                 return_when=asyncio.FIRST_COMPLETED,
             )
             if doing.done():
                 return doing.result()
             if leaving.done():
-                raise ClientGone
-            raise self.why_cut()
+                raise ClientDisconnected
+            raise self.cancel_reason()
         finally:
             for task in (doing, leaving, cutting):
                 task.cancel()
             await asyncio.gather(doing, leaving, cutting, return_exceptions=True)
 
-    def why_cut(self) -> ApiError:
+    def cancel_reason(self) -> ApiError:
         """Say why an answer ends before its time."""
-        if self._cut.is_set():
-            return unavailable("the server is shutting down", "shutting_down")
-        return unavailable("the answer took too long; ask for a shorter one", "timeout")
+        if self._cancel.is_set():
+            return service_unavailable("the server is shutting down", "shutting_down")
+        return service_unavailable("the answer took too long; ask for a shorter one", "timeout")
 
     async def until_cut(self) -> None:
         """Wait until answers are cut."""
-        await self._cut.wait()
+        await self._cancel.wait()
 
     def _stats(self) -> EngineStats | None:
         return None if self._engine is None else self._engine.stats()
@@ -145,14 +145,14 @@ class Service:
 
     async def _drain(self) -> None:
         """Wait for requests under way, then cut those that are left, then end."""
-        await self._quiet(self.settings.limits.drain_seconds, self._cut)
-        self._cut.set()
-        await self._quiet(_LAST_SECONDS, None)
+        await self._wait_idle(self.settings.limits.drain_timeout, self._cancel)
+        self._cancel.set()
+        await self._wait_idle(_LAST_SECONDS, None)
         self.ended.set()
 
-    async def _quiet(self, seconds: float, earlier: asyncio.Event | None) -> None:
+    async def _wait_idle(self, seconds: float, earlier: asyncio.Event | None) -> None:
         """Wait until nothing is under way, for some seconds, or until something happens earlier."""
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
-        while self.under_way and loop.time() < end and not (earlier and earlier.is_set()):
+        while self.num_active and loop.time() < end and not (earlier and earlier.is_set()):
             await asyncio.sleep(0.02)

@@ -17,7 +17,7 @@ class Limits:
     bodies_bytes: int = 256 << 20
     """Of all bodies that are held at a time."""
 
-    body_seconds: float = 30.0
+    body_timeout: float = 30.0
     """Until a body has come."""
 
     images: int = 8
@@ -26,22 +26,22 @@ class Limits:
     max_tokens: int = 1024
     """Of an answer whose request names no number; it also ends where the context does."""
 
-    answer_seconds: float = 300.0
+    answer_timeout: float = 300.0
     """Until an answer is whole."""
 
-    drain_seconds: float = 30.0
+    drain_timeout: float = 30.0
     """For answers under way when the server is told to end."""
 
-    stall_seconds: float = 30.0
+    send_timeout: float = 30.0
     """Until a client that does not read its stream is cut off."""
 
-    ping_seconds: float = 15.0
+    keep_alive_interval: float = 15.0
     """Between signs of life on a stream whose answer has not begun."""
 
-    key_requests: int = 0
+    max_concurrent_per_key: int = 0
     """Requests of one key that may be under way; 0 for any number."""
 
-    key_requests_per_minute: int = 0
+    max_per_minute_per_key: int = 0
     """Requests of one key in a minute; 0 for any number."""
 
     def __post_init__(self) -> None:
@@ -62,7 +62,7 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ServerSettings:
+class ServerConfig:
     """A whole server but for its model."""
 
     name: str

@@ -13,8 +13,8 @@ from pydantic import (
     ValidationError,
 )
 
-from caldera.chat.api.errors import ApiError, refused
-from caldera.inference.sampling import MOST_TOP_LOGPROBS
+from caldera.chat.api.errors import ApiError, bad_request
+from caldera.inference.sampling import MAX_TOP_LOGPROBS
 
 MAX_CHOICES = 8
 MAX_STOPS = 4
@@ -43,7 +43,7 @@ _ROLES = ("system", "developer", "user", "assistant")
 _PARTS = ("text", "image_url")
 
 
-def _plain(text: str) -> str:
+def _valid_text(text: str) -> str:
     """Refuse what is no text.
 
     Raises:
@@ -58,37 +58,37 @@ def _plain(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_plain)]
+Text = Annotated[str, AfterValidator(_valid_text)]
 
 
-class _Wire(BaseModel):
+class _Schema(BaseModel):
     """Fields that are not known are passed over; numbers are not read from texts."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
 
-class TextPart(_Wire):
+class TextPart(_Schema):
     """Words."""
 
     type: Literal["text"]
     text: Text
 
 
-class ImageUrl(_Wire):
+class ImageUrl(_Schema):
     """Where a picture is, or the picture itself as a data URL."""
 
     url: Text
     detail: Literal["auto", "low", "high"] | None = None
 
 
-class ImagePart(_Wire):
+class ImagePart(_Schema):
     """A picture."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
 
 
-def _form(value: object) -> str:
+def _content_kind(value: object) -> str:
     return "<parts>" if isinstance(value, list) else "<text>"
 
 
@@ -100,37 +100,39 @@ def _role(value: object) -> str:
     return f"<{value.get('role') if isinstance(value, dict) else None}>"
 
 
-_Words = Annotated[
-    Annotated[Text, Tag("<text>")] | Annotated[list[TextPart], Tag("<parts>")], Discriminator(_form)
+_TextContent = Annotated[
+    Annotated[Text, Tag("<text>")] | Annotated[list[TextPart], Tag("<parts>")],
+    Discriminator(_content_kind),
 ]
 _Part = Annotated[
     Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")],
     Discriminator(_kind),
 ]
-_Shown = Annotated[
-    Annotated[Text, Tag("<text>")] | Annotated[list[_Part], Tag("<parts>")], Discriminator(_form)
+_ImageContent = Annotated[
+    Annotated[Text, Tag("<text>")] | Annotated[list[_Part], Tag("<parts>")],
+    Discriminator(_content_kind),
 ]
 
 
-class SystemMessage(_Wire):
+class SystemMessage(_Schema):
     """How the assistant is told to be."""
 
     role: Literal["system", "developer"]
-    content: _Words
+    content: _TextContent
 
 
-class UserMessage(_Wire):
+class UserMessage(_Schema):
     """Words and pictures of the user."""
 
     role: Literal["user"]
-    content: _Shown
+    content: _ImageContent
 
 
-class AssistantMessage(_Wire):
+class AssistantMessage(_Schema):
     """An earlier answer."""
 
     role: Literal["assistant"]
-    content: _Words
+    content: _TextContent
     tool_calls: None = None
     function_call: None = None
     audio: None = None
@@ -145,13 +147,13 @@ Message = Annotated[
 ]
 
 
-class StreamOptions(_Wire):
+class StreamOptions(_Schema):
     """What a stream tells beside the answer."""
 
     include_usage: bool = False
 
 
-def _listed(value: object) -> object:
+def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
@@ -159,7 +161,7 @@ _Stop = Annotated[Text, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 _TokenCount = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 
 
-class ChatRequest(_Wire):
+class ChatRequest(_Schema):
     """What is asked for."""
 
     model: Text
@@ -172,35 +174,35 @@ class ChatRequest(_Wire):
     top_k: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
     seed: Annotated[int, Field(ge=-_SEEDS, lt=_SEEDS)] | None = None
     stop: Annotated[
-        Annotated[list[_Stop], Field(max_length=MAX_STOPS)] | None, BeforeValidator(_listed)
+        Annotated[list[_Stop], Field(max_length=MAX_STOPS)] | None, BeforeValidator(_as_list)
     ] = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MOST_TOP_LOGPROBS)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
 
-def read_request(body: object) -> ChatRequest:
+def parse_request(body: object) -> ChatRequest:
     """Check a decoded body.
 
     Raises:
         ApiError: It is no object, a field is wrong, or one is asked for that is not carried out.
     """
     if not isinstance(body, dict):
-        raise refused("the body should be a JSON object")
-    _refuse_unsupported(body)
+        raise bad_request("the body should be a JSON object")
+    _reject_unsupported(body)
     try:
         request = ChatRequest.model_validate(body)
     except ValidationError as error:
         raise _first_fault(error) from None
     if request.top_logprobs and not request.logprobs:
-        raise refused("top_logprobs: needs logprobs to be true", "top_logprobs")
+        raise bad_request("top_logprobs: needs logprobs to be true", "top_logprobs")
     if request.stream_options is not None and not request.stream:
-        raise refused("stream_options: needs stream to be true", "stream_options")
+        raise bad_request("stream_options: needs stream to be true", "stream_options")
     return request
 
 
-def _refuse_unsupported(body: dict[str, Any]) -> None:
+def _reject_unsupported(body: dict[str, Any]) -> None:
     """Refuse what would change the answer's meaning if it were passed over.
 
     Raises:
@@ -216,7 +218,7 @@ def _refuse_unsupported(body: dict[str, Any]) -> None:
             or isinstance(value, bool) != any(isinstance(one, bool) for one in _UNSUPPORTED[name])
         ):
             shown = name if known else _UNSUPPORTED_PREFIX + "..."
-            raise refused(
+            raise bad_request(
                 f"{shown}: this parameter is not supported; leave it out",
                 shown,
                 "unsupported_parameter",
@@ -236,7 +238,7 @@ def _first_fault(error: ValidationError) -> ApiError:
         said = "should be an object"
     param = _path(where)
     code = "missing_required_parameter" if fault["type"] == "missing" else "invalid_value"
-    return refused(f"{param}: {said}", param, code)
+    return bad_request(f"{param}: {said}", param, code)
 
 
 def _path(where: tuple[int | str, ...]) -> str:

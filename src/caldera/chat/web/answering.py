@@ -12,19 +12,25 @@ from typing import Any, Literal
 from PIL import Image
 
 from caldera.batches.anyres import Size
-from caldera.chat.api.answers import Answers, of_engine
-from caldera.chat.api.errors import ApiError, internal, of_media, refused
+from caldera.chat.api.answers import CompletionStreams, from_engine_error
+from caldera.chat.api.errors import ApiError, bad_request, from_media_error, internal_error
 from caldera.chat.api.service import Service
 from caldera.chat.data_urls import data_url, read_data_url
 from caldera.chat.media_faults import MediaError
-from caldera.chat.web.sent import Heard, Sent, download, heard_by, read_sent
-from caldera.errors import CalderaError, RecordError
-from caldera.inference.engine import Engine, Request, Sampling
-from caldera.inference.prompts import PreparedPicture
+from caldera.chat.web.sent import (
+    ConversationPayload,
+    ModelView,
+    conversation_of,
+    download,
+    parse_payload,
+)
+from caldera.errors import CalderaError, ConversationError
+from caldera.inference.engine import Engine, Request, SamplingParams
+from caldera.inference.prompts import ProcessedImage
 
 _log = logging.getLogger(__name__)
 
-_PAUSE = 0.04
+_UPDATE_INTERVAL = 0.04
 """Seconds between news, so that a browser is not told of every single letter."""
 
 _KEPT_BYTES = 1 << 20
@@ -32,14 +38,14 @@ _KEPT_SIDE = 2048
 """What the browser keeps of a picture: its file if it is not larger, else a JPEG of at most so many pixels a side. The
 towers look at a few hundred."""
 
-_HEAT_CELLS = 36
+_HEATMAP_CELLS = 36
 """Of a heat map, along the picture's longer side."""
 
 State = Literal["waiting", "writing", "stop", "length", "cancelled", "error"]
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class PageModel:
     """One that answers on the page."""
 
     name: str
@@ -48,7 +54,7 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wishes:
+class SamplingOptions:
     """How answers are to be."""
 
     temperature: float
@@ -57,7 +63,7 @@ class Wishes:
 
 
 @dataclass(slots=True)
-class _News:
+class _AnswerState:
     """An answer so far."""
 
     text: str = ""
@@ -68,34 +74,34 @@ class _News:
         """Take note of what went wrong."""
         self.state, self.error = "error", {"code": error.code, "text": error.message}
 
-    def told(self) -> dict[str, Any]:
+    def payload(self) -> dict[str, Any]:
         """Return it as the browser takes it."""
         return {"text": self.text, "state": self.state, "error": self.error}
 
 
 @dataclass(slots=True)
-class _Asked:
+class _PendingQuestion:
     """A question while it is answered."""
 
-    answers: list[Answers] = field(default_factory=list)
+    answers: list[CompletionStreams] = field(default_factory=list)
     stopped: bool = False
 
 
-class WebAnswerer:
+class PageBackend:
     """Answers what browsers ask."""
 
-    def __init__(self, service: Service, models: Sequence[Model]) -> None:
+    def __init__(self, service: Service, models: Sequence[PageModel]) -> None:
         """Answer with `models`, as `service` allows."""
         self.models = models
         self._service = service
-        self._asked: dict[str, _Asked] = {}
+        self._asked: dict[str, _PendingQuestion] = {}
 
-    async def ask(self, told: object, wishes: Wishes) -> AsyncIterator[dict[str, Any]]:
+    async def ask(self, told: object, wishes: SamplingOptions) -> AsyncIterator[dict[str, Any]]:
         """Yield how far the answers to the last question are, until all have ended; leaving stops them."""
-        news = [_News() for _ in self.models]
-        asked = _Asked()
+        news = [_AnswerState() for _ in self.models]
+        asked = _PendingQuestion()
         try:
-            sent = read_sent(told)
+            sent = parse_payload(told)
         except ApiError as error:
             yield {
                 "id": "",
@@ -103,7 +109,7 @@ class WebAnswerer:
             }
             return
         self._asked[sent.id] = asked
-        self._service.under_way += 1
+        self._service.num_active += 1
         try:
             tasks = [
                 asyncio.create_task(self._answer(model, sent, wishes, asked, news[model]))
@@ -111,12 +117,12 @@ class WebAnswerer:
             ]
             while True:
                 ended = all(task.done() for task in tasks)
-                yield {"id": sent.id, "answers": [one.told() for one in news]}
+                yield {"id": sent.id, "answers": [one.payload() for one in news]}
                 if ended:
                     return
-                await asyncio.wait(tasks, timeout=_PAUSE)
+                await asyncio.wait(tasks, timeout=_UPDATE_INTERVAL)
         finally:
-            self._service.under_way -= 1
+            self._service.num_active -= 1
             del self._asked[sent.id]
             self._stop(asked)
 
@@ -126,42 +132,47 @@ class WebAnswerer:
         if isinstance(identity, str) and (asked := self._asked.get(identity)):
             self._stop(asked)
 
-    def _stop(self, asked: _Asked) -> None:
+    def _stop(self, asked: _PendingQuestion) -> None:
         asked.stopped = True
         for answers in asked.answers:
             answers.cancel()
 
     async def _answer(
-        self, model: int, sent: Sent, wishes: Wishes, asked: _Asked, news: _News
+        self,
+        model: int,
+        sent: ConversationPayload,
+        wishes: SamplingOptions,
+        asked: _PendingQuestion,
+        news: _AnswerState,
     ) -> None:
         """Have one model answer, and keep its news up to date; faults are part of them."""
         try:
             engine = self.models[model].engine()
-            request = await self._request(engine, heard_by(model, sent), wishes)
-            answers = Answers(engine, [request])
+            request = await self._request(engine, conversation_of(model, sent), wishes)
+            answers = CompletionStreams(engine, [request])
             asked.answers.append(answers)
             if asked.stopped:
                 answers.cancel()
-            await self._service.unless_ended(
+            await self._service.run_cancellable(
                 self._follow(answers, news), lambda: asyncio.Event().wait()
             )
         except ApiError as error:
             news.fail(error)
         except Exception as error:  # noqa: BLE001 - the browser must be told, and never of its text
             _log.error("fault", extra={"kind": type(error).__name__, "where": "web"})
-            news.fail(internal())
+            news.fail(internal_error())
         finally:
             for answers in asked.answers:
                 if news.state == "error":
                     answers.cancel()
 
-    async def _follow(self, answers: Answers, news: _News) -> None:
+    async def _follow(self, answers: CompletionStreams, news: _AnswerState) -> None:
         """Take up what an answer says until its end.
 
         Raises:
             ApiError: It failed.
         """
-        async for said in answers.said(60.0):
+        async for said in answers.events(60.0):
             for _, piece in said:
                 if piece is not None:
                     news.text += piece.text
@@ -170,7 +181,7 @@ class WebAnswerer:
         assert reason is not None
         news.state = reason
 
-    async def _request(self, engine: Engine, heard: Heard, wishes: Wishes) -> Request:
+    async def _request(self, engine: Engine, heard: ModelView, wishes: SamplingOptions) -> Request:
         """Return what the engine is asked.
 
         Raises:
@@ -178,17 +189,17 @@ class WebAnswerer:
         """
         seen = await self._pictures(heard, engine)
         try:
-            prompt = await asyncio.to_thread(engine.prompt, heard.conversation, seen)
-        except RecordError as error:
-            raise refused(str(error)) from None
+            prompt = await asyncio.to_thread(engine.build_prompt, heard.conversation, seen)
+        except ConversationError as error:
+            raise bad_request(str(error)) from None
         room = engine.context_length
         left = wishes.longest if room is None else min(wishes.longest, room - len(prompt.ids))
         if left < 1:
-            raise refused(
+            raise bad_request(
                 f"the conversation is {len(prompt.ids)} tokens long, but the model has room for {room}",
                 code="context_length_exceeded",
             )
-        sampling = Sampling(
+        sampling = SamplingParams(
             temperature=wishes.temperature,
             top_p=wishes.top_p,
             max_new_tokens=left,
@@ -196,7 +207,7 @@ class WebAnswerer:
         )
         return Request(prompt, sampling)
 
-    async def _pictures(self, heard: Heard, engine: Engine) -> list[PreparedPicture]:
+    async def _pictures(self, heard: ModelView, engine: Engine) -> list[ProcessedImage]:
         """Return a conversation's pictures.
 
         Raises:
@@ -204,28 +215,28 @@ class WebAnswerer:
         """
         most = self._service.settings.limits.images
         if len(heard.urls) > most:
-            raise refused(
+            raise bad_request(
                 f"at most {most} pictures may be shown in one conversation", code="too_many_images"
             )
         try:
-            return await self._service.media.pictures(heard.urls, engine.picture)
+            return await self._service.media.load_all(heard.urls, engine.prepare_image)
         except MediaError as error:
-            raise of_media(error) from None
+            raise from_media_error(error) from None
 
     async def check_picture(self, url: object) -> dict[str, Any]:
         """Return a picture as the browser is to keep it: `url`, or `error`."""
         if not isinstance(url, str) or not url.startswith("data:"):
-            return _told(refused("a picture must come as a data URL", code="invalid_image_url"))
+            return _told(bad_request("a picture must come as a data URL", code="invalid_image_url"))
         try:
             content = read_data_url(url, self._service.settings.media.max_bytes)
-            [kept] = await self._service.media.pictures(
-                [url], _kept if len(content) > _KEPT_BYTES else lambda picture: url
+            [kept] = await self._service.media.load_all(
+                [url], _shrink if len(content) > _KEPT_BYTES else lambda picture: url
             )
         except MediaError as error:
-            return _told(of_media(error))
+            return _told(from_media_error(error))
         return {"url": kept}
 
-    async def looked(self, told: object) -> dict[str, Any]:
+    async def attention_maps(self, told: object) -> dict[str, Any]:
         """Return what one model's answer to the last question attended to, for the browser to draw; or `error`.
 
         Args:
@@ -235,24 +246,24 @@ class WebAnswerer:
         model = given.get("model")
         try:
             if not isinstance(model, int) or model not in range(len(self.models)):
-                raise refused("there is no such model on this page")
-            heard = heard_by(model, read_sent(given.get("sent")))
+                raise bad_request("there is no such model on this page")
+            heard = conversation_of(model, parse_payload(given.get("sent")))
             engine = self.models[model].engine()
             seen = await self._pictures(heard, engine)
-            return await asyncio.to_thread(_looks, engine, heard, seen)
+            return await asyncio.to_thread(_attention_payload, engine, heard, seen)
         except ApiError as error:
             return _told(error)
         except CalderaError as error:
-            return _told(of_engine(error))
+            return _told(from_engine_error(error))
 
     async def download(self, told: object) -> dict[str, Any]:
         """Return the conversation as a ZIP file in base64, in `zip`; or `error`."""
         try:
-            content = await asyncio.to_thread(download, read_sent(told), len(self.models))
+            content = await asyncio.to_thread(download, parse_payload(told), len(self.models))
         except ApiError as error:
             return _told(error)
         except MediaError as error:
-            return _told(of_media(error))
+            return _told(from_media_error(error))
         return {"zip": base64.b64encode(content).decode()}
 
 
@@ -261,7 +272,7 @@ def _told(error: ApiError) -> dict[str, Any]:
     return {"error": {"code": error.code, "text": error.message}}
 
 
-def _kept(picture: Image.Image) -> str:
+def _shrink(picture: Image.Image) -> str:
     """Return a picture as a smaller data URL."""
     small = picture.copy()
     small.thumbnail((_KEPT_SIDE, _KEPT_SIDE))
@@ -270,24 +281,28 @@ def _kept(picture: Image.Image) -> str:
     return data_url(buffer.getvalue(), "jpeg")
 
 
-def _looks(engine: Engine, heard: Heard, seen: Sequence[PreparedPicture]) -> dict[str, Any]:
+def _attention_payload(
+    engine: Engine, heard: ModelView, seen: Sequence[ProcessedImage]
+) -> dict[str, Any]:
     """Return words, and for each picture a heat map of each word.
 
     Raises:
         CalderaError: The model does not tell, or not now.
     """
-    looks = engine.looks(heard.conversation, heard.answer, seen)
+    looks = engine.attention_maps(heard.conversation, heard.answer, seen)
     pictures = []
     for picture, found in zip(seen, looks.pictures, strict=True):
         columns, rows = _grid(picture.size)
-        spread = found.heat((columns, rows))  # (words, rows, columns)
+        spread = found.heatmap((columns, rows))  # (words, rows, columns)
         steps = (spread / spread.amax().clamp(min=1e-12) * 255).round().byte()
         encoded = base64.b64encode(steps.numpy().tobytes()).decode()
-        pictures.append({"columns": columns, "rows": rows, "share": found.share, "heat": encoded})
+        pictures.append(
+            {"columns": columns, "rows": rows, "share": found.attention_fraction, "heat": encoded}
+        )
     return {"words": [word.text for word in looks.words], "pictures": pictures}
 
 
 def _grid(size: Size) -> Size:
     """Return columns and rows of a picture's heat map."""
-    columns, rows = (max(1, round(_HEAT_CELLS * length / max(size))) for length in size)
+    columns, rows = (max(1, round(_HEATMAP_CELLS * length / max(size))) for length in size)
     return columns, rows

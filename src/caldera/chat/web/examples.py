@@ -4,8 +4,8 @@ import io
 from importlib.util import find_spec
 
 from caldera.chat.data_urls import data_url
-from caldera.scenes.drawing import draw, glyph_shapes
-from caldera.scenes.world import draw_up
+from caldera.scenes.drawing import glyph_shapes, render
+from caldera.scenes.world import sample_scene
 
 _SEED = 7
 
@@ -30,7 +30,7 @@ def examples() -> list[dict[str, object]]:
 
 def _drawn(number: int) -> str:
     """Return a held-out scene as a data URL."""
-    scene = draw_up(number, seed=_SEED, split="held_out", shapes=glyph_shapes())
+    scene = sample_scene(number, seed=_SEED, split="held_out", shapes=glyph_shapes())
     buffer = io.BytesIO()
-    draw(scene).save(buffer, "PNG", optimize=True)
+    render(scene).save(buffer, "PNG", optimize=True)
     return data_url(buffer.getvalue(), "png")

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from caldera.chat.api.errors import ApiError
 from caldera.chat.api.service import Service
 
-_PATHS = {
+_ALLOWED_PATHS = {
     "GET": re.compile(
         r"/|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/(?:assets|static|svelte)/[\w@./+-]+"
         r"|/gradio_api/(?:app_id|startup-events|info|queue/(?:data|status)|heartbeat/\w+|theme\.css)/?"
@@ -50,7 +50,7 @@ _HEADERS = (
 )
 
 
-class Gate:
+class PageGuard:
     """Stands before the page."""
 
     def __init__(self, page: ASGIApp, service: Service) -> None:
@@ -65,20 +65,22 @@ class Gate:
             ApiError: It is not the page's, or comes from another site, without a key, or is too large.
         """
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        known = _PATHS.get(scope["method"])
+        known = _ALLOWED_PATHS.get(scope["method"])
         if known is None or not known.fullmatch(scope["path"]) or ".." in scope["path"]:
             raise ApiError(404, "there is no such route", code="unknown_url")
-        self._check_site(headers)
+        self._check_origin(headers)
         self._check_key(headers, scope)
-        self._service.under_way -= (
+        self._service.num_active -= (
             1  # an open page is nothing that a shutdown waits for; answers count themselves
         )
         try:
-            await self._page(scope, _at_most(MAX_BODY, headers, receive), _guarded(send))
+            await self._page(
+                scope, _limit_body(MAX_BODY, headers, receive), _add_security_headers(send)
+            )
         finally:
-            self._service.under_way += 1
+            self._service.num_active += 1
 
-    def _check_site(self, headers: dict[bytes, str]) -> None:
+    def _check_origin(self, headers: dict[bytes, str]) -> None:
         """Refuse what another site's page has the browser send.
 
         Raises:
@@ -99,15 +101,15 @@ class Gate:
         if scheme.lower() == "basic":
             given = f"Bearer {_password(encoded)}"
         try:
-            owner = self._service.keys.owner(given or None)
+            owner = self._service.keys.authenticate(given or None)
         except ApiError as error:
-            raise _KeyWantedError(error.status, error.message, error.param, error.code) from None
+            raise _AuthRequiredError(error.status, error.message, error.param, error.code) from None
         scope["visit"].told["key"] = owner
         if scope["path"].startswith("/gradio_api/queue/join"):
-            scope["visit"].ends.append(self._service.key_limits.enter(owner))
+            scope["visit"].ends.append(self._service.key_limits.acquire(owner))
 
 
-class _KeyWantedError(ApiError):
+class _AuthRequiredError(ApiError):
     """The key is missing or wrong; a browser asks its user for one."""
 
     @property
@@ -124,7 +126,7 @@ def _password(encoded: str) -> str:
         return ""
 
 
-def _at_most(
+def _limit_body(
     limit: int, headers: dict[bytes, str], receive: Receive
 ) -> Callable[[], Awaitable[Message]]:
     """Return a `receive` that reads no more than so many bytes.
@@ -149,7 +151,7 @@ def _at_most(
     return reading
 
 
-def _guarded(send: Send) -> Send:
+def _add_security_headers(send: Send) -> Send:
     """Return a `send` that adds the headers that guard a browser."""
 
     async def sending(message: Message) -> None:

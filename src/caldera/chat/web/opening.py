@@ -7,7 +7,7 @@ from pathlib import Path
 from starlette.types import ASGIApp
 
 from caldera.chat.api.service import Service
-from caldera.chat.web.answering import Model
+from caldera.chat.web.answering import PageModel
 from caldera.inference.engine import Engine
 
 
@@ -17,12 +17,12 @@ def is_installed() -> bool:
 
 
 @dataclass(slots=True)
-class Web:
+class PageConfig:
     """The page of a server, and the model that answers there beside the server's own."""
 
-    beside: Path | None = None
+    second_model: Path | None = None
     """Folder of a second model, which the page alone asks."""
-    second: Engine | None = None
+    second_engine: Engine | None = None
     """Its engine, once it is loaded, which is before the server's own is."""
 
     def page(self, service: Service) -> ASGIApp:
@@ -30,11 +30,11 @@ class Web:
         from caldera.chat.web.page import create_page
 
         own = service.settings.name
-        models = [Model(own, lambda: service.engine)]
-        if self.beside is not None:
-            path = self.beside.resolve()
+        models = [PageModel(own, lambda: service.engine)]
+        if self.second_model is not None:
+            path = self.second_model.resolve()
             name = path.name if path.name != own else f"{path.parent.name}/{path.name}"
-            models.append(Model(name, lambda: self._second(service)))
+            models.append(PageModel(name, lambda: self._second(service)))
         return create_page(service, models)
 
     def _second(self, service: Service) -> Engine:
@@ -44,5 +44,5 @@ class Web:
             ApiError: They are not.
         """
         _ = service.engine
-        assert self.second is not None
-        return self.second
+        assert self.second_engine is not None
+        return self.second_engine

@@ -12,10 +12,10 @@ from typing import Any
 from starlette.types import ASGIApp
 
 from caldera.chat.api.service import Service
-from caldera.chat.web.answering import Model, WebAnswerer, Wishes
+from caldera.chat.web.answering import PageBackend, PageModel, SamplingOptions
 from caldera.chat.web.examples import examples
-from caldera.chat.web.gate import Gate
-from caldera.chat.web.words import ERRORS, WORDS, Language, said
+from caldera.chat.web.gate import PageGuard
+from caldera.chat.web.words import ERRORS, TEXTS, Language, translate
 
 _HERE = Path(__file__).parent
 _SCRIPTS = ("keeping.js", "looking.js", "talk.js")
@@ -30,14 +30,14 @@ _FONTS = (
 )
 
 
-def create_page(service: Service, models: Sequence[Model]) -> ASGIApp:
+def create_page(service: Service, models: Sequence[PageModel]) -> ASGIApp:
     """Return the page, behind its gate; Gradio must be installed, and a loop be running."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
     os.environ["HF_HUB_OFFLINE"] = "1"
     import fastapi
     import gradio
 
-    answerer = WebAnswerer(service, models)
+    answerer = PageBackend(service, models)
     theme = gradio.themes.Base(
         primary_hue="teal",
         neutral_hue="slate",
@@ -45,7 +45,7 @@ def create_page(service: Service, models: Sequence[Model]) -> ASGIApp:
         font_mono=["ui-monospace", "monospace"],
     )
     with gradio.Blocks(title="caldera", analytics_enabled=False, fill_height=True) as blocks:
-        _lay_out(service, answerer)
+        _build_layout(service, answerer)
     blocks.queue(default_concurrency_limit=None, max_size=None, api_open=False)
     outer = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     gradio.mount_gradio_app(
@@ -65,12 +65,12 @@ def create_page(service: Service, models: Sequence[Model]) -> ASGIApp:
         favicon_path=str(_HERE / "favicon.png"),
     )
     blocks.run_startup_events()  # a server's life span would do so, which this server has not
-    return Gate(outer, service)
+    return PageGuard(outer, service)
 
 
-def _lay_out(service: Service, answerer: WebAnswerer) -> None:
+def _build_layout(service: Service, answerer: PageBackend) -> None:
     """Put the parts of the page into the Blocks that are open, and connect them."""
-    talk = _talk(service, answerer)
+    talk = _conversation_component(service, answerer)
     parts = _settings(service)
 
     async def ask(
@@ -81,7 +81,7 @@ def _lay_out(service: Service, answerer: WebAnswerer) -> None:
     ) -> AsyncIterator[Any]:
         import gradio
 
-        wishes = Wishes(temperature=temperature, top_p=top_p, longest=round(longest))
+        wishes = SamplingOptions(temperature=temperature, top_p=top_p, longest=round(longest))
         async for news in answerer.ask(told, wishes):
             yield gradio.HTML(news=news)
 
@@ -96,7 +96,7 @@ def _lay_out(service: Service, answerer: WebAnswerer) -> None:
     talk.select(relabel, talk, list(parts.values()), queue=False, **quiet)
 
 
-def _talk(service: Service, answerer: WebAnswerer) -> Any:  # noqa: ANN401 - Gradio's, which is imported late
+def _conversation_component(service: Service, answerer: PageBackend) -> Any:  # noqa: ANN401 - Gradio's, which is imported late
     """Make the conversation: its browser's part is `talk.js`, which calls what stands here."""
     import gradio
 
@@ -104,7 +104,7 @@ def _talk(service: Service, answerer: WebAnswerer) -> Any:  # noqa: ANN401 - Gra
         return await answerer.check_picture(told)
 
     async def looked(told: Any) -> dict[str, Any]:  # noqa: ANN401
-        return await answerer.looked(told)
+        return await answerer.attention_maps(told)
 
     async def download(told: Any) -> dict[str, Any]:  # noqa: ANN401
         return await answerer.download(told)
@@ -117,7 +117,7 @@ def _talk(service: Service, answerer: WebAnswerer) -> Any:  # noqa: ANN401 - Gra
         elem_id="talk",
         server_functions=[check, looked, download],
         news={},
-        **_told_to_browser(service, answerer),
+        **_initial_props(service, answerer),
     )
 
 
@@ -126,7 +126,7 @@ def _settings(service: Service) -> dict[str, Any]:
     import gradio
 
     limits = service.settings.limits
-    accordion = gradio.Accordion(said("settings", "en"), open=False, elem_id="settings")
+    accordion = gradio.Accordion(translate("settings", "en"), open=False, elem_id="settings")
     with accordion as settings, gradio.Row():
         return {
             "settings": settings,
@@ -143,15 +143,15 @@ def _labels(name: str, language: Language) -> Any:  # noqa: ANN401 - Gradio type
     import gradio
 
     if name == "settings":
-        return gradio.Accordion(label=said(name, language))
-    return gradio.Slider(label=said(name, language), info=said(f"{name}_info", language))
+        return gradio.Accordion(label=translate(name, language))
+    return gradio.Slider(label=translate(name, language), info=translate(f"{name}_info", language))
 
 
-def _told_to_browser(service: Service, answerer: WebAnswerer) -> Mapping[str, Any]:
+def _initial_props(service: Service, answerer: PageBackend) -> Mapping[str, Any]:
     """Return what `talk.js` needs to know from the start."""
     return {
         "models": [model.name for model in answerer.models],
-        "words": {name: list(both) for name, both in WORDS.items()},
+        "words": {name: list(both) for name, both in TEXTS.items()},
         "errors": dict(ERRORS),
         "examples": examples(),
         "limits": {

@@ -13,22 +13,22 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from caldera.chat.api.errors import refused
+from caldera.chat.api.errors import bad_request
 from caldera.chat.data_urls import read_data_url
-from caldera.chat.session import asked
-from caldera.conversation import Conversation, Picture, Turn, to_record
-from caldera.errors import RecordError, UsageError
+from caldera.chat.session import user_turn
+from caldera.conversation import Conversation, ImageRef, Turn, to_record
+from caldera.errors import ConversationError, UsageError
 
 MAX_TEXT = 1 << 20
 """Characters of one question or answer."""
 
 MAX_TURNS = 1000
 
-_ENDINGS: Mapping[bytes, str] = {b"\xff\xd8": "jpg", b"\x89P": "png", b"GI": "gif", b"RI": "webp"}
+_SUFFIXES: Mapping[bytes, str] = {b"\xff\xd8": "jpg", b"\x89P": "png", b"GI": "gif", b"RI": "webp"}
 """Of picture files, by their first bytes."""
 
 
-class SentTurn(BaseModel):
+class TurnPayload(BaseModel):
     """A question and what was answered."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -40,18 +40,18 @@ class SentTurn(BaseModel):
     """One for each model; empty where a model has not answered."""
 
 
-class Sent(BaseModel):
+class ConversationPayload(BaseModel):
     """A conversation as the browser holds it."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     id: str = Field(max_length=64)
     """Drawn by the browser for each question; by it the answer is stopped."""
-    turns: list[SentTurn] = Field(min_length=1, max_length=MAX_TURNS)
+    turns: list[TurnPayload] = Field(min_length=1, max_length=MAX_TURNS)
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class ModelView:
     """A conversation as one model had it."""
 
     conversation: Conversation
@@ -61,20 +61,20 @@ class Heard:
     """To the last question; empty if there is none yet."""
 
 
-def read_sent(sent: object) -> Sent:
+def parse_payload(sent: object) -> ConversationPayload:
     """Check what a browser sent.
 
     Raises:
         ApiError: It is not what the page sends.
     """
     try:
-        return Sent.model_validate(sent)
+        return ConversationPayload.model_validate(sent)
     except ValidationError as error:
         field = ".".join(map(str, error.errors(include_url=False)[0]["loc"]))
-        raise refused(f"{field or 'the conversation'} is not what this page sends") from None
+        raise bad_request(f"{field or 'the conversation'} is not what this page sends") from None
 
 
-def heard_by(model: int, sent: Sent) -> Heard:
+def conversation_of(model: int, sent: ConversationPayload) -> ModelView:
     """Return the conversation with one of the models.
 
     A question that it did not answer is left out, but what was shown with it is shown with the next.
@@ -84,24 +84,24 @@ def heard_by(model: int, sent: Sent) -> Heard:
     """
     *earlier, last = sent.turns
     urls: list[str] = []
-    shown: list[Picture] = []
+    shown: list[ImageRef] = []
     turns: list[Turn] = []
     try:
         for turn in earlier:
-            shown += _placed(turn.pictures, urls)
+            shown += _add_images(turn.pictures, urls)
             if (answer := _answer(model, turn)) and turn.question.strip():
-                turns += asked(turn.question, shown), Turn("assistant", (answer,))
+                turns += user_turn(turn.question, shown), Turn("assistant", (answer,))
                 shown = []
-        shown += _placed(last.pictures, urls)
+        shown += _add_images(last.pictures, urls)
         if not last.question.strip():
-            raise refused("the question is empty; ask something", code="empty_question")
-        conversation = Conversation("chat", (*turns, asked(last.question, shown)))
-    except (RecordError, UsageError) as error:
-        raise refused(str(error)) from None
-    return Heard(conversation, tuple(urls), _answer(model, last))
+            raise bad_request("the question is empty; ask something", code="empty_question")
+        conversation = Conversation("chat", (*turns, user_turn(last.question, shown)))
+    except (ConversationError, UsageError) as error:
+        raise bad_request(str(error)) from None
+    return ModelView(conversation, tuple(urls), _answer(model, last))
 
 
-def download(sent: Sent, models: int) -> bytes:
+def download(sent: ConversationPayload, models: int) -> bytes:
     """Return a ZIP file: `conversation.json` in LLaVA's form, one record for each model, and the pictures beside it.
 
     Raises:
@@ -110,12 +110,12 @@ def download(sent: Sent, models: int) -> bytes:
     records: list[dict[str, object]] = []
     files: dict[str, bytes] = {}
     for model in range(models):
-        heard = heard_by(model, sent)
+        heard = conversation_of(model, sent)
         if not heard.answer:
             continue
         contents = [read_data_url(url, len(url)) for url in heard.urls]
         names = [
-            f"pictures/{number}.{_ENDINGS.get(content[:2], 'picture')}"
+            f"pictures/{number}.{_SUFFIXES.get(content[:2], 'picture')}"
             for number, content in enumerate(contents, start=1)
         ]
         files.update(zip(names, contents, strict=True))
@@ -126,10 +126,10 @@ def download(sent: Sent, models: int) -> bytes:
         )
         try:
             records.append(to_record(whole))
-        except RecordError as error:
-            raise refused(str(error)) from None
+        except ConversationError as error:
+            raise bad_request(str(error)) from None
     if not records:
-        raise refused("nothing was answered yet", code="nothing_answered")
+        raise bad_request("nothing was answered yet", code="nothing_answered")
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("conversation.json", json.dumps(records, ensure_ascii=False, indent=1))
@@ -138,20 +138,20 @@ def download(sent: Sent, models: int) -> bytes:
     return buffer.getvalue()
 
 
-def _placed(pictures: list[str], urls: list[str]) -> list[Picture]:
+def _add_images(pictures: list[str], urls: list[str]) -> list[ImageRef]:
     """Give each picture the next place in `urls`."""
     first = len(urls)
     urls.extend(pictures)
-    return [Picture(str(place)) for place in range(first, len(urls))]
+    return [ImageRef(str(place)) for place in range(first, len(urls))]
 
 
-def _answer(model: int, turn: SentTurn) -> str:
+def _answer(model: int, turn: TurnPayload) -> str:
     return turn.answers[model].strip() if model < len(turn.answers) else ""
 
 
 def _renamed(turn: Turn, names: list[str]) -> Turn:
     """Name a turn's pictures by their files."""
     parts = (
-        Picture(names[int(one.path)]) if isinstance(one, Picture) else one for one in turn.parts
+        ImageRef(names[int(one.path)]) if isinstance(one, ImageRef) else one for one in turn.parts
     )
-    return Turn(turn.speaker, tuple(parts))
+    return Turn(turn.role, tuple(parts))

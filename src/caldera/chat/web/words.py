@@ -5,7 +5,7 @@ from typing import Literal
 
 Language = Literal["en", "zh"]
 
-WORDS: Mapping[str, tuple[str, str]] = {
+TEXTS: Mapping[str, tuple[str, str]] = {
     "title": ("Ask about pictures", "看图问答"),
     "welcome": (
         "Show the assistant a picture and ask about it.",
@@ -107,6 +107,6 @@ ERRORS: Mapping[str, str] = {
 """In Chinese, by code; in English the server's own text is shown."""
 
 
-def said(name: str, language: Language) -> str:
+def translate(name: str, language: Language) -> str:
     """Return what the page says in a language."""
-    return WORDS[name][0 if language == "en" else 1]
+    return TEXTS[name][0 if language == "en" else 1]

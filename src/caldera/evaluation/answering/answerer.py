@@ -13,7 +13,7 @@ ChooseBy = Literal["generation", "letter", "option", "option-mean"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Asking:
+class AnswerConfig:
     """How items are asked."""
 
     temperature: float = 0.0
@@ -26,7 +26,7 @@ class Asking:
     max_new_tokens: int | None = None
     """Longest answer; the task's own length if None."""
 
-    choose_by: ChooseBy = "generation"
+    choice_method: ChooseBy = "generation"
     """How an option is chosen where there are some: the model writes its answer, or the likeliest is taken: of the
     options' letters, of their words, or of their words by the token. Only a model folder tells how likely they are."""
 
@@ -41,7 +41,7 @@ class Asking:
     """Seconds for one request."""
 
     retries: int = 5
-    give_up_after: int = 20
+    max_consecutive_failures: int = 20
     """Items that fail in a row before a server is asked no more."""
 
     limit_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
@@ -53,8 +53,10 @@ class Asking:
         Raises:
             UsageError: A setting cannot be.
         """
-        if self.choose_by not in (known := ("generation", "letter", "option", "option-mean")):
-            raise UsageError(f"choose_by is {self.choose_by!r}; write one of {', '.join(known)}")
+        if self.choice_method not in (known := ("generation", "letter", "option", "option-mean")):
+            raise UsageError(
+                f"choose_by is {self.choice_method!r}; write one of {', '.join(known)}"
+            )
         for name in ("batch_size", "give_up_after"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -66,17 +68,17 @@ class Answer:
 
     id: str
     text: str = ""
-    failed: str = ""
+    error: str = ""
     """Why there is no answer; empty where there is one. A failed item is never scored."""
 
-    weights: tuple[tuple[float, int], ...] = ()
+    option_log_likelihoods: tuple[tuple[float, int], ...] = ()
     """Of each option, in the order shown: its log-likelihood in nats, and its tokens."""
 
-    by: str = ""
+    model: str = ""
     """The model as a server names it; empty where a model folder answered."""
 
 
-Took = Callable[[Sequence[Answer]], None]
+OnAnswers = Callable[[Sequence[Answer]], None]
 """Is given answers as they come."""
 
 
@@ -89,7 +91,7 @@ class Answerer(Protocol):
         ...
 
     @property
-    def facts(self) -> Mapping[str, str]:
+    def model_info(self) -> Mapping[str, str]:
         """What else a reader of the scores wants to know of it."""
         ...
 
@@ -115,7 +117,7 @@ class Answerer(Protocol):
         self,
         items: Sequence[Item],
         done: Collection[str],
-        took: Took,
+        on_answers: OnAnswers,
         *,
         folder: Path,
         max_new_tokens: int,
@@ -136,7 +138,7 @@ class Answerer(Protocol):
         ...
 
 
-def letter_of(item: Item, option: int) -> str:
+def option_letter(item: Item, option: int) -> str:
     """Return the letter of an item's option.
 
     Raises:

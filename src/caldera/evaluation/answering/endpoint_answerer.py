@@ -10,19 +10,19 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from caldera.batches.picture_files import decode_picture, picture_head, read_bytes
-from caldera.conversation import Picture, Turn
-from caldera.errors import CalderaError, TeacherError, UsageError
-from caldera.evaluation.answering.answerer import Answer, Asking, Took
+from caldera.batches.picture_files import decode_image, read_bytes, read_image_header
+from caldera.conversation import ImageRef, Turn
+from caldera.errors import CalderaError, LLMClientError, UsageError
+from caldera.evaluation.answering.answerer import Answer, AnswerConfig, OnAnswers
 from caldera.evaluation.benchmark import Item
-from caldera.instructions.asking.endpoint import Declined, Reply, Sending
-from caldera.instructions.asking.openai_endpoint import OpenAIEndpoint
-from caldera.instructions.asking.patience import NoReply, Patience
-from caldera.instructions.asking.waiting import Pace
+from caldera.instructions.asking.endpoint import Reply, RequestConfig, RequestRejected
+from caldera.instructions.asking.openai_endpoint import OpenAIClient
+from caldera.instructions.asking.patience import Retrier, RetriesExhausted
+from caldera.instructions.asking.waiting import RateLimiter
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Server:
+class ServerAddress:
     """Where a model is asked."""
 
     url: str
@@ -34,22 +34,22 @@ class Server:
     key: SecretStr | None = None
 
 
-class EndpointAnswerer:
+class ServerAnswerer:
     """Answers by asking a server, many items at a time."""
 
-    def __init__(self, server: Server, asking: Asking) -> None:
+    def __init__(self, server: ServerAddress, asking: AnswerConfig) -> None:
         """Find out which model is asked.
 
         Raises:
             UsageError: The address or a setting cannot be, or it is not clear which model is meant.
             TeacherError: The server was asked what it serves, and does not say.
         """
-        if asking.choose_by != "generation":
+        if asking.choice_method != "generation":
             raise UsageError(
-                f"choose_by={asking.choose_by} needs a model folder; a server does not tell how likely an answer is"
+                f"choose_by={asking.choice_method} needs a model folder; a server does not tell how likely an answer is"
             )
         self._server, self._asking = server, asking
-        self._model = server.model or asyncio.run(self._only_model())
+        self._model = server.model or asyncio.run(self._single_served_model())
         self._failed_in_a_row = 0
 
     @property
@@ -64,11 +64,11 @@ class EndpointAnswerer:
             "image mode": "the server's; pictures are sent as their files are",
             "temperature": str(asking.temperature),
             **drawn,
-            "choose_by": asking.choose_by,
+            "choose_by": asking.choice_method,
         }
 
     @property
-    def facts(self) -> Mapping[str, str]:
+    def model_info(self) -> Mapping[str, str]:
         """Nothing: what a server is is known only by its answers."""
         return {}
 
@@ -91,7 +91,7 @@ class EndpointAnswerer:
         self,
         items: Sequence[Item],
         done: Collection[str],
-        took: Took,
+        on_answers: OnAnswers,
         *,
         folder: Path,
         max_new_tokens: int,
@@ -102,15 +102,15 @@ class EndpointAnswerer:
             TeacherError: The server answers nothing any more; what was answered was handed over.
         """
         waiting = iter([item for item in items if item.id not in done])
-        asyncio.run(self._ask_all(waiting, took, folder, self._sending(max_new_tokens)))
+        asyncio.run(self._ask_all(waiting, on_answers, folder, self._sending(max_new_tokens)))
 
     async def _ask_all(
-        self, waiting: Iterator[Item], took: Took, folder: Path, sending: Sending
+        self, waiting: Iterator[Item], took: OnAnswers, folder: Path, sending: RequestConfig
     ) -> None:
         """Have workers ask until nothing waits."""
         endpoint = self._endpoint(self._model, sending)
-        pace = Pace(sending.requests_per_minute)
-        patience = Patience(sending, pace, asyncio.sleep)
+        pace = RateLimiter(sending.requests_per_minute)
+        patience = Retrier(sending, pace, asyncio.sleep)
 
         async def work() -> None:
             for item in waiting:
@@ -127,7 +127,7 @@ class EndpointAnswerer:
             await endpoint.close()
 
     async def _ask_one(
-        self, item: Item, folder: Path, endpoint: OpenAIEndpoint, waits: tuple[Patience, Pace]
+        self, item: Item, folder: Path, endpoint: OpenAIClient, waits: tuple[Retrier, RateLimiter]
     ) -> Answer:
         """Ask one item until it has an answer, or fails.
 
@@ -139,20 +139,20 @@ class EndpointAnswerer:
             urls = iter([_data_url(folder / path) for path in item.conversation.pictures])
             messages = _messages(item, urls)
         except CalderaError as fault:
-            return Answer(item.id, failed=str(fault))
+            return Answer(item.id, error=str(fault))
 
         async def send() -> Reply:
-            await pace.turn(0)
-            return await endpoint.ask(item.id, messages)
+            await pace.acquire(0)
+            return await endpoint.complete(item.id, messages)
 
         try:
-            reply = await patience.reply(item.id, send)
-        except (Declined, NoReply) as no:
+            reply = await patience.run(item.id, send)
+        except (RequestRejected, RetriesExhausted) as no:
             self._failed_in_a_row += 1
-            return Answer(item.id, failed=str(no))
+            return Answer(item.id, error=str(no))
         self._failed_in_a_row = 0
         text = reply.text.encode("utf-8", "replace").decode().strip()
-        return Answer(item.id, text, by=reply.model)
+        return Answer(item.id, text, model=reply.model)
 
     def _stop_if_all_fail(self) -> None:
         """End a run that meets nothing but failure.
@@ -160,36 +160,36 @@ class EndpointAnswerer:
         Raises:
             TeacherError: Too many items failed one after another.
         """
-        if self._failed_in_a_row >= self._asking.give_up_after:
-            raise TeacherError(
+        if self._failed_in_a_row >= self._asking.max_consecutive_failures:
+            raise LLMClientError(
                 f"{self._failed_in_a_row} items in a row failed at {self._server.url}; what was answered is kept, and "
                 "once that is mended the same command goes on"
             )
 
-    def _sending(self, max_new_tokens: int) -> Sending:
+    def _sending(self, max_new_tokens: int) -> RequestConfig:
         """Say how requests are sent.
 
         Raises:
             UsageError: A setting is out of its range.
         """
         asking, draws = self._asking, self._asking.temperature > 0
-        return Sending(
+        return RequestConfig(
             concurrency=asking.concurrency,
             requests_per_minute=asking.requests_per_minute,
             temperature=asking.temperature,
             top_p=asking.top_p if draws else None,
             seed=asking.seed if draws else None,
             max_tokens=max_new_tokens,
-            limit_name=asking.limit_name,
+            max_tokens_field=asking.limit_name,
             timeout=asking.timeout,
             retries=asking.retries,
         )
 
-    def _endpoint(self, model: str, sending: Sending) -> OpenAIEndpoint:
+    def _endpoint(self, model: str, sending: RequestConfig) -> OpenAIClient:
         """Make a client."""
-        return OpenAIEndpoint(self._server.url, model, self._server.key, sending, called="server")
+        return OpenAIClient(self._server.url, model, self._server.key, sending, label="server")
 
-    async def _only_model(self) -> str:
+    async def _single_served_model(self) -> str:
         """Ask for the model, where there is only one.
 
         Raises:
@@ -211,17 +211,18 @@ class EndpointAnswerer:
 def _messages(item: Item, shown: Iterator[str]) -> list[dict[str, Any]]:
     """Write an item as messages, with the next of `shown` where a picture stands."""
     return [
-        {"role": turn.speaker, "content": _content(turn, shown)} for turn in item.conversation.turns
+        {"role": turn.role, "content": _message_content(turn, shown)}
+        for turn in item.conversation.turns
     ]
 
 
-def _content(turn: Turn, shown: Iterator[str]) -> str | list[dict[str, Any]]:
+def _message_content(turn: Turn, shown: Iterator[str]) -> str | list[dict[str, Any]]:
     """Write a turn: text alone as it is, else parts; a line end that parts text from a picture falls away."""
     if not turn.pictures:
         return turn.text
     parts: list[dict[str, Any]] = []
     for part in turn.parts:
-        if isinstance(part, Picture):
+        if isinstance(part, ImageRef):
             parts.append({"type": "image_url", "image_url": {"url": next(shown)}})
         elif text := part.strip():
             parts.append({"type": "text", "text": text})
@@ -235,6 +236,6 @@ def _data_url(path: Path) -> str:
         PictureError: It cannot be used.
     """
     content = read_bytes(path)
-    decode_picture(content, str(path))  # refuses what no server should get
-    kind = picture_head(content, str(path))[0].lower()
+    decode_image(content, str(path))  # refuses what no server should get
+    kind = read_image_header(content, str(path))[0].lower()
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -7,22 +7,22 @@ from pathlib import Path
 
 from caldera import __version__
 from caldera.errors import CalderaError, InputError
-from caldera.evaluation.answering.answerer import Answer, Asking, Took, letter_of
-from caldera.evaluation.answering.seen_pictures import SeenPictures, blocks_of
+from caldera.evaluation.answering.answerer import Answer, AnswerConfig, OnAnswers, option_letter
+from caldera.evaluation.answering.seen_pictures import ImageFeatureCache, split_by_images
 from caldera.evaluation.benchmark import Item
-from caldera.inference.generate import Generator
-from caldera.inference.likelihood import AnsweredPrompt, Likelihood, Weigher
-from caldera.inference.prompts import PathPrompt
-from caldera.inference.sampling import Sampling
-from caldera.model.folder import Assistant, load_assistant
-from caldera.training.devices import Compute
+from caldera.inference.generate import BatchGenerator
+from caldera.inference.likelihood import Likelihood, LikelihoodScorer, ScoredContinuation
+from caldera.inference.prompts import FilePrompt
+from caldera.inference.sampling import SamplingParams
+from caldera.model.folder import LlavaBundle, load_model_folder
+from caldera.training.devices import DeviceConfig
 
 
-class EngineAnswerer:
+class LocalModelAnswerer:
     """Answers with an assistant of our own."""
 
     def __init__(
-        self, assistant: Assistant, digest: str, *, asking: Asking, compute: Compute
+        self, assistant: LlavaBundle, digest: str, *, asking: AnswerConfig, compute: DeviceConfig
     ) -> None:
         """Answer with `assistant`, whose folder has this digest.
 
@@ -32,9 +32,9 @@ class EngineAnswerer:
         self._assistant, self._asking, self._compute = assistant, asking, compute
         self._sampling(1)  # refuses what cannot be, before anything is loaded or asked
         assistant.model.to(compute.device)
-        self._seen = SeenPictures(assistant)
-        self._generator = Generator(assistant, self._seen)
-        self._weigher = Weigher(assistant, self._seen)
+        self._seen = ImageFeatureCache(assistant)
+        self._generator = BatchGenerator(assistant, self._seen)
+        self._weigher = LikelihoodScorer(assistant, self._seen)
         self._digest = digest
 
     @property
@@ -47,17 +47,17 @@ class EngineAnswerer:
             "model": self._digest,
             "caldera": __version__,
             "template": self._assistant.card.template,
-            "image mode": self._assistant.card.aspect,
+            "image mode": self._assistant.card.image_aspect,
             "dtype": str(self._compute.dtype).removeprefix("torch."),
             "device": self._compute.device.type,
             "temperature": str(asking.temperature),
             **drawn,
-            "choose_by": asking.choose_by,
+            "choose_by": asking.choice_method,
             "batch_size": str(asking.batch_size),
         }
 
     @property
-    def facts(self) -> Mapping[str, str]:
+    def model_info(self) -> Mapping[str, str]:
         """The stage that wrote the model."""
         card = self._assistant.card
         return {"stage": card.stage or "joined only", "projector": card.projector}
@@ -78,13 +78,13 @@ class EngineAnswerer:
         Raises:
             CalderaError: The template has no place for it.
         """
-        return self._generator.written(item.conversation)
+        return self._generator.prompt_text(item.conversation)
 
     def ask(
         self,
         items: Sequence[Item],
         done: Collection[str],
-        took: Took,
+        on_answers: OnAnswers,
         *,
         folder: Path,
         max_new_tokens: int,
@@ -96,45 +96,49 @@ class EngineAnswerer:
         """
         sampling = self._sampling(max_new_tokens)
         with self._compute.autocast():
-            for block in blocks_of(items, self._seen.most):
+            for block in split_by_images(items, self._seen.capacity):
                 for planned in self._batches(block):
                     batch = [item for item in planned if item.id not in done]
                     if batch:
-                        took(self._answer(batch, folder, sampling))
-                self._seen.forget()
+                        on_answers(self._answer(batch, folder, sampling))
+                self._seen.clear()
 
     def _batches(self, block: Sequence[Item]) -> Iterator[list[Item]]:
         """Yield items of like length together, so that little is padded."""
-        order = sorted(block, key=lambda item: len(self._generator.written(item.conversation)))
+        order = sorted(block, key=lambda item: len(self._generator.prompt_text(item.conversation)))
         for at in range(0, len(order), self._asking.batch_size):
             yield order[at : at + self._asking.batch_size]
 
-    def _answer(self, batch: Sequence[Item], folder: Path, sampling: Sampling) -> list[Answer]:
+    def _answer(
+        self, batch: Sequence[Item], folder: Path, sampling: SamplingParams
+    ) -> list[Answer]:
         """Answer a batch; items that cannot be asked fail alone."""
-        ready = _Ready()
+        ready = _PreparedBatch()
         for item in batch:
             try:
-                self._make_ready(item, folder, sampling, ready)
+                self._prepare(item, folder, sampling, ready)
             except CalderaError as fault:
-                ready.failed.append(Answer(item.id, failed=str(fault)))
+                ready.failed.append(Answer(item.id, error=str(fault)))
         answers = ready.failed
         if ready.prompts:
-            texts = self._generator.answer([prompt for _, prompt in ready.prompts], sampling)
+            texts = self._generator.generate([prompt for _, prompt in ready.prompts], sampling)
             names = [item.id for item, _ in ready.prompts]
             answers += [Answer(name, text) for name, text in zip(names, texts, strict=True)]
-        answers += [self._choose(item, options) for item, options in ready.options]
+        answers += [self._choose_option(item, options) for item, options in ready.options]
         return answers
 
-    def _make_ready(self, item: Item, folder: Path, sampling: Sampling, ready: "_Ready") -> None:
+    def _prepare(
+        self, item: Item, folder: Path, sampling: SamplingParams, ready: "_PreparedBatch"
+    ) -> None:
         """Render what is asked about an item and look at its pictures.
 
         Raises:
             CalderaError: A picture cannot be used, or the item is too long for the model.
         """
-        self._seen.see([folder / path for path in item.conversation.pictures])
-        if item.choices and self._asking.choose_by != "generation":
+        self._seen.run([folder / path for path in item.conversation.pictures])
+        if item.choices and self._asking.choice_method != "generation":
             options = [
-                letter_of(item, at) if self._asking.choose_by == "letter" else option
+                option_letter(item, at) if self._asking.choice_method == "letter" else option
                 for at, option in enumerate(item.choices)
             ]
             weighed = [
@@ -146,25 +150,25 @@ class EngineAnswerer:
         self._generator.check_fit([prompt], sampling)
         ready.prompts.append((item, prompt))
 
-    def _choose(self, item: Item, options: Sequence[AnsweredPrompt]) -> Answer:
+    def _choose_option(self, item: Item, options: Sequence[ScoredContinuation]) -> Answer:
         """Choose the likeliest option and answer with its letter; the first of equals."""
-        weights = self._weigher.weigh(options)
+        weights = self._weigher.score(options)
 
         def weight(one: Likelihood) -> float:
-            return one.per_token if self._asking.choose_by == "option-mean" else one.total
+            return one.per_token if self._asking.choice_method == "option-mean" else one.sum
 
         best = max(range(len(weights)), key=lambda at: weight(weights[at]))
         told = tuple((one.total, one.tokens) for one in weights)
-        return Answer(item.id, letter_of(item, best), weights=told)
+        return Answer(item.id, option_letter(item, best), option_log_likelihoods=told)
 
-    def _sampling(self, max_new_tokens: int) -> Sampling:
+    def _sampling(self, max_new_tokens: int) -> SamplingParams:
         """Say how tokens are chosen.
 
         Raises:
             UsageError: A setting is out of its range.
         """
         asking = self._asking
-        return Sampling(
+        return SamplingParams(
             temperature=asking.temperature,
             top_p=asking.top_p,
             seed=asking.seed,
@@ -173,26 +177,30 @@ class EngineAnswerer:
 
 
 @dataclass(slots=True)
-class _Ready:
+class _PreparedBatch:
     """What of a batch can be asked, and what cannot."""
 
-    prompts: list[tuple[Item, PathPrompt]] = field(default_factory=list)
-    options: list[tuple[Item, list[AnsweredPrompt]]] = field(default_factory=list)
+    prompts: list[tuple[Item, FilePrompt]] = field(default_factory=list)
+    options: list[tuple[Item, list[ScoredContinuation]]] = field(default_factory=list)
     failed: list[Answer] = field(default_factory=list)
 
 
-def open_engine(folder: Path, *, asking: Asking, compute: Compute) -> EngineAnswerer:
+def load_answerer(
+    folder: Path, *, asking: AnswerConfig, compute: DeviceConfig
+) -> LocalModelAnswerer:
     """Load a model folder to answer with.
 
     Raises:
         ModelFolderError: It cannot be loaded.
         UsageError: It cannot be asked in this way.
     """
-    assistant = load_assistant(folder)
-    return EngineAnswerer(assistant, folder_digest(folder), asking=asking, compute=compute)
+    assistant = load_model_folder(folder)
+    return LocalModelAnswerer(
+        assistant, digest_model_folder(folder), asking=asking, compute=compute
+    )
 
 
-def folder_digest(folder: Path) -> str:
+def digest_model_folder(folder: Path) -> str:
     """Return the sha256 of all that a model folder holds: weights, settings and words.
 
     Raises:

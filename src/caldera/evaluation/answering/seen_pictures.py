@@ -12,7 +12,7 @@ from torch import Tensor
 
 from caldera.batches.picture_files import open_picture
 from caldera.evaluation.benchmark import Item
-from caldera.model.folder import Assistant
+from caldera.model.folder import LlavaBundle
 
 MAX_BYTES = 1 << 30
 """Of features that are kept at a time; some 450 pictures of CLIP ViT-L/14 at 336 pixels in fp32."""
@@ -21,26 +21,26 @@ _BYTES = 4
 """Of a number, in fp32."""
 
 
-class SeenPictures:
+class ImageFeatureCache:
     """The features of pictures that were looked at since the last `forget`."""
 
-    def __init__(self, assistant: Assistant) -> None:
+    def __init__(self, assistant: LlavaBundle) -> None:
         """Look at pictures with an assistant's tower, where that is."""
         self._processor = assistant.processor
         self._vision = assistant.model.vision
         self._features: dict[Path, Tensor] = {}
 
     @property
-    def most(self) -> int:
+    def capacity(self) -> int:
         """Pictures whose features may be kept together."""
         side = self._processor.side
         tiles = [across * down // side**2 for across, down in self._processor.pinpoints]
         views = 1 + max(tiles, default=0)
-        each = views * self._vision.image_tokens * self._vision.width * _BYTES
+        each = views * self._vision.tokens_per_view * self._vision.width * _BYTES
         return max(1, MAX_BYTES // each)
 
     @torch.inference_mode()
-    def see(self, paths: Sequence[Path]) -> None:
+    def run(self, paths: Sequence[Path]) -> None:
         """Look at pictures that were not looked at yet.
 
         Raises:
@@ -52,18 +52,18 @@ class SeenPictures:
                 pixels = self._processor(open_picture(path))  # (views, channels, height, width)
                 self._features[path] = self._vision(pixels.to(device)).cpu()
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Let go of them."""
         self._features.clear()
 
     def __call__(self, paths: Sequence[Path]) -> Tensor:
         """Return features, (views, patches, vision width)."""
         if not paths:
-            return torch.zeros(0, self._vision.image_tokens, self._vision.width)
+            return torch.zeros(0, self._vision.tokens_per_view, self._vision.width)
         return torch.cat([self._features[path] for path in paths])
 
 
-def blocks_of(items: Sequence[Item], most: int) -> Iterator[list[Item]]:
+def split_by_images(items: Sequence[Item], most: int) -> Iterator[list[Item]]:
     """Yield all items in blocks about at most `most` pictures each, those about a picture together, else in order.
 
     An item about more pictures than that is a block of its own. Where all pictures are few enough, the only block is

@@ -12,17 +12,17 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from caldera.datasets.vqa import checked
+from caldera.datasets.vqa import validate
 from caldera.errors import InputError
 from caldera.evaluation.answer_files import read_answers
 from caldera.evaluation.benchmark import Item, Score, check_answers
 from caldera.evaluation.benchmarks.task import Sources, Task
 from caldera.evaluation.bleu import bleu
-from caldera.evaluation.cider import cider_d_of_each
-from caldera.evaluation.official_files import need, read_json, read_rows
+from caldera.evaluation.cider import cider_d_per_image
+from caldera.evaluation.official_files import read_json, read_rows, require_fields
 from caldera.evaluation.rouge import mean_rouge_l
 from caldera.evaluation.shares import mean
-from caldera.evaluation.short_answers import asking
+from caldera.evaluation.short_answers import question_turn
 
 PROMPT = "Provide a one-sentence caption for the provided image."
 """What the mix of LLaVA-1.5 asks of TextCaps (P2, table 7)."""
@@ -49,7 +49,7 @@ class Captions:
         """
         check_answers(self.items, answers)
         references = {item.id: item.references for item in self.items}
-        cider = cider_d_of_each(answers, references)
+        cider = cider_d_per_image(answers, references)
         marks = {name: value / _HIGHEST for name, value in cider.items()}
         unread = {
             name: "the caption is empty; it shares no word with any" for name in references if not answers[name].strip()
@@ -83,33 +83,35 @@ class _Caption(_Wire):
     caption: str
 
 
-def read(sources: Sources) -> Captions:
+def load_questions(sources: Sources) -> Captions:
     """Read the pictures and what people wrote of them.
 
     Raises:
         UsageError: No file was given.
         InputError: It is missing or broken, or a picture has no caption.
     """
-    path = sources.truth or sources.need_questions(_FILE)
+    path = sources.annotations or sources.need_questions(_FILE)
     pictures, captions = (_from_table if path.suffix in (".csv", ".tsv") else _from_coco)(path)
     if bare := len(pictures.keys() - captions.keys()):
         raise InputError(f"{path}: {bare} pictures have no caption; remove them")
     return Captions(
         [
-            Item(name, "caption", "caption", asking(name, file, PROMPT), tuple(captions[name]))
+            Item(
+                name, "caption", "caption", question_turn(name, file, PROMPT), tuple(captions[name])
+            )
             for name, file in pictures.items()
         ]
     )
 
 
-def score_files(sources: Sources, answers: Path) -> Score:
+def score_answer_files(sources: Sources, answers: Path) -> Score:
     """Score a list of captions by picture.
 
     Raises:
         UsageError: No file of what people wrote was given.
         InputError: A file is missing or broken, or captions and pictures do not belong together.
     """
-    return read(sources).score(read_answers(answers))
+    return load_questions(sources).score(read_answers(answers))
 
 
 def _from_coco(path: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
@@ -119,13 +121,14 @@ def _from_coco(path: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
         raise InputError(
             f"{path} should hold an object with images and annotations, as COCO's captions_SPLIT.json does"
         )
-    need(content, ("images", "annotations"), str(path))
+    require_fields(content, ("images", "annotations"), str(path))
     images = [
-        checked(_Image, entry, f"{path}: images.{at}") for at, entry in enumerate(content["images"])
+        validate(_Image, entry, f"{path}: images.{at}")
+        for at, entry in enumerate(content["images"])
     ]
     captions: dict[str, list[str]] = {}
     for at, entry in enumerate(content["annotations"]):
-        one = checked(_Caption, entry, f"{path}: annotations.{at}")
+        one = validate(_Caption, entry, f"{path}: annotations.{at}")
         captions.setdefault(str(one.image_id), []).append(one.caption)
     return {str(image.id): image.file_name for image in images}, captions
 
@@ -134,7 +137,7 @@ def _from_table(path: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
     """Return file names and captions by file name."""
     captions: dict[str, list[str]] = {}
     for where, row in read_rows(path):
-        need(row, ("image", "caption"), where)
+        require_fields(row, ("image", "caption"), where)
         captions.setdefault(row["image"], []).append(row["caption"])
     return {name: name for name in captions}, captions
 
@@ -143,10 +146,10 @@ CAPTIONS = Task(
     name="captions",
     title="Captions",
     measures="how close captions come to what people write of a picture",
-    size="any COCO file of captions: 5,000 pictures of the Karpathy test split, 40,504 of val2014 (cocodataset.org)",
+    description="any COCO file of captions: 5,000 pictures of the Karpathy test split, 40,504 of val2014 (cocodataset.org)",
     chance={},
-    headline="CIDEr",
-    files=f"--truth {_FILE}",
-    read=read,
-    score_files=score_files,
+    primary_metric="CIDEr",
+    required_files=f"--truth {_FILE}",
+    load=load_questions,
+    score_answer_files=score_answer_files,
 )

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from caldera.datasets.vqa import checked
+from caldera.datasets.vqa import validate
 from caldera.errors import InputError
 from caldera.evaluation.answer_files import read_answers
 from caldera.evaluation.benchmark import Item, Score
 from caldera.evaluation.benchmarks.task import Sources, Task
 from caldera.evaluation.official_files import read_json
-from caldera.evaluation.short_answers import ShortAnswers, asking_shortly
+from caldera.evaluation.short_answers import ShortAnswers, short_answer_turn
 
 _FILE = "testdev_balanced_questions.json"
 
@@ -41,24 +41,24 @@ class _Question(_Wire):
     balanced: bool = Field(alias="isBalanced", default=True)
 
 
-def read(sources: Sources) -> ShortAnswers:
+def load_questions(sources: Sources) -> ShortAnswers:
     """Read the questions with their answers.
 
     Raises:
         UsageError: No questions were given.
         InputError: The file is missing or broken.
     """
-    return _read(sources, as_submitted)
+    return _load(sources, as_submitted)
 
 
-def score_files(sources: Sources, answers: Path) -> Score:
+def score_answer_files(sources: Sources, answers: Path) -> Score:
     """Score LLaVA's answers (`.jsonl`, or a folder), or a file as handed in (`.json`).
 
     Raises:
         UsageError: No questions were given.
         InputError: A file is missing or broken, or answers and questions do not belong together.
     """
-    benchmark = _read(sources, str if answers.suffix == ".json" else as_submitted)
+    benchmark = _load(sources, str if answers.suffix == ".json" else as_submitted)
     return benchmark.score(read_answers(answers))
 
 
@@ -71,19 +71,19 @@ def _exactly(answer: str, right: Sequence[str]) -> float:
     return float(answer == right[0])
 
 
-def _read(sources: Sources, prepare: Callable[[str], str]) -> ShortAnswers:
-    path = sources.truth or sources.need_questions(_FILE)
+def _load(sources: Sources, prepare: Callable[[str], str]) -> ShortAnswers:
+    path = sources.annotations or sources.need_questions(_FILE)
     content = read_json(path)
     if not isinstance(content, dict) or not content:
         raise InputError(f"{path} should hold an object of questions by id, as {_FILE} does")
     questions = {
-        name: checked(_Question, entry, f"{path}: {name}") for name, entry in content.items()
+        name: validate(_Question, entry, f"{path}: {name}") for name, entry in content.items()
     }
     return ShortAnswers(
         name="gqa",
-        items=[_item(name, one) for name, one in questions.items() if one.balanced],
-        worth=_exactly,
-        prepare=prepare,
+        items=[_to_item(name, one) for name, one in questions.items() if one.balanced],
+        accuracy=_exactly,
+        normalize=prepare,
         groups={
             "": "answer: ",
             "accuracyPerStructuralType": "structural: ",
@@ -92,8 +92,8 @@ def _read(sources: Sources, prepare: Callable[[str], str]) -> ShortAnswers:
     )
 
 
-def _item(name: str, question: _Question) -> Item:
-    conversation = asking_shortly(name, f"{question.image}.jpg", question.question)
+def _to_item(name: str, question: _Question) -> Item:
+    conversation = short_answer_turn(name, f"{question.image}.jpg", question.question)
     right = () if question.answer is None else (question.answer,)
     if question.types is None:
         return Item(name, "unknown", "gqa", conversation, right)
@@ -113,11 +113,13 @@ GQA = Task(
     name="gqa",
     title="GQA",
     measures="whether questions that need several steps of looking are answered exactly",
-    size="12,578 questions about 398 pictures of testdev_balanced (cs.stanford.edu/people/dorarad/gqa)",
+    description="12,578 questions about 398 pictures of testdev_balanced (cs.stanford.edu/people/dorarad/gqa)",
     chance={},
-    headline="accuracy",
-    files=f"--questions {_FILE}",
-    layout=Sources(questions=Path("testdev_balanced_questions.json"), pictures=Path("images")),
-    read=read,
-    score_files=score_files,
+    primary_metric="accuracy",
+    required_files=f"--questions {_FILE}",
+    default_files=Sources(
+        questions=Path("testdev_balanced_questions.json"), pictures=Path("images")
+    ),
+    load=load_questions,
+    score_answer_files=score_answer_files,
 )

@@ -9,22 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caldera.conversation import Conversation, Picture, Turn
+from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import InputError
 from caldera.evaluation.answer_files import read_answers
 from caldera.evaluation.benchmark import Item, Score, check_answers
-from caldera.evaluation.benchmarks.task import Judging, Sources, Task
+from caldera.evaluation.benchmarks.task import JudgeSpec, Sources, Task
 from caldera.evaluation.judging.protocols import (
     DESCRIPTION,
     FIVE_SENTENCES,
     PAIR_PROTOCOLS,
-    Case,
+    JudgeCase,
 )
-from caldera.evaluation.judging.relative import score_pairs
-from caldera.evaluation.judging.reviews import PREFIX, read_reviews, review_lines
-from caldera.evaluation.judging.runs import over_runs
-from caldera.evaluation.judging.verdicts import Verdict, verdict_on
-from caldera.evaluation.official_files import listed, need, read_records
+from caldera.evaluation.judging.relative import relative_scores
+from caldera.evaluation.judging.reviews import PREFIX, format_reviews, read_reviews
+from caldera.evaluation.judging.runs import average_runs
+from caldera.evaluation.judging.verdicts import Verdict, parse_verdict
+from caldera.evaluation.official_files import join_names, read_records, require_fields
 
 _CATEGORIES = ("conv", "detail", "complex")
 
@@ -46,9 +46,10 @@ class LlavaBench:
         check_answers(self.items, answers)
         protocol = PAIR_PROTOCOLS["paper"]
         verdicts = [
-            verdict_on(item.id, item.kind, answers[item.id], protocol.read) for item in self.items
+            parse_verdict(item.id, item.category, answers[item.id], protocol.read)
+            for item in self.items
         ]
-        return over_runs([score_pairs(verdicts)], "overall")
+        return average_runs([relative_scores(verdicts)], "overall")
 
 
 def _questions(sources: Sources) -> dict[str, dict[str, Any]]:
@@ -60,7 +61,7 @@ def _questions(sources: Sources) -> dict[str, dict[str, Any]]:
     path = sources.need_questions("the official questions (question_id, image, text, category)")
     questions: dict[str, dict[str, Any]] = {}
     for where, record in read_records(path):
-        need(record, ("question_id", "image", "text", "category"), where)
+        require_fields(record, ("question_id", "image", "text", "category"), where)
         if record["category"] not in _CATEGORIES:
             raise InputError(
                 f"{where}: category is {record['category']!r}; expected one of {', '.join(_CATEGORIES)}"
@@ -71,17 +72,17 @@ def _questions(sources: Sources) -> dict[str, dict[str, Any]]:
     return questions
 
 
-def _read(sources: Sources, name: str) -> LlavaBench:
+def _load(sources: Sources, name: str) -> LlavaBench:
     """Make items of the questions; with --truth, the reference answers stand in them."""
     questions = _questions(sources)
-    truth = read_answers(sources.truth) if sources.truth else {}
+    truth = read_answers(sources.annotations) if sources.annotations else {}
     items = [
         Item(
             id=key,
-            kind=record["category"],
-            form=record["category"],
+            category=record["category"],
+            question_type=record["category"],
             conversation=Conversation(
-                key, (Turn("user", (Picture(record["image"]), f"\n{record['text']}")),)
+                key, (Turn("user", (ImageRef(record["image"]), f"\n{record['text']}")),)
             ),
             references=(truth[key],) if key in truth else (),
         )
@@ -101,44 +102,44 @@ def _contexts(sources: Sources) -> dict[str, tuple[str, str]]:
     )
     contexts: dict[str, tuple[str, str]] = {}
     for where, record in read_records(path):
-        need(record, ("image",), where)
+        require_fields(record, ("image",), where)
         if "caption" in record:
             contexts[record["image"]] = (str(record["caption"]), DESCRIPTION)
             continue
-        need(record, ("captions", "instances"), where)
+        require_fields(record, ("captions", "instances"), where)
         boxes = [f"{thing['category']}: {thing['bbox']}" for thing in record["instances"]]
         text = "\n".join([*map(str, record["captions"]), "", *boxes])
         contexts[record["image"]] = (text, FIVE_SENTENCES)
     return contexts
 
 
-def _cases(sources: Sources, answers: Mapping[str, str]) -> list[Case]:
+def _cases(sources: Sources, answers: Mapping[str, str]) -> list[JudgeCase]:
     """Put each answer beside its question, context and reference.
 
     Raises:
         InputError: Answers, references or contexts are missing, or answers belong to no question.
     """
-    bench = _read(sources, "llava-bench")
+    bench = _load(sources, "llava-bench")
     check_answers(bench.items, answers)
     questions, contexts = _questions(sources), _contexts(sources)
     truth_path = sources.need_truth("the reference answers, such as answers_gpt4.jsonl")
     references = read_answers(truth_path)
     for wanted, there, path in (
         (set(questions), set(references), truth_path),
-        ({record["image"] for record in questions.values()}, set(contexts), sources.context),
+        ({record["image"] for record in questions.values()}, set(contexts), sources.captions),
     ):
         if missing := wanted - there:
-            raise InputError(f"{path} has nothing about {len(missing)}: {listed(missing)}")
+            raise InputError(f"{path} has nothing about {len(missing)}: {join_names(missing)}")
     cases = []
     for key, record in questions.items():
         context, context_is = contexts[record["image"]]
         cases.append(
-            Case(
+            JudgeCase(
                 id=key,
                 category=record["category"],
                 question=record["text"],
                 context=context,
-                context_is=context_is,
+                context_description=context_is,
                 reference=references[key],
                 candidate=answers[key],
             )
@@ -155,24 +156,26 @@ def _score_files(sources: Sources, path: Path) -> Score:
     scores = []
     for run in read_reviews(path):
         if sources.questions:
-            items = _read(sources, "llava-bench").items
+            items = _load(sources, "llava-bench").items
             check_answers(items, {verdict.id: verdict.text for verdict in run.verdicts})
-        score = score_pairs(run.verdicts)
-        score.figures.update(run.figures)
+        score = relative_scores(run.verdicts)
+        score.metrics.update(run.figures)
         scores.append(score)
-    return over_runs(scores, "overall")
+    return average_runs(scores, "overall")
 
 
-def _judging(prefix: str) -> Judging:
+def _judging(prefix: str) -> JudgeSpec:
     """Return how either set is judged; reviews have the `prefix` before categories."""
 
     def files(runs: Sequence[Sequence[Verdict]], judge: str) -> Mapping[str, str]:
         return {
-            f"reviews/run{number}.jsonl": review_lines(verdicts, judge, prefix)
+            f"reviews/run{number}.jsonl": format_reviews(verdicts, judge, prefix)
             for number, verdicts in enumerate(runs, start=1)
         }
 
-    return Judging(protocols=PAIR_PROTOCOLS, cases=_cases, score=score_pairs, files=files)
+    return JudgeSpec(
+        protocols=PAIR_PROTOCOLS, build_cases=_cases, score=relative_scores, files=files
+    )
 
 
 _FILES = (
@@ -184,13 +187,13 @@ LLAVA_BENCH = Task(
     name="llava-bench",
     title="LLaVA-Bench (In-the-Wild)",
     measures="Open answers about 24 varied pictures, next to a text-only model's that knew a description.",
-    size="60 questions (17 conv, 15 detail, 28 complex): "
+    description="60 questions (17 conv, 15 detail, 28 complex): "
     "huggingface.co/datasets/liuhaotian/llava-bench-in-the-wild",
     chance={},
-    headline="overall",
-    read=lambda sources: _read(sources, "llava-bench"),
-    score_files=_score_files,
-    files=_FILES,
+    primary_metric="overall",
+    load=lambda sources: _load(sources, "llava-bench"),
+    score_answer_files=_score_files,
+    required_files=_FILES,
     judging=_judging(PREFIX),
 )
 
@@ -198,11 +201,11 @@ LLAVA_BENCH_COCO = Task(
     name="llava-bench-coco",
     title="LLaVA-Bench (COCO)",
     measures="Open answers about 30 everyday photos, next to a text-only model's that knew captions and boxes.",
-    size="90 questions (30 of each category): github.com/haotian-liu/LLaVA, playground/data/coco2014_val_qa_eval",
+    description="90 questions (30 of each category): github.com/haotian-liu/LLaVA, playground/data/coco2014_val_qa_eval",
     chance={},
-    headline="overall",
-    read=lambda sources: _read(sources, "llava-bench-coco"),
-    score_files=_score_files,
-    files=_FILES,
+    primary_metric="overall",
+    load=lambda sources: _load(sources, "llava-bench-coco"),
+    score_answer_files=_score_files,
+    required_files=_FILES,
     judging=_judging(""),
 )

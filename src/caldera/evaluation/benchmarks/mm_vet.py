@@ -10,17 +10,17 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from caldera.conversation import Conversation, Picture, Turn
+from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import InputError
 from caldera.evaluation.benchmark import Item, Score, check_answers
-from caldera.evaluation.benchmarks.task import Judging, Sources, Task
-from caldera.evaluation.judging.grading import GRADE_PROTOCOLS, GRADES, grade_files
-from caldera.evaluation.judging.protocols import Case
+from caldera.evaluation.benchmarks.task import JudgeSpec, Sources, Task
+from caldera.evaluation.judging.grading import GRADE_PROTOCOLS, GRADES, write_grade_files
+from caldera.evaluation.judging.protocols import JudgeCase
 from caldera.evaluation.judging.relative import ratio_interval
-from caldera.evaluation.judging.runs import over_runs
-from caldera.evaluation.judging.validity import validity
-from caldera.evaluation.judging.verdicts import Verdict, verdict_on
-from caldera.evaluation.official_files import need, read_json
+from caldera.evaluation.judging.runs import average_runs
+from caldera.evaluation.judging.validity import validity_metrics
+from caldera.evaluation.judging.verdicts import Verdict, parse_verdict
+from caldera.evaluation.official_files import read_json, require_fields
 
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 """Recognition, reading, knowledge, writing, places, arithmetic; in the official table's order."""
@@ -42,12 +42,13 @@ class MMVet:
         """
         check_answers(self.items, answers)
         verdicts = [
-            verdict_on(item.id, item.kind, answers[item.id], GRADES.read) for item in self.items
+            parse_verdict(item.id, item.category, answers[item.id], GRADES.read)
+            for item in self.items
         ]
-        return over_runs([score_grades(verdicts)], "total")
+        return average_runs([score_grades(verdicts)], "total")
 
 
-def _read(sources: Sources) -> MMVet:
+def _load(sources: Sources) -> MMVet:
     """Make items of `mm-vet.json`.
 
     Raises:
@@ -62,18 +63,18 @@ def _read(sources: Sources) -> MMVet:
         where = f"{path}: {key}"
         if not isinstance(record, dict):
             raise InputError(f"{where} should be an object, got {str(record)[:40]!r}")
-        need(record, ("imagename", "question", "answer", "capability"), where)
+        require_fields(record, ("imagename", "question", "answer", "capability"), where)
         needed = [name for name in CAPABILITIES if name in record["capability"]]
         if not needed or len(needed) < len(record["capability"]):
             raise InputError(
                 f"{where}: capability is {record['capability']!r}; expected some of {', '.join(CAPABILITIES)}"
             )
-        turn = Turn("user", (Picture(record["imagename"]), f"\n{record['question']}"))
+        turn = Turn("user", (ImageRef(record["imagename"]), f"\n{record['question']}"))
         items.append(
             Item(
                 id=key,
-                kind="_".join(needed),
-                form="_".join(needed),
+                category="_".join(needed),
+                question_type="_".join(needed),
                 conversation=Conversation(key, (turn,)),
                 references=(str(record["answer"]),),
                 slices=tuple(f"capability: {name}" for name in needed),
@@ -82,18 +83,18 @@ def _read(sources: Sources) -> MMVet:
     return MMVet("mm-vet", items)
 
 
-def _cases(sources: Sources, answers: Mapping[str, str]) -> list[Case]:
+def _cases(sources: Sources, answers: Mapping[str, str]) -> list[JudgeCase]:
     """Put each answer beside its question and what is right.
 
     Raises:
         InputError: Answers are missing, or belong to no question.
     """
-    items = _read(sources).items
+    items = _load(sources).items
     check_answers(items, answers)
     return [
-        Case(
+        JudgeCase(
             id=item.id,
-            category=item.kind,
+            category=item.category,
             question=str(item.conversation.turns[0].parts[1]).strip(),
             reference=item.references[0],
             candidate=answers[item.id],
@@ -128,14 +129,14 @@ def score_grades(verdicts: Sequence[Verdict]) -> Score:
         name: 100 * fmean(grades[name]) for name in CAPABILITIES if grades[name]
     }
     figures["integrations"] = {name: 100 * fmean(given) for name, given in sorted(together.items())}
-    figures |= validity(len(verdicts), unread)
+    figures |= validity_metrics(len(verdicts), unread)
     return Score(
         overall,
         {name: fmean(grades[name]) for name in CAPABILITIES if grades[name]},
         {name: len(grades[name]) for name in CAPABILITIES if grades[name]},
-        figures=figures,
-        marks=marks,
-        unread=unread,
+        metrics=figures,
+        item_scores=marks,
+        unparsed=unread,
     )
 
 
@@ -148,7 +149,7 @@ def _score_files(sources: Sources, path: Path) -> Score:
     content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path} should hold an object of grades by id (model, content, score)")
-    items = _read(sources).items
+    items = _load(sources).items
     check_answers(items, content)
     counts = {key: len(_contents(record, f"{path}: {key}")) for key, record in content.items()}
     if len({*counts.values()}) != 1:
@@ -160,7 +161,7 @@ def _score_files(sources: Sources, path: Path) -> Score:
     scores = []
     for run in range(runs):
         verdicts = [
-            verdict_on(item.id, item.kind, content[item.id]["content"][run], GRADES.read)
+            parse_verdict(item.id, item.category, content[item.id]["content"][run], GRADES.read)
             for item in items
         ]
         stored = [content[item.id]["score"][run] for item in items]
@@ -169,9 +170,9 @@ def _score_files(sources: Sources, path: Path) -> Score:
             for verdict, grade in zip(verdicts, stored, strict=True)
         )
         score = score_grades(verdicts)
-        score.figures["stored_otherwise"] = differ
+        score.metrics["stored_otherwise"] = differ
         scores.append(score)
-    return over_runs(scores, "total")
+    return average_runs(scores, "total")
 
 
 def _contents(record: object, where: str) -> list[str]:
@@ -182,7 +183,7 @@ def _contents(record: object, where: str) -> list[str]:
     """
     if not isinstance(record, dict):
         raise InputError(f"{where} should be an object, got {str(record)[:40]!r}")
-    need(record, ("content", "score"), where)
+    require_fields(record, ("content", "score"), where)
     content, score = record["content"], record["score"]
     if not isinstance(content, list) or not isinstance(score, list) or len(content) != len(score):
         raise InputError(f"{where}: content and score should be lists of the same length")
@@ -200,11 +201,13 @@ MM_VET = Task(
     name="mm-vet",
     title="MM-Vet",
     measures="Six capabilities and how they work together, by open answers that a judge grades.",
-    size="218 questions about 200 pictures: github.com/yuweihao/MM-Vet",
+    description="218 questions about 200 pictures: github.com/yuweihao/MM-Vet",
     chance={},
-    headline="total",
-    files="--questions: mm-vet.json; --answers are the judge's grades, which `caldera evaluate judge` writes",
-    read=_read,
-    score_files=_score_files,
-    judging=Judging(protocols=GRADE_PROTOCOLS, cases=_cases, score=score_grades, files=grade_files),
+    primary_metric="total",
+    required_files="--questions: mm-vet.json; --answers are the judge's grades, which `caldera evaluate judge` writes",
+    load=_load,
+    score_answer_files=_score_files,
+    judging=JudgeSpec(
+        protocols=GRADE_PROTOCOLS, build_cases=_cases, score=score_grades, files=write_grade_files
+    ),
 )

@@ -14,26 +14,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from caldera.datasets.science_qa import SENTENCE
+from caldera.datasets.science_qa import LETTER_PROMPT
 from caldera.errors import InputError
 from caldera.evaluation.benchmark import Item, Score
-from caldera.evaluation.benchmarks.task import Sources, Task, scored_by
+from caldera.evaluation.benchmarks.task import Sources, Task, score_by_item_id
 from caldera.evaluation.choice_letters import LETTERS
 from caldera.evaluation.multiple_choice import ask_choice, letters_read, score_letters
-from caldera.evaluation.official_files import each_once, need, read_rows
-from caldera.evaluation.shares import marks_by_group, mean, percent
-from caldera.storage import write_whole
+from caldera.evaluation.official_files import check_unique, read_rows, require_fields
+from caldera.evaluation.shares import mean, scores_by_group, to_percent
+from caldera.storage import write_atomic
 
 _ROTATION = 1_000_000
 """What the index of a row exceeds that of the same question with its choices one place further."""
 
-_LONGEST_INDEX = 9
+_MAX_INDEX = 9
 """Digits of an index; what is longer in the cell of a picture is the picture."""
 
-_EMPTY = ("", "nan", "NaN")
+_MISSING_VALUES = ("", "nan", "NaN")
 """What stands in a cell without a choice or a hint."""
 
-_SENTENCES = {"mmbench": SENTENCE, "mmbench_cn": "请直接回答选项字母。"}
+_SENTENCES = {"mmbench": LETTER_PROMPT, "mmbench_cn": "请直接回答选项字母。"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,27 +54,27 @@ class MmBench:
         rows = score_letters(self.items, letters)
         rotations: dict[str, list[float]] = defaultdict(list)
         for item in self.items:
-            rotations[item.form].append(rows.marks[item.id])
-        first = [item for item in self.items if item.id == item.form]
+            rotations[item.question_type].append(rows.item_scores[item.id])
+        first = [item for item in self.items if item.id == item.question_type]
         marks = {item.id: min(rotations[item.id]) for item in first}
-        groups = marks_by_group(first, marks)
+        groups = scores_by_group(first, marks)
         figures = {
-            "accuracy": percent(mean(marks.values())),
-            "vanilla": percent(mean(rows.marks[item.id] for item in first)),
+            "accuracy": to_percent(mean(marks.values())),
+            "vanilla": to_percent(mean(rows.item_scores[item.id] for item in first)),
         }
-        figures |= {name: percent(mean(group.values())) for name, group in groups.items()}
+        figures |= {name: to_percent(mean(group.values())) for name, group in groups.items()}
         figures |= {
             "questions": len(first),
             "rows": len(self.items),
-            "parse_failures": len(rows.unread),
+            "parse_failures": len(rows.unparsed),
         }
         return replace(
             rows,
             overall=mean(marks.values()),
             by_kind={name: mean(group.values()) for name, group in groups.items()},
             counts={name: len(group) for name, group in groups.items()},
-            figures=figures,
-            marks=marks,
+            metrics=figures,
+            item_scores=marks,
         )
 
 
@@ -84,7 +84,7 @@ def _reader(name: str) -> Callable[[Sources], MmBench]:
     def read(sources: Sources) -> MmBench:
         rows = _rows(sources)
         first = {row["index"]: row for _, row in rows if int(row["index"]) < _ROTATION}
-        return MmBench(name, [_item(row, first, where, _SENTENCES[name]) for where, row in rows])
+        return MmBench(name, [_to_item(row, first, where, _SENTENCES[name]) for where, row in rows])
 
     return read
 
@@ -99,14 +99,14 @@ def _rows(sources: Sources) -> list[tuple[str, dict[str, str]]]:
     path = sources.questions or sources.need_truth("MMBench's table (.tsv)")
     rows = read_rows(path)
     for where, row in rows:
-        need(row, ("index", "question", "A", "B", "answer"), where)
+        require_fields(row, ("index", "question", "A", "B", "answer"), where)
         if not row["index"].isdecimal():
             raise InputError(f"{where}: the index should be a number, got {row['index']!r}")
-    each_once((row["index"] for _, row in rows), path)
+    check_unique((row["index"] for _, row in rows), path)
     return rows
 
 
-def unpack(sources: Sources, folder: Path) -> bool:
+def extract_images(sources: Sources, folder: Path) -> bool:
     """Write the pictures of a table into a folder; those that stand there stay. False where it has none.
 
     Raises:
@@ -114,7 +114,7 @@ def unpack(sources: Sources, folder: Path) -> bool:
         OutputError: It cannot be written.
     """
     rows = [(where, row) for where, row in _rows(sources) if int(row["index"]) < _ROTATION]
-    packed = [(where, row) for where, row in rows if not _elsewhere(row)]
+    packed = [(where, row) for where, row in rows if not _is_reference_row(row)]
     for where, row in packed:
         try:
             content = base64.b64decode(row["image"], validate=True)
@@ -122,24 +122,24 @@ def unpack(sources: Sources, folder: Path) -> bool:
             raise InputError(f"{where}: the picture is not in base64: {error}") from error
         file = folder / _picture(row)
         if not file.exists() or file.read_bytes() != content:
-            write_whole(file, content)
+            write_atomic(file, content)
     return bool(packed)
 
 
-def _elsewhere(row: Mapping[str, str]) -> bool:
+def _is_reference_row(row: Mapping[str, str]) -> bool:
     """Tell whether a row's picture stands in no cell of its own: in a file, or in another row."""
     cell = row.get("image", "")
-    return cell in _EMPTY or (cell.isdecimal() and len(cell) <= _LONGEST_INDEX)
+    return cell in _MISSING_VALUES or (cell.isdecimal() and len(cell) <= _MAX_INDEX)
 
 
 def _picture(row: Mapping[str, str]) -> str:
     """Name the file of the picture of a question's first row."""
     cell = row.get("image", "")
-    index = cell if _elsewhere(row) and cell not in _EMPTY else row["index"]
+    index = cell if _is_reference_row(row) and cell not in _MISSING_VALUES else row["index"]
     return f"{int(index) % _ROTATION}.jpg"
 
 
-def _item(
+def _to_item(
     row: Mapping[str, str], first: Mapping[str, Mapping[str, str]], where: str, sentence: str
 ) -> Item:
     """Make an item of a row.
@@ -150,19 +150,19 @@ def _item(
     question = str(int(row["index"]) % _ROTATION)
     if question not in first:
         raise InputError(f"{where} is a rotation of question {question}, which is not there")
-    choices = [row[letter] for letter in "ABCD" if row.get(letter, "") not in _EMPTY]
+    choices = [row[letter] for letter in "ABCD" if row.get(letter, "") not in _MISSING_VALUES]
     if row["answer"] not in tuple(LETTERS[: len(choices)]):
         raise InputError(
             f"{where}: the answer should be one of {LETTERS[: len(choices)]}, got {row['answer']!r}; only splits "
             "with answers, such as dev, can be scored here"
         )
     hint = row.get("hint", "")
-    text = row["question"] if hint in _EMPTY else f"{hint}\n{row['question']}"
+    text = row["question"] if hint in _MISSING_VALUES else f"{hint}\n{row['question']}"
     asked = ask_choice(row["index"], text, choices, [_picture(first[question])], sentence)
     kinds = first[question]
     coarse = kinds.get("l2-category", kinds.get("L2-category", ""))
     category = kinds.get("category", "question")
-    slices = (coarse,) if coarse not in (*_EMPTY, category) else ()
+    slices = (coarse,) if coarse not in (*_MISSING_VALUES, category) else ()
     return Item(
         row["index"], category, question, asked, (row["answer"],), tuple(choices), slices, question
     )
@@ -174,14 +174,14 @@ def _task(name: str, language: str) -> Task:
         name=name,
         title=f"MMBench ({language})",
         measures=f"twenty abilities by choice, asked in {language}, right under every rotation of the choices",
-        size="1,164 questions of dev in some 4,400 rows, by version (github.com/open-compass/MMBench)",
+        description="1,164 questions of dev in some 4,400 rows, by version (github.com/open-compass/MMBench)",
         chance={"vanilla": 25.0, "accuracy": 0.4},
-        headline="accuracy",
-        files="--questions mmbench_dev_*.tsv, which has the pictures in it; "
+        primary_metric="accuracy",
+        required_files="--questions mmbench_dev_*.tsv, which has the pictures in it; "
         "answers as JSON lines, .tsv, or .xlsx where openpyxl is installed",
-        read=read,
-        score_files=scored_by(read),
-        unpack=unpack,
+        load=read,
+        score_answer_files=score_by_item_id(read),
+        extract_images=extract_images,
     )
 
 

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from caldera.conversation import Conversation, Picture, Turn
+from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import InputError, UnknownNameError, UsageError
-from caldera.evaluation.answer_files import Answer, read_answer_list
-from caldera.evaluation.benchmark import Item, Score, Sums, check_answers
+from caldera.evaluation.answer_files import AnswerRecord, read_answer_list
+from caldera.evaluation.benchmark import BootstrapStatistic, Item, Score, check_answers
 from caldera.evaluation.benchmarks.task import Sources, Task
-from caldera.evaluation.official_files import listed, read_text
-from caldera.evaluation.shares import marks_by_group, mean, percent
-from caldera.evaluation.yes_no import mme_says
+from caldera.evaluation.official_files import join_names, read_text
+from caldera.evaluation.shares import mean, scores_by_group, to_percent
+from caldera.evaluation.yes_no import parse_mme_answer
 from caldera.instructions.questions import SHORT_ANSWER
 
 PERCEPTION = {
@@ -82,12 +82,12 @@ class Mme:
             InputError: Answers are missing, or belong to no question.
         """
         check_answers(self.items, answers)
-        said = {item.id: mme_says(answers[item.id]) for item in self.items}
+        said = {item.id: parse_mme_answer(answers[item.id]) for item in self.items}
         marks = {item.id: float(said[item.id] == item.references[0]) for item in self.items}
         unread = {
             name: "begins with neither yes nor no" for name, word in said.items() if word is None
         }
-        groups = marks_by_group(self.items, marks)
+        groups = scores_by_group(self.items, marks)
         scores = {subtask: self._subtask(subtask, groups[subtask]) for subtask in groups}
         figures: dict[str, Any] = {
             name: round(sum(scores[subtask] for subtask in subtasks), 6)
@@ -101,7 +101,9 @@ class Mme:
             figures["other_sizes"] = {name: f"{n} of {SIZES[name]}" for name, n in other.items()}
         whole = sum(scores.values()) / (200 * len(scores))
         by_kind = {subtask: mean(group.values()) for subtask, group in groups.items()}
-        sums = Sums(self._terms(marks), _perception) if "perception" in figures else None
+        sums = (
+            BootstrapStatistic(self._terms(marks), _perception) if "perception" in figures else None
+        )
         return Score(whole, by_kind, counts, figures, marks, unread, sums)
 
     def _terms(self, marks: Mapping[str, float]) -> dict[str, tuple[float, ...]]:
@@ -112,14 +114,14 @@ class Mme:
         subtasks = list(PERCEPTION)
         pairs: dict[str, list[Item]] = defaultdict(list)
         for item in self.items:
-            pairs[item.unit].append(item)
+            pairs[item.group].append(item)
         terms: dict[str, tuple[float, ...]] = {}
         for first, second in pairs.values():
             both = min(marks[first.id], marks[second.id])
             for item, of_picture in ((first, (1.0, both)), (second, (0.0, 0.0))):
                 row = np.zeros((len(subtasks), 4))
-                if item.kind in PERCEPTION:
-                    row[subtasks.index(item.kind)] = 1.0, marks[item.id], *of_picture
+                if item.category in PERCEPTION:
+                    row[subtasks.index(item.category)] = 1.0, marks[item.id], *of_picture
                 terms[item.id] = tuple(row.flatten().tolist())
         return terms
 
@@ -127,10 +129,10 @@ class Mme:
         """Return accuracy plus accuracy+, each times 100."""
         pictures: dict[str, list[float]] = defaultdict(list)
         for item in self.items:
-            if item.kind == subtask:
-                pictures[item.form].append(marks[item.id])
+            if item.category == subtask:
+                pictures[item.question_type].append(marks[item.id])
         both = mean(min(pair) for pair in pictures.values())
-        return round(percent(mean(marks.values())) + percent(both), 6)
+        return round(to_percent(mean(marks.values())) + to_percent(both), 6)
 
 
 def _perception(sums: np.ndarray) -> np.ndarray:
@@ -148,23 +150,23 @@ def _benchmark(rows: Sequence[_Row]) -> Mme:
     """
     met = Counter(row.id for row in rows)
     if double := [name for name, times in met.items() if times > 1]:
-        raise InputError(f"these questions are there more than once: {listed(double)}")
+        raise InputError(f"these questions are there more than once: {join_names(double)}")
     pairs = Counter((row.subtask, row.picture) for row in rows)
     if single := [f"{subtask}/{picture}" for (subtask, picture), n in pairs.items() if n != 2]:
-        raise InputError(f"these pictures should have two questions each: {listed(single)}")
+        raise InputError(f"these pictures should have two questions each: {join_names(single)}")
     there = {row.subtask for row in rows}
     for name, subtasks in (("perception", PERCEPTION), ("cognition", COGNITION)):
         lacking = subtasks.keys() - there
         if lacking and len(lacking) < len(subtasks):
-            raise InputError(f"{name} is a sum over {len(subtasks)} sub-tasks; missing: {listed(lacking)}")  # fmt: skip
-    return Mme(tuple(_item(row) for row in rows))
+            raise InputError(f"{name} is a sum over {len(subtasks)} sub-tasks; missing: {join_names(lacking)}")  # fmt: skip
+    return Mme(tuple(_to_item(row) for row in rows))
 
 
-def _item(row: _Row) -> Item:
-    parts = (Picture(f"{row.subtask}/{row.picture}"), f"\n{row.question}\n{SHORT_ANSWER}")
+def _to_item(row: _Row) -> Item:
+    parts = (ImageRef(f"{row.subtask}/{row.picture}"), f"\n{row.question}\n{SHORT_ANSWER}")
     asked = Conversation(row.id, (Turn("user", parts),))
     unit = f"{row.subtask}/{row.picture}"
-    return Item(row.id, row.subtask, row.picture, asked, (row.truth,), unit=unit)
+    return Item(row.id, row.subtask, row.picture, asked, (row.truth,), group=unit)
 
 
 def _read_folder(folder: Path) -> list[_Row]:
@@ -209,11 +211,11 @@ def _read_lines(path: Path, subtask: str) -> Iterable[_Row]:
 def _read_subtask_folder(folder: Path) -> Iterable[_Row]:
     """Read the two lines of question and truth beside every picture of MME's release."""
     inner = folder / "questions_answers_YN"
-    images = folder / "images" if inner.is_dir() else folder
-    pictures = {path.stem: path for path in images.iterdir() if path.suffix != ".txt"}
+    image_folder = folder / "images" if inner.is_dir() else folder
+    pictures = {path.stem: path for path in image_folder.iterdir() if path.suffix != ".txt"}
     for path in sorted((inner if inner.is_dir() else folder).glob("*.txt")):
         if path.stem not in pictures:
-            raise InputError(f"{path} has no picture of its name in {images}")
+            raise InputError(f"{path} has no picture of its name in {image_folder}")
         for number, line in enumerate(read_text(path).strip().split("\n"), start=1):
             question, tab, truth = line.strip().rpartition("\t")
             where = f"{path}:{number}"
@@ -232,32 +234,32 @@ def _truth(text: str, where: str) -> str:
     return word
 
 
-def read(sources: Sources) -> Mme:
+def load_questions(sources: Sources) -> Mme:
     """Read the questions with their truth.
 
     Raises:
         UsageError: No folder was given.
         InputError: It is broken, or not whole.
     """
-    given = sources.truth or sources.questions
+    given = sources.annotations or sources.questions
     if given is None:
         raise UsageError(f"this task needs --truth, {_WANTED}")
     return _benchmark(_read_folder(given))
 
 
-def score_files(sources: Sources, answers: Path) -> Score:
+def score_answer_files(sources: Sources, answers: Path) -> Score:
     """Score a folder of answers as MME has them, or LLaVA's JSON lines.
 
     Raises:
         UsageError: JSON lines came without the truth.
         InputError: A file is missing or broken, or answers and questions do not belong together.
     """
-    given = sources.truth or sources.questions
+    given = sources.annotations or sources.questions
     wanted = _read_folder(given) if given else None
     if answers.is_dir() and any(answers.glob("*.txt")):
         rows = _read_folder(answers)
         if silent := [row.id for row in rows if row.answer is None]:
-            raise InputError(f"{answers} has {len(silent)} lines without an answer: {listed(silent)}")  # fmt: skip
+            raise InputError(f"{answers} has {len(silent)} lines without an answer: {join_names(silent)}")  # fmt: skip
         benchmark = _benchmark(rows)
         if wanted is None:
             return benchmark.score({row.id: row.answer or "" for row in rows})
@@ -281,10 +283,10 @@ def _check_truths(rows: Sequence[_Row], wanted: Sequence[_Row]) -> None:
     """
     truths = {row.key: row.truth for row in wanted}
     if apart := [row.id for row in rows if truths.get(row.key, row.truth) != row.truth]:
-        raise InputError(f"the answers came with another truth for {listed(apart)}")
+        raise InputError(f"the answers came with another truth for {join_names(apart)}")
 
 
-def _keyed(answers: Sequence[Answer]) -> dict[tuple[str, str, str], str]:
+def _keyed(answers: Sequence[AnswerRecord]) -> dict[tuple[str, str, str], str]:
     """Return LLaVA's answers by sub-task, picture and question.
 
     Raises:
@@ -313,11 +315,11 @@ MME = Task(
     name="mme",
     title="MME",
     measures="perception (things, places, people, writing) and cognition (arithmetic, code, translation) by yes and no",
-    size="2,374 questions in 14 sub-tasks, two about each picture "
+    description="2,374 questions in 14 sub-tasks, two about each picture "
     "(github.com/BradyFU/Awesome-Multimodal-Large-Language-Models)",
     chance={"perception": 750.0, "cognition": 300.0},
-    headline="perception",
-    files="none where the answers are MME's folder of existence.txt and so on; JSON lines need --truth MME_FOLDER",
-    read=read,
-    score_files=score_files,
+    primary_metric="perception",
+    required_files="none where the answers are MME's folder of existence.txt and so on; JSON lines need --truth MME_FOLDER",
+    load=load_questions,
+    score_answer_files=score_answer_files,
 )

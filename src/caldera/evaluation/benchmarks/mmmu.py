@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from caldera.conversation import Conversation
-from caldera.datasets.science_qa import SENTENCE
+from caldera.datasets.science_qa import LETTER_PROMPT
 from caldera.errors import InputError
 from caldera.evaluation.benchmark import Item, Score, check_answers
-from caldera.evaluation.benchmarks.task import Sources, Task, scored_by
+from caldera.evaluation.benchmarks.task import Sources, Task, score_by_item_id
 from caldera.evaluation.exact_match import normalised
 from caldera.evaluation.multiple_choice import ask_choice, letters_read, score_letters
-from caldera.evaluation.official_files import need, read_json
-from caldera.evaluation.shares import mean, percent
+from caldera.evaluation.official_files import read_json, require_fields
+from caldera.evaluation.shares import mean, to_percent
 from caldera.instructions.questions import SHORT_ANSWER
 
 DISCIPLINES = {
@@ -58,24 +58,24 @@ class Mmmu:
             InputError: Answers are missing, or belong to no question.
         """
         check_answers(self.items, answers)
-        choice = [item for item in self.items if item.form != _OPEN]
+        choice = [item for item in self.items if item.question_type != _OPEN]
         free = {
             item.id: float(_says(answers[item.id], item.references))
             for item in self.items
-            if item.form == _OPEN
+            if item.question_type == _OPEN
         }
         figures = (
-            {"open": percent(mean(free.values())), "open_questions": len(free)} if free else {}
+            {"open": to_percent(mean(free.values())), "open_questions": len(free)} if free else {}
         )
         if not choice:  # of a split of which only some questions are asked
-            return Score(mean(free.values()), figures=figures, marks=free)
+            return Score(mean(free.values()), metrics=figures, item_scores=free)
         letters = letters_read(choice, {item.id: answers[item.id] for item in choice})
         score = score_letters(choice, letters)
         if not free:
             return score
-        both = score.marks | free
-        figures["accuracy_with_open"] = percent(mean(both.values()))
-        return replace(score, figures=score.figures | figures, marks=both)
+        both = score.item_scores | free
+        figures["accuracy_with_open"] = to_percent(mean(both.values()))
+        return replace(score, metrics=score.metrics | figures, item_scores=both)
 
 
 def _says(text: str, references: Sequence[str]) -> bool:
@@ -93,7 +93,7 @@ def _number(text: str) -> float | None:
     return round(float(bare), 2) if re.fullmatch(r"-?\d+\.?\d*", bare) else None
 
 
-def read(sources: Sources) -> Mmmu:
+def load_questions(sources: Sources) -> Mmmu:
     """Read the truth, or questions with it (id, question, options, answer, question_type).
 
     Raises:
@@ -108,7 +108,7 @@ def read(sources: Sources) -> Mmmu:
         items = [_of_question(one, f"{path}[{at}]") for at, one in enumerate(content)]
     else:
         raise InputError(f"{path} should be answer_dict_val.json, or a list of questions")
-    if all(item.form == _OPEN for item in items):
+    if all(item.question_type == _OPEN for item in items):
         raise InputError(f"{path} holds no choice question")
     return Mmmu(items)
 
@@ -117,16 +117,16 @@ def _of_truth(name: str, record: Any, where: str) -> Item:  # noqa: ANN401 - as 
     """Make an item of an entry of the answer file, which has no question."""
     if not isinstance(record, dict):
         raise InputError(f"{where} should be an object with question_type and ground_truth")
-    need(record, ("question_type", "ground_truth"), where)
+    require_fields(record, ("question_type", "ground_truth"), where)
     truth = record["ground_truth"]
-    return _item(name, record["question_type"], truth, (), Conversation(name, ()))
+    return _to_item(name, record["question_type"], truth, (), Conversation(name, ()))
 
 
 def _of_question(record: Any, where: str) -> Item:  # noqa: ANN401 - as JSON has it
     """Make an item of a question; its options may be written as Python writes a list."""
     if not isinstance(record, dict):
         raise InputError(f"{where} should be an object with id, question, options and answer")
-    need(record, ("id", "question", "options", "answer", "question_type"), where)
+    require_fields(record, ("id", "question", "options", "answer", "question_type"), where)
     options = record["options"]
     try:
         listed = ast.literal_eval(options) if isinstance(options, str) else options
@@ -136,12 +136,12 @@ def _of_question(record: Any, where: str) -> Item:  # noqa: ANN401 - as JSON has
     text = _IMAGE.sub(r"(picture \1)", record["question"])
     numbers = dict.fromkeys(_IMAGE.findall(record["question"] + " ".join(choices)))
     pictures = [str(record.get(f"image_{number}", f"{record['id']}_{number}.png")) for number in numbers]  # fmt: skip
-    sentence = SENTENCE if choices else SHORT_ANSWER
+    sentence = LETTER_PROMPT if choices else SHORT_ANSWER
     asked = ask_choice(record["id"], text, choices, pictures, sentence)
-    return _item(record["id"], record["question_type"], record["answer"], choices, asked)
+    return _to_item(record["id"], record["question_type"], record["answer"], choices, asked)
 
 
-def _item(
+def _to_item(
     name: str,
     kind: str,
     truth: Any,  # noqa: ANN401 - as JSON has it
@@ -168,10 +168,10 @@ MMMU = Task(
     name="mmmu",
     title="MMMU",
     measures="college knowledge and reasoning over diagrams, tables, music, photographs, in 30 subjects",
-    size="900 questions of the validation split, 30 a subject (huggingface.co/datasets/MMMU/MMMU)",
+    description="900 questions of the validation split, 30 a subject (huggingface.co/datasets/MMMU/MMMU)",
     chance={"accuracy": 22.1},
-    headline="accuracy",
-    files="--truth answer_dict_val.json",
-    read=read,
-    score_files=scored_by(read),
+    primary_metric="accuracy",
+    required_files="--truth answer_dict_val.json",
+    load=load_questions,
+    score_answer_files=score_by_item_id(load_questions),
 )

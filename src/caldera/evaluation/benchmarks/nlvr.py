@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from caldera.conversation import Conversation, Picture, Turn
+from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import InputError
 from caldera.evaluation.benchmark import Item, Score, check_answers
-from caldera.evaluation.benchmarks.task import Sources, Task, scored_by
-from caldera.evaluation.official_files import each_once, need, read_records
-from caldera.evaluation.shares import marks_by_group, mean, percent
-from caldera.evaluation.yes_no import read_yes_no
+from caldera.evaluation.benchmarks.task import Sources, Task, score_by_item_id
+from caldera.evaluation.official_files import check_unique, read_records, require_fields
+from caldera.evaluation.shares import mean, scores_by_group, to_percent
+from caldera.evaluation.yes_no import parse_yes_no
 from caldera.instructions.questions import SHORT_ANSWER
 
 _NAME = re.compile(r"\w+-(\d+)-\d+-\d+")
@@ -38,19 +38,19 @@ class Nlvr:
             InputError: Answers are missing, or belong to no item.
         """
         check_answers(self.items, answers)
-        said = {item.id: read_yes_no(answers[item.id]) for item in self.items}
+        said = {item.id: parse_yes_no(answers[item.id]) for item in self.items}
         marks = {item.id: float(said[item.id] == item.references[0]) for item in self.items}
         unread = {name: "says neither yes nor no" for name, word in said.items() if word is None}
         sentences: dict[str, list[float]] = defaultdict(list)
         for item in self.items:
-            sentences[item.form].append(marks[item.id])
-        groups = marks_by_group(self.items, marks)
+            sentences[item.question_type].append(marks[item.id])
+        groups = scores_by_group(self.items, marks)
         several = [min(group) for group in sentences.values() if len(group) > 1]
         by_kind = {name: mean(group.values()) for name, group in groups.items()}
-        figures = {"accuracy": percent(mean(marks.values()))}
+        figures = {"accuracy": to_percent(mean(marks.values()))}
         if several:
-            figures |= {"consistency": percent(mean(map(min, sentences.values())))}
-        figures |= {f"accuracy_{name}": percent(share) for name, share in by_kind.items()}
+            figures |= {"consistency": to_percent(mean(map(min, sentences.values())))}
+        figures |= {f"accuracy_{name}": to_percent(share) for name, share in by_kind.items()}
         figures |= {
             "questions": len(marks),
             "sentences": len(sentences),
@@ -61,7 +61,7 @@ class Nlvr:
         return Score(mean(marks.values()), by_kind, counts, figures, marks, unread)
 
 
-def read(sources: Sources) -> Nlvr:
+def load_questions(sources: Sources) -> Nlvr:
     """Read the pairs of a split.
 
     Raises:
@@ -71,19 +71,19 @@ def read(sources: Sources) -> Nlvr:
     path = sources.questions or sources.need_truth("NLVR's lines of image, sentence and label")
     items: list[Item] = []
     for where, record in read_records(path):
-        need(record, ("image", "sentence", "label"), where)
+        require_fields(record, ("image", "sentence", "label"), where)
         label = str(record["label"]).lower()
         if label not in ("true", "false"):
             raise InputError(f"{where}: the label should be true or false, got {record['label']!r}")
         name = str(record.get("question_id", Path(record["image"]).stem))
         sentence = str(record["sentence"]).strip()
         question = f'Is this sentence true of the picture? "{sentence}"\n{SHORT_ANSWER}'
-        asked = Conversation(name, (Turn("user", (Picture(record["image"]), f"\n{question}")),))
+        asked = Conversation(name, (Turn("user", (ImageRef(record["image"]), f"\n{question}")),))
         drawn = _NAME.fullmatch(Path(record["image"]).stem)
         form = drawn[1] if drawn else sentence
         truth = "yes" if label == "true" else "no"
-        items.append(Item(name, label, form, asked, (truth,), unit=form))
-    each_once((item.id for item in items), path)
+        items.append(Item(name, label, form, asked, (truth,), group=form))
+    check_unique((item.id for item in items), path)
     return Nlvr(items)
 
 
@@ -91,10 +91,10 @@ NLVR = Task(
     name="nlvr",
     title="NLVR",
     measures="counting, comparing and placing of drawn shapes: is a sentence true of a picture",
-    size="300 of the 5,934 pairs of dev are among the project's test data (lil.nlp.cornell.edu/nlvr)",
+    description="300 of the 5,934 pairs of dev are among the project's test data (lil.nlp.cornell.edu/nlvr)",
     chance={"accuracy": 55.0},
-    headline="accuracy",
-    files="--questions, lines of image, sentence and label",
-    read=read,
-    score_files=scored_by(read),
+    primary_metric="accuracy",
+    required_files="--questions, lines of image, sentence and label",
+    load=load_questions,
+    score_answer_files=score_by_item_id(load_questions),
 )

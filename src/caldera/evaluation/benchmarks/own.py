@@ -14,20 +14,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from caldera.conversation import Conversation, Picture, Turn
+from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import InputError, UsageError
 from caldera.evaluation.benchmark import Item, Score, check_answers
-from caldera.evaluation.benchmarks.task import Judging, Sources, Task, scored_by
-from caldera.evaluation.choice_letters import LETTERS, read_choice
+from caldera.evaluation.benchmarks.task import JudgeSpec, Sources, Task, score_by_item_id
+from caldera.evaluation.choice_letters import LETTERS, parse_choice
 from caldera.evaluation.exact_match import normalised
-from caldera.evaluation.judging.grading import GRADE_PROTOCOLS, grade_files
-from caldera.evaluation.judging.protocols import Case
+from caldera.evaluation.judging.grading import GRADE_PROTOCOLS, write_grade_files
+from caldera.evaluation.judging.protocols import JudgeCase
 from caldera.evaluation.judging.relative import ratio_interval
-from caldera.evaluation.judging.validity import validity
+from caldera.evaluation.judging.validity import validity_metrics
 from caldera.evaluation.judging.verdicts import Verdict
 from caldera.evaluation.multiple_choice import ask_choice
-from caldera.evaluation.official_files import each_once, read_records
-from caldera.evaluation.shares import marks_by_group, mean, percent
+from caldera.evaluation.official_files import check_unique, read_records
+from caldera.evaluation.shares import mean, scores_by_group, to_percent
 
 Match = Literal["exact", "contains", "choice", "judge"]
 _Texts = str | Annotated[list[str], Field(min_length=1)]
@@ -48,7 +48,7 @@ class _Record(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Own:
+class CustomBenchmark:
     """The questions; an item's form is how its answer is compared."""
 
     items: Sequence[Item]
@@ -63,7 +63,7 @@ class Own:
             InputError: Answers are missing, or belong to no question.
         """
         check_answers(self.items, answers)
-        if judged := [item.id for item in self.items if _judged(item)]:
+        if judged := [item.id for item in self.items if _needs_judge(item)]:
             raise UsageError(
                 f"{len(judged)} questions are compared by a judge, the first {judged[0]!r}; have them judged: caldera "
                 "evaluate judge own, or give them match exact, contains or choice"
@@ -72,29 +72,29 @@ class Own:
         unread = {
             item.id: "no single choice could be read"
             for item in self.items
-            if item.form == "choice" and not _letter(item, answers[item.id])
+            if item.question_type == "choice" and not _letter(item, answers[item.id])
         }
-        groups = marks_by_group(self.items, marks)
+        groups = scores_by_group(self.items, marks)
         by_kind = {name: mean(group.values()) for name, group in groups.items()}
-        figures: dict[str, Any] = {"accuracy": percent(mean(marks.values()))}
+        figures: dict[str, Any] = {"accuracy": to_percent(mean(marks.values()))}
         if len(by_kind) > 1:
-            figures |= {name: percent(share) for name, share in by_kind.items()}
+            figures |= {name: to_percent(share) for name, share in by_kind.items()}
         figures |= {"questions": len(marks), "parse_failures": len(unread)}
         counts = {name: len(group) for name, group in groups.items()}
         return Score(mean(marks.values()), by_kind, counts, figures, marks, unread)
 
 
-def _judged(item: Item) -> bool:
-    return item.form == "judge"
+def _needs_judge(item: Item) -> bool:
+    return item.question_type == "judge"
 
 
 def _letter(item: Item, text: str) -> str | None:
-    return read_choice(text, LETTERS[: len(item.choices)], item.choices)
+    return parse_choice(text, LETTERS[: len(item.choices)], item.choices)
 
 
 def _right(item: Item, text: str) -> bool:
     """Compare an answer with what is right."""
-    match item.form:
+    match item.question_type:
         case "choice":
             return _letter(item, text) in item.references
         case "contains":
@@ -109,7 +109,7 @@ def _words(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.casefold()))
 
 
-def read(sources: Sources) -> Own:
+def load_questions(sources: Sources) -> CustomBenchmark:
     """Read the questions.
 
     Raises:
@@ -117,12 +117,12 @@ def read(sources: Sources) -> Own:
         InputError: It is missing, broken, or a line breaks the form.
     """
     path = sources.need_questions("JSON lines with question and answer")
-    items = [_item(record, where, at) for at, (where, record) in enumerate(read_records(path))]
-    each_once((item.id for item in items), path)
-    return Own(items)
+    items = [_to_item(record, where, at) for at, (where, record) in enumerate(read_records(path))]
+    check_unique((item.id for item in items), path)
+    return CustomBenchmark(items)
 
 
-def _item(record: dict[str, Any], where: str, at: int) -> Item:
+def _to_item(record: dict[str, Any], where: str, at: int) -> Item:
     """Make an item of a line.
 
     Raises:
@@ -146,7 +146,7 @@ def _item(record: dict[str, Any], where: str, at: int) -> Item:
         asked = ask_choice(name, line.question, line.choices, pictures)
         answers = [_as_letter(one, line.choices, where) for one in answers]
     else:
-        shown = [Picture(path) for path in pictures]
+        shown = [ImageRef(path) for path in pictures]
         text = f"\n{line.question}" if shown else line.question
         asked = Conversation(name, (Turn("user", (*shown, text)),))
     if match == "contains" and any(not _words(one) for one in answers):
@@ -165,25 +165,25 @@ def _as_letter(answer: str, choices: Sequence[str], where: str) -> str:
     )
 
 
-def _cases(sources: Sources, answers: Mapping[str, str]) -> list[Case]:
+def _cases(sources: Sources, answers: Mapping[str, str]) -> list[JudgeCase]:
     """Put each answer that a judge compares beside its question and what is right.
 
     Raises:
         UsageError: No question wants a judge.
         InputError: Answers are missing, or belong to no question.
     """
-    items = read(sources).items
+    items = load_questions(sources).items
     check_answers(items, answers)
     cases = [
-        Case(
+        JudgeCase(
             id=item.id,
-            category=item.kind,
+            category=item.category,
             question=item.conversation.turns[0].text.strip(),
             reference="<OR>".join(item.references),
             candidate=answers[item.id],
         )
         for item in items
-        if _judged(item)
+        if _needs_judge(item)
     ]
     if not cases:
         raise UsageError(
@@ -192,17 +192,17 @@ def _cases(sources: Sources, answers: Mapping[str, str]) -> list[Case]:
     return cases
 
 
-def _settled(sources: Sources, answers: Mapping[str, str]) -> list[Verdict]:
+def _verdicts_without_judge(sources: Sources, answers: Mapping[str, str]) -> list[Verdict]:
     """Compare the answers that need no judge."""
     return [
         Verdict(
             id=item.id,
-            category=item.kind,
+            category=item.category,
             scores=(float(_right(item, answers[item.id])),),
-            settled=True,
+            without_judge=True,
         )
-        for item in read(sources).items
-        if not _judged(item)
+        for item in load_questions(sources).items
+        if not _needs_judge(item)
     ]
 
 
@@ -214,14 +214,14 @@ def _score_verdicts(verdicts: Sequence[Verdict]) -> Score:
             by_kind[verdict.category].append(verdict.scores[0])
     marks = {verdict.id: verdict.scores[0] for verdict in verdicts if verdict.scores}
     unread = {verdict.id: verdict.failure for verdict in verdicts if not verdict.scores}
-    judged = sum(not verdict.settled for verdict in verdicts)
+    judged = sum(not verdict.without_judge for verdict in verdicts)
     figures: dict[str, Any] = {}
     if marks:
-        figures["accuracy"] = percent(mean(marks.values()))
+        figures["accuracy"] = to_percent(mean(marks.values()))
         figures["interval_95"] = ratio_interval([(1.0, grade) for grade in marks.values()])
     if len(by_kind) > 1:
-        figures |= {kind: percent(mean(grades)) for kind, grades in by_kind.items()}
-    figures |= {"questions": len(verdicts), "judged": judged, **validity(judged, unread)}
+        figures |= {kind: to_percent(mean(grades)) for kind, grades in by_kind.items()}
+    figures |= {"questions": len(verdicts), "judged": judged, **validity_metrics(judged, unread)}
     return Score(
         mean(marks.values()) if marks else 0.0,
         {kind: mean(grades) for kind, grades in by_kind.items()},
@@ -232,22 +232,22 @@ def _score_verdicts(verdicts: Sequence[Verdict]) -> Score:
     )
 
 
-OWN = Task(
+CUSTOM = Task(
     name="own",
     title="Own questions",
     measures="whatever you ask: exact words, words contained, choices, or as a judge sees it",
-    size="yours",
+    description="yours",
     chance={},
-    headline="accuracy",
-    files="--questions, JSON lines with question and answer",
-    read=read,
-    score_files=scored_by(read),
-    judging=Judging(
+    primary_metric="accuracy",
+    required_files="--questions, JSON lines with question and answer",
+    load=load_questions,
+    score_answer_files=score_by_item_id(load_questions),
+    judging=JudgeSpec(
         protocols=GRADE_PROTOCOLS,
-        cases=_cases,
+        build_cases=_cases,
         score=_score_verdicts,
-        files=grade_files,
-        judges=_judged,
-        settled=_settled,
+        files=write_grade_files,
+        needs_judge=_needs_judge,
+        settled_verdicts=_verdicts_without_judge,
     ),
 )

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from caldera.conversation import Conversation, Picture, Turn
+from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import InputError, UsageError
-from caldera.evaluation.answer_files import Answer, read_answer_list, texts_by_id
-from caldera.evaluation.benchmark import Item, Score, Sums, check_answers
+from caldera.evaluation.answer_files import AnswerRecord, read_answer_list, texts_by_id
+from caldera.evaluation.benchmark import BootstrapStatistic, Item, Score, check_answers
 from caldera.evaluation.benchmarks.task import Sources, Task
-from caldera.evaluation.official_files import listed, need, read_records
-from caldera.evaluation.shares import mean, percent
-from caldera.evaluation.yes_no import pope_can_tell, pope_says
+from caldera.evaluation.official_files import join_names, read_records, require_fields
+from caldera.evaluation.shares import mean, to_percent
+from caldera.evaluation.yes_no import is_explicit_yes_no, parse_pope_answer
 from caldera.instructions.questions import SHORT_ANSWER
 
 SPLITS = ("random", "popular", "adversarial")
@@ -45,16 +45,16 @@ class Pope:
             InputError: Answers are missing, or belong to no question.
         """
         check_answers(self.items, answers)
-        said = {item.id: pope_says(answers[item.id]) for item in self.items}
+        said = {item.id: parse_pope_answer(answers[item.id]) for item in self.items}
         marks = {item.id: float(said[item.id] == item.references[0]) for item in self.items}
         unread = {
             item.id: "says neither yes nor no; POPE counts it as a yes"
             for item in self.items
-            if not pope_can_tell(answers[item.id])
+            if not is_explicit_yes_no(answers[item.id])
         }
         splits = {
-            name: _figures([item for item in self.items if item.kind == name], said)
-            for name in dict.fromkeys(item.kind for item in self.items)
+            name: _figures([item for item in self.items if item.category == name], said)
+            for name in dict.fromkeys(item.category for item in self.items)
         }
         figures: dict[str, Any] = {
             name: round(mean(split[name] for split in splits.values()), 6)
@@ -67,24 +67,24 @@ class Pope:
             figures["without_parse_failures"] = _figures(told, said)
         return Score(
             figures["f1"] / 100,
-            {name: mean(marks[item.id] for item in self.items if item.kind == name) for name in splits},
-            dict(Counter(item.kind for item in self.items)),
+            {name: mean(marks[item.id] for item in self.items if item.category == name) for name in splits},
+            dict(Counter(item.category for item in self.items)),
             figures | {"questions": len(marks), "parse_failures": len(unread)},
             marks,
             unread,
-            Sums(_terms(self.items, said), _mean_f1),
+            BootstrapStatistic(_terms(self.items, said), _mean_f1),
         )  # fmt: skip
 
 
 def _terms(items: Sequence[Item], said: Mapping[str, str]) -> dict[str, tuple[float, ...]]:
     """Return what each item adds to its split's hits, false alarms and misses; three sums for each split."""
-    splits = list(dict.fromkeys(item.kind for item in items))
+    splits = list(dict.fromkeys(item.category for item in items))
     terms = {}
     for item in items:
         pair = said[item.id], item.references[0]
         of_split = [float(pair == one) for one in (("yes", "yes"), ("yes", "no"), ("no", "yes"))]
-        before = [0.0] * 3 * splits.index(item.kind)
-        after = [0.0] * 3 * (len(splits) - 1 - splits.index(item.kind))
+        before = [0.0] * 3 * splits.index(item.category)
+        after = [0.0] * 3 * (len(splits) - 1 - splits.index(item.category))
         terms[item.id] = (*before, *of_split, *after)
     return terms
 
@@ -104,10 +104,10 @@ def _figures(items: Sequence[Item], said: Mapping[str, str]) -> dict[str, float]
     f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
     total = len(items)
     return {
-        "f1": percent(f1),
-        "accuracy": percent((hits + pairs["no", "no"]) / total) if total else 0.0,
-        "precision": percent(precision),
-        "recall": percent(recall),
+        "f1": to_percent(f1),
+        "accuracy": to_percent((hits + pairs["no", "no"]) / total) if total else 0.0,
+        "precision": to_percent(precision),
+        "recall": to_percent(recall),
         "yes_ratio": round((hits + false) / total, 6) if total else 0.0,
     }
 
@@ -125,18 +125,18 @@ class _Question:
     label: str
 
 
-def read(sources: Sources) -> Pope:
+def load_questions(sources: Sources) -> Pope:
     """Read the questions of one split, or of all in a folder, with their labels.
 
     Raises:
         UsageError: No file with labels was given.
         InputError: A file is missing or broken, or LLaVA's question file has other questions than the labels.
     """
-    return Pope(tuple(_item(one) for one in _questions(sources)[0]))
+    return Pope(tuple(_to_item(one) for one in _questions(sources)[0]))
 
 
-def _item(one: _Question) -> Item:
-    parts = (Picture(one.image), f"\n{one.text}\n{SHORT_ANSWER}")
+def _to_item(one: _Question) -> Item:
+    parts = (ImageRef(one.image), f"\n{one.text}\n{SHORT_ANSWER}")
     asked = Conversation(one.id, (Turn("user", parts),))
     return Item(one.id, one.split, "is there", asked, (one.label,))
 
@@ -146,22 +146,22 @@ def _questions(sources: Sources) -> tuple[list[_Question], set[str]]:
 
     Beside them, the ids that are LLaVA's for questions of splits that no labels were given for.
     """
-    given = [path for path in (sources.truth, sources.questions) if path is not None]
-    files = {path: _read(path) for path in given}
+    given = [path for path in (sources.annotations, sources.questions) if path is not None]
+    files = {path: _load(path) for path in given}
     labelled = next((path for path, lines in files.items() if all(one.label for one in lines)), None)  # fmt: skip
     if labelled is None:
         raise UsageError("this task needs --truth, POPE's coco_pope_SPLIT.json or a folder of them")
     lines = files.pop(labelled)
-    others: set[str] = set()
+    unlabelled_ids: set[str] = set()
     for path, asked in files.items():
         if not any(one.label for one in asked):
             splits = {one.split for one in lines}
-            others = {one.id for one in asked if one.split not in splits}
-            lines = _under_other_ids(lines, asked, path)
-    return _with_ids_apart(lines), others
+            unlabelled_ids = {one.id for one in asked if one.split not in splits}
+            lines = _join_llava_ids(lines, asked, path)
+    return _make_ids_unique(lines), unlabelled_ids
 
 
-def _read(path: Path) -> list[_Question]:
+def _load(path: Path) -> list[_Question]:
     """Read a file of questions, or all in a folder.
 
     Raises:
@@ -172,11 +172,11 @@ def _read(path: Path) -> list[_Question]:
         files = [file for file in files if file.exists()] or sorted(path.glob("*_pope_*.json"))
         if not files:
             raise InputError(f"{path} holds no coco_pope_SPLIT.json")
-        return [one for file in files for one in _read(file)]
+        return [one for file in files for one in _load(file)]
     named = next((split for split in SPLITS if split in path.stem), path.stem)
     lines: list[_Question] = []
     for where, record in read_records(path):
-        need(record, ("question_id", "image", "text"), where)
+        require_fields(record, ("question_id", "image", "text"), where)
         label = record.get("label", "")
         if "label" in record and label not in ("yes", "no"):
             raise InputError(f"{where}: the label should be yes or no, got {label!r}")
@@ -186,7 +186,7 @@ def _read(path: Path) -> list[_Question]:
     return lines
 
 
-def _keyed(lines: Sequence[_Question]) -> dict[tuple[str, _Key], _Question]:
+def _index_by_content(lines: Sequence[_Question]) -> dict[tuple[str, _Key], _Question]:
     """Return questions by split, picture and words."""
     met: Counter[tuple[str, str, str]] = Counter()
     keyed: dict[tuple[str, _Key], _Question] = {}
@@ -197,7 +197,7 @@ def _keyed(lines: Sequence[_Question]) -> dict[tuple[str, _Key], _Question]:
     return keyed
 
 
-def _under_other_ids(
+def _join_llava_ids(
     lines: Sequence[_Question], asked: Sequence[_Question], path: Path
 ) -> list[_Question]:
     """Give the labels of POPE's file to the questions of LLaVA's, of the splits that have labels.
@@ -206,17 +206,17 @@ def _under_other_ids(
         InputError: The two do not hold the same questions.
     """
     splits = {one.split for one in lines}
-    labels = _keyed(lines)
-    wanted = {key: one for key, one in _keyed(asked).items() if one.split in splits}
+    labels = _index_by_content(lines)
+    wanted = {key: one for key, one in _index_by_content(asked).items() if one.split in splits}
     if apart := labels.keys() ^ wanted.keys():
         shown = {f"{split}: {image} {text!r}" for split, (image, text, _) in apart}
         raise InputError(
-            f"{path} and the labels differ in {len(apart)} questions: {listed(shown)}; give the files of one split"
+            f"{path} and the labels differ in {len(apart)} questions: {join_names(shown)}; give the files of one split"
         )
     return [replace(one, label=labels[key].label) for key, one in wanted.items()]
 
 
-def _with_ids_apart(lines: Sequence[_Question]) -> list[_Question]:
+def _make_ids_unique(lines: Sequence[_Question]) -> list[_Question]:
     """Put the split before ids where several splits use the same, as POPE's own files do.
 
     Raises:
@@ -224,23 +224,23 @@ def _with_ids_apart(lines: Sequence[_Question]) -> list[_Question]:
     """
     met = Counter((one.split, one.id) for one in lines)
     if double := {f"{split}: {name}" for (split, name), times in met.items() if times > 1}:
-        raise InputError(f"these questions are there more than once: {listed(double)}")
+        raise InputError(f"these questions are there more than once: {join_names(double)}")
     if len({one.id for one in lines}) == len(lines):
         return list(lines)
     return [replace(one, id=f"{one.split}/{one.id}") for one in lines]
 
 
-def score_files(sources: Sources, answers: Path) -> Score:
+def score_answer_files(sources: Sources, answers: Path) -> Score:
     """Score a file of answers, or a folder with one for each split.
 
     Raises:
         UsageError: No file with labels was given.
         InputError: A file is missing or broken, or answers and questions do not belong together.
     """
-    questions, others = _questions(sources)
+    questions, unlabelled_ids = _questions(sources)
     texts: dict[str, str] = {}
     if answers.is_dir():
-        by_split: dict[str, list[Answer]] = defaultdict(list)
+        by_split: dict[str, list[AnswerRecord]] = defaultdict(list)
         for file in sorted(answers.iterdir()):
             if file.suffix in (".json", ".jsonl"):
                 split = next((split for split in SPLITS if split in file.stem), "")
@@ -250,15 +250,17 @@ def score_files(sources: Sources, answers: Path) -> Score:
             texts |= _texts(given, wanted, answers)
     else:
         texts = _texts(read_answer_list(answers), questions, answers)
-    kept = {name: text for name, text in texts.items() if name not in others}
-    score = Pope(tuple(map(_item, questions))).score(kept)
+    kept = {name: text for name, text in texts.items() if name not in unlabelled_ids}
+    score = Pope(tuple(map(_to_item, questions))).score(kept)
     if len(kept) == len(texts):
         return score
     left = {"answers_to_splits_without_labels": len(texts) - len(kept)}
-    return replace(score, figures=score.figures | left)
+    return replace(score, metrics=score.metrics | left)
 
 
-def _texts(answers: Sequence[Answer], questions: Sequence[_Question], path: Path) -> dict[str, str]:
+def _texts(
+    answers: Sequence[AnswerRecord], questions: Sequence[_Question], path: Path
+) -> dict[str, str]:
     """Return the texts of answers by the ids of the questions they answer.
 
     LLaVA's ids are not POPE's, and POPE's own answers have none: they are then taken in order, if each of them repeats
@@ -294,12 +296,12 @@ POPE = Task(
     name="pope",
     title="POPE",
     measures="whether the model sees things that are not there",
-    size="3 splits of 3,000 questions about 500 COCO val2014 pictures; LLaVA's random split has 2,910 "
+    description="3 splits of 3,000 questions about 500 COCO val2014 pictures; LLaVA's random split has 2,910 "
     "(github.com/AoiDragon/POPE)",
     chance={"accuracy": 50.0, "f1": 50.0},
-    headline="f1",
-    files="--truth coco_pope_SPLIT.json or their folder; --questions LLaVA's question file where ids are LLaVA's",
-    layout=Sources(truth=Path("coco"), pictures=Path("val2014")),
-    read=read,
-    score_files=score_files,
+    primary_metric="f1",
+    required_files="--truth coco_pope_SPLIT.json or their folder; --questions LLaVA's question file where ids are LLaVA's",
+    default_files=Sources(annotations=Path("coco"), pictures=Path("val2014")),
+    load=load_questions,
+    score_answer_files=score_answer_files,
 )

@@ -11,9 +11,9 @@ from caldera.evaluation.answer_files import read_answers
 from caldera.evaluation.benchmark import Item, Score, check_answers
 from caldera.evaluation.benchmarks.science_qa_files import (
     WANTED,
-    Known,
+    QuestionInfo,
     letters_of,
-    read_known,
+    load_question_info,
 )
 from caldera.evaluation.benchmarks.task import Sources, Task
 from caldera.evaluation.choice_letters import (
@@ -22,7 +22,7 @@ from caldera.evaluation.choice_letters import (
     science_qa_letter_by_llava,
 )
 from caldera.evaluation.official_files import read_json
-from caldera.evaluation.shares import marks_by_group, mean, percent
+from caldera.evaluation.shares import mean, scores_by_group, to_percent
 
 _COLUMNS = ("NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12")
 """Columns of the paper's table: subject, whether there is a context in words, a picture, neither, and school grade."""
@@ -47,13 +47,13 @@ class ScienceQA:
         by_llava = {item.id: science_qa_letter_by_llava(answers[item.id]) for item in self.items}
         score = self._of_letters(letters)
         official = self._of_letters(by_llava)
-        figures = score.figures | {
-            "accuracy_from_texts": score.figures["accuracy"],
+        figures = score.metrics | {
+            "accuracy_from_texts": score.metrics["accuracy"],
             "official_rule": {
-                name: official.figures[name] for name in ("accuracy", "parse_failures")
+                name: official.metrics[name] for name in ("accuracy", "parse_failures")
             },
         }
-        return replace(score, figures=figures)
+        return replace(score, metrics=figures)
 
     def score_letters(self, letters: Mapping[str, str]) -> Score:
         """Score letters that were read from the texts before.
@@ -66,12 +66,12 @@ class ScienceQA:
 
     def _of_letters(self, letters: Mapping[str, str | None]) -> Score:
         marks = {item.id: float(letters[item.id] == item.references[0]) for item in self.items}
-        groups = marks_by_group(self.items, marks)
+        groups = scores_by_group(self.items, marks)
         columns = {
-            name: percent(mean(groups[name].values())) for name in _COLUMNS if name in groups
+            name: to_percent(mean(groups[name].values())) for name in _COLUMNS if name in groups
         }
         figures = {
-            "accuracy": percent(mean(marks.values())),
+            "accuracy": to_percent(mean(marks.values())),
             **columns,
             "questions": len(marks),
             "parse_failures": sum(not letter for letter in letters.values()),
@@ -102,7 +102,7 @@ def _letter(item: Item, text: str) -> str | None:
     return science_qa_letter(text, item.choices)
 
 
-def _item(name: str, known: Known) -> Item:
+def _to_item(name: str, known: QuestionInfo) -> Item:
     """Make an item of what files say.
 
     Raises:
@@ -133,13 +133,13 @@ def _item(name: str, known: Known) -> Item:
 
 
 def _benchmark(sources: Sources) -> ScienceQA:
-    items = tuple(_item(name, known) for name, known in read_known(sources).items())
+    items = tuple(_to_item(name, known) for name, known in load_question_info(sources).items())
     if not items:
         raise InputError(f"the files hold no question of the test split; expected {WANTED}")
     return ScienceQA(items)
 
 
-def read(sources: Sources) -> ScienceQA:
+def load_questions(sources: Sources) -> ScienceQA:
     """Read the questions to ask, in the form that `sources.form` names.
 
     Raises:
@@ -151,11 +151,11 @@ def read(sources: Sources) -> ScienceQA:
         raise UsageError(
             "asking needs --questions, problems.json or llava_test_CQM-A.json; this file has letters only"
         )
-    short = sources.form in ("", "letter", "CQM-A")
+    short = sources.prompt_layout in ("", "letter", "CQM-A")
     return replace(benchmark, max_new_tokens=16 if short else 1024)
 
 
-def score_files(sources: Sources, answers: Path) -> Score:
+def score_answer_files(sources: Sources, answers: Path) -> Score:
     """Score LLaVA's output file (`results` and `outputs`), or texts by question id.
 
     Raises:
@@ -189,11 +189,11 @@ def _score_output_file(benchmark: ScienceQA, content: dict[str, Any], path: Path
         if letters[item.id] != (_letter(item, texts[item.id]) or "")
     )
     from_texts = {
-        name: of_texts.figures[name]
+        name: of_texts.metrics[name]
         for name in ("accuracy_from_texts", "parse_failures", "official_rule")
     }
-    figures = score.figures | from_texts | {"results_differ_from_texts": differ}
-    return replace(score, figures=figures, unread=of_texts.unread)
+    figures = score.metrics | from_texts | {"results_differ_from_texts": differ}
+    return replace(score, metrics=figures, unparsed=of_texts.unparsed)
 
 
 def _part(content: dict[str, Any], name: str, kind: type, path: Path) -> dict[str, Any]:
@@ -219,11 +219,11 @@ SCIENCE_QA = Task(
     name="scienceqa",
     title="ScienceQA",
     measures="school science, by subject, grade, and whether there is a picture",
-    size="4,241 questions of the test split, 2,017 with a picture (scienceqa.github.io)",
+    description="4,241 questions of the test split, 2,017 with a picture (scienceqa.github.io)",
     chance={"accuracy": 39.83, "IMG": 40.08},
-    headline="accuracy",
-    files="--questions or --truth: problems.json (+ pid_splits.json), test_answers.csv or llava_test_CQM-A.json",
-    layout=Sources(questions=Path("problems.json"), pictures=Path("images")),
-    read=read,
-    score_files=score_files,
+    primary_metric="accuracy",
+    required_files="--questions or --truth: problems.json (+ pid_splits.json), test_answers.csv or llava_test_CQM-A.json",
+    default_files=Sources(questions=Path("problems.json"), pictures=Path("images")),
+    load=load_questions,
+    score_answer_files=score_answer_files,
 )

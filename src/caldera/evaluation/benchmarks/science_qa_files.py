@@ -11,11 +11,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from caldera.conversation import Conversation, Picture, Turn, from_record
-from caldera.datasets.science_qa import LETTERS, SENTENCE, Problem, parse_form
+from caldera.conversation import Conversation, ImageRef, Turn, from_record
+from caldera.datasets.science_qa import LETTER_PROMPT, LETTERS, Problem, parse_layout
 from caldera.errors import InputError, UnknownNameError, UsageError
 from caldera.evaluation.benchmarks.task import Sources
-from caldera.evaluation.official_files import each_once, listed, need, read_json, read_rows
+from caldera.evaluation.official_files import (
+    check_unique,
+    join_names,
+    read_json,
+    read_rows,
+    require_fields,
+)
 
 _SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
 """Subjects, by the names that tables of results have for them."""
@@ -27,7 +33,7 @@ WANTED = "problems.json (with pid_splits.json), test_answers.csv or llava_test_C
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class QuestionInfo:
     """What files say of one question; None where they do not."""
 
     letter: str | None = None
@@ -53,33 +59,35 @@ class _Graded(Problem):
     grade: str = ""
 
 
-def read_known(sources: Sources) -> dict[str, Known]:
+def load_question_info(sources: Sources) -> dict[str, QuestionInfo]:
     """Return what the files say of each question of the test split, by id.
 
     Raises:
         UsageError: No file was given.
         InputError: A file is broken, or two disagree.
     """
-    paths = [path for path in (sources.questions, sources.truth) if path is not None]
+    paths = [path for path in (sources.questions, sources.annotations) if path is not None]
     if not paths:
         raise UsageError(f"this task needs --questions or --truth: {WANTED}")
-    known: dict[str, Known] = {}
+    known: dict[str, QuestionInfo] = {}
     split: set[str] | None = None
     for path in _files(paths):
         content = read_rows(path) if path.suffix in (".csv", ".tsv") else read_json(path)
         if isinstance(content, dict) and isinstance(content.get("test"), list):
             split = {str(name) for name in content["test"]}
             continue
-        told = _told(content, path, sources.form)
+        told = _read_file(content, path, sources.prompt_layout)
         if known and known.keys() != told.keys() and split is None:
             apart = known.keys() ^ told.keys()
-            raise InputError(f"{path} has other questions than the file before it: {listed(apart)}")
+            raise InputError(
+                f"{path} has other questions than the file before it: {join_names(apart)}"
+            )
         for name, one in told.items():
-            known[name] = _joined(known.get(name, Known()), one, name)
+            known[name] = _merge(known.get(name, QuestionInfo()), one, name)
     if split is not None:
         if lacking := split - known.keys():
             raise InputError(
-                f"pid_splits.json lists {len(lacking)} questions that are not there: {listed(lacking)}"
+                f"pid_splits.json lists {len(lacking)} questions that are not there: {join_names(lacking)}"
             )
         known = {name: one for name, one in known.items() if name in split}
     return known
@@ -97,7 +105,7 @@ def _files(paths: list[Path]) -> list[Path]:
     )
 
 
-def _joined(first: Known, second: Known, name: str) -> Known:
+def _merge(first: QuestionInfo, second: QuestionInfo, name: str) -> QuestionInfo:
     """Join what two files say of a question.
 
     Raises:
@@ -107,24 +115,22 @@ def _joined(first: Known, second: Known, name: str) -> Known:
         raise InputError(
             f"question {name} has two right answers, {first.letter} and {second.letter}: the files differ"
         )
-    told = {field: getattr(second, field) for field in Known.__slots__}
+    told = {field: getattr(second, field) for field in QuestionInfo.__slots__}
     return replace(
         first, **{field: value for field, value in told.items() if value not in (None, ())}
     )
 
 
-def _told(content: Any, path: Path, form: str) -> dict[str, Known]:  # noqa: ANN401 - as JSON has it
+def _read_file(content: Any, path: Path, form: str) -> dict[str, QuestionInfo]:  # noqa: ANN401 - as JSON has it
     """Read one file by what is in it.
 
     Raises:
         InputError: It is none of those known.
     """
     if path.suffix in (".csv", ".tsv"):
-        return _each_once([_row(row, where) for where, row in content], path)
+        return _unique([_row(row, where) for where, row in content], path)
     if isinstance(content, list):
-        return _each_once(
-            [_asked(record, f"{path}[{at}]") for at, record in enumerate(content)], path
-        )
+        return _unique([_asked(record, f"{path}[{at}]") for at, record in enumerate(content)], path)
     if isinstance(content, dict):
         problems = {name: _problem(record, f"{path}: {name}") for name, record in content.items()}
         chosen = {
@@ -134,20 +140,20 @@ def _told(content: Any, path: Path, form: str) -> dict[str, Known]:  # noqa: ANN
     raise InputError(f"{path} is not a file of ScienceQA; expected {WANTED}")
 
 
-def _each_once(told: list[tuple[str, Known]], path: Path) -> dict[str, Known]:
+def _unique(told: list[tuple[str, QuestionInfo]], path: Path) -> dict[str, QuestionInfo]:
     """Return what is told by question.
 
     Raises:
         InputError: A question is there twice.
     """
-    each_once((name for name, _ in told), path)
+    check_unique((name for name, _ in told), path)
     return dict(told)
 
 
-def _row(row: dict[str, str], where: str) -> tuple[str, Known]:
+def _row(row: dict[str, str], where: str) -> tuple[str, QuestionInfo]:
     """Read a row of test_answers.csv."""
-    need(row, ("pid", "answer", "subject", "grade", "has_image", "has_context"), where)
-    known = Known(
+    require_fields(row, ("pid", "answer", "subject", "grade", "has_image", "has_context"), where)
+    known = QuestionInfo(
         letter=row["answer"],
         subject=_subject(row["subject"], where),
         grade=_grade(row["grade"], where),
@@ -170,7 +176,7 @@ def _grade(text: str, where: str) -> int:
     return int(number)
 
 
-def _asked(record: object, where: str) -> tuple[str, Known]:
+def _asked(record: object, where: str) -> tuple[str, QuestionInfo]:
     """Read a record of LLaVA-1.5's question file, whose gpt turn is the right letter."""
     conversation = from_record(record, where)
     asked, answered = conversation.turns[0], conversation.turns[-1].text.strip()
@@ -185,8 +191,8 @@ def _asked(record: object, where: str) -> tuple[str, Known]:
         raise InputError(
             f"{where}: the right answer should be one of the {len(choices)} letters, got {answered!r}"
         )
-    parts = (*asked.parts[:-1], f"{asked.parts[-1]}\n{SENTENCE}")
-    known = Known(
+    parts = (*asked.parts[:-1], f"{asked.parts[-1]}\n{LETTER_PROMPT}")
+    known = QuestionInfo(
         letter=answered,
         choices=tuple(choices),
         has_picture=bool(conversation.pictures),
@@ -205,16 +211,16 @@ def _problem(record: object, where: str) -> _Graded:
         raise InputError(f"{where}: {field}: {fault['msg'].lower()}") from None
 
 
-def _of_problem(name: str, problem: _Graded, form: str) -> Known:
+def _of_problem(name: str, problem: _Graded, form: str) -> QuestionInfo:
     """Say what is known of a problem of problems.json, laid out in a form."""
-    layout = parse_form(_FORMS.get(form, form))
+    layout = parse_layout(_FORMS.get(form, form))
     text = layout.ask(problem).replace("  ", " ").strip()
-    picture = Picture(f"test/{name}/{problem.image}") if problem.image else None
-    parts: tuple[str | Picture, ...] = (text,)
+    picture = ImageRef(f"test/{name}/{problem.image}") if problem.image else None
+    parts: tuple[str | ImageRef, ...] = (text,)
     if picture:
         parts = (picture, f"\n{text}") if layout.picture_first else (f"{text}\n", picture)
     where = f"problem {name}"
-    return Known(
+    return QuestionInfo(
         letter=problem.letter,
         choices=tuple(problem.choices),
         subject=_subject(problem.subject, where) if problem.subject else None,

@@ -11,10 +11,10 @@ from typing import Any
 
 from caldera.errors import InputError
 from caldera.evaluation.benchmark import Item, Score
-from caldera.evaluation.benchmarks.task import Sources, Task, scored_by
+from caldera.evaluation.benchmarks.task import Sources, Task, score_by_item_id
 from caldera.evaluation.multiple_choice import ask_choice, letters_read, score_letters
-from caldera.evaluation.official_files import each_once, need, read_json
-from caldera.evaluation.shares import mean, percent
+from caldera.evaluation.official_files import check_unique, read_json, require_fields
+from caldera.evaluation.shares import mean, to_percent
 
 _CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 
@@ -35,10 +35,10 @@ class Seed:
         """
         score = score_letters(self.items, letters_read(self.items, answers))
         equal = mean(float(answers[item.id] == item.references[0]) for item in self.items)
-        return replace(score, figures=score.figures | {"official_rule": {"accuracy": percent(equal)}})  # fmt: skip
+        return replace(score, metrics=score.metrics | {"official_rule": {"accuracy": to_percent(equal)}})  # fmt: skip
 
 
-def read(sources: Sources) -> Seed:
+def load_questions(sources: Sources) -> Seed:
     """Read SEED-Bench.json.
 
     Raises:
@@ -54,13 +54,15 @@ def read(sources: Sources) -> Seed:
     questions = content["questions"]
     if not questions:
         raise InputError(f"{path} holds no questions")
-    items = [_item(one, kinds, f"{path}: question {at}") for at, one in enumerate(questions)]
-    each_once((item.id for item in items), path)
+    items = [_to_item(one, kinds, f"{path}: question {at}") for at, one in enumerate(questions)]
+    check_unique((item.id for item in items), path)
     return Seed(items)
 
 
-def _item(record: dict[str, Any], kinds: Mapping[int, str], where: str) -> Item:
-    need(record, ("question_id", "question", *_CHOICES, "answer", "question_type_id"), where)
+def _to_item(record: dict[str, Any], kinds: Mapping[int, str], where: str) -> Item:
+    require_fields(
+        record, ("question_id", "question", *_CHOICES, "answer", "question_type_id"), where
+    )
     name, choices = str(record["question_id"]), tuple(str(record[field]) for field in _CHOICES)
     if record["answer"] not in tuple("ABCD"):
         raise InputError(f"{where}: the answer should be A, B, C or D, got {record['answer']!r}")
@@ -81,12 +83,12 @@ SEED = Task(
     name="seed",
     title="SEED-Bench",
     measures="understanding of pictures and videos in twelve dimensions, by choice of four",
-    size="19,242 questions, 14,233 about pictures and 5,009 about videos "
+    description="19,242 questions, 14,233 about pictures and 5,009 about videos "
     "(huggingface.co/datasets/AILab-CVC/SEED-Bench)",
     chance={"accuracy": 25.0, "image": 25.0, "video": 25.0},
-    headline="accuracy",
-    files="--questions SEED-Bench.json",
-    layout=Sources(questions=Path("SEED-Bench.json"), pictures=Path()),
-    read=read,
-    score_files=scored_by(read),
+    primary_metric="accuracy",
+    required_files="--questions SEED-Bench.json",
+    default_files=Sources(questions=Path("SEED-Bench.json"), pictures=Path()),
+    load=load_questions,
+    score_answer_files=score_by_item_id(load_questions),
 )

@@ -9,7 +9,7 @@ from caldera.evaluation.benchmarks.mmbench import MMBENCH, MMBENCH_CN
 from caldera.evaluation.benchmarks.mme import MME
 from caldera.evaluation.benchmarks.mmmu import MMMU
 from caldera.evaluation.benchmarks.nlvr import NLVR
-from caldera.evaluation.benchmarks.own import OWN
+from caldera.evaluation.benchmarks.own import CUSTOM
 from caldera.evaluation.benchmarks.pope import POPE
 from caldera.evaluation.benchmarks.science_qa import SCIENCE_QA
 from caldera.evaluation.benchmarks.seed import SEED
@@ -18,7 +18,7 @@ from caldera.evaluation.benchmarks.textvqa import TEXTVQA
 from caldera.evaluation.benchmarks.vizwiz import VIZWIZ
 from caldera.evaluation.benchmarks.vqav2 import VQAV2
 
-TASKS: dict[str, Task] = {
+BENCHMARKS: dict[str, Task] = {
     task.name: task
     for task in (
         SCIENCE_QA,
@@ -34,7 +34,7 @@ TASKS: dict[str, Task] = {
         TEXTVQA,
         VIZWIZ,
         CAPTIONS,
-        OWN,
+        CUSTOM,
         LLAVA_BENCH,
         LLAVA_BENCH_COCO,
         MM_VET,
@@ -43,12 +43,12 @@ TASKS: dict[str, Task] = {
 """In the order that `caldera evaluate tasks` lists them."""
 
 
-def find_task(name: str) -> Task:
+def get_benchmark(name: str) -> Task:
     """Return the benchmark called exactly `name`.
 
     Raises:
         UnknownNameError: There is none.
     """
-    if name not in TASKS:
-        raise UnknownNameError("task", name, TASKS)
-    return TASKS[name]
+    if name not in BENCHMARKS:
+        raise UnknownNameError("task", name, BENCHMARKS)
+    return BENCHMARKS[name]

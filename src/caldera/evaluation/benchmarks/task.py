@@ -7,7 +7,7 @@ from pathlib import Path
 from caldera.errors import UsageError
 from caldera.evaluation.answer_files import read_answers
 from caldera.evaluation.benchmark import Benchmark, Item, Score
-from caldera.evaluation.judging.protocols import Case, JudgingProtocol
+from caldera.evaluation.judging.protocols import JudgeCase, JudgingProtocol
 from caldera.evaluation.judging.verdicts import Verdict
 
 
@@ -18,16 +18,16 @@ class Sources:
     questions: Path | None = None
     """What is asked, in the official layout."""
 
-    truth: Path | None = None
+    annotations: Path | None = None
     """What is right, where the official layout keeps it apart."""
 
     pictures: Path | None = None
     """Folder that the questions' picture paths start from; the questions' own folder where None."""
 
-    context: Path | None = None
+    captions: Path | None = None
     """What is in the pictures, in words, for a judge that does not see them."""
 
-    form: str = ""
+    prompt_layout: str = ""
     """How questions are put, where a benchmark has several ways, such as ScienceQA's "LEPA"; empty: the usual."""
 
     def need_questions(self, wanted: str) -> Path:
@@ -46,9 +46,9 @@ class Sources:
         Raises:
             UsageError: It was not given.
         """
-        if self.truth is None:
+        if self.annotations is None:
             raise UsageError(f"this task needs --truth, {wanted}")
-        return self.truth
+        return self.annotations
 
     def need_context(self, wanted: str) -> Path:
         """Return the file of what is in the pictures; `wanted` says which official file it is.
@@ -56,19 +56,19 @@ class Sources:
         Raises:
             UsageError: It was not given.
         """
-        if self.context is None:
+        if self.captions is None:
             raise UsageError(f"this task needs --context, {wanted}")
-        return self.context
+        return self.captions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Judging:
+class JudgeSpec:
     """How the answers of a task are judged."""
 
     protocols: Mapping[str, JudgingProtocol]
     """Ways to ask a judge, by exact name; the first is the usual one."""
 
-    cases: Callable[[Sources, Mapping[str, str]], list[Case]]
+    build_cases: Callable[[Sources, Mapping[str, str]], list[JudgeCase]]
     """Official files and answers by id in, what a judge is asked about out; raises InputError where they do not fit."""
 
     score: Callable[[Sequence[Verdict]], Score]
@@ -77,10 +77,12 @@ class Judging:
     files: Callable[[Sequence[Sequence[Verdict]], str], Mapping[str, str]]
     """Writes verdicts by run, of the judge of that digest, as official files: texts by file name."""
 
-    judges: Callable[[Item], bool] = lambda item: True
+    needs_judge: Callable[[Item], bool] = lambda item: True
     """Whether a judge has to read the answer to an item."""
 
-    settled: Callable[[Sources, Mapping[str, str]], list[Verdict]] = lambda sources, answers: []
+    settled_verdicts: Callable[[Sources, Mapping[str, str]], list[Verdict]] = (
+        lambda sources, answers: []
+    )
     """Verdicts on the answers that no judge has to read; they count in every run."""
 
 
@@ -95,39 +97,39 @@ class Task:
     measures: str
     """What it tells about a model, in a sentence."""
 
-    size: str
+    description: str
     """Questions of the official split, and where to get them."""
 
     chance: Mapping[str, float]
     """What blind guessing gives, by figure, in the figure's own unit."""
 
-    headline: str
+    primary_metric: str
     """The figure that papers quote."""
 
-    files: str
+    required_files: str
     """What `score` needs beside the answers."""
 
-    read: Callable[[Sources], Benchmark]
+    load: Callable[[Sources], Benchmark]
     """Official files in, items out; the benchmark scores answer texts."""
 
-    score_files: Callable[[Sources, Path], Score]
+    score_answer_files: Callable[[Sources, Path], Score]
     """Scores an official answer file, or a folder of them, without a model."""
 
-    layout: Sources = Sources()
+    default_files: Sources = Sources()
     """Where its official files lie below one folder, under their official names, for `--data`."""
 
-    unpack: Callable[[Sources, Path], bool] | None = None
+    extract_images: Callable[[Sources, Path], bool] | None = None
     """Writes pictures that the file of questions holds into a folder, where such a file may; tells whether it did."""
 
-    judging: Judging | None = None
+    judging: JudgeSpec | None = None
     """How a judge reads the answers, where one has to; `read` then gives a benchmark that scores a judge's replies."""
 
     def needs_judge(self, items: Sequence[Item]) -> bool:
         """Tell whether a judge has to read the answers to some of these items."""
-        return self.judging is not None and any(map(self.judging.judges, items))
+        return self.judging is not None and any(map(self.judging.needs_judge, items))
 
 
-def scored_by(read: Callable[[Sources], Benchmark]) -> Callable[[Sources, Path], Score]:
+def score_by_item_id(read: Callable[[Sources], Benchmark]) -> Callable[[Sources, Path], Score]:
     """Return a way to score answer files whose texts go by the ids of the items that `read` gives."""
 
     def score_files(sources: Sources, answers: Path) -> Score:

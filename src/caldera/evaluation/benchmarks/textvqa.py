@@ -12,14 +12,14 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from caldera.datasets.vqa import checked, entries
+from caldera.datasets.vqa import read_list, validate
 from caldera.errors import InputError
-from caldera.evaluation.answer_files import Answer, read_answer_list, texts_by_id
+from caldera.evaluation.answer_files import AnswerRecord, read_answer_list, texts_by_id
 from caldera.evaluation.benchmark import Item, Score
 from caldera.evaluation.benchmarks.task import Sources, Task
-from caldera.evaluation.official_files import listed, need, read_records
-from caldera.evaluation.short_answers import ShortAnswers, asking, asking_shortly
-from caldera.evaluation.vqa_accuracy import m4c_worth
+from caldera.evaluation.official_files import join_names, read_records, require_fields
+from caldera.evaluation.short_answers import ShortAnswers, question_turn, short_answer_turn
+from caldera.evaluation.vqa_accuracy import m4c_soft_accuracy
 
 _FILE = "TextVQA_0.5.1_val.json"
 _ASKED_OTHERWISE = re.compile(r"OCR tokens: .*?Question: (.*?) Short answer:", re.DOTALL)
@@ -43,7 +43,7 @@ class _Question(BaseModel):
         return self.image_id, self.question.lower()
 
 
-def read(sources: Sources) -> ShortAnswers:
+def load_questions(sources: Sources) -> ShortAnswers:
     """Read the questions with their answers; the words to ask them in from LLaVA's question file where it is given.
 
     Raises:
@@ -52,11 +52,11 @@ def read(sources: Sources) -> ShortAnswers:
     """
     questions = _questions(sources)
     asked = _llava_texts(sources.questions) if sources.questions else None
-    items = [_item(one, asked) for one in questions]
-    return ShortAnswers(name="textvqa", items=items, worth=m4c_worth)
+    items = [_to_item(one, asked) for one in questions]
+    return ShortAnswers(name="textvqa", items=items, accuracy=m4c_soft_accuracy)
 
 
-def score_files(sources: Sources, answers: Path) -> Score:
+def score_answer_files(sources: Sources, answers: Path) -> Score:
     """Score answers by question id, or LLaVA's by picture and the question that their prompts repeat.
 
     Raises:
@@ -65,24 +65,24 @@ def score_files(sources: Sources, answers: Path) -> Score:
     """
     questions = _questions(sources)
     texts = texts_by_id(_with_question_ids(read_answer_list(answers), questions), answers)
-    items = [_item(one, None) for one in questions]
-    return ShortAnswers(name="textvqa", items=items, worth=m4c_worth).score(texts)
+    items = [_to_item(one, None) for one in questions]
+    return ShortAnswers(name="textvqa", items=items, accuracy=m4c_soft_accuracy).score(texts)
 
 
 def _questions(sources: Sources) -> list[_Question]:
     path = sources.need_truth(_FILE)
     return [
-        checked(_Question, entry, f"{path}: data.{index}")
-        for index, entry in enumerate(entries(path, "data")[1])
+        validate(_Question, entry, f"{path}: data.{index}")
+        for index, entry in enumerate(read_list(path, "data")[1])
     ]
 
 
-def _item(question: _Question, asked: Mapping[_Key, str] | None) -> Item:
+def _to_item(question: _Question, asked: Mapping[_Key, str] | None) -> Item:
     name, picture = str(question.question_id), f"{question.image_id}.jpg"
     if asked is None:
-        conversation = asking_shortly(name, picture, question.question.capitalize())
+        conversation = short_answer_turn(name, picture, question.question.capitalize())
     elif question.key in asked:
-        conversation = asking(name, picture, asked[question.key])
+        conversation = question_turn(name, picture, asked[question.key])
     else:
         raise InputError(
             f"LLaVA's question file does not ask {question.question!r} of {picture}; give the file of this split"
@@ -94,7 +94,7 @@ def _llava_texts(path: Path) -> dict[_Key, str]:
     """Return the words that LLaVA's question file asks each question in."""
     texts: dict[_Key, str] = {}
     for where, record in read_records(path):
-        need(record, ("question_id", "text"), where)
+        require_fields(record, ("question_id", "text"), where)
         texts[str(record["question_id"]), question_in(record["text"])] = record["text"]
     return texts
 
@@ -107,7 +107,9 @@ def question_in(prompt: str) -> str:
     return lines[1 if len(lines) > 1 and lines[0].startswith("Reference OCR token:") else 0].lower()
 
 
-def _with_question_ids(answers: Sequence[Answer], questions: Sequence[_Question]) -> list[Answer]:
+def _with_question_ids(
+    answers: Sequence[AnswerRecord], questions: Sequence[_Question]
+) -> list[AnswerRecord]:
     """Put question ids in the place of picture ids. A question that is asked twice of a picture takes answers in order.
 
     Raises:
@@ -117,7 +119,7 @@ def _with_question_ids(answers: Sequence[Answer], questions: Sequence[_Question]
     waiting: dict[_Key, list[str]] = defaultdict(list)
     for one in reversed(questions):
         waiting[one.key].append(str(one.question_id))
-    named: list[Answer] = []
+    named: list[AnswerRecord] = []
     lost: list[str] = []
     for answer in answers:
         left = waiting.get((answer.id, question_in(answer.prompt)), [])
@@ -125,12 +127,12 @@ def _with_question_ids(answers: Sequence[Answer], questions: Sequence[_Question]
             named.append(answer)
         elif left:
             name = left.pop() if len(left) > 1 else left[0]  # a surplus answer is a double one
-            named.append(Answer(answer.where, name, answer.text, answer.prompt))
+            named.append(AnswerRecord(answer.where, name, answer.text, answer.prompt))
         else:
             lost.append(f"{answer.id} {question_in(answer.prompt)!r}")
     if lost:
         raise InputError(
-            f"{len(lost)} answers are to no question of {_FILE}: {listed(lost)}; is this the right split?"
+            f"{len(lost)} answers are to no question of {_FILE}: {join_names(lost)}; is this the right split?"
         )
     return named
 
@@ -139,11 +141,13 @@ TEXTVQA = Task(
     name="textvqa",
     title="TextVQA",
     measures="whether writing in pictures is read and understood",
-    size="5,000 questions of the validation split 0.5.1 (textvqa.org/dataset)",
+    description="5,000 questions of the validation split 0.5.1 (textvqa.org/dataset)",
     chance={},
-    headline="accuracy",
-    files=f"--truth {_FILE}; --questions llava_textvqa_val_v051_ocr.jsonl to ask as LLaVA does",
-    layout=Sources(truth=Path("TextVQA_0.5.1_val.json"), pictures=Path("train_images")),
-    read=read,
-    score_files=score_files,
+    primary_metric="accuracy",
+    required_files=f"--truth {_FILE}; --questions llava_textvqa_val_v051_ocr.jsonl to ask as LLaVA does",
+    default_files=Sources(
+        annotations=Path("TextVQA_0.5.1_val.json"), pictures=Path("train_images")
+    ),
+    load=load_questions,
+    score_answer_files=score_answer_files,
 )

@@ -13,15 +13,15 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from caldera.datasets.vqa import SENTENCE, checked
+from caldera.datasets.vqa import SHORT_ANSWER_PROMPT, validate
 from caldera.evaluation.answer_files import read_answer_list, texts_by_id
 from caldera.evaluation.benchmark import Item, Score
 from caldera.evaluation.benchmarks.task import Sources, Task
 from caldera.evaluation.benchmarks.vqav2 import preparation
-from caldera.evaluation.official_files import need, read_records
-from caldera.evaluation.short_answers import ShortAnswers, asking
-from caldera.evaluation.vqa_accuracy import vizwiz_worth
-from caldera.evaluation.vqa_normalisation import submitted
+from caldera.evaluation.official_files import read_records, require_fields
+from caldera.evaluation.short_answers import ShortAnswers, question_turn
+from caldera.evaluation.vqa_accuracy import vizwiz_soft_accuracy
+from caldera.evaluation.vqa_normalisation import normalize_submission
 
 _FILE = "val.json"
 
@@ -44,37 +44,39 @@ class _Question(_Wire):
     answers: list[_Answer] = []
 
 
-def read(sources: Sources) -> ShortAnswers:
+def load_questions(sources: Sources) -> ShortAnswers:
     """Read the questions, with their answers where the split has them.
 
     Raises:
         UsageError: The official file was not given.
         InputError: It is missing or broken.
     """
-    return _read(sources, submitted)
+    return _load(sources, normalize_submission)
 
 
-def score_files(sources: Sources, answers: Path) -> Score:
+def score_answer_files(sources: Sources, answers: Path) -> Score:
     """Score LLaVA's answers (`.jsonl`, or a folder), or a file as handed in (`.json`).
 
     Raises:
         UsageError: The official file was not given.
         InputError: A file is missing or broken, or answers and questions do not belong together.
     """
-    pictures = _llava_pictures(sources.questions) if sources.truth and sources.questions else {}
+    pictures = (
+        _llava_pictures(sources.questions) if sources.annotations and sources.questions else {}
+    )
     given = read_answer_list(answers)
     named = [replace(answer, id=pictures.get(answer.id, answer.id)) for answer in given]
-    return _read(sources, preparation(answers)).score(texts_by_id(named, answers))
+    return _load(sources, preparation(answers)).score(texts_by_id(named, answers))
 
 
-def _read(sources: Sources, prepare: Callable[[str], str]) -> ShortAnswers:
-    path = sources.truth or sources.need_questions(f"VizWiz's {_FILE}")
-    questions = [checked(_Question, record, where) for where, record in read_records(path)]
+def _load(sources: Sources, prepare: Callable[[str], str]) -> ShortAnswers:
+    path = sources.annotations or sources.need_questions(f"VizWiz's {_FILE}")
+    questions = [validate(_Question, record, where) for where, record in read_records(path)]
     return ShortAnswers(
         name="vizwiz",
         items=_items(questions),
-        worth=vizwiz_worth,
-        prepare=prepare,
+        accuracy=vizwiz_soft_accuracy,
+        normalize=prepare,
         overall="overall",
         groups={"perAnswerType": "answer type: "},
     )
@@ -86,7 +88,9 @@ def _items(questions: Sequence[_Question]) -> list[Item]:
             one.image,
             one.answer_type,
             "vizwiz",
-            asking(one.image, one.image, f"{one.question}\n{UNANSWERABLE}\n{SENTENCE}"),
+            question_turn(
+                one.image, one.image, f"{one.question}\n{UNANSWERABLE}\n{SHORT_ANSWER_PROMPT}"
+            ),
             tuple(answer.answer for answer in one.answers),
             slices=(f"answer type: {one.answer_type}",),
         )
@@ -98,7 +102,7 @@ def _llava_pictures(path: Path) -> dict[str, str]:
     """Return the picture of each question id of LLaVA's question file."""
     pictures: dict[str, str] = {}
     for where, record in read_records(path):
-        need(record, ("question_id", "image"), where)
+        require_fields(record, ("question_id", "image"), where)
         pictures[str(record["question_id"])] = str(record["image"])
     return pictures
 
@@ -107,11 +111,11 @@ VIZWIZ = Task(
     name="vizwiz",
     title="VizWiz",
     measures="whether questions of blind people are answered, or said to have no answer",
-    size="4,319 questions of val, 8,000 of test whose answers are not public (vizwiz.org)",
+    description="4,319 questions of val, 8,000 of test whose answers are not public (vizwiz.org)",
     chance={},
-    headline="overall",
-    files=f"--truth {_FILE}; --questions LLaVA's question file where answers go by its ids",
-    layout=Sources(truth=Path("val.json"), pictures=Path("val")),
-    read=read,
-    score_files=score_files,
+    primary_metric="overall",
+    required_files=f"--truth {_FILE}; --questions LLaVA's question file where answers go by its ids",
+    default_files=Sources(annotations=Path("val.json"), pictures=Path("val")),
+    load=load_questions,
+    score_answer_files=score_answer_files,
 )

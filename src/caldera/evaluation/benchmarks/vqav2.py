@@ -12,14 +12,14 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from caldera.datasets.vqa import checked, entries, picture_names
+from caldera.datasets.vqa import picture_names, read_list, validate
 from caldera.errors import InputError
 from caldera.evaluation.answer_files import read_answers
 from caldera.evaluation.benchmark import Item, Score
 from caldera.evaluation.benchmarks.task import Sources, Task
-from caldera.evaluation.short_answers import ShortAnswers, asking_shortly
-from caldera.evaluation.vqa_accuracy import vqa_worth
-from caldera.evaluation.vqa_normalisation import submitted
+from caldera.evaluation.short_answers import ShortAnswers, short_answer_turn
+from caldera.evaluation.vqa_accuracy import vqa_soft_accuracy
+from caldera.evaluation.vqa_normalisation import normalize_submission
 
 _QUESTIONS = "v2_OpenEnded_mscoco_SPLIT_questions.json"
 
@@ -45,17 +45,17 @@ class _Annotation(_Wire):
     answers: list[_Answer] = Field(min_length=1)
 
 
-def read(sources: Sources) -> ShortAnswers:
+def load_questions(sources: Sources) -> ShortAnswers:
     """Read questions, and annotations where they are given.
 
     Raises:
         UsageError: No questions were given.
         InputError: A file is missing or broken, or questions and annotations are not of one split.
     """
-    return _read(sources, submitted)
+    return _load(sources, normalize_submission)
 
 
-def score_files(sources: Sources, answers: Path) -> Score:
+def score_answer_files(sources: Sources, answers: Path) -> Score:
     """Score LLaVA's answers (`.jsonl`, or a folder), or a file as handed in (`.json`).
 
     Raises:
@@ -63,33 +63,33 @@ def score_files(sources: Sources, answers: Path) -> Score:
         InputError: A file is missing or broken, or answers and questions do not belong together.
     """
     sources.need_truth("v2_mscoco_SPLIT_annotations.json")
-    return _read(sources, preparation(answers)).score(read_answers(answers))
+    return _load(sources, preparation(answers)).score(read_answers(answers))
 
 
 def preparation(answers: Path) -> Callable[[str], str]:
     """Return what is done to the answers of a file before they are compared: nothing where it was handed in."""
-    return str if answers.suffix == ".json" else submitted
+    return str if answers.suffix == ".json" else normalize_submission
 
 
-def _read(sources: Sources, prepare: Callable[[str], str]) -> ShortAnswers:
+def _load(sources: Sources, prepare: Callable[[str], str]) -> ShortAnswers:
     path = sources.need_questions(_QUESTIONS)
-    header, questions = entries(path, "questions")
-    annotations = _annotations(sources.truth)
+    header, questions = read_list(path, "questions")
+    annotations = _annotations(sources.annotations)
     split = str(header.get("data_subtype", "val2014"))
     items = [
-        _item(checked(_Question, entry, f"{path}: questions.{index}"), annotations, split)
+        _to_item(validate(_Question, entry, f"{path}: questions.{index}"), annotations, split)
         for index, entry in enumerate(questions)
     ]
     if annotations and (others := len(annotations.keys() - {item.id for item in items})):
         raise InputError(
-            f"{sources.truth} has {others} annotations of questions that are not in {path}; "
+            f"{sources.annotations} has {others} annotations of questions that are not in {path}; "
             "give the files of one split"
         )
     return ShortAnswers(
         name="vqav2",
         items=items,
-        worth=vqa_worth,
-        prepare=prepare,
+        accuracy=vqa_soft_accuracy,
+        normalize=prepare,
         overall="overall",
         groups={"perAnswerType": "answer type: ", "perQuestionType": "question type: "},
     )
@@ -100,17 +100,17 @@ def _annotations(path: Path | None) -> dict[str, _Annotation]:
     if path is None:
         return {}
     found = [
-        checked(_Annotation, entry, f"{path}: annotations.{index}")
-        for index, entry in enumerate(entries(path, "annotations")[1])
+        validate(_Annotation, entry, f"{path}: annotations.{index}")
+        for index, entry in enumerate(read_list(path, "annotations")[1])
     ]
     return {str(annotation.question_id): annotation for annotation in found}
 
 
-def _item(question: _Question, annotations: dict[str, _Annotation], split: str) -> Item:
+def _to_item(question: _Question, annotations: dict[str, _Annotation], split: str) -> Item:
     """Make an item; without an annotation nothing is known to be right."""
     name = str(question.question_id)
     picture, _ = picture_names(question.image_id, split)
-    conversation = asking_shortly(name, picture, question.question)
+    conversation = short_answer_turn(name, picture, question.question)
     annotation = annotations.get(name)
     if annotation is None:
         return Item(name, "unknown", "vqa", conversation, ())
@@ -131,15 +131,15 @@ VQAV2 = Task(
     name="vqav2",
     title="VQA v2",
     measures="whether open questions about everyday pictures are answered as most people would",
-    size="214,354 questions of val2014, 107,394 of test-dev2015 whose answers are not public (visualqa.org/download)",
+    description="214,354 questions of val2014, 107,394 of test-dev2015 whose answers are not public (visualqa.org/download)",
     chance={},
-    headline="overall",
-    files=f"--questions {_QUESTIONS} --truth v2_mscoco_SPLIT_annotations.json",
-    layout=Sources(
+    primary_metric="overall",
+    required_files=f"--questions {_QUESTIONS} --truth v2_mscoco_SPLIT_annotations.json",
+    default_files=Sources(
         questions=Path("v2_OpenEnded_mscoco_val2014_questions.json"),
-        truth=Path("v2_mscoco_val2014_annotations.json"),
+        annotations=Path("v2_mscoco_val2014_annotations.json"),
         pictures=Path("val2014"),
     ),
-    read=read,
-    score_files=score_files,
+    load=load_questions,
+    score_answer_files=score_answer_files,
 )

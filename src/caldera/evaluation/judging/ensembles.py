@@ -17,18 +17,18 @@ from caldera import __version__
 from caldera.errors import UsageError
 from caldera.evaluation.answer_files import read_answers
 from caldera.evaluation.benchmark import Item, check_answers
-from caldera.evaluation.benchmarks.science_qa import SCIENCE_QA, ScienceQA, read
+from caldera.evaluation.benchmarks.science_qa import SCIENCE_QA, ScienceQA, load_questions
 from caldera.evaluation.benchmarks.science_qa_files import letters_of
 from caldera.evaluation.benchmarks.task import Sources
 from caldera.evaluation.choice_letters import science_qa_letter
-from caldera.evaluation.judging.judge import Judge, hear, hearing
+from caldera.evaluation.judging.judge import Judge, ask_judge, build_request
 from caldera.evaluation.judging.reading import without_reasoning
-from caldera.evaluation.judging.validity import validity
+from caldera.evaluation.judging.validity import validity_metrics
 from caldera.evaluation.official_files import read_json
-from caldera.instructions.asking.parsing import ReplyRefusal
+from caldera.instructions.asking.parsing import RejectedReply
 from caldera.instructions.asking.prompts import Message
 from caldera.progress import Progress
-from caldera.storage import holding, write_json, write_whole
+from caldera.storage import lock_folder, write_atomic, write_json
 
 _SYSTEM = (
     "Two assistants answered a multiple-choice question and came to different answers. Assistant 1 saw the picture, if "
@@ -42,7 +42,7 @@ _ASK = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EnsembleOrder:
+class EnsembleConfig:
     """Whose answers are put together."""
 
     sources: Sources
@@ -54,7 +54,9 @@ class EnsembleOrder:
     """Folder for the judge's journal and what it said; needed where there is a judge."""
 
 
-def ensemble(order: EnsembleOrder, judge: Judge | None, progress: Progress) -> dict[str, Any]:
+def evaluate_ensemble(
+    order: EnsembleConfig, judge: Judge | None, progress: Progress
+) -> dict[str, Any]:
     """Score two models alone and together.
 
     Returns:
@@ -67,7 +69,7 @@ def ensemble(order: EnsembleOrder, judge: Judge | None, progress: Progress) -> d
         InputError: A file is broken, or answers are missing.
         TeacherError: The judge's key, quota or the budget ended the run; the same command goes on.
     """
-    benchmark = read(order.sources)
+    benchmark = load_questions(order.sources)
     first, second = _texts(order.first), _texts(order.second)
     letters = [_letters(benchmark, texts) for texts in (first, second)]
     complement = {name: letter or letters[0][name] for name, letter in letters[1].items()}
@@ -75,9 +77,9 @@ def ensemble(order: EnsembleOrder, judge: Judge | None, progress: Progress) -> d
         item.references[0] in (letters[0][item.id], letters[1][item.id]) for item in benchmark.items
     ]
     figures: dict[str, Any] = {
-        "first": benchmark.score_letters(letters[0]).figures,
-        "second": benchmark.score_letters(letters[1]).figures,
-        "complement": benchmark.score_letters(complement).figures,
+        "first": benchmark.score_letters(letters[0]).metrics,
+        "second": benchmark.score_letters(letters[1]).metrics,
+        "complement": benchmark.score_letters(complement).metrics,
         "either_right": round(100 * sum(right) / len(right), 2),
         "differ": sum(letters[0][name] != letters[1][name] for name in letters[0]),
     }
@@ -85,11 +87,11 @@ def ensemble(order: EnsembleOrder, judge: Judge | None, progress: Progress) -> d
         return figures
     if order.out is None:
         raise UsageError("a judge's replies are kept; give --out FOLDER for them")
-    with holding(order.out):
+    with lock_folder(order.out):
         told = _judged(benchmark, (first, second), judge, order.out, progress)
         final = {name: told.letters.get(name) or letter for name, letter in letters[0].items()}
-        figures["judge"] = benchmark.score_letters(final).figures
-        figures |= {"asked": told.asked, **validity(told.asked, told.unread)}
+        figures["judge"] = benchmark.score_letters(final).metrics
+        figures |= {"asked": told.asked, **validity_metrics(told.asked, told.unread)}
         figures["valid"] = figures["valid"] or told.asked == 0
         _write(order, judge, figures, final)
     return figures
@@ -121,7 +123,7 @@ def _letter(item: Item, text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Judged:
+class _JudgedAnswers:
     """What a judge said about the questions on which two models differ."""
 
     asked: int
@@ -135,22 +137,22 @@ def _judged(
     judge: Judge,
     out: Path,
     progress: Progress,
-) -> _Judged:
+) -> _JudgedAnswers:
     """Ask the judge where the letters differ."""
     letters = [_letters(benchmark, each) for each in texts]
     items = [item for item in benchmark.items if letters[0][item.id] != letters[1][item.id]]
     digest = judge.digest(PROTOCOL)
     hearings = [
-        hearing(
+        build_request(
             digest, item.id, 1, _messages(item, texts[0][item.id], texts[1][item.id]), _reader(item)
         )
         for item in items
     ]
-    opinions = hear(judge, PROTOCOL, hearings, out=out, progress=progress)
+    opinions = ask_judge(judge, PROTOCOL, hearings, out=out, progress=progress)
     lines = [
         {"id": item.id, **asdict(opinion)} for item, opinion in zip(items, opinions, strict=True)
     ]
-    write_whole(out / "verdicts.jsonl", (json.dumps(line) + "\n" for line in lines))
+    write_atomic(out / "verdicts.jsonl", (json.dumps(line) + "\n" for line in lines))
     read_letters = {
         item.id: _reader(item)(opinion.text)
         for item, opinion in zip(items, opinions, strict=True)
@@ -161,7 +163,7 @@ def _judged(
         for item, opinion in zip(items, opinions, strict=True)
         if opinion.failure
     }
-    return _Judged(len(items), read_letters, unread)
+    return _JudgedAnswers(len(items), read_letters, unread)
 
 
 def _reader(item: Item) -> Callable[[str], str]:
@@ -170,7 +172,7 @@ def _reader(item: Item) -> Callable[[str], str]:
     def letter_of(reply: str) -> str:
         letter = _letter(item, without_reasoning(reply))
         if not letter:
-            raise ReplyRefusal("no letter", repair=f"{_ASK} Your last reply had no such end.")
+            raise RejectedReply("no letter", feedback=f"{_ASK} Your last reply had no such end.")
         return letter
 
     return letter_of
@@ -188,7 +190,7 @@ PROTOCOL = hashlib.sha256(json.dumps([_SYSTEM, _ASK]).encode()).hexdigest()[:12]
 
 
 def _write(
-    order: EnsembleOrder, judge: Judge, figures: Mapping[str, Any], letters: Mapping[str, str]
+    order: EnsembleConfig, judge: Judge, figures: Mapping[str, Any], letters: Mapping[str, str]
 ) -> None:
     """Write the scores and the final letters into the folder."""
     assert order.out is not None

@@ -13,17 +13,17 @@ from typing import Any
 from caldera import __version__
 from caldera.errors import UnknownNameError, UsageError
 from caldera.evaluation.answer_files import read_answers
-from caldera.evaluation.benchmarks.task import Judging, Sources, Task
-from caldera.evaluation.judging.judge import Judge, Opinion, hear, hearing
-from caldera.evaluation.judging.protocols import Case, JudgingProtocol, Order
-from caldera.evaluation.judging.runs import over_runs
+from caldera.evaluation.benchmarks.task import JudgeSpec, Sources, Task
+from caldera.evaluation.judging.judge import Judge, JudgeReply, ask_judge, build_request
+from caldera.evaluation.judging.protocols import AnswerOrder, JudgeCase, JudgingProtocol
+from caldera.evaluation.judging.runs import average_runs
 from caldera.evaluation.judging.verdicts import Verdict
 from caldera.progress import Progress
-from caldera.storage import holding, write_json, write_whole
+from caldera.storage import lock_folder, write_atomic, write_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class JudgeOrder:
+class JudgeRunConfig:
     """What is to be judged, how often, and where to."""
 
     task: Task
@@ -45,14 +45,14 @@ def find_protocol(task: Task, name: str) -> JudgingProtocol:
         UsageError: The task needs no judge.
         UnknownNameError: It has no such protocol.
     """
-    protocols = _judging(task).protocols
+    protocols = _judge_spec(task).protocols
     name = name or next(iter(protocols))
     if name not in protocols:
         raise UnknownNameError(f"protocol of {task.name}", name, protocols)
     return protocols[name]
 
 
-def _judging(task: Task) -> Judging:
+def _judge_spec(task: Task) -> JudgeSpec:
     """Return how a task's answers are judged.
 
     Raises:
@@ -65,7 +65,7 @@ def _judging(task: Task) -> Judging:
     return task.judging
 
 
-def judge_file(order: JudgeOrder, judge: Judge, progress: Progress) -> dict[str, Any]:
+def judge_answers(order: JudgeRunConfig, judge: Judge, progress: Progress) -> dict[str, Any]:
     """Have a judge read an answer file, write down what it said, and return the figures.
 
     Returns:
@@ -78,17 +78,19 @@ def judge_file(order: JudgeOrder, judge: Judge, progress: Progress) -> dict[str,
         TeacherError: The judge's key, quota or the budget ended the run; the same command goes on.
         OutputError: Something cannot be written.
     """
-    judging, protocol = _judging(order.task), find_protocol(order.task, order.protocol)
+    judging, protocol = _judge_spec(order.task), find_protocol(order.task, order.protocol)
     answers = read_answers(order.answers)
-    cases = judging.cases(order.sources, answers)
-    settled = judging.settled(order.sources, answers)
-    with holding(order.out):
+    cases = judging.build_cases(order.sources, answers)
+    settled = judging.settled_verdicts(order.sources, answers)
+    with lock_folder(order.out):
         runs = judge_cases(cases, protocol, judge, order.runs, out=order.out, progress=progress)
         runs = [[*verdicts, *settled] for verdicts in runs]
-        score = over_runs([judging.score(verdicts) for verdicts in runs], order.task.headline)
+        score = average_runs(
+            [judging.score(verdicts) for verdicts in runs], order.task.primary_metric
+        )
         digest = judge.digest(protocol.digest)
         scores = {
-            "metric": f"{order.task.name}/{order.task.headline} by {judge.model} ({protocol.name}, {digest})",
+            "metric": f"{order.task.name}/{order.task.primary_metric} by {judge.model} ({protocol.name}, {digest})",
             "task": order.task.name,
             "judge": judge.model,
             "judge_digest": digest,
@@ -99,7 +101,7 @@ def judge_file(order: JudgeOrder, judge: Judge, progress: Progress) -> dict[str,
             "max_tokens": judge.sending.max_tokens,
             "judge_runs": order.runs,
             "answers": str(order.answers),
-            "figures": score.figures,
+            "figures": score.metrics,
             "caldera": __version__,
         }
         lines = (
@@ -107,7 +109,7 @@ def judge_file(order: JudgeOrder, judge: Judge, progress: Progress) -> dict[str,
             for number, verdicts in enumerate(runs, start=1)
             for verdict in verdicts
         )
-        write_whole(order.out / "verdicts.jsonl", (json.dumps(line) + "\n" for line in lines))
+        write_atomic(order.out / "verdicts.jsonl", (json.dumps(line) + "\n" for line in lines))
         _write_official(order.out, judging.files(runs, digest))
         write_json(order.out / "scores.json", scores)
     return scores
@@ -116,7 +118,7 @@ def judge_file(order: JudgeOrder, judge: Judge, progress: Progress) -> dict[str,
 def _write_official(out: Path, files: Mapping[str, str]) -> None:
     """Write the verdicts in the official layout; a folder of them holds those of this command alone."""
     for name, text in files.items():
-        write_whole(out / name, text)
+        write_atomic(out / name, text)
     written = {out / name for name in files}
     for folder in {path.parent for path in written} - {out}:
         for stale in set(folder.glob("*.jsonl")) - written:
@@ -124,7 +126,7 @@ def _write_official(out: Path, files: Mapping[str, str]) -> None:
 
 
 def judge_cases(
-    cases: Sequence[Case],
+    cases: Sequence[JudgeCase],
     protocol: JudgingProtocol,
     judge: Judge,
     runs: int,
@@ -153,17 +155,21 @@ def judge_cases(
         for shown in protocol.orders
     ]
     hearings = [
-        hearing(digest, f"{case.id}, {shown}", run, protocol.messages(case, shown), protocol.read)
+        build_request(
+            digest, f"{case.id}, {shown}", run, protocol.messages(case, shown), protocol.read
+        )
         for run, case, shown in asked
     ]
-    opinions = hear(judge, protocol.digest, hearings, out=out, progress=progress)
+    opinions = ask_judge(judge, protocol.digest, hearings, out=out, progress=progress)
     verdicts: list[list[Verdict]] = [[] for _ in range(runs)]
     for (run, case, shown), opinion in zip(asked, opinions, strict=True):
         verdicts[run - 1].append(_verdict(case, shown, opinion, protocol))
     return verdicts
 
 
-def _verdict(case: Case, shown: Order, opinion: Opinion, protocol: JudgingProtocol) -> Verdict:
+def _verdict(
+    case: JudgeCase, shown: AnswerOrder, opinion: JudgeReply, protocol: JudgingProtocol
+) -> Verdict:
     """Make a verdict of what the judge said, its scores turned so that the reference's comes first."""
     scores = () if opinion.failure else protocol.read(opinion.text)
     return Verdict(

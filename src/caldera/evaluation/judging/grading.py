@@ -9,8 +9,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from caldera.evaluation.judging.protocols import Case, JudgingProtocol, Order
-from caldera.evaluation.judging.reading import read_grade
+from caldera.evaluation.judging.protocols import AnswerOrder, JudgeCase, JudgingProtocol
+from caldera.evaluation.judging.reading import parse_grade
 from caldera.evaluation.judging.verdicts import Verdict
 from caldera.instructions.asking.prompts import Message
 
@@ -44,17 +44,17 @@ _EXAMPLES = (
 """Questions, what is right, answers and their grades."""
 
 
-def _row(question: str, right: str, answer: str) -> str:
+def _table_row(question: str, right: str, answer: str) -> str:
     """Write one row without its grade, on one line."""
     cells = (" ".join(cell.replace("|", "/").split()) for cell in (question, right, answer))
     return " | ".join(cells) + " |"
 
 
-def _graded(case: Case, _order: Order) -> list[Message]:
+def _grading_messages(case: JudgeCase, _order: AnswerOrder) -> list[Message]:
     """Write the request: the rule, graded rows, and the row whose grade is wanted."""
     rows = ["Question | What is right | Answer | Grade"]
-    rows += [f"{_row(*cells)} {grade}" for *cells, grade in _EXAMPLES]
-    rows.append(_row(case.question, case.reference, case.candidate))
+    rows += [f"{_table_row(*cells)} {grade}" for *cells, grade in _EXAMPLES]
+    rows.append(_table_row(case.question, case.reference, case.candidate))
     table = "\n".join(rows)
     ask = "What is the grade of the last row? Reply with the number alone."
     return [{"role": "user", "content": f"{_RULE}\n\n{table}\n\n{ask}"}]
@@ -62,13 +62,13 @@ def _graded(case: Case, _order: Order) -> list[Message]:
 
 def _read(reply: str) -> tuple[float, ...]:
     """Read a grade, the only score of its kind of verdict."""
-    return (read_grade(reply),)
+    return (parse_grade(reply),)
 
 
 GRADES = JudgingProtocol(
     name="paper",
     orders=("reference first",),
-    messages=_graded,
+    messages=_grading_messages,
     read=_read,
     temperature=0.0,
     max_tokens=64,
@@ -79,7 +79,7 @@ GRADE_PROTOCOLS = {GRADES.name: GRADES}
 """Ways to grade an answer alone, by exact name."""
 
 
-def grade_files(runs: Sequence[Sequence[Verdict]], _judge: str) -> Mapping[str, str]:
+def write_grade_files(runs: Sequence[Sequence[Verdict]], _judge: str) -> Mapping[str, str]:
     """Write grades in MM-Vet's layout; a grade that could not be read is null."""
     told: dict[str, dict[str, list[Any]]] = {}
     for verdict in (one for run in runs for one in run):

@@ -15,14 +15,19 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from caldera.errors import TeacherError, UsageError
+from caldera.errors import LLMClientError, UsageError
 from caldera.instructions.asking.budget import Budget, Price
-from caldera.instructions.asking.endpoint import Reply, Sending
+from caldera.instructions.asking.endpoint import Reply, RequestConfig
 from caldera.instructions.asking.journal import Journal
-from caldera.instructions.asking.openai_endpoint import OPENAI, OpenAIEndpoint
-from caldera.instructions.asking.parsing import ReplyRefusal
+from caldera.instructions.asking.openai_endpoint import OPENAI_URL, OpenAIClient
+from caldera.instructions.asking.parsing import RejectedReply
 from caldera.instructions.asking.prompts import Message
-from caldera.instructions.asking.run import Means, Request, Run, UnansweringError
+from caldera.instructions.asking.run import (
+    EndpointDownError,
+    LLMRequest,
+    RequestRunner,
+    RunnerConfig,
+)
 from caldera.progress import Progress
 
 
@@ -31,9 +36,11 @@ class Judge:
     """A language model as judge, and what it may cost."""
 
     model: str
-    base_url: str = OPENAI
+    base_url: str = OPENAI_URL
     key: SecretStr | None = None
-    sending: Sending = field(default_factory=lambda: Sending(temperature=0.0, repairs=0))
+    sending: RequestConfig = field(
+        default_factory=lambda: RequestConfig(temperature=0.0, max_repairs=0)
+    )
     price: Price | None = None
     unpriced: bool = False
     """Whether the user said that the price does not matter."""
@@ -49,11 +56,11 @@ class Judge:
         """
         if not self.model:
             raise UsageError("a judge needs the name of a model; give --judge-model")
-        if self.base_url.rstrip("/") == OPENAI and not self.key:
+        if self.base_url.rstrip("/") == OPENAI_URL and not self.key:
             raise UsageError(
                 "there is no key for OpenAI; set OPENAI_API_KEY, or name a server of your own with --judge-url"
             )
-        if self.base_url.rstrip("/") == OPENAI and self.price is None and not self.unpriced:
+        if self.base_url.rstrip("/") == OPENAI_URL and self.price is None and not self.unpriced:
             raise UsageError(
                 "what the judge costs is not known; give --price PROMPT,REPLY (money for a million tokens each), or "
                 "--unpriced to count no money"
@@ -71,13 +78,13 @@ class Judge:
             "top_p": sending.top_p,
             "seed": sending.seed,
             "max_tokens": sending.max_tokens,
-            "repairs": sending.repairs,
+            "repairs": sending.max_repairs,
         }
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, slots=True)
-class Hearing:
+class JudgeRequest:
     """One request to a judge."""
 
     name: str
@@ -94,16 +101,16 @@ class Hearing:
     """Its key: all that the reply depends on."""
 
 
-def hearing(
+def build_request(
     judge: str, name: str, run: int, messages: Sequence[Message], read: Callable[[str], object]
-) -> Hearing:
+) -> JudgeRequest:
     """Make a request to the judge of that digest, with its key."""
     told = json.dumps([judge, name, run, [*map(dict, messages)]], sort_keys=True)
-    return Hearing(name, run, messages, read, hashlib.sha256(told.encode()).hexdigest()[:24])
+    return JudgeRequest(name, run, messages, read, hashlib.sha256(told.encode()).hexdigest()[:24])
 
 
 @dataclass(frozen=True, slots=True)
-class Opinion:
+class JudgeReply:
     """What a judge said to one request, or why it said nothing that can be used."""
 
     text: str = ""
@@ -116,14 +123,14 @@ class Opinion:
     detail: str = ""
 
 
-def hear(
+def ask_judge(
     judge: Judge,
     protocol: str,
-    hearings: Sequence[Hearing],
+    hearings: Sequence[JudgeRequest],
     *,
     out: Path,
     progress: Progress,
-) -> list[Opinion]:
+) -> list[JudgeReply]:
     """Ask a judge all that it was not asked before, and return what it said to every request, in order.
 
     Args:
@@ -139,10 +146,10 @@ def hear(
     """
     journal = Journal(out / "journal.jsonl")
     try:
-        means = Means[Hearing](
-            endpoint=OpenAIEndpoint(judge.base_url, judge.model, judge.key, judge.sending, "judge"),
-            request=lambda asked: Request(asked.messages, protocol),
-            check=lambda asked, reply: _read(asked.read, reply),
+        means = RunnerConfig[JudgeRequest](
+            endpoint=OpenAIClient(judge.base_url, judge.model, judge.key, judge.sending, "judge"),
+            request=lambda asked: LLMRequest(asked.messages, protocol),
+            check=lambda asked, reply: _parse_or_raise(asked.read, reply),
             journal=journal,
             budget=Budget(
                 price=judge.price,
@@ -154,46 +161,48 @@ def hear(
             sending=judge.sending,
             run=judge.digest(protocol),
         )
-        before = sum(journal.decided(one.id) for one in hearings)
-        with progress.job("asking the judge", len(hearings), before) as tick:
-            ended = asyncio.run(_ask(means, Run(means, tick), hearings))
-        if ended and not isinstance(ended, UnansweringError):
-            raise TeacherError(
+        before = sum(journal.is_decided(one.id) for one in hearings)
+        with progress.task("asking the judge", len(hearings), before) as tick:
+            ended = asyncio.run(_ask(means, RequestRunner(means, tick), hearings))
+        if ended and not isinstance(ended, EndpointDownError):
+            raise LLMClientError(
                 f"{ended}; what was heard is kept in {out}: once that is mended, or with a greater budget, the same "
                 "command goes on"
             )
-        return [_opinion(journal, one, ended) for one in hearings]
+        return [_to_reply(journal, one, ended) for one in hearings]
     finally:
         journal.close()
 
 
 async def _ask(
-    means: Means[Hearing], run: Run[Hearing], hearings: Sequence[Hearing]
-) -> TeacherError | None:
+    means: RunnerConfig[JudgeRequest],
+    run: RequestRunner[JudgeRequest],
+    hearings: Sequence[JudgeRequest],
+) -> LLMClientError | None:
     """Run to the end, and let go of the endpoint in the same loop."""
     try:
-        return await run.write(hearings)
+        return await run.run_all(hearings)
     finally:
         await means.endpoint.close()
 
 
-def _opinion(journal: Journal, asked: Hearing, ended: TeacherError | None) -> Opinion:
+def _to_reply(journal: Journal, asked: JudgeRequest, ended: LLMClientError | None) -> JudgeReply:
     """Return what became of one request; a reply is read anew, by the rules as they are now."""
     entry, heard = journal.entries.get(asked.id), journal.replies(asked.id)
     if entry is None or entry.outcome is None:
-        return Opinion(failure="not asked", detail=str(ended or ""))
+        return JudgeReply(failure="not asked", detail=str(ended or ""))
     if entry.outcome == "failed" or not heard:
-        return Opinion(failure=entry.rule, detail=entry.detail)
+        return JudgeReply(failure=entry.rule, detail=entry.detail)
     reply = heard[-1].reply
     try:
-        _read(asked.read, reply)
-    except ReplyRefusal as refusal:
+        _parse_or_raise(asked.read, reply)
+    except RejectedReply as refusal:
         told = str(refusal).removeprefix(refusal.rule).removeprefix(": ")
-        return Opinion(reply.text, reply.model, refusal.rule, told)
-    return Opinion(reply.text, reply.model)
+        return JudgeReply(reply.text, reply.model, refusal.rule, told)
+    return JudgeReply(reply.text, reply.model)
 
 
-def _read(read: Callable[[str], object], reply: Reply) -> None:
+def _parse_or_raise(read: Callable[[str], object], reply: Reply) -> None:
     """Read a reply; one that was cut off counts if what matters stands in it.
 
     Raises:
@@ -201,9 +210,9 @@ def _read(read: Callable[[str], object], reply: Reply) -> None:
     """
     try:
         read(reply.text)
-    except ReplyRefusal as refusal:
+    except RejectedReply as refusal:
         if reply.finish == "stop":
             raise
         told = str(refusal).removeprefix(refusal.rule).removeprefix(": ")
         cut = f"the reply ended by {reply.finish!r}" + (f"; {told}" if told else "")
-        raise ReplyRefusal(refusal.rule, cut, repair=refusal.repair) from None
+        raise RejectedReply(refusal.rule, cut, feedback=refusal.feedback) from None

@@ -13,15 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from caldera.evaluation.judging.reading import read_pair
+from caldera.evaluation.judging.reading import parse_score_pair
 from caldera.instructions.asking.prompts import Message
 
-Order = Literal["reference first", "candidate first"]
+AnswerOrder = Literal["reference first", "candidate first"]
 """Whose answer is shown as Assistant 1's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Case:
+class JudgeCase:
     """One answer that is to be judged."""
 
     id: str
@@ -30,7 +30,7 @@ class Case:
     context: str = ""
     """What is in the picture, in words; a judge does not see it."""
 
-    context_is: str = ""
+    context_description: str = ""
     """A sentence that tells the judge what the context is."""
 
     reference: str
@@ -45,10 +45,10 @@ class JudgingProtocol:
     """A way to ask a judge about one answer."""
 
     name: str
-    orders: tuple[Order, ...]
+    orders: tuple[AnswerOrder, ...]
     """In which orders the judge sees the answers, a request for each."""
 
-    messages: Callable[[Case, Order], list[Message]]
+    messages: Callable[[JudgeCase, AnswerOrder], list[Message]]
     read: Callable[[str], tuple[float, ...]]
     """Reads a reply: scores of Assistant 1 and 2, or one grade; raises ReplyRefusal."""
 
@@ -60,8 +60,8 @@ class JudgingProtocol:
     @property
     def digest(self) -> str:
         """Twelve characters that stand for every word of it."""
-        probe = Case(
-            id="", category="", question="Q", context="C", context_is="I", reference="R", candidate="A"
+        probe = JudgeCase(
+            id="", category="", question="Q", context="C", context_description="I", reference="R", candidate="A"
         )  # fmt: skip
         told = [self.messages(probe, order) for order in self.orders], FIVE_SENTENCES, DESCRIPTION
         return hashlib.sha256(json.dumps([self.name, told]).encode()).hexdigest()[:12]
@@ -90,7 +90,7 @@ _PAPER_RULE = (
 )
 
 
-def _paper(case: Case, order: Order) -> list[Message]:
+def _paper_messages(case: JudgeCase, order: AnswerOrder) -> list[Message]:
     """Write the request as the papers' script lays it out: blocks with blank lines between them."""
     first, second = _shown(case, order)
     blocks = [
@@ -98,7 +98,7 @@ def _paper(case: Case, order: Order) -> list[Message]:
         f"[Question]\n{case.question}",
         f"[Assistant 1]\n{first}\n\n[End of Assistant 1]",
         f"[Assistant 2]\n{second}\n\n[End of Assistant 2]",
-        f"[System]\n{_PAPER_RULE.format(context_is=case.context_is)}",
+        f"[System]\n{_PAPER_RULE.format(context_is=case.context_description)}",
     ]
     return [
         {"role": "system", "content": _PAPER_SYSTEM},
@@ -106,11 +106,11 @@ def _paper(case: Case, order: Order) -> list[Message]:
     ]
 
 
-PAPER = JudgingProtocol(
+PAPER_PROTOCOL = JudgingProtocol(
     name="paper",
     orders=("reference first",),
-    messages=_paper,
-    read=read_pair,
+    messages=_paper_messages,
+    read=parse_score_pair,
     temperature=0.2,
     max_tokens=1024,
 )
@@ -131,11 +131,11 @@ _FAIR_SYSTEM = (
 _MARKS = re.compile(r"<(?=\s*/?\s*(?:context|question|assistant_[12])\b)", re.IGNORECASE)
 
 
-def _fair(case: Case, order: Order) -> list[Message]:
+def _swap_messages(case: JudgeCase, order: AnswerOrder) -> list[Message]:
     """Write the request with marks that no text inside them can close."""
     first, second = _shown(case, order)
     parts = {
-        "context": f"{case.context_is.replace(' above', '')}\n\n{case.context}",
+        "context": f"{case.context_description.replace(' above', '')}\n\n{case.context}",
         "question": case.question,
         "assistant_1": first,
         "assistant_2": second,
@@ -147,22 +147,22 @@ def _fair(case: Case, order: Order) -> list[Message]:
     ]
 
 
-BOTH_ORDERS = JudgingProtocol(
+BOTH_ORDERS_PROTOCOL = JudgingProtocol(
     name="both_orders",
     orders=("reference first", "candidate first"),
-    messages=_fair,
-    read=read_pair,
+    messages=_swap_messages,
+    read=parse_score_pair,
     temperature=0.0,
     max_tokens=1024,
 )
 """Each answer judged twice, first and second in turn; its scores are the means of both."""
 
 
-def _shown(case: Case, order: Order) -> tuple[str, str]:
+def _shown(case: JudgeCase, order: AnswerOrder) -> tuple[str, str]:
     """Return the answers of Assistant 1 and 2."""
     pair = case.reference, case.candidate
     return pair if order == "reference first" else (pair[1], pair[0])
 
 
-PAIR_PROTOCOLS = {protocol.name: protocol for protocol in (PAPER, BOTH_ORDERS)}
+PAIR_PROTOCOLS = {protocol.name: protocol for protocol in (PAPER_PROTOCOL, BOTH_ORDERS_PROTOCOL)}
 """Ways to compare an answer with a reference, by exact name; the first is the usual one."""

@@ -7,7 +7,7 @@ LLaVA's own script takes a reply whose first line is not exactly two numbers for
 import math
 import re
 
-from caldera.instructions.asking.parsing import ReplyRefusal
+from caldera.instructions.asking.parsing import RejectedReply
 
 LOWEST, HIGHEST = 1.0, 10.0
 """The scale of a pair of scores."""
@@ -32,7 +32,7 @@ _ASK_PAIR = (
 _ASK_GRADE = "Your grade could not be read. Reply with one number from 0.0 to 1.0 and nothing else."
 
 
-def read_pair(reply: str) -> tuple[float, float]:
+def parse_score_pair(reply: str) -> tuple[float, float]:
     """Read the scores of Assistant 1 and Assistant 2 from the first line of a reply.
 
     "8 9", "8, 9", "8.5 9", "Score: 8 9", "8/10 9/10" and "Assistant 1: 8, Assistant 2: 9" can be read. A lone "8/10"
@@ -44,21 +44,21 @@ def read_pair(reply: str) -> tuple[float, float]:
     line = _first_line(reply, _ASK_PAIR)
     labelled = [(label, float(score)) for label, score in _LABELLED.findall(line)]
     if [label for label, _ in labelled] == ["2", "1"]:
-        raise ReplyRefusal("scores swapped", _quoted(line), repair=_ASK_PAIR)
+        raise RejectedReply("scores swapped", _quoted(line), feedback=_ASK_PAIR)
     if [label for label, _ in labelled] == ["1", "2"]:
         first, second = (score for _, score in labelled)
     elif pair := _PAIR.fullmatch(line):
         first, second = float(pair[1]), float(pair[2])
     else:
-        raise ReplyRefusal(_what_is_wrong(line), _quoted(line), repair=_ASK_PAIR)
+        raise RejectedReply(_parse_error(line), _quoted(line), feedback=_ASK_PAIR)
     for score in (first, second):
         if not LOWEST <= score <= HIGHEST:
             told = f"{score:g}, not between {LOWEST:g} and {HIGHEST:g}"
-            raise ReplyRefusal("score out of range", told, repair=_ASK_PAIR)
+            raise RejectedReply("score out of range", told, feedback=_ASK_PAIR)
     return first, second
 
 
-def read_grade(reply: str) -> float:
+def parse_grade(reply: str) -> float:
     """Read one grade from 0 to 1, the whole first line of a reply.
 
     Raises:
@@ -67,14 +67,14 @@ def read_grade(reply: str) -> float:
     line = _first_line(reply, _ASK_GRADE)
     match = _ONE.fullmatch(line)
     if match is None:
-        raise ReplyRefusal("no grade", _quoted(line), repair=_ASK_GRADE)
+        raise RejectedReply("no grade", _quoted(line), feedback=_ASK_GRADE)
     grade = float(match[1])
     if not 0 <= grade <= 1:
-        raise ReplyRefusal("grade out of range", f"{grade:g}, not between 0 and 1", repair=_ASK_GRADE)  # fmt: skip
+        raise RejectedReply("grade out of range", f"{grade:g}, not between 0 and 1", feedback=_ASK_GRADE)  # fmt: skip
     return grade
 
 
-def official_pair(reply: str) -> tuple[float, float] | None:
+def parse_pair_as_llava(reply: str) -> tuple[float, float] | None:
     """Read a pair as LLaVA's and Vicuna's scripts do, None where they would write (-1, -1).
 
     The first line, commas made spaces, split at single spaces, must give exactly two numbers; so "8, 9" fails, as it
@@ -96,7 +96,7 @@ def without_reasoning(reply: str) -> str:
     """
     text = _REASONING.sub("", reply, count=1)
     if text.lstrip().startswith("<think>"):
-        raise ReplyRefusal("reasoning without an end", "the judge may need a higher max_tokens")
+        raise RejectedReply("reasoning without an end", "the judge may need a higher max_tokens")
     return text
 
 
@@ -109,11 +109,11 @@ def _first_line(reply: str, repair: str) -> str:
     lines = (line.strip(" \t*_`#") for line in without_reasoning(reply).splitlines())
     line = next((line for line in lines if line), "")
     if not line:
-        raise ReplyRefusal("empty reply", repair=repair)
+        raise RejectedReply("empty reply", feedback=repair)
     return line
 
 
-def _what_is_wrong(line: str) -> str:
+def _parse_error(line: str) -> str:
     """Name why a line is no pair."""
     scores = len(re.findall(_SCALED, line))
     if scores == 0:

@@ -13,14 +13,14 @@ import numpy as np
 
 from caldera.evaluation.benchmark import Score
 from caldera.evaluation.judging.reading import HIGHEST
-from caldera.evaluation.judging.validity import validity
-from caldera.evaluation.judging.verdicts import Verdict, by_answer
+from caldera.evaluation.judging.validity import validity_metrics
+from caldera.evaluation.judging.verdicts import Verdict, group_by_answer
 
 _RESAMPLES = 4000
 """Draws of a bootstrap; more move its ends by less than is printed."""
 
 
-def score_pairs(verdicts: Sequence[Verdict]) -> Score:
+def relative_scores(verdicts: Sequence[Verdict]) -> Score:
     """Score answers by verdicts that compare each with a reference.
 
     An answer whose verdict, or one of whose two verdicts, could not be read is left out and counted.
@@ -29,7 +29,7 @@ def score_pairs(verdicts: Sequence[Verdict]) -> Score:
         Fractions: 0.65 where the published figure is 65; `figures` as published but not rounded, with both means
         times 10; `marks` are the answers' own scores over 10.
     """
-    gathered = by_answer(verdicts)
+    gathered = group_by_answer(verdicts)
     pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
     marks: dict[str, float] = {}
     unread: dict[str, str] = {}
@@ -49,14 +49,16 @@ def score_pairs(verdicts: Sequence[Verdict]) -> Score:
     if pairs:
         figures["interval_95"] = ratio_interval(pairs["overall"])
     if any(len(given) > 1 for given in gathered.values()):
-        figures |= agreement([given for name, given in gathered.items() if name not in unread])
-    figures |= validity(len(gathered), unread)
+        figures |= order_agreement(
+            [given for name, given in gathered.items() if name not in unread]
+        )
+    figures |= validity_metrics(len(gathered), unread)
     overall = shares.pop("overall", 0.0)
     counts = {group: len(pairs[group]) for group in shares}
-    return Score(overall, shares, counts, figures=figures, marks=marks, unread=unread)
+    return Score(overall, shares, counts, metrics=figures, item_scores=marks, unparsed=unread)
 
 
-def agreement(gathered: Sequence[Sequence[Verdict]]) -> dict[str, Any]:
+def order_agreement(gathered: Sequence[Sequence[Verdict]]) -> dict[str, Any]:
     """Tell how far a judge agrees with itself once the order is turned.
 
     Args:

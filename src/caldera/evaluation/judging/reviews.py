@@ -12,25 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from caldera.errors import InputError
-from caldera.evaluation.judging.protocols import Order
-from caldera.evaluation.judging.reading import official_pair, read_pair
+from caldera.evaluation.judging.protocols import AnswerOrder
+from caldera.evaluation.judging.reading import parse_pair_as_llava, parse_score_pair
 from caldera.evaluation.judging.verdicts import Verdict
-from caldera.evaluation.official_files import listed, need, read_records
-from caldera.instructions.asking.parsing import ReplyRefusal
+from caldera.evaluation.official_files import join_names, read_records, require_fields
+from caldera.instructions.asking.parsing import RejectedReply
 
 PREFIX = "llava_bench_"
 """What LLaVA-Bench (In-the-Wild) puts before a category's name in reviews."""
 
-_ORDERS: tuple[Order, ...] = ("reference first", "candidate first")
+_ORDERS: tuple[AnswerOrder, ...] = ("reference first", "candidate first")
 
 
 @dataclass(frozen=True, slots=True)
-class Reviews:
+class ReviewFile:
     """One run of a judge."""
 
     path: Path
     verdicts: tuple[Verdict, ...]
-    stored_otherwise: dict[str, tuple[float, ...]]
+    num_different: dict[str, tuple[float, ...]]
     """Ids whose stored scores are not what the text says, with the stored ones."""
 
     official_unread: tuple[str, ...]
@@ -40,12 +40,12 @@ class Reviews:
     def figures(self) -> dict[str, int]:
         """How many verdicts stand here otherwise than in the official scripts."""
         return {
-            "stored_otherwise": len(self.stored_otherwise),
+            "stored_otherwise": len(self.num_different),
             "official_unread": len(self.official_unread),
         }
 
 
-def read_reviews(path: Path) -> list[Reviews]:
+def read_reviews(path: Path) -> list[ReviewFile]:
     """Read a review file, or every one of a folder as a run of its own.
 
     Raises:
@@ -61,12 +61,12 @@ def read_reviews(path: Path) -> list[Reviews]:
     for run in runs[1:]:
         if other := first ^ {verdict.id for verdict in run.verdicts}:
             raise InputError(
-                f"{run.path} and {runs[0].path} do not judge the same answers: only one has {listed(other)}"
+                f"{run.path} and {runs[0].path} do not judge the same answers: only one has {join_names(other)}"
             )
     return runs
 
 
-def _read(path: Path) -> Reviews:
+def _read(path: Path) -> ReviewFile:
     """Read one file.
 
     Raises:
@@ -79,24 +79,24 @@ def _read(path: Path) -> Reviews:
         verdict = _verdict(record, where)
         verdicts.append(verdict)
         told = _stored(record, where)
-        if told is not None and told != verdict.as_shown():
+        if told is not None and told != verdict.scores_as_shown():
             stored[verdict.id] = told
-        if official_pair(verdict.text) is None:
+        if parse_pair_as_llava(verdict.text) is None:
             official.append(verdict.id)
     met = Counter((verdict.id, verdict.order) for verdict in verdicts)
     if double := {name for (name, _), count in met.items() if count > 1}:
         raise InputError(
-            f"{path} judges {len(double)} answers more than once: {listed(double)}; keep one review of each"
+            f"{path} judges {len(double)} answers more than once: {join_names(double)}; keep one review of each"
         )
     shown = {order for _, order in met}
     if half := {verdict.id for verdict in verdicts} - {
         name for name, _ in met if all((name, order) in met for order in shown)
     }:
         raise InputError(
-            f"{path} judges others in both orders, but {len(half)} answers in one alone: {listed(half)}; "
+            f"{path} judges others in both orders, but {len(half)} answers in one alone: {join_names(half)}; "
             "a score in one order does not compare with those in both"
         )
-    return Reviews(path, tuple(verdicts), stored, tuple(official))
+    return ReviewFile(path, tuple(verdicts), stored, tuple(official))
 
 
 def _verdict(record: dict[str, Any], where: str) -> Verdict:
@@ -109,7 +109,7 @@ def _verdict(record: dict[str, Any], where: str) -> Verdict:
         raise InputError(
             f"{where} is an answer and no review; have it judged first, with `caldera evaluate judge`"
         )
-    need(record, ("question_id", "content" if "text" not in record else "text"), where)
+    require_fields(record, ("question_id", "content" if "text" not in record else "text"), where)
     text = record.get("content", record.get("text"))
     order = record.get("order", _ORDERS[0])
     if not isinstance(text, str) or order not in _ORDERS:
@@ -125,8 +125,8 @@ def _verdict(record: dict[str, Any], where: str) -> Verdict:
     if not text and record.get("failure"):
         return Verdict(**about, failure=str(record["failure"]))
     try:
-        first, second = read_pair(text)
-    except ReplyRefusal as refusal:
+        first, second = parse_score_pair(text)
+    except RejectedReply as refusal:
         return Verdict(**about, failure=refusal.rule)
     return Verdict(**about, scores=(second, first) if order == _ORDERS[1] else (first, second))
 
@@ -145,7 +145,7 @@ def _stored(record: dict[str, Any], where: str) -> tuple[float, ...] | None:
     return tuple(map(float, stored))
 
 
-def review_lines(verdicts: Sequence[Verdict], judge: str, prefix: str) -> str:
+def format_reviews(verdicts: Sequence[Verdict], judge: str, prefix: str) -> str:
     """Write verdicts in the official layout, `tuple` as Assistant 1 and 2 were shown; null where it could not be read.
 
     Args:
@@ -160,7 +160,7 @@ def review_lines(verdicts: Sequence[Verdict], judge: str, prefix: str) -> str:
             "question_id": int(verdict.id) if verdict.id.isdecimal() else verdict.id,
             "category": f"{prefix}{verdict.category}",
             "content": verdict.text,
-            "tuple": [*verdict.as_shown()] or None,
+            "tuple": [*verdict.scores_as_shown()] or None,
             "order": verdict.order,
             "judge": judge,
         }

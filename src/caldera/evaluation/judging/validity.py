@@ -6,11 +6,11 @@ from typing import Any
 
 from caldera.errors import EvaluationError
 
-MOST_UNREAD = 0.01
+MAX_UNPARSED = 0.01
 """Share of items without a usable verdict over which a run is not valid."""
 
 
-def validity(total: int, unread: Mapping[str, str]) -> dict[str, Any]:
+def validity_metrics(total: int, unread: Mapping[str, str]) -> dict[str, Any]:
     """Count items with and without a verdict, the latter by reason.
 
     Returns:
@@ -21,7 +21,7 @@ def validity(total: int, unread: Mapping[str, str]) -> dict[str, Any]:
         "n_ok": total - len(unread),
         "n_err": len(unread),
         "errors": dict(errors.most_common()),
-        "valid": total > 0 and len(unread) <= MOST_UNREAD * total,
+        "valid": total > 0 and len(unread) <= MAX_UNPARSED * total,
     }
 
 
@@ -37,5 +37,5 @@ def check_valid(figures: Mapping[str, Any]) -> None:
     reasons = ", ".join(f"{count} {reason}" for reason, count in figures["errors"].items())
     raise EvaluationError(
         f"{figures['n_err']} of {total} items have no usable verdict ({reasons or 'nothing was judged'}), over the "
-        f"{MOST_UNREAD:.0%} allowed: the figures are not valid; mend the judge and run the same command again"
+        f"{MAX_UNPARSED:.0%} allowed: the figures are not valid; mend the judge and run the same command again"
     )

@@ -4,8 +4,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from caldera.evaluation.judging.protocols import Order
-from caldera.instructions.asking.parsing import ReplyRefusal
+from caldera.evaluation.judging.protocols import AnswerOrder
+from caldera.instructions.asking.parsing import RejectedReply
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,7 +16,7 @@ class Verdict:
     """Of the answer."""
 
     category: str
-    order: Order = "reference first"
+    order: AnswerOrder = "reference first"
     scores: tuple[float, ...] = ()
     """Reference and answer, whatever order the judge saw them in; or the answer's grade alone; empty where unread."""
 
@@ -30,15 +30,15 @@ class Verdict:
     model: str = ""
     """The judge by the name that its endpoint gives it."""
 
-    settled: bool = False
+    without_judge: bool = False
     """Whether the answer was compared without a judge."""
 
-    def as_shown(self) -> tuple[float, ...]:
+    def scores_as_shown(self) -> tuple[float, ...]:
         """Return the scores in the order that the judge saw the answers in."""
         return self.scores[::-1] if self.order == "candidate first" else self.scores
 
 
-def by_answer(verdicts: Iterable[Verdict]) -> dict[str, list[Verdict]]:
+def group_by_answer(verdicts: Iterable[Verdict]) -> dict[str, list[Verdict]]:
     """Gather the verdicts on each answer."""
     gathered: dict[str, list[Verdict]] = defaultdict(list)
     for verdict in verdicts:
@@ -46,12 +46,12 @@ def by_answer(verdicts: Iterable[Verdict]) -> dict[str, list[Verdict]]:
     return dict(gathered)
 
 
-def verdict_on(
+def parse_verdict(
     name: str, category: str, reply: str, read: Callable[[str], tuple[float, ...]]
 ) -> Verdict:
     """Read what a judge replied about the answer `name`, the reference shown first."""
     try:
         scores = read(reply)
-    except ReplyRefusal as refusal:
+    except RejectedReply as refusal:
         return Verdict(id=name, category=category, failure=refusal.rule, text=reply)
     return Verdict(id=name, category=category, scores=scores, text=reply)

@@ -17,15 +17,15 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from PIL import Image
 
 from caldera.batches.pictures import PictureProcessor
-from caldera.errors import ModelFolderError, UsageError
-from caldera.evaluation.parity.comparing import Seen, Shown, as_tensor
+from caldera.errors import ModelFormatError, UsageError
+from caldera.evaluation.parity.comparing import ParityCase, StageOutputs, as_tensor
 from caldera.model.gguf_export import GgufFiles
 from caldera.model.gguf_vision import CLASS_TOKEN_KEY
-from caldera.model.gguf_writing import Kind, needs_gguf
+from caldera.model.gguf_writing import GgufDtype, needs_gguf
 
 INSTALL = "pip install 'caldera[reference]' (llama-cpp-python, built from source in a few minutes)"
 
-LIMITS: dict[Kind, dict[str, float]] = {
+LIMITS: dict[GgufDtype, dict[str, float]] = {
     "f32": {"pixels": 1e-3, "features": 5e-3, "image tokens": 1e-2, "prompt": 0.0, "logits": 1e-2},
     "f16": {"pixels": 1e-3, "features": 5e-3, "image tokens": 1e-2, "prompt": 0.0, "logits": 1e-2},
     "q8_0": {"pixels": 1e-3, "features": 5e-2, "image tokens": 5e-2, "prompt": 0.0, "logits": 8e-2},
@@ -45,7 +45,7 @@ _HALF = 2
 """Bytes of a value in fp16."""
 
 
-def needs_llama_cpp(what: str) -> None:
+def require_llama_cpp(what: str) -> None:
     """Refuse where llama-cpp-python is missing.
 
     Raises:
@@ -59,10 +59,10 @@ class LlamaCpp:
     """A model's two GGUF files as llama.cpp runs them."""
 
     name = "llama.cpp"
-    wanted = 0.9
+    min_equal_answers = 0.9
 
     def __init__(
-        self, files: GgufFiles, template: str, image_token_id: int, *, mend: bool = False
+        self, files: GgufFiles, template: str, image_token_id: int, *, fix_class_token: bool = False
     ) -> None:
         """Load both files.
 
@@ -76,21 +76,23 @@ class LlamaCpp:
             UsageError: llama-cpp-python is not installed.
             ModelFolderError: A file cannot be loaded, or was not written by caldera for this model.
         """
-        needs_llama_cpp("comparing with GGUF files")
+        require_llama_cpp("comparing with GGUF files")
         self._api, self._sight = import_module("llama_cpp"), import_module("llama_cpp.mtmd_cpp")
         needs_gguf("comparing with GGUF files")
         self._class, self._written_for = _class_token(files.vision)
-        self._graph = _Graph(import_module("llama_cpp._ggml").libggml, self._class, mend)
+        self._graph = _GraphProbe(
+            import_module("llama_cpp._ggml").libggml, self._class, fix_class_token
+        )
         self._image_token_id = image_token_id
         try:
             self._model = self._api.Llama(
                 str(files.language), n_ctx=0, n_batch=1 << 15, n_ubatch=1 << 15, logits_all=True, verbose=False
             )  # fmt: skip
         except ValueError as error:
-            raise ModelFolderError(f"llama.cpp cannot load {files.language}: {error}") from None
+            raise ModelFormatError(f"llama.cpp cannot load {files.language}: {error}") from None
         self._kind, given = self._facts()
         if given != template:
-            raise ModelFolderError(
+            raise ModelFormatError(
                 f"{files.language} holds another chat template than this model's; export it again"
             )
         sandbox = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
@@ -117,9 +119,9 @@ class LlamaCpp:
             )
         return said
 
-    def _facts(self) -> tuple[Kind, str]:
+    def _facts(self) -> tuple[GgufDtype, str]:
         """Return type and chat template of the language model's file."""
-        kinds: dict[str, Kind] = {"0": "f32", "1": "f16", "7": "q8_0"}
+        kinds: dict[str, GgufDtype] = {"0": "f32", "1": "f16", "7": "q8_0"}
         facts = self._model.metadata
         return kinds[facts["general.file_type"]], facts["tokenizer.chat_template"]
 
@@ -129,8 +131,8 @@ class LlamaCpp:
         Raises:
             ModelFolderError: It cannot be loaded.
         """
-        self._sight.mtmd_log_set(_silence(), None)
-        self._sight.mtmd_helper_log_set(_silence(), None)
+        self._sight.mtmd_log_set(_mute_logging(), None)
+        self._sight.mtmd_helper_log_set(_mute_logging(), None)
         settings = self._sight.mtmd_context_params_default()
         settings.use_gpu = False
         settings.warmup = False
@@ -140,7 +142,7 @@ class LlamaCpp:
         settings.cb_eval = self._graph.callback
         tower = self._sight.mtmd_init_from_file(str(file).encode(), self._model.model, settings)
         if tower is None:
-            raise ModelFolderError(f"llama.cpp cannot load {file}")
+            raise ModelFormatError(f"llama.cpp cannot load {file}")
         return tower
 
     def close(self) -> None:
@@ -162,23 +164,28 @@ class LlamaCpp:
         self._sight.mtmd_bitmap_free(bitmap)
         return values
 
-    def shapes_otherwise(self, size: tuple[int, int], processor: PictureProcessor) -> str | None:
+    def known_shape_difference(
+        self, size: tuple[int, int], processor: PictureProcessor
+    ) -> str | None:
         """Say how llama.cpp brings a picture to the tower: resized by bicubic, then padded with one fixed colour."""
         if size == (processor.side, processor.side):
             return None
-        if processor.resample != Image.Resampling.BICUBIC or processor.edge is not None:
+        if (
+            processor.resample != Image.Resampling.BICUBIC
+            or processor.resize_shortest_edge is not None
+        ):
             return "llama.cpp resizes every picture to the tower's size by bicubic, this model does not"
         if size[0] == size[1]:
             return None
-        if processor.squash:
+        if processor.resize_without_crop:
             return "llama.cpp pads what is not square, this model presses it into one"
         if processor.aspect == "square":
             return "llama.cpp pads what is not square, this model cuts the middle out of it"
         return "llama.cpp resizes before it pads, this model pads before"
 
-    def see(self, picture: Image.Image, shown: Shown) -> Seen:
+    def run(self, picture: Image.Image, shown: ParityCase) -> StageOutputs:
         """Go from a decoded RGB picture to an answer."""
-        self._graph.forget()
+        self._graph.reset()
         message = {"role": "user", "content": [
             {"type": "text", "text": self._sight.mtmd_default_marker().decode()},
             {"type": "text", "text": shown.question},
@@ -191,7 +198,7 @@ class LlamaCpp:
         finally:
             self._sight.mtmd_input_chunks_free(chunks)
         answer = self._answer(len(ids), logits[-1], shown.new_tokens)
-        return Seen(
+        return StageOutputs(
             as_tensor(self._graph.pixels()).unsqueeze(0),
             as_tensor(self._graph.features()).unsqueeze(0),
             as_tensor(tokens),
@@ -212,7 +219,7 @@ class LlamaCpp:
         code = self._sight.mtmd_tokenize(self._tower, chunks, ctypes.byref(given), bitmaps, 1)
         self._sight.mtmd_bitmap_free(bitmap)
         if code != 0:
-            raise ModelFolderError(f"llama.cpp cannot take a prompt with a picture (code {code})")
+            raise ModelFormatError(f"llama.cpp cannot take a prompt with a picture (code {code})")
 
     def _prefill(self, chunks: Any) -> tuple[list[int], np.ndarray, np.ndarray]:  # noqa: ANN401
         """Decode a prompt; return ids, logits, (tokens, vocabulary), and image tokens, (image tokens, width)."""
@@ -234,7 +241,7 @@ class LlamaCpp:
                 ids += words
                 continue
             if self._sight.mtmd_encode_chunk(self._tower, chunk) != 0:
-                raise ModelFolderError("llama.cpp's vision tower failed")
+                raise ModelFormatError("llama.cpp's vision tower failed")
             width = self._api.llama_model_n_embd(self._model.model)
             output = self._sight.mtmd_get_output_embd(self._tower)
             tokens.append(np.ctypeslib.as_array(output, (count, width)).copy())
@@ -263,7 +270,7 @@ class LlamaCpp:
         code = self._api.llama_decode(self._model.ctx, batch)
         self._api.llama_batch_free(batch)
         if code != 0:
-            raise ModelFolderError(f"llama.cpp cannot decode {count} tokens (code {code})")
+            raise ModelFormatError(f"llama.cpp cannot decode {count} tokens (code {code})")
         rows = self._api.llama_get_logits(self._model.ctx)
         return np.ctypeslib.as_array(rows, (count, self._model.n_vocab())).copy()
 
@@ -281,7 +288,7 @@ class LlamaCpp:
 
 
 @cache
-def _silence() -> Any:  # noqa: ANN401 - a callback
+def _mute_logging() -> Any:  # noqa: ANN401 - a callback
     """Return a callback that drops what llama.cpp logs; kept for good, as llama.cpp keeps it."""
     return import_module("llama_cpp").llama_log_callback(lambda level, text, data: None)
 
@@ -296,19 +303,19 @@ def _class_token(file: Path) -> tuple[np.ndarray | None, str]:
     return (found[0] if found else None), str(place.contents()) if place else "first"
 
 
-class _Graph:
+class _GraphProbe:
     """What is kept of llama.cpp's vision graph while it is computed: the patches it takes, and its last layer."""
 
     def __init__(
         self,
         library: Any,  # noqa: ANN401 - a loaded library
         class_token: np.ndarray | None,
-        mend: bool,
+        fix_class_token: bool,
     ) -> None:
         """Read tensors through `library`, ggml's; see where `class_token` is put, and put it first to `mend` that."""
         self._library = library
         self._class = class_token
-        self._mend = mend
+        self._mend = fix_class_token
         self.class_token_last = False
         for name, result in _READERS.items():
             function = getattr(library, name)
@@ -318,15 +325,15 @@ class _Graph:
             function.argtypes = [*[ctypes.c_void_p] * 2, *[ctypes.c_size_t] * 2]
             function.restype = None
         kind = import_module("llama_cpp").llama_cpp.ggml_backend_sched_eval_callback
-        self.callback = kind(self._see)
+        self.callback = kind(self._on_tensor)
         self._patches: np.ndarray | None = None
         self._layer: np.ndarray | None = None
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Drop what was kept of the picture before."""
         self._patches = self._layer = None
 
-    def _see(self, tensor: int, asks: bool, _: object) -> bool:
+    def _on_tensor(self, tensor: int, asks: bool, _: object) -> bool:
         """Keep a tensor that was computed; asked before, say whether it is wanted."""
         is_patches = self._library.ggml_op_desc(tensor) == b"IM2COL"
         is_layer = self._library.ggml_get_name(tensor).startswith(b"layer_out-")
@@ -338,10 +345,10 @@ class _Graph:
         elif is_layer:
             self._layer = self._values(tensor)
         elif is_joined:
-            self._join(tensor)
+            self._swap_concat_inputs(tensor)
         return True
 
-    def _join(self, tensor: int) -> None:
+    def _swap_concat_inputs(self, tensor: int) -> None:
         """See where the class token stands among the patches, (positions, vision width), and mend it if asked to."""
         rows = self._values(tensor)
         self.class_token_last = bool(np.array_equal(rows[-1], np.asarray(self._class)))

@@ -16,11 +16,11 @@ from transformers import (
 )
 from transformers.image_utils import load_image
 
-from caldera.batches.pictures import LONGEST, PictureProcessor
+from caldera.batches.pictures import MAX_ASPECT_RATIO, PictureProcessor
 from caldera.batches.templates import find_template
 from caldera.batches.text_ids import start_ids
-from caldera.errors import ModelFolderError
-from caldera.evaluation.parity.comparing import COMPARED, Seen, Shown
+from caldera.errors import ModelFormatError
+from caldera.evaluation.parity.comparing import COMPARED, ParityCase, StageOutputs
 from caldera.model.card import read_card
 from caldera.model.chat_templates import chat_template
 from caldera.model.config import read_config
@@ -37,7 +37,7 @@ class Transformers:
 
     name = "transformers"
     limits: Mapping[str, float] = dict.fromkeys(COMPARED, 1e-4)
-    wanted = 1.0
+    min_equal_answers = 1.0
     notes: tuple[str, ...] = ()
 
     def __init__(self, folder: Path) -> None:
@@ -50,7 +50,7 @@ class Transformers:
         kind = config.get("model_type")
         if kind not in CLASSES:
             reason = str(config.get("projector_hidden_act", "")).removeprefix("none, ")
-            raise ModelFolderError(
+            raise ModelFormatError(
                 f"{folder}: transformers cannot express this model ({reason or kind}), so there is nothing to compare; "
                 "caldera and llama.cpp can run it: --against gguf"
             )
@@ -61,7 +61,7 @@ class Transformers:
             self._processor = processor.from_pretrained(folder, **local)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise ModelFolderError(f"transformers cannot load {folder}: {reason}") from None
+            raise ModelFormatError(f"transformers cannot load {folder}: {reason}") from None
         template = find_template(read_card(folder).template)
         starts = bool(start_ids(self._processor.tokenizer))
         self._template = chat_template(template, starts=starts)
@@ -70,14 +70,16 @@ class Transformers:
         """Decode a file by transformers' `load_image`."""
         return np.asarray(load_image(str(path)))
 
-    def shapes_otherwise(self, size: tuple[int, int], processor: PictureProcessor) -> str | None:
+    def known_shape_difference(
+        self, size: tuple[int, int], processor: PictureProcessor
+    ) -> str | None:
         """Say where caldera enlarges only the part of a long picture that is seen, which rounds a level otherwise."""
-        if processor.aspect == "square" and max(size) > LONGEST * min(size):
+        if processor.aspect == "square" and max(size) > MAX_ASPECT_RATIO * min(size):
             return "caldera enlarges only the part of so long a picture that is seen: a level of rounding"
         return None
 
     @torch.inference_mode()
-    def see(self, picture: Image.Image, shown: Shown) -> Seen:
+    def run(self, picture: Image.Image, shown: ParityCase) -> StageOutputs:
         """Go from a decoded RGB picture to an answer; the prompt is written by caldera's chat template."""
         said = [{"type": "image"}, {"type": "text", "text": shown.question}]
         text = self._processor.apply_chat_template(
@@ -93,7 +95,7 @@ class Transformers:
         prompt = inputs["input_ids"][0].tolist()
         tokens = seen.image_hidden_states
         tokens = torch.cat(list(tokens)) if isinstance(tokens, list | tuple) else tokens
-        return Seen(
+        return StageOutputs(
             inputs["pixel_values"].flatten(0, -4),
             caught[0],
             tokens.flatten(0, -2),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from caldera.batches.picture_files import open_picture
 from caldera.batches.pictures import PictureProcessor
-from caldera.errors import PictureError
+from caldera.errors import ImageError
 from caldera.progress import Progress
 
 NEW_TOKENS = 64
@@ -30,12 +30,12 @@ FILE_LIMIT = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class ParityCase:
     """A picture file and what is asked about it."""
 
     path: Path
     question: str
-    odd: bool = False
+    informational: bool = False
     """Whether it is only shown to see how it is read and shaped; then it does not decide about the model."""
 
     new_tokens: int = NEW_TOKENS
@@ -43,7 +43,7 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class StageOutputs:
     """What one implementation makes of a picture and a question."""
 
     pixels: Tensor
@@ -68,12 +68,12 @@ class Seen:
 class Implementation(Protocol):
     """Answers questions about pictures, and shows its work."""
 
-    def see(self, picture: Image.Image, shown: Shown) -> Seen:
+    def run(self, picture: Image.Image, shown: ParityCase) -> StageOutputs:
         """Go from a decoded RGB picture to an answer."""
         ...
 
 
-class Other(Implementation, Protocol):
+class OtherSide(Implementation, Protocol):
     """An implementation that is compared with caldera's."""
 
     @property
@@ -87,7 +87,7 @@ class Other(Implementation, Protocol):
         ...
 
     @property
-    def wanted(self) -> float:
+    def min_equal_answers(self) -> float:
         """Share of answers that must be equal."""
         ...
 
@@ -100,15 +100,17 @@ class Other(Implementation, Protocol):
         """Decode a file as it does by itself, (height, width, channels); None if it cannot."""
         ...
 
-    def shapes_otherwise(self, size: tuple[int, int], processor: PictureProcessor) -> str | None:
+    def known_shape_difference(
+        self, size: tuple[int, int], processor: PictureProcessor
+    ) -> str | None:
         """Say in which way it is known to bring a picture of a size, (width, height), otherwise to the tower."""
         ...
 
 
-class Own(Implementation, Protocol):
+class ReferenceSide(Implementation, Protocol):
     """Caldera's implementation."""
 
-    def margin(self, shown: Shown, answer: Sequence[int], ours: int, theirs: int) -> float:
+    def margin(self, shown: ParityCase, answer: Sequence[int], ours: int, theirs: int) -> float:
         """Return by how many logits `ours` is likelier than `theirs` after `answer`."""
         ...
 
@@ -118,7 +120,7 @@ class Own(Implementation, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Gap:
+class StageDifference:
     """How far one stage differs, over the pictures that decide."""
 
     stage: str
@@ -141,7 +143,7 @@ class Answer:
     ours: str
     theirs: str
     equal: bool
-    odd: bool
+    informational: bool
     notes: tuple[str, ...] = ()
 
 
@@ -150,9 +152,9 @@ class Parity:
     """A comparison."""
 
     against: str
-    gaps: tuple[Gap, ...]
+    gaps: tuple[StageDifference, ...]
     answers: tuple[Answer, ...]
-    wanted: float
+    min_equal_answers: float
     """Share of answers that must be equal."""
 
     notes: tuple[str, ...] = ()
@@ -161,14 +163,14 @@ class Parity:
     @property
     def counted(self) -> tuple[int, int]:
         """Equal answers, and answers, among the pictures that decide."""
-        deciding = [answer for answer in self.answers if not answer.odd]
+        deciding = [answer for answer in self.answers if not answer.informational]
         return sum(answer.equal for answer in deciding), len(deciding)
 
     @property
     def good(self) -> bool:
         """Whether the other implementation gives what caldera gives."""
         equal, total = self.counted
-        return all(gap.good for gap in self.gaps) and equal >= self.wanted * total
+        return all(gap.good for gap in self.gaps) and equal >= self.min_equal_answers * total
 
     @property
     def fault(self) -> str:
@@ -177,11 +179,11 @@ class Parity:
             if not gap.good:
                 return f"{gap.stage} differ by {gap.largest:.3g} (limit {gap.limit:.3g}) at {gap.where}"
         equal, total = self.counted
-        return f"{equal} of {total} answers are equal, {self.wanted:.0%} are wanted"
+        return f"{equal} of {total} answers are equal, {self.min_equal_answers:.0%} are wanted"
 
 
 @dataclass(slots=True)
-class _Largest:
+class _MaxDifference:
     """The largest difference of a stage so far, and the one that came nearest to its limit."""
 
     by: float = 0.0
@@ -199,9 +201,9 @@ class _Largest:
 
 
 def compare(
-    own: Own,
-    other: Other,
-    shown: Sequence[Shown],
+    own: ReferenceSide,
+    other: OtherSide,
+    shown: Sequence[ParityCase],
     processor: PictureProcessor,
     progress: Progress,
 ) -> Parity:
@@ -217,22 +219,22 @@ def compare(
     Raises:
         PictureError: A picture cannot be used.
     """
-    largest = {stage: _Largest() for stage in ("file", *COMPARED)}
+    largest = {stage: _MaxDifference() for stage in ("file", *COMPARED)}
     answers = []
-    with progress.job(f"comparing with {other.name}", len(shown)) as tick:
+    with progress.task(f"comparing with {other.name}", len(shown)) as tick:
         for one in shown:
             picture = open_picture(one.path)
-            ours, theirs = own.see(picture, one), other.see(picture, one)
-            notes = list(_known(one, picture, other, processor))
-            odd = one.odd and bool(notes)
-            read = _apart(np.asarray(picture), other.read(one.path))
+            ours, theirs = own.run(picture, one), other.run(picture, one)
+            notes = list(_known_differences(one, picture, other, processor))
+            odd = one.informational and bool(notes)
+            read = _max_pixel_difference(np.asarray(picture), other.read(one.path))
             if not odd:
                 largest["file"].add(read, FILE_LIMIT, one.path.name)
                 for stage, by, limit in _differences(ours, theirs, other.limits):
                     largest[stage].add(by, limit, one.path.name)
             equal = ours.answer == theirs.answer
             if not equal:
-                notes.append(_parting(own, one, ours.answer, theirs.answer))
+                notes.append(_first_divergence(own, one, ours.answer, theirs.answer))
             answers.append(
                 Answer(
                     one.path.name,
@@ -246,15 +248,15 @@ def compare(
             )
             tick()
     gaps = [
-        Gap(stage, found.by, found.where, found.limit, found.good)
+        StageDifference(stage, found.by, found.where, found.limit, found.good)
         for stage, found in largest.items()
         if stage == "file" or stage in other.limits
     ]
-    return Parity(other.name, tuple(gaps), tuple(answers), other.wanted, other.notes)
+    return Parity(other.name, tuple(gaps), tuple(answers), other.min_equal_answers, other.notes)
 
 
-def _known(
-    shown: Shown, picture: Image.Image, other: Other, processor: PictureProcessor
+def _known_differences(
+    shown: ParityCase, picture: Image.Image, other: OtherSide, processor: PictureProcessor
 ) -> Iterable[str]:
     """Yield in which known ways another implementation reads or shapes a picture otherwise."""
     read = other.read(shown.path)
@@ -262,13 +264,13 @@ def _known(
         yield f"{other.name} cannot read the file"
     elif read.shape[:2] != (picture.height, picture.width):
         yield f"{other.name} reads it as {read.shape[1]} x {read.shape[0]}, not {picture.width} x {picture.height}"
-    elif (by := _apart(np.asarray(picture), read)) > FILE_LIMIT:
+    elif (by := _max_pixel_difference(np.asarray(picture), read)) > FILE_LIMIT:
         yield f"{other.name} reads other colours, by up to {by:.0f} of 255"
-    if otherwise := other.shapes_otherwise(picture.size, processor):
+    if otherwise := other.known_shape_difference(picture.size, processor):
         yield otherwise
 
 
-def _apart(ours: np.ndarray, theirs: np.ndarray | None) -> float:
+def _max_pixel_difference(ours: np.ndarray, theirs: np.ndarray | None) -> float:
     """Return by how many levels two decoded pictures differ."""
     if theirs is None or ours.shape != theirs.shape:
         return float("inf")
@@ -276,7 +278,7 @@ def _apart(ours: np.ndarray, theirs: np.ndarray | None) -> float:
 
 
 def _differences(
-    ours: Seen, theirs: Seen, limits: Mapping[str, float]
+    ours: StageOutputs, theirs: StageOutputs, limits: Mapping[str, float]
 ) -> Iterable[tuple[str, float, float]]:
     """Yield each stage with its largest difference and its limit, both in the stage's own units."""
     same_prompt = ours.ids == theirs.ids
@@ -299,7 +301,9 @@ def _differences(
         yield stage, float("inf") if math.isnan(by) else by, limits[stage] * scale
 
 
-def _parting(own: Own, shown: Shown, ours: Sequence[int], theirs: Sequence[int]) -> str:
+def _first_divergence(
+    own: ReferenceSide, shown: ParityCase, ours: Sequence[int], theirs: Sequence[int]
+) -> str:
     """Say where two answers part, and how near to each other the two tokens were for caldera."""
     pairs = zip(ours, theirs, strict=False)
     at = next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
@@ -322,6 +326,6 @@ def check_readable(paths: Sequence[Path]) -> None:
         PictureError: There is none, or one cannot be used.
     """
     if not paths:
-        raise PictureError("there is no picture to compare with; give some with --pictures")
+        raise ImageError("there is no picture to compare with; give some with --pictures")
     for path in paths:
         open_picture(path)

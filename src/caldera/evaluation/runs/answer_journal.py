@@ -18,7 +18,7 @@ from caldera.journal_file import JournalFile, journal_lines
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
+class AnswerKey:
     """What an answer depends on."""
 
     identity: Mapping[str, str]
@@ -31,7 +31,7 @@ class Key:
     """Digests of the pictures' content."""
 
     max_new_tokens: int
-    among: str = ""
+    batch_context: str = ""
     """Digest of the ids of all items that are asked, where they are answered in batches: another choice of items makes
     other batches, whose sums are rounded otherwise. Empty where each item is asked alone."""
 
@@ -43,12 +43,12 @@ class Key:
             self.prompt,
             list(self.pictures),
             self.max_new_tokens,
-            self.among,
+            self.batch_context,
         ]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-class AnswerJournal:
+class AnswerCache:
     """The file, and the answers that it holds."""
 
     def __init__(self, path: Path) -> None:
@@ -65,7 +65,10 @@ class AnswerJournal:
                 for each in line["answers"]:
                     weights = tuple((total, tokens) for total, tokens in each.get("weights", ()))
                     self._known[each["key"]] = Answer(
-                        each["id"], each["text"], weights=weights, by=each.get("by", "")
+                        each["id"],
+                        each["text"],
+                        option_log_likelihoods=weights,
+                        model=each.get("by", ""),
                     )
             except (LookupError, TypeError, ValueError):
                 raise InputError(
@@ -92,11 +95,11 @@ class AnswerJournal:
         told = []
         for key, answer in answers.items():
             line: dict[str, Any] = {"key": key, "id": answer.id, "text": answer.text}
-            if answer.weights:
-                line["weights"] = answer.weights
-            if answer.by:
-                line["by"] = answer.by
+            if answer.option_log_likelihoods:
+                line["weights"] = answer.option_log_likelihoods
+            if answer.model:
+                line["by"] = answer.model
             told.append(line)
-        self._file.add({"answers": told})
+        self._file.append({"answers": told})
         self._file.flush()
         self._known |= answers

@@ -18,7 +18,7 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "pillow", "jinja2")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class About:
+class BenchmarkInfo:
     """What is known of a benchmark beside its items."""
 
     title: str = ""
@@ -40,7 +40,7 @@ def provenance(
     answerer: Answerer,
     items: Sequence[Item],
     pictures: Mapping[str, Sequence[str]],
-    about: About,
+    about: BenchmarkInfo,
     max_new_tokens: int,
 ) -> dict[str, Any]:
     """Return what a score depends on, as JSON.
@@ -56,7 +56,7 @@ def provenance(
         InputError: An official file cannot be read.
     """
     return {
-        "model": {**answerer.identity, **answerer.facts},
+        "model": {**answerer.identity, **answerer.model_info},
         "max_new_tokens": max_new_tokens,
         "data": {
             "items": len(items),

@@ -16,13 +16,13 @@ from caldera.batches.picture_files import read_bytes
 from caldera.errors import CalderaError
 from caldera.evaluation.answering.answerer import Answer, Answerer
 from caldera.evaluation.benchmark import Benchmark, Item, Score
-from caldera.evaluation.runs.answer_journal import AnswerJournal, Key
-from caldera.evaluation.runs.provenance import About, provenance
+from caldera.evaluation.runs.answer_journal import AnswerCache, AnswerKey
+from caldera.evaluation.runs.provenance import BenchmarkInfo, provenance
 from caldera.evaluation.runs.run_report import read_run, write_run_report
-from caldera.evaluation.runs.samples import samples_of, write_samples
-from caldera.evaluation.runs.scoring import Numbers, results_of, score_answered
-from caldera.progress import Progress, Silent
-from caldera.storage import holding, write_json
+from caldera.evaluation.runs.samples import build_item_results, write_samples
+from caldera.evaluation.runs.scoring import Results, build_results, score_answered
+from caldera.progress import NoProgress, Progress
+from caldera.storage import lock_folder, write_json
 
 
 def evaluate(
@@ -31,10 +31,10 @@ def evaluate(
     *,
     folder: Path,
     out: Path,
-    about: About = About(),  # noqa: B008 - frozen
+    about: BenchmarkInfo = BenchmarkInfo(),  # noqa: B008 - frozen
     max_new_tokens: int | None = None,
-    progress: Progress = Silent(),  # noqa: B008 - without state
-) -> Numbers:
+    progress: Progress = NoProgress(),  # noqa: B008 - without state
+) -> Results:
     """Ask every item that no earlier start has asked, score, and write the run's folder.
 
     Args:
@@ -54,19 +54,19 @@ def evaluate(
         CalderaError: The answerer, a file or the disk ended the run; answers so far are kept.
     """
     longest = max_new_tokens or benchmark.max_new_tokens
-    with holding(out):
-        asked = _Asked(answerer, folder, longest)
+    with lock_folder(out):
+        asked = _PreparedItems(answerer, folder, longest)
         asked.prepare(benchmark.items, progress)
         answers = _answers(benchmark, asked, out, progress)
         score = score_answered(benchmark, answers)
-        results = results_of(benchmark, answers, score, about)
+        results = build_results(benchmark, answers, score, about)
         results["pictures"] = str(folder.resolve())
         results["provenance"] = {
             **provenance(answerer, benchmark.items, asked.pictures, about, longest),
-            "answered by": ", ".join(sorted({one.by for one in answers.values() if one.by})),
+            "answered by": ", ".join(sorted({one.model for one in answers.values() if one.model})),
             "first prompt": next(iter(asked.prompts.values()), ""),
         }
-        samples = samples_of(benchmark.items, asked.prompts, answers, score)
+        samples = build_item_results(benchmark.items, asked.prompts, answers, score)
         write_samples(out / "answers.jsonl", samples)
         write_json(out / "results.json", results)
         write_run_report(out / "report.html", [read_run(out)])
@@ -80,29 +80,29 @@ def answer_items(
     folder: Path,
     out: Path,
     max_new_tokens: int | None = None,
-    progress: Progress = Silent(),  # noqa: B008 - without state
+    progress: Progress = NoProgress(),  # noqa: B008 - without state
 ) -> Mapping[str, Answer]:
     """Ask as `evaluate` does, but write `answers.jsonl` alone, without marks: a judge has yet to read the answers.
 
     Raises:
         CalderaError: The answerer, a file or the disk ended the run; answers so far are kept.
     """
-    with holding(out):
-        asked = _Asked(answerer, folder, max_new_tokens or benchmark.max_new_tokens)
+    with lock_folder(out):
+        asked = _PreparedItems(answerer, folder, max_new_tokens or benchmark.max_new_tokens)
         asked.prepare(benchmark.items, progress)
         answers = _answers(benchmark, asked, out, progress)
-        samples = samples_of(benchmark.items, asked.prompts, answers, Score(0.0))
+        samples = build_item_results(benchmark.items, asked.prompts, answers, Score(0.0))
         write_samples(out / "answers.jsonl", samples)
     return answers
 
 
 @dataclass(slots=True)
-class _Asked:
+class _PreparedItems:
     """What is asked of whom, and under which key each answer is kept."""
 
     answerer: Answerer
     folder: Path
-    longest: int
+    max_new_tokens: int
     prompts: dict[str, str] = field(default_factory=dict)
     """By item id, as the answers below."""
 
@@ -115,7 +115,7 @@ class _Asked:
         digests: dict[str, str] = {}
         identity = self.answerer.identity
         among = _digest_of_ids(items) if self.answerer.batched else ""
-        with progress.job("reading the items", len(items)) as tick:
+        with progress.task("reading the items", len(items)) as tick:
             for item in items:
                 try:
                     for path in item.conversation.pictures:
@@ -125,10 +125,12 @@ class _Asked:
                     shown = [digests[path] for path in item.conversation.pictures]
                     prompt = self.answerer.prompt(item, shown)
                 except CalderaError as fault:
-                    self.failed[item.id] = Answer(item.id, failed=str(fault))
+                    self.failed[item.id] = Answer(item.id, error=str(fault))
                 else:
                     self.prompts[item.id], self.pictures[item.id] = prompt, shown
-                    self.keys[item.id] = Key(identity, prompt, shown, self.longest, among).digest
+                    self.keys[item.id] = AnswerKey(
+                        identity, prompt, shown, self.max_new_tokens, among
+                    ).digest
                 tick()
 
 
@@ -138,7 +140,7 @@ def _digest_of_ids(items: Sequence[Item]) -> str:
 
 
 def _answers(
-    benchmark: Benchmark, asked: _Asked, out: Path, progress: Progress
+    benchmark: Benchmark, asked: _PreparedItems, out: Path, progress: Progress
 ) -> Mapping[str, Answer]:
     """Return an answer for each item, out of the journal or anew.
 
@@ -147,26 +149,30 @@ def _answers(
     """
     answers = dict(asked.failed)
     with ExitStack() as stack:
-        journal: AnswerJournal | None = None
+        journal: AnswerCache | None = None
         if asked.answerer.deterministic:  # a drawn answer is another one each time
-            journal = AnswerJournal(out / "journal.jsonl")
+            journal = AnswerCache(out / "journal.jsonl")
             stack.callback(journal.close)
             for name, key in asked.keys.items():
                 if known := journal.find(key, name):
                     answers[name] = known
         ready = [item for item in benchmark.items if item.id in asked.keys]
         tick = stack.enter_context(
-            progress.job(f"asking {benchmark.name}", len(benchmark.items), done=len(answers))
+            progress.task(f"asking {benchmark.name}", len(benchmark.items), done=len(answers))
         )
 
         def took(some: Sequence[Answer]) -> None:
             if journal is not None:
-                journal.add({asked.keys[one.id]: one for one in some if not one.failed})
+                journal.add({asked.keys[one.id]: one for one in some if not one.error})
             answers.update({one.id: one for one in some})
-            failed = sum(1 for one in answers.values() if one.failed)
+            failed = sum(1 for one in answers.values() if one.error)
             tick(len(some), shown=f"failed {failed}" if failed else "")
 
         asked.answerer.ask(
-            ready, frozenset(answers), took, folder=asked.folder, max_new_tokens=asked.longest
+            ready,
+            frozenset(answers),
+            took,
+            folder=asked.folder,
+            max_new_tokens=asked.max_new_tokens,
         )
     return answers

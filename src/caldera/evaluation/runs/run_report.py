@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caldera.errors import InputError, PictureError, UsageError
-from caldera.evaluation.intervals import Difference, difference
+from caldera.errors import ImageError, InputError, UsageError
+from caldera.evaluation.intervals import Difference, paired_difference
 from caldera.evaluation.page import inline_picture, render_page
-from caldera.evaluation.runs.samples import Sample, read_samples
-from caldera.evaluation.runs.scoring import Numbers, flat
-from caldera.storage import write_whole
+from caldera.evaluation.runs.samples import ItemResult, read_samples
+from caldera.evaluation.runs.scoring import Results, flatten
+from caldera.storage import write_atomic
 
-SHOWN = 160
+GALLERY_SIZE = 160
 """Items in the gallery at most; `answers.jsonl` has them all."""
 
 
@@ -23,12 +23,12 @@ class FinishedRun:
     """A run's folder as it was read."""
 
     name: str
-    results: Numbers
-    samples: list[Sample]
+    results: Results
+    samples: list[ItemResult]
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class RunComparison:
     """What a later run gains on the first."""
 
     name: str
@@ -37,7 +37,7 @@ class Compared:
 
 
 @dataclass(frozen=True, slots=True)
-class _Card:
+class _ImageCard:
     """Pictures with the items about them."""
 
     pictures: list[tuple[str, str]]
@@ -54,7 +54,7 @@ class _Row:
     """Number of its state among the report's."""
 
     kind: int
-    samples: list[Sample]
+    samples: list[ItemResult]
 
 
 def read_run(folder: Path) -> FinishedRun:
@@ -75,7 +75,7 @@ def read_run(folder: Path) -> FinishedRun:
     return FinishedRun(str(folder), results, read_samples(folder / "answers.jsonl"))
 
 
-def compare_runs(runs: Sequence[FinishedRun]) -> list[Compared]:
+def compare_runs(runs: Sequence[FinishedRun]) -> list[RunComparison]:
     """Compare each later run with the first, item by item.
 
     Raises:
@@ -85,9 +85,9 @@ def compare_runs(runs: Sequence[FinishedRun]) -> list[Compared]:
     for other in runs[1:]:
         _check_same_items(first, other)
     return [
-        Compared(other.name, *_differences(first, other))
+        RunComparison(other.name, *_differences(first, other))
         for other in runs[1:]
-        if _marked(first, other)
+        if _paired_scores(first, other)
     ]
 
 
@@ -110,13 +110,13 @@ def _check_same_items(first: FinishedRun, other: FinishedRun) -> None:
         )
 
 
-def _marked(first: FinishedRun, other: FinishedRun) -> list[tuple[Sample, float, float]]:
+def _paired_scores(first: FinishedRun, other: FinishedRun) -> list[tuple[ItemResult, float, float]]:
     """List items that both runs have marks for, with both marks."""
-    marks = {each.id: each.mark for each in other.samples}
+    marks = {each.id: each.score for each in other.samples}
     return [
-        (each, each.mark, theirs)
+        (each, each.score, theirs)
         for each in first.samples
-        if each.mark is not None and (theirs := marks[each.id]) is not None
+        if each.score is not None and (theirs := marks[each.id]) is not None
     ]
 
 
@@ -124,16 +124,16 @@ def _differences(
     first: FinishedRun, other: FinishedRun
 ) -> tuple[Difference, dict[str, Difference]]:
     """Compare two runs over all items, and by kind."""
-    marked = _marked(first, other)
-    by_kind: dict[str, list[tuple[Sample, float, float]]] = defaultdict(list)
+    marked = _paired_scores(first, other)
+    by_kind: dict[str, list[tuple[ItemResult, float, float]]] = defaultdict(list)
     for each in marked:
         by_kind[each[0].kind].append(each)
     return _difference(marked), {kind: _difference(some) for kind, some in by_kind.items()}
 
 
-def _difference(marked: Sequence[tuple[Sample, float, float]]) -> Difference:
+def _difference(marked: Sequence[tuple[ItemResult, float, float]]) -> Difference:
     """Compare two runs on some items, those about the same pictures drawn together."""
-    return difference(
+    return paired_difference(
         [mine for _, mine, _ in marked],
         [theirs for _, _, theirs in marked],
         ["\n".join(each.pictures) or f"item {each.id}" for each, _, _ in marked],
@@ -151,12 +151,12 @@ def write_run_report(file: Path, runs: Sequence[FinishedRun]) -> None:
     kinds = list(runs[0].results["kinds"])
     states = _states(runs)
     rows = _rows(runs, kinds, states)
-    chosen = _chosen(rows)
+    chosen = _choose_gallery(rows)
     names = _short_names([run.name for run in runs])
     page = render_page(
         "run.html",
         runs=[
-            {"name": name, **run.results, "facts": flat(run.results["provenance"])}
+            {"name": name, **run.results, "facts": flatten(run.results["provenance"])}
             for name, run in zip(names, runs, strict=True)
         ],
         compared=[(names[at + 1], each) for at, each in enumerate(compared)],
@@ -165,14 +165,14 @@ def write_run_report(file: Path, runs: Sequence[FinishedRun]) -> None:
         states=[(state, sum(row.state == at for row in rows)) for at, state in enumerate(states)],
         cards=_cards(chosen, Path(runs[0].results["pictures"])),
         shown=len(chosen),
-        ending=_same_ending(runs[0].samples),
-        figures=_table([flat(run.results["figures"]) for run in runs]),
-        facts=_table([flat(run.results["provenance"]) for run in runs]),
+        ending=_common_suffix(runs[0].samples),
+        figures=_table([flatten(run.results["figures"]) for run in runs]),
+        facts=_table([flatten(run.results["provenance"]) for run in runs]),
     )
-    write_whole(file, page)
+    write_atomic(file, page)
 
 
-def _same_ending(samples: Sequence[Sample]) -> str:
+def _common_suffix(samples: Sequence[ItemResult]) -> str:
     """Return the last line of all questions where it is the same, so that it need not be shown with each."""
     endings = {sample.question.rpartition("\n")[1:] for sample in samples}
     return "".join(endings.pop()) if len(endings) == 1 and len(samples) > 1 else ""
@@ -193,7 +193,7 @@ def _rows(runs: Sequence[FinishedRun], kinds: Sequence[str], states: Sequence[st
         told = [samples[sample.id] for samples in by_id]
         if len(runs) == 1:
             state = states.index(sample.state)
-        elif len({each.mark for each in told}) > 1:
+        elif len({each.score for each in told}) > 1:
             state = 0
         else:
             state = 1 if sample.state == "right" else 2
@@ -201,12 +201,12 @@ def _rows(runs: Sequence[FinishedRun], kinds: Sequence[str], states: Sequence[st
     return rows
 
 
-def _chosen(rows: Sequence[_Row]) -> list[_Row]:
+def _choose_gallery(rows: Sequence[_Row]) -> list[_Row]:
     """Choose rows for the gallery: of each state and kind equally many as far as there are, evenly spread."""
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for at, row in enumerate(rows):
         groups[row.state, row.kind].append(at)
-    left, chosen = SHOWN, []
+    left, chosen = GALLERY_SIZE, []
     for number, group in enumerate(sorted(groups.values(), key=len)):
         some = min(len(group), left // (len(groups) - number))
         chosen += [group[at * len(group) // some] for at in range(some)]
@@ -214,13 +214,13 @@ def _chosen(rows: Sequence[_Row]) -> list[_Row]:
     return [rows[at] for at in sorted(chosen)]
 
 
-def _cards(rows: Sequence[_Row], folder: Path) -> list[_Card]:
+def _cards(rows: Sequence[_Row], folder: Path) -> list[_ImageCard]:
     """Put items about the same pictures together."""
     by_pictures: dict[tuple[str, ...], list[_Row]] = defaultdict(list)
     for row in rows:
         by_pictures[tuple(row.samples[0].pictures)].append(row)
     return [
-        _Card([(_shown(folder / path), path) for path in pictures], some)
+        _ImageCard([(_shown(folder / path), path) for path in pictures], some)
         for pictures, some in by_pictures.items()
     ]
 
@@ -229,7 +229,7 @@ def _shown(path: Path) -> str:
     """Return a picture for the page; nothing where it is gone, as the report still says what was answered."""
     try:
         return inline_picture(path)
-    except PictureError:
+    except ImageError:
         return ""
 
 
@@ -238,12 +238,12 @@ def _table(columns: Sequence[dict[str, Any]]) -> list[tuple[str, list[str], bool
     names = list(dict.fromkeys(name for column in columns for name in column))
     lines = []
     for name in names:
-        values = [_told(column.get(name, "")) for column in columns]
+        values = [_format_value(column.get(name, "")) for column in columns]
         lines.append((name, values, len(set(values)) > 1))
     return lines
 
 
-def _told(value: object) -> str:
+def _format_value(value: object) -> str:
     """Write a value."""
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 

@@ -9,14 +9,14 @@ from typing import Literal
 from caldera.errors import InputError
 from caldera.evaluation.answering.answerer import Answer
 from caldera.evaluation.benchmark import Item, Score
-from caldera.record_files import iterate_records
-from caldera.storage import write_whole
+from caldera.record_files import read_records
+from caldera.storage import write_atomic
 
 State = Literal["right", "partly right", "wrong", "unread", "failed", "unmarked"]
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class ItemResult:
     """One item with its answer and mark."""
 
     id: str
@@ -26,7 +26,7 @@ class Sample:
     question: str
     """What the user says last."""
 
-    asked: str
+    prompt: str
     """The whole prompt, exactly as it was sent or given to the model."""
 
     answer: str | None
@@ -37,16 +37,16 @@ class Sample:
 
     references: list[str]
     choices: list[str]
-    mark: float | None
+    score: float | None
     """What the answer was worth, between 0 and 1; None where the benchmark only scores all together, or it failed."""
 
-    unread: str
+    parse_error: str
     """Why the answer could not be read as what was asked for; empty where it could."""
 
     failed: str
     """Why there is no answer; empty where there is one."""
 
-    weights: list[list[float]]
+    option_log_likelihoods: list[list[float]]
     """Of each option: its log-likelihood in nats, and its tokens; empty where answers are written."""
 
     @property
@@ -54,62 +54,62 @@ class Sample:
         """How it went, in a word."""
         if self.failed:
             return "failed"
-        if self.unread:
+        if self.parse_error:
             return "unread"
-        if self.mark is None:
+        if self.score is None:
             return "unmarked"
-        return "right" if self.mark >= 1 else "partly right" if self.mark > 0 else "wrong"
+        return "right" if self.score >= 1 else "partly right" if self.score > 0 else "wrong"
 
 
-def samples_of(
+def build_item_results(
     items: Sequence[Item],
     prompts: Mapping[str, str],
     answers: Mapping[str, Answer],
     score: Score,
-) -> list[Sample]:
+) -> list[ItemResult]:
     """Put together what is known of each item."""
     return [_sample(item, prompts.get(item.id, ""), answers[item.id], score) for item in items]
 
 
-def _sample(item: Item, prompt: str, answer: Answer, score: Score) -> Sample:
+def _sample(item: Item, prompt: str, answer: Answer, score: Score) -> ItemResult:
     """Put together what is known of one item."""
-    return Sample(
+    return ItemResult(
         id=item.id,
-        kind=item.kind,
+        kind=item.category,
         slices=list(item.slices),
         pictures=list(item.conversation.pictures),
         question=item.conversation.turns[-1].text.strip(),
-        asked=prompt,
-        answer=None if answer.failed else answer.text,
-        extracted=score.extracted.get(item.id, answer.text),
+        prompt=prompt,
+        answer=None if answer.error else answer.text,
+        extracted=score.parsed_answers.get(item.id, answer.text),
         references=list(item.references),
         choices=list(item.choices),
-        mark=None if answer.failed else score.marks.get(item.id),
-        unread=score.unread.get(item.id, ""),
-        failed=answer.failed,
-        weights=[list(each) for each in answer.weights],
+        score=None if answer.error else score.item_scores.get(item.id),
+        parse_error=score.unparsed.get(item.id, ""),
+        failed=answer.error,
+        option_log_likelihoods=[list(each) for each in answer.option_log_likelihoods],
     )
 
 
-def write_samples(file: Path, samples: Sequence[Sample]) -> None:
+def write_samples(file: Path, samples: Sequence[ItemResult]) -> None:
     """Write a line of JSON for each sample.
 
     Raises:
         OutputError: The file cannot be written.
     """
-    write_whole(file, (f"{json.dumps(asdict(each), ensure_ascii=False)}\n" for each in samples))
+    write_atomic(file, (f"{json.dumps(asdict(each), ensure_ascii=False)}\n" for each in samples))
 
 
-def read_samples(file: Path) -> list[Sample]:
+def read_samples(file: Path) -> list[ItemResult]:
     """Read what `write_samples` wrote.
 
     Raises:
         InputError: The file cannot be read, or is another.
     """
     samples = []
-    for where, record in iterate_records(file):
+    for where, record in read_records(file):
         try:
-            samples.append(Sample(**record))  # type: ignore[arg-type] # checked by the constructor
+            samples.append(ItemResult(**record))  # type: ignore[arg-type] # checked by the constructor
         except TypeError:
             raise InputError(f"{where} is no line of an evaluation's answers.jsonl") from None
     return samples

@@ -11,16 +11,16 @@ import numpy as np
 from caldera.errors import EvaluationError
 from caldera.evaluation.answering.answerer import Answer
 from caldera.evaluation.benchmark import Benchmark, Item, Score
-from caldera.evaluation.intervals import interval_of, interval_of_sums
-from caldera.evaluation.runs.provenance import About
+from caldera.evaluation.intervals import mean_interval, statistic_interval
+from caldera.evaluation.runs.provenance import BenchmarkInfo
 
 MAX_FAILED = 0.01
 """Share of items without an answer over which a run is not valid."""
 
-Numbers = dict[str, Any]
+Results = dict[str, Any]
 
 
-def narrowed(benchmark: Benchmark, items: Sequence[Item]) -> Benchmark:
+def with_items(benchmark: Benchmark, items: Sequence[Item]) -> Benchmark:
     """Return a benchmark that asks and scores only some of its items.
 
     Raises:
@@ -33,9 +33,9 @@ def narrowed(benchmark: Benchmark, items: Sequence[Item]) -> Benchmark:
     return narrow
 
 
-def first_items(items: Sequence[Item], limit: int) -> list[Item]:
+def limit_items(items: Sequence[Item], limit: int) -> list[Item]:
     """Return the items of the first units, at most `limit` of them, but those of one unit at least."""
-    units = [item.unit or item.id for item in items]
+    units = [item.group or item.id for item in items]
     sizes = Counter(units)
     chosen: set[str] = set()
     count = 0
@@ -49,8 +49,10 @@ def first_items(items: Sequence[Item], limit: int) -> list[Item]:
 
 def scored_items(items: Sequence[Item], answers: Mapping[str, Answer]) -> list[Item]:
     """Return the items that have an answer, and with them all others of their unit."""
-    torn = {item.unit for item in items if item.unit and answers[item.id].failed}
-    return [item for item in items if not answers[item.id].failed and item.unit not in torn]
+    incomplete_groups = {item.group for item in items if item.group and answers[item.id].error}
+    return [
+        item for item in items if not answers[item.id].error and item.group not in incomplete_groups
+    ]
 
 
 def score_answered(benchmark: Benchmark, answers: Mapping[str, Answer]) -> Score:
@@ -61,20 +63,20 @@ def score_answered(benchmark: Benchmark, answers: Mapping[str, Answer]) -> Score
     """
     answered = scored_items(benchmark.items, answers)
     if not answered:
-        failed = next(one for one in answers.values() if one.failed)
-        raise EvaluationError(f"not one item was answered; the first, {failed.id}: {failed.failed}")
+        failed = next(one for one in answers.values() if one.error)
+        raise EvaluationError(f"not one item was answered; the first, {failed.id}: {failed.error}")
     if len(answered) < len(benchmark.items):
-        benchmark = narrowed(benchmark, answered)
+        benchmark = with_items(benchmark, answered)
     return benchmark.score({item.id: answers[item.id].text for item in answered})
 
 
-def results_of(
-    benchmark: Benchmark, answers: Mapping[str, Answer], score: Score, about: About
-) -> Numbers:
+def build_results(
+    benchmark: Benchmark, answers: Mapping[str, Answer], score: Score, about: BenchmarkInfo
+) -> Results:
     """Return a run's numbers as JSON has them; where nothing failed in chance, the same bytes every time."""
     items = benchmark.items
-    failed = {item.id: answers[item.id].failed for item in items if answers[item.id].failed}
-    shown = flat(score.figures)
+    failed = {item.id: answers[item.id].error for item in items if answers[item.id].error}
+    shown = flatten(score.metrics)
     figure = about.headline or next(iter(shown), "overall")
     if figure not in shown:  # such as MME's sum over sub-tasks of which some are not asked
         figure = "overall"
@@ -89,7 +91,7 @@ def results_of(
             "chance": about.chance.get(figure),
             **_headline_interval(items, score, shown.get(figure)),
         },
-        "figures": score.figures,
+        "figures": score.metrics,
         "chance": dict(about.chance),
         "overall": _group(score.overall, items, score),
         "kinds": _kinds(items, score),
@@ -99,19 +101,19 @@ def results_of(
             "answered": len(items) - len(failed),
             "failed": len(failed),
             "left_out": len(items) - len(failed) - len(scored_items(items, answers)),
-            "unread": len(score.unread),
+            "unread": len(score.unparsed),
         },
         "failed": failed,
-        "unread": dict(score.unread),
+        "unread": dict(score.unparsed),
     }
 
 
-def flat(figures: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+def flatten(figures: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     """Return figures on one level, names joined by dots."""
     told: dict[str, Any] = {}
     for name, value in figures.items():
         if isinstance(value, Mapping):
-            told |= flat(value, f"{before}{name}.")
+            told |= flatten(value, f"{before}{name}.")
         else:
             told[f"{before}{name}"] = value
     return told
@@ -119,22 +121,22 @@ def flat(figures: Mapping[str, Any], before: str = "") -> dict[str, Any]:
 
 def _marks(items: Sequence[Item], score: Score) -> tuple[list[float], list[str]]:
     """List the marks of items that have one, and what each is about."""
-    marked = [item for item in items if item.id in score.marks]
-    return [score.marks[item.id] for item in marked], [_about(item) for item in marked]
+    marked = [item for item in items if item.id in score.item_scores]
+    return [score.item_scores[item.id] for item in marked], [_cluster_key(item) for item in marked]
 
 
-def _kinds(items: Sequence[Item], score: Score) -> dict[str, Numbers]:
+def _kinds(items: Sequence[Item], score: Score) -> dict[str, Results]:
     """Return what each kind came to."""
     by_kind: dict[str, list[Item]] = defaultdict(list)
     for item in items:
-        by_kind[item.kind].append(item)
+        by_kind[item.category].append(item)
     return {
         kind: _group(score.by_kind.get(kind), some, score, score.counts.get(kind))
         for kind, some in by_kind.items()
     }
 
 
-def _slices(items: Sequence[Item], score: Score) -> dict[str, Numbers]:
+def _slices(items: Sequence[Item], score: Score) -> dict[str, Results]:
     """Return what each slice came to, by marks alone."""
     by_slice: dict[str, list[Item]] = defaultdict(list)
     for item in items:
@@ -143,29 +145,33 @@ def _slices(items: Sequence[Item], score: Score) -> dict[str, Numbers]:
     return {name: _group(None, some, score) for name, some in sorted(by_slice.items())}
 
 
-def _about(item: Item) -> str:
+def _cluster_key(item: Item) -> str:
     """Name what an item is about, its pictures; itself where it has none. Others about the same depend on it."""
     return "\n".join(item.conversation.pictures) or f"item {item.id}"
 
 
-def _headline_interval(items: Sequence[Item], score: Score, value: float | None) -> Numbers:
+def _headline_interval(items: Sequence[Item], score: Score, value: float | None) -> Results:
     """Return the interval of the headline where it is made of sums, or is the mean mark times 100; in its own unit."""
     marks, groups = _marks(items, score)
-    told: Numbers = {"low": None, "high": None, "method": None}
+    told: Results = {"low": None, "high": None, "method": None}
     if value is None or not marks:
         return told
     if score.sums is not None:
-        terms = {item.id: score.sums.terms[item.id] for item in items if item.id in score.marks}
-        return asdict(interval_of_sums(np.array(list(terms.values())), score.sums.figure, groups))
+        terms = {
+            item.id: score.sums.per_item[item.id] for item in items if item.id in score.item_scores
+        }
+        return asdict(
+            statistic_interval(np.array(list(terms.values())), score.sums.from_sums, groups)
+        )
     if math.isclose(100 * sum(marks) / len(marks), value, abs_tol=0.005 + 1e-9):  # as rounded
-        found = interval_of(marks, groups)
+        found = mean_interval(marks, groups)
         told |= {"low": 100 * found.low, "high": 100 * found.high, "method": found.method}
     return told
 
 
 def _group(
     value: float | None, items: Sequence[Item], score: Score, count: int | None = None
-) -> Numbers:
+) -> Results:
     """Return a number with its interval, where it is the mean of marks; else the number alone.
 
     Where the benchmark gives no value, the mean mark is it.
@@ -173,9 +179,9 @@ def _group(
     marks, groups = _marks(items, score)
     mean = sum(marks) / len(marks) if marks else None
     shown = mean if value is None else value
-    told: Numbers = {"n": len(marks) or count, "value": shown, "low": None, "high": None, "method": None}  # fmt: skip
+    told: Results = {"n": len(marks) or count, "value": shown, "low": None, "high": None, "method": None}  # fmt: skip
     if mean is not None and shown is not None and math.isclose(mean, shown, abs_tol=1e-9):
-        told |= asdict(interval_of(marks, groups))
+        told |= asdict(mean_interval(marks, groups))
     elif mean is not None:
-        told["mean_mark"] = {"value": mean, **asdict(interval_of(marks, groups))}
+        told["mean_mark"] = {"value": mean, **asdict(mean_interval(marks, groups))}
     return told

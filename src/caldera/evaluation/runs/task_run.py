@@ -4,18 +4,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from caldera.errors import InputError, UsageError
-from caldera.evaluation.answering.answerer import Answerer, Asking
-from caldera.evaluation.answering.endpoint_answerer import EndpointAnswerer, Server
-from caldera.evaluation.answering.engine_answerer import open_engine
+from caldera.evaluation.answering.answerer import AnswerConfig, Answerer
+from caldera.evaluation.answering.endpoint_answerer import ServerAddress, ServerAnswerer
+from caldera.evaluation.answering.engine_answerer import load_answerer
 from caldera.evaluation.benchmarks.task import Sources, Task
-from caldera.evaluation.runs.provenance import About
+from caldera.evaluation.runs.provenance import BenchmarkInfo
 from caldera.evaluation.runs.run import answer_items, evaluate
-from caldera.evaluation.runs.scoring import Numbers, first_items, narrowed
-from caldera.training.devices import Compute, Means
+from caldera.evaluation.runs.scoring import Results, limit_items, with_items
+from caldera.training.devices import DeviceConfig, Runtime
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TaskOrder:
+class EvaluationConfig:
     """A task and what is asked of it."""
 
     task: Task
@@ -25,8 +25,14 @@ class TaskOrder:
 
 
 def evaluate_task(
-    order: TaskOrder, model: str, *, out: Path, asking: Asking, server: Server, means: Means
-) -> Numbers | None:
+    order: EvaluationConfig,
+    model: str,
+    *,
+    out: Path,
+    asking: AnswerConfig,
+    server: ServerAddress,
+    means: Runtime,
+) -> Results | None:
     """Ask a model folder, or a server where `model` is its address, the items of a task; see `evaluate`.
 
     Returns:
@@ -37,28 +43,32 @@ def evaluate_task(
         CalderaError: Files, model or server cannot be used, or the result cannot be written.
     """
     task, sources = order.task, order.sources
-    benchmark = task.read(sources)
+    benchmark = task.load(sources)
     items = benchmark.items
     if wordless := [item.id for item in items if not item.conversation.turns]:
         raise InputError(
             f"{len(wordless)} items have an answer but no question, the first {wordless[0]}; these files can score "
             f"answers, but to ask a model {task.name} needs its questions, too (--questions)"
         )
-    files = {"questions": sources.questions, "truth": sources.truth}
-    about = About(
+    files = {"questions": sources.questions, "truth": sources.annotations}
+    about = BenchmarkInfo(
         title=task.title,
         measures=task.measures,
-        headline=task.headline,
+        headline=task.primary_metric,
         chance=task.chance,
         files={name: path for name, path in files.items() if path is not None and path.is_file()},
         split_size=len(items),
     )
     if order.limit is not None and order.limit < len(items):
-        benchmark = narrowed(benchmark, first_items(items, order.limit))
+        benchmark = with_items(benchmark, limit_items(items, order.limit))
     answerer = open_answerer(model, asking, server, means.compute)
-    folder = pictures_of(sources)
+    folder = image_folder(sources)
     inside = out / "pictures"
-    if sources.pictures is None and task.unpack is not None and task.unpack(sources, inside):
+    if (
+        sources.pictures is None
+        and task.extract_images is not None
+        and task.extract_images(sources, inside)
+    ):
         folder = inside
     if task.needs_judge(benchmark.items):
         answer_items(
@@ -81,36 +91,42 @@ def evaluate_task(
     )
 
 
-def open_answerer(model: str, asking: Asking, server: Server, compute: Compute) -> Answerer:
+def open_answerer(
+    model: str, asking: AnswerConfig, server: ServerAddress, compute: DeviceConfig
+) -> Answerer:
     """Return what answers: a server where `model` is an address, else a model folder.
 
     Raises:
         CalderaError: It cannot be asked in this way, or not loaded.
     """
     if model.startswith(("http://", "https://")):
-        return EndpointAnswerer(replace(server, url=model), asking)
-    return open_engine(Path(model), asking=asking, compute=compute)
+        return ServerAnswerer(replace(server, url=model), asking)
+    return load_answerer(Path(model), asking=asking, compute=compute)
 
 
-def pictures_of(sources: Sources) -> Path:
+def image_folder(sources: Sources) -> Path:
     """Return the folder that picture paths start from."""
     if sources.pictures is not None:
         return sources.pictures
-    file = sources.questions or sources.truth
+    file = sources.questions or sources.annotations
     if file is None:
         return Path()
     return file if file.is_dir() else file.parent
 
 
-def sources_in(folder: Path, task: Task, given: Sources) -> Sources:
+def find_default_files(folder: Path, task: Task, given: Sources) -> Sources:
     """Add to what a user gave the official files of a task that lie in a folder under their official names.
 
     Raises:
         UsageError: The names of the task's files are not fixed.
         InputError: None of them is there.
     """
-    layout = task.layout
-    named = {"questions": layout.questions, "truth": layout.truth, "pictures": layout.pictures}
+    layout = task.default_files
+    named = {
+        "questions": layout.questions,
+        "truth": layout.annotations,
+        "pictures": layout.pictures,
+    }
     wanted = {name: folder / path for name, path in named.items() if path is not None}
     if not wanted:
         raise UsageError(
@@ -123,6 +139,6 @@ def sources_in(folder: Path, task: Task, given: Sources) -> Sources:
     return replace(
         given,
         questions=given.questions or found.get("questions"),
-        truth=given.truth or found.get("truth"),
+        annotations=given.annotations or found.get("truth"),
         pictures=given.pictures or found.get("pictures"),
     )

@@ -9,7 +9,7 @@ from caldera.errors import UsageError
 from caldera.instructions.asking.endpoint import Reply
 from caldera.instructions.asking.prompts import Message
 
-cache_of_texts = lru_cache(maxsize=1024)
+cached = lru_cache(maxsize=1024)
 """A run counts the same system messages and examples for every request."""
 
 _MESSAGE = 16
@@ -45,19 +45,19 @@ def parse_price(text: str) -> Price:
     return Price(prompt, reply)
 
 
-def most_tokens(messages: Sequence[Message]) -> int:
+def max_tokens_of(messages: Sequence[Message]) -> int:
     """Bound the tokens of a prompt from above: no tokenizer makes more tokens than there are bytes."""
     return sum(_bytes(message["content"]) + _MESSAGE for message in messages)
 
 
-@cache_of_texts
+@cached
 def _bytes(text: str) -> int:
     """Count the bytes of a text in UTF-8; half a character counts as three."""
     return len(text.encode("utf-8", "surrogatepass"))
 
 
-@cache_of_texts
-def about_tokens(text: str) -> int:
+@cached
+def estimate_tokens(text: str) -> int:
     """Estimate the tokens of a text: a quarter of its letters in Latin script, one for each Chinese character."""
     wide = sum(ord(char) >= 0x2E80 for char in text)
     return round(wide + (len(text) - wide) / 4) + 4
@@ -113,16 +113,16 @@ class Budget:
         self.requests += 1
         return cost
 
-    def settle(self, reserved: float, cost: float) -> None:
+    def commit(self, reserved: float, cost: float) -> None:
         """Put what a request did cost in the place of what was reserved for it."""
         self._under_way -= 1
         self._reserved = self._reserved - reserved if self._under_way else 0.0
         self.spent += cost
         self._settled.set()
 
-    def withdraw(self, reserved: float) -> None:
+    def release(self, reserved: float) -> None:
         """Give back what was reserved for a request that was never sent."""
-        self.settle(reserved, 0.0)
+        self.commit(reserved, 0.0)
         self.requests -= 1
 
     def cost_of(self, reply: Reply, reserved: float) -> float:

@@ -12,11 +12,11 @@ from collections import defaultdict
 import numpy as np
 from numpy.typing import NDArray
 
-_NEAR = 0.8
-_SKETCH, _RAREST = 8, 4
+_MIN_JACCARD = 0.8
+_SKETCH_SIZE, _LOOKUPS = 8, 4
 """A text is kept under so many of its smallest run hashes, and looked for under so many of those, the rarest."""
 
-_FEWEST = 12
+_MIN_SHINGLES = 12
 """Words below which only equal texts count: short ones are alike by nature."""
 
 
@@ -31,23 +31,23 @@ class Duplicates:
         self.compared = 0
         """Pairs of texts that had to be compared."""
 
-    def first_like(self, name: str, text: str) -> str | None:
+    def find(self, name: str, text: str) -> str | None:
         """Return the name of an earlier text that this one nearly repeats, else remember it and return None."""
         words = re.findall(r"\w+", re.sub(r"([\u2e80-\uffff])", r" \1 ", text.casefold()))
-        length = 3 if len(words) >= _FEWEST else max(1, len(words))
+        length = 3 if len(words) >= _MIN_SHINGLES else max(1, len(words))
         runs = {
             zlib.crc32(" ".join(words[at : at + length]).encode())
             for at in range(max(1, len(words) - length + 1))
         }
-        sketch = sorted(runs)[:_SKETCH]
+        sketch = sorted(runs)[:_SKETCH_SIZE]
         array = np.array(sorted(runs), dtype=np.uint32)
-        rarest = sorted(sketch, key=lambda mark: len(self._with[mark]))[:_RAREST]
+        rarest = sorted(sketch, key=lambda mark: len(self._with[mark]))[:_LOOKUPS]
         for earlier in sorted({index for mark in rarest for index in self._with[mark]}):
-            if not _NEAR <= len(array) / len(self._runs[earlier]) <= 1 / _NEAR:
+            if not _MIN_JACCARD <= len(array) / len(self._runs[earlier]) <= 1 / _MIN_JACCARD:
                 continue
             self.compared += 1
             shared = len(np.intersect1d(array, self._runs[earlier], assume_unique=True))
-            if shared >= _NEAR * (len(array) + len(self._runs[earlier]) - shared):
+            if shared >= _MIN_JACCARD * (len(array) + len(self._runs[earlier]) - shared):
                 return self._names[earlier]
         for mark in sketch:
             self._with[mark].append(len(self._names))

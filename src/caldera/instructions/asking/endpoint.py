@@ -28,7 +28,7 @@ class Reply:
     """The model by the name that the endpoint gives it."""
 
 
-class Trouble(Exception):  # noqa: N818 - not the user's error: it may pass
+class TransientError(Exception):  # noqa: N818 - not the user's error: it may pass
     """A request came to nothing for a reason that may pass."""
 
     def __init__(
@@ -42,20 +42,20 @@ class Trouble(Exception):  # noqa: N818 - not the user's error: it may pass
         self.billed = billed
 
 
-class Declined(Exception):  # noqa: N818 - not an error: the model or its service says no to one request
+class RequestRejected(Exception):  # noqa: N818 - not an error: the model or its service says no to one request
     """A request that will never get a reply: `refused` by a policy, or unanswerable for another reason."""
 
-    def __init__(self, rule: str, detail: str, *, refused: bool) -> None:
+    def __init__(self, reason: str, detail: str, *, by_policy: bool) -> None:
         """Name the reason."""
-        super().__init__(f"{rule}: {detail}" if detail else rule)
-        self.rule = rule
-        self.refused = refused
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.by_policy = by_policy
 
 
-class Endpoint(Protocol):
+class LLMClient(Protocol):
     """A language model that takes messages."""
 
-    async def ask(self, name: str, messages: Sequence[Message]) -> Reply:
+    async def complete(self, name: str, messages: Sequence[Message]) -> Reply:
         """Send one request about the dialogue `name`.
 
         Raises:
@@ -71,7 +71,7 @@ class Endpoint(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Sending:
+class RequestConfig:
     """How requests are sent."""
 
     concurrency: int = 16
@@ -93,7 +93,7 @@ class Sending:
     max_tokens: int = 1500
     """Longest reply; one that reaches it is refused as cut off."""
 
-    limit_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """What the endpoint calls it; some newer models of OpenAI take only the second."""
 
     timeout: float = 180.0
@@ -102,13 +102,13 @@ class Sending:
     retries: int = 5
     """How often a request that met a passing trouble is sent again; ten times as often after 429."""
 
-    first_wait: float = 1.0
+    initial_backoff: float = 1.0
     """Seconds before the first retry; doubled each time, and varied by up to a half."""
 
-    longest_wait: float = 300.0
+    max_backoff: float = 300.0
     """Most seconds to wait, also where an endpoint asks for more."""
 
-    repairs: int = 1
+    max_repairs: int = 1
     """How often a teacher is told what was wrong and asked again."""
 
     give_up_after: int = 20
@@ -129,7 +129,7 @@ class Sending:
             value = getattr(self, name)
             if value is not None and not value >= bound:
                 raise UsageError(f"{name} is {value}; it must be at least {bound}")
-        if self.limit_name not in ("max_tokens", "max_completion_tokens"):
+        if self.max_tokens_field not in ("max_tokens", "max_completion_tokens"):
             raise UsageError(
-                f"limit_name is {self.limit_name!r}; write max_tokens or max_completion_tokens"
+                f"limit_name is {self.max_tokens_field!r}; write max_tokens or max_completion_tokens"
             )

@@ -8,23 +8,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from caldera.instructions.asking.checking import read_reply, texts
+from caldera.instructions.asking.checking import all_texts, parse_checked_reply
 from caldera.instructions.asking.duplicates import Duplicates
-from caldera.instructions.asking.journal import Heard, Journal
-from caldera.instructions.asking.parsing import ReplyRefusal
-from caldera.instructions.asking.prompts import Prompt
+from caldera.instructions.asking.journal import Journal, ReceivedReply
+from caldera.instructions.asking.parsing import RejectedReply
+from caldera.instructions.asking.prompts import TeacherPrompt
 from caldera.instructions.teacher import Kind
-from caldera.instructions.writing import Dialogue, Written
-from caldera.storage import write_whole
+from caldera.instructions.writing import Dialogue, GeneratedData
+from caldera.storage import write_atomic
 
 Line = dict[str, Any]
 
 
 @dataclass(slots=True)
-class Gathered:
+class CollectedReplies:
     """What a journal came to."""
 
-    written: Written = field(default_factory=Written)
+    written: GeneratedData = field(default_factory=GeneratedData)
     provenance: list[Line] = field(default_factory=list)
     """For each record of the data file: pictures, model, digests of prompt and run, whether it was repaired."""
 
@@ -38,9 +38,12 @@ class Gathered:
     """What was kept before, of each kind."""
 
 
-def gather(
-    dialogues: Iterable[Dialogue], prompts: Mapping[Kind, Prompt], journal: Journal, beside: Path
-) -> Gathered:
+def collect(
+    dialogues: Iterable[Dialogue],
+    prompts: Mapping[Kind, TeacherPrompt],
+    journal: Journal,
+    beside: Path,
+) -> CollectedReplies:
     """Make conversations of every reply that was kept, in the order of the dialogues, however they came in.
 
     Args:
@@ -49,7 +52,7 @@ def gather(
         journal: What the run did.
         beside: Folder of the data file.
     """
-    gathered = Gathered()
+    gathered = CollectedReplies()
     for dialogue in dialogues:
         entry = journal.entries.get(dialogue.id)
         if entry is None or entry.outcome is None:
@@ -57,26 +60,26 @@ def gather(
         who: Line = {"id": dialogue.id, "kind": dialogue.kind}
         if entry.outcome == "failed":
             gathered.failed.append({**who, "rule": entry.rule, "reason": entry.detail})
-            gathered.written.refused[f"{dialogue.kind}: {entry.rule}"] += 1
+            gathered.written.rejected[f"{dialogue.kind}: {entry.rule}"] += 1
             continue
         heard = journal.replies(dialogue.id)
         try:
             if entry.outcome == "refused":
-                raise ReplyRefusal(entry.rule, entry.detail)
-            _take(gathered, dialogue, heard, prompts, beside)
-        except ReplyRefusal as refusal:
+                raise RejectedReply(entry.rule, entry.detail)
+            _add_reply(gathered, dialogue, heard, prompts, beside)
+        except RejectedReply as refusal:
             reply = heard[-1].reply.text if heard else ""
             told = str(refusal).removeprefix(refusal.rule).removeprefix(": ")
             gathered.refused.append({**who, "rule": refusal.rule, "reason": told, "reply": reply})
-            gathered.written.refused[f"{dialogue.kind}: {refusal.rule}"] += 1
+            gathered.written.rejected[f"{dialogue.kind}: {refusal.rule}"] += 1
     return gathered
 
 
-def _take(
-    gathered: Gathered,
+def _add_reply(
+    gathered: CollectedReplies,
     dialogue: Dialogue,
-    heard: list[Heard],
-    prompts: Mapping[Kind, Prompt],
+    heard: list[ReceivedReply],
+    prompts: Mapping[Kind, TeacherPrompt],
     beside: Path,
 ) -> None:
     """Add one conversation, and where it came from.
@@ -86,10 +89,12 @@ def _take(
     """
     last = heard[-1]
     requests = prompts[dialogue.kind].questions or ("",)
-    exchanges = read_reply(dialogue.kind, last.reply, lambda: _draw(requests, dialogue.rng))
-    told = [text for text in texts(exchanges) if text not in requests]
-    if earlier := gathered.seen[dialogue.kind].first_like(dialogue.id, "\n".join(told)):
-        raise ReplyRefusal("near-duplicate", f"of {earlier}")
+    exchanges = parse_checked_reply(
+        dialogue.kind, last.reply, lambda: _pick_request(requests, dialogue.rng)
+    )
+    told = [text for text in all_texts(exchanges) if text not in requests]
+    if earlier := gathered.seen[dialogue.kind].find(dialogue.id, "\n".join(told)):
+        raise RejectedReply("near-duplicate", f"of {earlier}")
     gathered.written.conversations.append(dialogue.conversation(exchanges, beside))
     gathered.written.by_kind[dialogue.kind] += 1
     gathered.provenance.append(
@@ -105,12 +110,12 @@ def _take(
     )
 
 
-def _draw(requests: tuple[str, ...], rng: random.Random) -> str:
+def _pick_request(requests: tuple[str, ...], rng: random.Random) -> str:
     """Draw a request for a description."""
     return rng.choice(requests)
 
 
-def write_lists(folder: Path, gathered: Gathered) -> None:
+def write_side_files(folder: Path, gathered: CollectedReplies) -> None:
     """Write `provenance.jsonl`, `refused.jsonl` and `failed.jsonl`, each whole.
 
     Raises:
@@ -122,7 +127,7 @@ def write_lists(folder: Path, gathered: Gathered) -> None:
         "failed": gathered.failed,
     }
     for name, lines in lists.items():
-        write_whole(folder / f"{name}.jsonl", "".join(_as_lines(lines)))
+        write_atomic(folder / f"{name}.jsonl", "".join(_as_lines(lines)))
 
 
 def _as_lines(lines: Iterable[Line]) -> Iterator[str]:

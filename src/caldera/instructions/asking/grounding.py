@@ -10,22 +10,22 @@ from collections.abc import Sequence
 from functools import cache
 
 from caldera.annotations.annotated_image import AnnotatedImage
-from caldera.english import number, plural
-from caldera.instructions.asking.parsing import ReplyRefusal
-from caldera.instructions.facts import Facts, facts_of
+from caldera.english import number_word, plural
+from caldera.instructions.asking.parsing import RejectedReply
+from caldera.instructions.facts import Facts, derive_facts
 from caldera.instructions.knowledge import OTHER_NAMES
 from caldera.instructions.teacher import Exchange
 
-_DOUBT = re.compile(
+_HEDGES = re.compile(
     r"\b(?:no|not|none|neither|nor|never|without|absent|missing|lack\w*|if|whether|could|may|might|would|should|"
     r"can(?! (?:also )?(?:see|be seen))|perhaps|possibly|probably|likely|suggest\w*|like|such as|instead|rather|"
     r"imagine|example|unless|than|any|else|cannot|seems?|appears?|maybe|other|another)\b|n['\u2019]t\b|\?",
     re.IGNORECASE,
 )
 
-_NUMBERS = {number(count): count for count in range(2, 13)}
+_NUMBERS = {number_word(count): count for count in range(2, 13)}
 
-_THERE = (
+_EXISTENTIAL = (
     r"(?:there (?:is|are)|i (?:can )?see|we (?:can )?see|one can see|you can see|"
     r"the (?:image|picture|photo|scene) (?:shows|features|depicts|contains|includes)|"
     r"(?:both|all|picture [A-H]|[A-H])(?: of them| pictures| images)? (?:shows?|ha[sv]e?|contains?|includes?)|"
@@ -47,7 +47,7 @@ def check_grounding(
         ReplyRefusal: A rule is broken: absent object, denied object, count.
     """
     captions = "\n".join(caption for image in images for caption in image.captions)
-    facts = [facts_of(image, categories) for image in images]
+    facts = [derive_facts(image, categories) for image in images]
     for each in exchanges:
         _check_objects(each, facts)
         if len(images) == 1:
@@ -62,11 +62,11 @@ def _check_objects(exchange: Exchange, facts: Sequence[Facts]) -> None:
     """
     absent = set.intersection(*({*one.absent} for one in facts))
     for clause in _clauses(exchange.answer):
-        if _DOUBT.search(clause):
+        if _HEDGES.search(clause):
             continue
         for category in sorted(absent):
-            if _asserted(category).search(clause):
-                raise _contradicted("absent object", category, f"it says {clause.strip()!r}")
+            if _claims_present(category).search(clause):
+                raise _contradiction("absent object", category, f"it says {clause.strip()!r}")
     asked = re.match(
         r"(?:is|are) there (?:an? |any )?([\w ]+?)(?: (?:in|visible)\b[^?]*)?\?",
         exchange.question,
@@ -74,10 +74,10 @@ def _check_objects(exchange: Exchange, facts: Sequence[Facts]) -> None:
     )
     if asked and len(facts) == 1:
         thing, said = asked[1].lower(), exchange.answer.lower()
-        if said.startswith("yes") and thing in _spellings(absent):
-            raise _contradicted("absent object", thing, "asked whether it is there, it says yes")
-        if said.startswith("no,") and thing in _spellings(facts[0].present):
-            raise _contradicted("denied object", thing, "asked whether it is there, it says no")
+        if said.startswith("yes") and thing in _name_variants(absent):
+            raise _contradiction("absent object", thing, "asked whether it is there, it says yes")
+        if said.startswith("no,") and thing in _name_variants(facts[0].present):
+            raise _contradiction("denied object", thing, "asked whether it is there, it says no")
 
 
 def _check_counts(exchange: Exchange, facts: Facts, captions: str) -> None:
@@ -96,10 +96,12 @@ def _check_counts(exchange: Exchange, facts: Facts, captions: str) -> None:
         for clause in _clauses(exchange.answer):
             for word in counted.findall(clause):
                 said = _NUMBERS[word.lower()] if word.isalpha() else int(word)
-                told = re.search(rf"\b(?:{word}|{number(said)}|{said})\b", captions, re.IGNORECASE)
+                told = re.search(
+                    rf"\b(?:{word}|{number_word(said)}|{said})\b", captions, re.IGNORECASE
+                )
                 wrong = said > count if not asked else said != count
-                if wrong and not told and not _DOUBT.search(clause):
-                    raise _contradicted("count", category, f"it says {word}, there are {count}")
+                if wrong and not told and not _HEDGES.search(clause):
+                    raise _contradiction("count", category, f"it says {word}, there are {count}")
 
 
 def _clauses(text: str) -> list[str]:
@@ -122,7 +124,7 @@ _PLACED = (
 
 
 @cache
-def _asserted(category: str) -> re.Pattern[str]:
+def _claims_present(category: str) -> re.Pattern[str]:
     """Return a pattern that finds a statement that things of a category are there; a teddy bear is not a bear."""
     names = "|".join(re.escape(name) for name in (plural(category), category))
     amount = rf"(?:an?|the|some|several|many|multiple|{'|'.join(_NUMBERS)})"
@@ -131,7 +133,7 @@ def _asserted(category: str) -> re.Pattern[str]:
     thing = rf"{amount} {adjective}(?:{names})(?![\w-])"
     several = rf"{adjective}{re.escape(plural(category))}(?![\w-])"
     return re.compile(
-        rf"\b{_THERE} (?:also )?(?:{thing}|{several}){_AFTER}|(?:\A|, |\band )\W*{thing}{_PLACED}",
+        rf"\b{_EXISTENTIAL} (?:also )?(?:{thing}|{several}){_AFTER}|(?:\A|, |\band )\W*{thing}{_PLACED}",
         re.IGNORECASE,
     )
 
@@ -154,16 +156,16 @@ def _counted(category: str) -> re.Pattern[str]:
     )
 
 
-def _spellings(categories: Sequence[str] | set[str]) -> set[str]:
+def _name_variants(categories: Sequence[str] | set[str]) -> set[str]:
     """Return categories in the singular and the plural."""
     return {name for category in categories for name in (category, plural(category))}
 
 
-def _contradicted(rule: str, thing: str, detail: str) -> ReplyRefusal:
+def _contradiction(rule: str, thing: str, detail: str) -> RejectedReply:
     """Refuse a statement, and tell the teacher what is wrong with it."""
-    return ReplyRefusal(
+    return RejectedReply(
         rule,
         f"{thing}: {detail}",
-        repair=f"What you wrote about {thing!r} is not so in the picture ({detail}). Write it all again, in the same "
+        feedback=f"What you wrote about {thing!r} is not so in the picture ({detail}). Write it all again, in the same "
         "form, and only what the picture shows.",
     )

@@ -8,17 +8,20 @@ from pathlib import Path
 from caldera import __version__
 from caldera.annotations.annotated_image import AnnotatedImage
 from caldera.errors import InputError, UsageError
-from caldera.instructions.asking.endpoint import Sending
-from caldera.instructions.asking.prompts import Prompt
+from caldera.instructions.asking.endpoint import RequestConfig
+from caldera.instructions.asking.prompts import TeacherPrompt
 from caldera.instructions.teacher import Kind
 from caldera.storage import write_json
 
-Identity = dict[str, str]
+Fingerprint = dict[str, str]
 
 
-def identity_of(
-    model: str, prompts: Mapping[Kind, Prompt], sending: Sending, images: Iterable[AnnotatedImage]
-) -> Identity:
+def fingerprint_of(
+    model: str,
+    prompts: Mapping[Kind, TeacherPrompt],
+    sending: RequestConfig,
+    images: Iterable[AnnotatedImage],
+) -> Fingerprint:
     """Gather what a reply depends on; where it is fetched from, and how fast, does not count."""
     return {
         "model": model,
@@ -26,19 +29,19 @@ def identity_of(
         "top_p": str(sending.top_p),
         "seed": str(sending.seed),
         "max_tokens": str(sending.max_tokens),
-        "repairs": str(sending.repairs),
+        "repairs": str(sending.max_repairs),
         "annotations": _digest_of(images),
         "caldera": __version__,
         **{f"prompt of {kind}": prompt.digest for kind, prompt in prompts.items()},
     }
 
 
-def digest(identity: Identity) -> str:
+def digest_of(identity: Fingerprint) -> str:
     """Return twelve characters that stand for an identity."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def claim(path: Path, identity: Identity, *, allow_mixed: bool) -> None:
+def check_or_write(path: Path, identity: Fingerprint, *, allow_mixed: bool) -> None:
     """Write down who this run is, or compare with who it was.
 
     A kind that was not asked for before is added. What differs is refused, unless mixing is allowed; then both stand in
@@ -49,7 +52,7 @@ def claim(path: Path, identity: Identity, *, allow_mixed: bool) -> None:
         InputError: The file is broken.
     """
     try:
-        before: list[Identity] = json.loads(path.read_text()) if path.exists() else []
+        before: list[Fingerprint] = json.loads(path.read_text()) if path.exists() else []
         known = [dict[str, str](each) for each in before]
     except (ValueError, TypeError, OSError) as error:
         raise InputError(f"{path} is broken ({error}); choose another --out") from error

@@ -23,10 +23,10 @@ Outcome = Literal["kept", "refused", "failed"]
 
 
 @dataclass(slots=True)
-class Entry:
+class JournalEntry:
     """Where one dialogue stands."""
 
-    heard: list[int] = field(default_factory=list)
+    log_reply: list[int] = field(default_factory=list)
     """Where its replies stand in the file, in bytes."""
 
     outcome: Outcome | None = None
@@ -35,7 +35,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class ReceivedReply:
     """A reply as the journal holds it."""
 
     reply: Reply
@@ -57,14 +57,14 @@ class Journal:
             OutputError: It cannot be written.
         """
         self.path = path
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, JournalEntry] = {}
         self.spent = 0.0
         self.requests = 0
         self._open: dict[str, float] = {}
         """Requests that were sent and have not come back, with what they may cost."""
         self._file = JournalFile(path)
         for offset, line in journal_lines(path):
-            self._take(line, offset)
+            self._apply_line(line, offset)
         self.spent += sum(self._open.values())  # in flight when the process ended: it may be billed
         self._open.clear()
         self._unflushed = False
@@ -74,15 +74,15 @@ class Journal:
         """Close the file."""
         self._file.close()
 
-    def sent(self, name: str, cost: float) -> None:
+    def log_sent(self, name: str, cost: float) -> None:
         """Note a request before it is sent; the operating system holds the line even if this process is killed."""
         self._write({"sent": name, "cost": cost})
 
-    def missed(self, name: str, cost: float, reason: str) -> None:
+    def log_failure(self, name: str, cost: float, reason: str) -> None:
         """Note that a request came to nothing, and what it may have cost."""
         self._write({"missed": name, "cost": cost, "reason": reason})
 
-    def heard(self, name: str, cost: float, heard: Heard) -> None:
+    def log_reply(self, name: str, cost: float, heard: ReceivedReply) -> None:
         """Note a reply, and begin to flush it to disk.
 
         Whatever follows from it is written behind it, so a cut loses that first.
@@ -103,25 +103,25 @@ class Journal:
         if self._flushing is not None:
             await self._flushing
 
-    def done(self, name: str, outcome: Outcome, rule: str = "", detail: str = "") -> None:
+    def log_outcome(self, name: str, outcome: Outcome, rule: str = "", detail: str = "") -> None:
         """Note what became of a dialogue; were the line lost, its replies would be judged again, for nothing."""
         told = {"rule": rule, "detail": detail} if rule else {}
         self._write({"done": name, "outcome": outcome, **told})
 
-    def decided(self, name: str) -> bool:
+    def is_decided(self, name: str) -> bool:
         """Tell whether a dialogue is kept or refused; one that failed is tried again."""
         entry = self.entries.get(name)
         return entry is not None and entry.outcome in ("kept", "refused")
 
-    def replies(self, name: str) -> list[Heard]:
+    def replies(self, name: str) -> list[ReceivedReply]:
         """Read the replies that a dialogue got so far."""
         entry = self.entries.get(name)
-        return [self._heard_at(offset) for offset in entry.heard] if entry else []
+        return [self._heard_at(offset) for offset in entry.log_reply] if entry else []
 
-    def _heard_at(self, offset: int) -> Heard:
+    def _heard_at(self, offset: int) -> ReceivedReply:
         """Read the reply whose line begins at a byte."""
         line = self._file.line_at(offset)
-        return Heard(Reply(**line["reply"]), line["prompt"], line["run"])
+        return ReceivedReply(Reply(**line["reply"]), line["prompt"], line["run"])
 
     def _write(self, line: dict[str, Any]) -> None:
         """Add a line.
@@ -129,9 +129,9 @@ class Journal:
         Raises:
             OutputError: It cannot be written.
         """
-        self._take(line, self._file.add(line))
+        self._apply_line(line, self._file.append(line))
 
-    def _take(self, line: dict[str, Any], offset: int) -> None:
+    def _apply_line(self, line: dict[str, Any], offset: int) -> None:
         """Count a line in."""
         match line:
             case {"sent": str(name), "cost": cost}:
@@ -144,9 +144,9 @@ class Journal:
             case {"heard": str(name), "cost": cost}:
                 self._open.pop(name, None)
                 self.spent += cost
-                self.entries.setdefault(name, Entry()).heard.append(offset)
+                self.entries.setdefault(name, JournalEntry()).log_reply.append(offset)
             case {"done": str(name), "outcome": outcome}:
-                entry = self.entries.setdefault(name, Entry())
+                entry = self.entries.setdefault(name, JournalEntry())
                 entry.outcome = outcome
                 entry.rule, entry.detail = line.get("rule", ""), line.get("detail", "")
             case _:

@@ -12,12 +12,17 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
-from caldera.errors import TeacherError, UsageError
-from caldera.instructions.asking.endpoint import Declined, Reply, Sending, Trouble
-from caldera.instructions.asking.symbols import plain
+from caldera.errors import LLMClientError, UsageError
+from caldera.instructions.asking.endpoint import (
+    Reply,
+    RequestConfig,
+    RequestRejected,
+    TransientError,
+)
+from caldera.instructions.asking.symbols import one_line
 from caldera.instructions.asking.waiting import retry_after
 
-OPENAI = "https://api.openai.com/v1"
+OPENAI_URL = "https://api.openai.com/v1"
 
 _QUOTA = ("insufficient_quota", "credit_balance", "billing", "quota_exceeded")
 """Parts of codes and types of errors that mean: no money is left."""
@@ -29,13 +34,13 @@ class _Wire(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
-class _Said(_Wire):
+class _ResponseMessage(_Wire):
     content: str | None = None
     refusal: str | None = None
 
 
 class _Choice(_Wire):
-    message: _Said
+    message: _ResponseMessage
     finish_reason: str | None = None
 
 
@@ -44,13 +49,13 @@ class _Usage(_Wire):
     completion_tokens: int = Field(ge=0)
 
 
-class _Body(_Wire):
+class _ResponseBody(_Wire):
     choices: list[_Choice] = Field(min_length=1)
     usage: _Usage | None = None
     model: str = ""
 
 
-class OpenAIEndpoint:
+class OpenAIClient:
     """Asks over HTTP."""
 
     def __init__(
@@ -58,8 +63,8 @@ class OpenAIEndpoint:
         base_url: str,
         model: str,
         key: SecretStr | None,
-        sending: Sending,
-        called: str = "teacher",
+        sending: RequestConfig,
+        label: str = "teacher",
     ) -> None:
         """Prepare a client; nothing is sent. Messages call the model as it is `called` by the user.
 
@@ -70,17 +75,17 @@ class OpenAIEndpoint:
             import openai
         except ImportError as error:
             raise UsageError(
-                f"the {called} is reached with the package openai; pip install 'caldera[teacher]'"
+                f"the {label} is reached with the package openai; pip install 'caldera[teacher]'"
             ) from error
         if not base_url.startswith(("http://", "https://")):
             raise UsageError(
-                f"{plain(base_url)!r} is no address; write one such as http://127.0.0.1:8000/v1"
+                f"{one_line(base_url)!r} is no address; write one such as http://127.0.0.1:8000/v1"
             )
         self._openai = openai
         self._key = key.get_secret_value() if key else ""
         self._model = model
         self._sending = sending
-        self._called = called
+        self._called = label
         self._client = openai.AsyncOpenAI(
             api_key=self._key or "none",
             base_url=base_url,
@@ -88,7 +93,7 @@ class OpenAIEndpoint:
             timeout=sending.timeout,
         )
 
-    async def ask(self, name: str, messages: Sequence[Mapping[str, object]]) -> Reply:
+    async def complete(self, name: str, messages: Sequence[Mapping[str, object]]) -> Reply:
         """Send one request; contents are text, or OpenAI's parts of text and pictures.
 
         Raises:
@@ -99,7 +104,7 @@ class OpenAIEndpoint:
         request: dict[str, Any] = {
             "model": self._model,
             "messages": [*messages],
-            self._sending.limit_name: self._sending.max_tokens,
+            self._sending.max_tokens_field: self._sending.max_tokens,
         }
         if self._sending.temperature is not None:
             request["temperature"] = self._sending.temperature
@@ -115,11 +120,11 @@ class OpenAIEndpoint:
             raise self._status(error.status_code, error.response.headers, error.body) from None
         except (self._openai.APITimeoutError, TimeoutError):
             reason = f"no reply in {self._sending.timeout:g} s"
-            raise Trouble(reason, billed=True) from None
+            raise TransientError(reason, billed=True) from None
         except self._openai.APIConnectionError as error:
             cause = error.__cause__ or error
-            reason = f"{type(cause).__name__}: {self._clean(str(cause))}"
-            raise Trouble(f"connection: {reason}", billed=_may_have_arrived(cause)) from None
+            reason = f"{type(cause).__name__}: {self._redact(str(cause))}"
+            raise TransientError(f"connection: {reason}", billed=_may_be_billed(cause)) from None
         return self._reply(body)
 
     async def served_models(self) -> list[str]:
@@ -132,17 +137,17 @@ class OpenAIEndpoint:
             async with asyncio.timeout(self._sending.timeout):
                 raw = await self._client.get("/models", cast_to=bytes)
         except (self._openai.APIError, TimeoutError) as error:
-            told = f"{type(error).__name__}: {self._clean(str(error.__cause__ or error))}"
-            raise self._unnamed(told) from None
+            told = f"{type(error).__name__}: {self._redact(str(error.__cause__ or error))}"
+            raise self._models_not_listed(told) from None
         try:
             return [str(each["id"]) for each in json.loads(raw)["data"]]
         except (ValueError, LookupError, TypeError):
-            told = self._clean(raw[:80].decode(errors="replace"))
-            raise self._unnamed(f"/models answers {told!r}") from None
+            told = self._redact(raw[:80].decode(errors="replace"))
+            raise self._models_not_listed(f"/models answers {told!r}") from None
 
-    def _unnamed(self, told: str) -> TeacherError:
+    def _models_not_listed(self, told: str) -> LLMClientError:
         """Say that the endpoint does not tell its models, and what to do."""
-        return TeacherError(
+        return LLMClientError(
             f"the {self._called} does not say what it serves ({told}); check its address and key, or name the model"
         )
 
@@ -158,24 +163,24 @@ class OpenAIEndpoint:
             Declined: The model refused.
         """
         try:
-            read = _Body.model_validate(json.loads(body))
+            read = _ResponseBody.model_validate(json.loads(body))
         except (ValueError, ValidationError, RecursionError):
-            start = self._clean(body[:200].decode(errors="replace"))
-            raise Trouble(f"not a chat completion: {start!r}", billed=True) from None
+            start = self._redact(body[:200].decode(errors="replace"))
+            raise TransientError(f"not a chat completion: {start!r}", billed=True) from None
         choice, usage = read.choices[0], read.usage
         if choice.message.content is None and choice.message.refusal:
-            raise Declined(
-                f"{self._called} refuses", self._clean(choice.message.refusal), refused=True
+            raise RequestRejected(
+                f"{self._called} refuses", self._redact(choice.message.refusal), by_policy=True
             )
         finish = choice.finish_reason or "stop"
         if choice.message.content is None and finish not in ("length", "content_filter"):
-            raise Trouble("a reply without content", billed=True)
+            raise TransientError("a reply without content", billed=True)
         return Reply(
-            text=self._strike(choice.message.content or ""),
-            finish=self._clean(finish),
+            text=self._redact_text(choice.message.content or ""),
+            finish=self._redact(finish),
             prompt_tokens=usage.prompt_tokens if usage else None,
             reply_tokens=usage.completion_tokens if usage else None,
-            model=self._clean(read.model) or self._model,
+            model=self._redact(read.model) or self._model,
         )
 
     def _status(self, status: int, headers: Mapping[str, str], body: object) -> Exception:
@@ -185,32 +190,32 @@ class OpenAIEndpoint:
         inner = fault.get("innererror")
         marks += f" {inner.get('code')}".lower() if isinstance(inner, dict) else ""
         said = fault.get("message") or body or ""
-        reason = f"HTTP {status}: {self._clean(str(said))}".removesuffix(": ")
+        reason = f"HTTP {status}: {self._redact(str(said))}".removesuffix(": ")
         if status == 402 or any(mark in marks for mark in _QUOTA):
-            return TeacherError(f"the {self._called}'s quota is used up ({reason})")
+            return LLMClientError(f"the {self._called}'s quota is used up ({reason})")
         if status in (401, 403):
-            return TeacherError(f"the {self._called} does not take the key ({reason})")
+            return LLMClientError(f"the {self._called} does not take the key ({reason})")
         if status == 404:
-            return TeacherError(
+            return LLMClientError(
                 f"the {self._called} has no model {self._model!r} or the address is wrong ({reason})"
             )
         if status == 429:
-            return Trouble(reason, limited=True, wait=retry_after(headers))
+            return TransientError(reason, limited=True, wait=retry_after(headers))
         if status in (408, 409) or status >= 500:
-            return Trouble(reason, wait=retry_after(headers))
+            return TransientError(reason, wait=retry_after(headers))
         if any(mark in marks for mark in _POLICY):
-            return Declined("content policy", reason, refused=True)
-        return Declined("bad request", reason, refused=False)
+            return RequestRejected("content policy", reason, by_policy=True)
+        return RequestRejected("bad request", reason, by_policy=False)
 
-    def _clean(self, text: str) -> str:
+    def _redact(self, text: str) -> str:
         """Return a text of the endpoint's on one line, cut, without the key."""
-        return plain(self._strike(text))[:200]
+        return one_line(self._redact_text(text))[:200]
 
-    def _strike(self, text: str) -> str:
+    def _redact_text(self, text: str) -> str:
         """Take the key out of a text."""
         return text.replace(self._key, "[key]") if len(self._key) >= 6 else text
 
 
-def _may_have_arrived(cause: BaseException) -> bool:
+def _may_be_billed(cause: BaseException) -> bool:
     """Tell whether a request whose connection failed may have been answered, and so be billed."""
     return "Connect" not in type(cause).__name__

@@ -7,7 +7,7 @@ The form is that of LLaVA's released examples: blocks that begin with `Question:
 import re
 from collections.abc import Callable, Sequence
 
-from caldera.instructions.teacher import Exchange, Kind, Refusal
+from caldera.instructions.teacher import Exchange, Kind, NothingToWrite
 
 _LABELS = {
     "question": ("Question:", "问题：", "问题:"),
@@ -17,17 +17,17 @@ _LABELS = {
 _FENCE = re.compile(r"\A```[\w-]*\n(.*)\n```\Z", re.DOTALL)
 
 
-class ReplyRefusal(Refusal):
+class RejectedReply(NothingToWrite):
     """A reply that is not taken, and the rule it breaks."""
 
-    def __init__(self, rule: str, detail: str = "", *, repair: str = "") -> None:
-        """Name the rule; `repair` is what the teacher is told where asking again pays, else nothing."""
+    def __init__(self, rule: str, detail: str = "", *, feedback: str = "") -> None:
+        """Name the rule; `feedback` is what the teacher is told where asking again pays, else nothing."""
         super().__init__(f"{rule}: {detail}" if detail else rule)
         self.rule = rule
-        self.repair = repair
+        self.feedback = feedback
 
 
-def parse(kind: Kind, reply: str, ask: Callable[[], str]) -> list[Exchange]:
+def parse_reply(kind: Kind, reply: str, ask: Callable[[], str]) -> list[Exchange]:
     """Read a reply.
 
     Args:
@@ -42,16 +42,16 @@ def parse(kind: Kind, reply: str, ask: Callable[[], str]) -> list[Exchange]:
     if fenced := _FENCE.match(text):
         text = fenced[1].strip()
     if not text:
-        raise ReplyRefusal("empty reply")
+        raise RejectedReply("empty reply")
     if kind == "detail":
         return [Exchange(ask(), _description(text))]
-    exchanges = _pairs(_blocks(text))
+    exchanges = _pair_up(_blocks(text))
     if kind == "reasoning" and len(exchanges) != 1:
-        raise _form(f"{len(exchanges)} questions where one is wanted")
+        raise _format_error(f"{len(exchanges)} questions where one is wanted")
     return exchanges
 
 
-def unparse(exchanges: Sequence[Exchange]) -> str:
+def format_exchanges(exchanges: Sequence[Exchange]) -> str:
     """Write exchanges in the form that `parse` reads."""
     return "\n===\n".join(
         f"Question:\n{each.question}\n===\nAnswer:\n{each.answer}" for each in exchanges
@@ -65,10 +65,10 @@ def _description(text: str) -> str:
         ReplyRefusal: It is a dialogue.
     """
     if any(line.strip() == "===" for line in text.split("\n")):
-        raise ReplyRefusal(
+        raise RejectedReply(
             "form",
             "a dialogue where a description is wanted",
-            repair="Write the description alone.",
+            feedback="Write the description alone.",
         )
     label = next((label for label in _LABELS["answer"] if text.startswith(label)), "")
     return text.removeprefix(label).strip()
@@ -102,14 +102,14 @@ def _block(text: str) -> tuple[str, str]:
             if text.startswith(label):
                 said = text.removeprefix(label).strip()
                 if not said:
-                    raise ReplyRefusal(
-                        f"empty {role}", repair=f"One {role} is empty. Write all of it again."
+                    raise RejectedReply(
+                        f"empty {role}", feedback=f"One {role} is empty. Write all of it again."
                     )
                 return role, said
-    raise _form(f"a block begins with neither Question: nor Answer: but {text[:40]!r}")
+    raise _format_error(f"a block begins with neither Question: nor Answer: but {text[:40]!r}")
 
 
-def _pairs(blocks: list[tuple[str, str]]) -> list[Exchange]:
+def _pair_up(blocks: list[tuple[str, str]]) -> list[Exchange]:
     """Pair questions with answers.
 
     Raises:
@@ -117,16 +117,16 @@ def _pairs(blocks: list[tuple[str, str]]) -> list[Exchange]:
     """
     roles = [role for role, _ in blocks]
     if len(roles) % 2 or roles != ["question", "answer"] * (len(roles) // 2):
-        raise _form(f"blocks do not alternate: {', '.join(roles[:6])}")
+        raise _format_error(f"blocks do not alternate: {', '.join(roles[:6])}")
     said = [text for _, text in blocks]
     return [Exchange(*pair) for pair in zip(said[::2], said[1::2], strict=True)]
 
 
-def _form(detail: str) -> ReplyRefusal:
+def _format_error(detail: str) -> RejectedReply:
     """Refuse a form, and tell the teacher the right one."""
-    return ReplyRefusal(
+    return RejectedReply(
         "form",
         detail,
-        repair="Your reply is not in the form that was asked for. Write it again, about this picture: each block "
+        feedback="Your reply is not in the form that was asked for. Write it again, about this picture: each block "
         "begins with Question: or Answer: on a line of its own, they take turns, a line of === stands between them.",
     )

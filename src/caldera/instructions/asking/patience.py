@@ -3,22 +3,22 @@
 import random
 from collections.abc import Awaitable, Callable
 
-from caldera.instructions.asking.endpoint import Reply, Sending, Trouble
-from caldera.instructions.asking.waiting import Pace, Sleep
+from caldera.instructions.asking.endpoint import Reply, RequestConfig, TransientError
+from caldera.instructions.asking.waiting import RateLimiter, Sleep
 
 
-class NoReply(Exception):  # noqa: N818 - one request's fate, not the user's error
+class RetriesExhausted(Exception):  # noqa: N818 - one request's fate, not the user's error
     """A request met trouble too often."""
 
 
-class Patience:
+class Retrier:
     """Sends requests again after trouble, all of them slower where the endpoint asks for that."""
 
-    def __init__(self, sending: Sending, pace: Pace, sleep: Sleep) -> None:
+    def __init__(self, sending: RequestConfig, pace: RateLimiter, sleep: Sleep) -> None:
         """Take how often and how long to wait, whose pace to hold back, and how to sleep."""
         self._sending, self._pace, self._sleep = sending, pace, sleep
 
-    async def reply(self, name: str, send: Callable[[], Awaitable[Reply]]) -> Reply:
+    async def run(self, name: str, send: Callable[[], Awaitable[Reply]]) -> Reply:
         """Send a request until it has a reply; `name` seeds how waits are varied.
 
         Raises:
@@ -28,19 +28,19 @@ class Patience:
         while True:
             try:
                 return await send()
-            except Trouble as trouble:
+            except TransientError as trouble:
                 tried, limited = tried + (not trouble.limited), limited + trouble.limited
                 most = self._sending.retries
                 if tried > most or limited > 10 * most:
-                    raise NoReply(f"{trouble} (tried {tried + limited} times)") from None
-                await self._wait_after(trouble, tried + limited, rng)
+                    raise RetriesExhausted(f"{trouble} (tried {tried + limited} times)") from None
+                await self._backoff(trouble, tried + limited, rng)
 
-    async def _wait_after(self, trouble: Trouble, times: int, rng: random.Random) -> None:
+    async def _backoff(self, trouble: TransientError, times: int, rng: random.Random) -> None:
         """Wait before a retry: twice as long each time, at least as long as the endpoint asks, as all others do."""
         sending = self._sending
-        own = sending.first_wait * 2.0 ** min(times - 1, 20) * rng.uniform(1.0, 1.5)
+        own = sending.initial_backoff * 2.0 ** min(times - 1, 20) * rng.uniform(1.0, 1.5)
         if trouble.wait:
-            self._pace.rest(min(trouble.wait, sending.longest_wait))
+            self._pace.pause(min(trouble.wait, sending.max_backoff))
         elif trouble.limited:
-            self._pace.rest(min(own, sending.longest_wait))
-        await self._sleep(min(own, sending.longest_wait))
+            self._pace.pause(min(own, sending.max_backoff))
+        await self._sleep(min(own, sending.max_backoff))

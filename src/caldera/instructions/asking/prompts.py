@@ -12,10 +12,10 @@ from pathlib import Path
 
 from caldera.annotations.annotated_image import AnnotatedImage
 from caldera.errors import InputError, UnknownNameError
-from caldera.instructions.asking.symbols import delimited, query
+from caldera.instructions.asking.symbols import delimit, user_message
 from caldera.instructions.teacher import Kind
 
-SHIPPED = Path(__file__).parents[1] / "prompts"
+PROMPTS_FOLDER = Path(__file__).parents[1] / "prompts"
 
 LANGUAGES = ("english", "chinese")
 """Languages whose prompts ship with caldera."""
@@ -25,7 +25,7 @@ Message = Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class TeacherPrompt:
     """What a teacher is told about one kind."""
 
     system: str
@@ -44,15 +44,15 @@ class Prompt:
         """Assemble a request: system, the examples as turns, the picture that is asked about."""
         assembled: list[Message] = [{"role": "system", "content": self.system}]
         for picture, reply in self.examples:
-            assembled.append({"role": "user", "content": delimited(picture)})
+            assembled.append({"role": "user", "content": delimit(picture)})
             assembled.append({"role": "assistant", "content": reply})
-        assembled.append({"role": "user", "content": delimited(query(kind, images))})
+        assembled.append({"role": "user", "content": delimit(user_message(kind, images))})
         return assembled
 
 
-def read_prompts(
+def load_prompts(
     kinds: Sequence[Kind], language: str = "english", folder: Path | None = None
-) -> dict[Kind, Prompt]:
+) -> dict[Kind, TeacherPrompt]:
     """Read the prompts of some kinds, from the user's own folder or those shipped in a language.
 
     Args:
@@ -66,7 +66,7 @@ def read_prompts(
     """
     if folder is None and language not in LANGUAGES:
         raise UnknownNameError("language of prompts", language, LANGUAGES)
-    place = (folder or SHIPPED) / language
+    place = (folder or PROMPTS_FOLDER) / language
     if folder is not None and not place.is_dir():
         place = folder
     known = sorted(entry.parent.name for entry in place.glob("*/system.txt"))
@@ -76,7 +76,7 @@ def read_prompts(
     return {kind: _read(place / kind, kind) for kind in kinds}
 
 
-def _read(folder: Path, kind: Kind) -> Prompt:
+def _read(folder: Path, kind: Kind) -> TeacherPrompt:
     """Read one kind's prompt.
 
     Raises:
@@ -95,7 +95,7 @@ def _read(folder: Path, kind: Kind) -> Prompt:
     if kind == "detail":
         lines = _text(folder / "questions.txt").splitlines()
         questions = tuple(line.strip() for line in lines if line.strip())
-    return Prompt(_text(folder / "system.txt"), examples, questions)
+    return TeacherPrompt(_text(folder / "system.txt"), examples, questions)
 
 
 def _text(path: Path) -> str:

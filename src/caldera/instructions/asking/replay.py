@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from caldera.instructions.asking.endpoint import Declined, Reply
+from caldera.instructions.asking.endpoint import Reply, RequestRejected
 from caldera.instructions.asking.journal import recorded_replies
 from caldera.instructions.asking.prompts import Message
 
 
-class ReplayEndpoint:
+class ReplayClient:
     """Gives each dialogue the replies that it got before, in their order."""
 
     def __init__(self, path: Path) -> None:
@@ -19,7 +19,7 @@ class ReplayEndpoint:
         """
         self._replies = {name: iter(heard) for name, heard in recorded_replies(path).items()}
 
-    async def ask(self, name: str, messages: Sequence[Message]) -> Reply:
+    async def complete(self, name: str, messages: Sequence[Message]) -> Reply:
         """Give the next reply that was recorded.
 
         Raises:
@@ -27,7 +27,9 @@ class ReplayEndpoint:
         """
         reply = next(self._replies.get(name, iter(())), None)
         if reply is None:
-            raise Declined("not recorded", "the journal holds no further reply", refused=False)
+            raise RequestRejected(
+                "not recorded", "the journal holds no further reply", by_policy=False
+            )
         return reply
 
     async def close(self) -> None:

@@ -12,18 +12,24 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from caldera.errors import TeacherError
-from caldera.instructions.asking.budget import Budget, about_tokens, most_tokens
-from caldera.instructions.asking.endpoint import Declined, Endpoint, Reply, Sending, Trouble
-from caldera.instructions.asking.journal import Entry, Heard, Journal
-from caldera.instructions.asking.parsing import ReplyRefusal
-from caldera.instructions.asking.patience import NoReply, Patience
+from caldera.errors import LLMClientError
+from caldera.instructions.asking.budget import Budget, estimate_tokens, max_tokens_of
+from caldera.instructions.asking.endpoint import (
+    LLMClient,
+    Reply,
+    RequestConfig,
+    RequestRejected,
+    TransientError,
+)
+from caldera.instructions.asking.journal import Journal, JournalEntry, ReceivedReply
+from caldera.instructions.asking.parsing import RejectedReply
+from caldera.instructions.asking.patience import Retrier, RetriesExhausted
 from caldera.instructions.asking.prompts import Message
-from caldera.instructions.asking.waiting import Pace
-from caldera.progress import Tick
+from caldera.instructions.asking.waiting import RateLimiter
+from caldera.progress import Advance
 
 
-class Asked(Protocol):
+class LLMTask(Protocol):
     """What is asked of a model: a dialogue to be written, an answer to be judged."""
 
     @property
@@ -32,11 +38,11 @@ class Asked(Protocol):
         ...
 
 
-_Asked = TypeVar("_Asked", bound=Asked)
+_Asked = TypeVar("_Asked", bound=LLMTask)
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class LLMRequest:
     """What is sent about one thing."""
 
     messages: Sequence[Message]
@@ -44,7 +50,7 @@ class Request:
     """Digest of the prompt that it was made with, for the journal."""
 
 
-class UnansweringError(TeacherError):
+class EndpointDownError(LLMClientError):
     """A model that answers nothing any more."""
 
 
@@ -53,37 +59,39 @@ class _Stopped(Exception):  # noqa: N818 - a signal between the parts of a run
 
 
 @dataclass(frozen=True, kw_only=True)
-class Means(Generic[_Asked]):
+class RunnerConfig(Generic[_Asked]):
     """What a run works with."""
 
-    endpoint: Endpoint
-    request: Callable[[_Asked], Request]
+    endpoint: LLMClient
+    request: Callable[[_Asked], LLMRequest]
     check: Callable[[_Asked, Reply], None]
     """Judges a reply; raises ReplyRefusal with the rule that it breaks."""
 
     journal: Journal
     budget: Budget
-    sending: Sending
+    sending: RequestConfig
     run: str = ""
     """Digest of the run's identity, for the journal."""
 
 
-class Run(Generic[_Asked]):
+class RequestRunner(Generic[_Asked]):
     """One start of a run."""
 
-    def __init__(self, means: Means[_Asked], tick: Tick) -> None:
+    def __init__(self, means: RunnerConfig[_Asked], tick: Advance) -> None:
         """Take the means, and what to call after each dialogue."""
         self._means, self._tick = means, tick
         sending = means.sending
-        self._pace = Pace(sending.requests_per_minute, sending.tokens_per_minute, sleep=self._sleep)
-        self._patience = Patience(sending, self._pace, self._sleep)
+        self._pace = RateLimiter(
+            sending.requests_per_minute, sending.tokens_per_minute, sleep=self._sleep
+        )
+        self._patience = Retrier(sending, self._pace, self._sleep)
         self._over = asyncio.Event()
-        self._ended: TeacherError | None = None
+        self._ended: LLMClientError | None = None
         self._failed_in_a_row = 0
         self._begun, self._before = time.monotonic(), means.budget.requests
         self._refused: Counter[str] = Counter()
 
-    async def write(self, dialogues: Iterable[_Asked]) -> TeacherError | None:
+    async def run_all(self, dialogues: Iterable[_Asked]) -> LLMClientError | None:
         """Decide every dialogue that is not decided yet, and tick for each; failed ones are tried again.
 
         Returns:
@@ -93,26 +101,26 @@ class Run(Generic[_Asked]):
         try:
             async with asyncio.TaskGroup() as workers:
                 for _ in range(self._means.sending.concurrency):
-                    workers.create_task(self._work(waiting))
+                    workers.create_task(self._worker(waiting))
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
         await self._means.journal.flushed()
         return self._ended
 
-    async def _work(self, waiting: Iterator[_Asked]) -> None:
+    async def _worker(self, waiting: Iterator[_Asked]) -> None:
         """Take the next dialogue as long as there are any; all workers take from the same."""
         for dialogue in waiting:
             if self._over.is_set():
                 return
-            if self._means.journal.decided(dialogue.id):
+            if self._means.journal.is_decided(dialogue.id):
                 continue
             try:
-                await self._decide(dialogue)
+                await self._process(dialogue)
             except _Stopped:
                 return
-            self._told(self._means.journal.entries[dialogue.id])
+            self._report(self._means.journal.entries[dialogue.id])
 
-    async def _decide(self, dialogue: _Asked) -> None:
+    async def _process(self, dialogue: _Asked) -> None:
         """Ask for a dialogue, check the reply, and note what became of it.
 
         Raises:
@@ -122,25 +130,27 @@ class Run(Generic[_Asked]):
         messages = request.messages
         heard = [one.reply for one in journal.replies(dialogue.id)]
         try:
-            for repairs_left in range(self._means.sending.repairs, -1, -1):
+            for repairs_left in range(self._means.sending.max_repairs, -1, -1):
                 known = heard.pop(0) if heard else None
                 reply = known or await self._ask(dialogue.id, messages, request.prompt)
                 try:
                     self._means.check(dialogue, reply)
-                except ReplyRefusal as refusal:
-                    if refusal.repair and repairs_left:
-                        messages = _repair(messages, reply, refusal.repair)
+                except RejectedReply as refusal:
+                    if refusal.feedback and repairs_left:
+                        messages = _repair(messages, reply, refusal.feedback)
                         continue
                     told = str(refusal).removeprefix(refusal.rule).removeprefix(": ")
-                    journal.done(dialogue.id, "refused", refusal.rule, told)
+                    journal.log_outcome(dialogue.id, "refused", refusal.rule, told)
                 else:
-                    journal.done(dialogue.id, "kept")
+                    journal.log_outcome(dialogue.id, "kept")
                 break
-        except Declined as no:
-            told = str(no).removeprefix(no.rule).removeprefix(": ")
-            journal.done(dialogue.id, "refused" if no.refused else "failed", no.rule, told)
-        except NoReply as failure:
-            journal.done(dialogue.id, "failed", "no reply", str(failure))
+        except RequestRejected as no:
+            told = str(no).removeprefix(no.reason).removeprefix(": ")
+            journal.log_outcome(
+                dialogue.id, "refused" if no.by_policy else "failed", no.reason, told
+            )
+        except RetriesExhausted as failure:
+            journal.log_outcome(dialogue.id, "failed", "no reply", str(failure))
         self._count_failures(journal.entries[dialogue.id])
 
     async def _ask(self, name: str, messages: Sequence[Message], prompt: str) -> Reply:
@@ -151,7 +161,7 @@ class Run(Generic[_Asked]):
             NoReply: Trouble did not pass.
             _Stopped: The run is over.
         """
-        return await self._patience.reply(name, lambda: self._send(name, messages, prompt))
+        return await self._patience.run(name, lambda: self._send(name, messages, prompt))
 
     async def _send(self, name: str, messages: Sequence[Message], prompt: str) -> Reply:
         """Send one request, within budget and pace, and write down what came of it.
@@ -162,34 +172,34 @@ class Run(Generic[_Asked]):
             _Stopped: The run is over.
         """
         means, journal = self._means, self._means.journal
-        reserved = await means.budget.reserve(most_tokens(messages), means.sending.max_tokens)
+        reserved = await means.budget.reserve(max_tokens_of(messages), means.sending.max_tokens)
         if reserved is None:
-            raise self._end(TeacherError("the budget holds no further request"))
+            raise self._end(LLMClientError("the budget holds no further request"))
         try:
-            about = sum(about_tokens(message["content"]) for message in messages)
-            await self._pace.turn(about + means.sending.max_tokens)
+            about = sum(estimate_tokens(message["content"]) for message in messages)
+            await self._pace.acquire(about + means.sending.max_tokens)
             self._stop_if_over()
         except BaseException:
-            means.budget.withdraw(reserved)
+            means.budget.release(reserved)
             raise
-        journal.sent(name, reserved)
+        journal.log_sent(name, reserved)
         cost = reserved
         try:
-            reply = await means.endpoint.ask(name, messages)
+            reply = await means.endpoint.complete(name, messages)
             cost = means.budget.cost_of(reply, reserved)
-            journal.heard(name, cost, Heard(reply, prompt, means.run))
-        except Trouble as trouble:
+            journal.log_reply(name, cost, ReceivedReply(reply, prompt, means.run))
+        except TransientError as trouble:
             cost = reserved if trouble.billed else 0.0
-            journal.missed(name, cost, str(trouble))
+            journal.log_failure(name, cost, str(trouble))
             raise
-        except (Declined, TeacherError) as no:
+        except (RequestRejected, LLMClientError) as no:
             cost = 0.0
-            journal.missed(name, cost, str(no))
-            if isinstance(no, TeacherError):
+            journal.log_failure(name, cost, str(no))
+            if isinstance(no, LLMClientError):
                 raise self._end(no) from None
             raise
         finally:
-            means.budget.settle(reserved, cost)
+            means.budget.commit(reserved, cost)
         return reply
 
     async def _sleep(self, seconds: float) -> None:
@@ -204,7 +214,7 @@ class Run(Generic[_Asked]):
             return
         raise _Stopped
 
-    def _end(self, why: TeacherError) -> _Stopped:
+    def _end(self, why: LLMClientError) -> _Stopped:
         """End the run: what is in flight comes home, nothing more is sent."""
         self._ended = self._ended or why
         self._over.set()
@@ -215,17 +225,17 @@ class Run(Generic[_Asked]):
         if self._over.is_set():
             raise _Stopped
 
-    def _count_failures(self, entry: Entry) -> None:
+    def _count_failures(self, entry: JournalEntry) -> None:
         """End a run that meets nothing but failure."""
         self._failed_in_a_row = self._failed_in_a_row + 1 if entry.outcome == "failed" else 0
         if self._failed_in_a_row >= self._means.sending.give_up_after:
             self._end(
-                UnansweringError(
+                EndpointDownError(
                     f"{self._failed_in_a_row} requests in a row failed, the last: {entry.rule}: {entry.detail}"
                 )
             )
 
-    def _told(self, entry: Entry) -> None:
+    def _report(self, entry: JournalEntry) -> None:
         """Advance the bar: rate, money, and what was refused or failed, by rule."""
         if entry.outcome != "kept":
             self._refused[entry.rule] += 1

@@ -13,7 +13,7 @@ from caldera.annotations.annotated_image import AnnotatedImage
 from caldera.instructions.context import LETTERS
 from caldera.instructions.teacher import Kind
 
-WITHOUT_BOXES = frozenset[Kind]({"conversation"})
+KINDS_WITHOUT_BOXES = frozenset[Kind]({"conversation"})
 """Kinds that get captions alone, as in the released examples."""
 
 MAX_CAPTION = 400
@@ -26,21 +26,21 @@ _HIDDEN = {"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"}
 """Categories of characters that nobody sees: controls, marks of writing direction, halves of characters."""
 
 
-def symbols(image: AnnotatedImage, *, boxes: bool) -> str:
+def symbolic_image(image: AnnotatedImage, *, boxes: bool) -> str:
     """Write one picture as text."""
-    lines = [plain(caption) for caption in image.captions[:MAX_CAPTIONS]]
+    lines = [one_line(caption) for caption in image.captions[:MAX_CAPTIONS]]
     if boxes and image.instances:
         lines.append("")
         for thing in image.instances[:MAX_BOXES]:
             box = thing.box
             corners = [round(at, 3) for at in (box.left, box.top, box.right, box.bottom)]
-            lines.append(f"{plain(thing.category)}: {corners}")
+            lines.append(f"{one_line(thing.category)}: {corners}")
     return "\n".join(lines)
 
 
-def query(kind: Kind, images: Sequence[AnnotatedImage]) -> str:
+def user_message(kind: Kind, images: Sequence[AnnotatedImage]) -> str:
     """Write the pictures of a dialogue as the kind has them; several are called by their letters."""
-    told = [symbols(image, boxes=kind not in WITHOUT_BOXES) for image in images]
+    told = [symbolic_image(image, boxes=kind not in KINDS_WITHOUT_BOXES) for image in images]
     if kind != "context":
         return told[0]
     return "\n\n".join(
@@ -48,7 +48,7 @@ def query(kind: Kind, images: Sequence[AnnotatedImage]) -> str:
     )
 
 
-def plain(text: str) -> str:
+def one_line(text: str) -> str:
     """Return a stranger's text on one line, without marks and hidden characters, cut at the cap."""
     seen = "".join(
         " " if char.isspace() else char
@@ -59,6 +59,6 @@ def plain(text: str) -> str:
     return one_line if len(one_line) <= MAX_CAPTION else f"{one_line[: MAX_CAPTION - 1]}…"
 
 
-def delimited(text: str) -> str:
+def delimit(text: str) -> str:
     """Put a picture's text between the marks that the system messages speak of."""
     return f"<picture>\n{text}\n</picture>"

@@ -11,23 +11,23 @@ from pydantic import SecretStr
 
 from caldera.annotations.annotated_image import AnnotationSet
 from caldera.conversation import write_conversations
-from caldera.errors import InputError, TeacherError, UsageError
-from caldera.instructions.asking.budget import Budget, Price, about_tokens, most_tokens
-from caldera.instructions.asking.checking import Rules
-from caldera.instructions.asking.endpoint import Endpoint, Sending
-from caldera.instructions.asking.gathering import Gathered, gather, write_lists
-from caldera.instructions.asking.identity import claim, digest, identity_of
+from caldera.errors import InputError, LLMClientError, UsageError
+from caldera.instructions.asking.budget import Budget, Price, estimate_tokens, max_tokens_of
+from caldera.instructions.asking.checking import ReplyChecker
+from caldera.instructions.asking.endpoint import LLMClient, RequestConfig
+from caldera.instructions.asking.gathering import CollectedReplies, collect, write_side_files
+from caldera.instructions.asking.identity import check_or_write, digest_of, fingerprint_of
 from caldera.instructions.asking.journal import Journal
-from caldera.instructions.asking.openai_endpoint import OPENAI, OpenAIEndpoint
-from caldera.instructions.asking.prompts import Prompt, read_prompts
-from caldera.instructions.asking.replay import ReplayEndpoint
-from caldera.instructions.asking.run import Means, Request, Run
+from caldera.instructions.asking.openai_endpoint import OPENAI_URL, OpenAIClient
+from caldera.instructions.asking.prompts import TeacherPrompt, load_prompts
+from caldera.instructions.asking.replay import ReplayClient
+from caldera.instructions.asking.run import LLMRequest, RequestRunner, RunnerConfig
 from caldera.instructions.teacher import Kind
-from caldera.instructions.writing import Dialogue, Written, count_dialogues, dialogues
+from caldera.instructions.writing import Dialogue, GeneratedData, count_dialogues, dialogues
 from caldera.progress import Progress
-from caldera.storage import holding
+from caldera.storage import lock_folder
 
-LLAVA_MIX: dict[Kind, float] = {
+LLAVA_KIND_SHARES: dict[Kind, float] = {
     "conversation": 58 / 77,
     "detail": 23 / 77,
     "reasoning": 1.0,
@@ -36,38 +36,38 @@ LLAVA_MIX: dict[Kind, float] = {
 """Shares in the proportion of LLaVA's 158,000: 58 conversations, 23 descriptions, 77 of reasoning; context, which LLaVA
 has not, as often as descriptions."""
 
-_TOGETHER = 400
+_BLOCK_SIZE = 400
 """Dialogues of which those of a kind are asked for one after the other."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Teaching:
+class LLMTeacherConfig:
     """A language model as teacher."""
 
     teacher: str = "openai"
     """A name in ENDPOINTS."""
 
-    base_url: str = OPENAI
+    base_url: str = OPENAI_URL
     model: str = ""
     key: SecretStr | None = None
     prompts: Path | None = None
     """The user's own prompts; None for those shipped."""
 
     language: str = "english"
-    sending: Sending = field(default_factory=Sending)
+    sending: RequestConfig = field(default_factory=RequestConfig)
     price: Price | None = None
-    unpriced: bool = False
+    no_price: bool = False
     """Whether the user said that the price does not matter."""
 
     max_cost: float | None = None
     max_requests: int | None = None
-    allow_mixed: bool = False
-    recorded: Path | None = None
+    allow_changed_run: bool = False
+    replay_from: Path | None = None
     """For the teacher replay: a run's folder or journal."""
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CostEstimate:
     """What a run would send."""
 
     dialogues: Counter[Kind]
@@ -85,7 +85,7 @@ class Plan:
     """What it cannot exceed if no request is repeated."""
 
 
-def _openai(order: Teaching) -> Endpoint:
+def _openai(order: LLMTeacherConfig) -> LLMClient:
     """Make the openai endpoint.
 
     Raises:
@@ -93,25 +93,28 @@ def _openai(order: Teaching) -> Endpoint:
     """
     if not order.model:
         raise UsageError("the openai teacher needs the name of a model; give --model")
-    if order.base_url.rstrip("/") == OPENAI and not order.key:
+    if order.base_url.rstrip("/") == OPENAI_URL and not order.key:
         raise UsageError(
             "there is no key for OpenAI; set OPENAI_API_KEY, or name a server of your own with --base-url"
         )
-    return OpenAIEndpoint(order.base_url, order.model, order.key, order.sending)
+    return OpenAIClient(order.base_url, order.model, order.key, order.sending)
 
 
-def _replay(order: Teaching) -> Endpoint:
+def _replay(order: LLMTeacherConfig) -> LLMClient:
     """Make the replay endpoint.
 
     Raises:
         UsageError: No journal is given.
     """
-    if order.recorded is None:
+    if order.replay_from is None:
         raise UsageError("the replay teacher needs the run that it repeats; give --recorded FOLDER")
-    return ReplayEndpoint(order.recorded)
+    return ReplayClient(order.replay_from)
 
 
-ENDPOINTS: dict[str, Callable[[Teaching], Endpoint]] = {"openai": _openai, "replay": _replay}
+LLM_CLIENTS: dict[str, Callable[[LLMTeacherConfig], LLMClient]] = {
+    "openai": _openai,
+    "replay": _replay,
+}
 """Makers of language models by exact name."""
 
 
@@ -120,49 +123,49 @@ def run_folder(out: Path) -> Path:
     return out.with_suffix(".run")
 
 
-def teachable(kinds: Mapping[Kind, float]) -> None:
+def check_kinds(kinds: Mapping[Kind, float]) -> None:
     """Check that a language model is asked for what it can write.
 
     Raises:
         UsageError: A kind has no prompts.
     """
     for kind in kinds:
-        if kind not in LLAVA_MIX:
+        if kind not in LLAVA_KIND_SHARES:
             raise UsageError(
-                f"a language model writes {', '.join(LLAVA_MIX)}, not {kind}; leave it out or use --teacher scripted"
+                f"a language model writes {', '.join(LLAVA_KIND_SHARES)}, not {kind}; leave it out or use --teacher scripted"
             )
 
 
-def plan(
-    order: Teaching, annotations: AnnotationSet, kinds: Mapping[Kind, float], seed: int
-) -> Plan:
+def estimate_cost(
+    order: LLMTeacherConfig, annotations: AnnotationSet, kinds: Mapping[Kind, float], seed: int
+) -> CostEstimate:
     """Tell what would be sent, and about what it would cost; nothing is."""
-    teachable(kinds)
-    prompts = read_prompts([*kinds], order.language, order.prompts)
+    check_kinds(kinds)
+    prompts = load_prompts([*kinds], order.language, order.prompts)
     usual = {kind: _usual_reply(prompt, order.sending) for kind, prompt in prompts.items()}
     sent = replied = most_sent = 0
     for dialogue in dialogues(annotations.images, kinds, seed):
         messages = prompts[dialogue.kind].messages(dialogue.kind, dialogue.images)
-        sent += sum(about_tokens(message["content"]) for message in messages)
-        most_sent += most_tokens(messages)
+        sent += sum(estimate_tokens(message["content"]) for message in messages)
+        most_sent += max_tokens_of(messages)
         replied += usual[dialogue.kind]
     counts = count_dialogues(annotations.images, kinds, seed)
     most = counts.total() * order.sending.max_tokens
     price = order.price
-    return Plan(
+    return CostEstimate(
         counts, sent, replied, most,
         price.of(sent, replied) if price else None, price.of(most_sent, most) if price else None,
     )  # fmt: skip
 
 
-def _usual_reply(prompt: Prompt, sending: Sending) -> int:
+def _usual_reply(prompt: TeacherPrompt, sending: RequestConfig) -> int:
     """Estimate how many tokens a reply has, by the examples."""
-    lengths = [about_tokens(reply) for _, reply in prompt.examples]
+    lengths = [estimate_tokens(reply) for _, reply in prompt.examples]
     return round(sum(lengths) / len(lengths)) if lengths else sending.max_tokens
 
 
 @dataclass(frozen=True, slots=True)
-class _Task:
+class _DialogueSet:
     """What is to be written."""
 
     annotations: AnnotationSet
@@ -179,19 +182,19 @@ class _Task:
         They share the beginning of their requests, which a server may keep; a run that ends early still has every kind.
         """
         waiting = self.dialogues()
-        while some := list(islice(waiting, _TOGETHER)):
+        while some := list(islice(waiting, _BLOCK_SIZE)):
             yield from sorted(some, key=lambda dialogue: dialogue.kind)
 
 
-def teach(
-    order: Teaching,
+def generate_with_llm(
+    order: LLMTeacherConfig,
     annotations: AnnotationSet,
     kinds: Mapping[Kind, float],
     *,
     seed: int,
     out: Path,
     progress: Progress,
-) -> Written:
+) -> GeneratedData:
     """Have a language model write a data file; started again, it goes on where it was.
 
     Raises:
@@ -200,46 +203,50 @@ def teach(
         InputError: Not one reply could be used.
         OutputError: Something could not be written.
     """
-    teachable(kinds)
-    prompts = read_prompts([*kinds], order.language, order.prompts)
+    check_kinds(kinds)
+    prompts = load_prompts([*kinds], order.language, order.prompts)
     _check_price(order)
-    endpoint = ENDPOINTS[order.teacher](order)
-    folder, task = run_folder(out), _Task(annotations, kinds, seed)
-    model = order.model if order.teacher == "openai" else f"replay of {order.recorded}"
-    identity = identity_of(model, prompts, order.sending, annotations.images)
-    with holding(folder):
-        claim(folder / "run.json", identity, allow_mixed=order.allow_mixed)
+    endpoint = LLM_CLIENTS[order.teacher](order)
+    folder, task = run_folder(out), _DialogueSet(annotations, kinds, seed)
+    model = order.model if order.teacher == "openai" else f"replay of {order.replay_from}"
+    identity = fingerprint_of(model, prompts, order.sending, annotations.images)
+    with lock_folder(folder):
+        check_or_write(folder / "run.json", identity, allow_mixed=order.allow_changed_run)
         journal = Journal(folder / "journal.jsonl")
         try:
-            means = Means(
+            means = RunnerConfig(
                 endpoint=endpoint,
-                request=_requester(prompts),
-                check=Rules(annotations, prompts),
+                request=_request_builder(prompts),
+                check=ReplyChecker(annotations, prompts),
                 journal=journal,
                 budget=_budget(order, journal),
                 sending=order.sending,
-                run=digest(identity),
+                run=digest_of(identity),
             )
             total = count_dialogues(annotations.images, kinds, seed).total()
-            before = sum(journal.decided(dialogue.id) for dialogue in task.dialogues())
-            with progress.job("asking the teacher", total, before) as tick:
-                ended = asyncio.run(_write(Run(means, tick), endpoint, task))
-            gathered = gather(task.dialogues(), prompts, journal, out.parent)
+            before = sum(journal.is_decided(dialogue.id) for dialogue in task.dialogues())
+            with progress.task("asking the teacher", total, before) as tick:
+                ended = asyncio.run(_write(RequestRunner(means, tick), endpoint, task))
+            gathered = collect(task.dialogues(), prompts, journal, out.parent)
         finally:
             journal.close()
-        write_lists(folder, gathered)
+        write_side_files(folder, gathered)
         return _finish(gathered, ended, out, total)
 
 
-async def _write(run: Run[Dialogue], endpoint: Endpoint, task: _Task) -> TeacherError | None:
+async def _write(
+    run: RequestRunner[Dialogue], endpoint: LLMClient, task: _DialogueSet
+) -> LLMClientError | None:
     """Run to the end, and let go of the endpoint in the same loop."""
     try:
-        return await run.write(task.in_order())
+        return await run.run_all(task.in_order())
     finally:
         await endpoint.close()
 
 
-def _finish(gathered: Gathered, ended: TeacherError | None, out: Path, total: int) -> Written:
+def _finish(
+    gathered: CollectedReplies, ended: LLMClientError | None, out: Path, total: int
+) -> GeneratedData:
     """Write the data file, and say what is missing.
 
     Raises:
@@ -250,43 +257,43 @@ def _finish(gathered: Gathered, ended: TeacherError | None, out: Path, total: in
     if written.conversations:
         write_conversations(out, written.conversations)
     if ended:
-        left = total - len(written.conversations) - written.refused.total()
+        left = total - len(written.conversations) - written.rejected.total()
         where = f"in {out}" if written.conversations else "nothing yet"
-        raise TeacherError(
+        raise LLMClientError(
             f"{ended}; {len(written.conversations)} dialogues are kept ({where}), {left} are left: once that is "
             "mended, or with a greater budget, the same command goes on"
         )
     if not written.conversations:
         raise InputError(
-            f"no reply could be used: {dict(written.refused)}; see {run_folder(out)}/refused.jsonl and failed.jsonl"
+            f"no reply could be used: {dict(written.rejected)}; see {run_folder(out)}/refused.jsonl and failed.jsonl"
         )
     return written
 
 
-def _requester(prompts: Mapping[Kind, Prompt]) -> Callable[[Dialogue], Request]:
+def _request_builder(prompts: Mapping[Kind, TeacherPrompt]) -> Callable[[Dialogue], LLMRequest]:
     """Return what makes the request for a dialogue."""
 
-    def request(dialogue: Dialogue) -> Request:
+    def request(dialogue: Dialogue) -> LLMRequest:
         prompt = prompts[dialogue.kind]
-        return Request(prompt.messages(dialogue.kind, dialogue.images), prompt.digest)
+        return LLMRequest(prompt.messages(dialogue.kind, dialogue.images), prompt.digest)
 
     return request
 
 
-def _check_price(order: Teaching) -> None:
+def _check_price(order: LLMTeacherConfig) -> None:
     """Refuse to spend money that nobody counts.
 
     Raises:
         UsageError: There is neither a price nor leave to do without.
     """
-    if order.teacher == "openai" and order.price is None and not order.unpriced:
+    if order.teacher == "openai" and order.price is None and not order.no_price:
         raise UsageError(
             "what the model costs is not known; give --price PROMPT,REPLY (money for a million tokens each; 0,0 for "
             "a server of your own), or --unpriced to count no money"
         )
 
 
-def _budget(order: Teaching, journal: Journal) -> Budget:
+def _budget(order: LLMTeacherConfig, journal: Journal) -> Budget:
     """Set up the limits, with what was spent before."""
     return Budget(
         price=order.price,

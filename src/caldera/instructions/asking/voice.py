@@ -7,9 +7,9 @@ of the request, or answer that nothing is known: LLaVA's rules allow only questi
 
 import re
 
-from caldera.instructions.asking.parsing import ReplyRefusal
+from caldera.instructions.asking.parsing import RejectedReply
 
-_SOURCE = re.compile(
+_MENTIONS_SOURCE = re.compile(
     r"\b(?:captions?|bounding box(?:es)?|annotations?|coordinates?)\b"
     r"|\b(?:the|these|your|given|provided|five) (?:sentences?|descriptions)\b"
     r"|\b(?:according to|based on|from|in) (?:the|this|your) (?:provided |given )?(?:text|description)\b"
@@ -17,16 +17,16 @@ _SOURCE = re.compile(
     re.IGNORECASE,
 )
 _COORDINATES = re.compile(r"\[\s*\d*\.?\d+\s*,|\b[01]?\.\d{2,3}\s*,\s*[01]?\.\d+|\b0\.\d{3}\b")
-_DECLINES = re.compile(
+_REFUSALS = re.compile(
     r"\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b|\bI(?:'m| am) sorry\b"
     r"|\b(?:cannot|can't|unable to|not able to) (?:see|view|access|look at) (?:the |this |any |an? )?"
     r"(?:actual )?(?:image|picture|photo)|作为(?:一个)?(?:人工智能|语言模型)|很抱歉|无法查看",
     re.IGNORECASE,
 )
-_MARKS = re.compile(
+_PROMPT_MARKUP = re.compile(
     r"</?picture>|={2,}|^[^\S\n]*=[^\S\n]*$|^[^\S\n]*(?:Question|Answer):", re.MULTILINE
 )
-_TASK = re.compile(
+_MENTIONS_TASK = re.compile(
     r"\bnot what you asked\b|\byou (?:asked|want(?:ed)? to ask|requested)\b"
     r"|\byou (?:copied|repeated) (?:from|what)\b|\bwrite (?:it all|all of it) again\b"
     r"|\b(?:mentioned|stated|given) in the question\b"
@@ -34,7 +34,7 @@ _TASK = re.compile(
     r"|\bhere (?:is|are) (?:a|an|the|some|my)\b[^.\n]{0,40}\b(?:description|question|answer|dialogue|conversation)s?\b",
     re.IGNORECASE,
 )
-_UNKNOWN = re.compile(
+_NO_INFORMATION = re.compile(
     r"\b(?:is|are|was|were)(?: not|n't| un)(?: |-)?(?:known|specified|mentioned|stated|given|provided|described)\b"
     r"|\b(?:does|do|did)(?: not|n't) (?:specify|mention|state|say|provide|describe)\b"
     r"|\bno (?:other |further |more )?(?:information|mention)\b|\b(?:cannot|can't) be (?:determined|known)\b"
@@ -43,7 +43,7 @@ _UNKNOWN = re.compile(
 )
 
 
-def check_voice(text: str, captions: str) -> None:
+def check_perspective(text: str, captions: str) -> None:
     """Check that a question or an answer speaks as one who sees.
 
     Args:
@@ -55,33 +55,33 @@ def check_voice(text: str, captions: str) -> None:
             nothing.
     """
     text = text.replace("\u2019", "'")
-    sources: list[str] = _SOURCE.findall(text)
+    sources: list[str] = _MENTIONS_SOURCE.findall(text)
     if leak := next((name for name in sources if name.lower() not in captions.lower()), ""):
-        raise ReplyRefusal(
+        raise RejectedReply(
             "source",
             f"it says {leak!r}",
-            repair=f"You said {leak!r}. Write it all again as one who looks at the picture, and do not mention "
+            feedback=f"You said {leak!r}. Write it all again as one who looks at the picture, and do not mention "
             "captions, sentences, descriptions or boxes.",
         )
     if found := _COORDINATES.search(text):
-        raise ReplyRefusal(
+        raise RejectedReply(
             "coordinates",
             f"it says {found[0]!r}",
-            repair="You gave coordinates. Write it all again and say in plain words where things are.",
+            feedback="You gave coordinates. Write it all again and say in plain words where things are.",
         )
-    if found := _DECLINES.search(text):
-        raise ReplyRefusal("declines", f"it says {found[0]!r}")
-    if found := _MARKS.search(text):
-        raise ReplyRefusal("marks", f"it says {found[0].strip()!r}")
-    if found := _TASK.search(text):
-        raise ReplyRefusal(
+    if found := _REFUSALS.search(text):
+        raise RejectedReply("declines", f"it says {found[0]!r}")
+    if found := _PROMPT_MARKUP.search(text):
+        raise RejectedReply("marks", f"it says {found[0].strip()!r}")
+    if found := _MENTIONS_TASK.search(text):
+        raise RejectedReply(
             "task",
             f"it says {found[0]!r}",
-            repair=f"You said {found[0]!r}. Write it all again and speak of the picture alone.",
+            feedback=f"You said {found[0]!r}. Write it all again and speak of the picture alone.",
         )
-    if found := _UNKNOWN.search(text):
-        raise ReplyRefusal(
+    if found := _NO_INFORMATION.search(text):
+        raise RejectedReply(
             "nothing definite",
             f"it says {found[0]!r}",
-            repair=f"You said {found[0]!r}. Write it all again, and ask only what has a definite answer.",
+            feedback=f"You said {found[0]!r}. Write it all again, and ask only what has a definite answer.",
         )

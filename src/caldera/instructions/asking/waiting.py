@@ -8,7 +8,7 @@ from email.utils import parsedate_to_datetime
 
 Sleep = Callable[[float], Awaitable[None]]
 
-_SLACK = 0.05
+_BURST = 0.05
 """Seconds of a rate that may be caught up on, so that a timer's delay does not slow the run."""
 
 
@@ -47,7 +47,7 @@ def _number(text: str | None) -> float | None:
     return None if math.isnan(value) else value
 
 
-class Pace:
+class RateLimiter:
     """Spaces requests evenly, and holds all of them back while the endpoint rests."""
 
     def __init__(
@@ -59,13 +59,13 @@ class Pace:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Set the rates; None is no limit."""
-        self._request = (60 + _SLACK) / requests_per_minute if requests_per_minute else 0.0
-        self._token = (60 + _SLACK) / tokens_per_minute if tokens_per_minute else 0.0
+        self._request = (60 + _BURST) / requests_per_minute if requests_per_minute else 0.0
+        self._token = (60 + _BURST) / tokens_per_minute if tokens_per_minute else 0.0
         self._sleep, self._clock = sleep, clock
         self._requests_from = self._tokens_from = self._rested = -math.inf
         """The moments from which the next request may be sent."""
 
-    async def turn(self, tokens: int) -> None:
+    async def acquire(self, tokens: int) -> None:
         """Wait until a request of so many tokens may be sent, and count it."""
         while True:
             now = self._clock()
@@ -73,9 +73,9 @@ class Pace:
             if free <= now:
                 break
             await self._sleep(free - now)
-        self._requests_from = max(self._requests_from, now - _SLACK) + self._request
-        self._tokens_from = max(self._tokens_from, now - _SLACK) + self._token * tokens
+        self._requests_from = max(self._requests_from, now - _BURST) + self._request
+        self._tokens_from = max(self._tokens_from, now - _BURST) + self._token * tokens
 
-    def rest(self, seconds: float) -> None:
+    def pause(self, seconds: float) -> None:
         """Hold back every request for so long."""
         self._rested = max(self._rested, self._clock() + seconds)
