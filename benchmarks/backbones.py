@@ -3,7 +3,7 @@
     python benchmarks/backbones.py
 
 Vision tower: a linear classifier on the features that LLaVA takes, those of the layer before the last, in the one patch
-that holds most of a thing, names its kind, colour, place and how many of its kind there are. Language model: short
+that holds most of a thing, names its kind, color, place and how many of its kind there are. Language model: short
 questions about scenes told as bags of words, answered word for word.
 """
 
@@ -30,7 +30,7 @@ SEED = 9001
 
 TOLD: dict[str, Callable[[ObjectGroup, SceneObject], str | None]] = {
     "kind": lambda group, _: group.kind.name,
-    "colour": lambda group, _: group.colour,
+    "colour": lambda group, _: group.color,
     "number": lambda group, _: str(len(group.things)),
     "place": lambda _, thing: position_of(thing.box),
 }
@@ -81,11 +81,11 @@ def probe_tower(work: Path, learn_from: int, ask_about: int) -> dict[str, tuple[
 def classify(features: Tensor, wanted: Tensor, unseen: Tensor, unseen_wanted: Tensor) -> float:
     """Fit a linear classifier and return the share of unseen things it gets right."""
     head = nn.Linear(features.shape[1], int(wanted.max()) + 1)
-    optimiser = torch.optim.AdamW(head.parameters(), lr=0.01, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=0.01, weight_decay=0.01)
     for _ in range(400):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         cross_entropy(head(features), wanted).backward()
-        optimiser.step()
+        optimizer.step()
     return (head(unseen).argmax(dim=1) == unseen_wanted).float().mean().item()
 
 

@@ -2,7 +2,7 @@
 
 Writes 665,000 records laid out as LLaVA-1.5's mix (arXiv 2310.03744, table 7): as many of each set, with about as
 many turns and words, texts made of common words. Then runs `caldera data check --no-open` on it as a user would, in a
-process of its own, and prints wall time, processor time and peak memory (the kernel's ru_maxrss). Pictures are empty
+process of its own, and prints wall time, processor time and peak memory (the kernel's ru_maxrss). Images are empty
 files, found but not opened. --records 66500 shows the same in a tenth of the time.
 """
 
@@ -31,15 +31,15 @@ SETS = (
     ("refcoco", 48, 9, 12, 10, True),
     ("vg", 86, 10, 12, 8, True),
 )
-"""Name, thousands of records, questions of one, words of a question and of an answer, whether it shows a picture."""
+"""Name, thousands of records, questions of one, words of a question and of an answer, whether it shows an image."""
 
 WORDS = tuple(
     """
-    the a man is in picture what of dog on and table color answer question using single word or phrase there two people
+    the a man is in image what of dog on and table color answer question using single word or phrase there two people
     standing near street with his red bicycle which appears to be waiting for bus that has just arrived at station
     """.split()  # noqa: SIM905 - a list of words reads better so
 )
-PICTURES = 1000
+IMAGES = 1000
 """Files in the folder; records share them, as looking for one costs the same."""
 
 
@@ -51,7 +51,7 @@ def record(number: int, kind: int, rng: random.Random) -> dict[str, object]:
         mark = "<image>\n" if shows and turn == 0 else ""
         turns.append({"from": "human", "value": mark + " ".join(rng.choices(WORDS, k=asked))})
         turns.append({"from": "gpt", "value": " ".join(rng.choices(WORDS, k=answered))})
-    shown = {"image": f"pictures/{number % PICTURES:06d}.jpg"} if shows else {}
+    shown = {"image": f"images/{number % IMAGES:06d}.jpg"} if shows else {}
     return {"id": f"{name}-{number:09d}", **shown, "conversations": turns}
 
 
@@ -75,9 +75,9 @@ def main() -> None:
         folder = chosen.folder or Path(temporary)
         file = folder / f"mix{chosen.records}.json"
         if not file.exists():
-            (folder / "pictures").mkdir(parents=True, exist_ok=True)
-            for number in range(PICTURES):
-                (folder / "pictures" / f"{number:06d}.jpg").touch()
+            (folder / "images").mkdir(parents=True, exist_ok=True)
+            for number in range(IMAGES):
+                (folder / "images" / f"{number:06d}.jpg").touch()
             with file.open("w") as out:
                 out.writelines(written(file, chosen.records))
         print(f"{file}: {chosen.records:,} records, {file.stat().st_size / 1e6:,.0f} MB")

@@ -15,11 +15,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caldera.annotations.coco import read_coco
-from caldera.batches.picture_files import open_picture
+from caldera.batches.image_files import open_image
 from caldera.evaluation.benchmark import Benchmark
 from caldera.evaluation.exact_match import build_questions
 from caldera.inference.decoders import choose_decoder
-from caldera.inference.engine import Engine, EngineSettings, Request, SamplingParams
+from caldera.inference.engine import Engine, EngineConfig, Request, SamplingParams
 from caldera.inference.packed_linear import Quantization
 from caldera.model.folder import load_model_folder
 from caldera.skips import SkippedItems
@@ -32,12 +32,11 @@ def answers_of(
     model: Path, folder: Path, benchmark: Benchmark, bits: Quantization
 ) -> dict[str, str]:
     """Ask an assistant all questions of a benchmark."""
-    with Engine(load_model_folder(model), EngineSettings(quantization=bits, slots=16)) as engine:
+    with Engine(load_model_folder(model), EngineConfig(quantization=bits, slots=16)) as engine:
         answers, waiting = {}, []
         for item in benchmark.items:
             shown = [
-                engine.prepare_image(open_picture(folder / path))
-                for path in item.conversation.pictures
+                engine.prepare_image(open_image(folder / path)) for path in item.conversation.images
             ]
             request = Request(
                 engine.build_prompt(item.conversation, shown),
@@ -54,7 +53,7 @@ def compare_answers(run: Path) -> None:
     """Print how a demo's assistant does with either weights."""
     held_out = read_coco(run / "scenes" / "held_out", SkippedItems())
     benchmark = build_questions(
-        held_out, name="scenes", per_picture=6, context_per_picture=1, seed=11, beside=run
+        held_out, name="scenes", per_image=6, context_per_image=1, seed=11, beside=run
     )
     stored = answers_of(run / "model", run, benchmark, "as stored")
     small = answers_of(run / "model", run, benchmark, "int8")

@@ -213,14 +213,14 @@ def main() -> None:
         nbytes = write_model(work / "original", work / "tower", wanted.scale)
         print(f"written  {nbytes / 1e9:.2f} GB of random bf16 in {time.monotonic() - begun:.0f} s")
         pixels = np.random.default_rng(1).integers(0, 256, (480, 640, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(work / "picture.png")
+        Image.fromarray(pixels).save(work / "image.png")
         brought = run(
             "import", work / "original", "--vision", work / "tower", "--template", "vicuna_v1",
             "--out", work / "model",
         )  # fmt: skip
         shutil.rmtree(work / "original")
         asked = run(
-            "chat", work / "model", "--image", work / "picture.png", "--prompt", "What is there?",
+            "chat", work / "model", "--image", work / "image.png", "--prompt", "What is there?",
             "--max-new-tokens", str(wanted.tokens),
         )  # fmt: skip
     whole = nbytes / 2**30

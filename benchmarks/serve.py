@@ -1,15 +1,15 @@
 """Answering, caldera's engine beside transformers and llama.cpp in one run: `python benchmarks/serve.py [--json FILE]`.
 
-Random weights of the shapes in SIZES, the same on all sides; greedy answers of a fixed length about pictures of noise.
+Random weights of the shapes in SIZES, the same on all sides; greedy answers of a fixed length about images of noise.
 
 - transformers: LlavaForConditionalGeneration.generate in bf16, as its users call it
 - caldera, caldera int8: the engine in bf16, and with its language model in int8
 - llama.cpp f16, llama.cpp q8_0: by llama-cpp-python, from the files that `caldera export --to gguf` writes
 
 Every side is a process of its own; sides take turns, and the median of the rounds counts. Measured are the time from a
-decoded picture and a question to the first token; tokens a second from there on; for caldera also the first token of a
-next turn beside that of the same two turns about a picture it has not seen, and the tokens a second of several requests
-at a time, about one picture that was seen before and about a new picture each.
+decoded image and a question to the first token; tokens a second from there on; for caldera also the first token of a
+next turn beside that of the same two turns about an image it has not seen, and the tokens a second of several requests
+at a time, about one image that was seen before and about a new image each.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from transformers import (
 
 from caldera.batches.templates import VICUNA_SYSTEM
 from caldera.conversation import Conversation, ImageRef, Turn
-from caldera.inference.engine import Engine, EngineSettings, Request, SamplingParams
+from caldera.inference.engine import Engine, EngineConfig, Request, SamplingParams
 from caldera.inference.packed_linear import Quantization
 from caldera.inference.prompts import Prompt, PromptBuilder, process_image
 from caldera.model.assemble import assemble
@@ -54,7 +54,7 @@ from caldera.scenes.backbones import find_backbone
 SIDES = ("transformers", "caldera", "caldera int8", "llama.cpp f16", "llama.cpp q8_0")
 CONCURRENT = (1, 2, 4, 8, 16)
 QUESTION = (
-    "What do you see in the picture? Describe all things, their colours, and where they are. " * 2
+    "What do you see in the image? Describe all things, their colours, and where they are. " * 2
 )
 
 
@@ -112,14 +112,14 @@ def write_model(folder: Path, size: Size) -> None:
 
 
 def noise(number: int, side: int) -> Image.Image:
-    """Return a picture that is like no other."""
+    """Return an image that is like no other."""
     values = np.random.default_rng(number).integers(0, 256, (side, side, 3), dtype=np.uint8)
     return Image.fromarray(values)
 
 
 def conversation(*said: str) -> Conversation:
-    """Return a talk about one picture: questions and answers in turn."""
-    turns = [Turn("user", (ImageRef("picture"), f"\n{said[0]}"))]
+    """Return a talk about one image: questions and answers in turn."""
+    turns = [Turn("user", (ImageRef("image"), f"\n{said[0]}"))]
     for number, text in enumerate(said[1:]):
         turns.append(Turn("user" if number % 2 else "assistant", (text,)))
     return Conversation("benchmark", tuple(turns))
@@ -143,7 +143,7 @@ def timed(begun: float, moments: Sequence[float]) -> Timed:
 
 
 Ask = Callable[[Image.Image, int], Timed]
-"""Answers about a picture with so many tokens."""
+"""Answers about an image with so many tokens."""
 
 
 def transformers_side(folder: Path) -> Ask:
@@ -166,9 +166,9 @@ def transformers_side(folder: Path) -> Ask:
         def end(self) -> None:
             pass
 
-    def ask(picture: Image.Image, tokens: int) -> Timed:
+    def ask(image: Image.Image, tokens: int) -> Timed:
         begun, clock = time.perf_counter(), Clock()
-        prepared = process_image(picture, assistant.processor)
+        prepared = process_image(image, assistant.processor)
         prompt = prompter.from_images(conversation(QUESTION), [prepared])
         peer.generate(
             input_ids=torch.tensor([prompt.ids]), pixel_values=prepared.pixels.bfloat16(), max_new_tokens=tokens,
@@ -185,28 +185,28 @@ class CalderaSide:
     def __init__(self, folder: Path, bits: Quantization) -> None:
         """Start it."""
         assistant = load_model_folder(folder / "model", torch.bfloat16)
-        self.engine = Engine(assistant, EngineSettings(quantization=bits, slots=max(CONCURRENT)))
+        self.engine = Engine(assistant, EngineConfig(quantization=bits, slots=max(CONCURRENT)))
         self.side = assistant.processor.side
         self._number = 1000
 
     def fresh(self) -> Image.Image:
-        """Return a picture that was not seen before."""
+        """Return an image that was not seen before."""
         self._number += 1
         return noise(self._number, self.side)
 
-    def prompt(self, picture: Image.Image, *said: str) -> Prompt:
-        """Render a talk about a picture."""
-        return self.engine.build_prompt(conversation(*said), [self.engine.prepare_image(picture)])
+    def prompt(self, image: Image.Image, *said: str) -> Prompt:
+        """Render a talk about an image."""
+        return self.engine.build_prompt(conversation(*said), [self.engine.prepare_image(image)])
 
-    def ask(self, picture: Image.Image, tokens: int) -> Timed:
+    def ask(self, image: Image.Image, tokens: int) -> Timed:
         """Answer one question."""
-        return self.answer(picture, tokens, QUESTION)[0]
+        return self.answer(image, tokens, QUESTION)[0]
 
-    def answer(self, picture: Image.Image, tokens: int, *said: str) -> tuple[Timed, str]:
+    def answer(self, image: Image.Image, tokens: int, *said: str) -> tuple[Timed, str]:
         """Answer after a talk; return the text, too."""
         begun = time.perf_counter()
         request = Request(
-            self.prompt(picture, *said), SamplingParams(max_new_tokens=tokens, logprobs=False)
+            self.prompt(image, *said), SamplingParams(max_new_tokens=tokens, logprobs=False)
         )
         moments, text = [], ""
         answering = self.engine.submit(request)
@@ -216,7 +216,7 @@ class CalderaSide:
         return timed(begun, moments), text
 
     def next_turn(self) -> dict[str, float]:
-        """Measure the first token of a next turn, and of the same talk about a picture that was not seen."""
+        """Measure the first token of a next turn, and of the same talk about an image that was not seen."""
         seen, other = self.fresh(), self.fresh()
         _, text = self.answer(seen, 16, QUESTION)
         again, _ = self.answer(seen, 2, QUESTION, text, "And what else?")
@@ -227,16 +227,16 @@ class CalderaSide:
         """Return the tokens a second of requests that are all asked at once."""
         one = self.fresh()
         self.answer(one, 2, QUESTION)
-        pictures = [self.fresh() if new else one for _ in range(count)]
+        images = [self.fresh() if new else one for _ in range(count)]
         begun = time.perf_counter()
         asked = [
             self.engine.submit(
                 Request(
-                    self.prompt(picture, f"{QUESTION} In {number} words?"),
+                    self.prompt(image, f"{QUESTION} In {number} words?"),
                     SamplingParams(max_new_tokens=tokens),
                 )
             )
-            for number, picture in enumerate(pictures)
+            for number, image in enumerate(images)
         ]
         for answering in asked:
             answering.read_all()
@@ -264,10 +264,10 @@ class LlamaCppSide:
             str(files.vision).encode(), self._model.model, settings
         )
 
-    def ask(self, picture: Image.Image, tokens: int) -> Timed:
+    def ask(self, image: Image.Image, tokens: int) -> Timed:
         """Answer one question."""
         begun = time.perf_counter()
-        place = self._read(picture)
+        place = self._read(image)
         moments = []
         batch = self._api.llama_batch_init(1, 0, 1)
         for at in range(place, place + tokens):
@@ -280,13 +280,13 @@ class LlamaCppSide:
         self._api.llama_batch_free(batch)
         return timed(begun, moments)
 
-    def _read(self, picture: Image.Image) -> int:
-        """Read picture and question; return how many places they take."""
+    def _read(self, image: Image.Image) -> int:
+        """Read image and question; return how many places they take."""
         api, sight = self._api, self._sight
         api.llama_memory_clear(api.llama_get_memory(self._model.ctx), True)
-        values = np.ascontiguousarray(np.asarray(picture))
+        values = np.ascontiguousarray(np.asarray(image))
         data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        bitmap = sight.mtmd_bitmap_init(picture.width, picture.height, data)
+        bitmap = sight.mtmd_bitmap_init(image.width, image.height, data)
         text = (
             f"{VICUNA_SYSTEM} USER: {sight.mtmd_default_marker().decode()}\n{QUESTION} ASSISTANT:"
         )
@@ -386,7 +386,7 @@ def show(size: str, measured: dict[str, dict[str, float]]) -> None:
             line = ", ".join(
                 f"{count}: {rate:.0f} ({rate / rates[1]:.2f} x)" for count, rate in rates.items()
             )
-            print(f"{mine}: tokens/s of requests at a time, picture {kind}: {line}")
+            print(f"{mine}: tokens/s of requests at a time, image {kind}: {line}")
 
 
 def main() -> None:

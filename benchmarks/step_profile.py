@@ -1,7 +1,7 @@
 """Where a training step's time goes: `python benchmarks/step_profile.py [--side caldera] [--workload instruct]`.
 
 The sides, sizes and workloads are those of `benchmarks/train.py`; each is a process of its own. Steps take samples in
-the order of their pictures, so both sides get the same ones. Torch's profiler tells the time that every operation spent
+the order of their images, so both sides get the same ones. Torch's profiler tells the time that every operation spent
 in itself, and the operations are put into groups by their names; products with the vocabulary belong to the loss. What
 is left of the step's time, in which no operation ran, is Python and waiting. Every table says how many cores the step
 really had: on a machine that others use, its rates say little.

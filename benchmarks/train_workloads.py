@@ -20,7 +20,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from caldera.batches.samples import Sample, SampleMaker
+from caldera.batches.samples import Sample, SampleBuilder
 from caldera.batches.templates import find_template
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.model.assemble import assemble
@@ -51,10 +51,10 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained on: pictures, conversations about each, questions of one, and words of an answer."""
+    """What is trained on: images, conversations about each, questions of one, and words of an answer."""
 
     stage: Stage
-    pictures: int
+    images: int
     conversations: int
     questions: int
     words: Callable[[random.Random], int]
@@ -115,7 +115,7 @@ def write_model(folder: Path, size: Size) -> None:
 
 
 def conversations(load: Workload, folder: Path, side: int) -> list[Conversation]:
-    """Write pictures of noise and conversations of common words about them."""
+    """Write images of noise and conversations of common words about them."""
     rng = random.Random(1)
     words = [
         "the",
@@ -134,7 +134,7 @@ def conversations(load: Workload, folder: Path, side: int) -> list[Conversation]
         "tree",
     ]
     made = []
-    for number in range(load.pictures):
+    for number in range(load.images):
         path = folder / f"{number}.png"
         Image.frombytes("RGB", (side, side), rng.randbytes(3 * side * side)).save(path)
         for talk in range(load.conversations):
@@ -152,7 +152,7 @@ def conversations(load: Workload, folder: Path, side: int) -> list[Conversation]
 
 def samples_of(load: Workload, assistant: LlavaBundle, folder: Path, side: int) -> list[Sample]:
     """Encode a workload; every side gets these."""
-    maker = SampleMaker(
+    maker = SampleBuilder(
         tokenizer=assistant.tokenizer, template=find_template(load.stage.template),
         image_token_id=assistant.model.image_token_id, layout=assistant.processor.layout,
         count_tokens=assistant.model.count_tokens, max_length=2048,

@@ -1,6 +1,6 @@
 """TRL's SFTTrainer on a workload of `benchmarks/train.py`: a model folder and conversations in, its speed out.
 
-It trains as its users do: its own loop and collator, which tokenises and prepares pictures at every step, random
+It trains as its users do: its own loop and collator, which tokenizes and prepares images at every step, random
 batches padded to their longest, loss on the assistant's words, bf16 autocast over fp32 weights. Gradient checkpointing,
 which it has on by default, is off here, as the other sides do without; it would cost TRL another pass forward.
 """
@@ -49,7 +49,7 @@ class _Clock(TrainerCallback):
 def run_trl(
     folder: Path,
     told: Sequence[Conversation],
-    pictures: Path,
+    images: Path,
     *,
     template: str,
     trains: Sequence[str],
@@ -61,7 +61,7 @@ def run_trl(
     Args:
         folder: Model folder.
         told: Conversations.
-        pictures: Where their pictures' paths start from.
+        images: Where their images' paths start from.
         template: How conversations are written.
         trains: Parts whose weights move.
         batch: Samples of a step.
@@ -78,12 +78,12 @@ def run_trl(
     trainer = SFTTrainer(
         model=peer,
         args=SFTConfig(
-            output_dir=str(pictures / "trl"), per_device_train_batch_size=batch, max_steps=_WARM + steps,
+            output_dir=str(images / "trl"), per_device_train_batch_size=batch, max_steps=_WARM + steps,
             learning_rate=1e-5, lr_scheduler_type="constant", max_grad_norm=1.0, optim="adamw_torch_fused", bf16=True,
             use_cpu=True, gradient_checkpointing=False, assistant_only_loss=True, max_length=None, seed=3,
             report_to="none", save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False,
         ),
-        train_dataset=_dataset(told, pictures),
+        train_dataset=_dataset(told, images),
         processing_class=processor,
         callbacks=[clock],
     )  # fmt: skip
@@ -120,7 +120,7 @@ def _with_marks(template: str) -> str:
     return f"{{{{ bos_token }}}}{before}{turn}{marked}{{% else %}}{{{{ raise_exception{end}"
 
 
-def _dataset(told: Sequence[Conversation], pictures: Path) -> Dataset:
+def _dataset(told: Sequence[Conversation], images: Path) -> Dataset:
     """Write conversations as TRL takes them."""
     rows = []
     for conversation in told:
@@ -133,6 +133,6 @@ def _dataset(told: Sequence[Conversation], pictures: Path) -> Dataset:
                 for part in turn.parts
             ]
             messages.append({"role": turn.role, "content": content})
-        paths = [str(pictures / path) for path in conversation.pictures]
+        paths = [str(images / path) for path in conversation.images]
         rows.append({"messages": messages, "images": paths})
     return Dataset.from_list(rows).cast_column("images", [Image()])

@@ -81,7 +81,7 @@ def third_party() -> Path:
 
 
 WORDS = (
-    "a the dog cat bird is are on in left right yes no two one three what where how many there do you see picture "
+    "a the dog cat bird is are on in left right yes no two one three what where how many there do you see image "
     "shows describe meadow beach USER: ASSISTANT: A chat between curious user and an artificial intelligence "
     "assistant. gives helpful, detailed, polite answers to user's questions. Picture B: C:"
 )
@@ -179,7 +179,7 @@ def assistant(vision_folder: Path, language_folder: Path) -> LlavaBundle:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder of seven small pictures of different sizes, `0.png` to `6.png`."""
+    """A folder of seven small images of different sizes, `0.png` to `6.png`."""
     folder = tmp_path / "photos"
     folder.mkdir()
     rng = np.random.default_rng(5)

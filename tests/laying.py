@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from caldera.batches.collate import Batch, collate, iter_new_images
+from caldera.batches.image_sources import DecodedImages
 from caldera.batches.labels import IGNORE_INDEX
 from caldera.batches.packing import build_packs
-from caldera.batches.picture_sources import DecodedImages
 from caldera.batches.samples import Sample
 from caldera.model.folder import LlavaBundle
 
@@ -17,7 +17,7 @@ from caldera.model.folder import LlavaBundle
 def batch_of(assistant: LlavaBundle, samples: Sequence[Sample], *, share: bool = False) -> Batch:
     """Lay samples into one batch with their pixels."""
     packs = build_packs(samples, share=share)
-    paths = [path for sample, some in iter_new_images(packs) for path in sample.pictures[some]]
+    paths = [path for sample, some in iter_new_images(packs) for path in sample.images[some]]
     return collate(packs, DecodedImages(assistant.processor)(paths))
 
 

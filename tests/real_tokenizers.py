@@ -36,7 +36,7 @@ LOW_LINE = "\u2581"
 
 TEXT = [
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful answers.",
-    "USER: What is in the picture?\n ASSISTANT: A dog, a cat and 2 birds.\n\n",
+    "USER: What is in the image?\n ASSISTANT: A dog, a cat and 2 birds.\n\n",
     "system You are a helpful assistant. user Human: where is it? ###Assistant: It's on the left!  model [INST]",
 ] * 3
 """What the trained ones are trained on."""

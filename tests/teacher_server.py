@@ -46,7 +46,7 @@ def completion(text: str | None, finish: str = "stop", **more: Any) -> Answer:  
 
 
 def good(request: dict[str, Any]) -> Answer:
-    """Answer as the prompt asks: the kind is told by its system message, the words by the picture."""
+    """Answer as the prompt asks: the kind is told by its system message, the words by the image."""
     system, shown = request["messages"][0]["content"], request["messages"][-1]["content"]
     thing = next((word for word in ("dog", "cat", "cup") if f"red {word}" in shown), "thing")
     if "Describe the scene" in system:
@@ -57,7 +57,7 @@ def good(request: dict[str, Any]) -> Answer:
 
 
 def hash_of(text: str) -> int:
-    """Return a number that differs for pictures that differ."""
+    """Return a number that differs for images that differ."""
     return zlib.crc32(text.encode())
 
 
@@ -153,7 +153,7 @@ class TeacherServer:
 
 
 def write_coco(folder: Path, count: int) -> Path:
-    """Write a COCO folder of so many tiny pictures, each with captions and a box, all different."""
+    """Write a COCO folder of so many tiny images, each with captions and a box, all different."""
     (folder / "annotations").mkdir(parents=True)
     (folder / "small").mkdir()
     images, captions, boxes = [], [], []

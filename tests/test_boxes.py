@@ -27,14 +27,14 @@ def boxes(draw: st.DrawFn) -> Box:
 
 
 def around(across: float, down: float, half: float = 0.05) -> Box:
-    """Return a small box with this centre."""
+    """Return a small box with this center."""
     return Box(across - half, down - half, across + half, down + half)
 
 
-def test_a_box_knows_its_centre_and_area() -> None:
+def test_a_box_knows_its_center_and_area() -> None:
     """Both are worked out by hand."""
     box = Box(0.1, 0.2, 0.5, 0.8)
-    assert box.centre == pytest.approx((0.3, 0.5))
+    assert box.center == pytest.approx((0.3, 0.5))
     assert box.area == pytest.approx(0.24)
 
 
@@ -91,7 +91,7 @@ def test_a_place_is_named_away_from_the_lines_between_places(
 def test_a_mirrored_box_has_the_mirrored_place(box: Box) -> None:
     """Left and right change places, nothing else does."""
     mirrored = position_of(Box(1 - box.right, box.top, 1 - box.left, box.bottom))
-    assume(min(abs(abs(box.centre[0] - line) - 0.03) for line in (0.36, 0.64)) > 1e-9)
+    assume(min(abs(abs(box.center[0] - line) - 0.03) for line in (0.36, 0.64)) > 1e-9)
     place = position_of(box)
     swapped = place and place.replace("left", "?").replace("right", "left").replace("?", "right")
     assert mirrored == swapped
@@ -118,13 +118,13 @@ def test_every_place_has_a_phrase_of_its_own() -> None:
         (around(0.2, 0.5), around(0.36, 0.36), ("left of",)),
     ],
 )
-def test_a_relation_needs_centres_apart(one: Box, other: Box, found: tuple[str, ...]) -> None:
+def test_a_relation_needs_centers_apart(one: Box, other: Box, found: tuple[str, ...]) -> None:
     """At most one word across and one down, each from 0.15 on."""
     assert relations(one, other) == found
 
 
 def test_what_lies_in_another_thing_is_not_beside_it() -> None:
-    """A person at the end of a couch is on it, however far the centres are apart."""
+    """A person at the end of a couch is on it, however far the centers are apart."""
     couch, person = Box(0.0, 0.3, 1.0, 0.9), Box(0.0, 0.2, 0.2, 0.8)
     assert relations(person, couch) == ()
     assert relations(Box(0.0, 0.0, 0.2, 0.4), couch) == ("left of", "above")

@@ -45,8 +45,8 @@ def turns(*values: str) -> list[dict[str, str]]:
     ]
 
 
-def test_a_record_becomes_turns_with_pictures_in_their_place() -> None:
-    """Marks take the record's pictures in order, wherever in the conversation they stand."""
+def test_a_record_becomes_turns_with_images_in_their_place() -> None:
+    """Marks take the record's images in order, wherever in the conversation they stand."""
     wire = record(
         image=["a.jpg", "b.jpg", "c.jpg"],
         conversations=turns("<image> or <image>?", "The first.", "And\n<image>", "No."),
@@ -54,29 +54,29 @@ def test_a_record_becomes_turns_with_pictures_in_their_place() -> None:
 
     read = from_record(wire, "x")
 
-    assert read.pictures == ("a.jpg", "b.jpg", "c.jpg")
+    assert read.images == ("a.jpg", "b.jpg", "c.jpg")
     assert read.turns[0].parts == (ImageRef("a.jpg"), " or ", ImageRef("b.jpg"), "?")
     assert read.turns[2].parts == ("And\n", ImageRef("c.jpg"))
     assert to_record(read) == wire
 
 
 texts = st.text(min_size=1).filter(lambda text: text.strip() and IMAGE_PLACEHOLDER not in text)
-picture_names = st.text("abc/.", min_size=1).map(ImageRef)
+image_names = st.text("abc/.", min_size=1).map(ImageRef)
 
 
 @given(
     asked=st.lists(
-        st.tuples(st.lists(picture_names, max_size=3), texts, texts), min_size=1, max_size=3
+        st.tuples(st.lists(image_names, max_size=3), texts, texts), min_size=1, max_size=3
     )
 )
 def test_writing_and_reading_gives_the_same_conversation(
     asked: list[tuple[list[ImageRef], str, str]],
 ) -> None:
-    """Any pictures and any text but the mark survive the way through JSON."""
+    """Any images and any text but the mark survive the way through JSON."""
     said = [
         turn
-        for pictures, question, answer in asked
-        for turn in (Turn("user", (*pictures, question)), Turn("assistant", (answer,)))
+        for images, question, answer in asked
+        for turn in (Turn("user", (*images, question)), Turn("assistant", (answer,)))
     ]
     conversation = Conversation("1", tuple(said))
 
@@ -158,11 +158,11 @@ def test_files_of_both_kinds_come_back(tmp_path: Path, name: str) -> None:
 
 
 def test_text_that_says_the_mark_cannot_be_written() -> None:
-    """LLaVA's form could not tell it from a picture, so it is refused instead of turned into one."""
+    """LLaVA's form could not tell it from an image, so it is refused instead of turned into one."""
     conversation = Conversation(
         "1", (Turn("user", ("what is <image>?",)), Turn("assistant", ("A mark.",)))
     )
-    with pytest.raises(ConversationError, match="would read a picture"):
+    with pytest.raises(ConversationError, match="would read an image"):
         to_record(conversation)
 
 
@@ -173,10 +173,10 @@ def test_the_published_schema_is_the_codes_own() -> None:
 
 
 def test_real_stage_1_records_are_read(third_party: Path) -> None:
-    """All 500 rows of LCS-558K hold one picture and two turns."""
+    """All 500 rows of LCS-558K hold one image and two turns."""
     rows = read_conversations(third_party / "lcs558k" / "blip_laion_cc_sbu_500.json")
     assert len(rows) == 500
-    assert all(len(row.pictures) == 1 and len(row.turns) == 2 for row in rows)
+    assert all(len(row.images) == 1 and len(row.turns) == 2 for row in rows)
 
 
 @pytest.mark.parametrize("character", ["\u2028", "\u0085", "\u000b"])

@@ -13,7 +13,7 @@ from caldera.english import (
     plural,
     sentence,
 )
-from caldera.scenes.kinds import BACKGROUNDS, COLOURS, OBJECT_KINDS
+from caldera.scenes.kinds import BACKGROUNDS, COLORS, OBJECT_KINDS
 
 words = st.text("abcdefghij", min_size=1, max_size=6)
 
@@ -118,4 +118,4 @@ def test_scenes_use_only_words_with_a_singular_and_a_plural_to_tell_apart() -> N
     assert not PLURAL_ONLY & OBJECT_KINDS.keys()
     same = {name for name in OBJECT_KINDS if plural(name) == name}
     assert same == {"sheep", "broccoli"}
-    assert all(article(name).endswith(name) for name in (*OBJECT_KINDS, *COLOURS, *BACKGROUNDS))
+    assert all(article(name).endswith(name) for name in (*OBJECT_KINDS, *COLORS, *BACKGROUNDS))

@@ -41,7 +41,7 @@ class Outer:
     inner: Inner = field(default_factory=Inner)
     more: Inner | None = None
     names: tuple[str, ...] = ()
-    colour: Literal["red", "blue"] | None = None
+    color: Literal["red", "blue"] | None = None
 
 
 @pytest.mark.parametrize(

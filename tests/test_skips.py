@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from caldera.errors import AnnotationError, ImageError, InputError, OutputError
-from caldera.skips import Skip, SkippedItems
+from caldera.skips import SkippedItem, SkippedItems
 
 
 def test_by_default_the_first_fault_is_raised_as_it_is() -> None:
@@ -48,8 +48,8 @@ def test_everything_left_out_is_listed_in_order(tmp_path: Path) -> None:
     skips.write(tmp_path / "new" / "bad.jsonl")
 
     lines = (tmp_path / "new" / "bad.jsonl").read_text().splitlines()
-    assert [Skip(**json.loads(line)) for line in lines] == skips.items
-    assert skips.items[0] == Skip("é.jpg", "two\nlines")
+    assert [SkippedItem(**json.loads(line)) for line in lines] == skips.items
+    assert skips.items[0] == SkippedItem("é.jpg", "two\nlines")
 
 
 def test_a_list_that_cannot_be_written_is_said(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""caldera: LLaVA, whole. Annotated pictures in, a visual assistant out.
+"""caldera: LLaVA, whole. Annotated images in, a visual assistant out.
 
 import caldera
 llava = caldera.load("runs/demo/model")
-print(llava.chat("What is in the picture?", "dog.jpg"))
+print(llava.chat("What is in the image?", "dog.jpg"))
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
-"""Where things are in a picture, and the words for it: boxes, places, and relations between boxes.
+"""Where things are in an image, and the words for it: boxes, places, and relations between boxes.
 
-Coordinates are shares of the picture's width and height in [0, 1], the origin at the top left. A word is given
+Coordinates are shares of the image's width and height in [0, 1], the origin at the top left. A word is given
 only where it is beyond dispute: between two places, or for two boxes side by side at the same height, there is none.
 """
 
@@ -28,10 +28,10 @@ _MIDDLE = (0.36, 0.64)
 """The middle band of either axis."""
 
 _MARGIN = 0.03
-"""A centre this close to a band's edge belongs to neither side."""
+"""A center this close to a band's edge belongs to neither side."""
 
 _MIN_SEPARATION = 0.15
-"""Centres must differ by this much along an axis before one box is said to be beside the other."""
+"""Centers must differ by this much along an axis before one box is said to be beside the other."""
 
 _INSIDE = 0.5
 """A box that shares more than this part of itself with another is in or on it rather than beside it."""
@@ -49,12 +49,12 @@ _WORDS = {
 }
 
 PLACES = tuple(_WORDS.values())
-"""The nine places a picture is divided into."""
+"""The nine places an image is divided into."""
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """An upright rectangle inside a picture."""
+    """An upright rectangle inside an image."""
 
     left: float
     top: float
@@ -62,13 +62,13 @@ class Box:
     bottom: float
 
     @property
-    def centre(self) -> tuple[float, float]:
+    def center(self) -> tuple[float, float]:
         """The middle of the box, (across, down)."""
         return (self.left + self.right) / 2, (self.top + self.bottom) / 2
 
     @property
     def area(self) -> float:
-        """The share of the picture the box covers."""
+        """The share of the image the box covers."""
         return max(0.0, self.right - self.left) * max(0.0, self.bottom - self.top)
 
     def overlap(self, other: "Box") -> float:
@@ -87,8 +87,8 @@ def _axis_band(position: float, low: str, high: str) -> str | None:
 
 
 def position_of(box: Box) -> str | None:
-    """Name the ninth of the picture that holds the box's centre, or None where two names would do."""
-    across, down = box.centre
+    """Name the ninth of the image that holds the box's center, or None where two names would do."""
+    across, down = box.center
     column, row = _axis_band(across, "left", "right"), _axis_band(down, "top", "bottom")
     return _WORDS[column, row] if column and row else None
 
@@ -104,7 +104,7 @@ def relations(one: Box, other: Box) -> tuple[Relation, ...]:
     """List what `one` certainly is to `other`: up to one word across and one down, none if one lies in the other."""
     if one.overlap(other) > _INSIDE * min(one.area, other.area):
         return ()
-    (x1, y1), (x2, y2) = one.centre, other.centre
+    (x1, y1), (x2, y2) = one.center, other.center
     found: list[Relation] = []
     if abs(x1 - x2) >= _MIN_SEPARATION:
         found.append("left of" if x1 < x2 else "right of")

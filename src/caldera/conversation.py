@@ -1,12 +1,12 @@
-r"""The record every folder exchanges: turns of text and pictures, read from and written as LLaVA's JSON.
+r"""The record every folder exchanges: turns of text and images, read from and written as LLaVA's JSON.
 
 LLaVA's form (spec: one object per conversation) is
 
     {"id": "7", "image": "dog.jpg", "conversations": [
         {"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": "A dog."}]}
 
-with `image` a list where there are several. Each `<image>` in a human value stands for the next picture. A mark is
-turned into a `Picture` when a record is read and never looked for again, so text that merely says `<image>` later on
+with `image` a list where there are several. Each `<image>` in a human value stands for the next image. A mark is
+turned into a `Image` when a record is read and never looked for again, so text that merely says `<image>` later on
 (a user's question, a model's answer) stays text.
 """
 
@@ -29,29 +29,29 @@ Role = Literal["user", "assistant"]
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """The place of a picture in a turn."""
+    """The place of an image in a turn."""
 
     path: str
-    """Path of the file, as the record gives it: relative to the picture folder, or absolute."""
+    """Path of the file, as the record gives it: relative to the image folder, or absolute."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Something one speaker said: stretches of text, with pictures between them."""
+    """Something one speaker said: stretches of text, with images between them."""
 
     role: Role
     parts: tuple[str | ImageRef, ...]
 
     @property
     def text(self) -> str:
-        """The words alone, without the pictures."""
+        """The words alone, without the images."""
         if len(self.parts) == 1 and isinstance(self.parts[0], str):
             return self.parts[0]  # nearly every turn; checking millions of them is slow enough
         return "".join(part for part in self.parts if isinstance(part, str))
 
     @property
-    def pictures(self) -> tuple[ImageRef, ...]:
-        """The pictures alone, in order."""
+    def images(self) -> tuple[ImageRef, ...]:
+        """The images alone, in order."""
         return tuple(part for part in self.parts if isinstance(part, ImageRef))
 
 
@@ -66,7 +66,7 @@ class Conversation:
         """Check the order of speakers and that each said something.
 
         Raises:
-            RecordError: The turns do not alternate from the user on, one is empty, or the assistant shows a picture.
+            RecordError: The turns do not alternate from the user on, one is empty, or the assistant shows an image.
         """
         for number, turn in enumerate(self.turns):
             wanted: Role = "assistant" if number % 2 else "user"
@@ -86,13 +86,13 @@ class Conversation:
                 )
             if turn.role == "assistant" and shows:
                 raise ConversationError(
-                    f"turn {number + 1}, the assistant's, holds {IMAGE_PLACEHOLDER}; only a user shows pictures"
+                    f"turn {number + 1}, the assistant's, holds {IMAGE_PLACEHOLDER}; only a user shows images"
                 )
 
     @property
-    def pictures(self) -> tuple[str, ...]:
-        """Paths of all pictures, in the order they are shown."""
-        return tuple(picture.path for turn in self.turns for picture in turn.pictures)
+    def images(self) -> tuple[str, ...]:
+        """Paths of all images, in the order they are shown."""
+        return tuple(image.path for turn in self.turns for image in turn.images)
 
     def require_answer(self) -> "Conversation":
         """Return the conversation itself if the assistant has the last word.
@@ -124,7 +124,7 @@ class _TurnRecord(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, title="Turn")
 
     speaker: Literal["human", "gpt"] = Field(alias="from", description="Who speaks.")
-    value: str = Field(description="What is said; each <image> stands for the next picture.")
+    value: str = Field(description="What is said; each <image> stands for the next image.")
 
 
 class _ConversationRecord(BaseModel):
@@ -134,7 +134,7 @@ class _ConversationRecord(BaseModel):
 
     id: str | int = Field(description="Name of the record, for messages and reports.")
     image: str | Annotated[list[str], Field(min_length=1)] | None = Field(
-        default=None, description="Path of the picture, or paths in the order of their marks."
+        default=None, description="Path of the image, or paths in the order of their marks."
     )
     conversations: list[_TurnRecord] = Field(
         min_length=2, description="Turns, from human and gpt alternately, human first."
@@ -176,7 +176,7 @@ def from_record(record: object, where: str, ignore: frozenset[str] = frozenset()
     if marks != len(images):
         raise ConversationError(
             f"{where}: record {str(wire.id)!r} has {marks} {IMAGE_PLACEHOLDER} mark(s) but {len(images)} "
-            "image(s); give each picture one mark in a human value"
+            "image(s); give each image one mark in a human value"
         )
     paths = iter(images)
     try:
@@ -193,7 +193,7 @@ def from_record(record: object, where: str, ignore: frozenset[str] = frozenset()
 
 
 def _split_placeholders(value: str, paths: Iterator[str]) -> tuple[str | ImageRef, ...]:
-    """Cut a value at its marks and put the next pictures there."""
+    """Cut a value at its marks and put the next images there."""
     if IMAGE_PLACEHOLDER not in value:
         return (value,) if value else ()
     first, *rest = value.split(IMAGE_PLACEHOLDER)
@@ -229,17 +229,17 @@ def to_record(conversation: Conversation) -> dict[str, object]:
     """Turn a Conversation into LLaVA's JSON object.
 
     Raises:
-        RecordError: A text holds the literal mark, which LLaVA's form cannot tell from a picture.
+        RecordError: A text holds the literal mark, which LLaVA's form cannot tell from an image.
     """
     for turn in conversation.turns:
         if IMAGE_PLACEHOLDER in turn.text:
             raise ConversationError(
                 f"record {conversation.id!r} says {IMAGE_PLACEHOLDER} in its text, where LLaVA's JSON would "
-                "read a picture; reword it"
+                "read an image; reword it"
             )
     record: dict[str, object] = {"id": conversation.id}
-    if pictures := conversation.pictures:
-        record["image"] = pictures[0] if len(pictures) == 1 else list(pictures)
+    if images := conversation.images:
+        record["image"] = images[0] if len(images) == 1 else list(images)
     record["conversations"] = [
         {
             "from": "human" if turn.role == "user" else "gpt",

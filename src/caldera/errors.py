@@ -7,7 +7,7 @@ CalderaError                1
 ├── InputError              3   something given to read is wrong
 │   ├── RecordError         3   a conversation record
 │   ├── AnnotationError     3   an annotation file
-│   ├── PictureError        3   a picture file
+│   ├── ImageError        3   an image file
 │   └── ModelFolderError    3   a model folder or checkpoint
 ├── OutputError             4   something could not be written
 ├── TeacherError            5   a teacher's or judge's key, quota or budget ends a run
@@ -61,7 +61,7 @@ class AnnotationError(InputError):
 
 
 class ImageError(InputError):
-    """A picture file cannot be used."""
+    """An image file cannot be used."""
 
 
 class ModelFormatError(InputError):

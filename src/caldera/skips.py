@@ -9,7 +9,7 @@ from caldera.storage import write_atomic
 
 
 @dataclass(frozen=True, slots=True)
-class Skip:
+class SkippedItem:
     """One item left out, and why."""
 
     location: str
@@ -23,7 +23,7 @@ class SkippedItems:
     max_fraction: float = 0.0
     """Share of all items that may be left out; at 0 the first fault is raised."""
 
-    items: list[Skip] = field(default_factory=list)
+    items: list[SkippedItem] = field(default_factory=list)
     """What was left out so far."""
 
     def add_or_raise(self, where: str, fault: InputError) -> None:
@@ -34,7 +34,7 @@ class SkippedItems:
         """
         if self.max_fraction <= 0:
             raise fault
-        self.items.append(Skip(where, str(fault)))
+        self.items.append(SkippedItem(where, str(fault)))
 
     def raise_if_over_limit(self, total: int) -> None:
         """Compare what was left out with what is allowed, once all `total` items were met.

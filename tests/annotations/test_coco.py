@@ -20,7 +20,7 @@ WIDTH, HEIGHT = 50, 20
 
 
 def coco_files() -> Files:
-    """Return the two annotation files of three pictures, with more fields than are read."""
+    """Return the two annotation files of three images, with more fields than are read."""
     images = [
         {"id": 7 * n, "file_name": f"{n}.jpg", "width": WIDTH, "height": HEIGHT, "license": 3}
         for n in (1, 2, 3)
@@ -42,15 +42,15 @@ def coco_files() -> Files:
     }
 
 
-def write(folder: Path, files: Files, split: str = "tiny", pictures: str = "tiny") -> Path:
-    """Write a COCO folder; a picture may be any bytes, as annotations are read without it."""
+def write(folder: Path, files: Files, split: str = "tiny", images: str = "tiny") -> Path:
+    """Write a COCO folder; an image may be any bytes, as annotations are read without it."""
     (folder / "annotations").mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (folder / "annotations" / f"{name}_{split}.json").write_text(json.dumps(content))
     for n in (1, 2, 3):
-        path = folder / pictures / f"{n}.jpg"
+        path = folder / images / f"{n}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"picture")
+        path.write_bytes(b"image")
     return folder
 
 
@@ -70,21 +70,21 @@ def test_a_folder_becomes_annotated_images(tmp_path: Path) -> None:
     assert first.counts == {"dog": 1}
 
 
-@pytest.mark.parametrize("pictures", ["tiny", "images/tiny", "images", "."])
-def test_pictures_are_found_wherever_such_folders_keep_them(tmp_path: Path, pictures: str) -> None:
+@pytest.mark.parametrize("images", ["tiny", "images/tiny", "images", "."])
+def test_images_are_found_wherever_such_folders_keep_them(tmp_path: Path, images: str) -> None:
     """In a folder of the split's name, in `images/`, in both, or beside the annotations."""
-    read = read_coco(write(tmp_path, coco_files(), pictures=pictures), SkippedItems())
+    read = read_coco(write(tmp_path, coco_files(), images=images), SkippedItems())
     assert [image.path for image in read.images] == [
-        tmp_path / pictures / f"{n}.jpg" for n in (1, 2, 3)
+        tmp_path / images / f"{n}.jpg" for n in (1, 2, 3)
     ]
 
 
 def test_a_split_is_read_by_name(tmp_path: Path) -> None:
     """With two splits one must be named, and the other is left alone."""
-    write(tmp_path, coco_files(), split="a", pictures="a")
+    write(tmp_path, coco_files(), split="a", images="a")
     other = coco_files()
     other["captions"]["annotations"][0]["caption"] = "Another dog"
-    write(tmp_path, other, split="b", pictures="b")
+    write(tmp_path, other, split="b", images="b")
 
     assert read_coco(tmp_path, SkippedItems(), "a").images[0].captions[0] == "A dog number 1 ."
     assert read_coco(tmp_path, SkippedItems(), "b").images[0].captions[0] == "Another dog"
@@ -94,29 +94,29 @@ def test_a_split_is_read_by_name(tmp_path: Path) -> None:
         read_coco(tmp_path, SkippedItems(), "c")
 
 
-def test_pictures_of_the_same_name_in_two_folders_stay_apart(tmp_path: Path) -> None:
+def test_images_of_the_same_name_in_two_folders_stay_apart(tmp_path: Path) -> None:
     """Their ids, from which records are named, differ."""
     files = coco_files()
     for image, name in zip(files["captions"]["images"], ("a/1.jpg", "b/1.jpg"), strict=False):
         image["file_name"] = name
         (tmp_path / "tiny" / name).parent.mkdir(parents=True)
-        (tmp_path / "tiny" / name).write_bytes(b"picture")
+        (tmp_path / "tiny" / name).write_bytes(b"image")
     ids = [image.id for image in read_coco(write(tmp_path, files), SkippedItems()).images]
     assert ids == ["a/1", "b/1", "3"]
 
 
-def test_pictures_that_differ_in_their_suffix_alone_stay_apart(tmp_path: Path) -> None:
+def test_images_that_differ_in_their_suffix_alone_stay_apart(tmp_path: Path) -> None:
     """Then the suffix belongs to the id."""
     files = coco_files()
     for image, name in zip(files["captions"]["images"], ("1.jpg", "1.png"), strict=False):
         image["file_name"] = name
         (tmp_path / "tiny" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "tiny" / name).write_bytes(b"picture")
+        (tmp_path / "tiny" / name).write_bytes(b"image")
     ids = [image.id for image in read_coco(write(tmp_path, files), SkippedItems()).images]
     assert ids == ["1.jpg", "1.png", "3"]
 
 
-def test_annotations_of_no_picture_are_told_of(
+def test_annotations_of_no_image_are_told_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Where 'images' was cut short, what belongs to the others is left aside, and that is said."""
@@ -124,7 +124,7 @@ def test_annotations_of_no_picture_are_told_of(
     for each in ("captions", "instances"):
         del files[each]["images"][1:]
     assert len(read_coco(write(tmp_path, files), SkippedItems()).images) == 1
-    assert "2 pictures are not used" in caplog.text
+    assert "2 images are not used" in caplog.text
 
 
 edges = st.integers(0, 40)
@@ -134,7 +134,7 @@ edges = st.integers(0, 40)
 def test_boxes_are_whole_and_inside_or_refused(
     tmp_path_factory: pytest.TempPathFactory, corners: list[tuple[int, int, int, int]]
 ) -> None:
-    """A box within a pixel of the picture is cut to it, any other is a fault."""
+    """A box within a pixel of the image is cut to it, any other is a fault."""
     files = coco_files()
     files["instances"]["annotations"] = [
         {"image_id": 7, "category_id": 1, "bbox": [left, top, width, height]}
@@ -160,49 +160,49 @@ def test_boxes_are_whole_and_inside_or_refused(
 
 
 def box_of(files: Files, **fields: object) -> None:
-    """Change the second picture's box."""
+    """Change the second image's box."""
     files["instances"]["annotations"][1].update(fields)
 
 
 def image_of(files: Files, **fields: object) -> None:
-    """Change the second picture's entry."""
+    """Change the second image's entry."""
     files["captions"]["images"][1].update(fields)
 
 
 def without(files: Files, name: str) -> None:
-    """Remove the second picture's entries from an annotation file."""
+    """Remove the second image's entries from an annotation file."""
     kept = [entry for entry in files[name]["annotations"] if entry["image_id"] != 14]
     files[name]["annotations"] = kept
 
 
-BAD_PICTURES: list[tuple[Callable[[Files], None], str]] = [
+BAD_IMAGES: list[tuple[Callable[[Files], None], str]] = [
     (lambda f: box_of(f, bbox=[45, 4, 10, 8]), "instances_tiny.json: annotations.1.bbox: box "),
     (lambda f: box_of(f, bbox=[45, 4, 10, 8]), "not lie inside its 50 x 20 pixels; correct or"),
-    (lambda f: box_of(f, bbox=[-3, 4, 10, 8]), "[-3.0, 4.0, 10.0, 8.0] of picture 2.jpg does not"),
+    (lambda f: box_of(f, bbox=[-3, 4, 10, 8]), "[-3.0, 4.0, 10.0, 8.0] of image 2.jpg does not"),
     (lambda f: box_of(f, bbox=[5, 4, 0, 8]), "annotations.1.bbox: box [5.0, 4.0, 0.0, 8.0]"),
     (lambda f: box_of(f, bbox=[5, 4, 10, -8]), "annotations.1.bbox: "),
     (lambda f: box_of(f, bbox=[float("nan"), 4, 10, 8]), "annotations.1.bbox: "),
     (lambda f: box_of(f, bbox=[0, 0, float("inf"), 8]), "annotations.1.bbox: "),
     (lambda f: box_of(f, bbox=[50, 4, 1, 8]), "annotations.1.bbox: "),
-    (lambda f: box_of(f, category_id=5), "annotations.1.category_id: a box of picture 2.jpg has"),
+    (lambda f: box_of(f, category_id=5), "annotations.1.category_id: a box of image 2.jpg has"),
     (lambda f: box_of(f, category_id=5), "category 5, which the file does not list; add it to"),
-    (lambda f: without(f, "instances"), "captions_tiny.json: images.1: picture 2.jpg has captions"),
-    (lambda f: without(f, "instances"), "but no boxes; add boxes, or leave such pictures out with"),
-    (lambda f: without(f, "captions"), "images.1: picture 2.jpg has no caption; add one or remove"),
+    (lambda f: without(f, "instances"), "captions_tiny.json: images.1: image 2.jpg has captions"),
+    (lambda f: without(f, "instances"), "but no boxes; add boxes, or leave such images out with"),
+    (lambda f: without(f, "captions"), "images.1: image 2.jpg has no caption; add one or remove"),
     (lambda f: image_of(f, file_name="gone.jpg"), "gone.jpg does not exist, but the annotations"),
     (lambda f: image_of(f, file_name="x" * 300), "images.1: "),
     (lambda f: image_of(f, file_name=""), "images.1: "),
     (lambda f: image_of(f, file_name="a\0.jpg"), "images.1: "),
-    (lambda f: image_of(f, id=7), "images.1: id 7 or file_name 2.jpg is that of a picture before"),
-    (lambda f: image_of(f, file_name="1.jpg"), "file_name 1.jpg is that of a picture before; rem"),
+    (lambda f: image_of(f, id=7), "images.1: id 7 or file_name 2.jpg is that of an image before"),
+    (lambda f: image_of(f, file_name="1.jpg"), "file_name 1.jpg is that of an image before; rem"),
 ]
 
 
-@pytest.mark.parametrize(("spoil", "message"), BAD_PICTURES)
-def test_a_bad_picture_stops_the_reading_or_is_left_out_and_listed(
+@pytest.mark.parametrize(("spoil", "message"), BAD_IMAGES)
+def test_a_bad_image_stops_the_reading_or_is_left_out_and_listed(
     tmp_path: Path, spoil: Callable[[Files], None], message: str
 ) -> None:
-    """One line with the file, the index, the field and what to do; the other pictures are read."""
+    """One line with the file, the index, the field and what to do; the other images are read."""
     files = coco_files()
     spoil(files)
     folder = write(tmp_path, files)
@@ -220,7 +220,7 @@ def test_a_bad_picture_stops_the_reading_or_is_left_out_and_listed(
 
 
 def test_an_empty_caption_among_others_is_nothing(tmp_path: Path) -> None:
-    """The picture keeps what was said about it."""
+    """The image keeps what was said about it."""
     files = coco_files()
     files["captions"]["annotations"][2]["caption"] = " \n"
     assert read_coco(write(tmp_path, files), SkippedItems()).images[1].captions == ("A pet",)
@@ -229,7 +229,7 @@ def test_an_empty_caption_among_others_is_nothing(tmp_path: Path) -> None:
 BAD_FILES: list[tuple[str, Callable[[Files], object], str]] = [
     ("captions", lambda f: f["captions"].pop("images"), "images: field required"),
     ("captions", lambda f: f["captions"].pop("annotations"), "annotations: field required"),
-    ("captions", lambda f: f["captions"]["images"].clear(), "lists no pictures; add them to 'ima"),
+    ("captions", lambda f: f["captions"]["images"].clear(), "lists no images; add them to 'ima"),
     ("captions", lambda f: image_of(f, width=0), "images.1.width: input should be greater than 0"),
     ("captions", lambda f: image_of(f, height="high"), "images.1.height: input should be a valid"),
     ("captions", lambda f: f["captions"]["images"][1].pop("id"), "images.1.id: field required"),
@@ -258,7 +258,7 @@ BAD_FILES: list[tuple[str, Callable[[Files], object], str]] = [
 def test_a_file_that_is_not_cocos_is_refused_whole(
     tmp_path: Path, name: str, spoil: Callable[[Files], object], message: str
 ) -> None:
-    """No share of bad pictures helps; the line names the file, the index and the field."""
+    """No share of bad images helps; the line names the file, the index and the field."""
     files = coco_files()
     spoil(files)
     with pytest.raises(AnnotationError) as caught:
@@ -316,8 +316,8 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
         read_coco(folder, SkippedItems())
 
 
-def test_a_folder_in_the_pictures_place_is_no_picture(tmp_path: Path) -> None:
-    """A picture is a file."""
+def test_a_folder_in_the_images_place_is_no_image(tmp_path: Path) -> None:
+    """An image is a file."""
     folder = write(tmp_path, coco_files())
     (folder / "tiny" / "2.jpg").unlink()
     os.mkfifo(folder / "tiny" / "2.jpg")

@@ -1,4 +1,4 @@
-"""Picture-caption pairs of three kinds of file, and what is wrong with one said with its line."""
+"""Image-caption pairs of three kinds of file, and what is wrong with one said with its line."""
 
 import csv
 import json
@@ -20,9 +20,9 @@ PAIRS = [
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with three pictures, which are not looked into."""
+    """A folder with three images, which are not looked into."""
     for name in ("1.jpg", "2.jpg", "é.jpg"):
-        (tmp_path / name).write_bytes(b"picture")
+        (tmp_path / name).write_bytes(b"image")
     return tmp_path
 
 
@@ -65,7 +65,7 @@ WRITERS = {
 
 @pytest.mark.parametrize("name", WRITERS)
 def test_all_kinds_of_file_say_the_same(folder: Path, name: str) -> None:
-    """Captions of one picture are brought together, on one line each; nothing is known about boxes."""
+    """Captions of one image are brought together, on one line each; nothing is known about boxes."""
     WRITERS[name](folder / name, PAIRS)
 
     read = read_pairs(folder / name, SkippedItems())
@@ -80,7 +80,7 @@ def test_all_kinds_of_file_say_the_same(folder: Path, name: str) -> None:
     assert all(image.instances == () and image.width == 0 for image in read.images)
 
 
-def test_pictures_may_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
+def test_images_may_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
     """Beside the file, in `images/` beside it, or where they are said to be; folders keep ids apart."""
     (folder / "images" / "a").mkdir(parents=True)
     (folder / "1.jpg").rename(folder / "images" / "a" / "1.jpg")
@@ -99,10 +99,10 @@ def test_pictures_may_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"image": "3.jpg", "caption": "x"}, "3.jpg does not exist; check --pictures"),
-        ({"image": "x" * 300, "caption": "x"}, "does not exist; check --pictures"),
-        ({"image": "", "caption": "x"}, "has an empty picture or caption; fill it or remove the"),
-        ({"image": "1.jpg", "caption": " \n"}, "has an empty picture or caption"),
+        ({"image": "3.jpg", "caption": "x"}, "3.jpg does not exist; check --images"),
+        ({"image": "x" * 300, "caption": "x"}, "does not exist; check --images"),
+        ({"image": "", "caption": "x"}, "has an empty image or caption; fill it or remove the"),
+        ({"image": "1.jpg", "caption": " \n"}, "has an empty image or caption"),
         ({"image": "1.jpg"}, "should have text fields 'image' and 'caption'"),
         ({"image": 1, "caption": "x"}, "should have text fields 'image' and 'caption'"),
         ({"image": ["1.jpg"], "caption": "x"}, "should have text fields 'image' and 'caption'"),
@@ -116,7 +116,7 @@ def test_pictures_may_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
                     {"from": "gpt", "value": "x"},
                 ],
             },
-            "has no picture; a caption needs one",
+            "has no image; a caption needs one",
         ),
         (
             {
@@ -129,7 +129,7 @@ def test_pictures_may_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
                     {"from": "gpt", "value": "y"},
                 ],
             },
-            "has 4 turns; a pair is a human turn with a picture and a gpt turn with its caption",
+            "has 4 turns; a pair is a human turn with an image and a gpt turn with its caption",
         ),
         (
             {"id": "7", "image": "1.jpg", "conversations": []},
@@ -203,7 +203,7 @@ def test_a_line_number_is_that_of_the_file(folder: Path) -> None:
 
 
 def test_real_pairs_are_read(third_party: Path) -> None:
-    """Flickr8k: 800 photos, five captions each. LCS-558K: 500 rows, a picture and a caption each."""
+    """Flickr8k: 800 photos, five captions each. LCS-558K: 500 rows, an image and a caption each."""
     flickr = read_pairs(third_party / "flickr8k" / "captions.csv", SkippedItems())
     assert len(flickr.images) == 800
     assert all(len(image.captions) == 5 for image in flickr.images)

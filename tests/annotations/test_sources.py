@@ -29,15 +29,15 @@ def test_every_source_says_what_is_missing(name: str, tmp_path: Path) -> None:
     assert parse_kinds(DEFAULT_KINDS[name])
 
 
-def test_sources_are_told_the_split_and_the_folder_of_pictures(tmp_path: Path) -> None:
-    """COCO takes the split, pairs the pictures."""
+def test_sources_are_told_the_split_and_the_folder_of_images(tmp_path: Path) -> None:
+    """COCO takes the split, pairs the images."""
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "captions_vol.json").write_text("{}")
     with pytest.raises(UnknownNameError, match="called 'val'; did you mean 'vol'"):
         read_annotations("coco", tmp_path, SkippedItems(), SourceOptions(split="val"))
     (tmp_path / "pairs.csv").write_text("image,caption\n1.jpg,A dog\n")
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "1.jpg").write_bytes(b"picture")
-    options = SourceOptions(pictures=tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "1.jpg").write_bytes(b"image")
+    options = SourceOptions(images=tmp_path / "elsewhere")
     [image] = read_annotations("pairs", tmp_path / "pairs.csv", SkippedItems(), options).images
     assert image.path == tmp_path / "elsewhere" / "1.jpg"

@@ -24,7 +24,7 @@ from caldera.batches.anyres import (
     grid_pinpoints,
     image_token_order,
 )
-from caldera.batches.pictures import PictureProcessor
+from caldera.batches.images import ImageProcessor
 from caldera.errors import UsageError
 
 RELEASED = grid_pinpoints(RELEASED_GRIDS, 336)
@@ -84,7 +84,7 @@ def test_counts_are_transformers_own() -> None:
 
 
 @given(SIZES, st.sampled_from([1, 2, 3, 7]))
-def test_every_patch_of_the_picture_stands_once_and_rows_end(size: Size, cells: int) -> None:
+def test_every_patch_of_the_image_stands_once_and_rows_end(size: Size, cells: int) -> None:
     """The order is as long as the count; no patch comes twice; each row of tiles ends with the newline."""
     layout = choose_layout(size, grid_pinpoints(RELEASED_GRIDS, 14), 14)
     order = image_token_order(layout, cells)
@@ -111,9 +111,9 @@ def test_tiles_are_laid_as_one_raster() -> None:
 def test_views_are_transformers_own(tmp_path: Path, size: Size) -> None:
     """Base view and tiles have the pixels of transformers' LLaVA-NeXT processor, in its order."""
     rng = np.random.default_rng(3)
-    picture = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    image = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
     mean, std, pinpoints = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25), grid_pinpoints(RELEASED_GRIDS, 14)
-    ours = PictureProcessor(side=14, mean=mean, std=std, aspect="anyres", pinpoints=pinpoints)
+    ours = ImageProcessor(side=14, mean=mean, std=std, aspect="anyres", pinpoints=pinpoints)
     theirs = LlavaNextImageProcessorPil(
         size={"shortest_edge": 14},
         crop_size={"height": 14, "width": 14},
@@ -121,23 +121,23 @@ def test_views_are_transformers_own(tmp_path: Path, size: Size) -> None:
         image_std=list(std),
         image_grid_pinpoints=[[height, width] for width, height in pinpoints],
     )
-    picture.save(tmp_path / "p.png")
+    image.save(tmp_path / "p.png")
 
-    views = ours(picture)
+    views = ours(image)
 
-    expected = torch.as_tensor(np.array(theirs(picture)["pixel_values"][0]))
+    expected = torch.as_tensor(np.array(theirs(image)["pixel_values"][0]))
     assert len(views) == ours.layout(tmp_path / "p.png").views
     torch.testing.assert_close(views, expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 @pytest.mark.parametrize("form", ["jpg", "png", "webp"])
-def test_a_turned_picture_is_laid_out_upright(tmp_path: Path, form: str, orientation: int) -> None:
+def test_a_turned_image_is_laid_out_upright(tmp_path: Path, form: str, orientation: int) -> None:
     """The size in the file's head is turned as its pixels will be."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.new("RGB", (40, 20)).save(tmp_path / f"p.{form}", exif=exif)
-    shape = PictureProcessor(
+    shape = ImageProcessor(
         side=14,
         mean=(0.5,) * 3,
         std=(0.5,) * 3,
@@ -159,6 +159,6 @@ def test_a_grid_that_is_none_is_refused(grids: tuple[str, ...]) -> None:
 def test_tiles_must_be_whole(pinpoint: Size) -> None:
     """A canvas that the tower's side does not divide is refused."""
     with pytest.raises(ValueError, match="does not cut into tiles of 14 x 14"):
-        PictureProcessor(
+        ImageProcessor(
             side=14, mean=(0.5,) * 3, std=(0.5,) * 3, aspect="anyres", pinpoints=(pinpoint,)
         )

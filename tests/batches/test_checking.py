@@ -29,18 +29,18 @@ class Counting(NoProgress):
         yield tick
 
 
-def row(name: str, *pictures: str) -> dict[str, object]:
-    """A record that shows pictures."""
+def row(name: str, *images: str) -> dict[str, object]:
+    """A record that shows images."""
     turns = [
-        {"from": "human", "value": "<image>" * len(pictures) + "What?"},
+        {"from": "human", "value": "<image>" * len(images) + "What?"},
         {"from": "gpt", "value": "x" * 700},
     ]
-    return {"id": name, "image": list(pictures) or None, "conversations": turns}
+    return {"id": name, "image": list(images) or None, "conversations": turns}
 
 
 @pytest.mark.parametrize("name", ["data.json", "data.jsonl"])
 def test_counts_are_of_good_records_and_progress_of_bytes(tmp_path: Path, name: str) -> None:
-    """Pictures by name, each looked for once; every kB of the file is told."""
+    """Images by name, each looked for once; every kB of the file is told."""
     for number in range(3):
         (tmp_path / f"{number}.png").touch()
     rows = [row(str(at % 11), f"{at % 3}.png") for at in range(13)]
@@ -50,12 +50,10 @@ def test_counts_are_of_good_records_and_progress_of_bytes(tmp_path: Path, name: 
     file.write_text("\n".join(lines) if name == "data.jsonl" else f"[{','.join(lines)}]")
     progress = Counting()
 
-    found = validate_file(
-        file, tmp_path, open_pictures=False, ignore=frozenset(), progress=progress
-    )
+    found = validate_file(file, tmp_path, open_images=False, ignore=frozenset(), progress=progress)
 
     assert (found.records, found.turns, found.multi_image, found.text_only) == (17, 32, 1, 1)
-    assert found.pictures == {"0.png", "1.png", "2.png", "3.png"}
+    assert found.images == {"0.png", "1.png", "2.png", "3.png"}
     assert found.repeated_ids == 4
     lost, broken = found.bad
     assert "3.png does not exist" in lost.reason
@@ -68,5 +66,5 @@ def test_a_file_broken_behind_good_records_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text(f"[{json.dumps(row('1'))}, {json.dumps(row('2'))[:-9]}")
     with pytest.raises(InputError, match=r"is broken JSON at line 1 column \d+"):
         validate_file(
-            tmp_path / "data.json", tmp_path, open_pictures=False, ignore=frozenset(), progress=NoProgress()
+            tmp_path / "data.json", tmp_path, open_images=False, ignore=frozenset(), progress=NoProgress()
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Packs laid behind one another keep their tokens, positions, what is learned, and their pictures."""
+"""Packs laid behind one another keep their tokens, positions, what is learned, and their images."""
 
 from pathlib import Path
 
@@ -12,14 +12,12 @@ from caldera.batches.packing import Pack
 from caldera.batches.samples import Sample
 
 
-def sample(name: str, length: int, pictures: int = 0) -> Sample:
+def sample(name: str, length: int, images: int = 0) -> Sample:
     """Return a sample whose last two tokens are learned."""
     ids = tuple(range(10, 10 + length))
     labels = (*(IGNORE_INDEX,) * (length - 2), *ids[-2:])
-    paths = tuple(Path(f"{at}.png") for at in range(pictures))
-    return Sample(
-        name, ids, labels, paths, (SINGLE_VIEW,) * pictures, tuple(range(1, 1 + pictures))
-    )
+    paths = tuple(Path(f"{at}.png") for at in range(images))
+    return Sample(name, ids, labels, paths, (SINGLE_VIEW,) * images, tuple(range(1, 1 + images)))
 
 
 def test_samples_alone_lie_behind_one_another() -> None:
@@ -52,18 +50,18 @@ def test_a_first_token_is_never_predicted() -> None:
     assert batch.target_ids.tolist() == [6]
 
 
-def test_shared_pictures_come_with_the_first_sample() -> None:
+def test_shared_images_come_with_the_first_sample() -> None:
     """One behind the shared tokens comes with each sample."""
-    one, other = sample("a", 6, pictures=2), sample("b", 7, pictures=2)
+    one, other = sample("a", 6, images=2), sample("b", 7, images=2)
     packs = [Pack((one, other), 1)]
-    assert [(each.id, each.pictures[some]) for each, some in iter_new_images(packs)] == [
+    assert [(each.id, each.images[some]) for each, some in iter_new_images(packs)] == [
         ("a", (Path("0.png"), Path("1.png"))),
         ("b", (Path("1.png"),)),
     ]
     assert len(collate(packs, torch.zeros(3, 2)).layouts) == 3
 
 
-def test_pictures_and_samples_must_agree() -> None:
-    """A picture too many or too few stops the batch, with both numbers."""
-    with pytest.raises(ValueError, match="show 2 views of pictures but 1 arrived"):
-        collate([Pack((sample("a", 3, pictures=2),), 0)], torch.zeros(1, 5))
+def test_images_and_samples_must_agree() -> None:
+    """An image too many or too few stops the batch, with both numbers."""
+    with pytest.raises(ValueError, match="show 2 views of images but 1 arrived"):
+        collate([Pack((sample("a", 3, images=2),), 0)], torch.zeros(1, 5))

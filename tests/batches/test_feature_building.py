@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from caldera.batches import feature_building, picture_sources
+from caldera.batches import feature_building, image_sources
 from caldera.batches.feature_building import cache_features
 from caldera.batches.feature_store import FeatureStore
-from caldera.batches.picture_sources import CachedFeatures, DecodedImages, FrozenTower
-from caldera.batches.pictures import PictureProcessor
+from caldera.batches.image_sources import CachedFeatures, DecodedImages, FrozenTower
+from caldera.batches.images import ImageProcessor
 from caldera.errors import ImageError, InputError, OutputError
 from caldera.progress import NoProgress
 
-PROCESSOR = PictureProcessor(side=3, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+PROCESSOR = ImageProcessor(side=3, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 class Looks:
@@ -41,7 +41,7 @@ def stop(path: Path, fault: InputError) -> None:
 
 
 def keep(
-    folder: Path, paths: list[Path], looks: Looks, processor: PictureProcessor = PROCESSOR
+    folder: Path, paths: list[Path], looks: Looks, processor: ImageProcessor = PROCESSOR
 ) -> CachedFeatures:
     """Keep features in `folder`."""
     return cache_features(
@@ -53,7 +53,7 @@ def keep(
     )
 
 
-def expected(paths: list[Path], processor: PictureProcessor = PROCESSOR) -> Tensor:
+def expected(paths: list[Path], processor: ImageProcessor = PROCESSOR) -> Tensor:
     """Return what the tower gives, (views, 9, 3)."""
     return Looks()(DecodedImages(processor)(paths)).bfloat16()
 
@@ -61,14 +61,14 @@ def expected(paths: list[Path], processor: PictureProcessor = PROCESSOR) -> Tens
 def test_their_size_is_announced(
     tmp_path: Path, photos: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """How many pictures are new and what they take is said before; where none is new, nothing is."""
+    """How many images are new and what they take is said before; where none is new, nothing is."""
     caplog.set_level(logging.INFO)
     paths = sorted(photos.iterdir())
     keep(tmp_path / "kept", paths[:2], Looks())
     caplog.clear()
 
     keep(tmp_path / "kept", paths, Looks())
-    assert "features of 5 pictures (5 views) take 0.0 MB in " in caplog.text
+    assert "features of 5 images (5 views) take 0.0 MB in " in caplog.text
     caplog.clear()
 
     keep(tmp_path / "kept", paths, Looks())
@@ -76,12 +76,12 @@ def test_their_size_is_announced(
 
 
 def test_a_disk_with_too_little_room_is_said_before(tmp_path: Path, photos: Path) -> None:
-    """The figures and the way out stand in the message; no picture was looked at."""
+    """The figures and the way out stand in the message; no image was looked at."""
     looks = Looks()
     tower = FrozenTower(PROCESSOR, looks, (10**9, 10**9))
     with pytest.raises(
         OutputError,
-        match=r"of 7 pictures \(7 views\) take 14,000,000,000\.0 GB in .*kept, where [\d,.]+ GB are free; .*"
+        match=r"of 7 images \(7 views\) take 14,000,000,000\.0 GB in .*kept, where [\d,.]+ GB are free; .*"
         "keep_features=false",
     ):
         cache_features(
@@ -97,9 +97,9 @@ def test_a_disk_with_too_little_room_is_said_before(tmp_path: Path, photos: Path
 def test_tiles_go_through_the_tower_in_bounded_numbers(
     tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Views are counted, not pictures; each picture gets back its own, in order, also beside others."""
+    """Views are counted, not images; each image gets back its own, in order, also beside others."""
     monkeypatch.setattr(feature_building, "AT_ONCE", 5)
-    monkeypatch.setattr(picture_sources, "AT_ONCE", 5)
+    monkeypatch.setattr(image_sources, "AT_ONCE", 5)
     tiled = replace(PROCESSOR, aspect="anyres", pinpoints=((3, 6), (6, 3), (9, 6)))
     paths, looks = sorted(photos.iterdir()), Looks()
 
@@ -120,7 +120,7 @@ def test_damaged_rows_are_computed_again(
     paths = sorted(photos.iterdir())
     keep(tmp_path, paths, Looks())
     content = bytearray((tmp_path / "store.bin").read_bytes())
-    content[2 * 54 + 7] ^= 1  # in the row of the third picture
+    content[2 * 54 + 7] ^= 1  # in the row of the third image
     (tmp_path / "store.bin").write_bytes(content)
 
     looks = Looks()
@@ -138,7 +138,7 @@ def test_damaged_rows_are_computed_again(
 
 
 def test_damage_that_cannot_be_mended_is_an_error(tmp_path: Path, photos: Path) -> None:
-    """Where the picture is gone by then, training stops rather than learn from noise."""
+    """Where the image is gone by then, training stops rather than learn from noise."""
     paths = sorted(photos.iterdir())
     source = keep(tmp_path, paths, Looks())
     with (tmp_path / "store.bin").open("r+b") as data:
@@ -151,7 +151,7 @@ def test_damage_that_cannot_be_mended_is_an_error(tmp_path: Path, photos: Path) 
 def test_a_file_that_was_cut_is_filled_again(
     tmp_path: Path, photos: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Pictures behind the cut are looked at again, the others are not."""
+    """Images behind the cut are looked at again, the others are not."""
     paths = sorted(photos.iterdir())
     keep(tmp_path, paths, Looks())
     os.truncate(tmp_path / "store.bin", 4 * 54 + 11)
@@ -160,10 +160,10 @@ def test_a_file_that_was_cut_is_filled_again(
         looks = Looks()
         assert torch.equal(keep(tmp_path, paths, looks)(paths), expected(paths))
         assert sum(looks.sizes) == (0 if number else 3)
-    assert "is cut short: 3 pictures will be looked at again" in caplog.text
+    assert "is cut short: 3 images will be looked at again" in caplog.text
 
 
-def test_a_broken_line_costs_its_picture_only(
+def test_a_broken_line_costs_its_image_only(
     tmp_path: Path, photos: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Other lines say themselves where their rows are."""
@@ -208,7 +208,7 @@ print("looked at", sum(looks.sizes), flush=True)
 
 
 def builder(folder: Path, photos: Path, stop_at: int) -> subprocess.Popen[str]:
-    """Start a process that looks at two pictures at a time and waits with those of one of its looks in hand."""
+    """Start a process that looks at two images at a time and waits with those of one of its looks in hand."""
     words = [sys.executable, "-c", BUILDER, str(folder), str(photos), str(stop_at)]
     return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from caldera.batches.feature_building import cache_features
 from caldera.batches.feature_store import FeatureStore
-from caldera.batches.picture_sources import CachedFeatures, DecodedImages, FrozenTower
-from caldera.batches.pictures import PictureProcessor
+from caldera.batches.image_sources import CachedFeatures, DecodedImages, FrozenTower
+from caldera.batches.images import ImageProcessor
 from caldera.errors import InputError
 from caldera.progress import NoProgress
 
-PROCESSOR = PictureProcessor(side=3, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+PROCESSOR = ImageProcessor(side=3, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 def keep(
@@ -109,7 +109,7 @@ def test_a_kill_before_the_first_line_is_whole_loses_nothing(
         assert tower.seen == (0 if start else len(paths))
 
 
-def test_where_no_picture_is_usable_there_are_no_features(tmp_path: Path) -> None:
+def test_where_no_image_is_usable_there_are_no_features(tmp_path: Path) -> None:
     """The source is empty; whoever asked decides what that means."""
     bad: list[Path] = []
     source = keep(tmp_path, [tmp_path / "missing.png"], Counting(), bad)
@@ -118,10 +118,10 @@ def test_where_no_picture_is_usable_there_are_no_features(tmp_path: Path) -> Non
         source(bad)
 
 
-def test_bad_pictures_are_told_and_left_out(
+def test_bad_images_are_told_and_left_out(
     tmp_path: Path, photos: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A broken and a missing picture are reported; the others are kept."""
+    """A broken and a missing image are reported; the others are kept."""
     (photos / "0.png").write_bytes(b"broken")
     paths = [*sorted(photos.iterdir()), photos / "missing.png"]
     bad: list[Path] = []

@@ -50,7 +50,7 @@ exchanges = st.lists(st.tuples(st.integers(0, 2), said, said), min_size=1, max_s
 
 
 def dialogue(exchanges: list[tuple[int, str, str]]) -> Conversation:
-    """Return a conversation of (pictures, question, answer)."""
+    """Return a conversation of (images, question, answer)."""
     turns: list[Turn] = []
     for count, question, answer in exchanges:
         shown = tuple(ImageRef(f"{len(turns)}-{number}.png") for number in range(count))
@@ -120,8 +120,8 @@ def test_the_answers_and_their_ends_are_learned(
         ):  # the tokenizer's own space, which it puts behind each mark
             assert spaced
             assert learned == "".join(f" {text}" for text in expected), template.name
-        assert encoded.picture_paths == conversation.pictures
-        assert encoded.ids.count(IMAGE_SLOT_ID) == len(conversation.pictures)
+        assert encoded.image_paths == conversation.images
+        assert encoded.ids.count(IMAGE_SLOT_ID) == len(conversation.images)
         written = [
             span.spelling in special
             if isinstance(span, SpecialToken)
@@ -136,7 +136,7 @@ def test_the_answers_and_their_ends_are_learned(
 @several
 @given(caption=said)
 def test_plain_learns_the_caption_and_its_newline(name: str, caption: str) -> None:
-    """Stage 1 sees the start mark, the picture and the caption; the question is gone.
+    """Stage 1 sees the start mark, the image and the caption; the question is gone.
 
     Some tokenizers put a space behind a special token, and the legacy variant has all that have one put it there.
     """
@@ -245,7 +245,7 @@ def test_a_mark_that_the_tokenizer_lacks_is_named(tokenizer: PreTrainedTokenizer
 
 
 def test_image_tokens_take_the_slots_place(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Each slot becomes as many image tokens as its picture has, none of them learned."""
+    """Each slot becomes as many image tokens as its image has, none of them learned."""
     encoded = encode(find_template("vicuna_v1").render(dialogue([(2, "a", "b")])), tokenizer)
 
     grown = encoded.with_image_tokens([3, 5], image_token_id=999)

@@ -14,21 +14,21 @@ from caldera.batches.samples import Sample
 IMAGE = 99
 
 
-def sample(name: str, *, before: str = "", picture: str = "", text: str, answer: str) -> Sample:
-    """Return a sample of letters: text before a picture of three tokens, text behind it, and a learned answer."""
-    ids = [ord(letter) for letter in before] + [IMAGE] * 3 * bool(picture)
+def sample(name: str, *, before: str = "", image: str = "", text: str, answer: str) -> Sample:
+    """Return a sample of letters: text before an image of three tokens, text behind it, and a learned answer."""
+    ids = [ord(letter) for letter in before] + [IMAGE] * 3 * bool(image)
     end = len(ids)
     ids += [ord(letter) for letter in text]
     labels = [IGNORE_INDEX] * len(ids) + [ord(letter) for letter in answer]
     ids += [ord(letter) for letter in answer]
-    shown = ((Path(picture),), (SINGLE_VIEW,), (end,)) if picture else ((), (), ())
+    shown = ((Path(image),), (SINGLE_VIEW,), (end,)) if image else ((), (), ())
     return Sample(name, tuple(ids), tuple(labels), *shown)
 
 
 def test_what_is_shared_ends_where_samples_differ() -> None:
-    """System text, picture and the same first words come once."""
-    one = sample("a", before="sys", picture="p", text="what is", answer="x")
-    other = sample("b", before="sys", picture="p", text="where", answer="y")
+    """System text, image and the same first words come once."""
+    one = sample("a", before="sys", image="p", text="what is", answer="x")
+    other = sample("b", before="sys", image="p", text="where", answer="y")
     [made] = build_packs([one, other], share=True)
     assert made == Pack((one, other), len("sys") + 3 + len("wh"))
     assert made.num_shared_images == 1
@@ -36,45 +36,45 @@ def test_what_is_shared_ends_where_samples_differ() -> None:
 
 
 def test_what_is_learned_is_never_shared() -> None:
-    """Captions that begin alike share the picture alone, as each learns its own."""
-    one = sample("a", picture="p", text="", answer="a dog")
-    other = sample("b", picture="p", text="", answer="a cat")
+    """Captions that begin alike share the image alone, as each learns its own."""
+    one = sample("a", image="p", text="", answer="a dog")
+    other = sample("b", image="p", text="", answer="a cat")
     [made] = build_packs([one, other], share=True)
     assert made.prefix_length == 3
 
 
 def test_equal_samples_keep_a_token_each() -> None:
     """The same sample twice is one prefix and two branches."""
-    one = sample("a", picture="p", text="q", answer="")
+    one = sample("a", image="p", text="q", answer="")
     [made] = build_packs([one, one], share=True)
     assert made.prefix_length == one.length - 1
 
 
 @pytest.mark.parametrize("share", [True, False])
 def test_others_stand_alone(share: bool) -> None:
-    """Samples of other pictures, of none, or with the picture behind other words; all of them where none may share."""
+    """Samples of other images, of none, or with the image behind other words; all of them where none may share."""
     samples = [
-        sample("a", before="sys", picture="p", text="what", answer="x"),
-        sample("b", before="sys", picture="q", text="what", answer="x"),
+        sample("a", before="sys", image="p", text="what", answer="x"),
+        sample("b", before="sys", image="q", text="what", answer="x"),
         sample("c", text="sys what", answer="x"),
         sample("d", text="sys what", answer="x"),
-        sample("e", before="other", picture="p", text="what", answer="x"),
+        sample("e", before="other", image="p", text="what", answer="x"),
     ]
     assert build_packs(samples, share=share) == [Pack((each,), 0) for each in samples]
     assert build_packs([samples[0]] * 2, share=False) == [Pack((samples[0],), 0)] * 2
 
 
 def test_one_that_begins_otherwise_does_not_hinder_the_others() -> None:
-    """Two of three about a picture share it."""
-    one = sample("a", before="sys", picture="p", text="what", answer="x")
-    odd = sample("b", before="other", picture="p", text="what", answer="x")
-    other = sample("c", before="sys", picture="p", text="where", answer="x")
+    """Two of three about an image share it."""
+    one = sample("a", before="sys", image="p", text="what", answer="x")
+    odd = sample("b", before="other", image="p", text="what", answer="x")
+    other = sample("c", before="sys", image="p", text="where", answer="x")
     assert build_packs([one, odd, other], share=True) == [Pack((one, other), 8), Pack((odd,), 0)]
 
 
-def test_groups_are_by_pictures_in_order() -> None:
-    """The same pictures in another order, or shown otherwise, are another group."""
-    one = sample("a", picture="p", text="x", answer="y")
+def test_groups_are_by_images_in_order() -> None:
+    """The same images in another order, or shown otherwise, are another group."""
+    one = sample("a", image="p", text="x", answer="y")
     two = Sample("b", (1,), (1,), (Path("p"), Path("q")), (SINGLE_VIEW, SINGLE_VIEW), (0, 1))
     swapped = Sample("c", (1,), (1,), (Path("q"), Path("p")), (SINGLE_VIEW, SINGLE_VIEW), (0, 1))
     assert group_by_images([one, two, swapped, one, two]) == [[0, 3], [1, 4], [2]]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from caldera.batches.checking import validate_file
-from caldera.batches.samples import SampleMaker
+from caldera.batches.samples import SampleBuilder
 from caldera.batches.templates import find_template
 from caldera.conversation import Conversation, ImageRef, Turn, write_conversations
 from caldera.errors import ImageError
@@ -13,21 +13,21 @@ from caldera.model.folder import LlavaBundle
 from caldera.progress import NoProgress
 
 MADE_UP = ("nowhere.png", "x" * 300 + ".png")
-"""Names of pictures that are not there; no file system takes the second."""
+"""Names of images that are not there; no file system takes the second."""
 
 
 def about(path: str) -> Conversation:
-    """Return a dialogue about a picture."""
+    """Return a dialogue about an image."""
     asked = Turn("user", (ImageRef(path), "\nwhat is this?"))
     return Conversation("lost", (asked, Turn("assistant", ("a dog",))))
 
 
 @pytest.mark.parametrize("path", MADE_UP)
-def test_a_missing_picture_is_found_before_training(
+def test_a_missing_image_is_found_before_training(
     assistant: LlavaBundle, tmp_path: Path, path: str
 ) -> None:
     """Whatever its name is, the record and the file are named."""
-    maker = SampleMaker(
+    maker = SampleBuilder(
         tokenizer=assistant.tokenizer,
         template=find_template("vicuna_v1"),
         image_token_id=assistant.model.image_token_id,
@@ -41,13 +41,13 @@ def test_a_missing_picture_is_found_before_training(
 
 @pytest.mark.parametrize("path", MADE_UP)
 @pytest.mark.parametrize("look", [False, True])
-def test_checking_lists_a_missing_picture(tmp_path: Path, path: str, look: bool) -> None:
-    """With its pictures opened or only found."""
+def test_checking_lists_a_missing_image(tmp_path: Path, path: str, look: bool) -> None:
+    """With its images opened or only found."""
     write_conversations(tmp_path / "data.json", [about(path)])
     findings = validate_file(
         tmp_path / "data.json",
         tmp_path,
-        open_pictures=look,
+        open_images=look,
         ignore=frozenset(),
         progress=NoProgress(),
     )

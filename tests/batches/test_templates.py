@@ -48,7 +48,7 @@ WRITTEN = {
     "<start_of_turn>user\nwhy?<end_of_turn>\n<start_of_turn>model\n[b<end_of_turn>]",
     "phi": "<s><|user|>\n*\nwhat?<|end|>\n<|assistant|>\n[a<|end|>]\n<|user|>\nwhy?<|end|>\n<|assistant|>\n[b<|end|>]",
 }
-"""Two rounds: `*` is the picture, what is learned stands in brackets, LLaMA-2's own brackets are round ones here."""
+"""Two rounds: `*` is the image, what is learned stands in brackets, LLaMA-2's own brackets are round ones here."""
 
 TWO_ROUNDS = Conversation(
     "c",
@@ -79,7 +79,7 @@ def written(name: str, conversation: Conversation) -> str:
 
 @pytest.mark.parametrize("name", [name for name in TEMPLATES if not TEMPLATES[name].isolated])
 def test_two_rounds_are_written_to_the_letter(name: str) -> None:
-    """The picture goes to the front of its turn; answers, what leads to them and their ends are learned."""
+    """The image goes to the front of its turn; answers, what leads to them and their ends are learned."""
     turns = TWO_ROUNDS.turns[: 2 if name == "plain" else 4]
     assert written(name, Conversation("c", turns)) == WRITTEN[name]
 
@@ -127,8 +127,8 @@ def _texts(name: str) -> list[str]:
     ]
 
 
-def test_a_picture_without_words_stands_alone() -> None:
-    """As in the original, which strips a turn once more after moving the picture: no line ends behind it."""
+def test_a_image_without_words_stands_alone() -> None:
+    """As in the original, which strips a turn once more after moving the image: no line ends behind it."""
     slot = ImageSlot(ImageRef("a.png"))
     for parts in ((ImageRef("a.png"),), (ImageRef("a.png"), "\n"), (" ", ImageRef("a.png"), " ")):
         asked = Conversation("c", (Turn("user", parts),))
@@ -142,7 +142,7 @@ def test_a_picture_without_words_stands_alone() -> None:
 
 
 def test_plain_takes_only_captions() -> None:
-    """Dialogues and texts without a picture are sent to the other template."""
+    """Dialogues and texts without an image are sent to the other template."""
     without = Conversation("c", (Turn("user", ("what?",)), Turn("assistant", ("a",))))
     for conversation in (TWO_ROUNDS, without):
         with pytest.raises(

@@ -27,7 +27,7 @@ said = st.lists(words, min_size=1, max_size=4).map("".join).filter(lambda text: 
 def slow_ids(prompt: str) -> list[int]:
     """Encode a prompt as LLaVA-1.5's code did, with a slow legacy tokenizer (spec 1.5).
 
-    The prompt is cut at `<image>`, each piece is tokenised with a start mark, which only the first one keeps. The slow
+    The prompt is cut at `<image>`, each piece is tokenized with a start mark, which only the first one keeps. The slow
     tokenizer cuts a piece at its special tokens and has SentencePiece itself encode each text between them.
     """
     slow = sentencepiece("tokenizer.model.v1")
@@ -71,14 +71,14 @@ def test_legacy_variants_give_the_slow_tokenizers_ids(
         used = [(True, *rounds[0][1:])] if name == "plain" else rounds
         turns: list[Turn] = []
         for shown, question, answer in used:
-            picture = (ImageRef("a.png"),) * shown
-            turns += [Turn("user", (*picture, question)), Turn("assistant", (answer,))]
+            image = (ImageRef("a.png"),) * shown
+            turns += [Turn("user", (*image, question)), Turn("assistant", (answer,))]
         spans = find_template(f"{name}_legacy").render(Conversation("c", tuple(turns)))
         assert list(encode(spans, tokenizer).ids) == slow_ids(prompt_of(name, used)), name
 
 
 def test_the_variants_differ_where_the_spec_says() -> None:
-    """Behind an end mark and behind a picture, and nowhere else (spec 1.5 and 2.3)."""
+    """Behind an end mark and behind an image, and nowhere else (spec 1.5 and 2.3)."""
     tokenizer = make_tokenizer("llama")
     turns = (
         Turn("user", (ImageRef("a.png"), "what?")),

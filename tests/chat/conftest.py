@@ -39,7 +39,7 @@ def server(shared_server: ServerProcess, loopback: None) -> Iterator[ServerProce
 
 @pytest.fixture(scope="session")
 def shared_uncached_server(model_folder: Path) -> Iterator[ServerProcess]:
-    """A server that keeps nothing of earlier requests, and decodes one picture at a time."""
+    """A server that keeps nothing of earlier requests, and decodes one image at a time."""
     options = ("--set", "engine.cache_bytes=0", "--set", "media.decoders=1")
     with ServerProcess(model_folder, *options) as server:
         yield server
@@ -89,7 +89,7 @@ def narrow_server(shared_narrow_server: ServerProcess, loopback: None) -> Iterat
 
 @pytest.fixture(scope="session")
 def media_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of pictures that a server lets its clients name."""
+    """A folder of images that a server lets its clients name."""
     folder = tmp_path_factory.mktemp("media") / "data"
     folder.mkdir()
     return folder
@@ -97,7 +97,7 @@ def media_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shared_host() -> Iterator[MediaHost]:
-    """A host of pictures whose port is known before the server starts."""
+    """A host of images whose port is known before the server starts."""
     enable_socket()
     host = MediaHost(lambda path: iter(()))
     yield host
@@ -120,7 +120,7 @@ def shared_fetching_server(
 
 @pytest.fixture
 def host(shared_host: MediaHost, loopback: None) -> MediaHost:
-    """The host of pictures, which nobody has asked yet."""
+    """The host of images, which nobody has asked yet."""
     shared_host.paths.clear()
     shared_host.sent = 0
     return shared_host

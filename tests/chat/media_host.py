@@ -1,4 +1,4 @@
-"""A host of pictures on loopback: each path answers with the bytes a test wrote for it, well-formed or not."""
+"""A host of images on loopback: each path answers with the bytes a test wrote for it, well-formed or not."""
 
 import socket
 import threading

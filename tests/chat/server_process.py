@@ -193,7 +193,7 @@ class ServerProcess:
         )
 
     def ask(self, *parts: str | bytes | dict[str, Any], **more: object) -> Answer:
-        """Ask by words, pictures' files, and parts as they are."""
+        """Ask by words, images' files, and parts as they are."""
         return self.post(asking(*parts, **more))
 
     def open_stream(self, *parts: str | bytes | dict[str, Any], **more: object) -> "Stream":
@@ -301,7 +301,7 @@ def whole(connection: http.client.HTTPConnection) -> Answer:
 
 
 def asking(*parts: str | bytes | dict[str, Any], **more: object) -> dict[str, Any]:
-    """Return the body of a request: one question of words, pictures' files, and parts as they are."""
+    """Return the body of a request: one question of words, images' files, and parts as they are."""
     content = [_part(part) for part in parts]
     messages = [{"role": "user", "content": content}]
     return {"model": NAME, "temperature": 0, "max_tokens": 12, "messages": messages, **more}
@@ -318,14 +318,14 @@ def _part(part: str | bytes | dict[str, Any]) -> dict[str, Any]:
 
 
 def shown(url: str) -> dict[str, Any]:
-    """Return the part of a message that shows a URL's picture."""
+    """Return the part of a message that shows a URL's image."""
     return {"type": "image_url", "image_url": {"url": url}}
 
 
-def picture(
+def image(
     seed: int = 0, size: tuple[int, int] = (9, 7), form: str = "PNG", **options: object
 ) -> bytes:
-    """Return the file of a picture of colours drawn from a seed."""
+    """Return the file of an image of colors drawn from a seed."""
     import numpy as np
 
     values = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
@@ -333,7 +333,7 @@ def picture(
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
-    """Return a picture as the bytes of a file."""
+    """Return an image as the bytes of a file."""
     buffer = BytesIO()
     image.save(buffer, form, **options)
     return buffer.getvalue()

@@ -9,7 +9,7 @@ from PIL import Image
 import caldera
 from caldera.chat.loaded import ChatModel
 from caldera.errors import ImageError, UsageError
-from caldera.inference.engine import EngineSettings
+from caldera.inference.engine import EngineConfig
 from caldera.model.folder import LlavaBundle, save_model_folder
 
 
@@ -17,12 +17,12 @@ from caldera.model.folder import LlavaBundle, save_model_folder
 def llava(assistant: LlavaBundle, tmp_path: Path) -> Iterator[ChatModel]:
     """The random assistant, saved and loaded by the public name."""
     save_model_folder(tmp_path / "model", assistant)
-    with caldera.load(tmp_path / "model", settings=EngineSettings(slots=2)) as loaded:
+    with caldera.load(tmp_path / "model", settings=EngineConfig(slots=2)) as loaded:
         yield loaded
 
 
 def test_a_question_is_answered_whole_and_in_pieces(llava: ChatModel, photos: Path) -> None:
-    """By file or opened picture, with the settings of Sampling by name."""
+    """By file or opened image, with the settings of Sampling by name."""
     whole = llava.chat("what is it?", photos / "1.png", max_new_tokens=12)
     pieces = list(llava.stream("what is it?", str(photos / "1.png"), max_new_tokens=12))
     with Image.open(photos / "1.png") as opened:
@@ -33,7 +33,7 @@ def test_a_question_is_answered_whole_and_in_pieces(llava: ChatModel, photos: Pa
 
 
 def test_many_questions_get_their_own_answers_in_order(llava: ChatModel, photos: Path) -> None:
-    """More than fit side by side, with one picture, two and none; drawn ones differ by question."""
+    """More than fit side by side, with one image, two and none; drawn ones differ by question."""
     asked: list[tuple[str | Path, ...]] = [
         ("what is it?", photos / "1.png"),
         ("what are they?", photos / "2.png", photos / "3.png"),
@@ -54,13 +54,13 @@ def test_a_talk_remembers(llava: ChatModel, photos: Path) -> None:
     "".join(talk.ask("what is it?"))
     before = llava.engine.stats().cached_tokens
     second = "".join(talk.ask("and now?"))
-    assert llava.engine.stats().cached_tokens - before > 9  # the picture, at least
+    assert llava.engine.stats().cached_tokens - before > 9  # the image, at least
     assert second == talk.conversation.turns[3].text
     assert len(talk.conversation.turns) == 4
 
 
 def test_what_cannot_be_asked_is_refused(llava: ChatModel, photos: Path) -> None:
-    """A missing picture, a web address, a setting out of range, an unknown one, nothing asked."""
+    """A missing image, a web address, a setting out of range, an unknown one, nothing asked."""
     with pytest.raises(ImageError, match=r"no\.png does not exist"):
         llava.chat("what?", photos / "no.png")
     with pytest.raises(ImageError, match="is a web address"):

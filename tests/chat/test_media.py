@@ -1,4 +1,4 @@
-"""The guard before pictures that clients name: one reading of a URL, and only checked addresses are dialled."""
+"""The guard before images that clients name: one reading of a URL, and only checked addresses are dialled."""
 
 import ast
 import asyncio
@@ -142,28 +142,28 @@ def test_hosts_hold_for_their_ports() -> None:
 
 
 def test_b12_decoders_that_are_lost_are_started_again(photos: Path) -> None:
-    """B12: a process that is killed, or finds no memory, fails one picture; the next is decoded by a new one."""
+    """B12: a process that is killed, or finds no memory, fails one image; the next is decoded by a new one."""
     content = (photos / "0.png").read_bytes()
 
     async def go() -> None:
         media = ImageLoader(MediaSettings(decoders=1))
-        async with media._decoders.decode(content) as picture:
-            assert picture.size == (19, 5)
+        async with media._decoders.decode(content) as image:
+            assert image.size == (19, 5)
         [worker] = media._decoders._idle
         worker.kill()
         with pytest.raises(MediaError) as lost:
             async with media._decoders.decode(content):
                 pass
         assert lost.value.fault.status == 503
-        async with media._decoders.decode(content) as picture:
-            assert picture.size == (19, 5)
+        async with media._decoders.decode(content) as image:
+            assert image.size == (19, 5)
         await media.close()
 
     asyncio.run(go())
 
 
 def opened_in(path: Path) -> set[str]:
-    """Name what a file calls or imports that opens pictures or web addresses."""
+    """Name what a file calls or imports that opens images or web addresses."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
@@ -175,8 +175,8 @@ def opened_in(path: Path) -> set[str]:
     return found
 
 
-def test_pictures_and_web_addresses_are_opened_in_one_place() -> None:
-    """No other module opens pictures or fetches; drawn scenes that a recipe has just encoded are its own."""
+def test_images_and_web_addresses_are_opened_in_one_place() -> None:
+    """No other module opens images or fetches; drawn scenes that a recipe has just encoded are its own."""
     opens = ("Image.open", "PIL.Image.open")
     fetches = (
         "urllib.request",
@@ -190,7 +190,7 @@ def test_pictures_and_web_addresses_are_opened_in_one_place() -> None:
     assert len(files) > 100
     opening = [path.relative_to(ROOT).as_posix() for path in files if opened_in(path) & {*opens}]
     fetching = [path.relative_to(ROOT).as_posix() for path in files if opened_in(path) & {*fetches}]
-    assert opening == ["batches/picture_files.py", "scenes/vision_pretraining.py"]
+    assert opening == ["batches/image_files.py", "scenes/vision_pretraining.py"]
     assert fetching == ["chat/remote_media.py"]
 
 

@@ -168,7 +168,7 @@ def test_d9_i1_what_cannot_be_served_is_told_in_a_line(
     "setting", [{"COLUMNS": "40"}, {"NO_COLOR": "1"}, {"LANG": "C", "LC_ALL": "C"}]
 )
 def test_i2_help_is_readable_anywhere(setting: dict[str, str]) -> None:
-    """I2: a closed pipe, forty columns, no colours and a plain locale: no traceback."""
+    """I2: a closed pipe, forty columns, no colors and a plain locale: no traceback."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), **setting}
     command = f"{sys.executable} -m caldera serve --help | head -3"
     done = subprocess.run(command, shell=True, env=environment, capture_output=True, text=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chat.server_process import ServerProcess, picture
+from tests.chat.server_process import ServerProcess, image
 from tests.chat.test_serve_streams import visit
 
 pytestmark = pytest.mark.slow
@@ -37,7 +37,7 @@ def test_c13_schemathesis_finds_no_fault_of_ours(server: ServerProcess) -> None:
 def test_d2_two_hundred_clients_that_leave_change_nothing(server: ServerProcess) -> None:
     """D2: 200 clients at a time, half of which leave: nobody else's tokens change, and nothing is left behind."""
     questions = [f"What is it, {number}?" for number in range(7)]
-    alone = {one: server.ask(one, picture(), max_tokens=40).text for one in questions}
+    alone = {one: server.ask(one, image(), max_tokens=40).text for one in questions}
     order = random.Random(11)
     wrong: list[str] = []
     full: list[int] = []
@@ -62,7 +62,7 @@ def test_d2_two_hundred_clients_that_leave_change_nothing(server: ServerProcess)
 
 
 def test_memory_stays_over_two_thousand_requests(model_folder: Path, loopback: None) -> None:
-    """Half with one of 50 pictures, one in ten cut by its client: with a full cache, memory is what it was.
+    """Half with one of 50 images, one in ten cut by its client: with a full cache, memory is what it was.
 
     What is kept of earlier requests grows up to `engine.cache_bytes`, here 2 MB.
     """
@@ -74,11 +74,11 @@ def test_memory_stays_over_two_thousand_requests(model_folder: Path, loopback: N
 
 def _sizes(server: ServerProcess) -> list[int]:
     """Ask 2,000 times; return MiB of memory after each 250."""
-    pictures = [picture(seed, (40, 30)) for seed in range(50)]
+    images = [image(seed, (40, 30)) for seed in range(50)]
     order = random.Random(3)
     sizes = []
     for number in range(2000):
-        shown = [pictures[order.randrange(50)]] if number % 2 else []
+        shown = [images[order.randrange(50)]] if number % 2 else []
         if number % 10 == 9:
             stream = server.open_stream("What is it?", *shown, max_tokens=60)
             next(stream.events())

@@ -1,4 +1,4 @@
-"""Rows A1 to A13 of the faults: pictures that a client names instead of sending, against a real server."""
+"""Rows A1 to A13 of the faults: images that a client names instead of sending, against a real server."""
 
 import os
 import threading
@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.chat.media_host import MediaHost, drip, redirect, response
-from tests.chat.server_process import ServerProcess, picture, shown
+from tests.chat.server_process import ServerProcess, image, shown
 
-PNG = picture()
+PNG = image()
 
 
 def always(content: bytes) -> Callable[[str], Iterator[bytes]]:
@@ -28,7 +28,7 @@ def test_a1_remote_urls_are_disabled_by_default(server: ServerProcess, host: Med
 
 
 def test_an_allowed_host_is_fetched_from(fetching_server: ServerProcess, host: MediaHost) -> None:
-    """A picture by its URL is answered as the same picture sent."""
+    """An image by its URL is answered as the same image sent."""
     host.script = always(response(PNG))
     by_url = fetching_server.ask("What is it?", shown(f"{host.url}/x.png?size=1"))
     assert by_url.text == fetching_server.ask("What is it?", PNG).text
@@ -193,7 +193,7 @@ def test_a7_slow_hosts_meet_one_deadline(fetching_server: ServerProcess, host: M
         (response(PNG, "200 OK", "Content-Encoding: gzip"), (422, "failed_to_download_image")),
     ],
 )
-def test_a8_what_is_no_picture_is_told_apart(
+def test_a8_what_is_no_image_is_told_apart(
     fetching_server: ServerProcess, host: MediaHost, content: bytes, expected: tuple[int, str]
 ) -> None:
     """A8: refused, a web page and nothing at all: each by its own word, never an answer without words."""
@@ -225,7 +225,7 @@ def test_a9_hosts_that_fail_are_tried_once_more(
     ],
 )  # fmt: skip
 def test_a10_files_are_not_read(server: ServerProcess, url: str) -> None:
-    """A10: a path is no picture, and the text is the same whether there is such a file or not."""
+    """A10: a path is no image, and the text is the same whether there is such a file or not."""
     answer = server.ask("What?", shown(url))
     assert (answer.status, answer.code) == (400, "invalid_image_url")
     other = server.ask("What?", shown(url.replace("passwd", "other")))
@@ -298,7 +298,7 @@ def test_a12_other_schemes_and_broken_data_urls(server: ServerProcess, url: str,
 
 
 def test_a12_long_data_urls_are_refused_before_they_are_decoded(server: ServerProcess) -> None:
-    """A12: 20 MiB of A is over the limit of a body, 15 MiB over that of a picture."""
+    """A12: 20 MiB of A is over the limit of a body, 15 MiB over that of an image."""
     start = "data:image/png;base64,"
     longest = server.ask("What?", shown(start + "A" * (20 << 20)))
     assert (longest.status, longest.code) == (413, "request_too_large")
@@ -307,7 +307,7 @@ def test_a12_long_data_urls_are_refused_before_they_are_decoded(server: ServerPr
 
 
 def test_a13_nothing_is_fetched_from_words(fetching_server: ServerProcess, host: MediaHost) -> None:
-    """A13: a Markdown picture or a URL in a text stays text."""
+    """A13: a Markdown image or a URL in a text stays text."""
     host.script = always(response(PNG))
     for text in (f"![]({host.url}/x.png)", f"{host.url}/x.png", f"<img src={host.url}/x.png>"):
         assert fetching_server.ask(text).status == 200

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.chat.conftest import KEY
-from tests.chat.server_process import NAME, Answer, ServerProcess, asking, picture, shown, words
+from tests.chat.server_process import NAME, Answer, ServerProcess, asking, image, shown, words
 
-PNG = picture()
+PNG = image()
 JSON = {"Content-Type": "application/json"}
 
 

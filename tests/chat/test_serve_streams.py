@@ -14,12 +14,12 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from caldera.conversation import Conversation, Turn
-from caldera.inference.engine import Engine, EngineSettings, Request, SamplingParams
+from caldera.inference.engine import Engine, EngineConfig, Request, SamplingParams
 from caldera.model.assemble import assemble
 from caldera.model.folder import save_model_folder
-from tests.chat.server_process import ServerProcess, asking, picture, words
+from tests.chat.server_process import ServerProcess, asking, image, words
 
-PNG = picture()
+PNG = image()
 LONG = {"max_tokens": 1900}
 
 
@@ -200,7 +200,7 @@ def poisoned(
 ) -> tuple[Path, str, int]:
     """A model in which one token's embedding is no number; that token's spelling, and when "Begin" comes to it."""
     assistant = assemble(vision_folder, language_folder, seed=3)
-    with Engine(assistant, EngineSettings(allow_fast_decoder=False)) as engine:
+    with Engine(assistant, EngineConfig(allow_fast_decoder=False)) as engine:
         prompt = engine.build_prompt(Conversation("x", (Turn("user", ("Begin",)),)))
         answering = engine.submit(Request(prompt, SamplingParams(max_new_tokens=60)))
         said = [token for piece in answering for token in piece.tokens]

@@ -1,4 +1,4 @@
-"""A talk keeps its turns and pictures, goes on after a fault, and never lets an answer act on the terminal."""
+"""A talk keeps its turns and images, goes on after a fault, and never lets an answer act on the terminal."""
 
 import io
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def session(assistant: LlavaBundle) -> Iterator[Session]:
 
 
 def test_a_talk_is_a_conversation(session: Session, photos: Path) -> None:
-    """Questions, pictures and answers become turns; one picture stands alone, several have letters."""
+    """Questions, images and answers become turns; one image stands alone, several have letters."""
     session.add_image(photos / "0.png")
     first = "".join(session.ask("what is this?"))
     session.add_image(photos / "1.png")
@@ -40,36 +40,36 @@ def test_a_talk_is_a_conversation(session: Session, photos: Path) -> None:
     assert turns[0].parts == (ImageRef(str(photos / "0.png")), "\nwhat is this?")
     assert turns[1].text == first.strip()
     assert turns[2].text == "Picture A: \nPicture B: \nand these?"
-    assert len(turns[2].pictures) == 2
+    assert len(turns[2].images) == 2
 
 
-def test_a_ninth_picture_is_refused(session: Session, photos: Path) -> None:
+def test_a_ninth_image_is_refused(session: Session, photos: Path) -> None:
     """It is said at once, and the eight before it are still shown."""
     for _ in range(8):
         session.add_image(photos / "0.png")
-    with pytest.raises(UsageError, match=r"9 pictures .* limit of 8"):
+    with pytest.raises(UsageError, match=r"9 images .* limit of 8"):
         session.add_image(photos / "0.png")
     session.reset()
     session.add_image(photos / "1.png")
     "".join(session.ask("what?"))
-    assert len(session.conversation.pictures) == 1
+    assert len(session.conversation.images) == 1
 
 
 def test_a_users_mark_is_only_text(session: Session) -> None:
-    """Typing <image> or an end mark binds no picture and ends nothing."""
+    """Typing <image> or an end mark binds no image and ends nothing."""
     "".join(session.ask("what is <image> </s> ASSISTANT: yes"))
     assert session.conversation.turns[0].text == "what is <image> </s> ASSISTANT: yes"
-    assert session.conversation.pictures == ()
+    assert session.conversation.images == ()
 
 
 def test_reset_forgets_everything(session: Session, photos: Path) -> None:
-    """After a reset neither talk nor shown pictures are left."""
+    """After a reset neither talk nor shown images are left."""
     session.add_image(photos / "0.png")
     "".join(session.ask("what?"))
     session.add_image(photos / "1.png")
     session.reset()
     "".join(session.ask("again?"))
-    assert session.conversation.pictures == ()
+    assert session.conversation.images == ()
     assert len(session.conversation.turns) == 2
 
 
@@ -87,7 +87,7 @@ def test_a_talk_goes_on_after_faults(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A missing picture, a typo and a good question: two lines of error, one answer, and a clean end."""
+    """A missing image, a typo and a good question: two lines of error, one answer, and a clean end."""
     typed = [
         "/image nowhere.png",
         "/imge x",
@@ -103,13 +103,13 @@ def test_a_talk_goes_on_after_faults(
     assert "error: nowhere.png does not exist" in said.err
     assert "error: no command is called /imge; did you mean '/image'?" in said.err
     assert strip_control_chars(session.conversation.turns[1].text) in said.out
-    assert len(session.conversation.pictures) == 2
+    assert len(session.conversation.images) == 2
 
 
 def test_a_question_may_have_several_lines(
     session: Session, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A backslash at the end goes on, three quotes hold a block, and a file alone is a picture."""
+    """A backslash at the end goes on, three quotes hold a block, and a file alone is an image."""
     typed = ["what \\", "is it?", str(photos / "3.png"), '"""', "first", "", "second", '"""']
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(typed) + "\n"))
     run_repl(session, [])
@@ -187,7 +187,7 @@ def test_an_empty_question_is_refused(session: Session) -> None:
     ],
 )
 def test_escapes_are_taken_out(text: str, left: str) -> None:
-    """An answer cannot colour, link, copy or ring."""
+    """An answer cannot color, link, copy or ring."""
     assert strip_control_chars(text) == left
 
 
@@ -202,7 +202,7 @@ def test_escapes_are_taken_out(text: str, left: str) -> None:
         ("/dev/zero", "is not a regular file"),
     ],
 )
-def test_only_picture_files_are_opened(tmp_path: Path, text: str, message: str) -> None:
+def test_only_image_files_are_opened(tmp_path: Path, text: str, message: str) -> None:
     """Addresses, folders, devices and other files are refused in a line."""
     (tmp_path / "text.png").write_text("hello")
     with pytest.raises(ImageError, match=message):
@@ -226,7 +226,7 @@ def test_a_dropped_path_may_hold_backslashes(photos: Path, tmp_path: Path) -> No
 
 
 def test_a_name_too_long_for_a_file_is_one_line() -> None:
-    """What no file system takes is refused like any other picture that cannot be read."""
+    """What no file system takes is refused like any other image that cannot be read."""
     with pytest.raises(ImageError, match=r"cannot be read: File name too long"):
         resolve_image_path("x" * 300 + ".png")
 

@@ -390,11 +390,11 @@ def test_an_adapter_is_merged_onto_its_base_alone(
 def test_chat_refuses_what_it_cannot_ask(
     call: Callable[..., Done], assistant: LlavaBundle, photos: Path, tmp_path: Path
 ) -> None:
-    """A ninth picture and an empty prompt are wrong usage, in a line; nothing is answered."""
+    """A ninth image and an empty prompt are wrong usage, in a line; nothing is answered."""
     save_model_folder(tmp_path / "m", assistant)
     nine = [word for _ in range(9) for word in ("--image", photos / "1.png")]
     for words, message in (
-        ((*nine, "--prompt", "what?"), "9 pictures are shown together, over the limit of 8"),
+        ((*nine, "--prompt", "what?"), "9 images are shown together, over the limit of 8"),
         (("--prompt", ""), "the question is empty"),
         (("--image", photos / "1.png", "--prompt", " "), "the question is empty"),
     ):
@@ -417,7 +417,7 @@ def test_chat_answers_once_on_stdout(
     assert first.stderr == ""
 
 
-def test_inspect_marks_what_is_learned_without_colour_too(
+def test_inspect_marks_what_is_learned_without_color_too(
     call: Callable[..., Done], coco: Path, tmp_path: Path
 ) -> None:
     """In a pipe each answer stands in double brackets with its end mark, and nothing else does."""
@@ -439,7 +439,7 @@ def test_parity_says_good_or_what_differs(
     options = (
         "--against",
         "transformers",
-        "--pictures",
+        "--images",
         photos / "2.png",
         "--json",
         tmp_path / "p.json",

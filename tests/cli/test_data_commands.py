@@ -18,7 +18,7 @@ def call(*words: str | Path) -> Result:
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    """A table of five captions; one of its pictures is missing."""
+    """A table of five captions; one of its images is missing."""
     (tmp_path / "photos").mkdir()
     for number in range(4):
         (tmp_path / "photos" / f"{number}.jpg").touch()
@@ -36,7 +36,7 @@ def test_import_writes_says_and_lists(table: Path) -> None:
         "import",
         "captions",
         table,
-        "--pictures",
+        "--images",
         table.parent / "photos",
         "--out",
         out,
@@ -45,13 +45,13 @@ def test_import_writes_says_and_lists(table: Path) -> None:
     refused, done = call(*words), call(*words, "--max-bad", "0.2")
 
     assert refused.exit_code == 3
-    assert "4.jpg does not exist; check --pictures" in refused.stderr
+    assert "4.jpg does not exist; check --images" in refused.stderr
     assert done.exit_code == 0, done.stderr
-    assert f"{out}: 4 records, 8 turns, 4 pictures, of 5 met; bad: 1" in done.stderr
+    assert f"{out}: 4 records, 8 turns, 4 images, of 5 met; bad: 1" in done.stderr
     assert f"what was left out is listed in {table.with_name('pretrain.bad.jsonl')}" in done.stderr
     assert f"next: caldera data check {out}" in done.stderr
     assert done.stdout == ""
-    assert [one.pictures[0] for one in read_conversations(out)] == [f"photos/{at}.jpg" for at in range(4)]  # fmt: skip
+    assert [one.images[0] for one in read_conversations(out)] == [f"photos/{at}.jpg" for at in range(4)]  # fmt: skip
 
 
 def test_import_tells_what_it_changed(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_sets_are_mixed_and_balanced(table: Path) -> None:
         "captions",
         table,
         "--no-find",
-        "--pictures",
+        "--images",
         folder / "photos",
         "--out",
         first,
@@ -85,7 +85,7 @@ def test_sets_are_mixed_and_balanced(table: Path) -> None:
 
     assert mix.exit_code == 0, mix.stderr
     assert json.loads(mix.stdout)["sources"][0]["written"] == 15
-    assert f"{mixed}: 15 rows, 5 pictures" in mix.stderr
+    assert f"{mixed}: 15 rows, 5 images" in mix.stderr
     assert balance.exit_code == 0, balance.stderr
     figures = json.loads(balance.stdout)
     assert figures["records"] == 15
@@ -99,7 +99,7 @@ def test_a_set_is_drawn_and_exported(table: Path) -> None:
     data, hub = table.with_name("data.json"), table.with_name("hub")
     for number in range(4):
         Image.new("RGB", (5, 7), (number, 9, 9)).save(table.parent / "photos" / f"{number}.jpg")
-    photos = ("--no-find", "--pictures", table.parent / "photos")
+    photos = ("--no-find", "--images", table.parent / "photos")
     call("data", "import", "captions", table, *photos, "--out", data)
 
     stats = call("data", "stats", data, "--json")
@@ -109,11 +109,11 @@ def test_a_set_is_drawn_and_exported(table: Path) -> None:
     assert stats.exit_code == 0, stats.stderr
     assert json.loads(stats.stdout)["records"] == 5
     page = table.with_name("data.stats.html")
-    assert f"5 records, 5 pictures, bad: 0; drawn in {page}" in stats.stderr
+    assert f"5 records, 5 images, bad: 0; drawn in {page}" in stats.stderr
     assert page.read_text().startswith("<!doctype html>")
     assert refused.exit_code == 3
     assert export.exit_code == 0, export.stderr
-    assert f"{hub}: 4 rows, 4 shown pictures, 1 files" in export.stderr
+    assert f"{hub}: 4 rows, 4 shown images, 1 files" in export.stderr
     assert table.with_name("hub.bad.jsonl").read_text().count("4.jpg does not exist") == 1
 
 

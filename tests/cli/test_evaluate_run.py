@@ -25,7 +25,7 @@ def call(in_columns: Callable[[int], Call]) -> Call:
 
 @pytest.fixture
 def pope(tmp_path: Path) -> Path:
-    """A folder as LLaVA's users have it: three of POPE's questions in `coco/`, pictures in `val2014/`."""
+    """A folder as LLaVA's users have it: three of POPE's questions in `coco/`, images in `val2014/`."""
     folder = tmp_path / "pope"
     (folder / "coco").mkdir(parents=True)
     (folder / "val2014").mkdir()
@@ -39,7 +39,7 @@ def pope(tmp_path: Path) -> Path:
 
 
 def says(*answers: str) -> Script:
-    """Return a model that answers the question about picture n with the n-th answer."""
+    """Return a model that answers the question about image n with the n-th answer."""
 
     def script(request: dict[str, Any], count: int) -> Answer:
         text = request["messages"][-1]["content"][-1]["text"]
@@ -103,7 +103,7 @@ def test_judged_answers_wait_for_the_judge(
     """A judged task is asked, and its answers are written as the judge reads them, but nothing is scored."""
     question = {"question_id": 4, "image": "1.jpg", "text": "Tell all of 1?", "category": "conv"}
     (tmp_path / "q.jsonl").write_text(json.dumps(question))
-    asked = ("--questions", tmp_path / "q.jsonl", "--pictures", pope / "val2014")
+    asked = ("--questions", tmp_path / "q.jsonl", "--images", pope / "val2014")
     server = ("--model", serve(says("A dog.")).url, "--served", "m")
     code, said, fault = call("llava-bench", *server, *asked, "--out", tmp_path / "o")
     assert code == 0, fault
@@ -120,7 +120,7 @@ def test_help_of_a_task_says_what_it_is(call: Call) -> None:
     assert "caldera evaluate pope --model" in before
     assert "3 splits of 3,000 questions" in " ".join(before.split())
     assert "accuracy 50" in before
-    assert "--pictures val2014" in before
+    assert "--images val2014" in before
     assert "evaluate pope [OPTIONS]\n" in re.sub(r" +\n", "\n", before)
 
 
@@ -161,7 +161,7 @@ def test_questions_from_coco_go_the_same_way(
     save_model_folder(tmp_path / "model", assistant)
     write_coco(tmp_path / "coco", 3)
     monkeypatch.chdir(tmp_path)
-    words = ("coco", "--model", "model", "--data", "coco", "--per-picture", "2")
+    words = ("coco", "--model", "model", "--data", "coco", "--per-image", "2")
     code, said, fault = call(*words, "--dtype", "float32", "--set", "batch_size=4")
     assert code == 0, fault
     folder = tmp_path / "runs" / "evaluate" / "coco" / "model"

@@ -84,7 +84,7 @@ def records(captions: list[str]) -> list[Conversation]:
 
 
 def test_a_file_is_balanced_whole(tmp_path: Path) -> None:
-    """The kept records stay as they are, their pictures found from the new place; bad ones are listed."""
+    """The kept records stay as they are, their images found from the new place; bad ones are listed."""
     file, out = tmp_path / "all.jsonl", tmp_path / "new" / "balanced.json"
     write_conversations(file, records([RARE, LONE, RARE, *[FREQUENT] * 30, RARE]))
     file.write_text(file.read_text() + "{}\n")
@@ -96,7 +96,7 @@ def test_a_file_is_balanced_whole(tmp_path: Path) -> None:
 
     read = read_conversations(out)
     assert [one.id for one in read][:2] == ["0", "2"]
-    assert read[-1].pictures == ("../p/33.jpg",)
+    assert read[-1].images == ("../p/33.jpg",)
     assert len(read) == len(done.kept)
     assert (done.total, done.bad) == (34, 1)
     assert out.with_suffix(".bad.jsonl").exists()

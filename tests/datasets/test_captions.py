@@ -15,7 +15,7 @@ from caldera.skips import SkippedItems
 
 @pytest.fixture
 def coco(tmp_path: Path) -> Path:
-    """A COCO folder of three pictures, five captions, and no boxes."""
+    """A COCO folder of three images, five captions, and no boxes."""
     said = [(1, "A dog."), (2, "A cat."), (1, "A big\ndog."), (3, "Fog."), (1, "One dog.")]
     content = {
         "images": [{"id": at, "file_name": f"{at}.jpg", "width": 7, "height": 5} for at in (1, 2, 3)],
@@ -30,7 +30,7 @@ def coco(tmp_path: Path) -> Path:
 
 
 def test_each_caption_of_a_coco_folder_is_a_record(coco: Path) -> None:
-    """All of a picture or as many as wanted, the rest counted; the request is a brief one."""
+    """All of an image or as many as wanted, the rest counted; the request is a brief one."""
     imported = import_coco(coco, SkippedItems(), ImportOptions())
     assert [(one.id, one.turns[1].text) for one in imported.conversations] == [
         ("1-0", "A dog."),
@@ -42,11 +42,11 @@ def test_each_caption_of_a_coco_folder_is_a_record(coco: Path) -> None:
     assert all(
         one.turns[0].text.removeprefix("\n") in CAPTION_REQUESTS for one in imported.conversations
     )
-    assert imported.conversations[3].pictures == (str(coco / "small" / "2.jpg"),)
+    assert imported.conversations[3].images == (str(coco / "small" / "2.jpg"),)
 
-    fewer = import_coco(coco, SkippedItems(), ImportOptions(per_picture=2))
+    fewer = import_coco(coco, SkippedItems(), ImportOptions(per_image=2))
     assert [one.id for one in fewer.conversations] == ["1-0", "1-1", "2", "3"]
-    assert fewer.fixes == {"further caption of a picture left out": 1}
+    assert fewer.fixes == {"further caption of an image left out": 1}
     assert fewer.total == 5
 
 
@@ -61,10 +61,10 @@ def test_the_seed_decides_the_wording(coco: Path) -> None:
     assert len(Counter(text for texts in by_seed for text in texts)) == len(CAPTION_REQUESTS)
 
 
-def test_a_picture_that_is_not_there_or_has_no_caption_is_left_out(coco: Path) -> None:
+def test_a_image_that_is_not_there_or_has_no_caption_is_left_out(coco: Path) -> None:
     """It is refused unless allowed; with `find` off nobody looks."""
     (coco / "small" / "2.jpg").unlink()
-    with pytest.raises(InputError, match=r"2.jpg does not exist; check --pictures"):
+    with pytest.raises(InputError, match=r"2.jpg does not exist; check --images"):
         import_coco(coco, SkippedItems(), ImportOptions())
     assert len(import_coco(coco, SkippedItems(0.4), ImportOptions()).conversations) == 4
     assert (
@@ -74,12 +74,12 @@ def test_a_picture_that_is_not_there_or_has_no_caption_is_left_out(coco: Path) -
     content = json.loads(path.read_text())
     content["annotations"] = [one for one in content["annotations"] if one["image_id"] != 3]
     path.write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"images.2: picture 3.jpg has no caption; remove it"):
+    with pytest.raises(InputError, match=r"images.2: image 3.jpg has no caption; remove it"):
         import_coco(coco, SkippedItems(), ImportOptions(check_exists=False))
 
 
 def test_pairs_of_a_table_are_read(tmp_path: Path) -> None:
-    """CSV and JSONL say the same; pictures need not be there yet."""
+    """CSV and JSONL say the same; images need not be there yet."""
     (tmp_path / "a.csv").write_text("image,caption\n1.jpg,A dog\n2.jpg,A cat\n")
     lines = ({"image": "1.jpg", "caption": "A dog"}, {"image": "2.jpg", "caption": "A cat"})
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -92,11 +92,11 @@ def test_pairs_of_a_table_are_read(tmp_path: Path) -> None:
 
 
 def test_real_captions_are_read(third_party: Path) -> None:
-    """Flickr8k's 4,000 pairs and COCO's 80 pictures; all captions or one of each picture."""
+    """Flickr8k's 4,000 pairs and COCO's 80 images; all captions or one of each image."""
     table = third_party / "flickr8k" / "captions.csv"
     assert len(import_captions(table, SkippedItems(), ImportOptions()).conversations) == 4000
-    one = import_captions(table, SkippedItems(), ImportOptions(per_picture=1))
+    one = import_captions(table, SkippedItems(), ImportOptions(per_image=1))
     assert len(one.conversations) == 800
-    assert one.fixes == {"further caption of a picture left out": 3200}
-    photos = import_coco(third_party / "coco_mini", SkippedItems(), ImportOptions(per_picture=1))
+    assert one.fixes == {"further caption of an image left out": 3200}
+    photos = import_coco(third_party / "coco_mini", SkippedItems(), ImportOptions(per_image=1))
     assert len(photos.conversations) == 80

@@ -21,9 +21,9 @@ from caldera.errors import InputError
 from caldera.skips import SkippedItems
 
 
-def talk(name: str, pictures: int, *texts: str) -> Conversation:
-    """A conversation of questions and answers in turn, its pictures shown first."""
-    shown = tuple(ImageRef(f"{at}.jpg") for at in range(pictures))
+def talk(name: str, images: int, *texts: str) -> Conversation:
+    """A conversation of questions and answers in turn, its images shown first."""
+    shown = tuple(ImageRef(f"{at}.jpg") for at in range(images))
     turns = [
         Turn("assistant" if at % 2 else "user", (*(shown if at == 0 else ()), text))
         for at, text in enumerate(texts)
@@ -34,7 +34,7 @@ def talk(name: str, pictures: int, *texts: str) -> Conversation:
 SET = [
     talk("1-vqa", 1, "\nIs it a dog?\nAnswer shortly.", "Yes.", "Is it big?", "no"),
     talk("2-vqa", 1, "Is it a cat?", "yes"),
-    talk("2-detail", 1, "Describe it.", "A small cat sits on a table. The cat sleeps in the picture."),
+    talk("2-detail", 1, "Describe it.", "A small cat sits on a table. The cat sleeps in the image."),
     talk("a/7", 2, "What do both show?", "Two dogs"),
     talk("a/7", 0, "Hello", "Hello to you, my dear friend"),
 ]  # fmt: skip
@@ -53,8 +53,8 @@ def test_five_records_are_counted(file: Path) -> None:
     told = figures.as_dict()
 
     assert (figures.records, figures.bad, told["repeated ids"]) == (5, 0, 2)
-    assert figures.pictures == {"0.jpg": 4, "1.jpg": 1}
-    assert (told["records without a picture"], told["records with several"]) == (1, 1)
+    assert figures.images == {"0.jpg": 4, "1.jpg": 1}
+    assert (told["records without an image"], told["records with several"]) == (1, 1)
     assert figures.turns_per_record.counts == {2: 1, 1: 4}
     assert figures.question_words.counts == {6: 1, 3: 1, 4: 2, 2: 1, 1: 1}
     assert figures.answer_words.counts == {1: 3, 13: 1, 2: 1, 6: 1}
@@ -101,7 +101,7 @@ def test_an_id_tells_the_kind(name: str, kind: str) -> None:
     [
         ("What's this?", ("what's", "this")),
         ("\nContext: a kitchen.\nWhich cup is red?\nA. one", ("which", "cup", "is")),
-        ("Describe\nthe picture.", ("describe",)),
+        ("Describe\nthe image.", ("describe",)),
         ("\n \n", ()),
         ("", ()),
     ],
@@ -113,7 +113,7 @@ def test_a_question_begins_with_these_words(question: str, words: tuple[str, ...
 
 def test_objects_are_things() -> None:
     """Not places, letters, or yes and no."""
-    assert objects_of("Yes, two big dogs and a cat on the left of the picture.") == {"dog", "cat"}
+    assert objects_of("Yes, two big dogs and a cat on the left of the image.") == {"dog", "cat"}
     assert objects_of("B") == objects_of("yes") == set()
 
 

@@ -13,7 +13,7 @@ from caldera.errors import InputError, UnknownNameError
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
-    """Five pairs, one of them without its picture and one that says <image>."""
+    """Five pairs, one of them without its image and one that says <image>."""
     (tmp_path / "photos").mkdir()
     texts = ["A dog", "A cat", "Fog", "An <image> of a cup", "Rain"]
     for number in range(4):
@@ -32,19 +32,19 @@ def test_every_importer_is_there() -> None:
 
 
 @pytest.mark.parametrize("name", ["out/data.json", "data.jsonl"])
-def test_pictures_start_from_the_data_files_folder(rows: Path, name: str) -> None:
+def test_images_start_from_the_data_files_folder(rows: Path, name: str) -> None:
     """What is left out is counted and listed beside it."""
     out = rows.parent / name
     report = import_dataset(
-        "captions", rows, out, ImportOptions(pictures=rows.parent / "photos"), 0.4
+        "captions", rows, out, ImportOptions(images=rows.parent / "photos"), 0.4
     )
 
     read = read_conversations(out)
-    assert [(out.parent / path).resolve() for one in read for path in one.pictures] == [
+    assert [(out.parent / path).resolve() for one in read for path in one.images] == [
         rows.parent / "photos" / f"{number}.jpg" for number in range(3)
     ]
-    assert not any(Path(path).is_absolute() for one in read for path in one.pictures)
-    assert (report.total, report.conversations, report.turns, report.pictures, report.bad) == (
+    assert not any(Path(path).is_absolute() for one in read for path in one.images)
+    assert (report.total, report.conversations, report.turns, report.images, report.bad) == (
         5, 3, 6, 3, 2,
     )  # fmt: skip
     listed = [json.loads(line) for line in out.with_suffix(".bad.jsonl").read_text().splitlines()]
@@ -58,9 +58,7 @@ def test_nothing_is_written_where_too_much_is_bad(rows: Path, max_bad: float) ->
     out = rows.parent / "data.json"
     out.write_text("before")
     with pytest.raises(InputError, match=r"does not exist|of 5 items are bad"):
-        import_dataset(
-            "captions", rows, out, ImportOptions(pictures=rows.parent / "photos"), max_bad
-        )
+        import_dataset("captions", rows, out, ImportOptions(images=rows.parent / "photos"), max_bad)
     assert out.read_text() == "before"
     assert not out.with_suffix(".bad.jsonl").exists()
 
@@ -68,9 +66,7 @@ def test_nothing_is_written_where_too_much_is_bad(rows: Path, max_bad: float) ->
 def test_a_set_with_nothing_good_is_refused(rows: Path) -> None:
     """An empty data file would only fail later."""
     with pytest.raises(InputError, match="there is nothing to write of"):
-        import_dataset(
-            "captions", rows, rows.parent / "data.json", ImportOptions(pictures=rows), 1.0
-        )
+        import_dataset("captions", rows, rows.parent / "data.json", ImportOptions(images=rows), 1.0)
 
 
 @pytest.mark.parametrize(

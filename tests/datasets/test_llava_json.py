@@ -33,30 +33,30 @@ MIX: list[dict[str, Any]] = [
 
 @pytest.fixture
 def mix(tmp_path: Path) -> Path:
-    """The five rows with their pictures, which are not looked into; that of OCR-VQA has another suffix."""
+    """The five rows with their images, which are not looked into; that of OCR-VQA has another suffix."""
     for name in ("coco/train2017/1.jpg", "ocr_vqa/images/2.gif", "vg/3.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"picture")
+        (tmp_path / name).write_bytes(b"image")
     path = tmp_path / "mix.json"
     path.write_text(json.dumps(MIX))
     return path
 
 
 def test_the_layout_of_mix665k_is_read(mix: Path) -> None:
-    """Texts and order stay; a field that nothing reads goes, a picture is found by its real suffix, both counted."""
+    """Texts and order stay; a field that nothing reads goes, an image is found by its real suffix, both counted."""
     imported = import_llava(mix, SkippedItems(), SEEN)
 
     assert [one.id for one in imported.conversations] == [str(row["id"]) for row in MIX]
     assert [to_record(one)["conversations"] for one in imported.conversations] == [
         row["conversations"] for row in MIX
     ]
-    assert [one.pictures for one in imported.conversations] == [
+    assert [one.images for one in imported.conversations] == [
         (str(mix.parent / name),) if name else ()
         for name in ("coco/train2017/1.jpg", "", "ocr_vqa/images/2.gif", "vg/3.png", "coco/train2017/1.jpg")
     ]  # fmt: skip
     assert imported.fixes == {
         "field 'model' left out": 1,
-        "picture found under another suffix": 1,
+        "image found under another suffix": 1,
     }
     assert imported.total == 5
 
@@ -67,7 +67,7 @@ def test_the_layout_of_mix665k_is_read(mix: Path) -> None:
         (
             {"id": "1", "image": "a.jpg", "conversations": turns("What?", "A cup.", "Sure?", "Yes.")},
             {"id": "1", "image": "/p/a.jpg", "conversations": turns("<image>\nWhat?", "A cup.", "Sure?", "Yes.")},
-            {"mark of the picture put in front of the first question": 1},
+            {"mark of the image put in front of the first question": 1},
         ),
         (
             {"messages": [
@@ -89,7 +89,7 @@ def test_the_layout_of_mix665k_is_read(mix: Path) -> None:
                 {**turns("Same?")[0], "markdown": 3}, {"from": "gpt", "value": "No"},
             ]},
             {"id": "1", "image": ["/p/a.jpg", "/p/b.jpg"], "conversations": turns("<image>\n<image>\nSame?", "No")},
-            {"mark of the picture put in front of the first question": 1, "field 'markdown' of turns left out": 1},
+            {"mark of the image put in front of the first question": 1, "field 'markdown' of turns left out": 1},
         ),
     ],
 )  # fmt: skip
@@ -101,7 +101,7 @@ def test_what_needs_no_guess_is_set_right_and_counted(
     path.write_text(json.dumps([record]))
 
     imported = import_llava(
-        path, SkippedItems(), ImportOptions(check_exists=False, pictures=Path("/p"))
+        path, SkippedItems(), ImportOptions(check_exists=False, images=Path("/p"))
     )
 
     [conversation] = imported.conversations
@@ -125,10 +125,10 @@ def test_what_needs_no_guess_is_set_right_and_counted(
         ({"conversations": turns("<image>\nWhat?", "")}, "turn 2 is empty"),
         ({"conversations": turns("<image>A", "B")[:1] + turns("C", "D")}, "turn 2 is the user's"),
         ({"conversations": turns("<image>\n<image>\nWhat?", "x")}, "has 2 <image> mark(s) but 1"),
-        ({"conversations": turns("What?", "<image>")}, "only a user shows pictures"),
+        ({"conversations": turns("What?", "<image>")}, "only a user shows images"),
         ({"image": None}, "has 1 <image> mark(s) but 0 image(s)"),
-        ({"image": {"bytes": "x"}}, "pictures should be a path or a list of paths"),
-        ({"image": "gone.jpg"}, "gone.jpg does not exist; check --pictures, or pass --no-find"),
+        ({"image": {"bytes": "x"}}, "images should be a path or a list of paths"),
+        ({"image": "gone.jpg"}, "gone.jpg does not exist; check --images, or pass --no-find"),
         ({"image": "x" * 300}, "does not exist"),
         ({"id": [1]}, "field 'id'"),
     ],
@@ -154,11 +154,11 @@ def test_what_would_be_a_guess_is_refused_or_left_out_and_listed(
 
 
 def test_real_rows_stay_as_they_are(third_party: Path) -> None:
-    """LCS-558K's first 500 rows come through unchanged but for the folder of their pictures."""
+    """LCS-558K's first 500 rows come through unchanged but for the folder of their images."""
     folder = third_party / "lcs558k"
     path = folder / "blip_laion_cc_sbu_500.json"
 
-    imported = import_llava(path, SkippedItems(), ImportOptions(pictures=folder / "images"))
+    imported = import_llava(path, SkippedItems(), ImportOptions(images=folder / "images"))
 
     rows = json.loads(path.read_text())
     assert len(rows) == 500

@@ -1,4 +1,4 @@
-"""A mix: how much of each file, ids, pictures, and the report."""
+"""A mix: how much of each file, ids, images, and the report."""
 
 import json
 from collections import Counter
@@ -69,14 +69,14 @@ def test_ids_tell_the_source_and_are_unique(folder: Path) -> None:
     assert {"set/0", "set/0#2", "set#2/0", "set#2/0#4", "talk/2"} <= set(ids)
 
 
-def test_pictures_are_found_from_the_new_place(folder: Path) -> None:
+def test_images_are_found_from_the_new_place(folder: Path) -> None:
     """Each path leads to the file it led to."""
     out = folder / "new" / "mix.jsonl"
     report = mix_files(ingredients(folder, 1, 1, 1), out)
-    seen = {(out.parent / path).resolve() for one in read_conversations(out) for path in one.pictures}  # fmt: skip
+    seen = {(out.parent / path).resolve() for one in read_conversations(out) for path in one.images}  # fmt: skip
     assert seen == {folder / name / "photos" / f"{at}.jpg" for name in "ab" for at in range(4)}
-    assert report.pictures == 8
-    assert [source.pictures for source in report.sources] == [4, 4, 0]
+    assert report.images == 8
+    assert [source.images for source in report.sources] == [4, 4, 0]
     assert [source.text_only for source in report.sources] == [0, 0, 3]
 
 

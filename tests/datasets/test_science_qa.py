@@ -1,4 +1,4 @@
-"""ScienceQA's problems in every form, to the letter; splits, pictures, and what is refused."""
+"""ScienceQA's problems in every form, to the letter; splits, images, and what is refused."""
 
 import json
 import re
@@ -42,7 +42,7 @@ QUESTION = "Which is a star?\nContext: Look up.\nOptions: (A) the Sun (B) the Mo
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The five problems in ScienceQA's layout, with both pictures."""
+    """The five problems in ScienceQA's layout, with both images."""
     (tmp_path / "problems.json").write_text(json.dumps(PROBLEMS))
     (tmp_path / "pid_splits.json").write_text(json.dumps(SPLITS))
     for place in ("images/train/1", "images/val/7"):
@@ -81,7 +81,7 @@ def texts(folder: Path, form: str, split: str | None = None) -> list[tuple[str, 
 def test_each_form_is_laid_out_to_the_letter(
     folder: Path, form: str, asked: str, answered: str
 ) -> None:
-    """Two spaces become one; the picture stands behind the question, in LLaVA-1.5's form before it."""
+    """Two spaces become one; the image stands behind the question, in LLaVA-1.5's form before it."""
     assert texts(folder, form)[0] == (asked, answered)
 
 
@@ -118,15 +118,15 @@ def test_every_form_of_the_table_can_be_asked_for(folder: Path) -> None:
 
 
 def test_a_split_is_the_lists_order(folder: Path) -> None:
-    """Ids as pid_splits.json has them, train by default; pictures where ScienceQA or LLaVA's copy has them."""
+    """Ids as pid_splits.json has them, train by default; images where ScienceQA or LLaVA's copy has them."""
     imported = import_science_qa(folder, SkippedItems(), ImportOptions())
     assert [one.id for one in imported.conversations] == ["1", "9", "5"]
-    assert imported.conversations[0].pictures == (str(folder / "images/train/1/image.png"),)
+    assert imported.conversations[0].images == (str(folder / "images/train/1/image.png"),)
     flat = folder / "flat"
     (flat / "7").mkdir(parents=True)
     (flat / "7" / "image.png").touch()
-    [one] = import_science_qa(folder, SkippedItems(), ImportOptions(split="val", pictures=flat)).conversations  # fmt: skip
-    assert one.pictures == (str(flat / "7/image.png"),)
+    [one] = import_science_qa(folder, SkippedItems(), ImportOptions(split="val", images=flat)).conversations  # fmt: skip
+    assert one.images == (str(flat / "7/image.png"),)
     with pytest.raises(UnknownNameError, match="did you mean 'train'"):
         import_science_qa(folder, SkippedItems(), ImportOptions(split="trian"))
 
@@ -138,8 +138,8 @@ def test_a_split_is_the_lists_order(folder: Path) -> None:
         ({"answer": -1}, "answer: input should be greater than or equal to 0"),
         ({"choices": ["a"]}, "choices: list should have at least 2 items"),
         ({"question": ""}, "question: string should have at least 1 character"),
-        ({"question": "What is <image>?"}, "it says <image>, which stands for a picture"),
-        ({"image": "image.png"}, "does not exist; check --pictures"),
+        ({"question": "What is <image>?"}, "it says <image>, which stands for an image"),
+        ({"image": "image.png"}, "does not exist; check --images"),
         (None, "pid_splits.json lists it, but it is not there"),
     ],
 )

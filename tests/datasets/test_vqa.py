@@ -1,4 +1,4 @@
-"""VQA v2's two files become a conversation a picture: answers, sentences, files, and what is refused."""
+"""VQA v2's two files become a conversation an image: answers, sentences, files, and what is refused."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ ASKED = [
     (9, 92, "Where?"),
     (25, 251, "Who?"),
 ]
-"""Five questions about two pictures: (picture, question, text)."""
+"""Five questions about two images: (image, question, text)."""
 
 ANSWERS = {
     90: ["yes"] * 6 + ["no"] * 4,
@@ -33,7 +33,7 @@ OFFICIAL = {91: "cat"}
 
 
 def folder_of(root: Path, *, split: str = "train2014") -> Path:
-    """A folder laid out as VQA v2's, its pictures by COCO's names of 2014 and of 2017."""
+    """A folder laid out as VQA v2's, its images by COCO's names of 2014 and of 2017."""
     questions = [
         {"image_id": image, "question": text, "question_id": number}
         for image, number, text in ASKED
@@ -76,12 +76,12 @@ def values(root: Path, **options: Any) -> list[list[str]]:  # noqa: ANN401 - of 
     return [[turn["value"] for turn in record["conversations"]] for record in records]  # type: ignore[attr-defined]
 
 
-def test_questions_about_one_picture_make_one_conversation(tmp_path: Path) -> None:
+def test_questions_about_one_image_make_one_conversation(tmp_path: Path) -> None:
     """In the file's order, each with the sentence; the answer is what most said, of a tie the official one."""
     imported = import_vqa(folder_of(tmp_path), SkippedItems(), ImportOptions())
 
     assert [one.id for one in imported.conversations] == ["COCO_train2014_000000000009", "000000000025"]  # fmt: skip
-    assert [one.pictures for one in imported.conversations] == [
+    assert [one.images for one in imported.conversations] == [
         (str(tmp_path / "train2014" / "COCO_train2014_000000000009.jpg"),),
         (str(tmp_path / "train2014" / "000000000025.jpg"),),
     ]
@@ -127,7 +127,7 @@ def test_a_split_is_chosen_by_name(tmp_path: Path) -> None:
     ):
         import_vqa(questions, SkippedItems(), ImportOptions())
     assert values(questions, answers=answers) == by_name
-    assert values(questions, answers=answers, find=False, pictures=Path("nowhere")) == by_name
+    assert values(questions, answers=answers, find=False, images=Path("nowhere")) == by_name
 
 
 @pytest.mark.parametrize(
@@ -157,10 +157,10 @@ def test_a_bad_question_is_refused_or_left_out_and_listed(
     assert [skip.location.endswith("questions.4") for skip in skips.items] == [True]
 
 
-def test_a_missing_picture_takes_its_questions_with_it(tmp_path: Path) -> None:
+def test_a_missing_image_takes_its_questions_with_it(tmp_path: Path) -> None:
     """Each of them is counted."""
     (folder_of(tmp_path) / "train2014" / "000000000025.jpg").unlink()
-    with pytest.raises(InputError, match=r"000000000025.jpg does not exist; check --pictures"):
+    with pytest.raises(InputError, match=r"000000000025.jpg does not exist; check --images"):
         import_vqa(tmp_path, SkippedItems(), ImportOptions())
     skips = SkippedItems(0.4)
     assert len(import_vqa(tmp_path, skips, ImportOptions()).conversations) == 1

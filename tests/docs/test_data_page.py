@@ -20,7 +20,7 @@ def write(path: Path, content: object) -> None:
 
 
 def draw(path: Path) -> None:
-    """Draw a small picture, with the folders before it."""
+    """Draw a small image, with the folders before it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (6, 5), (200, 30, 30)).save(path)
 

@@ -105,12 +105,12 @@ def test_the_templates_page_is_the_tables() -> None:
 
 
 def test_the_records_on_the_data_page_can_be_read(tmp_path: Path) -> None:
-    """The examples pass the schema and the reader; the first shows none, one and two pictures."""
+    """The examples pass the schema and the reader; the first shows none, one and two images."""
     shown = []
     for example in blocks((ROOT / "docs" / "data.md").read_text(), "json"):
         (tmp_path / "data.json").write_text(example)
         jsonschema.validate(json.loads(example), json_schema())
-        shown.append([len(one.pictures) for one in read_conversations(tmp_path / "data.json")])
+        shown.append([len(one.images) for one in read_conversations(tmp_path / "data.json")])
     assert shown == [[1, 2, 0], [1]]
 
 

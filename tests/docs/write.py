@@ -66,14 +66,14 @@ A template is how one family of language models wants a conversation written. `-
 chooses one, the model folder keeps it, and `caldera data inspect FILE --template NAME` shows it. Take the one that the
 language model was made with. This page is written by `make docs` from the table in `batches/templates.py`.
 
-Below, `<image>` is a picture's place, `<s>` the start mark if the tokenizer uses one, `</s>` the tokenizer's own end
-mark, and what stands in `[[ ]]` is learned: the answers and their end marks, and nothing else. A turn's only picture
-goes before its words; several stay where they are. Nothing that a user types becomes a picture or a special token.
+Below, `<image>` is an image's place, `<s>` the start mark if the tokenizer uses one, `</s>` the tokenizer's own end
+mark, and what stands in `[[ ]]` is learned: the answers and their end marks, and nothing else. A turn's only image
+goes before its words; several stay where they are. Nothing that a user types becomes an image or a special token.
 Where a tokenizer lacks a special token of the template, training adds it, as a new row that starts as the mean of the
 others.
 
 A `_legacy` variant writes the same text, and cuts it into tokens as LLaVA-1.5's slow tokenizer did: every text between
-two special tokens or pictures gets SentencePiece's space before it, so that `</s>` is followed by the pieces of
+two special tokens or images gets SentencePiece's space before it, so that `</s>` is followed by the pieces of
 ` USER`. Take it for weights that were trained so. All others give the ids that the tokenizer itself gives for the whole
 text, but that no token reaches from a question into its answer, or out of it.
 

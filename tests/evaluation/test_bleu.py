@@ -14,7 +14,7 @@ def test_the_example_of_the_paper_clips_repetition() -> None:
     assert bleu(candidates, references)[0] == pytest.approx(2 / 7)
 
 
-def test_counts_are_added_over_pictures_before_dividing() -> None:
+def test_counts_are_added_over_images_before_dividing() -> None:
     """By hand: 3 + 1 of 3 + 2 words and 2 + 0 of 2 + 1 pairs are right; 5 words against 3 + 4 are too few."""
     candidates = {"1": "a red dog", "2": "two cats"}
     references = {"1": ["a red dog"], "2": ["there are two birds", "x"]}

@@ -32,7 +32,7 @@ def test_a_two_word_case_worked_by_hand() -> None:
 
 
 def test_what_people_wrote_scores_highest() -> None:
-    """A reference beats a changed one, which beats another picture's."""
+    """A reference beats a changed one, which beats another image's."""
     own = cider_d({key: texts[0] for key, texts in REFERENCES.items()}, REFERENCES)
     part = cider_d({"1": "a dog", "2": "two cats", "3": "a red bus"}, REFERENCES)
     other = cider_d(

@@ -18,7 +18,7 @@ from caldera.evaluation.exact_match import (
     _choose_least_used,
     build_questions,
     majority_answers,
-    normalised,
+    normalized,
     with_shuffled_images,
 )
 from caldera.instructions.questions import Question
@@ -28,13 +28,13 @@ from caldera.skips import SkippedItems
 def asked(annotations: AnnotationSet, beside: Path) -> ExactMatch:
     """Write questions with the demo's numbers."""
     return build_questions(
-        annotations, name="t", per_picture=8, context_per_picture=2, seed=5, beside=beside
+        annotations, name="t", per_image=8, context_per_image=2, seed=5, beside=beside
     )
 
 
 @pytest.fixture
 def coco(third_party: Path) -> AnnotationSet:
-    """Eighty real pictures."""
+    """Eighty real images."""
     return read_coco(third_party / "coco_mini", SkippedItems())
 
 
@@ -52,29 +52,29 @@ def test_answers_are_compared_without_case_and_closing_marks(
     said: str, meant: str, same: bool
 ) -> None:
     """Only what is around a word is forgiven, never another word."""
-    assert (normalised(said) == normalised(meant)) is same
+    assert (normalized(said) == normalized(meant)) is same
 
 
-def test_yes_and_no_are_balanced_for_each_picture(coco: AnnotationSet, tmp_path: Path) -> None:
-    """Each kind asks each picture as many yes as no, and there are many questions."""
+def test_yes_and_no_are_balanced_for_each_image(coco: AnnotationSet, tmp_path: Path) -> None:
+    """Each kind asks each image as many yes as no, and there are many questions."""
     bench = asked(coco, tmp_path)
     answers: dict[str, dict[tuple[str, ...], Counter[str]]] = defaultdict(
         lambda: defaultdict(Counter)
     )
     for item in bench.items:
         if item.references[0] in ("yes", "no"):
-            answers[item.category][item.conversation.pictures][item.references[0]] += 1
+            answers[item.category][item.conversation.images][item.references[0]] += 1
     assert answers.keys() >= {"presence", "reasoning", "relation"}
     assert len(answers["presence"] | answers["reasoning"]) > 60
-    for kind, by_picture in answers.items():
-        assert len(by_picture) >= (1 if kind == "context" else 8), kind
-        assert all(count["yes"] == count["no"] > 0 for count in by_picture.values()), kind
+    for kind, by_image in answers.items():
+        assert len(by_image) >= (1 if kind == "context" else 8), kind
+        assert all(count["yes"] == count["no"] > 0 for count in by_image.values()), kind
     assert len({item.id for item in bench.items}) == len(bench.items) > 400
-    most = Counter(item.conversation.pictures for item in bench.items).most_common(1)[0][1]
+    most = Counter(item.conversation.images for item in bench.items).most_common(1)[0][1]
     assert most <= 8
 
 
-def test_forms_about_several_pictures_are_chosen_evenly() -> None:
+def test_forms_about_several_images_are_chosen_evenly() -> None:
     """What was asked least so far comes first, and a yes brings its no, if there is room for both."""
     items = [
         Question("context", form, "Text?", short, "Answer.")
@@ -87,18 +87,18 @@ def test_forms_about_several_pictures_are_chosen_evenly() -> None:
     assert _choose_least_used(items, 2, chance, met) == items[1::-1]
 
 
-def test_every_item_is_asked_alone_and_finds_its_pictures(
+def test_every_item_is_asked_alone_and_finds_its_images(
     coco: AnnotationSet, tmp_path: Path
 ) -> None:
-    """One turn, ending with the request for a short answer; picture paths start from the given folder."""
+    """One turn, ending with the request for a short answer; image paths start from the given folder."""
     for item in asked(coco, tmp_path).items:
         [turn] = item.conversation.turns
         assert turn.text.endswith("Answer the question using a single word or phrase.")
-        assert all((tmp_path / path).is_file() for path in item.conversation.pictures)
-        assert len(item.conversation.pictures) == (
-            1 if item.category != "context" else len(turn.pictures)
+        assert all((tmp_path / path).is_file() for path in item.conversation.images)
+        assert len(item.conversation.images) == (
+            1 if item.category != "context" else len(turn.images)
         )
-        assert (len(turn.pictures) > 1) == (item.category == "context")
+        assert (len(turn.images) > 1) == (item.category == "context")
 
 
 def test_scores_are_shares_by_kind() -> None:
@@ -120,8 +120,8 @@ def test_scores_are_shares_by_kind() -> None:
         bench.score({"0": "", "1": "", "2": "", "3": "", "9": ""})
 
 
-def picture(name: str, category: str, count: int, folder: Path) -> AnnotatedImage:
-    """Return a picture of `count` things of one category side by side."""
+def image(name: str, category: str, count: int, folder: Path) -> AnnotatedImage:
+    """Return an image of `count` things of one category side by side."""
     boxes = tuple(
         Instance(category, Box(0.1 + 0.2 * at, 0.1, 0.25 + 0.2 * at, 0.3)) for at in range(count)
     )
@@ -129,13 +129,13 @@ def picture(name: str, category: str, count: int, folder: Path) -> AnnotatedImag
 
 
 def test_the_prior_is_the_commonest_training_answer(tmp_path: Path) -> None:
-    """Where most training pictures show two dogs, it answers 'two' to how many, whatever is asked about."""
+    """Where most training images show two dogs, it answers 'two' to how many, whatever is asked about."""
     training = AnnotationSet(
-        tuple(picture(f"t{at}", "dog", 2 if at < 8 else 3, tmp_path) for at in range(10)),
+        tuple(image(f"t{at}", "dog", 2 if at < 8 else 3, tmp_path) for at in range(10)),
         ("dog", "cat"),
     )
     held_out = AnnotationSet(
-        tuple(picture(f"h{at}", "cat", 2 + at, tmp_path) for at in range(3)), ("dog", "cat")
+        tuple(image(f"h{at}", "cat", 2 + at, tmp_path) for at in range(3)), ("dog", "cat")
     )
     bench = asked(held_out, tmp_path)
 
@@ -148,23 +148,23 @@ def test_the_prior_is_the_commonest_training_answer(tmp_path: Path) -> None:
     assert bench.score(prior).by_kind["presence"] == 0.5
 
 
-def test_other_pictures_keep_the_question_and_change_every_picture(
+def test_other_images_keep_the_question_and_change_every_image(
     coco: AnnotationSet, tmp_path: Path
 ) -> None:
-    """Only what is seen differs, and several pictures stay different from each other."""
+    """Only what is seen differs, and several images stay different from each other."""
     items = asked(coco, tmp_path).items
     for item, other in zip(items, with_shuffled_images(items), strict=True):
         assert (item.id, item.references) == (other.id, other.references)
         assert item.conversation.turns[0].text == other.conversation.turns[0].text
-        pairs = zip(item.conversation.pictures, other.conversation.pictures, strict=True)
+        pairs = zip(item.conversation.images, other.conversation.images, strict=True)
         assert all(one != two for one, two in pairs)
-        assert len(set(other.conversation.pictures)) == len(set(item.conversation.pictures))
+        assert len(set(other.conversation.images)) == len(set(item.conversation.images))
 
 
 def test_captions_are_scored_against_all_that_people_wrote(
     coco: AnnotationSet, tmp_path: Path
 ) -> None:
-    """People's own captions score far above other pictures' captions."""
+    """People's own captions score far above other images' captions."""
     bench = build_caption_task(coco, name="c", beside=tmp_path)
     own = {item.id: item.references[0] for item in bench.items}
     shifted = dict(zip(own, [*list(own.values())[1:], next(iter(own.values()))], strict=True))

@@ -84,8 +84,8 @@ def test_mcnemar_is_symmetric_and_sums_to_one() -> None:
     assert mcnemar(9_000, 9_400) == mcnemar(9_400, 9_000) == pytest.approx(0.00325, abs=2e-4)
 
 
-def test_items_about_one_picture_count_as_one_where_they_agree() -> None:
-    """Five equal marks about each of 100 pictures are as sure as 100 marks, and less so than 500."""
+def test_items_about_one_image_count_as_one_where_they_agree() -> None:
+    """Five equal marks about each of 100 images are as sure as 100 marks, and less so than 500."""
     marks = [float(at // 5 % 2) for at in range(500)]
     groups = [f"{at // 5}.jpg" for at in range(500)]
     interval = mean_interval(marks, groups)
@@ -99,7 +99,7 @@ def test_items_about_one_picture_count_as_one_where_they_agree() -> None:
 
 
 def test_groups_of_one_change_nothing() -> None:
-    """Where no two items share a picture, the interval is that of items; where all are right, it is Wilson's."""
+    """Where no two items share an image, the interval is that of items; where all are right, it is Wilson's."""
     marks = [0.3, 0.9, 0.2, 1.0, 0.0]
     lone = [str(at) for at in range(5)]
     assert mean_interval(marks, lone) == mean_interval(marks)

@@ -13,7 +13,7 @@ from caldera.evaluation.report import (
 
 
 def test_what_a_model_said_is_only_text(tmp_path: Path, photos: Path) -> None:
-    """Markup in answers is escaped, pictures are inside, and the policy forbids scripts and requests."""
+    """Markup in answers is escaped, images are inside, and the policy forbids scripts and requests."""
     said = '<script>alert(1)</script><img src="http://x.org/y.png">'
     report = Report(
         title="A run",

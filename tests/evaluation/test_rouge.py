@@ -27,7 +27,7 @@ def test_order_counts() -> None:
     assert rouge_l("dog red", ["red dog"]) == pytest.approx(1 / 2)
 
 
-def test_the_mean_is_over_pictures_and_nothing_said_scores_nothing() -> None:
+def test_the_mean_is_over_images_and_nothing_said_scores_nothing() -> None:
     """One right, one empty."""
     assert mean_rouge_l({"1": "a dog", "2": ""}, {"1": ["a dog"], "2": ["x"]}) == pytest.approx(0.5)
     assert rouge_l("", [""]) == 0

@@ -20,7 +20,7 @@ from caldera.evaluation.said import contains_answer
         ("two", "There are two dogs.", True),
         ("two", "There are twelve.", False),
         ("ten", "There are often some.", False),
-        ("hot dog", "The picture shows a Hot  Dog.", True),
+        ("hot dog", "The image shows a Hot  Dog.", True),
         ("dog", "", False),
     ],
 )

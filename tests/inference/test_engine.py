@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
 
-from caldera.batches.picture_files import open_picture
-from caldera.batches.picture_sources import DecodedImages
+from caldera.batches.image_files import open_image
+from caldera.batches.image_sources import DecodedImages
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import EngineError, QueueFullError, UsageError
-from caldera.inference.engine import AnswerStream, Engine, EngineSettings, Request, SamplingParams
+from caldera.inference.engine import AnswerStream, Engine, EngineConfig, Request, SamplingParams
 from caldera.inference.llama_decoder import LlamaDecoder
 from caldera.inference.prompts import Prompt
 from caldera.model.assemble import assemble
@@ -24,7 +24,7 @@ from caldera.model.folder import LlavaBundle
 
 GREEDY = SamplingParams(max_new_tokens=23)
 DRAWN = SamplingParams(max_new_tokens=23, temperature=1.3, top_p=0.9, top_k=50)
-FEW = EngineSettings(slots=3, prefill_chunk_size=7)
+FEW = EngineConfig(slots=3, prefill_chunk_size=7)
 """Few slots and small chunks: requests wait, join and leave, and prompts are read in parts."""
 
 
@@ -35,16 +35,16 @@ def engine(assistant: LlavaBundle, request: pytest.FixtureRequest) -> Iterator[E
         yield running
 
 
-def ask(engine: Engine, photos: Path, words: str, *pictures: int) -> Prompt:
+def ask(engine: Engine, photos: Path, words: str, *images: int) -> Prompt:
     """Return a prompt about photos by their numbers."""
-    paths = [photos / f"{number}.png" for number in pictures]
+    paths = [photos / f"{number}.png" for number in images]
     turn = Turn("user", (*(ImageRef(str(path)) for path in paths), words))
-    shown = [engine.prepare_image(open_picture(path)) for path in paths]
+    shown = [engine.prepare_image(open_image(path)) for path in paths]
     return engine.build_prompt(Conversation("asked", (turn,)), shown)
 
 
 def prompts(engine: Engine, photos: Path) -> list[Prompt]:
-    """Return prompts of different lengths with no picture, one, two and three."""
+    """Return prompts of different lengths with no image, one, two and three."""
     return [
         ask(engine, photos, "what do you see? " * (at + 1), *range(at, at + count))
         for at, count in enumerate((0, 1, 2, 3, 1))
@@ -58,9 +58,9 @@ def told(answering: AnswerStream) -> tuple[int, ...]:
 
 def by_transformers(assistant: LlavaBundle, prompt: Prompt, tokens: int) -> tuple[int, ...]:
     """Return the greedy answer of transformers' own loop on the same embeddings."""
-    pixels = [picture.pixels for picture in prompt.pictures]
+    pixels = [image.pixels for image in prompt.images]
     none = DecodedImages(assistant.processor)([])
-    layouts = [picture.layout for picture in prompt.pictures]
+    layouts = [image.layout for image in prompt.images]
     with torch.no_grad():
         embedded = assistant.model.embed(
             torch.tensor([prompt.ids]), torch.cat([none, *pixels]), layouts
@@ -114,14 +114,14 @@ def test_an_answer_depends_on_no_other_request(engine: Engine, photos: Path) -> 
 def test_kept_prefixes_change_no_token(
     vision_folder: Path, language_folder: Path, photos: Path
 ) -> None:
-    """Talks of three turns about the same and other pictures: with and without what was kept, and it was used."""
+    """Talks of three turns about the same and other images: with and without what was kept, and it was used."""
     answers = []
     for kept in (0, 1 << 24):
         speaker = assemble(vision_folder, language_folder, seed=3)
         with Engine(speaker, replace(FEW, prefix_cache_bytes=kept)) as engine:
             heard = []
             for first in (0, 1, 0):
-                shown = [engine.prepare_image(open_picture(photos / f"{first}.png"))]
+                shown = [engine.prepare_image(open_image(photos / f"{first}.png"))]
                 turns: tuple[Turn, ...] = ()
                 for number, words in enumerate(("what is it?", "what else?", "where?")):
                     parts = (ImageRef("p"), words) if number == 0 else (words,)
@@ -132,7 +132,7 @@ def test_kept_prefixes_change_no_token(
                     turns = (*turns, Turn("assistant", (text or "nothing",)))
                     heard.append((text, answering.usage.completion_tokens))
                     if kept and (number or len(heard) > 6):
-                        assert answering.usage.cached_tokens > 9  # at least the picture
+                        assert answering.usage.cached_tokens > 9  # at least the image
             answers.append(heard)
             stats = engine.stats()
             assert (stats.cached_tokens > 0) == bool(kept)
@@ -140,8 +140,8 @@ def test_kept_prefixes_change_no_token(
     assert answers[0] == answers[1]
 
 
-def test_another_picture_is_never_taken_for_a_kept_one(engine: Engine, photos: Path) -> None:
-    """The same words about another picture share what stands before it; about the same, all but the last token."""
+def test_another_image_is_never_taken_for_a_kept_one(engine: Engine, photos: Path) -> None:
+    """The same words about another image share what stands before it; about the same, all but the last token."""
     one, other = (ask(engine, photos, "what?", number) for number in (2, 3))
     first = engine.submit(Request(one, GREEDY))
     first.read_all()
@@ -228,7 +228,7 @@ def test_a_prompt_that_was_read_in_part_is_kept_in_part(engine: Engine, photos: 
 
 def test_more_than_may_wait_is_refused(assistant: LlavaBundle, photos: Path) -> None:
     """At once, with the number; when there is room again, requests are taken again."""
-    with Engine(assistant, EngineSettings(slots=1, max_waiting=2)) as engine:
+    with Engine(assistant, EngineConfig(slots=1, max_waiting=2)) as engine:
         prompt = ask(engine, photos, "what?")
         endless = Request(prompt, SamplingParams(max_new_tokens=1500, temperature=5))
         running = engine.submit(endless)
@@ -317,7 +317,7 @@ def test_a_lack_of_memory_fails_one_request(
 
 def test_closing_ends_what_runs_and_what_waits(assistant: LlavaBundle, photos: Path) -> None:
     """Both hear of it, and nothing more is taken."""
-    engine = Engine(assistant, EngineSettings(slots=1))
+    engine = Engine(assistant, EngineConfig(slots=1))
     prompt = ask(engine, photos, "what?")
     endless = Request(prompt, SamplingParams(max_new_tokens=1500, temperature=5))
     running, waiting = engine.submit(endless), engine.submit(endless)
@@ -374,4 +374,4 @@ def test_a_model_without_positions_has_no_limit(
 def test_settings_out_of_range_are_refused(bad: dict[str, int]) -> None:
     """The message names the setting."""
     with pytest.raises(UsageError, match=next(iter(bad))):
-        EngineSettings(**bad)  # type: ignore[arg-type] # numbers
+        EngineConfig(**bad)  # type: ignore[arg-type] # numbers

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from caldera.batches.picture_sources import DecodedImages
+from caldera.batches.image_sources import DecodedImages
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import UsageError
 from caldera.inference.generate import BatchGenerator
@@ -26,7 +26,7 @@ def generator(assistant: LlavaBundle) -> BatchGenerator:
 
 
 def prompts(generator: BatchGenerator, photos: Path) -> list[FilePrompt]:
-    """Return prompts of different lengths with no picture, one, two and three."""
+    """Return prompts of different lengths with no image, one, two and three."""
     asked = []
     for number, count in enumerate((0, 1, 2, 3, 1)):
         shown = tuple(ImageRef(f"{at}.png") for at in range(number, number + count))
@@ -36,7 +36,7 @@ def prompts(generator: BatchGenerator, photos: Path) -> list[FilePrompt]:
 
 
 def test_a_batch_of_n_equals_n_single_runs(generator: BatchGenerator, photos: Path) -> None:
-    """Prompts of other lengths and pictures beside it do not change an answer."""
+    """Prompts of other lengths and images beside it do not change an answer."""
     asked = prompts(generator, photos)
 
     together = generator.generate(asked, GREEDY)
@@ -50,7 +50,7 @@ def test_transformers_generate_gives_the_same_tokens(
 ) -> None:
     """Greedy answers equal those of transformers' own loop on the same embeddings."""
     for prompt in prompts(generator, photos):
-        pixels = DecodedImages(assistant.processor)(prompt.pictures)
+        pixels = DecodedImages(assistant.processor)(prompt.images)
         with torch.no_grad():
             embedded = assistant.model.embed(torch.tensor([prompt.ids]), pixels, prompt.layouts)
             language: Any = assistant.model.language

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from caldera.batches.picture_sources import DecodedImages
+from caldera.batches.image_sources import DecodedImages
 from caldera.conversation import Conversation, Turn
 from caldera.inference.generate import BatchGenerator
 from caldera.inference.likelihood import LikelihoodScorer, ScoredContinuation
@@ -12,8 +12,8 @@ from caldera.model.folder import LlavaBundle
 
 def test_only_what_the_model_itself_would_say_is_greedy(assistant: LlavaBundle) -> None:
     """Its own answer is, beside a longer row too; with any one token changed it is not."""
-    pictures = DecodedImages(assistant.processor)
-    generator, weigher = BatchGenerator(assistant, pictures), LikelihoodScorer(assistant, pictures)
+    images = DecodedImages(assistant.processor)
+    generator, weigher = BatchGenerator(assistant, images), LikelihoodScorer(assistant, images)
     prompt = generator.prompt(Conversation("c", (Turn("user", ("what is there?",)),)))
     said = generator.generate_ids(prompt, SamplingParams(max_new_tokens=5))
     assert len(said) == 5

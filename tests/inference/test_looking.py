@@ -1,4 +1,4 @@
-"""What an answer attended to is what transformers itself says, word by word and at the right place of a picture."""
+"""What an answer attended to is what transformers itself says, word by word and at the right place of an image."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -7,20 +7,20 @@ from typing import Any
 import pytest
 import torch
 
-from caldera.batches.picture_files import open_picture
+from caldera.batches.image_files import open_image
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import UsageError
-from caldera.inference.engine import Engine, EngineSettings, Request, SamplingParams
+from caldera.inference.engine import Engine, EngineConfig, Request, SamplingParams
 from caldera.inference.looking import attention_weights, compute_attention_maps, split_words
 from caldera.inference.prompts import Prompt, PromptBuilder, process_image
 from caldera.model.folder import LlavaBundle
 
 
 def answered(assistant: LlavaBundle, photos: Path, count: int, answer: str) -> tuple[Prompt, int]:
-    """Return a conversation about some pictures with its answer."""
+    """Return a conversation about some images with its answer."""
     paths = [photos / f"{number}.png" for number in range(count)]
     turn = Turn("user", (*(ImageRef(str(path)) for path in paths), "what do you see?"))
-    shown = [process_image(open_picture(path), assistant.processor) for path in paths]
+    shown = [process_image(open_image(path), assistant.processor) for path in paths]
     return PromptBuilder(assistant).with_answer_and_images(
         Conversation("1", (turn,)), answer, shown
     )
@@ -34,8 +34,8 @@ def by_transformers(assistant: LlavaBundle, prompt: Prompt) -> torch.Tensor:
     with torch.no_grad():
         embedded = assistant.model.embed(
             torch.tensor([prompt.ids]),
-            torch.cat([picture.pixels for picture in prompt.pictures]),
-            [picture.layout for picture in prompt.pictures],
+            torch.cat([image.pixels for image in prompt.images]),
+            [image.layout for image in prompt.images],
         )
         told = language(inputs_embeds=embedded, output_attentions=True).attentions
     language.set_attn_implementation(usual)
@@ -55,7 +55,7 @@ def test_the_weights_are_transformers_own(assistant: LlavaBundle, photos: Path) 
 
 
 def test_words_take_the_mean_of_their_tokens(assistant: LlavaBundle, photos: Path) -> None:
-    """Each picture has the columns of its own image tokens."""
+    """Each image has the columns of its own image tokens."""
     prompt, tokens = answered(assistant, photos, 2, "two dogs zyx")
     weights = attention_weights(assistant, prompt, tokens)
     looks = compute_attention_maps(assistant, prompt, tokens)
@@ -64,10 +64,10 @@ def test_words_take_the_mean_of_their_tokens(assistant: LlavaBundle, photos: Pat
     assert last.last - last.first > 1
     mean = weights[last.first : last.last].mean(dim=0)
     count = assistant.model.vision.tokens_per_view
-    for picture, start in zip(looks.pictures, prompt.starts, strict=True):
-        torch.testing.assert_close(picture.weights[-1], mean[start : start + count])
-        assert 0 < picture.attention_fraction < 1
-        assert torch.allclose(picture.heatmap((5, 7)).sum(dim=(1, 2)), picture.weights.sum(dim=1))
+    for image, start in zip(looks.images, prompt.starts, strict=True):
+        torch.testing.assert_close(image.weights[-1], mean[start : start + count])
+        assert 0 < image.attention_fraction < 1
+        assert torch.allclose(image.heatmap((5, 7)).sum(dim=(1, 2)), image.weights.sum(dim=1))
 
 
 @pytest.mark.parametrize(
@@ -89,8 +89,8 @@ def test_the_engine_looks_between_answers(assistant: LlavaBundle, photos: Path) 
     expected = compute_attention_maps(assistant, prompt, tokens)
     turn = Turn("user", (ImageRef(str(photos / "0.png")), "what do you see?"))
     conversation = Conversation("1", (turn,))
-    shown = [process_image(open_picture(photos / "0.png"), assistant.processor)]
-    with Engine(assistant, EngineSettings(slots=2, prefill_chunk_size=5)) as engine:
+    shown = [process_image(open_image(photos / "0.png"), assistant.processor)]
+    with Engine(assistant, EngineConfig(slots=2, prefill_chunk_size=5)) as engine:
         request = Request(
             engine.build_prompt(conversation, shown), SamplingParams(max_new_tokens=40)
         )
@@ -99,7 +99,7 @@ def test_the_engine_looks_between_answers(assistant: LlavaBundle, photos: Path) 
         looks = engine.attention_maps(conversation, "two dogs", shown)
         assert beside.read_all() == alone
     torch.testing.assert_close(
-        looks.pictures[0].weights, expected.pictures[0].weights, rtol=1e-4, atol=1e-6
+        looks.images[0].weights, expected.images[0].weights, rtol=1e-4, atol=1e-6
     )
 
 
@@ -122,7 +122,7 @@ def test_a_fault_of_the_work_reaches_who_asked(assistant: LlavaBundle) -> None:
         assert engine.run_between_steps(lambda given: given is assistant)
 
 
-def test_a_prompt_knows_where_its_pictures_are(assistant: LlavaBundle, photos: Path) -> None:
+def test_a_prompt_knows_where_its_images_are(assistant: LlavaBundle, photos: Path) -> None:
     """Image tokens begin where it says, also with an answer behind them."""
     prompt, _ = answered(assistant, photos, 2, "two dogs")
     image, count = assistant.model.image_token_id, assistant.model.vision.tokens_per_view

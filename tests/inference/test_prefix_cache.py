@@ -1,4 +1,4 @@
-"""Only what is equal, token by token and picture by picture, is found again; the budget holds."""
+"""Only what is equal, token by token and image by image, is found again; the budget holds."""
 
 import torch
 from hypothesis import given
@@ -12,17 +12,17 @@ BYTES = torch.zeros(3, dtype=torch.uint8)
 
 
 def prompt(said: str) -> Prompt:
-    """Return a prompt: letters are words, a digit is the picture of that digest, three tokens long."""
+    """Return a prompt: letters are words, a digit is the image of that digest, three tokens long."""
     ids: list[int] = []
-    pictures, starts = [], []
+    images, starts = [], []
     for sign in said:
         if sign.isdigit():
-            pictures.append(ProcessedImage(sign, BYTES, SINGLE_VIEW, (1, 1)))
+            images.append(ProcessedImage(sign, BYTES, SINGLE_VIEW, (1, 1)))
             starts.append(len(ids))
             ids += [0, 0, 0]
         else:
             ids.append(ord(sign))
-    return Prompt(tuple(ids), tuple(pictures), tuple(starts))
+    return Prompt(tuple(ids), tuple(images), tuple(starts))
 
 
 def length_of_common(one: str, other: str) -> int:
@@ -37,7 +37,7 @@ def length_of_common(one: str, other: str) -> int:
 
 @given(kept=st.lists(st.text("ab01", max_size=6), max_size=5), asked=st.text("ab01", max_size=6))
 def test_the_longest_common_start_is_found(kept: list[str], asked: str) -> None:
-    """For any prompts of words and pictures, as comparing sign by sign finds it."""
+    """For any prompts of words and images, as comparing sign by sign finds it."""
     cache = PrefixCache(1 << 20)
     for number, said in enumerate(kept):
         cache.insert(prompt(said), (torch.full((2,), number),))

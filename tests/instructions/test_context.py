@@ -1,4 +1,4 @@
-"""Questions about several pictures: each answer is read off the drawn scenes again, and needs more than one of them."""
+"""Questions about several images: each answer is read off the drawn scenes again, and needs more than one of them."""
 
 import random
 import re
@@ -41,8 +41,8 @@ def asked() -> Asked:
     found: Asked = []
     for number_of in (2, 3) * 350:
         several = chance.sample(scenes, number_of)
-        pictures = [known[scene.name] for scene in several]
-        found += [(several, item) for item in questions_about_all(pictures, chance)]
+        images = [known[scene.name] for scene in several]
+        found += [(several, item) for item in questions_about_all(images, chance)]
     return found
 
 
@@ -63,7 +63,7 @@ def named(text: str) -> list[str]:
     return [NOUNS[noun] for noun in NOUN.findall(text)]
 
 
-def test_the_picture_that_shows_a_thing_is_the_only_one(asked: Asked) -> None:
+def test_the_image_that_shows_a_thing_is_the_only_one(asked: Asked) -> None:
     """Its letter is its place in the row; every letter is sometimes right."""
     letters: Counter[str] = Counter()
     for several, item in of_form(asked, "which of"):
@@ -77,7 +77,7 @@ def test_the_picture_that_shows_a_thing_is_the_only_one(asked: Asked) -> None:
     assert letters["A"] == pytest.approx(letters["B"], rel=0.3)
 
 
-def test_what_two_pictures_share_is_in_both_and_alone(asked: Asked) -> None:
+def test_what_two_images_share_is_in_both_and_alone(asked: Asked) -> None:
     """One kind, or nothing at all."""
     shorts: Counter[bool] = Counter()
     for several, item in of_form(asked, "in both"):
@@ -88,7 +88,7 @@ def test_what_two_pictures_share_is_in_both_and_alone(asked: Asked) -> None:
     assert min(shorts.values()) > 10
 
 
-def test_what_is_found_again_is_in_the_third_picture(asked: Asked) -> None:
+def test_what_is_found_again_is_in_the_third_image(asked: Asked) -> None:
     """Of the animals (vehicles, foods) of A and B: the only one that is in C, both, or none."""
     shorts: Counter[str] = Counter()
     for several, item in of_form(asked, "found again"):
@@ -109,7 +109,7 @@ def test_what_is_found_again_is_in_the_third_picture(asked: Asked) -> None:
     assert min(shorts["neither"], shorts["none"], shorts["one"]) > 5
 
 
-def test_the_picture_with_more_has_more(asked: Asked) -> None:
+def test_the_image_with_more_has_more(asked: Asked) -> None:
     """Of A and B, also among three; the answer gives both numbers."""
     for several, item in of_form(asked, "more"):
         [kind] = named(item.text)
@@ -121,7 +121,7 @@ def test_the_picture_with_more_has_more(asked: Asked) -> None:
         assert item.answer == f"Picture {item.short} {told}"
 
 
-def test_numbers_are_added_over_all_pictures(asked: Asked) -> None:
+def test_numbers_are_added_over_all_images(asked: Asked) -> None:
     """Only of what at least two of them show."""
     for several, item in of_form(asked, "altogether"):
         [kind] = named(item.text)
@@ -147,7 +147,7 @@ def test_places_are_compared_once_with_yes_and_once_with_no(asked: Asked) -> Non
     assert all(sorted(answers) == ["no", "yes"] for answers in shorts.values())
 
 
-def test_every_form_is_met_at_most_once_for_the_same_pictures(asked: Asked) -> None:
+def test_every_form_is_met_at_most_once_for_the_same_images(asked: Asked) -> None:
     """But for the pair about places. All are of the kind 'context', and say so in whole sentences."""
     assert len({item.form for _, item in asked}) == len(FORMS) + 1  # which of 2, which of 3
     for _, item in asked:
@@ -160,32 +160,32 @@ def test_every_form_is_met_at_most_once_for_the_same_pictures(asked: Asked) -> N
     assert all(times == 1 for form, times in Counter(forms).items() if form != "same place")
 
 
-def picture(*categories: str, caption: str = "", crowd: bool = False) -> Facts:
-    """Return the facts about a picture with a box for each category."""
+def image(*categories: str, caption: str = "", crowd: bool = False) -> Facts:
+    """Return the facts about an image with a box for each category."""
     box = Box(0.1, 0.1, 0.3, 0.3)
     things = tuple(Instance(category, box, crowd) for category in categories)
     annotated = AnnotatedImage("1", Path("x"), 9, 9, (caption,), things)
     return derive_facts(annotated, ("dog", "cat", "bird", "cup", "person", "car"))
 
 
-def forms(*pictures: Facts) -> dict[str, str]:
-    """Return the short answer of each form of question about some pictures."""
-    return {item.form: item.short for item in questions_about_all(pictures, random.Random(0))}
+def forms(*images: Facts) -> dict[str, str]:
+    """Return the short answer of each form of question about some images."""
+    return {item.form: item.short for item in questions_about_all(images, random.Random(0))}
 
 
 def test_a_caption_that_hints_at_a_thing_forbids_the_question() -> None:
     """A puppy that nobody drew a box around may be a second dog in the row."""
-    sure = forms(picture("dog"), picture("cup"))
+    sure = forms(image("dog"), image("cup"))
     assert sure == {"which of 2": sure["which of 2"], "in both": "nothing", "more": sure["more"]}
-    hinted = forms(picture("dog"), picture(caption="A puppy"))
+    hinted = forms(image("dog"), image(caption="A puppy"))
     assert hinted == {}
 
 
 def test_a_crowd_has_no_number() -> None:
     """Neither more nor altogether, but it is there."""
-    crowd, single = picture("person", crowd=True), picture("person")
+    crowd, single = image("person", crowd=True), image("person")
     assert forms(crowd, single) == {"in both": "person"}
-    assert forms(single, picture("person", "person")) == {
+    assert forms(single, image("person", "person")) == {
         "in both": "person",
         "more": "B",
         "altogether": "three",
@@ -194,8 +194,8 @@ def test_a_crowd_has_no_number() -> None:
 
 def test_two_things_in_common_are_not_asked_for() -> None:
     """The question wants one answer."""
-    assert "in both" not in forms(picture("dog", "cup"), picture("cup", "dog"))
-    assert forms(picture("dog", "cup"), picture("cat", "cup"))["in both"] == "cup"
+    assert "in both" not in forms(image("dog", "cup"), image("cup", "dog"))
+    assert forms(image("dog", "cup"), image("cat", "cup"))["in both"] == "cup"
 
 
 @pytest.mark.parametrize(
@@ -210,24 +210,24 @@ def test_two_things_in_common_are_not_asked_for() -> None:
 )
 def test_found_again_has_four_answers(third: tuple[str, ...], short: str) -> None:
     """The animal of A, that of B, both, or neither."""
-    assert forms(picture("dog"), picture("cat"), picture(*third))["found again"] == short
+    assert forms(image("dog"), image("cat"), image(*third))["found again"] == short
 
 
-def test_found_again_takes_several_of_a_group_in_one_picture() -> None:
+def test_found_again_takes_several_of_a_group_in_one_image() -> None:
     """With a list to choose from the answer is one of them, or none; never a list."""
-    several = picture("dog", "cat"), picture("bird")
-    assert forms(*several, picture("cat"))["found again"] == "cat"
-    assert forms(*several, picture("cup"))["found again"] == "none"
-    assert "found again" not in forms(*several, picture("cat", "bird"))
+    several = image("dog", "cat"), image("bird")
+    assert forms(*several, image("cat"))["found again"] == "cat"
+    assert forms(*several, image("cup"))["found again"] == "none"
+    assert "found again" not in forms(*several, image("cat", "bird"))
 
 
 def test_found_again_wants_two_of_a_group_and_no_doubt() -> None:
-    """Not the same alone in both, none in one of them, nothing uncertain in the third, and three pictures."""
-    dog, cat = picture("dog"), picture("cat")
+    """Not the same alone in both, none in one of them, nothing uncertain in the third, and three images."""
+    dog, cat = image("dog"), image("cat")
     for several in (
         (dog, dog, cat),
-        (picture("dog", "cat"), picture("cup"), dog),
-        (dog, cat, picture("cup", caption="A kitten")),
+        (image("dog", "cat"), image("cup"), dog),
+        (dog, cat, image("cup", caption="A kitten")),
         (dog, cat),
     ):
         assert "found again" not in forms(*several)

@@ -25,7 +25,7 @@ LOOKED_FOR = ("dog", "cat", "cup", "scissors", "hot dog", "dining table", "perso
 
 
 def image(*things: tuple[str, float, float], captions: tuple[str, ...] = ()) -> AnnotatedImage:
-    """Return a picture with a box of a tenth of each side around every (category, across, down)."""
+    """Return an image with a box of a tenth of each side around every (category, across, down)."""
     instances = tuple(
         Instance(category, Box(across - 0.05, down - 0.05, across + 0.05, down + 0.05))
         for category, across, down in things
@@ -128,19 +128,19 @@ def test_what_nobody_looked_for_is_still_possible() -> None:
         (("A car",), None),
     ],
 )
-def test_a_colour_is_what_captions_agree_on(captions: tuple[str, ...], colour: str | None) -> None:
+def test_a_color_is_what_captions_agree_on(captions: tuple[str, ...], color: str | None) -> None:
     """It stands right before the noun, is not one of several, and no caption gives another."""
     facts = derive_facts(image(("car", 0.5, 0.5), captions=captions), LOOKED_FOR)
-    assert facts.colours.get("car") == colour
+    assert facts.colors.get("car") == color
 
 
-def test_a_colour_of_several_things_is_that_of_their_plural() -> None:
+def test_a_color_of_several_things_is_that_of_their_plural() -> None:
     """'A red car' among two cars says nothing of the other."""
     cars = (("car", 0.2, 0.5), ("car", 0.8, 0.5))
-    assert derive_facts(image(*cars, captions=("Two red cars",)), LOOKED_FOR).colours == {
+    assert derive_facts(image(*cars, captions=("Two red cars",)), LOOKED_FOR).colors == {
         "car": "red"
     }
-    assert derive_facts(image(*cars, captions=("A red car",)), LOOKED_FOR).colours == {}
+    assert derive_facts(image(*cars, captions=("A red car",)), LOOKED_FOR).colors == {}
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_facts_never_contradict_each_other_or_the_boxes(
     single = {category for category, number in facts.counts.items() if number == 1}
     assert facts.places.keys() <= single
     assert set(facts.places.items()) <= set(facts.instances)
-    assert facts.colours.keys() <= facts.counts.keys()
+    assert facts.colors.keys() <= facts.counts.keys()
     found = {category: (across, down) for category, across, down in things}
     for one, how, other in facts.relations:
         assert {one, other} <= single

@@ -13,7 +13,7 @@ from caldera.annotations.annotated_image import AnnotatedImage, Instance
 from caldera.annotations.coco import read_coco
 from caldera.english import number_word, plural
 from caldera.instructions.facts import Facts, derive_facts
-from caldera.instructions.knowledge import COLOURS, GROUPS, PURPOSES
+from caldera.instructions.knowledge import COLORS, GROUPS, PURPOSES
 from caldera.instructions.questions import FORMS, Question, describe, questions_about, yes_no_pairs
 from caldera.scenes.captions import captions_of
 from caldera.scenes.drawing import glyph_shapes
@@ -73,7 +73,7 @@ def named(text: str) -> list[str]:
 
 
 def ninth(thing: SceneObject) -> str:
-    """Name the ninth of the picture that a thing's middle lies in."""
+    """Name the ninth of the image that a thing's middle lies in."""
     across = (thing.left + thing.width / 2) / SIDE
     down = (thing.top + thing.height / 2) / SIDE
     row = "top" if down < 0.36 else "bottom" if down > 0.64 else ""
@@ -101,22 +101,22 @@ def test_presence_is_that_of_the_scene(asked: list[tuple[Scene, list[Question]]]
 
 
 @pytest.mark.parametrize("kind", ["presence", "reasoning"])
-def test_yes_and_no_are_balanced_in_every_picture(
+def test_yes_and_no_are_balanced_in_every_image(
     asked: list[tuple[Scene, list[Question]]], kind: str
 ) -> None:
     """As many of either, and they come in pairs, so that a cut after any pair stays balanced."""
-    pictures = 0
+    images = 0
     for _, items in asked:
         answers = [item.short for item in items if item.kind == kind]
-        pictures += bool(answers)
+        images += bool(answers)
         assert all(
             {*pair} == {"yes", "no"} for pair in zip(answers[::2], answers[1::2], strict=True)
         )
-    assert pictures > 60
+    assert images > 60
 
 
 def test_nothing_is_asked_for_twice(asked: list[tuple[Scene, list[Question]]]) -> None:
-    """Presence asks for each kind once, and a picture has no question twice."""
+    """Presence asks for each kind once, and an image has no question twice."""
     for _, items in asked:
         kinds = [named(item.text)[0] for item in items if item.kind == "presence"]
         assert len(set(kinds)) == len(kinds)
@@ -165,17 +165,17 @@ def test_relations_are_those_of_the_scene(asked: list[tuple[Scene, list[Question
     assert shorts["yes"] == shorts["no"]
 
 
-def test_colours_are_those_of_the_scene(asked: list[tuple[Scene, list[Question]]]) -> None:
+def test_colors_are_those_of_the_scene(asked: list[tuple[Scene, list[Question]]]) -> None:
     """Every painted kind is asked about, and no other."""
     met: Counter[str] = Counter()
     for scene, item in of_kind(asked, "colour"):
         [kind] = named(item.text)
-        [colour] = [group.colour for group in scene.groups if group.kind.name == kind]
-        assert item.short == colour, item
-        assert re.findall("|".join(COLOURS), item.answer) == [colour]
+        [color] = [group.color for group in scene.groups if group.kind.name == kind]
+        assert item.short == color, item
+        assert re.findall("|".join(COLORS), item.answer) == [color]
         met[scene.name] += 1
     for scene, _ in asked:
-        assert met[scene.name] == sum(group.colour is not None for group in scene.groups)
+        assert met[scene.name] == sum(group.color is not None for group in scene.groups)
 
 
 def test_the_one_of_its_group_is_named(asked: list[tuple[Scene, list[Question]]]) -> None:
@@ -265,7 +265,7 @@ def test_questions_follow_from_the_source_of_chance(scenes: list[Scene]) -> None
 
 
 def test_a_description_is_true_and_whole(scenes: list[Scene]) -> None:
-    """All that is there with number, colour and setting; then places, each met by that many things."""
+    """All that is there with number, color and setting; then places, each met by that many things."""
     spread = placed = related = 0
     for scene in scenes:
         told = describe(facts(scene), random.Random(scene.name))
@@ -273,9 +273,9 @@ def test_a_description_is_true_and_whole(scenes: list[Scene]) -> None:
         assert f" {BACKGROUNDS[scene.setting]}" in first
         for group in scene.groups:
             noun = group.kind.name if len(group.things) == 1 else plural(group.kind.name)
-            colour = f"{group.colour} " if group.colour else ""
+            color = f"{group.color} " if group.color else ""
             assert re.search(
-                rf"\b(a|an|{number_word(len(group.things))}) {colour}{noun}\b", first
+                rf"\b(a|an|{number_word(len(group.things))}) {color}{noun}\b", first
             ), told
         for sentence in rest:
             kind, *other = named(sentence)

@@ -125,7 +125,7 @@ def test_a_detailed_description_answers_one_request(
 def test_reasoning_is_one_question_with_its_reason(
     teacher: ScriptedTeacher, images: list[AnnotatedImage]
 ) -> None:
-    """About as often yes as no over all pictures."""
+    """About as often yes as no over all images."""
     starts: Counter[str] = Counter()
     for image in images:
         for exchange in write(teacher, "reasoning", image):
@@ -150,10 +150,10 @@ def test_a_quiz_has_short_answers_and_asks_for_them_once(
         assert balance["yes"] == balance["no"], exchanges
 
 
-def test_context_is_about_all_its_pictures(
+def test_context_is_about_all_its_images(
     teacher: ScriptedTeacher, images: list[AnnotatedImage]
 ) -> None:
-    """Every answer is one that the facts of the pictures together give; in short or in sentences, not mixed."""
+    """Every answer is one that the facts of the images together give; in short or in sentences, not mixed."""
     short = 0
     for at in range(60):
         several = images[at : at + 2 + at % 2]
@@ -178,16 +178,14 @@ def test_context_is_about_all_its_pictures(
     assert 25 < short < 57
 
 
-def test_one_picture_gives_no_context(
-    teacher: ScriptedTeacher, images: list[AnnotatedImage]
-) -> None:
+def test_one_image_gives_no_context(teacher: ScriptedTeacher, images: list[AnnotatedImage]) -> None:
     """The teacher says what it needs."""
     with pytest.raises(NothingToWrite, match="needs at least two"):
         teacher.write("context", images[:1])
 
 
 @pytest.mark.parametrize("kind", ALONE)
-def test_a_picture_of_nothing_known_is_refused(teacher: ScriptedTeacher, kind: Kind) -> None:
+def test_a_image_of_nothing_known_is_refused(teacher: ScriptedTeacher, kind: Kind) -> None:
     """But a caption is always there to be asked for."""
     speck = Instance("dog", Box(0, 0, 0.01, 0.01))
     image = AnnotatedImage("1", Path("1.jpg"), 9, 9, ("Something",), (speck,))
@@ -198,7 +196,7 @@ def test_a_picture_of_nothing_known_is_refused(teacher: ScriptedTeacher, kind: K
         teacher.write(kind, [image])
 
 
-def test_pictures_of_one_name_in_two_folders_are_told_apart(
+def test_images_of_one_name_in_two_folders_are_told_apart(
     teacher: ScriptedTeacher, images: list[AnnotatedImage]
 ) -> None:
     """What is known of one is not said of the other, even where ids are the same."""
@@ -224,7 +222,7 @@ def test_every_teacher_is_found_by_its_exact_name() -> None:
 
 
 def test_kinds_are_read_with_their_shares() -> None:
-    """A kind without a share is written for every picture."""
+    """A kind without a share is written for every image."""
     assert parse_kinds("conversation, detail:0.5,vqa:1") == {
         "conversation": 1.0,
         "detail": 0.5,

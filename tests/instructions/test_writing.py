@@ -1,4 +1,4 @@
-"""A data set from annotations: shares are kept, chance belongs to each picture alone, what was declined is counted."""
+"""A data set from annotations: shares are kept, chance belongs to each image alone, what was declined is counted."""
 
 import json
 import random
@@ -51,7 +51,7 @@ def write(
     return generate_dialogues(annotations, teacher, kinds, seed=seed, beside=Path(beside))
 
 
-def test_every_picture_gets_its_share_of_every_kind(annotations: AnnotationSet) -> None:
+def test_every_image_gets_its_share_of_every_kind(annotations: AnnotationSet) -> None:
     """All of one kind, about three in ten of another; written and refused add up to what was asked."""
     ticks: list[None] = []
     written = generate_dialogues(
@@ -70,20 +70,20 @@ def test_every_picture_gets_its_share_of_every_kind(annotations: AnnotationSet) 
     assert all("nothing beyond doubt" in reason for reason in written.rejected)
 
 
-def test_the_same_seed_writes_the_same_and_another_writes_other_pictures(
+def test_the_same_seed_writes_the_same_and_another_writes_other_images(
     annotations: AnnotationSet,
 ) -> None:
-    """Which pictures are chosen, and where a picture stands, follow from the seed."""
+    """Which images are chosen, and where an image stands, follow from the seed."""
     kinds: dict[Kind, float] = {"vqa": 0.5, "context": 0.5}
     first, again, other = (write(annotations, kinds, seed).conversations for seed in (1, 1, 2))
     assert first == again
     assert {each.id for each in first} != {each.id for each in other}
 
 
-def test_what_is_written_about_a_picture_does_not_hang_on_the_others(
+def test_what_is_written_about_a_image_does_not_hang_on_the_others(
     annotations: AnnotationSet,
 ) -> None:
-    """A picture more or less, or another order, changes no other dialogue about one picture."""
+    """An image more or less, or another order, changes no other dialogue about one image."""
     kinds: dict[Kind, float] = {"conversation": 0.7, "caption": 1.0}
     whole = {each.id: each for each in write(annotations, kinds).conversations}
     part = replace(annotations, images=annotations.images[50:10:-2])
@@ -95,23 +95,23 @@ def test_what_is_written_about_a_picture_does_not_hang_on_the_others(
 
 
 def test_records_are_named_apart(annotations: AnnotationSet) -> None:
-    """By their pictures and their kind."""
+    """By their images and their kind."""
     written = write(annotations, {"caption": 1.0, "vqa": 1.0, "context": 1.0}).conversations
     assert len({each.id for each in written}) == len(written)
     for each in written:
-        pictures, kind = each.id.rsplit("-", 1)
-        assert pictures.split("+") == [Path(path).stem for path in each.pictures]
-        assert (kind == "context") is (len(each.pictures) > 1)
+        images, kind = each.id.rsplit("-", 1)
+        assert images.split("+") == [Path(path).stem for path in each.images]
+        assert (kind == "context") is (len(each.images) > 1)
 
 
-def test_a_lone_picture_stands_before_or_after_its_question(annotations: AnnotationSet) -> None:
+def test_a_lone_image_stands_before_or_after_its_question(annotations: AnnotationSet) -> None:
     """As in LLaVA's data, each about as often, on a line of its own, in the first turn alone."""
     before = 0
     written = write(annotations, {"conversation": 1.0}).conversations
     for each in written:
         first, *rest = each.turns
-        assert len(first.pictures) == 1
-        assert not any(turn.pictures for turn in rest)
+        assert len(first.images) == 1
+        assert not any(turn.images for turn in rest)
         asked = first.parts
         if isinstance(asked[0], ImageRef):
             before += 1
@@ -129,29 +129,29 @@ def test_a_lone_picture_stands_before_or_after_its_question(annotations: Annotat
 def test_paths_start_from_the_data_files_folder(
     annotations: AnnotationSet, beside: str, path: str
 ) -> None:
-    """So that a data file and its pictures can be moved together."""
+    """So that a data file and its images can be moved together."""
     [first, *_] = write(annotations, {"caption": 1.0}, beside=beside).conversations
-    assert first.pictures[0] == path.replace("x", annotations.images[0].id)
+    assert first.images[0] == path.replace("x", annotations.images[0].id)
 
 
-def test_several_pictures_are_called_by_letters() -> None:
+def test_several_images_are_called_by_letters() -> None:
     """A line each, in order, before the question."""
     one, other = ImageRef("1.jpg"), ImageRef("2.jpg")
     assert label_images([one, other]) == ("Picture A: ", one, "\n", "Picture B: ", other, "\n")
 
 
-def test_more_pictures_than_letters_are_refused() -> None:
-    """Eight pictures all have their letter; a ninth is not dropped, but refused."""
+def test_more_images_than_letters_are_refused() -> None:
+    """Eight images all have their letter; a ninth is not dropped, but refused."""
     nine = [ImageRef(f"{at}.jpg") for at in range(9)]
     assert [part for part in label_images(nine[:8]) if isinstance(part, ImageRef)] == nine[:8]
     with pytest.raises(UsageError, match="9 pictures are shown together, over the limit of 8"):
         label_images(nine)
 
 
-def test_companions_are_two_or_three_different_pictures_that_often_share_something(
+def test_companions_are_two_or_three_different_images_that_often_share_something(
     annotations: AnnotationSet,
 ) -> None:
-    """The picture itself comes first; more share a kind than by chance."""
+    """The image itself comes first; more share a kind than by chance."""
     finder = RelatedImages(annotations.images)
     chance = random.Random(1)
 
@@ -174,7 +174,7 @@ def test_companions_are_two_or_three_different_pictures_that_often_share_somethi
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_small_collection_has_few_companions(annotations: AnnotationSet, count: int) -> None:
-    """All there are, once each; a single picture is refused by the teacher, and counted."""
+    """All there are, once each; a single image is refused by the teacher, and counted."""
     few = replace(annotations, images=annotations.images[:count])
     for seed in range(20):
         several = RelatedImages(few.images).group_with(few.images[0], random.Random(seed))
@@ -191,14 +191,14 @@ class Parrot:
     name = "parrot"
 
     def write(self, kind: Kind, images: Sequence[AnnotatedImage]) -> list[Exchange]:
-        """Answer with the first caption; decline pictures of cats."""
+        """Answer with the first caption; decline images of cats."""
         if "cat" in images[0].captions[0]:
             raise NothingToWrite("cats again")
         return [Exchange("What is it?", images[0].captions[0])]
 
 
 def test_what_no_file_could_hold_is_refused_and_counted() -> None:
-    """A caption that says <image> would be read as a picture; reasons are kept apart by kind."""
+    """A caption that says <image> would be read as an image; reasons are kept apart by kind."""
     box = (Instance("dog", Box(0, 0, 1, 1)),)
     images = tuple(
         AnnotatedImage(caption[:3], Path(f"{caption[:3]}.jpg"), 9, 9, (caption,), box)
@@ -215,7 +215,7 @@ def test_what_no_file_could_hold_is_refused_and_counted() -> None:
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> GenerateConfig:
-    """A table of three pictures, one of which is not there."""
+    """A table of three images, one of which is not there."""
     (tmp_path / "data").mkdir()
     for name in ("1.jpg", "2.jpg"):
         (tmp_path / "data" / name).write_bytes(b"picture")
@@ -231,7 +231,7 @@ def test_a_file_is_written_with_a_list_of_what_was_left_out(
     out = tmp_path / "out" / "train.json"
     written = generate_data(pairs, out, NoProgress())
     assert read_conversations(out) == written.conversations
-    assert [each.pictures[0] for each in written.conversations] == [
+    assert [each.images[0] for each in written.conversations] == [
         "../data/1.jpg",
         "../data/2.jpg",
     ]

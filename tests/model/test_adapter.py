@@ -109,7 +109,7 @@ def test_peft_loads_it_onto_transformers_model(
 def test_the_end_of_a_row_of_tiles_comes_along(
     vision_folder: Path, language_folder: Path, assistant: LlavaBundle, tmp_path: Path
 ) -> None:
-    """A base that knows no tiles is shown pictures as the training was; the newline lands in peft's model, too."""
+    """A base that knows no tiles is shown images as the training was; the newline lands in peft's model, too."""
     tiled = with_image_aspect(assistant, "anyres", ((12, 6), (6, 12)), seed=9)
     adapted(tiled, tmp_path / "adapter")
     merge_lora_layers(tiled.model.language)

@@ -198,7 +198,7 @@ def test_the_mask_for_flex_attention_is_the_same() -> None:
 
 
 def test_few_scores_are_computed_in_vain() -> None:
-    """Of a picture's prefix with ten short questions, and of long rows, most scores count."""
+    """Of an image's prefix with ten short questions, and of long rows, most scores count."""
     for row in (
         PackedRow(0, 600, (20,) * 10),
         PackedRow(0, 0, (2000,)),

@@ -54,7 +54,7 @@ def test_towers_are_joined_for_every_template(
 
 
 def test_new_rows_are_the_mean_of_the_old(vision_folder: Path, language_folder: Path) -> None:
-    """In both tables, also where the table had room to spare; the token for pictures keeps its id."""
+    """In both tables, also where the table had room to spare; the token for images keeps its id."""
     before = AutoModelForCausalLM.from_pretrained(language_folder)
     plain = assemble(vision_folder, language_folder, template="plain")
     joined = assemble(vision_folder, language_folder, template="llama_3")

@@ -18,19 +18,19 @@ from tests.real_tokenizers import TOKENIZERS, make_tokenizer
 ONE, OTHER = ImageRef("a"), ImageRef("b")
 
 QUESTIONS: dict[str, tuple[str | ImageRef, ...]] = {
-    "picture, words": (ONE, "what?"),
-    "words, picture": ("what? ", ONE),
-    "picture within": ("look: ", ONE, " what's that?"),
+    "image, words": (ONE, "what?"),
+    "words, image": ("what? ", ONE),
+    "image within": ("look: ", ONE, " what's that?"),
     "words": (" what? ",),
-    "picture": (ONE,),
-    "picture, line end": (ONE, "\n"),
+    "image": (ONE,),
+    "image, line end": (ONE, "\n"),
     "two with names": ("Picture A: ", ONE, "\n", "Picture B: ", OTHER, "\n", "which?"),
     "two behind": ("which? ", ONE, OTHER),
 }
 
 
 def messages(conversation: Conversation) -> list[dict[str, Any]]:
-    """Return a conversation as transformers takes it: parts where there are pictures, a string where there are none."""
+    """Return a conversation as transformers takes it: parts where there are images, a string where there are none."""
     return [
         {
             "role": turn.role,
@@ -38,7 +38,7 @@ def messages(conversation: Conversation) -> list[dict[str, Any]]:
                 {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
                 for part in turn.parts
             ]
-            if turn.pictures
+            if turn.images
             else turn.text,
         }
         for turn in conversation.turns
@@ -72,7 +72,7 @@ COMPARED = [
 
 @pytest.mark.parametrize(("name", "kind"), COMPARED)
 def test_transformers_gives_the_same_ids(name: str, kind: str) -> None:
-    """Wherever pictures stand in a turn, with every kind of tokenizer."""
+    """Wherever images stand in a turn, with every kind of tokenizer."""
     template, tokenizer = find_template(name), make_tokenizer(kind)
     jinja = chat_template(template, starts=bool(start_ids(tokenizer)))
     slot = tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER)

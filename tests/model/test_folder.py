@@ -23,9 +23,9 @@ from transformers import (
 )
 
 from caldera.batches.anyres import SINGLE_VIEW
+from caldera.batches.image_sources import DecodedImages
+from caldera.batches.images import ImageAspect
 from caldera.batches.labels import encode
-from caldera.batches.picture_sources import DecodedImages
-from caldera.batches.pictures import ImageAspect
 from caldera.batches.templates import VICUNA_SYSTEM, find_template
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import ModelFormatError
@@ -45,18 +45,18 @@ WIDTHS: dict[str, Any] = {
 
 
 def asked(count: int) -> Conversation:
-    """Return a question about `count` pictures."""
+    """Return a question about `count` images."""
     shown = tuple(ImageRef(f"{number}.png") for number in range(count))
     return Conversation("q", (Turn("user", (*shown, "\nwhat is there?" if count else "what?")),))
 
 
 @torch.no_grad()
 def logits(assistant: LlavaBundle, photos: Path, count: int) -> torch.Tensor:
-    """Return our model's logits for a question about `count` pictures."""
+    """Return our model's logits for a question about `count` images."""
     encoded = encode(find_template("vicuna_v1").render(asked(count)), assistant.tokenizer)
     slot = assistant.model.image_token_id
     encoded = encoded.with_image_tokens([assistant.model.vision.tokens_per_view] * count, slot)
-    pixels = DecodedImages(assistant.processor)([photos / path for path in encoded.picture_paths])
+    pixels = DecodedImages(assistant.processor)([photos / path for path in encoded.image_paths])
     embedded = assistant.model.embed(torch.tensor([encoded.ids]), pixels, [SINGLE_VIEW] * count)
     return assistant.model.language(inputs_embeds=embedded).logits[0]
 
@@ -80,7 +80,7 @@ def test_a_saved_folder_loads_as_it_was(
 def test_preparation_is_read_back_with_and_without_a_card(
     tmp_path: Path, vision_folder: Path, language_folder: Path, aspect: ImageAspect
 ) -> None:
-    """The processor that transformers reads says by itself how pictures that are not square are shown."""
+    """The processor that transformers reads says by itself how images that are not square are shown."""
     made = assemble(vision_folder, language_folder, aspect=aspect, seed=3)
     save_model_folder(tmp_path / "m", made)
     assert load_processor(tmp_path / "m") == made.processor
@@ -97,7 +97,7 @@ def test_transformers_gives_the_same_logits(
     count: int,
     aspect: ImageAspect,
 ) -> None:
-    """LLaVA's own class and processor in transformers load the folder, and agree in fp32 for 0, 1 and 3 pictures."""
+    """LLaVA's own class and processor in transformers load the folder, and agree in fp32 for 0, 1 and 3 images."""
     assistant = assemble(vision_folder, language_folder, aspect=aspect, seed=3)
     save_model_folder(tmp_path / "m", assistant)
     loaded: Any = LlavaForConditionalGeneration.from_pretrained(
@@ -108,7 +108,7 @@ def test_transformers_gives_the_same_logits(
     words = "<image>" * count + asked(count).turns[0].text
     prompt = f"{VICUNA_SYSTEM} USER: {words} ASSISTANT:"
     shown = [Image.open(photos / f"{number}.png") for number in range(count)]
-    assert all(picture.width != picture.height for picture in shown)
+    assert all(image.width != image.height for image in shown)
 
     inputs = processor(images=shown or None, text=prompt, return_tensors="pt")
     with torch.no_grad():
@@ -203,7 +203,7 @@ def test_weights_that_do_not_fit_are_refused(
     ("file", "change", "message"),
     [
         ("config.json", {"auto_map": {"AutoModel": "evil.Model"}}, "would run code"),
-        ("config.json", {"image_token_index": 5}, "puts pictures at token 5"),
+        ("config.json", {"image_token_index": 5}, "puts images at token 5"),
         ("config.json", {"vision_feature_layer": -1}, "has vision_feature_layer -1, .* means -2"),
         (
             "config.json",
@@ -241,7 +241,7 @@ def test_weights_in_the_precision_they_are_used_in_are_not_copied(
     assert {each.dtype for each in filled.values()} == {dtype}
 
 
-def test_a_tokenizer_that_knows_no_pictures_is_refused(
+def test_a_tokenizer_that_knows_no_images_is_refused(
     tmp_path: Path, assistant: LlavaBundle, language_folder: Path
 ) -> None:
     """The language model's own tokenizer in the place of the assistant's is named, whether or not it has <unk>."""

@@ -52,7 +52,7 @@ LANGUAGES: dict[str, PretrainedConfig] = {
     "qwen2": Qwen2Config(**WIDTHS, tie_word_embeddings=True),
 }
 STEP = 1 / 127
-"""Of Q8_0, as a share of the largest value among 32 neighbours."""
+"""Of Q8_0, as a share of the largest value among 32 neighbors."""
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def exported(
 
 
 def tensors(file: Path) -> dict[str, np.ndarray]:
-    """Return a file's tensors, freed of their quantisation."""
+    """Return a file's tensors, freed of their quantization."""
     return {
         tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         for tensor in gguf.GGUFReader(file).tensors
@@ -120,7 +120,7 @@ def test_f16_rounds_matrices_and_keeps_vectors(
 
 
 def test_q8_0_stays_within_half_a_step(exported: Callable[..., tuple[Path, Path]]) -> None:
-    """No value is further off than half a step of its 32 neighbours, and rounding of their scale to fp16."""
+    """No value is further off than half a step of its 32 neighbors, and rounding of their scale to fp16."""
     folder, out = exported(LANGUAGES["llama"], "q8_0")
     wanted = (
         load_model_folder(folder).model.language.state_dict()["model.embed_tokens.weight"].numpy()
@@ -286,7 +286,7 @@ def test_a_folder_with_other_things_is_not_replaced(tmp_path: Path, assistant: L
 def test_the_files_template_writes_what_caldera_writes(
     assistant: LlavaBundle, parts: str | tuple[dict[str, str], ...]
 ) -> None:
-    """However a program of llama.cpp hands a picture over, the prompt is the one that the model was trained on."""
+    """However a program of llama.cpp hands an image over, the prompt is the one that the model was trained on."""
     content = parts if isinstance(parts, str) else [{"type": "text", **part} for part in parts]
     whole = content if isinstance(content, str) else "".join(part["text"] for part in content)
     mark = next((word for word in ("<__media__>", "<__media_x7__>") if word in whole), None)
@@ -304,7 +304,7 @@ def test_the_files_template_writes_what_caldera_writes(
     )
     tokenizer, slot = assistant.tokenizer, assistant.model.image_token_id
     ours = encode(find_template("vicuna_v1").render(Conversation("q", first)), tokenizer)
-    wanted = ours.with_image_tokens([1] * len(ours.picture_paths), slot).ids
+    wanted = ours.with_image_tokens([1] * len(ours.image_paths), slot).ids
     assert tuple(tokenizer(written.replace(mark or "\0", "<image>")).input_ids) == wanted
 
 

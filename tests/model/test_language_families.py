@@ -11,9 +11,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from caldera.batches.picture_sources import DecodedImages
-from caldera.batches.pictures import ASPECTS, ImageAspect
-from caldera.batches.samples import SampleMaker
+from caldera.batches.image_sources import DecodedImages
+from caldera.batches.images import ASPECTS, ImageAspect
+from caldera.batches.samples import SampleBuilder
 from caldera.batches.templates import find_template
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.inference.generate import BatchGenerator
@@ -51,7 +51,7 @@ def test_a_language_model_of_any_family_goes_the_whole_way(
     AutoModelForCausalLM.from_config(shape).save_pretrained(tmp_path / "language")
     tokenizer.save_pretrained(tmp_path / "language")
     made = assemble(vision_folder, tmp_path / "language", aspect=aspect, seed=3)
-    maker = SampleMaker(
+    maker = SampleBuilder(
         tokenizer=made.tokenizer,
         template=find_template("vicuna_v1"),
         image_token_id=made.model.image_token_id,
@@ -61,13 +61,13 @@ def test_a_language_model_of_any_family_goes_the_whole_way(
     )
     row = maker.build(TOLD, photos)
     batch = batch_of(made, [row])
-    optimiser = torch.optim.SGD(made.model.parameters(), 0.1)
+    optimizer = torch.optim.SGD(made.model.parameters(), 0.1)
 
     losses = [
         training_step(
             made.model,
             [batch],
-            optimiser,
+            optimizer,
             max_grad_norm=1.0,
             compute=DeviceConfig(torch.device("cpu"), torch.float32),
             record_ids=["c"],

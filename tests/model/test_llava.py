@@ -93,7 +93,7 @@ def joined(language: PreTrainedModel) -> Llava:
 
 
 def samples() -> list[Sample]:
-    """Return two samples of different lengths, the second with a picture."""
+    """Return two samples of different lengths, the second with an image."""
     rng = torch.Generator().manual_seed(5)
     first, second = (
         torch.randint(3, IMAGE, (length,), generator=rng).tolist() for length in (9, 17)
@@ -109,7 +109,7 @@ def samples() -> list[Sample]:
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_the_loss_is_that_of_the_models_own_logits(family: str) -> None:
-    """Logits at labelled positions alone give the loss that transformers' logits at all positions give."""
+    """Logits at labeled positions alone give the loss that transformers' logits at all positions give."""
     language: Any = language_model(family)
     model, rows = joined(language), padded(samples())
     pixels = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(5))

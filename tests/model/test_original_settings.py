@@ -30,7 +30,7 @@ def test_a_name_that_is_only_alike_is_not_known() -> None:
 
 
 def test_a_difference_is_named() -> None:
-    """The two known towers differ in the size of their pictures alone."""
+    """The two known towers differ in the size of their images alone."""
     first, second = map(
         known_tower, ("openai/clip-vit-large-patch14", "openai/clip-vit-large-patch14-336")
     )

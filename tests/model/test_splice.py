@@ -7,7 +7,7 @@ from caldera.model.splice import insert_image_tokens
 
 
 def test_rows_land_in_order() -> None:
-    """The first picture fills the first marks, the next picture the next; words stay."""
+    """The first image fills the first marks, the next image the next; words stay."""
     words = torch.zeros(2, 7, 3)
     image = torch.arange(2 * 2 * 3, dtype=torch.float32).reshape(2, 2, 3) + 1
     marks = torch.tensor([[0, 1, 1, 0, 0, 0, 0], [0, 0, 0, 1, 0, 1, 0]], dtype=torch.bool)
@@ -27,7 +27,7 @@ def test_a_wrong_number_is_an_error(images: int) -> None:
         insert_image_tokens(torch.zeros(1, 5, 3), torch.zeros(images * 4, 3), marks)
 
 
-def test_without_pictures_the_projector_stays_in_the_graph() -> None:
+def test_without_images_the_projector_stays_in_the_graph() -> None:
     """Text alone can be trained on where only the projector learns; its gradient is zero."""
     projector = torch.nn.Linear(2, 3)
     joined = insert_image_tokens(

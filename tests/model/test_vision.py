@@ -33,8 +33,8 @@ from transformers import (
     ViTModel,
 )
 
-from caldera.batches.picture_sources import DecodedImages
-from caldera.batches.samples import Sample, SampleMaker
+from caldera.batches.image_sources import DecodedImages
+from caldera.batches.samples import Sample, SampleBuilder
 from caldera.batches.templates import VICUNA_SYSTEM, find_template
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import ModelFormatError
@@ -93,8 +93,8 @@ def folder_of(family: Family, folder: Path) -> Path:
 
 
 def samples(assistant: LlavaBundle, photos: Path) -> list[Sample]:
-    """Return a dialogue with a picture and one with two."""
-    maker = SampleMaker(
+    """Return a dialogue with an image and one with two."""
+    maker = SampleBuilder(
         tokenizer=assistant.tokenizer,
         template=find_template("vicuna_v1"),
         image_token_id=assistant.model.image_token_id,
@@ -130,16 +130,16 @@ def step(assistant: LlavaBundle, photos: Path) -> float:
 
 @torch.no_grad()
 def logits(assistant: LlavaBundle, photos: Path) -> torch.Tensor:
-    """Return our logits for the sample with two pictures."""
+    """Return our logits for the sample with two images."""
     row = samples(assistant, photos)[1]
-    pictures = DecodedImages(assistant.processor)(row.pictures)
-    embedded = assistant.model.embed(torch.tensor([row.ids]), pictures, row.layouts)
+    images = DecodedImages(assistant.processor)(row.images)
+    embedded = assistant.model.embed(torch.tensor([row.ids]), images, row.layouts)
     return assistant.model.language(inputs_embeds=embedded).logits[0]
 
 
 @torch.no_grad()
 def transformers_logits(folder: Path, photos: Path) -> torch.Tensor:
-    """Return the logits of LLaVA's class in transformers for the same text and picture files."""
+    """Return the logits of LLaVA's class in transformers for the same text and image files."""
     loaded: Any = LlavaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
     model, report = loaded
     assert not report["missing_keys"]
@@ -182,17 +182,15 @@ def test_a_tower_of_any_family_goes_the_whole_way(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_pictures_come_out_as_the_towers_own_processor_makes_them(
-    tmp_path: Path, name: str
-) -> None:
+def test_images_come_out_as_the_towers_own_processor_makes_them(tmp_path: Path, name: str) -> None:
     """Cut, cut with a margin, or squashed: the pixels are those of the processor that was published with the tower."""
     family = families()[name]
     ours = load_processor(folder_of(family, tmp_path / "tower"))
     rng = np.random.default_rng(0)
     for width, height in ((30, 17), (11, 23), (6, 6), (5, 40)):
-        picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-        expected = torch.as_tensor(np.array(family.processor(picture)["pixel_values"][0]))
-        torch.testing.assert_close(ours(picture)[0], expected, atol=1e-6, rtol=0)
+        image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        expected = torch.as_tensor(np.array(family.processor(image)["pixel_values"][0]))
+        torch.testing.assert_close(ours(image)[0], expected, atol=1e-6, rtol=0)
 
 
 def test_every_position_can_be_kept(tmp_path: Path, language_folder: Path) -> None:
@@ -205,7 +203,7 @@ def test_every_position_can_be_kept(tmp_path: Path, language_folder: Path) -> No
 
 
 def unfit(kind: str) -> PreTrainedModel:
-    """Return a tower that cannot give one position for each patch of a picture of 32 pixels."""
+    """Return a tower that cannot give one position for each patch of an image of 32 pixels."""
     match kind:
         case "size":
             return CLIPVisionModel(CLIPVisionConfig(**WIDE))
@@ -224,7 +222,7 @@ def unfit(kind: str) -> PreTrainedModel:
             r"does not take the 32 x 32 pixels that its preprocessor_config\.json makes: Input",
         ),
         ("swin", "gives 64 positions for the 256 patches"),
-        ("resnet", "does not cut pictures into square patches"),
+        ("resnet", "does not cut images into square patches"),
     ],
 )
 def test_a_tower_that_does_not_fit_is_refused(
@@ -249,7 +247,7 @@ def test_a_tower_that_does_not_fit_is_refused(
 def test_a_processor_that_makes_no_square_is_refused(
     tmp_path: Path, sizes: dict[str, object]
 ) -> None:
-    """What would not end as a square of the picture is not guessed."""
+    """What would not end as a square of the image is not guessed."""
     content = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, **sizes}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
     with pytest.raises(ModelFormatError, match="square"):
@@ -273,7 +271,7 @@ def test_a_processor_that_makes_no_square_is_refused(
 def test_a_processor_that_makes_other_pixels_is_refused(
     tmp_path: Path, settings: dict[str, object], message: str
 ) -> None:
-    """Pixels are never normalised otherwise than the processor says, and no number of its breaks a run later."""
+    """Pixels are never normalized otherwise than the processor says, and no number of its breaks a run later."""
     size: dict[str, Any] = {"size": {"shortest_edge": 6}, "crop_size": {"height": 6, "width": 6}}
     content = {**size, "image_mean": [0.5] * 3, "image_std": [0.25] * 3, **settings}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))

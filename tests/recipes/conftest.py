@@ -31,10 +31,10 @@ from transformers import (
 Weights = dict[str, Tensor]
 
 WORDS = 331
-"""Of the original's tokenizer and model, without a token for pictures."""
+"""Of the original's tokenizer and model, without a token for images."""
 
 LINES = (
-    "a the dog cat bird is are on in left right yes no two one three what where how many there do you see picture",
+    "a the dog cat bird is are on in left right yes no two one three what where how many there do you see image",
     "A chat between a curious user and an artificial intelligence assistant. USER: ASSISTANT: The assistant gives",
     "helpful, detailed, and polite answers to the user's questions.",
 )
@@ -195,7 +195,7 @@ def tower_inside(clip_folder: Path, factor: float) -> Weights:
 @pytest.fixture
 def llava_next(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
     """A llava-hf folder of LLaVA-NeXT that transformers wrote, with grids of 1 x 2 and 3 x 1 tiles."""
-    folder, words = tmp_path / "next", picture_words(tokenizer)
+    folder, words = tmp_path / "next", image_words(tokenizer)
     torch.manual_seed(16)
     config = LlavaNextConfig(
         vision_config=VISION,
@@ -221,8 +221,8 @@ def llava_hf(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
     return write_llava_hf(tmp_path / "hub", tokenizer)
 
 
-def picture_words(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """Return a tokenizer with tokens for pictures and padding."""
+def image_words(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Return a tokenizer with tokens for images and padding."""
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer._tokenizer,
         bos_token="<s>",
@@ -235,7 +235,7 @@ def picture_words(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast
 
 def write_llava_hf(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
     """Write a llava-hf folder of a random model."""
-    words = picture_words(tokenizer)
+    words = image_words(tokenizer)
     torch.manual_seed(14)
     config = LlavaConfig(
         vision_config=VISION,

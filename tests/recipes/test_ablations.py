@@ -35,7 +35,7 @@ def tiny(vision: Path, language: Path) -> SceneRecipe:
         language=str(language),
         pretrain=replace(whole.pretrain, batch_size=8, max_length=256, max_steps=2),
         finetune=replace(whole.finetune, batch_size=8, max_length=1024, max_steps=2),
-        questions=QuestionCounts(per_picture=8, context_per_picture=2, captioned=1),
+        questions=QuestionCounts(per_image=8, context_per_image=2, captioned=1),
     )
 
 

@@ -1,4 +1,4 @@
-"""What the importers write trains: ScienceQA by its recipe, talk without pictures and several pictures by stage 2."""
+"""What the importers write trains: ScienceQA by its recipe, talk without images and several images by stage 2."""
 
 import json
 from pathlib import Path
@@ -27,12 +27,12 @@ SMALL = (
 
 @pytest.fixture
 def science(tmp_path: Path) -> Path:
-    """Five problems in ScienceQA's layout, two of them with a picture."""
+    """Five problems in ScienceQA's layout, two of them with an image."""
     folder = tmp_path / "scienceqa"
     problems = {
         str(number): {
             "question": f"Which has {number} legs?", "choices": ["the dog", "the bird"], "answer": number % 2,
-            "hint": "Look at the picture." if number < 2 else "", "image": "image.png" if number < 2 else None,
+            "hint": "Look at the image." if number < 2 else "", "image": "image.png" if number < 2 else None,
             "lecture": "Birds have two legs.", "solution": "It has two.", "split": "train",
         }
         for number in range(5)
@@ -64,13 +64,13 @@ def captions(tmp_path: Path) -> Path:
 def test_science_qa_is_trained_by_its_recipe(
     form: str, science: Path, captions: Path, vision_folder: Path, language_folder: Path, tmp_path: Path
 ) -> None:  # fmt: skip
-    """Problems with and without a picture, in every form, go through both stages, and none is left out."""
+    """Problems with and without an image, in every form, go through both stages, and none is left out."""
     data = tmp_path / "scienceqa.json"
     report = import_dataset("scienceqa", science, data, ImportOptions(layout=form))
-    assert (report.conversations, report.pictures) == (5, 2)
+    assert (report.conversations, report.images) == (5, 2)
     brought = UserInputs(
         vision=str(vision_folder), language=str(language_folder), pretrain_data=captions,
-        pretrain_pictures=tmp_path, data=data, pictures=tmp_path,
+        pretrain_images=tmp_path, data=data, images=tmp_path,
     )  # fmt: skip
     all_at_once = ("finetune.batch_size=5", "finetune.micro_batch_size=5")
     recipe = apply_overrides(find_paper_recipe("science_qa"), [*SMALL, *all_at_once])
@@ -83,10 +83,10 @@ def test_science_qa_is_trained_by_its_recipe(
     assert losses[1] < losses[0]
 
 
-def test_chats_without_pictures_are_trained_beside_others(
+def test_chats_without_images_are_trained_beside_others(
     vision_folder: Path, language_folder: Path, captions: Path, tmp_path: Path
 ) -> None:
-    """ShareGPT's talks and dialogues about one and two pictures are one set; the projector learns from those alone."""
+    """ShareGPT's talks and dialogues about one and two images are one set; the projector learns from those alone."""
     turn = {"from": "human", "value": "how many dogs?"}, {"from": "gpt", "value": "two"}
     shown = {"from": "human", "value": "<image>\nwhat is there?"}
     both = {"from": "human", "value": "<image> and <image>"}
@@ -98,12 +98,12 @@ def test_chats_without_pictures_are_trained_beside_others(
     (tmp_path / "chats.json").write_text(json.dumps(rows))
     data = tmp_path / "dialogues.json"
     report = import_dataset("llava", tmp_path / "chats.json", data, ImportOptions())
-    assert (report.conversations, report.pictures, report.bad) == (3, 3, 0)
+    assert (report.conversations, report.images, report.bad) == (3, 3, 0)
     recipe = apply_overrides(find_paper_recipe("llava_15_7b"), SMALL)
     start = assemble(vision_folder, language_folder, projector=recipe.projector, seed=0)
     brought = UserInputs(
         vision=str(vision_folder), language=str(language_folder), pretrain_data=captions,
-        pretrain_pictures=tmp_path, data=data, pictures=tmp_path,
+        pretrain_images=tmp_path, data=data, images=tmp_path,
     )  # fmt: skip
 
     run_paper_recipe(recipe, brought, tmp_path / "run", means=MEANS, max_bad=0.0, resume=False)

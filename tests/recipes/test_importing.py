@@ -536,7 +536,7 @@ def test_weights_of_another_model_are_refused(
     extra: Weights,
     message: str,
 ) -> None:
-    """A surplus weight, another model's projector, quantised numbers: the weight is named (faults E2, E7)."""
+    """A surplus weight, another model's projector, quantized numbers: the weight is named (faults E2, E7)."""
     refused(tmp_path, message, source=write_original(extra), vision=clip_folder)
 
 

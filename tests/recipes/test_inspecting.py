@@ -12,7 +12,7 @@ from caldera.recipes.inspecting import inspect_record
 
 @pytest.fixture
 def records(tmp_path: Path) -> Path:
-    """A file of three records without pictures; the third has a number for its id."""
+    """A file of three records without images; the third has a number for its id."""
     turns = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "a dog"}]
     file = tmp_path / "data.json"
     file.write_text(json.dumps([{"id": name, "conversations": turns} for name in ("a", "b", "0")]))

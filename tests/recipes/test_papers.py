@@ -121,7 +121,7 @@ def test_sizes_are_those_of_the_published_weights(
 @pytest.fixture
 def brought(vision_folder: Path, language_folder: Path, photos: Path, tmp_path: Path) -> UserInputs:
     """Two tiny towers, twelve captions, and as many dialogues."""
-    for name, question in (("captions", "describe the picture"), ("dialogues", "how many dogs?")):
+    for name, question in (("captions", "describe the image"), ("dialogues", "how many dogs?")):
         records = [
             Conversation(
                 f"r{number}",
@@ -137,9 +137,9 @@ def brought(vision_folder: Path, language_folder: Path, photos: Path, tmp_path: 
         vision=str(vision_folder),
         language=str(language_folder),
         pretrain_data=tmp_path / "captions.json",
-        pretrain_pictures=photos,
+        pretrain_images=photos,
         data=tmp_path / "dialogues.json",
-        pictures=photos,
+        images=photos,
     )
 
 
@@ -225,7 +225,7 @@ def test_a_stage_1_that_was_run_before_is_taken_up(brought: UserInputs, tmp_path
     aligned = UserInputs(
         aligned=tmp_path / "whole" / "pretrain" / "model",
         data=brought.data,
-        pictures=brought.pictures,
+        images=brought.images,
     )
     half = run(tiny("llava_15_7b"), aligned, tmp_path / "half")
     assert (list(whole), list(half)) == (["pretrain", "finetune"], ["finetune"])
@@ -246,7 +246,7 @@ def test_a_stage_1_takes_the_place_of_towers_and_captions(
         UsageError, match=r"so --vision, --language, --pretrain-data.* would not be"
     ):
         run(tiny("llava_7b"), aligned, tmp_path / "run")
-    alone = UserInputs(aligned=aligned.aligned, data=brought.data, pictures=brought.pictures)
+    alone = UserInputs(aligned=aligned.aligned, data=brought.data, images=brought.images)
     with pytest.raises(UsageError, match="has projector 'linear', llava_15_7b has 'mlp2x_gelu'"):
         run(tiny("llava_15_7b"), alone, tmp_path / "run")
 

@@ -24,7 +24,7 @@ from caldera.settings import apply_overrides
 from caldera.training.devices import DeviceConfig, Runtime
 
 MEANS = Runtime(DeviceConfig(torch.device("cpu"), torch.float32), NoProgress())
-COLUMNS = ("accuracy", "prior", "other_picture", "without_pretrain")
+COLUMNS = ("accuracy", "prior", "other_image", "without_pretrain")
 KINDS = {
     "overall",
     "presence",
@@ -49,12 +49,12 @@ def tiny(vision: Path, language: Path) -> SceneRecipe:
         language=str(language),
         pretrain=replace(whole.pretrain, batch_size=8, max_length=256, save_every=2),
         finetune=replace(whole.finetune, batch_size=8, max_length=1024, save_every=2),
-        questions=QuestionCounts(per_picture=8, context_per_picture=2, captioned=3),
+        questions=QuestionCounts(per_image=8, context_per_image=2, captioned=3),
     )
 
 
 def test_the_whole_way(vision_folder: Path, long_language: Path, tmp_path: Path) -> None:
-    """Pictures, data, two stages and a comparison without the first, scores, a report and a model."""
+    """Images, data, two stages and a comparison without the first, scores, a report and a model."""
     out = tmp_path / "run"
 
     run_scene_recipe(tiny(vision_folder, long_language), out, MEANS)
@@ -162,9 +162,9 @@ def test_every_recipe_is_built(name: str) -> None:
         (["scenes.train=-5"], "scenes: train is -5; it must be at least 1"),
         (["finetune_mix.vqa=3"], r"mix: vqa is 3.0; it must lie in \[0, 1\]"),
         (["pretrain_mix.caption=0"], "mix: every kind is 0"),
-        (["questions.per_picture=-1"], "questions: per_picture is -1"),
+        (["questions.per_picture=-1"], "questions: per_image is -1"),
         (["questions.captioned=0"], "questions: captioned is 0; it must be at least 1"),
-        (["questions.context_per_picture=-1"], "context_per_picture is -1; it must be at least 0"),
+        (["questions.context_per_picture=-1"], "context_per_image is -1; it must be at least 0"),
         (["aspect=padd"], "no aspect is called 'padd'; did you mean 'pad'?"),
         (["projector=mlpp"], "no projector is called 'mlpp'; known: linear, mlp2x_gelu"),
     ],
@@ -185,5 +185,5 @@ def test_a_recipe_names_all_its_faults() -> None:
         SceneCounts(train=0, held_out=-1)
     with pytest.raises(UsageError, match=r"detail is -0.1.*vqa is 2"):
         InstructionMix(detail=-0.1, vqa=2)
-    with pytest.raises(UsageError, match=r"per_picture is 0.*context_per_picture is -1"):
-        QuestionCounts(per_picture=0, context_per_picture=-1)
+    with pytest.raises(UsageError, match=r"per_image is 0.*context_per_image is -1"):
+        QuestionCounts(per_image=0, context_per_image=-1)

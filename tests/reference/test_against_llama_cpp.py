@@ -29,7 +29,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from caldera.batches.picture_files import open_picture
+from caldera.batches.image_files import open_image
 from caldera.errors import ModelFormatError
 from caldera.evaluation.parity.by_caldera import Caldera
 from caldera.evaluation.parity.by_llama_cpp import CLASS_TOKEN_LAST, LlamaCpp
@@ -42,7 +42,7 @@ from caldera.model.gguf_writing import GgufDtype
 from caldera.progress import NoProgress
 from caldera.scenes.backbones import find_backbone
 from caldera.tools.exporting import ParityConfig, compare_model
-from caldera.tools.parity_pictures import SCENES, drawn_pictures
+from caldera.tools.parity_images import SCENES, drawn_images
 
 pytestmark = pytest.mark.reference
 
@@ -75,7 +75,7 @@ SIGHT: dict[str, Any] = {
     "patch_size": 14,
 }
 TEXTS = (
-    "What's in the picture?\n\n  Two  dogs, 3.14 and 1234567 cats; don't! I'LL we've",
+    "What's in the image?\n\n  Two  dogs, 3.14 and 1234567 cats; don't! I'LL we've",
     "na\u00efve caf\u00e9 \u4f60\u597d \u0434\u043e\u043c \U0001f415 \t tabs\r\n<b>tags</b> a_b-c/d",
     " leading and trailing ",
     "<s> is no mark in a question, nor is </s>",
@@ -142,8 +142,8 @@ def compared(
     """Export the model in `folder` and compare it on drawn scenes and odd files."""
     files = write_gguf_files(folder / "model", folder / "out", kind, NoProgress(), class_token)
     (folder / "drawn").mkdir(exist_ok=True)
-    pictures = drawn_pictures(folder / "drawn")
-    chosen = [replace(one, new_tokens=new_tokens) for one in pictures[:count] + pictures[SCENES:]]
+    images = drawn_images(folder / "drawn")
+    chosen = [replace(one, new_tokens=new_tokens) for one in images[:count] + images[SCENES:]]
     with running(assistant, files, mend=mend) as other:
         return compare(Caldera(assistant), other, chosen, assistant.processor, NoProgress())
 
@@ -167,10 +167,10 @@ def test_every_language_model_is_the_same(
 def test_a_tower_without_class_token_is_good_as_released(
     tmp_path: Path, made: Callable[..., LlavaBundle], kind: GgufDtype
 ) -> None:
-    """SigLIP with every type of file; pictures that it would press into a square are set apart."""
+    """SigLIP with every type of file; images that it would press into a square are set apart."""
     found = compared(tmp_path, made("siglip", LANGUAGES["llama"]), kind, "last", mend=False)
     assert all(gap.good for gap in found.gaps if gap.stage != "file"), found.fault
-    assert {answer.picture for answer in found.answers if answer.informational} >= {
+    assert {answer.image for answer in found.answers if answer.informational} >= {
         "wide.png",
         "thin.png",
     }
@@ -199,12 +199,12 @@ def test_the_class_token_of_released_llama_cpp_is_noticed(
 def test_padding_is_close_and_cropping_is_not(
     tmp_path: Path, made: Callable[..., LlavaBundle]
 ) -> None:
-    """Which pictures llama.cpp shapes otherwise, and how, depends on how the model shows them."""
+    """Which images llama.cpp shapes otherwise, and how, depends on how the model shows them."""
     said = {}
     for aspect in ("square", "pad"):
         assistant = made("clip", LANGUAGES["llama"], aspect=aspect)
         found = compared(tmp_path, assistant, "f32", "first", mend=True, count=1)
-        said[aspect] = {answer.picture: answer.notes for answer in found.answers}
+        said[aspect] = {answer.image: answer.notes for answer in found.answers}
     assert any("cuts the middle out" in note for note in said["square"]["wide.png"])
     assert any("pads before" in note for note in said["pad"]["wide.png"])
     assert not any("pads" in note for note in said["pad"]["grey.png"])
@@ -266,7 +266,7 @@ def test_texts_become_the_same_tokens(
     words = (
         tokenizer
         if way == "byte-level"
-        else spm("what is in the picture two dogs cats a an the and " * 3)
+        else spm("what is in the image two dogs cats a an the and " * 3)
     )
     made("clip", LANGUAGES["llama"], words)
     files = write_gguf_files(tmp_path / "model", tmp_path / "out", "f16", NoProgress())
@@ -289,14 +289,14 @@ def test_twenty_scenes_get_the_same_answers(tmp_path: Path) -> None:
     mended = compared(
         tmp_path, assistant, "f16", "first", mend=True, count=SCENES, new_tokens=NEW_TOKENS
     )
-    scenes = [answer for answer in mended.answers if answer.picture.startswith("scene-")]
+    scenes = [answer for answer in mended.answers if answer.image.startswith("scene-")]
     assert len(scenes) == SCENES
     assert sum(answer.equal for answer in scenes) >= 18
     assert mended.good, mended.fault
 
 
 def test_the_documented_way_gives_the_same_answer(tmp_path: Path, towers: dict[str, Path]) -> None:
-    """llama-cpp-python's own chat handler, with a picture file and the file's template, answers as caldera does."""
+    """llama-cpp-python's own chat handler, with an image file and the file's template, answers as caldera does."""
     from llama_cpp import Llama
     from llama_cpp.llama_chat_format import MTMDChatHandler
 
@@ -304,7 +304,7 @@ def test_the_documented_way_gives_the_same_answer(tmp_path: Path, towers: dict[s
     save_model_folder(tmp_path / "model", joined)
     assistant = load_model_folder(tmp_path / "model")
     files = write_gguf_files(tmp_path / "model", tmp_path / "out", "f32", NoProgress())
-    [shown, *_] = drawn_pictures(tmp_path)
+    [shown, *_] = drawn_images(tmp_path)
     ours = Caldera(assistant)
     with closing(
         Llama(
@@ -316,11 +316,11 @@ def test_the_documented_way_gives_the_same_answer(tmp_path: Path, towers: dict[s
         )
     ) as model:
         data = base64.b64encode(shown.path.read_bytes()).decode()
-        picture = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
-        said = [{"role": "user", "content": [picture, {"type": "text", "text": shown.question}]}]
+        image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+        said = [{"role": "user", "content": [image, {"type": "text", "text": shown.question}]}]
         reply: Any = model.create_chat_completion(
             messages=said, temperature=0, repeat_penalty=1.0, max_tokens=16
         )
-    wanted = ours.text(ours.run(open_picture(shown.path), shown).answer[:16])
+    wanted = ours.text(ours.run(open_image(shown.path), shown).answer[:16])
     assert reply["choices"][0]["message"]["content"] == wanted
     assert wanted.strip()

@@ -1,4 +1,4 @@
-"""Caption metrics agree with pycocoevalcap, which scores COCO's captions, on what people wrote of 800 pictures."""
+"""Caption metrics agree with pycocoevalcap, which scores COCO's captions, on what people wrote of 800 images."""
 
 import shutil
 from pathlib import Path
@@ -28,7 +28,7 @@ WRITTEN: Captions = {
 
 @pytest.fixture(params=["made", "real"])
 def captions(request: pytest.FixtureRequest) -> Captions:
-    """Captions of each picture; the first is scored against the others."""
+    """Captions of each image; the first is scored against the others."""
     if request.param == "made":
         return WRITTEN
     folder: Path = request.getfixturevalue("third_party")

@@ -1,6 +1,6 @@
 """What transformers' own LLaVA and LLaVA-NeXT give on the same folder: logits, answers, loss, gradients, in fp32.
 
-Pictures are decoded by caldera (upright, white under what is transparent), which transformers leaves to its users.
+Images are decoded by caldera (upright, white under what is transparent), which transformers leaves to its users.
 """
 
 import copy
@@ -28,11 +28,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from caldera.batches.image_files import open_image
+from caldera.batches.image_sources import DecodedImages
+from caldera.batches.images import ASPECTS
 from caldera.batches.labels import IGNORE_INDEX
-from caldera.batches.picture_files import open_picture
-from caldera.batches.picture_sources import DecodedImages
-from caldera.batches.pictures import ASPECTS
-from caldera.batches.samples import Sample, SampleMaker
+from caldera.batches.samples import Sample, SampleBuilder
 from caldera.batches.templates import VICUNA_SYSTEM, find_template
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.inference.generate import BatchGenerator
@@ -62,8 +62,8 @@ VISION = CLIPVisionConfig(
 
 
 @pytest.fixture
-def odd_pictures(tmp_path: Path) -> list[Path]:
-    """Pictures as people have them: a line, a column, a dot, grey, transparent, turned, wide, tall."""
+def odd_images(tmp_path: Path) -> list[Path]:
+    """Images as people have them: a line, a column, a dot, grey, transparent, turned, wide, tall."""
     rng = np.random.default_rng(7)
 
     def noise(width: int, height: int) -> Image.Image:
@@ -83,13 +83,13 @@ def odd_pictures(tmp_path: Path) -> list[Path]:
         "wide.webp": (noise(61, 7), {"lossless": True}),
         "tall.png": (noise(5, 41), {}),
     }
-    for name, (picture, options) in made.items():
-        picture.save(tmp_path / name, **options)
+    for name, (image, options) in made.items():
+        image.save(tmp_path / name, **options)
     return [tmp_path / name for name in made]
 
 
-def asked(pictures: Sequence[Path], count: int) -> list[Conversation]:
-    """Return questions about 0, 1, 2 or 3 of the pictures, each about other ones."""
+def asked(images: Sequence[Path], count: int) -> list[Conversation]:
+    """Return questions about 0, 1, 2 or 3 of the images, each about other ones."""
     words = (
         "what is there?",
         "how many dogs are on the left?",
@@ -98,7 +98,7 @@ def asked(pictures: Sequence[Path], count: int) -> list[Conversation]:
     )
     questions = []
     for number in range(count):
-        shown = [pictures[(number + at * 3) % len(pictures)] for at in range(number % 4)]
+        shown = [images[(number + at * 3) % len(images)] for at in range(number % 4)]
         text = f"{words[number % 3]} " * (1 + number % 5)
         parts: tuple[str | ImageRef, ...] = (
             *(ImageRef(str(path)) for path in shown),
@@ -125,7 +125,7 @@ class Theirs:
             "<image>" if isinstance(part, ImageRef) else part
             for part in conversation.turns[0].parts
         )
-        shown = [open_picture(Path(path)) for path in conversation.pictures]
+        shown = [open_image(Path(path)) for path in conversation.images]
         prompt = f"{VICUNA_SYSTEM} USER: {text} ASSISTANT:"
         return self.processor(images=shown or None, text=prompt, return_tensors="pt")
 
@@ -135,10 +135,10 @@ def our_logits(
     assistant: LlavaBundle, conversation: Conversation
 ) -> tuple[list[int], torch.Tensor]:
     """Return our prompt's ids and its logits, (tokens, vocabulary)."""
-    pictures = DecodedImages(assistant.processor)
-    prompt = BatchGenerator(assistant, pictures).prompt(conversation)
+    images = DecodedImages(assistant.processor)
+    prompt = BatchGenerator(assistant, images).prompt(conversation)
     embedded = assistant.model.embed(
-        torch.tensor([prompt.ids]), pictures(prompt.pictures), prompt.layouts
+        torch.tensor([prompt.ids]), images(prompt.images), prompt.layouts
     )
     return list(prompt.ids), assistant.model.language(inputs_embeds=embedded).logits[0]
 
@@ -165,13 +165,13 @@ EVERY = [("llama", aspect) for aspect in ASPECTS] + [(name, "anyres") for name i
 
 @pytest.mark.parametrize("made", EVERY, indirect=True, ids=lambda each: "-".join(each))
 def test_logits_and_answers_are_transformers_own(
-    tmp_path: Path, made: LlavaBundle, odd_pictures: list[Path]
+    tmp_path: Path, made: LlavaBundle, odd_images: list[Path]
 ) -> None:
     """Prompt ids are equal, logits to 1e-5 at every position, and all tokens of 50 greedy answers (8 but of LLaMA)."""
     save_model_folder(tmp_path / "m", made)
     ours, theirs = load_model_folder(tmp_path / "m"), Theirs(tmp_path / "m")
     generator = BatchGenerator(ours, DecodedImages(ours.processor))
-    questions = asked(odd_pictures, 50 if ours.model.language.config.model_type == "llama" else 8)
+    questions = asked(odd_images, 50 if ours.model.language.config.model_type == "llama" else 8)
     greedy = SamplingParams(max_new_tokens=NEW_TOKENS)
     for question in questions:
         inputs = theirs.inputs(question)
@@ -190,20 +190,20 @@ def test_logits_and_answers_are_transformers_own(
         said = [token for [token] in told]
         assert said == answer.tolist()[: len(said)]
         assert len(said) == NEW_TOKENS or answer.tolist()[len(said)] == ours.tokenizer.eos_token_id
-    assert {len(question.pictures) for question in questions} == {0, 1, 2, 3}
+    assert {len(question.images) for question in questions} == {0, 1, 2, 3}
 
 
-def dialogues(pictures: Sequence[Path]) -> list[Conversation]:
-    """Return dialogues with 0 to 3 pictures and an answer."""
+def dialogues(images: Sequence[Path]) -> list[Conversation]:
+    """Return dialogues with 0 to 3 images and an answer."""
     return [
         replace(question, turns=(*question.turns, Turn("assistant", (f"a dog {number}",))))
-        for number, question in enumerate(asked(pictures, 5))
+        for number, question in enumerate(asked(images, 5))
     ]
 
 
 def rows_of(assistant: LlavaBundle, conversations: Sequence[Conversation]) -> list[Sample]:
     """Encode dialogues."""
-    maker = SampleMaker(
+    maker = SampleBuilder(
         tokenizer=assistant.tokenizer,
         template=find_template("vicuna_v1"),
         image_token_id=assistant.model.image_token_id,
@@ -218,7 +218,7 @@ def their_loss(
     theirs: Theirs, conversations: Sequence[Conversation], rows: Sequence[Sample]
 ) -> torch.Tensor:
     """Return transformers' loss on the same rows and labels, padded on the right."""
-    shown = [open_picture(Path(path)) for each in conversations for path in each.pictures]
+    shown = [open_image(Path(path)) for each in conversations for path in each.images]
     images = theirs.processor.image_processor(shown, return_tensors="pt")
     plain = padded(rows)
     loss: torch.Tensor = theirs.model(
@@ -248,13 +248,13 @@ def their_name(name: str) -> str:
     "trains", [PRETRAIN.trainable, FINETUNE.trainable, ("vision", "projector", "language")], ids=len
 )
 def test_loss_and_gradients_are_transformers_own(
-    tmp_path: Path, made: LlavaBundle, odd_pictures: list[Path], trains: tuple[Part, ...]
+    tmp_path: Path, made: LlavaBundle, odd_images: list[Path], trains: tuple[Part, ...]
 ) -> None:
     """Of a mixed batch, for stage 1, stage 2 and a trained tower: the loss, and the gradient of every weight."""
     save_model_folder(tmp_path / "m", made)
     ours, theirs = load_model_folder(tmp_path / "m"), Theirs(tmp_path / "m")
     set_trainable(ours.model, trains)
-    told = dialogues(odd_pictures)
+    told = dialogues(odd_images)
     rows = rows_of(ours, told)
     batch = batch_of(ours, rows)
 
@@ -282,7 +282,7 @@ def test_loss_and_gradients_are_transformers_own(
     assert compared >= 20 or trains == PRETRAIN.trainable
 
 
-def test_a_small_picture_is_tiled_as_the_original_does(
+def test_a_small_image_is_tiled_as_the_original_does(
     tmp_path: Path, vision_folder: Path, language_folder: Path
 ) -> None:
     """Where two grids tie, the folder makes transformers choose the one that LLaVA chooses (spec 8.3)."""
@@ -332,15 +332,15 @@ def their_folder(folder: Path, tokenizer: PreTrainedTokenizerFast, kind: str) ->
 
 @pytest.mark.parametrize("kind", ["llava", "llava_next"])
 def test_a_folder_of_transformers_comes_in(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, odd_pictures: list[Path], kind: str
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, odd_images: list[Path], kind: str
 ) -> None:
-    """Imported, it reads the same prompts about the same pictures, and gives the logits that transformers gives."""
+    """Imported, it reads the same prompts about the same images, and gives the logits that transformers gives."""
     folder = their_folder(tmp_path / "theirs", copy.deepcopy(tokenizer), kind)
     import_model(
         ImportRequest(source=folder, template="vicuna_v1"), tmp_path / "ours", NoProgress()
     )
     ours, theirs = load_model_folder(tmp_path / "ours"), Theirs(folder)
-    for question in asked(odd_pictures, 20):
+    for question in asked(odd_images, 20):
         inputs = theirs.inputs(question)
         ids, logits = our_logits(ours, question)
         with torch.no_grad():

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from caldera.batches.picture_sources import DecodedImages
+from caldera.batches.image_sources import DecodedImages
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import UnknownNameError, UsageError
 from caldera.inference.generate import BatchGenerator
 from caldera.inference.likelihood import LikelihoodScorer
 from caldera.inference.sampling import SamplingParams
 from caldera.model.folder import LlavaBundle, save_model_folder
-from caldera.tools.parity_pictures import drawn_pictures
+from caldera.tools.parity_images import drawn_images
 
 pytestmark = [
     pytest.mark.reference,
@@ -34,7 +34,7 @@ dataset_path: parquet
 dataset_kwargs: {{data_files: {{test: {data} }} }}
 test_split: test
 output_type: generate_until
-doc_to_visual: !function documents.pictures
+doc_to_visual: !function documents.images
 doc_to_text: question
 doc_to_target: answer
 generation_kwargs: {{max_new_tokens: 7, temperature: 0, do_sample: false, num_beams: 1, until: ["{stop}"]}}
@@ -47,7 +47,7 @@ dataset_path: parquet
 dataset_kwargs: {{data_files: {{test: {data} }} }}
 test_split: test
 output_type: multiple_choice
-doc_to_visual: !function documents.pictures
+doc_to_visual: !function documents.images
 doc_to_text: question
 doc_to_choice: choices
 doc_to_target: right
@@ -58,15 +58,15 @@ DOCUMENTS = '''
 """What the tasks show of a document."""
 
 
-def pictures(document):
-    """Return its pictures."""
-    return document["pictures"]
+def images(document):
+    """Return its images."""
+    return document["images"]
 '''
 
 CHOICES = ["a dog", "two cats on the left", "meadow"]
 
 Part = str | int
-"""Text, or the number of a picture of the document."""
+"""Text, or the number of an image of the document."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ DOCUMENTS_ASKED = (
     Document("Where is it? <image>", (8,), ("Where is it? ", 0)),
     Document("What is a bird?", (), ("What is a bird?",)),
 )
-"""One picture before the question, several, some in the middle of it, none."""
+"""One image before the question, several, some in the middle of it, none."""
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def scenes(tmp_path: Path) -> list[Path]:
     """Drawn scenes."""
     folder = tmp_path / "scenes"
     folder.mkdir()
-    return [shown.path for shown in drawn_pictures(folder)]
+    return [shown.path for shown in drawn_images(folder)]
 
 
 def conversations(scenes: list[Path]) -> list[Conversation]:
@@ -128,7 +128,7 @@ def write_tasks(folder: Path, scenes: list[Path], stop: str) -> None:
         "answer": ["dog"] * len(DOCUMENTS_ASKED),
         "choices": [CHOICES] * len(DOCUMENTS_ASKED),
         "right": [1] * len(DOCUMENTS_ASKED),
-        "pictures": [
+        "images": [
             [{"bytes": scenes[number].read_bytes(), "path": None} for number in document.shown]
             for document in DOCUMENTS_ASKED
         ],
@@ -140,7 +140,7 @@ def write_tasks(folder: Path, scenes: list[Path], stop: str) -> None:
             "answer": text,
             "choices": datasets.Sequence(text),
             "right": whole,
-            "pictures": datasets.Sequence(datasets.Image()),
+            "images": datasets.Sequence(datasets.Image()),
         }
     )
     datasets.Dataset.from_dict(columns, features=features).to_parquet(data)
@@ -173,11 +173,11 @@ def run_lmms_eval(model: Path, tasks: Path, out: Path) -> dict[str, list[dict[st
 def test_its_answers_are_the_models(
     tmp_path: Path, assistant: LlavaBundle, scenes: list[Path]
 ) -> None:
-    """By its command line, from pictures in parquet: each answer up to the stop, each choice by the mean loss."""
+    """By its command line, from images in parquet: each answer up to the stop, each choice by the mean loss."""
     save_model_folder(tmp_path / "model", assistant)
-    pictures = DecodedImages(assistant.processor)
+    images = DecodedImages(assistant.processor)
     asked = conversations(scenes)
-    generator, weigher = BatchGenerator(assistant, pictures), LikelihoodScorer(assistant, pictures)
+    generator, weigher = BatchGenerator(assistant, images), LikelihoodScorer(assistant, images)
     said = generator.generate(
         [generator.prompt(one) for one in asked], SamplingParams(max_new_tokens=7)
     )

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, CLIPVisionModel, LlamaForCausalLM
 from caldera.errors import UnknownNameError
 from caldera.recipes.demo import demo
 from caldera.scenes.backbones import BACKBONES, find_backbone
-from caldera.scenes.kinds import BACKGROUNDS, COLOURS, OBJECT_KINDS
+from caldera.scenes.kinds import BACKGROUNDS, COLORS, OBJECT_KINDS
 from caldera.scenes.language_pretraining import LanguagePretraining
 from caldera.scenes.vision_pretraining import SIDE, VisionPretraining
 
@@ -27,7 +27,7 @@ def test_both_are_small_and_in_half_precision() -> None:
 
 
 def test_the_vision_tower_loads_in_transformers() -> None:
-    """CLIPVisionModel takes it, and makes 8 x 8 patches and a class token of a picture."""
+    """CLIPVisionModel takes it, and makes 8 x 8 patches and a class token of an image."""
     tower = CLIPVisionModel.from_pretrained(find_backbone("scenes-vit"), dtype=torch.float32)
     features = tower(torch.zeros(1, 3, SIDE, SIDE)).last_hidden_state
     assert tuple(features.shape) == (1, 65, tower.config.hidden_size)
@@ -39,7 +39,7 @@ def test_the_language_model_loads_in_transformers_and_has_read() -> None:
     folder = find_backbone("scenes-llama")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    for word in (*OBJECT_KINDS, *COLOURS, *BACKGROUNDS):
+    for word in (*OBJECT_KINDS, *COLORS, *BACKGROUNDS):
         assert len(tokenizer.tokenize(f" {word}")) == 1
     text = "USER: A red car at the top left and a dog, in a meadow.\nWhat colour is the car?\nAnswer the question using a single word or phrase. ASSISTANT:"  # noqa: E501
     ids = tokenizer(text, return_tensors="pt").input_ids

@@ -1,4 +1,4 @@
-"""Documents for the language model: dialogues in Vicuna's words, scenes told in words, never a picture."""
+"""Documents for the language model: dialogues in Vicuna's words, scenes told in words, never an image."""
 
 import random
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from caldera.scenes.corpus import (
 )
 from caldera.scenes.drawing import glyph_shapes
 from caldera.scenes.grid import GRID, patch_labels
-from caldera.scenes.kinds import BACKGROUNDS, COLOURS, OBJECT_KINDS
+from caldera.scenes.kinds import BACKGROUNDS, COLORS, OBJECT_KINDS
 from caldera.scenes.world import Scene, sample_scene
 
 END = "</s>"
@@ -32,16 +32,16 @@ MIXED = DescriptionMix(bags=0.5)
 
 @pytest.fixture(scope="module")
 def scenes() -> dict[str, Scene]:
-    """Forty scenes by the paths of their pictures."""
+    """Forty scenes by the paths of their images."""
     return {
         f"{index}.jpg": sample_scene(index, seed=5, split="train", shapes=glyph_shapes())
         for index in range(40)
     }
 
 
-def talk(*pictures: str, after: bool = False, name: str = "1-vqa") -> Conversation:
-    """Return a dialogue of two exchanges about some pictures."""
-    shown: tuple[str | ImageRef, ...] = tuple(ImageRef(path) for path in pictures)
+def talk(*images: str, after: bool = False, name: str = "1-vqa") -> Conversation:
+    """Return a dialogue of two exchanges about some images."""
+    shown: tuple[str | ImageRef, ...] = tuple(ImageRef(path) for path in images)
     asked = ("What is it?\n", *shown) if after else (*shown, "\nWhat is it?")
     turns = (
         Turn("user", asked),
@@ -68,7 +68,7 @@ def kinds(scene: Scene) -> set[str]:
 
 
 def test_a_bag_says_what_there_is_to_say_of_its_cell(scenes: dict[str, Scene]) -> None:
-    """Kind, number, place and colour of what fills it, one word in ten left out; or the setting."""
+    """Kind, number, place and color of what fills it, one word in ten left out; or the setting."""
     said = possible = 0
     for scene in list(scenes.values())[:12]:
         told = bags_of_words(scene, rng())
@@ -106,16 +106,16 @@ def test_a_scene_is_told_in_one_of_three_ways(scenes: dict[str, Scene]) -> None:
 
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("pictures", [("3.jpg",), ("1.jpg", "2.jpg", "4.jpg"), ()])
-def test_a_dialogue_is_what_the_template_writes_with_scenes_in_the_pictures_places(
-    scenes: dict[str, Scene], pictures: tuple[str, ...], after: bool
+def test_a_dialogue_is_what_the_template_writes_with_scenes_in_the_images_places(
+    scenes: dict[str, Scene], images: tuple[str, ...], after: bool
 ) -> None:
     """What the backbone reads is what the assistant is later asked with, to the letter, and learns from as much."""
-    spoken = talk(*pictures, after=after)
+    spoken = talk(*images, after=after)
     expected = []
     chance = rng()
     for span in find_template("vicuna_v1").render(spoken):
         if isinstance(span, ImageSlot):
-            expected.append((describe_scene(scenes[span.picture.path], MIXED, chance).text, False))
+            expected.append((describe_scene(scenes[span.image.path], MIXED, chance).text, False))
         elif isinstance(span, BoundaryToken):
             expected.append((END if span.which == "end" else "", span.supervised))
         elif isinstance(span, TextSpan):
@@ -137,7 +137,7 @@ def test_answers_and_only_answers_are_marked(scenes: dict[str, Scene]) -> None:
     ]
 
 
-def test_several_pictures_stay_in_their_places(scenes: dict[str, Scene]) -> None:
+def test_several_images_stay_in_their_places(scenes: dict[str, Scene]) -> None:
     """Each is told where it is shown, in order."""
     question = ("Picture A: ", ImageRef("1.jpg"), "\nPicture B: ", ImageRef("2.jpg"), "\nMore?")
     spoken = Conversation("x", (Turn("user", question), Turn("assistant", ("No.",))))
@@ -158,8 +158,8 @@ def stream(scenes: dict[str, Scene], share: float = 0.6, seed: int = 9) -> Itera
     return stream_documents(spoken, scenes, end=END, telling=DescriptionMix(bags=share), seed=seed)
 
 
-def test_no_document_holds_a_picture(scenes: dict[str, Scene]) -> None:
-    """Neither a placeholder nor a path: the language model never sees a picture."""
+def test_no_document_holds_a_image(scenes: dict[str, Scene]) -> None:
+    """Neither a placeholder nor a path: the language model never sees an image."""
     for document in islice(stream(scenes), 300):
         assert document
         assert IMAGE_PLACEHOLDER not in text(document)
@@ -203,7 +203,7 @@ def test_a_drill_asks_for_what_is_there_and_for_as_much_that_is_not(
             assert len(missing) == min(len(kinds(scene)), len(pool) or len(OBJECT_KINDS))
             for group in scene.groups:
                 [first, *_] = group.things
-                words = [NUMBERS[len(group.things) - 1], *([group.colour] if group.colour else [])]
+                words = [NUMBERS[len(group.things) - 1], *([group.color] if group.color else [])]
                 words += (position_of(first.box) or "").split() if len(group.things) == 1 else []
                 assert own[group.kind.name].split() == words
 
@@ -239,7 +239,7 @@ def test_bags_come_with_a_caption_of_their_own_scene(scenes: dict[str, Scene]) -
         assert caption.answer
         assert any(
             {word for cell in words.cells for word in cell.split()}
-            <= {scene.setting, *COLOURS, *kinds(scene), *PLACES_AND_NUMBERS}
+            <= {scene.setting, *COLORS, *kinds(scene), *PLACES_AND_NUMBERS}
             for scene in scenes.values()
             if caption.text.removesuffix("\n") in captions_of(scene)
         )

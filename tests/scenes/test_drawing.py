@@ -10,7 +10,7 @@ from PIL import Image
 
 from caldera.errors import UsageError
 from caldera.scenes.drawing import glyph_font, glyph_shapes, render
-from caldera.scenes.kinds import BACKGROUNDS, COLOURS, OBJECT_KINDS
+from caldera.scenes.kinds import BACKGROUNDS, COLORS, OBJECT_KINDS
 from caldera.scenes.world import SIDE, ObjectGroup, Scene, SceneObject, sample_scene
 
 
@@ -19,10 +19,10 @@ def pixels(scene: Scene) -> NDArray[np.int16]:
     return np.asarray(render(scene)).astype(np.int16)
 
 
-def one_thing(kind: str, colour: str | None = None, mirrored: bool = False) -> Scene:
+def one_thing(kind: str, color: str | None = None, mirrored: bool = False) -> Scene:
     """Return a scene of one thing on snow."""
     thing = SceneObject(30, 50, 101, 67, mirrored)
-    return Scene("x", "snow", (ObjectGroup(OBJECT_KINDS[kind], colour, (thing,)),))
+    return Scene("x", "snow", (ObjectGroup(OBJECT_KINDS[kind], color, (thing,)),))
 
 
 def inside(thing: SceneObject) -> tuple[slice, slice]:
@@ -31,12 +31,12 @@ def inside(thing: SceneObject) -> tuple[slice, slice]:
 
 
 def test_a_scene_is_drawn_the_same_each_time() -> None:
-    """As an RGB picture of the stated size."""
+    """As an RGB image of the stated size."""
     scene = sample_scene(7, seed=5, split="train", shapes=glyph_shapes())
-    picture = render(scene)
-    assert picture.mode == "RGB"
-    assert picture.size == (SIDE, SIDE)
-    assert picture.tobytes() == render(scene).tobytes()
+    image = render(scene)
+    assert image.mode == "RGB"
+    assert image.size == (SIDE, SIDE)
+    assert image.tobytes() == render(scene).tobytes()
 
 
 def test_things_are_drawn_in_their_boxes_and_nowhere_else() -> None:
@@ -65,23 +65,21 @@ def test_every_kind_has_a_look_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("kind", [name for name, kind in OBJECT_KINDS.items() if kind.has_color])
-def test_a_painted_thing_has_its_colour(kind: str) -> None:
-    """Where it is vivid its hue is the named one; two colours never look alike."""
+def test_a_painted_thing_has_its_color(kind: str) -> None:
+    """Where it is vivid its hue is the named one; two colors never look alike."""
     looks = set()
-    for colour, hue in COLOURS.items():
-        scene = one_thing(kind, colour)
+    for color, hue in COLORS.items():
+        scene = one_thing(kind, color)
         [(_, thing)] = scene.things
-        picture = render(scene).convert("HSV")
-        found = (
-            np.asarray(picture)[inside(thing)].reshape(-1, 3).astype(float)
-        )  # (pixels, channels)
+        image = render(scene).convert("HSV")
+        found = np.asarray(image)[inside(thing)].reshape(-1, 3).astype(float)  # (pixels, channels)
         vivid = found[(found[:, 1] > 150) & (found[:, 2] > 60)]
         apart = np.abs(vivid[:, 0] / 256 - hue)
         apart = np.minimum(apart, 1 - apart)  # hues go round
         assert len(vivid) > 100
         assert np.mean(apart < 0.04) > 0.9
-        looks.add(picture.tobytes())
-    assert len(looks) == len(COLOURS)
+        looks.add(image.tobytes())
+    assert len(looks) == len(COLORS)
 
 
 def test_a_mirrored_thing_is_drawn_the_other_way_round() -> None:
@@ -89,7 +87,7 @@ def test_a_mirrored_thing_is_drawn_the_other_way_round() -> None:
     straight, mirrored = (pixels(one_thing("dog", mirrored=flag)) for flag in (False, True))
     empty = pixels(replace(one_thing("dog"), groups=()))
     box = inside(one_thing("dog").things[0][1])
-    ink, flipped = ((picture[box] != empty[box]).any(axis=-1) for picture in (straight, mirrored))
+    ink, flipped = ((image[box] != empty[box]).any(axis=-1) for image in (straight, mirrored))
     assert not np.array_equal(ink, flipped)
     assert np.mean(ink[:, ::-1] == flipped) > 0.97
 
@@ -105,11 +103,10 @@ def test_every_setting_has_a_look_of_its_own() -> None:
         ]
         for setting in BACKGROUNDS
     }
-    means = {setting: np.mean(pictures, axis=0) for setting, pictures in looks.items()}
-    for setting, pictures in looks.items():
+    means = {setting: np.mean(images, axis=0) for setting, images in looks.items()}
+    for setting, images in looks.items():
         nearest = [
-            min(means, key=lambda other: np.abs(means[other] - picture).mean())
-            for picture in pictures
+            min(means, key=lambda other: np.abs(means[other] - image).mean()) for image in images
         ]
         assert nearest.count(setting) >= 7
 

@@ -36,14 +36,14 @@ def whole_words(scene: Scene, row: int, column: int) -> tuple[str, ...]:
         )
         if covered > most:
             place = (position_of(thing.box) or "").split()
-            colour = [group.colour] if group.colour else []
-            best = (group.kind.name, NUMBERS[len(group.things) - 1], *place, *colour)
+            color = [group.color] if group.color else []
+            best = (group.kind.name, NUMBERS[len(group.things) - 1], *place, *color)
             most = covered
     return best
 
 
 def test_a_cell_says_what_covers_most_of_it(scenes: list[Scene]) -> None:
-    """Kind, number, place and colour of that thing; or the setting."""
+    """Kind, number, place and color of that thing; or the setting."""
     for scene in scenes:
         told = patch_labels(scene)
         assert told == [whole_words(scene, at // GRID, at % GRID) for at in range(GRID * GRID)]
@@ -55,7 +55,7 @@ def test_no_word_stands_twice() -> None:
     assert len(set(WORDS)) == len(WORDS)
 
 
-def test_what_fills_the_picture_fills_every_cell() -> None:
+def test_what_fills_the_image_fills_every_cell() -> None:
     """And where nothing is, all is setting."""
     whole = SceneObject(0, 0, SIDE, SIDE, mirrored=False)
     dog = replace(EMPTY, groups=(ObjectGroup(OBJECT_KINDS["dog"], None, (whole,)),))

@@ -12,7 +12,7 @@ from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.scenes.captions import captions_of
 from caldera.scenes.corpus import CorpusSegment, DescriptionMix, Document, bags_of_words
 from caldera.scenes.drawing import glyph_shapes
-from caldera.scenes.kinds import BACKGROUNDS, COLOURS, OBJECT_KINDS
+from caldera.scenes.kinds import BACKGROUNDS, COLORS, OBJECT_KINDS
 from caldera.scenes.language_pretraining import (
     END,
     START,
@@ -103,7 +103,7 @@ def test_no_document_is_read_twice(tokenizer: PreTrainedTokenizerFast) -> None:
 
 @pytest.fixture(scope="module")
 def scenes() -> dict[str, Scene]:
-    """Sixty scenes by the paths of their pictures."""
+    """Sixty scenes by the paths of their images."""
     return {
         f"{index}.jpg": sample_scene(index, seed=5, split="train", shapes=glyph_shapes())
         for index in range(60)
@@ -119,7 +119,7 @@ def trained(scenes: dict[str, Scene]) -> PreTrainedTokenizerFast:
         for scene in scenes.values():
             yield " ".join(captions_of(scene))
             yield from ("".join(bags_of_words(scene, chance)) for _ in range(3))
-        yield from (f" {word}" * 20 for word in (*OBJECT_KINDS, *COLOURS, *BACKGROUNDS))
+        yield from (f" {word}" * 20 for word in (*OBJECT_KINDS, *COLORS, *BACKGROUNDS))
 
     return train_tokenizer(texts(), 700)
 

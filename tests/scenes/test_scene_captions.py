@@ -1,4 +1,4 @@
-"""Captions are true: whatever they name is there, so many, so coloured, and where they say."""
+"""Captions are true: whatever they name is there, so many, so colored, and where they say."""
 
 import re
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import pytest
 
 from caldera.scenes.captions import captions_of, object_phrase
 from caldera.scenes.drawing import glyph_shapes
-from caldera.scenes.kinds import BACKGROUNDS, COLOURS, OBJECT_KINDS
+from caldera.scenes.kinds import BACKGROUNDS, COLORS, OBJECT_KINDS
 from caldera.scenes.world import SIDE, Scene, SceneObject, sample_scene
 
 NUMBERS = {"a": 1, "an": 1, "two": 2, "three": 3, "four": 4, "five": 5}
@@ -20,7 +20,7 @@ NOUNS = {
 COLUMNS = {"left": (0, 0.36), "right": (0.64, 1), "": (0.36, 0.64)}
 ROWS = {"top": (0, 0.36), "bottom": (0.64, 1), "": (0.36, 0.64)}
 MENTION = re.compile(
-    rf"\b({'|'.join(NUMBERS)}) (?:({'|'.join(COLOURS)}) )?({'|'.join(NOUNS)})\b"
+    rf"\b({'|'.join(NUMBERS)}) (?:({'|'.join(COLORS)}) )?({'|'.join(NOUNS)})\b"
     r"(?: (?:at|on|in) the (?:(top|bottom)? ?(left|right|top|bottom|middle)))?",
     re.IGNORECASE,
 )
@@ -32,7 +32,7 @@ class Mention:
     """What a caption says of some things."""
 
     number: int
-    colour: str | None
+    color: str | None
     kind: str
     place: tuple[str, str] | None
     """Row and column, '' for the middle ones."""
@@ -41,10 +41,10 @@ class Mention:
 def mentions(caption: str) -> list[Mention]:
     """Take a caption apart."""
     found = []
-    for number, colour, noun, row, last in MENTION.findall(caption):
+    for number, color, noun, row, last in MENTION.findall(caption):
         rows, columns = (last, "") if last in ROWS else (row, last)
         place = (rows, columns.removeprefix("middle")) if last else None
-        found.append(Mention(NUMBERS[number.lower()], colour or None, NOUNS[noun], place))
+        found.append(Mention(NUMBERS[number.lower()], color or None, NOUNS[noun], place))
     return found
 
 
@@ -54,7 +54,7 @@ def middle(thing: SceneObject) -> tuple[float, float]:
 
 
 def stands(thing: SceneObject, place: tuple[str, str]) -> bool:
-    """Tell whether the middle of a thing lies in a ninth of the picture."""
+    """Tell whether the middle of a thing lies in a ninth of the image."""
     across, down = middle(thing)
     (top, bottom), (left, right) = ROWS[place[0]], COLUMNS[place[1]]
     return top < down < bottom and left < across < right
@@ -81,7 +81,7 @@ def scenes() -> list[Scene]:
     ]
 
 
-def test_what_a_caption_names_is_there_in_that_number_and_colour(scenes: list[Scene]) -> None:
+def test_what_a_caption_names_is_there_in_that_number_and_color(scenes: list[Scene]) -> None:
     """For every kind it names, the numbers add up to the number there is; three of five name all."""
     for scene in scenes:
         there = {group.kind.name: group for group in scene.groups}
@@ -92,7 +92,7 @@ def test_what_a_caption_names_is_there_in_that_number_and_colour(scenes: list[Sc
             for kind in {mention.kind for mention in said}:
                 numbers = [mention.number for mention in said if mention.kind == kind]
                 assert sum(numbers) == len(there[kind].things), caption
-            assert all(mention.colour == there[mention.kind].colour for mention in said), caption
+            assert all(mention.color == there[mention.kind].color for mention in said), caption
             naming_all += {mention.kind for mention in said} == there.keys()
         assert naming_all >= 3
 
@@ -151,12 +151,12 @@ def test_captions_are_five_different_sentences_and_always_the_same(scenes: list[
 
 
 def test_a_phrase_names_one_thing_alone(scenes: list[Scene]) -> None:
-    """Kind, colour and place of that very thing."""
+    """Kind, color and place of that very thing."""
     places = 0
     for scene in scenes:
         for group, thing in scene.things:
             [said] = mentions(object_phrase(group, thing))
-            assert (said.number, said.colour, said.kind) == (1, group.colour, group.kind.name)
+            assert (said.number, said.color, said.kind) == (1, group.color, group.kind.name)
             places += said.place is not None
             assert said.place is None or stands(thing, said.place)
     assert places > 300

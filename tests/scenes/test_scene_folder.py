@@ -45,7 +45,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_same_seed_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    """However many processes draw, and whatever stood there before; another seed gives no picture of it."""
+    """However many processes draw, and whatever stood there before; another seed gives no image of it."""
     again = tmp_path / "scenes"
     write_scenes(again, "train", 2, seed=6, workers=1)
     other = contents(again)
@@ -58,7 +58,7 @@ def test_the_same_seed_gives_the_same_bytes(folder: Path, tmp_path: Path) -> Non
 def test_the_reader_finds_every_scene_as_it_was_drawn_up(
     annotations: AnnotationSet, folder: Path
 ) -> None:
-    """Pictures in order, with the captions, kinds and boxes of their scenes."""
+    """Images in order, with the captions, kinds and boxes of their scenes."""
     assert len(annotations.images) == COUNT
     for index, image in enumerate(annotations.images):
         scene = sample_scene(index, seed=5, split="train", shapes=glyph_shapes())
@@ -74,8 +74,8 @@ def test_the_reader_finds_every_scene_as_it_was_drawn_up(
             assert 0 <= each.box.top < each.box.bottom <= 1
 
 
-def test_pictures_show_the_scenes(annotations: AnnotationSet) -> None:
-    """What JPEG changes is small, so that boxes lie on the things of their own picture."""
+def test_images_show_the_scenes(annotations: AnnotationSet) -> None:
+    """What JPEG changes is small, so that boxes lie on the things of their own image."""
     for index, image in enumerate(annotations.images):
         scene = sample_scene(index, seed=5, split="train", shapes=glyph_shapes())
         with Image.open(image.path) as file:

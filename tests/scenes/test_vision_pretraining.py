@@ -37,12 +37,12 @@ TINY = VisionPretraining(scenes=COUNT, seed=SEED, width=18, layers=3, heads=2)
 @pytest.fixture(scope="module")
 def gallery() -> RenderedScenes:
     """Seven drawn scenes."""
-    pictures = []
+    images = []
     for index in range(COUNT):
         scene = sample_scene(index, seed=SEED, split="train", shapes=glyph_shapes())
-        picture = Image.open(BytesIO(encode_jpeg(scene)))
-        pictures.append(np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC)))
-    return RenderedScenes(np.stack(pictures), SEED)
+        image = Image.open(BytesIO(encode_jpeg(scene)))
+        images.append(np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)))
+    return RenderedScenes(np.stack(images), SEED)
 
 
 @pytest.fixture
@@ -77,8 +77,8 @@ def test_a_text_met_twice_is_one_text() -> None:
     assert which.tolist() == [0, 1, 0, 2, 1]
 
 
-def test_texts_share_out_among_their_pictures() -> None:
-    """The loss is the mean over texts of the mean over right pictures, worked out one by one."""
+def test_texts_share_out_among_their_images() -> None:
+    """The loss is the mean over texts of the mean over right images, worked out one by one."""
     scores = torch.randn(3, 5, generator=torch.Generator().manual_seed(1))  # (texts, images)
     which = torch.tensor([0, 1, 0, 2, 1])
     each = []
@@ -90,7 +90,7 @@ def test_texts_share_out_among_their_pictures() -> None:
 
 
 def test_where_all_texts_differ_the_loss_is_plain_cross_entropy() -> None:
-    """Each text has one picture."""
+    """Each text has one image."""
     scores = torch.randn(5, 5, generator=torch.Generator().manual_seed(2))
     which = torch.tensor([3, 0, 4, 1, 2])
     images = torch.argsort(which)
@@ -113,7 +113,7 @@ def test_words_are_numbered_and_padded() -> None:
         words(["a zebra"])
 
 
-def test_pixels_are_normalised_and_belong_to_their_scenes(gallery: RenderedScenes) -> None:
+def test_pixels_are_normalized_and_belong_to_their_scenes(gallery: RenderedScenes) -> None:
     """Taken back, they are what was drawn."""
     pixels = gallery.pixels([4, 2])
     assert pixels.shape == (2, 3, SIDE, SIDE)
@@ -128,7 +128,7 @@ def test_pixels_are_normalised_and_belong_to_their_scenes(gallery: RenderedScene
 
 @pytest.mark.slow
 def test_a_gallery_is_drawn_once_and_kept(gallery: RenderedScenes, tmp_path: Path) -> None:
-    """By several processes, each picture in its place; a second start takes the file as it is."""
+    """By several processes, each image in its place; a second start takes the file as it is."""
     file = tmp_path / "pixels.npy"
     drawn = render_scenes(file, COUNT, SEED)
     torch.testing.assert_close(drawn.pixels(range(COUNT)), gallery.pixels(range(COUNT)))
@@ -150,7 +150,7 @@ def gradients(contrast: ContrastiveModel, loss: Tensor) -> dict[str, float]:
 
 
 def test_both_losses_reach_the_tower(contrast: ContrastiveModel, gallery: RenderedScenes) -> None:
-    """The one on pictures through all of it, the one on words through all but the last layer."""
+    """The one on images through all of it, the one on words through all but the last layer."""
     scenes = [gallery.scene(index) for index in range(COUNT)]
     losses = contrast.losses(gallery.pixels(range(COUNT)), scenes, random.Random(0))
     assert losses.shape == (2,)
@@ -163,10 +163,10 @@ def test_both_losses_reach_the_tower(contrast: ContrastiveModel, gallery: Render
 
 
 def test_vectors_are_of_length_one(contrast: ContrastiveModel, gallery: RenderedScenes) -> None:
-    """Texts and pictures are compared by direction alone; patches score every word."""
-    pictures, scores = contrast.encode_image(gallery.pixels(range(3)))
+    """Texts and images are compared by direction alone; patches score every word."""
+    images, scores = contrast.encode_image(gallery.pixels(range(3)))
     assert scores.shape == (3, GRID * GRID, len(WORDS))
-    for vectors in (pictures, contrast.encode_text(captions_of(gallery.scene(1)))):
+    for vectors in (images, contrast.encode_text(captions_of(gallery.scene(1)))):
         torch.testing.assert_close(vectors.norm(dim=1), torch.ones(len(vectors)))
         assert vectors.shape[1] == TINY.width
 
@@ -185,8 +185,8 @@ def test_the_probe_counts_cells_whose_words_are_all_right(
     ]
     scores[things[0]] = 1
     scores[things[1]] = -1
-    pictures = contrast.encode_image(gallery.pixels(range(COUNT)))[0]
-    monkeypatch.setattr(contrast, "look", lambda _: (pictures, scores))
+    images = contrast.encode_image(gallery.pixels(range(COUNT)))[0]
+    monkeypatch.setattr(contrast, "look", lambda _: (images, scores))
     found = evaluate_retrieval(contrast, gallery, COUNT)
     assert found["things_told"] == pytest.approx(1 - 2 / len(things), abs=1e-3)
 
@@ -197,11 +197,11 @@ def test_a_few_steps_make_the_losses_smaller(
     """On seven scenes that are seen again and again."""
     scenes = [gallery.scene(index) for index in range(COUNT)]
     pixels = gallery.pixels(range(COUNT))
-    optimiser = build_adamw(contrast, 1e-2, 0.05, betas=(0.9, 0.98))
+    optimizer = build_adamw(contrast, 1e-2, 0.05, betas=(0.9, 0.98))
     seen = []
     for _ in range(30):
         losses = contrast.losses(pixels, scenes, random.Random(0))
-        optimizer_step(losses.sum(), contrast, optimiser, 5e-3)
+        optimizer_step(losses.sum(), contrast, optimizer, 5e-3)
         seen.append(losses.detach())
     assert bool((seen[-1] < 0.8 * seen[0]).all())
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caldera.scenes.drawing import glyph_shapes
-from caldera.scenes.kinds import BACKGROUNDS, COLOURS, HELD_OUT_PAIRS, OBJECT_KINDS, Split
+from caldera.scenes.kinds import BACKGROUNDS, COLORS, HELD_OUT_PAIRS, OBJECT_KINDS, Split
 from caldera.scenes.world import MAX_THINGS, SIDE, Scene, sample_scene
 
 indices = st.integers(0, 10**9)
@@ -57,10 +57,8 @@ def test_other_numbers_give_other_scenes() -> None:
 
 
 @given(index=indices, seed=seeds, split=splits)
-def test_everything_stands_inside_the_picture_and_apart(
-    index: int, seed: int, split: Split
-) -> None:
-    """Boxes are whole pixels in the picture, and no two share more than 6 % of the smaller."""
+def test_everything_stands_inside_the_image_and_apart(index: int, seed: int, split: Split) -> None:
+    """Boxes are whole pixels in the image, and no two share more than 6 % of the smaller."""
     things = [thing for _, thing in scene(index, seed, split).things]
     assert 1 <= len(things) <= MAX_THINGS
     for thing in things:
@@ -74,7 +72,7 @@ def test_everything_stands_inside_the_picture_and_apart(
 
 
 @given(index=indices, seed=seeds, split=splits)
-def test_kinds_keep_their_shape_and_only_painted_ones_have_a_colour(
+def test_kinds_keep_their_shape_and_only_painted_ones_have_a_color(
     index: int, seed: int, split: Split
 ) -> None:
     """A kind stands in one group, as wide and high as its glyph up to rounding."""
@@ -82,7 +80,7 @@ def test_kinds_keep_their_shape_and_only_painted_ones_have_a_colour(
     names = [group.kind.name for group in drawn.groups]
     assert len(set(names)) == len(names)
     for group, thing in drawn.things:
-        assert (group.colour in COLOURS) is group.kind.has_color
+        assert (group.color in COLORS) is group.kind.has_color
         shape = glyph_shapes()[group.kind.name]
         assert abs(thing.width - shape * thing.height) <= 0.5 * max(1, shape) + 0.5
 
@@ -102,11 +100,11 @@ def test_every_second_held_out_scene_is_a_held_out_pair(index: int, seed: int) -
 
 
 def test_everything_that_can_be_shown_is_shown() -> None:
-    """In 600 scenes every kind, colour, setting and number of things, and in 600 more every held-out pair."""
+    """In 600 scenes every kind, color, setting and number of things, and in 600 more every held-out pair."""
     drawn = [scene(index) for index in range(600)]
     groups = [group for each in drawn for group in each.groups]
     assert {group.kind.name for group in groups} == OBJECT_KINDS.keys()
-    assert {group.colour for group in groups} == {None, *COLOURS}
+    assert {group.color for group in groups} == {None, *COLORS}
     assert {each.setting for each in drawn} == BACKGROUNDS.keys()
     assert {len(each.things) for each in drawn} == set(range(1, MAX_THINGS + 1))
     assert {len(group.things) for group in groups} >= {1, 2, 3, 4}

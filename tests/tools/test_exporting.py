@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from caldera.batches.picture_files import open_picture
+from caldera.batches.image_files import open_image
 from caldera.errors import ImageError, UnknownNameError, UsageError
 from caldera.evaluation.parity import by_llama_cpp
 from caldera.model.folder import LlavaBundle, save_model_folder
@@ -17,7 +17,7 @@ from caldera.tools.exporting import (
     export_model,
     parity_json,
 )
-from caldera.tools.parity_pictures import ODD, QUESTIONS, SCENES, drawn_pictures, given_pictures
+from caldera.tools.parity_images import ODD, QUESTIONS, SCENES, drawn_images, given_images
 
 
 def test_names_are_exact(tmp_path: Path) -> None:
@@ -53,37 +53,33 @@ def test_without_llama_cpp_files_are_written_but_not_called_good(
 def test_what_a_format_has_no_use_for_is_refused(
     tmp_path: Path, assistant: LlavaBundle, photos: Path
 ) -> None:
-    """An original layout is never called quantised or compared; nothing is written."""
+    """An original layout is never called quantized or compared; nothing is written."""
     save_model_folder(tmp_path / "m", assistant)
-    picture = sorted(photos.iterdir())[0]
+    image = sorted(photos.iterdir())[0]
     asked = ExportConfig(
         folder=tmp_path / "m",
         out=tmp_path / "out",
         kind="q8_0",
         class_token="first",
-        pictures=[picture],
+        images=[image],
     )
-    with pytest.raises(
-        UsageError, match="--type and --class-token and --pictures would not be used"
-    ):
+    with pytest.raises(UsageError, match="--type and --class-token and --images would not be used"):
         export_model("original", asked, NoProgress())
     assert not (tmp_path / "out").exists()
 
 
-def test_a_picture_that_cannot_be_used_stops_before_anything_is_written(
+def test_a_image_that_cannot_be_used_stops_before_anything_is_written(
     tmp_path: Path, assistant: LlavaBundle
 ) -> None:
     """The first thing that is looked at is what the user gave."""
     save_model_folder(tmp_path / "m", assistant)
-    lost = ExportConfig(
-        folder=tmp_path / "m", out=tmp_path / "out", pictures=[tmp_path / "lost.png"]
-    )
+    lost = ExportConfig(folder=tmp_path / "m", out=tmp_path / "out", images=[tmp_path / "lost.png"])
     with pytest.raises(ImageError, match=r"lost\.png does not exist"):
         export_model("gguf", lost, NoProgress())
     assert not (tmp_path / "out").exists()
 
 
-def test_a_comparison_on_a_users_pictures_is_json(
+def test_a_comparison_on_a_users_images_is_json(
     tmp_path: Path, assistant: LlavaBundle, photos: Path
 ) -> None:
     """Every stage, every answer, the count, and the verdict."""
@@ -91,7 +87,7 @@ def test_a_comparison_on_a_users_pictures_is_json(
     given = [photos / "0.png", photos / "4.png"]
     found = parity_json(
         compare_model(
-            ParityConfig(folder=tmp_path / "m", against="transformers", pictures=given),
+            ParityConfig(folder=tmp_path / "m", against="transformers", images=given),
             NoProgress(),
         )
     )
@@ -101,18 +97,18 @@ def test_a_comparison_on_a_users_pictures_is_json(
     assert {gap["stage"] for gap in found["gaps"]} >= {"pixels", "features", "logits"}
 
 
-def test_drawn_pictures_are_scenes_and_odd_files(tmp_path: Path) -> None:
+def test_drawn_images_are_scenes_and_odd_files(tmp_path: Path) -> None:
     """Twenty scenes of their own size, then every odd kind; all can be decoded, and drawing again gives the same."""
-    drawn = drawn_pictures(tmp_path)
+    drawn = drawn_images(tmp_path)
     assert [one.informational for one in drawn] == [False] * SCENES + [True] * len(ODD)
-    sizes = {one.path.name: open_picture(one.path).size for one in drawn}
+    sizes = {one.path.name: open_image(one.path).size for one in drawn}
     assert {sizes[f"scene-{number:02d}.png"] for number in range(SCENES)} == {(224, 224)}
     assert sizes["thin.png"] == (1, 1000)
     assert sizes["turned.jpg"] == (112, 224)
-    assert {one.question for one in given_pictures([one.path for one in drawn])} == set(QUESTIONS)
+    assert {one.question for one in given_images([one.path for one in drawn])} == set(QUESTIONS)
     (tmp_path / "again").mkdir()
-    for one, again in zip(drawn, drawn_pictures(tmp_path / "again"), strict=True):
-        first, second = (np.asarray(open_picture(each.path)) for each in (one, again))
+    for one, again in zip(drawn, drawn_images(tmp_path / "again"), strict=True):
+        first, second = (np.asarray(open_image(each.path)) for each in (one, again))
         assert np.array_equal(first, second)
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from caldera.batches.picture_files import open_picture
-from caldera.batches.picture_sources import DecodedImages
+from caldera.batches.image_files import open_image
+from caldera.batches.image_sources import DecodedImages
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import ConversationError, ImageError, UsageError
 from caldera.inference.generate import BatchGenerator
@@ -31,14 +31,14 @@ COMPUTE = choose_device("cpu", "float32")
 
 
 def noise(seed: int, mode: str = "RGB") -> Image.Image:
-    """Return a picture like no other."""
+    """Return an image like no other."""
     values = np.random.default_rng(seed).integers(0, 256, (7, 11, 3), dtype=np.uint8)
     return Image.fromarray(values).convert(mode)
 
 
-def asking(text: str, *pictures: object) -> LmmsQuestion:
-    """Ask a text about pictures."""
-    return LmmsQuestion("task t, split test, document 3", text, lambda: pictures)
+def asking(text: str, *images: object) -> LmmsQuestion:
+    """Ask a text about images."""
+    return LmmsQuestion("task t, split test, document 3", text, lambda: images)
 
 
 def answerer(assistant: LlavaBundle, batch_size: int = 2, seed: int = 0) -> LmmsAnswerer:
@@ -47,7 +47,7 @@ def answerer(assistant: LlavaBundle, batch_size: int = 2, seed: int = 0) -> Lmms
 
 
 @pytest.mark.parametrize(
-    ("text", "pictures", "expected"),
+    ("text", "images", "expected"),
     [
         ("What?", 0, ("What?",)),
         ("What?", 1, (0, "\nWhat?")),
@@ -57,11 +57,11 @@ def answerer(assistant: LlavaBundle, batch_size: int = 2, seed: int = 0) -> Lmms
         ("Say <image>.", 0, ("Say <image>.",)),
     ],
 )
-def test_pictures_stand_at_their_marks(
-    tmp_path: Path, text: str, pictures: int, expected: Sequence[str | int]
+def test_images_stand_at_their_marks(
+    tmp_path: Path, text: str, images: int, expected: Sequence[str | int]
 ) -> None:
-    """Before a text without marks, as LLaVA is asked there; without pictures a mark is text."""
-    seen = [noise(number) for number in range(pictures)]
+    """Before a text without marks, as LLaVA is asked there; without images a mark is text."""
+    seen = [noise(number) for number in range(images)]
     [turn] = conversation_from(asking(text, *seen), tmp_path).turns
     assert turn.role == "user"
     assert [part for part in turn.parts if isinstance(part, str)] == [
@@ -70,40 +70,40 @@ def test_pictures_stand_at_their_marks(
     assert [isinstance(part, ImageRef) for part in turn.parts] == [
         isinstance(part, int) for part in expected
     ]
-    for picture, one in zip(turn.pictures, seen, strict=True):
-        assert open_picture(Path(picture.path)).tobytes() == one.tobytes()
+    for image, one in zip(turn.images, seen, strict=True):
+        assert open_image(Path(image.path)).tobytes() == one.tobytes()
 
 
 def test_what_cannot_be_asked_says_why(tmp_path: Path) -> None:
     """Marks that do not fit, sounds and videos, and nothing at all."""
-    with pytest.raises(UsageError, match=r"has 1 <image> mark\(s\) but 2 picture\(s\)"):
+    with pytest.raises(UsageError, match=r"has 1 <image> mark\(s\) but 2 image\(s\)"):
         conversation_from(asking("<image> What?", noise(0), noise(1)), tmp_path)
-    with pytest.raises(UsageError, match="given str, but it sees pictures only"):
+    with pytest.raises(UsageError, match="given str, but it sees images only"):
         conversation_from(asking("What?", "video.mp4"), tmp_path)
     with pytest.raises(ConversationError, match="turn 1 is empty"):
         conversation_from(asking(" "), tmp_path)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr"])
-def test_every_kind_of_picture_is_written(tmp_path: Path, mode: str) -> None:
+def test_every_kind_of_image_is_written(tmp_path: Path, mode: str) -> None:
     """PNG has no place for some modes of Pillow's; those become RGB."""
     [turn] = conversation_from(asking("What?", noise(1, mode)), tmp_path).turns
-    assert open_picture(Path(turn.pictures[0].path)).size == (11, 7)
+    assert open_image(Path(turn.images[0].path)).size == (11, 7)
 
 
-def test_a_picture_lies_upright(tmp_path: Path) -> None:
+def test_a_image_lies_upright(tmp_path: Path) -> None:
     """A photograph's orientation holds as it does for a file."""
     turned = noise(1)
     turned.getexif()[0x0112] = 6
     turned.save(tmp_path / "turned.jpg", exif=turned.getexif(), quality=100)
     with Image.open(tmp_path / "turned.jpg") as given:
         [turn] = conversation_from(asking("What?", given), tmp_path / "written").turns
-    written = open_picture(Path(turn.pictures[0].path))
+    written = open_image(Path(turn.images[0].path))
     assert written.size == (7, 11)
-    assert written.tobytes() == open_picture(tmp_path / "turned.jpg").tobytes()
+    assert written.tobytes() == open_image(tmp_path / "turned.jpg").tobytes()
 
 
-def test_a_broken_picture_is_named(tmp_path: Path) -> None:
+def test_a_broken_image_is_named(tmp_path: Path) -> None:
     """A file that ends too early is no fault of the program."""
     noise(1).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:90])
@@ -255,6 +255,6 @@ def test_a_question_that_cannot_be_asked_is_named(assistant: LlavaBundle) -> Non
     with pytest.raises(UsageError, match="the model has room for 2048") as caught:
         answerer(assistant).answer(asked)
     assert caught.value.__notes__ == ["asked: task t, split test, document 3"]
-    with pytest.raises(UsageError, match="sees pictures only") as caught:
+    with pytest.raises(UsageError, match="sees images only") as caught:
         answerer(assistant).log_likelihoods([(asking("what", b"sound"), "a dog")])
     assert caught.value.__notes__ == ["asked: task t, split test, document 3"]

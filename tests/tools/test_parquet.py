@@ -1,4 +1,4 @@
-"""Parquet for the Hub: rows, pictures, files, and what is refused."""
+"""Parquet for the Hub: rows, images, files, and what is refused."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ pyarrow = pytest.importorskip("pyarrow.parquet")
 
 @pytest.fixture
 def data(photos: Path) -> Path:
-    """Eleven records: each about one picture, but for one about two and one about none."""
+    """Eleven records: each about one image, but for one about two and one about none."""
     records = []
     for at in range(11):
         shown = {3: ("0.png", "1.png"), 5: ()}.get(at, (f"{at % 7}.png",))
@@ -38,7 +38,7 @@ def rows_of(folder: Path) -> list[dict[str, object]]:
     return [row for table in tables for row in table.to_pylist()]
 
 
-def test_rows_are_the_records_with_their_pictures(data: Path, tmp_path: Path) -> None:
+def test_rows_are_the_records_with_their_images(data: Path, tmp_path: Path) -> None:
     """Every text, and the very bytes of every file."""
     done = write_parquet(data, tmp_path / "hub", SkippedItems())
 
@@ -50,15 +50,13 @@ def test_rows_are_the_records_with_their_pictures(data: Path, tmp_path: Path) ->
     for row, conversation in zip(rows, read_conversations(data), strict=True):
         assert row["images"] == [
             {"bytes": (data.parent / name).read_bytes(), "path": name}
-            for name in conversation.pictures
+            for name in conversation.images
         ]
-    assert (done.rows, done.pictures, done.files) == (11, 11, 1)
-    assert (
-        "11 conversations about 11 shown pictures" in (tmp_path / "hub" / "README.md").read_text()
-    )
+    assert (done.rows, done.images, done.files) == (11, 11, 1)
+    assert "11 conversations about 11 shown images" in (tmp_path / "hub" / "README.md").read_text()
 
 
-def test_the_schema_says_what_is_a_picture(data: Path, tmp_path: Path) -> None:
+def test_the_schema_says_what_is_a_image(data: Path, tmp_path: Path) -> None:
     """In the words of the `datasets` library, which the Hub's viewer reads."""
     write_parquet(data, tmp_path / "hub", SkippedItems())
     [path] = (tmp_path / "hub" / "data").iterdir()
@@ -76,7 +74,7 @@ def test_files_are_closed_when_they_are_large(data: Path, tmp_path: Path) -> Non
     assert [row["id"] for row in rows_of(tmp_path / "hub")] == [str(at) for at in range(11)]
 
 
-def test_a_missing_picture_stops_it_or_is_left_out(data: Path, tmp_path: Path) -> None:
+def test_a_missing_image_stops_it_or_is_left_out(data: Path, tmp_path: Path) -> None:
     """And what stood there stands."""
     (tmp_path / "photos" / "4.png").unlink()
     write_parquet(data, tmp_path / "hub", SkippedItems(0.2))
@@ -84,15 +82,13 @@ def test_a_missing_picture_stops_it_or_is_left_out(data: Path, tmp_path: Path) -
         write_parquet(data, tmp_path / "hub", SkippedItems())
     assert len(rows_of(tmp_path / "hub")) == 10
     with pytest.raises(InputError, match="there is nothing to write of"):
-        write_parquet(
-            shown(data), tmp_path / "hub", SkippedItems(1.0), pictures=tmp_path / "nowhere"
-        )
+        write_parquet(shown(data), tmp_path / "hub", SkippedItems(1.0), images=tmp_path / "nowhere")
     assert len(rows_of(tmp_path / "hub")) == 10
 
 
 def shown(data: Path) -> Path:
     """A file of the records that show something."""
-    kept = [one for one in read_conversations(data) if one.pictures]
+    kept = [one for one in read_conversations(data) if one.images]
     write_conversations(data.with_name("shown.json"), kept)
     return data.with_name("shown.json")
 

@@ -1,4 +1,4 @@
-"""A stage may show pictures in tiles, which LLaVA's own trainer never could: kept features, resuming, the folder."""
+"""A stage may show images in tiles, which LLaVA's own trainer never could: kept features, resuming, the folder."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +35,7 @@ STAGE = replace(
 
 
 def dialogues() -> list[Conversation]:
-    """Return 21 dialogues about no, one or two pictures of different proportions."""
+    """Return 21 dialogues about no, one or two images of different proportions."""
     told = []
     for number in range(21):
         shown = tuple(ImageRef(f"{(number + 3 * at) % 7}.png") for at in range(number % 3))
@@ -51,7 +51,7 @@ def run(
     job = TrainingJob(
         stage=stage,
         assistant=assistant,
-        data=TrainingData(conversations=dialogues(), pictures=photos),
+        data=TrainingData(conversations=dialogues(), images=photos),
         out=out,
         features=out.parent / "features",
         means=Runtime(DeviceConfig(torch.device("cpu"), torch.float32), NoProgress()),
@@ -65,7 +65,7 @@ def run(
 def test_a_stage_turns_to_tiles_and_writes_a_folder_of_llava_next(
     vision_folder: Path, language_folder: Path, photos: Path, tmp_path: Path
 ) -> None:
-    """From pictures padded to squares on: it learns, the end of a row of tiles moves, transformers loads the result."""
+    """From images padded to squares on: it learns, the end of a row of tiles moves, transformers loads the result."""
     start = assemble(vision_folder, language_folder, aspect="pad", seed=3)
     fresh = with_image_aspect(
         assemble(vision_folder, language_folder, seed=3), "anyres", seed=STAGE.seed
@@ -109,7 +109,7 @@ def test_kept_features_of_tiles_are_those_of_the_pixels(
 def test_an_end_of_a_row_that_stood_still_is_drawn_again_for_an_adapter(
     vision_folder: Path, language_folder: Path, photos: Path, tmp_path: Path
 ) -> None:
-    """Factors alone may learn while pictures turn to tiles; their adapter goes onto the base that knew no tiles."""
+    """Factors alone may learn while images turn to tiles; their adapter goes onto the base that knew no tiles."""
     save_model_folder(tmp_path / "base", assemble(vision_folder, language_folder, seed=3))
     lora = LoraConfig(rank=3, dropout=0.0, targets=("q_proj",))
     stage = replace(STAGE, trainable=("language",), lora=lora, max_steps=2)
@@ -132,7 +132,7 @@ def test_tiles_go_away_again(vision_folder: Path, language_folder: Path) -> None
 
 
 def test_grids_that_nothing_would_use_are_refused() -> None:
-    """They are the stage's own tiling, so a stage that leaves pictures as they are shown has none to choose."""
+    """They are the stage's own tiling, so a stage that leaves images as they are shown has none to choose."""
     with pytest.raises(UsageError, match="grids are 2x2, but aspect is pad; set aspect=anyres"):
         replace(FINETUNE, aspect="pad", grid_pinpoints=("2x2",))
     assert apply_overrides(FINETUNE, ["aspect=anyres", "grids=2x2"]).grid_pinpoints == ("2x2",)

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from caldera.batches.collate import Batch
+from caldera.batches.image_sources import DecodedImages
 from caldera.batches.labels import IGNORE_INDEX
-from caldera.batches.picture_sources import DecodedImages
-from caldera.batches.samples import Sample, SampleMaker
+from caldera.batches.samples import Sample, SampleBuilder
 from caldera.batches.templates import find_template
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.model import learned_loss
@@ -25,7 +25,7 @@ from caldera.training.devices import DeviceConfig, Runtime
 from caldera.training.features import cached_tower_features, raise_image_error
 from caldera.training.freeze import set_trainable
 from caldera.training.loop import build_batch, plan_micro_batches
-from caldera.training.optimiser import build_optimizer
+from caldera.training.optimizer import build_optimizer
 from caldera.training.stage import FINETUNE, PRETRAIN, Part, Stage
 from caldera.training.step import training_step
 from tests.laying import padded
@@ -35,12 +35,12 @@ FP32 = DeviceConfig(torch.device("cpu"), torch.float32)
 QUESTIONS = ("what?", "how many dogs are there?", "what is on the left of the dog?")
 
 
-def talk(name: str, pictures: Sequence[str], at: int, turns: int = 1) -> Conversation:
-    """Return a conversation about pictures."""
+def talk(name: str, images: Sequence[str], at: int, turns: int = 1) -> Conversation:
+    """Return a conversation about images."""
     said = []
     for turn in range(turns):
         asked = QUESTIONS[(at + turn) % 3]
-        shown = tuple(ImageRef(each) for each in pictures) if turn == 0 else ()
+        shown = tuple(ImageRef(each) for each in images) if turn == 0 else ()
         said.append(Turn("user", (*shown, f"\n{asked}") if shown else (asked,)))
         said.append(Turn("assistant", ("a dog on the left, " * ((at + turn) % 4) + "yes",)))
     return Conversation(name, tuple(said))
@@ -74,7 +74,7 @@ CASES = {
     "finetune all": Case(replace(FINETUNE, trainable=EVERYTHING), ONE),
     "lora": Case(replace(FINETUNE, lora=LoraConfig(rank=2, alpha=4, dropout=0.0)), ONE),
     "tiles": Case(FINETUNE, [*ONE, *SEVERAL], tiles=True),
-    "several pictures": Case(FINETUNE, SEVERAL),
+    "several images": Case(FINETUNE, SEVERAL),
     "text alone": Case(FINETUNE, TEXT),
     "mixed": Case(FINETUNE, [*SEVERAL, *TEXT, *ONE]),
     "small passes": Case(replace(FINETUNE, micro_batch_tokens=150), [*SEVERAL, *TEXT, *ONE]),
@@ -109,7 +109,7 @@ def prepared(
                         0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(4))
                     )
     set_trainable(made.model, case.stage.trainable)
-    maker = SampleMaker(
+    maker = SampleBuilder(
         tokenizer=made.tokenizer, template=find_template(case.stage.template),
         image_token_id=made.model.image_token_id, layout=made.processor.layout,
         count_tokens=made.model.count_tokens, max_length=1000,
@@ -120,10 +120,10 @@ def prepared(
 def plain_loss(made: LlavaBundle, samples: Sequence[Sample]) -> Tensor:
     """Return the mean loss of a padded batch, with pixels for each sample and logits at every position."""
     model, rows = made.model, padded(samples)
-    pictures = DecodedImages(made.processor)([path for each in samples for path in each.pictures])
+    images = DecodedImages(made.processor)([path for each in samples for path in each.images])
     layouts = [layout for each in samples for layout in each.layouts]
     logits = model.language(
-        inputs_embeds=model.embed(rows.ids, pictures, layouts), attention_mask=rows.mask
+        inputs_embeds=model.embed(rows.ids, images, layouts), attention_mask=rows.mask
     ).logits  # (rows, tokens, vocabulary)
     return cross_entropy(
         logits[:, :-1].flatten(0, 1), rows.labels[:, 1:].flatten(), ignore_index=IGNORE_INDEX
@@ -134,7 +134,7 @@ def source(
     made: LlavaBundle, case: Case, samples: Sequence[Sample], folder: Path
 ) -> Callable[..., Tensor]:
     """Return kept features where the tower is frozen, else pixels."""
-    paths = list(dict.fromkeys(path for each in samples for path in each.pictures))
+    paths = list(dict.fromkeys(path for each in samples for path in each.images))
     if "vision" in case.stage.trainable or not paths:
         return DecodedImages(made.processor)
     return cached_tower_features(
@@ -181,10 +181,9 @@ def test_loss_and_every_gradient_are_the_plain_ones(
     made.model.set_gradient_checkpointing(case.stage.gradient_checkpointing)
     made.model.train()
     share = arrangement != "padded"
-    pictures = source(made, case, samples, tmp_path)
+    images = source(made, case, samples, tmp_path)
     batches = [
-        build_batch(packs, pictures)
-        for packs in plan_micro_batches(samples, case.stage, share=share)
+        build_batch(packs, images) for packs in plan_micro_batches(samples, case.stage, share=share)
     ]
     learned = sum(batch.num_learned for batch in batches)
     total = 0.0
@@ -203,17 +202,17 @@ def test_loss_and_every_gradient_are_the_plain_ones(
         difference = (given[name] - wanted[name]).norm()
         assert difference <= 1e-5 * wanted[name].norm() + 1e-7 * whole, f"{name}: {difference}"
     tokens = sum(len(batch.input_ids) for batch in batches)
-    together = [each for each in samples if each.pictures]
+    together = [each for each in samples if each.images]
     assert (tokens < sum(each.length for each in samples)) == (share and len(together) > 3)
 
 
 def curve(made: LlavaBundle, stage: Stage, batches: Callable[[int], list[Batch]]) -> list[float]:
     """Train 50 steps and return the losses."""
-    optimiser = build_optimizer(made.model, stage)
+    optimizer = build_optimizer(made.model, stage)
     made.model.train()
     return [
         training_step(
-            made.model, batches(step), optimiser, max_grad_norm=1.0, compute=FP32, record_ids=[]
+            made.model, batches(step), optimizer, max_grad_norm=1.0, compute=FP32, record_ids=[]
         ).loss
         for step in range(50)
     ]
@@ -230,13 +229,12 @@ def test_fifty_steps_give_the_same_curve(
         made, samples = prepared(case, vision_folder, language_folder, photos)
         arrange(made, arrangement)
         share = arrangement == "packed"
-        pictures = source(made, case, samples, tmp_path) if share else DecodedImages(made.processor)
+        images = source(made, case, samples, tmp_path) if share else DecodedImages(made.processor)
 
         def batches(step: int) -> list[Batch]:
             some = [samples[(step * 5 + at) % len(samples)] for at in range(5)]  # noqa: B023
             return [
-                build_batch(packs, pictures)
-                for packs in plan_micro_batches(some, stage, share=share)
+                build_batch(packs, images) for packs in plan_micro_batches(some, stage, share=share)
             ]  # noqa: B023
 
         curves.append(curve(made, stage, batches))

@@ -19,7 +19,7 @@ FP32 = DeviceConfig(torch.device("cpu"), torch.float32)
 
 
 def identity(assistant: LlavaBundle, photos: Path, shown: str = "1.png", **changes: str) -> str:
-    """Return the identity of a run on one sample about a picture."""
+    """Return the identity of a run on one sample about an image."""
     sample = Sample("r", (1, 2, 3), (-100, 2, 3), (photos / shown,), (SINGLE_VIEW,), (1,))
     compute = replace(FP32, dtype=getattr(torch, changes.get("dtype", "float32")))
     stage = replace(FINETUNE, seed=len(changes.get("stage", "")))
@@ -29,18 +29,18 @@ def identity(assistant: LlavaBundle, photos: Path, shown: str = "1.png", **chang
 def test_the_same_run_in_another_place_is_the_same(
     assistant: LlavaBundle, photos: Path, tmp_path: Path
 ) -> None:
-    """Where the pictures' folder lies does not count."""
+    """Where the images' folder lies does not count."""
     moved = shutil.copytree(photos, tmp_path / "moved")
     assert identity(assistant, moved) == identity(assistant, photos)
 
 
 @pytest.mark.parametrize(
-    "change", ["aspect", "layer", "select", "weights", "after", "dtype", "stage", "path", "picture"]
+    "change", ["aspect", "layer", "select", "weights", "after", "dtype", "stage", "path", "image"]
 )
 def test_what_decides_a_run_is_in_its_identity(
     assistant: LlavaBundle, photos: Path, change: str
 ) -> None:
-    """Other preparation, features, weights, precision, settings or pictures make another run."""
+    """Other preparation, features, weights, precision, settings or images make another run."""
     before = identity(assistant, photos)
     shown, model = "1.png", assistant.model
     match change:
@@ -60,7 +60,7 @@ def test_what_decides_a_run_is_in_its_identity(
         case "path":
             shown = "same bytes.png"
             shutil.copy(photos / "1.png", photos / shown)
-        case "picture":
+        case "image":
             Image.new("RGB", (30, 30)).save(photos / "1.png")
     changes = {change: "bfloat16" if change == "dtype" else "other"}
     assert identity(assistant, photos, shown, **changes) != before

@@ -232,7 +232,7 @@ def ends_soon(process: int) -> None:
 
 
 def dialogues(count: int) -> list[Conversation]:
-    """Return dialogues about no, one or two pictures."""
+    """Return dialogues about no, one or two images."""
     told = []
     for number in range(count):
         shown = tuple(ImageRef(f"{(number + at) % 7}.png") for at in range(number % 3))
@@ -254,7 +254,7 @@ def test_training_is_the_same_bit_for_bit_whoever_decodes(
                 cache_features=False, trainable=("vision", "projector", "language"),
             ),
             assistant=assemble(vision_folder, language_folder, seed=3),
-            data=TrainingData(conversations=dialogues(40), pictures=photos),
+            data=TrainingData(conversations=dialogues(40), images=photos),
             out=out,
             features=tmp_path / "features",
             means=Runtime(DeviceConfig(torch.device("cpu"), torch.float32), NoProgress(), workers),
@@ -284,7 +284,7 @@ def test_the_command_ends_with_its_workers(
         [
             *(sys.executable, "-m", "caldera", "train", "finetune", "--workers", "2"),
             *("--model", str(tmp_path / "start"), "--data", str(tmp_path / "data.json")),
-            *("--pictures", str(photos), "--out", str(tmp_path / "run")),
+            *("--images", str(photos), "--out", str(tmp_path / "run")),
             *("--set", "batch_size=4", "--set", "epochs=100000", "--set", "keep_features=false"),
         ],
         stderr=subprocess.PIPE,

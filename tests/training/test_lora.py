@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from caldera.batches.samples import Sample, SampleMaker
+from caldera.batches.samples import Sample, SampleBuilder
 from caldera.batches.templates import find_template
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import UsageError
@@ -22,7 +22,7 @@ from caldera.skips import SkippedItems
 from caldera.training.checkpoint import latest_checkpoint
 from caldera.training.devices import DeviceConfig, Runtime
 from caldera.training.freeze import set_trainable
-from caldera.training.optimiser import build_optimizer
+from caldera.training.optimizer import build_optimizer
 from caldera.training.record import read_metrics
 from caldera.training.run import TrainingData, TrainingJob
 from caldera.training.stage import FINETUNE, FINETUNE_LORA, Stage
@@ -44,7 +44,7 @@ STAGE = replace(
 
 
 def dialogues(count: int) -> list[Conversation]:
-    """Return dialogues, every second one about a picture."""
+    """Return dialogues, every second one about an image."""
     told = []
     for number in range(count):
         shown = (ImageRef(f"{number % 7}.png"),) if number % 2 else ()
@@ -61,7 +61,7 @@ def job(assistant: LlavaBundle, photos: Path, out: Path, **changes: object) -> T
     given = {"stage": STAGE, "means": Runtime(FP32, NoProgress()), "resume": False, **changes}
     return TrainingJob(
         assistant=assistant,
-        data=TrainingData(conversations=dialogues(40), pictures=photos),
+        data=TrainingData(conversations=dialogues(40), images=photos),
         out=out,
         features=out.parent / "features",
         skips=SkippedItems(),
@@ -71,7 +71,7 @@ def job(assistant: LlavaBundle, photos: Path, out: Path, **changes: object) -> T
 
 def samples_of(assistant: LlavaBundle, photos: Path) -> list[Sample]:
     """Return five samples."""
-    maker = SampleMaker(
+    maker = SampleBuilder(
         tokenizer=assistant.tokenizer,
         template=find_template("vicuna_v1"),
         image_token_id=assistant.model.image_token_id,
@@ -88,7 +88,7 @@ def weights_of(assistant: LlavaBundle) -> dict[str, Tensor]:
 
 
 def prepared(assistant: LlavaBundle, stage: Stage = STAGE) -> torch.optim.AdamW:
-    """Put factors into an assistant, freeze the rest, and return the optimiser."""
+    """Put factors into an assistant, freeze the rest, and return the optimizer."""
     assert stage.lora
     language = assistant.model.language
     add_lora(language, linear_layers(language), stage.lora, seed=stage.seed)
@@ -98,14 +98,14 @@ def prepared(assistant: LlavaBundle, stage: Stage = STAGE) -> torch.optim.AdamW:
 
 def test_only_factors_and_projector_move(assistant: LlavaBundle, photos: Path) -> None:
     """After a step each factor and the projector have moved; all else is bit for bit what it was."""
-    optimiser = prepared(assistant)
+    optimizer = prepared(assistant)
     factors = {id(each) for each in lora_parameters(assistant.model)}
     model = assistant.model.train()
     for _ in range(2):  # the first moves `up` alone, as `down` works through it
         before = {name: each.detach().clone() for name, each in model.named_parameters()}
         samples = samples_of(assistant, photos)
         batch = batch_of(assistant, samples)
-        training_step(model, [batch], optimiser, max_grad_norm=1.0, compute=FP32, record_ids=[])
+        training_step(model, [batch], optimizer, max_grad_norm=1.0, compute=FP32, record_ids=[])
     moved = {name for name, each in model.named_parameters() if not torch.equal(each, before[name])}
     wanted = {
         name
@@ -116,16 +116,16 @@ def test_only_factors_and_projector_move(assistant: LlavaBundle, photos: Path) -
     assert len(wanted) == 2 * 14 + 4
 
 
-def test_the_report_and_the_optimiser_know_the_factors(assistant: LlavaBundle) -> None:
+def test_the_report_and_the_optimizer_know_the_factors(assistant: LlavaBundle) -> None:
     """The frozen weights are counted but do not learn; factors learn at the stage's rate, the projector at its own."""
     stage = replace(STAGE, trainable=("vision", *STAGE.trainable), vision_learning_rate=5e-4)
-    optimiser = prepared(assistant, stage)
+    optimizer = prepared(assistant, stage)
     model = assistant.model
     reports = {report.part: report for report in set_trainable(model, stage.trainable)}
     num_factors = sum(each.numel() for each in lora_parameters(model))
     assert reports["language"].trainable == num_factors < reports["language"].parameters
     sizes: dict[float, int] = {}
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         count = sum(each.numel() for each in group["params"])
         sizes[group["peak"]] = sizes.get(group["peak"], 0) + count
     assert sizes == {

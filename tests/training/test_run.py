@@ -46,7 +46,7 @@ STAGE = replace(
 
 
 def dialogues(count: int) -> list[Conversation]:
-    """Return dialogues about one, two or no pictures."""
+    """Return dialogues about one, two or no images."""
     told = []
     for number in range(count):
         shown = tuple(ImageRef(f"{(number + at) % 7}.png") for at in range(number % 3))
@@ -60,7 +60,7 @@ def job(
     assistant: LlavaBundle, photos: Path, out: Path, stage: Stage = STAGE, **changes: object
 ) -> TrainingJob:
     """Return a job on forty dialogues."""
-    data = TrainingData(conversations=dialogues(40), pictures=photos)
+    data = TrainingData(conversations=dialogues(40), images=photos)
     given = {"data": data, "skips": SkippedItems(), "resume": False, **changes}
     return TrainingJob(
         stage=stage,
@@ -301,11 +301,11 @@ def test_a_folder_in_use_is_refused(assistant: LlavaBundle, photos: Path, tmp_pa
 
 
 @pytest.mark.parametrize("allowed", [0.0, 0.3])
-def test_bad_pictures_stop_the_run_or_are_listed(
+def test_bad_images_stop_the_run_or_are_listed(
     assistant: LlavaBundle, photos: Path, tmp_path: Path, allowed: float
 ) -> None:
-    """A broken picture is an error; where the user allows it, its records are counted, listed and left out."""
-    (photos / "0.png").write_bytes(b"not a picture")
+    """A broken image is an error; where the user allows it, its records are counted, listed and left out."""
+    (photos / "0.png").write_bytes(b"not an image")
     bad = job(assistant, photos, tmp_path / "run", skips=SkippedItems(allowed))
     if not allowed:
         with pytest.raises(ImageError, match=r"0\.png is not a"):
@@ -314,8 +314,8 @@ def test_bad_pictures_stop_the_run_or_are_listed(
         return
     bad.run()
     lines = (tmp_path / "run" / "bad.jsonl").read_text().splitlines()
-    assert len(lines) == sum("0.png" in one.pictures for one in dialogues(40))
-    assert json.loads(lines[0])["reason"].endswith("picture; convert it")
+    assert len(lines) == sum("0.png" in one.images for one in dialogues(40))
+    assert json.loads(lines[0])["reason"].endswith("image; convert it")
 
 
 def test_more_bad_records_than_allowed_stop_the_run(
@@ -324,7 +324,7 @@ def test_more_bad_records_than_allowed_stop_the_run(
     """The share is kept to, and a record that is too long is never cut."""
     short = replace(STAGE, max_length=60)
     with pytest.raises(
-        ConversationError, match=r"is \d+ tokens long \(0 of pictures\), over the limit of 60"
+        ConversationError, match=r"is \d+ tokens long \(0 of images\), over the limit of 60"
     ):
         job(assistant, photos, tmp_path / "a", short).run()
     with pytest.raises(CalderaError, match=r"over the allowed share of 0\.01"):
@@ -337,10 +337,10 @@ def test_the_language_models_own_context_is_a_limit(
     """A record longer than the model has positions is refused before training; one that just fits is trained on."""
     assistant = assemble(vision_folder, gpt2_folder, seed=3)
     words = Turn("user", ("a " * 300,)), Turn("assistant", ("yes",))
-    data = TrainingData(conversations=[Conversation("long", words)], pictures=photos)
+    data = TrainingData(conversations=[Conversation("long", words)], images=photos)
     wide = replace(STAGE, max_length=2048, validation_size=0)
     message = (
-        r"record 'long' is (\d+) tokens long \(0 of pictures\), over the limit of 281 that the language model has "
+        r"record 'long' is (\d+) tokens long \(0 of images\), over the limit of 281 that the language model has "
         "positions for"
     )
     with pytest.raises(ConversationError, match=message) as caught:
@@ -355,46 +355,46 @@ def test_the_language_models_own_context_is_a_limit(
     job(assistant, photos, tmp_path / "b", wide, data=data).run()
 
 
-def shown(number: int, *pictures: str) -> Sample:
-    """Return a sample about pictures."""
-    paths = tuple(Path(name) for name in pictures)
+def shown(number: int, *images: str) -> Sample:
+    """Return a sample about images."""
+    paths = tuple(Path(name) for name in images)
     return Sample(
         f"r{number}", (1, 2), (1, 2), paths, (SINGLE_VIEW,) * len(paths), (0,) * len(paths)
     )
 
 
-def test_held_out_rows_share_no_picture_with_the_rest() -> None:
-    """The split keeps pictures apart, also those shown second, keeps every row, and is the same for the same seed."""
+def test_held_out_rows_share_no_image_with_the_rest() -> None:
+    """The split keeps images apart, also those shown second, keeps every row, and is the same for the same seed."""
     pairs = [shown(at, f"{at}.png", f"{at - at % 3}.png") for at in range(30)]
     samples = [*pairs, *(shown(30 + at, f"{at}.png") for at in range(30))]
     for seed in range(7):
         learning, held_out = split_validation(samples, 7, seed=seed)
         assert sorted(one.id for one in (*learning, *held_out)) == sorted(one.id for one in samples)
         assert 0 < len(held_out) <= 6
-        told = {path for one in held_out for path in one.pictures}
+        told = {path for one in held_out for path in one.images}
         assert told
-        assert not told & {path for one in learning for path in one.pictures}
+        assert not told & {path for one in learning for path in one.images}
         assert split_validation(samples, 7, seed=seed) == (learning, held_out)
 
 
-def test_where_all_rows_are_tied_first_pictures_are_kept_apart(
+def test_where_all_rows_are_tied_first_images_are_kept_apart(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A chain of pictures joins all rows: some are held out all the same, and it is said that they are not all new."""
+    """A chain of images joins all rows: some are held out all the same, and it is said that they are not all new."""
     chain = [shown(at, f"{at // 2}.png", f"{at // 2 + 1}.png") for at in range(40)]
     learning, held_out = split_validation(chain, 4, seed=1)
     assert len(held_out) == 4
-    first = {one.pictures[0] for one in held_out}
-    assert not first & {one.pictures[0] for one in learning}
+    first = {one.images[0] for one in held_out}
+    assert not first & {one.images[0] for one in learning}
     assert "all records hang together" in caplog.text
 
 
-def test_no_usable_picture_is_said(assistant: LlavaBundle, photos: Path, tmp_path: Path) -> None:
+def test_no_usable_image_is_said(assistant: LlavaBundle, photos: Path, tmp_path: Path) -> None:
     """Where every record may be left out and is, nothing is left to train on."""
     for photo in photos.iterdir():
-        photo.write_bytes(b"not a picture")
-    pictured = [one for one in dialogues(40) if one.pictures]
-    data = TrainingData(conversations=pictured, pictures=photos)
+        photo.write_bytes(b"not an image")
+    imaged = [one for one in dialogues(40) if one.images]
+    data = TrainingData(conversations=imaged, images=photos)
     with pytest.raises(ConversationError, match="no record is left to train on"):
         job(assistant, photos, tmp_path / "run", data=data, skips=SkippedItems(1.0)).run()
 
@@ -402,21 +402,21 @@ def test_no_usable_picture_is_said(assistant: LlavaBundle, photos: Path, tmp_pat
 def test_the_share_of_bad_records_is_of_all(
     assistant: LlavaBundle, photos: Path, tmp_path: Path
 ) -> None:
-    """Records left out for their text and for their picture are one share of the whole data set."""
-    data = TrainingData(conversations=dialogues(40), pictures=photos)
-    (photos / "0.png").write_bytes(b"not a picture")
+    """Records left out for their text and for their image are one share of the whole data set."""
+    data = TrainingData(conversations=dialogues(40), images=photos)
+    (photos / "0.png").write_bytes(b"not an image")
     (photos / "1.png").unlink()
-    lost = sum(bool({"0.png", "1.png"} & {*one.pictures}) for one in data.conversations)
+    lost = sum(bool({"0.png", "1.png"} & {*one.images}) for one in data.conversations)
     allowed = SkippedItems(lost / 40)
     job(assistant, photos, tmp_path / "run", data=data, skips=allowed).run()
     assert len(allowed.items) == lost
 
 
-def test_a_projector_is_not_fitted_without_pictures(
+def test_a_projector_is_not_fitted_without_images(
     vision_folder: Path, language_folder: Path, photos: Path, tmp_path: Path
 ) -> None:
     """Text alone trains with `fit_projector` as it does without."""
-    data = TrainingData(conversations=dialogues(40)[::3], pictures=photos)
+    data = TrainingData(conversations=dialogues(40)[::3], images=photos)
     weights = []
     for fit in (True, False):
         start = assemble(vision_folder, language_folder, seed=3)
@@ -445,7 +445,7 @@ def test_a_killed_process_goes_on_bit_for_bit(
         *(sys.executable, "-m", "caldera", "train", "finetune", "--dtype", "float32", "--resume"),
         *more,
         *("--model", str(tmp_path / "start"), "--data", str(tmp_path / "data.json")),
-        *("--pictures", str(photos), "--set", "batch_size=4", "--set", "epochs=8"),
+        *("--images", str(photos), "--set", "batch_size=4", "--set", "epochs=8"),
         *("--set", "checkpoint_every=3", "--set", "max_length=256", "--set", "learning_rate=1e-3"),
     ]
     subprocess.run([*command, "--out", str(tmp_path / "calm")], check=True, capture_output=True)

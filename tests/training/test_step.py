@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from caldera.batches.labels import IGNORE_INDEX
-from caldera.batches.samples import Sample, SampleMaker
+from caldera.batches.samples import Sample, SampleBuilder
 from caldera.batches.templates import find_template
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import TrainingError, UsageError
@@ -17,7 +17,7 @@ from caldera.model.assemble import assemble
 from caldera.model.folder import LlavaBundle
 from caldera.training.devices import DeviceConfig
 from caldera.training.freeze import set_trainable
-from caldera.training.optimiser import build_optimizer, lr_factor, set_lr
+from caldera.training.optimizer import build_optimizer, lr_factor, set_lr
 from caldera.training.stage import FINETUNE, PRETRAIN, Part
 from caldera.training.step import evaluate_loss, training_step
 from tests.laying import batch_of, padded
@@ -26,8 +26,8 @@ FP32 = DeviceConfig(torch.device("cpu"), torch.float32)
 
 
 def mixed_samples(assistant: LlavaBundle, photos: Path) -> list[Sample]:
-    """Return samples with no picture, one, and three, of different lengths."""
-    maker = SampleMaker(
+    """Return samples with no image, one, and three, of different lengths."""
+    maker = SampleBuilder(
         tokenizer=assistant.tokenizer,
         template=find_template("vicuna_v1"),
         image_token_id=assistant.model.image_token_id,
@@ -53,7 +53,7 @@ def test_the_loss_is_the_plain_padded_one(assistant: LlavaBundle, photos: Path) 
     model = assistant.model
 
     ours = model.loss(batch)
-    embedded = model.embed(rows.ids, batch.pictures, batch.layouts)
+    embedded = model.embed(rows.ids, batch.images, batch.layouts)
     logits = model.language(inputs_embeds=embedded, attention_mask=rows.mask).logits
     plain = cross_entropy(
         logits[:, :-1].flatten(0, 1),
@@ -75,7 +75,7 @@ def test_the_loss_is_the_plain_padded_one(assistant: LlavaBundle, photos: Path) 
 
 
 def test_a_mixed_batch_gives_what_each_sample_gives(assistant: LlavaBundle, photos: Path) -> None:
-    """Samples with no, one and three pictures do not disturb each other."""
+    """Samples with no, one and three images do not disturb each other."""
     samples = mixed_samples(assistant, photos)
     together = assistant.model.loss(batch_of(assistant, samples))
     alone = [assistant.model.loss(batch_of(assistant, [sample])) for sample in samples]
@@ -97,12 +97,12 @@ def test_one_step_moves_only_the_named_parts(
     before = {name: each.detach().clone() for name, each in model.named_parameters()}
     reports = set_trainable(model, parts)
     stage = replace(FINETUNE, trainable=parts, learning_rate=0.01)
-    optimiser = build_optimizer(model, stage)
+    optimizer = build_optimizer(model, stage)
 
     training_step(
         model,
         [batch_of(assistant, mixed_samples(assistant, photos))],
-        optimiser,
+        optimizer,
         max_grad_norm=1.0,
         compute=FP32,
         record_ids=["0", "1", "2"],
@@ -125,11 +125,11 @@ def test_splitting_a_batch_does_not_change_the_step(assistant: LlavaBundle, phot
     for split in ([samples], [[sample] for sample in samples]):
         assistant.model.load_state_dict(start)
         set_trainable(assistant.model, ("projector",))
-        optimiser = torch.optim.SGD(assistant.model.projector.parameters(), lr=0.1)
+        optimizer = torch.optim.SGD(assistant.model.projector.parameters(), lr=0.1)
         report = training_step(
             assistant.model,
             [batch_of(assistant, part) for part in split],
-            optimiser,
+            optimizer,
             max_grad_norm=1e9,
             compute=FP32,
             record_ids=[],
@@ -147,12 +147,12 @@ def test_a_loss_that_is_not_finite_moves_nothing(assistant: LlavaBundle, photos:
     with torch.no_grad():
         assistant.model.projector.layers[0].weight[0, 0] = torch.nan
     before = assistant.model.projector.layers[1].weight.detach().clone()
-    optimiser = build_optimizer(assistant.model, PRETRAIN)
+    optimizer = build_optimizer(assistant.model, PRETRAIN)
     with pytest.raises(TrainingError, match=r"not finite at records \['0', '1', '2'\]"):
         training_step(
             assistant.model,
             [batch_of(assistant, mixed_samples(assistant, photos))],
-            optimiser,
+            optimizer,
             max_grad_norm=1.0,
             compute=FP32,
             record_ids=["0", "1", "2"],
@@ -216,9 +216,9 @@ def test_parts_may_have_their_own_rate(assistant: LlavaBundle) -> None:
     """The projector's rate is used for the projector alone, and both follow the schedule."""
     set_trainable(assistant.model, ("projector", "language"))
     stage = replace(FINETUNE, learning_rate=0.2, projector_learning_rate=0.8)
-    optimiser = build_optimizer(assistant.model, stage)
-    set_lr(optimiser, 0.5)
-    rates = {id(each): group["lr"] for group in optimiser.param_groups for each in group["params"]}
+    optimizer = build_optimizer(assistant.model, stage)
+    set_lr(optimizer, 0.5)
+    rates = {id(each): group["lr"] for group in optimizer.param_groups for each in group["params"]}
     assert {rates[id(each)] for each in assistant.model.projector.parameters()} == {0.4}
     assert {rates[id(each)] for each in assistant.model.language.parameters()} == {0.1}
 

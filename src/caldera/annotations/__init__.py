@@ -1,1 +1,1 @@
-"""Files that people made about pictures in, AnnotatedImages out."""
+"""Files that people made about images in, AnnotatedImages out."""

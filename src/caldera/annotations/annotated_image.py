@@ -1,4 +1,4 @@
-"""What people said about one picture, whatever file they said it in."""
+"""What people said about one image, whatever file they said it in."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class AnnotatedImage:
-    """One picture with its captions and boxes."""
+    """One image with its captions and boxes."""
 
     id: str
     path: Path

@@ -1,7 +1,7 @@
-"""A COCO folder in, AnnotatedImages out: captions_*.json and instances_*.json beside a folder of pictures.
+"""A COCO folder in, AnnotatedImages out: captions_*.json and instances_*.json beside a folder of images.
 
 The layout is that of cocodataset.org: `annotations/captions_SPLIT.json`, `annotations/instances_SPLIT.json` and the
-pictures in `SPLIT/` (or `images/`, or the folder itself).
+images in `SPLIT/` (or `images/`, or the folder itself).
 """
 
 import json
@@ -19,7 +19,7 @@ from caldera.skips import SkippedItems
 from caldera.storage import file_exists
 
 _BOX_TOLERANCE = 1.0
-"""Pixels by which a box may pass the picture's edge; it is then cut, as COCO's own are rounded."""
+"""Pixels by which a box may pass the image's edge; it is then cut, as COCO's own are rounded."""
 
 
 class _CocoModel(BaseModel):
@@ -71,11 +71,11 @@ def read_coco(folder: Path, skips: SkippedItems, split: str | None = None) -> An
 
     Args:
         folder: The folder that holds `annotations/`.
-        skips: Takes pictures that are missing or whose annotations are unusable.
+        skips: Takes images that are missing or whose annotations are unusable.
         split: Such as "train2017"; may be left out where there is only one.
 
     Raises:
-        InputError: A file is missing, broken, or not COCO's; or a picture is bad and may not be left out.
+        InputError: A file is missing, broken, or not COCO's; or an image is bad and may not be left out.
     """
     split = _choose_split(folder, split)
     captions_path = folder / "annotations" / f"captions_{split}.json"
@@ -85,8 +85,8 @@ def read_coco(folder: Path, skips: SkippedItems, split: str | None = None) -> An
         _parse_file(boxes_path, _InstanceFile),
     )
     if not captions.images:
-        raise AnnotationError(f"{captions_path} lists no pictures; add them to 'images'")
-    image_folder = _picture_folder(folder, split)
+        raise AnnotationError(f"{captions_path} lists no images; add them to 'images'")
+    image_folder = _image_folder(folder, split)
     names = _category_names(boxes, boxes_path)
     captions_of: dict[int, list[str]] = defaultdict(list)
     for caption in captions.annotations:
@@ -103,7 +103,7 @@ def read_coco(folder: Path, skips: SkippedItems, split: str | None = None) -> An
         try:
             if met & {image.id, image.file_name}:
                 raise AnnotationError(
-                    f"{where}: id {image.id} or file_name {image.file_name} is that of a picture "
+                    f"{where}: id {image.id} or file_name {image.file_name} is that of an image "
                     "before; remove one of them"
                 )
             met |= {image.id, image.file_name}
@@ -119,11 +119,11 @@ def read_coco(folder: Path, skips: SkippedItems, split: str | None = None) -> An
             _check_size(where, image.file_name, read)
             images.append(read)
         except InputError as fault:
-            skips.add_or_raise(f"picture {image.file_name}", fault)
+            skips.add_or_raise(f"image {image.file_name}", fault)
     orphans = (captions_of.keys() | boxes_of.keys()) - {image.id for image in captions.images}
     if orphans:
         log.warning(
-            "%s: annotations of %d pictures are not used, as 'images' does not list them",
+            "%s: annotations of %d images are not used, as 'images' does not list them",
             captions_path,
             len(orphans),
         )
@@ -143,20 +143,20 @@ def read_coco_captions(
 
     Args:
         folder: The folder that holds `annotations/`.
-        skips: Takes pictures that are missing or without a caption.
+        skips: Takes images that are missing or without a caption.
         split: Such as "train2017"; may be left out where there is only one.
-        image_folder: Folder of the pictures; a usual one beside the annotations if left out.
-        find: Look whether each picture is there.
+        image_folder: Folder of the images; a usual one beside the annotations if left out.
+        find: Look whether each image is there.
 
     Raises:
-        InputError: The file is missing, broken, or not COCO's; or a picture is bad and may not be left out.
+        InputError: The file is missing, broken, or not COCO's; or an image is bad and may not be left out.
     """
     split = _choose_split(folder, split)
     path = folder / "annotations" / f"captions_{split}.json"
     captions = _parse_file(path, _CaptionFile)
     if not captions.images:
-        raise AnnotationError(f"{path} lists no pictures; add them to 'images'")
-    root = image_folder or _picture_folder(folder, split)
+        raise AnnotationError(f"{path} lists no images; add them to 'images'")
+    root = image_folder or _image_folder(folder, split)
     captions_of: dict[int, list[str]] = defaultdict(list)
     for caption in captions.annotations:
         if text := " ".join(caption.caption.split()):
@@ -167,13 +167,13 @@ def read_coco_captions(
         where, name = f"{path}: images.{index}", image.file_name
         try:
             if image.id in images:
-                raise AnnotationError(f"{where}: id {image.id} is that of a picture before")
+                raise AnnotationError(f"{where}: id {image.id} is that of an image before")
             if find and not file_exists(root / name):
-                raise ImageError(f"{where}: {root / name} does not exist; check --pictures")
+                raise ImageError(f"{where}: {root / name} does not exist; check --images")
             if not captions_of[image.id]:
-                raise AnnotationError(f"{where}: picture {name} has no caption; remove it")
+                raise AnnotationError(f"{where}: image {name} has no caption; remove it")
         except InputError as fault:
-            skips.add_or_raise(f"picture {name}", fault)
+            skips.add_or_raise(f"image {name}", fault)
         else:
             images[image.id] = AnnotatedImage(
                 ids[name], root / name, image.width, image.height, tuple(captions_of[image.id])
@@ -221,8 +221,8 @@ def _choose_split(folder: Path, wanted: str | None) -> str:
     return splits[0]
 
 
-def _picture_folder(folder: Path, split: str) -> Path:
-    """Find where the pictures are."""
+def _image_folder(folder: Path, split: str) -> Path:
+    """Find where the images are."""
     for candidate in (folder / split, folder / "images" / split, folder / "images"):
         if candidate.is_dir():
             return candidate
@@ -258,10 +258,10 @@ def _parse_file(path: Path, form: type[_Schema]) -> _Schema:
 def _instance(
     where: str, entry: _InstanceEntry, image: _ImageEntry, names: dict[int, str]
 ) -> Instance:
-    """Turn [x, y, width, height] in pixels into shares of the picture.
+    """Turn [x, y, width, height] in pixels into shares of the image.
 
     Raises:
-        AnnotationError: The box leaves the picture or has no area, or its category is unknown.
+        AnnotationError: The box leaves the image or has no area, or its category is unknown.
     """
     left, top, width, height = entry.bbox
     right, bottom = left + width, top + height
@@ -279,12 +279,12 @@ def _instance(
     )
     if not inside or box.area <= 0:
         raise AnnotationError(
-            f"{where}.bbox: box {list(entry.bbox)} of picture {image.file_name} does not lie inside its "
+            f"{where}.bbox: box {list(entry.bbox)} of image {image.file_name} does not lie inside its "
             f"{image.width} x {image.height} pixels; correct or remove it"
         )
     if entry.category_id not in names:
         raise AnnotationError(
-            f"{where}.category_id: a box of picture {image.file_name} has category {entry.category_id}, which "
+            f"{where}.category_id: a box of image {image.file_name} has category {entry.category_id}, which "
             "the file does not list; add it to 'categories'"
         )
     return Instance(names[entry.category_id], box, bool(entry.iscrowd))
@@ -301,9 +301,9 @@ def _check_size(where: str, name: str, image: AnnotatedImage) -> None:
             f"{where}: {image.path} does not exist, but the annotations list it; add the file or remove the entry"
         )
     if not image.captions:
-        raise AnnotationError(f"{where}: picture {name} has no caption; add one or remove it")
+        raise AnnotationError(f"{where}: image {name} has no caption; add one or remove it")
     if not image.instances:
         raise AnnotationError(
-            f"{where}: picture {name} has captions but no boxes; add boxes, or leave such "
-            "pictures out with --max-bad"
+            f"{where}: image {name} has captions but no boxes; add boxes, or leave such "
+            "images out with --max-bad"
         )

@@ -1,4 +1,4 @@
-"""Picture-caption pairs in (CSV, JSONL, or LLaVA's stage-1 JSON), AnnotatedImages without boxes out."""
+"""Image-caption pairs in (CSV, JSONL, or LLaVA's stage-1 JSON), AnnotatedImages without boxes out."""
 
 import csv
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def read_pairs(
     *,
     find: bool = True,
 ) -> AnnotationSet:
-    """Read pairs of a picture and a caption; several captions of one picture are brought together.
+    """Read pairs of an image and a caption; several captions of one image are brought together.
 
     Args:
         path: A `.csv` with the columns image and caption, a `.jsonl` of {"image", "caption"} objects, or LLaVA's
@@ -30,12 +30,12 @@ def read_pairs(
         skips: Takes pairs that are unusable.
         image_folder: The folder that the paths start from; the file's own, or `images/` beside it, if left out.
         ignore: Surplus fields of LLaVA's records to pass over.
-        find: Look whether each picture is there.
+        find: Look whether each image is there.
 
     Raises:
         InputError: The file is missing, empty, broken, or has other fields; or a pair is bad and may not be left out.
     """
-    root = image_folder or _picture_folder(path)
+    root = image_folder or _image_folder(path)
     captions_of: dict[str, list[str]] = {}
     total = 0
     for where, row in _read_rows(path):
@@ -43,14 +43,14 @@ def read_pairs(
         try:
             name, caption = _to_annotated_image(row, where, ignore)
             if find and not file_exists(root / name):
-                raise ImageError(f"{where}: {root / name} does not exist; check --pictures")
+                raise ImageError(f"{where}: {root / name} does not exist; check --images")
         except InputError as fault:
             skips.add_or_raise(where, fault)
         else:
             captions_of.setdefault(name, []).append(caption)
     if not total:
         raise AnnotationError(
-            f"{path} holds no pairs; it should have a picture and a caption a line"
+            f"{path} holds no pairs; it should have an image and a caption a line"
         )
     skips.raise_if_over_limit(total)
     ids = unique_ids(tuple(captions_of))
@@ -61,8 +61,8 @@ def read_pairs(
     return AnnotationSet(images)
 
 
-def _picture_folder(path: Path) -> Path:
-    """Guess the folder of pictures as such sets are laid out."""
+def _image_folder(path: Path) -> Path:
+    """Guess the folder of images as such sets are laid out."""
     beside = path.parent / "images"
     return beside if beside.is_dir() else path.parent
 
@@ -88,21 +88,21 @@ def _read_rows(path: Path) -> Iterator[tuple[str, object]]:
 
 
 def _to_annotated_image(row: object, where: str, ignore: frozenset[str]) -> tuple[str, str]:
-    """Take picture and caption out of a row.
+    """Take image and caption out of a row.
 
     Raises:
         InputError: They are not there.
     """
     if isinstance(row, dict) and "conversations" in row:
         conversation = from_record(row, where, ignore)
-        if not conversation.pictures:
-            raise AnnotationError(f"{where} has no picture; a caption needs one")
+        if not conversation.images:
+            raise AnnotationError(f"{where} has no image; a caption needs one")
         if len(conversation.turns) > 2:
             raise AnnotationError(
-                f"{where} has {len(conversation.turns)} turns; a pair is a human turn with a picture and a gpt turn "
+                f"{where} has {len(conversation.turns)} turns; a pair is a human turn with an image and a gpt turn "
                 "with its caption"
             )
-        name, caption = conversation.pictures[0], conversation.turns[1].text
+        name, caption = conversation.images[0], conversation.turns[1].text
     elif isinstance(row, dict) and None in row:  # where csv puts what is too much
         raise AnnotationError(f"{where} has too many fields; put a caption with commas in quotes")
     elif isinstance(row, dict) and all(isinstance(row.get(key), str) for key in _COLUMNS):
@@ -110,5 +110,5 @@ def _to_annotated_image(row: object, where: str, ignore: frozenset[str]) -> tupl
     else:
         raise AnnotationError(f"{where} should have text fields 'image' and 'caption'")
     if not name.strip() or not caption.strip():
-        raise AnnotationError(f"{where} has an empty picture or caption; fill it or remove the row")
+        raise AnnotationError(f"{where} has an empty image or caption; fill it or remove the row")
     return name, " ".join(caption.split())

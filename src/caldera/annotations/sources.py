@@ -18,8 +18,8 @@ class SourceOptions:
     split: str | None = None
     """Which part of a collection to read."""
 
-    pictures: Path | None = None
-    """Folder that picture paths start from."""
+    images: Path | None = None
+    """Folder that image paths start from."""
 
     ignore_fields: frozenset[str] = frozenset()
     """Surplus fields of records to pass over."""
@@ -30,10 +30,10 @@ AnnotationReader = Callable[[Path, SkippedItems, SourceOptions], AnnotationSet]
 ANNOTATION_READERS: dict[str, AnnotationReader] = {
     "coco": lambda path, skips, options: read_coco(path, skips, options.split),
     "pairs": lambda path, skips, options: read_pairs(
-        path, skips, options.pictures, options.ignore_fields
+        path, skips, options.images, options.ignore_fields
     ),
 }
-"""Readers: `coco` for a COCO folder, `pairs` for a CSV, JSONL or LLaVA file of pictures and captions."""
+"""Readers: `coco` for a COCO folder, `pairs` for a CSV, JSONL or LLaVA file of images and captions."""
 
 
 def read_annotations(

@@ -1,4 +1,4 @@
-"""A picture's size in, how it is cut into views and which tokens they become out: LLaVA-NeXT's geometry.
+"""An image's size in, how it is cut into views and which tokens they become out: LLaVA-NeXT's geometry.
 
 Sizes are (width, height). Preparation, counting and model take every number from here, so they cannot differ by a
 rounding. Where the original and transformers scale in floating point, so does this, as the same pixels are wanted.
@@ -27,14 +27,14 @@ NEWLINE_INDEX = -1
 
 @dataclass(frozen=True, slots=True)
 class TileLayout:
-    """How the views of one picture lie: the base view of all of it, then tiles, row by row."""
+    """How the views of one image lie: the base view of all of it, then tiles, row by row."""
 
     columns: int = 0
     rows: int = 0
     """Of tiles; no tile where there is only the base view."""
 
     size: Size = (1, 1)
-    """Of the picture; its proportion tells which rows or columns of the tiles are padding."""
+    """Of the image; its proportion tells which rows or columns of the tiles are padding."""
 
     @property
     def views(self) -> int:
@@ -57,7 +57,7 @@ class TileLayout:
 
 
 SINGLE_VIEW = TileLayout()
-"""A picture that is shown as one view."""
+"""An image that is shown as one view."""
 
 
 def grid_pinpoints(grids: Sequence[str], side: int) -> tuple[Size, ...]:
@@ -75,7 +75,7 @@ def grid_pinpoints(grids: Sequence[str], side: int) -> tuple[Size, ...]:
 
 
 def choose_pinpoint(size: Size, pinpoints: Sequence[Size]) -> Size:
-    """Return the canvas that keeps most of a picture's pixels, of these the one with the least waste (spec 1.7)."""
+    """Return the canvas that keeps most of an image's pixels, of these the one with the least waste (spec 1.7)."""
     width, height = size
 
     def worth(pinpoint: Size) -> tuple[int, int]:
@@ -87,7 +87,7 @@ def choose_pinpoint(size: Size, pinpoints: Sequence[Size]) -> Size:
 
 
 def fit_within(size: Size, pinpoint: Size) -> Size:
-    """Return the size of a picture that is scaled to fit a canvas."""
+    """Return the size of an image that is scaled to fit a canvas."""
     (width, height), (across, down) = size, pinpoint
     if across / width < down / height:
         return across, min(math.ceil(height * (across / width)), down)
@@ -95,13 +95,13 @@ def fit_within(size: Size, pinpoint: Size) -> Size:
 
 
 def choose_layout(size: Size, pinpoints: Sequence[Size], side: int) -> TileLayout:
-    """Return how a picture is tiled on the canvas that suits it best, in tiles of `side` pixels."""
+    """Return how an image is tiled on the canvas that suits it best, in tiles of `side` pixels."""
     across, down = choose_pinpoint(size, pinpoints)
     return TileLayout(across // side, down // side, size)
 
 
 def count_tokens(layout: TileLayout, patches_per_side: int) -> int:
-    """Return how many tokens a picture becomes, for towers with `cells` patches along each side of a view."""
+    """Return how many tokens an image becomes, for towers with `cells` patches along each side of a view."""
     left, above = layout.padding(patches_per_side)
     across, down = (
         layout.columns * patches_per_side - 2 * left,
@@ -112,13 +112,13 @@ def count_tokens(layout: TileLayout, patches_per_side: int) -> int:
 
 @lru_cache(maxsize=4096)
 def image_token_order(layout: TileLayout, patches_per_side: int) -> Tensor:
-    """Return which patch each token of a picture is, (image tokens,), as LLaVA-NeXT's `spatial_unpad` lays them.
+    """Return which patch each token of an image is, (image tokens,), as LLaVA-NeXT's `spatial_unpad` lays them.
 
     The base view's patches come first; then the tiles' as one large raster without the rows or columns that are
     padding, NEWLINE after each of its rows. Patches count on through the views.
 
     Args:
-        layout: Of a picture with tiles.
+        layout: Of an image with tiles.
         cells: Patches along each side of a view.
     """
     base = torch.arange(patches_per_side * patches_per_side)  # (patches,)

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from caldera.batches.picture_files import open_picture
+from caldera.batches.image_files import open_image
 from caldera.conversation import Conversation, from_record
 from caldera.errors import ConversationError, InputError
 from caldera.progress import Advance, Progress
 from caldera.record_files import read_records
-from caldera.skips import Skip
+from caldera.skips import SkippedItem
 from caldera.storage import file_exists
 
 
@@ -20,11 +20,11 @@ class ValidationReport:
 
     records: int = 0
     turns: int = 0
-    pictures: set[str] = field(default_factory=set)
+    images: set[str] = field(default_factory=set)
     """As the records name them."""
 
     multi_image: int = 0
-    """Records with more than one picture."""
+    """Records with more than one image."""
 
     text_only: int = 0
     """Records with none."""
@@ -32,23 +32,23 @@ class ValidationReport:
     repeated_ids: int = 0
     """Records whose id another one has, too; that is allowed."""
 
-    bad: list[Skip] = field(default_factory=list)
+    bad: list[SkippedItem] = field(default_factory=list)
 
 
 def validate_file(
     file: Path,
-    pictures: Path,
+    images: Path,
     *,
-    open_pictures: bool,
+    open_images: bool,
     ignore: frozenset[str],
     progress: Progress,
 ) -> ValidationReport:
-    """Check every record of a file, and every picture it shows, each once.
+    """Check every record of a file, and every image it shows, each once.
 
     Args:
         file: `.json` or `.jsonl`.
-        pictures: Folder that picture paths start from.
-        open_pictures: Decode each picture; else only look whether it is there.
+        images: Folder that image paths start from.
+        open_images: Decode each image; else only look whether it is there.
         ignore: Names of surplus fields to pass over.
         progress: Follows the work.
 
@@ -65,14 +65,14 @@ def validate_file(
                 conversation = from_record(record, where, ignore)
                 ids[conversation.id] += 1
                 _count(findings, conversation)
-                for name in conversation.pictures:
+                for name in conversation.images:
                     if name not in faults:
-                        faults[name] = _image_error(pictures / name, open_pictures=open_pictures)
+                        faults[name] = _image_error(images / name, open_images=open_images)
                     if faults[name] is not None:
                         raise ConversationError(f"{where}: {faults[name]}")
             except InputError as fault:
-                findings.bad.append(Skip(where, str(fault).removeprefix(f"{where}: ")))
-    findings.pictures = set(faults)
+                findings.bad.append(SkippedItem(where, str(fault).removeprefix(f"{where}: ")))
+    findings.images = set(faults)
     findings.repeated_ids = sum(count for count in ids.values() if count > 1)
     return findings
 
@@ -80,18 +80,16 @@ def validate_file(
 def _count(findings: ValidationReport, conversation: Conversation) -> None:
     """Add a good record to the counts."""
     findings.turns += len(conversation.turns)
-    findings.multi_image += len(conversation.pictures) > 1
-    findings.text_only += not conversation.pictures
+    findings.multi_image += len(conversation.images) > 1
+    findings.text_only += not conversation.images
 
 
-def _image_error(path: Path, *, open_pictures: bool) -> str | None:
-    """Return what is wrong with a picture, None if nothing is."""
-    if not open_pictures:
-        return (
-            None if file_exists(path) else f"{path} does not exist; check the path and --pictures"
-        )
+def _image_error(path: Path, *, open_images: bool) -> str | None:
+    """Return what is wrong with an image, None if nothing is."""
+    if not open_images:
+        return None if file_exists(path) else f"{path} does not exist; check the path and --images"
     try:
-        open_picture(path)
+        open_image(path)
     except InputError as fault:
         return str(fault)
     return None

@@ -58,12 +58,12 @@ class Batch:
     target_ids: Tensor
     """The ids that come next, (learned,)."""
 
-    pictures: Tensor
+    images: Tensor
     """Of all rows in order: pixels, (views, channels, height, width), or kept patch features, (views, patches,
     vision width)."""
 
     layouts: tuple[TileLayout, ...]
-    """How the views of each picture lie, in order."""
+    """How the views of each image lie, in order."""
 
     def to(self, device: torch.device) -> Self:
         """Return the batch on a device."""
@@ -73,7 +73,7 @@ class Batch:
             positions=self.positions.to(device),
             target_positions=self.target_positions.to(device),
             target_ids=self.target_ids.to(device),
-            pictures=self.pictures.to(device),
+            images=self.images.to(device),
         )
 
     @property
@@ -83,18 +83,18 @@ class Batch:
 
 
 def iter_new_images(packs: Sequence[Pack]) -> Iterator[tuple[Sample, slice]]:
-    """Yield each sample of some packs with those of its pictures that come with it; shared ones come with the first."""
+    """Yield each sample of some packs with those of its images that come with it; shared ones come with the first."""
     for one in packs:
         for at, sample in enumerate(one.samples):
             yield sample, slice(one.num_shared_images if at else 0, None)
 
 
-def collate(packs: Sequence[Pack], pictures: Tensor) -> Batch:
+def collate(packs: Sequence[Pack], images: Tensor) -> Batch:
     """Lay packs behind one another.
 
     Args:
         packs: One for each row.
-        pictures: Pixels or features of all views of the pictures that `shown` names, in order, (views, ...).
+        images: Pixels or features of all views of the images that `shown` names, in order, (views, ...).
 
     Raises:
         ValueError: The number of views is not what the samples show.
@@ -103,8 +103,8 @@ def collate(packs: Sequence[Pack], pictures: Tensor) -> Batch:
         layout for sample, some in iter_new_images(packs) for layout in sample.layouts[some]
     )
     views = sum(layout.views for layout in layouts)
-    if views != len(pictures):
-        raise ValueError(f"the samples show {views} views of pictures but {len(pictures)} arrived")
+    if views != len(images):
+        raise ValueError(f"the samples show {views} views of images but {len(images)} arrived")
     ids: list[int] = []
     before: list[int] = []
     wanted: list[int] = []
@@ -128,6 +128,6 @@ def collate(packs: Sequence[Pack], pictures: Tensor) -> Batch:
         rows=tuple(rows),
         target_positions=torch.tensor(before, dtype=torch.long),
         target_ids=torch.tensor(wanted, dtype=torch.long),
-        pictures=pictures,
+        images=images,
         layouts=layouts,
     )

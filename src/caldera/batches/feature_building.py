@@ -1,8 +1,8 @@
-"""Picture paths and a frozen tower in, a source of their features out: each picture is looked at once, ever.
+"""Image paths and a frozen tower in, a source of their features out: each image is looked at once, ever.
 
-A frozen tower gives the same features for a picture every time, so they are computed once and kept on disk, by the
-content of the picture and by everything else that they depend on. Runs and stages share them, and processes that need
-the same pictures at the same time share the work.
+A frozen tower gives the same features for an image every time, so they are computed once and kept on disk, by the
+content of the image and by everything else that they depend on. Runs and stages share them, and processes that need
+the same images at the same time share the work.
 
 They are computed before training starts, not beside it: the tower and a training step each use all cores, so both
 should only slow down (reasoned, not measured), and the order of the first epoch would have to follow the tower.
@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from caldera.batches.feature_store import FeatureLocks, FeatureStore
-from caldera.batches.picture_files import decode_image, read_bytes
-from caldera.batches.picture_sources import ENCODE_BATCH, CachedFeatures, FrozenTower
+from caldera.batches.image_files import decode_image, read_bytes
+from caldera.batches.image_sources import ENCODE_BATCH, CachedFeatures, FrozenTower
 from caldera.errors import InputError, OutputError
 from caldera.progress import Advance, Progress
 from caldera.storage import free_bytes
@@ -37,14 +37,14 @@ def cache_features(
     progress: Progress,
     on_fault: OnImageError,
 ) -> CachedFeatures:
-    """Compute the features of pictures that have none yet, and return a source of them all.
+    """Compute the features of images that have none yet, and return a source of them all.
 
     Args:
-        store: Keeps features of one tower and one way of preparing pictures; runs and stages may share it.
-        paths: Pictures that will be asked for, each once.
+        store: Keeps features of one tower and one way of preparing images; runs and stages may share it.
+        paths: Images that will be asked for, each once.
         tower: What looks at them.
         progress: Follows the work.
-        on_fault: Called with each picture that cannot be used; the source then lacks it.
+        on_fault: Called with each image that cannot be used; the source then lacks it.
 
     Raises:
         InputError: The store is broken in a way that cannot be told which features it holds.
@@ -64,9 +64,9 @@ def cache_features(
 
 
 def _digests(paths: Sequence[Path], progress: Progress, on_fault: OnImageError) -> dict[Path, str]:
-    """Return the sha256 of the content of each picture that can be read."""
+    """Return the sha256 of the content of each image that can be read."""
     found: dict[Path, str] = {}
-    with progress.task("reading pictures", len(paths)) as tick:
+    with progress.task("reading images", len(paths)) as tick:
         for path in paths:
             try:
                 found[path] = hashlib.sha256(read_bytes(path)).hexdigest()
@@ -77,7 +77,7 @@ def _digests(paths: Sequence[Path], progress: Progress, on_fault: OnImageError) 
 
 
 def _check_space(store: FeatureStore, paths: Sequence[Path], tower: FrozenTower) -> None:
-    """Say how much the features of pictures will take, and make sure that there is room for them.
+    """Say how much the features of images will take, and make sure that there is room for them.
 
     Raises:
         OutputError: There is not.
@@ -86,7 +86,9 @@ def _check_space(store: FeatureStore, paths: Sequence[Path], tower: FrozenTower)
     size = views * math.prod(tower.shape) * store.dtype.itemsize
     place = store.data.parent
     free = free_bytes(place)
-    said = f"features of {len(paths):,} pictures ({views:,} views) take {_format_bytes(size)} in {place}"
+    said = (
+        f"features of {len(paths):,} images ({views:,} views) take {_format_bytes(size)} in {place}"
+    )
     if size > free:
         raise OutputError(
             f"{said}, where {_format_bytes(free)} are free; free space, choose another place, or train with "
@@ -96,7 +98,7 @@ def _check_space(store: FeatureStore, paths: Sequence[Path], tower: FrozenTower)
 
 
 def _views(path: Path, tower: FrozenTower) -> int:
-    """Return the views of a picture; of one that cannot be used, none: that is told when it is decoded."""
+    """Return the views of an image; of one that cannot be used, none: that is told when it is decoded."""
     try:
         return tower.processor.layout(path).views
     except InputError:
@@ -109,7 +111,7 @@ def _format_bytes(size: int) -> str:
 
 
 class _FeatureBuilder:
-    """Brings pictures into a store, beside other processes that may do the same."""
+    """Brings images into a store, beside other processes that may do the same."""
 
     def __init__(
         self,
@@ -125,7 +127,7 @@ class _FeatureBuilder:
         self._bad: list[Path] = []
 
     def run(self, digests: Sequence[str], progress: Progress) -> list[Path]:
-        """Look at all pictures that no other process looks at, then wait for the others' features.
+        """Look at all images that no other process looks at, then wait for the others' features.
 
         Where another process ends before it has written them, they are computed here.
 
@@ -134,7 +136,7 @@ class _FeatureBuilder:
         """
         left = list(digests)
         with (
-            progress.task("looking at pictures", len(left)) as tick,
+            progress.task("looking at images", len(left)) as tick,
             self._store.feature_locks() as claims,
         ):
             while left:
@@ -147,7 +149,7 @@ class _FeatureBuilder:
     def _encode_claimed(
         self, digests: Sequence[str], claims: FeatureLocks, tick: Advance
     ) -> list[str]:
-        """Look at those pictures that can be claimed; return the others."""
+        """Look at those images that can be claimed; return the others."""
         others: list[str] = []
         group: dict[str, Tensor] = {}
         for digest in digests:
@@ -167,7 +169,7 @@ class _FeatureBuilder:
         return others
 
     def _load_pixels(self, digest: str) -> Tensor | None:
-        """Return the pixels of a picture; of one that cannot be used, none, and all its paths are told."""
+        """Return the pixels of an image; of one that cannot be used, none, and all its paths are told."""
         first = self._named[digest][0]
         try:
             return self._tower.processor(decode_image(read_bytes(first), str(first)))
@@ -178,7 +180,7 @@ class _FeatureBuilder:
             return None
 
     def _write(self, group: dict[str, Tensor], claims: FeatureLocks, tick: Advance) -> None:
-        """Put the features of claimed pictures into the store, and let the pictures go."""
+        """Put the features of claimed images into the store, and let the images go."""
         if not group:
             return
         views = torch.cat(list(group.values()))  # (views, channels, height, width)

@@ -1,11 +1,11 @@
-"""Features by the content of their picture: an append-only file of numbers and a journal of what its rows hold.
+"""Features by the content of their image: an append-only file of numbers and a journal of what its rows hold.
 
-`NAME.bin` holds rows of raw numbers in one precision, one for each view of a picture. `NAME.jsonl` holds first the
-shape of a row and then a line for each picture: its sha256, where its rows are, and a checksum of them. Rows count once
+`NAME.bin` holds rows of raw numbers in one precision, one for each view of an image. `NAME.jsonl` holds first the
+shape of a row and then a line for each image: its sha256, where its rows are, and a checksum of them. Rows count once
 their line stands in the journal, so a process that is killed in between loses only those of its last write. A later
-line about the same picture replaces an earlier one.
+line about the same image replaces an earlier one.
 
-Several processes may fill a store at once. Each claims a picture before it looks at it; claims are locks of the
+Several processes may fill a store at once. Each claims an image before it looks at it; claims are locks of the
 operating system on single bytes of `NAME.claims`, so they end with their process, however it ends.
 """
 
@@ -35,7 +35,7 @@ _INTEGERS = {4: torch.int32, 2: torch.int16}
 
 @dataclass(frozen=True, slots=True)
 class FeatureRows:
-    """Where a picture's features are, and how one knows that they are still what was written."""
+    """Where an image's features are, and how one knows that they are still what was written."""
 
     start: int
     count: int
@@ -56,7 +56,7 @@ class FeatureStore:
 
         Args:
             folder: Where its files are.
-            name: What they begin with; it should say everything but the picture that features depend on.
+            name: What they begin with; it should say everything but the image that features depend on.
             dtype: Of the numbers: fp32, bf16 or fp16.
         """
         self.dtype = dtype
@@ -69,7 +69,7 @@ class FeatureStore:
         self._read_to = 0  # bytes of the journal that were read
 
     def rows(self) -> dict[str, FeatureRows]:
-        """Return the rows of every picture that is there by now, by its sha256.
+        """Return the rows of every image that is there by now, by its sha256.
 
         Raises:
             InputError: The journal's first line is broken.
@@ -86,7 +86,7 @@ class FeatureStore:
         return self._rows
 
     def _drop_partial_rows(self) -> None:
-        """Forget pictures whose rows the file no longer holds."""
+        """Forget images whose rows the file no longer holds."""
         written = self.data.stat().st_size if self.data.is_file() else 0
         if not self._shape or self._height * self._row_bytes() <= written:
             return
@@ -96,10 +96,10 @@ class FeatureStore:
         for digest in cut:
             del self._rows[digest]
         if cut:
-            log.warning("%s is cut short: %d pictures will be looked at again", self.data, len(cut))
+            log.warning("%s is cut short: %d images will be looked at again", self.data, len(cut))
 
     def _index_line(self, line: bytes) -> None:
-        """Note what a line of the journal says; a broken one is passed over, as its picture can be looked at again.
+        """Note what a line of the journal says; a broken one is passed over, as its image can be looked at again.
 
         Raises:
             InputError: It is the first, without which no row can be read.
@@ -118,7 +118,7 @@ class FeatureStore:
                     f"{self._journal} does not begin with the shape of its rows, it is broken; remove it and "
                     f"{self.data.name}, the features will be computed again"
                 ) from None
-            log.warning("%s has a broken line; its picture will be looked at again", self._journal)
+            log.warning("%s has a broken line; its image will be looked at again", self._journal)
             return
         self._rows[digest] = rows
         self._height = max(self._height, rows.stop)
@@ -129,10 +129,10 @@ class FeatureStore:
         return math.prod(self._shape) * self.dtype.itemsize
 
     def append(self, digests: Sequence[str], counts: Sequence[int], features: Tensor) -> None:
-        """Add pictures.
+        """Add images.
 
         Args:
-            digests: One for each picture.
+            digests: One for each image.
             counts: How many views it has.
             features: Of all their views in order, (views, patches, vision width).
 
@@ -157,7 +157,7 @@ class FeatureStore:
                 place = {"sha256": digest, "start": start + at, "count": count, "crc32": checksum}
                 lines.append(json.dumps(place))
                 at += count
-            assert at == len(bits), "every view belongs to a picture"
+            assert at == len(bits), "every view belongs to an image"
             handle = os.open(self.data, os.O_RDWR | os.O_CREAT, 0o644)
             with translate_os_errors(self.data), os.fdopen(handle, "r+b") as data:
                 data.seek(start * row_bytes)
@@ -181,7 +181,7 @@ class FeatureStore:
 
     @contextmanager
     def feature_locks(self) -> Iterator["FeatureLocks"]:
-        """Give the means to claim pictures; what is claimed is let go when the block ends.
+        """Give the means to claim images; what is claimed is let go when the block ends.
 
         Raises:
             OutputError: The folder cannot be written.
@@ -205,14 +205,14 @@ class FeatureStore:
 
 
 class FeatureLocks:
-    """Pictures that this process looks at, so that no other does."""
+    """Images that this process looks at, so that no other does."""
 
     def __init__(self, file: int) -> None:
         """Lock bytes of an open file, which may stay empty."""
         self._file = file
 
     def try_acquire(self, digest: str) -> bool:
-        """Claim a picture; tell whether no other process has."""
+        """Claim an image; tell whether no other process has."""
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _byte(digest))
         except (BlockingIOError, PermissionError):  # systems differ in which of the two says so
@@ -220,15 +220,15 @@ class FeatureLocks:
         return True
 
     def release(self, digest: str) -> None:
-        """Let a picture go."""
+        """Let an image go."""
         fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _byte(digest))
 
     def wait_for(self, digest: str) -> None:
-        """Wait until no other process has claimed a picture."""
+        """Wait until no other process has claimed an image."""
         fcntl.lockf(self._file, fcntl.LOCK_EX, 1, _byte(digest))
         self.release(digest)
 
 
 def _byte(digest: str) -> int:
-    """Return the byte that stands for a picture: of 60 bits, so that two of them hardly ever share one."""
+    """Return the byte that stands for an image: of 60 bits, so that two of them hardly ever share one."""
     return int(digest[:15], 16)

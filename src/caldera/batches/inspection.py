@@ -9,16 +9,16 @@ from transformers import PreTrainedTokenizerFast
 
 from caldera.batches.labels import IGNORE_INDEX, IMAGE_SLOT_ID, EncodedConversation
 
-SegmentKind = Literal["given", "learned", "picture"]
+SegmentKind = Literal["given", "learned", "image"]
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Neighbouring tokens of one kind."""
+    """Neighboring tokens of one kind."""
 
     look: SegmentKind
     text: str
-    """The tokens as the tokenizer spells them, special ones included; a picture's path."""
+    """The tokens as the tokenizer spells them, special ones included; an image's path."""
 
     tokens: int
     """How many they are, image tokens included."""
@@ -37,13 +37,13 @@ class TokenInfo:
 def segments(
     encoded: EncodedConversation, tokenizer: PreTrainedTokenizerFast, counts: Sequence[int]
 ) -> list[Segment]:
-    """Return a conversation as stretches, in order; `counts` are the tokens of each picture."""
-    shown = zip(encoded.picture_paths, counts, strict=True)
+    """Return a conversation as stretches, in order; `counts` are the tokens of each image."""
+    shown = zip(encoded.image_paths, counts, strict=True)
     found = []
     pairs = zip(encoded.ids, encoded.labels, strict=True)
     for look, run in groupby(pairs, key=lambda pair: _kind(*pair)):
         ids = [token for token, _ in run]
-        if look == "picture":
+        if look == "image":
             found += [Segment(look, *next(shown)) for _ in ids]
         else:
             found.append(Segment(look, _decode(ids, tokenizer), len(ids)))
@@ -53,9 +53,9 @@ def segments(
 def tokens(
     encoded: EncodedConversation, tokenizer: PreTrainedTokenizerFast, counts: Sequence[int]
 ) -> list[TokenInfo]:
-    """Return a line for each token; the tokens of a picture, of which `counts` tells, share one."""
+    """Return a line for each token; the tokens of an image, of which `counts` tells, share one."""
     rows, position = [], 0
-    shown = zip(encoded.picture_paths, counts, strict=True)
+    shown = zip(encoded.image_paths, counts, strict=True)
     for token, label in zip(encoded.ids, encoded.labels, strict=True):
         text, width = _decode([token], tokenizer) if token != IMAGE_SLOT_ID else "", 1
         if token == IMAGE_SLOT_ID:
@@ -75,5 +75,5 @@ def _decode(ids: list[int], tokenizer: PreTrainedTokenizerFast) -> str:
 def _kind(token: int, label: int) -> SegmentKind:
     """Tell what kind of token it is."""
     if token == IMAGE_SLOT_ID:
-        return "picture"
+        return "image"
     return "learned" if label != IGNORE_INDEX else "given"

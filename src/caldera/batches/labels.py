@@ -1,8 +1,8 @@
 """Spans in, token ids and labels out, born together.
 
 The law: the labels that are not IGNORED, decoded, spell exactly the assistant's turns and their end marks. A stretch of
-text that is all learned or all not is tokenised once, with nothing else, so no token is partly learned, and a prompt
-has the same tokens whether or not its answer follows; nothing is tokenised a second time to be counted.
+text that is all learned or all not is tokenized once, with nothing else, so no token is partly learned, and a prompt
+has the same tokens whether or not its answer follows; nothing is tokenized a second time to be counted.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,7 +26,7 @@ IGNORE_INDEX = -100
 """Label of a token on which no loss is taken."""
 
 IMAGE_SLOT_ID = -200
-"""Stands for a picture until it is known how many tokens the picture has; LLaVA's own number for it."""
+"""Stands for an image until it is known how many tokens the image has; LLaVA's own number for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +34,12 @@ class EncodedConversation:
     """One conversation as numbers."""
 
     ids: tuple[int, ...]
-    """Token ids, with SLOT where a picture stands."""
+    """Token ids, with SLOT where an image stands."""
 
     labels: tuple[int, ...]
     """The id where the token is learned, else IGNORED."""
 
-    picture_paths: tuple[str, ...]
+    image_paths: tuple[str, ...]
     """Path for each SLOT, in order."""
 
     @property
@@ -48,28 +48,28 @@ class EncodedConversation:
         return sum(label != IGNORE_INDEX for label in self.labels)
 
     def image_end_positions(self, counts: Sequence[int]) -> tuple[int, ...]:
-        """Return where each picture ends once its SLOT is replaced by as many tokens as `counts` says."""
+        """Return where each image ends once its SLOT is replaced by as many tokens as `counts` says."""
         slots = [at for at, token in enumerate(self.ids) if token == IMAGE_SLOT_ID]
         return tuple(at - n + sum(counts[: n + 1]) for n, at in enumerate(slots))
 
     def with_image_tokens(
         self, counts: Sequence[int], image_token_id: int
     ) -> "EncodedConversation":
-        """Return it with each SLOT replaced by as many image tokens as its picture has.
+        """Return it with each SLOT replaced by as many image tokens as its image has.
 
         Raises:
             ValueError: There is not one count for each slot.
         """
         widths = iter(counts)
-        if len(counts) != len(self.picture_paths):
-            raise ValueError(f"{len(self.picture_paths)} slots but {len(counts)} counts of tokens")
+        if len(counts) != len(self.image_paths):
+            raise ValueError(f"{len(self.image_paths)} slots but {len(counts)} counts of tokens")
         ids: list[int] = []
         labels: list[int] = []
         for token, label in zip(self.ids, self.labels, strict=True):
             repeat = next(widths) if token == IMAGE_SLOT_ID else 1
             ids += [image_token_id if token == IMAGE_SLOT_ID else token] * repeat
             labels += [label] * repeat
-        return EncodedConversation(tuple(ids), tuple(labels), self.picture_paths)
+        return EncodedConversation(tuple(ids), tuple(labels), self.image_paths)
 
 
 class _Encoder:
@@ -108,7 +108,7 @@ def encode(spans: Iterable[Span], tokenizer: PreTrainedTokenizerFast) -> Encoded
         tokenizer: A fast tokenizer; its start mark is used if it uses one itself.
 
     Returns:
-        Ids and labels of equal length, one SLOT for each picture. Where no text spells a special token, the ids are
+        Ids and labels of equal length, one SLOT for each image. Where no text spells a special token, the ids are
         those that the tokenizer gives for the whole, marks spelled out, unless a token would be partly learned.
 
     Raises:
@@ -126,14 +126,14 @@ def encode(spans: Iterable[Span], tokenizer: PreTrainedTokenizerFast) -> Encoded
         for span in run:
             if isinstance(span, ImageSlot):
                 written.add_mark([IMAGE_SLOT_ID], learned=False)
-                paths.append(span.picture.path)
+                paths.append(span.image.path)
             elif not isinstance(span, TextSpan):
                 written.add_mark(_token_ids(span, words), learned=span.supervised)
     return EncodedConversation(tuple(written.ids), tuple(written.labels), tuple(paths))
 
 
 def _learned_as_text(span: Span) -> bool | None:
-    """Tell whether a text is learned: neighbours that agree are tokenised together; None for what is no text."""
+    """Tell whether a text is learned: neighbors that agree are tokenized together; None for what is no text."""
     return span.supervised if isinstance(span, TextSpan) else None
 
 

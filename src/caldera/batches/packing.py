@@ -1,6 +1,6 @@
-"""Samples in, packs out: conversations about the same pictures lie behind one prefix, and packs fill a budget.
+"""Samples in, packs out: conversations about the same images lie behind one prefix, and packs fill a budget.
 
-Conversations about one picture begin with the same tokens, those of the picture among them. In a pack these come once.
+Conversations about one image begin with the same tokens, those of the image among them. In a pack these come once.
 Each conversation then sees the prefix and itself, at the positions it would have alone, so that its loss and gradients
 are those of a row of its own.
 """
@@ -30,21 +30,21 @@ class Pack:
 
     @property
     def num_shared_images(self) -> int:
-        """Pictures within the shared tokens, of which each conversation has as many."""
+        """Images within the shared tokens, of which each conversation has as many."""
         return self.samples[0].num_images_before(self.prefix_length)
 
 
 def group_by_images(samples: Sequence[Sample]) -> list[list[int]]:
-    """Return the indices of samples in groups of those that show the same pictures; one without stands alone."""
+    """Return the indices of samples in groups of those that show the same images; one without stands alone."""
     groups: dict[Hashable, list[int]] = {}
     for at, sample in enumerate(samples):
-        key = (sample.pictures, sample.layouts) if sample.pictures else at
+        key = (sample.images, sample.layouts) if sample.images else at
         groups.setdefault(key, []).append(at)
     return list(groups.values())
 
 
 def build_packs(samples: Sequence[Sample], *, share: bool) -> list[Pack]:
-    """Put samples into packs: those that are alike up to the end of their first picture into one, others alone.
+    """Put samples into packs: those that are alike up to the end of their first image into one, others alone.
 
     Args:
         samples: Of a step, or a part of one.
@@ -53,8 +53,8 @@ def build_packs(samples: Sequence[Sample], *, share: bool) -> list[Pack]:
     alike: dict[Hashable, list[Sample]] = {}
     for at, sample in enumerate(samples):
         begins: Hashable = at
-        if share and sample.pictures:
-            begins = (sample.pictures, sample.layouts, sample.ids[: sample.picture_ends[0]])
+        if share and sample.images:
+            begins = (sample.images, sample.layouts, sample.ids[: sample.image_ends[0]])
         alike.setdefault(begins, []).append(sample)
     return [
         Pack(tuple(some), _common_prefix_length(some) if len(some) > 1 else 0)

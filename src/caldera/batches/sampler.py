@@ -1,6 +1,6 @@
 """Sample lengths and groups in, the order of steps out: the same for the same seed and epoch, wherever it is computed.
 
-A step has as many samples as the recipe says, or as many tokens, however they are packed. Samples that share pictures
+A step has as many samples as the recipe says, or as many tokens, however they are packed. Samples that share images
 come in the same step, so that their tokens are paid once; where nothing is shared, samples of like length do, so that
 little is padded.
 """

@@ -21,57 +21,57 @@ class Sample:
 
     id: str
     ids: tuple[int, ...]
-    """Token ids; a picture stands as its image tokens."""
+    """Token ids; an image stands as its image tokens."""
 
     labels: tuple[int, ...]
     """The id where the loss is taken, else IGNORED."""
 
-    pictures: tuple[Path, ...]
+    images: tuple[Path, ...]
     """Files, in the order of their image tokens."""
 
     layouts: tuple[TileLayout, ...]
     """How each of them is shown."""
 
-    picture_ends: tuple[int, ...]
+    image_ends: tuple[int, ...]
     """The place behind the last token of each of them."""
 
     @property
     def length(self) -> int:
-        """Tokens, those of pictures included."""
+        """Tokens, those of images included."""
         return len(self.ids)
 
     def num_images_before(self, tokens: int) -> int:
-        """Return how many pictures lie wholly within its first tokens."""
-        return sum(end <= tokens for end in self.picture_ends)
+        """Return how many images lie wholly within its first tokens."""
+        return sum(end <= tokens for end in self.image_ends)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SampleMaker:
+class SampleBuilder:
     """Turns conversations into samples for one model and template."""
 
     tokenizer: PreTrainedTokenizerFast
     template: Template
     image_token_id: int
     layout: Callable[[Path], TileLayout]
-    """How a picture is shown."""
+    """How an image is shown."""
 
     count_tokens: Callable[[TileLayout], int]
-    """Tokens that a picture becomes, by how it is shown."""
+    """Tokens that an image becomes, by how it is shown."""
 
     max_length: int
-    """Longest sample in tokens, those of pictures included; longer ones are faults, never cut."""
+    """Longest sample in tokens, those of images included; longer ones are faults, never cut."""
 
     context_length: int | None = None
     """Tokens that the language model has positions for, where it has a limit; the smaller limit counts."""
 
-    def build(self, conversation: Conversation, pictures: Path) -> Sample:
-        """Encode one conversation whose picture paths start from the folder `pictures`.
+    def build(self, conversation: Conversation, images: Path) -> Sample:
+        """Encode one conversation whose image paths start from the folder `images`.
 
         Raises:
-            InputError: It is too long, has nothing to learn, or a picture file is missing.
+            InputError: It is too long, has nothing to learn, or an image file is missing.
         """
         encoded = encode(self.template.render(conversation), self.tokenizer)
-        paths = tuple(pictures / path for path in encoded.picture_paths)
+        paths = tuple(images / path for path in encoded.image_paths)
         layouts = self._layouts(paths, conversation.id)
         counts = [self.count_tokens(layout) for layout in layouts]
         ends = encoded.image_end_positions(counts)
@@ -79,7 +79,7 @@ class SampleMaker:
         limit, cure = self._max_length()
         if len(encoded.ids) > limit:
             raise ConversationError(
-                f"record {conversation.id!r} is {len(encoded.ids)} tokens long ({sum(counts)} of pictures), over the "
+                f"record {conversation.id!r} is {len(encoded.ids)} tokens long ({sum(counts)} of images), over the "
                 f"limit of {limit}{cure}"
             )
         if encoded.num_supervised == 0:
@@ -89,14 +89,14 @@ class SampleMaker:
         return Sample(conversation.id, encoded.ids, encoded.labels, paths, layouts, ends)
 
     def _layouts(self, paths: Sequence[Path], record: str) -> tuple[TileLayout, ...]:
-        """Return how each picture of a record is shown.
+        """Return how each image of a record is shown.
 
         Raises:
-            PictureError: A file is missing or, where its size counts, cannot be used.
+            ImageError: A file is missing or, where its size counts, cannot be used.
         """
         for path in paths:
             if not file_exists(path):
-                raise ImageError(f"record {record!r}: {path} does not exist; check --pictures")
+                raise ImageError(f"record {record!r}: {path} does not exist; check --images")
         try:
             return tuple(self.layout(path) for path in paths)
         except ImageError as fault:
@@ -112,7 +112,7 @@ class SampleMaker:
     def build_all(
         self,
         conversations: Sequence[Conversation],
-        pictures: Path,
+        images: Path,
         skips: SkippedItems,
         tick: Callable[[], None] = lambda: None,
     ) -> list[Sample]:
@@ -124,7 +124,7 @@ class SampleMaker:
         samples = []
         for conversation in conversations:
             try:
-                samples.append(self.build(conversation, pictures))
+                samples.append(self.build(conversation, images))
             except InputError as fault:
                 skips.add_or_raise(f"record {conversation.id!r}", fault)
             tick()

@@ -23,7 +23,7 @@ class TextSpan:
     text: str
     supervised: bool = False
     isolated: bool = False
-    """Whether it is tokenised, where it follows a mark or a picture, as if it stood there alone."""
+    """Whether it is tokenized, where it follows a mark or an image, as if it stood there alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,9 @@ class SpecialToken:
 
 @dataclass(frozen=True, slots=True)
 class ImageSlot:
-    """The place of a picture; it becomes as many tokens as the picture has patches."""
+    """The place of an image; it becomes as many tokens as the image has patches."""
 
-    picture: ImageRef
+    image: ImageRef
 
 
 Span = TextSpan | BoundaryToken | SpecialToken | ImageSlot
@@ -83,10 +83,10 @@ class Template:
     """Text that ends an answer, where the end is no special token."""
 
     caption_only: bool = False
-    """Whether it takes pictures and one caption, without the question."""
+    """Whether it takes images and one caption, without the question."""
 
     isolated: bool = False
-    """Whether a text that follows a mark or a picture is tokenised as if it stood alone: LLaVA's way, see legacy()."""
+    """Whether a text that follows a mark or an image is tokenized as if it stood alone: LLaVA's way, see legacy()."""
 
     @property
     def end_token(self) -> str | None:
@@ -130,7 +130,7 @@ class Template:
 
     def _question(self, turn: Turn) -> Iterator[TextSpan | ImageSlot]:
         """Turn the parts of a user's turn into spans."""
-        for part in turn.pictures if self.caption_only else move_image_first(turn):
+        for part in turn.images if self.caption_only else move_image_first(turn):
             yield (
                 ImageSlot(part)
                 if isinstance(part, ImageRef)
@@ -138,36 +138,36 @@ class Template:
             )
 
     def _check_caption(self, conversation: Conversation) -> None:
-        """Refuse what is not one question with a picture and at most one answer.
+        """Refuse what is not one question with an image and at most one answer.
 
         Raises:
             RecordError: It is not.
         """
         question, *answers = conversation.turns
-        if not question.pictures or len(answers) > 1:
+        if not question.images or len(answers) > 1:
             raise ConversationError(
                 f"record {conversation.id!r} has {len(conversation.turns)} turns, the first with "
-                f"{len(question.pictures)} picture(s); the template {self.name!r} takes pictures and one caption, use "
+                f"{len(question.images)} image(s); the template {self.name!r} takes images and one caption, use "
                 "'vicuna_v1' for dialogues"
             )
 
 
 def move_image_first(turn: Turn) -> tuple[str | ImageRef, ...]:
-    """Put a turn's lone picture on a line before its words, as LLaVA's trainer does; keep several where they are.
+    """Put a turn's lone image on a line before its words, as LLaVA's trainer does; keep several where they are.
 
-    A picture without words stands alone, without the line's end (spec 2.2: the whole is stripped once more).
+    An image without words stands alone, without the line's end (spec 2.2: the whole is stripped once more).
     """
-    if len(turn.pictures) != 1:
+    if len(turn.images) != 1:
         return turn.parts
     words = turn.text.strip()
-    return (*turn.pictures, f"\n{words}") if words else turn.pictures
+    return (*turn.images, f"\n{words}") if words else turn.images
 
 
 def with_legacy_spacing(template: Template) -> Template:
     """Return the variant that gives the ids LLaVA-1.5 was trained with.
 
-    Its slow tokenizer encoded each text between two special tokens or pictures by itself, so SentencePiece put a space
-    before every one of them: `</s>` is followed by the pieces of ` USER`, and a picture by those of ` ` and the line's
+    Its slow tokenizer encoded each text between two special tokens or images by itself, so SentencePiece put a space
+    before every one of them: `</s>` is followed by the pieces of ` USER`, and an image by those of ` ` and the line's
     end. Newer tokenizers put that space only where a text begins.
     """
     return replace(template, name=f"{template.name}_legacy", isolated=True)

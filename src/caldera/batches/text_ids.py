@@ -1,7 +1,7 @@
 """Stretches of text and their places in, token ids out: what the tokenizer gives for a text where it stands.
 
 Tokenizers of SentencePiece's kind put a space before a text, some where it begins, some behind every special token,
-none in the middle of words. Special tokens are put between stretches by id, so every stretch is tokenised by itself,
+none in the middle of words. Special tokens are put between stretches by id, so every stretch is tokenized by itself,
 and a twin of the tokenizer for each kind of place puts that space exactly where the tokenizer would in the whole.
 """
 

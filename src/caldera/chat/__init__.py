@@ -1,1 +1,1 @@
-"""People in, conversations out: sessions, the terminal, and the pictures that users bring."""
+"""People in, conversations out: sessions, the terminal, and the images that users bring."""

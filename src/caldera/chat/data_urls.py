@@ -1,4 +1,4 @@
-"""A data URL in, the bytes of the picture it holds out."""
+"""A data URL in, the bytes of the image it holds out."""
 
 import base64
 import binascii
@@ -45,7 +45,7 @@ def read_data_url(url: str, max_bytes: int) -> bytes:
 
 
 def data_url(content: bytes, kind: str) -> str:
-    """Write a picture's file of a kind such as `png` as a data URL."""
+    """Write an image's file of a kind such as `png` as a data URL."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 

@@ -1,6 +1,6 @@
-"""Pictures' files in on standard input, their sizes or pixels out on standard output: a process of its own.
+"""Images' files in on standard input, their sizes or pixels out on standard output: a process of its own.
 
-Decoders of pictures are where the faults and the memory are; here they can be stopped, or die, and take nothing with
+Decoders of images are where the faults and the memory are; here they can be stopped, or die, and take nothing with
 them. Asked is an operation (`h` for the head, `d` to decode), the length of the file in eight bytes, and the file.
 Answered is one line of JSON, `{"size": [width, height]}` or `{"fault": name}`, and after `d` the pixels as RGB.
 """
@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from caldera.batches.picture_files import PictureTooLargeError, decode_image, read_image_header
+from caldera.batches.image_files import ImageTooLargeError, decode_image, read_image_header
 from caldera.errors import ImageError
 
 NAME = "the image"
@@ -33,9 +33,9 @@ def handle_file(decode: bool, content: bytes) -> tuple[dict[str, object], bytes]
     try:
         if not decode:
             return {"size": read_image_header(content, NAME)[1]}, b""
-        picture = decode_image(content, NAME)
-        return {"size": picture.size}, picture.tobytes()
-    except PictureTooLargeError:
+        image = decode_image(content, NAME)
+        return {"size": image.size}, image.tobytes()
+    except ImageTooLargeError:
         return {"fault": "too large"}, b""
     except ImageError:
         return {"fault": "broken"}, b""

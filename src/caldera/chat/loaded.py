@@ -1,4 +1,4 @@
-"""A model folder in, an assistant to call from Python out: `caldera.load(folder).chat(question, picture)`."""
+"""A model folder in, an assistant to call from Python out: `caldera.load(folder).chat(question, image)`."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -11,12 +11,12 @@ from PIL import Image
 from caldera.chat.media import resolve_image_path
 from caldera.chat.opening import load_engine, with_stored_dtype
 from caldera.chat.session import Session
-from caldera.inference.engine import AnswerStream, Engine, EngineSettings
+from caldera.inference.engine import AnswerStream, Engine, EngineConfig
 from caldera.inference.sampling import SamplingParams
 from caldera.training.devices import DtypeName, choose_device
 
 ImageInput = str | Path | Image.Image
-"""A picture: its file, or decoded by Pillow."""
+"""An image: its file, or decoded by Pillow."""
 
 
 class ChatModel:
@@ -26,30 +26,30 @@ class ChatModel:
         """Answer through `engine`."""
         self.engine = engine
 
-    def chat(self, question: str, *pictures: ImageInput, **settings: Any) -> str:  # noqa: ANN401 - Sampling checks them
-        """Return the answer to a question about pictures, or about none.
+    def chat(self, question: str, *images: ImageInput, **settings: Any) -> str:  # noqa: ANN401 - Sampling checks them
+        """Return the answer to a question about images, or about none.
 
         Args:
             question: What is asked.
-            pictures: Shown before it.
+            images: Shown before it.
             settings: Fields of `Sampling`, such as max_new_tokens=64 or temperature=0.7.
 
         Raises:
-            PictureError: A picture cannot be used.
+            ImageError: An image cannot be used.
             UsageError: A setting is out of its range, or the question too long.
             EngineError: The model could not go on.
         """
-        return "".join(self.stream(question, *pictures, **settings))
+        return "".join(self.stream(question, *images, **settings))
 
-    def stream(self, question: str, *pictures: ImageInput, **settings: Any) -> Iterator[str]:  # noqa: ANN401
+    def stream(self, question: str, *images: ImageInput, **settings: Any) -> Iterator[str]:  # noqa: ANN401
         """Yield the same answer piece by piece; leaving the loop stops it.
 
         Raises:
-            PictureError: A picture cannot be used.
+            ImageError: An image cannot be used.
             UsageError: A setting is out of its range, or the question too long.
             EngineError: The model could not go on.
         """
-        return self.start_conversation(*pictures, **settings).ask(question)
+        return self.start_conversation(*images, **settings).ask(question)
 
     def chat_batch(
         self,
@@ -59,38 +59,38 @@ class ChatModel:
         """Answer many questions, several at a time, in their order.
 
         Args:
-            asked: Each a question and the pictures before it: [("What is it?", "a.jpg"), ("And here?", "b.jpg")].
+            asked: Each a question and the images before it: [("What is it?", "a.jpg"), ("And here?", "b.jpg")].
             settings: Fields of `Sampling`; each question draws from a seed of its own.
 
         Raises:
-            PictureError: A picture cannot be used.
+            ImageError: An image cannot be used.
             UsageError: A setting is out of its range, or a question too long.
             EngineError: The model could not go on.
         """
         sampling = SamplingParams(**settings)
         waiting: list[AnswerStream] = []
         answers: list[str] = []
-        for number, (question, *pictures) in enumerate(asked):
-            session = self._session(pictures, replace(sampling, seed=sampling.seed + number))
+        for number, (question, *images) in enumerate(asked):
+            session = self._session(images, replace(sampling, seed=sampling.seed + number))
             if len(waiting) == self.engine.settings.slots:
                 answers.append(waiting.pop(0).read_all())
             waiting.append(self.engine.submit(session.build_request(str(question))))
         return answers + [answering.read_all() for answering in waiting]
 
-    def start_conversation(self, *pictures: ImageInput, **settings: Any) -> Session:  # noqa: ANN401
-        """Begin a conversation: `say` yields an answer and keeps it, `show` puts a picture before the next question.
+    def start_conversation(self, *images: ImageInput, **settings: Any) -> Session:  # noqa: ANN401
+        """Begin a conversation: `say` yields an answer and keeps it, `show` puts an image before the next question.
 
         Raises:
-            PictureError: A picture cannot be used.
+            ImageError: An image cannot be used.
             UsageError: A setting is out of its range.
         """
-        return self._session(pictures, SamplingParams(**settings))
+        return self._session(images, SamplingParams(**settings))
 
-    def _session(self, pictures: Sequence[ImageInput], sampling: SamplingParams) -> Session:
+    def _session(self, images: Sequence[ImageInput], sampling: SamplingParams) -> Session:
         session = Session(self.engine, sampling)
-        for picture in pictures:
+        for image in images:
             session.add_image(
-                picture if isinstance(picture, Image.Image) else resolve_image_path(str(picture))
+                image if isinstance(image, Image.Image) else resolve_image_path(str(image))
             )
         return session
 
@@ -117,7 +117,7 @@ def load(
     *,
     device: str = "auto",
     dtype: DtypeName = "auto",
-    settings: EngineSettings | None = None,
+    settings: EngineConfig | None = None,
 ) -> ChatModel:
     """Load a model folder, of caldera or of llava-hf.
 

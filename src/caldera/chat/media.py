@@ -1,4 +1,4 @@
-"""What a user calls a picture in, the picture out: the one place that opens a user's picture.
+"""What a user calls an image in, the image out: the one place that opens a user's image.
 
 On a terminal it is a path that was typed in. A client of the server names a URL, and that is never taken for a path:
 its scheme alone decides whether it is a data URL, a web address or a file of the server's media folder, and the last
@@ -15,10 +15,10 @@ from typing import TypeVar
 
 from PIL import Image
 
-from caldera.batches.picture_files import MAX_PIXELS, open_picture
+from caldera.batches.image_files import MAX_PIXELS, open_image
 from caldera.chat.data_urls import read_data_url
+from caldera.chat.image_decoding import DecoderPool, check_magic_bytes
 from caldera.chat.media_faults import BAD_URL, TOTAL_TOO_LARGE, MediaError
-from caldera.chat.picture_decoding import DecoderPool, check_magic_bytes
 from caldera.chat.remote_media import Fetcher
 from caldera.chat.remote_urls import HostAllowlist
 from caldera.chat.rooted_media import read_below_root
@@ -35,42 +35,42 @@ def resolve_image_path(text: str) -> Path:
         text: A path as typed or dropped on a terminal: quotes around it, backslashes in it and `~` are understood.
 
     Raises:
-        PictureError: It is a web address, a folder, not there, or not a picture.
+        ImageError: It is a web address, a folder, not there, or not an image.
     """
     text = text.strip().strip("'\"")
     if "://" in text:
-        raise ImageError(f"{text} is a web address; download the picture and give its file")
+        raise ImageError(f"{text} is a web address; download the image and give its file")
     path = Path(text).expanduser()
     if "\\" in text and not file_exists(path):
         path = Path(re.sub(r"\\(.)", r"\1", text)).expanduser()
-    open_picture(path)
+    open_image(path)
     return path.resolve()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MediaSettings:
-    """Which pictures of clients are taken, and what they may cost."""
+    """Which images of clients are taken, and what they may cost."""
 
     hosts: tuple[str, ...] = ()
-    """Hosts that pictures are fetched from: `pictures.example`, `pictures.example:8080`, or `*` for any public one."""
+    """Hosts that images are fetched from: `images.example`, `images.example:8080`, or `*` for any public one."""
 
     root: Path | None = None
     """Folder whose files clients may name by `file:` URLs."""
 
     max_bytes: int = 10 << 20
-    """Of one picture's file."""
+    """Of one image's file."""
 
     max_pixels: int = 2 * MAX_PIXELS
-    """Of all pictures of a request together; one may have 32 million, and 12,000 along a side."""
+    """Of all images of a request together; one may have 32 million, and 12,000 along a side."""
 
     download_seconds: float = 10.0
-    """For one picture, redirects and a second try among them."""
+    """For one image, redirects and a second try among them."""
 
     decoders: int = 2
-    """Pictures that are decoded at the same time, each by a process of its own."""
+    """Images that are decoded at the same time, each by a process of its own."""
 
     decode_seconds: float = 20.0
-    """For one picture."""
+    """For one image."""
 
     decode_memory: int = 2 << 30
     """Bytes of memory that one such process may take."""
@@ -92,7 +92,7 @@ class MediaSettings:
 
 
 class ImageLoader:
-    """Reads and decodes the pictures of clients."""
+    """Reads and decodes the images of clients."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class ImageLoader:
         fetcher: Fetcher | None = None,
         on_decode_time: Callable[[float], object] = lambda seconds: None,
     ) -> None:
-        """Take pictures as `settings` say, and tell `took` how long the decoding of each took, in seconds."""
+        """Take images as `settings` say, and tell `took` how long the decoding of each took, in seconds."""
         self._settings = settings
         self._root = None if settings.root is None else settings.root.resolve()
         self._fetcher = fetcher or Fetcher(
@@ -117,11 +117,11 @@ class ImageLoader:
     async def load_all(
         self, urls: Sequence[str], process: Callable[[Image.Image], _Seen]
     ) -> list[_Seen]:
-        """Return what `see` makes of each picture; all are read and measured before the first is decoded.
+        """Return what `see` makes of each image; all are read and measured before the first is decoded.
 
         Args:
             urls: As clients sent them.
-            see: Takes an upright RGB picture; called on another thread.
+            see: Takes an upright RGB image; called on another thread.
 
         Raises:
             MediaError: One cannot be used, or they are too large together.
@@ -139,7 +139,7 @@ class ImageLoader:
         await self._decoders.close()
 
     async def _fetch_or_error(self, url: str) -> bytes | MediaError:
-        """Return what `read` returns or raises, so that the first picture's fault is told, not the fastest's."""
+        """Return what `read` returns or raises, so that the first image's fault is told, not the fastest's."""
         try:
             return await self.fetch(url)
         except MediaError as error:
@@ -149,7 +149,7 @@ class ImageLoader:
         """Return the file that a URL holds or names.
 
         Raises:
-            MediaError: It is not understood or not allowed, cannot be had, or is no picture's.
+            MediaError: It is not understood or not allowed, cannot be had, or is no image's.
         """
         scheme, colon, _ = url[:8].partition(":")
         match scheme.lower() if colon else "":
@@ -167,14 +167,14 @@ class ImageLoader:
         return content
 
     async def _seen(self, content: bytes, process: Callable[[Image.Image], _Seen]) -> _Seen:
-        """Decode one picture and let it be seen.
+        """Decode one image and let it be seen.
 
         Raises:
             MediaError: It cannot be decoded.
         """
         begin = time.perf_counter()
-        async with self._decoders.decode(content) as picture:
-            seen = await asyncio.to_thread(process, picture)
+        async with self._decoders.decode(content) as image:
+            seen = await asyncio.to_thread(process, image)
         self._took(time.perf_counter() - begin)
         return seen
 

@@ -1,4 +1,4 @@
-"""Why a picture that a client sent or named is not used: a status, OpenAI's word for it, and a text that never changes.
+"""Why an image that a client sent or named is not used: a status, OpenAI's word for it, and a text that never changes.
 
 The texts are fixed: what a decoder, a resolver or the system said would tell a client about this machine.
 """
@@ -23,7 +23,7 @@ class MediaErrorKind:
 
 
 class MediaError(ImageError):
-    """A picture from outside is not used."""
+    """An image from outside is not used."""
 
     def __init__(self, fault: MediaErrorKind) -> None:
         super().__init__(fault.text)

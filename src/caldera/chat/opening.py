@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from caldera.chat.session import Session
-from caldera.inference.engine import Engine, EngineSettings
+from caldera.inference.engine import Engine, EngineConfig
 from caldera.inference.sampling import SamplingParams
 from caldera.model.card import read_card
 from caldera.model.folder import load_model_folder
@@ -15,7 +15,7 @@ from caldera.training.devices import DeviceConfig
 
 
 def load_engine(
-    folder: Path, compute: DeviceConfig, settings: EngineSettings | None = None
+    folder: Path, compute: DeviceConfig, settings: EngineConfig | None = None
 ) -> Engine:
     """Load a model folder and start an engine on it.
 
@@ -32,7 +32,7 @@ def load_session(
     folder: Path,
     sampling: SamplingParams,
     compute: DeviceConfig,
-    settings: EngineSettings | None = None,
+    settings: EngineConfig | None = None,
 ) -> Session:
     """Load a model folder and open a session with it.
 

@@ -75,7 +75,7 @@ class _Response:
 
 
 class Fetcher:
-    """Fetches pictures from the hosts that are allowed."""
+    """Fetches images from the hosts that are allowed."""
 
     def __init__(
         self,

@@ -180,7 +180,7 @@ def _parse_entry(text: str) -> tuple[str, int | None]:
         url = None
     if url is None or url.target != "/" or text.endswith("/"):
         raise UsageError(
-            f"the host {text!r} is not understood; write pictures.example, pictures.example:8080, or * for any "
+            f"the host {text!r} is not understood; write images.example, images.example:8080, or * for any "
             "public host"
         )
     return url.host, url.port if re.search(r":[0-9]+$", text) and not text.endswith("]") else None

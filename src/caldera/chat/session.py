@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from caldera.batches.picture_files import open_picture
+from caldera.batches.image_files import open_image
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import UsageError
 from caldera.inference.engine import Engine, Request
@@ -23,27 +23,27 @@ class Session:
         self._sampling = sampling
         self._turns: tuple[Turn, ...] = ()
         self._past_images: list[ProcessedImage] = []
-        """Pictures of the turns."""
+        """Images of the turns."""
         self._next_images: list[tuple[ImageRef, ProcessedImage]] = []
-        """Pictures of the next question."""
+        """Images of the next question."""
 
     @property
     def conversation(self) -> Conversation:
         """What was said so far."""
         return Conversation("chat", self._turns)
 
-    def add_image(self, picture: Path | Image.Image) -> None:
-        """Put a picture before the next question.
+    def add_image(self, image: Path | Image.Image) -> None:
+        """Put an image before the next question.
 
         Args:
-            picture: A file, or a decoded picture.
+            image: A file, or a decoded image.
 
         Raises:
-            PictureError: It cannot be used.
+            ImageError: It cannot be used.
             UsageError: There are more before it than one question can name.
         """
-        opened = open_picture(picture) if isinstance(picture, Path) else picture.convert("RGB")
-        name = str(picture) if isinstance(picture, Path) else "a picture"
+        opened = open_image(image) if isinstance(image, Path) else image.convert("RGB")
+        name = str(image) if isinstance(image, Path) else "an image"
         label_images(
             [*(shown for shown, _ in self._next_images), ImageRef(name)]
         )  # refuses too many
@@ -64,7 +64,7 @@ class Session:
         if not text.strip():
             raise UsageError("the question is empty; ask something")
         conversation = Conversation("chat", (*self._turns, self._turn(text)))
-        return Request(self._engine.build_prompt(conversation, self._pictures()), self._sampling)
+        return Request(self._engine.build_prompt(conversation, self._images()), self._sampling)
 
     def ask(self, text: str) -> Iterator[str]:
         """Ask `text` and yield the answer; both become part of the conversation when the answer ends or is stopped.
@@ -75,7 +75,7 @@ class Session:
         """
         request = self.build_request(text)
         asked = self._turn(text)
-        pictures = self._pictures()
+        images = self._images()
         answering = self._engine.submit(request)
         answer = ""
         try:
@@ -87,30 +87,30 @@ class Session:
             answering.cancel()
             if answer.strip():
                 self._turns = (*self._turns, asked, Turn("assistant", (answer.strip(),)))
-                self._past_images, self._next_images = pictures, []
+                self._past_images, self._next_images = images, []
 
     def close(self) -> None:
         """End the engine."""
         self._engine.close()
 
-    def _pictures(self) -> list[ProcessedImage]:
-        """Return the pictures of all turns and of the next question."""
+    def _images(self) -> list[ProcessedImage]:
+        """Return the images of all turns and of the next question."""
         return [*self._past_images, *(prepared for _, prepared in self._next_images)]
 
     def _turn(self, text: str) -> Turn:
-        return user_turn(text, [picture for picture, _ in self._next_images])
+        return user_turn(text, [image for image, _ in self._next_images])
 
 
-def user_turn(text: str, pictures: Sequence[ImageRef]) -> Turn:
-    """Put pictures before a question; several are called by letters, as in the training data.
+def user_turn(text: str, images: Sequence[ImageRef]) -> Turn:
+    """Put images before a question; several are called by letters, as in the training data.
 
     Raises:
         UsageError: There are more than can be named.
     """
-    match pictures:
+    match images:
         case []:
             return Turn("user", (text,))
-        case [picture]:
-            return Turn("user", (picture, f"\n{text}"))
+        case [image]:
+            return Turn("user", (image, f"\n{text}"))
         case _:
-            return Turn("user", (*label_images(pictures), text))
+            return Turn("user", (*label_images(images), text))

@@ -11,8 +11,8 @@ from caldera.chat.media import resolve_image_path
 from caldera.chat.session import Session
 from caldera.errors import CalderaError, ImageError, UsageError, did_you_mean
 
-HELP = """/image FILE   show a picture (several: once for each), then ask; a file dropped here alone does the same
-/reset        forget pictures and talk
+HELP = """/image FILE   show an image (several: once for each), then ask; a file dropped here alone does the same
+/reset        forget images and talk
 /help         this
 /exit         leave (also Ctrl-D)
 \\ at the end  goes on in the next line; so does all between two lines of \"\"\"
@@ -24,8 +24,8 @@ _COMMANDS = ("/image", "/reset", "/help", "/exit")
 _MULTILINE = '"""'
 """A line that begins and ends a question of several lines."""
 
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
-"""Ends of names by which a dropped file is known for a picture."""
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
+"""Ends of names by which a dropped file is known for an image."""
 
 _CONTROLS = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
@@ -37,26 +37,26 @@ def strip_control_chars(text: str) -> str:
     return _CONTROLS.sub("", text)
 
 
-def answer_once(session: Session, pictures: Sequence[Path], question: str) -> None:
+def answer_once(session: Session, images: Sequence[Path], question: str) -> None:
     """Print the answer to one question, and nothing else, on standard output.
 
     Raises:
         CalderaError: It cannot be answered.
     """
-    for picture in pictures:
-        session.add_image(picture)
+    for image in images:
+        session.add_image(image)
     print(strip_control_chars("".join(session.ask(question)).strip()))  # noqa: T201 - this is the terminal
 
 
-def run_repl(session: Session, pictures: Sequence[Path]) -> None:
+def run_repl(session: Session, images: Sequence[Path]) -> None:
     """Read questions and commands until the user leaves; a bad one is answered by a line, and the talk goes on."""
-    for picture in pictures:
-        session.add_image(picture)
-        _print_note(f"showing {picture.name}")
+    for image in images:
+        session.add_image(image)
+        _print_note(f"showing {image.name}")
     _print_note(
-        "Ask about the picture, or type /help."
-        if pictures
-        else "Show a picture with /image FILE, or type /help."
+        "Ask about the image, or type /help."
+        if images
+        else "Show an image with /image FILE, or type /help."
     )
     _enable_readline()
     while True:
@@ -110,7 +110,7 @@ def _read_line(prompt: str) -> str:
 
 
 def _handle(session: Session, said: str) -> None:
-    """Do what was typed: a command, a picture's file alone, or a question.
+    """Do what was typed: a command, an image's file alone, or a question.
 
     Raises:
         CalderaError: It cannot be done.
@@ -124,8 +124,8 @@ def _handle(session: Session, said: str) -> None:
 
 
 def _dragged_image(said: str) -> Path | None:
-    """Return the picture whose file is all that was typed."""
-    if "\n" in said or not said.strip("'\"").lower().endswith(_PICTURES):
+    """Return the image whose file is all that was typed."""
+    if "\n" in said or not said.strip("'\"").lower().endswith(_IMAGES):
         return None
     try:
         return resolve_image_path(said)
@@ -133,21 +133,21 @@ def _dragged_image(said: str) -> Path | None:
         return None  # a command, or words that end like a file
 
 
-def _show(session: Session, picture: Path) -> None:
-    """Put a picture before the next question.
+def _show(session: Session, image: Path) -> None:
+    """Put an image before the next question.
 
     Raises:
         UsageError: There are more than one question can name.
     """
-    session.add_image(picture)
-    _print_note(f"showing {picture.name}")
+    session.add_image(image)
+    _print_note(f"showing {image.name}")
 
 
 def _command(session: Session, line: str) -> None:
     """Carry out a command.
 
     Raises:
-        CalderaError: There is no such command, or its picture cannot be used.
+        CalderaError: There is no such command, or its image cannot be used.
     """
     name, _, rest = line.partition(" ")
     if name == "/image" and rest.strip():

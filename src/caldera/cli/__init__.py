@@ -108,7 +108,7 @@ def caldera(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
     ] = False,
 ) -> None:
-    """LLaVA, whole: annotated pictures in, a visual assistant out.
+    """LLaVA, whole: annotated images in, a visual assistant out.
 
     [bold]Examples[/bold]
 
@@ -161,7 +161,7 @@ def demo(
 def chat(
     model: Annotated[Path, typer.Argument(help="Model folder.")],
     image: Annotated[
-        list[str] | None, typer.Option(metavar="FILE", help="Picture to show; many times.")
+        list[str] | None, typer.Option(metavar="FILE", help="Image to show; many times.")
     ] = None,
     prompt: Annotated[
         str | None, typer.Option(help="Ask this once; only the answer is printed.")
@@ -181,18 +181,18 @@ def chat(
     ] = "auto",
     quantize: Quantize = None,
 ) -> None:
-    """Talk about pictures. In the talk: /image FILE, /reset, /help, /exit.
+    """Talk about images. In the talk: /image FILE, /reset, /help, /exit.
 
     [bold]Examples[/bold]
 
       caldera chat runs/demo/model --image dog.jpg
 
-      caldera chat runs/demo/model --image dog.jpg --prompt "What is in the picture?"
+      caldera chat runs/demo/model --image dog.jpg --prompt "What is in the image?"
     """
     from caldera.chat.media import resolve_image_path
     from caldera.chat.opening import load_session, with_stored_dtype
     from caldera.chat.terminal import answer_once, run_repl
-    from caldera.inference.engine import EngineSettings, SamplingParams
+    from caldera.inference.engine import EngineConfig, SamplingParams
 
     usual = 0.2 if prompt is None else 0.0
     heat = usual if temperature is None else temperature
@@ -202,7 +202,7 @@ def chat(
     shown = [resolve_image_path(text) for text in image or ()]
     compute = runtime_from(device, dtype).compute
     compute = with_stored_dtype(model, compute) if dtype == "auto" else compute
-    settings = EngineSettings(slots=1, quantization=quantization_from(quantize))
+    settings = EngineConfig(slots=1, quantization=quantization_from(quantize))
     with closing(load_session(model, sampling, compute, settings)) as session:
         if prompt is None:
             run_repl(session, shown)
@@ -218,7 +218,7 @@ def _show_demo(folder: Path) -> None:
     columns = {
         "accuracy": "right",
         "prior": "prior",
-        "other_picture": "other picture",
+        "other_image": "other image",
         "without_pretrain": "no stage 1",
     }
     table = Table("held-out questions", "n", *columns.values(), title="share of right answers")
@@ -226,14 +226,14 @@ def _show_demo(folder: Path) -> None:
         scores = (f"{results[column].get(kind, 0):.3f}" for column in columns)
         table.add_row(kind, str(count), *scores, end_section=kind == "overall")
     stdout_console.print(table)
-    picture = min((folder / "scenes" / "held_out" / "held_out").glob("*.jpg"))
+    image = min((folder / "scenes" / "held_out" / "held_out").glob("*.jpg"))
     for line in (
         f"caption CIDEr-D {results['caption_cider']:.2f} (0 to 10)",
         f"time {results['seconds']['total']:.0f} s",
         f"report   {folder / 'report.html'}",
         f"results  {folder / 'results.json'}",
         f"model    {folder / 'model'}",
-        f"chat     caldera chat {folder / 'model'} --image {picture}",
+        f"chat     caldera chat {folder / 'model'} --image {image}",
     ):
         stdout_console.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from caldera.cli import teachers as options
-from caldera.cli.options import IgnoreField, MaxBad, Pictures, stderr_console, stdout_console
+from caldera.cli.options import IgnoreField, Images, MaxBad, stderr_console, stdout_console
 from caldera.errors import OutputError
 
 app = typer.Typer(no_args_is_help=True, help="Write, check and look at instruction data.")
@@ -34,7 +34,7 @@ def generate(
     teacher: Teacher = "scripted",
     kinds: Kinds = None,
     split: Annotated[str | None, typer.Option(help="COCO split, such as train2017.")] = None,
-    pictures: Pictures = None,
+    images: Images = None,
     seed: Annotated[int, typer.Option(help="Of the choice of words.")] = 0,
     max_bad_fraction: MaxBad = 0.0,
     ignore_field: IgnoreField = None,
@@ -52,7 +52,7 @@ def generate(
     replay_from: options.Recorded = None,
     settings: options.SetSending = None,
 ) -> None:
-    """Write instruction data about annotated pictures, in LLaVA's JSON.
+    """Write instruction data about annotated images, in LLaVA's JSON.
 
     [bold]Examples[/bold]
 
@@ -71,9 +71,7 @@ def generate(
         base_url=base_url, model=model, prompts=prompts, language=language, unpriced=no_price, max_cost=max_cost,
         max_requests=max_requests, allow_mixed=allow_changed_run, recorded=replay_from,
     )  # fmt: skip
-    read = SourceOptions(
-        split=split, pictures=pictures, ignore_fields=frozenset(ignore_field or ())
-    )
+    read = SourceOptions(split=split, images=images, ignore_fields=frozenset(ignore_field or ()))
     order = GenerateConfig(
         source=source, path=path, options=read, teacher=teacher, teaching=teaching, kinds=kinds, seed=seed,
         max_bad=max_bad_fraction,
@@ -106,20 +104,20 @@ def _generate(order: Any, out_file: Path) -> None:  # noqa: ANN401 - its type is
 @app.command()
 def check(
     file: Annotated[Path, typer.Argument(help="Data file, .json or .jsonl.")],
-    pictures: Pictures = None,
+    images: Images = None,
     decode_images: Annotated[
-        bool, typer.Option("--open/--no-open", help="Decode every picture, or only find it.")
+        bool, typer.Option("--open/--no-open", help="Decode every image, or only find it.")
     ] = True,
     ignore_field: IgnoreField = None,
     max_bad_fraction: MaxBad = 0.0,
 ) -> None:
-    """Check every record and every picture of a data file; exit code 3 if something is wrong.
+    """Check every record and every image of a data file; exit code 3 if something is wrong.
 
     [bold]Examples[/bold]
 
       caldera data check data.json
 
-      caldera data check mix665k.json --pictures playground/data --ignore-field model
+      caldera data check mix665k.json --images playground/data --ignore-field model
     """
     from caldera.batches.checking import validate_file
     from caldera.progress import default_progress
@@ -127,13 +125,13 @@ def check(
 
     findings = validate_file(
         file,
-        pictures or file.parent,
-        open_pictures=decode_images,
+        images or file.parent,
+        open_images=decode_images,
         ignore=frozenset(ignore_field or ()),
         progress=default_progress(),
     )
     stderr_console.print(
-        f"{findings.records} records, {findings.turns} turns, {len(findings.pictures)} pictures; "
+        f"{findings.records} records, {findings.turns} turns, {len(findings.images)} images; "
         f"{findings.multi_image} records show several, {findings.text_only} none; {findings.repeated_ids} share an id; "
         f"bad: {len(findings.bad)}",
         soft_wrap=True,
@@ -163,10 +161,10 @@ def inspect(
         str | None, typer.Option(help="A name of docs/templates.md. \\[default: the model's]")
     ] = None,
     tokens: Annotated[bool, typer.Option("--tokens", help="Show a line for each token.")] = False,
-    pictures: Pictures = None,
+    images: Images = None,
     ignore_field: IgnoreField = None,
 ) -> None:
-    """Show what the model sees of one record: text, picture slots, and what it learns to say, in green or [[...]].
+    """Show what the model sees of one record: text, image slots, and what it learns to say, in green or [[...]].
 
     [bold]Examples[/bold]
 
@@ -177,14 +175,14 @@ def inspect(
     from caldera.recipes.inspecting import inspect_record
 
     surplus = frozenset(ignore_field or ())
-    seen = inspect_record(file, record, model, template, surplus, pictures)
-    coloured = stdout_console.color_system is not None and not stdout_console.no_color
-    styles = {"given": "dim", "learned": "bold green", "picture": "bold magenta"}
+    seen = inspect_record(file, record, model, template, surplus, images)
+    colored = stdout_console.color_system is not None and not stdout_console.no_color
+    styles = {"given": "dim", "learned": "bold green", "image": "bold magenta"}
     for stretch in seen.stretches:
         shown = stretch.text
-        if stretch.look == "picture":
+        if stretch.look == "image":
             shown = f"<{stretch.text}: {stretch.tokens} tokens>"
-        elif stretch.look == "learned" and not coloured:
+        elif stretch.look == "learned" and not colored:
             shown = f"[[{stretch.text}]]"
         stdout_console.print(
             shown, style=styles[stretch.look], end="", markup=False, highlight=False, soft_wrap=True
@@ -193,7 +191,7 @@ def inspect(
     learned = sum(one.tokens for one in seen.stretches if one.look == "learned")
     stderr_console.print(
         f"record {seen.id}, template {seen.template}: {sum(one.tokens for one in seen.stretches)} tokens, "
-        f"{learned} of them learned ({'green' if coloured else 'in [[ ]]'})",
+        f"{learned} of them learned ({'green' if colored else 'in [[ ]]'})",
         markup=False,
         soft_wrap=True,
     )

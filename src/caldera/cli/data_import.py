@@ -14,17 +14,17 @@ if TYPE_CHECKING:  # heavy
 Answers = Annotated[
     Path | None, typer.Option(help="vqa: file of the annotations, if it is elsewhere.")
 ]
-Find = Annotated[bool, typer.Option("--find/--no-find", help="Look whether each picture is there.")]
+Find = Annotated[bool, typer.Option("--find/--no-find", help="Look whether each image is there.")]
 Form = Annotated[
     str, typer.Option(help="scienceqa: QCM-LEA, QCM-LEPA, QCM-ALE, QCM-A, CQM-A ... or letter.")
 ]
 Kind = Annotated[str, typer.Argument(help="llava, vqa, scienceqa, captions or coco.")]
-PerPicture = Annotated[
-    int, typer.Option(min=0, help="captions, coco: how many of a picture; 0 takes all.")
+PerImage = Annotated[
+    int, typer.Option(min=0, help="captions, coco: how many of an image; 0 takes all.")
 ]
 Roots = Annotated[
     Path | None,
-    typer.Option(help="Folder that the set's picture names start from. \\[default: a usual one]"),
+    typer.Option(help="Folder that the set's image names start from. \\[default: a usual one]"),
 ]
 AskingShort = Annotated[
     str, typer.Option(help="vqa: which questions ask for a short answer: each, first or none.")
@@ -38,13 +38,13 @@ def import_data(
     kind: Kind,
     path: Annotated[Path, typer.Argument(help="File or folder of the set.")],
     out_file: Annotated[Path, typer.Option("--out", help="Data file, .json or .jsonl.")],
-    pictures: Roots = None,
+    images: Roots = None,
     check_images: Find = True,
     split: Split = None,
     answers: Answers = None,
     prompt_layout: Form = "QCM-LEA",
     answer_prompt: AskingShort = "each",
-    per_image: PerPicture = 0,
+    per_image: PerImage = 0,
     seed: Annotated[int, typer.Option(help="captions, coco: of the wording of requests.")] = 0,
     max_bad_fraction: MaxBad = 0.0,
 ) -> None:
@@ -52,9 +52,9 @@ def import_data(
 
     [bold]Examples[/bold]
 
-      caldera data import llava llava_v1_5_mix665k.json --pictures playground/data --out mix665k.json --max-bad 0.01
+      caldera data import llava llava_v1_5_mix665k.json --images playground/data --out mix665k.json --max-bad 0.01
 
-      caldera data import vqa vqav2/ --split train2014 --pictures coco/train2014 --out vqa.json
+      caldera data import vqa vqav2/ --split train2014 --images coco/train2014 --out vqa.json
 
       caldera data import scienceqa ScienceQA/data/scienceqa --form QCM-LEPA --out scienceqa.json
 
@@ -70,13 +70,13 @@ def import_data(
             "choice of --sentences", answer_prompt, get_args(AnswerPromptPlacement)
         )
     options = ImportOptions(
-        pictures=pictures,
+        images=images,
         check_exists=check_images,
         split=split,
         answers=answers,
         layout=prompt_layout,
         answer_prompt=answer_prompt,  # type: ignore[arg-type] # checked above
-        per_picture=per_image,
+        per_image=per_image,
         seed=seed,
     )
     _tell(import_dataset(kind, path, out_file, options, max_bad_fraction), out_file)
@@ -87,7 +87,7 @@ def _tell(report: "ImportReport", out_file: Path) -> None:
     for change, count in report.changes.most_common():
         stderr_console.print(f"changed: {count} x {change}", markup=False, soft_wrap=True)
     stderr_console.print(
-        f"{out_file}: {report.conversations} records, {report.turns} turns, {report.pictures} pictures, of "
+        f"{out_file}: {report.conversations} records, {report.turns} turns, {report.images} images, of "
         f"{report.total} met; bad: {report.bad}",
         markup=False,
         soft_wrap=True,

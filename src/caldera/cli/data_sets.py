@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from caldera.cli.options import IgnoreField, MaxBad, Pictures, stderr_console, stdout_console
+from caldera.cli.options import IgnoreField, Images, MaxBad, stderr_console, stdout_console
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
 OutFile = Annotated[Path, typer.Option("--out", help="Data file, .json or .jsonl.")]
@@ -25,7 +25,7 @@ def mix(
     ignore_field: IgnoreField = None,
     max_bad_fraction: MaxBad = 0.0,
 ) -> None:
-    """Mix data files, each with a weight, into one; pictures are found from its place, ids are unique.
+    """Mix data files, each with a weight, into one; images are found from its place, ids are unique.
 
     [bold]Examples[/bold]
 
@@ -43,14 +43,14 @@ def mix(
         ignore=frozenset(ignore_field or ()),
         max_bad=max_bad_fraction,
     )
-    columns = ("source", "weight", "records", "rows", "share", "turns", "pictures", "no picture")
+    columns = ("source", "weight", "records", "rows", "share", "turns", "images", "no image")
     table = Table(*columns)
     for one in report.sources:
         share = f"{one.rows / report.written:.1%}"
-        numbers = (one.rows, share, one.turns, one.pictures, one.text_only)
+        numbers = (one.rows, share, one.turns, one.images, one.text_only)
         table.add_row(one.source, f"{one.weight:g}", str(one.records), *map(str, numbers))
     stderr_console.print(table)
-    said = f"{out_file}: {report.written} rows, {report.pictures} pictures"
+    said = f"{out_file}: {report.written} rows, {report.images} images"
     stderr_console.print(said, markup=False, soft_wrap=True)
     if bad := sum(one.bad for one in report.sources):
         listed = out_file.with_suffix(".bad.jsonl")
@@ -144,7 +144,7 @@ def stats(
     if as_json:
         stdout_console.print_json(json.dumps(figures.as_dict()))
     stderr_console.print(
-        f"{figures.records} records, {len(figures.pictures)} pictures, bad: {figures.bad}; drawn in {written}",
+        f"{figures.records} records, {len(figures.images)} images, bad: {figures.bad}; drawn in {written}",
         markup=False,
         soft_wrap=True,
     )
@@ -155,11 +155,11 @@ def export(
     parquet: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Write parquet files for the Hub here.")
     ],
-    pictures: Pictures = None,
+    images: Images = None,
     ignore_field: IgnoreField = None,
     max_bad_fraction: MaxBad = 0.0,
 ) -> None:
-    """Write a data file and its pictures for other programs.
+    """Write a data file and its images for other programs.
 
     [bold]Examples[/bold]
 
@@ -170,8 +170,8 @@ def export(
 
     skips = SkippedItems(max_bad_fraction)
     ignored = frozenset(ignore_field or ())
-    done = write_parquet(file, parquet, skips, pictures=pictures, ignore=ignored)
-    said = f"{parquet}: {done.rows} rows, {done.pictures} shown pictures, {done.files} files, {done.bytes / 1e6:.1f} MB"
+    done = write_parquet(file, parquet, skips, images=images, ignore=ignored)
+    said = f"{parquet}: {done.rows} rows, {done.images} shown images, {done.files} files, {done.bytes / 1e6:.1f} MB"
     stderr_console.print(said, markup=False, soft_wrap=True)
     if skips.items:
         listed = parquet.with_suffix(".bad.jsonl")

@@ -36,7 +36,7 @@ def coco(
     model: Model,
     data: Annotated[Path, typer.Option(help="COCO folder to write the questions from.")],
     split: Annotated[str | None, typer.Option(help="COCO split, such as val2017.")] = None,
-    per_image: Annotated[int, typer.Option(min=1, help="Questions about each picture alone.")] = 8,
+    per_image: Annotated[int, typer.Option(min=1, help="Questions about each image alone.")] = 8,
     seed: Annotated[int, typer.Option(help="Of the choice and wording of questions.")] = 0,
     out_folder: RunFolder = None,
     max_bad_fraction: MaxBad = 0.0,
@@ -55,7 +55,7 @@ def coco(
     from caldera.recipes.from_files import CocoQuestions, evaluate_on_coco
 
     questions = CocoQuestions(
-        folder=data, split=split, per_picture=per_image, seed=seed, max_bad=max_bad_fraction
+        folder=data, split=split, per_image=per_image, seed=seed, max_bad=max_bad_fraction
     )
     folder = out_folder or evaluate_run.default_run_folder("coco", model)
     results = evaluate_on_coco(

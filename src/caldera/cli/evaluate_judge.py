@@ -41,7 +41,7 @@ Truth = Annotated[
 Context = Annotated[
     Path | None,
     typer.Option(
-        help="What is in the pictures. \\[default: context.jsonl or caps_boxes_coco2014_val_80.jsonl, beside the "
+        help="What is in the images. \\[default: context.jsonl or caps_boxes_coco2014_val_80.jsonl, beside the "
         "questions]"
     ),
 ]
@@ -118,7 +118,7 @@ def judge(
 
 def ensemble(
     task: Annotated[str, typer.Argument(help="scienceqa.")],
-    answers: Annotated[Path, typer.Option(help="Answers of the model that sees the pictures.")],
+    answers: Annotated[Path, typer.Option(help="Answers of the model that sees the images.")],
     second: Annotated[Path, typer.Option(help="Answers of the second model.")],
     questions: Questions = None,
     annotations: Annotated[

@@ -67,7 +67,7 @@ def _help(task: Any) -> str:  # noqa: ANN401 - its type is heavy to import
     chance = ", ".join(f"{name} {value:g}" for name, value in task.chance.items())
     names = [
         f"--{each} {path}"
-        for each in ("questions", "truth", "pictures")
+        for each in ("questions", "truth", "images")
         if (path := getattr(task.layout, each))
     ]
     return "\n\n".join(
@@ -96,8 +96,8 @@ def run(
     annotations: Annotated[
         Path | None, typer.Option(help="Official file of right answers.")
     ] = None,
-    pictures: Annotated[
-        Path | None, typer.Option(help="Folder of pictures. \\[default: that of the questions]")
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of images. \\[default: that of the questions]")
     ] = None,
     prompt_layout: Annotated[
         str, typer.Option(help="How questions are put, where there are ways.")
@@ -122,7 +122,7 @@ def run(
 
     found = get_benchmark(task)
     sources = Sources(
-        questions=questions, annotations=annotations, pictures=pictures, prompt_layout=prompt_layout
+        questions=questions, annotations=annotations, images=images, prompt_layout=prompt_layout
     )
     if data is not None:
         sources = find_default_files(data, found, sources)

@@ -10,9 +10,9 @@ from caldera.cli.options import stderr_console, stdout_console
 Shown = Annotated[
     list[Path] | None,
     typer.Option(
-        "--pictures",
+        "--images",
         metavar="FILE",
-        help="Picture to compare on; many times. \\[default: drawn scenes]",
+        help="Image to compare on; many times. \\[default: drawn scenes]",
     ),
 ]
 Report = Annotated[
@@ -39,7 +39,7 @@ def export(
             "mended. \\[default: last]"
         ),
     ] = None,
-    pictures: Shown = None,
+    images: Shown = None,
     json_file: Report = None,
 ) -> None:
     """Write a model for another program, then compare the two; exit code 8 if they differ.
@@ -48,7 +48,7 @@ def export(
 
       caldera export runs/demo/model --to gguf --out runs/demo/gguf
 
-      caldera export runs/demo/model --to gguf --out runs/demo/q8 --type q8_0 --pictures dog.jpg
+      caldera export runs/demo/model --to gguf --out runs/demo/q8 --type q8_0 --images dog.jpg
     """
     from typing import get_args
 
@@ -67,7 +67,7 @@ def export(
         out=out_folder,
         kind=kind,
         class_token=class_token,  # type: ignore[arg-type] # checked above
-        pictures=pictures or (),
+        images=images or (),
     )
     found = export_model(to, wanted, default_progress())
     stderr_console.print(f"written: {out_folder}", markup=False)
@@ -89,7 +89,7 @@ def parity(
     fix_class_token: Annotated[
         bool, typer.Option("--mend", help="Put llama.cpp's class token first while it runs.")
     ] = False,
-    pictures: Shown = None,
+    images: Shown = None,
     json_file: Report = None,
 ) -> None:
     """Compare a model with another implementation of it: pixels, features, logits and 64 greedy tokens.
@@ -98,13 +98,13 @@ def parity(
 
       caldera parity runs/demo/model --against transformers
 
-      caldera parity runs/demo/model --against gguf --gguf runs/demo/gguf --pictures dog.jpg
+      caldera parity runs/demo/model --against gguf --gguf runs/demo/gguf --images dog.jpg
     """
     from caldera.progress import default_progress
     from caldera.tools.exporting import ParityConfig, compare_model
 
     wanted = ParityConfig(
-        folder=model, against=against, gguf=gguf, mend=fix_class_token, pictures=pictures or ()
+        folder=model, against=against, gguf=gguf, mend=fix_class_token, images=images or ()
     )
     _conclude(compare_model(wanted, default_progress()), json_file, "")
 
@@ -140,7 +140,7 @@ def _conclude(
     stdout_console.print(table)
     lines = [f"note: {note}" for note in found.notes]
     for answer in found.answers:
-        lines += [f"{answer.picture}: {note}" for note in answer.notes]
+        lines += [f"{answer.image}: {note}" for note in answer.notes]
     for line in lines:
         stdout_console.print(line, markup=False, highlight=False, soft_wrap=True)
     if json_file:

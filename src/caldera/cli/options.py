@@ -28,9 +28,9 @@ MaxBad = Annotated[
         min=0.0, max=1.0, help="Share of bad items that may be left out (and are listed); 0 stops."
     ),
 ]
-Pictures = Annotated[
+Images = Annotated[
     Path | None,
-    typer.Option(help="Folder that picture paths start from. \\[default: the data file's own]"),
+    typer.Option(help="Folder that image paths start from. \\[default: the data file's own]"),
 ]
 IgnoreField = Annotated[
     list[str] | None,
@@ -43,7 +43,7 @@ Workers = Annotated[
     int | None,
     typer.Option(
         min=0,
-        help="Processes that decode pictures ahead, where features are not kept. \\[default: cores - 1, at most 8]",
+        help="Processes that decode images ahead, where features are not kept. \\[default: cores - 1, at most 8]",
     ),
 ]
 Quantize = Annotated[

@@ -94,7 +94,7 @@ def serve(
 
       caldera serve runs/demo/model --host 0.0.0.0 --key-file keys.txt
 
-      caldera serve runs/demo/model --fetch-from pictures.example --set limits.images=2
+      caldera serve runs/demo/model --fetch-from images.example --set limits.images=2
 
       caldera serve runs/demo/model --beside runs/other/model
     """

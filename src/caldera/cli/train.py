@@ -9,8 +9,8 @@ from caldera.cli.options import (
     Device,
     Dtype,
     IgnoreField,
+    Images,
     MaxBad,
-    Pictures,
     Resume,
     Set,
     Workers,
@@ -23,7 +23,7 @@ app = typer.Typer(no_args_is_help=True, help="Train: stage 1 (pretrain), stage 2
 
 @app.command()
 def pretrain(
-    data: Annotated[Path, typer.Option(help="Picture-caption records in LLaVA's JSON.")],
+    data: Annotated[Path, typer.Option(help="Image-caption records in LLaVA's JSON.")],
     out_folder: Annotated[Path, typer.Option("--out", help="Run folder.")],
     vision: Annotated[
         str, typer.Option(help="Vision tower: scenes-vit or a folder.")
@@ -39,7 +39,7 @@ def pretrain(
     feature_select: Annotated[
         str, typer.Option(help="patch, or cls_patch to keep what stands before the patches.")
     ] = "patch",
-    pictures: Pictures = None,
+    images: Images = None,
     settings: Set = None,
     resume: Resume = False,
     max_bad_fraction: MaxBad = 0.0,
@@ -52,7 +52,7 @@ def pretrain(
 
     [bold]Examples[/bold]
 
-      caldera train pretrain --data blip_laion_cc_sbu_558k.json --pictures images --out runs/stage1
+      caldera train pretrain --data blip_laion_cc_sbu_558k.json --images images --out runs/stage1
 
       caldera train pretrain --data pairs.json --out runs/stage1 --set epochs=10 --set batch_size=16
     """
@@ -77,7 +77,7 @@ def pretrain(
     )
     start = build_model(parts, stage, out_folder / "towers")
     surplus = frozenset(ignore_field or ())
-    files = TrainingFiles(data=data, pictures=pictures, out=out_folder, ignore=surplus)
+    files = TrainingFiles(data=data, images=images, out=out_folder, ignore=surplus)
     _train(stage, start, files, runtime_from(device, dtype, workers), max_bad_fraction, resume)
 
 
@@ -94,7 +94,7 @@ def finetune(
             "--set lora.rank=8 changes one of their settings.",
         ),
     ] = False,
-    pictures: Pictures = None,
+    images: Images = None,
     settings: Set = None,
     resume: Resume = False,
     max_bad_fraction: MaxBad = 0.0,
@@ -119,7 +119,7 @@ def finetune(
     stage = apply_overrides(FINETUNE_LORA if lora else FINETUNE, settings or ())
     start = load_model_folder(model)
     surplus = frozenset(ignore_field or ())
-    files = TrainingFiles(data=data, pictures=pictures, out=out_folder, ignore=surplus)
+    files = TrainingFiles(data=data, images=images, out=out_folder, ignore=surplus)
     _train(stage, start, files, runtime_from(device, dtype, workers), max_bad_fraction, resume)
 
 
@@ -132,11 +132,11 @@ def recipe(
         str | None, typer.Option(help="Folder or .gguf file of the language model.")
     ] = None,
     pretrain_data: Annotated[Path | None, typer.Option(help="Data file of stage 1.")] = None,
-    pretrain_pictures: Annotated[
-        Path | None, typer.Option(help="Its pictures. \\[default: the data file's own folder]")
+    pretrain_images: Annotated[
+        Path | None, typer.Option(help="Its images. \\[default: the data file's own folder]")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Data file of stage 2.")] = None,
-    pictures: Pictures = None,
+    images: Images = None,
     stage1_model: Annotated[
         Path | None,
         typer.Option(
@@ -158,10 +158,10 @@ def recipe(
       caldera train recipe llava_15_7b --out runs/llava15          says what it needs and where people get it
 
       caldera train recipe llava_15_7b --out runs/llava15 --vision clip-vit-large-patch14-336 --language vicuna-7b-v1.5
-      --pretrain-data LLaVA-Pretrain/blip_laion_cc_sbu_558k.json --data llava_v1_5_mix665k.json --pictures pictures
+      --pretrain-data LLaVA-Pretrain/blip_laion_cc_sbu_558k.json --data llava_v1_5_mix665k.json --images images
 
       caldera train recipe llava_15_7b_lora --out runs/lora --aligned runs/llava15/pretrain/model
-      --data llava_v1_5_mix665k.json --pictures pictures --set finetune.lora.rank=64
+      --data llava_v1_5_mix665k.json --images images --set finetune.lora.rank=64
     """
     from caldera.recipes.paper_way import UserInputs, run_paper_recipe
     from caldera.recipes.table import find_paper_recipe
@@ -171,9 +171,9 @@ def recipe(
         vision=vision,
         language=language,
         pretrain_data=pretrain_data,
-        pretrain_pictures=pretrain_pictures,
+        pretrain_images=pretrain_images,
         data=data,
-        pictures=pictures,
+        images=images,
         aligned=stage1_model,
         ignore=frozenset(ignore_field or ()),
     )

@@ -1,4 +1,4 @@
-"""Pictures with captions in, stage 1's conversations out: a brief request, a caption that people wrote.
+"""Images with captions in, stage 1's conversations out: a brief request, a caption that people wrote.
 
 As LLaVA's 595K (arXiv 2304.08485, appendix): each pair is one turn; the request is drawn from a list.
 """
@@ -22,7 +22,7 @@ def import_captions(path: Path, skips: SkippedItems, options: ImportOptions) -> 
         InputError: The file cannot be read, or a pair is bad and may not be left out.
     """
     return _imported(
-        read_pairs(path, skips, options.pictures, find=options.check_exists), skips, options
+        read_pairs(path, skips, options.images, find=options.check_exists), skips, options
     )
 
 
@@ -30,10 +30,10 @@ def import_coco(path: Path, skips: SkippedItems, options: ImportOptions) -> Impo
     """Read the captions of a COCO folder; boxes are not needed.
 
     Raises:
-        InputError: The file cannot be read, or a picture is bad and may not be left out.
+        InputError: The file cannot be read, or an image is bad and may not be left out.
     """
     annotations = read_coco_captions(
-        path, skips, options.split, image_folder=options.pictures, find=options.check_exists
+        path, skips, options.split, image_folder=options.images, find=options.check_exists
     )
     return _imported(annotations, skips, options)
 
@@ -41,16 +41,16 @@ def import_coco(path: Path, skips: SkippedItems, options: ImportOptions) -> Impo
 def _imported(
     annotations: AnnotationSet, skips: SkippedItems, options: ImportOptions
 ) -> ImportResult:
-    """Make a conversation of each caption, or of as many of a picture as are wanted, drawn."""
+    """Make a conversation of each caption, or of as many of an image as are wanted, drawn."""
     imported = ImportResult(total=len(skips.items))
     for image in annotations.images:
         rng = random.Random(f"{options.seed} {image.id}")
         captions = list(image.captions)
         imported.total += len(captions)
-        wanted = min(options.per_picture or len(captions), len(captions))
+        wanted = min(options.per_image or len(captions), len(captions))
         if left := len(captions) - wanted:
             captions = rng.sample(captions, wanted)
-            imported.fixes["further caption of a picture left out"] += left
+            imported.fixes["further caption of an image left out"] += left
         for number, caption in enumerate(captions):
             name = image.id if len(captions) == 1 else f"{image.id}-{number}"
             asked = (ImageRef(str(image.path)), f"\n{rng.choice(CAPTION_REQUESTS)}")

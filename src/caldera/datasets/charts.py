@@ -8,7 +8,7 @@ from markupsafe import Markup, escape
 from caldera.datasets.figures import Branch, Histogram
 
 _HUES = (212, 24, 150, 340, 48, 265, 186, 96, 8, 300)
-"""Of the first words' colours, in degrees."""
+"""Of the first words' colors, in degrees."""
 
 _LEAST_ANGLE = 0.012
 """Radians; narrower arcs are not drawn."""
@@ -75,9 +75,9 @@ def _sunburst_arcs(
     if angle < _LEAST_ANGLE:
         return
     inner, outer = 60 + 62 * depth, 120 + 62 * depth
-    colour = f"hsl({hue} 55% {52 + 11 * depth}%)"
+    color = f"hsl({hue} 55% {52 + 11 * depth}%)"
     drawn.append(
-        f'<path d="{_arc_path(start, min(angle, 2 * math.pi - 0.001), inner, outer)}" fill="{colour}">'
+        f'<path d="{_arc_path(start, min(angle, 2 * math.pi - 0.001), inner, outer)}" fill="{color}">'
         f"<title>{escape(branch.word)}: {branch.count:,}</title></path>"
     )
     middle, radius = start + angle / 2, (inner + outer) / 2

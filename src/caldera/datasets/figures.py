@@ -22,7 +22,7 @@ NO_OBJECTS = {
     "background", "foreground", "centre", "center", "picture", "image", "photo", "photograph", "scene", "view", "way",
     "kind", "number", "count", "answer", "question",
 }  # fmt: skip
-"""Nouns of answers that name nothing in a picture; nor do single letters, which name choices."""
+"""Nouns of answers that name nothing in an image; nor do single letters, which name choices."""
 
 _KINDS = frozenset(get_args(Kind))
 _WORD = re.compile(r"[^\W_]+(?:['\N{RIGHT SINGLE QUOTATION MARK}-][^\W_]+)*")
@@ -88,12 +88,12 @@ class DatasetStatistics:
 
     records: int = 0
     bad: int = 0
-    pictures: Counter[str] = field(default_factory=Counter)
-    """In how many places each picture is shown."""
+    images: Counter[str] = field(default_factory=Counter)
+    """In how many places each image is shown."""
 
     ids: Counter[str] = field(default_factory=Counter)
     images_per_record: Histogram = field(default_factory=Histogram)
-    """Pictures of a record."""
+    """Images of a record."""
 
     turns_per_record: Histogram = field(default_factory=Histogram)
     """Questions of a record."""
@@ -115,8 +115,8 @@ class DatasetStatistics:
         """Count one record."""
         self.records += 1
         self.ids[conversation.id] += 1
-        self.pictures.update(conversation.pictures)
-        self.images_per_record.counts[len(conversation.pictures)] += 1
+        self.images.update(conversation.images)
+        self.images_per_record.counts[len(conversation.images)] += 1
         self.turns_per_record.counts[len(conversation.turns) // 2] += 1
         kind = self.kinds[kind_of_record(conversation.id)]
         kind.records += 1
@@ -146,8 +146,8 @@ class DatasetStatistics:
             "records": self.records,
             "bad": self.bad,
             "repeated ids": sum(count for count in self.ids.values() if count > 1),
-            "pictures": len(self.pictures),
-            "records without a picture": self.images_per_record.counts[0],
+            "images": len(self.images),
+            "records without an image": self.images_per_record.counts[0],
             "records with several": sum(
                 count for length, count in self.images_per_record.counts.items() if length > 1
             ),

@@ -1,4 +1,4 @@
-"""What an importer is told and what it gives: Conversations that show pictures by their whole paths."""
+"""What an importer is told and what it gives: Conversations that show images by their whole paths."""
 
 import os
 from collections import Counter
@@ -19,11 +19,11 @@ AnswerPromptPlacement = Literal["each", "first", "none"]
 class ImportOptions:
     """What some importers need to be told."""
 
-    pictures: Path | None = None
-    """Folder that picture names start from."""
+    images: Path | None = None
+    """Folder that image names start from."""
 
     check_exists: bool = True
-    """Whether to look if each picture is there."""
+    """Whether to look if each image is there."""
 
     split: str | None = None
     """Which part of a collection to read."""
@@ -37,8 +37,8 @@ class ImportOptions:
     answer_prompt: AnswerPromptPlacement = "each"
     """Which questions end with the sentence that says how to answer."""
 
-    per_picture: int = 0
-    """How many captions of a picture are taken, each as a conversation; 0 takes all."""
+    per_image: int = 0
+    """How many captions of an image are taken, each as a conversation; 0 takes all."""
 
     seed: int = 0
     """Of the wording of questions."""
@@ -59,8 +59,8 @@ class ImportResult:
 Importer = Callable[[Path, SkippedItems, ImportOptions], ImportResult]
 
 
-class PictureFolder:
-    """Finds pictures by the names that a set gives them."""
+class ImageFolder:
+    """Finds images by the names that a set gives them."""
 
     def __init__(self, root: Path, *, find: bool) -> None:
         self._root, self._find = str(root), find
@@ -70,7 +70,7 @@ class PictureFolder:
         """Return the whole path of the first of several names that is there; of the first, where nobody looks.
 
         Raises:
-            PictureError: None is there.
+            ImageError: None is there.
         """
         if not self._find:
             return os.path.join(self._root, names[0])  # noqa: PTH118 - of hundreds of thousands
@@ -80,13 +80,13 @@ class PictureFolder:
         found = self._found[names]
         if found is None:
             raise ImageError(
-                f"{Path(self._root, names[0])} does not exist; check --pictures, or pass --no-find if it comes later"
+                f"{Path(self._root, names[0])} does not exist; check --images, or pass --no-find if it comes later"
             )
         return found
 
 
 class PathRewriter:
-    """Rewrites picture paths to start from another folder."""
+    """Rewrites image paths to start from another folder."""
 
     def __init__(self, start: Path, to: Path) -> None:
         """Paths that now start from `start` will start from `to`."""
@@ -103,7 +103,7 @@ class PathRewriter:
         return name if moved == "." else os.path.join(moved, name)  # noqa: PTH118
 
     def rewrite(self, conversation: Conversation) -> Conversation:
-        """Return a conversation with all its pictures moved."""
+        """Return a conversation with all its images moved."""
         turns = tuple(
             replace(
                 turn,
@@ -112,7 +112,7 @@ class PathRewriter:
                     for part in turn.parts
                 ),
             )
-            if turn.pictures
+            if turn.images
             else turn
             for turn in conversation.turns
         )

@@ -32,7 +32,7 @@ class ImportReport:
 
     conversations: int
     turns: int
-    pictures: int
+    images: int
     changes: Counter[str]
     bad: int
 
@@ -45,7 +45,7 @@ def import_dataset(
     Args:
         kind: A name in IMPORTERS.
         path: File or folder of the set.
-        out: `.json` or `.jsonl`; its picture paths start from its folder.
+        out: `.json` or `.jsonl`; its image paths start from its folder.
         options: What the importer needs to be told.
         max_bad: Share that may be left out.
 
@@ -76,7 +76,7 @@ def import_dataset(
         total=imported.total,
         conversations=len(conversations),
         turns=sum(len(one.turns) for one in conversations),
-        pictures=len({path for one in conversations for path in one.pictures}),
+        images=len({path for one in conversations for path in one.images}),
         changes=imported.fixes,
         bad=len(skips.items),
     )

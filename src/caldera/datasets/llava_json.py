@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from caldera.conversation import IMAGE_PLACEHOLDER, from_record
-from caldera.datasets.imported import ImportOptions, ImportResult, PictureFolder
+from caldera.datasets.imported import ImageFolder, ImportOptions, ImportResult
 from caldera.errors import ConversationError, InputError, did_you_mean
 from caldera.record_files import read_records
 from caldera.skips import SkippedItems
@@ -26,7 +26,7 @@ ROLE_ALIASES = {
 """Whom names stand for, in any case of letters."""
 
 IMAGE_SUFFIXES = (".jpg", ".png", ".gif", ".jpeg", ".webp", ".JPG", ".PNG")
-"""What a picture's name may end in after a download: OCR-VQA's are called .jpg in mix665k, and come as others."""
+"""What an image's name may end in after a download: OCR-VQA's are called .jpg in mix665k, and come as others."""
 
 _TURNS, _IMAGES = ("conversations", "messages"), ("image", "images")
 
@@ -37,7 +37,7 @@ def import_llava(path: Path, skips: SkippedItems, options: ImportOptions) -> Imp
     Raises:
         InputError: The file cannot be read, or a record is bad and may not be left out.
     """
-    folder = PictureFolder(options.pictures or path.parent, find=options.check_exists)
+    folder = ImageFolder(options.images or path.parent, find=options.check_exists)
     imported = ImportResult()
     for index, (where, record) in enumerate(read_records(path)):
         imported.total += 1
@@ -65,7 +65,7 @@ def _record(record: object, where: str, name: str, changes: Counter[str]) -> dic
     images = _images(record, where)
     if images and turns and not any(IMAGE_PLACEHOLDER in turn["value"] for turn in turns):
         turns[0]["value"] = f"{IMAGE_PLACEHOLDER}\n" * len(images) + turns[0]["value"]
-        changes["mark of the picture put in front of the first question"] += 1
+        changes["mark of the image put in front of the first question"] += 1
     identity = record.get("id")
     if identity is None or identity == "":
         identity = name
@@ -92,15 +92,15 @@ def _single_field(record: dict[str, Any], names: tuple[str, ...], where: str) ->
 
 
 def _images(record: dict[str, Any], where: str) -> list[str]:
-    """Return the paths of a record's pictures."""
+    """Return the paths of a record's images."""
     if not any(record.get(name) for name in _IMAGES):
         return []
     images = _single_field(record, _IMAGES, where)
     images = [images] if isinstance(images, str) else images
     if not isinstance(images, list) or not all(isinstance(one, str) and one for one in images):
         raise ConversationError(
-            f"{where}: pictures should be a path or a list of paths, got {repr(images)[:40]}; "
-            "write the pictures to files and name them"
+            f"{where}: images should be a path or a list of paths, got {repr(images)[:40]}; "
+            "write the images to files and name them"
         )
     return images
 
@@ -138,7 +138,7 @@ def _turns(turns: object, where: str, changes: Counter[str]) -> list[dict[str, s
 
 
 def _text(content: object, where: str) -> str:
-    """Return what a turn says; in messages it may be a list of parts, of which pictures become marks.
+    """Return what a turn says; in messages it may be a list of parts, of which images become marks.
 
     Raises:
         RecordError: It is neither.
@@ -169,11 +169,11 @@ def _trim_ends(turns: list[dict[str, str]], changes: Counter[str]) -> list[dict[
     return turns
 
 
-def _resolve_images(wire: dict[str, Any], folder: PictureFolder, changes: Counter[str]) -> None:
+def _resolve_images(wire: dict[str, Any], folder: ImageFolder, changes: Counter[str]) -> None:
     """Put whole paths in place of names; of a file that is not there, another suffix may be.
 
     Raises:
-        PictureError: A picture is not there.
+        ImageError: An image is not there.
     """
     if "image" not in wire:
         return
@@ -182,6 +182,6 @@ def _resolve_images(wire: dict[str, Any], folder: PictureFolder, changes: Counte
         stem = name.removesuffix(PurePosixPath(name).suffix)
         path = folder.resolve(name, *(stem + suffix for suffix in IMAGE_SUFFIXES))
         if not path.endswith(name):
-            changes["picture found under another suffix"] += 1
+            changes["image found under another suffix"] += 1
         found.append(path)
     wire["image"] = found

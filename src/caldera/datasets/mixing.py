@@ -1,4 +1,4 @@
-"""Several data files in, one out: a share or repetitions of each, pictures found from the new place, ids unique."""
+"""Several data files in, one out: a share or repetitions of each, images found from the new place, ids unique."""
 
 import random
 from collections import Counter
@@ -59,11 +59,11 @@ class SourceReport:
     """Rows in the mix."""
 
     turns: int
-    pictures: int
+    images: int
     """Distinct ones in the mix."""
 
     text_only: int
-    """Rows without a picture."""
+    """Rows without an image."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class MixReport:
     """What a mix is made of."""
 
     sources: tuple[SourceReport, ...]
-    pictures: int
+    images: int
     """Distinct ones; two files may show the same."""
 
     seed: int
@@ -85,7 +85,7 @@ class MixReport:
         """Return it as JSON has it."""
         return {
             "rows": self.written,
-            "pictures": self.pictures,
+            "images": self.images,
             "seed": self.seed,
             "sources": [asdict(source) for source in self.sources],
         }
@@ -102,8 +102,8 @@ def mix_files(
     """Write one data file of several, shuffled, whole or not at all.
 
     Args:
-        ingredients: Files with weights; picture paths start from each file's folder.
-        out: `.json` or `.jsonl`; its picture paths start from its folder.
+        ingredients: Files with weights; image paths start from each file's folder.
+        out: `.json` or `.jsonl`; its image paths start from its folder.
         seed: Of what is drawn and of the order.
         ignore: Surplus fields of records to pass over.
         max_bad: Share of all records that may be left out and listed.
@@ -137,8 +137,8 @@ def mix_files(
     write_conversations(out, _with_unique_ids(mixed))
     if skips.items:
         skips.write(out.with_suffix(".bad.jsonl"))
-    pictures = {path for one in mixed for path in one.pictures}
-    return MixReport(tuple(reports), len(pictures), seed)
+    images = {path for one in mixed for path in one.images}
+    return MixReport(tuple(reports), len(images), seed)
 
 
 def _read(file: Path, skips: SkippedItems, ignore: frozenset[str]) -> list[Conversation]:
@@ -197,6 +197,6 @@ def _report(
         bad=bad,
         rows=len(drawn),
         turns=sum(len(one.turns) for one in drawn),
-        pictures=len({path for one in drawn for path in one.pictures}),
-        text_only=sum(not one.pictures for one in drawn),
+        images=len({path for one in drawn for path in one.images}),
+        text_only=sum(not one.images for one in drawn),
     )

@@ -63,7 +63,7 @@ _NOUNS = _words(
 
 _ARTICLES = _words("a an the his her its their my your our")
 
-_COLOURS = _words(
+_COLORS = _words(
     """
     black white red green blue yellow brown orange pink purple grey gray silver gold golden tan beige
     """
@@ -119,7 +119,7 @@ def noun_phrases(text: str) -> list[str]:
 
 def _emit_phrase(run: list[str], phrases: list[str]) -> None:
     """Take a run as a phrase and start a new one."""
-    if run and not (len(run) == 1 and run[0] in _COLOURS):
+    if run and not (len(run) == 1 and run[0] in _COLORS):
         phrases.append(" ".join((*run[-MAX_WORDS:-1], singular(run[-1]))))
     run.clear()
 

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from caldera.conversation import IMAGE_PLACEHOLDER, Conversation, ImageRef, Turn
-from caldera.datasets.imported import ImportOptions, ImportResult, PictureFolder
+from caldera.datasets.imported import ImageFolder, ImportOptions, ImportResult
 from caldera.errors import AnnotationError, InputError, UnknownNameError
 from caldera.skips import SkippedItems
 
@@ -53,7 +53,7 @@ class Problem(BaseModel):
             )
         return LETTERS[self.answer]
 
-    def _labelled(self) -> tuple[str, str, str]:
+    def _labeled(self) -> tuple[str, str, str]:
         """Question, context and options, each behind its name."""
         options = " ".join(
             f"({letter}) {choice}" for letter, choice in zip(LETTERS, self.choices, strict=False)
@@ -63,14 +63,14 @@ class Problem(BaseModel):
 
 
 def _question_first(problem: Problem) -> str:
-    question, context, options = problem._labelled()
+    question, context, options = problem._labeled()
     return f"{question}\n{context}\n{options}".replace(
         "Question: ", ""
     )  # all, as LLaVA's converter
 
 
 def _context_first(problem: Problem) -> str:
-    question, context, options = problem._labelled()
+    question, context, options = problem._labeled()
     return f"{context}\n{question}\n{options}"
 
 
@@ -126,8 +126,8 @@ class PromptLayout:
 
     ask: Callable[[Problem], str]
     answer: Callable[[Problem], str]
-    picture_first: bool = False
-    """Whether the picture stands before the text, as in LLaVA-1.5's file, or behind it, as in LLaVA's."""
+    image_first: bool = False
+    """Whether the image stands before the text, as in LLaVA-1.5's file, or behind it, as in LLaVA's."""
 
 
 def _letter_layout(problem: Problem) -> str:
@@ -148,7 +148,7 @@ def parse_layout(name: str) -> PromptLayout:
         return PromptLayout(
             lambda problem: f"{_letter_layout(problem)}\n{LETTER_PROMPT}",
             _letter,
-            picture_first=True,
+            image_first=True,
         )
     ask, _, answer = name.partition("-")
     if ask not in QUESTIONS or answer not in ANSWERS:
@@ -166,8 +166,8 @@ def import_science_qa(path: Path, skips: SkippedItems, options: ImportOptions) -
 
     Args:
         path: The folder that holds problems.json and pid_splits.json.
-        skips: Takes problems that are missing, broken, or without their picture.
-        options: `split` ("train" if None), `form`, `pictures` and `find` are used.
+        skips: Takes problems that are missing, broken, or without their image.
+        options: `split` ("train" if None), `form`, `images` and `find` are used.
 
     Raises:
         UnknownNameError: There is no such split or form.
@@ -178,8 +178,8 @@ def import_science_qa(path: Path, skips: SkippedItems, options: ImportOptions) -
     if not isinstance(splits.get(split), list):
         raise UnknownNameError(f"split of {path}", split, splits)
     beside = path / "images"
-    root = options.pictures or (beside if beside.is_dir() else path)
-    folder = PictureFolder(root, find=options.check_exists)
+    root = options.images or (beside if beside.is_dir() else path)
+    folder = ImageFolder(root, find=options.check_exists)
     imported = ImportResult(total=len(splits[split]))
     for identity in splits[split]:
         where = f"{path / 'problems.json'}: problem {identity}"
@@ -230,12 +230,12 @@ def _problem(problems: dict[str, Any], identity: object) -> Problem:
 
 
 def _conversation(
-    identity: str, problem: Problem, form: PromptLayout, folder: PictureFolder
+    identity: str, problem: Problem, form: PromptLayout, folder: ImageFolder
 ) -> Conversation:
     """Lay a problem out; of every text, two spaces become one, and none stand at its ends.
 
     Raises:
-        InputError: The answer is not among the choices, or the picture is missing.
+        InputError: The answer is not among the choices, or the image is missing.
     """
     asked, answered = (
         layout(problem).replace("  ", " ").strip() for layout in (form.ask, form.answer)
@@ -243,8 +243,8 @@ def _conversation(
     parts: tuple[str | ImageRef, ...] = (asked,)
     if problem.image:
         name = f"{identity}/{problem.image}"
-        picture = ImageRef(folder.resolve(f"{problem.split}/{name}", name))
-        parts = (picture, f"\n{asked}") if form.picture_first else (f"{asked}\n", picture)
+        image = ImageRef(folder.resolve(f"{problem.split}/{name}", name))
+        parts = (image, f"\n{asked}") if form.image_first else (f"{asked}\n", image)
     if IMAGE_PLACEHOLDER in asked + answered:
-        raise AnnotationError(f"it says {IMAGE_PLACEHOLDER}, which stands for a picture; reword it")
+        raise AnnotationError(f"it says {IMAGE_PLACEHOLDER}, which stands for an image; reword it")
     return Conversation(identity, (Turn("user", parts), Turn("assistant", (answered,))))

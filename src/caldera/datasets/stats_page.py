@@ -36,7 +36,7 @@ def write_stats(file: Path, figures: DatasetStatistics, title: str) -> None:
             ("words of an answer", figures.answer_words, "words"),
             ("questions of a record", figures.turns_per_record, "questions"),
             ("words of a record, all turns", figures.record_words, "words"),
-            ("pictures of a record", figures.images_per_record, "pictures"),
+            ("images of a record", figures.images_per_record, "images"),
         ),
         branches=prefix_tree(figures.question_prefixes.items(), MOST_WORDS),
         beginning=figures.question_prefixes.total(),

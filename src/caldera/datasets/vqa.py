@@ -1,6 +1,6 @@
-"""VQA v2's questions and annotations (or OK-VQA's, which have their form) in, a conversation a picture out.
+"""VQA v2's questions and annotations (or OK-VQA's, which have their form) in, a conversation an image out.
 
-Rules of LLaVA-1.5 (arXiv 2310.03744, appendix A.2): all questions about a picture make one conversation, each question
+Rules of LLaVA-1.5 (arXiv 2310.03744, appendix A.2): all questions about an image make one conversation, each question
 ends with the sentence of table 7 that asks for a short answer. The answer is what most of the ten people said.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from caldera.conversation import Conversation, ImageRef, Turn
-from caldera.datasets.imported import ImportOptions, ImportResult, PictureFolder
+from caldera.datasets.imported import ImageFolder, ImportOptions, ImportResult
 from caldera.errors import AnnotationError, InputError
 from caldera.skips import SkippedItems
 
@@ -44,12 +44,12 @@ class _Annotation(_Wire):
 
 
 def import_vqa(path: Path, skips: SkippedItems, options: ImportOptions) -> ImportResult:
-    """Read questions and answers and merge those about one picture.
+    """Read questions and answers and merge those about one image.
 
     Args:
         path: `*_questions.json`, or the folder that holds it and `*_annotations.json`.
-        skips: Takes questions that are empty, unanswered, or about a picture that is missing.
-        options: `pictures`, `split` such as "train2014", `answers`, `sentences` and `find` are used.
+        skips: Takes questions that are empty, unanswered, or about an image that is missing.
+        options: `images`, `split` such as "train2014", `answers`, `sentences` and `find` are used.
 
     Raises:
         InputError: A file is missing or of another form, or a question is bad and may not be left out.
@@ -62,8 +62,8 @@ def import_vqa(path: Path, skips: SkippedItems, options: ImportOptions) -> Impor
         if isinstance(entry, dict)
     }
     subtype = str(header.get("data_subtype", options.split or ""))
-    folder = PictureFolder(
-        _pictures(questions_path.parent, subtype, options), find=options.check_exists
+    folder = ImageFolder(
+        _images(questions_path.parent, subtype, options), find=options.check_exists
     )
     asked: dict[str, list[tuple[str, str]]] = {}
     imported = ImportResult(total=len(questions))
@@ -72,14 +72,14 @@ def import_vqa(path: Path, skips: SkippedItems, options: ImportOptions) -> Impor
         try:
             question = validate(_Question, entry, where)
             answer = _answer(question, annotations.get(question.question_id), where)
-            picture = folder.resolve(*picture_names(question.image_id, subtype))
+            image = folder.resolve(*image_names(question.image_id, subtype))
         except InputError as fault:
             skips.add_or_raise(where, fault)
         else:
-            asked.setdefault(picture, []).append((" ".join(question.question.split()), answer))
+            asked.setdefault(image, []).append((" ".join(question.question.split()), answer))
     skips.raise_if_over_limit(imported.total)
     imported.conversations = [
-        _conversation(picture, exchanges, options) for picture, exchanges in asked.items()
+        _conversation(image, exchanges, options) for image, exchanges in asked.items()
     ]
     return imported
 
@@ -149,16 +149,16 @@ def validate(form: type[Any], entry: object, where: str) -> Any:  # noqa: ANN401
         raise AnnotationError(f"{where}: {field}: {fault['msg'].lower()}") from None
 
 
-def _pictures(beside: Path, subtype: str, options: ImportOptions) -> Path:
-    """Return the folder of pictures that was named, or a usual one."""
-    if options.pictures is not None:
-        return options.pictures
+def _images(beside: Path, subtype: str, options: ImportOptions) -> Path:
+    """Return the folder of images that was named, or a usual one."""
+    if options.images is not None:
+        return options.images
     candidates = (beside / subtype, beside / "images" / subtype, beside / "images")
     return next((one for one in candidates if subtype and one.is_dir()), beside)
 
 
-def picture_names(image_id: int, subtype: str) -> tuple[str, str]:
-    """Return what a picture is called in COCO of 2014, and in COCO of 2017, which LLaVA used."""
+def image_names(image_id: int, subtype: str) -> tuple[str, str]:
+    """Return what an image is called in COCO of 2014, and in COCO of 2017, which LLaVA used."""
     return f"COCO_{subtype}_{image_id:012d}.jpg", f"{image_id:012d}.jpg"
 
 
@@ -166,7 +166,7 @@ def _answer(question: _Question, found: tuple[str, Any] | None, where: str) -> s
     """Return the answer that most people gave; of equally many the official one, else the first.
 
     Raises:
-        AnnotationError: There is none, or the question is empty or about another picture.
+        AnnotationError: There is none, or the question is empty or about another image.
     """
     if not question.question.strip():
         raise AnnotationError(f"{where}: the question is empty; remove it")
@@ -195,15 +195,15 @@ def _answer(question: _Question, found: tuple[str, Any] | None, where: str) -> s
 
 
 def _conversation(
-    picture: str, exchanges: list[tuple[str, str]], options: ImportOptions
+    image: str, exchanges: list[tuple[str, str]], options: ImportOptions
 ) -> Conversation:
-    """Make a conversation of all that was asked about a picture."""
+    """Make a conversation of all that was asked about an image."""
     turns: list[Turn] = []
     for number, (question, answer) in enumerate(exchanges):
         wanted = options.answer_prompt == "each" or (
             options.answer_prompt == "first" and number == 0
         )
         said = f"{question}\n{SHORT_ANSWER_PROMPT}" if wanted else question
-        asked = (ImageRef(picture), f"\n{said}") if number == 0 else (said,)
+        asked = (ImageRef(image), f"\n{said}") if number == 0 else (said,)
         turns += [Turn("user", asked), Turn("assistant", (answer,))]
-    return Conversation(Path(picture).stem, tuple(turns))
+    return Conversation(Path(image).stem, tuple(turns))

@@ -24,14 +24,14 @@ def ask(
     Args:
         generator: Answers.
         items: What to ask.
-        folder: Folder that picture paths start from.
+        folder: Folder that image paths start from.
         max_new_tokens: Longest answer.
         progress: Follows the work.
         name: What the progress is called.
         batch_size: Items that are answered together.
 
     Raises:
-        CalderaError: A picture cannot be used, or an item is too long for the model.
+        CalderaError: An image cannot be used, or an item is too long for the model.
     """
     sampling = SamplingParams(max_new_tokens=max_new_tokens)
     prompts = {item.id: generator.prompt(item.conversation, folder) for item in items}

@@ -23,7 +23,7 @@ class Item:
     """Which question it is, whatever it is asked about."""
 
     conversation: Conversation
-    """Ends with the question; its picture paths start from the benchmark's folder."""
+    """Ends with the question; its image paths start from the benchmark's folder."""
 
     references: tuple[str, ...]
     """The right answer, or several that a free answer is compared with."""
@@ -35,7 +35,7 @@ class Item:
     """More groups that it counts in, such as "grade: 1-6"; `kind` is always one."""
 
     group: str = ""
-    """What it is scored with, such as the picture of MME's two questions: all items of a unit are scored, or none.
+    """What it is scored with, such as the image of MME's two questions: all items of a unit are scored, or none.
     Empty where it is scored alone."""
 
 

@@ -1,8 +1,8 @@
 """Captions and what people wrote in, corpus BLEU of one to four words out.
 
 Papineni et al., BLEU (ACL 2002, section 2), in the form in which COCO's captions are scored (pycocoevalcap): n-grams
-are counted over all pictures before dividing, each at most as often as one reference says it; a corpus shorter than
-its references is punished, where a picture counts with the reference nearest in length, the shorter of two as near.
+are counted over all images before dividing, each at most as often as one reference says it; a corpus shorter than
+its references is punished, where an image counts with the reference nearest in length, the shorter of two as near.
 """
 
 import math
@@ -19,11 +19,11 @@ NGram = tuple[str, ...]
 
 
 def bleu(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> list[float]:
-    """Return BLEU-1 to BLEU-4 of all pictures together, between 0 and 1.
+    """Return BLEU-1 to BLEU-4 of all images together, between 0 and 1.
 
     Args:
-        candidates: A caption for each picture, by its id.
-        references: What people wrote about each picture.
+        candidates: A caption for each image, by its id.
+        references: What people wrote about each image.
     """
     said, nearest = 0, 0
     matched, possible = [0] * _MAX_N, [0] * _MAX_N

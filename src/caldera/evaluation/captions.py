@@ -1,4 +1,4 @@
-"""Captions of annotated pictures, scored by CIDEr-D against what people wrote."""
+"""Captions of annotated images, scored by CIDEr-D against what people wrote."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ class CaptionTask:
 
 
 def build_caption_task(annotations: AnnotationSet, *, name: str, beside: Path) -> CaptionTask:
-    """Ask for a caption of each picture, always in the same words; picture paths will start from `beside`."""
+    """Ask for a caption of each image, always in the same words; image paths will start from `beside`."""
     return CaptionTask(
         name,
         tuple(

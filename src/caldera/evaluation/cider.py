@@ -1,6 +1,6 @@
-"""Captions and what people wrote in, CIDEr-D out: how well a caption says what people say of a picture.
+"""Captions and what people wrote in, CIDEr-D out: how well a caption says what people say of an image.
 
-After Vedantam et al., CIDEr (arXiv 1411.5726, section 3): n-grams of one to four words are weighed by how few pictures
+After Vedantam et al., CIDEr (arXiv 1411.5726, section 3): n-grams of one to four words are weighed by how few images
 they are said of, cosine similarities with each reference are averaged, and the D variant clips repetition and punishes
 a difference in length. The usual factor of ten makes scores lie between 0 and 10.
 """
@@ -39,11 +39,11 @@ def _grams(text: str) -> Counter[NGram]:
 
 
 def cider_d(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> float:
-    """Return the mean CIDEr-D over all pictures.
+    """Return the mean CIDEr-D over all images.
 
     Args:
-        candidates: A caption for each picture, by its id.
-        references: What people wrote about each picture; rarity of n-grams is counted over these.
+        candidates: A caption for each image, by its id.
+        references: What people wrote about each image; rarity of n-grams is counted over these.
     """
     scores = cider_d_per_image(candidates, references)
     return sum(scores.values()) / len(scores)
@@ -52,7 +52,7 @@ def cider_d(candidates: Mapping[str, str], references: Mapping[str, Sequence[str
 def cider_d_per_image(
     candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]
 ) -> dict[str, float]:
-    """Return CIDEr-D by picture id; the arguments are those of `cider_d`."""
+    """Return CIDEr-D by image id; the arguments are those of `cider_d`."""
     spread: Counter[NGram] = Counter()
     for texts in references.values():
         spread.update({gram for text in texts for gram in _grams(text)})
@@ -65,10 +65,10 @@ def cider_d_per_image(
     }
 
 
-def _vector(text: str, spread: Counter[NGram], pictures: int) -> _Vector:
-    """Weigh the n-grams of a caption by how few of the `pictures` they are said of."""
+def _vector(text: str, spread: Counter[NGram], images: int) -> _Vector:
+    """Weigh the n-grams of a caption by how few of the `images` they are said of."""
     weights = {
-        gram: count * (math.log(pictures) - math.log(max(1, spread[gram])))
+        gram: count * (math.log(images) - math.log(max(1, spread[gram])))
         for gram, count in _grams(text).items()
     }
     norms = tuple(

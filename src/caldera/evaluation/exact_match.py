@@ -18,7 +18,7 @@ from caldera.instructions.questions import SHORT_ANSWER, Question, questions_abo
 from caldera.instructions.writing import RelatedImages, label_images
 
 
-def normalised(text: str) -> str:
+def normalized(text: str) -> str:
     """Return an answer in lower case without punctuation at its ends, so that 'Yes.' equals 'yes'."""
     return " ".join(text.lower().split()).strip(string.punctuation + " ")
 
@@ -39,7 +39,7 @@ class ExactMatch:
         """
         check_answers(self.items, answers)
         return {
-            item.id: normalised(answers[item.id]) == normalised(item.references[0])
+            item.id: normalized(answers[item.id]) == normalized(item.references[0])
             for item in self.items
         }
 
@@ -56,7 +56,7 @@ class ExactMatch:
             {kind: len(marks) for kind, marks in by_kind.items()},
             metrics={"accuracy": round(100 * overall, 2)},
             item_scores={name: float(mark) for name, mark in right.items()},
-            parsed_answers={item.id: normalised(answers[item.id]) for item in self.items},
+            parsed_answers={item.id: normalized(answers[item.id]) for item in self.items},
         )
 
 
@@ -64,20 +64,20 @@ def build_questions(
     annotations: AnnotationSet,
     *,
     name: str,
-    per_picture: int,
-    context_per_picture: int,
+    per_image: int,
+    context_per_image: int,
     seed: int,
     beside: Path,
 ) -> ExactMatch:
-    """Write questions about annotated pictures, each to be asked alone.
+    """Write questions about annotated images, each to be asked alone.
 
     Args:
-        annotations: Pictures that the assistant did not learn from.
+        annotations: Images that the assistant did not learn from.
         name: Of the benchmark.
-        per_picture: Questions about each picture, at most; yes and no stay balanced.
-        context_per_picture: Questions about it together with others, at most.
+        per_image: Questions about each image, at most; yes and no stay balanced.
+        context_per_image: Questions about it together with others, at most.
         seed: Of the choice and wording.
-        beside: Folder that picture paths will start from.
+        beside: Folder that image paths will start from.
 
     Raises:
         InputError: The annotations allow no question.
@@ -91,13 +91,13 @@ def build_questions(
     for image in annotations.images:
         rng = random.Random(f"questions {seed} {image.id}")
         for number, asked in enumerate(
-            _choose(questions_about(facts[image.path], rng), per_picture, rng)
+            _choose(questions_about(facts[image.path], rng), per_image, rng)
         ):
             items.append(_item(f"{image.id}-{number}", asked, (image,), beside))
         several = companions.group_with(image, rng)
         if len(several) > 1:
             context = questions_about_all([facts[one.path] for one in several], rng)
-            chosen = _choose_least_used(context, context_per_picture, rng, use_counts)
+            chosen = _choose_least_used(context, context_per_image, rng, use_counts)
             for number, asked in enumerate(chosen):
                 items.append(_item(f"{image.id}-context-{number}", asked, several, beside))
     if not items:
@@ -138,7 +138,7 @@ def _choose_least_used(
 
 
 def _item(name: str, asked: Question, images: Sequence[AnnotatedImage], beside: Path) -> Item:
-    """Make an item of a question about one or several pictures."""
+    """Make an item of a question about one or several images."""
     references = [ImageRef(os.path.relpath(image.path, beside)) for image in images]
     question = f"{asked.text}\n{SHORT_ANSWER}"
     parts = (
@@ -173,7 +173,7 @@ def majority_answers(items: Iterable[Item], training: AnnotationSet, seed: int) 
 def _context_sample(
     training: AnnotationSet, facts: Sequence[Facts], rng: random.Random
 ) -> list[Question]:
-    """Write the questions about several pictures that training pictures allow."""
+    """Write the questions about several images that training images allow."""
     facts_by_path = {image.path: one for image, one in zip(training.images, facts, strict=True)}
     companions = RelatedImages(training.images)
     return [
@@ -186,8 +186,8 @@ def _context_sample(
 
 
 def with_shuffled_images(items: Sequence[Item]) -> list[Item]:
-    """Return the same questions about other pictures, so that only what is seen can make a difference."""
-    paths = sorted({path for item in items for path in item.conversation.pictures})
+    """Return the same questions about other images, so that only what is seen can make a difference."""
+    paths = sorted({path for item in items for path in item.conversation.images})
     shift = len(paths) // 2
     other = {path: paths[(at + shift) % len(paths)] for at, path in enumerate(paths)}
     return [
@@ -203,7 +203,7 @@ def with_shuffled_images(items: Sequence[Item]) -> list[Item]:
 
 
 def _replace_images(conversation: Conversation, other: Mapping[str, str]) -> Conversation:
-    """Show another picture in each picture's place."""
+    """Show another image in each image's place."""
     turns = tuple(
         Turn(
             turn.role,

@@ -1,7 +1,7 @@
 """Marks of items in, how sure a score is out: 95 % intervals, and whether two runs on the same items differ.
 
-Questions about one picture are not independent: who cannot make it out is wrong about it many times. So where items
-share pictures it is pictures that are drawn again, each with all its items (a cluster bootstrap).
+Questions about one image are not independent: who cannot make it out is wrong about it many times. So where items
+share images it is images that are drawn again, each with all its items (a cluster bootstrap).
 """
 
 import math

@@ -71,12 +71,12 @@ def ask_choice(
     name: str,
     question: str,
     choices: Sequence[str],
-    pictures: Sequence[str],
+    images: Sequence[str],
     sentence: str = LETTER_PROMPT,
 ) -> Conversation:
-    """Lay a choice question out as LLaVA-1.5 does: pictures, question, choices on lines, what asks for a letter."""
+    """Lay a choice question out as LLaVA-1.5 does: images, question, choices on lines, what asks for a letter."""
     options = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
     text = "\n".join((question, *options, sentence))
-    shown = [ImageRef(path) for path in pictures]
+    shown = [ImageRef(path) for path in images]
     parts: tuple[str | ImageRef, ...] = (*shown, f"\n{text}" if shown else text)
     return Conversation(name, (Turn("user", parts),))

@@ -11,7 +11,7 @@ from typing import Any
 from caldera.errors import InputError
 
 _LONGEST_CELL = 1 << 30
-"""A table may hold whole pictures in base64."""
+"""A table may hold whole images in base64."""
 
 _SHOWN = 10
 """Names that a message lists before it only counts."""

@@ -1,6 +1,6 @@
 """A template of `pages/` and what it shows in, one HTML file out that needs nothing else to be read.
 
-Everything a model or a file said is escaped, pictures are inside the file, and its content policy forbids scripts and
+Everything a model or a file said is escaped, images are inside the file, and its content policy forbids scripts and
 requests.
 """
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-from caldera.batches.picture_files import open_picture
+from caldera.batches.image_files import open_image
 
 _THUMBNAIL = 224
-"""Pixels along the longer side of a picture in a gallery."""
+"""Pixels along the longer side of an image in a gallery."""
 
 
 def render_page(template: str, **shown: object) -> str:
@@ -30,14 +30,14 @@ def _source(name: str) -> str:
     return (files("caldera.evaluation") / "pages" / name).read_text("utf-8")
 
 
-def inline_picture(path: Path) -> str:
-    """Return a picture as a data URL, no larger than a gallery shows it.
+def inline_image(path: Path) -> str:
+    """Return an image as a data URL, no larger than a gallery shows it.
 
     Raises:
-        PictureError: It cannot be read.
+        ImageError: It cannot be read.
     """
-    picture = open_picture(path)
-    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    image = open_image(path)
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = BytesIO()
-    picture.save(buffer, "JPEG", quality=88)
+    image.save(buffer, "JPEG", quality=88)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

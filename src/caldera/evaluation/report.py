@@ -1,4 +1,4 @@
-"""A demo's scores, curves and pictures in, one HTML file out that needs nothing else to be read."""
+"""A demo's scores, curves and images in, one HTML file out that needs nothing else to be read."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-from caldera.evaluation.page import inline_picture, render_page
+from caldera.evaluation.page import inline_image, render_page
 from caldera.storage import write_atomic
 
 
@@ -44,9 +44,9 @@ class GalleryQuestion:
 
 @dataclass(frozen=True, slots=True)
 class GalleryItem:
-    """Pictures of the gallery with what was asked about them."""
+    """Images of the gallery with what was asked about them."""
 
-    pictures: tuple[Path, ...]
+    images: tuple[Path, ...]
     asked: Sequence[GalleryQuestion]
 
 
@@ -76,14 +76,14 @@ def write_report(file: Path, report: Report) -> None:
     """Write the report, whole or not at all.
 
     Raises:
-        PictureError: A picture of the gallery cannot be read.
+        ImageError: An image of the gallery cannot be read.
         OutputError: The file cannot be written.
     """
     page = render_page(
         "demo.html",
         report=report,
         kinds=[kind for kind in report.counts if kind != "overall"],
-        inline=inline_picture,
+        inline=inline_image,
         plot=_plot,
         total=sum(report.seconds.values()),
     )

@@ -12,7 +12,7 @@ _BETA = 1.2
 
 
 def rouge_l(candidate: str, references: Sequence[str]) -> float:
-    """Return ROUGE-L of one caption against what people wrote of its picture, between 0 and 1."""
+    """Return ROUGE-L of one caption against what people wrote of its image, between 0 and 1."""
     words = ptb_tokenize(candidate)
     precision = recall = 0.0
     for text in references:
@@ -27,11 +27,11 @@ def rouge_l(candidate: str, references: Sequence[str]) -> float:
 
 
 def mean_rouge_l(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> float:
-    """Return the mean ROUGE-L over all pictures.
+    """Return the mean ROUGE-L over all images.
 
     Args:
-        candidates: A caption for each picture, by its id.
-        references: What people wrote about each picture.
+        candidates: A caption for each image, by its id.
+        references: What people wrote about each image.
     """
     scores = [rouge_l(candidates[name], texts) for name, texts in references.items()]
     return sum(scores) / len(scores)

@@ -93,11 +93,11 @@ def _percent(worth: Iterable[float]) -> float:
     return round(100 * mean(worth), 2)
 
 
-def question_turn(name: str, picture: str, question: str) -> Conversation:
-    """Ask one question about one picture; it holds the sentence that says how to answer."""
-    return Conversation(name, (Turn("user", (ImageRef(picture), f"\n{question}")),))
+def question_turn(name: str, image: str, question: str) -> Conversation:
+    """Ask one question about one image; it holds the sentence that says how to answer."""
+    return Conversation(name, (Turn("user", (ImageRef(image), f"\n{question}")),))
 
 
-def short_answer_turn(name: str, picture: str, question: str) -> Conversation:
-    """Ask one question about one picture with the sentence that LLaVA-1.5 ends it with (P2, table 8)."""
-    return question_turn(name, picture, f"{question}\n{SHORT_ANSWER_PROMPT}")
+def short_answer_turn(name: str, image: str, question: str) -> Conversation:
+    """Ask one question about one image with the sentence that LLaVA-1.5 ends it with (P2, table 8)."""
+    return question_turn(name, image, f"{question}\n{SHORT_ANSWER_PROMPT}")

@@ -9,7 +9,7 @@ The three benchmarks differ in what is put into a common form before.
 
 from collections.abc import Callable, Sequence
 
-from caldera.evaluation.vqa_normalisation import normalize_submission, normalize_vqa, one_line
+from caldera.evaluation.vqa_normalization import normalize_submission, normalize_vqa, one_line
 
 SoftAccuracy = Callable[[str, Sequence[str]], float]
 """What an answer is worth, between 0 and 1, beside what people said."""

@@ -29,14 +29,14 @@ from caldera.inference.scheduler import Scheduler, to_engine_error
 from caldera.model.folder import LlavaBundle
 
 __all__ = [
-    "Answering",
+    "AnswerStream",
     "Engine",
-    "EngineSettings",
+    "EngineConfig",
     "EngineStats",
-    "Piece",
     "Request",
-    "Sampling",
-    "TokenChance",
+    "SamplingParams",
+    "TextDelta",
+    "TokenLogprob",
     "Usage",
 ]
 
@@ -45,7 +45,7 @@ _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EngineSettings:
+class EngineConfig:
     """How much the engine does at a time, and what it keeps."""
 
     slots: int = 8
@@ -99,10 +99,10 @@ class EngineStats:
 class Engine:
     """Answers requests with one assistant, many at a time."""
 
-    def __init__(self, assistant: LlavaBundle, settings: EngineSettings | None = None) -> None:
+    def __init__(self, assistant: LlavaBundle, settings: EngineConfig | None = None) -> None:
         """Answer with `assistant`, which nothing else may use meanwhile."""
         self._assistant = assistant
-        self.settings = settings or EngineSettings()
+        self.settings = settings or EngineConfig()
         self._prompter = PromptBuilder(assistant)
         self._rendering = threading.Lock()  # a tokenizer serves one thread at a time
         decoder = choose_decoder(
@@ -148,25 +148,25 @@ class Engine:
         """Tokens that prompt and answer may have together; None if the model states no limit."""
         return self._assistant.model.context_length
 
-    def prepare_image(self, picture: Image.Image) -> ProcessedImage:
-        """Prepare a decoded RGB picture; any thread may."""
-        return process_image(picture, self._assistant.processor)
+    def prepare_image(self, image: Image.Image) -> ProcessedImage:
+        """Prepare a decoded RGB image; any thread may."""
+        return process_image(image, self._assistant.processor)
 
     def build_prompt(
-        self, conversation: Conversation, pictures: Sequence[ProcessedImage] = ()
+        self, conversation: Conversation, images: Sequence[ProcessedImage] = ()
     ) -> Prompt:
         """Render a conversation that ends with the user; any thread may.
 
         Args:
             conversation: What was said so far.
-            pictures: One for each of its pictures, in order; its paths are not looked at.
+            images: One for each of its images, in order; its paths are not looked at.
 
         Raises:
             RecordError: The model's template has no place for it.
-            ValueError: Pictures and places differ in number.
+            ValueError: Images and places differ in number.
         """
         with self._rendering:
-            return self._prompter.from_images(conversation, pictures)
+            return self._prompter.from_images(conversation, images)
 
     def submit(self, request: Request) -> AnswerStream:
         """Ask for an answer; any thread may.
@@ -190,21 +190,21 @@ class Engine:
         return answering
 
     def attention_maps(
-        self, conversation: Conversation, answer: str, pictures: Sequence[ProcessedImage]
+        self, conversation: Conversation, answer: str, images: Sequence[ProcessedImage]
     ) -> AttentionMaps:
         """Return what an answer attended to, once it is the turn of it; any thread may ask, and waits.
 
         Args:
             conversation: What was said before the answer; it ends with the user.
             answer: What was answered.
-            pictures: One for each of the conversation's pictures, in order.
+            images: One for each of the conversation's images, in order.
 
         Raises:
             UsageError: It does not fit the model's context, or the language model does not tell.
             EngineError: The engine is closed, or the model failed at it.
         """
         with self._rendering:
-            prompt, tokens = self._prompter.with_answer_and_images(conversation, answer, pictures)
+            prompt, tokens = self._prompter.with_answer_and_images(conversation, answer, images)
         check_context_length(prompt.ids, SamplingParams(max_new_tokens=1), self.context_length)
         return self.run_between_steps(
             lambda assistant: compute_attention_maps(assistant, prompt, tokens)

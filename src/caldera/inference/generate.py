@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from caldera.batches.picture_sources import ImageSource
+from caldera.batches.image_sources import ImageSource
 from caldera.conversation import Conversation
 from caldera.inference.answer_text import IncrementalDetokenizer
 from caldera.inference.prompts import FilePrompt, PromptBuilder, check_context_length
@@ -24,23 +24,23 @@ from caldera.model.folder import LlavaBundle
 class BatchGenerator:
     """Answers with one assistant."""
 
-    def __init__(self, assistant: LlavaBundle, pictures: ImageSource) -> None:
-        """Answer with `assistant`, which sees what `pictures` gives for a path."""
+    def __init__(self, assistant: LlavaBundle, images: ImageSource) -> None:
+        """Answer with `assistant`, which sees what `images` gives for a path."""
         self._assistant = assistant
-        self._pictures = pictures
+        self._images = images
         self._prompter = PromptBuilder(assistant)
         self._vocabulary = TokenIds(assistant)
 
     def prompt(self, conversation: Conversation, folder: Path = Path()) -> FilePrompt:
-        """Render a conversation that ends with the user; its picture paths start from `folder`.
+        """Render a conversation that ends with the user; its image paths start from `folder`.
 
         Raises:
-            PictureError: The size of a picture counts, but cannot be read.
+            ImageError: The size of an image counts, but cannot be read.
         """
         return self._prompter.from_files(conversation, folder)
 
     def prompt_text(self, conversation: Conversation) -> str:
-        """Spell a prompt as the model gets it, with `<image>` where a picture stands."""
+        """Spell a prompt as the model gets it, with `<image>` where an image stands."""
         return self._prompter.as_text(conversation)
 
     @torch.inference_mode()
@@ -82,9 +82,9 @@ class BatchGenerator:
         generator = torch.Generator(device=device).manual_seed(sampling.seed)
         ids, mask = left_padded(prompts, self._assistant.tokenizer.pad_token_id)
         ids, mask = ids.to(device), mask.to(device)
-        pictures = self._pictures([path for prompt in prompts for path in prompt.pictures])
+        images = self._images([path for prompt in prompts for path in prompt.images])
         layouts = [layout for prompt in prompts for layout in prompt.layouts]
-        embedded = model.embed(ids, pictures.to(device), layouts)  # (rows, tokens, width)
+        embedded = model.embed(ids, images.to(device), layouts)  # (rows, tokens, width)
         positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)  # (rows, tokens)
         cache = DynamicCache(config=model.language.config)
         ended = [False] * len(prompts)

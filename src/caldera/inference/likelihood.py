@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from caldera.batches.picture_sources import ImageSource
+from caldera.batches.image_sources import ImageSource
 from caldera.conversation import Conversation
 from caldera.errors import UsageError
 from caldera.inference.generate import left_padded
@@ -15,7 +15,7 @@ from caldera.model.folder import LlavaBundle
 
 
 @dataclass(frozen=True, slots=True)
-class Likelihood:
+class LogLikelihood:
     """How likely one answer is."""
 
     sum: float
@@ -46,10 +46,10 @@ class ScoredContinuation:
 class LikelihoodScorer:
     """Weighs answers by one assistant."""
 
-    def __init__(self, assistant: LlavaBundle, pictures: ImageSource) -> None:
-        """Weigh by `assistant`, which sees what `pictures` gives for a path."""
+    def __init__(self, assistant: LlavaBundle, images: ImageSource) -> None:
+        """Weigh by `assistant`, which sees what `images` gives for a path."""
         self._assistant = assistant
-        self._pictures = pictures
+        self._images = images
         self._prompter = PromptBuilder(assistant)
 
     def prompt(
@@ -58,7 +58,7 @@ class LikelihoodScorer:
         """Render a conversation that ends with the user, and an answer behind it.
 
         Raises:
-            PictureError: The size of a picture counts, but cannot be read.
+            ImageError: The size of an image counts, but cannot be read.
             RecordError: The answer is empty.
             UsageError: Both together do not fit the model's context.
         """
@@ -71,17 +71,17 @@ class LikelihoodScorer:
         return ScoredContinuation(prompt, tokens)
 
     @torch.inference_mode()
-    def score(self, answered: Sequence[ScoredContinuation]) -> list[Likelihood]:
+    def score(self, answered: Sequence[ScoredContinuation]) -> list[LogLikelihood]:
         """Return how likely each answer is behind its prompt, all of them together."""
         model, prompts = self._assistant.model, [each.prompt for each in answered]
         device = model.projector.layers[0].weight.device
         ids, mask = left_padded(prompts, self._assistant.tokenizer.pad_token_id)
         ids, mask = ids.to(device), mask.to(device)  # (rows, tokens)
-        pictures = self._pictures([path for prompt in prompts for path in prompt.pictures])
+        images = self._images([path for prompt in prompts for path in prompt.images])
         layouts = [layout for prompt in prompts for layout in prompt.layouts]
         longest = max(each.tokens for each in answered)
         logits = model.language(
-            inputs_embeds=model.embed(ids, pictures.to(device), layouts),
+            inputs_embeds=model.embed(ids, images.to(device), layouts),
             attention_mask=mask,
             position_ids=(mask.cumsum(dim=-1) - 1).clamp(min=0),
             use_cache=False,
@@ -92,7 +92,7 @@ class LikelihoodScorer:
         each_token = chances.gather(-1, wanted.unsqueeze(-1)).squeeze(-1)  # (rows, longest)
         likeliest = chances.argmax(dim=-1) == wanted  # (rows, longest)
         return [
-            Likelihood(
+            LogLikelihood(
                 float(row[longest - one.tokens :].sum()),
                 one.tokens,
                 greedy=bool(best[longest - one.tokens :].all()),

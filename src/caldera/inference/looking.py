@@ -13,7 +13,7 @@ from transformers import DynamicCache, PreTrainedTokenizerFast
 
 from caldera.batches.anyres import Size
 from caldera.errors import UsageError
-from caldera.inference.picture_places import rasterize, token_boxes
+from caldera.inference.image_places import rasterize, token_boxes
 from caldera.inference.prompts import Prompt
 from caldera.model.folder import LlavaBundle
 
@@ -34,7 +34,7 @@ class AnswerWord:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageAttention:
-    """What an answer attended to in one picture."""
+    """What an answer attended to in one image."""
 
     weights: Tensor
     """Of its image tokens, (words, image tokens)."""
@@ -44,11 +44,11 @@ class ImageAttention:
 
     @property
     def attention_fraction(self) -> float:
-        """Part of all attention that went to the picture; the rest went to words, those of the answer among them."""
+        """Part of all attention that went to the image; the rest went to words, those of the answer among them."""
         return float(self.weights.sum(dim=1).mean())
 
     def heatmap(self, grid: Size) -> Tensor:
-        """Return weights in the cells of a grid of columns and rows over the picture, (words, rows, columns)."""
+        """Return weights in the cells of a grid of columns and rows over the image, (words, rows, columns)."""
         return rasterize(self.weights, self.boxes, grid)
 
 
@@ -57,7 +57,7 @@ class AttentionMaps:
     """What an answer attended to."""
 
     words: tuple[AnswerWord, ...]
-    pictures: tuple[ImageAttention, ...]
+    images: tuple[ImageAttention, ...]
 
 
 @torch.inference_mode()
@@ -80,8 +80,8 @@ def attention_weights(assistant: LlavaBundle, prompt: Prompt, answer_tokens: int
     device = model.embedding_weight.device
     ids = torch.tensor([prompt.ids], device=device)  # (1, tokens)
     side = assistant.processor.side
-    pixels = torch.cat([torch.zeros(0, 3, side, side), *(one.pixels for one in prompt.pictures)])
-    layouts = [one.layout for one in prompt.pictures]
+    pixels = torch.cat([torch.zeros(0, 3, side, side), *(one.pixels for one in prompt.images)])
+    layouts = [one.layout for one in prompt.images]
     embedded = model.embed(ids, pixels.to(device), layouts)  # (1, tokens, width)
     first = len(prompt.ids) - answer_tokens - 1
     cache = DynamicCache()
@@ -129,16 +129,16 @@ def compute_attention_maps(
     model = assistant.model
     weights = attention_weights(assistant, prompt, answer_tokens)  # (answer tokens, tokens)
     words = split_words(prompt.ids[-answer_tokens:], assistant.tokenizer)
-    counts = assistant.image_tokens([picture.layout for picture in prompt.pictures])
+    counts = assistant.image_tokens([image.layout for image in prompt.images])
     by_word = torch.stack([weights[word.first : word.last].mean(dim=0) for word in words])
-    pictures = [
+    images = [
         ImageAttention(
             by_word[:, start : start + count],  # (words, image tokens)
             token_boxes(one.size, one.layout, assistant.processor, model.vision),
         )
-        for one, start, count in zip(prompt.pictures, prompt.starts, counts, strict=True)
+        for one, start, count in zip(prompt.images, prompt.starts, counts, strict=True)
     ]
-    return AttentionMaps(tuple(words), tuple(pictures))
+    return AttentionMaps(tuple(words), tuple(images))
 
 
 def split_words(ids: tuple[int, ...], tokenizer: PreTrainedTokenizerFast) -> list[AnswerWord]:

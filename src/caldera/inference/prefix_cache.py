@@ -1,6 +1,6 @@
 """What was computed for earlier prompts in, as much of it as the next prompt begins with out; bounded in bytes.
 
-Nothing is found by a short hash: tokens are compared one by one, and pictures by their whole sha256.
+Nothing is found by a short hash: tokens are compared one by one, and images by their whole sha256.
 """
 
 from collections import OrderedDict
@@ -62,11 +62,11 @@ class _PrefixKey:
     def __init__(self, prompt: Prompt) -> None:
         self.ids = np.array(prompt.ids)
         self._shown = [
-            (picture.digest, at) for picture, at in zip(prompt.pictures, prompt.starts, strict=True)
+            (image.digest, at) for image, at in zip(prompt.images, prompt.starts, strict=True)
         ]
 
     def common_length(self, other: "_PrefixKey") -> int:
-        """Count the tokens that both have at their start: same ids, under them the same pictures."""
+        """Count the tokens that both have at their start: same ids, under them the same images."""
         length = min(len(self.ids), len(other.ids))
         differ = self.ids[:length] != other.ids[:length]
         at = int(differ.argmax()) if length else 0

@@ -1,6 +1,6 @@
-"""Conversations and pictures in, prompts out: the ids a model reads, and what it is shown at which of them.
+"""Conversations and images in, prompts out: the ids a model reads, and what it is shown at which of them.
 
-A picture from outside is known by its content alone: the sha256 over everything its pixels are made of and over how
+An image from outside is known by its content alone: the sha256 over everything its pixels are made of and over how
 they are prepared. Two prompts share what was computed for them only as far as all of that is equal.
 """
 
@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from caldera.batches.anyres import Size, TileLayout, choose_layout
+from caldera.batches.images import ImageProcessor
 from caldera.batches.inspection import segments
 from caldera.batches.labels import IGNORE_INDEX, EncodedConversation, encode
-from caldera.batches.pictures import PictureProcessor
 from caldera.batches.templates import find_template
 from caldera.conversation import IMAGE_PLACEHOLDER, Conversation, Turn
 from caldera.errors import UsageError
@@ -26,17 +26,17 @@ from caldera.model.folder import LlavaBundle
 
 @dataclass(frozen=True, slots=True)
 class FilePrompt:
-    """A conversation as the model takes it, opened for the assistant's answer; its pictures are files."""
+    """A conversation as the model takes it, opened for the assistant's answer; its images are files."""
 
     ids: tuple[int, ...]
-    pictures: tuple[Path, ...]
+    images: tuple[Path, ...]
     layouts: tuple[TileLayout, ...]
-    """How each picture is shown."""
+    """How each image is shown."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ProcessedImage:
-    """A picture as the vision tower takes it."""
+    """An image as the vision tower takes it."""
 
     digest: str
     """sha256 in hex over mode, size, pixels and preparation."""
@@ -48,7 +48,7 @@ class ProcessedImage:
     """How the views lie."""
 
     size: Size
-    """Of the picture itself, in pixels."""
+    """Of the image itself, in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,27 +56,27 @@ class Prompt:
     """A conversation as the engine takes it, opened for the assistant's answer."""
 
     ids: tuple[int, ...]
-    pictures: tuple[ProcessedImage, ...] = ()
+    images: tuple[ProcessedImage, ...] = ()
     starts: tuple[int, ...] = ()
-    """Place of each picture's first token among the ids."""
+    """Place of each image's first token among the ids."""
 
 
-def process_image(picture: Image.Image, processor: PictureProcessor) -> ProcessedImage:
-    """Prepare an RGB picture, upright and without transparency, for the tower.
+def process_image(image: Image.Image, processor: ImageProcessor) -> ProcessedImage:
+    """Prepare an RGB image, upright and without transparency, for the tower.
 
     Raises:
-        ValueError: It has another mode, in which equal bytes need not be equal pictures.
+        ValueError: It has another mode, in which equal bytes need not be equal images.
     """
-    if picture.mode != "RGB":
-        raise ValueError(f"a picture of mode {picture.mode}; convert it to RGB first")
-    width, height = picture.size
-    head = f"{picture.mode} {width}x{height} {processor!r}\n"
+    if image.mode != "RGB":
+        raise ValueError(f"an image of mode {image.mode}; convert it to RGB first")
+    width, height = image.size
+    head = f"{image.mode} {width}x{height} {processor!r}\n"
     digest = hashlib.sha256(head.encode())
-    digest.update(picture.tobytes())
+    digest.update(image.tobytes())
     layout = TileLayout()
     if processor.aspect == "anyres":
-        layout = choose_layout(picture.size, processor.pinpoints, processor.side)
-    return ProcessedImage(digest.hexdigest(), processor(picture), layout, picture.size)
+        layout = choose_layout(image.size, processor.pinpoints, processor.side)
+    return ProcessedImage(digest.hexdigest(), processor(image), layout, image.size)
 
 
 class PromptBuilder:
@@ -101,63 +101,63 @@ class PromptBuilder:
             Ids that end with the answer's, and how many those are, without the mark that would end it.
 
         Raises:
-            PictureError: The size of a picture counts, but cannot be read.
+            ImageError: The size of an image counts, but cannot be read.
             RecordError: The answer is empty.
         """
         encoded, tokens = self._answered(conversation, answer)
         return self._resolve_layouts(encoded, folder), tokens
 
     def from_files(self, conversation: Conversation, folder: Path = Path()) -> FilePrompt:
-        """Render a conversation that ends with the user; its picture paths start from `folder`.
+        """Render a conversation that ends with the user; its image paths start from `folder`.
 
         Raises:
-            PictureError: The size of a picture counts, but cannot be read.
+            ImageError: The size of an image counts, but cannot be read.
         """
         return self._resolve_layouts(self._encoded(conversation), folder)
 
-    def from_images(self, conversation: Conversation, pictures: Sequence[ProcessedImage]) -> Prompt:
-        """Render a conversation that ends with the user, with one prepared picture for each of its places.
+    def from_images(self, conversation: Conversation, images: Sequence[ProcessedImage]) -> Prompt:
+        """Render a conversation that ends with the user, with one prepared image for each of its places.
 
         Raises:
             ValueError: There is not one for each.
         """
-        return self._prompt(self._encoded(conversation), pictures)
+        return self._prompt(self._encoded(conversation), images)
 
     def with_answer_and_images(
-        self, conversation: Conversation, answer: str, pictures: Sequence[ProcessedImage]
+        self, conversation: Conversation, answer: str, images: Sequence[ProcessedImage]
     ) -> tuple[Prompt, int]:
-        """Render a conversation that ends with the user, an answer behind it, and one prepared picture for each place.
+        """Render a conversation that ends with the user, an answer behind it, and one prepared image for each place.
 
         Returns:
             A prompt whose ids end with the answer's, and how many those are, without the mark that would end it.
 
         Raises:
             RecordError: The answer is empty.
-            ValueError: There is not one picture for each place.
+            ValueError: There is not one image for each place.
         """
         encoded, tokens = self._answered(conversation, answer)
-        return self._prompt(encoded, pictures), tokens
+        return self._prompt(encoded, images), tokens
 
-    def _prompt(self, encoded: EncodedConversation, pictures: Sequence[ProcessedImage]) -> Prompt:
-        """Put pictures at their places.
+    def _prompt(self, encoded: EncodedConversation, images: Sequence[ProcessedImage]) -> Prompt:
+        """Put images at their places.
 
         Raises:
             ValueError: There is not one for each.
         """
-        layouts = [picture.layout for picture in pictures]
+        layouts = [image.layout for image in images]
         counts = self._assistant.image_tokens(layouts)
         wider = self._expand_slots(encoded, layouts)  # refuses where the numbers differ
         ends = encoded.image_end_positions(counts)
         starts = tuple(end - count for end, count in zip(ends, counts, strict=True))
-        return Prompt(wider.ids, tuple(pictures), starts)
+        return Prompt(wider.ids, tuple(images), starts)
 
     def as_text(self, conversation: Conversation) -> str:
-        """Spell a prompt as the model gets it, with `<image>` where a picture stands."""
+        """Spell a prompt as the model gets it, with `<image>` where an image stands."""
         encoded = self._encoded(conversation)
-        counts = [1] * len(encoded.picture_paths)
+        counts = [1] * len(encoded.image_paths)
         pieces = segments(encoded, self._assistant.tokenizer, counts)
         return "".join(
-            IMAGE_PLACEHOLDER if piece.look == "picture" else piece.text for piece in pieces
+            IMAGE_PLACEHOLDER if piece.look == "image" else piece.text for piece in pieces
         )
 
     def _answered(self, conversation: Conversation, answer: str) -> tuple[EncodedConversation, int]:
@@ -173,15 +173,15 @@ class PromptBuilder:
         return encode(self._template.render(conversation), self._assistant.tokenizer)
 
     def _resolve_layouts(self, encoded: EncodedConversation, folder: Path) -> FilePrompt:
-        """Look at how the pictures are shown whose paths start from `folder`."""
-        paths = tuple(folder / path for path in encoded.picture_paths)
+        """Look at how the images are shown whose paths start from `folder`."""
+        paths = tuple(folder / path for path in encoded.image_paths)
         layouts = self._assistant.layouts(paths)
         return FilePrompt(self._expand_slots(encoded, layouts).ids, paths, layouts)
 
     def _expand_slots(
         self, encoded: EncodedConversation, layouts: Sequence[TileLayout]
     ) -> EncodedConversation:
-        """Return it with as many image tokens as its pictures have."""
+        """Return it with as many image tokens as its images have."""
         counts = self._assistant.image_tokens(layouts)
         return encoded.with_image_tokens(counts, self._assistant.model.image_token_id)
 

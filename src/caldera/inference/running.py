@@ -62,7 +62,7 @@ class SequenceState:
         shown = sum(start < self.num_computed_tokens for start in self.prompt.starts)
         return Prompt(
             (*self.prompt.ids, *self._answer)[: self.num_computed_tokens],
-            self.prompt.pictures[:shown],
+            self.prompt.images[:shown],
             self.prompt.starts[:shown],
         )
 

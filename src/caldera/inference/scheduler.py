@@ -22,8 +22,8 @@ from caldera.inference.vocabulary import TokenIds
 from caldera.model.folder import LlavaBundle
 from caldera.model.splice import order_image_tokens
 
-_PICTURES = 1024
-"""Pictures whose image tokens are kept."""
+_IMAGES = 1024
+"""Images whose image tokens are kept."""
 
 _log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Scheduler:
         self._free = list(range(slots))
         self._prefixes = PrefixCache(cache_bytes)
         self._image_token_cache: LeastRecentlyUsed[str, Tensor] = LeastRecentlyUsed(
-            cache_bytes // 4, _PICTURES
+            cache_bytes // 4, _IMAGES
         )
         self._embedded: dict[int, Tensor] = {}
         """Of requests that are still read, what the model has not read yet, by slot."""
@@ -176,24 +176,24 @@ class Scheduler:
         """Return the model's input from a place of the prompt on, (tokens, width)."""
         ids = torch.tensor(prompt.ids[start:], device=self._device)
         embedded = self._model.language.get_input_embeddings()(ids)  # (tokens, width)
-        for picture, at in zip(prompt.pictures, prompt.starts, strict=True):
-            count = self._model.count_tokens(picture.layout)
+        for image, at in zip(prompt.images, prompt.starts, strict=True):
+            count = self._model.count_tokens(image.layout)
             if at + count > start:
-                tokens = self._image_tokens(picture)[max(0, start - at) :]
+                tokens = self._image_tokens(image)[max(0, start - at) :]
                 place = max(0, at - start)
                 embedded[place : place + len(tokens)] = tokens.to(embedded.dtype)
         return embedded
 
-    def _image_tokens(self, picture: ProcessedImage) -> Tensor:
-        """Return a picture's image tokens, (image tokens, width), from its pixels or from before."""
-        kept = self._image_token_cache.get(picture.digest)
+    def _image_tokens(self, image: ProcessedImage) -> Tensor:
+        """Return an image's image tokens, (image tokens, width), from its pixels or from before."""
+        kept = self._image_token_cache.get(image.digest)
         if kept is not None:
             return kept
         projector = self._model.projector
         dtype = projector.layers[0].weight.dtype
-        features = self._model.patch_features(picture.pixels.to(self._device)).to(dtype)
-        tokens = order_image_tokens(projector(features), [picture.layout], projector.image_newline)
-        self._image_token_cache.put(picture.digest, tokens, tokens.nbytes)
+        features = self._model.patch_features(image.pixels.to(self._device)).to(dtype)
+        tokens = order_image_tokens(projector(features), [image.layout], projector.image_newline)
+        self._image_token_cache.put(image.digest, tokens, tokens.nbytes)
         return tokens
 
     def _decode(self, answering: Sequence[SequenceState]) -> None:

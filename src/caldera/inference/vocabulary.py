@@ -15,7 +15,7 @@ class TokenIds:
         rows = len(assistant.model.embedding_weight)
         special = {assistant.model.image_token_id, self.tokenizer.pad_token_id} - self.eos
         self.banned = [*special, *range(len(self.tokenizer), rows)]
-        """Ids that no answer may hold: pictures, padding, and rows that no token has."""
+        """Ids that no answer may hold: images, padding, and rows that no token has."""
 
     def decode(self, token: int) -> str:
         """Spell one token."""

@@ -1,1 +1,1 @@
-"""AnnotatedImages in, Conversations out: a teacher that never sees a pixel writes dialogues about pictures."""
+"""AnnotatedImages in, Conversations out: a teacher that never sees a pixel writes dialogues about images."""

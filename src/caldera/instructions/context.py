@@ -1,7 +1,7 @@
-"""Facts of several pictures in, questions that need all of those pictures out.
+"""Facts of several images in, questions that need all of those images out.
 
-The pictures are called A, B, C in the order they are shown. BLIP-2 was said to fail at such questions for want of
-training data in which several pictures stand in one dialogue (arXiv 2301.12597, its limitations).
+The images are called A, B, C in the order they are shown. BLIP-2 was said to fail at such questions for want of
+training data in which several images stand in one dialogue (arXiv 2301.12597, its limitations).
 """
 
 import random
@@ -25,11 +25,11 @@ def _question(form: str, text: str, short: str, answer: str) -> Question:
     return Question("context", form, text, short, sentence(answer))
 
 
-def which_image_shows(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
-    """Ask which picture shows something that only one of them shows."""
+def which_image_shows(images: Sequence[Facts], rng: random.Random) -> list[Question]:
+    """Ask which image shows something that only one of them shows."""
     asked = []
-    for index, facts in enumerate(pictures):
-        others = [other for other in pictures if other is not facts]
+    for index, facts in enumerate(images):
+        others = [other for other in images if other is not facts]
         only = [
             category
             for category in facts.present
@@ -39,13 +39,13 @@ def which_image_shows(pictures: Sequence[Facts], rng: random.Random) -> list[Que
             category, letter = rng.choice(only), LETTERS[index]
             text = f"Which picture shows {article(category)}?"
             answer = f"picture {letter} shows {article(category)}"
-            asked.append(_question(f"which of {len(pictures)}", text, letter, answer))
+            asked.append(_question(f"which of {len(images)}", text, letter, answer))
     return [rng.choice(asked)] if asked else []
 
 
-def what_is_common(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
-    """Ask whether two pictures show the same kind of thing, and which."""
-    one, other = pictures[:2]
+def what_is_common(images: Sequence[Facts], rng: random.Random) -> list[Question]:
+    """Ask whether two images show the same kind of thing, and which."""
+    one, other = images[:2]
     shared = [category for category in one.present if category in other.present]
     text = rng.choice(
         ("What do pictures A and B both show?", "Which kind of thing is in both A and B?")
@@ -58,14 +58,14 @@ def what_is_common(pictures: Sequence[Facts], rng: random.Random) -> list[Questi
     return []
 
 
-def which_shares(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
+def which_shares(images: Sequence[Facts], rng: random.Random) -> list[Question]:
     """Ask which of the animals (vehicles, foods) of A and B are in C."""
-    if len(pictures) != 3:
+    if len(images) != 3:
         return []
     asked = []
     for group, members in GROUPS.items():
-        possible = [facts.possible.intersection(members) for facts in pictures]
-        if any(kinds - {*facts.present} for kinds, facts in zip(possible, pictures, strict=True)):
+        possible = [facts.possible.intersection(members) for facts in images]
+        if any(kinds - {*facts.present} for kinds, facts in zip(possible, images, strict=True)):
             continue
         first, second, third = possible
         either = first | second
@@ -90,9 +90,9 @@ def _found(again: frozenset[str], either: frozenset[str]) -> tuple[str, str] | N
     return ("both", "both of them are in C") if len(either) == 2 else None
 
 
-def which_has_more(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
-    """Ask which of two pictures has more of something."""
-    one, other = pictures[:2]
+def which_has_more(images: Sequence[Facts], rng: random.Random) -> list[Question]:
+    """Ask which of two images has more of something."""
+    one, other = images[:2]
     asked = []
     for category in dict.fromkeys((*one.counts, *other.counts)):
         here, there = _counted(one, category), _counted(other, category)
@@ -106,11 +106,11 @@ def which_has_more(pictures: Sequence[Facts], rng: random.Random) -> list[Questi
     return [rng.choice(asked)] if asked else []
 
 
-def total_count(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
-    """Ask how many there are of something in all the pictures together."""
+def total_count(images: Sequence[Facts], rng: random.Random) -> list[Question]:
+    """Ask how many there are of something in all the images together."""
     asked = []
-    for category in {category: None for facts in pictures for category in facts.counts}:
-        counts = [_counted(facts, category) for facts in pictures]
+    for category in {category: None for facts in images for category in facts.counts}:
+        counts = [_counted(facts, category) for facts in images]
         known = [count for count in counts if count is not None]
         if len(known) < len(counts) or sum(count > 0 for count in known) < 2:
             continue
@@ -120,9 +120,9 @@ def total_count(pictures: Sequence[Facts], rng: random.Random) -> list[Question]
     return [rng.choice(asked)] if asked else []
 
 
-def same_setting(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
-    """Ask of two pictures taken in the same kind of place, and of two that were not, if there are both among these."""
-    taken = [(letter, one.setting) for letter, one in zip(LETTERS, pictures, strict=False)]
+def same_setting(images: Sequence[Facts], rng: random.Random) -> list[Question]:
+    """Ask of two images taken in the same kind of place, and of two that were not, if there are both among these."""
+    taken = [(letter, one.setting) for letter, one in zip(LETTERS, images, strict=False)]
     pairs = [(one, other) for one, other in combinations(taken, 2) if one[1] and other[1]]
     alike = [pair for pair in pairs if pair[0][1] == pair[1][1]]
     apart = [pair for pair in pairs if pair not in alike]
@@ -156,9 +156,9 @@ FORMS: dict[str, Callable[[Sequence[Facts], random.Random], list[Question]]] = {
     "altogether": total_count,
     "same_place": same_setting,
 }
-"""Questions about several pictures, each written from their facts."""
+"""Questions about several images, each written from their facts."""
 
 
-def questions_about_all(pictures: Sequence[Facts], rng: random.Random) -> list[Question]:
-    """Write every question that the facts of these pictures allow."""
-    return [question for write in FORMS.values() for question in write(pictures, rng)]
+def questions_about_all(images: Sequence[Facts], rng: random.Random) -> list[Question]:
+    """Write every question that the facts of these images allow."""
+    return [question for write in FORMS.values() for question in write(images, rng)]

@@ -1,6 +1,6 @@
 """An AnnotatedImage in, what is beyond doubt about it out.
 
-Boxes say what is there, how many and where; captions say colours and the setting, and veto what the boxes seem to
+Boxes say what is there, how many and where; captions say colors and the setting, and veto what the boxes seem to
 deny. What the annotations leave open is not a fact.
 """
 
@@ -15,7 +15,7 @@ from caldera.boxes import Relation, position_of, relations
 from caldera.english import PLURAL_ONLY, plural
 from caldera.instructions.knowledge import (
     CATEGORIES_WITH_PURPOSE,
-    COLOURS,
+    COLORS,
     GROUPED,
     OTHER_NAMES,
     SETTINGS,
@@ -23,14 +23,14 @@ from caldera.instructions.knowledge import (
 )
 
 _MIN_AREA = 0.004
-"""Share of the picture a box must cover for its thing to be worth a question."""
+"""Share of the image a box must cover for its thing to be worth a question."""
 
 _MAX_COUNT = 6
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What may be asked about one picture, with the answers."""
+    """What may be asked about one image, with the answers."""
 
     present: tuple[str, ...]
     """Categories that are plainly there, in the order of their first box."""
@@ -53,8 +53,8 @@ class Facts:
     relations: tuple[tuple[str, Relation, str], ...]
     """Pairs of things that are there once each, and what the first is to the second."""
 
-    colours: dict[str, str]
-    """The colour of each category that the captions give one colour."""
+    colors: dict[str, str]
+    """The color of each category that the captions give one color."""
 
     setting: str | None
     """Where the captions agree that it is."""
@@ -101,13 +101,13 @@ def derive_facts(image: AnnotatedImage, categories: Iterable[str]) -> Facts:
             if one != other
             for relation in relations(first.box, second.box)
         ),
-        colours=_colours(image.captions, counts),
+        colors=_colors(image.captions, counts),
         setting=_setting(image.captions),
     )
 
 
-def _colours(captions: tuple[str, ...], counts: dict[str, int]) -> dict[str, str]:
-    """Find the categories that captions give a colour, all of them the same one."""
+def _colors(captions: tuple[str, ...], counts: dict[str, int]) -> dict[str, str]:
+    """Find the categories that captions give a color, all of them the same one."""
     found = {}
     for category, count in counts.items():
         noun = category if count == 1 else plural(category)
@@ -121,10 +121,10 @@ def _colours(captions: tuple[str, ...], counts: dict[str, int]) -> dict[str, str
 
 @cache
 def _color_pattern(noun: str) -> re.Pattern[str]:
-    """Return a pattern that finds the colour right before a noun, unless it is one of several colours."""
-    colours = "|".join(COLOURS)
+    """Return a pattern that finds the color right before a noun, unless it is one of several colors."""
+    colors = "|".join(COLORS)
     return re.compile(
-        rf"(?<!and )(?<!or )(?<!, )(?<!& )(?<![-/&])\b({colours}) {re.escape(noun)}\b",
+        rf"(?<!and )(?<!or )(?<!, )(?<!& )(?<![-/&])\b({colors}) {re.escape(noun)}\b",
         re.IGNORECASE,
     )
 

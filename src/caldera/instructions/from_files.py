@@ -43,11 +43,11 @@ class GenerateConfig:
 
     seed: int = 0
     max_bad: float = 0.0
-    """Share of pictures that may be left out."""
+    """Share of images that may be left out."""
 
 
 def generate_data(order: GenerateConfig, out: Path, progress: Progress) -> GeneratedData:
-    """Write a data file about annotated pictures, whole or not at all.
+    """Write a data file about annotated images, whole or not at all.
 
     Raises:
         CalderaError: A name is unknown, annotations are bad, the teacher ends the run, or the file cannot be written.

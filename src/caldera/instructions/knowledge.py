@@ -81,7 +81,7 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Other words in a caption that may mean a category, so that it is not called absent."""
 
-COLOURS = (
+COLORS = (
     "red", "blue", "green", "yellow", "orange", "purple", "pink", "brown", "black", "white", "grey", "gray",
 )  # fmt: skip
 
@@ -122,7 +122,7 @@ class Purpose:
     """Something one might want, and the categories that serve it."""
 
     goals: tuple[str, ...]
-    """Questions whether anything in the picture serves it, without naming what is there."""
+    """Questions whether anything in the image serves it, without naming what is there."""
 
     uses: str
     """What a thing that serves it does, in the singular: 'keeps the rain off'."""

@@ -1,4 +1,4 @@
-"""Facts in, questions with definite answers out, about one picture.
+"""Facts in, questions with definite answers out, about one image.
 
 Each question has two answers: the short one (LLaVA-1.5's "single word or phrase"), which can be marked right or wrong,
 and a whole sentence.
@@ -169,10 +169,10 @@ def relation(facts: Facts, rng: random.Random) -> list[Question]:
     return asked
 
 
-def colour(facts: Facts, rng: random.Random) -> list[Question]:
-    """Ask for the colour of what the captions gave one."""
+def color(facts: Facts, rng: random.Random) -> list[Question]:
+    """Ask for the color of what the captions gave one."""
     asked = []
-    for category, hue in facts.colours.items():
+    for category, hue in facts.colors.items():
         one = facts.counts[category] == 1
         ask = ("What colour {are} the {things}?", "Which colour {are} the {things}?")
         words = {"things": category if one else plural(category), "are": "is" if one else "are"}
@@ -248,12 +248,12 @@ FORMS: dict[str, Callable[[Facts, random.Random], list[Question]]] = {
     "count": count_questions,
     "position": position_questions,
     "relation": relation,
-    "colour": colour,
+    "colour": color,
     "naming": naming,
     "setting": setting,
     "reasoning": reasoning,
 }
-"""Kinds of questions about one picture, each written from its facts."""
+"""Kinds of questions about one image, each written from its facts."""
 
 
 def questions_about(facts: Facts, rng: random.Random) -> list[Question]:
@@ -283,7 +283,7 @@ def yes_no_pairs(asked: Sequence[Question]) -> list[list[Question]]:
 
 
 def describe(facts: Facts, rng: random.Random) -> str:
-    """Describe a picture in a few sentences, from its facts alone; empty where nothing is plainly there."""
+    """Describe an image in a few sentences, from its facts alone; empty where nothing is plainly there."""
     if not facts.present:
         return ""
     what = join_with_and(
@@ -317,5 +317,5 @@ def _pronoun(category: str) -> str:
 
 
 def _color_adjective(facts: Facts, category: str) -> str:
-    """Name a category with its colour, if it has one."""
-    return f"{facts.colours[category]} {category}" if category in facts.colours else category
+    """Name a category with its color, if it has one."""
+    return f"{facts.colors[category]} {category}" if category in facts.colors else category

@@ -80,7 +80,7 @@ class ScriptedTeacher:
         return _sentences(_shuffled([*pair, *others[: _MAX_TURNS - len(pair)]], rng))
 
     def _detail(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:
-        """Describe the picture."""
+        """Describe the image."""
         told = describe(self._facts(images[0]), rng)
         return _require_some([Exchange(rng.choice(DETAIL_REQUESTS), told)] if told else [])
 
@@ -93,9 +93,9 @@ class ScriptedTeacher:
         return _short_answers(_vqa_questions(questions_about(self._facts(images[0]), rng), rng))
 
     def _context(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:
-        """Ask what needs all the pictures, for short answers or for sentences."""
+        """Ask what needs all the images, for short answers or for sentences."""
         if len(images) < 2:
-            raise NothingToWrite("a question about several pictures needs at least two")
+            raise NothingToWrite("a question about several images needs at least two")
         asked = _shuffled(questions_about_all([self._facts(image) for image in images], rng), rng)
         return (_short_answers if rng.random() < 0.7 else _sentences)(asked)
 

@@ -1,7 +1,7 @@
-"""What a teacher is: given a kind and the annotations of some pictures, it writes questions and answers.
+"""What a teacher is: given a kind and the annotations of some images, it writes questions and answers.
 
 Kinds are LLaVA's three (arXiv 2304.08485, section 3), the captions of stage 1, the short answers of LLaVA-1.5, and
-`context`: several pictures in one dialogue.
+`context`: several images in one dialogue.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class NothingToWrite(Exception):  # noqa: N818 - not an error: the teacher decli
 
 
 class Teacher(Protocol):
-    """Writes instruction data from annotations; it never sees a picture."""
+    """Writes instruction data from annotations; it never sees an image."""
 
     name: str
 

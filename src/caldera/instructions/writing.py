@@ -36,18 +36,18 @@ def generate_dialogues(
     beside: Path,
     tick: Tick = lambda: None,
 ) -> GeneratedData:
-    """Have the teacher write about every picture.
+    """Have the teacher write about every image.
 
     Args:
-        annotations: Pictures with what people said about them.
+        annotations: Images with what people said about them.
         teacher: Writes the dialogues.
-        kinds: How many dialogues of a kind to write for a picture; 0.3 means for three pictures in ten.
-        seed: Decides which pictures get a kind with a share, which stand together, and the order of text and picture.
-        beside: Folder of the data file; picture paths are written relative to it.
+        kinds: How many dialogues of a kind to write for an image; 0.3 means for three images in ten.
+        seed: Decides which images get a kind with a share, which stand together, and the order of text and image.
+        beside: Folder of the data file; image paths are written relative to it.
         tick: Called after each dialogue, for a progress bar.
 
     Returns:
-        Conversations in the order of the pictures, and what was refused.
+        Conversations in the order of the images, and what was refused.
     """
     written = GeneratedData()
     for dialogue in dialogues(annotations.images, kinds, seed):
@@ -67,17 +67,17 @@ class Dialogue:
     """One dialogue that is to be written, whoever the teacher is."""
 
     id: str
-    """Name of its record: its pictures and its kind."""
+    """Name of its record: its images and its kind."""
 
     kind: Kind
     images: tuple[AnnotatedImage, ...]
-    """One picture; several for the kind "context"."""
+    """One image; several for the kind "context"."""
 
     rng: random.Random
     """Its own source of chance, which hangs on no other dialogue; each draw from it is meant once."""
 
     def conversation(self, exchanges: Sequence[Exchange], beside: Path) -> Conversation:
-        """Make the conversation of a teacher's exchanges, with paths of pictures relative to `beside`.
+        """Make the conversation of a teacher's exchanges, with paths of images relative to `beside`.
 
         Raises:
             RecordError: A text says <image>, which no data file could hold.
@@ -90,7 +90,7 @@ class Dialogue:
 def dialogues(
     images: Sequence[AnnotatedImage], kinds: Mapping[Kind, float], seed: int
 ) -> Iterator[Dialogue]:
-    """Yield every dialogue to be written, in the order of the pictures; one of several pictures finds companions."""
+    """Yield every dialogue to be written, in the order of the images; one of several images finds companions."""
     finder = RelatedImages(images)
     for image, kind, rng in assign_kinds(images, kinds, seed):
         shown = finder.group_with(image, rng) if kind == "context" else (image,)
@@ -107,7 +107,7 @@ def count_dialogues(
 def assign_kinds(
     images: Sequence[AnnotatedImage], kinds: Mapping[Kind, float], seed: int
 ) -> Iterator[tuple[AnnotatedImage, Kind, random.Random]]:
-    """Yield which picture gets which kind, each with its own source of chance."""
+    """Yield which image gets which kind, each with its own source of chance."""
     for image in images:
         for kind, share in kinds.items():
             rng = random.Random(f"{seed} {kind} {image.id}")
@@ -116,7 +116,7 @@ def assign_kinds(
 
 
 class RelatedImages:
-    """Finds pictures to stand beside a picture: more often than by chance they share something."""
+    """Finds images to stand beside an image: more often than by chance they share something."""
 
     def __init__(self, images: Sequence[AnnotatedImage]) -> None:
         self._images = images
@@ -126,7 +126,7 @@ class RelatedImages:
                 self._with[category].append(image)
 
     def group_with(self, image: AnnotatedImage, rng: random.Random) -> tuple[AnnotatedImage, ...]:
-        """Choose one or two more pictures; none if the collection has no more."""
+        """Choose one or two more images; none if the collection has no more."""
         chosen = [image]
         wanted = min(rng.choice((2, 3)), len(self._images))
         while len(chosen) < wanted:
@@ -159,18 +159,18 @@ def _conversation(
     return Conversation(name, tuple(turns))
 
 
-def label_images(pictures: Sequence[ImageRef]) -> tuple[str | ImageRef, ...]:
-    """Lay out several pictures by their letters: 'Picture A: <image>', a line each.
+def label_images(images: Sequence[ImageRef]) -> tuple[str | ImageRef, ...]:
+    """Lay out several images by their letters: 'Image A: <image>', a line each.
 
     Raises:
-        UsageError: There are more pictures than letters.
+        UsageError: There are more images than letters.
     """
-    if len(pictures) > len(LETTERS):
+    if len(images) > len(LETTERS):
         raise UsageError(
-            f"{len(pictures)} pictures are shown together, over the limit of {len(LETTERS)}; show fewer at a time"
+            f"{len(images)} images are shown together, over the limit of {len(LETTERS)}; show fewer at a time"
         )
-    letters = LETTERS[: len(pictures)]
+    letters = LETTERS[: len(images)]
     lines = (
-        (f"Picture {letter}: ", one, "\n") for letter, one in zip(letters, pictures, strict=True)
+        (f"Picture {letter}: ", one, "\n") for letter, one in zip(letters, images, strict=True)
     )
     return tuple(part for line in lines for part in line)

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from caldera.batches.anyres import RELEASED_GRIDS, Size, grid_pinpoints
-from caldera.batches.pictures import ImageAspect
+from caldera.batches.images import ImageAspect
 from caldera.batches.templates import Template, find_template
 from caldera.batches.text_ids import context_tokenizer
 from caldera.errors import ModelFormatError, UsageError
@@ -32,7 +32,7 @@ from caldera.model.vision import FeatureSelect, VisionTower
 from caldera.model.weights import digest_folder
 
 _CONTRASTIVE_MODELS = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
-"""Folders that hold a picture and a text tower, and the class that takes the picture tower out of them."""
+"""Folders that hold an image and a text tower, and the class that takes the image tower out of them."""
 
 
 def assemble(  # noqa: PLR0913 - the settings of a card, by name
@@ -54,7 +54,7 @@ def assemble(  # noqa: PLR0913 - the settings of a card, by name
         language: Folder of a causal language model with its tokenizer.
         projector: A name in PROJECTORS.
         template: How conversations will be written.
-        aspect: How pictures that are not square will be shown.
+        aspect: How images that are not square will be shown.
         pinpoints: Canvases for `anyres`, (width, height); LLaVA-NeXT's grids of the tower's own side if there are none.
         select_layer: Hidden state of the tower that is projected.
         select: Whether its class token is, too.
@@ -90,11 +90,11 @@ def assemble(  # noqa: PLR0913 - the settings of a card, by name
 def with_image_aspect(
     assistant: LlavaBundle, aspect: ImageAspect, pinpoints: tuple[Size, ...] = (), *, seed: int = 0
 ) -> LlavaBundle:
-    """Return an assistant that is shown pictures in another way; its projector gets or loses the end of a row of tiles.
+    """Return an assistant that is shown images in another way; its projector gets or loses the end of a row of tiles.
 
     Args:
         assistant: Its model is changed.
-        aspect: How pictures that are not square will be shown.
+        aspect: How images that are not square will be shown.
         pinpoints: Canvases for `anyres`, (width, height); LLaVA-NeXT's grids of the tower's own side if there are none.
         seed: Of a fresh end of a row.
 
@@ -147,13 +147,13 @@ def _load(folder: Path, factory: Any) -> PreTrainedModel:  # noqa: ANN401 - tran
 def add_special_tokens(
     tokenizer: PreTrainedTokenizerFast, language: PreTrainedModel, template: Template
 ) -> int:
-    """Give tokenizer and model what they lack: a token for pictures, one for padding, and the template's special ones.
+    """Give tokenizer and model what they lack: a token for images, one for padding, and the template's special ones.
 
     The table grows to a multiple of 64; rows that were not there, and those of the template's new tokens, start as the
     mean of the old ones.
 
     Returns:
-        Id of the token for pictures.
+        Id of the token for images.
     """
     add_image_token(tokenizer)
     size = len(tokenizer)

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from caldera.batches.anyres import Size
-from caldera.batches.pictures import ImageAspect
+from caldera.batches.images import ImageAspect
 from caldera.errors import ModelFormatError
 from caldera.model.vision import FeatureSelect
 
@@ -29,7 +29,7 @@ class ModelMetadata(BaseModel):
     """Whether the class token is among the features."""
 
     image_aspect: ImageAspect = "square"
-    """How a picture that is not square is shown."""
+    """How an image that is not square is shown."""
 
     pinpoints: tuple[Size, ...] = ()
     """Sizes, (width, height), of the canvases that `anyres` cuts into tiles; none for the other aspects."""

@@ -13,13 +13,13 @@ _USER = (
     "{% else %}{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>' }}"
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{% endif %}"
 )
-"""A question: a lone picture on a line before the words, several where they are."""
+"""A question: a lone image on a line before the words, several where they are."""
 
-_PICTURES = (
+_IMAGES = (
     "{% if message['content'] is not string %}{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}{% endif %}"
 )
-"""A question of which only the pictures count."""
+"""A question of which only the images count."""
 
 _ANSWER = (
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -36,7 +36,7 @@ def chat_template(template: Template, *, starts: bool) -> str:
         template: What to write.
         starts: Whether the tokenizer uses a start mark.
     """
-    question = _PICTURES if template.caption_only else _USER
+    question = _IMAGES if template.caption_only else _USER
     return (
         "{% for message in messages %}{% if message['role'] == 'user' %}"
         f"{{% if loop.first %}}{_written(template, template.prefix, starts)}"

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from caldera.batches.anyres import TileLayout
-from caldera.batches.pictures import PictureProcessor
+from caldera.batches.images import ImageProcessor
 from caldera.batches.templates import find_template
 from caldera.batches.text_ids import start_ids
 from caldera.errors import ModelFormatError
@@ -58,19 +58,19 @@ class LlavaBundle:
 
     model: Llava
     tokenizer: PreTrainedTokenizerFast
-    processor: PictureProcessor
+    processor: ImageProcessor
     card: ModelMetadata
 
     def layouts(self, paths: Iterable[Path]) -> tuple[TileLayout, ...]:
-        """Return how pictures are shown.
+        """Return how images are shown.
 
         Raises:
-            PictureError: The size of one counts, but cannot be read.
+            ImageError: The size of one counts, but cannot be read.
         """
         return tuple(self.processor.layout(path) for path in paths)
 
     def image_tokens(self, layouts: Iterable[TileLayout]) -> list[int]:
-        """Return how many tokens each picture becomes."""
+        """Return how many tokens each image becomes."""
         return [self.model.count_tokens(layout) for layout in layouts]
 
 
@@ -183,7 +183,7 @@ def open_lazily(folder: Path) -> tuple[LlavaBundle, dict[str, LazyWeight]]:
     model = outlined.model
     if config.get("image_token_index") != model.image_token_id:
         raise ModelFormatError(
-            f"{folder}: config.json puts pictures at token {config.get('image_token_index')}, the tokenizer at "
+            f"{folder}: config.json puts images at token {config.get('image_token_index')}, the tokenizer at "
             f"{model.image_token_id}; they must agree"
         )
     check_config_matches(config, model.vision, card, folder)
@@ -195,13 +195,13 @@ def build_on_meta(
     vision: PretrainedConfig,
     language: PretrainedConfig,
     tokenizer: PreTrainedTokenizerFast,
-    processor: PictureProcessor,
+    processor: ImageProcessor,
     card: ModelMetadata,
 ) -> LlavaBundle:
     """Build an assistant whose weights have shapes but no numbers yet.
 
     Raises:
-        ModelFolderError: Transformers cannot build a tower from its config, or the tokenizer has no token for pictures.
+        ModelFolderError: Transformers cannot build a tower from its config, or the tokenizer has no token for images.
         UnknownNameError: There is no such projector.
     """
     with torch.device("meta"):

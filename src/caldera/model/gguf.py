@@ -16,7 +16,7 @@ _NEEDED = ("gguf", "accelerate")
 
 
 def convert_gguf(file: Path, folder: Path) -> None:
-    """Write a GGUF file's weights, freed of their quantisation, as a model folder, whole or not at all.
+    """Write a GGUF file's weights, freed of their quantization, as a model folder, whole or not at all.
 
     Args:
         file: Of an architecture whose GGUF files transformers reads, such as LLaMA's.

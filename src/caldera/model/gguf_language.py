@@ -19,7 +19,7 @@ ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}
 """`general.architecture` by transformers' model type."""
 
 _INTERLEAVED = {"llama"}
-"""Architectures whose rotary positions turn neighbouring pairs, where transformers turns halves: rows change places."""
+"""Architectures whose rotary positions turn neighboring pairs, where transformers turns halves: rows change places."""
 
 _GLOBAL_NAMES = {
     "model.embed_tokens": "token_embd",

@@ -1,8 +1,8 @@
-"""A chat template in, one out that llama.cpp's programs can run: they put a mark into the text where a picture stands.
+"""A chat template in, one out that llama.cpp's programs can run: they put a mark into the text where an image stands.
 
-llama-cpp-python hands a picture over as a part of text, llama.cpp's own programs as a piece of one text; both call it
+llama-cpp-python hands an image over as a part of text, llama.cpp's own programs as a piece of one text; both call it
 `<__media__>` or `<__media_...__>`. What is put before a template here makes texts of all messages, with a lone
-picture's mark on a line before the words, as caldera's templates have it.
+image's mark on a line before the words, as caldera's templates have it.
 """
 
 _GATHER = (

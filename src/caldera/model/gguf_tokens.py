@@ -1,4 +1,4 @@
-"""A tokenizer in, the keys by which llama.cpp tokenises alike out; what it cannot split alike is refused.
+"""A tokenizer in, the keys by which llama.cpp tokenizes alike out; what it cannot split alike is refused.
 
 llama.cpp knows two ways: byte-level BPE, whose texts are first cut by a pattern that it knows by name (`pre`), and
 SentencePiece, which joins the pair whose result has the highest score. `caldera parity` compares the ids.
@@ -55,7 +55,7 @@ def tokenizer_metadata(
         ends: Tokens that end an answer; what is not the tokenizer's own end mark becomes llama.cpp's end of turn.
 
     Raises:
-        ModelFolderError: llama.cpp has no way of tokenising like it.
+        ModelFolderError: llama.cpp has no way of tokenizing like it.
     """
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     model = content["model"]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from caldera.batches.pictures import PictureProcessor
+from caldera.batches.images import ImageProcessor
 from caldera.errors import ModelFormatError
 from caldera.model.card import METADATA_FILE, ModelMetadata
 from caldera.model.gguf_writing import TensorSpec, Value
@@ -37,7 +37,7 @@ ACTIVATIONS = {
 """The key that asks llama.cpp for a tower's activation; for exact `gelu` it computes the tanh form all the same."""
 
 ASPECTS = ("square", "pad")
-"""Ways to show a picture that an mmproj file of this kind can be used with: one view for each picture."""
+"""Ways to show an image that an mmproj file of this kind can be used with: one view for each image."""
 
 ClassToken = Literal["first", "last"]
 """Where llama.cpp puts the class token: "last" in releases since May 2025, "first" before, and once it is mended."""
@@ -84,7 +84,7 @@ def check_vision(config: PretrainedConfig, card: ModelMetadata) -> None:
         faults.append("a class token among the image tokens ('select': 'cls_patch')")
     if card.image_aspect not in ASPECTS:
         faults.append(
-            f"pictures shown by {card.image_aspect!r}: llama.cpp orders their tiles otherwise and has no line ends between"
+            f"images shown by {card.image_aspect!r}: llama.cpp orders their tiles otherwise and has no line ends between"
         )
     if faults:
         raise ModelFormatError(f"llama.cpp cannot express {'; nor '.join(faults)}; nothing written")
@@ -109,7 +109,7 @@ def depth(config: PretrainedConfig, card: ModelMetadata) -> int:
 def vision_settings(
     config: PretrainedConfig,
     card: ModelMetadata,
-    processor: PictureProcessor,
+    processor: ImageProcessor,
     language_width: int,
     class_token: ClassToken,
 ) -> dict[str, Value]:

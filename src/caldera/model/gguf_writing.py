@@ -24,7 +24,7 @@ FILE_TYPES: dict[GgufDtype, int] = {"f32": 0, "f16": 1, "q8_0": 7}
 """How the bulk of a file's weights is held, and llama.cpp's number for it (`general.file_type`)."""
 
 _BLOCK, _BLOCK_BYTES = 32, 34
-"""Q8_0 holds 32 neighbours of a row as one fp16 scale and 32 signed bytes."""
+"""Q8_0 holds 32 neighbors of a row as one fp16 scale and 32 signed bytes."""
 
 Value = str | bool | int | float | Sequence[str] | Sequence[int] | Sequence[float]
 

@@ -1,4 +1,4 @@
-"""The assembled model: pictures and tokens in, a loss or logits out."""
+"""The assembled model: images and tokens in, a loss or logits out."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -142,35 +142,35 @@ class Llava(nn.Module):
         return None if length is None else int(length)
 
     def count_tokens(self, layout: TileLayout) -> int:
-        """Return how many tokens a picture becomes that is shown in this way."""
+        """Return how many tokens an image becomes that is shown in this way."""
         return (
             self.vision.tokens_per_view
             if layout.views == 1
             else count_tokens(layout, self.vision.patches_per_side)
         )
 
-    def patch_features(self, pictures: Tensor) -> Tensor:
+    def patch_features(self, images: Tensor) -> Tensor:
         """Return (views, patches, vision width) from pixels, or pass on features that were kept."""
-        return self.vision(pictures) if pictures.ndim == _PIXEL_AXES else pictures
+        return self.vision(images) if images.ndim == _PIXEL_AXES else images
 
-    def embed(self, ids: Tensor, pictures: Tensor, layouts: Sequence[TileLayout]) -> Tensor:
+    def embed(self, ids: Tensor, images: Tensor, layouts: Sequence[TileLayout]) -> Tensor:
         """Return the language model's input, (rows, tokens, width), or (tokens, width) of one axis of tokens.
 
         Args:
-            ids: Token ids, (rows, tokens) or (tokens,), with the image token's id under each picture.
-            pictures: Pixels or features of all views of all pictures in order, (views, ...).
-            layouts: How the views of each picture lie, in order.
+            ids: Token ids, (rows, tokens) or (tokens,), with the image token's id under each image.
+            images: Pixels or features of all views of all images in order, (views, ...).
+            layouts: How the views of each image lie, in order.
 
         Raises:
-            ValueError: Image tokens and pictures disagree in number.
+            ValueError: Image tokens and images disagree in number.
         """
         is_image = ids == self.image_token_id  # (rows, tokens)
         words = self.language.get_input_embeddings()(ids)  # (rows, tokens, width)
         dtype = self.projector.layers[0].weight.dtype
-        if len(pictures) == 0:
+        if len(images) == 0:
             features = words.new_zeros(0, 1, self.vision.width, dtype=dtype)
         else:
-            features = self.patch_features(pictures).to(dtype)  # (views, patches, vision width)
+            features = self.patch_features(images).to(dtype)  # (views, patches, vision width)
         projected = self.projector(features)  # (views, patches, width)
         return insert_image_tokens(
             words, order_image_tokens(projected, layouts, self.projector.image_newline), is_image
@@ -178,7 +178,7 @@ class Llava(nn.Module):
 
     def hidden_states(self, batch: Batch) -> Tensor:
         """Return the language model's last hidden states, (tokens, width)."""
-        embedded = self.embed(batch.input_ids, batch.pictures, batch.layouts)
+        embedded = self.embed(batch.input_ids, batch.images, batch.layouts)
         return run_language_model(
             self.language, embedded, batch.positions, batch.rows, self.arrangement
         )

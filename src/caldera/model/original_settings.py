@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import CLIPVisionConfig, PretrainedConfig
 
-from caldera.batches.pictures import PictureProcessor
+from caldera.batches.images import ImageProcessor
 from caldera.errors import ModelFormatError
 from caldera.model.config import sub_config
 from caldera.model.projector import PROJECTORS
@@ -37,7 +37,7 @@ _CLIP_L14: dict[str, Any] = {
     "hidden_act": "quick_gelu",
 }
 _SIDES = {"openai/clip-vit-large-patch14": 224, "openai/clip-vit-large-patch14-336": 336}
-"""The vision towers of LLaVA's releases by their exact hub names, and the pictures they see (spec 1.2)."""
+"""The vision towers of LLaVA's releases by their exact hub names, and the images they see (spec 1.2)."""
 
 _LLAVA_KEYS = {
     "architectures", "freeze_mm_mlp_adapter", "freeze_mm_vision_resampler", "image_aspect_ratio",
@@ -130,13 +130,13 @@ def _check_supported(config: Mapping[str, Any], file: Path) -> None:
             )
     if config.get("mm_use_im_start_end"):
         raise ModelFormatError(
-            f"{file} has mm_use_im_start_end true: such models see <im_start> and <im_end> around each picture, which "
+            f"{file} has mm_use_im_start_end true: such models see <im_start> and <im_end> around each image, which "
             "no template of caldera's writes; not supported"
         )
 
 
 def _image_aspect(config: Mapping[str, Any], file: Path) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """Read how pictures are shown, and the grids of tiles if they are cut to such.
+    """Read how images are shown, and the grids of tiles if they are cut to such.
 
     Raises:
         ModelFolderError: Tiles are joined in a way that is not supported, or the grids are no pairs.
@@ -170,12 +170,12 @@ def parse_pinpoints(said: object, file: Path) -> tuple[tuple[int, int], ...]:
     )
 
 
-def known_tower(name: str) -> tuple[CLIPVisionConfig, PictureProcessor] | None:
-    """Return the config of one of LLaVA's own vision towers by its exact hub name, and how it sees pictures."""
+def known_tower(name: str) -> tuple[CLIPVisionConfig, ImageProcessor] | None:
+    """Return the config of one of LLaVA's own vision towers by its exact hub name, and how it sees images."""
     if name not in _SIDES:
         return None
     side = _SIDES[name]
-    processor = PictureProcessor(side=side, mean=_CLIP_MEAN, std=_CLIP_STD)
+    processor = ImageProcessor(side=side, mean=_CLIP_MEAN, std=_CLIP_STD)
     return CLIPVisionConfig(**_CLIP_L14, image_size=side), processor
 
 

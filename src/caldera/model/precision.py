@@ -49,7 +49,7 @@ def _rms_norm_epsilon(module: nn.Module, width: int) -> float | None:
 
 
 def _fast_rms_norm(module: nn.Module, epsilon: float, hidden: Tensor) -> Tensor:
-    """Normalise hidden states, (..., width), as transformers' own norm does."""
+    """Normalize hidden states, (..., width), as transformers' own norm does."""
     out: Tensor = _RMSNorm.apply(hidden, module.weight, epsilon)  # type: ignore[no-untyped-call]
     return out
 
@@ -68,7 +68,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:  # noqa: ANN401 - torch's
-        """Normalise again, and from that the gradients."""
+        """Normalize again, and from that the gradients."""
         hidden, weight, scale = ctx.saved_tensors
         normal = hidden.float() * scale
         incoming = gradient.float()

@@ -1,4 +1,4 @@
-"""An image processor's file in, a PictureProcessor out: how a tower's or an assistant's pictures are prepared."""
+"""An image processor's file in, a ImageProcessor out: how a tower's or an assistant's images are prepared."""
 
 import json
 import math
@@ -7,19 +7,19 @@ from typing import Any
 
 from PIL import Image
 
-from caldera.batches.pictures import ImageAspect, PictureProcessor
+from caldera.batches.images import ImageAspect, ImageProcessor
 from caldera.errors import ModelFormatError
 from caldera.model.card import ModelMetadata
 from caldera.model.transformers_files import pinpoints_from_disk
 
 _OF_BYTES = 1 / 255
-"""What bytes of a picture are multiplied by."""
+"""What bytes of an image are multiplied by."""
 
 _CHANNELS = 3
 
 
 def _read_resize(content: dict[str, Any]) -> dict[str, Any]:
-    """Read out of an image processor's settings how a picture comes to its square.
+    """Read out of an image processor's settings how an image comes to its square.
 
     Raises:
         ValueError: It does not end as a square, or a square is cut out of what is smaller.
@@ -41,10 +41,10 @@ def _read_resize(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_normalization(content: dict[str, Any]) -> dict[str, Any]:
-    """Read out of an image processor's settings how its pixels are sampled, scaled and normalised.
+    """Read out of an image processor's settings how its pixels are sampled, scaled and normalized.
 
     Raises:
-        ValueError: It does so in another way than PictureProcessor, or with numbers that cannot be.
+        ValueError: It does so in another way than ImageProcessor, or with numbers that cannot be.
         KeyError: A mean or deviation is missing.
     """
     for step in ("do_resize", "do_rescale", "do_normalize"):
@@ -63,7 +63,7 @@ def _read_normalization(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_aspect(content: dict[str, Any]) -> dict[str, Any]:
-    """Read out of an image processor's settings how a picture that is not square is shown."""
+    """Read out of an image processor's settings how an image that is not square is shown."""
     if "image_grid_pinpoints" in content:
         pinpoints = pinpoints_from_disk(content["image_grid_pinpoints"])
         return {"aspect": "anyres", "pinpoints": pinpoints}
@@ -71,12 +71,12 @@ def _read_aspect(content: dict[str, Any]) -> dict[str, Any]:
     return {"aspect": aspect}
 
 
-def load_processor(folder: Path, card: ModelMetadata | None = None) -> PictureProcessor:
-    """Read how pictures are prepared from `processor_config.json` or `preprocessor_config.json`.
+def load_processor(folder: Path, card: ModelMetadata | None = None) -> ImageProcessor:
+    """Read how images are prepared from `processor_config.json` or `preprocessor_config.json`.
 
     Args:
         folder: A model folder or a vision tower's.
-        card: Says how a picture that is not square is shown; without one, the file does.
+        card: Says how an image that is not square is shown; without one, the file does.
 
     Raises:
         ModelFolderError: Neither is there, or it lacks a setting.
@@ -87,7 +87,7 @@ def load_processor(folder: Path, card: ModelMetadata | None = None) -> PicturePr
         try:
             content = json.loads((folder / name).read_bytes())
             content = content.get("image_processor", content)
-            return PictureProcessor(
+            return ImageProcessor(
                 **_read_resize(content),
                 **_read_normalization(content),
                 **(
@@ -98,6 +98,6 @@ def load_processor(folder: Path, card: ModelMetadata | None = None) -> PicturePr
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelFormatError(
-                f"{folder / name} does not say how pictures are prepared: {error}"
+                f"{folder / name} does not say how images are prepared: {error}"
             ) from None
     raise ModelFormatError(f"{folder} has no preprocessor_config.json")

@@ -12,7 +12,7 @@ class LinearProjector(nn.Linear):
     """One linear layer, as in the first LLaVA (arXiv 2304.08485, section 4.1)."""
 
     image_newline: nn.Parameter | None
-    """Ends each row of tiles, (language width,); None where pictures are not tiled."""
+    """Ends each row of tiles, (language width,); None where images are not tiled."""
 
     def __init__(self, vision_width: int, language_width: int) -> None:
         super().__init__(vision_width, language_width)
@@ -28,7 +28,7 @@ class MlpProjector(nn.Module):
     """Two linear layers with an exact GELU between them, as in LLaVA-1.5 (arXiv 2310.03744, section 3.3)."""
 
     image_newline: nn.Parameter | None
-    """Ends each row of tiles, (language width,); None where pictures are not tiled."""
+    """Ends each row of tiles, (language width,); None where images are not tiled."""
 
     def __init__(self, vision_width: int, language_width: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ PROJECTORS: dict[str, Callable[[int, int], Projector]] = {
 
 
 def build_projector(name: str, vision_width: int, language_width: int) -> Projector:
-    """Build the projector called exactly `name`, with PyTorch's own initialisation, as LLaVA has it.
+    """Build the projector called exactly `name`, with PyTorch's own initialization, as LLaVA has it.
 
     Raises:
         UnknownNameError: There is none.
@@ -84,8 +84,8 @@ def match_embedding_scale(projector: Projector, patches: Tensor, embeddings: Ten
     words spends its first hundreds of steps on shrinking them. Each layer is divided by the spread of what it puts out.
 
     Args:
-        projector: As initialised.
-        patches: Features of some pictures, (views, patches, vision width).
+        projector: As initialized.
+        patches: Features of some images, (views, patches, vision width).
         embeddings: The language model's table, (vocabulary, width).
     """
     first, *rest = projector.layers

@@ -1,4 +1,4 @@
-"""A folder's tokenizer in, one with a token for pictures out, and back."""
+"""A folder's tokenizer in, one with a token for images out, and back."""
 
 import json
 from importlib.util import find_spec
@@ -53,7 +53,7 @@ def _needs_sentences(folder: Path) -> bool:
 
 
 def image_token_id(tokenizer: PreTrainedTokenizerFast) -> int:
-    """Return the id of the token that stands for pictures.
+    """Return the id of the token that stands for images.
 
     Raises:
         ModelFolderError: The tokenizer has no such token.
@@ -61,14 +61,14 @@ def image_token_id(tokenizer: PreTrainedTokenizerFast) -> int:
     vocabulary = tokenizer.get_vocab()
     if IMAGE_TOKEN not in vocabulary:
         raise ModelFormatError(
-            f"the tokenizer in {tokenizer.name_or_path} has no token {IMAGE_TOKEN!r}, so pictures have no place; "
+            f"the tokenizer in {tokenizer.name_or_path} has no token {IMAGE_TOKEN!r}, so images have no place; "
             "copy the model folder again"
         )
     return vocabulary[IMAGE_TOKEN]
 
 
 def add_image_token(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Add a token for pictures, and one for padding where there is none of its own (spec 8.2)."""
+    """Add a token for images, and one for padding where there is none of its own (spec 8.2)."""
     tokenizer.add_special_tokens(
         {"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False
     )
@@ -77,10 +77,10 @@ def add_image_token(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def vocab_size_without_image(tokenizer: PreTrainedTokenizerFast) -> int:
-    """Return how many tokens there are without those that `add_picture_tokens` put behind all others.
+    """Return how many tokens there are without those that `add_image_tokens` put behind all others.
 
     Raises:
-        ModelFolderError: The token for pictures stands among the words.
+        ModelFolderError: The token for images stands among the words.
     """
     vocabulary = tokenizer.get_vocab()
     count = len(vocabulary)
@@ -96,7 +96,7 @@ def vocab_size_without_image(tokenizer: PreTrainedTokenizerFast) -> int:
 
 
 def save_without_image_token(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write a tokenizer's files as they were before `add_picture_tokens`; where it padded, `<unk>` pads (spec 1.4)."""
+    """Write a tokenizer's files as they were before `add_image_tokens`; where it padded, `<unk>` pads (spec 1.4)."""
     count = vocab_size_without_image(tokenizer)
     tokenizer.save_pretrained(folder)
     padded = tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= count

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from caldera.batches.anyres import Size
-from caldera.batches.pictures import PictureProcessor
+from caldera.batches.images import ImageProcessor
 from caldera.errors import ModelFormatError
 from caldera.model.card import METADATA_FILE, ModelMetadata
 from caldera.model.llava import Llava, logit_settings
@@ -112,7 +112,7 @@ def unsupported_by_transformers(model: Llava) -> str | None:
 
 
 def to_transformers_processor(
-    shape: PictureProcessor,
+    shape: ImageProcessor,
     vision: VisionTower,
     tokenizer: PreTrainedTokenizerFast,
     chat_template: str,
@@ -131,7 +131,7 @@ def to_transformers_processor(
 
 
 def _image_processor(
-    shape: PictureProcessor,
+    shape: ImageProcessor,
 ) -> CLIPImageProcessorPil | LlavaImageProcessorPil | LlavaNextImageProcessorPil:
     """Return the image processor that makes the same pixels in transformers."""
     square = {"height": shape.side, "width": shape.side}

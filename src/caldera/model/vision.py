@@ -1,4 +1,4 @@
-"""Pixels in, patch features out: any vision tower of transformers that turns squares of a picture into positions."""
+"""Pixels in, patch features out: any vision tower of transformers that turns squares of an image into positions."""
 
 from typing import Literal
 
@@ -18,7 +18,7 @@ class VisionTower(nn.Module):
     """A tower, the layer whose output LLaVA takes, and which of its positions are kept.
 
     Towers put different things before their patches: CLIP and DINOv2 a class token, SigLIP nothing, others registers
-    too. How many they are is measured, by one empty picture.
+    too. How many they are is measured, by one empty image.
     """
 
     def __init__(
@@ -32,12 +32,12 @@ class VisionTower(nn.Module):
 
         Args:
             tower: Any vision tower.
-            side: Pixels along each side of the pictures it will get.
+            side: Pixels along each side of the images it will get.
             select_layer: Hidden state that is taken.
             select: `patch` for the patches alone, `cls_patch` for every position.
 
         Raises:
-            ModelFolderError: The tower does not take such pictures, or gives no position for each of their patches.
+            ModelFolderError: The tower does not take such images, or gives no position for each of their patches.
         """
         super().__init__()
         self.tower = tower
@@ -58,7 +58,7 @@ class VisionTower(nn.Module):
 
     @torch.no_grad()
     def _count_positions(self) -> int:
-        """Return the positions that one picture becomes.
+        """Return the positions that one image becomes.
 
         Raises:
             ModelFolderError: The tower does not take it, or does not give (views, positions, width).
@@ -79,7 +79,7 @@ class VisionTower(nn.Module):
                 f"preprocessor_config.json makes: {reason}"
             ) from None
         raise ModelFormatError(
-            f"the vision tower ({kind}) does not cut pictures into square patches; choose one such as CLIP or SigLIP"
+            f"the vision tower ({kind}) does not cut images into square patches; choose one such as CLIP or SigLIP"
         )
 
     def _hidden(self, pixels: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def digest_weights(weights: Mapping[str, Tensor]) -> str:
 
 
 def check_known_prefixes(weights: Iterable[str], source: Path, *, tiled: bool) -> None:
-    """Refuse weights that belong to no part; the end of a row of tiles does only where pictures are `tiled`.
+    """Refuse weights that belong to no part; the end of a row of tiles does only where images are `tiled`.
 
     Raises:
         ModelFolderError: There are some; the message names the first.
@@ -153,7 +153,7 @@ def tied_names(language: PreTrainedModel) -> frozenset[str]:
 def load_into(
     shell: PreTrainedModel, weights: Mapping[str, LazyWeight], dtype: torch.dtype
 ) -> PreTrainedModel:
-    """Build the model that `shell` outlines, with checked weights and without initialising any at random.
+    """Build the model that `shell` outlines, with checked weights and without initializing any at random.
 
     Weights that are stored in `dtype` stay mapped from their file; others are converted one by one.
     """

@@ -25,5 +25,5 @@ def demo_smollm2() -> SceneRecipe:
             batch_size=16,
             micro_batch_size=4,
         ),
-        questions=QuestionCounts(per_picture=4, context_per_picture=1, captioned=20),
+        questions=QuestionCounts(per_image=4, context_per_image=1, captioned=20),
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar, get_args
 
 from caldera.annotations.coco import read_coco
-from caldera.batches.pictures import ASPECTS, ImageAspect
+from caldera.batches.images import ASPECTS, ImageAspect
 from caldera.conversation import read_conversations
 from caldera.errors import UnknownNameError, UsageError
 from caldera.evaluation.answering.answerer import AnswerConfig
@@ -37,8 +37,8 @@ class TrainingFiles:
     data: Path
     """Conversations, `.json` or `.jsonl`."""
 
-    pictures: Path | None
-    """Folder that picture paths start from; the data file's own if None."""
+    images: Path | None
+    """Folder that image paths start from; the data file's own if None."""
 
     out: Path
     ignore: frozenset[str] = frozenset()
@@ -46,7 +46,7 @@ class TrainingFiles:
 
 
 def parse_aspect(name: str) -> ImageAspect:
-    """Return the way of showing pictures called exactly `name`.
+    """Return the way of showing images called exactly `name`.
 
     Raises:
         UnknownNameError: There is none.
@@ -121,7 +121,7 @@ def train_stage(
     """
     data = TrainingData(
         conversations=read_conversations(files.data, files.ignore),
-        pictures=files.pictures or files.data.parent,
+        images=files.images or files.data.parent,
     )
     job = TrainingJob(
         stage=stage,
@@ -156,11 +156,11 @@ class CocoQuestions:
 
     folder: Path
     split: str | None = None
-    per_picture: int = 8
-    context_per_picture: int = 2
+    per_image: int = 8
+    context_per_image: int = 2
     seed: int = 0
     max_bad: float = 0.0
-    """Share of pictures that may be left out."""
+    """Share of images that may be left out."""
 
 
 def evaluate_on_coco(
@@ -180,8 +180,8 @@ def evaluate_on_coco(
     benchmark = build_questions(
         read_coco(questions.folder, SkippedItems(questions.max_bad), questions.split),
         name="coco",
-        per_picture=questions.per_picture,
-        context_per_picture=questions.context_per_picture,
+        per_image=questions.per_image,
+        context_per_image=questions.context_per_image,
         seed=questions.seed,
         beside=questions.folder,
     )

@@ -1,4 +1,4 @@
-"""Weights of a language model and its tokenizer in, both with a token for pictures out."""
+"""Weights of a language model and its tokenizer in, both with a token for images out."""
 
 import math
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ def grow_embeddings(
     tokenizer: PreTrainedTokenizerFast,
     source: Path,
 ) -> tuple[dict[str, LazyWeight], PretrainedConfig]:
-    """Give tokenizer and tables of words a token for pictures; new rows are the mean of the old (spec 8.2).
+    """Give tokenizer and tables of words a token for images; new rows are the mean of the old (spec 8.2).
 
     Raises:
         ModelFolderError: The tokenizer has more words than the model, or a table is missing.

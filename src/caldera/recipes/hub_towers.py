@@ -23,7 +23,7 @@ from caldera.scenes.backbones import BACKBONES
 
 
 def _clip_large(side: int) -> CLIPVisionConfig:
-    """CLIP's ViT-L/14 for pictures of `side` pixels (arXiv 2103.00020, table 20)."""
+    """CLIP's ViT-L/14 for images of `side` pixels (arXiv 2103.00020, table 20)."""
     return CLIPVisionConfig(
         hidden_size=1024,
         intermediate_size=4096,

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 import torch
 
-from caldera.batches.pictures import ImageAspect
+from caldera.batches.images import ImageAspect
 from caldera.batches.templates import TEMPLATES, find_template
 from caldera.errors import ModelFormatError, UnknownNameError, UsageError
 from caldera.model.card import METADATA_FILE
@@ -56,7 +56,7 @@ class ImportRequest:
     """How conversations are written; most folders do not say."""
 
     aspect: ImageAspect | None = None
-    """How pictures that are not square are shown; None as the source says."""
+    """How images that are not square are shown; None as the source says."""
 
     dtype: str = "auto"
     """Of the weights on disk; `auto` as they are."""

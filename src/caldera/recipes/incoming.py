@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from caldera.batches.pictures import ImageAspect, PictureProcessor
+from caldera.batches.images import ImageAspect, ImageProcessor
 from caldera.errors import ModelFormatError, UsageError
 from caldera.model import names
 from caldera.model.card import ModelMetadata
@@ -41,7 +41,7 @@ from caldera.model.weights import PROJECTOR, VISION
 from caldera.recipes.growing import grow_embeddings
 
 _TWO_TOWERS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
-"""Folders that hold a picture and a text tower, and the kind of the picture tower in them."""
+"""Folders that hold an image and a text tower, and the kind of the image tower in them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class SourceModel:
     vision: PretrainedConfig
     language: PretrainedConfig
     tokenizer: PreTrainedTokenizerFast
-    processor: PictureProcessor
+    processor: ImageProcessor
     card: ModelMetadata
     weights: Mapping[str, LazyWeight]
     """By llava-hf's names."""
@@ -68,7 +68,7 @@ class SourceTower:
     """A vision tower on its way in."""
 
     config: PretrainedConfig
-    processor: PictureProcessor
+    processor: ImageProcessor
     weights: Mapping[str, LazyWeight]
     files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
@@ -90,7 +90,7 @@ def make_card(
         source: What messages call it.
         projector: Its kind.
         template: How conversations are written.
-        aspect: How pictures are shown.
+        aspect: How images are shown.
         select_layer: Hidden state of the vision tower that is projected.
         select: Which of its positions are.
         pinpoints: (width, height) of the grids of tiles, for `anyres`.
@@ -100,7 +100,7 @@ def make_card(
     """
     if aspect not in get_args(ImageAspect):
         known = ", ".join(get_args(ImageAspect))
-        raise ModelFormatError(f"{source} shows pictures as {aspect!r}; known: {known}")
+        raise ModelFormatError(f"{source} shows images as {aspect!r}; known: {known}")
     settings: dict[str, Any] = {"pinpoints": pinpoints} if aspect == "anyres" else {}
     try:
         return ModelMetadata(
@@ -120,7 +120,7 @@ def make_card(
 
 
 def resolve_aspect(source: Path, said: str, wanted: str | None) -> str:
-    """Return how a model that comes in shows pictures: as its folder says, or as the user wants it.
+    """Return how a model that comes in shows images: as its folder says, or as the user wants it.
 
     Raises:
         UsageError: The user wants tiles of a model without the weights for them, or none of one that was made for them.
@@ -129,15 +129,15 @@ def resolve_aspect(source: Path, said: str, wanted: str | None) -> str:
         return said
     if "anyres" in (said, wanted):
         raise UsageError(
-            f"{source} shows pictures as {said!r}, and --aspect can only choose between square and pad; a stage of "
+            f"{source} shows images as {said!r}, and --aspect can only choose between square and pad; a stage of "
             f"training with --set aspect={wanted} makes such a model of it"
         )
     return wanted
 
 
 def with_metadata_aspect(
-    processor: PictureProcessor, card: ModelMetadata, source: Path
-) -> PictureProcessor:
+    processor: ImageProcessor, card: ModelMetadata, source: Path
+) -> ImageProcessor:
     """Return a vision tower's processor as the card of a model from `source` wants it.
 
     Raises:
@@ -203,7 +203,7 @@ def read_llava_hf(folder: Path, template: str, aspect: str | None) -> SourceMode
     ).model
     if found.image_token_id != config.image_token_index:
         raise ModelFormatError(
-            f"{file} puts pictures at token {config.image_token_index}, its tokenizer at {found.image_token_id}"
+            f"{file} puts images at token {config.image_token_index}, its tokenizer at {found.image_token_id}"
         )
     strategy, leading = config.vision_feature_select_strategy, found.vision.num_prefix_tokens
     if strategy == "default" and not leading:
@@ -221,7 +221,7 @@ def read_llava_hf(folder: Path, template: str, aspect: str | None) -> SourceMode
     notes: tuple[str, ...] = ()
     if card.image_aspect == "square" and aspect is None:
         notes = (
-            "its processor crops pictures to a square; LLaVA-1.5 was trained on padded ones, which --aspect pad makes",
+            "its processor crops images to a square; LLaVA-1.5 was trained on padded ones, which --aspect pad makes",
         )
     weights = names.rename_weights(source.weights, names.from_llava_hf, folder)
     parts = (config.vision_config, config.text_config, tokenizer, processor, card)
@@ -283,7 +283,7 @@ def join_original(
         folder: What messages call it.
         settings: From its config.
         source: Weights of language model and projector, by llava-hf's names.
-        tokenizer: Without a token for pictures.
+        tokenizer: Without a token for images.
         tower: From `original_tower`.
         card: Of the model.
 

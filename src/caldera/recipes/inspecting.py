@@ -29,9 +29,9 @@ def inspect_record(
     model: Path | None,
     template: str | None,
     ignore: frozenset[str],
-    pictures: Path | None = None,
+    images: Path | None = None,
 ) -> InspectedRecord:
-    """Encode one record for a model folder, or for the shipped backbones; its pictures need be there only for tiles.
+    """Encode one record for a model folder, or for the shipped backbones; its images need be there only for tiles.
 
     Raises:
         CalderaError: File, record, model or template is not there or cannot be used.
@@ -40,8 +40,8 @@ def inspect_record(
     assistant = load_model_folder(model) if model else _default_model(template or "vicuna_v1")
     name = template or assistant.card.template
     encoded = encode(find_template(name).render(conversation), assistant.tokenizer)
-    folder = pictures or file.parent
-    layouts = assistant.layouts(folder / path for path in encoded.picture_paths)
+    folder = images or file.parent
+    layouts = assistant.layouts(folder / path for path in encoded.image_paths)
     counts = assistant.image_tokens(layouts)
     return InspectedRecord(
         conversation.id,

@@ -218,13 +218,13 @@ def markdown() -> str:
     return "\n\n".join(
         (
             _table(COLUMNS, rows),
-            _table(("data", "records", "file", "picture folders", "where people get it"), data),
+            _table(("data", "records", "file", "image folders", "where people get it"), data),
         )
     )
 
 
 def _folders(needs: DatasetInfo) -> str:
-    return ", ".join(f"`{folder}`" for folder in needs.pictures) or "as the file names them"
+    return ", ".join(f"`{folder}`" for folder in needs.images) or "as the file names them"
 
 
 def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

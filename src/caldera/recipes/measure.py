@@ -1,4 +1,4 @@
-"""Two assistants and held-out scenes in, scores out: beside a prior, beside other pictures, beside no stage 1."""
+"""Two assistants and held-out scenes in, scores out: beside a prior, beside other images, beside no stage 1."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from caldera.annotations.annotated_image import AnnotationSet
-from caldera.batches.picture_sources import ImageSource
+from caldera.batches.image_sources import ImageSource
 from caldera.evaluation.ask import ask
 from caldera.evaluation.benchmark import Benchmark, Item, Score
 from caldera.evaluation.captions import build_caption_task
@@ -39,7 +39,7 @@ class SceneScores:
     """Of the commonest training answer to each form of question."""
 
     shuffled_images: Score
-    """Of the assistant's answers when another picture is shown."""
+    """Of the assistant's answers when another image is shown."""
 
     without_pretraining: Score
     """Of an assistant with the same stage 2 but no stage 1."""
@@ -69,8 +69,8 @@ class SceneEvaluator:
         self._benchmark = build_questions(
             held_out,
             name="held-out scenes",
-            per_picture=questions.per_picture,
-            context_per_picture=questions.context_per_picture,
+            per_image=questions.per_image,
+            context_per_image=questions.context_per_image,
             seed=seed,
             beside=out,
         )
@@ -82,7 +82,7 @@ class SceneEvaluator:
         bench, captions = self._benchmark, self._captions
         answers = self._answers(assistant, bench, bench.items, "held-out questions")
         swapped = with_shuffled_images(bench.items)
-        others = self._answers(assistant, bench, swapped, "the same, other pictures")
+        others = self._answers(assistant, bench, swapped, "the same, other images")
         without = self._answers(not_pretrained, bench, bench.items, "the same, no stage 1")
         told = self._answers(assistant, captions, captions.items, "captions")
         prior = majority_answers(bench.items, self._training, self._seed)
@@ -120,7 +120,7 @@ class SceneEvaluator:
         return answers
 
     def _features(self, assistant: LlavaBundle) -> ImageSource:
-        """Compute the held-out pictures' features, which all conditions share."""
+        """Compute the held-out images' features, which all conditions share."""
         return cached_tower_features(
             assistant,
             self._out / "features",

@@ -16,8 +16,8 @@ class DatasetInfo:
     file: str
     """What the file is called where people get it; LLaVA's JSON."""
 
-    pictures: tuple[str, ...]
-    """Folders that have to lie below the one given as --pictures."""
+    images: tuple[str, ...]
+    """Folders that have to lie below the one given as --images."""
 
     source: str
     """Where people get it."""

@@ -37,9 +37,9 @@ class UserInputs:
     vision: str | None = None
     language: str | None = None
     pretrain_data: Path | None = None
-    pretrain_pictures: Path | None = None
+    pretrain_images: Path | None = None
     data: Path | None = None
-    pictures: Path | None = None
+    images: Path | None = None
     aligned: Path | None = None
     """Model folder of a stage 1 that was run before, which then is not run again."""
 
@@ -134,15 +134,15 @@ def _stages(recipe: PaperRecipe, brought: UserInputs) -> list[tuple[Stage, Train
         InputError: A data file cannot be read.
     """
 
-    def read(file: Path | None, pictures: Path | None) -> TrainingData:
+    def read(file: Path | None, images: Path | None) -> TrainingData:
         assert file is not None  # as checked
         conversations = read_conversations(file, brought.ignore)
-        return TrainingData(conversations=conversations, pictures=pictures or file.parent)
+        return TrainingData(conversations=conversations, images=images or file.parent)
 
-    last = (recipe.finetune, read(brought.data, brought.pictures))
+    last = (recipe.finetune, read(brought.data, brought.images))
     if brought.aligned:
         return [last]
-    return [(recipe.pretrain, read(brought.pretrain_data, brought.pretrain_pictures)), last]
+    return [(recipe.pretrain, read(brought.pretrain_data, brought.pretrain_images)), last]
 
 
 def check_missing_inputs(recipe: PaperRecipe, brought: UserInputs) -> None:
@@ -177,7 +177,7 @@ def _check_unused_inputs(brought: UserInputs) -> None:
         "--vision": brought.vision,
         "--language": brought.language,
         "--pretrain-data": brought.pretrain_data,
-        "--pretrain-pictures": brought.pretrain_pictures,
+        "--pretrain-images": brought.pretrain_images,
     }
     given = [option for option, value in instead.items() if value is not None]
     if brought.aligned and given:
@@ -189,5 +189,5 @@ def _check_unused_inputs(brought: UserInputs) -> None:
 
 def _told(needs: DatasetInfo) -> str:
     """Describe a data set in a line."""
-    folders = f", with {', '.join(needs.pictures)} below its pictures" if needs.pictures else ""
+    folders = f", with {', '.join(needs.images)} below its images" if needs.images else ""
     return f"{needs.name}: {needs.file}, {needs.rows:,} records{folders}; {needs.source}"

@@ -12,28 +12,28 @@ CC3M_595K = DatasetInfo(
     name="CC3M-595K",
     rows=595_000,
     file="chat.json",
-    pictures=(),
+    images=(),
     source="liuhaotian/LLaVA-CC3M-Pretrain-595K on the Hugging Face hub, images.zip unpacked",
 )
 LCS_558K = DatasetInfo(
     name="LCS-558K",
     rows=558_128,
     file="blip_laion_cc_sbu_558k.json",
-    pictures=(),
+    images=(),
     source="liuhaotian/LLaVA-Pretrain on the Hugging Face hub, images.zip unpacked",
 )
 INSTRUCT_158K = DatasetInfo(
     name="LLaVA-Instruct-158K",
     rows=158_000,
     file="llava_instruct_150k.json",
-    pictures=(),
-    source="liuhaotian/LLaVA-Instruct-150K on the Hugging Face hub; pictures: COCO train2017",
+    images=(),
+    source="liuhaotian/LLaVA-Instruct-150K on the Hugging Face hub; images: COCO train2017",
 )
 MIX_665K = DatasetInfo(
     name="LLaVA-1.5's mix",
     rows=665_000,
     file="llava_v1_5_mix665k.json",
-    pictures=(
+    images=(
         "coco/train2017",
         "gqa/images",
         "ocr_vqa/images",
@@ -41,14 +41,14 @@ MIX_665K = DatasetInfo(
         "vg/VG_100K",
         "vg/VG_100K_2",
     ),
-    source="liuhaotian/LLaVA-Instruct-150K on the Hugging Face hub; pictures: COCO, GQA, OCR-VQA (saved as .jpg), "
+    source="liuhaotian/LLaVA-Instruct-150K on the Hugging Face hub; images: COCO, GQA, OCR-VQA (saved as .jpg), "
     "TextVQA, Visual Genome, each from its own site",
 )
 NEXT_760K = DatasetInfo(
     name="LLaVA-NeXT's mix",
     rows=760_000,
     file="llava_next.json",
-    pictures=(),
+    images=(),
     source="never released as it was; lmms-lab/LLaVA-NeXT-Data on the Hugging Face hub is its makers' later release of "
     "about as many records, to be written in LLaVA's JSON",
 )
@@ -56,7 +56,7 @@ SCIENCE_QA = DatasetInfo(
     name="ScienceQA train",
     rows=12_726,
     file="llava_train_QCM-LEA.json",
-    pictures=("train",),
+    images=("train",),
     source="ScienceQA's problems.json and pid_splits.json, written in LLaVA's JSON as its convert_sqa_to_llava.py does",
 )
 
@@ -106,7 +106,7 @@ def science_qa() -> PaperRecipe:
 
 
 def llava_15_7b() -> PaperRecipe:
-    """LLaVA-1.5 with Vicuna 7B: an MLP as projector, 336 pixels, padded pictures, academic data sets in the mix."""
+    """LLaVA-1.5 with Vicuna 7B: an MLP as projector, 336 pixels, padded images, academic data sets in the mix."""
     return PaperRecipe(
         name="llava_15_7b",
         pretrain_data=LCS_558K,
@@ -133,7 +133,7 @@ def llava_15_7b_lora() -> PaperRecipe:
 
 
 def llava_next_7b() -> PaperRecipe:
-    """LLaVA-NeXT with Vicuna 7B: pictures in tiles, and a vision tower that learns too."""
+    """LLaVA-NeXT with Vicuna 7B: images in tiles, and a vision tower that learns too."""
     base = llava_15_7b()
     return replace(
         base,

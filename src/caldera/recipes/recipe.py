@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from caldera.batches.pictures import ASPECTS, ImageAspect
+from caldera.batches.images import ASPECTS, ImageAspect
 from caldera.errors import UsageError, did_you_mean
 from caldera.model.projector import PROJECTORS
 from caldera.storage import to_plain_json, write_json
@@ -39,7 +39,7 @@ class Recipe:
     """Hidden state of the vision tower that is projected."""
 
     aspect: ImageAspect = "square"
-    """How a picture that is not square is shown, until a stage says otherwise."""
+    """How an image that is not square is shown, until a stage says otherwise."""
 
     pretrain: Stage
     finetune: Stage

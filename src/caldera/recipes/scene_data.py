@@ -1,4 +1,4 @@
-"""How many scenes and which dialogues in, pictures with annotations and data files out: each made once."""
+"""How many scenes and which dialogues in, images with annotations and data files out: each made once."""
 
 from pathlib import Path
 

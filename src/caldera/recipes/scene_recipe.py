@@ -37,7 +37,7 @@ class SceneCounts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InstructionMix:
-    """Dialogues of each kind for a picture; 0.3 means for three pictures in ten."""
+    """Dialogues of each kind for an image; 0.3 means for three images in ten."""
 
     caption: float = 0.0
     conversation: float = 0.0
@@ -73,8 +73,8 @@ class InstructionMix:
 class QuestionCounts:
     """What the trained assistant is asked about each held-out scene."""
 
-    per_picture: int = 8
-    context_per_picture: int = 2
+    per_image: int = 8
+    context_per_image: int = 2
     captioned: int = 100
     """Held-out scenes that it captions."""
 
@@ -84,8 +84,8 @@ class QuestionCounts:
         Raises:
             UsageError: Nothing would be asked, or less than nothing.
         """
-        counts = {"per_picture": self.per_picture, "captioned": self.captioned}
-        several = {"context_per_picture": self.context_per_picture}
+        counts = {"per_image": self.per_image, "captioned": self.captioned}
+        several = {"context_per_image": self.context_per_image}
         raise_if_any("questions", [*_below_minimum(counts, 1), *_below_minimum(several, 0)])
 
 

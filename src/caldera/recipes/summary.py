@@ -26,7 +26,7 @@ from caldera.storage import write_json
 from caldera.training.record import read_metrics
 
 _GALLERY_SIZE = 18
-"""Pictures, or groups of pictures, in the gallery."""
+"""Images, or groups of images, in the gallery."""
 
 _STAGES = {
     "pretrain": "stage 1: the projector learns, on captions",
@@ -55,7 +55,7 @@ def as_results(measured: SceneScores, seconds: dict[str, float]) -> dict[str, An
     return {
         "accuracy": _flat(measured.accuracy),
         "prior": _flat(measured.majority_baseline),
-        "other_picture": _flat(measured.shuffled_images),
+        "other_image": _flat(measured.shuffled_images),
         "without_pretrain": _flat(measured.without_pretraining),
         "caption_cider": round(measured.caption_cider, 4),
         "questions": {"overall": len(measured.benchmark.items), **measured.accuracy.counts},
@@ -88,7 +88,7 @@ def _report(
         Column("assistant", "its answers.", _flat(measured.accuracy)),
         Column("prior", "the commonest training answer to that form of question, without looking.",
                _flat(measured.majority_baseline)),
-        Column("other picture", "the same questions to the same assistant, with other pictures shown.",
+        Column("other image", "the same questions to the same assistant, with other images shown.",
                _flat(measured.shuffled_images)),
         Column("without stage 1", "an assistant that had the same stage 2, but no stage 1.",
                _flat(measured.without_pretraining)),
@@ -100,7 +100,7 @@ def _report(
         columns=columns,
         counts={"overall": len(measured.benchmark.items), **measured.accuracy.counts},
         figures={
-            "captions of held-out pictures, CIDEr-D against five captions (0 to 10)": f"{measured.caption_cider:.2f}"
+            "captions of held-out images, CIDEr-D against five captions (0 to 10)": f"{measured.caption_cider:.2f}"
         },
         curves=[_curve(out, name, title) for name, title in _STAGES.items()],
         exhibits=_gallery(out, measured),
@@ -124,21 +124,21 @@ def _curve(out: Path, name: str, title: str) -> Curve:
 
 
 def _gallery(out: Path, measured: SceneScores) -> list[GalleryItem]:
-    """Choose pictures for the gallery, evenly from the held-out ones, some of them several together."""
+    """Choose images for the gallery, evenly from the held-out ones, some of them several together."""
     right = measured.benchmark.right(measured.answers)
     groups: dict[tuple[str, ...], list[Item]] = defaultdict(list)
     for item in measured.benchmark.items:
-        groups[item.conversation.pictures].append(item)
-    single = [pictures for pictures in groups if len(pictures) == 1]
-    several = [pictures for pictures in groups if len(pictures) > 1]
+        groups[item.conversation.images].append(item)
+    single = [images for images in groups if len(images) == 1]
+    several = [images for images in groups if len(images) > 1]
     third = _GALLERY_SIZE // 3
     chosen = [*_every_nth(single, 2 * third), *_every_nth(several, third)]
     return [
         GalleryItem(
-            tuple(out / path for path in pictures),
-            [_asked(item, measured.answers[item.id], right[item.id]) for item in groups[pictures]],
+            tuple(out / path for path in images),
+            [_asked(item, measured.answers[item.id], right[item.id]) for item in groups[images]],
         )
-        for pictures in chosen
+        for images in chosen
     ]
 
 

@@ -183,7 +183,7 @@ class AblationRun:
     ) -> LlavaBundle:
         """Run one stage in its own folder."""
         job = TrainingJob(
-            stage=stage, assistant=start, data=TrainingData(conversations=data, pictures=self._out / "data"), out=out,
+            stage=stage, assistant=start, data=TrainingData(conversations=data, images=self._out / "data"), out=out,
             features=self._out / "features", means=self._means, skips=SkippedItems(), resume=True,
         )  # fmt: skip
         return job.run()[0]
@@ -192,8 +192,8 @@ class AblationRun:
         """Write what all are asked: short answers, and questions whose answers give reasons."""
         asked = self._recipe.questions
         items = build_questions(
-            self._held_out, name="held-out scenes", per_picture=asked.per_picture,
-            context_per_picture=asked.context_per_picture, seed=0, beside=self._out,
+            self._held_out, name="held-out scenes", per_image=asked.per_image,
+            context_per_image=asked.context_per_image, seed=0, beside=self._out,
         ).items  # fmt: skip
         return [
             *items,

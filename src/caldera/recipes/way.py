@@ -3,7 +3,7 @@
 ```
 OUT/
   recipe.json  seconds.json      what is run, and how long each step took
-  scenes/                        drawn pictures with captions and boxes, a COCO folder for each split
+  scenes/                        drawn images with captions and boxes, a COCO folder for each split
   data/                          pretrain.json and finetune.json, in LLaVA's form
   towers/                        language models unpacked from GGUF files, where the recipe names one
   features/                      the frozen tower's features
@@ -126,7 +126,7 @@ class SceneRun:
         """Run one stage in its own folder."""
         data = TrainingData(
             conversations=read_conversations(self._out / "data" / f"{stage.name}.json"),
-            pictures=self._out / "data",
+            images=self._out / "data",
         )
         job = TrainingJob(
             stage=stage,

@@ -1,1 +1,1 @@
-"""The embedded default: drawn pictures with COCO-style captions and boxes, and two tiny pretrained backbones."""
+"""The embedded default: drawn images with COCO-style captions and boxes, and two tiny pretrained backbones."""

@@ -34,17 +34,17 @@ def captions_of(scene: Scene) -> tuple[str, ...]:
 def object_phrase(group: ObjectGroup, thing: SceneObject) -> str:
     """Name one thing, and where it stands if that has a word: 'a red car at the top left'."""
     place = position_of(thing.box)
-    return f"{article(_coloured(group))}{' ' + position_phrase(place) if place else ''}"
+    return f"{article(_colored(group))}{' ' + position_phrase(place) if place else ''}"
 
 
-def _coloured(group: ObjectGroup) -> str:
-    """Name a group's kind with its colour."""
-    return f"{group.colour} {group.kind.name}" if group.colour else group.kind.name
+def _colored(group: ObjectGroup) -> str:
+    """Name a group's kind with its color."""
+    return f"{group.color} {group.kind.name}" if group.color else group.kind.name
 
 
 def _group_phrase(group: ObjectGroup) -> str:
     """Name a whole group: 'a dog', 'two red cars'."""
-    return count_phrase(len(group.things), _coloured(group))
+    return count_phrase(len(group.things), _colored(group))
 
 
 def _places(groups: list[ObjectGroup]) -> str:

@@ -1,8 +1,8 @@
-"""Scenes and dialogues about them in, text documents out: what the tiny language backbone reads. No pictures.
+"""Scenes and dialogues about them in, text documents out: what the tiny language backbone reads. No images.
 
-Wherever a dialogue shows a picture, its document tells the scene in words instead, in one of three ways: as captions,
+Wherever a dialogue shows an image, its document tells the scene in words instead, in one of three ways: as captions,
 as a list of things and places, or as bags of words, one for each cell of a grid over the scene, which stand where the
-picture's patches will stand.
+image's patches will stand.
 """
 
 import random
@@ -29,7 +29,7 @@ SYSTEM = (
 
 @dataclass(frozen=True, slots=True)
 class CorpusSegment:
-    """A stretch of a document, tokenised by itself."""
+    """A stretch of a document, tokenized by itself."""
 
     text: str
     answer: bool = False
@@ -90,26 +90,26 @@ def drill_document(told: Sequence[Scene], telling: DescriptionMix, rng: random.R
     asked: list[tuple[str, str]] = []
     everywhere = {group.kind.name for scene in told for group in scene.groups}
     for letter, scene in zip("ABC", told, strict=False):
-        picture = f" {letter}" if len(told) > 1 else ""
+        image = f" {letter}" if len(told) > 1 else ""
         pieces += [
-            CorpusSegment(f"Picture{picture}: "),
+            CorpusSegment(f"Picture{image}: "),
             describe_scene(scene, telling, rng),
             CorpusSegment("\n"),
         ]
         there = {group.kind.name for group in scene.groups}
         missing = sorted(everywhere - there) or sorted(OBJECT_KINDS.keys() - there)
         missing = rng.sample(missing, min(len(missing), len(there)))
-        asked += [(f"{picture} {group.kind.name}:", _all_of(group)) for group in scene.groups]
-        asked += [(f"{picture} {name}:", " no") for name in missing]
+        asked += [(f"{image} {group.kind.name}:", _all_of(group)) for group in scene.groups]
+        asked += [(f"{image} {name}:", " no") for name in missing]
     for question, answer in rng.sample(asked, len(asked)):
         pieces += [CorpusSegment(question), CorpusSegment(f"{answer}\n", answer=True)]
     return pieces
 
 
 def _all_of(group: ObjectGroup) -> str:
-    """Say how many there are of a group, its colour, and where a single thing is."""
+    """Say how many there are of a group, its color, and where a single thing is."""
     place = position_of(group.things[0].box) if len(group.things) == 1 else None
-    words = (number_word(len(group.things)), group.colour, place)
+    words = (number_word(len(group.things)), group.color, place)
     return "".join(f" {word}" for word in words if word)
 
 
@@ -121,11 +121,11 @@ def dialogue_document(
     telling: DescriptionMix,
     rng: random.Random,
 ) -> Document:
-    """Write a conversation as Vicuna's text, with words where it shows pictures.
+    """Write a conversation as Vicuna's text, with words where it shows images.
 
     Args:
         conversation: What was said about the scenes.
-        scenes: Scene by the path of its picture.
+        scenes: Scene by the path of its image.
         end: The end mark behind each answer.
         telling: In which ways scenes are told.
         rng: Chooses how the scenes are told.
@@ -136,7 +136,7 @@ def dialogue_document(
             pieces.append(CorpusSegment(f" {turn.text}{end}", answer=True))
             continue
         pieces.append(CorpusSegment("USER: "))
-        for part in _picture_first(turn):
+        for part in _image_first(turn):
             if isinstance(part, ImageRef):
                 pieces.append(describe_scene(scenes[part.path], telling, rng))
             else:
@@ -145,11 +145,11 @@ def dialogue_document(
     return pieces
 
 
-def _picture_first(turn: Turn) -> tuple[str | ImageRef, ...]:
-    """Put a lone picture before its question, as LLaVA does."""
-    if len(turn.pictures) != 1:
+def _image_first(turn: Turn) -> tuple[str | ImageRef, ...]:
+    """Put a lone image before its question, as LLaVA does."""
+    if len(turn.images) != 1:
         return turn.parts
-    return (*turn.pictures, f"\n{turn.text.strip()}")
+    return (*turn.images, f"\n{turn.text.strip()}")
 
 
 def stream_documents(
@@ -164,7 +164,7 @@ def stream_documents(
 
     Args:
         conversations: What was said about the scenes.
-        scenes: Scene by the path of its picture.
+        scenes: Scene by the path of its image.
         end: The end mark behind each answer.
         telling: In which ways scenes are told; bags also come with a caption alone, half as often.
         seed: Of all choices.

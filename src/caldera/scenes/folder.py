@@ -1,4 +1,4 @@
-"""Seeds in, a COCO folder out: drawn pictures with captions_*.json and instances_*.json beside them."""
+"""Seeds in, a COCO folder out: drawn images with captions_*.json and instances_*.json beside them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ def write_scenes(
         count: How many.
         seed: The same seed gives the same bytes.
         workers: Processes that draw.
-        tick: Called after each picture.
+        tick: Called after each image.
 
     Raises:
         OutputError: It could not be written.

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from caldera.boxes import PLACES, position_of
 from caldera.english import number_word
-from caldera.scenes.kinds import BACKGROUNDS, COLOURS, OBJECT_KINDS
+from caldera.scenes.kinds import BACKGROUNDS, COLORS, OBJECT_KINDS
 from caldera.scenes.world import MAX_SAME_KIND, ObjectGroup, Scene, SceneObject
 
 GRID = 8
@@ -17,7 +17,7 @@ GRID = 8
 
 WORDS: tuple[str, ...] = (
     *OBJECT_KINDS,
-    *COLOURS,
+    *COLORS,
     *BACKGROUNDS,
     *dict.fromkeys(" ".join(PLACES).split()),
     *map(number_word, range(1, MAX_SAME_KIND + 1)),
@@ -34,10 +34,10 @@ def patch_labels(scene: Scene) -> list[tuple[str, ...]]:
 
 
 def object_words(group: ObjectGroup, thing: SceneObject) -> tuple[str, ...]:
-    """Say a thing's kind, how many of it there are, and, as far as they have words, where it stands and its colour."""
+    """Say a thing's kind, how many of it there are, and, as far as they have words, where it stands and its color."""
     place = position_of(thing.box) or ""
-    colour = (group.colour,) if group.colour else ()
-    return (group.kind.name, number_word(len(group.things)), *place.split(), *colour)
+    color = (group.color,) if group.color else ()
+    return (group.kind.name, number_word(len(group.things)), *place.split(), *color)
 
 
 def _cells(scene: Scene) -> list[tuple[ObjectGroup, SceneObject] | None]:

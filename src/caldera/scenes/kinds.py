@@ -1,4 +1,4 @@
-"""What a scene can show: the kinds of things, their colours, the settings, and the pairs kept for testing."""
+"""What a scene can show: the kinds of things, their colors, the settings, and the pairs kept for testing."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,7 +17,7 @@ class ObjectKind:
     category_id: int
     supercategory: str
     has_color: bool = False
-    """Whether it is given a colour, which the captions then name."""
+    """Whether it is given a color, which the captions then name."""
 
 
 OBJECT_KINDS: dict[str, ObjectKind] = {
@@ -58,14 +58,14 @@ OBJECT_KINDS: dict[str, ObjectKind] = {
     )
 }
 
-COLOURS: dict[str, float] = {
+COLORS: dict[str, float] = {
     "red": 0.0,
     "yellow": 0.14,
     "green": 0.33,
     "blue": 0.6,
     "purple": 0.78,
 }
-"""Colours a painted thing can have, by hue in [0, 1)."""
+"""Colors a painted thing can have, by hue in [0, 1)."""
 
 BACKGROUNDS: dict[str, str] = {
     "meadow": "in a meadow",

@@ -1,4 +1,4 @@
-"""Text about scenes in, a tiny LLaMA with its own tokenizer out. It never sees a picture.
+"""Text about scenes in, a tiny LLaMA with its own tokenizer out. It never sees an image.
 
 It learns in three phases: first to find what is asked for, then, with that skill, all kinds of dialogues, and last the
 same with blurred input. Most scenes are told as rows of cells that say several words at once, as image tokens will.
@@ -49,11 +49,11 @@ START, END, UNKNOWN, PADDING = "<s>", "</s>", "<unk>", "<pad>"
 
 _KINDS = "conversation:0.4,detail:0.2,reasoning:0.3,vqa,context:0.6"
 _MAX_WORDS = 5
-"""Words that a bag says at most: kind, colour, number and two for the place."""
+"""Words that a bag says at most: kind, color, number and two for the place."""
 
 _WORD_SPREAD = 0.2
-"""Of fresh word embeddings. Tied to the output, those of the colours, which are alike as answers, fell together (cosine
-0.92 after 750 steps) and no colour was found; with 0.2 drills were learned a little faster than with 0.02."""
+"""Of fresh word embeddings. Tied to the output, those of the colors, which are alike as answers, fell together (cosine
+0.92 after 750 steps) and no color was found; with 0.2 drills were learned a little faster than with 0.02."""
 
 _ALL_KINDS = ("vqa", "context", "conversation", "detail", "reasoning")
 
@@ -114,7 +114,7 @@ def read_scenes(work: Path, count: int, seed: int) -> tuple[list[Conversation], 
     """Have the scripted teacher write dialogues about fresh scenes, by the command that any user calls.
 
     Returns:
-        The dialogues, and each scene by the path of its picture.
+        The dialogues, and each scene by the path of its image.
     """
     folder, file = work / f"scenes-{seed}", work / f"dialogues-{seed}.json"
     if not folder.is_dir():
@@ -123,7 +123,7 @@ def read_scenes(work: Path, count: int, seed: int) -> tuple[list[Conversation], 
         command = ["data", "generate", "coco", str(folder), "--kinds", _KINDS, "--out", str(file)]
         subprocess.run([sys.executable, "-m", "caldera", *command, f"--seed={seed}"], check=True)
     conversations = read_conversations(file)
-    paths = {path for conversation in conversations for path in conversation.pictures}
+    paths = {path for conversation in conversations for path in conversation.images}
     scenes = {
         path: sample_scene(
             int(Path(path).stem) - 1, seed=seed, split="train", shapes=glyph_shapes()
@@ -311,7 +311,7 @@ def pretrain_language(
         tokenizer = train_tokenizer(texts, settings.vocabulary)
         model = LlamaForCausalLM(_config(tokenizer, settings))
         nn.init.normal_(model.model.embed_tokens.weight, std=_WORD_SPREAD)
-    optimiser = build_adamw(model, settings.learning_rate, settings.weight_decay, betas=(0.9, 0.95))
+    optimizer = build_adamw(model, settings.learning_rate, settings.weight_decay, betas=(0.9, 0.95))
     rates = _rates(settings)
     step, begun, total = 0, time.monotonic(), len(rates)
     for which, phase in enumerate(settings.phases):
@@ -322,7 +322,7 @@ def pretrain_language(
         for _ in range(phase.steps):
             ids, answers = reader.rows(settings.rows, settings.row_length)
             loss, answer_loss = _losses(model, ids, answers, settings.prompt_weight, phase.noise)
-            optimizer_step(loss, model, optimiser, rates[step])
+            optimizer_step(loss, model, optimizer, rates[step])
             step += 1
             if step % 50 == 0 or step == total:
                 speed = step * settings.rows * settings.row_length / (time.monotonic() - begun)

@@ -27,15 +27,15 @@ def build_adamw(
 
 
 def optimizer_step(
-    loss: torch.Tensor, model: nn.Module, optimiser: torch.optim.Optimizer, rate: float
+    loss: torch.Tensor, model: nn.Module, optimizer: torch.optim.Optimizer, rate: float
 ) -> None:
     """Take one clipped step at `rate`."""
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] = rate
-    optimiser.zero_grad()
+    optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimiser.step()
+    optimizer.step()
 
 
 def autocast_matmul() -> torch.autocast:

@@ -1,6 +1,6 @@
 """Drawn scenes with captions in, a tiny CLIP vision tower out.
 
-It learns two things at once. A whole picture is held against its caption, read from the class token of the last layer,
+It learns two things at once. A whole image is held against its caption, read from the class token of the last layer,
 as CLIP does it (arXiv 2103.00020). And each patch is to say the words of what lies there, read by one linear layer from
 the layer before the last, the one LLaVA takes. The text side and that linear layer are thrown away.
 """
@@ -104,7 +104,7 @@ class RenderedScenes:
         return self._scenes[index]
 
     def pixels(self, indices: Sequence[int]) -> Tensor:
-        """Return normalised pixels, (images, channels, height, width)."""
+        """Return normalized pixels, (images, channels, height, width)."""
         values = torch.from_numpy(self._pixels[list(indices)]).permute(0, 3, 1, 2) / 255
         mean, std = torch.tensor(MEAN).view(1, 3, 1, 1), torch.tensor(STD).view(1, 3, 1, 1)
         return (values - mean) / std
@@ -114,8 +114,8 @@ def _small(task: tuple[int, int]) -> NDArray[np.uint8]:
     """Draw a scene as it looks when read from its JPEG file and resized."""
     index, seed = task
     scene = sample_scene(index, seed=seed, split="train", shapes=glyph_shapes())
-    picture = Image.open(BytesIO(encode_jpeg(scene)))
-    return np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+    image = Image.open(BytesIO(encode_jpeg(scene)))
+    return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
 
 def render_scenes(file: Path, count: int, seed: int) -> RenderedScenes:
@@ -125,8 +125,8 @@ def render_scenes(file: Path, count: int, seed: int) -> RenderedScenes:
         pixels = open_memmap(partial, "w+", np.uint8, (count, SIDE, SIDE, 3))
         with get_context("spawn").Pool() as pool:
             tasks = ((index, seed) for index in range(count))
-            for index, picture in enumerate(pool.imap(_small, tasks, chunksize=100)):
-                pixels[index] = picture
+            for index, image in enumerate(pool.imap(_small, tasks, chunksize=100)):
+                pixels[index] = image
         pixels.flush()
         partial.rename(file)
     return RenderedScenes(np.load(file, mmap_mode="r"), seed)
@@ -200,7 +200,7 @@ class ContrastiveModel(nn.Module):
                 **shape,
             )
         )
-        self.picture_head = nn.Linear(width, width, bias=False)
+        self.image_head = nn.Linear(width, width, bias=False)
         self.word_head = nn.Linear(width, len(WORDS))
         self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
 
@@ -209,16 +209,16 @@ class ContrastiveModel(nn.Module):
         return normalize(self.text(input_ids=self.words(texts)).text_embeds.float(), dim=-1)
 
     def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return unit vectors of pictures, (images, width), and a score of each word, (images, patches, words)."""
+        """Return unit vectors of images, (images, width), and a score of each word, (images, patches, words)."""
         seen = self.tower(pixel_values=pixels, output_hidden_states=True)
-        pictures = normalize(self.picture_head(seen.pooler_output).float(), dim=-1)
-        return pictures, self.word_head(seen.hidden_states[-2][:, 1:]).float()
+        images = normalize(self.image_head(seen.pooler_output).float(), dim=-1)
+        return images, self.word_head(seen.hidden_states[-2][:, 1:]).float()
 
     def losses(self, pixels: Tensor, scenes: Sequence[Scene], rng: random.Random) -> Tensor:
-        """Return both losses, (2,): of pictures against captions, and of patches' words, summed over the words."""
-        pictures, scores = self.encode_image(pixels)
+        """Return both losses, (2,): of images against captions, and of patches' words, summed over the words."""
+        images, scores = self.encode_image(pixels)
         texts, which = _distinct([rng.choice(captions_of(scene)) for scene in scenes])
-        alike = self.scale.exp() * pictures @ self.encode_text(texts).T  # (images, texts)
+        alike = self.scale.exp() * images @ self.encode_text(texts).T  # (images, texts)
         both_ways = (cross_entropy(alike, which) + _logit_of_any(alike.T, which)) / 2
         each = binary_cross_entropy_with_logits(scores, told(scenes), reduction="none")
         return torch.stack([both_ways, each.sum(dim=-1).mean()])
@@ -232,7 +232,7 @@ def _distinct(texts: Sequence[str]) -> tuple[list[str], Tensor]:
 
 
 def _logit_of_any(scores: Tensor, which: Tensor) -> Tensor:
-    """Return the cross entropy of texts against pictures, (texts, images), sharing out among the right pictures."""
+    """Return the cross entropy of texts against images, (texts, images), sharing out among the right images."""
     right = (which.unsqueeze(0) == torch.arange(len(scores)).unsqueeze(1)).float()
     return -(log_softmax(scores, dim=-1) * right).sum(dim=-1).div(right.sum(dim=-1)).mean()
 
@@ -248,9 +248,9 @@ def evaluate_retrieval(
     """
     contrast.eval()
     scenes = [gallery.scene(index) for index in range(count)]
-    pictures, scores = contrast.encode_image(gallery.pixels(range(count)))
+    images, scores = contrast.encode_image(gallery.pixels(range(count)))
     texts, which = _distinct([captions_of(scene)[0] for scene in scenes])
-    found = (pictures @ contrast.encode_text(texts).T).argmax(dim=-1) == which
+    found = (images @ contrast.encode_text(texts).T).argmax(dim=-1) == which
     wanted = told(scenes).bool()
     things = wanted.sum(dim=-1) > 1  # (scenes, patches)
     right = ((scores > 0) == wanted).all(dim=-1)[things]
@@ -269,7 +269,7 @@ def pretrain_vision(out: Path, work: Path, settings: VisionPretraining) -> None:
     unseen = render_scenes(work / "pixels-unseen.npy", 500, settings.seed + 1)
     texts = (text for index in range(2000) for text in captions_of(gallery.scene(index)))
     contrast = ContrastiveModel(settings, WordTokenizer(texts))
-    optimiser = build_adamw(
+    optimizer = build_adamw(
         contrast, settings.learning_rate, settings.weight_decay, betas=(0.9, 0.98)
     )
     order = np.random.default_rng(settings.seed)
@@ -280,7 +280,7 @@ def pretrain_vision(out: Path, work: Path, settings: VisionPretraining) -> None:
         with autocast_matmul():
             losses = contrast.losses(gallery.pixels(indices), scenes, rng)
         rate = settings.learning_rate * cosine_schedule(step, settings.steps, settings.warmup_steps)
-        optimizer_step(losses.sum(), contrast, optimiser, rate)
+        optimizer_step(losses.sum(), contrast, optimizer, rate)
         contrast.scale.data.clamp_(max=_MAX_SCALE)
         if step % 100 == 99 or step + 1 == settings.steps:
             whole, words = losses.tolist()
@@ -292,7 +292,7 @@ def pretrain_vision(out: Path, work: Path, settings: VisionPretraining) -> None:
 
 
 def _save(tower: CLIPVisionModel, out: Path) -> None:
-    """Write the tower in fp16, with how its pictures are prepared."""
+    """Write the tower in fp16, with how its images are prepared."""
     save_fp16(tower, out)
     preparation = {
         "image_processor_type": "CLIPImageProcessor",

@@ -11,7 +11,7 @@ from itertools import combinations
 from caldera.boxes import Box
 from caldera.scenes.kinds import (
     BACKGROUNDS,
-    COLOURS,
+    COLORS,
     HELD_OUT_PAIRS,
     OBJECT_KINDS,
     ObjectKind,
@@ -19,7 +19,7 @@ from caldera.scenes.kinds import (
 )
 
 SIDE = 224
-"""Width and height of a drawn picture, in pixels."""
+"""Width and height of a drawn image, in pixels."""
 
 MAX_THINGS = 5
 """Things in one scene, at most."""
@@ -48,7 +48,7 @@ class SceneObject:
 
     @property
     def box(self) -> Box:
-        """The box as shares of the picture."""
+        """The box as shares of the image."""
         return Box(
             self.left / SIDE,
             self.top / SIDE,
@@ -59,16 +59,16 @@ class SceneObject:
 
 @dataclass(frozen=True, slots=True)
 class ObjectGroup:
-    """All the things of one kind in a scene; they share a colour if the kind is painted."""
+    """All the things of one kind in a scene; they share a color if the kind is painted."""
 
     kind: ObjectKind
-    colour: str | None
+    color: str | None
     things: tuple[SceneObject, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What a picture will show."""
+    """What an image will show."""
 
     name: str
     setting: str
@@ -131,8 +131,8 @@ def _place(
                 return ()
             taken.append(thing)
             placed.append(thing)
-        colour = rng.choice(list(COLOURS)) if OBJECT_KINDS[name].has_color else None
-        groups.append(ObjectGroup(OBJECT_KINDS[name], colour, tuple(placed)))
+        color = rng.choice(list(COLORS)) if OBJECT_KINDS[name].has_color else None
+        groups.append(ObjectGroup(OBJECT_KINDS[name], color, tuple(placed)))
     return tuple(groups)
 
 

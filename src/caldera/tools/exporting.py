@@ -25,7 +25,7 @@ from caldera.model.gguf_writing import GgufDtype
 from caldera.model.original import write_original
 from caldera.model.weights import read_weights
 from caldera.progress import Progress
-from caldera.tools.parity_pictures import drawn_pictures, given_pictures
+from caldera.tools.parity_images import drawn_images, given_images
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +44,7 @@ class ExportConfig:
     class_token: ClassToken | None = None
     """Where the llama.cpp that will run a GGUF file puts the class token; last if None."""
 
-    pictures: Sequence[Path] = ()
+    images: Sequence[Path] = ()
     """What is compared on; drawn scenes if there are none."""
 
 
@@ -64,7 +64,7 @@ class ParityConfig:
     mend: bool = False
     """Whether llama.cpp's class token is put first while it runs."""
 
-    pictures: Sequence[Path] = ()
+    images: Sequence[Path] = ()
     """What is compared on; drawn scenes if there are none."""
 
 
@@ -89,7 +89,7 @@ def _export_original(export: ExportConfig, progress: Progress) -> ExportReport:
     options = {
         "--type": export.kind,
         "--class-token": export.class_token,
-        "--pictures": export.pictures,
+        "--images": export.images,
     }
     if given := [name for name, value in options.items() if value]:
         raise UsageError(
@@ -118,7 +118,7 @@ def _export_gguf(export: ExportConfig, progress: Progress) -> ExportReport:
             f"good: {error}; then run 'caldera parity {export.folder} --against gguf --gguf {export.out}'"
         ) from None
     against = ParityConfig(
-        folder=export.folder, against="gguf", gguf=export.out, pictures=export.pictures
+        folder=export.folder, against="gguf", gguf=export.out, images=export.images
     )
     return ExportReport(compare_model(against, progress))
 
@@ -139,7 +139,7 @@ def export_model(name: str, export: ExportConfig, progress: Progress) -> ExportR
     """
     if name not in EXPORT_FORMATS:
         raise UnknownNameError("export format", name, EXPORT_FORMATS)
-    check_images(export.pictures)
+    check_images(export.images)
     return EXPORT_FORMATS[name](export, progress)
 
 
@@ -175,37 +175,37 @@ def compare_model(comparison: ParityConfig, progress: Progress) -> Parity:
 
     Raises:
         UnknownNameError: There is no such implementation.
-        CalderaError: A model or a picture cannot be used, or a package is missing.
+        CalderaError: A model or an image cannot be used, or a package is missing.
     """
     if comparison.against not in PARITY_BACKENDS:
         raise UnknownNameError("implementation", comparison.against, PARITY_BACKENDS)
     if comparison.against == "gguf":
         require_llama_cpp("comparing with GGUF files")
-    check_images(comparison.pictures)
+    check_images(comparison.images)
     assistant = load_model_folder(comparison.folder)
     other = PARITY_BACKENDS[comparison.against](comparison, assistant)
-    with _pictures(comparison.pictures) as shown:
+    with _images(comparison.images) as shown:
         return compare(Caldera(assistant), other, shown, assistant.processor, progress)
 
 
 def check_images(paths: Sequence[Path]) -> None:
-    """Open a user's pictures before anything else is done.
+    """Open a user's images before anything else is done.
 
     Raises:
-        PictureError: One cannot be used.
+        ImageError: One cannot be used.
     """
     if paths:
         check_readable(paths)
 
 
 @contextmanager
-def _pictures(paths: Sequence[Path]) -> Iterator[list[ParityCase]]:
-    """Give the pictures to compare on: a user's, or drawn ones, which are removed again."""
+def _images(paths: Sequence[Path]) -> Iterator[list[ParityCase]]:
+    """Give the images to compare on: a user's, or drawn ones, which are removed again."""
     if paths:
-        yield given_pictures(paths)
+        yield given_images(paths)
         return
     with tempfile.TemporaryDirectory() as folder:
-        yield drawn_pictures(Path(folder))
+        yield drawn_images(Path(folder))
 
 
 def parity_json(parity: Parity) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 from PIL import Image, ImageOps
 
-from caldera.batches.picture_sources import DecodedImages
+from caldera.batches.image_sources import DecodedImages
 from caldera.conversation import IMAGE_PLACEHOLDER, Conversation, ImageRef, Turn
 from caldera.errors import CalderaError, ImageError, UsageError
 from caldera.inference.generate import BatchGenerator
-from caldera.inference.likelihood import Likelihood, LikelihoodScorer, ScoredContinuation
+from caldera.inference.likelihood import LikelihoodScorer, LogLikelihood, ScoredContinuation
 from caldera.inference.prompts import FilePrompt
 from caldera.inference.sampling import SamplingParams
 from caldera.model.folder import LlavaBundle
@@ -45,10 +45,10 @@ class LmmsQuestion:
     """Task and document, for messages."""
 
     text: str
-    """May hold a mark for each picture."""
+    """May hold a mark for each image."""
 
-    pictures: Callable[[], Sequence[object] | None]
-    """Opens the pictures."""
+    images: Callable[[], Sequence[object] | None]
+    """Opens the images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,64 +85,64 @@ def decoding_from(settings: Mapping[str, Any]) -> tuple[LmmsGeneration, list[str
 
 
 def conversation_from(question: LmmsQuestion, folder: Path) -> Conversation:
-    """Turn a question into a conversation that ends with it; its pictures are written to `folder`, as they are.
+    """Turn a question into a conversation that ends with it; its images are written to `folder`, as they are.
 
     Raises:
-        PictureError: A picture cannot be used.
-        UsageError: There is something else than pictures, or not as many as the text has marks.
+        ImageError: An image cannot be used.
+        UsageError: There is something else than images, or not as many as the text has marks.
         RecordError: Nothing is asked.
     """
-    pictures = []
-    for number, picture in enumerate(question.pictures() or ()):
-        if not isinstance(picture, Image.Image):
+    images = []
+    for number, image in enumerate(question.images() or ()):
+        if not isinstance(image, Image.Image):
             raise UsageError(
-                f"the model was given {type(picture).__name__}, but it sees pictures only; choose a task without "
+                f"the model was given {type(image).__name__}, but it sees images only; choose a task without "
                 "videos and sounds"
             )
         path = folder / f"{number}.png"
-        _write(picture, path)
-        pictures.append(ImageRef(str(path)))
-    return Conversation(question.name, (Turn("user", _parts(question.text, pictures)),))
+        _write(image, path)
+        images.append(ImageRef(str(path)))
+    return Conversation(question.name, (Turn("user", _parts(question.text, images)),))
 
 
-def _write(picture: Image.Image, path: Path) -> None:
-    """Write a picture upright and without loss, so that all that is known of picture files holds for it.
+def _write(image: Image.Image, path: Path) -> None:
+    """Write an image upright and without loss, so that all that is known of image files holds for it.
 
     Raises:
-        PictureError: It cannot be decoded.
+        ImageError: It cannot be decoded.
     """
     try:
-        upright = ImageOps.exif_transpose(picture)
+        upright = ImageOps.exif_transpose(image)
         if upright.mode not in _PNG_MODES:
             upright = upright.convert("RGB")
         path.parent.mkdir(parents=True, exist_ok=True)
         upright.save(path, compress_level=1)
     except (OSError, ValueError, SyntaxError) as error:
         raise ImageError(
-            f"a picture of the data set cannot be decoded ({error}); correct it"
+            f"an image of the data set cannot be decoded ({error}); correct it"
         ) from error
 
 
-def _parts(text: str, pictures: Sequence[ImageRef]) -> tuple[str | ImageRef, ...]:
-    """Put pictures where the text has marks for them; before it, as lmms-eval's own LLaVA does, if it has none.
+def _parts(text: str, images: Sequence[ImageRef]) -> tuple[str | ImageRef, ...]:
+    """Put images where the text has marks for them; before it, as lmms-eval's own LLaVA does, if it has none.
 
     Raises:
-        UsageError: There are marks, but not as many as pictures.
+        UsageError: There are marks, but not as many as images.
     """
-    if not pictures:
+    if not images:
         return (text,)
     first, *rest = text.split(IMAGE_PLACEHOLDER)
     if not rest:
-        spaced = [part for picture in pictures for part in (" ", picture)]
+        spaced = [part for image in images for part in (" ", image)]
         return (*spaced[1:], f"\n{text}")
-    if len(rest) != len(pictures):
+    if len(rest) != len(images):
         raise UsageError(
-            f"the question has {len(rest)} {IMAGE_PLACEHOLDER} mark(s) but {len(pictures)} picture(s); each needs one mark, "
+            f"the question has {len(rest)} {IMAGE_PLACEHOLDER} mark(s) but {len(images)} image(s); each needs one mark, "
             "or the text none at all"
         )
     parts: list[str | ImageRef] = [first]
-    for picture, after in zip(pictures, rest, strict=True):
-        parts += [picture, after]
+    for image, after in zip(images, rest, strict=True):
+        parts += [image, after]
     return tuple(part for part in parts if part != "")
 
 
@@ -160,9 +160,9 @@ class LmmsAnswerer:
     ) -> None:
         """Answer `batch_size` questions together; what is drawn is drawn from `seed`."""
         assistant.model.to(compute.device)
-        pictures = DecodedImages(assistant.processor)
-        self._generator = BatchGenerator(assistant, pictures)
-        self._weigher = LikelihoodScorer(assistant, pictures)
+        images = DecodedImages(assistant.processor)
+        self._generator = BatchGenerator(assistant, images)
+        self._weigher = LikelihoodScorer(assistant, images)
         self._compute, self._progress = compute, progress
         self._batch_size, self._seed = batch_size, seed
 
@@ -192,13 +192,13 @@ class LmmsAnswerer:
             )  # fmt: skip
         return [answers[place] for place in range(len(asked))]
 
-    def log_likelihoods(self, asked: Sequence[tuple[LmmsQuestion, str]]) -> list[Likelihood]:
+    def log_likelihoods(self, asked: Sequence[tuple[LmmsQuestion, str]]) -> list[LogLikelihood]:
         """Return how likely each answer is to its question, in their order.
 
         Raises:
             CalderaError: A question cannot be asked; a note says which.
         """
-        weights: dict[int, Likelihood] = {}
+        weights: dict[int, LogLikelihood] = {}
         with self._progress.task("weighing", len(asked)) as tick, self._compute.autocast():
             for places in _batches(asked, self._batch_size, key=lambda one: None):
                 with TemporaryDirectory(prefix="caldera-lmms-") as folder:

@@ -1,7 +1,7 @@
 """A model folder in, lmms-eval's model `caldera` out; lmms-eval finds it by the entry point `lmms_eval.models`.
 
 Only lmms-eval imports this module. Written for lmms-eval 0.7: its "simple" models get a text, and a function that opens
-the pictures of a document.
+the images of a document.
 """
 
 import logging
@@ -125,7 +125,7 @@ class LmmsModel(lmms):  # type: ignore[misc] # lmms-eval need not be there
         return decoding_from(kept if self._ignore_until else settings)
 
     def _question(self, text: str, open_visuals: Any, place: tuple[str, str, int]) -> LmmsQuestion:  # noqa: ANN401 - untyped there
-        """Ask `text` about the pictures of a document."""
+        """Ask `text` about the images of a document."""
         task, split, document = place
         return LmmsQuestion(
             f"task {task}, split {split}, document {document}",

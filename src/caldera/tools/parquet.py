@@ -1,8 +1,8 @@
-"""A data file and its pictures in, a folder of parquet files out, as the Hugging Face Hub shows and loads them.
+"""A data file and its images in, a folder of parquet files out, as the Hugging Face Hub shows and loads them.
 
 Columns: `id`; `images`, a list of the files' bytes with their names; `conversations`, LLaVA's own. Each file has some
-hundred megabytes, as the Hub recommends; the schema carries the features of the `datasets` library, so that pictures
-are shown as pictures.
+hundred megabytes, as the Hub recommends; the schema carries the features of the `datasets` library, so that images
+are shown as images.
 """
 
 import json
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caldera.batches.picture_files import read_bytes
+from caldera.batches.image_files import read_bytes
 from caldera.conversation import from_record, to_record
 from caldera.errors import InputError, OutputError, UsageError
 from caldera.record_files import read_records
@@ -19,7 +19,7 @@ from caldera.skips import SkippedItems
 from caldera.storage import atomic_folder, write_atomic
 
 SHARD_BYTES = 500_000_000
-"""A file is closed once it holds so many bytes of pictures and text."""
+"""A file is closed once it holds so many bytes of images and text."""
 
 _GROUP_BYTES, _GROUP_ROWS = 50_000_000, 1_000
 """Of a row group: what a reader holds at once."""
@@ -30,10 +30,10 @@ class ParquetReport:
     """What was written."""
 
     rows: int = 0
-    pictures: int = 0
+    images: int = 0
     files: int = 0
     bytes: int = 0
-    """Of pictures and text, before compression."""
+    """Of images and text, before compression."""
 
 
 def write_parquet(
@@ -41,7 +41,7 @@ def write_parquet(
     folder: Path,
     skips: SkippedItems,
     *,
-    pictures: Path | None = None,
+    images: Path | None = None,
     ignore: frozenset[str] = frozenset(),
     read: Callable[[int], None] = lambda count: None,
     shard_bytes: int = SHARD_BYTES,
@@ -51,8 +51,8 @@ def write_parquet(
     Args:
         file: `.json` or `.jsonl`.
         folder: Takes the place of what stands there.
-        skips: Takes bad records, and those whose pictures cannot be read.
-        pictures: Folder that picture paths start from; the file's own if None.
+        skips: Takes bad records, and those whose images cannot be read.
+        images: Folder that image paths start from; the file's own if None.
         ignore: Surplus fields of records to pass over.
         read: Told how many bytes of the data file were read.
         shard_bytes: Bytes of a file.
@@ -78,7 +78,7 @@ def write_parquet(
             for where, record in read_records(file, read):
                 total += 1
                 try:
-                    row = _row(record, where, pictures or file.parent, ignore)
+                    row = _row(record, where, images or file.parent, ignore)
                 except InputError as fault:
                     skips.add_or_raise(where, fault)
                 else:
@@ -102,15 +102,15 @@ def _is_parquet_set(folder: Path) -> bool:
 
 
 def _row(record: object, where: str, root: Path, ignore: frozenset[str]) -> dict[str, Any]:
-    """Return a record with the bytes of its pictures.
+    """Return a record with the bytes of its images.
 
     Raises:
-        InputError: It is bad, or a picture cannot be read.
+        InputError: It is bad, or an image cannot be read.
     """
     conversation = from_record(record, where, ignore)
     images = [
         {"bytes": read_bytes(root / name), "path": name.replace("../", "")}
-        for name in conversation.pictures
+        for name in conversation.images
     ]
     return {
         "id": conversation.id,
@@ -137,7 +137,7 @@ class _ShardWriter:
         self._group += sum(len(image["bytes"]) for image in row["images"])
         self._group += sum(len(turn["value"]) for turn in row["conversations"])
         self.done.rows += 1
-        self.done.pictures += len(row["images"])
+        self.done.images += len(row["images"])
         if self._group >= _GROUP_BYTES or len(self._rows) >= _GROUP_ROWS or self._full():
             self._write()
 
@@ -207,7 +207,7 @@ configs:
 
 # {name}
 
-{done.rows:,} conversations about {done.pictures:,} shown pictures, in the form of
-[LLaVA](https://github.com/haotian-liu/LLaVA): `images` are the pictures in the order of their `<image>` marks in
+{done.rows:,} conversations about {done.images:,} shown images, in the form of
+[LLaVA](https://github.com/haotian-liu/LLaVA): `images` are the images in the order of their `<image>` marks in
 `conversations`, whose turns are `human`'s and `gpt`'s. Written by caldera.
 """

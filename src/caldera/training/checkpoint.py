@@ -40,22 +40,22 @@ class Checkpoint:
     """Numbers that the run wants back, such as losses."""
 
 
-def collect_state(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Collect the weights that move and the optimiser's moments, by name."""
+def collect_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Collect the weights that move and the optimizer's moments, by name."""
     names = {each: name for name, each in model.named_parameters()}
     tensors = {}
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         for parameter in group["params"]:
             name = names[parameter]
             tensors[f"weights.{name}"] = parameter.detach()
-            for key, value in optimiser.state.get(parameter, {}).items():
+            for key, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"optimiser.{key}.{name}"] = value
     return tensors
 
 
 @torch.no_grad()
 def restore_state(
-    tensors: dict[str, Tensor], model: nn.Module, optimiser: torch.optim.Optimizer
+    tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
     """Put what `gather` collected back.
 
@@ -63,7 +63,7 @@ def restore_state(
         ModelFolderError: It is not what this model and stage train.
     """
     names = {each: name for name, each in model.named_parameters()}
-    moving = [each for group in optimiser.param_groups for each in group["params"]]
+    moving = [each for group in optimizer.param_groups for each in group["params"]]
     if {f"weights.{names[each]}" for each in moving} != {
         name for name in tensors if name.startswith("weights.")
     }:
@@ -77,7 +77,7 @@ def restore_state(
             if key.startswith("optimiser.") and key.split(".", 2)[2] == name
         }
         if state:
-            optimiser.state[parameter] = state
+            optimizer.state[parameter] = state
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:

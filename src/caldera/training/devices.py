@@ -21,7 +21,7 @@ _MOST_WORKERS = 8
 
 
 def default_decode_workers() -> int:
-    """Return how many processes decode pictures ahead of training: as many as there are cores, but for one.
+    """Return how many processes decode images ahead of training: as many as there are cores, but for one.
 
     On a single core, and where processes cannot be forked safely, there are none: a thread does it.
     """
@@ -65,7 +65,7 @@ class Runtime:
     compute: DeviceConfig
     progress: Progress
     workers: int = field(default_factory=default_decode_workers)
-    """Processes that decode pictures ahead of training, where features are not kept."""
+    """Processes that decode images ahead of training, where features are not kept."""
 
 
 def choose_device(device: str = "auto", dtype: DtypeName = "auto") -> DeviceConfig:

@@ -1,4 +1,4 @@
-"""An assistant's frozen tower and pictures in, a source of their features out, each computed once."""
+"""An assistant's frozen tower and images in, a source of their features out, each computed once."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ import torch
 
 from caldera.batches.feature_building import cache_features
 from caldera.batches.feature_store import FeatureStore
-from caldera.batches.picture_sources import CachedFeatures, FrozenTower
+from caldera.batches.image_sources import CachedFeatures, FrozenTower
 from caldera.errors import InputError
 from caldera.model.folder import LlavaBundle
 from caldera.model.weights import digest_weights
@@ -19,10 +19,10 @@ _STORE_VERSION = 2
 
 
 def raise_image_error(path: Path, fault: InputError) -> None:
-    """Let nothing pass where every picture is needed.
+    """Let nothing pass where every image is needed.
 
     Raises:
-        InputError: A picture cannot be used.
+        InputError: An image cannot be used.
     """
     raise fault
 
@@ -35,14 +35,14 @@ def cached_tower_features(
     means: Runtime,
     on_fault: Callable[[Path, InputError], object],
 ) -> CachedFeatures:
-    """Return a source of the features of all pictures at `paths`, kept in `folder`.
+    """Return a source of the features of all images at `paths`, kept in `folder`.
 
     Args:
-        assistant: Its vision tower looks at the pictures, as its processor prepares them.
+        assistant: Its vision tower looks at the images, as its processor prepares them.
         folder: Holds a store for each tower and preparation.
-        paths: Pictures, each once.
+        paths: Images, each once.
         means: Device and precision of the tower, and who follows the work.
-        on_fault: Called with each picture that cannot be used; the source then lacks it.
+        on_fault: Called with each image that cannot be used; the source then lacks it.
 
     Raises:
         InputError: The store is broken in a way that cannot be mended.
@@ -66,7 +66,7 @@ def cached_tower_features(
 
 
 def _store_name(assistant: LlavaBundle, compute: DeviceConfig) -> str:
-    """Name the store by everything but the picture that features depend on."""
+    """Name the store by everything but the image that features depend on."""
     vision = assistant.model.vision
     said = repr((assistant.processor, vision.select_layer, vision.select, str(compute.dtype)))
     told = f"{_STORE_VERSION} {said} {digest_weights(vision.state_dict())}"

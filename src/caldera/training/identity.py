@@ -18,17 +18,17 @@ def run_fingerprint(
     stage: Stage,
     assistant: LlavaBundle,
     samples: Sequence[Sample],
-    pictures: Path,
+    images: Path,
     compute: DeviceConfig,
 ) -> str:
     """Return a digest of what decides how a run goes, but for the device and the versions of the libraries.
 
     Args:
         stage: Every setting counts.
-        assistant: Its weights count, how its tower is read, how pictures are prepared, and whether it is fresh.
-        samples: Their numbers count. A picture counts by its path and its size in bytes, so data may be moved, and a
-            picture that is repaired makes another run.
-        pictures: Folder that the pictures' paths start from; it does not count itself.
+        assistant: Its weights count, how its tower is read, how images are prepared, and whether it is fresh.
+        samples: Their numbers count. An image counts by its path and its size in bytes, so data may be moved, and a
+            image that is repaired makes another run.
+        images: Folder that the images' paths start from; it does not count itself.
         compute: The precision counts.
     """
     vision = assistant.model.vision
@@ -41,8 +41,8 @@ def run_fingerprint(
         "precision": str(compute.dtype),
     }
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
-    sizes = {path: path.stat().st_size for sample in samples for path in sample.pictures}
+    sizes = {path: path.stat().st_size for sample in samples for path in sample.images}
     for sample in samples:
-        shown = [(os.path.relpath(path, pictures), sizes[path]) for path in sample.pictures]
+        shown = [(os.path.relpath(path, images), sizes[path]) for path in sample.images]
         digest.update(repr((sample.id, sample.ids, sample.labels, shown)).encode())
     return digest.hexdigest()

@@ -1,6 +1,6 @@
 """A plan of what to lay and a way to lay it in, the laid batches out, made ahead of the step that takes them.
 
-`ahead` knows nothing of pictures or rows: an item of the plan is whatever the maker takes, and what the maker returns
+`ahead` knows nothing of images or rows: an item of the plan is whatever the maker takes, and what the maker returns
 is handed on. A thread makes the next ones in the background. With worker processes they make them and the thread
 fetches them, each worker's in turn; so the order, and every bit, is the same whatever their number:
 
@@ -30,7 +30,7 @@ class PrefetchConfig:
     """How far ahead, and by whom, batches are made."""
 
     workers: int = 0
-    """Processes that make them, for what keeps a core busy, such as decoding pictures; with none, the thread does."""
+    """Processes that make them, for what keeps a core busy, such as decoding images; with none, the thread does."""
 
     depth: int = 2
     """Batches that the thread has ready or in hand; each worker holds one or two more."""
@@ -135,7 +135,7 @@ class Prefetcher(Generic[Item, Result]):
         number, item = self._in_flight
         who = self._workers[number % len(self._workers)].label if self._workers else "loading"
         return (
-            f"{who} has not finished {self._name(item)} after {seconds}; see whether the disk of their pictures "
+            f"{who} has not finished {self._name(item)} after {seconds}; see whether the disk of their images "
             "answers, then run again with --resume"
         )
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from caldera.batches.collate import Batch, collate, iter_new_images
+from caldera.batches.image_sources import ImageSource
 from caldera.batches.packing import Pack, build_packs, group_by_images, pack_micro_batches
-from caldera.batches.picture_sources import ImageSource
 from caldera.batches.sampler import BatchLimit, StepSampler
 from caldera.batches.samples import Sample
 from caldera.model.arrangement import shares_prefixes
@@ -25,7 +25,7 @@ from caldera.training.checkpoint import (
 )
 from caldera.training.devices import DeviceConfig
 from caldera.training.loading import PrefetchConfig, prefetch
-from caldera.training.optimiser import build_optimizer, lr_factor, set_lr
+from caldera.training.optimizer import build_optimizer, lr_factor, set_lr
 from caldera.training.record import MetricsLog
 from caldera.training.stage import Stage
 from caldera.training.step import evaluate_loss, training_step
@@ -60,7 +60,7 @@ class TrainingRun:
     model: Llava
     samples: Sequence[Sample]
     held_out: Sequence[Sample]
-    pictures: ImageSource
+    images: ImageSource
     loading: PrefetchConfig
     """Who makes batches ahead of the steps."""
 
@@ -72,7 +72,7 @@ class TrainingRun:
 
     @property
     def shares_prefixes(self) -> bool:
-        """Whether conversations about the same pictures share their tokens."""
+        """Whether conversations about the same images share their tokens."""
         return self.stage.share_prefixes and shares_prefixes(self.model.arrangement)
 
     def step_sampler(self) -> StepSampler:
@@ -90,7 +90,7 @@ class TrainingRun:
     def micro_batches(self, samples: Sequence[Sample]) -> list[Batch]:
         """Lay the samples of one step."""
         return [
-            build_batch(packs, self.pictures)
+            build_batch(packs, self.images)
             for packs in plan_micro_batches(samples, self.stage, share=self.shares_prefixes)
         ]
 
@@ -101,7 +101,7 @@ class TrainingRun:
         every = plan_micro_batches(self.held_out, self.stage, share=self.shares_prefixes)
 
         def laid(packs: Sequence[Pack]) -> Batch:
-            return build_batch(packs, self.pictures)
+            return build_batch(packs, self.images)
 
         with prefetch(every, laid, loading=self.loading, name=_named_packs) as batches:
             return evaluate_loss(self.model, (batch for _, batch in batches), self.compute)
@@ -113,7 +113,7 @@ def plan_micro_batches(samples: Sequence[Sample], stage: Stage, *, share: bool) 
     Args:
         samples: Of one step.
         stage: How much may go through the model at once.
-        share: Whether conversations about the same pictures share their tokens.
+        share: Whether conversations about the same images share their tokens.
     """
     packs = build_packs(samples, share=share)
     return pack_micro_batches(
@@ -121,10 +121,10 @@ def plan_micro_batches(samples: Sequence[Sample], stage: Stage, *, share: bool) 
     )
 
 
-def build_batch(packs: Sequence[Pack], pictures: ImageSource) -> Batch:
-    """Lay packs into one batch, with what `pictures` gives for their pictures."""
-    paths = [path for sample, some in iter_new_images(packs) for path in sample.pictures[some]]
-    return collate(packs, pictures(paths))
+def build_batch(packs: Sequence[Pack], images: ImageSource) -> Batch:
+    """Lay packs into one batch, with what `images` gives for their images."""
+    paths = [path for sample, some in iter_new_images(packs) for path in sample.images[some]]
+    return collate(packs, images(paths))
 
 
 def _ids_for_message(samples: Sequence[Sample]) -> str:
@@ -150,10 +150,10 @@ def train(run: TrainingRun, checkpoint: Checkpoint | None) -> TrainingResult:
         TrainingError: Loss or gradient was not finite.
         OutputError: Something could not be written.
     """
-    optimiser = build_optimizer(run.model, run.stage)
+    optimizer = build_optimizer(run.model, run.stage)
     start, first_loss, known = 0, None, -1
     if checkpoint:
-        restore_state(checkpoint.tensors, run.model, optimiser)
+        restore_state(checkpoint.tensors, run.model, optimizer)
         start = known = checkpoint.step
         first_loss = checkpoint.extra["first_validation_loss"]
         log.info("going on from step %d", start)
@@ -164,7 +164,7 @@ def train(run: TrainingRun, checkpoint: Checkpoint | None) -> TrainingResult:
         first_loss = run.validation_loss()
         record.log(0, {"validation_loss": first_loss} if first_loss is not None else {})
     plan = run.step_sampler()
-    done, last_loss = _train_steps(run, plan, optimiser, record, start, first_loss)
+    done, last_loss = _train_steps(run, plan, optimizer, record, start, first_loss)
     seconds = time.monotonic() - begun
     return TrainingResult(plan.total, seconds, first_loss, last_loss, done / max(seconds, 1e-9))
 
@@ -172,7 +172,7 @@ def train(run: TrainingRun, checkpoint: Checkpoint | None) -> TrainingResult:
 def _train_steps(
     run: TrainingRun,
     plan: StepSampler,
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     record: MetricsLog,
     start: int,
     first_loss: float | None,
@@ -190,12 +190,12 @@ def _train_steps(
     ):
         for step, (samples, micro_batches) in enumerate(batches, start=start):
             factor = lr_factor(step, total, stage.warmup_ratio)
-            set_lr(optimiser, factor)
+            set_lr(optimizer, factor)
             with run.compute.fork_rng(stage.seed, step):  # so no state of it is kept for --resume
                 report = training_step(
                     run.model,
                     micro_batches,
-                    optimiser,
+                    optimizer,
                     max_grad_norm=stage.max_grad_norm,
                     compute=run.compute,
                     record_ids=[sample.id for sample in samples],
@@ -212,7 +212,7 @@ def _train_steps(
                 values |= {"validation_loss": loss} if loss is not None else {}
             record.log(done, values)
             if done % stage.save_every == 0 and done < total:
-                _save(run, optimiser, done, first_loss)
+                _save(run, optimizer, done, first_loss)
             recent = [*recent[1 - _SMOOTH :], report.loss]
             tick(shown=f"loss {sum(recent) / len(recent):.3f}")
     share = batches.waited / max(time.monotonic() - begun, 1e-9)
@@ -222,9 +222,9 @@ def _train_steps(
 
 
 def _save(
-    run: TrainingRun, optimiser: torch.optim.Optimizer, step: int, first_loss: float | None
+    run: TrainingRun, optimizer: torch.optim.Optimizer, step: int, first_loss: float | None
 ) -> None:
     """Write a checkpoint."""
     extra = {"first_validation_loss": first_loss}
-    state = Checkpoint(step, run.identity, collect_state(run.model, optimiser), extra)
+    state = Checkpoint(step, run.identity, collect_state(run.model, optimizer), extra)
     save_checkpoint(run.folder / "checkpoints", state)

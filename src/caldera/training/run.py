@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 
 from caldera.batches.anyres import grid_pinpoints
-from caldera.batches.picture_sources import DecodedImages, ImageSource
-from caldera.batches.samples import Sample, SampleMaker
+from caldera.batches.image_sources import DecodedImages, ImageSource
+from caldera.batches.samples import Sample, SampleBuilder
 from caldera.batches.templates import find_template
 from caldera.conversation import Conversation
 from caldera.errors import ConversationError, InputError, UsageError
@@ -48,16 +48,16 @@ from caldera.training.stage import Stage
 log = logging.getLogger(__name__)
 
 _CALIBRATION_IMAGES = 64
-"""Pictures whose features decide how a fresh projector is scaled."""
+"""Images whose features decide how a fresh projector is scaled."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingData:
-    """Conversations and where their pictures are."""
+    """Conversations and where their images are."""
 
     conversations: Sequence[Conversation]
-    pictures: Path
-    """Folder that picture paths start from."""
+    images: Path
+    """Folder that image paths start from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,7 +105,7 @@ class TrainingJob:
             return job._run()
 
     def _with_stage_aspect(self) -> LlavaBundle:
-        """Return the assistant with pictures shown as the stage wants them."""
+        """Return the assistant with images shown as the stage wants them."""
         stage, side = self.stage, self.assistant.processor.side
         assert stage.aspect is not None
         pinpoints = grid_pinpoints(stage.grid_pinpoints, side) if stage.aspect == "anyres" else ()
@@ -115,7 +115,7 @@ class TrainingJob:
         """Train unless that was done before."""
         samples = self._samples()
         identity = run_fingerprint(
-            self.stage, self.assistant, samples, self.data.pictures, self.means.compute
+            self.stage, self.assistant, samples, self.data.images, self.means.compute
         )
         if self._is_done(identity):
             log.info("%s is done already", self.out / "model")
@@ -150,7 +150,7 @@ class TrainingJob:
     def _samples(self) -> list[Sample]:
         """Encode the data set for this stage and model."""
         model = self.assistant.model
-        maker = SampleMaker(
+        maker = SampleBuilder(
             tokenizer=self.assistant.tokenizer,
             template=find_template(self.stage.template),
             image_token_id=model.image_token_id,
@@ -161,12 +161,12 @@ class TrainingJob:
         )
         conversations = self.data.conversations
         with self.means.progress.task("reading conversations", len(conversations)) as tick:
-            return maker.build_all(conversations, self.data.pictures, self.skips, tick)
+            return maker.build_all(conversations, self.data.images, self.skips, tick)
 
     def _train_and_save(
         self, samples: list[Sample], identity: str, found: Checkpoint | None
     ) -> tuple[LlavaBundle, TrainingResult]:
-        """Freeze, look at the pictures, train, and save."""
+        """Freeze, look at the images, train, and save."""
         assistant, compute = self.assistant, self.means.compute
         base = self._add_lora()
         log_trainable(set_trainable(assistant.model, self.stage.trainable), self.stage)
@@ -185,7 +185,7 @@ class TrainingJob:
             model=assistant.model,
             samples=learning,
             held_out=held_out,
-            pictures=source,
+            images=source,
             loading=PrefetchConfig(
                 workers=self.means.workers if isinstance(source, DecodedImages) else 0
             ),
@@ -219,8 +219,8 @@ class TrainingJob:
         return base
 
     def _choose_image_source(self, samples: list[Sample]) -> tuple[ImageSource, list[Sample]]:
-        """Choose where pictures come from, and leave out samples whose pictures cannot be used."""
-        paths = list(dict.fromkeys(path for sample in samples for path in sample.pictures))
+        """Choose where images come from, and leave out samples whose images cannot be used."""
+        paths = list(dict.fromkeys(path for sample in samples for path in sample.images))
         if "vision" in self.stage.trainable or not self.stage.cache_features or not paths:
             return DecodedImages(self.assistant.processor), samples
         bad: dict[Path, InputError] = {}
@@ -232,12 +232,12 @@ class TrainingJob:
             on_fault=bad.__setitem__,
         )
         for sample in samples:
-            if unusable := [path for path in sample.pictures if path in bad]:
+            if unusable := [path for path in sample.images if path in bad]:
                 self.skips.add_or_raise(f"record {sample.id!r}", bad[unusable[0]])
         self.skips.raise_if_over_limit(
             len(self.data.conversations)
         )  # what was left out before counts in both
-        usable = [sample for sample in samples if not bad.keys() & set(sample.pictures)]
+        usable = [sample for sample in samples if not bad.keys() & set(sample.images)]
         if not usable:
             raise ConversationError("no record is left to train on")
         return source, usable
@@ -270,9 +270,9 @@ def log_trainable(parts: Sequence[TrainableReport], stage: Stage) -> None:
 def split_validation(
     samples: Sequence[Sample], rows: int, seed: int
 ) -> tuple[list[Sample], list[Sample]]:
-    """Hold out about `rows` samples, at most a tenth, that share no picture with the others.
+    """Hold out about `rows` samples, at most a tenth, that share no image with the others.
 
-    Where all hang together, each sharing a picture with a next, this holds for their first pictures only.
+    Where all hang together, each sharing an image with a next, this holds for their first images only.
 
     Returns:
         Samples to learn from, and samples held out.
@@ -281,7 +281,7 @@ def split_validation(
     held_out = _pick_groups(_connected_by_images(samples), wanted, seed)
     if wanted and not held_out:
         log.warning(
-            "all records hang together by pictures they share: held-out ones are not new in all their pictures"
+            "all records hang together by images they share: held-out ones are not new in all their images"
         )
         held_out = _pick_groups(_group_by(samples, lambda path: path), wanted, seed)
     learning = [sample for at, sample in enumerate(samples) if at not in held_out]
@@ -299,8 +299,8 @@ def _pick_groups(groups: list[list[int]], wanted: int, seed: int) -> set[int]:
 
 
 def _connected_by_images(samples: Sequence[Sample]) -> list[list[int]]:
-    """Return the indices of samples in groups that share no picture with each other."""
-    parent: dict[Path, Path] = {}  # a forest; the pictures of a group are one tree
+    """Return the indices of samples in groups that share no image with each other."""
+    parent: dict[Path, Path] = {}  # a forest; the images of a group are one tree
 
     def top(path: Path) -> Path:
         while parent.setdefault(path, path) != path:
@@ -308,24 +308,24 @@ def _connected_by_images(samples: Sequence[Sample]) -> list[list[int]]:
         return path
 
     for sample in samples:
-        for path in sample.pictures[1:]:
-            parent[top(path)] = top(sample.pictures[0])
+        for path in sample.images[1:]:
+            parent[top(path)] = top(sample.images[0])
     return _group_by(samples, top)
 
 
 def _group_by(samples: Sequence[Sample], key: Callable[[Path], Path]) -> list[list[int]]:
-    """Return the indices of samples in groups by the key of their first picture; one without stands alone."""
+    """Return the indices of samples in groups by the key of their first image; one without stands alone."""
     groups: dict[Path | int, list[int]] = {}
     for at, sample in enumerate(samples):
-        groups.setdefault(key(sample.pictures[0]) if sample.pictures else at, []).append(at)
+        groups.setdefault(key(sample.images[0]) if sample.images else at, []).append(at)
     return list(groups.values())
 
 
 def _calibrate_projector(model: Llava, samples: Sequence[Sample], source: ImageSource) -> None:
-    """Scale the fresh projector by the features of the first pictures, if there are any."""
-    paths = [path for sample in samples for path in sample.pictures][:_CALIBRATION_IMAGES]
+    """Scale the fresh projector by the features of the first images, if there are any."""
+    paths = [path for sample in samples for path in sample.images][:_CALIBRATION_IMAGES]
     if not paths:
-        log.info("fit_projector: no record has a picture, the projector stays as it was")
+        log.info("fit_projector: no record has an image, the projector stays as it was")
         return
     with torch.no_grad():
         features = model.patch_features(source(paths)).float()

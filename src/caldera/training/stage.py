@@ -6,7 +6,7 @@ from math import inf
 from typing import Literal, get_args
 
 from caldera.batches.anyres import RELEASED_GRIDS, grid_pinpoints
-from caldera.batches.pictures import ASPECTS, ImageAspect
+from caldera.batches.images import ASPECTS, ImageAspect
 from caldera.batches.templates import find_template
 from caldera.errors import UnknownNameError, UsageError
 from caldera.model.low_rank import LoraConfig
@@ -51,10 +51,10 @@ class Stage:
     """Train the language model by low-rank factors; None trains its weights themselves."""
 
     batch_size: int
-    """Conversations per optimiser step."""
+    """Conversations per optimizer step."""
 
     batch_tokens: int | None = None
-    """Tokens per optimiser step instead, as many conversations as fit; counted before packing."""
+    """Tokens per optimizer step instead, as many conversations as fit; counted before packing."""
 
     micro_batch_size: int | None = None
     """Conversations that go through the model together, at most; as many as `micro_batch_tokens` allows if None. The
@@ -64,7 +64,7 @@ class Stage:
     """Tokens that go through the model together, at most; a longer conversation goes alone. The step is the same."""
 
     share_prefixes: bool = True
-    """Whether conversations about the same pictures come in the same step, where their common beginning, pictures
+    """Whether conversations about the same images come in the same step, where their common beginning, images
     included, goes through the model once. Their loss is the same."""
 
     gradient_checkpointing: bool = False
@@ -74,7 +74,7 @@ class Stage:
     """Times that every conversation is seen."""
 
     max_steps: int | None = None
-    """Optimiser steps after which the stage ends, however many epochs there are."""
+    """Optimizer steps after which the stage ends, however many epochs there are."""
 
     warmup_ratio: float = 0.03
     """Share of the steps spent rising to the peak rate; then it falls along half a cosine to zero."""
@@ -89,14 +89,14 @@ class Stage:
     """Gradients are scaled down to this norm."""
 
     aspect: ImageAspect | None = None
-    """How pictures that are not square are shown from this stage on; as the assistant has it if None. LLaVA-1.5 cuts
+    """How images that are not square are shown from this stage on; as the assistant has it if None. LLaVA-1.5 cuts
     them in stage 1 and pads them in stage 2."""
 
     grid_pinpoints: tuple[str, ...] = RELEASED_GRIDS
     """Columns x rows of tiles that the aspect `anyres` chooses from, where this stage sets it."""
 
     max_length: int = 2048
-    """Longest conversation in tokens, those of pictures included; a language model of fewer positions allows fewer."""
+    """Longest conversation in tokens, those of images included; a language model of fewer positions allows fewer."""
 
     validation_size: int = 128
     """Conversations held out, at most a tenth of all, on which the loss is measured at the start, now and then, and at

@@ -1,4 +1,4 @@
-"""Batches in, one optimiser step done: the mean loss over all learned tokens, whatever way they were split."""
+"""Batches in, one optimizer step done: the mean loss over all learned tokens, whatever way they were split."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -32,18 +32,18 @@ class StepReport:
 def training_step(
     model: Llava,
     micro_batches: Sequence[Batch],
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     *,
     max_grad_norm: float,
     compute: DeviceConfig,
     record_ids: Sequence[str],
 ) -> StepReport:
-    """Take one step of the optimiser on the mean loss over all micro-batches' learned tokens.
+    """Take one step of the optimizer on the mean loss over all micro-batches' learned tokens.
 
     Args:
         model: What learns.
         micro_batches: They are summed before the step, so how a batch is split does not change it.
-        optimiser: Holds the weights that move.
+        optimizer: Holds the weights that move.
         max_grad_norm: Gradients are scaled down to it.
         compute: Device and precision.
         names: Ids of the records, for the error.
@@ -58,16 +58,16 @@ def training_step(
             loss = model.loss(batch.to(compute.device))
         (loss.total / num_learned).backward()
         total += float(loss.total.detach())
-    moving = [each for group in optimiser.param_groups for each in group["params"]]
+    moving = [each for group in optimizer.param_groups for each in group["params"]]
     norm = float(nn.utils.clip_grad_norm_(moving, max_grad_norm))
     if not torch.isfinite(torch.tensor([total, norm])).all():
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         raise TrainingError(
             f"loss {total / num_learned} and gradient norm {norm} are not finite at records {list(record_ids)[:8]}; no "
             "weight was changed by them; lower the learning rate or inspect these records"
         )
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
     tokens = sum(len(batch.input_ids) for batch in micro_batches)
     return StepReport(total / num_learned, num_learned, tokens, norm)
 

@@ -69,7 +69,7 @@ class Visitor:
         self.page.wait_for_selector(".talk textarea")
 
     def show(self, *files: Any) -> None:  # noqa: ANN401 - paths or playwright's payloads
-        """Add pictures to the next question."""
+        """Add images to the next question."""
         before = self.page.locator(".composer .thumb img").count()
         self.page.set_input_files(".composer input[type=file]", list(files))
         self.page.wait_for_function(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from caldera.conversation import read_conversations
-from tests.chat.server_process import ServerProcess, picture
+from tests.chat.server_process import ServerProcess, image
 from tests.chat.web.conftest import Visitor
 
 pytestmark = pytest.mark.slow
@@ -16,16 +16,16 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Path:
-    """A picture file."""
+    """An image file."""
     path = tmp_path / "scene.png"
-    path.write_bytes(picture(1, (40, 30)))
+    path.write_bytes(image(1, (40, 30)))
     return path
 
 
-def test_a_picture_is_shown_and_asked_about(
+def test_a_image_is_shown_and_asked_about(
     visitor: Visitor, web_server: ServerProcess, scene: Path
 ) -> None:
-    """The answer comes; a second question with a second picture goes on from there."""
+    """The answer comes; a second question with a second image goes on from there."""
     visitor.open(web_server)
     visitor.show(scene)
     visitor.ask("what is it")
@@ -80,7 +80,7 @@ def test_a_question_is_tried_again_and_edited(visitor: Visitor, web_server: Serv
 
 
 def test_a_reload_loses_nothing(visitor: Visitor, web_server: ServerProcess, scene: Path) -> None:
-    """Questions, pictures, answers and what is typed are there again, and the talk goes on."""
+    """Questions, images, answers and what is typed are there again, and the talk goes on."""
     visitor.open(web_server)
     visitor.show(scene)
     visitor.ask("what is it")
@@ -115,17 +115,15 @@ def test_a_dead_server_is_told_and_costs_nothing(
         assert visitor.page.locator("article img").count() == 1
 
 
-def test_a_refused_picture_is_told(
-    visitor: Visitor, web_server: ServerProcess, scene: Path
-) -> None:
-    """I8: Too large, no picture, or broken: each in words; what was typed stays."""
+def test_a_refused_image_is_told(visitor: Visitor, web_server: ServerProcess, scene: Path) -> None:
+    """I8: Too large, no image, or broken: each in words; what was typed stays."""
     visitor.open(web_server)
     visitor.page.fill(".talk textarea", "my question")
     broken = {"name": "broken.png", "mimeType": "image/png", "buffer": scene.read_bytes()[:50]}
     large = {"name": "large.png", "mimeType": "image/png", "buffer": bytes(11 << 20)}
     text = {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"words"}
-    too_large = "large.png has 11 MB; pictures may have up to 10 MB"
-    for file, told in ((broken, "broken or cut"), (large, too_large), (text, "is no picture")):
+    too_large = "large.png has 11 MB; images may have up to 10 MB"
+    for file, told in ((broken, "broken or cut"), (large, too_large), (text, "is no image")):
         visitor.page.set_input_files(".composer input[type=file]", [file])
         visitor.page.wait_for_function(
             "said => document.querySelector('.banner').innerText.includes(said)", arg=told
@@ -144,7 +142,7 @@ def test_a_conversation_that_is_too_long_is_told(
 
 
 def test_answers_are_shown_as_they_are_written(visitor: Visitor, model_folder: Path) -> None:
-    """I6: HTML, javascript: links and remote pictures in an answer or a question do nothing."""
+    """I6: HTML, javascript: links and remote images in an answer or a question do nothing."""
     evil = (
         "<img src=http://127.0.0.1:9/x onerror=hacked()><script>hacked()</script>[a](javascript:hacked()) "
         "![b](http://evil.test/steal.png) <a href=http://evil.test>c</a> **bold**"
@@ -165,7 +163,7 @@ def test_answers_are_shown_as_they_are_written(visitor: Visitor, model_folder: P
 def test_the_download_is_a_data_file(
     visitor: Visitor, web_server: ServerProcess, scene: Path, tmp_path: Path
 ) -> None:
-    """The ZIP holds what `read_conversations` takes, and the pictures it names, byte for byte."""
+    """The ZIP holds what `read_conversations` takes, and the images it names, byte for byte."""
     visitor.open(web_server)
     visitor.show(scene)
     visitor.ask("what is it")
@@ -175,8 +173,8 @@ def test_the_download_is_a_data_file(
     archive = zipfile.ZipFile(io.BytesIO(Path(waiting.value.path()).read_bytes()))
     archive.extractall(tmp_path / "taken")
     [read] = read_conversations(tmp_path / "taken" / "conversation.json")
-    assert read.pictures == ("pictures/1.png",)
-    assert (tmp_path / "taken" / "pictures" / "1.png").read_bytes() == scene.read_bytes()
+    assert read.images == ("images/1.png",)
+    assert (tmp_path / "taken" / "images" / "1.png").read_bytes() == scene.read_bytes()
     assert read.turns[0].text == "\nwhat is it"
     assert read.turns[1].text.replace("`", "") == answer.replace(
         "`", ""
@@ -186,7 +184,7 @@ def test_the_download_is_a_data_file(
 def test_what_an_answer_looked_at_is_drawn(
     visitor: Visitor, web_server: ServerProcess, scene: Path
 ) -> None:
-    """A map over the picture for the whole answer, another for a word, and the caption that says what it is not."""
+    """A map over the image for the whole answer, another for a word, and the caption that says what it is not."""
     visitor.open(web_server)
     visitor.show(scene)
     visitor.ask("what is it")
@@ -215,7 +213,7 @@ def test_the_page_speaks_chinese(
     assert one.page.evaluate(wide) <= 390
     one.page.click("button.language")
     one.page.get_by_text("Settings").wait_for()
-    assert one.page.inner_text(".talk h1") == "Ask about pictures"
+    assert one.page.inner_text(".talk h1") == "Ask about images"
     one.context.close()
     assert one.outside() == []
 

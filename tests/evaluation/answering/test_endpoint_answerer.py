@@ -1,4 +1,4 @@
-"""A server as what answers, over loopback: pictures as data URLs, patience, failures that are no scores."""
+"""A server as what answers, over loopback: images as data URLs, patience, failures that are no scores."""
 
 import base64
 from collections.abc import Callable
@@ -35,7 +35,7 @@ def ask(server: TeacherServer, photos: Path, count: int = 6, **asking: Any) -> d
     return answers
 
 
-def test_pictures_and_words_arrive_as_they_are(serve: Serve, photos: Path) -> None:
+def test_images_and_words_arrive_as_they_are(serve: Serve, photos: Path) -> None:
     """The file's own bytes as a data URL before the words, text alone as a string; what is done is not asked."""
     server = serve(right)
     answers = ask(server, photos)
@@ -43,18 +43,18 @@ def test_pictures_and_words_arrive_as_they_are(serve: Serve, photos: Path) -> No
         "q0": "red", "q1": "blue", "q2": "green", "q3": "red", "q5": "nothing",
     }  # fmt: skip
     asked = {number_in(body): body for body in server.bodies()}
-    picture, words = asked[1]["messages"][0]["content"]
-    kind, _, data = picture["image_url"]["url"].partition(",")
+    image, words = asked[1]["messages"][0]["content"]
+    kind, _, data = image["image_url"]["url"].partition(",")
     assert kind == "data:image/png;base64"
     assert base64.b64decode(data) == (photos / "1.png").read_bytes()
-    assert words == {"type": "text", "text": "what is there in picture 1 and where?"}
-    assert asked[2]["messages"][0]["content"].strip() == "what is there in picture 2 and where and where?"  # fmt: skip
+    assert words == {"type": "text", "text": "what is there in image 1 and where?"}
+    assert asked[2]["messages"][0]["content"].strip() == "what is there in image 2 and where and where?"  # fmt: skip
     assert (asked[1]["temperature"], asked[1]["max_tokens"], asked[1]["model"]) == (0.0, 9, "m")
     assert "seed" not in asked[1]
 
 
 def test_trouble_that_passes_is_waited_for_and_the_rest_fails(serve: Serve, photos: Path) -> None:
-    """A 500 is tried again; a refusal and a missing picture fail with a reason, and never as an empty answer."""
+    """A 500 is tried again; a refusal and a missing image fail with a reason, and never as an empty answer."""
     seen: list[int] = []
 
     def script(request: dict[str, Any], count: int) -> teacher_server.Answer:

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from caldera.batches.picture_sources import DecodedImages
+from caldera.batches.image_sources import DecodedImages
 from caldera.conversation import Conversation, Turn
 from caldera.errors import UsageError
-from caldera.evaluation.answering import seen_pictures
+from caldera.evaluation.answering import seen_images
 from caldera.evaluation.answering.answerer import Answer, AnswerConfig, ChooseBy
 from caldera.evaluation.answering.engine_answerer import LocalModelAnswerer, digest_model_folder
-from caldera.evaluation.answering.seen_pictures import ImageFeatureCache, split_by_images
+from caldera.evaluation.answering.seen_images import ImageFeatureCache, split_by_images
 from caldera.evaluation.benchmark import Item
 from caldera.inference.generate import BatchGenerator
 from caldera.inference.sampling import SamplingParams
@@ -45,7 +45,7 @@ def ask(
 
 
 def test_batches_answer_as_single_items_do(assistant: LlavaBundle, photos: Path) -> None:
-    """Whatever is answered together, with pictures and without, each item gets the answer it gets alone."""
+    """Whatever is answered together, with images and without, each item gets the answer it gets alone."""
     items = questions(9).items
     together = ask(assistant, items, photos, AnswerConfig(batch_size=4))
     generator = BatchGenerator(assistant, DecodedImages(assistant.processor))
@@ -56,24 +56,24 @@ def test_batches_answer_as_single_items_do(assistant: LlavaBundle, photos: Path)
     assert len({answer.text for answer in together.values()}) > 1, "all alike would prove nothing"
 
 
-def test_each_picture_goes_through_the_tower_once(assistant: LlavaBundle, photos: Path) -> None:
-    """However many questions and batches there are, and one picture at a time."""
+def test_each_image_goes_through_the_tower_once(assistant: LlavaBundle, photos: Path) -> None:
+    """However many questions and batches there are, and one image at a time."""
     seen: list[int] = []
     assistant.model.vision.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     items = questions(23).items
-    pictures = {path for item in items for path in item.conversation.pictures}
+    images = {path for item in items for path in item.conversation.images}
     ask(assistant, items, photos, AnswerConfig(batch_size=4))
-    assert seen == [1] * len(pictures)
+    assert seen == [1] * len(images)
 
 
 def test_little_memory_changes_no_answer(
     assistant: LlavaBundle, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where features of two pictures fit, each picture is still seen once, and the answers are the same."""
+    """Where features of two images fit, each image is still seen once, and the answers are the same."""
     items = questions(23).items
     answers = ask(assistant, items, photos, AnswerConfig(batch_size=4))
     each = 9 * 10 * 4  # patches, width, bytes of a number
-    monkeypatch.setattr(seen_pictures, "MAX_BYTES", 2 * each + 1)
+    monkeypatch.setattr(seen_images, "MAX_BYTES", 2 * each + 1)
     assert ImageFeatureCache(assistant).capacity == 2
     seen: list[int] = []
     assistant.model.vision.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
@@ -81,14 +81,14 @@ def test_little_memory_changes_no_answer(
     assert len(seen) == 7
 
 
-def test_blocks_keep_a_pictures_items_together() -> None:
-    """Of 23 items about seven pictures: two pictures a block, every item once, in order; one block where all fit."""
+def test_blocks_keep_a_images_items_together() -> None:
+    """Of 23 items about seven images: two images a block, every item once, in order; one block where all fit."""
     items = questions(23).items
     assert list(split_by_images(items, 7)) == [list(items)]
     blocks = list(split_by_images(items, 2))
-    shown = [{path for item in block for path in item.conversation.pictures} for block in blocks]
-    assert [len(pictures) for pictures in shown] == [2, 2, 2, 1]
-    assert sum(map(len, shown)) == 7, "no picture is in two blocks"
+    shown = [{path for item in block for path in item.conversation.images} for block in blocks]
+    assert [len(images) for images in shown] == [2, 2, 2, 1]
+    assert sum(map(len, shown)) == 7, "no image is in two blocks"
     assert all(block == sorted(block, key=items.index) for block in blocks)
     assert sorted(item.id for block in blocks for item in block) == sorted(
         item.id for item in items
@@ -96,9 +96,9 @@ def test_blocks_keep_a_pictures_items_together() -> None:
     assert list(split_by_images((), 2)) == []
 
 
-def test_only_the_item_with_the_broken_picture_fails(assistant: LlavaBundle, photos: Path) -> None:
-    """A broken picture and a question too long fail with their reasons; the others of the batch are answered."""
-    (photos / "1.png").write_bytes(b"no picture")
+def test_only_the_item_with_the_broken_image_fails(assistant: LlavaBundle, photos: Path) -> None:
+    """A broken image and a question too long fail with their reasons; the others of the batch are answered."""
+    (photos / "1.png").write_bytes(b"no image")
     items = [*questions(6).items, question(6, tail=" what" * 3000)]
     answers = ask(assistant, items, photos)
     failed = {name: answer.error for name, answer in answers.items() if answer.error}
@@ -113,7 +113,7 @@ def test_the_likeliest_option_is_chosen(
     assistant: LlavaBundle, photos: Path, choose_by: ChooseBy
 ) -> None:
     """Each option's likelihood is that of its tokens one by one, each behind all before it."""
-    options = ("cat", "the dog in the picture", "bird is on the meadow")
+    options = ("cat", "the dog in the image", "bird is on the meadow")
     items = questions(4, choices=options).items
     answers = ask(assistant, items, photos, AnswerConfig(choice_method=choose_by))
     shown = ("A", "B", "C") if choose_by == "letter" else options
@@ -136,7 +136,7 @@ def token_by_token(assistant: LlavaBundle, item: Item, option: str, photos: Path
     end = whole.index(assistant.tokenizer.eos_token_id, len(asked.ids))
     found = []
     for at in range(len(asked.ids), end):
-        pixels = DecodedImages(assistant.processor)(asked.pictures)
+        pixels = DecodedImages(assistant.processor)(asked.images)
         with torch.inference_mode():
             embedded = assistant.model.embed(torch.tensor([whole[:at]]), pixels, asked.layouts)
             logits = assistant.model.language(inputs_embeds=embedded).logits[0, -1]

@@ -1,4 +1,4 @@
-"""Tiny files in every benchmark's official layout: two or more questions each, about pictures that a test paints."""
+"""Tiny files in every benchmark's official layout: two or more questions each, about images that a test paints."""
 
 import json
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def _lines(path: Path, lines: Lines) -> Path:
 
 
 def science_qa(folder: Path) -> Sources:
-    """Three problems of the test split, one with a picture."""
+    """Three problems of the test split, one with an image."""
     problems = {
         str(at): {
             "question": f"Which of {at}?", "choices": ["red", "green"], "answer": at % 2, "hint": "",
@@ -36,7 +36,7 @@ def science_qa(folder: Path) -> Sources:
 
 
 def pope(folder: Path) -> Sources:
-    """Two questions about each of two pictures."""
+    """Two questions about each of two images."""
     lines = [
         {"question_id": at, "image": f"{at // 2}.jpg", "text": f"Is there a {at}?", "label": ("yes", "no")[at % 2]}
         for at in range(4)
@@ -45,7 +45,7 @@ def pope(folder: Path) -> Sources:
 
 
 def mme(folder: Path) -> Sources:
-    """All fourteen sub-tasks with two pictures; their questions stand apart, as the pictures' second ones come last."""
+    """All fourteen sub-tasks with two images; their questions stand apart, as the images' second ones come last."""
     texts = folder / "texts"
     texts.mkdir()
     for subtask in SIZES:
@@ -68,7 +68,7 @@ def mmbench(folder: Path) -> Sources:
 
 
 def seed(folder: Path) -> Sources:
-    """A question about a picture and one about a video."""
+    """A question about an image and one about a video."""
     questions = [
         {
             "question_id": name, "question": f"What of {name}?", "choice_a": "a", "choice_b": "b", "choice_c": "c",
@@ -106,7 +106,7 @@ def nlvr(folder: Path) -> Sources:
 
 
 def vqav2(folder: Path) -> Sources:
-    """Three questions about two pictures."""
+    """Three questions about two images."""
     asked = [{"question_id": at, "image_id": 4 + at % 2, "question": f"What is {at}?"} for at in range(3)]  # fmt: skip
     said: Lines = [
         {
@@ -121,7 +121,7 @@ def vqav2(folder: Path) -> Sources:
 
 
 def gqa(folder: Path) -> Sources:
-    """Three questions about one picture."""
+    """Three questions about one image."""
     types = {"structural": "query", "semantic": "attr", "detailed": "x"}
     questions = {
         str(at): {"imageId": "n1", "question": f"What of {at}?", "answer": "red", "isBalanced": True, "types": types}
@@ -131,7 +131,7 @@ def gqa(folder: Path) -> Sources:
 
 
 def textvqa(folder: Path) -> Sources:
-    """Two questions about one picture."""
+    """Two questions about one image."""
     data = [
         {"question_id": at, "image_id": "003a", "question": f"brand {at}?", "answers": ["dakota"] * 10}
         for at in range(2)
@@ -141,7 +141,7 @@ def textvqa(folder: Path) -> Sources:
 
 
 def vizwiz(folder: Path) -> Sources:
-    """A question about each of two pictures."""
+    """A question about each of two images."""
     records = [
         {"image": f"VizWiz_val_0000000{at}.jpg", "question": f"What is {at}?", "answer_type": "other", "answerable": 1,
          "answers": [{"answer": "soup", "answer_confidence": "yes"}] * 10}
@@ -151,7 +151,7 @@ def vizwiz(folder: Path) -> Sources:
 
 
 def captions(folder: Path) -> Sources:
-    """Two pictures with a caption each."""
+    """Two images with a caption each."""
     content = {
         "images": [{"id": at, "file_name": f"{at}.jpg"} for at in range(2)],
         "annotations": [

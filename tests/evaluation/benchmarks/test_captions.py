@@ -48,14 +48,14 @@ def test_figures_by_hand(tmp_path: Path, layout: Callable[[Path], Path]) -> None
     assert score.metrics["Bleu_1"] == 100.0
     assert score.metrics["Bleu_2"] == 100.0
     assert score.metrics["ROUGE_L"] == 100.0
-    assert score.metrics["pictures"] == 2
+    assert score.metrics["images"] == 2
     cats = (2 + math.exp(-1 / 72) / math.sqrt(2 * 3)) / 2
     assert score.item_scores == pytest.approx({"7": 3 / 4, "8": cats / 4})
     assert score.overall == pytest.approx((3 / 4 + cats / 4) / 2)
     assert score.metrics["CIDEr"] == round(1000 * score.overall, 2)
 
 
-def test_what_people_wrote_of_a_picture_is_not_what_is_said_of_another(tmp_path: Path) -> None:
+def test_what_people_wrote_of_a_image_is_not_what_is_said_of_another(tmp_path: Path) -> None:
     """Captions that are swapped score nothing; an empty one is told."""
     answers = tmp_path / "answers.json"
     answers.write_text(json.dumps({"7": "two cats sleep", "8": ""}))
@@ -66,13 +66,13 @@ def test_what_people_wrote_of_a_picture_is_not_what_is_said_of_another(tmp_path:
     assert score.metrics["parse_failures"] == 1
 
 
-def test_a_picture_without_a_caption_is_refused(tmp_path: Path) -> None:
+def test_a_image_without_a_caption_is_refused(tmp_path: Path) -> None:
     """Nothing could be compared with it."""
     path = coco(tmp_path)
     content = json.loads(path.read_text())
     content["images"].append({"id": 9, "file_name": "9.jpg"})
     path.write_text(json.dumps(content))
-    with pytest.raises(InputError, match="1 pictures have no caption"):
+    with pytest.raises(InputError, match="1 images have no caption"):
         CAPTIONS.load(Sources(annotations=path))
 
 
@@ -98,6 +98,6 @@ def test_what_people_wrote_against_what_others_wrote(third_party: Path, tmp_path
         "Bleu_4": 21.82,
         "ROUGE_L": 50.08,
         "CIDEr": 79.14,
-        "pictures": 800,
+        "images": 800,
         "parse_failures": 0,
     }

@@ -78,7 +78,7 @@ def test_mmbench_asks_in_its_language(mmbench: Path) -> None:
     assert lines[0][:-1] == ["Look.", "Which?", "A. blue", "B. red", "C. green"]
     assert lines[0][-1].startswith("Answer with the option's letter")
     assert lines[1][-1] == "请直接回答选项字母。"
-    assert asked[0].pictures == ("7.jpg",)
+    assert asked[0].images == ("7.jpg",)
 
 
 def test_mmbench_refuses_what_cannot_be_scored(mmbench: Path, tmp_path: Path) -> None:
@@ -142,19 +142,19 @@ def test_mmmu_is_scored_by_subject_and_discipline(tmp_path: Path) -> None:
         score(MMMU, tmp_path, tmp_path / "dict.json", {})
 
 
-def test_mmmu_asks_with_options_and_pictures(tmp_path: Path) -> None:
-    """Options may be written as Python writes lists; each mark of a picture shows one."""
+def test_mmmu_asks_with_options_and_images(tmp_path: Path) -> None:
+    """Options may be written as Python writes lists; each mark of an image shows one."""
     question = {
         "id": "validation_Music_1", "question": "What is <image 1> beside <image 2>?", "options": "['a', 'b']",
         "answer": "B", "question_type": "multiple-choice", "image_1": "one.png",
     }  # fmt: skip
     (tmp_path / "q.json").write_text(json.dumps([question]))
     [item] = MMMU.load(Sources(questions=tmp_path / "q.json")).items
-    assert item.conversation.pictures == ("one.png", "validation_Music_1_2.png")
+    assert item.conversation.images == ("one.png", "validation_Music_1_2.png")
     assert (
         item.conversation.turns[0]
         .text.strip()
-        .startswith("What is (picture 1) beside (picture 2)?\nA. a\nB. b\n")
+        .startswith("What is (image 1) beside (image 2)?\nA. a\nB. b\n")
     )
 
 
@@ -185,7 +185,7 @@ def test_nlvrs_majority_is_its_chance(third_party: Path, tmp_path: Path) -> None
     figures = score(NLVR, tmp_path, questions, {item.id: "yes" for item in items}).figures
     assert figures["accuracy"] == pytest.approx(100 * 163 / 300, abs=1e-5)
     assert round(figures["accuracy"] - NLVR.chance["accuracy"]) == -1
-    assert (questions.parent / items[0].conversation.pictures[0]).exists()
+    assert (questions.parent / items[0].conversation.images[0]).exists()
 
 
 OWN_LINES = [
@@ -208,7 +208,7 @@ def test_own_questions_are_compared_as_they_say(tmp_path: Path) -> None:
         "accuracy": 0.0, "question": 0.0, "reading": 0.0, "questions": 4, "parse_failures": 1,
     }  # fmt: skip
     items = CUSTOM.load(Sources(questions=questions)).items
-    assert items[2].conversation.pictures == ("a.jpg", "b.jpg")
+    assert items[2].conversation.images == ("a.jpg", "b.jpg")
     assert items[1].conversation.turns[0].text == "What does it say?"
 
 

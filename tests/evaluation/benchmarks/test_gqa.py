@@ -63,9 +63,9 @@ def test_an_official_file_is_compared_as_it_is(sources: Sources, tmp_path: Path)
 
 
 def test_items_are_asked_as_llava_asks_them(sources: Sources) -> None:
-    """The picture by its id, the sentence that asks for a short answer last."""
+    """The image by its id, the sentence that asks for a short answer last."""
     (turn,) = GQA.load(sources).items[1].conversation.turns
-    assert turn.pictures[0].path == "n2.jpg"
+    assert turn.images[0].path == "n2.jpg"
     assert turn.text.endswith("What about 2?\nAnswer the question using a single word or phrase.")
 
 

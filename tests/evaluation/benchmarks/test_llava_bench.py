@@ -43,7 +43,7 @@ def test_a_folder_of_reviews_gives_mean_and_spread(third_party: Path) -> None:
 
 
 def test_the_official_questions_are_read(third_party: Path) -> None:
-    """60 and 90 questions by category, and what a judge is told about each picture."""
+    """60 and 90 questions by category, and what a judge is told about each image."""
     wild, coco = third_party / "llava_bench_wild", third_party / "llava_bench_coco"
     items = WILD.load(Sources(questions=wild / "questions.jsonl")).items
     assert [
@@ -53,7 +53,7 @@ def test_the_official_questions_are_read(third_party: Path) -> None:
         15,
         28,
     ]
-    assert items[0].conversation.pictures == ("001.jpg",)
+    assert items[0].conversation.images == ("001.jpg",)
     assert WILD.judging is not None
     assert COCO.judging is not None
     sources = Sources(

@@ -1,4 +1,4 @@
-"""MME: LaVIN's published figures, pairs found by picture, and LLaVA's layout joined with the truth."""
+"""MME: LaVIN's published figures, pairs found by image, and LLaVA's layout joined with the truth."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ ASK = "Please answer yes or no."
 
 @pytest.fixture
 def cognition(tmp_path: Path) -> Path:
-    """The four sub-tasks of cognition, two pictures each in mixed order; all right but one."""
+    """The four sub-tasks of cognition, two images each in mixed order; all right but one."""
     folder = tmp_path / "cognition"
     folder.mkdir()
     for subtask in COGNITION:
@@ -55,7 +55,7 @@ def test_the_published_figures_come_out(third_party: Path, tmp_path: Path) -> No
 
 
 def test_a_part_by_hand(cognition: Path) -> None:
-    """Three of four right is 75, one of two pictures is 50; an answer that says neither is wrong and counted."""
+    """Three of four right is 75, one of two images is 50; an answer that says neither is wrong and counted."""
     score = score_answer_files(Sources(), cognition)
     assert score.metrics == {
         "cognition": 500.0, **dict.fromkeys(COGNITION, 125.0), "questions": 16, "parse_failures": 4,
@@ -84,7 +84,7 @@ def test_answers_meet_the_truth_by_what_they_ask(cognition: Path, tmp_path: Path
             )
     assert score_answer_files(Sources(annotations=release), answers).metrics == figures
     [first, *_] = load_questions(Sources(annotations=release)).items
-    assert first.conversation.pictures == ("code_reasoning/images/1.png",)
+    assert first.conversation.images == ("code_reasoning/images/1.png",)
 
 
 def test_what_is_not_whole_is_refused(cognition: Path, tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_what_is_not_whole_is_refused(cognition: Path, tmp_path: Path) -> None:
         text.replace("2.png\tIs it six", "3.png\tIs it six"): "should have two questions each: code_reasoning/2.png, ",
         text.replace("six? Please answer yes or no.\tNo\tHm", "two?\tNo\tno"): "more than once: code_reasoning/2.png",
         text.replace("\tHm", ""): "has 1 lines without an answer: code_reasoning/2.png: Is it six",
-        text.replace("\tNo\tHm", ""): "code_reasoning.txt:4 should be picture, question, truth and answer",
+        text.replace("\tNo\tHm", ""): "code_reasoning.txt:4 should be image, question, truth and answer",
         text.replace("\tNo\tHm", "\tNo!\tHm"): "the truth should be Yes or No, got 'No!'",
     }  # fmt: skip
     for changed, message in cases.items():

@@ -184,11 +184,11 @@ def test_truths_that_disagree_are_refused(folder: Path) -> None:
     ],
 )  # fmt: skip
 def test_questions_are_asked_in_their_form(folder: Path, form: str, text: str) -> None:
-    """The picture stands before the letters of LLaVA-1.5, behind LLaVA's own text."""
+    """The image stands before the letters of LLaVA-1.5, behind LLaVA's own text."""
     items = load_questions(Sources(questions=folder / "problems.json", prompt_layout=form)).items
     asked = items[2].conversation.turns[0]
     assert asked.text.replace("Context: Look.\nWhich", "Look.\nWhich") == text
-    assert [picture.path for picture in asked.pictures] == ["test/3/image.png"]
+    assert [image.path for image in asked.images] == ["test/3/image.png"]
     assert isinstance(asked.parts[0], str) == bool(form)
 
 

@@ -89,8 +89,8 @@ def test_a_limit_never_cuts_apart_what_is_scored_together(task: Task, tmp_path: 
     assert some == list(benchmark.items)
 
 
-def test_units_are_pictures_questions_and_sentences(tmp_path: Path) -> None:
-    """The three whose figures hang on several items: MME by picture, MMBench by question, NLVR by sentence."""
+def test_units_are_images_questions_and_sentences(tmp_path: Path) -> None:
+    """The three whose figures hang on several items: MME by image, MMBench by question, NLVR by sentence."""
     sizes = {}
     for name in BENCHMARKS:
         (tmp_path / name).mkdir()
@@ -102,8 +102,8 @@ def test_units_are_pictures_questions_and_sentences(tmp_path: Path) -> None:
 
 
 def paint(items: list[Item], folder: Path) -> Path:
-    """Paint the pictures that items ask about, each another colour."""
-    paths = dict.fromkeys(path for item in items for path in item.conversation.pictures)
+    """Paint the images that items ask about, each another color."""
+    paths = dict.fromkeys(path for item in items for path in item.conversation.images)
     for at, path in enumerate(paths):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (5, 3), (at % 251, 99, 9)).save(folder / path)
@@ -124,12 +124,12 @@ def test_every_task_is_asked_of_a_server(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Each item is one request with its pictures; the files hold what the benchmark itself scores."""
+    """Each item is one request with its images; the files hold what the benchmark itself scores."""
     sources = OFFICIAL[task.name](tmp_path)
     benchmark = task.load(sources)
-    pictures = paint(list(benchmark.items), tmp_path / "pictures")
+    images = paint(list(benchmark.items), tmp_path / "images")
     server = serve(lambda request, count: completion("yes"))
-    words = ["--model", server.url, "--served", "m", *given(sources), "--pictures", str(pictures)]
+    words = ["--model", server.url, "--served", "m", *given(sources), "--images", str(images)]
     words += ["--out", str(tmp_path / "o")]
     monkeypatch.setattr(sys, "argv", ["caldera", "evaluate", task.name, *words])
     with pytest.raises(SystemExit) as ended:
@@ -139,7 +139,7 @@ def test_every_task_is_asked_of_a_server(
     assert server.count == len(benchmark.items)
     assert read_answers(tmp_path / "o" / "answers.jsonl") == {item.id: "yes" for item in benchmark.items}  # fmt: skip
     shown = sum(str(body).count("data:image/") for body in server.bodies())
-    assert shown == sum(len(item.conversation.pictures) for item in benchmark.items)
+    assert shown == sum(len(item.conversation.images) for item in benchmark.items)
     assert task.needs_judge(benchmark.items) == (task.name in JUDGED)
     if task.name in JUDGED:
         assert f"next: caldera evaluate judge {task.name} --answers" in said.out
@@ -163,7 +163,7 @@ def test_mmbenchs_table_alone_suffices(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Pictures in base64 are unpacked beside the run, also where a row names another's; broken ones are refused."""
+    """Images in base64 are unpacked beside the run, also where a row names another's; broken ones are refused."""
     png = BytesIO()
     Image.new("RGB", (5, 3), (9, 99, 9)).save(png, "PNG")
     packed = base64.b64encode(png.getvalue()).decode()
@@ -184,16 +184,16 @@ def test_mmbenchs_table_alone_suffices(
             main()
         assert ended.value.code in (None, 0), capfd.readouterr().err
     assert server.count == 4, "what was unpacked again is the same"
-    assert [path.name for path in (tmp_path / "o" / "pictures").iterdir()] == ["7.jpg"]
+    assert [path.name for path in (tmp_path / "o" / "images").iterdir()] == ["7.jpg"]
     for request in server.bodies():
-        [picture, text] = request["messages"][0]["content"]
-        assert picture["image_url"]["url"] == f"data:image/png;base64,{packed}"
+        [image, text] = request["messages"][0]["content"]
+        assert image["image_url"]["url"] == f"data:image/png;base64,{packed}"
         assert text["text"].split("\n")[0] in ("Which?", "Is it?"), "an empty hint is no line"
     (tmp_path / "dev.tsv").write_text("\n".join(rows).replace(packed, packed[1:]))
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 3
-    assert "dev.tsv:2: the picture is not in base64" in capfd.readouterr().err
+    assert "dev.tsv:2: the image is not in base64" in capfd.readouterr().err
 
 
 def test_truth_without_questions_cannot_be_asked(

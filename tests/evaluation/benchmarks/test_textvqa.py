@@ -14,7 +14,7 @@ SHORT = "Answer the question using a single word or phrase."
 
 @pytest.fixture
 def sources(tmp_path: Path) -> Sources:
-    """Three questions about two pictures, in the layout of 0.5.1."""
+    """Three questions about two images, in the layout of 0.5.1."""
     rows: list[tuple[int, str, str, list[str]]] = [
         (34602, "003a", "what is the brand?", ["Nous les gosses"] * 5 + ["dakota"] * 5),
         (34603, "003a", "who made it?", ["Macy's"] * 2 + [f"x{n}" for n in range(8)]),
@@ -28,18 +28,18 @@ def sources(tmp_path: Path) -> Sources:
 
 
 def llava(folder: Path, *answers: tuple[str, str, str]) -> Path:
-    """Write answers as LLaVA does: by picture, with the prompt."""
+    """Write answers as LLaVA does: by image, with the prompt."""
     path = folder / "llava-v1.5-13b.jsonl"
     lines = [
-        {"question_id": picture, "prompt": f"{question}\nReference OCR token: A, B\n{SHORT}", "text": text}
-        for picture, question, text in answers
+        {"question_id": image, "prompt": f"{question}\nReference OCR token: A, B\n{SHORT}", "text": text}
+        for image, question, text in answers
     ]  # fmt: skip
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     return path
 
 
 def test_llavas_answers_by_hand(sources: Sources, tmp_path: Path) -> None:
-    """Found by picture and question: 5 of 10 agree, 2 of 10 make 0.6, "9" is "nine"."""
+    """Found by image and question: 5 of 10 agree, 2 of 10 make 0.6, "9" is "nine"."""
     answers = llava(
         tmp_path,
         ("0054", "What is the brand?", "9"),
@@ -87,15 +87,15 @@ def test_the_question_is_found_in_every_prompt(prompt: str) -> None:
 
 
 def test_llavas_file_gives_the_words_to_ask_in(sources: Sources, tmp_path: Path) -> None:
-    """With it, what a text recogniser read is in the prompt; without it, it is not."""
+    """With it, what a text recognizer read is in the prompt; without it, it is not."""
     path = tmp_path / "llava_textvqa_val_v051_ocr.jsonl"
     asked = {
         "003a": ["What is the brand?", "Who made it?"],
         "0054": ["What is the brand?"],
     }
     lines = [
-        {"question_id": picture, "image": f"{picture}.jpg", "text": f"{text}\nReference OCR token: A\n{SHORT}"}
-        for picture, texts in asked.items()
+        {"question_id": image, "image": f"{image}.jpg", "text": f"{text}\nReference OCR token: A\n{SHORT}"}
+        for image, texts in asked.items()
         for text in texts
     ]  # fmt: skip
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))

@@ -51,7 +51,7 @@ def test_a_file_as_handed_in_by_hand(sources: Sources, tmp_path: Path) -> None:
 
 
 def test_llavas_answers_go_by_the_ids_of_its_questions(sources: Sources, tmp_path: Path) -> None:
-    """Its question file says which picture each id is about; without it ids are unknown."""
+    """Its question file says which image each id is about; without it ids are unknown."""
     questions, answers = tmp_path / "llava.jsonl", tmp_path / "answers.jsonl"
     questions.write_text(
         "".join(f'{{"question_id": {n}, "image": "{image}", "text": "?"}}\n' for n, image in enumerate(SAID))
@@ -74,4 +74,4 @@ def test_items_are_asked_as_llava_asks_them(sources: Sources) -> None:
         "\nWhat is this?\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n"
         "Answer the question using a single word or phrase."
     )
-    assert item.conversation.turns[0].pictures[0].path == "VizWiz_val_00000000.jpg"
+    assert item.conversation.turns[0].images[0].path == "VizWiz_val_00000000.jpg"

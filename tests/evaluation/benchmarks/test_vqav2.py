@@ -20,7 +20,7 @@ QUESTIONS = {11: "Is there a dog?", 12: "How many?", 13: "What color is it?", 14
 
 @pytest.fixture
 def sources(tmp_path: Path) -> Sources:
-    """Four questions about two pictures, in the official layout."""
+    """Four questions about two images, in the official layout."""
     questions = {
         "data_subtype": "val2014",
         "questions": [
@@ -102,10 +102,10 @@ def test_an_empty_answer_is_wrong_and_told(sources: Sources, tmp_path: Path) -> 
 
 
 def test_items_are_asked_as_llava_asks_them(sources: Sources) -> None:
-    """The picture first, by COCO's name of it; the sentence that asks for a short answer last."""
+    """The image first, by COCO's name of it; the sentence that asks for a short answer last."""
     item = VQAV2.load(sources).items[0]
     (turn,) = item.conversation.turns
-    assert [picture.path for picture in turn.pictures] == ["COCO_val2014_000000000043.jpg"]
+    assert [image.path for image in turn.images] == ["COCO_val2014_000000000043.jpg"]
     assert turn.text == "\nIs there a dog?\nAnswer the question using a single word or phrase."
     assert item.references == ("yes",) * 10
 

@@ -16,7 +16,7 @@ def _loopback(loopback: None) -> None:
 
 @dataclass(frozen=True)
 class Bench:
-    """Files of a benchmark of so many questions, one picture each."""
+    """Files of a benchmark of so many questions, one image each."""
 
     folder: Path
     count: int
@@ -37,7 +37,7 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Callable[[int], Bench]:
-    """Write a benchmark; question 7 is about picture 7, its reference says 'reference 7', its answer 'answer 7'."""
+    """Write a benchmark; question 7 is about image 7, its reference says 'reference 7', its answer 'answer 7'."""
 
     def made(count: int) -> Bench:
         folder = tmp_path / f"bench{count}"
@@ -48,7 +48,7 @@ def bench(tmp_path: Path) -> Callable[[int], Bench]:
             {
                 "question_id": at,
                 "image": f"{at}.jpg",
-                "text": f"What is in picture {at}?",
+                "text": f"What is in image {at}?",
                 "category": kinds[at % 3],
             }
             for at in range(count)

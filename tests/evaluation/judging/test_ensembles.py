@@ -23,7 +23,7 @@ TRUTH = "ABBAB"
 FIRST = "ABABA"
 """Right on 0, 1, and wrong on 2, 3, 4."""
 
-SECOND = ("The answer is A.", "The answer is A.", "I see no picture.", "The answer is A.", "B")
+SECOND = ("The answer is A.", "The answer is A.", "I see no image.", "The answer is A.", "B")
 """Right on 0, 3 and 4, wrong on 1, and no answer to 2."""
 
 

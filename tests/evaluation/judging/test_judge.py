@@ -88,7 +88,7 @@ def test_the_papers_protocol_shows_the_reference_first(serve: Serve, bench: Make
     assert server.count == 9
     text = next(shown(body) for body in server.bodies() if number(body) == 7)
     marks = (
-        "[Context]\nThing 7 on a table.\n\n[Question]\nWhat is in picture 7?\n\n[Assistant 1]\nreference 7\n\n"
+        "[Context]\nThing 7 on a table.\n\n[Question]\nWhat is in image 7?\n\n[Assistant 1]\nreference 7\n\n"
         "[End of Assistant 1]\n\n[Assistant 2]\nanswer 7\n\n[End of Assistant 2]\n\n[System]\n"
     )
     assert text.startswith(marks)

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from caldera.batches.picture_files import open_picture
-from caldera.batches.pictures import ImageAspect, PictureProcessor
+from caldera.batches.image_files import open_image
+from caldera.batches.images import ImageAspect, ImageProcessor
 from caldera.errors import ImageError, ModelFormatError
 from caldera.evaluation.parity.by_caldera import Caldera
 from caldera.evaluation.parity.by_transformers import Transformers
@@ -104,22 +104,22 @@ class Changed:
     inner: Caldera
     change: Callable[[StageOutputs], StageOutputs] = lambda seen: seen
     otherwise: str | None = None
-    colours: int = 0
+    colors: int = 0
     min_equal_answers: float = 0.5
     name: str = "changed"
     notes: tuple[str, ...] = ("seen",)
     limits: dict[str, float] = field(default_factory=lambda: dict.fromkeys(COMPARED, 1e-6))
 
-    def run(self, picture: Image.Image, shown: ParityCase) -> StageOutputs:
+    def run(self, image: Image.Image, shown: ParityCase) -> StageOutputs:
         """Look, and change."""
-        return self.change(self.inner.run(picture, shown))
+        return self.change(self.inner.run(image, shown))
 
     def read(self, path: Path) -> np.ndarray | None:
-        """Read a file with some colours off."""
-        return np.asarray(open_picture(path)).astype(int) + self.colours
+        """Read a file with some colors off."""
+        return np.asarray(open_image(path)).astype(int) + self.colors
 
     def known_shape_difference(
-        self, size: tuple[int, int], processor: PictureProcessor
+        self, size: tuple[int, int], processor: ImageProcessor
     ) -> str | None:
         """Say what was given."""
         return self.otherwise
@@ -127,12 +127,12 @@ class Changed:
 
 def with_change(
     assistant: LlavaBundle,
-    pictures: list[ParityCase],
+    images: list[ParityCase],
     **changes: Any,  # noqa: ANN401 - fields of Changed
 ) -> Parity:
     """Compare an assistant with itself, changed."""
     own = Caldera(assistant)
-    return compare(own, Changed(own, **changes), pictures, assistant.processor, NoProgress())
+    return compare(own, Changed(own, **changes), images, assistant.processor, NoProgress())
 
 
 def nan_logits(seen: StageOutputs) -> StageOutputs:
@@ -170,35 +170,35 @@ def test_answers_must_be_equal_by_the_share_that_is_wanted(
         first = float(seen.pixels.flatten()[0])
         return replace(seen, answer=(9, *seen.answer[1:])) if first == float(marked) else seen
 
-    pictures = shown(photos)
-    marked = Caldera(assistant).run(open_picture(pictures[1].path), pictures[1]).pixels.flatten()[0]
+    images = shown(photos)
+    marked = Caldera(assistant).run(open_image(images[1].path), images[1]).pixels.flatten()[0]
 
     half, whole = (
-        with_change(assistant, pictures, change=change, wanted=share) for share in (0.5, 1.0)
+        with_change(assistant, images, change=change, wanted=share) for share in (0.5, 1.0)
     )
 
     assert half.good
     assert half.counted == (2, 3)
     [other] = [answer for answer in half.answers if not answer.equal]
-    assert other.picture == "1.png"
+    assert other.image == "1.png"
     assert "part at token 1" in other.notes[0]
     assert "logits apart" in other.notes[0]
     assert not whole.good
     assert whole.fault == "2 of 3 answers are equal, 100% are wanted"
 
 
-def test_odd_pictures_decide_only_where_they_are_read_alike(
+def test_odd_images_decide_only_where_they_are_read_alike(
     assistant: LlavaBundle, photos: Path
 ) -> None:
     """One that is known to be shaped otherwise is listed with the reason, and its differences do not count."""
-    pictures = [
+    images = [
         *shown(photos, 1),
         ParityCase(photos / "1.png", "what?", informational=True, new_tokens=5),
     ]
     spoilt = {"change": lambda seen: replace(seen, pixels=seen.pixels + 1)}
-    apart = with_change(assistant, pictures[1:], **spoilt, otherwise="it pads")
-    alike = with_change(assistant, pictures[1:], **spoilt)
-    given = with_change(assistant, pictures[:1], **spoilt, otherwise="it pads")
+    apart = with_change(assistant, images[1:], **spoilt, otherwise="it pads")
+    alike = with_change(assistant, images[1:], **spoilt)
+    given = with_change(assistant, images[:1], **spoilt, otherwise="it pads")
     assert apart.good
     assert apart.counted == (0, 0)
     assert apart.answers[0].notes == ("it pads",)
@@ -208,13 +208,13 @@ def test_odd_pictures_decide_only_where_they_are_read_alike(
 
 def test_files_that_are_read_otherwise_are_noted(assistant: LlavaBundle, photos: Path) -> None:
     """A few levels are a JPEG decoder's; many are not."""
-    assert with_change(assistant, shown(photos), colours=8).good
-    far = with_change(assistant, shown(photos), colours=9)
+    assert with_change(assistant, shown(photos), colors=8).good
+    far = with_change(assistant, shown(photos), colors=9)
     assert far.fault.startswith("file differ by 9 ")
     assert far.answers[0].notes[0] == "changed reads other colours, by up to 9 of 255"
 
 
-def test_pictures_are_looked_at_first(tmp_path: Path, photos: Path) -> None:
+def test_images_are_looked_at_first(tmp_path: Path, photos: Path) -> None:
     """None at all, and one that is not there, are refused before any model is loaded."""
     check_readable([photos / "0.png"])
     for paths in ([], [photos / "0.png", tmp_path / "lost.png"]):

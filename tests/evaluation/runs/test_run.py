@@ -149,7 +149,7 @@ def test_a_torn_last_line_is_moved_aside(model: Path, photos: Path, tmp_path: Pa
 def test_what_an_answer_depends_on_is_its_key(
     model: Path, assistant: LlavaBundle, photos: Path, tmp_path: Path
 ) -> None:
-    """H4: another prompt, picture, length, decoding or model is asked anew, and only that; the first is still known."""
+    """H4: another prompt, image, length, decoding or model is asked anew, and only that; the first is still known."""
     out = tmp_path / "out"
     assert run(model, photos, out) == COUNT
     assert run(model, photos, out) == 0
@@ -158,7 +158,7 @@ def test_what_an_answer_depends_on_is_its_key(
     assert run(model, photos, out, choose_by="letter") == COUNT
     first = (photos / "0.png").read_bytes()
     (photos / "0.png").write_bytes((photos / "6.png").read_bytes())
-    shown = sum("0.png" in item.conversation.pictures for item in questions(COUNT).items)
+    shown = sum("0.png" in item.conversation.images for item in questions(COUNT).items)
     assert 0 < shown < COUNT
     assert run(model, photos, out) == shown
     (photos / "0.png").write_bytes(first)
@@ -230,7 +230,7 @@ def test_numbers_come_with_what_they_depend_on(serve: Serve, photos: Path, tmp_p
     assert headline["value"] == round(100 * share, 2)
     assert (headline["low"], headline["high"]) == (100 * overall["low"], 100 * overall["high"])
     assert (overall["n"], overall["value"]) == (COUNT, share)
-    assert overall["method"] == "bootstrap over 14 clusters", "seven pictures, seven items without"
+    assert overall["method"] == "bootstrap over 14 clusters", "seven images, seven items without"
     assert 0.7 < overall["low"] < share < overall["high"] <= 1
     assert results["kinds"]["shape"]["method"].startswith("Wilson over "), "all are right"
     assert results["kinds"]["shape"]["value"] == 1
@@ -249,7 +249,7 @@ def test_numbers_come_with_what_they_depend_on(serve: Serve, photos: Path, tmp_p
     assert told["libraries"]["torch"] == torch.__version__
     assert told["model"]["model"] == f"m at {server.url}"
     assert told["answered by"] == "little-teacher-0613"
-    assert "what is there in picture 0?" in told["first prompt"]
+    assert "what is there in image 0?" in told["first prompt"]
     samples = read_samples(tmp_path / "out" / "answers.jsonl")
     assert [sample.id for sample in samples] == [f"q{at}" for at in range(COUNT)]
     wrong = samples[5]

@@ -69,7 +69,7 @@ def attack(target: str) -> Script:
 
 
 def test_markup_in_an_answer_is_text(serve: Serve, photos: Path, tmp_path: Path) -> None:
-    """H7: to a parser the page has no script, no handler, no address but the data of pictures; the answer is shown."""
+    """H7: to a parser the page has no script, no handler, no address but the data of images; the answer is shown."""
     run(serve(attack("http://127.0.0.1:9")), photos, tmp_path / "out")
     text = (tmp_path / "out" / "report.html").read_text()
     page = Page(text)
@@ -110,7 +110,7 @@ def test_a_browser_requests_nothing(serve: Serve, photos: Path, tmp_path: Path) 
 
 
 def test_the_report_shows_what_went_wrong(serve: Serve, photos: Path, tmp_path: Path) -> None:
-    """Counts by state, the right answer beside a wrong one, pictures inside; a picture that is gone is named."""
+    """Counts by state, the right answer beside a wrong one, images inside; an image that is gone is named."""
     out = run(serve(right), photos, tmp_path / "out")
     text = (out / "report.html").read_text()
     assert "right (11)" in text
@@ -158,7 +158,7 @@ def test_runs_are_compared_item_by_item(serve: Serve, photos: Path, tmp_path: Pa
 
 
 def test_unlike_runs_are_not_compared(serve: Serve, photos: Path, tmp_path: Path) -> None:
-    """Other items, other pictures under the same ids, and what is no run are refused."""
+    """Other items, other images under the same ids, and what is no run are refused."""
     server = serve(right)
     first = read_run(run(server, photos, tmp_path / "first"))
     fewer = read_run(run(server, photos, tmp_path / "fewer", 10))
@@ -166,7 +166,7 @@ def test_unlike_runs_are_not_compared(serve: Serve, photos: Path, tmp_path: Path
         compare_runs([first, fewer])
     (photos / "1.png").write_bytes((photos / "0.png").read_bytes())
     other = read_run(run(server, photos, tmp_path / "other"))
-    with pytest.raises(UsageError, match="questions, references or pictures differ"):
+    with pytest.raises(UsageError, match="questions, references or images differ"):
         write_run_report(tmp_path / "x.html", [first, other])
     with pytest.raises(InputError, match=r"holds no results\.json"):
         read_run(photos)

@@ -1,4 +1,4 @@
-"""Teachers on this machine, and annotated pictures for them to write about."""
+"""Teachers on this machine, and annotated images for them to write about."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,5 +15,5 @@ def _loopback(loopback: None) -> None:
 
 @pytest.fixture
 def coco(tmp_path: Path) -> Callable[[int], Path]:
-    """Write a COCO folder of so many pictures."""
+    """Write a COCO folder of so many images."""
     return lambda count: write_coco(tmp_path / f"coco{count}", count)

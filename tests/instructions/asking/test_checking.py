@@ -13,7 +13,7 @@ from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, I
 from caldera.annotations.coco import read_coco
 from caldera.boxes import Box
 from caldera.instructions.asking.checking import ReplyChecker
-from caldera.instructions.asking.duplicates import Duplicates
+from caldera.instructions.asking.duplicates import NearDuplicateIndex
 from caldera.instructions.asking.endpoint import Reply
 from caldera.instructions.asking.grounding import check_grounding
 from caldera.instructions.asking.parsing import RejectedReply, format_exchanges
@@ -175,13 +175,13 @@ def test_yes_no_and_numbers_are_compared(question: str, answer: str, rule: str) 
 
 
 def test_a_word_of_the_captions_themselves_is_no_leak() -> None:
-    """A picture of a poster with a caption may be said to have one."""
+    """An image of a poster with a caption may be said to have one."""
     poster = AnnotatedImage("8", Path("/8.jpg"), 9, 9, ("A poster with a caption.",), ())
     assert judge("The caption is at the bottom.", images=[poster]) == ""
     assert judge("The caption is at the bottom of the bounding box.", images=[poster]) == "source"
 
 
-def test_a_thing_in_one_of_several_pictures_is_not_absent() -> None:
+def test_a_thing_in_one_of_several_images_is_not_absent() -> None:
     """Only what stands in none of them is; numbers are left alone."""
     street = AnnotatedImage(
         "8", Path("/8.jpg"), 9, 9, ("A cat.",), (Instance("cat", Box(0, 0, 1, 1)),)
@@ -214,7 +214,7 @@ def test_a_conversation_goes_forward() -> None:
         ("What are they doing?", "They sit.", "one picture"),
     ],
 )
-def test_a_question_about_several_pictures_needs_two(question: str, answer: str, rule: str) -> None:
+def test_a_question_about_several_images_needs_two(question: str, answer: str, rule: str) -> None:
     """By their letters, of which A is no article, or in words for several at once."""
     asked = [Exchange(question, answer)]
     assert judge_all("context", asked, (park(), park()), CATEGORIES, PROMPTS) == rule
@@ -251,26 +251,26 @@ def test_a_description_has_some_length() -> None:
 def test_what_gpt4_wrote_for_llavas_benchmark_is_kept(third_party: Path) -> None:
     """Of ninety answers that people went through, judged by the annotations they were written from, none is refused."""
     folder = third_party / "llava_bench_coco"
-    pictures = {}
+    images = {}
     for line in (folder / "caps_boxes_coco2014_val_80.jsonl").read_text().splitlines():
         row = json.loads(line)
         boxes = tuple(Instance(each["category"], Box(*each["bbox"])) for each in row["instances"])
-        picture = AnnotatedImage(row["id"], Path("/x.jpg"), 1, 1, tuple(row["captions"]), boxes)
-        pictures[row["id"]] = picture
+        image = AnnotatedImage(row["id"], Path("/x.jpg"), 1, 1, tuple(row["captions"]), boxes)
+        images[row["id"]] = image
     looked_for = read_coco(third_party / "coco_mini", SkippedItems()).categories
     rows = (folder / "coco2014_val_gpt4_qa_30x3.jsonl").read_text().splitlines()
     refused: Counter[str] = Counter()
     prompts = load_prompts(["conversation", "detail", "reasoning"])
     for row in map(json.loads, rows):
         asked = [Exchange(row["instruction"], row["output"])]
-        shown = (pictures[row["id"]],)
+        shown = (images[row["id"]],)
         refused[judge_all(KINDS[row["type"]], asked, shown, looked_for, prompts)] += 1
     assert len(rows) == 90
     assert refused == {"": 90}
 
 
 def test_what_contradicts_real_annotations_is_refused(third_party: Path) -> None:
-    """About each of eighty real pictures: a thing that nobody found there, and one more than there are."""
+    """About each of eighty real images: a thing that nobody found there, and one more than there are."""
     looked = read_coco(third_party / "coco_mini", SkippedItems())
     told: Counter[tuple[str, str]] = Counter()
     for image in looked.images:
@@ -291,7 +291,7 @@ TEXT = "A man in a red coat walks his two dogs through a park full of old trees 
 def test_words_that_every_text_has_are_no_reason_to_compare_them() -> None:
     """A run in all texts whose hash is small does not make each a candidate for every other; near ones are found."""
     usual = min((f"what stands {number}" for number in range(5000)), key=lambda one: crc32(one.encode()))  # fmt: skip
-    seen = Duplicates()
+    seen = NearDuplicateIndex()
     texts = [
         " ".join([usual, *(f"word{number}x{at}" for at in range(40))]) for number in range(300)
     ]
@@ -303,7 +303,7 @@ def test_words_that_every_text_has_are_no_reason_to_compare_them() -> None:
 
 def test_near_duplicates_are_found_whatever_came_between() -> None:
     """A word more or another case is near, other words are not; short texts only when equal."""
-    seen = Duplicates()
+    seen = NearDuplicateIndex()
     assert seen.find("a", TEXT) is None
     for number in range(200):
         assert (

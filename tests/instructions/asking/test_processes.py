@@ -45,14 +45,14 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 def records(out: Path) -> set[str]:
-    """Read a data file as a set of records, paths of pictures left out."""
+    """Read a data file as a set of records, paths of images left out."""
     read = json.loads(out.read_text())
     assert len({record["id"] for record in read}) == len(read)
     return {json.dumps([record["id"], record["conversations"]]) for record in read}
 
 
 def faulty(request: dict[str, Any], number: int) -> Answer:
-    """Answer after a moment; refuse the form of some pictures and fail now and then, as real services do."""
+    """Answer after a moment; refuse the form of some images and fail now and then, as real services do."""
     told = json.dumps(request["messages"])
     if number % 13 == 5:
         return Answer({"error": "busy"}, 500)
@@ -65,10 +65,10 @@ def faulty(request: dict[str, Any], number: int) -> Answer:
     ("kills", "pictures"), [(2, 40), pytest.param(20, 160, marks=pytest.mark.slow)]
 )
 def test_a_run_killed_at_random_ends_as_one_that_was_not(
-    tmp_path: Path, serve: Serve, coco: Callable[[int], Path], kills: int, pictures: int
+    tmp_path: Path, serve: Serve, coco: Callable[[int], Path], kills: int, images: int
 ) -> None:
     """The same records, no id lost or doubled, and nothing asked again but what was in flight."""
-    rng, folder = random.Random(kills), coco(pictures)
+    rng, folder = random.Random(kills), coco(images)
     options = (
         "--kinds",
         "reasoning,conversation:1",
@@ -82,7 +82,7 @@ def test_a_run_killed_at_random_ends_as_one_that_was_not(
     server, out = serve(faulty), tmp_path / "killed.json"
     for _ in range(kills):
         process = command(folder, out, server.url, *options)
-        until = server.count + rng.randrange(1, max(2, 2 * pictures // kills))
+        until = server.count + rng.randrange(1, max(2, 2 * images // kills))
         while server.count < until and process.poll() is None:
             time.sleep(0.002)
         process.kill()
@@ -90,17 +90,15 @@ def test_a_run_killed_at_random_ends_as_one_that_was_not(
         process.communicate()
     said = finish(command(folder, out, server.url, *options))
     assert records(out) == records(tmp_path / "whole.json")
-    assert len(records(out)) == 2 * pictures - 2
+    assert len(records(out)) == 2 * images - 2
     lists = [
         [json.loads(line)["id"] for line in (run_folder(out) / name).read_text().splitlines()]
         for name in ("provenance.jsonl", "refused.jsonl", "failed.jsonl")
     ]
-    assert [len(each) for each in lists] == [2 * pictures - 2, 2, 0]
-    assert len({name for each in lists for name in each}) == 2 * pictures
+    assert [len(each) for each in lists] == [2 * images - 2, 2, 0]
+    assert len({name for each in lists for name in each}) == 2 * images
     again = server.count - whole.count
-    assert (
-        -pictures // 2 <= again <= kills * 4 + pictures // 2
-    )  # faults fall on other requests in each
+    assert -images // 2 <= again <= kills * 4 + images // 2  # faults fall on other requests in each
     heard = Counter(
         line["heard"]
         for line in map(json.loads, (run_folder(out) / "journal.jsonl").read_text().splitlines())

@@ -1,4 +1,4 @@
-"""Every shipped prompt is whole and keeps its own rules; a picture becomes text exactly as in LLaVA's examples."""
+"""Every shipped prompt is whole and keeps its own rules; an image becomes text exactly as in LLaVA's examples."""
 
 import re
 from collections.abc import Sequence
@@ -25,16 +25,16 @@ KINDS: tuple[Kind, ...] = ("conversation", "detail", "reasoning", "context")
 LINE = re.compile(r"^([\w ]+): \[([\d., ]+)\]$", re.MULTILINE)
 
 
-def picture(
+def image(
     captions: Sequence[str], things: Sequence[tuple[str, Box]] = (), name: str = "7"
 ) -> AnnotatedImage:
-    """A picture with captions and boxes."""
+    """An image with captions and boxes."""
     instances = tuple(Instance(category, box) for category, box in things)
     return AnnotatedImage(name, Path(f"/{name}.jpg"), 640, 427, tuple(captions), instances)
 
 
-def test_a_picture_is_written_as_in_the_released_examples(third_party: Path) -> None:
-    """Read from LLaVA's files and written again, every example's picture is the same text."""
+def test_a_image_is_written_as_in_the_released_examples(third_party: Path) -> None:
+    """Read from LLaVA's files and written again, every example's image is the same text."""
     files = sorted((third_party / "data_generation_examples").glob("*/*_caps.txt"))
     assert len(files) == 8
     for file in files:
@@ -44,17 +44,17 @@ def test_a_picture_is_written_as_in_the_released_examples(third_party: Path) -> 
             (category, Box(*map(float, corners.split(", "))))
             for category, corners in LINE.findall(boxes)
         ]
-        assert symbolic_image(picture(captions.split("\n"), things), boxes=True) == text
+        assert symbolic_image(image(captions.split("\n"), things), boxes=True) == text
 
 
 def test_pixels_become_shares_of_three_decimals() -> None:
     """Trailing zeros are dropped as Python prints them."""
     box = Box(128 / 640, 0.0, 1.0, 61 / 427)
-    one = picture(["A dog."], [("hot dog", box)])
+    one = image(["A dog."], [("hot dog", box)])
     assert symbolic_image(one, boxes=True) == "A dog.\n\nhot dog: [0.2, 0.0, 1.0, 0.143]"
     assert user_message("conversation", [one]) == "A dog."
     assert user_message("reasoning", [one]) == symbolic_image(one, boxes=True)
-    other = picture(["A cat."], name="8")
+    other = image(["A cat."], name="8")
     assert user_message("context", [one, other]) == (
         "Picture A:\nA dog.\n\nhot dog: [0.2, 0.0, 1.0, 0.143]\n\nPicture B:\nA cat."
     )
@@ -72,7 +72,7 @@ def test_pixels_become_shares_of_three_decimals() -> None:
 def test_a_caption_stays_data(caption: str, sent: str) -> None:
     """It cannot close the marks around it, begin a line, hide characters or turn the writing."""
     assert one_line(caption) == sent
-    text = delimit(user_message("detail", [picture([caption])]))
+    text = delimit(user_message("detail", [image([caption])]))
     assert text.count("</picture>") == text.count("<picture>") == 1
     assert len(text.splitlines()) == 3
 
@@ -81,12 +81,12 @@ def test_a_caption_of_a_megabyte_is_cut() -> None:
     """At the cap, and told so by an ellipsis; many captions are cut too."""
     assert one_line("x" * 1_000_000) == "x" * (MAX_CAPTION - 1) + "…"
     assert len(one_line(" " * 1_000_000 + "x")) <= MAX_CAPTION
-    assert len(symbolic_image(picture(["a dog"] * 5000), boxes=False).splitlines()) == 20
+    assert len(symbolic_image(image(["a dog"] * 5000), boxes=False).splitlines()) == 20
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_every_shipped_prompt_keeps_its_own_rules(language: str) -> None:
-    """Examples parse, as many as the paper's or more than one; pictures have boxes except for conversations."""
+    """Examples parse, as many as the paper's or more than one; images have boxes except for conversations."""
     prompts = load_prompts(KINDS, language)
     for kind, prompt in prompts.items():
         assert len(prompt.examples) >= 2
@@ -124,10 +124,10 @@ def test_nothing_of_the_released_prompts_was_copied(third_party: Path) -> None:
     assert not [line for line in ours if len(line.split()) >= 8 and line in theirs]
 
 
-def test_a_request_is_system_examples_and_the_picture() -> None:
-    """As turns, in this order; the picture that is asked about comes last."""
+def test_a_request_is_system_examples_and_the_image() -> None:
+    """As turns, in this order; the image that is asked about comes last."""
     prompt = load_prompts(["reasoning"])["reasoning"]
-    sent = prompt.messages("reasoning", [picture(["A dog."])])
+    sent = prompt.messages("reasoning", [image(["A dog."])])
     roles = [message["role"] for message in sent]
     assert roles == ["system", *("user", "assistant") * 3, "user"]
     assert sent[-1]["content"] == "<picture>\nA dog.\n</picture>"
@@ -142,7 +142,7 @@ def test_a_users_folder_replaces_the_shipped_prompts(tmp_path: Path) -> None:
     flat = load_prompts(["reasoning"], folder=tmp_path / "flat")["reasoning"]
     deep = load_prompts(["reasoning"], folder=tmp_path / "deep")["reasoning"]
     assert flat == deep
-    assert flat.messages("reasoning", [picture(["A"])])[0]["content"] == "Be brief."
+    assert flat.messages("reasoning", [image(["A"])])[0]["content"] == "Be brief."
     (tmp_path / "flat" / "reasoning" / "system.txt").write_text("Be briefer.\n")
     assert load_prompts(["reasoning"], folder=tmp_path / "flat")["reasoning"].digest != flat.digest
 

@@ -94,13 +94,13 @@ def test_all_four_kinds_are_written_and_accounted_for(
     assert first["source"] == ["0000"]
     assert lines(out, "refused.jsonl") == lines(out, "failed.jsonl") == []
     for each in records:
-        assert (len(each.pictures) > 1) is each.id.endswith("context")
+        assert (len(each.images) > 1) is each.id.endswith("context")
 
 
 def test_dialogues_of_a_kind_are_asked_for_together(
     tmp_path: Path, serve: Serve, coco: Coco
 ) -> None:
-    """A server with one slot then keeps the beginning that their requests share; the file keeps the pictures' order."""
+    """A server with one slot then keeps the beginning that their requests share; the file keeps the images' order."""
     server = serve(lambda request, _: good(request))
     asked = order(
         coco(20), server.url, "conversation,detail,reasoning", RequestConfig(concurrency=1)
@@ -126,7 +126,7 @@ def test_what_a_policy_refused_is_not_asked_again(tmp_path: Path, serve: Serve, 
 
 
 def test_only_text_goes_out(tmp_path: Path, serve: Serve, coco: Coco) -> None:
-    """No request holds a picture, its bytes in any spelling, its path, or any part that is not text."""
+    """No request holds an image, its bytes in any spelling, its path, or any part that is not text."""
     folder = coco(6)
     server = serve(lambda request, _: good(request))
     generate(order(folder, server.url, "conversation:1,detail:1,context:1"), tmp_path / "data.json")
@@ -232,7 +232,7 @@ def test_what_passes_is_asked_again(
 def test_what_does_not_pass_is_listed_with_its_reason(
     tmp_path: Path, serve: Serve, coco: Coco, fault: Answer, rule: str, listed: str, requests: int
 ) -> None:
-    """One picture meets it each time; the others are written, and the list has its rule and reply."""
+    """One image meets it each time; the others are written, and the list has its rule and reply."""
 
     def script(request: dict[str, Any], _number: int) -> Answer:
         told = json.dumps(request["messages"][-3:])

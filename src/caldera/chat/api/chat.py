@@ -1,4 +1,4 @@
-"""A checked request in, its answer out: pictures opened, the prompt made, the engine asked, the answer written."""
+"""A checked request in, its answer out: images opened, the prompt made, the engine asked, the answer written."""
 
 import asyncio
 import random
@@ -83,10 +83,10 @@ async def create_chat_completion(service: Service, http: HttpRequest) -> Respons
 async def _build_requests(
     service: Service, engine: Engine, request: ChatRequest, visit: RequestContext
 ) -> list[Request]:
-    """Open the pictures, make the prompt and say how it is to be answered, once for each choice.
+    """Open the images, make the prompt and say how it is to be answered, once for each choice.
 
     Raises:
-        ApiError: A picture is not used, or prompt and answer do not fit the model.
+        ApiError: An image is not used, or prompt and answer do not fit the model.
     """
     conversation, urls = to_conversation(request, service.settings.limits.images)
     visit.log_fields["images"] = len(urls)
@@ -97,8 +97,8 @@ async def _build_requests(
             "string_above_max_length",
         )
     try:
-        pictures = await service.media.load_all(urls, engine.prepare_image)
-        prompt = await asyncio.to_thread(engine.build_prompt, conversation, pictures)
+        images = await service.media.load_all(urls, engine.prepare_image)
+        prompt = await asyncio.to_thread(engine.build_prompt, conversation, images)
     except MediaError as error:
         raise from_media_error(error) from None
     except ConversationError as error:

@@ -78,7 +78,7 @@ def service_unavailable(message: str, code: str) -> ApiError:
 
 
 def from_media_error(error: MediaError) -> ApiError:
-    """Return the error for a picture that is not used."""
+    """Return the error for an image that is not used."""
     fault = error.fault
     return ApiError(
         fault.status, fault.text, "messages", fault.code, retry_after=fault.status >= 500

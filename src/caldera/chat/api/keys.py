@@ -13,7 +13,7 @@ ANONYMOUS = "anyone"
 """Whose requests are where there are no keys."""
 
 
-class Keys:
+class ApiKeys:
     """The keys that open a server; only their digests are kept."""
 
     def __init__(self, keys: Iterable[str]) -> None:
@@ -50,7 +50,7 @@ def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
-class KeyLimits:
+class KeyRateLimiter:
     """How many requests each key has under way, and had in the last minute."""
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:

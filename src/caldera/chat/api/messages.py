@@ -1,7 +1,7 @@
-"""Messages of a request in, the conversation that the model reads and the pictures that it names out.
+"""Messages of a request in, the conversation that the model reads and the images that it names out.
 
 Words of a system message stand before the user's first words, as the templates have a system text of their own which
-the model was trained with. Messages of one speaker that follow each other are one turn. A turn's pictures stand where
+the model was trained with. Messages of one speaker that follow each other are one turn. A turn's images stand where
 the client put them; several that stand before all words are named by letters, as in the training data and the other
 chats.
 """
@@ -25,10 +25,10 @@ Parts = list[str | ImageRef]
 
 
 def to_conversation(request: ChatRequest, most_images: int) -> tuple[Conversation, list[str]]:
-    """Return the conversation, with a number for each picture, and the pictures' URLs in that order.
+    """Return the conversation, with a number for each image, and the images' URLs in that order.
 
     Raises:
-        ApiError: The messages make no conversation that the assistant could answer, or show too many pictures.
+        ApiError: The messages make no conversation that the assistant could answer, or show too many images.
     """
     system: list[str] = []
     turns: list[tuple[str, Parts]] = []
@@ -75,7 +75,7 @@ def _check_order(message: Message, parts: Parts, turns: Sequence[object], where:
 
 
 def _parts(content: str | Sequence[TextPart | ImagePart], urls: list[str]) -> Parts:
-    """Return words and places of pictures; their URLs are added to `urls`."""
+    """Return words and places of images; their URLs are added to `urls`."""
     if isinstance(content, str):
         return [content]
     parts: Parts = []
@@ -90,17 +90,17 @@ def _parts(content: str | Sequence[TextPart | ImagePart], urls: list[str]) -> Pa
 
 
 def _prepend_system(system: Sequence[str], parts: Parts) -> Parts:
-    """Put a system message's words before the first words, behind pictures that stand before them."""
+    """Put a system message's words before the first words, behind images that stand before them."""
     at = next((at for at, part in enumerate(parts) if isinstance(part, str)), len(parts))
     return [*parts[:at], "\n".join(system), *(["\n"] if at < len(parts) else []), *parts[at:]]
 
 
 def _to_turn(said: tuple[str, Parts]) -> Turn:
-    """Return a turn; several pictures before all words are named by letters."""
+    """Return a turn; several images before all words are named by letters."""
     role, parts = said
-    pictures = [part for part in parts if isinstance(part, ImageRef)]
-    if role == "user" and len(pictures) > 1 and parts[: len(pictures)] == pictures:
-        parts = [*label_images(pictures), *parts[len(pictures) :]]
+    images = [part for part in parts if isinstance(part, ImageRef)]
+    if role == "user" and len(images) > 1 and parts[: len(images)] == images:
+        parts = [*label_images(images), *parts[len(images) :]]
     return Turn(
         "user" if role == "user" else "assistant", tuple(part for part in parts if part != "")
     )

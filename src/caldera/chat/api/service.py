@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from caldera.chat.api.errors import ApiError, service_unavailable
 from caldera.chat.api.json_body import BodyReader
-from caldera.chat.api.keys import KeyLimits, Keys
+from caldera.chat.api.keys import ApiKeys, KeyRateLimiter
 from caldera.chat.api.metrics import Metrics
 from caldera.chat.api.settings import ServerConfig
 from caldera.chat.media import ImageLoader
@@ -39,8 +39,8 @@ class Service:
         """Why the model could not be loaded."""
         self.metrics = Metrics(self._stats)
         self.media = ImageLoader(settings.media, on_decode_time=self.metrics.decoding.observe)
-        self.keys = Keys(settings.keys)
-        self.key_limits = KeyLimits(settings.limits)
+        self.keys = ApiKeys(settings.keys)
+        self.key_limits = KeyRateLimiter(settings.limits)
         self.bodies = BodyReader(settings.limits)
         self.num_active = 0
         """Requests that are not wholly answered."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from caldera.chat.media import MediaSettings
 from caldera.errors import UsageError
-from caldera.inference.engine import EngineSettings
+from caldera.inference.engine import EngineConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,4 +82,4 @@ class ServerConfig:
 
     limits: Limits = field(default_factory=Limits)
     media: MediaSettings = field(default_factory=MediaSettings)
-    engine: EngineSettings = field(default_factory=EngineSettings)
+    engine: EngineConfig = field(default_factory=EngineConfig)

@@ -75,14 +75,14 @@ class TextPart(_Schema):
 
 
 class ImageUrl(_Schema):
-    """Where a picture is, or the picture itself as a data URL."""
+    """Where an image is, or the image itself as a data URL."""
 
     url: Text
     detail: Literal["auto", "low", "high"] | None = None
 
 
 class ImagePart(_Schema):
-    """A picture."""
+    """An image."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
@@ -122,7 +122,7 @@ class SystemMessage(_Schema):
 
 
 class UserMessage(_Schema):
-    """Words and pictures of the user."""
+    """Words and images of the user."""
 
     role: Literal["user"]
     content: _ImageContent

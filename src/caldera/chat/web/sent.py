@@ -1,6 +1,6 @@
 """What a browser sends in, the conversation of one model out, and the same as a file in LLaVA's JSON.
 
-The browser holds the conversation, pictures among it, and sends all of it with every question: the server keeps
+The browser holds the conversation, images among it, and sends all of it with every question: the server keeps
 nothing between two of them.
 """
 
@@ -25,7 +25,7 @@ MAX_TEXT = 1 << 20
 MAX_TURNS = 1000
 
 _SUFFIXES: Mapping[bytes, str] = {b"\xff\xd8": "jpg", b"\x89P": "png", b"GI": "gif", b"RI": "webp"}
-"""Of picture files, by their first bytes."""
+"""Of image files, by their first bytes."""
 
 
 class TurnPayload(BaseModel):
@@ -34,7 +34,7 @@ class TurnPayload(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     question: str = Field(max_length=MAX_TEXT)
-    pictures: list[Annotated[str, Field(pattern=r"^data:")]] = Field(max_length=100)
+    images: list[Annotated[str, Field(pattern=r"^data:")]] = Field(max_length=100)
     """Data URLs of what was shown with it."""
     answers: list[str] = Field(max_length=2)
     """One for each model; empty where a model has not answered."""
@@ -55,7 +55,7 @@ class ModelView:
     """A conversation as one model had it."""
 
     conversation: Conversation
-    """Ends with the user; its pictures are named by their places in `urls`."""
+    """Ends with the user; its images are named by their places in `urls`."""
     urls: tuple[str, ...]
     answer: str
     """To the last question; empty if there is none yet."""
@@ -80,7 +80,7 @@ def conversation_of(model: int, sent: ConversationPayload) -> ModelView:
     A question that it did not answer is left out, but what was shown with it is shown with the next.
 
     Raises:
-        ApiError: The last question is empty, or shows too many pictures.
+        ApiError: The last question is empty, or shows too many images.
     """
     *earlier, last = sent.turns
     urls: list[str] = []
@@ -88,11 +88,11 @@ def conversation_of(model: int, sent: ConversationPayload) -> ModelView:
     turns: list[Turn] = []
     try:
         for turn in earlier:
-            shown += _add_images(turn.pictures, urls)
+            shown += _add_images(turn.images, urls)
             if (answer := _answer(model, turn)) and turn.question.strip():
                 turns += user_turn(turn.question, shown), Turn("assistant", (answer,))
                 shown = []
-        shown += _add_images(last.pictures, urls)
+        shown += _add_images(last.images, urls)
         if not last.question.strip():
             raise bad_request("the question is empty; ask something", code="empty_question")
         conversation = Conversation("chat", (*turns, user_turn(last.question, shown)))
@@ -102,10 +102,10 @@ def conversation_of(model: int, sent: ConversationPayload) -> ModelView:
 
 
 def download(sent: ConversationPayload, models: int) -> bytes:
-    """Return a ZIP file: `conversation.json` in LLaVA's form, one record for each model, and the pictures beside it.
+    """Return a ZIP file: `conversation.json` in LLaVA's form, one record for each model, and the images beside it.
 
     Raises:
-        ApiError: Nothing was answered yet, or a picture or text cannot be written.
+        ApiError: Nothing was answered yet, or an image or text cannot be written.
     """
     records: list[dict[str, object]] = []
     files: dict[str, bytes] = {}
@@ -115,7 +115,7 @@ def download(sent: ConversationPayload, models: int) -> bytes:
             continue
         contents = [read_data_url(url, len(url)) for url in heard.urls]
         names = [
-            f"pictures/{number}.{_SUFFIXES.get(content[:2], 'picture')}"
+            f"images/{number}.{_SUFFIXES.get(content[:2], 'image')}"
             for number, content in enumerate(contents, start=1)
         ]
         files.update(zip(names, contents, strict=True))
@@ -138,10 +138,10 @@ def download(sent: ConversationPayload, models: int) -> bytes:
     return buffer.getvalue()
 
 
-def _add_images(pictures: list[str], urls: list[str]) -> list[ImageRef]:
-    """Give each picture the next place in `urls`."""
+def _add_images(images: list[str], urls: list[str]) -> list[ImageRef]:
+    """Give each image the next place in `urls`."""
     first = len(urls)
-    urls.extend(pictures)
+    urls.extend(images)
     return [ImageRef(str(place)) for place in range(first, len(urls))]
 
 
@@ -150,7 +150,7 @@ def _answer(model: int, turn: TurnPayload) -> str:
 
 
 def _renamed(turn: Turn, names: list[str]) -> Turn:
-    """Name a turn's pictures by their files."""
+    """Name a turn's images by their files."""
     parts = (
         ImageRef(names[int(one.path)]) if isinstance(one, ImageRef) else one for one in turn.parts
     )

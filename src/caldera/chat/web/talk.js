@@ -4,7 +4,7 @@
 const box = element.querySelector(".talk");
 const words = props.words, errors = props.errors, models = props.models, limits = props.limits;
 const talk = { language: "en", turns: [], draft: "", shown: [], asking: null };
-let busyPictures = 0;
+let busyImages = 0;
 
 const say = (name, parts = {}) =>
   words[name][talk.language === "zh" ? 1 : 0].replace(/\{(\w+)\}/g, (_, part) => parts[part]);
@@ -42,16 +42,16 @@ const freshAnswers = () => models.map(() => ({ text: "", state: "waiting", error
 const sentTurns = (turns) =>
   turns.map((turn) => ({
     question: turn.question,
-    pictures: turn.pictures,
+    images: turn.images,
     answers: turn.answers.map((answer) => answer.text),
   }));
 
 const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0")).join("");
 
-function ask(question, pictures) {
+function ask(question, images) {
   if (talk.asking || !question.trim()) return;
   talk.asking = newId();
-  talk.turns.push({ question: question.trim(), pictures, answers: freshAnswers() });
+  talk.turns.push({ question: question.trim(), images, answers: freshAnswers() });
   const turns = sentTurns(talk.turns);
   turns.at(-1).answers = [];
   props.value = { id: talk.asking, turns };
@@ -62,7 +62,7 @@ function ask(question, pictures) {
 }
 
 function sendDraft() {
-  if (talk.asking || busyPictures || !talk.draft.trim()) return;
+  if (talk.asking || busyImages || !talk.draft.trim()) return;
   const { draft, shown } = talk;
   talk.draft = "";
   talk.shown = [];
@@ -77,14 +77,14 @@ function stop() {
 
 function retry() {
   const last = talk.turns.pop();
-  if (last) ask(last.question, last.pictures);
+  if (last) ask(last.question, last.images);
 }
 
 function edit() {
   const last = talk.turns.pop();
   if (!last) return;
   talk.draft = last.question;
-  talk.shown = last.pictures;
+  talk.shown = last.images;
   draw();
   keep();
   box.querySelector("textarea").focus();
@@ -143,7 +143,7 @@ async function call(work) {
   return null;
 }
 
-// ---- pictures
+// ---- images
 
 const sized = (bytes) => `${(bytes / (1 << 20)).toFixed(bytes < 10 << 20 ? 1 : 0)} MB`;
 
@@ -157,18 +157,18 @@ const asUrl = (file) =>
 
 async function show(files) {
   for (const file of files) {
-    if (!file.type.startsWith("image/")) notify("error", say("not_picture", { name: file.name }));
+    if (!file.type.startsWith("image/")) notify("error", say("not_image", { name: file.name }));
     else if (file.size > limits.bytes)
-      notify("error", say("picture_bytes", { name: file.name, size: sized(file.size), limit: sized(limits.bytes) }));
+      notify("error", say("image_bytes", { name: file.name, size: sized(file.size), limit: sized(limits.bytes) }));
     else await showUrl(await asUrl(file));
   }
 }
 
 async function showUrl(url) {
-  busyPictures += 1;
+  busyImages += 1;
   draw();
   const given = await call(() => server.check(url));
-  busyPictures -= 1;
+  busyImages -= 1;
   if (given) {
     talk.shown.push(given.url);
     notify(null);
@@ -199,8 +199,8 @@ function drawHead() {
 
 function drawWelcome() {
   const tiles = props.examples.map((example) =>
-    make("button", { type: "button", class: "example", onclick: () => { if (!talk.asking) ask(example.question, example.pictures); } },
-      make("span", { class: "thumbs" }, ...example.pictures.map((url) => make("img", { src: url, alt: "" }))),
+    make("button", { type: "button", class: "example", onclick: () => { if (!talk.asking) ask(example.question, example.images); } },
+      make("span", { class: "thumbs" }, ...example.images.map((url) => make("img", { src: url, alt: "" }))),
       make("span", {}, example.question)));
   return make("section", { class: "welcome" },
     make("p", { class: "lead" }, say("welcome")),
@@ -210,15 +210,15 @@ function drawWelcome() {
 }
 
 function drawTurn(turn, place) {
-  const several = turn.pictures.length > 1;
-  const pictures = turn.pictures.map((url, number) =>
-    make("figure", {}, make("img", { src: url, alt: `${say("picture")} ${several ? letters[number] : ""}` }),
-      several ? make("figcaption", {}, `${say("picture")} ${letters[number]}`) : null));
+  const several = turn.images.length > 1;
+  const images = turn.images.map((url, number) =>
+    make("figure", {}, make("img", { src: url, alt: `${say("image")} ${several ? letters[number] : ""}` }),
+      several ? make("figcaption", {}, `${say("image")} ${letters[number]}`) : null));
   const answers = make("div", { class: models.length > 1 ? "answers two" : "answers" });
   turn.answers.forEach((answer, model) => answers.append(drawAnswer(turn, place, answer, model)));
   return make("article", {},
     make("div", { class: "question" },
-      pictures.length ? make("div", { class: "pictures" }, ...pictures) : null,
+      images.length ? make("div", { class: "images" }, ...images) : null,
       make("p", { class: "text" }, turn.question)),
     answers,
     place === talk.turns.length - 1 && !talk.asking
@@ -236,7 +236,7 @@ function drawAnswer(turn, place, answer, model) {
       : answer.text ? make("p", { class: "text" }, ...written(answer.text)) : null,
     marks[answer.state] ? make("p", { class: "mark" }, say(marks[answer.state])) : null,
     answer.error ? make("p", { class: "fault", role: "alert" }, say("error", { text: errorText(answer.error) })) : null);
-  const seen = talk.turns.slice(0, place + 1).some((each) => each.pictures.length);
+  const seen = talk.turns.slice(0, place + 1).some((each) => each.images.length);
   if (finished && answer.text && seen) drawn.append(drawLook(answer, place, model));
   return drawn;
 }
@@ -251,7 +251,7 @@ function drawLastAnswers() {
 
 function drawComposer() {
   const area = make("textarea", { rows: 1, placeholder: say("ask"), "aria-label": say("ask"),
-    oninput: () => { talk.draft = area.value; fit(area); composer.querySelector(".send").disabled = !talk.draft.trim() || busyPictures > 0; keep(); },
+    oninput: () => { talk.draft = area.value; fit(area); composer.querySelector(".send").disabled = !talk.draft.trim() || busyImages > 0; keep(); },
     onkeydown: (event) => {
       if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); sendDraft(); }
     },
@@ -261,9 +261,9 @@ function drawComposer() {
     } });
   area.value = talk.draft;
   const thumbs = talk.shown.map((url, place) =>
-    make("span", { class: "thumb" }, make("img", { src: url, alt: `${say("picture")} ${place + 1}` }),
+    make("span", { class: "thumb" }, make("img", { src: url, alt: `${say("image")} ${place + 1}` }),
       make("button", { type: "button", title: say("remove"), "aria-label": say("remove"), onclick: () => { talk.shown.splice(place, 1); draw(); keep(); } }, "×")));
-  if (busyPictures) thumbs.push(make("span", { class: "thumb loading" }));
+  if (busyImages) thumbs.push(make("span", { class: "thumb loading" }));
   const touch = matchMedia("(pointer: coarse)").matches;
   const composer = make("div", { class: "composer" },
     thumbs.length ? make("div", { class: "thumbs" }, ...thumbs) : null,
@@ -273,7 +273,7 @@ function drawComposer() {
       touch ? make("label", { class: "pick", title: say("photo") }, picker(true), say("photo")) : null,
       make("span", { class: "hint" }, say("hint")),
       talk.asking ? button("stop", stop, { class: "halt" })
-        : button("send", sendDraft, { class: "send", disabled: !talk.draft.trim() || busyPictures > 0 })));
+        : button("send", sendDraft, { class: "send", disabled: !talk.draft.trim() || busyImages > 0 })));
   requestAnimationFrame(() => fit(area));
   return composer;
 }
@@ -299,7 +299,7 @@ function draw() {
   if (near && talk.turns.length) toEnd();
 }
 
-// ---- the banner: what is wrong with the server or a picture, in words
+// ---- the banner: what is wrong with the server or an image, in words
 
 const banner = make("div", { class: "banner", role: "alert", hidden: true });
 

@@ -6,22 +6,22 @@ from typing import Literal
 Language = Literal["en", "zh"]
 
 TEXTS: Mapping[str, tuple[str, str]] = {
-    "title": ("Ask about pictures", "看图问答"),
+    "title": ("Ask about images", "看图问答"),
     "welcome": (
-        "Show the assistant a picture and ask about it.",
+        "Show the assistant an image and ask about it.",
         "给助手看一张图片，然后提问。",
     ),
     "privacy": (
-        "Pictures and words go from this browser to the server and nowhere else; it writes neither to its disk.",
+        "Images and words go from this browser to the server and nowhere else; it writes neither to its disk.",
         "图片和文字只从本浏览器发送到服务器，不会写入其磁盘。",
     ),
     "examples": ("Try one of these", "试试这些例子"),
-    "ask": ("Ask about the picture …", "请输入问题 …"),
+    "ask": ("Ask about the image …", "请输入问题 …"),
     "hint": (
-        "Drop or paste pictures here; Enter sends, Shift+Enter begins a new line.",
+        "Drop or paste images here; Enter sends, Shift+Enter begins a new line.",
         "可拖入或粘贴图片；回车发送，Shift+回车换行。",
     ),
-    "add": ("Add pictures", "添加图片"),
+    "add": ("Add images", "添加图片"),
     "photo": ("Take a photo", "拍照"),
     "send": ("Ask", "提问"),
     "stop": ("Stop", "停止"),
@@ -30,13 +30,13 @@ TEXTS: Mapping[str, tuple[str, str]] = {
     "new": ("New conversation", "新对话"),
     "download": ("Download", "下载"),
     "download_hint": (
-        "The conversation in LLaVA's JSON, with its pictures",
+        "The conversation in LLaVA's JSON, with its images",
         "以 LLaVA 的 JSON 格式保存对话和图片",
     ),
     "language": ("中文", "English"),
-    "remove": ("Remove picture", "移除图片"),
-    "drop": ("Drop pictures here", "把图片拖到这里"),
-    "picture": ("Picture", "图片"),
+    "remove": ("Remove image", "移除图片"),
+    "drop": ("Drop images here", "把图片拖到这里"),
+    "image": ("Picture", "图片"),
     "waiting": ("looking …", "正在看图 …"),
     "stopped": ("stopped", "已停止"),
     "length": ("cut: the longest answer is reached", "已达到回答长度上限"),
@@ -47,7 +47,7 @@ TEXTS: Mapping[str, tuple[str, str]] = {
     "look_all": ("whole answer", "整个回答"),
     "look_note": (
         "Bright is where the language model's attention went, averaged over layers and heads, when it wrote the chosen "
-        "words; {share} of all its attention was on pictures. Attention shows from where the model read. It does "
+        "words; {share} of all its attention was on images. Attention shows from where the model read. It does "
         "not explain why it answered so.",
         "亮处是语言模型写出所选词语时注意力所在（对所有层和头取平均）；全部注意力中有 {share} 在图片上。"
         "注意力只表明模型从哪里读取信息，并不解释它为何这样回答。",
@@ -72,9 +72,9 @@ TEXTS: Mapping[str, tuple[str, str]] = {
         "This browser does not let the page keep the conversation; it is lost when the page is closed.",
         "此浏览器不允许页面保存对话；关闭页面后对话会丢失。",
     ),
-    "not_picture": ("{name} is no picture", "{name} 不是图片"),
-    "picture_bytes": (
-        "{name} has {size}; pictures may have up to {limit}",
+    "not_image": ("{name} is no image", "{name} 不是图片"),
+    "image_bytes": (
+        "{name} has {size}; images may have up to {limit}",
         "{name} 大小为 {size}；图片不能超过 {limit}",
     ),
     "error": ("Not answered: {text}", "未能回答：{text}"),

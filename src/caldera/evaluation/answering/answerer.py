@@ -87,7 +87,7 @@ class Answerer(Protocol):
 
     @property
     def identity(self) -> Mapping[str, str]:
-        """All that answers depend on beside the prompt, the pictures and the longest answer."""
+        """All that answers depend on beside the prompt, the images and the longest answer."""
         ...
 
     @property
@@ -105,8 +105,8 @@ class Answerer(Protocol):
         """Whether items are answered together by one's own sums, so that what else is asked decides how these round."""
         ...
 
-    def prompt(self, item: Item, pictures: Sequence[str]) -> str:
-        """Return exactly what is asked, given the digests of the item's pictures.
+    def prompt(self, item: Item, images: Sequence[str]) -> str:
+        """Return exactly what is asked, given the digests of the item's images.
 
         Raises:
             CalderaError: It cannot be asked.
@@ -129,7 +129,7 @@ class Answerer(Protocol):
                 that a run that goes on does as one that was never interrupted.
             done: Ids of items that need no answer.
             took: Is given answers.
-            folder: Folder that picture paths start from.
+            folder: Folder that image paths start from.
             max_new_tokens: Longest answer.
 
         Raises:

@@ -1,4 +1,4 @@
-"""A server as what answers items: anything that speaks OpenAI's chat completions and takes pictures as data URLs."""
+"""A server as what answers items: anything that speaks OpenAI's chat completions and takes images as data URLs."""
 
 import asyncio
 import base64
@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from caldera.batches.picture_files import decode_image, read_bytes, read_image_header
+from caldera.batches.image_files import decode_image, read_bytes, read_image_header
 from caldera.conversation import ImageRef, Turn
 from caldera.errors import CalderaError, LLMClientError, UsageError
 from caldera.evaluation.answering.answerer import Answer, AnswerConfig, OnAnswers
@@ -61,7 +61,7 @@ class ServerAnswerer:
         return {
             "model": f"{self._model} at {self._server.url}",
             "template": "the server's",
-            "image mode": "the server's; pictures are sent as their files are",
+            "image mode": "the server's; images are sent as their files are",
             "temperature": str(asking.temperature),
             **drawn,
             "choose_by": asking.choice_method,
@@ -82,9 +82,9 @@ class ServerAnswerer:
         """Never: each item is a request of its own, and what a server puts together is not known."""
         return False
 
-    def prompt(self, item: Item, pictures: Sequence[str]) -> str:
-        """Return the messages as JSON, with the digests of pictures where these are sent."""
-        shown = iter(f"sha256:{digest}" for digest in pictures)
+    def prompt(self, item: Item, images: Sequence[str]) -> str:
+        """Return the messages as JSON, with the digests of images where these are sent."""
+        shown = iter(f"sha256:{digest}" for digest in images)
         return json.dumps(_messages(item, shown), ensure_ascii=False)
 
     def ask(
@@ -136,7 +136,7 @@ class ServerAnswerer:
         """
         patience, pace = waits
         try:
-            urls = iter([_data_url(folder / path) for path in item.conversation.pictures])
+            urls = iter([_data_url(folder / path) for path in item.conversation.images])
             messages = _messages(item, urls)
         except CalderaError as fault:
             return Answer(item.id, error=str(fault))
@@ -209,7 +209,7 @@ class ServerAnswerer:
 
 
 def _messages(item: Item, shown: Iterator[str]) -> list[dict[str, Any]]:
-    """Write an item as messages, with the next of `shown` where a picture stands."""
+    """Write an item as messages, with the next of `shown` where an image stands."""
     return [
         {"role": turn.role, "content": _message_content(turn, shown)}
         for turn in item.conversation.turns
@@ -217,8 +217,8 @@ def _messages(item: Item, shown: Iterator[str]) -> list[dict[str, Any]]:
 
 
 def _message_content(turn: Turn, shown: Iterator[str]) -> str | list[dict[str, Any]]:
-    """Write a turn: text alone as it is, else parts; a line end that parts text from a picture falls away."""
-    if not turn.pictures:
+    """Write a turn: text alone as it is, else parts; a line end that parts text from an image falls away."""
+    if not turn.images:
         return turn.text
     parts: list[dict[str, Any]] = []
     for part in turn.parts:
@@ -230,10 +230,10 @@ def _message_content(turn: Turn, shown: Iterator[str]) -> str | list[dict[str, A
 
 
 def _data_url(path: Path) -> str:
-    """Return a picture's file as a data URL.
+    """Return an image's file as a data URL.
 
     Raises:
-        PictureError: It cannot be used.
+        ImageError: It cannot be used.
     """
     content = read_bytes(path)
     decode_image(content, str(path))  # refuses what no server should get

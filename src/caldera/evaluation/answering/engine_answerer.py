@@ -8,10 +8,10 @@ from pathlib import Path
 from caldera import __version__
 from caldera.errors import CalderaError, InputError
 from caldera.evaluation.answering.answerer import Answer, AnswerConfig, OnAnswers, option_letter
-from caldera.evaluation.answering.seen_pictures import ImageFeatureCache, split_by_images
+from caldera.evaluation.answering.seen_images import ImageFeatureCache, split_by_images
 from caldera.evaluation.benchmark import Item
 from caldera.inference.generate import BatchGenerator
-from caldera.inference.likelihood import Likelihood, LikelihoodScorer, ScoredContinuation
+from caldera.inference.likelihood import LikelihoodScorer, LogLikelihood, ScoredContinuation
 from caldera.inference.prompts import FilePrompt
 from caldera.inference.sampling import SamplingParams
 from caldera.model.folder import LlavaBundle, load_model_folder
@@ -72,8 +72,8 @@ class LocalModelAnswerer:
         """Always."""
         return True
 
-    def prompt(self, item: Item, pictures: Sequence[str]) -> str:
-        """Return the prompt as the model gets it, `<image>` where a picture stands.
+    def prompt(self, item: Item, images: Sequence[str]) -> str:
+        """Return the prompt as the model gets it, `<image>` where an image stands.
 
         Raises:
             CalderaError: The template has no place for it.
@@ -130,12 +130,12 @@ class LocalModelAnswerer:
     def _prepare(
         self, item: Item, folder: Path, sampling: SamplingParams, ready: "_PreparedBatch"
     ) -> None:
-        """Render what is asked about an item and look at its pictures.
+        """Render what is asked about an item and look at its images.
 
         Raises:
-            CalderaError: A picture cannot be used, or the item is too long for the model.
+            CalderaError: An image cannot be used, or the item is too long for the model.
         """
-        self._seen.run([folder / path for path in item.conversation.pictures])
+        self._seen.run([folder / path for path in item.conversation.images])
         if item.choices and self._asking.choice_method != "generation":
             options = [
                 option_letter(item, at) if self._asking.choice_method == "letter" else option
@@ -154,7 +154,7 @@ class LocalModelAnswerer:
         """Choose the likeliest option and answer with its letter; the first of equals."""
         weights = self._weigher.score(options)
 
-        def weight(one: Likelihood) -> float:
+        def weight(one: LogLikelihood) -> float:
             return one.per_token if self._asking.choice_method == "option-mean" else one.sum
 
         best = max(range(len(weights)), key=lambda at: weight(weights[at]))

@@ -1,7 +1,7 @@
-"""Captions, scored as COCO's are: BLEU, ROUGE-L and CIDEr-D against what people wrote of each picture.
+"""Captions, scored as COCO's are: BLEU, ROUGE-L and CIDEr-D against what people wrote of each image.
 
-What is right stands in a COCO file of captions (`captions_val2014.json`) or in a table of pictures and captions, such
-as flickr8k's `captions.csv`. Answers are COCO's list of `image_id` and `caption`; of a table, the picture's name is the
+What is right stands in a COCO file of captions (`captions_val2014.json`) or in a table of images and captions, such
+as flickr8k's `captions.csv`. Answers are COCO's list of `image_id` and `caption`; of a table, the image's name is the
 id. METEOR and SPICE need Java and models of their own and are left out.
 """
 
@@ -35,7 +35,7 @@ _FILE = "captions_SPLIT.json (COCO's), or a .csv of image,caption"
 
 @dataclass(frozen=True, slots=True)
 class Captions:
-    """Pictures with what people wrote of each."""
+    """Images with what people wrote of each."""
 
     items: Sequence[Item]
     name: str = "captions"
@@ -45,7 +45,7 @@ class Captions:
         """Return a tenth of CIDEr-D as overall score and as marks; figures have it times 100, as papers print it.
 
         Raises:
-            InputError: Captions are missing, or belong to no picture.
+            InputError: Captions are missing, or belong to no image.
         """
         check_answers(self.items, answers)
         references = {item.id: item.references for item in self.items}
@@ -84,38 +84,38 @@ class _Caption(_Wire):
 
 
 def load_questions(sources: Sources) -> Captions:
-    """Read the pictures and what people wrote of them.
+    """Read the images and what people wrote of them.
 
     Raises:
         UsageError: No file was given.
-        InputError: It is missing or broken, or a picture has no caption.
+        InputError: It is missing or broken, or an image has no caption.
     """
     path = sources.annotations or sources.need_questions(_FILE)
-    pictures, captions = (_from_table if path.suffix in (".csv", ".tsv") else _from_coco)(path)
-    if bare := len(pictures.keys() - captions.keys()):
-        raise InputError(f"{path}: {bare} pictures have no caption; remove them")
+    images, captions = (_from_table if path.suffix in (".csv", ".tsv") else _from_coco)(path)
+    if bare := len(images.keys() - captions.keys()):
+        raise InputError(f"{path}: {bare} images have no caption; remove them")
     return Captions(
         [
             Item(
                 name, "caption", "caption", question_turn(name, file, PROMPT), tuple(captions[name])
             )
-            for name, file in pictures.items()
+            for name, file in images.items()
         ]
     )
 
 
 def score_answer_files(sources: Sources, answers: Path) -> Score:
-    """Score a list of captions by picture.
+    """Score a list of captions by image.
 
     Raises:
         UsageError: No file of what people wrote was given.
-        InputError: A file is missing or broken, or captions and pictures do not belong together.
+        InputError: A file is missing or broken, or captions and images do not belong together.
     """
     return load_questions(sources).score(read_answers(answers))
 
 
 def _from_coco(path: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """Return file names and captions by picture id."""
+    """Return file names and captions by image id."""
     content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(

@@ -117,9 +117,7 @@ GQA = Task(
     chance={},
     primary_metric="accuracy",
     required_files=f"--questions {_FILE}",
-    default_files=Sources(
-        questions=Path("testdev_balanced_questions.json"), pictures=Path("images")
-    ),
+    default_files=Sources(questions=Path("testdev_balanced_questions.json"), images=Path("images")),
     load=load_questions,
     score_answer_files=score_answer_files,
 )

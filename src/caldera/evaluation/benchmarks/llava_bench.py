@@ -92,7 +92,7 @@ def _load(sources: Sources, name: str) -> LlavaBench:
 
 
 def _contexts(sources: Sources) -> dict[str, tuple[str, str]]:
-    """Return what is in each picture and what that text is, by the picture's file name.
+    """Return what is in each image and what that text is, by the image's file name.
 
     In-the-Wild has a `caption`; COCO has `captions` and `instances`, written as LLaVA does: captions one a line, a
     blank line, `category: [box]` for each thing.

@@ -3,8 +3,8 @@
 Its table (.tsv) has `index`, `question`, `hint`, `A` to `D`, `answer`, `category` and `l2-category`. The rows of a
 question are those whose indices agree up to multiples of 1,000,000, each with the choices moved on by one. Answers are
 LLaVA's JSON lines, or the table that is handed in, with `index` and `prediction`. The authors let ChatGPT match an
-answer that names no letter; here it is counted as unread, and wrong. In `image` a table has its pictures in base64, or,
-for a picture that is there already, the index of the row that has it.
+answer that names no letter; here it is counted as unread, and wrong. In `image` a table has its images in base64, or,
+for an image that is there already, the index of the row that has it.
 """
 
 import base64
@@ -28,7 +28,7 @@ _ROTATION = 1_000_000
 """What the index of a row exceeds that of the same question with its choices one place further."""
 
 _MAX_INDEX = 9
-"""Digits of an index; what is longer in the cell of a picture is the picture."""
+"""Digits of an index; what is longer in the cell of an image is the image."""
 
 _MISSING_VALUES = ("", "nan", "NaN")
 """What stands in a cell without a choice or a hint."""
@@ -107,7 +107,7 @@ def _rows(sources: Sources) -> list[tuple[str, dict[str, str]]]:
 
 
 def extract_images(sources: Sources, folder: Path) -> bool:
-    """Write the pictures of a table into a folder; those that stand there stay. False where it has none.
+    """Write the images of a table into a folder; those that stand there stay. False where it has none.
 
     Raises:
         InputError: One is not in base64.
@@ -119,21 +119,21 @@ def extract_images(sources: Sources, folder: Path) -> bool:
         try:
             content = base64.b64decode(row["image"], validate=True)
         except binascii.Error as error:
-            raise InputError(f"{where}: the picture is not in base64: {error}") from error
-        file = folder / _picture(row)
+            raise InputError(f"{where}: the image is not in base64: {error}") from error
+        file = folder / _image(row)
         if not file.exists() or file.read_bytes() != content:
             write_atomic(file, content)
     return bool(packed)
 
 
 def _is_reference_row(row: Mapping[str, str]) -> bool:
-    """Tell whether a row's picture stands in no cell of its own: in a file, or in another row."""
+    """Tell whether a row's image stands in no cell of its own: in a file, or in another row."""
     cell = row.get("image", "")
     return cell in _MISSING_VALUES or (cell.isdecimal() and len(cell) <= _MAX_INDEX)
 
 
-def _picture(row: Mapping[str, str]) -> str:
-    """Name the file of the picture of a question's first row."""
+def _image(row: Mapping[str, str]) -> str:
+    """Name the file of the image of a question's first row."""
     cell = row.get("image", "")
     index = cell if _is_reference_row(row) and cell not in _MISSING_VALUES else row["index"]
     return f"{int(index) % _ROTATION}.jpg"
@@ -158,7 +158,7 @@ def _to_item(
         )
     hint = row.get("hint", "")
     text = row["question"] if hint in _MISSING_VALUES else f"{hint}\n{row['question']}"
-    asked = ask_choice(row["index"], text, choices, [_picture(first[question])], sentence)
+    asked = ask_choice(row["index"], text, choices, [_image(first[question])], sentence)
     kinds = first[question]
     coarse = kinds.get("l2-category", kinds.get("L2-category", ""))
     category = kinds.get("category", "question")

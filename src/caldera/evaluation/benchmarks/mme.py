@@ -1,8 +1,8 @@
-"""MME: two yes-or-no questions about every picture, one true and one false, in 14 sub-tasks (spec 7).
+"""MME: two yes-or-no questions about every image, one true and one false, in 14 sub-tasks (spec 7).
 
-The score of a sub-task is its accuracy plus its accuracy+, the share of pictures with both questions right, each times
+The score of a sub-task is its accuracy plus its accuracy+, the share of images with both questions right, each times
 100; perception is the sum of ten, cognition of four. MME's own layout of answers is a folder of `existence.txt` and so
-on, whose lines are picture, question, truth and answer with tabs between; LLaVA's is JSON lines with `question_id`
+on, whose lines are image, question, truth and answer with tabs between; LLaVA's is JSON lines with `question_id`
 "existence/000000006040.jpg" and the question in `prompt`, which need the truth beside.
 """
 
@@ -45,31 +45,31 @@ class _Row:
     """One question, and an answer where the file has one."""
 
     subtask: str
-    picture: str
+    image: str
     question: str
     truth: str
     answer: str | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What tells it from others: sub-task, picture without ending, question without fixed sentences."""
-        return _key(self.subtask, self.picture, self.question)
+        """What tells it from others: sub-task, image without ending, question without fixed sentences."""
+        return _key(self.subtask, self.image, self.question)
 
     @property
     def id(self) -> str:
         """A name that no other question has."""
-        return f"{self.subtask}/{self.picture}: {self.key[2]}"
+        return f"{self.subtask}/{self.image}: {self.key[2]}"
 
 
-def _key(subtask: str, picture: str, question: str) -> tuple[str, str, str]:
+def _key(subtask: str, image: str, question: str) -> tuple[str, str, str]:
     for sentence in _FIXED:
         question = question.replace(sentence, "")
-    return subtask, Path(picture).stem, " ".join(question.split())
+    return subtask, Path(image).stem, " ".join(question.split())
 
 
 @dataclass(frozen=True, slots=True)
 class Mme:
-    """Questions in pairs; an item's kind is its sub-task, its form the picture."""
+    """Questions in pairs; an item's kind is its sub-task, its form the image."""
 
     items: tuple[Item, ...]
     name: str = "mme"
@@ -107,9 +107,9 @@ class Mme:
         return Score(whole, by_kind, counts, figures, marks, unread, sums)
 
     def _terms(self, marks: Mapping[str, float]) -> dict[str, tuple[float, ...]]:
-        """Return what each item adds to the questions, right answers, pictures and right pictures of perception.
+        """Return what each item adds to the questions, right answers, images and right images of perception.
 
-        Four sums for each sub-task; a picture's first question stands for the picture.
+        Four sums for each sub-task; an image's first question stands for the image.
         """
         subtasks = list(PERCEPTION)
         pairs: dict[str, list[Item]] = defaultdict(list)
@@ -118,27 +118,27 @@ class Mme:
         terms: dict[str, tuple[float, ...]] = {}
         for first, second in pairs.values():
             both = min(marks[first.id], marks[second.id])
-            for item, of_picture in ((first, (1.0, both)), (second, (0.0, 0.0))):
+            for item, of_image in ((first, (1.0, both)), (second, (0.0, 0.0))):
                 row = np.zeros((len(subtasks), 4))
                 if item.category in PERCEPTION:
-                    row[subtasks.index(item.category)] = 1.0, marks[item.id], *of_picture
+                    row[subtasks.index(item.category)] = 1.0, marks[item.id], *of_image
                 terms[item.id] = tuple(row.flatten().tolist())
         return terms
 
     def _subtask(self, subtask: str, marks: Mapping[str, float]) -> float:
         """Return accuracy plus accuracy+, each times 100."""
-        pictures: dict[str, list[float]] = defaultdict(list)
+        images: dict[str, list[float]] = defaultdict(list)
         for item in self.items:
             if item.category == subtask:
-                pictures[item.question_type].append(marks[item.id])
-        both = mean(min(pair) for pair in pictures.values())
+                images[item.question_type].append(marks[item.id])
+        both = mean(min(pair) for pair in images.values())
         return round(to_percent(mean(marks.values())) + to_percent(both), 6)
 
 
 def _perception(sums: np.ndarray) -> np.ndarray:
     """Return the sum of accuracy and accuracy+ of all sub-tasks, times 100, of sums, (draws, 4 sub-tasks)."""
-    asked, right, pictures, both = np.moveaxis(sums.reshape(len(sums), -1, 4), -1, 0)
-    shares = right / np.maximum(asked, 1) + both / np.maximum(pictures, 1)  # (draws, sub-tasks)
+    asked, right, images, both = np.moveaxis(sums.reshape(len(sums), -1, 4), -1, 0)
+    shares = right / np.maximum(asked, 1) + both / np.maximum(images, 1)  # (draws, sub-tasks)
     return 100 * shares.sum(axis=-1)
 
 
@@ -146,14 +146,14 @@ def _benchmark(rows: Sequence[_Row]) -> Mme:
     """Make items of questions.
 
     Raises:
-        InputError: A question is there twice, a picture has not two, or a part of perception or cognition is missing.
+        InputError: A question is there twice, an image has not two, or a part of perception or cognition is missing.
     """
     met = Counter(row.id for row in rows)
     if double := [name for name, times in met.items() if times > 1]:
         raise InputError(f"these questions are there more than once: {join_names(double)}")
-    pairs = Counter((row.subtask, row.picture) for row in rows)
-    if single := [f"{subtask}/{picture}" for (subtask, picture), n in pairs.items() if n != 2]:
-        raise InputError(f"these pictures should have two questions each: {join_names(single)}")
+    pairs = Counter((row.subtask, row.image) for row in rows)
+    if single := [f"{subtask}/{image}" for (subtask, image), n in pairs.items() if n != 2]:
+        raise InputError(f"these images should have two questions each: {join_names(single)}")
     there = {row.subtask for row in rows}
     for name, subtasks in (("perception", PERCEPTION), ("cognition", COGNITION)):
         lacking = subtasks.keys() - there
@@ -163,14 +163,14 @@ def _benchmark(rows: Sequence[_Row]) -> Mme:
 
 
 def _to_item(row: _Row) -> Item:
-    parts = (ImageRef(f"{row.subtask}/{row.picture}"), f"\n{row.question}\n{SHORT_ANSWER}")
+    parts = (ImageRef(f"{row.subtask}/{row.image}"), f"\n{row.question}\n{SHORT_ANSWER}")
     asked = Conversation(row.id, (Turn("user", parts),))
-    unit = f"{row.subtask}/{row.picture}"
-    return Item(row.id, row.subtask, row.picture, asked, (row.truth,), group=unit)
+    unit = f"{row.subtask}/{row.image}"
+    return Item(row.id, row.subtask, row.image, asked, (row.truth,), group=unit)
 
 
 def _read_folder(folder: Path) -> list[_Row]:
-    """Read MME's own folder of pictures and questions, or a folder with a file for each sub-task.
+    """Read MME's own folder of images and questions, or a folder with a file for each sub-task.
 
     Raises:
         InputError: It is neither, or a line is broken.
@@ -195,27 +195,27 @@ def _subtask(name: str, path: Path) -> str:
 
 
 def _read_lines(path: Path, subtask: str) -> Iterable[_Row]:
-    """Read the lines of a sub-task: picture, question, truth, and the answer where there is one."""
+    """Read the lines of a sub-task: image, question, truth, and the answer where there is one."""
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         cells = line.rstrip("\r").split("\t", 3)
         if len(cells) < 3:
             raise InputError(
-                f"{path}:{number} should be picture, question, truth and answer with tabs between, got {line[:60]!r}"
+                f"{path}:{number} should be image, question, truth and answer with tabs between, got {line[:60]!r}"
             )
         truth = _truth(cells[2], f"{path}:{number}")
         yield _Row(subtask, cells[0], cells[1], truth, cells[3] if len(cells) > 3 else None)
 
 
 def _read_subtask_folder(folder: Path) -> Iterable[_Row]:
-    """Read the two lines of question and truth beside every picture of MME's release."""
+    """Read the two lines of question and truth beside every image of MME's release."""
     inner = folder / "questions_answers_YN"
     image_folder = folder / "images" if inner.is_dir() else folder
-    pictures = {path.stem: path for path in image_folder.iterdir() if path.suffix != ".txt"}
+    images = {path.stem: path for path in image_folder.iterdir() if path.suffix != ".txt"}
     for path in sorted((inner if inner.is_dir() else folder).glob("*.txt")):
-        if path.stem not in pictures:
-            raise InputError(f"{path} has no picture of its name in {image_folder}")
+        if path.stem not in images:
+            raise InputError(f"{path} has no image of its name in {image_folder}")
         for number, line in enumerate(read_text(path).strip().split("\n"), start=1):
             question, tab, truth = line.strip().rpartition("\t")
             where = f"{path}:{number}"
@@ -223,8 +223,8 @@ def _read_subtask_folder(folder: Path) -> Iterable[_Row]:
                 raise InputError(
                     f"{where} should be question and truth with a tab between, got {line[:60]!r}"
                 )
-            picture = str(pictures[path.stem].relative_to(folder))
-            yield _Row(folder.name, picture, question.strip(), _truth(truth, where))
+            image = str(images[path.stem].relative_to(folder))
+            yield _Row(folder.name, image, question.strip(), _truth(truth, where))
 
 
 def _truth(text: str, where: str) -> str:
@@ -287,16 +287,16 @@ def _check_truths(rows: Sequence[_Row], wanted: Sequence[_Row]) -> None:
 
 
 def _keyed(answers: Sequence[AnswerRecord]) -> dict[tuple[str, str, str], str]:
-    """Return LLaVA's answers by sub-task, picture and question.
+    """Return LLaVA's answers by sub-task, image and question.
 
     Raises:
         InputError: One does not say what it answers, or two answer the same.
     """
     keyed: dict[tuple[str, str, str], str] = {}
     for answer in answers:
-        subtask, slash, picture = answer.id.partition("/")
-        if ": " in picture and not answer.prompt:  # as this benchmark's own items are called
-            picture, _, prompt = picture.partition(": ")
+        subtask, slash, image = answer.id.partition("/")
+        if ": " in image and not answer.prompt:  # as this benchmark's own items are called
+            image, _, prompt = image.partition(": ")
         else:
             prompt = answer.prompt
         if not slash or not prompt:
@@ -304,7 +304,7 @@ def _keyed(answers: Sequence[AnswerRecord]) -> dict[tuple[str, str, str], str]:
                 f"{answer.where} should have a question_id such as existence/000000006040.jpg and the question as "
                 "prompt, since two questions share each id"
             )
-        key = _key(_subtask(subtask, Path(answer.where)), picture, prompt)
+        key = _key(_subtask(subtask, Path(answer.where)), image, prompt)
         if key in keyed:
             raise InputError(f"{answer.where} answers {answer.id} a second time: {prompt!r}")
         keyed[key] = answer.text

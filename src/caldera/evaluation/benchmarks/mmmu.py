@@ -1,4 +1,4 @@
-"""MMMU: college questions with pictures, by 30 subjects in six disciplines.
+"""MMMU: college questions with images, by 30 subjects in six disciplines.
 
 The truth is answer_dict_val.json, `question_type` and `ground_truth` by id; answers are one JSON object of texts by id.
 Choice questions are read strictly and scored. Open questions (one in seventeen of val) are scored by their own words or
@@ -16,7 +16,7 @@ from caldera.datasets.science_qa import LETTER_PROMPT
 from caldera.errors import InputError
 from caldera.evaluation.benchmark import Item, Score, check_answers
 from caldera.evaluation.benchmarks.task import Sources, Task, score_by_item_id
-from caldera.evaluation.exact_match import normalised
+from caldera.evaluation.exact_match import normalized
 from caldera.evaluation.multiple_choice import ask_choice, letters_read, score_letters
 from caldera.evaluation.official_files import read_json, require_fields
 from caldera.evaluation.shares import mean, to_percent
@@ -80,11 +80,11 @@ class Mmmu:
 
 def _says(text: str, references: Sequence[str]) -> bool:
     """Tell whether a text is one of the references, by words or by its last number, to two decimals."""
-    said = normalised(text)
+    said = normalized(text)
     numbers = re.findall(r"-?\d[\d,]*\.?\d*", text)
     last = round(float(numbers[-1].replace(",", "")), 2) if numbers else None
     return any(
-        said == normalised(one) or (last is not None and _number(one) == last) for one in references
+        said == normalized(one) or (last is not None and _number(one) == last) for one in references
     )
 
 
@@ -135,9 +135,9 @@ def _of_question(record: Any, where: str) -> Item:  # noqa: ANN401 - as JSON has
         raise InputError(f"{where}: options should be a list, got {str(options)[:40]!r}") from error
     text = _IMAGE.sub(r"(picture \1)", record["question"])
     numbers = dict.fromkeys(_IMAGE.findall(record["question"] + " ".join(choices)))
-    pictures = [str(record.get(f"image_{number}", f"{record['id']}_{number}.png")) for number in numbers]  # fmt: skip
+    images = [str(record.get(f"image_{number}", f"{record['id']}_{number}.png")) for number in numbers]  # fmt: skip
     sentence = LETTER_PROMPT if choices else SHORT_ANSWER
-    asked = ask_choice(record["id"], text, choices, pictures, sentence)
+    asked = ask_choice(record["id"], text, choices, images, sentence)
     return _to_item(record["id"], record["question_type"], record["answer"], choices, asked)
 
 

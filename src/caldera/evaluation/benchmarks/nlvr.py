@@ -1,7 +1,7 @@
-"""NLVR: whether a sentence is true of a drawing of coloured shapes; the same sentence comes with several drawings.
+"""NLVR: whether a sentence is true of a drawing of colored shapes; the same sentence comes with several drawings.
 
 A file has a line for each pair: `image`, `sentence`, `label` true or false, and as a name `identifier`, or the name of
-the picture. Consistency counts a sentence only where it is right about all its drawings.
+the image. Consistency counts a sentence only where it is right about all its drawings.
 """
 
 import re
@@ -20,7 +20,7 @@ from caldera.evaluation.yes_no import parse_yes_no
 from caldera.instructions.questions import SHORT_ANSWER
 
 _NAME = re.compile(r"\w+-(\d+)-\d+-\d+")
-"""NLVR's pictures are called by split, sentence, drawing, and order of its boxes."""
+"""NLVR's images are called by split, sentence, drawing, and order of its boxes."""
 
 
 @dataclass(frozen=True, slots=True)

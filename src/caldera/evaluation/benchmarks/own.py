@@ -19,7 +19,7 @@ from caldera.errors import InputError, UsageError
 from caldera.evaluation.benchmark import Item, Score, check_answers
 from caldera.evaluation.benchmarks.task import JudgeSpec, Sources, Task, score_by_item_id
 from caldera.evaluation.choice_letters import LETTERS, parse_choice
-from caldera.evaluation.exact_match import normalised
+from caldera.evaluation.exact_match import normalized
 from caldera.evaluation.judging.grading import GRADE_PROTOCOLS, write_grade_files
 from caldera.evaluation.judging.protocols import JudgeCase
 from caldera.evaluation.judging.relative import ratio_interval
@@ -101,7 +101,7 @@ def _right(item: Item, text: str) -> bool:
             said = _words(text)
             return any(f" {_words(one)} " in f" {said} " for one in item.references)
         case _:
-            return normalised(text) in {normalised(one) for one in item.references}
+            return normalized(text) in {normalized(one) for one in item.references}
 
 
 def _words(text: str) -> str:
@@ -137,16 +137,16 @@ def _to_item(record: dict[str, Any], where: str, at: int) -> Item:
     name = str(at) if line.id is None else str(line.id)
     match = line.match or ("choice" if line.choices else "exact")
     answers = [line.answer] if isinstance(line.answer, str) else line.answer
-    pictures = [line.image] if isinstance(line.image, str) else line.image or []
+    images = [line.image] if isinstance(line.image, str) else line.image or []
     if (match == "choice") != bool(line.choices):
         raise InputError(
             f"{where}: match {match!r} and {len(line.choices)} choices do not go together; a choice needs some"
         )
     if match == "choice":
-        asked = ask_choice(name, line.question, line.choices, pictures)
+        asked = ask_choice(name, line.question, line.choices, images)
         answers = [_as_letter(one, line.choices, where) for one in answers]
     else:
-        shown = [ImageRef(path) for path in pictures]
+        shown = [ImageRef(path) for path in images]
         text = f"\n{line.question}" if shown else line.question
         asked = Conversation(name, (Turn("user", (*shown, text)),))
     if match == "contains" and any(not _words(one) for one in answers):

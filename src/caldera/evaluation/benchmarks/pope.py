@@ -1,8 +1,8 @@
-"""POPE: whether a named thing is in a picture, half of the time it is not; precision and recall of yes (spec 7).
+"""POPE: whether a named thing is in an image, half of the time it is not; precision and recall of yes (spec 7).
 
 A split is a file of questions with labels, `coco_pope_random.json` and so on, whose ids start at 1. LLaVA's question
 file holds all splits under ids of its own and its evaluation trusts the order; here every question is found by its
-picture and words, and files that do not hold the same questions are refused.
+image and words, and files that do not hold the same questions are refused.
 """
 
 from collections import Counter, defaultdict
@@ -27,7 +27,7 @@ SPLITS = ("random", "popular", "adversarial")
 """How the absent things were chosen."""
 
 _Key = tuple[str, str, int]
-"""Picture, question, and how often the two were met before."""
+"""Image, question, and how often the two were met before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,17 +148,17 @@ def _questions(sources: Sources) -> tuple[list[_Question], set[str]]:
     """
     given = [path for path in (sources.annotations, sources.questions) if path is not None]
     files = {path: _load(path) for path in given}
-    labelled = next((path for path, lines in files.items() if all(one.label for one in lines)), None)  # fmt: skip
-    if labelled is None:
+    labeled = next((path for path, lines in files.items() if all(one.label for one in lines)), None)  # fmt: skip
+    if labeled is None:
         raise UsageError("this task needs --truth, POPE's coco_pope_SPLIT.json or a folder of them")
-    lines = files.pop(labelled)
-    unlabelled_ids: set[str] = set()
+    lines = files.pop(labeled)
+    unlabeled_ids: set[str] = set()
     for path, asked in files.items():
         if not any(one.label for one in asked):
             splits = {one.split for one in lines}
-            unlabelled_ids = {one.id for one in asked if one.split not in splits}
+            unlabeled_ids = {one.id for one in asked if one.split not in splits}
             lines = _join_llava_ids(lines, asked, path)
-    return _make_ids_unique(lines), unlabelled_ids
+    return _make_ids_unique(lines), unlabeled_ids
 
 
 def _load(path: Path) -> list[_Question]:
@@ -187,7 +187,7 @@ def _load(path: Path) -> list[_Question]:
 
 
 def _index_by_content(lines: Sequence[_Question]) -> dict[tuple[str, _Key], _Question]:
-    """Return questions by split, picture and words."""
+    """Return questions by split, image and words."""
     met: Counter[tuple[str, str, str]] = Counter()
     keyed: dict[tuple[str, _Key], _Question] = {}
     for one in lines:
@@ -237,7 +237,7 @@ def score_answer_files(sources: Sources, answers: Path) -> Score:
         UsageError: No file with labels was given.
         InputError: A file is missing or broken, or answers and questions do not belong together.
     """
-    questions, unlabelled_ids = _questions(sources)
+    questions, unlabeled_ids = _questions(sources)
     texts: dict[str, str] = {}
     if answers.is_dir():
         by_split: dict[str, list[AnswerRecord]] = defaultdict(list)
@@ -250,7 +250,7 @@ def score_answer_files(sources: Sources, answers: Path) -> Score:
             texts |= _texts(given, wanted, answers)
     else:
         texts = _texts(read_answer_list(answers), questions, answers)
-    kept = {name: text for name, text in texts.items() if name not in unlabelled_ids}
+    kept = {name: text for name, text in texts.items() if name not in unlabeled_ids}
     score = Pope(tuple(map(_to_item, questions))).score(kept)
     if len(kept) == len(texts):
         return score
@@ -301,7 +301,7 @@ POPE = Task(
     chance={"accuracy": 50.0, "f1": 50.0},
     primary_metric="f1",
     required_files="--truth coco_pope_SPLIT.json or their folder; --questions LLaVA's question file where ids are LLaVA's",
-    default_files=Sources(annotations=Path("coco"), pictures=Path("val2014")),
+    default_files=Sources(annotations=Path("coco"), images=Path("val2014")),
     load=load_questions,
     score_answer_files=score_answer_files,
 )

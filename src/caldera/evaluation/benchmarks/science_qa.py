@@ -1,4 +1,4 @@
-"""ScienceQA's test split: choice questions with and without a picture, as LLaVA's paper scores them (P1 Table 7)."""
+"""ScienceQA's test split: choice questions with and without an image, as LLaVA's paper scores them (P1 Table 7)."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ from caldera.evaluation.official_files import read_json
 from caldera.evaluation.shares import mean, scores_by_group, to_percent
 
 _COLUMNS = ("NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12")
-"""Columns of the paper's table: subject, whether there is a context in words, a picture, neither, and school grade."""
+"""Columns of the paper's table: subject, whether there is a context in words, an image, neither, and school grade."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +114,9 @@ def _to_item(name: str, known: QuestionInfo) -> Item:
             f"question {name} should have one of the letters {letters} as its answer, got {known.letter}"
         )
     slices: list[str] = []
-    if known.has_context is not None and known.has_picture is not None:
+    if known.has_context is not None and known.has_image is not None:
         slices += ["TXT"] if known.has_context else []
-        slices += ["IMG"] if known.has_picture else []
+        slices += ["IMG"] if known.has_image else []
         slices += [] if slices else ["NO"]
     if known.grade is not None:
         slices += ["G1-6" if known.grade <= 6 else "G7-12"]
@@ -223,7 +223,7 @@ SCIENCE_QA = Task(
     chance={"accuracy": 39.83, "IMG": 40.08},
     primary_metric="accuracy",
     required_files="--questions or --truth: problems.json (+ pid_splits.json), test_answers.csv or llava_test_CQM-A.json",
-    default_files=Sources(questions=Path("problems.json"), pictures=Path("images")),
+    default_files=Sources(questions=Path("problems.json"), images=Path("images")),
     load=load_questions,
     score_answer_files=score_answer_files,
 )

@@ -42,7 +42,7 @@ class QuestionInfo:
     """NAT, SOC or LAN."""
 
     grade: int | None = None
-    has_picture: bool | None = None
+    has_image: bool | None = None
     has_context: bool | None = None
     conversation: Conversation | None = None
 
@@ -157,7 +157,7 @@ def _row(row: dict[str, str], where: str) -> tuple[str, QuestionInfo]:
         letter=row["answer"],
         subject=_subject(row["subject"], where),
         grade=_grade(row["grade"], where),
-        has_picture=row["has_image"] == "1",
+        has_image=row["has_image"] == "1",
         has_context=row["has_context"] == "1",
     )
     return row["pid"], known
@@ -195,7 +195,7 @@ def _asked(record: object, where: str) -> tuple[str, QuestionInfo]:
     known = QuestionInfo(
         letter=answered,
         choices=tuple(choices),
-        has_picture=bool(conversation.pictures),
+        has_image=bool(conversation.images),
         has_context=asked.text.strip().startswith("Context: "),
         conversation=Conversation(conversation.id, (Turn("user", parts),)),
     )
@@ -215,17 +215,17 @@ def _of_problem(name: str, problem: _Graded, form: str) -> QuestionInfo:
     """Say what is known of a problem of problems.json, laid out in a form."""
     layout = parse_layout(_FORMS.get(form, form))
     text = layout.ask(problem).replace("  ", " ").strip()
-    picture = ImageRef(f"test/{name}/{problem.image}") if problem.image else None
+    image = ImageRef(f"test/{name}/{problem.image}") if problem.image else None
     parts: tuple[str | ImageRef, ...] = (text,)
-    if picture:
-        parts = (picture, f"\n{text}") if layout.picture_first else (f"{text}\n", picture)
+    if image:
+        parts = (image, f"\n{text}") if layout.image_first else (f"{text}\n", image)
     where = f"problem {name}"
     return QuestionInfo(
         letter=problem.letter,
         choices=tuple(problem.choices),
         subject=_subject(problem.subject, where) if problem.subject else None,
         grade=_grade(problem.grade, where) if problem.grade else None,
-        has_picture=problem.image is not None,
+        has_image=problem.image is not None,
         has_context=bool(problem.hint.strip()),
         conversation=Conversation(name, (Turn("user", parts),)),
     )

@@ -1,4 +1,4 @@
-"""SEED-Bench: choice questions about pictures and videos in twelve dimensions (spec 7).
+"""SEED-Bench: choice questions about images and videos in twelve dimensions (spec 7).
 
 Its file holds `questions`, each with `choice_a` to `choice_d`, the letter, a `question_type_id` and a `data_type`, and
 `question_type`, the dimensions by number. LLaVA shows the middle frame of a video.
@@ -71,10 +71,8 @@ def _to_item(record: dict[str, Any], kinds: Mapping[int, str], where: str) -> It
     if shown not in ("image", "video"):
         raise InputError(f"{where}: data_type should be image or video, got {shown!r}")
     path = str(record.get("data_id", name))
-    picture = (
-        f"SEED-Bench-image/{path}" if shown == "image" else f"SEED-Bench-video-image/{name}.jpg"
-    )
-    asked = ask_choice(name, record["question"], choices, [picture])
+    image = f"SEED-Bench-image/{path}" if shown == "image" else f"SEED-Bench-video-image/{name}.jpg"
+    asked = ask_choice(name, record["question"], choices, [image])
     kind = kinds.get(number, f"type {number}")
     return Item(name, kind, "choice", asked, (record["answer"],), choices, (shown,))
 
@@ -88,7 +86,7 @@ SEED = Task(
     chance={"accuracy": 25.0, "image": 25.0, "video": 25.0},
     primary_metric="accuracy",
     required_files="--questions SEED-Bench.json",
-    default_files=Sources(questions=Path("SEED-Bench.json"), pictures=Path()),
+    default_files=Sources(questions=Path("SEED-Bench.json"), images=Path()),
     load=load_questions,
     score_answer_files=score_by_item_id(load_questions),
 )

@@ -21,11 +21,11 @@ class Sources:
     annotations: Path | None = None
     """What is right, where the official layout keeps it apart."""
 
-    pictures: Path | None = None
-    """Folder that the questions' picture paths start from; the questions' own folder where None."""
+    images: Path | None = None
+    """Folder that the questions' image paths start from; the questions' own folder where None."""
 
     captions: Path | None = None
-    """What is in the pictures, in words, for a judge that does not see them."""
+    """What is in the images, in words, for a judge that does not see them."""
 
     prompt_layout: str = ""
     """How questions are put, where a benchmark has several ways, such as ScienceQA's "LEPA"; empty: the usual."""
@@ -51,7 +51,7 @@ class Sources:
         return self.annotations
 
     def need_context(self, wanted: str) -> Path:
-        """Return the file of what is in the pictures; `wanted` says which official file it is.
+        """Return the file of what is in the images; `wanted` says which official file it is.
 
         Raises:
             UsageError: It was not given.
@@ -119,7 +119,7 @@ class Task:
     """Where its official files lie below one folder, under their official names, for `--data`."""
 
     extract_images: Callable[[Sources, Path], bool] | None = None
-    """Writes pictures that the file of questions holds into a folder, where such a file may; tells whether it did."""
+    """Writes images that the file of questions holds into a folder, where such a file may; tells whether it did."""
 
     judging: JudgeSpec | None = None
     """How a judge reads the answers, where one has to; `read` then gives a benchmark that scores a judge's replies."""

@@ -1,8 +1,8 @@
-"""TextVQA: questions whose answer stands written in the picture, ten people's answers to each (arXiv 1904.08920).
+"""TextVQA: questions whose answer stands written in the image, ten people's answers to each (arXiv 1904.08920).
 
 The official file is `TextVQA_0.5.1_val.json`. LLaVA's question file adds to each question a line of words that a text
-recogniser read ("Reference OCR token: ..."), names it by its picture, and asks it in capitals of its own; its scores
-hang on that line. Its answers are found by picture and question, as its own script does.
+recognizer read ("Reference OCR token: ..."), names it by its image, and asks it in capitals of its own; its scores
+hang on that line. Its answers are found by image and question, as its own script does.
 """
 
 import re
@@ -26,7 +26,7 @@ _ASKED_OTHERWISE = re.compile(r"OCR tokens: .*?Question: (.*?) Short answer:", r
 """How InstructBLIP's prompts, which LLaVA's script also reads, hold the question."""
 
 _Key = tuple[str, str]
-"""Picture, and question in lower case."""
+"""Image, and question in lower case."""
 
 
 class _Question(BaseModel):
@@ -57,7 +57,7 @@ def load_questions(sources: Sources) -> ShortAnswers:
 
 
 def score_answer_files(sources: Sources, answers: Path) -> Score:
-    """Score answers by question id, or LLaVA's by picture and the question that their prompts repeat.
+    """Score answers by question id, or LLaVA's by image and the question that their prompts repeat.
 
     Raises:
         UsageError: The official file was not given.
@@ -78,14 +78,14 @@ def _questions(sources: Sources) -> list[_Question]:
 
 
 def _to_item(question: _Question, asked: Mapping[_Key, str] | None) -> Item:
-    name, picture = str(question.question_id), f"{question.image_id}.jpg"
+    name, image = str(question.question_id), f"{question.image_id}.jpg"
     if asked is None:
-        conversation = short_answer_turn(name, picture, question.question.capitalize())
+        conversation = short_answer_turn(name, image, question.question.capitalize())
     elif question.key in asked:
-        conversation = question_turn(name, picture, asked[question.key])
+        conversation = question_turn(name, image, asked[question.key])
     else:
         raise InputError(
-            f"LLaVA's question file does not ask {question.question!r} of {picture}; give the file of this split"
+            f"LLaVA's question file does not ask {question.question!r} of {image}; give the file of this split"
         )
     return Item(name, "text", "textvqa", conversation, tuple(question.answers or ()))
 
@@ -110,7 +110,7 @@ def question_in(prompt: str) -> str:
 def _with_question_ids(
     answers: Sequence[AnswerRecord], questions: Sequence[_Question]
 ) -> list[AnswerRecord]:
-    """Put question ids in the place of picture ids. A question that is asked twice of a picture takes answers in order.
+    """Put question ids in the place of image ids. A question that is asked twice of an image takes answers in order.
 
     Raises:
         InputError: Answers are to questions that the file does not have.
@@ -145,9 +145,7 @@ TEXTVQA = Task(
     chance={},
     primary_metric="accuracy",
     required_files=f"--truth {_FILE}; --questions llava_textvqa_val_v051_ocr.jsonl to ask as LLaVA does",
-    default_files=Sources(
-        annotations=Path("TextVQA_0.5.1_val.json"), pictures=Path("train_images")
-    ),
+    default_files=Sources(annotations=Path("TextVQA_0.5.1_val.json"), images=Path("train_images")),
     load=load_questions,
     score_answer_files=score_answer_files,
 )

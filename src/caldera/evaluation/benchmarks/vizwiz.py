@@ -1,7 +1,7 @@
-"""VizWiz: questions that blind people asked about pictures they took, ten answers to each (arXiv 1802.08218).
+"""VizWiz: questions that blind people asked about images they took, ten answers to each (arXiv 1802.08218).
 
-The official file is `val.json`, a list of questions named by their pictures; `test.json` has no answers, EvalAI's
-server scores it. LLaVA's answers go by ids of its question file, which says the picture of each. As for VQA v2, a
+The official file is `val.json`, a list of questions named by their images; `test.json` has no answers, EvalAI's
+server scores it. LLaVA's answers go by ids of its question file, which says the image of each. As for VQA v2, a
 `.jsonl` goes through EvalAI's processor first, a `.json` is compared as it was handed in.
 
 Whether a question can be answered at all is VizWiz's second task. It needs a confidence, which a chat does not give.
@@ -21,7 +21,7 @@ from caldera.evaluation.benchmarks.vqav2 import preparation
 from caldera.evaluation.official_files import read_records, require_fields
 from caldera.evaluation.short_answers import ShortAnswers, question_turn
 from caldera.evaluation.vqa_accuracy import vizwiz_soft_accuracy
-from caldera.evaluation.vqa_normalisation import normalize_submission
+from caldera.evaluation.vqa_normalization import normalize_submission
 
 _FILE = "val.json"
 
@@ -61,11 +61,9 @@ def score_answer_files(sources: Sources, answers: Path) -> Score:
         UsageError: The official file was not given.
         InputError: A file is missing or broken, or answers and questions do not belong together.
     """
-    pictures = (
-        _llava_pictures(sources.questions) if sources.annotations and sources.questions else {}
-    )
+    images = _llava_images(sources.questions) if sources.annotations and sources.questions else {}
     given = read_answer_list(answers)
-    named = [replace(answer, id=pictures.get(answer.id, answer.id)) for answer in given]
+    named = [replace(answer, id=images.get(answer.id, answer.id)) for answer in given]
     return _load(sources, preparation(answers)).score(texts_by_id(named, answers))
 
 
@@ -98,13 +96,13 @@ def _items(questions: Sequence[_Question]) -> list[Item]:
     ]
 
 
-def _llava_pictures(path: Path) -> dict[str, str]:
-    """Return the picture of each question id of LLaVA's question file."""
-    pictures: dict[str, str] = {}
+def _llava_images(path: Path) -> dict[str, str]:
+    """Return the image of each question id of LLaVA's question file."""
+    images: dict[str, str] = {}
     for where, record in read_records(path):
         require_fields(record, ("question_id", "image"), where)
-        pictures[str(record["question_id"])] = str(record["image"])
-    return pictures
+        images[str(record["question_id"])] = str(record["image"])
+    return images
 
 
 VIZWIZ = Task(
@@ -115,7 +113,7 @@ VIZWIZ = Task(
     chance={},
     primary_metric="overall",
     required_files=f"--truth {_FILE}; --questions LLaVA's question file where answers go by its ids",
-    default_files=Sources(annotations=Path("val.json"), pictures=Path("val")),
+    default_files=Sources(annotations=Path("val.json"), images=Path("val")),
     load=load_questions,
     score_answer_files=score_answer_files,
 )

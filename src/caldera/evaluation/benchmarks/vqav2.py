@@ -1,4 +1,4 @@
-"""VQA v2: open questions about COCO pictures, ten people's answers to each (arXiv 1612.00837).
+"""VQA v2: open questions about COCO images, ten people's answers to each (arXiv 1612.00837).
 
 The official files are `v2_OpenEnded_mscoco_SPLIT_questions.json` and `v2_mscoco_SPLIT_annotations.json`. Those of
 LLaVA's split, test-dev2015, have no annotations; EvalAI's server scores it.
@@ -12,14 +12,14 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from caldera.datasets.vqa import picture_names, read_list, validate
+from caldera.datasets.vqa import image_names, read_list, validate
 from caldera.errors import InputError
 from caldera.evaluation.answer_files import read_answers
 from caldera.evaluation.benchmark import Item, Score
 from caldera.evaluation.benchmarks.task import Sources, Task
 from caldera.evaluation.short_answers import ShortAnswers, short_answer_turn
 from caldera.evaluation.vqa_accuracy import vqa_soft_accuracy
-from caldera.evaluation.vqa_normalisation import normalize_submission
+from caldera.evaluation.vqa_normalization import normalize_submission
 
 _QUESTIONS = "v2_OpenEnded_mscoco_SPLIT_questions.json"
 
@@ -109,8 +109,8 @@ def _annotations(path: Path | None) -> dict[str, _Annotation]:
 def _to_item(question: _Question, annotations: dict[str, _Annotation], split: str) -> Item:
     """Make an item; without an annotation nothing is known to be right."""
     name = str(question.question_id)
-    picture, _ = picture_names(question.image_id, split)
-    conversation = short_answer_turn(name, picture, question.question)
+    image, _ = image_names(question.image_id, split)
+    conversation = short_answer_turn(name, image, question.question)
     annotation = annotations.get(name)
     if annotation is None:
         return Item(name, "unknown", "vqa", conversation, ())
@@ -138,7 +138,7 @@ VQAV2 = Task(
     default_files=Sources(
         questions=Path("v2_OpenEnded_mscoco_val2014_questions.json"),
         annotations=Path("v2_mscoco_val2014_annotations.json"),
-        pictures=Path("val2014"),
+        images=Path("val2014"),
     ),
     load=load_questions,
     score_answer_files=score_answer_files,

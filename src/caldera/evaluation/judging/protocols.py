@@ -28,7 +28,7 @@ class JudgeCase:
     category: str
     question: str
     context: str = ""
-    """What is in the picture, in words; a judge does not see it."""
+    """What is in the image, in words; a judge does not see it."""
 
     context_description: str = ""
     """A sentence that tells the judge what the context is."""

@@ -21,7 +21,7 @@ _PAIR = re.compile(
     rf"{_LEAD}[(\[]?\s*{_SCALED}(?:\s*[,;&]\s*|\s+and\s+|\s+){_SCALED}\s*[)\]]?\s*\.?",
     re.IGNORECASE,
 )
-_LABELLED = re.compile(rf"\bassistant\s*([12])\s*[:=]\s*{_SCALED}", re.IGNORECASE)
+_LABELED = re.compile(rf"\bassistant\s*([12])\s*[:=]\s*{_SCALED}", re.IGNORECASE)
 _ONE = re.compile(rf"{_LEAD}({_NUMBER})\s*\.?", re.IGNORECASE)
 _REASONING = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
 
@@ -42,11 +42,11 @@ def parse_score_pair(reply: str) -> tuple[float, float]:
         ReplyRefusal: There is no such pair, it stands in the wrong order, or a score is not between 1 and 10.
     """
     line = _first_line(reply, _ASK_PAIR)
-    labelled = [(label, float(score)) for label, score in _LABELLED.findall(line)]
-    if [label for label, _ in labelled] == ["2", "1"]:
+    labeled = [(label, float(score)) for label, score in _LABELED.findall(line)]
+    if [label for label, _ in labeled] == ["2", "1"]:
         raise RejectedReply("scores swapped", _quoted(line), feedback=_ASK_PAIR)
-    if [label for label, _ in labelled] == ["1", "2"]:
-        first, second = (score for _, score in labelled)
+    if [label for label, _ in labeled] == ["1", "2"]:
+        first, second = (score for _, score in labeled)
     elif pair := _PAIR.fullmatch(line):
         first, second = float(pair[1]), float(pair[2])
     else:

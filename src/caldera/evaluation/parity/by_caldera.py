@@ -1,11 +1,11 @@
-"""Caldera's own side of a comparison: an assistant in, what it makes of a picture and a question out."""
+"""Caldera's own side of a comparison: an assistant in, what it makes of an image and a question out."""
 
 from collections.abc import Sequence
 
 import torch
 from PIL import Image
 
-from caldera.batches.picture_sources import DecodedImages
+from caldera.batches.image_sources import DecodedImages
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.evaluation.parity.comparing import ParityCase, StageOutputs
 from caldera.inference.generate import BatchGenerator
@@ -29,11 +29,11 @@ class Caldera:
         return self._generator.prompt(Conversation("parity", (Turn("user", parts),)))
 
     @torch.inference_mode()
-    def run(self, picture: Image.Image, shown: ParityCase) -> StageOutputs:
-        """Go from a decoded RGB picture to an answer."""
+    def run(self, image: Image.Image, shown: ParityCase) -> StageOutputs:
+        """Go from a decoded RGB image to an answer."""
         model = self._assistant.model
         prompt = self._prompt(shown)
-        pixels = self._source(prompt.pictures)  # (views, channels, side, side)
+        pixels = self._source(prompt.images)  # (views, channels, side, side)
         features = model.patch_features(pixels)  # (views, patches, vision width)
         projected = model.projector(features)  # (views, patches, width)
         return StageOutputs(
@@ -53,7 +53,7 @@ class Caldera:
         """Return the logits at every position of a prompt and the start of its answer, (tokens, vocabulary)."""
         model = self._assistant.model
         ids = torch.tensor([[*prompt.ids, *answer]])
-        embedded = model.embed(ids, self._source(prompt.pictures), prompt.layouts)
+        embedded = model.embed(ids, self._source(prompt.images), prompt.layouts)
         return model.language(inputs_embeds=embedded, use_cache=False).logits[0].float()
 
     @torch.inference_mode()

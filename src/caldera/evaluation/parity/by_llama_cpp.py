@@ -16,7 +16,7 @@ import numpy as np
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from PIL import Image
 
-from caldera.batches.pictures import PictureProcessor
+from caldera.batches.images import ImageProcessor
 from caldera.errors import ModelFormatError, UsageError
 from caldera.evaluation.parity.comparing import ParityCase, StageOutputs, as_tensor
 from caldera.model.gguf_export import GgufFiles
@@ -165,16 +165,18 @@ class LlamaCpp:
         return values
 
     def known_shape_difference(
-        self, size: tuple[int, int], processor: PictureProcessor
+        self, size: tuple[int, int], processor: ImageProcessor
     ) -> str | None:
-        """Say how llama.cpp brings a picture to the tower: resized by bicubic, then padded with one fixed colour."""
+        """Say how llama.cpp brings an image to the tower: resized by bicubic, then padded with one fixed color."""
         if size == (processor.side, processor.side):
             return None
         if (
             processor.resample != Image.Resampling.BICUBIC
             or processor.resize_shortest_edge is not None
         ):
-            return "llama.cpp resizes every picture to the tower's size by bicubic, this model does not"
+            return (
+                "llama.cpp resizes every image to the tower's size by bicubic, this model does not"
+            )
         if size[0] == size[1]:
             return None
         if processor.resize_without_crop:
@@ -183,8 +185,8 @@ class LlamaCpp:
             return "llama.cpp pads what is not square, this model cuts the middle out of it"
         return "llama.cpp resizes before it pads, this model pads before"
 
-    def run(self, picture: Image.Image, shown: ParityCase) -> StageOutputs:
-        """Go from a decoded RGB picture to an answer."""
+    def run(self, image: Image.Image, shown: ParityCase) -> StageOutputs:
+        """Go from a decoded RGB image to an answer."""
         self._graph.reset()
         message = {"role": "user", "content": [
             {"type": "text", "text": self._sight.mtmd_default_marker().decode()},
@@ -193,7 +195,7 @@ class LlamaCpp:
         text = self._template.render(messages=[message])
         chunks = self._sight.mtmd_input_chunks_init()
         try:
-            self._tokenise(text, picture, chunks)
+            self._tokenize(text, image, chunks)
             ids, logits, tokens = self._prefill(chunks)
         finally:
             self._sight.mtmd_input_chunks_free(chunks)
@@ -207,11 +209,11 @@ class LlamaCpp:
             tuple(answer),
         )
 
-    def _tokenise(self, text: str, picture: Image.Image, chunks: Any) -> None:  # noqa: ANN401
-        """Cut a prompt into texts and the picture."""
-        values = np.ascontiguousarray(np.asarray(picture))
+    def _tokenize(self, text: str, image: Image.Image, chunks: Any) -> None:  # noqa: ANN401
+        """Cut a prompt into texts and the image."""
+        values = np.ascontiguousarray(np.asarray(image))
         data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        bitmap = self._sight.mtmd_bitmap_init(picture.width, picture.height, data)
+        bitmap = self._sight.mtmd_bitmap_init(image.width, image.height, data)
         given = self._sight.mtmd_input_text()
         given.text, given.text_len = text.encode(), len(text.encode())
         given.add_special = given.parse_special = True
@@ -219,7 +221,7 @@ class LlamaCpp:
         code = self._sight.mtmd_tokenize(self._tower, chunks, ctypes.byref(given), bitmaps, 1)
         self._sight.mtmd_bitmap_free(bitmap)
         if code != 0:
-            raise ModelFormatError(f"llama.cpp cannot take a prompt with a picture (code {code})")
+            raise ModelFormatError(f"llama.cpp cannot take a prompt with an image (code {code})")
 
     def _prefill(self, chunks: Any) -> tuple[list[int], np.ndarray, np.ndarray]:  # noqa: ANN401
         """Decode a prompt; return ids, logits, (tokens, vocabulary), and image tokens, (image tokens, width)."""
@@ -330,7 +332,7 @@ class _GraphProbe:
         self._layer: np.ndarray | None = None
 
     def reset(self) -> None:
-        """Drop what was kept of the picture before."""
+        """Drop what was kept of the image before."""
         self._patches = self._layer = None
 
     def _on_tensor(self, tensor: int, asks: bool, _: object) -> bool:

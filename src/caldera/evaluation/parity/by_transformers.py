@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.image_utils import load_image
 
-from caldera.batches.pictures import MAX_ASPECT_RATIO, PictureProcessor
+from caldera.batches.images import MAX_ASPECT_RATIO, ImageProcessor
 from caldera.batches.templates import find_template
 from caldera.batches.text_ids import start_ids
 from caldera.errors import ModelFormatError
@@ -71,21 +71,21 @@ class Transformers:
         return np.asarray(load_image(str(path)))
 
     def known_shape_difference(
-        self, size: tuple[int, int], processor: PictureProcessor
+        self, size: tuple[int, int], processor: ImageProcessor
     ) -> str | None:
-        """Say where caldera enlarges only the part of a long picture that is seen, which rounds a level otherwise."""
+        """Say where caldera enlarges only the part of a long image that is seen, which rounds a level otherwise."""
         if processor.aspect == "square" and max(size) > MAX_ASPECT_RATIO * min(size):
-            return "caldera enlarges only the part of so long a picture that is seen: a level of rounding"
+            return "caldera enlarges only the part of so long an image that is seen: a level of rounding"
         return None
 
     @torch.inference_mode()
-    def run(self, picture: Image.Image, shown: ParityCase) -> StageOutputs:
-        """Go from a decoded RGB picture to an answer; the prompt is written by caldera's chat template."""
+    def run(self, image: Image.Image, shown: ParityCase) -> StageOutputs:
+        """Go from a decoded RGB image to an answer; the prompt is written by caldera's chat template."""
         said = [{"type": "image"}, {"type": "text", "text": shown.question}]
         text = self._processor.apply_chat_template(
             [{"role": "user", "content": said}], chat_template=self._template
         )
-        inputs = self._processor(images=picture, text=text, return_tensors="pt")
+        inputs = self._processor(images=image, text=text, return_tensors="pt")
         caught: list[torch.Tensor] = []
         projector = self._model.model.multi_modal_projector
         hook = projector.register_forward_pre_hook(lambda _, given: caught.append(given[0]))

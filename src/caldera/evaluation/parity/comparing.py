@@ -1,6 +1,6 @@
 """One model in two implementations in, where and by how much they differ out, stage by stage.
 
-A picture goes from file to answer through stages; the first one that differs tells where a difference begins.
+An image goes from file to answer through stages; the first one that differs tells where a difference begins.
 """
 
 import math
@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from caldera.batches.picture_files import open_picture
-from caldera.batches.pictures import PictureProcessor
+from caldera.batches.image_files import open_image
+from caldera.batches.images import ImageProcessor
 from caldera.errors import ImageError
 from caldera.progress import Progress
 
@@ -31,7 +31,7 @@ FILE_LIMIT = 8
 
 @dataclass(frozen=True, slots=True)
 class ParityCase:
-    """A picture file and what is asked about it."""
+    """An image file and what is asked about it."""
 
     path: Path
     question: str
@@ -44,7 +44,7 @@ class ParityCase:
 
 @dataclass(frozen=True, slots=True)
 class StageOutputs:
-    """What one implementation makes of a picture and a question."""
+    """What one implementation makes of an image and a question."""
 
     pixels: Tensor
     """(views, channels, height, width)."""
@@ -66,10 +66,10 @@ class StageOutputs:
 
 
 class Implementation(Protocol):
-    """Answers questions about pictures, and shows its work."""
+    """Answers questions about images, and shows its work."""
 
-    def run(self, picture: Image.Image, shown: ParityCase) -> StageOutputs:
-        """Go from a decoded RGB picture to an answer."""
+    def run(self, image: Image.Image, shown: ParityCase) -> StageOutputs:
+        """Go from a decoded RGB image to an answer."""
         ...
 
 
@@ -93,7 +93,7 @@ class OtherSide(Implementation, Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What it was seen to compute otherwise, once pictures went through it."""
+        """What it was seen to compute otherwise, once images went through it."""
         ...
 
     def read(self, path: Path) -> np.ndarray | None:
@@ -101,9 +101,9 @@ class OtherSide(Implementation, Protocol):
         ...
 
     def known_shape_difference(
-        self, size: tuple[int, int], processor: PictureProcessor
+        self, size: tuple[int, int], processor: ImageProcessor
     ) -> str | None:
-        """Say in which way it is known to bring a picture of a size, (width, height), otherwise to the tower."""
+        """Say in which way it is known to bring an image of a size, (width, height), otherwise to the tower."""
         ...
 
 
@@ -121,14 +121,14 @@ class ReferenceSide(Implementation, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StageDifference:
-    """How far one stage differs, over the pictures that decide."""
+    """How far one stage differs, over the images that decide."""
 
     stage: str
     largest: float
     """Largest absolute difference; infinite where shapes or ids differ."""
 
     where: str
-    """The picture it was met at."""
+    """The image it was met at."""
 
     limit: float
     good: bool
@@ -138,7 +138,7 @@ class StageDifference:
 class Answer:
     """Whether one answer is the same."""
 
-    picture: str
+    image: str
     question: str
     ours: str
     theirs: str
@@ -162,7 +162,7 @@ class Parity:
 
     @property
     def counted(self) -> tuple[int, int]:
-        """Equal answers, and answers, among the pictures that decide."""
+        """Equal answers, and answers, among the images that decide."""
         deciding = [answer for answer in self.answers if not answer.informational]
         return sum(answer.equal for answer in deciding), len(deciding)
 
@@ -193,7 +193,7 @@ class _MaxDifference:
     worst: float = field(default=-1.0)
 
     def add(self, by: float, limit: float, where: str) -> None:
-        """Take in the difference at one picture."""
+        """Take in the difference at one image."""
         share = by / limit if limit else (0.0 if by == 0 else float("inf"))
         self.good &= by <= limit
         if share > self.worst:
@@ -204,30 +204,30 @@ def compare(
     own: ReferenceSide,
     other: OtherSide,
     shown: Sequence[ParityCase],
-    processor: PictureProcessor,
+    processor: ImageProcessor,
     progress: Progress,
 ) -> Parity:
-    """Show every picture to both implementations.
+    """Show every image to both implementations.
 
     Args:
         own: Caldera's.
         other: The one it is compared with.
-        shown: Pictures and questions.
-        processor: How caldera prepares pictures.
+        shown: Images and questions.
+        processor: How caldera prepares images.
         progress: Follows the work.
 
     Raises:
-        PictureError: A picture cannot be used.
+        ImageError: An image cannot be used.
     """
     largest = {stage: _MaxDifference() for stage in ("file", *COMPARED)}
     answers = []
     with progress.task(f"comparing with {other.name}", len(shown)) as tick:
         for one in shown:
-            picture = open_picture(one.path)
-            ours, theirs = own.run(picture, one), other.run(picture, one)
-            notes = list(_known_differences(one, picture, other, processor))
+            image = open_image(one.path)
+            ours, theirs = own.run(image, one), other.run(image, one)
+            notes = list(_known_differences(one, image, other, processor))
             odd = one.informational and bool(notes)
-            read = _max_pixel_difference(np.asarray(picture), other.read(one.path))
+            read = _max_pixel_difference(np.asarray(image), other.read(one.path))
             if not odd:
                 largest["file"].add(read, FILE_LIMIT, one.path.name)
                 for stage, by, limit in _differences(ours, theirs, other.limits):
@@ -256,22 +256,22 @@ def compare(
 
 
 def _known_differences(
-    shown: ParityCase, picture: Image.Image, other: OtherSide, processor: PictureProcessor
+    shown: ParityCase, image: Image.Image, other: OtherSide, processor: ImageProcessor
 ) -> Iterable[str]:
-    """Yield in which known ways another implementation reads or shapes a picture otherwise."""
+    """Yield in which known ways another implementation reads or shapes an image otherwise."""
     read = other.read(shown.path)
     if read is None:
         yield f"{other.name} cannot read the file"
-    elif read.shape[:2] != (picture.height, picture.width):
-        yield f"{other.name} reads it as {read.shape[1]} x {read.shape[0]}, not {picture.width} x {picture.height}"
-    elif (by := _max_pixel_difference(np.asarray(picture), read)) > FILE_LIMIT:
+    elif read.shape[:2] != (image.height, image.width):
+        yield f"{other.name} reads it as {read.shape[1]} x {read.shape[0]}, not {image.width} x {image.height}"
+    elif (by := _max_pixel_difference(np.asarray(image), read)) > FILE_LIMIT:
         yield f"{other.name} reads other colours, by up to {by:.0f} of 255"
-    if otherwise := other.known_shape_difference(picture.size, processor):
+    if otherwise := other.known_shape_difference(image.size, processor):
         yield otherwise
 
 
 def _max_pixel_difference(ours: np.ndarray, theirs: np.ndarray | None) -> float:
-    """Return by how many levels two decoded pictures differ."""
+    """Return by how many levels two decoded images differ."""
     if theirs is None or ours.shape != theirs.shape:
         return float("inf")
     return float(np.abs(ours.astype(int) - theirs.astype(int)).max(initial=0))
@@ -320,12 +320,12 @@ def as_tensor(values: np.ndarray) -> Tensor:
 
 
 def check_readable(paths: Sequence[Path]) -> None:
-    """Open every picture once, before a long comparison.
+    """Open every image once, before a long comparison.
 
     Raises:
-        PictureError: There is none, or one cannot be used.
+        ImageError: There is none, or one cannot be used.
     """
     if not paths:
-        raise ImageError("there is no picture to compare with; give some with --pictures")
+        raise ImageError("there is no image to compare with; give some with --images")
     for path in paths:
-        open_picture(path)
+        open_image(path)

@@ -27,8 +27,8 @@ class AnswerKey:
     prompt: str
     """Exactly as it is asked."""
 
-    pictures: Sequence[str]
-    """Digests of the pictures' content."""
+    images: Sequence[str]
+    """Digests of the images' content."""
 
     max_new_tokens: int
     batch_context: str = ""
@@ -41,7 +41,7 @@ class AnswerKey:
         told = [
             dict(self.identity),
             self.prompt,
-            list(self.pictures),
+            list(self.images),
             self.max_new_tokens,
             self.batch_context,
         ]

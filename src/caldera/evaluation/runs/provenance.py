@@ -39,7 +39,7 @@ class BenchmarkInfo:
 def provenance(
     answerer: Answerer,
     items: Sequence[Item],
-    pictures: Mapping[str, Sequence[str]],
+    images: Mapping[str, Sequence[str]],
     about: BenchmarkInfo,
     max_new_tokens: int,
 ) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def provenance(
     Args:
         answerer: Who was asked.
         items: What was asked.
-        pictures: Digests of each item's pictures, by item id; items whose pictures cannot be read have none.
+        images: Digests of each item's images, by item id; items whose images cannot be read have none.
         about: The official files, and how large the split is.
         max_new_tokens: Longest answer.
 
@@ -61,7 +61,7 @@ def provenance(
         "data": {
             "items": len(items),
             "split": about.split_size or len(items),
-            "digest": _digest_of(items, pictures),
+            "digest": _digest_of(items, images),
             "files": {name: _file(path) for name, path in about.files.items()},
         },
         "libraries": {
@@ -72,11 +72,11 @@ def provenance(
     }
 
 
-def _digest_of(items: Sequence[Item], pictures: Mapping[str, Sequence[str]]) -> str:
+def _digest_of(items: Sequence[Item], images: Mapping[str, Sequence[str]]) -> str:
     """Return the sha256 of all items: what is asked, shown and right."""
     total = hashlib.sha256()
     for item in items:
-        told = (repr(item), list(pictures.get(item.id, ())))
+        told = (repr(item), list(images.get(item.id, ())))
         total.update(repr(told).encode("utf-8", "surrogatepass"))
     return total.hexdigest()
 

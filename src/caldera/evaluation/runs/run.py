@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from caldera.batches.picture_files import read_bytes
+from caldera.batches.image_files import read_bytes
 from caldera.errors import CalderaError
 from caldera.evaluation.answering.answerer import Answer, Answerer
 from caldera.evaluation.benchmark import Benchmark, Item, Score
@@ -40,7 +40,7 @@ def evaluate(
     Args:
         benchmark: What is asked.
         answerer: Who answers.
-        folder: Folder that picture paths start from.
+        folder: Folder that image paths start from.
         out: The run's folder.
         about: What is known of the benchmark beside its items.
         max_new_tokens: Longest answer; the benchmark's own if None.
@@ -60,9 +60,9 @@ def evaluate(
         answers = _answers(benchmark, asked, out, progress)
         score = score_answered(benchmark, answers)
         results = build_results(benchmark, answers, score, about)
-        results["pictures"] = str(folder.resolve())
+        results["images"] = str(folder.resolve())
         results["provenance"] = {
-            **provenance(answerer, benchmark.items, asked.pictures, about, longest),
+            **provenance(answerer, benchmark.items, asked.images, about, longest),
             "answered by": ", ".join(sorted({one.model for one in answers.values() if one.model})),
             "first prompt": next(iter(asked.prompts.values()), ""),
         }
@@ -106,28 +106,28 @@ class _PreparedItems:
     prompts: dict[str, str] = field(default_factory=dict)
     """By item id, as the answers below."""
 
-    pictures: dict[str, list[str]] = field(default_factory=dict)
+    images: dict[str, list[str]] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
     failed: dict[str, Answer] = field(default_factory=dict)
 
     def prepare(self, items: Sequence[Item], progress: Progress) -> None:
-        """Write prompts and look at pictures; items whose pictures cannot be read fail."""
+        """Write prompts and look at images; items whose images cannot be read fail."""
         digests: dict[str, str] = {}
         identity = self.answerer.identity
         among = _digest_of_ids(items) if self.answerer.batched else ""
         with progress.task("reading the items", len(items)) as tick:
             for item in items:
                 try:
-                    for path in item.conversation.pictures:
+                    for path in item.conversation.images:
                         if path not in digests:
                             content = read_bytes(self.folder / path)
                             digests[path] = hashlib.sha256(content).hexdigest()
-                    shown = [digests[path] for path in item.conversation.pictures]
+                    shown = [digests[path] for path in item.conversation.images]
                     prompt = self.answerer.prompt(item, shown)
                 except CalderaError as fault:
                     self.failed[item.id] = Answer(item.id, error=str(fault))
                 else:
-                    self.prompts[item.id], self.pictures[item.id] = prompt, shown
+                    self.prompts[item.id], self.images[item.id] = prompt, shown
                     self.keys[item.id] = AnswerKey(
                         identity, prompt, shown, self.max_new_tokens, among
                     ).digest

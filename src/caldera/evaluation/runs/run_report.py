@@ -1,4 +1,4 @@
-"""Folders of runs on the same items in, one report out: scores with intervals, differences, pictures with answers."""
+"""Folders of runs on the same items in, one report out: scores with intervals, differences, images with answers."""
 
 import json
 from collections import defaultdict
@@ -9,7 +9,7 @@ from typing import Any
 
 from caldera.errors import ImageError, InputError, UsageError
 from caldera.evaluation.intervals import Difference, paired_difference
-from caldera.evaluation.page import inline_picture, render_page
+from caldera.evaluation.page import inline_image, render_page
 from caldera.evaluation.runs.samples import ItemResult, read_samples
 from caldera.evaluation.runs.scoring import Results, flatten
 from caldera.storage import write_atomic
@@ -38,9 +38,9 @@ class RunComparison:
 
 @dataclass(frozen=True, slots=True)
 class _ImageCard:
-    """Pictures with the items about them."""
+    """Images with the items about them."""
 
-    pictures: list[tuple[str, str]]
+    images: list[tuple[str, str]]
     """Data URL, empty where it cannot be shown; and path."""
 
     rows: list["_Row"]
@@ -67,7 +67,7 @@ def read_run(folder: Path) -> FinishedRun:
         raise InputError(f"{folder} holds no results.json of `caldera evaluate`; check the path")
     try:
         results = json.loads((folder / "results.json").read_text("utf-8"))
-        known = results.keys() >= {"provenance", "headline", "kinds", "pictures"}
+        known = results.keys() >= {"provenance", "headline", "kinds", "images"}
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"cannot read {folder / 'results.json'}: {error}") from error
     if not known:
@@ -95,7 +95,7 @@ def _check_same_items(first: FinishedRun, other: FinishedRun) -> None:
     """Refuse runs on other items.
 
     Raises:
-        UsageError: Ids, questions or pictures differ.
+        UsageError: Ids, questions or images differ.
     """
     a, b = ({each.id for each in run.samples} for run in (first, other))
     if lone := sorted(a ^ b):
@@ -106,7 +106,7 @@ def _check_same_items(first: FinishedRun, other: FinishedRun) -> None:
     data, others = (run.results["provenance"]["data"]["digest"] for run in (first, other))
     if data != others:
         raise UsageError(
-            f"{first.name} and {other.name} answered the same ids, but questions, references or pictures differ"
+            f"{first.name} and {other.name} answered the same ids, but questions, references or images differ"
         )
 
 
@@ -132,11 +132,11 @@ def _differences(
 
 
 def _difference(marked: Sequence[tuple[ItemResult, float, float]]) -> Difference:
-    """Compare two runs on some items, those about the same pictures drawn together."""
+    """Compare two runs on some items, those about the same images drawn together."""
     return paired_difference(
         [mine for _, mine, _ in marked],
         [theirs for _, _, theirs in marked],
-        ["\n".join(each.pictures) or f"item {each.id}" for each, _, _ in marked],
+        ["\n".join(each.images) or f"item {each.id}" for each, _, _ in marked],
     )
 
 
@@ -163,7 +163,7 @@ def write_run_report(file: Path, runs: Sequence[FinishedRun]) -> None:
         first=names[0],
         kinds=kinds,
         states=[(state, sum(row.state == at for row in rows)) for at, state in enumerate(states)],
-        cards=_cards(chosen, Path(runs[0].results["pictures"])),
+        cards=_cards(chosen, Path(runs[0].results["images"])),
         shown=len(chosen),
         ending=_common_suffix(runs[0].samples),
         figures=_table([flatten(run.results["figures"]) for run in runs]),
@@ -215,20 +215,20 @@ def _choose_gallery(rows: Sequence[_Row]) -> list[_Row]:
 
 
 def _cards(rows: Sequence[_Row], folder: Path) -> list[_ImageCard]:
-    """Put items about the same pictures together."""
-    by_pictures: dict[tuple[str, ...], list[_Row]] = defaultdict(list)
+    """Put items about the same images together."""
+    by_images: dict[tuple[str, ...], list[_Row]] = defaultdict(list)
     for row in rows:
-        by_pictures[tuple(row.samples[0].pictures)].append(row)
+        by_images[tuple(row.samples[0].images)].append(row)
     return [
-        _ImageCard([(_shown(folder / path), path) for path in pictures], some)
-        for pictures, some in by_pictures.items()
+        _ImageCard([(_shown(folder / path), path) for path in images], some)
+        for images, some in by_images.items()
     ]
 
 
 def _shown(path: Path) -> str:
-    """Return a picture for the page; nothing where it is gone, as the report still says what was answered."""
+    """Return an image for the page; nothing where it is gone, as the report still says what was answered."""
     try:
-        return inline_picture(path)
+        return inline_image(path)
     except ImageError:
         return ""
 

@@ -22,7 +22,7 @@ class ItemResult:
     id: str
     kind: str
     slices: list[str]
-    pictures: list[str]
+    images: list[str]
     question: str
     """What the user says last."""
 
@@ -77,7 +77,7 @@ def _sample(item: Item, prompt: str, answer: Answer, score: Score) -> ItemResult
         id=item.id,
         kind=item.category,
         slices=list(item.slices),
-        pictures=list(item.conversation.pictures),
+        images=list(item.conversation.images),
         question=item.conversation.turns[-1].text.strip(),
         prompt=prompt,
         answer=None if answer.error else answer.text,

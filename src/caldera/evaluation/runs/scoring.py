@@ -146,8 +146,8 @@ def _slices(items: Sequence[Item], score: Score) -> dict[str, Results]:
 
 
 def _cluster_key(item: Item) -> str:
-    """Name what an item is about, its pictures; itself where it has none. Others about the same depend on it."""
-    return "\n".join(item.conversation.pictures) or f"item {item.id}"
+    """Name what an item is about, its images; itself where it has none. Others about the same depend on it."""
+    return "\n".join(item.conversation.images) or f"item {item.id}"
 
 
 def _headline_interval(items: Sequence[Item], score: Score, value: float | None) -> Results:

@@ -63,9 +63,9 @@ def evaluate_task(
         benchmark = with_items(benchmark, limit_items(items, order.limit))
     answerer = open_answerer(model, asking, server, means.compute)
     folder = image_folder(sources)
-    inside = out / "pictures"
+    inside = out / "images"
     if (
-        sources.pictures is None
+        sources.images is None
         and task.extract_images is not None
         and task.extract_images(sources, inside)
     ):
@@ -105,9 +105,9 @@ def open_answerer(
 
 
 def image_folder(sources: Sources) -> Path:
-    """Return the folder that picture paths start from."""
-    if sources.pictures is not None:
-        return sources.pictures
+    """Return the folder that image paths start from."""
+    if sources.images is not None:
+        return sources.images
     file = sources.questions or sources.annotations
     if file is None:
         return Path()
@@ -125,7 +125,7 @@ def find_default_files(folder: Path, task: Task, given: Sources) -> Sources:
     named = {
         "questions": layout.questions,
         "truth": layout.annotations,
-        "pictures": layout.pictures,
+        "images": layout.images,
     }
     wanted = {name: folder / path for name, path in named.items() if path is not None}
     if not wanted:
@@ -140,5 +140,5 @@ def find_default_files(folder: Path, task: Task, given: Sources) -> Sources:
         given,
         questions=given.questions or found.get("questions"),
         annotations=given.annotations or found.get("truth"),
-        pictures=given.pictures or found.get("pictures"),
+        images=given.images or found.get("images"),
     )

@@ -24,7 +24,7 @@ def parse_checked_reply(kind: Kind, reply: Reply, ask: Callable[[], str]) -> lis
     """Read a reply that ended as it should.
 
     Raises:
-        ReplyRefusal: It was cut off or filtered, is empty, breaks the form, or says the mark of a picture.
+        ReplyRefusal: It was cut off or filtered, is empty, breaks the form, or says the mark of an image.
     """
     if reply.finish == "length":
         raise RejectedReply("cut off", "the reply reached the longest that was allowed")
@@ -49,7 +49,7 @@ class ReplyChecker:
     """Judges exchanges by every rule, in one order: form of speech, wholeness, truth."""
 
     def __init__(self, annotations: AnnotationSet, prompts: Mapping[Kind, TeacherPrompt]) -> None:
-        """Take what is known of the pictures, and what the teacher was shown as examples."""
+        """Take what is known of the images, and what the teacher was shown as examples."""
         self._categories = annotations.categories
         self._examples = {
             kind: CopiedExampleCheck(

@@ -20,7 +20,7 @@ _MIN_SHINGLES = 12
 """Words below which only equal texts count: short ones are alike by nature."""
 
 
-class Duplicates:
+class NearDuplicateIndex:
     """Remembers texts, and finds the first that a new one nearly repeats."""
 
     def __init__(self) -> None:

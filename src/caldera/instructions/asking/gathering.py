@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from caldera.instructions.asking.checking import all_texts, parse_checked_reply
-from caldera.instructions.asking.duplicates import Duplicates
+from caldera.instructions.asking.duplicates import NearDuplicateIndex
 from caldera.instructions.asking.journal import Journal, ReceivedReply
 from caldera.instructions.asking.parsing import RejectedReply
 from caldera.instructions.asking.prompts import TeacherPrompt
@@ -26,7 +26,7 @@ class CollectedReplies:
 
     written: GeneratedData = field(default_factory=GeneratedData)
     provenance: list[Line] = field(default_factory=list)
-    """For each record of the data file: pictures, model, digests of prompt and run, whether it was repaired."""
+    """For each record of the data file: images, model, digests of prompt and run, whether it was repaired."""
 
     refused: list[Line] = field(default_factory=list)
     """Replies that are not used, with the rule they break."""
@@ -34,7 +34,9 @@ class CollectedReplies:
     failed: list[Line] = field(default_factory=list)
     """Dialogues without a reply, with the reason."""
 
-    seen: dict[Kind, Duplicates] = field(default_factory=lambda: defaultdict(Duplicates))
+    seen: dict[Kind, NearDuplicateIndex] = field(
+        default_factory=lambda: defaultdict(NearDuplicateIndex)
+    )
     """What was kept before, of each kind."""
 
 

@@ -40,7 +40,7 @@ def check_grounding(
 
     Args:
         exchanges: Questions and answers.
-        images: The pictures they are about; several are only checked for what stands in none of them.
+        images: The images they are about; several are only checked for what stands in none of them.
         categories: What the annotators looked for.
 
     Raises:
@@ -120,7 +120,7 @@ _PLACED = (
     r" (?:(?:is|are|can be seen) (?:also )?(?:\w+ing|parked|placed|located|visible|seen|covered|filled|next to|on|"
     r"behind|beside|near|in the)|stands?|sits?|lies|hangs?|rests?)\b"
 )
-"""How a thing is said to be somewhere in a picture: 'a truck is driving', 'the towel lies'."""
+"""How a thing is said to be somewhere in an image: 'a truck is driving', 'the towel lies'."""
 
 
 @cache

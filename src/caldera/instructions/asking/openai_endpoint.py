@@ -2,7 +2,7 @@
 
 The client's own retries are off, as the run has its own. Whatever comes back is checked here, and the key is struck out
 of it: no text that leaves this module holds the key. (The client itself follows the usual variables for proxies and for
-OpenAI's organisation.)
+OpenAI's organization.)
 """
 
 import asyncio
@@ -94,7 +94,7 @@ class OpenAIClient:
         )
 
     async def complete(self, name: str, messages: Sequence[Mapping[str, object]]) -> Reply:
-        """Send one request; contents are text, or OpenAI's parts of text and pictures.
+        """Send one request; contents are text, or OpenAI's parts of text and images.
 
         Raises:
             Trouble: It may be sent again.

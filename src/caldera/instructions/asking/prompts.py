@@ -1,7 +1,7 @@
 """A folder of prompts in, the messages of a request out.
 
-`LANGUAGE/KIND/system.txt` is the system message; pairs `1.picture.txt`, `1.reply.txt`, `2.picture.txt` ... are worked
-examples, sent as turns before the picture that is asked about (arXiv 2304.08485, table 13). `detail` also has
+`LANGUAGE/KIND/system.txt` is the system message; pairs `1.image.txt`, `1.reply.txt`, `2.image.txt` ... are worked
+examples, sent as turns before the image that is asked about (arXiv 2304.08485, table 13). `detail` also has
 `questions.txt`, one request for a description a line: the reply is the answer alone, the question is drawn from these.
 """
 
@@ -30,7 +30,7 @@ class TeacherPrompt:
 
     system: str
     examples: tuple[tuple[str, str], ...]
-    """Pictures as text, and the replies they should get."""
+    """Images as text, and the replies they should get."""
 
     questions: tuple[str, ...] = ()
     """For descriptions: requests to draw from."""
@@ -41,10 +41,10 @@ class TeacherPrompt:
         return hashlib.sha256(repr(self).encode()).hexdigest()[:12]
 
     def messages(self, kind: Kind, images: Sequence[AnnotatedImage]) -> list[Message]:
-        """Assemble a request: system, the examples as turns, the picture that is asked about."""
+        """Assemble a request: system, the examples as turns, the image that is asked about."""
         assembled: list[Message] = [{"role": "system", "content": self.system}]
-        for picture, reply in self.examples:
-            assembled.append({"role": "user", "content": delimit(picture)})
+        for image, reply in self.examples:
+            assembled.append({"role": "user", "content": delimit(image)})
             assembled.append({"role": "assistant", "content": reply})
         assembled.append({"role": "user", "content": delimit(user_message(kind, images))})
         return assembled
@@ -83,12 +83,12 @@ def _read(folder: Path, kind: Kind) -> TeacherPrompt:
         InputError: A file is missing, empty or not UTF-8.
     """
     numbers = sorted(
-        int(entry.name.removesuffix(".picture.txt"))
-        for entry in folder.glob("*.picture.txt")
-        if entry.name.removesuffix(".picture.txt").isdecimal()
+        int(entry.name.removesuffix(".image.txt"))
+        for entry in folder.glob("*.image.txt")
+        if entry.name.removesuffix(".image.txt").isdecimal()
     )
     examples = tuple(
-        (_text(folder / f"{number}.picture.txt"), _text(folder / f"{number}.reply.txt"))
+        (_text(folder / f"{number}.image.txt"), _text(folder / f"{number}.reply.txt"))
         for number in numbers
     )
     questions: tuple[str, ...] = ()
@@ -110,7 +110,7 @@ def _text(path: Path) -> str:
         raise InputError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
     except OSError as error:
         raise InputError(
-            f"cannot read the prompt {path}: {error.strerror}; an example is a pair N.picture.txt and N.reply.txt"
+            f"cannot read the prompt {path}: {error.strerror}; an example is a pair N.image.txt and N.reply.txt"
         ) from None
     if not text:
         raise InputError(f"the prompt {path} is empty; write it or remove it")

@@ -1,4 +1,4 @@
-"""AnnotatedImages in, the text that stands for them out: LLaVA's symbolic picture, all that a teacher ever gets.
+"""AnnotatedImages in, the text that stands for them out: LLaVA's symbolic image, all that a teacher ever gets.
 
 The form is that of the released examples (arXiv 2304.08485, section 3): the captions, one a line; for the kinds that
 get boxes a blank line and `category: [x1, y1, x2, y2]` for each, corners as shares of width and height, rounded to
@@ -20,14 +20,14 @@ MAX_CAPTION = 400
 """Characters of a caption that are sent; COCO's longest has some 250."""
 
 MAX_CAPTIONS, MAX_BOXES = 20, 120
-"""Captions and boxes of a picture that are sent; COCO has five to seven, and up to some ninety."""
+"""Captions and boxes of an image that are sent; COCO has five to seven, and up to some ninety."""
 
 _HIDDEN = {"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"}
 """Categories of characters that nobody sees: controls, marks of writing direction, halves of characters."""
 
 
 def symbolic_image(image: AnnotatedImage, *, boxes: bool) -> str:
-    """Write one picture as text."""
+    """Write one image as text."""
     lines = [one_line(caption) for caption in image.captions[:MAX_CAPTIONS]]
     if boxes and image.instances:
         lines.append("")
@@ -39,7 +39,7 @@ def symbolic_image(image: AnnotatedImage, *, boxes: bool) -> str:
 
 
 def user_message(kind: Kind, images: Sequence[AnnotatedImage]) -> str:
-    """Write the pictures of a dialogue as the kind has them; several are called by their letters."""
+    """Write the images of a dialogue as the kind has them; several are called by their letters."""
     told = [symbolic_image(image, boxes=kind not in KINDS_WITHOUT_BOXES) for image in images]
     if kind != "context":
         return told[0]
@@ -60,5 +60,5 @@ def one_line(text: str) -> str:
 
 
 def delimit(text: str) -> str:
-    """Put a picture's text between the marks that the system messages speak of."""
+    """Put an image's text between the marks that the system messages speak of."""
     return f"<picture>\n{text}\n</picture>"

@@ -1,4 +1,4 @@
-"""Texts of a reply in, the first that is not said as one who looks at the picture says things.
+"""Texts of a reply in, the first that is not said as one who looks at the image says things.
 
 A reply may not name what it was made from (captions, boxes, coordinates), speak of the task or of itself, carry marks
 of the request, or answer that nothing is known: LLaVA's rules allow only questions with a definite answer
@@ -48,7 +48,7 @@ def check_perspective(text: str, captions: str) -> None:
 
     Args:
         text: The question or the answer.
-        captions: Of the pictures; a word that they use themselves is no leak.
+        captions: Of the images; a word that they use themselves is no leak.
 
     Raises:
         ReplyRefusal: It names its source, gives coordinates, declines, carries marks, speaks of the task, or knows
@@ -60,7 +60,7 @@ def check_perspective(text: str, captions: str) -> None:
         raise RejectedReply(
             "source",
             f"it says {leak!r}",
-            feedback=f"You said {leak!r}. Write it all again as one who looks at the picture, and do not mention "
+            feedback=f"You said {leak!r}. Write it all again as one who looks at the image, and do not mention "
             "captions, sentences, descriptions or boxes.",
         )
     if found := _COORDINATES.search(text):
@@ -77,7 +77,7 @@ def check_perspective(text: str, captions: str) -> None:
         raise RejectedReply(
             "task",
             f"it says {found[0]!r}",
-            feedback=f"You said {found[0]!r}. Write it all again and speak of the picture alone.",
+            feedback=f"You said {found[0]!r}. Write it all again and speak of the image alone.",
         )
     if found := _NO_INFORMATION.search(text):
         raise RejectedReply(

@@ -2,7 +2,7 @@
 
 The bounds are set by texts that are known to be good: in the ninety answers that GPT-4 wrote for LLaVA-Bench (COCO) at
 most 3 % of the runs of four words come again, and of its thirty descriptions at least 71 % of the words stand outside
-runs of four from the picture's captions.
+runs of four from the image's captions.
 """
 
 import re
@@ -42,14 +42,14 @@ _SEVERAL = re.compile(
     r"|\bwhich (?:one|picture|image|photo|scene)\b|都|哪|每|两|共同|不同|相同",
     re.IGNORECASE,
 )
-"""Words that speak of several pictures at once."""
+"""Words that speak of several images at once."""
 
 _LETTERS = re.compile(
     r"(?<![A-Za-z])[B-H](?![A-Za-z])"
     r"|(?:(?<=[a-z,;] )|(?<=[图片和与、]))A(?![A-Za-z])"
     r"|(?<![A-Za-z])A(?= (?:and|or|is|shows|has|does)\b|\s?[、和与中里比])"
 )
-"""The letters of pictures; 'A' where it can be no article, as those in the middle of a sentence are small."""
+"""The letters of images; 'A' where it can be no article, as those in the middle of a sentence are small."""
 
 
 def check_complete(kind: Kind, answer: str) -> None:
@@ -64,7 +64,7 @@ def check_complete(kind: Kind, answer: str) -> None:
         raise RejectedReply(
             "too short",
             f"{words} words",
-            feedback="That is too short. Describe the picture in detail.",
+            feedback="That is too short. Describe the image in detail.",
         )
     last = answer.rstrip().rsplit("\n", 1)[-1]
     ended = _ENDS.search(answer) or _LISTED.match(last) or category(last[-1:] or " ") == "So"
@@ -99,7 +99,7 @@ def check_repetition(exchanges: Sequence[Exchange]) -> None:
 
 
 def check_not_copied(answer: str, captions: str) -> None:
-    """Check that a description is more than its picture's captions, one after the other.
+    """Check that a description is more than its image's captions, one after the other.
 
     Raises:
         ReplyRefusal: Less than half of its words are its own.
@@ -116,24 +116,24 @@ def check_not_copied(answer: str, captions: str) -> None:
         raise RejectedReply(
             "pasted",
             f"{len(pasted)} of {len(words)} words stand in the captions in the same order",
-            feedback="You repeated what you were given. Describe the picture in words of your own, with places.",
+            feedback="You repeated what you were given. Describe the image in words of your own, with places.",
         )
 
 
 def check_uses_several_images(exchanges: Sequence[Exchange]) -> None:
-    """Check that each exchange calls two pictures by letter, or speaks of several at once.
+    """Check that each exchange calls two images by letter, or speaks of several at once.
 
     Raises:
-        ReplyRefusal: One speaks of one picture alone.
+        ReplyRefusal: One speaks of one image alone.
     """
     for each in exchanges:
         text = f"{each.question}\n{each.answer}"
         letters = {"A" if "A" in found[0] else found[0] for found in _LETTERS.finditer(text)}
         if len(letters) < 2 and not _SEVERAL.search(text):
             raise RejectedReply(
-                "one picture",
-                f"{each.question[:60]!r} needs one picture alone",
-                feedback="Each question must need at least two of the pictures. Write it all again; call them by letter.",
+                "one image",
+                f"{each.question[:60]!r} needs one image alone",
+                feedback="Each question must need at least two of the images. Write it all again; call them by letter.",
             )
 
 
@@ -141,12 +141,12 @@ class CopiedExampleCheck:
     """Knows what a teacher was shown, and finds what was copied from it."""
 
     def __init__(self, system: str, texts: Sequence[str]) -> None:
-        """Take the system message, whose lines show the form, and the examples' pictures and replies."""
+        """Take the system message, whose lines show the form, and the examples' images and replies."""
         self._lines = {word_tokens(line) for line in system.split("\n")} - {()}
         self._runs = {run for text in texts for run in _ngrams(text, _COPIED_NGRAM)}
 
     def check(self, texts: Sequence[str], captions: str) -> None:
-        """Check that nothing of some length was copied, other than the picture's own captions, and no placeholder.
+        """Check that nothing of some length was copied, other than the image's own captions, and no placeholder.
 
         Raises:
             ReplyRefusal: A text is a line of the system message, or a run of words stands in an example too.
@@ -161,7 +161,7 @@ class CopiedExampleCheck:
                     raise RejectedReply(
                         "example",
                         f"it copies {' '.join(run)!r} from a worked example",
-                        feedback="You copied from an example. Write all of it again, about this picture alone.",
+                        feedback="You copied from an example. Write all of it again, about this image alone.",
                     )
 
 

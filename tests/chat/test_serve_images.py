@@ -1,4 +1,4 @@
-"""Rows B1 to B14 of the faults: pictures' bytes, against a real server."""
+"""Rows B1 to B14 of the faults: images' bytes, against a real server."""
 
 import base64
 import gzip
@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from PIL import ExifTags, Image, ImageCms
 
-from tests.chat.server_process import ServerProcess, encoded, picture, shown
+from tests.chat.server_process import ServerProcess, encoded, image, shown
 
-PNG = picture()
+PNG = image()
 
 
 def chunk(name: bytes, content: bytes) -> bytes:
@@ -29,14 +29,14 @@ def chunk(name: bytes, content: bytes) -> bytes:
     )
 
 
-def png(*chunks: bytes, size: tuple[int, int] = (9, 7), depth: int = 8, colours: int = 2) -> bytes:
+def png(*chunks: bytes, size: tuple[int, int] = (9, 7), depth: int = 8, colors: int = 2) -> bytes:
     """Return a PNG file of a size that may be a lie, with some chunks."""
-    head = struct.pack(">IIBBBBB", *size, depth, colours, 0, 0, 0)
+    head = struct.pack(">IIBBBBB", *size, depth, colors, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + b"".join(chunks) + chunk(b"IEND", b"")
 
 
 def broken() -> Iterator[bytes]:
-    """Yield files that are no pictures, or only parts of one."""
+    """Yield files that are no images, or only parts of one."""
     yield b""
     yield bytes(range(256)) * 9
     yield PNG[:16] + bytes(500)
@@ -44,11 +44,11 @@ def broken() -> Iterator[bytes]:
     flipped = bytearray(PNG)
     flipped[45] ^= 255
     yield bytes(flipped)
-    whole = picture(size=(160, 120), form="JPEG")
+    whole = image(size=(160, 120), form="JPEG")
     yield from (whole[: len(whole) * part // 16] for part in range(1, 16))
 
 
-def test_b1_broken_pictures_are_told_by_a_fixed_text(server: ServerProcess) -> None:
+def test_b1_broken_images_are_told_by_a_fixed_text(server: ServerProcess) -> None:
     """B1: empty, random, cut and damaged files: one text, which says nothing of this machine."""
     texts = set()
     files = list(broken())
@@ -78,8 +78,8 @@ def test_b2_bombs_are_refused_by_their_heads(server: ServerProcess) -> None:
         assert int(peak) < 300_000, "kB of a process that decodes"
 
 
-def test_b3_pictures_are_counted_together_before_any_is_decoded(server: ServerProcess) -> None:
-    """B3: three pictures, each under the limit of 32 Mpx, are over that of 64 Mpx together; forty are too many."""
+def test_b3_images_are_counted_together_before_any_is_decoded(server: ServerProcess) -> None:
+    """B3: three images, each under the limit of 32 Mpx, are over that of 64 Mpx together; forty are too many."""
     large = encoded(Image.new("1", (6_000, 5_000)))
     assert len(large) < 20_000
     decoded = server.metric("caldera_image_decode_seconds_count")
@@ -93,11 +93,11 @@ def test_b3_pictures_are_counted_together_before_any_is_decoded(server: ServerPr
 def test_b4_the_smallest_and_the_longest_are_answered(
     server: ServerProcess, size: tuple[int, int]
 ) -> None:
-    """B4: one pixel, and a line of pixels, are pictures."""
-    assert server.ask("What is it?", picture(size=size)).status == 200
+    """B4: one pixel, and a line of pixels, are images."""
+    assert server.ask("What is it?", image(size=size)).status == 200
 
 
-def test_b4_no_pixels_are_no_picture(server: ServerProcess) -> None:
+def test_b4_no_pixels_are_no_image(server: ServerProcess) -> None:
     """B4: a width of nothing is refused."""
     answer = server.ask("What?", png(chunk(b"IDAT", zlib.compress(b"")), size=(0, 7)))
     assert (answer.status, answer.code) in [(400, "image_too_small"), (400, "image_parse_error")]
@@ -149,25 +149,25 @@ def test_b6_of_many_frames_the_first_is_shown(server: ServerProcess, form: str) 
 def modes() -> Iterator[tuple[str, bytes, Image.Image]]:
     """Yield files of all modes and what they show, in RGB."""
     grey = Image.linear_gradient("L").resize((8, 8))
-    colour = Image.merge("RGB", (grey, grey.rotate(90), grey.rotate(180)))
-    half = colour.convert("RGBA")
+    color = Image.merge("RGB", (grey, grey.rotate(90), grey.rotate(180)))
+    half = color.convert("RGBA")
     half.putalpha(grey)
     white = Image.new("RGBA", half.size, "white")
     on_white = Image.alpha_composite(white, half).convert("RGB")
     yield "1", encoded(grey.convert("1")), grey.convert("1").convert("RGB")
     yield "L", encoded(grey), grey.convert("RGB")
-    yield "P", encoded(colour.convert("P")), colour.convert("P").convert("RGB")
+    yield "P", encoded(color.convert("P")), color.convert("P").convert("RGB")
     yield "RGBA", encoded(half), on_white
     pale = half.convert("LA")
     yield "LA", encoded(pale), Image.alpha_composite(white, pale.convert("RGBA")).convert("RGB")
     deep = grey.convert("I").point(lambda value: value * 257).convert("I;16")
     yield "I;16", encoded(deep), grey.convert("RGB")
-    cmyk = encoded(colour.convert("CMYK"), "JPEG", quality=95)
+    cmyk = encoded(color.convert("CMYK"), "JPEG", quality=95)
     yield "CMYK", cmyk, Image.open(BytesIO(cmyk)).convert("RGB")
-    ycbcr = encoded(colour.convert("YCbCr"), "JPEG", quality=95)
+    ycbcr = encoded(color.convert("YCbCr"), "JPEG", quality=95)
     yield "YCbCr", ycbcr, Image.open(BytesIO(ycbcr)).convert("RGB")
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    yield "bad ICC", encoded(colour, icc_profile=profile[:40] + bytes(99)), colour
+    yield "bad ICC", encoded(color, icc_profile=profile[:40] + bytes(99)), color
     wide = b"".join(b"\0" + bytes([value, 0] * 3 * 8) for value in range(0, 256, 32))
     values = Image.frombytes(
         "RGB", (8, 8), bytes(value for row in range(0, 256, 32) for value in [row] * 24)
@@ -176,14 +176,14 @@ def modes() -> Iterator[tuple[str, bytes, Image.Image]]:
 
 
 @pytest.mark.parametrize("mode", [name for name, *_ in modes()])
-def test_b7_every_mode_is_shown_as_its_colours(server: ServerProcess, mode: str) -> None:
-    """B7: each mode answers as the RGB picture it shows does, white behind what is transparent."""
+def test_b7_every_mode_is_shown_as_its_colors(server: ServerProcess, mode: str) -> None:
+    """B7: each mode answers as the RGB image it shows does, white behind what is transparent."""
     [(content, expected)] = [(file, rgb) for name, file, rgb in modes() if name == mode]
     assert same(likely(server, content), likely(server, encoded(expected)))
 
 
 def likely(server: ServerProcess, content: bytes) -> list[float]:
-    """Return how likely the tokens of an answer are, which tells pictures apart that get the same words."""
+    """Return how likely the tokens of an answer are, which tells images apart that get the same words."""
     answer = server.ask("What is it?", content, logprobs=True)
     return [token["logprob"] for token in answer.json["choices"][0]["logprobs"]["content"]]
 
@@ -194,8 +194,8 @@ def same(one: list[float], other: list[float]) -> bool:
 
 
 def test_b8_orientation_is_applied_once(server: ServerProcess) -> None:
-    """B8: all eight orientations answer as the upright picture; what is malformed or long is passed over."""
-    upright = Image.open(BytesIO(picture(1, (9, 5)))).convert("RGB")
+    """B8: all eight orientations answer as the upright image; what is malformed or long is passed over."""
+    upright = Image.open(BytesIO(image(1, (9, 5)))).convert("RGB")
     expected = likely(server, encoded(upright))
     stored = {
         1: upright, 2: upright.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
@@ -211,8 +211,8 @@ def test_b8_orientation_is_applied_once(server: ServerProcess) -> None:
         assert same(likely(server, encoded(upright, exif=odd)), expected)
 
 
-def test_b9_pictures_that_differ_anywhere_are_not_mistaken(server: ServerProcess) -> None:
-    """B9: another palette, another shape, another ground: other answers; the same picture again is a hit."""
+def test_b9_images_that_differ_anywhere_are_not_mistaken(server: ServerProcess) -> None:
+    """B9: another palette, another shape, another ground: other answers; the same image again is a hit."""
     indices = Image.frombytes("P", (6, 6), bytes(range(36)))
     first, second = indices.copy(), indices.copy()
     first.putpalette([value for index in range(36) for value in (index * 7, 0, 0)])
@@ -230,37 +230,37 @@ def test_b9_pictures_that_differ_anywhere_are_not_mistaken(server: ServerProcess
 
 
 def test_b10_an_image_id_says_nothing(server: ServerProcess) -> None:
-    """B10: two pictures that carry the same id are two pictures."""
+    """B10: two images that carry the same id are two images."""
     exif = Image.Exif()
     exif[0xA420] = "0123456789abcdef"  # ImageUniqueID
-    one, other = (encoded(Image.open(BytesIO(picture(seed))), exif=exif) for seed in (1, 2))
-    assert same(likely(server, one), likely(server, picture(1)))
+    one, other = (encoded(Image.open(BytesIO(image(seed))), exif=exif) for seed in (1, 2))
+    assert same(likely(server, one), likely(server, image(1)))
     assert not same(likely(server, one), likely(server, other))
 
 
-def test_b11_pictures_side_by_side_answer_as_alone(
+def test_b11_images_side_by_side_answer_as_alone(
     server: ServerProcess, uncached_server: ServerProcess
 ) -> None:
-    """B11: one question about many pictures at a time, from the cache: the tokens of a server without one."""
-    pictures = [picture(seed % 8) for seed in range(24)]
+    """B11: one question about many images at a time, from the cache: the tokens of a server without one."""
+    images = [image(seed % 8) for seed in range(24)]
     answers: dict[int, str] = {}
 
     def ask(number: int) -> None:
-        answers[number] = server.ask("What is it?", pictures[number], max_tokens=20).text
+        answers[number] = server.ask("What is it?", images[number], max_tokens=20).text
 
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(24)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    alone = [uncached_server.ask("What is it?", one, max_tokens=20).text for one in pictures[:8]]
+    alone = [uncached_server.ask("What is it?", one, max_tokens=20).text for one in images[:8]]
     assert [answers[number] for number in range(24)] == alone * 3
     assert len(set(alone)) > 1
     assert uncached_server.metric("caldera_cache_hits_total") == 0
 
 
 def test_b12_a_decoder_that_dies_is_replaced(server: ServerProcess) -> None:
-    """B12: with every process that decodes killed, the next pictures are decoded by new ones."""
+    """B12: with every process that decodes killed, the next images are decoded by new ones."""
     expected = server.ask("What is it?", PNG).text
     killed = server.children()
     assert killed
@@ -290,7 +290,7 @@ def test_b12_a_decoder_that_dies_at_work_fails_one_request(uncached_server: Serv
     assert uncached_server.ask("What is it?", PNG).text == expected
 
 
-def test_b13_nine_pictures_are_one_too_many(server: ServerProcess) -> None:
+def test_b13_nine_images_are_one_too_many(server: ServerProcess) -> None:
     """B13: in the words that OpenAI's clients know; eight are answered."""
     answer = server.ask("What?", *[PNG] * 9)
     assert answer.status == 400
@@ -300,8 +300,8 @@ def test_b13_nine_pictures_are_one_too_many(server: ServerProcess) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_b14_a_written_mark_is_no_picture(server: ServerProcess, count: int) -> None:
-    """B14: `<image>` in words stays words, with any number of real pictures: only those take image tokens."""
+def test_b14_a_written_mark_is_no_image(server: ServerProcess, count: int) -> None:
+    """B14: `<image>` in words stays words, with any number of real images: only those take image tokens."""
     plain = server.ask("What is it?", *[PNG] * count).json["usage"]["prompt_tokens"]
     spelt = server.ask("What is it? <image>", *[PNG] * count).json["usage"]["prompt_tokens"]
     twice = server.ask("What is it? <image> <image>", *[PNG] * count).json["usage"]["prompt_tokens"]
@@ -309,10 +309,10 @@ def test_b14_a_written_mark_is_no_picture(server: ServerProcess, count: int) -> 
     assert twice - spelt == spelt - plain
     shown_once = server.ask("What is it?", *[PNG] * (count + 1)).json["usage"]["prompt_tokens"]
     assert shown_once >= plain + 8, (
-        "a picture takes nine, and the first a line's end more than others"
+        "an image takes nine, and the first a line's end more than others"
     )
 
 
-def test_pictures_by_gzip_are_nothing(server: ServerProcess) -> None:
-    """A compressed picture is no picture."""
+def test_images_by_gzip_are_nothing(server: ServerProcess) -> None:
+    """A compressed image is no image."""
     assert server.ask("What?", gzip.compress(PNG)).code == "image_parse_error"

@@ -1,4 +1,4 @@
-"""Pictures to compare implementations with: given files, or scenes drawn on the spot and some odd files beside them."""
+"""Images to compare implementations with: given files, or scenes drawn on the spot and some odd files beside them."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,24 +16,24 @@ _SEED = 20
 """Of the scenes; those of the demo have another."""
 
 _ORIENTATION, _TURNED = 0x0112, 6
-"""EXIF's tag for how a picture is turned, and its value for a quarter to the right."""
+"""EXIF's tag for how an image is turned, and its value for a quarter to the right."""
 
 QUESTIONS = (
-    "What is in the picture?",
-    "Describe the picture.",
+    "What is in the image?",
+    "Describe the image.",
     "How many things do you see?",
     "What is on the left?",
 )
 
 
-def given_pictures(paths: Sequence[Path]) -> list[ParityCase]:
+def given_images(paths: Sequence[Path]) -> list[ParityCase]:
     """Ask about a user's files, one question after the other."""
     return [
         ParityCase(path, QUESTIONS[number % len(QUESTIONS)]) for number, path in enumerate(paths)
     ]
 
 
-def drawn_pictures(folder: Path) -> list[ParityCase]:
+def drawn_images(folder: Path) -> list[ParityCase]:
     """Draw scenes into a folder, as PNG, and odd files beside them: thin, wide, grey, transparent, turned, JPEG.
 
     Raises:
@@ -51,7 +51,7 @@ def drawn_pictures(folder: Path) -> list[ParityCase]:
     for name, write in ODD.items():
         write(scenes[len(odd)], folder / name)
         odd.append(ParityCase(folder / name, QUESTIONS[0], informational=True))
-    return given_pictures(paths) + odd
+    return given_images(paths) + odd
 
 
 def _transparent(scene: Image.Image, path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from caldera.evaluation.vqa_normalisation import normalize_submission, normalize_vqa
+from caldera.evaluation.vqa_normalization import normalize_submission, normalize_vqa
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_evalai_cuts_possessives_and_commas_first(answer: str, expected: str) ->
     assert normalize_vqa(answer) != expected
 
 
-def test_normalising_leaves_nothing_behind() -> None:
+def test_normalizing_leaves_nothing_behind() -> None:
     """A word that was met once is treated the same later, as the tables never change."""
     first = [normalize_vqa(word) for word in ("one", "onion", "a", "none")]
     assert [normalize_vqa(word) for word in ("one", "onion", "a", "none")] == first

@@ -1,4 +1,4 @@
-"""Picture paths in, what the model takes for them out: pixels, or features that a frozen tower gave once."""
+"""Image paths in, what the model takes for them out: pixels, or features that a frozen tower gave once."""
 
 import logging
 import zlib
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from caldera.batches.feature_store import FeatureStore
-from caldera.batches.picture_files import open_picture
-from caldera.batches.pictures import PictureProcessor
+from caldera.batches.image_files import open_image
+from caldera.batches.images import ImageProcessor
 
 log = logging.getLogger(__name__)
 
@@ -22,22 +22,22 @@ ENCODE_BATCH = 64
 
 
 class ImageSource(Protocol):
-    """Gives the model's input for pictures."""
+    """Gives the model's input for images."""
 
     def __call__(self, paths: Sequence[Path]) -> Tensor:
-        """Return pixels or features of all views of the pictures at `paths`, (views, ...).
+        """Return pixels or features of all views of the images at `paths`, (views, ...).
 
         Raises:
-            PictureError: A picture cannot be used.
+            ImageError: An image cannot be used.
         """
         ...
 
 
 class DecodedImages:
-    """Opens and prepares pictures whenever they are needed."""
+    """Opens and prepares images whenever they are needed."""
 
-    def __init__(self, processor: PictureProcessor) -> None:
-        """Prepare pictures with `processor`."""
+    def __init__(self, processor: ImageProcessor) -> None:
+        """Prepare images with `processor`."""
         self._processor = processor
 
     def __call__(self, paths: Sequence[Path]) -> Tensor:
@@ -45,15 +45,15 @@ class DecodedImages:
         side = self._processor.side
         if not paths:
             return torch.zeros(0, 3, side, side)
-        return torch.cat([self._processor(open_picture(path)) for path in paths])
+        return torch.cat([self._processor(open_image(path)) for path in paths])
 
 
 @dataclass(frozen=True, slots=True)
 class FrozenTower:
-    """A tower that gives the same features for the same picture every time."""
+    """A tower that gives the same features for the same image every time."""
 
-    processor: PictureProcessor
-    """Prepares its pictures."""
+    processor: ImageProcessor
+    """Prepares its images."""
 
     encode: Callable[[Tensor], Tensor]
     """Pixels, (views, channels, height, width), to features, (views, patches, vision width), on the CPU."""
@@ -67,17 +67,17 @@ class FrozenTower:
 
 
 class CachedFeatures:
-    """Looks features up in a store; each picture's are checked when they are first read."""
+    """Looks features up in a store; each image's are checked when they are first read."""
 
     def __init__(
         self, store: FeatureStore, digests: Mapping[Path, str], tower: FrozenTower
     ) -> None:
-        """Take a store that has the features of all pictures, and the tower that gave them.
+        """Take a store that has the features of all images, and the tower that gave them.
 
         Args:
             store: Where they are.
-            digests: The sha256 of each picture's content.
-            tower: Looks again at a picture whose features are damaged.
+            digests: The sha256 of each image's content.
+            tower: Looks again at an image whose features are damaged.
         """
         self._store = store
         self._digests = digests
@@ -90,7 +90,7 @@ class CachedFeatures:
         """Return features in the precision they are kept in, (views, patches, vision width).
 
         Raises:
-            PictureError: Features are damaged, and their picture is no longer there or no longer the same.
+            ImageError: Features are damaged, and their image is no longer there or no longer the same.
             OutputError: They were computed again, but cannot be written.
         """
         for path in paths:
@@ -102,10 +102,10 @@ class CachedFeatures:
         return torch.from_numpy(bits).view(self._store.dtype)
 
     def _check(self, path: Path) -> None:
-        """Make sure that a picture's features are those that were written, or compute them again.
+        """Make sure that an image's features are those that were written, or compute them again.
 
         Raises:
-            PictureError: They are not, and the picture is no longer there.
+            ImageError: They are not, and the image is no longer there.
             OutputError: They cannot be written again.
         """
         digest = self._digests[path]
@@ -115,7 +115,7 @@ class CachedFeatures:
             log.warning(
                 "kept features of %s are damaged in %s: looking again", path, self._store.data
             )
-            pixels = self._tower.processor(open_picture(path))
+            pixels = self._tower.processor(open_image(path))
             self._store.append([digest], [len(pixels)], self._tower.encode_all(pixels))
             self._rows[digest] = self._store.rows()[digest]
             self._features = self._store.read()

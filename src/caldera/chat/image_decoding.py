@@ -1,4 +1,4 @@
-"""Files of pictures in, RGB pictures out: told apart by their first bytes, measured and decoded by other processes."""
+"""Files of images in, RGB images out: told apart by their first bytes, measured and decoded by other processes."""
 
 import asyncio
 import json
@@ -57,17 +57,17 @@ class DecoderPool:
     """Some processes that decode, started when they are needed, and anew where one was lost."""
 
     def __init__(self, count: int, *, seconds: float, memory: int) -> None:
-        """Decode so many pictures at a time, each within some seconds and bytes of memory."""
+        """Decode so many images at a time, each within some seconds and bytes of memory."""
         self._free = asyncio.Semaphore(count)
         self._idle: list[Process] = []
         self._seconds = seconds
         self._memory = memory
 
     async def size(self, content: bytes) -> tuple[int, int]:
-        """Return a picture's width and height from the head of its file.
+        """Return an image's width and height from the head of its file.
 
         Raises:
-            MediaError: It is no picture that is taken, or none can be looked at.
+            MediaError: It is no image that is taken, or none can be looked at.
         """
         check_magic_bytes(content)
         async with self._free, self._worker() as worker:
@@ -76,7 +76,7 @@ class DecoderPool:
 
     @asynccontextmanager
     async def decode(self, content: bytes) -> AsyncIterator[Image.Image]:
-        """Decode a picture; no more at a time are held than there are processes.
+        """Decode an image; no more at a time are held than there are processes.
 
         Raises:
             MediaError: It is broken or too large, or it took too long or too much memory.

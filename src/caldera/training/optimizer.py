@@ -44,7 +44,7 @@ def lr_factor(step: int, total: int, warmup_fraction: float) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, total - warmup))
 
 
-def set_lr(optimiser: torch.optim.Optimizer, factor: float) -> None:
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Set every group to `factor` of its peak rate."""
-    for group in optimiser.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor

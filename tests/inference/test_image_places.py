@@ -1,4 +1,4 @@
-"""Image tokens lie in a picture where the processor took their pixels from."""
+"""Image tokens lie in an image where the processor took their pixels from."""
 
 import numpy as np
 import pytest
@@ -6,24 +6,24 @@ import torch
 from PIL import Image
 
 from caldera.batches.anyres import grid_pinpoints
-from caldera.batches.pictures import ImageAspect, PictureProcessor
-from caldera.inference.picture_places import rasterize, token_boxes, view_boxes
+from caldera.batches.images import ImageAspect, ImageProcessor
+from caldera.inference.image_places import rasterize, token_boxes, view_boxes
 from caldera.inference.prompts import process_image
 from caldera.model.folder import LlavaBundle
 
 SIDE, CELLS = 84, 3
 
 
-def processor(aspect: ImageAspect, **more: object) -> PictureProcessor:
+def processor(aspect: ImageAspect, **more: object) -> ImageProcessor:
     """Return one that changes no values, with views of 84 pixels."""
-    plain = PictureProcessor(side=SIDE, mean=(0, 0, 0), std=(1, 1, 1), **more)  # type: ignore[arg-type]
+    plain = ImageProcessor(side=SIDE, mean=(0, 0, 0), std=(1, 1, 1), **more)  # type: ignore[arg-type]
     return plain.with_aspect(
         aspect, grid_pinpoints(["1x2", "2x1", "2x2"], SIDE) if aspect == "anyres" else ()
     )
 
 
 def slopes(size: tuple[int, int]) -> Image.Image:
-    """Return a picture whose red tells how far right a pixel is, its green how far down, its blue that it is one."""
+    """Return an image whose red tells how far right a pixel is, its green how far down, its blue that it is one."""
     width, height = size
     across = np.tile((np.arange(width) + 0.5) / width, (height, 1))
     down = np.tile(((np.arange(height) + 0.5) / height)[:, None], (1, width))
@@ -45,7 +45,7 @@ def slopes(size: tuple[int, int]) -> Image.Image:
 def test_a_patch_lies_where_its_pixels_are_from(
     aspect: ImageAspect, more: dict[str, object], size: tuple[int, int]
 ) -> None:
-    """The colours in the middle of each patch tell its place in the picture; it is the middle of its rectangle."""
+    """The colors in the middle of each patch tell its place in the image; it is the middle of its rectangle."""
     shown = processor(aspect, **more)
     prepared = process_image(slopes(size), shown)
     views = view_boxes(size, prepared.layout, shown)
@@ -102,7 +102,7 @@ def test_what_stands_before_the_patches_has_no_place(assistant: LlavaBundle) -> 
     torch.testing.assert_close(boxes[tower.num_prefix_tokens :], without)
 
 
-def test_heat_keeps_all_weight_within_the_picture() -> None:
+def test_heat_keeps_all_weight_within_the_image() -> None:
     """A box gives each cell its share by area; what lies beyond the edge, and tokens without a place, give nothing."""
     boxes = torch.tensor([[0.0, 0.0, 0.5, 1.0], [0.5, 0.5, 1.5, 1.0], [0.0, 0.0, 0.0, 0.0]])
     found = rasterize(torch.tensor([[6.0, 8.0, 5.0], [0.0, 2.0, 1.0]]), boxes, (2, 2))

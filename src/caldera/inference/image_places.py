@@ -1,7 +1,7 @@
-"""A picture's size and how it was shown in, where in the picture each of its image tokens looked out.
+"""An image's size and how it was shown in, where in the image each of its image tokens looked out.
 
-Places are shares of the picture: 0 is its left or upper edge, 1 its right or lower one. What was shown beyond the
-picture, as the ground around a padded one, lies below 0 or above 1.
+Places are shares of the image: 0 is its left or upper edge, 1 its right or lower one. What was shown beyond the
+image, as the ground around a padded one, lies below 0 or above 1.
 """
 
 import torch
@@ -15,19 +15,19 @@ from caldera.batches.anyres import (
     fit_within,
     image_token_order,
 )
-from caldera.batches.pictures import PictureProcessor
+from caldera.batches.images import ImageProcessor
 from caldera.model.vision import VisionTower
 
 Rectangle = tuple[float, float, float, float]
-"""Left, top, right and bottom, as shares of the picture."""
+"""Left, top, right and bottom, as shares of the image."""
 
 _WHOLE: Rectangle = (0.0, 0.0, 1.0, 1.0)
 
 
 def token_boxes(
-    size: Size, layout: TileLayout, processor: PictureProcessor, tower: VisionTower
+    size: Size, layout: TileLayout, processor: ImageProcessor, tower: VisionTower
 ) -> Tensor:
-    """Return the place of each image token, (image tokens, 4): left, top, right, bottom as shares of the picture.
+    """Return the place of each image token, (image tokens, 4): left, top, right, bottom as shares of the image.
 
     Tokens that stand for no place, as those which end a row of tiles, have a box of all zeros.
     """
@@ -42,8 +42,8 @@ def token_boxes(
     return torch.cat([patches, nowhere])[torch.where(order == NEWLINE_INDEX, len(patches), order)]
 
 
-def view_boxes(size: Size, layout: TileLayout, processor: PictureProcessor) -> list[Rectangle]:
-    """Return which part of a picture each view shows: the base view, then the tiles, row by row."""
+def view_boxes(size: Size, layout: TileLayout, processor: ImageProcessor) -> list[Rectangle]:
+    """Return which part of an image each view shows: the base view, then the tiles, row by row."""
     match processor.aspect:
         case "square":
             return [_square(size, processor)]
@@ -54,7 +54,7 @@ def view_boxes(size: Size, layout: TileLayout, processor: PictureProcessor) -> l
 
 
 def rasterize(weights: Tensor, boxes: Tensor, grid: Size) -> Tensor:
-    """Spread weights of image tokens over a picture, each evenly over its box; what lies beyond the edge is left out.
+    """Spread weights of image tokens over an image, each evenly over its box; what lies beyond the edge is left out.
 
     Args:
         weights: Of image tokens, (rows, image tokens).
@@ -87,7 +87,7 @@ def _patches(view: Rectangle, cells: int) -> Tensor:
     return boxes.flatten(0, 1)
 
 
-def _square(size: Size, processor: PictureProcessor) -> Rectangle:
+def _square(size: Size, processor: ImageProcessor) -> Rectangle:
     """Return the central square, or everything if the processor squashes."""
     if processor.resize_without_crop:
         return _WHOLE
@@ -101,8 +101,8 @@ def _square(size: Size, processor: PictureProcessor) -> Rectangle:
     return _normalize_box((left, top), (processor.side, processor.side), resized)
 
 
-def _padded(size: Size, processor: PictureProcessor) -> Rectangle:
-    """Return the square around a picture."""
+def _padded(size: Size, processor: ImageProcessor) -> Rectangle:
+    """Return the square around an image."""
     longest = max(size)
     seen = _square((longest, longest), processor)
     offsets = [(longest - length) // 2 for length in size]
@@ -111,8 +111,8 @@ def _padded(size: Size, processor: PictureProcessor) -> Rectangle:
     return left, top, right, bottom
 
 
-def _tiles(size: Size, layout: TileLayout, processor: PictureProcessor) -> list[Rectangle]:
-    """Return the tiles of the canvas on which a picture lies in the middle."""
+def _tiles(size: Size, layout: TileLayout, processor: ImageProcessor) -> list[Rectangle]:
+    """Return the tiles of the canvas on which an image lies in the middle."""
     canvas = choose_pinpoint(size, processor.pinpoints)
     small = fit_within(size, canvas)
     left, top = ((long - short) // 2 for long, short in zip(canvas, small, strict=True))

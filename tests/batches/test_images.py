@@ -1,4 +1,4 @@
-"""Pictures of every kind become the pixels the papers' code makes, or are refused in one line."""
+"""Images of every kind become the pixels the papers' code makes, or are refused in one line."""
 
 import os
 import struct
@@ -13,35 +13,35 @@ import torch
 from PIL import ExifTags, Image
 from transformers import CLIPImageProcessorPil
 
-from caldera.batches.picture_files import (
+from caldera.batches.image_files import (
     MAX_BYTES,
     MAX_PIXELS,
     MAX_SIDE,
     decode_image,
     image_size,
-    open_picture,
+    open_image,
 )
-from caldera.batches.pictures import PictureProcessor
+from caldera.batches.images import ImageProcessor
 from caldera.errors import ImageError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def processor(side: int = 7, **changes: object) -> PictureProcessor:
+def processor(side: int = 7, **changes: object) -> ImageProcessor:
     """Return a small processor with CLIP's numbers."""
-    return PictureProcessor(side=side, mean=MEAN, std=STD, **changes)  # type: ignore[arg-type]
+    return ImageProcessor(side=side, mean=MEAN, std=STD, **changes)  # type: ignore[arg-type]
 
 
-def encoded(picture: Image.Image, form: str, **options: object) -> bytes:
-    """Return a picture as the bytes of a file."""
+def encoded(image: Image.Image, form: str, **options: object) -> bytes:
+    """Return an image as the bytes of a file."""
     buffer = BytesIO()
-    picture.save(buffer, form, **options)
+    image.save(buffer, form, **options)
     return buffer.getvalue()
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Return a random RGB picture."""
+    """Return a random RGB image."""
     rng = np.random.default_rng(seed)
     return Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
@@ -50,8 +50,8 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     ("width", "height"), [(30, 20), (20, 30), (7, 7), (5, 90), (91, 6), (1, 1)]
 )
 def test_square_is_what_clips_processor_does(width: int, height: int) -> None:
-    """Resize of the short edge, centre crop and normalisation equal transformers' own, value for value."""
-    picture = noise(width, height)
+    """Resize of the short edge, center crop and normalization equal transformers' own, value for value."""
+    image = noise(width, height)
     theirs = CLIPImageProcessorPil(
         size={"shortest_edge": 7},
         crop_size={"height": 7, "width": 7},
@@ -59,20 +59,20 @@ def test_square_is_what_clips_processor_does(width: int, height: int) -> None:
         image_std=STD,
     )
 
-    expected = torch.as_tensor(np.array(theirs(picture)["pixel_values"][0]))
+    expected = torch.as_tensor(np.array(theirs(image)["pixel_values"][0]))
 
-    torch.testing.assert_close(processor()(picture)[0], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(processor()(image)[0], expected, atol=1e-6, rtol=0)
 
 
-def test_pad_shows_everything_on_the_mean_colour() -> None:
-    """A picture of 3 x 2 stands in rows 0 and 1 of a 3 x 3 square whose last row is (122, 116, 104)."""
-    picture = Image.new("RGB", (3, 2), (10, 20, 30))
+def test_pad_shows_everything_on_the_mean_color() -> None:
+    """An image of 3 x 2 stands in rows 0 and 1 of a 3 x 3 square whose last row is (122, 116, 104)."""
+    image = Image.new("RGB", (3, 2), (10, 20, 30))
 
-    pixels = processor(side=3, aspect="pad")(picture)[0]
+    pixels = processor(side=3, aspect="pad")(image)[0]
 
-    colours = pixels.permute(1, 2, 0).numpy() * STD + MEAN
-    assert np.allclose(colours[:2] * 255, (10, 20, 30), atol=0.01)
-    assert np.allclose(colours[2] * 255, (122, 116, 104), atol=0.01)
+    colors = pixels.permute(1, 2, 0).numpy() * STD + MEAN
+    assert np.allclose(colors[:2] * 255, (10, 20, 30), atol=0.01)
+    assert np.allclose(colors[2] * 255, (122, 116, 104), atol=0.01)
 
 
 @pytest.mark.parametrize(
@@ -86,37 +86,37 @@ def test_pad_shows_everything_on_the_mean_colour() -> None:
         ("I;16", 256 * 77, (77, 77, 77)),
     ],
 )
-def test_every_mode_becomes_rgb(mode: str, colour: object, expected: tuple[int, ...]) -> None:
-    """Grey, palette, 16-bit and transparent pictures are converted the same way every time, white under alpha."""
-    picture = Image.new(mode, (3, 2), colour)  # type: ignore[arg-type]
-    assert decode_image(encoded(picture, "PNG"), "x.png").getpixel((1, 1)) == expected
+def test_every_mode_becomes_rgb(mode: str, color: object, expected: tuple[int, ...]) -> None:
+    """Grey, palette, 16-bit and transparent images are converted the same way every time, white under alpha."""
+    image = Image.new(mode, (3, 2), color)  # type: ignore[arg-type]
+    assert decode_image(encoded(image, "PNG"), "x.png").getpixel((1, 1)) == expected
 
 
 def test_cmyk_is_read() -> None:
-    """JPEGs of printers are pictures, too."""
-    picture = Image.new("CMYK", (8, 8), (0, 0, 0, 0))
-    assert decode_image(encoded(picture, "JPEG"), "x.jpg").getpixel((3, 3)) == (255, 255, 255)
+    """JPEGs of printers are images, too."""
+    image = Image.new("CMYK", (8, 8), (0, 0, 0, 0))
+    assert decode_image(encoded(image, "JPEG"), "x.jpg").getpixel((3, 3)) == (255, 255, 255)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation: int) -> None:
-    """A picture lies as its camera was held."""
-    picture = noise(4, 2)
+    """An image lies as its camera was held."""
+    image = noise(4, 2)
     exif = Image.Exif()
     exif[0x0112] = orientation
 
-    turned = decode_image(encoded(picture, "PNG", exif=exif), "x.png")
+    turned = decode_image(encoded(image, "PNG", exif=exif), "x.png")
 
     assert turned.size == ((2, 4) if orientation >= 5 else (4, 2))
     if orientation == 3:
-        assert turned.tobytes() == picture.rotate(180).tobytes()
+        assert turned.tobytes() == image.rotate(180).tobytes()
 
 
 @pytest.mark.parametrize(
     ("content", "name", "message"),
     [
         (b"", "a.jpg", r"a\.jpg is empty \(0 bytes\)"),
-        (b"no picture at all", "a.jpg", "is not a JPEG, PNG, WEBP, GIF picture"),
+        (b"no image at all", "a.jpg", "is not a JPEG, PNG, WEBP, GIF image"),
         (encoded(noise(9, 9), "TIFF"), "a.jpg", "is not a JPEG"),
         (encoded(noise(9, 9), "JPEG")[:200], "a.jpg", "broken or cut"),
         (encoded(noise(40, 40), "PNG")[:900], "a.png", "broken or cut"),
@@ -132,7 +132,7 @@ def test_what_cannot_be_used_is_refused(content: bytes, name: str, message: str)
 
 
 def test_a_bomb_is_refused_from_its_header() -> None:
-    """A small file that declares a huge picture is never decoded."""
+    """A small file that declares a huge image is never decoded."""
     side = int(MAX_PIXELS**0.5) + 1
     bomb = encoded(Image.new("1", (side, side)), "PNG")
     assert len(bomb) < 10_000_000
@@ -159,7 +159,7 @@ def test_a_bomb_over_pillows_own_limit_is_called_too_large_too() -> None:
         ("huge", "has 100,000,001 bytes, over the limit of 100,000,000"),
     ],
 )
-def test_only_files_of_a_pictures_size_are_read(tmp_path: Path, kind: str, message: str) -> None:
+def test_only_files_of_a_images_size_are_read(tmp_path: Path, kind: str, message: str) -> None:
     """A pipe would wait for ever, a device never end."""
     path = tmp_path / "x.png"
     if kind == "pipe":
@@ -172,7 +172,7 @@ def test_only_files_of_a_pictures_size_are_read(tmp_path: Path, kind: str, messa
         with path.open("wb") as file:
             file.truncate(MAX_BYTES + 1)
     with pytest.raises(ImageError, match=message):
-        open_picture(path)
+        open_image(path)
 
 
 @pytest.mark.parametrize(
@@ -183,14 +183,14 @@ def test_only_files_of_a_pictures_size_are_read(tmp_path: Path, kind: str, messa
     ],
 )
 def test_what_would_grow_to_gigabytes_is_refused(width: int, height: int, message: str) -> None:
-    """A long picture of few pixels becomes huge when it is padded to a square."""
+    """A long image of few pixels becomes huge when it is padded to a square."""
     with pytest.raises(ImageError, match=message):
         decode_image(encoded(Image.new("RGB", (width, height)), "PNG"), "thin.png")
 
 
 @pytest.mark.parametrize("size", [(1, MAX_SIDE), (MAX_SIDE, 1), (MAX_SIDE, 60), (8000, 4000)])
 def test_what_is_taken_stays_small(size: tuple[int, int]) -> None:
-    """At the limits a picture is read, and the square that is cut out of it comes without enlarging the rest."""
+    """At the limits an image is read, and the square that is cut out of it comes without enlarging the rest."""
     long = decode_image(encoded(Image.new("1", size), "PNG"), "long.png")
     assert long.size == size
     tracemalloc.start()
@@ -200,14 +200,14 @@ def test_what_is_taken_stays_small(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 300), (300, 1), (3, 100), (7, 200), (13, 999), (1009, 11)])
-def test_a_long_picture_is_cut_as_if_all_of_it_had_been_enlarged(size: tuple[int, int]) -> None:
+def test_a_long_image_is_cut_as_if_all_of_it_had_been_enlarged(size: tuple[int, int]) -> None:
     """The short way to the central square gives the long way's pixels, bit for bit."""
-    picture = noise(*size)
+    image = noise(*size)
     edge = 7 * max(size) // min(size)
-    large = picture.resize((7, edge) if size[0] < size[1] else (edge, 7), Image.Resampling.BICUBIC)
+    large = image.resize((7, edge) if size[0] < size[1] else (edge, 7), Image.Resampling.BICUBIC)
     corner = ((large.width - 7) // 2, (large.height - 7) // 2)
     square = large.crop((*corner, corner[0] + 7, corner[1] + 7))
-    assert torch.equal(processor()(picture), processor()(square))
+    assert torch.equal(processor()(image), processor()(square))
 
 
 def test_a_gif_by_its_own_name_is_read() -> None:
@@ -218,12 +218,12 @@ def test_a_gif_by_its_own_name_is_read() -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     """The path is in the message."""
     with pytest.raises(ImageError, match=r"nowhere\.png does not exist"):
-        open_picture(tmp_path / "nowhere.png")
+        open_image(tmp_path / "nowhere.png")
 
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_size_is_read_from_a_files_head(tmp_path: Path, turned: bool) -> None:
-    """Counting the tokens of a data set's tiles does not read all of its pictures."""
+    """Counting the tokens of a data set's tiles does not read all of its images."""
     file, exif = tmp_path / "a.jpg", Image.Exif()
     exif[ExifTags.Base.Orientation] = 6 if turned else 1
     Image.new("RGB", (7, 5)).save(file, exif=exif)

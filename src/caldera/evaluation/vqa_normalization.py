@@ -1,6 +1,6 @@
 """Short answers in, the form out in which the official evaluators of VQA compare them.
 
-Two ways exist. `normalised` is that of VQA v2's own evaluator (visualqa.org, also used for VizWiz). `submitted` is the
+Two ways exist. `normalized` is that of VQA v2's own evaluator (visualqa.org, also used for VizWiz). `submitted` is the
 one of EvalAI's processor that the M4C evaluator of TextVQA has, and that LLaVA-1.5 passes its VQA v2 and VizWiz answers
 through before it hands them in; it differs by a step before the others.
 
