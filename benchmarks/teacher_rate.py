@@ -100,7 +100,7 @@ def measure(name: str, requests: int) -> None:
         command = [
             str(Path(sys.executable).with_name("caldera")), "data", "generate", "coco", str(coco), "--out", str(out),
             "--teacher", "openai", "--base-url", here.recv(), "--model", "small", "--price", "1,2",
-            "--kinds", "reasoning", "--set", f"concurrency={CONCURRENCY}", "--set", "first_wait=0.05",
+            "--kinds", "reasoning", "--set", f"concurrency={CONCURRENCY}", "--set", "initial_backoff=0.05",
         ]  # fmt: skip
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         sizes: list[int] = []

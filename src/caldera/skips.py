@@ -50,5 +50,5 @@ class SkippedItems:
 
     def write(self, path: Path) -> None:
         """List everything left out in a JSONL file."""
-        lines = (json.dumps({"where": skip.location, "reason": skip.reason}) for skip in self.items)
+        lines = (json.dumps({"location": skip.location, "reason": skip.reason}) for skip in self.items)
         write_atomic(path, "".join(f"{line}\n" for line in lines))

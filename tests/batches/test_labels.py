@@ -125,7 +125,7 @@ def test_the_answers_and_their_ends_are_learned(
         written = [
             span.spelling in special
             if isinstance(span, SpecialToken)
-            else bool(start) or span.which == "end"
+            else bool(start) or span.which == "answer_suffix"
             for span in spans
             if isinstance(span, BoundaryToken | SpecialToken)
         ]
@@ -230,7 +230,7 @@ def spelling(span: object, tokenizer: PreTrainedTokenizerFast) -> str:
         case ImageSlot():
             return IMAGE_PLACEHOLDER
     which = getattr(span, "which", None)
-    if which == "end":
+    if which == "answer_suffix":
         return str(tokenizer.eos_token)
     return str(tokenizer.decode(start_ids(tokenizer))) if which == "start" else ""
 

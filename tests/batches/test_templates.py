@@ -111,7 +111,7 @@ def test_an_entry_states_its_end_and_its_stop(name: str) -> None:
             assert spelling == template.end_token
             assert template.stop is None
         case BoundaryToken(which):
-            assert which == "end"
+            assert which == "answer_suffix"
             assert template.end_token is template.stop is None
     assert all(token in "".join(_texts(name)) for token in template.tokens)
 

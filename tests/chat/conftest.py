@@ -40,7 +40,7 @@ def server(shared_server: ServerProcess, loopback: None) -> Iterator[ServerProce
 @pytest.fixture(scope="session")
 def shared_uncached_server(model_folder: Path) -> Iterator[ServerProcess]:
     """A server that keeps nothing of earlier requests, and decodes one image at a time."""
-    options = ("--set", "engine.cache_bytes=0", "--set", "media.decoders=1")
+    options = ("--set", "engine.prefix_cache_bytes=0", "--set", "media.decoders=1")
     with ServerProcess(model_folder, *options) as server:
         yield server
 
@@ -71,8 +71,8 @@ def keyed_server(shared_keyed_server: ServerProcess, loopback: None) -> ServerPr
 def shared_narrow_server(model_folder: Path) -> Iterator[ServerProcess]:
     """A server that answers one request at a time, lets one wait, and does not wait long for its clients."""
     options = (
-        "--set", "engine.slots=1", "--set", "engine.queue=1", "--set", "limits.stall_seconds=2", "--set",
-        "limits.ping_seconds=0.1", "--set", "media.decoders=1",
+        "--set", "engine.slots=1", "--set", "engine.max_waiting=1", "--set", "limits.send_timeout=2", "--set",
+        "limits.keep_alive_interval=0.1", "--set", "media.decoders=1",
     )  # fmt: skip
     with ServerProcess(model_folder, *options, faults=["slow:0.01"]) as server:
         yield server

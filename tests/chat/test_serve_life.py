@@ -70,7 +70,7 @@ def test_d6_what_does_not_finish_is_told_so(
 ) -> None:
     """D6: at a second SIGTERM, or when the drain is over, streams end with an error and [DONE], and it ends well."""
     with ServerProcess(
-        model_folder, "--set", f"limits.drain_seconds={300 if again else 0.3}"
+        model_folder, "--set", f"limits.drain_timeout={300 if again else 0.3}"
     ) as server:
         clients = [deaf_client(server) for _ in range(2)]  # whose answers cannot end unread
         for client in clients:

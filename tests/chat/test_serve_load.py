@@ -66,7 +66,7 @@ def test_memory_stays_over_two_thousand_requests(model_folder: Path, loopback: N
 
     What is kept of earlier requests grows up to `engine.cache_bytes`, here 2 MB.
     """
-    with ServerProcess(model_folder, "--set", "engine.cache_bytes=2000000") as server:
+    with ServerProcess(model_folder, "--set", "engine.prefix_cache_bytes=2000000") as server:
         sizes = _sizes(server)
     sys.stderr.write(f"MiB after each 250 requests: {sizes}\n")
     assert sizes[-1] - sizes[1] < 8, sizes

@@ -187,7 +187,7 @@ def test_d3_a_client_that_does_not_read_is_cut(quick_server: ServerProcess, loop
 @pytest.fixture(scope="module")
 def quick_server(model_folder: Path) -> Iterator[ServerProcess]:
     """A server that waits a second for clients that do not read."""
-    with ServerProcess(model_folder, "--set", "limits.stall_seconds=1") as server:
+    with ServerProcess(model_folder, "--set", "limits.send_timeout=1") as server:
         yield server
 
 

@@ -282,8 +282,8 @@ def test_a_disk_that_fills_up_while_training_is_one_line(
         size,
         *("train", "finetune", "--model", tmp_path / "start", "--data", tmp_path / "data.json"),
         *("--out", tmp_path / "run", "--dtype", "float32", "--set", "batch_size=4"),
-        *("--set", "max_length=2000", "--set", f"checkpoint_every={every}", "--set", "epochs=9"),
-        *("--set", "keep_features=false"),
+        *("--set", "max_length=2000", "--set", f"save_every={every}", "--set", "epochs=9"),
+        *("--set", "cache_features=false"),
     )
     assert done.returncode == 4, done.stderr
     [line] = [line for line in done.stderr.splitlines() if "error" in line]

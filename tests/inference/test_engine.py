@@ -28,10 +28,10 @@ FEW = EngineConfig(slots=3, prefill_chunk_size=7)
 """Few slots and small chunks: requests wait, join and leave, and prompts are read in parts."""
 
 
-@pytest.fixture(params=["fast", "transformers"])
+@pytest.fixture(params=["allow_fast_decoder", "transformers"])
 def engine(assistant: LlavaBundle, request: pytest.FixtureRequest) -> Iterator[Engine]:
     """An engine on the random assistant, by either decoder."""
-    with Engine(assistant, replace(FEW, allow_fast_decoder=request.param == "fast")) as running:
+    with Engine(assistant, replace(FEW, allow_fast_decoder=request.param == "allow_fast_decoder")) as running:
         yield running
 
 
@@ -267,7 +267,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[Tensor]
                 logits[row] = change(logits[row])
             return logits
 
-        monkeypatch.setattr(LlamaDecoder, "step", step)
+        monkeypatch.setattr(LlamaDecoder, "decode", step)
 
     return fail
 
@@ -370,7 +370,7 @@ def test_a_model_without_positions_has_no_limit(
         answering.cancel()
 
 
-@pytest.mark.parametrize("bad", [{"slots": 0}, {"queue": -1}, {"chunk": 0}, {"cache_bytes": -1}])
+@pytest.mark.parametrize("bad", [{"slots": 0}, {"max_waiting": -1}, {"prefill_chunk_size": 0}, {"prefix_cache_bytes": -1}])
 def test_settings_out_of_range_are_refused(bad: dict[str, int]) -> None:
     """The message names the setting."""
     with pytest.raises(UsageError, match=next(iter(bad))):

@@ -85,7 +85,7 @@ def test_the_stop_text_of_a_template_ends_the_answer(
     captioner = BatchGenerator(replace(assistant, card=card), DecodedImages(assistant.processor))
     prompt = captioner.prompt(Conversation("c", (Turn("user", (ImageRef("1.png"),)),)), photos)
     spelt = assistant.tokenizer("a dog\nand more", add_special_tokens=False).input_ids
-    monkeypatch.setattr(captioner, "_tokens", lambda *_: ([token] for token in spelt))
+    monkeypatch.setattr(captioner, "_generate_tokens", lambda *_: ([token] for token in spelt))
 
     assert captioner.generate([prompt], GREEDY) == ["a dog"]
 
@@ -98,7 +98,7 @@ def test_a_batch_ends_when_all_answers_reached_the_stop(
     talker = BatchGenerator(replace(assistant, card=card), DecodedImages(assistant.processor))
     prompt = talker.prompt(Conversation("c", (Turn("user", ("what?",)),)), photos)
     left = iter(assistant.tokenizer("a###b###", add_special_tokens=False).input_ids)
-    monkeypatch.setattr(talker, "_tokens", lambda *_: ([token, None] for token in left))
+    monkeypatch.setattr(talker, "_generate_tokens", lambda *_: ([token, None] for token in left))
 
     assert talker.generate([prompt, prompt], GREEDY) == ["a", ""]
     assert assistant.tokenizer.decode(list(left)) == "b###"

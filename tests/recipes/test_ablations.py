@@ -49,7 +49,7 @@ def test_each_variant_differs_in_one_thing() -> None:
             to_plain_json(asdict(variant)),
             to_plain_json(asdict(variants[variant.baseline])),
         )
-        words = ("name", "against", "change", "paper", "recipe")
+        words = ("name", "baseline", "description", "paper", "recipe")
         switched = {name for name in mine if name not in words and mine[name] != other[name]}
         changed = {name for name in mine["recipe"] if mine["recipe"][name] != other["recipe"][name]}
         assert len(switched | changed) == 1, variant.name
@@ -90,7 +90,7 @@ def test_a_question_asks_for_sentences() -> None:
 def test_half_a_model_keeps_every_second_layer(long_language: Path, tmp_path: Path) -> None:
     """Its weights are the first, third ... layer's, and it speaks with the same words."""
     half = AutoModelForCausalLM.from_pretrained(
-        drop_every_second_layer(long_language, tmp_path / "half")
+        drop_every_second_layer(long_language, tmp_path / "half_layers")
     )
     whole = AutoModelForCausalLM.from_pretrained(long_language)
     assert len(half.model.layers) == len(whole.model.layers) // 2 > 0
@@ -98,7 +98,7 @@ def test_half_a_model_keeps_every_second_layer(long_language: Path, tmp_path: Pa
         for name, weight in layer.state_dict().items():
             assert torch.equal(weight, whole.model.layers[2 * at].state_dict()[name])
     assert torch.equal(half.model.embed_tokens.weight, whole.model.embed_tokens.weight)
-    words = [AutoTokenizer.from_pretrained(one).get_vocab() for one in (long_language, tmp_path / "half")]  # fmt: skip
+    words = [AutoTokenizer.from_pretrained(one).get_vocab() for one in (long_language, tmp_path / "half_layers")]  # fmt: skip
     assert words[0] == words[1]
 
 

@@ -34,7 +34,7 @@ MEANS = Runtime(DeviceConfig(torch.device("cpu"), torch.float32), NoProgress())
 TINY = (
     "pretrain.batch_size=4", "pretrain.micro_batch_size=2", "pretrain.max_steps=1", "pretrain.learning_rate=1e-2",
     "finetune.batch_size=4", "finetune.micro_batch_size=2", "finetune.max_steps=2", "finetune.learning_rate=1e-2",
-    "finetune.checkpoint_every=1",
+    "finetune.save_every=1",
 )  # fmt: skip
 """Settings under which a paper's recipe takes a second."""
 
@@ -121,7 +121,7 @@ def test_sizes_are_those_of_the_published_weights(
 @pytest.fixture
 def brought(vision_folder: Path, language_folder: Path, photos: Path, tmp_path: Path) -> UserInputs:
     """Two tiny towers, twelve captions, and as many dialogues."""
-    for name, question in (("captions", "describe the image"), ("dialogues", "how many dogs?")):
+    for name, question in (("caption_only", "describe the image"), ("dialogues", "how many dogs?")):
         records = [
             Conversation(
                 f"r{number}",

@@ -121,7 +121,7 @@ def test_a_killed_run_goes_on_to_the_same_end(
         *(sys.executable, "-m", "caldera", "demo", "--dtype", "float32"),
         *("--set", f"vision={vision_folder}", "--set", f"language={long_language}"),
         *("--set", "scenes.train=60", "--set", "scenes.held_out=12"),
-        *("--set", "pretrain.checkpoint_every=1", "--set", "finetune.checkpoint_every=1"),
+        *("--set", "pretrain.save_every=1", "--set", "finetune.save_every=1"),
         *("--set", "finetune.max_length=1024", "--set", "pretrain.batch_size=4"),
         *("--set", "finetune.batch_size=4"),
     ]

@@ -245,7 +245,7 @@ def their_name(name: str) -> str:
 
 @pytest.mark.parametrize("made", EVERY, indirect=True, ids=lambda each: "-".join(each))
 @pytest.mark.parametrize(
-    "trains", [PRETRAIN.trainable, FINETUNE.trainable, ("vision", "projector", "language")], ids=len
+    "trainable", [PRETRAIN.trainable, FINETUNE.trainable, ("vision", "projector", "language")], ids=len
 )
 def test_loss_and_gradients_are_transformers_own(
     tmp_path: Path, made: LlavaBundle, odd_images: list[Path], trains: tuple[Part, ...]

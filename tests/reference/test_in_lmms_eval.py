@@ -125,7 +125,7 @@ def write_tasks(folder: Path, scenes: list[Path], stop: str) -> None:
     data = folder / "data.parquet"
     columns = {
         "question": [document.question for document in DOCUMENTS_ASKED],
-        "answer": ["dog"] * len(DOCUMENTS_ASKED),
+        "generate": ["dog"] * len(DOCUMENTS_ASKED),
         "choices": [CHOICES] * len(DOCUMENTS_ASKED),
         "right": [1] * len(DOCUMENTS_ASKED),
         "images": [
@@ -137,7 +137,7 @@ def write_tasks(folder: Path, scenes: list[Path], stop: str) -> None:
     features = datasets.Features(
         {
             "question": text,
-            "answer": text,
+            "generate": text,
             "choices": datasets.Sequence(text),
             "right": whole,
             "images": datasets.Sequence(datasets.Image()),

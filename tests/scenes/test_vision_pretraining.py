@@ -186,7 +186,7 @@ def test_the_probe_counts_cells_whose_words_are_all_right(
     scores[things[0]] = 1
     scores[things[1]] = -1
     images = contrast.encode_image(gallery.pixels(range(COUNT)))[0]
-    monkeypatch.setattr(contrast, "look", lambda _: (images, scores))
+    monkeypatch.setattr(contrast, "encode_image", lambda _: (images, scores))
     found = evaluate_retrieval(contrast, gallery, COUNT)
     assert found["things_told"] == pytest.approx(1 - 2 / len(things), abs=1e-3)
 

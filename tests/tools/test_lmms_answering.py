@@ -97,7 +97,7 @@ def test_a_image_lies_upright(tmp_path: Path) -> None:
     turned.getexif()[0x0112] = 6
     turned.save(tmp_path / "turned.jpg", exif=turned.getexif(), quality=100)
     with Image.open(tmp_path / "turned.jpg") as given:
-        [turn] = conversation_from(asking("What?", given), tmp_path / "written").turns
+        [turn] = conversation_from(asking("What?", given), tmp_path / "prompt_text").turns
     written = open_image(Path(turn.images[0].path))
     assert written.size == (7, 11)
     assert written.tobytes() == open_image(tmp_path / "turned.jpg").tobytes()
@@ -111,7 +111,7 @@ def test_a_broken_image_is_named(tmp_path: Path) -> None:
         Image.open(tmp_path / "cut.png") as cut,
         pytest.raises(ImageError, match="of the data set cannot be decoded"),
     ):
-        conversation_from(asking("What?", cut), tmp_path / "written")
+        conversation_from(asking("What?", cut), tmp_path / "prompt_text")
 
 
 @pytest.mark.parametrize(

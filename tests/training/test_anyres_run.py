@@ -135,7 +135,7 @@ def test_grids_that_nothing_would_use_are_refused() -> None:
     """They are the stage's own tiling, so a stage that leaves images as they are shown has none to choose."""
     with pytest.raises(UsageError, match="grids are 2x2, but aspect is pad; set aspect=anyres"):
         replace(FINETUNE, aspect="pad", grid_pinpoints=("2x2",))
-    assert apply_overrides(FINETUNE, ["aspect=anyres", "grids=2x2"]).grid_pinpoints == ("2x2",)
+    assert apply_overrides(FINETUNE, ["aspect=anyres", "grid_pinpoints=2x2"]).grid_pinpoints == ("2x2",)
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,7 @@ def test_training_is_the_same_bit_for_bit_whoever_decodes(
             skips=SkippedItems(),
         ).run()  # fmt: skip
         weights.append(trained.model.state_dict())
-        shares = [event["wait_share"] for event in read_metrics(out / "metrics.jsonl")[1:]]
+        shares = [event["data_wait_fraction"] for event in read_metrics(out / "metrics.jsonl")[1:]]
         assert len(shares) == 9
         assert all(0 <= share <= 1 for share in shares)
     for name_, weight in weights[0].items():
@@ -285,7 +285,7 @@ def test_the_command_ends_with_its_workers(
             *(sys.executable, "-m", "caldera", "train", "finetune", "--workers", "2"),
             *("--model", str(tmp_path / "start"), "--data", str(tmp_path / "data.json")),
             *("--images", str(photos), "--out", str(tmp_path / "run")),
-            *("--set", "batch_size=4", "--set", "epochs=100000", "--set", "keep_features=false"),
+            *("--set", "batch_size=4", "--set", "epochs=100000", "--set", "cache_features=false"),
         ],
         stderr=subprocess.PIPE,
         text=True,

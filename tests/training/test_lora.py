@@ -229,6 +229,6 @@ def test_lora_is_switched_on_and_off_by_settings() -> None:
     named = apply_overrides(FINETUNE, ["lora.targets=q_proj,v_proj"]).lora
     assert named == LoraConfig(targets=("q_proj", "v_proj"))
     with pytest.raises(UsageError, match=r"lora is set, but trains is .*; add language to it"):
-        apply_overrides(FINETUNE_LORA, ["trains=projector,"])
+        apply_overrides(FINETUNE_LORA, ["trainable=projector,"])
     with pytest.raises(UsageError, match=r"as lora.NAME, or lora=on, lora=none"):
         apply_overrides(FINETUNE, ["lora=8"])

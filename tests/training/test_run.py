@@ -172,7 +172,7 @@ def test_dropout_is_drawn_from_the_stages_seed_alone(
         return trained.model.state_dict()
 
     break_off(job(start(), photos, tmp_path / "broken off"))
-    once, again = weights("a"), weights("again")
+    once, again = weights("a"), weights("before_question")
     resumed = weights("broken off", resume=True)
     for name, weight in once.items():
         assert torch.equal(again[name], weight), name
@@ -446,7 +446,7 @@ def test_a_killed_process_goes_on_bit_for_bit(
         *more,
         *("--model", str(tmp_path / "start"), "--data", str(tmp_path / "data.json")),
         *("--images", str(photos), "--set", "batch_size=4", "--set", "epochs=8"),
-        *("--set", "checkpoint_every=3", "--set", "max_length=256", "--set", "learning_rate=1e-3"),
+        *("--set", "save_every=3", "--set", "max_length=256", "--set", "learning_rate=1e-3"),
     ]
     subprocess.run([*command, "--out", str(tmp_path / "calm")], check=True, capture_output=True)
     for patience in moments:

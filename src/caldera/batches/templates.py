@@ -30,7 +30,7 @@ class TextSpan:
 class BoundaryToken:
     """The tokenizer's own start of the sequence, or end of an answer."""
 
-    which: Literal["start", "end"]
+    which: Literal["start", "answer_suffix"]
     supervised: bool = False
 
 
@@ -122,7 +122,7 @@ class Template:
         marks = {START, END, *self.tokens, *self.tokens_or_text}
         for piece in re.split(f"({'|'.join(map(re.escape, marks))})", text):
             if piece in (START, END):
-                yield BoundaryToken("start" if piece == START else "end", learned)
+                yield BoundaryToken("start" if piece == START else "answer_suffix", learned)
             elif piece in marks:
                 yield SpecialToken(piece, learned, piece in self.tokens_or_text)
             elif piece:

@@ -217,9 +217,9 @@ def _show_demo(folder: Path) -> None:
     results = json.loads((folder / "results.json").read_text())
     columns = {
         "accuracy": "right",
-        "prior": "prior",
-        "other_image": "other image",
-        "without_pretrain": "no stage 1",
+        "majority_baseline": "majority_baseline",
+        "shuffled_images": "other image",
+        "without_pretraining": "no stage 1",
     }
     table = Table("held-out questions", "n", *columns.values(), title="share of right answers")
     for kind, count in results["questions"].items():

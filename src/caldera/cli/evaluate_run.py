@@ -67,7 +67,7 @@ def _help(task: Any) -> str:  # noqa: ANN401 - its type is heavy to import
     chance = ", ".join(f"{name} {value:g}" for name, value in task.chance.items())
     names = [
         f"--{each} {path}"
-        for each in ("questions", "truth", "images")
+        for each in ("questions", "annotations", "images")
         if (path := getattr(task.layout, each))
     ]
     return "\n\n".join(
@@ -175,7 +175,7 @@ def print_run(results: dict[str, Any], folder: Path) -> None:
     Raises:
         EvaluationError: Too many items failed.
     """
-    headline, counts = results["headline"], results["counts"]
+    headline, counts = results["primary_metric"], results["counts"]
     table = Table("items", "n", "score", "95 % interval", title=results["title"])
     groups = [
         ("overall", results["overall"]),

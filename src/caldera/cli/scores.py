@@ -18,10 +18,10 @@ _SHOWN = 3
 
 def print_score(task: Task, score: Score) -> None:
     """Show the figures of a score, what guessing gives beside them, and what could not be read."""
-    table = Table("figure", title=task.title)
+    table = Table("metric", title=task.title)
     table.add_column("value", justify="right")
     table.add_column("95 %", justify="right")
-    table.add_column("chance", justify="right")
+    table.add_column("p_value", justify="right")
     for name, value in _flat(score.metrics):
         chance = f"{task.chance[name]:g}" if name in task.chance else ""
         interval = accuracy_interval(score) if name == "accuracy" else []

@@ -107,7 +107,7 @@ def serve(
     media = MediaSettings(hosts=tuple(allowed_media_domains or ()), root=allowed_local_media_path)
     names = {"name": name or model.resolve().name, "host_names": tuple(allowed_host or ())}
     plain = ServerConfig(**names, keys=_keys(api_key_file), metrics=metrics, media=media)  # type: ignore[arg-type]
-    bits = [] if quantize is None else [f"engine.bits={quantize}"]
+    bits = [] if quantize is None else [f"engine.quantization={quantize}"]
     chosen = apply_overrides(plain, [*bits, *(settings or ())])
     page = _page(web, compare_with)
     log_as_json()

@@ -153,7 +153,7 @@ def parse_layout(name: str) -> PromptLayout:
     ask, _, answer = name.partition("-")
     if ask not in QUESTIONS or answer not in ANSWERS:
         known = [f"{first}-{second}" for first in QUESTIONS for second in ANSWERS]
-        raise UnknownNameError("form", name, [*known, "letter"])
+        raise UnknownNameError("layout", name, [*known, "letter"])
     return PromptLayout(QUESTIONS[ask], ANSWERS[answer])
 
 

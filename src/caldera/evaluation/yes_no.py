@@ -5,7 +5,7 @@ import unicodedata
 
 _WORDS = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
 _YES, _NO = {"yes", "true"}, {"no", "false"}
-_STATED = re.compile(r"\banswer(?:\s+is|\s*:)\s+(\w+)", re.IGNORECASE)
+_STATED_YES_NO = re.compile(r"\banswer(?:\s+is|\s*:)\s+(\w+)", re.IGNORECASE)
 
 
 def parse_yes_no(text: str) -> str | None:
@@ -22,7 +22,7 @@ def parse_yes_no(text: str) -> str | None:
         if len(words) > 2 and words[1] in ("and", "or") and words[2] in other:
             return None
         return "yes" if words[0] in _YES else "no"
-    stated = {word for word in _STATED.findall(said) if word in _YES | _NO}
+    stated = {word for word in _STATED_YES_NO.findall(said) if word in _YES | _NO}
     if not stated or (stated & _YES and stated & _NO):
         return None
     return "yes" if stated & _YES else "no"

@@ -72,7 +72,7 @@ class EngineConfig:
         Raises:
             UsageError: One is out of its range.
         """
-        for name, least in (("slots", 1), ("queue", 0), ("chunk", 1), ("cache_bytes", 0)):
+        for name, least in (("slots", 1), ("max_waiting", 0), ("prefill_chunk_size", 1), ("prefix_cache_bytes", 0)):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 

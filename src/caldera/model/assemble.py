@@ -101,7 +101,7 @@ def with_image_aspect(
     Raises:
         UsageError: The pinpoints do not cut into whole tiles, or the class token is among the features.
     """
-    settings: dict[str, Any] = {"aspect": aspect, "pinpoints": pinpoints}
+    settings: dict[str, Any] = {"image_aspect": aspect, "pinpoints": pinpoints}
     projector = assistant.model.projector
     if aspect == "anyres":
         side = assistant.processor.side

@@ -53,7 +53,7 @@ def _written(template: Template, text: str, starts: bool) -> str:
     terms = []
     for piece in template.split_special_tokens(text):
         if isinstance(piece, BoundaryToken):
-            terms += ["eos_token"] if piece.which == "end" else ["bos_token"] * starts
+            terms += ["eos_token"] if piece.which == "answer_suffix" else ["bos_token"] * starts
         else:
             terms.append(repr(piece.spelling if isinstance(piece, SpecialToken) else piece.text))
     return f"{{{{ {' ~ '.join(terms)} }}}}" if terms else ""

@@ -16,7 +16,7 @@ class LinearProjector(nn.Linear):
 
     def __init__(self, vision_width: int, language_width: int) -> None:
         super().__init__(vision_width, language_width)
-        self.register_parameter("newline", None)
+        self.register_parameter("image_newline", None)
 
     @property
     def layers(self) -> tuple[nn.Linear, ...]:
@@ -34,7 +34,7 @@ class MlpProjector(nn.Module):
         super().__init__()
         self.linear_1 = nn.Linear(vision_width, language_width)
         self.linear_2 = nn.Linear(language_width, language_width)
-        self.register_parameter("newline", None)
+        self.register_parameter("image_newline", None)
 
     @property
     def layers(self) -> tuple[nn.Linear, ...]:

@@ -120,7 +120,7 @@ def as_results(rows: Sequence[AblationResult]) -> list[dict[str, object]]:
     return [
         {
             "variant": row.variant.name,
-            "against": row.variant.baseline,
+            "baseline": row.variant.baseline,
             "what": row.variant.description,
             "right": row.by_kind,
             "lowest": row.lowest,

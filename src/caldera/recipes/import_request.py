@@ -75,7 +75,7 @@ class ImportRequest:
         if self.kind is not None and self.kind not in get_args(SourceLayout):
             raise UnknownNameError("kind of folder", self.kind, get_args(SourceLayout))
         if self.aspect is not None and self.aspect not in get_args(ImageAspect):
-            raise UnknownNameError("aspect", self.aspect, get_args(ImageAspect))
+            raise UnknownNameError("image_aspect", self.aspect, get_args(ImageAspect))
         if self.dtype != "auto" and self.dtype not in DTYPES:
             raise UnknownNameError("dtype", self.dtype, ["auto", *DTYPES])
         if self.source is None and not (self.vision and self.language):

@@ -31,7 +31,7 @@ _GALLERY_SIZE = 18
 _STAGES = {
     "pretrain": "stage 1: the projector learns, on captions",
     "finetune": "stage 2: projector and language model learn, on instructions",
-    "without_pretrain": "stage 2 without stage 1",
+    "without_pretraining": "stage 2 without stage 1",
 }
 
 
@@ -54,9 +54,9 @@ def as_results(measured: SceneScores, seconds: dict[str, float]) -> dict[str, An
     """Return the numbers of a run as results.json has them."""
     return {
         "accuracy": _flat(measured.accuracy),
-        "prior": _flat(measured.majority_baseline),
-        "other_image": _flat(measured.shuffled_images),
-        "without_pretrain": _flat(measured.without_pretraining),
+        "majority_baseline": _flat(measured.majority_baseline),
+        "shuffled_images": _flat(measured.shuffled_images),
+        "without_pretraining": _flat(measured.without_pretraining),
         "caption_cider": round(measured.caption_cider, 4),
         "questions": {"overall": len(measured.benchmark.items), **measured.accuracy.counts},
         "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
@@ -86,7 +86,7 @@ def _report(
     """Put together what the report shows."""
     columns = (
         Column("assistant", "its answers.", _flat(measured.accuracy)),
-        Column("prior", "the commonest training answer to that form of question, without looking.",
+        Column("majority_baseline", "the commonest training answer to that form of question, without looking.",
                _flat(measured.majority_baseline)),
         Column("other image", "the same questions to the same assistant, with other images shown.",
                _flat(measured.shuffled_images)),

@@ -121,21 +121,21 @@ class AblationRun:
                 raise UsageError(
                     f"{folder} holds a variant with other settings; choose another --out"
                 )
-            return dict(found["marks"])
+            return dict(found["item_scores"])
         assistant = self._train_variant(variant, seed, folder)
         answers = self._answers(assistant, f"{variant.name}, seed {seed}")
         marks: Marks = {}
         for item in self._items:
             right = contains_answer(item.references[0], answers[item.id])
             marks.setdefault(item.category, {})[item.id] = float(right)
-        write_json(file, {"identity": identity, "marks": marks, "answers": answers})
+        write_json(file, {"identity": identity, "item_scores": marks, "answers": answers})
         return marks
 
     def _identity(self, variant: Variant, seed: int) -> str:
         """Return a digest of all that decides what a variant comes to."""
         told = to_plain_json(asdict(variant))
         words = {
-            name: told[name] for name in told if name not in ("name", "against", "change", "paper")
+            name: told[name] for name in told if name not in ("name", "baseline", "change", "paper")
         }
         return hashlib.sha256(json.dumps([words, seed], sort_keys=True).encode()).hexdigest()[:16]
 
@@ -160,7 +160,7 @@ class AblationRun:
         work = self._out / "towers"
         language = resolve_tower(recipe.language, work)
         if variant.half_layers:
-            language = drop_every_second_layer(language, work / "half")
+            language = drop_every_second_layer(language, work / "half_layers")
         return assemble(
             resolve_tower(recipe.vision, work), language, projector=recipe.projector, aspect=recipe.aspect,
             select_layer=recipe.select_layer, seed=recipe.seed,

@@ -93,7 +93,7 @@ class SceneRun:
         with self._clock("finetune"):
             assistant = self._train(self._recipe.finetune, aligned, "finetune")
         with self._clock("finetune without pretrain"):
-            unaligned = self._train(self._recipe.finetune, self._new_model(), "without_pretrain")
+            unaligned = self._train(self._recipe.finetune, self._new_model(), "without_pretraining")
         with self._clock("evaluate"):
             measured = self._measure(assistant, unaligned, training, held_out)
         save_model_folder(self._out / "model", assistant)

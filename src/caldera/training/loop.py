@@ -203,7 +203,7 @@ def _train_steps(
             values = {
                 **asdict(report),
                 "learning_rate": stage.learning_rate * factor,
-                "wait_share": batches.wait_fraction(),
+                "data_wait_fraction": batches.wait_fraction(),
             }
             seen += len(samples)
             done = step + 1

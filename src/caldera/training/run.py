@@ -251,7 +251,7 @@ class TrainingJob:
                 "template": stage.template,
                 "stage": stage.name,
                 "recipe": {**card.recipe, stage.name: to_plain_json(asdict(stage))},
-                "parents": {**card.source_digests, "run": identity},
+                "source_digests": {**card.source_digests, "run": identity},
                 "metrics": {} if loss is None else {"validation_loss": loss},
             }
         )

@@ -21,7 +21,7 @@ _POSITIVE = (
 
 _MIN_ONE = (
     "batch_size", "batch_tokens", "micro_batch_size", "micro_batch_tokens",
-    "epochs", "max_steps", "max_length", "validate_every", "checkpoint_every",
+    "epochs", "max_steps", "max_length", "eval_every", "save_every",
 )  # fmt: skip
 
 

@@ -95,7 +95,7 @@ def test_a_key_is_needed_for_the_page_too(model_folder: Path, loopback: None) ->
 
 def test_an_open_page_does_not_hold_up_the_end(model_folder: Path, loopback: None) -> None:
     """A browser keeps a connection open as long as it shows the page; the server ends all the same, at once."""
-    with ServerProcess(model_folder, "--web", "--set", "limits.drain_seconds=600") as server:
+    with ServerProcess(model_folder, "--web", "--set", "limits.drain_timeout=600") as server:
         connection = server.connect()
         connection.request("GET", "/gradio_api/heartbeat/abc")
         assert connection.getresponse().status == 200

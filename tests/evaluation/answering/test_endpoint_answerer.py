@@ -103,7 +103,7 @@ def test_the_only_model_of_a_server_need_not_be_named(serve: Serve) -> None:
 
 def test_a_server_does_not_weigh_options() -> None:
     """What it cannot do is refused before anything is sent."""
-    with pytest.raises(UsageError, match="choose_by=letter needs a model folder"):
+    with pytest.raises(UsageError, match="choice_method=letter needs a model folder"):
         ServerAnswerer(
             ServerAddress(url="http://127.0.0.1:9/v1", model="m"),
             AnswerConfig(choice_method="letter"),

@@ -60,18 +60,18 @@ def answers(folder: Path, texts: dict[str, str]) -> Path:
 def files(folder: Path, names: dict[str, str]) -> Sources:
     """Give files of a folder as questions or truth."""
     paths = {role: folder / name for role, name in names.items()}
-    return Sources(questions=paths.get("questions"), annotations=paths.get("truth"))
+    return Sources(questions=paths.get("questions"), annotations=paths.get("annotations"))
 
 
 TEXTS = {"1": "The answer is A.", "2": "C", "3": "both", "5": "LECTURE: a.\n###\nANSWER: B."}
 
 
 @pytest.mark.parametrize(
-    "truth",
+    "annotations",
     [
-        {"truth": "test_answers.csv"},
-        {"truth": "test_answers.csv", "questions": "pid_splits.json"},
-        {"truth": "test_answers.csv", "questions": "llava_test_CQM-A.json"},
+        {"annotations": "test_answers.csv"},
+        {"annotations": "test_answers.csv", "questions": "pid_splits.json"},
+        {"annotations": "test_answers.csv", "questions": "llava_test_CQM-A.json"},
     ],
 )
 def test_the_papers_table_comes_out_of_the_official_file(
@@ -112,10 +112,10 @@ def test_the_question_file_alone_has_the_truth(third_party: Path) -> None:
 @pytest.mark.parametrize(
     "given",
     [
-        {"questions": "problems.json"}, {"truth": "problems.json"}, {"questions": "."}, {"truth": "truth.csv"},
-        {"questions": "problems.json", "truth": "pid_splits.json"},
-        {"questions": "problems.json", "truth": "truth.csv"},
-        {"questions": "truth.csv", "truth": "problems.json"},
+        {"questions": "problems.json"}, {"annotations": "problems.json"}, {"questions": "."}, {"annotations": "truth.csv"},
+        {"questions": "problems.json", "annotations": "pid_splits.json"},
+        {"questions": "problems.json", "annotations": "truth.csv"},
+        {"questions": "truth.csv", "annotations": "problems.json"},
     ],
 )  # fmt: skip
 def test_a_small_split_by_hand(folder: Path, given: dict[str, str]) -> None:
@@ -176,7 +176,7 @@ def test_truths_that_disagree_are_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "text"),
+    ("prompt_layout", "text"),
     [
         ("", f"\nLook.\nWhich?\nA. red\nB. green\nC. blue\n{LETTER_PROMPT}"),
         ("LEPA", "Which?\nContext: Look.\nOptions: (A) red (B) green (C) blue\n"),

@@ -147,11 +147,11 @@ def test_every_task_is_asked_of_a_server(
         return
     results = json.loads((tmp_path / "o" / "results.json").read_text())
     expected = benchmark.score({item.id: "yes" for item in benchmark.items})
-    assert results["figures"] == json.loads(json.dumps(expected.metrics))
-    assert results["headline"]["figure"] == task.primary_metric
+    assert results["metrics"] == json.loads(json.dumps(expected.metrics))
+    assert results["primary_metric"]["metric"] == task.primary_metric
     assert results["counts"]["answered"] == len(benchmark.items)
     if expected.sums is not None:
-        method = results["headline"]["method"]
+        method = results["primary_metric"]["method"]
         assert method.startswith("bootstrap over ")
         assert f"({method})</span>" in (tmp_path / "o" / "report.html").read_text()
     assert f"{task.primary_metric} {flatten(expected.metrics)[task.primary_metric]:.2f}" in said.out

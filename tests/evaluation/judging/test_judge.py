@@ -356,7 +356,7 @@ def command(made: Bench, url: str, *more: str) -> subprocess.Popen[str]:
         str(made.folder / "truth.jsonl"),
     ]
     words += ["--judge-url", url, "--judge-model", "little-judge", "--set", "concurrency=4"]
-    words += ["--set", "first_wait=0.001", "--set", "retries=1", *more]
+    words += ["--set", "initial_backoff=0.001", "--set", "retries=1", *more]
     return subprocess.Popen(
         [sys.executable, "-m", "caldera", *words],
         env={**os.environ, "OPENAI_API_KEY": KEY},

@@ -60,7 +60,7 @@ def test_only_what_wants_a_judge_is_sent_to_one(
     assert (figures["question"], figures["people"]) == pytest.approx((190 / 3, 20), abs=0.05)
     assert (figures["questions"], figures["judged"], figures["n_ok"], figures["valid"]) == (4, 2, 2, True)  # fmt: skip
     lines = (tmp_path / "judged" / "verdicts.jsonl").read_text().splitlines()
-    settled = {line["id"]: line["settled"] for line in map(json.loads, lines)}
+    settled = {line["id"]: line["settled_verdicts"] for line in map(json.loads, lines)}
     assert settled == {"why": False, "who": False, "hue": True, "sign": True}
     again = judge_answers(order(tmp_path, LINES), judge(server.url), NoProgress())
     assert (again, server.count) == (scores, 2)

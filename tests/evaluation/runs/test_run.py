@@ -71,7 +71,7 @@ class Counting(NoProgress):
 
 def run(model: Path, photos: Path, out: Path, count: int = COUNT, **changes: Any) -> int:  # noqa: ANN401
     """Ask a model folder, and return how many items were asked."""
-    tail, longest = changes.pop("tail", ""), changes.pop("longest", None)
+    tail, longest = changes.pop("tail", ""), changes.pop("max_new_tokens", None)
     counting = Counting()
     evaluate(
         questions(count, tail=tail),
@@ -241,7 +241,7 @@ def test_numbers_come_with_what_they_depend_on(serve: Serve, photos: Path, tmp_p
         "answered": COUNT,
         "failed": 0,
         "left_out": 0,
-        "unread": 0,
+        "unparsed": 0,
     }
     told = results["provenance"]
     assert told["data"]["split"] == 99
@@ -338,6 +338,6 @@ def test_what_is_scored_together_fails_together(serve: Serve, photos: Path, tmp_
 
     answerer = ServerAnswerer(ServerAddress(url=serve(script).url, model="m"), AnswerConfig())
     results = evaluate(benchmark, answerer, folder=photos, out=tmp_path / "out")
-    assert results["counts"] == {"items": 8, "answered": 7, "failed": 1, "left_out": 1, "unread": 0}
+    assert results["counts"] == {"items": 8, "answered": 7, "failed": 1, "left_out": 1, "unparsed": 0}
     assert results["overall"]["n"] == 6
     assert read_samples(tmp_path / "out" / "answers.jsonl")[2].state == "unmarked"

@@ -75,7 +75,7 @@ def test_a_run_killed_at_random_ends_as_one_that_was_not(
         "--set",
         "concurrency=4",
         "--set",
-        "first_wait=0.01",
+        "initial_backoff=0.01",
     )
     whole = serve(faulty)
     finish(command(folder, tmp_path / "whole.json", whole.url, *options))

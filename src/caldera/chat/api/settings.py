@@ -51,12 +51,12 @@ class Limits:
             UsageError: One is out of its range.
         """
         for name in (
-            "body_bytes", "bodies_bytes", "body_seconds", "max_tokens", "answer_seconds", "stall_seconds",
-            "ping_seconds",
+            "body_bytes", "bodies_bytes", "body_timeout", "max_tokens", "answer_timeout", "send_timeout",
+            "keep_alive_interval",
         ):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be over 0")
-        for name in ("images", "drain_seconds", "key_requests", "key_requests_per_minute"):
+        for name in ("images", "drain_timeout", "max_concurrent_per_key", "max_per_minute_per_key"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 0")
 

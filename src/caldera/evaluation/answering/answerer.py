@@ -57,7 +57,7 @@ class AnswerConfig:
             raise UsageError(
                 f"choose_by is {self.choice_method!r}; write one of {', '.join(known)}"
             )
-        for name in ("batch_size", "give_up_after"):
+        for name in ("batch_size", "max_consecutive_failures"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
 

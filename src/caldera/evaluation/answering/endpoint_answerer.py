@@ -46,7 +46,7 @@ class ServerAnswerer:
         """
         if asking.choice_method != "generation":
             raise UsageError(
-                f"choose_by={asking.choice_method} needs a model folder; a server does not tell how likely an answer is"
+                f"choice_method={asking.choice_method} needs a model folder; a server does not tell how likely an answer is"
             )
         self._server, self._asking = server, asking
         self._model = server.model or asyncio.run(self._single_served_model())
@@ -64,7 +64,7 @@ class ServerAnswerer:
             "image mode": "the server's; images are sent as their files are",
             "temperature": str(asking.temperature),
             **drawn,
-            "choose_by": asking.choice_method,
+            "choice_method": asking.choice_method,
         }
 
     @property

@@ -52,7 +52,7 @@ class LocalModelAnswerer:
             "device": self._compute.device.type,
             "temperature": str(asking.temperature),
             **drawn,
-            "choose_by": asking.choice_method,
+            "choice_method": asking.choice_method,
             "batch_size": str(asking.batch_size),
         }
 

@@ -203,7 +203,7 @@ def _write(
         "protocol_digest": PROTOCOL,
         "first": str(order.first),
         "second": str(order.second),
-        "figures": figures,
+        "metrics": figures,
         "caldera": __version__,
     }
     write_json(order.out / "scores.json", scores)

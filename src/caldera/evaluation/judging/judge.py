@@ -78,7 +78,7 @@ class Judge:
             "top_p": sending.top_p,
             "seed": sending.seed,
             "max_tokens": sending.max_tokens,
-            "repairs": sending.max_repairs,
+            "max_repairs": sending.max_repairs,
         }
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -40,7 +40,7 @@ class ReviewFile:
     def figures(self) -> dict[str, int]:
         """How many verdicts stand here otherwise than in the official scripts."""
         return {
-            "stored_otherwise": len(self.num_different),
+            "num_different": len(self.num_different),
             "official_unread": len(self.official_unread),
         }
 

@@ -181,7 +181,7 @@ def _common_suffix(samples: Sequence[ItemResult]) -> str:
 def _states(runs: Sequence[FinishedRun]) -> list[str]:
     """Name the states that items of these runs can be in."""
     if len(runs) == 1:
-        return ["right", "partly right", "wrong", "unread", "failed", "unmarked"]
+        return ["right", "partly right", "wrong", "unparsed", "failed", "unmarked"]
     return ["answers differ in mark", "all right", "none right"]
 
 

@@ -12,7 +12,7 @@ from caldera.evaluation.benchmark import Item, Score
 from caldera.record_files import read_records
 from caldera.storage import write_atomic
 
-State = Literal["right", "partly right", "wrong", "unread", "failed", "unmarked"]
+State = Literal["right", "partly right", "wrong", "unparsed", "failed", "unmarked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class ItemResult:
         if self.failed:
             return "failed"
         if self.parse_error:
-            return "unread"
+            return "unparsed"
         if self.score is None:
             return "unmarked"
         return "right" if self.score >= 1 else "partly right" if self.score > 0 else "wrong"

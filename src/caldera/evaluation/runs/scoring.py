@@ -86,13 +86,13 @@ def build_results(
         "measures": about.measures,
         "valid": len(failed) <= MAX_FAILED * len(items),
         "headline": {
-            "figure": figure,
+            "metric": figure,
             "value": shown.get(figure, score.overall),
-            "chance": about.chance.get(figure),
+            "p_value": about.chance.get(figure),
             **_headline_interval(items, score, shown.get(figure)),
         },
-        "figures": score.metrics,
-        "chance": dict(about.chance),
+        "metrics": score.metrics,
+        "p_value": dict(about.chance),
         "overall": _group(score.overall, items, score),
         "kinds": _kinds(items, score),
         "slices": _slices(items, score),
@@ -101,10 +101,10 @@ def build_results(
             "answered": len(items) - len(failed),
             "failed": len(failed),
             "left_out": len(items) - len(failed) - len(scored_items(items, answers)),
-            "unread": len(score.unparsed),
+            "unparsed": len(score.unparsed),
         },
         "failed": failed,
-        "unread": dict(score.unparsed),
+        "unparsed": dict(score.unparsed),
     }
 
 

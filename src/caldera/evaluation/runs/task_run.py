@@ -50,7 +50,7 @@ def evaluate_task(
             f"{len(wordless)} items have an answer but no question, the first {wordless[0]}; these files can score "
             f"answers, but to ask a model {task.name} needs its questions, too (--questions)"
         )
-    files = {"questions": sources.questions, "truth": sources.annotations}
+    files = {"questions": sources.questions, "annotations": sources.annotations}
     about = BenchmarkInfo(
         title=task.title,
         measures=task.measures,
@@ -124,7 +124,7 @@ def find_default_files(folder: Path, task: Task, given: Sources) -> Sources:
     layout = task.default_files
     named = {
         "questions": layout.questions,
-        "truth": layout.annotations,
+        "annotations": layout.annotations,
         "images": layout.images,
     }
     wanted = {name: folder / path for name, path in named.items() if path is not None}
@@ -139,6 +139,6 @@ def find_default_files(folder: Path, task: Task, given: Sources) -> Sources:
     return replace(
         given,
         questions=given.questions or found.get("questions"),
-        annotations=given.annotations or found.get("truth"),
+        annotations=given.annotations or found.get("annotations"),
         images=given.images or found.get("images"),
     )

@@ -123,7 +123,7 @@ class RequestConfig:
         least: dict[str, float] = {
             "concurrency": 1, "requests_per_minute": 1, "tokens_per_minute": 1, "temperature": 0, "top_p": 0,
             "max_tokens": 1, "timeout": 0.001,
-            "retries": 0, "first_wait": 0, "longest_wait": 0, "repairs": 0, "give_up_after": 1,
+            "retries": 0, "initial_backoff": 0, "max_backoff": 0, "max_repairs": 0, "give_up_after": 1,
         }  # fmt: skip
         for name, bound in least.items():
             value = getattr(self, name)

@@ -66,7 +66,7 @@ def collect(
             continue
         heard = journal.replies(dialogue.id)
         try:
-            if entry.outcome == "refused":
+            if entry.outcome == "rejected":
                 raise RejectedReply(entry.rule, entry.detail)
             _add_reply(gathered, dialogue, heard, prompts, beside)
         except RejectedReply as refusal:
@@ -125,7 +125,7 @@ def write_side_files(folder: Path, gathered: CollectedReplies) -> None:
     """
     lists = {
         "provenance": gathered.provenance,
-        "refused": gathered.refused,
+        "rejected": gathered.refused,
         "failed": gathered.failed,
     }
     for name, lines in lists.items():

@@ -29,7 +29,7 @@ def fingerprint_of(
         "top_p": str(sending.top_p),
         "seed": str(sending.seed),
         "max_tokens": str(sending.max_tokens),
-        "repairs": str(sending.max_repairs),
+        "max_repairs": str(sending.max_repairs),
         "annotations": _digest_of(images),
         "caldera": __version__,
         **{f"prompt of {kind}": prompt.digest for kind, prompt in prompts.items()},
