@@ -38,7 +38,7 @@ docs: .venv/installed
 	$(BIN)/python -m tests.docs.write
 
 backbones: .venv/installed
-	$(BIN)/python -m caldera.scenes.backbones --out src/caldera/scenes/pretrained --work build/backbones
+	$(BIN)/python -m backbones --out src/caldera/scenes/pretrained --work build/backbones
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("caldera needs Python 3.11 or newer; try: make PYTHON=python3.12")'

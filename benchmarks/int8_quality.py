@@ -15,14 +15,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caldera.annotations.coco import read_coco
-from caldera.batches.image_files import open_image
+from caldera.evaluation.annotation_questions import build_questions
 from caldera.evaluation.benchmark import Benchmark
-from caldera.evaluation.exact_match import build_questions
-from caldera.inference.decoders import choose_decoder
+from caldera.files.skipped import SkippedItems
+from caldera.formats.model_folder import load_model_folder
+from caldera.images.decoding import open_image
+from caldera.inference.choose_decoder import choose_decoder
 from caldera.inference.engine import Engine, EngineConfig, Request, SamplingParams
 from caldera.inference.packed_linear import Quantization
-from caldera.model.folder import load_model_folder
-from caldera.skips import SkippedItems
 
 WINDOW = 512
 """Tokens of a text that are read together."""

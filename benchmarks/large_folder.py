@@ -34,7 +34,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from caldera.model.tensor_files import LazyWeight, write_weights
+from caldera.formats.safetensors_files import LazyWeight, write_weights
 from caldera.scenes.backbones import BACKBONES
 
 WORDS = 32000

@@ -40,16 +40,16 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from caldera.batches.templates import VICUNA_SYSTEM
 from caldera.conversation import Conversation, ImageRef, Turn
+from caldera.formats.assemble import assemble
+from caldera.formats.gguf.export import gguf_files, write_gguf_files
+from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.inference.engine import Engine, EngineConfig, Request, SamplingParams
 from caldera.inference.packed_linear import Quantization
 from caldera.inference.prompts import Prompt, PromptBuilder, process_image
-from caldera.model.assemble import assemble
-from caldera.model.folder import load_model_folder, save_model_folder
-from caldera.model.gguf_export import gguf_files, write_gguf_files
 from caldera.progress import NoProgress
 from caldera.scenes.backbones import find_backbone
+from caldera.templates.template import VICUNA_SYSTEM
 
 SIDES = ("transformers", "caldera", "caldera int8", "llama.cpp f16", "llama.cpp q8_0")
 CONCURRENT = (1, 2, 4, 8, 16)

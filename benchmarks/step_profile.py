@@ -26,7 +26,7 @@ from train import Step, caldera_step, transformers_step
 from train_workloads import SIZES, WORKLOADS, matmul_peak, samples_of, write_model
 
 from caldera.batches.samples import Sample
-from caldera.model.folder import load_model_folder
+from caldera.formats.model_folder import load_model_folder
 
 GROUPS = (
     "matmul", "attention", "elementwise, norms", "loss", "optimiser", "casts, copies", "loading", "other operations",

@@ -48,19 +48,16 @@ from transformers import (
 )
 
 from caldera.batches.image_sources import DecodedImages
-from caldera.batches.labels import IGNORE_INDEX
 from caldera.batches.packing import group_by_images
 from caldera.batches.sampler import BatchLimit, StepSampler
 from caldera.batches.samples import Sample
-from caldera.model.folder import LlavaBundle, load_model_folder
-from caldera.processor import tune_malloc
+from caldera.devices import DeviceConfig, Runtime, tune_malloc
+from caldera.formats.model_folder import LlavaBundle, load_model_folder
 from caldera.progress import NoProgress
-from caldera.training.devices import DeviceConfig, Runtime
-from caldera.training.features import cached_tower_features, raise_image_error
-from caldera.training.freeze import set_trainable
-from caldera.training.loop import build_batch, plan_micro_batches
-from caldera.training.optimizer import build_optimizer
-from caldera.training.step import training_step
+from caldera.templates.encoding import IGNORE_INDEX
+from caldera.training.loop import build_batch, plan_micro_batches, training_step
+from caldera.training.parameters import build_optimizer, set_trainable
+from caldera.training.vision_features import cached_tower_features, raise_image_error
 
 SIDES = ("padded", "grouped", "trl", "caldera")
 COMPUTE = DeviceConfig(torch.device("cpu"), torch.bfloat16)

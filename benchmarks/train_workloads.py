@@ -21,12 +21,12 @@ from transformers import (
 )
 
 from caldera.batches.samples import Sample, SampleBuilder
-from caldera.batches.templates import find_template
 from caldera.conversation import Conversation, ImageRef, Turn
-from caldera.model.assemble import assemble
-from caldera.model.folder import LlavaBundle, save_model_folder
+from caldera.files.skipped import SkippedItems
+from caldera.formats.assemble import assemble
+from caldera.formats.model_folder import LlavaBundle, save_model_folder
 from caldera.scenes.backbones import find_backbone
-from caldera.skips import SkippedItems
+from caldera.templates.template import find_template
 from caldera.training.stage import FINETUNE, PRETRAIN, Stage
 
 

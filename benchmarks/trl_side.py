@@ -22,9 +22,9 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from caldera.batches.templates import find_template
 from caldera.conversation import Conversation, ImageRef
-from caldera.model.chat_templates import chat_template
+from caldera.templates.jinja import chat_template
+from caldera.templates.template import find_template
 
 _WARM = 2
 """Steps before the clock starts."""

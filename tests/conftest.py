@@ -24,8 +24,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from caldera.model.assemble import assemble
-from caldera.model.folder import LlavaBundle
+from caldera.formats.assemble import assemble
+from caldera.formats.model_folder import LlavaBundle
 from caldera.progress import Advance, NoProgress, Progress
 from tests.teacher_server import Script, TeacherServer
 

@@ -6,12 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from caldera.batches.collate import Batch, collate, iter_new_images
 from caldera.batches.image_sources import DecodedImages
-from caldera.batches.labels import IGNORE_INDEX
-from caldera.batches.packing import build_packs
+from caldera.batches.packing import Batch, build_packs, collate, iter_new_images
 from caldera.batches.samples import Sample
-from caldera.model.folder import LlavaBundle
+from caldera.formats.model_folder import LlavaBundle
+from caldera.templates.encoding import IGNORE_INDEX
 
 
 def batch_of(assistant: LlavaBundle, samples: Sequence[Sample], *, share: bool = False) -> Batch:

@@ -28,8 +28,8 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.tokenization_utils_base import generate_merges
 
-from caldera.batches.templates import TEMPLATES
 from caldera.conversation import IMAGE_PLACEHOLDER
+from caldera.templates.template import TEMPLATES
 
 LOW_LINE = "\u2581"
 """What SentencePiece writes for a space; it cannot tell the two apart."""

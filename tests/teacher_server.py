@@ -11,8 +11,8 @@ from typing import Any
 
 from PIL import Image
 
-from caldera.instructions.asking.parsing import format_exchanges
-from caldera.instructions.teacher import Exchange
+from caldera.instructions.dialogues import Exchange
+from caldera.instructions.llm_teacher.reply_parsing import format_exchanges
 
 DETAIL = "A red thing stands in a kitchen, and nothing else can be made out around it."
 

@@ -7,22 +7,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "caldera"
-GROUND = (
-    "errors",
-    "storage",
-    "processor",
-    "skips",
-    "progress",
-    "settings",
-    "boxes",
-    "english",
-    "record_files",
-    "journal_file",
-    "conversation",
-)
+GROUND = ("errors", "progress", "devices", "overrides")
 ORDER = (
-    *GROUND, "scenes", "annotations", "instructions", "datasets", "batches", "model", "training", "inference",
-    "evaluation", "chat", "tools", "recipes", "cli", "__main__",
+    *GROUND, "files", "conversation", "annotations", "scenes", "llm_client", "instructions", "images", "datasets",
+    "templates", "batches", "model", "formats", "training", "inference", "evaluation", "export", "chat", "server",
+    "recipes", "pipelines", "cli", "__main__",
 )  # fmt: skip
 BANNED = {"utils", "util", "helpers", "common", "misc"}
 MAX_FILE, MAX_FUNCTION = 400, 60

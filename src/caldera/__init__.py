@@ -15,7 +15,7 @@ __all__ = ["__version__", "load"]
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module's attributes are of any type
     """Import `load` when it is first asked for, as it takes seconds that commands without a model need not wait."""
     if name == "load":
-        from caldera.chat.loaded import load
+        from caldera.chat.chat_model import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,8 +19,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from caldera.errors import ConversationError, did_you_mean
-from caldera.record_files import read_records
-from caldera.storage import write_atomic
+from caldera.files.atomic import write_atomic
+from caldera.files.records import read_records
 
 IMAGE_PLACEHOLDER = "<image>"
 

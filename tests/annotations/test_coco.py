@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from caldera.annotations.boxes import Box
 from caldera.annotations.coco import read_coco
-from caldera.boxes import Box
 from caldera.errors import AnnotationError, ImageError, InputError, UnknownNameError
-from caldera.skips import SkippedItems
+from caldera.files.skipped import SkippedItems
 
 Files = dict[str, dict[str, list[dict[str, Any]]]]
 WIDTH, HEIGHT = 50, 20

@@ -5,11 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from caldera.batches.anyres import SINGLE_VIEW
-from caldera.batches.collate import PackedRow, collate, iter_new_images
-from caldera.batches.labels import IGNORE_INDEX
-from caldera.batches.packing import Pack
+from caldera.batches.packing import Pack, PackedRow, collate, iter_new_images
 from caldera.batches.samples import Sample
+from caldera.images.anyres import SINGLE_VIEW
+from caldera.templates.encoding import IGNORE_INDEX
 
 
 def sample(name: str, length: int, images: int = 0) -> Sample:

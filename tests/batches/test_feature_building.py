@@ -12,12 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from caldera.batches import feature_building, image_sources
-from caldera.batches.feature_building import cache_features
+from caldera.batches import image_sources
 from caldera.batches.feature_store import FeatureStore
-from caldera.batches.image_sources import CachedFeatures, DecodedImages, FrozenTower
-from caldera.batches.images import ImageProcessor
+from caldera.batches.image_sources import CachedFeatures, DecodedImages, FrozenTower, cache_features
 from caldera.errors import ImageError, InputError, OutputError
+from caldera.images.processor import ImageProcessor
 from caldera.progress import NoProgress
 
 PROCESSOR = ImageProcessor(side=3, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
@@ -98,8 +97,8 @@ def test_tiles_go_through_the_tower_in_bounded_numbers(
     tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Views are counted, not images; each image gets back its own, in order, also beside others."""
-    monkeypatch.setattr(feature_building, "AT_ONCE", 5)
-    monkeypatch.setattr(image_sources, "AT_ONCE", 5)
+
+    monkeypatch.setattr(image_sources, "ENCODE_BATCH", 5)
     tiled = replace(PROCESSOR, aspect="anyres", pinpoints=((3, 6), (6, 3), (9, 6)))
     paths, looks = sorted(photos.iterdir()), Looks()
 

@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from caldera.batches.feature_building import cache_features
 from caldera.batches.feature_store import FeatureStore
-from caldera.batches.image_sources import CachedFeatures, DecodedImages, FrozenTower
-from caldera.batches.images import ImageProcessor
+from caldera.batches.image_sources import CachedFeatures, DecodedImages, FrozenTower, cache_features
 from caldera.errors import InputError
+from caldera.images.processor import ImageProcessor
 from caldera.progress import NoProgress
 
 PROCESSOR = ImageProcessor(side=3, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

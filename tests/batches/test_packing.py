@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from caldera.batches.anyres import SINGLE_VIEW
-from caldera.batches.labels import IGNORE_INDEX
 from caldera.batches.packing import Pack, build_packs, group_by_images, pack_micro_batches
 from caldera.batches.samples import Sample
+from caldera.images.anyres import SINGLE_VIEW
+from caldera.templates.encoding import IGNORE_INDEX
 
 IMAGE = 99
 

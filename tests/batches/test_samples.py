@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from caldera.batches.checking import validate_file
 from caldera.batches.samples import SampleBuilder
-from caldera.batches.templates import find_template
 from caldera.conversation import Conversation, ImageRef, Turn, write_conversations
+from caldera.datasets.validation import validate_file
 from caldera.errors import ImageError
-from caldera.model.folder import LlavaBundle
+from caldera.formats.model_folder import LlavaBundle
 from caldera.progress import NoProgress
+from caldera.templates.template import find_template
 
 MADE_UP = ("nowhere.png", "x" * 300 + ".png")
 """Names of images that are not there; no file system takes the second."""

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 import caldera
-from caldera.chat.loaded import ChatModel
+from caldera.chat.chat_model import ChatModel
 from caldera.errors import ImageError, UsageError
+from caldera.formats.model_folder import LlavaBundle, save_model_folder
 from caldera.inference.engine import EngineConfig
-from caldera.model.folder import LlavaBundle, save_model_folder
 
 
 @pytest.fixture

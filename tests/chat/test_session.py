@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from caldera.chat.media import resolve_image_path
-from caldera.chat.opening import with_stored_dtype
+from caldera.chat.chat_model import with_stored_dtype
 from caldera.chat.session import Session
 from caldera.chat.terminal import answer_once, run_repl, strip_control_chars
 from caldera.conversation import ImageRef
+from caldera.devices import DeviceConfig
 from caldera.errors import ImageError, ModelFormatError, UsageError
+from caldera.formats.model_folder import LlavaBundle, save_model_folder
 from caldera.inference.engine import Engine
 from caldera.inference.sampling import SamplingParams
-from caldera.model.folder import LlavaBundle, save_model_folder
-from caldera.training.devices import DeviceConfig
+from caldera.server.media.loader import resolve_image_path
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from caldera.conversation import read_conversations
-from caldera.model.folder import LlavaBundle, save_model_folder
+from caldera.formats.model_folder import LlavaBundle, save_model_folder
 
 
 def run(

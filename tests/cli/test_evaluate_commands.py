@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from caldera.evaluation.benchmarks.table import BENCHMARKS
+from caldera.evaluation.benchmarks.registry import BENCHMARKS
 
 Call = Callable[..., tuple[int, str, str]]
 

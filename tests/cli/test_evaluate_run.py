@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from caldera.evaluation.answer_files import read_answers
-from caldera.model.folder import LlavaBundle, save_model_folder
+from caldera.evaluation.files import read_answers
+from caldera.formats.model_folder import LlavaBundle, save_model_folder
 from tests.teacher_server import Answer, Script, TeacherServer, completion, write_coco
 
 Call = Callable[..., tuple[int, str, str]]

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from caldera.datasets.captions import import_captions, import_coco
-from caldera.datasets.imported import ImportOptions
+from caldera.datasets.importer import ImportOptions
 from caldera.errors import InputError
-from caldera.instructions.wordings import CAPTION_REQUESTS
-from caldera.skips import SkippedItems
+from caldera.files.skipped import SkippedItems
+from caldera.instructions.request_phrases import CAPTION_REQUESTS
 
 
 @pytest.fixture

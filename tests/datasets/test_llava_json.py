@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from caldera.conversation import from_record, to_record
-from caldera.datasets.imported import ImportOptions
+from caldera.datasets.importer import ImportOptions
 from caldera.datasets.llava_json import import_llava
 from caldera.errors import InputError
-from caldera.skips import SkippedItems
+from caldera.files.skipped import SkippedItems
 
 SEEN = ImportOptions()
 UNSEEN = ImportOptions(check_exists=False)

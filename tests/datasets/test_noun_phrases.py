@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caldera.datasets.noun_phrases import MAX_WORDS, noun_phrases, singular
+from caldera.datasets.balancing import MAX_WORDS, noun_phrases, singular
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from caldera.conversation import to_record
-from caldera.datasets.imported import ImportOptions
+from caldera.datasets.importer import ImportOptions
 from caldera.datasets.science_qa import (
     ANSWERS,
     LETTER_PROMPT,
@@ -18,7 +18,7 @@ from caldera.datasets.science_qa import (
     parse_layout,
 )
 from caldera.errors import InputError, UnknownNameError
-from caldera.skips import SkippedItems
+from caldera.files.skipped import SkippedItems
 
 PROBLEMS: dict[str, dict[str, Any]] = {
     "1": {

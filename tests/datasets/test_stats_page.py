@@ -9,9 +9,8 @@ from xml.etree import ElementTree
 import pytest
 
 from caldera.conversation import Conversation, Turn
-from caldera.datasets.charts import bars, histogram, sunburst
-from caldera.datasets.figures import Branch, DatasetStatistics, Histogram
-from caldera.datasets.stats_page import write_stats
+from caldera.datasets.statistics import Branch, DatasetStatistics, Histogram
+from caldera.datasets.statistics_page import bars, histogram, sunburst, write_stats
 
 EVIL = "<script>alert('x')</script> \" & <b>"
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from caldera.conversation import to_record
-from caldera.datasets.imported import AnswerPromptPlacement, ImportOptions
+from caldera.datasets.importer import AnswerPromptPlacement, ImportOptions
 from caldera.datasets.vqa import SHORT_ANSWER_PROMPT, import_vqa
 from caldera.errors import InputError
-from caldera.skips import SkippedItems
+from caldera.files.skipped import SkippedItems
 
 ASKED = [
     (9, 90, "Is it red?"),

@@ -12,11 +12,11 @@ import jsonschema
 import pytest
 from typer.testing import CliRunner
 
-from caldera.batches.templates import TEMPLATES
 from caldera.cli import app
 from caldera.conversation import json_schema, read_conversations
 from caldera.errors import ConversationError
-from caldera.recipes.listing import markdown
+from caldera.recipes.describe import markdown
+from caldera.templates.template import TEMPLATES
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])

@@ -12,7 +12,9 @@ from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 
-from caldera.batches.templates import (
+from caldera.conversation import Conversation, ImageRef, Turn
+from caldera.recipes.describe import markdown
+from caldera.templates.template import (
     END,
     TEMPLATES,
     BoundaryToken,
@@ -21,8 +23,6 @@ from caldera.batches.templates import (
     Template,
     TextSpan,
 )
-from caldera.conversation import Conversation, ImageRef, Turn
-from caldera.recipes.listing import markdown
 
 ROOT = Path(__file__).parents[2]
 

@@ -3,8 +3,8 @@
 from typing import Any
 
 from caldera.conversation import Conversation, ImageRef, Turn
+from caldera.evaluation.annotation_questions import ExactMatch
 from caldera.evaluation.benchmark import Item
-from caldera.evaluation.exact_match import ExactMatch
 from tests.teacher_server import Answer, completion
 
 COLORS = ("red", "blue", "green")

@@ -2,16 +2,14 @@
 
 import pytest
 
-from caldera.evaluation.choice_letters import (
-    parse_choice,
-    science_qa_letter,
-    science_qa_letter_by_llava,
-)
-from caldera.evaluation.yes_no import (
+from caldera.evaluation.answer_parsing import (
     is_explicit_yes_no,
+    parse_choice,
     parse_mme_answer,
     parse_pope_answer,
     parse_yes_no,
+    science_qa_letter,
+    science_qa_letter_by_llava,
 )
 
 CHOICES = ("a bear", "a dog", "both")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from caldera.errors import InputError
-from caldera.evaluation.answer_files import read_answers
+from caldera.evaluation.files import read_answers
 
 RECORDS = [
     {"question_id": 7, "prompt": "?", "text": "Yes"},

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from caldera.evaluation.bleu import bleu
+from caldera.evaluation.caption_metrics import bleu
 
 
 def test_the_example_of_the_paper_clips_repetition() -> None:

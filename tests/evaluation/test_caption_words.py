@@ -2,7 +2,7 @@
 
 import pytest
 
-from caldera.evaluation.caption_words import ptb_tokenize
+from caldera.evaluation.caption_metrics import ptb_tokenize
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from caldera.evaluation.cider import cider_d
+from caldera.evaluation.caption_metrics import cider_d
 
 REFERENCES = {
     "1": ["a dog on a beach", "a dog runs on the sand"],

@@ -7,22 +7,22 @@ from pathlib import Path
 import pytest
 
 from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, Instance
+from caldera.annotations.boxes import Box
 from caldera.annotations.coco import read_coco
-from caldera.boxes import Box
 from caldera.conversation import Conversation, Turn
 from caldera.errors import InputError
-from caldera.evaluation.benchmark import Item
-from caldera.evaluation.captions import build_caption_task
-from caldera.evaluation.exact_match import (
+from caldera.evaluation.annotation_questions import (
     ExactMatch,
     _choose_least_used,
+    build_caption_task,
     build_questions,
     majority_answers,
     normalized,
     with_shuffled_images,
 )
+from caldera.evaluation.benchmark import Item
+from caldera.files.skipped import SkippedItems
 from caldera.instructions.questions import Question
-from caldera.skips import SkippedItems
 
 
 def asked(annotations: AnnotationSet, beside: Path) -> ExactMatch:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from caldera.evaluation.rouge import mean_rouge_l, rouge_l
+from caldera.evaluation.caption_metrics import mean_rouge_l, rouge_l
 
 
 def test_the_example_of_the_paper() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from caldera.evaluation.said import contains_answer
+from caldera.evaluation.answer_parsing import contains_answer
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from caldera.evaluation.vqa_normalization import normalize_submission, normalize_vqa
+from caldera.evaluation.vqa_accuracy import normalize_submission, normalize_vqa
 
 
 @pytest.mark.parametrize(

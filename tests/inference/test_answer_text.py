@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from caldera.inference.answer_text import IncrementalDetokenizer
+from caldera.inference.detokenizer import IncrementalDetokenizer
 
 
 def written(

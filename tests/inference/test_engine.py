@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from transformers import BloomConfig, BloomForCausalLM, PreTrainedTokenizerFast
 
-from caldera.batches.image_files import open_image
 from caldera.batches.image_sources import DecodedImages
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import EngineError, QueueFullError, UsageError
+from caldera.formats.assemble import assemble
+from caldera.formats.model_folder import LlavaBundle
+from caldera.images.decoding import open_image
 from caldera.inference.engine import AnswerStream, Engine, EngineConfig, Request, SamplingParams
 from caldera.inference.llama_decoder import LlamaDecoder
 from caldera.inference.prompts import Prompt
-from caldera.model.assemble import assemble
-from caldera.model.folder import LlavaBundle
 
 GREEDY = SamplingParams(max_new_tokens=23)
 DRAWN = SamplingParams(max_new_tokens=23, temperature=1.3, top_p=0.9, top_k=50)
@@ -31,7 +31,9 @@ FEW = EngineConfig(slots=3, prefill_chunk_size=7)
 @pytest.fixture(params=["allow_fast_decoder", "transformers"])
 def engine(assistant: LlavaBundle, request: pytest.FixtureRequest) -> Iterator[Engine]:
     """An engine on the random assistant, by either decoder."""
-    with Engine(assistant, replace(FEW, allow_fast_decoder=request.param == "allow_fast_decoder")) as running:
+    with Engine(
+        assistant, replace(FEW, allow_fast_decoder=request.param == "allow_fast_decoder")
+    ) as running:
         yield running
 
 
@@ -370,7 +372,10 @@ def test_a_model_without_positions_has_no_limit(
         answering.cancel()
 
 
-@pytest.mark.parametrize("bad", [{"slots": 0}, {"max_waiting": -1}, {"prefill_chunk_size": 0}, {"prefix_cache_bytes": -1}])
+@pytest.mark.parametrize(
+    "bad",
+    [{"slots": 0}, {"max_waiting": -1}, {"prefill_chunk_size": 0}, {"prefix_cache_bytes": -1}],
+)
 def test_settings_out_of_range_are_refused(bad: dict[str, int]) -> None:
     """The message names the setting."""
     with pytest.raises(UsageError, match=next(iter(bad))):

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from caldera.batches.image_files import open_image
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import UsageError
+from caldera.formats.model_folder import LlavaBundle
+from caldera.images.decoding import open_image
+from caldera.inference.attention_maps import attention_weights, compute_attention_maps, split_words
 from caldera.inference.engine import Engine, EngineConfig, Request, SamplingParams
-from caldera.inference.looking import attention_weights, compute_attention_maps, split_words
 from caldera.inference.prompts import Prompt, PromptBuilder, process_image
-from caldera.model.folder import LlavaBundle
 
 
 def answered(assistant: LlavaBundle, photos: Path, count: int, answer: str) -> tuple[Prompt, int]:

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from caldera.batches.anyres import SINGLE_VIEW
+from caldera.images.anyres import SINGLE_VIEW
 from caldera.inference.prefix_cache import LeastRecentlyUsed, PrefixCache
 from caldera.inference.prompts import ProcessedImage, Prompt
 

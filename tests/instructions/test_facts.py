@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caldera.annotations.annotated_image import AnnotatedImage, Instance
+from caldera.annotations.boxes import Box
 from caldera.annotations.coco import read_coco
-from caldera.boxes import Box
-from caldera.instructions.facts import derive_facts
-from caldera.instructions.knowledge import (
+from caldera.files.skipped import SkippedItems
+from caldera.instructions.coco_knowledge import (
     GROUPS,
     OTHER_NAMES,
     PURPOSES,
@@ -19,7 +19,7 @@ from caldera.instructions.knowledge import (
     group_of,
     mentioned_categories,
 )
-from caldera.skips import SkippedItems
+from caldera.instructions.facts import derive_facts
 
 LOOKED_FOR = ("dog", "cat", "cup", "scissors", "hot dog", "dining table", "person", "car")
 

@@ -11,15 +11,14 @@ import pytest
 
 from caldera.annotations.annotated_image import AnnotatedImage, Instance
 from caldera.annotations.coco import read_coco
-from caldera.english import number_word, plural
+from caldera.annotations.english import number_word, plural
+from caldera.files.skipped import SkippedItems
+from caldera.instructions.coco_knowledge import COLORS, GROUPS, PURPOSES
 from caldera.instructions.facts import Facts, derive_facts
-from caldera.instructions.knowledge import COLORS, GROUPS, PURPOSES
 from caldera.instructions.questions import FORMS, Question, describe, questions_about, yes_no_pairs
 from caldera.scenes.captions import captions_of
 from caldera.scenes.drawing import glyph_shapes
-from caldera.scenes.kinds import BACKGROUNDS, OBJECT_KINDS
-from caldera.scenes.world import SIDE, Scene, SceneObject, sample_scene
-from caldera.skips import SkippedItems
+from caldera.scenes.scene import BACKGROUNDS, OBJECT_KINDS, SIDE, Scene, SceneObject, sample_scene
 
 NOUNS = {noun: name for name in OBJECT_KINDS for noun in (name, plural(name))}
 PLACE = "top left|top right|bottom left|bottom right|top|bottom|left|right|middle"

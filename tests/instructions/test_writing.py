@@ -10,25 +10,26 @@ from pathlib import Path
 import pytest
 
 from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, Instance
-from caldera.annotations.sources import SourceOptions
-from caldera.boxes import Box
+from caldera.annotations.boxes import Box
+from caldera.annotations.registry import SourceOptions
 from caldera.conversation import ImageRef, read_conversations
 from caldera.errors import InputError, OutputError, UsageError
-from caldera.instructions.from_files import GenerateConfig, generate_data
-from caldera.instructions.scripted import ScriptedTeacher
-from caldera.instructions.teacher import Exchange, Kind, NothingToWrite
-from caldera.instructions.writing import (
+from caldera.instructions.dialogues import (
+    Exchange,
     GeneratedData,
+    Kind,
+    NothingToWrite,
     RelatedImages,
     assign_kinds,
     generate_dialogues,
     label_images,
 )
+from caldera.instructions.generate import GenerateConfig, generate_data
+from caldera.instructions.scripted_teacher import ScriptedTeacher
 from caldera.progress import NoProgress
 from caldera.scenes.captions import captions_of
 from caldera.scenes.drawing import glyph_shapes
-from caldera.scenes.kinds import OBJECT_KINDS
-from caldera.scenes.world import SIDE, sample_scene
+from caldera.scenes.scene import OBJECT_KINDS, SIDE, sample_scene
 
 
 @pytest.fixture(scope="module")

@@ -12,16 +12,16 @@ from transformers import (
 )
 
 from caldera.batches.image_sources import DecodedImages
-from caldera.batches.images import ASPECTS, ImageAspect
 from caldera.batches.samples import SampleBuilder
-from caldera.batches.templates import find_template
 from caldera.conversation import Conversation, ImageRef, Turn
-from caldera.inference.generate import BatchGenerator
+from caldera.devices import DeviceConfig
+from caldera.formats.assemble import assemble
+from caldera.formats.model_folder import load_model_folder, save_model_folder
+from caldera.images.processor import ASPECTS, ImageAspect
+from caldera.inference.batch_generator import BatchGenerator
 from caldera.inference.sampling import SamplingParams
-from caldera.model.assemble import assemble
-from caldera.model.folder import load_model_folder, save_model_folder
-from caldera.training.devices import DeviceConfig
-from caldera.training.step import training_step
+from caldera.templates.template import find_template
+from caldera.training.loop import training_step
 from tests.laying import batch_of
 from tests.tiny_languages import LANGUAGES
 

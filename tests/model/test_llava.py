@@ -23,15 +23,14 @@ from transformers import (
     Qwen2Config,
 )
 
-from caldera.batches.anyres import SINGLE_VIEW
-from caldera.batches.collate import collate
-from caldera.batches.labels import IGNORE_INDEX
-from caldera.batches.packing import build_packs
+from caldera.batches.packing import build_packs, collate
 from caldera.batches.samples import Sample
 from caldera.errors import ModelFormatError
+from caldera.images.anyres import SINGLE_VIEW
 from caldera.model.llava import LOGIT_TRANSFORMS, Llava, check_logits_match
 from caldera.model.projector import build_projector
-from caldera.model.vision import VisionTower
+from caldera.model.vision_tower import VisionTower
+from caldera.templates.encoding import IGNORE_INDEX
 from tests.laying import padded
 
 VOCABULARY, IMAGE = 37, 36

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from caldera.model.splice import insert_image_tokens
+from caldera.model.llava import insert_image_tokens
 
 
 def test_rows_land_in_order() -> None:

@@ -7,27 +7,27 @@ from pathlib import Path
 import pytest
 import torch
 
-from caldera.batches.templates import TEMPLATES
 from caldera.conversation import Conversation, ImageRef, Turn, write_conversations
+from caldera.devices import DeviceConfig, Runtime
 from caldera.errors import InputError, UsageError
-from caldera.model.assemble import assemble
-from caldera.model.folder import load_model_folder
+from caldera.formats.assemble import assemble
+from caldera.formats.model_folder import load_model_folder
+from caldera.overrides import apply_overrides
+from caldera.pipelines.paper_run import UserInputs, run_paper_recipe
 from caldera.progress import NoProgress, Progress
 from caldera.recipes.citations import CITATIONS
-from caldera.recipes.hub_towers import HUB_TOWERS
-from caldera.recipes.listing import cited_field_names, parameters_of, recipe_fields
-from caldera.recipes.paper_recipe import PaperRecipe
-from caldera.recipes.paper_way import UserInputs, run_paper_recipe
+from caldera.recipes.describe import cited_field_names, parameters_of, recipe_fields
+from caldera.recipes.papers import PaperRecipe
 from caldera.recipes.recipe import Recipe
-from caldera.recipes.table import (
+from caldera.recipes.registry import (
     PAPER_RECIPES,
     find_paper_recipe,
     find_recipe,
     find_scene_recipe,
 )
-from caldera.settings import apply_overrides
-from caldera.training.devices import DeviceConfig, Runtime
-from caldera.training.record import read_metrics
+from caldera.recipes.towers import HUB_TOWERS
+from caldera.templates.template import TEMPLATES
+from caldera.training.metrics_log import read_metrics
 
 MEANS = Runtime(DeviceConfig(torch.device("cpu"), torch.float32), NoProgress())
 

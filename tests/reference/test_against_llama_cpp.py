@@ -29,20 +29,20 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from caldera.batches.image_files import open_image
 from caldera.errors import ModelFormatError
-from caldera.evaluation.parity.by_caldera import Caldera
-from caldera.evaluation.parity.by_llama_cpp import CLASS_TOKEN_LAST, LlamaCpp
-from caldera.evaluation.parity.comparing import NEW_TOKENS, Parity, compare
-from caldera.model.assemble import assemble
-from caldera.model.folder import LlavaBundle, load_model_folder, save_model_folder
-from caldera.model.gguf_export import GgufFiles, chat_template_of, write_gguf_files
-from caldera.model.gguf_vision import ClassToken
-from caldera.model.gguf_writing import GgufDtype
+from caldera.export.export import ParityConfig, compare_model
+from caldera.export.parity.caldera_side import Caldera
+from caldera.export.parity.compare import NEW_TOKENS, Parity, compare
+from caldera.export.parity.llama_cpp_side import CLASS_TOKEN_LAST, LlamaCpp
+from caldera.export.parity.sample_images import SCENES, drawn_images
+from caldera.formats.assemble import assemble
+from caldera.formats.gguf.export import GgufFiles, chat_template_of, write_gguf_files
+from caldera.formats.gguf.vision_tower import ClassToken
+from caldera.formats.gguf.writer import GgufDtype
+from caldera.formats.model_folder import LlavaBundle, load_model_folder, save_model_folder
+from caldera.images.decoding import open_image
 from caldera.progress import NoProgress
 from caldera.scenes.backbones import find_backbone
-from caldera.tools.exporting import ParityConfig, compare_model
-from caldera.tools.parity_images import SCENES, drawn_images
 
 pytestmark = pytest.mark.reference
 

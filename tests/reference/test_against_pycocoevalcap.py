@@ -5,12 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from caldera.annotations.pairs import read_pairs
-from caldera.evaluation.bleu import bleu
-from caldera.evaluation.caption_words import ptb_tokenize
-from caldera.evaluation.cider import cider_d
-from caldera.evaluation.rouge import mean_rouge_l
-from caldera.skips import SkippedItems
+from caldera.annotations.caption_pairs import read_pairs
+from caldera.evaluation.caption_metrics import bleu, cider_d, mean_rouge_l, ptb_tokenize
+from caldera.files.skipped import SkippedItems
 
 pytestmark = pytest.mark.reference
 

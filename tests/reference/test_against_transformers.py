@@ -28,21 +28,21 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from caldera.batches.image_files import open_image
 from caldera.batches.image_sources import DecodedImages
-from caldera.batches.images import ASPECTS
-from caldera.batches.labels import IGNORE_INDEX
 from caldera.batches.samples import Sample, SampleBuilder
-from caldera.batches.templates import VICUNA_SYSTEM, find_template
 from caldera.conversation import Conversation, ImageRef, Turn
-from caldera.inference.generate import BatchGenerator
+from caldera.formats.assemble import assemble
+from caldera.formats.importing.import_model import import_model
+from caldera.formats.importing.request import ImportRequest
+from caldera.formats.model_folder import LlavaBundle, load_model_folder, save_model_folder
+from caldera.images.decoding import open_image
+from caldera.images.processor import ASPECTS
+from caldera.inference.batch_generator import BatchGenerator
 from caldera.inference.sampling import SamplingParams
-from caldera.model.assemble import assemble
-from caldera.model.folder import LlavaBundle, load_model_folder, save_model_folder
 from caldera.progress import NoProgress
-from caldera.recipes.import_request import ImportRequest
-from caldera.recipes.importing import import_model
-from caldera.training.freeze import set_trainable
+from caldera.templates.encoding import IGNORE_INDEX
+from caldera.templates.template import VICUNA_SYSTEM, find_template
+from caldera.training.parameters import set_trainable
 from caldera.training.stage import FINETUNE, PRETRAIN, Part
 from tests.laying import batch_of, padded
 from tests.tiny_languages import LANGUAGES, WIDTHS
@@ -245,7 +245,9 @@ def their_name(name: str) -> str:
 
 @pytest.mark.parametrize("made", EVERY, indirect=True, ids=lambda each: "-".join(each))
 @pytest.mark.parametrize(
-    "trainable", [PRETRAIN.trainable, FINETUNE.trainable, ("vision", "projector", "language")], ids=len
+    "trainable",
+    [PRETRAIN.trainable, FINETUNE.trainable, ("vision", "projector", "language")],
+    ids=len,
 )
 def test_loss_and_gradients_are_transformers_own(
     tmp_path: Path, made: LlavaBundle, odd_images: list[Path], trains: tuple[Part, ...]

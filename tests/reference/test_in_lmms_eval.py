@@ -14,11 +14,11 @@ import pytest
 from caldera.batches.image_sources import DecodedImages
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import UnknownNameError, UsageError
-from caldera.inference.generate import BatchGenerator
+from caldera.export.parity.sample_images import drawn_images
+from caldera.formats.model_folder import LlavaBundle, save_model_folder
+from caldera.inference.batch_generator import BatchGenerator
 from caldera.inference.likelihood import LikelihoodScorer
 from caldera.inference.sampling import SamplingParams
-from caldera.model.folder import LlavaBundle, save_model_folder
-from caldera.tools.parity_images import drawn_images
 
 pytestmark = [
     pytest.mark.reference,
@@ -209,7 +209,7 @@ def test_what_cannot_be_asked_is_refused(
 
     save_model_folder(tmp_path / "model", assistant)
     folder, model = str(tmp_path / "model"), get_model("caldera")
-    assert (model.__module__, model.__name__) == ("caldera.tools.lmms_model", "LmmsModel")
+    assert (model.__module__, model.__name__) == ("caldera.export.lmms_model", "LmmsModel")
     with pytest.raises(UsageError, match="batch_size is 'auto'; give a number"):
         model(folder, device="cpu", batch_size="auto")
     with pytest.raises(UnknownNameError, match="did you mean 'float32'"):

@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer, CLIPVisionModel, LlamaForCausalLM
 
+from backbones.language_pretraining import LanguagePretraining
+from backbones.vision_pretraining import SIDE, VisionPretraining
 from caldera.errors import UnknownNameError
 from caldera.recipes.demo import demo
 from caldera.scenes.backbones import BACKBONES, find_backbone
-from caldera.scenes.kinds import BACKGROUNDS, COLORS, OBJECT_KINDS
-from caldera.scenes.language_pretraining import LanguagePretraining
-from caldera.scenes.vision_pretraining import SIDE, VisionPretraining
+from caldera.scenes.scene import BACKGROUNDS, COLORS, OBJECT_KINDS
 
 MOST = 16 * 2**20
 """Bytes that both may take together."""

@@ -10,8 +10,16 @@ from PIL import Image
 
 from caldera.errors import UsageError
 from caldera.scenes.drawing import glyph_font, glyph_shapes, render
-from caldera.scenes.kinds import BACKGROUNDS, COLORS, OBJECT_KINDS
-from caldera.scenes.world import SIDE, ObjectGroup, Scene, SceneObject, sample_scene
+from caldera.scenes.scene import (
+    BACKGROUNDS,
+    COLORS,
+    OBJECT_KINDS,
+    SIDE,
+    ObjectGroup,
+    Scene,
+    SceneObject,
+    sample_scene,
+)
 
 
 def pixels(scene: Scene) -> NDArray[np.int16]:

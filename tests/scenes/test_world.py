@@ -11,8 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caldera.scenes.drawing import glyph_shapes
-from caldera.scenes.kinds import BACKGROUNDS, COLORS, HELD_OUT_PAIRS, OBJECT_KINDS, Split
-from caldera.scenes.world import MAX_THINGS, SIDE, Scene, sample_scene
+from caldera.scenes.scene import (
+    BACKGROUNDS,
+    COLORS,
+    HELD_OUT_PAIRS,
+    MAX_THINGS,
+    OBJECT_KINDS,
+    SIDE,
+    Scene,
+    Split,
+    sample_scene,
+)
 
 indices = st.integers(0, 10**9)
 seeds = st.integers(0, 10**6)

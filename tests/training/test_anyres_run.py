@@ -9,16 +9,16 @@ import torch
 from transformers import LlavaNextForConditionalGeneration
 
 from caldera.conversation import Conversation, ImageRef, Turn
+from caldera.devices import DeviceConfig, Runtime
 from caldera.errors import UsageError
-from caldera.model.adapter import merge_adapter
-from caldera.model.assemble import assemble, with_image_aspect
-from caldera.model.folder import LlavaBundle, load_model_folder, save_model_folder
-from caldera.model.low_rank import LoraConfig
+from caldera.files.skipped import SkippedItems
+from caldera.formats.assemble import assemble, with_image_aspect
+from caldera.formats.lora_adapter import merge_adapter
+from caldera.formats.model_folder import LlavaBundle, load_model_folder, save_model_folder
+from caldera.model.lora import LoraConfig
+from caldera.overrides import apply_overrides
 from caldera.progress import NoProgress
-from caldera.settings import apply_overrides
-from caldera.skips import SkippedItems
-from caldera.training.devices import DeviceConfig, Runtime
-from caldera.training.run import TrainingData, TrainingJob
+from caldera.training.job import TrainingData, TrainingJob
 from caldera.training.stage import FINETUNE, Stage
 
 STAGE = replace(
@@ -135,7 +135,9 @@ def test_grids_that_nothing_would_use_are_refused() -> None:
     """They are the stage's own tiling, so a stage that leaves images as they are shown has none to choose."""
     with pytest.raises(UsageError, match="grids are 2x2, but aspect is pad; set aspect=anyres"):
         replace(FINETUNE, aspect="pad", grid_pinpoints=("2x2",))
-    assert apply_overrides(FINETUNE, ["aspect=anyres", "grid_pinpoints=2x2"]).grid_pinpoints == ("2x2",)
+    assert apply_overrides(FINETUNE, ["aspect=anyres", "grid_pinpoints=2x2"]).grid_pinpoints == (
+        "2x2",
+    )
 
 
 @pytest.mark.parametrize(

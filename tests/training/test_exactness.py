@@ -9,25 +9,23 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from caldera.batches.collate import Batch
 from caldera.batches.image_sources import DecodedImages
-from caldera.batches.labels import IGNORE_INDEX
+from caldera.batches.packing import Batch
 from caldera.batches.samples import Sample, SampleBuilder
-from caldera.batches.templates import find_template
 from caldera.conversation import Conversation, ImageRef, Turn
-from caldera.model import learned_loss
-from caldera.model.arrangement import BatchLayout, set_attention
-from caldera.model.assemble import assemble, with_image_aspect
-from caldera.model.folder import LlavaBundle
-from caldera.model.low_rank import LoraConfig, add_lora, linear_layers
+from caldera.devices import DeviceConfig, Runtime
+from caldera.formats.assemble import assemble, with_image_aspect
+from caldera.formats.model_folder import LlavaBundle
+from caldera.model import chunked_loss
+from caldera.model.batch_layout import BatchLayout, set_attention
+from caldera.model.lora import LoraConfig, add_lora, linear_layers
 from caldera.progress import NoProgress
-from caldera.training.devices import DeviceConfig, Runtime
-from caldera.training.features import cached_tower_features, raise_image_error
-from caldera.training.freeze import set_trainable
-from caldera.training.loop import build_batch, plan_micro_batches
-from caldera.training.optimizer import build_optimizer
+from caldera.templates.encoding import IGNORE_INDEX
+from caldera.templates.template import find_template
+from caldera.training.loop import build_batch, plan_micro_batches, training_step
+from caldera.training.parameters import build_optimizer, set_trainable
 from caldera.training.stage import FINETUNE, PRETRAIN, Part, Stage
-from caldera.training.step import training_step
+from caldera.training.vision_features import cached_tower_features, raise_image_error
 from tests.laying import padded
 
 FP32 = DeviceConfig(torch.device("cpu"), torch.float32)
@@ -170,7 +168,7 @@ def test_loss_and_every_gradient_are_the_plain_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """To 1e-5 of their size, in fp32."""
-    monkeypatch.setattr(learned_loss, "MOST_BYTES", 4 * 300 * 5)  # a few positions at once
+    monkeypatch.setattr(chunked_loss, "MOST_BYTES", 4 * 300 * 5)  # a few positions at once
     made, samples = prepared(case, vision_folder, language_folder, photos)
     arrange(made, "padded")
     loss = plain_loss(made, samples)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from caldera.batches.anyres import SINGLE_VIEW
 from caldera.batches.samples import Sample
-from caldera.model.folder import LlavaBundle
-from caldera.training.devices import DeviceConfig
-from caldera.training.identity import run_fingerprint
+from caldera.devices import DeviceConfig
+from caldera.formats.model_folder import LlavaBundle
+from caldera.images.anyres import SINGLE_VIEW
+from caldera.training.job import run_fingerprint
 from caldera.training.stage import FINETUNE
 
 FP32 = DeviceConfig(torch.device("cpu"), torch.float32)

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 
 from caldera.conversation import Conversation, ImageRef, Turn, write_conversations
+from caldera.devices import DeviceConfig, Runtime
 from caldera.errors import ImageError, TrainingError
-from caldera.model.assemble import assemble
-from caldera.model.folder import LlavaBundle, save_model_folder
+from caldera.files.atomic import lock_folder
+from caldera.files.skipped import SkippedItems
+from caldera.formats.assemble import assemble
+from caldera.formats.model_folder import LlavaBundle, save_model_folder
 from caldera.progress import NoProgress
-from caldera.skips import SkippedItems
-from caldera.storage import lock_folder
-from caldera.training.devices import DeviceConfig, Runtime
-from caldera.training.loading import PrefetchConfig, prefetch
-from caldera.training.record import read_metrics
-from caldera.training.run import TrainingData, TrainingJob
+from caldera.training.job import TrainingData, TrainingJob
+from caldera.training.metrics_log import read_metrics
+from caldera.training.prefetch import PrefetchConfig, prefetch
 from caldera.training.stage import FINETUNE
 
 

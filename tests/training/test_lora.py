@@ -9,24 +9,23 @@ import torch
 from torch import Tensor
 
 from caldera.batches.samples import Sample, SampleBuilder
-from caldera.batches.templates import find_template
 from caldera.conversation import Conversation, ImageRef, Turn
+from caldera.devices import DeviceConfig, Runtime
 from caldera.errors import UsageError
-from caldera.model.adapter import merge_adapter
-from caldera.model.assemble import assemble
-from caldera.model.folder import LlavaBundle, load_model_folder, save_model_folder
-from caldera.model.low_rank import LoraConfig, add_lora, linear_layers, lora_parameters
+from caldera.files.skipped import SkippedItems
+from caldera.formats.assemble import assemble
+from caldera.formats.lora_adapter import merge_adapter
+from caldera.formats.model_folder import LlavaBundle, load_model_folder, save_model_folder
+from caldera.model.lora import LoraConfig, add_lora, linear_layers, lora_parameters
+from caldera.overrides import apply_overrides
 from caldera.progress import NoProgress, Progress
-from caldera.settings import apply_overrides
-from caldera.skips import SkippedItems
+from caldera.templates.template import find_template
 from caldera.training.checkpoint import latest_checkpoint
-from caldera.training.devices import DeviceConfig, Runtime
-from caldera.training.freeze import set_trainable
-from caldera.training.optimizer import build_optimizer
-from caldera.training.record import read_metrics
-from caldera.training.run import TrainingData, TrainingJob
+from caldera.training.job import TrainingData, TrainingJob
+from caldera.training.loop import evaluate_loss, training_step
+from caldera.training.metrics_log import read_metrics
+from caldera.training.parameters import build_optimizer, set_trainable
 from caldera.training.stage import FINETUNE, FINETUNE_LORA, Stage
-from caldera.training.step import evaluate_loss, training_step
 from tests.laying import batch_of
 
 FP32 = DeviceConfig(torch.device("cpu"), torch.float32)

@@ -15,20 +15,20 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from caldera.batches.anyres import SINGLE_VIEW
 from caldera.batches.samples import Sample
-from caldera.batches.templates import find_template
-from caldera.batches.text_ids import context_tokenizer
 from caldera.conversation import Conversation, ImageRef, Turn, write_conversations
+from caldera.devices import DeviceConfig, Runtime
 from caldera.errors import CalderaError, ConversationError, ImageError, UsageError
-from caldera.model.assemble import assemble
-from caldera.model.folder import LlavaBundle, load_model_folder, save_model_folder
+from caldera.files.skipped import SkippedItems
+from caldera.formats.assemble import assemble
+from caldera.formats.model_folder import LlavaBundle, load_model_folder, save_model_folder
+from caldera.images.anyres import SINGLE_VIEW
 from caldera.progress import NoProgress, Progress
-from caldera.skips import SkippedItems
+from caldera.templates.template import find_template
+from caldera.templates.tokenization import context_tokenizer
 from caldera.training.checkpoint import latest_checkpoint
-from caldera.training.devices import DeviceConfig, Runtime
-from caldera.training.record import read_metrics
-from caldera.training.run import TrainingData, TrainingJob, split_validation
+from caldera.training.job import TrainingData, TrainingJob, split_validation
+from caldera.training.metrics_log import read_metrics
 from caldera.training.stage import FINETUNE, Stage
 
 MEANS = Runtime(DeviceConfig(torch.device("cpu"), torch.float32), NoProgress())

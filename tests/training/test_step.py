@@ -8,18 +8,17 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from caldera.batches.labels import IGNORE_INDEX
 from caldera.batches.samples import Sample, SampleBuilder
-from caldera.batches.templates import find_template
 from caldera.conversation import Conversation, ImageRef, Turn
+from caldera.devices import DeviceConfig
 from caldera.errors import TrainingError, UsageError
-from caldera.model.assemble import assemble
-from caldera.model.folder import LlavaBundle
-from caldera.training.devices import DeviceConfig
-from caldera.training.freeze import set_trainable
-from caldera.training.optimizer import build_optimizer, lr_factor, set_lr
+from caldera.formats.assemble import assemble
+from caldera.formats.model_folder import LlavaBundle
+from caldera.templates.encoding import IGNORE_INDEX
+from caldera.templates.template import find_template
+from caldera.training.loop import evaluate_loss, training_step
+from caldera.training.parameters import build_optimizer, lr_factor, set_lr, set_trainable
 from caldera.training.stage import FINETUNE, PRETRAIN, Part
-from caldera.training.step import evaluate_loss, training_step
 from tests.laying import batch_of, padded
 
 FP32 = DeviceConfig(torch.device("cpu"), torch.float32)

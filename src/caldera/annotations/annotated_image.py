@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from caldera.boxes import Box
+from caldera.annotations.boxes import Box
 
 
 @dataclass(frozen=True, slots=True)

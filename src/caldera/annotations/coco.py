@@ -13,10 +13,10 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, Instance, unique_ids
-from caldera.boxes import Box
+from caldera.annotations.boxes import Box
 from caldera.errors import AnnotationError, ImageError, InputError, UnknownNameError
-from caldera.skips import SkippedItems
-from caldera.storage import file_exists
+from caldera.files.atomic import file_exists
+from caldera.files.skipped import SkippedItems
 
 _BOX_TOLERANCE = 1.0
 """Pixels by which a box may pass the image's edge; it is then cut, as COCO's own are rounded."""

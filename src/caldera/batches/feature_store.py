@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from caldera.errors import InputError
-from caldera.storage import translate_os_errors
+from caldera.files.atomic import translate_os_errors
 
 log = logging.getLogger(__name__)
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from caldera.batches.anyres import TileLayout
-from caldera.batches.labels import encode
-from caldera.batches.templates import Template
 from caldera.conversation import Conversation
 from caldera.errors import ConversationError, ImageError, InputError
-from caldera.skips import SkippedItems
-from caldera.storage import file_exists
+from caldera.files.atomic import file_exists
+from caldera.files.skipped import SkippedItems
+from caldera.images.anyres import TileLayout
+from caldera.templates.encoding import encode
+from caldera.templates.template import Template
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from caldera.batches.image_files import open_image
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import UsageError
+from caldera.images.decoding import open_image
 from caldera.inference.engine import Engine, Request
 from caldera.inference.prompts import ProcessedImage
 from caldera.inference.sampling import SamplingParams
-from caldera.instructions.writing import label_images
+from caldera.instructions.dialogues import label_images
 
 
 class Session:

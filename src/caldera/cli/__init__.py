@@ -17,8 +17,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from caldera import __version__
-from caldera.cli import data, data_import, data_sets, evaluate, export, train, weights
-from caldera.cli.ablate import ablate
+from caldera.cli import data, datasets, evaluate, export, import_model, train
 from caldera.cli.options import (
     Device,
     Dtype,
@@ -29,7 +28,7 @@ from caldera.cli.options import (
     stderr_console,
     stdout_console,
 )
-from caldera.cli.recipes import recipes
+from caldera.cli.recipes import ablate, recipes
 from caldera.cli.serve import serve
 from caldera.errors import CalderaError
 
@@ -80,11 +79,11 @@ app = typer.Typer(
     add_completion=False,
     epilog=EXIT_CODES,
 )
-data.app.command("import")(data_import.import_data)
-data.app.command()(data_sets.mix)
-data.app.command()(data_sets.balance)
-data.app.command()(data_sets.stats)
-data.app.command()(data_sets.export)
+data.app.command("import")(datasets.import_data)
+data.app.command()(datasets.mix)
+data.app.command()(datasets.balance)
+data.app.command()(datasets.stats)
+data.app.command()(datasets.export)
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="evaluate")
@@ -93,7 +92,7 @@ app.command()(export.parity)
 app.command()(recipes)
 app.command()(ablate)
 app.command()(serve)
-app.command("import")(weights.import_weights)
+app.command("import")(import_model.import_weights)
 
 
 def _version(wanted: bool) -> None:
@@ -148,9 +147,9 @@ def demo(
 
       caldera demo --out runs/small --set scenes.train=500
     """
-    from caldera.recipes.table import find_scene_recipe
-    from caldera.recipes.way import run_scene_recipe
-    from caldera.settings import apply_overrides
+    from caldera.overrides import apply_overrides
+    from caldera.pipelines.scene_run import run_scene_recipe
+    from caldera.recipes.registry import find_scene_recipe
 
     chosen = apply_overrides(find_scene_recipe(recipe), settings or ())
     run_scene_recipe(chosen, out_folder, runtime_from(device, dtype))
@@ -189,10 +188,10 @@ def chat(
 
       caldera chat runs/demo/model --image dog.jpg --prompt "What is in the image?"
     """
-    from caldera.chat.media import resolve_image_path
-    from caldera.chat.opening import load_session, with_stored_dtype
+    from caldera.chat.chat_model import load_session, with_stored_dtype
     from caldera.chat.terminal import answer_once, run_repl
     from caldera.inference.engine import EngineConfig, SamplingParams
+    from caldera.server.media.loader import resolve_image_path
 
     usual = 0.2 if prompt is None else 0.0
     heat = usual if temperature is None else temperature

@@ -1,12 +1,12 @@
-"""`caldera data ...`: write, check and look at instruction data."""
+"""Generate, check, inspect."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from caldera.cli import teachers as options
 from caldera.cli.options import IgnoreField, Images, MaxBad, stderr_console, stdout_console
 from caldera.errors import OutputError
 
@@ -26,6 +26,126 @@ Kinds = Annotated[
 ]
 
 
+Model = Annotated[str, typer.Option(help="Name of the teacher's model, for --teacher openai.")]
+BaseUrl = Annotated[
+    str,
+    typer.Option(
+        help="Address of the teacher: OpenAI, vLLM, llama.cpp, Ollama, caldera ... \\[default: OpenAI]"
+    ),
+]
+KeyVariable = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="Environment variable that holds the key; it is written nowhere."
+    ),
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Your own prompts: KIND/system.txt and examples."),
+]
+Language = Annotated[str, typer.Option(help="Of the shipped prompts: english or chinese.")]
+Price = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PROMPT,REPLY", help="Money for a million tokens each, such as 0.15,0.60."
+    ),
+]
+Unpriced = Annotated[bool, typer.Option("--unpriced", help="Count no money.")]
+MaxCost = Annotated[
+    float | None, typer.Option(min=0.0, help="Most money, over all starts of the run.")
+]
+MaxRequests = Annotated[
+    int | None, typer.Option(min=1, help="Most requests, over all starts of the run.")
+]
+AllowMixed = Annotated[
+    bool,
+    typer.Option("--allow-mixed", help="Go on with other prompts, model or annotations."),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Only tell what would be sent, and its cost.")
+]
+Recorded = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="For --teacher replay: the run whose replies are used."),
+]
+SetSending = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="How a teacher is asked: concurrency, requests_per_minute, tokens_per_minute, temperature, max_tokens, "
+        "timeout, retries, repairs ...; many times.",
+    ),
+]
+
+
+def llm_teacher_from(
+    teacher: str,
+    key_variable: str,
+    price: str | None,
+    settings: list[str] | None,
+    **rest: Any,  # noqa: ANN401 - fields of Teaching, which checks them
+) -> Any:  # noqa: ANN401 - its type is heavy to import
+    """Return what is ordered of a language model, None where the teacher is none; the key is read here.
+
+    Raises:
+        UsageError: A setting or the price cannot be.
+    """
+    from pydantic import SecretStr
+
+    from caldera.instructions.llm_teacher.teacher import LLM_CLIENTS, LLMTeacherConfig
+    from caldera.llm_client.budget import parse_price
+    from caldera.llm_client.client import RequestConfig
+    from caldera.llm_client.openai_client import OPENAI_URL
+    from caldera.overrides import apply_overrides
+
+    if teacher not in LLM_CLIENTS:
+        return None
+    key = os.environ.get(key_variable, "").strip()
+    rest["base_url"] = rest["base_url"] or OPENAI_URL
+    return LLMTeacherConfig(
+        teacher=teacher,
+        key=SecretStr(key) if key else None,
+        price=parse_price(price) if price else None,
+        sending=apply_overrides(RequestConfig(), settings or ()),
+        **rest,
+    )
+
+
+def print_estimate(order: Any, teaching: Any) -> None:  # noqa: ANN401 - their types are heavy to import
+    """Print what a run would send.
+
+    Raises:
+        UsageError: The teacher is no language model.
+    """
+    from caldera.errors import UsageError
+    from caldera.instructions.generate import estimate_data_cost
+
+    if teaching is None:
+        raise UsageError(
+            "--dry-run tells what a language model would be sent; give --teacher openai"
+        )
+    planned = estimate_data_cost(order, teaching)
+    table = Table("kind", "dialogues", title="nothing was sent")
+    for kind, count in planned.dialogues.items():
+        table.add_row(kind, str(count))
+    stderr_console.print(table)
+    total = planned.dialogues.total()
+    lines = [
+        f"requests: {total}, and up to {total * teaching.sending.repairs} more for repairs",
+        f"tokens: about {planned.prompt_tokens} of prompts, about {planned.reply_tokens} of replies "
+        f"(at most {planned.most_reply_tokens})",
+    ]
+    if planned.cost is None:
+        lines.append("cost: not known; give --price PROMPT,REPLY")
+    else:
+        lines.append(
+            f"cost: about {planned.cost:.4f}, at most {planned.most_cost:.4f} without repairs"
+        )
+    for line in lines:
+        stderr_console.print(line, markup=False, soft_wrap=True)
+
+
 @app.command()
 def generate(
     source: Annotated[str, typer.Argument(help="coco (a folder) or pairs (a file).")],
@@ -38,19 +158,19 @@ def generate(
     seed: Annotated[int, typer.Option(help="Of the choice of words.")] = 0,
     max_bad_fraction: MaxBad = 0.0,
     ignore_field: IgnoreField = None,
-    model: options.Model = "",
-    base_url: options.BaseUrl = "",
-    api_key_env: options.KeyVariable = "OPENAI_API_KEY",
-    prompts: options.Prompts = None,
-    language: options.Language = "english",
-    price: options.Price = None,
-    no_price: options.Unpriced = False,
-    max_cost: options.MaxCost = None,
-    max_requests: options.MaxRequests = None,
-    allow_changed_run: options.AllowMixed = False,
-    dry_run: options.DryRun = False,
-    replay_from: options.Recorded = None,
-    settings: options.SetSending = None,
+    model: Model = "",
+    base_url: BaseUrl = "",
+    api_key_env: KeyVariable = "OPENAI_API_KEY",
+    prompts: Prompts = None,
+    language: Language = "english",
+    price: Price = None,
+    no_price: Unpriced = False,
+    max_cost: MaxCost = None,
+    max_requests: MaxRequests = None,
+    allow_changed_run: AllowMixed = False,
+    dry_run: DryRun = False,
+    replay_from: Recorded = None,
+    settings: SetSending = None,
 ) -> None:
     """Write instruction data about annotated images, in LLaVA's JSON.
 
@@ -63,10 +183,10 @@ def generate(
       caldera data generate coco photos/ --teacher openai --base-url http://127.0.0.1:8000/v1 --model qwen --price 0,0
       --out data.json
     """
-    from caldera.annotations.sources import SourceOptions
-    from caldera.instructions.from_files import GenerateConfig
+    from caldera.annotations.registry import SourceOptions
+    from caldera.instructions.generate import GenerateConfig
 
-    teaching = options.llm_teacher_from(
+    teaching = llm_teacher_from(
         teacher, api_key_env, price, settings,
         base_url=base_url, model=model, prompts=prompts, language=language, unpriced=no_price, max_cost=max_cost,
         max_requests=max_requests, allow_mixed=allow_changed_run, recorded=replay_from,
@@ -77,14 +197,14 @@ def generate(
         max_bad=max_bad_fraction,
     )  # fmt: skip
     if dry_run:
-        options.print_estimate(order, teaching)
+        print_estimate(order, teaching)
     else:
         _generate(order, out_file)
 
 
 def _generate(order: Any, out_file: Path) -> None:  # noqa: ANN401 - its type is heavy to import
     """Write a data file, and tell what is in it and what is not."""
-    from caldera.instructions.from_files import generate_data
+    from caldera.instructions.generate import generate_data
     from caldera.progress import default_progress
 
     written = generate_data(order, out_file, default_progress())
@@ -119,9 +239,9 @@ def check(
 
       caldera data check mix665k.json --images playground/data --ignore-field model
     """
-    from caldera.batches.checking import validate_file
+    from caldera.datasets.validation import validate_file
+    from caldera.files.skipped import SkippedItems
     from caldera.progress import default_progress
-    from caldera.skips import SkippedItems
 
     findings = validate_file(
         file,
@@ -172,7 +292,7 @@ def inspect(
 
       caldera data inspect data.json --model runs/demo/model --tokens
     """
-    from caldera.recipes.inspecting import inspect_record
+    from caldera.pipelines.inspect_record import inspect_record
 
     surplus = frozenset(ignore_field or ())
     seen = inspect_record(file, record, model, template, surplus, images)

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from caldera.cli.data import KeyVariable, MaxCost, MaxRequests, Price, Unpriced
 from caldera.cli.options import stdout_console
-from caldera.cli.teachers import KeyVariable, MaxCost, MaxRequests, Price, Unpriced
 
 Questions = Annotated[Path | None, typer.Option(help="Official file of questions.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -83,10 +83,10 @@ def judge(
       caldera evaluate judge llava-bench --answers a.jsonl --questions questions.jsonl --truth answers_gpt4.jsonl
       --protocol both_orders --judge-url http://127.0.0.1:8000/v1 --judge-model qwen --out judged/one
     """
-    from caldera.evaluation.benchmarks.table import get_benchmark
-    from caldera.evaluation.benchmarks.task import Sources
-    from caldera.evaluation.judging.from_files import JudgeRunConfig, find_protocol, judge_answers
-    from caldera.evaluation.judging.validity import check_valid
+    from caldera.evaluation.benchmark import Sources
+    from caldera.evaluation.benchmarks.registry import get_benchmark
+    from caldera.evaluation.judging.verdicts import check_valid
+    from caldera.evaluation.runs.judge_run import JudgeRunConfig, find_protocol, judge_answers
     from caldera.progress import default_progress
 
     found = get_benchmark(task)
@@ -147,9 +147,9 @@ def ensemble(
       --judge-url http://127.0.0.1:8000/v1 --judge-model qwen --out judged/ensemble
     """
     from caldera.errors import UsageError
-    from caldera.evaluation.benchmarks.task import Sources
-    from caldera.evaluation.judging.ensembles import EnsembleConfig, evaluate_ensemble
-    from caldera.evaluation.judging.validity import check_valid
+    from caldera.evaluation.benchmark import Sources
+    from caldera.evaluation.judging.verdicts import check_valid
+    from caldera.evaluation.runs.ensemble import EnsembleConfig, evaluate_ensemble
     from caldera.progress import default_progress
 
     if task != "scienceqa":
@@ -188,10 +188,10 @@ def _judge(
     from pydantic import SecretStr
 
     from caldera.evaluation.judging.judge import Judge
-    from caldera.instructions.asking.budget import parse_price
-    from caldera.instructions.asking.endpoint import RequestConfig
-    from caldera.instructions.asking.openai_endpoint import OPENAI_URL
-    from caldera.settings import apply_overrides
+    from caldera.llm_client.budget import parse_price
+    from caldera.llm_client.client import RequestConfig
+    from caldera.llm_client.openai_client import OPENAI_URL
+    from caldera.overrides import apply_overrides
 
     url, model, key_variable = reached
     key = os.environ.get(key_variable, "").strip()

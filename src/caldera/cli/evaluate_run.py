@@ -52,7 +52,7 @@ class BenchmarkGroup(TyperGroup):
         name = args[0]
         if name in self.commands or name.startswith("-"):
             return super().resolve_command(ctx, args)
-        from caldera.evaluation.benchmarks.table import BENCHMARKS
+        from caldera.evaluation.benchmarks.registry import BENCHMARKS
 
         if name not in BENCHMARKS:
             shown = [each for each, command in self.commands.items() if not command.hidden]
@@ -116,9 +116,9 @@ def run(
     dtype: Dtype = "auto",
 ) -> None:
     """Ask a model the questions of a task."""
-    from caldera.evaluation.benchmarks.table import get_benchmark
-    from caldera.evaluation.benchmarks.task import Sources
-    from caldera.evaluation.runs.task_run import EvaluationConfig, evaluate_task, find_default_files
+    from caldera.evaluation.benchmark import Sources
+    from caldera.evaluation.benchmarks.registry import get_benchmark
+    from caldera.evaluation.runs.run import EvaluationConfig, evaluate_task, find_default_files
 
     found = get_benchmark(task)
     sources = Sources(
@@ -152,9 +152,9 @@ def answer_config_from(
     """
     from pydantic import SecretStr
 
-    from caldera.evaluation.answering.answerer import AnswerConfig
-    from caldera.evaluation.answering.endpoint_answerer import ServerAddress
-    from caldera.settings import apply_overrides
+    from caldera.evaluation.answerers.answerer import AnswerConfig
+    from caldera.evaluation.answerers.remote_server import ServerAddress
+    from caldera.overrides import apply_overrides
 
     key = os.environ.get(key_variable, "").strip()
     return {
@@ -229,7 +229,7 @@ def compare(
 
       caldera evaluate compare runs/evaluate/pope/before runs/evaluate/pope/after --out comparison.html
     """
-    from caldera.evaluation.runs.run_report import compare_runs, read_run, write_run_report
+    from caldera.evaluation.runs.report import compare_runs, read_run, write_run_report
 
     if len(folders) < 2:
         raise UsageError("a comparison needs two runs or more; name their folders")

@@ -53,10 +53,10 @@ def export(
     from typing import get_args
 
     from caldera.errors import UnknownNameError
-    from caldera.model.gguf_vision import ClassToken
-    from caldera.model.gguf_writing import FILE_TYPES
+    from caldera.export.export import ExportConfig, export_model
+    from caldera.formats.gguf.vision_tower import ClassToken
+    from caldera.formats.gguf.writer import FILE_TYPES
     from caldera.progress import default_progress
-    from caldera.tools.exporting import ExportConfig, export_model
 
     if kind is not None and kind not in FILE_TYPES:
         raise UnknownNameError("type", kind, FILE_TYPES)
@@ -100,8 +100,8 @@ def parity(
 
       caldera parity runs/demo/model --against gguf --gguf runs/demo/gguf --images dog.jpg
     """
+    from caldera.export.export import ParityConfig, compare_model
     from caldera.progress import default_progress
-    from caldera.tools.exporting import ParityConfig, compare_model
 
     wanted = ParityConfig(
         folder=model, against=against, gguf=gguf, mend=fix_class_token, images=images or ()
@@ -122,8 +122,8 @@ def _conclude(
     from rich.table import Table
 
     from caldera.errors import ParityError
-    from caldera.storage import write_json
-    from caldera.tools.exporting import parity_json
+    from caldera.export.export import parity_json
+    from caldera.files.atomic import write_json
 
     table = Table(
         "stage", "largest difference", "limit", "at", "", title=f"caldera and {found.against}"

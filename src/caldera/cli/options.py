@@ -76,8 +76,8 @@ def runtime_from(device: str, dtype: str, workers: int | None = None) -> Any:  #
     """
     from typing import get_args
 
+    from caldera.devices import DtypeName, Runtime, choose_device
     from caldera.progress import default_progress
-    from caldera.training.devices import DtypeName, Runtime, choose_device
 
     if dtype not in get_args(DtypeName):
         raise UnknownNameError("dtype", dtype, get_args(DtypeName))

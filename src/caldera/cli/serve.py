@@ -9,7 +9,7 @@ import typer
 from caldera.cli.options import Device, Quantize, runtime_from, stderr_console, stdout_console
 
 if TYPE_CHECKING:
-    from caldera.chat.web.opening import PageConfig
+    from caldera.server.page.page import PageConfig
 
 KeyFile = Annotated[
     Path | None,
@@ -99,10 +99,10 @@ def serve(
       caldera serve runs/demo/model --beside runs/other/model
     """
     _check_installed()
-    from caldera.chat.api.running import Address, log_as_json, serve
-    from caldera.chat.api.settings import ServerConfig
-    from caldera.chat.media import MediaSettings
-    from caldera.settings import apply_overrides
+    from caldera.overrides import apply_overrides
+    from caldera.server.api.config import ServerConfig
+    from caldera.server.media.loader import MediaSettings
+    from caldera.server.serve import Address, log_as_json, serve
 
     media = MediaSettings(hosts=tuple(allowed_media_domains or ()), root=allowed_local_media_path)
     names = {"name": name or model.resolve().name, "host_names": tuple(allowed_host or ())}
@@ -136,8 +136,8 @@ def _page(wanted: bool | None, beside: Path | None) -> "PageConfig | None":
     Raises:
         UsageError: It is wanted, but its packages are not installed; or a second model is given, but no page.
     """
-    from caldera.chat.web.opening import PageConfig, is_installed
     from caldera.errors import UsageError
+    from caldera.server.page.page import PageConfig, is_installed
 
     if wanted is False and beside is not None:
         raise UsageError(

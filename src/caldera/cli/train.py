@@ -56,14 +56,14 @@ def pretrain(
 
       caldera train pretrain --data pairs.json --out runs/stage1 --set epochs=10 --set batch_size=16
     """
-    from caldera.recipes.from_files import (
+    from caldera.overrides import apply_overrides
+    from caldera.pipelines.train_files import (
         ModelParts,
         TrainingFiles,
         build_model,
         parse_aspect,
         parse_select,
     )
-    from caldera.settings import apply_overrides
     from caldera.training.stage import PRETRAIN
 
     stage = apply_overrides(PRETRAIN, settings or ())
@@ -111,9 +111,9 @@ def finetune(
 
       caldera train finetune --model runs/stage1/model --data data.json --out runs/lora --lora
     """
-    from caldera.model.folder import load_model_folder
-    from caldera.recipes.from_files import TrainingFiles
-    from caldera.settings import apply_overrides
+    from caldera.formats.model_folder import load_model_folder
+    from caldera.overrides import apply_overrides
+    from caldera.pipelines.train_files import TrainingFiles
     from caldera.training.stage import FINETUNE, FINETUNE_LORA
 
     stage = apply_overrides(FINETUNE_LORA if lora else FINETUNE, settings or ())
@@ -163,9 +163,9 @@ def recipe(
       caldera train recipe llava_15_7b_lora --out runs/lora --aligned runs/llava15/pretrain/model
       --data llava_v1_5_mix665k.json --images images --set finetune.lora.rank=64
     """
-    from caldera.recipes.paper_way import UserInputs, run_paper_recipe
-    from caldera.recipes.table import find_paper_recipe
-    from caldera.settings import apply_overrides
+    from caldera.overrides import apply_overrides
+    from caldera.pipelines.paper_run import UserInputs, run_paper_recipe
+    from caldera.recipes.registry import find_paper_recipe
 
     brought = UserInputs(
         vision=vision,
@@ -198,7 +198,7 @@ def merge(
 
       caldera train merge runs/lora/adapter --model runs/stage1/model --out merged
     """
-    from caldera.recipes.from_files import merge_adapter_folder
+    from caldera.pipelines.train_files import merge_adapter_folder
 
     merge_adapter_folder(adapter, model, out_folder)
     stderr_console.print(f"model: {out_folder}", markup=False)
@@ -213,7 +213,7 @@ def _train(
     resume: bool,
 ) -> None:
     """Run a stage on a data file."""
-    from caldera.recipes.from_files import train_stage
+    from caldera.pipelines.train_files import train_stage
 
     outcome = train_stage(stage, start, files, means=means, max_bad=max_bad, resume=resume)
     _tell(outcome, files.out)

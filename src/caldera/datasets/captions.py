@@ -7,12 +7,12 @@ import random
 from pathlib import Path
 
 from caldera.annotations.annotated_image import AnnotationSet
+from caldera.annotations.caption_pairs import read_pairs
 from caldera.annotations.coco import read_coco_captions
-from caldera.annotations.pairs import read_pairs
 from caldera.conversation import Conversation, ImageRef, Turn
-from caldera.datasets.imported import ImportOptions, ImportResult
-from caldera.instructions.wordings import CAPTION_REQUESTS
-from caldera.skips import SkippedItems
+from caldera.datasets.importer import ImportOptions, ImportResult
+from caldera.files.skipped import SkippedItems
+from caldera.instructions.request_phrases import CAPTION_REQUESTS
 
 
 def import_captions(path: Path, skips: SkippedItems, options: ImportOptions) -> ImportResult:

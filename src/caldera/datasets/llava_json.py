@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from caldera.conversation import IMAGE_PLACEHOLDER, from_record
-from caldera.datasets.imported import ImageFolder, ImportOptions, ImportResult
+from caldera.datasets.importer import ImageFolder, ImportOptions, ImportResult
 from caldera.errors import ConversationError, InputError, did_you_mean
-from caldera.record_files import read_records
-from caldera.skips import SkippedItems
+from caldera.files.records import read_records
+from caldera.files.skipped import SkippedItems
 
 ROLE_ALIASES = {
     "human": "human",

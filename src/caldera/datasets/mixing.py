@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from caldera.conversation import Conversation, from_record, write_conversations
-from caldera.datasets.imported import PathRewriter
+from caldera.datasets.importer import PathRewriter
 from caldera.errors import InputError, UsageError
-from caldera.record_files import read_records
-from caldera.skips import SkippedItems
+from caldera.files.records import read_records
+from caldera.files.skipped import SkippedItems
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from caldera.conversation import IMAGE_PLACEHOLDER, Conversation, ImageRef, Turn
-from caldera.datasets.imported import ImageFolder, ImportOptions, ImportResult
+from caldera.datasets.importer import ImageFolder, ImportOptions, ImportResult
 from caldera.errors import AnnotationError, InputError, UnknownNameError
-from caldera.skips import SkippedItems
+from caldera.files.skipped import SkippedItems
 
 LETTERS = "ABCDEFGHIJ"
 """Names of the choices."""

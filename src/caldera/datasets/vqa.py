@@ -12,9 +12,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from caldera.conversation import Conversation, ImageRef, Turn
-from caldera.datasets.imported import ImageFolder, ImportOptions, ImportResult
+from caldera.datasets.importer import ImageFolder, ImportOptions, ImportResult
 from caldera.errors import AnnotationError, InputError
-from caldera.skips import SkippedItems
+from caldera.files.skipped import SkippedItems
 
 SHORT_ANSWER_PROMPT = "Answer the question using a single word or phrase."
 """What table 7 of LLaVA-1.5's paper asks of a short answer."""

@@ -13,8 +13,9 @@ from PIL import Image
 
 from caldera.conversation import Conversation
 from caldera.errors import CalderaError, EngineError, QueueFullError, UsageError
-from caldera.inference.decoders import choose_decoder, pack_vision_weights
-from caldera.inference.looking import AttentionMaps, compute_attention_maps
+from caldera.formats.model_folder import LlavaBundle
+from caldera.inference.attention_maps import AttentionMaps, compute_attention_maps
+from caldera.inference.choose_decoder import choose_decoder, pack_vision_weights
 from caldera.inference.packed_linear import Quantization
 from caldera.inference.prompts import (
     ProcessedImage,
@@ -26,7 +27,6 @@ from caldera.inference.prompts import (
 from caldera.inference.requests import AnswerStream, Request, TextDelta, TokenLogprob, Usage
 from caldera.inference.sampling import SamplingParams
 from caldera.inference.scheduler import Scheduler, to_engine_error
-from caldera.model.folder import LlavaBundle
 
 __all__ = [
     "AnswerStream",
@@ -72,7 +72,12 @@ class EngineConfig:
         Raises:
             UsageError: One is out of its range.
         """
-        for name, least in (("slots", 1), ("max_waiting", 0), ("prefill_chunk_size", 1), ("prefix_cache_bytes", 0)):
+        for name, least in (
+            ("slots", 1),
+            ("max_waiting", 0),
+            ("prefill_chunk_size", 1),
+            ("prefix_cache_bytes", 0),
+        ):
             if getattr(self, name) < least:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from caldera.processor import release_file_pages
+from caldera.devices import release_file_pages
 
 Quantization = Literal["as stored", "int8"]
 

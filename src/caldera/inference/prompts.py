@@ -13,15 +13,15 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from caldera.batches.anyres import Size, TileLayout, choose_layout
-from caldera.batches.images import ImageProcessor
-from caldera.batches.inspection import segments
-from caldera.batches.labels import IGNORE_INDEX, EncodedConversation, encode
-from caldera.batches.templates import find_template
 from caldera.conversation import IMAGE_PLACEHOLDER, Conversation, Turn
 from caldera.errors import UsageError
+from caldera.formats.model_folder import LlavaBundle
+from caldera.images.anyres import Size, TileLayout, choose_layout
+from caldera.images.processor import ImageProcessor
 from caldera.inference.sampling import SamplingParams
-from caldera.model.folder import LlavaBundle
+from caldera.templates.encoding import IGNORE_INDEX, EncodedConversation, encode
+from caldera.templates.inspection import segments
+from caldera.templates.template import find_template
 
 
 @dataclass(frozen=True, slots=True)

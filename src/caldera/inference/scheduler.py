@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from caldera.errors import EngineError, OutOfMemoryError
+from caldera.formats.model_folder import LlavaBundle
 from caldera.inference.decoder import Decoder
+from caldera.inference.detokenizer import TokenIds
 from caldera.inference.prefix_cache import LeastRecentlyUsed, PrefixCache
 from caldera.inference.prompts import ProcessedImage, Prompt
 from caldera.inference.requests import AnswerStream
-from caldera.inference.running import SequenceState, nan_error
-from caldera.inference.vocabulary import TokenIds
-from caldera.model.folder import LlavaBundle
-from caldera.model.splice import order_image_tokens
+from caldera.inference.sequence import SequenceState, nan_error
+from caldera.model.llava import order_image_tokens
 
 _IMAGES = 1024
 """Images whose image tokens are kept."""

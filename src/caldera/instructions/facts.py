@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from functools import cache
 
 from caldera.annotations.annotated_image import AnnotatedImage, Instance
-from caldera.boxes import Relation, position_of, relations
-from caldera.english import PLURAL_ONLY, plural
-from caldera.instructions.knowledge import (
+from caldera.annotations.boxes import Relation, position_of, relations
+from caldera.annotations.english import PLURAL_ONLY, plural
+from caldera.instructions.coco_knowledge import (
     CATEGORIES_WITH_PURPOSE,
     COLORS,
     GROUPED,

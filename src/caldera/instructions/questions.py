@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 
-from caldera.boxes import OPPOSITE, RELATION_PHRASES, position_phrase
-from caldera.english import (
+from caldera.annotations.boxes import OPPOSITE, RELATION_PHRASES, position_phrase
+from caldera.annotations.english import (
     PLURAL_ONLY,
     article,
     count_phrase,
@@ -20,8 +20,8 @@ from caldera.english import (
     plural,
     sentence,
 )
+from caldera.instructions.coco_knowledge import GROUPS, PURPOSES, SETTINGS, Purpose
 from caldera.instructions.facts import Facts
-from caldera.instructions.knowledge import GROUPS, PURPOSES, SETTINGS, Purpose
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 """LLaVA-1.5's sentence that asks for the short form (arXiv 2310.03744, table 7)."""

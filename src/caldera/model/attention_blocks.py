@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from caldera.batches.collate import PackedRow
+from caldera.batches.packing import PackedRow
 
 _QUERIES = 128
 """Of a block, at most: more of them compute more scores that the mask throws away, fewer make the products small."""

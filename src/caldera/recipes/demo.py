@@ -1,8 +1,8 @@
-"""The demo: LLaVA's whole way on drawn scenes, in minutes on a laptop's CPU."""
+"""Demo, demo_smollm2."""
 
 from dataclasses import replace
 
-from caldera.recipes.scene_recipe import InstructionMix, QuestionCounts, SceneCounts, SceneRecipe
+from caldera.recipes.recipe import InstructionMix, QuestionCounts, SceneCounts, SceneRecipe
 from caldera.training.stage import FINETUNE, PRETRAIN
 
 
@@ -38,4 +38,27 @@ def demo() -> SceneRecipe:
             save_every=50,
         ),
         questions=QuestionCounts(),
+    )
+
+
+def demo_smollm2() -> SceneRecipe:
+    """Train an assistant from the shipped vision tower and a language model that has read far more than scenes."""
+    base = demo()
+    return replace(
+        base,
+        name="demo_smollm2",
+        language="smollm2-135m-instruct",
+        scenes=replace(base.scenes, train=3000),
+        finetune_mix=InstructionMix(
+            vqa=0.6, context=0.25, conversation=0.05, detail=0.05, reasoning=0.05
+        ),
+        pretrain=replace(base.pretrain, learning_rate=2e-4, batch_size=16),
+        finetune=replace(
+            base.finetune,
+            learning_rate=1e-4,
+            projector_learning_rate=2e-4,
+            batch_size=16,
+            micro_batch_size=4,
+        ),
+        questions=QuestionCounts(per_image=4, context_per_image=1, captioned=20),
     )

@@ -1,12 +1,39 @@
-"""LLaVA's models as recipes: the two of the first paper, those of 1.5, of NeXT, and ScienceQA.
+"""LLaVA v1, 1.5, NeXT, ScienceQA.
 
 `citations.py` holds what the papers say, typed apart from this, and a test compares the two.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from caldera.recipes.paper_recipe import DatasetInfo, PaperRecipe
+from caldera.recipes.recipe import Recipe
 from caldera.training.stage import FINETUNE, FINETUNE_LORA, PRETRAIN
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetInfo:
+    """A data set that is needed; nothing downloads it."""
+
+    name: str
+    rows: int
+    """Records, as the paper counts them."""
+
+    file: str
+    """What the file is called where people get it; LLaVA's JSON."""
+
+    images: tuple[str, ...]
+    """Folders that have to lie below the one given as --images."""
+
+    source: str
+    """Where people get it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PaperRecipe(Recipe):
+    """A recipe whose data and towers its user brings."""
+
+    pretrain_data: DatasetInfo
+    finetune_data: DatasetInfo
+
 
 CC3M_595K = DatasetInfo(
     name="CC3M-595K",

@@ -2,10 +2,9 @@
 
 import random
 
-from caldera.boxes import RELATION_PHRASES, position_of, position_phrase, relations
-from caldera.english import article, count_phrase, join_with_and, sentence
-from caldera.scenes.kinds import BACKGROUNDS
-from caldera.scenes.world import ObjectGroup, Scene, SceneObject
+from caldera.annotations.boxes import RELATION_PHRASES, position_of, position_phrase, relations
+from caldera.annotations.english import article, count_phrase, join_with_and, sentence
+from caldera.scenes.scene import BACKGROUNDS, ObjectGroup, Scene, SceneObject
 
 
 def captions_of(scene: Scene) -> tuple[str, ...]:

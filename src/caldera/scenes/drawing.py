@@ -13,8 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from caldera.errors import UsageError
-from caldera.scenes.kinds import COLORS, OBJECT_KINDS
-from caldera.scenes.world import SIDE, Scene
+from caldera.scenes.scene import COLORS, OBJECT_KINDS, SIDE, Scene
 
 _GLYPH_SIZE = 200
 """Point size at which a glyph is rendered once, before it is scaled to its place."""

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from caldera.errors import ModelFormatError, UsageError
-from caldera.storage import atomic_folder, translate_os_errors, write_json
+from caldera.files.atomic import atomic_folder, translate_os_errors, write_json
 
 log = logging.getLogger(__name__)
 

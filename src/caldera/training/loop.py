@@ -1,19 +1,29 @@
-"""A stage, a model and samples in, the trained model out: the same loop for every stage."""
+"""All steps; one optimizer step."""
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from caldera.batches.collate import Batch, collate, iter_new_images
 from caldera.batches.image_sources import ImageSource
-from caldera.batches.packing import Pack, build_packs, group_by_images, pack_micro_batches
+from caldera.batches.packing import (
+    Batch,
+    Pack,
+    build_packs,
+    collate,
+    group_by_images,
+    iter_new_images,
+    pack_micro_batches,
+)
 from caldera.batches.sampler import BatchLimit, StepSampler
 from caldera.batches.samples import Sample
-from caldera.model.arrangement import shares_prefixes
+from caldera.devices import DeviceConfig
+from caldera.errors import TrainingError
+from caldera.model.batch_layout import shares_prefixes
 from caldera.model.llava import Llava
 from caldera.progress import Progress
 from caldera.training.checkpoint import (
@@ -23,12 +33,86 @@ from caldera.training.checkpoint import (
     restore_state,
     save_checkpoint,
 )
-from caldera.training.devices import DeviceConfig
-from caldera.training.loading import PrefetchConfig, prefetch
-from caldera.training.optimizer import build_optimizer, lr_factor, set_lr
-from caldera.training.record import MetricsLog
+from caldera.training.metrics_log import MetricsLog
+from caldera.training.parameters import build_optimizer, lr_factor, set_lr
+from caldera.training.prefetch import PrefetchConfig, prefetch
 from caldera.training.stage import Stage
-from caldera.training.step import evaluate_loss, training_step
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What a step came to."""
+
+    loss: float
+    """Nats per learned token."""
+
+    num_learned: int
+    """Learned tokens."""
+
+    num_tokens: int
+    """Tokens that went through the model: without padding, and those that conversations share once."""
+
+    grad_norm: float
+    """Norm of the gradient before clipping."""
+
+
+def training_step(
+    model: Llava,
+    micro_batches: Sequence[Batch],
+    optimizer: torch.optim.Optimizer,
+    *,
+    max_grad_norm: float,
+    compute: DeviceConfig,
+    record_ids: Sequence[str],
+) -> StepReport:
+    """Take one step of the optimizer on the mean loss over all micro-batches' learned tokens.
+
+    Args:
+        model: What learns.
+        micro_batches: They are summed before the step, so how a batch is split does not change it.
+        optimizer: Holds the weights that move.
+        max_grad_norm: Gradients are scaled down to it.
+        compute: Device and precision.
+        names: Ids of the records, for the error.
+
+    Raises:
+        TrainingError: Loss or gradient is not finite; no weight has moved.
+    """
+    num_learned = sum(batch.num_learned for batch in micro_batches)
+    total = 0.0
+    for batch in micro_batches:
+        with compute.autocast():
+            loss = model.loss(batch.to(compute.device))
+        (loss.total / num_learned).backward()
+        total += float(loss.total.detach())
+    moving = [each for group in optimizer.param_groups for each in group["params"]]
+    norm = float(nn.utils.clip_grad_norm_(moving, max_grad_norm))
+    if not torch.isfinite(torch.tensor([total, norm])).all():
+        optimizer.zero_grad(set_to_none=True)
+        raise TrainingError(
+            f"loss {total / num_learned} and gradient norm {norm} are not finite at records {list(record_ids)[:8]}; no "
+            "weight was changed by them; lower the learning rate or inspect these records"
+        )
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    tokens = sum(len(batch.input_ids) for batch in micro_batches)
+    return StepReport(total / num_learned, num_learned, tokens, norm)
+
+
+@torch.no_grad()
+def evaluate_loss(model: Llava, batches: Iterable[Batch], compute: DeviceConfig) -> float:
+    """Return the mean loss over all learned tokens of `batches`, in nats, without learning from them."""
+    training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    for batch in batches:
+        with compute.autocast():
+            loss = model.loss(batch.to(compute.device))
+        total += float(loss.total)
+        count += loss.num_tokens
+    model.train(training)
+    return total / max(1, count)
+
 
 log = logging.getLogger(__name__)
 

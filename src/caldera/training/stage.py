@@ -5,11 +5,11 @@ from dataclasses import dataclass, fields, replace
 from math import inf
 from typing import Literal, get_args
 
-from caldera.batches.anyres import RELEASED_GRIDS, grid_pinpoints
-from caldera.batches.images import ASPECTS, ImageAspect
-from caldera.batches.templates import find_template
 from caldera.errors import UnknownNameError, UsageError
-from caldera.model.low_rank import LoraConfig
+from caldera.images.anyres import RELEASED_GRIDS, grid_pinpoints
+from caldera.images.processor import ASPECTS, ImageAspect
+from caldera.model.lora import LoraConfig
+from caldera.templates.template import find_template
 
 Part = Literal["vision", "projector", "language"]
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from caldera.evaluation.benchmark import Sources
 from caldera.evaluation.benchmarks.mme import SIZES
-from caldera.evaluation.benchmarks.task import Sources
 
 Lines = list[dict[str, Any]]
 

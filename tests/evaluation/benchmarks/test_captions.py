@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from caldera.errors import InputError
+from caldera.evaluation.benchmark import Sources
 from caldera.evaluation.benchmarks.captions import CAPTIONS
-from caldera.evaluation.benchmarks.task import Sources
-from caldera.evaluation.official_files import read_rows
+from caldera.evaluation.files import read_rows
 
 WRITTEN = {"7": ["a red dog"], "8": ["two cats sleep", "cats asleep"]}
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from caldera.errors import InputError, UsageError
+from caldera.evaluation.benchmark import Sources, Task
+from caldera.evaluation.benchmarks.custom import CUSTOM
 from caldera.evaluation.benchmarks.mmbench import MMBENCH, MMBENCH_CN
 from caldera.evaluation.benchmarks.mmmu import DISCIPLINES, MMMU
 from caldera.evaluation.benchmarks.nlvr import NLVR
-from caldera.evaluation.benchmarks.own import CUSTOM
-from caldera.evaluation.benchmarks.seed import SEED
-from caldera.evaluation.benchmarks.task import Sources, Task
+from caldera.evaluation.benchmarks.seed_bench import SEED
 
 
 def score(task: Task, folder: Path, questions: Path, answers: dict[str, str]) -> Any:  # noqa: ANN401

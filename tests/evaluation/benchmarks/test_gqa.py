@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from caldera.errors import InputError
+from caldera.evaluation.benchmark import Sources
 from caldera.evaluation.benchmarks.gqa import GQA
-from caldera.evaluation.benchmarks.task import Sources
 
 QUESTIONS = {
     "1": ("query", "attr", "red", True),

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from caldera.errors import InputError
-from caldera.evaluation.benchmarks.table import get_benchmark
-from caldera.evaluation.benchmarks.task import Sources
+from caldera.evaluation.benchmark import Sources
+from caldera.evaluation.benchmarks.registry import get_benchmark
 from caldera.evaluation.judging.protocols import DESCRIPTION, FIVE_SENTENCES
-from caldera.evaluation.judging.reviews import read_reviews
+from caldera.evaluation.judging.review_files import read_reviews
 
 WILD, COCO = get_benchmark("llava-bench"), get_benchmark("llava-bench-coco")
 

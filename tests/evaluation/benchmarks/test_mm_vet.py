@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from caldera.errors import InputError
+from caldera.evaluation.benchmark import Sources
 from caldera.evaluation.benchmarks.mm_vet import MM_VET
-from caldera.evaluation.benchmarks.task import Sources
 from caldera.evaluation.judging.verdicts import Verdict
 
 

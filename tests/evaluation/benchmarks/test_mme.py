@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from caldera.errors import InputError, UsageError
+from caldera.evaluation.benchmark import Sources
 from caldera.evaluation.benchmarks.mme import COGNITION, SIZES, load_questions, score_answer_files
-from caldera.evaluation.benchmarks.task import Sources
 from caldera.instructions.questions import SHORT_ANSWER
 
 ASK = "Please answer yes or no."

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from caldera.errors import InputError, UsageError
+from caldera.evaluation.benchmark import Sources
 from caldera.evaluation.benchmarks.pope import score_answer_files
-from caldera.evaluation.benchmarks.task import Sources
 
 SHORT = "\nAnswer the question using a single word or phrase."
 

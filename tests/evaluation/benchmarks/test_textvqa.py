@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from caldera.errors import AnnotationError, InputError
-from caldera.evaluation.benchmarks.task import Sources
+from caldera.evaluation.benchmark import Sources
 from caldera.evaluation.benchmarks.textvqa import TEXTVQA, question_in
 
 SHORT = "Answer the question using a single word or phrase."

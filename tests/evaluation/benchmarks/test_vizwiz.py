@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from caldera.errors import InputError
-from caldera.evaluation.benchmarks.task import Sources
+from caldera.evaluation.benchmark import Sources
 from caldera.evaluation.benchmarks.vizwiz import VIZWIZ
 
 SAID = {

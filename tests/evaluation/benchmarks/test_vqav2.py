@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from caldera.errors import AnnotationError, InputError, UsageError
-from caldera.evaluation.benchmarks.task import Sources
+from caldera.evaluation.benchmark import Sources
 from caldera.evaluation.benchmarks.vqav2 import VQAV2
 
 SAID = {

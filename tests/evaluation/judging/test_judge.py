@@ -15,14 +15,14 @@ import pytest
 from pydantic import SecretStr
 
 from caldera.errors import EvaluationError, LLMClientError, UnknownNameError, UsageError
+from caldera.evaluation.benchmark import Sources
 from caldera.evaluation.benchmarks.mm_vet import MM_VET
-from caldera.evaluation.benchmarks.table import get_benchmark
-from caldera.evaluation.benchmarks.task import Sources
-from caldera.evaluation.judging.from_files import JudgeRunConfig, judge_answers
+from caldera.evaluation.benchmarks.registry import get_benchmark
 from caldera.evaluation.judging.judge import Judge
-from caldera.evaluation.judging.validity import check_valid
-from caldera.instructions.asking.budget import Price
-from caldera.instructions.asking.endpoint import RequestConfig
+from caldera.evaluation.judging.verdicts import check_valid
+from caldera.evaluation.runs.judge_run import JudgeRunConfig, judge_answers
+from caldera.llm_client.budget import Price
+from caldera.llm_client.client import RequestConfig
 from caldera.progress import NoProgress
 from tests.evaluation.judging.conftest import Bench
 from tests.teacher_server import Answer, Script, TeacherServer, completion

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from caldera.errors import UsageError
-from caldera.evaluation.benchmarks.own import CUSTOM
-from caldera.evaluation.benchmarks.task import Sources
-from caldera.evaluation.judging.from_files import JudgeRunConfig, judge_answers
+from caldera.evaluation.benchmark import Sources
+from caldera.evaluation.benchmarks.custom import CUSTOM
 from caldera.evaluation.judging.judge import Judge
-from caldera.evaluation.judging.validity import check_valid
-from caldera.instructions.asking.endpoint import RequestConfig
+from caldera.evaluation.judging.verdicts import check_valid
+from caldera.evaluation.runs.judge_run import JudgeRunConfig, judge_answers
+from caldera.llm_client.client import RequestConfig
 from caldera.progress import NoProgress
 from tests.teacher_server import Answer, Script, TeacherServer, completion
 

@@ -4,10 +4,8 @@ import pytest
 
 from caldera.errors import EvaluationError
 from caldera.evaluation.judging.protocols import AnswerOrder
-from caldera.evaluation.judging.relative import relative_scores
-from caldera.evaluation.judging.runs import average_runs
-from caldera.evaluation.judging.validity import check_valid
-from caldera.evaluation.judging.verdicts import Verdict
+from caldera.evaluation.judging.scores import average_runs, relative_scores
+from caldera.evaluation.judging.verdicts import Verdict, check_valid
 
 
 def verdict(

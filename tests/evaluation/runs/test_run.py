@@ -14,17 +14,16 @@ from typing import Any
 import pytest
 import torch
 
+from caldera.devices import choose_device
 from caldera.errors import EvaluationError, InputError, LLMClientError
-from caldera.evaluation.answering.answerer import AnswerConfig
-from caldera.evaluation.answering.endpoint_answerer import ServerAddress, ServerAnswerer
-from caldera.evaluation.answering.engine_answerer import load_answerer
-from caldera.evaluation.runs.provenance import BenchmarkInfo
+from caldera.evaluation.answerers.answerer import AnswerConfig
+from caldera.evaluation.answerers.local_model import load_answerer
+from caldera.evaluation.answerers.remote_server import ServerAddress, ServerAnswerer
+from caldera.evaluation.runs.answers import read_samples
+from caldera.evaluation.runs.results import BenchmarkInfo, with_items
 from caldera.evaluation.runs.run import evaluate
-from caldera.evaluation.runs.samples import read_samples
-from caldera.evaluation.runs.scoring import with_items
-from caldera.model.folder import LlavaBundle, save_model_folder
+from caldera.formats.model_folder import LlavaBundle, save_model_folder
 from caldera.progress import Advance, NoProgress
-from caldera.training.devices import choose_device
 from tests import teacher_server
 from tests.evaluation.questions import number_in, questions, right
 from tests.teacher_server import Script, TeacherServer
@@ -338,6 +337,12 @@ def test_what_is_scored_together_fails_together(serve: Serve, photos: Path, tmp_
 
     answerer = ServerAnswerer(ServerAddress(url=serve(script).url, model="m"), AnswerConfig())
     results = evaluate(benchmark, answerer, folder=photos, out=tmp_path / "out")
-    assert results["counts"] == {"items": 8, "answered": 7, "failed": 1, "left_out": 1, "unparsed": 0}
+    assert results["counts"] == {
+        "items": 8,
+        "answered": 7,
+        "failed": 1,
+        "left_out": 1,
+        "unparsed": 0,
+    }
     assert results["overall"]["n"] == 6
     assert read_samples(tmp_path / "out" / "answers.jsonl")[2].state == "unmarked"

@@ -14,15 +14,10 @@ from pydantic import BaseModel, ConfigDict
 
 from caldera.datasets.vqa import validate
 from caldera.errors import InputError
-from caldera.evaluation.answer_files import read_answers
-from caldera.evaluation.benchmark import Item, Score, check_answers
-from caldera.evaluation.benchmarks.task import Sources, Task
-from caldera.evaluation.bleu import bleu
-from caldera.evaluation.cider import cider_d_per_image
-from caldera.evaluation.official_files import read_json, read_rows, require_fields
-from caldera.evaluation.rouge import mean_rouge_l
-from caldera.evaluation.shares import mean
-from caldera.evaluation.short_answers import question_turn
+from caldera.evaluation.benchmark import Item, Score, Sources, Task, check_answers, mean
+from caldera.evaluation.benchmarks.short_answers import question_turn
+from caldera.evaluation.caption_metrics import bleu, cider_d_per_image, mean_rouge_l
+from caldera.evaluation.files import read_answers, read_json, read_rows, require_fields
 
 PROMPT = "Provide a one-sentence caption for the provided image."
 """What the mix of LLaVA-1.5 asks of TextCaps (P2, table 7)."""

@@ -12,11 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from caldera.datasets.vqa import validate
 from caldera.errors import InputError
-from caldera.evaluation.answer_files import read_answers
-from caldera.evaluation.benchmark import Item, Score
-from caldera.evaluation.benchmarks.task import Sources, Task
-from caldera.evaluation.official_files import read_json
-from caldera.evaluation.short_answers import ShortAnswers, short_answer_turn
+from caldera.evaluation.benchmark import Item, Score, Sources, Task
+from caldera.evaluation.benchmarks.short_answers import ShortAnswers, short_answer_turn
+from caldera.evaluation.files import read_answers, read_json
 
 _FILE = "testdev_balanced_questions.json"
 

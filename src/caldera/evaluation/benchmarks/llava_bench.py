@@ -11,20 +11,17 @@ from typing import Any
 
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import InputError
-from caldera.evaluation.answer_files import read_answers
-from caldera.evaluation.benchmark import Item, Score, check_answers
-from caldera.evaluation.benchmarks.task import JudgeSpec, Sources, Task
+from caldera.evaluation.benchmark import Item, JudgeSpec, Score, Sources, Task, check_answers
+from caldera.evaluation.files import join_names, read_answers, read_records, require_fields
 from caldera.evaluation.judging.protocols import (
     DESCRIPTION,
     FIVE_SENTENCES,
     PAIR_PROTOCOLS,
     JudgeCase,
 )
-from caldera.evaluation.judging.relative import relative_scores
-from caldera.evaluation.judging.reviews import PREFIX, format_reviews, read_reviews
-from caldera.evaluation.judging.runs import average_runs
+from caldera.evaluation.judging.review_files import PREFIX, format_reviews, read_reviews
+from caldera.evaluation.judging.scores import average_runs, relative_scores
 from caldera.evaluation.judging.verdicts import Verdict, parse_verdict
-from caldera.evaluation.official_files import join_names, read_records, require_fields
 
 _CATEGORIES = ("conv", "detail", "complex")
 

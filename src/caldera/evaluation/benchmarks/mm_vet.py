@@ -12,15 +12,12 @@ from typing import Any
 
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import InputError
-from caldera.evaluation.benchmark import Item, Score, check_answers
-from caldera.evaluation.benchmarks.task import JudgeSpec, Sources, Task
+from caldera.evaluation.benchmark import Item, JudgeSpec, Score, Sources, Task, check_answers
+from caldera.evaluation.files import read_json, require_fields
 from caldera.evaluation.judging.grading import GRADE_PROTOCOLS, GRADES, write_grade_files
 from caldera.evaluation.judging.protocols import JudgeCase
-from caldera.evaluation.judging.relative import ratio_interval
-from caldera.evaluation.judging.runs import average_runs
-from caldera.evaluation.judging.validity import validity_metrics
-from caldera.evaluation.judging.verdicts import Verdict, parse_verdict
-from caldera.evaluation.official_files import read_json, require_fields
+from caldera.evaluation.judging.scores import average_runs, ratio_interval
+from caldera.evaluation.judging.verdicts import Verdict, parse_verdict, validity_metrics
 
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 """Recognition, reading, knowledge, writing, places, arithmetic; in the official table's order."""

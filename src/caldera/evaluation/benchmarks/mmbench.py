@@ -16,13 +16,20 @@ from pathlib import Path
 
 from caldera.datasets.science_qa import LETTER_PROMPT
 from caldera.errors import InputError
-from caldera.evaluation.benchmark import Item, Score
-from caldera.evaluation.benchmarks.task import Sources, Task, score_by_item_id
-from caldera.evaluation.choice_letters import LETTERS
-from caldera.evaluation.multiple_choice import ask_choice, letters_read, score_letters
-from caldera.evaluation.official_files import check_unique, read_rows, require_fields
-from caldera.evaluation.shares import mean, scores_by_group, to_percent
-from caldera.storage import write_atomic
+from caldera.evaluation.answer_parsing import LETTERS
+from caldera.evaluation.benchmark import (
+    Item,
+    Score,
+    Sources,
+    Task,
+    mean,
+    score_by_item_id,
+    scores_by_group,
+    to_percent,
+)
+from caldera.evaluation.benchmarks.multiple_choice import ask_choice, letters_read, score_letters
+from caldera.evaluation.files import check_unique, read_rows, require_fields
+from caldera.files.atomic import write_atomic
 
 _ROTATION = 1_000_000
 """What the index of a row exceeds that of the same question with its choices one place further."""

@@ -16,12 +16,19 @@ import numpy as np
 
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import InputError, UnknownNameError, UsageError
-from caldera.evaluation.answer_files import AnswerRecord, read_answer_list
-from caldera.evaluation.benchmark import BootstrapStatistic, Item, Score, check_answers
-from caldera.evaluation.benchmarks.task import Sources, Task
-from caldera.evaluation.official_files import join_names, read_text
-from caldera.evaluation.shares import mean, scores_by_group, to_percent
-from caldera.evaluation.yes_no import parse_mme_answer
+from caldera.evaluation.answer_parsing import parse_mme_answer
+from caldera.evaluation.benchmark import (
+    BootstrapStatistic,
+    Item,
+    Score,
+    Sources,
+    Task,
+    check_answers,
+    mean,
+    scores_by_group,
+    to_percent,
+)
+from caldera.evaluation.files import AnswerRecord, join_names, read_answer_list, read_text
 from caldera.instructions.questions import SHORT_ANSWER
 
 PERCEPTION = {

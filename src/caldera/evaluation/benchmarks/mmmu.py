@@ -14,12 +14,19 @@ from typing import Any
 from caldera.conversation import Conversation
 from caldera.datasets.science_qa import LETTER_PROMPT
 from caldera.errors import InputError
-from caldera.evaluation.benchmark import Item, Score, check_answers
-from caldera.evaluation.benchmarks.task import Sources, Task, score_by_item_id
-from caldera.evaluation.exact_match import normalized
-from caldera.evaluation.multiple_choice import ask_choice, letters_read, score_letters
-from caldera.evaluation.official_files import read_json, require_fields
-from caldera.evaluation.shares import mean, to_percent
+from caldera.evaluation.annotation_questions import normalized
+from caldera.evaluation.benchmark import (
+    Item,
+    Score,
+    Sources,
+    Task,
+    check_answers,
+    mean,
+    score_by_item_id,
+    to_percent,
+)
+from caldera.evaluation.benchmarks.multiple_choice import ask_choice, letters_read, score_letters
+from caldera.evaluation.files import read_json, require_fields
 from caldera.instructions.questions import SHORT_ANSWER
 
 DISCIPLINES = {

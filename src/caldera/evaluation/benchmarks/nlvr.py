@@ -12,11 +12,19 @@ from pathlib import Path
 
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import InputError
-from caldera.evaluation.benchmark import Item, Score, check_answers
-from caldera.evaluation.benchmarks.task import Sources, Task, score_by_item_id
-from caldera.evaluation.official_files import check_unique, read_records, require_fields
-from caldera.evaluation.shares import mean, scores_by_group, to_percent
-from caldera.evaluation.yes_no import parse_yes_no
+from caldera.evaluation.answer_parsing import parse_yes_no
+from caldera.evaluation.benchmark import (
+    Item,
+    Score,
+    Sources,
+    Task,
+    check_answers,
+    mean,
+    score_by_item_id,
+    scores_by_group,
+    to_percent,
+)
+from caldera.evaluation.files import check_unique, read_records, require_fields
 from caldera.instructions.questions import SHORT_ANSWER
 
 _NAME = re.compile(r"\w+-(\d+)-\d+-\d+")

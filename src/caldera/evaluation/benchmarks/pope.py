@@ -15,12 +15,25 @@ import numpy as np
 
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import InputError, UsageError
-from caldera.evaluation.answer_files import AnswerRecord, read_answer_list, texts_by_id
-from caldera.evaluation.benchmark import BootstrapStatistic, Item, Score, check_answers
-from caldera.evaluation.benchmarks.task import Sources, Task
-from caldera.evaluation.official_files import join_names, read_records, require_fields
-from caldera.evaluation.shares import mean, to_percent
-from caldera.evaluation.yes_no import is_explicit_yes_no, parse_pope_answer
+from caldera.evaluation.answer_parsing import is_explicit_yes_no, parse_pope_answer
+from caldera.evaluation.benchmark import (
+    BootstrapStatistic,
+    Item,
+    Score,
+    Sources,
+    Task,
+    check_answers,
+    mean,
+    to_percent,
+)
+from caldera.evaluation.files import (
+    AnswerRecord,
+    join_names,
+    read_answer_list,
+    read_records,
+    require_fields,
+    texts_by_id,
+)
 from caldera.instructions.questions import SHORT_ANSWER
 
 SPLITS = ("random", "popular", "adversarial")

@@ -7,22 +7,28 @@ from typing import Any
 
 from caldera.conversation import Conversation
 from caldera.errors import InputError, UsageError
-from caldera.evaluation.answer_files import read_answers
-from caldera.evaluation.benchmark import Item, Score, check_answers
+from caldera.evaluation.answer_parsing import (
+    LETTERS,
+    science_qa_letter,
+    science_qa_letter_by_llava,
+)
+from caldera.evaluation.benchmark import (
+    Item,
+    Score,
+    Sources,
+    Task,
+    check_answers,
+    mean,
+    scores_by_group,
+    to_percent,
+)
 from caldera.evaluation.benchmarks.science_qa_files import (
     WANTED,
     QuestionInfo,
     letters_of,
     load_question_info,
 )
-from caldera.evaluation.benchmarks.task import Sources, Task
-from caldera.evaluation.choice_letters import (
-    LETTERS,
-    science_qa_letter,
-    science_qa_letter_by_llava,
-)
-from caldera.evaluation.official_files import read_json
-from caldera.evaluation.shares import mean, scores_by_group, to_percent
+from caldera.evaluation.files import read_answers, read_json
 
 _COLUMNS = ("NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12")
 """Columns of the paper's table: subject, whether there is a context in words, an image, neither, and school grade."""

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from caldera.conversation import Conversation, ImageRef, Turn, from_record
 from caldera.datasets.science_qa import LETTER_PROMPT, LETTERS, Problem, parse_layout
 from caldera.errors import InputError, UnknownNameError, UsageError
-from caldera.evaluation.benchmarks.task import Sources
-from caldera.evaluation.official_files import (
+from caldera.evaluation.benchmark import Sources
+from caldera.evaluation.files import (
     check_unique,
     join_names,
     read_json,

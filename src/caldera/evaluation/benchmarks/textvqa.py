@@ -14,11 +14,20 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from caldera.datasets.vqa import read_list, validate
 from caldera.errors import InputError
-from caldera.evaluation.answer_files import AnswerRecord, read_answer_list, texts_by_id
-from caldera.evaluation.benchmark import Item, Score
-from caldera.evaluation.benchmarks.task import Sources, Task
-from caldera.evaluation.official_files import join_names, read_records, require_fields
-from caldera.evaluation.short_answers import ShortAnswers, question_turn, short_answer_turn
+from caldera.evaluation.benchmark import Item, Score, Sources, Task
+from caldera.evaluation.benchmarks.short_answers import (
+    ShortAnswers,
+    question_turn,
+    short_answer_turn,
+)
+from caldera.evaluation.files import (
+    AnswerRecord,
+    join_names,
+    read_answer_list,
+    read_records,
+    require_fields,
+    texts_by_id,
+)
 from caldera.evaluation.vqa_accuracy import m4c_soft_accuracy
 
 _FILE = "TextVQA_0.5.1_val.json"

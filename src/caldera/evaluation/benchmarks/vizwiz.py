@@ -14,14 +14,11 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from caldera.datasets.vqa import SHORT_ANSWER_PROMPT, validate
-from caldera.evaluation.answer_files import read_answer_list, texts_by_id
-from caldera.evaluation.benchmark import Item, Score
-from caldera.evaluation.benchmarks.task import Sources, Task
+from caldera.evaluation.benchmark import Item, Score, Sources, Task
+from caldera.evaluation.benchmarks.short_answers import ShortAnswers, question_turn
 from caldera.evaluation.benchmarks.vqav2 import preparation
-from caldera.evaluation.official_files import read_records, require_fields
-from caldera.evaluation.short_answers import ShortAnswers, question_turn
-from caldera.evaluation.vqa_accuracy import vizwiz_soft_accuracy
-from caldera.evaluation.vqa_normalization import normalize_submission
+from caldera.evaluation.files import read_answer_list, read_records, require_fields, texts_by_id
+from caldera.evaluation.vqa_accuracy import normalize_submission, vizwiz_soft_accuracy
 
 _FILE = "val.json"
 

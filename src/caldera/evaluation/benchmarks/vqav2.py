@@ -14,12 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from caldera.datasets.vqa import image_names, read_list, validate
 from caldera.errors import InputError
-from caldera.evaluation.answer_files import read_answers
-from caldera.evaluation.benchmark import Item, Score
-from caldera.evaluation.benchmarks.task import Sources, Task
-from caldera.evaluation.short_answers import ShortAnswers, short_answer_turn
-from caldera.evaluation.vqa_accuracy import vqa_soft_accuracy
-from caldera.evaluation.vqa_normalization import normalize_submission
+from caldera.evaluation.benchmark import Item, Score, Sources, Task
+from caldera.evaluation.benchmarks.short_answers import ShortAnswers, short_answer_turn
+from caldera.evaluation.files import read_answers
+from caldera.evaluation.vqa_accuracy import normalize_submission, vqa_soft_accuracy
 
 _QUESTIONS = "v2_OpenEnded_mscoco_SPLIT_questions.json"
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from caldera.evaluation.judging.protocols import AnswerOrder, JudgeCase, JudgingProtocol
-from caldera.evaluation.judging.reading import parse_grade
+from caldera.evaluation.judging.reply_parsing import parse_grade
 from caldera.evaluation.judging.verdicts import Verdict
-from caldera.instructions.asking.prompts import Message
+from caldera.instructions.llm_teacher.prompts import Message
 
 _RULE = (
     "Grade how right an answer is, by what is known to be right. In the column of what is right, <AND> joins parts "

@@ -16,13 +16,13 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from caldera.errors import LLMClientError, UsageError
-from caldera.instructions.asking.budget import Budget, Price
-from caldera.instructions.asking.endpoint import Reply, RequestConfig
-from caldera.instructions.asking.journal import Journal
-from caldera.instructions.asking.openai_endpoint import OPENAI_URL, OpenAIClient
-from caldera.instructions.asking.parsing import RejectedReply
-from caldera.instructions.asking.prompts import Message
-from caldera.instructions.asking.run import (
+from caldera.instructions.llm_teacher.prompts import Message
+from caldera.instructions.llm_teacher.reply_parsing import RejectedReply
+from caldera.llm_client.budget import Budget, Price
+from caldera.llm_client.client import Reply, RequestConfig
+from caldera.llm_client.journal import Journal
+from caldera.llm_client.openai_client import OPENAI_URL, OpenAIClient
+from caldera.llm_client.runner import (
     EndpointDownError,
     LLMRequest,
     RequestRunner,

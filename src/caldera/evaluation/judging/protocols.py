@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from caldera.evaluation.judging.reading import parse_score_pair
-from caldera.instructions.asking.prompts import Message
+from caldera.evaluation.judging.reply_parsing import parse_score_pair
+from caldera.instructions.llm_teacher.prompts import Message
 
 AnswerOrder = Literal["reference first", "candidate first"]
 """Whose answer is shown as Assistant 1's."""

@@ -1,0 +1,1 @@
+"""Pretraining of the two backbones that ship with caldera."""

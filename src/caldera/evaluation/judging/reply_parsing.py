@@ -1,0 +1,127 @@
+"""A judge's reply in, its scores out, or the rule that the reply breaks: what cannot be read is never a number.
+
+LLaVA's own script takes a reply whose first line is not exactly two numbers for the scores (-1, -1) and averages them;
+`official_pair` says which replies those are, and nothing here ever scores them so.
+"""
+
+import math
+import re
+
+from caldera.instructions.llm_teacher.reply_parsing import RejectedReply
+
+LOWEST, HIGHEST = 1.0, 10.0
+"""The scale of a pair of scores."""
+
+_NUMBER = r"[-+]?\d+(?:\.\d+)?"
+_SCALED = rf"({_NUMBER})(?:\s*/\s*10(?:\.0)?(?![\d.]))?"
+"""A score, perhaps with the scale behind it: '8' or '8/10'."""
+
+_LEAD = r"(?:(?:the\s+)?(?:(?:overall|final)\s+)?(?:scores?|ratings?|correctness)(?:\s+(?:is|are))?\s*[:=]?\s*)?"
+_PAIR = re.compile(
+    rf"{_LEAD}[(\[]?\s*{_SCALED}(?:\s*[,;&]\s*|\s+and\s+|\s+){_SCALED}\s*[)\]]?\s*\.?",
+    re.IGNORECASE,
+)
+_LABELED = re.compile(rf"\bassistant\s*([12])\s*[:=]\s*{_SCALED}", re.IGNORECASE)
+_ONE = re.compile(rf"{_LEAD}({_NUMBER})\s*\.?", re.IGNORECASE)
+_REASONING = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+
+_ASK_PAIR = (
+    "Your scores could not be read. Reply again; the first line must hold nothing but two numbers from 1 to 10 with a "
+    "space between them: the score of Assistant 1, then the score of Assistant 2."
+)
+_ASK_GRADE = "Your grade could not be read. Reply with one number from 0.0 to 1.0 and nothing else."
+
+
+def parse_score_pair(reply: str) -> tuple[float, float]:
+    """Read the scores of Assistant 1 and Assistant 2 from the first line of a reply.
+
+    "8 9", "8, 9", "8.5 9", "Score: 8 9", "8/10 9/10" and "Assistant 1: 8, Assistant 2: 9" can be read. A lone "8/10"
+    is one score, not two.
+
+    Raises:
+        ReplyRefusal: There is no such pair, it stands in the wrong order, or a score is not between 1 and 10.
+    """
+    line = _first_line(reply, _ASK_PAIR)
+    labeled = [(label, float(score)) for label, score in _LABELED.findall(line)]
+    if [label for label, _ in labeled] == ["2", "1"]:
+        raise RejectedReply("scores swapped", _quoted(line), feedback=_ASK_PAIR)
+    if [label for label, _ in labeled] == ["1", "2"]:
+        first, second = (score for _, score in labeled)
+    elif pair := _PAIR.fullmatch(line):
+        first, second = float(pair[1]), float(pair[2])
+    else:
+        raise RejectedReply(_parse_error(line), _quoted(line), feedback=_ASK_PAIR)
+    for score in (first, second):
+        if not LOWEST <= score <= HIGHEST:
+            told = f"{score:g}, not between {LOWEST:g} and {HIGHEST:g}"
+            raise RejectedReply("score out of range", told, feedback=_ASK_PAIR)
+    return first, second
+
+
+def parse_grade(reply: str) -> float:
+    """Read one grade from 0 to 1, the whole first line of a reply.
+
+    Raises:
+        ReplyRefusal: There is none, or it is not between 0 and 1.
+    """
+    line = _first_line(reply, _ASK_GRADE)
+    match = _ONE.fullmatch(line)
+    if match is None:
+        raise RejectedReply("no grade", _quoted(line), feedback=_ASK_GRADE)
+    grade = float(match[1])
+    if not 0 <= grade <= 1:
+        raise RejectedReply("grade out of range", f"{grade:g}, not between 0 and 1", feedback=_ASK_GRADE)  # fmt: skip
+    return grade
+
+
+def parse_pair_as_llava(reply: str) -> tuple[float, float] | None:
+    """Read a pair as LLaVA's and Vicuna's scripts do, None where they would write (-1, -1).
+
+    The first line, commas made spaces, split at single spaces, must give exactly two numbers; so "8, 9" fails, as it
+    gives three parts (llava/eval/eval_gpt_review_bench.py).
+    """
+    parts = reply.split("\n")[0].replace(",", " ").split(" ")
+    try:
+        scores = [float(part) for part in parts]
+    except ValueError:
+        return None
+    return (scores[0], scores[1]) if len(scores) == 2 and all(map(math.isfinite, scores)) else None
+
+
+def without_reasoning(reply: str) -> str:
+    """Return a reply without the reasoning that some models write before it, between <think> and </think>.
+
+    Raises:
+        ReplyRefusal: The reasoning has no end, so there is no reply.
+    """
+    text = _REASONING.sub("", reply, count=1)
+    if text.lstrip().startswith("<think>"):
+        raise RejectedReply("reasoning without an end", "the judge may need a higher max_tokens")
+    return text
+
+
+def _first_line(reply: str, repair: str) -> str:
+    """Return the first line with something in it, without marks of bold or code.
+
+    Raises:
+        ReplyRefusal: There is none.
+    """
+    lines = (line.strip(" \t*_`#") for line in without_reasoning(reply).splitlines())
+    line = next((line for line in lines if line), "")
+    if not line:
+        raise RejectedReply("empty reply", feedback=repair)
+    return line
+
+
+def _parse_error(line: str) -> str:
+    """Name why a line is no pair."""
+    scores = len(re.findall(_SCALED, line))
+    if scores == 0:
+        return "no scores in the first line"
+    if scores == 1:
+        return "one score of two"
+    return "more than two numbers" if scores > 2 else "scores among words"
+
+
+def _quoted(line: str) -> str:
+    return repr(line if len(line) <= 80 else f"{line[:79]}…")

@@ -1,0 +1,114 @@
+"""A folder's tokenizer in, one with a token for images out, and back."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from caldera.errors import ModelFormatError, UsageError
+from caldera.formats.config import accept_old_keys, read_json
+
+IMAGE_TOKEN = "<image>"
+_PAD_TOKEN = "<pad>"
+
+SENTENCEPIECE_FILE = "tokenizer.model"
+"""A SentencePiece model: the only tokenizer that LLaVA's original folders have, and that LLaVA's own code reads."""
+
+TOKENIZER_FILE = "tokenizer.json"
+"""A fast tokenizer."""
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Load a folder's tokenizer.
+
+    Raises:
+        ModelFolderError: It is missing, broken, or not a fast one.
+        UsageError: The package that reads its kind of file is not installed.
+    """
+    read_json(folder / "tokenizer_config.json", needed=False)  # refuses what would run code
+    if _needs_sentences(folder) and find_spec("sentencepiece") is None:
+        raise UsageError(
+            f"{folder / SENTENCEPIECE_FILE} needs the package sentencepiece; pip install 'caldera[import]'"
+        )
+    try:
+        with accept_old_keys():  # of the config.json beside it
+            tokenizer = AutoTokenizer.from_pretrained(
+                folder, use_fast=True, trust_remote_code=False, local_files_only=True
+            )
+    except Exception as error:  # noqa: BLE001 - tokenizers' Rust code raises Exception itself
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelFormatError(
+            f"{folder} has no tokenizer that transformers can load ({reason})"
+        ) from None
+    if not tokenizer.is_fast:
+        raise ModelFormatError(f"the tokenizer in {folder} is not a fast one (tokenizer.json)")
+    return tokenizer  # type: ignore[return-value] # fast, as checked
+
+
+def _needs_sentences(folder: Path) -> bool:
+    """Tell whether a folder's tokenizer is only there as a SentencePiece model."""
+    return (folder / SENTENCEPIECE_FILE).is_file() and not (folder / TOKENIZER_FILE).is_file()
+
+
+def image_token_id(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Return the id of the token that stands for images.
+
+    Raises:
+        ModelFolderError: The tokenizer has no such token.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if IMAGE_TOKEN not in vocabulary:
+        raise ModelFormatError(
+            f"the tokenizer in {tokenizer.name_or_path} has no token {IMAGE_TOKEN!r}, so images have no place; "
+            "copy the model folder again"
+        )
+    return vocabulary[IMAGE_TOKEN]
+
+
+def add_image_token(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Add a token for images, and one for padding where there is none of its own (spec 8.2)."""
+    tokenizer.add_special_tokens(
+        {"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False
+    )
+    if tokenizer.pad_token in (None, tokenizer.unk_token):
+        tokenizer.add_special_tokens({"pad_token": _PAD_TOKEN})
+
+
+def vocab_size_without_image(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Return how many tokens there are without those that `add_image_tokens` put behind all others.
+
+    Raises:
+        ModelFolderError: The token for images stands among the words.
+    """
+    vocabulary = tokenizer.get_vocab()
+    count = len(vocabulary)
+    for name in (_PAD_TOKEN, IMAGE_TOKEN):
+        if vocabulary.get(name) == count - 1:
+            count -= 1
+    if image_token_id(tokenizer) < count:
+        raise ModelFormatError(
+            f"the token {IMAGE_TOKEN!r} is number {vocabulary[IMAGE_TOKEN]} of {len(vocabulary)}, before others; "
+            "without it those would move"
+        )
+    return count
+
+
+def save_without_image_token(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write a tokenizer's files as they were before `add_image_tokens`; where it padded, `<unk>` pads (spec 1.4)."""
+    count = vocab_size_without_image(tokenizer)
+    tokenizer.save_pretrained(folder)
+    padded = tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= count
+    backend = json.loads((folder / TOKENIZER_FILE).read_bytes())
+    backend["added_tokens"] = [each for each in backend["added_tokens"] if each["id"] < count]
+    (folder / TOKENIZER_FILE).write_text(json.dumps(backend, ensure_ascii=False))
+    config: dict[str, Any] = json.loads((folder / "tokenizer_config.json").read_bytes())
+    extra = [each for each in config.get("extra_special_tokens", []) if each != IMAGE_TOKEN]
+    config["extra_special_tokens"] = extra
+    if padded:
+        config["pad_token"] = tokenizer.unk_token
+    config.pop("added_tokens_decoder", None)
+    config.pop("chat_template", None)
+    config.pop("processor_class", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False))

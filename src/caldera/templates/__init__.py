@@ -1,0 +1,1 @@
+"""Conversation to ids and labels."""

@@ -1,0 +1,218 @@
+"""Image-caption pairs of three kinds of file, and what is wrong with one said with its line."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from caldera.annotations.caption_pairs import read_pairs
+from caldera.errors import InputError
+from caldera.files.skipped import SkippedItems
+
+PAIRS = [
+    ("1.jpg", "A dog, in a park."),
+    ("2.jpg", "Two\ncats"),
+    ("1.jpg", "A puppy"),
+    ("é.jpg", "x"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with three images, which are not looked into."""
+    for name in ("1.jpg", "2.jpg", "é.jpg"):
+        (tmp_path / name).write_bytes(b"image")
+    return tmp_path
+
+
+def write_csv(path: Path, pairs: list[tuple[str, str]]) -> None:
+    """Write pairs as a spreadsheet program does, with a byte order mark and quotes where needed."""
+    with path.open("w", newline="", encoding="utf-8-sig") as file:
+        rows = csv.writer(file)
+        rows.writerows([("image", "caption"), *pairs])
+
+
+def write_jsonl(path: Path, pairs: list[tuple[str, str]]) -> None:
+    """Write pairs as an object a line."""
+    lines = (json.dumps({"image": image, "caption": caption}) for image, caption in pairs)
+    path.write_text("\n".join(lines))
+
+
+def write_llava(path: Path, pairs: list[tuple[str, str]]) -> None:
+    """Write pairs as LLaVA's stage-1 file has them."""
+    records = [
+        {
+            "id": str(number),
+            "image": image,
+            "conversations": [
+                {"from": "human", "value": "Describe it.\n<image>"},
+                {"from": "gpt", "value": caption},
+            ],
+        }
+        for number, (image, caption) in enumerate(pairs)
+    ]
+    path.write_text(json.dumps(records))
+
+
+WRITERS = {
+    "pairs.csv": write_csv,
+    "PAIRS.CSV": write_csv,
+    "a.jsonl": write_jsonl,
+    "a.json": write_llava,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_all_kinds_of_file_say_the_same(folder: Path, name: str) -> None:
+    """Captions of one image are brought together, on one line each; nothing is known about boxes."""
+    WRITERS[name](folder / name, PAIRS)
+
+    read = read_pairs(folder / name, SkippedItems())
+
+    assert read.categories == ()
+    assert [(image.path, image.captions) for image in read.images] == [
+        (folder / "1.jpg", ("A dog, in a park.", "A puppy")),
+        (folder / "2.jpg", ("Two cats",)),
+        (folder / "é.jpg", ("x",)),
+    ]
+    assert [image.id for image in read.images] == ["1", "2", "é"]
+    assert all(image.instances == () and image.width == 0 for image in read.images)
+
+
+def test_images_may_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
+    """Beside the file, in `images/` beside it, or where they are said to be; folders keep ids apart."""
+    (folder / "images" / "a").mkdir(parents=True)
+    (folder / "1.jpg").rename(folder / "images" / "a" / "1.jpg")
+    (folder / "2.jpg").rename(folder / "images" / "1.jpg")
+    write_csv(folder / "pairs.csv", [("a/1.jpg", "A dog"), ("1.jpg", "A cat")])
+    write_csv(folder / "other.csv", [("1.jpg", "A dog")])
+
+    assert [image.id for image in read_pairs(folder / "pairs.csv", SkippedItems()).images] == [
+        "a/1",
+        "1",
+    ]
+    [image] = read_pairs(folder / "other.csv", SkippedItems(), folder / "images" / "a").images
+    assert image.path == folder / "images" / "a" / "1.jpg"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"image": "3.jpg", "caption": "x"}, "3.jpg does not exist; check --images"),
+        ({"image": "x" * 300, "caption": "x"}, "does not exist; check --images"),
+        ({"image": "", "caption": "x"}, "has an empty image or caption; fill it or remove the"),
+        ({"image": "1.jpg", "caption": " \n"}, "has an empty image or caption"),
+        ({"image": "1.jpg"}, "should have text fields 'image' and 'caption'"),
+        ({"image": 1, "caption": "x"}, "should have text fields 'image' and 'caption'"),
+        ({"image": ["1.jpg"], "caption": "x"}, "should have text fields 'image' and 'caption'"),
+        ("1.jpg", "should have text fields 'image' and 'caption'"),
+        (None, "should have text fields"),
+        (
+            {
+                "id": "7",
+                "conversations": [
+                    {"from": "human", "value": "Hello?"},
+                    {"from": "gpt", "value": "x"},
+                ],
+            },
+            "has no image; a caption needs one",
+        ),
+        (
+            {
+                "id": "7",
+                "image": "1.jpg",
+                "conversations": [
+                    {"from": "human", "value": "<image>\nWhat?"},
+                    {"from": "gpt", "value": "x"},
+                    {"from": "human", "value": "And?"},
+                    {"from": "gpt", "value": "y"},
+                ],
+            },
+            "has 4 turns; a pair is a human turn with an image and a gpt turn with its caption",
+        ),
+        (
+            {"id": "7", "image": "1.jpg", "conversations": []},
+            "needs at least a human and a gpt tur",
+        ),
+    ],
+)
+def test_a_bad_row_stops_the_reading_or_is_left_out_and_listed(
+    folder: Path, row: object, message: str
+) -> None:
+    """One line with file and line number; the others are read."""
+    good = json.dumps({"image": "1.jpg", "caption": "A dog"})
+    path = folder / "pairs.jsonl"
+    path.write_text(f"{good}\n\n{json.dumps(row)}\n{good}\n")
+
+    with pytest.raises(InputError) as caught:
+        read_pairs(path, SkippedItems())
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(f"{path}:3")
+    assert "\n" not in str(caught.value)
+
+    skips = SkippedItems(0.34)
+    assert [image.captions for image in read_pairs(path, skips).images] == [("A dog", "A dog")]
+    assert [(skip.location, message in skip.reason) for skip in skips.items] == [
+        (f"{path}:3", True)
+    ]
+    with pytest.raises(InputError, match="1 of 3 items are bad"):
+        read_pairs(path, SkippedItems(0.3))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", r"has no column \['caption', 'image'\]; its first line should be image,caption"),
+        ("file,caption\n1.jpg,x\n", r"has no column \['image'\]"),
+        ("image,caption\n", "holds no pairs"),
+        ("image,caption\n1.jpg\n", r"pairs\.csv:2 should have text fields 'image' and 'caption'"),
+        ("image,caption\n1.jpg,a dog, a cat\n", r"csv:2 has too many fields; put a caption with"),
+        ("image,caption\n1.jpg," + "x" * 200_000, "is not UTF-8 CSV: field larger than"),
+    ],
+)
+def test_a_broken_table_is_refused(folder: Path, content: str, message: str) -> None:
+    """Missing columns, no rows, and rows of the wrong length."""
+    path = folder / "pairs.csv"
+    path.write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_pairs(path, SkippedItems())
+
+
+@pytest.mark.parametrize("name", ["pairs.csv", "pairs.jsonl", "pairs.json"])
+def test_a_file_that_is_not_text_or_not_there_is_refused(tmp_path: Path, name: str) -> None:
+    """UTF-16, as some programs save it, a folder and a wrong path get a line each."""
+    path = tmp_path / name
+    with pytest.raises(InputError, match=r"cannot read .*: No such file or directory; check the"):
+        read_pairs(path, SkippedItems())
+    path.write_bytes("image,caption\n1.jpg,x\n".encode("utf-16"))
+    with pytest.raises(InputError, match="is not UTF-8"):
+        read_pairs(path, SkippedItems())
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(InputError, match=r"cannot read .*: Is a directory"):
+        read_pairs(path, SkippedItems())
+
+
+def test_a_line_number_is_that_of_the_file(folder: Path) -> None:
+    """Captions over several lines count as many."""
+    path = folder / "pairs.csv"
+    write_csv(path, [("2.jpg", "Two\ncats"), ("3.jpg", "gone")])
+    with pytest.raises(InputError, match=r"pairs\.csv:4: .*3\.jpg does not exist"):
+        read_pairs(path, SkippedItems())
+
+
+def test_real_pairs_are_read(third_party: Path) -> None:
+    """Flickr8k: 800 photos, five captions each. LCS-558K: 500 rows, an image and a caption each."""
+    flickr = read_pairs(third_party / "flickr8k" / "captions.csv", SkippedItems())
+    assert len(flickr.images) == 800
+    assert all(len(image.captions) == 5 for image in flickr.images)
+    rows = third_party / "lcs558k" / "blip_laion_cc_sbu_500.json"
+    lcs = read_pairs(rows, SkippedItems())
+    assert len(lcs.images) == 500
+    raw = {row["image"]: row["conversations"][1]["value"] for row in json.loads(rows.read_text())}
+    assert all(
+        image.captions
+        == (" ".join(raw[str(image.path.relative_to(rows.parent / "images"))].split()),)
+        for image in lcs.images
+    )
