@@ -52,7 +52,8 @@ from caldera.batches.packing import group_by_images
 from caldera.batches.sampler import BatchLimit, StepSampler
 from caldera.batches.samples import Sample
 from caldera.devices import DeviceConfig, Runtime, tune_malloc
-from caldera.formats.model_folder import LlavaBundle, load_model_folder
+from caldera.formats.model_folder import load_model_folder
+from caldera.model.assistant import LlavaBundle
 from caldera.progress import NoProgress
 from caldera.templates.encoding import IGNORE_INDEX
 from caldera.training.loop import build_batch, plan_micro_batches, training_step

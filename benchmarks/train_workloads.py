@@ -24,7 +24,8 @@ from caldera.batches.samples import Sample, SampleBuilder
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.files.skipped import SkippedItems
 from caldera.formats.assemble import assemble
-from caldera.formats.model_folder import LlavaBundle, save_model_folder
+from caldera.formats.model_folder import save_model_folder
+from caldera.model.assistant import LlavaBundle
 from caldera.scenes.backbones import find_backbone
 from caldera.templates.template import find_template
 from caldera.training.stage import FINETUNE, PRETRAIN, Stage

@@ -9,7 +9,7 @@ from torch import Tensor
 from caldera.batches.image_sources import DecodedImages
 from caldera.batches.packing import Batch, build_packs, collate, iter_new_images
 from caldera.batches.samples import Sample
-from caldera.formats.model_folder import LlavaBundle
+from caldera.model.assistant import LlavaBundle
 from caldera.templates.encoding import IGNORE_INDEX
 
 

@@ -11,16 +11,19 @@ turned into a `Image` when a record is read and never looked for again, so text 
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from caldera.errors import ConversationError, did_you_mean
+from caldera.errors import ConversationError, UsageError, did_you_mean
 from caldera.files.atomic import write_atomic
 from caldera.files.records import read_records
+
+LETTERS = "ABCDEFGH"
+
 
 IMAGE_PLACEHOLDER = "<image>"
 
@@ -282,3 +285,20 @@ def _json_list_chunks(lines: Iterable[str]) -> Iterator[str]:
         yield line
         before = ",\n"
     yield "\n]\n" if before == ",\n" else "[\n\n]\n"
+
+
+def label_images(images: Sequence[ImageRef]) -> tuple[str | ImageRef, ...]:
+    """Lay out several images by their letters: 'Image A: <image>', a line each.
+
+    Raises:
+        UsageError: There are more images than letters.
+    """
+    if len(images) > len(LETTERS):
+        raise UsageError(
+            f"{len(images)} images are shown together, over the limit of {len(LETTERS)}; show fewer at a time"
+        )
+    letters = LETTERS[: len(images)]
+    lines = (
+        (f"Picture {letter}: ", one, "\n") for letter, one in zip(letters, images, strict=True)
+    )
+    return tuple(part for line in lines for part in line)

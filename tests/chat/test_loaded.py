@@ -9,8 +9,9 @@ from PIL import Image
 import caldera
 from caldera.chat.chat_model import ChatModel
 from caldera.errors import ImageError, UsageError
-from caldera.formats.model_folder import LlavaBundle, save_model_folder
+from caldera.formats.model_folder import save_model_folder
 from caldera.inference.engine import EngineConfig
+from caldera.model.assistant import LlavaBundle
 
 
 @pytest.fixture

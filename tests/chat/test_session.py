@@ -13,10 +13,11 @@ from caldera.chat.terminal import answer_once, run_repl, strip_control_chars
 from caldera.conversation import ImageRef
 from caldera.devices import DeviceConfig
 from caldera.errors import ImageError, ModelFormatError, UsageError
-from caldera.formats.model_folder import LlavaBundle, save_model_folder
+from caldera.formats.model_folder import save_model_folder
+from caldera.images.decoding import resolve_image_path
 from caldera.inference.engine import Engine
 from caldera.inference.sampling import SamplingParams
-from caldera.server.media.loader import resolve_image_path
+from caldera.model.assistant import LlavaBundle
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from caldera.conversation import read_conversations
-from caldera.formats.model_folder import LlavaBundle, save_model_folder
+from caldera.formats.model_folder import save_model_folder
+from caldera.model.assistant import LlavaBundle
 
 
 def run(

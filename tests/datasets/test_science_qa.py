@@ -9,16 +9,10 @@ import pytest
 
 from caldera.conversation import to_record
 from caldera.datasets.importer import ImportOptions
-from caldera.datasets.science_qa import (
-    ANSWERS,
-    LETTER_PROMPT,
-    QUESTIONS,
-    Problem,
-    import_science_qa,
-    parse_layout,
-)
+from caldera.datasets.science_qa import ANSWERS, QUESTIONS, Problem, import_science_qa, parse_layout
 from caldera.errors import InputError, UnknownNameError
 from caldera.files.skipped import SkippedItems
+from caldera.instructions.request_phrases import LETTER_PROMPT
 
 PROBLEMS: dict[str, dict[str, Any]] = {
     "1": {

@@ -8,9 +8,10 @@ import pytest
 
 from caldera.conversation import to_record
 from caldera.datasets.importer import AnswerPromptPlacement, ImportOptions
-from caldera.datasets.vqa import SHORT_ANSWER_PROMPT, import_vqa
+from caldera.datasets.vqa import import_vqa
 from caldera.errors import InputError
 from caldera.files.skipped import SkippedItems
+from caldera.instructions.request_phrases import SHORT_ANSWER
 
 ASKED = [
     (9, 90, "Is it red?"),
@@ -86,9 +87,9 @@ def test_questions_about_one_image_make_one_conversation(tmp_path: Path) -> None
         (str(tmp_path / "train2014" / "000000000025.jpg"),),
     ]
     assert values(tmp_path) == [
-        [f"<image>\nIs it red?\n{SHORT_ANSWER_PROMPT}", "yes", f"What is it?\n{SHORT_ANSWER_PROMPT}", "cat",
-         f"Where?\n{SHORT_ANSWER_PROMPT}", "on table"],
-        [f"<image>\nHow many?\n{SHORT_ANSWER_PROMPT}", "3", f"Who?\n{SHORT_ANSWER_PROMPT}", "ann"],
+        [f"<image>\nIs it red?\n{SHORT_ANSWER}", "yes", f"What is it?\n{SHORT_ANSWER}", "cat",
+         f"Where?\n{SHORT_ANSWER}", "on table"],
+        [f"<image>\nHow many?\n{SHORT_ANSWER}", "3", f"Who?\n{SHORT_ANSWER}", "ann"],
     ]  # fmt: skip
 
 
@@ -98,8 +99,8 @@ def test_the_sentence_stands_where_it_is_wanted(
 ) -> None:
     """At every question, at the first of each conversation, or nowhere."""
     said = values(folder_of(tmp_path), sentences=sentences)
-    assert sum(SHORT_ANSWER_PROMPT in text for texts in said for text in texts) == expected
-    assert all(SHORT_ANSWER_PROMPT in texts[0] for texts in said) == (expected > 0)
+    assert sum(SHORT_ANSWER in text for texts in said for text in texts) == expected
+    assert all(SHORT_ANSWER in texts[0] for texts in said) == (expected > 0)
 
 
 def test_typed_answers_are_taken_before_stems(tmp_path: Path) -> None:

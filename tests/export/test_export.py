@@ -15,8 +15,9 @@ from caldera.export.export import (
 )
 from caldera.export.parity import llama_cpp_side
 from caldera.export.parity.sample_images import ODD, QUESTIONS, SCENES, drawn_images, given_images
-from caldera.formats.model_folder import LlavaBundle, save_model_folder
+from caldera.formats.model_folder import save_model_folder
 from caldera.images.decoding import open_image
+from caldera.model.assistant import LlavaBundle
 from caldera.progress import NoProgress
 
 

@@ -15,7 +15,8 @@ from transformers import LlavaForConditionalGeneration, LlavaNextForConditionalG
 from caldera.errors import ModelFormatError
 from caldera.formats.assemble import add_special_tokens, assemble, with_image_aspect
 from caldera.formats.lora_adapter import digest_base, merge_adapter, save_adapter
-from caldera.formats.model_folder import LlavaBundle, load_model_folder, save_model_folder
+from caldera.formats.model_folder import load_model_folder, save_model_folder
+from caldera.model.assistant import LlavaBundle
 from caldera.model.lora import (
     LoraConfig,
     add_lora,

@@ -11,10 +11,10 @@ from caldera.batches.image_sources import DecodedImages
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import UsageError
 from caldera.formats.assemble import assemble
-from caldera.formats.model_folder import LlavaBundle, eos_token_ids
 from caldera.inference.batch_generator import BatchGenerator
 from caldera.inference.prompts import FilePrompt
 from caldera.inference.sampling import SamplingParams, sample_tokens
+from caldera.model.assistant import LlavaBundle, eos_token_ids
 
 GREEDY = SamplingParams(max_new_tokens=23)
 

@@ -16,11 +16,11 @@ from caldera.batches.image_sources import DecodedImages
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import EngineError, QueueFullError, UsageError
 from caldera.formats.assemble import assemble
-from caldera.formats.model_folder import LlavaBundle
 from caldera.images.decoding import open_image
 from caldera.inference.engine import AnswerStream, Engine, EngineConfig, Request, SamplingParams
 from caldera.inference.llama_decoder import LlamaDecoder
 from caldera.inference.prompts import Prompt
+from caldera.model.assistant import LlavaBundle
 
 GREEDY = SamplingParams(max_new_tokens=23)
 DRAWN = SamplingParams(max_new_tokens=23, temperature=1.3, top_p=0.9, top_k=50)

@@ -5,11 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from caldera.formats.model_folder import LlavaBundle
 from caldera.images.anyres import grid_pinpoints
 from caldera.images.processor import ImageAspect, ImageProcessor
 from caldera.inference.attention_maps import rasterize, token_boxes, view_boxes
 from caldera.inference.prompts import process_image
+from caldera.model.assistant import LlavaBundle
 
 SIDE, CELLS = 84, 3
 

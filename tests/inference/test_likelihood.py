@@ -4,10 +4,10 @@ from dataclasses import replace
 
 from caldera.batches.image_sources import DecodedImages
 from caldera.conversation import Conversation, Turn
-from caldera.formats.model_folder import LlavaBundle
 from caldera.inference.batch_generator import BatchGenerator
 from caldera.inference.likelihood import LikelihoodScorer, ScoredContinuation
 from caldera.inference.sampling import SamplingParams
+from caldera.model.assistant import LlavaBundle
 
 
 def test_only_what_the_model_itself_would_say_is_greedy(assistant: LlavaBundle) -> None:

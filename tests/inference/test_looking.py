@@ -9,11 +9,11 @@ import torch
 
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import UsageError
-from caldera.formats.model_folder import LlavaBundle
 from caldera.images.decoding import open_image
 from caldera.inference.attention_maps import attention_weights, compute_attention_maps, split_words
 from caldera.inference.engine import Engine, EngineConfig, Request, SamplingParams
 from caldera.inference.prompts import Prompt, PromptBuilder, process_image
+from caldera.model.assistant import LlavaBundle
 
 
 def answered(assistant: LlavaBundle, photos: Path, count: int, answer: str) -> tuple[Prompt, int]:

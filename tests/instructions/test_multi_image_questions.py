@@ -11,9 +11,10 @@ import pytest
 from caldera.annotations.annotated_image import AnnotatedImage, Instance
 from caldera.annotations.boxes import Box
 from caldera.annotations.english import number_word, plural
+from caldera.conversation import LETTERS
 from caldera.instructions.coco_knowledge import GROUPS
 from caldera.instructions.facts import Facts, derive_facts
-from caldera.instructions.multi_image_questions import FORMS, LETTERS, questions_about_all
+from caldera.instructions.multi_image_questions import FORMS, questions_about_all
 from caldera.instructions.questions import Question
 from caldera.scenes.captions import captions_of
 from caldera.scenes.drawing import glyph_shapes

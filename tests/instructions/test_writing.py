@@ -12,20 +12,19 @@ import pytest
 from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, Instance
 from caldera.annotations.boxes import Box
 from caldera.annotations.registry import SourceOptions
-from caldera.conversation import ImageRef, read_conversations
+from caldera.conversation import ImageRef, label_images, read_conversations
 from caldera.errors import InputError, OutputError, UsageError
 from caldera.instructions.dialogues import (
     Exchange,
     GeneratedData,
     Kind,
-    NothingToWrite,
     RelatedImages,
     assign_kinds,
     generate_dialogues,
-    label_images,
 )
 from caldera.instructions.generate import GenerateConfig, generate_data
 from caldera.instructions.scripted_teacher import ScriptedTeacher
+from caldera.llm_client.client import NothingToWrite
 from caldera.progress import NoProgress
 from caldera.scenes.captions import captions_of
 from caldera.scenes.drawing import glyph_shapes

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from caldera.errors import ModelFormatError, UnknownNameError, UsageError
 from caldera.formats.assemble import assemble
-from caldera.formats.model_folder import LlavaBundle
+from caldera.model.assistant import LlavaBundle
 from caldera.model.lora import (
     LoraConfig,
     add_lora,

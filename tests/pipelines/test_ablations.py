@@ -13,7 +13,7 @@ from caldera.errors import UnknownNameError, UsageError
 from caldera.evaluation.benchmark import Item
 from caldera.files.atomic import to_plain_json
 from caldera.formats.model_folder import load_model_folder
-from caldera.instructions.questions import SHORT_ANSWER
+from caldera.instructions.request_phrases import SHORT_ANSWER
 from caldera.pipelines.ablation_run import run_ablations
 from caldera.pipelines.ablations import (
     Marks,

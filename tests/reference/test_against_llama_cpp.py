@@ -39,8 +39,9 @@ from caldera.formats.assemble import assemble
 from caldera.formats.gguf.export import GgufFiles, chat_template_of, write_gguf_files
 from caldera.formats.gguf.vision_tower import ClassToken
 from caldera.formats.gguf.writer import GgufDtype
-from caldera.formats.model_folder import LlavaBundle, load_model_folder, save_model_folder
+from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.images.decoding import open_image
+from caldera.model.assistant import LlavaBundle
 from caldera.progress import NoProgress
 from caldera.scenes.backbones import find_backbone
 

@@ -34,11 +34,12 @@ from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.formats.assemble import assemble
 from caldera.formats.importing.import_model import import_model
 from caldera.formats.importing.request import ImportRequest
-from caldera.formats.model_folder import LlavaBundle, load_model_folder, save_model_folder
+from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.images.decoding import open_image
 from caldera.images.processor import ASPECTS
 from caldera.inference.batch_generator import BatchGenerator
 from caldera.inference.sampling import SamplingParams
+from caldera.model.assistant import LlavaBundle
 from caldera.progress import NoProgress
 from caldera.templates.encoding import IGNORE_INDEX
 from caldera.templates.template import VICUNA_SYSTEM, find_template

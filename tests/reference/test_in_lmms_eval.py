@@ -15,10 +15,11 @@ from caldera.batches.image_sources import DecodedImages
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import UnknownNameError, UsageError
 from caldera.export.parity.sample_images import drawn_images
-from caldera.formats.model_folder import LlavaBundle, save_model_folder
+from caldera.formats.model_folder import save_model_folder
 from caldera.inference.batch_generator import BatchGenerator
 from caldera.inference.likelihood import LikelihoodScorer
 from caldera.inference.sampling import SamplingParams
+from caldera.model.assistant import LlavaBundle
 
 pytestmark = [
     pytest.mark.reference,

@@ -8,7 +8,8 @@ from jinja2.exceptions import TemplateError
 from transformers import LlavaProcessor
 
 from caldera.conversation import IMAGE_PLACEHOLDER, Conversation, ImageRef, Turn
-from caldera.formats.model_folder import LlavaBundle, save_model_folder
+from caldera.formats.model_folder import save_model_folder
+from caldera.model.assistant import LlavaBundle
 from caldera.templates.encoding import IMAGE_SLOT_ID, encode
 from caldera.templates.jinja import chat_template
 from caldera.templates.template import TEMPLATES, Template, find_template

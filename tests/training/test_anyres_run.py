@@ -14,7 +14,8 @@ from caldera.errors import UsageError
 from caldera.files.skipped import SkippedItems
 from caldera.formats.assemble import assemble, with_image_aspect
 from caldera.formats.lora_adapter import merge_adapter
-from caldera.formats.model_folder import LlavaBundle, load_model_folder, save_model_folder
+from caldera.formats.model_folder import load_model_folder, save_model_folder
+from caldera.model.assistant import LlavaBundle
 from caldera.model.lora import LoraConfig
 from caldera.overrides import apply_overrides
 from caldera.progress import NoProgress

@@ -15,8 +15,8 @@ from caldera.batches.samples import Sample, SampleBuilder
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.devices import DeviceConfig, Runtime
 from caldera.formats.assemble import assemble, with_image_aspect
-from caldera.formats.model_folder import LlavaBundle
 from caldera.model import chunked_loss
+from caldera.model.assistant import LlavaBundle
 from caldera.model.batch_layout import BatchLayout, set_attention
 from caldera.model.lora import LoraConfig, add_lora, linear_layers
 from caldera.progress import NoProgress

@@ -10,8 +10,8 @@ from PIL import Image
 
 from caldera.batches.samples import Sample
 from caldera.devices import DeviceConfig
-from caldera.formats.model_folder import LlavaBundle
 from caldera.images.anyres import SINGLE_VIEW
+from caldera.model.assistant import LlavaBundle
 from caldera.training.job import run_fingerprint
 from caldera.training.stage import FINETUNE
 

@@ -22,7 +22,8 @@ from caldera.errors import ImageError, TrainingError
 from caldera.files.atomic import lock_folder
 from caldera.files.skipped import SkippedItems
 from caldera.formats.assemble import assemble
-from caldera.formats.model_folder import LlavaBundle, save_model_folder
+from caldera.formats.model_folder import save_model_folder
+from caldera.model.assistant import LlavaBundle
 from caldera.progress import NoProgress
 from caldera.training.job import TrainingData, TrainingJob
 from caldera.training.metrics_log import read_metrics

@@ -15,7 +15,8 @@ from caldera.errors import UsageError
 from caldera.files.skipped import SkippedItems
 from caldera.formats.assemble import assemble
 from caldera.formats.lora_adapter import merge_adapter
-from caldera.formats.model_folder import LlavaBundle, load_model_folder, save_model_folder
+from caldera.formats.model_folder import load_model_folder, save_model_folder
+from caldera.model.assistant import LlavaBundle
 from caldera.model.lora import LoraConfig, add_lora, linear_layers, lora_parameters
 from caldera.overrides import apply_overrides
 from caldera.progress import NoProgress, Progress

@@ -21,15 +21,17 @@ from caldera.devices import DeviceConfig, Runtime
 from caldera.errors import CalderaError, ConversationError, ImageError, UsageError
 from caldera.files.skipped import SkippedItems
 from caldera.formats.assemble import assemble
-from caldera.formats.model_folder import LlavaBundle, load_model_folder, save_model_folder
+from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.images.anyres import SINGLE_VIEW
+from caldera.model.assistant import LlavaBundle
 from caldera.progress import NoProgress, Progress
 from caldera.templates.template import find_template
 from caldera.templates.tokenization import context_tokenizer
 from caldera.training.checkpoint import latest_checkpoint
-from caldera.training.job import TrainingData, TrainingJob, split_validation
+from caldera.training.job import TrainingData, TrainingJob
 from caldera.training.metrics_log import read_metrics
 from caldera.training.stage import FINETUNE, Stage
+from caldera.training.validation_split import split_validation
 
 MEANS = Runtime(DeviceConfig(torch.device("cpu"), torch.float32), NoProgress())
 

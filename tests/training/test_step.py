@@ -13,7 +13,7 @@ from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.devices import DeviceConfig
 from caldera.errors import TrainingError, UsageError
 from caldera.formats.assemble import assemble
-from caldera.formats.model_folder import LlavaBundle
+from caldera.model.assistant import LlavaBundle
 from caldera.templates.encoding import IGNORE_INDEX
 from caldera.templates.template import find_template
 from caldera.training.loop import evaluate_loss, training_step

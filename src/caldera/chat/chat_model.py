@@ -14,9 +14,9 @@ from caldera.devices import DeviceConfig, DtypeName, choose_device
 from caldera.formats.metadata import read_card
 from caldera.formats.model_folder import load_model_folder
 from caldera.formats.weight_names import read_weights, stored_dtype
+from caldera.images.decoding import resolve_image_path
 from caldera.inference.engine import AnswerStream, Engine, EngineConfig
 from caldera.inference.sampling import SamplingParams
-from caldera.server.media.loader import resolve_image_path
 
 
 def load_engine(

@@ -5,13 +5,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from caldera.conversation import Conversation, ImageRef, Turn
+from caldera.conversation import Conversation, ImageRef, Turn, label_images
 from caldera.errors import UsageError
 from caldera.images.decoding import open_image
 from caldera.inference.engine import Engine, Request
 from caldera.inference.prompts import ProcessedImage
 from caldera.inference.sampling import SamplingParams
-from caldera.instructions.dialogues import label_images
 
 
 class Session:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from caldera.chat.session import Session
 from caldera.errors import CalderaError, ImageError, UsageError, did_you_mean
-from caldera.server.media.loader import resolve_image_path
+from caldera.images.decoding import resolve_image_path
 
 HELP = """/image FILE   show an image (several: once for each), then ask; a file dropped here alone does the same
 /reset        forget images and talk

@@ -190,8 +190,8 @@ def chat(
     """
     from caldera.chat.chat_model import load_session, with_stored_dtype
     from caldera.chat.terminal import answer_once, run_repl
+    from caldera.images.decoding import resolve_image_path
     from caldera.inference.engine import EngineConfig, SamplingParams
-    from caldera.server.media.loader import resolve_image_path
 
     usual = 0.2 if prompt is None else 0.0
     heat = usual if temperature is None else temperature

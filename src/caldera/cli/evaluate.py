@@ -118,7 +118,7 @@ def coco(
 
       caldera evaluate coco --model runs/demo/model --data runs/demo/scenes/held_out
     """
-    from caldera.pipelines.train_files import CocoQuestions, evaluate_on_coco
+    from caldera.evaluation.runs.coco_run import CocoQuestions, evaluate_on_coco
 
     questions = CocoQuestions(
         folder=data, split=split, per_image=per_image, seed=seed, max_bad=max_bad_fraction

@@ -18,12 +18,10 @@ from caldera.conversation import IMAGE_PLACEHOLDER, Conversation, ImageRef, Turn
 from caldera.datasets.importer import ImageFolder, ImportOptions, ImportResult
 from caldera.errors import AnnotationError, InputError, UnknownNameError
 from caldera.files.skipped import SkippedItems
+from caldera.instructions.request_phrases import LETTER_PROMPT
 
 LETTERS = "ABCDEFGHIJ"
 """Names of the choices."""
-
-LETTER_PROMPT = "Answer with the option's letter from the given choices directly."
-"""What table 7 of LLaVA-1.5's paper asks where there are choices."""
 
 
 class Problem(BaseModel):

@@ -15,9 +15,7 @@ from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.datasets.importer import ImageFolder, ImportOptions, ImportResult
 from caldera.errors import AnnotationError, InputError
 from caldera.files.skipped import SkippedItems
-
-SHORT_ANSWER_PROMPT = "Answer the question using a single word or phrase."
-"""What table 7 of LLaVA-1.5's paper asks of a short answer."""
+from caldera.instructions.request_phrases import SHORT_ANSWER
 
 
 class _Wire(BaseModel):
@@ -203,7 +201,7 @@ def _conversation(
         wanted = options.answer_prompt == "each" or (
             options.answer_prompt == "first" and number == 0
         )
-        said = f"{question}\n{SHORT_ANSWER_PROMPT}" if wanted else question
+        said = f"{question}\n{SHORT_ANSWER}" if wanted else question
         asked = (ImageRef(image), f"\n{said}") if number == 0 else (said,)
         turns += [Turn("user", asked), Turn("assistant", (answer,))]
     return Conversation(Path(image).stem, tuple(turns))

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet
-from caldera.conversation import Conversation, ImageRef, Turn
+from caldera.conversation import Conversation, ImageRef, Turn, label_images
 from caldera.errors import InputError
 from caldera.evaluation.benchmark import Item, Score, check_answers
 from caldera.evaluation.caption_metrics import cider_d
-from caldera.instructions.dialogues import RelatedImages, label_images
+from caldera.instructions.dialogues import RelatedImages
 from caldera.instructions.facts import Facts, derive_facts
 from caldera.instructions.multi_image_questions import questions_about_all
-from caldera.instructions.questions import SHORT_ANSWER, Question, questions_about, yes_no_pairs
-from caldera.instructions.request_phrases import CAPTION_REQUESTS
+from caldera.instructions.questions import Question, questions_about, yes_no_pairs
+from caldera.instructions.request_phrases import CAPTION_REQUESTS, SHORT_ANSWER
 
 
 @dataclass(frozen=True, slots=True)

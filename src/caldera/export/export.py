@@ -22,9 +22,10 @@ from caldera.export.parity.transformers_side import Transformers
 from caldera.formats.gguf.export import chat_template_of, gguf_files, write_gguf_files
 from caldera.formats.gguf.vision_tower import ClassToken
 from caldera.formats.gguf.writer import GgufDtype
-from caldera.formats.model_folder import LlavaBundle, load_model_folder
+from caldera.formats.model_folder import load_model_folder
 from caldera.formats.original.export import write_original
 from caldera.formats.weight_names import read_weights
+from caldera.model.assistant import LlavaBundle
 from caldera.progress import Progress
 
 

@@ -19,12 +19,11 @@ from transformers import (
 from caldera.errors import ModelFormatError, UsageError
 from caldera.formats.config import read_config
 from caldera.formats.image_processor import load_processor
-from caldera.formats.metadata import ModelMetadata
-from caldera.formats.model_folder import LlavaBundle
 from caldera.formats.tokenizer import add_image_token, image_token_id, load_tokenizer
 from caldera.formats.weight_names import digest_folder
 from caldera.images.anyres import RELEASED_GRIDS, Size, grid_pinpoints
 from caldera.images.processor import ImageAspect
+from caldera.model.assistant import LlavaBundle, ModelMetadata
 from caldera.model.llava import Llava, check_logits_match
 from caldera.model.projector import add_image_newline, build_projector
 from caldera.model.vision_tower import FeatureSelect, VisionTower

@@ -8,9 +8,9 @@ from typing import Any
 from PIL import Image
 
 from caldera.errors import ModelFormatError
-from caldera.formats.metadata import ModelMetadata
 from caldera.formats.transformers_config import pinpoints_from_disk
 from caldera.images.processor import ImageAspect, ImageProcessor
+from caldera.model.assistant import ModelMetadata
 
 _OF_BYTES = 1 / 255
 """What bytes of an image are multiplied by."""

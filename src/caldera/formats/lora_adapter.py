@@ -25,10 +25,9 @@ from caldera.errors import CalderaError, ModelFormatError
 from caldera.files.atomic import atomic_folder, write_json
 from caldera.formats.assemble import add_special_tokens, with_image_aspect
 from caldera.formats.config import read_json
-from caldera.formats.metadata import ModelMetadata
-from caldera.formats.model_folder import LlavaBundle
 from caldera.formats.weight_merging import ADAPTER_CONFIG, check_plain_lora
 from caldera.formats.weight_names import NEWLINE, digest_weights
+from caldera.model.assistant import LlavaBundle, ModelMetadata
 from caldera.model.llava import Llava
 from caldera.model.lora import (
     LoraConfig,

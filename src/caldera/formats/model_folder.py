@@ -1,7 +1,6 @@
 """A model folder in, a working model out, and back: a folder that transformers itself loads, plus `caldera.json`."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -18,7 +17,7 @@ from caldera.errors import ModelFormatError
 from caldera.files.atomic import atomic_folder, write_json
 from caldera.formats.config import read_config, sub_config
 from caldera.formats.image_processor import load_processor
-from caldera.formats.metadata import METADATA_FILE, ModelMetadata, read_card
+from caldera.formats.metadata import METADATA_FILE, read_card
 from caldera.formats.safetensors_files import LazyWeight, from_memory, write_weights
 from caldera.formats.tokenizer import image_token_id, load_tokenizer
 from caldera.formats.transformers_config import (
@@ -39,8 +38,8 @@ from caldera.formats.weight_names import (
     tied_names,
     with_disk_names,
 )
-from caldera.images.anyres import TileLayout
 from caldera.images.processor import ImageProcessor
+from caldera.model.assistant import LlavaBundle, ModelMetadata, eos_token_ids
 from caldera.model.llava import Llava
 from caldera.model.projector import add_image_newline, build_projector
 from caldera.model.vision_tower import VisionTower
@@ -50,28 +49,6 @@ from caldera.templates.tokenization import start_ids
 
 _PREFIXED_TOWERS = ("clip_vision_model", "siglip_vision_model")
 """Vision towers whose weights llava-hf's folders name `vision_model`; all others have plain names."""
-
-
-@dataclass(frozen=True, slots=True)
-class LlavaBundle:
-    """A model with everything needed to use it."""
-
-    model: Llava
-    tokenizer: PreTrainedTokenizerFast
-    processor: ImageProcessor
-    card: ModelMetadata
-
-    def layouts(self, paths: Iterable[Path]) -> tuple[TileLayout, ...]:
-        """Return how images are shown.
-
-        Raises:
-            ImageError: The size of one counts, but cannot be read.
-        """
-        return tuple(self.processor.layout(path) for path in paths)
-
-    def image_tokens(self, layouts: Iterable[TileLayout]) -> list[int]:
-        """Return how many tokens each image becomes."""
-        return [self.model.count_tokens(layout) for layout in layouts]
 
 
 def save_model_folder(folder: Path, assistant: LlavaBundle) -> None:
@@ -119,14 +96,6 @@ def fill_model_folder(
     ends = {"eos_token_id": eos_token_ids(assistant), "bos_token_id": tokenizer.bos_token_id}
     GenerationConfig(**ends, pad_token_id=tokenizer.pad_token_id).save_pretrained(folder)
     write_json(folder / METADATA_FILE, assistant.card.model_dump())
-
-
-def eos_token_ids(assistant: LlavaBundle) -> list[int]:
-    """Return the tokens that end an answer: the tokenizer's end mark, and the template's own where it has one."""
-    tokenizer = assistant.tokenizer
-    special = find_template(assistant.card.template).end_token
-    own = tokenizer.backend_tokenizer.token_to_id(special) if special else None
-    return [end for end in dict.fromkeys([tokenizer.eos_token_id, own]) if end is not None]
 
 
 def uses_vision_model_prefix(vision: PreTrainedModel) -> bool:

@@ -21,10 +21,11 @@ from transformers import (
 )
 
 from caldera.errors import ModelFormatError
-from caldera.formats.metadata import METADATA_FILE, ModelMetadata
+from caldera.formats.metadata import METADATA_FILE
 from caldera.formats.tokenizer import IMAGE_TOKEN
 from caldera.images.anyres import Size
 from caldera.images.processor import ImageProcessor
+from caldera.model.assistant import ModelMetadata
 from caldera.model.llava import Llava, logit_settings
 from caldera.model.projector import MlpProjector
 from caldera.model.vision_tower import VisionTower

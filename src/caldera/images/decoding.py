@@ -3,6 +3,7 @@
 It needs no tensors, so that a process that only decodes starts at once.
 """
 
+import re
 import stat
 import struct
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from caldera.errors import ImageError
+from caldera.files.atomic import file_exists
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 """The file formats that are decoded; Pillow's rarer decoders are where the faults are."""
@@ -199,3 +201,22 @@ def image_size(path: Path) -> tuple[int, int]:
             return image.size[::-1] if turned else image.size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return open_image(path).size  # it says what is wrong
+
+
+def resolve_image_path(text: str) -> Path:
+    """Return the file that a user means, after opening it once.
+
+    Args:
+        text: A path as typed or dropped on a terminal: quotes around it, backslashes in it and `~` are understood.
+
+    Raises:
+        ImageError: It is a web address, a folder, not there, or not an image.
+    """
+    text = text.strip().strip("'\"")
+    if "://" in text:
+        raise ImageError(f"{text} is a web address; download the image and give its file")
+    path = Path(text).expanduser()
+    if "\\" in text and not file_exists(path):
+        path = Path(re.sub(r"\\(.)", r"\1", text)).expanduser()
+    open_image(path)
+    return path.resolve()

@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedTokenizerFast
 
 from caldera.errors import UsageError
-from caldera.formats.model_folder import LlavaBundle
 from caldera.images.anyres import (
     NEWLINE_INDEX,
     Size,
@@ -26,6 +25,7 @@ from caldera.images.anyres import (
 )
 from caldera.images.processor import ImageProcessor
 from caldera.inference.prompts import Prompt
+from caldera.model.assistant import LlavaBundle
 from caldera.model.vision_tower import VisionTower
 
 Rectangle = tuple[float, float, float, float]

@@ -14,10 +14,10 @@ from transformers import DynamicCache
 
 from caldera.batches.image_sources import ImageSource
 from caldera.conversation import Conversation
-from caldera.formats.model_folder import LlavaBundle
 from caldera.inference.detokenizer import IncrementalDetokenizer, TokenIds
 from caldera.inference.prompts import FilePrompt, PromptBuilder, check_context_length
 from caldera.inference.sampling import SamplingParams, sample_tokens
+from caldera.model.assistant import LlavaBundle
 
 
 class BatchGenerator:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerFast
 
-from caldera.formats.model_folder import LlavaBundle, eos_token_ids
+from caldera.model.assistant import LlavaBundle, eos_token_ids
 
 _HALF = "\N{REPLACEMENT CHARACTER}"
 

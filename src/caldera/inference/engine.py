@@ -13,7 +13,6 @@ from PIL import Image
 
 from caldera.conversation import Conversation
 from caldera.errors import CalderaError, EngineError, QueueFullError, UsageError
-from caldera.formats.model_folder import LlavaBundle
 from caldera.inference.attention_maps import AttentionMaps, compute_attention_maps
 from caldera.inference.choose_decoder import choose_decoder, pack_vision_weights
 from caldera.inference.packed_linear import Quantization
@@ -27,6 +26,7 @@ from caldera.inference.prompts import (
 from caldera.inference.requests import AnswerStream, Request, TextDelta, TokenLogprob, Usage
 from caldera.inference.sampling import SamplingParams
 from caldera.inference.scheduler import Scheduler, to_engine_error
+from caldera.model.assistant import LlavaBundle
 
 __all__ = [
     "AnswerStream",

@@ -9,9 +9,9 @@ import torch
 from caldera.batches.image_sources import ImageSource
 from caldera.conversation import Conversation
 from caldera.errors import UsageError
-from caldera.formats.model_folder import LlavaBundle
 from caldera.inference.batch_generator import left_padded
 from caldera.inference.prompts import FilePrompt, PromptBuilder
+from caldera.model.assistant import LlavaBundle
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from caldera.conversation import IMAGE_PLACEHOLDER, Conversation, Turn
 from caldera.errors import UsageError
-from caldera.formats.model_folder import LlavaBundle
 from caldera.images.anyres import Size, TileLayout, choose_layout
 from caldera.images.processor import ImageProcessor
 from caldera.inference.sampling import SamplingParams
+from caldera.model.assistant import LlavaBundle
 from caldera.templates.encoding import IGNORE_INDEX, EncodedConversation, encode
 from caldera.templates.inspection import segments
 from caldera.templates.template import find_template

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from caldera.errors import EngineError, OutOfMemoryError
-from caldera.formats.model_folder import LlavaBundle
 from caldera.inference.decoder import Decoder
 from caldera.inference.detokenizer import TokenIds
 from caldera.inference.prefix_cache import LeastRecentlyUsed, PrefixCache
 from caldera.inference.prompts import ProcessedImage, Prompt
 from caldera.inference.requests import AnswerStream
 from caldera.inference.sequence import SequenceState, nan_error
+from caldera.model.assistant import LlavaBundle
 from caldera.model.llava import order_image_tokens
 
 _IMAGES = 1024

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Literal, Protocol, get_args
 
 from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet
-from caldera.conversation import Conversation, ImageRef, Turn, to_record
-from caldera.errors import ConversationError, UsageError
-from caldera.instructions.multi_image_questions import LETTERS
+from caldera.conversation import Conversation, ImageRef, Turn, label_images, to_record
+from caldera.errors import ConversationError
+from caldera.llm_client.client import NothingToWrite
 
 Kind = Literal["caption", "conversation", "detail", "reasoning", "vqa", "context"]
 
@@ -28,10 +28,6 @@ class Exchange:
 
     question: str
     answer: str
-
-
-class NothingToWrite(Exception):  # noqa: N818 - not an error: the teacher declines, and says why
-    """The annotations do not hold what this kind needs."""
 
 
 class Teacher(Protocol):
@@ -192,20 +188,3 @@ def _conversation(
             asked = before if rng.random() < 0.5 else (f"{exchange.question}\n", references[0])
         turns += [Turn("user", asked), Turn("assistant", (exchange.answer,))]
     return Conversation(name, tuple(turns))
-
-
-def label_images(images: Sequence[ImageRef]) -> tuple[str | ImageRef, ...]:
-    """Lay out several images by their letters: 'Image A: <image>', a line each.
-
-    Raises:
-        UsageError: There are more images than letters.
-    """
-    if len(images) > len(LETTERS):
-        raise UsageError(
-            f"{len(images)} images are shown together, over the limit of {len(LETTERS)}; show fewer at a time"
-        )
-    letters = LETTERS[: len(images)]
-    lines = (
-        (f"Picture {letter}: ", one, "\n") for letter, one in zip(letters, images, strict=True)
-    )
-    return tuple(part for line in lines for part in line)

@@ -9,12 +9,10 @@ from collections.abc import Callable, Sequence
 from itertools import combinations
 
 from caldera.annotations.english import article, number_word, plural, sentence
+from caldera.conversation import LETTERS
 from caldera.instructions.coco_knowledge import GROUPS
 from caldera.instructions.facts import Facts
 from caldera.instructions.questions import Question, setting_phrase
-
-LETTERS = "ABCDEFGH"
-
 
 _SEVERAL = {group: "foods" if group == "food" else f"{group}s" for group in GROUPS}
 """What several kinds of a group are called."""

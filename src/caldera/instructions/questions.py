@@ -23,10 +23,6 @@ from caldera.annotations.english import (
 from caldera.instructions.coco_knowledge import GROUPS, PURPOSES, SETTINGS, Purpose
 from caldera.instructions.facts import Facts
 
-SHORT_ANSWER = "Answer the question using a single word or phrase."
-"""LLaVA-1.5's sentence that asks for the short form (arXiv 2310.03744, table 7)."""
-
-
 _OPPOSITE_ANSWER = {"yes": "no", "no": "yes"}
 
 _SINGLE_FRACTION = 0.3

@@ -34,3 +34,11 @@ DETAIL_REQUESTS: tuple[str, ...] = (
     "Analyse the picture in detail.",
 )
 """Questions for detailed descriptions (sixteen, as in the paper; the wordings are this project's)."""
+
+
+SHORT_ANSWER = "Answer the question using a single word or phrase."
+"""LLaVA-1.5's sentence that asks for the short form (arXiv 2310.03744, table 7)."""
+
+
+LETTER_PROMPT = "Answer with the option's letter from the given choices directly."
+"""What table 7 of LLaVA-1.5's paper asks where there are choices."""

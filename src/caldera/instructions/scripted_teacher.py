@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from caldera.annotations.annotated_image import AnnotatedImage
-from caldera.instructions.dialogues import Exchange, Kind, NothingToWrite
+from caldera.instructions.dialogues import Exchange, Kind
 from caldera.instructions.facts import Facts, derive_facts
 from caldera.instructions.multi_image_questions import questions_about_all
 from caldera.instructions.questions import (
-    SHORT_ANSWER,
     Question,
     describe,
     presence_questions,
@@ -18,7 +17,8 @@ from caldera.instructions.questions import (
     reasoning,
     yes_no_pairs,
 )
-from caldera.instructions.request_phrases import CAPTION_REQUESTS, DETAIL_REQUESTS
+from caldera.instructions.request_phrases import CAPTION_REQUESTS, DETAIL_REQUESTS, SHORT_ANSWER
+from caldera.llm_client.client import NothingToWrite
 
 _Annotated = TypeVar("_Annotated")
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from caldera.errors import UsageError
-from caldera.instructions.llm_teacher.prompts import Message
-from caldera.llm_client.client import Reply
+from caldera.llm_client.client import Message, Reply
 
 cached = lru_cache(maxsize=1024)
 """A run counts the same system messages and examples for every request."""

@@ -4,12 +4,27 @@
 (key, quota, model) would meet every request, and the run stops.
 """
 
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from caldera.errors import UsageError
-from caldera.instructions.llm_teacher.prompts import Message
+
+MAX_CAPTION = 400
+"""Characters of a caption that are sent; COCO's longest has some 250."""
+
+
+_HIDDEN = {"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"}
+"""Categories of characters that nobody sees: controls, marks of writing direction, halves of characters."""
+
+
+Message = Mapping[str, str]
+"""One message of a request: role and content."""
+
+
+class NothingToWrite(Exception):  # noqa: N818 - not an error: the teacher declines, and says why
+    """The annotations do not hold what this kind needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,3 +148,24 @@ class RequestConfig:
             raise UsageError(
                 f"limit_name is {self.max_tokens_field!r}; write max_tokens or max_completion_tokens"
             )
+
+
+def one_line(text: str) -> str:
+    """Return a stranger's text on one line, without marks and hidden characters, cut at the cap."""
+    seen = "".join(
+        " " if char.isspace() else char
+        for char in text[: 4 * MAX_CAPTION]
+        if char.isspace() or unicodedata.category(char) not in _HIDDEN
+    )
+    one_line = " ".join(seen.split()).replace("<", "‹").replace(">", "›")
+    return one_line if len(one_line) <= MAX_CAPTION else f"{one_line[: MAX_CAPTION - 1]}…"
+
+
+class RejectedReply(NothingToWrite):
+    """A reply that is not taken, and the rule it breaks."""
+
+    def __init__(self, rule: str, detail: str = "", *, feedback: str = "") -> None:
+        """Name the rule; `feedback` is what the teacher is told where asking again pays, else nothing."""
+        super().__init__(f"{rule}: {detail}" if detail else rule)
+        self.rule = rule
+        self.feedback = feedback

@@ -18,8 +18,7 @@ from typing import Any, Literal
 
 from caldera.errors import InputError
 from caldera.files.journal import JournalFile, journal_lines
-from caldera.instructions.llm_teacher.prompts import Message
-from caldera.llm_client.client import Reply, RequestRejected
+from caldera.llm_client.client import Message, Reply, RequestRejected
 
 Outcome = Literal["kept", "refused", "failed"]
 

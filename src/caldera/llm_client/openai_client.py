@@ -13,12 +13,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from caldera.errors import LLMClientError, UsageError
-from caldera.instructions.llm_teacher.prompts import one_line
 from caldera.llm_client.client import (
     Reply,
     RequestConfig,
     RequestRejected,
     TransientError,
+    one_line,
 )
 from caldera.llm_client.retry import retry_after
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from caldera.errors import LLMClientError
-from caldera.instructions.llm_teacher.prompts import Message
-from caldera.instructions.llm_teacher.reply_parsing import RejectedReply
 from caldera.llm_client.budget import Budget, estimate_tokens, max_tokens_of
 from caldera.llm_client.client import (
     LLMClient,
+    Message,
+    RejectedReply,
     Reply,
     RequestConfig,
     RequestRejected,

@@ -29,8 +29,8 @@ from caldera.evaluation.benchmark import Item
 from caldera.files.atomic import lock_folder, to_plain_json, write_atomic, write_json
 from caldera.files.skipped import SkippedItems
 from caldera.formats.assemble import assemble
-from caldera.formats.model_folder import LlavaBundle
 from caldera.inference.batch_generator import BatchGenerator
+from caldera.model.assistant import LlavaBundle
 from caldera.pipelines.ablations import (
     WITH_REASONS,
     AblationResult,

@@ -18,7 +18,7 @@ from caldera.errors import UnknownNameError, UsageError
 from caldera.evaluation.benchmark import Item
 from caldera.evaluation.intervals import Difference, paired_difference
 from caldera.files.atomic import atomic_folder
-from caldera.instructions.questions import SHORT_ANSWER
+from caldera.instructions.request_phrases import SHORT_ANSWER
 from caldera.recipes.demo import demo
 from caldera.recipes.recipe import InstructionMix, QuestionCounts, SceneCounts, SceneRecipe
 

@@ -20,7 +20,8 @@ from caldera.errors import UsageError
 from caldera.files.atomic import lock_folder
 from caldera.files.skipped import SkippedItems
 from caldera.formats.assemble import assemble
-from caldera.formats.model_folder import LlavaBundle, load_model_folder
+from caldera.formats.model_folder import load_model_folder
+from caldera.model.assistant import LlavaBundle
 from caldera.model.lora import target_layers
 from caldera.recipes.papers import DatasetInfo, PaperRecipe
 from caldera.recipes.recipe import check_or_write_recipe

@@ -33,10 +33,10 @@ from caldera.evaluation.report import (
     write_report,
 )
 from caldera.files.atomic import write_json
-from caldera.formats.model_folder import LlavaBundle
 from caldera.formats.weight_names import digest_weights
 from caldera.inference.batch_generator import BatchGenerator
-from caldera.instructions.questions import SHORT_ANSWER
+from caldera.instructions.request_phrases import SHORT_ANSWER
+from caldera.model.assistant import LlavaBundle
 from caldera.recipes.recipe import QuestionCounts, SceneRecipe
 from caldera.training.metrics_log import read_metrics
 from caldera.training.vision_features import cached_tower_features, raise_image_error

@@ -30,9 +30,10 @@ from caldera.devices import Runtime
 from caldera.files.atomic import lock_folder, write_json
 from caldera.files.skipped import SkippedItems
 from caldera.formats.assemble import assemble
-from caldera.formats.model_folder import LlavaBundle, save_model_folder
+from caldera.formats.model_folder import save_model_folder
 from caldera.instructions.dialogues import count_dialogues, generate_dialogues
 from caldera.instructions.scripted_teacher import ScriptedTeacher
+from caldera.model.assistant import LlavaBundle
 from caldera.pipelines.scene_evaluation import SceneEvaluator, SceneScores, write_results
 from caldera.progress import Progress
 from caldera.recipes.recipe import InstructionMix, SceneCounts, SceneRecipe, check_or_write_recipe

@@ -5,20 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, get_args
 
-from caldera.annotations.coco import read_coco
 from caldera.conversation import read_conversations
 from caldera.devices import Runtime
 from caldera.errors import UnknownNameError, UsageError
-from caldera.evaluation.annotation_questions import build_questions
-from caldera.evaluation.answerers.answerer import AnswerConfig
-from caldera.evaluation.answerers.remote_server import ServerAddress
-from caldera.evaluation.runs.results import BenchmarkInfo, Results
-from caldera.evaluation.runs.run import evaluate, open_answerer
 from caldera.files.skipped import SkippedItems
 from caldera.formats.assemble import assemble
 from caldera.formats.lora_adapter import merge_adapter
-from caldera.formats.model_folder import LlavaBundle, load_model_folder, save_model_folder
+from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.images.processor import ASPECTS, ImageAspect
+from caldera.model.assistant import LlavaBundle
 from caldera.model.vision_tower import FeatureSelect
 from caldera.recipes.towers import resolve_tower
 from caldera.training.job import TrainingData, TrainingJob
@@ -146,53 +141,3 @@ def merge_adapter_folder(adapter: Path, model: Path, out: Path) -> None:
     if out.exists():
         raise UsageError(f"{out} is there already; choose another --out")
     save_model_folder(out, merge_adapter(adapter, load_model_folder(model)))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CocoQuestions:
-    """Which questions are written from which annotations."""
-
-    folder: Path
-    split: str | None = None
-    per_image: int = 8
-    context_per_image: int = 2
-    seed: int = 0
-    max_bad: float = 0.0
-    """Share of images that may be left out."""
-
-
-def evaluate_on_coco(
-    model: str,
-    questions: CocoQuestions,
-    *,
-    out: Path,
-    asking: AnswerConfig,
-    server: ServerAddress,
-    means: Runtime,
-) -> Results:
-    """Ask a model folder or a server questions written from a COCO folder; see `evaluate` for what is written.
-
-    Raises:
-        CalderaError: Model or annotations cannot be read, or the result cannot be written.
-    """
-    benchmark = build_questions(
-        read_coco(questions.folder, SkippedItems(questions.max_bad), questions.split),
-        name="coco",
-        per_image=questions.per_image,
-        context_per_image=questions.context_per_image,
-        seed=questions.seed,
-        beside=questions.folder,
-    )
-    about = BenchmarkInfo(
-        title=f"Questions written from {questions.folder}",
-        measures="What annotations answer beyond doubt, asked in words and scored by exact match.",
-    )
-    return evaluate(
-        benchmark,
-        open_answerer(model, asking, server, means.compute),
-        folder=questions.folder,
-        out=out,
-        about=about,
-        max_new_tokens=asking.max_new_tokens,
-        progress=means.progress,
-    )

@@ -16,8 +16,7 @@ import hashlib
 import json
 import logging
 import os
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -32,10 +31,11 @@ from caldera.files.atomic import lock_folder, to_plain_json, write_json
 from caldera.files.skipped import SkippedItems
 from caldera.formats.assemble import add_special_tokens, with_image_aspect
 from caldera.formats.lora_adapter import digest_base, save_adapter
-from caldera.formats.metadata import ModelMetadata, read_card
-from caldera.formats.model_folder import LlavaBundle, load_model_folder, save_model_folder
+from caldera.formats.metadata import read_card
+from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.formats.weight_names import digest_weights
 from caldera.images.anyres import grid_pinpoints
+from caldera.model.assistant import LlavaBundle, ModelMetadata
 from caldera.model.llava import Llava
 from caldera.model.lora import add_lora, merge_lora_layers, target_layers
 from caldera.model.projector import match_embedding_scale
@@ -45,6 +45,7 @@ from caldera.training.loop import TrainingResult, TrainingRun, train
 from caldera.training.parameters import TrainableReport, set_trainable
 from caldera.training.prefetch import PrefetchConfig
 from caldera.training.stage import Stage
+from caldera.training.validation_split import split_validation
 from caldera.training.vision_features import cached_tower_features
 
 
@@ -302,60 +303,6 @@ def log_trainable(parts: Sequence[TrainableReport], stage: Stage) -> None:
             some = "" if part.trainable == part.parameters else f"{part.trainable:,} of them "
             state = f"{some}learn at {stage.learning_rate_of(part.part):g}"
         log.info("%-10s %14s parameters  %s", part.part, f"{part.parameters:,}", state)
-
-
-def split_validation(
-    samples: Sequence[Sample], rows: int, seed: int
-) -> tuple[list[Sample], list[Sample]]:
-    """Hold out about `rows` samples, at most a tenth, that share no image with the others.
-
-    Where all hang together, each sharing an image with a next, this holds for their first images only.
-
-    Returns:
-        Samples to learn from, and samples held out.
-    """
-    wanted = min(rows, len(samples) // 10)
-    held_out = _pick_groups(_connected_by_images(samples), wanted, seed)
-    if wanted and not held_out:
-        log.warning(
-            "all records hang together by images they share: held-out ones are not new in all their images"
-        )
-        held_out = _pick_groups(_group_by(samples, lambda path: path), wanted, seed)
-    learning = [sample for at, sample in enumerate(samples) if at not in held_out]
-    return learning, [samples[at] for at in sorted(held_out)]
-
-
-def _pick_groups(groups: list[list[int]], wanted: int, seed: int) -> set[int]:
-    """Return the members of random groups, as many as fit into `wanted`."""
-    random.Random(seed).shuffle(groups)
-    taken: set[int] = set()
-    for group in groups:
-        if len(taken) + len(group) <= wanted:
-            taken.update(group)
-    return taken
-
-
-def _connected_by_images(samples: Sequence[Sample]) -> list[list[int]]:
-    """Return the indices of samples in groups that share no image with each other."""
-    parent: dict[Path, Path] = {}  # a forest; the images of a group are one tree
-
-    def top(path: Path) -> Path:
-        while parent.setdefault(path, path) != path:
-            parent[path] = path = parent[parent[path]]
-        return path
-
-    for sample in samples:
-        for path in sample.images[1:]:
-            parent[top(path)] = top(sample.images[0])
-    return _group_by(samples, top)
-
-
-def _group_by(samples: Sequence[Sample], key: Callable[[Path], Path]) -> list[list[int]]:
-    """Return the indices of samples in groups by the key of their first image; one without stands alone."""
-    groups: dict[Path | int, list[int]] = {}
-    for at, sample in enumerate(samples):
-        groups.setdefault(key(sample.images[0]) if sample.images else at, []).append(at)
-    return list(groups.values())
 
 
 def _calibrate_projector(model: Llava, samples: Sequence[Sample], source: ImageSource) -> None:

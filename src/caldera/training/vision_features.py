@@ -10,8 +10,8 @@ from caldera.batches.feature_store import FeatureStore
 from caldera.batches.image_sources import CachedFeatures, FrozenTower, cache_features
 from caldera.devices import DeviceConfig, Runtime
 from caldera.errors import InputError
-from caldera.formats.model_folder import LlavaBundle
 from caldera.formats.weight_names import digest_weights
+from caldera.model.assistant import LlavaBundle
 
 _STORE_VERSION = 2
 """Of stores; raised when their files change, so that older ones are not read."""

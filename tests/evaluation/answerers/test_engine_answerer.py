@@ -20,9 +20,10 @@ from caldera.evaluation.answerers.local_model import (
     split_by_images,
 )
 from caldera.evaluation.benchmark import Item
-from caldera.formats.model_folder import LlavaBundle, save_model_folder
+from caldera.formats.model_folder import save_model_folder
 from caldera.inference.batch_generator import BatchGenerator
 from caldera.inference.sampling import SamplingParams
+from caldera.model.assistant import LlavaBundle
 from tests.evaluation.questions import question, questions
 
 USUAL = AnswerConfig()

@@ -9,7 +9,7 @@ import pytest
 from caldera.errors import InputError, UsageError
 from caldera.evaluation.benchmark import Sources
 from caldera.evaluation.benchmarks.mme import COGNITION, SIZES, load_questions, score_answer_files
-from caldera.instructions.questions import SHORT_ANSWER
+from caldera.instructions.request_phrases import SHORT_ANSWER
 
 ASK = "Please answer yes or no."
 

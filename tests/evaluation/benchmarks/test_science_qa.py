@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from caldera.datasets.science_qa import LETTER_PROMPT
 from caldera.errors import InputError, UsageError
 from caldera.evaluation.benchmark import Sources
 from caldera.evaluation.benchmarks.science_qa import load_questions, score_answer_files
+from caldera.instructions.request_phrases import LETTER_PROMPT
 
 PAPER = {
     "accuracy": 90.92, "NAT": 90.36, "SOC": 95.95, "LAN": 88.00, "TXT": 89.49, "IMG": 88.00, "NO": 90.66, "G1-6": 90.93,

@@ -10,7 +10,7 @@ from caldera.evaluation.judging.reply_parsing import (
     parse_pair_as_llava,
     parse_score_pair,
 )
-from caldera.instructions.llm_teacher.reply_parsing import RejectedReply
+from caldera.llm_client.client import RejectedReply
 
 
 @pytest.mark.parametrize(

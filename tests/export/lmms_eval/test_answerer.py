@@ -20,11 +20,11 @@ from caldera.export.lmms_eval.answerer import (
     decoding_from,
     truncate_at_stops,
 )
-from caldera.formats.model_folder import LlavaBundle
 from caldera.images.decoding import open_image
 from caldera.inference.batch_generator import BatchGenerator
 from caldera.inference.likelihood import LikelihoodScorer
 from caldera.inference.sampling import SamplingParams
+from caldera.model.assistant import LlavaBundle
 from caldera.progress import NoProgress
 
 COMPUTE = choose_device("cpu", "float32")

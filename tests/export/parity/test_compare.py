@@ -23,9 +23,10 @@ from caldera.export.parity.compare import (
 )
 from caldera.export.parity.transformers_side import Transformers
 from caldera.formats.assemble import assemble
-from caldera.formats.model_folder import LlavaBundle, load_model_folder, save_model_folder
+from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.images.decoding import open_image
 from caldera.images.processor import ImageAspect, ImageProcessor
+from caldera.model.assistant import LlavaBundle
 from caldera.progress import NoProgress
 
 

@@ -18,9 +18,10 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 from caldera.errors import CalderaError, ModelFormatError, UsageError
 from caldera.formats.importing.import_model import ModelImportReport, import_model
 from caldera.formats.importing.request import ImportRequest
-from caldera.formats.model_folder import LlavaBundle, load_model_folder
+from caldera.formats.model_folder import load_model_folder
 from caldera.formats.tokenizer import load_tokenizer
 from caldera.images.anyres import SINGLE_VIEW
+from caldera.model.assistant import LlavaBundle
 from caldera.progress import NoProgress
 from tests.recipes.conftest import (
     WORDS,

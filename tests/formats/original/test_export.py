@@ -13,9 +13,10 @@ from caldera.errors import UsageError
 from caldera.formats.assemble import assemble
 from caldera.formats.importing.import_model import import_model
 from caldera.formats.importing.request import ImportRequest
-from caldera.formats.model_folder import LlavaBundle, load_model_folder, save_model_folder
+from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.formats.original.export import write_original as write_out
 from caldera.formats.tokenizer import load_tokenizer
+from caldera.model.assistant import LlavaBundle
 from caldera.progress import NoProgress
 from tests.recipes.conftest import WORDS, Weights, Write, tower_inside
 

@@ -12,16 +12,15 @@ from caldera.errors import InputError, UnknownNameError
 from caldera.instructions.dialogues import Kind
 from caldera.instructions.llm_teacher.prompts import (
     LANGUAGES,
-    MAX_CAPTION,
     PROMPTS_FOLDER,
     delimit,
     load_prompts,
-    one_line,
     symbolic_image,
     user_message,
 )
 from caldera.instructions.llm_teacher.reply_parsing import parse_reply
 from caldera.instructions.request_phrases import DETAIL_REQUESTS
+from caldera.llm_client.client import MAX_CAPTION, one_line
 
 KINDS: tuple[Kind, ...] = ("conversation", "detail", "reasoning", "context")
 LINE = re.compile(r"^([\w ]+): \[([\d., ]+)\]$", re.MULTILINE)

@@ -9,11 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caldera.instructions.dialogues import Exchange, Kind
-from caldera.instructions.llm_teacher.reply_parsing import (
-    RejectedReply,
-    format_exchanges,
-    parse_reply,
-)
+from caldera.instructions.llm_teacher.reply_parsing import format_exchanges, parse_reply
+from caldera.llm_client.client import RejectedReply
 
 FOLDERS: dict[Kind, str] = {
     "conversation": "conversation",

@@ -17,12 +17,13 @@ from caldera.devices import DeviceConfig
 from caldera.errors import CalderaError, InputError
 from caldera.evaluation.answerers.answerer import Answer, AnswerConfig, OnAnswers, option_letter
 from caldera.evaluation.benchmark import Item
-from caldera.formats.model_folder import LlavaBundle, load_model_folder
+from caldera.formats.model_folder import load_model_folder
 from caldera.images.decoding import open_image
 from caldera.inference.batch_generator import BatchGenerator
 from caldera.inference.likelihood import LikelihoodScorer, LogLikelihood, ScoredContinuation
 from caldera.inference.prompts import FilePrompt
 from caldera.inference.sampling import SamplingParams
+from caldera.model.assistant import LlavaBundle
 from caldera.progress import Progress
 
 MAX_BYTES = 1 << 30

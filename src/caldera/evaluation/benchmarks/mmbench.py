@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from caldera.datasets.science_qa import LETTER_PROMPT
 from caldera.errors import InputError
 from caldera.evaluation.answer_parsing import LETTERS
 from caldera.evaluation.benchmark import (
@@ -30,6 +29,7 @@ from caldera.evaluation.benchmark import (
 from caldera.evaluation.benchmarks.multiple_choice import ask_choice, letters_read, score_letters
 from caldera.evaluation.files import check_unique, read_rows, require_fields
 from caldera.files.atomic import write_atomic
+from caldera.instructions.request_phrases import LETTER_PROMPT
 
 _ROTATION = 1_000_000
 """What the index of a row exceeds that of the same question with its choices one place further."""

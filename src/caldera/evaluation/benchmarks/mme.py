@@ -29,7 +29,7 @@ from caldera.evaluation.benchmark import (
     to_percent,
 )
 from caldera.evaluation.files import AnswerRecord, join_names, read_answer_list, read_text
-from caldera.instructions.questions import SHORT_ANSWER
+from caldera.instructions.request_phrases import SHORT_ANSWER
 
 PERCEPTION = {
     "existence": 60, "count": 60, "position": 60, "color": 60, "posters": 294, "celebrity": 340, "scene": 400,

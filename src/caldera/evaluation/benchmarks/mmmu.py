@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from caldera.conversation import Conversation
-from caldera.datasets.science_qa import LETTER_PROMPT
 from caldera.errors import InputError
 from caldera.evaluation.annotation_questions import normalized
 from caldera.evaluation.benchmark import (
@@ -27,7 +26,7 @@ from caldera.evaluation.benchmark import (
 )
 from caldera.evaluation.benchmarks.multiple_choice import ask_choice, letters_read, score_letters
 from caldera.evaluation.files import read_json, require_fields
-from caldera.instructions.questions import SHORT_ANSWER
+from caldera.instructions.request_phrases import LETTER_PROMPT, SHORT_ANSWER
 
 DISCIPLINES = {
     "Art and Design": ("Art", "Art_Theory", "Design", "Music"),

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from caldera.conversation import Conversation, ImageRef, Turn
-from caldera.datasets.science_qa import LETTER_PROMPT
 from caldera.evaluation.answer_parsing import LETTERS, parse_choice
 from caldera.evaluation.benchmark import (
     Item,
@@ -15,6 +14,7 @@ from caldera.evaluation.benchmark import (
     scores_by_group,
     to_percent,
 )
+from caldera.instructions.request_phrases import LETTER_PROMPT
 
 
 def letters_read(items: Sequence[Item], answers: Mapping[str, str]) -> dict[str, str | None]:

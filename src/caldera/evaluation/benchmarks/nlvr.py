@@ -25,7 +25,7 @@ from caldera.evaluation.benchmark import (
     to_percent,
 )
 from caldera.evaluation.files import check_unique, read_records, require_fields
-from caldera.instructions.questions import SHORT_ANSWER
+from caldera.instructions.request_phrases import SHORT_ANSWER
 
 _NAME = re.compile(r"\w+-(\d+)-\d+-\d+")
 """NLVR's images are called by split, sentence, drawing, and order of its boxes."""

@@ -34,7 +34,7 @@ from caldera.evaluation.files import (
     require_fields,
     texts_by_id,
 )
-from caldera.instructions.questions import SHORT_ANSWER
+from caldera.instructions.request_phrases import SHORT_ANSWER
 
 SPLITS = ("random", "popular", "adversarial")
 """How the absent things were chosen."""

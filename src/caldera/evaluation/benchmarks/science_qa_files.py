@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from caldera.conversation import Conversation, ImageRef, Turn, from_record
-from caldera.datasets.science_qa import LETTER_PROMPT, LETTERS, Problem, parse_layout
+from caldera.datasets.science_qa import LETTERS, Problem, parse_layout
 from caldera.errors import InputError, UnknownNameError, UsageError
 from caldera.evaluation.benchmark import Sources
 from caldera.evaluation.files import (
@@ -22,6 +22,7 @@ from caldera.evaluation.files import (
     read_rows,
     require_fields,
 )
+from caldera.instructions.request_phrases import LETTER_PROMPT
 
 _SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
 """Subjects, by the names that tables of results have for them."""

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from caldera.conversation import Conversation, ImageRef, Turn
-from caldera.datasets.vqa import SHORT_ANSWER_PROMPT
 from caldera.errors import InputError
 from caldera.evaluation.benchmark import Item, Score, check_answers, mean
 from caldera.evaluation.files import join_names
 from caldera.evaluation.vqa_accuracy import SoftAccuracy
+from caldera.instructions.request_phrases import SHORT_ANSWER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,4 +99,4 @@ def question_turn(name: str, image: str, question: str) -> Conversation:
 
 def short_answer_turn(name: str, image: str, question: str) -> Conversation:
     """Ask one question about one image with the sentence that LLaVA-1.5 ends it with (P2, table 8)."""
-    return question_turn(name, image, f"{question}\n{SHORT_ANSWER_PROMPT}")
+    return question_turn(name, image, f"{question}\n{SHORT_ANSWER}")

@@ -13,12 +13,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from caldera.datasets.vqa import SHORT_ANSWER_PROMPT, validate
+from caldera.datasets.vqa import validate
 from caldera.evaluation.benchmark import Item, Score, Sources, Task
 from caldera.evaluation.benchmarks.short_answers import ShortAnswers, question_turn
 from caldera.evaluation.benchmarks.vqav2 import preparation
 from caldera.evaluation.files import read_answer_list, read_records, require_fields, texts_by_id
 from caldera.evaluation.vqa_accuracy import normalize_submission, vizwiz_soft_accuracy
+from caldera.instructions.request_phrases import SHORT_ANSWER
 
 _FILE = "val.json"
 
@@ -83,9 +84,7 @@ def _items(questions: Sequence[_Question]) -> list[Item]:
             one.image,
             one.answer_type,
             "vizwiz",
-            question_turn(
-                one.image, one.image, f"{one.question}\n{UNANSWERABLE}\n{SHORT_ANSWER_PROMPT}"
-            ),
+            question_turn(one.image, one.image, f"{one.question}\n{UNANSWERABLE}\n{SHORT_ANSWER}"),
             tuple(answer.answer for answer in one.answers),
             slices=(f"answer type: {one.answer_type}",),
         )

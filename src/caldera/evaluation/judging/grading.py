@@ -12,7 +12,7 @@ from typing import Any
 from caldera.evaluation.judging.protocols import AnswerOrder, JudgeCase, JudgingProtocol
 from caldera.evaluation.judging.reply_parsing import parse_grade
 from caldera.evaluation.judging.verdicts import Verdict
-from caldera.instructions.llm_teacher.prompts import Message
+from caldera.llm_client.client import Message
 
 _RULE = (
     "Grade how right an answer is, by what is known to be right. In the column of what is right, <AND> joins parts "

@@ -16,10 +16,8 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from caldera.errors import LLMClientError, UsageError
-from caldera.instructions.llm_teacher.prompts import Message
-from caldera.instructions.llm_teacher.reply_parsing import RejectedReply
 from caldera.llm_client.budget import Budget, Price
-from caldera.llm_client.client import Reply, RequestConfig
+from caldera.llm_client.client import Message, RejectedReply, Reply, RequestConfig
 from caldera.llm_client.journal import Journal
 from caldera.llm_client.openai_client import OPENAI_URL, OpenAIClient
 from caldera.llm_client.runner import (

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from caldera.evaluation.judging.reply_parsing import parse_score_pair
-from caldera.instructions.llm_teacher.prompts import Message
+from caldera.llm_client.client import Message
 
 AnswerOrder = Literal["reference first", "candidate first"]
 """Whose answer is shown as Assistant 1's."""

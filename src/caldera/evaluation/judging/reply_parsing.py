@@ -7,7 +7,7 @@ LLaVA's own script takes a reply whose first line is not exactly two numbers for
 import math
 import re
 
-from caldera.instructions.llm_teacher.reply_parsing import RejectedReply
+from caldera.llm_client.client import RejectedReply
 
 LOWEST, HIGHEST = 1.0, 10.0
 """The scale of a pair of scores."""

@@ -16,7 +16,7 @@ from caldera.evaluation.files import join_names, read_records, require_fields
 from caldera.evaluation.judging.protocols import AnswerOrder
 from caldera.evaluation.judging.reply_parsing import parse_pair_as_llava, parse_score_pair
 from caldera.evaluation.judging.verdicts import Verdict
-from caldera.instructions.llm_teacher.reply_parsing import RejectedReply
+from caldera.llm_client.client import RejectedReply
 
 PREFIX = "llava_bench_"
 """What LLaVA-Bench (In-the-Wild) puts before a category's name in reviews."""

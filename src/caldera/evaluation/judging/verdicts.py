@@ -7,7 +7,7 @@ from typing import Any
 
 from caldera.errors import EvaluationError
 from caldera.evaluation.judging.protocols import AnswerOrder
-from caldera.instructions.llm_teacher.reply_parsing import RejectedReply
+from caldera.llm_client.client import RejectedReply
 
 MAX_UNPARSED = 0.01
 """Share of items without a usable verdict over which a run is not valid."""

@@ -24,8 +24,7 @@ from caldera.evaluation.judging.judge import Judge, ask_judge, build_request
 from caldera.evaluation.judging.reply_parsing import without_reasoning
 from caldera.evaluation.judging.verdicts import validity_metrics
 from caldera.files.atomic import lock_folder, write_atomic, write_json
-from caldera.instructions.llm_teacher.prompts import Message
-from caldera.instructions.llm_teacher.reply_parsing import RejectedReply
+from caldera.llm_client.client import Message, RejectedReply
 from caldera.progress import Progress
 
 _SYSTEM = (

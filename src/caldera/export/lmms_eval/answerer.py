@@ -15,11 +15,11 @@ from caldera.batches.image_sources import DecodedImages
 from caldera.conversation import IMAGE_PLACEHOLDER, Conversation, ImageRef, Turn
 from caldera.devices import DeviceConfig
 from caldera.errors import CalderaError, ImageError, UsageError
-from caldera.formats.model_folder import LlavaBundle
 from caldera.inference.batch_generator import BatchGenerator
 from caldera.inference.likelihood import LikelihoodScorer, LogLikelihood, ScoredContinuation
 from caldera.inference.prompts import FilePrompt
 from caldera.inference.sampling import SamplingParams
+from caldera.model.assistant import LlavaBundle
 from caldera.progress import Progress
 
 _MAX_NEW_TOKENS = 1024

@@ -8,10 +8,10 @@ from PIL import Image
 from caldera.batches.image_sources import DecodedImages
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.export.parity.compare import ParityCase, StageOutputs
-from caldera.formats.model_folder import LlavaBundle
 from caldera.inference.batch_generator import BatchGenerator
 from caldera.inference.prompts import FilePrompt
 from caldera.inference.sampling import SamplingParams
+from caldera.model.assistant import LlavaBundle
 from caldera.model.llava import order_image_tokens
 
 

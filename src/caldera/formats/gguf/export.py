@@ -24,8 +24,9 @@ from caldera.formats.gguf.vision_tower import (
     vision_tensors,
 )
 from caldera.formats.gguf.writer import GgufDtype, needs_gguf, write_gguf
-from caldera.formats.model_folder import LlavaBundle, eos_token_ids, open_lazily
+from caldera.formats.model_folder import open_lazily
 from caldera.formats.weight_names import LANGUAGE, PROJECTOR, VISION, select_part
+from caldera.model.assistant import LlavaBundle, eos_token_ids
 from caldera.progress import Progress
 from caldera.templates.jinja import chat_template
 from caldera.templates.template import find_template

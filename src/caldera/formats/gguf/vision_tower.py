@@ -19,9 +19,10 @@ from transformers import PretrainedConfig
 
 from caldera.errors import ModelFormatError
 from caldera.formats.gguf.writer import TensorSpec, Value
-from caldera.formats.metadata import METADATA_FILE, ModelMetadata
+from caldera.formats.metadata import METADATA_FILE
 from caldera.formats.safetensors_files import LazyWeight
 from caldera.images.processor import ImageProcessor
+from caldera.model.assistant import ModelMetadata
 
 TOWERS = {"clip_vision_model": 1, "siglip_vision_model": 0}
 """Vision towers that llama.cpp's LLaVA graph computes, and how many positions stand before their patches."""

@@ -28,13 +28,13 @@ from caldera.formats.importing.sources import (
     resolve_vision_tower,
     with_metadata_aspect,
 )
-from caldera.formats.metadata import ModelMetadata
 from caldera.formats.original.config import OriginalSettings
 from caldera.formats.safetensors_files import from_memory
 from caldera.formats.tokenizer import SENTENCEPIECE_FILE, TOKENIZER_FILE, load_tokenizer
 from caldera.formats.weight_files import Source, read_file, read_folder, read_one_of
 from caldera.formats.weight_merging import add_delta, grow_embeddings, merge_lora
 from caldera.formats.weight_names import LANGUAGE, PROJECTOR, stored_dtype
+from caldera.model.assistant import ModelMetadata
 from caldera.model.projector import PROJECTORS, build_projector
 from caldera.scenes.backbones import find_backbone
 

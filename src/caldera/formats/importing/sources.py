@@ -23,7 +23,6 @@ from caldera.formats.config import (
     sub_config,
 )
 from caldera.formats.image_processor import load_processor
-from caldera.formats.metadata import ModelMetadata
 from caldera.formats.model_folder import build_on_meta
 from caldera.formats.original.config import (
     OriginalSettings,
@@ -39,6 +38,7 @@ from caldera.formats.weight_files import Source, read_folder
 from caldera.formats.weight_merging import grow_embeddings
 from caldera.formats.weight_names import PROJECTOR, VISION
 from caldera.images.processor import ImageAspect, ImageProcessor
+from caldera.model.assistant import ModelMetadata
 
 _TWO_TOWERS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
 """Folders that hold an image and a text tower, and the kind of the image tower in them."""

@@ -10,7 +10,7 @@ from transformers import CLIPImageProcessorPil, GenerationConfig
 
 from caldera.errors import UsageError
 from caldera.files.atomic import atomic_folder, write_json
-from caldera.formats.model_folder import LlavaBundle, open_lazily
+from caldera.formats.model_folder import open_lazily
 from caldera.formats.original.config import LLAVA_CLASSES, hub_name, known_tower
 from caldera.formats.safetensors_files import LazyWeight, check_inside_folder, write_weights
 from caldera.formats.tokenizer import (
@@ -26,6 +26,7 @@ from caldera.formats.weight_names import (
     stored_dtype,
     to_original,
 )
+from caldera.model.assistant import LlavaBundle
 
 TOWER = "vision_tower"
 """Folder of a vision tower that has no name on the hub."""

@@ -22,7 +22,7 @@ from caldera.files.atomic import write_atomic
 from caldera.instructions.dialogues import Dialogue, GeneratedData, Kind
 from caldera.instructions.llm_teacher.prompts import TeacherPrompt
 from caldera.instructions.llm_teacher.reply_checks import all_texts, parse_checked_reply
-from caldera.instructions.llm_teacher.reply_parsing import RejectedReply
+from caldera.llm_client.client import RejectedReply
 from caldera.llm_client.journal import Journal, ReceivedReply
 
 _MIN_JACCARD = 0.8

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from unicodedata import category
 
 from caldera.instructions.dialogues import Exchange, Kind
-from caldera.instructions.llm_teacher.reply_parsing import RejectedReply
+from caldera.llm_client.client import RejectedReply
 
 _ENDS = re.compile(r"""[.!?…。！？:;"'”’)\]*`]\s*\Z""")  # noqa: RUF001 - Chinese signs
 _LISTED = re.compile(r"\A\s*(?:[-*•]|\d+[.)])\s")

@@ -14,7 +14,7 @@ from caldera.annotations.english import number_word, plural
 from caldera.instructions.coco_knowledge import OTHER_NAMES
 from caldera.instructions.dialogues import Exchange
 from caldera.instructions.facts import Facts, derive_facts
-from caldera.instructions.llm_teacher.reply_parsing import RejectedReply
+from caldera.llm_client.client import RejectedReply
 
 _HEDGES = re.compile(
     r"\b(?:no|not|none|neither|nor|never|without|absent|missing|lack\w*|if|whether|could|may|might|would|should|"

@@ -11,27 +11,22 @@ examples, sent as turns before the image that is asked about (arXiv 2304.08485, 
 """
 
 import hashlib
-import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from caldera.annotations.annotated_image import AnnotatedImage
+from caldera.conversation import LETTERS
 from caldera.errors import InputError, UnknownNameError
 from caldera.instructions.dialogues import Kind
-from caldera.instructions.multi_image_questions import LETTERS
+from caldera.llm_client.client import Message, one_line
 
 KINDS_WITHOUT_BOXES = frozenset[Kind]({"conversation"})
 """Kinds that get captions alone, as in the released examples."""
 
-MAX_CAPTION = 400
-"""Characters of a caption that are sent; COCO's longest has some 250."""
 
 MAX_CAPTIONS, MAX_BOXES = 20, 120
 """Captions and boxes of an image that are sent; COCO has five to seven, and up to some ninety."""
-
-_HIDDEN = {"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"}
-"""Categories of characters that nobody sees: controls, marks of writing direction, halves of characters."""
 
 
 def symbolic_image(image: AnnotatedImage, *, boxes: bool) -> str:
@@ -56,17 +51,6 @@ def user_message(kind: Kind, images: Sequence[AnnotatedImage]) -> str:
     )
 
 
-def one_line(text: str) -> str:
-    """Return a stranger's text on one line, without marks and hidden characters, cut at the cap."""
-    seen = "".join(
-        " " if char.isspace() else char
-        for char in text[: 4 * MAX_CAPTION]
-        if char.isspace() or unicodedata.category(char) not in _HIDDEN
-    )
-    one_line = " ".join(seen.split()).replace("<", "‹").replace(">", "›")
-    return one_line if len(one_line) <= MAX_CAPTION else f"{one_line[: MAX_CAPTION - 1]}…"
-
-
 def delimit(text: str) -> str:
     """Put an image's text between the marks that the system messages speak of."""
     return f"<picture>\n{text}\n</picture>"
@@ -76,9 +60,6 @@ PROMPTS_FOLDER = Path(__file__).parents[1] / "prompts"
 
 LANGUAGES = ("english", "chinese")
 """Languages whose prompts ship with caldera."""
-
-Message = Mapping[str, str]
-"""One message of a request: role and content."""
 
 
 @dataclass(frozen=True, slots=True)

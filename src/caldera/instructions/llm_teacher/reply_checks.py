@@ -20,8 +20,8 @@ from caldera.instructions.llm_teacher.completeness import (
 )
 from caldera.instructions.llm_teacher.grounding import check_grounding
 from caldera.instructions.llm_teacher.prompts import TeacherPrompt
-from caldera.instructions.llm_teacher.reply_parsing import RejectedReply, parse_reply
-from caldera.llm_client.client import Reply
+from caldera.instructions.llm_teacher.reply_parsing import parse_reply
+from caldera.llm_client.client import RejectedReply, Reply
 
 _MENTIONS_SOURCE = re.compile(
     r"\b(?:captions?|bounding box(?:es)?|annotations?|coordinates?)\b"

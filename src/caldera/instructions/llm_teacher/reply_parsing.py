@@ -7,7 +7,8 @@ The form is that of LLaVA's released examples: blocks that begin with `Question:
 import re
 from collections.abc import Callable, Sequence
 
-from caldera.instructions.dialogues import Exchange, Kind, NothingToWrite
+from caldera.instructions.dialogues import Exchange, Kind
+from caldera.llm_client.client import RejectedReply
 
 _LABELS = {
     "question": ("Question:", "问题：", "问题:"),
@@ -15,16 +16,6 @@ _LABELS = {
 }
 
 _FENCE = re.compile(r"\A```[\w-]*\n(.*)\n```\Z", re.DOTALL)
-
-
-class RejectedReply(NothingToWrite):
-    """A reply that is not taken, and the rule it breaks."""
-
-    def __init__(self, rule: str, detail: str = "", *, feedback: str = "") -> None:
-        """Name the rule; `feedback` is what the teacher is told where asking again pays, else nothing."""
-        super().__init__(f"{rule}: {detail}" if detail else rule)
-        self.rule = rule
-        self.feedback = feedback
 
 
 def parse_reply(kind: Kind, reply: str, ask: Callable[[], str]) -> list[Exchange]:

@@ -8,9 +8,8 @@ chats.
 
 from collections.abc import Sequence
 
-from caldera.conversation import Conversation, ImageRef, Turn
+from caldera.conversation import Conversation, ImageRef, Turn, label_images
 from caldera.errors import UsageError
-from caldera.instructions.dialogues import label_images
 from caldera.server.api.errors import bad_request
 from caldera.server.api.schemas import (
     ChatRequest,

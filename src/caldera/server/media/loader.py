@@ -6,7 +6,6 @@ two are off unless the operator switched them on.
 """
 
 import asyncio
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,8 @@ from typing import TypeVar
 
 from PIL import Image
 
-from caldera.errors import ImageError, UsageError
-from caldera.files.atomic import file_exists
-from caldera.images.decoding import MAX_PIXELS, open_image
+from caldera.errors import UsageError
+from caldera.images.decoding import MAX_PIXELS
 from caldera.server.media.data_urls import read_data_url
 from caldera.server.media.decoder_pool import DecoderPool, check_magic_bytes
 from caldera.server.media.errors import BAD_URL, TOTAL_TOO_LARGE, MediaError
@@ -26,25 +24,6 @@ from caldera.server.media.local_files import read_below_root
 from caldera.server.media.url_policy import HostAllowlist
 
 _Seen = TypeVar("_Seen")
-
-
-def resolve_image_path(text: str) -> Path:
-    """Return the file that a user means, after opening it once.
-
-    Args:
-        text: A path as typed or dropped on a terminal: quotes around it, backslashes in it and `~` are understood.
-
-    Raises:
-        ImageError: It is a web address, a folder, not there, or not an image.
-    """
-    text = text.strip().strip("'\"")
-    if "://" in text:
-        raise ImageError(f"{text} is a web address; download the image and give its file")
-    path = Path(text).expanduser()
-    if "\\" in text and not file_exists(path):
-        path = Path(re.sub(r"\\(.)", r"\1", text)).expanduser()
-    open_image(path)
-    return path.resolve()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
