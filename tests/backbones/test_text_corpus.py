@@ -104,7 +104,7 @@ def test_a_scene_is_told_in_one_of_three_ways(scenes: dict[str, Scene]) -> None:
 
 
 @pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("pictures", [("3.jpg",), ("1.jpg", "2.jpg", "4.jpg"), ()])
+@pytest.mark.parametrize("images", [("3.jpg",), ("1.jpg", "2.jpg", "4.jpg"), ()])
 def test_a_dialogue_is_what_the_template_writes_with_scenes_in_the_images_places(
     scenes: dict[str, Scene], images: tuple[str, ...], after: bool
 ) -> None:

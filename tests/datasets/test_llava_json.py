@@ -62,7 +62,7 @@ def test_the_layout_of_mix665k_is_read(mix: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("record", "expected", "fixes"),
+    ("record", "expected", "changes"),
     [
         (
             {"id": "1", "image": "a.jpg", "conversations": turns("What?", "A cup.", "Sure?", "Yes.")},

@@ -70,7 +70,7 @@ def test_a_set_with_nothing_good_is_refused(rows: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("resolve", "start", "to", "expected"),
+    ("path", "start", "to", "expected"),
     [
         ("1.jpg", "a", "a", "1.jpg"),
         ("b/1.jpg", "a", "a/b", "1.jpg"),

@@ -58,7 +58,7 @@ def texts(folder: Path, form: str, split: str | None = None) -> list[tuple[str, 
 
 
 @pytest.mark.parametrize(
-    ("layout", "asked", "require_answer"),
+    ("form", "asked", "answered"),
     [
         ("QCM-A", f"{QUESTION}\n<image>", "The answer is A."),
         ("QCM-LEA", f"{QUESTION}\n<image>", "A star shines.\nIt is hot. The Sun shines. The answer is A."),

@@ -93,7 +93,7 @@ def test_questions_about_one_image_make_one_conversation(tmp_path: Path) -> None
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("answer_prompt", "expected"), [("each", 5), ("first", 2), ("none", 0)])
+@pytest.mark.parametrize(("sentences", "expected"), [("each", 5), ("first", 2), ("none", 0)])
 def test_the_sentence_stands_where_it_is_wanted(
     tmp_path: Path, sentences: AnswerPromptPlacement, expected: int
 ) -> None:

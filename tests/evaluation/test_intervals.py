@@ -54,7 +54,7 @@ def test_marks_choose_the_method() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wins", "losses", "p_value"), [(9, 1, 22 / 1024), (0, 0, 1.0), (4, 4, 1.0), (0, 6, 2 / 64)]
+    ("better", "worse", "chance"), [(9, 1, 22 / 1024), (0, 0, 1.0), (4, 4, 1.0), (0, 6, 2 / 64)]
 )
 def test_mcnemar_counts_the_ways(better: int, worse: int, chance: float) -> None:
     """Two tails of a fair coin's throws, worked by hand."""

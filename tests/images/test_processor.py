@@ -76,7 +76,7 @@ def test_pad_shows_everything_on_the_mean_color() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "colour", "expected"),
+    ("mode", "color", "expected"),
     [
         ("L", 100, (100, 100, 100)),
         ("1", 1, (255, 255, 255)),

@@ -114,7 +114,7 @@ def test_what_nobody_looked_for_is_still_possible() -> None:
 
 
 @pytest.mark.parametrize(
-    ("captions", "colour"),
+    ("captions", "color"),
     [
         (("A red car", "A car"), "red"),
         (("A Red car", "a red car."), "red"),
@@ -192,7 +192,7 @@ def test_facts_never_contradict_each_other_or_the_boxes(
         assert truth[how]
 
 
-@pytest.mark.parametrize("purpose", PURPOSES, ids=lambda purpose: purpose.serves)
+@pytest.mark.parametrize("purpose", PURPOSES, ids=lambda purpose: purpose.uses)
 def test_a_wish_does_not_name_what_serves_it(purpose: Purpose) -> None:
     """Else the question would give its answer away."""
     assert len(purpose.goals) >= 2

@@ -60,7 +60,7 @@ def captions(tmp_path: Path) -> Path:
     return out
 
 
-@pytest.mark.parametrize("layout", ["QCM-LEA", "QCM-LEPA", "CQM-A", "letter"])
+@pytest.mark.parametrize("form", ["QCM-LEA", "QCM-LEPA", "CQM-A", "letter"])
 def test_science_qa_is_trained_by_its_recipe(
     form: str, science: Path, captions: Path, vision_folder: Path, language_folder: Path, tmp_path: Path
 ) -> None:  # fmt: skip

@@ -246,7 +246,7 @@ def their_name(name: str) -> str:
 
 @pytest.mark.parametrize("made", EVERY, indirect=True, ids=lambda each: "-".join(each))
 @pytest.mark.parametrize(
-    "trainable",
+    "trains",
     [PRETRAIN.trainable, FINETUNE.trainable, ("vision", "projector", "language")],
     ids=len,
 )

@@ -113,7 +113,7 @@ def test_only_the_item_with_the_broken_image_fails(assistant: LlavaBundle, photo
     assert len(answers) == 7
 
 
-@pytest.mark.parametrize("choice_method", ["letter", "option", "option-mean"])
+@pytest.mark.parametrize("choose_by", ["letter", "option", "option-mean"])
 def test_the_likeliest_option_is_chosen(
     assistant: LlavaBundle, photos: Path, choose_by: ChooseBy
 ) -> None:

@@ -38,7 +38,7 @@ def table(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("default_files", [coco, table])
+@pytest.mark.parametrize("layout", [coco, table])
 def test_figures_by_hand(tmp_path: Path, layout: Callable[[Path], Path]) -> None:
     """All words are said by somebody. CIDEr-D: 1, 2 and 3 words alike; 1 and 2 words alike, and once one of three."""
     answers = tmp_path / "answers.json"

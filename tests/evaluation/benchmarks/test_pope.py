@@ -44,7 +44,7 @@ def said(first: int, texts: Sequence[str]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("questions", "annotations"),
+    ("questions", "truth"),
     [
         ("llava_pope_random_questions.jsonl", "coco_pope_random.json"),
         (None, "coco_pope_random.json"),

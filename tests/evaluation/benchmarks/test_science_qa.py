@@ -67,7 +67,7 @@ TEXTS = {"1": "The answer is A.", "2": "C", "3": "both", "5": "LECTURE: a.\n###\
 
 
 @pytest.mark.parametrize(
-    "annotations",
+    "truth",
     [
         {"annotations": "test_answers.csv"},
         {"annotations": "test_answers.csv", "questions": "pid_splits.json"},
@@ -176,7 +176,7 @@ def test_truths_that_disagree_are_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt_layout", "text"),
+    ("form", "text"),
     [
         ("", f"\nLook.\nWhich?\nA. red\nB. green\nC. blue\n{LETTER_PROMPT}"),
         ("LEPA", "Which?\nContext: Look.\nOptions: (A) red (B) green (C) blue\n"),

@@ -62,7 +62,7 @@ def faulty(request: dict[str, Any], number: int) -> Answer:
 
 
 @pytest.mark.parametrize(
-    ("kills", "pictures"), [(2, 40), pytest.param(20, 160, marks=pytest.mark.slow)]
+    ("kills", "images"), [(2, 40), pytest.param(20, 160, marks=pytest.mark.slow)]
 )
 def test_a_run_killed_at_random_ends_as_one_that_was_not(
     tmp_path: Path, serve: Serve, coco: Callable[[int], Path], kills: int, images: int
