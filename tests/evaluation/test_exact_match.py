@@ -112,7 +112,7 @@ def test_scores_are_shares_by_kind() -> None:
     score = bench.score({"0": "Yes", "1": "no", "2": "yes.", "3": "no"})
 
     assert score.overall == 0.5
-    assert score.by_kind == {"a": 2 / 3, "b": 0.0}
+    assert score.by_category == {"a": 2 / 3, "b": 0.0}
     assert score.counts == {"a": 3, "b": 1}
     with pytest.raises(InputError, match="2 of 4 items have no answer: 2, 3"):
         bench.score({"0": "x", "1": "x"})
@@ -144,8 +144,8 @@ def test_the_prior_is_the_commonest_training_answer(tmp_path: Path) -> None:
     counting = [item for item in bench.items if item.question_type == "how many"]
     assert len(counting) == 3
     assert {prior[item.id] for item in counting} == {"two"}
-    assert bench.score(prior).by_kind["count"] == pytest.approx(1 / 3)
-    assert bench.score(prior).by_kind["presence"] == 0.5
+    assert bench.score(prior).by_category["count"] == pytest.approx(1 / 3)
+    assert bench.score(prior).by_category["presence"] == 0.5
 
 
 def test_other_images_keep_the_question_and_change_every_image(

@@ -18,7 +18,7 @@ from caldera.cli.evaluate_run import (
     SetAsking,
 )
 from caldera.cli.options import Device, Dtype, MaxBad, runtime_from, stderr_console, stdout_console
-from caldera.evaluation.benchmark import Score, Task, mean
+from caldera.evaluation.benchmark import BenchmarkSpec, Score, mean
 from caldera.evaluation.files import join_names
 from caldera.evaluation.intervals import mean_interval
 
@@ -26,7 +26,7 @@ _SHOWN = 3
 """Unread answers that are named."""
 
 
-def print_score(task: Task, score: Score) -> None:
+def print_score(task: BenchmarkSpec, score: Score) -> None:
     """Show the figures of a score, what guessing gives beside them, and what could not be read."""
     table = Table("metric", title=task.title)
     table.add_column("value", justify="right")

@@ -94,14 +94,14 @@ class ExactMatch:
     def score(self, answers: Mapping[str, str]) -> Score:
         """Return the share of right answers, over all and by kind."""
         right = self.right(answers)
-        by_kind: dict[str, list[bool]] = defaultdict(list)
+        by_category: dict[str, list[bool]] = defaultdict(list)
         for item in self.items:
-            by_kind[item.category].append(right[item.id])
+            by_category[item.category].append(right[item.id])
         overall = sum(right.values()) / len(right)
         return Score(
             overall,
-            {kind: sum(marks) / len(marks) for kind, marks in by_kind.items()},
-            {kind: len(marks) for kind, marks in by_kind.items()},
+            {kind: sum(marks) / len(marks) for kind, marks in by_category.items()},
+            {kind: len(marks) for kind, marks in by_category.items()},
             metrics={"accuracy": round(100 * overall, 2)},
             item_scores={name: float(mark) for name, mark in right.items()},
             parsed_answers={item.id: normalized(answers[item.id]) for item in self.items},

@@ -1,4 +1,4 @@
-"""Item, Score, Task, Sources; group means."""
+"""Item, Score, BenchmarkSpec, Sources; group means."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -59,7 +59,7 @@ class Score:
     """What the answers came to; fractions between 0 and 1 unless a benchmark says otherwise."""
 
     overall: float
-    by_kind: dict[str, float] = field(default_factory=dict)
+    by_category: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     """Items of each kind."""
 
@@ -72,7 +72,7 @@ class Score:
     unparsed: dict[str, str] = field(default_factory=dict)
     """Items whose answer could not be read as what was asked for, with the reason; they are never scored in silence."""
 
-    sums: BootstrapStatistic | None = None
+    statistic: BootstrapStatistic | None = None
     """What the headline is made of, where that is no mean of marks."""
 
     parsed_answers: dict[str, str] = field(default_factory=dict)
@@ -144,7 +144,7 @@ class Sources:
     prompt_layout: str = ""
     """How questions are put, where a benchmark has several ways, such as ScienceQA's "LEPA"; empty: the usual."""
 
-    def need_questions(self, wanted: str) -> Path:
+    def require_questions(self, wanted: str) -> Path:
         """Return the file of questions; `wanted` says which official file it is.
 
         Raises:
@@ -154,7 +154,7 @@ class Sources:
             raise UsageError(f"this task needs --questions, {wanted}")
         return self.questions
 
-    def need_truth(self, wanted: str) -> Path:
+    def require_annotations(self, wanted: str) -> Path:
         """Return the file of what is right; `wanted` says which official file it is.
 
         Raises:
@@ -164,7 +164,7 @@ class Sources:
             raise UsageError(f"this task needs --truth, {wanted}")
         return self.annotations
 
-    def need_context(self, wanted: str) -> Path:
+    def require_captions(self, wanted: str) -> Path:
         """Return the file of what is in the images; `wanted` says which official file it is.
 
         Raises:
@@ -201,7 +201,7 @@ class JudgeSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Task:
+class BenchmarkSpec:
     """One published benchmark."""
 
     name: str

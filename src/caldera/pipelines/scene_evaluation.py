@@ -195,7 +195,7 @@ def as_results(measured: SceneScores, seconds: dict[str, float]) -> dict[str, An
 
 def _flat(score: Score) -> dict[str, float]:
     """Return a score as one level of names."""
-    flat = {"overall": score.overall, **score.by_kind}
+    flat = {"overall": score.overall, **score.by_category}
     return {name: round(value, 4) for name, value in flat.items()}
 
 

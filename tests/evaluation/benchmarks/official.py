@@ -67,7 +67,7 @@ def mmbench(folder: Path) -> Sources:
     return Sources(questions=folder / "dev.tsv")
 
 
-def seed(folder: Path) -> Sources:
+def seed_bench(folder: Path) -> Sources:
     """A question about an image and one about a video."""
     questions = [
         {
@@ -162,7 +162,7 @@ def captions(folder: Path) -> Sources:
     return Sources(annotations=_json(folder / "captions_val2014.json", content))
 
 
-def own(folder: Path) -> Sources:
+def custom(folder: Path) -> Sources:
     """A question of each kind that needs no judge."""
     lines: Lines = [
         {"question": "Which colour?", "answer": "red", "image": "0.jpg"},
@@ -202,7 +202,7 @@ OFFICIAL: dict[str, Callable[[Path], Sources]] = {
     "mme": mme,
     "mmbench": mmbench,
     "mmbench_cn": mmbench,
-    "seed": seed,
+    "seed-bench": seed_bench,
     "mmmu": mmmu,
     "nlvr": nlvr,
     "vqav2": vqav2,
@@ -210,7 +210,7 @@ OFFICIAL: dict[str, Callable[[Path], Sources]] = {
     "textvqa": textvqa,
     "vizwiz": vizwiz,
     "captions": captions,
-    "own": own,
+    "custom": custom,
     "llava-bench": llava_bench,
     "llava-bench-coco": llava_bench,
     "mm-vet": mm_vet,

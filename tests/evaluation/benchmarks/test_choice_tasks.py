@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 
 from caldera.errors import InputError, UsageError
-from caldera.evaluation.benchmark import Sources, Task
+from caldera.evaluation.benchmark import BenchmarkSpec, Sources
 from caldera.evaluation.benchmarks.custom import CUSTOM
 from caldera.evaluation.benchmarks.mmbench import MMBENCH, MMBENCH_CN
 from caldera.evaluation.benchmarks.mmmu import DISCIPLINES, MMMU
 from caldera.evaluation.benchmarks.nlvr import NLVR
-from caldera.evaluation.benchmarks.seed_bench import SEED
+from caldera.evaluation.benchmarks.seed_bench import SEED_BENCH
 
 
-def score(task: Task, folder: Path, questions: Path, answers: dict[str, str]) -> Any:  # noqa: ANN401
+def score(task: BenchmarkSpec, folder: Path, questions: Path, answers: dict[str, str]) -> Any:  # noqa: ANN401
     """Score texts by id."""
     (folder / "answers.json").write_text(json.dumps(answers))
     return task.score_answer_files(Sources(questions=questions), folder / "answers.json")
@@ -107,7 +107,7 @@ def test_seed_is_scored_by_dimension_and_by_what_is_shown(tmp_path: Path) -> Non
     content = {"questions": questions, "question_type": {"Scene": 1, "Action": 10}}
     (tmp_path / "seed.json").write_text(json.dumps(content))
     figures = score(
-        SEED, tmp_path, tmp_path / "seed.json", {"1": "A", "2": "B.", "v0": "?"}
+        SEED_BENCH, tmp_path, tmp_path / "seed.json", {"1": "A", "2": "B.", "v0": "?"}
     ).figures
     assert figures == {
         "accuracy": 66.666667, "Scene": 100.0, "image": 100.0, "Action": 0.0, "video": 0.0, "questions": 3,
@@ -115,7 +115,7 @@ def test_seed_is_scored_by_dimension_and_by_what_is_shown(tmp_path: Path) -> Non
     }  # fmt: skip
     (tmp_path / "seed.json").write_text("[]")
     with pytest.raises(InputError, match=r"should be SEED-Bench\.json, an object"):
-        score(SEED, tmp_path, tmp_path / "seed.json", {"1": "A"})
+        score(SEED_BENCH, tmp_path, tmp_path / "seed.json", {"1": "A"})
 
 
 def test_mmmu_is_scored_by_subject_and_discipline(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_mmmu_asks_with_options_and_images(tmp_path: Path) -> None:
     assert (
         item.conversation.turns[0]
         .text.strip()
-        .startswith("What is (image 1) beside (image 2)?\nA. a\nB. b\n")
+        .startswith("What is (picture 1) beside (picture 2)?\nA. a\nB. b\n")
     )
 
 

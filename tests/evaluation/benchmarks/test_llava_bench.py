@@ -151,7 +151,7 @@ def test_answers_are_no_reviews_and_reviews_need_no_category(tmp_path: Path) -> 
     score = WILD.score_answer_files(Sources(), reviews)
     assert score.metrics["overall"] == 50.0
     assert "" not in score.metrics
-    assert score.by_kind == {}
+    assert score.by_category == {}
 
 
 def test_a_file_of_both_orders_has_both_of_every_answer(tmp_path: Path) -> None:

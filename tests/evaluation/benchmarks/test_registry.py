@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from caldera.cli import main
-from caldera.evaluation.benchmark import Item, Sources, Task
+from caldera.evaluation.benchmark import BenchmarkSpec, Item, Sources
 from caldera.evaluation.benchmarks.registry import BENCHMARKS, get_benchmark
 from caldera.evaluation.files import read_answers
 from caldera.evaluation.runs.results import flatten, limit_items, with_items
@@ -29,7 +29,7 @@ JUDGED = {"llava-bench": "8 8", "llava-bench-coco": "8 8", "mm-vet": "1.0"}
 EVERY = pytest.mark.parametrize("task", BENCHMARKS.values(), ids=BENCHMARKS)
 
 
-def right(task: Task, item: Item) -> str:
+def right(task: BenchmarkSpec, item: Item) -> str:
     """Return the right answer, or what a judge says of it."""
     return JUDGED.get(task.name) or item.references[0]
 
@@ -41,7 +41,7 @@ def test_every_task_has_tiny_files() -> None:
 
 
 @EVERY
-def test_right_answers_get_the_best_score(task: Task, tmp_path: Path) -> None:
+def test_right_answers_get_the_best_score(task: BenchmarkSpec, tmp_path: Path) -> None:
     """Items have ids of their own and something to ask; all right is the best that the headline can be."""
     benchmark = task.load(OFFICIAL[task.name](tmp_path))
     items = benchmark.items
@@ -55,7 +55,7 @@ def test_right_answers_get_the_best_score(task: Task, tmp_path: Path) -> None:
 
 
 @EVERY
-def test_sums_make_the_headline(task: Task, tmp_path: Path) -> None:
+def test_sums_make_the_headline(task: BenchmarkSpec, tmp_path: Path) -> None:
     """Where a headline is no mean of marks, as of POPE and MME, what is drawn again gives the very figure."""
     benchmark = task.load(OFFICIAL[task.name](tmp_path))
     for said in ("yes", "no", "1.0", *JUDGED.values()):
@@ -64,16 +64,18 @@ def test_sums_make_the_headline(task: Task, tmp_path: Path) -> None:
             for at, item in enumerate(benchmark.items)
         }
         score = benchmark.score(answers)
-        assert (score.sums is not None) == (task.name in ("pope", "mme"))
-        if score.sums is not None:
-            assert score.sums.per_item.keys() == answers.keys()
-            sums = np.array(list(score.sums.per_item.values())).sum(axis=0, keepdims=True)
+        assert (score.statistic is not None) == (task.name in ("pope", "mme"))
+        if score.statistic is not None:
+            assert score.statistic.per_item.keys() == answers.keys()
+            sums = np.array(list(score.statistic.per_item.values())).sum(axis=0, keepdims=True)
             headline = score.metrics[task.primary_metric]
-            assert score.sums.from_sums(sums) == pytest.approx([headline], abs=1e-5)
+            assert score.statistic.from_sums(sums) == pytest.approx([headline], abs=1e-5)
 
 
 @EVERY
-def test_a_limit_never_cuts_apart_what_is_scored_together(task: Task, tmp_path: Path) -> None:
+def test_a_limit_never_cuts_apart_what_is_scored_together(
+    task: BenchmarkSpec, tmp_path: Path
+) -> None:
     """For every limit: whole units, no more items than asked for unless one unit has them, and a score."""
     benchmark = task.load(OFFICIAL[task.name](tmp_path))
     sizes = Counter(item.group for item in benchmark.items)
@@ -117,7 +119,7 @@ def given(sources: Sources) -> list[str]:
 
 @EVERY
 def test_every_task_is_asked_of_a_server(
-    task: Task,
+    task: BenchmarkSpec,
     tmp_path: Path,
     serve: Callable[[Script], TeacherServer],
     monkeypatch: pytest.MonkeyPatch,
@@ -149,7 +151,7 @@ def test_every_task_is_asked_of_a_server(
     assert results["metrics"] == json.loads(json.dumps(expected.metrics))
     assert results["primary_metric"]["metric"] == task.primary_metric
     assert results["counts"]["answered"] == len(benchmark.items)
-    if expected.sums is not None:
+    if expected.statistic is not None:
         method = results["primary_metric"]["method"]
         assert method.startswith("bootstrap over ")
         assert f"({method})</span>" in (tmp_path / "o" / "report.html").read_text()

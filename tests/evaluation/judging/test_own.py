@@ -81,5 +81,5 @@ def test_a_judge_that_says_nothing_makes_the_run_invalid(
 
 def test_questions_without_a_judge_are_not_judged(tmp_path: Path) -> None:
     """The message says which command scores them."""
-    with pytest.raises(UsageError, match=r"no question has match judge.*evaluate score own"):
+    with pytest.raises(UsageError, match=r"no question has match judge.*evaluate score custom"):
         judge_answers(order(tmp_path, LINES[2:]), judge("http://127.0.0.1:9"), NoProgress())

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from caldera.datasets.vqa import validate
 from caldera.errors import InputError
-from caldera.evaluation.benchmark import Item, Score, Sources, Task, check_answers, mean
+from caldera.evaluation.benchmark import BenchmarkSpec, Item, Score, Sources, check_answers, mean
 from caldera.evaluation.benchmarks.short_answers import question_turn
 from caldera.evaluation.caption_metrics import bleu, cider_d_per_image, mean_rouge_l
 from caldera.evaluation.files import read_answers, read_json, read_rows, require_fields
@@ -85,7 +85,7 @@ def load_questions(sources: Sources) -> Captions:
         UsageError: No file was given.
         InputError: It is missing or broken, or an image has no caption.
     """
-    path = sources.annotations or sources.need_questions(_FILE)
+    path = sources.annotations or sources.require_questions(_FILE)
     images, captions = (_from_table if path.suffix in (".csv", ".tsv") else _from_coco)(path)
     if bare := len(images.keys() - captions.keys()):
         raise InputError(f"{path}: {bare} images have no caption; remove them")
@@ -137,7 +137,7 @@ def _from_table(path: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
     return {name: name for name in captions}, captions
 
 
-CAPTIONS = Task(
+CAPTIONS = BenchmarkSpec(
     name="captions",
     title="Captions",
     measures="how close captions come to what people write of a picture",

@@ -19,18 +19,18 @@ from caldera.errors import InputError, UsageError
 from caldera.evaluation.annotation_questions import normalized
 from caldera.evaluation.answer_parsing import LETTERS, parse_choice
 from caldera.evaluation.benchmark import (
+    BenchmarkSpec,
     Item,
     JudgeSpec,
     Score,
     Sources,
-    Task,
     check_answers,
     mean,
     score_by_item_id,
     scores_by_group,
     to_percent,
 )
-from caldera.evaluation.benchmarks.multiple_choice import ask_choice
+from caldera.evaluation.benchmarks.multiple_choice import choice_turn
 from caldera.evaluation.files import check_unique, read_records
 from caldera.evaluation.judging.grading import GRADE_PROTOCOLS, write_grade_files
 from caldera.evaluation.judging.protocols import JudgeCase
@@ -60,7 +60,7 @@ class CustomBenchmark:
     """The questions; an item's form is how its answer is compared."""
 
     items: Sequence[Item]
-    name: str = "own"
+    name: str = "custom"
     max_new_tokens: int = 128
 
     def score(self, answers: Mapping[str, str]) -> Score:
@@ -74,7 +74,7 @@ class CustomBenchmark:
         if judged := [item.id for item in self.items if _needs_judge(item)]:
             raise UsageError(
                 f"{len(judged)} questions are compared by a judge, the first {judged[0]!r}; have them judged: caldera "
-                "evaluate judge own, or give them match exact, contains or choice"
+                "evaluate judge custom, or give them match exact, contains or choice"
             )
         marks = {item.id: float(_right(item, answers[item.id])) for item in self.items}
         unread = {
@@ -83,13 +83,13 @@ class CustomBenchmark:
             if item.question_type == "choice" and not _letter(item, answers[item.id])
         }
         groups = scores_by_group(self.items, marks)
-        by_kind = {name: mean(group.values()) for name, group in groups.items()}
+        by_category = {name: mean(group.values()) for name, group in groups.items()}
         figures: dict[str, Any] = {"accuracy": to_percent(mean(marks.values()))}
-        if len(by_kind) > 1:
-            figures |= {name: to_percent(share) for name, share in by_kind.items()}
+        if len(by_category) > 1:
+            figures |= {name: to_percent(share) for name, share in by_category.items()}
         figures |= {"questions": len(marks), "parse_failures": len(unread)}
         counts = {name: len(group) for name, group in groups.items()}
-        return Score(mean(marks.values()), by_kind, counts, figures, marks, unread)
+        return Score(mean(marks.values()), by_category, counts, figures, marks, unread)
 
 
 def _needs_judge(item: Item) -> bool:
@@ -124,7 +124,7 @@ def load_questions(sources: Sources) -> CustomBenchmark:
         UsageError: No file was given.
         InputError: It is missing, broken, or a line breaks the form.
     """
-    path = sources.need_questions("JSON lines with question and answer")
+    path = sources.require_questions("JSON lines with question and answer")
     items = [_to_item(record, where, at) for at, (where, record) in enumerate(read_records(path))]
     check_unique((item.id for item in items), path)
     return CustomBenchmark(items)
@@ -151,7 +151,7 @@ def _to_item(record: dict[str, Any], where: str, at: int) -> Item:
             f"{where}: match {match!r} and {len(line.choices)} choices do not go together; a choice needs some"
         )
     if match == "choice":
-        asked = ask_choice(name, line.question, line.choices, images)
+        asked = choice_turn(name, line.question, line.choices, images)
         answers = [_as_letter(one, line.choices, where) for one in answers]
     else:
         shown = [ImageRef(path) for path in images]
@@ -195,7 +195,7 @@ def _cases(sources: Sources, answers: Mapping[str, str]) -> list[JudgeCase]:
     ]
     if not cases:
         raise UsageError(
-            "no question has match judge, so none is judged; use: caldera evaluate score own"
+            "no question has match judge, so none is judged; use: caldera evaluate score custom"
         )
     return cases
 
@@ -216,10 +216,10 @@ def _verdicts_without_judge(sources: Sources, answers: Mapping[str, str]) -> lis
 
 def _score_verdicts(verdicts: Sequence[Verdict]) -> Score:
     """Score one run: the mean grade of all answers, and by kind; one without a grade is left out and counted."""
-    by_kind: dict[str, list[float]] = defaultdict(list)
+    by_category: dict[str, list[float]] = defaultdict(list)
     for verdict in verdicts:
         if verdict.scores:
-            by_kind[verdict.category].append(verdict.scores[0])
+            by_category[verdict.category].append(verdict.scores[0])
     marks = {verdict.id: verdict.scores[0] for verdict in verdicts if verdict.scores}
     unread = {verdict.id: verdict.failure for verdict in verdicts if not verdict.scores}
     judged = sum(not verdict.without_judge for verdict in verdicts)
@@ -227,21 +227,21 @@ def _score_verdicts(verdicts: Sequence[Verdict]) -> Score:
     if marks:
         figures["accuracy"] = to_percent(mean(marks.values()))
         figures["interval_95"] = ratio_interval([(1.0, grade) for grade in marks.values()])
-    if len(by_kind) > 1:
-        figures |= {kind: to_percent(mean(grades)) for kind, grades in by_kind.items()}
+    if len(by_category) > 1:
+        figures |= {kind: to_percent(mean(grades)) for kind, grades in by_category.items()}
     figures |= {"questions": len(verdicts), "judged": judged, **validity_metrics(judged, unread)}
     return Score(
         mean(marks.values()) if marks else 0.0,
-        {kind: mean(grades) for kind, grades in by_kind.items()},
-        {kind: len(grades) for kind, grades in by_kind.items()},
+        {kind: mean(grades) for kind, grades in by_category.items()},
+        {kind: len(grades) for kind, grades in by_category.items()},
         figures,
         marks,
         unread,
     )
 
 
-CUSTOM = Task(
-    name="own",
+CUSTOM = BenchmarkSpec(
+    name="custom",
     title="Own questions",
     measures="whatever you ask: exact words, words contained, choices, or as a judge sees it",
     description="yours",

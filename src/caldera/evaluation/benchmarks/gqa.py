@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from caldera.datasets.vqa import validate
 from caldera.errors import InputError
-from caldera.evaluation.benchmark import Item, Score, Sources, Task
+from caldera.evaluation.benchmark import BenchmarkSpec, Item, Score, Sources
 from caldera.evaluation.benchmarks.short_answers import ShortAnswers, short_answer_turn
 from caldera.evaluation.files import read_answers, read_json
 
@@ -70,7 +70,7 @@ def _exactly(answer: str, right: Sequence[str]) -> float:
 
 
 def _load(sources: Sources, prepare: Callable[[str], str]) -> ShortAnswers:
-    path = sources.annotations or sources.need_questions(_FILE)
+    path = sources.annotations or sources.require_questions(_FILE)
     content = read_json(path)
     if not isinstance(content, dict) or not content:
         raise InputError(f"{path} should hold an object of questions by id, as {_FILE} does")
@@ -107,7 +107,7 @@ def _to_item(name: str, question: _Question) -> Item:
     )
 
 
-GQA = Task(
+GQA = BenchmarkSpec(
     name="gqa",
     title="GQA",
     measures="whether questions that need several steps of looking are answered exactly",

@@ -11,7 +11,14 @@ from typing import Any
 
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import InputError
-from caldera.evaluation.benchmark import Item, JudgeSpec, Score, Sources, Task, check_answers
+from caldera.evaluation.benchmark import (
+    BenchmarkSpec,
+    Item,
+    JudgeSpec,
+    Score,
+    Sources,
+    check_answers,
+)
 from caldera.evaluation.files import join_names, read_answers, read_records, require_fields
 from caldera.evaluation.judging.protocols import (
     DESCRIPTION,
@@ -55,7 +62,7 @@ def _questions(sources: Sources) -> dict[str, dict[str, Any]]:
     Raises:
         InputError: The file is no question file.
     """
-    path = sources.need_questions("the official questions (question_id, image, text, category)")
+    path = sources.require_questions("the official questions (question_id, image, text, category)")
     questions: dict[str, dict[str, Any]] = {}
     for where, record in read_records(path):
         require_fields(record, ("question_id", "image", "text", "category"), where)
@@ -94,7 +101,7 @@ def _contexts(sources: Sources) -> dict[str, tuple[str, str]]:
     In-the-Wild has a `caption`; COCO has `captions` and `instances`, written as LLaVA does: captions one a line, a
     blank line, `category: [box]` for each thing.
     """
-    path = sources.need_context(
+    path = sources.require_captions(
         "the official descriptions: context.jsonl (In-the-Wild), caps_boxes_coco2014_val_80.jsonl (COCO)"
     )
     contexts: dict[str, tuple[str, str]] = {}
@@ -119,7 +126,7 @@ def _cases(sources: Sources, answers: Mapping[str, str]) -> list[JudgeCase]:
     bench = _load(sources, "llava-bench")
     check_answers(bench.items, answers)
     questions, contexts = _questions(sources), _contexts(sources)
-    truth_path = sources.need_truth("the reference answers, such as answers_gpt4.jsonl")
+    truth_path = sources.require_annotations("the reference answers, such as answers_gpt4.jsonl")
     references = read_answers(truth_path)
     for wanted, there, path in (
         (set(questions), set(references), truth_path),
@@ -180,7 +187,7 @@ _FILES = (
     "--questions to see that none is missing"
 )
 
-LLAVA_BENCH = Task(
+LLAVA_BENCH = BenchmarkSpec(
     name="llava-bench",
     title="LLaVA-Bench (In-the-Wild)",
     measures="Open answers about 24 varied pictures, next to a text-only model's that knew a description.",
@@ -194,7 +201,7 @@ LLAVA_BENCH = Task(
     judging=_judging(PREFIX),
 )
 
-LLAVA_BENCH_COCO = Task(
+LLAVA_BENCH_COCO = BenchmarkSpec(
     name="llava-bench-coco",
     title="LLaVA-Bench (COCO)",
     measures="Open answers about 30 everyday photos, next to a text-only model's that knew captions and boxes.",

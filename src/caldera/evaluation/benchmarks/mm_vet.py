@@ -12,7 +12,14 @@ from typing import Any
 
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import InputError
-from caldera.evaluation.benchmark import Item, JudgeSpec, Score, Sources, Task, check_answers
+from caldera.evaluation.benchmark import (
+    BenchmarkSpec,
+    Item,
+    JudgeSpec,
+    Score,
+    Sources,
+    check_answers,
+)
 from caldera.evaluation.files import read_json, require_fields
 from caldera.evaluation.judging.grading import GRADE_PROTOCOLS, GRADES, write_grade_files
 from caldera.evaluation.judging.protocols import JudgeCase
@@ -51,7 +58,7 @@ def _load(sources: Sources) -> MMVet:
     Raises:
         InputError: It is no such file.
     """
-    path = sources.need_questions("the official mm-vet.json")
+    path = sources.require_questions("the official mm-vet.json")
     content = read_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path} should hold an object of questions by id, as mm-vet.json does")
@@ -194,7 +201,7 @@ def _contents(record: object, where: str) -> list[str]:
     return content
 
 
-MM_VET = Task(
+MM_VET = BenchmarkSpec(
     name="mm-vet",
     title="MM-Vet",
     measures="Six capabilities and how they work together, by open answers that a judge grades.",

@@ -17,16 +17,16 @@ from pathlib import Path
 from caldera.errors import InputError
 from caldera.evaluation.answer_parsing import LETTERS
 from caldera.evaluation.benchmark import (
+    BenchmarkSpec,
     Item,
     Score,
     Sources,
-    Task,
     mean,
     score_by_item_id,
     scores_by_group,
     to_percent,
 )
-from caldera.evaluation.benchmarks.multiple_choice import ask_choice, letters_read, score_letters
+from caldera.evaluation.benchmarks.multiple_choice import choice_turn, parse_letters, score_letters
 from caldera.evaluation.files import check_unique, read_rows, require_fields
 from caldera.files.atomic import write_atomic
 from caldera.instructions.request_phrases import LETTER_PROMPT
@@ -57,7 +57,7 @@ class MmBench:
         Raises:
             InputError: Answers are missing, or belong to no row.
         """
-        letters = letters_read(self.items, answers)
+        letters = parse_letters(self.items, answers)
         rows = score_letters(self.items, letters)
         rotations: dict[str, list[float]] = defaultdict(list)
         for item in self.items:
@@ -78,7 +78,7 @@ class MmBench:
         return replace(
             rows,
             overall=mean(marks.values()),
-            by_kind={name: mean(group.values()) for name, group in groups.items()},
+            by_category={name: mean(group.values()) for name, group in groups.items()},
             counts={name: len(group) for name, group in groups.items()},
             metrics=figures,
             item_scores=marks,
@@ -103,7 +103,7 @@ def _rows(sources: Sources) -> list[tuple[str, dict[str, str]]]:
         UsageError: It was not given.
         InputError: It is missing, or not such a table.
     """
-    path = sources.questions or sources.need_truth("MMBench's table (.tsv)")
+    path = sources.questions or sources.require_annotations("MMBench's table (.tsv)")
     rows = read_rows(path)
     for where, row in rows:
         require_fields(row, ("index", "question", "A", "B", "answer"), where)
@@ -165,7 +165,7 @@ def _to_item(
         )
     hint = row.get("hint", "")
     text = row["question"] if hint in _MISSING_VALUES else f"{hint}\n{row['question']}"
-    asked = ask_choice(row["index"], text, choices, [_image(first[question])], sentence)
+    asked = choice_turn(row["index"], text, choices, [_image(first[question])], sentence)
     kinds = first[question]
     coarse = kinds.get("l2-category", kinds.get("L2-category", ""))
     category = kinds.get("category", "question")
@@ -175,9 +175,9 @@ def _to_item(
     )
 
 
-def _task(name: str, language: str) -> Task:
+def _task(name: str, language: str) -> BenchmarkSpec:
     read = _reader(name)
-    return Task(
+    return BenchmarkSpec(
         name=name,
         title=f"MMBench ({language})",
         measures=f"twenty abilities by choice, asked in {language}, right under every rotation of the choices",

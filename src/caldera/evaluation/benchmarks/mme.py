@@ -18,11 +18,11 @@ from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import InputError, UnknownNameError, UsageError
 from caldera.evaluation.answer_parsing import parse_mme_answer
 from caldera.evaluation.benchmark import (
+    BenchmarkSpec,
     BootstrapStatistic,
     Item,
     Score,
     Sources,
-    Task,
     check_answers,
     mean,
     scores_by_group,
@@ -107,11 +107,11 @@ class Mme:
         if other := {name: n for name, n in counts.items() if n != SIZES[name]}:
             figures["other_sizes"] = {name: f"{n} of {SIZES[name]}" for name, n in other.items()}
         whole = sum(scores.values()) / (200 * len(scores))
-        by_kind = {subtask: mean(group.values()) for subtask, group in groups.items()}
+        by_category = {subtask: mean(group.values()) for subtask, group in groups.items()}
         sums = (
             BootstrapStatistic(self._terms(marks), _perception) if "perception" in figures else None
         )
-        return Score(whole, by_kind, counts, figures, marks, unread, sums)
+        return Score(whole, by_category, counts, figures, marks, unread, sums)
 
     def _terms(self, marks: Mapping[str, float]) -> dict[str, tuple[float, ...]]:
         """Return what each item adds to the questions, right answers, images and right images of perception.
@@ -318,7 +318,7 @@ def _keyed(answers: Sequence[AnswerRecord]) -> dict[tuple[str, str, str], str]:
     return keyed
 
 
-MME = Task(
+MME = BenchmarkSpec(
     name="mme",
     title="MME",
     measures="perception (things, places, people, writing) and cognition (arithmetic, code, translation) by yes and no",

@@ -15,16 +15,16 @@ from caldera.conversation import Conversation
 from caldera.errors import InputError
 from caldera.evaluation.annotation_questions import normalized
 from caldera.evaluation.benchmark import (
+    BenchmarkSpec,
     Item,
     Score,
     Sources,
-    Task,
     check_answers,
     mean,
     score_by_item_id,
     to_percent,
 )
-from caldera.evaluation.benchmarks.multiple_choice import ask_choice, letters_read, score_letters
+from caldera.evaluation.benchmarks.multiple_choice import choice_turn, parse_letters, score_letters
 from caldera.evaluation.files import read_json, require_fields
 from caldera.instructions.request_phrases import LETTER_PROMPT, SHORT_ANSWER
 
@@ -75,7 +75,7 @@ class Mmmu:
         )
         if not choice:  # of a split of which only some questions are asked
             return Score(mean(free.values()), metrics=figures, item_scores=free)
-        letters = letters_read(choice, {item.id: answers[item.id] for item in choice})
+        letters = parse_letters(choice, {item.id: answers[item.id] for item in choice})
         score = score_letters(choice, letters)
         if not free:
             return score
@@ -106,7 +106,7 @@ def load_questions(sources: Sources) -> Mmmu:
         UsageError: No file was given.
         InputError: It is missing, broken, or of another form.
     """
-    path = sources.questions or sources.need_truth("answer_dict_val.json")
+    path = sources.questions or sources.require_annotations("answer_dict_val.json")
     content = read_json(path)
     if isinstance(content, dict) and content:
         items = [_of_truth(name, one, f"{path}: {name}") for name, one in content.items()]
@@ -143,7 +143,7 @@ def _of_question(record: Any, where: str) -> Item:  # noqa: ANN401 - as JSON has
     numbers = dict.fromkeys(_IMAGE.findall(record["question"] + " ".join(choices)))
     images = [str(record.get(f"image_{number}", f"{record['id']}_{number}.png")) for number in numbers]  # fmt: skip
     sentence = LETTER_PROMPT if choices else SHORT_ANSWER
-    asked = ask_choice(record["id"], text, choices, images, sentence)
+    asked = choice_turn(record["id"], text, choices, images, sentence)
     return _to_item(record["id"], record["question_type"], record["answer"], choices, asked)
 
 
@@ -170,7 +170,7 @@ def _to_item(
     return Item(name, subject, form, asked, references, tuple(choices), (_DISCIPLINE_OF[subject],))
 
 
-MMMU = Task(
+MMMU = BenchmarkSpec(
     name="mmmu",
     title="MMMU",
     measures="college knowledge and reasoning over diagrams, tables, music, photographs, in 30 subjects",

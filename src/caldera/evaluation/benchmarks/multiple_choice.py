@@ -17,7 +17,7 @@ from caldera.evaluation.benchmark import (
 from caldera.instructions.request_phrases import LETTER_PROMPT
 
 
-def letters_read(items: Sequence[Item], answers: Mapping[str, str]) -> dict[str, str | None]:
+def parse_letters(items: Sequence[Item], answers: Mapping[str, str]) -> dict[str, str | None]:
     """Return the letter of each answer, None where there is none, or several.
 
     Raises:
@@ -70,10 +70,10 @@ class MultipleChoice:
         Raises:
             InputError: Answers are missing, or belong to no item.
         """
-        return score_letters(self.items, letters_read(self.items, answers))
+        return score_letters(self.items, parse_letters(self.items, answers))
 
 
-def ask_choice(
+def choice_turn(
     name: str,
     question: str,
     choices: Sequence[str],

@@ -14,10 +14,10 @@ from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import InputError
 from caldera.evaluation.answer_parsing import parse_yes_no
 from caldera.evaluation.benchmark import (
+    BenchmarkSpec,
     Item,
     Score,
     Sources,
-    Task,
     check_answers,
     mean,
     score_by_item_id,
@@ -54,11 +54,11 @@ class Nlvr:
             sentences[item.question_type].append(marks[item.id])
         groups = scores_by_group(self.items, marks)
         several = [min(group) for group in sentences.values() if len(group) > 1]
-        by_kind = {name: mean(group.values()) for name, group in groups.items()}
+        by_category = {name: mean(group.values()) for name, group in groups.items()}
         figures = {"accuracy": to_percent(mean(marks.values()))}
         if several:
             figures |= {"consistency": to_percent(mean(map(min, sentences.values())))}
-        figures |= {f"accuracy_{name}": to_percent(share) for name, share in by_kind.items()}
+        figures |= {f"accuracy_{name}": to_percent(share) for name, share in by_category.items()}
         figures |= {
             "questions": len(marks),
             "sentences": len(sentences),
@@ -66,7 +66,7 @@ class Nlvr:
             "parse_failures": len(unread),
         }
         counts = {name: len(group) for name, group in groups.items()}
-        return Score(mean(marks.values()), by_kind, counts, figures, marks, unread)
+        return Score(mean(marks.values()), by_category, counts, figures, marks, unread)
 
 
 def load_questions(sources: Sources) -> Nlvr:
@@ -76,7 +76,9 @@ def load_questions(sources: Sources) -> Nlvr:
         UsageError: No file was given.
         InputError: It is missing, broken, or has a pair twice.
     """
-    path = sources.questions or sources.need_truth("NLVR's lines of image, sentence and label")
+    path = sources.questions or sources.require_annotations(
+        "NLVR's lines of image, sentence and label"
+    )
     items: list[Item] = []
     for where, record in read_records(path):
         require_fields(record, ("image", "sentence", "label"), where)
@@ -95,7 +97,7 @@ def load_questions(sources: Sources) -> Nlvr:
     return Nlvr(items)
 
 
-NLVR = Task(
+NLVR = BenchmarkSpec(
     name="nlvr",
     title="NLVR",
     measures="counting, comparing and placing of drawn shapes: is a sentence true of a picture",

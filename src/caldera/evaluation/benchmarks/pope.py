@@ -17,11 +17,11 @@ from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import InputError, UsageError
 from caldera.evaluation.answer_parsing import is_explicit_yes_no, parse_pope_answer
 from caldera.evaluation.benchmark import (
+    BenchmarkSpec,
     BootstrapStatistic,
     Item,
     Score,
     Sources,
-    Task,
     check_answers,
     mean,
     to_percent,
@@ -305,7 +305,7 @@ def _texts(
     return renamed
 
 
-POPE = Task(
+POPE = BenchmarkSpec(
     name="pope",
     title="POPE",
     measures="whether the model sees things that are not there",

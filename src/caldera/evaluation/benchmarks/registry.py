@@ -1,7 +1,7 @@
-"""Published benchmarks by exact name."""
+"""Benchmarks by name."""
 
 from caldera.errors import UnknownNameError
-from caldera.evaluation.benchmark import Task
+from caldera.evaluation.benchmark import BenchmarkSpec
 from caldera.evaluation.benchmarks.captions import CAPTIONS
 from caldera.evaluation.benchmarks.custom import CUSTOM
 from caldera.evaluation.benchmarks.gqa import GQA
@@ -13,20 +13,20 @@ from caldera.evaluation.benchmarks.mmmu import MMMU
 from caldera.evaluation.benchmarks.nlvr import NLVR
 from caldera.evaluation.benchmarks.pope import POPE
 from caldera.evaluation.benchmarks.science_qa import SCIENCE_QA
-from caldera.evaluation.benchmarks.seed_bench import SEED
+from caldera.evaluation.benchmarks.seed_bench import SEED_BENCH
 from caldera.evaluation.benchmarks.textvqa import TEXTVQA
 from caldera.evaluation.benchmarks.vizwiz import VIZWIZ
 from caldera.evaluation.benchmarks.vqav2 import VQAV2
 
-BENCHMARKS: dict[str, Task] = {
-    task.name: task
-    for task in (
+BENCHMARKS: dict[str, BenchmarkSpec] = {
+    spec.name: spec
+    for spec in (
         SCIENCE_QA,
         POPE,
         MME,
         MMBENCH,
         MMBENCH_CN,
-        SEED,
+        SEED_BENCH,
         MMMU,
         NLVR,
         VQAV2,
@@ -40,15 +40,19 @@ BENCHMARKS: dict[str, Task] = {
         MM_VET,
     )
 }
-"""In the order that `caldera evaluate tasks` lists them."""
+"""In the order in which the commands list them."""
+
+OLD_NAMES = {"own": CUSTOM.name, "seed": SEED_BENCH.name}
+"""Names of earlier versions, which scripts and run folders may still hold."""
 
 
-def get_benchmark(name: str) -> Task:
-    """Return the benchmark called exactly `name`.
+def get_benchmark(name: str) -> BenchmarkSpec:
+    """Return the benchmark with exactly this name, or with this old name.
 
     Raises:
-        UnknownNameError: There is none.
+        UnknownNameError: No benchmark has this name.
     """
+    name = OLD_NAMES.get(name, name)
     if name not in BENCHMARKS:
-        raise UnknownNameError("task", name, BENCHMARKS)
+        raise UnknownNameError("benchmark", name, BENCHMARKS)
     return BENCHMARKS[name]

@@ -13,10 +13,10 @@ from caldera.evaluation.answer_parsing import (
     science_qa_letter_by_llava,
 )
 from caldera.evaluation.benchmark import (
+    BenchmarkSpec,
     Item,
     Score,
     Sources,
-    Task,
     check_answers,
     mean,
     scores_by_group,
@@ -221,7 +221,7 @@ def _part(content: dict[str, Any], name: str, kind: type, path: Path) -> dict[st
     return part
 
 
-SCIENCE_QA = Task(
+SCIENCE_QA = BenchmarkSpec(
     name="scienceqa",
     title="ScienceQA",
     measures="school science, by subject, grade, and whether there is a picture",

@@ -11,26 +11,26 @@ from typing import Any
 
 from caldera.errors import InputError
 from caldera.evaluation.benchmark import (
+    BenchmarkSpec,
     Item,
     Score,
     Sources,
-    Task,
     mean,
     score_by_item_id,
     to_percent,
 )
-from caldera.evaluation.benchmarks.multiple_choice import ask_choice, letters_read, score_letters
+from caldera.evaluation.benchmarks.multiple_choice import choice_turn, parse_letters, score_letters
 from caldera.evaluation.files import check_unique, read_json, require_fields
 
 _CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 
 
 @dataclass(frozen=True, slots=True)
-class Seed:
+class SeedBench:
     """The questions; an item's kind is its dimension, its slice "image" or "video"."""
 
     items: Sequence[Item]
-    name: str = "seed"
+    name: str = "seed-bench"
     max_new_tokens: int = 16
 
     def score(self, answers: Mapping[str, str]) -> Score:
@@ -39,19 +39,19 @@ class Seed:
         Raises:
             InputError: Answers are missing, or belong to no question.
         """
-        score = score_letters(self.items, letters_read(self.items, answers))
+        score = score_letters(self.items, parse_letters(self.items, answers))
         equal = mean(float(answers[item.id] == item.references[0]) for item in self.items)
         return replace(score, metrics=score.metrics | {"official_rule": {"accuracy": to_percent(equal)}})  # fmt: skip
 
 
-def load_questions(sources: Sources) -> Seed:
+def load_questions(sources: Sources) -> SeedBench:
     """Read SEED-Bench.json.
 
     Raises:
         UsageError: It was not given.
         InputError: It is missing, broken, or of another form.
     """
-    path = sources.questions or sources.need_truth("SEED-Bench.json")
+    path = sources.questions or sources.require_annotations("SEED-Bench.json")
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("questions"), list):
         raise InputError(f"{path} should be SEED-Bench.json, an object with a list of questions")
@@ -62,7 +62,7 @@ def load_questions(sources: Sources) -> Seed:
         raise InputError(f"{path} holds no questions")
     items = [_to_item(one, kinds, f"{path}: question {at}") for at, one in enumerate(questions)]
     check_unique((item.id for item in items), path)
-    return Seed(items)
+    return SeedBench(items)
 
 
 def _to_item(record: dict[str, Any], kinds: Mapping[int, str], where: str) -> Item:
@@ -78,13 +78,13 @@ def _to_item(record: dict[str, Any], kinds: Mapping[int, str], where: str) -> It
         raise InputError(f"{where}: data_type should be image or video, got {shown!r}")
     path = str(record.get("data_id", name))
     image = f"SEED-Bench-image/{path}" if shown == "image" else f"SEED-Bench-video-image/{name}.jpg"
-    asked = ask_choice(name, record["question"], choices, [image])
+    asked = choice_turn(name, record["question"], choices, [image])
     kind = kinds.get(number, f"type {number}")
     return Item(name, kind, "choice", asked, (record["answer"],), choices, (shown,))
 
 
-SEED = Task(
-    name="seed",
+SEED_BENCH = BenchmarkSpec(
+    name="seed-bench",
     title="SEED-Bench",
     measures="understanding of pictures and videos in twelve dimensions, by choice of four",
     description="19,242 questions, 14,233 about pictures and 5,009 about videos "

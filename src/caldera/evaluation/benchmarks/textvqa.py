@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from caldera.datasets.vqa import read_list, validate
 from caldera.errors import InputError
-from caldera.evaluation.benchmark import Item, Score, Sources, Task
+from caldera.evaluation.benchmark import BenchmarkSpec, Item, Score, Sources
 from caldera.evaluation.benchmarks.short_answers import (
     ShortAnswers,
     question_turn,
@@ -79,7 +79,7 @@ def score_answer_files(sources: Sources, answers: Path) -> Score:
 
 
 def _questions(sources: Sources) -> list[_Question]:
-    path = sources.need_truth(_FILE)
+    path = sources.require_annotations(_FILE)
     return [
         validate(_Question, entry, f"{path}: data.{index}")
         for index, entry in enumerate(read_list(path, "data")[1])
@@ -146,7 +146,7 @@ def _with_question_ids(
     return named
 
 
-TEXTVQA = Task(
+TEXTVQA = BenchmarkSpec(
     name="textvqa",
     title="TextVQA",
     measures="whether writing in pictures is read and understood",

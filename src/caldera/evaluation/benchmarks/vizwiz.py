@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from caldera.datasets.vqa import validate
-from caldera.evaluation.benchmark import Item, Score, Sources, Task
+from caldera.evaluation.benchmark import BenchmarkSpec, Item, Score, Sources
 from caldera.evaluation.benchmarks.short_answers import ShortAnswers, question_turn
 from caldera.evaluation.benchmarks.vqav2 import preparation
 from caldera.evaluation.files import read_answer_list, read_records, require_fields, texts_by_id
@@ -66,7 +66,7 @@ def score_answer_files(sources: Sources, answers: Path) -> Score:
 
 
 def _load(sources: Sources, prepare: Callable[[str], str]) -> ShortAnswers:
-    path = sources.annotations or sources.need_questions(f"VizWiz's {_FILE}")
+    path = sources.annotations or sources.require_questions(f"VizWiz's {_FILE}")
     questions = [validate(_Question, record, where) for where, record in read_records(path)]
     return ShortAnswers(
         name="vizwiz",
@@ -101,7 +101,7 @@ def _llava_images(path: Path) -> dict[str, str]:
     return images
 
 
-VIZWIZ = Task(
+VIZWIZ = BenchmarkSpec(
     name="vizwiz",
     title="VizWiz",
     measures="whether questions of blind people are answered, or said to have no answer",

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from caldera.datasets.vqa import image_names, read_list, validate
 from caldera.errors import InputError
-from caldera.evaluation.benchmark import Item, Score, Sources, Task
+from caldera.evaluation.benchmark import BenchmarkSpec, Item, Score, Sources
 from caldera.evaluation.benchmarks.short_answers import ShortAnswers, short_answer_turn
 from caldera.evaluation.files import read_answers
 from caldera.evaluation.vqa_accuracy import normalize_submission, vqa_soft_accuracy
@@ -60,7 +60,7 @@ def score_answer_files(sources: Sources, answers: Path) -> Score:
         UsageError: Questions or annotations were not given.
         InputError: A file is missing or broken, or answers and questions do not belong together.
     """
-    sources.need_truth("v2_mscoco_SPLIT_annotations.json")
+    sources.require_annotations("v2_mscoco_SPLIT_annotations.json")
     return _load(sources, preparation(answers)).score(read_answers(answers))
 
 
@@ -70,7 +70,7 @@ def preparation(answers: Path) -> Callable[[str], str]:
 
 
 def _load(sources: Sources, prepare: Callable[[str], str]) -> ShortAnswers:
-    path = sources.need_questions(_QUESTIONS)
+    path = sources.require_questions(_QUESTIONS)
     header, questions = read_list(path, "questions")
     annotations = _annotations(sources.annotations)
     split = str(header.get("data_subtype", "val2014"))
@@ -125,7 +125,7 @@ def _to_item(question: _Question, annotations: dict[str, _Annotation], split: st
     )
 
 
-VQAV2 = Task(
+VQAV2 = BenchmarkSpec(
     name="vqav2",
     title="VQA v2",
     measures="whether open questions about everyday pictures are answered as most people would",

@@ -31,12 +31,12 @@ _EXAMPLES = (
         "It says that parking is not allowed, and names two hours: 9 and 18.", "0.7",
     ),
     (
-        "Why do people laugh about this image?",
+        "Why do people laugh about this picture?",
         "A dog sits at a desk with a tie on<AND>as if it were a person at work",
-        "The image shows a dog with a tie.", "0.4",
+        "The picture shows a dog with a tie.", "0.4",
     ),
     (
-        "Why do people laugh about this image?",
+        "Why do people laugh about this picture?",
         "A dog sits at a desk with a tie on<AND>as if it were a person at work",
         "It is funny because a dog in a tie is sitting at a desk like an office worker.", "1.0",
     ),

@@ -76,7 +76,8 @@ class Judge:
             "top_p": sending.top_p,
             "seed": sending.seed,
             "max_tokens": sending.max_tokens,
-            "max_repairs": sending.max_repairs,
+            # The key that runs on disk were made with.
+            "repairs": sending.max_repairs,
         }
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 

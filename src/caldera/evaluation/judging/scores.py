@@ -139,7 +139,7 @@ def average_runs(scores: Sequence[Score], headline: str) -> Score:
     figures["valid"] = all(score.metrics["valid"] for score in scores)
     return Score(
         fmean(score.overall for score in scores),
-        _means([score.by_kind for score in scores]),
+        _means([score.by_category for score in scores]),
         scores[0].counts,
         metrics=figures,
         item_scores=_means([score.item_scores for score in scores]),

@@ -12,7 +12,7 @@ from typing import Any
 
 from caldera import __version__
 from caldera.errors import UnknownNameError, UsageError
-from caldera.evaluation.benchmark import JudgeSpec, Sources, Task
+from caldera.evaluation.benchmark import BenchmarkSpec, JudgeSpec, Sources
 from caldera.evaluation.files import read_answers
 from caldera.evaluation.judging.judge import Judge, JudgeReply, ask_judge, build_request
 from caldera.evaluation.judging.protocols import AnswerOrder, JudgeCase, JudgingProtocol
@@ -26,7 +26,7 @@ from caldera.progress import Progress
 class JudgeRunConfig:
     """What is to be judged, how often, and where to."""
 
-    task: Task
+    task: BenchmarkSpec
     sources: Sources
     answers: Path
     protocol: str = ""
@@ -38,7 +38,7 @@ class JudgeRunConfig:
     out: Path
 
 
-def find_protocol(task: Task, name: str) -> JudgingProtocol:
+def find_protocol(task: BenchmarkSpec, name: str) -> JudgingProtocol:
     """Return the judging protocol of a task called exactly `name`, the usual one where it is empty.
 
     Raises:
@@ -52,7 +52,7 @@ def find_protocol(task: Task, name: str) -> JudgingProtocol:
     return protocols[name]
 
 
-def _judge_spec(task: Task) -> JudgeSpec:
+def _judge_spec(task: BenchmarkSpec) -> JudgeSpec:
     """Return how a task's answers are judged.
 
     Raises:

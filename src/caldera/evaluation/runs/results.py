@@ -212,12 +212,12 @@ def _marks(items: Sequence[Item], score: Score) -> tuple[list[float], list[str]]
 
 def _kinds(items: Sequence[Item], score: Score) -> dict[str, Results]:
     """Return what each kind came to."""
-    by_kind: dict[str, list[Item]] = defaultdict(list)
+    by_category: dict[str, list[Item]] = defaultdict(list)
     for item in items:
-        by_kind[item.category].append(item)
+        by_category[item.category].append(item)
     return {
-        kind: _group(score.by_kind.get(kind), some, score, score.counts.get(kind))
-        for kind, some in by_kind.items()
+        kind: _group(score.by_category.get(kind), some, score, score.counts.get(kind))
+        for kind, some in by_category.items()
     }
 
 
@@ -241,12 +241,14 @@ def _headline_interval(items: Sequence[Item], score: Score, value: float | None)
     told: Results = {"low": None, "high": None, "method": None}
     if value is None or not marks:
         return told
-    if score.sums is not None:
+    if score.statistic is not None:
         terms = {
-            item.id: score.sums.per_item[item.id] for item in items if item.id in score.item_scores
+            item.id: score.statistic.per_item[item.id]
+            for item in items
+            if item.id in score.item_scores
         }
         return asdict(
-            statistic_interval(np.array(list(terms.values())), score.sums.from_sums, groups)
+            statistic_interval(np.array(list(terms.values())), score.statistic.from_sums, groups)
         )
     if math.isclose(100 * sum(marks) / len(marks), value, abs_tol=0.005 + 1e-9):  # as rounded
         found = mean_interval(marks, groups)

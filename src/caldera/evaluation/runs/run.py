@@ -17,7 +17,7 @@ from caldera.errors import CalderaError, InputError, UsageError
 from caldera.evaluation.answerers.answerer import Answer, AnswerConfig, Answerer
 from caldera.evaluation.answerers.local_model import load_answerer
 from caldera.evaluation.answerers.remote_server import ServerAddress, ServerAnswerer
-from caldera.evaluation.benchmark import Benchmark, Item, Score, Sources, Task
+from caldera.evaluation.benchmark import Benchmark, BenchmarkSpec, Item, Score, Sources
 from caldera.evaluation.runs.answers import (
     AnswerCache,
     AnswerKey,
@@ -196,7 +196,7 @@ def _answers(
 class EvaluationConfig:
     """A task and what is asked of it."""
 
-    task: Task
+    task: BenchmarkSpec
     sources: Sources
     limit: int | None = None
     """Ask only the first items, so many at most; what is scored together is asked together. None asks all."""
@@ -292,7 +292,7 @@ def image_folder(sources: Sources) -> Path:
     return file if file.is_dir() else file.parent
 
 
-def find_default_files(folder: Path, task: Task, given: Sources) -> Sources:
+def find_default_files(folder: Path, task: BenchmarkSpec, given: Sources) -> Sources:
     """Add to what a user gave the official files of a task that lie in a folder under their official names.
 
     Raises:

@@ -19,8 +19,8 @@ _ORIENTATION, _TURNED = 0x0112, 6
 """EXIF's tag for how an image is turned, and its value for a quarter to the right."""
 
 QUESTIONS = (
-    "What is in the image?",
-    "Describe the image.",
+    "What is in the picture?",
+    "Describe the picture.",
     "How many things do you see?",
     "What is on the left?",
 )
