@@ -1,4 +1,4 @@
-"""`--set NAME=VALUE`: a value of the right kind gets through, all else is answered in one line."""
+"""Tests of `--set NAME=VALUE`: a value of the field's type is applied, anything else fails with one line."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caldera.errors import UnknownNameError, UsageError
-from caldera.overrides import apply_overrides
+from caldera.evaluation.answerers.answerer import AnswerConfig
+from caldera.images.processor import ImageProcessor
+from caldera.inference.engine import EngineConfig
+from caldera.llm_client.client import RequestConfig
+from caldera.overrides import (
+    RENAMED,
+    apply_overrides,
+    with_current_names,
+    with_former_names,
+)
+from caldera.recipes.recipe import QuestionCounts
 from caldera.recipes.registry import RECIPES, find_recipe
+from caldera.server.api.config import Limits
+from caldera.training.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -21,14 +33,14 @@ class Inner:
     steps: int = 3
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be."""
+        """Check the number of steps."""
         if self.steps < 0:
             raise UsageError(f"steps is {self.steps}; it must not be negative")
 
 
 @dataclass(frozen=True)
 class Outer:
-    """A field of every kind."""
+    """A field of every type."""
 
     name: str = "a"
     quick: bool = False
@@ -72,20 +84,20 @@ class Outer:
         ("more=none", "more", None),
         ("names=one,two", "names", ("one", "two")),
         ("names=one", "names", ("one",)),
-        ("colour=blue", "colour", "blue"),
-        ("colour=none", "colour", None),
+        ("color=blue", "color", "blue"),
+        ("color=none", "color", None),
     ],
 )
-def test_a_value_is_read_as_the_kind_its_field_has(
+def test_a_value_is_parsed_as_the_type_of_its_field(
     assignment: str, name: str, value: object
 ) -> None:
-    """The one field is changed, to the very type, and nothing else is."""
+    """Only that field changes, and the new value has exactly the expected type."""
     changed = apply_overrides(Outer(), [assignment])
-    found = getattr(changed, name)
-    assert found == value
-    assert type(found) is type(value)
-    others = [each for each in Outer.__dataclass_fields__ if each != name]
-    assert all(getattr(changed, each) == getattr(Outer(), each) for each in others)
+    actual = getattr(changed, name)
+    assert actual == value
+    assert type(actual) is type(value)
+    rest = [other for other in Outer.__dataclass_fields__ if other != name]
+    assert all(getattr(changed, other) == getattr(Outer(), other) for other in rest)
 
 
 @pytest.mark.parametrize(
@@ -100,41 +112,41 @@ def test_a_value_is_read_as_the_kind_its_field_has(
         ("more=1", "name one of them, as more.NAME, or more=on, more=none"),
         ("more.step=1", "no setting of Inner is called 'step'; did you mean 'steps'?"),
         ("more.steps=-1", "steps is -1; it must not be negative"),
-        ("names=1", "names=1 does not fit: it is a tuple[str, ...], now ()"),
+        ("names=1", "names=1 does not fit: expected tuple[str, ...], currently ()"),
         ("name.x=1", "name.x does not exist; name is a single setting"),
-        ("quick=1", "quick=1 does not fit: it is a bool, now False"),
+        ("quick=1", "quick=1 does not fit: expected bool, currently False"),
         ("quick=yes", "quick=yes does not fit"),
-        ("inner.steps=1.5", "inner.steps=1.5 does not fit: it is a int, now 3"),
+        ("inner.steps=1.5", "inner.steps=1.5 does not fit: expected int, currently 3"),
         ("inner.steps=", "inner.steps= does not fit"),
         ("inner.steps=08", "inner.steps=08 does not fit"),
         ("inner.steps=none", "inner.steps=none does not fit"),
-        ("inner.rate=fast", "inner.rate=fast does not fit: it is a float, now 0.5"),
+        ("inner.rate=fast", "inner.rate=fast does not fit: expected float, currently 0.5"),
         ("inner.rate=nan", "inner.rate=nan does not fit"),
-        ("limit=1.5", "limit=1.5 does not fit: it is a int | None, now None"),
+        ("limit=1.5", "limit=1.5 does not fit: expected int | None, currently None"),
         ("betas=0.9", "betas=0.9 does not fit"),
         ("betas=0.9,0.8,0.7", "betas=0.9,0.8,0.7 does not fit"),
         ("parts=1", "parts=1 does not fit"),
         ("inner.steps=-1", "steps is -1; it must not be negative"),
     ],
 )
-def test_what_does_not_fit_is_answered_in_one_line(assignment: str, message: str) -> None:
-    """The name, the value, what the field is, and what it is now."""
+def test_an_invalid_override_fails_with_one_line(assignment: str, message: str) -> None:
+    """The message gives the name, the value, the field's type and its current value."""
     with pytest.raises(UsageError) as caught:
         apply_overrides(Outer(), [assignment])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_group_that_is_on_keeps_its_settings_and_can_be_switched_off() -> None:
-    """`on` does not reset it, a second setting joins the first, and `none` removes it; so it is with text."""
+def test_an_optional_group_can_be_switched_on_changed_and_switched_off() -> None:
+    """`on` does not reset the group, a second setting is added to the first, and `none` removes the group."""
     changed = apply_overrides(Outer(), ["more.steps=7", "more=on", "more.rate=2"])
     assert changed.more == Inner(steps=7, rate=2.0)
     assert apply_overrides(changed, ["more=none"]).more is None
     assert apply_overrides(Outer(title="a"), ["title=none"]).title is None
 
 
-def test_later_settings_win_and_the_old_object_stays() -> None:
-    """Settings are applied in order to copies."""
+def test_later_overrides_win_and_the_original_is_unchanged() -> None:
+    """Overrides are applied in order, to copies."""
     outer = Outer()
     changed = apply_overrides(outer, ["inner.steps=1", "inner.rate=0.1", "inner.steps=2"])
     assert changed.inner == Inner(rate=0.1, steps=2)
@@ -143,8 +155,8 @@ def test_later_settings_win_and_the_old_object_stays() -> None:
 
 
 @given(text=st.text(max_size=20), name=st.sampled_from(["quick", "limit", "share", "inner.rate"]))
-def test_no_text_breaks_the_reading(text: str, name: str) -> None:
-    """Whatever is typed, a setting keeps its kind or a UsageError says why not."""
+def test_any_text_gives_a_value_of_the_right_type_or_a_usage_error(text: str, name: str) -> None:
+    """No text changes the type of a setting or raises another exception."""
     try:
         changed = apply_overrides(Outer(), [f"{name}={text}"])
     except UsageError:
@@ -156,16 +168,49 @@ def test_no_text_breaks_the_reading(text: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["(" * 5000, "9" * 5000, "1e999999999", "-" * 5000 + "1"])
-def test_monstrous_numbers_and_nestings_are_refused(text: str) -> None:
-    """What Python's own reader gives up on does not get through as a number of steps."""
+def test_text_that_overflows_the_python_parser_is_rejected(text: str) -> None:
+    """Deep nesting and huge numbers are not accepted as a number of steps."""
     with pytest.raises(UsageError, match="does not fit"):
         apply_overrides(Outer(), [f"inner.steps={text}"])
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_the_settings_of_every_recipe_are_reached_by_name(name: str) -> None:
-    """A group inside a recipe, and a name that is nearly right."""
+def test_settings_of_every_recipe_can_be_overridden(name: str) -> None:
+    """A setting of a group is changed, and a misspelled one answers with the nearest."""
     recipe = find_recipe(name)
     assert apply_overrides(recipe, ["finetune.batch_size=5"]).finetune.batch_size == 5
     with pytest.raises(UnknownNameError, match="did you mean 'batch_size'"):
         apply_overrides(recipe, ["finetune.batchsize=5"])
+
+
+def test_a_former_name_is_answered_with_the_current_one() -> None:
+    """Renamed settings fail with the new name, also where the spelling is not close."""
+    recipe = find_recipe(next(iter(RECIPES)))
+    with pytest.raises(UsageError, match="'validate_every'; did you mean 'eval_every'"):
+        apply_overrides(recipe, ["finetune.validate_every=5"])
+    with pytest.raises(UsageError, match="'queue'; did you mean 'max_waiting'"):
+        apply_overrides(EngineConfig(), ["queue=5"])
+
+
+def test_every_current_name_in_the_table_of_renamed_settings_exists() -> None:
+    """No entry of the table suggests a setting that is in no config."""
+    configs = (
+        Stage,
+        QuestionCounts,
+        ImageProcessor,
+        EngineConfig,
+        Limits,
+        AnswerConfig,
+        RequestConfig,
+    )
+    names = {name for config in configs for name in config.__dataclass_fields__}
+    assert set(RENAMED.values()) <= names
+    assert len(RENAMED) == len(set(RENAMED.values())) > 30
+
+
+def test_stored_settings_convert_between_former_and_current_names() -> None:
+    """Names are replaced at any depth, values are not, and the conversion is reversible."""
+    former = {"pretrain": {"trains": ["projector"], "warmup_fraction": 0.1}, "seed": 1}
+    current = {"pretrain": {"trainable": ["projector"], "warmup_ratio": 0.1}, "seed": 1}
+    assert with_current_names(former) == current
+    assert with_former_names(current) == former

@@ -1,22 +1,67 @@
-"""Change one setting of a recipe or stage by its dotted name: `finetune.batch_size=8`."""
+"""Overrides of single settings by dotted name: `finetune.batch_size=8`."""
 
 import ast
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 from caldera.errors import UnknownNameError, UsageError
 
 _Config = TypeVar("_Config")
 
+RENAMED = {
+    # training stage
+    "trains": "trainable",
+    "keep_features": "cache_features",
+    "fit_projector": "calibrate_projector",
+    "share_pictures": "share_prefixes",
+    "recompute": "gradient_checkpointing",
+    "warmup_fraction": "warmup_ratio",
+    "validation_rows": "validation_size",
+    "grids": "grid_pinpoints",
+    "validate_every": "eval_every",
+    "checkpoint_every": "save_every",
+    # recipe
+    "per_picture": "per_image",
+    "context_per_picture": "context_per_image",
+    # image processor
+    "edge": "resize_shortest_edge",
+    "squash": "resize_without_crop",
+    # engine
+    "queue": "max_waiting",
+    "chunk": "prefill_chunk_size",
+    "cache_bytes": "prefix_cache_bytes",
+    "bits": "quantization",
+    "fast": "allow_fast_decoder",
+    # server limits
+    "body_seconds": "body_timeout",
+    "stall_seconds": "send_timeout",
+    "ping_seconds": "keep_alive_interval",
+    "answer_seconds": "answer_timeout",
+    "drain_seconds": "drain_timeout",
+    "key_requests": "max_concurrent_per_key",
+    "key_requests_per_minute": "max_per_minute_per_key",
+    # evaluation answers
+    "choose_by": "choice_method",
+    "give_up_after": "max_consecutive_failures",
+    # requests to an LLM server
+    "first_wait": "initial_backoff",
+    "longest_wait": "max_backoff",
+    "limit_name": "max_tokens_field",
+    "repairs": "max_repairs",
+}
+"""Former names of settings. A command answers them with the new name; files of earlier versions are read by it."""
+
+_FORMER = {new: old for old, new in RENAMED.items()}
+
 
 def apply_overrides(config: _Config, assignments: Iterable[str]) -> _Config:
-    """Return a frozen dataclass with every `name=value` applied, through the checks it makes when it is built.
+    """Return a copy of a frozen dataclass with every `name=value` applied; its `__post_init__` checks the values.
 
     Raises:
-        UsageError: A name is unknown (with the nearest known one), or a value does not fit.
+        UsageError: A name is unknown (the nearest valid one is suggested), or a value has the wrong type.
     """
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
@@ -26,26 +71,50 @@ def apply_overrides(config: _Config, assignments: Iterable[str]) -> _Config:
     return config
 
 
-def _apply_one(config: Any, dotted: str, text: str, whole: str) -> Any:  # noqa: ANN401 - any frozen dataclass
-    """Return `config` with the field at `dotted` set to what `text` spells."""
+def with_current_names(settings: object) -> Any:  # noqa: ANN401 - JSON
+    """Return settings read from a JSON file with former names replaced by current ones, at any depth."""
+    return _with_names(settings, RENAMED)
+
+
+def with_former_names(settings: object) -> Any:  # noqa: ANN401 - JSON
+    """Return JSON settings under their former names, so that fingerprints of earlier versions stay valid."""
+    return _with_names(settings, _FORMER)
+
+
+def _with_names(settings: object, names: Mapping[str, str]) -> object:
+    if isinstance(settings, Mapping):
+        return {names.get(key, key): _with_names(value, names) for key, value in settings.items()}
+    if isinstance(settings, list | tuple):
+        return [_with_names(value, names) for value in settings]
+    return settings
+
+
+def _apply_one(config: Any, dotted: str, text: str, full_name: str) -> Any:  # noqa: ANN401 - any frozen dataclass
+    """Return `config` with the field at the path `dotted` set to the value written in `text`."""
     name, _, rest = dotted.partition(".")
-    known = {field.name: field for field in fields(config)}
-    if name not in known:
-        raise UnknownNameError(f"setting of {type(config).__name__}", name, known)
-    old, annotation = getattr(config, name), known[name].type
+    valid = {field.name: field for field in fields(config)}
+    if name not in valid:
+        _raise_unknown(type(config).__name__, name, valid)
+    old, annotation = getattr(config, name), valid[name].type
     if group := _group(annotation):
-        return replace(
-            config, **{name: _apply_to_group(group, old, (rest, text, whole), annotation)}
-        )
+        new = _apply_to_group(group, old, (rest, text, full_name), annotation)
+        return replace(config, **{name: new})
     if rest:
-        raise UsageError(f"{whole} does not exist; {name} is a single setting")
-    return replace(config, **{name: _parse_value(text, old, annotation, whole)})
+        raise UsageError(f"{full_name} does not exist; {name} is a single setting")
+    return replace(config, **{name: _parse_value(text, old, annotation, full_name)})
+
+
+def _raise_unknown(config_name: str, name: str, valid: Mapping[str, object]) -> NoReturn:
+    subject = f"setting of {config_name}"
+    if RENAMED.get(name) in valid:
+        raise UsageError(f"no {subject} is called {name!r}; did you mean {RENAMED[name]!r}?")
+    raise UnknownNameError(subject, name, valid)
 
 
 def _group(annotation: object) -> type | None:
-    """Return the dataclass that a field holds, also where it may be None; None where it holds a single value."""
-    kinds = (annotation, *get_args(annotation))
-    return next((kind for kind in kinds if isinstance(kind, type) and is_dataclass(kind)), None)
+    """Return the dataclass of a field that holds one (or None); None for a field with a single value."""
+    types = (annotation, *get_args(annotation))
+    return next((item for item in types if isinstance(item, type) and is_dataclass(item)), None)
 
 
 def _is_optional(annotation: object) -> bool:
@@ -55,24 +124,23 @@ def _is_optional(annotation: object) -> bool:
 def _apply_to_group(
     group: type, old: object, assignment: tuple[str, str, str], annotation: object
 ) -> object:
-    """Return a group with one of its settings changed; one that may be None is also switched on and off.
+    """Return a group of settings with one of them changed, or an optional group switched on or off.
 
-    `lora.rank=8` switches it on with its defaults and that rank, `lora=on` with its defaults, `lora=none` off.
-
-    Raises:
-        UsageError: No setting of the group is named, or it cannot be switched.
+    `lora.rank=8` switches the group on with that rank, `lora=on` switches it on with its defaults, `lora=none` off.
     """
-    rest, text, whole = assignment
+    rest, text, full_name = assignment
     if rest:
-        return _apply_one(group() if old is None else old, rest, text, whole)
+        return _apply_one(group() if old is None else old, rest, text, full_name)
     if _is_optional(annotation) and text.lower() in ("on", "none"):
         return None if text.lower() == "none" else old or group()
-    switch = f", or {whole}=on, {whole}=none" if _is_optional(annotation) else ""
-    raise UsageError(f"{whole} is a group of settings; name one of them, as {whole}.NAME{switch}")
+    switch = f", or {full_name}=on, {full_name}=none" if _is_optional(annotation) else ""
+    raise UsageError(
+        f"{full_name} is a group of settings; name one of them, as {full_name}.NAME{switch}"
+    )
 
 
 def _type_name(annotation: object) -> str:
-    """Return a field's type as people write it: 'int', 'float | None'."""
+    """Return a field's type as written in source: 'int', 'float | None'."""
     if annotation is NoneType:
         return "None"
     if get_origin(annotation) in (Union, UnionType):
@@ -82,18 +150,14 @@ def _type_name(annotation: object) -> str:
     return annotation.__name__ if isinstance(annotation, type) else str(annotation)
 
 
-def _parse_value(text: str, old: object, annotation: object, whole: str) -> object:
-    """Read a value of the kind that the field holds.
-
-    Raises:
-        UsageError: It is of another kind.
-    """
-    kind, optional = _type_name(annotation), _is_optional(annotation)
+def _parse_value(text: str, old: object, annotation: object, full_name: str) -> object:
+    """Parse a value of the field's type, or raise UsageError."""
+    type_name, optional = _type_name(annotation), _is_optional(annotation)
     if optional and text.lower() == "none":
         return None
     if isinstance(old, Path):
         return Path(text)
-    if isinstance(old, str) or (old is None and ("str" in kind or "'" in kind)):
+    if isinstance(old, str) or (old is None and ("str" in type_name or "'" in type_name)):
         return text
     try:
         new = ast.literal_eval(text.capitalize() if text in ("true", "false") else text)
@@ -101,24 +165,26 @@ def _parse_value(text: str, old: object, annotation: object, whole: str) -> obje
         new = text
     if isinstance(old, tuple) and isinstance(new, str):
         new = tuple(part.strip() for part in new.split(","))
-    if "float" in kind:
+    if "float" in type_name:
         new = tuple(map(_widen_int, new)) if isinstance(new, tuple) else _widen_int(new)
-    if not _has_type(new, old, kind):
-        raise UsageError(f"{whole}={text} does not fit: it is a {kind}, now {old!r}")
+    if not _has_type(new, old, type_name):
+        raise UsageError(
+            f"{full_name}={text} does not fit: expected {type_name}, currently {old!r}"
+        )
     return new
 
 
 def _widen_int(value: object) -> object:
-    """Return a whole number as a float, anything else as it is."""
     return float(value) if type(value) is int else value
 
 
-def _has_type(new: object, old: object, kind: str) -> bool:
-    """Tell whether a value is of the kind of the one it replaces."""
+def _has_type(new: object, old: object, type_name: str) -> bool:
+    """Return whether a value has the type of the value it replaces."""
     if old is None:
-        return type(new).__name__ in kind
+        return type(new).__name__ in type_name
     if isinstance(old, tuple) and isinstance(new, tuple):
-        right_length = "..." in kind or len(new) == len(old)
-        kinds = {*map(type, old)} or {str}  # the tuples that may be empty hold names
-        return right_length and {*map(type, new)} <= kinds
+        right_length = "..." in type_name or len(new) == len(old)
+        # The tuples that may be empty hold names.
+        item_types = {*map(type, old)} or {str}
+        return right_length and {*map(type, new)} <= item_types
     return type(new) is type(old)

@@ -213,7 +213,7 @@ def test_check_lists_what_is_wrong(call: Callable[..., Done], coco: Path, tmp_pa
         (("recipes", "llava15_7b"), 2, "did you mean 'llava_15_7b'?"),
         (("train", "recipe", "llava_7b", "--out", "y"), 2, "--pretrain-data FILE (CC3M-595K: chat"),
         (("demo", "--set", "finetune.batchsize=8"), 2, "did you mean 'batch_size'?"),
-        (("demo", "--set", "finetune.batch_size=big"), 2, "does not fit: it is a int, now"),
+        (("demo", "--set", "finetune.batch_size=big"), 2, "does not fit: expected int, currently"),
         (("demo", "--set", "finetune.batch_size=0"), 2, "it must be at least 1"),
         (("demo", "--set", "finetune.max_steps=0"), 2, "max_steps is 0; it must be at least 1"),
         (("demo", "--set", "aspect=padd"), 2, "did you mean 'pad'?"),
