@@ -116,7 +116,7 @@ def test_a_dialogue_is_what_the_template_writes_with_scenes_in_the_images_places
         if isinstance(span, ImageSlot):
             expected.append((describe_scene(scenes[span.image.path], MIXED, chance).text, False))
         elif isinstance(span, BoundaryToken):
-            expected.append((END if span.which == "answer_suffix" else "", span.supervised))
+            expected.append((END if span.which == "end" else "", span.supervised))
         elif isinstance(span, TextSpan):
             expected.append((span.text, span.supervised))
 

@@ -1,4 +1,4 @@
-"""The label law: what is learned, decoded, spells exactly the assistant's turns and their end marks."""
+"""Supervised tokens, decoded, are exactly the assistant's turns and their end tokens."""
 
 import unicodedata
 
@@ -45,28 +45,30 @@ pieces = st.lists(
     min_size=1,
     max_size=5,
 ).map("".join)
-said = pieces.filter(lambda text: bool(text.strip()))
-exchanges = st.lists(st.tuples(st.integers(0, 2), said, said), min_size=1, max_size=3)
+utterances = pieces.filter(lambda text: bool(text.strip()))
+exchanges = st.lists(st.tuples(st.integers(0, 2), utterances, utterances), min_size=1, max_size=3)
 
 
 def dialogue(exchanges: list[tuple[int, str, str]]) -> Conversation:
     """Return a conversation of (images, question, answer)."""
     turns: list[Turn] = []
     for count, question, answer in exchanges:
-        shown = tuple(ImageRef(f"{len(turns)}-{number}.png") for number in range(count))
-        turns += [Turn("user", (*shown, question)), Turn("assistant", (answer,))]
+        images = tuple(ImageRef(f"{len(turns)}-{number}.png") for number in range(count))
+        turns += [Turn("user", (*images, question)), Turn("assistant", (answer,))]
     return Conversation("c", tuple(turns))
 
 
-def spelt(ids: list[int], tokenizer: PreTrainedTokenizerFast) -> str:
-    """Decode ids as they stand behind a mark; at the very beginning, decoders leave away a space."""
-    mark = special_tokens(tokenizer)[IMAGE_PLACEHOLDER]
-    return str(tokenizer.decode([mark, *ids])).removeprefix(IMAGE_PLACEHOLDER)
+def decode_after_token(ids: list[int], tokenizer: PreTrainedTokenizerFast) -> str:
+    """Decode ids as after a special token; at the very beginning, decoders omit a space."""
+    image_token = special_tokens(tokenizer)[IMAGE_PLACEHOLDER]
+    return str(tokenizer.decode([image_token, *ids])).removeprefix(IMAGE_PLACEHOLDER)
 
 
-def learned_text(encoded: EncodedConversation, tokenizer: PreTrainedTokenizerFast) -> str:
-    """Decode what is learned."""
-    return spelt([label for label in encoded.labels if label != IGNORE_INDEX], tokenizer)
+def supervised_text(encoded: EncodedConversation, tokenizer: PreTrainedTokenizerFast) -> str:
+    """Decode the supervised tokens."""
+    return decode_after_token(
+        [label for label in encoded.labels if label != IGNORE_INDEX], tokenizer
+    )
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
@@ -80,12 +82,12 @@ def special_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
 
 
 def end_of(template: Template, tokenizer: PreTrainedTokenizerFast) -> str:
-    """Return a template's end, spelled by a tokenizer."""
+    """Return the end of an answer, spelled as the tokenizer does."""
     return template.answer_suffix.replace("</s>", str(tokenizer.eos_token))
 
 
-def normal(text: str, tokenizer: PreTrainedTokenizerFast) -> str:
-    """Return a text as the tokenizer composes its characters before it reads it."""
+def normalize(text: str, tokenizer: PreTrainedTokenizerFast) -> str:
+    """Return a text with its characters composed as the tokenizer composes them."""
     normalizer = tokenizer.backend_tokenizer.normalizer
     composes = normalizer is not None and "NFC" in repr(normalizer)
     return unicodedata.normalize("NFC", text) if composes else text
@@ -94,16 +96,16 @@ def normal(text: str, tokenizer: PreTrainedTokenizerFast) -> str:
 @every_tokenizer
 @several
 @given(exchanges=exchanges)
-def test_the_answers_and_their_ends_are_learned(
+def test_answers_and_their_end_tokens_are_supervised(
     name: str, exchanges: list[tuple[int, str, str]]
 ) -> None:
-    """Whatever the turns say, for every template: only answers are learned, and no text becomes a mark or a slot."""
+    """For any text and every template only answers are supervised, and no text becomes a special token or a slot."""
     tokenizer = make_tokenizer(name)
     conversation = dialogue(exchanges)
     special = special_tokens(tokenizer)
-    marks = {*special.values()} - {tokenizer.unk_token_id}
+    special_ids = {*special.values()} - {tokenizer.unk_token_id}
     start = start_ids(tokenizer)
-    spaced = context_tokenizer(tokenizer).encode("a", "after mark") == tokenizer.encode(
+    spaced = context_tokenizer(tokenizer).encode("a", "after token") == tokenizer.encode(
         "a", add_special_tokens=False
     )
     for template in DIALOGUES:
@@ -112,33 +114,33 @@ def test_the_answers_and_their_ends_are_learned(
 
         end = end_of(template, tokenizer)
         expected = [
-            f"{template.answer_prefix}{normal(answer, tokenizer)}{end}" for *_, answer in exchanges
+            f"{template.answer_prefix}{normalize(answer, tokenizer)}{end}"
+            for *_, answer in exchanges
         ]
-        learned = learned_text(encoded, tokenizer)
-        if learned != "".join(
-            expected
-        ):  # the tokenizer's own space, which it puts behind each mark
+        text = supervised_text(encoded, tokenizer)
+        if text != "".join(expected):
+            # The tokenizer puts a space after each special token.
             assert spaced
-            assert learned == "".join(f" {text}" for text in expected), template.name
+            assert text == "".join(f" {part}" for part in expected), template.name
         assert encoded.image_paths == conversation.images
         assert encoded.ids.count(IMAGE_SLOT_ID) == len(conversation.images)
-        written = [
+        present = [
             span.spelling in special
             if isinstance(span, SpecialToken)
-            else bool(start) or span.which == "answer_suffix"
+            else bool(start) or span.which == "end"
             for span in spans
             if isinstance(span, BoundaryToken | SpecialToken)
         ]
-        assert sum(token in marks for token in encoded.ids) == sum(written), template.name
+        assert sum(token in special_ids for token in encoded.ids) == sum(present), template.name
 
 
 @every_tokenizer
 @several
-@given(caption=said)
-def test_plain_learns_the_caption_and_its_newline(name: str, caption: str) -> None:
-    """Stage 1 sees the start mark, the image and the caption; the question is gone.
+@given(caption=utterances)
+def test_plain_supervises_the_caption_and_its_newline(name: str, caption: str) -> None:
+    """Stage 1 encodes the start token, the image and the caption, without the question.
 
-    Some tokenizers put a space behind a special token, and the legacy variant has all that have one put it there.
+    Some tokenizers put a space after a special token; with the legacy variant all that use such a space do.
     """
     tokenizer = make_tokenizer(name)
     for template in CAPTIONS:
@@ -148,31 +150,29 @@ def test_plain_learns_the_caption_and_its_newline(name: str, caption: str) -> No
         assert encoded.ids[before] == IMAGE_SLOT_ID
         assert encoded.labels[: before + 1] == (IGNORE_INDEX,) * (before + 1)
         assert IGNORE_INDEX not in encoded.labels[before + 1 :]
-        text = learned_text(encoded, tokenizer)
-        expected = f"{normal(caption, tokenizer)}\n"
+        text = supervised_text(encoded, tokenizer)
+        expected = f"{normalize(caption, tokenizer)}\n"
         assert text in (expected, f" {expected}")
 
 
 @every_tokenizer
 @several
-@given(question=said, answer=said)
-def test_a_prompt_is_the_beginning_of_its_training_text(
-    name: str, question: str, answer: str
-) -> None:
+@given(question=utterances, answer=utterances)
+def test_a_prompt_is_the_prefix_of_its_training_text(name: str, question: str, answer: str) -> None:
     """For every template, the ids before the answer are the same whether or not the answer follows."""
     tokenizer = make_tokenizer(name)
-    asked = Conversation("c", (Turn("user", (ImageRef("a.png"), question)),))
+    question_only = Conversation("c", (Turn("user", (ImageRef("a.png"), question)),))
     for template in TEMPLATES.values():
-        prompt = encode(template.render(asked), tokenizer).ids
-        whole = encode(template.render(dialogue([(1, question, answer)])), tokenizer)
-        assert whole.ids[: len(prompt)] == prompt, template.name
-        assert whole.labels[: len(prompt)] == (IGNORE_INDEX,) * len(prompt)
-        assert IGNORE_INDEX not in whole.labels[len(prompt) :]
+        prompt = encode(template.render(question_only), tokenizer).ids
+        full = encode(template.render(dialogue([(1, question, answer)])), tokenizer)
+        assert full.ids[: len(prompt)] == prompt, template.name
+        assert full.labels[: len(prompt)] == (IGNORE_INDEX,) * len(prompt)
+        assert IGNORE_INDEX not in full.labels[len(prompt) :]
 
 
 @pytest.mark.parametrize("answer", ["", " ", "\n\t"])
 def test_an_empty_answer_is_no_turn(answer: str) -> None:
-    """There is nothing to learn from it; the record is refused before any template sees it."""
+    """The record is invalid before any template renders it."""
     with pytest.raises(ConversationError, match="turn 2 is empty"):
         dialogue([(1, "what?", answer)])
 
@@ -185,11 +185,11 @@ clean = st.lists(words, min_size=1, max_size=5).map("".join).filter(lambda text:
 
 
 def in_context(template: Template, name: str) -> bool:
-    """Tell whether a tokenizer cuts between a template's texts and an answer by itself.
+    """Return whether a tokenizer always splits between a template's texts and an answer.
 
-    LLaVA's legacy ids are only those of the whole where the tokenizer itself is of the legacy kind. GPT-2's pattern
-    takes the last of two line ends together with what follows, so the prompt of llama_3 would not begin its training
-    text; Unigram weighs all pieces of a text against each other, also those on both sides of an answer's beginning.
+    LLaVA's legacy ids are those of the full text only for a legacy tokenizer. GPT-2's pattern joins the last of two
+    line ends with the next text, so the prompt of llama_3 would be no prefix of its training text; Unigram weighs all
+    pieces of a text against each other, also across the beginning of an answer.
     """
     if template.isolated:
         return name == "llama legacy"
@@ -199,29 +199,29 @@ def in_context(template: Template, name: str) -> bool:
 @every_tokenizer
 @several
 @given(exchanges=st.lists(st.tuples(st.integers(0, 2), clean, clean), min_size=1, max_size=3))
-def test_ids_are_the_tokenizers_own_for_the_whole_text(
+def test_ids_are_the_tokenizers_own_for_the_full_text(
     name: str, exchanges: list[tuple[int, str, str]]
 ) -> None:
-    """Texts without special spellings, marks spelled out, one string: the tokenizer gives the ids that encode gives."""
+    """For texts without special spellings, the tokenizer gives the same ids for the rendered string as encode."""
     tokenizer = make_tokenizer(name)
     special = special_tokens(tokenizer)
     tidy = [(count, question, answer.strip()) for count, question, answer in exchanges]
     conversation = dialogue(tidy)
-    if any(mark in text for mark in special for _, *texts in tidy for text in texts):
+    if any(token in text for token in special for _, *texts in tidy for text in texts):
         return
     slot = special[IMAGE_PLACEHOLDER]
     for template in DIALOGUES:
         if not in_context(template, name):
             continue
         spans = list(template.render(conversation))
-        whole = "".join(spelling(span, tokenizer) for span in spans[1:])
+        full_text = "".join(spelling(span, tokenizer) for span in spans[1:])
         encoded = encode(spans, tokenizer)
         ids = [slot if token == IMAGE_SLOT_ID else token for token in encoded.ids]
-        assert ids == tokenizer(whole).input_ids, template.name
+        assert ids == tokenizer(full_text).input_ids, template.name
 
 
 def spelling(span: object, tokenizer: PreTrainedTokenizerFast) -> str:
-    """Return what a span stands for in a string that the tokenizer is to cut into tokens by itself."""
+    """Return the spelling of a span in a string that the tokenizer splits by itself."""
     match span:
         case TextSpan():
             return span.text
@@ -230,22 +230,22 @@ def spelling(span: object, tokenizer: PreTrainedTokenizerFast) -> str:
         case ImageSlot():
             return IMAGE_PLACEHOLDER
     which = getattr(span, "which", None)
-    if which == "answer_suffix":
+    if which == "end":
         return str(tokenizer.eos_token)
     return str(tokenizer.decode(start_ids(tokenizer))) if which == "start" else ""
 
 
-def test_a_mark_that_the_tokenizer_lacks_is_named(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_missing_special_token_is_named(tokenizer: PreTrainedTokenizerFast) -> None:
     """The message names the token, the templates that use it, and what to do."""
     with pytest.raises(
         ModelFormatError,
-        match=r"no special token '<\|im_start\|>', .*\(mpt, chatml_direct, qwen use it\); take .* or train",
+        match=r"no special token '<\|im_start\|>', .*\(mpt, chatml_direct, qwen use it\); choose .* or train",
     ):
         encode(find_template("qwen").render(dialogue([(0, "a", "b")])), tokenizer)
 
 
-def test_image_tokens_take_the_slots_place(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Each slot becomes as many image tokens as its image has, none of them learned."""
+def test_image_tokens_replace_the_slots(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Each slot becomes as many image tokens as its image has, none of them supervised."""
     encoded = encode(find_template("vicuna_v1").render(dialogue([(2, "a", "b")])), tokenizer)
 
     grown = encoded.with_image_tokens([3, 5], image_token_id=999)

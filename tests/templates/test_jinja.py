@@ -1,4 +1,4 @@
-"""What transformers' `apply_chat_template` and tokenizer give is what caldera gives, for every template."""
+"""transformers' `apply_chat_template` and tokenizer give the same ids as caldera, for every template."""
 
 from pathlib import Path
 from typing import Any
@@ -16,22 +16,22 @@ from caldera.templates.template import TEMPLATES, Template, find_template
 from caldera.templates.tokenization import start_ids
 from tests.real_tokenizers import TOKENIZERS, make_tokenizer
 
-ONE, OTHER = ImageRef("a"), ImageRef("b")
+FIRST, SECOND = ImageRef("a"), ImageRef("b")
 
 QUESTIONS: dict[str, tuple[str | ImageRef, ...]] = {
-    "image, words": (ONE, "what?"),
-    "words, image": ("what? ", ONE),
-    "image within": ("look: ", ONE, " what's that?"),
+    "image, words": (FIRST, "what?"),
+    "words, image": ("what? ", FIRST),
+    "image within": ("look: ", FIRST, " what's that?"),
     "words": (" what? ",),
-    "image": (ONE,),
-    "image, line end": (ONE, "\n"),
-    "two with names": ("Picture A: ", ONE, "\n", "Picture B: ", OTHER, "\n", "which?"),
-    "two behind": ("which? ", ONE, OTHER),
+    "image": (FIRST,),
+    "image, line end": (FIRST, "\n"),
+    "two with names": ("Picture A: ", FIRST, "\n", "Picture B: ", SECOND, "\n", "which?"),
+    "two behind": ("which? ", FIRST, SECOND),
 }
 
 
 def messages(conversation: Conversation) -> list[dict[str, Any]]:
-    """Return a conversation as transformers takes it: parts where there are images, a string where there are none."""
+    """Return a conversation in transformers' form: parts if there are images, else a string."""
     return [
         {
             "role": turn.role,
@@ -47,16 +47,16 @@ def messages(conversation: Conversation) -> list[dict[str, Any]]:
 
 
 def conversation_for(template: Template, parts: tuple[str | ImageRef, ...]) -> Conversation:
-    """Return what a template takes: three turns, the last one open, or a caption."""
+    """Return three turns, the last a question, or one caption if the template takes captions."""
     turns = (Turn("user", parts), Turn("assistant", ("a cat",)), Turn("user", ("where?",)))
     return Conversation("c", turns[:2] if template.caption_only else turns)
 
 
-def is_the_same_in_a_string(template: Template, kind: str) -> bool:
-    """Tell whether a string can say what the template says.
+def has_the_same_ids_as_a_string(template: Template, kind: str) -> bool:
+    """Return whether the tokenizer gives the template's ids for the rendered string.
 
-    The ids of LLaVA's legacy variants come out of a string only with a legacy tokenizer; Unigram may take the last
-    letter before an answer together with its first; GPT-2's pattern takes the second line end before an answer with it.
+    The ids of LLaVA's legacy variants come from a string only with a legacy tokenizer; Unigram may join the last
+    letter before an answer with its first; GPT-2's pattern joins the second line end before an answer with it.
     """
     if template.isolated:
         return kind == "llama legacy"
@@ -67,51 +67,55 @@ COMPARED = [
     (name, kind)
     for name in TEMPLATES
     for kind in TOKENIZERS
-    if is_the_same_in_a_string(find_template(name), kind)
+    if has_the_same_ids_as_a_string(find_template(name), kind)
 ]
 
 
 @pytest.mark.parametrize(("name", "kind"), COMPARED)
 def test_transformers_gives_the_same_ids(name: str, kind: str) -> None:
-    """Wherever images stand in a turn, with every kind of tokenizer."""
+    """For images at any position in a turn, with every kind of tokenizer."""
     template, tokenizer = find_template(name), make_tokenizer(kind)
     jinja = chat_template(template, starts=bool(start_ids(tokenizer)))
     slot = tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER)
     for parts in QUESTIONS.values():
-        if template.caption_only and ONE not in parts:
+        if template.caption_only and FIRST not in parts:
             continue
-        said = conversation_for(template, parts)
-        text = tokenizer.apply_chat_template(messages(said), chat_template=jinja, tokenize=False)
-        ours = encode(template.render(said), tokenizer)
-        assert [slot if token == IMAGE_SLOT_ID else token for token in ours.ids] == tokenizer(
+        conversation = conversation_for(template, parts)
+        text = tokenizer.apply_chat_template(
+            messages(conversation), chat_template=jinja, tokenize=False
+        )
+        encoded = encode(template.render(conversation), tokenizer)
+        assert [slot if token == IMAGE_SLOT_ID else token for token in encoded.ids] == tokenizer(
             text
         ).input_ids
 
 
 def test_most_pairs_were_compared() -> None:
-    """What a string cannot say is the exception."""
+    """Pairs that differ by design are the exception."""
     assert {name for name, _ in COMPARED} == {*TEMPLATES}
     assert {kind for _, kind in COMPARED} == {*TOKENIZERS} - {"unigram"}
     assert len(COMPARED) > 110
 
 
 @pytest.mark.parametrize("name", ["vicuna_v1", "plain", "gemma"])
-def test_a_model_folder_brings_its_own(tmp_path: Path, assistant: LlavaBundle, name: str) -> None:
+def test_a_model_folder_contains_its_chat_template(
+    tmp_path: Path, assistant: LlavaBundle, name: str
+) -> None:
     """The processor in the folder renders as the card's template does."""
     card = assistant.card.model_copy(update={"template": name})
     save_model_folder(
         tmp_path / "m", LlavaBundle(assistant.model, assistant.tokenizer, assistant.processor, card)
     )
-    said: Any = messages(conversation_for(find_template(name), (ONE, "what?")))
+    chat: Any = messages(conversation_for(find_template(name), (FIRST, "what?")))
     jinja = chat_template(find_template(name), starts=True)
     processor = LlavaProcessor.from_pretrained(tmp_path / "m")
-    expected = assistant.tokenizer.apply_chat_template(said, chat_template=jinja, tokenize=False)
-    assert processor.apply_chat_template(said) == expected
+    expected = assistant.tokenizer.apply_chat_template(chat, chat_template=jinja, tokenize=False)
+    assert processor.apply_chat_template(chat) == expected
     assert IMAGE_PLACEHOLDER in str(expected)
 
 
-def test_a_system_turn_is_refused() -> None:
-    """A template says its own; another's is not taken for an answer."""
+def test_a_system_turn_is_rejected() -> None:
+    """A template has its own system text; another one is not rendered as an answer."""
     jinja = chat_template(find_template("qwen"), starts=False)
     with pytest.raises(TemplateError, match="turns of user and assistant only"):
         make_tokenizer("qwen").apply_chat_template(

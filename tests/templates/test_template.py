@@ -1,4 +1,4 @@
-"""Templates write, to the letter, what the models they are for were trained with."""
+"""Templates render exactly the text that their models were trained with."""
 
 import pytest
 
@@ -48,7 +48,7 @@ WRITTEN = {
     "<start_of_turn>user\nwhy?<end_of_turn>\n<start_of_turn>model\n[b<end_of_turn>]",
     "phi": "<s><|user|>\n*\nwhat?<|end|>\n<|assistant|>\n[a<|end|>]\n<|user|>\nwhy?<|end|>\n<|assistant|>\n[b<|end|>]",
 }
-"""Two rounds: `*` is the image, what is learned stands in brackets, LLaMA-2's own brackets are round ones here."""
+"""Two rounds: `*` is the image, supervised text is in brackets, LLaMA-2's own brackets are round here."""
 
 TWO_ROUNDS = Conversation(
     "c",
@@ -62,48 +62,48 @@ TWO_ROUNDS = Conversation(
 
 
 def written(name: str, conversation: Conversation) -> str:
-    """Render a conversation as one text, what is learned in brackets."""
-    said, learned = "", False
+    """Render a conversation as one text, with supervised text in brackets."""
+    result, in_brackets = "", False
     for span in find_template(name).render(conversation):
         match span:
             case ImageSlot():
-                text, known = "*", False
-            case BoundaryToken(which, known):
+                text, supervised = "*", False
+            case BoundaryToken(which, supervised):
                 text = "<s>" if which == "start" else "</s>"
-            case TextSpan(text, known) | SpecialToken(text, known):
+            case TextSpan(text, supervised) | SpecialToken(text, supervised):
                 text = text.replace("[INST]", "(INST)").replace("[/INST]", "(/INST)")
-        said += ("[" if known else "]") * (known != learned) + text
-        learned = known
-    return said + "]" * learned
+        result += ("[" if supervised else "]") * (supervised != in_brackets) + text
+        in_brackets = supervised
+    return result + "]" * in_brackets
 
 
 @pytest.mark.parametrize("name", [name for name in TEMPLATES if not TEMPLATES[name].isolated])
-def test_two_rounds_are_written_to_the_letter(name: str) -> None:
-    """The image goes to the front of its turn; answers, what leads to them and their ends are learned."""
+def test_two_rounds_are_rendered_exactly(name: str) -> None:
+    """The image moves to the start of its turn; answers with their prefix and suffix are supervised."""
     turns = TWO_ROUNDS.turns[: 2 if name == "plain" else 4]
     assert written(name, Conversation("c", turns)) == WRITTEN[name]
 
 
 @pytest.mark.parametrize("name", [name for name in TEMPLATES if TEMPLATES[name].isolated])
-def test_a_legacy_variant_writes_the_same_text(name: str) -> None:
-    """Only how it is cut into tokens differs."""
+def test_a_legacy_variant_renders_the_same_text(name: str) -> None:
+    """Only the tokenization differs."""
     turns = TWO_ROUNDS.turns[: 2 if name == "plain_legacy" else 4]
     assert written(name, Conversation("c", turns)) == WRITTEN[name.removesuffix("_legacy")]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_last_question_is_opened_for_the_answer(name: str) -> None:
-    """A prompt is the text of the whole conversation up to the answer, and nothing of it is learned."""
-    asked = Conversation("c", TWO_ROUNDS.turns[: 1 if name.startswith("plain") else 3])
-    whole = WRITTEN[name.removesuffix("_legacy")]
-    assert written(name, asked) == whole[: whole.rindex("[")]
+def test_a_prompt_ends_before_the_answer(name: str) -> None:
+    """A prompt is the text of the full conversation up to the answer, without supervised text."""
+    prompt = Conversation("c", TWO_ROUNDS.turns[: 1 if name.startswith("plain") else 3])
+    full_text = WRITTEN[name.removesuffix("_legacy")]
+    assert written(name, prompt) == full_text[: full_text.rindex("[")]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_an_entry_states_its_end_and_its_stop(name: str) -> None:
-    """An answer ends in a special token, the tokenizer's own end mark, or a text that is also the stop."""
+def test_every_template_has_an_end_or_a_stop(name: str) -> None:
+    """An answer ends with a special token, the tokenizer's own end token, or a text that is also the stop."""
     template = TEMPLATES[name]
-    [*_, end] = template.split_special_tokens(template.answer_suffix, learned=True)
+    [*_, end] = template.split_special_tokens(template.answer_suffix, supervised=True)
     match end:
         case TextSpan(text):
             assert text == template.stop == template.answer_suffix
@@ -111,7 +111,7 @@ def test_an_entry_states_its_end_and_its_stop(name: str) -> None:
             assert spelling == template.end_token
             assert template.stop is None
         case BoundaryToken(which):
-            assert which == "answer_suffix"
+            assert which == "end"
             assert template.end_token is template.stop is None
     assert all(token in "".join(_texts(name)) for token in template.tokens)
 
@@ -127,32 +127,32 @@ def _texts(name: str) -> list[str]:
     ]
 
 
-def test_a_image_without_words_stands_alone() -> None:
-    """As in the original, which strips a turn once more after moving the image: no line ends behind it."""
+def test_an_image_without_text_has_no_line_end() -> None:
+    """As in the original, which strips a turn again after it moved the image."""
     slot = ImageSlot(ImageRef("a.png"))
     for parts in ((ImageRef("a.png"),), (ImageRef("a.png"), "\n"), (" ", ImageRef("a.png"), " ")):
-        asked = Conversation("c", (Turn("user", parts),))
-        assert [*find_template("vicuna_v1").render(asked)] == [
+        prompt = Conversation("c", (Turn("user", parts),))
+        assert [*find_template("vicuna_v1").render(prompt)] == [
             BoundaryToken("start"),
             TextSpan(f"{VICUNA_SYSTEM} USER: "),
             slot,
             TextSpan(" ASSISTANT:"),
         ]
-        assert [*find_template("plain").render(asked)] == [BoundaryToken("start"), slot]
+        assert [*find_template("plain").render(prompt)] == [BoundaryToken("start"), slot]
 
 
 def test_plain_takes_only_captions() -> None:
-    """Dialogues and texts without an image are sent to the other template."""
+    """The error for dialogues and texts without an image names the template to use."""
     without = Conversation("c", (Turn("user", ("what?",)), Turn("assistant", ("a",))))
     for conversation in (TWO_ROUNDS, without):
         with pytest.raises(
-            ConversationError, match=r"'plain' takes .* use 'vicuna_v1' for dialogues"
+            ConversationError, match=r"'plain' takes .*; use 'vicuna_v1' for dialogues"
         ):
             list(find_template("plain").render(conversation))
 
 
-def test_templates_are_found_by_exact_name() -> None:
-    """A typo is answered with the nearest name."""
+def test_templates_have_exact_names() -> None:
+    """The error for a typo names the nearest template."""
     assert find_template("plain").name == "plain"
     with pytest.raises(UnknownNameError, match="did you mean 'vicuna_v1'"):
         find_template("vicunav1")

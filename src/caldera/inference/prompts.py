@@ -157,7 +157,7 @@ class PromptBuilder:
         counts = [1] * len(encoded.image_paths)
         pieces = segments(encoded, self._assistant.tokenizer, counts)
         return "".join(
-            IMAGE_PLACEHOLDER if piece.look == "image" else piece.text for piece in pieces
+            IMAGE_PLACEHOLDER if piece.kind == "image" else piece.text for piece in pieces
         )
 
     def _answered(self, conversation: Conversation, answer: str) -> tuple[EncodedConversation, int]:

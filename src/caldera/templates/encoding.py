@@ -1,8 +1,8 @@
-"""Spans in, token ids and labels out, born together.
+"""Encode rendered spans as token ids and labels.
 
-The law: the labels that are not IGNORED, decoded, spell exactly the assistant's turns and their end marks. A stretch of
-text that is all learned or all not is tokenized once, with nothing else, so no token is partly learned, and a prompt
-has the same tokens whether or not its answer follows; nothing is tokenized a second time to be counted.
+The labels other than `IGNORE_INDEX`, decoded, are exactly the assistant's turns and their end tokens. A segment of text
+that is all supervised or all unsupervised is tokenized once and by itself. So no token is partly supervised, a prompt
+has the same tokens whether or not its answer follows, and nothing is tokenized again to count its tokens.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,42 +23,42 @@ from caldera.templates.template import (
 from caldera.templates.tokenization import ContextTokenizer, TextPosition, context_tokenizer
 
 IGNORE_INDEX = -100
-"""Label of a token on which no loss is taken."""
+"""Label of a token without loss."""
 
 IMAGE_SLOT_ID = -200
-"""Stands for an image until it is known how many tokens the image has; LLaVA's own number for it."""
+"""Placeholder for an image until its number of tokens is known; LLaVA's IMAGE_TOKEN_INDEX."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedConversation:
-    """One conversation as numbers."""
+    """Token ids and labels of one conversation."""
 
     ids: tuple[int, ...]
-    """Token ids, with SLOT where an image stands."""
+    """Token ids, with one IMAGE_SLOT_ID per image."""
 
     labels: tuple[int, ...]
-    """The id where the token is learned, else IGNORED."""
+    """The id of each supervised token, IGNORE_INDEX elsewhere."""
 
     image_paths: tuple[str, ...]
-    """Path for each SLOT, in order."""
+    """Path of each image, in the order of the slots."""
 
     @property
     def num_supervised(self) -> int:
-        """Tokens that the loss is taken on."""
+        """Number of supervised tokens."""
         return sum(label != IGNORE_INDEX for label in self.labels)
 
     def image_end_positions(self, counts: Sequence[int]) -> tuple[int, ...]:
-        """Return where each image ends once its SLOT is replaced by as many tokens as `counts` says."""
-        slots = [at for at, token in enumerate(self.ids) if token == IMAGE_SLOT_ID]
-        return tuple(at - n + sum(counts[: n + 1]) for n, at in enumerate(slots))
+        """Return the position after each image once slot `i` is replaced by `counts[i]` tokens."""
+        slots = [position for position, token in enumerate(self.ids) if token == IMAGE_SLOT_ID]
+        return tuple(slot - n + sum(counts[: n + 1]) for n, slot in enumerate(slots))
 
     def with_image_tokens(
         self, counts: Sequence[int], image_token_id: int
     ) -> "EncodedConversation":
-        """Return it with each SLOT replaced by as many image tokens as its image has.
+        """Return a copy in which slot `i` is replaced by `counts[i]` image tokens.
 
         Raises:
-            ValueError: There is not one count for each slot.
+            ValueError: The number of counts is not the number of slots.
         """
         widths = iter(counts)
         if len(counts) != len(self.image_paths):
@@ -73,93 +73,94 @@ class EncodedConversation:
 
 
 class _Encoder:
-    """Ids and labels of one conversation, as they come about."""
+    """Ids and labels of the spans encoded so far."""
 
-    def __init__(self, words: ContextTokenizer) -> None:
+    def __init__(self, tokenizer: ContextTokenizer) -> None:
         self.ids: list[int] = []
         self.labels: list[int] = []
-        self._words = words
-        self._place: TextPosition = "first"
+        self._tokenizer = tokenizer
+        self._position: TextPosition = "first"
 
-    def add_text(self, spans: Sequence[TextSpan], *, learned: bool) -> None:
-        """Write a stretch of text."""
+    def add_text(self, spans: Sequence[TextSpan], *, supervised: bool) -> None:
+        """Append adjacent texts, tokenized together."""
         text = "".join(span.text for span in spans)
-        alone = any(span.isolated for span in spans)
-        if not learned and self.ids and self.ids[-1] in self._words.strips_right:
+        isolated = any(span.isolated for span in spans)
+        if not supervised and self.ids and self.ids[-1] in self._tokenizer.strips_right:
             text = text.lstrip()
-        self._add(self._words.encode(text, self._place, alone=alone), "after text", learned=learned)
+        ids = self._tokenizer.encode(text, self._position, isolated=isolated)
+        self._add(ids, "after text", supervised=supervised)
 
-    def add_mark(self, ids: Sequence[int], *, learned: bool) -> None:
-        """Write a special token or a slot; the start mark at the beginning leaves the text behind it the first."""
-        opens = not self.ids and tuple(ids) == self._words.start
-        self._add(ids, "first" if opens else "after mark", learned=learned)
+    def add_tokens(self, ids: Sequence[int], *, supervised: bool) -> None:
+        """Append a special token or a slot; text after the initial start token is still the first."""
+        is_start = not self.ids and tuple(ids) == self._tokenizer.start
+        self._add(ids, "first" if is_start else "after token", supervised=supervised)
 
-    def _add(self, ids: Sequence[int], place: TextPosition, *, learned: bool) -> None:
+    def _add(self, ids: Sequence[int], position: TextPosition, *, supervised: bool) -> None:
         self.ids += ids
-        self.labels += ids if learned else [IGNORE_INDEX] * len(ids)
-        self._place = place if ids else self._place
+        self.labels += ids if supervised else [IGNORE_INDEX] * len(ids)
+        self._position = position if ids else self._position
 
 
 def encode(spans: Iterable[Span], tokenizer: PreTrainedTokenizerFast) -> EncodedConversation:
     """Encode rendered spans.
 
     Args:
-        spans: What a template rendered.
-        tokenizer: A fast tokenizer; its start mark is used if it uses one itself.
+        spans: Spans rendered by a template.
+        tokenizer: A fast tokenizer; its start token is used if the tokenizer adds one itself.
 
     Returns:
-        Ids and labels of equal length, one SLOT for each image. Where no text spells a special token, the ids are
-        those that the tokenizer gives for the whole, marks spelled out, unless a token would be partly learned.
+        Ids and labels of equal length, one IMAGE_SLOT_ID for each image. If no text spells a special token, the ids
+        are those that the tokenizer gives for the full text, unless a token would be partly supervised.
 
     Raises:
-        ModelFolderError: The tokenizer lacks a special token that the template needs.
+        ModelFormatError: The tokenizer lacks a special token that the template needs.
     """
-    words = context_tokenizer(tokenizer)
-    written = _Encoder(words)
+    context = context_tokenizer(tokenizer)
+    encoder = _Encoder(context)
     paths: list[str] = []
-    for learned, run in groupby(
-        (_resolve_token(span, words) for span in spans), key=_learned_as_text
-    ):
-        if learned is not None:
-            written.add_text([span for span in run if isinstance(span, TextSpan)], learned=learned)
+    resolved = (_resolve_token(span, context) for span in spans)
+    for supervised, run in groupby(resolved, key=_text_supervision):
+        if supervised is not None:
+            texts = [span for span in run if isinstance(span, TextSpan)]
+            encoder.add_text(texts, supervised=supervised)
             continue
         for span in run:
             if isinstance(span, ImageSlot):
-                written.add_mark([IMAGE_SLOT_ID], learned=False)
+                encoder.add_tokens([IMAGE_SLOT_ID], supervised=False)
                 paths.append(span.image.path)
             elif not isinstance(span, TextSpan):
-                written.add_mark(_token_ids(span, words), learned=span.supervised)
-    return EncodedConversation(tuple(written.ids), tuple(written.labels), tuple(paths))
+                encoder.add_tokens(_token_ids(span, context), supervised=span.supervised)
+    return EncodedConversation(tuple(encoder.ids), tuple(encoder.labels), tuple(paths))
 
 
-def _learned_as_text(span: Span) -> bool | None:
-    """Tell whether a text is learned: neighbors that agree are tokenized together; None for what is no text."""
+def _text_supervision(span: Span) -> bool | None:
+    """Return whether a text is supervised, None for other spans; adjacent equal texts are tokenized together."""
     return span.supervised if isinstance(span, TextSpan) else None
 
 
-def _resolve_token(span: Span, words: ContextTokenizer) -> Span:
+def _resolve_token(span: Span, tokenizer: ContextTokenizer) -> Span:
     """Turn a special token that this tokenizer spells as text into text."""
-    if isinstance(span, SpecialToken) and span.text_fallback and span.spelling not in words.special:
+    if (
+        isinstance(span, SpecialToken)
+        and span.text_fallback
+        and span.spelling not in tokenizer.special
+    ):
         return TextSpan(span.spelling, span.supervised)
     return span
 
 
-def _token_ids(mark: BoundaryToken | SpecialToken, words: ContextTokenizer) -> Sequence[int]:
-    """Return the ids of a mark.
-
-    Raises:
-        ModelFolderError: The tokenizer lacks it.
-    """
-    if isinstance(mark, SpecialToken):
-        if mark.spelling in words.special:
-            return [words.special[mark.spelling]]
-        users = [name for name, template in TEMPLATES.items() if mark.spelling in template.tokens]
+def _token_ids(token: BoundaryToken | SpecialToken, tokenizer: ContextTokenizer) -> Sequence[int]:
+    """Return the ids of a special token; raise if the tokenizer lacks it."""
+    if isinstance(token, SpecialToken):
+        if token.spelling in tokenizer.special:
+            return [tokenizer.special[token.spelling]]
+        users = [name for name, template in TEMPLATES.items() if token.spelling in template.tokens]
         raise ModelFormatError(
-            f"the tokenizer has no special token {mark.spelling!r}, which the template needs ({', '.join(users)} use "
-            "it); take a template of this language model, or train with that one, which adds it"
+            f"the tokenizer has no special token {token.spelling!r}, which the template needs ({', '.join(users)} use "
+            "it); choose a template of this language model, or train with that one, which adds the token"
         )
-    if mark.which == "start":
-        return words.start
-    if words.end is None:
+    if token.which == "start":
+        return tokenizer.start
+    if tokenizer.end is None:
         raise ModelFormatError("the tokenizer names no eos_token, so answers cannot end; set one")
-    return [words.end]
+    return [tokenizer.end]

@@ -1,6 +1,6 @@
-"""A template in, the same way of writing in Jinja out, for transformers' `apply_chat_template` and what builds on it.
+"""Write a template in Jinja, for transformers' `apply_chat_template` and the programs that use it.
 
-It is written from the template's own texts, so the two cannot drift apart. caldera itself never runs one.
+It is generated from the template's own texts, so the two cannot drift apart. caldera itself never runs it.
 """
 
 from caldera.templates.template import BoundaryToken, SpecialToken, Template
@@ -13,47 +13,56 @@ _USER = (
     "{% else %}{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>' }}"
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{% endif %}"
 )
-"""A question: a lone image on a line before the words, several where they are."""
+"""A question: a single image on a line before the text, several images in place."""
 
 _IMAGES = (
     "{% if message['content'] is not string %}{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}{% endif %}"
 )
-"""A question of which only the images count."""
+"""A question of which only the images are used."""
 
 _ANSWER = (
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] %}{{ part['text'] }}{% endfor %}{% endif %}"
 )
 
-_REFUSED = "this template takes turns of user and assistant only"
+_UNKNOWN_ROLE = "this template takes turns of user and assistant only"
 
 
 def chat_template(template: Template, *, starts: bool) -> str:
-    """Return a template in Jinja; the start mark before everything is left to the tokenizer.
+    """Return a template in Jinja, without the initial start token, which the tokenizer adds.
 
     Args:
-        template: What to write.
-        starts: Whether the tokenizer uses a start mark.
+        template: The template to write.
+        starts: Whether the tokenizer uses a start token.
     """
     question = _IMAGES if template.caption_only else _USER
+    prefix, before_question, before_answer, answer_prefix, answer_suffix = (
+        _expression(template, text, starts)
+        for text in (
+            template.prefix,
+            template.before_question,
+            template.before_answer,
+            template.answer_prefix,
+            template.answer_suffix,
+        )
+    )
     return (
         "{% for message in messages %}{% if message['role'] == 'user' %}"
-        f"{{% if loop.first %}}{_written(template, template.prefix, starts)}"
-        f"{{% else %}}{_written(template, template.before_question, starts)}{{% endif %}}"
-        f"{question}{_written(template, template.before_answer, starts)}"
+        f"{{% if loop.first %}}{prefix}{{% else %}}{before_question}{{% endif %}}"
+        f"{question}{before_answer}"
         "{% elif message['role'] == 'assistant' %}"
-        f"{_written(template, template.answer_prefix, starts)}{_ANSWER}{_written(template, template.answer_suffix, starts)}"
-        f"{{% else %}}{{{{ raise_exception({_REFUSED!r}) }}}}{{% endif %}}{{% endfor %}}"
+        f"{answer_prefix}{_ANSWER}{answer_suffix}"
+        f"{{% else %}}{{{{ raise_exception({_UNKNOWN_ROLE!r}) }}}}{{% endif %}}{{% endfor %}}"
     )
 
 
-def _written(template: Template, text: str, starts: bool) -> str:
-    """Return one of the template's texts as an expression that prints it, marks by the tokenizer's own names."""
+def _expression(template: Template, text: str, starts: bool) -> str:
+    """Return a Jinja expression that prints one of the template's texts, with the tokenizer's own boundary tokens."""
     terms = []
     for piece in template.split_special_tokens(text):
         if isinstance(piece, BoundaryToken):
-            terms += ["eos_token"] if piece.which == "answer_suffix" else ["bos_token"] * starts
+            terms += ["eos_token"] if piece.which == "end" else ["bos_token"] * starts
         else:
             terms.append(repr(piece.spelling if isinstance(piece, SpecialToken) else piece.text))
     return f"{{{{ {' ~ '.join(terms)} }}}}" if terms else ""

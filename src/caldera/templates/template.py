@@ -1,7 +1,7 @@
-"""A Conversation in, spans of prompt text out, each knowing whether the loss is taken on it.
+"""Chat templates by exact name: render a Conversation as spans, each supervised or not.
 
-`TEMPLATES` holds the ways of writing by exact name. Rendering a conversation whose last turn is the user's opens the
-assistant's answer, so training and inference cannot drift apart.
+Rendering a conversation that ends with a question adds the prefix of the answer, so the same code writes the prompts of
+training and of inference.
 """
 
 import re
@@ -13,24 +13,24 @@ from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import ConversationError, UnknownNameError
 
 START, END = "<s>", "</s>"
-"""How a template's texts spell the tokenizer's own start and end mark, whatever the tokenizer calls them."""
+"""Spellings, in a template's texts, of the tokenizer's own start and end token."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextSpan:
-    """Words, encoded as plain text: nothing in them can become a special token."""
+    """Plain text: no part of it can become a special token."""
 
     text: str
     supervised: bool = False
     isolated: bool = False
-    """Whether it is tokenized, where it follows a mark or an image, as if it stood there alone."""
+    """Whether a text that follows a special token or an image is tokenized as if nothing preceded it."""
 
 
 @dataclass(frozen=True, slots=True)
 class BoundaryToken:
-    """The tokenizer's own start of the sequence, or end of an answer."""
+    """The tokenizer's own start or end token."""
 
-    which: Literal["start", "answer_suffix"]
+    which: Literal["start", "end"]
     supervised: bool = False
 
 
@@ -41,12 +41,12 @@ class SpecialToken:
     spelling: str
     supervised: bool = False
     text_fallback: bool = False
-    """Whether a tokenizer that has no such token spells it as text."""
+    """Whether a tokenizer without this token encodes it as text."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSlot:
-    """The place of an image; it becomes as many tokens as the image has patches."""
+    """The position of an image; it becomes as many tokens as the image has patches."""
 
     image: ImageRef
 
@@ -56,16 +56,17 @@ Span = TextSpan | BoundaryToken | SpecialToken | ImageSlot
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Template:
-    """How one family of language models wants a conversation written.
+    """Conversation format of one family of language models.
 
-    After the start mark come `opening`, a question, `asked`, `lead`, the answer, `end`; then `again`, a question,
-    `asked` and so on. Lead, answer and end are learned. In these texts START and END are the tokenizer's own marks.
+    The text is: start token, `prefix`, question, `before_answer`, `answer_prefix`, answer, `answer_suffix`; for each
+    further turn `before_question`, question, `before_answer` and so on. Prefix, answer and suffix of an answer are
+    supervised. In these texts START and END are the tokenizer's own tokens.
     """
 
     name: str
 
     models: str
-    """Language models it is for."""
+    """Language models that use it."""
 
     prefix: str = ""
     before_answer: str = ""
@@ -74,30 +75,30 @@ class Template:
     before_question: str = ""
 
     tokens: tuple[str, ...] = ()
-    """Special tokens among these texts, which the tokenizer must have."""
+    """Special tokens in these texts, which the tokenizer must have."""
 
     tokens_or_text: tuple[str, ...] = ()
-    """Special tokens among these texts that may be plain text to a tokenizer."""
+    """Special tokens in these texts that are encoded as text if the tokenizer lacks them."""
 
     stop: str | None = None
-    """Text that ends an answer, where the end is no special token."""
+    """Text that ends an answer, if no special token does."""
 
     caption_only: bool = False
-    """Whether it takes images and one caption, without the question."""
+    """Whether it renders only the images and one caption, without the question."""
 
     isolated: bool = False
-    """Whether a text that follows a mark or an image is tokenized as if it stood alone: LLaVA's way, see legacy()."""
+    """Whether texts after special tokens or images are tokenized by themselves; see `with_legacy_spacing`."""
 
     @property
     def end_token(self) -> str | None:
-        """The special token that ends an answer, where it is not the tokenizer's own end mark."""
+        """The special token that ends an answer, unless it is the tokenizer's own end token."""
         return self.answer_suffix if self.answer_suffix in self.tokens else None
 
     def render(self, conversation: Conversation) -> Iterator[Span]:
-        """Write a conversation; one whose last turn is the user's is opened for the answer.
+        """Yield the spans of a conversation; one that ends with a question ends with `before_answer`.
 
         Raises:
-            RecordError: The template takes captions, and it is not one.
+            ConversationError: The template takes captions, and the conversation is none.
         """
         if self.caption_only:
             self._check_caption(conversation)
@@ -113,23 +114,23 @@ class Template:
                 yield TextSpan(
                     f"{self.answer_prefix}{turn.text}", supervised=True, isolated=self.isolated
                 )
-                yield from self.split_special_tokens(self.answer_suffix, learned=True)
+                yield from self.split_special_tokens(self.answer_suffix, supervised=True)
 
     def split_special_tokens(
-        self, text: str, *, learned: bool = False
+        self, text: str, *, supervised: bool = False
     ) -> Iterator[TextSpan | BoundaryToken | SpecialToken]:
-        """Cut one of the template's own texts at its marks."""
-        marks = {START, END, *self.tokens, *self.tokens_or_text}
-        for piece in re.split(f"({'|'.join(map(re.escape, marks))})", text):
+        """Split one of the template's own texts at its special tokens."""
+        special = {START, END, *self.tokens, *self.tokens_or_text}
+        for piece in re.split(f"({'|'.join(map(re.escape, special))})", text):
             if piece in (START, END):
-                yield BoundaryToken("start" if piece == START else "answer_suffix", learned)
-            elif piece in marks:
-                yield SpecialToken(piece, learned, piece in self.tokens_or_text)
+                yield BoundaryToken("start" if piece == START else "end", supervised)
+            elif piece in special:
+                yield SpecialToken(piece, supervised, piece in self.tokens_or_text)
             elif piece:
-                yield TextSpan(piece, learned, self.isolated)
+                yield TextSpan(piece, supervised, self.isolated)
 
     def _question(self, turn: Turn) -> Iterator[TextSpan | ImageSlot]:
-        """Turn the parts of a user's turn into spans."""
+        """Yield the spans of a user's turn."""
         for part in turn.images if self.caption_only else move_image_first(turn):
             yield (
                 ImageSlot(part)
@@ -138,24 +139,20 @@ class Template:
             )
 
     def _check_caption(self, conversation: Conversation) -> None:
-        """Refuse what is not one question with an image and at most one answer.
-
-        Raises:
-            RecordError: It is not.
-        """
+        """Raise unless there is one question with an image and at most one answer."""
         question, *answers = conversation.turns
         if not question.images or len(answers) > 1:
             raise ConversationError(
                 f"record {conversation.id!r} has {len(conversation.turns)} turns, the first with "
-                f"{len(question.images)} image(s); the template {self.name!r} takes images and one caption, use "
+                f"{len(question.images)} image(s); the template {self.name!r} takes images and one caption; use "
                 "'vicuna_v1' for dialogues"
             )
 
 
 def move_image_first(turn: Turn) -> tuple[str | ImageRef, ...]:
-    """Put a turn's lone image on a line before its words, as LLaVA's trainer does; keep several where they are.
+    """Return the parts with a single image moved to a line before the text, as LLaVA's trainer does.
 
-    An image without words stands alone, without the line's end (spec 2.2: the whole is stripped once more).
+    Several images stay in place. An image without text has no line end (spec 2.2: the full turn is stripped again).
     """
     if len(turn.images) != 1:
         return turn.parts
@@ -164,11 +161,11 @@ def move_image_first(turn: Turn) -> tuple[str | ImageRef, ...]:
 
 
 def with_legacy_spacing(template: Template) -> Template:
-    """Return the variant that gives the ids LLaVA-1.5 was trained with.
+    """Return the variant with the token ids that LLaVA-1.5 was trained with.
 
     Its slow tokenizer encoded each text between two special tokens or images by itself, so SentencePiece put a space
-    before every one of them: `</s>` is followed by the pieces of ` USER`, and an image by those of ` ` and the line's
-    end. Newer tokenizers put that space only where a text begins.
+    before each of them: `</s>` is followed by the pieces of ` USER`, and an image by those of ` ` and the line end.
+    Newer tokenizers put that space only at the beginning of the full text.
     """
     return replace(template, name=f"{template.name}_legacy", isolated=True)
 
@@ -299,14 +296,14 @@ TEMPLATES: dict[str, Template] = {template.name: template for template in _TABLE
 SPECIAL_TOKENS = frozenset(
     token for template in _TABLE for token in (*template.tokens, *template.tokens_or_text)
 )
-"""Special tokens of all templates: no text may become one of them."""
+"""Special tokens of all templates; no text may become one of them."""
 
 
 def find_template(name: str) -> Template:
     """Return the template called exactly `name`.
 
     Raises:
-        UnknownNameError: There is none.
+        UnknownNameError: No template has this name.
     """
     if name not in TEMPLATES:
         raise UnknownNameError("template", name, TEMPLATES)
