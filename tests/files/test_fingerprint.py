@@ -20,3 +20,10 @@ def test_changes_name_every_leaf_that_differs() -> None:
         "model was a, is b; stage.epochs was 1, is 3; old was 1, is not set; new was not set, is 4"
     )
     assert describe_changes(stored, stored) == ""
+
+
+def test_only_the_first_changes_and_the_beginning_of_long_values_are_listed() -> None:
+    """A message stays short however much has changed."""
+    text = describe_changes({}, {f"setting{number}": "x" * 100 for number in range(20)})
+    assert text.endswith("; 12 more")
+    assert text.count(" was not set, is " + "x" * 77 + "...") == 8

@@ -14,7 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, Instance, unique_ids
 from caldera.annotations.boxes import Box
-from caldera.errors import AnnotationError, ImageError, InputError, UnknownNameError
+from caldera.errors import (
+    AnnotationError,
+    ImageError,
+    InputError,
+    UnknownNameError,
+    describe_validation_error,
+)
 from caldera.files.atomic import file_exists
 from caldera.files.skipped import SkippedItems
 
@@ -248,10 +254,8 @@ def _parse_file(path: Path, form: type[_Schema]) -> _Schema:
     try:
         return form.model_validate(content)
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        field = ".".join(str(step) for step in fault["loc"]) or "file"
         raise AnnotationError(
-            f"{path} is not COCO's annotation JSON: {field}: {fault['msg'].lower()}"
+            f"{path} is not COCO's annotation JSON: {describe_validation_error(error)}"
         ) from None
 
 

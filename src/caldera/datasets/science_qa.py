@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from caldera.conversation import IMAGE_PLACEHOLDER, Conversation, ImageRef, Turn
 from caldera.datasets.importer import ImageFolder, ImportOptions, ImportResult
-from caldera.errors import AnnotationError, InputError, UnknownNameError
+from caldera.errors import AnnotationError, InputError, UnknownNameError, describe_validation_error
 from caldera.files.skipped import SkippedItems
 from caldera.instructions.request_phrases import LETTER_PROMPT
 
@@ -222,9 +222,7 @@ def _problem(problems: dict[str, Any], identity: object) -> Problem:
     try:
         return Problem.model_validate(problems[str(identity)])
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        field = ".".join(str(step) for step in fault["loc"]) or "problem"
-        raise AnnotationError(f"{field}: {fault['msg'].lower()}") from None
+        raise AnnotationError(describe_validation_error(error, "problem")) from None
 
 
 def _conversation(

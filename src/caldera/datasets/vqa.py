@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.datasets.importer import ImageFolder, ImportOptions, ImportResult
-from caldera.errors import AnnotationError, InputError
+from caldera.errors import AnnotationError, InputError, describe_validation_error
 from caldera.files.skipped import SkippedItems
 from caldera.instructions.request_phrases import SHORT_ANSWER
 
@@ -142,9 +142,7 @@ def validate(form: type[Any], entry: object, where: str) -> Any:  # noqa: ANN401
     try:
         return form.model_validate(entry)
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        field = ".".join(str(step) for step in fault["loc"]) or "entry"
-        raise AnnotationError(f"{where}: {field}: {fault['msg'].lower()}") from None
+        raise AnnotationError(f"{where}: {describe_validation_error(error, 'entry')}") from None
 
 
 def _images(beside: Path, subtype: str, options: ImportOptions) -> Path:

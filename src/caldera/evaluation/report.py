@@ -4,7 +4,6 @@ Everything a model or a file said is escaped, images are inside the file, and it
 requests.
 """
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -14,6 +13,7 @@ from pathlib import Path
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from caldera.files.atomic import write_atomic
+from caldera.images.data_urls import encode_data_url, image_to_data_url
 from caldera.images.decoding import open_image
 
 _THUMBNAIL = 224
@@ -41,9 +41,7 @@ def inline_image(path: Path) -> str:
     """
     image = open_image(path)
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    buffer = BytesIO()
-    image.save(buffer, "JPEG", quality=88)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return image_to_data_url(image, "jpeg", quality=88)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,4 +146,4 @@ def _plot(curve: Curve) -> str:
     axes.legend(frameon=False)
     buffer = BytesIO()
     figure.savefig(buffer, format="png")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return encode_data_url(buffer.getvalue(), "png")

@@ -4,6 +4,9 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 
+_MAX_CHANGES, _MAX_LENGTH = 8, 80
+"""Changes that a message lists, and characters of each value."""
+
 
 def json_fingerprint(settings: object, length: int = 64) -> str:
     """Return the first `length` hexadecimal digits of the SHA-256 of a JSON value, independent of key order."""
@@ -14,9 +17,11 @@ def describe_changes(stored: Mapping[str, object], current: Mapping[str, object]
     """Describe how settings differ from stored ones: "model was a, is b; pretrain.epochs was 1, is 2".
 
     Returns:
-        One clause for each changed leaf, joined by semicolons; empty where nothing changed.
+        One clause for each changed leaf, the first few of them, joined by semicolons; empty if nothing changed.
     """
-    return "; ".join(_changes(stored, current, ""))
+    changes = list(_changes(stored, current, ""))
+    rest = len(changes) - _MAX_CHANGES
+    return "; ".join(changes[:_MAX_CHANGES] + [f"{rest} more"] * (rest > 0))
 
 
 def _changes(
@@ -27,4 +32,9 @@ def _changes(
         if isinstance(before, Mapping) and isinstance(now, Mapping):
             yield from _changes(before, now, f"{prefix}{key}.")
         elif before != now:
-            yield f"{prefix}{key} was {before}, is {now}"
+            yield f"{prefix}{key} was {_shorten(before)}, is {_shorten(now)}"
+
+
+def _shorten(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= _MAX_LENGTH else f"{text[: _MAX_LENGTH - 3]}..."

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from caldera.errors import ModelFormatError
+from caldera.errors import ModelFormatError, describe_validation_error
 from caldera.model.assistant import ModelMetadata
 
 METADATA_FILE = "caldera.json"
@@ -30,8 +30,6 @@ def read_card(folder: Path) -> ModelMetadata:
     except OSError as error:
         raise ModelFormatError(f"cannot read {folder / METADATA_FILE}: {error.strerror}") from error
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        field = ".".join(str(step) for step in fault["loc"]) or "file"
         raise ModelFormatError(
-            f"{folder / METADATA_FILE}: {field}: {fault['msg'].lower()}"
+            f"{folder / METADATA_FILE}: {describe_validation_error(error)}"
         ) from None

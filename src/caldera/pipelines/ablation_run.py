@@ -27,6 +27,7 @@ from caldera.evaluation.answer_parsing import contains_answer
 from caldera.evaluation.answerers.local_model import ask
 from caldera.evaluation.benchmark import Item
 from caldera.files.atomic import lock_folder, to_plain_json, write_atomic, write_json
+from caldera.files.fingerprint import json_fingerprint
 from caldera.files.skipped import SkippedItems
 from caldera.formats.assemble import assemble
 from caldera.inference.batch_generator import BatchGenerator
@@ -135,11 +136,10 @@ class AblationRun:
 
     def _identity(self, variant: Variant, seed: int) -> str:
         """Return a digest of all that decides what a variant comes to."""
-        told = to_plain_json(asdict(variant))
-        words = {
-            name: told[name] for name in told if name not in ("name", "baseline", "change", "paper")
-        }
-        return hashlib.sha256(json.dumps([words, seed], sort_keys=True).encode()).hexdigest()[:16]
+        settings = to_plain_json(asdict(variant))
+        for label in ("name", "baseline", "description", "paper"):
+            del settings[label]
+        return json_fingerprint([settings, seed], 16)
 
     def _train_variant(self, variant: Variant, seed: int, folder: Path) -> LlavaBundle:
         """Go through the stages that a variant has."""

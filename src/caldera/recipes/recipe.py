@@ -11,9 +11,11 @@ from pathlib import Path
 
 from caldera.errors import UsageError, did_you_mean
 from caldera.files.atomic import to_plain_json, write_json
+from caldera.files.fingerprint import describe_changes
 from caldera.images.processor import ASPECTS, ImageAspect
 from caldera.instructions.dialogues import KINDS, Kind
 from caldera.model.projector import PROJECTORS
+from caldera.overrides import with_current_names
 from caldera.training.stage import Stage
 
 
@@ -77,12 +79,13 @@ def check_or_write_recipe(out: Path, recipe: Recipe) -> None:
         UsageError: Another one's run is there.
     """
     file = out / "recipe.json"
-    said = to_plain_json(asdict(recipe))
+    settings = to_plain_json(asdict(recipe))
     if not file.is_file():
-        write_json(file, said)
-    elif json.loads(file.read_text()) != said:
+        write_json(file, settings)
+        return
+    if changes := describe_changes(with_current_names(json.loads(file.read_text())), settings):
         raise UsageError(
-            f"{out} holds a run with other settings; choose another --out, or remove it to start anew"
+            f"{out} holds a run with other settings ({changes}); choose another --out, or remove it to start anew"
         )
 
 

@@ -39,6 +39,7 @@ from caldera.model.assistant import LlavaBundle, ModelMetadata
 from caldera.model.llava import Llava
 from caldera.model.lora import add_lora, merge_lora_layers, target_layers
 from caldera.model.projector import match_embedding_scale
+from caldera.overrides import with_former_names
 from caldera.templates.template import find_template
 from caldera.training.checkpoint import Checkpoint, matching_checkpoint
 from caldera.training.loop import TrainingResult, TrainingRun, train
@@ -68,10 +69,11 @@ def run_fingerprint(
     """
     vision = assistant.model.vision
     said = {
-        "stage": asdict(stage),
+        # Former names of settings: runs of earlier versions keep their fingerprint.
+        "stage": with_former_names(asdict(stage)),
         "weights": digest_weights(assistant.model.state_dict()),
         "features": [vision.select_layer, vision.select],
-        "preparation": asdict(assistant.processor),
+        "preparation": with_former_names(asdict(assistant.processor)),
         "after": assistant.card.stage,
         "precision": str(compute.dtype),
     }

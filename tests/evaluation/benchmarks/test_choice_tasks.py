@@ -215,9 +215,9 @@ def test_own_questions_are_compared_as_they_say(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ({"question": "?"}, "field 'answer': field required"),
-        ({"question": "?", "answer": "x", "chocies": []}, "field 'chocies': extra inputs"),
-        ({"question": "?", "answer": "x", "match": "fuzzy"}, "field 'match': input should be 'exact'"),
+        ({"question": "?"}, "answer: field required"),
+        ({"question": "?", "answer": "x", "chocies": []}, "chocies: extra inputs"),
+        ({"question": "?", "answer": "x", "match": "fuzzy"}, "match: input should be 'exact'"),
         ({"question": "?", "answer": "x", "match": "choice"}, "match 'choice' and 0 choices do not go together"),
         ({"question": "?", "answer": "x", "choices": ["a", "b"]}, "the answer 'x' is none of the 2 choices"),
         ({"question": "?", "answer": "!", "match": "contains"}, "an answer without words"),

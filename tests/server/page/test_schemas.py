@@ -7,12 +7,12 @@ import zipfile
 import pytest
 
 from caldera.conversation import ImageRef, from_record
+from caldera.images.data_urls import encode_data_url
 from caldera.server.api.errors import ApiError
-from caldera.server.media.data_urls import data_url
 from caldera.server.page.schemas import conversation_of, download, parse_payload
 from tests.server.server_process import image
 
-DOG, CAT = (data_url(image(seed), "png") for seed in (1, 2))
+DOG, CAT = (encode_data_url(image(seed), "png") for seed in (1, 2))
 
 
 def sent(*turns: tuple[str, list[str], list[str]]) -> object:

@@ -1,7 +1,6 @@
 """A server as what answers items: anything that speaks OpenAI's chat completions and takes images as data URLs."""
 
 import asyncio
-import base64
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from caldera.conversation import ImageRef, Turn
 from caldera.errors import CalderaError, LLMClientError, UsageError
 from caldera.evaluation.answerers.answerer import Answer, AnswerConfig, OnAnswers
 from caldera.evaluation.benchmark import Item
+from caldera.images.data_urls import encode_data_url
 from caldera.images.decoding import decode_image, read_bytes, read_image_header
 from caldera.llm_client.client import Reply, RequestConfig, RequestRejected
 from caldera.llm_client.openai_client import OpenAIClient
@@ -237,4 +237,4 @@ def _data_url(path: Path) -> str:
     content = read_bytes(path)
     decode_image(content, str(path))  # refuses what no server should get
     kind = read_image_header(content, str(path))[0].lower()
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return encode_data_url(content, kind)

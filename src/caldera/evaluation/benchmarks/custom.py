@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from caldera.conversation import Conversation, ImageRef, Turn
-from caldera.errors import InputError, UsageError
+from caldera.errors import InputError, UsageError, describe_validation_error
 from caldera.evaluation.annotation_questions import normalized
 from caldera.evaluation.answer_parsing import LETTERS, parse_choice
 from caldera.evaluation.benchmark import (
@@ -139,9 +139,7 @@ def _to_item(record: dict[str, Any], where: str, at: int) -> Item:
     try:
         line = _Record.model_validate(record)
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        field = ".".join(map(str, fault["loc"])) or "line"
-        raise InputError(f"{where}: field {field!r}: {fault['msg'].lower()}") from None
+        raise InputError(f"{where}: {describe_validation_error(error, 'line')}") from None
     name = str(at) if line.id is None else str(line.id)
     match = line.match or ("choice" if line.choices else "exact")
     answers = [line.answer] if isinstance(line.answer, str) else line.answer

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from caldera.conversation import Conversation, ImageRef, Turn, from_record
 from caldera.datasets.science_qa import LETTERS, Problem, parse_layout
-from caldera.errors import InputError, UnknownNameError, UsageError
+from caldera.errors import InputError, UnknownNameError, UsageError, describe_validation_error
 from caldera.evaluation.benchmark import Sources
 from caldera.evaluation.files import (
     check_unique,
@@ -207,9 +207,7 @@ def _problem(record: object, where: str) -> _Graded:
     try:
         return _Graded.model_validate(record)
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        field = ".".join(map(str, fault["loc"])) or "problem"
-        raise InputError(f"{where}: {field}: {fault['msg'].lower()}") from None
+        raise InputError(f"{where}: {describe_validation_error(error, 'problem')}") from None
 
 
 def _of_problem(name: str, problem: _Graded, form: str) -> QuestionInfo:

@@ -16,6 +16,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from caldera.errors import LLMClientError, UsageError
+from caldera.files.fingerprint import json_fingerprint
 from caldera.llm_client.budget import Budget, Price
 from caldera.llm_client.client import Message, RejectedReply, Reply, RequestConfig
 from caldera.llm_client.journal import Journal
@@ -79,7 +80,7 @@ class Judge:
             # The key that runs on disk were made with.
             "repairs": sending.max_repairs,
         }
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+        return json_fingerprint(told, 12)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@
 What was answered together stands on one line: it is there as a whole or, cut off by the end of the process, not at all.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +15,7 @@ from caldera.errors import InputError
 from caldera.evaluation.answerers.answerer import Answer
 from caldera.evaluation.benchmark import Item, Score
 from caldera.files.atomic import write_atomic
+from caldera.files.fingerprint import json_fingerprint
 from caldera.files.journal import JournalFile, journal_lines
 from caldera.files.records import read_records
 
@@ -48,7 +48,7 @@ class AnswerKey:
             self.max_new_tokens,
             self.batch_context,
         ]
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        return json_fingerprint(told)
 
 
 class AnswerCache:

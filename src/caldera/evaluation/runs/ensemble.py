@@ -6,7 +6,6 @@ where the two differ it is shown the question and both answers and gives one of 
 first model's answer stands, and is counted. The paper's prompt for the judge is not released; these words are ours.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from caldera.evaluation.judging.judge import Judge, ask_judge, build_request
 from caldera.evaluation.judging.reply_parsing import without_reasoning
 from caldera.evaluation.judging.verdicts import validity_metrics
 from caldera.files.atomic import lock_folder, write_atomic, write_json
+from caldera.files.fingerprint import json_fingerprint
 from caldera.llm_client.client import Message, RejectedReply
 from caldera.progress import Progress
 
@@ -182,7 +182,7 @@ def _messages(item: Item, first: str, second: str) -> list[Message]:
     return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": told}]
 
 
-PROTOCOL = hashlib.sha256(json.dumps([_SYSTEM, _ASK]).encode()).hexdigest()[:12]
+PROTOCOL = json_fingerprint([_SYSTEM, _ASK], 12)
 """Digest of the words of the request."""
 
 

@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from caldera.errors import ModelFormatError, UsageError
+from caldera.errors import ModelFormatError, UsageError, describe_validation_error
 from caldera.formats import weight_names
 from caldera.formats.config import (
     CONFIG_ERRORS,
@@ -112,11 +112,7 @@ def make_card(
             **settings,
         )
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        field = "".join(
-            f"{step}: " for step in fault["loc"][:1]
-        )  # none where settings do not go together
-        raise ModelFormatError(f"{source}: {field}{fault['msg'].lower()}") from None
+        raise ModelFormatError(f"{source}: {describe_validation_error(error, 'model')}") from None
 
 
 def resolve_aspect(source: Path, said: str, wanted: str | None) -> str:

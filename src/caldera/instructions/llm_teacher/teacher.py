@@ -16,6 +16,7 @@ from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet
 from caldera.conversation import write_conversations
 from caldera.errors import InputError, LLMClientError, UsageError
 from caldera.files.atomic import lock_folder, write_json
+from caldera.files.fingerprint import describe_changes, json_fingerprint
 from caldera.instructions.dialogues import Dialogue, GeneratedData, Kind, count_dialogues, dialogues
 from caldera.instructions.llm_teacher.collect import CollectedReplies, collect, write_side_files
 from caldera.instructions.llm_teacher.prompts import TeacherPrompt, load_prompts
@@ -52,7 +53,7 @@ def fingerprint_of(
 
 def digest_of(identity: Fingerprint) -> str:
     """Return twelve characters that stand for an identity."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+    return json_fingerprint(identity, 12)
 
 
 def check_or_write(path: Path, identity: Fingerprint, *, allow_mixed: bool) -> None:
@@ -73,11 +74,16 @@ def check_or_write(path: Path, identity: Fingerprint, *, allow_mixed: bool) -> N
     if identity in known:
         return
     latest = known[-1] if known else {}
-    changed = [key for key in identity if key in latest and latest[key] != identity[key]]
-    if changed and not allow_mixed:
-        told = "; ".join(f"{key} was {latest[key]}, is {identity[key]}" for key in changed)
+    # A kind that was not requested before, or is not requested now, is no change.
+    shared = latest.keys() & identity.keys()
+    changes = describe_changes(
+        {key: latest[key] for key in identity if key in shared},
+        {key: identity[key] for key in identity if key in shared},
+    )
+    if changes and not allow_mixed:
         raise UsageError(
-            f"{path.parent} holds replies made otherwise ({told}); choose another --out, or mix them with --allow-mixed"
+            f"{path.parent} holds replies made with other settings ({changes}); choose another --out, or mix them "
+            "with --allow-mixed"
         )
     write_json(path, [*known, identity])
 

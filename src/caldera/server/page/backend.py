@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import io
 import logging
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -13,13 +12,14 @@ from PIL import Image
 
 from caldera.errors import CalderaError, ConversationError
 from caldera.images.anyres import Size
+from caldera.images.data_urls import image_to_data_url
 from caldera.inference.engine import Engine, Request, SamplingParams
 from caldera.inference.prompts import ProcessedImage
 from caldera.server.api.errors import ApiError, bad_request, from_media_error, internal_error
 from caldera.server.api.generation import CompletionStreams, from_engine_error
 from caldera.server.api.service import Service
-from caldera.server.media.data_urls import data_url, read_data_url
 from caldera.server.media.errors import MediaError
+from caldera.server.media.loader import read_data_url
 from caldera.server.page.schemas import (
     ConversationPayload,
     ModelView,
@@ -276,9 +276,7 @@ def _shrink(image: Image.Image) -> str:
     """Return an image as a smaller data URL."""
     small = image.copy()
     small.thumbnail((_KEPT_SIDE, _KEPT_SIDE))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=92)
-    return data_url(buffer.getvalue(), "jpeg")
+    return image_to_data_url(small, "jpeg", quality=92)
 
 
 def _attention_payload(

@@ -4,7 +4,6 @@ The conversation is one component of our own: `talk.js` holds it in the browser,
 all that people and models wrote as plain text. Gradio brings the settings and carries questions and news.
 """
 
-import io
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +13,11 @@ from typing import Any
 
 from starlette.types import ASGIApp
 
+from caldera.images.data_urls import image_to_data_url
 from caldera.inference.engine import Engine
 from caldera.scenes.drawing import glyph_shapes, render
 from caldera.scenes.scene import sample_scene
 from caldera.server.api.service import Service
-from caldera.server.media.data_urls import data_url
 from caldera.server.page.backend import PageBackend, PageModel, SamplingOptions
 from caldera.server.page.guard import PageGuard
 from caldera.server.page.translations import ERRORS, TEXTS, Language, translate
@@ -47,9 +46,7 @@ def examples() -> list[dict[str, object]]:
 def _drawn(number: int) -> str:
     """Return a held-out scene as a data URL."""
     scene = sample_scene(number, seed=_SEED, split="held_out", shapes=glyph_shapes())
-    buffer = io.BytesIO()
-    render(scene).save(buffer, "PNG", optimize=True)
-    return data_url(buffer.getvalue(), "png")
+    return image_to_data_url(render(scene), "png", optimize=True)
 
 
 _STATIC = Path(__file__).parent / "static"

@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from caldera.chat.session import user_turn
 from caldera.conversation import Conversation, ImageRef, Turn, to_record
-from caldera.errors import ConversationError, UsageError
+from caldera.errors import ConversationError, UsageError, validation_error_field
 from caldera.server.api.errors import bad_request
-from caldera.server.media.data_urls import read_data_url
+from caldera.server.media.loader import read_data_url
 
 MAX_TEXT = 1 << 20
 """Characters of one question or answer."""
@@ -70,8 +70,8 @@ def parse_payload(sent: object) -> ConversationPayload:
     try:
         return ConversationPayload.model_validate(sent)
     except ValidationError as error:
-        field = ".".join(map(str, error.errors(include_url=False)[0]["loc"]))
-        raise bad_request(f"{field or 'the conversation'} is not what this page sends") from None
+        field = validation_error_field(error) or "the conversation"
+        raise bad_request(f"{field} is not what this page sends") from None
 
 
 def conversation_of(model: int, sent: ConversationPayload) -> ModelView:
