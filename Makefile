@@ -4,6 +4,7 @@ BIN := .venv/bin
 # -qq: warnings of pip about package indexes of this machine say nothing about caldera.
 INSTALL := $(BIN)/pip install -qq -c constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export NO_MKDOCS_2_WARNING := 1
 
 .PHONY: demo demo-smollm2 teacher-check test test-slow test-reference check bench docs docs-pages backbones clean
 
@@ -31,7 +32,7 @@ check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest -q tests/docs
-	$(BIN)/mkdocs build --quiet --strict
+	$(BIN)/mkdocs build --strict
 
 bench: .venv/bench
 	$(BIN)/python benchmarks/train.py
@@ -39,7 +40,7 @@ bench: .venv/bench
 
 # Builds the site in build/site; docs-pages first writes the generated pages anew.
 docs: docs-pages
-	$(BIN)/mkdocs build --quiet --strict
+	$(BIN)/mkdocs build --strict
 
 docs-pages: .venv/installed
 	$(BIN)/python -m tests.docs.write
