@@ -1,4 +1,4 @@
-"""What tests share: no network but loopback, third-party data where it is, tiny models made on the spot."""
+"""Shared fixtures: no network except loopback, third-party data if present, and tiny random models."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -35,7 +35,7 @@ THIRD_PARTY = Path(
 
 
 def pytest_configure() -> None:
-    """Use at most two threads, keep transformers quiet, and let no clock decide a property test."""
+    """Use at most two threads, silence transformers, and set no deadline for property tests."""
     settings.register_profile(
         "caldera", deadline=None, suppress_health_check=[HealthCheck.too_slow]
     )
@@ -47,34 +47,34 @@ def pytest_configure() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_network() -> None:
-    """Refuse every connection but to this machine."""
+    """Block every network connection."""
     disable_socket(allow_unix_socket=True)
 
 
 @pytest.fixture
 def loopback(_no_network: None) -> None:
-    """Let a test reach this machine, and no other."""
+    """Allow connections to this machine only."""
     enable_socket()
     socket_allow_hosts(["127.0.0.1"], allow_unix_socket=True)
 
 
 @pytest.fixture
 def serve(loopback: None) -> Iterator[Callable[[Script], TeacherServer]]:
-    """Start servers that are closed when the test ends."""
+    """Return a function that starts LLM servers; they are closed when the test ends."""
     started: list[TeacherServer] = []
 
-    def starting(script: Script, *, keep: bool = True) -> TeacherServer:
+    def start(script: Script, *, keep: bool = True) -> TeacherServer:
         started.append(TeacherServer(script, keep=keep))
         return started[-1]
 
-    yield starting
+    yield start
     for server in started:
         server.close()
 
 
 @pytest.fixture
 def third_party() -> Path:
-    """The folder of third-party data; tests that need it are skipped where it is absent."""
+    """Return the folder of third-party data; skip the test if there is none."""
     if not THIRD_PARTY.is_dir():
         pytest.skip(f"no third-party data at {THIRD_PARTY}; set CALDERA_THIRD_PARTY")
     return THIRD_PARTY
@@ -89,7 +89,7 @@ WORDS = (
 
 @pytest.fixture(scope="session")
 def vision_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random CLIP vision tower: 3 x 3 patches of 2 pixels, 10 wide."""
+    """Create a random CLIP vision tower: 3 x 3 patches of 2 pixels, hidden size 10."""
     folder = tmp_path_factory.mktemp("towers") / "vision"
     torch.manual_seed(1)
     shape = CLIPVisionConfig(
@@ -110,7 +110,7 @@ def vision_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with LLaMA's special tokens."""
+    """Train a byte-level BPE tokenizer with LLaMA's special tokens."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -131,7 +131,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def language_folder(
     tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast
 ) -> Path:
-    """A random LLaMA, 12 wide."""
+    """Create a random LLaMA of hidden size 12."""
     folder = tmp_path_factory.mktemp("towers") / "language"
     torch.manual_seed(2)
     shape = LlamaConfig(
@@ -154,7 +154,7 @@ def language_folder(
 def gpt2_folder(
     tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast
 ) -> Path:
-    """A random GPT-2, 12 wide: it has dropout, and a learned embedding for each of 281 positions."""
+    """Create a random GPT-2 of hidden size 12, with dropout and a learned embedding for each of 281 positions."""
     folder = tmp_path_factory.mktemp("towers") / "gpt2"
     torch.manual_seed(4)
     shape = GPT2Config(
@@ -173,13 +173,13 @@ def gpt2_folder(
 
 @pytest.fixture
 def assistant(vision_folder: Path, language_folder: Path) -> LlavaBundle:
-    """The two random towers joined by a fresh projector, in fp32."""
+    """Assemble the two random towers and a new projector, in fp32."""
     return assemble(vision_folder, language_folder, seed=3)
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder of seven small images of different sizes, `0.png` to `6.png`."""
+    """Create a folder of seven small images of different sizes, `0.png` to `6.png`."""
     folder = tmp_path / "photos"
     folder.mkdir()
     rng = np.random.default_rng(5)
@@ -190,27 +190,27 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-class _StopsAt(NoProgress):
-    """Presses Ctrl-C in the middle of training."""
+class _InterruptAt(NoProgress):
+    """Progress that raises KeyboardInterrupt at a training step."""
 
     def __init__(self, step: int) -> None:
         self._step = step
 
     @contextmanager
-    def task(self, name: str, total: int, done: int = 0) -> Iterator[Advance]:
-        """Follow a job, and break off the training at a step."""
-        seen = 0
+    def task(self, name: str, total: int, initial: int = 0) -> Iterator[Advance]:
+        """Count the steps of a job, and interrupt training."""
+        num_done = 0
 
-        def tick(steps: int = 1, *, shown: str = "") -> None:
-            nonlocal seen
-            seen += steps
-            if name.startswith("training") and seen == self._step:
+        def advance(steps: int = 1, *, detail: str = "") -> None:
+            nonlocal num_done
+            num_done += steps
+            if name.startswith("training") and num_done == self._step:
                 raise KeyboardInterrupt
 
-        yield tick
+        yield advance
 
 
 @pytest.fixture
 def stops_at() -> Callable[[int], Progress]:
-    """A way to follow jobs that presses Ctrl-C in the middle of training, at a step."""
-    return _StopsAt
+    """Return a class of progress that raises KeyboardInterrupt at a training step."""
+    return _InterruptAt

@@ -1,4 +1,4 @@
-"""Samples laid into batches, ours and plain padded ones, for tests that need either."""
+"""Samples packed into batches, and plain padded batches as a reference."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,14 +14,14 @@ from caldera.templates.encoding import IGNORE_INDEX
 
 
 def batch_of(assistant: LlavaBundle, samples: Sequence[Sample], *, share: bool = False) -> Batch:
-    """Lay samples into one batch with their pixels."""
+    """Pack samples into one batch with their pixels."""
     packs = build_packs(samples, share=share)
-    paths = [path for sample, some in iter_new_images(packs) for path in sample.images[some]]
+    paths = [path for sample, part in iter_new_images(packs) for path in sample.images[part]]
     return collate(packs, DecodedImages(assistant.processor)(paths))
 
 
 class Padded(NamedTuple):
-    """A plain batch, as transformers takes it: each (rows, tokens)."""
+    """A plain batch as transformers takes it; each tensor is (rows, tokens)."""
 
     ids: Tensor
     labels: Tensor
@@ -29,7 +29,7 @@ class Padded(NamedTuple):
 
 
 def padded(samples: Sequence[Sample]) -> Padded:
-    """Lay each sample into a row of its own, padded on the right."""
+    """Return a batch with a row for each sample, padded on the right."""
     width = max(sample.length for sample in samples)
     ids = [[*sample.ids, *[0] * (width - sample.length)] for sample in samples]
     labels = [[*sample.labels, *[IGNORE_INDEX] * (width - sample.length)] for sample in samples]

@@ -1,4 +1,4 @@
-"""Tiny language models of the common families, by name; each test gives them its tokenizer's size."""
+"""Configs of tiny language models of the common families; tests set the vocabulary size."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""`python -m caldera` in, the command line out."""
+"""Entry point of `python -m caldera`."""
 
 from caldera.cli import main
 

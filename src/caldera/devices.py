@@ -1,4 +1,4 @@
-"""Device, dtype, runtime; CPU feature tests."""
+"""Devices and their precision, the runtime of a job, and CPU features."""
 
 import ctypes
 import os
@@ -16,34 +16,34 @@ from caldera.errors import UsageError
 from caldera.progress import Progress
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-"""glibc's numbers for two settings of `mallopt`."""
+"""glibc's numbers of two `mallopt` settings."""
 
 _PAGE_OUT = 21
-"""Linux's number for an advice to `madvise`: these pages are not needed soon."""
+"""Linux's number for the advice to `madvise` that pages are not needed soon."""
 
 
 def has_fast_bf16() -> bool:
-    """Tell whether the processor multiplies bf16 in hardware; elsewhere bf16 is a hundred times slower than fp32."""
+    """Return whether the CPU multiplies bf16 in hardware; without, bf16 is a hundred times slower than fp32."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def fastest_dtype() -> torch.dtype:
-    """Return the precision that matrix products are fastest in."""
+    """Return the precision with the fastest matrix products on this CPU."""
     return torch.bfloat16 if has_fast_bf16() else torch.float32
 
 
 def fastest_attention(dtype: torch.dtype) -> str:
-    """Return the attention function to ask transformers for when training on this processor.
+    """Return the name of transformers' fastest attention function for training on this CPU.
 
-    At a few hundred tokens plain matrix products beat torch's fused attention in bf16; in fp32 the fused one wins.
+    At a few hundred tokens plain matrix products are faster than torch's fused attention in bf16, and slower in fp32.
     """
     return "eager" if dtype == torch.bfloat16 else "sdpa"
 
 
 def release_file_pages(memory: torch.Tensor) -> None:
-    """Have Linux drop the pages of a file under a tensor from memory; when they are used again, they are read again.
+    """Release the memory of a memory-mapped tensor; its pages are read from the file again when they are used.
 
-    What no file holds stays where it is. Elsewhere than on Linux it does nothing.
+    Memory that is not backed by a file stays. Does nothing on systems other than Linux.
     """
     if not sys.platform.startswith("linux") or memory.device.type != "cpu":
         return
@@ -55,9 +55,9 @@ def release_file_pages(memory: torch.Tensor) -> None:
 
 
 def tune_malloc() -> None:
-    """Have glibc keep large blocks that are freed, instead of handing them back to the system each time.
+    """Configure glibc to reuse large freed blocks instead of returning them to the system.
 
-    Without it every large tensor of every step is paged in anew. Elsewhere than on Linux with glibc it does nothing.
+    Without it every large tensor of every step is paged in again. Does nothing on systems without glibc.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -71,37 +71,37 @@ def tune_malloc() -> None:
 
 DtypeName = Literal["auto", "float32", "bfloat16"]
 
-_MOST_WORKERS = 8
-"""More processes than this have not been seen to be needed to decode for one model."""
+_MAX_WORKERS = 8
+"""More decoding processes did not speed up the training of one model."""
 
 
 def default_decode_workers() -> int:
-    """Return how many processes decode images ahead of training: as many as there are cores, but for one.
+    """Return the number of processes that decode images ahead of training: the number of cores minus one.
 
-    On a single core, and where processes cannot be forked safely, there are none: a thread does it.
+    It is 0 on a single core, and where processes cannot be forked safely: a thread decodes.
     """
     if not sys.platform.startswith("linux"):
         return 0
-    return min(_MOST_WORKERS, len(os.sched_getaffinity(0)) - 1)
+    return min(_MAX_WORKERS, len(os.sched_getaffinity(0)) - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceConfig:
-    """A device and the precision of its matrix products; weights stay in the precision they are held in."""
+    """A device and the precision of its matrix products; the precision of the weights does not change."""
 
     device: torch.device
     dtype: torch.dtype
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
-        """Run matrix products of the block in `dtype`."""
+        """Run the matrix products of the block in `dtype`."""
         enabled = self.dtype != torch.float32
         with torch.autocast(self.device.type, self.dtype, enabled=enabled):
             yield
 
     @contextmanager
     def fork_rng(self, *numbers: int) -> Iterator[None]:
-        """Draw what the block draws, such as dropout, from a seed made of `numbers`; outside nothing changes."""
+        """Seed the random numbers of the block, such as dropout, with `numbers`, and restore the generator after it."""
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(random.Random(repr(numbers)).getrandbits(63))
@@ -109,43 +109,42 @@ class DeviceConfig:
 
     @property
     def attention(self) -> str:
-        """The attention function to ask transformers for; on GPUs the fused one (untested here)."""
+        """The name of transformers' attention function; on GPUs the fused one (not measured)."""
         return fastest_attention(self.dtype) if self.device.type == "cpu" else "sdpa"
 
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """What a job works with: where it computes, who follows it, and who decodes for it."""
+    """The runtime of a job: device, progress reporting, and number of decoding workers."""
 
     compute: DeviceConfig
     progress: Progress
     workers: int = field(default_factory=default_decode_workers)
-    """Processes that decode images ahead of training, where features are not kept."""
+    """Processes that decode images ahead of training; not used with cached features."""
 
 
 def choose_device(device: str = "auto", dtype: DtypeName = "auto") -> DeviceConfig:
-    """Choose the best device there is, and bf16 where it is faster than fp32.
+    """Return the best available device, with bf16 where it is faster than fp32.
 
     Args:
-        device: A torch device, or "auto" for CUDA if there is any, else the CPU.
+        device: A torch device, or "auto" for CUDA if available, else the CPU.
         dtype: A precision, or "auto".
 
     Raises:
-        UsageError: There is no such device.
+        UsageError: The device is not available.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        chosen = torch.device(device)
-        torch.empty(1, device=chosen)
+        torch_device = torch.device(device)
+        torch.empty(1, device=torch_device)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(
             f"device {device!r} cannot be used: {str(error).splitlines()[0]}"
         ) from None
-    if dtype == "auto":
-        if chosen.type == "cpu":
-            return DeviceConfig(chosen, fastest_dtype())
-        return DeviceConfig(
-            chosen, torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-        )
-    return DeviceConfig(chosen, {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype])
+    if dtype == "float32" or dtype == "bfloat16":
+        return DeviceConfig(torch_device, getattr(torch, dtype))
+    if torch_device.type == "cpu":
+        return DeviceConfig(torch_device, fastest_dtype())
+    has_bf16 = torch.cuda.is_bf16_supported()
+    return DeviceConfig(torch_device, torch.bfloat16 if has_bf16 else torch.float32)

@@ -1,4 +1,4 @@
-"""What a long job says while it runs: a bar on a terminal, a line now and then elsewhere, nothing in tests."""
+"""Progress of long jobs: bars on a terminal, log lines elsewhere, nothing in tests."""
 
 import logging
 import sys
@@ -11,63 +11,64 @@ log = logging.getLogger(__name__)
 
 
 class Advance(Protocol):
-    """Called as a job goes on."""
+    """Callback of a job for its finished steps."""
 
-    def __call__(self, steps: int = 1, *, shown: str = "") -> None:
-        """Advance by `steps`; `shown` stands behind the bar, such as a loss."""
+    def __call__(self, steps: int = 1, *, detail: str = "") -> None:
+        """Advance by `steps`; `detail` is printed after the count, such as a loss."""
         ...
 
 
 class Progress(Protocol):
-    """Follows jobs."""
+    """Reports the progress of jobs."""
 
-    def task(self, name: str, total: int, done: int = 0) -> AbstractContextManager[Advance]:
-        """Follow one job of `total` steps, of which `done` were done before."""
+    def task(self, name: str, total: int, initial: int = 0) -> AbstractContextManager[Advance]:
+        """Report one job of `total` steps, `initial` of which were finished by an earlier run."""
         ...
 
 
 class NoProgress:
-    """Says nothing."""
+    """Reports nothing."""
 
     @contextmanager
-    def task(self, name: str, total: int, done: int = 0) -> Iterator[Advance]:
-        """Follow one job without a word."""
+    def task(self, name: str, total: int, initial: int = 0) -> Iterator[Advance]:
+        """Accept the steps of a job silently."""
 
-        def tick(steps: int = 1, *, shown: str = "") -> None:
+        def advance(steps: int = 1, *, detail: str = "") -> None:
             """Do nothing."""
 
-        yield tick
+        yield advance
 
 
 class LogProgress:
-    """Logs a line every tenth of a job, for logs and pipes."""
+    """Logs a line for every tenth of a job, for log files and pipes."""
 
     @contextmanager
-    def task(self, name: str, total: int, done: int = 0) -> Iterator[Advance]:
-        """Follow one job by lines."""
-        begun, first, now = time.monotonic(), done, done
-        told = -1
-        log.info("%s: %d to do", name, total - done)
+    def task(self, name: str, total: int, initial: int = 0) -> Iterator[Advance]:
+        """Log the steps of a job and the estimated time left."""
+        start_time, num_done = time.monotonic(), initial
+        logged_tenth = -1
+        log.info("%s: %d to do", name, total - initial)
 
-        def tick(steps: int = 1, *, shown: str = "") -> None:
-            nonlocal now, told
-            now += steps
-            tenth = now * 10 // max(1, total)
-            if tenth > told:
-                told = tenth
-                left = (time.monotonic() - begun) / max(1, now - first) * (total - now)
-                log.info("%s: %d of %d, %.0f s left  %s", name, now, total, left, shown)
+        def advance(steps: int = 1, *, detail: str = "") -> None:
+            nonlocal num_done, logged_tenth
+            num_done += steps
+            tenth = num_done * 10 // max(1, total)
+            if tenth > logged_tenth:
+                logged_tenth = tenth
+                seconds_per_step = (time.monotonic() - start_time) / max(1, num_done - initial)
+                seconds = seconds_per_step * (total - num_done)
+                log.info("%s: %d of %d, %.0f s left  %s", name, num_done, total, seconds, detail)
 
-        yield tick
-        log.info("%s: done in %.0f s", name, time.monotonic() - begun)
+        yield advance
+        log.info("%s: done in %.0f s", name, time.monotonic() - start_time)
 
 
 class BarProgress:
-    """Draws a bar for each job on the terminal's error stream."""
+    """Draws a bar for each job on stderr."""
 
     @contextmanager
-    def task(self, name: str, total: int, done: int = 0) -> Iterator[Advance]:
-        """Follow one job by a bar that says how far it is and how long it will take."""
+    def task(self, name: str, total: int, initial: int = 0) -> Iterator[Advance]:
+        """Draw a bar with the number of steps, the elapsed time and the estimated time left."""
         from rich.console import Console
         from rich.progress import (
             BarColumn,
@@ -85,17 +86,17 @@ class BarProgress:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[shown]}", markup=False),
+            TextColumn("{task.fields[detail]}", markup=False),
         )
         with RichProgress(*columns, console=Console(stderr=True)) as bars:
-            task = bars.add_task(name, total=total, completed=done, shown="")
+            task = bars.add_task(name, total=total, completed=initial, detail="")
 
-            def tick(steps: int = 1, *, shown: str = "") -> None:
-                bars.update(task, advance=steps, shown=shown)
+            def advance(steps: int = 1, *, detail: str = "") -> None:
+                bars.update(task, advance=steps, detail=detail)
 
-            yield tick
+            yield advance
 
 
 def default_progress() -> Progress:
-    """Return bars where a person looks at the error stream, lines elsewhere."""
+    """Return bars if stderr is a terminal, else log lines."""
     return BarProgress() if sys.stderr.isatty() else LogProgress()

@@ -19,11 +19,11 @@ class Counting(NoProgress):
         self.total = self.done = 0
 
     @contextmanager
-    def task(self, name: str, total: int, done: int = 0) -> Iterator[Advance]:
+    def task(self, name: str, total: int, initial: int = 0) -> Iterator[Advance]:
         """Follow one job by adding up."""
         self.total = total
 
-        def tick(steps: int = 1, *, shown: str = "") -> None:
+        def tick(steps: int = 1, *, detail: str = "") -> None:
             self.done += steps
 
         yield tick

@@ -98,7 +98,7 @@ def _export_original(export: ExportConfig, progress: Progress) -> ExportReport:
             "here runs it to compare; leave it away"
         )
     with progress.task("writing", len(read_weights(export.folder))) as tick:
-        notes = write_original(export.folder, export.out, lambda file: tick(shown=file))
+        notes = write_original(export.folder, export.out, lambda file: tick(detail=file))
     return ExportReport(None, notes)
 
 

@@ -1,8 +1,8 @@
-"""Things to ask in, a journal of checked replies out: many requests at a time, at the pace and price that are allowed.
+"""Runner of LLM tasks: many requests at a time, within rate limits and budget, with all results in a journal.
 
-Each dialogue (or answer to be judged) is asked for, its reply checked, and where it pays asked for once more with what
-was wrong. The run ends when all are decided, or when the model or the budget ends it; started again, it goes on from
-its journal.
+Each task (a dialogue to write, an answer to judge) is requested and its reply checked; after some faults the model gets
+feedback and is asked again. A run ends when all tasks are decided, or when the model or the budget ends it; the next run
+resumes from its journal.
 """
 
 import asyncio
@@ -29,227 +29,211 @@ from caldera.progress import Advance
 
 
 class LLMTask(Protocol):
-    """What is asked of a model: a dialogue to be written, an answer to be judged."""
+    """A task for a model: a dialogue to write, an answer to judge."""
 
     @property
     def id(self) -> str:
-        """Its name in the journal; no two have the same."""
+        """Unique name in the journal."""
         ...
 
 
-_Asked = TypeVar("_Asked", bound=LLMTask)
+_Task = TypeVar("_Task", bound=LLMTask)
 
 
 @dataclass(frozen=True, slots=True)
 class LLMRequest:
-    """What is sent about one thing."""
+    """Messages of one task."""
 
     messages: Sequence[Message]
     prompt: str
-    """Digest of the prompt that it was made with, for the journal."""
+    """Digest of the prompt, for the journal."""
 
 
 class EndpointDownError(LLMClientError):
-    """A model that answers nothing any more."""
+    """An endpoint at which every request fails."""
 
 
-class _Stopped(Exception):  # noqa: N818 - a signal between the parts of a run
-    """The run is over for this worker; its dialogue stays undecided."""
+class _RunStopped(Exception):  # noqa: N818 - a signal between the parts of a run
+    """The end of the run for a worker; its task stays undecided."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunnerConfig(Generic[_Asked]):
-    """What a run works with."""
+class RunnerConfig(Generic[_Task]):
+    """Client, checks, journal and limits of a run."""
 
-    endpoint: LLMClient
-    request: Callable[[_Asked], LLMRequest]
-    check: Callable[[_Asked, Reply], None]
-    """Judges a reply; raises ReplyRefusal with the rule that it breaks."""
+    client: LLMClient
+    request: Callable[[_Task], LLMRequest]
+    check: Callable[[_Task, Reply], None]
+    """Checks a reply; raises RejectedReply with the rule that it breaks."""
 
     journal: Journal
     budget: Budget
-    sending: RequestConfig
+    request_config: RequestConfig
     run: str = ""
-    """Digest of the run's identity, for the journal."""
+    """Digest of the run's fingerprint, for the journal."""
 
 
-class RequestRunner(Generic[_Asked]):
-    """One start of a run."""
+class RequestRunner(Generic[_Task]):
+    """Workers that request and decide tasks."""
 
-    def __init__(self, means: RunnerConfig[_Asked], tick: Advance) -> None:
-        """Take the means, and what to call after each dialogue."""
-        self._means, self._tick = means, tick
-        sending = means.sending
-        self._pace = RateLimiter(
-            sending.requests_per_minute, sending.tokens_per_minute, sleep=self._sleep
+    def __init__(self, config: RunnerConfig[_Task], tick: Advance) -> None:
+        """Set up the rate limits; `tick` is called after each task."""
+        self._config, self._tick = config, tick
+        requests = config.request_config
+        self._limiter = RateLimiter(
+            requests.requests_per_minute, requests.tokens_per_minute, sleep=self._sleep
         )
-        self._patience = Retrier(sending, self._pace, self._sleep)
-        self._over = asyncio.Event()
-        self._ended: LLMClientError | None = None
-        self._failed_in_a_row = 0
-        self._begun, self._before = time.monotonic(), means.budget.requests
-        self._refused: Counter[str] = Counter()
+        self._retrier = Retrier(requests, self._limiter, self._sleep)
+        self._stopped = asyncio.Event()
+        self._stop_reason: LLMClientError | None = None
+        self._consecutive_failures = 0
+        self._start_time, self._start_requests = time.monotonic(), config.budget.requests
+        self._rejected: Counter[str] = Counter()
 
-    async def run_all(self, dialogues: Iterable[_Asked]) -> LLMClientError | None:
-        """Decide every dialogue that is not decided yet, and tick for each; failed ones are tried again.
+    async def run_all(self, tasks: Iterable[_Task]) -> LLMClientError | None:
+        """Decide every undecided task and tick for each; failed ones are tried again.
 
         Returns:
-            What ended the run early; None where all are decided.
+            The error that ended the run early; None if all tasks were decided.
         """
-        waiting = iter(dialogues)
+        waiting = iter(tasks)
         try:
             async with asyncio.TaskGroup() as workers:
-                for _ in range(self._means.sending.concurrency):
+                for _ in range(self._config.request_config.concurrency):
                     workers.create_task(self._worker(waiting))
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
-        await self._means.journal.flushed()
-        return self._ended
+        await self._config.journal.flushed()
+        return self._stop_reason
 
-    async def _worker(self, waiting: Iterator[_Asked]) -> None:
-        """Take the next dialogue as long as there are any; all workers take from the same."""
-        for dialogue in waiting:
-            if self._over.is_set():
+    async def _worker(self, waiting: Iterator[_Task]) -> None:
+        """Process tasks from the iterator that all workers share until it is exhausted."""
+        for task in waiting:
+            if self._stopped.is_set():
                 return
-            if self._means.journal.is_decided(dialogue.id):
+            if self._config.journal.is_decided(task.id):
                 continue
             try:
-                await self._process(dialogue)
-            except _Stopped:
+                await self._process(task)
+            except _RunStopped:
                 return
-            self._report(self._means.journal.entries[dialogue.id])
+            self._report(self._config.journal.entries[task.id])
 
-    async def _process(self, dialogue: _Asked) -> None:
-        """Ask for a dialogue, check the reply, and note what became of it.
+    async def _process(self, task: _Task) -> None:
+        """Request a task, check the reply, and log the outcome.
 
         Raises:
-            _Stopped: The run is over before it was decided.
+            _RunStopped: The run ended before the task was decided.
         """
-        journal, request = self._means.journal, self._means.request(dialogue)
+        journal, request = self._config.journal, self._config.request(task)
         messages = request.messages
-        heard = [one.reply for one in journal.replies(dialogue.id)]
+        recorded = [received.reply for received in journal.replies(task.id)]
         try:
-            for repairs_left in range(self._means.sending.max_repairs, -1, -1):
-                known = heard.pop(0) if heard else None
-                reply = known or await self._ask(dialogue.id, messages, request.prompt)
-                try:
-                    self._means.check(dialogue, reply)
-                except RejectedReply as refusal:
-                    if refusal.feedback and repairs_left:
-                        messages = _repair(messages, reply, refusal.feedback)
-                        continue
-                    told = str(refusal).removeprefix(refusal.rule).removeprefix(": ")
-                    journal.log_outcome(dialogue.id, "refused", refusal.rule, told)
+            for repairs_left in range(self._config.request_config.max_repairs, -1, -1):
+                if recorded:
+                    reply = recorded.pop(0)
                 else:
-                    journal.log_outcome(dialogue.id, "kept")
+                    reply = await self._complete(task.id, messages, request.prompt)
+                try:
+                    self._config.check(task, reply)
+                except RejectedReply as rejection:
+                    if rejection.feedback and repairs_left:
+                        messages = [
+                            *messages,
+                            {"role": "assistant", "content": reply.text},
+                            {"role": "user", "content": rejection.feedback},
+                        ]
+                        continue
+                    detail = str(rejection).removeprefix(rejection.rule).removeprefix(": ")
+                    journal.log_outcome(task.id, "rejected", rejection.rule, detail)
+                else:
+                    journal.log_outcome(task.id, "accepted")
                 break
-        except RequestRejected as no:
-            told = str(no).removeprefix(no.reason).removeprefix(": ")
-            journal.log_outcome(
-                dialogue.id, "refused" if no.by_policy else "failed", no.reason, told
-            )
+        except RequestRejected as rejection:
+            detail = str(rejection).removeprefix(rejection.reason).removeprefix(": ")
+            outcome = "rejected" if rejection.by_policy else "failed"
+            journal.log_outcome(task.id, outcome, rejection.reason, detail)
         except RetriesExhausted as failure:
-            journal.log_outcome(dialogue.id, "failed", "no reply", str(failure))
-        self._count_failures(journal.entries[dialogue.id])
+            journal.log_outcome(task.id, "failed", "no reply", str(failure))
+        self._count_failures(journal.entries[task.id])
 
-    async def _ask(self, name: str, messages: Sequence[Message], prompt: str) -> Reply:
-        """Send a request until it has a reply.
-
-        Raises:
-            Declined: It will have none.
-            NoReply: Trouble did not pass.
-            _Stopped: The run is over.
-        """
-        return await self._patience.run(name, lambda: self._send(name, messages, prompt))
+    async def _complete(self, name: str, messages: Sequence[Message], prompt: str) -> Reply:
+        """Send a request, with retries, until it has a reply."""
+        return await self._retrier.run(name, lambda: self._send(name, messages, prompt))
 
     async def _send(self, name: str, messages: Sequence[Message], prompt: str) -> Reply:
-        """Send one request, within budget and pace, and write down what came of it.
+        """Send one request within budget and rate limits, and log its result.
 
         Raises:
-            Trouble: It came to nothing, and may be sent again.
-            Declined: It will have no reply.
-            _Stopped: The run is over.
+            _RunStopped: The run ended.
         """
-        means, journal = self._means, self._means.journal
-        reserved = await means.budget.reserve(max_tokens_of(messages), means.sending.max_tokens)
+        config, journal = self._config, self._config.journal
+        max_tokens = config.request_config.max_tokens
+        reserved = await config.budget.reserve(max_tokens_of(messages), max_tokens)
         if reserved is None:
-            raise self._end(LLMClientError("the budget holds no further request"))
+            raise self._stop(LLMClientError("the budget allows no further request"))
         try:
-            about = sum(estimate_tokens(message["content"]) for message in messages)
-            await self._pace.acquire(about + means.sending.max_tokens)
-            self._stop_if_over()
+            prompt_tokens = sum(estimate_tokens(message["content"]) for message in messages)
+            await self._limiter.acquire(prompt_tokens + max_tokens)
+            if self._stopped.is_set():
+                raise _RunStopped
         except BaseException:
-            means.budget.release(reserved)
+            config.budget.release(reserved)
             raise
         journal.log_sent(name, reserved)
         cost = reserved
         try:
-            reply = await means.endpoint.complete(name, messages)
-            cost = means.budget.cost_of(reply, reserved)
-            journal.log_reply(name, cost, ReceivedReply(reply, prompt, means.run))
-        except TransientError as trouble:
-            cost = reserved if trouble.billed else 0.0
-            journal.log_failure(name, cost, str(trouble))
+            reply = await config.client.complete(name, messages)
+            cost = config.budget.cost_of(reply, reserved)
+            journal.log_reply(name, cost, ReceivedReply(reply, prompt, config.run))
+        except TransientError as error:
+            cost = reserved if error.billed else 0.0
+            journal.log_failure(name, cost, str(error))
             raise
-        except (RequestRejected, LLMClientError) as no:
+        except (RequestRejected, LLMClientError) as error:
             cost = 0.0
-            journal.log_failure(name, cost, str(no))
-            if isinstance(no, LLMClientError):
-                raise self._end(no) from None
+            journal.log_failure(name, cost, str(error))
+            if isinstance(error, LLMClientError):
+                raise self._stop(error) from None
             raise
         finally:
-            means.budget.commit(reserved, cost)
+            config.budget.commit(reserved, cost)
         return reply
 
     async def _sleep(self, seconds: float) -> None:
-        """Sleep, but wake when the run is over.
-
-        Raises:
-            _Stopped: It is.
-        """
+        """Sleep, but raise _RunStopped as soon as the run ends."""
         try:
-            await asyncio.wait_for(self._over.wait(), seconds)
+            await asyncio.wait_for(self._stopped.wait(), seconds)
         except TimeoutError:
             return
-        raise _Stopped
+        raise _RunStopped
 
-    def _end(self, why: LLMClientError) -> _Stopped:
-        """End the run: what is in flight comes home, nothing more is sent."""
-        self._ended = self._ended or why
-        self._over.set()
-        return _Stopped()
-
-    def _stop_if_over(self) -> None:
-        """Raise where the run is over."""
-        if self._over.is_set():
-            raise _Stopped
+    def _stop(self, reason: LLMClientError) -> _RunStopped:
+        """End the run: requests in flight finish, no further ones are sent."""
+        self._stop_reason = self._stop_reason or reason
+        self._stopped.set()
+        return _RunStopped()
 
     def _count_failures(self, entry: JournalEntry) -> None:
-        """End a run that meets nothing but failure."""
-        self._failed_in_a_row = self._failed_in_a_row + 1 if entry.outcome == "failed" else 0
-        if self._failed_in_a_row >= self._means.sending.give_up_after:
-            self._end(
+        """End the run after too many consecutive failures."""
+        self._consecutive_failures = (
+            self._consecutive_failures + 1 if entry.outcome == "failed" else 0
+        )
+        if self._consecutive_failures >= self._config.request_config.max_consecutive_failures:
+            self._stop(
                 EndpointDownError(
-                    f"{self._failed_in_a_row} requests in a row failed, the last: {entry.rule}: {entry.detail}"
+                    f"{self._consecutive_failures} requests in a row failed, the last: {entry.rule}: {entry.detail}"
                 )
             )
 
     def _report(self, entry: JournalEntry) -> None:
-        """Advance the bar: rate, money, and what was refused or failed, by rule."""
-        if entry.outcome != "kept":
-            self._refused[entry.rule] += 1
-        budget, worst = self._means.budget, self._refused.most_common(3)
-        rate = (budget.requests - self._before) / max(1e-3, time.monotonic() - self._begun)
-        rules = ", ".join(f"{count} {rule}" for rule, count in worst)
-        refused = f"not kept {self._refused.total()} ({rules})" if worst else "all kept"
+        """Advance the progress bar: rate, cost, and counts of rejected or failed tasks by rule."""
+        if entry.outcome != "accepted":
+            self._rejected[entry.rule] += 1
+        budget, top_rules = self._config.budget, self._rejected.most_common(3)
+        seconds = max(1e-3, time.monotonic() - self._start_time)
+        rate = (budget.requests - self._start_requests) / seconds
+        rules = ", ".join(f"{count} {rule}" for rule, count in top_rules)
+        rejected = f"not accepted {self._rejected.total()} ({rules})" if rules else "all accepted"
         cost = f"  cost {budget.spent:.4f}" if budget.counts_money else ""
-        self._tick(shown=f"{rate:.1f} requests/s{cost}  {refused}")
-
-
-def _repair(messages: Sequence[Message], reply: Reply, told: str) -> list[Message]:
-    """Add a reply, and what was wrong with it, to a request."""
-    return [
-        *messages,
-        {"role": "assistant", "content": reply.text},
-        {"role": "user", "content": told},
-    ]
+        self._tick(detail=f"{rate:.1f} requests/s{cost}  {rejected}")

@@ -298,7 +298,7 @@ def _train_steps(
             if done % stage.save_every == 0 and done < total:
                 _save(run, optimizer, done, first_loss)
             recent = [*recent[1 - _SMOOTH :], report.loss]
-            tick(shown=f"loss {sum(recent) / len(recent):.3f}")
+            tick(detail=f"loss {sum(recent) / len(recent):.3f}")
     share = batches.waited / max(time.monotonic() - begun, 1e-9)
     log.info("%.1f %% of the time was spent waiting for data", 100 * share)
     run.model.eval()

@@ -40,11 +40,11 @@ class KilledAfter(NoProgress):
         self._answered = answered
 
     @contextmanager
-    def task(self, name: str, total: int, done: int = 0) -> Iterator[Advance]:
+    def task(self, name: str, total: int, initial: int = 0) -> Iterator[Advance]:
         """Follow a job up to the kill."""
         seen = 0
 
-        def tick(steps: int = 1, *, shown: str = "") -> None:
+        def tick(steps: int = 1, *, detail: str = "") -> None:
             nonlocal seen
             seen += steps
             if name.startswith("asking") and seen >= self._answered:
@@ -60,10 +60,10 @@ class Counting(NoProgress):
         self.asked = 0
 
     @contextmanager
-    def task(self, name: str, total: int, done: int = 0) -> Iterator[Advance]:
+    def task(self, name: str, total: int, initial: int = 0) -> Iterator[Advance]:
         """Follow a job."""
 
-        def tick(steps: int = 1, *, shown: str = "") -> None:
+        def tick(steps: int = 1, *, detail: str = "") -> None:
             self.asked += steps * name.startswith("asking")
 
         yield tick

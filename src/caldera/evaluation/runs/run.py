@@ -172,7 +172,7 @@ def _answers(
                     answers[name] = known
         ready = [item for item in benchmark.items if item.id in asked.keys]
         tick = stack.enter_context(
-            progress.task(f"asking {benchmark.name}", len(benchmark.items), done=len(answers))
+            progress.task(f"asking {benchmark.name}", len(benchmark.items), initial=len(answers))
         )
 
         def took(some: Sequence[Answer]) -> None:
@@ -180,7 +180,7 @@ def _answers(
                 journal.add({asked.keys[one.id]: one for one in some if not one.error})
             answers.update({one.id: one for one in some})
             failed = sum(1 for one in answers.values() if one.error)
-            tick(len(some), shown=f"failed {failed}" if failed else "")
+            tick(len(some), detail=f"failed {failed}" if failed else "")
 
         asked.answerer.ask(
             ready,

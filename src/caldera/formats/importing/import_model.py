@@ -74,7 +74,7 @@ def import_model(what: ImportRequest, out: Path, progress: Progress) -> ModelImp
     parents = _digests(incoming.files, progress)
     assistant = replace(assistant, card=assistant.card.model_copy(update={"parents": parents}))
     with atomic_folder(out) as fresh, progress.task("write", len(weights)) as tick:
-        fill_model_folder(fresh, assistant, weights, lambda file: tick(shown=file))
+        fill_model_folder(fresh, assistant, weights, lambda file: tick(detail=file))
         for folder in (what.source, what.base, what.language):
             if (
                 folder
@@ -134,7 +134,7 @@ def _digests(files: Mapping[str, tuple[Path, ...]], progress: Progress) -> dict[
     with progress.task("digests", len(given)) as tick:
         for name, each in given.items():
             digests[name] = digest_of_files(each)
-            tick(shown=name)
+            tick(detail=name)
     return digests
 
 
