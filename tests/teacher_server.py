@@ -1,10 +1,10 @@
-"""A teacher on this machine: a real HTTP server whose every answer a test can script."""
+"""An LLM server on this machine: a real HTTP server whose answers are scripted by a test."""
 
 import asyncio
 import json
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,13 @@ from typing import Any
 from PIL import Image
 
 from caldera.instructions.dialogues import Exchange
-from caldera.instructions.llm_teacher.reply_parsing import format_exchanges
 
 DETAIL = "A red thing stands in a kitchen, and nothing else can be made out around it."
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the server sends back."""
+    """A response of the server."""
 
     body: bytes | dict[str, Any] = b""
     status: int = 200
@@ -35,7 +34,7 @@ class Answer:
 
 
 def completion(text: str | None, finish: str = "stop", **more: Any) -> Answer:  # noqa: ANN401
-    """Answer as OpenAI's chat completions do."""
+    """Return a response of OpenAI's chat completions API."""
     message = {"role": "assistant", "content": text}
     usage = {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100}
     body = {
@@ -45,15 +44,22 @@ def completion(text: str | None, finish: str = "stop", **more: Any) -> Answer:  
     return Answer({**body, **more})
 
 
+def format_exchanges(exchanges: Sequence[Exchange]) -> str:
+    """Write exchanges in the format that `parse_reply` parses."""
+    return "\n===\n".join(
+        f"Question:\n{exchange.question}\n===\nAnswer:\n{exchange.answer}" for exchange in exchanges
+    )
+
+
 def good(request: dict[str, Any]) -> Answer:
-    """Answer as the prompt asks: the kind is told by its system message, the words by the image."""
-    system, shown = request["messages"][0]["content"], request["messages"][-1]["content"]
-    thing = next((word for word in ("dog", "cat", "cup") if f"red {word}" in shown), "thing")
+    """Return a valid reply: its kind follows from the system message, its words from the image."""
+    system, image = request["messages"][0]["content"], request["messages"][-1]["content"]
+    noun = next((noun for noun in ("dog", "cat", "cup") if f"red {noun}" in image), "thing")
     if "Describe the scene" in system:
-        return completion(f"A red {thing} stands in a kitchen. Number {hash_of(shown)} is near it.")
-    which = " in both" if "Picture B:" in shown else ""
-    asked = Exchange(f"What is near number {hash_of(shown)}{which}?", f"A red {thing} is near it.")
-    return completion(format_exchanges([asked]))
+        return completion(f"A red {noun} stands in a kitchen. Number {hash_of(image)} is near it.")
+    suffix = " in both" if "Picture B:" in image else ""
+    question = f"What is near number {hash_of(image)}{suffix}?"
+    return completion(format_exchanges([Exchange(question, f"A red {noun} is near it.")]))
 
 
 def hash_of(text: str) -> int:
@@ -62,18 +68,18 @@ def hash_of(text: str) -> int:
 
 
 Script = Callable[[dict[str, Any], int], Answer]
-"""The request and how many came before it -> the answer."""
+"""Maps a request, and the number of requests before it, to the response."""
 
 
 class TeacherServer:
-    """Answers on loopback from a thread of its own; keeps every request as it came over the wire."""
+    """A server on loopback in its own thread, which records every request byte for byte."""
 
     def __init__(self, script: Script, *, keep: bool = True) -> None:
-        """Start to listen."""
+        """Start listening."""
         self.script, self._keep = script, keep
         self.requests: list[bytes] = []
         self.count = 0
-        self.under_way = self.most_under_way = 0
+        self.active = self.max_active = 0
         self.loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -82,11 +88,11 @@ class TeacherServer:
 
     @property
     def url(self) -> str:
-        """The base URL."""
+        """Base URL of the API."""
         return f"http://127.0.0.1:{self.port}/v1"
 
     def bodies(self) -> list[dict[str, Any]]:
-        """Parse every request that was kept."""
+        """Return the JSON bodies of the recorded requests."""
         return [json.loads(raw.partition(b"\r\n\r\n")[2]) for raw in self.requests]
 
     def close(self) -> None:
@@ -95,13 +101,13 @@ class TeacherServer:
         self._thread.join(5)
 
     def _run(self) -> None:
-        """Serve until closed."""
+        """Run the event loop until the server is closed."""
         asyncio.set_event_loop(self.loop)
         self.loop.run_until_complete(self._serve())
         self.loop.close()
 
     async def _serve(self) -> None:
-        """Listen."""
+        """Accept connections until the server is closed."""
         self._over = self.loop.create_future()
         server = await asyncio.start_server(self._connection, "127.0.0.1", 0)
         self.port = server.sockets[0].getsockname()[1]
@@ -124,36 +130,40 @@ class TeacherServer:
             writer.close()
 
     async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Answer one request; tell whether the connection stays open."""
+        """Answer one request, and return whether the connection stays open."""
         head = await reader.readuntil(b"\r\n\r\n")
         lengths = [
             int(line.split(b":")[1])
             for line in head.split(b"\r\n")
             if line.lower().startswith(b"content-length")
         ]
-        length = lengths[0] if lengths else 0  # a question what is served has no body
+        # A GET request for the list of models has no body.
+        length = lengths[0] if lengths else 0
         body = await reader.readexactly(length)
         if self._keep:
             self.requests.append(head + body)
         answer = self.script(json.loads(body or b"{}"), self.count)
         self.count += 1
-        self.under_way += 1
-        self.most_under_way = max(self.most_under_way, self.under_way)
+        self.active += 1
+        self.max_active = max(self.max_active, self.active)
         try:
             await asyncio.sleep(answer.delay)
         finally:
-            self.under_way -= 1
+            self.active -= 1
         content = answer.content
         headers = {"content-type": "application/json", "content-length": str(len(content))}
-        told = {**headers, **answer.headers}
-        lines = [f"HTTP/1.1 {answer.status} Told", *(f"{key}: {told[key]}" for key in told)]
+        headers |= answer.headers
+        lines = [
+            f"HTTP/1.1 {answer.status} Scripted",
+            *(f"{key}: {value}" for key, value in headers.items()),
+        ]
         writer.write("\r\n".join([*lines, "", ""]).encode() + content[: answer.cut])
         await writer.drain()
         return answer.cut is None
 
 
 def write_coco(folder: Path, count: int) -> Path:
-    """Write a COCO folder of so many tiny images, each with captions and a box, all different."""
+    """Write a COCO folder of `count` tiny images, each with two captions and a box, all different."""
     (folder / "annotations").mkdir(parents=True)
     (folder / "small").mkdir()
     images, captions, boxes = [], [], []
@@ -161,13 +171,15 @@ def write_coco(folder: Path, count: int) -> Path:
         name = f"{number:04}.png"
         Image.new("RGB", (5, 3), (number % 251, 99, 9)).save(folder / "small" / name)
         images.append({"id": number, "file_name": name, "width": 40, "height": 30})
-        for at in range(2):
-            thing = ("dog", "cat", "cup")[number % 3]
-            text = f"A red {thing} in a kitchen, seen {number} times{at * '.'}"
-            captions.append({"id": 2 * number + at, "image_id": number, "caption": text})
+        for index in range(2):
+            noun = ("dog", "cat", "cup")[number % 3]
+            text = f"A red {noun} in a kitchen, seen {number} times{index * '.'}"
+            captions.append({"id": 2 * number + index, "image_id": number, "caption": text})
         box = [2, 2, 9 + number % 7, 8]
         boxes.append({"id": number, "image_id": number, "category_id": number % 3 + 1, "bbox": box})
-    categories = [{"id": at, "name": name} for at, name in enumerate(("dog", "cat", "cup"), 1)]
+    categories = [
+        {"id": index, "name": name} for index, name in enumerate(("dog", "cat", "cup"), 1)
+    ]
     for name, content in (
         ("captions", {"images": images, "annotations": captions}),
         ("instances", {"images": images, "annotations": boxes, "categories": categories}),

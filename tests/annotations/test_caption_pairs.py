@@ -156,7 +156,7 @@ def test_a_bad_row_stops_the_reading_or_is_left_out_and_listed(
     assert [(skip.location, message in skip.reason) for skip in skips.items] == [
         (f"{path}:3", True)
     ]
-    with pytest.raises(InputError, match="1 of 3 items are bad"):
+    with pytest.raises(InputError, match="1 of 3 items are invalid"):
         read_pairs(path, SkippedItems(0.3))
 
 

@@ -215,7 +215,7 @@ def test_a_bad_image_stops_the_reading_or_is_left_out_and_listed(
     skips = SkippedItems(0.34)
     assert [image.id for image in read_coco(folder, skips).images] == ["1", "3"]
     assert [message in skip.reason for skip in skips.items] == [True]
-    with pytest.raises(InputError, match="1 of 3 items are bad, over the allowed share"):
+    with pytest.raises(InputError, match="1 of 3 items are invalid, over the limit"):
         read_coco(folder, SkippedItems(0.3))
 
 

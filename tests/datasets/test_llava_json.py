@@ -149,7 +149,7 @@ def test_what_would_be_a_guess_is_refused_or_left_out_and_listed(
     read = import_llava(mix, skips, SEEN).conversations
     assert [one.id for one in read] == ["000000033471", "wgByO4Y_0"]
     assert [skip.location for skip in skips.items] == [f"{mix}[1]"]
-    with pytest.raises(InputError, match="1 of 3 items are bad"):
+    with pytest.raises(InputError, match="1 of 3 items are invalid"):
         import_llava(mix, SkippedItems(0.3), SEEN)
 
 

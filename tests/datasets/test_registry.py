@@ -57,7 +57,7 @@ def test_nothing_is_written_where_too_much_is_bad(rows: Path, max_bad: float) ->
     """What stood there still stands."""
     out = rows.parent / "data.json"
     out.write_text("before")
-    with pytest.raises(InputError, match=r"does not exist|of 5 items are bad"):
+    with pytest.raises(InputError, match=r"does not exist|of 5 items are invalid"):
         import_dataset("captions", rows, out, ImportOptions(images=rows.parent / "photos"), max_bad)
     assert out.read_text() == "before"
     assert not out.with_suffix(".bad.jsonl").exists()

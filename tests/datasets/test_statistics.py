@@ -77,7 +77,7 @@ def test_bad_records_are_counted_or_stop(file: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="field 'id' is missing"):
         compute_statistics(lines, SkippedItems())
     assert compute_statistics(lines, SkippedItems(0.2)).bad == 1
-    with pytest.raises(InputError, match="1 of 6 items are bad"):
+    with pytest.raises(InputError, match="1 of 6 items are invalid"):
         compute_statistics(lines, SkippedItems(0.1))
 
 

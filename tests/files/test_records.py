@@ -1,4 +1,4 @@
-"""Records come out of a file one by one, whatever is read at a time; what is broken is told as json tells it."""
+"""Tests of the streaming reader of records: any chunk size gives the records and error messages of the json module."""
 
 import json
 from pathlib import Path
@@ -20,12 +20,12 @@ VALUES = st.recursive(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that the examples of a property share."""
+    """Create a folder that the examples of a property share."""
     return tmp_path_factory.mktemp("records")
 
 
-def told(path: Path, chunk: int) -> list[object] | str:
-    """All records, or what is said against the file, when so many bytes are read at a time."""
+def read_all(path: Path, chunk: int) -> list[object] | str:
+    """Return all records, or the error message, with `chunk` bytes read at a time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(record_files, "_CHUNK", chunk)
         try:
@@ -40,14 +40,14 @@ def told(path: Path, chunk: int) -> list[object] | str:
     st.booleans(),
     st.integers(1, 60),
 )
-def test_any_list_comes_out_whole(
+def test_any_list_is_read_back(
     folder: Path, values: list[object], indent: int | None, ascii_only: bool, chunk: int
 ) -> None:
-    """As it went in, in pieces that cut words, numbers and characters apart, with a byte order mark or not."""
+    """Chunks may split words, numbers and characters; a byte order mark is optional."""
     text = json.dumps(values, indent=indent, ensure_ascii=ascii_only)
     path = folder / "values.json"
     path.write_bytes(f" {text}\n".encode("utf-8" if ascii_only else "utf-8-sig"))
-    assert told(path, chunk) == values
+    assert read_all(path, chunk) == values
 
 
 @given(
@@ -56,38 +56,36 @@ def test_any_list_comes_out_whole(
     st.sampled_from(["", ",", "]", "x", '"', "\\", "\n", "{", "1e", "-"]),
     st.integers(1, 60),
 )
-def test_what_is_broken_is_told_as_json_tells_it(
-    folder: Path, values: list[object], place: int, put: str, chunk: int
+def test_broken_json_is_described_as_by_the_json_module(
+    folder: Path, values: list[object], position: int, insert: str, chunk: int
 ) -> None:
-    """Cut or damaged anywhere: line, column and reason are those of Python's parser on the whole text."""
+    """Truncated or damaged anywhere: line, column and reason are those of Python's parser on the full text."""
     text = json.dumps([0, *values], indent=1)
-    place = 4 + place % (
-        len(text) - 4
-    )  # behind the first value, as an empty list is told otherwise
-    text = text[:place] if put == "" else text[:place] + put + text[place + 1 :]
+    # After the first value: an empty list has another message.
+    position = 4 + position % (len(text) - 4)
+    text = text[:position] if insert == "" else text[:position] + insert + text[position + 1 :]
     path = folder / "broken.json"
     path.write_text(text)
     try:
-        whole = json.loads(text)
+        expected = json.loads(text)
     except json.JSONDecodeError as error:
-        said = f"{path} is broken JSON at line {error.lineno} column {error.colno}: {error.msg}"
-        assert told(path, chunk) == said
-    else:
-        assert told(path, chunk) == whole
+        expected = f"{path} is broken JSON at line {error.lineno} column {error.colno}: {error.msg}"
+    assert read_all(path, chunk) == expected
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
-def test_a_byte_that_is_no_text_is_told_with_its_place(tmp_path: Path, name: str) -> None:
-    """Counted from the file's start, whatever was read before."""
+def test_a_byte_that_is_not_utf8_is_reported_with_its_offset(tmp_path: Path, name: str) -> None:
+    """The offset counts from the start of the file, whatever the chunk size."""
     path = tmp_path / name
     content = b'["\xc3\xa9",\n7]' if name == "a.json" else b'"\xc3\xa9"\n7\n'
     path.write_bytes(content + b" \xff")
+    message = f"{path} is not UTF-8 text (byte {len(content) + 1}); save it as UTF-8"
     for chunk in (1, 2, 3, 50):
-        assert told(path, chunk) == f"{path} is not UTF-8 text (byte {len(content) + 1}); save it as UTF-8"  # fmt: skip
+        assert read_all(path, chunk) == message
 
 
-def test_good_records_come_before_the_broken_one(tmp_path: Path) -> None:
-    """A file is read as far as it can be."""
+def test_valid_records_are_yielded_before_the_broken_one(tmp_path: Path) -> None:
+    """The error is raised when its record is reached."""
     path = tmp_path / "a.json"
     path.write_text('[{"a": 1}, {"b": 2}, {"c" 3}]')
     records = read_records(path)
@@ -110,26 +108,28 @@ def test_good_records_come_before_the_broken_one(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("chunk", [1 << 20, 7])
-def test_another_file_is_refused(tmp_path: Path, content: str, message: str, chunk: int) -> None:
-    """With what it should be."""
+def test_a_file_without_a_list_of_records_is_an_input_error(
+    tmp_path: Path, content: str, message: str, chunk: int
+) -> None:
+    """The message says what is wrong, whatever the chunk size."""
     path = tmp_path / "a.json"
     path.write_text(content)
-    assert message in str(told(path, chunk))
+    assert message in str(read_all(path, chunk))
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
-def test_reading_is_told_by_bytes(tmp_path: Path, name: str) -> None:
-    """All of them by the end."""
+def test_the_number_of_bytes_read_is_reported(tmp_path: Path, name: str) -> None:
+    """The counts add up to the size of the file."""
     path = tmp_path / name
     records = [{"id": number, "text": "\N{SNOWMAN}" * 9} for number in range(40)]
     lines = [json.dumps(record, ensure_ascii=False) for record in records]
     path.write_text("\n".join(lines) if name == "a.jsonl" else f"[{','.join(lines)}]")
-    read: list[int] = []
-    assert [record for _, record in read_records(path, read.append)] == records
-    assert sum(read) == path.stat().st_size
+    counts: list[int] = []
+    assert [record for _, record in read_records(path, counts.append)] == records
+    assert sum(counts) == path.stat().st_size
 
 
-def test_a_long_file_is_not_held_as_a_whole(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     """Ten times the records take no more memory."""
     import tracemalloc
 

@@ -304,7 +304,7 @@ def test_a_full_disk_leaves_the_old_folder(tmp_path: Path, assistant: LlavaBundl
     )
 
     assert done.stdout == (
-        f"cannot write {folder}: File too large; free space or choose another place, then run again\n"
+        f"cannot write {folder}: File too large; free space or choose another path, then run again\n"
     )
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []

@@ -33,7 +33,7 @@ def test_a_full_disk_is_told_at_once_for_tensorboard_too(tmp_path: Path) -> None
     step, _, message = done.stdout.partition(" ")
     assert message.startswith(f"cannot write {tmp_path / 'tensorboard' / 'events.out.tfevents.'}")
     assert message.endswith(
-        ": File too large; free space or choose another place, then run again\n"
+        ": File too large; free space or choose another path, then run again\n"
     )
     assert done.stderr == ""
     assert [event["step"] for event in read_metrics(tmp_path / "metrics.jsonl")] == [

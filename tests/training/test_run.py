@@ -329,7 +329,7 @@ def test_more_bad_records_than_allowed_stop_the_run(
         ConversationError, match=r"is \d+ tokens long \(0 of images\), over the limit of 60"
     ):
         job(assistant, photos, tmp_path / "a", short).run()
-    with pytest.raises(CalderaError, match=r"over the allowed share of 0\.01"):
+    with pytest.raises(CalderaError, match=r"over the limit of 0\.01"):
         job(assistant, photos, tmp_path / "b", short, skips=SkippedItems(0.01)).run()
 
 

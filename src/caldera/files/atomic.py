@@ -1,4 +1,4 @@
-"""Bytes in, whole files out: what is written is there entirely or not at all, and no two runs share a folder."""
+"""Atomic writes of files and folders, and locks on run folders."""
 
 import fcntl
 import json
@@ -14,21 +14,24 @@ from typing import Any
 from caldera.errors import OutputError, UsageError
 
 _LOCK = ".lock"
-"""The file in a run's folder that its process locks."""
+"""Lock file in a run's folder."""
+
+_PARTIAL_SUFFIX, _BACKUP_SUFFIX = ".unfinished", ".replaced"
+"""Suffixes of the hidden folders next to an atomic folder: the new content, and the old content during the swap."""
 
 
 def free_bytes(path: Path) -> int:
-    """Return the bytes that are free where a path is or will be; it need not exist yet."""
-    standing = next(each for each in (path, *path.absolute().parents) if each.exists())
-    return shutil.disk_usage(standing).free
+    """Return the free bytes on the disk of a path, which need not exist yet."""
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    return shutil.disk_usage(existing).free
 
 
 @contextmanager
 def translate_os_errors(path: Path) -> Iterator[None]:
-    """Turn the system's refusals while writing `path` into errors that say what to do.
+    """Turn system errors while writing `path` into an OutputError that suggests what to do.
 
     Raises:
-        OutputError: The disk is full, the folder cannot be written, or the device failed.
+        OutputError: The disk is full, the folder is not writable, or the device failed.
     """
     try:
         yield
@@ -37,14 +40,14 @@ def translate_os_errors(path: Path) -> Iterator[None]:
         if reason is None:
             raise
         raise OutputError(
-            f"cannot write {path}: {reason}; free space or choose another place, then run again"
+            f"cannot write {path}: {reason}; free space or choose another path, then run again"
         ) from error
 
 
 def _os_error_text(error: Exception) -> str | None:
-    """Return in which words the system refused, None where it did not.
+    """Return the system's reason of an error; None if it is not a system error.
 
-    Safetensors and tokenizers write from Rust: a full disk ends in errors of their own, which only name its number.
+    Safetensors and tokenizers write from Rust: their own exceptions only contain the number of the system error.
     """
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
@@ -53,23 +56,23 @@ def _os_error_text(error: Exception) -> str | None:
 
 
 def write_atomic(path: Path, content: bytes | str | Iterable[str]) -> None:
-    """Write a file beside its place, flush it to disk, then put it in place in one move.
+    """Write a temporary file in the same folder, flush it to disk, and rename it to `path`.
 
     Args:
-        path: Its place.
-        content: All of it, or its pieces in order; what they raise leaves nothing behind.
+        path: The file to write.
+        content: The content, or its chunks in order; an exception they raise leaves nothing behind.
 
     Raises:
-        OutputError: It could not be written; a file that stood at `path` still stands.
+        OutputError: The file could not be written; an earlier file at `path` is unchanged.
     """
-    pieces = [content] if isinstance(content, bytes | str) else content
+    chunks = [content] if isinstance(content, bytes | str) else content
     with translate_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                for piece in pieces:
-                    file.write(piece.encode() if isinstance(piece, str) else piece)
+                for chunk in chunks:
+                    file.write(chunk.encode() if isinstance(chunk, str) else chunk)
                 file.flush()
                 os.fsync(file.fileno())
             Path(name).chmod(0o644)
@@ -80,85 +83,81 @@ def write_atomic(path: Path, content: bytes | str | Iterable[str]) -> None:
 
 
 def file_exists(path: Path) -> bool:
-    """Tell whether a file stands at `path`, which data may have made up and as long as they like."""
+    """Return whether `path` is a file; any path from a data file is allowed."""
     try:
         return path.is_file()
-    except OSError:  # such as a name too long for the file system
+    except OSError:
+        # For example, the name is too long for the file system.
         return False
 
 
-def to_plain_json(value: object) -> Any:  # noqa: ANN401 - whatever JSON holds
-    """Return a value as it is after a trip through JSON: tuples are lists, keys are text."""
+def to_plain_json(value: object) -> Any:  # noqa: ANN401 - JSON
+    """Return a value as it is read back from JSON: tuples become lists, keys become text."""
     return json.loads(json.dumps(value))
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write `value` as indented JSON, whole."""
+    """Write `value` as indented JSON, atomically."""
     write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
-_PARTIAL_SUFFIX, _BACKUP_SUFFIX = ".unfinished", ".replaced"
-"""How the folders end that `whole_folder` makes beside its place: one to be filled, one for what stood there before."""
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give a fresh folder to fill; it takes `path`'s place when the block ends well, else it is removed.
+    """Yield a temporary folder that replaces `path` when the block succeeds, and is removed when it fails.
 
-    What a killed process leaves beside `path` is cleared away when the run's folder is held again.
+    Leftovers of a killed process are removed when the run's folder is locked again.
 
     Raises:
-        OutputError: It could not be written; a folder that stood at `path` still stands.
+        OutputError: The folder could not be written; an earlier folder at `path` is unchanged.
     """
     with translate_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = _make_sibling(path, _PARTIAL_SUFFIX)
+        partial = _make_sibling(path, _PARTIAL_SUFFIX)
         try:
-            yield fresh
-            fresh.chmod(0o755)
-            _fsync_tree(fresh)
+            yield partial
+            partial.chmod(0o755)
+            _fsync_tree(partial)
             if path.exists():
-                old = _make_sibling(path, _BACKUP_SUFFIX)
-                kept = path.replace(old / path.name)
+                backup_folder = _make_sibling(path, _BACKUP_SUFFIX)
+                backup = path.replace(backup_folder / path.name)
                 try:
-                    fresh.replace(path)
+                    partial.replace(path)
                 except BaseException:
-                    kept.replace(path)
-                    old.rmdir()
+                    backup.replace(path)
+                    backup_folder.rmdir()
                     raise
-                shutil.rmtree(old)
+                shutil.rmtree(backup_folder)
             else:
-                fresh.replace(path)
+                partial.replace(path)
         except BaseException:
-            shutil.rmtree(fresh, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
             raise
 
 
-def _make_sibling(path: Path, ending: str) -> Path:
-    """Make a hidden folder beside a place."""
-    return Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=ending))
+def _make_sibling(path: Path, suffix: str) -> Path:
+    return Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=suffix))
 
 
 def _recover_after_crash(folder: Path) -> None:
-    """Put back what a killed process was replacing in a run's folder or one below, and remove what it was filling.
+    """Restore folders that a killed process was replacing in a run's folder or its subfolders, and remove partial ones.
 
-    It is safe only while the folder is held: a run fills and replaces folders while it holds its own, so the process
-    that left these has ended. Folders with a lock of their own are other runs and are left to them. Only towers are
-    unpacked before the hold; of two processes that do that in one folder, one is refused in any case.
+    This is safe only while the folder is locked: a run writes folders only while it holds the lock, so the process
+    that left them has ended. Subfolders with a lock file are other runs and are not touched. Only towers are unpacked
+    before the folder is locked; of two processes that do so in one folder, one fails in any case.
     """
     below = (path for path in folder.iterdir() if path.is_dir() and not (path / _LOCK).exists())
-    for place in [folder, *below]:
-        for replaced in place.glob(f".*{_BACKUP_SUFFIX}"):
-            for kept in replaced.iterdir():
-                if not (place / kept.name).exists():
-                    kept.replace(place / kept.name)
-            shutil.rmtree(replaced)
-        for fresh in place.glob(f".*{_PARTIAL_SUFFIX}"):
-            shutil.rmtree(fresh, ignore_errors=True)
+    for parent in [folder, *below]:
+        for backup_folder in parent.glob(f".*{_BACKUP_SUFFIX}"):
+            for backup in backup_folder.iterdir():
+                if not (parent / backup.name).exists():
+                    backup.replace(parent / backup.name)
+            shutil.rmtree(backup_folder)
+        for partial in parent.glob(f".*{_PARTIAL_SUFFIX}"):
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _fsync_tree(folder: Path) -> None:
-    """Flush every file of a folder to disk, and let others read it, which some libraries' files do not."""
+    """Flush every file of a folder to disk, and make it readable: some libraries write files only for their owner."""
     for file in (entry for entry in folder.rglob("*") if entry.is_file()):
         file.chmod(0o644)
         handle = os.open(file, os.O_RDONLY)
@@ -170,13 +169,13 @@ def _fsync_tree(folder: Path) -> None:
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Hold a run's folder against a second run; the hold ends with the process, however it ends.
+    """Lock a run's folder against a second run; the lock ends with the process, however it ends.
 
-    What a killed run left half-written or half-replaced in it is cleared away or put back first.
+    Folders that a killed run left half-written or half-replaced are removed or restored first.
 
     Raises:
-        UsageError: Another process holds it.
-        OutputError: It cannot be written.
+        UsageError: Another process holds the lock.
+        OutputError: The folder is not writable.
     """
     with translate_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Lines of JSON in, a file of them that is only ever added to out: what one process wrote, the next one reads.
+"""Append-only JSON Lines files: one process writes, later processes read.
 
-The operating system holds a line from the moment it is added, even if the process is killed; a flush brings it to disk.
-A last line that was cut off by the end of a process is moved to `torn.jsonl` beside the file.
+The operating system holds a line from the moment it is appended, even if the process is killed; `flush` brings it to
+disk. A last line that was cut off when the process ended is moved to `truncated.jsonl` in the same folder.
 """
 
 import json
@@ -15,13 +15,13 @@ from caldera.files.atomic import translate_os_errors
 
 
 class JournalFile:
-    """An open journal, one writer at a time."""
+    """A journal opened for appending, by one writer at a time."""
 
     def __init__(self, path: Path) -> None:
-        """Open a journal, or begin one; a torn last line is moved aside.
+        """Open or create a journal; a truncated last line is moved away.
 
         Raises:
-            OutputError: It cannot be written.
+            OutputError: The file cannot be written.
         """
         self.path = path
         with translate_os_errors(path):
@@ -34,10 +34,10 @@ class JournalFile:
         os.close(self._file)
 
     def append(self, line: dict[str, Any]) -> int:
-        """Add a line, and return the byte it begins at.
+        """Append a line and return its byte offset.
 
         Raises:
-            OutputError: It cannot be written.
+            OutputError: The file cannot be written.
         """
         data = (json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
         offset = self._end
@@ -49,16 +49,16 @@ class JournalFile:
         return offset
 
     def flush(self) -> None:
-        """Bring every line that was added to disk.
+        """Bring all appended lines to disk.
 
         Raises:
-            OutputError: The disk refuses.
+            OutputError: The disk reports an error.
         """
         with translate_os_errors(self.path):
             os.fsync(self._file)
 
     def line_at(self, offset: int) -> dict[str, Any]:
-        """Read the line that begins at a byte."""
+        """Return the line at a byte offset."""
         with self.path.open("rb") as file:
             file.seek(offset)
             line: dict[str, Any] = json.loads(file.readline())
@@ -66,21 +66,21 @@ class JournalFile:
 
 
 def _truncate_partial_line(path: Path, file: int) -> int:
-    """Move a last line without an end aside, and return where the next line begins."""
+    """Move a last line without a line end to another file, and return the offset of the next line."""
     data = path.read_bytes()
     end = data.rfind(b"\n") + 1
     if end < len(data):
-        with path.with_name("torn.jsonl").open("ab") as torn:
-            torn.write(data[end:] + b"\n")
-            torn.flush()
-            os.fsync(torn.fileno())
+        with path.with_name("truncated.jsonl").open("ab") as truncated:
+            truncated.write(data[end:] + b"\n")
+            truncated.flush()
+            os.fsync(truncated.fileno())
         os.ftruncate(file, end)
         os.fsync(file)
     return end
 
 
 def journal_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield every line of a journal with the byte it begins at.
+    """Yield every line of a journal with its byte offset.
 
     Raises:
         InputError: A line is broken, or the file cannot be read.
@@ -90,12 +90,12 @@ def journal_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 try:
-                    read = json.loads(line)
+                    content = json.loads(line)
                 except ValueError as error:
                     raise InputError(f"{path}:{number} is broken: {error}") from None
-                if not isinstance(read, dict):
-                    raise InputError(f"{path}:{number} is not a journal's line")
-                yield offset, read
+                if not isinstance(content, dict):
+                    raise InputError(f"{path}:{number} is not a line of a journal")
+                yield offset, content
                 offset += len(line)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; check the path") from error

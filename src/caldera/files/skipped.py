@@ -1,7 +1,7 @@
-"""Bad items, and what is done about them: stop at the first, or leave out a stated share and list every one."""
+"""Invalid items: raised at the first one, or skipped up to a fraction of all items and listed in a file."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from caldera.errors import InputError
@@ -10,7 +10,7 @@ from caldera.files.atomic import write_atomic
 
 @dataclass(frozen=True, slots=True)
 class SkippedItem:
-    """One item left out, and why."""
+    """A skipped item and the reason."""
 
     location: str
     reason: str
@@ -18,39 +18,32 @@ class SkippedItem:
 
 @dataclass(slots=True)
 class SkippedItems:
-    """Takes faults of single items; nothing is lost in silence."""
+    """Collects skipped items, so that none is lost silently."""
 
     max_fraction: float = 0.0
-    """Share of all items that may be left out; at 0 the first fault is raised."""
+    """Fraction of all items that may be skipped; at 0 the first error is raised."""
 
     items: list[SkippedItem] = field(default_factory=list)
-    """What was left out so far."""
 
-    def add_or_raise(self, where: str, fault: InputError) -> None:
-        """Note that the item at `where` is left out because of `fault`.
-
-        Raises:
-            InputError: The fault itself, where nothing may be left out.
-        """
+    def add_or_raise(self, location: str, error: InputError) -> None:
+        """Record a skipped item, or raise its error if no item may be skipped."""
         if self.max_fraction <= 0:
-            raise fault
-        self.items.append(SkippedItem(where, str(fault)))
+            raise error
+        self.items.append(SkippedItem(location, str(error)))
 
     def raise_if_over_limit(self, total: int) -> None:
-        """Compare what was left out with what is allowed, once all `total` items were met.
+        """Check the number of skipped items once all `total` items were read.
 
         Raises:
-            InputError: More than the allowed share was left out.
+            InputError: The skipped fraction is over the limit.
         """
         if self.items and len(self.items) / total > self.max_fraction:
+            first = self.items[0]
             raise InputError(
-                f"{len(self.items)} of {total} items are bad, over the allowed share of "
-                f"{self.max_fraction:g}; the first: {self.items[0].location}: {self.items[0].reason}"
+                f"{len(self.items)} of {total} items are invalid, over the limit of "
+                f"{self.max_fraction:g}; the first: {first.location}: {first.reason}"
             )
 
     def write(self, path: Path) -> None:
-        """List everything left out in a JSONL file."""
-        lines = (
-            json.dumps({"location": skip.location, "reason": skip.reason}) for skip in self.items
-        )
-        write_atomic(path, "".join(f"{line}\n" for line in lines))
+        """Write the skipped items as JSON lines."""
+        write_atomic(path, (f"{json.dumps(asdict(item))}\n" for item in self.items))

@@ -18,8 +18,8 @@ from caldera.instructions.llm_teacher.collect import NearDuplicateIndex
 from caldera.instructions.llm_teacher.grounding import check_grounding
 from caldera.instructions.llm_teacher.prompts import TeacherPrompt, load_prompts
 from caldera.instructions.llm_teacher.reply_checks import ReplyChecker
-from caldera.instructions.llm_teacher.reply_parsing import format_exchanges
 from caldera.llm_client.client import RejectedReply, Reply
+from tests.teacher_server import format_exchanges
 
 CATEGORIES = ("dog", "cat", "person", "bus", "bear", "teddy bear", "hot dog", "umbrella", "car")
 KINDS: dict[str, Kind] = {"conv": "conversation", "detail": "detail", "complex": "reasoning"}

@@ -202,7 +202,7 @@ def test_two_thousand_requests_are_answered_in_little_memory(
     print(  # noqa: T201 - what it measured
         f"{took:.2f} s, ideal {ideal:.2f} s: {ideal / took:.1%}; memory {sizes[0]} to {max(sizes)}"
     )
-    assert server.most_under_way == 64
+    assert server.max_active == 64
     assert server.count == 2000
     assert len(records(tmp_path / "data.json")) == 2000
     assert max(sizes) - sizes[0] < 30_000_000

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from caldera.instructions.dialogues import Exchange, Kind
-from caldera.instructions.llm_teacher.reply_parsing import format_exchanges, parse_reply
+from caldera.instructions.llm_teacher.reply_parsing import parse_reply
 from caldera.llm_client.client import RejectedReply
+from tests.teacher_server import format_exchanges
 
 FOLDERS: dict[Kind, str] = {
     "conversation": "conversation",
