@@ -68,7 +68,7 @@ def test_a_cut_at_any_byte_loses_the_last_line_at_most(tmp_path: Path) -> None:
         kept = data[: data[:cut].rfind(b"\n") + 1]
         assert path.read_bytes() == kept
         if len(kept) < cut:
-            assert (path.parent / "torn.jsonl").read_bytes() == data[len(kept) : cut] + b"\n"
+            assert (path.parent / "truncated.jsonl").read_bytes() == data[len(kept) : cut] + b"\n"
         journal.log_sent("d", 0.0)
         hear(journal, "d", 0.0, ReceivedReply(REPLY, "p", "r"))
         journal.close()

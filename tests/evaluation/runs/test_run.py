@@ -140,7 +140,7 @@ def test_a_torn_last_line_is_moved_aside(model: Path, photos: Path, tmp_path: Pa
         assert run(model, photos, tmp_path / "a") == last
         assert (tmp_path / "a" / "results.json").read_bytes() == results
         assert (tmp_path / "a" / "journal.jsonl").read_bytes() == whole
-        assert whole[start:cut] in (tmp_path / "a" / "torn.jsonl").read_bytes()
+        assert whole[start:cut] in (tmp_path / "a" / "truncated.jsonl").read_bytes()
     (tmp_path / "a" / "journal.jsonl").write_bytes(b'{"sent": "x"}\n' + whole)
     with pytest.raises(InputError, match=r"journal\.jsonl: the line at byte 0 is not a journal's"):
         run(model, photos, tmp_path / "a")
