@@ -62,25 +62,22 @@ def filled(page: str, name: str) -> str:
     return "".join(written)
 
 
-TEMPLATES_HEAD = """# Templates
+TEMPLATES_HEAD = """# Chat templates
 
-A template is how one family of language models wants a conversation written. `--set template=NAME` of `caldera train`
-chooses one, the model folder keeps it, and `caldera data inspect FILE --template NAME` shows it. Take the one that the
-language model was made with. This page is written by `make docs` from the table in `batches/templates.py`.
+A chat template is the prompt format of a family of language models. `--set template=NAME` of `caldera train` selects one, the model folder
+stores it, and `caldera data inspect FILE --template NAME` shows it. Use the template that the language model was trained with. `make docs`
+writes this page from the table in `templates/template.py`.
 
-Below, `<image>` is an image's place, `<s>` the start mark if the tokenizer uses one, `</s>` the tokenizer's own end
-mark, and what stands in `[[ ]]` is learned: the answers and their end marks, and nothing else. A turn's only image
-goes before its words; several stay where they are. Nothing that a user types becomes an image or a special token.
-Where a tokenizer lacks a special token of the template, training adds it, as a new row that starts as the mean of the
-others.
+Below, `<image>` is the place of an image, `<s>` the start token if the tokenizer uses one, `</s>` the tokenizer's own end token, and text in
+`[[ ]]` is supervised: the answers and their end marks, nothing else. A turn's only image is moved before its text; several stay in place. Text
+that a user types never becomes an image or a special token. If a tokenizer lacks a special token of the template, training adds it as a new
+embedding row that starts as the mean of the others.
 
-A `_legacy` variant writes the same text, and cuts it into tokens as LLaVA-1.5's slow tokenizer did: every text between
-two special tokens or images gets SentencePiece's space before it, so that `</s>` is followed by the pieces of
-` USER`. Take it for weights that were trained so. All others give the ids that the tokenizer itself gives for the whole
-text, but that no token reaches from a question into its answer, or out of it.
+A `_legacy` variant renders the same text and tokenizes it as LLaVA-1.5's slow tokenizer did: every text between two special tokens or images gets
+SentencePiece's leading space, so `</s>` is followed by the pieces of ` USER`. Use it for weights that were trained that way. All other templates
+give the ids of the tokenizer for the whole text, except that no token spans the border between a question and its answer.
 
 """
-"""What stands above the table."""
 
 
 def templates_page() -> str:
