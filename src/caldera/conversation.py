@@ -1,13 +1,13 @@
-r"""The record every folder exchanges: turns of text and images, read from and written as LLaVA's JSON.
+r"""Conversations of text and images, read and written as LLaVA's JSON.
 
-LLaVA's form (spec: one object per conversation) is
+One object per conversation (spec of LLaVA's data):
 
     {"id": "7", "image": "dog.jpg", "conversations": [
         {"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": "A dog."}]}
 
-with `image` a list where there are several. Each `<image>` in a human value stands for the next image. A mark is
-turned into a `Image` when a record is read and never looked for again, so text that merely says `<image>` later on
-(a user's question, a model's answer) stays text.
+`image` is a list if there are several. Each `<image>` in a human value is the placeholder of the next image. It is
+replaced by an `ImageRef` when a record is read and never searched for again, so a later text that contains `<image>`
+(a user's question, a model's answer) remains text.
 """
 
 import json
@@ -18,12 +18,18 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from caldera.errors import ConversationError, UsageError, did_you_mean
+from caldera.errors import (
+    ConversationError,
+    UsageError,
+    did_you_mean,
+    shorten_value,
+    validation_error_field,
+)
 from caldera.files.atomic import write_atomic
 from caldera.files.records import read_records
 
 LETTERS = "ABCDEFGH"
-
+"""Labels of several images that are shown together."""
 
 IMAGE_PLACEHOLDER = "<image>"
 
@@ -32,76 +38,77 @@ Role = Literal["user", "assistant"]
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """The place of an image in a turn."""
+    """An image in a turn."""
 
     path: str
-    """Path of the file, as the record gives it: relative to the image folder, or absolute."""
+    """Path of the file as in the record: relative to the image folder, or absolute."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Something one speaker said: stretches of text, with images between them."""
+    """A message of the user or the assistant: texts and images in order."""
 
     role: Role
     parts: tuple[str | ImageRef, ...]
 
     @property
     def text(self) -> str:
-        """The words alone, without the images."""
+        """The text without the images."""
+        # Nearly every turn is a single text, and data sets have millions of turns.
         if len(self.parts) == 1 and isinstance(self.parts[0], str):
-            return self.parts[0]  # nearly every turn; checking millions of them is slow enough
+            return self.parts[0]
         return "".join(part for part in self.parts if isinstance(part, str))
 
     @property
     def images(self) -> tuple[ImageRef, ...]:
-        """The images alone, in order."""
+        """The images in order."""
         return tuple(part for part in self.parts if isinstance(part, ImageRef))
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns that alternate and start with the user."""
+    """Alternating turns, starting with the user's."""
 
     id: str
     turns: tuple[Turn, ...]
 
     def __post_init__(self) -> None:
-        """Check the order of speakers and that each said something.
+        """Check the turns.
 
         Raises:
-            RecordError: The turns do not alternate from the user on, one is empty, or the assistant shows an image.
+            ConversationError: The turns do not alternate, one is empty, or the assistant's contains an image.
         """
-        for number, turn in enumerate(self.turns):
-            wanted: Role = "assistant" if number % 2 else "user"
-            if turn.role != wanted:
+        for number, turn in enumerate(self.turns, start=1):
+            expected: Role = "user" if number % 2 else "assistant"
+            if turn.role != expected:
                 raise ConversationError(
-                    f"turn {number + 1} is the {turn.role}'s but should be the {wanted}'s; "
+                    f"turn {number} is the {turn.role}'s but should be the {expected}'s; "
                     "turns alternate, starting with the user: merge or remove one"
                 )
-            text, shows = turn.text, any(isinstance(part, ImageRef) for part in turn.parts)
-            if not shows and not text.strip():
+            text, has_image = turn.text, any(isinstance(part, ImageRef) for part in turn.parts)
+            if not has_image and not text.strip():
                 raise ConversationError(
-                    f"turn {number + 1} is empty; give it text or remove the record"
+                    f"turn {number} is empty; give it text or remove the record"
                 )
             if not _is_valid_utf8(text):
                 raise ConversationError(
-                    f"turn {number + 1} holds half a character (a lone surrogate); correct the text"
+                    f"turn {number} holds half a character (a lone surrogate); correct the text"
                 )
-            if turn.role == "assistant" and shows:
+            if turn.role == "assistant" and has_image:
                 raise ConversationError(
-                    f"turn {number + 1}, the assistant's, holds {IMAGE_PLACEHOLDER}; only a user shows images"
+                    f"turn {number}, the assistant's, holds {IMAGE_PLACEHOLDER}; only a user shows images"
                 )
 
     @property
     def images(self) -> tuple[str, ...]:
-        """Paths of all images, in the order they are shown."""
+        """Paths of all images in order."""
         return tuple(image.path for turn in self.turns for image in turn.images)
 
     def require_answer(self) -> "Conversation":
-        """Return the conversation itself if the assistant has the last word.
+        """Return the conversation itself if it ends with an answer of the assistant.
 
         Raises:
-            RecordError: There is nothing to learn: no turns, or the last is the user's.
+            ConversationError: There is no turn to train on: no turns at all, or the last one is the user's.
         """
         if not self.turns or self.turns[-1].role == "user":
             raise ConversationError(
@@ -111,7 +118,7 @@ class Conversation:
 
 
 def _is_valid_utf8(text: str) -> bool:
-    """Tell whether a text can be written as UTF-8, which text with a lone surrogate cannot."""
+    """Return whether a text can be encoded as UTF-8; one with a lone surrogate cannot."""
     if text.isascii():
         return True
     try:
@@ -122,30 +129,30 @@ def _is_valid_utf8(text: str) -> bool:
 
 
 class _TurnRecord(BaseModel):
-    """One turn as LLaVA's JSON has it."""
+    """A turn in LLaVA's JSON."""
 
     model_config = ConfigDict(extra="forbid", strict=True, title="Turn")
 
-    speaker: Literal["human", "gpt"] = Field(alias="from", description="Who speaks.")
-    value: str = Field(description="What is said; each <image> stands for the next image.")
+    speaker: Literal["human", "gpt"] = Field(alias="from", description="Role of the speaker.")
+    value: str = Field(description="Text; each <image> is the placeholder of the next image.")
 
 
 class _ConversationRecord(BaseModel):
-    """One conversation as LLaVA's JSON has it."""
+    """A conversation in LLaVA's JSON."""
 
     model_config = ConfigDict(extra="forbid", strict=True, title="Conversation")
 
-    id: str | int = Field(description="Name of the record, for messages and reports.")
+    id: str | int = Field(description="Id of the record, for messages and reports.")
     image: str | Annotated[list[str], Field(min_length=1)] | None = Field(
-        default=None, description="Path of the image, or paths in the order of their marks."
+        default=None, description="Path of the image, or paths in the order of their placeholders."
     )
     conversations: list[_TurnRecord] = Field(
-        min_length=2, description="Turns, from human and gpt alternately, human first."
+        min_length=2, description="Turns, alternating between human and gpt, human first."
     )
 
 
 def json_schema() -> dict[str, object]:
-    """Return the JSON Schema of a data file: a list of conversation records."""
+    """Return the JSON Schema of a data file, a list of conversation records."""
     record = _ConversationRecord.model_json_schema(by_alias=True)
     definitions = record.pop("$defs")
     return {
@@ -157,29 +164,31 @@ def json_schema() -> dict[str, object]:
     }
 
 
-def from_record(record: object, where: str, ignore: frozenset[str] = frozenset()) -> Conversation:
-    """Turn one parsed JSON object into a Conversation.
+def from_record(
+    record: object, location: str, ignore_fields: frozenset[str] = frozenset()
+) -> Conversation:
+    """Return the Conversation of one parsed JSON object.
 
     Args:
-        record: The object, in LLaVA's form.
-        where: File and line or index, for messages.
-        ignore: Names of surplus top-level fields to pass over.
+        record: The object in LLaVA's format.
+        location: File and line or index, for messages.
+        ignore_fields: Names of additional top-level fields to ignore.
 
     Raises:
-        RecordError: The record breaks the form; the message gives `where`, the field, and what to do.
+        ConversationError: The record is invalid; the message contains the location, the field, and what to do.
     """
-    if isinstance(record, dict) and ignore:
-        record = {key: value for key, value in record.items() if key not in ignore}
+    if isinstance(record, dict) and ignore_fields:
+        record = {key: value for key, value in record.items() if key not in ignore_fields}
     try:
-        wire = _ConversationRecord.model_validate(record)
+        parsed = _ConversationRecord.model_validate(record)
     except ValidationError as error:
-        raise ConversationError(f"{where}: {_describe_error(error)}") from None
-    images = [wire.image] if isinstance(wire.image, str) else wire.image or []
-    marks = sum(turn.value.count(IMAGE_PLACEHOLDER) for turn in wire.conversations)
-    if marks != len(images):
+        raise ConversationError(f"{location}: {_describe_error(error)}") from None
+    images = [parsed.image] if isinstance(parsed.image, str) else parsed.image or []
+    num_placeholders = sum(turn.value.count(IMAGE_PLACEHOLDER) for turn in parsed.conversations)
+    if num_placeholders != len(images):
         raise ConversationError(
-            f"{where}: record {str(wire.id)!r} has {marks} {IMAGE_PLACEHOLDER} mark(s) but {len(images)} "
-            "image(s); give each image one mark in a human value"
+            f"{location}: record {str(parsed.id)!r} has {num_placeholders} {IMAGE_PLACEHOLDER} placeholder(s) but "
+            f"{len(images)} image(s); give each image one placeholder in a human value"
         )
     paths = iter(images)
     try:
@@ -188,15 +197,15 @@ def from_record(record: object, where: str, ignore: frozenset[str] = frozenset()
                 "user" if turn.speaker == "human" else "assistant",
                 _split_placeholders(turn.value, paths),
             )
-            for turn in wire.conversations
+            for turn in parsed.conversations
         )
-        return Conversation(str(wire.id), turns).require_answer()
+        return Conversation(str(parsed.id), turns).require_answer()
     except ConversationError as error:
-        raise ConversationError(f"{where}: record {str(wire.id)!r}: {error}") from None
+        raise ConversationError(f"{location}: record {str(parsed.id)!r}: {error}") from None
 
 
 def _split_placeholders(value: str, paths: Iterator[str]) -> tuple[str | ImageRef, ...]:
-    """Cut a value at its marks and put the next images there."""
+    """Split a value at its placeholders and insert the next images."""
     if IMAGE_PLACEHOLDER not in value:
         return (value,) if value else ()
     first, *rest = value.split(IMAGE_PLACEHOLDER)
@@ -207,38 +216,37 @@ def _split_placeholders(value: str, paths: Iterator[str]) -> tuple[str | ImageRe
 
 
 def _describe_error(error: ValidationError) -> str:
-    """Say in one line what is wrong with a record, by its first fault."""
-    fault = error.errors(include_url=False)[0]
-    steps = [step for step in fault["loc"] if step not in ("str", "int", "list[str]")]
-    field = ".".join(str(step) for step in steps).replace("constrained-", "") or "record"
-    got = repr(fault["input"])
-    shown = got if len(got) <= 40 else f"{got[:37]}..."
-    match fault["type"]:
+    """Describe the first error of a record in one line, with what to do."""
+    first = error.errors(include_url=False)[0]
+    location, value = first["loc"], shorten_value(first["input"])
+    field = validation_error_field(error) or "record"
+    match first["type"]:
         case "extra_forbidden":
-            known = {"id", "image", "conversations"} if len(steps) == 1 else {"from", "value"}
-            hint = did_you_mean(str(steps[-1]), known)
-            return f"unknown field {field!r}; {hint} (or pass --ignore-field {steps[-1]})"
+            names = {"id", "image", "conversations"} if len(location) == 1 else {"from", "value"}
+            hint = did_you_mean(str(location[-1]), names)
+            return f"unknown field {field!r}; {hint} (or pass --ignore-field {location[-1]})"
         case "model_type":
-            return f"{f'field {field!r}' if steps else 'a record'} should be a JSON object, got {shown}"
+            subject = f"field {field!r}" if location else "a record"
+            return f"{subject} should be a JSON object, got {value}"
         case "missing":
             return f"field {field!r} is missing; add it"
         case "too_short" if field == "conversations":
             return "field 'conversations' needs at least a human and a gpt turn"
         case _:
-            return f"field {field!r}: {fault['msg'].lower()}, got {shown}"
+            return f"field {field!r}: {first['msg'].lower()}, got {value}"
 
 
 def to_record(conversation: Conversation) -> dict[str, object]:
-    """Turn a Conversation into LLaVA's JSON object.
+    """Return the JSON object of a Conversation in LLaVA's format.
 
     Raises:
-        RecordError: A text holds the literal mark, which LLaVA's form cannot tell from an image.
+        ConversationError: A text contains the literal placeholder, which the format would read as an image.
     """
     for turn in conversation.turns:
         if IMAGE_PLACEHOLDER in turn.text:
             raise ConversationError(
-                f"record {conversation.id!r} says {IMAGE_PLACEHOLDER} in its text, where LLaVA's JSON would "
-                "read an image; reword it"
+                f"record {conversation.id!r} contains {IMAGE_PLACEHOLDER} in its text, which LLaVA's JSON would "
+                "read as an image; reword it"
             )
     record: dict[str, object] = {"id": conversation.id}
     if images := conversation.images:
@@ -255,20 +263,22 @@ def to_record(conversation: Conversation) -> dict[str, object]:
     return record
 
 
-def read_conversations(path: Path, ignore: frozenset[str] = frozenset()) -> list[Conversation]:
-    """Read a whole data file, stopping at the first fault.
+def read_conversations(
+    path: Path, ignore_fields: frozenset[str] = frozenset()
+) -> list[Conversation]:
+    """Return all conversations of a data file.
 
     Raises:
-        InputError: The file or a record in it is wrong.
+        InputError: The file or a record in it is invalid.
     """
-    return [from_record(record, where, ignore) for where, record in read_records(path)]
+    return [from_record(record, location, ignore_fields) for location, record in read_records(path)]
 
 
 def write_conversations(path: Path, conversations: Iterable[Conversation]) -> None:
-    """Write a `.json` or `.jsonl` data file, whole or not at all.
+    """Write a `.json` or `.jsonl` data file atomically.
 
     Raises:
-        OutputError: It could not be written.
+        OutputError: The file could not be written.
     """
     lines = (json.dumps(to_record(item), ensure_ascii=False) for item in conversations)
     if path.suffix == ".jsonl":
@@ -278,17 +288,17 @@ def write_conversations(path: Path, conversations: Iterable[Conversation]) -> No
 
 
 def _json_list_chunks(lines: Iterable[str]) -> Iterator[str]:
-    """Yield the pieces of a JSON list that has an item on each line."""
-    before = "[\n"
+    """Yield the text of a JSON list with one item per line, in chunks."""
+    separator = "[\n"
     for line in lines:
-        yield before
+        yield separator
         yield line
-        before = ",\n"
-    yield "\n]\n" if before == ",\n" else "[\n\n]\n"
+        separator = ",\n"
+    yield "\n]\n" if separator == ",\n" else "[\n\n]\n"
 
 
 def label_images(images: Sequence[ImageRef]) -> tuple[str | ImageRef, ...]:
-    """Lay out several images by their letters: 'Image A: <image>', a line each.
+    """Return several images with letters as labels, one per line.
 
     Raises:
         UsageError: There are more images than letters.
@@ -299,6 +309,6 @@ def label_images(images: Sequence[ImageRef]) -> tuple[str | ImageRef, ...]:
         )
     letters = LETTERS[: len(images)]
     lines = (
-        (f"Picture {letter}: ", one, "\n") for letter, one in zip(letters, images, strict=True)
+        (f"Picture {letter}: ", image, "\n") for letter, image in zip(letters, images, strict=True)
     )
     return tuple(part for line in lines for part in line)
