@@ -107,7 +107,7 @@ def llm_teacher_from(
         teacher=teacher,
         key=SecretStr(key) if key else None,
         price=parse_price(price) if price else None,
-        sending=apply_overrides(RequestConfig(), settings or ()),
+        request_config=apply_overrides(RequestConfig(), settings or ()),
         **rest,
     )
 
@@ -132,15 +132,15 @@ def print_estimate(order: Any, teaching: Any) -> None:  # noqa: ANN401 - their t
     stderr_console.print(table)
     total = planned.dialogues.total()
     lines = [
-        f"requests: {total}, and up to {total * teaching.sending.repairs} more for repairs",
+        f"requests: {total}, and up to {total * teaching.request_config.max_repairs} more for repairs",
         f"tokens: about {planned.prompt_tokens} of prompts, about {planned.reply_tokens} of replies "
-        f"(at most {planned.most_reply_tokens})",
+        f"(at most {planned.max_reply_tokens})",
     ]
     if planned.cost is None:
         lines.append("cost: not known; give --price PROMPT,REPLY")
     else:
         lines.append(
-            f"cost: about {planned.cost:.4f}, at most {planned.most_cost:.4f} without repairs"
+            f"cost: about {planned.cost:.4f}, at most {planned.max_cost:.4f} without repairs"
         )
     for line in lines:
         stderr_console.print(line, markup=False, soft_wrap=True)
@@ -188,13 +188,13 @@ def generate(
 
     teaching = llm_teacher_from(
         teacher, api_key_env, price, settings,
-        base_url=base_url, model=model, prompts=prompts, language=language, unpriced=no_price, max_cost=max_cost,
-        max_requests=max_requests, allow_mixed=allow_changed_run, recorded=replay_from,
+        base_url=base_url, model=model, prompts=prompts, language=language, no_price=no_price, max_cost=max_cost,
+        max_requests=max_requests, allow_changed_run=allow_changed_run, replay_from=replay_from,
     )  # fmt: skip
     read = SourceOptions(split=split, images=images, ignore_fields=frozenset(ignore_field or ()))
     order = GenerateConfig(
-        source=source, path=path, options=read, teacher=teacher, teaching=teaching, kinds=kinds, seed=seed,
-        max_bad=max_bad_fraction,
+        source=source, path=path, options=read, teacher=teacher, llm_teacher=teaching, kinds=kinds, seed=seed,
+        max_bad_fraction=max_bad_fraction,
     )  # fmt: skip
     if dry_run:
         print_estimate(order, teaching)
@@ -214,9 +214,9 @@ def _generate(order: Any, out_file: Path) -> None:  # noqa: ANN401 - its type is
     stderr_console.print(table)
     for reason, count in written.rejected.most_common():
         stderr_console.print(f"not written: {count} x {reason}", markup=False, soft_wrap=True)
-    if order.teaching and written.rejected:
+    if order.llm_teacher and written.rejected:
         lists = out_file.with_suffix(".run")
-        told = f"each of them: {lists}/refused.jsonl, {lists}/failed.jsonl"
+        told = f"each of them: {lists}/rejected.jsonl, {lists}/failed.jsonl"
         stderr_console.print(told, markup=False, soft_wrap=True)
     stderr_console.print(f"next: caldera data check {out_file}", markup=False, soft_wrap=True)
 

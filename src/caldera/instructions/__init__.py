@@ -1,1 +1,1 @@
-"""AnnotatedImages in, Conversations out: a teacher that never sees a pixel writes dialogues about images."""
+"""Instruction data: dialogues about annotated images, written by a teacher."""

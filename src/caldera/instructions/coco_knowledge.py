@@ -1,4 +1,4 @@
-"""What everybody knows about COCO's categories: their other names, their groups, and what they are good for."""
+"""Common knowledge about COCO's categories: synonyms, groups, settings and purposes."""
 
 import re
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "banana", "apple", "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake",
     ),
 }  # fmt: skip
-"""Groups whose members everybody would name as such, by COCO category."""
+"""Groups that are part of everyday language, with their COCO categories."""
 
 GROUPED = frozenset(category for members in GROUPS.values() for category in members)
 """Categories that are in any group."""
@@ -79,53 +79,36 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "hair drier": ("hair dryer", "blow dryer"),
     "toothbrush": ("tooth brush",),
 }  # fmt: skip
-"""Other words in a caption that may mean a category, so that it is not called absent."""
+"""Other words in a caption that may refer to a category, which is then not absent."""
 
 COLORS = (
     "red", "blue", "green", "yellow", "orange", "purple", "pink", "brown", "black", "white", "grey", "gray",
 )  # fmt: skip
 
 _INDOORS = (
-    "room",
-    "kitchen",
-    "bathroom",
-    "bedroom",
-    "living room",
-    "dining room",
-    "restaurant",
-    "office",
-    "classroom",
-)
+    "room", "kitchen", "bathroom", "bedroom", "living room", "dining room", "restaurant", "office", "classroom",
+)  # fmt: skip
 _OUTDOORS = (
-    "meadow",
-    "desert",
-    "park",
-    "field",
-    "forest",
-    "parking lot",
-    "garden",
-    "zoo",
-    "snow",
-    "stadium",
-)
+    "meadow", "desert", "park", "field", "forest", "parking lot", "garden", "zoo", "snow", "stadium",
+)  # fmt: skip
 
 SETTINGS: dict[str, str] = {
     **dict.fromkeys((*_INDOORS, *_OUTDOORS), "in"),
     **dict.fromkeys(("beach", "street", "tennis court", "sidewalk", "runway"), "on"),
     **dict.fromkeys(("airport", "train station", "skate park"), "at"),
 }
-"""Places that captions put things in, and the preposition they take."""
+"""Settings that captions mention, and the preposition of each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Purpose:
-    """Something one might want, and the categories that serve it."""
+    """A purpose, and the categories that serve it."""
 
     goals: tuple[str, ...]
-    """Questions whether anything in the image serves it, without naming what is there."""
+    """Questions whether anything in the image serves it, without naming a category."""
 
     uses: str
-    """What a thing that serves it does, in the singular: 'keeps the rain off'."""
+    """Predicate of an object that serves it, in the singular: 'keeps the rain off'."""
 
     categories: frozenset[str]
 
@@ -191,23 +174,18 @@ CATEGORIES_WITH_PURPOSE = frozenset(
 
 @cache
 def _names(categories: frozenset[str]) -> tuple[re.Pattern[str], dict[str, frozenset[str]]]:
-    """Return a pattern that finds any word for any category, longest first, and what each word may mean."""
+    """Return a pattern for all names of categories, longest first, and the categories of each name."""
     meanings: dict[str, set[str]] = {}
     for category in categories:
         for name in (category.lower(), *OTHER_NAMES.get(category.lower(), ())):
-            for word in (name, plural(name)):
-                meanings.setdefault(word, set()).add(category)
-    words = "|".join(re.escape(word) for word in sorted(meanings, key=len, reverse=True))
-    pattern = re.compile(rf"\b(?:{words})\b")
-    return pattern, {word: frozenset(meant) for word, meant in meanings.items()}
+            for form in (name, plural(name)):
+                meanings.setdefault(form, set()).add(category)
+    names = "|".join(re.escape(name) for name in sorted(meanings, key=len, reverse=True))
+    pattern = re.compile(rf"\b(?:{names})\b")
+    return pattern, {name: frozenset(meanings[name]) for name in meanings}
 
 
 def mentioned_categories(text: str, categories: frozenset[str]) -> frozenset[str]:
-    """Return every category that a word of `text` may mean; a hot dog is not a dog."""
+    """Return every category that a word of `text` may refer to; a hot dog is not a dog."""
     pattern, meanings = _names(categories)
-    return frozenset().union(*(meanings[word] for word in pattern.findall(text.lower())))
-
-
-def group_of(category: str) -> str | None:
-    """Name the group that everybody would put a category into."""
-    return next((group for group, members in GROUPS.items() if category in members), None)
+    return frozenset().union(*(meanings[name] for name in pattern.findall(text.lower())))

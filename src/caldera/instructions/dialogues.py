@@ -1,4 +1,4 @@
-"""Kind, Exchange, Teacher; dialogues to write.
+"""Dialogues to write about annotated images, and the protocol of the teacher that writes them.
 
 Kinds are LLaVA's three (arXiv 2304.08485, section 3), the captions of stage 1, the short answers of LLaVA-1.5, and
 `context`: several images in one dialogue.
@@ -31,71 +31,34 @@ class Exchange:
 
 
 class Teacher(Protocol):
-    """Writes instruction data from annotations; it never sees an image."""
-
-    name: str
+    """Writer of dialogues, from annotations alone."""
 
     def write(self, kind: Kind, images: Sequence[AnnotatedImage]) -> list[Exchange]:
         """Write one dialogue about `images` (one, or several for the kind "context").
 
         Raises:
-            Refusal: The annotations do not hold what the kind needs.
+            NothingToWrite: The annotations do not contain what the kind needs.
         """
         ...
 
 
 Tick = Callable[[], None]
-"""Called once for every dialogue asked of the teacher."""
+"""Callback after each dialogue."""
 
 
 @dataclass(slots=True)
 class GeneratedData:
-    """What came of a run."""
+    """Conversations of a run, with counts."""
 
     conversations: list[Conversation] = field(default_factory=list)
     by_kind: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
-    """Dialogues the teacher declined, by kind and reason."""
-
-
-def generate_dialogues(
-    annotations: AnnotationSet,
-    teacher: Teacher,
-    kinds: Mapping[Kind, float],
-    *,
-    seed: int,
-    beside: Path,
-    tick: Tick = lambda: None,
-) -> GeneratedData:
-    """Have the teacher write about every image.
-
-    Args:
-        annotations: Images with what people said about them.
-        teacher: Writes the dialogues.
-        kinds: How many dialogues of a kind to write for an image; 0.3 means for three images in ten.
-        seed: Decides which images get a kind with a share, which stand together, and the order of text and image.
-        beside: Folder of the data file; image paths are written relative to it.
-        tick: Called after each dialogue, for a progress bar.
-
-    Returns:
-        Conversations in the order of the images, and what was refused.
-    """
-    written = GeneratedData()
-    for dialogue in dialogues(annotations.images, kinds, seed):
-        try:
-            exchanges = teacher.write(dialogue.kind, dialogue.images)
-            written.conversations.append(dialogue.conversation(exchanges, beside))
-            written.by_kind[dialogue.kind] += 1
-        except (NothingToWrite, ConversationError) as reason:
-            told = str(reason).replace(f"record {dialogue.id!r}", "it")
-            written.rejected[f"{dialogue.kind}: {told}"] += 1
-        tick()
-    return written
+    """Dialogues that were not written, by kind and reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """One dialogue that is to be written, whoever the teacher is."""
+    """One dialogue to write, by any teacher."""
 
     id: str
     """Name of its record: its images and its kind."""
@@ -105,40 +68,92 @@ class Dialogue:
     """One image; several for the kind "context"."""
 
     rng: random.Random
-    """Its own source of chance, which hangs on no other dialogue; each draw from it is meant once."""
+    """Random generator of its own, independent of all other dialogues."""
 
-    def conversation(self, exchanges: Sequence[Exchange], beside: Path) -> Conversation:
-        """Make the conversation of a teacher's exchanges, with paths of images relative to `beside`.
+    def to_conversation(self, exchanges: Sequence[Exchange], relative_to: Path) -> Conversation:
+        """Return a conversation of exchanges, with the images in its first turn.
+
+        Args:
+            exchanges: Questions and answers.
+            relative_to: Folder that image paths are relative to.
 
         Raises:
-            RecordError: A text says <image>, which no data file could hold.
+            ConversationError: A text contains <image>, which a data file cannot represent.
         """
-        made = _conversation(self.id, self.images, exchanges, beside, self.rng)
-        to_record(made)
-        return made
+        references = [ImageRef(os.path.relpath(image.path, relative_to)) for image in self.images]
+        turns: list[Turn] = []
+        for index, exchange in enumerate(exchanges):
+            question: tuple[str | ImageRef, ...] = (exchange.question,)
+            if index == 0 and len(references) > 1:
+                question = (*label_images(references), exchange.question)
+            elif index == 0 and self.rng.random() < 0.5:
+                question = (references[0], f"\n{exchange.question}")
+            elif index == 0:
+                question = (f"{exchange.question}\n", references[0])
+            turns += [Turn("user", question), Turn("assistant", (exchange.answer,))]
+        conversation = Conversation(self.id, tuple(turns))
+        to_record(conversation)
+        return conversation
 
 
-def dialogues(
+def generate_dialogues(
+    annotations: AnnotationSet,
+    teacher: Teacher,
+    kinds: Mapping[Kind, float],
+    *,
+    seed: int,
+    relative_to: Path,
+    tick: Tick = lambda: None,
+) -> GeneratedData:
+    """Let a teacher write dialogues about all images.
+
+    Args:
+        annotations: Images with captions and boxes.
+        teacher: Writer of the dialogues.
+        kinds: Share of the images that get a dialogue of each kind; 0.3 is three images in ten.
+        seed: Seed for the choice and grouping of images, and for the order of text and image.
+        relative_to: Folder of the data file, which image paths are relative to.
+        tick: Called after each dialogue, for a progress bar.
+
+    Returns:
+        Conversations in the order of the images, and counts of what was not written.
+    """
+    data = GeneratedData()
+    for dialogue in plan_dialogues(annotations.images, kinds, seed):
+        try:
+            exchanges = teacher.write(dialogue.kind, dialogue.images)
+            data.conversations.append(dialogue.to_conversation(exchanges, relative_to))
+            data.by_kind[dialogue.kind] += 1
+        except (NothingToWrite, ConversationError) as error:
+            # Without the record's name, so that equal reasons are counted together.
+            reason = str(error).replace(f"record {dialogue.id!r}", "it")
+            data.rejected[f"{dialogue.kind}: {reason}"] += 1
+        tick()
+    return data
+
+
+def plan_dialogues(
     images: Sequence[AnnotatedImage], kinds: Mapping[Kind, float], seed: int
 ) -> Iterator[Dialogue]:
-    """Yield every dialogue to be written, in the order of the images; one of several images finds companions."""
-    finder = RelatedImages(images)
+    """Yield every dialogue to write, in the order of the images; "context" groups related images."""
+    related = RelatedImages(images)
     for image, kind, rng in assign_kinds(images, kinds, seed):
-        shown = finder.group_with(image, rng) if kind == "context" else (image,)
-        yield Dialogue(f"{'+'.join(one.id for one in shown)}-{kind}", kind, shown, rng)
+        group = related.group_with(image, rng) if kind == "context" else (image,)
+        name = "+".join(member.id for member in group)
+        yield Dialogue(f"{name}-{kind}", kind, group, rng)
 
 
 def count_dialogues(
     images: Sequence[AnnotatedImage], kinds: Mapping[Kind, float], seed: int
 ) -> Counter[Kind]:
-    """Count the dialogues to be written, by kind."""
+    """Count the dialogues to write, by kind."""
     return Counter(kind for _, kind, _ in assign_kinds(images, kinds, seed))
 
 
 def assign_kinds(
     images: Sequence[AnnotatedImage], kinds: Mapping[Kind, float], seed: int
 ) -> Iterator[tuple[AnnotatedImage, Kind, random.Random]]:
-    """Yield which image gets which kind, each with its own source of chance."""
+    """Yield each image with each of its kinds and an independent random generator."""
     for image in images:
         for kind, share in kinds.items():
             rng = random.Random(f"{seed} {kind} {image.id}")
@@ -147,44 +162,25 @@ def assign_kinds(
 
 
 class RelatedImages:
-    """Finds images to stand beside an image: more often than by chance they share something."""
+    """Index of images by category, to group images that often share one."""
 
     def __init__(self, images: Sequence[AnnotatedImage]) -> None:
         self._images = images
-        self._with: dict[str, list[AnnotatedImage]] = defaultdict(list)
+        self._by_category: dict[str, list[AnnotatedImage]] = defaultdict(list)
         for image in images:
             for category in image.counts:
-                self._with[category].append(image)
+                self._by_category[category].append(image)
 
     def group_with(self, image: AnnotatedImage, rng: random.Random) -> tuple[AnnotatedImage, ...]:
-        """Choose one or two more images; none if the collection has no more."""
-        chosen = [image]
-        wanted = min(rng.choice((2, 3)), len(self._images))
-        while len(chosen) < wanted:
-            shared = list(rng.choice(chosen).counts)
-            pool = self._with[rng.choice(shared)] if shared and rng.random() < 0.6 else self._images
-            other = rng.choice(pool)
-            if other not in chosen:
-                chosen.append(other)
-        return tuple(chosen)
-
-
-def _conversation(
-    name: str,
-    images: Sequence[AnnotatedImage],
-    exchanges: Sequence[Exchange],
-    beside: Path,
-    rng: random.Random,
-) -> Conversation:
-    """Make a conversation of a teacher's exchanges, with the references in its first turn."""
-    references = [ImageRef(os.path.relpath(image.path, beside)) for image in images]
-    turns: list[Turn] = []
-    for number, exchange in enumerate(exchanges):
-        asked: tuple[str | ImageRef, ...] = (exchange.question,)
-        if number == 0 and len(references) > 1:
-            asked = (*label_images(references), exchange.question)
-        elif number == 0:
-            before = (references[0], f"\n{exchange.question}")
-            asked = before if rng.random() < 0.5 else (f"{exchange.question}\n", references[0])
-        turns += [Turn("user", asked), Turn("assistant", (exchange.answer,))]
-    return Conversation(name, tuple(turns))
+        """Return the image with one or two others; with fewer if the collection is too small."""
+        group = [image]
+        size = min(rng.choice((2, 3)), len(self._images))
+        while len(group) < size:
+            categories = list(rng.choice(group).counts)
+            pool = self._images
+            if categories and rng.random() < 0.6:
+                pool = self._by_category[rng.choice(categories)]
+            candidate = rng.choice(pool)
+            if candidate not in group:
+                group.append(candidate)
+        return tuple(group)

@@ -1,7 +1,7 @@
-"""An AnnotatedImage in, what is beyond doubt about it out.
+"""An annotated image in, the certain facts about it out.
 
-Boxes say what is there, how many and where; captions say colors and the setting, and veto what the boxes seem to
-deny. What the annotations leave open is not a fact.
+Boxes determine which objects are present, how many and where; captions determine colors and the setting, and veto what
+the boxes seem to exclude. Whatever the annotations leave open is not a fact.
 """
 
 import re
@@ -23,83 +23,83 @@ from caldera.instructions.coco_knowledge import (
 )
 
 _MIN_AREA = 0.004
-"""Share of the image a box must cover for its thing to be worth a question."""
+"""Minimum fraction of the image that a box covers for questions about its object."""
 
 _MAX_COUNT = 6
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What may be asked about one image, with the answers."""
+    """Certain facts about one image, to ask about."""
 
     present: tuple[str, ...]
-    """Categories that are plainly there, in the order of their first box."""
+    """Categories that are clearly visible, in the order of their first box."""
 
     absent: tuple[str, ...]
-    """Categories that were looked for, have no box, and no caption hints at."""
+    """Labeled categories without a box that no caption may refer to."""
 
     possible: frozenset[str]
-    """Categories that a box, however small, or any word of a caption may mean."""
+    """Categories that a box, however small, or any word of a caption may refer to."""
 
     counts: dict[str, int]
-    """How many there are of each category that can be counted."""
+    """Number of objects of each category that can be counted."""
 
-    places: dict[str, str]
-    """The place of each category that is there once and stands in one place."""
+    positions: dict[str, str]
+    """Position of each category with a single object, if that is in one ninth of the image."""
 
     instances: tuple[tuple[str, str], ...]
-    """Every thing that stands in one place, as (category, place)."""
+    """Every object that is in one ninth of the image, as (category, position)."""
 
     relations: tuple[tuple[str, Relation, str], ...]
-    """Pairs of things that are there once each, and what the first is to the second."""
+    """Pairs of categories with a single object each, and the relation of the first to the second."""
 
     colors: dict[str, str]
-    """The color of each category that the captions give one color."""
+    """Color of each category that the captions give one color."""
 
     setting: str | None
-    """Where the captions agree that it is."""
+    """Setting that the captions agree on."""
 
 
 def derive_facts(image: AnnotatedImage, categories: Iterable[str]) -> Facts:
-    """Gather the facts about `image`; `categories` are all that its annotators looked for."""
+    """Return the facts about `image`; `categories` are all that its annotators labeled."""
     by_category: dict[str, list[Instance]] = defaultdict(list)
-    for thing in image.instances:
-        by_category[thing.category].append(thing)
-    seen = {
-        category: things
-        for category, things in by_category.items()
-        if max(thing.box.area for thing in things) >= _MIN_AREA
+    for instance in image.instances:
+        by_category[instance.category].append(instance)
+    visible = {
+        category: instances
+        for category, instances in by_category.items()
+        if max(instance.box.area for instance in instances) >= _MIN_AREA
     }
     counts = {
-        category: len(things)
-        for category, things in seen.items()
-        if len(things) <= _MAX_COUNT
+        category: len(instances)
+        for category, instances in visible.items()
+        if len(instances) <= _MAX_COUNT
         and category not in PLURAL_ONLY
-        and all(not thing.is_crowd and thing.box.area >= _MIN_AREA for thing in things)
+        and all(not instance.is_crowd and instance.box.area >= _MIN_AREA for instance in instances)
     }
-    single = {category: seen[category][0] for category, count in counts.items() if count == 1}
-    places = {category: position_of(thing.box) for category, thing in single.items()}
-    looked_for = tuple(categories)
-    known = frozenset({*looked_for, *OTHER_NAMES, *CATEGORIES_WITH_PURPOSE, *GROUPED})
-    possible = mentioned_categories("\n".join(image.captions), known) | by_category.keys()
+    single = {category: visible[category][0] for category, count in counts.items() if count == 1}
+    positions = {category: position_of(instance.box) for category, instance in single.items()}
+    labeled = tuple(categories)
+    vocabulary = frozenset({*labeled, *OTHER_NAMES, *CATEGORIES_WITH_PURPOSE, *GROUPED})
+    possible = mentioned_categories("\n".join(image.captions), vocabulary) | by_category.keys()
     return Facts(
-        present=tuple(seen),
-        absent=tuple(category for category in looked_for if category not in possible),
+        present=tuple(visible),
+        absent=tuple(category for category in labeled if category not in possible),
         possible=possible,
         counts=counts,
-        places={category: place for category, place in places.items() if place},
+        positions={category: position for category, position in positions.items() if position},
         instances=tuple(
-            (category, place)
+            (category, position)
             for category in counts
-            for thing in seen[category]
-            if (place := position_of(thing.box))
+            for instance in visible[category]
+            if (position := position_of(instance.box))
         ),
         relations=tuple(
-            (one, relation, other)
-            for one, first in single.items()
-            for other, second in single.items()
-            if one != other
-            for relation in relations(first.box, second.box)
+            (category, relation, other_category)
+            for category, instance in single.items()
+            for other_category, other_instance in single.items()
+            if category != other_category
+            for relation in relations(instance.box, other_instance.box)
         ),
         colors=_colors(image.captions, counts),
         setting=_setting(image.captions),
@@ -107,21 +107,20 @@ def derive_facts(image: AnnotatedImage, categories: Iterable[str]) -> Facts:
 
 
 def _colors(captions: tuple[str, ...], counts: dict[str, int]) -> dict[str, str]:
-    """Find the categories that captions give a color, all of them the same one."""
-    found = {}
+    """Return the color of each category to which captions give exactly one."""
+    colors = {}
     for category, count in counts.items():
         noun = category if count == 1 else plural(category)
-        named = Counter(
-            match.lower() for text in captions for match in _color_pattern(noun).findall(text)
-        )
-        if len(named) == 1:
-            found[category] = next(iter(named))
-    return found
+        pattern = _color_pattern(noun)
+        mentioned = {color.lower() for text in captions for color in pattern.findall(text)}
+        if len(mentioned) == 1:
+            [colors[category]] = mentioned
+    return colors
 
 
 @cache
 def _color_pattern(noun: str) -> re.Pattern[str]:
-    """Return a pattern that finds the color right before a noun, unless it is one of several colors."""
+    """Return a pattern for the color directly before a noun, unless it is one of several colors."""
     colors = "|".join(COLORS)
     return re.compile(
         rf"(?<!and )(?<!or )(?<!, )(?<!& )(?<![-/&])\b({colors}) {re.escape(noun)}\b",
@@ -130,23 +129,25 @@ def _color_pattern(noun: str) -> re.Pattern[str]:
 
 
 @cache
-def _positions() -> re.Pattern[str]:
-    """Return a pattern that finds the settings of captions: 'in the snow', 'A kitchen with'."""
-    places = "|".join(sorted(SETTINGS, key=len, reverse=True))
+def _setting_pattern() -> re.Pattern[str]:
+    """Return a pattern for the settings of captions: 'in the snow', 'A kitchen with'."""
+    settings = "|".join(sorted(SETTINGS, key=len, reverse=True))
     return re.compile(
-        rf"(?:\b(?:in|on|at) (?:an? |the )?({places})\b|^(?:an? )?({places}) (?:with|scene)\b)",
+        rf"(?:\b(?:in|on|at) (?:an? |the )?({settings})\b|^(?:an? )?({settings}) (?:with|scene)\b)",
         re.IGNORECASE,
     )
 
 
 def _setting(captions: tuple[str, ...]) -> str | None:
-    """Name the setting if at least two captions name one and none names another."""
-    named = Counter(
-        place
+    """Return the setting if at least two captions mention it and none mentions another."""
+    counts = Counter(
+        setting
         for text in captions
-        for place in {(inside or opening).lower() for inside, opening in _positions().findall(text)}
+        for setting in {
+            (inside or opening).lower() for inside, opening in _setting_pattern().findall(text)
+        }
     )
-    if len(named) != 1:
+    if len(counts) != 1:
         return None
-    [(place, times)] = named.items()
-    return place if times >= 2 else None
+    [(setting, count)] = counts.items()
+    return setting if count >= 2 else None

@@ -1,7 +1,7 @@
-"""Facts in, questions with definite answers out, about one image.
+"""Facts in, questions with definite answers about one image out.
 
-Each question has two answers: the short one (LLaVA-1.5's "single word or phrase"), which can be marked right or wrong,
-and a whole sentence.
+Each question has two answers: a short one (LLaVA-1.5's "single word or phrase"), which is either right or wrong, and a
+sentence.
 """
 
 import random
@@ -26,34 +26,34 @@ from caldera.instructions.facts import Facts
 _OPPOSITE_ANSWER = {"yes": "no", "no": "yes"}
 
 _SINGLE_FRACTION = 0.3
-"""Share of single things whose number is asked for."""
+"""Fraction of single objects with a question about their number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Something to ask that has one right answer."""
+    """A question that has one right answer."""
 
     kind: str
-    """What it tests; scores are given by kind."""
+    """Skill that it tests; scores are reported by kind."""
 
     form: str
-    """Which question it is, whatever it is asked about and however it is worded."""
+    """Type of the question, independent of its objects and wording."""
 
     text: str
     short: str
     """The answer in a word or phrase."""
 
     answer: str
-    """The answer in a sentence, with its reasons where it has any."""
+    """The answer in a sentence, with its reasons if it has any."""
 
 
 def _pick(rng: random.Random, wordings: Sequence[str], **words: str) -> str:
-    """Choose a wording and fill it in."""
+    """Sample a wording and fill it in."""
     return sentence(rng.choice(wordings).format(**words))
 
 
 def _quantity(facts: Facts, category: str, noun: str | None = None) -> str:
-    """Say how much there is of a category: 'a dog', 'two dogs', 'some people' where they cannot be counted."""
+    """Return the quantity of a category: 'a dog', 'two dogs', 'some people' if they cannot be counted."""
     noun = noun or category
     if category in facts.counts:
         return count_phrase(facts.counts[category], noun)
@@ -61,18 +61,28 @@ def _quantity(facts: Facts, category: str, noun: str | None = None) -> str:
 
 
 def _verb(facts: Facts, category: str) -> str:
-    """Return the verb that goes with that."""
+    """Return the verb for the quantity of a category."""
     return "is" if facts.counts.get(category) == 1 else "are"
 
 
+def _pronoun(category: str) -> str:
+    """Return the pronoun for an object that was just named: 'it', but never for a person."""
+    return "the person" if category == "person" else "it"
+
+
+def _color_adjective(facts: Facts, category: str) -> str:
+    """Return a category with its color, if it has one."""
+    return f"{facts.colors[category]} {category}" if category in facts.colors else category
+
+
 def setting_phrase(setting: str) -> str:
-    """Say that something is in a setting: 'on a beach', 'at an airport', 'in the snow'."""
+    """Return a setting with its preposition: 'on a beach', 'at an airport', 'in the snow'."""
     return f"{SETTINGS[setting]} {'the snow' if setting == 'snow' else article(setting)}"
 
 
 def presence_questions(facts: Facts, rng: random.Random) -> list[Question]:
-    """Ask for things that are there and for as many that are not, in pairs."""
-    ask = (
+    """Ask for present objects and as many absent ones, in pairs."""
+    wordings = (
         "{are} there {a} in the picture?",
         "Do you see {a}?",
         "Can {a} be seen here?",
@@ -80,162 +90,185 @@ def presence_questions(facts: Facts, rng: random.Random) -> list[Question]:
     )
     present = rng.sample(facts.present, len(facts.present))
     absent = rng.sample(facts.absent, min(len(present), len(facts.absent)))
-    asked = []
-    for there, missing in zip(present, absent, strict=False):
-        yes = _pick(rng, ("yes, there {are} {some}", "yes, the picture shows {some}"),
-                    are=_verb(facts, there), some=_quantity(facts, there))  # fmt: skip
-        no = _pick(rng, ("no, there {are} no {thing}", "no, I see no {thing} here"),
-                   are="are" if missing in PLURAL_ONLY else "is", thing=missing)  # fmt: skip
-        for category, short, answer in ((there, "yes", yes), (missing, "no", no)):
+    questions = []
+    for present_category, absent_category in zip(present, absent, strict=False):
+        yes = _pick(
+            rng,
+            ("yes, there {are} {some}", "yes, the picture shows {some}"),
+            are=_verb(facts, present_category),
+            some=_quantity(facts, present_category),
+        )
+        no = _pick(
+            rng,
+            ("no, there {are} no {noun}", "no, I see no {noun} here"),
+            are="are" if absent_category in PLURAL_ONLY else "is",
+            noun=absent_category,
+        )
+        for category, short, answer in (
+            (present_category, "yes", yes),
+            (absent_category, "no", no),
+        ):
             are = "are" if category in PLURAL_ONLY else "is"
-            text = _pick(rng, ask, are=are, a=article(category))
-            asked.append(Question("presence", "is there", text, short, answer))
-    return asked
+            text = _pick(rng, wordings, are=are, a=article(category))
+            questions.append(Question("presence", "is there", text, short, answer))
+    return questions
 
 
 def count_questions(facts: Facts, rng: random.Random) -> list[Question]:
-    """Ask how many there are of what is there, seldom of single things, as most things are single."""
-    ask = (
-        "How many {things} are there?",
-        "How many {things} do you see?",
-        "How many {things} does the picture show?",
+    """Ask for the number of objects; rarely for single ones, as most objects are single."""
+    wordings = (
+        "How many {nouns} are there?",
+        "How many {nouns} do you see?",
+        "How many {nouns} does the picture show?",
     )
-    return [
-        Question(
-            "count",
-            "how many",
-            _pick(rng, ask, things=plural(category)),
-            number_word(counted),
-            _pick(rng, ("there {are} {some}", "I count {some}"),
-                  are="is" if counted == 1 else "are",
-                  some=f"{number_word(counted)} {category if counted == 1 else plural(category)}"),
+    questions = []
+    for category, count in facts.counts.items():
+        if count == 1 and rng.random() >= _SINGLE_FRACTION:
+            continue
+        number, noun = number_word(count), category if count == 1 else plural(category)
+        text = _pick(rng, wordings, nouns=plural(category))
+        are = "is" if count == 1 else "are"
+        answer = _pick(
+            rng, ("there {are} {some}", "I count {some}"), are=are, some=f"{number} {noun}"
         )
-        for category, counted in facts.counts.items()
-        if counted > 1 or rng.random() < _SINGLE_FRACTION
-    ]  # fmt: skip
+        questions.append(Question("count", "how many", text, number, answer))
+    return questions
 
 
 def position_questions(facts: Facts, rng: random.Random) -> list[Question]:
-    """Ask where the one thing of its category is."""
-    ask = (
-        "Where is the {thing}?",
-        "Where in the picture is the {thing}?",
-        "In which part of the picture is the {thing}?",
+    """Ask for the position of single objects."""
+    wordings = (
+        "Where is the {noun}?",
+        "Where in the picture is the {noun}?",
+        "In which part of the picture is the {noun}?",
     )
-    return [
-        Question(
-            "position",
-            "where",
-            _pick(rng, ask, thing=category),
-            place,
-            _pick(rng, ("the {thing} is {place}", "{it} is {place}"), thing=category,
-                  it=_pronoun(category), place=position_phrase(place)),
+    questions = []
+    for category, position in facts.positions.items():
+        text = _pick(rng, wordings, noun=category)
+        answer = _pick(
+            rng,
+            ("the {noun} is {position}", "{it} is {position}"),
+            noun=category,
+            it=_pronoun(category),
+            position=position_phrase(position),
         )
-        for category, place in facts.places.items()
-    ]  # fmt: skip
+        questions.append(Question("position", "where", text, position, answer))
+    return questions
 
 
-def relation(facts: Facts, rng: random.Random) -> list[Question]:
-    """Ask how two things stand to each other: by a choice of two, and by yes and no in turn."""
-    asked = []
-    chosen = rng.sample(facts.relations, min(4, len(facts.relations)))
-    for at, (one, how, other) in enumerate(chosen):
-        across = how in ("left of", "right of")
-        choice = "to the left or to the right of" if across else "above or below"
-        asked.append(
+def relation_questions(facts: Facts, rng: random.Random) -> list[Question]:
+    """Ask for relations of two objects: by a choice of two, and by a claim that is true and false in turn."""
+    questions = []
+    sampled = rng.sample(facts.relations, min(4, len(facts.relations)))
+    for index, (subject, relation, reference) in enumerate(sampled):
+        horizontal = relation in ("left of", "right of")
+        choice = "to the left or to the right of" if horizontal else "above or below"
+        questions.append(
             Question(
                 "relation",
-                f"which side, {'across' if across else 'down'}",
-                f"Is the {one} {choice} the {other}?",
-                how.removesuffix(" of"),
-                f"The {one} is {RELATION_PHRASES[how]} the {other}.",
+                f"which side, {'across' if horizontal else 'down'}",
+                f"Is the {subject} {choice} the {reference}?",
+                relation.removesuffix(" of"),
+                f"The {subject} is {RELATION_PHRASES[relation]} the {reference}.",
             )
         )
-        truth = at % 2 == 0
-        claimed = how if truth else OPPOSITE[how]
-        asked.append(
+        is_true = index % 2 == 0
+        claim = relation if is_true else OPPOSITE[relation]
+        yes_no = "yes" if is_true else "no"
+        truth = f"{_pronoun(subject)} is {RELATION_PHRASES[relation]} the {reference}"
+        questions.append(
             Question(
                 "relation",
                 "is it beside",
-                f"Is the {one} {RELATION_PHRASES[claimed]} the {other}?",
-                "yes" if truth else "no",
-                f"{'Yes' if truth else 'No'}, {_pronoun(one)} is {RELATION_PHRASES[how]} the {other}.",
+                f"Is the {subject} {RELATION_PHRASES[claim]} the {reference}?",
+                yes_no,
+                f"{yes_no.capitalize()}, {truth}.",
             )
         )
-    return asked
+    return questions
 
 
-def color(facts: Facts, rng: random.Random) -> list[Question]:
-    """Ask for the color of what the captions gave one."""
-    asked = []
-    for category, hue in facts.colors.items():
-        one = facts.counts[category] == 1
-        ask = ("What colour {are} the {things}?", "Which colour {are} the {things}?")
-        words = {"things": category if one else plural(category), "are": "is" if one else "are"}
-        text, answer = _pick(rng, ask, **words), _pick(rng, ("the {things} {are} " + hue,), **words)
-        asked.append(Question("colour", "which colour", text, hue, answer))
-    return asked
+def color_questions(facts: Facts, rng: random.Random) -> list[Question]:
+    """Ask for the colors that captions mention."""
+    questions = []
+    for category, color in facts.colors.items():
+        single = facts.counts[category] == 1
+        wordings = ("What colour {are} the {nouns}?", "Which colour {are} the {nouns}?")
+        words = {
+            "nouns": category if single else plural(category),
+            "are": "is" if single else "are",
+        }
+        text = _pick(rng, wordings, **words)
+        answer = _pick(rng, ("the {nouns} {are} " + color,), **words)
+        questions.append(Question("colour", "which colour", text, color, answer))
+    return questions
 
 
-def naming(facts: Facts, rng: random.Random) -> list[Question]:
-    """Ask for the one animal, vehicle or food there is."""
-    asked = []
+def naming_questions(facts: Facts, rng: random.Random) -> list[Question]:
+    """Ask for the name of the only animal, vehicle or food."""
+    questions = []
+    wordings = ("What {group} is in the picture?", "Which {group} do you see?", "Name the {group}.")
     for group, members in GROUPS.items():
-        there = [category for category in facts.present if category in members]
-        if len(there) != 1 or len(facts.present) != len(facts.counts):
+        present = [category for category in facts.present if category in members]
+        if len(present) != 1 or len(facts.present) != len(facts.counts):
             continue
         if len(facts.possible.intersection(members)) > 1:
             continue
-        ask = ("What {group} is in the picture?", "Which {group} do you see?", "Name the {group}.")
-        what = count_phrase(facts.counts[there[0]], there[0])
-        answer = _pick(rng, ("the picture shows {what}", "I see {what}"), what=what)
-        asked.append(
-            Question("naming", f"which {group}", _pick(rng, ask, group=group), there[0], answer)
-        )
-    return asked
+        [category] = present
+        quantity = count_phrase(facts.counts[category], category)
+        answer = _pick(rng, ("the picture shows {quantity}", "I see {quantity}"), quantity=quantity)
+        text = _pick(rng, wordings, group=group)
+        questions.append(Question("naming", f"which {group}", text, category, answer))
+    return questions
 
 
-def setting(facts: Facts, rng: random.Random) -> list[Question]:
-    """Ask what kind of place it is."""
+def setting_questions(facts: Facts, rng: random.Random) -> list[Question]:
+    """Ask for the setting."""
     if facts.setting is None:
         return []
-    ask = ("Where was this picture taken?", "What kind of place is this?", "What is the setting?")
-    told = ("the picture was taken {where}", "the scene is set {where}")
-    answer = _pick(rng, told, where=setting_phrase(facts.setting))
-    return [Question("setting", "what place", _pick(rng, ask), facts.setting, answer)]
+    wordings = (
+        "Where was this picture taken?",
+        "What kind of place is this?",
+        "What is the setting?",
+    )
+    answers = ("the picture was taken {setting}", "the scene is set {setting}")
+    answer = _pick(rng, answers, setting=setting_phrase(facts.setting))
+    return [Question("setting", "what place", _pick(rng, wordings), facts.setting, answer)]
 
 
-def reasoning(facts: Facts, rng: random.Random) -> list[Question]:
-    """Ask whether something there serves a purpose, which takes knowing what it is for; as many yes as no."""
+def reasoning_questions(facts: Facts, rng: random.Random) -> list[Question]:
+    """Ask whether a present object serves a purpose, with as many yes as no."""
     served, unserved = [], []
     for purpose in PURPOSES:
-        helpers = [category for category in facts.present if category in purpose.categories]
-        kinds = len(purpose.categories.intersection(facts.absent))
-        if helpers:
-            served.append(_served(purpose, helpers[0], facts, rng))
-        elif kinds and not purpose.categories & facts.possible:
-            unserved.append((rng.random() ** (1 / kinds), purpose))
-    # A purpose that many kinds serve is often answered yes; weighted by their number it is missed as often.
-    missing = [purpose for _, purpose in sorted(unserved, key=itemgetter(0), reverse=True)]
+        present = [category for category in facts.present if category in purpose.categories]
+        num_absent = len(purpose.categories.intersection(facts.absent))
+        if present:
+            served.append(_served_question(purpose, present[0], facts, rng))
+        elif num_absent and not purpose.categories & facts.possible:
+            unserved.append((rng.random() ** (1 / num_absent), purpose))
+    # A purpose that many categories serve is often answered yes. Weighted by their number, it is
+    # answered no as often.
+    weighted = [purpose for _, purpose in sorted(unserved, key=itemgetter(0), reverse=True)]
     return [
-        item
-        for yes, purpose in zip(served, missing, strict=False)
-        for item in (yes, _unserved(purpose, facts, rng))
+        question
+        for yes, purpose in zip(served, weighted, strict=False)
+        for question in (yes, _unserved_question(purpose, facts, rng))
     ]
 
 
-def _served(purpose: Purpose, helper: str, facts: Facts, rng: random.Random) -> Question:
-    """Ask for a purpose that `helper` serves."""
-    place = f" {position_phrase(facts.places[helper])}" if helper in facts.places else ""
-    there = f"{_verb(facts, helper)} {_quantity(facts, helper)}{place}"
-    answer = f"Yes. There {there}, and {article(helper)} {purpose.uses}."
+def _served_question(purpose: Purpose, category: str, facts: Facts, rng: random.Random) -> Question:
+    """Ask for a purpose that `category` serves."""
+    position = facts.positions.get(category)
+    phrase = f" {position_phrase(position)}" if position else ""
+    quantity = f"{_verb(facts, category)} {_quantity(facts, category)}{phrase}"
+    answer = f"Yes. There {quantity}, and {article(category)} {purpose.uses}."
     return Question("reasoning", purpose.uses, rng.choice(purpose.goals), "yes", answer)
 
 
-def _unserved(purpose: Purpose, facts: Facts, rng: random.Random) -> Question:
-    """Ask for a purpose that nothing there serves."""
-    there = join_with_and([_quantity(facts, one) for one in facts.present[:4]])
-    answer = f"No. I see {there}, but nothing that {purpose.uses}."
+def _unserved_question(purpose: Purpose, facts: Facts, rng: random.Random) -> Question:
+    """Ask for a purpose that no present object serves."""
+    present = join_with_and([_quantity(facts, category) for category in facts.present[:4]])
+    answer = f"No. I see {present}, but nothing that {purpose.uses}."
     return Question("reasoning", purpose.uses, rng.choice(purpose.goals), "no", answer)
 
 
@@ -243,75 +276,73 @@ FORMS: dict[str, Callable[[Facts, random.Random], list[Question]]] = {
     "presence": presence_questions,
     "count": count_questions,
     "position": position_questions,
-    "relation": relation,
-    "colour": color,
-    "naming": naming,
-    "setting": setting,
-    "reasoning": reasoning,
+    "relation": relation_questions,
+    "colour": color_questions,
+    "naming": naming_questions,
+    "setting": setting_questions,
+    "reasoning": reasoning_questions,
 }
-"""Kinds of questions about one image, each written from its facts."""
+"""Writers of questions about one image, by kind."""
 
 
 def questions_about(facts: Facts, rng: random.Random) -> list[Question]:
-    """Write every question that the facts allow, by kind."""
+    """Return all questions that the facts allow, by kind."""
     return [question for write in FORMS.values() for question in write(facts, rng)]
 
 
-def yes_no_pairs(asked: Sequence[Question]) -> list[list[Question]]:
-    """Group questions that are kept or left out together, so that yes and no stay balanced.
+def yes_no_pairs(questions: Sequence[Question]) -> list[list[Question]]:
+    """Group questions so that yes and no stay balanced whichever groups are used.
 
-    Those with another answer stand alone; one answered yes stands with one of its kind answered no, and is left out
-    where there is none.
+    A question answered yes is paired with one of its kind answered no, and omitted if there is none; any other question
+    is a group of its own.
     """
-    units: list[list[Question]] = []
-    halves: dict[tuple[str, str], list[list[Question]]] = defaultdict(list)
-    for question in asked:
+    groups: list[list[Question]] = []
+    unpaired: dict[tuple[str, str], list[list[Question]]] = defaultdict(list)
+    for question in questions:
         if question.short not in _OPPOSITE_ANSWER:
-            units.append([question])
-        elif missing := halves[question.kind, _OPPOSITE_ANSWER[question.short]]:
-            missing.pop(0).append(question)
+            groups.append([question])
+        elif opposites := unpaired[question.kind, _OPPOSITE_ANSWER[question.short]]:
+            opposites.pop(0).append(question)
         else:
-            unit = [question]
-            halves[question.kind, question.short].append(unit)
-            units.append(unit)
-    halved = [unit for units_left in halves.values() for unit in units_left]
-    return [unit for unit in units if not any(unit is half for half in halved)]
+            group = [question]
+            unpaired[question.kind, question.short].append(group)
+            groups.append(group)
+    omitted = {id(group) for remaining in unpaired.values() for group in remaining}
+    return [group for group in groups if id(group) not in omitted]
 
 
-def describe(facts: Facts, rng: random.Random) -> str:
-    """Describe an image in a few sentences, from its facts alone; empty where nothing is plainly there."""
+def describe_image(facts: Facts, rng: random.Random) -> str:
+    """Return a description in a few sentences, from facts alone; empty if no object is clearly visible."""
     if not facts.present:
         return ""
-    what = join_with_and(
-        [_quantity(facts, one, _color_adjective(facts, one)) for one in facts.present]
+    objects = join_with_and(
+        [
+            _quantity(facts, category, _color_adjective(facts, category))
+            for category in facts.present
+        ]
     )
-    where = f" {setting_phrase(facts.setting)}" if facts.setting else ""
-    told = [_pick(rng, ("the picture shows {what}{where}", "I see {what}{where}"), what=what,
-                  where=where)]  # fmt: skip
+    setting = f" {setting_phrase(facts.setting)}" if facts.setting else ""
+    wordings = ("the picture shows {objects}{setting}", "I see {objects}{setting}")
+    sentences = [_pick(rng, wordings, objects=objects, setting=setting)]
     for category in facts.present:
-        spots = Counter(position_phrase(place) for one, place in facts.instances if one == category)
-        if facts.counts.get(category) != spots.total():
-            continue  # some of them stand between two places
-        if spots.total() == 1:
-            told.append(f"The {category} is {next(iter(spots))}.")
-        elif len(spots) == 1:
-            told.append(f"The {plural(category)} are {next(iter(spots))}.")
+        counts = Counter(
+            position_phrase(position) for name, position in facts.instances if name == category
+        )
+        # Otherwise some of the objects are between two positions.
+        if facts.counts.get(category) != counts.total():
+            continue
+        [phrase, *others] = counts
+        if counts.total() == 1:
+            sentences.append(f"The {category} is {phrase}.")
+        elif not others:
+            sentences.append(f"The {plural(category)} are {phrase}.")
         else:
             parts = [
-                f"{number_word(n)} {'is' if n == 1 else 'are'} {spot}" for spot, n in spots.items()
+                f"{number_word(count)} {'is' if count == 1 else 'are'} {phrase}"
+                for phrase, count in counts.items()
             ]
-            told.append(f"Of the {plural(category)}, {join_with_and(parts)}.")
+            sentences.append(f"Of the {plural(category)}, {join_with_and(parts)}.")
     if facts.relations:
-        one, how, other = rng.choice(facts.relations)
-        told.append(f"The {one} is {RELATION_PHRASES[how]} the {other}.")
-    return " ".join(told)
-
-
-def _pronoun(category: str) -> str:
-    """Return what stands for 'the dog' where it was just named: 'it', but nobody is called so."""
-    return "the person" if category == "person" else "it"
-
-
-def _color_adjective(facts: Facts, category: str) -> str:
-    """Name a category with its color, if it has one."""
-    return f"{facts.colors[category]} {category}" if category in facts.colors else category
+        subject, relation, reference = rng.choice(facts.relations)
+        sentences.append(f"The {subject} is {RELATION_PHRASES[relation]} the {reference}.")
+    return " ".join(sentences)

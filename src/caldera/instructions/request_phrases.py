@@ -1,4 +1,4 @@
-"""The instructions that ask for a caption or for a detailed description, worded in several ways."""
+"""Questions that ask for a caption, a detailed description, a short answer or a letter."""
 
 CAPTION_REQUESTS: tuple[str, ...] = (
     "Describe the image in one sentence.",
@@ -13,7 +13,7 @@ CAPTION_REQUESTS: tuple[str, ...] = (
     "In a sentence, what is shown here?",
     "Sum up this picture.",
 )
-"""Questions of stage 1 (eleven, as in the paper; the wordings are this project's)."""
+"""Requests for a caption, for stage 1 (eleven, as in the paper; the wordings are this project's)."""
 
 DETAIL_REQUESTS: tuple[str, ...] = (
     "Describe the image in detail.",
@@ -33,12 +33,10 @@ DETAIL_REQUESTS: tuple[str, ...] = (
     "Describe what is shown, with the places of things.",
     "Analyse the picture in detail.",
 )
-"""Questions for detailed descriptions (sixteen, as in the paper; the wordings are this project's)."""
-
+"""Requests for a detailed description (sixteen, as in the paper; the wordings are this project's)."""
 
 SHORT_ANSWER = "Answer the question using a single word or phrase."
-"""LLaVA-1.5's sentence that asks for the short form (arXiv 2310.03744, table 7)."""
-
+"""LLaVA-1.5's request for a short answer (arXiv 2310.03744, table 7)."""
 
 LETTER_PROMPT = "Answer with the option's letter from the given choices directly."
-"""What table 7 of LLaVA-1.5's paper asks where there are choices."""
+"""LLaVA-1.5's request for a choice (arXiv 2310.03744, table 7)."""

@@ -1,4 +1,4 @@
-"""A teacher without a language model: deterministic, offline, from captions and boxes alone."""
+"""Deterministic offline teacher: writes dialogues from captions and boxes alone."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -11,39 +11,39 @@ from caldera.instructions.facts import Facts, derive_facts
 from caldera.instructions.multi_image_questions import questions_about_all
 from caldera.instructions.questions import (
     Question,
-    describe,
+    describe_image,
     presence_questions,
     questions_about,
-    reasoning,
+    reasoning_questions,
     yes_no_pairs,
 )
 from caldera.instructions.request_phrases import CAPTION_REQUESTS, DETAIL_REQUESTS, SHORT_ANSWER
 from caldera.llm_client.client import NothingToWrite
 
-_Annotated = TypeVar("_Annotated")
+_Item = TypeVar("_Item")
 
 _MAX_TURNS = 5
-"""Questions in a conversation, at most."""
+"""Maximum number of questions in a conversation."""
 
 _MAX_VQA = 12
-"""Questions with short answers in one dialogue, at most."""
+"""Maximum number of questions with short answers in one dialogue."""
 
-_QUIZ_PAIRS = 4
-"""Pairs of a yes and a no among them, at most."""
+_MAX_YES_NO_PAIRS = 4
+"""Maximum number of pairs of a yes and a no among them."""
 
 
 class ScriptedTeacher:
-    """Writes every kind from the facts of annotations, worded in several ways."""
-
-    name = "scripted"
+    """Teacher that writes every kind from the facts of annotations, in varied wording."""
 
     def __init__(self, categories: Sequence[str], seed: int = 0) -> None:
-        """Take the categories that the annotators looked for, and a seed for the choice of words."""
+        """Set all categories that the annotators labeled, and a seed for the choice of words."""
         self._categories = tuple(categories)
         self._seed = seed
-        self._known: dict[Path, Facts] = {}
-        self._kinds: dict[Kind, Callable[[Sequence[AnnotatedImage], random.Random], list[Exchange]]]
-        self._kinds = {
+        self._cached_facts: dict[Path, Facts] = {}
+        self._writers: dict[
+            Kind, Callable[[Sequence[AnnotatedImage], random.Random], list[Exchange]]
+        ]
+        self._writers = {
             "caption": self._caption,
             "conversation": self._conversation,
             "detail": self._detail,
@@ -56,84 +56,74 @@ class ScriptedTeacher:
         """Write one dialogue, always the same for the same images and seed.
 
         Raises:
-            Refusal: The annotations do not hold what the kind needs.
+            NothingToWrite: The annotations do not contain what the kind needs.
         """
         rng = random.Random(f"{self._seed} {kind} {' '.join(image.id for image in images)}")
-        return self._kinds[kind](images, rng)
+        exchanges = self._writers[kind](images, rng)
+        if not exchanges:
+            raise NothingToWrite("the annotations contain no certain fact to ask about")
+        return exchanges
 
     def _facts(self, image: AnnotatedImage) -> Facts:
-        """Gather the facts about an image once."""
-        if image.path not in self._known:
-            self._known[image.path] = derive_facts(image, self._categories)
-        return self._known[image.path]
+        """Return the facts about an image, cached."""
+        if image.path not in self._cached_facts:
+            self._cached_facts[image.path] = derive_facts(image, self._categories)
+        return self._cached_facts[image.path]
 
     def _caption(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:
-        """Ask for a caption and answer with one that people wrote."""
+        """Ask for a caption and answer with one of the annotations."""
         return [Exchange(rng.choice(CAPTION_REQUESTS), rng.choice(images[0].captions))]
 
     def _conversation(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:
-        """Talk about what is there in whole sentences, as many yes as no."""
+        """Ask several questions with answers in sentences; as many are answered yes as no."""
         facts = self._facts(images[0])
-        pair = presence_questions(facts, rng)[:2]
+        yes_no_pair = presence_questions(facts, rng)[:2]
         units = _shuffled(yes_no_pairs(questions_about(facts, rng)), rng)
-        others = [unit[0] for unit in units if len(unit) == 1]
-        return _sentences(_shuffled([*pair, *others[: _MAX_TURNS - len(pair)]], rng))
+        single = [unit[0] for unit in units if len(unit) == 1]
+        questions = [*yes_no_pair, *single[: _MAX_TURNS - len(yes_no_pair)]]
+        return _sentence_answers(_shuffled(questions, rng))
 
     def _detail(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:
-        """Describe the image."""
-        told = describe(self._facts(images[0]), rng)
-        return _require_some([Exchange(rng.choice(DETAIL_REQUESTS), told)] if told else [])
+        """Ask for a detailed description."""
+        description = describe_image(self._facts(images[0]), rng)
+        return [Exchange(rng.choice(DETAIL_REQUESTS), description)] if description else []
 
     def _reasoning(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:
-        """Ask one question that takes knowing what things are for."""
-        return _sentences(_shuffled(reasoning(self._facts(images[0]), rng), rng)[:1])
+        """Ask one question about the purpose of objects."""
+        questions = reasoning_questions(self._facts(images[0]), rng)
+        return _sentence_answers(_shuffled(questions, rng)[:1])
 
     def _vqa(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:
-        """Ask everything that has a short answer."""
-        return _short_answers(_vqa_questions(questions_about(self._facts(images[0]), rng), rng))
+        """Ask questions with short answers, some of them in pairs of a yes and a no."""
+        units = _shuffled(yes_no_pairs(questions_about(self._facts(images[0]), rng)), rng)
+        pairs = [unit for unit in units if len(unit) == 2]
+        paired = [question for pair in pairs[:_MAX_YES_NO_PAIRS] for question in pair]
+        single = [unit[0] for unit in units if len(unit) == 1]
+        return _short_answers(_shuffled([*paired, *single[: _MAX_VQA - len(paired)]], rng))
 
     def _context(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:
-        """Ask what needs all the images, for short answers or for sentences."""
+        """Ask questions that need all images, with short answers or in sentences."""
         if len(images) < 2:
             raise NothingToWrite("a question about several images needs at least two")
-        asked = _shuffled(questions_about_all([self._facts(image) for image in images], rng), rng)
-        return (_short_answers if rng.random() < 0.7 else _sentences)(asked)
+        facts = [self._facts(image) for image in images]
+        questions = _shuffled(questions_about_all(facts, rng), rng)
+        return (_short_answers if rng.random() < 0.7 else _sentence_answers)(questions)
 
 
-def _shuffled(things: Sequence[_Annotated], rng: random.Random) -> list[_Annotated]:
-    """Return things in a new order."""
-    return rng.sample(things, len(things))
+def _shuffled(items: Sequence[_Item], rng: random.Random) -> list[_Item]:
+    """Return items in random order."""
+    return rng.sample(items, len(items))
 
 
-def _vqa_questions(questions: list[Question], rng: random.Random) -> list[Question]:
-    """Choose questions for a quiz: a few pairs of a yes and a no, and others."""
-    units = _shuffled(yes_no_pairs(questions), rng)
-    pairs = [unit for unit in units if len(unit) == 2]
-    kept = [item for pair in pairs[:_QUIZ_PAIRS] for item in pair]
-    others = [item for unit in units if len(unit) == 1 for item in unit]
-    return _shuffled([*kept, *others[: _MAX_VQA - len(kept)]], rng)
-
-
-def _sentences(questions: list[Question]) -> list[Exchange]:
-    """Answer in sentences."""
-    return _require_some([Exchange(item.text, item.answer) for item in questions])
+def _sentence_answers(questions: list[Question]) -> list[Exchange]:
+    """Return exchanges with answers in sentences."""
+    return [Exchange(question.text, question.answer) for question in questions]
 
 
 def _short_answers(questions: list[Question]) -> list[Exchange]:
-    """Answer in a word or phrase, which the first question asks for, as in LLaVA-1.5's data."""
-    exchanges = [Exchange(item.text, item.short) for item in questions]
+    """Return exchanges with short answers, which the first question asks for, as in LLaVA-1.5's data."""
+    exchanges = [Exchange(question.text, question.short) for question in questions]
     if exchanges:
         first = exchanges[0]
         exchanges[0] = Exchange(f"{first.question}\n{SHORT_ANSWER}", first.answer)
-    return _require_some(exchanges)
-
-
-def _require_some(exchanges: list[Exchange]) -> list[Exchange]:
-    """Pass on what was written.
-
-    Raises:
-        Refusal: Nothing was.
-    """
-    if not exchanges:
-        raise NothingToWrite("the annotations hold nothing beyond doubt to ask about")
     return exchanges

@@ -1,1 +1,1 @@
-"""Any OpenAI-compatible LLM."""
+"""Client for any OpenAI-compatible LLM: retries, rate limits, a budget and a journal."""

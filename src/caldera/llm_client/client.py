@@ -1,7 +1,7 @@
-"""What a language model is to the run: messages in, a reply out, or one of three ways to fail.
+"""Protocol of an LLM client: messages in, a reply out, or one of three kinds of failure.
 
-`Trouble` may pass and the request is sent again; `Declined` will not, and the dialogue is given up; a `TeacherError`
-(key, quota, model) would meet every request, and the run stops.
+A `TransientError` is retried, a `RequestRejected` ends one task, and an `LLMClientError` (API key, quota, model) would
+meet every request, so it ends the run.
 """
 
 import unicodedata
@@ -9,163 +9,164 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from caldera.errors import UsageError
+from caldera.errors import UsageError, check_ranges
 
 MAX_CAPTION = 400
-"""Characters of a caption that are sent; COCO's longest has some 250."""
+"""Maximum length of third-party text in a prompt or message, in characters; COCO's longest caption has about 250."""
 
-
-_HIDDEN = {"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"}
-"""Categories of characters that nobody sees: controls, marks of writing direction, halves of characters."""
-
+_HIDDEN_CATEGORIES = {"Cc", "Cf", "Co", "Cs", "Cn", "Zl", "Zp"}
+"""Unicode categories of invisible characters: controls, bidirectional marks, lone surrogates."""
 
 Message = Mapping[str, str]
 """One message of a request: role and content."""
 
 
-class NothingToWrite(Exception):  # noqa: N818 - not an error: the teacher declines, and says why
-    """The annotations do not hold what this kind needs."""
+class NothingToWrite(Exception):  # noqa: N818 - an expected outcome, which is counted with its reason
+    """Annotations that do not contain what a kind of dialogue needs."""
+
+
+class RejectedReply(NothingToWrite):
+    """A reply that breaks a rule."""
+
+    def __init__(self, rule: str, detail: str = "", *, feedback: str = "") -> None:
+        """Store the rule, and the feedback to send to the model; empty if it is not asked again."""
+        super().__init__(f"{rule}: {detail}" if detail else rule)
+        self.rule = rule
+        self.feedback = feedback
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a model wrote, and what the request took."""
+    """Reply of a model, with its usage."""
 
     text: str
     finish: str
-    """Why it ended, in OpenAI's words: "stop", "length", "content_filter"."""
+    """Finish reason, in OpenAI's terms: "stop", "length", "content_filter"."""
 
     prompt_tokens: int | None = None
-    """As the endpoint counted; None where it did not say."""
+    """Usage reported by the endpoint; None if it reports none."""
 
     reply_tokens: int | None = None
     model: str = ""
-    """The model by the name that the endpoint gives it."""
+    """Model name reported by the endpoint."""
 
 
-class TransientError(Exception):  # noqa: N818 - not the user's error: it may pass
-    """A request came to nothing for a reason that may pass."""
+class TransientError(Exception):
+    """A failed request that may succeed when it is sent again."""
 
     def __init__(
         self, reason: str, *, limited: bool = False, wait: float | None = None, billed: bool = False
     ) -> None:
-        """Say why, whether the endpoint asks for fewer requests, how long it wants to rest, whether it may bill."""
+        """Store the reason, whether it is a rate limit, the requested pause, and whether it may be billed."""
         super().__init__(reason)
         self.limited = limited
         self.wait = wait
-        """Seconds in which no request at all should be sent; None where the endpoint did not say."""
+        """Seconds during which no request should be sent; None if the endpoint asks for no pause."""
         self.billed = billed
 
 
-class RequestRejected(Exception):  # noqa: N818 - not an error: the model or its service says no to one request
-    """A request that will never get a reply: `refused` by a policy, or unanswerable for another reason."""
+class RequestRejected(Exception):  # noqa: N818 - the result of one request, which the run records
+    """A request that will never get a reply: blocked by a content policy, or invalid."""
 
     def __init__(self, reason: str, detail: str, *, by_policy: bool) -> None:
-        """Name the reason."""
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
         self.by_policy = by_policy
 
 
 class LLMClient(Protocol):
-    """A language model that takes messages."""
+    """A language model that replies to messages."""
 
     async def complete(self, name: str, messages: Sequence[Message]) -> Reply:
-        """Send one request about the dialogue `name`.
+        """Send one request of the task `name`.
 
         Raises:
-            Trouble: It may be sent again.
-            Declined: It should not.
-            TeacherError: No request will be answered.
+            TransientError: The request may be sent again.
+            RequestRejected: The request should not be sent again.
+            LLMClientError: No request will succeed.
         """
         ...
 
     async def close(self) -> None:
-        """Let go of connections."""
+        """Close the connections."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RequestConfig:
-    """How requests are sent."""
+    """Settings of requests: concurrency, rates, retries, sampling."""
 
     concurrency: int = 16
-    """Requests under way at a time."""
+    """Maximum number of requests in flight."""
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
-    """Of prompts and the longest replies together, as services count."""
+    """Tokens of prompts plus `max_tokens` of each reply, as services count them."""
 
     temperature: float | None = 0.7
-    """None leaves it to the endpoint."""
+    """None: the endpoint's default."""
 
     top_p: float | None = None
-    """Draw only from the likeliest tokens of this probability together; None leaves it to the endpoint."""
+    """Nucleus sampling probability; None: the endpoint's default."""
 
     seed: int | None = None
-    """Of the draws, for endpoints that take one."""
+    """Sampling seed, for endpoints that accept one."""
 
     max_tokens: int = 1500
-    """Longest reply; one that reaches it is refused as cut off."""
+    """Maximum length of a reply; a reply of this length is rejected as truncated."""
 
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """What the endpoint calls it; some newer models of OpenAI take only the second."""
+    """Request field for `max_tokens`; some newer models of OpenAI accept only the second."""
 
     timeout: float = 180.0
     """Seconds for one request."""
 
     retries: int = 5
-    """How often a request that met a passing trouble is sent again; ten times as often after 429."""
+    """Maximum number of retries after transient errors; ten times as many after 429."""
 
     initial_backoff: float = 1.0
-    """Seconds before the first retry; doubled each time, and varied by up to a half."""
+    """Seconds before the first retry; doubled for each retry, with up to 50 % of jitter."""
 
     max_backoff: float = 300.0
-    """Most seconds to wait, also where an endpoint asks for more."""
+    """Maximum pause in seconds, even if an endpoint asks for a longer one."""
 
     max_repairs: int = 1
-    """How often a teacher is told what was wrong and asked again."""
+    """Maximum number of times that a model gets feedback on a rejected reply and is asked again."""
 
-    give_up_after: int = 20
-    """Dialogues that fail in a row before the run stops."""
+    max_consecutive_failures: int = 20
+    """Consecutive failed tasks after which the run stops."""
 
     def __post_init__(self) -> None:
-        """Check each setting.
-
-        Raises:
-            UsageError: One cannot be.
-        """
-        least: dict[str, float] = {
-            "concurrency": 1, "requests_per_minute": 1, "tokens_per_minute": 1, "temperature": 0, "top_p": 0,
-            "max_tokens": 1, "timeout": 0.001,
-            "retries": 0, "initial_backoff": 0, "max_backoff": 0, "max_repairs": 0, "give_up_after": 1,
-        }  # fmt: skip
-        for name, bound in least.items():
-            value = getattr(self, name)
-            if value is not None and not value >= bound:
-                raise UsageError(f"{name} is {value}; it must be at least {bound}")
+        """Check every setting."""
+        check_ranges(
+            self,
+            {
+                "concurrency": "[1, inf]",
+                "requests_per_minute": "[1, inf]",
+                "tokens_per_minute": "[1, inf]",
+                "temperature": "[0, inf]",
+                "top_p": "[0, inf]",
+                "max_tokens": "[1, inf]",
+                "timeout": "[0.001, inf]",
+                "retries": "[0, inf]",
+                "initial_backoff": "[0, inf]",
+                "max_backoff": "[0, inf]",
+                "max_repairs": "[0, inf]",
+                "max_consecutive_failures": "[1, inf]",
+            },
+        )
         if self.max_tokens_field not in ("max_tokens", "max_completion_tokens"):
             raise UsageError(
-                f"limit_name is {self.max_tokens_field!r}; write max_tokens or max_completion_tokens"
+                f"max_tokens_field is {self.max_tokens_field!r}; it must be max_tokens or max_completion_tokens"
             )
 
 
 def one_line(text: str) -> str:
-    """Return a stranger's text on one line, without marks and hidden characters, cut at the cap."""
-    seen = "".join(
+    """Return third-party text on one line, without angle brackets and invisible characters, truncated."""
+    visible = "".join(
         " " if char.isspace() else char
         for char in text[: 4 * MAX_CAPTION]
-        if char.isspace() or unicodedata.category(char) not in _HIDDEN
+        if char.isspace() or unicodedata.category(char) not in _HIDDEN_CATEGORIES
     )
-    one_line = " ".join(seen.split()).replace("<", "‹").replace(">", "›")
-    return one_line if len(one_line) <= MAX_CAPTION else f"{one_line[: MAX_CAPTION - 1]}…"
-
-
-class RejectedReply(NothingToWrite):
-    """A reply that is not taken, and the rule it breaks."""
-
-    def __init__(self, rule: str, detail: str = "", *, feedback: str = "") -> None:
-        """Name the rule; `feedback` is what the teacher is told where asking again pays, else nothing."""
-        super().__init__(f"{rule}: {detail}" if detail else rule)
-        self.rule = rule
-        self.feedback = feedback
+    line = " ".join(visible.split()).replace("<", "‹").replace(">", "›")
+    return line if len(line) <= MAX_CAPTION else f"{line[: MAX_CAPTION - 1]}…"

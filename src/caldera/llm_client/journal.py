@@ -1,13 +1,13 @@
-"""Requests and replies; replay client.
+"""Append-only journal of requests and replies, and a client that replays one.
 
-The file is only ever added to. A request is noted before it is sent and a reply before it is used; both outlive the
-process from then on, and replies are flushed to disk all the while. So after a kill at any point nothing is asked again
-but what was in flight, and money that may have been spent is counted. A last line that was cut off by the end of the
-process is moved to `torn.jsonl`.
+A request is logged before it is sent and a reply before it is used; replies are flushed to disk in the background.
+After a kill at any point only requests that were in flight are sent again, and money that may have been spent is
+counted. A last line that was cut off is moved to `truncated.jsonl`.
 
-    {"sent": "7-detail", "cost": 0.002}                       a request goes out; the most it can cost
-    {"heard": "7-detail", "cost": 0.001, "reply": {...}, ...}  its reply (or, without one, "missed" and a "reason")
-    {"done": "7-detail", "outcome": "kept"}                    or "refused", "failed", with "rule" and "detail"
+    {"sent": "7-detail", "cost": 0.002}                           a request, with its maximum cost
+    {"received": "7-detail", "cost": 0.001, "reply": {...}, ...}  its reply
+    {"missed": "7-detail", "cost": 0.0, "reason": "..."}          or a failure instead of a reply
+    {"decided": "7-detail", "outcome": "accepted"}                or "rejected", "failed", with "rule" and "detail"
 """
 
 import asyncio
@@ -20,15 +20,19 @@ from caldera.errors import InputError
 from caldera.files.journal import JournalFile, journal_lines
 from caldera.llm_client.client import Message, Reply, RequestRejected
 
-Outcome = Literal["kept", "refused", "failed"]
+Outcome = Literal["accepted", "rejected", "failed"]
+
+_KEYS_0_1 = {"heard": "received", "done": "decided"}
+_OUTCOMES_0_1: dict[str, Outcome] = {"kept": "accepted", "refused": "rejected"}
+"""Names in journals that version 0.1 wrote, and their names now."""
 
 
 @dataclass(slots=True)
 class JournalEntry:
-    """Where one dialogue stands."""
+    """State of one task."""
 
-    log_reply: list[int] = field(default_factory=list)
-    """Where its replies stand in the file, in bytes."""
+    reply_offsets: list[int] = field(default_factory=list)
+    """Byte offsets of its replies in the file."""
 
     outcome: Outcome | None = None
     rule: str = ""
@@ -37,37 +41,38 @@ class JournalEntry:
 
 @dataclass(frozen=True, slots=True)
 class ReceivedReply:
-    """A reply as the journal holds it."""
+    """A reply as stored in the journal."""
 
     reply: Reply
     prompt: str
-    """Digest of the prompt it answers."""
+    """Digest of the prompt that it answers."""
 
     run: str
-    """Digest of the run's identity."""
+    """Digest of the run's fingerprint."""
 
 
 class Journal:
-    """The file, and what it says so far."""
+    """Journal file and the state of all tasks in it."""
 
     def __init__(self, path: Path) -> None:
-        """Open a journal, or begin one; a torn last line is moved aside.
+        """Open or create a journal; a truncated last line is moved to `truncated.jsonl`.
 
         Raises:
-            InputError: A line in the middle is broken.
-            OutputError: It cannot be written.
+            InputError: A line in the middle is invalid.
+            OutputError: The file cannot be written.
         """
         self.path = path
         self.entries: dict[str, JournalEntry] = {}
         self.spent = 0.0
         self.requests = 0
-        self._open: dict[str, float] = {}
-        """Requests that were sent and have not come back, with what they may cost."""
+        self._in_flight: dict[str, float] = {}
+        """Maximum cost of each request without a reply or failure yet."""
         self._file = JournalFile(path)
         for offset, line in journal_lines(path):
             self._apply_line(line, offset)
-        self.spent += sum(self._open.values())  # in flight when the process ended: it may be billed
-        self._open.clear()
+        # Requests that were in flight when the process ended may be billed.
+        self.spent += sum(self._in_flight.values())
+        self._in_flight.clear()
         self._unflushed = False
         self._flushing: asyncio.Task[None] | None = None
 
@@ -76,142 +81,132 @@ class Journal:
         self._file.close()
 
     def log_sent(self, name: str, cost: float) -> None:
-        """Note a request before it is sent; the operating system holds the line even if this process is killed."""
+        """Log a request before it is sent; the line survives a kill of this process."""
         self._write({"sent": name, "cost": cost})
 
     def log_failure(self, name: str, cost: float, reason: str) -> None:
-        """Note that a request came to nothing, and what it may have cost."""
+        """Log a request without a reply, and what it may have cost."""
         self._write({"missed": name, "cost": cost, "reason": reason})
 
-    def log_reply(self, name: str, cost: float, heard: ReceivedReply) -> None:
-        """Note a reply, and begin to flush it to disk.
+    def log_reply(self, name: str, cost: float, received: ReceivedReply) -> None:
+        """Log a reply and start to flush it to disk.
 
-        Whatever follows from it is written behind it, so a cut loses that first.
+        Its outcome is written after it, so a truncated file loses the outcome first.
 
         Raises:
-            OutputError: It cannot be written, or what came before could not be flushed.
+            OutputError: The reply cannot be written, or the last flush failed.
         """
-        told = {"reply": asdict(heard.reply), "prompt": heard.prompt, "run": heard.run}
-        self._write({"heard": name, "cost": cost, **told})
+        digests = {"prompt": received.prompt, "run": received.run}
+        self._write({"received": name, "cost": cost, "reply": asdict(received.reply), **digests})
         self._start_flush()
 
     async def flushed(self) -> None:
-        """Wait until all replies are on disk.
-
-        Raises:
-            OutputError: They cannot be.
-        """
+        """Wait until all replies are on disk."""
         if self._flushing is not None:
             await self._flushing
 
     def log_outcome(self, name: str, outcome: Outcome, rule: str = "", detail: str = "") -> None:
-        """Note what became of a dialogue; were the line lost, its replies would be judged again, for nothing."""
-        told = {"rule": rule, "detail": detail} if rule else {}
-        self._write({"done": name, "outcome": outcome, **told})
+        """Log the outcome of a task; if the line is lost, its replies are checked again at no cost."""
+        reason = {"rule": rule, "detail": detail} if rule else {}
+        self._write({"decided": name, "outcome": outcome, **reason})
 
     def is_decided(self, name: str) -> bool:
-        """Tell whether a dialogue is kept or refused; one that failed is tried again."""
+        """Return whether a task was accepted or rejected; a failed one is tried again."""
         entry = self.entries.get(name)
-        return entry is not None and entry.outcome in ("kept", "refused")
+        return entry is not None and entry.outcome in ("accepted", "rejected")
 
     def replies(self, name: str) -> list[ReceivedReply]:
-        """Read the replies that a dialogue got so far."""
+        """Read the replies of a task from the file."""
         entry = self.entries.get(name)
-        return [self._heard_at(offset) for offset in entry.log_reply] if entry else []
-
-    def _heard_at(self, offset: int) -> ReceivedReply:
-        """Read the reply whose line begins at a byte."""
-        line = self._file.line_at(offset)
-        return ReceivedReply(Reply(**line["reply"]), line["prompt"], line["run"])
+        lines = [self._file.line_at(offset) for offset in entry.reply_offsets] if entry else []
+        return [
+            ReceivedReply(Reply(**line["reply"]), line["prompt"], line["run"]) for line in lines
+        ]
 
     def _write(self, line: dict[str, Any]) -> None:
-        """Add a line.
-
-        Raises:
-            OutputError: It cannot be written.
-        """
         self._apply_line(line, self._file.append(line))
 
     def _apply_line(self, line: dict[str, Any], offset: int) -> None:
-        """Count a line in."""
-        match line:
+        """Update the state of its task by a line."""
+        match _with_current_names(line):
             case {"sent": str(name), "cost": cost}:
                 self.requests += 1
-                self.spent += self._open.pop(name, 0.0)
-                self._open[name] = cost
+                self.spent += self._in_flight.pop(name, 0.0)
+                self._in_flight[name] = cost
             case {"missed": str(name), "cost": cost}:
-                self._open.pop(name, None)
+                self._in_flight.pop(name, None)
                 self.spent += cost
-            case {"heard": str(name), "cost": cost}:
-                self._open.pop(name, None)
+            case {"received": str(name), "cost": cost}:
+                self._in_flight.pop(name, None)
                 self.spent += cost
-                self.entries.setdefault(name, JournalEntry()).log_reply.append(offset)
-            case {"done": str(name), "outcome": outcome}:
+                self.entries.setdefault(name, JournalEntry()).reply_offsets.append(offset)
+            case {"decided": str(name), "outcome": outcome}:
                 entry = self.entries.setdefault(name, JournalEntry())
                 entry.outcome = outcome
                 entry.rule, entry.detail = line.get("rule", ""), line.get("detail", "")
             case _:
                 raise InputError(
-                    f"{self.path}: the line at byte {offset} is not a journal's; was it edited?"
+                    f"{self.path}: the line at byte {offset} is not a journal line; was the file edited?"
                 )
 
     def _start_flush(self) -> None:
-        """Have what was written flushed to disk beside the run; one flush at a time, and none is left out.
-
-        Raises:
-            OutputError: The last flush failed.
-        """
+        """Flush to disk in the background, one flush at a time."""
         self._unflushed = True
         if self._flushing is None or self._flushing.done():
             if self._flushing is not None:
+                # Raises the error of the last flush.
                 self._flushing.result()
             self._flushing = asyncio.create_task(self._flush())
 
     async def _flush(self) -> None:
-        """Flush until nothing new was written meanwhile."""
+        """Flush until nothing was written in the meantime."""
         while self._unflushed:
             self._unflushed = False
             await asyncio.to_thread(self._file.flush)
 
 
+def _with_current_names(line: dict[str, Any]) -> dict[str, Any]:
+    """Return a journal line with the keys and outcomes of this version."""
+    line = {_KEYS_0_1.get(key, key): value for key, value in line.items()}
+    if line.get("outcome") in _OUTCOMES_0_1:
+        line["outcome"] = _OUTCOMES_0_1[line["outcome"]]
+    return line
+
+
 def recorded_replies(path: Path) -> dict[str, list[Reply]]:
-    """Read every reply of a journal, by dialogue, without opening it to be written.
+    """Return all replies in a run folder or journal, by task, without opening it for writing.
 
     Raises:
-        InputError: It cannot be read, or holds no reply.
+        InputError: The journal cannot be read or contains no reply.
     """
-    place = path / "journal.jsonl" if path.is_dir() else path
+    file = path / "journal.jsonl" if path.is_dir() else path
     replies: dict[str, list[Reply]] = {}
-    for _, line in journal_lines(place):
-        match line:
-            case {"heard": str(name), "reply": dict(reply)}:
+    for _, line in journal_lines(file):
+        match _with_current_names(line):
+            case {"received": str(name), "reply": dict(reply)}:
                 replies.setdefault(name, []).append(Reply(**reply))
     if not replies:
-        raise InputError(f"{place} holds no replies; give the journal of a run of another teacher")
+        raise InputError(f"{file} contains no replies; pass the folder of an LLM teacher's run")
     return replies
 
 
 class ReplayClient:
-    """Gives each dialogue the replies that it got before, in their order."""
+    """Client that returns the recorded replies of each task in their order."""
 
     def __init__(self, path: Path) -> None:
-        """Read a journal, or the one in a run's folder.
-
-        Raises:
-            InputError: It cannot be read, or holds no reply.
-        """
-        self._replies = {name: iter(heard) for name, heard in recorded_replies(path).items()}
+        """Read a journal, or the one in a run folder."""
+        self._replies = {name: iter(replies) for name, replies in recorded_replies(path).items()}
 
     async def complete(self, name: str, messages: Sequence[Message]) -> Reply:
-        """Give the next reply that was recorded.
+        """Return the next recorded reply of a task.
 
         Raises:
-            Declined: There is none.
+            RequestRejected: There is none.
         """
         reply = next(self._replies.get(name, iter(())), None)
         if reply is None:
             raise RequestRejected(
-                "not recorded", "the journal holds no further reply", by_policy=False
+                "not recorded", "the journal contains no further reply", by_policy=False
             )
         return reply
 

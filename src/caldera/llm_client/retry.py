@@ -1,4 +1,4 @@
-"""Backoff and rate limits."""
+"""Retries with exponential backoff, and rate limits."""
 
 import asyncio
 import math
@@ -12,37 +12,37 @@ from caldera.llm_client.client import Reply, RequestConfig, TransientError
 Sleep = Callable[[float], Awaitable[None]]
 
 _BURST = 0.05
-"""Seconds of a rate that may be caught up on, so that a timer's delay does not slow the run."""
+"""Seconds of a rate that may be caught up on, so that timer delays do not slow the run."""
 
 
 def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
-    """Read how many seconds an endpoint asks to be left alone.
+    """Return the pause in seconds that an endpoint asks for.
 
-    `retry-after-ms` counts first; `Retry-After` is seconds or a date (RFC 9110, section 10.2.3).
+    `retry-after-ms` has precedence; `Retry-After` is in seconds or a date (RFC 9110, section 10.2.3).
 
     Args:
-        headers: Of the response, names in any case as the client's are.
-        now: Seconds since 1970; now by default.
+        headers: Headers of the response, with case-insensitive names as those of the client.
+        now: Unix time in seconds; the current time by default.
 
     Returns:
-        Seconds, never negative; None where nothing usable was said.
+        Seconds, never negative; None if the headers have no valid value.
     """
-    milliseconds = _number(headers.get("retry-after-ms"))
+    milliseconds = _parse_number(headers.get("retry-after-ms"))
     if milliseconds is not None:
         return max(0.0, milliseconds / 1000)
-    told = headers.get("retry-after")
-    seconds = _number(told)
+    value = headers.get("retry-after")
+    seconds = _parse_number(value)
     if seconds is not None:
         return max(0.0, seconds)
     try:
-        until = parsedate_to_datetime(told or "").timestamp()
+        until = parsedate_to_datetime(value or "").timestamp()
     except (ValueError, OverflowError):
         return None
     return max(0.0, until - (time.time() if now is None else now))
 
 
-def _number(text: str | None) -> float | None:
-    """Read a number; None where there is none."""
+def _parse_number(text: str | None) -> float | None:
+    """Parse a number; return None for anything else."""
     try:
         value = float(text or "")
     except ValueError:
@@ -51,7 +51,7 @@ def _number(text: str | None) -> float | None:
 
 
 class RateLimiter:
-    """Spaces requests evenly, and holds all of them back while the endpoint rests."""
+    """Rate limiter that spaces requests evenly and can pause all of them."""
 
     def __init__(
         self,
@@ -62,62 +62,69 @@ class RateLimiter:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Set the rates; None is no limit."""
-        self._request = (60 + _BURST) / requests_per_minute if requests_per_minute else 0.0
-        self._token = (60 + _BURST) / tokens_per_minute if tokens_per_minute else 0.0
+        self._seconds_per_request = (
+            (60 + _BURST) / requests_per_minute if requests_per_minute else 0.0
+        )
+        self._seconds_per_token = (60 + _BURST) / tokens_per_minute if tokens_per_minute else 0.0
         self._sleep, self._clock = sleep, clock
-        self._requests_from = self._tokens_from = self._rested = -math.inf
-        """The moments from which the next request may be sent."""
+        # Times from which the next request may be sent, by each limit.
+        self._next_by_requests = self._next_by_tokens = self._paused_until = -math.inf
 
     async def acquire(self, tokens: int) -> None:
-        """Wait until a request of so many tokens may be sent, and count it."""
+        """Wait until a request of this many tokens may be sent, and count it."""
         while True:
             now = self._clock()
-            free = max(self._requests_from, self._tokens_from, self._rested)
-            if free <= now:
+            next_time = max(self._next_by_requests, self._next_by_tokens, self._paused_until)
+            if next_time <= now:
                 break
-            await self._sleep(free - now)
-        self._requests_from = max(self._requests_from, now - _BURST) + self._request
-        self._tokens_from = max(self._tokens_from, now - _BURST) + self._token * tokens
+            await self._sleep(next_time - now)
+        earliest = now - _BURST
+        self._next_by_requests = max(self._next_by_requests, earliest) + self._seconds_per_request
+        self._next_by_tokens = (
+            max(self._next_by_tokens, earliest) + self._seconds_per_token * tokens
+        )
 
     def pause(self, seconds: float) -> None:
-        """Hold back every request for so long."""
-        self._rested = max(self._rested, self._clock() + seconds)
+        """Send no request for this many seconds; a longer pause stays in effect."""
+        self._paused_until = max(self._paused_until, self._clock() + seconds)
 
 
-class RetriesExhausted(Exception):  # noqa: N818 - one request's fate, not the user's error
-    """A request met trouble too often."""
+class RetriesExhausted(Exception):  # noqa: N818 - the result of one request, which the run records
+    """A request that failed more often than it may be retried."""
 
 
 class Retrier:
-    """Sends requests again after trouble, all of them slower where the endpoint asks for that."""
+    """Retry loop for requests; rate-limited ones pause all others."""
 
-    def __init__(self, sending: RequestConfig, pace: RateLimiter, sleep: Sleep) -> None:
-        """Take how often and how long to wait, whose pace to hold back, and how to sleep."""
-        self._sending, self._pace, self._sleep = sending, pace, sleep
+    def __init__(self, config: RequestConfig, limiter: RateLimiter, sleep: Sleep) -> None:
+        self._config, self._limiter, self._sleep = config, limiter, sleep
 
     async def run(self, name: str, send: Callable[[], Awaitable[Reply]]) -> Reply:
-        """Send a request until it has a reply; `name` seeds how waits are varied.
+        """Call `send` until it returns a reply; `name` seeds the jitter.
 
         Raises:
-            NoReply: Trouble did not pass.
+            RetriesExhausted: All retries failed.
         """
-        rng, tried, limited = random.Random(name), 0, 0
+        rng, num_errors, num_limited = random.Random(name), 0, 0
+        max_retries = self._config.retries
         while True:
             try:
                 return await send()
-            except TransientError as trouble:
-                tried, limited = tried + (not trouble.limited), limited + trouble.limited
-                most = self._sending.retries
-                if tried > most or limited > 10 * most:
-                    raise RetriesExhausted(f"{trouble} (tried {tried + limited} times)") from None
-                await self._backoff(trouble, tried + limited, rng)
+            except TransientError as error:
+                num_errors += not error.limited
+                num_limited += error.limited
+                num_attempts = num_errors + num_limited
+                if num_errors > max_retries or num_limited > 10 * max_retries:
+                    raise RetriesExhausted(f"{error} (tried {num_attempts} times)") from None
+                await self._backoff(error, num_attempts, rng)
 
-    async def _backoff(self, trouble: TransientError, times: int, rng: random.Random) -> None:
-        """Wait before a retry: twice as long each time, at least as long as the endpoint asks, as all others do."""
-        sending = self._sending
-        own = sending.initial_backoff * 2.0 ** min(times - 1, 20) * rng.uniform(1.0, 1.5)
-        if trouble.wait:
-            self._pace.pause(min(trouble.wait, sending.max_backoff))
-        elif trouble.limited:
-            self._pace.pause(min(own, sending.max_backoff))
-        await self._sleep(min(own, sending.max_backoff))
+    async def _backoff(self, error: TransientError, num_attempts: int, rng: random.Random) -> None:
+        """Wait before a retry, twice as long each time; pause all requests if the endpoint asks for that."""
+        max_backoff = self._config.max_backoff
+        backoff = self._config.initial_backoff * 2.0 ** min(num_attempts - 1, 20)
+        backoff = min(backoff * rng.uniform(1.0, 1.5), max_backoff)
+        if error.wait:
+            self._limiter.pause(min(error.wait, max_backoff))
+        elif error.limited:
+            self._limiter.pause(backoff)
+        await self._sleep(backoff)

@@ -1,8 +1,8 @@
 """Runner of LLM tasks: many requests at a time, within rate limits and budget, with all results in a journal.
 
-Each task (a dialogue to write, an answer to judge) is requested and its reply checked; after some faults the model gets
-feedback and is asked again. A run ends when all tasks are decided, or when the model or the budget ends it; the next run
-resumes from its journal.
+Each task (a dialogue to write, an answer to judge) is requested and its reply checked; after some faults the model
+gets feedback and is asked again. A run ends when all tasks are decided, or when the model or the budget ends it; the
+next run resumes from its journal.
 """
 
 import asyncio

@@ -63,7 +63,7 @@ def write_data(
     total = count_dialogues(annotations.images, mix.shares, seed).total()
     with progress.task(f"writing {file.stem} data", total) as tick:
         written = generate_dialogues(
-            annotations, teacher, mix.shares, seed=seed, beside=file.parent, tick=tick
+            annotations, teacher, mix.shares, seed=seed, relative_to=file.parent, tick=tick
         )
     write_conversations(file, written.conversations)
 

@@ -1,12 +1,11 @@
-"""Journal to data file; near-duplicates.
+"""Journal to data file, without near duplicates.
 
-Two texts are near duplicates if four fifths of all runs of three words in either are in both. A text is compared with
-those that share one of a few run hashes, the ones that the fewest texts have: a run that all have ("what is the") would
-make every text a candidate, and a hundred thousand are not to be compared with each other.
+Two texts are near duplicates if the Jaccard similarity of their 3-grams of words is at least 0.8. A text is compared
+only with those that share one of its least frequent hashes: a frequent 3-gram ("what is the") would make every text a
+candidate, and a hundred thousand texts cannot all be compared with each other.
 """
 
 import json
-import random
 import re
 import zlib
 from collections import defaultdict
@@ -27,44 +26,45 @@ from caldera.llm_client.journal import Journal, ReceivedReply
 
 _MIN_JACCARD = 0.8
 _SKETCH_SIZE, _LOOKUPS = 8, 4
-"""A text is kept under so many of its smallest run hashes, and looked for under so many of those, the rarest."""
+"""Each text is indexed by this many of its smallest hashes, and compared with texts that share its rarest ones."""
 
-_MIN_SHINGLES = 12
-"""Words below which only equal texts count: short ones are alike by nature."""
+_MIN_WORDS = 12
+"""Words below which only equal texts are duplicates: short texts are similar by nature."""
 
 
 class NearDuplicateIndex:
-    """Remembers texts, and finds the first that a new one nearly repeats."""
+    """Index of texts that finds near duplicates of a new one."""
 
     def __init__(self) -> None:
-        """Begin without any."""
-        self._runs: list[NDArray[np.uint32]] = []
+        self._shingles: list[NDArray[np.uint32]] = []
         self._names: list[str] = []
-        self._with: dict[int, list[int]] = defaultdict(list)
+        self._by_hash: dict[int, list[int]] = defaultdict(list)
         self.compared = 0
-        """Pairs of texts that had to be compared."""
+        """Pairs of texts that were compared."""
 
     def find(self, name: str, text: str) -> str | None:
-        """Return the name of an earlier text that this one nearly repeats, else remember it and return None."""
+        """Return the name of an earlier near duplicate; if there is none, add the text and return None."""
         words = re.findall(r"\w+", re.sub(r"([\u2e80-\uffff])", r" \1 ", text.casefold()))
-        length = 3 if len(words) >= _MIN_SHINGLES else max(1, len(words))
-        runs = {
-            zlib.crc32(" ".join(words[at : at + length]).encode())
-            for at in range(max(1, len(words) - length + 1))
-        }
-        sketch = sorted(runs)[:_SKETCH_SIZE]
-        array = np.array(sorted(runs), dtype=np.uint32)
-        rarest = sorted(sketch, key=lambda mark: len(self._with[mark]))[:_LOOKUPS]
-        for earlier in sorted({index for mark in rarest for index in self._with[mark]}):
-            if not _MIN_JACCARD <= len(array) / len(self._runs[earlier]) <= 1 / _MIN_JACCARD:
+        length = 3 if len(words) >= _MIN_WORDS else max(1, len(words))
+        hashes = sorted(
+            {
+                zlib.crc32(" ".join(words[start : start + length]).encode())
+                for start in range(max(1, len(words) - length + 1))
+            }
+        )
+        sketch, shingles = hashes[:_SKETCH_SIZE], np.array(hashes, dtype=np.uint32)
+        rarest = sorted(sketch, key=lambda value: len(self._by_hash[value]))[:_LOOKUPS]
+        for candidate in sorted({index for value in rarest for index in self._by_hash[value]}):
+            other = self._shingles[candidate]
+            if not _MIN_JACCARD <= len(shingles) / len(other) <= 1 / _MIN_JACCARD:
                 continue
             self.compared += 1
-            shared = len(np.intersect1d(array, self._runs[earlier], assume_unique=True))
-            if shared >= _MIN_JACCARD * (len(array) + len(self._runs[earlier]) - shared):
-                return self._names[earlier]
-        for mark in sketch:
-            self._with[mark].append(len(self._names))
-        self._runs.append(array)
+            num_shared = len(np.intersect1d(shingles, other, assume_unique=True))
+            if num_shared >= _MIN_JACCARD * (len(shingles) + len(other) - num_shared):
+                return self._names[candidate]
+        for value in sketch:
+            self._by_hash[value].append(len(self._names))
+        self._shingles.append(shingles)
         self._names.append(name)
         return None
 
@@ -74,14 +74,14 @@ Line = dict[str, Any]
 
 @dataclass(slots=True)
 class CollectedReplies:
-    """What a journal came to."""
+    """Conversations and side files of a journal."""
 
-    written: GeneratedData = field(default_factory=GeneratedData)
+    data: GeneratedData = field(default_factory=GeneratedData)
     provenance: list[Line] = field(default_factory=list)
-    """For each record of the data file: images, model, digests of prompt and run, whether it was repaired."""
+    """For each record: images, model, digests of prompt and run, number of replies."""
 
-    refused: list[Line] = field(default_factory=list)
-    """Replies that are not used, with the rule they break."""
+    rejected: list[Line] = field(default_factory=list)
+    """Rejected replies, with the rule that they break."""
 
     failed: list[Line] = field(default_factory=list)
     """Dialogues without a reply, with the reason."""
@@ -89,69 +89,67 @@ class CollectedReplies:
     seen: dict[Kind, NearDuplicateIndex] = field(
         default_factory=lambda: defaultdict(NearDuplicateIndex)
     )
-    """What was kept before, of each kind."""
+    """Accepted texts of each kind."""
 
 
 def collect(
     dialogues: Iterable[Dialogue],
     prompts: Mapping[Kind, TeacherPrompt],
     journal: Journal,
-    beside: Path,
+    relative_to: Path,
 ) -> CollectedReplies:
-    """Make conversations of every reply that was kept, in the order of the dialogues, however they came in.
+    """Build conversations of all accepted replies, in the order of the dialogues.
 
     Args:
-        dialogues: All that are asked for; others in the journal are passed over.
-        prompts: Whose requests for a description are drawn from.
-        journal: What the run did.
-        beside: Folder of the data file.
+        dialogues: All dialogues of the run; others in the journal are ignored.
+        prompts: Prompts with the requests for descriptions.
+        journal: Journal of the run.
+        relative_to: Folder of the data file.
     """
-    gathered = CollectedReplies()
+    collected = CollectedReplies()
     for dialogue in dialogues:
         entry = journal.entries.get(dialogue.id)
         if entry is None or entry.outcome is None:
             continue
-        who: Line = {"id": dialogue.id, "kind": dialogue.kind}
+        labels: Line = {"id": dialogue.id, "kind": dialogue.kind}
         if entry.outcome == "failed":
-            gathered.failed.append({**who, "rule": entry.rule, "reason": entry.detail})
-            gathered.written.rejected[f"{dialogue.kind}: {entry.rule}"] += 1
+            collected.failed.append({**labels, "rule": entry.rule, "reason": entry.detail})
+            collected.data.rejected[f"{dialogue.kind}: {entry.rule}"] += 1
             continue
-        heard = journal.replies(dialogue.id)
+        replies = journal.replies(dialogue.id)
         try:
             if entry.outcome == "rejected":
                 raise RejectedReply(entry.rule, entry.detail)
-            _add_reply(gathered, dialogue, heard, prompts, beside)
-        except RejectedReply as refusal:
-            reply = heard[-1].reply.text if heard else ""
-            told = str(refusal).removeprefix(refusal.rule).removeprefix(": ")
-            gathered.refused.append({**who, "rule": refusal.rule, "reason": told, "reply": reply})
-            gathered.written.rejected[f"{dialogue.kind}: {refusal.rule}"] += 1
-    return gathered
+            _add_reply(collected, dialogue, replies, prompts, relative_to)
+        except RejectedReply as rejection:
+            reply = replies[-1].reply.text if replies else ""
+            detail = str(rejection).removeprefix(rejection.rule).removeprefix(": ")
+            collected.rejected.append(
+                {**labels, "rule": rejection.rule, "reason": detail, "reply": reply}
+            )
+            collected.data.rejected[f"{dialogue.kind}: {rejection.rule}"] += 1
+    return collected
 
 
 def _add_reply(
-    gathered: CollectedReplies,
+    collected: CollectedReplies,
     dialogue: Dialogue,
-    heard: list[ReceivedReply],
+    replies: list[ReceivedReply],
     prompts: Mapping[Kind, TeacherPrompt],
-    beside: Path,
+    relative_to: Path,
 ) -> None:
-    """Add one conversation, and where it came from.
-
-    Raises:
-        ReplyRefusal: It nearly repeats an earlier one, or does not stand up to the rules as they are now.
-    """
-    last = heard[-1]
+    """Add a conversation and its provenance; reject near duplicates and what the current rules do not allow."""
+    last = replies[-1]
     requests = prompts[dialogue.kind].questions or ("",)
     exchanges = parse_checked_reply(
-        dialogue.kind, last.reply, lambda: _pick_request(requests, dialogue.rng)
+        dialogue.kind, last.reply, lambda: dialogue.rng.choice(requests)
     )
-    told = [text for text in all_texts(exchanges) if text not in requests]
-    if earlier := gathered.seen[dialogue.kind].find(dialogue.id, "\n".join(told)):
+    texts = [text for text in all_texts(exchanges) if text not in requests]
+    if earlier := collected.seen[dialogue.kind].find(dialogue.id, "\n".join(texts)):
         raise RejectedReply("near-duplicate", f"of {earlier}")
-    gathered.written.conversations.append(dialogue.conversation(exchanges, beside))
-    gathered.written.by_kind[dialogue.kind] += 1
-    gathered.provenance.append(
+    collected.data.conversations.append(dialogue.to_conversation(exchanges, relative_to))
+    collected.data.by_kind[dialogue.kind] += 1
+    collected.provenance.append(
         {
             "id": dialogue.id,
             "kind": dialogue.kind,
@@ -159,33 +157,26 @@ def _add_reply(
             "teacher": last.reply.model,
             "prompt": last.prompt,
             "run": last.run,
-            "replies": len(heard),
+            "replies": len(replies),
         }
     )
 
 
-def _pick_request(requests: tuple[str, ...], rng: random.Random) -> str:
-    """Draw a request for a description."""
-    return rng.choice(requests)
-
-
-def write_side_files(folder: Path, gathered: CollectedReplies) -> None:
-    """Write `provenance.jsonl`, `refused.jsonl` and `failed.jsonl`, each whole.
-
-    Raises:
-        OutputError: One could not be written.
-    """
-    lists = {
-        "provenance": gathered.provenance,
-        "rejected": gathered.refused,
-        "failed": gathered.failed,
+def write_side_files(folder: Path, collected: CollectedReplies) -> None:
+    """Write `provenance.jsonl`, `rejected.jsonl` and `failed.jsonl`, each atomically."""
+    files = {
+        "provenance": collected.provenance,
+        "rejected": collected.rejected,
+        "failed": collected.failed,
     }
-    for name, lines in lists.items():
-        write_atomic(folder / f"{name}.jsonl", "".join(_as_lines(lines)))
+    for name, lines in files.items():
+        write_atomic(folder / f"{name}.jsonl", "".join(_json_lines(lines)))
+    # Version 0.1 listed rejected replies in this file, which would be out of date now.
+    (folder / "refused.jsonl").unlink(missing_ok=True)
 
 
-def _as_lines(lines: Iterable[Line]) -> Iterator[str]:
-    """Yield lines of JSON; half a character, which a reply may hold, is written as its escape."""
+def _json_lines(lines: Iterable[Line]) -> Iterator[str]:
+    """Yield lines of JSON; a lone surrogate, which a reply may contain, is escaped."""
     for line in lines:
         text = json.dumps(line, ensure_ascii=False)
         try:

@@ -1,8 +1,8 @@
-"""Exchanges in, the first that is no whole text of its own: too short, broken off, going in circles, or copied.
+"""Checks that an answer is a complete text: long enough, not truncated, not repetitive, not copied.
 
-The bounds are set by texts that are known to be good: in the ninety answers that GPT-4 wrote for LLaVA-Bench (COCO) at
-most 3 % of the runs of four words come again, and of its thirty descriptions at least 71 % of the words stand outside
-runs of four from the image's captions.
+The limits are set by texts that are known to be good: in the ninety answers that GPT-4 wrote for LLaVA-Bench (COCO)
+at most 3 % of the 4-grams are repeated, and of its thirty descriptions at least 71 % of the words are outside 4-grams
+of the image's captions.
 """
 
 import re
@@ -13,161 +13,149 @@ from unicodedata import category
 from caldera.instructions.dialogues import Exchange, Kind
 from caldera.llm_client.client import RejectedReply
 
-_ENDS = re.compile(r"""[.!?…。！？:;"'”’)\]*`]\s*\Z""")  # noqa: RUF001 - Chinese signs
-_LISTED = re.compile(r"\A\s*(?:[-*•]|\d+[.)])\s")
+_END = re.compile(r"""[.!?…。！？:;"'”’)\]*`]\s*\Z""")  # noqa: RUF001 - Chinese punctuation
+_LIST_ITEM = re.compile(r"\A\s*(?:[-*•]|\d+[.)])\s")
 
 _MIN_LONG_ANSWER = 20
-"""Words from which an answer must end as sentences do."""
+"""Words from which an answer must end as a sentence does."""
 
 _MIN_DESCRIPTION = 8
-"""Words that a description has at least (16 characters in Chinese)."""
+"""Minimum words of a description (twice as many characters in Chinese)."""
 
 _MIN_SENTENCE_WORDS = 6
-"""Words (or Chinese characters) from which a sentence said twice is a circle and not an idiom."""
+"""Words (or Chinese characters) from which a repeated sentence counts; shorter ones may be idioms."""
 
 _NGRAM = 4
-"""Words of the runs that are counted to find circles and pasted captions."""
+"""Words of the n-grams that detect repetition and copied captions."""
 
 _MAX_REPEATED, _MIN_NGRAMS = 0.15, 40
-"""Share of runs that come again from which a text is a circle, in texts of so many words."""
+"""Maximum fraction of repeated n-grams, in texts of at least this many n-grams."""
 
 _MIN_ORIGINAL = 0.5
-"""Share of a description's words that have to be its own."""
+"""Minimum fraction of a description's words that are not copied from the captions."""
 
 _COPIED_NGRAM = 10
-"""Words in a row that nobody shares with a worked example by chance."""
+"""Words of an n-gram that two independent texts do not share."""
 
-_SEVERAL = re.compile(
+_SEVERAL_IMAGES = re.compile(
     r"\b(?:pictures|images|photos|scenes|both|neither|of them|in common|differ\w*)\b"
     r"|\bwhich (?:one|picture|image|photo|scene)\b|都|哪|每|两|共同|不同|相同",
     re.IGNORECASE,
 )
-"""Words that speak of several images at once."""
+"""Words that refer to several images at once."""
 
 _LETTERS = re.compile(
     r"(?<![A-Za-z])[B-H](?![A-Za-z])"
     r"|(?:(?<=[a-z,;] )|(?<=[图片和与、]))A(?![A-Za-z])"
     r"|(?<![A-Za-z])A(?= (?:and|or|is|shows|has|does)\b|\s?[、和与中里比])"
 )
-"""The letters of images; 'A' where it can be no article, as those in the middle of a sentence are small."""
+"""The letters of images; 'A' only where it cannot be an article, which is lower case within a sentence."""
+
+# Feedback is model input: its wording belongs to the data.
+_TOO_SHORT_FEEDBACK = "That is too short. Describe the picture in detail."
+_PASTED_FEEDBACK = (
+    "You repeated what you were given. Describe the picture in words of your own, with places."
+)
+_ONE_IMAGE_FEEDBACK = (
+    "Each question must need at least two of the pictures. Write it all again; call them by letter."
+)
+_EXAMPLE_FEEDBACK = "You copied from an example. Write all of it again, about this picture alone."
 
 
 def check_complete(kind: Kind, answer: str) -> None:
-    """Check that an answer is long enough and has an end.
-
-    Raises:
-        ReplyRefusal: It is too short for a description, or breaks off.
-    """
-    words = len(answer.split())
-    wide = sum(ord(char) >= 0x2E80 for char in answer)
-    if kind == "detail" and words < _MIN_DESCRIPTION and wide < 2 * _MIN_DESCRIPTION:
-        raise RejectedReply(
-            "too short",
-            f"{words} words",
-            feedback="That is too short. Describe the image in detail.",
-        )
-    last = answer.rstrip().rsplit("\n", 1)[-1]
-    ended = _ENDS.search(answer) or _LISTED.match(last) or category(last[-1:] or " ") == "So"
-    if max(words, wide // 2) >= _MIN_LONG_ANSWER and not ended:
+    """Raise RejectedReply if an answer is too short for a description, or truncated."""
+    num_words = len(answer.split())
+    num_wide = sum(ord(char) >= 0x2E80 for char in answer)
+    if kind == "detail" and num_words < _MIN_DESCRIPTION and num_wide < 2 * _MIN_DESCRIPTION:
+        raise RejectedReply("too short", f"{num_words} words", feedback=_TOO_SHORT_FEEDBACK)
+    last_line = answer.rstrip().rsplit("\n", 1)[-1]
+    ends = _END.search(answer) or _LIST_ITEM.match(last_line)
+    # An emoji may end a text, too.
+    ends = ends or category(last_line[-1:] or " ") == "So"
+    if max(num_words, num_wide // 2) >= _MIN_LONG_ANSWER and not ends:
         raise RejectedReply("breaks off", f"it ends with {answer[-30:]!r}")
 
 
 def check_repetition(exchanges: Sequence[Exchange]) -> None:
-    """Check that no question is asked twice, no sentence of some length said twice, and that no answer goes round.
+    """Raise RejectedReply if a question or a long sentence is repeated, or an answer repeats many n-grams.
 
-    Raises:
-        ReplyRefusal: Something is; small models go in circles until they are cut off.
+    Small models repeat themselves until they reach the maximum length.
     """
-    asked = Counter(" ".join(word_tokens(each.question)) for each in exchanges)
-    for question, times in asked.items():
-        if times > 1:
-            raise RejectedReply("circles", f"it asks {times} times: {question[:60]!r}")
-    said = Counter(
+    questions = Counter(" ".join(word_tokens(exchange.question)) for exchange in exchanges)
+    for question, count in questions.items():
+        if count > 1:
+            raise RejectedReply("circles", f"a question {count} times: {question[:60]!r}")
+    sentences = Counter(
         sentence
-        for each in exchanges
-        for part in re.split(r"(?<=[.!?。！？])\s*|\n+", each.answer)  # noqa: RUF001 - Chinese signs
+        for exchange in exchanges
+        for part in re.split(r"(?<=[.!?。！？])\s*|\n+", exchange.answer)  # noqa: RUF001 - Chinese punctuation
         if len(sentence := word_tokens(part)) >= _MIN_SENTENCE_WORDS
     )
-    for sentence, times in said.items():
-        if times > 1:
-            raise RejectedReply("circles", f"it says {times} times: {' '.join(sentence)[:60]!r}")
-    for each in exchanges:
-        runs = _ngrams(each.answer, _NGRAM)
-        again = 1 - len(set(runs)) / len(runs) if len(runs) >= _MIN_NGRAMS else 0.0
-        if again > _MAX_REPEATED:
-            raise RejectedReply("circles", f"{again:.0%} of all runs of {_NGRAM} words come again")
+    for sentence, count in sentences.items():
+        if count > 1:
+            text = " ".join(sentence)
+            raise RejectedReply("circles", f"a sentence {count} times: {text[:60]!r}")
+    for exchange in exchanges:
+        ngrams = _ngrams(exchange.answer, _NGRAM)
+        repeated = 1 - len(set(ngrams)) / len(ngrams) if len(ngrams) >= _MIN_NGRAMS else 0.0
+        if repeated > _MAX_REPEATED:
+            raise RejectedReply("circles", f"{repeated:.0%} of all {_NGRAM}-grams are repetitions")
 
 
 def check_not_copied(answer: str, captions: str) -> None:
-    """Check that a description is more than its image's captions, one after the other.
-
-    Raises:
-        ReplyRefusal: Less than half of its words are its own.
-    """
-    known = _caption_ngrams(captions, _NGRAM)
+    """Raise RejectedReply if most words of a description are copied from its image's captions."""
+    caption_ngrams = _caption_ngrams(captions, _NGRAM)
     words = word_tokens(answer)
-    pasted = {
-        at + step
-        for at, run in enumerate(_ngrams(answer, _NGRAM))
-        if run in known
-        for step in range(_NGRAM)
+    copied = {
+        start + offset
+        for start, ngram in enumerate(_ngrams(answer, _NGRAM))
+        if ngram in caption_ngrams
+        for offset in range(_NGRAM)
     }
-    if words and 1 - len(pasted) / len(words) < _MIN_ORIGINAL:
+    if words and 1 - len(copied) / len(words) < _MIN_ORIGINAL:
         raise RejectedReply(
             "pasted",
-            f"{len(pasted)} of {len(words)} words stand in the captions in the same order",
-            feedback="You repeated what you were given. Describe the image in words of your own, with places.",
+            f"{len(copied)} of {len(words)} words are in the captions in the same order",
+            feedback=_PASTED_FEEDBACK,
         )
 
 
 def check_uses_several_images(exchanges: Sequence[Exchange]) -> None:
-    """Check that each exchange calls two images by letter, or speaks of several at once.
-
-    Raises:
-        ReplyRefusal: One speaks of one image alone.
-    """
-    for each in exchanges:
-        text = f"{each.question}\n{each.answer}"
-        letters = {"A" if "A" in found[0] else found[0] for found in _LETTERS.finditer(text)}
-        if len(letters) < 2 and not _SEVERAL.search(text):
+    """Raise RejectedReply if an exchange neither names two images by letter nor refers to several at once."""
+    for exchange in exchanges:
+        text = f"{exchange.question}\n{exchange.answer}"
+        letters = {"A" if "A" in match[0] else match[0] for match in _LETTERS.finditer(text)}
+        if len(letters) < 2 and not _SEVERAL_IMAGES.search(text):
             raise RejectedReply(
                 "one image",
-                f"{each.question[:60]!r} needs one image alone",
-                feedback="Each question must need at least two of the images. Write it all again; call them by letter.",
+                f"{exchange.question[:60]!r} needs one image only",
+                feedback=_ONE_IMAGE_FEEDBACK,
             )
 
 
 class CopiedExampleCheck:
-    """Knows what a teacher was shown, and finds what was copied from it."""
+    """Check for texts that are copied from a prompt's examples or system message."""
 
     def __init__(self, system: str, texts: Sequence[str]) -> None:
-        """Take the system message, whose lines show the form, and the examples' images and replies."""
+        """Index the lines of the system message, which show the format, and the examples' images and replies."""
         self._lines = {word_tokens(line) for line in system.split("\n")} - {()}
-        self._runs = {run for text in texts for run in _ngrams(text, _COPIED_NGRAM)}
+        self._ngrams = {ngram for text in texts for ngram in _ngrams(text, _COPIED_NGRAM)}
 
     def check(self, texts: Sequence[str], captions: str) -> None:
-        """Check that nothing of some length was copied, other than the image's own captions, and no placeholder.
-
-        Raises:
-            ReplyRefusal: A text is a line of the system message, or a run of words stands in an example too.
-        """
+        """Raise RejectedReply for a line of the system message, or an n-gram of an example that no caption has."""
         for text in texts:
             if word_tokens(text) in self._lines:
-                raise RejectedReply("placeholder", f"it says {text[:40]!r}")
-        known = _caption_ngrams(captions, _COPIED_NGRAM)
+                raise RejectedReply("placeholder", f"{text[:40]!r} is a line of the system message")
+        caption_ngrams = _caption_ngrams(captions, _COPIED_NGRAM)
         for text in texts:
-            for run in _ngrams(text, _COPIED_NGRAM):
-                if run in self._runs and run not in known:
+            for ngram in _ngrams(text, _COPIED_NGRAM):
+                if ngram in self._ngrams and ngram not in caption_ngrams:
+                    copied = " ".join(ngram)
                     raise RejectedReply(
                         "example",
-                        f"it copies {' '.join(run)!r} from a worked example",
-                        feedback="You copied from an example. Write all of it again, about this image alone.",
+                        f"{copied!r} is copied from an example",
+                        feedback=_EXAMPLE_FEEDBACK,
                     )
-
-
-def _caption_ngrams(captions: str, length: int) -> set[tuple[str, ...]]:
-    """Return the runs of so many words that stand in captions, each a line."""
-    return {run for caption in captions.split("\n") for run in _ngrams(caption, length)}
 
 
 def word_tokens(text: str) -> tuple[str, ...]:
@@ -176,6 +164,11 @@ def word_tokens(text: str) -> tuple[str, ...]:
 
 
 def _ngrams(text: str, length: int) -> list[tuple[str, ...]]:
-    """List all runs of so many words."""
+    """Return all n-grams of `length` words in a text."""
     words = word_tokens(text)
-    return [words[at : at + length] for at in range(len(words) - length + 1)]
+    return [words[start : start + length] for start in range(len(words) - length + 1)]
+
+
+def _caption_ngrams(captions: str, length: int) -> set[tuple[str, ...]]:
+    """Return the n-grams of `length` words in captions, one caption per line."""
+    return {ngram for caption in captions.split("\n") for ngram in _ngrams(caption, length)}

@@ -1,8 +1,8 @@
-"""All rules, first-person-viewer wording.
+"""All checks of a reply, and the check that it speaks as someone who sees the image.
 
-A reply may not name what it was made from (captions, boxes, coordinates), speak of the task or of itself, carry marks
-of the request, or answer that nothing is known: LLaVA's rules allow only questions with a definite answer
-(arXiv 2304.08485, table 13). Judged in English and Chinese.
+A reply may not mention its sources (captions, boxes, coordinates), the task or the model itself, contain markup of
+the prompt, or answer that something is unknown: LLaVA's rules allow only questions with a definite answer (arXiv
+2304.08485, table 13). English and Chinese are checked.
 """
 
 import re
@@ -56,64 +56,64 @@ _NO_INFORMATION = re.compile(
     re.IGNORECASE,
 )
 
+_SOURCE_FEEDBACK = (
+    "You said {match!r}. Write it all again as one who looks at the picture, and do not mention captions, sentences, "
+    "descriptions or boxes."
+)
+_PATTERNS: tuple[tuple[str, re.Pattern[str], str], ...] = (
+    (
+        "coordinates",
+        _COORDINATES,
+        "You gave coordinates. Write it all again and say in plain words where things are.",
+    ),
+    ("declines", _REFUSALS, ""),
+    ("marks", _PROMPT_MARKUP, ""),
+    (
+        "task",
+        _MENTIONS_TASK,
+        "You said {match!r}. Write it all again and speak of the picture alone.",
+    ),
+    (
+        "nothing definite",
+        _NO_INFORMATION,
+        "You said {match!r}. Write it all again, and ask only what has a definite answer.",
+    ),
+)
+"""Rule, pattern that breaks it, and feedback, which is model input: its wording belongs to the data."""
+
 
 def check_perspective(text: str, captions: str) -> None:
-    """Check that a question or an answer speaks as one who sees.
+    """Raise RejectedReply if a text does not speak as someone who sees the image.
 
     Args:
         text: The question or the answer.
-        captions: Of the images; a word that they use themselves is no leak.
-
-    Raises:
-        ReplyRefusal: It names its source, gives coordinates, declines, carries marks, speaks of the task, or knows
-            nothing.
+        captions: The image's captions; a word for a source that is in a caption is allowed.
     """
     text = text.replace("\u2019", "'")
     sources: list[str] = _MENTIONS_SOURCE.findall(text)
-    if leak := next((name for name in sources if name.lower() not in captions.lower()), ""):
-        raise RejectedReply(
-            "source",
-            f"it says {leak!r}",
-            feedback=f"You said {leak!r}. Write it all again as one who looks at the image, and do not mention "
-            "captions, sentences, descriptions or boxes.",
-        )
-    if found := _COORDINATES.search(text):
-        raise RejectedReply(
-            "coordinates",
-            f"it says {found[0]!r}",
-            feedback="You gave coordinates. Write it all again and say in plain words where things are.",
-        )
-    if found := _REFUSALS.search(text):
-        raise RejectedReply("declines", f"it says {found[0]!r}")
-    if found := _PROMPT_MARKUP.search(text):
-        raise RejectedReply("marks", f"it says {found[0].strip()!r}")
-    if found := _MENTIONS_TASK.search(text):
-        raise RejectedReply(
-            "task",
-            f"it says {found[0]!r}",
-            feedback=f"You said {found[0]!r}. Write it all again and speak of the image alone.",
-        )
-    if found := _NO_INFORMATION.search(text):
-        raise RejectedReply(
-            "nothing definite",
-            f"it says {found[0]!r}",
-            feedback=f"You said {found[0]!r}. Write it all again, and ask only what has a definite answer.",
-        )
+    for source in sources:
+        if source.lower() not in captions.lower():
+            feedback = _SOURCE_FEEDBACK.format(match=source)
+            raise RejectedReply("source", f"it contains {source!r}", feedback=feedback)
+    for rule, pattern, feedback in _PATTERNS:
+        if match := pattern.search(text):
+            content = match[0].strip() if rule == "marks" else match[0]
+            raise RejectedReply(
+                rule, f"it contains {content!r}", feedback=feedback.format(match=content)
+            )
 
 
-def parse_checked_reply(kind: Kind, reply: Reply, ask: Callable[[], str]) -> list[Exchange]:
-    """Read a reply that ended as it should.
-
-    Raises:
-        ReplyRefusal: It was cut off or filtered, is empty, breaks the form, or says the mark of an image.
-    """
+def parse_checked_reply(
+    kind: Kind, reply: Reply, pick_question: Callable[[], str]
+) -> list[Exchange]:
+    """Parse a reply; reject one that is truncated, filtered, empty or malformed, or contains `<image>`."""
     if reply.finish == "length":
-        raise RejectedReply("cut off", "the reply reached the longest that was allowed")
+        raise RejectedReply("cut off", "the reply reached the maximum length")
     if reply.finish == "content_filter":
         raise RejectedReply("content filter")
-    exchanges = parse_reply(kind, reply.text, ask)
+    exchanges = parse_reply(kind, reply.text, pick_question)
     if any(IMAGE_PLACEHOLDER in text for text in all_texts(exchanges)):
-        raise RejectedReply("image mark", f"it says {IMAGE_PLACEHOLDER}")
+        raise RejectedReply("image mark", f"it contains {IMAGE_PLACEHOLDER}")
     try:
         reply.text.encode()
     except UnicodeEncodeError:
@@ -122,15 +122,14 @@ def parse_checked_reply(kind: Kind, reply: Reply, ask: Callable[[], str]) -> lis
 
 
 def all_texts(exchanges: Sequence[Exchange]) -> list[str]:
-    """List every question and answer."""
-    return [text for each in exchanges for text in (each.question, each.answer)]
+    """Return every question and answer."""
+    return [text for exchange in exchanges for text in (exchange.question, exchange.answer)]
 
 
 class ReplyChecker:
-    """Judges exchanges by every rule, in one order: form of speech, wholeness, truth."""
+    """Check of replies by all rules, in a fixed order: perspective, completeness, grounding."""
 
     def __init__(self, annotations: AnnotationSet, prompts: Mapping[Kind, TeacherPrompt]) -> None:
-        """Take what is known of the images, and what the teacher was shown as examples."""
         self._categories = annotations.categories
         self._examples = {
             kind: CopiedExampleCheck(
@@ -140,17 +139,13 @@ class ReplyChecker:
         }
 
     def __call__(self, dialogue: Dialogue, reply: Reply) -> None:
-        """Judge a reply; the question of a description is drawn later.
-
-        Raises:
-            ReplyRefusal: It breaks a rule.
-        """
+        """Raise RejectedReply if a reply breaks a rule; the question of a description is sampled later."""
         exchanges = parse_checked_reply(dialogue.kind, reply, lambda: "?")
         captions = "\n".join(text for image in dialogue.images for text in image.captions)
-        for each in exchanges:
-            for text in all_texts([each]):
-                check_perspective(text, captions)
-            check_complete(dialogue.kind, each.answer)
+        for exchange in exchanges:
+            check_perspective(exchange.question, captions)
+            check_perspective(exchange.answer, captions)
+            check_complete(dialogue.kind, exchange.answer)
         self._examples[dialogue.kind].check(all_texts(exchanges), captions)
         check_repetition(exchanges)
         if dialogue.kind == "detail":

@@ -1,4 +1,4 @@
-"""Run an LLM teacher; cost plan; run fingerprint."""
+"""LLM teacher: configuration, cost estimate, run fingerprint, and the run itself."""
 
 import asyncio
 import hashlib
@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -17,7 +18,13 @@ from caldera.conversation import write_conversations
 from caldera.errors import InputError, LLMClientError, UsageError
 from caldera.files.atomic import lock_folder, write_json
 from caldera.files.fingerprint import describe_changes, json_fingerprint
-from caldera.instructions.dialogues import Dialogue, GeneratedData, Kind, count_dialogues, dialogues
+from caldera.instructions.dialogues import (
+    Dialogue,
+    GeneratedData,
+    Kind,
+    count_dialogues,
+    plan_dialogues,
+)
 from caldera.instructions.llm_teacher.collect import CollectedReplies, collect, write_side_files
 from caldera.instructions.llm_teacher.prompts import TeacherPrompt, load_prompts
 from caldera.instructions.llm_teacher.reply_checks import ReplyChecker
@@ -26,76 +33,10 @@ from caldera.llm_client.client import LLMClient, RequestConfig
 from caldera.llm_client.journal import Journal, ReplayClient
 from caldera.llm_client.openai_client import OPENAI_URL, OpenAIClient
 from caldera.llm_client.runner import LLMRequest, RequestRunner, RunnerConfig
+from caldera.overrides import with_current_names
 from caldera.progress import Progress
 
 Fingerprint = dict[str, str]
-
-
-def fingerprint_of(
-    model: str,
-    prompts: Mapping[Kind, TeacherPrompt],
-    sending: RequestConfig,
-    images: Iterable[AnnotatedImage],
-) -> Fingerprint:
-    """Gather what a reply depends on; where it is fetched from, and how fast, does not count."""
-    return {
-        "model": model,
-        "temperature": str(sending.temperature),
-        "top_p": str(sending.top_p),
-        "seed": str(sending.seed),
-        "max_tokens": str(sending.max_tokens),
-        "max_repairs": str(sending.max_repairs),
-        "annotations": _digest_of(images),
-        "caldera": __version__,
-        **{f"prompt of {kind}": prompt.digest for kind, prompt in prompts.items()},
-    }
-
-
-def digest_of(identity: Fingerprint) -> str:
-    """Return twelve characters that stand for an identity."""
-    return json_fingerprint(identity, 12)
-
-
-def check_or_write(path: Path, identity: Fingerprint, *, allow_mixed: bool) -> None:
-    """Write down who this run is, or compare with who it was.
-
-    A kind that was not asked for before is added. What differs is refused, unless mixing is allowed; then both stand in
-    the file, and every reply names its own by digest.
-
-    Raises:
-        UsageError: Something differs.
-        InputError: The file is broken.
-    """
-    try:
-        before: list[Fingerprint] = json.loads(path.read_text()) if path.exists() else []
-        known = [dict[str, str](each) for each in before]
-    except (ValueError, TypeError, OSError) as error:
-        raise InputError(f"{path} is broken ({error}); choose another --out") from error
-    if identity in known:
-        return
-    latest = known[-1] if known else {}
-    # A kind that was not requested before, or is not requested now, is no change.
-    shared = latest.keys() & identity.keys()
-    changes = describe_changes(
-        {key: latest[key] for key in identity if key in shared},
-        {key: identity[key] for key in identity if key in shared},
-    )
-    if changes and not allow_mixed:
-        raise UsageError(
-            f"{path.parent} holds replies made with other settings ({changes}); choose another --out, or mix them "
-            "with --allow-mixed"
-        )
-    write_json(path, [*known, identity])
-
-
-def _digest_of(images: Iterable[AnnotatedImage]) -> str:
-    """Return twelve characters that stand for all annotations."""
-    total = hashlib.sha256()
-    for image in images:
-        told = (image.id, image.path.name, image.captions, image.instances)
-        total.update(repr(told).encode("utf-8", "surrogatepass"))
-    return total.hexdigest()[:12]
-
 
 LLAVA_KIND_SHARES: dict[Kind, float] = {
     "conversation": 58 / 77,
@@ -103,161 +44,201 @@ LLAVA_KIND_SHARES: dict[Kind, float] = {
     "reasoning": 1.0,
     "context": 23 / 77,
 }
-"""Shares in the proportion of LLaVA's 158,000: 58 conversations, 23 descriptions, 77 of reasoning; context, which LLaVA
-has not, as often as descriptions."""
+"""Shares in the proportions of LLaVA's 158,000: 58 conversations, 23 descriptions, 77 of reasoning; context, which
+LLaVA does not have, as often as descriptions."""
 
 _BLOCK_SIZE = 400
-"""Dialogues of which those of a kind are asked for one after the other."""
+"""Dialogues within which those of a kind are requested in a row."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LLMTeacherConfig:
-    """A language model as teacher."""
+    """Model, prompts, request settings and budget of an LLM teacher."""
 
     teacher: str = "openai"
-    """A name in ENDPOINTS."""
+    """A name in LLM_CLIENTS."""
 
     base_url: str = OPENAI_URL
     model: str = ""
     key: SecretStr | None = None
     prompts: Path | None = None
-    """The user's own prompts; None for those shipped."""
+    """The user's own prompts; None: the packaged ones."""
 
     language: str = "english"
-    sending: RequestConfig = field(default_factory=RequestConfig)
+    request_config: RequestConfig = field(default_factory=RequestConfig)
     price: Price | None = None
     no_price: bool = False
-    """Whether the user said that the price does not matter."""
+    """Allow requests without a price."""
 
     max_cost: float | None = None
     max_requests: int | None = None
     allow_changed_run: bool = False
+    """Resume a run whose model, parameters, prompts or annotations were others."""
+
     replay_from: Path | None = None
-    """For the teacher replay: a run's folder or journal."""
+    """Run folder or journal for the teacher `replay`."""
 
 
 @dataclass(frozen=True, slots=True)
 class CostEstimate:
-    """What a run would send."""
+    """Estimated requests, tokens and cost of a run."""
 
     dialogues: Counter[Kind]
     prompt_tokens: int
-    """Estimated."""
-
     reply_tokens: int
-    """Estimated from the examples' replies."""
+    """Estimated from the replies of the examples."""
 
-    most_reply_tokens: int
+    max_reply_tokens: int
     cost: float | None
-    """Estimated; None where the price is not known."""
+    """None if the price is unknown."""
 
-    most_cost: float | None
-    """What it cannot exceed if no request is repeated."""
+    max_cost: float | None
+    """Upper bound if no request is repeated."""
 
 
-def _openai(order: LLMTeacherConfig) -> LLMClient:
-    """Make the openai endpoint.
+def fingerprint_of(
+    model: str,
+    prompts: Mapping[Kind, TeacherPrompt],
+    config: RequestConfig,
+    images: Iterable[AnnotatedImage],
+) -> Fingerprint:
+    """Return everything that replies depend on; address and speed are not part of it."""
+    return {
+        "model": model,
+        "temperature": str(config.temperature),
+        "top_p": str(config.top_p),
+        "seed": str(config.seed),
+        "max_tokens": str(config.max_tokens),
+        "max_repairs": str(config.max_repairs),
+        "annotations": _digest_of_images(images),
+        "caldera": __version__,
+        **{f"prompt of {kind}": prompt.digest for kind, prompt in prompts.items()},
+    }
+
+
+def _digest_of_images(images: Iterable[AnnotatedImage]) -> str:
+    """Return a digest of all annotations."""
+    digest = hashlib.sha256()
+    for image in images:
+        content = repr((image.id, image.path.name, image.captions, image.instances))
+        # Version 0.1 called the field `crowd`; its digests stay valid.
+        content = content.replace(", is_crowd=", ", crowd=")
+        digest.update(content.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:12]
+
+
+def digest_of(fingerprint: Fingerprint) -> str:
+    """Return the digest of a fingerprint, twelve characters."""
+    return json_fingerprint(fingerprint, 12)
+
+
+def check_or_write(path: Path, fingerprint: Fingerprint, *, allow_changed_run: bool) -> str:
+    """Compare a run's fingerprint with the stored ones, add it if it is new, and return its digest.
+
+    Changed values are an error unless `allow_changed_run`; then the file holds both fingerprints, and every reply names
+    its own by digest. The prompt of another kind is no change, nor is another version of caldera.
 
     Raises:
-        UsageError: No model is named, or OpenAI itself is asked without a key.
+        UsageError: A value changed.
+        InputError: The file is invalid.
     """
-    if not order.model:
-        raise UsageError("the openai teacher needs the name of a model; give --model")
-    if order.base_url.rstrip("/") == OPENAI_URL and not order.key:
+    try:
+        content: list[Fingerprint] = json.loads(path.read_text()) if path.exists() else []
+        stored = [dict[str, str](entry) for entry in content]
+    except (ValueError, TypeError, OSError) as error:
+        raise InputError(f"{path} is invalid ({error}); choose another --out") from error
+    current: list[Fingerprint] = with_current_names(stored)
+    if fingerprint in current:
+        return digest_of(stored[current.index(fingerprint)])
+    latest = current[-1] if current else {}
+    compared = (fingerprint.keys() & latest.keys()) - {"caldera"}
+    changes = describe_changes(
+        {key: latest[key] for key in fingerprint if key in compared},
+        {key: fingerprint[key] for key in fingerprint if key in compared},
+    )
+    if changes and not allow_changed_run:
         raise UsageError(
-            "there is no key for OpenAI; set OPENAI_API_KEY, or name a server of your own with --base-url"
+            f"{path.parent} has replies made with other settings ({changes}); choose another --out, or mix them with "
+            "--allow-changed-run"
         )
-    return OpenAIClient(order.base_url, order.model, order.key, order.sending)
+    write_json(path, [*stored, fingerprint])
+    return digest_of(fingerprint)
 
 
-def _replay(order: LLMTeacherConfig) -> LLMClient:
-    """Make the replay endpoint.
+def _openai_client(config: LLMTeacherConfig) -> LLMClient:
+    """Return a client of an OpenAI-compatible server."""
+    if not config.model:
+        raise UsageError("the openai teacher needs the name of a model; pass --model")
+    if config.base_url.rstrip("/") == OPENAI_URL and not config.key:
+        raise UsageError(
+            "there is no API key for OpenAI; set OPENAI_API_KEY, or pass the address of your own server with --base-url"
+        )
+    return OpenAIClient(config.base_url, config.model, config.key, config.request_config)
 
-    Raises:
-        UsageError: No journal is given.
-    """
-    if order.replay_from is None:
-        raise UsageError("the replay teacher needs the run that it repeats; give --recorded FOLDER")
-    return ReplayClient(order.replay_from)
+
+def _replay_client(config: LLMTeacherConfig) -> LLMClient:
+    """Return a client that replays an earlier run."""
+    if config.replay_from is None:
+        raise UsageError("the replay teacher needs an earlier run; pass --replay-from FOLDER")
+    return ReplayClient(config.replay_from)
 
 
 LLM_CLIENTS: dict[str, Callable[[LLMTeacherConfig], LLMClient]] = {
-    "openai": _openai,
-    "replay": _replay,
+    "openai": _openai_client,
+    "replay": _replay_client,
 }
-"""Makers of language models by exact name."""
+"""Constructors of LLM clients, by exact name."""
 
 
 def run_folder(out: Path) -> Path:
-    """Return the folder of a data file's run: data.json -> data.run."""
+    """Return the run folder of a data file: data.json -> data.run."""
     return out.with_suffix(".run")
 
 
 def check_kinds(kinds: Mapping[Kind, float]) -> None:
-    """Check that a language model is asked for what it can write.
-
-    Raises:
-        UsageError: A kind has no prompts.
-    """
+    """Raise UsageError for a kind without prompts."""
     for kind in kinds:
         if kind not in LLAVA_KIND_SHARES:
             raise UsageError(
-                f"a language model writes {', '.join(LLAVA_KIND_SHARES)}, not {kind}; leave it out or use --teacher scripted"
+                f"an LLM teacher writes {', '.join(LLAVA_KIND_SHARES)}, not {kind}; remove it or use --teacher scripted"
             )
 
 
 def estimate_cost(
-    order: LLMTeacherConfig, annotations: AnnotationSet, kinds: Mapping[Kind, float], seed: int
+    config: LLMTeacherConfig, annotations: AnnotationSet, kinds: Mapping[Kind, float], seed: int
 ) -> CostEstimate:
-    """Tell what would be sent, and about what it would cost; nothing is."""
+    """Estimate what a run would send, and its cost, without sending anything."""
     check_kinds(kinds)
-    prompts = load_prompts([*kinds], order.language, order.prompts)
-    usual = {kind: _usual_reply(prompt, order.sending) for kind, prompt in prompts.items()}
-    sent = replied = most_sent = 0
-    for dialogue in dialogues(annotations.images, kinds, seed):
+    prompts = load_prompts([*kinds], config.language, config.prompts)
+    mean_reply = {kind: _mean_reply_tokens(prompt, config) for kind, prompt in prompts.items()}
+    counts = Counter[Kind]()
+    prompt_tokens = max_prompt_tokens = reply_tokens = 0
+    for dialogue in plan_dialogues(annotations.images, kinds, seed):
         messages = prompts[dialogue.kind].messages(dialogue.kind, dialogue.images)
-        sent += sum(estimate_tokens(message["content"]) for message in messages)
-        most_sent += max_tokens_of(messages)
-        replied += usual[dialogue.kind]
-    counts = count_dialogues(annotations.images, kinds, seed)
-    most = counts.total() * order.sending.max_tokens
-    price = order.price
+        counts[dialogue.kind] += 1
+        prompt_tokens += sum(estimate_tokens(message["content"]) for message in messages)
+        max_prompt_tokens += max_tokens_of(messages)
+        reply_tokens += mean_reply[dialogue.kind]
+    max_reply_tokens = counts.total() * config.request_config.max_tokens
+    price = config.price
     return CostEstimate(
-        counts, sent, replied, most,
-        price.of(sent, replied) if price else None, price.of(most_sent, most) if price else None,
-    )  # fmt: skip
+        counts,
+        prompt_tokens,
+        reply_tokens,
+        max_reply_tokens,
+        price.cost(prompt_tokens, reply_tokens) if price else None,
+        price.cost(max_prompt_tokens, max_reply_tokens) if price else None,
+    )
 
 
-def _usual_reply(prompt: TeacherPrompt, sending: RequestConfig) -> int:
-    """Estimate how many tokens a reply has, by the examples."""
+def _mean_reply_tokens(prompt: TeacherPrompt, config: LLMTeacherConfig) -> int:
+    """Return the mean length of the examples' replies."""
     lengths = [estimate_tokens(reply) for _, reply in prompt.examples]
-    return round(sum(lengths) / len(lengths)) if lengths else sending.max_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class _DialogueSet:
-    """What is to be written."""
-
-    annotations: AnnotationSet
-    kinds: Mapping[Kind, float]
-    seed: int
-
-    def dialogues(self) -> Iterator[Dialogue]:
-        """Yield every dialogue, fresh."""
-        return dialogues(self.annotations.images, self.kinds, self.seed)
-
-    def in_order(self) -> Iterator[Dialogue]:
-        """Yield every dialogue, hundreds at a time with those of a kind together.
-
-        They share the beginning of their requests, which a server may keep; a run that ends early still has every kind.
-        """
-        waiting = self.dialogues()
-        while some := list(islice(waiting, _BLOCK_SIZE)):
-            yield from sorted(some, key=lambda dialogue: dialogue.kind)
+    return round(sum(lengths) / len(lengths)) if lengths else config.request_config.max_tokens
 
 
 def generate_with_llm(
-    order: LLMTeacherConfig,
+    config: LLMTeacherConfig,
     annotations: AnnotationSet,
     kinds: Mapping[Kind, float],
     *,
@@ -265,110 +246,112 @@ def generate_with_llm(
     out: Path,
     progress: Progress,
 ) -> GeneratedData:
-    """Have a language model write a data file; started again, it goes on where it was.
+    """Write a data file with an LLM teacher; resume the run if there is one.
 
     Raises:
-        UsageError: The order cannot be carried out, or replies made otherwise stand where these would.
-        TeacherError: The teacher or the budget ended the run; what was finished is in `out`.
-        InputError: Not one reply could be used.
-        OutputError: Something could not be written.
+        UsageError: The configuration is invalid, or the run folder has replies made with other settings.
+        LLMClientError: The teacher or the budget ended the run; finished dialogues are in `out`.
+        InputError: Every reply was rejected.
+        OutputError: A file could not be written.
     """
     check_kinds(kinds)
-    prompts = load_prompts([*kinds], order.language, order.prompts)
-    _check_price(order)
-    endpoint = LLM_CLIENTS[order.teacher](order)
-    folder, task = run_folder(out), _DialogueSet(annotations, kinds, seed)
-    model = order.model if order.teacher == "openai" else f"replay of {order.replay_from}"
-    identity = fingerprint_of(model, prompts, order.sending, annotations.images)
+    prompts = load_prompts([*kinds], config.language, config.prompts)
+    if config.teacher == "openai" and config.price is None and not config.no_price:
+        raise UsageError(
+            "the price of the model is unknown; pass --price PROMPT,REPLY (money for a million tokens each; 0,0 for a "
+            "server of your own), or --no-price to count no money"
+        )
+    client = LLM_CLIENTS[config.teacher](config)
+    model = config.model if config.teacher == "openai" else f"replay of {config.replay_from}"
+    fingerprint = fingerprint_of(model, prompts, config.request_config, annotations.images)
+    # Planned anew for each use, as every dialogue has a fresh random generator.
+    dialogues = partial(plan_dialogues, annotations.images, kinds, seed)
+    folder = run_folder(out)
     with lock_folder(folder):
-        check_or_write(folder / "run.json", identity, allow_mixed=order.allow_changed_run)
+        run = check_or_write(
+            folder / "run.json", fingerprint, allow_changed_run=config.allow_changed_run
+        )
         journal = Journal(folder / "journal.jsonl")
         try:
-            means = RunnerConfig(
-                endpoint=endpoint,
+            runner_config = RunnerConfig(
+                client=client,
                 request=_request_builder(prompts),
                 check=ReplyChecker(annotations, prompts),
                 journal=journal,
-                budget=_budget(order, journal),
-                sending=order.sending,
-                run=digest_of(identity),
+                budget=_budget(config, journal),
+                request_config=config.request_config,
+                run=run,
             )
             total = count_dialogues(annotations.images, kinds, seed).total()
-            before = sum(journal.is_decided(dialogue.id) for dialogue in task.dialogues())
-            with progress.task("asking the teacher", total, before) as tick:
-                ended = asyncio.run(_write(RequestRunner(means, tick), endpoint, task))
-            gathered = collect(task.dialogues(), prompts, journal, out.parent)
+            num_decided = sum(journal.is_decided(dialogue.id) for dialogue in dialogues())
+            with progress.task("asking the teacher", total, num_decided) as tick:
+                stop_reason = asyncio.run(
+                    _run(RequestRunner(runner_config, tick), client, dialogues())
+                )
+            collected = collect(dialogues(), prompts, journal, out.parent)
         finally:
             journal.close()
-        write_side_files(folder, gathered)
-        return _finish(gathered, ended, out, total)
-
-
-async def _write(
-    run: RequestRunner[Dialogue], endpoint: LLMClient, task: _DialogueSet
-) -> LLMClientError | None:
-    """Run to the end, and let go of the endpoint in the same loop."""
-    try:
-        return await run.run_all(task.in_order())
-    finally:
-        await endpoint.close()
-
-
-def _finish(
-    gathered: CollectedReplies, ended: LLMClientError | None, out: Path, total: int
-) -> GeneratedData:
-    """Write the data file, and say what is missing.
-
-    Raises:
-        TeacherError: The run was ended early.
-        InputError: Not one reply could be used.
-    """
-    written = gathered.written
-    if written.conversations:
-        write_conversations(out, written.conversations)
-    if ended:
-        left = total - len(written.conversations) - written.rejected.total()
-        where = f"in {out}" if written.conversations else "nothing yet"
-        raise LLMClientError(
-            f"{ended}; {len(written.conversations)} dialogues are kept ({where}), {left} are left: once that is "
-            "mended, or with a greater budget, the same command goes on"
-        )
-    if not written.conversations:
-        raise InputError(
-            f"no reply could be used: {dict(written.rejected)}; see {run_folder(out)}/refused.jsonl and failed.jsonl"
-        )
-    return written
+        write_side_files(folder, collected)
+        return _finish(collected, stop_reason, out, total)
 
 
 def _request_builder(prompts: Mapping[Kind, TeacherPrompt]) -> Callable[[Dialogue], LLMRequest]:
-    """Return what makes the request for a dialogue."""
+    """Return a function that builds the request for a dialogue."""
 
-    def request(dialogue: Dialogue) -> LLMRequest:
+    def build_request(dialogue: Dialogue) -> LLMRequest:
         prompt = prompts[dialogue.kind]
         return LLMRequest(prompt.messages(dialogue.kind, dialogue.images), prompt.digest)
 
-    return request
+    return build_request
 
 
-def _check_price(order: LLMTeacherConfig) -> None:
-    """Refuse to spend money that nobody counts.
-
-    Raises:
-        UsageError: There is neither a price nor leave to do without.
-    """
-    if order.teacher == "openai" and order.price is None and not order.no_price:
-        raise UsageError(
-            "what the model costs is not known; give --price PROMPT,REPLY (money for a million tokens each; 0,0 for "
-            "a server of your own), or --unpriced to count no money"
-        )
-
-
-def _budget(order: LLMTeacherConfig, journal: Journal) -> Budget:
-    """Set up the limits, with what was spent before."""
+def _budget(config: LLMTeacherConfig, journal: Journal) -> Budget:
+    """Return the limits, with the requests and money of earlier starts."""
     return Budget(
-        price=order.price,
-        max_cost=order.max_cost,
-        max_requests=order.max_requests,
+        price=config.price,
+        max_cost=config.max_cost,
+        max_requests=config.max_requests,
         spent=journal.spent,
         requests=journal.requests,
     )
+
+
+async def _run(
+    runner: RequestRunner[Dialogue], client: LLMClient, dialogues: Iterator[Dialogue]
+) -> LLMClientError | None:
+    """Run all requests, and close the client in the same event loop."""
+    try:
+        return await runner.run_all(_sorted_in_blocks(dialogues))
+    finally:
+        await client.close()
+
+
+def _sorted_in_blocks(dialogues: Iterator[Dialogue]) -> Iterator[Dialogue]:
+    """Yield dialogues sorted by kind within each block.
+
+    Requests of a kind share a prefix, which a server may cache; a run that ends early still has every kind.
+    """
+    while block := list(islice(dialogues, _BLOCK_SIZE)):
+        yield from sorted(block, key=lambda dialogue: dialogue.kind)
+
+
+def _finish(
+    collected: CollectedReplies, stop_reason: LLMClientError | None, out: Path, total: int
+) -> GeneratedData:
+    """Write the data file; raise LLMClientError if the run ended early, InputError if the file would be empty."""
+    data = collected.data
+    num_written = len(data.conversations)
+    if data.conversations:
+        write_conversations(out, data.conversations)
+    if stop_reason:
+        num_left = total - num_written - data.rejected.total()
+        location = f"in {out}" if data.conversations else "no file yet"
+        raise LLMClientError(
+            f"{stop_reason}; {num_written} dialogues are finished ({location}), {num_left} are left: fix the cause or "
+            "raise the budget, then run the same command to resume"
+        )
+    if not data.conversations:
+        raise InputError(
+            f"every reply was rejected: {dict(data.rejected)}; see {run_folder(out)}/rejected.jsonl and failed.jsonl"
+        )
+    return data
