@@ -47,8 +47,8 @@ def test_checking_lists_a_missing_image(tmp_path: Path, path: str, look: bool) -
     findings = validate_file(
         tmp_path / "data.json",
         tmp_path,
-        open_images=look,
+        decode_images=look,
         ignore=frozenset(),
         progress=NoProgress(),
     )
-    assert [path in fault.reason for fault in findings.bad] == [True]
+    assert [path in fault.reason for fault in findings.invalid] == [True]

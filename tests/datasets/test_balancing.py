@@ -1,4 +1,4 @@
-"""Balancing by the paper's rule: what stays and why, against a plain reading of the rule."""
+"""Balancing follows the paper's rule."""
 
 import random
 from pathlib import Path
@@ -14,106 +14,162 @@ from caldera.conversation import (
     read_conversations,
     write_conversations,
 )
-from caldera.datasets.balancing import balance, balance_file
+from caldera.datasets.balancing import (
+    MAX_WORDS,
+    balance,
+    balance_file,
+    noun_phrases,
+    singular,
+)
 from caldera.errors import InputError
 
-RARE, FREQUENT, LONE = "A zebra in a field.", "A dog in a park.", "A quagga."
+RARE, FREQUENT, UNIQUE = "A zebra in a field.", "A dog in a park.", "A quagga."
 WORDS = ("dog", "cat", "fog", "cup", "kite")
 
 
-def test_rare_captions_stay_and_frequent_ones_are_thinned() -> None:
-    """Three of a kind stay, two do not; of many about the same, a hundred are drawn for each phrase."""
-    captions = [LONE, *[RARE] * 3, *[FREQUENT] * 999, LONE]
+def test_rare_captions_are_selected_and_frequent_ones_sampled() -> None:
+    """Three captions with a phrase are selected, two are not; of many a hundred are sampled for each phrase."""
+    captions = [UNIQUE, *[RARE] * 3, *[FREQUENT] * 999, UNIQUE]
 
-    done = balance(captions)
+    result = balance(captions)
 
-    kept = [captions[place] for place in done.kept]
-    assert kept.count(RARE) == 3
-    assert LONE not in kept
-    assert (
-        100 <= kept.count(FREQUENT) <= 200
-    )  # two phrases, 'dog' and 'park', each with its hundred
-    assert (done.before["dog"], done.before["zebra"], done.before["quagga"]) == (999, 3, 2)
-    assert done.after["dog"] == done.after["park"] == kept.count(FREQUENT)
-    assert list(done.kept) == sorted(done.kept)
+    selected = [captions[index] for index in result.selected]
+    assert selected.count(RARE) == 3
+    assert UNIQUE not in selected
+    # Two phrases, 'dog' and 'park', each with a sample of a hundred.
+    assert 100 <= selected.count(FREQUENT) <= 200
+    before = result.before
+    assert (before["dog"], before["zebra"], before["quagga"]) == (999, 3, 2)
+    assert result.after["dog"] == result.after["park"] == selected.count(FREQUENT)
+    assert list(result.selected) == sorted(result.selected)
 
 
-def test_the_seed_decides_which_are_drawn() -> None:
-    """The same seed draws the same, another one others."""
+def test_the_seed_decides_the_sample() -> None:
+    """The same seed gives the same sample, another seed another."""
     captions = [FREQUENT] * 500
     assert balance(captions, seed=1) == balance(captions, seed=1)
-    assert balance(captions, seed=1).kept != balance(captions, seed=2).kept
+    assert balance(captions, seed=1).selected != balance(captions, seed=2).selected
 
 
 @given(st.lists(st.lists(st.sampled_from(WORDS), max_size=3), max_size=40), st.integers(1, 4))
-def test_every_phrase_has_what_the_rule_grants_it(said: list[list[str]], least: int) -> None:
-    """Of a phrase in `least` to `most` captions all stay; of one in more, `most` at least; others bring none in."""
-    most = 6
-    captions = [" and ".join(f"the {word}" for word in words) for words in said]
+def test_every_phrase_has_at_least_its_sample(texts: list[list[str]], min_count: int) -> None:
+    """Phrases in `min_count` captions or more keep all, or at least `max_per_phrase`; rarer ones select none."""
+    limit = 6
+    captions = [" and ".join(f"the {word}" for word in words) for words in texts]
 
-    done = balance(captions, least=least, most=most)
+    result = balance(captions, min_count=min_count, max_per_phrase=limit)
 
-    granted = {word for word in WORDS if done.before[word] >= least}
-    for word in granted:
-        assert done.after[word] >= min(done.before[word], most)
-    places = [place for place, words in enumerate(said) if granted & set(words)]
-    assert set(done.kept) <= set(places)
-    if all(done.before[word] <= most for word in WORDS):
-        assert list(done.kept) == places
+    frequent = {word for word in WORDS if result.before[word] >= min_count}
+    for word in frequent:
+        assert result.after[word] >= min(result.before[word], limit)
+    eligible = [index for index, words in enumerate(texts) if frequent & set(words)]
+    assert set(result.selected) <= set(eligible)
+    if all(result.before[word] <= limit for word in WORDS):
+        assert list(result.selected) == eligible
 
 
-def test_the_bands_add_up() -> None:
+def test_the_frequency_bins_add_up() -> None:
     """Each phrase is in one row of the table, with its captions before and after."""
     rng = random.Random(3)
-    captions = [f"a {rng.choice(WORDS)} and a {rng.choice(WORDS)}" for _ in range(700)] + [LONE]
-    done = balance(captions, most=50)
-    rows = done.by_frequency()
+    captions = [f"a {rng.choice(WORDS)} and a {rng.choice(WORDS)}" for _ in range(700)] + [UNIQUE]
+    result = balance(captions, max_per_phrase=50)
+    rows = result.by_frequency()
     assert sum(row[1] for row in rows) == len(WORDS) + 1
-    assert sum(row[2] for row in rows) == done.before.total()
-    assert sum(row[3] for row in rows) == done.after.total() < done.before.total()
+    assert sum(row[2] for row in rows) == result.before.total()
+    assert sum(row[3] for row in rows) == result.after.total() < result.before.total()
     assert rows[0] == ("1-2", 1, 1, 0)
     assert rows[4][:2] == ("100-299", 5)
 
 
 def records(captions: list[str]) -> list[Conversation]:
-    """A stage-1 record for each caption."""
+    """Return a stage-1 record for each caption."""
     return [
-        Conversation(str(at), (Turn("user", (ImageRef(f"p/{at}.jpg"), "\nWhat?")), Turn("assistant", (text,))))
-        for at, text in enumerate(captions)
+        Conversation(str(number), (Turn("user", (ImageRef(f"p/{number}.jpg"), "\nWhat?")), Turn("assistant", (text,))))
+        for number, text in enumerate(captions)
     ]  # fmt: skip
 
 
-def test_a_file_is_balanced_whole(tmp_path: Path) -> None:
-    """The kept records stay as they are, their images found from the new place; bad ones are listed."""
+def test_a_file_is_balanced(tmp_path: Path) -> None:
+    """Selected records are unchanged except for relative image paths; invalid records are listed."""
     file, out = tmp_path / "all.jsonl", tmp_path / "new" / "balanced.json"
-    write_conversations(file, records([RARE, LONE, RARE, *[FREQUENT] * 30, RARE]))
+    write_conversations(file, records([RARE, UNIQUE, RARE, *[FREQUENT] * 30, RARE]))
     file.write_text(file.read_text() + "{}\n")
     with pytest.raises(InputError, match="field 'id' is missing"):
         balance_file(file, out)
     assert not out.exists()
 
-    done = balance_file(file, out, most=5, max_bad=0.1)
+    result = balance_file(file, out, max_per_phrase=5, max_bad_fraction=0.1)
 
     read = read_conversations(out)
-    assert [one.id for one in read][:2] == ["0", "2"]
+    assert [conversation.id for conversation in read][:2] == ["0", "2"]
     assert read[-1].images == ("../p/33.jpg",)
-    assert len(read) == len(done.kept)
-    assert (done.total, done.bad) == (34, 1)
-    assert out.with_suffix(".bad.jsonl").exists()
+    assert len(read) == len(result.selected)
+    assert (result.total, result.skipped) == (34, 1)
+    assert out.with_suffix(".skipped.jsonl").exists()
     with pytest.raises(
         InputError, match=r"no noun phrase of .* is in 99 answers or more; give more"
     ):
-        balance_file(file, out, least=99, max_bad=0.1)
+        balance_file(file, out, min_count=99, max_bad_fraction=0.1)
 
 
-def test_real_captions_are_thinned(third_party: Path) -> None:
-    """Flickr8k has few concepts: dogs and men are thinned to near a hundred each, rare phrases stay."""
+def test_real_captions_are_balanced(third_party: Path) -> None:
+    """Flickr8k has few concepts: captions with men are sampled, those with rare phrases all selected."""
     import csv
 
     with (third_party / "flickr8k" / "captions.csv").open(newline="") as file:
         captions = [row["caption"] for row in csv.DictReader(file)]
-    done = balance(captions)
+    result = balance(captions)
     assert len(captions) == 4000
-    assert done.before["man"] > 500
-    assert done.after["man"] < done.before["man"]
-    assert all(done.after[phrase] == count for phrase, count in done.before.items() if 3 <= count <= 100)  # fmt: skip
+    assert result.before["man"] > 500
+    assert result.after["man"] < result.before["man"]
+    rare = {phrase: count for phrase, count in result.before.items() if 3 <= count <= 100}
+    assert all(result.after[phrase] == count for phrase, count in rare.items())
+
+
+@pytest.mark.parametrize(
+    ("text", "phrases"),
+    [
+        ("Two small dogs are running on the wet grass.", ["small dog", "wet grass"]),
+        ("A girl wearing a straw hat", ["girl", "straw hat"]),
+        ("a wedding dress and a painted door", ["wedding dress", "painted door"]),
+        ("A door painted in green, slowly drying", ["door"]),
+        ("The boys look at the watch", ["boy", "watch"]),
+        ("The old waiter pours a glass", ["old waiter", "glass"]),
+        ("A brick building with a large bed in it", ["brick building", "large bed"]),
+        ("A man is tying his shoes", ["man", "shoe"]),
+        ("A happy family quickly eats jelly", ["happy family", "jelly"]),
+        ("At night the town sleeps", ["night", "town"]),
+        ("A woman watches people", ["woman", "person"]),
+        ("a red and white shirt", ["white shirt"]),
+        ("the child's toy; it's hers", ["child's toy"]),
+        ("the child 's toy \N{RIGHT SINGLE QUOTATION MARK}", ["child", "toy"]),
+        ("12 apples, 3 pears", ["apple", "pear"]),
+        ("a very old dark blue wooden kitchen table", ["blue wooden kitchen table"]),
+        ("She is there.", []),
+        ("", []),
+    ],
+)
+def test_a_text_has_these_phrases(text: str, phrases: list[str]) -> None:
+    """Function words, verbs and punctuation separate phrases; heads are singular."""
+    assert noun_phrases(text) == phrases
+
+
+@pytest.mark.parametrize(
+    ("plural", "expected"),
+    [
+        ("dogs", "dog"), ("boxes", "box"), ("dishes", "dish"), ("glasses", "glasses"), ("ponies", "pony"),
+        ("selfies", "selfie"), ("houses", "house"), ("buses", "bus"), ("bus", "bus"), ("people", "person"),
+        ("tomatoes", "tomato"), ("shoes", "shoe"), ("dress", "dress"), ("dresses", "dress"), ("gas", "gas"),
+    ],
+)  # fmt: skip
+def test_nouns_are_made_singular(plural: str, expected: str) -> None:
+    """The singular follows from the ending, except for irregular words."""
+    assert singular(plural) == expected
+
+
+@given(st.text())
+def test_any_text_has_short_phrases_in_lower_case(text: str) -> None:
+    """For any caption, phrases have one to four words and no spaces at the ends."""
+    for phrase in noun_phrases(text):
+        assert 1 <= len(phrase.split(" ")) <= MAX_WORDS
+        assert phrase == phrase.strip()

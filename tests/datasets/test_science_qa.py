@@ -1,4 +1,4 @@
-"""ScienceQA's problems in every form, to the letter; splits, images, and what is refused."""
+"""ScienceQA's problems in every layout; splits, images and errors."""
 
 import json
 import re
@@ -36,20 +36,21 @@ QUESTION = "Which is a star?\nContext: Look up.\nOptions: (A) the Sun (B) the Mo
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The five problems in ScienceQA's layout, with both images."""
+    """Write the five problems as ScienceQA has them, with both images."""
     (tmp_path / "problems.json").write_text(json.dumps(PROBLEMS))
     (tmp_path / "pid_splits.json").write_text(json.dumps(SPLITS))
-    for place in ("images/train/1", "images/val/7"):
-        (tmp_path / place).mkdir(parents=True)
-        (tmp_path / place / "image.png").touch()
+    for name in ("images/train/1", "images/val/7"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "image.png").touch()
     return tmp_path
 
 
-def texts(folder: Path, form: str, split: str | None = None) -> list[tuple[str, str]]:
-    """What is asked and what is answered, of each problem of a split."""
-    options = ImportOptions(layout=form, split=split)
+def texts(folder: Path, layout: str, split: str | None = None) -> list[tuple[str, str]]:
+    """Return question and answer of each problem of a split."""
+    options = ImportOptions(layout=layout, split=split)
     records = [
-        to_record(one) for one in import_science_qa(folder, SkippedItems(), options).conversations
+        to_record(conversation)
+        for conversation in import_science_qa(folder, SkippedItems(), options).conversations
     ]
     return [
         (record["conversations"][0]["value"], record["conversations"][1]["value"])  # type: ignore[index]
@@ -58,7 +59,7 @@ def texts(folder: Path, form: str, split: str | None = None) -> list[tuple[str, 
 
 
 @pytest.mark.parametrize(
-    ("form", "asked", "answered"),
+    ("layout", "question", "answer"),
     [
         ("QCM-A", f"{QUESTION}\n<image>", "The answer is A."),
         ("QCM-LEA", f"{QUESTION}\n<image>", "A star shines.\nIt is hot. The Sun shines. The answer is A."),
@@ -69,18 +70,19 @@ def texts(folder: Path, form: str, split: str | None = None) -> list[tuple[str, 
          "LECTURE: A star shines.\nIt is hot.\nSOLUTION: The Sun shines.\n###\nANSWER: A."),
         ("CQM-A", "Context: Look up.\nQuestion: Which is a star?\nOptions: (A) the Sun (B) the Moon (C) Mars\n<image>",
          "The answer is A."),
-        ("letter", f"<image>\nContext: Look up.\nWhich is a star?\nA. the Sun\nB. the Moon\nC. Mars\n{LETTER_PROMPT}", "A"),
+        ("letter", f"<image>\nContext: Look up.\nWhich is a star?\nA. the Sun\nB. the Moon\nC. Mars\n{LETTER_PROMPT}",
+         "A"),
     ],
 )  # fmt: skip
-def test_each_form_is_laid_out_to_the_letter(
-    folder: Path, form: str, asked: str, answered: str
+def test_each_layout_gives_the_exact_text(
+    folder: Path, layout: str, question: str, answer: str
 ) -> None:
-    """Two spaces become one; the image stands behind the question, in LLaVA-1.5's form before it."""
-    assert texts(folder, form)[0] == (asked, answered)
+    """Two spaces become one; the image follows the question, in LLaVA-1.5's layout it precedes it."""
+    assert texts(folder, layout)[0] == (question, answer)
 
 
-def test_what_is_empty_leaves_no_trace(folder: Path) -> None:
-    """No hint is N/A or no line; LEPA has no line for a missing lecture; one space between what is there."""
+def test_empty_fields_add_no_text(folder: Path) -> None:
+    """An empty hint is N/A or no line; LEPA has no line for a missing lecture."""
     assert texts(folder, "QCM-LEPA", "test") == [
         (
             "Is ice cold?\nContext: N/A\nOptions: (A) no (B) yes",
@@ -95,32 +97,33 @@ def test_what_is_empty_leaves_no_trace(folder: Path) -> None:
     assert texts(folder, "letter", "test")[0][0] == f"Is ice cold?\nA. no\nB. yes\n{LETTER_PROMPT}"
 
 
-def test_every_form_of_the_table_can_be_asked_for(folder: Path) -> None:
-    """Twenty and `letter`, each with one answer that says the letter; any other name is refused."""
-    forms = [f"{ask}-{answer}" for ask in QUESTIONS for answer in ANSWERS]
-    assert len(forms) == 20
-    for form in forms:
-        said = [answer for _, answer in texts(folder, form)]
+def test_every_layout_of_the_table_works(folder: Path) -> None:
+    """Each of the twenty layouts has the letter in its answer; any other name is an error."""
+    layouts = [f"{question}-{answer}" for question in QUESTIONS for answer in ANSWERS]
+    assert len(layouts) == 20
+    for layout in layouts:
+        answers = [answer for _, answer in texts(folder, layout)]
         assert all(
             re.search(rf"(answer is|ANSWER:) {letter}\.", text)
-            for letter, text in zip("ABB", said, strict=True)
+            for letter, text in zip("ABB", answers, strict=True)
         )
     with pytest.raises(
-        UnknownNameError, match="no form is called 'QCM-LE'; did you mean 'QCM-LEA'"
+        UnknownNameError, match="no layout is called 'QCM-LE'; did you mean 'QCM-LEA'"
     ):
         parse_layout("QCM-LE")
 
 
 def test_a_split_is_the_lists_order(folder: Path) -> None:
-    """Ids as pid_splits.json has them, train by default; images where ScienceQA or LLaVA's copy has them."""
+    """Ids as in pid_splits.json, train by default; images as in ScienceQA or in LLaVA's copy."""
     imported = import_science_qa(folder, SkippedItems(), ImportOptions())
-    assert [one.id for one in imported.conversations] == ["1", "9", "5"]
+    assert [record.id for record in imported.conversations] == ["1", "9", "5"]
     assert imported.conversations[0].images == (str(folder / "images/train/1/image.png"),)
     flat = folder / "flat"
     (flat / "7").mkdir(parents=True)
     (flat / "7" / "image.png").touch()
-    [one] = import_science_qa(folder, SkippedItems(), ImportOptions(split="val", images=flat)).conversations  # fmt: skip
-    assert one.images == (str(flat / "7/image.png"),)
+    options = ImportOptions(split="val", images=flat)
+    [record] = import_science_qa(folder, SkippedItems(), options).conversations
+    assert record.images == (str(flat / "7/image.png"),)
     with pytest.raises(UnknownNameError, match="did you mean 'train'"):
         import_science_qa(folder, SkippedItems(), ImportOptions(split="trian"))
 
@@ -132,15 +135,18 @@ def test_a_split_is_the_lists_order(folder: Path) -> None:
         ({"answer": -1}, "answer: input should be greater than or equal to 0"),
         ({"choices": ["a"]}, "choices: list should have at least 2 items"),
         ({"question": ""}, "question: string should have at least 1 character"),
-        ({"question": "What is <image>?"}, "it says <image>, which stands for an image"),
+        (
+            {"question": "What is <image>?"},
+            "its text contains <image>, the placeholder of an image",
+        ),
         ({"image": "image.png"}, "does not exist; check --images"),
-        (None, "pid_splits.json lists it, but it is not there"),
+        (None, "pid_splits.json lists it, but problems.json does not have it"),
     ],
 )
-def test_a_bad_problem_is_refused_or_left_out_and_listed(
+def test_an_invalid_problem_is_an_error_or_skipped_and_listed(
     folder: Path, change: dict[str, Any] | None, message: str
 ) -> None:
-    """The fault names file and problem; the others are read."""
+    """The error names file and problem; the others are read."""
     broken = {key: value for key, value in PROBLEMS.items() if key != "9"}
     if change is not None:
         broken["9"] = PROBLEMS["9"] | change
@@ -151,14 +157,14 @@ def test_a_bad_problem_is_refused_or_left_out_and_listed(
     assert str(caught.value).startswith(f"{folder / 'problems.json'}: problem 9: ")
     skips = SkippedItems(0.4)
     imported = import_science_qa(folder, skips, ImportOptions())
-    assert [one.id for one in imported.conversations] == ["1", "5"]
+    assert [record.id for record in imported.conversations] == ["1", "5"]
     assert len(skips.items) == 1
 
 
 @pytest.mark.parametrize("content", [None, "[]", "{"])
 @pytest.mark.parametrize("name", ["problems.json", "pid_splits.json"])
-def test_another_file_is_refused(folder: Path, name: str, content: str | None) -> None:
-    """Missing, of another form, broken."""
+def test_another_file_is_an_error(folder: Path, name: str, content: str | None) -> None:
+    """The file is missing, has another format, or is broken."""
     (folder / name).unlink()
     if content is not None:
         (folder / name).write_text(content)
@@ -168,15 +174,15 @@ def test_another_file_is_refused(folder: Path, name: str, content: str | None) -
         import_science_qa(folder, SkippedItems(), ImportOptions())
 
 
-def test_llavas_own_question_file_is_written_alike(third_party: Path) -> None:
-    """Each of the 4,241 questions that LLaVA-1.5 was asked, taken apart and laid out again, is the same text.
+def test_llavas_own_question_file_has_the_same_text(third_party: Path) -> None:
+    """Each of the 4,241 questions of LLaVA-1.5, split into a problem and rendered again, is the same text.
 
-    Where a context ends and the question begins is not marked in that file; any cut gives the same text.
+    That file does not mark the end of a context; any split gives the same text.
     """
     folder = third_party / "scienceqa"
     rows = json.loads((folder / "llava_test_CQM-A.json").read_text())
     assert len(rows) == 4241
-    form = parse_layout("letter")
+    layout = parse_layout("letter")
     for row in rows:
         text, letter = (turn["value"] for turn in row["conversations"])
         body = text.removeprefix("<image>\n")
@@ -186,8 +192,8 @@ def test_llavas_own_question_file_is_written_alike(third_party: Path) -> None:
         problem = Problem(
             question=question if hint else head, choices=choices, answer="ABCDE".index(letter), hint=hint
         )  # fmt: skip
-        assert form.ask(problem) == f"{body}\n{LETTER_PROMPT}"
-        assert form.answer(problem) == letter
+        assert layout.question(problem) == f"{body}\n{LETTER_PROMPT}"
+        assert layout.answer(problem) == letter
 
 
 def test_the_real_splits_are_the_real_files(third_party: Path) -> None:

@@ -1,4 +1,4 @@
-"""VQA v2's two files become a conversation an image: answers, sentences, files, and what is refused."""
+"""VQA v2's two files become one conversation per image: answers, prompts, files and errors."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from caldera.errors import InputError
 from caldera.files.skipped import SkippedItems
 from caldera.instructions.request_phrases import SHORT_ANSWER
 
-ASKED = [
+QUESTIONS = [
     (9, 90, "Is it red?"),
     (25, 250, "How many?"),
     (9, 91, " What is\nit? "),
@@ -30,14 +30,14 @@ ANSWERS = {
     251: ["", "ann"],
 }
 OFFICIAL = {91: "cat"}
-"""Of a question with two most common answers; the others' official answer is absent, as in OK-VQA."""
+"""Official answer of a question with two most frequent answers; the others have none, as in OK-VQA."""
 
 
 def folder_of(root: Path, *, split: str = "train2014") -> Path:
-    """A folder laid out as VQA v2's, its images by COCO's names of 2014 and of 2017."""
+    """Write a folder as VQA v2 has it, with image names of COCO 2014 and of COCO 2017."""
     questions = [
         {"image_id": image, "question": text, "question_id": number}
-        for image, number, text in ASKED
+        for image, number, text in QUESTIONS
     ]
     annotations: list[dict[str, Any]] = [
         {
@@ -45,24 +45,24 @@ def folder_of(root: Path, *, split: str = "train2014") -> Path:
             "question_id": number,
             "answer_type": "other",
             "answers": [
-                {"answer": text, "answer_id": at} for at, text in enumerate(ANSWERS[number])
+                {"answer": text, "answer_id": index} for index, text in enumerate(ANSWERS[number])
             ],
         }
         | ({"multiple_choice_answer": OFFICIAL[number]} if number in OFFICIAL else {})
-        for image, number, _ in reversed(ASKED)
+        for image, number, _ in reversed(QUESTIONS)
     ]
     head = {"data_type": "mscoco", "data_subtype": split}
-    asked = root / f"v2_OpenEnded_mscoco_{split}_questions.json"
-    asked.write_text(json.dumps({**head, "questions": questions}))
-    answered = root / f"v2_mscoco_{split}_annotations.json"
-    answered.write_text(json.dumps({**head, "annotations": annotations}))
+    questions_file = root / f"v2_OpenEnded_mscoco_{split}_questions.json"
+    questions_file.write_text(json.dumps({**head, "questions": questions}))
+    answers_file = root / f"v2_mscoco_{split}_annotations.json"
+    answers_file.write_text(json.dumps({**head, "annotations": annotations}))
     (root / split).mkdir()
     (root / split / f"COCO_{split}_000000000009.jpg").touch()
     (root / split / "000000000025.jpg").touch()
     return root
 
 
-def changed(path: Path, field: str, index: int, change: dict[str, Any]) -> None:
+def change_entry(path: Path, field: str, index: int, change: dict[str, Any]) -> None:
     """Change one entry of a file."""
     content = json.loads(path.read_text())
     content[field][index] |= change
@@ -70,19 +70,22 @@ def changed(path: Path, field: str, index: int, change: dict[str, Any]) -> None:
 
 
 def values(root: Path, **options: Any) -> list[list[str]]:  # noqa: ANN401 - of ImportOptions
-    """All texts of each conversation."""
+    """Return all texts of each conversation."""
     imported = import_vqa(root, SkippedItems(), ImportOptions(**options))
     assert imported.total == 5
-    records = [to_record(one) for one in imported.conversations]
+    records = [to_record(record) for record in imported.conversations]
     return [[turn["value"] for turn in record["conversations"]] for record in records]  # type: ignore[attr-defined]
 
 
 def test_questions_about_one_image_make_one_conversation(tmp_path: Path) -> None:
-    """In the file's order, each with the sentence; the answer is what most said, of a tie the official one."""
+    """In the file's order, each with the prompt; the answer is the most frequent, in a tie the official one."""
     imported = import_vqa(folder_of(tmp_path), SkippedItems(), ImportOptions())
 
-    assert [one.id for one in imported.conversations] == ["COCO_train2014_000000000009", "000000000025"]  # fmt: skip
-    assert [one.images for one in imported.conversations] == [
+    assert [record.id for record in imported.conversations] == [
+        "COCO_train2014_000000000009",
+        "000000000025",
+    ]
+    assert [record.images for record in imported.conversations] == [
         (str(tmp_path / "train2014" / "COCO_train2014_000000000009.jpg"),),
         (str(tmp_path / "train2014" / "000000000025.jpg"),),
     ]
@@ -93,26 +96,26 @@ def test_questions_about_one_image_make_one_conversation(tmp_path: Path) -> None
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("sentences", "expected"), [("each", 5), ("first", 2), ("none", 0)])
-def test_the_sentence_stands_where_it_is_wanted(
-    tmp_path: Path, sentences: AnswerPromptPlacement, expected: int
+@pytest.mark.parametrize(("placement", "expected"), [("each", 5), ("first", 2), ("none", 0)])
+def test_the_answer_prompt_follows_the_chosen_questions(
+    tmp_path: Path, placement: AnswerPromptPlacement, expected: int
 ) -> None:
-    """At every question, at the first of each conversation, or nowhere."""
-    said = values(folder_of(tmp_path), sentences=sentences)
-    assert sum(SHORT_ANSWER in text for texts in said for text in texts) == expected
-    assert all(SHORT_ANSWER in texts[0] for texts in said) == (expected > 0)
+    """Every question has it, or the first of each conversation, or none."""
+    conversations = values(folder_of(tmp_path), answer_prompt=placement)
+    assert sum(SHORT_ANSWER in text for texts in conversations for text in texts) == expected
+    assert all(SHORT_ANSWER in texts[0] for texts in conversations) == (expected > 0)
 
 
-def test_typed_answers_are_taken_before_stems(tmp_path: Path) -> None:
-    """OK-VQA's `answer` is cut to stems; `raw_answer` is what a person wrote."""
+def test_typed_answers_take_precedence_over_stems(tmp_path: Path) -> None:
+    """OK-VQA's `answer` is reduced to stems; `raw_answer` is what a person typed."""
     [path] = folder_of(tmp_path).glob("*annotations.json")
     raw = [{"answer": "race", "raw_answer": "racing"}, {"answer": "sport", "raw_answer": "sports"}]
-    changed(path, "annotations", 4, {"answers": [*raw, raw[0]]})
+    change_entry(path, "annotations", 4, {"answers": [*raw, raw[0]]})
     assert values(tmp_path)[0][1] == "racing"
 
 
 def test_a_split_is_chosen_by_name(tmp_path: Path) -> None:
-    """Of two in a folder one is named, or the file is given, with the answers' beside it or elsewhere."""
+    """Of two splits in a folder one is named, or its file is given, with the answers next to it or elsewhere."""
     folder_of(tmp_path)
     folder_of(tmp_path, split="val2014")
     with pytest.raises(
@@ -124,11 +127,11 @@ def test_a_split_is_chosen_by_name(tmp_path: Path) -> None:
     assert values(questions) == by_name
     answers = (tmp_path / "v2_mscoco_val2014_annotations.json").rename(tmp_path / "answers.json")
     with pytest.raises(
-        InputError, match=r"has 0 files \*val2014_annotations.json; name that of the"
+        InputError, match=r"has 0 files \*val2014_annotations.json; name the file of the"
     ):
         import_vqa(questions, SkippedItems(), ImportOptions())
     assert values(questions, answers=answers) == by_name
-    assert values(questions, answers=answers, find=False, images=Path("nowhere")) == by_name
+    assert values(questions, answers=answers, check_exists=False, images=Path("nowhere")) == by_name
 
 
 @pytest.mark.parametrize(
@@ -142,24 +145,24 @@ def test_a_split_is_chosen_by_name(tmp_path: Path) -> None:
         ("annotations", {"answers": [3]}, "answers.0: "),
     ],
 )
-def test_a_bad_question_is_refused_or_left_out_and_listed(
+def test_an_invalid_question_is_an_error_or_skipped_and_listed(
     tmp_path: Path, field: str, change: dict[str, Any], message: str
 ) -> None:
-    """The fault names file, place and what to do; the other four are read."""
+    """The error names the location and what to do; the other four are read."""
     [path] = folder_of(tmp_path).glob(f"*{field}.json")
-    changed(path, field, 4 if field == "questions" else 0, change)
+    change_entry(path, field, 4 if field == "questions" else 0, change)
 
     with pytest.raises(InputError) as caught:
         import_vqa(tmp_path, SkippedItems(), ImportOptions())
     assert message in str(caught.value)
     skips = SkippedItems(0.2)
     imported = import_vqa(tmp_path, skips, ImportOptions())
-    assert [len(one.turns) for one in imported.conversations] == [6, 2]
+    assert [len(record.turns) for record in imported.conversations] == [6, 2]
     assert [skip.location.endswith("questions.4") for skip in skips.items] == [True]
 
 
-def test_a_missing_image_takes_its_questions_with_it(tmp_path: Path) -> None:
-    """Each of them is counted."""
+def test_questions_about_a_missing_image_are_skipped(tmp_path: Path) -> None:
+    """Each question is counted."""
     (folder_of(tmp_path) / "train2014" / "000000000025.jpg").unlink()
     with pytest.raises(InputError, match=r"000000000025.jpg does not exist; check --images"):
         import_vqa(tmp_path, SkippedItems(), ImportOptions())
@@ -172,12 +175,12 @@ def test_a_missing_image_takes_its_questions_with_it(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("{", "is broken JSON"),
-        ("[]", "has no list 'questions' with something in it; give VQA v2's file of questions"),
+        ("[]", "has no list 'questions', or an empty one; give VQA v2's file of questions"),
         ('{"questions": []}', "has no list 'questions'"),
     ],
 )
-def test_another_file_is_refused(tmp_path: Path, content: str, message: str) -> None:
-    """Broken JSON, another form, nothing in it."""
+def test_another_file_is_an_error(tmp_path: Path, content: str, message: str) -> None:
+    """The file is broken JSON, has another format, or is empty."""
     [path] = folder_of(tmp_path).glob("*questions.json")
     path.write_text(content)
     with pytest.raises(InputError, match=message):

@@ -1,44 +1,39 @@
-"""CC3M-595K noun-phrase filter.
+"""Balancing of captions by noun phrase, as LLaVA filtered CC3M to 595K (arXiv 2304.08485, appendix).
 
-LLaVA's authors used spaCy. Here a phrase is a run of words without punctuation or a function word between them
-(articles, prepositions, pronouns, auxiliary and frequent verbs). A word in -ing or -ed is a verb, and ends a run, if a
-function word follows ("wearing a hat") and a part of the phrase if not ("wedding dress"); so is a word between a phrase
-and an article ("the waiter pours a glass"). Adverbs in -ly and numerals are left out. Of a long run the last words
-count. docs/data.md has the rule's measured precision.
+The rule: find the noun phrases of all captions and ignore phrases in fewer than 3 captions; from the rarest phrase to
+the most frequent, take the captions that have it, or a random sample of 100 if there are more.
 
-arXiv 2304.08485, appendix: find the noun phrases of all captions; leave out phrases that fewer than 3 captions have;
-from the rarest phrase to the most frequent, take the captions that have it, of more than 100 a random 100.
+LLaVA's authors found phrases with spaCy. Here a phrase is a run of words without punctuation or a function word between
+them (articles, prepositions, pronouns, auxiliary and frequent verbs). A word in -ing or -ed is a verb and ends the run
+if a function word follows ("wearing a hat"), else a part of the phrase ("wedding dress"). A word between a phrase and
+an article is a verb ("the waiter pours a glass"). Adverbs in -ly and numerals are ignored. Only the last words of a
+long run count. docs/data.md has the measured precision of the rule.
 """
 
 import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from caldera.conversation import (
-    Conversation,
-    from_record,
-    to_record,
-    write_conversations,
-)
-from caldera.datasets.importer import PathRewriter
+from caldera.conversation import Conversation, to_record
+from caldera.datasets.importer import PathRewriter, read_valid_conversations, write_with_skipped
 from caldera.errors import InputError
-from caldera.files.records import read_records
 from caldera.files.skipped import SkippedItems
 
 MAX_WORDS = 4
-"""Of longer runs the last words are taken."""
+"""Maximum number of words of a phrase; of a longer run the last ones are used."""
 
 _WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*|[^\s\w]")
 
 
-def _words(text: str) -> frozenset[str]:
+def word_set(text: str) -> frozenset[str]:
+    """Return the words of a text."""
     return frozenset(text.split())
 
 
-_FUNCTION = _words(
+_FUNCTION = word_set(
     """
     a an the this that these those some any each every all both several many few more most much no another other
     others same such own various different one two three four five six seven eight nine ten dozen i me my you
@@ -53,9 +48,9 @@ _FUNCTION = _words(
     ahead apart aside forward outdoors indoors
     """
 )
-"""Words between phrases."""
+"""Words that separate phrases."""
 
-_VERBS = _words(
+_VERBS = word_set(
     """
     show shows shown sit sits sat stand stands stood hold holds held look looks wear wears worn walk walks run
     runs ran ride rides play plays go goes gone went make makes made take takes taken took get gets got give
@@ -67,9 +62,9 @@ _VERBS = _words(
     sleeps
     """
 )
-"""Frequent verbs of captions; they end a phrase unless an article stands before them ("a look", "the watch")."""
+"""Frequent verbs of captions; they end a phrase unless an article precedes them ("a look", "the watch")."""
 
-_NOUNS = _words(
+_NOUNS = word_set(
     """
     building painting drawing ceiling clothing lighting railing wedding evening morning string spring clearing
     crossing earring sibling duckling pudding topping icing dressing stocking awning landing parking swing thing
@@ -78,41 +73,48 @@ _NOUNS = _words(
     dragonfly lily jelly belly italy assembly
     """
 )
-"""Words in -ing and -ed that are no verbs, and in -ly that are no adverbs."""
+"""Words in -ing and -ed that are not verbs, and in -ly that are not adverbs."""
 
-_ARTICLES = _words("a an the his her its their my your our")
+_ARTICLES = word_set("a an the his her its their my your our")
 
-_COLORS = _words(
+_COLORS = word_set(
     """
     black white red green blue yellow brown orange pink purple grey gray silver gold golden tan beige
     """
 )
-"""Words that are no phrase alone: 'a red and white shirt' shows one thing."""
+"""Words that are no phrase by themselves: 'a red and white shirt' is one object."""
 
-_PLURALS = {
-    "people": "person", "men": "man", "women": "woman", "children": "child", "feet": "foot", "mice": "mouse",
-    "teeth": "tooth", "geese": "goose", "knives": "knife", "leaves": "leaf", "shelves": "shelf", "wolves": "wolf",
-    "loaves": "loaf", "wives": "wife", "calves": "calf", "buses": "bus", "movies": "movie", "cookies": "cookie",
-    "selfies": "selfie", "hoodies": "hoodie", "brownies": "brownie",
-}  # fmt: skip
+_PLURALS = dict(
+    pair.split("=")
+    for pair in word_set(
+        """
+        people=person men=man women=woman children=child feet=foot mice=mouse teeth=tooth geese=goose knives=knife
+        leaves=leaf shelves=shelf wolves=wolf loaves=loaf wives=wife calves=calf buses=bus movies=movie cookies=cookie
+        selfies=selfie hoodies=hoodie brownies=brownie
+        """
+    )
+)
+"""Singulars of irregular plurals."""
 
-_SINGULAR = _words(
+_SINGULAR = word_set(
     """
     always bus canvas christmas clothes gas glasses grass jeans lens pants plus scissors series shorts skis
     sunglasses tennis texas
     """
 )
-"""Words in -s that are no plurals, or have no singular."""
+"""Words in -s that are not plurals, or have no singular."""
 
 _ES = ("ches", "shes", "sses", "xes", "zzes", "toes")
-"""Endings of plurals in -es; of others only the s is taken off."""
+"""Endings of plurals in -es; other plurals only lose the s."""
 
 
 def singular(noun: str) -> str:
     """Return a noun's singular: 'dogs' -> 'dog', 'boxes' -> 'box', 'ponies' -> 'pony', 'people' -> 'person'."""
     if noun in _PLURALS:
         return _PLURALS[noun]
-    if noun in _SINGULAR or len(noun) < 4 or not noun.endswith("s") or noun.endswith(("ss", "us", "is")):  # fmt: skip
+    if noun in _SINGULAR or len(noun) < 4:
+        return noun
+    if not noun.endswith("s") or noun.endswith(("ss", "us", "is")):
         return noun
     if noun.endswith("ies") and len(noun) > 4:
         return f"{noun[:-3]}y"
@@ -120,7 +122,7 @@ def singular(noun: str) -> str:
 
 
 def noun_phrases(text: str) -> list[str]:
-    """Return the noun phrases of a text in its order, in lower case, the last word in the singular.
+    """Return the noun phrases of a text in order, in lower case, the last word in the singular.
 
     'Two small dogs are running on the wet grass.' -> ['small dog', 'wet grass']
     """
@@ -137,14 +139,14 @@ def noun_phrases(text: str) -> list[str]:
 
 
 def _emit_phrase(run: list[str], phrases: list[str]) -> None:
-    """Take a run as a phrase and start a new one."""
+    """Append a run as a phrase and clear it."""
     if run and not (len(run) == 1 and run[0] in _COLORS):
         phrases.append(" ".join((*run[-MAX_WORDS:-1], singular(run[-1]))))
     run.clear()
 
 
 def _is_boundary(before: str, word: str, after: str) -> bool:
-    """Tell whether a word stands between phrases."""
+    """Return whether a word separates phrases."""
     if word.partition("'")[0] in _FUNCTION or not word[0].isalnum():
         return True
     if word in _NOUNS:
@@ -160,120 +162,132 @@ def _is_boundary(before: str, word: str, after: str) -> bool:
 
 
 MIN_COUNT, MAX_PER_PHRASE = 3, 100
-"""Of the paper."""
+"""The paper's values."""
 
 FREQUENCY_BINS = (3, 10, 30, 100, 300, 1000, 3000, 10_000)
-"""Where the rows of the report's table begin, in captions that have a phrase."""
+"""Lower bounds of the rows of the report, in number of captions that have a phrase."""
 
 
 @dataclass(frozen=True, slots=True)
 class BalanceResult:
-    """What balancing did."""
+    """Selected captions, and the phrase counts before and after."""
 
-    kept: tuple[int, ...]
-    """Places of the captions that stay, in their order."""
+    selected: tuple[int, ...]
+    """Indices of the selected captions, ascending."""
 
     before: Counter[str]
-    """In how many captions each phrase was."""
+    """Number of captions with each phrase."""
 
     after: Counter[str]
-    bad: int = 0
-    """Records that could not be read and were left out."""
+    """Number of selected captions with each phrase."""
 
-    total: int = 0
-    """Captions there were."""
+    total: int
+    """Number of captions."""
+
+    skipped: int = 0
+    """Number of invalid records."""
 
     def by_frequency(self) -> list[tuple[str, int, int, int]]:
-        """Return a row for each band of frequency: its name, its phrases, and captions with one before and after."""
+        """Return a row for each frequency bin: its name, number of phrases, captions before and after."""
         starts = (1, *FREQUENCY_BINS)
         rows = []
         for start, end in zip(starts, [*starts[1:], None], strict=True):
-            inside = [
+            phrases = [
                 phrase
                 for phrase, count in self.before.items()
                 if count >= start and (end is None or count < end)
             ]
             name = f"{start}+" if end is None else f"{start}-{end - 1}"
-            counts = (sum(counter[phrase] for phrase in inside) for counter in (self.before, self.after))  # fmt: skip
-            rows.append((name, len(inside), *counts))
-        return rows  # type: ignore[return-value] # of two counts each
+            before = sum(self.before[phrase] for phrase in phrases)
+            after = sum(self.after[phrase] for phrase in phrases)
+            rows.append((name, len(phrases), before, after))
+        return rows
 
 
 def balance(
-    captions: Sequence[str], *, least: int = MIN_COUNT, most: int = MAX_PER_PHRASE, seed: int = 0
+    captions: Sequence[str],
+    *,
+    min_count: int = MIN_COUNT,
+    max_per_phrase: int = MAX_PER_PHRASE,
+    seed: int = 0,
 ) -> BalanceResult:
-    """Choose captions by the paper's rule.
+    """Select captions by the paper's rule.
 
     Args:
-        captions: Their texts.
-        least: Phrases that fewer captions have are passed over.
-        most: Of captions with a phrase at most so many are drawn for it; others of its may come for other phrases.
-        seed: Of the draws.
+        captions: The texts.
+        min_count: Phrases in fewer captions are ignored.
+        max_per_phrase: At most this many captions are sampled for a phrase; other phrases may select further ones.
+        seed: Seed for sampling.
     """
-    having: dict[str, list[int]] = defaultdict(list)
-    phrases = [frozenset(noun_phrases(caption)) for caption in captions]
-    for place, each in enumerate(phrases):
-        for phrase in each:
-            having[phrase].append(place)
+    indices_by_phrase: dict[str, list[int]] = defaultdict(list)
+    phrases_by_caption = [frozenset(noun_phrases(caption)) for caption in captions]
+    for index, phrases in enumerate(phrases_by_caption):
+        for phrase in phrases:
+            indices_by_phrase[phrase].append(index)
     pool: set[int] = set()
-    for phrase in sorted(having, key=lambda one: (len(having[one]), one)):
-        places = having[phrase]
-        if len(places) > most:
-            places = random.Random(f"{seed} {phrase}").sample(places, most)
-        if len(having[phrase]) >= least:
-            pool.update(places)
-    kept = tuple(sorted(pool))
+    for phrase, indices in indices_by_phrase.items():
+        if len(indices) < min_count:
+            continue
+        if len(indices) > max_per_phrase:
+            indices = random.Random(f"{seed} {phrase}").sample(indices, max_per_phrase)
+        pool.update(indices)
+    selected = tuple(sorted(pool))
     return BalanceResult(
-        kept=kept,
-        before=_counted(phrases),
-        after=_counted(phrases[place] for place in kept),
+        selected=selected,
+        before=_count_phrases(phrases_by_caption),
+        after=_count_phrases(phrases_by_caption[index] for index in selected),
         total=len(captions),
     )
 
 
-def _counted(phrases: Iterable[frozenset[str]]) -> Counter[str]:
-    """Count in how many captions each phrase is."""
-    return Counter(phrase for each in phrases for phrase in each)
+def _count_phrases(phrases_by_caption: Iterable[frozenset[str]]) -> Counter[str]:
+    """Return the number of captions with each phrase."""
+    return Counter(phrase for phrases in phrases_by_caption for phrase in phrases)
 
 
 def balance_file(
     file: Path,
     out: Path,
     *,
-    least: int = MIN_COUNT,
-    most: int = MAX_PER_PHRASE,
+    min_count: int = MIN_COUNT,
+    max_per_phrase: int = MAX_PER_PHRASE,
     seed: int = 0,
     ignore: frozenset[str] = frozenset(),
-    max_bad: float = 0.0,
+    max_bad_fraction: float = 0.0,
 ) -> BalanceResult:
-    """Write the records of a data file whose answers the rule keeps, whole or not at all.
+    """Write the records of a data file whose answers `balance` selects, whole or not at all.
 
     Raises:
-        InputError: The file cannot be read, too many records are bad, or nothing is kept.
-        OutputError: The new one cannot be written.
+        InputError: The file cannot be read, too many records are invalid, or none is selected.
+        OutputError: The new file cannot be written.
     """
-    skips, read, total = SkippedItems(max_bad), list[Conversation](), 0
-    for where, record in read_records(file):
-        total += 1
+    skipped = SkippedItems(max_bad_fraction)
+    conversations = []
+    for conversation in read_valid_conversations(file, skipped, ignore):
         try:
-            conversation = from_record(record, where, ignore)
+            # Raises if a text contains <image>, which no data file can represent.
             to_record(conversation)
-            read.append(conversation)
-        except InputError as fault:
-            skips.add_or_raise(where, fault)
-    skips.raise_if_over_limit(total)
-    chosen = balance([_answers(one) for one in read], least=least, most=most, seed=seed)
-    if not chosen.kept:
+        except InputError as error:
+            skipped.add_or_raise(f"{file}: record {conversation.id}", error)
+        else:
+            conversations.append(conversation)
+    skipped.raise_if_over_limit(len(conversations) + len(skipped.items))
+    result = balance(
+        [_answer_text(conversation) for conversation in conversations],
+        min_count=min_count,
+        max_per_phrase=max_per_phrase,
+        seed=seed,
+    )
+    if not result.selected:
         raise InputError(
-            f"no noun phrase of {file} is in {least} answers or more; give more captions or a smaller --least"
+            f"no noun phrase of {file} is in {min_count} answers or more; give more captions or a smaller --min-count"
         )
-    moved = PathRewriter(file.parent, out.parent)
-    write_conversations(out, [moved.rewrite(read[place]) for place in chosen.kept])
-    if skips.items:
-        skips.write(out.with_suffix(".bad.jsonl"))
-    return BalanceResult(chosen.kept, chosen.before, chosen.after, len(skips.items), chosen.total)
+    rewriter = PathRewriter(file.parent, out.parent)
+    selected = [rewriter.rewrite(conversations[index]) for index in result.selected]
+    write_with_skipped(out, selected, skipped)
+    return replace(result, skipped=len(skipped.items))
 
 
-def _answers(conversation: Conversation) -> str:
-    """Return what the assistant says."""
+def _answer_text(conversation: Conversation) -> str:
+    """Return the text of all answers."""
     return ".\n".join(turn.text for turn in conversation.turns if turn.role == "assistant")

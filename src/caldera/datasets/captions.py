@@ -1,6 +1,6 @@
-"""Images with captions in, stage 1's conversations out: a brief request, a caption that people wrote.
+"""Import of image captions as stage-1 conversations: a brief request, then a human-written caption.
 
-As LLaVA's 595K (arXiv 2304.08485, appendix): each pair is one turn; the request is drawn from a list.
+As in LLaVA's 595K (arXiv 2304.08485, appendix), each pair is one turn and the request is sampled from a list.
 """
 
 import random
@@ -15,45 +15,44 @@ from caldera.files.skipped import SkippedItems
 from caldera.instructions.request_phrases import CAPTION_REQUESTS
 
 
-def import_captions(path: Path, skips: SkippedItems, options: ImportOptions) -> ImportResult:
-    """Read a `.csv` or `.jsonl` of the fields image and caption.
+def import_captions(path: Path, skipped: SkippedItems, options: ImportOptions) -> ImportResult:
+    """Import a `.csv` or `.jsonl` file with the fields image and caption.
 
     Raises:
-        InputError: The file cannot be read, or a pair is bad and may not be left out.
+        InputError: The file cannot be read, or a pair is invalid and may not be skipped.
     """
-    return _imported(
-        read_pairs(path, skips, options.images, find=options.check_exists), skips, options
-    )
+    pairs = read_pairs(path, skipped, options.images, find=options.check_exists)
+    return _to_conversations(pairs, skipped, options)
 
 
-def import_coco(path: Path, skips: SkippedItems, options: ImportOptions) -> ImportResult:
-    """Read the captions of a COCO folder; boxes are not needed.
+def import_coco(path: Path, skipped: SkippedItems, options: ImportOptions) -> ImportResult:
+    """Import the captions of a COCO folder; boxes are not needed.
 
     Raises:
-        InputError: The file cannot be read, or an image is bad and may not be left out.
+        InputError: The file cannot be read, or an image is invalid and may not be skipped.
     """
     annotations = read_coco_captions(
-        path, skips, options.split, image_folder=options.images, find=options.check_exists
+        path, skipped, options.split, image_folder=options.images, find=options.check_exists
     )
-    return _imported(annotations, skips, options)
+    return _to_conversations(annotations, skipped, options)
 
 
-def _imported(
-    annotations: AnnotationSet, skips: SkippedItems, options: ImportOptions
+def _to_conversations(
+    annotations: AnnotationSet, skipped: SkippedItems, options: ImportOptions
 ) -> ImportResult:
-    """Make a conversation of each caption, or of as many of an image as are wanted, drawn."""
-    imported = ImportResult(total=len(skips.items))
+    """Make a conversation of each caption, or of at most `per_image` sampled captions of each image."""
+    imported = ImportResult(total=len(skipped.items))
     for image in annotations.images:
         rng = random.Random(f"{options.seed} {image.id}")
         captions = list(image.captions)
         imported.total += len(captions)
-        wanted = min(options.per_image or len(captions), len(captions))
-        if left := len(captions) - wanted:
-            captions = rng.sample(captions, wanted)
-            imported.fixes["further caption of an image left out"] += left
+        num_captions = min(options.per_image or len(captions), len(captions))
+        if surplus := len(captions) - num_captions:
+            captions = rng.sample(captions, num_captions)
+            imported.fixes["further caption of an image skipped"] += surplus
         for number, caption in enumerate(captions):
             name = image.id if len(captions) == 1 else f"{image.id}-{number}"
-            asked = (ImageRef(str(image.path)), f"\n{rng.choice(CAPTION_REQUESTS)}")
-            turns = (Turn("user", asked), Turn("assistant", (caption,)))
+            question = (ImageRef(str(image.path)), f"\n{rng.choice(CAPTION_REQUESTS)}")
+            turns = (Turn("user", question), Turn("assistant", (caption,)))
             imported.conversations.append(Conversation(name, turns))
     return imported

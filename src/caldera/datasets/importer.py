@@ -1,109 +1,115 @@
-"""What an importer is told and what it gives: Conversations that show images by their whole paths."""
+"""Importer protocol: options and results, and the reading, image paths and skipped lists that data commands share."""
 
+import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from caldera.conversation import Conversation, ImageRef
-from caldera.errors import ImageError
+from caldera.conversation import Conversation, ImageRef, from_record, write_conversations
+from caldera.errors import AnnotationError, ImageError, InputError
+from caldera.files.records import read_records
 from caldera.files.skipped import SkippedItems
 
 AnswerPromptPlacement = Literal["each", "first", "none"]
-"""Which questions of a conversation end with the sentence that says how to answer."""
+"""Questions of a conversation that end with the sentence that asks for a short answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImportOptions:
-    """What some importers need to be told."""
+    """Options of the importers; each reads the ones it needs."""
 
     images: Path | None = None
-    """Folder that image names start from."""
+    """Folder that image names are relative to."""
 
     check_exists: bool = True
-    """Whether to look if each image is there."""
+    """Check that each image exists."""
 
     split: str | None = None
-    """Which part of a collection to read."""
+    """Part of a collection to read."""
 
     answers: Path | None = None
-    """File of the answers, where they are not beside the questions."""
+    """File of the answers, if it is not next to the questions."""
 
     layout: str = "QCM-LEA"
-    """How a ScienceQA problem is laid out: a name that `science_qa.parse_form` knows."""
+    """Layout of a ScienceQA problem, by a name that `science_qa.parse_layout` accepts."""
 
     answer_prompt: AnswerPromptPlacement = "each"
-    """Which questions end with the sentence that says how to answer."""
+    """Questions that end with the sentence that asks for a short answer."""
 
     per_image: int = 0
-    """How many captions of an image are taken, each as a conversation; 0 takes all."""
+    """Maximum number of captions per image, each a conversation; 0 for all."""
 
     seed: int = 0
-    """Of the wording of questions."""
+    """Seed for the wording of questions."""
 
 
 @dataclass(slots=True)
 class ImportResult:
-    """What an importer made of a file."""
+    """Conversations of a file, with absolute image paths."""
 
     conversations: list[Conversation] = field(default_factory=list)
     total: int = 0
-    """Records, questions or pairs that were met, the bad ones among them."""
+    """Number of records, questions or pairs, skipped ones included."""
 
     fixes: Counter[str] = field(default_factory=Counter)
-    """What was set right on the way, and how often."""
+    """Number of fixes by description."""
 
 
 Importer = Callable[[Path, SkippedItems, ImportOptions], ImportResult]
 
 
 class ImageFolder:
-    """Finds images by the names that a set gives them."""
+    """Folder of a data set's images, with a cache of the files that exist."""
 
-    def __init__(self, root: Path, *, find: bool) -> None:
-        self._root, self._find = str(root), find
-        self._found: dict[tuple[str, ...], str | None] = {}
+    def __init__(self, root: Path, *, check_exists: bool) -> None:
+        self._root, self._check_exists = str(root), check_exists
+        self._paths: dict[tuple[str, ...], str | None] = {}
 
     def resolve(self, *names: str) -> str:
-        """Return the whole path of the first of several names that is there; of the first, where nobody looks.
+        """Return the path of the first of several names that exists, or of the first without a check.
 
         Raises:
-            ImageError: None is there.
+            ImageError: None of them exists.
         """
-        if not self._find:
-            return os.path.join(self._root, names[0])  # noqa: PTH118 - of hundreds of thousands
-        if names not in self._found:
+        # os.path is several times as fast as pathlib, for data sets of hundreds of thousands of images.
+        if not self._check_exists:
+            return os.path.join(self._root, names[0])  # noqa: PTH118
+        if names not in self._paths:
             paths = (os.path.join(self._root, name) for name in names)  # noqa: PTH118
-            self._found[names] = next((path for path in paths if os.path.isfile(path)), None)  # noqa: PTH113
-        found = self._found[names]
-        if found is None:
+            self._paths[names] = next((path for path in paths if os.path.isfile(path)), None)  # noqa: PTH113
+        path = self._paths[names]
+        if path is None:
             raise ImageError(
-                f"{Path(self._root, names[0])} does not exist; check --images, or pass --no-find if it comes later"
+                f"{Path(self._root, names[0])} does not exist; check --images, or pass --no-check-images if the images "
+                "are added later"
             )
-        return found
+        return path
 
 
 class PathRewriter:
-    """Rewrites image paths to start from another folder."""
+    """Rewrites image paths to be relative to another folder."""
 
     def __init__(self, start: Path, to: Path) -> None:
-        """Paths that now start from `start` will start from `to`."""
+        """Rewrite paths relative to `start` as paths relative to `to`."""
         self._start, self._to = str(start), str(to)
         self._folders: dict[str, str] = {}
 
     def __call__(self, path: str) -> str:
-        """Return the path as it is from the new folder; one that is absolute stays so only on another drive."""
+        """Return the path relative to the new folder; an absolute path stays absolute only on another drive."""
         folder, name = os.path.split(path)
         if folder not in self._folders:
-            whole = os.path.join(self._start, folder)  # noqa: PTH118
-            self._folders[folder] = os.path.relpath(whole, self._to)
+            full_path = os.path.join(self._start, folder)  # noqa: PTH118
+            self._folders[folder] = os.path.relpath(full_path, self._to)
         moved = self._folders[folder]
         return name if moved == "." else os.path.join(moved, name)  # noqa: PTH118
 
     def rewrite(self, conversation: Conversation) -> Conversation:
-        """Return a conversation with all its images moved."""
+        """Return a conversation with all its image paths rewritten."""
+        if not conversation.images:
+            return conversation
         turns = tuple(
             replace(
                 turn,
@@ -112,8 +118,47 @@ class PathRewriter:
                     for part in turn.parts
                 ),
             )
-            if turn.images
-            else turn
             for turn in conversation.turns
         )
         return replace(conversation, turns=turns)
+
+
+def read_valid_conversations(
+    file: Path, skipped: SkippedItems, ignore: frozenset[str] = frozenset()
+) -> Iterator[Conversation]:
+    """Yield the valid records of a data file; the others are added to `skipped`, which may raise."""
+    for location, record in read_records(file):
+        try:
+            conversation = from_record(record, location, ignore)
+        except InputError as error:
+            skipped.add_or_raise(location, error)
+        else:
+            yield conversation
+
+
+def read_json(path: Path, advice: str = "check the path") -> Any:  # noqa: ANN401 - any JSON value
+    """Return the content of a JSON file.
+
+    Raises:
+        AnnotationError: The file cannot be read or is broken JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise AnnotationError(f"cannot read {path}: {error.strerror}; {advice}") from error
+    except (ValueError, RecursionError) as error:
+        raise AnnotationError(f"{path} is broken JSON: {error}") from error
+
+
+def write_with_skipped(
+    out: Path, conversations: Iterable[Conversation], skipped: SkippedItems
+) -> None:
+    """Write a data file and, if records were skipped, their list next to it."""
+    write_conversations(out, conversations)
+    if skipped.items:
+        skipped.write(skipped_path(out))
+
+
+def skipped_path(file: Path) -> Path:
+    """Return the path of the list of records skipped for a file or folder."""
+    return file.with_suffix(".skipped.jsonl")

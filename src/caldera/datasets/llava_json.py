@@ -1,8 +1,8 @@
-"""Conversations as others wrote them in, as LLaVA's JSON has them out: mix665k, ShareGPT, messages with roles.
+"""Import of conversations in LLaVA's JSON and similar formats: mix665k, ShareGPT, messages with roles.
 
-What can be set right without a guess is, and counted: names of speakers and fields, a mark that is missing, a first
-turn of the assistant's or a last one of the user's (LLaVA's own code drops both), a suffix that a download changed. All
-else is a bad record.
+Deviations that can be fixed without a guess are fixed and counted: names of roles and fields, a missing image
+placeholder, a first turn of the assistant or a last one of the user (LLaVA's own code drops both), an image suffix that
+a download changed. Any other deviation makes the record invalid.
 """
 
 from collections import Counter
@@ -11,7 +11,7 @@ from typing import Any
 
 from caldera.conversation import IMAGE_PLACEHOLDER, from_record
 from caldera.datasets.importer import ImageFolder, ImportOptions, ImportResult
-from caldera.errors import ConversationError, InputError, did_you_mean
+from caldera.errors import ConversationError, InputError, did_you_mean, shorten_value
 from caldera.files.records import read_records
 from caldera.files.skipped import SkippedItems
 
@@ -23,126 +23,119 @@ ROLE_ALIASES = {
     "chatgpt": "gpt",
     "system": "system",
 }
-"""Whom names stand for, in any case of letters."""
+"""LLaVA's role for each accepted name, in any letter case."""
 
 IMAGE_SUFFIXES = (".jpg", ".png", ".gif", ".jpeg", ".webp", ".JPG", ".PNG")
-"""What an image's name may end in after a download: OCR-VQA's are called .jpg in mix665k, and come as others."""
+"""Suffixes tried for an image; mix665k names all images of OCR-VQA .jpg, but the downloads have other suffixes."""
 
 _TURNS, _IMAGES = ("conversations", "messages"), ("image", "images")
 
 
-def import_llava(path: Path, skips: SkippedItems, options: ImportOptions) -> ImportResult:
-    """Read a `.json` or `.jsonl` file of conversations and set its records right.
+def import_llava(path: Path, skipped: SkippedItems, options: ImportOptions) -> ImportResult:
+    """Import a `.json` or `.jsonl` file of conversations and fix its records.
 
     Raises:
-        InputError: The file cannot be read, or a record is bad and may not be left out.
+        InputError: The file cannot be read, or a record is invalid and may not be skipped.
     """
-    folder = ImageFolder(options.images or path.parent, find=options.check_exists)
+    folder = ImageFolder(options.images or path.parent, check_exists=options.check_exists)
     imported = ImportResult()
-    for index, (where, record) in enumerate(read_records(path)):
+    for index, (location, record) in enumerate(read_records(path)):
         imported.total += 1
-        changes: Counter[str] = Counter()
+        fixes: Counter[str] = Counter()
         try:
-            wire = _record(record, where, f"{path.stem}-{index}", changes)
-            _resolve_images(wire, folder, changes)
-            conversation = from_record(wire, where)
-        except InputError as fault:
-            skips.add_or_raise(where, fault)
+            fixed = _fix_record(record, location, f"{path.stem}-{index}", fixes)
+            _resolve_images(fixed, folder, fixes)
+            conversation = from_record(fixed, location)
+        except InputError as error:
+            skipped.add_or_raise(location, error)
         else:
             imported.conversations.append(conversation)
-            imported.fixes.update(changes)
-    skips.raise_if_over_limit(imported.total)
+            imported.fixes.update(fixes)
+    skipped.raise_if_over_limit(imported.total)
     return imported
 
 
-def _record(record: object, where: str, name: str, changes: Counter[str]) -> dict[str, Any]:
-    """Return a record in LLaVA's form."""
+def _fix_record(
+    record: object, location: str, default_id: str, fixes: Counter[str]
+) -> dict[str, Any]:
+    """Return a record in LLaVA's format."""
     if not isinstance(record, dict):
         raise ConversationError(
-            f"{where}: a record should be a JSON object, got {repr(record)[:40]}"
+            f"{location}: a record should be a JSON object, got {shorten_value(record)}"
         )
-    turns = _trim_ends(_turns(_single_field(record, _TURNS, where), where, changes), changes)
-    images = _images(record, where)
+    turns = _fix_turns(_single_field(record, _TURNS, location), location, fixes)
+    turns = _trim_ends(turns, fixes)
+    images = _image_paths(record, location)
     if images and turns and not any(IMAGE_PLACEHOLDER in turn["value"] for turn in turns):
         turns[0]["value"] = f"{IMAGE_PLACEHOLDER}\n" * len(images) + turns[0]["value"]
-        changes["mark of the image put in front of the first question"] += 1
+        fixes["image placeholder added to the first question"] += 1
     identity = record.get("id")
     if identity is None or identity == "":
-        identity = name
-        changes["id given by place"] += 1
+        identity = default_id
+        fixes["missing id set from the position"] += 1
     for key in record.keys() - {"id", *_TURNS, *_IMAGES}:
-        changes[f"field {key!r} left out"] += 1
-    wire: dict[str, Any] = {"id": identity, "conversations": turns}
+        fixes[f"field {key!r} removed"] += 1
+    fixed: dict[str, Any] = {"id": identity, "conversations": turns}
     if images:
-        wire["image"] = images
-    return wire
+        fixed["image"] = images
+    return fixed
 
 
-def _single_field(record: dict[str, Any], names: tuple[str, ...], where: str) -> object:
-    """Return the value of the only one of several names that a record has.
-
-    Raises:
-        RecordError: It has none, or several.
-    """
-    there = [name for name in names if record.get(name) is not None]
-    if len(there) != 1:
-        got = f"both {' and '.join(there)}" if there else f"no field {' or '.join(names)}"
-        raise ConversationError(f"{where}: a record has {got}; it needs one of them")
-    return record[there[0]]
+def _single_field(record: dict[str, Any], names: tuple[str, ...], location: str) -> object:
+    """Return the value of the only field among several names; raise if there is none or more than one."""
+    present = [name for name in names if record.get(name) is not None]
+    if len(present) != 1:
+        got = f"both {' and '.join(present)}" if present else f"no field {' or '.join(names)}"
+        raise ConversationError(f"{location}: a record has {got}; it needs one of them")
+    return record[present[0]]
 
 
-def _images(record: dict[str, Any], where: str) -> list[str]:
+def _image_paths(record: dict[str, Any], location: str) -> list[str]:
     """Return the paths of a record's images."""
     if not any(record.get(name) for name in _IMAGES):
         return []
-    images = _single_field(record, _IMAGES, where)
+    images = _single_field(record, _IMAGES, location)
     images = [images] if isinstance(images, str) else images
-    if not isinstance(images, list) or not all(isinstance(one, str) and one for one in images):
+    if not isinstance(images, list) or not all(isinstance(path, str) and path for path in images):
         raise ConversationError(
-            f"{where}: images should be a path or a list of paths, got {repr(images)[:40]}; "
+            f"{location}: images should be a path or a list of paths, got {shorten_value(images)}; "
             "write the images to files and name them"
         )
     return images
 
 
-def _turns(turns: object, where: str, changes: Counter[str]) -> list[dict[str, str]]:
-    """Return turns by LLaVA's names, without the system's.
-
-    Raises:
-        RecordError: One is not a turn, or its speaker is unknown.
-    """
+def _fix_turns(turns: object, location: str, fixes: Counter[str]) -> list[dict[str, str]]:
+    """Return the turns with LLaVA's names, without system turns."""
     if not isinstance(turns, list):
-        raise ConversationError(f"{where}: turns should be a list, got {repr(turns)[:40]}")
-    named = []
+        raise ConversationError(f"{location}: turns should be a list, got {shorten_value(turns)}")
+    fixed = []
     for number, turn in enumerate(turns, start=1):
+        turn_location = f"{location}: turn {number}"
         if not isinstance(turn, dict):
             raise ConversationError(
-                f"{where}: turn {number} should be a JSON object, got {repr(turn)[:40]}"
+                f"{turn_location} should be a JSON object, got {shorten_value(turn)}"
             )
-        speaker = turn.get("from", turn.get("role"))
-        text = _text(turn.get("value", turn.get("content")), f"{where}: turn {number}")
-        name = ROLE_ALIASES.get(speaker.lower()) if isinstance(speaker, str) else None
-        if name is None:
+        given_role = turn.get("from", turn.get("role"))
+        text = _text(turn.get("value", turn.get("content")), turn_location)
+        role = ROLE_ALIASES.get(given_role.lower()) if isinstance(given_role, str) else None
+        if role is None:
             raise ConversationError(
-                f"{where}: turn {number} is by {speaker!r}; {did_you_mean(str(speaker), ROLE_ALIASES)}"
+                f"{turn_location} has the role {given_role!r}; "
+                f"{did_you_mean(str(given_role), ROLE_ALIASES)}"
             )
-        if name != speaker and name != "system":
-            changes[f"speaker {speaker!r} is {name!r}"] += 1
-        for key in turn.keys() - {"from", "role", "value", "content"}:
-            changes[f"field {key!r} of turns left out"] += 1
-        if name == "system":
-            changes["system's turn left out"] += 1
+        if role == "system":
+            fixes["system turn removed"] += 1
         else:
-            named.append({"from": name, "value": text})
-    return named
+            fixed.append({"from": role, "value": text})
+            if role != given_role:
+                fixes[f"role {given_role!r} renamed to {role!r}"] += 1
+        for key in turn.keys() - {"from", "role", "value", "content"}:
+            fixes[f"field {key!r} of turns removed"] += 1
+    return fixed
 
 
-def _text(content: object, where: str) -> str:
-    """Return what a turn says; in messages it may be a list of parts, of which images become marks.
-
-    Raises:
-        RecordError: It is neither.
-    """
+def _text(content: object, location: str) -> str:
+    """Return the text of a turn; in messages it may be a list of parts, whose images become placeholders."""
     if isinstance(content, str):
         return content
     parts = content if isinstance(content, list) else [None]
@@ -154,34 +147,32 @@ def _text(content: object, where: str) -> str:
             case {"type": "image"}:
                 texts.append(f"{IMAGE_PLACEHOLDER}\n")
             case _:
-                raise ConversationError(f"{where} should say a text, got {repr(content)[:40]}")
+                raise ConversationError(
+                    f"{location} should have a text, got {shorten_value(content)}"
+                )
     return "".join(texts)
 
 
-def _trim_ends(turns: list[dict[str, str]], changes: Counter[str]) -> list[dict[str, str]]:
-    """Drop what nobody asked for at the start, and what nobody answered at the end."""
+def _trim_ends(turns: list[dict[str, str]], fixes: Counter[str]) -> list[dict[str, str]]:
+    """Drop an answer without a question at the start, and a question without an answer at the end."""
     if turns and turns[0]["from"] == "gpt":
         turns = turns[1:]
-        changes["first turn, the assistant's, left out"] += 1
+        fixes["first turn, the assistant's, removed"] += 1
     if turns and turns[-1]["from"] == "human":
         turns = turns[:-1]
-        changes["last turn, without an answer, left out"] += 1
+        fixes["last turn, without an answer, removed"] += 1
     return turns
 
 
-def _resolve_images(wire: dict[str, Any], folder: ImageFolder, changes: Counter[str]) -> None:
-    """Put whole paths in place of names; of a file that is not there, another suffix may be.
-
-    Raises:
-        ImageError: An image is not there.
-    """
-    if "image" not in wire:
+def _resolve_images(record: dict[str, Any], folder: ImageFolder, fixes: Counter[str]) -> None:
+    """Replace image names by paths; if a file does not exist, other suffixes are tried."""
+    if "image" not in record:
         return
-    found = []
-    for name in wire["image"]:
+    paths = []
+    for name in record["image"]:
         stem = name.removesuffix(PurePosixPath(name).suffix)
         path = folder.resolve(name, *(stem + suffix for suffix in IMAGE_SUFFIXES))
         if not path.endswith(name):
-            changes["image found under another suffix"] += 1
-        found.append(path)
-    wire["image"] = found
+            fixes["image found with another suffix"] += 1
+        paths.append(path)
+    record["image"] = paths

@@ -1,4 +1,4 @@
-"""Several data files in, one out: a share or repetitions of each, images found from the new place, ids unique."""
+"""Mixing of several data files into one: a weight for each, relative image paths, unique ids."""
 
 import random
 from collections import Counter
@@ -6,24 +6,23 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from caldera.conversation import Conversation, from_record, write_conversations
-from caldera.datasets.importer import PathRewriter
+from caldera.conversation import Conversation
+from caldera.datasets.importer import PathRewriter, read_valid_conversations, write_with_skipped
 from caldera.errors import InputError, UsageError
-from caldera.files.records import read_records
 from caldera.files.skipped import SkippedItems
 
 
 @dataclass(frozen=True, slots=True)
 class WeightedFile:
-    """A file of a mix."""
+    """A file of a mix and its weight."""
 
     file: Path
     weight: float = 1.0
-    """0.5 draws half of its records, 2 takes each twice, 2.5 each twice and half of them once more."""
+    """0.5 samples half of the records, 2 repeats each twice, 2.5 each twice and half of them once more."""
 
 
 def parse_weighted_file(text: str) -> WeightedFile:
-    """Read `FILE` or `FILE:WEIGHT`.
+    """Parse `FILE` or `FILE:WEIGHT`.
 
     Raises:
         UsageError: The weight is not a number above 0.
@@ -44,47 +43,47 @@ def parse_weighted_file(text: str) -> WeightedFile:
 
 @dataclass(frozen=True, slots=True)
 class SourceReport:
-    """What a file gave to a mix."""
+    """Counts of one file in a mix."""
 
     source: str
-    """What its ids begin with."""
+    """Prefix of its ids."""
 
     file: str
     weight: float
     records: int
-    """Good records in the file."""
+    """Number of valid records in the file."""
 
-    bad: int
+    skipped: int
     rows: int
-    """Rows in the mix."""
+    """Number of its rows in the mix."""
 
     turns: int
     images: int
-    """Distinct ones in the mix."""
+    """Number of distinct images in the mix."""
 
     text_only: int
-    """Rows without an image."""
+    """Number of rows without an image."""
 
 
 @dataclass(frozen=True, slots=True)
 class MixReport:
-    """What a mix is made of."""
+    """Counts of a mix."""
 
     sources: tuple[SourceReport, ...]
     images: int
-    """Distinct ones; two files may show the same."""
+    """Number of distinct images; files may share some."""
 
     seed: int
 
     @property
-    def written(self) -> int:
-        """Rows of all sources."""
+    def rows(self) -> int:
+        """Number of rows of all sources."""
         return sum(source.rows for source in self.sources)
 
     def as_dict(self) -> dict[str, object]:
-        """Return it as JSON has it."""
+        """Return the report as a JSON object."""
         return {
-            "rows": self.written,
+            "rows": self.rows,
             "images": self.images,
             "seed": self.seed,
             "sources": [asdict(source) for source in self.sources],
@@ -92,111 +91,96 @@ class MixReport:
 
 
 def mix_files(
-    ingredients: Sequence[WeightedFile],
+    weighted_files: Sequence[WeightedFile],
     out: Path,
     *,
     seed: int = 0,
     ignore: frozenset[str] = frozenset(),
-    max_bad: float = 0.0,
+    max_bad_fraction: float = 0.0,
 ) -> MixReport:
-    """Write one data file of several, shuffled, whole or not at all.
+    """Mix several data files into one, shuffled; it is written whole or not at all.
 
     Args:
-        ingredients: Files with weights; image paths start from each file's folder.
-        out: `.json` or `.jsonl`; its image paths start from its folder.
-        seed: Of what is drawn and of the order.
-        ignore: Surplus fields of records to pass over.
-        max_bad: Share of all records that may be left out and listed.
+        weighted_files: Files with weights; image paths are relative to each file's folder.
+        out: `.json` or `.jsonl`; its image paths are relative to its folder.
+        seed: Seed for sampling and order.
+        ignore: Extra fields of records to ignore.
+        max_bad_fraction: Largest fraction of all records that may be skipped.
 
     Raises:
-        InputError: A file cannot be read, too many records are bad, or nothing is left.
-        OutputError: The new one cannot be written.
+        InputError: A file cannot be read, too many records are invalid, or the mix is empty.
+        OutputError: The mix cannot be written.
     """
-    skips, total = SkippedItems(max_bad), 0
+    skipped, total = SkippedItems(max_bad_fraction), 0
     mixed: list[Conversation] = []
     reports: list[SourceReport] = []
-    names = _unique_names([one.file for one in ingredients])
-    for name, ingredient in zip(names, ingredients, strict=True):
-        bad = len(skips.items)
-        read = _read(ingredient.file, skips, ignore)
-        bad = len(skips.items) - bad
-        total += len(read) + bad
-        moved = PathRewriter(ingredient.file.parent, out.parent)
-        drawn = [
-            replace(moved.rewrite(read[place]), id=f"{name}/{read[place].id}")
-            for place in _sample_indices(
-                len(read), ingredient.weight, random.Random(f"{seed} {name}")
-            )
+    names = _unique_names([weighted.file for weighted in weighted_files])
+    for name, weighted in zip(names, weighted_files, strict=True):
+        num_skipped = len(skipped.items)
+        records = list(read_valid_conversations(weighted.file, skipped, ignore))
+        num_skipped = len(skipped.items) - num_skipped
+        total += len(records) + num_skipped
+        rewriter = PathRewriter(weighted.file.parent, out.parent)
+        rng = random.Random(f"{seed} {name}")
+        rows = [
+            replace(rewriter.rewrite(records[index]), id=f"{name}/{records[index].id}")
+            for index in _sample_indices(len(records), weighted.weight, rng)
         ]
-        reports.append(_report(name, ingredient, len(read), bad, drawn))
-        mixed += drawn
-    skips.raise_if_over_limit(max(1, total))
+        reports.append(
+            SourceReport(
+                source=name,
+                file=str(weighted.file),
+                weight=weighted.weight,
+                records=len(records),
+                skipped=num_skipped,
+                rows=len(rows),
+                turns=sum(len(row.turns) for row in rows),
+                images=_num_images(rows),
+                text_only=sum(not row.images for row in rows),
+            )
+        )
+        mixed += rows
+    skipped.raise_if_over_limit(max(1, total))
     if not mixed:
         raise InputError("the mix is empty; give files with records, or larger weights")
     random.Random(seed).shuffle(mixed)
-    write_conversations(out, _with_unique_ids(mixed))
-    if skips.items:
-        skips.write(out.with_suffix(".bad.jsonl"))
-    images = {path for one in mixed for path in one.images}
-    return MixReport(tuple(reports), len(images), seed)
+    write_with_skipped(out, _with_unique_ids(mixed), skipped)
+    return MixReport(tuple(reports), _num_images(mixed), seed)
 
 
-def _read(file: Path, skips: SkippedItems, ignore: frozenset[str]) -> list[Conversation]:
-    """Read the good records of a file."""
-    read = []
-    for where, record in read_records(file):
-        try:
-            read.append(from_record(record, where, ignore))
-        except InputError as fault:
-            skips.add_or_raise(where, fault)
-    return read
+def _num_images(conversations: Sequence[Conversation]) -> int:
+    return len({path for conversation in conversations for path in conversation.images})
 
 
-def _sample_indices(records: int, weight: float, rng: random.Random) -> list[int]:
-    """Return the places of the records that are taken: all of them so often, and a part drawn once more."""
-    times, part = divmod(round(weight * records), max(1, records))
-    return [*range(records)] * times + sorted(rng.sample(range(records), part))
+def _sample_indices(num_records: int, weight: float, rng: random.Random) -> list[int]:
+    """Return each index as often as the integer part of the weight, and a sample of them for the fraction."""
+    repeats, remainder = divmod(round(weight * num_records), max(1, num_records))
+    return [*range(num_records)] * repeats + sorted(rng.sample(range(num_records), remainder))
 
 
 def _unique_names(files: Sequence[Path]) -> list[str]:
-    """Return a name for each file: without its suffix, numbered where two would be the same."""
-    met: Counter[str] = Counter()
+    """Return a name for each file: its stem, numbered if several files share it."""
+    counts: Counter[str] = Counter()
     names = []
     for file in files:
-        met[file.stem] += 1
-        names.append(file.stem if met[file.stem] == 1 else f"{file.stem}#{met[file.stem]}")
+        counts[file.stem] += 1
+        names.append(file.stem if counts[file.stem] == 1 else f"{file.stem}#{counts[file.stem]}")
     return names
 
 
 def _with_unique_ids(conversations: Sequence[Conversation]) -> list[Conversation]:
-    """Number the second and further ones of an id."""
-    numbers: Counter[str] = Counter()
-    taken = {one.id for one in conversations}
+    """Return the conversations with a number added to repeated ids."""
+    counts: Counter[str] = Counter()
+    used = {conversation.id for conversation in conversations}
     unique = []
-    for one in conversations:
-        numbers[one.id] += 1
-        if numbers[one.id] == 1:
-            unique.append(one)
+    for conversation in conversations:
+        identity = conversation.id
+        counts[identity] += 1
+        if counts[identity] == 1:
+            unique.append(conversation)
             continue
-        while (name := f"{one.id}#{numbers[one.id]}") in taken:
-            numbers[one.id] += 1
-        taken.add(name)
-        unique.append(replace(one, id=name))
+        while (name := f"{identity}#{counts[identity]}") in used:
+            counts[identity] += 1
+        used.add(name)
+        unique.append(replace(conversation, id=name))
     return unique
-
-
-def _report(
-    name: str, ingredient: WeightedFile, records: int, bad: int, drawn: Sequence[Conversation]
-) -> SourceReport:
-    """Count what a file gave."""
-    return SourceReport(
-        source=name,
-        file=str(ingredient.file),
-        weight=ingredient.weight,
-        records=records,
-        bad=bad,
-        rows=len(drawn),
-        turns=sum(len(one.turns) for one in drawn),
-        images=len({path for one in drawn for path in one.images}),
-        text_only=sum(not one.images for one in drawn),
-    )

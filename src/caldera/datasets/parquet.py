@@ -1,15 +1,14 @@
-"""A data file and its images in, a folder of parquet files out, as the Hugging Face Hub shows and loads them.
+"""Conversion of a data file and its images to parquet files, as the Hugging Face Hub shows and loads them.
 
-Columns: `id`; `images`, a list of the files' bytes with their names; `conversations`, LLaVA's own. Each file has some
+Columns: `id`; `images`, a list of the files' bytes and names; `conversations` in LLaVA's format. Each file has some
 hundred megabytes, as the Hub recommends; the schema carries the features of the `datasets` library, so that images
-are shown as images.
+are displayed as images.
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from caldera.conversation import from_record, to_record
 from caldera.errors import InputError, OutputError, UsageError
@@ -18,48 +17,50 @@ from caldera.files.records import read_records
 from caldera.files.skipped import SkippedItems
 from caldera.images.decoding import read_bytes
 
+if TYPE_CHECKING:
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
+
 SHARD_BYTES = 500_000_000
-"""A file is closed once it holds so many bytes of images and text."""
+"""Size of images and text, in bytes, at which a file is complete."""
 
 _GROUP_BYTES, _GROUP_ROWS = 50_000_000, 1_000
-"""Of a row group: what a reader holds at once."""
+"""Size of a row group, which a reader loads as a whole."""
 
 
 @dataclass(slots=True)
 class ParquetReport:
-    """What was written."""
+    """Counts of the written files."""
 
     rows: int = 0
     images: int = 0
     files: int = 0
     bytes: int = 0
-    """Of images and text, before compression."""
+    """Size of images and text before compression."""
 
 
 def write_parquet(
     file: Path,
     folder: Path,
-    skips: SkippedItems,
+    skipped: SkippedItems,
     *,
     images: Path | None = None,
     ignore: frozenset[str] = frozenset(),
-    read: Callable[[int], None] = lambda count: None,
     shard_bytes: int = SHARD_BYTES,
 ) -> ParquetReport:
-    """Write `data/train-*.parquet` and a card into a folder, whole or not at all.
+    """Write `data/train-*.parquet` and a data set card into a folder, whole or not at all.
 
     Args:
         file: `.json` or `.jsonl`.
-        folder: Takes the place of what stands there.
-        skips: Takes bad records, and those whose images cannot be read.
-        images: Folder that image paths start from; the file's own if None.
-        ignore: Surplus fields of records to pass over.
-        read: Told how many bytes of the data file were read.
-        shard_bytes: Bytes of a file.
+        folder: Output folder; an earlier export in it is replaced.
+        skipped: Receives invalid records, and those whose images cannot be read.
+        images: Folder that image paths are relative to; the file's own if None.
+        ignore: Extra fields of records to ignore.
+        shard_bytes: Size of a parquet file.
 
     Raises:
-        UsageError: pyarrow is not installed, or the folder holds something else.
-        InputError: The file cannot be read, or too many records are bad.
+        UsageError: pyarrow is not installed, or the folder holds other files.
+        InputError: The file cannot be read, or too many records are invalid.
         OutputError: The folder cannot be written.
     """
     try:
@@ -69,45 +70,41 @@ def write_parquet(
         raise UsageError("parquet needs pyarrow; run: pip install 'caldera[parquet]'") from error
     if folder.exists() and not _is_parquet_set(folder):
         raise UsageError(
-            f"{folder} holds something else than a parquet data set; choose another folder"
+            f"{folder} holds other files than a parquet data set; choose another folder"
         )
-    with atomic_folder(folder) as fresh:
-        shards = _ShardWriter(fresh / "data", shard_bytes)
+    with atomic_folder(folder) as new_folder:
+        writer = _ShardWriter(new_folder / "data", shard_bytes)
         total = 0
         try:
-            for where, record in read_records(file, read):
+            for location, record in read_records(file):
                 total += 1
                 try:
-                    row = _row(record, where, images or file.parent, ignore)
-                except InputError as fault:
-                    skips.add_or_raise(where, fault)
+                    row = _row(record, location, images or file.parent, ignore)
+                except InputError as error:
+                    skipped.add_or_raise(location, error)
                 else:
-                    shards.add(row)
-            skips.raise_if_over_limit(total)
-            if not shards.done.rows:
-                raise InputError(f"there is nothing to write of {file}; see what was left out")
-            shards.finish()
+                    writer.add(row)
+            skipped.raise_if_over_limit(total)
+            if not writer.report.rows:
+                raise InputError(f"{file} has no valid record to write; see the skipped ones")
+            writer.finish()
         except pyarrow.ArrowException as error:
             raise OutputError(f"cannot write {folder}: {error}") from error
-        write_atomic(fresh / "README.md", _dataset_card(file.stem, shards.done))
-    return shards.done
+        write_atomic(new_folder / "README.md", _dataset_card(file.stem, writer.report))
+    return writer.report
 
 
 def _is_parquet_set(folder: Path) -> bool:
-    """Tell whether nothing else would be lost if a folder were replaced."""
+    """Return whether a folder holds nothing but the files of an export."""
     if not folder.is_dir():
         return False
-    there = [path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir()]
-    return all(str(path) == "README.md" or path.match("data/*.parquet") for path in there)
+    paths = [path.relative_to(folder) for path in folder.rglob("*") if not path.is_dir()]
+    return all(str(path) == "README.md" or path.match("data/*.parquet") for path in paths)
 
 
-def _row(record: object, where: str, root: Path, ignore: frozenset[str]) -> dict[str, Any]:
-    """Return a record with the bytes of its images.
-
-    Raises:
-        InputError: It is bad, or an image cannot be read.
-    """
-    conversation = from_record(record, where, ignore)
+def _row(record: object, location: str, root: Path, ignore: frozenset[str]) -> dict[str, Any]:
+    """Return a record with the bytes of its images."""
+    conversation = from_record(record, location, ignore)
     images = [
         {"bytes": read_bytes(root / name), "path": name.replace("../", "")}
         for name in conversation.images
@@ -120,64 +117,59 @@ def _row(record: object, where: str, root: Path, ignore: frozenset[str]) -> dict
 
 
 class _ShardWriter:
-    """Takes rows and writes them, a file after the other."""
+    """Writer of rows to one parquet file after another."""
 
     def __init__(self, folder: Path, shard_bytes: int) -> None:
         folder.mkdir()
+        self.report = ParquetReport()
         self._folder, self._shard_bytes = folder, shard_bytes
         self._schema = _schema()
         self._rows: list[dict[str, Any]] = []
-        self._group = self._shard = 0
-        self._writer: Any = None
-        self.done = ParquetReport()
+        self._pending_bytes = self._written_bytes = 0
+        self._writer: ParquetWriter | None = None
 
     def add(self, row: dict[str, Any]) -> None:
-        """Take a row, and write what is enough for a group."""
+        """Add a row; write the pending rows if they fill a row group."""
         self._rows.append(row)
-        self._group += sum(len(image["bytes"]) for image in row["images"])
-        self._group += sum(len(turn["value"]) for turn in row["conversations"])
-        self.done.rows += 1
-        self.done.images += len(row["images"])
-        if self._group >= _GROUP_BYTES or len(self._rows) >= _GROUP_ROWS or self._full():
-            self._write()
+        self._pending_bytes += sum(len(image["bytes"]) for image in row["images"])
+        self._pending_bytes += sum(len(turn["value"]) for turn in row["conversations"])
+        self.report.rows += 1
+        self.report.images += len(row["images"])
+        is_full = self._written_bytes + self._pending_bytes >= self._shard_bytes
+        if is_full or self._pending_bytes >= _GROUP_BYTES or len(self._rows) >= _GROUP_ROWS:
+            self._write_group()
 
-    def _full(self) -> bool:
-        return self._shard + self._group >= self._shard_bytes
-
-    def _write(self) -> None:
-        """Write a group of rows."""
+    def _write_group(self) -> None:
         import pyarrow
         from pyarrow.parquet import ParquetWriter
 
         if self._writer is None:
-            place = self._folder / f"{self.done.files}.parquet"
-            self._writer = ParquetWriter(place, self._schema, compression="zstd")
-            self.done.files += 1
+            path = self._folder / f"{self.report.files}.parquet"
+            self._writer = ParquetWriter(path, self._schema, compression="zstd")
+            self.report.files += 1
         self._writer.write_table(pyarrow.Table.from_pylist(self._rows, schema=self._schema))
-        self._shard += self._group
-        self.done.bytes += self._group
-        close = self._shard >= self._shard_bytes
-        self._rows, self._group = [], 0
-        if close:
-            self._close()
+        self._written_bytes += self._pending_bytes
+        self.report.bytes += self._pending_bytes
+        self._rows, self._pending_bytes = [], 0
+        if self._written_bytes >= self._shard_bytes:
+            self._close_file()
 
-    def _close(self) -> None:
-        """End a file."""
-        self._writer.close()
-        self._writer, self._shard = None, 0
+    def _close_file(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        self._writer, self._written_bytes = None, 0
 
     def finish(self) -> None:
-        """Write the rest, and name all files by their number."""
+        """Write the remaining rows, and rename the files to their final numbers."""
         if self._rows:
-            self._write()
-        if self._writer is not None:
-            self._close()
-        for number in range(self.done.files):
-            name = f"train-{number:05d}-of-{self.done.files:05d}.parquet"
+            self._write_group()
+        self._close_file()
+        for number in range(self.report.files):
+            name = f"train-{number:05d}-of-{self.report.files:05d}.parquet"
             (self._folder / f"{number}.parquet").rename(self._folder / name)
 
 
-def _schema() -> Any:  # noqa: ANN401 - pyarrow has no types
+def _schema() -> "pyarrow.Schema":
     """Return the columns, with the features of the `datasets` library."""
     import pyarrow
 
@@ -195,8 +187,7 @@ def _schema() -> Any:  # noqa: ANN401 - pyarrow has no types
     return schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
 
 
-def _dataset_card(name: str, done: ParquetReport) -> str:
-    """Return the data set's card."""
+def _dataset_card(name: str, report: ParquetReport) -> str:
     return f"""---
 configs:
 - config_name: default
@@ -207,7 +198,7 @@ configs:
 
 # {name}
 
-{done.rows:,} conversations about {done.images:,} shown images, in the form of
-[LLaVA](https://github.com/haotian-liu/LLaVA): `images` are the images in the order of their `<image>` marks in
-`conversations`, whose turns are `human`'s and `gpt`'s. Written by caldera.
+{report.rows:,} conversations with {report.images:,} images, in the format of
+[LLaVA](https://github.com/haotian-liu/LLaVA): `images` are the images in the order of their `<image>` placeholders in
+`conversations`, whose turns are from `human` and `gpt`. Written by caldera.
 """

@@ -1,12 +1,12 @@
-"""A set that others made in, a data file out: the importers by exact name, and what `data import` calls."""
+"""Importers by exact name, and the import of a data set into a data file."""
 
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from caldera.conversation import to_record, write_conversations
+from caldera.conversation import to_record
 from caldera.datasets.captions import import_captions, import_coco
-from caldera.datasets.importer import Importer, ImportOptions, PathRewriter
+from caldera.datasets.importer import Importer, ImportOptions, PathRewriter, write_with_skipped
 from caldera.datasets.llava_json import import_llava
 from caldera.datasets.science_qa import import_science_qa
 from caldera.datasets.vqa import import_vqa
@@ -20,63 +20,62 @@ IMPORTERS: dict[str, Importer] = {
     "captions": import_captions,
     "coco": import_coco,
 }
-"""Readers of what others made, each in a file of its own."""
+"""Importers by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImportReport:
-    """What came of an import."""
+    """Counts of an import."""
 
     total: int
-    """Records, questions or pairs that were met."""
+    """Number of records, questions or pairs, skipped ones included."""
 
     conversations: int
     turns: int
     images: int
-    changes: Counter[str]
-    bad: int
+    fixes: Counter[str]
+    skipped: int
 
 
 def import_dataset(
-    kind: str, path: Path, out: Path, options: ImportOptions, max_bad: float = 0.0
+    kind: str, path: Path, out: Path, options: ImportOptions, max_bad_fraction: float = 0.0
 ) -> ImportReport:
-    """Write a data file of what others made, whole or not at all; what is left out is listed beside it.
+    """Import a data set into a data file, written whole or not at all; skipped items are listed next to it.
 
     Args:
         kind: A name in IMPORTERS.
-        path: File or folder of the set.
-        out: `.json` or `.jsonl`; its image paths start from its folder.
-        options: What the importer needs to be told.
-        max_bad: Share that may be left out.
+        path: File or folder of the data set.
+        out: `.json` or `.jsonl`; its image paths are relative to its folder.
+        options: Options of the importer.
+        max_bad_fraction: Largest fraction of items that may be skipped.
 
     Raises:
-        UnknownNameError: There is no such importer, split or form.
-        InputError: The set is broken, or too much of it is bad.
+        UnknownNameError: There is no such importer, split or layout.
+        InputError: The data set is broken, or too many of its items are.
         OutputError: The file cannot be written.
     """
     if kind not in IMPORTERS:
         raise UnknownNameError("importer", kind, IMPORTERS)
-    skips = SkippedItems(max_bad)
-    imported = IMPORTERS[kind](path, skips, options)
-    moved = PathRewriter(Path(), out.parent)
+    skipped = SkippedItems(max_bad_fraction)
+    imported = IMPORTERS[kind](path, skipped, options)
+    rewriter = PathRewriter(Path(), out.parent)
     conversations = []
     for conversation in imported.conversations:
         try:
-            to_record(conversation)  # raises where a text says <image>, which no file could hold
-            conversations.append(moved.rewrite(conversation))
-        except ConversationError as fault:
-            skips.add_or_raise(f"{path}: record {conversation.id}", fault)
-    skips.raise_if_over_limit(max(1, imported.total))
+            # Raises if a text contains <image>, which no data file can represent.
+            to_record(conversation)
+            conversations.append(rewriter.rewrite(conversation))
+        except ConversationError as error:
+            skipped.add_or_raise(f"{path}: record {conversation.id}", error)
+    skipped.raise_if_over_limit(max(1, imported.total))
     if not conversations:
-        raise InputError(f"there is nothing to write of {path}; see what was left out")
-    write_conversations(out, conversations)
-    if skips.items:
-        skips.write(out.with_suffix(".bad.jsonl"))
+        raise InputError(f"{path} has no valid record to write; see the skipped ones")
+    write_with_skipped(out, conversations, skipped)
     return ImportReport(
         total=imported.total,
         conversations=len(conversations),
-        turns=sum(len(one.turns) for one in conversations),
-        images=len({path for one in conversations for path in one.images}),
-        changes=imported.fixes,
-        bad=len(skips.items),
+        turns=sum(len(conversation.turns) for conversation in conversations),
+        images=len({path for conversation in conversations for path in conversation.images}),
+        fixes=imported.fixes,
+        skipped=len(skipped.items),
     )

@@ -1,28 +1,28 @@
-"""A data file in, its figures out: sizes, lengths, how questions begin, which objects answers name."""
+"""Statistics of a data file: sizes, lengths, first words of questions, and objects named in answers."""
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
-from caldera.conversation import Conversation, from_record
-from caldera.datasets.balancing import noun_phrases
-from caldera.errors import InputError
-from caldera.files.records import read_records
+from caldera.conversation import Conversation
+from caldera.datasets.balancing import noun_phrases, word_set
+from caldera.datasets.importer import read_valid_conversations
 from caldera.files.skipped import SkippedItems
 from caldera.instructions.dialogues import Kind
 
 FIRST_WORDS = 3
-"""So many words of a question make its beginning."""
+"""Number of words in the prefix of a question."""
 
-NO_OBJECTS = {
-    "yes", "no", "none", "nothing", "neither", "left", "right", "middle", "top", "bottom", "side", "front", "back",
-    "background", "foreground", "centre", "center", "picture", "image", "photo", "photograph", "scene", "view", "way",
-    "kind", "number", "count", "answer", "question",
-}  # fmt: skip
-"""Nouns of answers that name nothing in an image; nor do single letters, which name choices."""
+NO_OBJECTS = word_set(
+    """
+    yes no none nothing neither left right middle top bottom side front back background foreground centre center
+    picture image photo photograph scene view way kind number count answer question
+    """
+)
+"""Nouns of answers that name no object in an image; single letters, which name choices, do not either."""
 
 _KINDS = frozenset(get_args(Kind))
 _WORD = re.compile(r"[^\W_]+(?:['\N{RIGHT SINGLE QUOTATION MARK}-][^\W_]+)*")
@@ -30,27 +30,27 @@ _WORD = re.compile(r"[^\W_]+(?:['\N{RIGHT SINGLE QUOTATION MARK}-][^\W_]+)*")
 
 @dataclass(slots=True)
 class Histogram:
-    """How often each length comes."""
+    """Counts by length."""
 
     counts: Counter[int] = field(default_factory=Counter)
 
     def quantile(self, share: float) -> int:
-        """Return the length that this share of all is no longer than; 0 of none."""
-        wanted, met = share * self.counts.total(), 0
+        """Return the smallest length that is at least as long as this share of all; 0 if there are none."""
+        threshold, cumulative = share * self.counts.total(), 0
         for length in sorted(self.counts):
-            met += self.counts[length]
-            if met >= wanted:
+            cumulative += self.counts[length]
+            if cumulative >= threshold:
                 return length
         return 0
 
     @property
     def mean(self) -> float:
-        """The mean length; 0 of none."""
-        total = self.counts.total()
-        return sum(length * count for length, count in self.counts.items()) / total if total else 0.0  # fmt: skip
+        """Mean length; 0 if there are none."""
+        total = sum(length * count for length, count in self.counts.items())
+        return total / self.counts.total() if total else 0.0
 
     def summary(self) -> dict[str, float]:
-        """Return mean, quartiles and extremes."""
+        """Return the mean, quantiles and the maximum."""
         return {
             "mean": round(self.mean, 2),
             **{f"{share}%": self.quantile(share / 100) for share in (5, 25, 50, 75, 95)},
@@ -60,18 +60,18 @@ class Histogram:
 
 @dataclass(slots=True)
 class KindStatistics:
-    """Of the records of one kind."""
+    """Counts of the records of one kind."""
 
     records: int = 0
     answers: int = 0
     words: int = 0
-    """Of all answers."""
+    """Number of words of all answers."""
 
     objects: Counter[str] = field(default_factory=Counter)
-    """In how many records an answer names an object: the last word of a noun phrase."""
+    """Number of records whose answers name an object, the last word of a noun phrase."""
 
     def as_dict(self) -> dict[str, object]:
-        """Return means and the objects named most."""
+        """Return means and the most frequent objects as a JSON object."""
         return {
             "records": self.records,
             "answers": self.answers,
@@ -84,35 +84,33 @@ class KindStatistics:
 
 @dataclass(slots=True)
 class DatasetStatistics:
-    """What a data file is made of."""
+    """Counts of a data file."""
 
     records: int = 0
-    bad: int = 0
+    skipped: int = 0
     images: Counter[str] = field(default_factory=Counter)
-    """In how many places each image is shown."""
+    """Number of uses of each image."""
 
     ids: Counter[str] = field(default_factory=Counter)
     images_per_record: Histogram = field(default_factory=Histogram)
-    """Images of a record."""
-
     turns_per_record: Histogram = field(default_factory=Histogram)
-    """Questions of a record."""
+    """Number of questions per record."""
 
     question_words: Histogram = field(default_factory=Histogram)
     answer_words: Histogram = field(default_factory=Histogram)
     record_words: Histogram = field(default_factory=Histogram)
-    """Of all turns together, by which LLaVA groups its batches."""
+    """Words of all turns of a record, by which LLaVA groups its batches."""
 
     question_prefixes: Counter[tuple[str, ...]] = field(default_factory=Counter)
-    """First words of questions."""
+    """Counts of the first words of questions."""
 
     short_answers: Counter[str] = field(default_factory=Counter)
-    """Answers of at most three words."""
+    """Counts of answers of at most three words."""
 
     kinds: dict[str, KindStatistics] = field(default_factory=lambda: defaultdict(KindStatistics))
 
     def add(self, conversation: Conversation) -> None:
-        """Count one record."""
+        """Add a record to the counts."""
         self.records += 1
         self.ids[conversation.id] += 1
         self.images.update(conversation.images)
@@ -128,8 +126,8 @@ class DatasetStatistics:
             words += length
             if turn.role == "user":
                 self.question_words.counts[length] += 1
-                if beginning := first_words(text):
-                    self.question_prefixes[beginning] += 1
+                if prefix := first_words(text):
+                    self.question_prefixes[prefix] += 1
                 continue
             self.answer_words.counts[length] += 1
             kind.answers += 1
@@ -141,10 +139,10 @@ class DatasetStatistics:
         kind.objects.update(objects)
 
     def as_dict(self) -> dict[str, object]:
-        """Return them as JSON has them."""
+        """Return the statistics as a JSON object."""
         return {
             "records": self.records,
-            "bad": self.bad,
+            "skipped": self.skipped,
             "repeated ids": sum(count for count in self.ids.values() if count > 1),
             "images": len(self.images),
             "records without an image": self.images_per_record.counts[0],
@@ -164,7 +162,7 @@ class DatasetStatistics:
 
 
 def kind_of_record(name: str) -> str:
-    """Return the kind that an id tells: `data generate` ends it with one, `data mix` begins it with the file."""
+    """Return the kind in an id: `data generate` puts it at the end, `data mix` puts the file's name in front."""
     ending = name.rpartition("-")[2].partition("#")[0]
     if ending in _KINDS:
         return ending
@@ -173,53 +171,42 @@ def kind_of_record(name: str) -> str:
 
 
 def objects_of(answer: str) -> set[str]:
-    """Return the objects that an answer names: the last words of its noun phrases, but for those that name none."""
+    """Return the objects that an answer names: the last words of its noun phrases, except NO_OBJECTS."""
     heads = {phrase.rpartition(" ")[2] for phrase in noun_phrases(answer)}
     return {head for head in heads if len(head) > 1 and head not in NO_OBJECTS}
 
 
 def first_words(question: str) -> tuple[str, ...]:
-    """Return the words that a question begins with, in lower case; of several lines those of the one that asks."""
-    return tuple(_WORD.findall(_asked(question.strip().lower().splitlines())))[:FIRST_WORDS]
-
-
-def _asked(lines: Sequence[str]) -> str:
-    """Return the line that asks: the first with a question mark, else the first that says anything."""
-    said = [line for line in lines if line.strip()]
-    return next((line for line in said if "?" in line), said[0] if said else "")
+    """Return the first words of a question, in lower case; of several lines, those of the first with a "?"."""
+    lines = [line for line in question.lower().splitlines() if line.strip()]
+    line = next((line for line in lines if "?" in line), lines[0] if lines else "")
+    return tuple(_WORD.findall(line))[:FIRST_WORDS]
 
 
 def compute_statistics(
-    file: Path,
-    skips: SkippedItems,
-    ignore: frozenset[str] = frozenset(),
-    read: Callable[[int], None] = lambda count: None,
+    file: Path, skipped: SkippedItems, ignore: frozenset[str] = frozenset()
 ) -> DatasetStatistics:
-    """Count what a data file is made of.
+    """Compute the statistics of a data file.
 
     Args:
         file: `.json` or `.jsonl`.
-        skips: Takes bad records.
-        ignore: Surplus fields of records to pass over.
-        read: Told how many bytes were read.
+        skipped: Receives invalid records.
+        ignore: Extra fields of records to ignore.
 
     Raises:
-        InputError: The file cannot be read, or too many records are bad.
+        InputError: The file cannot be read, or too many records are invalid.
     """
-    figures = DatasetStatistics()
-    for where, record in read_records(file, read):
-        try:
-            figures.add(from_record(record, where, ignore))
-        except InputError as fault:
-            skips.add_or_raise(where, fault)
-    figures.bad = len(skips.items)
-    skips.raise_if_over_limit(figures.records + figures.bad)
-    return figures
+    statistics = DatasetStatistics()
+    for conversation in read_valid_conversations(file, skipped, ignore):
+        statistics.add(conversation)
+    statistics.skipped = len(skipped.items)
+    skipped.raise_if_over_limit(statistics.records + statistics.skipped)
+    return statistics
 
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A word at the beginning of questions, and those that go on from it."""
+    """A word in the prefix tree of questions, and the words that follow it."""
 
     word: str
     count: int
@@ -227,23 +214,23 @@ class Branch:
 
 
 def prefix_tree(
-    beginnings: Iterable[tuple[tuple[str, ...], int]], most: Sequence[int]
+    prefixes: Iterable[tuple[tuple[str, ...], int]], max_words: Sequence[int]
 ) -> tuple[Branch, ...]:
-    """Arrange beginnings as a tree, the most frequent words first.
+    """Return the prefixes of questions as a tree, the most frequent words first.
 
     Args:
-        beginnings: First words and how often they come.
-        most: How many words are kept at each depth; what is left out is in the count of the word before.
+        prefixes: First words and their counts.
+        max_words: Maximum number of words at each depth; the count of a word includes the ones cut off after it.
     """
-    if not most:
+    if not max_words:
         return ()
     counts: Counter[str] = Counter()
     rest: dict[str, list[tuple[tuple[str, ...], int]]] = defaultdict(list)
-    for words, count in beginnings:
+    for words, count in prefixes:
         if words:
             counts[words[0]] += count
             rest[words[0]].append((words[1:], count))
     return tuple(
-        Branch(word, count, prefix_tree(rest[word], most[1:]))
-        for word, count in counts.most_common(most[0])
+        Branch(word, count, prefix_tree(rest[word], max_words[1:]))
+        for word, count in counts.most_common(max_words[0])
     )

@@ -1,4 +1,4 @@
-"""A data file in, everything that is wrong with it out, before any time is spent on training."""
+"""Validation of a data file: every record and image is checked before training."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -16,100 +16,100 @@ from caldera.progress import Advance, Progress
 
 @dataclass(slots=True)
 class ValidationReport:
-    """What a check found."""
+    """Counts of a data file, and its invalid records."""
 
     records: int = 0
     turns: int = 0
     images: set[str] = field(default_factory=set)
-    """As the records name them."""
+    """Image paths as in the records."""
 
     multi_image: int = 0
-    """Records with more than one image."""
+    """Number of records with more than one image."""
 
     text_only: int = 0
-    """Records with none."""
+    """Number of records without an image."""
 
     repeated_ids: int = 0
-    """Records whose id another one has, too; that is allowed."""
+    """Number of records that share their id with another one, which is allowed."""
 
-    bad: list[SkippedItem] = field(default_factory=list)
+    invalid: list[SkippedItem] = field(default_factory=list)
 
 
 def validate_file(
     file: Path,
     images: Path,
     *,
-    open_images: bool,
+    decode_images: bool,
     ignore: frozenset[str],
     progress: Progress,
 ) -> ValidationReport:
-    """Check every record of a file, and every image it shows, each once.
+    """Check every record of a file, and each of its images once.
 
     Args:
         file: `.json` or `.jsonl`.
-        images: Folder that image paths start from.
-        open_images: Decode each image; else only look whether it is there.
-        ignore: Names of surplus fields to pass over.
-        progress: Follows the work.
+        images: Folder that image paths are relative to.
+        decode_images: Decode each image, instead of only checking that it exists.
+        ignore: Names of extra fields to ignore.
+        progress: Progress display.
 
     Raises:
         InputError: The file as a whole cannot be read.
     """
-    findings = ValidationReport()
+    report = ValidationReport()
     ids: Counter[str] = Counter()
-    faults: dict[str, str | None] = {}
-    with progress.task("checking, in kB", _size(file)) as tick:
-        for where, record in read_records(file, _advance_by_kb(tick)):
-            findings.records += 1
+    image_errors: dict[str, str | None] = {}
+    with progress.task("checking, in kB", _size_in_kb(file)) as advance:
+        for location, record in read_records(file, _advance_by_kb(advance)):
+            report.records += 1
             try:
-                conversation = from_record(record, where, ignore)
+                conversation = from_record(record, location, ignore)
                 ids[conversation.id] += 1
-                _count(findings, conversation)
+                _count(report, conversation)
                 for name in conversation.images:
-                    if name not in faults:
-                        faults[name] = _image_error(images / name, open_images=open_images)
-                    if faults[name] is not None:
-                        raise ConversationError(f"{where}: {faults[name]}")
-            except InputError as fault:
-                findings.bad.append(SkippedItem(where, str(fault).removeprefix(f"{where}: ")))
-    findings.images = set(faults)
-    findings.repeated_ids = sum(count for count in ids.values() if count > 1)
-    return findings
+                    if name not in image_errors:
+                        image_errors[name] = _image_error(images / name, decode=decode_images)
+                    if image_errors[name] is not None:
+                        raise ConversationError(f"{location}: {image_errors[name]}")
+            except InputError as error:
+                reason = str(error).removeprefix(f"{location}: ")
+                report.invalid.append(SkippedItem(location, reason))
+    report.images = set(image_errors)
+    report.repeated_ids = sum(count for count in ids.values() if count > 1)
+    return report
 
 
-def _count(findings: ValidationReport, conversation: Conversation) -> None:
-    """Add a good record to the counts."""
-    findings.turns += len(conversation.turns)
-    findings.multi_image += len(conversation.images) > 1
-    findings.text_only += not conversation.images
+def _count(report: ValidationReport, conversation: Conversation) -> None:
+    report.turns += len(conversation.turns)
+    report.multi_image += len(conversation.images) > 1
+    report.text_only += not conversation.images
 
 
-def _image_error(path: Path, *, open_images: bool) -> str | None:
-    """Return what is wrong with an image, None if nothing is."""
-    if not open_images:
+def _image_error(path: Path, *, decode: bool) -> str | None:
+    """Return the error of an invalid image, None for a valid one."""
+    if not decode:
         return None if file_exists(path) else f"{path} does not exist; check the path and --images"
     try:
         open_image(path)
-    except InputError as fault:
-        return str(fault)
+    except InputError as error:
+        return str(error)
     return None
 
 
-def _advance_by_kb(tick: Advance) -> Callable[[int], None]:
-    """Return a follower of bytes that ticks once a kB."""
-    read = 0
+def _advance_by_kb(advance: Advance) -> Callable[[int], None]:
+    """Return a callback for read bytes that advances the progress by whole kB."""
+    num_read = 0
 
-    def follow(count: int) -> None:
-        nonlocal read
-        before, read = read, read + count
-        if steps := read // 1000 - before // 1000:
-            tick(steps)
+    def on_bytes_read(count: int) -> None:
+        nonlocal num_read
+        before, num_read = num_read, num_read + count
+        if steps := num_read // 1000 - before // 1000:
+            advance(steps)
 
-    return follow
+    return on_bytes_read
 
 
-def _size(file: Path) -> int:
-    """Return how many kB there are to read; what cannot be read is said when it is."""
+def _size_in_kb(file: Path) -> int:
+    """Return the size of a file; 0 if it cannot be read, which is reported when it is opened."""
     try:
         return file.stat().st_size // 1000
     except OSError:

@@ -1,10 +1,9 @@
-"""VQA v2's questions and annotations (or OK-VQA's, which have their form) in, a conversation an image out.
+"""Import of VQA v2's questions and annotations (OK-VQA has the same format), one conversation per image.
 
 Rules of LLaVA-1.5 (arXiv 2310.03744, appendix A.2): all questions about an image make one conversation, each question
-ends with the sentence of table 7 that asks for a short answer. The answer is what most of the ten people said.
+ends with the sentence of table 7 that asks for a short answer. The answer is the most frequent of ten people's answers.
 """
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,47 +11,47 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from caldera.conversation import Conversation, ImageRef, Turn
-from caldera.datasets.importer import ImageFolder, ImportOptions, ImportResult
+from caldera.datasets.importer import ImageFolder, ImportOptions, ImportResult, read_json
 from caldera.errors import AnnotationError, InputError, describe_validation_error
 from caldera.files.skipped import SkippedItems
 from caldera.instructions.request_phrases import SHORT_ANSWER
 
 
-class _Wire(BaseModel):
+class _VqaModel(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
-class _Question(_Wire):
+class _Question(_VqaModel):
     question_id: int
     image_id: int
     question: str
 
 
-class _Answer(_Wire):
+class _Answer(_VqaModel):
     answer: str
     raw_answer: str | None = None
-    """As it was typed; OK-VQA's `answer` is cut to word stems."""
+    """The answer as typed; OK-VQA's `answer` is reduced to word stems."""
 
 
-class _Annotation(_Wire):
+class _Annotation(_VqaModel):
     question_id: int
     image_id: int
     answers: list[_Answer] = []
     multiple_choice_answer: str | None = None
 
 
-def import_vqa(path: Path, skips: SkippedItems, options: ImportOptions) -> ImportResult:
-    """Read questions and answers and merge those about one image.
+def import_vqa(path: Path, skipped: SkippedItems, options: ImportOptions) -> ImportResult:
+    """Import questions and answers, with the questions about one image merged into one conversation.
 
     Args:
         path: `*_questions.json`, or the folder that holds it and `*_annotations.json`.
-        skips: Takes questions that are empty, unanswered, or about an image that is missing.
-        options: `images`, `split` such as "train2014", `answers`, `sentences` and `find` are used.
+        skipped: Receives questions that are empty, unanswered, or about a missing image.
+        options: `images`, `split` such as "train2014", `answers`, `answer_prompt` and `check_exists` are used.
 
     Raises:
-        InputError: A file is missing or of another form, or a question is bad and may not be left out.
+        InputError: A file is missing or has another format, or a question is invalid and may not be skipped.
     """
-    questions_path, answers_path = _files(path, options)
+    questions_path, answers_path = _find_files(path, options)
     header, questions = read_list(questions_path, "questions")
     annotations = {
         entry.get("question_id"): (f"{answers_path}: annotations.{index}", entry)
@@ -61,44 +60,42 @@ def import_vqa(path: Path, skips: SkippedItems, options: ImportOptions) -> Impor
     }
     subtype = str(header.get("data_subtype", options.split or ""))
     folder = ImageFolder(
-        _images(questions_path.parent, subtype, options), find=options.check_exists
+        _image_folder(questions_path.parent, subtype, options), check_exists=options.check_exists
     )
-    asked: dict[str, list[tuple[str, str]]] = {}
+    exchanges: dict[str, list[tuple[str, str]]] = {}
     imported = ImportResult(total=len(questions))
     for index, entry in enumerate(questions):
-        where = f"{questions_path}: questions.{index}"
+        location = f"{questions_path}: questions.{index}"
         try:
-            question = validate(_Question, entry, where)
-            answer = _answer(question, annotations.get(question.question_id), where)
+            question = validate(_Question, entry, location)
+            answer = _answer(question, annotations.get(question.question_id), location)
             image = folder.resolve(*image_names(question.image_id, subtype))
-        except InputError as fault:
-            skips.add_or_raise(where, fault)
+        except InputError as error:
+            skipped.add_or_raise(location, error)
         else:
-            asked.setdefault(image, []).append((" ".join(question.question.split()), answer))
-    skips.raise_if_over_limit(imported.total)
+            exchange = (" ".join(question.question.split()), answer)
+            exchanges.setdefault(image, []).append(exchange)
+    skipped.raise_if_over_limit(imported.total)
     imported.conversations = [
-        _conversation(image, exchanges, options) for image, exchanges in asked.items()
+        _conversation(image, image_exchanges, options)
+        for image, image_exchanges in exchanges.items()
     ]
     return imported
 
 
-def _files(path: Path, options: ImportOptions) -> tuple[Path, Path]:
-    """Find the file of the questions and that of the answers.
-
-    Raises:
-        AnnotationError: One is missing, or there are several.
-    """
+def _find_files(path: Path, options: ImportOptions) -> tuple[Path, Path]:
+    """Return the file of the questions and the file of the answers; raise unless there is one of each."""
     if not path.exists():
         raise AnnotationError(f"cannot read {path}: it does not exist; check the path")
     folder, ending = path, f"{options.split or ''}_questions.json"
     if path.is_dir():
-        found = sorted(path.glob(f"*{ending}"))
-        if len(found) != 1:
+        candidates = sorted(path.glob(f"*{ending}"))
+        if len(candidates) != 1:
             raise AnnotationError(
-                f"{path} has {len(found)} files *{ending} {[one.name for one in found]}; name a split with --split, or "
-                "give the file itself"
+                f"{path} has {len(candidates)} files *{ending} {[file.name for file in candidates]}; name a split with "
+                "--split, or give the file itself"
             )
-        path = found[0]
+        path = candidates[0]
     else:
         folder = path.parent
     if options.answers is not None:
@@ -107,99 +104,97 @@ def _files(path: Path, options: ImportOptions) -> tuple[Path, Path]:
     answers = sorted(folder.glob(f"*{split}_annotations.json"))
     if len(answers) != 1:
         raise AnnotationError(
-            f"{folder} has {len(answers)} files *{split}_annotations.json; name that of the answers with --answers "
+            f"{folder} has {len(answers)} files *{split}_annotations.json; name the file of the answers with --answers "
             "(test splits have none)"
         )
     return path, answers[0]
 
 
 def read_list(path: Path, field: str) -> tuple[dict[str, Any], list[Any]]:
-    """Read one of the two files: what stands around its list, and the list.
+    """Return the content of a VQA file, and its list of questions or annotations.
 
     Raises:
-        AnnotationError: It is missing, broken, or holds no such list.
+        AnnotationError: The file is missing or broken, or holds no such list.
     """
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise AnnotationError(f"cannot read {path}: {error.strerror}; check the path") from error
-    except (ValueError, RecursionError) as error:
-        raise AnnotationError(f"{path} is broken JSON: {error}") from error
-    found = content.get(field) if isinstance(content, dict) else None
-    if not isinstance(found, list) or not found:
+    content = read_json(path)
+    entries = content.get(field) if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not entries:
         raise AnnotationError(
-            f"{path} has no list {field!r} with something in it; give VQA v2's file of {field}"
+            f"{path} has no list {field!r}, or an empty one; give VQA v2's file of {field}"
         )
-    return content, found
+    return content, entries
 
 
-def validate(form: type[Any], entry: object, where: str) -> Any:  # noqa: ANN401 - of the form
-    """Return an entry in its form.
+def validate(schema: type[Any], entry: object, location: str) -> Any:  # noqa: ANN401 - of the schema
+    """Return an entry as an object of its schema.
 
     Raises:
-        AnnotationError: It has another.
+        AnnotationError: The entry has another format.
     """
     try:
-        return form.model_validate(entry)
+        return schema.model_validate(entry)
     except ValidationError as error:
-        raise AnnotationError(f"{where}: {describe_validation_error(error, 'entry')}") from None
+        raise AnnotationError(f"{location}: {describe_validation_error(error, 'entry')}") from None
 
 
-def _images(beside: Path, subtype: str, options: ImportOptions) -> Path:
-    """Return the folder of images that was named, or a usual one."""
+def _image_folder(folder: Path, subtype: str, options: ImportOptions) -> Path:
+    """Return the folder of images from the options, or a usual one near the questions."""
     if options.images is not None:
         return options.images
-    candidates = (beside / subtype, beside / "images" / subtype, beside / "images")
-    return next((one for one in candidates if subtype and one.is_dir()), beside)
+    candidates = (folder / subtype, folder / "images" / subtype, folder / "images")
+    return next((path for path in candidates if subtype and path.is_dir()), folder)
 
 
 def image_names(image_id: int, subtype: str) -> tuple[str, str]:
-    """Return what an image is called in COCO of 2014, and in COCO of 2017, which LLaVA used."""
+    """Return the file name of an image in COCO 2014, and in COCO 2017, which LLaVA used."""
     return f"COCO_{subtype}_{image_id:012d}.jpg", f"{image_id:012d}.jpg"
 
 
-def _answer(question: _Question, found: tuple[str, Any] | None, where: str) -> str:
-    """Return the answer that most people gave; of equally many the official one, else the first.
+def _answer(question: _Question, located: tuple[str, Any] | None, location: str) -> str:
+    """Return the most frequent answer; of several the official one, else the first.
 
-    Raises:
-        AnnotationError: There is none, or the question is empty or about another image.
+    Args:
+        question: The question.
+        located: Location and entry of its annotation, if there is one.
+        location: Location of the question.
     """
     if not question.question.strip():
-        raise AnnotationError(f"{where}: the question is empty; remove it")
-    if found is None:
+        raise AnnotationError(f"{location}: the question is empty; remove it")
+    if located is None:
         raise AnnotationError(
-            f"{where}: question {question.question_id} has no annotation; remove it or give the answers of its split"
+            f"{location}: question {question.question_id} has no annotation; remove it or give the answers of its split"
         )
-    place, entry = found
-    annotation = validate(_Annotation, entry, place)
+    entry_location, entry = located
+    annotation = validate(_Annotation, entry, entry_location)
     if annotation.image_id != question.image_id:
         raise AnnotationError(
-            f"{place}: image_id is {annotation.image_id}, but {question.image_id} in question {question.question_id}; "
-            "correct one"
+            f"{entry_location}: image_id is {annotation.image_id}, but {question.image_id} in question "
+            f"{question.question_id}; correct one"
         )
-    texts = (" ".join((one.raw_answer or one.answer).split()) for one in annotation.answers)
+    texts = (
+        " ".join((answer.raw_answer or answer.answer).split()) for answer in annotation.answers
+    )
     counts = Counter(text for text in texts if text)
     official = annotation.multiple_choice_answer
     if not counts:
         if official and official.strip():
             return official.strip()
-        raise AnnotationError(f"{place}: there is no answer; remove it")
-    most = max(counts.values())
-    if official is not None and counts[official] == most:
+        raise AnnotationError(f"{entry_location}: there is no answer; remove it")
+    highest = max(counts.values())
+    if official is not None and counts[official] == highest:
         return official
-    return next(text for text, count in counts.items() if count == most)
+    return next(text for text, count in counts.items() if count == highest)
 
 
 def _conversation(
     image: str, exchanges: list[tuple[str, str]], options: ImportOptions
 ) -> Conversation:
-    """Make a conversation of all that was asked about an image."""
+    """Return a conversation of all questions about an image."""
     turns: list[Turn] = []
     for number, (question, answer) in enumerate(exchanges):
-        wanted = options.answer_prompt == "each" or (
-            options.answer_prompt == "first" and number == 0
-        )
-        said = f"{question}\n{SHORT_ANSWER}" if wanted else question
-        asked = (ImageRef(image), f"\n{said}") if number == 0 else (said,)
-        turns += [Turn("user", asked), Turn("assistant", (answer,))]
+        first = number == 0
+        has_prompt = options.answer_prompt == "each" or (first and options.answer_prompt == "first")
+        text = f"{question}\n{SHORT_ANSWER}" if has_prompt else question
+        parts = (ImageRef(image), f"\n{text}") if first else (text,)
+        turns += [Turn("user", parts), Turn("assistant", (answer,))]
     return Conversation(Path(image).stem, tuple(turns))

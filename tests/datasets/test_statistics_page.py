@@ -1,4 +1,4 @@
-"""The page of figures: complete, harmless, and drawn to scale."""
+"""The statistics page is complete, escaped and drawn to scale."""
 
 import math
 import re
@@ -10,17 +10,22 @@ import pytest
 
 from caldera.conversation import Conversation, Turn
 from caldera.datasets.statistics import Branch, DatasetStatistics, Histogram
-from caldera.datasets.statistics_page import bars, histogram, sunburst, write_stats
+from caldera.datasets.statistics_page import (
+    bars,
+    histogram,
+    sunburst,
+    write_statistics_page,
+)
 
 EVIL = "<script>alert('x')</script> \" & <b>"
 
 
-def test_what_data_say_is_text_on_the_page(tmp_path: Path) -> None:
-    """Markup in questions, answers, ids and titles is shown, not run; nothing is fetched."""
-    figures = DatasetStatistics()
-    asked = Turn("user", (f"{EVIL}?",))
-    figures.add(Conversation(f"{EVIL}/1", (asked, Turn("assistant", ("<i>a</i>",)))))
-    write_stats(tmp_path / "page.html", figures, EVIL)
+def test_data_is_escaped_on_the_page(tmp_path: Path) -> None:
+    """Markup in questions, answers, ids and titles is displayed as text; nothing is fetched."""
+    statistics = DatasetStatistics()
+    question = Turn("user", (f"{EVIL}?",))
+    statistics.add(Conversation(f"{EVIL}/1", (question, Turn("assistant", ("<i>a</i>",)))))
+    write_statistics_page(tmp_path / "page.html", statistics, EVIL)
     page = (tmp_path / "page.html").read_text()
     assert "<script" not in page
     assert "<i>" not in page
@@ -30,36 +35,38 @@ def test_what_data_say_is_text_on_the_page(tmp_path: Path) -> None:
 
 
 def test_an_empty_set_has_a_page(tmp_path: Path) -> None:
-    """Nothing to divide by."""
-    write_stats(tmp_path / "page.html", DatasetStatistics(), "none")
+    """No count is divided by zero."""
+    write_statistics_page(tmp_path / "page.html", DatasetStatistics(), "none")
     assert "0 records" in (tmp_path / "page.html").read_text()
 
 
 def rectangles(svg: str) -> list[tuple[float, float]]:
-    """Width and height of each."""
-    found = ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}rect")
-    return [(float(one.attrib["width"]), float(one.attrib["height"])) for one in found]
+    """Return width and height of each rectangle."""
+    elements = ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}rect")
+    return [
+        (float(element.attrib["width"]), float(element.attrib["height"])) for element in elements
+    ]
 
 
-def test_columns_are_as_high_as_their_counts() -> None:
-    """The highest fills the plot; the last takes what is longer than all but a hundredth."""
-    drawn = histogram(Histogram(Counter({0: 10, 1: 40, 3: 20})), "words")
-    heights = [height for _, height in rectangles(drawn)]
+def test_column_heights_are_proportional_to_counts() -> None:
+    """The highest column fills the plot; the last one holds the longest percent."""
+    svg = histogram(Histogram(Counter({0: 10, 1: 40, 3: 20})), "words")
+    heights = [height for _, height in rectangles(svg)]
     assert heights == pytest.approx([130 / 4, 130, 0, 130 / 2], abs=0.1)
     long = histogram(Histogram(Counter({1: 1000, 900: 1})), "words")
     assert len(rectangles(long)) == 2
     assert 20 < len(rectangles(histogram(Histogram(Counter(range(1000))), "words"))) <= 41
 
 
-def test_bars_are_as_long_as_their_counts() -> None:
-    """In the order given."""
+def test_bar_widths_are_proportional_to_counts() -> None:
+    """Bars are in the given order."""
     widths = [width for width, _ in rectangles(bars({"dog": 30, "<cat>": 15, "cup": 3}))]
     assert widths == pytest.approx([250, 125, 25])
     assert bars({}) != ""
 
 
-def test_arcs_are_as_wide_as_their_shares() -> None:
-    """A quarter of all questions is a quarter of the circle, and so inside."""
+def test_arc_widths_are_proportional_to_shares() -> None:
+    """A quarter of all questions is a quarter of the circle, in every ring."""
     tree = (Branch("is", 50, (Branch("it", 25),)), Branch("what", 25))
     svg = sunburst(tree, 100)
     paths = re.findall(r'd="M(\S+) (\S+)A(\d+) \d+ 0 (\d) 1 (\S+) (\S+)L', svg)
