@@ -62,14 +62,6 @@ def good(request: dict[str, Any]) -> Answer:
     return completion(format_exchanges([Exchange(question, f"A red {noun} is near it.")]))
 
 
-def format_exchanges(exchanges: Sequence[Exchange]) -> str:
-    """Return exchanges in the format of a teacher's reply."""
-    return "\n===\n".join(
-        f"Question:\n{exchange.question}\n===\nAnswer:\n{exchange.answer}"
-        for exchange in exchanges
-    )
-
-
 def hash_of(text: str) -> int:
     """Return a number that differs for images that differ."""
     return zlib.crc32(text.encode())
