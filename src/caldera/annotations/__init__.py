@@ -1,1 +1,1 @@
-"""Files that people made about images in, AnnotatedImages out."""
+"""Images with captions and boxes: readers of COCO folders and caption files."""

@@ -1,1 +1,1 @@
-"""Conversations in, tensors of a training step out."""
+"""Tensors of a training step: samples, prefix sharing, packing, cached image features."""

@@ -1,1 +1,1 @@
-"""People in, conversations out: sessions, the terminal, and the images that users bring."""
+"""Chat from Python and in the terminal."""

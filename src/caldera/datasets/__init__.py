@@ -1,1 +1,1 @@
-"""Sets of Conversations: those that others wrote brought in, several mixed, thinned, counted, handed on."""
+"""Data sets: import, validate, mix, balance, describe, export."""

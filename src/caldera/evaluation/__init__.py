@@ -1,1 +1,1 @@
-"""An assistant and questions in, scores and reports out."""
+"""Benchmarks, answerers, judges, scores with confidence intervals, reports."""

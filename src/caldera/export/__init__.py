@@ -1,1 +1,1 @@
-"""What people do with a model beyond talking to it."""
+"""Export to other formats, and parity with other implementations."""

@@ -1,1 +1,1 @@
-"""Reading and writing files."""
+"""Atomic files, journals, record streams, skipped items and run fingerprints."""

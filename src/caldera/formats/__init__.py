@@ -1,1 +1,1 @@
-"""Model folders and weight files."""
+"""Model folders and weight files: safetensors, original LLaVA, GGUF, LoRA adapters."""

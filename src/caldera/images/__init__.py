@@ -1,1 +1,1 @@
-"""Decode and preprocess."""
+"""Image decoding and preprocessing: file to pixels, anyres tiling."""

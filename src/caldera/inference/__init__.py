@@ -1,1 +1,1 @@
-"""An assistant and conversations in, answers out."""
+"""Inference engine: continuous batching, KV cache reuse, decoders, sampling."""

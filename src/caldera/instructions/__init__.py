@@ -1,1 +1,1 @@
-"""Instruction data: dialogues about annotated images, written by a teacher."""
+"""Instruction data: dialogues from annotations, by an offline or an LLM teacher."""

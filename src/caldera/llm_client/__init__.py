@@ -1,1 +1,1 @@
-"""Client for any OpenAI-compatible LLM: retries, rate limits, a budget and a journal."""
+"""Client for any OpenAI-compatible LLM: retries, rate limits, budget and journal."""

@@ -1,1 +1,1 @@
-"""A Batch in, a loss or next-token logits out: vision tower, projector, splice, language model, and their folder."""
+"""The network: vision tower, projector, language model, losses, packed attention, LoRA."""

@@ -1,1 +1,1 @@
-"""Whole runs as values, and the way that carries one out from drawing to report."""
+"""Recipes: settings of whole runs as values, with the papers' citations."""

@@ -1,1 +1,1 @@
-"""The embedded default: drawn images with COCO-style captions and boxes, and two tiny pretrained backbones."""
+"""Drawn demo data: scenes, captions, COCO folders, and the shipped backbones."""

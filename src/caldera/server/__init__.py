@@ -1,1 +1,1 @@
-"""HTTP."""
+"""HTTP server: OpenAI-compatible API, guarded image loading, web page."""

@@ -1,1 +1,1 @@
-"""Conversation to ids and labels."""
+"""Chat templates: conversation to token ids and label mask."""

@@ -1,1 +1,1 @@
-"""Samples and a model in, a trained model out; the loop does not know which stage it runs."""
+"""Training: stages, one loop, optimizer, checkpoints, prefetching, metrics."""

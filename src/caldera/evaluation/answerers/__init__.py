@@ -1,1 +1,1 @@
-"""Items in, answers out: by a model folder, or by any server that speaks OpenAI's chat completions."""
+"""Sources of answers: a local model folder or a server."""

@@ -1,1 +1,1 @@
-"""Published benchmarks, one small file each: official files in, items and published figures out."""
+"""Published benchmarks, one file each, and custom questions."""

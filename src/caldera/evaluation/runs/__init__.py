@@ -1,1 +1,1 @@
-"""A benchmark and what answers it in, a folder of results out: journal, scores with intervals, report, comparison."""
+"""Evaluation runs in a folder: answers, results, report, comparison."""

@@ -1,1 +1,1 @@
-"""Plug-in."""
+"""Plug-in that makes a model folder available in lmms-eval."""

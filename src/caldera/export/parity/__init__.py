@@ -1,1 +1,1 @@
-"""One model in two implementations: compared stage by stage."""
+"""Stage-by-stage comparison with transformers and llama.cpp."""

@@ -1,1 +1,1 @@
-"""Llama.cpp's files."""
+"""Files of llama.cpp: GGUF reader and writer."""

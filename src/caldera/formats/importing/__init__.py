@@ -1,1 +1,1 @@
-"""Models of other projects."""
+"""Import of third-party models: layout detection, readers, conversion."""

@@ -1,1 +1,1 @@
-"""LLaVA's own layout."""
+"""The layout of LLaVA's own code: config and weights."""

@@ -1,1 +1,1 @@
-"""Teacher that is an LLM."""
+"""An LLM as teacher: prompts, reply parsing, checks and the resumable run."""

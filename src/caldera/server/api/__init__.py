@@ -1,1 +1,1 @@
-"""A model folder in, OpenAI's chat completions over HTTP out."""
+"""OpenAI-compatible API: schemas, streaming, keys, metrics, lifecycle."""

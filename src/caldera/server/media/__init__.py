@@ -1,1 +1,1 @@
-"""Clients' images, guarded."""
+"""Clients' images: data URLs, guarded downloads, sandboxed decoding."""

@@ -1,1 +1,1 @@
-"""The page in a browser: images and questions in, answers and what they looked at out."""
+"""Web page: Gradio interface, guard, payloads, translations."""
