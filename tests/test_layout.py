@@ -1,6 +1,8 @@
-"""The house's own rules: imports point left, files and functions stay small, names say what they hold."""
+"""Layout rules: imports point one way, files and functions stay small, names say what they hold."""
 
 import ast
+import itertools
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +27,10 @@ def layer(path: Path, root: Path) -> str:
 
 
 def imported_layers(tree: ast.Module) -> Iterator[str]:
-    """Yield the layer of every import from caldera, at any depth in the file."""
+    """Yield the layer of every import from caldera at any depth, and of every module that a string names.
+
+    A process that is started with `-m caldera.x.y`, or with `-m caldera` for a command, depends on that module too.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == "caldera":
             yield from (alias.name for alias in node.names)
@@ -34,6 +39,13 @@ def imported_layers(tree: ast.Module) -> Iterator[str]:
         elif isinstance(node, ast.Import):
             paths = [alias.name.split(".") for alias in node.names]
             yield from (path[1] for path in paths if path[0] == "caldera" and len(path) > 1)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if match := re.fullmatch(r"caldera\.([a-z_]+)(\.[a-z_]+)*", node.value):
+                yield match[1]
+        elif isinstance(node, ast.List | ast.Tuple):
+            words = [item.value for item in node.elts if isinstance(item, ast.Constant)]
+            if any(pair == ("-m", "caldera") for pair in itertools.pairwise(words)):
+                yield "cli"
 
 
 def faults(root: Path) -> list[str]:
@@ -79,6 +91,12 @@ def test_the_house_obeys_its_rules() -> None:
         ("model/mute.py", "x = 1\n", "no docstring"),
         ("model/early.py", '"""Early."""\nfrom caldera.chat.session import S\n', "may not import"),
         ("errors.py", '"""Low."""\nimport caldera.model.llava\n', "may not import model"),
+        ("model/run.py", '"""Run."""\nNAME = "caldera.server.serve"\n', "may not import server"),
+        (
+            "scenes/run.py",
+            '"""Run."""\nCOMMAND = ["python", "-m", "caldera", "data"]\n',
+            "may not import cli",
+        ),
         ("stray/thing.py", '"""Lost."""\n', "no place in ORDER"),
         ("model/long.py", '"""Long."""\ndef f():\n' + "    x = 1\n" * 60, "61 lines"),
     ],
