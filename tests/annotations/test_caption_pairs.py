@@ -1,4 +1,4 @@
-"""Image-caption pairs of three kinds of file, and what is wrong with one said with its line."""
+"""Tests of image-caption pairs in three file formats, and of errors with their line."""
 
 import csv
 import json
@@ -20,27 +20,27 @@ PAIRS = [
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with three images, which are not looked into."""
+    """Create a folder with three images, which are never decoded."""
     for name in ("1.jpg", "2.jpg", "é.jpg"):
         (tmp_path / name).write_bytes(b"image")
     return tmp_path
 
 
 def write_csv(path: Path, pairs: list[tuple[str, str]]) -> None:
-    """Write pairs as a spreadsheet program does, with a byte order mark and quotes where needed."""
+    """Write pairs as a spreadsheet program does, with a byte order mark, and quotes where needed."""
     with path.open("w", newline="", encoding="utf-8-sig") as file:
         rows = csv.writer(file)
         rows.writerows([("image", "caption"), *pairs])
 
 
 def write_jsonl(path: Path, pairs: list[tuple[str, str]]) -> None:
-    """Write pairs as an object a line."""
+    """Write pairs as one object per line."""
     lines = (json.dumps({"image": image, "caption": caption}) for image, caption in pairs)
     path.write_text("\n".join(lines))
 
 
 def write_llava(path: Path, pairs: list[tuple[str, str]]) -> None:
-    """Write pairs as LLaVA's stage-1 file has them."""
+    """Write pairs in the format of LLaVA's stage-1 file."""
     records = [
         {
             "id": str(number),
@@ -64,24 +64,24 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_all_kinds_of_file_say_the_same(folder: Path, name: str) -> None:
-    """Captions of one image are brought together, on one line each; nothing is known about boxes."""
+def test_all_file_formats_give_the_same_pairs(folder: Path, name: str) -> None:
+    """Captions of the same image are merged, each on one line; there are no boxes."""
     WRITERS[name](folder / name, PAIRS)
 
-    read = read_pairs(folder / name, SkippedItems())
+    annotations = read_pairs(folder / name, SkippedItems())
 
-    assert read.categories == ()
-    assert [(image.path, image.captions) for image in read.images] == [
+    assert annotations.categories == ()
+    assert [(image.path, image.captions) for image in annotations.images] == [
         (folder / "1.jpg", ("A dog, in a park.", "A puppy")),
         (folder / "2.jpg", ("Two cats",)),
         (folder / "é.jpg", ("x",)),
     ]
-    assert [image.id for image in read.images] == ["1", "2", "é"]
-    assert all(image.instances == () and image.width == 0 for image in read.images)
+    assert [image.id for image in annotations.images] == ["1", "2", "é"]
+    assert all(image.instances == () and image.width == 0 for image in annotations.images)
 
 
-def test_images_may_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
-    """Beside the file, in `images/` beside it, or where they are said to be; folders keep ids apart."""
+def test_images_may_be_in_another_folder(folder: Path, tmp_path: Path) -> None:
+    """In the folder of the file, in `images/` there, or in a given folder; subfolders are part of the id."""
     (folder / "images" / "a").mkdir(parents=True)
     (folder / "1.jpg").rename(folder / "images" / "a" / "1.jpg")
     (folder / "2.jpg").rename(folder / "images" / "1.jpg")
@@ -137,13 +137,11 @@ def test_images_may_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_bad_row_stops_the_reading_or_is_left_out_and_listed(
-    folder: Path, row: object, message: str
-) -> None:
-    """One line with file and line number; the others are read."""
-    good = json.dumps({"image": "1.jpg", "caption": "A dog"})
+def test_an_invalid_row_is_raised_or_skipped(folder: Path, row: object, message: str) -> None:
+    """The message has file and line number; the other rows are read."""
+    valid = json.dumps({"image": "1.jpg", "caption": "A dog"})
     path = folder / "pairs.jsonl"
-    path.write_text(f"{good}\n\n{json.dumps(row)}\n{good}\n")
+    path.write_text(f"{valid}\n\n{json.dumps(row)}\n{valid}\n")
 
     with pytest.raises(InputError) as caught:
         read_pairs(path, SkippedItems())
@@ -151,9 +149,9 @@ def test_a_bad_row_stops_the_reading_or_is_left_out_and_listed(
     assert str(caught.value).startswith(f"{path}:3")
     assert "\n" not in str(caught.value)
 
-    skips = SkippedItems(0.34)
-    assert [image.captions for image in read_pairs(path, skips).images] == [("A dog", "A dog")]
-    assert [(skip.location, message in skip.reason) for skip in skips.items] == [
+    skipped = SkippedItems(0.34)
+    assert [image.captions for image in read_pairs(path, skipped).images] == [("A dog", "A dog")]
+    assert [(item.location, message in item.reason) for item in skipped.items] == [
         (f"{path}:3", True)
     ]
     with pytest.raises(InputError, match="1 of 3 items are invalid"):
@@ -171,7 +169,7 @@ def test_a_bad_row_stops_the_reading_or_is_left_out_and_listed(
         ("image,caption\n1.jpg," + "x" * 200_000, "is not UTF-8 CSV: field larger than"),
     ],
 )
-def test_a_broken_table_is_refused(folder: Path, content: str, message: str) -> None:
+def test_a_broken_csv_file_is_an_input_error(folder: Path, content: str, message: str) -> None:
     """Missing columns, no rows, and rows of the wrong length."""
     path = folder / "pairs.csv"
     path.write_text(content)
@@ -180,8 +178,10 @@ def test_a_broken_table_is_refused(folder: Path, content: str, message: str) -> 
 
 
 @pytest.mark.parametrize("name", ["pairs.csv", "pairs.jsonl", "pairs.json"])
-def test_a_file_that_is_not_text_or_not_there_is_refused(tmp_path: Path, name: str) -> None:
-    """UTF-16, as some programs save it, a folder and a wrong path get a line each."""
+def test_a_missing_file_or_one_that_is_not_utf8_is_an_input_error(
+    tmp_path: Path, name: str
+) -> None:
+    """UTF-16, as some programs save it, a folder, and a wrong path."""
     path = tmp_path / name
     with pytest.raises(InputError, match=r"cannot read .*: No such file or directory; check the"):
         read_pairs(path, SkippedItems())
@@ -194,25 +194,28 @@ def test_a_file_that_is_not_text_or_not_there_is_refused(tmp_path: Path, name: s
         read_pairs(path, SkippedItems())
 
 
-def test_a_line_number_is_that_of_the_file(folder: Path) -> None:
-    """Captions over several lines count as many."""
+def test_line_numbers_are_those_of_the_file(folder: Path) -> None:
+    """A caption may span several lines."""
     path = folder / "pairs.csv"
     write_csv(path, [("2.jpg", "Two\ncats"), ("3.jpg", "gone")])
     with pytest.raises(InputError, match=r"pairs\.csv:4: .*3\.jpg does not exist"):
         read_pairs(path, SkippedItems())
 
 
-def test_real_pairs_are_read(third_party: Path) -> None:
-    """Flickr8k: 800 photos, five captions each. LCS-558K: 500 rows, an image and a caption each."""
+def test_pairs_of_flickr8k_and_lcs558k_are_read(third_party: Path) -> None:
+    """Flickr8k: 800 photos with five captions each. LCS-558K: 500 records with an image and a caption each."""
     flickr = read_pairs(third_party / "flickr8k" / "captions.csv", SkippedItems())
     assert len(flickr.images) == 800
     assert all(len(image.captions) == 5 for image in flickr.images)
-    rows = third_party / "lcs558k" / "blip_laion_cc_sbu_500.json"
-    lcs = read_pairs(rows, SkippedItems())
+    lcs_file = third_party / "lcs558k" / "blip_laion_cc_sbu_500.json"
+    lcs = read_pairs(lcs_file, SkippedItems())
     assert len(lcs.images) == 500
-    raw = {row["image"]: row["conversations"][1]["value"] for row in json.loads(rows.read_text())}
+    captions = {
+        record["image"]: record["conversations"][1]["value"]
+        for record in json.loads(lcs_file.read_text())
+    }
     assert all(
         image.captions
-        == (" ".join(raw[str(image.path.relative_to(rows.parent / "images"))].split()),)
+        == (" ".join(captions[str(image.path.relative_to(lcs_file.parent / "images"))].split()),)
         for image in lcs.images
     )

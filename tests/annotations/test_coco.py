@@ -1,4 +1,4 @@
-"""COCO folders as people lay them out are read; what is wrong with one is said with file, index, field and remedy."""
+"""Tests of COCO folders; errors name file, index, field and remedy."""
 
 import json
 import os
@@ -20,7 +20,7 @@ WIDTH, HEIGHT = 50, 20
 
 
 def coco_files() -> Files:
-    """Return the two annotation files of three images, with more fields than are read."""
+    """Return the two annotation files of three images, with additional fields."""
     images = [
         {"id": 7 * n, "file_name": f"{n}.jpg", "width": WIDTH, "height": HEIGHT, "license": 3}
         for n in (1, 2, 3)
@@ -35,15 +35,18 @@ def coco_files() -> Files:
         for n in (1, 2, 3)
     ]
     boxes.append({"id": 9, "image_id": 7, "category_id": 1, "bbox": [0, 0, 50, 20], "iscrowd": 1})
-    kinds = [{"id": 1, "name": "person", "supercategory": "person"}, {"id": 18, "name": " dog "}]
+    categories = [
+        {"id": 1, "name": "person", "supercategory": "person"},
+        {"id": 18, "name": " dog "},
+    ]
     return {
         "captions": {"images": images, "annotations": captions},
-        "instances": {"images": list(images), "annotations": boxes, "categories": kinds},
+        "instances": {"images": list(images), "annotations": boxes, "categories": categories},
     }
 
 
 def write(folder: Path, files: Files, split: str = "tiny", images: str = "tiny") -> Path:
-    """Write a COCO folder; an image may be any bytes, as annotations are read without it."""
+    """Write a COCO folder; images are arbitrary bytes, as they are never decoded."""
     (folder / "annotations").mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (folder / "annotations" / f"{name}_{split}.json").write_text(json.dumps(content))
@@ -54,13 +57,13 @@ def write(folder: Path, files: Files, split: str = "tiny", images: str = "tiny")
     return folder
 
 
-def test_a_folder_becomes_annotated_images(tmp_path: Path) -> None:
-    """Captions are put on one line, boxes become shares, crowds stay out of counts."""
-    read = read_coco(write(tmp_path, coco_files()), SkippedItems())
+def test_a_folder_is_read_as_annotated_images(tmp_path: Path) -> None:
+    """Captions are put on one line, boxes become fractions, and counts exclude crowds."""
+    annotations = read_coco(write(tmp_path, coco_files()), SkippedItems())
 
-    assert read.categories == ("person", "dog")
-    assert [image.id for image in read.images] == ["1", "2", "3"]
-    first = read.images[0]
+    assert annotations.categories == ("person", "dog")
+    assert [image.id for image in annotations.images] == ["1", "2", "3"]
+    first = annotations.images[0]
     assert first.path == tmp_path / "tiny" / "1.jpg"
     assert (first.width, first.height) == (WIDTH, HEIGHT)
     assert first.captions == ("A dog number 1 .", "A pet")
@@ -71,16 +74,16 @@ def test_a_folder_becomes_annotated_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("images", ["tiny", "images/tiny", "images", "."])
-def test_images_are_found_wherever_such_folders_keep_them(tmp_path: Path, images: str) -> None:
-    """In a folder of the split's name, in `images/`, in both, or beside the annotations."""
-    read = read_coco(write(tmp_path, coco_files(), images=images), SkippedItems())
-    assert [image.path for image in read.images] == [
+def test_images_are_found_in_all_usual_folders(tmp_path: Path, images: str) -> None:
+    """In a folder with the name of the split, in `images/`, in both, or next to the annotations."""
+    annotations = read_coco(write(tmp_path, coco_files(), images=images), SkippedItems())
+    assert [image.path for image in annotations.images] == [
         tmp_path / images / f"{n}.jpg" for n in (1, 2, 3)
     ]
 
 
 def test_a_split_is_read_by_name(tmp_path: Path) -> None:
-    """With two splits one must be named, and the other is left alone."""
+    """With two splits one must be named, and only that one is read."""
     write(tmp_path, coco_files(), split="a", images="a")
     other = coco_files()
     other["captions"]["annotations"][0]["caption"] = "Another dog"
@@ -94,8 +97,8 @@ def test_a_split_is_read_by_name(tmp_path: Path) -> None:
         read_coco(tmp_path, SkippedItems(), "c")
 
 
-def test_images_of_the_same_name_in_two_folders_stay_apart(tmp_path: Path) -> None:
-    """Their ids, from which records are named, differ."""
+def test_images_of_the_same_name_in_two_folders_have_different_ids(tmp_path: Path) -> None:
+    """The folder is part of the id."""
     files = coco_files()
     for image, name in zip(files["captions"]["images"], ("a/1.jpg", "b/1.jpg"), strict=False):
         image["file_name"] = name
@@ -105,8 +108,8 @@ def test_images_of_the_same_name_in_two_folders_stay_apart(tmp_path: Path) -> No
     assert ids == ["a/1", "b/1", "3"]
 
 
-def test_images_that_differ_in_their_suffix_alone_stay_apart(tmp_path: Path) -> None:
-    """Then the suffix belongs to the id."""
+def test_images_that_differ_only_in_their_suffix_have_different_ids(tmp_path: Path) -> None:
+    """The suffix is part of the id."""
     files = coco_files()
     for image, name in zip(files["captions"]["images"], ("1.jpg", "1.png"), strict=False):
         image["file_name"] = name
@@ -116,13 +119,13 @@ def test_images_that_differ_in_their_suffix_alone_stay_apart(tmp_path: Path) -> 
     assert ids == ["1.jpg", "1.png", "3"]
 
 
-def test_annotations_of_no_image_are_told_of(
+def test_annotations_without_an_image_are_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where 'images' was cut short, what belongs to the others is left aside, and that is said."""
+    """Annotations of images that 'images' does not list are ignored with a warning."""
     files = coco_files()
-    for each in ("captions", "instances"):
-        del files[each]["images"][1:]
+    for name in ("captions", "instances"):
+        del files[name]["images"][1:]
     assert len(read_coco(write(tmp_path, files), SkippedItems()).images) == 1
     assert "2 images are not used" in caplog.text
 
@@ -131,17 +134,17 @@ edges = st.integers(0, 40)
 
 
 @given(corners=st.lists(st.tuples(edges, edges, edges, edges), min_size=1, max_size=5))
-def test_boxes_are_whole_and_inside_or_refused(
+def test_boxes_outside_the_image_are_an_error(
     tmp_path_factory: pytest.TempPathFactory, corners: list[tuple[int, int, int, int]]
 ) -> None:
-    """A box within a pixel of the image is cut to it, any other is a fault."""
+    """A box that exceeds the image by at most a pixel is clipped, any other is an error."""
     files = coco_files()
     files["instances"]["annotations"] = [
         {"image_id": 7, "category_id": 1, "bbox": [left, top, width, height]}
         for left, top, width, height in corners
     ]
-    for each in ("captions", "instances"):
-        del files[each]["images"][1:]
+    for name in ("captions", "instances"):
+        del files[name]["images"][1:]
     folder = write(tmp_path_factory.mktemp("coco"), files)
     fits = all(
         0 < width <= WIDTH + 1 - left and 0 < height <= HEIGHT + 1 - top and top < HEIGHT
@@ -152,11 +155,11 @@ def test_boxes_are_whole_and_inside_or_refused(
             read_coco(folder, SkippedItems())
         return
     [image] = read_coco(folder, SkippedItems()).images
-    for thing, (left, top, width, height) in zip(image.instances, corners, strict=True):
-        assert thing.box.left * WIDTH == pytest.approx(left)
-        assert thing.box.top * HEIGHT == pytest.approx(top)
-        assert thing.box.right * WIDTH == pytest.approx(min(WIDTH, left + width))
-        assert thing.box.bottom * HEIGHT == pytest.approx(min(HEIGHT, top + height))
+    for instance, (left, top, width, height) in zip(image.instances, corners, strict=True):
+        assert instance.box.left * WIDTH == pytest.approx(left)
+        assert instance.box.top * HEIGHT == pytest.approx(top)
+        assert instance.box.right * WIDTH == pytest.approx(min(WIDTH, left + width))
+        assert instance.box.bottom * HEIGHT == pytest.approx(min(HEIGHT, top + height))
 
 
 def box_of(files: Files, **fields: object) -> None:
@@ -171,11 +174,11 @@ def image_of(files: Files, **fields: object) -> None:
 
 def without(files: Files, name: str) -> None:
     """Remove the second image's entries from an annotation file."""
-    kept = [entry for entry in files[name]["annotations"] if entry["image_id"] != 14]
-    files[name]["annotations"] = kept
+    entries = files[name]["annotations"]
+    files[name]["annotations"] = [entry for entry in entries if entry["image_id"] != 14]
 
 
-BAD_IMAGES: list[tuple[Callable[[Files], None], str]] = [
+INVALID_IMAGES: list[tuple[Callable[[Files], None], str]] = [
     (lambda f: box_of(f, bbox=[45, 4, 10, 8]), "instances_tiny.json: annotations.1.bbox: box "),
     (lambda f: box_of(f, bbox=[45, 4, 10, 8]), "not lie inside its 50 x 20 pixels; correct or"),
     (lambda f: box_of(f, bbox=[-3, 4, 10, 8]), "[-3.0, 4.0, 10.0, 8.0] of image 2.jpg does not"),
@@ -187,7 +190,10 @@ BAD_IMAGES: list[tuple[Callable[[Files], None], str]] = [
     (lambda f: box_of(f, category_id=5), "annotations.1.category_id: a box of image 2.jpg has"),
     (lambda f: box_of(f, category_id=5), "category 5, which the file does not list; add it to"),
     (lambda f: without(f, "instances"), "captions_tiny.json: images.1: image 2.jpg has captions"),
-    (lambda f: without(f, "instances"), "but no boxes; add boxes, or leave such images out with"),
+    (
+        lambda f: without(f, "instances"),
+        "but no boxes; add boxes, or skip such images with --max-bad-fraction",
+    ),
     (lambda f: without(f, "captions"), "images.1: image 2.jpg has no caption; add one or remove"),
     (lambda f: image_of(f, file_name="gone.jpg"), "gone.jpg does not exist, but the annotations"),
     (lambda f: image_of(f, file_name="x" * 300), "images.1: "),
@@ -198,11 +204,11 @@ BAD_IMAGES: list[tuple[Callable[[Files], None], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("spoil", "message"), BAD_IMAGES)
-def test_a_bad_image_stops_the_reading_or_is_left_out_and_listed(
+@pytest.mark.parametrize(("spoil", "message"), INVALID_IMAGES)
+def test_an_invalid_image_is_raised_or_skipped(
     tmp_path: Path, spoil: Callable[[Files], None], message: str
 ) -> None:
-    """One line with the file, the index, the field and what to do; the other images are read."""
+    """The message has file, index, field and what to do; the other images are read."""
     files = coco_files()
     spoil(files)
     folder = write(tmp_path, files)
@@ -212,21 +218,21 @@ def test_a_bad_image_stops_the_reading_or_is_left_out_and_listed(
     assert str(caught.value).startswith(str(tmp_path / "annotations"))
     assert "\n" not in str(caught.value)
 
-    skips = SkippedItems(0.34)
-    assert [image.id for image in read_coco(folder, skips).images] == ["1", "3"]
-    assert [message in skip.reason for skip in skips.items] == [True]
+    skipped = SkippedItems(0.34)
+    assert [image.id for image in read_coco(folder, skipped).images] == ["1", "3"]
+    assert [message in item.reason for item in skipped.items] == [True]
     with pytest.raises(InputError, match="1 of 3 items are invalid, over the limit"):
         read_coco(folder, SkippedItems(0.3))
 
 
-def test_an_empty_caption_among_others_is_nothing(tmp_path: Path) -> None:
-    """The image keeps what was said about it."""
+def test_blank_captions_are_ignored(tmp_path: Path) -> None:
+    """The image keeps its other captions."""
     files = coco_files()
     files["captions"]["annotations"][2]["caption"] = " \n"
     assert read_coco(write(tmp_path, files), SkippedItems()).images[1].captions == ("A pet",)
 
 
-BAD_FILES: list[tuple[str, Callable[[Files], object], str]] = [
+INVALID_FILES: list[tuple[str, Callable[[Files], object], str]] = [
     ("captions", lambda f: f["captions"].pop("images"), "images: field required"),
     ("captions", lambda f: f["captions"].pop("annotations"), "annotations: field required"),
     ("captions", lambda f: f["captions"]["images"].clear(), "lists no images; add them to 'ima"),
@@ -254,11 +260,11 @@ BAD_FILES: list[tuple[str, Callable[[Files], object], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "spoil", "message"), BAD_FILES)
-def test_a_file_that_is_not_cocos_is_refused_whole(
+@pytest.mark.parametrize(("name", "spoil", "message"), INVALID_FILES)
+def test_a_file_in_another_format_is_an_error(
     tmp_path: Path, name: str, spoil: Callable[[Files], object], message: str
 ) -> None:
-    """No share of bad images helps; the line names the file, the index and the field."""
+    """It is raised whatever fraction may be skipped; the message has file, index and field."""
     files = coco_files()
     spoil(files)
     with pytest.raises(AnnotationError) as caught:
@@ -281,8 +287,10 @@ def test_a_file_that_is_not_cocos_is_refused_whole(
         (b"null", "is empty"),
     ],
 )
-def test_a_broken_file_is_refused(tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    """Whichever of the two it is, the line names it."""
+def test_a_broken_file_is_an_annotation_error(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    """The message names the one of the two files that is broken."""
     folder = write(tmp_path, coco_files())
     path = folder / "annotations" / f"{name}_tiny.json"
     path.write_bytes(content)
@@ -293,7 +301,7 @@ def test_a_broken_file_is_refused(tmp_path: Path, name: str, content: bytes, mes
 
 
 def test_both_files_are_needed(tmp_path: Path) -> None:
-    """Captions without boxes are no COCO folder, and a folder without either says what to give."""
+    """The message says which one is missing, or which folder to give."""
     folder = write(tmp_path, coco_files())
     boxes = folder / "annotations" / "instances_tiny.json"
     boxes.unlink()
@@ -307,8 +315,8 @@ def test_both_files_are_needed(tmp_path: Path) -> None:
         read_coco(tmp_path / "nowhere", SkippedItems())
 
 
-def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
-    """A folder where the file should be."""
+def test_a_folder_in_place_of_a_file_is_an_annotation_error(tmp_path: Path) -> None:
+    """The message contains the system's reason."""
     folder = write(tmp_path, coco_files())
     (folder / "annotations" / "instances_tiny.json").unlink()
     (folder / "annotations" / "instances_tiny.json").mkdir()
@@ -316,8 +324,8 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
         read_coco(folder, SkippedItems())
 
 
-def test_a_folder_in_the_images_place_is_no_image(tmp_path: Path) -> None:
-    """An image is a file."""
+def test_an_image_must_be_a_regular_file(tmp_path: Path) -> None:
+    """A pipe is not opened."""
     folder = write(tmp_path, coco_files())
     (folder / "tiny" / "2.jpg").unlink()
     os.mkfifo(folder / "tiny" / "2.jpg")
@@ -325,19 +333,19 @@ def test_a_folder_in_the_images_place_is_no_image(tmp_path: Path) -> None:
         read_coco(folder, SkippedItems())
 
 
-def test_real_coco_is_read(third_party: Path) -> None:
-    """80 photos of train2017, five captions each, all of COCO's categories, boxes as the file has them."""
+def test_coco_train2017_is_read(third_party: Path) -> None:
+    """80 photos with five captions each, all categories of COCO, and the boxes of the file."""
     folder = third_party / "coco_mini"
-    read = read_coco(folder, SkippedItems())
-    assert len(read.images) == 80
-    assert len(read.categories) == 80
-    assert all(len(image.captions) >= 5 for image in read.images)
+    annotations = read_coco(folder, SkippedItems())
+    assert len(annotations.images) == 80
+    assert len(annotations.categories) == 80
+    assert all(len(image.captions) >= 5 for image in annotations.images)
     raw = json.loads((folder / "annotations" / "instances_train2017.json").read_text())
-    assert sum(len(image.instances) for image in read.images) == len(raw["annotations"])
+    assert sum(len(image.instances) for image in annotations.images) == len(raw["annotations"])
     areas = sorted(
-        thing.box.area * image.width * image.height
-        for image in read.images
-        for thing in image.instances
+        instance.box.area * image.width * image.height
+        for image in annotations.images
+        for instance in image.instances
     )
     expected = sorted(entry["bbox"][2] * entry["bbox"][3] for entry in raw["annotations"])
     assert areas == pytest.approx(expected, rel=0.02)

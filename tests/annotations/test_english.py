@@ -1,4 +1,4 @@
-"""Nouns, numbers and lists as people write them."""
+"""Tests of English nouns, numbers and lists."""
 
 import pytest
 from hypothesis import given
@@ -19,7 +19,7 @@ words = st.text("abcdefghij", min_size=1, max_size=6)
 
 
 @pytest.mark.parametrize(
-    ("one", "several"),
+    ("singular", "expected"),
     [
         ("dog", "dogs"),
         ("bus", "buses"),
@@ -40,13 +40,13 @@ words = st.text("abcdefghij", min_size=1, max_size=6)
         ("giraffe", "giraffes"),
     ],
 )
-def test_several_are_named(one: str, several: str) -> None:
+def test_plural(singular: str, expected: str) -> None:
     """Regular endings, the irregular nouns among COCO's categories, and words before the noun."""
-    assert plural(one) == several
+    assert plural(singular) == expected
 
 
 @pytest.mark.parametrize(
-    ("noun", "named"),
+    ("noun", "expected"),
     [
         ("dog", "a dog"),
         ("umbrella", "an umbrella"),
@@ -56,13 +56,13 @@ def test_several_are_named(one: str, several: str) -> None:
         ("snow", "snow"),
     ],
 )
-def test_an_article_goes_with_the_sound(noun: str, named: str) -> None:
-    """'a', 'an', or nothing before what takes none."""
-    assert article(noun) == named
+def test_article_depends_on_the_first_letter(noun: str, expected: str) -> None:
+    """'a', 'an', or none for nouns without an article."""
+    assert article(noun) == expected
 
 
 def test_numbers_are_words_up_to_twelve() -> None:
-    """None is 'no', and what is beyond twelve is written in digits."""
+    """0 is 'no', and numbers above twelve are digits."""
     assert [number_word(count) for count in (0, 1, 7, 12, 13, 140)] == [
         "no", "one", "seven", "twelve", "13", "140",
     ]  # fmt: skip
@@ -70,7 +70,7 @@ def test_numbers_are_words_up_to_twelve() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "noun", "named"),
+    ("count", "noun", "expected"),
     [
         (1, "apple", "an apple"),
         (2, "apple", "two apples"),
@@ -80,41 +80,41 @@ def test_numbers_are_words_up_to_twelve() -> None:
         (2, "sheep", "two sheep"),
     ],
 )
-def test_some_things_are_named_with_their_number(count: int, noun: str, named: str) -> None:
-    """One takes an article, the rest a number."""
-    assert count_phrase(count, noun) == named
+def test_count_phrase(count: int, noun: str, expected: str) -> None:
+    """1 is an article, any other count a number."""
+    assert count_phrase(count, noun) == expected
 
 
-def test_lists_end_in_and() -> None:
-    """No comma before the 'and'."""
+def test_lists_end_with_and() -> None:
+    """There is no comma before 'and'."""
     assert join_with_and(["a dog"]) == "a dog"
     assert join_with_and(["a dog", "a cat"]) == "a dog and a cat"
     assert join_with_and(["a dog", "a cat", "two cups"]) == "a dog, a cat and two cups"
 
 
 @given(phrases=st.lists(words, min_size=1, max_size=5))
-def test_a_list_names_everything_once_in_order(phrases: list[str]) -> None:
-    """Taken apart again, it is what was put in."""
+def test_a_list_contains_every_phrase_in_order(phrases: list[str]) -> None:
+    """Split again, it gives the phrases."""
     assert join_with_and(phrases).replace(" and ", ", ").split(", ") == phrases
 
 
 @given(text=st.text("abc Z.?!", min_size=1).filter(str.strip))
-def test_a_sentence_made_twice_is_the_same(text: str) -> None:
-    """A capital and one closing mark; a question keeps its own."""
-    made = sentence(text)
-    assert sentence(made) == made
-    assert made[-1] in ".?!"
-    assert made.casefold().startswith(text.casefold())
+def test_sentence_is_idempotent(text: str) -> None:
+    """It adds a capital and one closing mark; a question mark is kept."""
+    result = sentence(text)
+    assert sentence(result) == result
+    assert result[-1] in ".?!"
+    assert result.casefold().startswith(text.casefold())
 
 
-def test_a_sentence_begins_with_a_capital_and_leaves_the_rest() -> None:
+def test_a_sentence_begins_with_a_capital() -> None:
     """Only the first letter changes."""
     assert sentence("the TV is on") == "The TV is on."
     assert sentence("is it?") == "Is it?"
 
 
-def test_scenes_use_only_words_with_a_singular_and_a_plural_to_tell_apart() -> None:
-    """What is drawn can be counted in words: no kind is without a singular."""
+def test_nouns_of_scenes_can_be_counted() -> None:
+    """Every object kind has a singular, and all but two a distinct plural."""
     assert not PLURAL_ONLY & OBJECT_KINDS.keys()
     same = {name for name in OBJECT_KINDS if plural(name) == name}
     assert same == {"sheep", "broccoli"}

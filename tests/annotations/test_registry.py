@@ -1,4 +1,4 @@
-"""Every annotation source is found by its exact name and told its options."""
+"""Tests of the registry of annotation readers."""
 
 from pathlib import Path
 
@@ -10,8 +10,8 @@ from caldera.files.skipped import SkippedItems
 from caldera.instructions.generate import DEFAULT_KINDS, parse_kinds
 
 
-def test_an_unknown_source_is_answered_with_the_nearest(tmp_path: Path) -> None:
-    """Only exact names count."""
+def test_an_unknown_source_suggests_the_nearest(tmp_path: Path) -> None:
+    """Names are case-sensitive."""
     with pytest.raises(
         UnknownNameError, match="no annotation source is called 'COCO'; known: coco"
     ):
@@ -21,15 +21,15 @@ def test_an_unknown_source_is_answered_with_the_nearest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ANNOTATION_READERS)
-def test_every_source_says_what_is_missing(name: str, tmp_path: Path) -> None:
-    """A path with nothing there is an InputError that names the path; its default kinds are known."""
+def test_every_reader_names_a_missing_path(name: str, tmp_path: Path) -> None:
+    """A missing path is an InputError that names it; the default kinds of the source are valid."""
     with pytest.raises(InputError, match="nothing"):
         read_annotations(name, tmp_path / "nothing", SkippedItems(), SourceOptions())
     assert parse_kinds(DEFAULT_KINDS[name])
 
 
-def test_sources_are_told_the_split_and_the_folder_of_images(tmp_path: Path) -> None:
-    """COCO takes the split, pairs the images."""
+def test_options_are_passed_to_the_readers(tmp_path: Path) -> None:
+    """COCO takes the split, pairs take the image folder."""
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "captions_vol.json").write_text("{}")
     with pytest.raises(UnknownNameError, match="called 'val'; did you mean 'vol'"):

@@ -29,7 +29,7 @@ def captions(request: pytest.FixtureRequest) -> Captions:
     if request.param == "made":
         return WRITTEN
     folder: Path = request.getfixturevalue("third_party")
-    pairs = read_pairs(folder / "flickr8k" / "captions.csv", SkippedItems(), find=False)
+    pairs = read_pairs(folder / "flickr8k" / "captions.csv", SkippedItems(), check_images=False)
     captions = {image.id: list(image.captions) for image in pairs.images}
     assert len(captions) == 800
     return captions
@@ -62,7 +62,7 @@ def test_words_are_those_of_the_ptb_tokenizer(third_party: Path) -> None:
     """Of 4,000 captions of flickr8k every one."""
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-    pairs = read_pairs(third_party / "flickr8k" / "captions.csv", SkippedItems(), find=False)
+    pairs = read_pairs(third_party / "flickr8k" / "captions.csv", SkippedItems(), check_images=False)
     captions = {image.id: [{"caption": text} for text in image.captions] for image in pairs.images}
     split = PTBTokenizer().tokenize(captions)
     ours = {image.id: [ptb_tokenize(text) for text in image.captions] for image in pairs.images}

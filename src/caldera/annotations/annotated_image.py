@@ -1,4 +1,4 @@
-"""What people said about one image, whatever file they said it in."""
+"""Annotated images: captions and boxes, independent of the file format."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,22 +10,22 @@ from caldera.annotations.boxes import Box
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """One thing that somebody drew a box around."""
+    """An annotated object: its category and box."""
 
     category: str
     box: Box
     is_crowd: bool = False
-    """Whether the box holds an uncounted crowd of the category."""
+    """Whether the box covers an uncounted crowd of the category."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnnotatedImage:
-    """One image with its captions and boxes."""
+    """An image with its captions and boxes."""
 
     id: str
     path: Path
     width: int
-    """In pixels; 0 where the annotations do not say."""
+    """In pixels; 0 if the annotations do not contain it."""
 
     height: int
     captions: tuple[str, ...]
@@ -33,12 +33,12 @@ class AnnotatedImage:
 
     @property
     def counts(self) -> Counter[str]:
-        """How many boxes each category has, crowds left out."""
-        return Counter(thing.category for thing in self.instances if not thing.is_crowd)
+        """Number of boxes by category, without crowds."""
+        return Counter(item.category for item in self.instances if not item.is_crowd)
 
 
 def unique_ids(files: Sequence[str]) -> dict[str, str]:
-    """Return an id for each file name: the name without its suffix, or whole where two would be the same."""
+    """Return an id for each file name: its stem, or the full name where two stems are equal."""
     stems = {file: file.removesuffix(Path(file).suffix) for file in files}
     shared = Counter(stems.values())
     return {file: stem if shared[stem] == 1 else file for file, stem in stems.items()}
@@ -46,8 +46,8 @@ def unique_ids(files: Sequence[str]) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class AnnotationSet:
-    """A whole collection."""
+    """A data set of annotated images."""
 
     images: tuple[AnnotatedImage, ...]
     categories: tuple[str, ...] = ()
-    """Every category that was looked for, so that a missing box means a missing thing; empty for captions alone."""
+    """Every annotated category, so that a missing box means a missing object; empty for captions alone."""

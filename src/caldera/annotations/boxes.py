@@ -1,7 +1,7 @@
-"""Where things are in an image, and the words for it: boxes, places, and relations between boxes.
+"""Boxes, their positions in an image, and the spatial relations between them.
 
-Coordinates are shares of the image's width and height in [0, 1], the origin at the top left. A word is given
-only where it is beyond dispute: between two places, or for two boxes side by side at the same height, there is none.
+Coordinates are fractions of the image's width and height in [0, 1]; the origin is the top left corner. A position or
+relation is given only where it is unambiguous: not near the line between two positions, nor for nearly equal centers.
 """
 
 from dataclasses import dataclass
@@ -22,19 +22,19 @@ RELATION_PHRASES: dict[Relation, str] = {
     "above": "above",
     "below": "below",
 }
-"""The words that follow 'the dog is' and come before 'the car'."""
+"""Phrases between 'the dog is' and 'the car'."""
 
 _MIDDLE = (0.36, 0.64)
-"""The middle band of either axis."""
+"""Middle band of either axis."""
 
 _MARGIN = 0.03
-"""A center this close to a band's edge belongs to neither side."""
+"""Distance to the edge of a band within which a center belongs to neither band."""
 
 _MIN_SEPARATION = 0.15
-"""Centers must differ by this much along an axis before one box is said to be beside the other."""
+"""Minimal distance of two centers along an axis for a relation on that axis."""
 
 _INSIDE = 0.5
-"""A box that shares more than this part of itself with another is in or on it rather than beside it."""
+"""Fraction of the smaller box within the other above which the two have no relation: one is in or on the other."""
 
 _WORDS = {
     ("left", "top"): "top left",
@@ -49,12 +49,12 @@ _WORDS = {
 }
 
 PLACES = tuple(_WORDS.values())
-"""The nine places an image is divided into."""
+"""The nine positions of an image."""
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """An upright rectangle inside an image."""
+    """An axis-aligned rectangle in an image."""
 
     left: float
     top: float
@@ -63,23 +63,23 @@ class Box:
 
     @property
     def center(self) -> tuple[float, float]:
-        """The middle of the box, (across, down)."""
+        """Center of the box, (across, down)."""
         return (self.left + self.right) / 2, (self.top + self.bottom) / 2
 
     @property
     def area(self) -> float:
-        """The share of the image the box covers."""
+        """Fraction of the image that the box covers."""
         return max(0.0, self.right - self.left) * max(0.0, self.bottom - self.top)
 
     def overlap(self, other: "Box") -> float:
-        """Return the area that both boxes cover."""
+        """Return the area of the intersection with another box."""
         width = min(self.right, other.right) - max(self.left, other.left)
         height = min(self.bottom, other.bottom) - max(self.top, other.top)
         return max(0.0, width) * max(0.0, height)
 
 
 def _axis_band(position: float, low: str, high: str) -> str | None:
-    """Name the band of an axis that `position` lies in, unless it is near an edge."""
+    """Return the name of the band of an axis that contains `position`; None near an edge."""
     first, second = _MIDDLE
     if min(abs(position - first), abs(position - second)) < _MARGIN:
         return None
@@ -87,27 +87,27 @@ def _axis_band(position: float, low: str, high: str) -> str | None:
 
 
 def position_of(box: Box) -> str | None:
-    """Name the ninth of the image that holds the box's center, or None where two names would do."""
+    """Return the position of the box's center, one of PLACES; None where two would fit."""
     across, down = box.center
     column, row = _axis_band(across, "left", "right"), _axis_band(down, "top", "bottom")
     return _WORDS[column, row] if column and row else None
 
 
-def position_phrase(place: str) -> str:
-    """Turn a place's name into the phrase that follows a thing: 'top left' -> 'at the top left'."""
+def position_phrase(position: str) -> str:
+    """Return the phrase of a position: 'top left' -> 'at the top left'."""
     return {"middle": "in the middle", "left": "on the left", "right": "on the right"}.get(
-        place, f"at the {place}"
+        position, f"at the {position}"
     )
 
 
-def relations(one: Box, other: Box) -> tuple[Relation, ...]:
-    """List what `one` certainly is to `other`: up to one word across and one down, none if one lies in the other."""
-    if one.overlap(other) > _INSIDE * min(one.area, other.area):
+def relations(box: Box, other: Box) -> tuple[Relation, ...]:
+    """Return the relations of `box` to `other`: at most one across and one down, none if one is inside the other."""
+    if box.overlap(other) > _INSIDE * min(box.area, other.area):
         return ()
-    (x1, y1), (x2, y2) = one.center, other.center
-    found: list[Relation] = []
-    if abs(x1 - x2) >= _MIN_SEPARATION:
-        found.append("left of" if x1 < x2 else "right of")
-    if abs(y1 - y2) >= _MIN_SEPARATION:
-        found.append("above" if y1 < y2 else "below")
-    return tuple(found)
+    (x, y), (other_x, other_y) = box.center, other.center
+    result: list[Relation] = []
+    if abs(x - other_x) >= _MIN_SEPARATION:
+        result.append("left of" if x < other_x else "right of")
+    if abs(y - other_y) >= _MIN_SEPARATION:
+        result.append("above" if y < other_y else "below")
+    return tuple(result)

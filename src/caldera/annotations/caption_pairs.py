@@ -1,4 +1,4 @@
-"""Image-caption pairs in (CSV, JSONL, or LLaVA's stage-1 JSON), AnnotatedImages without boxes out."""
+"""Reader of image-caption pairs: CSV, JSONL, or LLaVA's stage-1 JSON."""
 
 import csv
 from collections.abc import Iterator
@@ -16,59 +16,58 @@ _COLUMNS = ("image", "caption")
 
 def read_pairs(
     path: Path,
-    skips: SkippedItems,
+    skipped: SkippedItems,
     image_folder: Path | None = None,
-    ignore: frozenset[str] = frozenset(),
+    ignore_fields: frozenset[str] = frozenset(),
     *,
-    find: bool = True,
+    check_images: bool = True,
 ) -> AnnotationSet:
-    """Read pairs of an image and a caption; several captions of one image are brought together.
+    """Read pairs of an image and a caption; captions of the same image are merged.
 
     Args:
         path: A `.csv` with the columns image and caption, a `.jsonl` of {"image", "caption"} objects, or LLaVA's
             stage-1 `.json`, whose first gpt value is the caption.
-        skips: Takes pairs that are unusable.
-        image_folder: The folder that the paths start from; the file's own, or `images/` beside it, if left out.
-        ignore: Surplus fields of LLaVA's records to pass over.
-        find: Look whether each image is there.
+        skipped: Collects invalid pairs.
+        image_folder: Folder that paths are relative to; by default `images/` in the file's folder, or that folder.
+        ignore_fields: Additional fields of LLaVA's records to ignore.
+        check_images: Whether to check that each image exists.
 
     Raises:
-        InputError: The file is missing, empty, broken, or has other fields; or a pair is bad and may not be left out.
+        InputError: The file is missing, empty, broken, or has other fields; or a pair is invalid and not skipped.
     """
-    root = image_folder or _image_folder(path)
-    captions_of: dict[str, list[str]] = {}
+    root = image_folder or _default_image_folder(path)
+    captions: dict[str, list[str]] = {}
     total = 0
-    for where, row in _read_rows(path):
+    for location, row in _read_rows(path):
         total += 1
         try:
-            name, caption = _to_annotated_image(row, where, ignore)
-            if find and not file_exists(root / name):
-                raise ImageError(f"{where}: {root / name} does not exist; check --images")
-        except InputError as fault:
-            skips.add_or_raise(where, fault)
+            image, caption = _parse_pair(row, location, ignore_fields)
+            if check_images and not file_exists(root / image):
+                raise ImageError(f"{location}: {root / image} does not exist; check --images")
+        except InputError as error:
+            skipped.add_or_raise(location, error)
         else:
-            captions_of.setdefault(name, []).append(caption)
+            captions.setdefault(image, []).append(caption)
     if not total:
         raise AnnotationError(
             f"{path} holds no pairs; it should have an image and a caption a line"
         )
-    skips.raise_if_over_limit(total)
-    ids = unique_ids(tuple(captions_of))
+    skipped.raise_if_over_limit(total)
+    ids = unique_ids(tuple(captions))
     images = tuple(
-        AnnotatedImage(ids[name], root / name, 0, 0, tuple(captions))
-        for name, captions in captions_of.items()
+        AnnotatedImage(ids[image], root / image, 0, 0, tuple(texts))
+        for image, texts in captions.items()
     )
     return AnnotationSet(images)
 
 
-def _image_folder(path: Path) -> Path:
-    """Guess the folder of images as such sets are laid out."""
-    beside = path.parent / "images"
-    return beside if beside.is_dir() else path.parent
+def _default_image_folder(path: Path) -> Path:
+    folder = path.parent / "images"
+    return folder if folder.is_dir() else path.parent
 
 
 def _read_rows(path: Path) -> Iterator[tuple[str, object]]:
-    """Yield every raw row with its place."""
+    """Yield every unchecked row with its location."""
     if path.suffix.lower() != ".csv":
         yield from read_records(path)
         return
@@ -87,28 +86,29 @@ def _read_rows(path: Path) -> Iterator[tuple[str, object]]:
         raise AnnotationError(f"{path} is not UTF-8 CSV: {error}") from error
 
 
-def _to_annotated_image(row: object, where: str, ignore: frozenset[str]) -> tuple[str, str]:
-    """Take image and caption out of a row.
-
-    Raises:
-        InputError: They are not there.
-    """
+def _parse_pair(row: object, location: str, ignore_fields: frozenset[str]) -> tuple[str, str]:
+    """Return image path and caption of a row, or raise an InputError."""
     if isinstance(row, dict) and "conversations" in row:
-        conversation = from_record(row, where, ignore)
+        conversation = from_record(row, location, ignore_fields)
         if not conversation.images:
-            raise AnnotationError(f"{where} has no image; a caption needs one")
+            raise AnnotationError(f"{location} has no image; a caption needs one")
         if len(conversation.turns) > 2:
             raise AnnotationError(
-                f"{where} has {len(conversation.turns)} turns; a pair is a human turn with an image and a gpt turn "
+                f"{location} has {len(conversation.turns)} turns; a pair is a human turn with an image and a gpt turn "
                 "with its caption"
             )
-        name, caption = conversation.images[0], conversation.turns[1].text
-    elif isinstance(row, dict) and None in row:  # where csv puts what is too much
-        raise AnnotationError(f"{where} has too many fields; put a caption with commas in quotes")
+        image, caption = conversation.images[0], conversation.turns[1].text
+    elif isinstance(row, dict) and None in row:
+        # csv collects surplus fields under None.
+        raise AnnotationError(
+            f"{location} has too many fields; put a caption with commas in quotes"
+        )
     elif isinstance(row, dict) and all(isinstance(row.get(key), str) for key in _COLUMNS):
-        name, caption = row["image"], row["caption"]
+        image, caption = row["image"], row["caption"]
     else:
-        raise AnnotationError(f"{where} should have text fields 'image' and 'caption'")
-    if not name.strip() or not caption.strip():
-        raise AnnotationError(f"{where} has an empty image or caption; fill it or remove the row")
-    return name, " ".join(caption.split())
+        raise AnnotationError(f"{location} should have text fields 'image' and 'caption'")
+    if not image.strip() or not caption.strip():
+        raise AnnotationError(
+            f"{location} has an empty image or caption; fill it or remove the row"
+        )
+    return image, " ".join(caption.split())

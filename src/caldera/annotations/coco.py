@@ -1,4 +1,4 @@
-"""A COCO folder in, AnnotatedImages out: captions_*.json and instances_*.json beside a folder of images.
+"""Reader of COCO folders: captions_*.json and instances_*.json next to a folder of images.
 
 The layout is that of cocodataset.org: `annotations/captions_SPLIT.json`, `annotations/instances_SPLIT.json` and the
 images in `SPLIT/` (or `images/`, or the folder itself).
@@ -25,7 +25,7 @@ from caldera.files.atomic import file_exists
 from caldera.files.skipped import SkippedItems
 
 _BOX_TOLERANCE = 1.0
-"""Pixels by which a box may pass the image's edge; it is then cut, as COCO's own are rounded."""
+"""Pixels by which a box may exceed the image before it is clipped: COCO's coordinates are rounded."""
 
 
 class _CocoModel(BaseModel):
@@ -72,130 +72,131 @@ log = logging.getLogger(__name__)
 _Schema = TypeVar("_Schema", bound=_CocoModel)
 
 
-def read_coco(folder: Path, skips: SkippedItems, split: str | None = None) -> AnnotationSet:
-    """Read one split of a COCO folder.
+def read_coco(folder: Path, skipped: SkippedItems, split: str | None = None) -> AnnotationSet:
+    """Read captions and boxes of one split of a COCO folder.
 
     Args:
-        folder: The folder that holds `annotations/`.
-        skips: Takes images that are missing or whose annotations are unusable.
-        split: Such as "train2017"; may be left out where there is only one.
+        folder: The folder that contains `annotations/`.
+        skipped: Collects images that are missing or whose annotations are invalid.
+        split: Such as "train2017"; optional if there is only one.
 
     Raises:
-        InputError: A file is missing, broken, or not COCO's; or an image is bad and may not be left out.
+        InputError: A file is missing, broken, or not in COCO's format; or an image is invalid and not skipped.
     """
     split = _choose_split(folder, split)
-    captions_path = folder / "annotations" / f"captions_{split}.json"
+    captions_path, caption_file = _read_caption_file(folder, split)
     boxes_path = folder / "annotations" / f"instances_{split}.json"
-    captions, boxes = (
-        _parse_file(captions_path, _CaptionFile),
-        _parse_file(boxes_path, _InstanceFile),
-    )
-    if not captions.images:
-        raise AnnotationError(f"{captions_path} lists no images; add them to 'images'")
-    image_folder = _image_folder(folder, split)
-    names = _category_names(boxes, boxes_path)
-    captions_of: dict[int, list[str]] = defaultdict(list)
-    for caption in captions.annotations:
-        if text := " ".join(caption.caption.split()):
-            captions_of[caption.image_id].append(text)
-    boxes_of: dict[int, list[tuple[str, _InstanceEntry]]] = defaultdict(list)
-    for index, entry in enumerate(boxes.annotations):
-        boxes_of[entry.image_id].append((f"{boxes_path}: annotations.{index}", entry))
-    ids = unique_ids([image.file_name for image in captions.images])
+    instance_file = _parse_file(boxes_path, _InstanceFile)
+    names = _category_names(instance_file, boxes_path)
+    captions = _captions_by_image(caption_file)
+    boxes: dict[int, list[tuple[str, _InstanceEntry]]] = defaultdict(list)
+    for index, entry in enumerate(instance_file.annotations):
+        boxes[entry.image_id].append((f"{boxes_path}: annotations.{index}", entry))
+    image_folder = _find_image_folder(folder, split)
+    ids = unique_ids([image.file_name for image in caption_file.images])
     images: list[AnnotatedImage] = []
-    met: set[int | str] = set()
-    for index, image in enumerate(captions.images):
-        where = f"{captions_path}: images.{index}"
+    used_keys: set[int | str] = set()
+    for index, image in enumerate(caption_file.images):
+        location = f"{captions_path}: images.{index}"
         try:
-            if met & {image.id, image.file_name}:
+            if used_keys & {image.id, image.file_name}:
                 raise AnnotationError(
-                    f"{where}: id {image.id} or file_name {image.file_name} is that of an image "
+                    f"{location}: id {image.id} or file_name {image.file_name} is that of an image "
                     "before; remove one of them"
                 )
-            met |= {image.id, image.file_name}
-            instances = tuple(_instance(*each, image, names) for each in boxes_of[image.id])
-            read = AnnotatedImage(
+            used_keys |= {image.id, image.file_name}
+            annotated = AnnotatedImage(
                 id=ids[image.file_name],
                 path=image_folder / image.file_name,
                 width=image.width,
                 height=image.height,
-                captions=tuple(captions_of[image.id]),
-                instances=instances,
+                captions=tuple(captions[image.id]),
+                instances=tuple(
+                    _to_instance(box_location, entry, image, names)
+                    for box_location, entry in boxes[image.id]
+                ),
             )
-            _check_size(where, image.file_name, read)
-            images.append(read)
-        except InputError as fault:
-            skips.add_or_raise(f"image {image.file_name}", fault)
-    orphans = (captions_of.keys() | boxes_of.keys()) - {image.id for image in captions.images}
-    if orphans:
+            _check_image(location, image.file_name, annotated)
+            images.append(annotated)
+        except InputError as error:
+            skipped.add_or_raise(f"image {image.file_name}", error)
+    unused = (captions.keys() | boxes.keys()) - {image.id for image in caption_file.images}
+    if unused:
         log.warning(
             "%s: annotations of %d images are not used, as 'images' does not list them",
             captions_path,
-            len(orphans),
+            len(unused),
         )
-    skips.raise_if_over_limit(len(captions.images))
+    skipped.raise_if_over_limit(len(caption_file.images))
     return AnnotationSet(tuple(images), tuple(dict.fromkeys(names.values())))
 
 
 def read_coco_captions(
     folder: Path,
-    skips: SkippedItems,
+    skipped: SkippedItems,
     split: str | None = None,
     *,
     image_folder: Path | None = None,
-    find: bool = True,
+    check_images: bool = True,
 ) -> AnnotationSet:
     """Read the captions of one split of a COCO folder, without its boxes.
 
     Args:
-        folder: The folder that holds `annotations/`.
-        skips: Takes images that are missing or without a caption.
-        split: Such as "train2017"; may be left out where there is only one.
-        image_folder: Folder of the images; a usual one beside the annotations if left out.
-        find: Look whether each image is there.
+        folder: The folder that contains `annotations/`.
+        skipped: Collects images that are missing or without a caption.
+        split: Such as "train2017"; optional if there is only one.
+        image_folder: Folder of the images; by default one in the usual places of `folder`.
+        check_images: Whether to check that each image exists.
 
     Raises:
-        InputError: The file is missing, broken, or not COCO's; or an image is bad and may not be left out.
+        InputError: The file is missing, broken, or not in COCO's format; or an image is invalid and not skipped.
     """
     split = _choose_split(folder, split)
-    path = folder / "annotations" / f"captions_{split}.json"
-    captions = _parse_file(path, _CaptionFile)
-    if not captions.images:
-        raise AnnotationError(f"{path} lists no images; add them to 'images'")
-    root = image_folder or _image_folder(folder, split)
-    captions_of: dict[int, list[str]] = defaultdict(list)
-    for caption in captions.annotations:
-        if text := " ".join(caption.caption.split()):
-            captions_of[caption.image_id].append(text)
-    ids = unique_ids([image.file_name for image in captions.images])
+    path, caption_file = _read_caption_file(folder, split)
+    root = image_folder or _find_image_folder(folder, split)
+    captions = _captions_by_image(caption_file)
+    ids = unique_ids([image.file_name for image in caption_file.images])
     images: dict[int, AnnotatedImage] = {}
-    for index, image in enumerate(captions.images):
-        where, name = f"{path}: images.{index}", image.file_name
+    for index, image in enumerate(caption_file.images):
+        location, name = f"{path}: images.{index}", image.file_name
         try:
             if image.id in images:
-                raise AnnotationError(f"{where}: id {image.id} is that of an image before")
-            if find and not file_exists(root / name):
-                raise ImageError(f"{where}: {root / name} does not exist; check --images")
-            if not captions_of[image.id]:
-                raise AnnotationError(f"{where}: image {name} has no caption; remove it")
-        except InputError as fault:
-            skips.add_or_raise(f"image {name}", fault)
+                raise AnnotationError(f"{location}: id {image.id} is that of an image before")
+            if check_images and not file_exists(root / name):
+                raise ImageError(f"{location}: {root / name} does not exist; check --images")
+            if not captions[image.id]:
+                raise AnnotationError(f"{location}: image {name} has no caption; remove it")
+        except InputError as error:
+            skipped.add_or_raise(f"image {name}", error)
         else:
             images[image.id] = AnnotatedImage(
-                ids[name], root / name, image.width, image.height, tuple(captions_of[image.id])
+                ids[name], root / name, image.width, image.height, tuple(captions[image.id])
             )
-    skips.raise_if_over_limit(len(captions.images))
+    skipped.raise_if_over_limit(len(caption_file.images))
     return AnnotationSet(tuple(images.values()))
 
 
-def _category_names(boxes: _InstanceFile, path: Path) -> dict[int, str]:
-    """Return the name of each category by its id.
+def _read_caption_file(folder: Path, split: str) -> tuple[Path, _CaptionFile]:
+    path = folder / "annotations" / f"captions_{split}.json"
+    caption_file = _parse_file(path, _CaptionFile)
+    if not caption_file.images:
+        raise AnnotationError(f"{path} lists no images; add them to 'images'")
+    return path, caption_file
 
-    Raises:
-        AnnotationError: An id has two names.
-    """
+
+def _captions_by_image(caption_file: _CaptionFile) -> dict[int, list[str]]:
+    """Return the captions that are not blank by image id."""
+    captions: dict[int, list[str]] = defaultdict(list)
+    for entry in caption_file.annotations:
+        if text := " ".join(entry.caption.split()):
+            captions[entry.image_id].append(text)
+    return captions
+
+
+def _category_names(instance_file: _InstanceFile, path: Path) -> dict[int, str]:
+    """Return the name of each category by its id, or raise AnnotationError if an id has two names."""
     names: dict[int, str] = {}
-    for index, category in enumerate(boxes.categories):
+    for index, category in enumerate(instance_file.categories):
         if names.setdefault(category.id, category.name) != category.name:
             raise AnnotationError(
                 f"{path}: categories.{index}: id {category.id} is both {names[category.id]!r} and "
@@ -204,43 +205,33 @@ def _category_names(boxes: _InstanceFile, path: Path) -> dict[int, str]:
     return names
 
 
-def _choose_split(folder: Path, wanted: str | None) -> str:
-    """Find the split that is wanted, or the only one there is.
-
-    Raises:
-        AnnotationError: There is none, or none was named and there are several.
-        UnknownNameError: There is no such split.
-    """
-    found = sorted((folder / "annotations").glob("captions_*.json"))
-    if not found:
+def _choose_split(folder: Path, split: str | None) -> str:
+    """Return the requested split, or the only one."""
+    paths = sorted((folder / "annotations").glob("captions_*.json"))
+    if not paths:
         raise AnnotationError(
             f"no annotations: {folder}/annotations has no captions_*.json; "
             "give the folder that holds COCO's annotations/"
         )
-    splits = [path.stem.removeprefix("captions_") for path in found]
-    if wanted is not None:
-        if wanted not in splits:
-            raise UnknownNameError(f"split of {folder}", wanted, splits)
-        return wanted
+    splits = [path.stem.removeprefix("captions_") for path in paths]
+    if split is not None:
+        if split not in splits:
+            raise UnknownNameError(f"split of {folder}", split, splits)
+        return split
     if len(splits) > 1:
         raise AnnotationError(f"{folder} has several splits; name one with --split: {splits}")
     return splits[0]
 
 
-def _image_folder(folder: Path, split: str) -> Path:
-    """Find where the images are."""
+def _find_image_folder(folder: Path, split: str) -> Path:
     for candidate in (folder / split, folder / "images" / split, folder / "images"):
         if candidate.is_dir():
             return candidate
     return folder
 
 
-def _parse_file(path: Path, form: type[_Schema]) -> _Schema:
-    """Read one annotation file.
-
-    Raises:
-        AnnotationError: It is missing, empty, broken, or not of the form.
-    """
+def _parse_file(path: Path, schema: type[_Schema]) -> _Schema:
+    """Read and validate one annotation file, or raise AnnotationError."""
     try:
         content: Any = json.loads(path.read_bytes() or b"null")
     except FileNotFoundError:
@@ -252,21 +243,17 @@ def _parse_file(path: Path, form: type[_Schema]) -> _Schema:
     if content is None:
         raise AnnotationError(f"{path} is empty; it should be COCO's annotation JSON")
     try:
-        return form.model_validate(content)
+        return schema.model_validate(content)
     except ValidationError as error:
         raise AnnotationError(
             f"{path} is not COCO's annotation JSON: {describe_validation_error(error)}"
         ) from None
 
 
-def _instance(
-    where: str, entry: _InstanceEntry, image: _ImageEntry, names: dict[int, str]
+def _to_instance(
+    location: str, entry: _InstanceEntry, image: _ImageEntry, names: dict[int, str]
 ) -> Instance:
-    """Turn [x, y, width, height] in pixels into shares of the image.
-
-    Raises:
-        AnnotationError: The box leaves the image or has no area, or its category is unknown.
-    """
+    """Convert [x, y, width, height] in pixels to fractions of the image, or raise AnnotationError."""
     left, top, width, height = entry.bbox
     right, bottom = left + width, top + height
     inside = (
@@ -283,31 +270,27 @@ def _instance(
     )
     if not inside or box.area <= 0:
         raise AnnotationError(
-            f"{where}.bbox: box {list(entry.bbox)} of image {image.file_name} does not lie inside its "
+            f"{location}.bbox: box {list(entry.bbox)} of image {image.file_name} does not lie inside its "
             f"{image.width} x {image.height} pixels; correct or remove it"
         )
     if entry.category_id not in names:
         raise AnnotationError(
-            f"{where}.category_id: a box of image {image.file_name} has category {entry.category_id}, which "
+            f"{location}.category_id: a box of image {image.file_name} has category {entry.category_id}, which "
             "the file does not list; add it to 'categories'"
         )
     return Instance(names[entry.category_id], box, bool(entry.iscrowd))
 
 
-def _check_size(where: str, name: str, image: AnnotatedImage) -> None:
-    """Check that there is what a teacher needs.
-
-    Raises:
-        InputError: The file is not there, or there is no caption, or no box.
-    """
+def _check_image(location: str, name: str, image: AnnotatedImage) -> None:
+    """Raise an InputError if the file, the captions or the boxes are missing; a teacher needs all three."""
     if not file_exists(image.path):
         raise ImageError(
-            f"{where}: {image.path} does not exist, but the annotations list it; add the file or remove the entry"
+            f"{location}: {image.path} does not exist, but the annotations list it; add the file or remove the entry"
         )
     if not image.captions:
-        raise AnnotationError(f"{where}: image {name} has no caption; add one or remove it")
+        raise AnnotationError(f"{location}: image {name} has no caption; add one or remove it")
     if not image.instances:
         raise AnnotationError(
-            f"{where}: image {name} has captions but no boxes; add boxes, or leave such "
-            "images out with --max-bad"
+            f"{location}: image {name} has captions but no boxes; add boxes, or skip such images with "
+            "--max-bad-fraction"
         )

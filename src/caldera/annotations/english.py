@@ -1,4 +1,4 @@
-"""Nouns, numbers and lists in English, for captions and for scripted answers."""
+"""English nouns, numbers and lists, for captions and scripted answers."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ _PLURALS = {
 }
 
 PLURAL_ONLY = frozenset({"skis", "scissors"})
-"""Nouns without a singular, and so without an article and a count."""
+"""Nouns without a singular, and so without an article or a count."""
 
 _NUMBERS = (
     "no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
@@ -21,7 +21,7 @@ _NUMBERS = (
 
 
 def plural(noun: str) -> str:
-    """Name several: 'dog' -> 'dogs', 'wine glass' -> 'wine glasses', 'white sheep' -> 'white sheep'."""
+    """Return the plural: 'dog' -> 'dogs', 'wine glass' -> 'wine glasses', 'white sheep' -> 'white sheep'."""
     *before, last = noun.split(" ")
     if last in _PLURALS:
         return " ".join((*before, _PLURALS[last]))
@@ -31,29 +31,29 @@ def plural(noun: str) -> str:
 
 
 def article(noun: str) -> str:
-    """Put 'a' or 'an' before a noun, or nothing where it takes none."""
+    """Return a noun with its indefinite article, if it takes one."""
     if noun in PLURAL_ONLY or noun == "snow":
         return noun
     return f"{'an' if noun[0] in 'aeiouAEIOU' else 'a'} {noun}"
 
 
 def number_word(count: int) -> str:
-    """Write a number as a word up to twelve, beyond that in digits."""
+    """Return a number as a word up to twelve, in digits above."""
     return _NUMBERS[count] if count < len(_NUMBERS) else str(count)
 
 
 def count_phrase(count: int, noun: str) -> str:
-    """Name `count` things: 'a dog', 'two dogs'."""
+    """Return a noun with its count: 'a dog', 'two dogs'."""
     return article(noun) if count == 1 else f"{number_word(count)} {plural(noun)}"
 
 
 def join_with_and(phrases: Sequence[str]) -> str:
-    """Join phrases with commas and an 'and'."""
+    """Join phrases with commas and 'and'."""
     if len(phrases) == 1:
         return phrases[0]
     return f"{', '.join(phrases[:-1])} and {phrases[-1]}"
 
 
 def sentence(text: str) -> str:
-    """Give a text a capital and a full stop."""
+    """Capitalize a text and end it with a full stop."""
     return f"{text[0].upper()}{text[1:]}{'' if text[-1] in '.?!' else '.'}"

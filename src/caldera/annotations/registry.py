@@ -1,4 +1,4 @@
-"""Annotation sources by exact name."""
+"""Registry of annotation readers by exact name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,38 +13,38 @@ from caldera.files.skipped import SkippedItems
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SourceOptions:
-    """What some sources need to be told."""
+    """Options of annotation readers."""
 
     split: str | None = None
-    """Which part of a collection to read."""
+    """Split of the data set to read."""
 
     images: Path | None = None
-    """Folder that image paths start from."""
+    """Folder that image paths are relative to."""
 
     ignore_fields: frozenset[str] = frozenset()
-    """Surplus fields of records to pass over."""
+    """Additional fields of records to ignore."""
 
 
 AnnotationReader = Callable[[Path, SkippedItems, SourceOptions], AnnotationSet]
 
 ANNOTATION_READERS: dict[str, AnnotationReader] = {
-    "coco": lambda path, skips, options: read_coco(path, skips, options.split),
-    "pairs": lambda path, skips, options: read_pairs(
-        path, skips, options.images, options.ignore_fields
+    "coco": lambda path, skipped, options: read_coco(path, skipped, options.split),
+    "pairs": lambda path, skipped, options: read_pairs(
+        path, skipped, options.images, options.ignore_fields
     ),
 }
-"""Readers: `coco` for a COCO folder, `pairs` for a CSV, JSONL or LLaVA file of images and captions."""
+"""Readers: `coco` of a COCO folder, `pairs` of a CSV, JSONL or LLaVA file of images and captions."""
 
 
 def read_annotations(
-    source: str, path: Path, skips: SkippedItems, options: SourceOptions
+    source: str, path: Path, skipped: SkippedItems, options: SourceOptions
 ) -> AnnotationSet:
-    """Read annotations with the reader called exactly `source`.
+    """Read annotations with the reader named `source`.
 
     Raises:
-        UnknownNameError: There is none.
+        UnknownNameError: No reader has that name.
         InputError: The annotations cannot be read.
     """
     if source not in ANNOTATION_READERS:
         raise UnknownNameError("annotation source", source, ANNOTATION_READERS)
-    return ANNOTATION_READERS[source](path, skips, options)
+    return ANNOTATION_READERS[source](path, skipped, options)

@@ -21,7 +21,7 @@ def import_captions(path: Path, skipped: SkippedItems, options: ImportOptions) -
     Raises:
         InputError: The file cannot be read, or a pair is invalid and may not be skipped.
     """
-    pairs = read_pairs(path, skipped, options.images, find=options.check_exists)
+    pairs = read_pairs(path, skipped, options.images, check_images=options.check_exists)
     return _to_conversations(pairs, skipped, options)
 
 
@@ -32,7 +32,7 @@ def import_coco(path: Path, skipped: SkippedItems, options: ImportOptions) -> Im
         InputError: The file cannot be read, or an image is invalid and may not be skipped.
     """
     annotations = read_coco_captions(
-        path, skipped, options.split, image_folder=options.images, find=options.check_exists
+        path, skipped, options.split, image_folder=options.images, check_images=options.check_exists
     )
     return _to_conversations(annotations, skipped, options)
 
