@@ -53,7 +53,7 @@ def compare_answers(run: Path) -> None:
     """Print how a demo's assistant does with either weights."""
     held_out = read_coco(run / "scenes" / "held_out", SkippedItems())
     benchmark = build_questions(
-        held_out, name="scenes", per_image=6, context_per_image=1, seed=11, beside=run
+        held_out, name="scenes", per_image=6, context_per_image=1, seed=11, relative_to=run
     )
     stored = answers_of(run / "model", run, benchmark, "as stored")
     small = answers_of(run / "model", run, benchmark, "int8")

@@ -95,7 +95,7 @@ def judge(
         (judge_url, judge_model, api_key_env),
         price,
         [f"temperature={usual.temperature}", f"max_tokens={usual.max_tokens}", *(settings or ())],
-        unpriced=no_price,
+        no_price=no_price,
         max_cost=max_cost,
         max_requests=max_requests,
     )
@@ -160,7 +160,7 @@ def ensemble(
             (judge_url, judge_model, api_key_env),
             price,
             ["temperature=0", "max_tokens=1024", *(settings or ())],
-            unpriced=no_price,
+            no_price=no_price,
             max_cost=max_cost,
             max_requests=max_requests,
         )
@@ -199,7 +199,7 @@ def _judge(
         model=model,
         base_url=url or OPENAI_URL,
         key=SecretStr(key) if key else None,
-        sending=apply_overrides(RequestConfig(max_repairs=0), settings),
+        request_config=apply_overrides(RequestConfig(max_repairs=0), settings),
         price=parse_price(price) if price else None,
         **limits,
     )
@@ -255,5 +255,5 @@ def _show_ensemble(figures: Mapping[str, Any]) -> None:
     stdout_console.print(table)
     told = f"either right {figures['either_right']:.2f}, the two differ on {figures['differ']}"
     if "asked" in figures:
-        told += f"; the judge was asked {figures['asked']}, {figures['n_err']} without a letter"
+        told += f"; the judge was asked {figures['asked']}, {figures['num_invalid']} without a letter"
     stdout_console.print(told, highlight=False, soft_wrap=True)

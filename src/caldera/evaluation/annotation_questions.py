@@ -1,4 +1,4 @@
-"""Questions from annotations, exact match."""
+"""Questions built from annotations, scored by exact match or CIDEr-D."""
 
 import os
 import random
@@ -11,7 +11,7 @@ from pathlib import Path
 from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet
 from caldera.conversation import Conversation, ImageRef, Turn, label_images
 from caldera.errors import InputError
-from caldera.evaluation.benchmark import Item, Score, check_answers
+from caldera.evaluation.benchmark import Item, Score, check_answers, mean
 from caldera.evaluation.caption_metrics import cider_d
 from caldera.instructions.dialogues import RelatedImages
 from caldera.instructions.facts import Facts, derive_facts
@@ -21,7 +21,7 @@ from caldera.instructions.request_phrases import CAPTION_REQUESTS, SHORT_ANSWER
 
 
 @dataclass(frozen=True, slots=True)
-class CaptionTask:
+class CaptionQuestions:
     """Items that ask for a caption."""
 
     name: str
@@ -38,32 +38,17 @@ class CaptionTask:
         return Score(cider_d(answers, {item.id: item.references for item in self.items}))
 
 
-def build_caption_task(annotations: AnnotationSet, *, name: str, beside: Path) -> CaptionTask:
-    """Ask for a caption of each image, always in the same words; image paths will start from `beside`."""
-    return CaptionTask(
-        name,
-        tuple(
-            Item(
-                image.id,
-                "caption",
-                "caption",
-                Conversation(
-                    image.id,
-                    (
-                        Turn(
-                            "user",
-                            (
-                                ImageRef(os.path.relpath(image.path, beside)),
-                                f"\n{CAPTION_REQUESTS[0]}",
-                            ),
-                        ),
-                    ),
-                ),
-                image.captions,
-            )
-            for image in annotations.images
-        ),
-    )
+def build_caption_questions(
+    annotations: AnnotationSet, *, name: str, relative_to: Path
+) -> CaptionQuestions:
+    """Return a request for a caption of each image, always worded equally; image paths start from `relative_to`."""
+    items: list[Item] = []
+    for image in annotations.images:
+        image_ref = ImageRef(os.path.relpath(image.path, relative_to))
+        turn = Turn("user", (image_ref, f"\n{CAPTION_REQUESTS[0]}"))
+        conversation = Conversation(image.id, (turn,))
+        items.append(Item(image.id, "caption", "caption", conversation, image.captions))
+    return CaptionQuestions(name, tuple(items))
 
 
 def normalized(text: str) -> str:
@@ -73,38 +58,33 @@ def normalized(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ExactMatch:
-    """Items with one reference each; an answer is right if it says the same."""
+    """Items with one reference each; an answer must equal it, without case and outer punctuation."""
 
     name: str
     items: Sequence[Item]
     max_new_tokens: int = 8
 
-    def right(self, answers: Mapping[str, str]) -> dict[str, bool]:
-        """Tell for each item whether its answer is right.
+    def score(self, answers: Mapping[str, str]) -> Score:
+        """Return the fraction of correct answers, overall and by category.
 
         Raises:
             InputError: Answers are missing, or belong to no item.
         """
         check_answers(self.items, answers)
-        return {
-            item.id: normalized(answers[item.id]) == normalized(item.references[0])
-            for item in self.items
-        }
-
-    def score(self, answers: Mapping[str, str]) -> Score:
-        """Return the share of right answers, over all and by kind."""
-        right = self.right(answers)
-        by_category: dict[str, list[bool]] = defaultdict(list)
+        parsed = {item.id: normalized(answers[item.id]) for item in self.items}
+        by_category: dict[str, list[float]] = defaultdict(list)
+        scores: dict[str, float] = {}
         for item in self.items:
-            by_category[item.category].append(right[item.id])
-        overall = sum(right.values()) / len(right)
+            scores[item.id] = float(parsed[item.id] == normalized(item.references[0]))
+            by_category[item.category].append(scores[item.id])
+        overall = mean(scores.values())
         return Score(
             overall,
-            {kind: sum(marks) / len(marks) for kind, marks in by_category.items()},
-            {kind: len(marks) for kind, marks in by_category.items()},
+            {category: mean(group) for category, group in by_category.items()},
+            {category: len(group) for category, group in by_category.items()},
             metrics={"accuracy": round(100 * overall, 2)},
-            item_scores={name: float(mark) for name, mark in right.items()},
-            parsed_answers={item.id: normalized(answers[item.id]) for item in self.items},
+            item_scores=scores,
+            parsed_answers=parsed,
         )
 
 
@@ -115,17 +95,17 @@ def build_questions(
     per_image: int,
     context_per_image: int,
     seed: int,
-    beside: Path,
+    relative_to: Path,
 ) -> ExactMatch:
-    """Write questions about annotated images, each to be asked alone.
+    """Build questions about annotated images, each of which is a conversation of its own.
 
     Args:
-        annotations: Images that the assistant did not learn from.
-        name: Of the benchmark.
-        per_image: Questions about each image, at most; yes and no stay balanced.
-        context_per_image: Questions about it together with others, at most.
-        seed: Of the choice and wording.
-        beside: Folder that image paths will start from.
+        annotations: Images that are not in the training data.
+        name: Name of the benchmark.
+        per_image: Maximum number of questions about each image; yes and no stay balanced.
+        context_per_image: Maximum number of questions about it together with other images.
+        seed: Random seed of the selection and wording.
+        relative_to: Folder that image paths start from.
 
     Raises:
         InputError: The annotations allow no question.
@@ -133,133 +113,132 @@ def build_questions(
     facts = {
         image.path: derive_facts(image, annotations.categories) for image in annotations.images
     }
-    companions = RelatedImages(annotations.images)
+    related_images = RelatedImages(annotations.images)
     items: list[Item] = []
     use_counts: Counter[str] = Counter()
     for image in annotations.images:
         rng = random.Random(f"questions {seed} {image.id}")
-        for number, asked in enumerate(
-            _choose(questions_about(facts[image.path], rng), per_image, rng)
-        ):
-            items.append(_item(f"{image.id}-{number}", asked, (image,), beside))
-        several = companions.group_with(image, rng)
-        if len(several) > 1:
-            context = questions_about_all([facts[one.path] for one in several], rng)
-            chosen = _choose_least_used(context, context_per_image, rng, use_counts)
-            for number, asked in enumerate(chosen):
-                items.append(_item(f"{image.id}-context-{number}", asked, several, beside))
+        questions = _choose_balanced(questions_about(facts[image.path], rng), per_image, rng)
+        for number, question in enumerate(questions):
+            items.append(_to_item(f"{image.id}-{number}", question, (image,), relative_to))
+        group = related_images.group_with(image, rng)
+        if len(group) > 1:
+            context = questions_about_all([facts[member.path] for member in group], rng)
+            questions = _choose_least_used(context, context_per_image, rng, use_counts)
+            for number, question in enumerate(questions):
+                items.append(_to_item(f"{image.id}-context-{number}", question, group, relative_to))
     if not items:
         raise InputError("the annotations allow no question with a definite answer")
     return ExactMatch(name, tuple(items))
 
 
-def _choose(asked: list[Question], most: int, rng: random.Random) -> list[Question]:
+def _choose_balanced(
+    questions: Sequence[Question], max_questions: int, rng: random.Random
+) -> list[Question]:
     """Choose questions evenly over their kinds, with yes and no in pairs."""
     units: dict[str, list[list[Question]]] = defaultdict(list)
-    for unit in yes_no_pairs(asked):
+    for unit in yes_no_pairs(questions):
         units[unit[0].kind].append(unit)
-    for kind in units.values():
-        rng.shuffle(kind)
+    for kind_units in units.values():
+        rng.shuffle(kind_units)
     chosen: list[Question] = []
     while any(units.values()):
-        for kind in [kind for kind in units.values() if kind]:
-            unit = kind.pop()
-            if len(chosen) + len(unit) <= most:
+        for kind_units in filter(None, units.values()):
+            unit = kind_units.pop()
+            if len(chosen) + len(unit) <= max_questions:
                 chosen += unit
-        if len(chosen) >= most:
+        if len(chosen) >= max_questions:
             break
     return chosen
 
 
 def _choose_least_used(
-    asked: list[Question], most: int, rng: random.Random, use_counts: Counter[str]
+    questions: Sequence[Question],
+    max_questions: int,
+    rng: random.Random,
+    use_counts: Counter[str],
 ) -> list[Question]:
-    """Choose questions of the forms that were `met` least, and count them there, with yes and no in pairs."""
-    units = yes_no_pairs(asked)
+    """Choose questions of the least used forms, with yes and no in pairs, and update the counts."""
+    units = yes_no_pairs(questions)
     rng.shuffle(units)
     chosen: list[Question] = []
     for unit in sorted(units, key=lambda unit: use_counts[unit[0].form]):
-        if len(chosen) + len(unit) <= most:
+        if len(chosen) + len(unit) <= max_questions:
             chosen += unit
     use_counts.update(question.form for question in chosen)
     return chosen
 
 
-def _item(name: str, asked: Question, images: Sequence[AnnotatedImage], beside: Path) -> Item:
-    """Make an item of a question about one or several images."""
-    references = [ImageRef(os.path.relpath(image.path, beside)) for image in images]
-    question = f"{asked.text}\n{SHORT_ANSWER}"
-    parts = (
-        (*label_images(references), question)
-        if len(references) > 1
-        else (references[0], f"\n{question}")
-    )
+def _to_item(
+    name: str, question: Question, images: Sequence[AnnotatedImage], relative_to: Path
+) -> Item:
+    """Return the item of a question about one or several images."""
+    image_refs = [ImageRef(os.path.relpath(image.path, relative_to)) for image in images]
+    text = f"{question.text}\n{SHORT_ANSWER}"
+    is_single = len(image_refs) == 1
+    parts = (image_refs[0], f"\n{text}") if is_single else (*label_images(image_refs), text)
     conversation = Conversation(name, (Turn("user", parts),))
-    return Item(name, asked.kind, asked.form, conversation, (asked.short,))
+    return Item(name, question.kind, question.form, conversation, (question.short,))
 
 
 def majority_answers(items: Iterable[Item], training: AnnotationSet, seed: int) -> dict[str, str]:
-    """Answer each item with the commonest training answer to that form of question, without looking.
+    """Answer each item, blindly, with the most common training answer to its form of question.
 
     Args:
-        items: What is asked.
-        training: The annotations that training data was written from.
-        seed: Of the questions that are counted.
+        items: The questions.
+        training: Annotations of the training images.
+        seed: Random seed of the questions that are counted.
     """
     rng = random.Random(f"prior {seed}")
     facts = [derive_facts(image, training.categories) for image in training.images]
     counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for one in facts:
-        for asked in questions_about(one, rng):
-            counts[asked.form][asked.short] += 1
-    for asked in _context_sample(training, facts, rng):
-        counts[asked.form][asked.short] += 1
-    commonest = {form: answers.most_common(1)[0][0] for form, answers in counts.items()}
-    return {item.id: commonest.get(item.question_type, "") for item in items}
+    for image_facts in facts:
+        for question in questions_about(image_facts, rng):
+            counts[question.form][question.short] += 1
+    for question in _context_questions(training, facts, rng):
+        counts[question.form][question.short] += 1
+    most_common = {form: answers.most_common(1)[0][0] for form, answers in counts.items()}
+    return {item.id: most_common.get(item.question_type, "") for item in items}
 
 
-def _context_sample(
+def _context_questions(
     training: AnnotationSet, facts: Sequence[Facts], rng: random.Random
 ) -> list[Question]:
-    """Write the questions about several images that training images allow."""
-    facts_by_path = {image.path: one for image, one in zip(training.images, facts, strict=True)}
-    companions = RelatedImages(training.images)
+    """Return the questions about several images that training images allow."""
+    facts_by_path = dict(zip((image.path for image in training.images), facts, strict=True))
+    related_images = RelatedImages(training.images)
     return [
-        asked
+        question
         for image in training.images
-        for asked in questions_about_all(
-            [facts_by_path[one.path] for one in companions.group_with(image, rng)], rng
+        for question in questions_about_all(
+            [facts_by_path[member.path] for member in related_images.group_with(image, rng)], rng
         )
     ]
 
 
 def with_shuffled_images(items: Sequence[Item]) -> list[Item]:
-    """Return the same questions about other images, so that only what is seen can make a difference."""
+    """Return the same questions about other images, to measure the effect of the image content alone."""
     paths = sorted({path for item in items for path in item.conversation.images})
     shift = len(paths) // 2
-    other = {path: paths[(at + shift) % len(paths)] for at, path in enumerate(paths)}
+    replacements = {path: paths[(index + shift) % len(paths)] for index, path in enumerate(paths)}
     return [
         Item(
             item.id,
             item.category,
             item.question_type,
-            _replace_images(item.conversation, other),
+            _replace_images(item.conversation, replacements),
             item.references,
         )
         for item in items
     ]
 
 
-def _replace_images(conversation: Conversation, other: Mapping[str, str]) -> Conversation:
-    """Show another image in each image's place."""
-    turns = tuple(
-        Turn(
-            turn.role,
-            tuple(
-                ImageRef(other[part.path]) if isinstance(part, ImageRef) else part
-                for part in turn.parts
-            ),
+def _replace_images(conversation: Conversation, replacements: Mapping[str, str]) -> Conversation:
+    turns: list[Turn] = []
+    for turn in conversation.turns:
+        parts = (
+            ImageRef(replacements[part.path]) if isinstance(part, ImageRef) else part
+            for part in turn.parts
         )
-        for turn in conversation.turns
-    )
-    return Conversation(conversation.id, turns)
+        turns.append(Turn(turn.role, tuple(parts)))
+    return Conversation(conversation.id, tuple(turns))

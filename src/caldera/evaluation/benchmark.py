@@ -1,4 +1,4 @@
-"""Item, Score, BenchmarkSpec, Sources; group means."""
+"""Benchmark definitions, their items and their scores."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,84 +17,83 @@ from caldera.evaluation.judging.verdicts import Verdict
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing to ask, with what is right."""
+    """One question with its correct answer."""
 
     id: str
     category: str
-    """What it tests; scores are also given by kind."""
+    """The skill it tests; scores are also given by category."""
 
     question_type: str
-    """Which question it is, whatever it is asked about."""
+    """The kind of question, independent of its image."""
 
     conversation: Conversation
-    """Ends with the question; its image paths start from the benchmark's folder."""
+    """Ends with the question; image paths are relative to the benchmark's image folder."""
 
     references: tuple[str, ...]
-    """The right answer, or several that a free answer is compared with."""
+    """The correct answer, or several to compare a free answer with."""
 
     choices: tuple[str, ...] = ()
-    """The options of a multiple-choice question, in the order shown; `references` then holds the letter."""
+    """Options of a multiple-choice question, in the order of the prompt; `references` then holds the letter."""
 
     slices: tuple[str, ...] = ()
-    """More groups that it counts in, such as "grade: 1-6"; `kind` is always one."""
+    """Further groups that the item counts in, such as "grade: 1-6"."""
 
     group: str = ""
-    """What it is scored with, such as the image of MME's two questions: all items of a unit are scored, or none.
-    Empty where it is scored alone."""
+    """Name of the items that are only scored together, such as the image of MME's question pairs; empty if alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class BootstrapStatistic:
-    """A figure made of sums over items, so that samples of them can be drawn again; in the figure's own unit."""
+    """A metric computed from sums over items, so that the bootstrap can resample it; in the metric's own unit."""
 
     per_item: Mapping[str, tuple[float, ...]]
-    """What each item adds to each sum, by item id."""
+    """Each item's summands, by item id."""
 
     from_sums: Callable[[np.ndarray], np.ndarray]
-    """Sums, (draws, sums), to the figure of each draw, (draws,)."""
+    """Maps sums, (resamples, sums), to the metric of each resample, (resamples,)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What the answers came to; fractions between 0 and 1 unless a benchmark says otherwise."""
+    """Scores of a benchmark's answers; fractions between 0 and 1 unless a benchmark documents another range."""
 
     overall: float
     by_category: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
-    """Items of each kind."""
+    """Number of items by category."""
 
     metrics: dict[str, Any] = field(default_factory=dict)
-    """The scores as the benchmark's authors print them, by their names, mostly times 100; JSON."""
+    """The authors' metrics under the authors' names, mostly times 100; JSON."""
 
     item_scores: dict[str, float] = field(default_factory=dict)
-    """What each item's answer was worth, by item id, between 0 and 1; for intervals and lists of what was wrong."""
+    """Each answer's score by item id, between 0 and 1; for intervals and lists of wrong answers."""
 
     unparsed: dict[str, str] = field(default_factory=dict)
-    """Items whose answer could not be read as what was asked for, with the reason; they are never scored in silence."""
+    """Reason by item id for answers that could not be parsed; they are never scored silently."""
 
     statistic: BootstrapStatistic | None = None
-    """What the headline is made of, where that is no mean of marks."""
+    """The primary metric as a function of sums, if it is not the mean of the item scores."""
 
     parsed_answers: dict[str, str] = field(default_factory=dict)
-    """What was read out of an item's answer and compared, where that is not the answer itself, such as a letter."""
+    """The parsed answer that was compared, such as a letter, if it is not the answer text itself."""
 
 
 class Benchmark(Protocol):
-    """A set of items and its way of scoring."""
+    """A set of items with a scoring rule."""
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """Name of the benchmark."""
         ...
 
     @property
     def items(self) -> Sequence[Item]:
-        """What is asked, always in the same order."""
+        """The items, always in the same order."""
         ...
 
     @property
     def max_new_tokens(self) -> int:
-        """Longest answer that is asked for."""
+        """Maximum length of an answer."""
         ...
 
     def score(self, answers: Mapping[str, str]) -> Score:
@@ -107,17 +106,17 @@ class Benchmark(Protocol):
 
 
 def check_answers(items: Sequence[Item], answers: Mapping[str, str]) -> None:
-    """Refuse answers that do not belong to the items one by one.
+    """Check that every item has an answer and every answer an item.
 
     Raises:
         InputError: Some are missing or unknown; the message lists them.
     """
-    wanted = {item.id for item in items}
-    missing, unknown = wanted - answers.keys(), answers.keys() - wanted
+    expected = {item.id for item in items}
+    missing, unknown = expected - answers.keys(), answers.keys() - expected
     faults = []
     if missing:
         faults.append(
-            f"{len(missing)} of {len(wanted)} items have no answer: {join_names(missing)}"
+            f"{len(missing)} of {len(expected)} items have no answer: {join_names(missing)}"
         )
     if unknown:
         faults.append(f"{len(unknown)} answers belong to no item: {join_names(unknown)}")
@@ -127,148 +126,140 @@ def check_answers(items: Sequence[Item], answers: Mapping[str, str]) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sources:
-    """The files that a user has of a benchmark; None where none was given."""
+    """A benchmark's files on the user's disk; None if not given."""
 
     questions: Path | None = None
-    """What is asked, in the official layout."""
+    """The questions, in the official layout."""
 
     annotations: Path | None = None
-    """What is right, where the official layout keeps it apart."""
+    """The correct answers, if the official layout has them in a file of their own."""
 
     images: Path | None = None
-    """Folder that the questions' image paths start from; the questions' own folder where None."""
+    """Folder that image paths are relative to; None: the folder of the questions."""
 
     captions: Path | None = None
-    """What is in the images, in words, for a judge that does not see them."""
+    """Descriptions of the images, for a judge that cannot see them."""
 
     prompt_layout: str = ""
-    """How questions are put, where a benchmark has several ways, such as ScienceQA's "LEPA"; empty: the usual."""
+    """Name of the prompt layout, such as ScienceQA's "LEPA"; empty: the default."""
 
-    def require_questions(self, wanted: str) -> Path:
-        """Return the file of questions; `wanted` says which official file it is.
-
-        Raises:
-            UsageError: It was not given.
-        """
-        if self.questions is None:
-            raise UsageError(f"this task needs --questions, {wanted}")
-        return self.questions
-
-    def require_annotations(self, wanted: str) -> Path:
-        """Return the file of what is right; `wanted` says which official file it is.
+    def require_questions(self, description: str) -> Path:
+        """Return the question file.
 
         Raises:
-            UsageError: It was not given.
+            UsageError: It was not given; the message names the official file by `description`.
         """
-        if self.annotations is None:
-            raise UsageError(f"this task needs --truth, {wanted}")
-        return self.annotations
+        return _require(self.questions, "--questions", description)
 
-    def require_captions(self, wanted: str) -> Path:
-        """Return the file of what is in the images; `wanted` says which official file it is.
+    def require_annotations(self, description: str) -> Path:
+        """Return the file of correct answers, or raise as `require_questions` does."""
+        return _require(self.annotations, "--annotations", description)
 
-        Raises:
-            UsageError: It was not given.
-        """
-        if self.captions is None:
-            raise UsageError(f"this task needs --context, {wanted}")
-        return self.captions
+    def require_captions(self, description: str) -> Path:
+        """Return the file of image descriptions, or raise as `require_questions` does."""
+        return _require(self.captions, "--context", description)
+
+
+def _require(path: Path | None, option: str, description: str) -> Path:
+    if path is None:
+        raise UsageError(f"this benchmark needs {option}, {description}")
+    return path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgeSpec:
-    """How the answers of a task are judged."""
+    """Definition of how a judge scores a benchmark's answers."""
 
     protocols: Mapping[str, JudgingProtocol]
-    """Ways to ask a judge, by exact name; the first is the usual one."""
+    """Judging protocols by name; the first is the default."""
 
     build_cases: Callable[[Sources, Mapping[str, str]], list[JudgeCase]]
-    """Official files and answers by id in, what a judge is asked about out; raises InputError where they do not fit."""
+    """Maps official files and answers by id to judge cases; raises InputError if they do not match."""
 
     score: Callable[[Sequence[Verdict]], Score]
-    """Scores one run's verdicts."""
+    """Scores the verdicts of one run."""
 
     files: Callable[[Sequence[Sequence[Verdict]], str], Mapping[str, str]]
-    """Writes verdicts by run, of the judge of that digest, as official files: texts by file name."""
+    """Formats verdicts by run, and the judge's digest, as official files: text by file name."""
 
     needs_judge: Callable[[Item], bool] = lambda item: True
-    """Whether a judge has to read the answer to an item."""
+    """Decides whether an item's answer needs a judge."""
 
     settled_verdicts: Callable[[Sources, Mapping[str, str]], list[Verdict]] = (
         lambda sources, answers: []
     )
-    """Verdicts on the answers that no judge has to read; they count in every run."""
+    """Verdicts on the answers that need no judge; they count in every run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchmarkSpec:
-    """One published benchmark."""
+    """Definition of a published benchmark."""
 
     name: str
-    """As the command line has it, such as "scienceqa"."""
+    """Name on the command line, such as "scienceqa"."""
 
     title: str
     measures: str
-    """What it tells about a model, in a sentence."""
+    """The ability that it measures, in one sentence."""
 
     description: str
-    """Questions of the official split, and where to get them."""
+    """Number of questions in the official split, and the download address."""
 
     chance: Mapping[str, float]
-    """What blind guessing gives, by figure, in the figure's own unit."""
+    """Score of random guessing, by metric, in the metric's own unit."""
 
     primary_metric: str
-    """The figure that papers quote."""
+    """The metric that papers quote."""
 
     required_files: str
-    """What `score` needs beside the answers."""
+    """Files that scoring needs in addition to the answers."""
 
     load: Callable[[Sources], Benchmark]
-    """Official files in, items out; the benchmark scores answer texts."""
+    """Loads official files into a benchmark that scores answer texts."""
 
     score_answer_files: Callable[[Sources, Path], Score]
     """Scores an official answer file, or a folder of them, without a model."""
 
     default_files: Sources = Sources()
-    """Where its official files lie below one folder, under their official names, for `--data`."""
+    """Official file names relative to one folder, for `--data`."""
 
     extract_images: Callable[[Sources, Path], bool] | None = None
-    """Writes images that the file of questions holds into a folder, where such a file may; tells whether it did."""
+    """Writes images embedded in the question file to a folder and returns whether there were any; None: never."""
 
     judging: JudgeSpec | None = None
-    """How a judge reads the answers, where one has to; `read` then gives a benchmark that scores a judge's replies."""
+    """How a judge scores the answers, if one is needed; the loaded benchmark then scores a judge's replies."""
 
     def needs_judge(self, items: Sequence[Item]) -> bool:
-        """Tell whether a judge has to read the answers to some of these items."""
+        """Return whether answers to some of these items need a judge."""
         return self.judging is not None and any(map(self.judging.needs_judge, items))
 
 
-def score_by_item_id(read: Callable[[Sources], Benchmark]) -> Callable[[Sources, Path], Score]:
-    """Return a way to score answer files whose texts go by the ids of the items that `read` gives."""
+def score_by_item_id(load: Callable[[Sources], Benchmark]) -> Callable[[Sources, Path], Score]:
+    """Return a function that scores answer files whose ids are those of the items that `load` returns."""
 
     def score_files(sources: Sources, answers: Path) -> Score:
-        return read(sources).score(read_answers(answers))
+        return load(sources).score(read_answers(answers))
 
     return score_files
 
 
-def mean(marks: Iterable[float]) -> float:
-    """Return the mean of marks, of which there is at least one."""
-    values = list(marks)
+def mean(scores: Iterable[float]) -> float:
+    """Return the mean of at least one score."""
+    values = list(scores)
     return sum(values) / len(values)
 
 
-def to_percent(share: float) -> float:
-    """Return a share times 100, without the dust that division leaves."""
-    return round(100 * share, 6)
+def to_percent(fraction: float) -> float:
+    """Return a fraction times 100, rounded so that division errors vanish."""
+    return round(100 * fraction, 6)
 
 
 def scores_by_group(
-    items: Iterable[Item], marks: Mapping[str, float]
+    items: Iterable[Item], scores: Mapping[str, float]
 ) -> dict[str, dict[str, float]]:
-    """Return the marks of each kind and slice by item id, groups in the order that they were met."""
+    """Return the scores of each category and slice by item id, groups in order of appearance."""
     groups: dict[str, dict[str, float]] = defaultdict(dict)
     for item in items:
         for group in (item.category, *item.slices):
-            groups[group][item.id] = marks[item.id]
+            groups[group][item.id] = scores[item.id]
     return dict(groups)

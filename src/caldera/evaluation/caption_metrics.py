@@ -1,19 +1,19 @@
-"""BLEU, ROUGE-L, CIDEr-D.
+"""Caption metrics in the form of COCO's evaluation (pycocoevalcap): BLEU, ROUGE-L and CIDEr-D.
 
-COCO's evaluation (pycocoevalcap) runs that tokenizer, which needs Java, and then drops punctuation. The rules here are
-an approximation: lower case; hyphenated words, abbreviations and numbers whole; "n't", "'s" and their like as words of
-their own; "cannot" as two; punctuation dropped. docs/evaluation.md says how close they come.
+Tokens: COCO's evaluation runs the PTB tokenizer, which needs Java, and then drops punctuation. The rules here are an
+approximation: lower case; hyphenated words, abbreviations and numbers are one token; "n't", "'s" and the like are
+tokens; "cannot" is two; punctuation is dropped. docs/evaluation.md documents the remaining difference.
 
-Papineni et al., BLEU (ACL 2002, section 2), in the form in which COCO's captions are scored (pycocoevalcap): n-grams
-are counted over all images before dividing, each at most as often as one reference says it; a corpus shorter than
-its references is punished, where an image counts with the reference nearest in length, the shorter of two as near.
+BLEU (Papineni et al., ACL 2002, section 2): n-grams are counted over all images before dividing, each at most as often
+as in one reference; a corpus shorter than its references is penalized, with the reference nearest in length of each
+image, the shorter of two equally near.
 
-After Vedantam et al., CIDEr (arXiv 1411.5726, section 3): n-grams of one to four words are weighed by how few images
-they are said of, cosine similarities with each reference are averaged, and the D variant clips repetition and punishes
-a difference in length. The usual factor of ten makes scores lie between 0 and 10.
+CIDEr-D (Vedantam et al., arXiv 1411.5726, section 3): n-grams of one to four words are weighted by inverse document
+frequency over images, cosine similarities with each reference are averaged, and the D variant clips repetition and
+penalizes a difference in length. The usual factor of ten gives scores between 0 and 10.
 
-Lin, ROUGE (ACL workshop 2004, section 3.1), in the form in which COCO's captions are scored (pycocoevalcap): the best
-precision and the best recall over the references, which may be two of them, with recall weighed by beta 1.2.
+ROUGE-L (Lin, ACL workshop 2004, section 3.1): the best precision and the best recall over the references, which may be
+of two references, with recall weighted by beta 1.2.
 """
 
 import math
@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 _TWO_WORDS = {"cannot": "can not", "gonna": "gon na", "gotta": "got ta", "wanna": "wan na"}
-"""Words that are written as one and counted as two."""
+"""Words that count as two tokens."""
 
 _CLITIC = r"n't(?!\w)|'(?:s|re|ve|ll|d|m)(?!\w)"
 _FUSED = re.compile(rf"(?<=\w)({_CLITIC})|\b({'|'.join(_TWO_WORDS)})\b")
@@ -37,79 +37,77 @@ _WORD = re.compile(
 
 
 def ptb_tokenize(caption: str) -> list[str]:
-    """Split a caption into words in lower case, without punctuation."""
-    apart = _FUSED.sub(lambda found: f" {_TWO_WORDS.get(found[0], found[0])}", caption.lower())
-    return _WORD.findall(apart)
+    """Split a caption into lowercase tokens, without punctuation."""
+    separated = _FUSED.sub(lambda match: f" {_TWO_WORDS.get(match[0], match[0])}", caption.lower())
+    return _WORD.findall(separated)
 
 
 _MAX_N = 4
 _SMALL, _TINY = 1e-9, 1e-15
-"""Keep divisions defined, as pycocoevalcap does; without an n-gram in common the score is nearly 0, not 0."""
+"""Avoid divisions by zero as pycocoevalcap does; without a common n-gram the score is nearly 0, not 0."""
 
 NGram = tuple[str, ...]
 
 
 def bleu(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> list[float]:
-    """Return BLEU-1 to BLEU-4 of all images together, between 0 and 1.
+    """Return BLEU-1 to BLEU-4 over all images, between 0 and 1.
 
     Args:
         candidates: A caption for each image, by its id.
-        references: What people wrote about each image.
+        references: Human captions of each image.
     """
-    said, nearest = 0, 0
-    matched, possible = [0] * _MAX_N, [0] * _MAX_N
+    candidate_length, reference_length = 0, 0
+    matches, totals = [0] * _MAX_N, [0] * _MAX_N
     for name, texts in references.items():
-        words = ptb_tokenize(candidates[name])
-        others = [ptb_tokenize(text) for text in texts]
-        said += len(words)
-        nearest += min((len(other) for other in others), key=lambda n: (abs(n - len(words)), n))
+        tokens = ptb_tokenize(candidates[name])
+        reference_tokens = [ptb_tokenize(text) for text in texts]
+        candidate_length += len(tokens)
+        reference_length += min(
+            map(len, reference_tokens), key=lambda length: (abs(length - len(tokens)), length)
+        )
         for n in range(1, _MAX_N + 1):
             limits: Counter[NGram] = Counter()
-            for other in others:
-                limits |= ngrams(other, n)
-            matched[n - 1] += (ngrams(words, n) & limits).total()
-            possible[n - 1] += max(0, len(words) - n + 1)
-    ratio = (said + _TINY) / (nearest + _SMALL)
+            for reference in reference_tokens:
+                limits |= ngrams(reference, n)
+            matches[n - 1] += (ngrams(tokens, n) & limits).total()
+            totals[n - 1] += max(0, len(tokens) - n + 1)
+    ratio = (candidate_length + _TINY) / (reference_length + _SMALL)
     brevity = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
-    return [brevity * product ** (1 / n) for n, product in _products(matched, possible)]
-
-
-def ngrams(words: Sequence[str], n: int) -> Counter[NGram]:
-    """Count the n-grams of a text of one length."""
-    return Counter(tuple(words[at : at + n]) for at in range(len(words) - n + 1))
-
-
-def _products(matched: Sequence[int], possible: Sequence[int]) -> list[tuple[int, float]]:
-    """Return, for each n, the product of the precisions of up to n words."""
-    products: list[tuple[int, float]] = []
+    scores: list[float] = []
     product = 1.0
-    for n, (right, all_of_them) in enumerate(zip(matched, possible, strict=True), start=1):
-        product *= (right + _TINY) / (all_of_them + _SMALL)
-        products.append((n, product))
-    return products
+    for n, (num_matches, total) in enumerate(zip(matches, totals, strict=True), start=1):
+        product *= (num_matches + _TINY) / (total + _SMALL)
+        scores.append(brevity * product ** (1 / n))
+    return scores
+
+
+def ngrams(tokens: Sequence[str], n: int) -> Counter[NGram]:
+    """Count the n-grams of one length."""
+    return Counter(tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1))
 
 
 _SIGMA = 6.0
-"""Width of the punishment for a different length, in words."""
+"""Width of the length penalty, in tokens."""
 
 _SCALE = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Vector:
-    """A caption's weighed n-grams."""
+    """TF-IDF weights of a caption's n-grams."""
 
     weights: dict[NGram, float]
     norms: tuple[float, ...]
     length: int
 
 
-def _grams(text: str) -> Counter[NGram]:
-    """Count the n-grams of a caption."""
-    words = ptb_tokenize(text)
-    return Counter(
-        tuple(words[at : at + n]) for n in range(1, _MAX_N + 1) for at in range(len(words) - n + 1)
-    )
+def _all_ngrams(text: str) -> Counter[NGram]:
+    """Count the n-grams of a caption of all lengths."""
+    tokens = ptb_tokenize(text)
+    counts: Counter[NGram] = Counter()
+    for n in range(1, _MAX_N + 1):
+        counts.update(ngrams(tokens, n))
+    return counts
 
 
 def cider_d(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> float:
@@ -117,7 +115,7 @@ def cider_d(candidates: Mapping[str, str], references: Mapping[str, Sequence[str
 
     Args:
         candidates: A caption for each image, by its id.
-        references: What people wrote about each image; rarity of n-grams is counted over these.
+        references: Human captions of each image; document frequencies are counted over these.
     """
     scores = cider_d_per_image(candidates, references)
     return sum(scores.values()) / len(scores)
@@ -127,44 +125,45 @@ def cider_d_per_image(
     candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]
 ) -> dict[str, float]:
     """Return CIDEr-D by image id; the arguments are those of `cider_d`."""
-    spread: Counter[NGram] = Counter()
+    frequencies: Counter[NGram] = Counter()
     for texts in references.values():
-        spread.update({gram for text in texts for gram in _grams(text)})
+        frequencies.update({ngram for text in texts for ngram in _all_ngrams(text)})
+    num_images = len(references)
     return {
-        name: _against(
-            _vector(candidates[name], spread, len(references)),
-            [_vector(text, spread, len(references)) for text in texts],
+        name: _similarity(
+            _vectorize(candidates[name], frequencies, num_images),
+            [_vectorize(text, frequencies, num_images) for text in texts],
         )
         for name, texts in references.items()
     }
 
 
-def _vector(text: str, spread: Counter[NGram], images: int) -> _Vector:
-    """Weigh the n-grams of a caption by how few of the `images` they are said of."""
+def _vectorize(text: str, frequencies: Mapping[NGram, int], num_images: int) -> _Vector:
+    """Weight the n-grams of a caption by the inverse of the number of images with them."""
     weights = {
-        gram: count * (math.log(images) - math.log(max(1, spread[gram])))
-        for gram, count in _grams(text).items()
+        ngram: count * (math.log(num_images) - math.log(max(1, frequencies[ngram])))
+        for ngram, count in _all_ngrams(text).items()
     }
     norms = tuple(
-        math.sqrt(sum(weight**2 for gram, weight in weights.items() if len(gram) == n))
+        math.sqrt(sum(weight**2 for ngram, weight in weights.items() if len(ngram) == n))
         for n in range(1, _MAX_N + 1)
     )
     return _Vector(weights, norms, len(ptb_tokenize(text)))
 
 
-def _against(candidate: _Vector, references: Sequence[_Vector]) -> float:
-    """Average the similarity of a candidate over references and lengths of n-grams."""
+def _similarity(candidate: _Vector, references: Sequence[_Vector]) -> float:
+    """Return the mean similarity of a candidate over references and n-gram lengths."""
     total = 0.0
     for reference in references:
-        closeness = math.exp(-((candidate.length - reference.length) ** 2) / (2 * _SIGMA**2))
+        penalty = math.exp(-((candidate.length - reference.length) ** 2) / (2 * _SIGMA**2))
         for n in range(1, _MAX_N + 1):
             product = sum(
-                min(weight, reference.weights.get(gram, 0.0)) * reference.weights.get(gram, 0.0)
-                for gram, weight in candidate.weights.items()
-                if len(gram) == n
+                min(weight, reference.weights.get(ngram, 0.0)) * reference.weights.get(ngram, 0.0)
+                for ngram, weight in candidate.weights.items()
+                if len(ngram) == n
             )
             norm = candidate.norms[n - 1] * reference.norms[n - 1]
-            total += closeness * product / norm if norm else 0.0
+            total += penalty * product / norm if norm else 0.0
     return _SCALE * total / (_MAX_N * len(references))
 
 
@@ -172,15 +171,15 @@ _BETA = 1.2
 
 
 def rouge_l(candidate: str, references: Sequence[str]) -> float:
-    """Return ROUGE-L of one caption against what people wrote of its image, between 0 and 1."""
-    words = ptb_tokenize(candidate)
+    """Return ROUGE-L of one caption against the human captions of its image, between 0 and 1."""
+    tokens = ptb_tokenize(candidate)
     precision = recall = 0.0
     for text in references:
-        other = ptb_tokenize(text)
-        if words and other:
-            common = _longest_common(words, other)
-            precision = max(precision, common / len(words))
-            recall = max(recall, common / len(other))
+        reference = ptb_tokenize(text)
+        if tokens and reference:
+            common = _common_subsequence_length(tokens, reference)
+            precision = max(precision, common / len(tokens))
+            recall = max(recall, common / len(reference))
     if not precision:
         return 0.0
     return (1 + _BETA**2) * precision * recall / (recall + _BETA**2 * precision)
@@ -191,18 +190,21 @@ def mean_rouge_l(candidates: Mapping[str, str], references: Mapping[str, Sequenc
 
     Args:
         candidates: A caption for each image, by its id.
-        references: What people wrote about each image.
+        references: Human captions of each image.
     """
     scores = [rouge_l(candidates[name], texts) for name, texts in references.items()]
     return sum(scores) / len(scores)
 
 
-def _longest_common(one: Sequence[str], other: Sequence[str]) -> int:
-    """Return how many words the longest subsequence has that both texts share."""
-    row = [0] * (len(other) + 1)
-    for word in one:
-        before = row
-        row = [0]
-        for at, again in enumerate(other, start=1):
-            row.append(before[at - 1] + 1 if word == again else max(before[at], row[at - 1]))
-    return row[-1]
+def _common_subsequence_length(first: Sequence[str], second: Sequence[str]) -> int:
+    """Return the length of the longest common subsequence."""
+    lengths = [0] * (len(second) + 1)
+    for token in first:
+        previous = lengths
+        lengths = [0]
+        for index, other in enumerate(second, start=1):
+            if token == other:
+                lengths.append(previous[index - 1] + 1)
+            else:
+                lengths.append(max(previous[index], lengths[index - 1]))
+    return lengths[-1]

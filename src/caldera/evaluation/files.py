@@ -1,8 +1,8 @@
-"""Official and answer files.
+"""Readers of official benchmark files and of answer files.
 
-Three layouts are in use: LLaVA's JSON lines (`question_id`, `prompt`, `text`), JSON lists of such records under other
-names (`answer`, `prediction`, `response`), and one JSON object of texts by id. LLaVA also writes one file for each
-graphics card, so a folder of such files is read as one.
+Answer files have three layouts: LLaVA's JSON lines (`question_id`, `prompt`, `text`), JSON lists of such records under
+other keys (`answer`, `prediction`, `response`), and one JSON object of texts by id. LLaVA also writes one file per GPU,
+so a folder of such files is read as one.
 """
 
 import csv
@@ -14,24 +14,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from caldera.errors import InputError
+from caldera.errors import InputError, shorten_value
 
-_LONGEST_CELL = 1 << 30
+_MAX_CELL_BYTES = 1 << 30
 """A table may hold whole images in base64."""
 
-_SHOWN = 10
+_MAX_NAMES = 10
 """Names that a message lists before it only counts."""
 
 
 def join_names(names: Iterable[str]) -> str:
-    """Write names out for a message, the first ten of them."""
+    """Return sorted names for a message, at most ten and the number of the rest."""
     ordered = sorted(names)
-    more = f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
-    return ", ".join(ordered[:_SHOWN]) + more
+    more = f" and {len(ordered) - _MAX_NAMES} more" if len(ordered) > _MAX_NAMES else ""
+    return ", ".join(ordered[:_MAX_NAMES]) + more
+
+
+def find_repeated(names: Iterable[str]) -> list[str]:
+    """Return the names that occur more than once."""
+    return [name for name, count in Counter(names).items() if count > 1]
 
 
 def read_text(path: Path) -> str:
-    """Read a text file that has something in it.
+    """Read a text file that is not empty.
 
     Raises:
         InputError: It is missing, not UTF-8, or empty.
@@ -49,8 +54,8 @@ def read_text(path: Path) -> str:
     return text
 
 
-def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever JSON holds
-    """Return what a JSON file holds, or the list of what the lines of a JSON lines file hold.
+def read_json(path: Path) -> Any:  # noqa: ANN401 - any JSON value
+    """Return the value of a JSON file, or the list of values of a JSON lines file.
 
     Raises:
         InputError: The file is missing, empty or broken, or an object in it has a key twice.
@@ -58,94 +63,90 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever JSON holds
     text = read_text(path)
     if path.suffix != ".jsonl":
         try:
-            return _parsed(text, str(path))
+            return _parse_json(text, str(path))
         except json.JSONDecodeError as error:
             if error.msg != "Extra data":
                 raise InputError(
                     f"{path} is broken JSON at line {error.lineno} column {error.colno}: {error.msg}"
                 ) from error
-    lines = enumerate(text.split("\n"), start=1)  # at \n alone: texts may hold U+2028
-    return [_line(line, f"{path}:{number}") for number, line in lines if line.strip()]
+    # Split at \n alone: texts may hold U+2028.
+    lines = enumerate(text.split("\n"), start=1)
+    return [_parse_line(line, f"{path}:{number}") for number, line in lines if line.strip()]
 
 
-def _line(line: str, where: str) -> object:
+def _parse_line(line: str, location: str) -> object:
     try:
-        return _parsed(line, where)
+        return _parse_json(line, location)
     except json.JSONDecodeError as error:
-        raise InputError(f"{where} is broken JSON at column {error.colno}: {error.msg}") from error
+        raise InputError(
+            f"{location} is broken JSON at column {error.colno}: {error.msg}"
+        ) from error
 
 
-def _parsed(text: str, where: str) -> Any:  # noqa: ANN401 - whatever JSON holds
-    """Parse one value.
+def _parse_json(text: str, location: str) -> object:
+    """Parse one value; reject repeated keys, deep nesting and overlong numbers."""
 
-    Raises:
-        InputError: It is nested too deeply, holds a number too long, or a key twice.
-        JSONDecodeError: It is broken.
-    """
-
-    def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         record = dict(pairs)
         if len(record) < len(pairs):
-            met = Counter(name for name, _ in pairs)
-            double = [name for name, times in met.items() if times > 1]
-            raise InputError(
-                f"{where} has these keys twice: {join_names(double)}; keep one of each"
-            )
+            repeated = join_names(find_repeated(name for name, _ in pairs))
+            raise InputError(f"{location} has these keys twice: {repeated}; keep one of each")
         return record
 
     try:
-        return json.loads(text, object_pairs_hook=without_doubles)
+        return json.loads(text, object_pairs_hook=to_object)
     except json.JSONDecodeError:
         raise
     except (RecursionError, ValueError) as error:
-        raise InputError(f"{where} cannot be read as JSON: {error}") from error
+        raise InputError(f"{location} cannot be read as JSON: {error}") from error
 
 
 def read_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Return the objects of a JSON list or JSON lines file, each with its place.
+    """Return the objects of a JSON list or JSON lines file, each with its location.
 
     Raises:
         InputError: The file is missing, empty, broken, or holds something else.
     """
     content = read_json(path)
-    records = [content] if isinstance(content, dict) else content  # a file of one line
+    # A JSON lines file of one line is parsed as an object.
+    records = [content] if isinstance(content, dict) else content
     if not isinstance(records, list) or not records:
         raise InputError(f"{path} should hold a list of JSON objects, or one on each line")
-    placed = [(f"{path}[{index}]", record) for index, record in enumerate(records)]
-    for where, record in placed:
+    located = [(f"{path}[{index}]", record) for index, record in enumerate(records)]
+    for location, record in located:
         if not isinstance(record, dict):
-            raise InputError(f"{where} should be a JSON object, got {str(record)[:40]!r}")
-    return placed
+            raise InputError(f"{location} should be a JSON object, got {shorten_value(record)}")
+    return located
 
 
 def read_rows(path: Path) -> list[tuple[str, dict[str, str]]]:
-    """Return the rows of a table with a heading (.csv, .tsv, or .xlsx where openpyxl is installed), with their places.
+    """Return the rows of a table with a header (.csv, .tsv, or .xlsx with openpyxl), each with its location.
 
     Raises:
         InputError: The file is missing, empty, or not such a table.
     """
     if path.suffix == ".xlsx":
-        return _sheet(path)
+        return _read_spreadsheet(path)
     text = read_text(path)
-    csv.field_size_limit(_LONGEST_CELL)
+    csv.field_size_limit(_MAX_CELL_BYTES)
     reader = csv.DictReader(
         io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ","
     )
     rows: list[tuple[str, dict[str, str]]] = []
     for row in reader:
-        where = f"{path}:{reader.line_num}"
+        location = f"{path}:{reader.line_num}"
         if None in row or None in row.values():
-            raise InputError(f"{where} has not as many cells as the heading; correct the row")
-        rows.append((where, row))
+            raise InputError(f"{location} has not as many cells as the heading; correct the row")
+        rows.append((location, row))
     if not rows:
         raise InputError(f"{path} has a heading but no rows")
     return rows
 
 
-def _sheet(path: Path) -> list[tuple[str, dict[str, str]]]:
+def _read_spreadsheet(path: Path) -> list[tuple[str, dict[str, str]]]:
     """Return the rows of a spreadsheet's first sheet."""
     try:
-        from openpyxl import load_workbook  # not needed by anything else, so not installed with it
+        from openpyxl import load_workbook
     except ImportError as error:
         raise InputError(
             f"{path} is a spreadsheet, which needs openpyxl: pip install openpyxl, or save it as .tsv"
@@ -166,62 +167,62 @@ def _sheet(path: Path) -> list[tuple[str, dict[str, str]]]:
     ]
 
 
-def require_fields(record: dict[str, Any], names: Iterable[str], where: str) -> None:
+def require_fields(record: dict[str, Any], names: Iterable[str], location: str) -> None:
     """Check that a record has fields.
 
     Raises:
-        InputError: Some are missing; the message names them and what there is.
+        InputError: Some are missing; the message lists them and the existing ones.
     """
     if missing := [name for name in names if name not in record]:
         raise InputError(
-            f"{where} has no {', '.join(missing)}; it has {join_names(map(str, record))}"
+            f"{location} has no {', '.join(missing)}; it has {join_names(map(str, record))}"
         )
 
 
 def check_unique(names: Iterable[str], path: Path) -> None:
-    """Check that no question of a file is there twice.
+    """Check that no question of a file occurs twice.
 
     Raises:
-        InputError: Some are; the message lists them.
+        InputError: Some do; the message lists them.
     """
-    if double := [name for name, times in Counter(names).items() if times > 1]:
+    if repeated := find_repeated(names):
         raise InputError(
-            f"{path} has questions more than once: {join_names(double)}; keep one of each"
+            f"{path} has questions more than once: {join_names(repeated)}; keep one of each"
         )
 
 
-ID_NAMES = ("question_id", "questionId", "id", "index", "pid", "image_id", "image")
-"""What the id is called, the first that is there."""
+ID_KEYS = ("question_id", "questionId", "id", "index", "pid", "image_id", "image")
+"""Keys of the id; the first that is present counts."""
 
-TEXT_NAMES = ("text", "answer", "prediction", "response", "output", "caption")
-"""What the answer is called; LLaVA's `text` goes before all others."""
+TEXT_KEYS = ("text", "answer", "prediction", "response", "output", "caption")
+"""Keys of the answer; LLaVA's `text` precedes all others."""
 
-PROMPT_NAMES = ("prompt", "question")
-"""What the question is called, where a record repeats it."""
+PROMPT_KEYS = ("prompt", "question")
+"""Keys of the question, if a record repeats it."""
 
 _TABLES = (".csv", ".tsv", ".xlsx")
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerRecord:
-    """One answer as a file has it."""
+    """One answer in a file."""
 
-    where: str
+    location: str
     """File and index, for messages."""
 
     id: str
-    """Empty where the layout has none."""
+    """Empty if the layout has none."""
 
     text: str
     prompt: str = ""
-    """The question as the file repeats it; empty where it does not."""
+    """The question as repeated in the file; empty if it is not."""
 
 
 def read_answers(path: Path) -> dict[str, str]:
     """Return the texts of an answer file, or of a folder of them, by question id.
 
     Raises:
-        InputError: A file is missing, empty or broken, or answers have no id or the same; the message lists the ids.
+        InputError: A file is missing, empty or broken, or ids are missing or repeated; the message lists them.
     """
     return texts_by_id(read_answer_list(path), path)
 
@@ -230,25 +231,21 @@ def texts_by_id(answers: Sequence[AnswerRecord], path: Path) -> dict[str, str]:
     """Return the texts of the answers in a file by question id.
 
     Raises:
-        InputError: Answers have no id or the same; the message lists the ids.
+        InputError: Ids are missing or repeated; the message lists them.
     """
-    if nameless := [answer.where for answer in answers if not answer.id]:
+    if unnamed := [answer.location for answer in answers if not answer.id]:
         raise InputError(
-            f"{len(nameless)} answers have no id, the first {nameless[0]}; expected one of "
-            f"{', '.join(ID_NAMES)}"
+            f"{len(unnamed)} answers have no id, the first {unnamed[0]}; expected one of {', '.join(ID_KEYS)}"
         )
-    texts = {answer.id: answer.text for answer in answers}
-    if len(texts) < len(answers):
-        met = Counter(answer.id for answer in answers)
-        double = [name for name, times in met.items() if times > 1]
+    if repeated := find_repeated(answer.id for answer in answers):
         raise InputError(
-            f"{path} has {len(double)} ids more than once: {join_names(double)}; keep one answer of each"
+            f"{path} has {len(repeated)} ids more than once: {join_names(repeated)}; keep one answer of each"
         )
-    return texts
+    return {answer.id: answer.text for answer in answers}
 
 
 def read_answer_list(path: Path) -> list[AnswerRecord]:
-    """Return the answers of a file, or of a folder of them, in order; ids may be missing or double.
+    """Return the answers of a file, or of a folder of them, in order; ids may be missing or repeated.
 
     Raises:
         InputError: A file is missing, empty or broken, or holds something else than answers.
@@ -259,49 +256,46 @@ def read_answer_list(path: Path) -> list[AnswerRecord]:
             raise InputError(f"{path} holds no .json or .jsonl file of answers")
         return [answer for file in files for answer in read_answer_list(file)]
     if path.suffix in _TABLES:
-        return [_answer(record, where) for where, record in read_rows(path)]
+        return [_from_record(record, location) for location, record in read_rows(path)]
     content = read_json(path) if path.suffix == ".json" else None
     if isinstance(content, dict) and not _is_record(content):
         return _from_object(content, path)
-    return [_answer(record, where) for where, record in read_records(path)]
+    return [_from_record(record, location) for location, record in read_records(path)]
 
 
 def _is_record(content: dict[str, Any]) -> bool:
-    """Tell one answer, alone in its file, from an object of texts by id."""
-    return any(name in content for name in ID_NAMES) and any(name in content for name in TEXT_NAMES)
+    """Return whether an object is one answer rather than texts by id."""
+    return any(key in content for key in ID_KEYS) and any(key in content for key in TEXT_KEYS)
 
 
 def _from_object(content: dict[str, Any], path: Path) -> list[AnswerRecord]:
-    """Read an object of texts by id."""
+    """Return the answers of an object of texts by id."""
     if not content:
         raise InputError(f"{path} holds no answers")
     for name, text in content.items():
         if not isinstance(text, str):
             raise InputError(
-                f"{path}: the answer to {name!r} should be a text, got {str(text)[:40]!r}; expected texts by "
-                "id, or a list of records with question_id and text"
+                f"{path}: the answer to {name!r} should be a text, got {shorten_value(text)}; expected texts by id, or "
+                "a list of records with question_id and text"
             )
     return [AnswerRecord(f"{path}: {name!r}", name, text) for name, text in content.items()]
 
 
-def _answer(record: dict[str, Any], where: str) -> AnswerRecord:
-    """Read one record.
-
-    Raises:
-        InputError: It has no text, or several that may be meant.
-    """
-    names = [name for name in TEXT_NAMES if name in record]
-    if not names or ("text" not in names and len(names) > 1):
+def _from_record(record: dict[str, Any], location: str) -> AnswerRecord:
+    """Return the answer in a record with one unambiguous text."""
+    keys = [key for key in TEXT_KEYS if key in record]
+    if not keys or ("text" not in keys and len(keys) > 1):
         raise InputError(
-            f"{where} should have its answer under one of {', '.join(TEXT_NAMES)}; it has {join_names(map(str, record))}"
+            f"{location} should have its answer under one of {', '.join(TEXT_KEYS)}; it has "
+            f"{join_names(map(str, record))}"
         )
-    text = record[names[0]]
+    text = record[keys[0]]
     if not isinstance(text, str):
-        raise InputError(f"{where}: {names[0]} should be a text, got {str(text)[:40]!r}")
-    identity = next((record[name] for name in ID_NAMES if name in record), "")
-    if isinstance(identity, bool) or not isinstance(identity, int | str):
+        raise InputError(f"{location}: {keys[0]} should be a text, got {shorten_value(text)}")
+    name = next((record[key] for key in ID_KEYS if key in record), "")
+    if isinstance(name, bool) or not isinstance(name, int | str):
         raise InputError(
-            f"{where}: the id should be a number or a text, got {str(identity)[:40]!r}"
+            f"{location}: the id should be a number or a text, got {shorten_value(name)}"
         )
-    prompt = next((record[name] for name in PROMPT_NAMES if name in record), "")
-    return AnswerRecord(where, str(identity), text, prompt if isinstance(prompt, str) else "")
+    prompt = next((record[key] for key in PROMPT_KEYS if key in record), "")
+    return AnswerRecord(location, str(name), text, prompt if isinstance(prompt, str) else "")

@@ -1,7 +1,6 @@
-"""HTML template, demo report.
+"""HTML pages of evaluations: the template loader, and the demo's report.
 
-Everything a model or a file said is escaped, images are inside the file, and its content policy forbids scripts and
-requests.
+All text of models and files is escaped, images are embedded, and the content policy forbids scripts and requests.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,21 +19,21 @@ _THUMBNAIL = 224
 """Pixels along the longer side of an image in a gallery."""
 
 
-def render_page(template: str, **shown: object) -> str:
-    """Return the page that a template of `pages/` makes of what it is given."""
+def render_page(template: str, **variables: object) -> str:
+    """Render a template of `pages/`."""
     environment = Environment(
-        loader=FunctionLoader(_source), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FunctionLoader(
+            lambda name: (files("caldera.evaluation") / "pages" / name).read_text("utf-8")
+        ),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
     )
-    return environment.get_template(template).render(**shown)
-
-
-def _source(name: str) -> str:
-    """Read a template."""
-    return (files("caldera.evaluation") / "pages" / name).read_text("utf-8")
+    return environment.get_template(template).render(**variables)
 
 
 def inline_image(path: Path) -> str:
-    """Return an image as a data URL, no larger than a gallery shows it.
+    """Return an image as a data URL, scaled down to the size of a gallery.
 
     Raises:
         ImageError: It cannot be read.
@@ -46,17 +45,17 @@ def inline_image(path: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of the table of scores."""
+    """One column of the score table."""
 
     title: str
     description: str
     scores: Mapping[str, float]
-    """By kind, as fractions; "overall" among them."""
+    """Fractions by category, with "overall"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A loss over the steps of a stage."""
+    """Losses over the steps of a stage."""
 
     title: str
     training: Sequence[tuple[float, float]]
@@ -69,7 +68,7 @@ class Curve:
 class GalleryQuestion:
     """One question of the gallery."""
 
-    kind: str
+    category: str
     question: str
     answer: str
     reference: str
@@ -78,36 +77,36 @@ class GalleryQuestion:
 
 @dataclass(frozen=True, slots=True)
 class GalleryItem:
-    """Images of the gallery with what was asked about them."""
+    """Images of the gallery with the questions about them."""
 
     images: tuple[Path, ...]
-    asked: Sequence[GalleryQuestion]
+    questions: Sequence[GalleryQuestion]
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything that a report shows."""
+    """Content of the demo's report."""
 
     title: str
     summary: str
-    """What the run was, in a sentence or two."""
+    """Description of the run in a sentence or two."""
 
     columns: Sequence[Column]
     counts: Mapping[str, int]
-    """Questions of each kind."""
+    """Number of questions by category."""
 
-    figures: Mapping[str, str]
-    """Single numbers, by what they are."""
+    metrics: Mapping[str, str]
+    """Single numbers by description."""
 
     curves: Sequence[Curve]
-    exhibits: Sequence[GalleryItem]
+    gallery: Sequence[GalleryItem]
     seconds: Mapping[str, float]
     facts: Mapping[str, str]
-    """What it was made with."""
+    """Versions and settings that the run used."""
 
 
 def write_report(file: Path, report: Report) -> None:
-    """Write the report, whole or not at all.
+    """Write the report atomically.
 
     Raises:
         ImageError: An image of the gallery cannot be read.
@@ -116,7 +115,7 @@ def write_report(file: Path, report: Report) -> None:
     page = render_page(
         "demo.html",
         report=report,
-        kinds=[kind for kind in report.counts if kind != "overall"],
+        categories=[category for category in report.counts if category != "overall"],
         inline=inline_image,
         plot=_plot,
         total=sum(report.seconds.values()),
@@ -126,7 +125,8 @@ def write_report(file: Path, report: Report) -> None:
 
 def _plot(curve: Curve) -> str:
     """Return a curve as a PNG data URL."""
-    from matplotlib.figure import Figure  # heavy, and only needed here
+    # Imported here: matplotlib is heavy.
+    from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6, 2.6), dpi=150, layout="constrained")
     axes = figure.subplots()

@@ -17,7 +17,7 @@ from caldera.batches.image_sources import ImageSource
 from caldera.devices import Runtime
 from caldera.evaluation.annotation_questions import (
     ExactMatch,
-    build_caption_task,
+    build_caption_questions,
     build_questions,
     majority_answers,
     with_shuffled_images,
@@ -39,7 +39,7 @@ from caldera.instructions.request_phrases import SHORT_ANSWER
 from caldera.model.assistant import LlavaBundle
 from caldera.recipes.recipe import QuestionCounts, SceneRecipe
 from caldera.training.metrics_log import read_metrics
-from caldera.training.vision_features import cached_tower_features, raise_image_error
+from caldera.training.job import cached_tower_features
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +88,10 @@ class SceneEvaluator:
             per_image=questions.per_image,
             context_per_image=questions.context_per_image,
             seed=seed,
-            beside=out,
+            relative_to=out,
         )
         some = AnnotationSet(held_out.images[: questions.captioned], held_out.categories)
-        self._captions = build_caption_task(some, name="captions", beside=out)
+        self._captions = build_caption_questions(some, name="captions", relative_to=out)
 
     def measure(self, assistant: LlavaBundle, not_pretrained: LlavaBundle) -> SceneScores:
         """Ask everything and score it."""
@@ -138,11 +138,7 @@ class SceneEvaluator:
     def _features(self, assistant: LlavaBundle) -> ImageSource:
         """Compute the held-out images' features, which all conditions share."""
         return cached_tower_features(
-            assistant,
-            self._out / "features",
-            self._paths,
-            means=self._means,
-            on_fault=raise_image_error,
+            assistant, self._out / "features", self._paths, runtime=self._means
         )
 
 
@@ -229,11 +225,11 @@ def _report(
         f"{recipe.vision}, language model {recipe.language}, projector {recipe.projector}.",
         columns=columns,
         counts={"overall": len(measured.benchmark.items), **measured.accuracy.counts},
-        figures={
+        metrics={
             "captions of held-out images, CIDEr-D against five captions (0 to 10)": f"{measured.caption_cider:.2f}"
         },
         curves=[_curve(out, name, title) for name, title in _STAGES.items()],
-        exhibits=_gallery(out, measured),
+        gallery=_gallery(out, measured),
         seconds=seconds,
         facts=machine_info(),
     )
@@ -255,7 +251,7 @@ def _curve(out: Path, name: str, title: str) -> Curve:
 
 def _gallery(out: Path, measured: SceneScores) -> list[GalleryItem]:
     """Choose images for the gallery, evenly from the held-out ones, some of them several together."""
-    right = measured.benchmark.right(measured.answers)
+    scores = measured.accuracy.item_scores
     groups: dict[tuple[str, ...], list[Item]] = defaultdict(list)
     for item in measured.benchmark.items:
         groups[item.conversation.images].append(item)
@@ -266,7 +262,7 @@ def _gallery(out: Path, measured: SceneScores) -> list[GalleryItem]:
     return [
         GalleryItem(
             tuple(out / path for path in images),
-            [_asked(item, measured.answers[item.id], right[item.id]) for item in groups[images]],
+            [_asked(item, measured.answers[item.id], scores[item.id] == 1) for item in groups[images]],
         )
         for images in chosen
     ]

@@ -30,7 +30,7 @@ def test_the_official_reviews_give_the_published_figures(
     ).metrics
     told = [figures[name] for name in ("overall", "conv", "detail", "complex")]
     assert told == [overall, conv, detail, complex_]
-    assert (figures["n_ok"], figures["n_err"]) == (60, 0)
+    assert (figures["num_valid"], figures["num_invalid"]) == (60, 0)
     assert (figures["num_different"], figures["official_unread"]) == (0, 0)
 
 
@@ -39,7 +39,7 @@ def test_a_folder_of_reviews_gives_mean_and_spread(third_party: Path) -> None:
     figures = WILD.score_answer_files(Sources(), third_party / "llava_bench_wild/reviews").metrics
     assert figures["runs"] == [64.8, 65.3, 66.3]
     assert (figures["overall"], figures["std"]["overall"]) == (65.5, 0.7)
-    assert (figures["n_ok"], figures["num_different"]) == (180, 0)
+    assert (figures["num_valid"], figures["num_different"]) == (180, 0)
 
 
 def test_the_official_questions_are_read(third_party: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_file_of_both_orders_has_both_of_every_answer(tmp_path: Path) -> None:
         for order in ("reference first", "candidate first")
     ]
     assert (
-        WILD.score_answer_files(Sources(), write(tmp_path / "all.jsonl", *lines)).metrics["n_ok"]
+        WILD.score_answer_files(Sources(), write(tmp_path / "all.jsonl", *lines)).metrics["num_valid"]
         == 2
     )
     with pytest.raises(InputError, match="both orders, but 1 answers in one alone: 2"):

@@ -32,7 +32,7 @@ def test_the_official_grades_give_the_official_tables(third_party: Path, runs: i
         assert figures["total"] == float(row["total"])
         assert figures.get("std", {"total": 0.0})["total"] == float(row["std"])
         assert figures.get("runs", [31.2]) == json.loads(row["runs"])
-    assert (figures["n_ok"], figures["stored_otherwise"]) == (218 * runs, 0)
+    assert (figures["num_valid"], figures["num_different"]) == (218 * runs, 0)
     if runs == 3:
         assert round(100 * score.overall, 2) == 31.10
 
@@ -58,7 +58,7 @@ def test_a_grade_counts_in_every_capability_and_an_unread_one_in_none(tmp_path: 
     assert score.metrics["integrations"] == {"ocr": 100.0, "ocr_math": 40.0}
     assert score.item_scores == {"a": 1.0, "b": 0.4}
     assert score.unparsed == {"c": "no grade"}
-    assert score.metrics["stored_otherwise"] == 1
+    assert score.metrics["num_different"] == 1
     assert score.metrics["valid"] is False
 
 
@@ -93,7 +93,7 @@ def test_a_grade_that_nobody_gave_is_null_and_no_other_thing(tmp_path: Path) -> 
     grades.write_text(MM_VET.judging.files([verdicts], "")["grades.json"])
     score = MM_VET.score_answer_files(Sources(questions=questions), grades)
     assert score.item_scores == {"a": 0.5}
-    assert score.metrics["stored_otherwise"] == 0
+    assert score.metrics["num_different"] == 0
     grades.write_text(grades.read_text().replace("null", '"good"'))
     with pytest.raises(InputError, match=r"b: score should hold numbers, or null .*, got 'good'"):
         MM_VET.score_answer_files(Sources(questions=questions), grades)

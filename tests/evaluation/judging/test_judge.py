@@ -56,10 +56,10 @@ def fair(request: dict[str, Any], _count: int = 0) -> Answer:
     return completion("8 4\nThe first is better." if first else "4 8\nThe second is better.")
 
 
-def judge(url: str, sending: RequestConfig = FAST, **more: Any) -> Judge:  # noqa: ANN401 - fields of Judge
+def judge(url: str, request_config: RequestConfig = FAST, **more: Any) -> Judge:  # noqa: ANN401 - fields of Judge
     """Name a judge."""
     usual: dict[str, Any] = {"model": "little-judge", "base_url": url, "key": SecretStr(KEY)}
-    return Judge(sending=sending, **{**usual, **more})
+    return Judge(request_config=request_config, **{**usual, **more})
 
 
 def run(
@@ -84,7 +84,7 @@ def test_the_papers_protocol_shows_the_reference_first(serve: Serve, bench: Make
     scores = run(made, judge(server.url))
     figures = scores["figures"]
     assert [figures[name] for name in ("overall", "conv", "detail", "complex")] == [50.0] * 4
-    assert (figures["n_ok"], figures["n_err"], figures["valid"]) == (9, 0, True)
+    assert (figures["num_valid"], figures["num_invalid"], figures["valid"]) == (9, 0, True)
     assert server.count == 9
     text = next(shown(body) for body in server.bodies() if number(body) == 7)
     marks = (
@@ -172,7 +172,7 @@ def test_a_fault_is_left_out_and_counted(serve: Serve, bench: Make, kind: str) -
     figures = scores["figures"]
     assert figures["overall"] == 50.0
     assert figures["reference"]["overall"] == 80.0
-    assert (figures["n_ok"], figures["n_err"], figures["errors"]) == (98, 2, {rule: 2})
+    assert (figures["num_valid"], figures["num_invalid"], figures["errors"]) == (98, 2, {rule: 2})
     assert figures["valid"] is False
     with pytest.raises(
         EvaluationError, match=rf"2 of 100 items have no usable verdict \(2 {rule}\)"
@@ -184,7 +184,7 @@ def test_a_fault_is_left_out_and_counted(serve: Serve, bench: Make, kind: str) -
     assert [line["id"] for line in lines if line["failure"]] == ["5", "50"]
     again = WILD.score_answer_files(Sources(), made.folder / "out/reviews")
     assert again.metrics["overall"] == 50.0
-    assert again.metrics["n_err"] == 2
+    assert again.metrics["num_invalid"] == 2
     assert "-1" not in (made.folder / "out/reviews/run1.jsonl").read_text()
 
 
@@ -193,7 +193,7 @@ def test_one_of_a_hundred_may_fail(serve: Serve, bench: Make) -> None:
     server = serve(lambda request, _: completion("?") if number(request) == 5 else fair(request))
     figures = run(bench(100), judge(server.url))["figures"]
     check_valid(figures)
-    assert (figures["n_ok"], figures["n_err"], figures["valid"]) == (99, 1, True)
+    assert (figures["num_valid"], figures["num_invalid"], figures["valid"]) == (99, 1, True)
 
 
 def test_an_unreachable_judge_makes_no_score(bench: Make) -> None:
@@ -203,7 +203,7 @@ def test_an_unreachable_judge_makes_no_score(bench: Make) -> None:
         port = free.getsockname()[1]
     figures = run(bench(9), judge(f"http://127.0.0.1:{port}/v1"))["figures"]
     assert "overall" not in figures
-    assert (figures["n_ok"], figures["n_err"]) == (0, 9)
+    assert (figures["num_valid"], figures["num_invalid"]) == (0, 9)
     assert {*figures["errors"]} <= {"no reply", "not asked"}
     with pytest.raises(EvaluationError, match="9 of 9 items have no usable verdict"):
         check_valid(figures)
@@ -220,7 +220,7 @@ def test_a_repaired_reply_counts_where_repairs_are_ordered(serve: Serve, bench: 
     figures = run(bench(3), judge(server.url, RequestConfig(max_repairs=1, temperature=0.0)))[
         "figures"
     ]
-    assert (figures["overall"], figures["n_err"]) == (50.0, 0)
+    assert (figures["overall"], figures["num_invalid"]) == (50.0, 0)
     assert server.count == 6
     assert "must hold nothing but two numbers" in server.bodies()[-1]["messages"][-1]["content"]
 
@@ -259,7 +259,7 @@ def test_runs_have_files_and_a_spread(serve: Serve, bench: Make) -> None:
         50.0,
         20.4,
     )
-    assert figures["n_ok"] == 12
+    assert figures["num_valid"] == 12
     again = WILD.score_answer_files(Sources(), made.folder / "out/reviews").metrics
     assert {name: again[name] for name in figures} == figures
 
@@ -274,7 +274,7 @@ def test_a_budget_ends_a_run_and_a_greater_one_goes_on(serve: Serve, bench: Make
         run(made, judge(server.url, max_requests=4))
     assert server.count == 4
     assert not (made.folder / "out/scores.json").exists()
-    assert run(made, judge(server.url, max_requests=9))["figures"]["n_ok"] == 9
+    assert run(made, judge(server.url, max_requests=9))["figures"]["num_valid"] == 9
     assert server.count == 9
 
 
@@ -383,7 +383,7 @@ def test_a_command_killed_midway_goes_on(serve: Serve, bench: Make) -> None:
     said, told = again.communicate(timeout=120)
     assert again.returncode == 0, told
     figures = json.loads(said)["figures"]
-    assert (figures["overall"], figures["n_ok"]) == (50.0, 40)
+    assert (figures["overall"], figures["num_valid"]) == (50.0, 40)
     assert 40 <= server.count <= 44
 
 

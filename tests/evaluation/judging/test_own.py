@@ -40,7 +40,7 @@ def order(folder: Path, lines: list[dict[str, Any]]) -> JudgeRunConfig:
 def judge(url: str) -> Judge:
     """Name a judge."""
     sending = RequestConfig(temperature=0.0, max_repairs=0, initial_backoff=0.001, retries=1)
-    return Judge(model="j", base_url=url, sending=sending)
+    return Judge(model="j", base_url=url, request_config=sending)
 
 
 def test_only_what_wants_a_judge_is_sent_to_one(
@@ -58,7 +58,7 @@ def test_only_what_wants_a_judge_is_sent_to_one(
     figures = scores["figures"]
     assert figures["accuracy"] == pytest.approx(52.5)
     assert (figures["question"], figures["people"]) == pytest.approx((190 / 3, 20), abs=0.05)
-    assert (figures["questions"], figures["judged"], figures["n_ok"], figures["valid"]) == (4, 2, 2, True)  # fmt: skip
+    assert (figures["questions"], figures["judged"], figures["num_valid"], figures["valid"]) == (4, 2, 2, True)  # fmt: skip
     lines = (tmp_path / "judged" / "verdicts.jsonl").read_text().splitlines()
     settled = {line["id"]: line["settled_verdicts"] for line in map(json.loads, lines)}
     assert settled == {"why": False, "who": False, "hue": True, "sign": True}
@@ -73,7 +73,7 @@ def test_a_judge_that_says_nothing_makes_the_run_invalid(
     replies = iter(("0.5", "fine"))
     server = serve(lambda request, count: completion(next(replies)))
     figures = judge_answers(order(tmp_path, LINES), judge(server.url), NoProgress())["figures"]
-    assert (figures["n_ok"], figures["n_err"], figures["valid"]) == (1, 1, False)
+    assert (figures["num_valid"], figures["num_invalid"], figures["valid"]) == (1, 1, False)
     assert figures["accuracy"] == pytest.approx(50, abs=0.05), "the mean of 0.5, 1 and 0"
     with pytest.raises(Exception, match="1 of 2 items have no usable verdict"):
         check_valid(figures)

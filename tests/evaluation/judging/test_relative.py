@@ -37,7 +37,7 @@ def test_an_unread_verdict_is_left_out_and_counted() -> None:
     good = [verdict(str(at), (8, 4)) for at in range(197)]
     one = relative_scores([*good, verdict("x", ()), verdict("y", (8, 4)), verdict("z", (8, 4))])
     assert one.metrics["overall"] == 50
-    assert (one.metrics["n_ok"], one.metrics["n_err"], one.metrics["valid"]) == (199, 1, True)
+    assert (one.metrics["num_valid"], one.metrics["num_invalid"], one.metrics["valid"]) == (199, 1, True)
     assert one.unparsed == {"x": "empty reply"}
     check_valid(one.metrics)
     three = relative_scores([*good, *(verdict(name, ()) for name in "xyz")])
@@ -80,7 +80,7 @@ def test_both_orders_count_once_and_tell_how_far_they_agree() -> None:
     assert [score.metrics[name] for name in ("win", "tie", "loss")] == [1, 2, 1]
     half = relative_scores([verdict("a", (4, 8)), verdict("a", (), order="candidate first")])
     assert half.unparsed == {"a": "empty reply"}
-    assert half.metrics["n_err"] == 1
+    assert half.metrics["num_invalid"] == 1
 
 
 def test_the_interval_is_that_of_the_ratio() -> None:
@@ -105,4 +105,4 @@ def test_runs_have_a_mean_and_a_spread() -> None:
     assert figures["overall"] == 70
     assert figures["std"]["overall"] == 16.3  # sqrt(800 / 3)
     assert figures["runs"] == [50, 70, 90]
-    assert figures["n_ok"] == 3
+    assert figures["num_valid"] == 3

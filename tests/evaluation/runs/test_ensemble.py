@@ -59,7 +59,7 @@ def order(tmp_path: Path) -> EnsembleConfig:
 def judge(url: str) -> Judge:
     """Name a judge."""
     sending = RequestConfig(temperature=0.0, max_repairs=0, retries=0, initial_backoff=0.001)
-    return Judge(model="arbiter", base_url=url, key=SecretStr("sk-none"), sending=sending)
+    return Judge(model="arbiter", base_url=url, key=SecretStr("sk-none"), request_config=sending)
 
 
 def test_the_complement_takes_the_second_where_it_answers(order: EnsembleConfig) -> None:
@@ -80,7 +80,7 @@ def test_the_judge_is_asked_where_the_two_differ_alone(serve: Serve, order: Ense
     figures = evaluate_ensemble(order, judge(server.url), NoProgress())
     assert server.count == figures["asked"] == 4
     assert figures["judge"]["accuracy"] == 80.0  # A B B B(wrong) B
-    assert (figures["n_ok"], figures["n_err"], figures["valid"]) == (4, 0, True)
+    assert (figures["num_valid"], figures["num_invalid"], figures["valid"]) == (4, 0, True)
     asked = "\n".join(body["messages"][-1]["content"] for body in server.bodies())
     assert "number 0" not in asked
     assert "[Question]\nQuestion number 1?\nA. yes\nB. no" in asked
@@ -101,7 +101,7 @@ def test_without_a_letter_the_first_stands_and_is_counted(
 
     figures = evaluate_ensemble(order, judge(serve(script).url), NoProgress())
     assert figures["judge"]["accuracy"] == 80.0
-    assert (figures["n_err"], figures["errors"], figures["valid"]) == (1, {"no letter": 1}, False)
+    assert (figures["num_invalid"], figures["errors"], figures["valid"]) == (1, {"no letter": 1}, False)
     assert order.out is not None
     assert json.loads((order.out / "letters.json").read_text())["3"] == "B"
     assert json.loads((order.out / "scores.json").read_text())["figures"] == figures

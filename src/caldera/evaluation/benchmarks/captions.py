@@ -1,8 +1,8 @@
-"""Captions, scored as COCO's are: BLEU, ROUGE-L and CIDEr-D against what people wrote of each image.
+"""Captions, scored as COCO's: BLEU, ROUGE-L and CIDEr-D against human captions.
 
-What is right stands in a COCO file of captions (`captions_val2014.json`) or in a table of images and captions, such
-as flickr8k's `captions.csv`. Answers are COCO's list of `image_id` and `caption`; of a table, the image's name is the
-id. METEOR and SPICE need Java and models of their own and are left out.
+The human captions are in a COCO file (`captions_val2014.json`) or in a table of images and captions, such as
+flickr8k's `captions.csv`. Answers are COCO's list of `image_id` and `caption`; for a table, the image's name is the id.
+METEOR and SPICE need Java and models of their own and are omitted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,30 +14,38 @@ from pydantic import BaseModel, ConfigDict
 
 from caldera.datasets.vqa import validate
 from caldera.errors import InputError
-from caldera.evaluation.benchmark import BenchmarkSpec, Item, Score, Sources, check_answers, mean
+from caldera.evaluation.benchmark import (
+    BenchmarkSpec,
+    Item,
+    Score,
+    Sources,
+    check_answers,
+    mean,
+    score_by_item_id,
+)
 from caldera.evaluation.benchmarks.short_answers import question_turn
 from caldera.evaluation.caption_metrics import bleu, cider_d_per_image, mean_rouge_l
-from caldera.evaluation.files import read_answers, read_json, read_rows, require_fields
+from caldera.evaluation.files import read_json, read_rows, require_fields
 
 PROMPT = "Provide a one-sentence caption for the provided image."
-"""What the mix of LLaVA-1.5 asks of TextCaps (P2, table 7)."""
+"""Prompt for TextCaps in the data mix of LLaVA-1.5 (P2, table 7)."""
 
-_HIGHEST = 10.0
-"""CIDEr-D of a caption that is all that people wrote."""
+_MAX_CIDER = 10.0
+"""CIDEr-D of a caption that equals every human caption."""
 
 _FILE = "captions_SPLIT.json (COCO's), or a .csv of image,caption"
 
 
 @dataclass(frozen=True, slots=True)
 class Captions:
-    """Images with what people wrote of each."""
+    """Images with human captions."""
 
     items: Sequence[Item]
     name: str = "captions"
     max_new_tokens: int = 128
 
     def score(self, answers: Mapping[str, str]) -> Score:
-        """Return a tenth of CIDEr-D as overall score and as marks; figures have it times 100, as papers print it.
+        """Return CIDEr-D over 10 as overall and item scores, and as a metric times 100, as papers print it.
 
         Raises:
             InputError: Captions are missing, or belong to no image.
@@ -45,41 +53,44 @@ class Captions:
         check_answers(self.items, answers)
         references = {item.id: item.references for item in self.items}
         cider = cider_d_per_image(answers, references)
-        marks = {name: value / _HIGHEST for name, value in cider.items()}
-        unread = {
-            name: "the caption is empty; it shares no word with any" for name in references if not answers[name].strip()
-        }  # fmt: skip
-        figures: dict[str, Any] = {
-            f"Bleu_{n}": round(100 * value, 2) for n, value in enumerate(bleu(answers, references), start=1)
-        }  # fmt: skip
-        figures["ROUGE_L"] = round(100 * mean_rouge_l(answers, references), 2)
-        figures["CIDEr"] = round(100 * mean(cider.values()), 2)
+        scores = {name: value / _MAX_CIDER for name, value in cider.items()}
+        unparsed = {
+            name: "the caption is empty; it shares no word with any"
+            for name in references
+            if not answers[name].strip()
+        }
+        metrics: dict[str, Any] = {
+            f"Bleu_{n}": round(100 * value, 2)
+            for n, value in enumerate(bleu(answers, references), start=1)
+        }
+        metrics["ROUGE_L"] = round(100 * mean_rouge_l(answers, references), 2)
+        metrics["CIDEr"] = round(100 * mean(cider.values()), 2)
         return Score(
-            mean(marks.values()),
+            mean(scores.values()),
             {},
-            {"caption": len(marks)},
-            figures | {"pictures": len(marks), "parse_failures": len(unread)},
-            marks,
-            unread,
+            {"caption": len(scores)},
+            metrics | {"pictures": len(scores), "parse_failures": len(unparsed)},
+            scores,
+            unparsed,
         )
 
 
-class _Wire(BaseModel):
+class _Schema(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
-class _Image(_Wire):
+class _ImageSchema(_Schema):
     id: int
     file_name: str
 
 
-class _Caption(_Wire):
+class _CaptionSchema(_Schema):
     image_id: int
     caption: str
 
 
 def load_questions(sources: Sources) -> Captions:
-    """Read the images and what people wrote of them.
+    """Load the images and their human captions.
 
     Raises:
         UsageError: No file was given.
@@ -87,8 +98,8 @@ def load_questions(sources: Sources) -> Captions:
     """
     path = sources.annotations or sources.require_questions(_FILE)
     images, captions = (_from_table if path.suffix in (".csv", ".tsv") else _from_coco)(path)
-    if bare := len(images.keys() - captions.keys()):
-        raise InputError(f"{path}: {bare} images have no caption; remove them")
+    if num_missing := len(images.keys() - captions.keys()):
+        raise InputError(f"{path}: {num_missing} images have no caption; remove them")
     return Captions(
         [
             Item(
@@ -97,16 +108,6 @@ def load_questions(sources: Sources) -> Captions:
             for name, file in images.items()
         ]
     )
-
-
-def score_answer_files(sources: Sources, answers: Path) -> Score:
-    """Score a list of captions by image.
-
-    Raises:
-        UsageError: No file of what people wrote was given.
-        InputError: A file is missing or broken, or captions and images do not belong together.
-    """
-    return load_questions(sources).score(read_answers(answers))
 
 
 def _from_coco(path: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
@@ -118,21 +119,21 @@ def _from_coco(path: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
         )
     require_fields(content, ("images", "annotations"), str(path))
     images = [
-        validate(_Image, entry, f"{path}: images.{at}")
-        for at, entry in enumerate(content["images"])
+        validate(_ImageSchema, entry, f"{path}: images.{index}")
+        for index, entry in enumerate(content["images"])
     ]
     captions: dict[str, list[str]] = {}
-    for at, entry in enumerate(content["annotations"]):
-        one = validate(_Caption, entry, f"{path}: annotations.{at}")
-        captions.setdefault(str(one.image_id), []).append(one.caption)
+    for index, entry in enumerate(content["annotations"]):
+        annotation = validate(_CaptionSchema, entry, f"{path}: annotations.{index}")
+        captions.setdefault(str(annotation.image_id), []).append(annotation.caption)
     return {str(image.id): image.file_name for image in images}, captions
 
 
 def _from_table(path: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
     """Return file names and captions by file name."""
     captions: dict[str, list[str]] = {}
-    for where, row in read_rows(path):
-        require_fields(row, ("image", "caption"), where)
+    for location, row in read_rows(path):
+        require_fields(row, ("image", "caption"), location)
         captions.setdefault(row["image"], []).append(row["caption"])
     return {name: name for name in captions}, captions
 
@@ -140,11 +141,11 @@ def _from_table(path: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
 CAPTIONS = BenchmarkSpec(
     name="captions",
     title="Captions",
-    measures="how close captions come to what people write of a picture",
-    description="any COCO file of captions: 5,000 pictures of the Karpathy test split, 40,504 of val2014 (cocodataset.org)",
+    measures="similarity of captions to human captions of an image",
+    description="any COCO caption file: 5,000 images of the Karpathy test split, 40,504 of val2014 (cocodataset.org)",
     chance={},
     primary_metric="CIDEr",
-    required_files=f"--truth {_FILE}",
+    required_files=f"--annotations {_FILE}",
     load=load_questions,
-    score_answer_files=score_answer_files,
+    score_answer_files=score_by_item_id(load_questions),
 )

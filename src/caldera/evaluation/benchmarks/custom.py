@@ -1,9 +1,9 @@
-"""A user's own questions: JSON lines with what is asked, what is right, and how the two are compared.
+"""A user's own questions: JSON lines with question, correct answer, and how to compare the two.
 
-A line has `question`, `answer` (a text, or a list of which one is enough), and if need be `id`, `image` (a path or
-several), `choices`, `kind` (a group that is scored apart) and `match`: exact (the same words), contains (the words are
-in the answer), choice (the letter of a choice; `answer` is the letter or the choice itself), or judge (a judge grades
-from 0 to 1 how far the answer says what is right, in the way of MM-Vet).
+A line has `question`, `answer` (a text, or a list of alternatives), and optionally `id`, `image` (a path or several),
+`choices`, `kind` (a category that is scored separately) and `match`: exact (the same words), contains (the words are in
+the answer), choice (the letter of a choice; `answer` is the letter or the choice itself), or judge (a judge grades the
+answer from 0 to 1, as in MM-Vet).
 """
 
 import re
@@ -41,9 +41,7 @@ Match = Literal["exact", "contains", "choice", "judge"]
 _Texts = str | Annotated[list[str], Field(min_length=1)]
 
 
-class _Record(BaseModel):
-    """One line."""
-
+class _RecordSchema(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     question: str = Field(min_length=1)
@@ -57,17 +55,17 @@ class _Record(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class CustomBenchmark:
-    """The questions; an item's form is how its answer is compared."""
+    """Questions whose type is how the answer is compared."""
 
     items: Sequence[Item]
     name: str = "custom"
     max_new_tokens: int = 128
 
     def score(self, answers: Mapping[str, str]) -> Score:
-        """Compare each answer in its way; a choice that cannot be read is wrong, and counted.
+        """Compare each answer by its question's rule; an unparsed choice is wrong, and counted.
 
         Raises:
-            UsageError: A question wants a judge.
+            UsageError: A question needs a judge.
             InputError: Answers are missing, or belong to no question.
         """
         check_answers(self.items, answers)
@@ -76,108 +74,104 @@ class CustomBenchmark:
                 f"{len(judged)} questions are compared by a judge, the first {judged[0]!r}; have them judged: caldera "
                 "evaluate judge custom, or give them match exact, contains or choice"
             )
-        marks = {item.id: float(_right(item, answers[item.id])) for item in self.items}
-        unread = {
+        scores = {item.id: float(_is_correct(item, answers[item.id])) for item in self.items}
+        unparsed = {
             item.id: "no single choice could be read"
             for item in self.items
-            if item.question_type == "choice" and not _letter(item, answers[item.id])
+            if item.question_type == "choice" and not _parse_letter(item, answers[item.id])
         }
-        groups = scores_by_group(self.items, marks)
+        groups = scores_by_group(self.items, scores)
         by_category = {name: mean(group.values()) for name, group in groups.items()}
-        figures: dict[str, Any] = {"accuracy": to_percent(mean(marks.values()))}
+        metrics: dict[str, Any] = {"accuracy": to_percent(mean(scores.values()))}
         if len(by_category) > 1:
-            figures |= {name: to_percent(share) for name, share in by_category.items()}
-        figures |= {"questions": len(marks), "parse_failures": len(unread)}
+            metrics |= {name: to_percent(value) for name, value in by_category.items()}
+        metrics |= {"questions": len(scores), "parse_failures": len(unparsed)}
         counts = {name: len(group) for name, group in groups.items()}
-        return Score(mean(marks.values()), by_category, counts, figures, marks, unread)
+        return Score(mean(scores.values()), by_category, counts, metrics, scores, unparsed)
 
 
 def _needs_judge(item: Item) -> bool:
     return item.question_type == "judge"
 
 
-def _letter(item: Item, text: str) -> str | None:
+def _parse_letter(item: Item, text: str) -> str | None:
     return parse_choice(text, LETTERS[: len(item.choices)], item.choices)
 
 
-def _right(item: Item, text: str) -> bool:
-    """Compare an answer with what is right."""
+def _is_correct(item: Item, text: str) -> bool:
+    """Compare an answer with the references by the item's rule."""
     match item.question_type:
         case "choice":
-            return _letter(item, text) in item.references
+            return _parse_letter(item, text) in item.references
         case "contains":
-            said = _words(text)
-            return any(f" {_words(one)} " in f" {said} " for one in item.references)
+            words = f" {_normalize_words(text)} "
+            return any(f" {_normalize_words(answer)} " in words for answer in item.references)
         case _:
-            return normalized(text) in {normalized(one) for one in item.references}
+            return normalized(text) in {normalized(answer) for answer in item.references}
 
 
-def _words(text: str) -> str:
-    """Return the words of a text in lower case with one space between."""
+def _normalize_words(text: str) -> str:
+    """Return the words of a text in lower case, separated by single spaces."""
     return " ".join(re.findall(r"\w+", text.casefold()))
 
 
 def load_questions(sources: Sources) -> CustomBenchmark:
-    """Read the questions.
+    """Load the questions.
 
     Raises:
         UsageError: No file was given.
-        InputError: It is missing, broken, or a line breaks the form.
+        InputError: It is missing or broken, or a line is not valid.
     """
     path = sources.require_questions("JSON lines with question and answer")
-    items = [_to_item(record, where, at) for at, (where, record) in enumerate(read_records(path))]
+    items = [
+        _to_item(record, location, index)
+        for index, (location, record) in enumerate(read_records(path))
+    ]
     check_unique((item.id for item in items), path)
     return CustomBenchmark(items)
 
 
-def _to_item(record: dict[str, Any], where: str, at: int) -> Item:
-    """Make an item of a line.
-
-    Raises:
-        InputError: It breaks the form.
-    """
+def _to_item(record: dict[str, Any], location: str, index: int) -> Item:
+    """Return the item of a line; its number is the default id."""
     try:
-        line = _Record.model_validate(record)
+        line = _RecordSchema.model_validate(record)
     except ValidationError as error:
-        raise InputError(f"{where}: {describe_validation_error(error, 'line')}") from None
-    name = str(at) if line.id is None else str(line.id)
+        raise InputError(f"{location}: {describe_validation_error(error, 'line')}") from None
+    name = str(index) if line.id is None else str(line.id)
     match = line.match or ("choice" if line.choices else "exact")
     answers = [line.answer] if isinstance(line.answer, str) else line.answer
     images = [line.image] if isinstance(line.image, str) else line.image or []
     if (match == "choice") != bool(line.choices):
         raise InputError(
-            f"{where}: match {match!r} and {len(line.choices)} choices do not go together; a choice needs some"
+            f"{location}: match {match!r} and {len(line.choices)} choices do not go together; a choice needs some"
         )
     if match == "choice":
-        asked = choice_turn(name, line.question, line.choices, images)
-        answers = [_as_letter(one, line.choices, where) for one in answers]
+        conversation = choice_turn(name, line.question, line.choices, images)
+        answers = [_to_letter(answer, line.choices, location) for answer in answers]
     else:
-        shown = [ImageRef(path) for path in images]
-        text = f"\n{line.question}" if shown else line.question
-        asked = Conversation(name, (Turn("user", (*shown, text)),))
-    if match == "contains" and any(not _words(one) for one in answers):
-        raise InputError(f"{where}: an answer without words is contained in every text; give it words")  # fmt: skip
-    return Item(name, line.kind, match, asked, tuple(answers), tuple(line.choices))
+        text = f"\n{line.question}" if images else line.question
+        parts = (*map(ImageRef, images), text)
+        conversation = Conversation(name, (Turn("user", parts),))
+    if match == "contains" and not all(map(_normalize_words, answers)):
+        raise InputError(
+            f"{location}: an answer without words is contained in every text; give it words"
+        )
+    return Item(name, line.kind, match, conversation, tuple(answers), tuple(line.choices))
 
 
-def _as_letter(answer: str, choices: Sequence[str], where: str) -> str:
-    """Return the letter of a right choice that is given as its letter or in its words."""
+def _to_letter(answer: str, choices: Sequence[str], location: str) -> str:
+    """Return the letter of a correct choice, given as its letter or its text."""
     if answer in choices:
         return LETTERS[choices.index(answer)]
     if len(answer) == 1 and answer in LETTERS[: len(choices)]:
         return answer
     raise InputError(
-        f"{where}: the answer {answer!r} is none of the {len(choices)} choices, nor the letter of one"
+        f"{location}: the answer {answer!r} is none of the {len(choices)} choices, nor the letter of one"
     )
 
 
-def _cases(sources: Sources, answers: Mapping[str, str]) -> list[JudgeCase]:
-    """Put each answer that a judge compares beside its question and what is right.
-
-    Raises:
-        UsageError: No question wants a judge.
-        InputError: Answers are missing, or belong to no question.
-    """
+def _build_cases(sources: Sources, answers: Mapping[str, str]) -> list[JudgeCase]:
+    """Combine each answer that needs a judge with its question and correct answers."""
     items = load_questions(sources).items
     check_answers(items, answers)
     cases = [
@@ -204,7 +198,7 @@ def _verdicts_without_judge(sources: Sources, answers: Mapping[str, str]) -> lis
         Verdict(
             id=item.id,
             category=item.category,
-            scores=(float(_right(item, answers[item.id])),),
+            scores=(float(_is_correct(item, answers[item.id])),),
             without_judge=True,
         )
         for item in load_questions(sources).items
@@ -213,35 +207,36 @@ def _verdicts_without_judge(sources: Sources, answers: Mapping[str, str]) -> lis
 
 
 def _score_verdicts(verdicts: Sequence[Verdict]) -> Score:
-    """Score one run: the mean grade of all answers, and by kind; one without a grade is left out and counted."""
+    """Score one run: the mean grade, overall and by category; answers without a grade are skipped and counted."""
     by_category: dict[str, list[float]] = defaultdict(list)
     for verdict in verdicts:
         if verdict.scores:
             by_category[verdict.category].append(verdict.scores[0])
-    marks = {verdict.id: verdict.scores[0] for verdict in verdicts if verdict.scores}
-    unread = {verdict.id: verdict.failure for verdict in verdicts if not verdict.scores}
-    judged = sum(not verdict.without_judge for verdict in verdicts)
-    figures: dict[str, Any] = {}
-    if marks:
-        figures["accuracy"] = to_percent(mean(marks.values()))
-        figures["interval_95"] = ratio_interval([(1.0, grade) for grade in marks.values()])
+    scores = {verdict.id: verdict.scores[0] for verdict in verdicts if verdict.scores}
+    unparsed = {verdict.id: verdict.failure for verdict in verdicts if not verdict.scores}
+    num_judged = sum(not verdict.without_judge for verdict in verdicts)
+    metrics: dict[str, Any] = {}
+    if scores:
+        metrics["accuracy"] = to_percent(mean(scores.values()))
+        metrics["interval_95"] = ratio_interval([(1.0, grade) for grade in scores.values()])
     if len(by_category) > 1:
-        figures |= {kind: to_percent(mean(grades)) for kind, grades in by_category.items()}
-    figures |= {"questions": len(verdicts), "judged": judged, **validity_metrics(judged, unread)}
+        metrics |= {name: to_percent(mean(grades)) for name, grades in by_category.items()}
+    metrics |= {"questions": len(verdicts), "judged": num_judged}
+    metrics |= validity_metrics(num_judged, unparsed)
     return Score(
-        mean(marks.values()) if marks else 0.0,
-        {kind: mean(grades) for kind, grades in by_category.items()},
-        {kind: len(grades) for kind, grades in by_category.items()},
-        figures,
-        marks,
-        unread,
+        mean(scores.values()) if scores else 0.0,
+        {name: mean(grades) for name, grades in by_category.items()},
+        {name: len(grades) for name, grades in by_category.items()},
+        metrics,
+        scores,
+        unparsed,
     )
 
 
 CUSTOM = BenchmarkSpec(
     name="custom",
-    title="Own questions",
-    measures="whatever you ask: exact words, words contained, choices, or as a judge sees it",
+    title="Custom questions",
+    measures="anything you ask: exact words, contained words, choices, or a judge's grade",
     description="yours",
     chance={},
     primary_metric="accuracy",
@@ -250,7 +245,7 @@ CUSTOM = BenchmarkSpec(
     score_answer_files=score_by_item_id(load_questions),
     judging=JudgeSpec(
         protocols=GRADE_PROTOCOLS,
-        build_cases=_cases,
+        build_cases=_build_cases,
         score=_score_verdicts,
         files=write_grade_files,
         needs_judge=_needs_judge,

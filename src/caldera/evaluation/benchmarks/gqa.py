@@ -1,8 +1,8 @@
-"""GQA: compositional questions made from scene graphs, one right answer each (arXiv 1902.09506).
+"""GQA: compositional questions made from scene graphs, with one correct answer each (arXiv 1902.09506).
 
 The official file is `testdev_balanced_questions.json`, an object of questions by id. Answers in a `.jsonl` are LLaVA's
-raw ones; its converter strips periods at their ends and puts them in lower case. A `.json` is the official list of
-`questionId` and `prediction`, and is compared as it is. Only balanced questions count, as in the official script.
+raw ones; its converter strips trailing periods and lowercases them. A `.json` is the official list of `questionId` and
+`prediction`, and is compared verbatim. Only balanced questions count, as in the official script.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,19 +19,19 @@ from caldera.evaluation.files import read_answers, read_json
 _FILE = "testdev_balanced_questions.json"
 
 _OPEN = "query"
-"""Structural type of the questions that yes, no or a choice cannot answer."""
+"""Structural type of questions that are neither yes/no nor a choice."""
 
 
-class _Wire(BaseModel):
+class _Schema(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
-class _Types(_Wire):
+class _Types(_Schema):
     structural: str
     semantic: str
 
 
-class _Question(_Wire):
+class _QuestionSchema(_Schema):
     image: str = Field(alias="imageId")
     question: str = Field(min_length=1)
     answer: str | None = None
@@ -40,48 +40,50 @@ class _Question(_Wire):
 
 
 def load_questions(sources: Sources) -> ShortAnswers:
-    """Read the questions with their answers.
+    """Load the questions with their answers.
 
     Raises:
         UsageError: No questions were given.
         InputError: The file is missing or broken.
     """
-    return _load(sources, as_submitted)
+    return _load(sources, normalize_as_llava)
 
 
 def score_answer_files(sources: Sources, answers: Path) -> Score:
-    """Score LLaVA's answers (`.jsonl`, or a folder), or a file as handed in (`.json`).
+    """Score LLaVA's answers (`.jsonl`, or a folder), or a submitted file (`.json`).
 
     Raises:
         UsageError: No questions were given.
-        InputError: A file is missing or broken, or answers and questions do not belong together.
+        InputError: A file is missing or broken, or answers and questions do not match.
     """
-    benchmark = _load(sources, str if answers.suffix == ".json" else as_submitted)
+    benchmark = _load(sources, str if answers.suffix == ".json" else normalize_as_llava)
     return benchmark.score(read_answers(answers))
 
 
-def as_submitted(answer: str) -> str:
+def normalize_as_llava(answer: str) -> str:
     """Return an answer as LLaVA's converter writes it."""
     return answer.rstrip(".").lower()
 
 
-def _exactly(answer: str, right: Sequence[str]) -> float:
-    return float(answer == right[0])
+def _exact_accuracy(answer: str, references: Sequence[str]) -> float:
+    return float(answer == references[0])
 
 
-def _load(sources: Sources, prepare: Callable[[str], str]) -> ShortAnswers:
+def _load(sources: Sources, normalize: Callable[[str], str]) -> ShortAnswers:
     path = sources.annotations or sources.require_questions(_FILE)
     content = read_json(path)
     if not isinstance(content, dict) or not content:
         raise InputError(f"{path} should hold an object of questions by id, as {_FILE} does")
     questions = {
-        name: validate(_Question, entry, f"{path}: {name}") for name, entry in content.items()
+        name: validate(_QuestionSchema, entry, f"{path}: {name}") for name, entry in content.items()
     }
     return ShortAnswers(
         name="gqa",
-        items=[_to_item(name, one) for name, one in questions.items() if one.balanced],
-        accuracy=_exactly,
-        normalize=prepare,
+        items=[
+            _to_item(name, question) for name, question in questions.items() if question.balanced
+        ],
+        accuracy=_exact_accuracy,
+        normalize=normalize,
         groups={
             "": "answer: ",
             "accuracyPerStructuralType": "structural: ",
@@ -90,32 +92,26 @@ def _load(sources: Sources, prepare: Callable[[str], str]) -> ShortAnswers:
     )
 
 
-def _to_item(name: str, question: _Question) -> Item:
+def _to_item(name: str, question: _QuestionSchema) -> Item:
     conversation = short_answer_turn(name, f"{question.image}.jpg", question.question)
-    right = () if question.answer is None else (question.answer,)
+    references = () if question.answer is None else (question.answer,)
     if question.types is None:
-        return Item(name, "unknown", "gqa", conversation, right)
+        return Item(name, "unknown", "gqa", conversation, references)
     structural, semantic = question.types.structural, question.types.semantic
     answer = "open" if structural == _OPEN else "binary"
-    return Item(
-        name,
-        structural,
-        "gqa",
-        conversation,
-        right,
-        slices=(f"answer: {answer}", f"structural: {structural}", f"semantic: {semantic}"),
-    )
+    slices = (f"answer: {answer}", f"structural: {structural}", f"semantic: {semantic}")
+    return Item(name, structural, "gqa", conversation, references, slices=slices)
 
 
 GQA = BenchmarkSpec(
     name="gqa",
     title="GQA",
-    measures="whether questions that need several steps of looking are answered exactly",
-    description="12,578 questions about 398 pictures of testdev_balanced (cs.stanford.edu/people/dorarad/gqa)",
+    measures="exact answers to questions that need several steps of visual reasoning",
+    description="12,578 questions about 398 images of testdev_balanced (cs.stanford.edu/people/dorarad/gqa)",
     chance={},
     primary_metric="accuracy",
     required_files=f"--questions {_FILE}",
-    default_files=Sources(questions=Path("testdev_balanced_questions.json"), images=Path("images")),
+    default_files=Sources(questions=Path(_FILE), images=Path("images")),
     load=load_questions,
     score_answer_files=score_answer_files,
 )

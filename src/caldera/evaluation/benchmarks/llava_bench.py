@@ -1,7 +1,7 @@
-"""LLaVA-Bench, In-the-Wild and COCO: open answers that a judge compares with a text-only model's.
+"""LLaVA-Bench, In-the-Wild and COCO: open answers that a judge compares with those of a text-only model.
 
-Both are of arXiv 2304.08485, section 5.1. The relative score is what papers quote: 100 times the mean score of the
-answers over that of the references.
+Both are from arXiv 2304.08485, section 5.1. Papers quote the relative score: 100 times the mean score of the answers
+over that of the references.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,6 +24,7 @@ from caldera.evaluation.judging.protocols import (
     DESCRIPTION,
     FIVE_SENTENCES,
     PAIR_PROTOCOLS,
+    PAPER_PROTOCOL,
     JudgeCase,
 )
 from caldera.evaluation.judging.review_files import PREFIX, format_reviews, read_reviews
@@ -35,115 +36,106 @@ _CATEGORIES = ("conv", "detail", "complex")
 
 @dataclass(frozen=True, slots=True)
 class LlavaBench:
-    """Its questions; scores are those of a judge's replies."""
+    """Questions; `score` takes a judge's replies."""
 
     name: str
     items: Sequence[Item]
     max_new_tokens: int = 1024
 
     def score(self, answers: Mapping[str, str]) -> Score:
-        """Score what a judge replied about each answer, the reference shown first.
+        """Score a judge's reply about each answer, with the reference first.
 
         Raises:
             InputError: Replies are missing, or belong to no item.
         """
         check_answers(self.items, answers)
-        protocol = PAIR_PROTOCOLS["paper"]
         verdicts = [
-            parse_verdict(item.id, item.category, answers[item.id], protocol.read)
+            parse_verdict(item.id, item.category, answers[item.id], PAPER_PROTOCOL.parse)
             for item in self.items
         ]
         return average_runs([relative_scores(verdicts)], "overall")
 
 
-def _questions(sources: Sources) -> dict[str, dict[str, Any]]:
-    """Read the questions by id.
-
-    Raises:
-        InputError: The file is no question file.
-    """
+def _read_questions(sources: Sources) -> dict[str, dict[str, Any]]:
+    """Return the question records by id."""
     path = sources.require_questions("the official questions (question_id, image, text, category)")
     questions: dict[str, dict[str, Any]] = {}
-    for where, record in read_records(path):
-        require_fields(record, ("question_id", "image", "text", "category"), where)
+    for location, record in read_records(path):
+        require_fields(record, ("question_id", "image", "text", "category"), location)
         if record["category"] not in _CATEGORIES:
             raise InputError(
-                f"{where}: category is {record['category']!r}; expected one of {', '.join(_CATEGORIES)}"
+                f"{location}: category is {record['category']!r}; expected one of {', '.join(_CATEGORIES)}"
             )
         if (name := str(record["question_id"])) in questions:
-            raise InputError(f"{where}: question_id {name} is there twice")
+            raise InputError(f"{location}: question_id {name} occurs twice")
         questions[name] = record
     return questions
 
 
 def _load(sources: Sources, name: str) -> LlavaBench:
-    """Make items of the questions; with --truth, the reference answers stand in them."""
-    questions = _questions(sources)
-    truth = read_answers(sources.annotations) if sources.annotations else {}
-    items = [
-        Item(
-            id=key,
-            category=record["category"],
-            question_type=record["category"],
-            conversation=Conversation(
-                key, (Turn("user", (ImageRef(record["image"]), f"\n{record['text']}")),)
-            ),
-            references=(truth[key],) if key in truth else (),
+    """Load the questions; with --annotations, the reference answers are the items' references."""
+    references = read_answers(sources.annotations) if sources.annotations else {}
+    items = []
+    for key, record in _read_questions(sources).items():
+        turn = Turn("user", (ImageRef(record["image"]), f"\n{record['text']}"))
+        items.append(
+            Item(
+                id=key,
+                category=record["category"],
+                question_type=record["category"],
+                conversation=Conversation(key, (turn,)),
+                references=(references[key],) if key in references else (),
+            )
         )
-        for key, record in questions.items()
-    ]
     return LlavaBench(name, items)
 
 
-def _contexts(sources: Sources) -> dict[str, tuple[str, str]]:
-    """Return what is in each image and what that text is, by the image's file name.
+def _read_contexts(sources: Sources) -> dict[str, tuple[str, str]]:
+    """Return each image's description and the explanation of that description, by the image's file name.
 
-    In-the-Wild has a `caption`; COCO has `captions` and `instances`, written as LLaVA does: captions one a line, a
-    blank line, `category: [box]` for each thing.
+    In-the-Wild has a `caption`; COCO has `captions` and `instances`, formatted as LLaVA does: one caption per line, a
+    blank line, `category: [box]` for each object.
     """
     path = sources.require_captions(
         "the official descriptions: context.jsonl (In-the-Wild), caps_boxes_coco2014_val_80.jsonl (COCO)"
     )
     contexts: dict[str, tuple[str, str]] = {}
-    for where, record in read_records(path):
-        require_fields(record, ("image",), where)
+    for location, record in read_records(path):
+        require_fields(record, ("image",), location)
         if "caption" in record:
             contexts[record["image"]] = (str(record["caption"]), DESCRIPTION)
             continue
-        require_fields(record, ("captions", "instances"), where)
-        boxes = [f"{thing['category']}: {thing['bbox']}" for thing in record["instances"]]
+        require_fields(record, ("captions", "instances"), location)
+        boxes = [f"{instance['category']}: {instance['bbox']}" for instance in record["instances"]]
         text = "\n".join([*map(str, record["captions"]), "", *boxes])
         contexts[record["image"]] = (text, FIVE_SENTENCES)
     return contexts
 
 
-def _cases(sources: Sources, answers: Mapping[str, str]) -> list[JudgeCase]:
-    """Put each answer beside its question, context and reference.
-
-    Raises:
-        InputError: Answers, references or contexts are missing, or answers belong to no question.
-    """
-    bench = _load(sources, "llava-bench")
-    check_answers(bench.items, answers)
-    questions, contexts = _questions(sources), _contexts(sources)
-    truth_path = sources.require_annotations("the reference answers, such as answers_gpt4.jsonl")
-    references = read_answers(truth_path)
-    for wanted, there, path in (
-        (set(questions), set(references), truth_path),
+def _build_cases(sources: Sources, answers: Mapping[str, str]) -> list[JudgeCase]:
+    """Combine each answer with its question, context and reference."""
+    check_answers(_load(sources, "llava-bench").items, answers)
+    questions, contexts = _read_questions(sources), _read_contexts(sources)
+    references_path = sources.require_annotations(
+        "the reference answers, such as answers_gpt4.jsonl"
+    )
+    references = read_answers(references_path)
+    for required, present, path in (
+        (set(questions), set(references), references_path),
         ({record["image"] for record in questions.values()}, set(contexts), sources.captions),
     ):
-        if missing := wanted - there:
-            raise InputError(f"{path} has nothing about {len(missing)}: {join_names(missing)}")
+        if missing := required - present:
+            raise InputError(f"{path} lacks {len(missing)} entries: {join_names(missing)}")
     cases = []
     for key, record in questions.items():
-        context, context_is = contexts[record["image"]]
+        context, description = contexts[record["image"]]
         cases.append(
             JudgeCase(
                 id=key,
                 category=record["category"],
                 question=record["text"],
                 context=context,
-                context_description=context_is,
+                context_description=description,
                 reference=references[key],
                 candidate=answers[key],
             )
@@ -152,64 +144,59 @@ def _cases(sources: Sources, answers: Mapping[str, str]) -> list[JudgeCase]:
 
 
 def _score_files(sources: Sources, path: Path) -> Score:
-    """Score review files; with questions, each must be judged.
-
-    Raises:
-        InputError: They are broken, or judge other answers than were asked for.
-    """
+    """Score review files; if questions are given, each must be judged."""
     scores = []
     for run in read_reviews(path):
         if sources.questions:
             items = _load(sources, "llava-bench").items
             check_answers(items, {verdict.id: verdict.text for verdict in run.verdicts})
         score = relative_scores(run.verdicts)
-        score.metrics.update(run.figures)
+        score.metrics.update(run.metrics)
         scores.append(score)
     return average_runs(scores, "overall")
 
 
-def _judging(prefix: str) -> JudgeSpec:
-    """Return how either set is judged; reviews have the `prefix` before categories."""
+def _spec(name: str, title: str, measures: str, description: str, prefix: str) -> BenchmarkSpec:
+    """Return the definition of either set; `prefix` precedes categories in reviews."""
 
-    def files(runs: Sequence[Sequence[Verdict]], judge: str) -> Mapping[str, str]:
+    def format_files(runs: Sequence[Sequence[Verdict]], judge: str) -> Mapping[str, str]:
         return {
             f"reviews/run{number}.jsonl": format_reviews(verdicts, judge, prefix)
             for number, verdicts in enumerate(runs, start=1)
         }
 
-    return JudgeSpec(
-        protocols=PAIR_PROTOCOLS, build_cases=_cases, score=relative_scores, files=files
+    return BenchmarkSpec(
+        name=name,
+        title=title,
+        measures=measures,
+        description=description,
+        chance={},
+        primary_metric="overall",
+        load=lambda sources: _load(sources, name),
+        score_answer_files=_score_files,
+        required_files="none; --answers are the judge's reviews, which `caldera evaluate judge` writes; "
+        "--questions to check that none is missing",
+        judging=JudgeSpec(
+            protocols=PAIR_PROTOCOLS,
+            build_cases=_build_cases,
+            score=relative_scores,
+            files=format_files,
+        ),
     )
 
 
-_FILES = (
-    "none; --answers are the judge's reviews, which `caldera evaluate judge` writes; "
-    "--questions to see that none is missing"
+LLAVA_BENCH = _spec(
+    "llava-bench",
+    "LLaVA-Bench (In-the-Wild)",
+    "Open answers about 24 varied images, compared with those of a text-only model that knew a description.",
+    "60 questions (17 conv, 15 detail, 28 complex): huggingface.co/datasets/liuhaotian/llava-bench-in-the-wild",
+    PREFIX,
 )
 
-LLAVA_BENCH = BenchmarkSpec(
-    name="llava-bench",
-    title="LLaVA-Bench (In-the-Wild)",
-    measures="Open answers about 24 varied pictures, next to a text-only model's that knew a description.",
-    description="60 questions (17 conv, 15 detail, 28 complex): "
-    "huggingface.co/datasets/liuhaotian/llava-bench-in-the-wild",
-    chance={},
-    primary_metric="overall",
-    load=lambda sources: _load(sources, "llava-bench"),
-    score_answer_files=_score_files,
-    required_files=_FILES,
-    judging=_judging(PREFIX),
-)
-
-LLAVA_BENCH_COCO = BenchmarkSpec(
-    name="llava-bench-coco",
-    title="LLaVA-Bench (COCO)",
-    measures="Open answers about 30 everyday photos, next to a text-only model's that knew captions and boxes.",
-    description="90 questions (30 of each category): github.com/haotian-liu/LLaVA, playground/data/coco2014_val_qa_eval",
-    chance={},
-    primary_metric="overall",
-    load=lambda sources: _load(sources, "llava-bench-coco"),
-    score_answer_files=_score_files,
-    required_files=_FILES,
-    judging=_judging(""),
+LLAVA_BENCH_COCO = _spec(
+    "llava-bench-coco",
+    "LLaVA-Bench (COCO)",
+    "Open answers about 30 everyday photos, compared with those of a text-only model that knew captions and boxes.",
+    "90 questions (30 of each category): github.com/haotian-liu/LLaVA, playground/data/coco2014_val_qa_eval",
+    "",
 )

@@ -1,10 +1,10 @@
-"""MMBench in English and Chinese: choice questions that count only if right under every rotation of the choices.
+"""MMBench in English and Chinese: choice questions that only count if correct under every rotation of the choices.
 
-Its table (.tsv) has `index`, `question`, `hint`, `A` to `D`, `answer`, `category` and `l2-category`. The rows of a
-question are those whose indices agree up to multiples of 1,000,000, each with the choices moved on by one. Answers are
-LLaVA's JSON lines, or the table that is handed in, with `index` and `prediction`. The authors let ChatGPT match an
-answer that names no letter; here it is counted as unread, and wrong. In `image` a table has its images in base64, or,
-for an image that is there already, the index of the row that has it.
+Its table (.tsv) has `index`, `question`, `hint`, `A` to `D`, `answer`, `category` and `l2-category`. The indices of a
+question's rows are equal modulo 1,000,000; each row rotates the choices by one. Answers are LLaVA's JSON lines, or the
+table for submission, with `index` and `prediction`. The authors let ChatGPT match an answer that names no letter; here
+it is counted as unparsed, and wrong. In `image` a table has its images in base64, or, for a repeated image, the index
+of the row that has it.
 """
 
 import base64
@@ -32,165 +32,164 @@ from caldera.files.atomic import write_atomic
 from caldera.instructions.request_phrases import LETTER_PROMPT
 
 _ROTATION = 1_000_000
-"""What the index of a row exceeds that of the same question with its choices one place further."""
+"""Index difference between rotations of a question."""
 
 _MAX_INDEX = 9
-"""Digits of an index; what is longer in the cell of an image is the image."""
+"""Maximum number of digits of an index; a longer image cell is the image itself."""
 
 _MISSING_VALUES = ("", "nan", "NaN")
-"""What stands in a cell without a choice or a hint."""
+"""Cells of missing choices and hints."""
 
-_SENTENCES = {"mmbench": LETTER_PROMPT, "mmbench_cn": "请直接回答选项字母。"}
+_INSTRUCTIONS = {"mmbench": LETTER_PROMPT, "mmbench_cn": "请直接回答选项字母。"}
 
 
 @dataclass(frozen=True, slots=True)
 class MmBench:
-    """Rows; an item's form is the question that it is a rotation of, its kind the category of that question."""
+    """Rows; an item's type is the question that it is a rotation of, its category that of the question."""
 
     name: str
     items: Sequence[Item]
     max_new_tokens: int = 16
 
     def score(self, answers: Mapping[str, str]) -> Score:
-        """Score questions that are right in all their rows; `vanilla` is the first row alone.
+        """Score questions that are correct in all their rows; `vanilla` is the first row alone.
 
         Raises:
             InputError: Answers are missing, or belong to no row.
         """
-        letters = parse_letters(self.items, answers)
-        rows = score_letters(self.items, letters)
+        score = score_letters(self.items, parse_letters(self.items, answers))
         rotations: dict[str, list[float]] = defaultdict(list)
         for item in self.items:
-            rotations[item.question_type].append(rows.item_scores[item.id])
+            rotations[item.question_type].append(score.item_scores[item.id])
         first = [item for item in self.items if item.id == item.question_type]
-        marks = {item.id: min(rotations[item.id]) for item in first}
-        groups = scores_by_group(first, marks)
-        figures = {
-            "accuracy": to_percent(mean(marks.values())),
-            "vanilla": to_percent(mean(rows.item_scores[item.id] for item in first)),
+        scores = {item.id: min(rotations[item.id]) for item in first}
+        groups = scores_by_group(first, scores)
+        metrics = {
+            "accuracy": to_percent(mean(scores.values())),
+            "vanilla": to_percent(mean(score.item_scores[item.id] for item in first)),
         }
-        figures |= {name: to_percent(mean(group.values())) for name, group in groups.items()}
-        figures |= {
+        metrics |= {name: to_percent(mean(group.values())) for name, group in groups.items()}
+        metrics |= {
             "questions": len(first),
             "rows": len(self.items),
-            "parse_failures": len(rows.unparsed),
+            "parse_failures": len(score.unparsed),
         }
         return replace(
-            rows,
-            overall=mean(marks.values()),
+            score,
+            overall=mean(scores.values()),
             by_category={name: mean(group.values()) for name, group in groups.items()},
             counts={name: len(group) for name, group in groups.items()},
-            metrics=figures,
-            item_scores=marks,
+            metrics=metrics,
+            item_scores=scores,
         )
 
 
-def _reader(name: str) -> Callable[[Sources], MmBench]:
-    """Return what reads the table of one language."""
+def _loader(name: str) -> Callable[[Sources], MmBench]:
+    """Return a function that loads the table of one language."""
 
-    def read(sources: Sources) -> MmBench:
-        rows = _rows(sources)
+    def load_questions(sources: Sources) -> MmBench:
+        rows = _read_table(sources)
         first = {row["index"]: row for _, row in rows if int(row["index"]) < _ROTATION}
-        return MmBench(name, [_to_item(row, first, where, _SENTENCES[name]) for where, row in rows])
+        instruction = _INSTRUCTIONS[name]
+        return MmBench(
+            name, [_to_item(row, first, location, instruction) for location, row in rows]
+        )
 
-    return read
+    return load_questions
 
 
-def _rows(sources: Sources) -> list[tuple[str, dict[str, str]]]:
-    """Read the table with the place of each row.
-
-    Raises:
-        UsageError: It was not given.
-        InputError: It is missing, or not such a table.
-    """
+def _read_table(sources: Sources) -> list[tuple[str, dict[str, str]]]:
+    """Return the rows of the table with their locations."""
     path = sources.questions or sources.require_annotations("MMBench's table (.tsv)")
     rows = read_rows(path)
-    for where, row in rows:
-        require_fields(row, ("index", "question", "A", "B", "answer"), where)
+    for location, row in rows:
+        require_fields(row, ("index", "question", "A", "B", "answer"), location)
         if not row["index"].isdecimal():
-            raise InputError(f"{where}: the index should be a number, got {row['index']!r}")
+            raise InputError(f"{location}: the index should be a number, got {row['index']!r}")
     check_unique((row["index"] for _, row in rows), path)
     return rows
 
 
 def extract_images(sources: Sources, folder: Path) -> bool:
-    """Write the images of a table into a folder; those that stand there stay. False where it has none.
+    """Write the images of a table to a folder, without rewriting unchanged files, and return whether it has any.
 
     Raises:
         InputError: One is not in base64.
         OutputError: It cannot be written.
     """
-    rows = [(where, row) for where, row in _rows(sources) if int(row["index"]) < _ROTATION]
-    packed = [(where, row) for where, row in rows if not _is_reference_row(row)]
-    for where, row in packed:
+    rows = [
+        (location, row) for location, row in _read_table(sources) if int(row["index"]) < _ROTATION
+    ]
+    image_rows = [(location, row) for location, row in rows if not _is_reference_row(row)]
+    for location, row in image_rows:
         try:
             content = base64.b64decode(row["image"], validate=True)
         except binascii.Error as error:
-            raise InputError(f"{where}: the image is not in base64: {error}") from error
-        file = folder / _image(row)
+            raise InputError(f"{location}: the image is not in base64: {error}") from error
+        file = folder / _image_name(row)
         if not file.exists() or file.read_bytes() != content:
             write_atomic(file, content)
-    return bool(packed)
+    return bool(image_rows)
 
 
 def _is_reference_row(row: Mapping[str, str]) -> bool:
-    """Tell whether a row's image stands in no cell of its own: in a file, or in another row."""
+    """Return whether a row does not hold its image, which is in a file or in another row."""
     cell = row.get("image", "")
     return cell in _MISSING_VALUES or (cell.isdecimal() and len(cell) <= _MAX_INDEX)
 
 
-def _image(row: Mapping[str, str]) -> str:
-    """Name the file of the image of a question's first row."""
+def _image_name(row: Mapping[str, str]) -> str:
+    """Return the file name of the image of a question's first row."""
     cell = row.get("image", "")
     index = cell if _is_reference_row(row) and cell not in _MISSING_VALUES else row["index"]
     return f"{int(index) % _ROTATION}.jpg"
 
 
 def _to_item(
-    row: Mapping[str, str], first: Mapping[str, Mapping[str, str]], where: str, sentence: str
+    row: Mapping[str, str], first: Mapping[str, Mapping[str, str]], location: str, instruction: str
 ) -> Item:
-    """Make an item of a row.
-
-    Raises:
-        InputError: Its question is not there, or its answer is none of the choices.
-    """
     question = str(int(row["index"]) % _ROTATION)
     if question not in first:
-        raise InputError(f"{where} is a rotation of question {question}, which is not there")
+        raise InputError(f"{location} is a rotation of question {question}, which is missing")
     choices = [row[letter] for letter in "ABCD" if row.get(letter, "") not in _MISSING_VALUES]
     if row["answer"] not in tuple(LETTERS[: len(choices)]):
         raise InputError(
-            f"{where}: the answer should be one of {LETTERS[: len(choices)]}, got {row['answer']!r}; only splits "
+            f"{location}: the answer should be one of {LETTERS[: len(choices)]}, got {row['answer']!r}; only splits "
             "with answers, such as dev, can be scored here"
         )
     hint = row.get("hint", "")
     text = row["question"] if hint in _MISSING_VALUES else f"{hint}\n{row['question']}"
-    asked = choice_turn(row["index"], text, choices, [_image(first[question])], sentence)
-    kinds = first[question]
-    coarse = kinds.get("l2-category", kinds.get("L2-category", ""))
-    category = kinds.get("category", "question")
-    slices = (coarse,) if coarse not in (*_MISSING_VALUES, category) else ()
+    image = _image_name(first[question])
+    category = first[question].get("category", "question")
+    coarse = first[question].get("l2-category", first[question].get("L2-category", ""))
     return Item(
-        row["index"], category, question, asked, (row["answer"],), tuple(choices), slices, question
+        row["index"],
+        category,
+        question,
+        choice_turn(row["index"], text, choices, [image], instruction),
+        (row["answer"],),
+        tuple(choices),
+        (coarse,) if coarse not in (*_MISSING_VALUES, category) else (),
+        question,
     )
 
 
-def _task(name: str, language: str) -> BenchmarkSpec:
-    read = _reader(name)
+def _spec(name: str, language: str) -> BenchmarkSpec:
+    load_questions = _loader(name)
     return BenchmarkSpec(
         name=name,
         title=f"MMBench ({language})",
-        measures=f"twenty abilities by choice, asked in {language}, right under every rotation of the choices",
+        measures=f"twenty abilities by choice, asked in {language}, correct under every rotation of the choices",
         description="1,164 questions of dev in some 4,400 rows, by version (github.com/open-compass/MMBench)",
         chance={"vanilla": 25.0, "accuracy": 0.4},
         primary_metric="accuracy",
-        required_files="--questions mmbench_dev_*.tsv, which has the pictures in it; "
-        "answers as JSON lines, .tsv, or .xlsx where openpyxl is installed",
-        load=read,
-        score_answer_files=score_by_item_id(read),
+        required_files="--questions mmbench_dev_*.tsv, which contains the images; answers as JSON lines, .tsv, or "
+        ".xlsx if openpyxl is installed",
+        load=load_questions,
+        score_answer_files=score_by_item_id(load_questions),
         extract_images=extract_images,
     )
 
 
-MMBENCH = _task("mmbench", "English")
-MMBENCH_CN = _task("mmbench_cn", "Chinese")
+MMBENCH = _spec("mmbench", "English")
+MMBENCH_CN = _spec("mmbench_cn", "Chinese")

@@ -1,9 +1,9 @@
-"""MME: two yes-or-no questions about every image, one true and one false, in 14 sub-tasks (spec 7).
+"""MME: two yes/no questions per image, one true and one false, in 14 sub-tasks (spec 7).
 
-The score of a sub-task is its accuracy plus its accuracy+, the share of images with both questions right, each times
-100; perception is the sum of ten, cognition of four. MME's own layout of answers is a folder of `existence.txt` and so
-on, whose lines are image, question, truth and answer with tabs between; LLaVA's is JSON lines with `question_id`
-"existence/000000006040.jpg" and the question in `prompt`, which need the truth beside.
+The score of a sub-task is its accuracy plus its accuracy+, the fraction of images with both questions correct, each
+times 100; perception is the sum of ten sub-tasks, cognition of four. MME's own layout of answers is a folder of
+`existence.txt` and so on, whose lines are image, question, correct answer and answer, separated by tabs; LLaVA's is
+JSON lines with `question_id` "existence/000000006040.jpg" and the question in `prompt`, and needs --annotations.
 """
 
 from collections import Counter, defaultdict
@@ -39,184 +39,196 @@ COGNITION = {
     "commonsense_reasoning": 140, "numerical_calculation": 40, "text_translation": 40, "code_reasoning": 40,
 }  # fmt: skip
 SIZES = PERCEPTION | COGNITION
-"""Sub-tasks with their number of questions."""
+"""Number of questions by sub-task."""
 
-_FIXED = ("Please answer yes or no.", SHORT_ANSWER)
-"""Sentences behind a question, which files add or leave out."""
+_INSTRUCTIONS = ("Please answer yes or no.", SHORT_ANSWER)
+"""Instructions after a question, which files add or omit."""
 
-_WANTED = "MME's folder, or one of existence.txt and so on with picture, question and truth"
+_EXPECTED = (
+    "MME's folder, or one of existence.txt and so on with image, question and correct answer"
+)
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
-    """One question, and an answer where the file has one."""
+class _Question:
+    """One question, and an answer if the file has one."""
 
     subtask: str
     image: str
-    question: str
-    truth: str
+    text: str
+    label: str
     answer: str | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What tells it from others: sub-task, image without ending, question without fixed sentences."""
-        return _key(self.subtask, self.image, self.question)
+        """Identity across files: sub-task, image without suffix, question without instructions."""
+        return _question_key(self.subtask, self.image, self.text)
 
     @property
     def id(self) -> str:
-        """A name that no other question has."""
+        """Unique name."""
         return f"{self.subtask}/{self.image}: {self.key[2]}"
 
 
-def _key(subtask: str, image: str, question: str) -> tuple[str, str, str]:
-    for sentence in _FIXED:
-        question = question.replace(sentence, "")
-    return subtask, Path(image).stem, " ".join(question.split())
+def _question_key(subtask: str, image: str, text: str) -> tuple[str, str, str]:
+    for instruction in _INSTRUCTIONS:
+        text = text.replace(instruction, "")
+    return subtask, Path(image).stem, " ".join(text.split())
 
 
 @dataclass(frozen=True, slots=True)
 class Mme:
-    """Questions in pairs; an item's kind is its sub-task, its form the image."""
+    """Question pairs; an item's category is its sub-task, its type the image."""
 
     items: tuple[Item, ...]
     name: str = "mme"
     max_new_tokens: int = 16
 
     def score(self, answers: Mapping[str, str]) -> Score:
-        """Count what is right alone, and in pairs; what MME reads as neither yes nor no is wrong, and counted.
+        """Count correct answers and correct pairs; an answer that is neither yes nor no is wrong, and counted.
 
         Raises:
             InputError: Answers are missing, or belong to no question.
         """
         check_answers(self.items, answers)
-        said = {item.id: parse_mme_answer(answers[item.id]) for item in self.items}
-        marks = {item.id: float(said[item.id] == item.references[0]) for item in self.items}
-        unread = {
-            name: "begins with neither yes nor no" for name, word in said.items() if word is None
+        parsed = {item.id: parse_mme_answer(answers[item.id]) for item in self.items}
+        scores = {item.id: float(parsed[item.id] == item.references[0]) for item in self.items}
+        unparsed = {
+            name: "begins with neither yes nor no" for name, word in parsed.items() if word is None
         }
-        groups = scores_by_group(self.items, marks)
-        scores = {subtask: self._subtask(subtask, groups[subtask]) for subtask in groups}
-        figures: dict[str, Any] = {
-            name: round(sum(scores[subtask] for subtask in subtasks), 6)
+        groups = scores_by_group(self.items, scores)
+        subtask_scores = {name: self._score_subtask(name, group) for name, group in groups.items()}
+        metrics: dict[str, Any] = {
+            name: round(sum(subtask_scores[subtask] for subtask in subtasks), 6)
             for name, subtasks in (("perception", PERCEPTION), ("cognition", COGNITION))
-            if subtasks.keys() <= scores.keys()
+            if subtasks.keys() <= subtask_scores.keys()
         }
-        figures |= {subtask: scores[subtask] for subtask in SIZES if subtask in scores}
-        figures |= {"questions": len(marks), "parse_failures": len(unread)}
-        counts = {subtask: len(group) for subtask, group in groups.items()}
-        if other := {name: n for name, n in counts.items() if n != SIZES[name]}:
-            figures["other_sizes"] = {name: f"{n} of {SIZES[name]}" for name, n in other.items()}
-        whole = sum(scores.values()) / (200 * len(scores))
-        by_category = {subtask: mean(group.values()) for subtask, group in groups.items()}
-        sums = (
-            BootstrapStatistic(self._terms(marks), _perception) if "perception" in figures else None
-        )
-        return Score(whole, by_category, counts, figures, marks, unread, sums)
+        metrics |= {name: subtask_scores[name] for name in SIZES if name in subtask_scores}
+        metrics |= {"questions": len(scores), "parse_failures": len(unparsed)}
+        counts = {name: len(group) for name, group in groups.items()}
+        if unusual := {name: count for name, count in counts.items() if count != SIZES[name]}:
+            metrics["other_sizes"] = {
+                name: f"{count} of {SIZES[name]}" for name, count in unusual.items()
+            }
+        overall = sum(subtask_scores.values()) / (200 * len(subtask_scores))
+        by_category = {name: mean(group.values()) for name, group in groups.items()}
+        statistic = None
+        if "perception" in metrics:
+            statistic = BootstrapStatistic(self._summands(scores), _perception_from_sums)
+        return Score(overall, by_category, counts, metrics, scores, unparsed, statistic)
 
-    def _terms(self, marks: Mapping[str, float]) -> dict[str, tuple[float, ...]]:
-        """Return what each item adds to the questions, right answers, images and right images of perception.
+    def _summands(self, scores: Mapping[str, float]) -> dict[str, tuple[float, ...]]:
+        """Return each item's summands: questions, correct answers, images and correct images of perception.
 
-        Four sums for each sub-task; an image's first question stands for the image.
+        Four sums per sub-task; an image is counted with its first question.
         """
         subtasks = list(PERCEPTION)
         pairs: dict[str, list[Item]] = defaultdict(list)
         for item in self.items:
             pairs[item.group].append(item)
-        terms: dict[str, tuple[float, ...]] = {}
+        summands: dict[str, tuple[float, ...]] = {}
         for first, second in pairs.values():
-            both = min(marks[first.id], marks[second.id])
-            for item, of_image in ((first, (1.0, both)), (second, (0.0, 0.0))):
+            both = min(scores[first.id], scores[second.id])
+            for item, image_summands in ((first, (1.0, both)), (second, (0.0, 0.0))):
                 row = np.zeros((len(subtasks), 4))
                 if item.category in PERCEPTION:
-                    row[subtasks.index(item.category)] = 1.0, marks[item.id], *of_image
-                terms[item.id] = tuple(row.flatten().tolist())
-        return terms
+                    row[subtasks.index(item.category)] = 1.0, scores[item.id], *image_summands
+                summands[item.id] = tuple(row.flatten().tolist())
+        return summands
 
-    def _subtask(self, subtask: str, marks: Mapping[str, float]) -> float:
+    def _score_subtask(self, subtask: str, scores: Mapping[str, float]) -> float:
         """Return accuracy plus accuracy+, each times 100."""
-        images: dict[str, list[float]] = defaultdict(list)
+        pairs: dict[str, list[float]] = defaultdict(list)
         for item in self.items:
             if item.category == subtask:
-                images[item.question_type].append(marks[item.id])
-        both = mean(min(pair) for pair in images.values())
-        return round(to_percent(mean(marks.values())) + to_percent(both), 6)
+                pairs[item.question_type].append(scores[item.id])
+        both = mean(min(pair) for pair in pairs.values())
+        return round(to_percent(mean(scores.values())) + to_percent(both), 6)
 
 
-def _perception(sums: np.ndarray) -> np.ndarray:
-    """Return the sum of accuracy and accuracy+ of all sub-tasks, times 100, of sums, (draws, 4 sub-tasks)."""
-    asked, right, images, both = np.moveaxis(sums.reshape(len(sums), -1, 4), -1, 0)
-    shares = right / np.maximum(asked, 1) + both / np.maximum(images, 1)  # (draws, sub-tasks)
-    return 100 * shares.sum(axis=-1)
+def _perception_from_sums(sums: np.ndarray) -> np.ndarray:
+    """Return accuracy plus accuracy+ over all sub-tasks, times 100, from sums, (resamples, 4 sub-tasks)."""
+    questions, correct, images, both = np.moveaxis(sums.reshape(len(sums), -1, 4), -1, 0)
+    fractions = correct / np.maximum(questions, 1) + both / np.maximum(
+        images, 1
+    )  # (resamples, sub-tasks)
+    return 100 * fractions.sum(axis=-1)
 
 
-def _benchmark(rows: Sequence[_Row]) -> Mme:
-    """Make items of questions.
+def _to_benchmark(questions: Sequence[_Question]) -> Mme:
+    """Return the benchmark of complete, paired questions.
 
     Raises:
-        InputError: A question is there twice, an image has not two, or a part of perception or cognition is missing.
+        InputError: A question occurs twice, an image has not two, or a part of perception or cognition is missing.
     """
-    met = Counter(row.id for row in rows)
-    if double := [name for name, times in met.items() if times > 1]:
-        raise InputError(f"these questions are there more than once: {join_names(double)}")
-    pairs = Counter((row.subtask, row.image) for row in rows)
-    if single := [f"{subtask}/{image}" for (subtask, image), n in pairs.items() if n != 2]:
-        raise InputError(f"these images should have two questions each: {join_names(single)}")
-    there = {row.subtask for row in rows}
+    counts = Counter(question.id for question in questions)
+    if repeated := [name for name, count in counts.items() if count > 1]:
+        raise InputError(f"these questions occur more than once: {join_names(repeated)}")
+    pairs = Counter((question.subtask, question.image) for question in questions)
+    if unpaired := [f"{subtask}/{image}" for (subtask, image), n in pairs.items() if n != 2]:
+        raise InputError(f"these images should have two questions each: {join_names(unpaired)}")
+    present = {question.subtask for question in questions}
     for name, subtasks in (("perception", PERCEPTION), ("cognition", COGNITION)):
-        lacking = subtasks.keys() - there
-        if lacking and len(lacking) < len(subtasks):
-            raise InputError(f"{name} is a sum over {len(subtasks)} sub-tasks; missing: {join_names(lacking)}")  # fmt: skip
-    return Mme(tuple(_to_item(row) for row in rows))
+        missing = subtasks.keys() - present
+        if missing and len(missing) < len(subtasks):
+            raise InputError(
+                f"{name} is a sum over {len(subtasks)} sub-tasks; missing: {join_names(missing)}"
+            )
+    return Mme(tuple(map(_to_item, questions)))
 
 
-def _to_item(row: _Row) -> Item:
-    parts = (ImageRef(f"{row.subtask}/{row.image}"), f"\n{row.question}\n{SHORT_ANSWER}")
-    asked = Conversation(row.id, (Turn("user", parts),))
-    unit = f"{row.subtask}/{row.image}"
-    return Item(row.id, row.subtask, row.image, asked, (row.truth,), group=unit)
+def _to_item(question: _Question) -> Item:
+    image = f"{question.subtask}/{question.image}"
+    parts = (ImageRef(image), f"\n{question.text}\n{SHORT_ANSWER}")
+    return Item(
+        question.id,
+        question.subtask,
+        question.image,
+        Conversation(question.id, (Turn("user", parts),)),
+        (question.label,),
+        group=image,
+    )
 
 
-def _read_folder(folder: Path) -> list[_Row]:
-    """Read MME's own folder of images and questions, or a folder with a file for each sub-task.
-
-    Raises:
-        InputError: It is neither, or a line is broken.
-    """
+def _load(folder: Path) -> list[_Question]:
+    """Load MME's own folder of images and questions, or a folder with a file for each sub-task."""
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; expected {_WANTED}")
-    rows: list[_Row] = []
+        raise InputError(f"{folder} is not a folder; expected {_EXPECTED}")
+    questions: list[_Question] = []
     for path in sorted(folder.iterdir()):
         if path.suffix == ".txt":
-            rows += _read_lines(path, _subtask(path.stem, path))
+            questions += _load_subtask_file(path, _check_subtask(path.stem, path))
         elif path.is_dir() and path.name in SIZES:
-            rows += _read_subtask_folder(path)
-    if not rows:
-        raise InputError(f"{folder} holds no questions; expected {_WANTED}")
-    return rows
+            questions += _load_subtask_folder(path)
+    if not questions:
+        raise InputError(f"{folder} holds no questions; expected {_EXPECTED}")
+    return questions
 
 
-def _subtask(name: str, path: Path) -> str:
+def _check_subtask(name: str, path: Path) -> str:
     if name not in SIZES:
         raise InputError(f"{path}: {UnknownNameError('sub-task', name, SIZES)}")
     return name
 
 
-def _read_lines(path: Path, subtask: str) -> Iterable[_Row]:
-    """Read the lines of a sub-task: image, question, truth, and the answer where there is one."""
+def _load_subtask_file(path: Path, subtask: str) -> Iterable[_Question]:
+    """Yield the lines of a sub-task: image, question, correct answer, and optionally the answer."""
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
         cells = line.rstrip("\r").split("\t", 3)
         if len(cells) < 3:
             raise InputError(
-                f"{path}:{number} should be image, question, truth and answer with tabs between, got {line[:60]!r}"
+                f"{path}:{number} should be image, question, correct answer and answer, separated by tabs, got "
+                f"{line[:60]!r}"
             )
-        truth = _truth(cells[2], f"{path}:{number}")
-        yield _Row(subtask, cells[0], cells[1], truth, cells[3] if len(cells) > 3 else None)
+        label = _parse_label(cells[2], f"{path}:{number}")
+        answer = cells[3] if len(cells) > 3 else None
+        yield _Question(subtask, cells[0], cells[1], label, answer)
 
 
-def _read_subtask_folder(folder: Path) -> Iterable[_Row]:
-    """Read the two lines of question and truth beside every image of MME's release."""
+def _load_subtask_folder(folder: Path) -> Iterable[_Question]:
+    """Yield the two questions of each image of MME's release, which are in a text file of the image's name."""
     inner = folder / "questions_answers_YN"
     image_folder = folder / "images" if inner.is_dir() else folder
     images = {path.stem: path for path in image_folder.iterdir() if path.suffix != ".txt"}
@@ -224,109 +236,100 @@ def _read_subtask_folder(folder: Path) -> Iterable[_Row]:
         if path.stem not in images:
             raise InputError(f"{path} has no image of its name in {image_folder}")
         for number, line in enumerate(read_text(path).strip().split("\n"), start=1):
-            question, tab, truth = line.strip().rpartition("\t")
-            where = f"{path}:{number}"
+            text, tab, label = line.strip().rpartition("\t")
+            location = f"{path}:{number}"
             if not tab:
                 raise InputError(
-                    f"{where} should be question and truth with a tab between, got {line[:60]!r}"
+                    f"{location} should be question and correct answer, separated by a tab, got {line[:60]!r}"
                 )
             image = str(images[path.stem].relative_to(folder))
-            yield _Row(folder.name, image, question.strip(), _truth(truth, where))
+            yield _Question(folder.name, image, text.strip(), _parse_label(label, location))
 
 
-def _truth(text: str, where: str) -> str:
+def _parse_label(text: str, location: str) -> str:
     word = text.strip().lower()
     if word not in ("yes", "no"):
-        raise InputError(f"{where}: the truth should be Yes or No, got {text!r}")
+        raise InputError(f"{location}: the correct answer should be Yes or No, got {text!r}")
     return word
 
 
 def load_questions(sources: Sources) -> Mme:
-    """Read the questions with their truth.
+    """Load the questions with their correct answers.
 
     Raises:
         UsageError: No folder was given.
-        InputError: It is broken, or not whole.
+        InputError: It is broken or incomplete.
     """
-    given = sources.annotations or sources.questions
-    if given is None:
-        raise UsageError(f"this task needs --truth, {_WANTED}")
-    return _benchmark(_read_folder(given))
+    return _to_benchmark(
+        _load(sources.annotations or sources.questions or sources.require_annotations(_EXPECTED))
+    )
 
 
 def score_answer_files(sources: Sources, answers: Path) -> Score:
-    """Score a folder of answers as MME has them, or LLaVA's JSON lines.
+    """Score a folder of answers in MME's layout, or LLaVA's JSON lines.
 
     Raises:
-        UsageError: JSON lines came without the truth.
-        InputError: A file is missing or broken, or answers and questions do not belong together.
+        UsageError: JSON lines came without the correct answers.
+        InputError: A file is missing or broken, or answers and questions do not match.
     """
-    given = sources.annotations or sources.questions
-    wanted = _read_folder(given) if given else None
+    folder = sources.annotations or sources.questions
+    questions = _load(folder) if folder else None
     if answers.is_dir() and any(answers.glob("*.txt")):
-        rows = _read_folder(answers)
-        if silent := [row.id for row in rows if row.answer is None]:
-            raise InputError(f"{answers} has {len(silent)} lines without an answer: {join_names(silent)}")  # fmt: skip
-        benchmark = _benchmark(rows)
-        if wanted is None:
-            return benchmark.score({row.id: row.answer or "" for row in rows})
-        _check_truths(rows, wanted)
-        keyed = {row.key: row.answer or "" for row in rows}
-    elif wanted is None and answers.exists():
-        raise UsageError(f"answers in JSON need --truth, {_WANTED}")
+        answered = _load(answers)
+        if unanswered := [line.id for line in answered if line.answer is None]:
+            raise InputError(
+                f"{answers} has {len(unanswered)} lines without an answer: {join_names(unanswered)}"
+            )
+        if questions is None:
+            return _to_benchmark(answered).score({line.id: line.answer or "" for line in answered})
+        labels = {question.key: question.label for question in questions}
+        if different := [
+            line.id for line in answered if labels.get(line.key, line.label) != line.label
+        ]:
+            raise InputError(f"the answers have another correct answer for {join_names(different)}")
+        by_key = {line.key: line.answer or "" for line in answered}
+    elif questions is None and answers.exists():
+        raise UsageError(f"answers in JSON need --annotations, {_EXPECTED}")
     else:
-        keyed = _keyed(read_answer_list(answers))
-        assert wanted is not None  # or there would be nothing to read
-    ids = {row.key: row.id for row in wanted}
-    texts = {ids.get(key, "/".join(key)): text for key, text in keyed.items()}
-    return _benchmark(wanted).score(texts)
+        # Raises if there is no such file.
+        by_key = _index_llava_answers(read_answer_list(answers))
+        assert questions is not None
+    ids = {question.key: question.id for question in questions}
+    texts = {ids.get(key, "/".join(key)): text for key, text in by_key.items()}
+    return _to_benchmark(questions).score(texts)
 
 
-def _check_truths(rows: Sequence[_Row], wanted: Sequence[_Row]) -> None:
-    """Refuse answers that came with another truth than the one given.
-
-    Raises:
-        InputError: They did; the message lists the questions.
-    """
-    truths = {row.key: row.truth for row in wanted}
-    if apart := [row.id for row in rows if truths.get(row.key, row.truth) != row.truth]:
-        raise InputError(f"the answers came with another truth for {join_names(apart)}")
-
-
-def _keyed(answers: Sequence[AnswerRecord]) -> dict[tuple[str, str, str], str]:
-    """Return LLaVA's answers by sub-task, image and question.
-
-    Raises:
-        InputError: One does not say what it answers, or two answer the same.
-    """
-    keyed: dict[tuple[str, str, str], str] = {}
+def _index_llava_answers(answers: Sequence[AnswerRecord]) -> dict[tuple[str, str, str], str]:
+    """Return LLaVA's answers by sub-task, image and question."""
+    by_key: dict[tuple[str, str, str], str] = {}
     for answer in answers:
         subtask, slash, image = answer.id.partition("/")
-        if ": " in image and not answer.prompt:  # as this benchmark's own items are called
+        prompt = answer.prompt
+        # The ids of this module's items hold the question.
+        if ": " in image and not prompt:
             image, _, prompt = image.partition(": ")
-        else:
-            prompt = answer.prompt
         if not slash or not prompt:
             raise InputError(
-                f"{answer.where} should have a question_id such as existence/000000006040.jpg and the question as "
+                f"{answer.location} should have a question_id such as existence/000000006040.jpg and the question as "
                 "prompt, since two questions share each id"
             )
-        key = _key(_subtask(subtask, Path(answer.where)), image, prompt)
-        if key in keyed:
-            raise InputError(f"{answer.where} answers {answer.id} a second time: {prompt!r}")
-        keyed[key] = answer.text
-    return keyed
+        key = _question_key(_check_subtask(subtask, Path(answer.location)), image, prompt)
+        if key in by_key:
+            raise InputError(f"{answer.location} answers {answer.id} a second time: {prompt!r}")
+        by_key[key] = answer.text
+    return by_key
 
 
 MME = BenchmarkSpec(
     name="mme",
     title="MME",
-    measures="perception (things, places, people, writing) and cognition (arithmetic, code, translation) by yes and no",
-    description="2,374 questions in 14 sub-tasks, two about each picture "
+    measures="perception (objects, locations, people, text) and cognition (arithmetic, code, translation), by yes/no",
+    description="2,374 questions in 14 sub-tasks, two about each image "
     "(github.com/BradyFU/Awesome-Multimodal-Large-Language-Models)",
     chance={"perception": 750.0, "cognition": 300.0},
     primary_metric="perception",
-    required_files="none where the answers are MME's folder of existence.txt and so on; JSON lines need --truth MME_FOLDER",
+    required_files="none if the answers are MME's folder of existence.txt and so on; JSON lines need "
+    "--annotations MME_FOLDER",
     load=load_questions,
     score_answer_files=score_answer_files,
 )

@@ -1,15 +1,14 @@
-"""MMMU: college questions with images, by 30 subjects in six disciplines.
+"""MMMU: college-level questions with images, in 30 subjects of six disciplines.
 
-The truth is answer_dict_val.json, `question_type` and `ground_truth` by id; answers are one JSON object of texts by id.
-Choice questions are read strictly and scored. Open questions (one in seventeen of val) are scored by their own words or
-number, more simply than the authors do, so `accuracy` is of choice questions and `open` stands apart.
+The correct answers are in answer_dict_val.json, `question_type` and `ground_truth` by id; answers are one JSON object
+of texts by id. Choice questions are parsed strictly. Open questions (one in seventeen of val) are scored by their words
+or number, more simply than the authors do, so `accuracy` covers choice questions only and `open` is a separate metric.
 """
 
 import ast
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from caldera.conversation import Conversation
 from caldera.errors import InputError
@@ -28,90 +27,97 @@ from caldera.evaluation.benchmarks.multiple_choice import choice_turn, parse_let
 from caldera.evaluation.files import read_json, require_fields
 from caldera.instructions.request_phrases import LETTER_PROMPT, SHORT_ANSWER
 
+_SUBJECTS = """
+Art and Design: Art, Art_Theory, Design, Music
+Business: Accounting, Economics, Finance, Manage, Marketing
+Science: Biology, Chemistry, Geography, Math, Physics
+Health and Medicine: Basic_Medical_Science, Clinical_Medicine, Diagnostics_and_Laboratory_Medicine, Pharmacy, \
+Public_Health
+Humanities and Social Science: History, Literature, Psychology, Sociology
+Tech and Engineering: Agriculture, Architecture_and_Engineering, Computer_Science, Electronics, Energy_and_Power, \
+Materials, Mechanical_Engineering
+"""
 DISCIPLINES = {
-    "Art and Design": ("Art", "Art_Theory", "Design", "Music"),
-    "Business": ("Accounting", "Economics", "Finance", "Manage", "Marketing"),
-    "Science": ("Biology", "Chemistry", "Geography", "Math", "Physics"),
-    "Health and Medicine": (
-        "Basic_Medical_Science", "Clinical_Medicine",
-        "Diagnostics_and_Laboratory_Medicine", "Pharmacy", "Public_Health",
-    ),
-    "Humanities and Social Science": ("History", "Literature", "Psychology", "Sociology"),
-    "Tech and Engineering": (
-        "Agriculture", "Architecture_and_Engineering", "Computer_Science", "Electronics", "Energy_and_Power",
-        "Materials", "Mechanical_Engineering",
-    ),
-}  # fmt: skip
+    name: tuple(subjects.split(", "))
+    for name, _, subjects in (line.partition(": ") for line in _SUBJECTS.strip().splitlines())
+}
+"""Subjects by discipline."""
+
 _DISCIPLINE_OF = {subject: name for name, subjects in DISCIPLINES.items() for subject in subjects}
 _ID = re.compile(r"(?:dev|validation|test)_(\w+)_\d+")
 _IMAGE = re.compile(r"<image (\d)>")
 _OPEN = "open"
-"""Form of questions without choices."""
+"""Question type of questions without choices."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mmmu:
-    """The questions; an item's kind is its subject, its slice the discipline, its form choice or open."""
+    """Questions whose category is the subject, whose slice is the discipline, and whose type is choice or open."""
 
     items: Sequence[Item]
     name: str = "mmmu"
     max_new_tokens: int = 128
 
     def score(self, answers: Mapping[str, str]) -> Score:
-        """Score choice questions; open ones beside them.
+        """Score choice questions, and open ones as a separate metric.
 
         Raises:
             InputError: Answers are missing, or belong to no question.
         """
         check_answers(self.items, answers)
-        choice = [item for item in self.items if item.question_type != _OPEN]
-        free = {
-            item.id: float(_says(answers[item.id], item.references))
+        choice_items = [item for item in self.items if item.question_type != _OPEN]
+        open_scores = {
+            item.id: float(_matches_open_answer(answers[item.id], item.references))
             for item in self.items
             if item.question_type == _OPEN
         }
-        figures = (
-            {"open": to_percent(mean(free.values())), "open_questions": len(free)} if free else {}
-        )
-        if not choice:  # of a split of which only some questions are asked
-            return Score(mean(free.values()), metrics=figures, item_scores=free)
-        letters = parse_letters(choice, {item.id: answers[item.id] for item in choice})
-        score = score_letters(choice, letters)
-        if not free:
+        metrics: dict[str, float] = {}
+        if open_scores:
+            metrics["open"] = to_percent(mean(open_scores.values()))
+            metrics["open_questions"] = len(open_scores)
+        # A limited run may have open questions only.
+        if not choice_items:
+            return Score(mean(open_scores.values()), metrics=metrics, item_scores=open_scores)
+        letters = parse_letters(choice_items, {item.id: answers[item.id] for item in choice_items})
+        score = score_letters(choice_items, letters)
+        if not open_scores:
             return score
-        both = score.item_scores | free
-        figures["accuracy_with_open"] = to_percent(mean(both.values()))
-        return replace(score, metrics=score.metrics | figures, item_scores=both)
+        all_scores = score.item_scores | open_scores
+        metrics["accuracy_with_open"] = to_percent(mean(all_scores.values()))
+        return replace(score, metrics=score.metrics | metrics, item_scores=all_scores)
 
 
-def _says(text: str, references: Sequence[str]) -> bool:
-    """Tell whether a text is one of the references, by words or by its last number, to two decimals."""
-    said = normalized(text)
+def _matches_open_answer(text: str, references: Sequence[str]) -> bool:
+    """Return whether a text equals a reference by its words or by its last number, to two decimals."""
+    words = normalized(text)
     numbers = re.findall(r"-?\d[\d,]*\.?\d*", text)
     last = round(float(numbers[-1].replace(",", "")), 2) if numbers else None
     return any(
-        said == normalized(one) or (last is not None and _number(one) == last) for one in references
+        words == normalized(reference) or (last is not None and _parse_number(reference) == last)
+        for reference in references
     )
 
 
-def _number(text: str) -> float | None:
-    bare = text.replace(",", "").strip()
-    return round(float(bare), 2) if re.fullmatch(r"-?\d+\.?\d*", bare) else None
+def _parse_number(text: str) -> float | None:
+    digits = text.replace(",", "").strip()
+    return round(float(digits), 2) if re.fullmatch(r"-?\d+\.?\d*", digits) else None
 
 
 def load_questions(sources: Sources) -> Mmmu:
-    """Read the truth, or questions with it (id, question, options, answer, question_type).
+    """Load the correct answers, or questions with them (id, question, options, answer, question_type).
 
     Raises:
         UsageError: No file was given.
-        InputError: It is missing, broken, or of another form.
+        InputError: It is missing, broken, or has another layout.
     """
     path = sources.questions or sources.require_annotations("answer_dict_val.json")
     content = read_json(path)
     if isinstance(content, dict) and content:
-        items = [_of_truth(name, one, f"{path}: {name}") for name, one in content.items()]
+        items = [
+            _from_answer_entry(name, entry, f"{path}: {name}") for name, entry in content.items()
+        ]
     elif isinstance(content, list) and content:
-        items = [_of_question(one, f"{path}[{at}]") for at, one in enumerate(content)]
+        items = [_from_question(entry, f"{path}[{index}]") for index, entry in enumerate(content)]
     else:
         raise InputError(f"{path} should be answer_dict_val.json, or a list of questions")
     if all(item.question_type == _OPEN for item in items):
@@ -119,65 +125,60 @@ def load_questions(sources: Sources) -> Mmmu:
     return Mmmu(items)
 
 
-def _of_truth(name: str, record: Any, where: str) -> Item:  # noqa: ANN401 - as JSON has it
-    """Make an item of an entry of the answer file, which has no question."""
+def _from_answer_entry(name: str, record: object, location: str) -> Item:
+    """Return the item of an entry of the answer file, which has no question text."""
     if not isinstance(record, dict):
-        raise InputError(f"{where} should be an object with question_type and ground_truth")
-    require_fields(record, ("question_type", "ground_truth"), where)
-    truth = record["ground_truth"]
-    return _to_item(name, record["question_type"], truth, (), Conversation(name, ()))
+        raise InputError(f"{location} should be an object with question_type and ground_truth")
+    require_fields(record, ("question_type", "ground_truth"), location)
+    answer = record["ground_truth"]
+    return _to_item(name, record["question_type"], answer, (), Conversation(name, ()))
 
 
-def _of_question(record: Any, where: str) -> Item:  # noqa: ANN401 - as JSON has it
-    """Make an item of a question; its options may be written as Python writes a list."""
+def _from_question(record: object, location: str) -> Item:
+    """Return the item of a question; its options may be a Python list literal."""
     if not isinstance(record, dict):
-        raise InputError(f"{where} should be an object with id, question, options and answer")
-    require_fields(record, ("id", "question", "options", "answer", "question_type"), where)
+        raise InputError(f"{location} should be an object with id, question, options and answer")
+    require_fields(record, ("id", "question", "options", "answer", "question_type"), location)
     options = record["options"]
     try:
-        listed = ast.literal_eval(options) if isinstance(options, str) else options
-        choices = [str(one) for one in listed]
+        values = ast.literal_eval(options) if isinstance(options, str) else options
+        choices = [str(value) for value in values]
     except (ValueError, SyntaxError, TypeError) as error:
-        raise InputError(f"{where}: options should be a list, got {str(options)[:40]!r}") from error
+        raise InputError(
+            f"{location}: options should be a list, got {str(options)[:40]!r}"
+        ) from error
+    name = record["id"]
     text = _IMAGE.sub(r"(picture \1)", record["question"])
     numbers = dict.fromkeys(_IMAGE.findall(record["question"] + " ".join(choices)))
-    images = [str(record.get(f"image_{number}", f"{record['id']}_{number}.png")) for number in numbers]  # fmt: skip
-    sentence = LETTER_PROMPT if choices else SHORT_ANSWER
-    asked = choice_turn(record["id"], text, choices, images, sentence)
-    return _to_item(record["id"], record["question_type"], record["answer"], choices, asked)
+    images = [str(record.get(f"image_{number}", f"{name}_{number}.png")) for number in numbers]
+    instruction = LETTER_PROMPT if choices else SHORT_ANSWER
+    conversation = choice_turn(name, text, choices, images, instruction)
+    return _to_item(name, record["question_type"], record["answer"], choices, conversation)
 
 
 def _to_item(
-    name: str,
-    kind: str,
-    truth: Any,  # noqa: ANN401 - as JSON has it
-    choices: Sequence[str],
-    asked: Conversation,
+    name: str, kind: str, answer: object, choices: Sequence[str], conversation: Conversation
 ) -> Item:
-    """Make an item.
-
-    Raises:
-        InputError: Its id names no subject of MMMU.
-    """
-    found = _ID.fullmatch(name)
-    subject = found[1] if found else ""
+    match = _ID.fullmatch(name)
+    subject = match[1] if match else ""
     if subject not in _DISCIPLINE_OF:
         raise InputError(
             f"{name!r} should be an id such as validation_Accounting_1, with one of MMMU's 30 subjects"
         )
-    references = tuple(map(str, truth)) if isinstance(truth, list) else (str(truth),)
-    form = "choice" if kind == "multiple-choice" else _OPEN
-    return Item(name, subject, form, asked, references, tuple(choices), (_DISCIPLINE_OF[subject],))
+    references = tuple(map(str, answer)) if isinstance(answer, list) else (str(answer),)
+    question_type = "choice" if kind == "multiple-choice" else _OPEN
+    slices = (_DISCIPLINE_OF[subject],)
+    return Item(name, subject, question_type, conversation, references, tuple(choices), slices)
 
 
 MMMU = BenchmarkSpec(
     name="mmmu",
     title="MMMU",
     measures="college knowledge and reasoning over diagrams, tables, music, photographs, in 30 subjects",
-    description="900 questions of the validation split, 30 a subject (huggingface.co/datasets/MMMU/MMMU)",
+    description="900 questions of the validation split, 30 per subject (huggingface.co/datasets/MMMU/MMMU)",
     chance={"accuracy": 22.1},
     primary_metric="accuracy",
-    required_files="--truth answer_dict_val.json",
+    required_files="--annotations answer_dict_val.json",
     load=load_questions,
     score_answer_files=score_by_item_id(load_questions),
 )

@@ -1,4 +1,4 @@
-"""Choice questions and answer texts in, accuracy out: over all, by kind, and by every other group."""
+"""Multiple-choice questions, scored by accuracy: overall, by category and by slice."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from caldera.instructions.request_phrases import LETTER_PROMPT
 
 
 def parse_letters(items: Sequence[Item], answers: Mapping[str, str]) -> dict[str, str | None]:
-    """Return the letter of each answer, None where there is none, or several.
+    """Return the letter of each answer, None if it has none or several.
 
     Raises:
         InputError: Answers are missing, or belong to no item.
@@ -35,24 +35,24 @@ def parse_letters(items: Sequence[Item], answers: Mapping[str, str]) -> dict[str
 def score_letters(items: Sequence[Item], letters: Mapping[str, str | None]) -> Score:
     """Score letters; an item without one is wrong, and counted in `parse_failures`.
 
-    Figures are `accuracy` over all, `accuracy_when_read` over the items that have a letter, and accuracy by group.
+    Metrics are `accuracy` over all items, `accuracy_when_read` over the items with a letter, and accuracy by group.
     """
-    marks = {item.id: float(letters[item.id] == item.references[0]) for item in items}
-    groups = scores_by_group(items, marks)
-    unread = {item.id: "no single choice could be read" for item in items if not letters[item.id]}
-    read = [mark for name, mark in marks.items() if name not in unread]
-    figures: dict[str, Any] = {"accuracy": to_percent(mean(marks.values()))}
-    figures |= {name: to_percent(mean(group.values())) for name, group in groups.items()}
-    figures |= {"questions": len(items), "parse_failures": len(unread)}
-    if unread:
-        figures["accuracy_when_read"] = to_percent(mean(read)) if read else 0.0
+    scores = {item.id: float(letters[item.id] == item.references[0]) for item in items}
+    groups = scores_by_group(items, scores)
+    unparsed = {item.id: "no single choice could be read" for item in items if not letters[item.id]}
+    parsed_scores = [score for name, score in scores.items() if name not in unparsed]
+    metrics: dict[str, Any] = {"accuracy": to_percent(mean(scores.values()))}
+    metrics |= {name: to_percent(mean(group.values())) for name, group in groups.items()}
+    metrics |= {"questions": len(items), "parse_failures": len(unparsed)}
+    if unparsed:
+        metrics["accuracy_when_read"] = to_percent(mean(parsed_scores)) if parsed_scores else 0.0
     return Score(
-        mean(marks.values()),
+        mean(scores.values()),
         {name: mean(group.values()) for name, group in groups.items()},
         {name: len(group) for name, group in groups.items()},
-        figures,
-        marks,
-        unread,
+        metrics,
+        scores,
+        unparsed,
     )
 
 
@@ -65,7 +65,7 @@ class MultipleChoice:
     max_new_tokens: int = 16
 
     def score(self, answers: Mapping[str, str]) -> Score:
-        """Read a letter from each answer and compare.
+        """Parse a letter from each answer and compare it with the reference.
 
         Raises:
             InputError: Answers are missing, or belong to no item.
@@ -78,11 +78,11 @@ def choice_turn(
     question: str,
     choices: Sequence[str],
     images: Sequence[str],
-    sentence: str = LETTER_PROMPT,
+    instruction: str = LETTER_PROMPT,
 ) -> Conversation:
-    """Lay a choice question out as LLaVA-1.5 does: images, question, choices on lines, what asks for a letter."""
+    """Return a choice question in LLaVA-1.5's layout: images, question, one line per choice, the instruction."""
     options = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
-    text = "\n".join((question, *options, sentence))
-    shown = [ImageRef(path) for path in images]
-    parts: tuple[str | ImageRef, ...] = (*shown, f"\n{text}" if shown else text)
+    text = "\n".join((question, *options, instruction))
+    image_refs = [ImageRef(path) for path in images]
+    parts: tuple[str | ImageRef, ...] = (*image_refs, f"\n{text}" if image_refs else text)
     return Conversation(name, (Turn("user", parts),))

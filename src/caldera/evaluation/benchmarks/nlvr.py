@@ -1,7 +1,7 @@
-"""NLVR: whether a sentence is true of a drawing of colored shapes; the same sentence comes with several drawings.
+"""NLVR: is a sentence true of a drawing of colored shapes? Each sentence comes with several drawings.
 
-A file has a line for each pair: `image`, `sentence`, `label` true or false, and as a name `identifier`, or the name of
-the image. Consistency counts a sentence only where it is right about all its drawings.
+A file has one line per pair: `image`, `sentence`, `label` true or false, and optionally `identifier`; the id defaults
+to the name of the image. Consistency counts a sentence only if the answers about all its drawings are correct.
 """
 
 import re
@@ -27,50 +27,50 @@ from caldera.evaluation.benchmark import (
 from caldera.evaluation.files import check_unique, read_records, require_fields
 from caldera.instructions.request_phrases import SHORT_ANSWER
 
-_NAME = re.compile(r"\w+-(\d+)-\d+-\d+")
-"""NLVR's images are called by split, sentence, drawing, and order of its boxes."""
+_IMAGE_NAME = re.compile(r"\w+-(\d+)-\d+-\d+")
+"""NLVR's image names: split, sentence, drawing, order of its boxes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Nlvr:
-    """Sentences about drawings; an item's kind is its label, its form the sentence, by NLVR's number if it has one."""
+    """Sentences about drawings; an item's category is its label, its type the sentence, by NLVR's number if known."""
 
     items: Sequence[Item]
     name: str = "nlvr"
     max_new_tokens: int = 16
 
     def score(self, answers: Mapping[str, str]) -> Score:
-        """Compare yes and no, or true and false; what is neither is wrong, and counted.
+        """Compare yes/no or true/false; an answer that is neither is wrong, and counted.
 
         Raises:
             InputError: Answers are missing, or belong to no item.
         """
         check_answers(self.items, answers)
-        said = {item.id: parse_yes_no(answers[item.id]) for item in self.items}
-        marks = {item.id: float(said[item.id] == item.references[0]) for item in self.items}
-        unread = {name: "says neither yes nor no" for name, word in said.items() if word is None}
-        sentences: dict[str, list[float]] = defaultdict(list)
+        parsed = {item.id: parse_yes_no(answers[item.id]) for item in self.items}
+        scores = {item.id: float(parsed[item.id] == item.references[0]) for item in self.items}
+        unparsed = {name: "neither yes nor no" for name, word in parsed.items() if word is None}
+        by_sentence: dict[str, list[float]] = defaultdict(list)
         for item in self.items:
-            sentences[item.question_type].append(marks[item.id])
-        groups = scores_by_group(self.items, marks)
-        several = [min(group) for group in sentences.values() if len(group) > 1]
+            by_sentence[item.question_type].append(scores[item.id])
+        num_repeated = sum(len(group) > 1 for group in by_sentence.values())
+        groups = scores_by_group(self.items, scores)
         by_category = {name: mean(group.values()) for name, group in groups.items()}
-        figures = {"accuracy": to_percent(mean(marks.values()))}
-        if several:
-            figures |= {"consistency": to_percent(mean(map(min, sentences.values())))}
-        figures |= {f"accuracy_{name}": to_percent(share) for name, share in by_category.items()}
-        figures |= {
-            "questions": len(marks),
-            "sentences": len(sentences),
-            "sentences_with_several_drawings": len(several),
-            "parse_failures": len(unread),
+        metrics = {"accuracy": to_percent(mean(scores.values()))}
+        if num_repeated:
+            metrics |= {"consistency": to_percent(mean(map(min, by_sentence.values())))}
+        metrics |= {f"accuracy_{name}": to_percent(value) for name, value in by_category.items()}
+        metrics |= {
+            "questions": len(scores),
+            "sentences": len(by_sentence),
+            "sentences_with_several_drawings": num_repeated,
+            "parse_failures": len(unparsed),
         }
         counts = {name: len(group) for name, group in groups.items()}
-        return Score(mean(marks.values()), by_category, counts, figures, marks, unread)
+        return Score(mean(scores.values()), by_category, counts, metrics, scores, unparsed)
 
 
 def load_questions(sources: Sources) -> Nlvr:
-    """Read the pairs of a split.
+    """Load the pairs of a split.
 
     Raises:
         UsageError: No file was given.
@@ -80,19 +80,23 @@ def load_questions(sources: Sources) -> Nlvr:
         "NLVR's lines of image, sentence and label"
     )
     items: list[Item] = []
-    for where, record in read_records(path):
-        require_fields(record, ("image", "sentence", "label"), where)
+    for location, record in read_records(path):
+        require_fields(record, ("image", "sentence", "label"), location)
         label = str(record["label"]).lower()
         if label not in ("true", "false"):
-            raise InputError(f"{where}: the label should be true or false, got {record['label']!r}")
-        name = str(record.get("question_id", Path(record["image"]).stem))
+            raise InputError(
+                f"{location}: the label should be true or false, got {record['label']!r}"
+            )
+        image_name = Path(record["image"]).stem
+        name = str(record.get("question_id", image_name))
         sentence = str(record["sentence"]).strip()
         question = f'Is this sentence true of the picture? "{sentence}"\n{SHORT_ANSWER}'
-        asked = Conversation(name, (Turn("user", (ImageRef(record["image"]), f"\n{question}")),))
-        drawn = _NAME.fullmatch(Path(record["image"]).stem)
-        form = drawn[1] if drawn else sentence
-        truth = "yes" if label == "true" else "no"
-        items.append(Item(name, label, form, asked, (truth,), group=form))
+        parts = (ImageRef(record["image"]), f"\n{question}")
+        match = _IMAGE_NAME.fullmatch(image_name)
+        sentence_id = match[1] if match else sentence
+        answer = "yes" if label == "true" else "no"
+        conversation = Conversation(name, (Turn("user", parts),))
+        items.append(Item(name, label, sentence_id, conversation, (answer,), group=sentence_id))
     check_unique((item.id for item in items), path)
     return Nlvr(items)
 
@@ -100,7 +104,7 @@ def load_questions(sources: Sources) -> Nlvr:
 NLVR = BenchmarkSpec(
     name="nlvr",
     title="NLVR",
-    measures="counting, comparing and placing of drawn shapes: is a sentence true of a picture",
+    measures="counting, comparing and locating drawn shapes: is a sentence true of an image",
     description="300 of the 5,934 pairs of dev are among the project's test data (lil.nlp.cornell.edu/nlvr)",
     chance={"accuracy": 55.0},
     primary_metric="accuracy",

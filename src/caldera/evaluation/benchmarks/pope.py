@@ -1,8 +1,8 @@
-"""POPE: whether a named thing is in an image, half of the time it is not; precision and recall of yes (spec 7).
+"""POPE: is a named object in an image? Half of the questions name an absent object; F1 of yes (spec 7).
 
-A split is a file of questions with labels, `coco_pope_random.json` and so on, whose ids start at 1. LLaVA's question
-file holds all splits under ids of its own and its evaluation trusts the order; here every question is found by its
-image and words, and files that do not hold the same questions are refused.
+A split is a file of questions with labels, `coco_pope_random.json` and so on, with ids from 1. LLaVA's question file
+holds all splits under ids of its own, and its evaluation relies on the order; here every question is found by its image
+and text, and files with different questions are rejected.
 """
 
 from collections import Counter, defaultdict
@@ -37,83 +37,89 @@ from caldera.evaluation.files import (
 from caldera.instructions.request_phrases import SHORT_ANSWER
 
 SPLITS = ("random", "popular", "adversarial")
-"""How the absent things were chosen."""
+"""Ways in which the absent objects were chosen."""
 
-_Key = tuple[str, str, int]
-"""Image, question, and how often the two were met before."""
+_QuestionKey = tuple[str, str, str, int]
+"""Split, image, question, and number of earlier occurrences of the three."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pope:
-    """Questions of one split or of several; `kind` of an item is its split."""
+    """Questions of one or more splits; an item's category is its split."""
 
     items: tuple[Item, ...]
     name: str = "pope"
     max_new_tokens: int = 16
 
     def score(self, answers: Mapping[str, str]) -> Score:
-        """Count yes and no as POPE does; with several splits, figures are their means.
+        """Count yes and no as POPE does; metrics are means over the splits.
 
         Raises:
             InputError: Answers are missing, or belong to no question.
         """
         check_answers(self.items, answers)
-        said = {item.id: parse_pope_answer(answers[item.id]) for item in self.items}
-        marks = {item.id: float(said[item.id] == item.references[0]) for item in self.items}
-        unread = {
-            item.id: "says neither yes nor no; POPE counts it as a yes"
+        parsed = {item.id: parse_pope_answer(answers[item.id]) for item in self.items}
+        scores = {item.id: float(parsed[item.id] == item.references[0]) for item in self.items}
+        unparsed = {
+            item.id: "neither yes nor no; POPE counts it as a yes"
             for item in self.items
             if not is_explicit_yes_no(answers[item.id])
         }
+        counts = dict(Counter(item.category for item in self.items))
         splits = {
-            name: _figures([item for item in self.items if item.category == name], said)
-            for name in dict.fromkeys(item.category for item in self.items)
+            name: _split_metrics([item for item in self.items if item.category == name], parsed)
+            for name in counts
         }
-        figures: dict[str, Any] = {
+        metrics: dict[str, Any] = {
             name: round(mean(split[name] for split in splits.values()), 6)
             for name in ("f1", "accuracy", "precision", "recall", "yes_ratio")
         }
         if len(splits) > 1:
-            figures["splits"] = splits
-        if unread:
-            told = [item for item in self.items if item.id not in unread]
-            figures["without_parse_failures"] = _figures(told, said)
+            metrics["splits"] = splits
+        if unparsed:
+            explicit = [item for item in self.items if item.id not in unparsed]
+            metrics["without_parse_failures"] = _split_metrics(explicit, parsed)
         return Score(
-            figures["f1"] / 100,
-            {name: mean(marks[item.id] for item in self.items if item.category == name) for name in splits},
-            dict(Counter(item.category for item in self.items)),
-            figures | {"questions": len(marks), "parse_failures": len(unread)},
-            marks,
-            unread,
-            BootstrapStatistic(_terms(self.items, said), _mean_f1),
-        )  # fmt: skip
+            metrics["f1"] / 100,
+            {
+                name: mean(scores[item.id] for item in self.items if item.category == name)
+                for name in splits
+            },
+            counts,
+            metrics | {"questions": len(scores), "parse_failures": len(unparsed)},
+            scores,
+            unparsed,
+            BootstrapStatistic(_summands(self.items, parsed), _mean_f1),
+        )
 
 
-def _terms(items: Sequence[Item], said: Mapping[str, str]) -> dict[str, tuple[float, ...]]:
-    """Return what each item adds to its split's hits, false alarms and misses; three sums for each split."""
+def _summands(items: Sequence[Item], parsed: Mapping[str, str]) -> dict[str, tuple[float, ...]]:
+    """Return each item's summands: true positives, false positives and false negatives, three sums per split."""
     splits = list(dict.fromkeys(item.category for item in items))
-    terms = {}
+    summands = {}
     for item in items:
-        pair = said[item.id], item.references[0]
-        of_split = [float(pair == one) for one in (("yes", "yes"), ("yes", "no"), ("no", "yes"))]
-        before = [0.0] * 3 * splits.index(item.category)
-        after = [0.0] * 3 * (len(splits) - 1 - splits.index(item.category))
-        terms[item.id] = (*before, *of_split, *after)
-    return terms
+        outcome = parsed[item.id], item.references[0]
+        row = np.zeros((len(splits), 3))
+        row[splits.index(item.category)] = [
+            outcome == pair for pair in (("yes", "yes"), ("yes", "no"), ("no", "yes"))
+        ]
+        summands[item.id] = tuple(row.flatten().tolist())
+    return summands
 
 
 def _mean_f1(sums: np.ndarray) -> np.ndarray:
-    """Return the mean F1 of the splits, times 100, of sums, (draws, 3 splits)."""
-    hits, false, missed = np.moveaxis(sums.reshape(len(sums), -1, 3), -1, 0)  # each (draws, splits)
-    return 100 * (2 * hits / np.maximum(2 * hits + false + missed, 1)).mean(axis=-1)
+    """Return the splits' mean F1, times 100, from sums, (resamples, 3 splits)."""
+    # Each (resamples, splits).
+    hits, false_positives, misses = np.moveaxis(sums.reshape(len(sums), -1, 3), -1, 0)
+    return 100 * (2 * hits / np.maximum(2 * hits + false_positives + misses, 1)).mean(axis=-1)
 
 
-def _figures(items: Sequence[Item], said: Mapping[str, str]) -> dict[str, float]:
-    """Return the figures as papers have them: F1, accuracy, precision, recall times 100, the share of yes as it is."""
-    pairs = Counter((said[item.id], item.references[0]) for item in items)
-    hits, false, missed = pairs["yes", "yes"], pairs["yes", "no"], pairs["no", "yes"]
-    precision = hits / (hits + false) if hits + false else 0.0
-    recall = hits / (hits + missed) if hits + missed else 0.0
+def _split_metrics(items: Sequence[Item], parsed: Mapping[str, str]) -> dict[str, float]:
+    """Return F1, accuracy, precision and recall times 100, and the fraction of yes, as papers print them."""
+    pairs = Counter((parsed[item.id], item.references[0]) for item in items)
+    hits, false_positives, misses = pairs["yes", "yes"], pairs["yes", "no"], pairs["no", "yes"]
+    precision = hits / (hits + false_positives) if hits + false_positives else 0.0
+    recall = hits / (hits + misses) if hits + misses else 0.0
     f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
     total = len(items)
     return {
@@ -121,126 +127,120 @@ def _figures(items: Sequence[Item], said: Mapping[str, str]) -> dict[str, float]
         "accuracy": to_percent((hits + pairs["no", "no"]) / total) if total else 0.0,
         "precision": to_percent(precision),
         "recall": to_percent(recall),
-        "yes_ratio": round((hits + false) / total, 6) if total else 0.0,
+        "yes_ratio": round((hits + false_positives) / total, 6) if total else 0.0,
     }
 
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """One line of a file of questions."""
+    """One line of a question file."""
 
     id: str
     image: str
     text: str
-    """The question alone, without the sentence that asks for a short answer."""
+    """The question without the instruction to answer briefly."""
 
     split: str
     label: str
 
 
 def load_questions(sources: Sources) -> Pope:
-    """Read the questions of one split, or of all in a folder, with their labels.
+    """Load the questions of one split, or of all in a folder, with their labels.
 
     Raises:
         UsageError: No file with labels was given.
         InputError: A file is missing or broken, or LLaVA's question file has other questions than the labels.
     """
-    return Pope(tuple(_to_item(one) for one in _questions(sources)[0]))
+    return Pope(tuple(map(_to_item, _load_labeled(sources)[0])))
 
 
-def _to_item(one: _Question) -> Item:
-    parts = (ImageRef(one.image), f"\n{one.text}\n{SHORT_ANSWER}")
-    asked = Conversation(one.id, (Turn("user", parts),))
-    return Item(one.id, one.split, "is there", asked, (one.label,))
+def _to_item(question: _Question) -> Item:
+    parts = (ImageRef(question.image), f"\n{question.text}\n{SHORT_ANSWER}")
+    conversation = Conversation(question.id, (Turn("user", parts),))
+    return Item(question.id, question.split, "is there", conversation, (question.label,))
 
 
-def _questions(sources: Sources) -> tuple[list[_Question], set[str]]:
-    """Return the questions with labels, under the ids of LLaVA's question file where there is one.
+def _load_labeled(sources: Sources) -> tuple[list[_Question], set[str]]:
+    """Return the labeled questions, under the ids of LLaVA's question file if it was given.
 
-    Beside them, the ids that are LLaVA's for questions of splits that no labels were given for.
+    The second result is LLaVA's ids of questions of splits without labels.
     """
-    given = [path for path in (sources.annotations, sources.questions) if path is not None]
-    files = {path: _load(path) for path in given}
-    labeled = next((path for path, lines in files.items() if all(one.label for one in lines)), None)  # fmt: skip
-    if labeled is None:
-        raise UsageError("this task needs --truth, POPE's coco_pope_SPLIT.json or a folder of them")
-    lines = files.pop(labeled)
+    paths = [path for path in (sources.annotations, sources.questions) if path is not None]
+    files = {path: _load(path) for path in paths}
+    labeled_path = next(
+        (path for path, questions in files.items() if all(line.label for line in questions)), None
+    )
+    if labeled_path is None:
+        raise UsageError(
+            "this benchmark needs --annotations, POPE's coco_pope_SPLIT.json or a folder of them"
+        )
+    labeled = files.pop(labeled_path)
     unlabeled_ids: set[str] = set()
-    for path, asked in files.items():
-        if not any(one.label for one in asked):
-            splits = {one.split for one in lines}
-            unlabeled_ids = {one.id for one in asked if one.split not in splits}
-            lines = _join_llava_ids(lines, asked, path)
-    return _make_ids_unique(lines), unlabeled_ids
+    for path, questions in files.items():
+        if not any(question.label for question in questions):
+            splits = {question.split for question in labeled}
+            unlabeled_ids = {line.id for line in questions if line.split not in splits}
+            labeled = _join_llava_ids(labeled, questions, path)
+    return _make_ids_unique(labeled), unlabeled_ids
 
 
 def _load(path: Path) -> list[_Question]:
-    """Read a file of questions, or all in a folder.
-
-    Raises:
-        InputError: A file is missing or broken, or a label is neither yes nor no.
-    """
+    """Load a question file, or all in a folder."""
     if path.is_dir():
         files = [path / f"coco_pope_{split}.json" for split in SPLITS]
         files = [file for file in files if file.exists()] or sorted(path.glob("*_pope_*.json"))
         if not files:
             raise InputError(f"{path} holds no coco_pope_SPLIT.json")
-        return [one for file in files for one in _load(file)]
-    named = next((split for split in SPLITS if split in path.stem), path.stem)
-    lines: list[_Question] = []
-    for where, record in read_records(path):
-        require_fields(record, ("question_id", "image", "text"), where)
+        return [question for file in files for question in _load(file)]
+    default_split = next((split for split in SPLITS if split in path.stem), path.stem)
+    questions: list[_Question] = []
+    for location, record in read_records(path):
+        require_fields(record, ("question_id", "image", "text"), location)
         label = record.get("label", "")
         if "label" in record and label not in ("yes", "no"):
-            raise InputError(f"{where}: the label should be yes or no, got {label!r}")
+            raise InputError(f"{location}: the label should be yes or no, got {label!r}")
         text = record["text"].split("\n")[0].strip()
-        split = record.get("category", named)
-        lines.append(_Question(str(record["question_id"]), record["image"], text, split, label))
-    return lines
+        split = record.get("category", default_split)
+        name = str(record["question_id"])
+        questions.append(_Question(name, record["image"], text, split, label))
+    return questions
 
 
-def _index_by_content(lines: Sequence[_Question]) -> dict[tuple[str, _Key], _Question]:
-    """Return questions by split, image and words."""
-    met: Counter[tuple[str, str, str]] = Counter()
-    keyed: dict[tuple[str, _Key], _Question] = {}
-    for one in lines:
-        number = met[one.split, one.image, one.text]
-        keyed[one.split, (one.image, one.text, number)] = one
-        met[one.split, one.image, one.text] += 1
-    return keyed
+def _index_by_content(questions: Sequence[_Question]) -> dict[_QuestionKey, _Question]:
+    """Return questions by split, image and text."""
+    occurrences: Counter[tuple[str, str, str]] = Counter()
+    index: dict[_QuestionKey, _Question] = {}
+    for question in questions:
+        content = question.split, question.image, question.text
+        index[*content, occurrences[content]] = question
+        occurrences[content] += 1
+    return index
 
 
 def _join_llava_ids(
-    lines: Sequence[_Question], asked: Sequence[_Question], path: Path
+    labeled: Sequence[_Question], questions: Sequence[_Question], path: Path
 ) -> list[_Question]:
-    """Give the labels of POPE's file to the questions of LLaVA's, of the splits that have labels.
-
-    Raises:
-        InputError: The two do not hold the same questions.
-    """
-    splits = {one.split for one in lines}
-    labels = _index_by_content(lines)
-    wanted = {key: one for key, one in _index_by_content(asked).items() if one.split in splits}
-    if apart := labels.keys() ^ wanted.keys():
-        shown = {f"{split}: {image} {text!r}" for split, (image, text, _) in apart}
+    """Return LLaVA's questions of the labeled splits, with the labels of POPE's file."""
+    splits = {question.split for question in labeled}
+    labels = _index_by_content(labeled)
+    index = _index_by_content([line for line in questions if line.split in splits])
+    if different := labels.keys() ^ index.keys():
+        names = {f"{split}: {image} {text!r}" for split, image, text, _ in different}
         raise InputError(
-            f"{path} and the labels differ in {len(apart)} questions: {join_names(shown)}; give the files of one split"
+            f"{path} and the labels differ in {len(different)} questions: {join_names(names)}; give the files of one "
+            "split"
         )
-    return [replace(one, label=labels[key].label) for key, one in wanted.items()]
+    return [replace(question, label=labels[key].label) for key, question in index.items()]
 
 
-def _make_ids_unique(lines: Sequence[_Question]) -> list[_Question]:
-    """Put the split before ids where several splits use the same, as POPE's own files do.
-
-    Raises:
-        InputError: An id is there more than once in a split.
-    """
-    met = Counter((one.split, one.id) for one in lines)
-    if double := {f"{split}: {name}" for (split, name), times in met.items() if times > 1}:
-        raise InputError(f"these questions are there more than once: {join_names(double)}")
-    if len({one.id for one in lines}) == len(lines):
-        return list(lines)
-    return [replace(one, id=f"{one.split}/{one.id}") for one in lines]
+def _make_ids_unique(questions: Sequence[_Question]) -> list[_Question]:
+    """Prefix ids with the split if several splits use the same, as POPE's own files do."""
+    counts = Counter((question.split, question.id) for question in questions)
+    if repeated := {f"{split}: {name}" for (split, name), count in counts.items() if count > 1}:
+        raise InputError(f"these questions occur more than once: {join_names(repeated)}")
+    if len({question.id for question in questions}) == len(questions):
+        return list(questions)
+    return [replace(question, id=f"{question.split}/{question.id}") for question in questions]
 
 
 def score_answer_files(sources: Sources, answers: Path) -> Score:
@@ -248,9 +248,9 @@ def score_answer_files(sources: Sources, answers: Path) -> Score:
 
     Raises:
         UsageError: No file with labels was given.
-        InputError: A file is missing or broken, or answers and questions do not belong together.
+        InputError: A file is missing or broken, or answers and questions do not match.
     """
-    questions, unlabeled_ids = _questions(sources)
+    questions, unlabeled_ids = _load_labeled(sources)
     texts: dict[str, str] = {}
     if answers.is_dir():
         by_split: dict[str, list[AnswerRecord]] = defaultdict(list)
@@ -258,36 +258,33 @@ def score_answer_files(sources: Sources, answers: Path) -> Score:
             if file.suffix in (".json", ".jsonl"):
                 split = next((split for split in SPLITS if split in file.stem), "")
                 by_split[split] += read_answer_list(file)
-        for split, given in by_split.items():
-            wanted = [one for one in questions if not split or one.split == split]
-            texts |= _texts(given, wanted, answers)
+        for split, records in by_split.items():
+            split_questions = [line for line in questions if not split or line.split == split]
+            texts |= _match_answers(records, split_questions, answers)
     else:
-        texts = _texts(read_answer_list(answers), questions, answers)
-    kept = {name: text for name, text in texts.items() if name not in unlabeled_ids}
-    score = Pope(tuple(map(_to_item, questions))).score(kept)
-    if len(kept) == len(texts):
+        texts = _match_answers(read_answer_list(answers), questions, answers)
+    labeled = {name: text for name, text in texts.items() if name not in unlabeled_ids}
+    score = Pope(tuple(map(_to_item, questions))).score(labeled)
+    if len(labeled) == len(texts):
         return score
-    left = {"answers_to_splits_without_labels": len(texts) - len(kept)}
-    return replace(score, metrics=score.metrics | left)
+    skipped = {"answers_to_splits_without_labels": len(texts) - len(labeled)}
+    return replace(score, metrics=score.metrics | skipped)
 
 
-def _texts(
+def _match_answers(
     answers: Sequence[AnswerRecord], questions: Sequence[_Question], path: Path
 ) -> dict[str, str]:
-    """Return the texts of answers by the ids of the questions they answer.
+    """Return answer texts by the id of their question.
 
-    LLaVA's ids are not POPE's, and POPE's own answers have none: they are then taken in order, if each of them repeats
+    LLaVA's ids are not POPE's, and POPE's own answers have none: these are matched in order, provided that each repeats
     its question and all of them are equal.
-
-    Raises:
-        InputError: They do not belong together.
     """
-    by_id = {one.id.removeprefix(f"{one.split}/"): one for one in questions}
+    by_id = {question.id.removeprefix(f"{question.split}/"): question for question in questions}
     ids = {answer.id for answer in answers}
     if ids & by_id.keys() or not all(answer.prompt for answer in answers):
         texts = texts_by_id(answers, path)
         pairs = [(answer, by_id[answer.id]) for answer in answers if answer.id in by_id]
-        renamed = {by_id[name].id if name in by_id else name: text for name, text in texts.items()}
+        matched = {by_id[name].id if name in by_id else name: text for name, text in texts.items()}
     else:
         if len(answers) != len(questions):
             raise InputError(
@@ -295,25 +292,27 @@ def _texts(
                 "of one split, and LLaVA's question file as --questions"
             )
         pairs = list(zip(answers, questions, strict=True))
-        renamed = {one.id: answer.text for answer, one in pairs}
-    for answer, one in pairs:
-        if answer.prompt and answer.prompt.split("\n")[0].strip() != one.text:
+        matched = {question.id: answer.text for answer, question in pairs}
+    for answer, question in pairs:
+        prompt = answer.prompt.split("\n")[0]
+        if answer.prompt and prompt.strip() != question.text:
             raise InputError(
-                f"{answer.where} answers {answer.prompt.split(chr(10))[0]!r}, but question {one.id} is {one.text!r}; "
-                "are these the files of one split?"
+                f"{answer.location} answers {prompt!r}, but question {question.id} is {question.text!r}; are these the "
+                "files of one split?"
             )
-    return renamed
+    return matched
 
 
 POPE = BenchmarkSpec(
     name="pope",
     title="POPE",
-    measures="whether the model sees things that are not there",
-    description="3 splits of 3,000 questions about 500 COCO val2014 pictures; LLaVA's random split has 2,910 "
+    measures="whether the model hallucinates objects that are not in the image",
+    description="3 splits of 3,000 questions about 500 COCO val2014 images; LLaVA's random split has 2,910 "
     "(github.com/AoiDragon/POPE)",
     chance={"accuracy": 50.0, "f1": 50.0},
     primary_metric="f1",
-    required_files="--truth coco_pope_SPLIT.json or their folder; --questions LLaVA's question file where ids are LLaVA's",
+    required_files="--annotations coco_pope_SPLIT.json or their folder; --questions LLaVA's question file if ids are "
+    "LLaVA's",
     default_files=Sources(annotations=Path("coco"), images=Path("val2014")),
     load=load_questions,
     score_answer_files=score_answer_files,

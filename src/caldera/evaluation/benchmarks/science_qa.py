@@ -1,4 +1,4 @@
-"""ScienceQA's test split: choice questions with and without an image, as LLaVA's paper scores them (P1 Table 7)."""
+"""ScienceQA's test split: choice questions with and without an image, as in LLaVA's paper (P1 Table 7)."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ from caldera.evaluation.benchmark import (
     to_percent,
 )
 from caldera.evaluation.benchmarks.science_qa_files import (
-    WANTED,
+    EXPECTED_FILES,
     QuestionInfo,
     letters_of,
     load_question_info,
@@ -31,144 +31,136 @@ from caldera.evaluation.benchmarks.science_qa_files import (
 from caldera.evaluation.files import read_answers, read_json
 
 _COLUMNS = ("NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12")
-"""Columns of the paper's table: subject, whether there is a context in words, an image, neither, and school grade."""
+"""Columns of the paper's table: subject, text context, image, neither, and school grade."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScienceQA:
-    """The questions, each with its letter."""
+    """Questions whose reference is a letter."""
 
     items: tuple[Item, ...]
     name: str = "scienceqa"
     max_new_tokens: int = 1024
 
     def score(self, answers: Mapping[str, str]) -> Score:
-        """Read a letter from each text; a text without one is wrong, and counted.
+        """Parse a letter from each text; a text without one is wrong, and counted.
 
         Raises:
             InputError: Answers are missing, or belong to no question.
         """
         check_answers(self.items, answers)
-        letters = {item.id: _letter(item, answers[item.id]) for item in self.items}
+        letters = {item.id: _parse_letter(item, answers[item.id]) for item in self.items}
         by_llava = {item.id: science_qa_letter_by_llava(answers[item.id]) for item in self.items}
-        score = self._of_letters(letters)
-        official = self._of_letters(by_llava)
-        figures = score.metrics | {
+        score, official = self._score(letters), self._score(by_llava)
+        metrics = score.metrics | {
             "accuracy_from_texts": score.metrics["accuracy"],
             "official_rule": {
                 name: official.metrics[name] for name in ("accuracy", "parse_failures")
             },
         }
-        return replace(score, metrics=figures)
+        return replace(score, metrics=metrics)
 
     def score_letters(self, letters: Mapping[str, str]) -> Score:
-        """Score letters that were read from the texts before.
+        """Score letters that were parsed before.
 
         Raises:
             InputError: Letters are missing, or belong to no question.
         """
         check_answers(self.items, letters)
-        return self._of_letters(letters)
+        return self._score(letters)
 
-    def _of_letters(self, letters: Mapping[str, str | None]) -> Score:
-        marks = {item.id: float(letters[item.id] == item.references[0]) for item in self.items}
-        groups = scores_by_group(self.items, marks)
-        columns = {
+    def _score(self, letters: Mapping[str, str | None]) -> Score:
+        scores = {item.id: float(letters[item.id] == item.references[0]) for item in self.items}
+        groups = scores_by_group(self.items, scores)
+        metrics = {"accuracy": to_percent(mean(scores.values()))}
+        metrics |= {
             name: to_percent(mean(groups[name].values())) for name in _COLUMNS if name in groups
         }
-        figures = {
-            "accuracy": to_percent(mean(marks.values())),
-            **columns,
-            "questions": len(marks),
+        metrics |= {
+            "questions": len(scores),
             "parse_failures": sum(not letter for letter in letters.values()),
         }
         return Score(
-            mean(marks.values()),
+            mean(scores.values()),
             {name: mean(group.values()) for name, group in groups.items()},
             {name: len(group) for name, group in groups.items()},
-            figures,
-            marks,
-            _unread(self.items, letters),
+            metrics,
+            scores,
+            _find_unparsed(self.items, letters),
         )
 
 
-def _unread(items: Iterable[Item], letters: Mapping[str, str | None]) -> dict[str, str]:
-    """Return the items without a letter, or with one that is none of the choices; LLaVA counts both as wrong."""
-    unread: dict[str, str] = {}
+def _find_unparsed(items: Iterable[Item], letters: Mapping[str, str | None]) -> dict[str, str]:
+    """Return the items without a valid letter, with the reason; LLaVA counts them as wrong."""
+    unparsed: dict[str, str] = {}
     for item in items:
-        letter, possible = letters[item.id], letters_of(item.choices)
+        letter, valid_letters = letters[item.id], letters_of(item.choices)
         if not letter:
-            unread[item.id] = "no letter could be read"
-        elif letter not in possible:
-            unread[item.id] = f"{letter} is none of the choices, {possible}"
-    return unread
+            unparsed[item.id] = "no letter could be read"
+        elif letter not in valid_letters:
+            unparsed[item.id] = f"{letter} is none of the choices, {valid_letters}"
+    return unparsed
 
 
-def _letter(item: Item, text: str) -> str | None:
+def _parse_letter(item: Item, text: str) -> str | None:
     return science_qa_letter(text, item.choices)
 
 
-def _to_item(name: str, known: QuestionInfo) -> Item:
-    """Make an item of what files say.
-
-    Raises:
-        InputError: They do not say what is right.
-    """
-    letters = letters_of(known.choices)
-    if known.letter not in tuple(letters):
+def _to_item(name: str, info: QuestionInfo) -> Item:
+    letters = letters_of(info.choices)
+    if info.letter not in tuple(letters):
         raise InputError(
-            f"question {name} should have one of the letters {letters} as its answer, got {known.letter}"
+            f"question {name} should have one of the letters {letters} as its answer, got {info.letter}"
         )
     slices: list[str] = []
-    if known.has_context is not None and known.has_image is not None:
-        slices += ["TXT"] if known.has_context else []
-        slices += ["IMG"] if known.has_image else []
+    if info.has_context is not None and info.has_image is not None:
+        slices += ["TXT"] if info.has_context else []
+        slices += ["IMG"] if info.has_image else []
         slices += [] if slices else ["NO"]
-    if known.grade is not None:
-        slices += ["G1-6" if known.grade <= 6 else "G7-12"]
-    asked = known.conversation or Conversation(name, ())
+    if info.grade is not None:
+        slices += ["G1-6" if info.grade <= 6 else "G7-12"]
     return Item(
         name,
-        known.subject or "question",
+        info.subject or "question",
         "choice",
-        asked,
-        (known.letter,),
-        known.choices,
+        info.conversation or Conversation(name, ()),
+        (info.letter,),
+        info.choices,
         tuple(slices),
     )
 
 
-def _benchmark(sources: Sources) -> ScienceQA:
-    items = tuple(_to_item(name, known) for name, known in load_question_info(sources).items())
+def _load(sources: Sources) -> ScienceQA:
+    items = tuple(_to_item(name, info) for name, info in load_question_info(sources).items())
     if not items:
-        raise InputError(f"the files hold no question of the test split; expected {WANTED}")
+        raise InputError(f"the files hold no question of the test split; expected {EXPECTED_FILES}")
     return ScienceQA(items)
 
 
 def load_questions(sources: Sources) -> ScienceQA:
-    """Read the questions to ask, in the form that `sources.form` names.
+    """Load the questions, in the layout `sources.prompt_layout`.
 
     Raises:
         UsageError: The files have the letters only, without the questions.
-        InputError: A file is missing, broken, or another disagrees with it.
+        InputError: A file is missing, broken, or contradicts another.
     """
-    benchmark = _benchmark(sources)
+    benchmark = _load(sources)
     if any(not item.conversation.turns for item in benchmark.items):
         raise UsageError(
             "asking needs --questions, problems.json or llava_test_CQM-A.json; this file has letters only"
         )
-    short = sources.prompt_layout in ("", "letter", "CQM-A")
-    return replace(benchmark, max_new_tokens=16 if short else 1024)
+    is_letter_only = sources.prompt_layout in ("", "letter", "CQM-A")
+    return replace(benchmark, max_new_tokens=16 if is_letter_only else 1024)
 
 
 def score_answer_files(sources: Sources, answers: Path) -> Score:
     """Score LLaVA's output file (`results` and `outputs`), or texts by question id.
 
     Raises:
-        UsageError: The truth was not given.
+        UsageError: The correct answers were not given.
         InputError: A file is missing or broken, or answers are missing or belong to no question.
     """
-    benchmark = _benchmark(sources)
+    benchmark = _load(sources)
     content = read_json(answers) if answers.suffix == ".json" and answers.is_file() else None
     if not isinstance(content, dict) or not {"results", "outputs"} & content.keys():
         return benchmark.score(read_answers(answers))
@@ -176,47 +168,42 @@ def score_answer_files(sources: Sources, answers: Path) -> Score:
 
 
 def _score_output_file(benchmark: ScienceQA, content: dict[str, Any], path: Path) -> Score:
-    """Score the file that LLaVA's evaluation writes: `results` is what the paper counts, `outputs` has the texts."""
-    texts = _part(content, "outputs", str, path) if "outputs" in content else None
-    of_texts = benchmark.score(texts) if texts is not None else None
+    """Score the file that LLaVA's evaluation writes: the paper counts `results`; `outputs` has the texts."""
+    texts = _read_part(content, "outputs", str, path) if "outputs" in content else None
+    text_score = benchmark.score(texts) if texts is not None else None
     if "results" not in content:
-        assert of_texts is not None
-        return of_texts
+        assert text_score is not None
+        return text_score
+    # LLaVA writes -1 for an unparsed answer.
     letters = {
-        name: LETTERS[number] if 0 <= number < len(LETTERS) else ""  # LLaVA writes -1 for a failure
-        for name, number in _part(content, "results", int, path).items()
+        name: LETTERS[number] if 0 <= number < len(LETTERS) else ""
+        for name, number in _read_part(content, "results", int, path).items()
     }
     score = benchmark.score_letters(letters)
-    if texts is None or of_texts is None:
+    if texts is None or text_score is None:
         return score
-    differ = sorted(
+    different = sorted(
         item.id
         for item in benchmark.items
-        if letters[item.id] != (_letter(item, texts[item.id]) or "")
+        if letters[item.id] != (_parse_letter(item, texts[item.id]) or "")
     )
-    from_texts = {
-        name: of_texts.metrics[name]
+    text_metrics = {
+        name: text_score.metrics[name]
         for name in ("accuracy_from_texts", "parse_failures", "official_rule")
     }
-    figures = score.metrics | from_texts | {"results_differ_from_texts": differ}
-    return replace(score, metrics=figures, unparsed=of_texts.unparsed)
+    metrics = score.metrics | text_metrics | {"results_differ_from_texts": different}
+    return replace(score, metrics=metrics, unparsed=text_score.unparsed)
 
 
-def _part(content: dict[str, Any], name: str, kind: type, path: Path) -> dict[str, Any]:
-    """Return `results` or `outputs`.
-
-    Raises:
-        InputError: It is not an object, or a value has another type.
-    """
+def _read_part(content: dict[str, Any], name: str, value_type: type, path: Path) -> dict[str, Any]:
+    """Return `results` or `outputs`, with checked values."""
     part = content[name]
     if not isinstance(part, dict) or not part:
-        raise InputError(
-            f"{path}: {name!r} should be an object by question id with something in it"
-        )
+        raise InputError(f"{path}: {name!r} should be a non-empty object by question id")
     for key, value in part.items():
-        if type(value) is not kind:
+        if type(value) is not value_type:
             raise InputError(
-                f"{path}: {name!r} of question {key} should be of type {kind.__name__}, got {str(value)[:40]!r}"
+                f"{path}: {name!r} of question {key} should be of type {value_type.__name__}, got {str(value)[:40]!r}"
             )
     return part
 
@@ -224,11 +211,12 @@ def _part(content: dict[str, Any], name: str, kind: type, path: Path) -> dict[st
 SCIENCE_QA = BenchmarkSpec(
     name="scienceqa",
     title="ScienceQA",
-    measures="school science, by subject, grade, and whether there is a picture",
-    description="4,241 questions of the test split, 2,017 with a picture (scienceqa.github.io)",
+    measures="school science, by subject, grade, and with or without an image",
+    description="4,241 questions of the test split, 2,017 with an image (scienceqa.github.io)",
     chance={"accuracy": 39.83, "IMG": 40.08},
     primary_metric="accuracy",
-    required_files="--questions or --truth: problems.json (+ pid_splits.json), test_answers.csv or llava_test_CQM-A.json",
+    required_files="--questions or --annotations: problems.json (+ pid_splits.json), test_answers.csv or "
+    "llava_test_CQM-A.json",
     default_files=Sources(questions=Path("problems.json"), images=Path("images")),
     load=load_questions,
     score_answer_files=score_answer_files,

@@ -1,13 +1,12 @@
-"""ScienceQA's files in, what they say of each question out, however the truth is spread over them.
+"""ScienceQA's files: the information about each question, in whichever files it is.
 
 The letters are in problems.json (with pid_splits.json for the split), in test_answers.csv, or in the `gpt` turns of
-LLaVA-1.5's question file; any of them may be given, several together have to agree.
+LLaVA-1.5's question file. Several files may be given if they agree.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -25,17 +24,18 @@ from caldera.evaluation.files import (
 from caldera.instructions.request_phrases import LETTER_PROMPT
 
 _SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
-"""Subjects, by the names that tables of results have for them."""
+"""Abbreviations of subjects in tables of results."""
 
-_FORMS = {"": "letter", "CQM-A": "letter", "LEPA": "QCM-LEPA", "LEA": "QCM-LEA", "ALE": "QCM-ALE"}
-"""Short names of forms; `letter` is what LLaVA-1.5's file llava_test_CQM-A.json asks."""
+_LAYOUTS = {"": "letter", "CQM-A": "letter", "LEPA": "QCM-LEPA", "LEA": "QCM-LEA", "ALE": "QCM-ALE"}
+"""Short names of prompt layouts; `letter` is that of LLaVA-1.5's llava_test_CQM-A.json."""
 
-WANTED = "problems.json (with pid_splits.json), test_answers.csv or llava_test_CQM-A.json"
+_SPLITS_FILE = "pid_splits.json"
+EXPECTED_FILES = f"problems.json (with {_SPLITS_FILE}), test_answers.csv or llava_test_CQM-A.json"
 
 
 @dataclass(frozen=True, slots=True)
 class QuestionInfo:
-    """What files say of one question; None where they do not."""
+    """Information about one question; None or empty if unknown."""
 
     letter: str | None = None
     choices: tuple[str, ...] = ()
@@ -49,19 +49,17 @@ class QuestionInfo:
 
 
 def letters_of(choices: Sequence[str]) -> str:
-    """Return the letters of the choices; A to E, the most that ScienceQA has, where nobody says what they are."""
+    """Return the letters of the choices; A to E, ScienceQA's maximum, if they are unknown."""
     return LETTERS[: len(choices) or 5]
 
 
-class _Graded(Problem):
-    """A problem with what results are told apart by."""
-
+class _ProblemSchema(Problem):
     subject: str = ""
     grade: str = ""
 
 
 def load_question_info(sources: Sources) -> dict[str, QuestionInfo]:
-    """Return what the files say of each question of the test split, by id.
+    """Return the information about each question of the test split, by id.
 
     Raises:
         UsageError: No file was given.
@@ -69,161 +67,159 @@ def load_question_info(sources: Sources) -> dict[str, QuestionInfo]:
     """
     paths = [path for path in (sources.questions, sources.annotations) if path is not None]
     if not paths:
-        raise UsageError(f"this task needs --questions or --truth: {WANTED}")
-    known: dict[str, QuestionInfo] = {}
+        raise UsageError(f"this benchmark needs --questions or --annotations: {EXPECTED_FILES}")
+    infos: dict[str, QuestionInfo] = {}
     split: set[str] | None = None
-    for path in _files(paths):
+    for path in _find_files(paths):
         content = read_rows(path) if path.suffix in (".csv", ".tsv") else read_json(path)
         if isinstance(content, dict) and isinstance(content.get("test"), list):
             split = {str(name) for name in content["test"]}
             continue
-        told = _read_file(content, path, sources.prompt_layout)
-        if known and known.keys() != told.keys() and split is None:
-            apart = known.keys() ^ told.keys()
+        file_infos = _parse_content(content, path, sources.prompt_layout)
+        if infos and infos.keys() != file_infos.keys() and split is None:
+            different = infos.keys() ^ file_infos.keys()
             raise InputError(
-                f"{path} has other questions than the file before it: {join_names(apart)}"
+                f"{path} has other questions than the file before it: {join_names(different)}"
             )
-        for name, one in told.items():
-            known[name] = _merge(known.get(name, QuestionInfo()), one, name)
-    if split is not None:
-        if lacking := split - known.keys():
-            raise InputError(
-                f"pid_splits.json lists {len(lacking)} questions that are not there: {join_names(lacking)}"
-            )
-        known = {name: one for name, one in known.items() if name in split}
-    return known
+        for name, info in file_infos.items():
+            infos[name] = _merge(infos.get(name, QuestionInfo()), info, name)
+    if split is None:
+        return infos
+    if missing := split - infos.keys():
+        raise InputError(
+            f"{_SPLITS_FILE} lists {len(missing)} questions that are missing: {join_names(missing)}"
+        )
+    return {name: info for name, info in infos.items() if name in split}
 
 
-def _files(paths: list[Path]) -> list[Path]:
-    """Put pid_splits.json first, found beside problems.json or in a folder where nobody named it."""
-    files: list[Path] = []
-    for path in paths:
-        files += [path / "problems.json"] if path.is_dir() else [path]
-    beside = [path.with_name("pid_splits.json") for path in files if path.name == "problems.json"]
-    found = [path for path in beside if path.exists() and path not in files]
+def _find_files(paths: Sequence[Path]) -> list[Path]:
+    """Return the files in order, with pid_splits.json, found next to problems.json, first."""
+    files = [path / "problems.json" if path.is_dir() else path for path in paths]
+    siblings = [path.with_name(_SPLITS_FILE) for path in files if path.name == "problems.json"]
+    splits = [path for path in siblings if path.exists() and path not in files]
     return sorted(
-        [*found, *files], key=lambda path: (path.name != "pid_splits.json", path in files[1:])
+        [*splits, *files], key=lambda path: (path.name != _SPLITS_FILE, path in files[1:])
     )
 
 
 def _merge(first: QuestionInfo, second: QuestionInfo, name: str) -> QuestionInfo:
-    """Join what two files say of a question.
+    """Combine the information of two files about a question.
 
     Raises:
-        InputError: They have different right answers.
+        InputError: They have different correct answers.
     """
     if first.letter and second.letter and first.letter != second.letter:
         raise InputError(
             f"question {name} has two right answers, {first.letter} and {second.letter}: the files differ"
         )
-    told = {field: getattr(second, field) for field in QuestionInfo.__slots__}
+    values = {field: getattr(second, field) for field in QuestionInfo.__slots__}
     return replace(
-        first, **{field: value for field, value in told.items() if value not in (None, ())}
+        first, **{field: value for field, value in values.items() if value not in (None, ())}
     )
 
 
-def _read_file(content: Any, path: Path, form: str) -> dict[str, QuestionInfo]:  # noqa: ANN401 - as JSON has it
-    """Read one file by what is in it.
-
-    Raises:
-        InputError: It is none of those known.
-    """
-    if path.suffix in (".csv", ".tsv"):
-        return _unique([_row(row, where) for where, row in content], path)
+def _parse_content(content: object, path: Path, layout: str) -> dict[str, QuestionInfo]:
+    """Parse the content of one file, by its type."""
     if isinstance(content, list):
-        return _unique([_asked(record, f"{path}[{at}]") for at, record in enumerate(content)], path)
+        if path.suffix in (".csv", ".tsv"):
+            pairs = [_from_row(row, location) for location, row in content]
+        else:
+            pairs = [
+                _from_llava_record(record, f"{path}[{index}]")
+                for index, record in enumerate(content)
+            ]
+        check_unique((name for name, _ in pairs), path)
+        return dict(pairs)
     if isinstance(content, dict):
-        problems = {name: _problem(record, f"{path}: {name}") for name, record in content.items()}
-        chosen = {
-            name: one for name, one in problems.items() if not one.split or one.split == "test"
+        problems = {
+            name: _parse_problem(record, f"{path}: {name}") for name, record in content.items()
         }
-        return {name: _of_problem(name, one, form) for name, one in chosen.items()}
-    raise InputError(f"{path} is not a file of ScienceQA; expected {WANTED}")
+        return {
+            name: _from_problem(name, problem, layout)
+            for name, problem in problems.items()
+            if not problem.split or problem.split == "test"
+        }
+    raise InputError(f"{path} is not a file of ScienceQA; expected {EXPECTED_FILES}")
 
 
-def _unique(told: list[tuple[str, QuestionInfo]], path: Path) -> dict[str, QuestionInfo]:
-    """Return what is told by question.
-
-    Raises:
-        InputError: A question is there twice.
-    """
-    check_unique((name for name, _ in told), path)
-    return dict(told)
-
-
-def _row(row: dict[str, str], where: str) -> tuple[str, QuestionInfo]:
-    """Read a row of test_answers.csv."""
-    require_fields(row, ("pid", "answer", "subject", "grade", "has_image", "has_context"), where)
-    known = QuestionInfo(
+def _from_row(row: dict[str, str], location: str) -> tuple[str, QuestionInfo]:
+    """Parse a row of test_answers.csv."""
+    require_fields(row, ("pid", "answer", "subject", "grade", "has_image", "has_context"), location)
+    info = QuestionInfo(
         letter=row["answer"],
-        subject=_subject(row["subject"], where),
-        grade=_grade(row["grade"], where),
+        subject=_parse_subject(row["subject"], location),
+        grade=_parse_grade(row["grade"], location),
         has_image=row["has_image"] == "1",
         has_context=row["has_context"] == "1",
     )
-    return row["pid"], known
+    return row["pid"], info
 
 
-def _subject(name: str, where: str) -> str:
+def _parse_subject(name: str, location: str) -> str:
     if name not in _SUBJECTS:
-        raise InputError(f"{where}: {UnknownNameError('subject', name, _SUBJECTS)}")
+        raise InputError(f"{location}: {UnknownNameError('subject', name, _SUBJECTS)}")
     return _SUBJECTS[name]
 
 
-def _grade(text: str, where: str) -> int:
+def _parse_grade(text: str, location: str) -> int:
     number = text.removeprefix("grade")
     if not number.isdecimal():
-        raise InputError(f"{where}: the grade should be a number, got {text!r}")
+        raise InputError(f"{location}: the grade should be a number, got {text!r}")
     return int(number)
 
 
-def _asked(record: object, where: str) -> tuple[str, QuestionInfo]:
-    """Read a record of LLaVA-1.5's question file, whose gpt turn is the right letter."""
-    conversation = from_record(record, where)
-    asked, answered = conversation.turns[0], conversation.turns[-1].text.strip()
-    lines = asked.text.strip().split("\n")
-    choices: list[str] = []
-    for letter in LETTERS:  # the choices are the last lines, from "A. " on
-        starts = [at for at, line in enumerate(lines) if line.startswith(f"{letter}. ")]
-        if not starts:
-            break
-        choices.append(lines[starts[-1]].removeprefix(f"{letter}. "))
-    if answered not in tuple(LETTERS[: len(choices)]):
+def _from_llava_record(record: object, location: str) -> tuple[str, QuestionInfo]:
+    """Parse a record of LLaVA-1.5's question file, whose gpt turn is the correct letter."""
+    conversation = from_record(record, location)
+    question, answer = conversation.turns[0], conversation.turns[-1].text.strip()
+    text = question.text.strip()
+    choices = tuple(_parse_choices(text.split("\n")))
+    if answer not in tuple(LETTERS[: len(choices)]):
         raise InputError(
-            f"{where}: the right answer should be one of the {len(choices)} letters, got {answered!r}"
+            f"{location}: the right answer should be one of the {len(choices)} letters, got {answer!r}"
         )
-    parts = (*asked.parts[:-1], f"{asked.parts[-1]}\n{LETTER_PROMPT}")
-    known = QuestionInfo(
-        letter=answered,
-        choices=tuple(choices),
+    parts = (*question.parts[:-1], f"{question.parts[-1]}\n{LETTER_PROMPT}")
+    info = QuestionInfo(
+        letter=answer,
+        choices=choices,
         has_image=bool(conversation.images),
-        has_context=asked.text.strip().startswith("Context: "),
+        has_context=text.startswith("Context: "),
         conversation=Conversation(conversation.id, (Turn("user", parts),)),
     )
-    return conversation.id, known
+    return conversation.id, info
 
 
-def _problem(record: object, where: str) -> _Graded:
+def _parse_choices(lines: Sequence[str]) -> Iterable[str]:
+    """Yield the choices of a question, which are the last lines that begin with "A. ", "B. " and so on."""
+    for letter in LETTERS:
+        prefix = f"{letter}. "
+        matches = [line for line in lines if line.startswith(prefix)]
+        if not matches:
+            return
+        yield matches[-1].removeprefix(prefix)
+
+
+def _parse_problem(record: object, location: str) -> _ProblemSchema:
     try:
-        return _Graded.model_validate(record)
+        return _ProblemSchema.model_validate(record)
     except ValidationError as error:
-        raise InputError(f"{where}: {describe_validation_error(error, 'problem')}") from None
+        raise InputError(f"{location}: {describe_validation_error(error, 'problem')}") from None
 
 
-def _of_problem(name: str, problem: _Graded, form: str) -> QuestionInfo:
-    """Say what is known of a problem of problems.json, laid out in a form."""
-    layout = parse_layout(_FORMS.get(form, form))
-    text = layout.ask(problem).replace("  ", " ").strip()
+def _from_problem(name: str, problem: _ProblemSchema, layout_name: str) -> QuestionInfo:
+    """Return the information in a problem of problems.json, with its prompt in a layout."""
+    layout = parse_layout(_LAYOUTS.get(layout_name, layout_name))
+    text = layout.question(problem).replace("  ", " ").strip()
     image = ImageRef(f"test/{name}/{problem.image}") if problem.image else None
     parts: tuple[str | ImageRef, ...] = (text,)
     if image:
         parts = (image, f"\n{text}") if layout.image_first else (f"{text}\n", image)
-    where = f"problem {name}"
+    location = f"problem {name}"
     return QuestionInfo(
         letter=problem.letter,
         choices=tuple(problem.choices),
-        subject=_subject(problem.subject, where) if problem.subject else None,
-        grade=_grade(problem.grade, where) if problem.grade else None,
+        subject=_parse_subject(problem.subject, location) if problem.subject else None,
+        grade=_parse_grade(problem.grade, location) if problem.grade else None,
         has_image=problem.image is not None,
         has_context=bool(problem.hint.strip()),
         conversation=Conversation(name, (Turn("user", parts),)),

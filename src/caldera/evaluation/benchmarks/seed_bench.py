@@ -1,10 +1,10 @@
-"""SEED-Bench: choice questions about images and videos in twelve dimensions (spec 7).
+"""SEED-Bench: multiple-choice questions about images and videos in twelve dimensions (spec 7).
 
-Its file holds `questions`, each with `choice_a` to `choice_d`, the letter, a `question_type_id` and a `data_type`, and
-`question_type`, the dimensions by number. LLaVA shows the middle frame of a video.
+Its file has `questions`, each with `choice_a` to `choice_d`, the letter, a `question_type_id` and a `data_type`, and
+`question_type`, the dimensions by number. LLaVA uses the middle frame of a video.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,75 +19,76 @@ from caldera.evaluation.benchmark import (
     score_by_item_id,
     to_percent,
 )
-from caldera.evaluation.benchmarks.multiple_choice import choice_turn, parse_letters, score_letters
+from caldera.evaluation.benchmarks.multiple_choice import MultipleChoice, choice_turn
 from caldera.evaluation.files import check_unique, read_json, require_fields
 
 _CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 
 
 @dataclass(frozen=True, slots=True)
-class SeedBench:
-    """The questions; an item's kind is its dimension, its slice "image" or "video"."""
-
-    items: Sequence[Item]
-    name: str = "seed-bench"
-    max_new_tokens: int = 16
+class SeedBench(MultipleChoice):
+    """Questions whose category is the dimension and whose slice is "image" or "video"."""
 
     def score(self, answers: Mapping[str, str]) -> Score:
-        """Score letters; LLaVA's own rule, that a text is the letter and nothing else, stands beside.
+        """Score letters; `official_rule` is LLaVA's own, which accepts the bare letter only.
 
         Raises:
             InputError: Answers are missing, or belong to no question.
         """
-        score = score_letters(self.items, parse_letters(self.items, answers))
-        equal = mean(float(answers[item.id] == item.references[0]) for item in self.items)
-        return replace(score, metrics=score.metrics | {"official_rule": {"accuracy": to_percent(equal)}})  # fmt: skip
+        score = MultipleChoice.score(self, answers)
+        exact = mean(float(answers[item.id] == item.references[0]) for item in self.items)
+        official = {"official_rule": {"accuracy": to_percent(exact)}}
+        return replace(score, metrics=score.metrics | official)
 
 
 def load_questions(sources: Sources) -> SeedBench:
-    """Read SEED-Bench.json.
+    """Load SEED-Bench.json.
 
     Raises:
         UsageError: It was not given.
-        InputError: It is missing, broken, or of another form.
+        InputError: It is missing, broken, or has another layout.
     """
     path = sources.questions or sources.require_annotations("SEED-Bench.json")
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("questions"), list):
         raise InputError(f"{path} should be SEED-Bench.json, an object with a list of questions")
-    types = content.get("question_type", {})
-    kinds = {number: name for name, number in types.items()}
-    questions = content["questions"]
-    if not questions:
+    dimensions = {number: name for name, number in content.get("question_type", {}).items()}
+    records = content["questions"]
+    if not records:
         raise InputError(f"{path} holds no questions")
-    items = [_to_item(one, kinds, f"{path}: question {at}") for at, one in enumerate(questions)]
+    items = [
+        _to_item(record, dimensions, f"{path}: question {index}")
+        for index, record in enumerate(records)
+    ]
     check_unique((item.id for item in items), path)
-    return SeedBench(items)
+    return SeedBench("seed-bench", items)
 
 
-def _to_item(record: dict[str, Any], kinds: Mapping[int, str], where: str) -> Item:
+def _to_item(record: dict[str, Any], dimensions: Mapping[int, str], location: str) -> Item:
     require_fields(
-        record, ("question_id", "question", *_CHOICES, "answer", "question_type_id"), where
+        record, ("question_id", "question", *_CHOICES, "answer", "question_type_id"), location
     )
     name, choices = str(record["question_id"]), tuple(str(record[field]) for field in _CHOICES)
     if record["answer"] not in tuple("ABCD"):
-        raise InputError(f"{where}: the answer should be A, B, C or D, got {record['answer']!r}")
+        raise InputError(f"{location}: the answer should be A, B, C or D, got {record['answer']!r}")
     number = record["question_type_id"]
-    shown = record.get("data_type", "image")
-    if shown not in ("image", "video"):
-        raise InputError(f"{where}: data_type should be image or video, got {shown!r}")
-    path = str(record.get("data_id", name))
-    image = f"SEED-Bench-image/{path}" if shown == "image" else f"SEED-Bench-video-image/{name}.jpg"
-    asked = choice_turn(name, record["question"], choices, [image])
-    kind = kinds.get(number, f"type {number}")
-    return Item(name, kind, "choice", asked, (record["answer"],), choices, (shown,))
+    data_type = record.get("data_type", "image")
+    if data_type not in ("image", "video"):
+        raise InputError(f"{location}: data_type should be image or video, got {data_type!r}")
+    if data_type == "image":
+        image = f"SEED-Bench-image/{record.get('data_id', name)}"
+    else:
+        image = f"SEED-Bench-video-image/{name}.jpg"
+    conversation = choice_turn(name, record["question"], choices, [image])
+    category = dimensions.get(number, f"type {number}")
+    return Item(name, category, "choice", conversation, (record["answer"],), choices, (data_type,))
 
 
 SEED_BENCH = BenchmarkSpec(
     name="seed-bench",
     title="SEED-Bench",
-    measures="understanding of pictures and videos in twelve dimensions, by choice of four",
-    description="19,242 questions, 14,233 about pictures and 5,009 about videos "
+    measures="understanding of images and videos in twelve dimensions, as a choice of four",
+    description="19,242 questions, 14,233 about images and 5,009 about videos "
     "(huggingface.co/datasets/AILab-CVC/SEED-Bench)",
     chance={"accuracy": 25.0, "image": 25.0, "video": 25.0},
     primary_metric="accuracy",

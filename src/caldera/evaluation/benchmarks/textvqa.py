@@ -1,13 +1,14 @@
-"""TextVQA: questions whose answer stands written in the image, ten people's answers to each (arXiv 1904.08920).
+"""TextVQA: questions about text in an image, with ten people's answers to each (arXiv 1904.08920).
 
-The official file is `TextVQA_0.5.1_val.json`. LLaVA's question file adds to each question a line of words that a text
-recognizer read ("Reference OCR token: ..."), names it by its image, and asks it in capitals of its own; its scores
-hang on that line. Its answers are found by image and question, as its own script does.
+The official file is `TextVQA_0.5.1_val.json`. LLaVA's question file adds to each question a line of OCR words
+("Reference OCR token: ..."), uses the image as its id, and has its own capitalization; its scores depend on that line.
+Its answers are matched by image and question, as its own script does.
 """
 
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -31,14 +32,14 @@ from caldera.evaluation.files import (
 from caldera.evaluation.vqa_accuracy import m4c_soft_accuracy
 
 _FILE = "TextVQA_0.5.1_val.json"
-_ASKED_OTHERWISE = re.compile(r"OCR tokens: .*?Question: (.*?) Short answer:", re.DOTALL)
-"""How InstructBLIP's prompts, which LLaVA's script also reads, hold the question."""
+_INSTRUCT_BLIP_PROMPT = re.compile(r"OCR tokens: .*?Question: (.*?) Short answer:", re.DOTALL)
+"""InstructBLIP's prompts, which LLaVA's script also parses."""
 
-_Key = tuple[str, str]
+_QuestionKey = tuple[str, str]
 """Image, and question in lower case."""
 
 
-class _Question(BaseModel):
+class _QuestionSchema(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     question_id: int
@@ -47,22 +48,20 @@ class _Question(BaseModel):
     answers: list[str] | None = Field(default=None, min_length=10, max_length=10)
 
     @property
-    def key(self) -> _Key:
-        """What LLaVA's files find it by."""
+    def key(self) -> _QuestionKey:
+        """Key of the question in LLaVA's files."""
         return self.image_id, self.question.lower()
 
 
 def load_questions(sources: Sources) -> ShortAnswers:
-    """Read the questions with their answers; the words to ask them in from LLaVA's question file where it is given.
+    """Load the questions with their answers; the prompts come from LLaVA's question file if it is given.
 
     Raises:
         UsageError: The official file was not given.
-        InputError: A file is missing or broken, or LLaVA's has no such question.
+        InputError: A file is missing or broken, or LLaVA's lacks a question.
     """
-    questions = _questions(sources)
-    asked = _llava_texts(sources.questions) if sources.questions else None
-    items = [_to_item(one, asked) for one in questions]
-    return ShortAnswers(name="textvqa", items=items, accuracy=m4c_soft_accuracy)
+    prompts = _llava_prompts(sources.questions) if sources.questions else None
+    return _to_benchmark(_load(sources), prompts)
 
 
 def score_answer_files(sources: Sources, answers: Path) -> Score:
@@ -70,91 +69,98 @@ def score_answer_files(sources: Sources, answers: Path) -> Score:
 
     Raises:
         UsageError: The official file was not given.
-        InputError: A file is missing or broken, or answers and questions do not belong together.
+        InputError: A file is missing or broken, or answers and questions do not match.
     """
-    questions = _questions(sources)
+    questions = _load(sources)
     texts = texts_by_id(_with_question_ids(read_answer_list(answers), questions), answers)
-    items = [_to_item(one, None) for one in questions]
-    return ShortAnswers(name="textvqa", items=items, accuracy=m4c_soft_accuracy).score(texts)
+    return _to_benchmark(questions, None).score(texts)
 
 
-def _questions(sources: Sources) -> list[_Question]:
+def _load(sources: Sources) -> list[_QuestionSchema]:
     path = sources.require_annotations(_FILE)
     return [
-        validate(_Question, entry, f"{path}: data.{index}")
+        validate(_QuestionSchema, entry, f"{path}: data.{index}")
         for index, entry in enumerate(read_list(path, "data")[1])
     ]
 
 
-def _to_item(question: _Question, asked: Mapping[_Key, str] | None) -> Item:
+def _to_benchmark(
+    questions: Sequence[_QuestionSchema], prompts: Mapping[_QuestionKey, str] | None
+) -> ShortAnswers:
+    items = [_to_item(question, prompts) for question in questions]
+    return ShortAnswers(name="textvqa", items=items, accuracy=m4c_soft_accuracy)
+
+
+def _to_item(question: _QuestionSchema, prompts: Mapping[_QuestionKey, str] | None) -> Item:
     name, image = str(question.question_id), f"{question.image_id}.jpg"
-    if asked is None:
+    if prompts is None:
         conversation = short_answer_turn(name, image, question.question.capitalize())
-    elif question.key in asked:
-        conversation = question_turn(name, image, asked[question.key])
+    elif question.key in prompts:
+        conversation = question_turn(name, image, prompts[question.key])
     else:
         raise InputError(
-            f"LLaVA's question file does not ask {question.question!r} of {image}; give the file of this split"
+            f"LLaVA's question file lacks {question.question!r} of {image}; give the file of this split"
         )
     return Item(name, "text", "textvqa", conversation, tuple(question.answers or ()))
 
 
-def _llava_texts(path: Path) -> dict[_Key, str]:
-    """Return the words that LLaVA's question file asks each question in."""
-    texts: dict[_Key, str] = {}
-    for where, record in read_records(path):
-        require_fields(record, ("question_id", "text"), where)
-        texts[str(record["question_id"]), question_in(record["text"])] = record["text"]
-    return texts
+def _llava_prompts(path: Path) -> dict[_QuestionKey, str]:
+    """Return the prompts of LLaVA's question file."""
+    prompts: dict[_QuestionKey, str] = {}
+    for location, record in read_records(path):
+        require_fields(record, ("question_id", "text"), location)
+        prompts[str(record["question_id"]), extract_question(record["text"])] = record["text"]
+    return prompts
 
 
-def question_in(prompt: str) -> str:
-    """Return the question of a prompt alone, in lower case."""
-    if found := _ASKED_OTHERWISE.match(prompt):
-        return found[1].lower()
+def extract_question(prompt: str) -> str:
+    """Return the question of a prompt, in lower case."""
+    if match := _INSTRUCT_BLIP_PROMPT.match(prompt):
+        return match[1].lower()
     lines = prompt.split("\n")
     return lines[1 if len(lines) > 1 and lines[0].startswith("Reference OCR token:") else 0].lower()
 
 
 def _with_question_ids(
-    answers: Sequence[AnswerRecord], questions: Sequence[_Question]
+    answers: Sequence[AnswerRecord], questions: Sequence[_QuestionSchema]
 ) -> list[AnswerRecord]:
-    """Put question ids in the place of image ids. A question that is asked twice of an image takes answers in order.
+    """Replace image ids by question ids; answers to a repeated question of an image are matched in order.
 
     Raises:
-        InputError: Answers are to questions that the file does not have.
+        InputError: Some answers match no question.
     """
-    ids = {str(one.question_id) for one in questions}
-    waiting: dict[_Key, list[str]] = defaultdict(list)
-    for one in reversed(questions):
-        waiting[one.key].append(str(one.question_id))
-    named: list[AnswerRecord] = []
-    lost: list[str] = []
+    ids = {str(question.question_id) for question in questions}
+    unmatched_ids: dict[_QuestionKey, list[str]] = defaultdict(list)
+    for question in reversed(questions):
+        unmatched_ids[question.key].append(str(question.question_id))
+    matched: list[AnswerRecord] = []
+    unmatched: list[str] = []
     for answer in answers:
-        left = waiting.get((answer.id, question_in(answer.prompt)), [])
+        question_ids = unmatched_ids.get((answer.id, extract_question(answer.prompt)), [])
         if answer.id in ids:
-            named.append(answer)
-        elif left:
-            name = left.pop() if len(left) > 1 else left[0]  # a surplus answer is a double one
-            named.append(AnswerRecord(answer.where, name, answer.text, answer.prompt))
+            matched.append(answer)
+        elif question_ids:
+            # The last id is never removed: a surplus answer is then reported as a duplicate.
+            name = question_ids.pop() if len(question_ids) > 1 else question_ids[0]
+            matched.append(replace(answer, id=name))
         else:
-            lost.append(f"{answer.id} {question_in(answer.prompt)!r}")
-    if lost:
+            unmatched.append(f"{answer.id} {extract_question(answer.prompt)!r}")
+    if unmatched:
         raise InputError(
-            f"{len(lost)} answers are to no question of {_FILE}: {join_names(lost)}; is this the right split?"
+            f"{len(unmatched)} answers match no question of {_FILE}: {join_names(unmatched)}; is this the right split?"
         )
-    return named
+    return matched
 
 
 TEXTVQA = BenchmarkSpec(
     name="textvqa",
     title="TextVQA",
-    measures="whether writing in pictures is read and understood",
+    measures="reading and understanding of text in images",
     description="5,000 questions of the validation split 0.5.1 (textvqa.org/dataset)",
     chance={},
     primary_metric="accuracy",
-    required_files=f"--truth {_FILE}; --questions llava_textvqa_val_v051_ocr.jsonl to ask as LLaVA does",
-    default_files=Sources(annotations=Path("TextVQA_0.5.1_val.json"), images=Path("train_images")),
+    required_files=f"--annotations {_FILE}; --questions llava_textvqa_val_v051_ocr.jsonl for LLaVA's prompts",
+    default_files=Sources(annotations=Path(_FILE), images=Path("train_images")),
     load=load_questions,
     score_answer_files=score_answer_files,
 )

@@ -1,13 +1,13 @@
-"""VizWiz: questions that blind people asked about images they took, ten answers to each (arXiv 1802.08218).
+"""VizWiz: questions of blind people about images they took, with ten answers to each (arXiv 1802.08218).
 
-The official file is `val.json`, a list of questions named by their images; `test.json` has no answers, EvalAI's
-server scores it. LLaVA's answers go by ids of its question file, which says the image of each. As for VQA v2, a
-`.jsonl` goes through EvalAI's processor first, a `.json` is compared as it was handed in.
+The official file is `val.json`, a list of questions whose id is their image; `test.json` has no answers, EvalAI's
+server scores it. The ids of LLaVA's answers are those of its question file, which names the image of each. As for
+VQA v2, a `.jsonl` is normalized by EvalAI's processor, a `.json` is compared verbatim.
 
-Whether a question can be answered at all is VizWiz's second task. It needs a confidence, which a chat does not give.
+VizWiz's second task, whether a question is answerable at all, needs a confidence, which a chat does not give.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from caldera.datasets.vqa import validate
 from caldera.evaluation.benchmark import BenchmarkSpec, Item, Score, Sources
 from caldera.evaluation.benchmarks.short_answers import ShortAnswers, question_turn
-from caldera.evaluation.benchmarks.vqav2 import preparation
+from caldera.evaluation.benchmarks.vqav2 import normalizer_for
 from caldera.evaluation.files import read_answer_list, read_records, require_fields, texts_by_id
 from caldera.evaluation.vqa_accuracy import normalize_submission, vizwiz_soft_accuracy
 from caldera.instructions.request_phrases import SHORT_ANSWER
@@ -24,26 +24,26 @@ from caldera.instructions.request_phrases import SHORT_ANSWER
 _FILE = "val.json"
 
 UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
-"""What LLaVA-1.5 says before the sentence on short answers (P2, table 8)."""
+"""LLaVA-1.5's instruction before that to answer briefly (P2, table 8)."""
 
 
-class _Wire(BaseModel):
+class _Schema(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
-class _Answer(_Wire):
+class _AnswerSchema(_Schema):
     answer: str
 
 
-class _Question(_Wire):
+class _QuestionSchema(_Schema):
     image: str
     question: str
     answer_type: str = "unknown"
-    answers: list[_Answer] = []
+    answers: list[_AnswerSchema] = []
 
 
 def load_questions(sources: Sources) -> ShortAnswers:
-    """Read the questions, with their answers where the split has them.
+    """Load the questions, with their answers if the split has them.
 
     Raises:
         UsageError: The official file was not given.
@@ -53,50 +53,52 @@ def load_questions(sources: Sources) -> ShortAnswers:
 
 
 def score_answer_files(sources: Sources, answers: Path) -> Score:
-    """Score LLaVA's answers (`.jsonl`, or a folder), or a file as handed in (`.json`).
+    """Score LLaVA's answers (`.jsonl`, or a folder), or a submitted file (`.json`).
 
     Raises:
         UsageError: The official file was not given.
-        InputError: A file is missing or broken, or answers and questions do not belong together.
+        InputError: A file is missing or broken, or answers and questions do not match.
     """
     images = _llava_images(sources.questions) if sources.annotations and sources.questions else {}
-    given = read_answer_list(answers)
-    named = [replace(answer, id=images.get(answer.id, answer.id)) for answer in given]
-    return _load(sources, preparation(answers)).score(texts_by_id(named, answers))
+    records = [
+        replace(record, id=images.get(record.id, record.id)) for record in read_answer_list(answers)
+    ]
+    return _load(sources, normalizer_for(answers)).score(texts_by_id(records, answers))
 
 
-def _load(sources: Sources, prepare: Callable[[str], str]) -> ShortAnswers:
+def _load(sources: Sources, normalize: Callable[[str], str]) -> ShortAnswers:
     path = sources.annotations or sources.require_questions(f"VizWiz's {_FILE}")
-    questions = [validate(_Question, record, where) for where, record in read_records(path)]
     return ShortAnswers(
         name="vizwiz",
-        items=_items(questions),
+        items=[
+            _to_item(validate(_QuestionSchema, record, location))
+            for location, record in read_records(path)
+        ],
         accuracy=vizwiz_soft_accuracy,
-        normalize=prepare,
+        normalize=normalize,
         overall="overall",
         groups={"perAnswerType": "answer type: "},
     )
 
 
-def _items(questions: Sequence[_Question]) -> list[Item]:
-    return [
-        Item(
-            one.image,
-            one.answer_type,
-            "vizwiz",
-            question_turn(one.image, one.image, f"{one.question}\n{UNANSWERABLE}\n{SHORT_ANSWER}"),
-            tuple(answer.answer for answer in one.answers),
-            slices=(f"answer type: {one.answer_type}",),
-        )
-        for one in questions
-    ]
+def _to_item(question: _QuestionSchema) -> Item:
+    image = question.image
+    text = f"{question.question}\n{UNANSWERABLE}\n{SHORT_ANSWER}"
+    return Item(
+        image,
+        question.answer_type,
+        "vizwiz",
+        question_turn(image, image, text),
+        tuple(answer.answer for answer in question.answers),
+        slices=(f"answer type: {question.answer_type}",),
+    )
 
 
 def _llava_images(path: Path) -> dict[str, str]:
     """Return the image of each question id of LLaVA's question file."""
     images: dict[str, str] = {}
-    for where, record in read_records(path):
-        require_fields(record, ("question_id", "image"), where)
+    for location, record in read_records(path):
+        require_fields(record, ("question_id", "image"), location)
         images[str(record["question_id"])] = str(record["image"])
     return images
 
@@ -104,12 +106,12 @@ def _llava_images(path: Path) -> dict[str, str]:
 VIZWIZ = BenchmarkSpec(
     name="vizwiz",
     title="VizWiz",
-    measures="whether questions of blind people are answered, or said to have no answer",
-    description="4,319 questions of val, 8,000 of test whose answers are not public (vizwiz.org)",
+    measures="answers to questions of blind people, including the answer that there is none",
+    description="4,319 questions of val, 8,000 of test, whose answers are not public (vizwiz.org)",
     chance={},
     primary_metric="overall",
-    required_files=f"--truth {_FILE}; --questions LLaVA's question file where answers go by its ids",
-    default_files=Sources(annotations=Path("val.json"), images=Path("val")),
+    required_files=f"--annotations {_FILE}; --questions LLaVA's question file if answers have its ids",
+    default_files=Sources(annotations=Path(_FILE), images=Path("val")),
     load=load_questions,
     score_answer_files=score_answer_files,
 )

@@ -1,10 +1,10 @@
-"""VQA v2: open questions about COCO images, ten people's answers to each (arXiv 1612.00837).
+"""VQA v2: open questions about COCO images, with ten people's answers to each (arXiv 1612.00837).
 
-The official files are `v2_OpenEnded_mscoco_SPLIT_questions.json` and `v2_mscoco_SPLIT_annotations.json`. Those of
-LLaVA's split, test-dev2015, have no annotations; EvalAI's server scores it.
+The official files are `v2_OpenEnded_mscoco_SPLIT_questions.json` and `v2_mscoco_SPLIT_annotations.json`. LLaVA's split,
+test-dev2015, has no public annotations; EvalAI's server scores it.
 
-Answers in a `.jsonl` are LLaVA's raw ones and go through EvalAI's processor, as LLaVA's converter puts them before they
-are handed in. A `.json` is a file as it was handed in, and is compared as it is.
+Answers in a `.jsonl` are LLaVA's raw ones and are normalized by EvalAI's processor, as LLaVA's converter does before
+submission. A `.json` is a submitted file, and is compared verbatim.
 """
 
 from collections.abc import Callable
@@ -22,29 +22,29 @@ from caldera.evaluation.vqa_accuracy import normalize_submission, vqa_soft_accur
 _QUESTIONS = "v2_OpenEnded_mscoco_SPLIT_questions.json"
 
 
-class _Wire(BaseModel):
+class _Schema(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
 
-class _Question(_Wire):
+class _QuestionSchema(_Schema):
     question_id: int
     image_id: int
     question: str = Field(min_length=1)
 
 
-class _Answer(_Wire):
+class _AnswerSchema(_Schema):
     answer: str
 
 
-class _Annotation(_Wire):
+class _AnnotationSchema(_Schema):
     question_id: int
     question_type: str
     answer_type: str
-    answers: list[_Answer] = Field(min_length=1)
+    answers: list[_AnswerSchema] = Field(min_length=1)
 
 
 def load_questions(sources: Sources) -> ShortAnswers:
-    """Read questions, and annotations where they are given.
+    """Load questions, and annotations if given.
 
     Raises:
         UsageError: No questions were given.
@@ -54,58 +54,60 @@ def load_questions(sources: Sources) -> ShortAnswers:
 
 
 def score_answer_files(sources: Sources, answers: Path) -> Score:
-    """Score LLaVA's answers (`.jsonl`, or a folder), or a file as handed in (`.json`).
+    """Score LLaVA's answers (`.jsonl`, or a folder), or a submitted file (`.json`).
 
     Raises:
         UsageError: Questions or annotations were not given.
-        InputError: A file is missing or broken, or answers and questions do not belong together.
+        InputError: A file is missing or broken, or answers and questions do not match.
     """
     sources.require_annotations("v2_mscoco_SPLIT_annotations.json")
-    return _load(sources, preparation(answers)).score(read_answers(answers))
+    return _load(sources, normalizer_for(answers)).score(read_answers(answers))
 
 
-def preparation(answers: Path) -> Callable[[str], str]:
-    """Return what is done to the answers of a file before they are compared: nothing where it was handed in."""
+def normalizer_for(answers: Path) -> Callable[[str], str]:
+    """Return the function that normalizes the answers of a file; those of a submitted file are compared verbatim."""
     return str if answers.suffix == ".json" else normalize_submission
 
 
-def _load(sources: Sources, prepare: Callable[[str], str]) -> ShortAnswers:
+def _load(sources: Sources, normalize: Callable[[str], str]) -> ShortAnswers:
     path = sources.require_questions(_QUESTIONS)
     header, questions = read_list(path, "questions")
-    annotations = _annotations(sources.annotations)
+    annotations = _load_annotations(sources.annotations)
     split = str(header.get("data_subtype", "val2014"))
     items = [
-        _to_item(validate(_Question, entry, f"{path}: questions.{index}"), annotations, split)
+        _to_item(validate(_QuestionSchema, entry, f"{path}: questions.{index}"), annotations, split)
         for index, entry in enumerate(questions)
     ]
-    if annotations and (others := len(annotations.keys() - {item.id for item in items})):
+    if annotations and (num_unknown := len(annotations.keys() - {item.id for item in items})):
         raise InputError(
-            f"{sources.annotations} has {others} annotations of questions that are not in {path}; "
+            f"{sources.annotations} has {num_unknown} annotations of questions that are not in {path}; "
             "give the files of one split"
         )
     return ShortAnswers(
         name="vqav2",
         items=items,
         accuracy=vqa_soft_accuracy,
-        normalize=prepare,
+        normalize=normalize,
         overall="overall",
         groups={"perAnswerType": "answer type: ", "perQuestionType": "question type: "},
     )
 
 
-def _annotations(path: Path | None) -> dict[str, _Annotation]:
+def _load_annotations(path: Path | None) -> dict[str, _AnnotationSchema]:
     """Return annotations by question id."""
     if path is None:
         return {}
-    found = [
-        validate(_Annotation, entry, f"{path}: annotations.{index}")
+    annotations = [
+        validate(_AnnotationSchema, entry, f"{path}: annotations.{index}")
         for index, entry in enumerate(read_list(path, "annotations")[1])
     ]
-    return {str(annotation.question_id): annotation for annotation in found}
+    return {str(annotation.question_id): annotation for annotation in annotations}
 
 
-def _to_item(question: _Question, annotations: dict[str, _Annotation], split: str) -> Item:
-    """Make an item; without an annotation nothing is known to be right."""
+def _to_item(
+    question: _QuestionSchema, annotations: dict[str, _AnnotationSchema], split: str
+) -> Item:
+    """Return an item; without an annotation it has no references."""
     name = str(question.question_id)
     image, _ = image_names(question.image_id, split)
     conversation = short_answer_turn(name, image, question.question)
@@ -117,7 +119,7 @@ def _to_item(question: _Question, annotations: dict[str, _Annotation], split: st
         annotation.answer_type,
         "vqa",
         conversation,
-        tuple(one.answer for one in annotation.answers),
+        tuple(answer.answer for answer in annotation.answers),
         slices=(
             f"answer type: {annotation.answer_type}",
             f"question type: {annotation.question_type}",
@@ -128,11 +130,12 @@ def _to_item(question: _Question, annotations: dict[str, _Annotation], split: st
 VQAV2 = BenchmarkSpec(
     name="vqav2",
     title="VQA v2",
-    measures="whether open questions about everyday pictures are answered as most people would",
-    description="214,354 questions of val2014, 107,394 of test-dev2015 whose answers are not public (visualqa.org/download)",
+    measures="agreement with people's answers to open questions about everyday images",
+    description="214,354 questions of val2014, 107,394 of test-dev2015, whose answers are not public "
+    "(visualqa.org/download)",
     chance={},
     primary_metric="overall",
-    required_files=f"--questions {_QUESTIONS} --truth v2_mscoco_SPLIT_annotations.json",
+    required_files=f"--questions {_QUESTIONS} --annotations v2_mscoco_SPLIT_annotations.json",
     default_files=Sources(
         questions=Path("v2_OpenEnded_mscoco_val2014_questions.json"),
         annotations=Path("v2_mscoco_val2014_annotations.json"),

@@ -1,8 +1,8 @@
-"""A question, what is right and an answer in, the request for one grade out: MM-Vet's way to judge open answers.
+"""MM-Vet's protocol for open answers: one grade per answer, given the correct answer.
 
-The grade goes from 0.0 to 1.0 in steps of 0.1, by worked examples in the prompt (arXiv 2308.02490, section 3.2). The
-examples and all words are caldera's own, so grades given by it are near the published ones, not equal;
-stored grades of the official kind are scored as they are.
+The grade is 0.0 to 1.0 in steps of 0.1, with worked examples in the prompt (arXiv 2308.02490, section 3.2). The
+examples and all texts are caldera's own, so its grades are close to the published ones, not equal; stored grades of the
+official kind are scored unchanged.
 """
 
 import json
@@ -41,17 +41,17 @@ _EXAMPLES = (
         "It is funny because a dog in a tie is sitting at a desk like an office worker.", "1.0",
     ),
 )  # fmt: skip
-"""Questions, what is right, answers and their grades."""
+"""Questions, correct answers, answers and their grades."""
 
 
-def _table_row(question: str, right: str, answer: str) -> str:
-    """Write one row without its grade, on one line."""
-    cells = (" ".join(cell.replace("|", "/").split()) for cell in (question, right, answer))
+def _table_row(question: str, correct: str, answer: str) -> str:
+    """Return one row without its grade, on one line."""
+    cells = (" ".join(cell.replace("|", "/").split()) for cell in (question, correct, answer))
     return " | ".join(cells) + " |"
 
 
 def _grading_messages(case: JudgeCase, _order: AnswerOrder) -> list[Message]:
-    """Write the request: the rule, graded rows, and the row whose grade is wanted."""
+    """Return the request: the rule, graded rows, and the row to grade."""
     rows = ["Question | What is right | Answer | Grade"]
     rows += [f"{_table_row(*cells)} {grade}" for *cells, grade in _EXAMPLES]
     rows.append(_table_row(case.question, case.reference, case.candidate))
@@ -60,31 +60,26 @@ def _grading_messages(case: JudgeCase, _order: AnswerOrder) -> list[Message]:
     return [{"role": "user", "content": f"{_RULE}\n\n{table}\n\n{ask}"}]
 
 
-def _read(reply: str) -> tuple[float, ...]:
-    """Read a grade, the only score of its kind of verdict."""
-    return (parse_grade(reply),)
-
-
 GRADES = JudgingProtocol(
     name="paper",
     orders=("reference first",),
-    messages=_grading_messages,
-    read=_read,
+    build_messages=_grading_messages,
+    parse=lambda reply: (parse_grade(reply),),
     temperature=0.0,
     max_tokens=64,
 )
-"""One grade for one answer."""
+"""The protocol that gives one grade to one answer."""
 
 GRADE_PROTOCOLS = {GRADES.name: GRADES}
-"""Ways to grade an answer alone, by exact name."""
+"""Protocols that grade an answer without a reference answer, by name."""
 
 
 def write_grade_files(runs: Sequence[Sequence[Verdict]], _judge: str) -> Mapping[str, str]:
-    """Write grades in MM-Vet's layout; a grade that could not be read is null."""
-    told: dict[str, dict[str, list[Any]]] = {}
-    for verdict in (one for run in runs for one in run):
-        line = told.setdefault(verdict.id, {"model": [], "content": [], "score": []})
-        line["model"].append(verdict.model)
-        line["content"].append(verdict.text)
-        line["score"].append(verdict.scores[0] if verdict.scores else None)
-    return {"grades.json": json.dumps(told, indent=1) + "\n"}
+    """Return the grades in MM-Vet's layout, by file name; a grade that could not be parsed is null."""
+    records: dict[str, dict[str, list[Any]]] = {}
+    for verdict in (verdict for run in runs for verdict in run):
+        record = records.setdefault(verdict.id, {"model": [], "content": [], "score": []})
+        record["model"].append(verdict.model)
+        record["content"].append(verdict.text)
+        record["score"].append(verdict.scores[0] if verdict.scores else None)
+    return {"grades.json": json.dumps(records, indent=1) + "\n"}

@@ -1,14 +1,12 @@
-"""Requests to a judge in, its replies out: at a pace, within a budget, and none asked twice.
+"""Client of a judge: rate-limited, within a budget, and without repeating requests.
 
-Every request and reply stands in `journal.jsonl` of the run's folder under a key of all that a reply depends on: the
-judge's model, the parameters, the protocol, every word of the request, and which of several runs it belongs to. So a
-command that was killed goes on, and a changed answer, prompt or parameter is asked anew. At a temperature above 0 a
-reply is a draw: it serves its own run only, and another folder or another run draws again.
+Every request and reply is in `journal.jsonl` of the run's folder, keyed by everything that a reply depends on: the
+judge's model, the parameters, the protocol, the request, and the number of the run. So an interrupted command resumes,
+and a changed answer, prompt or parameter is requested again. Replies at a temperature above 0 are sampled: they serve
+their own run only, and another folder or run samples anew.
 """
 
 import asyncio
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,55 +30,56 @@ from caldera.progress import Progress
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judge:
-    """A language model as judge, and what it may cost."""
+    """A language model that judges answers, and the limits of its cost."""
 
     model: str
     base_url: str = OPENAI_URL
     key: SecretStr | None = None
-    sending: RequestConfig = field(
+    request_config: RequestConfig = field(
         default_factory=lambda: RequestConfig(temperature=0.0, max_repairs=0)
     )
     price: Price | None = None
-    unpriced: bool = False
-    """Whether the user said that the price does not matter."""
+    no_price: bool = False
+    """Whether the user accepts an unknown cost."""
 
     max_cost: float | None = None
     max_requests: int | None = None
 
     def __post_init__(self) -> None:
-        """Check that there is a model, and that no money is spent uncounted.
+        """Check that a model is named and that costs are known.
 
         Raises:
             UsageError: A model, key or price is missing.
         """
+        is_openai = self.base_url.rstrip("/") == OPENAI_URL
         if not self.model:
             raise UsageError("a judge needs the name of a model; give --judge-model")
-        if self.base_url.rstrip("/") == OPENAI_URL and not self.key:
+        if is_openai and not self.key:
             raise UsageError(
-                "there is no key for OpenAI; set OPENAI_API_KEY, or name a server of your own with --judge-url"
+                "no API key for OpenAI; set OPENAI_API_KEY, or give your own server with --judge-url"
             )
-        if self.base_url.rstrip("/") == OPENAI_URL and self.price is None and not self.unpriced:
+        if is_openai and self.price is None and not self.no_price:
             raise UsageError(
-                "what the judge costs is not known; give --price PROMPT,REPLY (money for a million tokens each), or "
-                "--unpriced to count no money"
+                "the cost of the judge is unknown; give --price PROMPT,REPLY (per million tokens each), or "
+                "--no-price to ignore it"
             )
         if self.max_cost is not None and self.price is None:
-            raise UsageError("--max-cost needs --price PROMPT,REPLY, money for a million tokens")
+            raise UsageError("--max-cost needs --price PROMPT,REPLY (per million tokens each)")
 
     def digest(self, protocol: str) -> str:
-        """Return twelve characters that stand for the judge, its parameters and a protocol of that digest."""
-        sending = self.sending
-        told = {
+        """Return twelve characters that identify the judge, its parameters and the protocol with that digest."""
+        config = self.request_config
+        parameters = {
             "model": self.model,
             "protocol": protocol,
-            "temperature": sending.temperature,
-            "top_p": sending.top_p,
-            "seed": sending.seed,
-            "max_tokens": sending.max_tokens,
-            # The key that runs on disk were made with.
-            "repairs": sending.max_repairs,
+            "temperature": config.temperature,
+            "top_p": config.top_p,
+            "seed": config.seed,
+            "max_tokens": config.max_tokens,
+            # The field's former name, so that journals of earlier versions stay valid.
+            "repairs": config.max_repairs,
         }
-        return json_fingerprint(told, 12)
+        return json_fingerprint(parameters, 12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,37 +87,37 @@ class JudgeRequest:
     """One request to a judge."""
 
     name: str
-    """What it is about, for people."""
+    """Human-readable name of the case."""
 
     run: int
-    """Which of several runs it belongs to, from 1."""
+    """Number of the judging run, from 1."""
 
     messages: Sequence[Message]
-    read: Callable[[str], object]
-    """Reads the reply; raises ReplyRefusal."""
+    parse: Callable[[str], object]
+    """Parses the reply; raises RejectedReply."""
 
     id: str
-    """Its key: all that the reply depends on."""
+    """Key made of everything that the reply depends on."""
 
 
 def build_request(
-    judge: str, name: str, run: int, messages: Sequence[Message], read: Callable[[str], object]
+    judge: str, name: str, run: int, messages: Sequence[Message], parse: Callable[[str], object]
 ) -> JudgeRequest:
-    """Make a request to the judge of that digest, with its key."""
-    told = json.dumps([judge, name, run, [*map(dict, messages)]], sort_keys=True)
-    return JudgeRequest(name, run, messages, read, hashlib.sha256(told.encode()).hexdigest()[:24])
+    """Return a request, with its key, to the judge with the digest `judge`."""
+    key = json_fingerprint([judge, name, run, [*map(dict, messages)]], 24)
+    return JudgeRequest(name, run, messages, parse, key)
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeReply:
-    """What a judge said to one request, or why it said nothing that can be used."""
+    """Reply of a judge to one request, or the reason why it cannot be used."""
 
     text: str = ""
     model: str = ""
-    """The judge by the name that its endpoint gives it."""
+    """The judge's name as reported by its endpoint."""
 
     failure: str = ""
-    """The rule that the reply breaks, or why there is none; empty where it can be read."""
+    """The rule that the reply breaks, or the reason why there is none; empty if it can be parsed."""
 
     detail: str = ""
 
@@ -126,30 +125,32 @@ class JudgeReply:
 def ask_judge(
     judge: Judge,
     protocol: str,
-    hearings: Sequence[JudgeRequest],
+    requests: Sequence[JudgeRequest],
     *,
     out: Path,
     progress: Progress,
 ) -> list[JudgeReply]:
-    """Ask a judge all that it was not asked before, and return what it said to every request, in order.
+    """Send the requests that have no reply yet, and return the replies to all of them, in order.
 
     Args:
-        judge: Who is asked.
+        judge: The model, its parameters and limits.
         protocol: Digest of the protocol, for the journal.
-        hearings: The requests.
-        out: The run's folder, which is held by the caller; `journal.jsonl` in it is the cache.
-        progress: Follows the work.
+        requests: The requests.
+        out: The run's folder, which the caller has locked; `journal.jsonl` in it is the cache.
+        progress: Progress display.
 
     Raises:
-        TeacherError: The key, the quota or the budget ended the run; what was heard is kept.
+        LLMClientError: The key, the quota or the budget ended the run; received replies are saved.
         OutputError: The journal cannot be written.
     """
     journal = Journal(out / "journal.jsonl")
     try:
-        means = RunnerConfig[JudgeRequest](
-            endpoint=OpenAIClient(judge.base_url, judge.model, judge.key, judge.sending, "judge"),
-            request=lambda asked: LLMRequest(asked.messages, protocol),
-            check=lambda asked, reply: _parse_or_raise(asked.read, reply),
+        config = RunnerConfig[JudgeRequest](
+            client=OpenAIClient(
+                judge.base_url, judge.model, judge.key, judge.request_config, "judge"
+            ),
+            request=lambda request: LLMRequest(request.messages, protocol),
+            check=lambda request, reply: _parse_or_raise(request.parse, reply),
             journal=journal,
             budget=Budget(
                 price=judge.price,
@@ -158,61 +159,60 @@ def ask_judge(
                 spent=journal.spent,
                 requests=journal.requests,
             ),
-            sending=judge.sending,
+            request_config=judge.request_config,
             run=judge.digest(protocol),
         )
-        before = sum(journal.is_decided(one.id) for one in hearings)
-        with progress.task("asking the judge", len(hearings), before) as tick:
-            ended = asyncio.run(_ask(means, RequestRunner(means, tick), hearings))
-        if ended and not isinstance(ended, EndpointDownError):
+        num_decided = sum(journal.is_decided(request.id) for request in requests)
+        with progress.task("asking the judge", len(requests), num_decided) as tick:
+            error = asyncio.run(_run(config, RequestRunner(config, tick), requests))
+        if error and not isinstance(error, EndpointDownError):
             raise LLMClientError(
-                f"{ended}; what was heard is kept in {out}: once that is mended, or with a greater budget, the same "
-                "command goes on"
+                f"{error}; the replies so far are saved in {out}: fix this, or raise the budget, and run the same "
+                "command to resume"
             )
-        return [_to_reply(journal, one, ended) for one in hearings]
+        return [_to_reply(journal, request, error) for request in requests]
     finally:
         journal.close()
 
 
-async def _ask(
-    means: RunnerConfig[JudgeRequest],
-    run: RequestRunner[JudgeRequest],
-    hearings: Sequence[JudgeRequest],
+async def _run(
+    config: RunnerConfig[JudgeRequest],
+    runner: RequestRunner[JudgeRequest],
+    requests: Sequence[JudgeRequest],
 ) -> LLMClientError | None:
-    """Run to the end, and let go of the endpoint in the same loop."""
+    """Run all requests, and close the client in the same event loop."""
     try:
-        return await run.run_all(hearings)
+        return await runner.run_all(requests)
     finally:
-        await means.endpoint.close()
+        await config.client.close()
 
 
-def _to_reply(journal: Journal, asked: JudgeRequest, ended: LLMClientError | None) -> JudgeReply:
-    """Return what became of one request; a reply is read anew, by the rules as they are now."""
-    entry, heard = journal.entries.get(asked.id), journal.replies(asked.id)
+def _to_reply(journal: Journal, request: JudgeRequest, error: LLMClientError | None) -> JudgeReply:
+    """Return the result of one request; stored replies are parsed again, by the current rules."""
+    entry, received = journal.entries.get(request.id), journal.replies(request.id)
     if entry is None or entry.outcome is None:
-        return JudgeReply(failure="not asked", detail=str(ended or ""))
-    if entry.outcome == "failed" or not heard:
+        return JudgeReply(failure="not asked", detail=str(error or ""))
+    if entry.outcome == "failed" or not received:
         return JudgeReply(failure=entry.rule, detail=entry.detail)
-    reply = heard[-1].reply
+    reply = received[-1].reply
     try:
-        _parse_or_raise(asked.read, reply)
-    except RejectedReply as refusal:
-        told = str(refusal).removeprefix(refusal.rule).removeprefix(": ")
-        return JudgeReply(reply.text, reply.model, refusal.rule, told)
+        _parse_or_raise(request.parse, reply)
+    except RejectedReply as rejection:
+        return JudgeReply(reply.text, reply.model, rejection.rule, _detail_of(rejection))
     return JudgeReply(reply.text, reply.model)
 
 
-def _parse_or_raise(read: Callable[[str], object], reply: Reply) -> None:
-    """Read a reply; one that was cut off counts if what matters stands in it.
-
-    Raises:
-        ReplyRefusal: It cannot be read.
-    """
+def _parse_or_raise(parse: Callable[[str], object], reply: Reply) -> None:
+    """Parse a reply; a truncated one is accepted if it holds the scores."""
     try:
-        read(reply.text)
-    except RejectedReply as refusal:
+        parse(reply.text)
+    except RejectedReply as rejection:
         if reply.finish == "stop":
             raise
-        told = str(refusal).removeprefix(refusal.rule).removeprefix(": ")
-        cut = f"the reply ended by {reply.finish!r}" + (f"; {told}" if told else "")
-        raise RejectedReply(refusal.rule, cut, feedback=refusal.feedback) from None
+        detail = _detail_of(rejection)
+        ending = f"the reply ended by {reply.finish!r}" + (f"; {detail}" if detail else "")
+        raise RejectedReply(rejection.rule, ending, feedback=rejection.feedback) from None
+
+
+def _detail_of(rejection: RejectedReply) -> str:
+    return str(rejection).removeprefix(rejection.rule).removeprefix(": ")

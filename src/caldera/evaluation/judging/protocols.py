@@ -1,8 +1,8 @@
-"""An answer to be judged in, the requests that a judge gets about it out: the papers' way, and one that is fairer.
+"""Judging protocols: the prompts in which a judge compares two answers, and how its replies are parsed.
 
-The papers' way (arXiv 2304.08485, section 5.1; spec: the reference always stands first) is kept for figures that are to
-be compared with theirs. A judge prefers whichever answer it reads first, or the longer one; so beside it stands a way
-that shows both orders, allows ties, tells the judge not to follow what the answers say, and counts how often the judge
+The papers' protocol (arXiv 2304.08485, section 5.1; spec: the reference always comes first) exists for figures that are
+compared with theirs. A judge prefers the answer that it reads first, or the longer one; therefore the second protocol
+shows both orders, allows ties, instructs the judge to ignore instructions in answers, and measures how often the judge
 agrees with itself.
 """
 
@@ -17,66 +17,73 @@ from caldera.evaluation.judging.reply_parsing import parse_score_pair
 from caldera.llm_client.client import Message
 
 AnswerOrder = Literal["reference first", "candidate first"]
-"""Whose answer is shown as Assistant 1's."""
+"""Which answer is Assistant 1's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgeCase:
-    """One answer that is to be judged."""
+    """One answer to judge."""
 
     id: str
     category: str
     question: str
     context: str = ""
-    """What is in the image, in words; a judge does not see it."""
+    """Description of the image, which a judge cannot see."""
 
     context_description: str = ""
-    """A sentence that tells the judge what the context is."""
+    """A sentence that explains the context to the judge."""
 
     reference: str
-    """The answer to compare with, or what is right."""
+    """The answer to compare with, or the correct answer."""
 
     candidate: str
-    """The answer that is judged."""
+    """The answer to judge."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgingProtocol:
-    """A way to ask a judge about one answer."""
+    """Prompts and parser for judging an answer."""
 
     name: str
     orders: tuple[AnswerOrder, ...]
-    """In which orders the judge sees the answers, a request for each."""
+    """Orders in which the judge gets the answers, one request each."""
 
-    messages: Callable[[JudgeCase, AnswerOrder], list[Message]]
-    read: Callable[[str], tuple[float, ...]]
-    """Reads a reply: scores of Assistant 1 and 2, or one grade; raises ReplyRefusal."""
+    build_messages: Callable[[JudgeCase, AnswerOrder], list[Message]]
+    parse: Callable[[str], tuple[float, ...]]
+    """Parses a reply: scores of Assistant 1 and 2, or one grade; raises RejectedReply."""
 
     temperature: float
-    """How the judge's replies are drawn, where the user does not say otherwise."""
+    """Sampling temperature of the judge, unless the user gives another."""
 
     max_tokens: int
 
     @property
     def digest(self) -> str:
-        """Twelve characters that stand for every word of it."""
+        """Twelve characters that identify every word of the prompts."""
         probe = JudgeCase(
-            id="", category="", question="Q", context="C", context_description="I", reference="R", candidate="A"
-        )  # fmt: skip
-        told = [self.messages(probe, order) for order in self.orders], FIVE_SENTENCES, DESCRIPTION
-        return hashlib.sha256(json.dumps([self.name, told]).encode()).hexdigest()[:12]
+            id="",
+            category="",
+            question="Q",
+            context="C",
+            context_description="I",
+            reference="R",
+            candidate="A",
+        )
+        prompts = [self.build_messages(probe, order) for order in self.orders]
+        content = json.dumps([self.name, [prompts, FIVE_SENTENCES, DESCRIPTION]])
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 FIVE_SENTENCES = (
     "The context above describes the picture that the user asks about: sentences by several people, then the things in "
     "it, each with its box as [x1, y1, x2, y2] in shares of the picture's width and height, from 0 to 1."
 )
-"""What the context of LLaVA-Bench (COCO) is."""
+"""Explanation of the context of LLaVA-Bench (COCO)."""
 
 DESCRIPTION = (
     "The context above describes, in a few sentences, the picture that the user asks about."
 )
-"""What the context of LLaVA-Bench (In-the-Wild) is."""
+"""Explanation of the context of LLaVA-Bench (In-the-Wild)."""
 
 _PAPER_SYSTEM = "You help to check the quality of answers; be helpful and precise."
 
@@ -91,8 +98,8 @@ _PAPER_RULE = (
 
 
 def _paper_messages(case: JudgeCase, order: AnswerOrder) -> list[Message]:
-    """Write the request as the papers' script lays it out: blocks with blank lines between them."""
-    first, second = _shown(case, order)
+    """Return the request in the layout of the papers' script: blocks separated by blank lines."""
+    first, second = _ordered_answers(case, order)
     blocks = [
         f"[Context]\n{case.context}",
         f"[Question]\n{case.question}",
@@ -109,12 +116,12 @@ def _paper_messages(case: JudgeCase, order: AnswerOrder) -> list[Message]:
 PAPER_PROTOCOL = JudgingProtocol(
     name="paper",
     orders=("reference first",),
-    messages=_paper_messages,
-    read=parse_score_pair,
+    build_messages=_paper_messages,
+    parse=parse_score_pair,
     temperature=0.2,
     max_tokens=1024,
 )
-"""LLaVA-Bench as the papers judge it, in caldera's words: the reference first, temperature 0.2, 1024 tokens."""
+"""The papers' protocol for LLaVA-Bench, in caldera's words: reference first, temperature 0.2, 1024 tokens."""
 
 _FAIR_SYSTEM = (
     "You compare two answers to a question about a picture that you cannot see. What you know of the picture is the "
@@ -128,41 +135,41 @@ _FAIR_SYSTEM = (
     "that of Assistant 2. Explain them briefly from the second line on."
 )
 
-_MARKS = re.compile(r"<(?=\s*/?\s*(?:context|question|assistant_[12])\b)", re.IGNORECASE)
+_TAGS = re.compile(r"<(?=\s*/?\s*(?:context|question|assistant_[12])\b)", re.IGNORECASE)
 
 
-def _swap_messages(case: JudgeCase, order: AnswerOrder) -> list[Message]:
-    """Write the request with marks that no text inside them can close."""
-    first, second = _shown(case, order)
+def _tagged_messages(case: JudgeCase, order: AnswerOrder) -> list[Message]:
+    """Return the request with tags that no text inside them can close."""
+    first, second = _ordered_answers(case, order)
     parts = {
         "context": f"{case.context_description.replace(' above', '')}\n\n{case.context}",
         "question": case.question,
         "assistant_1": first,
         "assistant_2": second,
     }
-    told = [f"<{name}>\n{_MARKS.sub('‹', text)}\n</{name}>" for name, text in parts.items()]
+    blocks = [f"<{name}>\n{_TAGS.sub('‹', text)}\n</{name}>" for name, text in parts.items()]
     return [
         {"role": "system", "content": _FAIR_SYSTEM},
-        {"role": "user", "content": "\n\n".join(told)},
+        {"role": "user", "content": "\n\n".join(blocks)},
     ]
 
 
 BOTH_ORDERS_PROTOCOL = JudgingProtocol(
     name="both_orders",
     orders=("reference first", "candidate first"),
-    messages=_swap_messages,
-    read=parse_score_pair,
+    build_messages=_tagged_messages,
+    parse=parse_score_pair,
     temperature=0.0,
     max_tokens=1024,
 )
-"""Each answer judged twice, first and second in turn; its scores are the means of both."""
+"""Each answer is judged twice, in both orders; its scores are the means of both verdicts."""
 
 
-def _shown(case: JudgeCase, order: AnswerOrder) -> tuple[str, str]:
+def _ordered_answers(case: JudgeCase, order: AnswerOrder) -> tuple[str, str]:
     """Return the answers of Assistant 1 and 2."""
     pair = case.reference, case.candidate
     return pair if order == "reference first" else (pair[1], pair[0])
 
 
 PAIR_PROTOCOLS = {protocol.name: protocol for protocol in (PAPER_PROTOCOL, BOTH_ORDERS_PROTOCOL)}
-"""Ways to compare an answer with a reference, by exact name; the first is the usual one."""
+"""Protocols that compare an answer with a reference, by name; the first is the default."""

@@ -1,7 +1,7 @@
-"""A judge's reply in, its scores out, or the rule that the reply breaks: what cannot be read is never a number.
+"""Parse the scores in a judge's reply, or report the rule that the reply breaks.
 
-LLaVA's own script takes a reply whose first line is not exactly two numbers for the scores (-1, -1) and averages them;
-`official_pair` says which replies those are, and nothing here ever scores them so.
+LLaVA's own script replaces the scores by (-1, -1) if the first line is not exactly two numbers, and averages them;
+`parse_pair_as_llava` identifies those replies, and nothing here ever scores them like that.
 """
 
 import math
@@ -14,7 +14,7 @@ LOWEST, HIGHEST = 1.0, 10.0
 
 _NUMBER = r"[-+]?\d+(?:\.\d+)?"
 _SCALED = rf"({_NUMBER})(?:\s*/\s*10(?:\.0)?(?![\d.]))?"
-"""A score, perhaps with the scale behind it: '8' or '8/10'."""
+"""A score, with or without the scale: '8' or '8/10'."""
 
 _LEAD = r"(?:(?:the\s+)?(?:(?:overall|final)\s+)?(?:scores?|ratings?|correctness)(?:\s+(?:is|are))?\s*[:=]?\s*)?"
 _PAIR = re.compile(
@@ -33,13 +33,13 @@ _ASK_GRADE = "Your grade could not be read. Reply with one number from 0.0 to 1.
 
 
 def parse_score_pair(reply: str) -> tuple[float, float]:
-    """Read the scores of Assistant 1 and Assistant 2 from the first line of a reply.
+    """Return the scores of Assistant 1 and Assistant 2 from the first line of a reply.
 
-    "8 9", "8, 9", "8.5 9", "Score: 8 9", "8/10 9/10" and "Assistant 1: 8, Assistant 2: 9" can be read. A lone "8/10"
+    "8 9", "8, 9", "8.5 9", "Score: 8 9", "8/10 9/10" and "Assistant 1: 8, Assistant 2: 9" are accepted. A lone "8/10"
     is one score, not two.
 
     Raises:
-        ReplyRefusal: There is no such pair, it stands in the wrong order, or a score is not between 1 and 10.
+        RejectedReply: There is no such pair, it is in the wrong order, or a score is not between 1 and 10.
     """
     line = _first_line(reply, _ASK_PAIR)
     labeled = [(label, float(score)) for label, score in _LABELED.findall(line)]
@@ -53,16 +53,16 @@ def parse_score_pair(reply: str) -> tuple[float, float]:
         raise RejectedReply(_parse_error(line), _quoted(line), feedback=_ASK_PAIR)
     for score in (first, second):
         if not LOWEST <= score <= HIGHEST:
-            told = f"{score:g}, not between {LOWEST:g} and {HIGHEST:g}"
-            raise RejectedReply("score out of range", told, feedback=_ASK_PAIR)
+            detail = f"{score:g}, not between {LOWEST:g} and {HIGHEST:g}"
+            raise RejectedReply("score out of range", detail, feedback=_ASK_PAIR)
     return first, second
 
 
 def parse_grade(reply: str) -> float:
-    """Read one grade from 0 to 1, the whole first line of a reply.
+    """Return the grade from 0 to 1 that is the whole first line of a reply.
 
     Raises:
-        ReplyRefusal: There is none, or it is not between 0 and 1.
+        RejectedReply: There is none, or it is not between 0 and 1.
     """
     line = _first_line(reply, _ASK_GRADE)
     match = _ONE.fullmatch(line)
@@ -70,15 +70,16 @@ def parse_grade(reply: str) -> float:
         raise RejectedReply("no grade", _quoted(line), feedback=_ASK_GRADE)
     grade = float(match[1])
     if not 0 <= grade <= 1:
-        raise RejectedReply("grade out of range", f"{grade:g}, not between 0 and 1", feedback=_ASK_GRADE)  # fmt: skip
+        detail = f"{grade:g}, not between 0 and 1"
+        raise RejectedReply("grade out of range", detail, feedback=_ASK_GRADE)
     return grade
 
 
 def parse_pair_as_llava(reply: str) -> tuple[float, float] | None:
-    """Read a pair as LLaVA's and Vicuna's scripts do, None where they would write (-1, -1).
+    """Return the pair that LLaVA's and Vicuna's scripts parse, None where they would write (-1, -1).
 
-    The first line, commas made spaces, split at single spaces, must give exactly two numbers; so "8, 9" fails, as it
-    gives three parts (llava/eval/eval_gpt_review_bench.py).
+    The first line, with commas replaced by spaces and split at single spaces, must be exactly two numbers; "8, 9" fails
+    since it has three parts (llava/eval/eval_gpt_review_bench.py).
     """
     parts = reply.split("\n")[0].replace(",", " ").split(" ")
     try:
@@ -89,10 +90,10 @@ def parse_pair_as_llava(reply: str) -> tuple[float, float] | None:
 
 
 def without_reasoning(reply: str) -> str:
-    """Return a reply without the reasoning that some models write before it, between <think> and </think>.
+    """Return a reply without the reasoning between <think> and </think> that some models write before it.
 
     Raises:
-        ReplyRefusal: The reasoning has no end, so there is no reply.
+        RejectedReply: The reasoning has no end, so there is no reply.
     """
     text = _REASONING.sub("", reply, count=1)
     if text.lstrip().startswith("<think>"):
@@ -100,27 +101,23 @@ def without_reasoning(reply: str) -> str:
     return text
 
 
-def _first_line(reply: str, repair: str) -> str:
-    """Return the first line with something in it, without marks of bold or code.
-
-    Raises:
-        ReplyRefusal: There is none.
-    """
+def _first_line(reply: str, feedback: str) -> str:
+    """Return the first line that is not empty, without Markdown for bold or code."""
     lines = (line.strip(" \t*_`#") for line in without_reasoning(reply).splitlines())
     line = next((line for line in lines if line), "")
     if not line:
-        raise RejectedReply("empty reply", feedback=repair)
+        raise RejectedReply("empty reply", feedback=feedback)
     return line
 
 
 def _parse_error(line: str) -> str:
-    """Name why a line is no pair."""
-    scores = len(re.findall(_SCALED, line))
-    if scores == 0:
+    """Return the rule that a line without a pair breaks."""
+    num_scores = len(re.findall(_SCALED, line))
+    if num_scores == 0:
         return "no scores in the first line"
-    if scores == 1:
+    if num_scores == 1:
         return "one score of two"
-    return "more than two numbers" if scores > 2 else "scores among words"
+    return "more than two numbers" if num_scores > 2 else "scores among words"
 
 
 def _quoted(line: str) -> str:

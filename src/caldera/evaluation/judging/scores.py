@@ -1,7 +1,7 @@
-"""Relative scores; several runs.
+"""Relative scores of judged answers, and averages over several judging runs.
 
-LLaVA's relative score of a category is 100 times the mean score of the answers over the mean score of the references; a
-mean of single ratios would be another number (llava/eval/summarize_gpt_review.py).
+LLaVA's relative score of a category is 100 times the mean score of the answers over the mean score of the references;
+a mean of single ratios would differ (llava/eval/summarize_gpt_review.py).
 """
 
 from collections import Counter, defaultdict
@@ -16,88 +16,88 @@ from caldera.evaluation.judging.reply_parsing import HIGHEST
 from caldera.evaluation.judging.verdicts import Verdict, group_by_answer, validity_metrics
 
 _RESAMPLES = 4000
-"""Draws of a bootstrap; more move its ends by less than is printed."""
+"""Bootstrap resamples; more change the interval by less than is printed."""
 
 
 def relative_scores(verdicts: Sequence[Verdict]) -> Score:
     """Score answers by verdicts that compare each with a reference.
 
-    An answer whose verdict, or one of whose two verdicts, could not be read is left out and counted.
+    An answer without all of its verdicts is skipped and counted.
 
     Returns:
-        Fractions: 0.65 where the published figure is 65; `figures` as published but not rounded, with both means
-        times 10; `marks` are the answers' own scores over 10.
+        Fractions: 0.65 where the published figure is 65; `metrics` as published but not rounded, with both means
+        times 10; `item_scores` are the answers' own scores over 10.
     """
-    gathered = group_by_answer(verdicts)
+    by_answer = group_by_answer(verdicts)
     pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    marks: dict[str, float] = {}
-    unread: dict[str, str] = {}
-    for name, given in gathered.items():
-        if failed := next((one.failure for one in given if not one.scores), ""):
-            unread[name] = failed
+    item_scores: dict[str, float] = {}
+    unparsed: dict[str, str] = {}
+    for name, group in by_answer.items():
+        if failure := next((verdict.failure for verdict in group if not verdict.scores), ""):
+            unparsed[name] = failure
             continue
-        reference = fmean(one.scores[0] for one in given)
-        candidate = fmean(one.scores[1] for one in given)
-        for group in filter(None, ("overall", given[0].category)):
-            pairs[group].append((reference, candidate))
-        marks[name] = candidate / HIGHEST
-    shares = {group: _ratio(pairs[group]) for group in pairs}
-    figures: dict[str, Any] = {group: 100 * share for group, share in shares.items()}
-    figures["reference"] = {group: _mean_times_ten(pairs[group], 0) for group in pairs}
-    figures["candidate"] = {group: _mean_times_ten(pairs[group], 1) for group in pairs}
+        reference = fmean(verdict.scores[0] for verdict in group)
+        candidate = fmean(verdict.scores[1] for verdict in group)
+        for category in filter(None, ("overall", group[0].category)):
+            pairs[category].append((reference, candidate))
+        item_scores[name] = candidate / HIGHEST
+    ratios = {category: _ratio_of_means(pairs[category]) for category in pairs}
+    metrics: dict[str, Any] = {category: 100 * ratio for category, ratio in ratios.items()}
+    for side, name in enumerate(("reference", "candidate")):
+        metrics[name] = {
+            category: 10 * fmean(pair[side] for pair in pairs[category]) for category in pairs
+        }
     if pairs:
-        figures["interval_95"] = ratio_interval(pairs["overall"])
-    if any(len(given) > 1 for given in gathered.values()):
-        figures |= order_agreement(
-            [given for name, given in gathered.items() if name not in unread]
-        )
-    figures |= validity_metrics(len(gathered), unread)
-    overall = shares.pop("overall", 0.0)
-    counts = {group: len(pairs[group]) for group in shares}
-    return Score(overall, shares, counts, metrics=figures, item_scores=marks, unparsed=unread)
+        metrics["interval_95"] = ratio_interval(pairs["overall"])
+    if any(len(group) > 1 for group in by_answer.values()):
+        metrics |= order_agreement([by_answer[name] for name in item_scores])
+    metrics |= validity_metrics(len(by_answer), unparsed)
+    overall = ratios.pop("overall", 0.0)
+    counts = {category: len(pairs[category]) for category in ratios}
+    return Score(overall, ratios, counts, metrics, item_scores, unparsed)
 
 
-def order_agreement(gathered: Sequence[Sequence[Verdict]]) -> dict[str, Any]:
-    """Tell how far a judge agrees with itself once the order is turned.
+def order_agreement(pairs: Sequence[Sequence[Verdict]]) -> dict[str, Any]:
+    """Measure how far a judge agrees with itself in both orders.
 
     Args:
-        gathered: For each answer both verdicts.
+        pairs: Both verdicts on each answer.
 
     Returns:
         `agreement`, percent of answers with the same outcome in both orders; `first_preferred`, percent of the verdicts
-        that are no tie which prefer the answer shown first (50 is unbiased); `win`, `tie`, `loss` of the answers
-        against the references: a win is one in both orders, or in one with a tie in the other. Percentages are None
-        where there is nothing to count.
+        without ties that prefer the first answer (50 is unbiased); `win`, `tie`, `loss` of the answers against the
+        references: a win is one in both orders, or in one with a tie in the other. Percentages are None if there is
+        nothing to count.
     """
-    same, outcomes = 0, Counter[str]()
-    first: list[bool] = []
-    for given in gathered:
-        signs = [_sign(one.scores[1] - one.scores[0]) for one in given]
-        same += len(set(signs)) == 1
+    num_equal, outcomes = 0, Counter[str]()
+    prefers_first: list[bool] = []
+    for pair in pairs:
+        signs = [_sign(verdict.scores[1] - verdict.scores[0]) for verdict in pair]
+        num_equal += len(set(signs)) == 1
         outcomes[("tie", "win", "loss")[_sign(sum(signs))]] += 1
-        first += [
-            (sign > 0) == (one.order == "candidate first")
-            for sign, one in zip(signs, given, strict=True)
+        prefers_first += [
+            (sign > 0) == (verdict.order == "candidate first")
+            for sign, verdict in zip(signs, pair, strict=True)
             if sign
         ]
     return {
-        "agreement": 100 * same / len(gathered) if gathered else None,
-        "first_preferred": 100 * fmean(first) if first else None,
+        "agreement": 100 * num_equal / len(pairs) if pairs else None,
+        "first_preferred": 100 * fmean(prefers_first) if prefers_first else None,
         **{name: outcomes[name] for name in ("win", "tie", "loss")},
     }
 
 
 def ratio_interval(pairs: Sequence[tuple[float, float]], seed: int = 0) -> dict[str, float]:
-    """Return between which percentages 95 % of the ratios of means lie when the answers are drawn again (bootstrap).
+    """Return the 95 % bootstrap interval of the ratio of means, in percent.
 
     Args:
-        pairs: Scores of the reference and the answer; the interval of a plain mean has 1 for every reference.
-        seed: Of the draws.
+        pairs: Scores of the reference and the answer; for the interval of a plain mean every reference is 1.
+        seed: Random seed.
     """
     reference, candidate = np.asarray(pairs).T  # (answers,) each
-    shares = np.full(len(pairs), 1 / len(pairs))
-    drawn = np.random.default_rng(seed).multinomial(len(pairs), shares, size=_RESAMPLES)
-    low, high = np.percentile(drawn @ candidate / (drawn @ reference), [2.5, 97.5])
+    weights = np.full(len(pairs), 1 / len(pairs))
+    counts = np.random.default_rng(seed).multinomial(len(pairs), weights, size=_RESAMPLES)
+    low, high = np.percentile(counts @ candidate / (counts @ reference), [2.5, 97.5])
     return {"low": 100 * float(low), "high": 100 * float(high)}
 
 
@@ -105,69 +105,62 @@ def _sign(number: float) -> int:
     return (number > 0) - (number < 0)
 
 
-def _ratio(pairs: Sequence[tuple[float, float]]) -> float:
+def _ratio_of_means(pairs: Sequence[tuple[float, float]]) -> float:
     """Return the mean score of the answers over that of the references."""
     return fmean(candidate for _, candidate in pairs) / fmean(reference for reference, _ in pairs)
-
-
-def _mean_times_ten(pairs: Sequence[tuple[float, float]], side: int) -> float:
-    return 10 * fmean(pair[side] for pair in pairs)
 
 
 Reduce = Callable[[Sequence[float]], float]
 
 
-def average_runs(scores: Sequence[Score], headline: str) -> Score:
-    """Return the mean of several runs' scores, figures rounded to one decimal as the authors print them.
+def average_runs(scores: Sequence[Score], primary_metric: str) -> Score:
+    """Return the mean of several runs' scores, metrics rounded to one decimal as the authors print them.
 
-    Of several runs the figures also hold `std`, the standard deviation of each (over the runs themselves, as numpy's
-    `std` has it), and `runs`, each run's `headline`. Counts are sums over the runs.
+    With several runs the metrics also hold `std`, the population standard deviation of each over the runs, and `runs`,
+    each run's primary metric. Counts are sums over the runs.
     """
-    figures = _reduce_metrics([score.metrics for score in scores], fmean)
+    metrics = _reduce_metrics([score.metrics for score in scores], fmean)
     if len(scores) > 1:
-        figures["std"] = _reduce_metrics([score.metrics for score in scores], pstdev)
-        figures["std"].pop("interval_95", None)
-        figures["runs"] = [_rounded(score.metrics.get(headline)) for score in scores]
+        metrics["std"] = _reduce_metrics([score.metrics for score in scores], pstdev)
+        metrics["std"].pop("interval_95", None)
+        metrics["runs"] = [_round(score.metrics.get(primary_metric)) for score in scores]
     for name, value in scores[0].metrics.items():
         if isinstance(value, int) and not isinstance(value, bool):
-            figures[name] = sum(score.metrics[name] for score in scores)
-    figures["errors"] = dict(
-        sum(
-            (Counter[str](score.metrics["errors"]) for score in scores), Counter[str]()
-        ).most_common()
-    )
-    figures["valid"] = all(score.metrics["valid"] for score in scores)
+            metrics[name] = sum(score.metrics[name] for score in scores)
+    errors = sum((Counter[str](score.metrics["errors"]) for score in scores), Counter[str]())
+    metrics["errors"] = dict(errors.most_common())
+    metrics["valid"] = all(score.metrics["valid"] for score in scores)
     return Score(
         fmean(score.overall for score in scores),
-        _means([score.by_category for score in scores]),
+        _mean_by_name([score.by_category for score in scores]),
         scores[0].counts,
-        metrics=figures,
-        item_scores=_means([score.item_scores for score in scores]),
-        unparsed={name: why for score in scores for name, why in score.unparsed.items()},
+        metrics,
+        _mean_by_name([score.item_scores for score in scores]),
+        {name: reason for score in scores for name, reason in score.unparsed.items()},
     )
 
 
-def _means(numbers: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Return the mean of what every run has."""
+def _mean_by_name(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each value that all runs have."""
     return {
-        name: fmean(one[name] for one in numbers)
-        for name in numbers[0]
-        if all(name in one for one in numbers)
+        name: fmean(run[name] for run in runs)
+        for name in runs[0]
+        if all(name in run for run in runs)
     }
 
 
-def _reduce_metrics(figures: Sequence[Mapping[str, Any]], merge: Reduce) -> dict[str, Any]:
-    """Merge fractional numbers of several runs by name, also in groups; one that a run does not have is None."""
-    merged: dict[str, Any] = {}
-    for name, first in figures[0].items():
-        values = [one.get(name) for one in figures]
+def _reduce_metrics(runs: Sequence[Mapping[str, Any]], reduce: Reduce) -> dict[str, Any]:
+    """Reduce the fractional metrics of several runs by name, also in groups; None if a run lacks one."""
+    reduced: dict[str, Any] = {}
+    for name, first in runs[0].items():
+        values = [run.get(name) for run in runs]
         if isinstance(first, Mapping) and name != "errors":
-            merged[name] = _reduce_metrics([value or {} for value in values], merge)
+            reduced[name] = _reduce_metrics([value or {} for value in values], reduce)
         elif isinstance(first, float) or first is None:
             numbers = [value for value in values if isinstance(value, float)]
-            merged[name] = _rounded(merge(numbers)) if len(numbers) == len(values) else None
-    return merged
+            reduced[name] = _round(reduce(numbers)) if len(numbers) == len(values) else None
+    return reduced
 
 
-def _rounded(number: float | None) -> float | None:
+def _round(number: float | None) -> float | None:
     return None if number is None else round(number, 1)

@@ -1,4 +1,4 @@
-"""Verdict; validity threshold."""
+"""Verdicts of a judge, and the fraction of unparsed replies that invalidates a run."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -10,37 +10,37 @@ from caldera.evaluation.judging.protocols import AnswerOrder
 from caldera.llm_client.client import RejectedReply
 
 MAX_UNPARSED = 0.01
-"""Share of items without a usable verdict over which a run is not valid."""
+"""Fraction of items without a usable verdict above which a run is not valid."""
 
 
-def validity_metrics(total: int, unread: Mapping[str, str]) -> dict[str, Any]:
+def validity_metrics(total: int, failures: Mapping[str, str]) -> dict[str, Any]:
     """Count items with and without a verdict, the latter by reason.
 
     Returns:
-        `n_ok`, `n_err`, `errors` by reason and `valid`, for the figures of a score.
+        `num_valid`, `num_invalid`, `errors` by reason and `valid`, for the metrics of a score.
     """
-    errors = Counter(unread.values())
     return {
-        "n_ok": total - len(unread),
-        "n_err": len(unread),
-        "errors": dict(errors.most_common()),
-        "valid": total > 0 and len(unread) <= MAX_UNPARSED * total,
+        "num_valid": total - len(failures),
+        "num_invalid": len(failures),
+        "errors": dict(Counter(failures.values()).most_common()),
+        "valid": total > 0 and len(failures) <= MAX_UNPARSED * total,
     }
 
 
-def check_valid(figures: Mapping[str, Any]) -> None:
-    """Refuse figures that too few verdicts stand behind.
+def check_valid(metrics: Mapping[str, Any]) -> None:
+    """Raise if too many items have no verdict.
 
     Raises:
-        EvaluationError: They are not valid.
+        EvaluationError: The metrics are not valid.
     """
-    if figures.get("valid", True):
+    if metrics.get("valid", True):
         return
-    total = figures["n_ok"] + figures["n_err"]
-    reasons = ", ".join(f"{count} {reason}" for reason, count in figures["errors"].items())
+    num_invalid = metrics["num_invalid"]
+    total = metrics["num_valid"] + num_invalid
+    reasons = ", ".join(f"{count} {reason}" for reason, count in metrics["errors"].items())
     raise EvaluationError(
-        f"{figures['n_err']} of {total} items have no usable verdict ({reasons or 'nothing was judged'}), over the "
-        f"{MAX_UNPARSED:.0%} allowed: the figures are not valid; mend the judge and run the same command again"
+        f"{num_invalid} of {total} items have no usable verdict ({reasons or 'nothing was judged'}), over the "
+        f"{MAX_UNPARSED:.0%} allowed: the figures are not valid; fix the judge and run the same command again"
     )
 
 
@@ -49,45 +49,45 @@ class Verdict:
     """One verdict on one answer."""
 
     id: str
-    """Of the answer."""
+    """Id of the answer."""
 
     category: str
     order: AnswerOrder = "reference first"
     scores: tuple[float, ...] = ()
-    """Reference and answer, whatever order the judge saw them in; or the answer's grade alone; empty where unread."""
+    """Reference and answer, independent of `order`; or the answer's grade alone; empty if unparsed."""
 
     failure: str = ""
-    """The rule that the reply breaks, or why there is none; empty where there are scores."""
+    """The rule that the reply breaks, or the reason why there is none; empty if there are scores."""
 
     detail: str = ""
     text: str = ""
-    """What the judge wrote."""
+    """The judge's reply."""
 
     model: str = ""
-    """The judge by the name that its endpoint gives it."""
+    """The judge's name as reported by its endpoint."""
 
     without_judge: bool = False
     """Whether the answer was compared without a judge."""
 
     def scores_as_shown(self) -> tuple[float, ...]:
-        """Return the scores in the order that the judge saw the answers in."""
+        """Return the scores in the order of the judge's prompt."""
         return self.scores[::-1] if self.order == "candidate first" else self.scores
 
 
 def group_by_answer(verdicts: Iterable[Verdict]) -> dict[str, list[Verdict]]:
-    """Gather the verdicts on each answer."""
-    gathered: dict[str, list[Verdict]] = defaultdict(list)
+    """Return the verdicts on each answer, by its id."""
+    by_answer: dict[str, list[Verdict]] = defaultdict(list)
     for verdict in verdicts:
-        gathered[verdict.id].append(verdict)
-    return dict(gathered)
+        by_answer[verdict.id].append(verdict)
+    return dict(by_answer)
 
 
 def parse_verdict(
-    name: str, category: str, reply: str, read: Callable[[str], tuple[float, ...]]
+    name: str, category: str, reply: str, parse: Callable[[str], tuple[float, ...]]
 ) -> Verdict:
-    """Read what a judge replied about the answer `name`, the reference shown first."""
+    """Parse a judge's reply about the answer `name`, with the reference first."""
     try:
-        scores = read(reply)
-    except RejectedReply as refusal:
-        return Verdict(id=name, category=category, failure=refusal.rule, text=reply)
+        scores = parse(reply)
+    except RejectedReply as rejection:
+        return Verdict(id=name, category=category, failure=rejection.rule, text=reply)
     return Verdict(id=name, category=category, scores=scores, text=reply)

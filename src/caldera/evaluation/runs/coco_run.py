@@ -46,7 +46,7 @@ def evaluate_on_coco(
         per_image=questions.per_image,
         context_per_image=questions.context_per_image,
         seed=questions.seed,
-        beside=questions.folder,
+        relative_to=questions.folder,
     )
     about = BenchmarkInfo(
         title=f"Questions written from {questions.folder}",

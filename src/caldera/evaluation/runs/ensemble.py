@@ -59,7 +59,7 @@ def evaluate_ensemble(
     Returns:
         `first`, `second`, `complement`, and with a judge `judge`: ScienceQA's accuracy and columns, percent.
         `either_right`: percent of questions that one of the two has right, which no choice between them passes.
-        With a judge also how many questions it was `asked`, `n_ok`, `n_err` and `valid`.
+        With a judge also how many questions it was `asked`, `num_valid`, `num_invalid` and `valid`.
 
     Raises:
         UsageError: A judge has no folder, or files are not given.

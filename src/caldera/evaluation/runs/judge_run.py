@@ -97,8 +97,8 @@ def judge_answers(order: JudgeRunConfig, judge: Judge, progress: Progress) -> di
             "answered_by": sorted({one.model for run in runs for one in run if one.model}),
             "protocol": protocol.name,
             "protocol_digest": protocol.digest,
-            "temperature": judge.sending.temperature,
-            "max_tokens": judge.sending.max_tokens,
+            "temperature": judge.request_config.temperature,
+            "max_tokens": judge.request_config.max_tokens,
             "judge_runs": order.runs,
             "answers": str(order.answers),
             "figures": score.metrics,
@@ -156,7 +156,7 @@ def judge_cases(
     ]
     hearings = [
         build_request(
-            digest, f"{case.id}, {shown}", run, protocol.messages(case, shown), protocol.read
+            digest, f"{case.id}, {shown}", run, protocol.build_messages(case, shown), protocol.parse
         )
         for run, case, shown in asked
     ]
@@ -171,7 +171,7 @@ def _verdict(
     case: JudgeCase, shown: AnswerOrder, opinion: JudgeReply, protocol: JudgingProtocol
 ) -> Verdict:
     """Make a verdict of what the judge said, its scores turned so that the reference's comes first."""
-    scores = () if opinion.failure else protocol.read(opinion.text)
+    scores = () if opinion.failure else protocol.parse(opinion.text)
     return Verdict(
         id=case.id,
         category=case.category,
