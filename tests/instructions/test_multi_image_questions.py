@@ -27,7 +27,7 @@ NOUN = re.compile(rf"\b(?:{'|'.join(sorted(NOUNS, key=len, reverse=True))})\b")
 
 def facts(scene: Scene) -> Facts:
     """Return the facts about a scene, as annotators would hand it over."""
-    instances = tuple(Instance(group.kind.name, thing.box) for group, thing in scene.things)
+    instances = tuple(Instance(group.kind.name, thing.box) for group, thing in scene.objects)
     annotated = AnnotatedImage(scene.name, Path("x"), SIDE, SIDE, captions_of(scene), instances)
     return derive_facts(annotated, OBJECT_KINDS)
 
@@ -55,7 +55,7 @@ def of_form(asked: Asked, form: str) -> Iterator[tuple[list[Scene], Question]]:
 
 def counts(scene: Scene) -> Counter[str]:
     """Return how many things of each kind a scene shows."""
-    return Counter(group.kind.name for group, _ in scene.things)
+    return Counter(group.kind.name for group, _ in scene.objects)
 
 
 def named(text: str) -> list[str]:

@@ -27,7 +27,7 @@ NOUN = re.compile(rf"\b(?:{'|'.join(sorted(NOUNS, key=len, reverse=True))})\b")
 
 def annotated(scene: Scene) -> AnnotatedImage:
     """Return a scene as annotators would hand it over."""
-    instances = tuple(Instance(group.kind.name, thing.box) for group, thing in scene.things)
+    instances = tuple(Instance(group.kind.name, thing.box) for group, thing in scene.objects)
     return AnnotatedImage(scene.name, Path("x.jpg"), SIDE, SIDE, captions_of(scene), instances)
 
 
@@ -63,7 +63,7 @@ def of_kind(
 
 def things(scene: Scene, kind: str) -> tuple[SceneObject, ...]:
     """Return all things of a kind."""
-    return next((group.things for group in scene.groups if group.kind.name == kind), ())
+    return next((group.objects for group in scene.groups if group.kind.name == kind), ())
 
 
 def named(text: str) -> list[str]:
@@ -130,7 +130,7 @@ def test_counts_are_those_of_the_scene(asked: list[tuple[Scene, list[Question]]]
         assert item.short == number_word(len(things(scene, kind))), item
         assert f" {item.short} " in item.answer
         shorts[item.short] += 1
-    several = sum(len(group.things) > 1 for scene, _ in asked for group in scene.groups)
+    several = sum(len(group.objects) > 1 for scene, _ in asked for group in scene.groups)
     assert shorts.total() - shorts["one"] == several
     assert 0.1 < shorts["one"] / shorts.total() < 0.6
 
@@ -271,10 +271,10 @@ def test_a_description_is_true_and_whole(scenes: list[Scene]) -> None:
         first, *rest = told.removesuffix(".").split(". ")
         assert f" {BACKGROUNDS[scene.setting]}" in first
         for group in scene.groups:
-            noun = group.kind.name if len(group.things) == 1 else plural(group.kind.name)
+            noun = group.kind.name if len(group.objects) == 1 else plural(group.kind.name)
             color = f"{group.color} " if group.color else ""
             assert re.search(
-                rf"\b(a|an|{number_word(len(group.things))}) {color}{noun}\b", first
+                rf"\b(a|an|{number_word(len(group.objects))}) {color}{noun}\b", first
             ), told
         for sentence in rest:
             kind, *other = named(sentence)

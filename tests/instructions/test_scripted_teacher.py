@@ -30,7 +30,7 @@ ALONE: tuple[Kind, ...] = ("caption", "conversation", "detail", "reasoning", "vq
 
 def annotated(scene: Scene) -> AnnotatedImage:
     """Return a scene as annotators would hand it over."""
-    instances = tuple(Instance(group.kind.name, thing.box) for group, thing in scene.things)
+    instances = tuple(Instance(group.kind.name, thing.box) for group, thing in scene.objects)
     path = Path(f"{scene.name}.jpg")
     return AnnotatedImage(scene.name, path, SIDE, SIDE, captions_of(scene), instances)
 

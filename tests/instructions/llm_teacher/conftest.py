@@ -1,4 +1,4 @@
-"""Teachers on this machine, and annotated images for them to write about."""
+"""Servers on this machine for the tests of the LLM teacher, and annotated images to write about."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +10,10 @@ from tests.teacher_server import write_coco
 
 @pytest.fixture(autouse=True)
 def _loopback(loopback: None) -> None:
-    """Let these tests reach this machine, and no other."""
+    """Allow connections to this machine only."""
 
 
 @pytest.fixture
 def coco(tmp_path: Path) -> Callable[[int], Path]:
-    """Write a COCO folder of so many images."""
+    """Return a function that writes a COCO folder of `count` images."""
     return lambda count: write_coco(tmp_path / f"coco{count}", count)

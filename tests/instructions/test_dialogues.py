@@ -37,7 +37,7 @@ def annotations() -> AnnotationSet:
     images = []
     for index in range(200):
         scene = sample_scene(index, seed=8, split="train", shapes=glyph_shapes())
-        things = tuple(Instance(group.kind.name, thing.box) for group, thing in scene.things)
+        things = tuple(Instance(group.kind.name, thing.box) for group, thing in scene.objects)
         path = Path(f"/pictures/{scene.name}.jpg")
         images.append(AnnotatedImage(scene.name, path, SIDE, SIDE, captions_of(scene), things))
     return AnnotationSet(tuple(images), tuple(OBJECT_KINDS))
