@@ -1,4 +1,4 @@
-"""The two shipped backbones: small, in transformers' format, and made from other scenes than the demo's."""
+"""Tests of the shipped backbones: small, in transformers' format, trained on other scenes than the demo's."""
 
 import json
 
@@ -13,29 +13,29 @@ from caldera.recipes.demo import demo
 from caldera.scenes.backbones import BACKBONES, find_backbone
 from caldera.scenes.scene import BACKGROUNDS, COLORS, OBJECT_KINDS
 
-MOST = 16 * 2**20
-"""Bytes that both may take together."""
+MAX_BYTES = 16 * 2**20
+"""Total size of both."""
 
 
 def test_both_are_small_and_in_half_precision() -> None:
-    """Together they take at most 16 MiB, and each folder has what transformers needs."""
+    """They take at most 16 MiB in total, and each folder has the files that transformers needs."""
     files = [file for folder in BACKBONES.values() for file in folder.rglob("*") if file.is_file()]
-    assert sum(file.stat().st_size for file in files) <= MOST
+    assert sum(file.stat().st_size for file in files) <= MAX_BYTES
     for folder in BACKBONES.values():
         assert json.loads((folder / "config.json").read_text())["dtype"] == "float16"
         assert (folder / "model.safetensors").is_file()
 
 
 def test_the_vision_tower_loads_in_transformers() -> None:
-    """CLIPVisionModel takes it, and makes 8 x 8 patches and a class token of an image."""
+    """CLIPVisionModel encodes an image as 8 x 8 patches and a class token."""
     tower = CLIPVisionModel.from_pretrained(find_backbone("scenes-vit"), dtype=torch.float32)
     features = tower(torch.zeros(1, 3, SIDE, SIDE)).last_hidden_state
     assert tuple(features.shape) == (1, 65, tower.config.hidden_size)
     assert bool(torch.isfinite(features).all())
 
 
-def test_the_language_model_loads_in_transformers_and_has_read() -> None:
-    """LlamaForCausalLM takes it; every word of the scenes is one token; it knows how a dialogue goes on."""
+def test_the_language_model_loads_in_transformers_and_answers() -> None:
+    """Every word of the scenes is one token, and the model answers a question about a described scene."""
     folder = find_backbone("scenes-llama")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -43,19 +43,19 @@ def test_the_language_model_loads_in_transformers_and_has_read() -> None:
         assert len(tokenizer.tokenize(f" {word}")) == 1
     text = "USER: A red car at the top left and a dog, in a meadow.\nWhat colour is the car?\nAnswer the question using a single word or phrase. ASSISTANT:"  # noqa: E501
     ids = tokenizer(text, return_tensors="pt").input_ids
-    said = int(model(input_ids=ids).logits[0, -1].argmax())
-    assert tokenizer.convert_ids_to_tokens(said) == tokenizer.tokenize(" red")[0]
+    answer = int(model(input_ids=ids).logits[0, -1].argmax())
+    assert tokenizer.convert_ids_to_tokens(answer) == tokenizer.tokenize(" red")[0]
 
 
-def test_no_scene_of_the_demo_was_seen_before() -> None:
-    """Both backbones' scenes come from other seeds than the demo's, and from each other's."""
+def test_backbones_were_trained_on_other_scenes_than_the_demos() -> None:
+    """Training and evaluation scenes of both backbones and the demo's scenes have different seeds."""
     scenes = demo().scenes
     vision, language = VisionPretraining().seed, LanguagePretraining().seed
     seeds = [scenes.seed, vision, vision + 1, language, language + 1]
     assert len(set(seeds)) == len(seeds)
 
 
-def test_a_wrong_name_is_answered_with_the_nearest() -> None:
-    """Backbones are found by exact name."""
+def test_an_unknown_name_suggests_the_nearest() -> None:
+    """Backbones are looked up by exact name."""
     with pytest.raises(UnknownNameError, match="did you mean 'scenes-vit'"):
         find_backbone("scene-vit")

@@ -1,4 +1,4 @@
-"""Captions are true: whatever they name is there, so many, so colored, and where they say."""
+"""Tests that captions are true: kinds, numbers, colors, positions and relations match the scene."""
 
 import re
 from dataclasses import dataclass
@@ -36,40 +36,40 @@ RELATION = re.compile(r" (to the left of|to the right of|above|below) ")
 
 @dataclass(frozen=True)
 class Mention:
-    """What a caption says of some things."""
+    """Objects that a caption mentions."""
 
     number: int
     color: str | None
     kind: str
-    place: tuple[str, str] | None
+    position: tuple[str, str] | None
     """Row and column, '' for the middle ones."""
 
 
 def mentions(caption: str) -> list[Mention]:
-    """Take a caption apart."""
-    found = []
+    """Parse the mentions of a caption."""
+    result = []
     for number, color, noun, row, last in MENTION.findall(caption):
         rows, columns = (last, "") if last in ROWS else (row, last)
-        place = (rows, columns.removeprefix("middle")) if last else None
-        found.append(Mention(NUMBERS[number.lower()], color or None, NOUNS[noun], place))
-    return found
+        position = (rows, columns.removeprefix("middle")) if last else None
+        result.append(Mention(NUMBERS[number.lower()], color or None, NOUNS[noun], position))
+    return result
 
 
-def middle(thing: SceneObject) -> tuple[float, float]:
-    """Return where the middle of a thing is, as shares across and down."""
-    return (thing.left + thing.width / 2) / SIDE, (thing.top + thing.height / 2) / SIDE
+def center(item: SceneObject) -> tuple[float, float]:
+    """Return the center of an object, as fractions across and down."""
+    return (item.left + item.width / 2) / SIDE, (item.top + item.height / 2) / SIDE
 
 
-def stands(thing: SceneObject, place: tuple[str, str]) -> bool:
-    """Tell whether the middle of a thing lies in a ninth of the image."""
-    across, down = middle(thing)
-    (top, bottom), (left, right) = ROWS[place[0]], COLUMNS[place[1]]
+def is_at(item: SceneObject, position: tuple[str, str]) -> bool:
+    """Return whether the center of an object is in a ninth of the image."""
+    across, down = center(item)
+    (top, bottom), (left, right) = ROWS[position[0]], COLUMNS[position[1]]
     return top < down < bottom and left < across < right
 
 
-def holds(relation: str, one: SceneObject, other: SceneObject) -> bool:
-    """Tell whether one thing stands so to another."""
-    (x1, y1), (x2, y2) = middle(one), middle(other)
+def holds(relation: str, first: SceneObject, second: SceneObject) -> bool:
+    """Return whether the first object has a relation to the second."""
+    (x1, y1), (x2, y2) = center(first), center(second)
     return {
         "to the left of": x1 < x2,
         "to the right of": x1 > x2,
@@ -80,7 +80,7 @@ def holds(relation: str, one: SceneObject, other: SceneObject) -> bool:
 
 @pytest.fixture(scope="module")
 def scenes() -> list[Scene]:
-    """Three hundred scenes of either split."""
+    """Sample 150 scenes of each split."""
     return [
         sample_scene(index, seed=5, split=split, shapes=glyph_shapes())
         for index in range(150)
@@ -88,82 +88,87 @@ def scenes() -> list[Scene]:
     ]
 
 
-def test_what_a_caption_names_is_there_in_that_number_and_color(scenes: list[Scene]) -> None:
-    """For every kind it names, the numbers add up to the number there is; three of five name all."""
+def test_mentioned_objects_are_in_the_scene_with_number_and_color(scenes: list[Scene]) -> None:
+    """The numbers of each mentioned kind add up to its number of objects; three of five captions mention all."""
     for scene in scenes:
-        there = {group.kind.name: group for group in scene.groups}
-        naming_all = 0
+        groups = {group.kind.name: group for group in scene.groups}
+        num_complete = 0
         for caption in captions_of(scene):
-            said = mentions(caption)
-            assert said, caption
-            for kind in {mention.kind for mention in said}:
-                numbers = [mention.number for mention in said if mention.kind == kind]
-                assert sum(numbers) == len(there[kind].things), caption
-            assert all(mention.color == there[mention.kind].color for mention in said), caption
-            naming_all += {mention.kind for mention in said} == there.keys()
-        assert naming_all >= 3
+            mentioned = mentions(caption)
+            assert mentioned, caption
+            kinds = {mention.kind for mention in mentioned}
+            for kind in kinds:
+                numbers = [mention.number for mention in mentioned if mention.kind == kind]
+                assert sum(numbers) == len(groups[kind].objects), caption
+            assert all(mention.color == groups[mention.kind].color for mention in mentioned), (
+                caption
+            )
+            num_complete += kinds == groups.keys()
+        assert num_complete >= 3
 
 
-def test_a_place_in_a_caption_is_that_of_a_thing(scenes: list[Scene]) -> None:
-    """Each place is met by as many things of the kind as it is said of."""
-    told = 0
+def test_mentioned_positions_are_those_of_objects(scenes: list[Scene]) -> None:
+    """Each position has as many objects of the kind as the caption mentions there."""
+    num_positions = 0
     for scene in scenes:
-        things = {group.kind.name: group.things for group in scene.groups}
+        objects = {group.kind.name: group.objects for group in scene.groups}
         for caption in captions_of(scene):
-            placed = [mention for mention in mentions(caption) if mention.place]
-            told += len(placed)
+            placed = [mention for mention in mentions(caption) if mention.position]
+            num_positions += len(placed)
             for mention in set(placed):
-                assert mention.place is not None
-                there = sum(stands(thing, mention.place) for thing in things[mention.kind])
-                assert placed.count(mention) <= there, caption
-    assert told > 300
+                assert mention.position is not None
+                count = sum(is_at(item, mention.position) for item in objects[mention.kind])
+                assert placed.count(mention) <= count, caption
+    assert num_positions > 300
 
 
-def test_a_relation_in_a_caption_holds_for_all_things_it_names(scenes: list[Scene]) -> None:
-    """'Two cars above a dog': both are."""
-    told: dict[str, int] = {}
+def test_mentioned_relations_hold_for_all_mentioned_objects(scenes: list[Scene]) -> None:
+    """'Two cars above a dog' means both cars."""
+    counts: dict[str, int] = {}
     for scene in scenes:
-        things = {group.kind.name: group.things for group in scene.groups}
+        objects = {group.kind.name: group.objects for group in scene.groups}
         for caption in captions_of(scene):
             for relation in RELATION.findall(caption):
-                one, other = mentions(caption)
-                told[relation] = told.get(relation, 0) + 1
+                subject, reference = mentions(caption)
+                counts[relation] = counts.get(relation, 0) + 1
                 assert all(
                     holds(relation, first, second)
-                    for first in things[one.kind]
-                    for second in things[other.kind]
+                    for first in objects[subject.kind]
+                    for second in objects[reference.kind]
                 ), caption
-    assert len(told) == 4
-    assert min(told.values()) > 10
+    assert len(counts) == 4
+    assert min(counts.values()) > 10
 
 
 def test_captions_agree_on_the_setting(scenes: list[Scene]) -> None:
-    """Four of five name it, none another."""
+    """Four of five captions mention it, and none another one."""
     for scene in scenes:
-        named = [
+        settings = [
             [setting for setting in BACKGROUNDS if re.search(rf"\b{setting}\b", caption.lower())]
             for caption in captions_of(scene)
         ]
-        assert sorted(named) == [[], *[[scene.setting]] * 4]
+        assert sorted(settings) == [[], *[[scene.setting]] * 4]
 
 
-def test_captions_are_five_different_sentences_and_always_the_same(scenes: list[Scene]) -> None:
-    """A capital, a full stop, and no double spaces; a scene of one thing may be told twice alike."""
+def test_captions_are_five_deterministic_sentences(scenes: list[Scene]) -> None:
+    """Each has a capital and a full stop; a scene of one group may have two equal captions."""
     for scene in scenes:
-        told = captions_of(scene)
-        assert told == captions_of(scene)
-        assert len(told) == 5
-        assert len(set(told)) >= 4 if len(scene.groups) > 1 else len(set(told)) >= 3
-        assert all(re.fullmatch(r"[A-Z][a-z]*( [a-z]+,?)+\.", caption) for caption in told), told
+        captions = captions_of(scene)
+        assert captions == captions_of(scene)
+        assert len(captions) == 5
+        assert len(set(captions)) >= (4 if len(scene.groups) > 1 else 3)
+        for caption in captions:
+            assert re.fullmatch(r"[A-Z][a-z]*( [a-z]+,?)+\.", caption), caption
 
 
-def test_a_phrase_names_one_thing_alone(scenes: list[Scene]) -> None:
-    """Kind, color and place of that very thing."""
-    places = 0
+def test_an_object_phrase_names_one_object(scenes: list[Scene]) -> None:
+    """It has the kind, color and position of that object."""
+    num_positions = 0
     for scene in scenes:
-        for group, thing in scene.things:
-            [said] = mentions(object_phrase(group, thing))
-            assert (said.number, said.color, said.kind) == (1, group.color, group.kind.name)
-            places += said.place is not None
-            assert said.place is None or stands(thing, said.place)
-    assert places > 300
+        for group, item in scene.objects:
+            [mention] = mentions(object_phrase(group, item))
+            assert (mention.number, mention.color) == (1, group.color)
+            assert mention.kind == group.kind.name
+            num_positions += mention.position is not None
+            assert mention.position is None or is_at(item, mention.position)
+    assert num_positions > 300

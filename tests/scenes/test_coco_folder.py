@@ -1,4 +1,4 @@
-"""A COCO folder of drawn scenes: the same bytes for the same seed, readable by our own reader, whole or not at all."""
+"""Tests of COCO folders of scenes: the same bytes for the same seed, readable by `read_coco`, written atomically."""
 
 from pathlib import Path
 
@@ -15,27 +15,27 @@ from caldera.scenes.drawing import glyph_shapes, render
 from caldera.scenes.scene import BACKGROUNDS, OBJECT_KINDS, SIDE, sample_scene
 
 COUNT = 37
-"""More than one chunk of work, so that two processes share it."""
+"""More than one chunk of jobs, so that both processes have some."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of training scenes, drawn by two processes."""
-    folder = tmp_path_factory.mktemp("drawn") / "scenes"
-    ticks: list[None] = []
-    write_scenes(folder, "train", COUNT, seed=5, workers=2, tick=lambda: ticks.append(None))
-    assert len(ticks) == COUNT
+    """Render a folder of training scenes with two processes."""
+    folder = tmp_path_factory.mktemp("rendered") / "scenes"
+    calls: list[None] = []
+    write_scenes(folder, "train", COUNT, seed=5, workers=2, on_image=lambda: calls.append(None))
+    assert len(calls) == COUNT
     return folder
 
 
 @pytest.fixture(scope="module")
 def annotations(folder: Path) -> AnnotationSet:
-    """What the reader makes of it."""
+    """Read the folder."""
     return read_coco(folder, SkippedItems())
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return every file's bytes by its path in the folder."""
+    """Return the bytes of every file by its relative path."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
@@ -44,7 +44,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_same_seed_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    """However many processes draw, and whatever stood there before; another seed gives no image of it."""
+    """Whatever the number of processes and the earlier content; another seed gives other images."""
     again = tmp_path / "scenes"
     write_scenes(again, "train", 2, seed=6, workers=1)
     other = contents(again)
@@ -54,37 +54,35 @@ def test_the_same_seed_gives_the_same_bytes(folder: Path, tmp_path: Path) -> Non
     assert not set(other.values()) & set(contents(folder).values())
 
 
-def test_the_reader_finds_every_scene_as_it_was_drawn_up(
-    annotations: AnnotationSet, folder: Path
-) -> None:
-    """Images in order, with the captions, kinds and boxes of their scenes."""
+def test_the_reader_returns_every_scene(annotations: AnnotationSet, folder: Path) -> None:
+    """Images are in order, with the captions, kinds and boxes of their scenes."""
     assert len(annotations.images) == COUNT
     for index, image in enumerate(annotations.images):
         scene = sample_scene(index, seed=5, split="train", shapes=glyph_shapes())
         assert image.path == folder / "train" / f"{index + 1:06d}.jpg"
         assert image.captions == captions_of(scene)
-        assert [(each.category, each.is_crowd) for each in image.instances] == [
-            (group.kind.name, False) for group, _ in scene.things
+        assert [(instance.category, instance.is_crowd) for instance in image.instances] == [
+            (group.kind.name, False) for group, _ in scene.objects
         ]
-        for each, (_, thing) in zip(image.instances, scene.things, strict=True):
-            box = (each.box.left, each.box.top, each.box.right, each.box.bottom)
-            assert box == (thing.box.left, thing.box.top, thing.box.right, thing.box.bottom)
-            assert 0 <= each.box.left < each.box.right <= 1
-            assert 0 <= each.box.top < each.box.bottom <= 1
+        for instance, (_, item) in zip(image.instances, scene.objects, strict=True):
+            box = instance.box
+            assert box == item.box
+            assert 0 <= box.left < box.right <= 1
+            assert 0 <= box.top < box.bottom <= 1
 
 
 def test_images_show_the_scenes(annotations: AnnotationSet) -> None:
-    """What JPEG changes is small, so that boxes lie on the things of their own image."""
+    """JPEG changes little, so each file contains its own scene."""
     for index, image in enumerate(annotations.images):
         scene = sample_scene(index, seed=5, split="train", shapes=glyph_shapes())
         with Image.open(image.path) as file:
             assert (file.format, file.mode, file.size) == ("JPEG", "RGB", (SIDE, SIDE))
-            found = np.asarray(file).astype(float)
-        assert np.abs(found - np.asarray(render(scene))).mean() < 4
+            decoded = np.asarray(file).astype(float)
+        assert np.abs(decoded - np.asarray(render(scene))).mean() < 4
 
 
-def test_everything_that_can_be_drawn_was_looked_for(annotations: AnnotationSet) -> None:
-    """A kind without a box is a kind that is not there."""
+def test_all_kinds_are_annotated_categories(annotations: AnnotationSet) -> None:
+    """A kind without a box is not in the image."""
     assert annotations.categories == tuple(OBJECT_KINDS)
     assert all(
         sum(setting in caption.lower() for setting in BACKGROUNDS) <= 1
@@ -93,12 +91,12 @@ def test_everything_that_can_be_drawn_was_looked_for(annotations: AnnotationSet)
     )
 
 
-def test_where_drawing_is_broken_off_nothing_appears(tmp_path: Path) -> None:
-    """An error half-way leaves neither the folder nor remains of it."""
+def test_interrupted_rendering_leaves_nothing(tmp_path: Path) -> None:
+    """An error leaves neither the folder nor temporary files."""
 
     def stop() -> None:
-        raise RuntimeError("stopped by hand")
+        raise RuntimeError("interrupted")
 
-    with pytest.raises(RuntimeError, match=r"^stopped by hand$"):
-        write_scenes(tmp_path / "scenes", "held_out", 2, seed=5, workers=1, tick=stop)
+    with pytest.raises(RuntimeError, match=r"^interrupted$"):
+        write_scenes(tmp_path / "scenes", "held_out", 2, seed=5, workers=1, on_image=stop)
     assert list(tmp_path.iterdir()) == []

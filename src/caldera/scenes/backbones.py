@@ -1,6 +1,6 @@
-"""Backbones that ship with caldera: a vision tower and a language model pretrained on drawn scenes.
+"""Shipped backbones: a vision tower and a language model pretrained on synthetic scenes.
 
-`make backbones` rebuilds them by the programs in the repository's `backbones/`.
+`make backbones` rebuilds them with the programs in the repository's `backbones/`.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ def find_backbone(name: str) -> Path:
     """Return the folder of a shipped backbone, or `name` itself if it is a folder.
 
     Raises:
-        UnknownNameError: It is neither.
+        UnknownNameError: `name` is neither.
     """
     if name in BACKBONES:
         return BACKBONES[name]

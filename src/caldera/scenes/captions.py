@@ -1,4 +1,4 @@
-"""A Scene in, what people would write under it out: five captions, and a phrase for each thing."""
+"""Captions of scenes, and phrases of their objects."""
 
 import random
 
@@ -8,58 +8,55 @@ from caldera.scenes.scene import BACKGROUNDS, ObjectGroup, Scene, SceneObject
 
 
 def captions_of(scene: Scene) -> tuple[str, ...]:
-    """Write five captions of `scene`, always the same ones.
+    """Return five captions of `scene`, always the same ones.
 
-    As with COCO's annotators each says something else: all that is there, with or without the setting, where things
-    are, how two of them stand to each other, and the most striking part only.
+    As those of COCO's annotators they differ in content: all objects, after or before the setting, their positions,
+    the relation of two of them, or one group only.
     """
     rng = random.Random(f"captions {scene.name}")
     groups = list(scene.groups)
     rng.shuffle(groups)
     everything = join_with_and([_group_phrase(group) for group in groups])
-    where = BACKGROUNDS[scene.setting]
+    setting = BACKGROUNDS[scene.setting]
     opening = rng.choice(("The picture shows", "We see", "Here we have"))
-    written = [
-        f"{everything} {where}.",
+    captions = [
+        f"{everything} {setting}.",
         f"{article(scene.setting)} with {everything}.",
-        f"{_places(groups)}, {where}.",
-        f"{_relation_caption(rng, groups)} {where}.",
+        f"{_positions(groups)}, {setting}.",
+        f"{_relation_caption(rng, groups)} {setting}.",
         f"{opening} {_group_phrase(groups[0])}.",
     ]
-    rng.shuffle(written)
-    return tuple(sentence(text) for text in written)
+    rng.shuffle(captions)
+    return tuple(sentence(text) for text in captions)
 
 
-def object_phrase(group: ObjectGroup, thing: SceneObject) -> str:
-    """Name one thing, and where it stands if that has a word: 'a red car at the top left'."""
-    place = position_of(thing.box)
-    return f"{article(_colored(group))}{' ' + position_phrase(place) if place else ''}"
+def object_phrase(group: ObjectGroup, scene_object: SceneObject) -> str:
+    """Return the name of an object, with its position if unambiguous: 'a red car at the top left'."""
+    position = position_of(scene_object.box)
+    return f"{article(_colored(group))}{' ' + position_phrase(position) if position else ''}"
 
 
 def _colored(group: ObjectGroup) -> str:
-    """Name a group's kind with its color."""
     return f"{group.color} {group.kind.name}" if group.color else group.kind.name
 
 
 def _group_phrase(group: ObjectGroup) -> str:
-    """Name a whole group: 'a dog', 'two red cars'."""
-    return count_phrase(len(group.things), _colored(group))
+    """Return the name of a group: 'a dog', 'two red cars'."""
+    return count_phrase(len(group.objects), _colored(group))
 
 
-def _places(groups: list[ObjectGroup]) -> str:
-    """Say where each thing is, as far as that has words."""
-    return join_with_and(
-        [object_phrase(group, thing) for group in groups for thing in group.things]
-    )
+def _positions(groups: list[ObjectGroup]) -> str:
+    return join_with_and([object_phrase(group, item) for group in groups for item in group.objects])
 
 
 def _relation_caption(rng: random.Random, groups: list[ObjectGroup]) -> str:
-    """Say how the first two groups stand to each other, if one word holds for all their things."""
+    """Return the relation of the first two groups, if one holds for all their objects, else their names."""
     if len(groups) > 1:
-        one, other = groups[:2]
+        first, second = groups[:2]
         shared = set.intersection(
-            *(set(relations(a.box, b.box)) for a in one.things for b in other.things)
+            *(set(relations(a.box, b.box)) for a in first.objects for b in second.objects)
         )
         if shared:
-            return f"{_group_phrase(one)} {RELATION_PHRASES[rng.choice(sorted(shared))]} {_group_phrase(other)}"
+            relation = RELATION_PHRASES[rng.choice(sorted(shared))]
+            return f"{_group_phrase(first)} {relation} {_group_phrase(second)}"
     return join_with_and([_group_phrase(group) for group in groups])

@@ -1,4 +1,4 @@
-"""Seeds in, a COCO folder out: drawn images with captions_*.json and instances_*.json beside them."""
+"""COCO folders of synthetic scenes: rendered images, captions_*.json and instances_*.json."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ JPEG_QUALITY = 92
 
 @dataclass(frozen=True, slots=True)
 class _RenderJob:
-    """One scene to be drawn."""
+    """A scene to render."""
 
     index: int
     seed: int
@@ -25,14 +25,14 @@ class _RenderJob:
 
 
 def encode_jpeg(scene: Scene) -> bytes:
-    """Draw a scene and encode it as it stands in its file."""
+    """Render a scene and encode it as in its file."""
     buffer = BytesIO()
     render(scene).save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()
 
 
-def _render_job(order: _RenderJob) -> tuple[Scene, bytes]:
-    scene = sample_scene(order.index, seed=order.seed, split=order.split, shapes=glyph_shapes())
+def _run_job(job: _RenderJob) -> tuple[Scene, bytes]:
+    scene = sample_scene(job.index, seed=job.seed, split=job.split, shapes=glyph_shapes())
     return scene, encode_jpeg(scene)
 
 
@@ -43,39 +43,38 @@ def write_scenes(
     *,
     seed: int,
     workers: int = 2,
-    tick: Callable[[], None] = lambda: None,
+    on_image: Callable[[], None] = lambda: None,
 ) -> None:
-    """Draw `count` scenes into a COCO folder of their own, whole or not at all.
+    """Render `count` scenes into a COCO folder, atomically.
 
     Args:
-        folder: Where the folder will stand; one that stands there is replaced.
-        split: Which scenes: those to train on, or those kept for testing.
-        count: How many.
+        folder: The folder to write; an earlier one is replaced.
+        split: "train", or "held_out" for evaluation.
+        count: Number of scenes.
         seed: The same seed gives the same bytes.
-        workers: Processes that draw.
-        tick: Called after each image.
+        workers: Number of rendering processes.
+        on_image: Called after each image.
 
     Raises:
-        OutputError: It could not be written.
+        OutputError: The folder could not be written.
         UsageError: The glyphs are not installed.
     """
-    glyph_shapes()  # fails here, and once, where the glyphs are missing
-    entries = _CocoWriter()
-    orders = (_RenderJob(index, seed, split) for index in range(count))
-    with atomic_folder(folder) as fresh, get_context("spawn").Pool(workers) as pool:
-        (fresh / split).mkdir()
-        for number, (scene, data) in enumerate(
-            pool.imap(_render_job, orders, chunksize=32), start=1
-        ):
+    # Raises once, and here, if the glyphs are not installed.
+    glyph_shapes()
+    writer = _CocoWriter()
+    jobs = (_RenderJob(index, seed, split) for index in range(count))
+    with atomic_folder(folder) as partial, get_context("spawn").Pool(workers) as pool:
+        (partial / split).mkdir()
+        for number, (scene, data) in enumerate(pool.imap(_run_job, jobs, chunksize=32), start=1):
             name = f"{number:06d}.jpg"
-            (fresh / split / name).write_bytes(data)
-            entries.add(scene, number, name)
-            tick()
-        entries.write(fresh / "annotations", split, seed)
+            (partial / split / name).write_bytes(data)
+            writer.add(scene, number, name)
+            on_image()
+        writer.write(partial / "annotations", split, seed)
 
 
 class _CocoWriter:
-    """The lists of COCO's two annotation files."""
+    """Collects the entries of COCO's two annotation files."""
 
     def __init__(self) -> None:
         self._images: list[dict[str, Any]] = []
@@ -83,18 +82,18 @@ class _CocoWriter:
         self._boxes: list[dict[str, Any]] = []
 
     def add(self, scene: Scene, number: int, name: str) -> None:
-        """Enter one scene."""
+        """Add a scene."""
         self._images.append({"id": number, "file_name": name, "width": SIDE, "height": SIDE})
         for caption in captions_of(scene):
             entry = {"id": len(self._captions) + 1, "image_id": number, "caption": caption}
             self._captions.append(entry)
-        for group, thing in scene.things:
+        for group, item in scene.objects:
             entry = {
                 "id": len(self._boxes) + 1,
                 "image_id": number,
                 "category_id": group.kind.category_id,
-                "bbox": [thing.left, thing.top, thing.width, thing.height],
-                "area": thing.width * thing.height,
+                "bbox": [item.left, item.top, item.width, item.height],
+                "area": item.width * item.height,
                 "iscrowd": 0,
             }
             self._boxes.append(entry)

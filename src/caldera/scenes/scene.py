@@ -1,6 +1,6 @@
-"""Object kinds, scene sampling.
+"""Object kinds, and sampling of synthetic scenes.
 
-Scenes are drawn up one by one from (seed, split, index), so that any of them can be made again alone.
+Each scene depends only on (seed, split, index), so any scene can be sampled again on its own.
 """
 
 import random
@@ -16,16 +16,16 @@ Split = Literal["train", "held_out"]
 
 @dataclass(frozen=True, slots=True)
 class ObjectKind:
-    """A thing that can be drawn; its name, number and group are COCO's."""
+    """A kind of object; its name, id and supercategory are COCO's."""
 
     name: str
     glyph: str
-    """The character that OpenMoji draws it with."""
+    """Character of its OpenMoji glyph."""
 
     category_id: int
     supercategory: str
     has_color: bool = False
-    """Whether it is given a color, which the captions then name."""
+    """Whether objects get a color, which captions name."""
 
 
 OBJECT_KINDS: dict[str, ObjectKind] = {
@@ -73,7 +73,7 @@ COLORS: dict[str, float] = {
     "blue": 0.6,
     "purple": 0.78,
 }
-"""Colors a painted thing can have, by hue in [0, 1)."""
+"""Colors of objects, as hues in [0, 1)."""
 
 BACKGROUNDS: dict[str, str] = {
     "meadow": "in a meadow",
@@ -83,7 +83,7 @@ BACKGROUNDS: dict[str, str] = {
     "desert": "in a desert",
     "snow": "in the snow",
 }
-"""Backgrounds, and how a caption says that something is there."""
+"""Settings of scenes, and their phrases in captions."""
 
 HELD_OUT_PAIRS: frozenset[frozenset[str]] = frozenset(
     frozenset(pair)
@@ -106,30 +106,29 @@ HELD_OUT_PAIRS: frozenset[frozenset[str]] = frozenset(
         ("suitcase", "tv"),
     )
 )
-"""Kinds that never stand together in a training scene, so that meeting them together is new."""
-
+"""Kinds that are never in the same training scene, so that their combination is new in the held-out split."""
 
 SIDE = 224
-"""Width and height of a drawn image, in pixels."""
+"""Width and height of a rendered image, in pixels."""
 
-MAX_THINGS = 5
-"""Things in one scene, at most."""
+MAX_OBJECTS = 5
+"""Maximal number of objects in a scene."""
 
 MAX_SAME_KIND = 4
-"""Things of one kind in a scene, at most."""
+"""Maximal number of objects of one kind in a scene."""
 
 _LENGTHS = {1: (88, 168), 2: (68, 116), 3: (60, 96), 4: (54, 82), 5: (52, 74)}
-"""Pixels along the longer side of a thing, by how many share the scene."""
+"""Range of the longer side of an object in pixels, by the number of objects in the scene."""
 
 _MAX_OVERLAP = 0.06
-"""Share of a thing's box that another may cover."""
+"""Fraction of an object's box that another may cover."""
 
 _MAX_ATTEMPTS = 60
 
 
 @dataclass(frozen=True, slots=True)
 class SceneObject:
-    """One drawn object: its box in pixels, (left, top, width, height), and whether it is mirrored."""
+    """An object in a scene: its box in pixels, and whether it is mirrored."""
 
     left: int
     top: int
@@ -139,7 +138,7 @@ class SceneObject:
 
     @property
     def box(self) -> Box:
-        """The box as shares of the image."""
+        """The box as fractions of the image."""
         return Box(
             self.left / SIDE,
             self.top / SIDE,
@@ -150,49 +149,46 @@ class SceneObject:
 
 @dataclass(frozen=True, slots=True)
 class ObjectGroup:
-    """All the things of one kind in a scene; they share a color if the kind is painted."""
+    """All objects of one kind in a scene; they have the same color, if any."""
 
     kind: ObjectKind
     color: str | None
-    things: tuple[SceneObject, ...]
+    objects: tuple[SceneObject, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What an image will show."""
+    """The content of an image."""
 
     name: str
     setting: str
     groups: tuple[ObjectGroup, ...]
 
     @property
-    def things(self) -> tuple[tuple[ObjectGroup, SceneObject], ...]:
-        """Every thing with its group, in the order they are drawn."""
-        return tuple((group, thing) for group in self.groups for thing in group.things)
+    def objects(self) -> tuple[tuple[ObjectGroup, SceneObject], ...]:
+        """All objects with their groups, in the order they are drawn."""
+        return tuple((group, item) for group in self.groups for item in group.objects)
 
 
 def sample_scene(index: int, *, seed: int, split: Split, shapes: Mapping[str, float]) -> Scene:
-    """Decide what scene number `index` of a split shows.
+    """Sample scene number `index` of a split, always the same one.
 
     Args:
         index: Number of the scene within its seed and split.
-        seed: Scenes of different seeds have nothing to do with each other.
-        split: "train" never puts a held-out pair together; "held_out" does so in every second scene.
+        seed: Scenes of different seeds are independent.
+        split: "train" never contains a held-out pair; "held_out" does so in every second scene.
         shapes: Width over height of each kind's glyph, by kind name.
-
-    Returns:
-        The same scene whenever it is asked for again.
     """
     rng = random.Random(f"scene {seed} {split} {index}")
     while True:
         setting = rng.choice(list(BACKGROUNDS))
         counts = _choose_kinds(rng, split, index)
-        if groups := _place(rng, counts, shapes):
+        if groups := _place_objects(rng, counts, shapes):
             return Scene(f"{split}-{seed}-{index:06d}", setting, groups)
 
 
 def _choose_kinds(rng: random.Random, split: Split, index: int) -> dict[str, int]:
-    """Choose kinds and how many of each, at most MAX_THINGS in all."""
+    """Choose kinds and their numbers, at most MAX_OBJECTS in total."""
     if split == "held_out" and index % 2:
         names = rng.sample(sorted(rng.choice(sorted(HELD_OUT_PAIRS, key=sorted))), 2)
     else:
@@ -200,52 +196,50 @@ def _choose_kinds(rng: random.Random, split: Split, index: int) -> dict[str, int
         while any(frozenset(pair) in HELD_OUT_PAIRS for pair in combinations(names, 2)):
             names = rng.sample(list(OBJECT_KINDS), len(names))
     counts = dict.fromkeys(names, 1)
-    room = rng.randint(len(names), MAX_THINGS)
+    limit = rng.randint(len(names), MAX_OBJECTS)
     for name in names:
-        wanted = rng.choices(range(1, MAX_SAME_KIND + 1), (50, 21, 17, 12))[0]
-        counts[name] += min(wanted - 1, room - sum(counts.values()))
+        count = rng.choices(range(1, MAX_SAME_KIND + 1), (50, 21, 17, 12))[0]
+        counts[name] += min(count - 1, limit - sum(counts.values()))
     return counts
 
 
-def _place(
+def _place_objects(
     rng: random.Random, counts: Mapping[str, int], shapes: Mapping[str, float]
 ) -> tuple[ObjectGroup, ...]:
-    """Find room for everything; empty if it does not fit."""
+    """Place all objects; return an empty tuple if they do not fit."""
     total = sum(counts.values())
-    taken: list[SceneObject] = []
+    placed: list[SceneObject] = []
     groups = []
     for name, count in counts.items():
-        placed = []
         for _ in range(count):
-            thing = _find_room(rng, shapes[name], total, taken)
-            if thing is None:
+            scene_object = _place_object(rng, shapes[name], total, placed)
+            if scene_object is None:
                 return ()
-            taken.append(thing)
-            placed.append(thing)
+            placed.append(scene_object)
         color = rng.choice(list(COLORS)) if OBJECT_KINDS[name].has_color else None
-        groups.append(ObjectGroup(OBJECT_KINDS[name], color, tuple(placed)))
+        groups.append(ObjectGroup(OBJECT_KINDS[name], color, tuple(placed[-count:])))
     return tuple(groups)
 
 
-def _find_room(
-    rng: random.Random, shape: float, total: int, taken: list[SceneObject]
+def _place_object(
+    rng: random.Random, shape: float, total: int, placed: list[SceneObject]
 ) -> SceneObject | None:
-    """Try places for one thing until one is hardly covered by those already `taken`."""
+    """Sample positions for one object until it hardly overlaps the objects already `placed`."""
     for _ in range(_MAX_ATTEMPTS):
         length = rng.randint(*_LENGTHS[total])
         width = max(1, round(length * min(1.0, shape)))
         height = max(1, round(length / max(1.0, shape)))
-        thing = SceneObject(
+        scene_object = SceneObject(
             rng.randint(2, SIDE - width - 2),
             rng.randint(2, SIDE - height - 2),
             width,
             height,
             rng.random() < 0.5,
         )
-        box = thing.box
+        box = scene_object.box
         if all(
             box.overlap(other.box) <= _MAX_OVERLAP * min(box.area, other.box.area)
-            for other in taken
+            for other in placed
         ):
-            return thing
+            return scene_object
     return None
