@@ -1,4 +1,4 @@
-"""The command in a process of its own: killed at any point it goes on, and fast where the teacher allows it."""
+"""The command in its own process: it resumes after a kill at any point, and is as fast as the server allows."""
 
 import json
 import math
@@ -17,19 +17,19 @@ from typing import Any
 
 import pytest
 
-from caldera.instructions.llm_teacher.teacher import run_folder
+from tests.instructions.llm_teacher.runs import read_lines
 from tests.teacher_server import Answer, TeacherServer, completion, good
 
 KEY = "sk-process-0123456789abcdef"
 Serve = Callable[..., TeacherServer]
 
 
-def command(folder: Path, out: Path, url: str, *more: str) -> subprocess.Popen[str]:
-    """Start the command; the key is in its environment alone."""
-    words = ["data", "generate", "coco", str(folder), "--out", str(out), "--teacher", "openai"]
-    words += ["--base-url", url, "--model", "little-teacher", "--price", "1,2", *more]
+def start(folder: Path, out: Path, url: str, *options: str) -> subprocess.Popen[str]:
+    """Start the command with the key in its environment only."""
+    arguments = ["data", "generate", "coco", str(folder), "--out", str(out), "--teacher", "openai"]
+    arguments += ["--base-url", url, "--model", "little-teacher", "--price", "1,2", *options]
     return subprocess.Popen(
-        [sys.executable, "-m", "caldera", *words],
+        [sys.executable, "-m", "caldera", *arguments],
         env={**os.environ, "OPENAI_API_KEY": KEY, "COLUMNS": "200"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -38,25 +38,25 @@ def command(folder: Path, out: Path, url: str, *more: str) -> subprocess.Popen[s
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    """Wait for a command that should end well, and return what it said."""
-    said, told = process.communicate(timeout=120)
-    assert process.returncode == 0, told
-    return said + told
+    """Wait for a command that should succeed, and return its output."""
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    return output + errors
 
 
-def records(out: Path) -> set[str]:
-    """Read a data file as a set of records, paths of images left out."""
-    read = json.loads(out.read_text())
-    assert len({record["id"] for record in read}) == len(read)
-    return {json.dumps([record["id"], record["conversations"]]) for record in read}
+def read_records(out: Path) -> set[str]:
+    """Return the records of a data file, without image paths."""
+    content = json.loads(out.read_text())
+    assert len({record["id"] for record in content}) == len(content)
+    return {json.dumps([record["id"], record["conversations"]]) for record in content}
 
 
 def faulty(request: dict[str, Any], number: int) -> Answer:
-    """Answer after a moment; refuse the form of some images and fail now and then, as real services do."""
-    told = json.dumps(request["messages"])
+    """Answer after a delay, with malformed replies for some images and occasional errors, as real services do."""
+    text = json.dumps(request["messages"])
     if number % 13 == 5:
         return Answer({"error": "busy"}, 500)
-    if "seen 11 times" in told:
+    if "seen 11 times" in text:
         return completion("No form.")
     return Answer(good(request).body, delay=0.02)
 
@@ -64,87 +64,80 @@ def faulty(request: dict[str, Any], number: int) -> Answer:
 @pytest.mark.parametrize(
     ("kills", "images"), [(2, 40), pytest.param(20, 160, marks=pytest.mark.slow)]
 )
-def test_a_run_killed_at_random_ends_as_one_that_was_not(
+def test_a_killed_run_has_the_same_result(
     tmp_path: Path, serve: Serve, coco: Callable[[int], Path], kills: int, images: int
 ) -> None:
-    """The same records, no id lost or doubled, and nothing asked again but what was in flight."""
+    """The same records, each id once, and only requests that were in flight are sent again."""
     rng, folder = random.Random(kills), coco(images)
-    options = (
-        "--kinds",
-        "reasoning,conversation:1",
-        "--set",
-        "concurrency=4",
-        "--set",
-        "initial_backoff=0.01",
-    )
-    whole = serve(faulty)
-    finish(command(folder, tmp_path / "whole.json", whole.url, *options))
+    settings = ("concurrency=4", "initial_backoff=0.01")
+    options = ("--kinds", "reasoning,conversation:1", *(f"--set={setting}" for setting in settings))
+    reference = serve(faulty)
+    finish(start(folder, tmp_path / "reference.json", reference.url, *options))
     server, out = serve(faulty), tmp_path / "killed.json"
     for _ in range(kills):
-        process = command(folder, out, server.url, *options)
+        process = start(folder, out, server.url, *options)
         until = server.count + rng.randrange(1, max(2, 2 * images // kills))
         while server.count < until and process.poll() is None:
             time.sleep(0.002)
         process.kill()
         assert process.wait() == -signal.SIGKILL
         process.communicate()
-    said = finish(command(folder, out, server.url, *options))
-    assert records(out) == records(tmp_path / "whole.json")
-    assert len(records(out)) == 2 * images - 2
-    lists = [
-        [json.loads(line)["id"] for line in (run_folder(out) / name).read_text().splitlines()]
-        for name in ("provenance.jsonl", "refused.jsonl", "failed.jsonl")
-    ]
-    assert [len(each) for each in lists] == [2 * images - 2, 2, 0]
-    assert len({name for each in lists for name in each}) == 2 * images
-    again = server.count - whole.count
-    assert -images // 2 <= again <= kills * 4 + images // 2  # faults fall on other requests in each
-    heard = Counter(
-        line["heard"]
-        for line in map(json.loads, (run_folder(out) / "journal.jsonl").read_text().splitlines())
-        if "heard" in line
+    output = finish(start(folder, out, server.url, *options))
+    assert read_records(out) == read_records(tmp_path / "reference.json")
+    assert len(read_records(out)) == 2 * images - 2
+    provenance, rejected, failed = (
+        [line["id"] for line in read_lines(out, f"{name}.jsonl")]
+        for name in ("provenance", "rejected", "failed")
     )
-    refused = {*lists[1]}
-    assert all(times == (2 if name in refused else 1) for name, times in heard.items())
-    assert KEY not in said
+    assert [len(provenance), len(rejected), len(failed)] == [2 * images - 2, 2, 0]
+    assert len({*provenance, *rejected}) == 2 * images
+    # Faults are in other requests of each run.
+    num_repeated = server.count - reference.count
+    assert -images // 2 <= num_repeated <= kills * 4 + images // 2
+    num_received = Counter(
+        line["received"] for line in read_lines(out, "journal.jsonl") if "received" in line
+    )
+    assert all(num_received[name] == (2 if name in rejected else 1) for name in num_received)
+    assert KEY not in output
     assert not any(KEY in path.read_text() for path in tmp_path.glob("killed*/*"))
 
 
-def test_ctrl_c_ends_a_run_in_one_line_and_it_goes_on(
+def test_ctrl_c_ends_a_run_in_one_line_and_it_is_resumed(
     tmp_path: Path, serve: Serve, coco: Callable[[int], Path]
 ) -> None:
-    """Exit code 130, no traceback; a second start at the same time is refused, a later one finishes."""
+    """Exit code 130 without traceback; a second start at the same time is an error, a later one finishes."""
     stopped: list[bool] = []
 
     def script(request: dict[str, Any], number: int) -> Answer:
-        late = number >= 40 and not stopped  # so that the first start cannot end by itself
+        # So that the first start cannot end by itself.
+        late = number >= 40 and not stopped
         return Answer(good(request).body, delay=60.0 if late else 0.05)
 
     server = serve(script)
     folder, out = coco(120), tmp_path / "data.json"
     options = ("--kinds", "reasoning", "--set", "concurrency=4")
-    process = command(folder, out, server.url, *options)
+    process = start(folder, out, server.url, *options)
     while server.count < 8 and process.poll() is None:
         time.sleep(0.01)
-    second = command(folder, out, server.url, *options)
-    _, told = second.communicate(timeout=60)
+    second = start(folder, out, server.url, *options)
+    _, errors = second.communicate(timeout=60)
     assert second.returncode == 2
-    assert f"is in use by process {process.pid}" in told
+    assert f"is in use by process {process.pid}" in errors
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=60)
     stopped.append(True)
-    assert process.returncode == 130, told
-    assert "stopped; what was finished is kept" in told
-    assert "Traceback" not in told
-    finish(command(folder, out, server.url, *options))
-    assert len(records(out)) == 120
+    assert process.returncode == 130, errors
+    assert "stopped; finished work is saved" in errors
+    assert "Traceback" not in errors
+    finish(start(folder, out, server.url, *options))
+    assert len(read_records(out)) == 120
     assert server.count <= 124
 
 
 def test_the_key_is_not_in_the_list_of_processes(
     tmp_path: Path, serve: Serve, coco: Callable[[int], Path]
 ) -> None:
-    """Whoever lists processes sees the command, and not the key; a quota ends it with code 5 in one line."""
+    """The command line does not contain it; an exhausted quota ends the command with code 5 in one line."""
     seen: list[bytes] = []
     running: list[subprocess.Popen[str]] = []
     started = threading.Event()
@@ -157,52 +150,45 @@ def test_the_key_is_not_in_the_list_of_processes(
         )
 
     server = serve(script)
-    process = command(coco(2), tmp_path / "data.json", server.url)
+    process = start(coco(2), tmp_path / "data.json", server.url)
     running.append(process)
     started.set()
-    said, told = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=60)
     assert process.returncode == 5
     assert b"little-teacher" in seen[0]
     assert KEY.encode() not in b"".join(seen)
-    assert KEY not in said + told
-    assert "quota is used up" in told
-    assert "Traceback" not in told
+    assert KEY not in output + errors
+    assert "quota is used up" in errors
+    assert "Traceback" not in errors
 
 
 @pytest.mark.slow
 def test_two_thousand_requests_are_answered_in_little_memory(
     tmp_path: Path, serve: Serve, coco: Callable[[int], Path]
 ) -> None:
-    """64 at a time, each taking 200 ms: none is lost, memory stays flat; the rate is printed, no time decides."""
-    came: list[float] = []
+    """64 at a time, each of 200 ms: none is lost, memory is constant; the rate is printed, but not tested."""
+    times: list[float] = []
 
     def script(request: dict[str, Any], _number: int) -> Answer:
-        came.append(time.monotonic())
+        times.append(time.monotonic())
         return Answer(good(request).body, delay=0.2)
 
     server = serve(script, keep=False)
-    process = command(
-        coco(2000),
-        tmp_path / "data.json",
-        server.url,
-        "--kinds",
-        "reasoning",
-        "--set",
-        "concurrency=64",
-    )
+    options = ("--kinds", "reasoning", "--set", "concurrency=64")
+    process = start(coco(2000), tmp_path / "data.json", server.url, *options)
     sizes: list[int] = []
-    while process.poll() is None and len(came) < 2000:
-        if len(came) > 200:
+    while process.poll() is None and len(times) < 2000:
+        if len(times) > 200:
             pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1])
             sizes.append(pages * resource.getpagesize())
         time.sleep(0.1)
     finish(process)
     ideal = math.ceil(2000 / 64) * 0.2
-    took = came[-1] - came[0] + 0.2
-    print(  # noqa: T201 - what it measured
-        f"{took:.2f} s, ideal {ideal:.2f} s: {ideal / took:.1%}; memory {sizes[0]} to {max(sizes)}"
+    seconds = times[-1] - times[0] + 0.2
+    print(  # noqa: T201 - the measurement
+        f"{seconds:.2f} s, ideal {ideal:.2f} s: {ideal / seconds:.1%}; memory {sizes[0]} to {max(sizes)}"
     )
     assert server.max_active == 64
     assert server.count == 2000
-    assert len(records(tmp_path / "data.json")) == 2000
+    assert len(read_records(tmp_path / "data.json")) == 2000
     assert max(sizes) - sizes[0] < 30_000_000
