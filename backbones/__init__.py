@@ -1,1 +1,1 @@
-"""Pretraining of the two backbones that ship with caldera."""
+"""Pretraining of the two shipped backbones."""

@@ -1,8 +1,8 @@
-"""Rebuild the two backbones that ship with caldera: a CLIP vision tower and a LLaMA, pretrained on drawn scenes.
+"""Command that pretrains the two shipped backbones, a CLIP vision tower and a LLaMA, on synthetic scenes.
 
     python -m backbones --out OUT --work WORK
 
-It takes some hours on two cores, and is deterministic except for the rounding of threads.
+It takes some hours on two cores, and is deterministic except for rounding that depends on threads.
 """
 
 import argparse
@@ -15,30 +15,34 @@ from caldera.scenes.backbones import BACKBONES
 
 
 def main() -> None:
-    """Rebuild one backbone or both."""
+    """Pretrain one backbone or both."""
     parser = argparse.ArgumentParser(description="Rebuild the shipped backbones.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the two model folders")
-    parser.add_argument("--work", type=Path, required=True, help="folder for drawings and texts")
-    parser.add_argument("--only", choices=sorted(BACKBONES), help="rebuild this one alone")
-    parser.add_argument("--start", type=Path, help="language model to go on from, last phase only")
-    wanted = parser.parse_args()
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for rendered images and texts"
+    )
+    parser.add_argument("--only", choices=sorted(BACKBONES), help="rebuild only this one")
+    parser.add_argument(
+        "--start", type=Path, help="language model to continue from with the last phase"
+    )
+    args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     tune_malloc()
-    wanted.work.mkdir(parents=True, exist_ok=True)
-    if wanted.only != "scenes-llama":
+    args.work.mkdir(parents=True, exist_ok=True)
+    if args.only != "scenes-llama":
         from backbones.vision_pretraining import VisionPretraining, pretrain_vision
 
-        pretrain_vision(wanted.out / "scenes-vit", wanted.work, VisionPretraining())
-    if wanted.only != "scenes-vit":
+        pretrain_vision(args.out / "scenes-vit", args.work, VisionPretraining())
+    if args.only != "scenes-vit":
         from backbones.language_pretraining import LanguagePretraining, pretrain_language
 
         settings = LanguagePretraining()
-        if wanted.start:
+        if args.start:
             settings = replace(settings, phases=settings.phases[-1:])
-        pretrain_language(wanted.out / "scenes-llama", wanted.work, settings, wanted.start)
+        pretrain_language(args.out / "scenes-llama", args.work, settings, args.start)
 
 
 if __name__ == "__main__":

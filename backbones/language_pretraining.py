@@ -1,7 +1,7 @@
-"""Text about scenes in, a tiny LLaMA with its own tokenizer out. It never sees an image.
+"""Pretraining of a tiny LLaMA and its tokenizer on text about scenes, without images.
 
-It learns in three phases: first to find what is asked for, then, with that skill, all kinds of dialogues, and last the
-same with blurred input. Most scenes are told as rows of cells that say several words at once, as image tokens will.
+Three phases: short questions and drills only, then all kinds of dialogues, and last the same with noise on the input.
+Most scenes are described by rows of cells with several words each, as image tokens will be.
 """
 
 import logging
@@ -47,42 +47,42 @@ log = logging.getLogger(__name__)
 
 START, END, UNKNOWN, PADDING = "<s>", "</s>", "<unk>", "<pad>"
 
-_KINDS = "conversation:0.4,detail:0.2,reasoning:0.3,vqa,context:0.6"
+_KIND_SHARES = "conversation:0.4,detail:0.2,reasoning:0.3,vqa,context:0.6"
 _MAX_WORDS = 5
-"""Words that a bag says at most: kind, color, number and two for the place."""
+"""Maximal number of words in a bag: kind, color, number and two for the position."""
 
-_WORD_SPREAD = 0.2
-"""Of fresh word embeddings. Tied to the output, those of the colors, which are alike as answers, fell together (cosine
-0.92 after 750 steps) and no color was found; with 0.2 drills were learned a little faster than with 0.02."""
+_EMBEDDING_STD = 0.2
+"""Standard deviation of new word embeddings. Drills were learned a little faster than with 0.02. They are not tied to
+the output: tied embeddings of the colors, which are similar as answers, collapsed (cosine 0.92 after 750 steps)."""
 
 _ALL_KINDS = ("vqa", "context", "conversation", "detail", "reasoning")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Phase:
-    """A stretch of the training."""
+    """A phase of the training."""
 
     steps: int
     mix: DescriptionMix
-    """In which ways scenes are told."""
+    """Forms of the descriptions of scenes."""
 
     kinds: tuple[str, ...]
-    """Dialogues that are read, by the end of their id."""
+    """Kinds of the dialogues, the suffix of their id."""
 
     noise: float = 0.0
-    """How far the input of bags strays from their words, as image tokens will: noise, as a share of their spread."""
+    """Standard deviation of the noise on the input of bags, relative to theirs; image tokens will be inexact too."""
 
     restart_schedule: bool = False
-    """Whether the rate rises and falls anew from here on."""
+    """Whether the learning rate schedule restarts with this phase."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LanguagePretraining:
-    """How the language model is trained."""
+    """Settings of the language model's pretraining."""
 
     scenes: int = 20_000
     seed: int = 8001
-    """Seed of its scenes; the demo's and the vision tower's have others."""
+    """Seed of the scenes; different from the demo's and the vision tower's."""
 
     phases: tuple[Phase, ...] = (
         Phase(steps=500, mix=DescriptionMix(bags=0.5, drills=1.0), kinds=("vqa",)),
@@ -101,7 +101,7 @@ class LanguagePretraining:
     weight_decay: float = 0.1
     warmup_steps: int = 200
     prompt_weight: float = 0.1
-    """Weight of the loss on what is not an answer."""
+    """Weight of the loss on tokens outside answers."""
 
     vocabulary: int = 1024
     width: int = 192
@@ -111,30 +111,37 @@ class LanguagePretraining:
 
 
 def read_scenes(work: Path, count: int, seed: int) -> tuple[list[Conversation], dict[str, Scene]]:
-    """Have the scripted teacher write dialogues about fresh scenes, by the command that any user calls.
+    """Generate dialogues about new scenes with the scripted teacher and the command line.
 
     Returns:
-        The dialogues, and each scene by the path of its image.
+        The dialogues, and the scenes by the path of their image.
     """
     folder, file = work / f"scenes-{seed}", work / f"dialogues-{seed}.json"
     if not folder.is_dir():
         write_scenes(folder, "train", count, seed=seed)
     if not file.is_file():
-        command = ["data", "generate", "coco", str(folder), "--kinds", _KINDS, "--out", str(file)]
+        command = [
+            "data",
+            "generate",
+            "coco",
+            str(folder),
+            "--kinds",
+            _KIND_SHARES,
+            "--out",
+            str(file),
+        ]
         subprocess.run([sys.executable, "-m", "caldera", *command, f"--seed={seed}"], check=True)
     conversations = read_conversations(file)
     paths = {path for conversation in conversations for path in conversation.images}
-    scenes = {
-        path: sample_scene(
-            int(Path(path).stem) - 1, seed=seed, split="train", shapes=glyph_shapes()
-        )
+    shapes = glyph_shapes()
+    return conversations, {
+        path: sample_scene(int(Path(path).stem) - 1, seed=seed, split="train", shapes=shapes)
         for path in sorted(paths)
     }
-    return conversations, scenes
 
 
 def train_tokenizer(texts: Iterator[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer that puts a start mark before a text, as LLaMA's does."""
+    """Train a byte-level BPE tokenizer that puts a start token before a text, as LLaMA's does."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -162,14 +169,14 @@ def train_tokenizer(texts: Iterator[str], vocabulary: int) -> PreTrainedTokenize
 
 
 WordBag = tuple[int, ...]
-"""Ids of the words that one position says at once, nearly always one."""
+"""Token ids of one position: several words of a cell, otherwise one token."""
 
-_NOTHING = -1
-"""Fills a bag up to the size of the largest."""
+_NO_WORD = -1
+"""Padding of a bag up to the maximal number of words."""
 
 
 class PackedReader:
-    """Documents in, rows of tokens out: laid end to end and cut to one length."""
+    """Rows of tokens of one length, cut from concatenated documents."""
 
     def __init__(self, stream: Iterator[Document], tokenizer: PreTrainedTokenizerFast) -> None:
         self._stream = stream
@@ -177,21 +184,20 @@ class PackedReader:
         self._pool: list[tuple[list[WordBag], list[bool]]] = []
 
     def rows(self, count: int, length: int) -> tuple[Tensor, Tensor]:
-        """Return ids, (count, length + 1, words), and whether each belongs to an answer, (count, length + 1)."""
-        ids, answers = [], []
+        """Return ids, (count, length + 1, words), and a mask of answer tokens, (count, length + 1)."""
+        ids, masks = [], []
         for _ in range(count):
             row: list[WordBag] = []
-            marks: list[bool] = []
+            mask: list[bool] = []
             while len(row) <= length:
-                document, known = self._next()
-                row += document
-                marks += known
+                bags, answers = self._next_document()
+                row += bags
+                mask += answers
             ids.append(as_tensor(row[: length + 1]))
-            answers.append(marks[: length + 1])
-        return torch.stack(ids), torch.tensor(answers)
+            masks.append(mask[: length + 1])
+        return torch.stack(ids), torch.tensor(masks)
 
-    def _next(self) -> tuple[list[WordBag], list[bool]]:
-        """Return one encoded document."""
+    def _next_document(self) -> tuple[list[WordBag], list[bool]]:
         if not self._pool:
             batch = list(islice(self._stream, 64))
             self._pool = [encode(document, self._tokenizer) for document in batch]
@@ -201,40 +207,42 @@ class PackedReader:
 def encode(
     document: Document, tokenizer: PreTrainedTokenizerFast
 ) -> tuple[list[WordBag], list[bool]]:
-    """Return a document's ids and whether each belongs to an answer."""
+    """Return the ids of a document and a mask of its answer tokens."""
     bags: list[WordBag] = [(tokenizer.bos_token_id,)]
     answers = [False]
-    for piece in document:
-        if piece.cells:
-            said = tokenizer(list(piece.cells), add_special_tokens=False).input_ids
-            fresh = [tuple(words[:_MAX_WORDS]) for words in said]
+    for segment in document:
+        new_bags: list[WordBag]
+        if segment.cells:
+            ids = tokenizer(list(segment.cells), add_special_tokens=False).input_ids
+            new_bags = [tuple(words[:_MAX_WORDS]) for words in ids]
         else:
-            fresh = [(each,) for each in tokenizer(piece.text, add_special_tokens=False).input_ids]
-        bags += fresh
-        answers += [piece.answer] * len(fresh)
+            ids = tokenizer(segment.text, add_special_tokens=False).input_ids
+            new_bags = [(token,) for token in ids]
+        bags += new_bags
+        answers += [segment.answer] * len(new_bags)
     return bags, answers
 
 
 def as_tensor(bags: Sequence[WordBag]) -> Tensor:
-    """Return bags as (tokens, words), filled up."""
-    return torch.tensor([[*bag, *[_NOTHING] * (_MAX_WORDS - len(bag))] for bag in bags])
+    """Return padded bags, (tokens, words)."""
+    return torch.tensor([[*bag, *[_NO_WORD] * (_MAX_WORDS - len(bag))] for bag in bags])
 
 
-def embed(model: LlamaForCausalLM, ids: Tensor, blur: float = 0.0) -> Tensor:
-    """Return the input of bags, (rows, tokens, words), as the sum of their words: (rows, tokens, width).
+def embed(model: LlamaForCausalLM, ids: Tensor, noise: float = 0.0) -> Tensor:
+    """Return the embeddings of bags, (rows, tokens, words), as the sum of their words: (rows, tokens, width).
 
-    It is divided by the root of their number, so that a bag is as long as a word. With `blur`, noise of that share of
-    their spread is added to bags of several words, whose words then weigh between half and one and a half.
+    The sum is divided by the square root of their number, so that a bag has the norm of a word. With `noise`, noise of
+    that relative standard deviation is added to bags of several words, and their words get weights from 0.5 to 1.5.
     """
-    said = (ids != _NOTHING).unsqueeze(-1)  # (rows, tokens, words, 1)
-    words = model.get_input_embeddings()(ids.clamp(min=0)) * said  # (rows, tokens, words, width)
-    length = said.sum(dim=2).sqrt()  # (rows, tokens, 1)
-    if not blur:
-        return words.sum(dim=2) / length
-    several = length > 1  # (rows, tokens, 1)
-    weights = 1 + (torch.rand(words.shape[:-1]) - 0.5).unsqueeze(-1) * several.unsqueeze(2)
-    summed = (words * weights).sum(dim=2) / length  # (rows, tokens, width)
-    return summed + blur * summed.detach().std() * torch.randn(summed.shape) * several
+    is_word = (ids != _NO_WORD).unsqueeze(-1)  # (rows, tokens, words, 1)
+    words = model.get_input_embeddings()(ids.clamp(min=0)) * is_word  # (rows, tokens, words, width)
+    norm = is_word.sum(dim=2).sqrt()  # (rows, tokens, 1)
+    if not noise:
+        return words.sum(dim=2) / norm
+    is_bag = norm > 1  # (rows, tokens, 1)
+    weights = 1 + (torch.rand(words.shape[:-1]) - 0.5).unsqueeze(-1) * is_bag.unsqueeze(2)
+    bags = (words * weights).sum(dim=2) / norm  # (rows, tokens, width)
+    return bags + noise * bags.detach().std() * torch.randn(bags.shape) * is_bag
 
 
 @torch.no_grad()
@@ -243,65 +251,65 @@ def evaluate_answers(
     tokenizer: PreTrainedTokenizerFast,
     conversations: Sequence[Conversation],
     scenes: dict[str, Scene],
-    telling: DescriptionMix,
+    mix: DescriptionMix,
 ) -> dict[str, float]:
-    """Measure the share of short answers that are right word for word, on scenes that were not read."""
+    """Return the exact match accuracy of answers about held-out scenes, by kind of dialogue and of question."""
     model.eval()
-    right: dict[str, list[bool]] = defaultdict(list)
+    matches: dict[str, list[bool]] = defaultdict(list)
     rng = random.Random(0)
     for conversation in conversations:
-        document = dialogue_document(conversation, scenes, end=END, telling=telling, rng=rng)
+        document = dialogue_document(conversation, scenes, end=END, mix=mix, rng=rng)
         bags, answers = encode(document, tokenizer)
         embedded = embed(model, as_tensor(bags).unsqueeze(0))
-        said = model(inputs_embeds=embedded).logits[0].argmax(dim=-1).tolist()
+        predicted = model(inputs_embeds=embedded).logits[0].argmax(dim=-1).tolist()
         ids = [bag[0] for bag in bags]
         kind = conversation.id.rsplit("-", 1)[1]
         start = 0
-        for at in range(1, len(ids) + 1):
-            ends = at == len(ids) or answers[at] != answers[at - 1]
-            if ends and answers[at - 1] and start:
-                same = said[start - 1 : at - 1] == ids[start:at]
-                right[kind].append(same)
-                right[
-                    _question_type(str(tokenizer.decode(ids[max(0, start - 30) : start])))
-                ].append(same)
-            if ends:
-                start = at
+        for end in range(1, len(ids) + 1):
+            is_end = end == len(ids) or answers[end] != answers[end - 1]
+            if is_end and answers[end - 1] and start:
+                match = predicted[start - 1 : end - 1] == ids[start:end]
+                question = str(tokenizer.decode(ids[max(0, start - 30) : start]))
+                matches[kind].append(match)
+                matches[_question_type(question)].append(match)
+            if is_end:
+                start = end
     model.train()
-    return {kind: round(sum(marks) / len(marks), 3) for kind, marks in sorted(right.items())}
+    return {kind: round(sum(items) / len(items), 3) for kind, items in sorted(matches.items())}
 
 
-_SUBJECTS = {
+_QUESTION_PATTERNS = {
     "count": r"How many",
-    "colour": r"colour",
+    "color": r"colour",
     "position": r"Where (?:is|in)|which part",
     "relation": r"left|above|below",
     "same place": r"same kind of place|setting of",
 }
-"""Words that tell what a question is about."""
+"""Types of questions by their wording."""
 
 
-def _question_type(before: str) -> str:
-    """Name what a question is about, by its wording."""
-    question = before.rsplit("USER:", 1)[-1]
-    return next((name for name, words in _SUBJECTS.items() if re.search(words, question)), "other")
+def _question_type(context: str) -> str:
+    """Return the type of the last question of a context."""
+    question = context.rsplit("USER:", 1)[-1]
+    types = (name for name, words in _QUESTION_PATTERNS.items() if re.search(words, question))
+    return next(types, "other")
 
 
 def pretrain_language(
     out: Path, work: Path, settings: LanguagePretraining, start: Path | None = None
 ) -> None:
-    """Train tokenizer and model and write their folder.
+    """Train tokenizer and model and save their folder.
 
     Args:
-        out: The folder.
-        work: Keeps the scenes and dialogues.
-        settings: How it is trained.
-        start: Folder of a tokenizer and model to go on from.
+        out: The folder to write.
+        work: Folder of the scenes and dialogues.
+        settings: Settings of the training.
+        start: Folder of a tokenizer and model to continue from.
     """
     torch.manual_seed(settings.seed)
     conversations, scenes = read_scenes(work, settings.scenes, settings.seed)
-    unseen, unseen_scenes = read_scenes(work, 150, settings.seed + 1)
-    unseen = [one for one in unseen if one.id.endswith(("-vqa", "-context"))]
+    held_out, held_out_scenes = read_scenes(work, 150, settings.seed + 1)
+    held_out = [item for item in held_out if item.id.endswith(("-vqa", "-context"))]
     if start:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(start)
         model = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32)
@@ -310,14 +318,14 @@ def pretrain_language(
         texts = _texts(conversations, scenes, settings.seed)
         tokenizer = train_tokenizer(texts, settings.vocabulary)
         model = LlamaForCausalLM(_config(tokenizer, settings))
-        nn.init.normal_(model.model.embed_tokens.weight, std=_WORD_SPREAD)
+        nn.init.normal_(model.model.embed_tokens.weight, std=_EMBEDDING_STD)
     optimizer = build_adamw(model, settings.learning_rate, settings.weight_decay, betas=(0.9, 0.95))
-    rates = _rates(settings)
-    step, begun, total = 0, time.monotonic(), len(rates)
-    for which, phase in enumerate(settings.phases):
-        read = [one for one in conversations if one.id.endswith(phase.kinds)]
-        seed = settings.seed + which
-        stream = stream_documents(read, scenes, end=END, telling=phase.mix, seed=seed)
+    rates = _learning_rates(settings)
+    step, start_time, total = 0, time.monotonic(), len(rates)
+    for index, phase in enumerate(settings.phases):
+        dialogues = [item for item in conversations if item.id.endswith(phase.kinds)]
+        seed = settings.seed + index
+        stream = stream_documents(dialogues, scenes, end=END, mix=phase.mix, seed=seed)
         reader = PackedReader(stream, tokenizer)
         for _ in range(phase.steps):
             ids, answers = reader.rows(settings.rows, settings.row_length)
@@ -325,26 +333,26 @@ def pretrain_language(
             optimizer_step(loss, model, optimizer, rates[step])
             step += 1
             if step % 50 == 0 or step == total:
-                speed = step * settings.rows * settings.row_length / (time.monotonic() - begun)
+                speed = step * settings.rows * settings.row_length / (time.monotonic() - start_time)
                 log.info("language %5d  answers %.3f  %.0f tokens/s", step, answer_loss, speed)
             if step % 250 == 0 or step == total:
-                found = evaluate_answers(model, tokenizer, unseen, unseen_scenes, phase.mix)
-                log.info("language %5d  %s", step, found)
+                scores = evaluate_answers(model, tokenizer, held_out, held_out_scenes, phase.mix)
+                log.info("language %5d  %s", step, scores)
                 save_fp16(model, out)
                 tokenizer.save_pretrained(out)
 
 
-def _rates(settings: LanguagePretraining) -> list[float]:
-    """Return the learning rate of every step; it rises and falls once for each stretch of phases."""
-    stretches: list[int] = []
+def _learning_rates(settings: LanguagePretraining) -> list[float]:
+    """Return the learning rate of every step, with one schedule for all phases up to the next restart."""
+    schedules: list[int] = []
     for phase in settings.phases:
-        if phase.restart_schedule or not stretches:
-            stretches.append(0)
-        stretches[-1] += phase.steps
+        if phase.restart_schedule or not schedules:
+            schedules.append(0)
+        schedules[-1] += phase.steps
     return [
         settings.learning_rate
         * cosine_schedule(step, steps, min(settings.warmup_steps, steps // 5))
-        for steps in stretches
+        for steps in schedules
         for step in range(steps)
     ]
 
@@ -352,16 +360,15 @@ def _rates(settings: LanguagePretraining) -> list[float]:
 def _texts(
     conversations: Sequence[Conversation], scenes: dict[str, Scene], seed: int
 ) -> Iterator[str]:
-    """Yield text for the tokenizer; the words of bags are in it often enough to be one token each."""
-    stream = stream_documents(conversations, scenes, end="", telling=DescriptionMix(), seed=seed)
+    """Yield texts for the tokenizer, with the words of bags often enough for each to become one token."""
+    stream = stream_documents(conversations, scenes, end="", mix=DescriptionMix(), seed=seed)
     for document in islice(stream, 4000):
-        yield "".join(piece.text for piece in document)
+        yield "".join(segment.text for segment in document)
     rng = random.Random(seed)
     yield from ("".join(bags_of_words(scene, rng)) for scene in islice(scenes.values(), 2000))
 
 
 def _config(tokenizer: PreTrainedTokenizerFast, settings: LanguagePretraining) -> LlamaConfig:
-    """Return the model's shape."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=settings.width,
@@ -380,16 +387,16 @@ def _config(tokenizer: PreTrainedTokenizerFast, settings: LanguagePretraining) -
 
 
 def _losses(
-    model: LlamaForCausalLM, ids: Tensor, answers: Tensor, prompt_weight: float, blur: float = 0.0
+    model: LlamaForCausalLM, ids: Tensor, answers: Tensor, prompt_weight: float, noise: float = 0.0
 ) -> tuple[Tensor, float]:
     """Return the weighted loss, and the plain mean over answers, in nats per token."""
     with autocast_matmul():
-        logits = model(
-            inputs_embeds=embed(model, ids[:, :-1], blur)
-        ).logits  # (rows, tokens, vocabulary)
-    wanted = ids[:, 1:, 0].flatten()  # (rows * tokens,)
-    each = cross_entropy(logits.float().flatten(0, 1), wanted, reduction="none")
-    known = answers[:, 1:].flatten()  # (rows * tokens,)
-    one_word = ids[:, 1:, 1].flatten() == _NOTHING  # what says several words is not predicted
-    weights = known.float().clamp(min=prompt_weight) * one_word
-    return (each * weights).sum() / weights.sum(), float(each[known].detach().mean())
+        inputs = embed(model, ids[:, :-1], noise)
+        logits = model(inputs_embeds=inputs).logits  # (rows, tokens, vocabulary)
+    targets = ids[:, 1:, 0].flatten()  # (rows * tokens,)
+    losses = cross_entropy(logits.float().flatten(0, 1), targets, reduction="none")
+    in_answer = answers[:, 1:].flatten()  # (rows * tokens,)
+    # Bags of several words are not predicted.
+    is_token = ids[:, 1:, 1].flatten() == _NO_WORD
+    weights = in_answer.float().clamp(min=prompt_weight) * is_token
+    return (losses * weights).sum() / weights.sum(), float(losses[in_answer].detach().mean())

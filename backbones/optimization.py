@@ -1,4 +1,4 @@
-"""How both backbones are stepped: AdamW that decays matrices, a rate that rises and falls, a copy in fp16."""
+"""Optimizer, learning rate schedule and fp16 export of both backbones."""
 
 import math
 from pathlib import Path
@@ -14,24 +14,24 @@ _Model = TypeVar("_Model", bound=PreTrainedModel)
 
 
 def build_adamw(
-    model: nn.Module, rate: float, weight_decay: float, betas: tuple[float, float]
+    model: nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float]
 ) -> torch.optim.AdamW:
-    """Build AdamW with decay on matrices only."""
-    matrices = [each for each in model.parameters() if each.ndim > 1]
-    others = [each for each in model.parameters() if each.ndim <= 1]
+    """Build AdamW with weight decay on matrices only."""
+    matrices = [weight for weight in model.parameters() if weight.ndim > 1]
+    vectors = [weight for weight in model.parameters() if weight.ndim <= 1]
     groups = [
         {"params": matrices, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": vectors, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
 
 def optimizer_step(
-    loss: torch.Tensor, model: nn.Module, optimizer: torch.optim.Optimizer, rate: float
+    loss: torch.Tensor, model: nn.Module, optimizer: torch.optim.Optimizer, learning_rate: float
 ) -> None:
-    """Take one clipped step at `rate`."""
+    """Take one step with clipped gradients."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = learning_rate
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -39,23 +39,23 @@ def optimizer_step(
 
 
 def autocast_matmul() -> torch.autocast:
-    """Run matrix products of a block in bf16 where the processor does that in hardware, else in fp32."""
+    """Return a context that runs matrix products in bf16 if the CPU supports it in hardware, else in fp32."""
     return torch.autocast("cpu", torch.bfloat16, enabled=fastest_dtype() == torch.bfloat16)
 
 
 def attention() -> str:
-    """Return the attention function that goes with it."""
+    """Return the fastest attention function for the precision of `autocast_matmul`."""
     return fastest_attention(fastest_dtype())
 
 
 def cosine_schedule(step: int, total: int, warmup: int) -> float:
-    """Return the share of the peak rate: it rises over `warmup` steps and falls along half a cosine."""
-    falling = 0.5 + 0.5 * math.cos(math.pi * step / total)
-    return min(1.0, (step + 1) / warmup) * falling
+    """Return the fraction of the peak rate: linear warm-up over `warmup` steps, then cosine decay."""
+    decay = 0.5 + 0.5 * math.cos(math.pi * step / total)
+    return min(1.0, (step + 1) / warmup) * decay
 
 
 def save_fp16(model: _Model, out: Path) -> None:
-    """Write a copy of the model in fp16; the model goes on as it is."""
+    """Save a copy of the model in fp16; the model itself does not change."""
     copy = type(model)(model.config)
     copy.load_state_dict(model.state_dict())
     nn.Module.half(copy)

@@ -1,7 +1,7 @@
-"""A Scene in, what each cell of a grid over it shows out, in bare words.
+"""Words of each patch: labels of the cells of a grid over a scene.
 
-Both backbones are taught with the same grid: the vision tower to put a cell's words into the patch that lies there, the
-language model to read rows of such cells. So stage 1 has only to bring the two together.
+Both backbones are trained on the same grid: the vision tower to predict the words of a cell from the patch there, the
+language model to read rows of such cells. So stage 1 only has to align the two.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ from caldera.scenes.scene import (
 )
 
 GRID = 8
-"""Rows and columns of cells; the tower's patches lie on the same grid."""
+"""Rows and columns of cells; the tower's patches are on the same grid."""
 
 WORDS: tuple[str, ...] = (
     *OBJECT_KINDS,
@@ -29,45 +29,45 @@ WORDS: tuple[str, ...] = (
     *dict.fromkeys(" ".join(PLACES).split()),
     *map(number_word, range(1, MAX_SAME_KIND + 1)),
 )
-"""Every word that a cell can say, each once."""
+"""The vocabulary of the cells."""
 
 _MIN_COVERAGE = 0.25
-"""Share of a cell that a thing must cover to be named there."""
+"""Fraction of a cell that an object must cover to be its label."""
 
 
 def patch_labels(scene: Scene) -> list[tuple[str, ...]]:
-    """Say what each cell shows, row by row: the words of the thing that fills it most, else the setting."""
-    return [object_words(*filled) if filled else (scene.setting,) for filled in _cells(scene)]
+    """Return the words of each cell, row by row: those of the object that covers most of it, else the setting."""
+    return [object_words(*label) if label else (scene.setting,) for label in _cells(scene)]
 
 
-def object_words(group: ObjectGroup, thing: SceneObject) -> tuple[str, ...]:
-    """Say a thing's kind, how many of it there are, and, as far as they have words, where it stands and its color."""
-    place = position_of(thing.box) or ""
+def object_words(group: ObjectGroup, scene_object: SceneObject) -> tuple[str, ...]:
+    """Return an object's kind, the number of such objects, its position if unambiguous, and its color if any."""
+    position = position_of(scene_object.box) or ""
     color = (group.color,) if group.color else ()
-    return (group.kind.name, number_word(len(group.things)), *place.split(), *color)
+    return (group.kind.name, number_word(len(group.objects)), *position.split(), *color)
 
 
 def _cells(scene: Scene) -> list[tuple[ObjectGroup, SceneObject] | None]:
-    """Return what fills each cell most, row by row."""
+    """Return the object that covers most of each cell, row by row."""
     cells: list[tuple[ObjectGroup, SceneObject] | None] = [None] * GRID**2
-    most = np.full(GRID**2, _MIN_COVERAGE)
-    for group, thing in scene.things:
-        covered = _coverage(thing)
-        for cell in np.flatnonzero(covered > most).tolist():
-            cells[cell] = (group, thing)
-        most = np.maximum(most, covered)
+    max_coverage = np.full(GRID**2, _MIN_COVERAGE)
+    for group, scene_object in scene.objects:
+        coverage = _coverage(scene_object)
+        for cell in np.flatnonzero(coverage > max_coverage).tolist():
+            cells[cell] = (group, scene_object)
+        max_coverage = np.maximum(max_coverage, coverage)
     return cells
 
 
-def _coverage(thing: SceneObject) -> NDArray[np.float64]:
-    """Return the share of each cell that a thing's box covers, (cells,)."""
-    edges, box = np.arange(GRID + 1) / GRID, thing.box
+def _coverage(scene_object: SceneObject) -> NDArray[np.float64]:
+    """Return the fraction of each cell that an object's box covers, (cells,)."""
+    edges, box = np.arange(GRID + 1) / GRID, scene_object.box
     across = np.minimum(edges[1:], box.right) - np.maximum(edges[:-1], box.left)
     down = np.minimum(edges[1:], box.bottom) - np.maximum(edges[:-1], box.top)
     return np.outer(down.clip(0), across.clip(0)).ravel() * GRID**2
 
 
-def patch_coverage(thing: SceneObject) -> NDArray[np.float32]:
-    """Return the share of a thing's box that lies in each cell, (cells,), adding up to one."""
-    covered = _coverage(thing)
-    return (covered / covered.sum()).astype(np.float32)
+def patch_coverage(scene_object: SceneObject) -> NDArray[np.float32]:
+    """Return the fraction of an object's box in each cell, (cells,); the sum is one."""
+    coverage = _coverage(scene_object)
+    return (coverage / coverage.sum()).astype(np.float32)

@@ -1,8 +1,7 @@
-"""Scenes and dialogues about them in, text documents out: what the tiny language backbone reads. No images.
+"""Text corpus of the language backbone: documents of dialogues about scenes, without images.
 
-Wherever a dialogue shows an image, its document tells the scene in words instead, in one of three ways: as captions,
-as a list of things and places, or as bags of words, one for each cell of a grid over the scene, which stand where the
-image's patches will stand.
+An image in a dialogue is replaced by a description of its scene in one of three forms: captions, a list of objects
+with positions, or bags of words, one for each cell of a grid over the scene, at the positions of the later patches.
 """
 
 import random
@@ -12,103 +11,98 @@ from dataclasses import dataclass
 from backbones.patch_words import patch_labels
 from caldera.annotations.boxes import position_of
 from caldera.annotations.english import join_with_and, number_word
-from caldera.conversation import Conversation, ImageRef, Turn
+from caldera.conversation import Conversation, ImageRef
 from caldera.scenes.captions import captions_of, object_phrase
 from caldera.scenes.scene import BACKGROUNDS, OBJECT_KINDS, ObjectGroup, Scene
+from caldera.templates.template import VICUNA_SYSTEM, move_image_first
 
-_LEFT_OUT = 0.1
-"""Share of words that a cell leaves out, as a patch may fail to show them."""
-
-SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
-"""Vicuna's system sentence, as LLaVA uses it."""
+_WORD_DROPOUT = 0.1
+"""Fraction of words that are dropped from a cell, as a patch may not show them."""
 
 
 @dataclass(frozen=True, slots=True)
 class CorpusSegment:
-    """A stretch of a document, tokenized by itself."""
+    """A segment of a document, tokenized on its own."""
 
     text: str
     answer: bool = False
-    """Whether it is what the language model is to do well: an answer or a caption."""
+    """Whether the loss counts fully: an answer or a caption."""
 
     cells: tuple[str, ...] = ()
-    """In place of text: bags of words, each of them one position, read as the sum of its words."""
+    """Instead of text: bags of words; each is one position, embedded as the sum of its words."""
 
 
 Document = list[CorpusSegment]
 
 
 def bags_of_words(scene: Scene, rng: random.Random) -> tuple[str, ...]:
-    """Say what each cell of the grid shows, row by row, as a bag of words of which some are left out by chance."""
-    said = []
+    """Return the words of each cell of the grid, row by row, with some words dropped at random."""
+    bags = []
     for words in patch_labels(scene):
-        kept = [word for word in words if len(words) == 1 or rng.random() >= _LEFT_OUT]
-        said.append("".join(f" {word}" for word in kept or words[:1]))
-    return tuple(said)
+        remaining = [word for word in words if len(words) == 1 or rng.random() >= _WORD_DROPOUT]
+        bags.append("".join(f" {word}" for word in remaining or words[:1]))
+    return tuple(bags)
 
 
-def _list(scene: Scene, rng: random.Random) -> str:
-    """Name every thing with its place, and the setting."""
-    things = [object_phrase(group, thing) for group, thing in scene.things]
-    return f"{join_with_and(rng.sample(things, len(things)))}, {BACKGROUNDS[scene.setting]}."
+def _list_objects(scene: Scene, rng: random.Random) -> str:
+    """Return all objects with their positions, and the setting."""
+    phrases = [object_phrase(group, item) for group, item in scene.objects]
+    return f"{join_with_and(rng.sample(phrases, len(phrases)))}, {BACKGROUNDS[scene.setting]}."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DescriptionMix:
-    """In which ways scenes are told, as shares; lists take what is left."""
+    """Fractions of the three forms of description; the rest are lists of objects."""
 
     bags: float = 0.0
-    """As rows of bags of words, one for each cell."""
+    """Bags of words, one for each cell."""
 
     captions: float = 0.1
 
     drills: float = 0.0
-    """Drills read between two dialogues, on average."""
+    """Drills between two dialogues, on average."""
 
 
-def describe_scene(scene: Scene, telling: DescriptionMix, rng: random.Random) -> CorpusSegment:
-    """Tell a scene in one of the three ways."""
-    way = rng.random()
-    if way < telling.bags:
+def describe_scene(scene: Scene, mix: DescriptionMix, rng: random.Random) -> CorpusSegment:
+    """Describe a scene in one of the three forms."""
+    choice = rng.random()
+    if choice < mix.bags:
         return CorpusSegment("", cells=bags_of_words(scene, rng))
-    if way < 1 - telling.captions:
-        return CorpusSegment(_list(scene, rng))
+    if choice < 1 - mix.captions:
+        return CorpusSegment(_list_objects(scene, rng))
     return CorpusSegment(" ".join(captions_of(scene)))
 
 
-def drill_document(told: Sequence[Scene], telling: DescriptionMix, rng: random.Random) -> Document:
-    """Tell one to three scenes, then ask in bare words for things that are there and for as many that are not.
+def drill_document(described: Sequence[Scene], mix: DescriptionMix, rng: random.Random) -> Document:
+    """Describe one to three scenes, then ask in single words for all present kinds and as many absent ones.
 
-    'dog: one top left', 'cat: no'; with several scenes 'B dog: two'. It holds many more things to find than a dialogue
-    of its length.
+    'dog: one top left', 'cat: no'; with several scenes 'B dog: two'. A drill has many more questions than a dialogue of
+    the same length.
     """
-    pieces: list[CorpusSegment] = []
-    asked: list[tuple[str, str]] = []
-    everywhere = {group.kind.name for scene in told for group in scene.groups}
-    for letter, scene in zip("ABC", told, strict=False):
-        image = f" {letter}" if len(told) > 1 else ""
-        pieces += [
+    segments: list[CorpusSegment] = []
+    exchanges: list[tuple[str, str]] = []
+    all_kinds = {group.kind.name for scene in described for group in scene.groups}
+    for letter, scene in zip("ABC", described, strict=False):
+        image = f" {letter}" if len(described) > 1 else ""
+        segments += [
             CorpusSegment(f"Picture{image}: "),
-            describe_scene(scene, telling, rng),
+            describe_scene(scene, mix, rng),
             CorpusSegment("\n"),
         ]
-        there = {group.kind.name for group in scene.groups}
-        missing = sorted(everywhere - there) or sorted(OBJECT_KINDS.keys() - there)
-        missing = rng.sample(missing, min(len(missing), len(there)))
-        asked += [(f"{image} {group.kind.name}:", _all_of(group)) for group in scene.groups]
-        asked += [(f"{image} {name}:", " no") for name in missing]
-    for question, answer in rng.sample(asked, len(asked)):
-        pieces += [CorpusSegment(question), CorpusSegment(f"{answer}\n", answer=True)]
-    return pieces
+        present = {group.kind.name for group in scene.groups}
+        absent = sorted(all_kinds - present) or sorted(OBJECT_KINDS.keys() - present)
+        absent = rng.sample(absent, min(len(absent), len(present)))
+        exchanges += [(f"{image} {group.kind.name}:", _summarize(group)) for group in scene.groups]
+        exchanges += [(f"{image} {name}:", " no") for name in absent]
+    for question, answer in rng.sample(exchanges, len(exchanges)):
+        segments += [CorpusSegment(question), CorpusSegment(f"{answer}\n", answer=True)]
+    return segments
 
 
-def _all_of(group: ObjectGroup) -> str:
-    """Say how many there are of a group, its color, and where a single thing is."""
-    place = position_of(group.things[0].box) if len(group.things) == 1 else None
-    words = (number_word(len(group.things)), group.color, place)
+def _summarize(group: ObjectGroup) -> str:
+    """Return a group's number, its color, and the position of a single object."""
+    position = position_of(group.objects[0].box) if len(group.objects) == 1 else None
+    words = (number_word(len(group.objects)), group.color, position)
     return "".join(f" {word}" for word in words if word)
 
 
@@ -117,38 +111,31 @@ def dialogue_document(
     scenes: Mapping[str, Scene],
     *,
     end: str,
-    telling: DescriptionMix,
+    mix: DescriptionMix,
     rng: random.Random,
 ) -> Document:
-    """Write a conversation as Vicuna's text, with words where it shows images.
+    """Return a conversation as Vicuna's text, with descriptions instead of images.
 
     Args:
-        conversation: What was said about the scenes.
-        scenes: Scene by the path of its image.
-        end: The end mark behind each answer.
-        telling: In which ways scenes are told.
-        rng: Chooses how the scenes are told.
+        conversation: A dialogue about the scenes.
+        scenes: Scenes by the path of their image.
+        end: End token after each answer.
+        mix: Forms of the descriptions.
+        rng: Source of the random choices.
     """
-    pieces = [CorpusSegment(f"{SYSTEM} ")]
+    segments = [CorpusSegment(f"{VICUNA_SYSTEM} ")]
     for turn in conversation.turns:
         if turn.role == "assistant":
-            pieces.append(CorpusSegment(f" {turn.text}{end}", answer=True))
+            segments.append(CorpusSegment(f" {turn.text}{end}", answer=True))
             continue
-        pieces.append(CorpusSegment("USER: "))
-        for part in _image_first(turn):
+        segments.append(CorpusSegment("USER: "))
+        for part in move_image_first(turn):
             if isinstance(part, ImageRef):
-                pieces.append(describe_scene(scenes[part.path], telling, rng))
+                segments.append(describe_scene(scenes[part.path], mix, rng))
             else:
-                pieces.append(CorpusSegment(part))
-        pieces.append(CorpusSegment(" ASSISTANT:"))
-    return pieces
-
-
-def _image_first(turn: Turn) -> tuple[str | ImageRef, ...]:
-    """Put a lone image before its question, as LLaVA does."""
-    if len(turn.images) != 1:
-        return turn.parts
-    return (*turn.images, f"\n{turn.text.strip()}")
+                segments.append(CorpusSegment(part))
+        segments.append(CorpusSegment(" ASSISTANT:"))
+    return segments
 
 
 def stream_documents(
@@ -156,29 +143,29 @@ def stream_documents(
     scenes: Mapping[str, Scene],
     *,
     end: str,
-    telling: DescriptionMix,
+    mix: DescriptionMix,
     seed: int,
 ) -> Iterator[Document]:
-    """Yield documents without end: dialogues, each time around in a new order and telling; captions; drills.
+    """Yield documents forever: dialogues, in a new order and with new descriptions each epoch; captions; drills.
 
     Args:
-        conversations: What was said about the scenes.
-        scenes: Scene by the path of its image.
-        end: The end mark behind each answer.
-        telling: In which ways scenes are told; bags also come with a caption alone, half as often.
-        seed: Of all choices.
+        conversations: Dialogues about the scenes.
+        scenes: Scenes by the path of their image.
+        end: End token after each answer.
+        mix: Forms of the descriptions; half as often as in dialogues, bags come with a caption alone.
+        seed: Seed of all random choices.
     """
     rng = random.Random(f"documents {seed}")
-    told = list(scenes.values())
+    all_scenes = list(scenes.values())
     while True:
         for conversation in rng.sample(conversations, len(conversations)):
-            yield dialogue_document(conversation, scenes, end=end, telling=telling, rng=rng)
-            if rng.random() < telling.bags / 2:
-                scene = rng.choice(told)
+            yield dialogue_document(conversation, scenes, end=end, mix=mix, rng=rng)
+            if rng.random() < mix.bags / 2:
+                scene = rng.choice(all_scenes)
                 caption = rng.choice(captions_of(scene))
                 yield [
                     CorpusSegment("", cells=bags_of_words(scene, rng)),
                     CorpusSegment(f"{caption}\n", answer=True),
                 ]
-            if rng.random() < telling.drills:
-                yield drill_document(rng.choices(told, k=rng.choice((1, 1, 2, 3))), telling, rng)
+            if rng.random() < mix.drills:
+                yield drill_document(rng.choices(all_scenes, k=rng.choice((1, 1, 2, 3))), mix, rng)

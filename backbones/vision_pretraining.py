@@ -1,8 +1,8 @@
-"""Drawn scenes with captions in, a tiny CLIP vision tower out.
+"""Pretraining of a tiny CLIP vision tower on rendered scenes with captions.
 
-It learns two things at once. A whole image is held against its caption, read from the class token of the last layer,
-as CLIP does it (arXiv 2103.00020). And each patch is to say the words of what lies there, read by one linear layer from
-the layer before the last, the one LLaVA takes. The text side and that linear layer are thrown away.
+Two losses: the contrastive loss of images and captions on the class token of the last layer (CLIP, arXiv 2103.00020),
+and the classification of each patch's words by a linear layer on the second to last layer, the one LLaVA uses. The text
+encoder and the linear layers are discarded.
 """
 
 import json
@@ -58,20 +58,20 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
 _MAX_SCALE = math.log(50)
-"""Of the learned factor before the softmax; CLIP's is log 100."""
+"""Maximum of the learned logit scale; CLIP's is log 100."""
 
 _NUMBERS = {word: number for number, word in enumerate(WORDS)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VisionPretraining:
-    """How the vision tower is trained."""
+    """Settings of the vision tower's pretraining."""
 
     scenes: int = 60_000
-    """Different scenes it sees."""
+    """Number of different scenes."""
 
     seed: int = 7001
-    """Seed of its scenes; the demo's scenes have others."""
+    """Seed of the scenes; different from the demo's."""
 
     steps: int = 3000
     batch_size: int = 128
@@ -84,16 +84,16 @@ class VisionPretraining:
 
 
 class RenderedScenes:
-    """Training scenes: their pixels drawn once into a memory-mapped file, all else made again when asked for."""
+    """Training scenes: pixels in a memory-mapped file, the scenes themselves sampled again when needed."""
 
     def __init__(self, pixels: NDArray[np.uint8], seed: int) -> None:
-        """Take pixels, (scenes, height, width, channels), and the seed they were drawn from."""
+        """Take pixels, (scenes, height, width, channels), and the seed of their scenes."""
         self._pixels = pixels
         self._seed = seed
         self._scenes: dict[int, Scene] = {}
 
     def __len__(self) -> int:
-        """Number of scenes."""
+        """Return the number of scenes."""
         return len(self._pixels)
 
     def scene(self, index: int) -> Scene:
@@ -110,8 +110,8 @@ class RenderedScenes:
         return (values - mean) / std
 
 
-def _small(task: tuple[int, int]) -> NDArray[np.uint8]:
-    """Draw a scene as it looks when read from its JPEG file and resized."""
+def _render_small(task: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return the pixels of a scene as decoded from its JPEG file and resized."""
     index, seed = task
     scene = sample_scene(index, seed=seed, split="train", shapes=glyph_shapes())
     image = Image.open(BytesIO(encode_jpeg(scene)))
@@ -119,43 +119,43 @@ def _small(task: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def render_scenes(file: Path, count: int, seed: int) -> RenderedScenes:
-    """Draw `count` scenes into `file`, unless it is there already from an earlier start."""
+    """Render `count` scenes into `file`, unless it exists from an earlier run."""
     if not file.is_file():
         partial = file.with_suffix(".partial")
         pixels = open_memmap(partial, "w+", np.uint8, (count, SIDE, SIDE, 3))
         with get_context("spawn").Pool() as pool:
             tasks = ((index, seed) for index in range(count))
-            for index, image in enumerate(pool.imap(_small, tasks, chunksize=100)):
+            for index, image in enumerate(pool.imap(_render_small, tasks, chunksize=100)):
                 pixels[index] = image
         pixels.flush()
         partial.rename(file)
     return RenderedScenes(np.load(file, mmap_mode="r"), seed)
 
 
-def told(scenes: Sequence[Scene]) -> Tensor:
-    """Return 1 for each word that a cell says, else 0, (scenes, cells, words)."""
-    said = [
+def word_targets(scenes: Sequence[Scene]) -> Tensor:
+    """Return 1 for each word of a cell, else 0, (scenes, cells, words)."""
+    indices = [
         (number, cell, _NUMBERS[word])
         for number, scene in enumerate(scenes)
         for cell, words in enumerate(patch_labels(scene))
         for word in words
     ]
-    marks = torch.zeros(len(scenes), GRID**2, len(WORDS))
-    marks[torch.tensor(said).unbind(dim=1)] = 1
-    return marks
+    targets = torch.zeros(len(scenes), GRID**2, len(WORDS))
+    targets[torch.tensor(indices).unbind(dim=1)] = 1
+    return targets
 
 
 class WordTokenizer:
-    """A word-by-word tokenizer for the text side, made from the captions of some scenes."""
+    """A word-level tokenizer for the text encoder, built from captions."""
 
     def __init__(self, texts: Iterator[str]) -> None:
-        """Number every word that occurs."""
+        """Assign an id to every word of the texts."""
         words = sorted({word for text in texts for word in self._split(text)})
         self._ids = {word: number for number, word in enumerate(words, start=1)}
 
     @property
     def end(self) -> int:
-        """Id of the end mark, the largest; 0 pads."""
+        """Id of the end token, the largest; 0 is padding."""
         return len(self._ids) + 1
 
     @staticmethod
@@ -170,7 +170,7 @@ class WordTokenizer:
 
 
 class ContrastiveModel(nn.Module):
-    """The tower with what is thrown away after training: a text side and two linear heads."""
+    """The tower with the parts that are discarded after training: a text encoder and two linear heads."""
 
     def __init__(self, settings: VisionPretraining, words: WordTokenizer) -> None:
         super().__init__()
@@ -209,90 +209,94 @@ class ContrastiveModel(nn.Module):
         return normalize(self.text(input_ids=self.words(texts)).text_embeds.float(), dim=-1)
 
     def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return unit vectors of images, (images, width), and a score of each word, (images, patches, words)."""
-        seen = self.tower(pixel_values=pixels, output_hidden_states=True)
-        images = normalize(self.image_head(seen.pooler_output).float(), dim=-1)
-        return images, self.word_head(seen.hidden_states[-2][:, 1:]).float()
+        """Return unit vectors of images, (images, width), and word logits of patches, (images, patches, words)."""
+        output = self.tower(pixel_values=pixels, output_hidden_states=True)
+        images = normalize(self.image_head(output.pooler_output).float(), dim=-1)
+        return images, self.word_head(output.hidden_states[-2][:, 1:]).float()
 
     def losses(self, pixels: Tensor, scenes: Sequence[Scene], rng: random.Random) -> Tensor:
-        """Return both losses, (2,): of images against captions, and of patches' words, summed over the words."""
+        """Return both losses, (2,): contrastive, and of the patches' words, summed over the words."""
         images, scores = self.encode_image(pixels)
-        texts, which = _distinct([rng.choice(captions_of(scene)) for scene in scenes])
-        alike = self.scale.exp() * images @ self.encode_text(texts).T  # (images, texts)
-        both_ways = (cross_entropy(alike, which) + _logit_of_any(alike.T, which)) / 2
-        each = binary_cross_entropy_with_logits(scores, told(scenes), reduction="none")
-        return torch.stack([both_ways, each.sum(dim=-1).mean()])
+        texts, targets = _deduplicate([rng.choice(captions_of(scene)) for scene in scenes])
+        logits = self.scale.exp() * images @ self.encode_text(texts).T  # (images, texts)
+        contrastive = (cross_entropy(logits, targets) + _logit_of_any(logits.T, targets)) / 2
+        words = binary_cross_entropy_with_logits(scores, word_targets(scenes), reduction="none")
+        return torch.stack([contrastive, words.sum(dim=-1).mean()])
 
 
-def _distinct(texts: Sequence[str]) -> tuple[list[str], Tensor]:
-    """Return the different texts, and for each text which of them it is, so that none is its own rival."""
+def _deduplicate(texts: Sequence[str]) -> tuple[list[str], Tensor]:
+    """Return the distinct texts, and the index of each text in them, so that equal texts are not negatives."""
     numbers: dict[str, int] = {}
-    which = [numbers.setdefault(text, len(numbers)) for text in texts]
-    return list(numbers), torch.tensor(which)
+    indices = [numbers.setdefault(text, len(numbers)) for text in texts]
+    return list(numbers), torch.tensor(indices)
 
 
-def _logit_of_any(scores: Tensor, which: Tensor) -> Tensor:
-    """Return the cross entropy of texts against images, (texts, images), sharing out among the right images."""
-    right = (which.unsqueeze(0) == torch.arange(len(scores)).unsqueeze(1)).float()
-    return -(log_softmax(scores, dim=-1) * right).sum(dim=-1).div(right.sum(dim=-1)).mean()
+def _logit_of_any(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross entropy of texts to images, (texts, images), averaged over the images of each text."""
+    positives = (targets.unsqueeze(0) == torch.arange(len(logits)).unsqueeze(1)).float()
+    return -(log_softmax(logits, dim=-1) * positives).sum(dim=-1).div(positives.sum(dim=-1)).mean()
 
 
 @torch.no_grad()
 def evaluate_retrieval(
-    contrast: ContrastiveModel, gallery: RenderedScenes, count: int
+    model: ContrastiveModel, gallery: RenderedScenes, count: int
 ) -> dict[str, float]:
-    """Measure a tower on scenes it did not see.
+    """Evaluate a tower on held-out scenes.
 
     Returns:
-        The share of captions found among all, and of patches on things whose words are all right and no other is said.
+        The accuracy of retrieving captions, and the fraction of patches on objects with exactly the right words.
     """
-    contrast.eval()
+    model.eval()
     scenes = [gallery.scene(index) for index in range(count)]
-    images, scores = contrast.encode_image(gallery.pixels(range(count)))
-    texts, which = _distinct([captions_of(scene)[0] for scene in scenes])
-    found = (images @ contrast.encode_text(texts).T).argmax(dim=-1) == which
-    wanted = told(scenes).bool()
-    things = wanted.sum(dim=-1) > 1  # (scenes, patches)
-    right = ((scores > 0) == wanted).all(dim=-1)[things]
-    contrast.train()
+    images, scores = model.encode_image(gallery.pixels(range(count)))
+    texts, targets = _deduplicate([captions_of(scene)[0] for scene in scenes])
+    retrieved = (images @ model.encode_text(texts).T).argmax(dim=-1) == targets
+    words = word_targets(scenes).bool()
+    on_object = words.sum(dim=-1) > 1  # (scenes, patches)
+    exact = ((scores > 0) == words).all(dim=-1)[on_object]
+    model.train()
     return {
-        "captions_found": round(found.float().mean().item(), 3),
-        "things_told": round(right.float().mean().item(), 3),
+        "captions_found": round(retrieved.float().mean().item(), 3),
+        "objects_described": round(exact.float().mean().item(), 3),
     }
 
 
 def pretrain_vision(out: Path, work: Path, settings: VisionPretraining) -> None:
-    """Train a tower and write its folder; `work` keeps the drawn pixels."""
+    """Train a tower and save its folder; `work` is the folder of the rendered pixels."""
     torch.manual_seed(settings.seed)
     rng = random.Random(settings.seed)
     gallery = render_scenes(work / f"pixels-{settings.seed}.npy", settings.scenes, settings.seed)
-    unseen = render_scenes(work / "pixels-unseen.npy", 500, settings.seed + 1)
+    held_out = render_scenes(work / "pixels-unseen.npy", 500, settings.seed + 1)
     texts = (text for index in range(2000) for text in captions_of(gallery.scene(index)))
-    contrast = ContrastiveModel(settings, WordTokenizer(texts))
-    optimizer = build_adamw(
-        contrast, settings.learning_rate, settings.weight_decay, betas=(0.9, 0.98)
-    )
+    model = ContrastiveModel(settings, WordTokenizer(texts))
+    optimizer = build_adamw(model, settings.learning_rate, settings.weight_decay, betas=(0.9, 0.98))
     order = np.random.default_rng(settings.seed)
-    begun = time.monotonic()
+    start_time = time.monotonic()
     for step in range(settings.steps):
         indices = order.integers(len(gallery), size=settings.batch_size).tolist()
         scenes = [gallery.scene(index) for index in indices]
         with autocast_matmul():
-            losses = contrast.losses(gallery.pixels(indices), scenes, rng)
+            losses = model.losses(gallery.pixels(indices), scenes, rng)
         rate = settings.learning_rate * cosine_schedule(step, settings.steps, settings.warmup_steps)
-        optimizer_step(losses.sum(), contrast, optimizer, rate)
-        contrast.scale.data.clamp_(max=_MAX_SCALE)
+        optimizer_step(losses.sum(), model, optimizer, rate)
+        model.scale.data.clamp_(max=_MAX_SCALE)
         if step % 100 == 99 or step + 1 == settings.steps:
-            whole, words = losses.tolist()
-            speed = (step + 1) * settings.batch_size / (time.monotonic() - begun)
-            log.info("vision %5d  pictures %.3f  words %.3f  %.0f/s", step + 1, whole, words, speed)
+            image_loss, word_loss = losses.tolist()
+            speed = (step + 1) * settings.batch_size / (time.monotonic() - start_time)
+            log.info(
+                "vision %5d  images %.3f  words %.3f  %.0f/s",
+                step + 1,
+                image_loss,
+                word_loss,
+                speed,
+            )
         if step % 500 == 499 or step + 1 == settings.steps:
-            log.info("vision %5d  %s", step + 1, evaluate_retrieval(contrast, unseen, 500))
-            _save(contrast.tower, out)
+            log.info("vision %5d  %s", step + 1, evaluate_retrieval(model, held_out, 500))
+            _save(model.tower, out)
 
 
 def _save(tower: CLIPVisionModel, out: Path) -> None:
-    """Write the tower in fp16, with how its images are prepared."""
+    """Save the tower in fp16 with its image processor config."""
     save_fp16(tower, out)
     preparation = {
         "image_processor_type": "CLIPImageProcessor",

@@ -1,4 +1,4 @@
-"""The language model's training at tiny size: answers are marked to the token, rows are full, scores are counted."""
+"""Tests of the language model's pretraining at tiny size."""
 
 import random
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ from backbones.language_pretraining import (
     LanguagePretraining,
     PackedReader,
     _config,
+    _learning_rates,
     _losses,
     _question_type,
-    _rates,
     as_tensor,
     embed,
     encode,
@@ -32,7 +32,7 @@ from caldera.scenes.scene import BACKGROUNDS, COLORS, OBJECT_KINDS, Scene, sampl
 
 
 def document(number: int) -> Document:
-    """Return a dialogue of a length of its own."""
+    """Return a dialogue whose length depends on its number."""
     return [
         CorpusSegment(f"USER: how many{' dog' * (number % 5)} ASSISTANT:"),
         CorpusSegment(f" {number} two three</s>", answer=True),
@@ -41,10 +41,10 @@ def document(number: int) -> Document:
     ]
 
 
-def test_a_document_is_encoded_piece_by_piece_with_its_answers_marked(
+def test_a_document_is_encoded_by_segment_with_a_mask_of_answers(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    """A start mark, then each piece's tokens; marks change where pieces do, and end marks are one token."""
+    """A start token, then the tokens of each segment; the end token of an answer belongs to it."""
     bags, answers = encode(document(3), tokenizer)
 
     ids = [bag[0] for bag in bags]
@@ -52,21 +52,22 @@ def test_a_document_is_encoded_piece_by_piece_with_its_answers_marked(
     assert len(ids) == len(answers)
     assert ids[0] == tokenizer.bos_token_id
     assert not answers[0]
-    assert tokenizer.decode(ids[1:]) == "".join(piece.text for piece in document(3))
-    learned = [token for token, known in zip(ids, answers, strict=True) if known]
-    assert tokenizer.decode(learned) == " 3 two three</s> left</s>"
-    assert learned.count(tokenizer.eos_token_id) == 2
+    assert tokenizer.decode(ids[1:]) == "".join(segment.text for segment in document(3))
+    supervised = [token for token, in_answer in zip(ids, answers, strict=True) if in_answer]
+    assert tokenizer.decode(supervised) == " 3 two three</s> left</s>"
+    assert supervised.count(tokenizer.eos_token_id) == 2
     assert ids.count(tokenizer.bos_token_id) == 1
 
 
-def test_rows_are_documents_end_to_end_cut_to_one_length(
+def test_rows_are_concatenated_documents_of_one_length(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    """Each row begins with a document's start, holds one token more than its length, and no padding."""
+    """Each row begins with a document, has one token more than the length, and no padding."""
     reader = PackedReader((document(number) for number in count()), tokenizer)
-    read = [encode(document(number), tokenizer) for number in range(64)]
-    encoded = [([bag[0] for bag in bags], answers) for bags, answers in read]
-    whole = [list(zip(*each, strict=True)) for each in encoded]
+    encoded = [encode(document(number), tokenizer) for number in range(64)]
+    documents = [
+        list(zip([bag[0] for bag in bags], answers, strict=True)) for bags, answers in encoded
+    ]
 
     ids, answers = reader.rows(5, 61)
 
@@ -74,19 +75,18 @@ def test_rows_are_documents_end_to_end_cut_to_one_length(
     ids = ids[:, :, 0]
     assert ids.shape == answers.shape == (5, 62)
     assert answers.dtype == torch.bool
-    for row in (
-        list(zip(*each, strict=True)) for each in zip(ids.tolist(), answers.tolist(), strict=True)
-    ):
-        starts = [at for at, (token, _) in enumerate(row) if token == tokenizer.bos_token_id]
+    for row_ids, row_answers in zip(ids.tolist(), answers.tolist(), strict=True):
+        row = list(zip(row_ids, row_answers, strict=True))
+        starts = [index for index, token in enumerate(row_ids) if token == tokenizer.bos_token_id]
         assert starts[0] == 0
         assert len(starts) > 1
-        assert all(row[begin:end] in whole for begin, end in pairwise(starts))
-        cut = row[starts[-1] :]
-        assert any(cut == each[: len(cut)] for each in whole)
+        assert all(row[start:end] in documents for start, end in pairwise(starts))
+        last = row[starts[-1] :]
+        assert any(last == tokens[: len(last)] for tokens in documents)
 
 
-def test_no_document_is_read_twice(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Each row goes on in the stream where the one before ended."""
+def test_rows_continue_the_stream(tokenizer: PreTrainedTokenizerFast) -> None:
+    """No document occurs twice."""
     texts = (f"{number} {'dog ' * 3}" for number in count(100))
     reader = PackedReader(([CorpusSegment(text, answer=True)] for text in texts), tokenizer)
     rows = chain(*(reader.rows(3, 41)[0][:, :, 0].tolist() for _ in range(4)))
@@ -102,7 +102,7 @@ def test_no_document_is_read_twice(tokenizer: PreTrainedTokenizerFast) -> None:
 
 @pytest.fixture(scope="module")
 def scenes() -> dict[str, Scene]:
-    """Sixty scenes by the paths of their images."""
+    """Sample sixty scenes by the paths of their images."""
     return {
         f"{index}.jpg": sample_scene(index, seed=5, split="train", shapes=glyph_shapes())
         for index in range(60)
@@ -111,13 +111,13 @@ def scenes() -> dict[str, Scene]:
 
 @pytest.fixture(scope="module")
 def trained(scenes: dict[str, Scene]) -> PreTrainedTokenizerFast:
-    """A tokenizer trained on captions and bags."""
+    """Train a tokenizer on captions and bags."""
 
     def texts() -> Iterator[str]:
-        chance = random.Random(1)
+        generator = random.Random(1)
         for scene in scenes.values():
             yield " ".join(captions_of(scene))
-            yield from ("".join(bags_of_words(scene, chance)) for _ in range(3))
+            yield from ("".join(bags_of_words(scene, generator)) for _ in range(3))
         yield from (f" {word}" * 20 for word in (*OBJECT_KINDS, *COLORS, *BACKGROUNDS))
 
     return train_tokenizer(texts(), 700)
@@ -126,15 +126,15 @@ def trained(scenes: dict[str, Scene]) -> PreTrainedTokenizerFast:
 def test_every_word_of_a_bag_is_one_token(
     trained: PreTrainedTokenizerFast, scenes: dict[str, Scene]
 ) -> None:
-    """So that none is cut off, whatever a cell says."""
+    """Words of bags are truncated to one token."""
     for scene in scenes.values():
-        for told in bags_of_words(scene, random.Random(2)):
-            assert len(trained.tokenize(told)) == len(told.split())
+        for bag in bags_of_words(scene, random.Random(2)):
+            assert len(trained.tokenize(bag)) == len(bag.split())
     assert len(trained) <= 700
 
 
-def test_the_tokenizer_is_made_like_llamas(trained: PreTrainedTokenizerFast) -> None:
-    """A start mark before any text, any letters come back, and padding has a token of its own."""
+def test_the_tokenizer_is_like_llamas(trained: PreTrainedTokenizerFast) -> None:
+    """A start token before any text, any characters are decoded again, and padding has its own token."""
     text = "A dög, 7 cats\n 🐕 <image>"
     ids = trained(text).input_ids
     assert ids[0] == trained.bos_token_id == trained.convert_tokens_to_ids(START)
@@ -146,14 +146,14 @@ def test_the_tokenizer_is_made_like_llamas(trained: PreTrainedTokenizerFast) -> 
 
 @pytest.fixture
 def model(trained: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A tiny LLaMA for the trained tokenizer."""
+    """Create a tiny LLaMA for the trained tokenizer."""
     torch.manual_seed(1)
     settings = LanguagePretraining(width=22, inner_width=26, layers=2, heads=1)
     return LlamaForCausalLM(_config(trained, settings))
 
 
-def test_the_shape_is_what_the_settings_say(model: LlamaForCausalLM) -> None:
-    """With room for long dialogues, and the special tokens of its tokenizer."""
+def test_the_config_follows_the_settings(model: LlamaForCausalLM) -> None:
+    """It has positions for long dialogues, and the special tokens of the tokenizer."""
     config = model.config
     assert isinstance(config, LlamaConfig)
     assert (config.hidden_size, config.intermediate_size) == (22, 26)
@@ -163,11 +163,11 @@ def test_the_shape_is_what_the_settings_say(model: LlamaForCausalLM) -> None:
     assert model.model.embed_tokens.weight is not model.lm_head.weight
 
 
-def test_the_loss_weighs_answers_fully_and_prompts_a_little(model: LlamaForCausalLM) -> None:
-    """It is the weighted mean over next tokens, worked out one by one; the second number is answers alone."""
-    chance = torch.Generator().manual_seed(4)
-    ids = torch.randint(4, 300, (3, 12), generator=chance)
-    answers = torch.rand(3, 12, generator=chance) < 0.4
+def test_the_loss_weights_answers_fully_and_prompts_a_little(model: LlamaForCausalLM) -> None:
+    """It is the weighted mean over next tokens, computed one by one; the second value is the mean over answers."""
+    generator = torch.Generator().manual_seed(4)
+    ids = torch.randint(4, 300, (3, 12), generator=generator)
+    answers = torch.rand(3, 12, generator=generator) < 0.4
 
     bags = torch.full((3, 12, 5), -1)
     bags[:, :, 0] = ids
@@ -178,28 +178,28 @@ def test_the_loss_weighs_answers_fully_and_prompts_a_little(model: LlamaForCausa
         logits = model(input_ids=ids[:, :-1]).logits
     total = weight_sum = answer_sum = 0.0
     for row in range(3):
-        for at in range(11):
-            scores = logits[row, at].float()
-            nats = float(scores.logsumexp(0) - scores[ids[row, at + 1]])
-            weight = 1.0 if answers[row, at + 1] else 0.25
+        for index in range(11):
+            scores = logits[row, index].float()
+            nats = float(scores.logsumexp(0) - scores[ids[row, index + 1]])
+            weight = 1.0 if answers[row, index + 1] else 0.25
             total, weight_sum = total + weight * nats, weight_sum + weight
-            answer_sum += nats * bool(answers[row, at + 1])
+            answer_sum += nats * bool(answers[row, index + 1])
     assert float(loss.detach()) == pytest.approx(total / weight_sum, rel=1e-3)
     assert answer_loss == pytest.approx(answer_sum / int(answers[:, 1:].sum()), rel=1e-3)
     loss.backward()
     assert all(weight.grad is not None for weight in model.parameters())
 
 
-def test_a_bag_is_one_position_that_says_all_its_words(
+def test_a_bag_is_one_position_with_all_its_words(
     model: LlamaForCausalLM, trained: PreTrainedTokenizerFast
 ) -> None:
-    """Its input is the sum of its words', as long as a word, and it is never a target."""
-    pieces = [
+    """Its embedding is the sum of its words' with the norm of a word, and it is never a target."""
+    segments = [
         CorpusSegment("", cells=(" dog", " car red top left")),
         CorpusSegment(" dog", answer=True),
     ]
 
-    bags, answers = encode(pieces, trained)
+    bags, answers = encode(segments, trained)
 
     assert [len(bag) for bag in bags] == [1, 1, 4, 1]
     assert answers == [False, False, False, True]
@@ -209,40 +209,40 @@ def test_a_bag_is_one_position_that_says_all_its_words(
     embedded = embed(model, as_tensor(bags).unsqueeze(0))[0]
     torch.testing.assert_close(embedded[1], table[bags[1][0]])
     torch.testing.assert_close(embedded[2], table[list(bags[2])].sum(dim=0) / 2)
-    ids, marks = as_tensor(bags).unsqueeze(0), torch.tensor([answers])
+    ids, mask = as_tensor(bags).unsqueeze(0), torch.tensor([answers])
     with torch.no_grad():
         logits = model(inputs_embeds=embed(model, ids[:, :-1])).logits[0].float()
-        loss, _ = _losses(model, ids, marks, 0.25)
+        loss, _ = _losses(model, ids, mask, 0.25)
     dog = bags[1][0]
     first = float(logits[0].logsumexp(0) - logits[0, dog])
     last = float(logits[2].logsumexp(0) - logits[2, dog])
     assert float(loss) == pytest.approx((0.25 * first + last) / 1.25, rel=1e-3)
 
 
-def test_blur_moves_bags_and_leaves_words(
+def test_noise_changes_bags_and_not_words(
     model: LlamaForCausalLM, trained: PreTrainedTokenizerFast
 ) -> None:
-    """Bags of several words stray, more with more blur and each time anew; single words stay as they are."""
-    pieces = [
+    """Bags of several words change, more with more noise and differently each time; single words do not."""
+    segments = [
         CorpusSegment("", cells=(" dog", " car red top left")),
         CorpusSegment(" dog", answer=True),
     ]
-    ids = as_tensor(encode(pieces, trained)[0]).unsqueeze(0)
+    ids = as_tensor(encode(segments, trained)[0]).unsqueeze(0)
     exact = embed(model, ids)[0]
-    little, much, again = (embed(model, ids, blur)[0] for blur in (0.1, 5.0, 5.0))
-    for moved in (little, much):
-        torch.testing.assert_close(moved[[0, 1, 3]], exact[[0, 1, 3]])
-    strays = [float((moved[2] - exact[2]).detach().norm()) for moved in (little, much)]
-    assert 0 < strays[0] < strays[1]
-    assert not torch.equal(much[2], again[2])
+    low, high, again = (embed(model, ids, noise)[0] for noise in (0.1, 5.0, 5.0))
+    for noisy in (low, high):
+        torch.testing.assert_close(noisy[[0, 1, 3]], exact[[0, 1, 3]])
+    distances = [float((noisy[2] - exact[2]).detach().norm()) for noisy in (low, high)]
+    assert 0 < distances[0] < distances[1]
+    assert not torch.equal(high[2], again[2])
 
 
-def test_the_rate_rises_and_falls_once_for_each_stretch() -> None:
-    """A phase that starts anew begins a stretch; others go on in theirs."""
+def test_the_schedule_restarts_only_where_a_phase_says_so() -> None:
+    """Other phases continue the schedule."""
     settings = LanguagePretraining()
-    rates = _rates(settings)
+    rates = _learning_rates(settings)
     assert len(rates) == sum(phase.steps for phase in settings.phases)
-    rises = sum(rates[at] > 3 * rates[at - 1] for at in range(1, len(rates)))
+    rises = sum(rates[step] > 3 * rates[step - 1] for step in range(1, len(rates)))
     assert rises == sum(phase.restart_schedule for phase in settings.phases) > 0
     assert max(rates) <= settings.learning_rate
     assert rates[-1] < 1e-3 * settings.learning_rate
@@ -252,26 +252,26 @@ def about(path: str, kind: str, *answers: str) -> Conversation:
     """Return a dialogue of a kind about one scene."""
     turns = []
     for number, answer in enumerate(answers):
-        asked = (ImageRef(path), "\nWhat?") if number == 0 else ("What?",)
-        turns += [Turn("user", asked), Turn("assistant", (answer,))]
+        question = (ImageRef(path), "\nWhat?") if number == 0 else ("What?",)
+        turns += [Turn("user", question), Turn("assistant", (answer,))]
     return Conversation(f"{path}-{kind}", tuple(turns))
 
 
-def test_a_model_that_cannot_answer_scores_nothing(
+def test_a_random_model_scores_zero(
     model: LlamaForCausalLM, trained: PreTrainedTokenizerFast, scenes: dict[str, Scene]
 ) -> None:
-    """Every kind that was asked is scored, and no other."""
-    asked = [about("1.jpg", "vqa", "dog", "two"), about("2.jpg", "context", "neither")]
-    scores = evaluate_answers(model, trained, asked, scenes, DescriptionMix(bags=1.0))
+    """Every kind of dialogue and question that occurs is scored, and no other."""
+    dialogues = [about("1.jpg", "vqa", "dog", "two"), about("2.jpg", "context", "neither")]
+    scores = evaluate_answers(model, trained, dialogues, scenes, DescriptionMix(bags=1.0))
     assert scores == {"vqa": 0.0, "context": 0.0, "other": 0.0}
     assert model.training
 
 
 @pytest.mark.parametrize(
-    ("question", "subject"),
+    ("question", "expected"),
     [
         ("How many dogs do you see?", "count"),
-        ("What colour is the car?", "colour"),
+        ("What colour is the car?", "color"),
         ("Where is the dog?", "position"),
         ("In which part of the picture is the dog?", "position"),
         ("Where was this picture taken?", "other"),
@@ -282,30 +282,31 @@ def test_a_model_that_cannot_answer_scores_nothing(
         ("What is the setting?", "other"),
     ],
 )
-def test_the_probe_tells_questions_apart(question: str, subject: str) -> None:
-    """By the last question alone, whatever was asked before."""
-    assert _question_type(f"USER: How many cats? ASSISTANT: two</s>USER: {question}") == subject
+def test_question_types(question: str, expected: str) -> None:
+    """The type depends only on the last question."""
+    assert _question_type(f"USER: How many cats? ASSISTANT: two</s>USER: {question}") == expected
 
 
-def test_an_answer_is_right_with_all_its_tokens_and_its_end_mark(
+def test_an_answer_is_correct_with_all_its_tokens_and_the_end_token(
     model: LlamaForCausalLM, trained: PreTrainedTokenizerFast, scenes: dict[str, Scene]
 ) -> None:
-    """A model that says 'dog' and stops is right where just that is the answer."""
-    opening, dog = (
+    """A model that answers 'dog' and stops is correct where the answer is exactly that."""
+    prompt_end, dog = (
         trained(text, add_special_tokens=False).input_ids[-1] for text in (" ASSISTANT:", " dog")
     )
     embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
-    with torch.no_grad():  # without layers, scores are products of embeddings and head
+    # Without layers, logits are products of embeddings and head: 'dog' follows the prompt, the end token follows 'dog'.
+    with torch.no_grad():
         for weight in model.parameters():
             weight.zero_()
         model.model.norm.weight.fill_(1)
-        embedding[opening, 0] = head[dog, 0] = 1  # 'dog' is likeliest after this
-        embedding[dog, 1] = head[trained.eos_token_id, 1] = 1  # and the end after 'dog'
+        embedding[prompt_end, 0] = head[dog, 0] = 1
+        embedding[dog, 1] = head[trained.eos_token_id, 1] = 1
 
-    asked = [
+    dialogues = [
         about("1.jpg", "vqa", "dog", "two", "dog"),
         about("2.jpg", "context", "dog dog"),
         about("3.jpg", "context", "dog"),
     ]
-    scores = evaluate_answers(model, trained, asked, scenes, DescriptionMix(bags=1.0))
+    scores = evaluate_answers(model, trained, dialogues, scenes, DescriptionMix(bags=1.0))
     assert scores == {"vqa": 0.667, "context": 0.5, "other": 0.6}
