@@ -1,9 +1,10 @@
-"""The command line: each command parses and makes one call.
+"""Command line: each command parses its options and makes one call.
 
-Nothing heavy is imported before a command needs it, so that `caldera --help` answers at once. The environment is read
+Heavy modules are imported only when a command needs them, so that `caldera --help` is fast. The environment is read
 here and nowhere else.
 """
 
+import json
 import logging
 import os
 import sys
@@ -23,7 +24,11 @@ from caldera.cli.options import (
     Dtype,
     Quantize,
     Set,
+    StoredDtype,
+    print_message,
+    print_result,
     quantization_from,
+    raise_if_renamed_option,
     runtime_from,
     stderr_console,
     stdout_console,
@@ -33,40 +38,41 @@ from caldera.cli.serve import serve
 from caldera.errors import CalderaError
 
 EXIT_CODES = (
-    "Exit codes: 0 done, 1 a fault in caldera itself, 2 wrong usage, 3 bad input, 4 cannot write, "
-    "5 a teacher's or judge's key, quota or budget ended the run, 6 an evaluation is not valid, "
-    "7 training cannot go on, 8 an exported model differs, 130 stopped by Ctrl-C."
+    "Exit codes: 0 success, 1 internal error, 2 wrong usage, 3 invalid input, 4 cannot write, 5 the key, quota or "
+    "budget of an LLM teacher or judge ended the run, 6 invalid evaluation, 7 training cannot continue, 8 an exported "
+    "model differs, 130 stopped by Ctrl-C."
 )
 
-
 _INTERRUPT_MESSAGES = {
-    "": "stopped; what was finished is kept",
-    "demo": "stopped; what was finished is kept, and the same command goes on",
-    "train": "stopped; what was finished is kept, and the same command with --resume goes on",
+    "": "stopped; finished work is saved",
+    "demo": "stopped; finished work is saved, repeat the command to resume",
+    "train": "stopped; finished work is saved, repeat the command with --resume to resume",
     "chat": "stopped",
     "import": "stopped; nothing was written",
-    "evaluate": "stopped; what was answered is kept, and the same command goes on",
+    "evaluate": "stopped; finished answers are saved, repeat the command to resume",
 }
-"""What Ctrl-C is answered with, by command."""
+"""Message after Ctrl-C, by command."""
 
 
 class _ErrorHandlingGroup(TyperGroup):
-    """Ends every foreseen failure with one line and its exit code."""
+    """Root group that ends every expected failure with one line and its exit code."""
 
-    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - as its base has it
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - signature of the base class
         """Run a command."""
         try:
-            return super().invoke(ctx)
+            try:
+                return super().invoke(ctx)
+            except Exception as error:
+                raise_if_renamed_option(error)
+                raise
         except CalderaError as error:
             stderr_console.print(
-                f"error: {error}", style="bold red", markup=False, highlight=False, soft_wrap=True
+                f"error: {error}", style="bold red", highlight=False, soft_wrap=True
             )
             sys.exit(error.exit_code)
         except KeyboardInterrupt:
-            stderr_console.print(
-                _INTERRUPT_MESSAGES.get(ctx.invoked_subcommand or "", _INTERRUPT_MESSAGES[""]),
-                soft_wrap=True,
-            )
+            command = ctx.invoked_subcommand or ""
+            print_message(_INTERRUPT_MESSAGES.get(command, _INTERRUPT_MESSAGES[""]))
             sys.exit(130)
 
 
@@ -83,7 +89,7 @@ data.app.command("import")(datasets.import_data)
 data.app.command()(datasets.mix)
 data.app.command()(datasets.balance)
 data.app.command()(datasets.stats)
-data.app.command()(datasets.export)
+data.app.command()(datasets.to_parquet)
 app.add_typer(data.app, name="data")
 app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="evaluate")
@@ -95,8 +101,8 @@ app.command()(serve)
 app.command("import")(import_model.import_weights)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         stdout_console.print(f"caldera {__version__}")
         raise typer.Exit
 
@@ -104,14 +110,14 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def caldera(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """LLaVA, whole: annotated images in, a visual assistant out.
+    """LLaVA, complete: data generation, training, evaluation, chat and server of a visual assistant.
 
     [bold]Examples[/bold]
 
-      caldera demo                                        the whole way on drawn scenes, in minutes
+      caldera demo                                        the complete method on drawn scenes, in minutes
 
       caldera data generate coco photos/ --out data.json  instruction data from captions and boxes
 
@@ -139,7 +145,7 @@ def demo(
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
-    """Go LLaVA's whole way on drawn scenes: data, two stages, evaluation, report. Started again, it goes on.
+    """Run LLaVA's complete method on drawn scenes: data, two stages, evaluation, report. Repeat it to resume.
 
     [bold]Examples[/bold]
 
@@ -151,36 +157,33 @@ def demo(
     from caldera.pipelines.scene_run import run_scene_recipe
     from caldera.recipes.registry import find_scene_recipe
 
-    chosen = apply_overrides(find_scene_recipe(recipe), settings or ())
-    run_scene_recipe(chosen, out_folder, runtime_from(device, dtype))
-    _show_demo(out_folder)
+    scene_recipe = apply_overrides(find_scene_recipe(recipe), settings or ())
+    run_scene_recipe(scene_recipe, out_folder, runtime_from(device, dtype))
+    _print_demo(out_folder)
 
 
 @app.command()
 def chat(
     model: Annotated[Path, typer.Argument(help="Model folder.")],
     image: Annotated[
-        list[str] | None, typer.Option(metavar="FILE", help="Image to show; many times.")
+        list[str] | None, typer.Option(metavar="FILE", help="Image to ask about. Repeatable.")
     ] = None,
     prompt: Annotated[
-        str | None, typer.Option(help="Ask this once; only the answer is printed.")
+        str | None, typer.Option(help="Ask only this and print only the answer.")
     ] = None,
     temperature: Annotated[
         float | None, typer.Option(help="0 is greedy. \\[default: 0 with --prompt, else 0.2]")
     ] = None,
-    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens only.")] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer.")] = 256,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="Sample from the likeliest tokens of this total probability.")
+    ] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(help="Maximum length of an answer.")] = 256,
+    seed: Annotated[int, typer.Option(help="Seed for sampling.")] = 0,
     device: Device = "auto",
-    dtype: Annotated[
-        str,
-        typer.Option(
-            help="float32, bfloat16, or auto: float32 if stored so, else bfloat16 where the processor is fast at it."
-        ),
-    ] = "auto",
+    dtype: StoredDtype = "auto",
     quantize: Quantize = None,
 ) -> None:
-    """Talk about images. In the talk: /image FILE, /reset, /help, /exit.
+    """Chat about images. Commands in the chat: /image FILE, /reset, /help, /exit.
 
     [bold]Examples[/bold]
 
@@ -193,52 +196,45 @@ def chat(
     from caldera.images.decoding import resolve_image_path
     from caldera.inference.engine import EngineConfig, SamplingParams
 
-    usual = 0.2 if prompt is None else 0.0
-    heat = usual if temperature is None else temperature
+    if temperature is None:
+        temperature = 0.2 if prompt is None else 0.0
     sampling = SamplingParams(
-        temperature=heat, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed
+        temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed
     )
-    shown = [resolve_image_path(text) for text in image or ()]
+    images = [resolve_image_path(text) for text in image or ()]
     compute = runtime_from(device, dtype).compute
     compute = with_stored_dtype(model, compute) if dtype == "auto" else compute
     settings = EngineConfig(slots=1, quantization=quantization_from(quantize))
     with closing(load_session(model, sampling, compute, settings)) as session:
         if prompt is None:
-            run_repl(session, shown)
+            run_repl(session, images)
         else:
-            answer_once(session, shown, prompt)
+            answer_once(session, images, prompt)
 
 
-def _show_demo(folder: Path) -> None:
-    """Print a demo's table and where everything is."""
-    import json
-
+def _print_demo(folder: Path) -> None:
+    """Print the table of a demo and its files."""
     results = json.loads((folder / "results.json").read_text())
-    columns = {
-        "accuracy": "right",
-        "majority_baseline": "majority_baseline",
-        "shuffled_images": "other image",
-        "without_pretraining": "no stage 1",
-    }
-    table = Table("held-out questions", "n", *columns.values(), title="share of right answers")
+    columns = ("accuracy", "majority_baseline", "shuffled_images", "without_pretraining")
+    headings = ("accuracy", "majority baseline", "shuffled images", "without stage 1")
+    table = Table("held-out questions", "n", *headings, title="share of correct answers")
     for kind, count in results["questions"].items():
         scores = (f"{results[column].get(kind, 0):.3f}" for column in columns)
         table.add_row(kind, str(count), *scores, end_section=kind == "overall")
     stdout_console.print(table)
     image = min((folder / "scenes" / "held_out" / "held_out").glob("*.jpg"))
-    for line in (
+    print_result(
         f"caption CIDEr-D {results['caption_cider']:.2f} (0 to 10)",
         f"time {results['seconds']['total']:.0f} s",
         f"report   {folder / 'report.html'}",
         f"results  {folder / 'results.json'}",
         f"model    {folder / 'model'}",
         f"chat     caldera chat {folder / 'model'} --image {image}",
-    ):
-        stdout_console.print(line, markup=False, highlight=False, soft_wrap=True)
+    )
 
 
 def _configure_logging() -> None:
-    """Send logs to the error stream, and keep libraries from talking."""
+    """Send logs to stderr, and silence the libraries."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -250,7 +246,7 @@ def _configure_logging() -> None:
 
 
 def main() -> None:
-    """Run a command; every foreseen failure is one line and its exit code."""
+    """Run a command; every expected failure is one line and its exit code."""
     _configure_logging()
     try:
         app(standalone_mode=True)
@@ -260,10 +256,8 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("CALDERA_DEBUG"):
             raise
-        stderr_console.print(
-            f"a fault in caldera: {type(error).__name__}: {error}; please report it with "
-            "what the same command prints under CALDERA_DEBUG=1",
-            markup=False,
-            soft_wrap=True,
+        print_message(
+            f"internal error: {type(error).__name__}: {error}; please report it with the output of the same command "
+            "under CALDERA_DEBUG=1"
         )
         sys.exit(1)

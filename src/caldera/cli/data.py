@@ -1,96 +1,80 @@
-"""Generate, check, inspect."""
+"""Commands `caldera data generate`, `check` and `inspect`."""
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
+from typer.core import TyperGroup
 
-from caldera.cli.options import IgnoreField, Images, MaxBad, stderr_console, stdout_console
-from caldera.errors import OutputError
+from caldera.cli.options import (
+    IgnoreField,
+    Images,
+    MaxBadFraction,
+    print_message,
+    raise_if_renamed_command,
+    stderr_console,
+    stdout_console,
+)
+from caldera.errors import OutputError, UsageError
 
-app = typer.Typer(no_args_is_help=True, help="Write, check and look at instruction data.")
-
-
-Teacher = Annotated[
-    str, typer.Option(help="Who writes: scripted, openai (any compatible server) or replay.")
-]
-Kinds = Annotated[
-    str | None,
-    typer.Option(
-        help="Kinds, with shares if you like: conversation,detail:0.5. Of: caption, conversation, detail, "
-        "reasoning, vqa, context. Without shares a language model keeps LLaVA's mix, 58:23:77. "
-        "\\[default: conversation,detail,reasoning,context; for pairs: caption]"
-    ),
-]
+if TYPE_CHECKING:
+    from caldera.instructions.generate import GenerateConfig
+    from caldera.instructions.llm_teacher.teacher import LLMTeacherConfig
+    from caldera.templates.inspection import SegmentKind
 
 
-Model = Annotated[str, typer.Option(help="Name of the teacher's model, for --teacher openai.")]
-BaseUrl = Annotated[
+class _DataGroup(TyperGroup):
+    """Group `data`, with hints for renamed commands."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401 - signature of the base class
+        """Return the command of the first argument."""
+        raise_if_renamed_command(ctx.info_name, args[0])
+        return super().resolve_command(ctx, args)
+
+
+app = typer.Typer(
+    cls=_DataGroup, no_args_is_help=True, help="Generate, check and convert instruction data."
+)
+
+KINDS_HELP = """
+Kinds, optionally with shares: conversation,detail:0.5. Available: caption, conversation, detail, reasoning, vqa,
+context. Without shares an LLM teacher uses LLaVA's mix, 58:23:77. \\[default: conversation,detail,reasoning,context;
+for pairs: caption]
+"""
+REQUEST_HELP = """
+Setting of the requests: concurrency, requests_per_minute, tokens_per_minute, temperature, max_tokens, timeout, retries,
+max_repairs ... Repeatable.
+"""
+URL_HELP = "URL of the server: OpenAI, vLLM, llama.cpp, Ollama, caldera ... \\[default: OpenAI]"
+
+Teacher = Annotated[str, typer.Option(help="scripted, openai (any compatible server) or replay.")]
+ApiKeyEnv = Annotated[
     str,
-    typer.Option(
-        help="Address of the teacher: OpenAI, vLLM, llama.cpp, Ollama, caldera ... \\[default: OpenAI]"
-    ),
+    typer.Option(metavar="NAME", help="Environment variable of the API key, which is not saved."),
 ]
-KeyVariable = Annotated[
-    str,
-    typer.Option(
-        metavar="NAME", help="Environment variable that holds the key; it is written nowhere."
-    ),
-]
-Prompts = Annotated[
-    Path | None,
-    typer.Option(metavar="FOLDER", help="Your own prompts: KIND/system.txt and examples."),
-]
-Language = Annotated[str, typer.Option(help="Of the shipped prompts: english or chinese.")]
 Price = Annotated[
     str | None,
-    typer.Option(
-        metavar="PROMPT,REPLY", help="Money for a million tokens each, such as 0.15,0.60."
-    ),
+    typer.Option(metavar="PROMPT,REPLY", help="Prices per million tokens, such as 0.15,0.60."),
 ]
-Unpriced = Annotated[bool, typer.Option("--unpriced", help="Count no money.")]
+NoPrice = Annotated[bool, typer.Option("--no-price", help="Do not count costs.")]
 MaxCost = Annotated[
-    float | None, typer.Option(min=0.0, help="Most money, over all starts of the run.")
+    float | None, typer.Option(min=0.0, help="Maximum cost of the run, resumed parts included.")
 ]
 MaxRequests = Annotated[
-    int | None, typer.Option(min=1, help="Most requests, over all starts of the run.")
-]
-AllowMixed = Annotated[
-    bool,
-    typer.Option("--allow-mixed", help="Go on with other prompts, model or annotations."),
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Only tell what would be sent, and its cost.")
-]
-Recorded = Annotated[
-    Path | None,
-    typer.Option(metavar="FOLDER", help="For --teacher replay: the run whose replies are used."),
-]
-SetSending = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="NAME=VALUE",
-        help="How a teacher is asked: concurrency, requests_per_minute, tokens_per_minute, temperature, max_tokens, "
-        "timeout, retries, repairs ...; many times.",
-    ),
+    int | None, typer.Option(min=1, help="Maximum requests of the run, resumed parts included.")
 ]
 
 
 def llm_teacher_from(
     teacher: str,
-    key_variable: str,
+    api_key_env: str,
     price: str | None,
     settings: list[str] | None,
-    **rest: Any,  # noqa: ANN401 - fields of Teaching, which checks them
-) -> Any:  # noqa: ANN401 - its type is heavy to import
-    """Return what is ordered of a language model, None where the teacher is none; the key is read here.
-
-    Raises:
-        UsageError: A setting or the price cannot be.
-    """
+    **fields: Any,  # noqa: ANN401 - fields of LLMTeacherConfig, which checks them
+) -> "LLMTeacherConfig | None":
+    """Return the configuration of an LLM teacher, with the key from the environment; None for another teacher."""
     from pydantic import SecretStr
 
     from caldera.instructions.llm_teacher.teacher import LLM_CLIENTS, LLMTeacherConfig
@@ -101,78 +85,89 @@ def llm_teacher_from(
 
     if teacher not in LLM_CLIENTS:
         return None
-    key = os.environ.get(key_variable, "").strip()
-    rest["base_url"] = rest["base_url"] or OPENAI_URL
+    key = os.environ.get(api_key_env, "").strip()
+    fields["base_url"] = fields["base_url"] or OPENAI_URL
     return LLMTeacherConfig(
         teacher=teacher,
         key=SecretStr(key) if key else None,
         price=parse_price(price) if price else None,
         request_config=apply_overrides(RequestConfig(), settings or ()),
-        **rest,
+        **fields,
     )
 
 
-def print_estimate(order: Any, teaching: Any) -> None:  # noqa: ANN401 - their types are heavy to import
-    """Print what a run would send.
-
-    Raises:
-        UsageError: The teacher is no language model.
-    """
-    from caldera.errors import UsageError
+def print_estimate(config: "GenerateConfig") -> None:
+    """Print the requests, tokens and cost of a run; raise unless its teacher is an LLM."""
     from caldera.instructions.generate import estimate_data_cost
 
-    if teaching is None:
-        raise UsageError(
-            "--dry-run tells what a language model would be sent; give --teacher openai"
-        )
-    planned = estimate_data_cost(order, teaching)
+    llm_teacher = config.llm_teacher
+    if llm_teacher is None:
+        raise UsageError("--dry-run estimates the requests to an LLM; add --teacher openai")
+    estimate = estimate_data_cost(config, llm_teacher)
     table = Table("kind", "dialogues", title="nothing was sent")
-    for kind, count in planned.dialogues.items():
+    for kind, count in estimate.dialogues.items():
         table.add_row(kind, str(count))
     stderr_console.print(table)
-    total = planned.dialogues.total()
-    lines = [
-        f"requests: {total}, and up to {total * teaching.request_config.max_repairs} more for repairs",
-        f"tokens: about {planned.prompt_tokens} of prompts, about {planned.reply_tokens} of replies "
-        f"(at most {planned.max_reply_tokens})",
-    ]
-    if planned.cost is None:
-        lines.append("cost: not known; give --price PROMPT,REPLY")
+    total = estimate.dialogues.total()
+    print_message(
+        f"requests: {total}, and up to {total * llm_teacher.request_config.max_repairs} more for repairs",
+        f"tokens: about {estimate.prompt_tokens} of prompts, about {estimate.reply_tokens} of replies "
+        f"(at most {estimate.max_reply_tokens})",
+    )
+    if estimate.cost is None:
+        print_message("cost: unknown; add --price PROMPT,REPLY")
     else:
-        lines.append(
-            f"cost: about {planned.cost:.4f}, at most {planned.max_cost:.4f} without repairs"
+        print_message(
+            f"cost: about {estimate.cost:.4f}, at most {estimate.max_cost:.4f} without repairs"
         )
-    for line in lines:
-        stderr_console.print(line, markup=False, soft_wrap=True)
 
 
 @app.command()
 def generate(
     source: Annotated[str, typer.Argument(help="coco (a folder) or pairs (a file).")],
-    path: Annotated[Path, typer.Argument(help="The annotations.")],
+    path: Annotated[Path, typer.Argument(help="Annotations.")],
     out_file: Annotated[Path, typer.Option("--out", help="Data file, .json or .jsonl.")],
     teacher: Teacher = "scripted",
-    kinds: Kinds = None,
+    kinds: Annotated[str | None, typer.Option(help=KINDS_HELP)] = None,
     split: Annotated[str | None, typer.Option(help="COCO split, such as train2017.")] = None,
     images: Images = None,
-    seed: Annotated[int, typer.Option(help="Of the choice of words.")] = 0,
-    max_bad_fraction: MaxBad = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed for the wording.")] = 0,
+    max_bad_fraction: MaxBadFraction = 0.0,
     ignore_field: IgnoreField = None,
-    model: Model = "",
-    base_url: BaseUrl = "",
-    api_key_env: KeyVariable = "OPENAI_API_KEY",
-    prompts: Prompts = None,
-    language: Language = "english",
+    model: Annotated[str, typer.Option(help="Model of the teacher, for --teacher openai.")] = "",
+    base_url: Annotated[str, typer.Option(help=URL_HELP)] = "",
+    api_key_env: ApiKeyEnv = "OPENAI_API_KEY",
+    prompts: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Your own prompts: KIND/system.txt and examples."),
+    ] = None,
+    language: Annotated[
+        str, typer.Option(help="Language of the packaged prompts: english or chinese.")
+    ] = "english",
     price: Price = None,
-    no_price: Unpriced = False,
+    no_price: NoPrice = False,
     max_cost: MaxCost = None,
     max_requests: MaxRequests = None,
-    allow_changed_run: AllowMixed = False,
-    dry_run: DryRun = False,
-    replay_from: Recorded = None,
-    settings: SetSending = None,
+    allow_changed_run: Annotated[
+        bool,
+        typer.Option(
+            "--allow-changed-run", help="Resume with other prompts, model or annotations."
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only estimate the requests and their cost.")
+    ] = False,
+    replay_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="For --teacher replay: the run whose replies are used."
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help=REQUEST_HELP)
+    ] = None,
 ) -> None:
-    """Write instruction data about annotated images, in LLaVA's JSON.
+    """Generate instruction data about annotated images, in LLaVA's JSON.
 
     [bold]Examples[/bold]
 
@@ -186,39 +181,53 @@ def generate(
     from caldera.annotations.registry import SourceOptions
     from caldera.instructions.generate import GenerateConfig
 
-    teaching = llm_teacher_from(
-        teacher, api_key_env, price, settings,
-        base_url=base_url, model=model, prompts=prompts, language=language, no_price=no_price, max_cost=max_cost,
-        max_requests=max_requests, allow_changed_run=allow_changed_run, replay_from=replay_from,
-    )  # fmt: skip
-    read = SourceOptions(split=split, images=images, ignore_fields=frozenset(ignore_field or ()))
-    order = GenerateConfig(
-        source=source, path=path, options=read, teacher=teacher, llm_teacher=teaching, kinds=kinds, seed=seed,
+    llm_teacher = llm_teacher_from(
+        teacher,
+        api_key_env,
+        price,
+        settings,
+        base_url=base_url,
+        model=model,
+        prompts=prompts,
+        language=language,
+        no_price=no_price,
+        max_cost=max_cost,
+        max_requests=max_requests,
+        allow_changed_run=allow_changed_run,
+        replay_from=replay_from,
+    )
+    ignored = frozenset(ignore_field or ())
+    config = GenerateConfig(
+        source=source,
+        path=path,
+        options=SourceOptions(split=split, images=images, ignore_fields=ignored),
+        teacher=teacher,
+        llm_teacher=llm_teacher,
+        kinds=kinds,
+        seed=seed,
         max_bad_fraction=max_bad_fraction,
-    )  # fmt: skip
+    )
     if dry_run:
-        print_estimate(order, teaching)
+        print_estimate(config)
     else:
-        _generate(order, out_file)
+        _generate(config, out_file)
 
 
-def _generate(order: Any, out_file: Path) -> None:  # noqa: ANN401 - its type is heavy to import
-    """Write a data file, and tell what is in it and what is not."""
+def _generate(config: "GenerateConfig", out_file: Path) -> None:
+    """Write a data file, and print the written and the rejected dialogues."""
     from caldera.instructions.generate import generate_data
     from caldera.progress import default_progress
 
-    written = generate_data(order, out_file, default_progress())
+    data = generate_data(config, out_file, default_progress())
     table = Table("kind", "dialogues", title=f"{out_file}")
-    for kind, count in written.by_kind.items():
+    for kind, count in data.by_kind.items():
         table.add_row(kind, str(count))
     stderr_console.print(table)
-    for reason, count in written.rejected.most_common():
-        stderr_console.print(f"not written: {count} x {reason}", markup=False, soft_wrap=True)
-    if order.llm_teacher and written.rejected:
-        lists = out_file.with_suffix(".run")
-        told = f"each of them: {lists}/rejected.jsonl, {lists}/failed.jsonl"
-        stderr_console.print(told, markup=False, soft_wrap=True)
-    stderr_console.print(f"next: caldera data check {out_file}", markup=False, soft_wrap=True)
+    print_message(*(f"not written: {n} x {reason}" for reason, n in data.rejected.most_common()))
+    if config.llm_teacher and data.rejected:
+        run_folder = out_file.with_suffix(".run")
+        print_message(f"listed in: {run_folder}/rejected.jsonl, {run_folder}/failed.jsonl")
+    print_message(f"next: caldera data check {out_file}")
 
 
 @app.command()
@@ -226,12 +235,16 @@ def check(
     file: Annotated[Path, typer.Argument(help="Data file, .json or .jsonl.")],
     images: Images = None,
     decode_images: Annotated[
-        bool, typer.Option("--open/--no-open", help="Decode every image, or only find it.")
+        bool,
+        typer.Option(
+            "--decode-images/--no-decode-images",
+            help="Decode every image, or only check that it exists.",
+        ),
     ] = True,
     ignore_field: IgnoreField = None,
-    max_bad_fraction: MaxBad = 0.0,
+    max_bad_fraction: MaxBadFraction = 0.0,
 ) -> None:
-    """Check every record and every image of a data file; exit code 3 if something is wrong.
+    """Check every record and every image of a data file; exit code 3 if one is invalid.
 
     [bold]Examples[/bold]
 
@@ -239,35 +252,33 @@ def check(
 
       caldera data check mix665k.json --images playground/data --ignore-field model
     """
+    from caldera.datasets.importer import skipped_path
     from caldera.datasets.validation import validate_file
     from caldera.files.skipped import SkippedItems
     from caldera.progress import default_progress
 
-    findings = validate_file(
+    report = validate_file(
         file,
         images or file.parent,
-        open_images=decode_images,
+        decode_images=decode_images,
         ignore=frozenset(ignore_field or ()),
         progress=default_progress(),
     )
-    stderr_console.print(
-        f"{findings.records} records, {findings.turns} turns, {len(findings.images)} images; "
-        f"{findings.multi_image} records show several, {findings.text_only} none; {findings.repeated_ids} share an id; "
-        f"bad: {len(findings.bad)}",
-        soft_wrap=True,
+    print_message(
+        f"{report.records} records, {report.turns} turns, {len(report.images)} images; "
+        f"{report.multi_image} records with several images, {report.text_only} without; "
+        f"{report.repeated_ids} share an id; invalid: {len(report.invalid)}"
     )
-    if findings.bad:
-        for fault in findings.bad[:20]:
-            stderr_console.print(f"{fault.location}: {fault.reason}", markup=False, soft_wrap=True)
-        bad_file = file.with_suffix(".bad.jsonl")
-        try:
-            SkippedItems(1.0, findings.bad).write(bad_file)
-            stderr_console.print(
-                f"all of them are listed in {bad_file}", markup=False, soft_wrap=True
-            )
-        except OutputError as error:  # what was asked for is the check
-            stderr_console.print(f"not listed: {error}", markup=False, soft_wrap=True)
-        SkippedItems(max_bad_fraction, findings.bad).raise_if_over_limit(findings.records)
+    if not report.invalid:
+        return
+    print_message(*(f"{item.location}: {item.reason}" for item in report.invalid[:20]))
+    try:
+        SkippedItems(1.0, report.invalid).write(skipped_path(file))
+        print_message(f"all of them are listed in {skipped_path(file)}")
+    except OutputError as error:
+        # The check itself succeeded, so a folder without write access is no failure.
+        print_message(f"not listed: {error}")
+    SkippedItems(max_bad_fraction, report.invalid).raise_if_over_limit(report.records)
 
 
 @app.command()
@@ -275,16 +286,16 @@ def inspect(
     file: Annotated[Path, typer.Argument(help="Data file, .json or .jsonl.")],
     record: Annotated[str, typer.Option(help="Id or number (from 0) of the record.")] = "0",
     model: Annotated[
-        Path | None, typer.Option(help="Model folder. \\[default: the shipped backbones]")
+        Path | None, typer.Option(help="Model folder. \\[default: the packaged backbones]")
     ] = None,
     template: Annotated[
-        str | None, typer.Option(help="A name of docs/templates.md. \\[default: the model's]")
+        str | None, typer.Option(help="Template of docs/templates.md. \\[default: the model's]")
     ] = None,
-    tokens: Annotated[bool, typer.Option("--tokens", help="Show a line for each token.")] = False,
+    tokens: Annotated[bool, typer.Option("--tokens", help="Print a line for each token.")] = False,
     images: Images = None,
     ignore_field: IgnoreField = None,
 ) -> None:
-    """Show what the model sees of one record: text, image slots, and what it learns to say, in green or [[...]].
+    """Print a record as the model receives it: text, image slots, and supervised text in green or [[...]].
 
     [bold]Examples[/bold]
 
@@ -294,31 +305,32 @@ def inspect(
     """
     from caldera.pipelines.inspect_record import inspect_record
 
-    surplus = frozenset(ignore_field or ())
-    seen = inspect_record(file, record, model, template, surplus, images)
+    ignored = frozenset(ignore_field or ())
+    inspected = inspect_record(file, record, model, template, ignored, images)
     colored = stdout_console.color_system is not None and not stdout_console.no_color
-    styles = {"given": "dim", "learned": "bold green", "image": "bold magenta"}
-    for stretch in seen.stretches:
-        shown = stretch.text
-        if stretch.look == "image":
-            shown = f"<{stretch.text}: {stretch.tokens} tokens>"
-        elif stretch.look == "learned" and not colored:
-            shown = f"[[{stretch.text}]]"
-        stdout_console.print(
-            shown, style=styles[stretch.look], end="", markup=False, highlight=False, soft_wrap=True
-        )
+    styles: dict[SegmentKind, str] = {
+        "context": "dim",
+        "supervised": "bold green",
+        "image": "bold magenta",
+    }
+    for segment in inspected.segments:
+        text = segment.text
+        if segment.kind == "image":
+            text = f"<{segment.text}: {segment.num_tokens} tokens>"
+        elif segment.kind == "supervised" and not colored:
+            text = f"[[{segment.text}]]"
+        style = styles[segment.kind]
+        stdout_console.print(text, style=style, end="", highlight=False, soft_wrap=True)
     stdout_console.print()
-    learned = sum(one.tokens for one in seen.stretches if one.look == "learned")
-    stderr_console.print(
-        f"record {seen.id}, template {seen.template}: {sum(one.tokens for one in seen.stretches)} tokens, "
-        f"{learned} of them learned ({'green' if colored else 'in [[ ]]'})",
-        markup=False,
-        soft_wrap=True,
+    counts = [(segment.kind, segment.num_tokens) for segment in inspected.segments]
+    num_supervised = sum(count for kind, count in counts if kind == "supervised")
+    print_message(
+        f"record {inspected.id}, template {inspected.template}: {sum(count for _, count in counts)} tokens, "
+        f"{num_supervised} of them supervised ({'green' if colored else 'in [[ ]]'})"
     )
     if tokens:
-        table = Table("position", "id", "token", "learned")
-        for row in seen.tokens:
-            table.add_row(
-                str(row.position), str(row.id), repr(row.text), "yes" if row.learned else ""
-            )
+        table = Table("position", "id", "token", "supervised")
+        for token in inspected.tokens:
+            supervised = "yes" if token.supervised else ""
+            table.add_row(str(token.position), str(token.id), repr(token.text), supervised)
         stdout_console.print(table)

@@ -11,13 +11,20 @@ from rich.table import Table
 from caldera.cli import evaluate_judge, evaluate_run
 from caldera.cli.evaluate_run import (
     BenchmarkGroup,
-    KeyVariable,
+    ApiKeyEnv,
     Model,
     RunFolder,
     Served,
     SetAsking,
 )
-from caldera.cli.options import Device, Dtype, MaxBad, runtime_from, stderr_console, stdout_console
+from caldera.cli.options import (
+    Device,
+    Dtype,
+    MaxBadFraction,
+    runtime_from,
+    stderr_console,
+    stdout_console,
+)
 from caldera.evaluation.benchmark import BenchmarkSpec, Score, mean
 from caldera.evaluation.files import join_names
 from caldera.evaluation.intervals import mean_interval
@@ -105,10 +112,10 @@ def coco(
     per_image: Annotated[int, typer.Option(min=1, help="Questions about each image alone.")] = 8,
     seed: Annotated[int, typer.Option(help="Of the choice and wording of questions.")] = 0,
     out_folder: RunFolder = None,
-    max_bad_fraction: MaxBad = 0.0,
+    max_bad_fraction: MaxBadFraction = 0.0,
     settings: SetAsking = None,
     served_model: Served = "",
-    api_key_env: KeyVariable = "OPENAI_API_KEY",
+    api_key_env: ApiKeyEnv = "OPENAI_API_KEY",
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:

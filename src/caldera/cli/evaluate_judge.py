@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from caldera.cli.data import KeyVariable, MaxCost, MaxRequests, Price, Unpriced
+from caldera.cli.data import ApiKeyEnv, MaxCost, MaxRequests, Price, NoPrice
 from caldera.cli.options import stdout_console
 
 Questions = Annotated[Path | None, typer.Option(help="Official file of questions.")]
@@ -64,9 +64,9 @@ def judge(
     out_folder: Annotated[Path, typer.Option("--out", help="Folder for verdicts.")] = Path(
         "judged"
     ),
-    api_key_env: KeyVariable = "OPENAI_API_KEY",
+    api_key_env: ApiKeyEnv = "OPENAI_API_KEY",
     price: Price = None,
-    no_price: Unpriced = False,
+    no_price: NoPrice = False,
     max_cost: MaxCost = None,
     max_requests: MaxRequests = None,
     settings: SetJudge = None,
@@ -129,9 +129,9 @@ def ensemble(
     out_folder: Annotated[
         Path | None, typer.Option("--out", help="Folder for what the judge says.")
     ] = None,
-    api_key_env: KeyVariable = "OPENAI_API_KEY",
+    api_key_env: ApiKeyEnv = "OPENAI_API_KEY",
     price: Price = None,
-    no_price: Unpriced = False,
+    no_price: NoPrice = False,
     max_cost: MaxCost = None,
     max_requests: MaxRequests = None,
     settings: SetJudge = None,
@@ -255,5 +255,7 @@ def _show_ensemble(figures: Mapping[str, Any]) -> None:
     stdout_console.print(table)
     told = f"either right {figures['either_right']:.2f}, the two differ on {figures['differ']}"
     if "asked" in figures:
-        told += f"; the judge was asked {figures['asked']}, {figures['num_invalid']} without a letter"
+        told += (
+            f"; the judge was asked {figures['asked']}, {figures['num_invalid']} without a letter"
+        )
     stdout_console.print(told, highlight=False, soft_wrap=True)

@@ -10,7 +10,13 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
-from caldera.cli.options import Device, Dtype, runtime_from, stdout_console
+from caldera.cli.options import (
+    Device,
+    Dtype,
+    raise_if_renamed_command,
+    runtime_from,
+    stdout_console,
+)
 from caldera.errors import EvaluationError, UnknownNameError, UsageError
 
 Model = Annotated[
@@ -21,7 +27,7 @@ Model = Annotated[
     ),
 ]
 Served = Annotated[str, typer.Option(metavar="NAME", help="The model, where a server has several.")]
-KeyVariable = Annotated[
+ApiKeyEnv = Annotated[
     str,
     typer.Option(metavar="NAME", help="Environment variable with a server's key."),
 ]
@@ -50,6 +56,7 @@ class BenchmarkGroup(TyperGroup):
             UnknownNameError: It is neither.
         """
         name = args[0]
+        raise_if_renamed_command(ctx.info_name, name)
         if name in self.commands or name.startswith("-"):
             return super().resolve_command(ctx, args)
         from caldera.evaluation.benchmarks.registry import BENCHMARKS
@@ -111,7 +118,7 @@ def run(
     out_folder: RunFolder = None,
     settings: SetAsking = None,
     served_model: Served = "",
-    api_key_env: KeyVariable = "OPENAI_API_KEY",
+    api_key_env: ApiKeyEnv = "OPENAI_API_KEY",
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:

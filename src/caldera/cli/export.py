@@ -1,21 +1,30 @@
-"""`caldera export` and `caldera parity`: a model for other programs, and whether it is the same there."""
+"""Commands `caldera export` and `caldera parity`: write a model for other programs, and compare the two."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
+from rich.table import Table
 
-from caldera.cli.options import stderr_console, stdout_console
+from caldera.cli.options import print_message, print_result, stdout_console
+from caldera.errors import ParityError, UnknownNameError
 
-Shown = Annotated[
+if TYPE_CHECKING:
+    from caldera.export.parity.compare import Parity
+
+CLASS_TOKEN_HELP = """
+gguf: last, for llama.cpp as released since May 2025; first, for a version in which issue 25814 is fixed.
+\\[default: last]
+"""
+ComparedImages = Annotated[
     list[Path] | None,
     typer.Option(
         "--images",
         metavar="FILE",
-        help="Image to compare on; many times. \\[default: drawn scenes]",
+        help="Image to compare on. Repeatable. \\[default: drawn scenes]",
     ),
 ]
-Report = Annotated[
+JsonReport = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write the comparison as JSON.")
 ]
 
@@ -23,24 +32,15 @@ Report = Annotated[
 def export(
     model: Annotated[Path, typer.Argument(help="Model folder.")],
     to: Annotated[
-        str,
-        typer.Option(
-            help="gguf: two files for llama.cpp. original: the layout of LLaVA's own code."
-        ),
+        str, typer.Option(help="gguf: two files for llama.cpp. original: as in LLaVA's own code.")
     ],
     out_folder: Annotated[Path, typer.Option("--out", help="Folder for the files.")],
     kind: Annotated[
         str | None, typer.Option("--type", help="gguf: f32, f16 or q8_0. \\[default: f16]")
     ] = None,
-    class_token: Annotated[
-        str | None,
-        typer.Option(
-            help="gguf: last, for llama.cpp as released since May 2025; first, for one in which issue 25814 is "
-            "mended. \\[default: last]"
-        ),
-    ] = None,
-    images: Shown = None,
-    json_file: Report = None,
+    class_token: Annotated[str | None, typer.Option(help=CLASS_TOKEN_HELP)] = None,
+    images: ComparedImages = None,
+    json_file: JsonReport = None,
 ) -> None:
     """Write a model for another program, then compare the two; exit code 8 if they differ.
 
@@ -50,9 +50,6 @@ def export(
 
       caldera export runs/demo/model --to gguf --out runs/demo/q8 --type q8_0 --images dog.jpg
     """
-    from typing import get_args
-
-    from caldera.errors import UnknownNameError
     from caldera.export.export import ExportConfig, export_model
     from caldera.formats.gguf.vision_tower import ClassToken
     from caldera.formats.gguf.writer import FILE_TYPES
@@ -61,25 +58,21 @@ def export(
     if kind is not None and kind not in FILE_TYPES:
         raise UnknownNameError("type", kind, FILE_TYPES)
     if class_token is not None and class_token not in get_args(ClassToken):
-        raise UnknownNameError("place of the class token", class_token, get_args(ClassToken))
-    wanted = ExportConfig(
+        raise UnknownNameError("position of the class token", class_token, get_args(ClassToken))
+    config = ExportConfig(
         folder=model,
         out=out_folder,
-        kind=kind,
+        dtype=kind,
         class_token=class_token,  # type: ignore[arg-type] # checked above
         images=images or (),
     )
-    found = export_model(to, wanted, default_progress())
-    stderr_console.print(f"written: {out_folder}", markup=False)
-    for note in found.notes:
-        stderr_console.print(f"note: {note}", markup=False, soft_wrap=True)
-    if found.parity is None:
-        unwritten = f", so {json_file} is not written" if json_file else ""
-        stderr_console.print(
-            f"not compared: nothing here runs the format {to!r}{unwritten}", markup=False
-        )
-    else:
-        _conclude(found.parity, json_file, f"; the files in {out_folder} are kept")
+    report = export_model(to, config, default_progress())
+    print_message(f"written: {out_folder}", *(f"note: {note}" for note in report.notes))
+    if report.parity is not None:
+        _conclude(report.parity, json_file, f"; the files in {out_folder} are kept")
+        return
+    unwritten = f", so {json_file} is not written" if json_file else ""
+    print_message(f"not compared: no program here runs the format {to!r}{unwritten}")
 
 
 def parity(
@@ -87,10 +80,11 @@ def parity(
     against: Annotated[str, typer.Option(help="transformers or gguf.")],
     gguf: Annotated[Path | None, typer.Option(help="Folder of the GGUF files.")] = None,
     fix_class_token: Annotated[
-        bool, typer.Option("--mend", help="Put llama.cpp's class token first while it runs.")
+        bool,
+        typer.Option("--fix-class-token", help="Put llama.cpp's class token first while it runs."),
     ] = False,
-    images: Shown = None,
-    json_file: Report = None,
+    images: ComparedImages = None,
+    json_file: JsonReport = None,
 ) -> None:
     """Compare a model with another implementation of it: pixels, features, logits and 64 greedy tokens.
 
@@ -103,50 +97,34 @@ def parity(
     from caldera.export.export import ParityConfig, compare_model
     from caldera.progress import default_progress
 
-    wanted = ParityConfig(
-        folder=model, against=against, gguf=gguf, mend=fix_class_token, images=images or ()
+    config = ParityConfig(
+        folder=model, against=against, gguf=gguf, fix_class_token=fix_class_token, images=images or ()
     )
-    _conclude(compare_model(wanted, default_progress()), json_file, "")
+    _conclude(compare_model(config, default_progress()), json_file, "")
 
 
-def _conclude(
-    found: Any,  # noqa: ANN401 - its type is heavy to import
-    json_file: Path | None,
-    kept: str,
-) -> None:
-    """Print a comparison, and end with an error if it is not good.
-
-    Raises:
-        ParityError: The other implementation differs.
-    """
-    from rich.table import Table
-
-    from caldera.errors import ParityError
+def _conclude(parity: "Parity", json_file: Path | None, consequence: str) -> None:
+    """Print a comparison; raise a ParityError if the other implementation differs."""
     from caldera.export.export import parity_json
     from caldera.files.atomic import write_json
 
-    table = Table(
-        "stage", "largest difference", "limit", "at", "", title=f"caldera and {found.against}"
-    )
-    for gap in found.gaps:
-        shown = "yes" if gap.largest == float("inf") else f"{gap.largest:.3g}"
-        table.add_row(
-            gap.stage, shown, f"{gap.limit:.3g}", gap.where, "ok" if gap.good else "differs"
-        )
-    equal, total = found.counted
-    table.add_row(
-        "answers", f"{total - equal} of {total}", f"{(1 - found.wanted) * total:.0f}", "", ""
-    )
+    title = f"caldera and {parity.against}"
+    table = Table("stage", "largest difference", "limit", "at", "", title=title)
+    for stage in parity.stages:
+        largest = "yes" if stage.max_difference == float("inf") else f"{stage.max_difference:.3g}"
+        verdict = "ok" if stage.good else "differs"
+        table.add_row(stage.stage, largest, f"{stage.limit:.3g}", stage.image, verdict)
+    equal, total = parity.num_equal
+    max_different = (1 - parity.min_equal_answers) * total
+    table.add_row("answers", f"{total - equal} of {total}", f"{max_different:.0f}", "", "")
     stdout_console.print(table)
-    lines = [f"note: {note}" for note in found.notes]
-    for answer in found.answers:
-        lines += [f"{answer.image}: {note}" for note in answer.notes]
-    for line in lines:
-        stdout_console.print(line, markup=False, highlight=False, soft_wrap=True)
+    print_result(*(f"note: {note}" for note in parity.notes))
+    for answer in parity.answers:
+        print_result(*(f"{answer.image}: {note}" for note in answer.notes))
     if json_file:
-        write_json(json_file, parity_json(found))
-    if not found.good:
-        raise ParityError(f"not good: {found.fault}{kept}")
-    stdout_console.print(
-        f"good: {found.against} gives what caldera gives, {equal} of {total} answers equal"
+        write_json(json_file, parity_json(parity))
+    if not parity.good:
+        raise ParityError(f"{parity.fault}{consequence}")
+    print_result(
+        f"good: {parity.against} agrees with caldera, {equal} of {total} answers are equal"
     )

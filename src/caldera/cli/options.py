@@ -1,75 +1,159 @@
-"""Options that several commands share, and the two consoles they print to."""
+"""Options that several commands share, output to the two consoles, and hints for renamed options."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from caldera.errors import UnknownNameError
+from caldera.errors import UnknownNameError, UsageError
 
+if TYPE_CHECKING:
+    from caldera.devices import Runtime
+    from caldera.inference.packed_linear import Quantization
+
+# Names from data are printed literally: "[/b]" is no style and ":x:" no emoji.
 stdout_console = Console(markup=False, emoji=False)
-"""Results, as they are: a kind called "[/b]" or ":x:" is neither a style nor a sign."""
+"""Console for results."""
 
 stderr_console = Console(stderr=True, markup=False, emoji=False)
-"""Everything else, as it is too."""
+"""Console for everything else."""
 
 Set = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="NAME=VALUE",
-        help="Change a setting, such as learning_rate, batch_size, epochs or max_steps; many times.",
+        help="Change a setting, such as learning_rate, batch_size, epochs or max_steps. Repeatable.",
     ),
 ]
-MaxBad = Annotated[
+MaxBadFraction = Annotated[
     float,
     typer.Option(
-        min=0.0, max=1.0, help="Share of bad items that may be left out (and are listed); 0 stops."
+        min=0.0,
+        max=1.0,
+        help="Skip (and list) at most this fraction of invalid items; 0 skips none.",
     ),
 ]
 Images = Annotated[
     Path | None,
-    typer.Option(help="Folder that image paths start from. \\[default: the data file's own]"),
+    typer.Option(help="Folder that image paths are relative to. \\[default: the data file's]"),
 ]
 IgnoreField = Annotated[
     list[str] | None,
-    typer.Option(metavar="NAME", help="Surplus field of records to pass over; many times."),
+    typer.Option(metavar="NAME", help="Extra field of records to ignore. Repeatable."),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on where a broken-off run was.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")]
 Dtype = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
+StoredDtype = Annotated[
+    str,
+    typer.Option(
+        help="float32, bfloat16, or auto: float32 if stored so, else bfloat16 where the CPU is fast at it."
+    ),
+]
 Workers = Annotated[
     int | None,
     typer.Option(
         min=0,
-        help="Processes that decode images ahead, where features are not kept. \\[default: cores - 1, at most 8]",
+        help="Processes that decode images whose features are not cached. \\[default: cores - 1, at most 8]",
     ),
 ]
 Quantize = Annotated[
     str | None,
     typer.Option(
         metavar="int8",
-        help="Weights of the language model in 8 bits, on a processor: faster, in half the memory of bfloat16.",
+        help="Quantize the language model to 8 bits, on a CPU: faster, in half the memory of bfloat16.",
     ),
 ]
 
+RENAMED_OPTIONS = {
+    "--pictures": "--images",
+    "--pretrain-pictures": "--pretrain-images",
+    "--max-bad": "--max-bad-fraction",
+    "--recorded": "--replay-from",
+    "--unpriced": "--no-price",
+    "--allow-mixed": "--allow-changed-run",
+    "--key-variable": "--api-key-env",
+    "--open": "--decode-images",
+    "--no-open": "--no-decode-images",
+    "--per-picture": "--per-image",
+    "--form": "--prompt-layout",
+    "--sentences": "--answer-prompt",
+    "--find": "--check-images",
+    "--no-find": "--no-check-images",
+    "--least": "--min-count",
+    "--most": "--max-per-phrase",
+    "--parquet": "--out",
+    "--select-layer": "--vision-feature-layer",
+    "--select": "--feature-select",
+    "--aligned": "--stage1-model",
+    "--served": "--served-model",
+    "--truth": "--annotations",
+    "--mend": "--fix-class-token",
+    "--as": "--layout",
+    "--host-name": "--allowed-host",
+    "--fetch-from": "--allowed-media-domains",
+    "--media-root": "--allowed-local-media-path",
+    "--beside": "--compare-with",
+    "--key-file": "--api-key-file",
+    "--insecure": "--no-auth",
+}
+"""Current spelling of each renamed option, on every command that has the current one."""
 
-def quantization_from(quantize: str | None) -> Any:  # noqa: ANN401 - its type is heavy to import
-    """Say which bits the engine's weights get.
+RENAMED_COMMANDS = {
+    ("data", "export"): "to-parquet",
+    ("evaluate", "own"): "custom",
+    ("evaluate", "seed"): "seed-bench",
+}
+"""Current name of each renamed command, by group and former name."""
+
+
+def raise_if_renamed_option(error: Exception) -> None:
+    """Raise a UsageError that names the current spelling if the error is about a renamed option."""
+    # Typer does not export click's NoSuchOption, so the error is recognized by its fields.
+    option, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
+    current = RENAMED_OPTIONS.get(option or "")
+    if current is None or context is None:
+        return
+    parameters = context.command.params
+    if any(current in (*parameter.opts, *parameter.secondary_opts) for parameter in parameters):
+        raise UsageError(f"no such option: {option}; did you mean {current}?") from None
+
+
+def raise_if_renamed_command(group: str | None, name: str) -> None:
+    """Raise a UsageError that gives the current name of a renamed command of a group."""
+    if current := RENAMED_COMMANDS.get((group or "", name)):
+        raise UsageError(f"no such command: {group} {name}; did you mean {group} {current}?")
+
+
+def print_result(*lines: str) -> None:
+    """Print lines to stdout, unchanged."""
+    for line in lines:
+        stdout_console.print(line, highlight=False, soft_wrap=True)
+
+
+def print_message(*lines: str) -> None:
+    """Print lines to stderr, unchanged."""
+    for line in lines:
+        stderr_console.print(line, highlight=False, soft_wrap=True)
+
+
+def quantization_from(quantize: str | None) -> "Quantization":
+    """Return the quantization of the engine's weights.
 
     Raises:
-        UsageError: There is no such way.
+        UnknownNameError: There is no such quantization.
     """
     if quantize is None:
         return "as stored"
     if quantize != "int8":
-        raise UnknownNameError("quantisation", quantize, ("int8",))
-    return quantize
+        raise UnknownNameError("quantization", quantize, ("int8",))
+    return "int8"
 
 
-def runtime_from(device: str, dtype: str, workers: int | None = None) -> Any:  # noqa: ANN401 - its type is heavy to import
-    """Choose device, precision, how progress is shown, and how many processes decode.
+def runtime_from(device: str, dtype: str, workers: int | None = None) -> "Runtime":
+    """Return the runtime of a job: device, precision, progress display and number of decoding processes.
 
     Raises:
         UsageError: There is no such device or precision.
@@ -81,7 +165,7 @@ def runtime_from(device: str, dtype: str, workers: int | None = None) -> Any:  #
 
     if dtype not in get_args(DtypeName):
         raise UnknownNameError("dtype", dtype, get_args(DtypeName))
-    compute = choose_device(device, dtype)  # type: ignore[arg-type] # checked above
+    config = choose_device(device, dtype)  # type: ignore[arg-type] # checked above
     if workers is None:
-        return Runtime(compute, default_progress())
-    return Runtime(compute, default_progress(), workers)
+        return Runtime(config, default_progress())
+    return Runtime(config, default_progress(), workers)

@@ -1,4 +1,4 @@
-"""The commands about data sets, called as the program calls them: what they write, say, and answer to a mistake."""
+"""Commands `data import`, `mix`, `balance`, `stats` and `to-parquet`."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def call(*words: str | Path) -> Result:
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    """A table of five captions; one of its images is missing."""
+    """Write a table of five captions, one of whose images is missing."""
     (tmp_path / "photos").mkdir()
     for number in range(4):
         (tmp_path / "photos" / f"{number}.jpg").touch()
@@ -28,8 +28,8 @@ def table(tmp_path: Path) -> Path:
     return path
 
 
-def test_import_writes_says_and_lists(table: Path) -> None:
-    """A data file, its numbers, the list of what was left out, and what to do next."""
+def test_import_writes_a_file_and_lists_skipped_items(table: Path) -> None:
+    """The output has the counts, the list of skipped items, and the next command."""
     out = table.with_name("pretrain.json")
     words = (
         "data",
@@ -42,30 +42,32 @@ def test_import_writes_says_and_lists(table: Path) -> None:
         out,
     )
 
-    refused, done = call(*words), call(*words, "--max-bad", "0.2")
+    rejected, accepted = call(*words), call(*words, "--max-bad-fraction", "0.2")
 
-    assert refused.exit_code == 3
-    assert "4.jpg does not exist; check --images" in refused.stderr
-    assert done.exit_code == 0, done.stderr
-    assert f"{out}: 4 records, 8 turns, 4 images, of 5 met; bad: 1" in done.stderr
-    assert f"what was left out is listed in {table.with_name('pretrain.bad.jsonl')}" in done.stderr
-    assert f"next: caldera data check {out}" in done.stderr
-    assert done.stdout == ""
-    assert [one.images[0] for one in read_conversations(out)] == [f"photos/{at}.jpg" for at in range(4)]  # fmt: skip
+    assert rejected.exit_code == 3
+    assert "4.jpg does not exist; check --images" in rejected.stderr
+    assert accepted.exit_code == 0, accepted.stderr
+    assert f"{out}: 4 records, 8 turns, 4 images, of 5 in total; skipped: 1" in accepted.stderr
+    skipped = table.with_name("pretrain.skipped.jsonl")
+    assert f"1 skipped items are listed in {skipped}" in accepted.stderr
+    assert f"next: caldera data check {out}" in accepted.stderr
+    assert accepted.stdout == ""
+    images = [conversation.images[0] for conversation in read_conversations(out)]
+    assert images == [f"photos/{number}.jpg" for number in range(4)]
 
 
-def test_import_tells_what_it_changed(tmp_path: Path) -> None:
-    """Each kind of change with its number."""
+def test_import_prints_its_fixes(tmp_path: Path) -> None:
+    """Each kind of fix is printed with its count."""
     turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
     rows = [{"id": number, "model": "", "conversations": turns} for number in range(3)]
     (tmp_path / "mix.json").write_text(json.dumps(rows))
-    done = call("data", "import", "llava", tmp_path / "mix.json", "--out", tmp_path / "out.json")
-    assert done.exit_code == 0, done.stderr
-    assert "changed: 3 x field 'model' left out" in done.stderr
+    result = call("data", "import", "llava", tmp_path / "mix.json", "--out", tmp_path / "out.json")
+    assert result.exit_code == 0, result.stderr
+    assert "fixed: 3 x field 'model' removed" in result.stderr
 
 
 def test_sets_are_mixed_and_balanced(table: Path) -> None:
-    """What import wrote goes into a mix, and the mix through the rule; figures are printed as JSON where asked for."""
+    """An imported file is mixed, and the mix balanced; --json prints the reports."""
     folder = table.parent
     first, mixed, out = (folder / f"{name}.json" for name in ("pretrain", "mix", "balanced"))
     call(
@@ -73,7 +75,7 @@ def test_sets_are_mixed_and_balanced(table: Path) -> None:
         "import",
         "captions",
         table,
-        "--no-find",
+        "--no-check-images",
         "--images",
         folder / "photos",
         "--out",
@@ -81,59 +83,63 @@ def test_sets_are_mixed_and_balanced(table: Path) -> None:
     )
 
     mix = call("data", "mix", f"{first}:3", "--out", mixed, "--json")
-    balance = call("data", "balance", mixed, "--out", out, "--most", "4", "--json")
+    balance = call("data", "balance", mixed, "--out", out, "--max-per-phrase", "4", "--json")
 
     assert mix.exit_code == 0, mix.stderr
-    assert json.loads(mix.stdout)["sources"][0]["written"] == 15
+    assert json.loads(mix.stdout)["sources"][0]["rows"] == 15
     assert f"{mixed}: 15 rows, 5 images" in mix.stderr
     assert balance.exit_code == 0, balance.stderr
-    figures = json.loads(balance.stdout)
-    assert figures["records"] == 15
-    assert figures["kept"] == len(read_conversations(out)) < 15
-    assert len(figures["bands"]) == 9
+    report = json.loads(balance.stdout)
+    assert report["records"] == 15
+    assert report["selected"] == len(read_conversations(out)) < 15
+    assert len(report["bins"]) == 9
     assert call("data", "mix", first, first, "--out", mixed).stdout == ""
 
 
-def test_a_set_is_drawn_and_exported(table: Path) -> None:
-    """A page beside the file, figures as JSON, and a folder for the Hub; what is left out is listed."""
+def test_statistics_and_parquet_files_are_written(table: Path) -> None:
+    """`stats` writes a page next to the file and prints JSON; to-parquet writes a folder and lists skipped items."""
     data, hub = table.with_name("data.json"), table.with_name("hub")
     for number in range(4):
         Image.new("RGB", (5, 7), (number, 9, 9)).save(table.parent / "photos" / f"{number}.jpg")
-    photos = ("--no-find", "--images", table.parent / "photos")
+    photos = ("--no-check-images", "--images", table.parent / "photos")
     call("data", "import", "captions", table, *photos, "--out", data)
 
     stats = call("data", "stats", data, "--json")
-    refused = call("data", "export", data, "--parquet", hub)
-    export = call("data", "export", data, "--parquet", hub, "--max-bad", "0.2")
+    rejected = call("data", "to-parquet", data, "--out", hub)
+    export = call("data", "to-parquet", data, "--out", hub, "--max-bad-fraction", "0.2")
 
     assert stats.exit_code == 0, stats.stderr
     assert json.loads(stats.stdout)["records"] == 5
     page = table.with_name("data.stats.html")
-    assert f"5 records, 5 images, bad: 0; drawn in {page}" in stats.stderr
+    assert f"5 records, 5 images, skipped: 0; charts in {page}" in stats.stderr
     assert page.read_text().startswith("<!doctype html>")
-    assert refused.exit_code == 3
+    assert rejected.exit_code == 3
     assert export.exit_code == 0, export.stderr
-    assert f"{hub}: 4 rows, 4 shown images, 1 files" in export.stderr
-    assert table.with_name("hub.bad.jsonl").read_text().count("4.jpg does not exist") == 1
+    assert f"{hub}: 4 rows, 4 images, 1 files" in export.stderr
+    assert table.with_name("hub.skipped.jsonl").read_text().count("4.jpg does not exist") == 1
 
 
 @pytest.mark.parametrize(
-    "command", ["data import", "data mix", "data balance", "data stats", "data export"]
+    "command", ["data import", "data mix", "data balance", "data stats", "data to-parquet"]
 )
 def test_every_command_shows_examples_first(command: str) -> None:
-    """Help of each command has an example before its options."""
-    done = call(*command.split(), "--help")
-    assert done.exit_code == 0
-    assert f"caldera {command}" in done.stdout.split("Options")[0]
+    """The help of each command has an example before its options."""
+    result = call(*command.split(), "--help")
+    assert result.exit_code == 0
+    assert f"caldera {command}" in result.stdout.split("Options")[0]
 
 
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
         ("import vqq x --out y", 2, "no importer is called 'vqq'; did you mean 'vqa'?"),
-        ("import vqa x --out y --sentences al", 2, "no choice of --sentences is called 'al'"),
+        (
+            "import vqa x --out y --answer-prompt al",
+            2,
+            "no choice of --answer-prompt is called 'al'",
+        ),
         ("import vqa nowhere --out y", 3, "cannot read nowhere: it does not exist"),
-        ("import scienceqa x --out y --form QCM", 2, "did you mean 'QCM-"),
+        ("import scienceqa x --out y --prompt-layout QCM", 2, "did you mean 'QCM-"),
         ("import scienceqa x --out y", 3, "give the folder of problems.json and pid_splits.json"),
         ("import captions x.csv --out y", 3, "cannot read x.csv"),
         ("import coco x --out y", 3, "no annotations: x/annotations has no captions_*.json"),
@@ -142,16 +148,16 @@ def test_every_command_shows_examples_first(command: str) -> None:
         ("mix a.json --out y", 3, "cannot read a.json"),
         ("balance a.json --out y", 3, "cannot read a.json"),
         ("stats a.json", 3, "cannot read a.json"),
-        ("export a.json --parquet y", 3, "cannot read a.json"),
+        ("to-parquet a.json --out y", 3, "cannot read a.json"),
     ],
 )
-def test_a_mistake_is_answered_with_one_line(
+def test_a_wrong_command_is_one_line_and_an_exit_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, code: int, message: str
 ) -> None:
-    """What is wrong and what to do, and the code that says of which kind it is."""
+    """The message names the fix, and nothing is written."""
     monkeypatch.chdir(tmp_path)
-    done = call("data", *words.split())
-    assert done.exit_code == code
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    result = call("data", *words.split())
+    assert result.exit_code == code
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []

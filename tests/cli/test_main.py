@@ -1,0 +1,240 @@
+"""The command line as a whole: help, exit codes, one line for each error, interruption."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from caldera.formats.model_folder import save_model_folder
+from caldera.model.assistant import LlavaBundle
+from tests.cli.conftest import CommandResult
+
+
+def test_help_begins_with_examples_and_imports_nothing_heavy() -> None:
+    """`caldera --help` has commands to copy before its options, and imports neither torch nor transformers."""
+    imported = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "caldera", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "caldera demo" in imported.stdout
+    assert imported.stdout.index("Examples") < imported.stdout.index("Options")
+    modules = {line.split("|")[-1].strip().split(".")[0] for line in imported.stderr.splitlines()}
+    assert {"caldera", "typer"} <= modules
+    assert not {"torch", "transformers", "tokenizers", "numpy", "PIL", "matplotlib"} & modules
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "demo",
+        "data generate",
+        "data check",
+        "data inspect",
+        "train pretrain",
+        "train finetune",
+        "train recipe",
+        "train merge",
+        "recipes",
+        "evaluate coco",
+        "chat",
+    ],
+)
+def test_every_command_shows_examples_first(
+    call: Callable[..., CommandResult], command: str
+) -> None:
+    """The help of each command has an example before its options."""
+    result = call(*command.split(), "--help")
+    assert result.returncode == 0
+    assert f"caldera {command}" in result.stdout.split("Options")[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("deemo",), 2, "demo"),
+        (("data", "generate", "cocoo", "x", "--out", "y"), 2, "did you mean 'coco'?"),
+        (("data", "generate", "coco", "nowhere", "--out", "y"), 3, "no annotations: nowhere/annot"),
+        (
+            ("data", "generate", "coco", "x", "--out", "y", "--kinds", "detial"),
+            2,
+            "did you mean 'detail'?",
+        ),
+        (("data", "generate", "coco", "x", "--out", "y", "--dry-run"), 2, "--teacher openai"),
+        (
+            ("data", "generate", "coco", "x", "--out", "y", "--teacher", "opnai"),
+            2,
+            "did you mean 'openai'?",
+        ),
+        (
+            ("data", "generate", "coco", "x", "--out", "y", "--teacher", "openai", "--price", "1"),
+            2,
+            "--price 1 is not two numbers",
+        ),
+        (
+            (
+                "data",
+                "generate",
+                "coco",
+                "x",
+                "--out",
+                "y",
+                "--teacher",
+                "openai",
+                "--set",
+                "retry=1",
+            ),
+            2,
+            "did you mean 'retries'?",
+        ),
+        (("data", "check", "nowhere.json"), 3, "cannot read nowhere.json"),
+        (("chat", "nowhere"), 3, "nowhere is not a folder"),
+        (("chat", ".", "--image", "no.png"), 3, "no.png does not exist"),
+        (("demo", "--recipe", "dmo"), 2, "did you mean 'demo'?"),
+        (("demo", "--recipe", "llava_7b"), 2, "run it with: caldera train recipe llava_7b"),
+        (("recipes", "llava15_7b"), 2, "did you mean 'llava_15_7b'?"),
+        (("train", "recipe", "llava_7b", "--out", "y"), 2, "--pretrain-data FILE (CC3M-595K: chat"),
+        (("demo", "--set", "finetune.batchsize=8"), 2, "did you mean 'batch_size'?"),
+        (("demo", "--set", "finetune.batch_size=big"), 2, "does not fit: expected int, currently"),
+        (("demo", "--set", "finetune.batch_size=0"), 2, "it must be at least 1"),
+        (("demo", "--set", "finetune.max_steps=0"), 2, "max_steps is 0; it must be at least 1"),
+        (("demo", "--set", "aspect=padd"), 2, "did you mean 'pad'?"),
+        (("demo", "--device", "abacus"), 2, "device 'abacus' cannot be used"),
+        (("demo", "--dtype", "float33"), 2, "did you mean 'float32'?"),
+    ],
+)
+def test_a_wrong_command_is_one_line_and_an_exit_code(
+    call: Callable[..., CommandResult],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    code: int,
+    message: str,
+) -> None:
+    """There is no traceback, and nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    result = call(*words)
+    assert result.returncode == code, result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    assert not list(tmp_path.glob("*.json*"))
+
+
+def run_with_file_limit(size: int, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run a command that cannot write a file of more than `size` bytes."""
+    limit = (
+        f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size})); import signal; "
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); from caldera.cli import main; "
+        "sys.argv = ['caldera', *sys.argv[1:]]; main()"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", limit, *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_full_disk_is_one_line_and_nothing_is_written(coco: Path, tmp_path: Path) -> None:
+    """If the file cannot be written completely, the exit code is 4, and no part of it remains."""
+    result = run_with_file_limit(
+        512, "data", "generate", "coco", coco, "--out", tmp_path / "d.json"
+    )
+    assert result.returncode == 4, result.stderr
+    assert "cannot write" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["coco"]
+
+
+@pytest.mark.parametrize(
+    ("size", "save_every", "path"),
+    [(2_000, 999, "metrics.jsonl"), (20_000, 2, "checkpoints/step-00000002")],
+)
+def test_a_disk_full_during_training_is_one_line(
+    call: Callable[..., CommandResult],
+    assistant: LlavaBundle,
+    coco: Path,
+    tmp_path: Path,
+    size: int,
+    save_every: int,
+    path: str,
+) -> None:
+    """For metrics and for weights the exit code is 4, and neither checkpoint nor model is incomplete."""
+    save_model_folder(tmp_path / "start", assistant)
+    call("data", "generate", "coco", coco, "--out", tmp_path / "data.json")
+    result = run_with_file_limit(
+        size,
+        *("train", "finetune", "--model", tmp_path / "start", "--data", tmp_path / "data.json"),
+        *("--out", tmp_path / "run", "--dtype", "float32", "--set", "batch_size=4"),
+        *("--set", "max_length=2000", "--set", f"save_every={save_every}", "--set", "epochs=9"),
+        *("--set", "cache_features=false"),
+    )
+    assert result.returncode == 4, result.stderr
+    [line] = [line for line in result.stderr.splitlines() if "error" in line]
+    assert "cannot write" in line
+    assert path in line
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run" / "model").exists()
+    assert not list(tmp_path.rglob("*step-*"))
+
+
+def test_a_closed_pipe_and_a_plain_terminal_give_no_traceback() -> None:
+    """`| head` and LANG=C end without a traceback."""
+    piped = subprocess.run(
+        f"{sys.executable} -m caldera --help | head -1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in piped.stderr
+    settings = {"LANG": "C", "COLUMNS": "40", "NO_COLOR": "1", "PYTHONUTF8": "0"}
+    plain = subprocess.run(
+        [sys.executable, "-m", "caldera", "data", "check", "nowhere.json"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **settings},
+        check=False,
+    )
+    assert plain.returncode == 3
+    assert "\x1b" not in plain.stderr
+
+
+def test_ctrl_c_ends_with_130_and_no_traceback(
+    call: Callable[..., CommandResult],
+    assistant: LlavaBundle,
+    coco: Path,
+    photos: Path,
+    tmp_path: Path,
+) -> None:
+    """An interrupted training prints one line, and writes no model folder."""
+    save_model_folder(tmp_path / "start", assistant)
+    call("data", "generate", "coco", coco, "--out", tmp_path / "data.json")
+    command = [
+        *(sys.executable, "-m", "caldera", "train", "finetune", "--model", str(tmp_path / "start")),
+        *("--data", str(tmp_path / "data.json"), "--out", str(tmp_path / "run")),
+        *("--set", "epochs=100000", "--set", "batch_size=2", "--set", "max_length=2000"),
+    ]
+    # A shell's background job would ignore SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not metrics.is_file():
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    try:
+        _, message = process.communicate(timeout=60)
+    finally:
+        process.kill()
+
+    assert process.returncode == 130, message
+    assert "stopped; finished work is saved, repeat the command with --resume" in message
+    assert "Traceback" not in message
+    assert not (tmp_path / "run" / "model").exists()

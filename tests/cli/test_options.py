@@ -1,0 +1,70 @@
+"""Shared options, and the hints for renamed options and commands."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from typer.main import get_command
+
+from caldera.cli import app
+from caldera.cli.options import RENAMED_COMMANDS, RENAMED_OPTIONS
+from tests.cli.conftest import CommandResult
+
+
+def commands() -> Iterator[tuple[tuple[str, ...], set[str]]]:
+    """Yield the words of every command, and its options."""
+    pending: list[tuple[tuple[str, ...], object]] = [((), get_command(app))]
+    while pending:
+        words, command = pending.pop()
+        children = getattr(command, "commands", None)
+        if children is None:
+            parameters = vars(command)["params"]
+            yield words, {name for p in parameters for name in (*p.opts, *p.secondary_opts)}
+        else:
+            pending += [((*words, name), child) for name, child in children.items()]
+
+
+RENAMED = [
+    (words, former)
+    for words, options in commands()
+    for former, current in RENAMED_OPTIONS.items()
+    if current in options
+]
+"""Every former option of every command."""
+
+
+def test_the_table_is_complete() -> None:
+    """Every former option is renamed on a command, and no command still has it."""
+    assert {former for _, former in RENAMED} == set(RENAMED_OPTIONS)
+    assert len(RENAMED) > 50
+    for words, options in commands():
+        still_used = options & RENAMED_OPTIONS.keys()
+        assert still_used == set(), words
+
+
+@pytest.mark.parametrize(("words", "former"), RENAMED)
+def test_a_former_option_names_the_current_one(
+    call: Callable[..., CommandResult], words: tuple[str, ...], former: str
+) -> None:
+    """The error is one line, with the exit code of usage errors."""
+    result = call(*words, former, "x")
+    expected = f"error: no such option: {former}; did you mean {RENAMED_OPTIONS[former]}?\n"
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", expected)
+
+
+@pytest.mark.parametrize(("group", "former"), RENAMED_COMMANDS)
+def test_a_former_command_names_the_current_one(
+    call: Callable[..., CommandResult], group: str, former: str
+) -> None:
+    """The error is one line, and the current command exists."""
+    current = RENAMED_COMMANDS[group, former]
+    result = call(group, former, "x")
+    expected = f"error: no such command: {group} {former}; did you mean {group} {current}?\n"
+    assert (result.returncode, result.stdout, result.stderr) == (2, "", expected)
+    assert call(group, current, "--help").returncode == 0
+
+
+def test_other_unknown_options_are_unchanged(call: Callable[..., CommandResult]) -> None:
+    """An option that no command had is reported by click."""
+    result = call("data", "check", "x.json", "--picture", "y")
+    assert result.returncode == 2
+    assert "No such option: --picture" in result.stderr
