@@ -1,4 +1,4 @@
-"""Two towers joined for a template have every special token it needs, and what was there before stays as it was."""
+"""An assembled assistant has every special token of its template, and keeps the existing tokens and rows."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from tests.real_tokenizers import TOKENIZERS
 
 
 def tables(language: PreTrainedModel) -> list[Tensor]:
-    """Return the rows of a language model's tokens, going in and coming out."""
+    """Return a language model's input and output embedding tables."""
     layers = (language.get_input_embeddings(), language.get_output_embeddings())
     return [layer.get_parameter("weight").data for layer in layers]
 
@@ -35,26 +35,30 @@ def test_towers_are_joined_for_every_template(
 ) -> None:
     """A conversation can be encoded at once, and after saving and loading; generation ends at the template's end."""
     template = find_template(name)
-    said = Conversation(
+    conversation = Conversation(
         "c", (Turn("user", (ImageRef("a.png"), "what?")), Turn("assistant", ("a dog",)))
     )
-    made = assemble(vision_folder, language_folder, template=name)
-    save_model_folder(tmp_path / "m", made)
+    assembled = assemble(vision_folder, language_folder, template=name)
+    save_model_folder(tmp_path / "m", assembled)
 
     loaded = load_model_folder(tmp_path / "m")
 
-    encoded = encode(template.render(said), loaded.tokenizer)
-    assert encoded == encode(template.render(said), made.tokenizer)
-    learned = [label for label in encoded.labels if label != IGNORE_INDEX]
-    assert str(loaded.tokenizer.decode(learned)).strip() == f"a dog{template.answer_suffix}".strip()
+    encoded = encode(template.render(conversation), loaded.tokenizer)
+    assert encoded == encode(template.render(conversation), assembled.tokenizer)
+    supervised = [label for label in encoded.labels if label != IGNORE_INDEX]
+    assert (
+        str(loaded.tokenizer.decode(supervised)).strip() == f"a dog{template.answer_suffix}".strip()
+    )
     assert max(encoded.ids) < len(loaded.model.embedding_weight)
     ends = GenerationConfig.from_pretrained(tmp_path / "m").eos_token_id
-    own = [loaded.tokenizer.convert_tokens_to_ids(token) for token in [template.end_token] if token]
-    assert ends == [loaded.tokenizer.eos_token_id, *own]
+    template_ends = [
+        loaded.tokenizer.convert_tokens_to_ids(token) for token in [template.end_token] if token
+    ]
+    assert ends == [loaded.tokenizer.eos_token_id, *template_ends]
 
 
 def test_new_rows_are_the_mean_of_the_old(vision_folder: Path, language_folder: Path) -> None:
-    """In both tables, also where the table had room to spare; the token for images keeps its id."""
+    """New rows are the mean in both tables, also in spare rows; the image token keeps its id."""
     before = AutoModelForCausalLM.from_pretrained(language_folder)
     plain = assemble(vision_folder, language_folder, template="plain")
     joined = assemble(vision_folder, language_folder, template="llama_3")
@@ -70,7 +74,7 @@ def test_new_rows_are_the_mean_of_the_old(vision_folder: Path, language_folder: 
 def test_tokens_are_added_to_a_table_with_room_to_spare(
     vision_folder: Path, language_folder: Path
 ) -> None:
-    """Only the new tokens' rows are written; all others keep what they learned, and a second time nothing changes."""
+    """Only the new tokens' rows are written; all others are unchanged, and a second call changes nothing."""
     assistant = assemble(vision_folder, language_folder, template="plain")
     table, _ = tables(assistant.model.language)
     size = len(assistant.tokenizer)
@@ -87,8 +91,8 @@ def test_tokens_are_added_to_a_table_with_room_to_spare(
         torch.testing.assert_close(table[size : size + 3], old[:size].mean(dim=0).expand(3, -1))
 
 
-def test_a_mark_that_is_there_stays_as_it_is() -> None:
-    """Its id and its flags, such as taking white space with it, are the language model's own."""
+def test_an_existing_special_token_is_unchanged() -> None:
+    """Its id and its flags, such as stripping white space, stay those of the language model."""
     tokenizer = TOKENIZERS["phi-3"]()
     key = context_tokenizer(tokenizer).special["<|assistant|>"]
     shape = LlamaConfig(

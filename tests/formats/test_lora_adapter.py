@@ -1,4 +1,4 @@
-"""An adapter folder: peft loads it, it merges onto its own base to the very model, and onto no other."""
+"""An adapter folder loads in peft, and merges exactly into its own base model and into no other."""
 
 import json
 from collections.abc import Callable
@@ -35,28 +35,30 @@ pytestmark = pytest.mark.filterwarnings(
 LORA = LoraConfig(rank=3, alpha=7.0, dropout=0.0, targets=("q_proj", "down_proj"))
 
 
-def adapted(assistant: LlavaBundle, folder: Path, whole: tuple[str, ...] = ("projector",)) -> None:
-    """Give an assistant factors, move them and the whole parts as a training does, and write the adapter."""
+def write_adapter(
+    assistant: LlavaBundle, folder: Path, full_parts: tuple[str, ...] = ("projector",)
+) -> None:
+    """Add LoRA layers, change them and the full parts as training does, and write the adapter."""
     model = assistant.model
-    base = digest_base(model, whole)
+    base = digest_base(model, full_parts)
     add_lora(model.language, target_layers(model.language, LORA.targets), LORA, seed=5)
-    set_trainable(model, [*whole, "language"])  # type: ignore[list-item] # parts
+    set_trainable(model, [*full_parts, "language"])  # type: ignore[list-item] # parts
     torch.manual_seed(6)
     with torch.no_grad():
-        for each in model.parameters():
-            if each.requires_grad:
-                each.add_(0.3 * torch.randn_like(each))
-    card = assistant.card.model_copy(update={"stage": "finetune"})
-    save_adapter(folder, replace(assistant, card=card), LORA, base)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    metadata = assistant.card.model_copy(update={"stage": "finetune"})
+    save_adapter(folder, replace(assistant, card=metadata), LORA, base)
 
 
-@pytest.mark.parametrize("whole", [("projector",), ("vision", "projector"), ()])
-def test_merged_is_what_was_trained_bit_for_bit(
-    assistant: LlavaBundle, tmp_path: Path, whole: tuple[str, ...]
+@pytest.mark.parametrize("full_parts", [("projector",), ("vision", "projector"), ()])
+def test_merging_gives_the_trained_model_bit_for_bit(
+    assistant: LlavaBundle, tmp_path: Path, full_parts: tuple[str, ...]
 ) -> None:
-    """Base and adapter from disk give the weights that folding in memory gave, and the card of the training."""
+    """Base and adapter from disk give the weights of merging in memory, and the metadata of the training."""
     save_model_folder(tmp_path / "base", assistant)
-    adapted(assistant, tmp_path / "adapter", whole)
+    write_adapter(assistant, tmp_path / "adapter", full_parts)
     merge_lora_layers(assistant.model.language)
 
     merged = merge_adapter(tmp_path / "adapter", load_model_folder(tmp_path / "base"))
@@ -66,14 +68,14 @@ def test_merged_is_what_was_trained_bit_for_bit(
         assert torch.equal(merged.model.state_dict()[name], weight), name
 
 
-def test_a_base_gets_the_marks_that_the_training_gave_it(
+def test_a_base_gets_the_special_tokens_of_the_training(
     assistant: LlavaBundle, tmp_path: Path
 ) -> None:
     """A run whose template needs tokens that the base lacks adds them before it starts; so does merging."""
     save_model_folder(tmp_path / "base", assistant)
     add_special_tokens(assistant.tokenizer, assistant.model.language, find_template("mpt"))
-    card = assistant.card.model_copy(update={"template": "mpt"})
-    adapted(replace(assistant, card=card), tmp_path / "adapter")
+    metadata = assistant.card.model_copy(update={"template": "mpt"})
+    write_adapter(replace(assistant, card=metadata), tmp_path / "adapter")
     merge_lora_layers(assistant.model.language)
 
     merged = merge_adapter(tmp_path / "adapter", load_model_folder(tmp_path / "base"))
@@ -83,37 +85,37 @@ def test_a_base_gets_the_marks_that_the_training_gave_it(
         assert torch.equal(merged.model.state_dict()[name], weight), name
 
 
-@pytest.mark.parametrize("whole", [("projector",), ("vision", "projector")])
+@pytest.mark.parametrize("full_parts", [("projector",), ("vision", "projector")])
 def test_peft_loads_it_onto_transformers_model(
-    assistant: LlavaBundle, tmp_path: Path, whole: tuple[str, ...]
+    assistant: LlavaBundle, tmp_path: Path, full_parts: tuple[str, ...]
 ) -> None:
-    """With peft's own loader, factors and projector land where they belong: the logits of the merged model."""
+    """Loaded by peft, factors and projector give the logits of the merged model."""
     save_model_folder(tmp_path / "base", assistant)
-    adapted(assistant, tmp_path / "adapter", whole)
+    write_adapter(assistant, tmp_path / "adapter", full_parts)
     merge_lora_layers(assistant.model.language)
     save_model_folder(tmp_path / "merged", assistant)
     torch.manual_seed(7)
     ids = torch.tensor([[1, 5, *[assistant.model.image_token_id] * 9, 8, 4]])
-    shown = {"input_ids": ids, "pixel_values": torch.randn(1, 3, 6, 6)}
+    inputs = {"input_ids": ids, "pixel_values": torch.randn(1, 3, 6, 6)}
 
-    def said(model: torch.nn.Module) -> torch.Tensor:
+    def logits(model: torch.nn.Module) -> torch.Tensor:
         with torch.no_grad():
-            return model.eval()(**shown).logits
+            return model.eval()(**inputs).logits
 
     base = LlavaForConditionalGeneration.from_pretrained(tmp_path / "base")
-    merged = said(LlavaForConditionalGeneration.from_pretrained(tmp_path / "merged"))
-    assert not torch.allclose(said(base), merged, atol=0.1)
+    merged = logits(LlavaForConditionalGeneration.from_pretrained(tmp_path / "merged"))
+    assert not torch.allclose(logits(base), merged, atol=0.1)
     torch.testing.assert_close(
-        said(PeftModel.from_pretrained(base, tmp_path / "adapter")), merged, rtol=1e-4, atol=1e-4
+        logits(PeftModel.from_pretrained(base, tmp_path / "adapter")), merged, rtol=1e-4, atol=1e-4
     )
 
 
-def test_the_end_of_a_row_of_tiles_comes_along(
+def test_the_newline_embedding_is_in_the_adapter(
     vision_folder: Path, language_folder: Path, assistant: LlavaBundle, tmp_path: Path
 ) -> None:
-    """A base that knows no tiles is shown images as the training was; the newline lands in peft's model, too."""
+    """A base without tiles gets the image aspect of the training; peft loads the newline embedding, too."""
     tiled = with_image_aspect(assistant, "anyres", ((12, 6), (6, 12)), seed=9)
-    adapted(tiled, tmp_path / "adapter")
+    write_adapter(tiled, tmp_path / "adapter")
     merge_lora_layers(tiled.model.language)
     base = assemble(vision_folder, language_folder, seed=3)
     assert base.model.projector.image_newline is None
@@ -139,58 +141,60 @@ def test_the_end_of_a_row_of_tiles_comes_along(
 def test_gradients_are_pefts_own(
     vision_folder: Path, language_folder: Path, assistant: LlavaBundle
 ) -> None:
-    """Equal factors in equal models get equal gradients, here and in peft."""
-    ours = assistant.model.language
-    theirs = assemble(vision_folder, language_folder, seed=3).model.language
-    add_lora(ours, target_layers(ours, LORA.targets), LORA, seed=5)
-    layers = lora_layers(ours)
+    """Equal factors in equal models get equal gradients in caldera and in peft."""
+    language = assistant.model.language
+    reference = assemble(vision_folder, language_folder, seed=3).model.language
+    add_lora(language, target_layers(language, LORA.targets), LORA, seed=5)
+    layers = lora_layers(language)
     config = PeftLoraConfig(
         r=LORA.rank, lora_alpha=7, lora_dropout=0.0, target_modules=list(LORA.targets)
     )
-    wrapped = get_peft_model(theirs, config)
-    given = {
-        name.removeprefix("base_model.model.").replace(".default", ""): each
-        for name, each in wrapped.named_parameters()
+    wrapped = get_peft_model(reference, config)
+    peft_factors = {
+        name.removeprefix("base_model.model.").replace(".default", ""): parameter
+        for name, parameter in wrapped.named_parameters()
         if "lora_" in name
     }
-    assert len(given) == 2 * len(layers) == 8
+    assert len(peft_factors) == 2 * len(layers) == 8
     torch.manual_seed(6)
     ids = torch.tensor([[1, 5, 9, 2, 7]])
     with torch.no_grad():
         for name, layer in layers.items():
             layer.up.weight.normal_()
-            given[f"{name}.lora_A.weight"].copy_(layer.down.weight)
-            given[f"{name}.lora_B.weight"].copy_(layer.up.weight)
-    for model in (ours, wrapped):
+            peft_factors[f"{name}.lora_A.weight"].copy_(layer.down.weight)
+            peft_factors[f"{name}.lora_B.weight"].copy_(layer.up.weight)
+    for model in (language, wrapped):
         model(input_ids=ids, labels=ids).loss.backward()
 
     for name, layer in layers.items():
         for factor, peft_name in ((layer.down, "lora_A"), (layer.up, "lora_B")):
-            wanted = given[f"{name}.{peft_name}.weight"].grad
-            assert wanted is not None
-            assert bool(wanted.any())
-            torch.testing.assert_close(factor.weight.grad, wanted, rtol=1e-5, atol=1e-6)
+            expected = peft_factors[f"{name}.{peft_name}.weight"].grad
+            assert expected is not None
+            assert bool(expected.any())
+            torch.testing.assert_close(factor.weight.grad, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_another_base_is_refused_with_both_digests(assistant: LlavaBundle, tmp_path: Path) -> None:
-    """One weight of the base changed: nothing is merged, and both fingerprints are told."""
+def test_another_base_is_rejected_with_both_digests(assistant: LlavaBundle, tmp_path: Path) -> None:
+    """If one weight of the base differs, nothing is merged, and the message has both digests."""
     save_model_folder(tmp_path / "base", assistant)
-    adapted(assistant, tmp_path / "adapter")
+    write_adapter(assistant, tmp_path / "adapter")
     other = load_model_folder(tmp_path / "base")
-    wanted = digest_base(other.model, ["projector"])
+    expected = digest_base(other.model, ["projector"])
     with torch.no_grad():
         other.model.embedding_weight[0, 0] += 1e-3
-    found = digest_base(other.model, ["projector"])
-    with pytest.raises(ModelFormatError, match=f"sha256 {wanted}, these have {found}; give the"):
+    actual = digest_base(other.model, ["projector"])
+    with pytest.raises(
+        ModelFormatError, match=f"sha256 {expected}, this one has {actual}; give the"
+    ):
         merge_adapter(tmp_path / "adapter", other)
     assert not lora_parameters(other.model)
 
 
-def test_what_the_adapter_brings_itself_may_differ(
+def test_full_parts_of_the_base_may_differ(
     vision_folder: Path, language_folder: Path, assistant: LlavaBundle, tmp_path: Path
 ) -> None:
-    """The projector comes with the adapter, so a base with another one is the same base."""
-    adapted(assistant, tmp_path / "adapter")
+    """The adapter holds the projector, so a base with another projector is the same base."""
+    write_adapter(assistant, tmp_path / "adapter")
     merge_lora_layers(assistant.model.language)
     fresh = assemble(vision_folder, language_folder, seed=4)
     merged = merge_adapter(tmp_path / "adapter", fresh)
@@ -199,7 +203,7 @@ def test_what_the_adapter_brings_itself_may_differ(
 
 
 def _config(**changes: object) -> Callable[[Path], object]:
-    """Return a way to spoil an adapter's settings."""
+    """Return a function that changes an adapter's settings."""
 
     def spoil(folder: Path) -> None:
         file = folder / "adapter_config.json"
@@ -209,7 +213,7 @@ def _config(**changes: object) -> Callable[[Path], object]:
 
 
 def _weights(change: Callable[[dict[str, torch.Tensor], str], object]) -> Callable[[Path], object]:
-    """Return a way to spoil an adapter's weights, by their dict and its first name."""
+    """Return a function that changes an adapter's weights, given their dict and its first name."""
 
     def spoil(folder: Path) -> None:
         file = folder / "adapter_model.safetensors"
@@ -229,13 +233,16 @@ def _cut(folder: Path) -> None:
     ("spoil", "message"),
     [
         (lambda folder: (folder / "caldera_adapter.json").unlink(), "has no caldera_adapter.json"),
-        (lambda folder: (folder / "adapter_config.json").write_text("{"), "what an adapter must"),
+        (
+            lambda folder: (folder / "adapter_config.json").write_text("{"),
+            "has invalid adapter settings",
+        ),
         (_config(r=10**12), r"it needs \(1000000000000, "),
         (_config(r=0), "rank is 0; it must be at least 1"),
         (_config(r=3.0), r"r is 3\.0"),
         (_config(use_rslora=True), "use_rslora True"),
-        (_config(use_dora=True), "has use_dora True, which is not merged"),
-        (_config(alpha_pattern={"q_proj": 9}), "has alpha_pattern .*, which is not merged"),
+        (_config(use_dora=True), "has use_dora True, which cannot be merged"),
+        (_config(alpha_pattern={"q_proj": 9}), "has alpha_pattern .*, which cannot be merged"),
         (
             lambda folder: (folder / "adapter_config.json").write_text("[" * 200_000),
             "is not readable JSON",
@@ -244,15 +251,15 @@ def _cut(folder: Path) -> None:
         (_weights(lambda weights, name: weights.pop(name)), "missing .'base_model"),
         (_weights(lambda weights, name: weights.update(odd=torch.ones(1))), "unexpected .'odd'"),
         (_weights(lambda weights, name: weights.update({name: torch.ones(2, 5)})), "has shape"),
-        (_cut, "broken or cut"),
+        (_cut, "broken or truncated"),
     ],
 )
-def test_a_broken_adapter_is_refused_in_a_line(
+def test_a_broken_adapter_is_rejected(
     assistant: LlavaBundle, tmp_path: Path, spoil: Callable[[Path], object], message: str
 ) -> None:
-    """A file missing, cut or at odds with another one is named, before anything is merged."""
+    """The message names a missing, truncated or inconsistent file, before anything is merged."""
     save_model_folder(tmp_path / "base", assistant)
-    adapted(assistant, tmp_path / "adapter")
+    write_adapter(assistant, tmp_path / "adapter")
     spoil(tmp_path / "adapter")
     with pytest.raises(ModelFormatError, match=message):
         merge_adapter(tmp_path / "adapter", load_model_folder(tmp_path / "base"))

@@ -1,4 +1,4 @@
-"""A model folder comes back as it was, is transformers' own, and is refused where anything does not fit."""
+"""A saved model folder loads unchanged, also in transformers, and is rejected if anything does not fit."""
 
 import json
 import shutil
@@ -45,47 +45,49 @@ WIDTHS: dict[str, Any] = {
 }
 
 
-def asked(count: int) -> Conversation:
+def question(count: int) -> Conversation:
     """Return a question about `count` images."""
-    shown = tuple(ImageRef(f"{number}.png") for number in range(count))
-    return Conversation("q", (Turn("user", (*shown, "\nwhat is there?" if count else "what?")),))
+    images = tuple(ImageRef(f"{number}.png") for number in range(count))
+    return Conversation("q", (Turn("user", (*images, "\nwhat is there?" if count else "what?")),))
 
 
 @torch.no_grad()
 def logits(assistant: LlavaBundle, photos: Path, count: int) -> torch.Tensor:
-    """Return our model's logits for a question about `count` images."""
-    encoded = encode(find_template("vicuna_v1").render(asked(count)), assistant.tokenizer)
-    slot = assistant.model.image_token_id
-    encoded = encoded.with_image_tokens([assistant.model.vision.tokens_per_view] * count, slot)
+    """Return caldera's logits for a question about `count` images."""
+    encoded = encode(find_template("vicuna_v1").render(question(count)), assistant.tokenizer)
+    model = assistant.model
+    encoded = encoded.with_image_tokens(
+        [model.vision.tokens_per_view] * count, model.image_token_id
+    )
     pixels = DecodedImages(assistant.processor)([photos / path for path in encoded.image_paths])
-    embedded = assistant.model.embed(torch.tensor([encoded.ids]), pixels, [SINGLE_VIEW] * count)
-    return assistant.model.language(inputs_embeds=embedded).logits[0]
+    embedded = model.embed(torch.tensor([encoded.ids]), pixels, [SINGLE_VIEW] * count)
+    return model.language(inputs_embeds=embedded).logits[0]
 
 
 @pytest.mark.parametrize("projector", ["mlp2x_gelu", "linear"])
-def test_a_saved_folder_loads_as_it_was(
+def test_a_saved_folder_loads_unchanged(
     tmp_path: Path, photos: Path, vision_folder: Path, language_folder: Path, projector: str
 ) -> None:
-    """Weights, card, tokenizer and preparation all come back; the folder's name does not matter."""
-    made = assemble(vision_folder, language_folder, projector=projector, aspect="pad", seed=3)
-    save_model_folder(tmp_path / "any name at all", made)
+    """Weights, metadata, tokenizer and image processor are the same; the folder's name does not matter."""
+    saved = assemble(vision_folder, language_folder, projector=projector, aspect="pad", seed=3)
+    save_model_folder(tmp_path / "any name at all", saved)
 
     loaded = load_model_folder(tmp_path / "any name at all")
 
-    assert loaded.card == made.card
-    assert loaded.processor == made.processor
-    assert torch.equal(logits(loaded, photos, 2), logits(made, photos, 2))
+    assert loaded.card == saved.card
+    assert loaded.processor == saved.processor
+    assert torch.equal(logits(loaded, photos, 2), logits(saved, photos, 2))
 
 
 @pytest.mark.parametrize("aspect", ["square", "pad"])
-def test_preparation_is_read_back_with_and_without_a_card(
+def test_the_image_processor_is_read_with_and_without_metadata(
     tmp_path: Path, vision_folder: Path, language_folder: Path, aspect: ImageAspect
 ) -> None:
-    """The processor that transformers reads says by itself how images that are not square are shown."""
-    made = assemble(vision_folder, language_folder, aspect=aspect, seed=3)
-    save_model_folder(tmp_path / "m", made)
-    assert load_processor(tmp_path / "m") == made.processor
-    assert load_processor(tmp_path / "m", made.card) == made.processor
+    """The processor file by itself gives the image aspect."""
+    saved = assemble(vision_folder, language_folder, aspect=aspect, seed=3)
+    save_model_folder(tmp_path / "m", saved)
+    assert load_processor(tmp_path / "m") == saved.processor
+    assert load_processor(tmp_path / "m", saved.card) == saved.processor
 
 
 @pytest.mark.parametrize("aspect", ["square", "pad"])
@@ -104,26 +106,26 @@ def test_transformers_gives_the_same_logits(
     loaded: Any = LlavaForConditionalGeneration.from_pretrained(
         tmp_path / "m", output_loading_info=True
     )
-    theirs, report = loaded
+    reference, report = loaded
     processor = LlavaProcessor.from_pretrained(tmp_path / "m")
-    words = "<image>" * count + asked(count).turns[0].text
-    prompt = f"{VICUNA_SYSTEM} USER: {words} ASSISTANT:"
-    shown = [Image.open(photos / f"{number}.png") for number in range(count)]
-    assert all(image.width != image.height for image in shown)
+    text = "<image>" * count + question(count).turns[0].text
+    prompt = f"{VICUNA_SYSTEM} USER: {text} ASSISTANT:"
+    images = [Image.open(photos / f"{number}.png") for number in range(count)]
+    assert all(image.width != image.height for image in images)
 
-    inputs = processor(images=shown or None, text=prompt, return_tensors="pt")
+    inputs = processor(images=images or None, text=prompt, return_tensors="pt")
     with torch.no_grad():
-        expected = theirs(**inputs).logits[0]
+        expected = reference(**inputs).logits[0]
 
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     torch.testing.assert_close(logits(assistant, photos, count), expected, atol=1e-5, rtol=0)
 
 
-def test_transformers_refuses_what_it_cannot_express(
+def test_transformers_rejects_models_that_it_cannot_express(
     tmp_path: Path, vision_folder: Path, language_folder: Path
 ) -> None:
-    """A folder with a single linear projector is not half loaded by transformers, but refused."""
+    """Transformers rejects a folder with a single linear projector instead of loading half of it."""
     save_model_folder(tmp_path / "m", assemble(vision_folder, language_folder, projector="linear"))
     with pytest.raises(KeyError, match="single linear projector"):
         LlavaForConditionalGeneration.from_pretrained(tmp_path / "m")
@@ -134,18 +136,18 @@ def test_transformers_refuses_what_it_cannot_express(
 @pytest.mark.parametrize(
     ("shape", "reason"),
     [
-        (GraniteConfig(**WIDTHS, logits_scaling=7.0), "changes its logits"),
+        (GraniteConfig(**WIDTHS, logits_scaling=7.0), "transforms its logits"),
         (GPT2Config(n_embd=12, n_layer=1, n_head=2), "parts have other names"),
     ],
 )
-def test_transformers_refuses_a_language_model_that_its_class_would_change(
+def test_transformers_rejects_language_models_that_its_class_would_change(
     tmp_path: Path,
     vision_folder: Path,
     tokenizer: PreTrainedTokenizerFast,
     shape: PretrainedConfig,
     reason: str,
 ) -> None:
-    """Such a folder works here, and is not loaded with other logits, or with weights at random, elsewhere."""
+    """Such a folder loads in caldera, and does not load in transformers with other logits or random weights."""
     shape.update({"vocab_size": len(tokenizer), "bos_token_id": 1, "eos_token_id": 2})
     AutoModelForCausalLM.from_config(shape).save_pretrained(tmp_path / "language")
     tokenizer.save_pretrained(tmp_path / "language")
@@ -186,13 +188,13 @@ def broken_weights(folder: Path, change: str) -> None:
             "shape",
             r"linear_1.weight of the projector in .* has shape \(3, 5\); it needs \(12, 10\)",
         ),
-        ("cut", "is broken or cut"),
+        ("cut", "is broken or truncated"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(
+def test_weights_that_do_not_fit_are_rejected(
     tmp_path: Path, assistant: LlavaBundle, change: str, message: str
 ) -> None:
-    """The message names the weight, in one line."""
+    """One line names the weight."""
     save_model_folder(tmp_path / "m", assistant)
     broken_weights(tmp_path / "m", change)
     with pytest.raises(ModelFormatError, match=message) as caught:
@@ -204,23 +206,28 @@ def test_weights_that_do_not_fit_are_refused(
     ("file", "change", "message"),
     [
         ("config.json", {"auto_map": {"AutoModel": "evil.Model"}}, "would run code"),
-        ("config.json", {"image_token_index": 5}, "puts images at token 5"),
+        ("config.json", {"image_token_index": 5}, "has image token 5"),
         ("config.json", {"vision_feature_layer": -1}, "has vision_feature_layer -1, .* means -2"),
         (
             "config.json",
             {"vision_feature_select_strategy": "full"},
             "has vision_feature_select_strategy 'full', .* means 'default'",
         ),
-        ("caldera.json", {"select": "cls_patch"}, "they must agree"),
+        ("caldera.json", {"feature_select": "cls_patch"}, "they must agree"),
         ("config.json", {"text_config": {"model_type": "no-such"}}, "'text_config'"),
         ("caldera.json", {"surprise": 1}, "surprise"),
-        ("caldera.json", {"aspect": "round"}, "aspect"),
+        ("caldera.json", {"image_aspect": "round"}, "image_aspect: .*got 'round'"),
+        (
+            "caldera.json",
+            {"select": "patch"},
+            "'select' is the former name of 'feature_select'; remove one of the two",
+        ),
     ],
 )
-def test_a_config_that_does_not_fit_is_refused(
+def test_a_config_that_does_not_fit_is_rejected(
     tmp_path: Path, assistant: LlavaBundle, file: str, change: dict[str, object], message: str
 ) -> None:
-    """Nothing of the folder is run, and a field that is wrong is named."""
+    """No code of the folder is run, and the message names the invalid field."""
     save_model_folder(tmp_path / "m", assistant)
     path = tmp_path / "m" / file
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
@@ -229,23 +236,25 @@ def test_a_config_that_does_not_fit_is_refused(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weights_in_the_precision_they_are_used_in_are_not_copied(
+def test_weights_stored_in_their_dtype_are_not_copied(
     assistant: LlavaBundle, dtype: torch.dtype
 ) -> None:
-    """A model that is filled holds the very memory that its weights were read into; others are converted."""
+    """A loaded model uses the memory that its weights were read into; other dtypes are converted."""
     language = assistant.model.language
-    weights = {name: from_memory(each) for name, each in language.state_dict().items()}
-    filled = load_into(language, weights, dtype).state_dict()
-    shared = [filled[name].data_ptr() == each.read().data_ptr() for name, each in weights.items()]
+    weights = {name: from_memory(tensor) for name, tensor in language.state_dict().items()}
+    loaded = load_into(language, weights, dtype).state_dict()
+    shared = [
+        loaded[name].data_ptr() == weight.read().data_ptr() for name, weight in weights.items()
+    ]
     assert len(shared) == 21
     assert all(shared) if dtype == torch.float32 else not any(shared)
-    assert {each.dtype for each in filled.values()} == {dtype}
+    assert {tensor.dtype for tensor in loaded.values()} == {dtype}
 
 
-def test_a_tokenizer_that_knows_no_images_is_refused(
+def test_a_tokenizer_without_image_token_is_rejected(
     tmp_path: Path, assistant: LlavaBundle, language_folder: Path
 ) -> None:
-    """The language model's own tokenizer in the place of the assistant's is named, whether or not it has <unk>."""
+    """The message names the language model's own tokenizer, with and without <unk>."""
     save_model_folder(tmp_path / "m", assistant)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(language_folder / name, tmp_path / "m" / name)
@@ -258,7 +267,7 @@ def test_a_tokenizer_that_knows_no_images_is_refused(
         load_model_folder(tmp_path / "m")
 
 
-def test_an_index_that_points_outside_is_refused(tmp_path: Path, assistant: LlavaBundle) -> None:
+def test_an_index_that_points_outside_is_rejected(tmp_path: Path, assistant: LlavaBundle) -> None:
     """A shard named ../x is not opened."""
     save_model_folder(tmp_path / "m", assistant)
     index = {"weight_map": {"a": "../stolen.safetensors"}}
@@ -267,8 +276,8 @@ def test_an_index_that_points_outside_is_refused(tmp_path: Path, assistant: Llav
         load_model_folder(tmp_path / "m")
 
 
-def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
-    """A missing folder and a folder of something else get a line each."""
+def test_other_folders_are_rejected(tmp_path: Path) -> None:
+    """A missing folder and an unrelated folder get one line each."""
     with pytest.raises(ModelFormatError, match="is not a folder"):
         load_model_folder(tmp_path / "nowhere")
     with pytest.raises(ModelFormatError, match=r"has no caldera\.json"):
@@ -279,31 +288,31 @@ SAVING_WITHOUT_ROOM = """
 import resource, sys
 from pathlib import Path
 from caldera.errors import OutputError
-from caldera.model.folder import load_assistant, save_assistant
-assistant = load_assistant(Path(sys.argv[1]))
+from caldera.formats.model_folder import load_model_folder, save_model_folder
+assistant = load_model_folder(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 try:
-    save_assistant(Path(sys.argv[1]), assistant)
+    save_model_folder(Path(sys.argv[1]), assistant)
 except OutputError as error:
     print(error)
 """
 
 
-def test_a_full_disk_leaves_the_old_folder(tmp_path: Path, assistant: LlavaBundle) -> None:
-    """When the system takes no more weights, what stood there still stands, nothing else does, and a line says so."""
+def test_a_full_disk_keeps_the_old_folder(tmp_path: Path, assistant: LlavaBundle) -> None:
+    """If the disk is full, the old folder is unchanged, nothing else is left, and one line reports it."""
     folder = tmp_path / "m"
     save_model_folder(folder, assistant)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert len(before["model.safetensors"]) > 20_000
 
-    done = subprocess.run(
+    finished = subprocess.run(
         [sys.executable, "-c", SAVING_WITHOUT_ROOM, str(folder)],
         capture_output=True,
         text=True,
         check=True,
     )
 
-    assert done.stdout == (
+    assert finished.stdout == (
         f"cannot write {folder}: File too large; free space or choose another path, then run again\n"
     )
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

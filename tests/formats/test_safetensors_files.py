@@ -1,4 +1,4 @@
-"""Safetensors are listed before they are read, written one by one, and refused where anything does not fit."""
+"""Safetensors files are listed before they are read, written one tensor at a time, and rejected if inconsistent."""
 
 import json
 import struct
@@ -24,34 +24,35 @@ from caldera.formats.safetensors_files import (
 from caldera.formats.weight_names import read_weights
 
 
-def some() -> dict[str, torch.Tensor]:
-    """Return tensors of every kind of number, one empty, one a scalar, one odd in bytes."""
+def sample_tensors() -> dict[str, torch.Tensor]:
+    """Return tensors of every dtype, an empty one, a scalar, and one with an odd number of bytes."""
     torch.manual_seed(5)
-    made = {tag: torch.randn(3, 5).mul(9).to(dtype) for tag, dtype in DTYPES.items()}
-    return {**made, "empty": torch.zeros(0, 3), "scalar": torch.tensor(2.5), "odd": made["U8"][0]}
+    tensors = {tag: torch.randn(3, 5).mul(9).to(dtype) for tag, dtype in DTYPES.items()}
+    extra = {"empty": torch.zeros(0, 3), "scalar": torch.tensor(2.5), "odd": tensors["U8"][0]}
+    return {**tensors, **extra}
 
 
 @pytest.mark.parametrize(("max_shard", "files"), [(10**9, 1), (130, 5), (1, 13)])
-def test_what_is_written_is_read_by_safetensors_own_reader(
+def test_written_files_are_read_by_safetensors_own_reader(
     tmp_path: Path, max_shard: int, files: int
 ) -> None:
-    """In one file or many, every tensor comes back by their reader and by ours."""
-    tensors = some()
+    """In one file or several, every tensor is read back by safetensors and by caldera."""
+    tensors = sample_tensors()
     ticked: list[str] = []
 
     write_weights(
         tmp_path, {n: from_memory(t) for n, t in tensors.items()}, max_shard, ticked.append
     )
 
-    theirs: dict[str, torch.Tensor] = {}
+    reference: dict[str, torch.Tensor] = {}
     for file in tmp_path.glob("*.safetensors"):
-        theirs |= load_file(file)
-    ours = read_weights(tmp_path)
-    assert theirs.keys() == ours.keys() == tensors.keys()
-    for name, each in tensors.items():
-        assert torch.equal(theirs[name], each)
-        assert torch.equal(ours[name].read(), each)
-        assert ours[name].nbytes == each.nbytes
+        reference |= load_file(file)
+    weights = read_weights(tmp_path)
+    assert reference.keys() == weights.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(reference[name], tensor)
+        assert torch.equal(weights[name].read(), tensor)
+        assert weights[name].nbytes == tensor.nbytes
     assert len(weight_files(tmp_path)) == files
     assert (tmp_path / INDEX).exists() == (files > 1)
     assert len(ticked) == len(tensors)
@@ -63,16 +64,16 @@ def test_what_is_written_is_read_by_safetensors_own_reader(
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.int8]),
 )
 @settings(max_examples=60)
-def test_numbers_are_mapped_from_wherever_they_lie(
+def test_numbers_are_mapped_at_any_offset(
     tmp_path_factory: pytest.TempPathFactory, offset: int, count: int, dtype: torch.dtype
 ) -> None:
-    """Aligned or not, in the middle of a page or across many, the bytes are those of the file."""
+    """Aligned or not, within a page or across several, the bytes are those of the file."""
     file = tmp_path_factory.getbasetemp() / "bytes"
     content = bytes(number * 7 % 251 for number in range(12_000))
     file.write_bytes(content)
-    found = memory_mapped(file, offset, count, dtype)
-    wanted = content[offset : offset + count * dtype.itemsize]
-    assert found.view(torch.uint8).numpy().tobytes() == wanted
+    mapped = memory_mapped(file, offset, count, dtype)
+    expected = content[offset : offset + count * dtype.itemsize]
+    assert mapped.view(torch.uint8).numpy().tobytes() == expected
 
 
 def raw(file: Path, header: bytes | dict[str, object], data: bytes) -> None:
@@ -84,8 +85,8 @@ def raw(file: Path, header: bytes | dict[str, object], data: bytes) -> None:
 ONE = b'"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
 
 
-def place(name: str, start: int, end: int, dtype: str = "F32") -> dict[str, object]:
-    """Return one line of a header."""
+def entry(name: str, start: int, end: int, dtype: str = "F32") -> dict[str, object]:
+    """Return one entry of a header."""
     return {name: {"dtype": dtype, "shape": [1], "data_offsets": [start, end]}}
 
 
@@ -93,19 +94,19 @@ def place(name: str, start: int, end: int, dtype: str = "F32") -> dict[str, obje
     ("header", "data", "message"),
     [
         (b"{" + ONE + b"," + ONE + b"}", b"\0" * 4, "holds 'a' twice"),
-        ({**place("a", 0, 4), **place("b", 0, 4)}, b"\0" * 4, "invalid offset"),
-        ({**place("a", 0, 4), **place("b", 2, 6)}, b"\0" * 6, "invalid offset"),
-        (place("a", 0, 4), b"\0" * 3, "is broken or cut"),
-        (place("a", 0, 4), b"\0" * 9, "is broken or cut"),
-        (place("a", 0, 1, "F8_E4M3"), b"\0", "numbers of type F8_E4M3, known: .*BF16"),
-        (b"[]", b"", "is broken or cut"),
-        (b"{", b"", "is broken or cut"),
+        ({**entry("a", 0, 4), **entry("b", 0, 4)}, b"\0" * 4, "invalid offset"),
+        ({**entry("a", 0, 4), **entry("b", 2, 6)}, b"\0" * 6, "invalid offset"),
+        (entry("a", 0, 4), b"\0" * 3, "is broken or truncated"),
+        (entry("a", 0, 4), b"\0" * 9, "is broken or truncated"),
+        (entry("a", 0, 1, "F8_E4M3"), b"\0", "numbers of type F8_E4M3, known: .*BF16"),
+        (b"[]", b"", "is broken or truncated"),
+        (b"{", b"", "is broken or truncated"),
     ],
 )
-def test_a_broken_header_is_refused(
+def test_a_broken_header_is_rejected(
     tmp_path: Path, header: bytes | dict[str, object], data: bytes, message: str
 ) -> None:
-    """Names twice, bytes that overlap, too few or too many, unknown numbers: one line for each (fault E2)."""
+    """Repeated names, overlapping, missing or surplus bytes, and unknown dtypes get one line each (fault E2)."""
     raw(tmp_path / WEIGHTS, header, data)
     with pytest.raises(ModelFormatError, match=message) as caught:
         read_safetensors(tmp_path / WEIGHTS)
@@ -115,13 +116,13 @@ def test_a_broken_header_is_refused(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (struct.pack("<Q", 2**60) + b"{}", "is broken or cut .*header too large"),
-        (b"\x80\x02}q\x00.", "is a pickle, by another name; it was not opened"),
-        (b"", "is broken or cut"),
+        (struct.pack("<Q", 2**60) + b"{}", "is broken or truncated .*header too large"),
+        (b"\x80\x02}q\x00.", "is a pickle, under another name; it was not opened"),
+        (b"", "is broken or truncated"),
     ],
 )
-def test_what_is_no_safetensors_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
-    """A header of 2^60 bytes, a pickle, nothing at all (faults E1, E2)."""
+def test_other_files_are_rejected(tmp_path: Path, content: bytes, message: str) -> None:
+    """A header of 2^60 bytes, a pickle and an empty file are rejected (faults E1, E2)."""
     (tmp_path / WEIGHTS).write_bytes(content)
     with pytest.raises(ModelFormatError, match=message):
         read_safetensors(tmp_path / WEIGHTS)
@@ -143,28 +144,28 @@ def test_what_is_no_safetensors_is_refused(tmp_path: Path, content: bytes, messa
         ({"a": 5}, "is not an index"),
     ],
 )
-def test_an_index_that_does_not_fit_is_refused(
+def test_an_index_that_does_not_fit_is_rejected(
     tmp_path: Path, index: dict[str, object], message: str
 ) -> None:
-    """Files outside the folder, missing files, and weights that are elsewhere than said (faults E5, E6)."""
+    """Files outside the folder, missing files, and weights in other files than listed are rejected (faults E5, E6)."""
     save_file({"a": torch.zeros(3)}, tmp_path / "one.safetensors")
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": index}))
     with pytest.raises(ModelFormatError, match=message):
         read_weights(tmp_path)
 
 
-def test_a_link_to_elsewhere_is_refused(tmp_path: Path) -> None:
+def test_a_link_to_elsewhere_is_rejected(tmp_path: Path) -> None:
     """A weight file that is a link is not followed, unless to a blob of a Hugging Face cache."""
     folder = tmp_path / "m"
     folder.mkdir()
     save_file({"a": torch.zeros(3)}, tmp_path / "elsewhere")
     (folder / WEIGHTS).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ModelFormatError, match=r"is a link to .*, outside the folder; refused"):
+    with pytest.raises(ModelFormatError, match=r"is a link to .*, outside the folder; rejected"):
         read_weights(folder)
 
 
-def test_torchs_files_are_not_opened_where_safetensors_are_wanted(tmp_path: Path) -> None:
-    """A folder that only has a pickle names what brings it in (fault E1)."""
+def test_torch_files_are_not_opened_instead_of_safetensors(tmp_path: Path) -> None:
+    """For a folder with only a pickle the message names the command that converts it (fault E1)."""
     with pytest.raises(ModelFormatError, match=r"has no model\.safetensors; check the path"):
         read_weights(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"anything")

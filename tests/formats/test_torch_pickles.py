@@ -1,4 +1,4 @@
-"""Torch's files are read as data: every tensor comes out as torch itself reads it, and nothing in them is ever run."""
+"""Torch's files give the tensors that torch itself reads, and no code in them is ever run."""
 
 import io
 import os
@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,10 +18,10 @@ from caldera.errors import ModelFormatError
 from caldera.formats.torch_pickles import read_pickle
 
 
-def test_it_reads_what_torch_reads(tmp_path: Path) -> None:
-    """Kinds of numbers, views of shared storages, empty ones, scalars, parameters and modules' versions."""
+def test_every_tensor_is_read_as_torch_reads_it(tmp_path: Path) -> None:
+    """Dtypes, views of shared storages, empty tensors, scalars, parameters and modules' versions are supported."""
     base = torch.arange(60, dtype=torch.float32).reshape(5, 12)
-    given = OrderedDict(
+    tensors = OrderedDict(
         half=torch.randn(3, 7).half(),
         brain=torch.randn(11).bfloat16(),
         double=torch.randn(2, 3, 5).double(),
@@ -34,21 +35,21 @@ def test_it_reads_what_torch_reads(tmp_path: Path) -> None:
         scalar=torch.tensor(3.5),
         parameter=nn.Parameter(torch.randn(2, 2)),
     )
-    given._metadata = {"": {"version": 1}}  # type: ignore[attr-defined] # as nn.Module.state_dict has it
-    torch.save(given, tmp_path / "w.bin")
+    tensors._metadata = {"": {"version": 1}}  # type: ignore[attr-defined] # as nn.Module.state_dict has it
+    torch.save(tensors, tmp_path / "w.bin")
 
-    found = read_pickle(tmp_path / "w.bin")
+    weights = read_pickle(tmp_path / "w.bin")
 
     expected = torch.load(tmp_path / "w.bin", weights_only=True)
-    assert found.keys() == expected.keys()
-    for name, weight in found.items():
-        read = weight.read()
-        assert torch.equal(read, expected[name]), name
-        assert (weight.shape, weight.dtype) == (tuple(read.shape), read.dtype)
+    assert weights.keys() == expected.keys()
+    for name, weight in weights.items():
+        tensor = weight.read()
+        assert torch.equal(tensor, expected[name]), name
+        assert (weight.shape, weight.dtype) == (tuple(tensor.shape), tensor.dtype)
 
 
-def test_writing_to_what_was_read_does_not_reach_the_file(tmp_path: Path) -> None:
-    """The numbers are mapped, but the file's are only read."""
+def test_changes_to_a_tensor_do_not_reach_the_file(tmp_path: Path) -> None:
+    """The numbers are mapped copy-on-write."""
     torch.save({"a": torch.zeros(9)}, tmp_path / "w.bin")
     before = (tmp_path / "w.bin").read_bytes()
     read_pickle(tmp_path / "w.bin")["a"].read().fill_(7)
@@ -59,7 +60,7 @@ SENTINEL = "CALDERA_SENTINEL"
 
 
 class Runs:
-    """Unpickled by Python, it makes a file."""
+    """Object that creates a file when Python unpickles it."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -69,19 +70,19 @@ class Runs:
 
 
 def repacked(folder: Path, program: bytes) -> Path:
-    """Return a file as torch.save writes it, with another pickle inside."""
-    kept = io.BytesIO()
-    torch.save({"a": torch.zeros(3)}, kept)
+    """Return a file of torch.save with another pickle inside."""
+    buffer = io.BytesIO()
+    torch.save({"a": torch.zeros(3)}, buffer)
     file = folder / "w.bin"
-    with zipfile.ZipFile(kept) as old, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as new:
+    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as new:
         for entry in old.infolist():
-            own = entry.filename.endswith("data.pkl")
-            new.writestr(entry.filename, program if own else old.read(entry.filename))
+            is_pickle = entry.filename.endswith("data.pkl")
+            new.writestr(entry.filename, program if is_pickle else old.read(entry.filename))
     return file
 
 
 def programs(sentinel: Path) -> dict[str, bytes]:
-    """Return pickles that each make a file when Python reads them, by the instruction they use."""
+    """Return pickles that create a file when Python reads them, by the instruction they use."""
     words = f"touch {sentinel}".encode()
     touch = b"(X" + struct.pack("<I", len(words)) + words
     return {
@@ -100,11 +101,11 @@ def programs(sentinel: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("which", sorted(programs(Path("x"))))
-def test_a_program_is_refused_and_never_run(tmp_path: Path, which: str) -> None:
-    """Whatever instruction would call something, the file it would make is not made (fault E1)."""
+@pytest.mark.parametrize("instruction", sorted(programs(Path("x"))))
+def test_a_program_is_rejected_and_never_run(tmp_path: Path, instruction: str) -> None:
+    """For every instruction that would call something, the file is not created (fault E1)."""
     sentinel = tmp_path / SENTINEL
-    file = repacked(tmp_path, programs(sentinel)[which])
+    file = repacked(tmp_path, programs(sentinel)[instruction])
 
     with pytest.raises(ModelFormatError, match=r"could run code; nothing of it was run") as caught:
         read_pickle(file)
@@ -113,16 +114,16 @@ def test_a_program_is_refused_and_never_run(tmp_path: Path, which: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("which", ["reduce", "inst", "obj", "eval"])
-def test_the_programs_are_real(tmp_path: Path, which: str) -> None:
-    """Python's own reader is taken in by them: the test above could fail."""
+@pytest.mark.parametrize("instruction", ["reduce", "inst", "obj", "eval"])
+def test_the_programs_are_real(tmp_path: Path, instruction: str) -> None:
+    """Python's own reader runs them, so the test above could fail."""
     sentinel = tmp_path / SENTINEL
-    pickle.loads(programs(sentinel)[which])
+    pickle.loads(programs(sentinel)[instruction])
     assert sentinel.exists()
 
 
-def test_a_name_that_is_refused_is_told(tmp_path: Path) -> None:
-    """The message says what the file would have called."""
+def test_a_rejected_name_is_in_the_message(tmp_path: Path) -> None:
+    """The message names the function that the file would have called."""
     file = repacked(tmp_path, programs(tmp_path / SENTINEL)["reduce"])
     with pytest.raises(ModelFormatError, match=r"the name 'posix\.system'"):
         read_pickle(file)
@@ -134,23 +135,23 @@ EDITS = {
     "backwards": (b"K\x03K\x01\x86", b"J\xfd\xff\xff\xffK\x01\x86"),  # strides (3, 1) -> (-3, 1)
     "unfinished": (b"s.", b"s"),
 }
-"""Changes to the pickle of a tensor of shape (2, 3), by what they do."""
+"""Changes to the pickle of a tensor of shape (2, 3), by effect."""
 
 CONTENTS = {
     "bare": pickle.dumps({"a": 1}, protocol=2),
     "no archive": b"hello" * 50,
 }
-"""Files that are no zip archive."""
+"""Files that are not zip archives."""
 
 PICKLES = {
     "no tensor": pickle.dumps({"a": 5}, protocol=2),
     "no dictionary": pickle.dumps([5], protocol=2),
 }
-"""Pickles of something else."""
+"""Pickles of other values."""
 
 
 def changed(folder: Path, how: str) -> Path:
-    """Return a file of torch's that is damaged in one way."""
+    """Return a file of torch.save that is damaged in one way."""
     file = folder / "w.bin"
     torch.save({"a": torch.arange(6.0).reshape(2, 3)}, file)
     if how in EDITS:
@@ -176,7 +177,7 @@ def changed(folder: Path, how: str) -> Path:
 
 
 def _rewrite(file: Path, program: bytes | None = None, packing: int = zipfile.ZIP_STORED) -> None:
-    """Write a file of torch's anew, with another pickle, or with packed records: zeros pack a thousandfold."""
+    """Rewrite a file of torch.save with another pickle, or with compressed records."""
     with zipfile.ZipFile(file) as old:
         records = {entry.filename: old.read(entry.filename) for entry in old.infolist()}
     with zipfile.ZipFile(file, "w", packing) as new:
@@ -184,45 +185,80 @@ def _rewrite(file: Path, program: bytes | None = None, packing: int = zipfile.ZI
             new.writestr(name, program if program and name.endswith("data.pkl") else content)
 
 
+UNSUPPORTED = {
+    "expanded": torch.arange(3.0)[:, None].expand(3, 5),
+    "sparse": torch.eye(3).to_sparse(),
+    "complex": torch.zeros(2, dtype=torch.complex64),
+    "negated view": torch.zeros(2, dtype=torch.complex64).conj().imag,
+    "float8": torch.zeros(2).to(torch.float8_e4m3fn),
+    "meta": torch.zeros(3, device="meta"),
+    "nested": {"b": torch.zeros(3)},
+    "array": np.zeros(3),
+    "module": nn.Linear(2, 3),
+}
+"""Values that are not dense tensors of the supported types."""
+
+
+@pytest.mark.parametrize("kind", sorted(UNSUPPORTED))
+def test_unsupported_tensors_are_rejected(tmp_path: Path, kind: str) -> None:
+    """Tensors that are not dense, of other types, or that repeat numbers are rejected by name, not misread."""
+    torch.save({"a": UNSUPPORTED[kind]}, tmp_path / "w.bin")
+    with pytest.raises(ModelFormatError, match=r"w\.bin (holds|is broken)"):
+        read_pickle(tmp_path / "w.bin")
+
+
+def test_tied_and_overlapping_tensors_are_read(tmp_path: Path) -> None:
+    """Tensors that share a storage are read with their own numbers."""
+    base = torch.arange(15.0).reshape(5, 3)
+    torch.save({"tied": base, "twin": base, "head": base[:3], "tail": base[2:]}, tmp_path / "w.bin")
+    weights = read_pickle(tmp_path / "w.bin")
+    assert torch.equal(weights["tied"].read(), weights["twin"].read())
+    assert torch.equal(weights["head"].read(), base[:3])
+    assert torch.equal(weights["tail"].read(), base[2:])
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [
         ("bare", "is a bare pickle, not weights"),
-        ("legacy", "format of torch before 1.6, which is not read; have its source saved again"),
-        ("cut", "is broken or cut"),
-        ("no archive", "is no file of weights that torch.save wrote"),
-        ("packed", "is packed"),
-        ("longer than its storage", "lies outside its 6 numbers|more than its 6 numbers"),
-        ("more numbers than bytes", "has 96 numbers, its record 24 bytes"),
+        (
+            "legacy",
+            "format of torch before 1.6, which is not supported; load it with torch and save it again",
+        ),
+        ("cut", "is broken or truncated"),
+        ("no archive", "is not a file of weights that torch.save wrote"),
+        ("packed", "is compressed"),
+        ("longer than its storage", "storage that is not resizable"),
+        ("more numbers than bytes", "a has a storage of 384 bytes; no record has that size"),
         ("backwards", "strides"),
-        ("unfinished", "is broken or cut"),
-        ("no tensor", "'a', which is no tensor"),
-        ("no dictionary", "something else than a dictionary"),
+        ("unfinished", "is broken or truncated"),
+        ("no tensor", "'a', which is not a tensor"),
+        ("no dictionary", "a list instead of a dictionary"),
         ("no data", r"has no data\.pkl"),
     ],
 )
-def test_what_is_no_file_of_tensors_is_refused(tmp_path: Path, how: str, message: str) -> None:
-    """Other formats, cut files, packed ones, and tensors outside their bytes get a line that says so."""
+def test_other_files_are_rejected(tmp_path: Path, how: str, message: str) -> None:
+    """Other formats, truncated or compressed files, and tensors outside their bytes get one line each."""
     with pytest.raises(ModelFormatError, match=message) as caught:
         read_pickle(changed(tmp_path, how))
     assert "\n" not in str(caught.value)
 
 
-def test_an_archive_that_python_cannot_read_is_refused(tmp_path: Path) -> None:
-    """Encrypted, patched, or of a later version: whatever zipfile raises for it, it is told in one line."""
+def test_an_unreadable_archive_is_rejected(tmp_path: Path) -> None:
+    """Encrypted, patched or newer archives get one line, whatever zipfile raises for them."""
     file = tmp_path / "w.bin"
     torch.save({"a": torch.zeros(3)}, file)
-    whole = file.read_bytes()
-    entry = whole.index(b"PK\x01\x02")  # of the central directory: version at 6, flags at 8
-    for place, value in ((6, 0xFF), (8, 0x01), (8, 0x20)):
-        changed = bytearray(whole)
-        changed[entry + place] |= value
+    content = file.read_bytes()
+    entry = content.index(b"PK\x01\x02")  # of the central directory: version at 6, flags at 8
+    for offset, value in ((6, 0xFF), (8, 0x01), (8, 0x20)):
+        changed = bytearray(content)
+        changed[entry + offset] |= value
         file.write_bytes(changed)
-        with pytest.raises(ModelFormatError, match=r"is broken or cut \(.*\); copy it again"):
+        with pytest.raises(ModelFormatError, match=r"is broken or truncated \(.*\); copy it again"):
             read_pickle(file)
 
 
-def test_a_missing_file_is_said(tmp_path: Path) -> None:
-    """A shard that is not there is named."""
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    """The message names a missing shard."""
     with pytest.raises(ModelFormatError, match=r"w\.bin is missing"):
         read_pickle(tmp_path / "w.bin")

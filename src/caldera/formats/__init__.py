@@ -1,1 +1,1 @@
-"""Model folders and weight files: safetensors, original LLaVA, GGUF, LoRA adapters."""
+"""Model folders and weight files, of caldera and of other projects."""

@@ -1,4 +1,4 @@
-"""A `config.json` in, data or one tower's config out; what would run code, or asks for absurd sizes, is refused."""
+"""Reader of `config.json` as data; settings that run code or ask for absurd sizes are rejected."""
 
 import json
 import math
@@ -8,13 +8,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, PretrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from caldera.errors import ModelFormatError
 
 _RUNS_CODE = ("auto_map", "trust_remote_code", "_attn_implementation_internal")
-"""Settings by which a folder would choose code that is run."""
+"""Settings that make transformers run code from the folder."""
 
 _MAX_VALUES = {
     "head_dim": 2**14,
@@ -30,9 +37,9 @@ _MAX_VALUES = {
     "projection_dim": 2**17,
     "vocab_size": 2**24,
 }
-"""Sizes, and the largest that are believed: some thirty times those of the largest models."""
+"""Largest accepted value of each size: about thirty times that of the largest models."""
 
-_MOST_OR_NONE = {
+_MAX_OR_ZERO = {
     "d_model": 2**17,
     "decoder_layers": 2**10,
     "encoder_layers": 2**10,
@@ -49,55 +56,53 @@ _MOST_OR_NONE = {
     "num_layers": 2**10,
     "num_local_experts": 2**12,
 }
-"""The same sizes by the names that some families have for them, and numbers of experts; here 0 may say that there is
-none."""
+"""The same sizes under the names of other model families, and numbers of experts; 0 may mean none."""
 
-_MAX_BYTES = _MAX_VALUES | _MOST_OR_NONE
+_LIMITS = _MAX_VALUES | _MAX_OR_ZERO
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read a `config.json` as data.
+    """Read a folder's `config.json`, and check its `tokenizer_config.json`.
 
     Raises:
-        ModelFolderError: It is missing or broken, asks for code of its own to be run, or holds an impossible number.
+        ModelFormatError: A file is missing or broken, would run code, or holds an impossible number.
     """
-    read_json(folder / "tokenizer_config.json", needed=False)
+    read_json(folder / "tokenizer_config.json", required=False)
     return read_json(folder / "config.json")
 
 
-def read_json(file: Path, *, needed: bool = True) -> dict[str, Any]:
-    """Read an object of settings.
+def read_json(file: Path, *, required: bool = True) -> dict[str, Any]:
+    """Read a JSON object of settings; a missing file that is not `required` is empty.
 
     Raises:
-        ModelFolderError: It is missing though `needed`, broken, asks for code of its own to be run, or holds an
-            impossible number.
+        ModelFormatError: The file is missing or broken, would run code, or holds an impossible number.
     """
     try:
         config = json.loads(file.read_bytes())
     except FileNotFoundError:
-        if needed:
+        if required:
             raise ModelFormatError(f"{file.parent} has no {file.name}; check the path") from None
         return {}
     except (OSError, ValueError, RecursionError):
-        raise ModelFormatError(f"{file} is not readable JSON") from None
+        raise ModelFormatError(f"{file} is not readable JSON; copy it again") from None
     if not isinstance(config, dict):
-        raise ModelFormatError(f"{file} should hold a JSON object")
+        raise ModelFormatError(f"{file} must hold a JSON object")
     for name, value in _settings(config):
         if name in _RUNS_CODE and value not in (None, False):
             raise ModelFormatError(
-                f"{file} has {name!r}, which would run code from the folder; refused"
+                f"{file} has {name!r}, which would run code from the folder; rejected"
             )
         if not _in_range(name, value):
             raise ModelFormatError(
-                f"{file} has {name} {value!r}; sizes are whole numbers from 1 to {_MAX_BYTES[name]:,}"
-                if name in _MAX_BYTES
-                else f"{file} has {name} {value!r}, which is no finite number"
+                f"{file} has {name} {value!r}; sizes are whole numbers from 1 to {_LIMITS[name]:,}"
+                if name in _LIMITS
+                else f"{file} has {name} {value!r}, which is not a finite number"
             )
     return config
 
 
 def _settings(config: object, name: str = "") -> Iterator[tuple[str, object]]:
-    """Yield every setting at any depth."""
+    """Yield the name and value of every setting at any depth."""
     yield name, config
     if isinstance(config, dict):
         for key, value in config.items():
@@ -108,11 +113,11 @@ def _settings(config: object, name: str = "") -> Iterator[tuple[str, object]]:
 
 
 def _in_range(name: str, value: object) -> bool:
-    """Tell whether a setting can be what it says."""
+    """Return whether a setting has a possible value."""
     if isinstance(value, float) and not math.isfinite(value):
         return False
-    if name in _MAX_BYTES and isinstance(value, bool | int | float | str):
-        return type(value) is int and (name in _MAX_VALUES) <= value <= _MAX_BYTES[name]
+    if name in _LIMITS and isinstance(value, bool | int | float | str):
+        return type(value) is int and (name in _MAX_VALUES) <= value <= _LIMITS[name]
     return True
 
 
@@ -120,16 +125,16 @@ def sub_config(config: dict[str, Any], key: str, file: Path) -> PretrainedConfig
     """Build the config of one tower.
 
     Args:
-        config: Of the whole model.
+        config: Config of the full model.
         key: `vision_config` or `text_config`.
-        file: Where `config` stands.
+        file: Source of `config`, for messages.
 
     Raises:
-        ModelFolderError: It is missing, or of a kind transformers does not know.
+        ModelFormatError: It is missing, or transformers does not know its model type.
     """
     part = config.get(key)
     if not isinstance(part, dict) or "model_type" not in part:
-        raise ModelFormatError(f"{file} has no usable {key!r}")
+        raise ModelFormatError(f"{file} has no {key!r} with a model_type")
     settings = {name: value for name, value in part.items() if not name.startswith("_")}
     try:
         with accept_old_keys():
@@ -138,19 +143,37 @@ def sub_config(config: dict[str, Any], key: str, file: Path) -> PretrainedConfig
         raise ModelFormatError(f"{file}: {key!r}: {error_line(error)}") from None
 
 
+def build_on_meta_device(
+    factory: type[AutoModel] | type[AutoModelForCausalLM], config: PretrainedConfig
+) -> PreTrainedModel:
+    """Build one tower on the meta device: its weights have shapes but no numbers.
+
+    Raises:
+        ModelFormatError: The settings of the config contradict each other.
+    """
+    try:
+        with torch.device("meta"):
+            return factory.from_config(config)  # type: ignore[no-untyped-call]
+    except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelFormatError(
+            f"transformers cannot build the {config.model_type!r} of the config: {reason}"
+        ) from None
+
+
 CONFIG_ERRORS = (ValueError, TypeError, AttributeError, LookupError, StrictDataclassError)
-"""What transformers raises where a config's settings are of the wrong kind or contradict each other."""
+"""Exceptions of transformers for settings of a wrong type or that contradict each other."""
 
 
 @contextmanager
 def accept_old_keys() -> Iterator[None]:
-    """Let transformers read settings as earlier releases spelt them, such as `rope_theta`, without a word about it."""
+    """Let transformers read the setting names of earlier releases, such as `rope_theta`, without a warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield
 
 
 def error_line(error: Exception) -> str:
-    """Return what a library says went wrong, in one line: its last, where the cause stands."""
+    """Return the last line of a library's error message, which names the cause."""
     lines = str(error).strip().splitlines()
     return lines[-1].strip() if lines else type(error).__name__

@@ -1,10 +1,10 @@
-"""A model trained by factors in, an adapter folder in peft's format out; it and its base in, the merged model out.
+"""LoRA adapter folders in peft's format, written by training and merged into their base model.
 
 ```
 ADAPTER/
-  adapter_config.json         peft's settings: rank, alpha, and the full path of every layer with factors
-  adapter_model.safetensors   the factors, and whole parts that trained beside them, such as the projector
-  caldera_adapter.json        digest of the base it stands on, and the card of the merged model
+  adapter_config.json         peft's settings: rank, alpha, and the full path of every layer with LoRA factors
+  adapter_model.safetensors   the factors, and parts that were trained in full, such as the projector
+  caldera_adapter.json        digest of the base model, and metadata of the merged model
 ```
 
 `PeftModel.from_pretrained(base, ADAPTER)` loads all of it onto transformers' own LlavaForConditionalGeneration.
@@ -21,13 +21,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from caldera.errors import CalderaError, ModelFormatError
+from caldera.errors import CalderaError, ModelFormatError, describe_validation_error
 from caldera.files.atomic import atomic_folder, write_json
 from caldera.formats.assemble import add_special_tokens, with_image_aspect
 from caldera.formats.config import read_json
-from caldera.formats.weight_merging import ADAPTER_CONFIG, check_plain_lora
+from caldera.formats.metadata import StoredMetadata
+from caldera.formats.weight_merging import ADAPTER_CONFIG, PEFT_PREFIX, check_plain_lora
 from caldera.formats.weight_names import NEWLINE, digest_weights
-from caldera.model.assistant import LlavaBundle, ModelMetadata
+from caldera.model.assistant import LlavaBundle
 from caldera.model.llava import Llava
 from caldera.model.lora import (
     LoraConfig,
@@ -40,43 +41,40 @@ from caldera.templates.template import find_template
 
 WEIGHTS, ADAPTER_METADATA_FILE = "adapter_model.safetensors", "caldera_adapter.json"
 
-_OUTER = "base_model.model."
-"""What peft puts before the names of the model it wraps."""
-
 _PARTS = {
     "vision": ("vision.tower.", "vision_tower"),
     "projector": ("projector.", "multi_modal_projector"),
 }
-"""Parts that an adapter may bring whole: how their weights' names begin here, and the module in transformers' model."""
+"""Parts that an adapter may hold in full: prefix of their weights in memory, and module in transformers' model."""
 
-_NEWLINE = "projector.newline"
-"""Belongs to the projector here, and to no module in transformers' model."""
+_NEWLINE = f"projector.{NEWLINE}"
+"""A weight of the projector in memory, of no module in transformers' model."""
 
 _FACTORS = {"down": "lora_A", "up": "lora_B"}
-"""Names of factors here, and in peft."""
+"""Names of the LoRA factors in memory, and in peft."""
 
 
 class AdapterMetadata(BaseModel):
-    """What an adapter folder says beyond what peft's settings can say."""
+    """Content of `caldera_adapter.json`: what peft's settings cannot express."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal[1] = 1
     base: str
-    """sha256 of the weights it stands on: all that it does not bring itself."""
+    """sha256 of the base model's weights, without the parts that the adapter holds in full."""
 
-    card: ModelMetadata
-    """Of the merged model."""
+    card: StoredMetadata
+    """Metadata of the merged model."""
 
     newline_seed: int = 0
-    """Of the end of a row of tiles, where the training gave the base one that it did not have."""
+    """Seed of the newline embedding of tiles, where training added one to the base."""
 
 
-def digest_base(model: Llava, whole_parts: Iterable[str]) -> str:
-    """Return the sha256 of a model's weights but for the parts that an adapter brings whole."""
-    brought = set(whole_parts)
+def digest_base(model: Llava, full_parts: Iterable[str]) -> str:
+    """Return the sha256 of a model's weights without the parts that an adapter holds in full."""
+    excluded = set(full_parts)
     weights = model.state_dict()
-    return digest_weights({name: weights[name] for name in weights if _part(name) not in brought})
+    return digest_weights({name: weights[name] for name in weights if _part(name) not in excluded})
 
 
 def _part(name: str) -> str:
@@ -86,35 +84,35 @@ def _part(name: str) -> str:
 def save_adapter(
     folder: Path, assistant: LlavaBundle, lora: LoraConfig, base: str, *, newline_seed: int = 0
 ) -> None:
-    """Write what has been trained beside frozen weights, whole or not at all.
+    """Write the trained LoRA factors and the parts trained in full, completely or not at all.
 
     Args:
-        folder: Is made.
-        assistant: Its language model has factors; its parts whose weights move are written whole.
-        lora: What the factors were made by.
-        base: The digest, by `base_digest`, of what the factors stand on.
-        newline_seed: Of the end of a row of tiles, where the base had none.
+        folder: The folder to create.
+        assistant: Its language model has LoRA factors; its other trainable parts are written in full.
+        lora: Configuration of the factors.
+        base: Digest of the base model, from `digest_base`.
+        newline_seed: Seed of the newline embedding of tiles, if the base had none.
 
     Raises:
-        OutputError: It could not be written.
+        OutputError: The folder could not be written.
     """
     model = assistant.model
     weights = model.state_dict()
-    moving = {_part(name) for name, each in model.named_parameters() if each.requires_grad}
-    whole = moving - {"language"}
+    trainable = {_part(name) for name, weight in model.named_parameters() if weight.requires_grad}
+    full_parts = trainable - {"language"}
     layers = {name: _peft_layer(name, model) for name in lora_layers(model.language)}
-    kept = {
-        theirs: weights[ours].contiguous().cpu()
-        for ours, theirs in _peft_names(model, layers, whole).items()
+    tensors = {
+        peft_name: weights[name].contiguous().cpu()
+        for name, peft_name in _peft_names(model, layers, full_parts).items()
     }
     with atomic_folder(folder) as fresh:
-        save_file(kept, fresh / WEIGHTS, metadata={"format": "pt"})
-        write_json(fresh / ADAPTER_CONFIG, _peft_config(lora, list(layers.values()), whole))
-        note = AdapterMetadata(base=base, card=assistant.card, newline_seed=newline_seed)
-        write_json(fresh / ADAPTER_METADATA_FILE, note.model_dump())
+        save_file(tensors, fresh / WEIGHTS, metadata={"format": "pt"})
+        write_json(fresh / ADAPTER_CONFIG, _peft_config(lora, list(layers.values()), full_parts))
+        metadata = AdapterMetadata(base=base, card=assistant.card, newline_seed=newline_seed)
+        write_json(fresh / ADAPTER_METADATA_FILE, metadata.model_dump())
 
 
-def _peft_config(lora: LoraConfig, layers: list[str], whole: set[str]) -> dict[str, Any]:
+def _peft_config(lora: LoraConfig, layers: list[str], full_parts: set[str]) -> dict[str, Any]:
     """Return the settings that peft reads."""
     return {
         "peft_type": "LORA",
@@ -130,7 +128,7 @@ def _peft_config(lora: LoraConfig, layers: list[str], whole: set[str]) -> dict[s
         "use_rslora": False,
         "use_dora": False,
         "target_modules": layers,
-        "modules_to_save": sorted(_PARTS[part][1] for part in whole) or None,
+        "modules_to_save": sorted(_PARTS[part][1] for part in full_parts) or None,
     }
 
 
@@ -139,33 +137,33 @@ def _peft_layer(name: str, model: Llava) -> str:
     return "model.language_model." + name.removeprefix(f"{model.language.base_model_prefix}.")
 
 
-def _peft_names(model: Llava, layers: Mapping[str, str], whole: Set[str]) -> dict[str, str]:
-    """Return what an adapter holds, by the names here: peft's names.
+def _peft_names(model: Llava, layers: Mapping[str, str], full_parts: Set[str]) -> dict[str, str]:
+    """Return peft's name of each weight of an adapter, by its name in memory.
 
     Args:
-        model: With or without factors.
-        layers: Paths of the layers with factors, here and in transformers' model.
-        whole: Parts that it brings whole.
+        model: A model with or without LoRA factors.
+        layers: Paths of the layers with factors, in memory and in transformers' model.
+        full_parts: Parts that the adapter holds in full.
     """
     names = {
-        f"language.{here}.{ours}.weight": f"{_OUTER}{there}.{theirs}.weight"
-        for here, there in layers.items()
-        for ours, theirs in _FACTORS.items()
+        f"language.{layer}.{factor}.weight": f"{PEFT_PREFIX}{peft_layer}.{peft_factor}.weight"
+        for layer, peft_layer in layers.items()
+        for factor, peft_factor in _FACTORS.items()
     }
     for name in model.state_dict():
-        if (part := _part(name)) not in whole:
+        if (part := _part(name)) not in full_parts:
             continue
         if name == _NEWLINE:
-            names[name] = f"{_OUTER}model.{NEWLINE}"
+            names[name] = f"{PEFT_PREFIX}model.{NEWLINE}"
         else:
-            begin, module = _PARTS[part]
-            names[name] = f"{_OUTER}model.{module}.{name.removeprefix(begin)}"
+            prefix, module = _PARTS[part]
+            names[name] = f"{PEFT_PREFIX}model.{module}.{name.removeprefix(prefix)}"
     return names
 
 
 @dataclass(frozen=True, slots=True)
 class _Adapter:
-    """An adapter as it lies on disk."""
+    """Content of an adapter folder."""
 
     folder: Path
     lora: LoraConfig
@@ -173,92 +171,85 @@ class _Adapter:
     """Paths in transformers' model."""
 
     weights: dict[str, Tensor]
-    """By peft's names."""
+    """Tensors by peft's names."""
 
-    note: AdapterMetadata
+    metadata: AdapterMetadata
 
     @property
     def full_parts(self) -> set[str]:
-        """The parts that it brings whole."""
+        """Parts that the adapter holds in full."""
         return {
             part
             for part, (_, module) in _PARTS.items()
-            if any(name.startswith(f"{_OUTER}model.{module}.") for name in self.weights)
+            if any(name.startswith(f"{PEFT_PREFIX}model.{module}.") for name in self.weights)
         }
 
 
 def merge_adapter(folder: Path, base: LlavaBundle) -> LlavaBundle:
-    """Fold an adapter into the model it was trained on; the base's model is changed.
+    """Merge an adapter into its base model, which is changed in place.
 
     Args:
-        folder: Written by `save_adapter`.
-        base: The assistant that the training began with, in fp32.
+        folder: A folder from `save_adapter`.
+        base: The assistant that training started from, in fp32.
 
     Raises:
-        ModelFolderError: A file is missing or broken, the adapter is for another base, or the merged model does not
-            say what the two said together.
+        ModelFormatError: A file is missing or broken, the adapter belongs to another base, or the merged logits differ.
     """
     adapter = _read(folder)
-    card = adapter.note.card
-    add_special_tokens(base.tokenizer, base.model.language, find_template(card.template))
+    metadata = adapter.metadata.card
+    add_special_tokens(base.tokenizer, base.model.language, find_template(metadata.template))
     base = with_image_aspect(
-        base, card.image_aspect, card.pinpoints, seed=adapter.note.newline_seed
+        base, metadata.image_aspect, metadata.pinpoints, seed=adapter.metadata.newline_seed
     )
     model = base.model
-    found = digest_base(model, adapter.full_parts)
-    if found != adapter.note.base:
+    digest = digest_base(model, adapter.full_parts)
+    if digest != adapter.metadata.base:
         raise ModelFormatError(
-            f"{folder} stands on weights with sha256 {adapter.note.base}, these have {found}; give the model folder "
-            "that its training began with"
+            f"{folder} belongs to a base model with sha256 {adapter.metadata.base}, this one has {digest}; give the "
+            "model folder that its training started from"
         )
     _load_into(model, adapter)
     merge_lora_layers(model.language)
-    return replace(base, card=card)
+    return replace(base, card=metadata)
 
 
 @torch.no_grad()
 def _load_into(model: Llava, adapter: _Adapter) -> None:
-    """Put an adapter's weights beside those of its base.
-
-    Raises:
-        ModelFolderError: Names or shapes are not those that its settings ask for.
-    """
-    there = {_peft_layer(name, model): name for name in linear_layers(model.language)}
-    if strange := sorted(set(adapter.layers) - there.keys()):
+    """Add LoRA layers to a base model and copy an adapter's weights into it."""
+    layer_names = {_peft_layer(name, model): name for name in linear_layers(model.language)}
+    if unknown := sorted(set(adapter.layers) - layer_names.keys()):
         raise ModelFormatError(
-            f"{adapter.folder / ADAPTER_CONFIG} names layers that the base does not have: {strange[:3]}"
+            f"{adapter.folder / ADAPTER_CONFIG} names layers that the base does not have: {unknown[:3]}"
         )
-    layers = {there[layer]: layer for layer in adapter.layers}
+    layers = {layer_names[layer]: layer for layer in adapter.layers}
     names = _peft_names(model, layers, adapter.full_parts)
-    _check_fit(model, names, adapter)
+    _check_weights(model, names, adapter)
     add_lora(model.language, layers, adapter.lora, seed=0)
     state = model.state_dict()
-    for ours, theirs in names.items():
-        state[ours].copy_(adapter.weights[theirs])
+    for name, peft_name in names.items():
+        state[name].copy_(adapter.weights[peft_name])
 
 
-def _check_fit(model: Llava, names: Mapping[str, str], adapter: _Adapter) -> None:
-    """Compare an adapter's names and shapes with what its base and its settings ask for, before room is made for them.
-
-    Raises:
-        ModelFolderError: A weight is missing, not expected, or has another shape.
-    """
+def _check_weights(model: Llava, names: Mapping[str, str], adapter: _Adapter) -> None:
+    """Check an adapter's names and shapes before memory is allocated for them."""
     missing = sorted(set(names.values()) - adapter.weights.keys())
-    surplus = sorted(adapter.weights.keys() - set(names.values()))
-    if missing or surplus:
+    unexpected = sorted(adapter.weights.keys() - set(names.values()))
+    if missing or unexpected:
         raise ModelFormatError(
-            f"the weights in {adapter.folder} do not fit its settings: missing {missing[:3]}, unexpected {surplus[:3]}"
+            f"the weights in {adapter.folder} do not fit its settings: missing {missing[:3]}, unexpected "
+            f"{unexpected[:3]}"
         )
-    for ours, theirs in names.items():
-        given, wanted = tuple(adapter.weights[theirs].shape), _shape(model, ours, adapter.lora.rank)
-        if given != wanted:
+    for name, peft_name in names.items():
+        shape = tuple(adapter.weights[peft_name].shape)
+        expected = _shape(model, name, adapter.lora.rank)
+        if shape != expected:
             raise ModelFormatError(
-                f"the weight {theirs} in {adapter.folder} has shape {given}; it needs {wanted}"
+                f"the weight {peft_name} in {adapter.folder} has shape {shape}; it needs {expected}"
             )
 
 
 def _shape(model: Llava, name: str, rank: int) -> tuple[int, ...]:
-    """Return the shape of a weight, whether or not the model has its factors yet."""
+    """Return the shape of a weight, also of a LoRA factor that the model does not have yet."""
     layer, _, factor = name.removesuffix(".weight").rpartition(".")
     if not name.startswith("language."):
         return tuple(model.state_dict()[name].shape)
@@ -267,29 +258,32 @@ def _shape(model: Llava, name: str, rank: int) -> tuple[int, ...]:
 
 
 def _read(folder: Path) -> _Adapter:
-    """Read an adapter folder.
-
-    Raises:
-        ModelFolderError: A file is missing or broken.
-    """
+    """Read an adapter folder."""
     try:
-        note = AdapterMetadata.model_validate_json((folder / ADAPTER_METADATA_FILE).read_bytes())
+        metadata = AdapterMetadata.model_validate_json(
+            (folder / ADAPTER_METADATA_FILE).read_bytes()
+        )
         config = read_json(folder / ADAPTER_CONFIG)
-        check_plain_lora(config, folder / ADAPTER_CONFIG, besides=["modules_to_save"])
+        check_plain_lora(config, folder / ADAPTER_CONFIG, allowed=["modules_to_save"])
         if type(config["r"]) is not int or config.get("use_rslora"):
             raise ValueError(f"r is {config['r']!r} and use_rslora {config.get('use_rslora')!r}")
         lora = LoraConfig(
             rank=config["r"], alpha=config["lora_alpha"], dropout=config["lora_dropout"]
         )
         layers = tuple(map(str, config["target_modules"]))
-        return _Adapter(folder, lora, layers, load_file(folder / WEIGHTS), note)
+        return _Adapter(folder, lora, layers, load_file(folder / WEIGHTS), metadata)
     except FileNotFoundError as error:
         raise ModelFormatError(
-            f"{folder} has no {Path(error.filename or WEIGHTS).name}, so it is no adapter that caldera wrote; check "
-            "the path"
+            f"{folder} has no {Path(error.filename or WEIGHTS).name}, so it is not an adapter of caldera; check the "
+            "path"
         ) from None
     except (OSError, SafetensorError) as error:
-        raise ModelFormatError(f"{folder} is broken or cut ({error}); copy it again") from None
-    except (ValidationError, ValueError, KeyError, TypeError, CalderaError) as error:
+        raise ModelFormatError(
+            f"{folder} is broken or truncated ({error}); copy it again"
+        ) from None
+    except ValidationError as error:
+        file = folder / ADAPTER_METADATA_FILE
+        raise ModelFormatError(f"{file}: {describe_validation_error(error)}") from None
+    except (ValueError, KeyError, TypeError, CalderaError) as error:
         reason = str(error).splitlines()[0]
-        raise ModelFormatError(f"{folder} does not say what an adapter must: {reason}") from None
+        raise ModelFormatError(f"{folder} has invalid adapter settings: {reason}") from None

@@ -1,6 +1,6 @@
-"""Weight files in, their tensors by name before any is read; tensors in, safetensors out, one tensor at a time.
+"""Lazy reader and streaming writer of safetensors files.
 
-Nothing here holds more than the tensor at hand: what is read is mapped from its file and let go of again.
+No more than one tensor is in memory: what is read is mapped from its file, and released after use.
 """
 
 import json
@@ -23,7 +23,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 MAX_SHARD = 2_000_000_000
-"""Bytes of tensors in one file that is written."""
+"""Largest number of bytes of tensors in one written file."""
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -37,29 +37,29 @@ DTYPES: dict[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""Kinds of numbers by safetensors' names."""
+"""Torch dtypes by safetensors' names."""
 
 TORCH_SUFFIXES = (".bin", ".pt", ".pth")
-"""Endings of torch's own files."""
+"""Suffixes of files that torch.save writes."""
 
 _LENGTH = struct.Struct("<Q")
-"""A safetensors file begins with the length of its header."""
+"""Length of the header, the first bytes of a safetensors file."""
 
 _MAGICS = {b"PK\x03\x04": "a zip archive, as torch.save writes", b"\x80": "a pickle"}
 
 
 @dataclass(frozen=True, slots=True)
 class LazyWeight:
-    """A tensor whose shape is known and whose numbers are not read yet."""
+    """Tensor with a known shape whose numbers are read on demand."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     read: Callable[[], Tensor]
-    """Returns the numbers; each call reads them anew."""
+    """Function that reads and returns the numbers."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes it takes."""
+        """Size in bytes."""
         return prod(self.shape) * self.dtype.itemsize
 
 
@@ -69,149 +69,133 @@ def from_memory(tensor: Tensor) -> LazyWeight:
 
 
 def memory_mapped(file: Path, offset: int, count: int, dtype: torch.dtype) -> Tensor:
-    """Map numbers from a file: they are read as they are used, and what is written to them stays in memory.
+    """Map numbers from a file: pages are read on use, and changes stay in memory.
 
     Args:
-        file: Of any format.
-        offset: Byte where they begin.
-        count: How many they are.
-        dtype: What they are.
+        file: A file of any format.
+        offset: Position of the first number in bytes.
+        count: Number of numbers.
+        dtype: Type of each number.
     """
     if count == 0:
         return torch.empty(0, dtype=dtype)
     start = offset - offset % mmap.ALLOCATIONGRANULARITY
-    with file.open("rb") as opened:
+    with file.open("rb") as stream:
         length = offset - start + count * dtype.itemsize
-        pages = mmap.mmap(opened.fileno(), length, access=mmap.ACCESS_COPY, offset=start)
+        pages = mmap.mmap(stream.fileno(), length, access=mmap.ACCESS_COPY, offset=start)
     if offset % dtype.itemsize:
         return torch.frombuffer(bytearray(pages[offset - start :]), dtype=dtype)
     return torch.frombuffer(pages, dtype=dtype, count=count, offset=offset - start)
 
 
-def weight_files(folder: Path, whole: str = WEIGHTS, index: str = INDEX) -> list[Path]:
+def weight_files(folder: Path, single: str = WEIGHTS, index: str = INDEX) -> list[Path]:
     """List the weight files of a folder.
 
     Args:
         folder: A model folder.
-        whole: The name of the file where there is one.
-        index: The name of the file that lists several.
+        single: Name of the file of weights if there is only one.
+        index: Name of the file that lists several.
 
     Raises:
-        ModelFolderError: There are none, or one lies outside the folder.
+        ModelFormatError: There are none, or one is outside the folder.
     """
     if not (folder / index).is_file():
-        if not (folder / whole).exists():
-            raise ModelFormatError(f"{folder} has no {whole}; {_other_formats(folder)}")
-        return [check_inside_folder(folder / whole)]
+        if not (folder / single).exists():
+            raise ModelFormatError(f"{folder} has no {single}; {_other_formats(folder)}")
+        return [check_inside_folder(folder / single)]
     names = set(_weight_map(folder / index).values())
     for name in names:
         if Path(name).name != name or name in ("", ".", ".."):
-            raise ModelFormatError(f"{folder / index} names {name!r}, outside the folder; refused")
+            raise ModelFormatError(f"{folder / index} names {name!r}, outside the folder; rejected")
     return [check_inside_folder(folder / name) for name in sorted(names)]
 
 
 def _other_formats(folder: Path) -> str:
-    """Say what to do about a folder without the weights that were looked for."""
-    pickled = sorted(each.name for each in folder.glob("*") if each.suffix in TORCH_SUFFIXES)
-    if pickled:
-        return (
-            f"{pickled[0]} is a pickle, which is not opened here: bring it in with caldera import"
-        )
+    """Return advice on a folder without safetensors."""
+    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in TORCH_SUFFIXES)
+    if pickles:
+        return f"{pickles[0]} is a pickle, which is not opened here: convert it with caldera import"
     return "check the path"
 
 
-def _weight_map(file: Path) -> dict[str, str]:
-    """Read an index: the file of each weight.
-
-    Raises:
-        ModelFolderError: It is none.
-    """
+def _weight_map(index: Path) -> dict[str, str]:
+    """Read the file name of each weight from an index."""
     try:
-        names = json.loads(file.read_bytes())["weight_map"]
-        if names and all(isinstance(each, str) for each in names.values()):
+        names = json.loads(index.read_bytes())["weight_map"]
+        if names and all(isinstance(name, str) for name in names.values()):
             return names
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         pass
-    raise ModelFormatError(f"{file} is not an index of weights")
-
-
-def check_inside_folder(file: Path) -> Path:
-    """Refuse a file of a model folder that is a link, but for those of a Hugging Face cache, which all lead to blobs.
-
-    Raises:
-        ModelFolderError: It is a link to elsewhere.
-    """
-    if file.is_symlink():
-        target = file.readlink()
-        blob = len(target.parts) == len(_BLOB) + 1 and target.parts[:-1] == _BLOB
-        if not blob or (file.parent / target).is_symlink():
-            raise ModelFormatError(
-                f"{file} is a link to {target}, outside the folder; refused: copy the folder with its files (cp -rL)"
-            )
-    return file
+    raise ModelFormatError(f"{index} is not an index of weights; copy it again")
 
 
 _BLOB = ("..", "..", "blobs")
-"""Where the links of a Hugging Face cache's snapshots lead."""
+"""Folder that the links in a snapshot of the Hugging Face cache point to."""
+
+
+def check_inside_folder(file: Path) -> Path:
+    """Return a file of a model folder unless it is a link; links of a Hugging Face cache to its blobs are allowed.
+
+    Raises:
+        ModelFormatError: It is a link to elsewhere.
+    """
+    if file.is_symlink():
+        target = file.readlink()
+        is_blob = len(target.parts) == len(_BLOB) + 1 and target.parts[:-1] == _BLOB
+        if not is_blob or (file.parent / target).is_symlink():
+            raise ModelFormatError(
+                f"{file} is a link to {target}, outside the folder; rejected: copy the folder with its files (cp -rL)"
+            )
+    return file
 
 
 def read_safetensors(file: Path) -> dict[str, LazyWeight]:
     """List the tensors of a safetensors file.
 
     Raises:
-        ModelFolderError: It is missing, cut, broken, or of another format.
+        ModelFormatError: It is missing, truncated, broken, or of another format.
     """
     try:
-        with safe_open(file, "pt"):  # checks the header against the file, to the last byte
+        # safe_open checks the header against the file, to the last byte.
+        with safe_open(file, "pt"):
             pass
-        with file.open("rb") as opened:
-            (length,) = _LENGTH.unpack(opened.read(_LENGTH.size))
-            header = json.loads(opened.read(length), object_pairs_hook=_unique_keys)
+        with file.open("rb") as stream:
+            (length,) = _LENGTH.unpack(stream.read(_LENGTH.size))
+            header = json.loads(stream.read(length), object_pairs_hook=_unique_keys)
         header.pop("__metadata__", None)
-        return {name: _weight(file, 8 + length, said) for name, said in header.items()}
+        return {name: _to_weight(file, 8 + length, entry) for name, entry in header.items()}
     except FileNotFoundError:
         raise ModelFormatError(f"{file} is missing; copy the model folder again") from None
     except SafetensorError as error:
-        raise ModelFormatError(_why_broken(file, error)) from None
+        raise ModelFormatError(_describe_damage(file, error)) from None
     except (OSError, ValueError, KeyError, RecursionError) as error:
-        raise ModelFormatError(f"{file} is broken or cut ({error}); copy it again") from None
+        raise ModelFormatError(f"{file} is broken or truncated ({error}); copy it again") from None
 
 
-def _why_broken(file: Path, error: Exception) -> str:
-    """Say why a file is no safetensors file."""
-    with file.open("rb") as opened:
-        head = opened.read(4)
+def _describe_damage(file: Path, error: Exception) -> str:
+    """Return a message for a file that is not a safetensors file."""
+    with file.open("rb") as stream:
+        head = stream.read(4)
     for magic, kind in _MAGICS.items():
         if head.startswith(magic):
-            return (
-                f"{file} is {kind}, by another name; it was not opened: give it back its suffix .bin and run "
-                "caldera import"
-            )
-    return f"{file} is broken or cut ({error}); copy it again"
+            return f"{file} is {kind}, under another name; it was not opened: rename it to .bin and run caldera import"
+    return f"{file} is broken or truncated ({error}); copy it again"
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a JSON object whose names occur once.
-
-    Raises:
-        ValueError: One occurs twice.
-    """
+    """Build a JSON object, and reject a key that occurs twice."""
     names = sorted(name for name, _ in pairs)
-    if twice := [name for name, following in pairwise(names) if name == following]:
-        raise ValueError(f"it holds {twice[0]!r} twice")
+    if repeated := [name for name, following in pairwise(names) if name == following]:
+        raise ValueError(f"it holds {repeated[0]!r} twice")
     return dict(pairs)
 
 
-def _weight(file: Path, begin: int, said: dict[str, Any]) -> LazyWeight:
-    """Return what a header says of one tensor; `begin` is the byte where numbers begin.
-
-    Raises:
-        ValueError: It holds numbers of a kind that models are not made of.
-    """
-    if said["dtype"] not in DTYPES:
-        raise ValueError(f"it holds numbers of type {said['dtype']}, known: {', '.join(DTYPES)}")
-    dtype, shape = DTYPES[said["dtype"]], tuple(said["shape"])
-    start = begin + said["data_offsets"][0]
+def _to_weight(file: Path, data_start: int, entry: dict[str, Any]) -> LazyWeight:
+    """Return a header's entry as a weight; `data_start` is the offset of the first tensor in the file."""
+    if entry["dtype"] not in DTYPES:
+        raise ValueError(f"it holds numbers of type {entry['dtype']}, known: {', '.join(DTYPES)}")
+    dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
+    start = data_start + entry["data_offsets"][0]
     return LazyWeight(
         shape, dtype, lambda: memory_mapped(file, start, prod(shape), dtype).view(shape)
     )
@@ -223,52 +207,52 @@ def write_weights(
     max_shard: int = MAX_SHARD,
     tick: Callable[[str], None] = lambda file: None,
 ) -> None:
-    """Write safetensors tensor by tensor, in several files and an index where one would be too large.
+    """Write safetensors one tensor at a time, in several files with an index if one would be too large.
 
     Args:
-        folder: Stands.
-        weights: By the names they get on disk.
-        max_shard: Bytes of tensors in a file; a single tensor may be larger.
-        tick: Called after each tensor with the file that it is in.
+        folder: An existing folder.
+        weights: Weights by their names on disk.
+        max_shard: Largest number of bytes of tensors in a file; a single tensor may be larger.
+        tick: Called after each tensor with the name of its file.
     """
-    shards = _shards(weights, max_shard)
-    many = len(shards) > 1
-    where: dict[str, str] = {}
+    shards = _split_into_shards(weights, max_shard)
+    several = len(shards) > 1
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, start=1):
-        file = f"model-{number:05}-of-{len(shards):05}.safetensors" if many else WEIGHTS
-        where |= dict.fromkeys(names, file)
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors" if several else WEIGHTS
+        weight_map |= dict.fromkeys(names, file)
         _write_file(folder / file, {name: weights[name] for name in names}, tick)
-    if many:
-        total = sum(each.nbytes for each in weights.values())
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+    if several:
+        total = sum(weight.nbytes for weight in weights.values())
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=1))
 
 
-def _shards(weights: Mapping[str, LazyWeight], max_shard: int) -> list[list[str]]:
-    """Part names into files, in order."""
+def _split_into_shards(weights: Mapping[str, LazyWeight], max_shard: int) -> list[list[str]]:
+    """Assign names to files, in order."""
     shards: list[list[str]] = [[]]
-    filled = 0
-    for name, each in weights.items():
-        if shards[-1] and filled + each.nbytes > max_shard:
+    shard_size = 0
+    for name, weight in weights.items():
+        if shards[-1] and shard_size + weight.nbytes > max_shard:
             shards.append([])
-            filled = 0
+            shard_size = 0
         shards[-1].append(name)
-        filled += each.nbytes
+        shard_size += weight.nbytes
     return shards
 
 
 def _write_file(path: Path, weights: Mapping[str, LazyWeight], tick: Callable[[str], None]) -> None:
-    """Write one safetensors file; larger numbers stand first, so that all are aligned."""
+    """Write one safetensors file; wider dtypes come first, so that all tensors are aligned."""
     tags = {dtype: tag for tag, dtype in DTYPES.items()}
     order = sorted(weights, key=lambda name: (-weights[name].dtype.itemsize, name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in order:
-        each = weights[name]
-        start, end = end, end + each.nbytes
+        weight = weights[name]
+        start, end = end, end + weight.nbytes
         header[name] = {
-            "dtype": tags[each.dtype],
-            "shape": list(each.shape),
+            "dtype": tags[weight.dtype],
+            "shape": list(weight.shape),
             "data_offsets": [start, end],
         }
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -276,11 +260,11 @@ def _write_file(path: Path, weights: Mapping[str, LazyWeight], tick: Callable[[s
     with path.open("wb") as file:
         file.write(_LENGTH.pack(len(text)) + text)
         for name in order:
-            file.write(_bytes_of(weights[name]))
+            file.write(_to_bytes(weights[name]))
             tick(path.name)
 
 
-def _bytes_of(weight: LazyWeight) -> memoryview:
+def _to_bytes(weight: LazyWeight) -> memoryview:
     """Read a weight's numbers as bytes."""
     tensor = weight.read().cpu().contiguous()
     assert (tuple(tensor.shape), tensor.dtype) == (weight.shape, weight.dtype)
@@ -290,27 +274,28 @@ def _bytes_of(weight: LazyWeight) -> memoryview:
 def merge_listings(
     files: Mapping[Path, Mapping[str, LazyWeight]], index: Path
 ) -> dict[str, LazyWeight]:
-    """Join the weights of a folder's files.
+    """Merge the weights of a folder's files.
 
     Args:
-        files: What each file holds.
-        index: What says so, if it is there.
+        files: Weights of each file.
+        index: The folder's index, which may be missing.
 
     Raises:
-        ModelFolderError: Two files hold a weight of one name, or a weight is not where the index says.
+        ModelFormatError: Two files hold a weight of one name, or a weight is not in the file that the index names.
     """
-    found: dict[str, LazyWeight] = {}
-    where: dict[str, str] = {}
+    merged: dict[str, LazyWeight] = {}
+    actual: dict[str, str] = {}
     for file, weights in files.items():
-        if twice := sorted(found.keys() & weights.keys()):
-            raise ModelFormatError(f"{file} holds {twice[0]}, which {where[twice[0]]} holds too")
-        found |= weights
-        where |= dict.fromkeys(weights, file.name)
-    said = _weight_map(index) if index.is_file() else where
-    for name in sorted(said.keys() | where.keys()):
-        if said.get(name) != where.get(name):
+        if repeated := sorted(merged.keys() & weights.keys()):
+            name = repeated[0]
+            raise ModelFormatError(f"{file} holds {name}, which {actual[name]} holds too")
+        merged |= weights
+        actual |= dict.fromkeys(weights, file.name)
+    expected = _weight_map(index) if index.is_file() else actual
+    for name in sorted(expected.keys() | actual.keys()):
+        if expected.get(name) != actual.get(name):
             raise ModelFormatError(
-                f"{index} has {name} in {said.get(name, 'no file')}, but it is in "
-                f"{where.get(name, 'none')}; copy the folder again"
+                f"{index} has {name} in {expected.get(name, 'no file')}, but it is in "
+                f"{actual.get(name, 'none')}; copy the folder again"
             )
-    return found
+    return merged

@@ -1,4 +1,4 @@
-"""A folder's tokenizer in, one with a token for images out, and back."""
+"""Tokenizers of model folders, with and without the image token."""
 
 import json
 from importlib.util import find_spec
@@ -14,7 +14,7 @@ IMAGE_TOKEN = "<image>"
 _PAD_TOKEN = "<pad>"
 
 SENTENCEPIECE_FILE = "tokenizer.model"
-"""A SentencePiece model: the only tokenizer that LLaVA's original folders have, and that LLaVA's own code reads."""
+"""A SentencePiece model: the only tokenizer of LLaVA's original folders, and the one that LLaVA's own code reads."""
 
 TOKENIZER_FILE = "tokenizer.json"
 """A fast tokenizer."""
@@ -24,16 +24,19 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     """Load a folder's tokenizer.
 
     Raises:
-        ModelFolderError: It is missing, broken, or not a fast one.
-        UsageError: The package that reads its kind of file is not installed.
+        ModelFormatError: It is missing, broken, or not a fast one.
+        UsageError: The package that reads its file is not installed.
     """
-    read_json(folder / "tokenizer_config.json", needed=False)  # refuses what would run code
-    if _needs_sentences(folder) and find_spec("sentencepiece") is None:
+    read_json(folder / "tokenizer_config.json", required=False)  # rejects settings that run code
+    needs_conversion = (folder / SENTENCEPIECE_FILE).is_file() and not (
+        folder / TOKENIZER_FILE
+    ).is_file()
+    if needs_conversion and find_spec("sentencepiece") is None:
         raise UsageError(
             f"{folder / SENTENCEPIECE_FILE} needs the package sentencepiece; pip install 'caldera[import]'"
         )
     try:
-        with accept_old_keys():  # of the config.json beside it
+        with accept_old_keys():  # transformers reads the folder's config.json, too
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, use_fast=True, trust_remote_code=False, local_files_only=True
             )
@@ -47,28 +50,23 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     return tokenizer  # type: ignore[return-value] # fast, as checked
 
 
-def _needs_sentences(folder: Path) -> bool:
-    """Tell whether a folder's tokenizer is only there as a SentencePiece model."""
-    return (folder / SENTENCEPIECE_FILE).is_file() and not (folder / TOKENIZER_FILE).is_file()
-
-
 def image_token_id(tokenizer: PreTrainedTokenizerFast) -> int:
-    """Return the id of the token that stands for images.
+    """Return the id of the image token.
 
     Raises:
-        ModelFolderError: The tokenizer has no such token.
+        ModelFormatError: The tokenizer has none.
     """
     vocabulary = tokenizer.get_vocab()
     if IMAGE_TOKEN not in vocabulary:
         raise ModelFormatError(
-            f"the tokenizer in {tokenizer.name_or_path} has no token {IMAGE_TOKEN!r}, so images have no place; "
+            f"the tokenizer in {tokenizer.name_or_path} has no token {IMAGE_TOKEN!r}, which images need; "
             "copy the model folder again"
         )
     return vocabulary[IMAGE_TOKEN]
 
 
 def add_image_token(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Add a token for images, and one for padding where there is none of its own (spec 8.2)."""
+    """Add the image token, and a padding token if there is no separate one (spec 8.2)."""
     tokenizer.add_special_tokens(
         {"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False
     )
@@ -77,10 +75,10 @@ def add_image_token(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def vocab_size_without_image(tokenizer: PreTrainedTokenizerFast) -> int:
-    """Return how many tokens there are without those that `add_image_tokens` put behind all others.
+    """Return the number of tokens before those that `add_image_token` appended.
 
     Raises:
-        ModelFolderError: The token for images stands among the words.
+        ModelFormatError: The image token is not at the end of the vocabulary.
     """
     vocabulary = tokenizer.get_vocab()
     count = len(vocabulary)
@@ -96,19 +94,18 @@ def vocab_size_without_image(tokenizer: PreTrainedTokenizerFast) -> int:
 
 
 def save_without_image_token(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write a tokenizer's files as they were before `add_image_tokens`; where it padded, `<unk>` pads (spec 1.4)."""
+    """Write a tokenizer as it was before `add_image_token`; if that added the padding, `<unk>` pads (spec 1.4)."""
     count = vocab_size_without_image(tokenizer)
     tokenizer.save_pretrained(folder)
-    padded = tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= count
+    pads_with_added_token = tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= count
     backend = json.loads((folder / TOKENIZER_FILE).read_bytes())
-    backend["added_tokens"] = [each for each in backend["added_tokens"] if each["id"] < count]
+    backend["added_tokens"] = [token for token in backend["added_tokens"] if token["id"] < count]
     (folder / TOKENIZER_FILE).write_text(json.dumps(backend, ensure_ascii=False))
     config: dict[str, Any] = json.loads((folder / "tokenizer_config.json").read_bytes())
-    extra = [each for each in config.get("extra_special_tokens", []) if each != IMAGE_TOKEN]
-    config["extra_special_tokens"] = extra
-    if padded:
+    extra = config.get("extra_special_tokens", [])
+    config["extra_special_tokens"] = [token for token in extra if token != IMAGE_TOKEN]
+    if pads_with_added_token:
         config["pad_token"] = tokenizer.unk_token
-    config.pop("added_tokens_decoder", None)
-    config.pop("chat_template", None)
-    config.pop("processor_class", None)
+    for key in ("added_tokens_decoder", "chat_template", "processor_class"):
+        config.pop(key, None)
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False))

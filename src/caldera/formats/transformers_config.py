@@ -1,7 +1,7 @@
-"""An Assistant in, the files that transformers reads of a model folder out: config and processor.
+"""Config and processor of a model folder, as transformers reads them.
 
-What transformers cannot express, such as a single linear projector, is stored under a model type and an activation it
-does not know, so that it refuses the folder instead of loading half of it.
+A model that transformers cannot express, such as one with a single linear projector, gets a model type and an
+activation that it does not know, so that it rejects the folder instead of loading half of it.
 """
 
 from collections.abc import Iterable, Sequence
@@ -31,11 +31,11 @@ from caldera.model.projector import MlpProjector
 from caldera.model.vision_tower import VisionTower
 
 Pinpoints = list[list[int]]
-"""As transformers writes and reads them: (height, width)."""
+"""Pairs in transformers' order: (height, width)."""
 
 
 def pinpoints_to_disk(pinpoints: tuple[Size, ...]) -> Pinpoints:
-    """Turn (width, height) into transformers' (height, width), so that it settles ties as LLaVA does (spec 8.3)."""
+    """Turn (width, height) into transformers' (height, width), which breaks ties as LLaVA does (spec 8.3)."""
     return [[height, width] for width, height in pinpoints]
 
 
@@ -44,11 +44,13 @@ def pinpoints_from_disk(pinpoints: Iterable[Sequence[int]]) -> tuple[Size, ...]:
     return tuple((width, height) for height, width in pinpoints)
 
 
-def to_transformers_config(model: Llava, card: ModelMetadata, dtype: torch.dtype) -> dict[str, Any]:
-    """Return the config that transformers reads, of weights in `dtype`."""
+def to_transformers_config(
+    model: Llava, metadata: ModelMetadata, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Return the config that transformers reads, for weights in `dtype`."""
     tiles: dict[str, Any] = {}
-    if card.pinpoints:
-        tiles["image_grid_pinpoints"] = pinpoints_to_disk(card.pinpoints)
+    if metadata.pinpoints:
+        tiles["image_grid_pinpoints"] = pinpoints_to_disk(metadata.pinpoints)
     config = (LlavaNextConfig if tiles else LlavaConfig)(
         vision_config=model.vision.tower.config.to_dict(),
         text_config=model.language.config.to_dict(),
@@ -59,53 +61,55 @@ def to_transformers_config(model: Llava, card: ModelMetadata, dtype: torch.dtype
         **tiles,
         tie_word_embeddings=model.language.config.tie_word_embeddings,
     ).to_dict()
-    strange = unsupported_by_transformers(model)
+    unsupported = unsupported_by_transformers(model)
     name = "LlavaNext" if tiles else "Llava"
-    config["architectures"] = [name if strange else f"{name}ForConditionalGeneration"]
-    if strange:
+    config["architectures"] = [name if unsupported else f"{name}ForConditionalGeneration"]
+    if unsupported:
         config["model_type"] = "caldera_llava"
-        config["projector_hidden_act"] = f"none, {strange}"
+        config["projector_hidden_act"] = f"none, {unsupported}"
     config["dtype"] = str(dtype).removeprefix("torch.")
     return config
 
 
 def feature_selection(vision: VisionTower) -> dict[str, Any]:
-    """Return in the words of transformers' config which features of a tower are projected.
+    """Return transformers' settings for the features that are projected.
 
-    Its strategy `default` leaves out the first position, `full` none.
+    Its strategy `default` drops the first position, `full` none.
     """
-    skips_one = vision.select == "patch" and vision.num_prefix_tokens
+    drops_first = vision.select == "patch" and vision.num_prefix_tokens
     return {
         "vision_feature_layer": vision.select_layer,
-        "vision_feature_select_strategy": "default" if skips_one else "full",
+        "vision_feature_select_strategy": "default" if drops_first else "full",
     }
 
 
 def check_config_matches(
-    config: dict[str, Any], vision: VisionTower, card: ModelMetadata, folder: Path
+    config: dict[str, Any], vision: VisionTower, metadata: ModelMetadata, folder: Path
 ) -> None:
-    """Compare what config and card both say of the features that are projected.
+    """Check that config and metadata agree on the projected features and the tiles.
 
     Raises:
-        ModelFolderError: Transformers would project other features than caldera, or cut other tiles.
+        ModelFormatError: Transformers would project other features than caldera, or cut other tiles.
     """
-    tiles = {"image_grid_pinpoints": pinpoints_to_disk(card.pinpoints) if card.pinpoints else None}
-    for name, wanted in {**feature_selection(vision), **tiles}.items():
-        if config.get(name) != wanted:
+    pinpoints = pinpoints_to_disk(metadata.pinpoints) if metadata.pinpoints else None
+    settings = {**feature_selection(vision), "image_grid_pinpoints": pinpoints}
+    for name, expected in settings.items():
+        if config.get(name) != expected:
             raise ModelFormatError(
-                f"{folder}: config.json has {name} {config.get(name)!r}, {METADATA_FILE} means {wanted!r}; they must agree"
+                f"{folder}: config.json has {name} {config.get(name)!r}, {METADATA_FILE} means {expected!r}; "
+                "they must agree"
             )
 
 
 def unsupported_by_transformers(model: Llava) -> str | None:
-    """Say why transformers' own class would not give this model's logits; None where it does."""
+    """Return why transformers' own class would not give this model's logits; None if it does."""
     vision, language = model.vision, model.language
     if not isinstance(model.projector, MlpProjector):
         return "a single linear projector"
     if vision.select == "patch" and vision.num_prefix_tokens > 1:
         return f"a vision tower with {vision.num_prefix_tokens} positions before its patches"
     if logit_settings(language.config):
-        return "a language model that changes its logits behind the head"
+        return "a language model that transforms its logits after the head"
     head = language.get_output_embeddings()
     if language.base_model_prefix != "model" or head.bias is not None:
         return "a language model whose parts have other names"
@@ -113,15 +117,15 @@ def unsupported_by_transformers(model: Llava) -> str | None:
 
 
 def to_transformers_processor(
-    shape: ImageProcessor,
+    processor: ImageProcessor,
     vision: VisionTower,
     tokenizer: PreTrainedTokenizerFast,
     chat_template: str,
 ) -> LlavaProcessor | LlavaNextProcessor:
     """Return the processor that transformers reads; `chat_template` is in Jinja."""
-    factory = LlavaNextProcessor if shape.aspect == "anyres" else LlavaProcessor
+    factory = LlavaNextProcessor if processor.aspect == "anyres" else LlavaProcessor
     return factory(
-        _image_processor(shape),
+        _image_processor(processor),
         tokenizer,
         patch_size=vision.tower.config.patch_size,
         vision_feature_select_strategy=feature_selection(vision)["vision_feature_select_strategy"],
@@ -132,25 +136,25 @@ def to_transformers_processor(
 
 
 def _image_processor(
-    shape: ImageProcessor,
+    processor: ImageProcessor,
 ) -> CLIPImageProcessorPil | LlavaImageProcessorPil | LlavaNextImageProcessorPil:
-    """Return the image processor that makes the same pixels in transformers."""
-    square = {"height": shape.side, "width": shape.side}
+    """Return transformers' image processor that makes the same pixels."""
+    square = {"height": processor.side, "width": processor.side}
     settings: dict[str, Any] = {
         "size": square
-        if shape.resize_without_crop
-        else {"shortest_edge": shape.resize_shortest_edge or shape.side},
+        if processor.resize_without_crop
+        else {"shortest_edge": processor.resize_shortest_edge or processor.side},
         "crop_size": square,
-        "do_center_crop": not shape.resize_without_crop,
-        "image_mean": list(shape.mean),
-        "image_std": list(shape.std),
-        "resample": shape.resample,
+        "do_center_crop": not processor.resize_without_crop,
+        "image_mean": list(processor.mean),
+        "image_std": list(processor.std),
+        "resample": processor.resample,
     }
-    match shape.aspect:
+    match processor.aspect:
         case "square":
             return CLIPImageProcessorPil(**settings)
         case "pad":
             return LlavaImageProcessorPil(**settings, do_pad=True)
         case "anyres":
-            pinpoints = pinpoints_to_disk(shape.pinpoints)
+            pinpoints = pinpoints_to_disk(processor.pinpoints)
             return LlavaNextImageProcessorPil(**settings, image_grid_pinpoints=pinpoints)

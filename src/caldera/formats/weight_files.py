@@ -1,4 +1,4 @@
-"""Any folder or file of weights in, its tensors by their own names out: safetensors, or torch's files, read as data."""
+"""Weight files of any folder or format, listed by name: safetensors, or torch's files without running their code."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,23 +21,23 @@ TORCH_INDEX = "pytorch_model.bin.index.json"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Weights, and the files that they are in."""
+    """Weights by name, and the files that hold them."""
 
     weights: dict[str, LazyWeight]
     files: tuple[Path, ...]
 
 
 def has_weights(folder: Path) -> bool:
-    """Tell whether a folder holds a whole model's weights."""
+    """Return whether a folder holds the weights of a complete model."""
     names = (WEIGHTS, INDEX, TORCH_WEIGHTS, TORCH_INDEX)
     return any((folder / name).exists() for name in names)
 
 
 def read_folder(folder: Path) -> Source:
-    """List the weights of a folder; where it holds them in both formats, as safetensors, as transformers does.
+    """List the weights of a folder; if it has both formats, those in safetensors, as transformers does.
 
     Raises:
-        ModelFolderError: There are none, or a file is missing, cut, broken, outside the folder, or could run code.
+        ModelFormatError: There are none, or a file is missing, broken, outside the folder, or could run code.
     """
     if (folder / WEIGHTS).exists() or (folder / INDEX).exists():
         names = WEIGHTS, INDEX
@@ -45,36 +45,37 @@ def read_folder(folder: Path) -> Source:
         names = TORCH_WEIGHTS, TORCH_INDEX
     else:
         raise ModelFormatError(
-            f"{folder} has no weights: neither {WEIGHTS} nor {TORCH_WEIGHTS}, whole or with an index; check the path"
+            f"{folder} has no weights: neither {WEIGHTS} nor {TORCH_WEIGHTS}, in one file or with an index; check the "
+            "path"
         )
     files = weight_files(folder, *names)
-    found = merge_listings({file: read_file(file).weights for file in files}, folder / names[1])
-    return Source(found, tuple(files))
+    weights = merge_listings({file: read_file(file).weights for file in files}, folder / names[1])
+    return Source(weights, tuple(files))
 
 
 def read_file(file: Path) -> Source:
-    """List the weights of one file; its suffix says the format, and its content must be of it.
+    """List the weights of one file; its suffix gives the format, and its content must match.
 
     Raises:
-        ModelFolderError: It is missing, cut, broken, of another format, or could run code.
+        ModelFormatError: It is missing, broken, of another format, or could run code.
     """
     if file.suffix == ".safetensors":
         return Source(read_safetensors(file), (file,))
     if file.suffix in TORCH_SUFFIXES:
         return Source(read_pickle(file), (file,))
     raise ModelFormatError(
-        f"{file} is no file of weights; known suffixes: .safetensors, {', '.join(TORCH_SUFFIXES)}"
+        f"{file} is not a file of weights; known suffixes: .safetensors, {', '.join(TORCH_SUFFIXES)}"
     )
 
 
 def read_one_of(folder: Path, *names: str) -> Source:
-    """List the weights of the only file of these names that a folder has.
+    """List the weights of the only file of these names in a folder.
 
     Raises:
-        ModelFolderError: It has none of them, or several.
+        ModelFormatError: It has none of them, or several.
     """
-    there = [folder / name for name in names if (folder / name).exists()]
-    if len(there) != 1:
-        found = " and ".join(file.name for file in there) or "none of them"
-        raise ModelFormatError(f"{folder} should have one of {', '.join(names)}; it has {found}")
-    return read_file(there[0])
+    files = [folder / name for name in names if (folder / name).exists()]
+    if len(files) != 1:
+        present = " and ".join(file.name for file in files) or "none of them"
+        raise ModelFormatError(f"{folder} should have one of {', '.join(names)}; it has {present}")
+    return read_file(files[0])

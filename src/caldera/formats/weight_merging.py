@@ -1,4 +1,4 @@
-"""LoRA, delta, grown embeddings."""
+"""Merging of LoRA factors and deltas into base weights, and growth of embedding tables, one weight at a time."""
 
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -10,19 +10,19 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
 from caldera.errors import ModelFormatError
-from caldera.formats.config import read_json
+from caldera.formats.config import build_on_meta_device, read_json
 from caldera.formats.safetensors_files import LazyWeight
 from caldera.formats.tokenizer import add_image_token
 from caldera.formats.weight_names import LANGUAGE
 
 ADAPTER_CONFIG = "adapter_config.json"
 
+PEFT_PREFIX = "base_model.model."
+"""Prefix that peft puts before the names of the model it wraps."""
+
 _DOWN, _UP = ".lora_A.weight", ".lora_B.weight"
 
-_PEFT = "base_model.model."
-"""What peft puts before the names of the model it wraps."""
-
-_NOT_MERGED: dict[str, tuple[object, ...]] = {
+_PLAIN_VALUES: dict[str, tuple[object, ...]] = {
     "bias": ("none", None),
     "fan_in_fan_out": (False, None),
     "use_dora": (False, None),
@@ -31,21 +31,10 @@ _NOT_MERGED: dict[str, tuple[object, ...]] = {
     "modules_to_save": (None, []),
     "layer_replication": (None, []),
     "trainable_token_indices": (None, []),
+    # Other initializations, such as PiSSA's, subtract the initial factors from the base, so that the base differs.
     "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
 }
-"""peft's settings by which an adapter is more than two factors a layer, and the values by which it is not. Other ways
-to start, such as PiSSA's, take what the factors start with out of the base, so theirs is another base."""
-
-
-def grow_rows(weight: LazyWeight, rows: int) -> LazyWeight:
-    """Return a table of words with rows added up to `rows`, each the mean of the old ones."""
-
-    def read() -> Tensor:
-        old = weight.read()  # (words, width)
-        mean = old.mean(dim=0, dtype=torch.float32).to(old.dtype)  # (width,)
-        return torch.cat([old, mean.expand(rows - len(old), -1)])  # (rows, width)
-
-    return LazyWeight((rows, *weight.shape[1:]), weight.dtype, read)
+"""Settings of peft, and their values for an adapter that is no more than two factors per layer."""
 
 
 def cast(weight: LazyWeight, dtype: torch.dtype) -> LazyWeight:
@@ -54,33 +43,33 @@ def cast(weight: LazyWeight, dtype: torch.dtype) -> LazyWeight:
 
 
 def first_rows(weight: LazyWeight, rows: int) -> LazyWeight:
-    """Return a table without the rows from `rows` on."""
+    """Return the first `rows` rows of an embedding table."""
     return LazyWeight((rows, *weight.shape[1:]), weight.dtype, lambda: weight.read()[:rows])
 
 
 def add_delta(
     base: Mapping[str, LazyWeight], delta: Mapping[str, LazyWeight], source: Path
 ) -> dict[str, LazyWeight]:
-    """Add what changed to a base, as LLaVA's first weights were given out.
+    """Add delta weights, the form in which LLaVA v1 was released, to their base.
 
-    A table of words with more rows than the base's is added where both have rows; what the base lacks is taken as it is
-    (spec 3.6).
+    An embedding table with more rows than the base's is added where both have rows; weights that the base lacks are
+    taken as they are (spec 3.6).
 
     Raises:
-        ModelFolderError: A weight is missing, or has another shape.
+        ModelFormatError: A weight is missing, or has another shape.
     """
     if missing := sorted(base.keys() - delta.keys()):
         raise ModelFormatError(f"the delta in {source} lacks {missing[:3]}, which its base has")
     return {
-        name: _sum(base[name], each, name, source) if name in base else each
-        for name, each in delta.items()
+        name: _sum(base[name], weight, name, source) if name in base else weight
+        for name, weight in delta.items()
     }
 
 
 def _sum(base: LazyWeight, change: LazyWeight, name: str, source: Path) -> LazyWeight:
-    """Return a changed weight; it is added in fp32."""
-    table = len(change.shape) == 2 and name.endswith(("embed_tokens.weight", "lm_head.weight"))
-    longer = table and change.shape[0] > base.shape[0] and change.shape[1:] == base.shape[1:]
+    """Return base plus change, added in fp32."""
+    is_table = len(change.shape) == 2 and name.endswith(("embed_tokens.weight", "lm_head.weight"))
+    longer = is_table and change.shape[0] > base.shape[0] and change.shape[1:] == base.shape[1:]
     if change.shape != base.shape and not longer:
         raise ModelFormatError(
             f"the delta's {name} in {source} has shape {change.shape}, its base's {base.shape}; it is for another base"
@@ -100,42 +89,43 @@ def merge_lora(
     folder: Path,
     rename: Callable[[str], str],
 ) -> dict[str, LazyWeight]:
-    """Fold low-rank factors into a base: W + scale * B A, in fp32, in each layer that has them.
+    """Merge LoRA factors into a base: W + scale * B A, in fp32, in each layer that has them.
 
     Args:
-        base: By its names on disk.
-        factors: By peft's names.
-        folder: Of the adapter, with its settings.
-        rename: Brings the names of the model that peft wrapped to the base's.
+        base: Weights by their names on disk.
+        factors: Factors by peft's names.
+        folder: The adapter's folder, with its settings.
+        rename: Maps names of the model that peft wrapped to the base's.
 
     Raises:
-        ModelFolderError: A factor is missing, has another shape, or is for a layer that the base lacks; or the settings
-            ask for more than factors.
+        ModelFormatError: A factor is missing, has another shape, or is for a layer that the base lacks; or the adapter
+            is more than factors.
     """
-    rank, scale = _settings(folder)
+    rank, scale = _read_rank_and_scale(folder)
     merged = dict(base)
     stems = {name.removesuffix(_DOWN).removesuffix(_UP) for name in factors}
     for stem in sorted(stems):
-        pair = [factors.get(f"{stem}{ending}") for ending in (_DOWN, _UP)]
-        if pair[0] is None or pair[1] is None or not stem.startswith(_PEFT):
+        down, up = factors.get(f"{stem}{_DOWN}"), factors.get(f"{stem}{_UP}")
+        if down is None or up is None or not stem.startswith(PEFT_PREFIX):
             raise ModelFormatError(f"the adapter in {folder} has no pair of factors for {stem}")
-        name = rename(f"{stem.removeprefix(_PEFT)}.weight")
+        layer = stem.removeprefix(PEFT_PREFIX)
+        name = rename(f"{layer}.weight")
         if name not in base:
             raise ModelFormatError(
-                f"the adapter in {folder} changes {stem.removeprefix(_PEFT)}, which its base does not have"
+                f"the adapter in {folder} changes {layer}, which its base does not have"
             )
-        merged[name] = _merge_pair(base[name], pair[0], pair[1], scale)
-        wanted = ((rank, base[name].shape[-1]), (base[name].shape[0], rank))
-        if (found := (pair[0].shape, pair[1].shape)) != wanted:
+        expected = ((rank, base[name].shape[-1]), (base[name].shape[0], rank))
+        if (down.shape, up.shape) != expected:
             raise ModelFormatError(
-                f"the adapter in {folder} has factors of shapes {found} for {stem.removeprefix(_PEFT)}; rank {rank} "
-                f"and the base need {wanted}"
+                f"the adapter in {folder} has factors of shapes {(down.shape, up.shape)} for {layer}; rank {rank} "
+                f"and the base need {expected}"
             )
+        merged[name] = _merge_pair(base[name], down, up, scale)
     return merged
 
 
 def _merge_pair(base: LazyWeight, down: LazyWeight, up: LazyWeight, scale: float) -> LazyWeight:
-    """Return a weight with its factors folded in."""
+    """Return a weight with its LoRA factors merged."""
 
     def read() -> Tensor:
         return torch.addmm(
@@ -145,41 +135,55 @@ def _merge_pair(base: LazyWeight, down: LazyWeight, up: LazyWeight, scale: float
     return LazyWeight(base.shape, base.dtype, read)
 
 
-def check_plain_lora(said: Mapping[str, Any], file: Path, *, besides: Collection[str] = ()) -> None:
-    """Refuse the settings of an adapter that is more than two factors a layer, but for those in `besides`.
+def check_plain_lora(
+    config: Mapping[str, Any], file: Path, *, allowed: Collection[str] = ()
+) -> None:
+    """Reject an adapter that is more than two factors per layer; settings in `allowed` are not checked.
 
     Raises:
-        ModelFolderError: The adapter is of a kind that is not merged; the message names the setting.
+        ModelFormatError: The adapter is of a kind that is not merged; the message names the setting.
     """
-    if said.get("peft_type") != "LORA":
+    if config.get("peft_type") != "LORA":
         raise ModelFormatError(
-            f"{file} has peft_type {said.get('peft_type')!r}; only LORA is merged"
+            f"{file} has peft_type {config.get('peft_type')!r}; only LORA can be merged"
         )
-    for name, plain in _NOT_MERGED.items():
-        if name in said and name not in besides and said[name] not in plain:
-            raise ModelFormatError(f"{file} has {name} {said[name]!r}, which is not merged")
+    for name, values in _PLAIN_VALUES.items():
+        if name in config and name not in allowed and config[name] not in values:
+            raise ModelFormatError(f"{file} has {name} {config[name]!r}, which cannot be merged")
 
 
-def _settings(folder: Path) -> tuple[int, float]:
-    """Read an adapter's rank, and what its product is scaled by.
-
-    Raises:
-        ModelFolderError: They are missing, or the adapter is of a kind that is not merged.
-    """
-    said: dict[str, Any] = read_json(folder / ADAPTER_CONFIG)
+def _read_rank_and_scale(folder: Path) -> tuple[int, float]:
+    """Read an adapter's rank, and the scale of its product."""
     file = folder / ADAPTER_CONFIG
-    check_plain_lora(said, file)
-    rank, alpha = said.get("r"), said.get("lora_alpha")
+    config: dict[str, Any] = read_json(file)
+    check_plain_lora(config, file)
+    rank, alpha = config.get("r"), config.get("lora_alpha")
     if type(rank) is not int or rank < 1 or type(alpha) not in (int, float):
         raise ModelFormatError(
             f"{file} has r {rank!r} and lora_alpha {alpha!r}; they must be numbers"
         )
     assert isinstance(alpha, int | float)
-    return rank, alpha / (math.sqrt(rank) if said.get("use_rslora") else rank)
+    return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-_MULTIPLE = 64
-"""A table of words that grows does so to a multiple of this (spec 8.2)."""
+def padded_vocab_size(num_tokens: int) -> int:
+    """Return the rows of an embedding table that grows for `num_tokens`: a multiple of 64 (spec 8.2)."""
+    return math.ceil(num_tokens / 64) * 64
+
+
+def mean_row(table: Tensor) -> Tensor:
+    """Return the mean of a table's rows, the start of each new row (spec 8.2), computed in fp32."""
+    return table.mean(dim=0, dtype=torch.float32).to(table.dtype)  # (width,)
+
+
+def grow_rows(weight: LazyWeight, rows: int) -> LazyWeight:
+    """Return an embedding table with rows added up to `rows`, each the mean of the old ones."""
+
+    def read() -> Tensor:
+        old = weight.read()  # (tokens, width)
+        return torch.cat([old, mean_row(old).expand(rows - len(old), -1)])  # (rows, width)
+
+    return LazyWeight((rows, *weight.shape[1:]), weight.dtype, read)
 
 
 def grow_embeddings(
@@ -188,47 +192,40 @@ def grow_embeddings(
     tokenizer: PreTrainedTokenizerFast,
     source: Path,
 ) -> tuple[dict[str, LazyWeight], PretrainedConfig]:
-    """Give tokenizer and tables of words a token for images; new rows are the mean of the old (spec 8.2).
+    """Add the image token to a tokenizer, and rows for it to the embedding tables, without reading them.
 
     Raises:
-        ModelFolderError: The tokenizer has more words than the model, or a table is missing.
+        ModelFormatError: The tokenizer has more tokens than the model, or a table is missing.
     """
-    found = dict(weights)
+    grown = dict(weights)
     tables = _embedding_names(language)
-    name = LANGUAGE + tables[0]
-    if name not in found:
+    if LANGUAGE + tables[0] not in grown:
         raise ModelFormatError(f"the weights in {source} lack {tables[0]}")
-    rows = found[name].shape[0]
+    rows = grown[LANGUAGE + tables[0]].shape[0]
     if len(tokenizer) > rows:
         raise ModelFormatError(
-            f"the tokenizer of {source} has {len(tokenizer)} words, its model only {rows} rows; they do not fit"
+            f"the tokenizer of {source} has {len(tokenizer)} tokens, its model only {rows} rows; they do not fit"
         )
     add_image_token(tokenizer)
     if len(tokenizer) > rows:
-        wanted = math.ceil(len(tokenizer) / _MULTIPLE) * _MULTIPLE
-        for table in tables:
-            if (table := LANGUAGE + table) in found:
-                if found[table].shape[0] != rows or rows != language.vocab_size:
-                    raise ModelFormatError(
-                        f"the weight {table} in {source} has shape {found[table].shape}; the config needs "
-                        f"{language.vocab_size} rows"
-                    )
-                found[table] = grow_rows(found[table], wanted)
-        language = type(language).from_dict({**language.to_dict(), "vocab_size": wanted})
+        new_rows = padded_vocab_size(len(tokenizer))
+        for table in (LANGUAGE + name for name in tables):
+            if table not in grown:
+                continue
+            if grown[table].shape[0] != rows or rows != language.vocab_size:
+                raise ModelFormatError(
+                    f"the weight {table} in {source} has shape {grown[table].shape}; the config needs "
+                    f"{language.vocab_size} rows"
+                )
+            grown[table] = grow_rows(grown[table], new_rows)
+        language = type(language).from_dict({**language.to_dict(), "vocab_size": new_rows})
     language.pad_token_id = tokenizer.pad_token_id
-    return found, language
+    return grown, language
 
 
 def _embedding_names(language: PretrainedConfig) -> list[str]:
-    """Name the weights of a language model that have a row for each word."""
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(language)
-    except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelFormatError(
-            f"transformers cannot build the {language.model_type!r} of the config: {reason}"
-        ) from None
+    """Return the names of a language model's weights that have a row for each token."""
+    model = build_on_meta_device(AutoModelForCausalLM, language)
     layers = (model.get_input_embeddings(), model.get_output_embeddings())
-    where = {id(module): name for name, module in model.named_modules()}
-    return [f"{where[id(layer)]}.weight" for layer in layers if layer is not None]
+    names = {id(module): name for name, module in model.named_modules()}
+    return [f"{names[id(layer)]}.weight" for layer in layers if layer is not None]

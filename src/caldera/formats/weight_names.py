@@ -1,4 +1,4 @@
-"""Weight names in every layout."""
+"""Names of weights in every layout, and checks of names and shapes against a model."""
 
 import hashlib
 from collections import Counter
@@ -19,52 +19,57 @@ from caldera.formats.safetensors_files import (
     weight_files,
 )
 
-_Each = TypeVar("_Each")
-"""Tensors, or weights that are not read yet."""
+_Weight = TypeVar("_Weight")
+"""A tensor, or a weight that is not read yet."""
 
 VISION = "vision_tower."
 PROJECTOR = "multi_modal_projector."
 LANGUAGE = "language_model."
 
 NEWLINE = "image_newline"
-"""On disk the vector that ends each row of tiles stands beside the parts; in memory it is the projector's."""
+"""Embedding at the end of each row of tiles: outside the parts on disk, a parameter of the projector in memory."""
 
-_INNER = "vision_model."
-"""Stands in vision weights' names on disk, and in memory in some releases of transformers."""
+_VISION_MODEL = "vision_model."
+"""Part of vision weights' names on disk, and in memory in some releases of transformers."""
+
+_FORMER_NAMES = {f"projector.{NEWLINE}": "projector.newline"}
+"""Names of weights in memory that earlier versions digested."""
 
 
 def with_disk_names(
-    vision: Mapping[str, _Each],
-    projector: Mapping[str, _Each],
-    language: Mapping[str, _Each],
+    vision: Mapping[str, _Weight],
+    projector: Mapping[str, _Weight],
+    language: Mapping[str, _Weight],
     *,
-    inner: bool,
-) -> dict[str, _Each]:
-    """Join the parts' weights under llava-hf's names; `inner` where a tower's stand below `vision_model`."""
-    below = VISION + _INNER if inner else VISION
-    named = {f"{below}{name.removeprefix(_INNER)}": each for name, each in vision.items()}
-    named |= {
-        NEWLINE if name == "newline" else f"{PROJECTOR}{name}": each
-        for name, each in projector.items()
+    prefixed: bool,
+) -> dict[str, _Weight]:
+    """Join the parts' weights under llava-hf's names; `prefixed` puts the tower's below `vision_model`."""
+    prefix = VISION + _VISION_MODEL if prefixed else VISION
+    weights = {
+        f"{prefix}{name.removeprefix(_VISION_MODEL)}": weight for name, weight in vision.items()
     }
-    return named | {f"{LANGUAGE}{name}": each for name, each in language.items()}
+    weights |= {
+        NEWLINE if name == NEWLINE else f"{PROJECTOR}{name}": weight
+        for name, weight in projector.items()
+    }
+    return weights | {f"{LANGUAGE}{name}": weight for name, weight in language.items()}
 
 
-def select_part(named: Mapping[str, _Each], prefix: str) -> dict[str, _Each]:
-    """Take one part's weights out of a folder's."""
-    beside = {"newline": named[NEWLINE]} if prefix == PROJECTOR and NEWLINE in named else {}
-    return beside | {
-        name.removeprefix(prefix).removeprefix(_INNER): each
-        for name, each in named.items()
+def select_part(weights: Mapping[str, _Weight], prefix: str) -> dict[str, _Weight]:
+    """Select the weights of one part, under their names in memory."""
+    newline = {NEWLINE: weights[NEWLINE]} if prefix == PROJECTOR and NEWLINE in weights else {}
+    return newline | {
+        name.removeprefix(prefix).removeprefix(_VISION_MODEL): weight
+        for name, weight in weights.items()
         if name.startswith(prefix)
     }
 
 
 def read_weights(folder: Path) -> dict[str, LazyWeight]:
-    """List the weights in all safetensors of a folder; none of their numbers is read yet.
+    """List the weights in all safetensors of a folder, without reading their numbers.
 
     Raises:
-        ModelFolderError: A file is missing, cut, or outside the folder, or does not hold what the index says.
+        ModelFormatError: A file is missing, truncated, or outside the folder, or does not match the index.
     """
     return merge_listings(
         {file: read_safetensors(file) for file in weight_files(folder)}, folder / INDEX
@@ -72,40 +77,40 @@ def read_weights(folder: Path) -> dict[str, LazyWeight]:
 
 
 def digest_folder(folder: Path) -> str:
-    """Return the sha256 of a folder's weights, in hexadecimal."""
+    """Return the sha256 of a folder's weight files, in hexadecimal."""
     return digest_of_files(weight_files(folder))
 
 
 def digest_of_files(files: Iterable[Path]) -> str:
-    """Return the sha256 of weight files, in hexadecimal."""
+    """Return the sha256 of files, in hexadecimal."""
     total = hashlib.sha256()
     for file in files:
-        with file.open("rb") as opened:
-            total.update(hashlib.file_digest(opened, "sha256").digest())
+        with file.open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
     return total.hexdigest()
 
 
 def digest_weights(weights: Mapping[str, Tensor]) -> str:
     """Return the sha256 of weights in memory, by name and content."""
     total = hashlib.sha256()
-    for name, each in sorted(weights.items()):
-        total.update(f"{name} {each.dtype} {tuple(each.shape)}".encode())
-        total.update(each.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    for name, tensor in sorted((_FORMER_NAMES.get(name, name), weights[name]) for name in weights):
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 
 def check_known_prefixes(weights: Iterable[str], source: Path, *, tiled: bool) -> None:
-    """Refuse weights that belong to no part; the end of a row of tiles does only where images are `tiled`.
+    """Reject weights that belong to no part; the newline embedding is allowed only if images are `tiled`.
 
     Raises:
-        ModelFolderError: There are some; the message names the first.
+        ModelFormatError: There are some; the message names the first.
     """
     parts = (VISION, PROJECTOR, LANGUAGE)
-    known = {NEWLINE} if tiled else set()
-    stray = sorted(name for name in weights if name not in known and not name.startswith(parts))
-    if stray:
+    allowed = {NEWLINE} if tiled else set()
+    unknown = sorted(name for name in weights if name not in allowed and not name.startswith(parts))
+    if unknown:
         raise ModelFormatError(
-            f"the weights in {source} hold {stray[:3]}, which belong to no part; their names must start with "
+            f"the weights in {source} hold {unknown[:3]}, which belong to no part; their names must start with "
             f"{VISION}, {PROJECTOR} or {LANGUAGE}"
         )
 
@@ -117,61 +122,61 @@ def check_shapes(
     source: Path,
     optional: frozenset[str] = frozenset(),
 ) -> None:
-    """Compare names and shapes of weights with what a module takes; `optional` ones may be missing.
+    """Check that names and shapes of weights fit a module; `optional` ones may be missing.
 
     Raises:
-        ModelFolderError: A weight is missing, not expected, or has another shape, or no floating numbers.
+        ModelFormatError: A weight is missing, unexpected, has another shape, or is not of floating point.
     """
-    wanted = {
-        name.removeprefix(_INNER): tuple(each.shape) for name, each in module.state_dict().items()
+    expected = {
+        name.removeprefix(_VISION_MODEL): tuple(tensor.shape)
+        for name, tensor in module.state_dict().items()
     }
-    given = {name: tuple(each.shape) for name, each in weights.items()}
-    missing = sorted(wanted.keys() - given.keys() - optional)
-    surplus = sorted(given.keys() - wanted.keys())
-    if missing or surplus:
+    missing = sorted(expected.keys() - weights.keys() - optional)
+    unexpected = sorted(weights.keys() - expected.keys())
+    if missing or unexpected:
         raise ModelFormatError(
-            f"the weights in {source} do not fit its {part}: missing {missing[:3]}, unexpected {surplus[:3]}"
+            f"the weights in {source} do not fit its {part}: missing {missing[:3]}, unexpected {unexpected[:3]}"
         )
-    for name, shape in given.items():
-        if wanted[name] != shape:
+    for name, weight in weights.items():
+        if expected[name] != weight.shape:
             raise ModelFormatError(
-                f"the weight {name} of the {part} in {source} has shape {shape}; it needs {wanted[name]}"
+                f"the weight {name} of the {part} in {source} has shape {weight.shape}; it needs {expected[name]}"
             )
-        if not weights[name].dtype.is_floating_point:
+        if not weight.dtype.is_floating_point:
             raise ModelFormatError(
-                f"the weight {name} of the {part} in {source} holds {weights[name].dtype}; it needs float32, float16 "
-                "or bfloat16, not quantised"
+                f"the weight {name} of the {part} in {source} holds {weight.dtype}; it needs float32, float16 "
+                "or bfloat16, not quantized"
             )
 
 
 def tied_names(language: PreTrainedModel) -> frozenset[str]:
-    """Name the weights that a language model shares with its embeddings, which need not be given."""
+    """Return the names of weights that are tied to the embeddings, which a folder may omit."""
     tied = language.config.tie_word_embeddings
     return frozenset(language._tied_weights_keys or ()) if tied else frozenset()
 
 
 def load_into(
-    shell: PreTrainedModel, weights: Mapping[str, LazyWeight], dtype: torch.dtype
+    outline: PreTrainedModel, weights: Mapping[str, LazyWeight], dtype: torch.dtype
 ) -> PreTrainedModel:
-    """Build the model that `shell` outlines, with checked weights and without initializing any at random.
+    """Build a model like one on the meta device, with checked weights and no random initialization.
 
     Weights that are stored in `dtype` stay mapped from their file; others are converted one by one.
     """
-    state = {name: each.read().to(dtype) for name, each in weights.items()}
-    if any(name.startswith(_INNER) for name in shell.state_dict()):
-        state = {f"{_INNER}{name}": each for name, each in state.items()}
-    built: PreTrainedModel = type(shell).from_pretrained(
-        None, config=shell.config, state_dict=state, dtype=dtype
+    state = {name: weight.read().to(dtype) for name, weight in weights.items()}
+    if any(name.startswith(_VISION_MODEL) for name in outline.state_dict()):
+        state = {f"{_VISION_MODEL}{name}": tensor for name, tensor in state.items()}
+    model: PreTrainedModel = type(outline).from_pretrained(
+        None, config=outline.config, state_dict=state, dtype=dtype
     )
-    return built.eval()
+    return model.eval()
 
 
 def stored_dtype(weights: Mapping[str, LazyWeight]) -> torch.dtype:
-    """Return the kind of numbers that most of the weights' bytes are."""
-    kinds: Counter[torch.dtype] = Counter()
-    for each in weights.values():
-        kinds[each.dtype] += each.nbytes
-    return kinds.most_common(1)[0][0] if kinds else torch.float32
+    """Return the dtype of most of the weights' bytes."""
+    nbytes: Counter[torch.dtype] = Counter()
+    for weight in weights.values():
+        nbytes[weight.dtype] += weight.nbytes
+    return nbytes.most_common(1)[0][0] if nbytes else torch.float32
 
 
 _TOWER = "model.vision_tower.vision_tower."
@@ -179,7 +184,7 @@ _PROJECTOR = "model.mm_projector."
 _LAYERS = {"0.": "linear_1.", "2.": "linear_2."}
 
 _DERIVED_BUFFERS = ("rotary_emb.inv_freq", "embeddings.position_ids")
-"""Endings of names that older releases stored and that follow from the config."""
+"""Ends of names that older releases stored, and that follow from the config."""
 
 _TEXT_TOWER = (
     "text_model.",
@@ -188,33 +193,33 @@ _TEXT_TOWER = (
     "logit_scale",
     "logit_bias",
 )
-"""What a folder of CLIP or SigLIP holds beside its vision tower."""
+"""Weights of a CLIP or SigLIP folder that are not the vision tower's."""
 
 
 def rename_weights(
     weights: Mapping[str, LazyWeight], rename: Callable[[str], str], source: Path
 ) -> dict[str, LazyWeight]:
-    """Return weights under other names, without those that follow from the config.
+    """Return weights under other names, without buffers that follow from the config.
 
     Raises:
-        ModelFolderError: Two get the same name.
+        ModelFormatError: Two get the same name.
     """
-    found: dict[str, LazyWeight] = {}
-    origin: dict[str, str] = {}
-    for name, each in weights.items():
+    renamed: dict[str, LazyWeight] = {}
+    old_names: dict[str, str] = {}
+    for name, weight in weights.items():
         if name.endswith(_DERIVED_BUFFERS):
             continue
         new = rename(name)
-        if new in found:
+        if new in renamed:
             raise ModelFormatError(
-                f"the weights in {source} hold both {origin[new]} and {name}, which are one weight"
+                f"the weights in {source} hold both {old_names[new]} and {name}, which are one weight"
             )
-        found[new], origin[new] = each, name
-    return found
+        renamed[new], old_names[new] = weight, name
+    return renamed
 
 
 def from_llava_hf(name: str) -> str:
-    """Return the classic name of a weight that has that or the one which transformers 5 has in memory (spec 8.2)."""
+    """Return the classic name of a weight that has that name, or the name of transformers 5 in memory (spec 8.2)."""
     name = name.removeprefix("model.")
     if name.startswith("lm_head."):
         return LANGUAGE + name
@@ -225,8 +230,8 @@ def from_llava_hf(name: str) -> str:
 
 
 def strip_vision_model(name: str) -> str:
-    """Return a vision tower's name without `vision_model`, which stands there or not."""
-    return name.replace(VISION + _INNER, VISION, 1) if name.startswith(VISION) else name
+    """Return a vision tower's name without `vision_model`, if it has it."""
+    return name.replace(VISION + _VISION_MODEL, VISION, 1) if name.startswith(VISION) else name
 
 
 def from_original(name: str) -> str:
@@ -244,12 +249,12 @@ def from_original(name: str) -> str:
 def to_original(name: str) -> str:
     """Return an original folder's name of a weight that has llava-hf's."""
     if name.startswith(VISION):
-        return f"{_TOWER}{_INNER}{strip_vision_model(name).removeprefix(VISION)}"
+        return f"{_TOWER}{_VISION_MODEL}{strip_vision_model(name).removeprefix(VISION)}"
     if name.startswith(PROJECTOR):
         rest = name.removeprefix(PROJECTOR)
-        for theirs, ours in _LAYERS.items():
-            if rest.startswith(ours):
-                return _PROJECTOR + theirs + rest.removeprefix(ours)
+        for original, hf in _LAYERS.items():
+            if rest.startswith(hf):
+                return _PROJECTOR + original + rest.removeprefix(hf)
         return _PROJECTOR + rest
     if name == NEWLINE:
         return f"model.{NEWLINE}"
@@ -257,26 +262,29 @@ def to_original(name: str) -> str:
 
 
 def from_projector_file(name: str) -> str:
-    """Return llava-hf's name of a weight in `mm_projector.bin`; all before `mm_projector` is passed over (spec 3.6)."""
-    _, mark, rest = name.partition("mm_projector.")
-    return from_original(_PROJECTOR + rest) if mark else name
+    """Return llava-hf's name of a weight in `mm_projector.bin`; any prefix of `mm_projector` is ignored (spec 3.6)."""
+    _, prefix, rest = name.partition("mm_projector.")
+    return from_original(_PROJECTOR + rest) if prefix else name
 
 
 def from_non_lora_trainables(name: str) -> str:
-    """Return llava-hf's name of a weight in `non_lora_trainables.bin`, which peft's wrapper stands around."""
+    """Return llava-hf's name of a weight in `non_lora_trainables.bin`, whose names peft's wrapper prefixes."""
     name = name.removeprefix("base_model.")
     wrapped = name.startswith(("model.model.", "model.lm_head."))
     return from_original(name.removeprefix("model.") if wrapped else name)
 
 
 def from_vision_folder(weights: Mapping[str, LazyWeight]) -> dict[str, LazyWeight]:
-    """Return the vision tower's weights of a folder that holds one, or one beside a tower for text."""
-    own = {name: each for name, each in weights.items() if not name.startswith(_TEXT_TOWER)}
-    return {VISION + name.removeprefix(_INNER): each for name, each in own.items()}
+    """Return the vision tower's weights of a folder that holds it alone, or with a text tower."""
+    return {
+        VISION + name.removeprefix(_VISION_MODEL): weight
+        for name, weight in weights.items()
+        if not name.startswith(_TEXT_TOWER)
+    }
 
 
-def disk_name(name: str, inner: bool) -> str:
-    """Return the name that a folder has a weight under; `inner` where its vision tower's stand below `vision_model`."""
-    if inner and name.startswith(VISION) and not name.startswith(VISION + _INNER):
-        return VISION + _INNER + name.removeprefix(VISION)
+def disk_name(name: str, prefixed: bool) -> str:
+    """Return a weight's name in a folder; `prefixed` puts a tower's weights below `vision_model`."""
+    if prefixed and name.startswith(VISION) and not name.startswith(VISION + _VISION_MODEL):
+        return VISION + _VISION_MODEL + name.removeprefix(VISION)
     return name

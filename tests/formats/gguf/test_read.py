@@ -1,4 +1,4 @@
-"""GGUF files become folders that are joined like any other."""
+"""GGUF files are converted to folders in transformers' format."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from caldera.errors import ModelFormatError, UnknownNameError
+from caldera.errors import ModelFormatError
 from caldera.formats.assemble import assemble
 from caldera.formats.gguf.read import convert_gguf
 from caldera.recipes.towers import resolve_tower
@@ -30,11 +30,11 @@ NAMES = {
     "mlp.up_proj.weight": "ffn_up.weight",
     "mlp.down_proj.weight": "ffn_down.weight",
 }
-"""A weight's name in transformers, and in GGUF."""
+"""Names of weights in transformers, and in GGUF."""
 
 
 def interleaved(weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Order the rows of a query or key matrix as llama.cpp turns them: pairs side by side, not halves apart."""
+    """Order the rows of a query or key matrix as llama.cpp does: rotary pairs as neighbors instead of halves."""
     rows, columns = weight.shape
     halves = weight.reshape(HEADS, 2, rows // HEADS // 2, columns)
     return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(rows, columns))
@@ -52,10 +52,11 @@ def write_gguf(file: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokeniz
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_dimension_count(config.hidden_size // HEADS)
     writer.add_vocab_size(config.vocab_size)
-    words = [token for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda one: one[1])]
+    vocabulary = tokenizer.get_vocab()
+    tokens = sorted(vocabulary, key=lambda token: vocabulary[token])
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(words)
-    writer.add_token_types([gguf.TokenType.NORMAL] * len(words))
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.NORMAL] * len(tokens))
     merges = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
     writer.add_token_merges([" ".join(pair) for pair in merges])
     writer.add_bos_token_id(1)
@@ -64,11 +65,11 @@ def write_gguf(file: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokeniz
         values = weight.numpy()
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             values = interleaved(values)
-        prefix, plain = "", name
+        prefix, suffix = "", name
         if name.startswith("model.layers."):
-            _, _, layer, plain = name.split(".", 3)
+            _, _, layer, suffix = name.split(".", 3)
             prefix = f"blk.{layer}."
-        writer.add_tensor(prefix + NAMES[plain], values)
+        writer.add_tensor(prefix + NAMES[suffix], values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -81,29 +82,29 @@ def language(language_folder: Path) -> LlamaForCausalLM:
     return LlamaForCausalLM.from_pretrained(language_folder, dtype=torch.float32).eval()
 
 
-def test_a_gguf_file_becomes_the_same_model(
+def test_a_converted_model_is_the_same(
     tmp_path: Path, language: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """The folder's logits are the file's, but for the rounding to bf16."""
+    """The folder gives the file's logits, up to the rounding to bf16."""
     write_gguf(tmp_path / "tiny.gguf", language, tokenizer)
 
     folder = resolve_tower(str(tmp_path / "tiny.gguf"), tmp_path / "towers")
 
-    read = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    converted = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     ids = torch.tensor([[1, 5, 17, 3, 29]])
     with torch.no_grad():
-        given, wanted = read(ids).logits, language(ids).logits
-    assert float((given - wanted).abs().max()) < 0.03 * float(wanted.abs().max())
+        actual, expected = converted(ids).logits, language(ids).logits
+    assert float((actual - expected).abs().max()) < 0.03 * float(expected.abs().max())
     assert resolve_tower(str(tmp_path / "tiny.gguf"), tmp_path / "towers") == folder
 
 
-def test_it_is_joined_like_any_other(
+def test_a_converted_model_is_assembled(
     tmp_path: Path,
     vision_folder: Path,
     language: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
-    """A vision tower and the unpacked folder make an assistant."""
+    """A vision tower and the converted folder make an assistant."""
     write_gguf(tmp_path / "tiny.gguf", language, tokenizer)
     convert_gguf(tmp_path / "tiny.gguf", tmp_path / "language")
 
@@ -113,16 +114,10 @@ def test_it_is_joined_like_any_other(
     assert joined.tokenizer.convert_tokens_to_ids("<image>") == joined.model.image_token_id
 
 
-def test_a_broken_file_is_one_line(tmp_path: Path) -> None:
-    """What is no GGUF file is refused, and nothing is left behind."""
+def test_a_broken_file_is_rejected(tmp_path: Path) -> None:
+    """One line names a broken file, and nothing is left."""
     (tmp_path / "broken.gguf").write_bytes(b"GGUF but no more")
     with pytest.raises(ModelFormatError, match=r"broken\.gguf cannot be read") as caught:
         convert_gguf(tmp_path / "broken.gguf", tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
-
-
-def test_towers_are_found_by_exact_name(tmp_path: Path) -> None:
-    """A typo is answered with the nearest name."""
-    with pytest.raises(UnknownNameError, match="did you mean 'scenes-vit'"):
-        resolve_tower("scenes-vitt", tmp_path)

@@ -1,4 +1,4 @@
-"""The vision towers of LLaVA's releases are known by their exact names, and by nothing like them."""
+"""The vision towers of LLaVA's releases are recognized by their exact names only."""
 
 import pytest
 from transformers import CLIPVisionConfig
@@ -11,10 +11,10 @@ from caldera.formats.original.config import hub_name, known_tower, tower_differe
     [("openai/clip-vit-large-patch14", 224, 256), ("openai/clip-vit-large-patch14-336", 336, 576)],
 )
 def test_a_known_tower_is_found_by_name_and_by_sizes(name: str, side: int, tokens: int) -> None:
-    """Name to sizes and back is the identity; the patches are as many as LLaVA's papers say (spec 1.1)."""
-    known = known_tower(name)
-    assert known
-    config, processor = known
+    """A name gives sizes that give the name again; the number of patches is that of LLaVA's papers (spec 1.1)."""
+    tower = known_tower(name)
+    assert tower
+    config, processor = tower
     assert processor.side == side
     assert (side // int(str(config.patch_size))) ** 2 == tokens
     assert hub_name(config) == name
@@ -23,14 +23,14 @@ def test_a_known_tower_is_found_by_name_and_by_sizes(name: str, side: int, token
     )
 
 
-def test_a_name_that_is_only_alike_is_not_known() -> None:
-    """No part of a name decides anything."""
+def test_a_similar_name_is_unknown() -> None:
+    """A part of a name is not enough."""
     assert known_tower("someone/openai/clip-vit-large-patch14-336") is None
     assert known_tower("clip-vit-large-patch14-336") is None
 
 
-def test_a_difference_is_named() -> None:
-    """The two known towers differ in the size of their images alone."""
+def test_the_difference_of_two_towers_is_named() -> None:
+    """LLaVA's two towers differ in the size of their images alone."""
     first, second = map(
         known_tower, ("openai/clip-vit-large-patch14", "openai/clip-vit-large-patch14-336")
     )

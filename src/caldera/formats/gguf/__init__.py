@@ -1,1 +1,1 @@
-"""Files of llama.cpp: GGUF reader and writer."""
+"""GGUF files of llama.cpp."""

@@ -1,8 +1,8 @@
-"""Write both GGUF files.
+"""Export of a model folder to GGUF files: `model.gguf` and `mmproj.gguf`.
 
-llama-cpp-python hands an image over as a part of text, llama.cpp's own programs as a piece of one text; both call it
-`<__media__>` or `<__media_...__>`. What is put before a template here makes texts of all messages, with a lone
-image's mark on a line before the words, as caldera's templates have it.
+llama-cpp-python passes an image as a part of the text, llama.cpp's own programs as a segment of a single text; both
+write it as `<__media__>` or `<__media_...__>`. The prefix of the template turns all messages into text, with the marker
+of a single image on a line before the text, as in caldera's templates.
 """
 
 from dataclasses import dataclass
@@ -32,6 +32,8 @@ from caldera.templates.jinja import chat_template
 from caldera.templates.template import find_template
 from caldera.templates.tokenization import start_ids
 
+LANGUAGE_FILE, VISION_FILE = "model.gguf", "mmproj.gguf"
+
 _GATHER = (
     "{% set gathered = namespace(messages=[]) %}"
     "{% for message in messages %}"
@@ -52,35 +54,35 @@ _GATHER = (
 )
 
 
-def gguf_template(template: str, start: str | None, end: str | None) -> str:
-    """Return a chat template for `tokenizer.chat_template`.
+def chat_template_of(assistant: LlavaBundle) -> str:
+    """Return the chat template of a model's GGUF file: caldera's own, never one from the folder.
 
-    Args:
-        template: A Jinja template that writes messages whose content is text as it is.
-        start: Spelling of the tokenizer's start mark; llama-cpp-python itself gives none to a template.
-        end: Spelling of its end mark.
+    llama-cpp-python passes no start token to a template, so both special tokens are set in it.
     """
-    marks = {"bos_token": start, "eos_token": end}
-    said = [f"{{% set {name} = {mark!r} %}}" for name, mark in marks.items() if mark is not None]
-    return "".join((*said, _GATHER, template))
-
-
-LANGUAGE_FILE, VISION_FILE = "model.gguf", "mmproj.gguf"
+    tokenizer = assistant.tokenizer
+    jinja = chat_template(find_template(assistant.card.template), starts=bool(start_ids(tokenizer)))
+    special_tokens = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
+    settings = "".join(
+        f"{{% set {name} = {token!r} %}}"
+        for name, token in special_tokens.items()
+        if token is not None
+    )
+    return settings + _GATHER + jinja
 
 
 @dataclass(frozen=True, slots=True)
 class GgufFiles:
-    """Where the two files of a model stand."""
+    """Paths of a model's two files."""
 
     language: Path
     vision: Path
 
 
 def gguf_files(folder: Path) -> GgufFiles:
-    """Name the two files of an exported folder.
+    """Return the two files of an exported folder.
 
     Raises:
-        ModelFolderError: One is missing.
+        ModelFormatError: One is missing.
     """
     files = GgufFiles(folder / LANGUAGE_FILE, folder / VISION_FILE)
     for file in (files.language, files.vision):
@@ -91,17 +93,10 @@ def gguf_files(folder: Path) -> GgufFiles:
     return files
 
 
-def chat_template_of(assistant: LlavaBundle) -> str:
-    """Return the chat template that a model's GGUF file gets: caldera's own, never one out of the folder."""
-    tokenizer = assistant.tokenizer
-    jinja = chat_template(find_template(assistant.card.template), starts=bool(start_ids(tokenizer)))
-    return gguf_template(jinja, tokenizer.bos_token, tokenizer.eos_token)
-
-
 def write_gguf_files(
     folder: Path,
     out: Path,
-    kind: GgufDtype,
+    dtype: GgufDtype,
     progress: Progress,
     class_token: ClassToken = "last",
 ) -> GgufFiles:
@@ -109,57 +104,53 @@ def write_gguf_files(
 
     Args:
         folder: A model folder.
-        out: Folder for the files; one that stands there is replaced only if it holds such files alone.
-        kind: How matrices are held.
-        progress: Follows the work, tensor by tensor; no more than one is in memory.
-        class_token: Where the llama.cpp that will run the files puts it.
+        out: Folder for the files; an existing one is replaced only if it holds nothing but such files.
+        dtype: Type of the matrices.
+        progress: Reports the progress, tensor by tensor; at most one tensor is in memory.
+        class_token: Position of the class token in the llama.cpp that will run the files.
 
     Raises:
         UsageError: The package gguf is missing.
-        ModelFolderError: llama.cpp cannot express the model; nothing is written.
+        ModelFormatError: llama.cpp cannot express the model; nothing is written.
         OutputError: The files could not be written.
     """
     needs_gguf("exporting to GGUF")
-    _check_place(out)
+    _check_replaceable(out)
     assistant, weights = open_lazily(folder)
-    card, text = assistant.card, assistant.model.language.config
-    sight = assistant.model.vision.tower.config
-    check_vision(sight, card)
-    name = language_architecture(text)
-    words = language_tensors(text, select_part(weights, LANGUAGE))
-    sights = vision_tensors(sight, card, select_part(weights, VISION), class_token)
-    sights += projector_tensors(card, select_part(weights, PROJECTOR))
+    metadata, text_config = assistant.card, assistant.model.language.config
+    vision_config = assistant.model.vision.tower.config
+    check_vision(vision_config, metadata)
+    architecture = language_architecture(text_config)
+    language = language_tensors(text_config, select_part(weights, LANGUAGE))
+    vision = vision_tensors(vision_config, metadata, select_part(weights, VISION), class_token)
+    vision += projector_tensors(metadata, select_part(weights, PROJECTOR))
     title = {"general.name": folder.resolve().name}
-    language = {
+    language_keys = {
         **title,
-        **language_settings(text),
-        **tokenizer_metadata(assistant.tokenizer, text.vocab_size, eos_token_ids(assistant)),
+        **language_settings(text_config),
+        **tokenizer_metadata(assistant.tokenizer, text_config.vocab_size, eos_token_ids(assistant)),
         "tokenizer.chat_template": chat_template_of(assistant),
     }
-    tower = title | vision_settings(sight, card, assistant.processor, text.hidden_size, class_token)
-    with (
-        atomic_folder(out) as fresh,
-        progress.task(f"writing {kind}", len(words) + len(sights)) as tick,
-    ):
-        write_gguf(fresh / LANGUAGE_FILE, name, language, words, kind, tick)
-        write_gguf(fresh / VISION_FILE, "clip", tower, sights, kind, tick)
+    vision_keys = title | vision_settings(
+        vision_config, metadata, assistant.processor, text_config.hidden_size, class_token
+    )
+    total = len(language) + len(vision)
+    with atomic_folder(out) as fresh, progress.task(f"writing {dtype}", total) as tick:
+        write_gguf(fresh / LANGUAGE_FILE, architecture, language_keys, language, dtype, tick)
+        write_gguf(fresh / VISION_FILE, "clip", vision_keys, vision, dtype, tick)
     return gguf_files(out)
 
 
-def _check_place(out: Path) -> None:
-    """Refuse to replace a folder that holds anything else.
-
-    Raises:
-        OutputError: It does.
-    """
+def _check_replaceable(out: Path) -> None:
+    """Raise OutputError if there is anything but GGUF files at `out`."""
     if not out.exists():
         return
-    strange = (
-        [out.name]
-        if not out.is_dir()
-        else [each.name for each in out.iterdir() if each.name not in (LANGUAGE_FILE, VISION_FILE)]
+    others = (
+        [path.name for path in out.iterdir() if path.name not in (LANGUAGE_FILE, VISION_FILE)]
+        if out.is_dir()
+        else [out.name]
     )
-    if strange:
+    if others:
         raise OutputError(
-            f"{out} is there and holds {sorted(strange)[0]!r}; choose an --out that does not exist yet"
+            f"{out} exists and holds {sorted(others)[0]!r}; choose an --out that does not exist yet"
         )

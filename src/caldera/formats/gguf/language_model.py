@@ -1,7 +1,7 @@
-"""A model folder in, what llama.cpp needs of its language model out: settings and tensors, none of them read yet.
+"""GGUF keys and tensors of a language model.
 
-Architectures that llama.cpp computes as transformers does, and whose names are known, stand in ARCHITECTURES; all
-others are refused by name. Names and keys: llama.cpp, src/llama-arch.cpp and conversion/llama.py.
+ARCHITECTURES lists the model types that llama.cpp computes as transformers does; all others are rejected by name.
+Names and keys: llama.cpp, src/llama-arch.cpp and conversion/llama.py.
 """
 
 import re
@@ -19,7 +19,7 @@ ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}
 """`general.architecture` by transformers' model type."""
 
 _INTERLEAVED = {"llama"}
-"""Architectures whose rotary positions turn neighboring pairs, where transformers turns halves: rows change places."""
+"""Architectures whose rotary embedding rotates neighboring pairs, where transformers rotates halves."""
 
 _GLOBAL_NAMES = {
     "model.embed_tokens": "token_embd",
@@ -43,7 +43,7 @@ def language_architecture(config: PretrainedConfig) -> str:
     """Return llama.cpp's name for a language model.
 
     Raises:
-        ModelFolderError: llama.cpp does not compute it as transformers does, or it is not known whether it does.
+        ModelFormatError: llama.cpp does not compute it as transformers does, or it is unknown whether it does.
     """
     if config.model_type not in ARCHITECTURES:
         raise ModelFormatError(
@@ -54,19 +54,19 @@ def language_architecture(config: PretrainedConfig) -> str:
     rope = _rope(config).get("rope_type", "default")
     if activation != "silu" or rope not in ("default", "linear"):
         raise ModelFormatError(
-            f"a language model with activation {activation!r} and rotary positions {rope!r} cannot be exported to "
+            f"a language model with activation {activation!r} and rotary embedding {rope!r} cannot be exported to "
             "GGUF; 'silu' with 'default' or 'linear' can"
         )
     return ARCHITECTURES[config.model_type]
 
 
 def _rope(config: PretrainedConfig) -> dict[str, Any]:
-    """Return the settings of rotary positions."""
+    """Return the settings of the rotary embedding."""
     return dict(config.rope_parameters or {})
 
 
 def language_settings(config: PretrainedConfig) -> dict[str, Value]:
-    """Return the keys of `general.architecture` that say how large the model is."""
+    """Return the keys of `general.architecture` for the sizes of the model."""
     name = language_architecture(config)
     heads, rope = config.num_attention_heads, _rope(config)
     width = _head_width(config)
@@ -98,7 +98,7 @@ def _head_width(config: PretrainedConfig) -> int:
 
 
 def _context(config: PretrainedConfig) -> int:
-    """Return how many positions the file states: no more than a sliding window, which llama.cpp does not apply here."""
+    """Return the context length of the file: at most a sliding window, which llama.cpp does not apply here."""
     window = getattr(config, "sliding_window", None)
     length = int(config.max_position_embeddings)
     return min(length, int(window)) if window else length
@@ -107,46 +107,46 @@ def _context(config: PretrainedConfig) -> int:
 def language_tensors(
     config: PretrainedConfig, weights: Mapping[str, LazyWeight]
 ) -> list[TensorSpec]:
-    """List the language model's tensors; `weights` fit its config.
+    """List the language model's tensors.
+
+    Args:
+        config: Config of the language model.
+        weights: Weights that fit it.
 
     Raises:
-        ModelFolderError: A weight has no name in GGUF.
+        ModelFormatError: A weight has no name in GGUF.
     """
-    turned = language_architecture(config) in _INTERLEAVED
-    groups = {"q_proj.": config.num_attention_heads, "k_proj.": config.num_key_value_heads}
-    pieces = []
+    interleaved = language_architecture(config) in _INTERLEAVED
+    num_heads = {"q_proj.": config.num_attention_heads, "k_proj.": config.num_key_value_heads}
+    tensors = []
     for name, weight in weights.items():
-        heads = next((groups[part] for part in groups if turned and part in name), None)
-        pieces.append(TensorSpec(_gguf_name(name), weight.shape, _reader(weight, heads)))
-    return pieces
+        heads = next((num_heads[part] for part in num_heads if interleaved and part in name), None)
+        tensors.append(TensorSpec(_gguf_name(name), weight.shape, _reader(weight, heads)))
+    return tensors
 
 
 def _reader(weight: LazyWeight, heads: int | None) -> Callable[[], Tensor]:
-    """Return a function that reads one weight, in llama.cpp's order."""
+    """Return a function that reads one weight with its rows in llama.cpp's order."""
     return lambda: interleave_heads(weight.read().float(), heads)
 
 
 def _gguf_name(weight: str) -> str:
-    """Return a weight's name in GGUF.
-
-    Raises:
-        ModelFolderError: It has none.
-    """
+    """Return a weight's name in GGUF, or raise ModelFormatError if it has none."""
     stem, _, ending = weight.rpartition(".")
     if stem in _GLOBAL_NAMES:
         return f"{_GLOBAL_NAMES[stem]}.{ending}"
-    found = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
-    if found and found[2] in _LAYER_NAMES:
-        return f"blk.{found[1]}.{_LAYER_NAMES[found[2]]}.{ending}"
+    match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
+    if match and match[2] in _LAYER_NAMES:
+        return f"blk.{match[1]}.{_LAYER_NAMES[match[2]]}.{ending}"
     raise ModelFormatError(f"the weight {weight} of the language model has no name in GGUF")
 
 
 def interleave_heads(weight: Tensor, heads: int | None) -> Tensor:
-    """Order the rows of each head so that the two halves of a rotary pair lie side by side; None leaves them.
+    """Reorder the rows of each head so that the two halves of a rotary pair are neighbors.
 
     Args:
-        weight: Of a query or key projection, (heads * head width, width), or its bias, (heads * head width,).
-        heads: How many heads it makes.
+        weight: Weight of a query or key projection, (heads * head width, width), or its bias, (heads * head width,).
+        heads: Number of heads; None returns the weight unchanged.
     """
     if heads is None:
         return weight

@@ -1,7 +1,7 @@
-"""A tokenizer in, the keys by which llama.cpp tokenizes alike out; what it cannot split alike is refused.
+"""GGUF keys of a tokenizer; tokenizers that llama.cpp would not reproduce are rejected.
 
-llama.cpp knows two ways: byte-level BPE, whose texts are first cut by a pattern that it knows by name (`pre`), and
-SentencePiece, which joins the pair whose result has the highest score. `caldera parity` compares the ids.
+llama.cpp has two algorithms: byte-level BPE, which first splits the text by a named pattern (`pre`), and SentencePiece,
+which merges the pair whose result has the highest score. `caldera parity` compares the token ids.
 """
 
 import json
@@ -15,10 +15,10 @@ from caldera.formats.gguf.writer import Value
 from caldera.templates.tokenization import start_ids
 
 _NORMAL, _UNKNOWN, _CONTROL, _UNUSED, _BYTE = 1, 2, 3, 5, 6
-"""llama.cpp's kinds of tokens."""
+"""Token types of llama.cpp."""
 
 _GPT2 = "<ByteLevel>"
-"""Stands in a cut for the pattern that the tokenizers library's ByteLevel has built in."""
+"""Placeholder for the pattern that is built into ByteLevel of the tokenizers library."""
 
 _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -35,13 +35,13 @@ PATTERNS: dict[tuple[str, ...], str] = {
     (_QWEN2,): "qwen2",
     (_LLAMA3,): "llama-bpe",
 }
-"""`tokenizer.ggml.pre` by the patterns that a tokenizer cuts a text by, one after the other."""
+"""`tokenizer.ggml.pre` by the patterns that split a text, in order."""
 
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-"""SentencePiece's mark for a space."""
+"""SentencePiece's character for a space."""
 
-_UNMADE = -1e6
-"""Score of tokens that no merge makes: characters and special tokens."""
+_NO_MERGE_SCORE = -1e6
+"""Score of tokens that no merge produces: characters and special tokens."""
 
 
 def tokenizer_metadata(
@@ -51,11 +51,11 @@ def tokenizer_metadata(
 
     Args:
         tokenizer: A fast tokenizer.
-        rows: Of the embedding table; those behind the tokens are filled up with unused ones.
-        ends: Tokens that end an answer; what is not the tokenizer's own end mark becomes llama.cpp's end of turn.
+        rows: Rows of the embedding table; those after the last token become unused tokens.
+        ends: Tokens that end an answer; the first that is not the tokenizer's own becomes llama.cpp's end of turn.
 
     Raises:
-        ModelFolderError: llama.cpp has no way of tokenizing like it.
+        ModelFormatError: llama.cpp cannot reproduce the tokenizer.
     """
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     model = content["model"]
@@ -63,49 +63,49 @@ def tokenizer_metadata(
         raise ModelFormatError(
             f"a tokenizer of type {model.get('type')!r} cannot be exported to GGUF; BPE can"
         )
-    words = _words(tokenizer, rows)
-    way = _sentencepiece if model.get("byte_fallback") else _byte_level
+    tokens = _tokens(tokenizer, rows)
+    algorithm = _sentencepiece if model.get("byte_fallback") else _byte_level
     return {
-        "tokenizer.ggml.tokens": words,
-        "tokenizer.ggml.token_type": _types(content, words, len(tokenizer)),
-        **way(content, words),
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": _token_types(content, tokens),
+        **algorithm(content, tokens),
         **_special(tokenizer, ends),
     }
 
 
-def _words(tokenizer: PreTrainedTokenizerFast, rows: int) -> list[str]:
-    """List the tokens by id, with a name for every row that has none."""
-    words = [f"[PAD{number}]" for number in range(rows)]
-    for word, number in tokenizer.get_vocab().items():
+def _tokens(tokenizer: PreTrainedTokenizerFast, rows: int) -> list[str]:
+    """List the tokens by id, with a placeholder for every other row."""
+    tokens = [f"[PAD{number}]" for number in range(rows)]
+    for token, number in tokenizer.get_vocab().items():
         if number >= rows:
             raise ModelFormatError(
-                f"the tokenizer's token {word!r} has id {number}, but there are only {rows} embeddings"
+                f"the tokenizer's token {token!r} has id {number}, but there are only {rows} embeddings"
             )
-        words[number] = word
-    return words
+        tokens[number] = token
+    return tokens
 
 
-def _types(content: dict[str, Any], words: Sequence[str], known: int) -> list[int]:
-    """List what kind of token each is."""
+def _token_types(content: dict[str, Any], tokens: Sequence[str]) -> list[int]:
+    """List the type of each token."""
     vocabulary = content["model"]["vocab"]
     added = {token["id"]: bool(token["special"]) for token in content["added_tokens"]}
     unknown = content["model"].get("unk_token")
     fallback = bool(content["model"].get("byte_fallback"))
     types = []
-    for number, word in enumerate(words):
-        if word == unknown:
+    for number, token in enumerate(tokens):
+        if token == unknown:
             types.append(_UNKNOWN)
         elif number in added:
             types.append(_CONTROL if added[number] else _NORMAL)
-        elif fallback and len(word) == len("<0x00>") and word.startswith("<0x"):
+        elif fallback and len(token) == len("<0x00>") and token.startswith("<0x"):
             types.append(_BYTE)
         else:
-            types.append(_NORMAL if word in vocabulary else _UNUSED)
+            types.append(_NORMAL if token in vocabulary else _UNUSED)
     return types
 
 
 def _merges(content: dict[str, Any]) -> list[tuple[str, str]]:
-    """List the merges as pairs; files hold them as pairs or as two words with a space between."""
+    """List the merges as pairs; files hold them as pairs or as two tokens separated by a space."""
     return [
         (left, right)
         for merge in content["model"]["merges"]
@@ -113,49 +113,41 @@ def _merges(content: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _byte_level(content: dict[str, Any], words: Sequence[str]) -> dict[str, Value]:
-    """Return the keys of byte-level BPE.
-
-    Raises:
-        ModelFolderError: llama.cpp has no name for how the tokenizer cuts a text, or does not change it alike before.
-    """
-    cut = _pre_tokenizer(content.get("pre_tokenizer"))
+def _byte_level(content: dict[str, Any], tokens: Sequence[str]) -> dict[str, Value]:
+    """Return the keys of byte-level BPE, or raise ModelFormatError if llama.cpp splits texts otherwise."""
+    patterns = _split_patterns(content.get("pre_tokenizer"))
     normalizer = (content.get("normalizer") or {}).get("type")
-    if cut not in PATTERNS or normalizer not in (None, "NFC"):
+    if patterns not in PATTERNS or normalizer not in (None, "NFC"):
         raise ModelFormatError(
             f"llama.cpp has no name for how this tokenizer prepares a text (normalizer {normalizer!r}, patterns "
-            f"{list(cut)}), so it would give other tokens; known: {', '.join(PATTERNS.values())}"
+            f"{list(patterns)}), so it would give other tokens; known: {', '.join(PATTERNS.values())}"
         )
     return {
         "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": PATTERNS[cut],
+        "tokenizer.ggml.pre": PATTERNS[patterns],
         "tokenizer.ggml.merges": [" ".join(pair) for pair in _merges(content)],
     }
 
 
-def _pre_tokenizer(step: dict[str, Any] | None) -> tuple[str, ...]:
-    """Write down how a tokenizer cuts a text, as keys of PATTERNS; what is not known stands there by its type."""
-    match step:
+def _split_patterns(pre_tokenizer: dict[str, Any] | None) -> tuple[str, ...]:
+    """Return the patterns that split a text, as keys of PATTERNS; an unknown step is given by its type."""
+    match pre_tokenizer:
         case {"type": "Sequence", "pretokenizers": steps}:
-            return tuple(pattern for one in steps for pattern in _pre_tokenizer(one))
-        case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": bool(used)}:
-            return (_GPT2,) if used else ()
+            return tuple(pattern for step in steps for pattern in _split_patterns(step))
+        case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": bool(use_regex)}:
+            return (_GPT2,) if use_regex else ()
         case {"type": "Digits", "individual_digits": True}:
             return ("<Digits>",)
         case {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}:
             return (str(pattern),)
         case None:
             return ("nothing",)
-    return (str(step.get("type")),)
+    return (str(pre_tokenizer.get("type")),)
 
 
-def _sentencepiece(content: dict[str, Any], words: Sequence[str]) -> dict[str, Value]:
-    """Return the keys of SentencePiece's BPE, as LLaMA's tokenizers hold it: a token's score is its first merge's rank.
-
-    Raises:
-        ModelFolderError: It changes a text otherwise than by writing spaces as SentencePiece does.
-    """
-    prefix = _space_prefix(content)
+def _sentencepiece(content: dict[str, Any], tokens: Sequence[str]) -> dict[str, Value]:
+    """Return the keys of SentencePiece's BPE; a token's score is the negative rank of its first merge."""
+    prefix = _adds_space_prefix(content)
     rank: dict[str, int] = {}
     for number, (left, right) in enumerate(_merges(content)):
         rank.setdefault(left + right, number)
@@ -163,33 +155,29 @@ def _sentencepiece(content: dict[str, Any], words: Sequence[str]) -> dict[str, V
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.pre": "default",
         "tokenizer.ggml.scores": [
-            -float(rank[word]) if word in rank else _UNMADE for word in words
+            -float(rank[token]) if token in rank else _NO_MERGE_SCORE for token in tokens
         ],
         "tokenizer.ggml.add_space_prefix": prefix,
     }
 
 
-def _space_prefix(content: dict[str, Any]) -> bool:
-    """Tell whether a text gets a space before it.
-
-    Raises:
-        ModelFolderError: The tokenizer prepares texts in a way that llama.cpp has not.
-    """
+def _adds_space_prefix(content: dict[str, Any]) -> bool:
+    """Return whether a text gets a space before it, or raise ModelFormatError if it is changed in another way."""
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
     prepend = {"type": "Prepend", "prepend": _SPACE}
     match content.get("normalizer"), content.get("pre_tokenizer"):
         case {"type": "Sequence", "normalizers": [first, second]}, None:
             if (first, second) == (prepend, replace):
                 return True
-        case found, None if found == replace:
+        case normalizer, None if normalizer == replace:
             return False
         case None, {
             "type": "Metaspace",
-            "replacement": mark,
+            "replacement": replacement,
             "prepend_scheme": scheme,
             "split": False,
         }:
-            if mark == _SPACE and scheme in ("always", "first", "never"):
+            if replacement == _SPACE and scheme in ("always", "first", "never"):
                 return bool(scheme != "never")
     raise ModelFormatError(
         "llama.cpp has no way to prepare a text as this tokenizer does (normalizer "
@@ -199,19 +187,19 @@ def _space_prefix(content: dict[str, Any]) -> bool:
 
 def _special(tokenizer: PreTrainedTokenizerFast, ends: Sequence[int]) -> dict[str, Value]:
     """Return the ids of the special tokens, and whether a text starts with one."""
-    numbers = {
+    ids = {
         "bos": tokenizer.bos_token_id,
         "eos": tokenizer.eos_token_id,
         "unknown": tokenizer.unk_token_id,
         "padding": tokenizer.pad_token_id,
         "eot": next((end for end in ends if end != tokenizer.eos_token_id), None),
     }
-    given: dict[str, Value] = {
+    keys: dict[str, Value] = {
         f"tokenizer.ggml.{name}_token_id": number
-        for name, number in numbers.items()
+        for name, number in ids.items()
         if number is not None
     }
-    return given | {
+    return keys | {
         "tokenizer.ggml.add_bos_token": bool(start_ids(tokenizer)),
         "tokenizer.ggml.add_eos_token": False,
     }

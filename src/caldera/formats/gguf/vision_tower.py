@@ -1,12 +1,12 @@
-"""A model folder in, what llama.cpp needs of its tower and projector out: settings and tensors of an mmproj file.
+"""GGUF keys and tensors of an mmproj file: vision tower and projector.
 
-llama.cpp computes such a file by its LLaVA graph (tools/mtmd/models/llava.cpp): tower up to the chosen layer, first
-position dropped if there is a class token, two linear layers with GELU between them.
+llama.cpp computes such a file by its LLaVA graph (tools/mtmd/models/llava.cpp): the tower up to the chosen layer, the
+first position dropped if there is a class token, two linear layers with GELU between them.
 
-Since May 2025 that graph puts the class token behind the patches, but still gives the first position's embedding to the
+Since May 2025 that graph puts the class token after the patches, but still gives the first position's embedding to the
 first row and drops the first row (https://github.com/ggml-org/llama.cpp/issues/25814, open as of 0.3.36 of
-llama-cpp-python). Written for class token "last", a file has the position embeddings in that order, so that every patch
-gets its own features; that the first patch's are dropped and the class token's taken, no file can change.
+llama-cpp-python). A file for class token "last" has the position embeddings in that order, so that every patch gets its
+own features. No file can prevent that the first patch's features are dropped and the class token's are used.
 """
 
 import re
@@ -25,7 +25,7 @@ from caldera.images.processor import ImageProcessor
 from caldera.model.assistant import ModelMetadata
 
 TOWERS = {"clip_vision_model": 1, "siglip_vision_model": 0}
-"""Vision towers that llama.cpp's LLaVA graph computes, and how many positions stand before their patches."""
+"""Vision towers that llama.cpp's LLaVA graph computes, and the number of positions before their patches."""
 
 ACTIVATIONS = {
     "quick_gelu": None,
@@ -35,16 +35,16 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "clip.use_gelu",
     "silu": "clip.use_silu",
 }
-"""The key that asks llama.cpp for a tower's activation; for exact `gelu` it computes the tanh form all the same."""
+"""Key for each activation of a tower; llama.cpp computes the tanh form for the exact `gelu`, too."""
 
 ASPECTS = ("square", "pad")
-"""Ways to show an image that an mmproj file of this kind can be used with: one view for each image."""
+"""Image aspects that an mmproj file of this kind supports: one view per image."""
 
 ClassToken = Literal["first", "last"]
-"""Where llama.cpp puts the class token: "last" in releases since May 2025, "first" before, and once it is mended."""
+"""Position of the class token in llama.cpp: "last" in releases since May 2025, "first" before, and once it is fixed."""
 
 CLASS_TOKEN_KEY = "caldera.class_token"
-"""Says in a file which of the two it was written for."""
+"""Key for the position that a file was written for."""
 
 _POSITIONS = "v.position_embd.weight"
 
@@ -67,49 +67,45 @@ _LAYER_NAMES = {
     "mlp.fc2": "ffn_down",
 }
 _UNUSED = ("post_layernorm.", "head.")
-"""What stands behind the last layer; LLaVA takes a hidden state before it."""
+"""Weights after the last layer; LLaVA takes a hidden state before them."""
 
 
-def check_vision(config: PretrainedConfig, card: ModelMetadata) -> None:
-    """Refuse what llama.cpp's LLaVA graph would compute otherwise.
+def check_vision(config: PretrainedConfig, metadata: ModelMetadata) -> None:
+    """Reject a model that llama.cpp's LLaVA graph would compute otherwise.
 
     Raises:
-        ModelFolderError: The message says what.
+        ModelFormatError: The message lists the reasons.
     """
     faults = []
     if config.model_type not in TOWERS:
         faults.append(f"a vision tower of type {config.model_type!r} (known: {', '.join(TOWERS)})")
     elif config.hidden_act not in ACTIVATIONS:
         faults.append(f"a vision tower with activation {config.hidden_act!r}")
-    elif card.feature_select == "cls_patch" and TOWERS[config.model_type]:
-        faults.append("a class token among the image tokens ('select': 'cls_patch')")
-    if card.image_aspect not in ASPECTS:
+    elif metadata.feature_select == "cls_patch" and TOWERS[config.model_type]:
+        faults.append("a class token among the image tokens ('feature_select': 'cls_patch')")
+    if metadata.image_aspect not in ASPECTS:
         faults.append(
-            f"images shown by {card.image_aspect!r}: llama.cpp orders their tiles otherwise and has no line ends between"
+            f"the image aspect {metadata.image_aspect!r}: llama.cpp orders tiles otherwise, without newline embeddings"
         )
     if faults:
         raise ModelFormatError(f"llama.cpp cannot express {'; nor '.join(faults)}; nothing written")
 
 
-def depth(config: PretrainedConfig, card: ModelMetadata) -> int:
-    """Return the number of layers whose output is projected."""
-    layers = int(config.num_hidden_layers)
-    number = (
-        card.vision_feature_layer
-        if card.vision_feature_layer >= 0
-        else layers + 1 + card.vision_feature_layer
-    )
+def depth(config: PretrainedConfig, metadata: ModelMetadata) -> int:
+    """Return the number of the layer whose output is projected."""
+    layers, hidden_state = int(config.num_hidden_layers), metadata.vision_feature_layer
+    number = hidden_state if hidden_state >= 0 else layers + 1 + hidden_state
     if not 0 < number <= layers:
         raise ModelFormatError(
-            f"{METADATA_FILE} takes hidden state {card.vision_feature_layer} of a vision tower with {layers} layers; llama.cpp takes "
-            "the output of a layer"
+            f"{METADATA_FILE} takes hidden state {hidden_state} of a tower with {layers} layers; llama.cpp takes the "
+            "output of a layer"
         )
     return number
 
 
 def vision_settings(
     config: PretrainedConfig,
-    card: ModelMetadata,
+    metadata: ModelMetadata,
     processor: ImageProcessor,
     language_width: int,
     class_token: ClassToken,
@@ -124,10 +120,10 @@ def vision_settings(
         "clip.vision.embedding_length": int(config.hidden_size),
         "clip.vision.feed_forward_length": int(config.intermediate_size),
         "clip.vision.projection_dim": language_width,
-        "clip.vision.block_count": depth(config, card),
+        "clip.vision.block_count": depth(config, metadata),
         "clip.vision.attention.head_count": int(config.num_attention_heads),
         "clip.vision.attention.layer_norm_epsilon": float(config.layer_norm_eps),
-        "clip.vision.feature_layer": [depth(config, card)],
+        "clip.vision.feature_layer": [depth(config, metadata)],
         "clip.vision.image_mean": [float(part) for part in processor.mean],
         "clip.vision.image_std": [float(part) for part in processor.std],
     }
@@ -139,32 +135,41 @@ def vision_settings(
 
 def vision_tensors(
     config: PretrainedConfig,
-    card: ModelMetadata,
+    metadata: ModelMetadata,
     weights: Mapping[str, LazyWeight],
     class_token: ClassToken,
 ) -> list[TensorSpec]:
-    """List the tower's tensors; layers behind the chosen one are left out, and `weights` fit its config.
+    """List the tower's tensors, without the layers after the chosen one.
+
+    Args:
+        config: Config of the tower.
+        metadata: Metadata of the model.
+        weights: Weights that fit the config.
+        class_token: Position of the class token in llama.cpp.
 
     Raises:
-        ModelFolderError: A weight has no name in GGUF.
+        ModelFormatError: A weight has no name in GGUF.
     """
     swapped = config.intermediate_size == config.hidden_size
-    moved = TOWERS[config.model_type] and class_token == "last"
-    pieces = []
+    class_token_last = TOWERS[config.model_type] and class_token == "last"
+    tensors = []
     for name, weight in weights.items():
-        called = _gguf_name(name, depth(config, card), swapped)
-        if called is not None:
-            read = _reader(weight)
-            read = _move_first_row_last(read) if called == _POSITIONS and moved else read
-            pieces.append(
-                TensorSpec(called, weight.shape, read, exact=name.startswith("embeddings."))
-            )
-    return pieces
+        gguf_name = _gguf_name(name, depth(config, metadata), swapped)
+        if gguf_name is None:
+            continue
+        read = _reader(weight)
+        if gguf_name == _POSITIONS and class_token_last:
+            read = _move_first_row_last(read)
+        exact = name.startswith("embeddings.")
+        tensors.append(TensorSpec(gguf_name, weight.shape, read, exact=exact))
+    return tensors
 
 
-def projector_tensors(card: ModelMetadata, weights: Mapping[str, LazyWeight]) -> list[TensorSpec]:
+def projector_tensors(
+    metadata: ModelMetadata, weights: Mapping[str, LazyWeight]
+) -> list[TensorSpec]:
     """List the projector's tensors."""
-    return PROJECTOR_WRITERS[card.projector](weights)
+    return PROJECTOR_WRITERS[metadata.projector](weights)
 
 
 def _reader(weight: LazyWeight) -> Callable[[], Tensor]:
@@ -173,36 +178,33 @@ def _reader(weight: LazyWeight) -> Callable[[], Tensor]:
 
 
 def _move_first_row_last(read: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """Return a function that reads a weight and puts its first row, the class token's, behind the others."""
+    """Return a function that reads a weight and moves its first row, the class token's, to the end."""
     return lambda: read().roll(-1, dims=0)
 
 
 def _gguf_name(weight: str, layers: int, swapped: bool) -> str | None:
-    """Return a vision weight's name in GGUF, None where it is not used.
+    """Return a weight's name in GGUF, or None if it is not used; raise ModelFormatError if it has no name.
 
-    Old files have the two layers of the MLP by each other's names. llama.cpp knows them by their shape, and so takes a
-    square one for old: `swapped` writes it as it will be read.
-
-    Raises:
-        ModelFolderError: It has none.
+    Old files swap the names of the two layers of the MLP. llama.cpp recognizes them by shape, so it takes square layers
+    for old ones: `swapped` writes them under the names that it will read.
     """
     if weight in _GLOBAL_NAMES:
         return _GLOBAL_NAMES[weight]
     if weight.startswith(_UNUSED):
         return None
-    found = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", weight)
-    if not found or found[2] not in _LAYER_NAMES:
+    match = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", weight)
+    if not match or match[2] not in _LAYER_NAMES:
         raise ModelFormatError(f"the weight {weight} of the vision tower has no name in GGUF")
-    if int(found[1]) >= layers:
+    if int(match[1]) >= layers:
         return None
-    part = _LAYER_NAMES[found[2]]
+    part = _LAYER_NAMES[match[2]]
     if swapped:
         part = {"ffn_up": "ffn_down", "ffn_down": "ffn_up"}.get(part, part)
-    return f"v.blk.{found[1]}.{part}.{found[3]}"
+    return f"v.blk.{match[1]}.{part}.{match[3]}"
 
 
 def _two_layers(weights: Mapping[str, LazyWeight]) -> list[TensorSpec]:
-    """List LLaVA-1.5's projector, which is what an mmproj file holds."""
+    """List LLaVA-1.5's projector, the form that mmproj files have."""
     return [
         TensorSpec(f"mm.{number}.{end}", weight.shape, _reader(weight))
         for number, layer in ((0, "linear_1"), (2, "linear_2"))
@@ -212,16 +214,16 @@ def _two_layers(weights: Mapping[str, LazyWeight]) -> list[TensorSpec]:
 
 
 def _one_layer(weights: Mapping[str, LazyWeight]) -> list[TensorSpec]:
-    """List v1's single linear layer as two, which give the same: gelu(x) - gelu(-x) is x, for both forms of GELU.
+    """List v1's single linear layer as two that compute the same: gelu(x) - gelu(-x) = x, for both forms of GELU.
 
-    The first layer gives x and -x side by side, the second takes their difference.
+    The first layer computes x and -x, the second the difference.
     """
     matrix, bias = _reader(weights["weight"]), _reader(weights["bias"])
     rows, columns = weights["weight"].shape
 
     def difference() -> Tensor:
-        one = torch.eye(rows)
-        return torch.cat([one, -one], dim=1)  # (width, 2 * width)
+        identity = torch.eye(rows)
+        return torch.cat([identity, -identity], dim=1)  # (width, 2 * width)
 
     return [
         TensorSpec("mm.0.weight", (2 * rows, columns), lambda: torch.cat([matrix(), -matrix()])),
@@ -235,4 +237,4 @@ PROJECTOR_WRITERS: dict[str, Callable[[Mapping[str, LazyWeight]], list[TensorSpe
     "mlp2x_gelu": _two_layers,
     "linear": _one_layer,
 }
-"""How each projector of PROJECTORS is written."""
+"""Function that lists the tensors of each projector in PROJECTORS."""

@@ -1,6 +1,6 @@
-"""Settings and tensors in, a GGUF file out, written tensor by tensor. Needs the extra caldera[gguf].
+"""Writer of GGUF files, one tensor at a time. Needs the extra caldera[gguf].
 
-The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 GgufDtype = Literal["f32", "f16", "q8_0"]
 
 FILE_TYPES: dict[GgufDtype, int] = {"f32": 0, "f16": 1, "q8_0": 7}
-"""How the bulk of a file's weights is held, and llama.cpp's number for it (`general.file_type`)."""
+"""Type of most of a file's weights, and llama.cpp's number for it (`general.file_type`)."""
 
 _BLOCK, _BLOCK_BYTES = 32, 34
-"""Q8_0 holds 32 neighbors of a row as one fp16 scale and 32 signed bytes."""
+"""Q8_0 stores 32 neighbors of a row as one fp16 scale and 32 signed bytes."""
 
 Value = str | bool | int | float | Sequence[str] | Sequence[int] | Sequence[float]
 
@@ -35,75 +35,71 @@ class TensorSpec:
 
     name: str
     shape: tuple[int, ...]
-    """As in PyTorch; GGUF counts axes from the other end."""
+    """Shape in PyTorch's order; GGUF reverses the axes."""
 
     read: Callable[[], Tensor]
-    """Called once, when it is written; gives it in fp32."""
+    """Function that returns it in fp32; called once, when it is written."""
 
     exact: bool = False
-    """Whether it stays in F32 whatever the file's type, as vectors always do."""
+    """Whether it is written in F32 for every file type, as vectors always are."""
 
 
-def needs_gguf(what: str) -> None:
-    """Refuse where the package is missing.
-
-    Raises:
-        UsageError: It is.
-    """
+def needs_gguf(task: str) -> None:
+    """Raise UsageError if the package that a task needs is missing."""
     if find_spec("gguf") is None:
-        raise UsageError(f"{what} needs the package gguf: pip install 'caldera[gguf]'")
+        raise UsageError(f"{task} needs the package gguf: pip install 'caldera[gguf]'")
 
 
 def write_gguf(
     file: Path,
     architecture: str,
     settings: Mapping[str, Value],
-    pieces: Sequence[TensorSpec],
-    kind: GgufDtype,
+    tensors: Sequence[TensorSpec],
+    dtype: GgufDtype,
     tick: Advance,
 ) -> None:
-    """Write a GGUF file; one tensor is held in memory at a time.
+    """Write a GGUF file with at most one tensor in memory.
 
     Args:
-        file: Written in place; the caller gives one in a fresh folder.
-        architecture: `general.architecture`.
+        file: The file, which is written in place: give a path in a fresh folder.
+        architecture: Value of `general.architecture`.
         settings: Every other key, with its value.
-        pieces: The tensors.
-        kind: Type of matrices; those whose rows Q8_0 cannot cut into blocks become F16.
+        tensors: The tensors.
+        dtype: Type of the matrices; those whose rows Q8_0 cannot divide into blocks become F16.
         tick: Called after each tensor.
 
     Raises:
-        ModelFolderError: A weight is not finite, or too large for its type.
+        ModelFormatError: A weight is not finite, or too large for its type.
     """
     from gguf import GGUFWriter
 
     writer = GGUFWriter(file, architecture)
     for key, value in settings.items():
-        _add(writer, key, value)
-    writer.add_file_type(FILE_TYPES[kind])
-    if kind == "q8_0":
+        _add_key(writer, key, value)
+    writer.add_file_type(FILE_TYPES[dtype])
+    if dtype == "q8_0":
         writer.add_quantization_version(2)
     try:
-        for piece in pieces:
-            _announce(writer, piece, kind)
+        for tensor in tensors:
+            _add_tensor_info(writer, tensor, dtype)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for piece in pieces:
-            writer.write_tensor_data(_encoded(piece, kind))
+        for tensor in tensors:
+            writer.write_tensor_data(_encode(tensor, dtype))
             tick()
     finally:
         writer.close()
 
 
-def type_of(piece: TensorSpec, kind: GgufDtype) -> GgufDtype:
-    """Return how one tensor of a file of type `kind` is held."""
-    if piece.exact or len(piece.shape) == 1:
+def _stored_dtype(tensor: TensorSpec, dtype: GgufDtype) -> GgufDtype:
+    """Return the type of one tensor in a file of type `dtype`."""
+    if tensor.exact or len(tensor.shape) == 1:
         return "f32"
-    return "f16" if kind == "q8_0" and piece.shape[-1] % _BLOCK else kind
+    return "f16" if dtype == "q8_0" and tensor.shape[-1] % _BLOCK else dtype
 
 
-def _add(writer: "GGUFWriter", key: str, value: Value) -> None:
+def _add_key(writer: "GGUFWriter", key: str, value: Value) -> None:
     """Add one key, by the type of its value."""
     match value:
         case bool():
@@ -118,35 +114,31 @@ def _add(writer: "GGUFWriter", key: str, value: Value) -> None:
             writer.add_array(key, value)
 
 
-def _announce(writer: "GGUFWriter", piece: TensorSpec, kind: GgufDtype) -> None:
-    """Add what stands in the file's head about a tensor."""
+def _add_tensor_info(writer: "GGUFWriter", tensor: TensorSpec, dtype: GgufDtype) -> None:
+    """Add name, shape and type of a tensor to the file's header."""
     from gguf import GGMLQuantizationType
 
-    held = type_of(piece, kind)
-    count = int(np.prod(piece.shape))
+    stored = _stored_dtype(tensor, dtype)
+    count = int(np.prod(tensor.shape))
     sizes = {"f32": count * 4, "f16": count * 2, "q8_0": count // _BLOCK * _BLOCK_BYTES}
-    number = GGMLQuantizationType[held.upper()]
-    writer.add_tensor_info(piece.name, piece.shape, np.dtype(np.float32), sizes[held], number)
+    number = GGMLQuantizationType[stored.upper()]
+    writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), sizes[stored], number)
 
 
-def _encoded(piece: TensorSpec, kind: GgufDtype) -> np.ndarray:
-    """Read a tensor and return it as it is held.
-
-    Raises:
-        ModelFolderError: A value is not finite there.
-    """
+def _encode(tensor: TensorSpec, dtype: GgufDtype) -> np.ndarray:
+    """Read a tensor and return it in its stored type, or raise ModelFormatError if a value does not fit."""
     from gguf import GGMLQuantizationType
     from gguf.quants import quantize
 
-    values = np.ascontiguousarray(piece.read().numpy(), dtype=np.float32)
-    assert values.shape == piece.shape, f"{piece.name}: {values.shape}, announced {piece.shape}"
-    held = type_of(piece, kind)
+    values = np.ascontiguousarray(tensor.read().numpy(), dtype=np.float32)
+    assert values.shape == tensor.shape, f"{tensor.name}: {values.shape}, announced {tensor.shape}"
+    stored = _stored_dtype(tensor, dtype)
     largest = float(np.abs(values).max(initial=0.0))
-    if not largest <= float(np.finfo(np.float16 if held == "f16" else np.float32).max):
+    if not largest <= float(np.finfo(np.float16 if stored == "f16" else np.float32).max):
         raise ModelFormatError(
-            f"the weight that becomes {piece.name} holds {largest:.3g}, which {held} cannot hold; "
+            f"the weight that becomes {tensor.name} holds {largest:.3g}, which {stored} cannot hold; "
             + ("try --type f32" if np.isfinite(largest) else "the model is broken")
         )
-    if held == "q8_0":
+    if stored == "q8_0":
         return quantize(values, GGMLQuantizationType.Q8_0)
-    return values.astype(np.float16 if held == "f16" else np.float32)
+    return values.astype(np.float16 if stored == "f16" else np.float32)

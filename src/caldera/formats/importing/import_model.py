@@ -1,7 +1,7 @@
-"""A model from elsewhere, or two towers, in; a caldera model folder out, whole or not at all.
+"""Import of a model from another layout, or from two towers, into a caldera model folder.
 
-What a folder is, its content says, never its name. Weights are checked against the config before anything is written,
-and go from file to file one at a time.
+The layout is detected by content, never by name. Weights are checked against the config before anything is written, and
+are copied from file to file one at a time.
 """
 
 import shutil
@@ -35,90 +35,91 @@ from caldera.progress import Progress
 
 @dataclass(frozen=True, slots=True)
 class ModelImportReport:
-    """What came in."""
+    """Layout, size and notes of an imported model."""
 
-    kind: str
+    layout: str
     tensors: int
     nbytes: int
     dtype: torch.dtype
     notes: tuple[str, ...]
 
 
-def import_model(what: ImportRequest, out: Path, progress: Progress) -> ModelImportReport:
+def import_model(request: ImportRequest, out: Path, progress: Progress) -> ModelImportReport:
     """Write a caldera model folder from a model of another layout, or from two towers.
 
     Args:
-        what: The model.
-        out: Where the folder will stand.
-        progress: Follows the work.
+        request: The model and its settings.
+        out: The model folder to write.
+        progress: Reports the progress.
 
     Raises:
-        UsageError: An option is missing or does not fit what the source is.
-        ModelFolderError: The source is broken, does not fit its config, or means what caldera does not do.
-        OutputError: It could not be written; nothing of it is there.
+        UsageError: An option is missing or does not fit the source.
+        ModelFormatError: The source is broken, does not fit its config, or needs what caldera does not support.
+        OutputError: The folder could not be written; nothing of it is left.
     """
     if out.exists():
         raise UsageError(f"{out} exists; choose another --out or remove it first")
-    kind = "joined" if what.source is None else detect_layout(what.source, what.kind)
-    incoming = LAYOUT_READERS[kind](what)
+    layout = "joined" if request.source is None else detect_layout(request.source, request.layout)
+    source_model = LAYOUT_READERS[layout](request)
     assistant = build_on_meta(
-        incoming.vision, incoming.language, incoming.tokenizer, incoming.processor, incoming.card
+        source_model.vision,
+        source_model.language,
+        source_model.tokenizer,
+        source_model.processor,
+        source_model.metadata,
     )
-    origin = what.source or what.language
+    origin = request.source or request.language
     assert origin is not None
-    weights = _check_and_rename(assistant.model, incoming.weights, origin)
-    if what.dtype != "auto":
-        weights = {name: cast(each, DTYPES[what.dtype]) for name, each in weights.items()}
-    nbytes = sum(each.nbytes for each in weights.values())
+    weights = _check_and_rename(assistant.model, source_model.weights, origin)
+    if request.dtype != "auto":
+        weights = {name: cast(weight, DTYPES[request.dtype]) for name, weight in weights.items()}
+    nbytes = sum(weight.nbytes for weight in weights.values())
     _check_space(out, nbytes)
-    parents = _digests(incoming.files, progress)
-    assistant = replace(assistant, card=assistant.card.model_copy(update={"parents": parents}))
+    digests = _digests(source_model.files, progress)
+    metadata = assistant.card.model_copy(update={"source_digests": digests})
+    assistant = replace(assistant, card=metadata)
     with atomic_folder(out) as fresh, progress.task("write", len(weights)) as tick:
         fill_model_folder(fresh, assistant, weights, lambda file: tick(detail=file))
-        for folder in (what.source, what.base, what.language):
-            if (
-                folder
-                and (folder / SENTENCEPIECE_FILE).is_file()
-                and not (fresh / SENTENCEPIECE_FILE).exists()
-            ):
-                shutil.copyfile(
-                    check_inside_folder(folder / SENTENCEPIECE_FILE), fresh / SENTENCEPIECE_FILE
-                )
+        _copy_sentencepiece(request, fresh)
         written = load_model_folder(fresh, stored_dtype(weights))
-        if kind == "joined":
+        if layout == "joined":
             check_logits_match(written.model.language)
-    notes = (*incoming.notes, *_notes(assistant))
-    return ModelImportReport(kind, len(weights), nbytes, stored_dtype(weights), notes)
+    notes = (*source_model.notes, *_notes(assistant))
+    return ModelImportReport(layout, len(weights), nbytes, stored_dtype(weights), notes)
+
+
+def _copy_sentencepiece(request: ImportRequest, out: Path) -> None:
+    """Copy the SentencePiece model, if the source has one."""
+    for folder in (request.source, request.base, request.language):
+        if folder and (folder / SENTENCEPIECE_FILE).is_file():
+            file = check_inside_folder(folder / SENTENCEPIECE_FILE)
+            shutil.copyfile(file, out / SENTENCEPIECE_FILE)
+            return
 
 
 def _check_and_rename(
     model: Llava, weights: Mapping[str, LazyWeight], source: Path
 ) -> dict[str, LazyWeight]:
-    """Return weights under their names on disk, in order, if they fit.
+    """Return weights under their names on disk, in order, after checking that they fit.
 
-    Raises:
-        ModelFolderError: They do not fit, or a head that is tied to the embeddings differs from them.
+    A head that the config ties to the embeddings is dropped if it equals them, and rejected if not.
     """
-    below = uses_vision_model_prefix(model.vision.tower)
-    found = {weight_names.disk_name(name, below): each for name, each in weights.items()}
-    check_weights(model, found, source)
+    prefixed = uses_vision_model_prefix(model.vision.tower)
+    renamed = {weight_names.disk_name(name, prefixed): weight for name, weight in weights.items()}
+    check_weights(model, renamed, source)
     table = model.language.get_input_embeddings().weight
-    name_of = next(name for name, each in model.language.named_parameters() if each is table)
-    for name in (LANGUAGE + each for each in tied_names(model.language)):
-        tied = found.pop(name, None)
-        if tied is not None and not torch.equal(tied.read(), found[LANGUAGE + name_of].read()):
+    table_name = next(name for name, weight in model.language.named_parameters() if weight is table)
+    for name in (LANGUAGE + tied_name for tied_name in tied_names(model.language)):
+        tied = renamed.pop(name, None)
+        if tied is not None and not torch.equal(tied.read(), renamed[LANGUAGE + table_name].read()):
             raise ModelFormatError(
                 f"the weight {name} in {source} is tied to the embeddings by the config, but differs from them"
             )
-    return found
+    return renamed
 
 
 def _check_space(out: Path, nbytes: int) -> None:
-    """Check that a folder will fit.
-
-    Raises:
-        OutputError: It will not.
-    """
+    """Raise OutputError if the disk has too little space for the folder."""
     free = free_bytes(out)
     if free < nbytes:
         raise OutputError(
@@ -128,21 +129,21 @@ def _check_space(out: Path, nbytes: int) -> None:
 
 
 def _digests(files: Mapping[str, tuple[Path, ...]], progress: Progress) -> dict[str, str]:
-    """Return the sha256 of what the model was made from."""
-    given = {name: each for name, each in files.items() if each}
+    """Return the sha256 of each group of source files."""
+    groups = {name: paths for name, paths in files.items() if paths}
     digests = {}
-    with progress.task("digests", len(given)) as tick:
-        for name, each in given.items():
-            digests[name] = digest_of_files(each)
+    with progress.task("digests", len(groups)) as tick:
+        for name, paths in groups.items():
+            digests[name] = digest_of_files(paths)
             tick(detail=name)
     return digests
 
 
 def _notes(assistant: LlavaBundle) -> tuple[str, ...]:
-    """Say what transformers will make of the folder, where that is not the same."""
-    strange = unsupported_by_transformers(assistant.model)
-    if strange is None:
+    """Return a note if transformers cannot load the folder."""
+    unsupported = unsupported_by_transformers(assistant.model)
+    if unsupported is None:
         return ()
     return (
-        f"transformers cannot express {strange}: the folder is caldera's alone, and transformers refuses it",
+        f"transformers cannot express {unsupported}: only caldera loads the folder, transformers rejects it",
     )

@@ -1,4 +1,4 @@
-"""A folder of somebody's model in, what caldera needs of it out: configs, weights by name, and what to say of them."""
+"""Source folders of other projects: configs, weights by name, and notes for the user."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +15,7 @@ from transformers import (
 
 from caldera.errors import ModelFormatError, UsageError, describe_validation_error
 from caldera.formats import weight_names
+from caldera.formats.assemble import CONTRASTIVE_MODELS
 from caldera.formats.config import (
     CONFIG_ERRORS,
     accept_old_keys,
@@ -28,7 +29,6 @@ from caldera.formats.original.config import (
     OriginalSettings,
     known_tower,
     parse_pinpoints,
-    read_original,
     tower_difference,
 )
 from caldera.formats.safetensors_files import LazyWeight
@@ -40,32 +40,29 @@ from caldera.formats.weight_names import PROJECTOR, VISION
 from caldera.images.processor import ImageAspect, ImageProcessor
 from caldera.model.assistant import ModelMetadata
 
-_TWO_TOWERS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
-"""Folders that hold an image and a text tower, and the kind of the image tower in them."""
-
 
 @dataclass(frozen=True, slots=True)
 class SourceModel:
-    """A model on its way in; nothing of its numbers has been read."""
+    """Model to import; the numbers of its weights are not read yet."""
 
     vision: PretrainedConfig
     language: PretrainedConfig
     tokenizer: PreTrainedTokenizerFast
     processor: ImageProcessor
-    card: ModelMetadata
+    metadata: ModelMetadata
     weights: Mapping[str, LazyWeight]
-    """By llava-hf's names."""
+    """Weights by llava-hf's names."""
 
     files: Mapping[str, tuple[Path, ...]]
-    """Weight files by what they are, for their digests."""
+    """Weight files by role, for their digests."""
 
     notes: tuple[str, ...] = ()
-    """What the user should know."""
+    """Notes for the user."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceTower:
-    """A vision tower on its way in."""
+    """Vision tower to import."""
 
     config: PretrainedConfig
     processor: ImageProcessor
@@ -74,96 +71,82 @@ class SourceTower:
     notes: tuple[str, ...] = ()
 
 
-def make_card(
+def build_metadata(
     source: Path,
     *,
     projector: str,
     template: str,
     aspect: str,
-    select_layer: int = -2,
-    select: str = "patch",
+    vision_feature_layer: int = -2,
+    feature_select: str = "patch",
     pinpoints: tuple[tuple[int, int], ...] = (),
 ) -> ModelMetadata:
-    """Return the card of a model that comes in.
+    """Return the metadata of an imported model.
 
     Args:
-        source: What messages call it.
-        projector: Its kind.
-        template: How conversations are written.
-        aspect: How images are shown.
-        select_layer: Hidden state of the vision tower that is projected.
-        select: Which of its positions are.
-        pinpoints: (width, height) of the grids of tiles, for `anyres`.
+        source: Path for messages.
+        projector: Name of the projector's kind.
+        template: Name of the chat template.
+        aspect: How images that are not square are prepared.
+        vision_feature_layer: Hidden state of the vision tower that is projected.
+        feature_select: Whether the features include the class token.
+        pinpoints: (width, height) of the canvases of tiles, for `anyres`.
 
     Raises:
-        ModelFolderError: It means what caldera cannot do.
+        ModelFormatError: caldera does not support a value.
     """
     if aspect not in get_args(ImageAspect):
-        known = ", ".join(get_args(ImageAspect))
-        raise ModelFormatError(f"{source} shows images as {aspect!r}; known: {known}")
+        supported = ", ".join(get_args(ImageAspect))
+        raise ModelFormatError(f"{source} has the image aspect {aspect!r}; known: {supported}")
     settings: dict[str, Any] = {"pinpoints": pinpoints} if aspect == "anyres" else {}
     try:
         return ModelMetadata(
             projector=projector,
             template=template,
             image_aspect=aspect,  # type: ignore[arg-type] # checked above, as the next two are by pydantic
-            vision_feature_layer=select_layer,
-            feature_select=select,  # type: ignore[arg-type]
+            vision_feature_layer=vision_feature_layer,
+            feature_select=feature_select,  # type: ignore[arg-type]
             **settings,
         )
     except ValidationError as error:
         raise ModelFormatError(f"{source}: {describe_validation_error(error, 'model')}") from None
 
 
-def resolve_aspect(source: Path, said: str, wanted: str | None) -> str:
-    """Return how a model that comes in shows images: as its folder says, or as the user wants it.
+def resolve_aspect(source: Path, stored: str, requested: str | None) -> str:
+    """Return the image aspect of an imported model: the requested one, or its folder's.
 
     Raises:
-        UsageError: The user wants tiles of a model without the weights for them, or none of one that was made for them.
+        UsageError: Tiles are requested of a model without weights for them, or none of a model that was made for them.
     """
-    if wanted in (None, said):
-        return said
-    if "anyres" in (said, wanted):
+    if requested in (None, stored):
+        return stored
+    if "anyres" in (stored, requested):
         raise UsageError(
-            f"{source} shows images as {said!r}, and --aspect can only choose between square and pad; a stage of "
-            f"training with --set aspect={wanted} makes such a model of it"
+            f"{source} has the image aspect {stored!r}, and --aspect can only choose between square and pad; to train "
+            f"such a model, run a stage with --set aspect={requested}"
         )
-    return wanted
+    return requested
 
 
 def with_metadata_aspect(
-    processor: ImageProcessor, card: ModelMetadata, source: Path
+    processor: ImageProcessor, metadata: ModelMetadata, source: Path
 ) -> ImageProcessor:
-    """Return a vision tower's processor as the card of a model from `source` wants it.
+    """Return a vision tower's processor with the image aspect of a model from `source`.
 
     Raises:
-        ModelFolderError: The model's canvases do not cut into the tower's tiles.
+        ModelFormatError: The model's canvases do not divide into the tower's tiles.
     """
     try:
-        return processor.with_aspect(card.image_aspect, card.pinpoints)
+        return processor.with_aspect(metadata.image_aspect, metadata.pinpoints)
     except ValueError as error:
         raise ModelFormatError(f"{source}: {error}") from None
-
-
-def vision_config(folder: Path) -> PretrainedConfig:
-    """Read the config of a folder's vision tower.
-
-    Raises:
-        ModelFolderError: There is none, or it cannot be used.
-    """
-    config = read_config(folder)
-    kind = config.get("model_type")
-    if kind in _TWO_TOWERS:
-        inner = config.get("vision_config")
-        config = {"model_type": _TWO_TOWERS[kind], **(inner if isinstance(inner, dict) else {})}
-    return sub_config({"vision_config": config}, "vision_config", folder / "config.json")
 
 
 def read_tower(folder: Path) -> SourceTower:
     """Read a vision tower's folder in transformers' format.
 
     Raises:
-        ModelFolderError: It is missing or broken.
+        ModelFormatError: It is missing or broken.
     """
     config, source = vision_config(folder), read_folder(folder)
     weights = weight_names.from_vision_folder(
@@ -172,99 +155,106 @@ def read_tower(folder: Path) -> SourceTower:
     return SourceTower(config, load_processor(folder), weights, source.files)
 
 
+def vision_config(folder: Path) -> PretrainedConfig:
+    """Read the config of a folder's vision tower.
+
+    Raises:
+        ModelFormatError: There is none, or it cannot be used.
+    """
+    config = read_config(folder)
+    model_class = CONTRASTIVE_MODELS.get(config.get("model_type", ""))
+    if model_class is not None:
+        inner = config.get("vision_config")
+        model_type = model_class.config_class.model_type
+        config = {"model_type": model_type, **(inner if isinstance(inner, dict) else {})}
+    return sub_config({"vision_config": config}, "vision_config", folder / "config.json")
+
+
 def read_llava_hf(folder: Path, template: str, aspect: str | None) -> SourceModel:
     """Read a llava-hf folder, LLaVA's or LLaVA-NeXT's, with classic names or those of transformers 5.
 
     Raises:
-        ModelFolderError: It is broken, or of a kind that caldera does not express.
+        ModelFormatError: It is broken, or of a kind that caldera does not support.
     """
     file = folder / "config.json"
-    said = read_config(folder)
-    config = _llava_hf_config(said, file)
-    tiled = said["model_type"] == "llava_next"
+    settings = read_config(folder)
+    config = _llava_hf_config(settings, file)
+    tiled = settings["model_type"] == "llava_next"
     tokenizer = load_tokenizer(folder)
     tokenizer.chat_template = None  # a program in the folder; caldera writes its own
     source = read_folder(folder)
-    card = make_card(
+    metadata = build_metadata(
         folder,
         projector="mlp2x_gelu",
         template=template,
         aspect=resolve_aspect(folder, "anyres" if tiled else load_processor(folder).aspect, aspect),
-        select_layer=config.vision_feature_layer,
+        vision_feature_layer=config.vision_feature_layer,
         pinpoints=pinpoints_from_disk(parse_pinpoints(config.image_grid_pinpoints, file))
         if tiled
         else (),
     )
-    processor = load_processor(folder, card)
-    found = build_on_meta(
-        config.vision_config, config.text_config, tokenizer, processor, card
+    processor = load_processor(folder, metadata)
+    model = build_on_meta(
+        config.vision_config, config.text_config, tokenizer, processor, metadata
     ).model
-    if found.image_token_id != config.image_token_index:
+    if model.image_token_id != config.image_token_index:
         raise ModelFormatError(
-            f"{file} puts images at token {config.image_token_index}, its tokenizer at {found.image_token_id}"
+            f"{file} has image token {config.image_token_index}, its tokenizer {model.image_token_id}; they must agree"
         )
-    strategy, leading = config.vision_feature_select_strategy, found.vision.num_prefix_tokens
-    if strategy == "default" and not leading:
+    strategy, prefix_tokens = config.vision_feature_select_strategy, model.vision.num_prefix_tokens
+    if strategy == "default" and not prefix_tokens:
         raise ModelFormatError(
             f"{file} has vision_feature_select_strategy 'default', which drops the first patch of a tower without a "
             "class token; not supported"
         )
-    keeps_all = strategy == "full" and leading
-    if keeps_all and tiled:
+    keeps_class_token = strategy == "full" and prefix_tokens
+    if keeps_class_token and tiled:
         raise ModelFormatError(
             f"{file} has vision_feature_select_strategy 'full', which keeps the class token of every tile; not "
             "supported"
         )
-    card = card.model_copy(update={"select": "cls_patch" if keeps_all else "patch"})
+    feature_select = "cls_patch" if keeps_class_token else "patch"
+    metadata = metadata.model_copy(update={"feature_select": feature_select})
     notes: tuple[str, ...] = ()
-    if card.image_aspect == "square" and aspect is None:
+    if metadata.image_aspect == "square" and aspect is None:
         notes = (
-            "its processor crops images to a square; LLaVA-1.5 was trained on padded ones, which --aspect pad makes",
+            "its processor crops images to a square; LLaVA-1.5 was trained on padded ones, for which give --aspect pad",
         )
     weights = weight_names.rename_weights(source.weights, weight_names.from_llava_hf, folder)
-    parts = (config.vision_config, config.text_config, tokenizer, processor, card)
-    return SourceModel(*parts, weights, {"source": source.files}, notes)
+    towers = (config.vision_config, config.text_config)
+    files = {"source": source.files}
+    return SourceModel(*towers, tokenizer, processor, metadata, weights, files, notes)
 
 
-def _llava_hf_config(said: dict[str, Any], file: Path) -> Any:  # noqa: ANN401 - its parts' types are unions
-    """Parse a llava-hf config, with transformers' own defaults.
-
-    Raises:
-        ModelFolderError: It is broken, or means what caldera does not do.
-    """
-    allowed: dict[str, tuple[object, ...]] = {
+def _llava_hf_config(settings: dict[str, Any], file: Path) -> Any:  # noqa: ANN401 - its parts' types are unions
+    """Parse a llava-hf config, with transformers' own defaults."""
+    supported: dict[str, tuple[object, ...]] = {
         "projector_hidden_act": (None, "gelu"),
         "multimodal_projector_bias": (None, True),
         "vision_feature_select_strategy": (None, "default", "full"),
         "quantization_config": (None,),
     }
-    for name, values in allowed.items():
-        if said.get(name) not in values:
-            raise ModelFormatError(f"{file} has {name} {said[name]!r}, which is not supported")
-    if type(said.get("vision_feature_layer", -2)) is not int:
+    for name, values in supported.items():
+        if settings.get(name) not in values:
+            raise ModelFormatError(f"{file} has {name} {settings[name]!r}, which is not supported")
+    if type(settings.get("vision_feature_layer", -2)) is not int:
         raise ModelFormatError(
-            f"{file} has vision_feature_layer {said['vision_feature_layer']!r}; only a single layer is supported"
+            f"{file} has vision_feature_layer {settings['vision_feature_layer']!r}; only a single layer is supported"
         )
-    kind = LlavaNextConfig if said["model_type"] == "llava_next" else LlavaConfig
-    plain = {name: value for name, value in said.items() if not name.startswith("_")}
+    config_class = LlavaNextConfig if settings["model_type"] == "llava_next" else LlavaConfig
+    public = _without_private(settings)
     for part in ("vision_config", "text_config"):
-        if isinstance(plain.get(part), dict):
-            settings = plain[part].items()
-            plain[part] = {name: value for name, value in settings if not name.startswith("_")}
+        if isinstance(public.get(part), dict):
+            public[part] = _without_private(public[part])
     try:
         with accept_old_keys():
-            return kind.from_dict(plain)
+            return config_class.from_dict(public)
     except CONFIG_ERRORS as error:
         raise ModelFormatError(f"{file}: {error_line(error)}") from None
 
 
-def read_original_settings(folder: Path) -> OriginalSettings:
-    """Read the config of an original folder.
-
-    Raises:
-        ModelFolderError: It is broken, or means what caldera does not do.
-    """
-    return read_original(read_config(folder), folder / "config.json")
+def _without_private(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if not name.startswith("_")}
 
 
 def join_original(
@@ -273,68 +263,75 @@ def join_original(
     source: Source,
     tokenizer: PreTrainedTokenizerFast,
     tower: SourceTower,
-    card: ModelMetadata,
+    metadata: ModelMetadata,
 ) -> SourceModel:
-    """Join what an original folder holds with its vision tower.
+    """Join the content of an original folder with its vision tower.
 
     Args:
-        folder: What messages call it.
-        settings: From its config.
+        folder: Path for messages.
+        settings: Settings of its config.
         source: Weights of language model and projector, by llava-hf's names.
-        tokenizer: Without a token for images.
-        tower: From `original_tower`.
-        card: Of the model.
+        tokenizer: A tokenizer without the image token.
+        tower: The tower from `resolve_vision_tower`.
+        metadata: Metadata of the model.
 
     Raises:
-        ModelFolderError: The tokenizer has more words than the model.
+        ModelFormatError: The tokenizer has more tokens than the model.
     """
-    own = {name: each for name, each in source.weights.items() if not name.startswith(VISION)}
-    weights, language = grow_embeddings(own, settings.language, tokenizer, folder)
-    processor = with_metadata_aspect(tower.processor, card, folder)
-    parts = (tower.config, language, tokenizer, processor, card)
-    files = {"source": source.files, "vision": tower.files}
-    return SourceModel(*parts, {**tower.weights, **weights}, files, tower.notes)
+    without_tower = {
+        name: weight for name, weight in source.weights.items() if not name.startswith(VISION)
+    }
+    weights, language = grow_embeddings(without_tower, settings.language, tokenizer, folder)
+    return SourceModel(
+        tower.config,
+        language,
+        tokenizer,
+        with_metadata_aspect(tower.processor, metadata, folder),
+        metadata,
+        weights={**tower.weights, **weights},
+        files={"source": source.files, "vision": tower.files},
+        notes=tower.notes,
+    )
 
 
 def resolve_vision_tower(
-    folder: Path, settings: OriginalSettings, own: Mapping[str, LazyWeight], vision: Path | None
+    folder: Path, settings: OriginalSettings, weights: Mapping[str, LazyWeight], vision: Path | None
 ) -> SourceTower:
-    """Return the vision tower of an original folder: its own where it was trained, else the one in `vision`.
+    """Return the vision tower of an original folder: its own if it was trained, else the one in `vision`.
 
-    LLaVA's own code takes a folder's tower only if its config says that it was trained (spec 9.10).
+    LLaVA's own code uses a folder's tower only if its config has the mark of a trained one (spec 9.10).
 
     Args:
-        folder: What messages call it.
-        settings: From its config.
-        own: Weights of the folder, by llava-hf's names.
+        folder: Path for messages.
+        settings: Settings of its config.
+        weights: Weights of the folder, by llava-hf's names.
         vision: A folder of the tower that the config names by its hub name.
 
     Raises:
-        ModelFolderError: `vision` holds another tower.
-        UsageError: It is needed.
+        ModelFormatError: `vision` holds another tower.
+        UsageError: `vision` is needed but not given.
     """
-    inside = {name: each for name, each in own.items() if name.startswith(VISION)}
-    known = known_tower(settings.tower)
-    trained = settings.tower_trained and bool(inside)
+    own = {name: weight for name, weight in weights.items() if name.startswith(VISION)}
+    hub_tower = known_tower(settings.tower)
+    trained = settings.tower_trained and bool(own)
     if vision is None:
-        if trained and known:
-            return SourceTower(*known, inside)
-        lacks = (
-            "its config does not describe" if trained else "it says were not trained, so they are not"
-            if inside else "it does not hold"
-        )  # fmt: skip
+        if trained and hub_tower:
+            return SourceTower(*hub_tower, own)
+        lacks = "does not hold its weights"
+        if own:
+            lacks = "does not describe it" if trained else "has not trained its weights"
         raise UsageError(
-            f"{folder} names its vision tower {settings.tower!r}, whose weights {lacks}; give --vision, the folder "
+            f"{folder} names the vision tower {settings.tower!r} but {lacks}; give --vision, the folder "
             "of that tower in transformers' format (config.json, preprocessor_config.json, weights)"
         )
     tower = read_tower(vision)
-    differs = tower_difference(known[0], tower.config) if known else None
-    if differs:
-        raise ModelFormatError(f"{vision} is not {settings.tower}: it differs in {differs}")
+    difference = tower_difference(hub_tower[0], tower.config) if hub_tower else None
+    if difference:
+        raise ModelFormatError(f"{vision} is not {settings.tower}: it differs in {difference}")
     if trained:
         notes = ("the vision tower's weights are the folder's own, which were trained",)
-        return replace(tower, weights=inside, files=(), notes=notes)
-    if inside:
+        return replace(tower, weights=own, files=(), notes=notes)
+    if own:
         notes = (
             f"the vision tower's weights are those of {vision}; the folder's own are not used, as its config does not "
             "have unfreeze_mm_vision_tower (LLaVA's own code does the same)",
@@ -344,15 +341,15 @@ def resolve_vision_tower(
 
 
 def detect_projector(weights: Mapping[str, LazyWeight], source: Path) -> str:
-    """Tell a projector's kind from its weights' names.
+    """Return a projector's kind by its weights' names.
 
     Raises:
-        ModelFolderError: They are of no kind that is known.
+        ModelFormatError: The names fit no projector of caldera.
     """
-    found = {name.removeprefix(PROJECTOR) for name in weights}
+    names = {name.removeprefix(PROJECTOR) for name in weights}
     for kind, layers in {"mlp2x_gelu": ("linear_1.", "linear_2."), "linear": ("",)}.items():
-        if found == {f"{layer}{what}" for layer in layers for what in ("weight", "bias")}:
+        if names == {f"{layer}{suffix}" for layer in layers for suffix in ("weight", "bias")}:
             return kind
     raise ModelFormatError(
-        f"the projector in {source} has the weights {sorted(found)[:4]}; unknown"
+        f"the projector in {source} has the weights {sorted(names)[:4]}; caldera has no such projector"
     )

@@ -1,1 +1,1 @@
-"""The layout of LLaVA's own code: config and weights."""
+"""Model folders of LLaVA's own code."""

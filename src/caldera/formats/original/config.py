@@ -1,4 +1,4 @@
-"""The config of an original LLaVA folder in, what it says of the model out; and back."""
+"""Config of an original LLaVA folder."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,17 +13,15 @@ from caldera.images.processor import ImageProcessor
 from caldera.model.projector import PROJECTORS
 
 LANGUAGE_TYPES = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral"}
-"""Model types of original configs, and the language model in each; `llava` is LLaVA-1's."""
+"""Model types of original configs, and the language model of each; `llava` is LLaVA v1's."""
 
 LLAVA_CLASSES = {
     "llama": ("llava_llama", "LlavaLlamaForCausalLM"),
     "mistral": ("llava_mistral", "LlavaMistralForCausalLM"),
 }
-"""Language models that LLaVA's own code has classes for: model type and class."""
+"""Model type and class in LLaVA's own code, by language model."""
 
-_REFUSED = {
-    "llava_mpt": "LLaVA's own code cannot run its MPT models either (spec 9.19)",
-}
+_UNSUPPORTED = {"llava_mpt": "LLaVA's own code cannot run its MPT models either (spec 9.19)"}
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -37,38 +35,50 @@ _CLIP_L14: dict[str, Any] = {
     "hidden_act": "quick_gelu",
 }
 _SIDES = {"openai/clip-vit-large-patch14": 224, "openai/clip-vit-large-patch14-336": 336}
-"""The vision towers of LLaVA's releases by their exact hub names, and the images they see (spec 1.2)."""
+"""Vision towers of LLaVA's releases by their exact hub names, and the sides of their images (spec 1.2)."""
 
 _LLAVA_KEYS = {
-    "architectures", "freeze_mm_mlp_adapter", "freeze_mm_vision_resampler", "image_aspect_ratio",
-    "image_crop_resolution", "image_grid_pinpoints", "image_split_resolution", "model_type", "s2", "s2_scales",
-    "tokenizer_model_max_length", "tokenizer_padding_side", "tune_mm_mlp_adapter", "tune_mm_vision_resampler",
-    "unfreeze_mm_vision_tower", "use_mm_proj",
-}  # fmt: skip
-"""Settings that are not the language model's; so are all that begin with `mm_` (spec 1.9)."""
+    "architectures",
+    "freeze_mm_mlp_adapter",
+    "freeze_mm_vision_resampler",
+    "image_aspect_ratio",
+    "image_crop_resolution",
+    "image_grid_pinpoints",
+    "image_split_resolution",
+    "model_type",
+    "s2",
+    "s2_scales",
+    "tokenizer_model_max_length",
+    "tokenizer_padding_side",
+    "tune_mm_mlp_adapter",
+    "tune_mm_vision_resampler",
+    "unfreeze_mm_vision_tower",
+    "use_mm_proj",
+}
+"""Settings that are not the language model's, in addition to all that begin with `mm_` (spec 1.9)."""
 
 
 @dataclass(frozen=True, slots=True)
 class OriginalSettings:
-    """What an original config says, in caldera's words."""
+    """Settings of an original config under caldera's names."""
 
     language: PretrainedConfig
     projector: str
-    select_layer: int
-    select: str
+    vision_feature_layer: int
+    feature_select: str
     aspect: str
     pinpoints: tuple[tuple[int, int], ...]
-    """(width, height) pairs; empty but for `anyres`."""
+    """(width, height) pairs for `anyres`; otherwise empty."""
 
     tower: str
-    """The vision tower's name on the hub."""
+    """Name of the vision tower on the hub."""
 
     tower_trained: bool
-    """Whether the folder's own weights of the tower are the ones to use."""
+    """Whether to use the folder's own weights of the tower."""
 
 
 def is_original(config: Mapping[str, Any]) -> bool:
-    """Tell whether a config is one of LLaVA's own code."""
+    """Return whether a config is one of LLaVA's own code."""
     return "mm_vision_tower" in config or "mm_hidden_size" in config
 
 
@@ -76,28 +86,32 @@ def read_original(config: Mapping[str, Any], file: Path) -> OriginalSettings:
     """Read an original config.
 
     Raises:
-        ModelFolderError: A setting is missing, or means what caldera cannot do; the message names it.
+        ModelFormatError: A setting is missing or not supported; the message names it.
     """
-    kind = config.get("model_type")
-    if kind not in LANGUAGE_TYPES:
-        reason = _REFUSED.get(str(kind), f"known: {', '.join(LANGUAGE_TYPES)}")
-        raise ModelFormatError(f"{file} has model_type {kind!r}, which is not imported: {reason}")
+    model_type = config.get("model_type")
+    if model_type not in LANGUAGE_TYPES:
+        reason = _UNSUPPORTED.get(str(model_type), f"known: {', '.join(LANGUAGE_TYPES)}")
+        raise ModelFormatError(
+            f"{file} has model_type {model_type!r}, which is not supported: {reason}"
+        )
     _check_supported(config, file)
     aspect, pinpoints = _image_aspect(config, file)
-    own = {
+    language = {
         name: value
         for name, value in config.items()
         if name not in _LLAVA_KEYS and not name.startswith("mm_")
     }
-    text = {**own, "model_type": LANGUAGE_TYPES[str(kind)]}
+    language["model_type"] = LANGUAGE_TYPES[str(model_type)]
     layer = config.get("mm_vision_select_layer")
     if type(layer) is not int:
-        raise ModelFormatError(f"{file} has mm_vision_select_layer {layer!r}; it must be a number")
+        raise ModelFormatError(
+            f"{file} has mm_vision_select_layer {layer!r}; it must be a whole number"
+        )
     return OriginalSettings(
-        language=sub_config({"text_config": text}, "text_config", file),
+        language=sub_config({"text_config": language}, "text_config", file),
         projector=str(config.get("mm_projector_type", "linear")),
-        select_layer=layer,
-        select=str(config.get("mm_vision_select_feature", "patch")),
+        vision_feature_layer=layer,
+        feature_select=str(config.get("mm_vision_select_feature", "patch")),
         aspect=aspect,
         pinpoints=pinpoints,
         tower=str(config.get("mm_vision_tower")),
@@ -106,12 +120,8 @@ def read_original(config: Mapping[str, Any], file: Path) -> OriginalSettings:
 
 
 def _check_supported(config: Mapping[str, Any], file: Path) -> None:
-    """Refuse settings that another model than caldera's is made by.
-
-    Raises:
-        ModelFolderError: There is one.
-    """
-    allowed: dict[str, tuple[object, ...]] = {
+    """Raise ModelFormatError if a setting has a value that caldera does not support."""
+    supported: dict[str, tuple[object, ...]] = {
         "mm_projector_type": (None, *PROJECTORS),
         "mm_resampler_type": (None,),
         "mm_vision_select_feature": (None, "patch", "cls_patch"),
@@ -122,25 +132,21 @@ def _check_supported(config: Mapping[str, Any], file: Path) -> None:
         "quantization_config": (None,),
         "pretraining_tp": (None, 1),
     }
-    for name, values in allowed.items():
+    for name, values in supported.items():
         if config.get(name) not in values:
-            known = ", ".join(str(each) for each in values if each is not None) or "none"
+            valid = ", ".join(str(value) for value in values if value is not None) or "none"
             raise ModelFormatError(
-                f"{file} has {name} {config[name]!r}, which is not supported; known: {known}"
+                f"{file} has {name} {config[name]!r}, which is not supported; known: {valid}"
             )
     if config.get("mm_use_im_start_end"):
         raise ModelFormatError(
-            f"{file} has mm_use_im_start_end true: such models see <im_start> and <im_end> around each image, which "
-            "no template of caldera's writes; not supported"
+            f"{file} has mm_use_im_start_end true: such models need <im_start> and <im_end> around each image, which "
+            "no template of caldera has; not supported"
         )
 
 
 def _image_aspect(config: Mapping[str, Any], file: Path) -> tuple[str, tuple[tuple[int, int], ...]]:
-    """Read how images are shown, and the grids of tiles if they are cut to such.
-
-    Raises:
-        ModelFolderError: Tiles are joined in a way that is not supported, or the grids are no pairs.
-    """
+    """Return the image aspect, and the canvases of tiles for `anyres`."""
     aspect = config.get("image_aspect_ratio") or "square"
     if aspect != "anyres":
         return aspect, ()
@@ -152,26 +158,29 @@ def _image_aspect(config: Mapping[str, Any], file: Path) -> tuple[str, tuple[tup
     return aspect, parse_pinpoints(config.get("image_grid_pinpoints"), file)
 
 
-def parse_pinpoints(said: object, file: Path) -> tuple[tuple[int, int], ...]:
-    """Read `image_grid_pinpoints` in the order that it has.
+def parse_pinpoints(value: object, file: Path) -> tuple[tuple[int, int], ...]:
+    """Parse `image_grid_pinpoints`, in its own order of width and height.
 
     Raises:
-        ModelFolderError: It is no list of pairs of pixels.
+        ModelFormatError: It is not a list of pairs of pixels.
     """
-    if isinstance(said, list) and said:
-        pairs = [tuple(each) for each in said if isinstance(each, list)]
-        good = [
-            each for each in pairs if len(each) == 2 and all(type(n) is int and n > 0 for n in each)
+    if isinstance(value, list) and value:
+        pairs = [
+            (pair[0], pair[1])
+            for pair in value
+            if isinstance(pair, list)
+            and len(pair) == 2
+            and all(type(side) is int and side > 0 for side in pair)
         ]
-        if len(good) == len(said):
-            return tuple((first, second) for first, second in good)
+        if len(pairs) == len(value):
+            return tuple(pairs)
     raise ModelFormatError(
-        f"{file} has image_grid_pinpoints {said!r}; it must list pairs of pixels"
+        f"{file} has image_grid_pinpoints {value!r}; it must list pairs of pixels"
     )
 
 
 def known_tower(name: str) -> tuple[CLIPVisionConfig, ImageProcessor] | None:
-    """Return the config of one of LLaVA's own vision towers by its exact hub name, and how it sees images."""
+    """Return config and image processor of one of LLaVA's vision towers by its exact hub name; None if unknown."""
     if name not in _SIDES:
         return None
     side = _SIDES[name]
@@ -179,20 +188,20 @@ def known_tower(name: str) -> tuple[CLIPVisionConfig, ImageProcessor] | None:
     return CLIPVisionConfig(**_CLIP_L14, image_size=side), processor
 
 
-def tower_difference(one: PretrainedConfig, other: PretrainedConfig) -> str | None:
-    """Name a size in which two vision towers differ; None where they do not."""
+def tower_difference(first: PretrainedConfig, second: PretrainedConfig) -> str | None:
+    """Return the name of a size in which two vision towers differ; None if there is none."""
     names = (*_CLIP_L14.keys() - {"projection_dim"}, "image_size")
-    first, second = one.to_dict(), other.to_dict()
-    return next((name for name in sorted(names) if first.get(name) != second.get(name)), None)
+    sizes, other_sizes = first.to_dict(), second.to_dict()
+    return next((name for name in sorted(names) if sizes.get(name) != other_sizes.get(name)), None)
 
 
 def hub_name(config: PretrainedConfig) -> str | None:
-    """Return the hub name of the vision tower of LLaVA's own that has these sizes; None if there is none."""
+    """Return the hub name of LLaVA's vision tower with these sizes; None if there is none."""
     if config.model_type != "clip_vision_model":
         return None
     for name in _SIDES:
-        known = known_tower(name)
-        assert known
-        if tower_difference(known[0], config) is None:
+        tower = known_tower(name)
+        assert tower
+        if tower_difference(tower[0], config) is None:
             return name
     return None

@@ -1,4 +1,4 @@
-"""Folders of other layouts, made of tiny random models: llava-hf's, LLaVA's own, and the towers they are made of."""
+"""Tiny random models in other layouts: llava-hf's, LLaVA's own, and the towers they consist of; and their import."""
 
 import io
 import json
@@ -28,10 +28,15 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from caldera.errors import CalderaError
+from caldera.formats.importing.import_model import ModelImportReport, import_model
+from caldera.formats.importing.request import ImportRequest
+from caldera.progress import NoProgress
+
 Weights = dict[str, Tensor]
 
 WORDS = 331
-"""Of the original's tokenizer and model, without a token for images."""
+"""Tokens of the original's tokenizer and model, without the image token."""
 
 LINES = (
     "a the dog cat bird is are on in left right yes no two one three what where how many there do you see image",
@@ -63,7 +68,7 @@ LANGUAGE: dict[str, Any] = {
 
 @pytest.fixture(scope="session")
 def words_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer as Vicuna has it: SentencePiece's model and two files of settings; `<unk>` pads."""
+    """Vicuna's kind of tokenizer: a SentencePiece model and two files of settings; `<unk>` pads."""
     folder = tmp_path_factory.mktemp("words")
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -91,16 +96,17 @@ def words_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def clip_folder(tmp_path: Path) -> Path:
-    """A vision tower as the hub has it: with `vision_model` in its names."""
+    """A vision tower in the hub's form: with `vision_model` in its names."""
     folder = tmp_path / "clip"
     torch.manual_seed(11)
     CLIPVisionModel(VISION).save_pretrained(folder)
     weights = load_file(folder / "model.safetensors")
-    named = {
-        f"vision_model.{name.removeprefix('vision_model.')}": each for name, each in weights.items()
+    weights = {
+        f"vision_model.{name.removeprefix('vision_model.')}": weight
+        for name, weight in weights.items()
     }
-    named["vision_model.embeddings.position_ids"] = torch.arange(10)[None]
-    save_file(named, folder / "model.safetensors", metadata={"format": "pt"})
+    weights["vision_model.embeddings.position_ids"] = torch.arange(10)[None]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     CLIPImageProcessorPil(**SIDES).save_pretrained(folder)
     return folder
 
@@ -126,7 +132,7 @@ def original_config(**changes: object) -> dict[str, Any]:
     del (
         settings["rope_parameters"],
         settings["dtype"],
-    )  # as earlier releases of transformers spelt them
+    )  # earlier releases of transformers had others
     settings |= {"rope_theta": 20000.0, "rope_scaling": None, "torch_dtype": "float16"}
     return {
         **settings,
@@ -171,12 +177,13 @@ def write_original(tmp_path: Path, words_folder: Path, vicuna_folder: Path) -> W
         weights = torch.load(vicuna_folder / "pytorch_model.bin", weights_only=True)
         weights = {**weights, **random_projector(), **(extra or {})}
         names = sorted(weights)
-        where: dict[str, str] = {}
+        weight_map: dict[str, str] = {}
         for number in range(shards):
             file = f"pytorch_model-{number + 1:05}-of-{shards:05}.bin"
-            torch.save({each: weights[each] for each in names[number::shards]}, folder / file)
-            where |= dict.fromkeys(names[number::shards], file)
-        index = {"metadata": {}, "weight_map": where}
+            shard = names[number::shards]
+            torch.save({weight: weights[weight] for weight in shard}, folder / file)
+            weight_map |= dict.fromkeys(shard, file)
+        index = {"metadata": {}, "weight_map": weight_map}
         (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
         return folder
 
@@ -184,10 +191,10 @@ def write_original(tmp_path: Path, words_folder: Path, vicuna_folder: Path) -> W
 
 
 def tower_inside(clip_folder: Path, factor: float) -> Weights:
-    """Return a vision tower's weights as LLaVA's own code stores them, scaled to be told apart."""
+    """Return a vision tower's weights under LLaVA's own names, scaled so that they differ from the tower's."""
     return {
-        f"model.vision_tower.vision_tower.{name}": each * factor
-        for name, each in load_file(clip_folder / "model.safetensors").items()
+        f"model.vision_tower.vision_tower.{name}": weight * factor
+        for name, weight in load_file(clip_folder / "model.safetensors").items()
         if not name.endswith("position_ids")
     }
 
@@ -195,19 +202,19 @@ def tower_inside(clip_folder: Path, factor: float) -> Weights:
 @pytest.fixture
 def llava_next(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
     """A llava-hf folder of LLaVA-NeXT that transformers wrote, with grids of 1 x 2 and 3 x 1 tiles."""
-    folder, words = tmp_path / "next", image_words(tokenizer)
+    folder, with_image = tmp_path / "next", add_image_token(tokenizer)
     torch.manual_seed(16)
     config = LlavaNextConfig(
         vision_config=VISION,
         text_config=LlamaConfig(vocab_size=384, **LANGUAGE),
-        image_token_index=words.get_vocab()["<image>"],
+        image_token_index=with_image.get_vocab()["<image>"],
         image_grid_pinpoints=[[6, 12], [18, 6]],
         image_seq_length=9,
     )
     LlavaNextForConditionalGeneration(config).save_pretrained(folder)
     LlavaNextProcessor(
         LlavaNextImageProcessorPil(**SIDES, image_grid_pinpoints=[[6, 12], [18, 6]]),
-        words,
+        with_image,
         patch_size=2,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
@@ -221,8 +228,8 @@ def llava_hf(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
     return write_llava_hf(tmp_path / "hub", tokenizer)
 
 
-def image_words(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    """Return a tokenizer with tokens for images and padding."""
+def add_image_token(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Return a tokenizer with an image and a padding token."""
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer._tokenizer,
         bos_token="<s>",
@@ -235,18 +242,18 @@ def image_words(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
 
 def write_llava_hf(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
     """Write a llava-hf folder of a random model."""
-    words = image_words(tokenizer)
+    with_image = add_image_token(tokenizer)
     torch.manual_seed(14)
     config = LlavaConfig(
         vision_config=VISION,
         text_config=LlamaConfig(vocab_size=384, **LANGUAGE),
-        image_token_index=words.get_vocab()["<image>"],
+        image_token_index=with_image.get_vocab()["<image>"],
         image_seq_length=9,
     )
     LlavaForConditionalGeneration(config).save_pretrained(folder)
     LlavaProcessor(
         CLIPImageProcessorPil(**SIDES),
-        words,
+        with_image,
         patch_size=2,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
@@ -255,13 +262,37 @@ def write_llava_hf(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
     return folder
 
 
-@pytest.fixture
-def long_language(language_folder: Path, tmp_path: Path) -> Path:
-    """The random language model with room for long dialogues."""
-    folder = tmp_path / "language"
-    folder.mkdir()
-    for file in language_folder.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 1200}))
-    return folder
+def hf_name(name: str) -> str:
+    """Return llava-hf's name of an original weight, by the table of spec 8.2."""
+    for original, hf in {
+        "model.mm_projector.0.": "multi_modal_projector.linear_1.",
+        "model.mm_projector.2.": "multi_modal_projector.linear_2.",
+        "model.vision_tower.vision_tower.": "vision_tower.",
+    }.items():
+        if name.startswith(original):
+            return hf + name.removeprefix(original)
+    return f"language_model.{name}"
+
+
+def read_torch_files(folder: Path) -> Weights:
+    """Read all torch files of a folder by torch's own reader."""
+    weights: Weights = {}
+    for file in sorted(folder.glob("pytorch_model*.bin")):
+        weights |= torch.load(file, weights_only=True)
+    return {name: weight for name, weight in weights.items() if "inv_freq" not in name}
+
+
+def run_import(out: Path, **settings: Any) -> ModelImportReport:  # noqa: ANN401 - fields of ImportRequest
+    """Import a model, by default with LLaVA-1.5's template."""
+    request = ImportRequest(**{"template": "vicuna_v1", **settings})
+    return import_model(request, out, NoProgress())
+
+
+def assert_rejected(tmp_path: Path, message: str, **settings: Any) -> None:  # noqa: ANN401 - fields of ImportRequest
+    """Check that an import fails in one line with the exit code for bad input, and writes nothing."""
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(CalderaError, match=message) as caught:
+        run_import(tmp_path / "out", **settings)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 3
+    assert sorted(tmp_path.iterdir()) == before
