@@ -112,6 +112,8 @@ DATA = {
     "src/caldera/datasets/statistics.py": "nouns of answers that name no object",
     "src/caldera/evaluation/benchmarks/": "prompts and file formats are the benchmarks' own",
     "src/caldera/evaluation/judging/": "judge prompts are LLaVA's and Vicuna's own",
+    "src/caldera/evaluation/vqa_accuracy.py": "contractions are the official evaluator's own",
+    "src/caldera/export/parity/sample_images.py": "questions are model input",
     "src/caldera/templates/template.py": "system texts are those of the released models",
     "backbones/": "texts of the corpus are training data",
 }

@@ -14,7 +14,13 @@ from caldera.export.export import (
     parity_json,
 )
 from caldera.export.parity import llama_cpp_side
-from caldera.export.parity.sample_images import ODD, QUESTIONS, SCENES, drawn_images, given_images
+from caldera.export.parity.sample_images import (
+    NUM_SCENES,
+    QUESTIONS,
+    UNUSUAL_FILES,
+    build_cases,
+    draw_cases,
+)
 from caldera.formats.model_folder import save_model_folder
 from caldera.images.decoding import open_image
 from caldera.model.assistant import LlavaBundle
@@ -32,7 +38,7 @@ def test_names_are_exact(tmp_path: Path) -> None:
 def test_without_llama_cpp_files_are_written_but_not_called_good(
     tmp_path: Path, assistant: LlavaBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The message says that they stand, what is missing, and the command that compares them."""
+    """The message names the files, what is missing, and the command that compares them."""
     monkeypatch.setattr(llama_cpp_side, "find_spec", lambda name: None)
     save_model_folder(tmp_path / "m", assistant)
     with pytest.raises(
@@ -41,7 +47,7 @@ def test_without_llama_cpp_files_are_written_but_not_called_good(
         export_model(
             "gguf", ExportConfig(folder=tmp_path / "m", out=tmp_path / "out"), NoProgress()
         )
-    assert sorted(each.name for each in (tmp_path / "out").iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "mmproj.gguf",
         "model.gguf",
     ]
@@ -51,32 +57,34 @@ def test_without_llama_cpp_files_are_written_but_not_called_good(
         )
 
 
-def test_what_a_format_has_no_use_for_is_refused(
+def test_options_that_a_format_does_not_use_are_rejected(
     tmp_path: Path, assistant: LlavaBundle, photos: Path
 ) -> None:
     """An original layout is never called quantized or compared; nothing is written."""
     save_model_folder(tmp_path / "m", assistant)
     image = sorted(photos.iterdir())[0]
-    asked = ExportConfig(
+    config = ExportConfig(
         folder=tmp_path / "m",
         out=tmp_path / "out",
-        kind="q8_0",
+        dtype="q8_0",
         class_token="first",
         images=[image],
     )
     with pytest.raises(UsageError, match="--type and --class-token and --images would not be used"):
-        export_model("original", asked, NoProgress())
+        export_model("original", config, NoProgress())
     assert not (tmp_path / "out").exists()
 
 
-def test_a_image_that_cannot_be_used_stops_before_anything_is_written(
+def test_an_unusable_image_stops_the_export_before_anything_is_written(
     tmp_path: Path, assistant: LlavaBundle
 ) -> None:
-    """The first thing that is looked at is what the user gave."""
+    """The user's images are checked first."""
     save_model_folder(tmp_path / "m", assistant)
-    lost = ExportConfig(folder=tmp_path / "m", out=tmp_path / "out", images=[tmp_path / "lost.png"])
+    config = ExportConfig(
+        folder=tmp_path / "m", out=tmp_path / "out", images=[tmp_path / "lost.png"]
+    )
     with pytest.raises(ImageError, match=r"lost\.png does not exist"):
-        export_model("gguf", lost, NoProgress())
+        export_model("gguf", config, NoProgress())
     assert not (tmp_path / "out").exists()
 
 
@@ -85,42 +93,42 @@ def test_a_comparison_on_a_users_images_is_json(
 ) -> None:
     """Every stage, every answer, the count, and the verdict."""
     save_model_folder(tmp_path / "m", assistant)
-    given = [photos / "0.png", photos / "4.png"]
-    found = parity_json(
+    images = [photos / "0.png", photos / "4.png"]
+    report = parity_json(
         compare_model(
-            ParityConfig(folder=tmp_path / "m", against="transformers", images=given),
+            ParityConfig(folder=tmp_path / "m", against="transformers", images=images),
             NoProgress(),
         )
     )
-    assert found["good"] is True
-    assert found["equal_answers"] == found["counted_answers"] == 2
-    assert [answer["question"] for answer in found["answers"]] == list(QUESTIONS[:2])
-    assert {gap["stage"] for gap in found["gaps"]} >= {"pixels", "features", "logits"}
+    assert report["good"] is True
+    assert report["equal_answers"] == report["counted_answers"] == 2
+    assert [answer["question"] for answer in report["answers"]] == list(QUESTIONS[:2])
+    assert {stage["stage"] for stage in report["stages"]} >= {"pixels", "features", "logits"}
 
 
-def test_drawn_images_are_scenes_and_odd_files(tmp_path: Path) -> None:
-    """Twenty scenes of their own size, then every odd kind; all can be decoded, and drawing again gives the same."""
-    drawn = drawn_images(tmp_path)
-    assert [one.informational for one in drawn] == [False] * SCENES + [True] * len(ODD)
-    sizes = {one.path.name: open_image(one.path).size for one in drawn}
-    assert {sizes[f"scene-{number:02d}.png"] for number in range(SCENES)} == {(224, 224)}
+def test_drawn_cases_are_scenes_and_unusual_files(tmp_path: Path) -> None:
+    """Twenty scenes of their own size, then every unusual file; all can be decoded, and drawing is repeatable."""
+    cases = draw_cases(tmp_path)
+    assert [case.informational for case in cases] == (
+        [False] * NUM_SCENES + [True] * len(UNUSUAL_FILES)
+    )
+    sizes = {case.path.name: open_image(case.path).size for case in cases}
+    assert {sizes[f"scene-{number:02d}.png"] for number in range(NUM_SCENES)} == {(224, 224)}
     assert sizes["thin.png"] == (1, 1000)
     assert sizes["turned.jpg"] == (112, 224)
-    assert {one.question for one in given_images([one.path for one in drawn])} == set(QUESTIONS)
+    assert {case.question for case in build_cases([case.path for case in cases])} == set(QUESTIONS)
     (tmp_path / "again").mkdir()
-    for one, again in zip(drawn, drawn_images(tmp_path / "again"), strict=True):
-        first, second = (np.asarray(open_image(each.path)) for each in (one, again))
-        assert np.array_equal(first, second)
+    for first, second in zip(cases, draw_cases(tmp_path / "again"), strict=True):
+        pixels, repeated = (np.asarray(open_image(case.path)) for case in (first, second))
+        assert np.array_equal(pixels, repeated)
 
 
-def test_the_originals_layout_is_written_with_what_to_know(
-    tmp_path: Path, assistant: LlavaBundle
-) -> None:
-    """There is nothing here that runs it, so it is not compared; the notes say how it is used."""
+def test_the_original_layout_is_written_with_notes(tmp_path: Path, assistant: LlavaBundle) -> None:
+    """Nothing here runs it, so it is not compared; the notes describe how it is used."""
     save_model_folder(tmp_path / "m", assistant)
-    found = export_model(
+    report = export_model(
         "original", ExportConfig(folder=tmp_path / "m", out=tmp_path / "llava-tiny"), NoProgress()
     )
-    assert found.parity is None
-    assert any("'vicuna_v1'" in note for note in found.notes)
+    assert report.parity is None
+    assert any("'vicuna_v1'" in note for note in report.notes)
     assert (tmp_path / "llava-tiny" / "config.json").is_file()

@@ -1,1 +1,1 @@
-"""Export to other formats, and parity with other implementations."""
+"""Export of models for other programs: GGUF, LLaVA's own layout, and lmms-eval."""

@@ -1,4 +1,4 @@
-"""A model folder in, the same model for another program out, and a comparison that says whether it is the same."""
+"""Export of a model folder for another program, and the comparison of the result with the model."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ from caldera.export.parity.compare import (
     compare,
 )
 from caldera.export.parity.llama_cpp_side import LlamaCpp, require_llama_cpp
-from caldera.export.parity.sample_images import drawn_images, given_images
+from caldera.export.parity.sample_images import build_cases, draw_cases
 from caldera.export.parity.transformers_side import Transformers
 from caldera.formats.gguf.export import chat_template_of, gguf_files, write_gguf_files
 from caldera.formats.gguf.vision_tower import ClassToken
@@ -31,188 +31,167 @@ from caldera.progress import Progress
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportConfig:
-    """What is to be written, and how it is looked at afterwards."""
+    """Settings of an export and of the comparison after it."""
 
     folder: Path
     """The model folder."""
 
     out: Path
-    """Where the export will stand."""
+    """Folder of the export."""
 
-    kind: GgufDtype | None = None
-    """How a GGUF file holds matrices; f16 if None."""
+    dtype: GgufDtype | None = None
+    """Type of the matrices in a GGUF file; f16 if None."""
 
     class_token: ClassToken | None = None
-    """Where the llama.cpp that will run a GGUF file puts the class token; last if None."""
+    """Position of the class token in the llama.cpp that will run a GGUF file; last if None."""
 
     images: Sequence[Path] = ()
-    """What is compared on; drawn scenes if there are none."""
+    """Images to compare on; drawn scenes if empty."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParityConfig:
-    """What is compared with what."""
+    """Settings of a comparison."""
 
     folder: Path
     """The model folder."""
 
     against: str
-    """A name of AGAINST."""
+    """A name in PARITY_BACKENDS."""
 
     gguf: Path | None = None
     """Folder of the GGUF files, for `gguf`."""
 
-    mend: bool = False
-    """Whether llama.cpp's class token is put first while it runs."""
+    fix_class_token: bool = False
+    """Whether to move llama.cpp's class token to the front while it runs."""
 
     images: Sequence[Path] = ()
-    """What is compared on; drawn scenes if there are none."""
+    """Images to compare on; drawn scenes if empty."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What came of an export."""
+    """Result of an export."""
 
     parity: Parity | None
-    """How it compares with the model; None where there is nothing here to run it with."""
+    """Comparison with the model; None if nothing here can run the export."""
 
     notes: tuple[str, ...] = ()
-    """What the user should know."""
+    """Notes for the user."""
 
 
-def _export_original(export: ExportConfig, progress: Progress) -> ExportReport:
-    """Write the layout of LLaVA's own code; the weights are the folder's, bit for bit.
-
-    Raises:
-        UsageError: Something is asked for that this layout has not.
-        CalderaError: LLaVA's own code has no class for the model, or it could not be written.
-    """
+def _export_original(config: ExportConfig, progress: Progress) -> ExportReport:
+    """Write the layout of LLaVA's own code; the weights are the folder's, bit for bit."""
     options = {
-        "--type": export.kind,
-        "--class-token": export.class_token,
-        "--images": export.images,
+        "--type": config.dtype,
+        "--class-token": config.class_token,
+        "--images": config.images,
     }
-    if given := [name for name, value in options.items() if value]:
+    if unused := [name for name, value in options.items() if value]:
         raise UsageError(
-            f"{' and '.join(given)} would not be used: the original layout keeps the weights as they are, and nothing "
-            "here runs it to compare; leave it away"
+            f"{' and '.join(unused)} would not be used: the original layout keeps the weights as they are, and nothing "
+            "here runs it to compare; remove it"
         )
-    with progress.task("writing", len(read_weights(export.folder))) as tick:
-        notes = write_original(export.folder, export.out, lambda file: tick(detail=file))
+    with progress.task("writing", len(read_weights(config.folder))) as tick:
+        notes = write_original(config.folder, config.out, lambda file: tick(detail=file))
     return ExportReport(None, notes)
 
 
-def _export_gguf(export: ExportConfig, progress: Progress) -> ExportReport:
-    """Write GGUF files and compare them.
-
-    Raises:
-        UsageError: They were written, but llama.cpp is not there to compare them with.
-        CalderaError: The model cannot be expressed, or the files could not be written.
-    """
-    kind, class_token = export.kind or "f16", export.class_token or "last"
-    files = write_gguf_files(export.folder, export.out, kind, progress, class_token)
+def _export_gguf(config: ExportConfig, progress: Progress) -> ExportReport:
+    """Write GGUF files and compare them."""
+    dtype, class_token = config.dtype or "f16", config.class_token or "last"
+    files = write_gguf_files(config.folder, config.out, dtype, progress, class_token)
     try:
         require_llama_cpp("comparing it")
     except UsageError as error:
         raise UsageError(
-            f"{files.language} and {files.vision} are written but not compared, so nobody knows whether they are "
-            f"good: {error}; then run 'caldera parity {export.folder} --against gguf --gguf {export.out}'"
+            f"{files.language} and {files.vision} are written but not compared, so it is unknown whether they are "
+            f"good: {error}; then run 'caldera parity {config.folder} --against gguf --gguf {config.out}'"
         ) from None
-    against = ParityConfig(
-        folder=export.folder, against="gguf", gguf=export.out, images=export.images
+    parity_config = ParityConfig(
+        folder=config.folder, against="gguf", gguf=config.out, images=config.images
     )
-    return ExportReport(compare_model(against, progress))
+    return ExportReport(compare_model(parity_config, progress))
 
 
 EXPORT_FORMATS: dict[str, Callable[[ExportConfig, Progress], ExportReport]] = {
     "gguf": _export_gguf,
     "original": _export_original,
 }
-"""Formats by name: a function that writes one, and compares it where there is something to run it with."""
+"""Formats by name: a function that writes one, and compares it if something here can run it."""
 
 
-def export_model(name: str, export: ExportConfig, progress: Progress) -> ExportReport:
-    """Write a model in the format called `name`, and compare what was written with the model.
+def export_model(name: str, config: ExportConfig, progress: Progress) -> ExportReport:
+    """Write a model in the format `name`, and compare the result with the model.
 
     Raises:
         UnknownNameError: There is no such format.
+        UsageError: An option does not apply to the format, or llama.cpp is missing for the comparison.
         CalderaError: The format cannot express the model, or it could not be written or compared.
     """
     if name not in EXPORT_FORMATS:
         raise UnknownNameError("export format", name, EXPORT_FORMATS)
-    check_images(export.images)
-    return EXPORT_FORMATS[name](export, progress)
+    if config.images:
+        check_readable(config.images)
+    return EXPORT_FORMATS[name](config, progress)
 
 
-def _transformers(comparison: ParityConfig, assistant: LlavaBundle) -> OtherSide:
-    return Transformers(comparison.folder)
+def _load_transformers(config: ParityConfig, assistant: LlavaBundle) -> OtherSide:
+    return Transformers(config.folder)
 
 
-def _llama_cpp(comparison: ParityConfig, assistant: LlavaBundle) -> OtherSide:
-    """Load the GGUF files.
-
-    Raises:
-        UsageError: It is not said where they are.
-    """
-    if comparison.gguf is None:
-        raise UsageError("say where the GGUF files are: --gguf FOLDER")
+def _load_llama_cpp(config: ParityConfig, assistant: LlavaBundle) -> OtherSide:
+    if config.gguf is None:
+        raise UsageError("the folder of the GGUF files is missing; pass --gguf FOLDER")
     return LlamaCpp(
-        gguf_files(comparison.gguf),
+        gguf_files(config.gguf),
         chat_template_of(assistant),
         assistant.model.image_token_id,
-        fix_class_token=comparison.mend,
+        fix_class_token=config.fix_class_token,
     )
 
 
 PARITY_BACKENDS: dict[str, Callable[[ParityConfig, LlavaBundle], OtherSide]] = {
-    "transformers": _transformers,
-    "gguf": _llama_cpp,
+    "transformers": _load_transformers,
+    "gguf": _load_llama_cpp,
 }
-"""Implementations that caldera is compared with, by name."""
+"""Implementations to compare with, by name."""
 
 
-def compare_model(comparison: ParityConfig, progress: Progress) -> Parity:
+def compare_model(config: ParityConfig, progress: Progress) -> Parity:
     """Compare a model folder with another implementation of it, in fp32 on the CPU.
 
     Raises:
         UnknownNameError: There is no such implementation.
         CalderaError: A model or an image cannot be used, or a package is missing.
     """
-    if comparison.against not in PARITY_BACKENDS:
-        raise UnknownNameError("implementation", comparison.against, PARITY_BACKENDS)
-    if comparison.against == "gguf":
+    if config.against not in PARITY_BACKENDS:
+        raise UnknownNameError("implementation", config.against, PARITY_BACKENDS)
+    if config.against == "gguf":
         require_llama_cpp("comparing with GGUF files")
-    check_images(comparison.images)
-    assistant = load_model_folder(comparison.folder)
-    other = PARITY_BACKENDS[comparison.against](comparison, assistant)
-    with _images(comparison.images) as shown:
-        return compare(Caldera(assistant), other, shown, assistant.processor, progress)
-
-
-def check_images(paths: Sequence[Path]) -> None:
-    """Open a user's images before anything else is done.
-
-    Raises:
-        ImageError: One cannot be used.
-    """
-    if paths:
-        check_readable(paths)
+    if config.images:
+        check_readable(config.images)
+    assistant = load_model_folder(config.folder)
+    other = PARITY_BACKENDS[config.against](config, assistant)
+    with _parity_cases(config.images) as cases:
+        return compare(Caldera(assistant), other, cases, assistant.processor, progress)
 
 
 @contextmanager
-def _images(paths: Sequence[Path]) -> Iterator[list[ParityCase]]:
-    """Give the images to compare on: a user's, or drawn ones, which are removed again."""
-    if paths:
-        yield given_images(paths)
+def _parity_cases(images: Sequence[Path]) -> Iterator[list[ParityCase]]:
+    """Yield cases about a user's images, or about drawn ones in a temporary folder."""
+    if images:
+        yield build_cases(images)
         return
     with tempfile.TemporaryDirectory() as folder:
-        yield drawn_images(Path(folder))
+        yield draw_cases(Path(folder))
 
 
 def parity_json(parity: Parity) -> dict[str, Any]:
-    """Return a comparison as JSON holds it; a difference without a size, as of two prompts, is null."""
-    equal, total = parity.counted
+    """Return a comparison as JSON; an infinite difference, as of two prompts, is null."""
+    equal, total = parity.num_equal
     content = asdict(parity)
-    for gap in content["gaps"]:
-        gap["largest"] = None if gap["largest"] == float("inf") else gap["largest"]
+    for stage in content["stages"]:
+        if stage["max_difference"] == float("inf"):
+            stage["max_difference"] = None
     return {**content, "equal_answers": equal, "counted_answers": total, "good": parity.good}

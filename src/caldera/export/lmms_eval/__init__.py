@@ -1,1 +1,1 @@
-"""Plug-in that makes a model folder available in lmms-eval."""
+"""Plug-in for lmms-eval."""

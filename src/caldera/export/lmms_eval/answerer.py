@@ -1,4 +1,4 @@
-"""Questions as lmms-eval puts them in, a model's answers or how likely given ones are out; lmms-eval is not needed."""
+"""Answers and log likelihoods for lmms-eval's questions; lmms-eval itself is not needed."""
 
 import logging
 from collections import defaultdict
@@ -15,37 +15,34 @@ from caldera.batches.image_sources import DecodedImages
 from caldera.conversation import IMAGE_PLACEHOLDER, Conversation, ImageRef, Turn
 from caldera.devices import DeviceConfig
 from caldera.errors import CalderaError, ImageError, UsageError
-from caldera.inference.batch_generator import BatchGenerator
+from caldera.inference.engine import Engine, Request, offline_config
 from caldera.inference.likelihood import LikelihoodScorer, LogLikelihood, ScoredContinuation
-from caldera.inference.prompts import FilePrompt
+from caldera.inference.prompts import PromptBuilder, check_context_length
 from caldera.inference.sampling import SamplingParams
 from caldera.model.assistant import LlavaBundle
 from caldera.progress import Progress
 
 _MAX_NEW_TOKENS = 1024
-"""Where a task does not say, as lmms-eval's own LLaVA has it."""
+"""Default of lmms-eval's own LLaVA."""
 
 _SUPPORTED = ("max_new_tokens", "temperature", "top_p", "do_sample", "until")
-
-_NO_OP_VALUES: dict[str, tuple[object, ...]] = {"num_beams": (None, 1)}
-"""Values of other settings that change nothing."""
 
 _PNG_MODES = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")
 
 _log = logging.getLogger(__name__)
 
-_Asked = TypeVar("_Asked")
+_Target = TypeVar("_Target")
 
 
 @dataclass(frozen=True, slots=True)
 class LmmsQuestion:
-    """What is asked about one document of a task."""
+    """Question about one document of a task."""
 
     name: str
     """Task and document, for messages."""
 
     text: str
-    """May hold a mark for each image."""
+    """May contain a placeholder for each image."""
 
     images: Callable[[], Sequence[object] | None]
     """Opens the images."""
@@ -53,7 +50,7 @@ class LmmsQuestion:
 
 @dataclass(frozen=True, slots=True)
 class LmmsGeneration:
-    """How answers are written."""
+    """Generation settings of a question."""
 
     sampling: SamplingParams
     stops: tuple[str, ...] = ()
@@ -61,56 +58,55 @@ class LmmsGeneration:
 
 
 def decoding_from(settings: Mapping[str, Any]) -> tuple[LmmsGeneration, list[str]]:
-    """Read a task's `generation_kwargs`.
+    """Convert a task's `generation_kwargs`.
 
     Returns:
-        How answers are written, and the settings that are not followed, as `name=value`.
+        The settings, and those that are not supported, as `name=value`.
 
     Raises:
         UsageError: A value is out of its range.
     """
-    longest, temperature = settings.get("max_new_tokens"), settings.get("temperature") or 0.0
-    sampling = SamplingParams(max_new_tokens=_MAX_NEW_TOKENS if longest is None else longest)
+    max_new_tokens, temperature = settings.get("max_new_tokens"), settings.get("temperature") or 0.0
+    sampling = SamplingParams(
+        max_new_tokens=_MAX_NEW_TOKENS if max_new_tokens is None else max_new_tokens
+    )
     if temperature and settings.get("do_sample") is not False:
         top_p = settings.get("top_p")
         sampling = replace(sampling, temperature=temperature, top_p=1.0 if top_p is None else top_p)
     until = settings.get("until") or ()
     stops = (until,) if isinstance(until, str) else tuple(until)
-    left = [
+    unsupported = [
         f"{name}={value}"
         for name, value in settings.items()
-        if name not in _SUPPORTED and value not in _NO_OP_VALUES.get(name, ())
+        # A beam search of one beam is greedy decoding.
+        if name not in _SUPPORTED and (name, value) not in (("num_beams", None), ("num_beams", 1))
     ]
-    return LmmsGeneration(sampling, tuple(stop for stop in stops if stop)), left
+    return LmmsGeneration(sampling, tuple(stop for stop in stops if stop)), unsupported
 
 
 def conversation_from(question: LmmsQuestion, folder: Path) -> Conversation:
-    """Turn a question into a conversation that ends with it; its images are written to `folder`, as they are.
+    """Return a conversation that ends with the question; its images are written to `folder`.
 
     Raises:
         ImageError: An image cannot be used.
-        UsageError: There is something else than images, or not as many as the text has marks.
-        RecordError: Nothing is asked.
+        UsageError: There are other media than images, or the numbers of images and placeholders differ.
+        ConversationError: The question is empty.
     """
     images = []
     for number, image in enumerate(question.images() or ()):
         if not isinstance(image, Image.Image):
             raise UsageError(
-                f"the model was given {type(image).__name__}, but it sees images only; choose a task without "
-                "videos and sounds"
+                f"the model was given {type(image).__name__}, but it accepts images only; choose a task without videos "
+                "and sounds"
             )
         path = folder / f"{number}.png"
-        _write(image, path)
+        _write_png(image, path)
         images.append(ImageRef(str(path)))
-    return Conversation(question.name, (Turn("user", _parts(question.text, images)),))
+    return Conversation(question.name, (Turn("user", _insert_images(question.text, images)),))
 
 
-def _write(image: Image.Image, path: Path) -> None:
-    """Write an image upright and without loss, so that all that is known of image files holds for it.
-
-    Raises:
-        ImageError: It cannot be decoded.
-    """
+def _write_png(image: Image.Image, path: Path) -> None:
+    """Write an image upright and lossless."""
     try:
         upright = ImageOps.exif_transpose(image)
         if upright.mode not in _PNG_MODES:
@@ -123,12 +119,8 @@ def _write(image: Image.Image, path: Path) -> None:
         ) from error
 
 
-def _parts(text: str, images: Sequence[ImageRef]) -> tuple[str | ImageRef, ...]:
-    """Put images where the text has marks for them; before it, as lmms-eval's own LLaVA does, if it has none.
-
-    Raises:
-        UsageError: There are marks, but not as many as images.
-    """
+def _insert_images(text: str, images: Sequence[ImageRef]) -> tuple[str | ImageRef, ...]:
+    """Put images at the placeholders; before a text without any, as lmms-eval's own LLaVA does."""
     if not images:
         return (text,)
     first, *rest = text.split(IMAGE_PLACEHOLDER)
@@ -137,124 +129,128 @@ def _parts(text: str, images: Sequence[ImageRef]) -> tuple[str | ImageRef, ...]:
         return (*spaced[1:], f"\n{text}")
     if len(rest) != len(images):
         raise UsageError(
-            f"the question has {len(rest)} {IMAGE_PLACEHOLDER} mark(s) but {len(images)} image(s); each needs one mark, "
-            "or the text none at all"
+            f"the question has {len(rest)} {IMAGE_PLACEHOLDER} mark(s) but {len(images)} image(s); each needs one "
+            "mark, or the text none at all"
         )
     parts: list[str | ImageRef] = [first]
-    for image, after in zip(images, rest, strict=True):
-        parts += [image, after]
+    for image, segment in zip(images, rest, strict=True):
+        parts += [image, segment]
     return tuple(part for part in parts if part != "")
 
 
 class LmmsAnswerer:
-    """Answers with one assistant."""
+    """Model that answers lmms-eval's questions."""
 
     def __init__(
         self,
         assistant: LlavaBundle,
-        compute: DeviceConfig,
+        device: DeviceConfig,
         *,
         batch_size: int,
         seed: int,
         progress: Progress,
     ) -> None:
-        """Answer `batch_size` questions together; what is drawn is drawn from `seed`."""
-        assistant.model.to(compute.device)
-        images = DecodedImages(assistant.processor)
-        self._generator = BatchGenerator(assistant, images)
-        self._weigher = LikelihoodScorer(assistant, images)
-        self._compute, self._progress = compute, progress
+        """Answer in batches of `batch_size`; sampling starts from `seed`."""
+        assistant.model.to(device.device)
+        self._assistant = assistant
+        self._images = DecodedImages(assistant.processor)
+        self._prompt_builder = PromptBuilder(assistant)
+        self._scorer = LikelihoodScorer(assistant, self._images)
+        self._device, self._progress = device, progress
         self._batch_size, self._seed = batch_size, seed
 
-    def answer(self, asked: Sequence[tuple[LmmsQuestion, LmmsGeneration]]) -> list[str]:
-        """Answer questions, in their order; how many answers a stop cut short is logged.
+    def answer(self, requests: Sequence[tuple[LmmsQuestion, LmmsGeneration]]) -> list[str]:
+        """Answer questions, in their order; the number of answers that a stop truncated is logged.
 
         Raises:
-            CalderaError: A question cannot be asked; a note says which.
+            CalderaError: A question is not valid; a note on the error names it.
         """
-        batches = _batches(asked, self._batch_size, key=lambda one: one[1])
-        answers: dict[int, str] = {}
-        whole: dict[int, str] = {}
-        with self._progress.task("answering", len(asked)) as tick, self._compute.autocast():
-            for number, places in enumerate(batches):
-                decoding = asked[places[0]][1]
-                # each batch draws anew: a question that is asked twice would else get one answer twice
-                sampling = replace(decoding.sampling, seed=self._seed + number)
-                questions = [asked[place][0] for place in places]
-                texts = self._answer(questions, sampling)
-                for place, text in zip(places, texts, strict=True):
-                    whole[place], answers[place] = text, truncate_at_stops(text, decoding.stops)
-                tick(len(places))
-        if cut := sum(whole[place] != answers[place] for place in whole):
+        batches = _batches(requests, self._batch_size, key=lambda generation: generation)
+        texts: dict[int, str] = {}
+        config = offline_config(self._batch_size)
+        with (
+            self._progress.task("answering", len(requests)) as tick,
+            Engine(self._assistant, config, compute=self._device) as engine,
+        ):
+            for indices in batches:
+                texts |= self._answer_batch(engine, {index: requests[index] for index in indices})
+                tick(len(indices))
+        truncated = [
+            truncate_at_stops(texts[index], generation.stops)
+            for index, (_, generation) in enumerate(requests)
+        ]
+        if num_truncated := sum(texts[index] != text for index, text in enumerate(truncated)):
             _log.warning(
-                "%s of %s answers were cut at one of the task's stops (until); ignore_until=True keeps them whole, "
-                "as lmms-eval's own LLaVA does", cut, len(asked),
-            )  # fmt: skip
-        return [answers[place] for place in range(len(asked))]
+                "%s of %s answers were cut at one of the task's stops (until); ignore_until=True disables this, as in "
+                "lmms-eval's own LLaVA",
+                num_truncated,
+                len(requests),
+            )
+        return truncated
 
-    def log_likelihoods(self, asked: Sequence[tuple[LmmsQuestion, str]]) -> list[LogLikelihood]:
-        """Return how likely each answer is to its question, in their order.
+    def log_likelihoods(self, requests: Sequence[tuple[LmmsQuestion, str]]) -> list[LogLikelihood]:
+        """Return the log likelihood of each answer to its question, in their order.
 
         Raises:
-            CalderaError: A question cannot be asked; a note says which.
+            CalderaError: A question is not valid; a note on the error names it.
         """
-        weights: dict[int, LogLikelihood] = {}
-        with self._progress.task("weighing", len(asked)) as tick, self._compute.autocast():
-            for places in _batches(asked, self._batch_size, key=lambda one: None):
+        results: dict[int, LogLikelihood] = {}
+        with self._progress.task("scoring", len(requests)) as tick, self._device.autocast():
+            for indices in _batches(requests, self._batch_size, key=lambda _: None):
                 with TemporaryDirectory(prefix="caldera-lmms-") as folder:
                     prompts: list[ScoredContinuation] = []
-                    for place in places:
-                        question, answer = asked[place]
+                    for index in indices:
+                        question, answer = requests[index]
                         with _note_question(question):
-                            conversation = conversation_from(question, Path(folder, str(place)))
-                            prompts.append(self._weigher.prompt(conversation, answer.strip()))
-                    found = self._weigher.score(prompts)
-                weights |= dict(zip(places, found, strict=True))
-                tick(len(places))
-        return [weights[place] for place in range(len(asked))]
+                            conversation = conversation_from(question, Path(folder, str(index)))
+                            prompts.append(self._scorer.prompt(conversation, answer.strip()))
+                    scores = self._scorer.score(prompts)
+                results |= dict(zip(indices, scores, strict=True))
+                tick(len(indices))
+        return [results[index] for index in range(len(requests))]
 
-    def _answer(self, questions: Sequence[LmmsQuestion], sampling: SamplingParams) -> list[str]:
-        """Answer questions together."""
+    def _answer_batch(
+        self, engine: Engine, batch: Mapping[int, tuple[LmmsQuestion, LmmsGeneration]]
+    ) -> dict[int, str]:
+        """Answer questions together; keys are the indices of the requests."""
+        requests: list[Request] = []
         with TemporaryDirectory(prefix="caldera-lmms-") as folder:
-            prompts: list[FilePrompt] = []
-            for number, question in enumerate(questions):
+            for index, (question, generation) in batch.items():
+                # Each request has its own seed: a repeated question would otherwise get the same answer.
+                sampling = replace(generation.sampling, seed=self._seed + index)
                 with _note_question(question):
-                    conversation = conversation_from(question, Path(folder, str(number)))
-                    prompts.append(self._generator.prompt(conversation))
-                    self._generator.check_fit(prompts[-1:], sampling)
-            return self._generator.generate(prompts, sampling)
+                    conversation = conversation_from(question, Path(folder, str(index)))
+                    prompt = self._prompt_builder.from_files(conversation)
+                    check_context_length(prompt.ids, sampling, engine.context_length)
+                    requests.append(Request(prompt.load(self._images), sampling))
+        streams = engine.submit_batch(requests)
+        return {index: stream.read_all() for index, stream in zip(batch, streams, strict=True)}
 
 
 def truncate_at_stops(text: str, stops: Iterable[str]) -> str:
-    """Return an answer up to the first place where a stop begins."""
-    places = [place for stop in stops if (place := text.find(stop)) >= 0]
-    return text[: min(places)].rstrip() if places else text
+    """Return an answer up to the first stop."""
+    starts = [start for stop in stops if (start := text.find(stop)) >= 0]
+    return text[: min(starts)].rstrip() if starts else text
 
 
 def _batches(
-    asked: Sequence[tuple[LmmsQuestion, _Asked]],
-    size: int,
-    key: Callable[[tuple[LmmsQuestion, _Asked]], object],
+    requests: Sequence[tuple[LmmsQuestion, _Target]], size: int, key: Callable[[_Target], object]
 ) -> Iterator[list[int]]:
-    """Yield the places of what is asked together: alike by `key`, and of like length."""
+    """Yield the indices of batches with equal `key` of the second element and questions of similar length."""
     groups: dict[object, list[int]] = defaultdict(list)
-    for place, one in enumerate(asked):
-        groups[key(one)].append(place)
-    for places in groups.values():
-        places.sort(key=lambda place: len(asked[place][0].text))
-        for at in range(0, len(places), size):
-            yield places[at : at + size]
+    for index, (_, target) in enumerate(requests):
+        groups[key(target)].append(index)
+    for indices in groups.values():
+        indices.sort(key=lambda index: len(requests[index][0].text))
+        for start in range(0, len(indices), size):
+            yield indices[start : start + size]
 
 
 @contextmanager
 def _note_question(question: LmmsQuestion) -> Iterator[None]:
-    """Add to a fault which question it is about.
-
-    Raises:
-        CalderaError: It happened.
-    """
+    """Add the question's name to an error as a note."""
     try:
         yield
-    except CalderaError as fault:
-        fault.add_note(f"asked: {question.name}")
+    except CalderaError as error:
+        error.add_note(f"question: {question.name}")
         raise

@@ -1,4 +1,4 @@
-"""A model folder in, lmms-eval's model `caldera` out; lmms-eval finds it by the entry point `lmms_eval.models`.
+"""The model `caldera` of lmms-eval, which finds it by the entry point `lmms_eval.models`.
 
 Only lmms-eval imports this module. Written for lmms-eval 0.7: its "simple" models get a text, and a function that opens
 the images of a document.
@@ -6,9 +6,9 @@ the images of a document.
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
@@ -18,7 +18,6 @@ from caldera.devices import DtypeName, choose_device
 from caldera.errors import UnknownNameError, UsageError
 from caldera.export.lmms_eval.answerer import (
     LmmsAnswerer,
-    LmmsGeneration,
     LmmsQuestion,
     decoding_from,
 )
@@ -29,11 +28,11 @@ _log = logging.getLogger(__name__)
 
 
 def manifest() -> ModelManifest:
-    """Say what lmms-eval calls the model, and where it is."""
+    """Return the model's name and class for lmms-eval."""
     return ModelManifest(model_id="caldera", simple_class_path=f"{__name__}.LmmsModel")
 
 
-class LmmsModel(lmms):  # type: ignore[misc] # lmms-eval need not be there
+class LmmsModel(lmms):  # type: ignore[misc] # lmms-eval is optional
     """`lmms_eval --model caldera --model_args pretrained=FOLDER`."""
 
     def __init__(
@@ -51,13 +50,13 @@ class LmmsModel(lmms):  # type: ignore[misc] # lmms-eval need not be there
             pretrained: The folder.
             device: A torch device, or "auto".
             dtype: "float32", "bfloat16" or "auto".
-            batch_size: Questions that are answered together; lmms-eval's `--batch_size`.
-            seed: Of draws, where a task has a temperature.
-            ignore_until: Whether answers are kept whole where a task has stops.
+            batch_size: Questions per batch; lmms-eval's `--batch_size`.
+            seed: Random seed, for tasks with a temperature.
+            ignore_until: Whether to ignore a task's stops.
 
         Raises:
-            ModelFolderError: It cannot be loaded.
-            UsageError: A setting cannot be, or this is one of several processes.
+            ModelFormatError: It cannot be loaded.
+            UsageError: A setting is not valid, or this is one of several processes.
         """
         super().__init__()
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -81,57 +80,59 @@ class LmmsModel(lmms):  # type: ignore[misc] # lmms-eval need not be there
         """Answer documents.
 
         Raises:
-            CalderaError: One cannot be asked; a note says which.
+            CalderaError: A question is not valid; a note on the error names it.
         """
-        asked, surplus = [], set()
-        for text, settings, open_visuals, document, task, split in (one.args for one in requests):
-            decoding, left = self._decoding(settings)
-            surplus.update(left)
-            asked.append((self._question(text, open_visuals, (task, split, document)), decoding))
-        if surplus:
+        questions, unsupported = [], set()
+        for request in requests:
+            text, settings, open_visuals, document, task, split = request.args
+            if self._ignore_until:
+                settings = {name: value for name, value in settings.items() if name != "until"}
+            generation, unsupported_settings = decoding_from(settings)
+            unsupported.update(unsupported_settings)
+            question = self._question(text, open_visuals, task, split, document)
+            questions.append((question, generation))
+        if unsupported:
             _log.warning(
-                "generation settings that are not followed: %s", ", ".join(sorted(surplus))
+                "generation settings that are not followed: %s", ", ".join(sorted(unsupported))
             )
-        return self._answerer.answer(asked)
+        return self._answerer.answer(questions)
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[GenerationResult]:
-        """Return for each answer (mean loss of its tokens, whether it is greedy); lmms-eval takes the least loss.
+        """Return for each answer (mean loss of its tokens, whether it is greedy); lmms-eval takes the smallest loss.
 
-        lmms-eval 0.7.3 turns a bare pair into a string, which it then cannot score; in a `GenerationResult` it lasts.
+        lmms-eval 0.7.3 converts a bare pair to a string, which it cannot score; a `GenerationResult` is not converted.
 
         Raises:
-            CalderaError: One cannot be asked; a note says which.
+            CalderaError: A question is not valid; a note on the error names it.
         """
-        asked = []
-        for one in requests:
-            if len(one.args) != 6:
+        questions = []
+        for request in requests:
+            if len(request.args) != 6:
                 raise UsageError(
-                    "an answer without its question (acc_mutual_info) is not weighed; choose acc or acc_norm"
+                    "an answer without its question (acc_mutual_info) is not scored; choose acc or acc_norm"
                 )
-            text, target, open_visuals, document, task, split = one.args
+            text, target, open_visuals, document, task, split = request.args
             answer = target(self.task_dict[task][split][document]) if callable(target) else target
-            asked.append((self._question(text, open_visuals, (task, split, document)), str(answer)))
-        weights = self._answerer.log_likelihoods(asked)
-        return [GenerationResult((-weight.per_token, weight.greedy)) for weight in weights]
+            question = self._question(text, open_visuals, task, split, document)
+            questions.append((question, str(answer)))
+        scores = self._answerer.log_likelihoods(questions)
+        return [GenerationResult((-score.per_token, score.greedy)) for score in scores]
 
     def generate_until_multi_round(self, requests: Sequence[Instance]) -> list[str]:
-        """Refuse tasks of several rounds.
-
-        Raises:
-            UsageError: Always.
-        """
+        """Raise UsageError: tasks of several rounds are not supported."""
         raise UsageError(
-            "tasks of several rounds (generate_until_multi_round) cannot be asked of caldera; choose another task"
+            "caldera does not support tasks of several rounds (generate_until_multi_round); choose another task"
         )
 
-    def _decoding(self, settings: Mapping[str, Any]) -> tuple[LmmsGeneration, list[str]]:
-        """Read how a task wants answers written."""
-        kept = {name: value for name, value in settings.items() if name != "until"}
-        return decoding_from(kept if self._ignore_until else settings)
-
-    def _question(self, text: str, open_visuals: Any, place: tuple[str, str, int]) -> LmmsQuestion:  # noqa: ANN401 - untyped there
-        """Ask `text` about the images of a document."""
-        task, split, document = place
+    def _question(
+        self,
+        text: str,
+        open_visuals: Callable[[object], Sequence[object] | None],
+        task: str,
+        split: str,
+        document: int,
+    ) -> LmmsQuestion:
+        """Return the question `text` about the images of a document."""
         return LmmsQuestion(
             f"task {task}, split {split}, document {document}",
             text,

@@ -1,1 +1,1 @@
-"""Stage-by-stage comparison with transformers and llama.cpp."""
+"""Stage-by-stage comparison of one model in two implementations."""

@@ -1,4 +1,4 @@
-"""Caldera's own side of a comparison: an assistant in, what it makes of an image and a question out."""
+"""Caldera's own side of a comparison."""
 
 from collections.abc import Sequence
 
@@ -8,31 +8,31 @@ from PIL import Image
 from caldera.batches.image_sources import DecodedImages
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.export.parity.compare import ParityCase, StageOutputs
-from caldera.inference.batch_generator import BatchGenerator
-from caldera.inference.prompts import FilePrompt
+from caldera.inference.engine import Engine, Request, offline_config
+from caldera.inference.prompts import FilePrompt, PromptBuilder
 from caldera.inference.sampling import SamplingParams
 from caldera.model.assistant import LlavaBundle
 from caldera.model.llava import order_image_tokens
 
 
 class Caldera:
-    """An assistant that shows its work."""
+    """An assistant in fp32 that returns the output of every stage."""
 
     def __init__(self, assistant: LlavaBundle) -> None:
-        """Show how `assistant`, in fp32, comes to its answers."""
+        """Use `assistant`."""
         self._assistant = assistant
         self._source = DecodedImages(assistant.processor)
-        self._generator = BatchGenerator(assistant, self._source)
+        self._prompt_builder = PromptBuilder(assistant)
 
-    def _prompt(self, shown: ParityCase) -> FilePrompt:
-        parts = (ImageRef(str(shown.path)), f"\n{shown.question}")
-        return self._generator.prompt(Conversation("parity", (Turn("user", parts),)))
+    def _prompt(self, case: ParityCase) -> FilePrompt:
+        parts = (ImageRef(str(case.path)), f"\n{case.question}")
+        return self._prompt_builder.from_files(Conversation("parity", (Turn("user", parts),)))
 
     @torch.inference_mode()
-    def run(self, image: Image.Image, shown: ParityCase) -> StageOutputs:
-        """Go from a decoded RGB image to an answer."""
+    def run(self, image: Image.Image, case: ParityCase) -> StageOutputs:
+        """Run all stages from a decoded RGB image to an answer."""
         model = self._assistant.model
-        prompt = self._prompt(shown)
+        prompt = self._prompt(case)
         pixels = self._source(prompt.images)  # (views, channels, side, side)
         features = model.patch_features(pixels)  # (views, patches, vision width)
         projected = model.projector(features)  # (views, patches, width)
@@ -42,12 +42,15 @@ class Caldera:
             order_image_tokens(projected, prompt.layouts, model.projector.image_newline),
             prompt.ids,
             self._logits(prompt, ()),
-            tuple(
-                self._generator.generate_ids(
-                    prompt, SamplingParams(max_new_tokens=shown.new_tokens)
-                )
-            ),
+            self._answer_ids(prompt, case.new_tokens),
         )
+
+    def _answer_ids(self, prompt: FilePrompt, max_new_tokens: int) -> tuple[int, ...]:
+        """Return the tokens of the greedy answer, without the end token."""
+        sampling = SamplingParams(max_new_tokens=max_new_tokens, ignore_template_stop=True)
+        with Engine(self._assistant, offline_config(1)) as engine:
+            [stream] = engine.submit_batch([Request(prompt.load(self._source), sampling)])
+            return tuple(token for piece in stream for token in piece.tokens)
 
     def _logits(self, prompt: FilePrompt, answer: Sequence[int]) -> torch.Tensor:
         """Return the logits at every position of a prompt and the start of its answer, (tokens, vocabulary)."""
@@ -57,10 +60,10 @@ class Caldera:
         return model.language(inputs_embeds=embedded, use_cache=False).logits[0].float()
 
     @torch.inference_mode()
-    def margin(self, shown: ParityCase, answer: Sequence[int], ours: int, theirs: int) -> float:
-        """Return by how many logits `ours` is likelier than `theirs` after `answer`."""
-        last = self._logits(self._prompt(shown), answer)[-1]  # (vocabulary,)
-        return float(last[ours] - last[theirs])
+    def margin(self, case: ParityCase, answer: Sequence[int], first: int, second: int) -> float:
+        """Return the logit of the token `first` minus that of `second` after the start of an answer."""
+        last = self._logits(self._prompt(case), answer)[-1]  # (vocabulary,)
+        return float(last[first] - last[second])
 
     def text(self, ids: Sequence[int]) -> str:
         """Decode token ids."""

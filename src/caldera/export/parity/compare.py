@@ -1,11 +1,11 @@
-"""One model in two implementations in, where and by how much they differ out, stage by stage.
+"""Comparison of one model in two implementations, stage by stage.
 
-An image goes from file to answer through stages; the first one that differs tells where a difference begins.
+An image passes through stages from file to answer; the first stage that differs is the origin of a difference.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -20,10 +20,10 @@ from caldera.images.processor import ImageProcessor
 from caldera.progress import Progress
 
 NEW_TOKENS = 64
-"""Tokens of an answer that are compared, unless asked otherwise."""
+"""Default number of answer tokens to compare."""
 
 COMPARED = ("pixels", "features", "image tokens", "prompt", "logits")
-"""Stages on the way to an answer, in order; before them stands the file's decoding, behind them the answer."""
+"""Compared stages in order; the decoding of the file precedes them, the answer follows."""
 
 FILE_LIMIT = 8
 """Levels of 255 by which two decoders of JPEG may differ."""
@@ -31,87 +31,49 @@ FILE_LIMIT = 8
 
 @dataclass(frozen=True, slots=True)
 class ParityCase:
-    """An image file and what is asked about it."""
+    """An image file and a question about it."""
 
     path: Path
     question: str
     informational: bool = False
-    """Whether it is only shown to see how it is read and shaped; then it does not decide about the model."""
+    """Whether a known difference in reading or shaping this image is accepted."""
 
     new_tokens: int = NEW_TOKENS
-    """Longest answer that is compared."""
+    """Maximum length of the compared answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class StageOutputs:
-    """What one implementation makes of an image and a question."""
+    """Outputs of all stages for an image and a question."""
 
     pixels: Tensor
     """(views, channels, height, width)."""
 
     features: Tensor
-    """Of the tower at the chosen layer, (views, patches, vision width)."""
+    """Output of the tower at the chosen layer, (views, patches, vision width)."""
 
     image_tokens: Tensor
-    """Projected, (image tokens, width)."""
+    """Projected features, (image tokens, width)."""
 
     ids: tuple[int, ...]
-    """The prompt, with the image token's id under each image token."""
+    """The prompt, with the image token's id at each image token."""
 
     logits: Tensor
     """At every position of the prompt, (tokens, vocabulary)."""
 
     answer: tuple[int, ...]
-    """The likeliest tokens, one after the other, without the end mark."""
+    """Greedy tokens, without the end token."""
 
 
-class Implementation(Protocol):
-    """Answers questions about images, and shows its work."""
-
-    def run(self, image: Image.Image, shown: ParityCase) -> StageOutputs:
-        """Go from a decoded RGB image to an answer."""
-        ...
-
-
-class OtherSide(Implementation, Protocol):
-    """An implementation that is compared with caldera's."""
-
-    @property
-    def name(self) -> str:
-        """What reports call it."""
-        ...
-
-    @property
-    def limits(self) -> Mapping[str, float]:
-        """How far each of COMPARED may differ, as a share of caldera's largest value there."""
-        ...
-
-    @property
-    def min_equal_answers(self) -> float:
-        """Share of answers that must be equal."""
-        ...
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What it was seen to compute otherwise, once images went through it."""
-        ...
-
-    def read(self, path: Path) -> np.ndarray | None:
-        """Decode a file as it does by itself, (height, width, channels); None if it cannot."""
-        ...
-
-    def known_shape_difference(
-        self, size: tuple[int, int], processor: ImageProcessor
-    ) -> str | None:
-        """Say in which way it is known to bring an image of a size, (width, height), otherwise to the tower."""
-        ...
-
-
-class ReferenceSide(Implementation, Protocol):
+class ReferenceSide(Protocol):
     """Caldera's implementation."""
 
-    def margin(self, shown: ParityCase, answer: Sequence[int], ours: int, theirs: int) -> float:
-        """Return by how many logits `ours` is likelier than `theirs` after `answer`."""
+    def run(self, image: Image.Image, case: ParityCase) -> StageOutputs:
+        """Run all stages from a decoded RGB image to an answer."""
+        ...
+
+    def margin(self, case: ParityCase, answer: Sequence[int], first: int, second: int) -> float:
+        """Return the logit of the token `first` minus that of `second` after the start of an answer."""
         ...
 
     def text(self, ids: Sequence[int]) -> str:
@@ -119,16 +81,54 @@ class ReferenceSide(Implementation, Protocol):
         ...
 
 
+class OtherSide(Protocol):
+    """An implementation to compare with caldera's."""
+
+    @property
+    def name(self) -> str:
+        """Name in reports."""
+        ...
+
+    @property
+    def limits(self) -> Mapping[str, float]:
+        """Accepted difference of stages in COMPARED, relative to caldera's largest absolute value."""
+        ...
+
+    @property
+    def min_equal_answers(self) -> float:
+        """Fraction of answers that must be equal."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Known deviations that were detected while it ran."""
+        ...
+
+    def run(self, image: Image.Image, case: ParityCase) -> StageOutputs:
+        """Run all stages from a decoded RGB image to an answer."""
+        ...
+
+    def read(self, path: Path) -> np.ndarray | None:
+        """Decode a file by its own decoder, (height, width, channels); None if it cannot."""
+        ...
+
+    def known_shape_difference(
+        self, size: tuple[int, int], processor: ImageProcessor
+    ) -> str | None:
+        """Describe the known difference in preparing an image of a size, (width, height), if any."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class StageDifference:
-    """How far one stage differs, over the images that decide."""
+    """Difference of one stage over the images that decide."""
 
     stage: str
-    largest: float
-    """Largest absolute difference; infinite where shapes or ids differ."""
+    max_difference: float
+    """Absolute difference that is largest relative to its limit; infinite if shapes or ids differ."""
 
-    where: str
-    """The image it was met at."""
+    image: str
+    """The image with this difference."""
 
     limit: float
     good: bool
@@ -136,12 +136,16 @@ class StageDifference:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Whether one answer is the same."""
+    """One answer of both implementations."""
 
     image: str
     question: str
-    ours: str
-    theirs: str
+    reference: str
+    """Caldera's answer."""
+
+    compared: str
+    """The other implementation's answer."""
+
     equal: bool
     informational: bool
     notes: tuple[str, ...] = ()
@@ -149,144 +153,145 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """A comparison."""
+    """Result of a comparison."""
 
     against: str
-    gaps: tuple[StageDifference, ...]
+    stages: tuple[StageDifference, ...]
     answers: tuple[Answer, ...]
     min_equal_answers: float
-    """Share of answers that must be equal."""
+    """Fraction of answers that must be equal."""
 
     notes: tuple[str, ...] = ()
-    """What the other implementation was seen to compute otherwise."""
+    """Known deviations of the other implementation that were detected."""
 
     @property
-    def counted(self) -> tuple[int, int]:
-        """Equal answers, and answers, among the images that decide."""
+    def num_equal(self) -> tuple[int, int]:
+        """Number of equal answers and of all answers, among the images that decide."""
         deciding = [answer for answer in self.answers if not answer.informational]
         return sum(answer.equal for answer in deciding), len(deciding)
 
     @property
     def good(self) -> bool:
-        """Whether the other implementation gives what caldera gives."""
-        equal, total = self.counted
-        return all(gap.good for gap in self.gaps) and equal >= self.min_equal_answers * total
+        """True if the other implementation agrees within its limits."""
+        equal, total = self.num_equal
+        return all(stage.good for stage in self.stages) and equal >= self.min_equal_answers * total
 
     @property
     def fault(self) -> str:
-        """Say where it first differs."""
-        for gap in self.gaps:
-            if not gap.good:
-                return f"{gap.stage} differ by {gap.largest:.3g} (limit {gap.limit:.3g}) at {gap.where}"
-        equal, total = self.counted
-        return f"{equal} of {total} answers are equal, {self.min_equal_answers:.0%} are wanted"
+        """The first difference over its limit."""
+        for stage in self.stages:
+            if not stage.good:
+                return f"{stage.stage} differ by {stage.max_difference:.3g} (limit {stage.limit:.3g}) at {stage.image}"
+        equal, total = self.num_equal
+        return f"{equal} of {total} answers are equal, {self.min_equal_answers:.0%} are required"
 
 
 @dataclass(slots=True)
 class _MaxDifference:
-    """The largest difference of a stage so far, and the one that came nearest to its limit."""
+    """The difference of a stage that is largest relative to its limit."""
 
-    by: float = 0.0
+    difference: float = 0.0
     limit: float = 0.0
-    where: str = "-"
+    image: str = "-"
     good: bool = True
-    worst: float = field(default=-1.0)
+    ratio: float = -1.0
 
-    def add(self, by: float, limit: float, where: str) -> None:
-        """Take in the difference at one image."""
-        share = by / limit if limit else (0.0 if by == 0 else float("inf"))
-        self.good &= by <= limit
-        if share > self.worst:
-            self.worst, self.by, self.limit, self.where = share, by, limit, where
+    def update(self, difference: float, limit: float, image: str) -> None:
+        """Add the difference at one image."""
+        ratio = difference / limit if limit else (0.0 if difference == 0 else float("inf"))
+        self.good &= difference <= limit
+        if ratio > self.ratio:
+            self.ratio, self.difference, self.limit, self.image = ratio, difference, limit, image
 
 
 def compare(
-    own: ReferenceSide,
+    reference: ReferenceSide,
     other: OtherSide,
-    shown: Sequence[ParityCase],
+    cases: Sequence[ParityCase],
     processor: ImageProcessor,
     progress: Progress,
 ) -> Parity:
-    """Show every image to both implementations.
+    """Run every case in both implementations and compare all stages.
 
     Args:
-        own: Caldera's.
-        other: The one it is compared with.
-        shown: Images and questions.
-        processor: How caldera prepares images.
-        progress: Follows the work.
+        reference: Caldera's implementation.
+        other: The implementation to compare with it.
+        cases: Images and questions.
+        processor: Caldera's image processor.
+        progress: Progress display.
 
     Raises:
         ImageError: An image cannot be used.
     """
     largest = {stage: _MaxDifference() for stage in ("file", *COMPARED)}
     answers = []
-    with progress.task(f"comparing with {other.name}", len(shown)) as tick:
-        for one in shown:
-            image = open_image(one.path)
-            ours, theirs = own.run(image, one), other.run(image, one)
-            notes = list(_known_differences(one, image, other, processor))
-            odd = one.informational and bool(notes)
-            read = _max_pixel_difference(np.asarray(image), other.read(one.path))
-            if not odd:
-                largest["file"].add(read, FILE_LIMIT, one.path.name)
-                for stage, by, limit in _differences(ours, theirs, other.limits):
-                    largest[stage].add(by, limit, one.path.name)
-            equal = ours.answer == theirs.answer
-            if not equal:
-                notes.append(_first_divergence(own, one, ours.answer, theirs.answer))
+    with progress.task(f"comparing with {other.name}", len(cases)) as tick:
+        for case in cases:
+            image = open_image(case.path)
+            expected, actual = reference.run(image, case), other.run(image, case)
+            notes = list(_known_differences(case, image, other, processor))
+            is_informational = case.informational and bool(notes)
+            if not is_informational:
+                name = case.path.name
+                file_difference = _max_pixel_difference(np.asarray(image), other.read(case.path))
+                largest["file"].update(file_difference, FILE_LIMIT, name)
+                for stage, difference, limit in _differences(expected, actual, other.limits):
+                    largest[stage].update(difference, limit, name)
+            is_equal = expected.answer == actual.answer
+            if not is_equal:
+                notes.append(_first_divergence(reference, case, expected.answer, actual.answer))
             answers.append(
                 Answer(
-                    one.path.name,
-                    one.question,
-                    own.text(ours.answer),
-                    own.text(theirs.answer),
-                    equal,
-                    odd,
+                    case.path.name,
+                    case.question,
+                    reference.text(expected.answer),
+                    reference.text(actual.answer),
+                    is_equal,
+                    is_informational,
                     tuple(notes),
                 )
             )
             tick()
-    gaps = [
-        StageDifference(stage, found.by, found.where, found.limit, found.good)
-        for stage, found in largest.items()
+    stages = [
+        StageDifference(stage, entry.difference, entry.image, entry.limit, entry.good)
+        for stage, entry in largest.items()
         if stage == "file" or stage in other.limits
     ]
-    return Parity(other.name, tuple(gaps), tuple(answers), other.min_equal_answers, other.notes)
+    return Parity(other.name, tuple(stages), tuple(answers), other.min_equal_answers, other.notes)
 
 
 def _known_differences(
-    shown: ParityCase, image: Image.Image, other: OtherSide, processor: ImageProcessor
+    case: ParityCase, image: Image.Image, other: OtherSide, processor: ImageProcessor
 ) -> Iterable[str]:
-    """Yield in which known ways another implementation reads or shapes an image otherwise."""
-    read = other.read(shown.path)
-    if read is None:
+    """Yield the known differences in how another implementation reads or shapes an image."""
+    pixels = other.read(case.path)
+    if pixels is None:
         yield f"{other.name} cannot read the file"
-    elif read.shape[:2] != (image.height, image.width):
-        yield f"{other.name} reads it as {read.shape[1]} x {read.shape[0]}, not {image.width} x {image.height}"
-    elif (by := _max_pixel_difference(np.asarray(image), read)) > FILE_LIMIT:
-        yield f"{other.name} reads other colours, by up to {by:.0f} of 255"
-    if otherwise := other.known_shape_difference(image.size, processor):
-        yield otherwise
+    elif pixels.shape[:2] != (image.height, image.width):
+        yield f"{other.name} reads it as {pixels.shape[1]} x {pixels.shape[0]}, not {image.width} x {image.height}"
+    elif (difference := _max_pixel_difference(np.asarray(image), pixels)) > FILE_LIMIT:
+        yield f"{other.name} reads other colors, by up to {difference:.0f} of 255"
+    if shape_difference := other.known_shape_difference(image.size, processor):
+        yield shape_difference
 
 
-def _max_pixel_difference(ours: np.ndarray, theirs: np.ndarray | None) -> float:
-    """Return by how many levels two decoded images differ."""
-    if theirs is None or ours.shape != theirs.shape:
+def _max_pixel_difference(expected: np.ndarray, actual: np.ndarray | None) -> float:
+    """Return the largest difference of two decoded images, in levels."""
+    if actual is None or expected.shape != actual.shape:
         return float("inf")
-    return float(np.abs(ours.astype(int) - theirs.astype(int)).max(initial=0))
+    return float(np.abs(expected.astype(int) - actual.astype(int)).max(initial=0))
 
 
 def _differences(
-    ours: StageOutputs, theirs: StageOutputs, limits: Mapping[str, float]
+    expected: StageOutputs, actual: StageOutputs, limits: Mapping[str, float]
 ) -> Iterable[tuple[str, float, float]]:
     """Yield each stage with its largest difference and its limit, both in the stage's own units."""
-    same_prompt = ours.ids == theirs.ids
+    same_prompt = expected.ids == actual.ids
     pairs = {
-        "pixels": (ours.pixels, theirs.pixels),
-        "features": (ours.features, theirs.features),
-        "image tokens": (ours.image_tokens, theirs.image_tokens),
-        "logits": (ours.logits, theirs.logits),
+        "pixels": (expected.pixels, actual.pixels),
+        "features": (expected.features, actual.features),
+        "image tokens": (expected.image_tokens, actual.image_tokens),
+        "logits": (expected.logits, actual.logits),
     }
     for stage in COMPARED:
         if stage not in limits:
@@ -294,24 +299,24 @@ def _differences(
         if stage == "prompt":
             yield stage, 0.0 if same_prompt else float("inf"), limits[stage]
             continue
-        one, another = pairs[stage]
-        scale = float(one.abs().max())
-        fits = one.shape == another.shape and (stage != "logits" or same_prompt)
-        by = float((one - another).abs().max()) if fits else float("inf")
-        yield stage, float("inf") if math.isnan(by) else by, limits[stage] * scale
+        first, second = pairs[stage]
+        scale = float(first.abs().max())
+        has_same_shape = first.shape == second.shape and (stage != "logits" or same_prompt)
+        difference = float((first - second).abs().max()) if has_same_shape else float("inf")
+        yield stage, float("inf") if math.isnan(difference) else difference, limits[stage] * scale
 
 
 def _first_divergence(
-    own: ReferenceSide, shown: ParityCase, ours: Sequence[int], theirs: Sequence[int]
+    reference: ReferenceSide, case: ParityCase, expected: Sequence[int], actual: Sequence[int]
 ) -> str:
-    """Say where two answers part, and how near to each other the two tokens were for caldera."""
-    pairs = zip(ours, theirs, strict=False)
-    at = next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(ours), len(theirs)))
-    if at >= min(len(ours), len(theirs)):
-        return f"one answer ends after {at} tokens, the other goes on"
-    by = own.margin(shown, ours[:at], ours[at], theirs[at])
-    said = f"{own.text([ours[at]])!r} and {own.text([theirs[at]])!r}"
-    return f"the answers part at token {at + 1}: {said}, which caldera finds {by:.3g} logits apart"
+    """Describe the first different token of two answers, and its margin in caldera's logits."""
+    shorter = min(len(expected), len(actual))
+    index = next((i for i in range(shorter) if expected[i] != actual[i]), shorter)
+    if index == shorter:
+        return f"one answer ends after {index} tokens, the other continues"
+    margin = reference.margin(case, expected[:index], expected[index], actual[index])
+    tokens = f"{reference.text([expected[index]])!r} and {reference.text([actual[index]])!r}"
+    return f"the answers diverge at token {index + 1}: {tokens}, which differ by {margin:.3g} logits in caldera"
 
 
 def as_tensor(values: np.ndarray) -> Tensor:
@@ -320,12 +325,12 @@ def as_tensor(values: np.ndarray) -> Tensor:
 
 
 def check_readable(paths: Sequence[Path]) -> None:
-    """Open every image once, before a long comparison.
+    """Decode every image once, before a long comparison.
 
     Raises:
         ImageError: There is none, or one cannot be used.
     """
     if not paths:
-        raise ImageError("there is no image to compare with; give some with --images")
+        raise ImageError("there is no image to compare with; pass some with --images")
     for path in paths:
         open_image(path)

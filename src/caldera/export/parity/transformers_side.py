@@ -1,4 +1,4 @@
-"""Transformers' side of a comparison: the same folder in its own LLaVA classes, with its own processor."""
+"""Transformers' side of a comparison: its own LLaVA classes and processor on the same folder."""
 
 import itertools
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from transformers.image_utils import load_image
 from caldera.errors import ModelFormatError
 from caldera.export.parity.compare import COMPARED, ParityCase, StageOutputs
 from caldera.formats.config import read_config
-from caldera.formats.metadata import read_card
+from caldera.formats.metadata import read_metadata
 from caldera.images.processor import MAX_ASPECT_RATIO, ImageProcessor
 from caldera.templates.jinja import chat_template
 from caldera.templates.template import find_template
@@ -29,11 +29,11 @@ CLASSES: dict[str, tuple[Any, Any]] = {
     "llava": (LlavaForConditionalGeneration, LlavaProcessor),
     "llava_next": (LlavaNextForConditionalGeneration, LlavaNextProcessor),
 }
-"""Model and processor by a config's `model_type`."""
+"""Model and processor classes by a config's `model_type`."""
 
 
 class Transformers:
-    """A model folder as transformers runs it."""
+    """A model folder loaded by transformers."""
 
     name = "transformers"
     limits: Mapping[str, float] = dict.fromkeys(COMPARED, 1e-4)
@@ -44,68 +44,70 @@ class Transformers:
         """Load a model folder in fp32.
 
         Raises:
-            ModelFolderError: Transformers cannot express the model, or cannot load the folder.
+            ModelFormatError: Transformers cannot express the model, or cannot load the folder.
         """
         config = read_config(folder)
-        kind = config.get("model_type")
-        if kind not in CLASSES:
+        model_type = config.get("model_type")
+        if model_type not in CLASSES:
             reason = str(config.get("projector_hidden_act", "")).removeprefix("none, ")
             raise ModelFormatError(
-                f"{folder}: transformers cannot express this model ({reason or kind}), so there is nothing to compare; "
-                "caldera and llama.cpp can run it: --against gguf"
+                f"{folder}: transformers cannot express this model ({reason or model_type}), so there is nothing to "
+                "compare; caldera and llama.cpp can run it: --against gguf"
             )
-        model, processor = CLASSES[kind]
-        local = {"local_files_only": True}
+        model_class, processor_class = CLASSES[model_type]
+        options = {"local_files_only": True}
         try:
-            self._model = model.from_pretrained(folder, dtype=torch.float32, **local).eval()
-            self._processor = processor.from_pretrained(folder, **local)
+            self._model = model_class.from_pretrained(folder, dtype=torch.float32, **options).eval()
+            self._processor = processor_class.from_pretrained(folder, **options)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ModelFormatError(f"transformers cannot load {folder}: {reason}") from None
-        template = find_template(read_card(folder).template)
+        template = find_template(read_metadata(folder).template)
         starts = bool(start_ids(self._processor.tokenizer))
         self._template = chat_template(template, starts=starts)
 
     def read(self, path: Path) -> np.ndarray | None:
-        """Decode a file by transformers' `load_image`."""
+        """Decode a file with transformers' `load_image`."""
         return np.asarray(load_image(str(path)))
 
     def known_shape_difference(
         self, size: tuple[int, int], processor: ImageProcessor
     ) -> str | None:
-        """Say where caldera enlarges only the part of a long image that is seen, which rounds a level otherwise."""
+        """Describe the rounding of long images, of which caldera enlarges the visible part only."""
         if processor.aspect == "square" and max(size) > MAX_ASPECT_RATIO * min(size):
-            return "caldera enlarges only the part of so long an image that is seen: a level of rounding"
+            return (
+                "caldera enlarges only the visible part of such a long image: one level of rounding"
+            )
         return None
 
     @torch.inference_mode()
-    def run(self, image: Image.Image, shown: ParityCase) -> StageOutputs:
-        """Go from a decoded RGB image to an answer; the prompt is written by caldera's chat template."""
-        said = [{"type": "image"}, {"type": "text", "text": shown.question}]
+    def run(self, image: Image.Image, case: ParityCase) -> StageOutputs:
+        """Run all stages from a decoded RGB image to an answer, with caldera's chat template."""
+        content = [{"type": "image"}, {"type": "text", "text": case.question}]
         text = self._processor.apply_chat_template(
-            [{"role": "user", "content": said}], chat_template=self._template
+            [{"role": "user", "content": content}], chat_template=self._template
         )
         inputs = self._processor(images=image, text=text, return_tensors="pt")
-        caught: list[torch.Tensor] = []
+        features: list[torch.Tensor] = []
         projector = self._model.model.multi_modal_projector
-        hook = projector.register_forward_pre_hook(lambda _, given: caught.append(given[0]))
-        seen = self._model(**inputs)
+        hook = projector.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+        outputs = self._model(**inputs)
         hook.remove()
-        answer = self._model.generate(**inputs, do_sample=False, max_new_tokens=shown.new_tokens)
+        answer = self._model.generate(**inputs, do_sample=False, max_new_tokens=case.new_tokens)
         prompt = inputs["input_ids"][0].tolist()
-        tokens = seen.image_hidden_states
+        tokens = outputs.image_hidden_states
         tokens = torch.cat(list(tokens)) if isinstance(tokens, list | tuple) else tokens
         return StageOutputs(
             inputs["pixel_values"].flatten(0, -4),
-            caught[0],
+            features[0],
             tokens.flatten(0, -2),
             tuple(prompt),
-            seen.logits[0].float(),
+            outputs.logits[0].float(),
             self._without_end(answer[0, len(prompt) :].tolist()),
         )
 
     def _without_end(self, ids: list[int]) -> tuple[int, ...]:
-        """Cut the end mark and what is behind it."""
+        """Return the ids before the end token."""
         ends = self._model.generation_config.eos_token_id
         ends = {ends} if isinstance(ends, int) else set(ends or ())
         return tuple(itertools.takewhile(lambda token: token not in ends, ids))
