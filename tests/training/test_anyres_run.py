@@ -55,8 +55,8 @@ def run(
         data=TrainingData(conversations=dialogues(), images=photos),
         out=out,
         features=out.parent / "features",
-        means=Runtime(DeviceConfig(torch.device("cpu"), torch.float32), NoProgress()),
-        skips=SkippedItems(),
+        runtime=Runtime(DeviceConfig(torch.device("cpu"), torch.float32), NoProgress()),
+        skipped=SkippedItems(),
     )
     trained, outcome = job.run()
     assert outcome is not None
@@ -134,7 +134,9 @@ def test_tiles_go_away_again(vision_folder: Path, language_folder: Path) -> None
 
 def test_grids_that_nothing_would_use_are_refused() -> None:
     """They are the stage's own tiling, so a stage that leaves images as they are shown has none to choose."""
-    with pytest.raises(UsageError, match="grids are 2x2, but aspect is pad; set aspect=anyres"):
+    with pytest.raises(
+        UsageError, match="grid_pinpoints are 2x2, but aspect is pad; set aspect=anyres"
+    ):
         replace(FINETUNE, aspect="pad", grid_pinpoints=("2x2",))
     assert apply_overrides(FINETUNE, ["aspect=anyres", "grid_pinpoints=2x2"]).grid_pinpoints == (
         "2x2",
@@ -144,8 +146,8 @@ def test_grids_that_nothing_would_use_are_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"select": "cls_patch"}, "lays patches only"),
-        ({"pinpoints": ((6, 10),)}, r"\(6, 10\) does not cut into tiles of 6 x 6"),
+        ({"select": "cls_patch"}, "supports patches only"),
+        ({"pinpoints": ((6, 10),)}, r"\(6, 10\) does not divide into tiles of 6 x 6"),
     ],
 )
 def test_what_cannot_be_tiled_is_refused(

@@ -1,7 +1,7 @@
-"""An image's size in, how it is cut into views and which tokens they become out: LLaVA-NeXT's geometry.
+"""Geometry of LLaVA-NeXT's anyres: the tiles of an image and the order of their tokens.
 
-Sizes are (width, height). Preparation, counting and model take every number from here, so they cannot differ by a
-rounding. Where the original and transformers scale in floating point, so does this, as the same pixels are wanted.
+Sizes are (width, height). Image processor, token counts and model use these functions only, so they never differ by a
+rounding. Scaling is in floating point as in the original code and transformers, which gives the same pixels.
 """
 
 import math
@@ -19,35 +19,32 @@ Size = tuple[int, int]
 """Width and height."""
 
 RELEASED_GRIDS = ("1x2", "2x1", "2x2", "3x1", "1x3")
-"""Columns x rows of tiles that the released LLaVA-NeXT models know, in their order."""
+"""Columns x rows of tiles of the released LLaVA-NeXT models, in their order."""
 
 NEWLINE_INDEX = -1
-"""Stands in an order of tokens for the learned vector that ends each row of tiles."""
+"""Index of the learned newline embedding, which ends each row of tiles, in an order of tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class TileLayout:
-    """How the views of one image lie: the base view of all of it, then tiles, row by row."""
+    """The views of an image: a base view of the full image, then tiles, row by row."""
 
     columns: int = 0
     rows: int = 0
-    """Of tiles; no tile where there is only the base view."""
+    """Columns and rows of tiles; 0 for the base view alone."""
 
     size: Size = (1, 1)
-    """Of the image; its proportion tells which rows or columns of the tiles are padding."""
+    """Size of the image; its aspect ratio decides which rows or columns of the tiles are padding."""
 
     @property
     def views(self) -> int:
-        """Squares that the vision tower looks at."""
+        """Number of square views that the vision tower encodes."""
         return 1 + self.columns * self.rows
 
     def padding(self, patches_per_side: int) -> Size:
-        """Return the columns left and the rows above that are padding; as many are cut on the other side.
+        """Return the columns on the left and the rows at the top that are padding; the other side has as many.
 
-        In whole numbers: the float form is one too small for some sizes (spec 1.7).
-
-        Args:
-            cells: Patches along each side of a view.
+        Computed in integers: in floating point the result is one too small for some sizes (spec 1.7).
         """
         width, height = self.size
         across, down = self.columns * patches_per_side, self.rows * patches_per_side
@@ -57,37 +54,38 @@ class TileLayout:
 
 
 SINGLE_VIEW = TileLayout()
-"""An image that is shown as one view."""
+"""Layout of an image with one view."""
 
 
 def grid_pinpoints(grids: Sequence[str], side: int) -> tuple[Size, ...]:
-    """Return the sizes in pixels of grids such as `2x1`, two columns and one row, for a tower that sees `side` pixels.
+    """Return the sizes in pixels of grids such as `2x1`, two columns and one row, with tiles of `side` pixels.
 
     Raises:
-        UsageError: There are none, or one is not written so.
+        UsageError: There are no grids, or one has another format.
     """
-    found = [re.fullmatch(r"([1-9]\d?)x([1-9]\d?)", grid) for grid in grids]
-    if not grids or not all(found):
+    matches = [re.fullmatch(r"([1-9]\d?)x([1-9]\d?)", grid) for grid in grids]
+    if not grids or not all(matches):
         raise UsageError(
             f"the grids of tiles are {', '.join(grids) or 'none'}; give columns x rows, such as 2x1,2x2"
         )
-    return tuple((int(match[1]) * side, int(match[2]) * side) for match in found if match)
+    return tuple((int(match[1]) * side, int(match[2]) * side) for match in matches if match)
 
 
 def choose_pinpoint(size: Size, pinpoints: Sequence[Size]) -> Size:
-    """Return the canvas that keeps most of an image's pixels, of these the one with the least waste (spec 1.7)."""
+    """Return the canvas with the most pixels of the image, and of several the one with the least waste (spec 1.7)."""
     width, height = size
 
-    def worth(pinpoint: Size) -> tuple[int, int]:
+    def score(pinpoint: Size) -> tuple[int, int]:
         scale = min(pinpoint[0] / width, pinpoint[1] / height)
         effective = min(int(width * scale) * int(height * scale), width * height)
         return effective, effective - pinpoint[0] * pinpoint[1]
 
-    return max(pinpoints, key=worth)  # the first of equals
+    # max returns the first of several equal ones.
+    return max(pinpoints, key=score)
 
 
 def fit_within(size: Size, pinpoint: Size) -> Size:
-    """Return the size of an image that is scaled to fit a canvas."""
+    """Return the size of an image scaled to fit a canvas."""
     (width, height), (across, down) = size, pinpoint
     if across / width < down / height:
         return across, min(math.ceil(height * (across / width)), down)
@@ -95,42 +93,31 @@ def fit_within(size: Size, pinpoint: Size) -> Size:
 
 
 def choose_layout(size: Size, pinpoints: Sequence[Size], side: int) -> TileLayout:
-    """Return how an image is tiled on the canvas that suits it best, in tiles of `side` pixels."""
+    """Return the layout of an image on its best canvas, in tiles of `side` pixels."""
     across, down = choose_pinpoint(size, pinpoints)
     return TileLayout(across // side, down // side, size)
 
 
 def count_tokens(layout: TileLayout, patches_per_side: int) -> int:
-    """Return how many tokens an image becomes, for towers with `cells` patches along each side of a view."""
-    left, above = layout.padding(patches_per_side)
-    across, down = (
-        layout.columns * patches_per_side - 2 * left,
-        layout.rows * patches_per_side - 2 * above,
-    )
+    """Return the number of tokens of an image."""
+    left, top = layout.padding(patches_per_side)
+    across = layout.columns * patches_per_side - 2 * left
+    down = layout.rows * patches_per_side - 2 * top
     return patches_per_side * patches_per_side + down * (across + 1)
 
 
 @lru_cache(maxsize=4096)
 def image_token_order(layout: TileLayout, patches_per_side: int) -> Tensor:
-    """Return which patch each token of an image is, (image tokens,), as LLaVA-NeXT's `spatial_unpad` lays them.
+    """Return the patch index of each token of an image with tiles, (image tokens,), as LLaVA-NeXT's `spatial_unpad`.
 
-    The base view's patches come first; then the tiles' as one large raster without the rows or columns that are
-    padding, NEWLINE after each of its rows. Patches count on through the views.
-
-    Args:
-        layout: Of an image with tiles.
-        cells: Patches along each side of a view.
+    The patches of the base view come first; then those of the tiles as one raster without padding, with NEWLINE_INDEX
+    after each row. Patches are numbered consecutively over all views.
     """
-    base = torch.arange(patches_per_side * patches_per_side)  # (patches,)
-    tiles = (
-        torch.arange(layout.rows * layout.columns * patches_per_side * patches_per_side)
-        + patches_per_side * patches_per_side
-    )
-    grid = tiles.view(layout.rows, layout.columns, patches_per_side, patches_per_side)
-    raster = grid.transpose(1, 2).reshape(
-        layout.rows * patches_per_side, layout.columns * patches_per_side
-    )
-    left, above = layout.padding(patches_per_side)
-    kept = raster[above : len(raster) - above, left : raster.shape[1] - left]
-    ends = torch.full((len(kept), 1), NEWLINE_INDEX)
-    return torch.cat([base, torch.cat([kept, ends], dim=1).flatten()])  # (image tokens,)
+    side, rows, columns = patches_per_side, layout.rows, layout.columns
+    base = torch.arange(side * side)  # (patches,)
+    tiles = side * side + torch.arange(rows * columns * side * side).view(rows, columns, side, side)
+    raster = tiles.transpose(1, 2).reshape(rows * side, columns * side)
+    left, top = layout.padding(side)
+    unpadded = raster[top : len(raster) - top, left : raster.shape[1] - left]
+    newlines = torch.full((len(unpadded), 1), NEWLINE_INDEX)
+    return torch.cat([base, torch.cat([unpadded, newlines], dim=1).flatten()])  # (image tokens,)

@@ -1,4 +1,4 @@
-"""An RGB image in, the vision tower's pixels out."""
+"""Image processor: from an RGB image to the input pixels of the vision tower."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,53 +22,50 @@ from caldera.images.decoding import image_size
 ImageAspect = Literal["square", "pad", "anyres"]
 
 ASPECTS: tuple[ImageAspect, ...] = get_args(ImageAspect)
-"""All of them."""
-
 MAX_TILES = 100
-"""Canvases of more tiles are refused; a model folder could else ask for any amount of memory for each image."""
+"""Maximal number of tiles of a canvas, so that no model folder can require any amount of memory for an image."""
 
 MAX_ASPECT_RATIO = 20
-"""Of images that are more times as long as wide, only the part that will be seen is enlarged: of all of it, the rest
-would take up to gigabytes."""
+"""Aspect ratio above which only the center crop of an image is enlarged; all of it would take up to gigabytes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageProcessor:
-    """Brings an image into the shape, size and range its vision tower was trained on, as CLIP's processor does."""
+    """Resizes, crops and normalizes images as the vision tower was trained, like CLIP's image processor."""
 
     side: int
-    """Pixels along each side of what the tower sees."""
+    """Width and height of the tower's input, in pixels."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
     aspect: ImageAspect = "square"
-    """`square` crops what lies outside the central square (LLaVA); `pad` shows all of it on a ground of the mean
-    color (LLaVA-1.5); `anyres` shows all of it, pressed into a square, and then in tiles (LLaVA-NeXT)."""
+    """`square` takes the center crop (LLaVA); `pad` pads to a square with the mean color (LLaVA-1.5); `anyres` resizes
+    the full image to a square and adds tiles (LLaVA-NeXT)."""
 
     pinpoints: tuple[Size, ...] = ()
-    """Sizes of the canvases that `anyres` chooses from; none for the others."""
+    """Sizes of the canvases of `anyres`; empty for other aspects."""
 
     resample: int = Image.Resampling.BICUBIC
 
     resize_shortest_edge: int | None = None
-    """Pixels of the shorter edge before the central square is cut, as DINOv2's processor has it; `side` if None."""
+    """Length of the shorter edge before the center crop, as in DINOv2's processor; `side` if None."""
 
     resize_without_crop: bool = False
-    """Whether an image is pressed into the square instead of cut to it, as SigLIP's processor does."""
+    """Whether the image is resized to the square instead of cropped, as in SigLIP's processor."""
 
     def __post_init__(self) -> None:
-        """Check that pinpoints are there where they are needed, and cut into whole tiles, not too many.
+        """Check the pinpoints.
 
         Raises:
-            ValueError: They do not.
+            ValueError: They do not match the aspect, do not divide into tiles, or have too many tiles.
         """
         if (self.aspect == "anyres") != bool(self.pinpoints):
             raise ValueError(f"aspect {self.aspect} with the pinpoints {self.pinpoints}")
         for pinpoint in self.pinpoints:
             if any(length % self.side or length < self.side for length in pinpoint):
                 raise ValueError(
-                    f"the pinpoint {pinpoint} does not cut into tiles of {self.side} x {self.side} pixels"
+                    f"the pinpoint {pinpoint} does not divide into tiles of {self.side} x {self.side} pixels"
                 )
             if (tiles := pinpoint[0] * pinpoint[1] // self.side**2) > MAX_TILES:
                 raise ValueError(
@@ -76,64 +73,66 @@ class ImageProcessor:
                 )
 
     def with_aspect(self, aspect: ImageAspect, pinpoints: tuple[Size, ...] = ()) -> Self:
-        """Return one that shows images in another way; views of `anyres` have the tower's size from the start.
+        """Return a processor with another aspect; the views of `anyres` have the tower's size without a crop.
 
         Raises:
-            ValueError: The pinpoints do not go with the aspect, or do not cut into whole tiles.
+            ValueError: The pinpoints do not match the aspect, or do not divide into tiles.
         """
-        own = {"edge": None, "squash": False} if aspect == "anyres" else {}
-        return replace(self, aspect=aspect, pinpoints=pinpoints, **own)  # type: ignore[arg-type]
+        changed = replace(self, aspect=aspect, pinpoints=pinpoints)
+        if aspect != "anyres":
+            return changed
+        return replace(changed, resize_shortest_edge=None, resize_without_crop=False)
 
     def layout(self, path: Path) -> TileLayout:
-        """Return how the image at `path` is shown; only `anyres` has to look into the file.
+        """Return the layout of the image at `path`; only `anyres` reads the file.
 
         Raises:
-            ImageError: It is not there, or cannot be used.
+            ImageError: The file does not exist or cannot be used.
         """
         if self.aspect != "anyres":
             return SINGLE_VIEW
         return choose_layout(image_size(path), self.pinpoints, self.side)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """Return the pixels of all views of an RGB image, (views, channels, side, side), normalized."""
-        return torch.stack([self._normalized(view) for view in self._crop_views(image)])
+        """Return the normalized pixels of all views of an RGB image, (views, channels, side, side)."""
+        return torch.stack([self._normalize(view) for view in self._crop_views(image)])
 
     def _crop_views(self, image: Image.Image) -> list[Image.Image]:
-        """Return the squares that the tower sees."""
+        """Return the square views of an image."""
         match self.aspect:
             case "square":
-                return [self._square(image)]
+                return [self._resize_and_crop(image)]
             case "pad":
-                return [self._square(self._padded(image))]
+                return [self._resize_and_crop(self._pad(image))]
             case "anyres":
                 base = image.resize((self.side, self.side), Image.Resampling(self.resample))
                 return [base, *self._tiles(image)]
 
-    def _normalized(self, view: Image.Image) -> Tensor:
-        """Return a square as (channels, side, side)."""
+    def _normalize(self, view: Image.Image) -> Tensor:
+        """Return the normalized pixels of a view, (channels, side, side)."""
         values = np.asarray(view, dtype=np.float32) / 255  # (height, width, channels)
         values = (values - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return torch.from_numpy(values.transpose(2, 0, 1).copy())  # (channels, height, width)
 
-    def _padded(self, image: Image.Image) -> Image.Image:
-        """Paste an image in the middle of a square of the mean color (spec 1.8: offsets are floored)."""
-        longest = max(image.size)
+    def _pad(self, image: Image.Image) -> Image.Image:
+        """Pad an image to a square with the mean color (spec 1.8: offsets are rounded down)."""
+        length = max(image.size)
         red, green, blue = (int(255 * part) for part in self.mean)
-        return _centerd(image, (longest, longest), (red, green, blue))
+        return _center(image, (length, length), (red, green, blue))
 
     def _tiles(self, image: Image.Image) -> list[Image.Image]:
-        """Fit an image on the canvas that suits it best, on black, and cut that into tiles, row by row."""
-        canvas = choose_pinpoint(image.size, self.pinpoints)
-        small = image.resize(fit_within(image.size, canvas), Image.Resampling(self.resample))
-        whole = _centerd(small, canvas, (0, 0, 0))
+        """Fit an image on its best canvas, on black, and return the tiles of the canvas, row by row."""
+        size = choose_pinpoint(image.size, self.pinpoints)
+        resized = image.resize(fit_within(image.size, size), Image.Resampling(self.resample))
+        canvas = _center(resized, size, (0, 0, 0))
         return [
-            whole.crop((left, top, left + self.side, top + self.side))
-            for top in range(0, canvas[1], self.side)
-            for left in range(0, canvas[0], self.side)
+            canvas.crop((left, top, left + self.side, top + self.side))
+            for top in range(0, size[1], self.side)
+            for left in range(0, size[0], self.side)
         ]
 
-    def _square(self, image: Image.Image) -> Image.Image:
-        """Resize so that the shorter edge is `edge` long and cut out the central square of `side`; or squash."""
+    def _resize_and_crop(self, image: Image.Image) -> Image.Image:
+        """Resize the shorter edge and take the center crop, or resize without a crop."""
         resample = Image.Resampling(self.resample)
         width, height = image.size
         if self.resize_without_crop:
@@ -147,7 +146,7 @@ class ImageProcessor:
         return image.resize(size, resample).crop((left, top, left + self.side, top + self.side))
 
     def _resize_crop_only(self, image: Image.Image, size: Size, corner: Size) -> Image.Image:
-        """Return a square of an image as if it had been resized to `size`, without making all of that."""
+        """Return the crop at `corner` of an image resized to `size`, without resizing the rest of it."""
         (width, height), (across, down), (left, top) = image.size, size, corner
         box = (
             left * width / across,
@@ -158,8 +157,8 @@ class ImageProcessor:
         return image.resize((self.side, self.side), Image.Resampling(self.resample), box=box)
 
 
-def _centerd(image: Image.Image, size: Size, color: tuple[int, int, int]) -> Image.Image:
-    """Paste an image in the middle of a ground of one color."""
-    ground = Image.new("RGB", size, color)
-    ground.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
-    return ground
+def _center(image: Image.Image, size: Size, color: tuple[int, int, int]) -> Image.Image:
+    """Return a canvas of one color with an image pasted in its center."""
+    canvas = Image.new("RGB", size, color)
+    canvas.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
+    return canvas
