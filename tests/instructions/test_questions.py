@@ -1,4 +1,4 @@
-"""Every question about a drawn scene has the answer that the scene itself gives, read off it without the facts."""
+"""Every question about a drawn scene has the answer that follows from the scene itself, without the facts."""
 
 import random
 import re
@@ -15,25 +15,36 @@ from caldera.annotations.english import number_word, plural
 from caldera.files.skipped import SkippedItems
 from caldera.instructions.coco_knowledge import COLORS, GROUPS, PURPOSES
 from caldera.instructions.facts import Facts, derive_facts
-from caldera.instructions.questions import FORMS, Question, describe, questions_about, yes_no_pairs
+from caldera.instructions.questions import (
+    FORMS,
+    Question,
+    describe_image,
+    questions_about,
+    yes_no_pairs,
+)
 from caldera.scenes.captions import captions_of
 from caldera.scenes.drawing import glyph_shapes
 from caldera.scenes.scene import BACKGROUNDS, OBJECT_KINDS, SIDE, Scene, SceneObject, sample_scene
 
+SceneQuestions = list[tuple[Scene, list[Question]]]
 NOUNS = {noun: name for name in OBJECT_KINDS for noun in (name, plural(name))}
-PLACE = "top left|top right|bottom left|bottom right|top|bottom|left|right|middle"
+POSITION = "top left|top right|bottom left|bottom right|top|bottom|left|right|middle"
 NOUN = re.compile(rf"\b(?:{'|'.join(sorted(NOUNS, key=len, reverse=True))})\b")
+RELATION = re.compile(r"\b(left|right|above|below)\b")
 
 
-def annotated(scene: Scene) -> AnnotatedImage:
-    """Return a scene as annotators would hand it over."""
-    instances = tuple(Instance(group.kind.name, thing.box) for group, thing in scene.objects)
-    return AnnotatedImage(scene.name, Path("x.jpg"), SIDE, SIDE, captions_of(scene), instances)
+def facts(scene: Scene) -> Facts:
+    """Return the facts about a scene."""
+    instances = tuple(
+        Instance(group.kind.name, scene_object.box) for group, scene_object in scene.objects
+    )
+    image = AnnotatedImage(scene.name, Path("x.jpg"), SIDE, SIDE, captions_of(scene), instances)
+    return derive_facts(image, OBJECT_KINDS)
 
 
 @pytest.fixture(scope="module")
 def scenes() -> list[Scene]:
-    """Two hundred scenes of either split."""
+    """Return a hundred scenes of each split."""
     return [
         sample_scene(index, seed=8, split=split, shapes=glyph_shapes())
         for index in range(100)
@@ -42,290 +53,291 @@ def scenes() -> list[Scene]:
 
 
 @pytest.fixture(scope="module")
-def asked(scenes: list[Scene]) -> list[tuple[Scene, list[Question]]]:
-    """All questions about each."""
+def questions(scenes: list[Scene]) -> SceneQuestions:
+    """Return all questions about each scene."""
     return [(scene, questions_about(facts(scene), random.Random(scene.name))) for scene in scenes]
 
 
-def facts(scene: Scene) -> Facts:
-    """Return the facts about a scene."""
-    return derive_facts(annotated(scene), OBJECT_KINDS)
+def of_kind(questions: SceneQuestions, kind: str) -> Iterator[tuple[Scene, Question]]:
+    """Yield every question of a kind, and assert that there are many of them."""
+    selected = [
+        (scene, question)
+        for scene, scene_questions in questions
+        for question in scene_questions
+        if question.kind == kind
+    ]
+    assert len(selected) > 50, f"too few questions of kind {kind}"
+    yield from selected
 
 
-def of_kind(
-    asked: list[tuple[Scene, list[Question]]], kind: str
-) -> Iterator[tuple[Scene, Question]]:
-    """Yield every question of a kind, and assert that there are some of them."""
-    found = [(scene, item) for scene, items in asked for item in items if item.kind == kind]
-    assert len(found) > 50, f"too few questions of kind {kind}"
-    yield from found
-
-
-def things(scene: Scene, kind: str) -> tuple[SceneObject, ...]:
-    """Return all things of a kind."""
+def objects(scene: Scene, kind: str) -> tuple[SceneObject, ...]:
+    """Return all objects of a kind."""
     return next((group.objects for group in scene.groups if group.kind.name == kind), ())
 
 
-def named(text: str) -> list[str]:
-    """Return the kinds that a text names, in order."""
+def mentioned_kinds(text: str) -> list[str]:
+    """Return the kinds that a text mentions, in order."""
     return [NOUNS[noun] for noun in NOUN.findall(text)]
 
 
-def ninth(thing: SceneObject) -> str:
-    """Name the ninth of the image that a thing's middle lies in."""
-    across = (thing.left + thing.width / 2) / SIDE
-    down = (thing.top + thing.height / 2) / SIDE
-    row = "top" if down < 0.36 else "bottom" if down > 0.64 else ""
-    column = "left" if across < 0.36 else "right" if across > 0.64 else ""
+def ninth(scene_object: SceneObject) -> str:
+    """Return the ninth of the image that contains an object's center."""
+    x = (scene_object.left + scene_object.width / 2) / SIDE
+    y = (scene_object.top + scene_object.height / 2) / SIDE
+    row = "top" if y < 0.36 else "bottom" if y > 0.64 else ""
+    column = "left" if x < 0.36 else "right" if x > 0.64 else ""
     return f"{row} {column}".strip() or "middle"
 
 
-def stands(one: SceneObject, word: str, other: SceneObject) -> bool:
-    """Tell whether one thing stands so to another."""
-    x1, x2 = one.left + one.width / 2, other.left + other.width / 2
-    y1, y2 = one.top + one.height / 2, other.top + other.height / 2
-    return {"left": x1 < x2, "right": x1 > x2, "above": y1 < y2, "below": y1 > y2}[word]
+def holds(subject: SceneObject, relation: str, reference: SceneObject) -> bool:
+    """Return whether a relation of two objects is true."""
+    x1, x2 = subject.left + subject.width / 2, reference.left + reference.width / 2
+    y1, y2 = subject.top + subject.height / 2, reference.top + reference.height / 2
+    return {"left": x1 < x2, "right": x1 > x2, "above": y1 < y2, "below": y1 > y2}[relation]
 
 
-def test_presence_is_that_of_the_scene(asked: list[tuple[Scene, list[Question]]]) -> None:
-    """Yes for what stands there, with its number; no for what does not."""
-    for scene, item in of_kind(asked, "presence"):
-        [kind] = named(item.text)
-        count = len(things(scene, kind))
-        assert item.short == ("yes" if count else "no"), item
-        assert item.answer.lower().startswith(item.short)
-        assert named(item.answer) == [kind]
+def test_presence_is_that_of_the_scene(questions: SceneQuestions) -> None:
+    """Yes for present objects, with their number; no for absent ones."""
+    for scene, question in of_kind(questions, "presence"):
+        [kind] = mentioned_kinds(question.text)
+        count = len(objects(scene, kind))
+        assert question.short == ("yes" if count else "no"), question
+        assert question.answer.lower().startswith(question.short)
+        assert mentioned_kinds(question.answer) == [kind]
         if count > 1:
-            assert f" {number_word(count)} {plural(kind)}." in item.answer
+            assert f" {number_word(count)} {plural(kind)}." in question.answer
 
 
 @pytest.mark.parametrize("kind", ["presence", "reasoning"])
-def test_yes_and_no_are_balanced_in_every_image(
-    asked: list[tuple[Scene, list[Question]]], kind: str
-) -> None:
-    """As many of either, and they come in pairs, so that a cut after any pair stays balanced."""
-    images = 0
-    for _, items in asked:
-        answers = [item.short for item in items if item.kind == kind]
-        images += bool(answers)
+def test_yes_and_no_are_balanced_in_every_image(questions: SceneQuestions, kind: str) -> None:
+    """They alternate in pairs, so that a cut after any pair stays balanced."""
+    num_images = 0
+    for _, scene_questions in questions:
+        answers = [question.short for question in scene_questions if question.kind == kind]
+        num_images += bool(answers)
         assert all(
             {*pair} == {"yes", "no"} for pair in zip(answers[::2], answers[1::2], strict=True)
         )
-    assert images > 60
+    assert num_images > 60
 
 
-def test_nothing_is_asked_for_twice(asked: list[tuple[Scene, list[Question]]]) -> None:
-    """Presence asks for each kind once, and an image has no question twice."""
-    for _, items in asked:
-        kinds = [named(item.text)[0] for item in items if item.kind == "presence"]
+def test_no_question_is_repeated(questions: SceneQuestions) -> None:
+    """There is at most one presence question for each kind, and no text twice."""
+    for _, scene_questions in questions:
+        kinds = [
+            mentioned_kinds(question.text)[0]
+            for question in scene_questions
+            if question.kind == "presence"
+        ]
         assert len(set(kinds)) == len(kinds)
-        assert len({item.text for item in items}) == len(items)
+        assert len({question.text for question in scene_questions}) == len(scene_questions)
 
 
-def test_counts_are_those_of_the_scene(asked: list[tuple[Scene, list[Question]]]) -> None:
-    """Several things are always counted, single ones now and then, so that 'one' is no safe guess."""
+def test_counts_are_those_of_the_scene(questions: SceneQuestions) -> None:
+    """Several objects are always counted, single ones sometimes, so that 'one' is not a safe guess."""
     shorts: Counter[str] = Counter()
-    for scene, item in of_kind(asked, "count"):
-        [kind] = named(item.text)
-        assert item.short == number_word(len(things(scene, kind))), item
-        assert f" {item.short} " in item.answer
-        shorts[item.short] += 1
-    several = sum(len(group.objects) > 1 for scene, _ in asked for group in scene.groups)
-    assert shorts.total() - shorts["one"] == several
+    for scene, question in of_kind(questions, "count"):
+        [kind] = mentioned_kinds(question.text)
+        assert question.short == number_word(len(objects(scene, kind))), question
+        assert f" {question.short} " in question.answer
+        shorts[question.short] += 1
+    num_several = sum(len(group.objects) > 1 for scene, _ in questions for group in scene.groups)
+    assert shorts.total() - shorts["one"] == num_several
     assert 0.1 < shorts["one"] / shorts.total() < 0.6
 
 
-def test_positions_are_those_of_the_scene(asked: list[tuple[Scene, list[Question]]]) -> None:
-    """Only single things have one."""
-    for scene, item in of_kind(asked, "position"):
-        [kind] = named(item.text)
-        [thing] = things(scene, kind)
-        assert item.short == ninth(thing), item
-        assert item.short in item.answer
+def test_positions_are_those_of_the_scene(questions: SceneQuestions) -> None:
+    """Only single objects are asked for."""
+    for scene, question in of_kind(questions, "position"):
+        [kind] = mentioned_kinds(question.text)
+        [scene_object] = objects(scene, kind)
+        assert question.short == ninth(scene_object), question
+        assert question.short in question.answer
 
 
-def test_relations_are_those_of_the_scene(asked: list[tuple[Scene, list[Question]]]) -> None:
-    """A choice between two sides, or a claim that holds about half of the time."""
+def test_relations_are_those_of_the_scene(questions: SceneQuestions) -> None:
+    """A choice of two relations, or a claim that is true in half of the questions."""
     shorts: Counter[str] = Counter()
-    for scene, item in of_kind(asked, "relation"):
-        one, other = named(item.text)
-        [first], [second] = things(scene, one), things(scene, other)
-        shorts[item.short] += 1
-        [told] = re.findall(r"\b(left|right|above|below)\b", item.answer)
-        assert stands(first, told, second), item
-        assert item.answer.endswith(f" the {other}.")
-        sides = re.findall(r"\b(left|right|above|below)\b", item.text)
-        if item.form == "is it beside":
-            assert item.short == ("yes" if stands(first, sides[0], second) else "no"), item
+    for scene, question in of_kind(questions, "relation"):
+        kinds = mentioned_kinds(question.text)
+        [[subject], [reference]] = [objects(scene, kind) for kind in kinds]
+        shorts[question.short] += 1
+        [relation] = RELATION.findall(question.answer)
+        assert holds(subject, relation, reference), question
+        assert question.answer.endswith(f" the {kinds[1]}.")
+        relations = RELATION.findall(question.text)
+        if question.form == "is it beside":
+            is_true = holds(subject, relations[0], reference)
+            assert question.short == ("yes" if is_true else "no"), question
         else:
-            assert item.short == told
-            assert sides in (["left", "right"], ["above", "below"])
+            assert question.short == relation
+            assert relations in (["left", "right"], ["above", "below"])
     assert shorts.keys() == {"yes", "no", "left", "right", "above", "below"}
     assert shorts["yes"] == shorts["no"]
 
 
-def test_colors_are_those_of_the_scene(asked: list[tuple[Scene, list[Question]]]) -> None:
-    """Every painted kind is asked about, and no other."""
-    met: Counter[str] = Counter()
-    for scene, item in of_kind(asked, "colour"):
-        [kind] = named(item.text)
+def test_colors_are_those_of_the_scene(questions: SceneQuestions) -> None:
+    """Every colored kind is asked about, and no other."""
+    num_colors: Counter[str] = Counter()
+    for scene, question in of_kind(questions, "colour"):
+        [kind] = mentioned_kinds(question.text)
         [color] = [group.color for group in scene.groups if group.kind.name == kind]
-        assert item.short == color, item
-        assert re.findall("|".join(COLORS), item.answer) == [color]
-        met[scene.name] += 1
-    for scene, _ in asked:
-        assert met[scene.name] == sum(group.color is not None for group in scene.groups)
+        assert question.short == color, question
+        assert re.findall("|".join(COLORS), question.answer) == [color]
+        num_colors[scene.name] += 1
+    for scene, _ in questions:
+        assert num_colors[scene.name] == sum(group.color is not None for group in scene.groups)
 
 
-def test_the_one_of_its_group_is_named(asked: list[tuple[Scene, list[Question]]]) -> None:
+def test_the_only_one_of_a_group_is_named(questions: SceneQuestions) -> None:
     """The only animal, vehicle or food."""
-    for scene, item in of_kind(asked, "naming"):
-        [group] = [group for group in GROUPS if group in item.text]
-        there = [one.kind.name for one in scene.groups if one.kind.name in GROUPS[group]]
-        assert there == [item.short] == named(item.answer), item
-        assert not named(item.text)
+    for scene, question in of_kind(questions, "naming"):
+        [group] = [group for group in GROUPS if group in question.text]
+        kinds = [scene_group.kind.name for scene_group in scene.groups]
+        present = [kind for kind in kinds if kind in GROUPS[group]]
+        assert present == [question.short] == mentioned_kinds(question.answer), question
+        assert not mentioned_kinds(question.text)
 
 
-def test_the_setting_is_that_of_the_scene(asked: list[tuple[Scene, list[Question]]]) -> None:
+def test_the_setting_is_that_of_the_scene(questions: SceneQuestions) -> None:
     """Once for every scene, with the right preposition."""
-    found = {scene.name: item for scene, item in of_kind(asked, "setting")}
-    assert len(found) == len(asked)
-    for scene, _ in asked:
-        item = found[scene.name]
-        assert item.short == scene.setting
-        assert item.answer.endswith(f" {BACKGROUNDS[scene.setting]}.")
+    by_scene = {scene.name: question for scene, question in of_kind(questions, "setting")}
+    assert len(by_scene) == len(questions)
+    for scene, _ in questions:
+        question = by_scene[scene.name]
+        assert question.short == scene.setting
+        assert question.answer.endswith(f" {BACKGROUNDS[scene.setting]}.")
 
 
-def test_reasons_are_things_of_the_scene(asked: list[tuple[Scene, list[Question]]]) -> None:
-    """Yes names a thing that serves the purpose and is there; no names only what is there and does not."""
-    for scene, item in of_kind(asked, "reasoning"):
-        [purpose] = [purpose for purpose in PURPOSES if item.text in purpose.goals]
-        there = {group.kind.name for group in scene.groups}
-        serving = there & purpose.categories
-        assert item.short == ("yes" if serving else "no"), item
-        assert item.answer.startswith(f"{item.short.capitalize()}. ")
-        assert item.answer.endswith(f"{purpose.uses}.")
-        told = set(named(item.answer.removesuffix(f"{purpose.uses}.")))
-        assert told <= there
-        assert len(told & purpose.categories) == (1 if serving else 0)
+def test_reasons_are_objects_of_the_scene(questions: SceneQuestions) -> None:
+    """Yes mentions a present object that serves the purpose; no only present ones that do not."""
+    for scene, question in of_kind(questions, "reasoning"):
+        [purpose] = [purpose for purpose in PURPOSES if question.text in purpose.goals]
+        present = {group.kind.name for group in scene.groups}
+        serving = present & purpose.categories
+        assert question.short == ("yes" if serving else "no"), question
+        assert question.answer.startswith(f"{question.short.capitalize()}. ")
+        assert question.answer.endswith(f"{purpose.uses}.")
+        mentioned = set(mentioned_kinds(question.answer.removesuffix(f"{purpose.uses}.")))
+        assert mentioned <= present
+        assert len(mentioned & purpose.categories) == (1 if serving else 0)
 
 
-def test_each_purpose_is_asked_for_with_yes_and_with_no(
-    asked: list[tuple[Scene, list[Question]]],
-) -> None:
-    """So that no purpose gives the answer away: of those asked often, neither answer is rare."""
+def test_each_purpose_is_answered_yes_and_no(questions: SceneQuestions) -> None:
+    """No purpose implies the answer: of the frequent ones neither answer is rare."""
     shorts: dict[str, Counter[str]] = defaultdict(Counter)
-    for _, item in of_kind(asked, "reasoning"):
-        shorts[item.form][item.short] += 1
-    often = {form: answers for form, answers in shorts.items() if answers.total() >= 40}
-    assert len(often) > 3
-    for form, answers in often.items():
-        assert min(answers["yes"], answers["no"]) > 0.25 * answers.total(), (form, answers)
+    for _, question in of_kind(questions, "reasoning"):
+        shorts[question.form][question.short] += 1
+    frequent = {form: counts for form, counts in shorts.items() if counts.total() >= 40}
+    assert len(frequent) > 3
+    for form, counts in frequent.items():
+        assert min(counts["yes"], counts["no"]) > 0.25 * counts.total(), (form, counts)
 
 
-def test_every_form_is_met_and_questions_are_sentences(
-    asked: list[tuple[Scene, list[Question]]],
-) -> None:
-    """All kinds of the table, under their own names; answers are short or whole sentences."""
-    items = [item for _, items in asked for item in items]
-    assert {item.kind for item in items} == FORMS.keys()
-    for item in items:
-        assert re.fullmatch(r"[A-Z].*[?.]", item.text), item
-        assert re.fullmatch(r"[A-Z].*\.", item.answer), item
-        assert "  " not in item.text + item.answer
-        assert len(item.short.split()) <= 2
+def test_every_kind_occurs_and_questions_are_sentences(questions: SceneQuestions) -> None:
+    """All kinds of the table, by their own names; short answers have at most two words."""
+    all_questions = [question for _, scene_questions in questions for question in scene_questions]
+    assert {question.kind for question in all_questions} == FORMS.keys()
+    for question in all_questions:
+        assert re.fullmatch(r"[A-Z].*[?.]", question.text), question
+        assert re.fullmatch(r"[A-Z].*\.", question.answer), question
+        assert "  " not in question.text + question.answer
+        assert len(question.short.split()) <= 2
 
 
-def test_a_yes_is_kept_with_a_no_of_its_kind_or_not_at_all() -> None:
-    """All others stand alone; the order stays."""
+def test_a_yes_is_paired_with_a_no_of_its_kind_or_omitted() -> None:
+    """All other questions are alone; the order is kept."""
 
-    def asked(kind: str, short: str) -> Question:
+    def make_question(kind: str, short: str) -> Question:
         return Question(kind, "form", "Text?", short, "Answer.")
 
-    red, two = asked("colour", "red"), asked("count", "two")
-    there, missing = asked("presence", "yes"), asked("presence", "no")
-    beside, reason = asked("relation", "no"), asked("reasoning", "yes")
-    again = replace(there, text="Again?")
-    assert yes_no_pairs([there, red, again, missing, beside, two, reason]) == [
-        [there, missing], [red], [two],
-    ]  # fmt: skip
-    assert yes_no_pairs([missing, reason, there, beside]) == [[missing, there]]
+    red, two = make_question("colour", "red"), make_question("count", "two")
+    yes, no = make_question("presence", "yes"), make_question("presence", "no")
+    relation, reason = make_question("relation", "no"), make_question("reasoning", "yes")
+    other_yes = replace(yes, text="Again?")
+    pairs = yes_no_pairs([yes, red, other_yes, no, relation, two, reason])
+    assert pairs == [[yes, no], [red], [two]]
+    assert yes_no_pairs([no, reason, yes, relation]) == [[no, yes]]
     assert yes_no_pairs([]) == []
 
 
-def test_questions_follow_from_the_source_of_chance(scenes: list[Scene]) -> None:
+def test_questions_follow_from_the_seed(scenes: list[Scene]) -> None:
     """The same seed gives the same questions, another one other words."""
-    first, again, other = (
+    first, same, other = (
         [questions_about(facts(scene), random.Random(seed)) for scene in scenes[:20]]
         for seed in (1, 1, 2)
     )
-    assert first == again
+    assert first == same
     assert first != other
 
 
-def test_a_description_is_true_and_whole(scenes: list[Scene]) -> None:
-    """All that is there with number, color and setting; then places, each met by that many things."""
-    spread = placed = related = 0
+def test_a_description_is_true_and_complete(scenes: list[Scene]) -> None:
+    """All objects with number, color and setting; then positions, each with the right number, and a relation."""
+    num_spread = num_positions = num_relations = 0
     for scene in scenes:
-        told = describe(facts(scene), random.Random(scene.name))
-        first, *rest = told.removesuffix(".").split(". ")
+        description = describe_image(facts(scene), random.Random(scene.name))
+        first, *rest = description.removesuffix(".").split(". ")
         assert f" {BACKGROUNDS[scene.setting]}" in first
         for group in scene.groups:
-            noun = group.kind.name if len(group.objects) == 1 else plural(group.kind.name)
+            count = len(group.objects)
+            noun = group.kind.name if count == 1 else plural(group.kind.name)
             color = f"{group.color} " if group.color else ""
-            assert re.search(
-                rf"\b(a|an|{number_word(len(group.objects))}) {color}{noun}\b", first
-            ), told
+            assert re.search(rf"\b(a|an|{number_word(count)}) {color}{noun}\b", first), description
         for sentence in rest:
-            kind, *other = named(sentence)
-            there = Counter(ninth(thing) for thing in things(scene, kind))
-            if other:
-                [word] = re.findall(r"\b(left|right|above|below)\b", sentence)
-                [one], [another] = things(scene, kind), things(scene, other[0])
-                assert stands(one, word, another), told
-                related += 1
+            kind, *other_kinds = mentioned_kinds(sentence)
+            expected = Counter(ninth(scene_object) for scene_object in objects(scene, kind))
+            if other_kinds:
+                [relation] = RELATION.findall(sentence)
+                [[subject], [reference]] = [objects(scene, kind), objects(scene, other_kinds[0])]
+                assert holds(subject, relation, reference), description
+                num_relations += 1
             elif sentence.startswith("Of the "):
-                spots = re.findall(rf"(\w+) (?:is|are) (?:at|on|in) the ({PLACE})", sentence)
-                assert {place: amount for amount, place in spots} == {
-                    place: number_word(amount) for place, amount in there.items()
-                }, told
-                spread += 1
+                counts = re.findall(rf"(\w+) (?:is|are) (?:at|on|in) the ({POSITION})", sentence)
+                assert {position: count for count, position in counts} == {
+                    position: number_word(count) for position, count in expected.items()
+                }, description
+                num_spread += 1
             else:
-                [place] = re.findall(rf"(?:is|are) (?:at|on|in) the ({PLACE})$", sentence)
-                assert there == {place: len(things(scene, kind))}, told
-                placed += 1
-    assert min(spread, placed, related) > 20
+                [position] = re.findall(rf"(?:is|are) (?:at|on|in) the ({POSITION})$", sentence)
+                assert expected == {position: len(objects(scene, kind))}, description
+                num_positions += 1
+    assert min(num_spread, num_positions, num_relations) > 20
 
 
-def test_nothing_there_is_not_described() -> None:
-    """Neither described nor asked about, however many things were looked for."""
+def test_an_image_without_objects_has_no_questions() -> None:
+    """And no description, however many categories were labeled."""
     empty = derive_facts(AnnotatedImage("1", Path("x"), 9, 9, ("A wall",), ()), OBJECT_KINDS)
-    assert describe(empty, random.Random(0)) == ""
+    assert describe_image(empty, random.Random(0)) == ""
     assert questions_about(empty, random.Random(0)) == []
 
 
 def test_questions_about_real_photos_agree_with_their_boxes(third_party: Path) -> None:
-    """Presence and numbers of 80 photos, against COCO's boxes and captions alone."""
-    read = read_coco(third_party / "coco_mini", SkippedItems())
-    met: Counter[str] = Counter()
-    for image in read.images:
-        boxed = Counter(thing.category for thing in image.instances)
-        said = " ".join(image.captions).lower()
-        said = re.sub(r"(teddy|stuffed) bear|hot dog", "", said)  # no bear, no dog
-        known = derive_facts(image, read.categories)
-        for item in questions_about(known, random.Random(image.id)):
-            met[item.kind] += 1
-            if item.kind == "presence":
+    """Presence and counts in 80 photos, compared with COCO's boxes and captions."""
+    annotations = read_coco(third_party / "coco_mini", SkippedItems())
+    longest_first = sorted(annotations.categories, key=len, reverse=True)
+    num_questions: Counter[str] = Counter()
+    for image in annotations.images:
+        boxes = Counter(instance.category for instance in image.instances)
+        captions = " ".join(image.captions).lower()
+        # A teddy bear is not a bear, and a hot dog not a dog.
+        captions = re.sub(r"(teddy|stuffed) bear|hot dog", "", captions)
+        image_facts = derive_facts(image, annotations.categories)
+        for question in questions_about(image_facts, random.Random(image.id)):
+            num_questions[question.kind] += 1
+            if question.kind == "presence":
+                category = next(
+                    category
+                    for category in longest_first
+                    if re.search(rf"\b{category}\b", question.text)
+                )
+                is_yes = question.short == "yes"
+                assert is_yes is (boxes[category] > 0), question
+                assert is_yes or not re.search(rf"\b{category}s?\b", captions), question
+            elif question.kind == "count":
                 [category] = [
-                    each
-                    for each in sorted(read.categories, key=len, reverse=True)
-                    if re.search(rf"\b{each}\b", item.text)
-                ][:1]
-                assert (item.short == "yes") is (boxed[category] > 0), item
-                assert item.short == "yes" or not re.search(rf"\b{category}s?\b", said), item
-            elif item.kind == "count":
-                [category] = [each for each in boxed if f" {plural(each)} " in item.text]
-                assert item.short == number_word(boxed[category]), item
-    assert met["presence"] > 100
-    assert met["count"] > 50
-    assert met.keys() >= {"position", "relation", "naming", "reasoning"}
+                    category for category in boxes if f" {plural(category)} " in question.text
+                ]
+                assert question.short == number_word(boxes[category]), question
+    assert num_questions["presence"] > 100
+    assert num_questions["count"] > 50
+    assert num_questions.keys() >= {"position", "relation", "naming", "reasoning"}
