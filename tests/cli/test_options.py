@@ -63,8 +63,28 @@ def test_a_former_command_names_the_current_one(
     assert call(group, current, "--help").returncode == 0
 
 
-def test_other_unknown_options_are_unchanged(call: Callable[..., CommandResult]) -> None:
-    """An option that no command had is reported by click."""
-    result = call("data", "check", "x.json", "--picture", "y")
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("data check x.json --picture y", "No such option: --picture"),
+        ("deemo", "No such command 'deemo'. Did you mean 'demo'?"),
+    ],
+)
+def test_other_unknown_names_are_reported_by_click(
+    call: Callable[..., CommandResult], command: str, message: str
+) -> None:
+    """Only renamed options and commands have hints of their own."""
+    result = call(*command.split())
     assert result.returncode == 2
-    assert "No such option: --picture" in result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("words", [words for words, _ in commands()])
+def test_help_has_examples_before_the_options(
+    call: Callable[..., CommandResult], words: tuple[str, ...]
+) -> None:
+    """The examples of a command run that command."""
+    result = call(*words, "--help")
+    assert result.returncode == 0
+    assert f"caldera {' '.join(words)}" in result.stdout.split("Options")[0].split("Examples")[-1]

@@ -140,11 +140,7 @@ def print_message(*lines: str) -> None:
 
 
 def quantization_from(quantize: str | None) -> "Quantization":
-    """Return the quantization of the engine's weights.
-
-    Raises:
-        UnknownNameError: There is no such quantization.
-    """
+    """Return the quantization of the engine's weights."""
     if quantize is None:
         return "as stored"
     if quantize != "int8":

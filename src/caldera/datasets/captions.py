@@ -16,21 +16,13 @@ from caldera.instructions.request_phrases import CAPTION_REQUESTS
 
 
 def import_captions(path: Path, skipped: SkippedItems, options: ImportOptions) -> ImportResult:
-    """Import a `.csv` or `.jsonl` file with the fields image and caption.
-
-    Raises:
-        InputError: The file cannot be read, or a pair is invalid and may not be skipped.
-    """
+    """Import a `.csv` or `.jsonl` file with the fields image and caption."""
     pairs = read_pairs(path, skipped, options.images, check_images=options.check_exists)
     return _to_conversations(pairs, skipped, options)
 
 
 def import_coco(path: Path, skipped: SkippedItems, options: ImportOptions) -> ImportResult:
-    """Import the captions of a COCO folder; boxes are not needed.
-
-    Raises:
-        InputError: The file cannot be read, or an image is invalid and may not be skipped.
-    """
+    """Import the captions of a COCO folder; boxes are not needed."""
     annotations = read_coco_captions(
         path, skipped, options.split, image_folder=options.images, check_images=options.check_exists
     )

@@ -59,6 +59,7 @@ class ImportResult:
 
 
 Importer = Callable[[Path, SkippedItems, ImportOptions], ImportResult]
+"""Import of a file or folder; raises InputError if it cannot be read, or an invalid item may not be skipped."""
 
 
 class ImageFolder:
@@ -69,11 +70,7 @@ class ImageFolder:
         self._paths: dict[tuple[str, ...], str | None] = {}
 
     def resolve(self, *names: str) -> str:
-        """Return the path of the first of several names that exists, or of the first without a check.
-
-        Raises:
-            ImageError: None of them exists.
-        """
+        """Return the path of the first of several names that exists, or of the first without a check."""
         # os.path is several times as fast as pathlib, for data sets of hundreds of thousands of images.
         if not self._check_exists:
             return os.path.join(self._root, names[0])  # noqa: PTH118

@@ -32,11 +32,7 @@ _TURNS, _IMAGES = ("conversations", "messages"), ("image", "images")
 
 
 def import_llava(path: Path, skipped: SkippedItems, options: ImportOptions) -> ImportResult:
-    """Import a `.json` or `.jsonl` file of conversations and fix its records.
-
-    Raises:
-        InputError: The file cannot be read, or a record is invalid and may not be skipped.
-    """
+    """Import a `.json` or `.jsonl` file of conversations and fix its records."""
     folder = ImageFolder(options.images or path.parent, check_exists=options.check_exists)
     imported = ImportResult()
     for index, (location, record) in enumerate(read_records(path)):

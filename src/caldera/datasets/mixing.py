@@ -22,11 +22,7 @@ class WeightedFile:
 
 
 def parse_weighted_file(text: str) -> WeightedFile:
-    """Parse `FILE` or `FILE:WEIGHT`.
-
-    Raises:
-        UsageError: The weight is not a number above 0.
-    """
+    """Parse `FILE` or `FILE:WEIGHT`."""
     name, colon, number = text.rpartition(":")
     if not colon or "/" in number or Path(text).exists():
         return WeightedFile(Path(text))

@@ -39,11 +39,7 @@ class Problem(BaseModel):
 
     @property
     def letter(self) -> str:
-        """Letter of the correct choice.
-
-        Raises:
-            AnnotationError: There is no such choice.
-        """
+        """Letter of the correct choice."""
         if self.answer >= len(self.choices):
             raise AnnotationError(
                 f"the answer is {self.answer}, but there are {len(self.choices)} choices; correct it"
@@ -137,11 +133,7 @@ def _letter_layout(problem: Problem) -> str:
 
 
 def parse_layout(name: str) -> PromptLayout:
-    """Return the layout called exactly `name`: `QCM-LEA` and the like, or `letter`.
-
-    Raises:
-        UnknownNameError: No layout has this name.
-    """
+    """Return the layout called exactly `name`: `QCM-LEA` and the like, or `letter`."""
     if name == "letter":
         return PromptLayout(
             lambda problem: f"{_letter_layout(problem)}\n{LETTER_PROMPT}",
@@ -162,10 +154,6 @@ def import_science_qa(path: Path, skipped: SkippedItems, options: ImportOptions)
         path: Folder of problems.json and pid_splits.json.
         skipped: Receives problems that are missing, broken, or without their image.
         options: `split` ("train" if None), `layout`, `images` and `check_exists` are used.
-
-    Raises:
-        UnknownNameError: There is no such split or layout.
-        InputError: A file is missing or has another format, or a problem is invalid and may not be skipped.
     """
     layout, split = parse_layout(options.layout), options.split or "train"
     problems, splits = _load(path / "problems.json"), _load(path / "pid_splits.json")

@@ -192,9 +192,6 @@ def compute_statistics(
         file: `.json` or `.jsonl`.
         skipped: Receives invalid records.
         ignore: Extra fields of records to ignore.
-
-    Raises:
-        InputError: The file cannot be read, or too many records are invalid.
     """
     statistics = DatasetStatistics()
     for conversation in read_valid_conversations(file, skipped, ignore):

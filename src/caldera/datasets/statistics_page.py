@@ -137,11 +137,7 @@ def _svg(box: str, shapes: Sequence[str], kind: str) -> Markup:
 
 
 def write_statistics_page(file: Path, statistics: DatasetStatistics, title: str) -> None:
-    """Write the page atomically; every text of the data is escaped.
-
-    Raises:
-        OutputError: The page cannot be written.
-    """
+    """Write the page atomically; every text of the data is escaped."""
     objects: Counter[str] = Counter()
     for kind in statistics.kinds.values():
         objects.update(kind.objects)

@@ -47,9 +47,6 @@ def import_vqa(path: Path, skipped: SkippedItems, options: ImportOptions) -> Imp
         path: `*_questions.json`, or the folder that holds it and `*_annotations.json`.
         skipped: Receives questions that are empty, unanswered, or about a missing image.
         options: `images`, `split` such as "train2014", `answers`, `answer_prompt` and `check_exists` are used.
-
-    Raises:
-        InputError: A file is missing or has another format, or a question is invalid and may not be skipped.
     """
     questions_path, answers_path = _find_files(path, options)
     header, questions = read_list(questions_path, "questions")
@@ -111,11 +108,7 @@ def _find_files(path: Path, options: ImportOptions) -> tuple[Path, Path]:
 
 
 def read_list(path: Path, field: str) -> tuple[dict[str, Any], list[Any]]:
-    """Return the content of a VQA file, and its list of questions or annotations.
-
-    Raises:
-        AnnotationError: The file is missing or broken, or holds no such list.
-    """
+    """Return the content of a VQA file, and its list of questions or annotations."""
     content = read_json(path)
     entries = content.get(field) if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:

@@ -55,11 +55,7 @@ class EncodedConversation:
     def with_image_tokens(
         self, counts: Sequence[int], image_token_id: int
     ) -> "EncodedConversation":
-        """Return a copy in which slot `i` is replaced by `counts[i]` image tokens.
-
-        Raises:
-            ValueError: The number of counts is not the number of slots.
-        """
+        """Return a copy in which slot `i` is replaced by `counts[i]` image tokens."""
         widths = iter(counts)
         if len(counts) != len(self.image_paths):
             raise ValueError(f"{len(self.image_paths)} slots but {len(counts)} counts of tokens")
