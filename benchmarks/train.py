@@ -48,7 +48,7 @@ from transformers import (
 )
 
 from caldera.batches.image_sources import DecodedImages
-from caldera.batches.packing import group_by_images
+from caldera.batches.packing import BatchBuilder, group_by_images
 from caldera.batches.sampler import BatchLimit, StepSampler
 from caldera.batches.samples import Sample
 from caldera.devices import DeviceConfig, Runtime, tune_malloc
@@ -56,9 +56,9 @@ from caldera.formats.model_folder import load_model_folder
 from caldera.model.assistant import LlavaBundle
 from caldera.progress import NoProgress
 from caldera.templates.encoding import IGNORE_INDEX
-from caldera.training.loop import build_batch, plan_micro_batches, training_step
+from caldera.training.job import cached_tower_features
+from caldera.training.loop import training_step
 from caldera.training.parameters import build_optimizer, set_trainable
-from caldera.training.vision_features import cached_tower_features, raise_image_error
 
 SIDES = ("padded", "grouped", "trl", "caldera")
 COMPUTE = DeviceConfig(torch.device("cpu"), torch.bfloat16)
@@ -114,8 +114,8 @@ def caldera_step(
     tune_malloc()
     begun = time.perf_counter()
     paths = list(dict.fromkeys(path for sample in samples for path in sample.images))
-    means = Runtime(COMPUTE, NoProgress())
-    source = cached_tower_features(assistant, kept, paths, means=means, on_fault=raise_image_error)
+    runtime = Runtime(COMPUTE, NoProgress())
+    source = cached_tower_features(assistant, kept, paths, runtime=runtime)
     looked = time.perf_counter() - begun
     model = assistant.model
     set_trainable(model, load.stage.trainable)
@@ -123,12 +123,16 @@ def caldera_step(
     model.train()
     stage = replace(load.stage, learning_rate=1e-5)
     optimizer = build_optimizer(model, stage)
+    builder = BatchBuilder(
+        load_images=source,
+        share_prefixes=True,
+        max_tokens=stage.micro_batch_tokens,
+        max_samples=stage.micro_batch_size,
+    )
 
     def step(some: Sequence[Sample]) -> None:
         with record_function("loading"):  # for step_profile.py
-            batches = [
-                build_batch(packs, source) for packs in plan_micro_batches(some, stage, share=True)
-            ]
+            batches = builder.build(some)
         training_step(
             model, batches, optimizer, max_grad_norm=1.0, compute=COMPUTE,
             record_ids=[sample.id for sample in some],
@@ -179,7 +183,7 @@ def run_side(side: str, workload: str, size: str, folder: Path, steps: int) -> d
             dealt = StepSampler(
                 lengths=lengths,
                 groups=groups,
-                size=BatchLimit(samples=load.batch),
+                limit=BatchLimit(samples=load.batch),
                 epochs=1,
                 seed=3,
             )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from caldera.batches.image_sources import DecodedImages
-from caldera.batches.packing import Batch, build_packs, collate, iter_new_images
+from caldera.batches.packing import Batch, build_packs, collate
 from caldera.batches.samples import Sample
 from caldera.model.assistant import LlavaBundle
 from caldera.templates.encoding import IGNORE_INDEX
@@ -15,9 +15,7 @@ from caldera.templates.encoding import IGNORE_INDEX
 
 def batch_of(assistant: LlavaBundle, samples: Sequence[Sample], *, share: bool = False) -> Batch:
     """Pack samples into one batch with their pixels."""
-    packs = build_packs(samples, share=share)
-    paths = [path for sample, part in iter_new_images(packs) for path in sample.images[part]]
-    return collate(packs, DecodedImages(assistant.processor)(paths))
+    return collate(build_packs(samples, share=share), DecodedImages(assistant.processor))
 
 
 class Padded(NamedTuple):

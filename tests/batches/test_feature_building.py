@@ -48,7 +48,7 @@ def keep(
         paths,
         tower=FrozenTower(processor, looks, (9, 3)),
         progress=NoProgress(),
-        on_fault=stop,
+        on_error=stop,
     )
 
 
@@ -67,7 +67,7 @@ def test_their_size_is_announced(
     caplog.clear()
 
     keep(tmp_path / "kept", paths, Looks())
-    assert "features of 5 images (5 views) take 0.0 MB in " in caplog.text
+    assert "features of 5 images (5 views) need 0.0 MB in " in caplog.text
     caplog.clear()
 
     keep(tmp_path / "kept", paths, Looks())
@@ -80,15 +80,15 @@ def test_a_disk_with_too_little_room_is_said_before(tmp_path: Path, photos: Path
     tower = FrozenTower(PROCESSOR, looks, (10**9, 10**9))
     with pytest.raises(
         OutputError,
-        match=r"of 7 images \(7 views\) take 14,000,000,000\.0 GB in .*kept, where [\d,.]+ GB are free; .*"
-        "keep_features=false",
+        match=r"of 7 images \(7 views\) need 14,000,000,000\.0 GB in .*kept, where [\d,.]+ GB are free; .*"
+        "cache_features=false",
     ):
         cache_features(
             FeatureStore(tmp_path / "kept", "store"),
             sorted(photos.iterdir()),
             tower=tower,
             progress=NoProgress(),
-            on_fault=stop,
+            on_error=stop,
         )
     assert looks.sizes == []
 
@@ -97,7 +97,6 @@ def test_tiles_go_through_the_tower_in_bounded_numbers(
     tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Views are counted, not images; each image gets back its own, in order, also beside others."""
-
     monkeypatch.setattr(image_sources, "ENCODE_BATCH", 5)
     tiled = replace(PROCESSOR, aspect="anyres", pinpoints=((3, 6), (6, 3), (9, 6)))
     paths, looks = sorted(photos.iterdir()), Looks()
@@ -129,7 +128,7 @@ def test_damaged_rows_are_computed_again(
     assert torch.equal(source(paths), expected(paths))
     assert torch.equal(source(paths), expected(paths))
     assert looks.sizes == [1]
-    assert f"kept features of {paths[2]} are damaged in {tmp_path / 'store.bin'}" in caplog.text
+    assert f"cached features of {paths[2]} are damaged in {tmp_path / 'store.bin'}" in caplog.text
 
     looks = Looks()
     assert torch.equal(keep(tmp_path, paths, looks)(paths), expected(paths))
@@ -159,7 +158,7 @@ def test_a_file_that_was_cut_is_filled_again(
         looks = Looks()
         assert torch.equal(keep(tmp_path, paths, looks)(paths), expected(paths))
         assert sum(looks.sizes) == (0 if number else 3)
-    assert "is cut short: 3 images will be looked at again" in caplog.text
+    assert "is truncated: 3 images will be encoded again" in caplog.text
 
 
 def test_a_broken_line_costs_its_image_only(
@@ -175,7 +174,7 @@ def test_a_broken_line_costs_its_image_only(
     looks = Looks()
     assert torch.equal(keep(tmp_path, paths, looks)(paths), expected(paths))
     assert looks.sizes == [1]
-    assert "store.jsonl has a broken line" in caplog.text
+    assert "store.jsonl has an invalid line" in caplog.text
 
 
 def test_a_store_without_its_shape_is_refused(tmp_path: Path, photos: Path) -> None:
@@ -190,10 +189,10 @@ def test_a_store_without_its_shape_is_refused(tmp_path: Path, photos: Path) -> N
 BUILDER = """
 import logging, sys
 from pathlib import Path
-from caldera.batches import feature_building
+from caldera.batches import image_sources
 from tests.batches.test_feature_building import Looks, keep
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
-feature_building.AT_ONCE = 2
+image_sources.ENCODE_BATCH = 2
 class Stopping(Looks):
     def __call__(self, pixels):
         if len(self.sizes) == int(sys.argv[3]):
@@ -228,7 +227,7 @@ def test_two_processes_share_the_work(tmp_path: Path, photos: Path, *, killed: b
     with builder(kept, photos, stop_at=1) as first:
         told(first, "claimed")  # two are in the store, two in hand, three not begun
         with builder(kept, photos, stop_at=-1) as second:
-            assert told(second, "waiting for another process, which looks at") == "2 of them"
+            assert told(second, "waiting for") == "2 images that another process encodes"
             if killed:
                 os.kill(first.pid, signal.SIGKILL)
             else:

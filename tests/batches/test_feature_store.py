@@ -34,7 +34,7 @@ def keep(
         paths,
         tower=FrozenTower(PROCESSOR, encode, (9, 3)),
         progress=NoProgress(),
-        on_fault=on_fault,
+        on_error=on_fault,
     )
 
 

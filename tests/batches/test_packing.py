@@ -31,7 +31,7 @@ def test_what_is_shared_ends_where_samples_differ() -> None:
     other = sample("b", before="sys", image="p", text="where", answer="y")
     [made] = build_packs([one, other], share=True)
     assert made == Pack((one, other), len("sys") + 3 + len("wh"))
-    assert made.num_shared_images == 1
+    assert made.new_images() == [(Path("p"), SINGLE_VIEW)]
     assert made.length == one.length + other.length - made.prefix_length
 
 
@@ -90,7 +90,7 @@ def test_passes_hold_all_packs_within_their_limits(
 ) -> None:
     """Every pack once; a pass is over a limit only if it is one pack; no two passes fit into one."""
     packs = [Pack((sample(str(at), text="x" * n, answer=""),), 0) for at, n in enumerate(lengths)]
-    passes = pack_micro_batches(packs, tokens=tokens, samples=most)
+    passes = pack_micro_batches(packs, max_tokens=tokens, max_samples=most)
     assert sorted(id(one) for each in passes for one in each) == sorted(id(one) for one in packs)
     sums = [sum(one.length for one in each) for each in passes]
     for each, total in zip(passes, sums, strict=True):
@@ -103,6 +103,6 @@ def test_passes_hold_all_packs_within_their_limits(
 def test_best_fit_is_tighter_than_first_come() -> None:
     """Long packs are filled up by short ones."""
     packs = [Pack((sample("x", text="x" * n, answer=""),), 0) for n in (30, 60, 70, 40, 50, 50)]
-    assert [[one.length for one in each] for each in pack_micro_batches(packs, tokens=100)] == [
+    assert [[one.length for one in each] for each in pack_micro_batches(packs, max_tokens=100)] == [
         [70, 30], [60, 40], [50, 50]
     ]  # fmt: skip

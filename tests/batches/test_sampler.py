@@ -23,7 +23,7 @@ def plan(
     return StepSampler(
         lengths=lengths,
         groups=groups,
-        size=BatchLimit(samples=size, tokens=tokens),
+        limit=BatchLimit(samples=size, tokens=tokens),
         epochs=epochs,
         seed=seed,
         max_steps=max_steps,
@@ -57,7 +57,7 @@ def test_a_step_may_be_sized_in_tokens() -> None:
     assert max(full) <= 100
     for one, following in itertools.pairwise(dealt):
         assert sum(lengths[at] for at in one) + lengths[following[0]] > 100
-    assert steps.total == len(dealt)
+    assert steps.num_steps == len(dealt)
 
 
 def test_order_depends_on_seed_and_epoch_alone() -> None:
@@ -74,7 +74,7 @@ def test_a_plan_goes_on_where_it_was() -> None:
     """From any step on, the steps are those of the whole plan; the limit of steps is kept."""
     whole = plan(range(50), 8, groups=by_three(50), epochs=3, max_steps=17)
     steps = list(whole.steps())
-    assert len(steps) == whole.total == 17
+    assert len(steps) == whole.num_steps == 17
     for start in (0, 1, 7, 16, 17):
         assert list(whole.steps(start)) == steps[start:]
 

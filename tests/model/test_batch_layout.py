@@ -149,7 +149,7 @@ def test_blocks_of_any_size_give_the_same_gradients(
 ) -> None:
     """However rows are cut, and whether weights are kept or computed again: those of each conversation alone."""
     monkeypatch.setattr(attention_blocks, "_QUERIES", queries)
-    monkeypatch.setattr(packed_attention, "_KEPT_KEYS", kept_keys)
+    monkeypatch.setattr(packed_attention, "_SAVE_WEIGHTS_LIMIT", kept_keys)
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4}
     model = language(MistralConfig(**{**SMALL, **heads}, sliding_window=window))
     rng = torch.Generator().manual_seed(1)
@@ -191,7 +191,7 @@ def test_the_mask_for_flex_attention_is_the_same() -> None:
     told = create_mask(packing.mask_rule(), 1, 1, TOKENS + 5, TOKENS + 5, device="cpu")[0, 0]
     places = torch.arange(TOKENS)
     assert torch.equal(told[:TOKENS, :TOKENS], seen_by_hand(ROWS))
-    assert torch.equal(packing.sees(places[:, None], places[None, :]), seen_by_hand(ROWS))
+    assert torch.equal(packing.attends(places[:, None], places[None, :]), seen_by_hand(ROWS))
     assert not told[:TOKENS, TOKENS:].any()
     assert not told[TOKENS:, :TOKENS].any()
     assert told[TOKENS:].any(dim=1).all()

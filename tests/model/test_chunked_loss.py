@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from caldera.model import chunked_loss
-from caldera.model.chunked_loss import chunked_cross_entropy
+from caldera.model import llava
+from caldera.model.llava import chunked_cross_entropy
 
 POSITIONS, WIDTH, VOCABULARY = 13, 5, 11
 
@@ -46,7 +46,7 @@ def test_chunks_change_nothing(
     positions_at_once: int, bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loss, and gradients of the hidden states, the head and its bias, whatever the size of a chunk."""
-    monkeypatch.setattr(chunked_loss, "MOST_BYTES", 4 * VOCABULARY * positions_at_once)
+    monkeypatch.setattr(llava, "MAX_LOGIT_BYTES", 4 * VOCABULARY * positions_at_once)
     torch.manual_seed(3)
     chunked, whole = both(nn.Linear(WIDTH, VOCABULARY, bias=bias))
     assert len(chunked) == 3 + bias
@@ -56,7 +56,7 @@ def test_chunks_change_nothing(
 
 def test_a_frozen_head_gets_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in stage 1: the hidden states alone have one."""
-    monkeypatch.setattr(chunked_loss, "MOST_BYTES", 4 * VOCABULARY * 4)
+    monkeypatch.setattr(llava, "MAX_LOGIT_BYTES", 4 * VOCABULARY * 4)
     torch.manual_seed(3)
     head = nn.Linear(WIDTH, VOCABULARY).requires_grad_(False)
     chunked, whole = both(head)
@@ -67,7 +67,7 @@ def test_a_frozen_head_gets_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_bf16_is_as_exact_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under autocast, with several chunks that share the head's cast weights."""
-    monkeypatch.setattr(chunked_loss, "MOST_BYTES", 4 * VOCABULARY * 4)
+    monkeypatch.setattr(llava, "MAX_LOGIT_BYTES", 4 * VOCABULARY * 4)
     torch.manual_seed(3)
     chunked, whole = both(nn.Linear(WIDTH, VOCABULARY), torch.bfloat16)
     for mine, other in zip(chunked, whole, strict=True):
@@ -91,12 +91,12 @@ def test_without_gradients_it_only_sums() -> None:
 BIG = """
 import resource, sys, torch
 from torch import nn
-from caldera.model.learned_loss import summed_loss
+from caldera.model.llava import chunked_cross_entropy
 torch.set_num_threads(1)
 head = nn.Linear(8, 262_144, bias=False)
 hidden = torch.randn(int(sys.argv[1]), 8, requires_grad=True)
 wanted = torch.zeros(len(hidden), dtype=torch.long)
-summed_loss(head, hidden, wanted, vocabulary=262_144, head=[head.weight]).backward()
+chunked_cross_entropy(head, hidden, wanted, vocabulary=262_144, head=[head.weight]).backward()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

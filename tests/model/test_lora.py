@@ -89,7 +89,7 @@ def test_weights_too_coarse_for_the_factors_are_refused(assistant: LlavaBundle) 
     assistant.model.to(torch.bfloat16)
     language = with_factors(assistant)
     steer(language, by=0.1)
-    with pytest.raises(ModelFormatError, match=r"logits that differ by up to .*; fold into fp32"):
+    with pytest.raises(ModelFormatError, match=r"logits by up to .*; merge into fp32"):
         merge_lora_layers(language)
 
 
@@ -99,7 +99,7 @@ def test_factors_that_are_not_finite_are_refused(assistant: LlavaBundle) -> None
     steer(language)
     with torch.no_grad():
         lora_parameters(language)[0][0, 0] = torch.nan
-    with pytest.raises(ModelFormatError, match="differ by up to nan"):
+    with pytest.raises(ModelFormatError, match="by up to nan"):
         merge_lora_layers(language)
 
 

@@ -220,7 +220,7 @@ def unfit(kind: str) -> PreTrainedModel:
     [
         (
             "size",
-            r"does not take the 32 x 32 pixels that its preprocessor_config\.json makes: Input",
+            r"does not accept the 32 x 32 pixels of its preprocessor_config\.json: Input",
         ),
         ("swin", "gives 64 positions for the 256 patches"),
         ("resnet", "does not cut images into square patches"),
@@ -262,9 +262,9 @@ def test_a_processor_that_makes_no_square_is_refused(
         ({"do_rescale": False}, "do_rescale is false"),
         ({"do_resize": False}, "do_resize is false"),
         ({"rescale_factor": 1 / 127.5}, "only 1 / 255 is supported"),
-        ({"image_mean": [0.5]}, "three numbers each"),
+        ({"image_mean": [0.5]}, "three finite numbers each"),
         ({"image_mean": ["grey"] * 3}, "could not convert"),
-        ({"image_mean": [float("nan")] * 3}, "three numbers each"),
+        ({"image_mean": [float("nan")] * 3}, "three finite numbers each"),
         ({"image_std": [0.5, 0.5, 0.0]}, "std over 0"),
         ({"resample": 99}, "99 is not a valid Resampling"),
     ],

@@ -43,10 +43,10 @@ def test_a_record_is_shown_in_any_template(records: Path, template: str, expecte
     """The shipped backbones get the template's special tokens; without a model all templates can be looked at."""
     seen = inspect_record(records, "a", None, template, frozenset())
     shown = "".join(
-        f"[[{one.text}]]" if one.kind == "supervised" else one.text for one in seen.stretches
+        f"[[{one.text}]]" if one.kind == "supervised" else one.text for one in seen.segments
     )
     assert shown.endswith(expected)
-    assert "".join(row.text for row in seen.tokens) == "".join(one.text for one in seen.stretches)
+    assert "".join(row.text for row in seen.tokens) == "".join(one.text for one in seen.segments)
 
 
 def test_a_model_that_lacks_a_mark_says_so(

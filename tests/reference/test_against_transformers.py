@@ -1,6 +1,6 @@
-"""What transformers' own LLaVA and LLaVA-NeXT give on the same folder: logits, answers, loss, gradients, in fp32.
+"""Equality with transformers' LLaVA and LLaVA-NeXT on the same folder: logits, answers, loss, gradients, in fp32.
 
-Images are decoded by caldera (upright, white under what is transparent), which transformers leaves to its users.
+Images are decoded by caldera (upright, transparent pixels on white), which transformers leaves to its users.
 """
 
 import copy
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from caldera.inference.batch_generator import BatchGenerator
 from PIL import Image
 from transformers import (
     AutoModelForCausalLM,
@@ -37,7 +38,6 @@ from caldera.formats.importing.request import ImportRequest
 from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.images.decoding import open_image
 from caldera.images.processor import ASPECTS
-from caldera.inference.batch_generator import BatchGenerator
 from caldera.inference.sampling import SamplingParams
 from caldera.model.assistant import LlavaBundle
 from caldera.progress import NoProgress
@@ -64,7 +64,7 @@ VISION = CLIPVisionConfig(
 
 @pytest.fixture
 def odd_images(tmp_path: Path) -> list[Path]:
-    """Images as people have them: a line, a column, a dot, grey, transparent, turned, wide, tall."""
+    """Unusual images: a line, a column, a dot, grayscale, transparent, rotated, wide, tall."""
     rng = np.random.default_rng(7)
 
     def noise(width: int, height: int) -> Image.Image:
@@ -74,7 +74,7 @@ def odd_images(tmp_path: Path) -> list[Path]:
     turned[0x0112] = 6
     clear = noise(23, 11).convert("RGBA")
     clear.putalpha(noise(23, 11).convert("L"))
-    made: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+    images: dict[str, tuple[Image.Image, dict[str, Any]]] = {
         "line.png": (noise(1000, 1), {}),
         "column.png": (noise(1, 1000), {}),
         "dot.png": (noise(1, 1), {}),
@@ -84,13 +84,13 @@ def odd_images(tmp_path: Path) -> list[Path]:
         "wide.webp": (noise(61, 7), {"lossless": True}),
         "tall.png": (noise(5, 41), {}),
     }
-    for name, (image, options) in made.items():
+    for name, (image, options) in images.items():
         image.save(tmp_path / name, **options)
-    return [tmp_path / name for name in made]
+    return [tmp_path / name for name in images]
 
 
-def asked(images: Sequence[Path], count: int) -> list[Conversation]:
-    """Return questions about 0, 1, 2 or 3 of the images, each about other ones."""
+def build_questions(images: Sequence[Path], count: int) -> list[Conversation]:
+    """Return questions about 0, 1, 2 or 3 of the images, in turn."""
     words = (
         "what is there?",
         "how many dogs are on the left?",
@@ -99,17 +99,17 @@ def asked(images: Sequence[Path], count: int) -> list[Conversation]:
     )
     questions = []
     for number in range(count):
-        shown = [images[(number + at * 3) % len(images)] for at in range(number % 4)]
+        paths = [images[(number + step * 3) % len(images)] for step in range(number % 4)]
         text = f"{words[number % 3]} " * (1 + number % 5)
         parts: tuple[str | ImageRef, ...] = (
-            *(ImageRef(str(path)) for path in shown),
-            f"\n{text}x" if shown else f"{text}x",
+            *(ImageRef(str(path)) for path in paths),
+            f"\n{text}x" if paths else f"{text}x",
         )
         questions.append(Conversation(str(number), (Turn("user", parts),)))
     return questions
 
 
-class Theirs:
+class Reference:
     """A model folder in transformers' own class and processor."""
 
     def __init__(self, folder: Path) -> None:
@@ -121,21 +121,21 @@ class Theirs:
         self.processor = AutoProcessor.from_pretrained(folder)
 
     def inputs(self, conversation: Conversation) -> Any:  # noqa: ANN401 - transformers' own
-        """Return what the processor makes of a question."""
+        """Return the processor's output for a question."""
         text = "".join(
             "<image>" if isinstance(part, ImageRef) else part
             for part in conversation.turns[0].parts
         )
-        shown = [open_image(Path(path)) for path in conversation.images]
+        images = [open_image(Path(path)) for path in conversation.images]
         prompt = f"{VICUNA_SYSTEM} USER: {text} ASSISTANT:"
-        return self.processor(images=shown or None, text=prompt, return_tensors="pt")
+        return self.processor(images=images or None, text=prompt, return_tensors="pt")
 
 
 @torch.no_grad()
-def our_logits(
+def caldera_logits(
     assistant: LlavaBundle, conversation: Conversation
 ) -> tuple[list[int], torch.Tensor]:
-    """Return our prompt's ids and its logits, (tokens, vocabulary)."""
+    """Return caldera's prompt ids and logits, (tokens, vocabulary)."""
     images = DecodedImages(assistant.processor)
     prompt = BatchGenerator(assistant, images).prompt(conversation)
     embedded = assistant.model.embed(
@@ -145,7 +145,7 @@ def our_logits(
 
 
 @pytest.fixture
-def made(
+def bundle(
     request: pytest.FixtureRequest,
     tmp_path: Path,
     vision_folder: Path,
@@ -164,22 +164,24 @@ def made(
 EVERY = [("llama", aspect) for aspect in ASPECTS] + [(name, "anyres") for name in [*LANGUAGES][1:]]
 
 
-@pytest.mark.parametrize("made", EVERY, indirect=True, ids=lambda each: "-".join(each))
-def test_logits_and_answers_are_transformers_own(
-    tmp_path: Path, made: LlavaBundle, odd_images: list[Path]
+@pytest.mark.parametrize("bundle", EVERY, indirect=True, ids="-".join)
+def test_logits_and_answers_equal_those_of_transformers(
+    tmp_path: Path, bundle: LlavaBundle, odd_images: list[Path]
 ) -> None:
     """Prompt ids are equal, logits to 1e-5 at every position, and all tokens of 50 greedy answers (8 but of LLaMA)."""
-    save_model_folder(tmp_path / "m", made)
-    ours, theirs = load_model_folder(tmp_path / "m"), Theirs(tmp_path / "m")
-    generator = BatchGenerator(ours, DecodedImages(ours.processor))
-    questions = asked(odd_images, 50 if ours.model.language.config.model_type == "llama" else 8)
+    save_model_folder(tmp_path / "m", bundle)
+    assistant, reference = load_model_folder(tmp_path / "m"), Reference(tmp_path / "m")
+    generator = BatchGenerator(assistant, DecodedImages(assistant.processor))
+    questions = build_questions(
+        odd_images, 50 if assistant.model.language.config.model_type == "llama" else 8
+    )
     greedy = SamplingParams(max_new_tokens=NEW_TOKENS)
     for question in questions:
-        inputs = theirs.inputs(question)
-        ids, logits = our_logits(ours, question)
+        inputs = reference.inputs(question)
+        ids, logits = caldera_logits(assistant, question)
         with torch.no_grad():
-            expected = theirs.model(**inputs).logits[0]
-            answer = theirs.model.generate(
+            expected = reference.model(**inputs).logits[0]
+            answer = reference.model.generate(
                 **inputs,
                 max_new_tokens=NEW_TOKENS,
                 do_sample=False,
@@ -187,10 +189,13 @@ def test_logits_and_answers_are_transformers_own(
             )[0, len(ids) :]
         assert ids == inputs["input_ids"][0].tolist()
         torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=0)
-        told = list(generator._generate_tokens([generator.prompt(question)], greedy))
-        said = [token for [token] in told]
-        assert said == answer.tolist()[: len(said)]
-        assert len(said) == NEW_TOKENS or answer.tolist()[len(said)] == ours.tokenizer.eos_token_id
+        steps = list(generator._generate_tokens([generator.prompt(question)], greedy))
+        tokens = [token for [token] in steps]
+        assert tokens == answer.tolist()[: len(tokens)]
+        assert (
+            len(tokens) == NEW_TOKENS
+            or answer.tolist()[len(tokens)] == assistant.tokenizer.eos_token_id
+        )
     assert {len(question.images) for question in questions} == {0, 1, 2, 3}
 
 
@@ -198,7 +203,7 @@ def dialogues(images: Sequence[Path]) -> list[Conversation]:
     """Return dialogues with 0 to 3 images and an answer."""
     return [
         replace(question, turns=(*question.turns, Turn("assistant", (f"a dog {number}",))))
-        for number, question in enumerate(asked(images, 5))
+        for number, question in enumerate(build_questions(images, 5))
     ]
 
 
@@ -215,15 +220,15 @@ def rows_of(assistant: LlavaBundle, conversations: Sequence[Conversation]) -> li
     return [maker.build(conversation, Path()) for conversation in conversations]
 
 
-def their_loss(
-    theirs: Theirs, conversations: Sequence[Conversation], rows: Sequence[Sample]
+def reference_loss(
+    reference: Reference, conversations: Sequence[Conversation], rows: Sequence[Sample]
 ) -> torch.Tensor:
     """Return transformers' loss on the same rows and labels, padded on the right."""
-    shown = [open_image(Path(path)) for each in conversations for path in each.images]
-    images = theirs.processor.image_processor(shown, return_tensors="pt")
+    images = [open_image(Path(path)) for dialogue in conversations for path in dialogue.images]
+    image_inputs = reference.processor.image_processor(images, return_tensors="pt")
     plain = padded(rows)
-    loss: torch.Tensor = theirs.model(
-        input_ids=plain.ids, attention_mask=plain.mask, labels=plain.labels, **images
+    loss: torch.Tensor = reference.model(
+        input_ids=plain.ids, attention_mask=plain.mask, labels=plain.labels, **image_inputs
     ).loss
     return loss
 
@@ -235,73 +240,77 @@ NAMES = {
     "language.lm_head.": "lm_head.",
     "vision.tower.": "model.vision_tower.",
 }
-"""Ours and theirs, in memory."""
+"""Prefixes of weight names in caldera, and in transformers."""
 
 
-def their_name(name: str) -> str:
-    """Return what transformers calls one of our weights."""
-    ours = next(prefix for prefix in NAMES if name.startswith(prefix))
-    return (NAMES[ours] + name.removeprefix(ours)).replace("vision_model.", "")
+def reference_name(name: str) -> str:
+    """Return transformers' name of one of caldera's weights."""
+    prefix = next(prefix for prefix in NAMES if name.startswith(prefix))
+    return (NAMES[prefix] + name.removeprefix(prefix)).replace("vision_model.", "")
 
 
-@pytest.mark.parametrize("made", EVERY, indirect=True, ids=lambda each: "-".join(each))
+@pytest.mark.parametrize("bundle", EVERY, indirect=True, ids="-".join)
 @pytest.mark.parametrize(
     "trains",
     [PRETRAIN.trainable, FINETUNE.trainable, ("vision", "projector", "language")],
     ids=len,
 )
-def test_loss_and_gradients_are_transformers_own(
-    tmp_path: Path, made: LlavaBundle, odd_images: list[Path], trains: tuple[Part, ...]
+def test_loss_and_gradients_equal_those_of_transformers(
+    tmp_path: Path, bundle: LlavaBundle, odd_images: list[Path], trains: tuple[Part, ...]
 ) -> None:
-    """Of a mixed batch, for stage 1, stage 2 and a trained tower: the loss, and the gradient of every weight."""
-    save_model_folder(tmp_path / "m", made)
-    ours, theirs = load_model_folder(tmp_path / "m"), Theirs(tmp_path / "m")
-    set_trainable(ours.model, trains)
-    told = dialogues(odd_images)
-    rows = rows_of(ours, told)
-    batch = batch_of(ours, rows)
+    """On a mixed batch, for stage 1, stage 2 and a trainable tower: the loss, and the gradient of every weight."""
+    save_model_folder(tmp_path / "m", bundle)
+    assistant, reference = load_model_folder(tmp_path / "m"), Reference(tmp_path / "m")
+    set_trainable(assistant.model, trains)
+    conversations = dialogues(odd_images)
+    rows = rows_of(assistant, conversations)
+    batch = batch_of(assistant, rows)
 
-    loss = ours.model.loss(batch)
+    loss = assistant.model(batch)
     (loss.total / loss.num_tokens).backward()
-    expected = their_loss(theirs, told, rows)
+    expected = reference_loss(reference, conversations, rows)
     expected.backward()
 
     assert int((padded(rows).labels != IGNORE_INDEX).sum()) == loss.num_tokens > 20
     assert loss.mean == pytest.approx(expected.item(), abs=TOLERANCE)
-    wanted = {
-        name.replace("vision_model.", ""): each for name, each in theirs.model.named_parameters()
+    reference_weights = {
+        name.replace("vision_model.", ""): weight
+        for name, weight in reference.model.named_parameters()
     }
-    moving = {name: each for name, each in ours.model.named_parameters() if each.requires_grad}
+    trainable = {
+        name: weight for name, weight in assistant.model.named_parameters() if weight.requires_grad
+    }
     compared = 0
-    for name, weight in moving.items():
-        if weight.grad is None:  # behind the layer that is taken
-            assert wanted[their_name(name)].grad is None
+    for name, weight in trainable.items():
+        # Layers after the feature layer get no gradient.
+        if weight.grad is None:
+            assert reference_weights[reference_name(name)].grad is None
             continue
-        gradient = wanted[their_name(name)].grad
+        gradient = reference_weights[reference_name(name)].grad
         assert gradient is not None
         torch.testing.assert_close(weight.grad, gradient, atol=TOLERANCE, rtol=1e-4)
         compared += 1
-    assert compared >= (5 if ours.card.image_aspect == "anyres" else 4)
+    assert compared >= (5 if assistant.card.image_aspect == "anyres" else 4)
     assert compared >= 20 or trains == PRETRAIN.trainable
 
 
 def test_a_small_image_is_tiled_as_the_original_does(
     tmp_path: Path, vision_folder: Path, language_folder: Path
 ) -> None:
-    """Where two grids tie, the folder makes transformers choose the one that LLaVA chooses (spec 8.3)."""
-    made = assemble(vision_folder, language_folder, aspect="anyres", seed=3)
-    save_model_folder(tmp_path / "m", made)
+    """If two grids tie, the folder makes transformers choose the one that LLaVA chooses (spec 8.3)."""
+    bundle = assemble(vision_folder, language_folder, aspect="anyres", seed=3)
+    save_model_folder(tmp_path / "m", bundle)
     Image.new("RGB", (4, 5)).save(tmp_path / "small.png")
     question = Conversation(
         "q", (Turn("user", (ImageRef(str(tmp_path / "small.png")), "\nwhat?")),)
     )
-    ids, _ = our_logits(made, question)
-    assert made.processor.layout(tmp_path / "small.png").rows == 2
-    assert Theirs(tmp_path / "m").inputs(question)["input_ids"][0].tolist() == ids
+    ids, _ = caldera_logits(bundle, question)
+    assert bundle.processor.layout(tmp_path / "small.png").rows == 2
+    assert Reference(tmp_path / "m").inputs(question)["input_ids"][0].tolist() == ids
 
 
-def their_folder(folder: Path, tokenizer: PreTrainedTokenizerFast, kind: str) -> Path:
-    """Write a random model as transformers' users have it: LLaVA's, or LLaVA-NeXT's with grids that are no pairs."""
+def write_transformers_folder(folder: Path, tokenizer: PreTrainedTokenizerFast, kind: str) -> Path:
+    """Write a random model with transformers: LLaVA, or LLaVA-NeXT with grids that are not symmetric."""
     tokenizer.add_special_tokens(
         {"extra_special_tokens": ["<image>"], "pad_token": "<pad>"},
         replace_extra_special_tokens=False,
@@ -334,19 +343,19 @@ def their_folder(folder: Path, tokenizer: PreTrainedTokenizerFast, kind: str) ->
 
 
 @pytest.mark.parametrize("kind", ["llava", "llava_next"])
-def test_a_folder_of_transformers_comes_in(
+def test_a_folder_of_transformers_is_imported(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, odd_images: list[Path], kind: str
 ) -> None:
-    """Imported, it reads the same prompts about the same images, and gives the logits that transformers gives."""
-    folder = their_folder(tmp_path / "theirs", copy.deepcopy(tokenizer), kind)
+    """The imported model has the same prompt ids and logits as transformers."""
+    folder = write_transformers_folder(tmp_path / "transformers", copy.deepcopy(tokenizer), kind)
     import_model(
-        ImportRequest(source=folder, template="vicuna_v1"), tmp_path / "ours", NoProgress()
+        ImportRequest(source=folder, template="vicuna_v1"), tmp_path / "caldera", NoProgress()
     )
-    ours, theirs = load_model_folder(tmp_path / "ours"), Theirs(folder)
-    for question in asked(odd_images, 20):
-        inputs = theirs.inputs(question)
-        ids, logits = our_logits(ours, question)
+    assistant, reference = load_model_folder(tmp_path / "caldera"), Reference(folder)
+    for question in build_questions(odd_images, 20):
+        inputs = reference.inputs(question)
+        ids, logits = caldera_logits(assistant, question)
         with torch.no_grad():
-            expected = theirs.model(**inputs).logits[0]
+            expected = reference.model(**inputs).logits[0]
         assert ids == inputs["input_ids"][0].tolist()
         torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=0)

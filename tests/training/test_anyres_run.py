@@ -146,7 +146,7 @@ def test_grids_that_nothing_would_use_are_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"select": "cls_patch"}, "supports patches only"),
+        ({"feature_select": "cls_patch"}, "supports patches only"),
         ({"pinpoints": ((6, 10),)}, r"\(6, 10\) does not divide into tiles of 6 x 6"),
     ],
 )

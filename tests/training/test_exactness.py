@@ -10,22 +10,22 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from caldera.batches.image_sources import DecodedImages
-from caldera.batches.packing import Batch
+from caldera.batches.packing import Batch, BatchBuilder
 from caldera.batches.samples import Sample, SampleBuilder
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.devices import DeviceConfig, Runtime
 from caldera.formats.assemble import assemble, with_image_aspect
-from caldera.model import chunked_loss
+from caldera.model import llava
 from caldera.model.assistant import LlavaBundle
 from caldera.model.batch_layout import BatchLayout, set_attention
 from caldera.model.lora import LoraConfig, add_lora, linear_layers
 from caldera.progress import NoProgress
 from caldera.templates.encoding import IGNORE_INDEX
 from caldera.templates.template import find_template
-from caldera.training.loop import build_batch, plan_micro_batches, training_step
+from caldera.training.job import cached_tower_features
+from caldera.training.loop import training_step
 from caldera.training.parameters import build_optimizer, set_trainable
 from caldera.training.stage import FINETUNE, PRETRAIN, Part, Stage
-from caldera.training.vision_features import cached_tower_features, raise_image_error
 from tests.laying import padded
 
 FP32 = DeviceConfig(torch.device("cpu"), torch.float32)
@@ -135,9 +135,7 @@ def source(
     paths = list(dict.fromkeys(path for each in samples for path in each.images))
     if "vision" in case.stage.trainable or not paths:
         return DecodedImages(made.processor)
-    return cached_tower_features(
-        made, folder, paths, means=Runtime(FP32, NoProgress()), on_fault=raise_image_error
-    )
+    return cached_tower_features(made, folder, paths, runtime=Runtime(FP32, NoProgress()))
 
 
 def gradients(made: LlavaBundle) -> dict[str, Tensor]:
@@ -151,9 +149,19 @@ def gradients(made: LlavaBundle) -> dict[str, Tensor]:
     return found
 
 
+def builder(images: Callable[..., Tensor], stage: Stage, *, share: bool) -> BatchBuilder:
+    """Return a builder of micro-batches with the limits of a stage."""
+    return BatchBuilder(
+        load_images=images,
+        share_prefixes=share,
+        max_tokens=stage.micro_batch_tokens,
+        max_samples=stage.micro_batch_size,
+    )
+
+
 def arrange(made: LlavaBundle, arrangement: BatchLayout) -> None:
     """Set the model to an arrangement."""
-    made.model.arrangement = arrangement
+    made.model.batch_layout = arrangement
     set_attention(made.model.language, arrangement, "eager")
 
 
@@ -168,7 +176,7 @@ def test_loss_and_every_gradient_are_the_plain_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """To 1e-5 of their size, in fp32."""
-    monkeypatch.setattr(chunked_loss, "MOST_BYTES", 4 * 300 * 5)  # a few positions at once
+    monkeypatch.setattr(llava, "MAX_LOGIT_BYTES", 4 * 300 * 5)  # a few positions at once
     made, samples = prepared(case, vision_folder, language_folder, photos)
     arrange(made, "padded")
     loss = plain_loss(made, samples)
@@ -180,13 +188,11 @@ def test_loss_and_every_gradient_are_the_plain_ones(
     made.model.train()
     share = arrangement != "padded"
     images = source(made, case, samples, tmp_path)
-    batches = [
-        build_batch(packs, images) for packs in plan_micro_batches(samples, case.stage, share=share)
-    ]
-    learned = sum(batch.num_learned for batch in batches)
+    batches = builder(images, case.stage, share=share).build(samples)
+    learned = sum(batch.num_supervised_tokens for batch in batches)
     total = 0.0
     for batch in batches:
-        part = made.model.loss(batch)
+        part = made.model(batch)
         (part.total / learned).backward()
         total += float(part.total.detach())
     given = gradients(made)
@@ -231,9 +237,7 @@ def test_fifty_steps_give_the_same_curve(
 
         def batches(step: int) -> list[Batch]:
             some = [samples[(step * 5 + at) % len(samples)] for at in range(5)]  # noqa: B023
-            return [
-                build_batch(packs, images) for packs in plan_micro_batches(some, stage, share=share)
-            ]  # noqa: B023
+            return builder(images, stage, share=share).build(some)  # noqa: B023
 
         curves.append(curve(made, stage, batches))
     assert curves[0][-1] < 0.6 * curves[0][0]

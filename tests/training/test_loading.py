@@ -76,7 +76,7 @@ def test_order_and_bits_are_the_same_whoever_makes_them(workers: int) -> None:
     """Also where the plan is a generator, shorter than there are workers, or empty."""
     for length in (0, 1, 7):
         plan = (number for number in range(length))
-        with prefetch(plan, lay, loading=PrefetchConfig(workers=workers), name=name) as made:
+        with prefetch(plan, lay, config=PrefetchConfig(workers=workers), name=name) as made:
             found = list(made)
         assert [item for item, _ in found] == list(range(length))
         for item, got in found:
@@ -97,7 +97,7 @@ def test_a_fault_names_its_record_and_comes_in_its_turn(workers: int) -> None:
             raise ImageError("4.png is broken; replace it")
         return number
 
-    with prefetch(range(9), make, loading=PrefetchConfig(workers=workers), name=name) as made:
+    with prefetch(range(9), make, config=PrefetchConfig(workers=workers), name=name) as made:
         assert [next(made)[0] for _ in range(4)] == [0, 1, 2, 3]
         with pytest.raises(ImageError, match=r"^record 'r4': 4\.png is broken; replace it$"):
             next(made)
@@ -105,7 +105,7 @@ def test_a_fault_names_its_record_and_comes_in_its_turn(workers: int) -> None:
 
 def test_a_killed_worker_is_named() -> None:
     """SIGKILL in the middle of a batch is an error that says which worker, by what, at which record."""
-    with prefetch(range(9), stuck_at(3), loading=PrefetchConfig(workers=2), name=name) as made:
+    with prefetch(range(9), stuck_at(3), config=PrefetchConfig(workers=2), name=name) as made:
         assert [next(made)[0] for _ in range(3)] == [0, 1, 2]
         victim = made._workers[1]._process.pid
         assert victim is not None
@@ -121,13 +121,13 @@ def test_a_killed_worker_is_named() -> None:
 def test_a_worker_that_hangs_is_named() -> None:
     """After the timeout, and it is ended."""
     with prefetch(
-        range(9), stuck_at(1), loading=PrefetchConfig(workers=2, timeout=1), name=name
+        range(9), stuck_at(1), config=PrefetchConfig(workers=2, timeout=1), name=name
     ) as made:
         assert next(made)[0] == 0
         hanging = made._workers[1]._process.pid
         with pytest.raises(
             TrainingError,
-            match=rf"loading worker 1 \(process {hanging}\) has not finished record 'r1' after 1 s; see whether",
+            match=rf"loading worker 1 \(process {hanging}\) has not finished record 'r1' after 1 s; check that",
         ):
             next(made)
 
@@ -141,7 +141,7 @@ def test_a_thread_that_hangs_is_not_waited_for() -> None:
             release.wait()
         return number
 
-    with prefetch(range(9), make, loading=PrefetchConfig(timeout=0.3), name=name) as made:
+    with prefetch(range(9), make, config=PrefetchConfig(timeout=0.3), name=name) as made:
         assert next(made)[0] == 0
         with pytest.raises(
             TrainingError, match=r"^loading has not finished record 'r1' after 0\.3 s"
@@ -154,7 +154,7 @@ def test_a_thread_that_hangs_is_not_waited_for() -> None:
 def test_a_mistake_in_a_worker_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     """What is no fault of the data ends the worker with its traceback, and the run with its name."""
     with prefetch(
-        [2, 1, 0], lambda number: 2 // number, loading=PrefetchConfig(workers=1), name=name
+        [2, 1, 0], lambda number: 2 // number, config=PrefetchConfig(workers=1), name=name
     ) as made:
         assert [next(made)[1] for _ in range(2)] == [1, 2]
         with pytest.raises(TrainingError, match=r"ended with exit code 1, .* at record 'r0'"):
@@ -164,7 +164,7 @@ def test_a_mistake_in_a_worker_is_printed(capfd: pytest.CaptureFixture[str]) -> 
 
 def test_a_mistake_in_the_thread_is_raised_where_it_is_taken() -> None:
     """As if it had been made there."""
-    with prefetch([1, 0], lambda number: 2 // number, loading=PrefetchConfig(), name=name) as made:
+    with prefetch([1, 0], lambda number: 2 // number, config=PrefetchConfig(), name=name) as made:
         assert next(made) == (1, 2)
         with pytest.raises(ZeroDivisionError):
             next(made)
@@ -174,7 +174,7 @@ def test_only_a_few_are_made_ahead() -> None:
     """Memory holds what is taken and `depth` more."""
     begun: list[int] = []
     with prefetch(
-        range(99), lambda number: begun.append(number), loading=PrefetchConfig(), name=name
+        range(99), lambda number: begun.append(number), config=PrefetchConfig(), name=name
     ) as made:
         for taken in range(1, 30):
             next(made)
@@ -185,7 +185,7 @@ def test_only_a_few_are_made_ahead() -> None:
 def test_one_may_stop_in_the_middle(workers: int) -> None:
     """Nobody goes on making what nobody takes; `nothing_is_left` looks."""
     with prefetch(
-        iter(range(10**9)), lay, loading=PrefetchConfig(workers=workers), name=name
+        iter(range(10**9)), lay, config=PrefetchConfig(workers=workers), name=name
     ) as made:
         next(made)
 
@@ -193,10 +193,11 @@ def test_one_may_stop_in_the_middle(workers: int) -> None:
 RUN = """
 import signal, sys
 from pathlib import Path
-from caldera.storage import holding
-from caldera.training.loading import Loading, ahead
+from caldera.files.atomic import lock_folder
+from caldera.training.prefetch import PrefetchConfig, prefetch
 from tests.training.test_loading import name, stuck_at
-with holding(Path(sys.argv[1])), ahead(range(9), stuck_at(1), loading=Loading(workers=2), name=name) as made:
+config = PrefetchConfig(workers=2)
+with lock_folder(Path(sys.argv[1])), prefetch(range(9), stuck_at(1), config=config, name=name) as made:
     print(*(worker._process.pid for worker in made._workers), flush=True)
     signal.pause()
 """
@@ -258,8 +259,8 @@ def test_training_is_the_same_bit_for_bit_whoever_decodes(
             data=TrainingData(conversations=dialogues(40), images=photos),
             out=out,
             features=tmp_path / "features",
-            means=Runtime(DeviceConfig(torch.device("cpu"), torch.float32), NoProgress(), workers),
-            skips=SkippedItems(),
+            runtime=Runtime(DeviceConfig(torch.device("cpu"), torch.float32), NoProgress(), workers),
+            skipped=SkippedItems(),
         ).run()  # fmt: skip
         weights.append(trained.model.state_dict())
         shares = [event["data_wait_fraction"] for event in read_metrics(out / "metrics.jsonl")[1:]]

@@ -58,13 +58,13 @@ def dialogues(count: int) -> list[Conversation]:
 
 def job(assistant: LlavaBundle, photos: Path, out: Path, **changes: object) -> TrainingJob:
     """Return a job on forty dialogues."""
-    given = {"stage": STAGE, "means": Runtime(FP32, NoProgress()), "resume": False, **changes}
+    given = {"stage": STAGE, "runtime": Runtime(FP32, NoProgress()), "resume": False, **changes}
     return TrainingJob(
         assistant=assistant,
         data=TrainingData(conversations=dialogues(40), images=photos),
         out=out,
         features=out.parent / "features",
-        skips=SkippedItems(),
+        skipped=SkippedItems(),
         **given,  # type: ignore[arg-type]
     )
 
@@ -127,7 +127,7 @@ def test_the_report_and_the_optimizer_know_the_factors(assistant: LlavaBundle) -
     sizes: dict[float, int] = {}
     for group in optimizer.param_groups:
         count = sum(each.numel() for each in group["params"])
-        sizes[group["peak"]] = sizes.get(group["peak"], 0) + count
+        sizes[group["base_lr"]] = sizes.get(group["base_lr"], 0) + count
     assert sizes == {
         1e-2: num_factors,
         3e-3: reports["projector"].parameters,
@@ -145,7 +145,7 @@ def test_factors_do_not_drop_out_in_validation(assistant: LlavaBundle, photos: P
     samples = samples_of(assistant, photos)
     batch = batch_of(assistant, samples)
     assert evaluate_loss(model, [batch], FP32) == evaluate_loss(model, [batch], FP32)
-    assert model.loss(batch).mean != model.loss(batch).mean
+    assert model(batch).mean != model(batch).mean
 
 
 def test_a_run_leaves_an_adapter_and_the_merged_model(
@@ -189,7 +189,7 @@ def test_a_broken_off_run_goes_on_bit_for_bit(
 
     unbroken, _ = job(start(), photos, tmp_path / "a").run()
     with pytest.raises(KeyboardInterrupt):
-        job(start(), photos, tmp_path / "b", means=Runtime(FP32, stops_at(5))).run()
+        job(start(), photos, tmp_path / "b", runtime=Runtime(FP32, stops_at(5))).run()
     found = latest_checkpoint(tmp_path / "b" / "checkpoints")
     assert found is not None
     assert found.step == 3
@@ -228,7 +228,7 @@ def test_lora_is_switched_on_and_off_by_settings() -> None:
     assert apply_overrides(STAGE, ["lora=on"]).lora == STAGE.lora
     named = apply_overrides(FINETUNE, ["lora.targets=q_proj,v_proj"]).lora
     assert named == LoraConfig(targets=("q_proj", "v_proj"))
-    with pytest.raises(UsageError, match=r"lora is set, but trains is .*; add language to it"):
+    with pytest.raises(UsageError, match=r"lora is set, but trainable is .*; add language to it"):
         apply_overrides(FINETUNE_LORA, ["trainable=projector,"])
     with pytest.raises(UsageError, match=r"as lora.NAME, or lora=on, lora=none"):
         apply_overrides(FINETUNE, ["lora=8"])

@@ -10,12 +10,12 @@ RECORDING_WITHOUT_ROOM = """
 import resource, sys
 from pathlib import Path
 from caldera.errors import OutputError
-from caldera.training.record import Record
-record = Record(Path(sys.argv[1]))
+from caldera.training.metrics_log import MetricsLog
+metrics = MetricsLog(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, 3_000))
 try:
     for step in range(1000):
-        record.add(step, {"a": 0})
+        metrics.log(step, {"a": 0})
 except OutputError as error:
     print(step, error)
 """
@@ -32,9 +32,7 @@ def test_a_full_disk_is_told_at_once_for_tensorboard_too(tmp_path: Path) -> None
 
     step, _, message = done.stdout.partition(" ")
     assert message.startswith(f"cannot write {tmp_path / 'tensorboard' / 'events.out.tfevents.'}")
-    assert message.endswith(
-        ": File too large; free space or choose another path, then run again\n"
-    )
+    assert message.endswith(": File too large; free space or choose another path, then run again\n")
     assert done.stderr == ""
     assert [event["step"] for event in read_metrics(tmp_path / "metrics.jsonl")] == [
         *range(int(step) + 1)

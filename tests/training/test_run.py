@@ -15,6 +15,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from caldera.batches.sampler import split_validation
 from caldera.batches.samples import Sample
 from caldera.conversation import Conversation, ImageRef, Turn, write_conversations
 from caldera.devices import DeviceConfig, Runtime
@@ -31,7 +32,6 @@ from caldera.training.checkpoint import latest_checkpoint
 from caldera.training.job import TrainingData, TrainingJob
 from caldera.training.metrics_log import read_metrics
 from caldera.training.stage import FINETUNE, Stage
-from caldera.training.validation_split import split_validation
 
 MEANS = Runtime(DeviceConfig(torch.device("cpu"), torch.float32), NoProgress())
 
@@ -63,13 +63,13 @@ def job(
 ) -> TrainingJob:
     """Return a job on forty dialogues."""
     data = TrainingData(conversations=dialogues(40), images=photos)
-    given = {"data": data, "skips": SkippedItems(), "resume": False, **changes}
+    given = {"data": data, "skipped": SkippedItems(), "resume": False, **changes}
     return TrainingJob(
         stage=stage,
         assistant=assistant,
         out=out,
         features=out.parent / "features",
-        means=MEANS,
+        runtime=MEANS,
         **given,  # type: ignore[arg-type]
     )
 
@@ -197,7 +197,7 @@ def test_a_broken_checkpoint_is_passed_over(
 
     assert found is not None
     assert checkpoints[0].name == f"step-{found.step:08d}"
-    assert "passing over the broken checkpoint" in caplog.text
+    assert "skipping the corrupt checkpoint" in caplog.text
 
 
 @pytest.fixture
@@ -206,7 +206,7 @@ def break_off(stops_at: Callable[[int], Progress]) -> Callable[[TrainingJob], No
 
     def run(running: TrainingJob) -> None:
         with pytest.raises(KeyboardInterrupt):
-            replace(running, means=Runtime(MEANS.compute, stops_at(8))).run()
+            replace(running, runtime=Runtime(MEANS.compute, stops_at(8))).run()
 
     return run
 
@@ -226,7 +226,7 @@ def test_a_broken_off_run_is_not_begun_anew(
     break_off(job(start(), photos, tmp_path / "run"))
 
     kept = sorted((tmp_path / "run" / "checkpoints").rglob("*"))
-    with pytest.raises(UsageError, match="broken off after step 6; give --resume to go on"):
+    with pytest.raises(UsageError, match="interrupted after step 6; add --resume to resume it"):
         job(start(), photos, tmp_path / "run").run()
     other = replace(STAGE, learning_rate=1e-4)
     with pytest.raises(UsageError, match="made with other data, settings or weights"):
@@ -271,7 +271,7 @@ def test_nothing_finished_is_overwritten(
     kept, outcome = job(start(), photos, tmp_path / "run", resume=True).run()
     assert outcome is None
     assert kept.card.stage == "finetune"
-    with pytest.raises(UsageError, match="this very run, finished; give --resume to keep it"):
+    with pytest.raises(UsageError, match="this very run, finished; add --resume to keep it"):
         job(start(), photos, tmp_path / "run").run()
     other = replace(STAGE, learning_rate=1e-4)
     with pytest.raises(UsageError, match="of other data, settings or weights; choose another"):
@@ -284,8 +284,8 @@ def test_nothing_finished_is_overwritten(
 def test_a_folder_in_use_is_refused(assistant: LlavaBundle, photos: Path, tmp_path: Path) -> None:
     """A second process cannot train into the same folder; the message names the first."""
     program = (
-        "import sys, time; from pathlib import Path; from caldera.storage import holding\n"
-        "with holding(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from caldera.files.atomic import lock_folder\n"
+        "with lock_folder(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path / "run")], stdout=subprocess.PIPE
@@ -308,14 +308,14 @@ def test_bad_images_stop_the_run_or_are_listed(
 ) -> None:
     """A broken image is an error; where the user allows it, its records are counted, listed and left out."""
     (photos / "0.png").write_bytes(b"not an image")
-    bad = job(assistant, photos, tmp_path / "run", skips=SkippedItems(allowed))
+    bad = job(assistant, photos, tmp_path / "run", skipped=SkippedItems(allowed))
     if not allowed:
         with pytest.raises(ImageError, match=r"0\.png is not a"):
             bad.run()
         assert not (tmp_path / "run" / "model").exists()
         return
     bad.run()
-    lines = (tmp_path / "run" / "bad.jsonl").read_text().splitlines()
+    lines = (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()
     assert len(lines) == sum("0.png" in one.images for one in dialogues(40))
     assert json.loads(lines[0])["reason"].endswith("image; convert it")
 
@@ -330,7 +330,7 @@ def test_more_bad_records_than_allowed_stop_the_run(
     ):
         job(assistant, photos, tmp_path / "a", short).run()
     with pytest.raises(CalderaError, match=r"over the limit of 0\.01"):
-        job(assistant, photos, tmp_path / "b", short, skips=SkippedItems(0.01)).run()
+        job(assistant, photos, tmp_path / "b", short, skipped=SkippedItems(0.01)).run()
 
 
 def test_the_language_models_own_context_is_a_limit(
@@ -352,7 +352,7 @@ def test_the_language_models_own_context_is_a_limit(
     surplus = int(found[1]) - 281
     fitting = Turn("user", ("a " * (300 - surplus),)), words[1]
     data = replace(data, conversations=[Conversation("fits", fitting)])
-    [sample] = job(assistant, photos, tmp_path, wide, data=data)._samples()
+    [sample] = job(assistant, photos, tmp_path, wide, data=data)._encode(assistant)
     assert sample.length == 281  # no multiple of what rows are rounded up to
     job(assistant, photos, tmp_path / "b", wide, data=data).run()
 
@@ -388,7 +388,7 @@ def test_where_all_rows_are_tied_first_images_are_kept_apart(
     assert len(held_out) == 4
     first = {one.images[0] for one in held_out}
     assert not first & {one.images[0] for one in learning}
-    assert "all records hang together" in caplog.text
+    assert "every record shares an image with another" in caplog.text
 
 
 def test_no_usable_image_is_said(assistant: LlavaBundle, photos: Path, tmp_path: Path) -> None:
@@ -398,7 +398,7 @@ def test_no_usable_image_is_said(assistant: LlavaBundle, photos: Path, tmp_path:
     imaged = [one for one in dialogues(40) if one.images]
     data = TrainingData(conversations=imaged, images=photos)
     with pytest.raises(ConversationError, match="no record is left to train on"):
-        job(assistant, photos, tmp_path / "run", data=data, skips=SkippedItems(1.0)).run()
+        job(assistant, photos, tmp_path / "run", data=data, skipped=SkippedItems(1.0)).run()
 
 
 def test_the_share_of_bad_records_is_of_all(
@@ -410,7 +410,7 @@ def test_the_share_of_bad_records_is_of_all(
     (photos / "1.png").unlink()
     lost = sum(bool({"0.png", "1.png"} & {*one.images}) for one in data.conversations)
     allowed = SkippedItems(lost / 40)
-    job(assistant, photos, tmp_path / "run", data=data, skips=allowed).run()
+    job(assistant, photos, tmp_path / "run", data=data, skipped=allowed).run()
     assert len(allowed.items) == lost
 
 

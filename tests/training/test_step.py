@@ -51,7 +51,7 @@ def test_the_loss_is_the_plain_padded_one(assistant: LlavaBundle, photos: Path) 
     batch, rows = batch_of(assistant, samples), padded(samples)
     model = assistant.model
 
-    ours = model.loss(batch)
+    ours = model(batch)
     embedded = model.embed(rows.ids, batch.images, batch.layouts)
     logits = model.language(inputs_embeds=embedded, attention_mask=rows.mask).logits
     plain = cross_entropy(
@@ -76,8 +76,8 @@ def test_the_loss_is_the_plain_padded_one(assistant: LlavaBundle, photos: Path) 
 def test_a_mixed_batch_gives_what_each_sample_gives(assistant: LlavaBundle, photos: Path) -> None:
     """Samples with no, one and three images do not disturb each other."""
     samples = mixed_samples(assistant, photos)
-    together = assistant.model.loss(batch_of(assistant, samples))
-    alone = [assistant.model.loss(batch_of(assistant, [sample])) for sample in samples]
+    together = assistant.model(batch_of(assistant, samples))
+    alone = [assistant.model(batch_of(assistant, [sample])) for sample in samples]
     torch.testing.assert_close(
         together.total, torch.stack([loss.total for loss in alone]).sum(), rtol=1e-5, atol=0
     )
@@ -136,7 +136,7 @@ def test_splitting_a_batch_does_not_change_the_step(assistant: LlavaBundle, phot
         results.append((report, assistant.model.projector.state_dict()["linear_1.weight"].clone()))
     (one, weights), (other, same) = results
     assert one.loss == pytest.approx(other.loss, rel=1e-6)
-    assert one.num_learned == other.num_learned
+    assert one.num_supervised_tokens == other.num_supervised_tokens
     torch.testing.assert_close(weights, same, rtol=1e-4, atol=1e-6)
 
 
@@ -180,7 +180,7 @@ def test_dropout_is_on_in_the_parts_that_learn_alone(
         drawn = []
         for seed in (1, 1, 2):
             with FP32.fork_rng(0, seed):
-                drawn.append(float(assistant.model.loss(batch).total.detach()))
+                drawn.append(float(assistant.model(batch).total.detach()))
         return drawn
 
     set_trainable(assistant.model, ("projector",))
@@ -225,7 +225,7 @@ def test_parts_may_have_their_own_rate(assistant: LlavaBundle) -> None:
 def test_a_stage_names_everything_that_is_wrong() -> None:
     """All faults of a stage are gathered in one message."""
     with pytest.raises(
-        UsageError, match=r"learning_rate is -1; .*batch_size is 0; .*warmup_fraction is 2"
+        UsageError, match=r"learning_rate is -1; .*batch_size is 0; .*warmup_ratio is 2"
     ):
         replace(PRETRAIN, learning_rate=-1, batch_size=0, warmup_ratio=2)
     with pytest.raises(UsageError, match="name one or more of"):
@@ -243,7 +243,7 @@ def test_a_stage_names_everything_that_is_wrong() -> None:
         ({"projector_learning_rate": -1.0}, "projector_learning_rate is -1.0"),
         ({"betas": (2.0, 3.0)}, r"betas are \(2.0, 3.0\); both must lie in \[0, 1\)"),
         ({"learning_rate": float("inf")}, "learning_rate is inf"),
-        ({"weight_decay": float("nan")}, "weight_decay must not be negative"),
+        ({"weight_decay": float("nan")}, "weight_decay is nan; it must be at least 0 and finite"),
     ],
 )
 def test_a_setting_that_would_lie_or_crash_is_refused(

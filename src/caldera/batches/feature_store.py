@@ -1,12 +1,12 @@
-"""Features by the content of their image: an append-only file of numbers and a journal of what its rows hold.
+"""Append-only store of image features, looked up by the SHA-256 of the image.
 
-`NAME.bin` holds rows of raw numbers in one precision, one for each view of an image. `NAME.jsonl` holds first the
-shape of a row and then a line for each image: its sha256, where its rows are, and a checksum of them. Rows count once
-their line stands in the journal, so a process that is killed in between loses only those of its last write. A later
-line about the same image replaces an earlier one.
+`NAME.bin` holds rows of raw numbers in one dtype, one row for each view of an image. The first line of the index,
+`NAME.jsonl`, is the shape of a row; each further line is an image: its SHA-256, where its rows are, and their checksum.
+Rows count only once their line is in the index, so a killed process loses only its last write. A later line about an
+image replaces an earlier one.
 
-Several processes may fill a store at once. Each claims an image before it looks at it; claims are locks of the
-operating system on single bytes of `NAME.claims`, so they end with their process, however it ends.
+Several processes may fill a store at the same time. Each locks an image before it encodes it. The locks are locks of
+the operating system on single bytes of `NAME.claims`, so they end with their process, in whatever way it ends.
 """
 
 import fcntl
@@ -30,12 +30,12 @@ from caldera.files.atomic import translate_os_errors
 log = logging.getLogger(__name__)
 
 _INTEGERS = {4: torch.int32, 2: torch.int16}
-"""What holds the bits of a number, by its bytes: numpy has no bf16."""
+"""Integer type of the same number of bytes: numpy has no bf16."""
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureRows:
-    """Where an image's features are, and how one knows that they are still what was written."""
+    """Location and checksum of an image's features."""
 
     start: int
     count: int
@@ -44,84 +44,84 @@ class FeatureRows:
 
     @property
     def stop(self) -> int:
-        """The first row behind them."""
+        """Index of the row after the last."""
         return self.start + self.count
 
 
 class FeatureStore:
-    """One file of features and its journal."""
+    """A file of features and its index."""
 
     def __init__(self, folder: Path, name: str, dtype: torch.dtype = torch.bfloat16) -> None:
         """Open the store called `name`; it may not exist yet.
 
         Args:
-            folder: Where its files are.
-            name: What they begin with; it should say everything but the image that features depend on.
-            dtype: Of the numbers: fp32, bf16 or fp16.
+            folder: Folder of its files.
+            name: Their stem; it should identify everything that features depend on except the image.
+            dtype: fp32, bf16 or fp16.
         """
         self.dtype = dtype
         self.data = folder / f"{name}.bin"
-        self._journal = folder / f"{name}.jsonl"
-        self._claims = folder / f"{name}.claims"
+        self._index = folder / f"{name}.jsonl"
+        self._locks = folder / f"{name}.claims"
         self._rows: dict[str, FeatureRows] = {}
         self._shape: tuple[int, ...] | None = None
-        self._height = 0  # rows that lines of the journal speak of
-        self._read_to = 0  # bytes of the journal that were read
+        self._num_rows = 0
+        self._bytes_read = 0
+        """Bytes of the index that were read."""
 
     def rows(self) -> dict[str, FeatureRows]:
-        """Return the rows of every image that is there by now, by its sha256.
+        """Return the rows of every image that is stored by now, by SHA-256.
 
         Raises:
-            InputError: The journal's first line is broken.
+            InputError: The index's first line is invalid.
         """
-        if self._journal.is_file():
-            with self._journal.open("rb") as journal:
-                journal.seek(self._read_to)
-                news = journal.read()
-            whole = news[: news.rfind(b"\n") + 1]  # another process may be writing the last line
-            for line in whole.splitlines():
+        if self._index.is_file():
+            with self._index.open("rb") as index:
+                index.seek(self._bytes_read)
+                content = index.read()
+            # Another process may be writing the last line.
+            complete = content[: content.rfind(b"\n") + 1]
+            for line in complete.splitlines():
                 self._index_line(line)
-            self._read_to += len(whole)
+            self._bytes_read += len(complete)
         self._drop_partial_rows()
         return self._rows
 
     def _drop_partial_rows(self) -> None:
-        """Forget images whose rows the file no longer holds."""
-        written = self.data.stat().st_size if self.data.is_file() else 0
-        if not self._shape or self._height * self._row_bytes() <= written:
+        """Remove images whose rows the file no longer holds."""
+        size = self.data.stat().st_size if self.data.is_file() else 0
+        if not self._shape or self._num_rows * self._row_bytes() <= size:
             return
-        cut = [
-            digest for digest, rows in self._rows.items() if rows.stop * self._row_bytes() > written
+        truncated = [
+            digest for digest, rows in self._rows.items() if rows.stop * self._row_bytes() > size
         ]
-        for digest in cut:
+        for digest in truncated:
             del self._rows[digest]
-        if cut:
-            log.warning("%s is cut short: %d images will be looked at again", self.data, len(cut))
+        if truncated:
+            log.warning(
+                "%s is truncated: %d images will be encoded again", self.data, len(truncated)
+            )
 
     def _index_line(self, line: bytes) -> None:
-        """Note what a line of the journal says; a broken one is passed over, as its image can be looked at again.
-
-        Raises:
-            InputError: It is the first, without which no row can be read.
-        """
+        """Add a line of the index; skip an invalid one, as its image can be encoded again."""
         try:
-            said = json.loads(line)
+            entry = json.loads(line)
             if self._shape is None:
-                patches, width = said["shape"]
+                patches, width = entry["shape"]
                 self._shape = int(patches), int(width)
                 return
-            rows = FeatureRows(int(said["start"]), int(said["count"]), int(said["crc32"]))
-            digest = str(said["sha256"])
+            rows = FeatureRows(int(entry["start"]), int(entry["count"]), int(entry["crc32"]))
+            digest = str(entry["sha256"])
         except (ValueError, KeyError, TypeError):
             if self._shape is None:
                 raise InputError(
-                    f"{self._journal} does not begin with the shape of its rows, it is broken; remove it and "
-                    f"{self.data.name}, the features will be computed again"
+                    f"{self._index} does not begin with the shape of its rows; remove it and {self.data.name}, the "
+                    "features will be computed again"
                 ) from None
-            log.warning("%s has a broken line; its image will be looked at again", self._journal)
+            log.warning("%s has an invalid line; its image will be encoded again", self._index)
             return
         self._rows[digest] = rows
-        self._height = max(self._height, rows.stop)
+        self._num_rows = max(self._num_rows, rows.stop)
 
     def _row_bytes(self) -> int:
         """Return the bytes of one row."""
@@ -132,9 +132,9 @@ class FeatureStore:
         """Add images.
 
         Args:
-            digests: One for each image.
-            counts: How many views it has.
-            features: Of all their views in order, (views, patches, vision width).
+            digests: SHA-256 of each image.
+            counts: Number of views of each image.
+            features: Of all views in order, (views, patches, vision width).
 
         Raises:
             OutputError: They could not be written.
@@ -143,34 +143,35 @@ class FeatureStore:
         bits = features.to(self.dtype).contiguous().view(integers).numpy()
         with translate_os_errors(self.data):
             self.data.parent.mkdir(parents=True, exist_ok=True)
-        with self._file_lock():
+        with self._append_lock():
             self.rows()
-            if self._journal.is_file():
-                os.truncate(self._journal, self._read_to)  # a torn line, which nobody is writing
-            start, lines = self._height, []
+            if self._index.is_file():
+                # Remove the partial line of a killed process: nobody writes while the lock is held.
+                os.truncate(self._index, self._bytes_read)
+            first_row, lines = self._num_rows, []
             if self._shape is None:
-                lines.append(json.dumps({"shape": list(features.shape[1:])}))
+                lines.append({"shape": list(features.shape[1:])})
             row_bytes = math.prod(features.shape[1:]) * self.dtype.itemsize
-            at = 0
+            row = 0
             for digest, count in zip(digests, counts, strict=True):
-                checksum = zlib.crc32(bits[at : at + count].data)
-                place = {"sha256": digest, "start": start + at, "count": count, "crc32": checksum}
-                lines.append(json.dumps(place))
-                at += count
-            assert at == len(bits), "every view belongs to an image"
+                checksum = zlib.crc32(bits[row : row + count].data)
+                start = first_row + row
+                lines.append({"sha256": digest, "start": start, "count": count, "crc32": checksum})
+                row += count
+            assert row == len(bits), "every view belongs to an image"
             handle = os.open(self.data, os.O_RDWR | os.O_CREAT, 0o644)
             with translate_os_errors(self.data), os.fdopen(handle, "r+b") as data:
-                data.seek(start * row_bytes)
+                data.seek(first_row * row_bytes)
                 data.write(bits.data)
                 data.flush()
                 os.fsync(data.fileno())
-            with translate_os_errors(self._journal), self._journal.open("a") as journal:
-                journal.write("".join(f"{line}\n" for line in lines))
+            with translate_os_errors(self._index), self._index.open("a") as index:
+                index.write("".join(f"{json.dumps(line)}\n" for line in lines))
             self.rows()
 
     @contextmanager
-    def _file_lock(self) -> Iterator[None]:
-        """Hold the file's end against another process that would write there, too."""
+    def _append_lock(self) -> Iterator[None]:
+        """Keep other processes from appending."""
         with translate_os_errors(self.data):
             lock = os.open(self.data.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -181,14 +182,14 @@ class FeatureStore:
 
     @contextmanager
     def feature_locks(self) -> Iterator["FeatureLocks"]:
-        """Give the means to claim images; what is claimed is let go when the block ends.
+        """Open the locks of images; those that are held are released when the block ends.
 
         Raises:
             OutputError: The folder cannot be written.
         """
-        with translate_os_errors(self._claims):
-            self._claims.parent.mkdir(parents=True, exist_ok=True)
-            file = os.open(self._claims, os.O_RDWR | os.O_CREAT, 0o644)
+        with translate_os_errors(self._locks):
+            self._locks.parent.mkdir(parents=True, exist_ok=True)
+            file = os.open(self._locks, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             yield FeatureLocks(file)
         finally:
@@ -198,37 +199,39 @@ class FeatureStore:
         """Return the bits of all rows, memory-mapped, (views, patches, vision width); (0, 0, 0) if there are none."""
         integers = f"int{8 * self.dtype.itemsize}"
         if not self.rows():
-            return np.empty((0, 0, 0), integers)  # a file without content cannot be mapped
+            # An empty file cannot be mapped.
+            return np.empty((0, 0, 0), integers)
         assert self._shape is not None
-        height = self.data.stat().st_size // self._row_bytes()
-        return np.memmap(self.data, integers, "r", shape=(height, *self._shape))
+        num_rows = self.data.stat().st_size // self._row_bytes()
+        return np.memmap(self.data, integers, "r", shape=(num_rows, *self._shape))
 
 
 class FeatureLocks:
-    """Images that this process looks at, so that no other does."""
+    """Locks of the images that this process encodes, so that no other does."""
 
     def __init__(self, file: int) -> None:
         """Lock bytes of an open file, which may stay empty."""
         self._file = file
 
     def try_acquire(self, digest: str) -> bool:
-        """Claim an image; tell whether no other process has."""
+        """Lock an image unless another process has; return whether it is locked."""
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _byte(digest))
-        except (BlockingIOError, PermissionError):  # systems differ in which of the two says so
+        except (BlockingIOError, PermissionError):
+            # Which of the two is raised depends on the system.
             return False
         return True
 
     def release(self, digest: str) -> None:
-        """Let an image go."""
+        """Unlock an image."""
         fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _byte(digest))
 
     def wait_for(self, digest: str) -> None:
-        """Wait until no other process has claimed an image."""
+        """Wait until no other process has locked an image."""
         fcntl.lockf(self._file, fcntl.LOCK_EX, 1, _byte(digest))
         self.release(digest)
 
 
 def _byte(digest: str) -> int:
-    """Return the byte that stands for an image: of 60 bits, so that two of them hardly ever share one."""
+    """Return the offset of an image's lock: 60 bits, so that two images hardly ever share one."""
     return int(digest[:15], 16)

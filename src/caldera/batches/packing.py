@@ -1,12 +1,13 @@
-"""Shared prefixes, micro-batches, Batch.
+"""Packing of samples into micro-batches, with the tokens that conversations about one image share stored once.
 
-Conversations about one image begin with the same tokens, those of the image among them. In a pack these come once.
-Each conversation then sees the prefix and itself, at the positions it would have alone, so that its loss and gradients
-are those of a row of its own.
+Conversations about one image begin with the same tokens, those of the image included. A pack holds these once, as a
+prefix. Each conversation attends to the prefix and to itself, at the positions it would have alone, so its loss and
+gradients are those of a row of its own.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Self
 
 import torch
@@ -19,146 +20,156 @@ from caldera.templates.encoding import IGNORE_INDEX
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """Conversations that begin alike."""
+    """Conversations that begin with the same tokens."""
 
     samples: tuple[Sample, ...]
 
     prefix_length: int
-    """Tokens at their beginning that are laid once; none of them is learned."""
+    """Tokens at their beginning that are stored once; none of them is supervised."""
 
     @property
     def length(self) -> int:
-        """Tokens that it takes."""
+        """Tokens in total."""
         return self.prefix_length + sum(
             sample.length - self.prefix_length for sample in self.samples
         )
 
-    @property
-    def num_shared_images(self) -> int:
-        """Images within the shared tokens, of which each conversation has as many."""
-        return self.samples[0].num_images_before(self.prefix_length)
+    def new_images(self) -> list[tuple[Path, TileLayout]]:
+        """Return the images of the pack in the order of its tokens; those in the prefix come once."""
+        num_shared = self.samples[0].num_images_before(self.prefix_length)
+        images = [*zip(self.samples[0].images, self.samples[0].layouts, strict=True)]
+        for sample in self.samples[1:]:
+            images += [*zip(sample.images, sample.layouts, strict=True)][num_shared:]
+        return images
 
 
 def group_by_images(samples: Sequence[Sample]) -> list[list[int]]:
-    """Return the indices of samples in groups of those that show the same images; one without stands alone."""
+    """Return the indices of samples in groups with the same images; a sample without images is a group of its own."""
     groups: dict[Hashable, list[int]] = {}
-    for at, sample in enumerate(samples):
-        key = (sample.images, sample.layouts) if sample.images else at
-        groups.setdefault(key, []).append(at)
+    for index, sample in enumerate(samples):
+        key = (sample.images, sample.layouts) if sample.images else index
+        groups.setdefault(key, []).append(index)
     return list(groups.values())
 
 
 def build_packs(samples: Sequence[Sample], *, share: bool) -> list[Pack]:
-    """Put samples into packs: those that are alike up to the end of their first image into one, others alone.
+    """Pack samples that are equal up to the end of their first image together, and each other sample alone.
 
     Args:
-        samples: Of a step, or a part of one.
-        share: Whether samples may share a prefix; each stands alone if not.
+        samples: Of one step, or a part of one.
+        share: Whether samples may share a prefix; if not, each is a pack of its own.
     """
-    alike: dict[Hashable, list[Sample]] = {}
-    for at, sample in enumerate(samples):
-        begins: Hashable = at
+    groups: dict[Hashable, list[Sample]] = {}
+    for index, sample in enumerate(samples):
+        key: Hashable = index
         if share and sample.images:
-            begins = (sample.images, sample.layouts, sample.ids[: sample.image_ends[0]])
-        alike.setdefault(begins, []).append(sample)
+            key = (sample.images, sample.layouts, sample.ids[: sample.image_ends[0]])
+        groups.setdefault(key, []).append(sample)
     return [
-        Pack(tuple(some), _common_prefix_length(some) if len(some) > 1 else 0)
-        for some in alike.values()
+        Pack(tuple(group), _common_prefix_length(group) if len(group) > 1 else 0)
+        for group in groups.values()
     ]
 
 
 def _common_prefix_length(samples: Sequence[Sample]) -> int:
-    """Return how many tokens at the beginning all samples have in common, before any that is learned or is the last."""
-    first, *others = samples
-    most = min(sample.length for sample in samples) - 1
-    for at in range(most):
-        if any(sample.labels[at] != IGNORE_INDEX for sample in samples):
-            return at
-        if any(other.ids[at] != first.ids[at] for other in others):
-            return at
-    return most
+    """Return the length of the longest common prefix that contains no supervised token and not the last token."""
+    first, *rest = samples
+    limit = min(sample.length for sample in samples) - 1
+    for position in range(limit):
+        if any(sample.labels[position] != IGNORE_INDEX for sample in samples):
+            return position
+        if any(sample.ids[position] != first.ids[position] for sample in rest):
+            return position
+    return limit
 
 
 def pack_micro_batches(
-    packs: Sequence[Pack], *, tokens: int, samples: int | None = None
+    packs: Sequence[Pack], *, max_tokens: int, max_samples: int | None = None
 ) -> list[list[Pack]]:
-    """Put packs into as few passes as a greedy best fit finds: the longest first, each where least room is left.
+    """Distribute packs over few micro-batches by greedy best fit: longest first, into the fullest that has room.
 
     Args:
         packs: Of one step.
-        tokens: Most tokens of a pass; a pack that is longer goes alone.
-        samples: Most samples of a pass, if that counts too; a pack of more goes alone.
+        max_tokens: Limit of a micro-batch; a longer pack is alone.
+        max_samples: Further limit, if any; a pack of more samples is alone.
 
     Returns:
-        The passes, in an order that the packs' order alone decides.
+        The micro-batches, in an order that depends on the order of the packs alone.
     """
-    room: Callable[[list[Pack]], int] = lambda some: tokens - sum(one.length for one in some)  # noqa: E731
+
+    def free_tokens(micro_batch: list[Pack]) -> int:
+        return max_tokens - sum(pack.length for pack in micro_batch)
+
+    def fits(pack: Pack, micro_batch: list[Pack]) -> bool:
+        num_samples = sum(len(other.samples) for other in [*micro_batch, pack])
+        return pack.length <= free_tokens(micro_batch) and (
+            max_samples is None or num_samples <= max_samples
+        )
+
     micro_batches: list[list[Pack]] = []
-    for one in sorted(packs, key=lambda each: -each.length):
-        fitting = [
-            some
-            for some in micro_batches
-            if one.length <= room(some)
-            and (samples is None or sum(len(each.samples) for each in [*some, one]) <= samples)
-        ]
+    for pack in sorted(packs, key=lambda pack: -pack.length):
+        fitting = [micro_batch for micro_batch in micro_batches if fits(pack, micro_batch)]
         if fitting:
-            min(fitting, key=room).append(one)
+            min(fitting, key=free_tokens).append(pack)
         else:
-            micro_batches.append([one])
+            micro_batches.append([pack])
     return micro_batches
 
 
 @dataclass(frozen=True, slots=True)
 class PackedRow:
-    """A stretch of tokens that sees nothing outside itself: a prefix, and branches that each see it and themselves."""
+    """A span of tokens that attends to nothing outside itself: a prefix, and branches that attend to it."""
 
     start: int
-    """Its first token's place in the batch."""
+    """Index of its first token in the batch."""
 
     prefix: int
-    """Tokens that all branches share; 0 where there is one branch."""
+    """Number of tokens that all branches share; 0 where there is one branch."""
 
     branches: tuple[int, ...]
-    """Tokens of each branch."""
+    """Number of tokens of each branch."""
 
     @property
     def length(self) -> int:
-        """Tokens in all."""
+        """Tokens in total."""
         return self.prefix + sum(self.branches)
 
     @property
     def positions(self) -> Tensor:
-        """Place of each token in its own conversation, (tokens,): each branch goes on where the prefix ends."""
-        behind = [torch.arange(self.prefix, self.prefix + length) for length in self.branches]
-        return torch.cat([torch.arange(self.prefix), *behind])
+        """Position of each token in its own conversation, (tokens,): each branch continues the prefix."""
+        branches = [torch.arange(self.prefix, self.prefix + length) for length in self.branches]
+        return torch.cat([torch.arange(self.prefix), *branches])
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What goes through the model at once."""
+    """A micro-batch: packed rows without padding, and the images of their conversations."""
 
     input_ids: Tensor
-    """Token ids, (tokens,); image tokens hold the image token's id."""
+    """Token ids, (tokens,); image tokens have the image token's id."""
 
     positions: Tensor
-    """Place of each token in its own conversation, (tokens,)."""
+    """Position of each token in its own conversation, (tokens,)."""
 
     rows: tuple[PackedRow, ...]
-    """They cover the tokens, in order."""
+    """The rows cover the tokens, in order."""
 
     target_positions: Tensor
-    """Tokens whose next one is learned, by place in the batch, (learned,); the last of a prefix may stand several
-    times."""
+    """Index in the batch of the token before each supervised token, (supervised,); the last token of a prefix may occur
+    several times."""
 
     target_ids: Tensor
-    """The ids that come next, (learned,)."""
+    """The supervised tokens, (supervised,)."""
 
-    images: Tensor
-    """Of all rows in order: pixels, (views, channels, height, width), or kept patch features, (views, patches,
-    vision width)."""
+    image_paths: tuple[Path, ...]
+    """Files of the images, in the order of their tokens."""
 
     layouts: tuple[TileLayout, ...]
-    """How the views of each image lie, in order."""
+    """Tile layout of each image."""
+
+    images: Tensor
+    """All views of all images in order: pixels, (views, channels, height, width), or cached patch features,
+    (views, patches, vision width)."""
 
     def to(self, device: torch.device) -> Self:
         """Return the batch on a device."""
@@ -172,57 +183,86 @@ class Batch:
         )
 
     @property
-    def num_learned(self) -> int:
-        """Tokens that the loss is taken on; the first token of a conversation is never predicted."""
+    def num_supervised_tokens(self) -> int:
+        """Tokens in the loss; the first token of a conversation is never predicted."""
         return len(self.target_ids)
 
 
-def iter_new_images(packs: Sequence[Pack]) -> Iterator[tuple[Sample, slice]]:
-    """Yield each sample of some packs with those of its images that come with it; shared ones come with the first."""
-    for one in packs:
-        for at, sample in enumerate(one.samples):
-            yield sample, slice(one.num_shared_images if at else 0, None)
-
-
-def collate(packs: Sequence[Pack], images: Tensor) -> Batch:
-    """Lay packs behind one another.
+def collate(packs: Sequence[Pack], load_images: Callable[[Sequence[Path]], Tensor]) -> Batch:
+    """Concatenate packs into one batch, each a row, and load their images.
 
     Args:
         packs: One for each row.
-        images: Pixels or features of all views of the images that `shown` names, in order, (views, ...).
+        load_images: Returns pixels or features of all views of the images at some paths, (views, ...).
 
     Raises:
-        ValueError: The number of views is not what the samples show.
+        ImageError: An image cannot be used.
+        ValueError: The number of views differs from the samples' tile layouts.
     """
-    layouts = tuple(
-        layout for sample, some in iter_new_images(packs) for layout in sample.layouts[some]
-    )
-    views = sum(layout.views for layout in layouts)
-    if views != len(images):
-        raise ValueError(f"the samples show {views} views of images but {len(images)} arrived")
-    ids: list[int] = []
-    before: list[int] = []
-    wanted: list[int] = []
-    rows = []
-    for one in packs:
-        start, prefix = len(ids), one.prefix_length
-        rows.append(
-            PackedRow(start, prefix, tuple(sample.length - prefix for sample in one.samples))
+    new_images = [image for pack in packs for image in pack.new_images()]
+    image_paths = tuple(path for path, _ in new_images)
+    layouts = tuple(layout for _, layout in new_images)
+    images = load_images(image_paths)  # (views, ...)
+    num_views = sum(layout.views for layout in layouts)
+    if num_views != len(images):
+        raise ValueError(
+            f"the samples have {num_views} views of images but {len(images)} were loaded"
         )
-        ids += one.samples[0].ids[:prefix]
-        for sample in one.samples:
-            behind = len(ids) - prefix  # where the sample's own first token would be
-            for at in range(max(1, prefix), sample.length):
-                if sample.labels[at] != IGNORE_INDEX:
-                    before.append(behind + at - 1 if at > prefix else start + at - 1)
-                    wanted.append(sample.labels[at])
+    ids: list[int] = []
+    target_positions: list[int] = []
+    target_ids: list[int] = []
+    rows = []
+    for pack in packs:
+        start, prefix = len(ids), pack.prefix_length
+        branches = tuple(sample.length - prefix for sample in pack.samples)
+        rows.append(PackedRow(start, prefix, branches))
+        ids += pack.samples[0].ids[:prefix]
+        for sample in pack.samples:
+            # Where the sample's first token would be if its prefix were not shared.
+            offset = len(ids) - prefix
+            for position in range(max(1, prefix), sample.length):
+                if sample.labels[position] != IGNORE_INDEX:
+                    first = offset if position > prefix else start
+                    target_positions.append(first + position - 1)
+                    target_ids.append(sample.labels[position])
             ids += sample.ids[prefix:]
     return Batch(
         input_ids=torch.tensor(ids),
         positions=torch.cat([row.positions for row in rows]),
         rows=tuple(rows),
-        target_positions=torch.tensor(before, dtype=torch.long),
-        target_ids=torch.tensor(wanted, dtype=torch.long),
-        images=images,
+        target_positions=torch.tensor(target_positions, dtype=torch.long),
+        target_ids=torch.tensor(target_ids, dtype=torch.long),
+        image_paths=image_paths,
         layouts=layouts,
+        images=images,
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchBuilder:
+    """Builder of micro-batches from samples, the same for training and validation."""
+
+    load_images: Callable[[Sequence[Path]], Tensor]
+    """Source of pixels or features, as for `collate`."""
+
+    share_prefixes: bool
+    """Whether conversations about the same images share their common tokens."""
+
+    max_tokens: int
+    """Tokens of a micro-batch, at most; a longer pack is alone."""
+
+    max_samples: int | None = None
+    """Samples of a micro-batch, at most; None is no limit."""
+
+    def plan(self, samples: Sequence[Sample]) -> list[list[Pack]]:
+        """Return the packs of each micro-batch."""
+        packs = build_packs(samples, share=self.share_prefixes)
+        return pack_micro_batches(packs, max_tokens=self.max_tokens, max_samples=self.max_samples)
+
+    def collate(self, packs: Sequence[Pack]) -> Batch:
+        """Return one micro-batch, with its images loaded."""
+        return collate(packs, self.load_images)
+
+    def build(self, samples: Sequence[Sample]) -> list[Batch]:
+        """Return all micro-batches of some samples, such as those of one step."""
+        return [self.collate(packs) for packs in self.plan(samples)]

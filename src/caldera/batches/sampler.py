@@ -1,87 +1,89 @@
-"""Sample lengths and groups in, the order of steps out: the same for the same seed and epoch, wherever it is computed.
+"""Order of the training steps, and the split into training and validation samples.
 
-A step has as many samples as the recipe says, or as many tokens, however they are packed. Samples that share images
-come in the same step, so that their tokens are paid once; where nothing is shared, samples of like length do, so that
-little is padded.
+The order depends on seed and epoch alone. A step has a number of samples, or of tokens counted before packing. Samples
+that share images are in the same step, so that their common tokens are computed once; where nothing is shared, samples
+of similar length are, so that little is padded.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from caldera.batches.samples import Sample
+
+log = logging.getLogger(__name__)
+
 _POOL_STEPS = 32
-"""Steps whose samples are sorted together by length; more waste less padding, fewer mix the lengths better."""
+"""Steps whose samples are sorted by length together; more waste less padding, fewer mix the lengths better."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BatchLimit:
-    """When a step is full."""
+    """Size of a step."""
 
     samples: int
-    """Most samples of a step."""
+    """Samples of a step, at most."""
 
     tokens: int | None = None
-    """Most tokens of a step, counted before packing; then `samples` does not count. A longer sample is a step alone."""
+    """Tokens of a step, at most, counted before packing; then `samples` is ignored. A longer sample is a step alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepSampler:
-    """The order in which samples are learned from."""
+    """Sampler of the samples of each step."""
 
     lengths: Sequence[int]
     """Tokens of each sample."""
 
     groups: Sequence[Sequence[int]] | None
-    """Indices of samples that come together where a step has room; None puts like lengths together."""
+    """Indices of samples that are in the same step where it has room; None groups by similar length."""
 
-    size: BatchLimit
+    limit: BatchLimit
     epochs: int
     seed: int
     max_steps: int | None = None
 
     @property
-    def total(self) -> int:
-        """Steps in all."""
-        if self.size.tokens is None:
-            steps = -(-len(self.lengths) // self.size.samples) * self.epochs
+    def num_steps(self) -> int:
+        """Number of steps."""
+        if self.limit.tokens is None:
+            steps = -(-len(self.lengths) // self.limit.samples) * self.epochs
             return steps if self.max_steps is None else min(steps, self.max_steps)
-        return sum(1 for _ in self._all())
+        return sum(1 for _ in self.steps())
 
-    def steps(self, from_step: int = 0) -> Iterator[list[int]]:
-        """Yield the indices of each step's samples, from a step on; the same whether or not it began before that."""
-        for number, indices in enumerate(self._all()):
-            if number >= from_step:
-                yield indices
-
-    def _all(self) -> Iterator[list[int]]:
-        """Yield all steps, up to the last one that is wanted."""
-        count = 0
+    def steps(self, first: int = 0) -> Iterator[list[int]]:
+        """Yield the indices of each step's samples, beginning with step `first`."""
+        number = 0
         for epoch in range(self.epochs):
             for indices in self.epoch(epoch):
-                if count == self.max_steps:
+                if number == self.max_steps:
                     return
-                count += 1
-                yield indices
+                if number >= first:
+                    yield indices
+                number += 1
 
     def epoch(self, epoch: int) -> list[list[int]]:
-        """Deal all samples into the steps of an epoch, counted from 0; each epoch has its own order."""
+        """Distribute all samples over the steps of an epoch, counted from 0; each epoch has its own order."""
         rng = np.random.default_rng([self.seed, epoch])
         if self.groups is None:
             return self._length_grouped(rng)
         order = rng.permutation(len(self.groups))
-        mixed = (rng.permutation(self.groups[at]).tolist() for at in order)
-        return list(self._cut_into_steps(index for group in mixed for index in group))
+        shuffled = (rng.permutation(self.groups[group]).tolist() for group in order)
+        return list(self._cut_into_steps(index for group in shuffled for index in group))
 
     def _length_grouped(self, rng: np.random.Generator) -> list[list[int]]:
         """Cut shuffled samples into pools of many steps, sort each pool by length, cut it, and shuffle all steps."""
         order = rng.permutation(len(self.lengths))
         steps: list[list[int]] = []
-        pool = self.size.samples * _POOL_STEPS
-        for start in range(0, len(order), pool):
-            some = sorted(order[start : start + pool].tolist(), key=self.lengths.__getitem__)
-            steps += self._cut_into_steps(some)
-        return [steps[at] for at in rng.permutation(len(steps))]
+        pool_size = self.limit.samples * _POOL_STEPS
+        for start in range(0, len(order), pool_size):
+            pool = sorted(order[start : start + pool_size].tolist(), key=self.lengths.__getitem__)
+            steps += self._cut_into_steps(pool)
+        return [steps[index] for index in rng.permutation(len(steps))]
 
     def _cut_into_steps(self, order: Iterable[int]) -> Iterator[list[int]]:
         """Cut samples in this order into steps."""
@@ -96,8 +98,63 @@ class StepSampler:
         if step:
             yield step
 
-    def _is_full(self, samples: int, tokens_with_next: int) -> bool:
-        """Tell whether a step of so many samples has no room for a next one."""
-        if self.size.tokens is None:
-            return samples == self.size.samples
-        return tokens_with_next > self.size.tokens
+    def _is_full(self, num_samples: int, tokens_with_next: int) -> bool:
+        """Return whether a step has no room for another sample."""
+        if self.limit.tokens is None:
+            return num_samples == self.limit.samples
+        return tokens_with_next > self.limit.tokens
+
+
+def split_validation(
+    samples: Sequence[Sample], size: int, seed: int
+) -> tuple[list[Sample], list[Sample]]:
+    """Split off about `size` validation samples, at most a tenth, that share no image with the training samples.
+
+    Where shared images connect all samples, only the first images of the validation samples are not trained on.
+
+    Returns:
+        Training samples and validation samples.
+    """
+    limit = min(size, len(samples) // 10)
+    validation = _pick_groups(_connected_by_images(samples), limit, seed)
+    if limit and not validation:
+        log.warning(
+            "every record shares an image with another: the validation split overlaps the training images"
+        )
+        validation = _pick_groups(_group_by(samples, lambda path: path), limit, seed)
+    training = [sample for index, sample in enumerate(samples) if index not in validation]
+    return training, [samples[index] for index in sorted(validation)]
+
+
+def _pick_groups(groups: list[list[int]], limit: int, seed: int) -> set[int]:
+    """Return the members of random groups, at most `limit`."""
+    random.Random(seed).shuffle(groups)
+    picked: set[int] = set()
+    for group in groups:
+        if len(picked) + len(group) <= limit:
+            picked.update(group)
+    return picked
+
+
+def _connected_by_images(samples: Sequence[Sample]) -> list[list[int]]:
+    """Return the indices of samples in groups that share no image with each other."""
+    # A union-find forest: the images of a group form one tree.
+    parent: dict[Path, Path] = {}
+
+    def root(path: Path) -> Path:
+        while parent.setdefault(path, path) != path:
+            parent[path] = path = parent[parent[path]]
+        return path
+
+    for sample in samples:
+        for path in sample.images[1:]:
+            parent[root(path)] = root(sample.images[0])
+    return _group_by(samples, root)
+
+
+def _group_by(samples: Sequence[Sample], key: Callable[[Path], Path]) -> list[list[int]]:
+    """Return the indices of samples in groups by the key of their first image; each without images is alone."""
+    groups: dict[Path | int, list[int]] = {}
+    for index, sample in enumerate(samples):
+        groups.setdefault(key(sample.images[0]) if sample.images else index, []).append(index)
+    return list(groups.values())

@@ -1,7 +1,8 @@
-"""`caldera train ...`: the two stages on a user's own files."""
+"""`caldera train ...`: the two training stages on a user's own files."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -10,13 +11,23 @@ from caldera.cli.options import (
     Dtype,
     IgnoreField,
     Images,
-    MaxBad,
+    MaxBadFraction,
     Resume,
     Set,
     Workers,
     runtime_from,
     stderr_console,
 )
+from caldera.errors import UnknownNameError, UsageError
+
+if TYPE_CHECKING:
+    from caldera.devices import Runtime
+    from caldera.model.assistant import LlavaBundle
+    from caldera.training.job import TrainingData
+    from caldera.training.loop import TrainingResult
+    from caldera.training.stage import Stage
+
+_Name = TypeVar("_Name", bound=str)
 
 app = typer.Typer(no_args_is_help=True, help="Train: stage 1 (pretrain), stage 2 (finetune).")
 
@@ -37,12 +48,12 @@ def pretrain(
         int, typer.Option(help="Hidden state of the tower that is projected.")
     ] = -2,
     feature_select: Annotated[
-        str, typer.Option(help="patch, or cls_patch to keep what stands before the patches.")
+        str, typer.Option(help="patch, or cls_patch to include the tokens before the patches.")
     ] = "patch",
     images: Images = None,
     settings: Set = None,
     resume: Resume = False,
-    max_bad_fraction: MaxBad = 0.0,
+    max_bad_fraction: MaxBadFraction = 0.0,
     ignore_field: IgnoreField = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -56,29 +67,29 @@ def pretrain(
 
       caldera train pretrain --data pairs.json --out runs/stage1 --set epochs=10 --set batch_size=16
     """
+    from typing import get_args
+
+    from caldera.formats.assemble import assemble
+    from caldera.images.processor import ASPECTS
+    from caldera.model.vision_tower import FeatureSelect
     from caldera.overrides import apply_overrides
-    from caldera.pipelines.train_files import (
-        ModelParts,
-        TrainingFiles,
-        build_model,
-        parse_aspect,
-        parse_select,
-    )
+    from caldera.recipes.towers import resolve_tower
     from caldera.training.stage import PRETRAIN
 
     stage = apply_overrides(PRETRAIN, settings or ())
-    parts = ModelParts(
-        vision=vision,
-        language=language,
+    model = assemble(
+        resolve_tower(vision, out_folder / "towers"),
+        resolve_tower(language, out_folder / "towers"),
         projector=projector,
-        aspect=parse_aspect(aspect),
-        select_layer=vision_feature_layer,
-        select=parse_select(feature_select),
+        aspect=_choice("aspect", aspect, ASPECTS),
+        vision_feature_layer=vision_feature_layer,
+        feature_select=_choice("feature selection", feature_select, get_args(FeatureSelect)),
+        template=stage.template,
+        seed=stage.seed,
     )
-    start = build_model(parts, stage, out_folder / "towers")
-    surplus = frozenset(ignore_field or ())
-    files = TrainingFiles(data=data, images=images, out=out_folder, ignore=surplus)
-    _train(stage, start, files, runtime_from(device, dtype, workers), max_bad_fraction, resume)
+    records = _read_data(data, images, ignore_field)
+    runtime = runtime_from(device, dtype, workers)
+    _train(stage, model, records, out_folder, runtime, max_bad_fraction, resume=resume)
 
 
 @app.command()
@@ -90,14 +101,14 @@ def finetune(
         bool,
         typer.Option(
             "--lora",
-            help="Train the language model by low-rank factors, as LLaVA-1.5 did: rank 128, learning rate 2e-4. "
-            "--set lora.rank=8 changes one of their settings.",
+            help="Train the language model with LoRA, as LLaVA-1.5 did: rank 128, learning rate 2e-4. "
+            "--set lora.rank=8 changes one of its settings.",
         ),
     ] = False,
     images: Images = None,
     settings: Set = None,
     resume: Resume = False,
-    max_bad_fraction: MaxBad = 0.0,
+    max_bad_fraction: MaxBadFraction = 0.0,
     ignore_field: IgnoreField = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -113,14 +124,13 @@ def finetune(
     """
     from caldera.formats.model_folder import load_model_folder
     from caldera.overrides import apply_overrides
-    from caldera.pipelines.train_files import TrainingFiles
     from caldera.training.stage import FINETUNE, FINETUNE_LORA
 
     stage = apply_overrides(FINETUNE_LORA if lora else FINETUNE, settings or ())
     start = load_model_folder(model)
-    surplus = frozenset(ignore_field or ())
-    files = TrainingFiles(data=data, images=images, out=out_folder, ignore=surplus)
-    _train(stage, start, files, runtime_from(device, dtype, workers), max_bad_fraction, resume)
+    records = _read_data(data, images, ignore_field)
+    runtime = runtime_from(device, dtype, workers)
+    _train(stage, start, records, out_folder, runtime, max_bad_fraction, resume=resume)
 
 
 @app.command()
@@ -139,35 +149,33 @@ def recipe(
     images: Images = None,
     stage1_model: Annotated[
         Path | None,
-        typer.Option(
-            help="Model folder of a stage 1 that is done, in place of towers and its data."
-        ),
+        typer.Option(help="Model folder of a finished stage 1, instead of towers and its data."),
     ] = None,
     settings: Set = None,
     resume: Resume = False,
-    max_bad_fraction: MaxBad = 0.0,
+    max_bad_fraction: MaxBadFraction = 0.0,
     ignore_field: IgnoreField = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     workers: Workers = None,
 ) -> None:
-    """Run both stages of a paper's recipe on data and towers that you bring; without them, say which it needs.
+    """Run both stages of a paper's recipe on your data and towers; without them, print what it needs.
 
     [bold]Examples[/bold]
 
-      caldera train recipe llava_15_7b --out runs/llava15          says what it needs and where people get it
+      caldera train recipe llava_15_7b --out runs/llava15          prints what it needs and where to get it
 
       caldera train recipe llava_15_7b --out runs/llava15 --vision clip-vit-large-patch14-336 --language vicuna-7b-v1.5
       --pretrain-data LLaVA-Pretrain/blip_laion_cc_sbu_558k.json --data llava_v1_5_mix665k.json --images images
 
-      caldera train recipe llava_15_7b_lora --out runs/lora --aligned runs/llava15/pretrain/model
+      caldera train recipe llava_15_7b_lora --out runs/lora --stage1-model runs/llava15/pretrain/model
       --data llava_v1_5_mix665k.json --images images --set finetune.lora.rank=64
     """
     from caldera.overrides import apply_overrides
     from caldera.pipelines.paper_run import UserInputs, run_paper_recipe
     from caldera.recipes.registry import find_paper_recipe
 
-    brought = UserInputs(
+    inputs = UserInputs(
         vision=vision,
         language=language,
         pretrain_data=pretrain_data,
@@ -177,60 +185,95 @@ def recipe(
         aligned=stage1_model,
         ignore=frozenset(ignore_field or ()),
     )
-    chosen = apply_overrides(find_paper_recipe(name), settings or ())
-    means = runtime_from(device, dtype, workers)
-    outcomes = run_paper_recipe(
-        chosen, brought, out_folder, means=means, max_bad=max_bad_fraction, resume=resume
+    config = apply_overrides(find_paper_recipe(name), settings or ())
+    runtime = runtime_from(device, dtype, workers)
+    results = run_paper_recipe(
+        config, inputs, out_folder, means=runtime, max_bad=max_bad_fraction, resume=resume
     )
-    for stage, outcome in outcomes.items():
-        _tell(outcome, out_folder / stage)
+    for stage_name, result in results.items():
+        _print_result(result, out_folder / stage_name)
 
 
 @app.command()
 def merge(
     adapter: Annotated[Path, typer.Argument(help="Adapter folder of a run with --lora.")],
-    model: Annotated[Path, typer.Option(help="Model folder that the run began with.")],
+    model: Annotated[Path, typer.Option(help="Model folder that the run started from.")],
     out_folder: Annotated[Path, typer.Option("--out", help="Model folder to write.")],
 ) -> None:
-    """Fold an adapter into the model it was trained on; every run has done so already, in its folder model/.
+    """Merge an adapter into the model it was trained on; every run has done so already, in its folder model/.
 
     [bold]Examples[/bold]
 
       caldera train merge runs/lora/adapter --model runs/stage1/model --out merged
     """
-    from caldera.pipelines.train_files import merge_adapter_folder
+    from caldera.formats.lora_adapter import merge_adapter
+    from caldera.formats.model_folder import load_model_folder, save_model_folder
 
-    merge_adapter_folder(adapter, model, out_folder)
+    if out_folder.exists():
+        raise UsageError(f"{out_folder} exists; choose another --out")
+    save_model_folder(out_folder, merge_adapter(adapter, load_model_folder(model)))
     stderr_console.print(f"model: {out_folder}", markup=False)
 
 
+def _choice(subject: str, name: str, valid: Sequence[_Name]) -> _Name:
+    """Return the valid name that is `name`, or raise UnknownNameError."""
+    for candidate in valid:
+        if candidate == name:
+            return candidate
+    raise UnknownNameError(subject, name, valid)
+
+
+def _read_data(
+    file: Path, images: Path | None, ignore_fields: Iterable[str] | None
+) -> "TrainingData":
+    """Read a data file."""
+    from caldera.conversation import read_conversations
+    from caldera.training.job import TrainingData
+
+    conversations = read_conversations(file, frozenset(ignore_fields or ()))
+    return TrainingData(conversations=conversations, images=images or file.parent)
+
+
 def _train(
-    stage: Any,  # noqa: ANN401 - these types are heavy to import
-    start: Any,  # noqa: ANN401
-    files: Any,  # noqa: ANN401
-    means: Any,  # noqa: ANN401
-    max_bad: float,
+    stage: "Stage",
+    model: "LlavaBundle",
+    data: "TrainingData",
+    out: Path,
+    runtime: "Runtime",
+    max_bad_fraction: float,
+    *,
     resume: bool,
 ) -> None:
-    """Run a stage on a data file."""
-    from caldera.pipelines.train_files import train_stage
+    """Run a training job and print its result."""
+    from caldera.files.skipped import SkippedItems
+    from caldera.training.job import TrainingJob
 
-    outcome = train_stage(stage, start, files, means=means, max_bad=max_bad, resume=resume)
-    _tell(outcome, files.out)
+    job = TrainingJob(
+        stage=stage,
+        assistant=model,
+        data=data,
+        out=out,
+        features=out.parent / "features",
+        runtime=runtime,
+        skipped=SkippedItems(max_bad_fraction),
+        resume=resume,
+    )
+    _, result = job.run()
+    _print_result(result, out)
 
 
-def _tell(outcome: Any, folder: Path) -> None:  # noqa: ANN401 - its type is heavy to import
-    """Say what a stage came to, and where it is."""
-    if outcome is None:
-        stderr_console.print(f"done before: {folder / 'model'}", markup=False)
+def _print_result(result: "TrainingResult | None", folder: Path) -> None:
+    """Print a summary of a stage, and its folder."""
+    if result is None:
+        stderr_console.print(f"finished before: {folder / 'model'}", markup=False)
         return
     stderr_console.print(
-        f"{outcome.steps} steps in {outcome.seconds:.0f} s "
-        f"({outcome.samples_per_second:.1f} conversations/s)"
+        f"{result.steps} steps in {result.seconds:.0f} s "
+        f"({result.samples_per_second:.1f} conversations/s)"
     )
-    if outcome.last_validation_loss is not None:
+    if result.last_validation_loss is not None:
         stderr_console.print(
-            f"loss on held-out records: {outcome.first_validation_loss:.3f} -> "
-            f"{outcome.last_validation_loss:.3f} nats per token"
+            f"validation loss: {result.first_validation_loss:.3f} -> "
+            f"{result.last_validation_loss:.3f} nats per token"
         )
     stderr_console.print(f"model: {folder / 'model'}", markup=False)

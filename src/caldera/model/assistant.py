@@ -1,4 +1,4 @@
-"""Model, tokenizer and image processor with their metadata."""
+"""A LLaVA model with its tokenizer, image processor and metadata."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from transformers import (
-    PreTrainedTokenizerFast,
-)
+from transformers import PreTrainedTokenizerFast
 
 from caldera.images.anyres import Size, TileLayout
 from caldera.images.processor import ImageAspect, ImageProcessor
@@ -18,13 +16,13 @@ from caldera.templates.template import find_template
 
 
 class ModelMetadata(BaseModel):
-    """How a model is to be used, and where it came from."""
+    """Settings needed to use a model, and its provenance."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal[1] = 1
     projector: str = "mlp2x_gelu"
-    """Kind of projector."""
+    """Name of the projector."""
 
     vision_feature_layer: int = -2
     """Hidden state of the vision tower that is projected."""
@@ -33,33 +31,35 @@ class ModelMetadata(BaseModel):
     """Whether the class token is among the features."""
 
     image_aspect: ImageAspect = "square"
-    """How an image that is not square is shown."""
+    """Preparation of images that are not square."""
 
     pinpoints: tuple[Size, ...] = ()
-    """Sizes, (width, height), of the canvases that `anyres` cuts into tiles; none for the other aspects."""
+    """Sizes, (width, height), of the canvases that `anyres` cuts into tiles; empty for the other aspects."""
 
     template: str = "vicuna_v1"
-    """How a conversation is written for the language model."""
+    """Chat template."""
 
     stage: str | None = None
-    """The stage that wrote the folder; None where the parts were only joined."""
+    """Training stage that wrote the folder; None for an untrained model."""
 
     recipe: dict[str, Any] = Field(default_factory=dict)
-    """Every setting of that stage."""
+    """Every setting of each training stage, by its name."""
 
     source_digests: dict[str, str] = Field(default_factory=dict)
-    """sha256 of the folders and files it was made from, by what they are."""
+    """SHA-256 of the folders and files that the model was made from."""
 
     metrics: dict[str, float] = Field(default_factory=dict)
     """Losses at the end of the stage."""
 
     @model_validator(mode="after")
-    def _tiles_are_whole(self) -> Self:
-        """Check that what `anyres` needs is there, and only then."""
+    def _check_pinpoints(self) -> Self:
+        """Check that `anyres` has pinpoints, and no other aspect."""
         if (self.image_aspect == "anyres") != bool(self.pinpoints):
             raise ValueError("pinpoints go with the aspect 'anyres', and it needs some")
         if self.image_aspect == "anyres" and self.feature_select != "patch":
-            raise ValueError("the aspect 'anyres' lays patches only, so select must be 'patch'")
+            raise ValueError(
+                "the aspect 'anyres' supports patches only; feature_select must be 'patch'"
+            )
         return self
 
 
@@ -73,21 +73,22 @@ class LlavaBundle:
     card: ModelMetadata
 
     def layouts(self, paths: Iterable[Path]) -> tuple[TileLayout, ...]:
-        """Return how images are shown.
+        """Return the tile layout of each image.
 
         Raises:
-            ImageError: The size of one counts, but cannot be read.
+            ImageError: The layout depends on the size of an image that cannot be read.
         """
         return tuple(self.processor.layout(path) for path in paths)
 
     def image_tokens(self, layouts: Iterable[TileLayout]) -> list[int]:
-        """Return how many tokens each image becomes."""
+        """Return the number of tokens of each image."""
         return [self.model.count_tokens(layout) for layout in layouts]
 
 
 def eos_token_ids(assistant: LlavaBundle) -> list[int]:
-    """Return the tokens that end an answer: the tokenizer's end mark, and the template's own where it has one."""
+    """Return the tokens that end an answer: the tokenizer's, and the template's own where it has one."""
     tokenizer = assistant.tokenizer
-    special = find_template(assistant.card.template).end_token
-    own = tokenizer.backend_tokenizer.token_to_id(special) if special else None
-    return [end for end in dict.fromkeys([tokenizer.eos_token_id, own]) if end is not None]
+    end_token = find_template(assistant.card.template).end_token
+    template_id = tokenizer.backend_tokenizer.token_to_id(end_token) if end_token else None
+    candidates = dict.fromkeys([tokenizer.eos_token_id, template_id])
+    return [token_id for token_id in candidates if token_id is not None]

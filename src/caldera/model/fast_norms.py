@@ -1,8 +1,8 @@
-"""Norms that cost less in training, with the same numbers but for rounding.
+"""Norms with faster and smaller backward passes, equal to transformers' own except for rounding.
 
-Under autocast a norm puts out fp32, which each linear layer behind it casts anew; here it is cast once. And a root mean
-square norm, as transformers writes it, keeps three tensors in fp32 for backward; here it keeps what comes in, which
-others keep too, and one number for each token. The norm itself still computes in fp32.
+Under autocast a norm returns fp32, which each following linear layer casts again; here it is cast once. And
+transformers' RMS norm saves three fp32 tensors for the backward pass; here it saves its input, which others save too,
+and one number per token. The norm itself is still computed in fp32.
 """
 
 from functools import partial
@@ -14,13 +14,13 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 _EPSILONS = ("variance_epsilon", "eps", "epsilon")
-"""What transformers' norms call the number that keeps them from dividing by zero."""
+"""Names of the epsilon in transformers' norms."""
 
 
 def replace_norms(language: PreTrainedModel) -> None:
-    """Exchange what the norms of a language model's width do for what costs less.
+    """Replace the forward of a language model's norms over its hidden states.
 
-    Norms of other widths, such as those of single heads, feed no linear layer and stay as they are.
+    Norms of other widths, such as those of single heads, feed no linear layer and are unchanged.
     """
     width = language.config.get_text_config().hidden_size
     for module in language.modules():
@@ -35,21 +35,20 @@ def replace_norms(language: PreTrainedModel) -> None:
 
 @torch.no_grad()
 def _rms_norm_epsilon(module: nn.Module, width: int) -> float | None:
-    """Return the epsilon of a plain root mean square norm; None if the module does something else."""
-    weight = getattr(
-        module, "weight", None
-    )  # defaults: norms share no type that says what they have
+    """Return the epsilon of a plain RMS norm; None if the module computes something else."""
+    # `getattr` with a default: norms share no type that has these attributes.
+    weight = getattr(module, "weight", None)
     epsilon = next((getattr(module, name) for name in _EPSILONS if hasattr(module, name)), None)
     if epsilon is None or not isinstance(weight, Tensor) or len([*module.parameters()]) != 1:
         return None
-    tried = torch.linspace(-2, 3, 2 * width, device=weight.device).view(2, width).to(weight.dtype)
-    wanted, given = module(tried), _fast_rms_norm(module, epsilon, tried)
-    close = torch.allclose(wanted.float(), given.float(), rtol=1e-2, atol=1e-3)
+    probe = torch.linspace(-2, 3, 2 * width, device=weight.device).view(2, width).to(weight.dtype)
+    expected, actual = module(probe), _fast_rms_norm(module, epsilon, probe)
+    close = torch.allclose(expected.float(), actual.float(), rtol=1e-2, atol=1e-3)
     return epsilon if close else None
 
 
 def _fast_rms_norm(module: nn.Module, epsilon: float, hidden: Tensor) -> Tensor:
-    """Normalize hidden states, (..., width), as transformers' own norm does."""
+    """Return the RMS norm of hidden states, (..., width)."""
     out: Tensor = _RMSNorm.apply(hidden, module.weight, epsilon)  # type: ignore[no-untyped-call]
     return out
 
@@ -59,7 +58,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:  # noqa: ANN401 - torch's
-        """Return hidden states over the root of their mean square, times the weight."""
+        """Return hidden states divided by the root of their mean square, times the weight."""
         exact = hidden.float()
         scale = (exact.square().mean(dim=-1, keepdim=True) + epsilon).rsqrt()
         ctx.save_for_backward(hidden, weight, scale)
@@ -68,21 +67,21 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:  # noqa: ANN401 - torch's
-        """Normalize again, and from that the gradients."""
+        """Recompute the normalized states, and return the gradients."""
         hidden, weight, scale = ctx.saved_tensors
-        normal = hidden.float() * scale
-        incoming = gradient.float()
-        by_weight = None
+        normalized = hidden.float() * scale
+        grad_out = gradient.float()
+        grad_weight = None
         if ctx.needs_input_grad[1]:
-            by_weight = (incoming * normal).flatten(0, -2).sum(dim=0).to(weight.dtype)
-        weighted = incoming * weight
-        along = (weighted * normal).mean(dim=-1, keepdim=True)
-        by_hidden = weighted.sub_(normal.mul_(along)).mul_(scale)
-        return by_hidden.to(hidden.dtype), by_weight, None
+            grad_weight = (grad_out * normalized).flatten(0, -2).sum(dim=0).to(weight.dtype)
+        weighted = grad_out * weight
+        projection = (weighted * normalized).mean(dim=-1, keepdim=True)
+        grad_hidden = weighted.sub_(normalized.mul_(projection)).mul_(scale)
+        return grad_hidden.to(hidden.dtype), grad_weight, None
 
 
 def _cast(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:  # noqa: ANN401 - torch's
-    """Cast what a norm puts out."""
+    """Cast the output of a norm to the autocast dtype."""
     del module, inputs
     device = output.device.type
     if torch.is_autocast_enabled(device):

@@ -1,12 +1,14 @@
-"""Embed, splice, hidden states, loss."""
+"""LLaVA: embedding of text and images, hidden states of the language model, and the loss in chunks of positions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -15,24 +17,172 @@ from caldera.batches.packing import Batch
 from caldera.errors import ModelFormatError
 from caldera.images.anyres import NEWLINE_INDEX, TileLayout, count_tokens, image_token_order
 from caldera.model.batch_layout import BatchLayout, choose_batch_layout, run_language_model
-from caldera.model.chunked_loss import chunked_cross_entropy
 from caldera.model.fast_norms import replace_norms
 from caldera.model.projector import Projector
 from caldera.model.vision_tower import VisionTower
+
+_PIXEL_AXES = 4
+
+_CHECKPOINT = partial(checkpoint, use_reentrant=False)
+"""Gradient checkpointing of one layer."""
+
+MAX_LOGIT_BYTES = 2**28
+"""Size of a chunk's logits in fp32, at most."""
+
+LogitsFn = Callable[[Tensor], Tensor]
+"""Hidden states, (positions, width), to logits, (positions, vocabulary)."""
+
+LOGIT_TRANSFORMS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "logits_scaling": lambda logits, factor: logits / factor,
+    "logit_scale": lambda logits, factor: logits * factor,
+    "final_logit_softcapping": lambda logits, cap: cap * torch.tanh(logits / cap),
+}
+"""Transforms of the logits after the head, by the setting of a language model's config: Granite divides, Cohere
+multiplies, Gemma 2 caps. `check_logits_match` rejects models with any other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Loss of a batch, to be summed over batches before it is divided."""
+
+    total: Tensor
+    """Cross entropy summed over the supervised tokens, in nats; a scalar."""
+
+    num_tokens: int
+    """Supervised tokens."""
+
+    @property
+    def mean(self) -> float:
+        """Nats per supervised token; 0 where there is none."""
+        return float(self.total.detach()) / max(1, self.num_tokens)
+
+
+class Llava(nn.Module):
+    """Vision tower, projector and language model, joined as in LLaVA."""
+
+    def __init__(
+        self,
+        vision: VisionTower,
+        projector: Projector,
+        language: PreTrainedModel,
+        image_token_id: int,
+    ) -> None:
+        """Join the parts; `image_token_id` is the id of image tokens in a batch."""
+        super().__init__()
+        self.vision = vision
+        self.projector = projector
+        self.language = language
+        self.image_token_id = image_token_id
+        self.batch_layout: BatchLayout = "padded"
+        """Form in which rows are passed to the language model; `choose_batch_layout` sets it."""
+
+    def forward(self, batch: Batch) -> Loss:
+        """Return the cross entropy of the supervised tokens; logits are computed only where one follows.
+
+        Each token is predicted from the hidden state before it, and image tokens are never predicted.
+        """
+        hidden = self.hidden_states(batch)[batch.target_positions]  # (supervised, width)
+        head = self.language.get_output_embeddings()
+        total = chunked_cross_entropy(
+            lambda states: compute_logits(self.language, states),
+            hidden,
+            batch.target_ids,
+            vocabulary=len(head.weight),
+            head=[*head.parameters()],
+        )
+        return Loss(total, batch.num_supervised_tokens)
+
+    def hidden_states(self, batch: Batch) -> Tensor:
+        """Return the language model's last hidden states, (tokens, width)."""
+        embedded = self.embed(batch.input_ids, batch.images, batch.layouts)
+        return run_language_model(
+            self.language, embedded, batch.positions, batch.rows, self.batch_layout
+        )
+
+    def embed(self, ids: Tensor, images: Tensor, layouts: Sequence[TileLayout]) -> Tensor:
+        """Return the language model's input, (rows, tokens, width), or (tokens, width) for packed tokens.
+
+        Args:
+            ids: Token ids, (rows, tokens) or (tokens,), with the image token's id at each image token.
+            images: Pixels or features of all views of all images in order, (views, ...).
+            layouts: Tile layout of each image, in order.
+
+        Raises:
+            ValueError: The numbers of image tokens and images disagree.
+        """
+        is_image = ids == self.image_token_id  # (rows, tokens)
+        words = self.language.get_input_embeddings()(ids)  # (rows, tokens, width)
+        dtype = self.projector.layers[0].weight.dtype
+        if len(images) == 0:
+            features = words.new_zeros(0, 1, self.vision.width, dtype=dtype)
+        else:
+            features = self.patch_features(images).to(dtype)  # (views, patches, vision width)
+        projected = self.projector(features)  # (views, patches, width)
+        image_tokens = order_image_tokens(projected, layouts, self.projector.image_newline)
+        return insert_image_tokens(words, image_tokens, is_image)
+
+    def patch_features(self, images: Tensor) -> Tensor:
+        """Return features, (views, patches, vision width), of pixels; cached features are returned unchanged."""
+        return self.vision(images) if images.ndim == _PIXEL_AXES else images
+
+    def count_tokens(self, layout: TileLayout) -> int:
+        """Return the number of image tokens of an image with a tile layout."""
+        if layout.views == 1:
+            return self.vision.tokens_per_view
+        return count_tokens(layout, self.vision.patches_per_side)
+
+    @property
+    def embedding_weight(self) -> Tensor:
+        """The language model's input embeddings, (vocabulary, width)."""
+        return self.language.get_input_embeddings().weight  # type: ignore[return-value] # a Parameter
+
+    @property
+    def context_length(self) -> int | None:
+        """Positions of the language model; None where its config has no limit, as BLOOM's."""
+        # `getattr` with a default: configs share no type that has the setting.
+        length = getattr(self.language.config, "max_position_embeddings", None)
+        return None if length is None else int(length)
+
+    def choose_batch_layout(self, attention: str) -> None:
+        """Prepare the language model for training: the fastest batch layout it supports, and faster norms.
+
+        Args:
+            attention: transformers' name of the attention function for padded rows.
+        """
+        self.batch_layout = choose_batch_layout(self.language, attention)
+        replace_norms(self.language)
+
+    def set_gradient_checkpointing(self, enabled: bool) -> None:
+        """Enable or disable gradient checkpointing of the layers of both towers."""
+        for module in self.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.gradient_checkpointing = enabled
+                module._gradient_checkpointing_func = _CHECKPOINT  # type: ignore[assignment] # a function
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode; a part whose weights are all frozen stays in evaluation mode, without dropout."""
+        super().train(mode)
+        for part in self.children():
+            part.train(mode and any(weight.requires_grad for weight in part.parameters()))
+        for module in self.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                # Checkpointing needs training mode, in frozen layers too; their submodules stay in evaluation mode.
+                module.training = mode
+        return self
 
 
 def order_image_tokens(
     patches: Tensor, layouts: Sequence[TileLayout], newline: Tensor | None
 ) -> Tensor:
-    """Return the image tokens of all images, (image tokens, width), in the order the language model reads them.
+    """Return the image tokens of all images, (image tokens, width), in the order of the language model's input.
 
     Args:
         patches: Projected features of all views in order, (views, patches, width).
-        layouts: How the views of each image lie.
-        newline: Ends each row of tiles, (width,); None for models that show no tiles.
+        layouts: Tile layout of each image.
+        newline: Embedding at the end of each row of tiles, (width,); None for models without tiles.
 
     Raises:
-        ValueError: The images do not have as many views as arrived, or tiles, but the model has no newline.
+        ValueError: The number of views differs from the layouts, or images have tiles but the model has no newline.
     """
     views = sum(layout.views for layout in layouts)
     if views != len(patches):
@@ -41,19 +191,19 @@ def order_image_tokens(
     if all(layout.views == 1 for layout in layouts):
         return flat
     if newline is None:
-        raise ValueError("images arrived in tiles, but the model has no newline for their rows")
+        raise ValueError("images have tiles, but the model has no newline embedding for them")
     per_view = patches.shape[1]
     orders, start = [], 0
     for layout in layouts:
-        order = _order(layout, per_view)
+        order = _patch_order(layout, per_view)
         orders.append(torch.where(order == NEWLINE_INDEX, len(flat), order + start))
         start += layout.views * per_view
-    chosen = torch.cat(orders).to(flat.device)  # (image tokens,)
-    return torch.cat([flat, newline.to(flat.dtype).unsqueeze(0)])[chosen]
+    indices = torch.cat(orders).to(flat.device)  # (image tokens,)
+    return torch.cat([flat, newline.to(flat.dtype).unsqueeze(0)])[indices]
 
 
-def _order(layout: TileLayout, per_view: int) -> Tensor:
-    """Return which of an image's patches stand where, (image tokens,)."""
+def _patch_order(layout: TileLayout, per_view: int) -> Tensor:
+    """Return the indices of an image's patches in the order of its tokens, (image tokens,)."""
     if layout.views == 1:
         return torch.arange(per_view)
     return image_token_order(layout, round(per_view**0.5))
@@ -65,194 +215,117 @@ def insert_image_tokens(embeddings: Tensor, image_tokens: Tensor, is_image: Tens
     Args:
         embeddings: Token embeddings, (rows, tokens, width).
         image_tokens: Of all images, (image tokens, width).
-        is_image: True where a token stands for a patch, (rows, tokens).
+        is_image: Whether each token is an image token, (rows, tokens).
 
     Raises:
-        ValueError: The slots do not hold exactly the tokens of the images.
+        ValueError: The numbers of marked tokens and of image tokens differ.
     """
     marked, arrived = int(is_image.sum()), len(image_tokens)
     if marked != arrived:
         raise ValueError(f"{marked} tokens are marked as image but {arrived} image tokens arrived")
     if arrived == 0:
-        return embeddings + image_tokens.sum()  # adds nothing, but keeps the projector in the graph
+        # Adds zero, but keeps the projector in the graph.
+        return embeddings + image_tokens.sum()
     flat = image_tokens.to(embeddings.dtype)  # (image tokens, width)
     return embeddings.masked_scatter(is_image.unsqueeze(-1), flat)  # (rows, tokens, width)
 
 
-_PIXEL_AXES = 4
-
-_RECOMPUTE = partial(checkpoint, use_reentrant=False)
-"""How transformers' layers keep their inputs only."""
-
-LOGIT_TRANSFORMS: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "logits_scaling": lambda logits, by: logits / by,
-    "logit_scale": lambda logits, by: logits * by,
-    "final_logit_softcapping": lambda logits, cap: cap * torch.tanh(logits / cap),
-}
-"""What language models do to logits after the head, by the setting of their config: Granite divides, Cohere multiplies,
-Gemma 2 caps. `check_logits` refuses a model that does something else."""
-
-
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """A loss that can be added up over batches before it is divided."""
-
-    total: Tensor
-    """Cross entropy summed over the learned tokens, in nats; a scalar."""
-
-    num_tokens: int
-    """Learned tokens it was summed over."""
-
-    @property
-    def mean(self) -> float:
-        """Nats per learned token; 0 where nothing was learned."""
-        return float(self.total.detach()) / max(1, self.num_tokens)
-
-
 def logit_settings(config: PretrainedConfig) -> dict[str, float]:
-    """Return what a language model does to its logits: the settings of BEHIND_THE_HEAD that its config gives."""
+    """Return a language model's transforms of its logits: the settings of LOGIT_TRANSFORMS in its config."""
     settings = config.to_dict()
     return {name: settings[name] for name in LOGIT_TRANSFORMS if settings.get(name) is not None}
 
 
 def compute_logits(language: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Return the logits, (..., vocabulary), of last hidden states, (..., width), as the model itself makes them."""
+    """Return the logits, (..., vocabulary), of last hidden states, (..., width), as the model itself computes them."""
     logits = language.get_output_embeddings()(hidden).float()
-    for setting, by in logit_settings(language.config).items():
-        logits = LOGIT_TRANSFORMS[setting](logits, by)
+    for setting, value in logit_settings(language.config).items():
+        logits = LOGIT_TRANSFORMS[setting](logits, value)
     return logits
 
 
 @torch.no_grad()
 def check_logits_match(language: PreTrainedModel) -> None:
-    """Compare `logits_of` with what a model in evaluation mode itself says about two tokens.
+    """Compare `compute_logits` with the logits of a model in evaluation mode for two tokens.
 
     Raises:
-        ModelFolderError: They differ, so a loss would be another than the model's own.
+        ModelFormatError: They differ, so the loss would not be the model's own.
     """
     ids = torch.tensor([[0, 1]], device=language.device)  # (rows, tokens)
     hidden = language.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    own = language(input_ids=ids, use_cache=False).logits.float()  # (rows, tokens, vocabulary)
-    if not torch.allclose(compute_logits(language, hidden), own, rtol=1e-3, atol=1e-3):
+    expected = language(input_ids=ids, use_cache=False).logits.float()  # (rows, tokens, vocabulary)
+    if not torch.allclose(compute_logits(language, hidden), expected, rtol=1e-3, atol=1e-3):
         raise ModelFormatError(
             f"language models of type {language.config.model_type!r} change their logits in a way that caldera does "
-            "not know; choose another one, or add the setting to BEHIND_THE_HEAD in model/llava.py"
+            "not know; choose another one, or add the setting to LOGIT_TRANSFORMS in model/llava.py"
         )
 
 
-class Llava(nn.Module):
-    """Vision tower, projector and language model, joined as LLaVA joins them."""
+def chunked_cross_entropy(
+    to_logits: LogitsFn, hidden: Tensor, targets: Tensor, *, vocabulary: int, head: Sequence[Tensor]
+) -> Tensor:
+    """Return the cross entropy summed over positions, in nats; a scalar in fp32.
 
-    def __init__(
-        self,
-        vision: VisionTower,
-        projector: Projector,
-        language: PreTrainedModel,
-        image_token_id: int,
-    ) -> None:
-        """Join the parts; `image_token_id` is the id that stands for image tokens in a batch."""
-        super().__init__()
-        self.vision = vision
-        self.projector = projector
-        self.language = language
-        self.image_token_id = image_token_id
-        self.arrangement: BatchLayout = "padded"
-        """How rows of a batch reach the language model; `arrange` chooses."""
+    Logits of 262,144 words take a megabyte per position, twice with their gradient. So the gradient of each chunk of
+    positions is computed as soon as its logits are, and the logits are released: the forward pass stores the gradients
+    of the hidden states and of the head, which the backward pass only scales. The mathematics is that of one chunk.
 
-    def choose_batch_layout(self, attention: str) -> None:
-        """Make the language model ready to learn fast: the fastest arrangement that it takes, and norms that cost less.
+    Args:
+        to_logits: The model's head, with its transform of the logits.
+        hidden: Last hidden states, (positions, width).
+        targets: The next token at each position, (positions,).
+        vocabulary: Width of the logits.
+        head: Weights in `to_logits`; the trainable ones get their gradient.
+    """
+    trainable = [weight for weight in head if weight.requires_grad]
+    size = max(1, MAX_LOGIT_BYTES // (4 * vocabulary))
+    if torch.is_grad_enabled() and (hidden.requires_grad or trainable):
+        total: Tensor = _ChunkedCrossEntropy.apply(to_logits, size, hidden, targets, *trainable)  # type: ignore[no-untyped-call]
+        return total
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for chunk in _chunks(len(targets), size):
+        total = total + cross_entropy(to_logits(hidden[chunk]), targets[chunk], reduction="sum")
+    return total
 
-        Args:
-            attention: transformers' name of the attention function for padded rows.
-        """
-        self.arrangement = choose_batch_layout(self.language, attention)
-        replace_norms(self.language)
 
-    def set_gradient_checkpointing(self, on: bool) -> None:
-        """Have the towers' layers keep their inputs only and compute the rest again in backward, or not."""
-        for module in self.modules():
-            if isinstance(module, GradientCheckpointingLayer):
-                module.gradient_checkpointing = on
-                module._gradient_checkpointing_func = _RECOMPUTE  # type: ignore[assignment] # a function
+def _chunks(count: int, size: int) -> Iterator[slice]:
+    """Yield the slices that cut `count` positions into chunks."""
+    for start in range(0, count, size):
+        yield slice(start, start + size)
 
-    def train(self, mode: bool = True) -> Self:
-        """Set the mode of training; a part whose weights are all frozen stays in evaluation, without dropout."""
-        super().train(mode)
-        for part in self.children():
-            part.train(mode and any(each.requires_grad for each in part.parameters()))
-        for module in self.modules():
-            if isinstance(module, GradientCheckpointingLayer):
-                module.training = (
-                    mode  # a frozen layer is recomputed, too; its parts stay in evaluation
-                )
-        return self
 
-    @property
-    def embedding_weight(self) -> Tensor:
-        """The language model's embeddings, (vocabulary, width)."""
-        return self.language.get_input_embeddings().weight  # type: ignore[return-value] # a Parameter
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Cross entropy whose gradients are computed chunk by chunk in the forward pass."""
 
-    @property
-    def context_length(self) -> int | None:
-        """Tokens that the language model has positions for; None where its config states no limit, as BLOOM's."""
-        # a default, against the house's rule: configs share no type that says which of them have the setting
-        length = getattr(self.language.config, "max_position_embeddings", None)
-        return None if length is None else int(length)
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch's, which has no type
+        to_logits: LogitsFn,
+        size: int,
+        hidden: Tensor,
+        targets: Tensor,
+        *trainable: Tensor,
+    ) -> Tensor:
+        """Sum the loss, and store the gradients."""
+        total = hidden.new_zeros((), dtype=torch.float32)
+        grad_hidden = torch.empty_like(hidden)
+        grad_weights = [torch.zeros_like(weight) for weight in trainable]
+        for chunk in _chunks(len(targets), size):
+            with torch.enable_grad():
+                states = hidden[chunk].detach().requires_grad_()
+                loss = cross_entropy(to_logits(states), targets[chunk], reduction="sum")
+                chunk_hidden, *chunk_weights = torch.autograd.grad(loss, (states, *trainable))
+            total += loss.detach()
+            grad_hidden[chunk] = chunk_hidden
+            for grad_weight, chunk_weight in zip(grad_weights, chunk_weights, strict=True):
+                grad_weight += chunk_weight
+        ctx.save_for_backward(grad_hidden, *grad_weights)
+        return total
 
-    def count_tokens(self, layout: TileLayout) -> int:
-        """Return how many tokens an image becomes that is shown in this way."""
-        return (
-            self.vision.tokens_per_view
-            if layout.views == 1
-            else count_tokens(layout, self.vision.patches_per_side)
-        )
-
-    def patch_features(self, images: Tensor) -> Tensor:
-        """Return (views, patches, vision width) from pixels, or pass on features that were kept."""
-        return self.vision(images) if images.ndim == _PIXEL_AXES else images
-
-    def embed(self, ids: Tensor, images: Tensor, layouts: Sequence[TileLayout]) -> Tensor:
-        """Return the language model's input, (rows, tokens, width), or (tokens, width) of one axis of tokens.
-
-        Args:
-            ids: Token ids, (rows, tokens) or (tokens,), with the image token's id under each image.
-            images: Pixels or features of all views of all images in order, (views, ...).
-            layouts: How the views of each image lie, in order.
-
-        Raises:
-            ValueError: Image tokens and images disagree in number.
-        """
-        is_image = ids == self.image_token_id  # (rows, tokens)
-        words = self.language.get_input_embeddings()(ids)  # (rows, tokens, width)
-        dtype = self.projector.layers[0].weight.dtype
-        if len(images) == 0:
-            features = words.new_zeros(0, 1, self.vision.width, dtype=dtype)
-        else:
-            features = self.patch_features(images).to(dtype)  # (views, patches, vision width)
-        projected = self.projector(features)  # (views, patches, width)
-        return insert_image_tokens(
-            words, order_image_tokens(projected, layouts, self.projector.image_newline), is_image
-        )
-
-    def hidden_states(self, batch: Batch) -> Tensor:
-        """Return the language model's last hidden states, (tokens, width)."""
-        embedded = self.embed(batch.input_ids, batch.images, batch.layouts)
-        return run_language_model(
-            self.language, embedded, batch.positions, batch.rows, self.arrangement
-        )
-
-    def loss(self, batch: Batch) -> Loss:
-        """Return the cross entropy of the learned tokens; logits exist only where a label is.
-
-        Each token is predicted from the hidden state before it, and image tokens are never predicted.
-        """
-        before = self.hidden_states(batch)[batch.target_positions]  # (learned, width)
-        head = self.language.get_output_embeddings()
-        total = chunked_cross_entropy(
-            lambda hidden: compute_logits(self.language, hidden),
-            before,
-            batch.target_ids,
-            vocabulary=len(head.weight),
-            head=[*head.parameters()],
-        )
-        return Loss(total, batch.num_learned)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's
+        """Scale the stored gradients."""
+        grad_hidden, *grad_weights = ctx.saved_tensors
+        scaled = (gradient * grad_weight for grad_weight in grad_weights)
+        return None, None, gradient.to(grad_hidden.dtype) * grad_hidden, None, *scaled

@@ -1,13 +1,12 @@
-"""Attention over packed rows: a prefix once, and behind it branches that each see the prefix and themselves.
+"""Attention over packed rows: a prefix stored once, and branches that each attend to the prefix and to themselves.
 
-All rows lie behind one another on one axis of tokens, without padding, and are multiplied block by block as
-`attention_blocks` cuts them. The function is given to transformers by its AttentionInterface under NAME and works for
-every language model that takes its attention from there and hands keyword arguments on to it; `find_arrangement` asks
-the model itself.
+All rows are concatenated without padding and multiplied block by block, as `attention_blocks` splits them. The function
+is registered with transformers' AttentionInterface under NAME and works for every language model that gets its
+attention there and passes keyword arguments on to it; `choose_batch_layout` tries it.
 
-Scores are plain matrix products, which beat fused attention on CPUs at these lengths. The weights of short rows are
-kept for backward, once and in the precision of the products; those of long rows are computed again, so that what a
-layer keeps grows with the tokens and not with their square.
+Scores are plain matrix products, which are faster than fused attention on CPUs at these lengths. The attention weights
+of short rows are saved for the backward pass, once and in the dtype of the products; those of long rows are recomputed,
+so that the memory of a layer grows linearly with the tokens.
 """
 
 from collections.abc import Sequence
@@ -23,11 +22,11 @@ from transformers.masking_utils import sdpa_mask
 from caldera.model.attention_blocks import AttentionPlan
 
 NAME = "caldera_packed"
-"""What transformers calls this attention."""
+"""transformers' name of this attention."""
 
 _SAVE_WEIGHTS_LIMIT = 8
-"""Weights are kept if a query has no more of them than this many times a head's width, so about as much as the rest of
-what a layer keeps; more are computed again."""
+"""Attention weights are saved if a query has at most this many times a head's width of them, so about as much as the
+rest of a layer's saved tensors; more are recomputed."""
 
 
 def packed_attention(  # noqa: PLR0913 - transformers' signature
@@ -43,33 +42,33 @@ def packed_attention(  # noqa: PLR0913 - transformers' signature
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    **others: Any,  # noqa: ANN401 - whatever else a model hands on
+    **kwargs: Any,  # noqa: ANN401 - other arguments of a model
 ) -> tuple[Tensor, None]:
-    """Attend as `packing` says; without one, as torch's own attention does.
+    """Compute attention by the plan in `packing`; without one, by torch's own attention.
 
     Args:
         module: The layer.
         query: (1, heads, tokens, head width).
         key: (1, key heads, tokens, head width).
         value: As `key`.
-        attention_mask: Not used with a packing.
+        attention_mask: Not used with a plan.
         scaling: Of the scores; one over the root of the head width if None.
-        dropout: Must be 0 with a packing.
-        packing: The rows.
-        sliding_window: Tokens that a query looks back.
-        softcap: Must be None with a packing, as `s_aux`.
+        dropout: Must be 0 with a plan.
+        packing: The attention plan; models pass it on under this name.
+        sliding_window: Tokens that a query attends to, itself included.
+        softcap: Must be None with a plan, as `s_aux`.
         s_aux: See `softcap`.
-        others: Go on to torch's attention.
+        kwargs: Passed to torch's attention.
 
     Returns:
         (1, tokens, heads, head width), and no weights.
 
     Raises:
-        ValueError: The model wants what a packing does not have.
+        ValueError: The model uses a feature that packed attention does not support.
     """
     if packing is None:
         return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     if dropout or softcap is not None or s_aux is not None:
         raise ValueError("packed attention has no dropout, softcap or sinks")
@@ -77,7 +76,7 @@ def packed_attention(  # noqa: PLR0913 - transformers' signature
     dtype = torch.get_autocast_dtype(query.device.type)
     if torch.is_autocast_enabled(query.device.type):
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    tables = (each[0].transpose(0, 1) for each in (query, key, value))  # (tokens, heads, width)
+    tables = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # (tokens, heads, width)
     out: Tensor = _Attention.apply(*tables, packing, scale, sliding_window)  # type: ignore[no-untyped-call]
     return out.unsqueeze(0), None
 
@@ -95,53 +94,54 @@ class _Attention(torch.autograd.Function):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        packing: AttentionPlan,
+        plan: AttentionPlan,
         scale: float,
         window: int | None,
     ) -> Tensor:
-        """Return (tokens, heads, head width) of query, which is the same, and key and value of (key) heads."""
-        matrices = _BlockTensors(packing, query, key, window)
-        queries, keys = matrices.gather_queries(query) * scale, matrices.gather_keys(key)
-        values = matrices.gather_keys(value)
-        out = matrices.empty_queries()
-        kept = []
-        for at in range(len(packing.buckets)):
-            weights = matrices.weights(at, queries, keys)
-            torch.bmm(weights, matrices.key_block(at, values), out=matrices.query_block(at, out))
-            if packing.mean_keys_per_query <= _SAVE_WEIGHTS_LIMIT * query.shape[-1]:
-                kept.append(weights)
-        ctx.save_for_backward(query, key, value, *kept)
-        ctx.packing, ctx.scale, ctx.window = packing, scale, window
-        return matrices.scatter_queries(out)
+        """Return (tokens, heads, head width), given a query of this shape, and key and value of the key heads."""
+        blocks = _BlockTensors(plan, query, key, window)
+        queries, keys = blocks.gather_queries(query) * scale, blocks.gather_keys(key)
+        values = blocks.gather_keys(value)
+        out = blocks.empty_queries()
+        saved = []
+        for bucket in range(len(plan.buckets)):
+            weights = blocks.weights(bucket, queries, keys)
+            value_block = blocks.key_block(bucket, values)
+            torch.bmm(weights, value_block, out=blocks.query_block(bucket, out))
+            if plan.mean_keys_per_query <= _SAVE_WEIGHTS_LIMIT * query.shape[-1]:
+                saved.append(weights)
+        ctx.save_for_backward(query, key, value, *saved)
+        ctx.plan, ctx.scale, ctx.window = plan, scale, window
+        return blocks.scatter_queries(out)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - torch's
-        """Take the weights of each bucket, or compute them again, and from them the gradients."""
-        query, key, value, *kept = ctx.saved_tensors
-        matrices = _BlockTensors(ctx.packing, query, key, ctx.window)
-        queries, keys = matrices.gather_queries(query) * ctx.scale, matrices.gather_keys(key)
-        values, incoming = matrices.gather_keys(value), matrices.gather_queries(gradient)
-        by_query, by_key, by_value = (
-            matrices.empty_queries(), matrices.empty_keys(), matrices.empty_keys()
-        )  # fmt: skip
-        for at in range(len(ctx.packing.buckets)):
-            weights = kept[at] if kept else matrices.weights(at, queries, keys)
-            part = matrices.query_block(
-                at, incoming
-            )  # (blocks * key heads, group * queries, width)
-            torch.bmm(weights.transpose(1, 2), part, out=matrices.key_block(at, by_value))
-            by_weights = torch.bmm(part, matrices.key_block(at, values).transpose(1, 2))
-            by_scores = torch._softmax_backward_data(by_weights, weights, -1, weights.dtype)
-            torch.bmm(
-                by_scores, matrices.key_block(at, keys), out=matrices.query_block(at, by_query)
-            )
-            scaled = matrices.query_block(at, queries)
-            torch.bmm(by_scores.transpose(1, 2), scaled, out=matrices.key_block(at, by_key))
+        """Compute the gradients of each bucket from its saved or recomputed weights."""
+        query, key, value, *saved = ctx.saved_tensors
+        blocks = _BlockTensors(ctx.plan, query, key, ctx.window)
+        queries, keys = blocks.gather_queries(query) * ctx.scale, blocks.gather_keys(key)
+        values, grad_out = blocks.gather_keys(value), blocks.gather_queries(gradient)
+        grad_query = blocks.empty_queries()
+        grad_key, grad_value = blocks.empty_keys(), blocks.empty_keys()
+        for bucket in range(len(ctx.plan.buckets)):
+            weights = saved[bucket] if saved else blocks.weights(bucket, queries, keys)
+            # (blocks * key heads, group * queries, width)
+            grad_block = blocks.query_block(bucket, grad_out)
+            value_out = blocks.key_block(bucket, grad_value)
+            torch.bmm(weights.transpose(1, 2), grad_block, out=value_out)
+            value_block = blocks.key_block(bucket, values)
+            grad_weights = torch.bmm(grad_block, value_block.transpose(1, 2))
+            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+            key_block = blocks.key_block(bucket, keys)
+            torch.bmm(grad_scores, key_block, out=blocks.query_block(bucket, grad_query))
+            query_block = blocks.query_block(bucket, queries)
+            key_out = blocks.key_block(bucket, grad_key)
+            torch.bmm(grad_scores.transpose(1, 2), query_block, out=key_out)
         return (
-            matrices.scatter_queries(by_query) * ctx.scale,
-            matrices.sum_keys(by_key),
-            matrices.sum_keys(by_value),
+            blocks.scatter_queries(grad_query) * ctx.scale,
+            blocks.sum_keys(grad_key),
+            blocks.sum_keys(grad_value),
             None,
             None,
             None,
@@ -149,68 +149,68 @@ class _Attention(torch.autograd.Function):
 
 
 class _BlockTensors:
-    """Moves rows between the tables of a layer and the matrices of its buckets."""
+    """Views of a layer's tables as the matrices of its buckets, and the way back."""
 
-    def __init__(
-        self, packing: AttentionPlan, query: Tensor, key: Tensor, window: int | None
-    ) -> None:
-        """Measure the tables: query (tokens, heads, width), key (tokens, key heads, width)."""
+    def __init__(self, plan: AttentionPlan, query: Tensor, key: Tensor, window: int | None) -> None:
+        """Take the sizes of the tables: query (tokens, heads, width), key (tokens, key heads, width)."""
         self._heads, self._key_heads, self._width = query.shape[1], key.shape[1], query.shape[2]
-        self._places = packing.places(self._heads, self._key_heads)
-        self._masks = packing.masks(window, query.dtype)
+        self._index = plan.gather_index(self._heads, self._key_heads)
+        self._masks = plan.masks(window, query.dtype)
         self._like = query
 
     def gather_queries(self, table: Tensor) -> Tensor:
         """Return the rows of all buckets' queries, (gathered queries, width)."""
-        return table.reshape(-1, self._width).index_select(0, self._places.queries)
+        return table.reshape(-1, self._width).index_select(0, self._index.queries)
 
     def gather_keys(self, table: Tensor) -> Tensor:
         """Return the rows of all buckets' keys or values, (gathered keys, width)."""
-        return table.reshape(-1, self._width).index_select(0, self._places.keys)
+        return table.reshape(-1, self._width).index_select(0, self._index.keys)
 
     def empty_queries(self) -> Tensor:
-        """Return room for rows of queries, with a row of zeros behind them."""
-        return self._empty(len(self._places.queries))
+        """Return an uninitialized tensor for rows of queries, followed by a row of zeros."""
+        return self._empty(len(self._index.queries))
 
     def empty_keys(self) -> Tensor:
-        """Return room for rows of keys, with a row of zeros behind them."""
-        return self._empty(len(self._places.keys))
+        """Return an uninitialized tensor for rows of keys, followed by a row of zeros."""
+        return self._empty(len(self._index.keys))
 
-    def _empty(self, rows: int) -> Tensor:
-        made = self._like.new_empty(rows + 1, self._width)
-        made[-1] = 0
-        return made
+    def _empty(self, num_rows: int) -> Tensor:
+        """Return an uninitialized tensor of some rows, followed by a row of zeros."""
+        rows = self._like.new_empty(num_rows + 1, self._width)
+        rows[-1] = 0
+        return rows
 
-    def query_block(self, at: int, rows: Tensor) -> Tensor:
+    def query_block(self, bucket: int, rows: Tensor) -> Tensor:
         """Return the matrices of a bucket's queries, (blocks * key heads, group * queries, width)."""
-        return _block(rows, self._places.query_shapes, at)
+        return _block(rows, self._index.query_shapes, bucket)
 
-    def key_block(self, at: int, rows: Tensor) -> Tensor:
+    def key_block(self, bucket: int, rows: Tensor) -> Tensor:
         """Return the matrices of a bucket's keys, (blocks * key heads, keys, width)."""
-        return _block(rows, self._places.key_shapes, at)
+        return _block(rows, self._index.key_shapes, bucket)
 
-    def weights(self, at: int, queries: Tensor, keys: Tensor) -> Tensor:
+    def weights(self, bucket: int, queries: Tensor, keys: Tensor) -> Tensor:
         """Return the attention weights of a bucket, (blocks * key heads, group * queries, keys)."""
-        scores = torch.bmm(self.query_block(at, queries), self.key_block(at, keys).transpose(1, 2))
-        mask = self._masks[at]  # (blocks, 1, queries, keys)
+        query_block, key_block = self.query_block(bucket, queries), self.key_block(bucket, keys)
+        scores = torch.bmm(query_block, key_block.transpose(1, 2))
+        mask = self._masks[bucket]  # (blocks, 1, queries, keys)
         blocks, _, num_queries, num_keys = mask.shape
         scores.view(blocks, -1, num_queries, num_keys).add_(mask)
         return scores.softmax(dim=-1)
 
     def scatter_queries(self, rows: Tensor) -> Tensor:
         """Return a table, (tokens, heads, width), of rows of queries."""
-        found = rows.index_select(0, self._places.of_query)
-        return found.view(-1, self._heads, self._width)
+        table = rows.index_select(0, self._index.of_query)
+        return table.view(-1, self._heads, self._width)
 
     def sum_keys(self, rows: Tensor) -> Tensor:
-        """Return a table, (tokens, key heads, width), of rows of keys, summed over the blocks each was in."""
-        places = self._places.of_key
-        found = rows.index_select(0, places.flatten()).view(*places.shape, self._width)
-        return found.sum(dim=1).view(-1, self._key_heads, self._width)
+        """Return a table, (tokens, key heads, width), of rows of keys, summed over the blocks of each key."""
+        of_key = self._index.of_key
+        table = rows.index_select(0, of_key.flatten()).view(*of_key.shape, self._width)
+        return table.sum(dim=1).view(-1, self._key_heads, self._width)
 
 
-def _block(rows: Tensor, shapes: Sequence[tuple[int, int]], at: int) -> Tensor:
-    """Return the matrices of bucket `at` among rows that lie bucket behind bucket."""
-    start = sum(count * size for count, size in shapes[:at])
-    count, size = shapes[at]
+def _block(rows: Tensor, shapes: Sequence[tuple[int, int]], bucket: int) -> Tensor:
+    """Return the matrices of one bucket from the rows of all buckets, which are in order."""
+    start = sum(count * size for count, size in shapes[:bucket])
+    count, size = shapes[bucket]
     return rows[start : start + count * size].view(count, size, -1)

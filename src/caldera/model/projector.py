@@ -1,4 +1,4 @@
-"""Patch features in, image tokens out: the part that stage 1 trains."""
+"""Projectors: patch features to image tokens, the part that stage 1 trains."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ class LinearProjector(nn.Linear):
     """One linear layer, as in the first LLaVA (arXiv 2304.08485, section 4.1)."""
 
     image_newline: nn.Parameter | None
-    """Ends each row of tiles, (language width,); None where images are not tiled."""
+    """Embedding at the end of each row of tiles, (language width,); None for models without tiles."""
 
     def __init__(self, vision_width: int, language_width: int) -> None:
         super().__init__(vision_width, language_width)
@@ -28,7 +28,7 @@ class MlpProjector(nn.Module):
     """Two linear layers with an exact GELU between them, as in LLaVA-1.5 (arXiv 2310.03744, section 3.3)."""
 
     image_newline: nn.Parameter | None
-    """Ends each row of tiles, (language width,); None where images are not tiled."""
+    """Embedding at the end of each row of tiles, (language width,); None for models without tiles."""
 
     def __init__(self, vision_width: int, language_width: int) -> None:
         super().__init__()
@@ -53,14 +53,14 @@ PROJECTORS: dict[str, Callable[[int, int], Projector]] = {
     "linear": LinearProjector,
     "mlp2x_gelu": MlpProjector,
 }
-"""Projectors by the names that LLaVA's configs use."""
+"""Projectors by their names in LLaVA's configs."""
 
 
 def build_projector(name: str, vision_width: int, language_width: int) -> Projector:
-    """Build the projector called exactly `name`, with PyTorch's own initialization, as LLaVA has it.
+    """Build the projector called `name`, with PyTorch's default initialization, as in LLaVA.
 
     Raises:
-        UnknownNameError: There is none.
+        UnknownNameError: No projector has this name.
     """
     if name not in PROJECTORS:
         raise UnknownNameError("projector", name, PROJECTORS)
@@ -69,34 +69,34 @@ def build_projector(name: str, vision_width: int, language_width: int) -> Projec
 
 @torch.no_grad()
 def add_image_newline(projector: Projector) -> None:
-    """Give a projector the vector that ends each row of tiles, drawn as LLaVA-NeXT draws it, if it has none."""
+    """Add the newline embedding to a projector without one, initialized as in LLaVA-NeXT."""
     if projector.image_newline is None:
         last = projector.layers[-1].weight  # (language width, ...)
-        drawn = torch.randn(len(last), dtype=last.dtype, device=last.device)
-        projector.image_newline = nn.Parameter(drawn / len(last) ** 0.5)
+        newline = torch.randn(len(last), dtype=last.dtype, device=last.device)
+        projector.image_newline = nn.Parameter(newline / len(last) ** 0.5)
 
 
 @torch.no_grad()
 def match_embedding_scale(projector: Projector, patches: Tensor, embeddings: Tensor) -> None:
-    """Scale a fresh projector so that image tokens start out as spread as word embeddings.
+    """Scale a fresh projector so that image tokens have the standard deviation of word embeddings.
 
-    Towers differ widely in the size of their features; a projector that starts out with tokens many times as large as
-    words spends its first hundreds of steps on shrinking them. Each layer is divided by the spread of what it puts out.
+    Towers differ widely in the size of their features; a projector whose tokens are many times as large as words takes
+    its first hundreds of steps to shrink them. Each layer is divided by the standard deviation of its output.
 
     Args:
         projector: As initialized.
         patches: Features of some images, (views, patches, vision width).
-        embeddings: The language model's table, (vocabulary, width).
+        embeddings: The language model's input embeddings, (vocabulary, width).
     """
     first, *rest = projector.layers
-    wanted = embeddings.float().std()
+    target = embeddings.float().std()
     inner = first(patches)  # (views, patches, width)
-    scale = (1.0 if rest else wanted) / inner.std()
+    scale = (1.0 if rest else target) / inner.std()
     first.weight.mul_(scale)
     first.bias.mul_(scale)
     for layer in rest:
-        scale = wanted / projector(patches).std()
+        scale = target / projector(patches).std()
         layer.weight.mul_(scale)
         layer.bias.mul_(scale)
     if projector.image_newline is not None:
-        projector.image_newline.mul_(wanted / projector.image_newline.std())
+        projector.image_newline.mul_(target / projector.image_newline.std())

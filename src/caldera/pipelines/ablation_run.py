@@ -24,13 +24,12 @@ from caldera.devices import Runtime
 from caldera.errors import UsageError
 from caldera.evaluation.annotation_questions import build_questions
 from caldera.evaluation.answer_parsing import contains_answer
-from caldera.evaluation.answerers.local_model import ask
+from caldera.evaluation.answerers.local_model import generate_answers
 from caldera.evaluation.benchmark import Item
 from caldera.files.atomic import lock_folder, to_plain_json, write_atomic, write_json
 from caldera.files.fingerprint import json_fingerprint
 from caldera.files.skipped import SkippedItems
 from caldera.formats.assemble import assemble
-from caldera.inference.batch_generator import BatchGenerator
 from caldera.model.assistant import LlavaBundle
 from caldera.pipelines.ablations import (
     WITH_REASONS,
@@ -48,9 +47,8 @@ from caldera.pipelines.scene_run import draw, write_data
 from caldera.recipes.recipe import InstructionMix, SceneRecipe
 from caldera.recipes.towers import resolve_tower
 from caldera.scenes.scene import Split
-from caldera.training.job import TrainingData, TrainingJob
+from caldera.training.job import TrainingData, TrainingJob, cached_tower_features
 from caldera.training.stage import Stage
-from caldera.training.vision_features import cached_tower_features, raise_image_error
 
 _LONGEST = 40
 """Tokens of an answer: a sentence with its reason."""
@@ -165,7 +163,7 @@ class AblationRun:
             language = drop_every_second_layer(language, work / "half_layers")
         return assemble(
             resolve_tower(recipe.vision, work), language, projector=recipe.projector, aspect=recipe.aspect,
-            select_layer=recipe.select_layer, seed=recipe.seed,
+            vision_feature_layer=recipe.select_layer, seed=recipe.seed,
         )  # fmt: skip
 
     def _data(self, mix: InstructionMix, seed: int) -> list[Conversation]:
@@ -186,7 +184,7 @@ class AblationRun:
         """Run one stage in its own folder."""
         job = TrainingJob(
             stage=stage, assistant=start, data=TrainingData(conversations=data, images=self._out / "data"), out=out,
-            features=self._out / "features", means=self._means, skips=SkippedItems(), resume=True,
+            features=self._out / "features", runtime=self._means, skipped=SkippedItems(), resume=True,
         )  # fmt: skip
         return job.run()[0]
 
@@ -195,7 +193,7 @@ class AblationRun:
         asked = self._recipe.questions
         items = build_questions(
             self._held_out, name="held-out scenes", per_image=asked.per_image,
-            context_per_image=asked.context_per_image, seed=0, beside=self._out,
+            context_per_image=asked.context_per_image, seed=0, relative_to=self._out,
         ).items  # fmt: skip
         return [
             *items,
@@ -206,14 +204,18 @@ class AblationRun:
         """Ask everything."""
         paths = [image.path for image in self._held_out.images]
         features = cached_tower_features(
-            assistant, self._out / "features", paths, means=self._means, on_fault=raise_image_error
+            assistant, self._out / "features", paths, runtime=self._means
         )
         assistant.model.to(self._means.compute.device)
-        with self._means.compute.autocast():
-            return ask(
-                BatchGenerator(assistant, features), self._items, folder=self._out, max_new_tokens=_LONGEST,
-                progress=self._means.progress, name=name,
-            )  # fmt: skip
+        return generate_answers(
+            assistant,
+            self._items,
+            features,
+            folder=self._out,
+            max_new_tokens=_LONGEST,
+            runtime=self._means,
+            name=name,
+        )
 
 
 def _slug(name: str) -> str:

@@ -1,4 +1,4 @@
-"""A data file, a record and a model in, what the model sees of it out."""
+"""Inspection of one record of a data file as a model encodes it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,11 @@ from caldera.templates.template import find_template
 
 @dataclass(frozen=True, slots=True)
 class InspectedRecord:
-    """One record as a model sees it."""
+    """Segments and tokens of one encoded record."""
 
     id: str
     template: str
-    stretches: list[Segment]
+    segments: list[Segment]
     tokens: list[TokenInfo]
 
 
@@ -32,10 +32,12 @@ def inspect_record(
     ignore: frozenset[str],
     images: Path | None = None,
 ) -> InspectedRecord:
-    """Encode one record for a model folder, or for the shipped backbones; its images need be there only for tiles.
+    """Encode one record for a model folder, or for the packaged backbones.
+
+    Its images need to exist only for models that cut them into tiles.
 
     Raises:
-        CalderaError: File, record, model or template is not there or cannot be used.
+        CalderaError: File, record, model or template does not exist or cannot be used.
     """
     conversation = _find_record(read_conversations(file, ignore), record, file)
     assistant = load_model_folder(model) if model else _default_model(template or "vicuna_v1")
@@ -53,11 +55,7 @@ def inspect_record(
 
 
 def _find_record(conversations: list[Conversation], record: str, file: Path) -> Conversation:
-    """Find a record by id, else by number.
-
-    Raises:
-        UsageError: There is no such record.
-    """
+    """Return a record by id, else by number."""
     for conversation in conversations:
         if conversation.id == record:
             return conversation
@@ -70,6 +68,6 @@ def _find_record(conversations: list[Conversation], record: str, file: Path) -> 
 
 
 def _default_model(template: str) -> LlavaBundle:
-    """Join the shipped backbones for a template; the projector's weights do not matter here."""
+    """Join the packaged backbones; the weights of the projector do not matter here."""
     towers = find_backbone("scenes-vit"), find_backbone("scenes-llama")
     return assemble(*towers, template=template)

@@ -93,8 +93,8 @@ def run_paper_recipe(
                 data=data,
                 out=out / stage.name,
                 features=out / "features",
-                means=means,
-                skips=SkippedItems(max_bad),
+                runtime=means,
+                skipped=SkippedItems(max_bad),
                 resume=resume,
             )
             assistant, outcomes[stage.name] = job.run()
@@ -109,8 +109,10 @@ def _initial_model(recipe: PaperRecipe, brought: UserInputs, out: Path) -> Llava
     """
     if brought.aligned:
         found = load_model_folder(brought.aligned)
-        for name in ("projector", "select_layer"):
-            given, wanted = getattr(found.card, name), getattr(recipe, name)
+        for name, given, wanted in (
+            ("projector", found.card.projector, recipe.projector),
+            ("select_layer", found.card.vision_feature_layer, recipe.select_layer),
+        ):
             if given != wanted:
                 raise UsageError(
                     f"{brought.aligned} has {name} {given!r}, {recipe.name} has {wanted!r}; bring a stage 1 of this "
@@ -122,7 +124,7 @@ def _initial_model(recipe: PaperRecipe, brought: UserInputs, out: Path) -> Llava
         resolve_tower(recipe.language, out / "towers"),
         projector=recipe.projector,
         aspect=recipe.aspect,
-        select_layer=recipe.select_layer,
+        vision_feature_layer=recipe.select_layer,
         template=recipe.pretrain.template,
         seed=recipe.seed,
     )
@@ -169,7 +171,7 @@ def check_missing_inputs(recipe: PaperRecipe, brought: UserInputs) -> None:
 
 
 def _check_unused_inputs(brought: UserInputs) -> None:
-    """Refuse what a stage 1 that is brought takes the place of.
+    """Reject what a stage 1 that is brought takes the place of.
 
     Raises:
         UsageError: It was brought, too.

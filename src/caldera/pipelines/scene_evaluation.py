@@ -22,7 +22,7 @@ from caldera.evaluation.annotation_questions import (
     majority_answers,
     with_shuffled_images,
 )
-from caldera.evaluation.answerers.local_model import ask
+from caldera.evaluation.answerers.local_model import generate_answers
 from caldera.evaluation.benchmark import Benchmark, Item, Score
 from caldera.evaluation.report import (
     Column,
@@ -34,12 +34,11 @@ from caldera.evaluation.report import (
 )
 from caldera.files.atomic import write_json
 from caldera.formats.weight_names import digest_weights
-from caldera.inference.batch_generator import BatchGenerator
 from caldera.instructions.request_phrases import SHORT_ANSWER
 from caldera.model.assistant import LlavaBundle
 from caldera.recipes.recipe import QuestionCounts, SceneRecipe
-from caldera.training.metrics_log import read_metrics
 from caldera.training.job import cached_tower_features
+from caldera.training.metrics_log import read_metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,15 +122,15 @@ class SceneEvaluator:
             if found.get("asked") == asked:
                 return dict(found["answers"])
         assistant.model.to(self._means.compute.device)  # one that stood there is on the CPU
-        with self._means.compute.autocast():
-            answers = ask(
-                BatchGenerator(assistant, self._features(assistant)),
-                items,
-                folder=self._out,
-                max_new_tokens=benchmark.max_new_tokens,
-                progress=self._means.progress,
-                name=name,
-            )
+        answers = generate_answers(
+            assistant,
+            items,
+            self._features(assistant),
+            folder=self._out,
+            max_new_tokens=benchmark.max_new_tokens,
+            runtime=self._means,
+            name=name,
+        )
         write_json(file, {"asked": asked, "answers": answers})
         return answers
 

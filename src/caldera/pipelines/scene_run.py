@@ -145,7 +145,7 @@ class SceneRun:
             resolve_tower(recipe.language, work),
             projector=recipe.projector,
             aspect=recipe.aspect,
-            select_layer=recipe.select_layer,
+            vision_feature_layer=recipe.select_layer,
             seed=recipe.seed,
         )
 

@@ -1,7 +1,7 @@
-"""The state of a run in, a folder out that is whole or not there; and back, from the newest one that is sound.
+"""Checkpoints of a run: written atomically, verified when they are read.
 
-A checkpoint holds what moves: the trained weights, AdamW's moments, and the place in the data. Frozen weights are those
-of the run's start. It is safetensors and JSON; nothing is unpickled.
+A checkpoint holds the trainable weights, AdamW's moments and the step. Frozen weights are those that the run started
+with. It is safetensors and JSON; nothing is unpickled.
 """
 
 import hashlib
@@ -24,32 +24,34 @@ log = logging.getLogger(__name__)
 
 _STATE, _WEIGHTS, _MANIFEST = "state.json", "tensors.safetensors", "manifest.json"
 _KEEP_LAST = 2
-"""Checkpoints that stay; older ones are removed once a new one is whole."""
+"""Checkpoints that remain; older ones are removed once a new one is complete."""
+
+_FORMER_NEWLINE, _NEWLINE = "projector.newline", "projector.image_newline"
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A run's state after `step` steps."""
+    """State of a run after `step` steps."""
 
     step: int
-    identity: str
-    """Digest of data, settings and starting weights; a run goes on only from a checkpoint of its own."""
+    fingerprint: str
+    """Digest of data, settings and initial weights; a run resumes only from its own checkpoints."""
 
     tensors: dict[str, Tensor]
     extra: dict[str, Any]
-    """Numbers that the run wants back, such as losses."""
+    """Further numbers that the run needs, such as losses."""
 
 
 def collect_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Collect the weights that move and the optimizer's moments, by name."""
-    names = {each: name for name, each in model.named_parameters()}
+    """Return the trainable weights and the optimizer's moments, by name."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             name = names[parameter]
             tensors[f"weights.{name}"] = parameter.detach()
             for key, value in optimizer.state.get(parameter, {}).items():
-                tensors[f"optimiser.{key}.{name}"] = value
+                tensors[f"optimizer.{key}.{name}"] = value
     return tensors
 
 
@@ -57,84 +59,96 @@ def collect_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
 def restore_state(
     tensors: dict[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> None:
-    """Put what `gather` collected back.
+    """Restore what `collect_state` returned.
 
     Raises:
-        ModelFolderError: It is not what this model and stage train.
+        ModelFormatError: The weights are not those that this model and stage train.
     """
-    names = {each: name for name, each in model.named_parameters()}
-    moving = [each for group in optimizer.param_groups for each in group["params"]]
-    if {f"weights.{names[each]}" for each in moving} != {
-        name for name in tensors if name.startswith("weights.")
-    }:
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    trainable = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    expected = {f"weights.{names[parameter]}" for parameter in trainable}
+    if expected != {name for name in tensors if name.startswith("weights.")}:
         raise ModelFormatError("the checkpoint holds other weights than this stage trains")
-    for parameter in moving:
+    for parameter in trainable:
         name = names[parameter]
         parameter.copy_(tensors[f"weights.{name}"])
         state = {
             key.split(".", 2)[1]: value.to(parameter.device, copy=True)
             for key, value in tensors.items()
-            if key.startswith("optimiser.") and key.split(".", 2)[2] == name
+            if key.startswith("optimizer.") and key.split(".", 2)[2] == name
         }
         if state:
             optimizer.state[parameter] = state
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write `folder/step-N`, then remove all but the newest few.
+    """Write `folder/step-N`, then remove all but the latest few.
 
     Raises:
-        OutputError: It could not be written; earlier checkpoints stay.
+        OutputError: It could not be written; earlier checkpoints remain.
     """
-    with atomic_folder(folder / _name(checkpoint.step)) as fresh:
-        tensors = {name: each.contiguous().cpu() for name, each in checkpoint.tensors.items()}
-        save_file(tensors, fresh / _WEIGHTS)
+    with atomic_folder(folder / _name(checkpoint.step)) as partial:
+        tensors = {name: tensor.contiguous().cpu() for name, tensor in checkpoint.tensors.items()}
+        save_file(tensors, partial / _WEIGHTS)
         state = {
             "step": checkpoint.step,
-            "identity": checkpoint.identity,
+            "identity": checkpoint.fingerprint,
             "extra": checkpoint.extra,
         }
-        write_json(fresh / _STATE, state)
-        write_json(fresh / _MANIFEST, {name: _digest(fresh / name) for name in (_WEIGHTS, _STATE)})
+        write_json(partial / _STATE, state)
+        digests = {name: _digest(partial / name) for name in (_WEIGHTS, _STATE)}
+        write_json(partial / _MANIFEST, digests)
     with translate_os_errors(folder):
         for old in _checkpoints(folder)[_KEEP_LAST:]:
             shutil.rmtree(old)
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """Load the newest sound checkpoint in `folder`; broken ones are named in a warning and passed over."""
+    """Load the latest valid checkpoint in `folder`; skip corrupt ones with a warning."""
     for path in _checkpoints(folder):
         try:
             manifest = json.loads((path / _MANIFEST).read_text())
             if any(_digest(path / name) != manifest[name] for name in (_WEIGHTS, _STATE)):
-                raise ValueError("its content is not what was written")
+                raise ValueError("its content differs from what was written")
             state = json.loads((path / _STATE).read_text())
             tensors = load_file(path / _WEIGHTS)
+            tensors = {_current_name(name): tensor for name, tensor in tensors.items()}
             return Checkpoint(state["step"], state["identity"], tensors, state["extra"])
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            log.warning("passing over the broken checkpoint %s: %s", path, error)
+            log.warning("skipping the corrupt checkpoint %s: %s", path, error)
     return None
 
 
-def matching_checkpoint(folder: Path, identity: str) -> Checkpoint | None:
-    """Load the newest sound checkpoint in `folder`, if there is one.
+def _current_name(name: str) -> str:
+    """Return the name of a tensor, given one of a checkpoint that may be of an earlier version."""
+    if name.startswith("optimiser."):
+        name = name.replace("optimiser.", "optimizer.", 1)
+    return (
+        f"{name.removesuffix(_FORMER_NEWLINE)}{_NEWLINE}"
+        if name.endswith(f".{_FORMER_NEWLINE}")
+        else name
+    )
+
+
+def matching_checkpoint(folder: Path, fingerprint: str) -> Checkpoint | None:
+    """Load the latest valid checkpoint in `folder`, if there is one.
 
     Raises:
-        UsageError: It is not of the run called `identity`.
+        UsageError: It has another fingerprint.
     """
-    found = latest_checkpoint(folder)
-    if found and found.identity != identity:
+    checkpoint = latest_checkpoint(folder)
+    if checkpoint and checkpoint.fingerprint != fingerprint:
         raise UsageError(
             f"the checkpoint in {folder} was made with other data, settings or weights; choose another --out, or "
             "remove that folder"
         )
-    return found
+    return checkpoint
 
 
 def remove_after(folder: Path, step: int) -> None:
-    """Remove the checkpoints after `step`, which are broken, or a run would go on from them; 0 removes all.
+    """Remove the checkpoints after `step`, which are corrupt, or the run would resume from them; 0 removes all.
 
-    Left there, they would count as the newest, and those that the run writes next would be removed in their place.
+    If they remained, they would count as the latest, and new checkpoints of the run would be removed instead.
 
     Raises:
         OutputError: One cannot be removed.
@@ -146,15 +160,16 @@ def remove_after(folder: Path, step: int) -> None:
 
 
 def _name(step: int) -> str:
-    """Return what the checkpoint of a step is called; names sort as steps do."""
+    """Return the name of the checkpoint of a step; names sort as steps do."""
     return f"step-{step:08d}"
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """List checkpoints, newest first."""
+    """List checkpoints, latest first."""
     return sorted(folder.glob("step-*"), reverse=True)
 
 
 def _digest(file: Path) -> str:
+    """Return the SHA-256 of a file."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

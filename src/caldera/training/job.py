@@ -1,14 +1,14 @@
-"""One stage in one folder.
+"""A training job: one stage on one data set in one folder.
 
 ```
 OUT/
   stage.json        every setting
   metrics.jsonl     a line for each step
   tensorboard/      the same for TensorBoard
-  checkpoints/      the newest two, for --resume
-  bad.jsonl         records that were left out, if that was allowed
-  adapter/          with low-rank factors: these in peft's format, and what else trained
-  model/            the result, factors folded in
+  checkpoints/      the latest two, for --resume
+  skipped.jsonl     records that were skipped, if that was allowed
+  adapter/          with LoRA: its weights in peft's format, and the other trained weights
+  model/            the result, LoRA merged
 ```
 """
 
@@ -17,12 +17,23 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from caldera.batches.image_sources import DecodedImages, ImageSource
+from caldera.batches.feature_store import FeatureStore
+from caldera.batches.image_sources import (
+    CachedFeatures,
+    DecodedImages,
+    FrozenTower,
+    ImageSource,
+    OnImageError,
+    cache_features,
+    raise_image_error,
+)
+from caldera.batches.sampler import split_validation
 from caldera.batches.samples import Sample, SampleBuilder
 from caldera.conversation import Conversation
 from caldera.devices import DeviceConfig, Runtime, tune_malloc
@@ -31,7 +42,7 @@ from caldera.files.atomic import lock_folder, to_plain_json, write_json
 from caldera.files.skipped import SkippedItems
 from caldera.formats.assemble import add_special_tokens, with_image_aspect
 from caldera.formats.lora_adapter import digest_base, save_adapter
-from caldera.formats.metadata import read_card
+from caldera.formats.metadata import read_metadata
 from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.formats.weight_names import digest_weights
 from caldera.images.anyres import grid_pinpoints
@@ -41,13 +52,149 @@ from caldera.model.lora import add_lora, merge_lora_layers, target_layers
 from caldera.model.projector import match_embedding_scale
 from caldera.overrides import with_former_names
 from caldera.templates.template import find_template
-from caldera.training.checkpoint import Checkpoint, matching_checkpoint
-from caldera.training.loop import TrainingResult, TrainingRun, train
+from caldera.training.checkpoint import matching_checkpoint
+from caldera.training.loop import EncodedData, TrainingResult, train
 from caldera.training.parameters import TrainableReport, set_trainable
-from caldera.training.prefetch import PrefetchConfig
 from caldera.training.stage import Stage
-from caldera.training.validation_split import split_validation
-from caldera.training.vision_features import cached_tower_features
+
+log = logging.getLogger(__name__)
+
+_STORE_VERSION = 2
+"""Version of feature stores; raised when their format changes, so that older ones are not read."""
+
+_CALIBRATION_IMAGES = 64
+"""Images whose features decide the scale of a fresh projector."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingData:
+    """Conversations and the folder of their images."""
+
+    conversations: Sequence[Conversation]
+    images: Path
+    """Folder that image paths are relative to."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingJob:
+    """One stage on one data set in one folder."""
+
+    stage: Stage
+    assistant: LlavaBundle
+    """Model to start from; it is changed in place."""
+
+    data: TrainingData
+    out: Path
+    """Folder of the run."""
+
+    features: Path
+    """Folder of cached features; stages and runs may share it."""
+
+    runtime: Runtime
+    skipped: SkippedItems
+    """Collects invalid records."""
+
+    resume: bool = False
+    """Whether to resume from a checkpoint, or keep the finished model of the same settings and data."""
+
+    def run(self) -> tuple[LlavaBundle, TrainingResult | None]:
+        """Train and write the model folder.
+
+        Returns:
+            The trained model, and a summary of the training; None where the model was finished before.
+
+        Raises:
+            CalderaError: The folder is in use, data is invalid, training failed, or a file could not be written.
+        """
+        tune_malloc()
+        stage, model, compute = self.stage, self.assistant.model, self.runtime.compute
+        add_special_tokens(self.assistant.tokenizer, model.language, find_template(stage.template))
+        assistant = _with_stage_aspect(self.assistant, stage)
+        with lock_folder(self.out):
+            samples = self._encode(assistant)
+            fingerprint = run_fingerprint(stage, assistant, samples, self.data.images, compute)
+            if self._is_finished(fingerprint):
+                log.info("%s was finished before", self.out / "model")
+                return load_model_folder(self.out / "model"), None
+            checkpoint = matching_checkpoint(self.out / "checkpoints", fingerprint)
+            if checkpoint and not self.resume:
+                raise UsageError(
+                    f"{self.out} holds this run, interrupted after step {checkpoint.step}; add --resume to resume it, "
+                    "or choose another --out"
+                )
+            write_json(self.out / "stage.json", asdict(stage))
+            base_digest = _add_lora(model, stage)
+            _log_trainable(set_trainable(model, stage.trainable), stage)
+            images, samples = self._choose_image_source(assistant, samples)
+            if self.skipped.items:
+                listing = self.out / "skipped.jsonl"
+                self.skipped.write(listing)
+                log.warning("%d records skipped, listed in %s", len(self.skipped.items), listing)
+            if stage.calibrate_projector and assistant.card.stage is None:
+                _calibrate_projector(model, samples, images)
+            training, validation = split_validation(samples, stage.validation_size, stage.seed)
+            _move_to_device(model, compute)
+            model.set_gradient_checkpointing(stage.gradient_checkpointing)
+            data = EncodedData(training, validation, images)
+            result = train(self, data, fingerprint, checkpoint)
+            card = _updated_metadata(assistant.card, stage, fingerprint, result)
+            trained = replace(assistant, card=card)
+            if stage.lora:
+                adapter = self.out / "adapter"
+                save_adapter(adapter, trained, stage.lora, base_digest, newline_seed=stage.seed)
+                merge_lora_layers(model.language)
+            save_model_folder(self.out / "model", trained)
+        return trained, result
+
+    def _encode(self, assistant: LlavaBundle) -> list[Sample]:
+        """Encode the data set for this stage and model."""
+        builder = SampleBuilder(
+            tokenizer=assistant.tokenizer,
+            template=find_template(self.stage.template),
+            image_token_id=assistant.model.image_token_id,
+            layout=assistant.processor.layout,
+            count_tokens=assistant.model.count_tokens,
+            max_length=self.stage.max_length,
+            context_length=assistant.model.context_length,
+        )
+        conversations = self.data.conversations
+        with self.runtime.progress.task("encoding records", len(conversations)) as advance:
+            return builder.build_all(conversations, self.data.images, self.skipped, advance)
+
+    def _is_finished(self, fingerprint: str) -> bool:
+        """Return whether the folder holds the result of this very run, and --resume was given."""
+        if not (self.out / "model").exists():
+            return False
+        if read_metadata(self.out / "model").source_digests.get("run") != fingerprint:
+            raise UsageError(
+                f"{self.out} holds a finished run of other data, settings or weights; choose another --out"
+            )
+        if not self.resume:
+            raise UsageError(
+                f"{self.out} holds this very run, finished; add --resume to keep it, or choose another --out"
+            )
+        return True
+
+    def _choose_image_source(
+        self, assistant: LlavaBundle, samples: list[Sample]
+    ) -> tuple[ImageSource, list[Sample]]:
+        """Return the source of images, and the samples without those whose images cannot be used."""
+        paths = list(dict.fromkeys(path for sample in samples for path in sample.images))
+        if "vision" in self.stage.trainable or not self.stage.cache_features or not paths:
+            return DecodedImages(assistant.processor), samples
+        errors: dict[Path, InputError] = {}
+        images = cached_tower_features(
+            assistant, self.features, paths, runtime=self.runtime, on_error=errors.__setitem__
+        )
+        for sample in samples:
+            if unusable := [path for path in sample.images if path in errors]:
+                self.skipped.add_or_raise(f"record {sample.id!r}", errors[unusable[0]])
+        # The records that were skipped before count as well.
+        self.skipped.raise_if_over_limit(len(self.data.conversations))
+        usable = [sample for sample in samples if not errors.keys() & set(sample.images)]
+        if not usable:
+            raise ConversationError("no record is left to train on")
+        return images, usable
 
 
 def run_fingerprint(
@@ -57,19 +204,20 @@ def run_fingerprint(
     images: Path,
     compute: DeviceConfig,
 ) -> str:
-    """Return a digest of what decides how a run goes, but for the device and the versions of the libraries.
+    """Return a digest of everything that decides a run's result, except the device and the versions of libraries.
+
+    It is computed from the former names of settings, so that runs of earlier versions can be resumed.
 
     Args:
         stage: Every setting counts.
-        assistant: Its weights count, how its tower is read, how images are prepared, and whether it is fresh.
+        assistant: Its weights, feature selection, image preparation and last stage count.
         samples: Their numbers count. An image counts by its path and its size in bytes, so data may be moved, and a
-            image that is repaired makes another run.
-        images: Folder that the images' paths start from; it does not count itself.
+            repaired image makes another run.
+        images: Folder that the images' paths are relative to; does not count itself.
         compute: The precision counts.
     """
     vision = assistant.model.vision
-    said = {
-        # Former names of settings: runs of earlier versions keep their fingerprint.
+    settings = {
         "stage": with_former_names(asdict(stage)),
         "weights": digest_weights(assistant.model.state_dict()),
         "features": [vision.select_layer, vision.select],
@@ -77,249 +225,125 @@ def run_fingerprint(
         "after": assistant.card.stage,
         "precision": str(compute.dtype),
     }
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     sizes = {path: path.stat().st_size for sample in samples for path in sample.images}
     for sample in samples:
-        shown = [(os.path.relpath(path, images), sizes[path]) for path in sample.images]
-        digest.update(repr((sample.id, sample.ids, sample.labels, shown)).encode())
+        files = [(os.path.relpath(path, images), sizes[path]) for path in sample.images]
+        digest.update(repr((sample.id, sample.ids, sample.labels, files)).encode())
     return digest.hexdigest()
 
 
-log = logging.getLogger(__name__)
+def cached_tower_features(
+    assistant: LlavaBundle,
+    folder: Path,
+    paths: Sequence[Path],
+    *,
+    runtime: Runtime,
+    on_error: OnImageError = raise_image_error,
+) -> CachedFeatures:
+    """Return a source of the vision tower's features of all images at `paths`, cached in `folder`.
 
-_CALIBRATION_IMAGES = 64
-"""Images whose features decide how a fresh projector is scaled."""
+    Args:
+        assistant: Its vision tower encodes the images, as its processor prepares them.
+        folder: Holds a store for each tower and preparation.
+        paths: Images, each once.
+        runtime: Device and precision of the tower, and progress reporting.
+        on_error: Called with each image that cannot be used; the source then lacks it.
 
+    Raises:
+        InputError: An image cannot be used, or the store cannot be read.
+        OutputError: The store cannot be written, or the disk has too little space.
+    """
+    compute = runtime.compute
+    vision = assistant.model.vision.to(compute.device)
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingData:
-    """Conversations and where their images are."""
+    @torch.no_grad()
+    def encode(pixels: Tensor) -> Tensor:
+        with compute.autocast():
+            return vision(pixels.to(compute.device)).cpu()
 
-    conversations: Sequence[Conversation]
-    images: Path
-    """Folder that image paths start from."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingJob:
-    """One stage on one data set in one folder."""
-
-    stage: Stage
-    assistant: LlavaBundle
-    """Where to start; its model is changed."""
-
-    data: TrainingData
-    out: Path
-    """The run's folder."""
-
-    features: Path
-    """Folder of kept features; stages and runs may share it."""
-
-    means: Runtime
-    skips: SkippedItems
-    """Takes bad records."""
-
-    resume: bool = False
-    """Go on from a checkpoint, or keep a finished model of the same settings and data."""
-
-    def run(self) -> tuple[LlavaBundle, TrainingResult | None]:
-        """Train and write the model folder.
-
-        Returns:
-            The trained assistant, and what training came to; None where the model stood there already.
-
-        Raises:
-            CalderaError: The folder is in use, data is bad, training failed, or writing did.
-        """
-        tune_malloc()
-        assistant = self.assistant
-        add_special_tokens(
-            assistant.tokenizer, assistant.model.language, find_template(self.stage.template)
-        )
-        job = (
-            self
-            if self.stage.aspect is None
-            else replace(self, assistant=self._with_stage_aspect())
-        )
-        with lock_folder(self.out):
-            return job._run()
-
-    def _with_stage_aspect(self) -> LlavaBundle:
-        """Return the assistant with images shown as the stage wants them."""
-        stage, side = self.stage, self.assistant.processor.side
-        assert stage.aspect is not None
-        pinpoints = grid_pinpoints(stage.grid_pinpoints, side) if stage.aspect == "anyres" else ()
-        return with_image_aspect(self.assistant, stage.aspect, pinpoints, seed=stage.seed)
-
-    def _run(self) -> tuple[LlavaBundle, TrainingResult | None]:
-        """Train unless that was done before."""
-        samples = self._samples()
-        identity = run_fingerprint(
-            self.stage, self.assistant, samples, self.data.images, self.means.compute
-        )
-        if self._is_done(identity):
-            log.info("%s is done already", self.out / "model")
-            return load_model_folder(self.out / "model"), None
-        found = matching_checkpoint(self.out / "checkpoints", identity)
-        if found and not self.resume:
-            raise UsageError(
-                f"{self.out} holds this run, broken off after step {found.step}; give --resume to go on, or "
-                "choose another --out"
-            )
-        write_json(self.out / "stage.json", asdict(self.stage))
-        return self._train_and_save(samples, identity, found)
-
-    def _is_done(self, identity: str) -> bool:
-        """Tell whether the folder holds the result of this very run, to be kept.
-
-        Raises:
-            UsageError: It holds another run's result, or this one's and --resume was not given.
-        """
-        if not (self.out / "model").exists():
-            return False
-        if read_card(self.out / "model").source_digests.get("run") != identity:
-            raise UsageError(
-                f"{self.out} holds a finished run of other data, settings or weights; choose another --out"
-            )
-        if not self.resume:
-            raise UsageError(
-                f"{self.out} holds this very run, finished; give --resume to keep it, or choose another --out"
-            )
-        return True
-
-    def _samples(self) -> list[Sample]:
-        """Encode the data set for this stage and model."""
-        model = self.assistant.model
-        maker = SampleBuilder(
-            tokenizer=self.assistant.tokenizer,
-            template=find_template(self.stage.template),
-            image_token_id=model.image_token_id,
-            layout=self.assistant.processor.layout,
-            count_tokens=model.count_tokens,
-            max_length=self.stage.max_length,
-            context_length=model.context_length,
-        )
-        conversations = self.data.conversations
-        with self.means.progress.task("reading conversations", len(conversations)) as tick:
-            return maker.build_all(conversations, self.data.images, self.skips, tick)
-
-    def _train_and_save(
-        self, samples: list[Sample], identity: str, found: Checkpoint | None
-    ) -> tuple[LlavaBundle, TrainingResult]:
-        """Freeze, look at the images, train, and save."""
-        assistant, compute = self.assistant, self.means.compute
-        base = self._add_lora()
-        log_trainable(set_trainable(assistant.model, self.stage.trainable), self.stage)
-        source, samples = self._choose_image_source(samples)
-        if self.skips.items:
-            self.skips.write(self.out / "bad.jsonl")
-            listed = self.out / "bad.jsonl"
-            log.warning("%d bad records left out, listed in %s", len(self.skips.items), listed)
-        if self.stage.calibrate_projector and assistant.card.stage is None:
-            _calibrate_projector(assistant.model, samples, source)
-        learning, held_out = split_validation(samples, self.stage.validation_size, self.stage.seed)
-        _move_to_device(assistant, compute)
-        assistant.model.set_gradient_checkpointing(self.stage.gradient_checkpointing)
-        run = TrainingRun(
-            stage=self.stage,
-            model=assistant.model,
-            samples=learning,
-            held_out=held_out,
-            images=source,
-            loading=PrefetchConfig(
-                workers=self.means.workers if isinstance(source, DecodedImages) else 0
-            ),
-            compute=compute,
-            folder=self.out,
-            progress=self.means.progress,
-            identity=identity,
-        )
-        outcome = train(run, found)
-        trained = replace(assistant, card=self._updated_metadata(identity, outcome))
-        if self.stage.lora:
-            seed = self.stage.seed
-            save_adapter(self.out / "adapter", trained, self.stage.lora, base, newline_seed=seed)
-            merge_lora_layers(trained.model.language)
-        save_model_folder(self.out / "model", trained)
-        return trained, outcome
-
-    def _add_lora(self) -> str:
-        """Put low-rank factors into the language model, if the stage wants them; return what they stand on.
-
-        Raises:
-            UsageError: The model has no such layers.
-        """
-        model, lora = self.assistant.model, self.stage.lora
-        if lora is None:
-            return ""
-        base = digest_base(model, set(self.stage.trainable) - {"language"})
-        layers = target_layers(model.language, lora.targets)
-        add_lora(model.language, layers, lora, seed=self.stage.seed)
-        log.info("language model: factors of rank %d in %d layers", lora.rank, len(layers))
-        return base
-
-    def _choose_image_source(self, samples: list[Sample]) -> tuple[ImageSource, list[Sample]]:
-        """Choose where images come from, and leave out samples whose images cannot be used."""
-        paths = list(dict.fromkeys(path for sample in samples for path in sample.images))
-        if "vision" in self.stage.trainable or not self.stage.cache_features or not paths:
-            return DecodedImages(self.assistant.processor), samples
-        bad: dict[Path, InputError] = {}
-        source = cached_tower_features(
-            self.assistant,
-            self.features,
-            paths,
-            means=self.means,
-            on_fault=bad.__setitem__,
-        )
-        for sample in samples:
-            if unusable := [path for path in sample.images if path in bad]:
-                self.skips.add_or_raise(f"record {sample.id!r}", bad[unusable[0]])
-        self.skips.raise_if_over_limit(
-            len(self.data.conversations)
-        )  # what was left out before counts in both
-        usable = [sample for sample in samples if not bad.keys() & set(sample.images)]
-        if not usable:
-            raise ConversationError("no record is left to train on")
-        return source, usable
-
-    def _updated_metadata(self, identity: str, outcome: TrainingResult) -> ModelMetadata:
-        """Write what this stage did on the assistant's card."""
-        card, stage = self.assistant.card, self.stage
-        loss = outcome.last_validation_loss
-        return card.model_copy(
-            update={
-                "template": stage.template,
-                "stage": stage.name,
-                "recipe": {**card.recipe, stage.name: to_plain_json(asdict(stage))},
-                "source_digests": {**card.source_digests, "run": identity},
-                "metrics": {} if loss is None else {"validation_loss": loss},
-            }
-        )
+    return cache_features(
+        FeatureStore(folder, _store_name(assistant, compute), compute.dtype),
+        paths,
+        tower=FrozenTower(assistant.processor, encode, (vision.tokens_per_view, vision.width)),
+        progress=runtime.progress,
+        on_error=on_error,
+    )
 
 
-def log_trainable(parts: Sequence[TrainableReport], stage: Stage) -> None:
-    """Log which parts learn, how many of their weights, and how fast."""
+def _store_name(assistant: LlavaBundle, compute: DeviceConfig) -> str:
+    """Return a digest of everything that features depend on except the image.
+
+    The processor counts under its former class and field names, so that stores of earlier versions are found.
+    """
+    processor, vision = assistant.processor, assistant.model.vision
+    names = with_former_names({field.name: field.name for field in fields(processor)})
+    values = ", ".join(f"{former}={getattr(processor, name)!r}" for former, name in names.items())
+    settings = (vision.select_layer, vision.select, str(compute.dtype))
+    description = f"(PictureProcessor({values}), {', '.join(map(repr, settings))})"
+    text = f"{_STORE_VERSION} {description} {digest_weights(vision.state_dict())}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _with_stage_aspect(assistant: LlavaBundle, stage: Stage) -> LlavaBundle:
+    """Return the model with the stage's preparation of images that are not square, if it sets one."""
+    if stage.aspect is None:
+        return assistant
+    side = assistant.processor.side
+    pinpoints = grid_pinpoints(stage.grid_pinpoints, side) if stage.aspect == "anyres" else ()
+    return with_image_aspect(assistant, stage.aspect, pinpoints, seed=stage.seed)
+
+
+def _add_lora(model: Llava, stage: Stage) -> str:
+    """Add LoRA to the language model, if the stage has it; return the digest of the weights it is based on."""
+    if stage.lora is None:
+        return ""
+    base_digest = digest_base(model, set(stage.trainable) - {"language"})
+    layers = target_layers(model.language, stage.lora.targets)
+    add_lora(model.language, layers, stage.lora, seed=stage.seed)
+    log.info("language model: LoRA of rank %d in %d layers", stage.lora.rank, len(layers))
+    return base_digest
+
+
+def _log_trainable(parts: Sequence[TrainableReport], stage: Stage) -> None:
+    """Log the number of trainable parameters and the learning rate of each part."""
     for part in parts:
         state = "frozen"
         if part.trainable:
-            some = "" if part.trainable == part.parameters else f"{part.trainable:,} of them "
-            state = f"{some}learn at {stage.learning_rate_of(part.part):g}"
+            count = "all" if part.trainable == part.parameters else f"{part.trainable:,}"
+            state = f"{count} trainable at {stage.learning_rate_of(part.part):g}"
         log.info("%-10s %14s parameters  %s", part.part, f"{part.parameters:,}", state)
 
 
-def _calibrate_projector(model: Llava, samples: Sequence[Sample], source: ImageSource) -> None:
+def _calibrate_projector(model: Llava, samples: Sequence[Sample], images: ImageSource) -> None:
     """Scale the fresh projector by the features of the first images, if there are any."""
     paths = [path for sample in samples for path in sample.images][:_CALIBRATION_IMAGES]
     if not paths:
-        log.info("fit_projector: no record has an image, the projector stays as it was")
+        log.info("calibrate_projector: no record has an image, the projector is unchanged")
         return
     with torch.no_grad():
-        features = model.patch_features(source(paths)).float()
+        features = model.patch_features(images(paths)).float()
     match_embedding_scale(model.projector, features, model.embedding_weight)
 
 
-def _move_to_device(assistant: LlavaBundle, compute: DeviceConfig) -> None:
-    """Bring the model to the device, with the attention that is fastest there."""
-    assistant.model.to(compute.device)
-    assistant.model.choose_batch_layout(compute.attention)
-    assistant.model.vision.tower.set_attn_implementation(compute.attention)
+def _move_to_device(model: Llava, compute: DeviceConfig) -> None:
+    """Move the model to the device, with the fastest attention there."""
+    model.to(compute.device)
+    model.choose_batch_layout(compute.attention)
+    model.vision.tower.set_attn_implementation(compute.attention)
+
+
+def _updated_metadata(
+    metadata: ModelMetadata, stage: Stage, fingerprint: str, result: TrainingResult
+) -> ModelMetadata:
+    """Return the metadata of the trained model."""
+    loss = result.last_validation_loss
+    return metadata.model_copy(
+        update={
+            "template": stage.template,
+            "stage": stage.name,
+            "recipe": {**metadata.recipe, stage.name: to_plain_json(asdict(stage))},
+            "source_digests": {**metadata.source_digests, "run": fingerprint},
+            "metrics": {} if loss is None else {"validation_loss": loss},
+        }
+    )

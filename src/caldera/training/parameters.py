@@ -1,4 +1,4 @@
-"""Freezing, AdamW groups, schedule."""
+"""Trainable parameters: freezing, AdamW's parameter groups, and the learning rate schedule."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from caldera.training.stage import Part, Stage
 
 @dataclass(frozen=True, slots=True)
 class TrainableReport:
-    """What of one part moves."""
+    """Number of parameters of one part, and of those that are trainable."""
 
     part: str
     parameters: int
@@ -24,7 +24,7 @@ class TrainableReport:
 def set_trainable(model: nn.Module, parts: Sequence[Part]) -> list[TrainableReport]:
     """Freeze every child module of `model` that is not in `parts`, and report every child.
 
-    Of a part that has low-rank factors only these move, whatever stands beside them.
+    In a part with LoRA only the LoRA weights are trainable.
 
     Raises:
         UsageError: A part is not a child of the model.
@@ -33,27 +33,27 @@ def set_trainable(model: nn.Module, parts: Sequence[Part]) -> list[TrainableRepo
     if missing := set(parts) - children.keys():
         raise UsageError(f"no part is called {sorted(missing)}; the model has {sorted(children)}")
     for name, child in children.items():
-        factors = lora_parameters(child)
-        child.requires_grad_(name in parts and not factors)
-        for factor in factors:
-            factor.requires_grad_(name in parts)
+        lora_weights = lora_parameters(child)
+        child.requires_grad_(name in parts and not lora_weights)
+        for weight in lora_weights:
+            weight.requires_grad_(name in parts)
     return [
         TrainableReport(
             name,
-            sum(each.numel() for each in child.parameters()),
-            sum(each.numel() for each in child.parameters() if each.requires_grad),
+            sum(weight.numel() for weight in child.parameters()),
+            sum(weight.numel() for weight in child.parameters() if weight.requires_grad),
         )
         for name, child in children.items()
     ]
 
 
 def build_optimizer(model: nn.Module, stage: Stage) -> torch.optim.AdamW:
-    """Build AdamW over the weights that train: a group for each rate, with decay on matrices only.
+    """Build AdamW over the trainable weights: a group for each learning rate, with weight decay on matrices only.
 
-    Groups carry their peak rate as `peak`; `set_rate` scales it.
+    Each group holds its peak learning rate as `base_lr`; `set_lr` scales it.
     """
     groups = [
-        {"params": parameters, "peak": rate, "weight_decay": decay}
+        {"params": parameters, "base_lr": rate, "weight_decay": decay}
         for rate, decay, parameters in _parameter_groups(model, stage)
         if parameters
     ]
@@ -63,26 +63,26 @@ def build_optimizer(model: nn.Module, stage: Stage) -> torch.optim.AdamW:
 def _parameter_groups(
     model: nn.Module, stage: Stage
 ) -> Iterator[tuple[float, float, list[nn.Parameter]]]:
-    """Yield (peak rate, decay, parameters)."""
+    """Yield (peak learning rate, weight decay, parameters)."""
     for part, child in model.named_children():
         rate = stage.learning_rate_of(part)
-        moving = [each for each in child.parameters() if each.requires_grad]
-        yield rate, stage.weight_decay, [each for each in moving if each.ndim > 1]
-        yield rate, 0.0, [each for each in moving if each.ndim <= 1]
+        trainable = [weight for weight in child.parameters() if weight.requires_grad]
+        yield rate, stage.weight_decay, [weight for weight in trainable if weight.ndim > 1]
+        yield rate, 0.0, [weight for weight in trainable if weight.ndim <= 1]
 
 
-def lr_factor(step: int, total: int, warmup_fraction: float) -> float:
-    """Return the share of the peak rate at `step`, counted from 0 to `total` - 1.
+def lr_factor(step: int, num_steps: int, warmup_ratio: float) -> float:
+    """Return the fraction of the peak learning rate at `step`, counted from 0 to `num_steps` - 1.
 
-    It rises in a line over the first ceil(total * warmup_fraction) steps, then falls along half a cosine to zero.
+    It rises linearly over the first ceil(num_steps * warmup_ratio) steps, then falls along half a cosine to zero.
     """
-    warmup = math.ceil(total * warmup_fraction)
+    warmup = math.ceil(num_steps * warmup_ratio)
     if step < warmup:
         return (step + 1) / warmup
-    return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, total - warmup))
+    return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup))
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Set every group to `factor` of its peak rate."""
+    """Set every group to `factor` of its peak learning rate."""
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * factor
+        group["lr"] = group["base_lr"] * factor

@@ -1,13 +1,13 @@
-"""Batches ahead, thread or processes.
+"""Prefetching of batches in a background thread or in worker processes.
 
-`ahead` knows nothing of images or rows: an item of the plan is whatever the maker takes, and what the maker returns
-is handed on. A thread makes the next ones in the background. With worker processes they make them and the thread
-fetches them, each worker's in turn; so the order, and every bit, is the same whatever their number:
+`prefetch` knows nothing of images or rows: an item of the plan is whatever `make` accepts, and the result of `make` is
+passed on. A thread makes the next results in the background. With worker processes, these make them and the thread
+fetches them, from each worker in turn; so the order, and every bit, is independent of the number of workers:
 
     plan -> worker 0: items 0, 2, 4 ... -+
-         -> worker 1: items 1, 3, 5 ... -+-> thread, in order -> what is ready -> the step
+         -> worker 1: items 1, 3, 5 ... -+-> thread, in order -> queue -> training step
 
-Workers are forks of this process: they have the plan and the maker without being sent them, and start in milliseconds.
+Workers are forks of this process: they inherit the plan and `make`, and start in milliseconds.
 """
 
 import multiprocessing
@@ -33,16 +33,16 @@ from torch import Tensor
 from caldera.errors import InputError, TrainingError
 
 Item = TypeVar("Item")
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 _FORK = multiprocessing.get_context("fork")
 
 
-class PrefetchWorker(Generic[Made]):
-    """A process that makes one share of a plan's items, each while the last one waits to be fetched."""
+class PrefetchWorker(Generic[Result]):
+    """Process that makes every n-th result of a plan and sends it back."""
 
     def __init__(
-        self, plan: Iterable[Item], make: Callable[[Item], Made], number: int, count: int
+        self, plan: Iterable[Item], make: Callable[[Item], Result], number: int, count: int
     ) -> None:
         """Start worker `number` of `count`."""
         self._pipe, child_pipe = _FORK.Pipe(duplex=False)
@@ -54,21 +54,22 @@ class PrefetchWorker(Generic[Made]):
         self._process.start()
         child_pipe.close()
         self.label = f"loading worker {number} (process {self._process.pid})"
-        """What messages call it."""
+        """Name of the worker in messages."""
 
-    def fetch(self, name: str) -> Made:
-        """Return the next that it makes, waiting for it.
+    def fetch(self, name: str) -> Result:
+        """Return the worker's next result; blocks until it is there.
 
         Args:
-            name: What messages call it.
+            name: Name of its item in messages.
 
         Raises:
-            InputError: Something that it needs cannot be used.
+            InputError: An input of the item cannot be used.
             TrainingError: The process has ended.
         """
         try:
             payload = pickle.loads(self._pipe.recv_bytes())
-        except (EOFError, OSError):  # the latter in the middle of a message
+        except (EOFError, OSError):
+            # OSError: the process ended in the middle of a message.
             self._process.join()
             raise TrainingError(f"{self.label} {self._exit_reason()} at {name}") from None
         if isinstance(payload, InputError):
@@ -76,62 +77,60 @@ class PrefetchWorker(Generic[Made]):
         return payload
 
     def _exit_reason(self) -> str:
-        """Say how the process ended."""
+        """Describe how the process ended."""
         code = self._process.exitcode
         if code is not None and code < 0:
             return (
-                f"was ended by signal {-code} ({signal.strsignal(-code)}; if memory ran out take fewer --workers, then "
+                f"was ended by signal {-code} ({signal.strsignal(-code)}; if memory ran out use fewer --workers, then "
                 "run again with --resume)"
             )
         return f"ended with exit code {code}, for the reason printed above,"
 
     def stop(self) -> None:
-        """End the process at once; it holds nothing that could be lost."""
+        """Kill the process; it holds nothing that could be lost."""
         self._process.kill()
 
     def close(self) -> None:
-        """Clear away what is left of a process that was stopped."""
+        """Wait for a stopped process and release its resources."""
         self._process.join()
         self._process.close()
         self._pipe.close()
 
 
-def _worker_loop(pipe: Connection, items: Iterable[Item], make: Callable[[Item], Made]) -> None:
-    """Make items until there are no more, or nobody to take them."""
+def _worker_loop(pipe: Connection, items: Iterable[Item], make: Callable[[Item], Result]) -> None:
+    """Make and send results until there are no more items, or the receiver has closed the pipe."""
     _detach_from_parent(pipe.fileno())
-    with suppress(BrokenPipeError):  # the other end is gone: the run has ended
+    with suppress(BrokenPipeError):
         for item in items:
             try:
-                made: Made | InputError = make(item)
-            except InputError as fault:
-                made = fault
+                result: Result | InputError = make(item)
+            except InputError as error:
+                result = error
             payload = BytesIO()
-            _Pickler(payload, protocol=5).dump(made)
+            _Pickler(payload, protocol=5).dump(result)
             pipe.send_bytes(payload.getbuffer())
 
 
 def _detach_from_parent(pipe: int) -> None:
-    """Let go of what a fork shares with the process that it came from.
+    """Release what a fork shares with its parent process.
 
-    Open files go, as the run's lock would outlive a killed run by one of them, and so would the other workers' pipes.
-    Ctrl-C is the first process's to handle; a terminal sends it to all.
+    Open files are closed: by one of them the run's lock would outlive a killed run, as would the pipes of the other
+    workers. Ctrl-C is handled by the parent alone, although a terminal sends it to all processes.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    sys.stdout, sys.stderr = (
-        sys.__stdout__,
-        sys.__stderr__,
-    )  # a progress bar may stand in their place
+    # A progress bar may have replaced them.
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
     os.closerange(3, pipe)
     os.closerange(pipe + 1, os.sysconf("SC_OPEN_MAX"))
     torch.set_num_threads(1)
 
 
 class _Pickler(pickle.Pickler):
-    """Writes tensors as plain arrays, several times faster than they would write themselves."""
+    """Pickler that writes tensors as plain arrays, several times faster than their own pickling."""
 
-    def reducer_override(self, value: object) -> Any:  # noqa: ANN401 - as pickle has it
-        """Return how a tensor is made again."""
+    def reducer_override(self, value: object) -> Any:  # noqa: ANN401 - pickle's signature
+        """Return how to rebuild a tensor; leave other objects to pickle."""
         if not isinstance(value, Tensor):
             return NotImplemented
         flat = value.contiguous().reshape(-1).view(torch.uint8).numpy()
@@ -143,49 +142,46 @@ def _as_tensor(flat: np.ndarray, dtype: torch.dtype, shape: torch.Size) -> Tenso
     return torch.from_numpy(flat).view(dtype).reshape(shape)
 
 
-Result = TypeVar("Result")
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrefetchConfig:
-    """How far ahead, and by whom, batches are made."""
+    """Number of workers and of prefetched batches."""
 
     workers: int = 0
-    """Processes that make them, for what keeps a core busy, such as decoding images; with none, the thread does."""
+    """Processes that make batches, for work that keeps a core busy, such as decoding images; with 0 the thread does."""
 
     depth: int = 2
-    """Batches that the thread has ready or in hand; each worker holds one or two more."""
+    """Batches that the thread has ready or in progress; each worker holds one or two more."""
 
     timeout: float = 600
-    """Seconds that the step waits for a batch before that is an error."""
+    """Seconds that the training step waits for a batch before it raises an error."""
 
 
 class Prefetcher(Generic[Item, Result]):
-    """Iterates over the items of a plan, each with what was made of it."""
+    """Iterator over the items of a plan and their results."""
 
     def __init__(
         self,
         plan: Iterable[Item],
         make: Callable[[Item], Result],
         *,
-        loading: PrefetchConfig,
+        config: PrefetchConfig,
         name: Callable[[Item], str],
     ) -> None:
-        """Start to make what the plan says; see `ahead`."""
+        """Start to make the results of the plan; see `prefetch`."""
         self.waited = 0.0
-        """Seconds that the one who iterates has waited so far."""
-        self._asked = self._got = time.monotonic()
-        """When the last one was asked for, and when it was there."""
-        self._loading = loading
+        """Seconds that the consumer has waited in total."""
+        self._requested = self._received = time.monotonic()
+        """Times at which the last result was requested and received."""
+        self._config = config
         self._name = name
         self._make = make
         self._in_flight: tuple[int, Item] | None = None
-        """What the thread makes or fetches just now."""
+        """Number and item that the thread makes or fetches at the moment."""
         self._closed = False
-        self._stuck = False
-        self._capacity = threading.Semaphore(loading.depth)
+        self._timed_out = False
+        self._capacity = threading.Semaphore(config.depth)
         self._ready: SimpleQueue[tuple[Item, Result] | BaseException | None] = SimpleQueue()
-        count = loading.workers
+        count = config.workers
         self._workers = [PrefetchWorker(plan, make, number, count) for number in range(count)]
         self._thread = threading.Thread(
             target=self._produce, args=(plan,), name="loading", daemon=True
@@ -193,7 +189,7 @@ class Prefetcher(Generic[Item, Result]):
         self._thread.start()
 
     def _produce(self, plan: Iterable[Item]) -> None:
-        """Make or fetch one after another; whatever goes wrong is raised where it would have been taken."""
+        """Make or fetch one result after another; pass errors on to the consumer."""
         try:
             for number, item in enumerate(plan):
                 self._capacity.acquire()
@@ -206,69 +202,64 @@ class Prefetcher(Generic[Item, Result]):
             self._ready.put(error)
 
     def _make_one(self, number: int, item: Item) -> Result:
-        """Return what is made of one item.
-
-        Raises:
-            InputError: Something it needs cannot be used; the message names the item.
-            TrainingError: The worker that made it has ended.
-        """
+        """Return the result of one item; the message of an InputError names it."""
         try:
             if self._workers:
                 return self._workers[number % len(self._workers)].fetch(self._name(item))
             return self._make(item)
-        except InputError as fault:
-            raise type(fault)(f"{self._name(item)}: {fault}") from fault
+        except InputError as error:
+            raise type(error)(f"{self._name(item)}: {error}") from error
 
     def __iter__(self) -> Self:
-        """Return itself: a plan is gone through once."""
+        """Return itself: a plan is iterated over once."""
         return self
 
     def __next__(self) -> tuple[Item, Result]:
-        """Return the next item and what was made of it, waiting for it if need be.
+        """Return the next item and its result; blocks until it is there.
 
         Raises:
             CalderaError: It could not be made, or not in time.
         """
-        self._asked = time.monotonic()
+        self._requested = time.monotonic()
         try:
-            found = self._ready.get(timeout=self._loading.timeout)
+            entry = self._ready.get(timeout=self._config.timeout)
         except Empty:
-            self._stuck = True
+            self._timed_out = True
             raise TrainingError(self._timeout_message()) from None
-        self._got = time.monotonic()
-        self.waited += self._got - self._asked
-        if found is None:
+        self._received = time.monotonic()
+        self.waited += self._received - self._requested
+        if entry is None:
             raise StopIteration
-        if isinstance(found, BaseException):
-            raise found
+        if isinstance(entry, BaseException):
+            raise entry
         self._capacity.release()
-        return found
+        return entry
 
     def wait_fraction(self) -> float:
-        """Return which share of the time since the last one was asked for was spent waiting for it, 0 to 1."""
-        return (self._got - self._asked) / max(time.monotonic() - self._asked, 1e-9)
+        """Return the fraction of the time since the last request that was spent waiting for it, 0 to 1."""
+        waited = self._received - self._requested
+        return waited / max(time.monotonic() - self._requested, 1e-9)
 
     def _timeout_message(self) -> str:
-        """Say who has not made what in time."""
-        seconds = f"{self._loading.timeout:g} s"
+        """Describe which result was not ready in time."""
+        seconds = f"{self._config.timeout:g} s"
         if self._in_flight is None:
-            return f"the plan of batches has not begun after {seconds}; run again with --resume"
+            return f"no batch was started within {seconds}; run again with --resume"
         number, item = self._in_flight
-        who = self._workers[number % len(self._workers)].label if self._workers else "loading"
+        label = self._workers[number % len(self._workers)].label if self._workers else "loading"
         return (
-            f"{who} has not finished {self._name(item)} after {seconds}; see whether the disk of their images "
-            "answers, then run again with --resume"
+            f"{label} has not finished {self._name(item)} after {seconds}; check that the disk of the images "
+            "responds, then run again with --resume"
         )
 
     def close(self) -> None:
-        """End workers and thread, whatever they are at."""
+        """Stop workers and thread, whatever they are doing."""
         self._closed = True
         for worker in self._workers:
             worker.stop()
         self._capacity.release()
-        if (
-            self._workers or not self._stuck
-        ):  # a thread that is stuck cannot be ended; it ends with the process
+        # A thread that timed out cannot be stopped; it ends with the process.
+        if self._workers or not self._timed_out:
             self._thread.join()
         for worker in self._workers:
             worker.close()
@@ -279,19 +270,19 @@ def prefetch(
     plan: Iterable[Item],
     make: Callable[[Item], Result],
     *,
-    loading: PrefetchConfig,
+    config: PrefetchConfig,
     name: Callable[[Item], str],
 ) -> Iterator[Prefetcher[Item, Result]]:
-    """Make what a plan says ahead of the one who takes it; nothing of it is left behind when the block ends.
+    """Make the results of a plan in the background; all threads and processes end with the block.
 
     Args:
-        plan: What to make, in order; the same at every iteration, as each worker goes through it, too.
-        make: Makes one item; draws nothing at random.
-        loading: By whom.
-        name: What messages call an item, such as its records' ids.
+        plan: Items in order; the same at every iteration, as each worker iterates over it, too.
+        make: Returns the result of an item; uses no random numbers.
+        config: Number of workers and of results made in advance.
+        name: Returns the name of an item in messages, such as the ids of its records.
     """
-    loader = Prefetcher(plan, make, loading=loading, name=name)
+    prefetcher = Prefetcher(plan, make, config=config, name=name)
     try:
-        yield loader
+        yield prefetcher
     finally:
-        loader.close()
+        prefetcher.close()
