@@ -1,104 +1,38 @@
-"""Evaluate group, score."""
+"""Command group `caldera evaluate`, and the scoring of existing answers."""
 
 import json
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from caldera.cli import evaluate_judge, evaluate_run
-from caldera.cli.evaluate_run import (
-    BenchmarkGroup,
-    ApiKeyEnv,
-    Model,
-    RunFolder,
-    Served,
-    SetAsking,
-)
+from caldera.cli.data import ApiKeyEnv
+from caldera.cli.evaluate_run import EvaluateGroup, Model, RunFolder, ServedModel, SetAnswering
 from caldera.cli.options import (
     Device,
     Dtype,
     MaxBadFraction,
+    print_result,
     runtime_from,
     stderr_console,
     stdout_console,
 )
-from caldera.evaluation.benchmark import BenchmarkSpec, Score, mean
-from caldera.evaluation.files import join_names
-from caldera.evaluation.intervals import mean_interval
 
-_SHOWN = 3
-"""Unread answers that are named."""
+if TYPE_CHECKING:
+    from caldera.evaluation.benchmark import BenchmarkSpec, Score
 
-
-def print_score(task: BenchmarkSpec, score: Score) -> None:
-    """Show the figures of a score, what guessing gives beside them, and what could not be read."""
-    table = Table("metric", title=task.title)
-    table.add_column("value", justify="right")
-    table.add_column("95 %", justify="right")
-    table.add_column("p_value", justify="right")
-    for name, value in _flat(score.metrics):
-        chance = f"{task.chance[name]:g}" if name in task.chance else ""
-        interval = accuracy_interval(score) if name == "accuracy" else []
-        table.add_row(
-            name,
-            _written(value),
-            " to ".join(f"{end:.2f}" for end in interval),
-            chance,
-            style="bold" if name == task.primary_metric else "",
-        )
-    stdout_console.print(table)
-    if score.unparsed:
-        first = ", ".join(list(score.unparsed)[:_SHOWN])
-        total = len({*score.item_scores, *score.unparsed})
-        stderr_console.print(
-            f"{len(score.unparsed)} of {total} answers could not be read, the first: {first}",
-            style="yellow",
-            highlight=False,
-            soft_wrap=True,
-        )
-
-
-def accuracy_interval(score: Score) -> list[float]:
-    """Return the two ends of the 95 % interval of `accuracy`, or nothing where that is not the mean of all marks."""
-    marks = list(score.item_scores.values())
-    accuracy = score.metrics.get("accuracy")
-    if not marks or accuracy is None or abs(100 * mean(marks) - accuracy) > 1e-4:
-        return []
-    interval = mean_interval(marks)
-    return [round(100 * interval.low, 2), round(100 * interval.high, 2)]
-
-
-def _flat(figures: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield figures with those inside others under both names."""
-    for name, value in figures.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{before}{name} / ")
-        else:
-            yield f"{before}{name}", value
-
-
-def _written(value: object) -> str:
-    """Write whole numbers as they are, shares below one with four places, others with two."""
-    if isinstance(value, float):
-        return f"{value:.4f}" if 0 < abs(value) < 1 else f"{value:.2f}"
-    if isinstance(value, list):
-        if value and isinstance(value[0], str):  # ids, which may be as many as the questions
-            return f"{len(value)}: {join_names(value)}"
-        return ", ".join(map(str, value)) or "none"
-    return str(value)
-
+_NUM_EXAMPLES = 3
+"""Unparsed answers that are named."""
 
 app = typer.Typer(
-    cls=BenchmarkGroup,
+    cls=EvaluateGroup,
     no_args_is_help=True,
-    help="Ask a model the questions of a task (`caldera evaluate TASK --model MODEL`), or score answers. Tasks: "
-    "scienceqa, pope, mme, mmbench, mmbench_cn, seed, mmmu, nlvr, vqav2, gqa, textvqa, vizwiz, captions, own, "
-    "llava-bench, llava-bench-coco, mm-vet; `caldera evaluate tasks` tells what each measures and needs.",
+    rich_markup_mode="rich",
+    help="Evaluate a model on a benchmark (`caldera evaluate BENCHMARK --model MODEL`), or score existing answers. "
+    "`caldera evaluate benchmarks` describes each benchmark and its files.",
 )
-app.command(hidden=True)(evaluate_run.run)
 app.command()(evaluate_run.compare)
 app.command()(evaluate_judge.judge)
 app.command()(evaluate_judge.ensemble)
@@ -109,17 +43,17 @@ def coco(
     model: Model,
     data: Annotated[Path, typer.Option(help="COCO folder to write the questions from.")],
     split: Annotated[str | None, typer.Option(help="COCO split, such as val2017.")] = None,
-    per_image: Annotated[int, typer.Option(min=1, help="Questions about each image alone.")] = 8,
-    seed: Annotated[int, typer.Option(help="Of the choice and wording of questions.")] = 0,
+    per_image: Annotated[int, typer.Option(min=1, help="Questions about each single image.")] = 8,
+    seed: Annotated[int, typer.Option(help="Seed of the choice and wording of questions.")] = 0,
     out_folder: RunFolder = None,
     max_bad_fraction: MaxBadFraction = 0.0,
-    settings: SetAsking = None,
-    served_model: Served = "",
+    settings: SetAnswering = None,
+    served_model: ServedModel = "",
     api_key_env: ApiKeyEnv = "OPENAI_API_KEY",
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
-    """Ask a model questions that annotations answer, and score it by exact match.
+    """Evaluate a model on questions written from a COCO folder, by exact match.
 
     [bold]Examples[/bold]
 
@@ -128,76 +62,124 @@ def coco(
     from caldera.evaluation.runs.coco_run import CocoQuestions, evaluate_on_coco
 
     questions = CocoQuestions(
-        folder=data, split=split, per_image=per_image, seed=seed, max_bad=max_bad_fraction
+        folder=data, split=split, per_image=per_image, seed=seed, max_bad_fraction=max_bad_fraction
     )
     folder = out_folder or evaluate_run.default_run_folder("coco", model)
     results = evaluate_on_coco(
         model,
         questions,
         out=folder,
-        means=runtime_from(device, dtype),
+        runtime=runtime_from(device, dtype),
         **evaluate_run.answer_config_from(settings, served_model, api_key_env),
     )
     evaluate_run.print_run(results, folder)
 
 
 @app.command()
-def tasks() -> None:
-    """List the benchmarks: what each measures, its size, what guessing gives, and which files it takes."""
+def benchmarks() -> None:
+    """List the benchmarks: purpose, size, chance level, and files."""
     from caldera.evaluation.benchmarks.registry import BENCHMARKS
 
-    table = Table(
-        "task", "what it measures, its questions, chance, headline, files", show_lines=True
-    )
-    for task in BENCHMARKS.values():
-        chance = ", ".join(f"{name} {value:g}" for name, value in task.chance.items())
+    table = Table("benchmark", "purpose, questions, chance, metric, files", show_lines=True)
+    for spec in BENCHMARKS.values():
+        chance = ", ".join(f"{name} {value:g}" for name, value in spec.chance.items())
         table.add_row(
-            f"[bold]{task.name}[/bold]",
-            f"{task.measures}\nquestions: {task.description}\nchance: {chance or 'none'}; papers quote {task.primary_metric}\n"
-            f"files beside the answers: {task.required_files}",
+            spec.name,
+            f"{spec.measures}\nquestions: {spec.description}\n"
+            f"chance: {chance or 'none'}; papers quote {spec.primary_metric}\n"
+            f"files in addition to the answers: {spec.required_files}",
         )
     stdout_console.print(table)
 
 
 @app.command()
 def score(
-    task: Annotated[str, typer.Argument(help="Name, as `caldera evaluate tasks` lists it.")],
+    benchmark: Annotated[str, typer.Argument(help="Name, see `caldera evaluate benchmarks`.")],
     answers: Annotated[
         Path,
         typer.Option(
-            help="Answer file, official or LLaVA's, or a folder of them; of judged tasks the verdicts."
+            help="Answer file, official or LLaVA's, or a folder of them; for judged benchmarks the verdicts."
         ),
     ],
-    questions: Annotated[Path | None, typer.Option(help="Official file of questions.")] = None,
+    questions: Annotated[Path | None, typer.Option(help="Official question file.")] = None,
     annotations: Annotated[
-        Path | None, typer.Option(help="Official file of right answers.")
+        Path | None, typer.Option(help="Official file of correct answers.")
     ] = None,
-    prompt_layout: Annotated[str, typer.Option(help="How questions were put, such as LEPA.")] = "",
+    prompt_layout: Annotated[str, typer.Option(help="Layout of the prompts, such as LEPA.")] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Score answers that are there already, as the benchmark's authors score them.
+    """Score existing answers as the benchmark's authors do.
 
     [bold]Examples[/bold]
 
-      caldera evaluate score pope --answers answers.jsonl --questions llava_pope_test.jsonl --truth labels/
+      caldera evaluate score pope --answers answers.jsonl --questions llava_pope_test.jsonl --annotations labels/
 
-      caldera evaluate score scienceqa --answers outputs.json --truth test_answers.csv --json
+      caldera evaluate score scienceqa --answers outputs.json --annotations test_answers.csv --json
 
       caldera evaluate score llava-bench --answers reviews/
     """
-    from caldera.cli.evaluate import accuracy_interval, print_score
     from caldera.evaluation.benchmark import Sources
     from caldera.evaluation.benchmarks.registry import get_benchmark
     from caldera.evaluation.judging.verdicts import check_valid
 
-    found = get_benchmark(task)
-    result = found.score_answer_files(
-        Sources(questions=questions, annotations=annotations, prompt_layout=prompt_layout), answers
-    )
+    spec = get_benchmark(benchmark)
+    sources = Sources(questions=questions, annotations=annotations, prompt_layout=prompt_layout)
+    result = spec.score_answer_files(sources, answers)
     if as_json:
         interval = accuracy_interval(result)
-        figures = result.metrics | ({"accuracy_interval_95": interval} if interval else {})
-        typer.echo(json.dumps(figures, ensure_ascii=False, indent=2))
+        metrics = result.metrics | ({"accuracy_interval_95": interval} if interval else {})
+        typer.echo(json.dumps(metrics, ensure_ascii=False, indent=2))
     else:
-        print_score(found, result)
+        print_score(spec, result)
     check_valid(result.metrics)
+
+
+def print_score(spec: "BenchmarkSpec", score: "Score") -> None:
+    """Print the metrics of a score with chance levels, and examples of unparsed answers."""
+    from caldera.evaluation.files import join_names
+    from caldera.evaluation.runs.results import flatten
+
+    def format_value(value: object) -> str:
+        if isinstance(value, float):
+            return f"{value:.4f}" if 0 < abs(value) < 1 else f"{value:.2f}"
+        if isinstance(value, list):
+            if value and isinstance(value[0], str):  # ids, possibly of all questions
+                return f"{len(value)}: {join_names(value)}"
+            return ", ".join(map(str, value)) or "none"
+        return str(value)
+
+    table = Table("metric", title=spec.title)
+    for column in ("value", "95 %", "chance"):
+        table.add_column(column, justify="right")
+    for name, value in flatten(score.metrics, separator=" / ").items():
+        interval = accuracy_interval(score) if name == "accuracy" else []
+        table.add_row(
+            name,
+            format_value(value),
+            " to ".join(f"{end:.2f}" for end in interval),
+            f"{spec.chance[name]:g}" if name in spec.chance else "",
+            style="bold" if name == spec.primary_metric else "",
+        )
+    stdout_console.print(table)
+    if score.unparsed:
+        examples = ", ".join(list(score.unparsed)[:_NUM_EXAMPLES])
+        total = len({*score.item_scores, *score.unparsed})
+        stderr_console.print(
+            f"{len(score.unparsed)} of {total} answers could not be parsed, the first: {examples}",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def accuracy_interval(score: "Score") -> list[float]:
+    """Return the ends of the 95 % interval of `accuracy`; empty if that is not the mean score."""
+    from caldera.evaluation.benchmark import mean
+    from caldera.evaluation.intervals import mean_interval
+
+    scores = list(score.item_scores.values())
+    accuracy: Any = score.metrics.get("accuracy")
+    if not scores or accuracy is None or abs(100 * mean(scores) - accuracy) > 1e-4:
+        return []
+    interval = mean_interval(scores)
+    return [round(100 * interval.low, 2), round(100 * interval.high, 2)]

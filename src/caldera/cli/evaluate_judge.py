@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from caldera.cli.data import ApiKeyEnv, MaxCost, MaxRequests, Price, NoPrice
+from caldera.cli.data import ApiKeyEnv, MaxCost, MaxRequests, NoPrice, Price
 from caldera.cli.options import stdout_console
 
 Questions = Annotated[Path | None, typer.Option(help="Official file of questions.")]
@@ -80,7 +80,7 @@ def judge(
 
       caldera evaluate judge mm-vet --answers a.json --questions mm-vet.json --judge-model gpt-4o --price 2.5,10
 
-      caldera evaluate judge llava-bench --answers a.jsonl --questions questions.jsonl --truth answers_gpt4.jsonl
+      caldera evaluate judge llava-bench --answers a.jsonl --questions questions.jsonl --annotations answers_gpt4.jsonl
       --protocol both_orders --judge-url http://127.0.0.1:8000/v1 --judge-model qwen --out judged/one
     """
     from caldera.evaluation.benchmark import Sources
