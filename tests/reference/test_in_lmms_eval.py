@@ -1,4 +1,4 @@
-"""lmms-eval finds caldera's models by name, and what it gets from them is what they say elsewhere."""
+"""lmms-eval finds caldera's models by name, and gets the same answers from them as caldera's own inference."""
 
 import json
 import os
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from caldera.inference.batch_generator import BatchGenerator
 
 from caldera.batches.image_sources import DecodedImages
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import UnknownNameError, UsageError
-from caldera.export.parity.sample_images import drawn_images
+from caldera.export.parity.sample_images import draw_cases
 from caldera.formats.model_folder import save_model_folder
-from caldera.inference.batch_generator import BatchGenerator
 from caldera.inference.likelihood import LikelihoodScorer
 from caldera.inference.sampling import SamplingParams
 from caldera.model.assistant import LlavaBundle
@@ -56,7 +56,7 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """
 
 DOCUMENTS = '''
-"""What the tasks show of a document."""
+"""Images of the documents."""
 
 
 def images(document):
@@ -72,14 +72,14 @@ Part = str | int
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One document of the tasks, and how its question should reach the model."""
+    """One document of the tasks, with the expected parts of its question."""
 
     question: str
-    shown: tuple[int, ...]
+    images: tuple[int, ...]
     parts: tuple[Part, ...]
 
 
-DOCUMENTS_ASKED = (
+TASK_DOCUMENTS = (
     *(Document("What do you see?", (number,), (0, "\nWhat do you see?")) for number in range(4)),
     Document("Is there a dog in both?", (4, 5), (0, " ", 1, "\nIs there a dog in both?")),
     Document("A: <image> B: <image> How many?", (6, 7), ("A: ", 0, " B: ", 1, " How many?")),
@@ -94,11 +94,11 @@ def scenes(tmp_path: Path) -> list[Path]:
     """Drawn scenes."""
     folder = tmp_path / "scenes"
     folder.mkdir()
-    return [shown.path for shown in drawn_images(folder)]
+    return [case.path for case in draw_cases(folder)]
 
 
 def conversations(scenes: list[Path]) -> list[Conversation]:
-    """Return each document's question as it should reach the model."""
+    """Return each document's expected question."""
     return [
         Conversation(
             str(number),
@@ -106,7 +106,7 @@ def conversations(scenes: list[Path]) -> list[Conversation]:
                 Turn(
                     "user",
                     tuple(
-                        ImageRef(str(scenes[document.shown[part]]))
+                        ImageRef(str(scenes[document.images[part]]))
                         if isinstance(part, int)
                         else part
                         for part in document.parts
@@ -114,33 +114,33 @@ def conversations(scenes: list[Path]) -> list[Conversation]:
                 ),
             ),
         )
-        for number, document in enumerate(DOCUMENTS_ASKED)
+        for number, document in enumerate(TASK_DOCUMENTS)
     ]
 
 
 def write_tasks(folder: Path, scenes: list[Path], stop: str) -> None:
-    """Write the data as parquet, and two tasks that ask it."""
+    """Write the data as parquet, and two tasks about it."""
     import datasets
 
     folder.mkdir()
     data = folder / "data.parquet"
     columns = {
-        "question": [document.question for document in DOCUMENTS_ASKED],
-        "generate": ["dog"] * len(DOCUMENTS_ASKED),
-        "choices": [CHOICES] * len(DOCUMENTS_ASKED),
-        "right": [1] * len(DOCUMENTS_ASKED),
+        "question": [document.question for document in TASK_DOCUMENTS],
+        "answer": ["dog"] * len(TASK_DOCUMENTS),
+        "choices": [CHOICES] * len(TASK_DOCUMENTS),
+        "right": [1] * len(TASK_DOCUMENTS),
         "images": [
-            [{"bytes": scenes[number].read_bytes(), "path": None} for number in document.shown]
-            for document in DOCUMENTS_ASKED
+            [{"bytes": scenes[number].read_bytes(), "path": None} for number in document.images]
+            for document in TASK_DOCUMENTS
         ],
     }
-    text, whole = datasets.Value("string"), datasets.Value("int64")
+    text, integer = datasets.Value("string"), datasets.Value("int64")
     features = datasets.Features(
         {
             "question": text,
-            "generate": text,
+            "answer": text,
             "choices": datasets.Sequence(text),
-            "right": whole,
+            "right": integer,
             "images": datasets.Sequence(datasets.Image()),
         }
     )
@@ -151,7 +151,7 @@ def write_tasks(folder: Path, scenes: list[Path], stop: str) -> None:
 
 
 def run_lmms_eval(model: Path, tasks: Path, out: Path) -> dict[str, list[dict[str, Any]]]:
-    """Run lmms-eval's own command line; return what it logged of each document, by task."""
+    """Run lmms-eval's own command line; return its log of each document, by task."""
     command = [
         *(sys.executable, "-m", "lmms_eval", "--model", "caldera"),
         *("--model_args", f"pretrained={model},dtype=float32", "--device", "cpu"),
@@ -159,10 +159,10 @@ def run_lmms_eval(model: Path, tasks: Path, out: Path) -> dict[str, list[dict[st
         *("--batch_size", "3", "--log_samples", "--output_path", str(out)),
     ]
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(out / "cache")}
-    done = subprocess.run(
+    process = subprocess.run(
         command, env=os.environ | offline, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert process.returncode == 0, process.stdout + process.stderr
     logged = {}
     for name in ("drawn_open", "drawn_choice"):
         [file] = out.rglob(f"*_samples_{name}.jsonl")
@@ -171,67 +171,67 @@ def run_lmms_eval(model: Path, tasks: Path, out: Path) -> dict[str, list[dict[st
     return logged
 
 
-def test_its_answers_are_the_models(
+def test_its_answers_equal_those_of_the_model(
     tmp_path: Path, assistant: LlavaBundle, scenes: list[Path]
 ) -> None:
-    """By its command line, from images in parquet: each answer up to the stop, each choice by the mean loss."""
+    """With its command line and images in parquet: each answer up to the stop, each choice by the mean loss."""
     save_model_folder(tmp_path / "model", assistant)
     images = DecodedImages(assistant.processor)
-    asked = conversations(scenes)
-    generator, weigher = BatchGenerator(assistant, images), LikelihoodScorer(assistant, images)
-    said = generator.generate(
-        [generator.prompt(one) for one in asked], SamplingParams(max_new_tokens=7)
+    questions = conversations(scenes)
+    generator, scorer = BatchGenerator(assistant, images), LikelihoodScorer(assistant, images)
+    answers = generator.generate(
+        [generator.prompt(question) for question in questions], SamplingParams(max_new_tokens=7)
     )
-    assert len(set(said)) > 2, "all alike would prove nothing"
-    stop = next(letter for letter in said[0][1:] if letter.isalpha())
+    assert len(set(answers)) > 2, "equal answers would prove nothing"
+    stop = next(letter for letter in answers[0][1:] if letter.isalpha())
 
     write_tasks(tmp_path / "tasks", scenes, stop)
     logged = run_lmms_eval(tmp_path / "model", tmp_path / "tasks", tmp_path / "out")
 
     assert [line["filtered_resps"] for line in logged["drawn_open"]] == [
-        text.split(stop)[0].rstrip() for text in said
+        text.split(stop)[0].rstrip() for text in answers
     ]
-    assert any(stop in text for text in said)
-    for one, line in zip(asked, logged["drawn_choice"], strict=True):
-        weights = weigher.score([weigher.prompt(one, choice) for choice in CHOICES])
-        losses = [-weight.per_token for weight in weights]
-        got = [float(loss) for loss, _ in line["filtered_resps"]]
-        assert got == pytest.approx(losses, abs=1e-4)
+    assert any(stop in text for text in answers)
+    for question, line in zip(questions, logged["drawn_choice"], strict=True):
+        likelihoods = scorer.score([scorer.prompt(question, choice) for choice in CHOICES])
+        losses = [-likelihood.per_token for likelihood in likelihoods]
+        logged_losses = [float(loss) for loss, _ in line["filtered_resps"]]
+        assert logged_losses == pytest.approx(losses, abs=1e-4)
         assert line["acc"] == (min(losses) == losses[1])
 
 
-@pytest.mark.filterwarnings("ignore")  # of what lmms-eval imports
-def test_what_cannot_be_asked_is_refused(
+@pytest.mark.filterwarnings("ignore")  # in lmms-eval's imports
+def test_unsupported_requests_are_rejected(
     tmp_path: Path, assistant: LlavaBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Found by name; batches without a size, processes without a part, rounds and answers without a question."""
+    """Batches without a size, several processes, several rounds, and answers without a question."""
     from lmms_eval.api.instance import Instance
     from lmms_eval.models import get_model
 
     save_model_folder(tmp_path / "model", assistant)
     folder, model = str(tmp_path / "model"), get_model("caldera")
-    assert (model.__module__, model.__name__) == ("caldera.export.lmms_model", "LmmsModel")
+    assert (model.__module__, model.__name__) == ("caldera.export.lmms_eval.model", "LmmsModel")
     with pytest.raises(UsageError, match="batch_size is 'auto'; give a number"):
         model(folder, device="cpu", batch_size="auto")
     with pytest.raises(UnknownNameError, match="did you mean 'float32'"):
         model(folder, device="cpu", dtype="float23")
-    opened = model(folder, device="cpu", batch_size="2")
+    instance = model(folder, device="cpu", batch_size="2")
     with pytest.raises(UsageError, match="tasks of several rounds"):
-        opened.generate_until_multi_round([])
+        instance.generate_until_multi_round([])
     metadata = {"task": "t", "doc_id": 0, "repeats": 1}
     bare = Instance("loglikelihood", ("", "a dog"), 0, metadata)
     with pytest.raises(UsageError, match=r"without its question \(acc_mutual_info\)"):
-        opened.loglikelihood([bare])
+        instance.loglikelihood([bare])
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="in one process"):
         model(folder, device="cpu")
 
 
-@pytest.mark.filterwarnings("ignore")  # of what lmms-eval imports
-def test_stops_are_ignored_where_asked(
+@pytest.mark.filterwarnings("ignore")  # in lmms-eval's imports
+def test_stops_can_be_ignored(
     tmp_path: Path, assistant: LlavaBundle, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """`ignore_until=True` keeps answers whole; settings that are not followed are told by name."""
+    """`ignore_until=True` disables stops; unsupported settings are logged by name."""
     from lmms_eval.api.instance import Instance
     from lmms_eval.models import get_model
 
@@ -244,11 +244,11 @@ def test_stops_are_ignored_where_asked(
             str(tmp_path / "model"), device="cpu", dtype="float32", ignore_until=ignore
         )
         model.task_dict = {"t": {"test": [{}]}}
-        given = ("what", settings | {"until": [until]}, lambda document: None, 0, "t", "test")
-        [text] = model.generate_until([Instance("generate_until", given, 0, metadata)])
+        arguments = ("what", settings | {"until": [until]}, lambda document: None, 0, "t", "test")
+        [text] = model.generate_until([Instance("generate_until", arguments, 0, metadata)])
         return text
 
-    whole = answer("", ignore=False)
+    text = answer("", ignore=False)
     assert "generation settings that are not followed: num_beams=5" in caplog.text
-    assert answer(whole[-1], ignore=True) == whole
-    assert answer(whole[-1], ignore=False) == whole.split(whole[-1])[0].rstrip() != whole
+    assert answer(text[-1], ignore=True) == text
+    assert answer(text[-1], ignore=False) == text.split(text[-1])[0].rstrip() != text
