@@ -47,9 +47,9 @@ class Question:
     """The answer in a sentence, with its reasons if it has any."""
 
 
-def _pick(rng: random.Random, wordings: Sequence[str], **words: str) -> str:
-    """Sample a wording and fill it in."""
-    return sentence(rng.choice(wordings).format(**words))
+def _pick(rng: random.Random, *wordings: str) -> str:
+    """Sample a wording, as a sentence."""
+    return sentence(rng.choice(wordings))
 
 
 def _quantity(facts: Facts, category: str, noun: str | None = None) -> str:
@@ -82,76 +82,59 @@ def setting_phrase(setting: str) -> str:
 
 def presence_questions(facts: Facts, rng: random.Random) -> list[Question]:
     """Ask for present objects and as many absent ones, in pairs."""
-    wordings = (
-        "{are} there {a} in the picture?",
-        "Do you see {a}?",
-        "Can {a} be seen here?",
-        "Does the picture show {a}?",
-    )
     present = rng.sample(facts.present, len(facts.present))
     absent = rng.sample(facts.absent, min(len(present), len(facts.absent)))
     questions = []
-    for present_category, absent_category in zip(present, absent, strict=False):
-        yes = _pick(
-            rng,
-            ("yes, there {are} {some}", "yes, the picture shows {some}"),
-            are=_verb(facts, present_category),
-            some=_quantity(facts, present_category),
-        )
-        no = _pick(
-            rng,
-            ("no, there {are} no {noun}", "no, I see no {noun} here"),
-            are="are" if absent_category in PLURAL_ONLY else "is",
-            noun=absent_category,
-        )
-        for category, short, answer in (
-            (present_category, "yes", yes),
-            (absent_category, "no", no),
-        ):
-            are = "are" if category in PLURAL_ONLY else "is"
-            text = _pick(rng, wordings, are=are, a=article(category))
+    for yes_category, no_category in zip(present, absent, strict=False):
+        some, are = _quantity(facts, yes_category), _verb(facts, yes_category)
+        yes = _pick(rng, f"yes, there {are} {some}", f"yes, the picture shows {some}")
+        are = "are" if no_category in PLURAL_ONLY else "is"
+        no = _pick(rng, f"no, there {are} no {no_category}", f"no, I see no {no_category} here")
+        for category, short, answer in ((yes_category, "yes", yes), (no_category, "no", no)):
+            are, noun = "are" if category in PLURAL_ONLY else "is", article(category)
+            text = _pick(
+                rng,
+                f"{are} there {noun} in the picture?",
+                f"Do you see {noun}?",
+                f"Can {noun} be seen here?",
+                f"Does the picture show {noun}?",
+            )
             questions.append(Question("presence", "is there", text, short, answer))
     return questions
 
 
 def count_questions(facts: Facts, rng: random.Random) -> list[Question]:
     """Ask for the number of objects; rarely for single ones, as most objects are single."""
-    wordings = (
-        "How many {nouns} are there?",
-        "How many {nouns} do you see?",
-        "How many {nouns} does the picture show?",
-    )
     questions = []
     for category, count in facts.counts.items():
         if count == 1 and rng.random() >= _SINGLE_FRACTION:
             continue
-        number, noun = number_word(count), category if count == 1 else plural(category)
-        text = _pick(rng, wordings, nouns=plural(category))
-        are = "is" if count == 1 else "are"
-        answer = _pick(
-            rng, ("there {are} {some}", "I count {some}"), are=are, some=f"{number} {noun}"
+        number, nouns = number_word(count), plural(category)
+        text = _pick(
+            rng,
+            f"How many {nouns} are there?",
+            f"How many {nouns} do you see?",
+            f"How many {nouns} does the picture show?",
         )
+        some = f"{number} {category if count == 1 else nouns}"
+        are = "is" if count == 1 else "are"
+        answer = _pick(rng, f"there {are} {some}", f"I count {some}")
         questions.append(Question("count", "how many", text, number, answer))
     return questions
 
 
 def position_questions(facts: Facts, rng: random.Random) -> list[Question]:
     """Ask for the position of single objects."""
-    wordings = (
-        "Where is the {noun}?",
-        "Where in the picture is the {noun}?",
-        "In which part of the picture is the {noun}?",
-    )
     questions = []
     for category, position in facts.positions.items():
-        text = _pick(rng, wordings, noun=category)
-        answer = _pick(
+        text = _pick(
             rng,
-            ("the {noun} is {position}", "{it} is {position}"),
-            noun=category,
-            it=_pronoun(category),
-            position=position_phrase(position),
+            f"Where is the {category}?",
+            f"Where in the picture is the {category}?",
+            f"In which part of the picture is the {category}?",
         )
+        is_there = f"is {position_phrase(position)}"
+        answer = _pick(rng, f"the {category} {is_there}", f"{_pronoun(category)} {is_there}")
         questions.append(Question("position", "where", text, position, answer))
     return questions
 
@@ -193,13 +176,10 @@ def color_questions(facts: Facts, rng: random.Random) -> list[Question]:
     questions = []
     for category, color in facts.colors.items():
         single = facts.counts[category] == 1
-        wordings = ("What colour {are} the {nouns}?", "Which colour {are} the {nouns}?")
-        words = {
-            "nouns": category if single else plural(category),
-            "are": "is" if single else "are",
-        }
-        text = _pick(rng, wordings, **words)
-        answer = _pick(rng, ("the {nouns} {are} " + color,), **words)
+        nouns = f"is the {category}" if single else f"are the {plural(category)}"
+        text = _pick(rng, f"What colour {nouns}?", f"Which colour {nouns}?")
+        colored = f"{category} is" if single else f"{plural(category)} are"
+        answer = _pick(rng, f"the {colored} {color}")
         questions.append(Question("colour", "which colour", text, color, answer))
     return questions
 
@@ -207,7 +187,6 @@ def color_questions(facts: Facts, rng: random.Random) -> list[Question]:
 def naming_questions(facts: Facts, rng: random.Random) -> list[Question]:
     """Ask for the name of the only animal, vehicle or food."""
     questions = []
-    wordings = ("What {group} is in the picture?", "Which {group} do you see?", "Name the {group}.")
     for group, members in GROUPS.items():
         present = [category for category in facts.present if category in members]
         if len(present) != 1 or len(facts.present) != len(facts.counts):
@@ -216,8 +195,13 @@ def naming_questions(facts: Facts, rng: random.Random) -> list[Question]:
             continue
         [category] = present
         quantity = count_phrase(facts.counts[category], category)
-        answer = _pick(rng, ("the picture shows {quantity}", "I see {quantity}"), quantity=quantity)
-        text = _pick(rng, wordings, group=group)
+        answer = _pick(rng, f"the picture shows {quantity}", f"I see {quantity}")
+        text = _pick(
+            rng,
+            f"What {group} is in the picture?",
+            f"Which {group} do you see?",
+            f"Name the {group}.",
+        )
         questions.append(Question("naming", f"which {group}", text, category, answer))
     return questions
 
@@ -226,14 +210,12 @@ def setting_questions(facts: Facts, rng: random.Random) -> list[Question]:
     """Ask for the setting."""
     if facts.setting is None:
         return []
-    wordings = (
-        "Where was this picture taken?",
-        "What kind of place is this?",
-        "What is the setting?",
+    phrase = setting_phrase(facts.setting)
+    answer = _pick(rng, f"the picture was taken {phrase}", f"the scene is set {phrase}")
+    text = _pick(
+        rng, "Where was this picture taken?", "What kind of place is this?", "What is the setting?"
     )
-    answers = ("the picture was taken {setting}", "the scene is set {setting}")
-    answer = _pick(rng, answers, setting=setting_phrase(facts.setting))
-    return [Question("setting", "what place", _pick(rng, wordings), facts.setting, answer)]
+    return [Question("setting", "what place", text, facts.setting, answer)]
 
 
 def reasoning_questions(facts: Facts, rng: random.Random) -> list[Question]:
@@ -322,8 +304,8 @@ def describe_image(facts: Facts, rng: random.Random) -> str:
         ]
     )
     setting = f" {setting_phrase(facts.setting)}" if facts.setting else ""
-    wordings = ("the picture shows {objects}{setting}", "I see {objects}{setting}")
-    sentences = [_pick(rng, wordings, objects=objects, setting=setting)]
+    first = _pick(rng, f"the picture shows {objects}{setting}", f"I see {objects}{setting}")
+    sentences = [first]
     for category in facts.present:
         counts = Counter(
             position_phrase(position) for name, position in facts.instances if name == category

@@ -138,21 +138,21 @@ class RequestConfig:
 
     def __post_init__(self) -> None:
         """Check every setting."""
+        counts = ("concurrency", "requests_per_minute", "tokens_per_minute", "max_tokens")
+        limits = (
+            "temperature",
+            "top_p",
+            "retries",
+            "initial_backoff",
+            "max_backoff",
+            "max_repairs",
+        )
         check_ranges(
             self,
             {
-                "concurrency": "[1, inf]",
-                "requests_per_minute": "[1, inf]",
-                "tokens_per_minute": "[1, inf]",
-                "temperature": "[0, inf]",
-                "top_p": "[0, inf]",
-                "max_tokens": "[1, inf]",
+                **dict.fromkeys((*counts, "max_consecutive_failures"), "[1, inf]"),
+                **dict.fromkeys(limits, "[0, inf]"),
                 "timeout": "[0.001, inf]",
-                "retries": "[0, inf]",
-                "initial_backoff": "[0, inf]",
-                "max_backoff": "[0, inf]",
-                "max_repairs": "[0, inf]",
-                "max_consecutive_failures": "[1, inf]",
             },
         )
         if self.max_tokens_field not in ("max_tokens", "max_completion_tokens"):

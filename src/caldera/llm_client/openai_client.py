@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, Field, SecretStr, ValidationError
 
 from caldera.errors import LLMClientError, UsageError
 from caldera.llm_client.client import (
@@ -31,26 +31,22 @@ _POLICY_CODES = ("content_policy", "content_filter", "safety", "moderation", "re
 """Substrings of error codes and types of a content policy."""
 
 
-class _Schema(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-
-class _ResponseMessage(_Schema):
+class _ResponseMessage(BaseModel):
     content: str | None = None
     refusal: str | None = None
 
 
-class _Choice(_Schema):
+class _Choice(BaseModel):
     message: _ResponseMessage
     finish_reason: str | None = None
 
 
-class _Usage(_Schema):
+class _Usage(BaseModel):
     prompt_tokens: int = Field(ge=0)
     completion_tokens: int = Field(ge=0)
 
 
-class _ResponseBody(_Schema):
+class _ResponseBody(BaseModel):
     choices: list[_Choice] = Field(min_length=1)
     usage: _Usage | None = None
     model: str = ""

@@ -23,7 +23,7 @@ from caldera.llm_client.client import (
     RequestRejected,
     TransientError,
 )
-from caldera.llm_client.journal import Journal, JournalEntry, ReceivedReply
+from caldera.llm_client.journal import Journal, JournalEntry, Outcome, ReceivedReply
 from caldera.llm_client.retry import RateLimiter, Retrier, RetriesExhausted
 from caldera.progress import Advance
 
@@ -151,7 +151,7 @@ class RequestRunner(Generic[_Task]):
                 break
         except RequestRejected as rejection:
             detail = str(rejection).removeprefix(rejection.reason).removeprefix(": ")
-            outcome = "rejected" if rejection.by_policy else "failed"
+            outcome: Outcome = "rejected" if rejection.by_policy else "failed"
             journal.log_outcome(task.id, outcome, rejection.reason, detail)
         except RetriesExhausted as failure:
             journal.log_outcome(task.id, "failed", "no reply", str(failure))

@@ -69,9 +69,8 @@ def check_complete(kind: Kind, answer: str) -> None:
     if kind == "detail" and num_words < _MIN_DESCRIPTION and num_wide < 2 * _MIN_DESCRIPTION:
         raise RejectedReply("too short", f"{num_words} words", feedback=_TOO_SHORT_FEEDBACK)
     last_line = answer.rstrip().rsplit("\n", 1)[-1]
-    ends = _END.search(answer) or _LIST_ITEM.match(last_line)
-    # An emoji may end a text, too.
-    ends = ends or category(last_line[-1:] or " ") == "So"
+    ends_with_emoji = category(last_line[-1:] or " ") == "So"
+    ends = ends_with_emoji or _END.search(answer) or _LIST_ITEM.match(last_line)
     if max(num_words, num_wide // 2) >= _MIN_LONG_ANSWER and not ends:
         raise RejectedReply("breaks off", f"it ends with {answer[-30:]!r}")
 
