@@ -57,7 +57,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_commands_on_the_data_page_work(folder: Path) -> None:
     """One after the other, as they stand there; what one writes the next reads, and all of it passes the check."""
     sessions = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
-    about = re.compile(r"caldera data (import|mix|balance|stats|export)\b")
+    about = re.compile(r"caldera data (import|mix|balance|stats|to-parquet)\b")
     lines = [line for each in sessions for line in each.splitlines() if about.match(line)]
     assert len(lines) == 9
     for line in lines:

@@ -47,12 +47,25 @@ REQUEST_HELP = """
 Setting of the requests: concurrency, requests_per_minute, tokens_per_minute, temperature, max_tokens, timeout, retries,
 max_repairs ... Repeatable.
 """
-URL_HELP = "URL of the server: OpenAI, vLLM, llama.cpp, Ollama, caldera ... \\[default: OpenAI]"
-
 Teacher = Annotated[str, typer.Option(help="scripted, openai (any compatible server) or replay.")]
+Kinds = Annotated[str | None, typer.Option(help=KINDS_HELP)]
+Model = Annotated[str, typer.Option(help="Model of the teacher, for --teacher openai.")]
+BaseUrl = Annotated[
+    str,
+    typer.Option(
+        help="URL of the server: OpenAI, vLLM, llama.cpp, Ollama, caldera ... \\[default: OpenAI]"
+    ),
+]
 ApiKeyEnv = Annotated[
     str,
     typer.Option(metavar="NAME", help="Environment variable of the API key, which is not saved."),
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Your own prompts: KIND/system.txt and examples."),
+]
+Language = Annotated[
+    str, typer.Option(help="Language of the packaged prompts: english or chinese.")
 ]
 Price = Annotated[
     str | None,
@@ -65,11 +78,26 @@ MaxCost = Annotated[
 MaxRequests = Annotated[
     int | None, typer.Option(min=1, help="Maximum requests of the run, resumed parts included.")
 ]
+AllowChangedRun = Annotated[
+    bool,
+    typer.Option("--allow-changed-run", help="Resume with other prompts, model or annotations."),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Only estimate the requests and their cost.")
+]
+ReplayFrom = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="For --teacher replay: the run whose replies are used."),
+]
+RequestSettings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help=REQUEST_HELP)
+]
 
 
 def llm_teacher_from(
     teacher: str,
     api_key_env: str,
+    base_url: str,
     price: str | None,
     settings: list[str] | None,
     **fields: Any,  # noqa: ANN401 - fields of LLMTeacherConfig, which checks them
@@ -86,9 +114,9 @@ def llm_teacher_from(
     if teacher not in LLM_CLIENTS:
         return None
     key = os.environ.get(api_key_env, "").strip()
-    fields["base_url"] = fields["base_url"] or OPENAI_URL
     return LLMTeacherConfig(
         teacher=teacher,
+        base_url=base_url or OPENAI_URL,
         key=SecretStr(key) if key else None,
         price=parse_price(price) if price else None,
         request_config=apply_overrides(RequestConfig(), settings or ()),
@@ -128,44 +156,25 @@ def generate(
     path: Annotated[Path, typer.Argument(help="Annotations.")],
     out_file: Annotated[Path, typer.Option("--out", help="Data file, .json or .jsonl.")],
     teacher: Teacher = "scripted",
-    kinds: Annotated[str | None, typer.Option(help=KINDS_HELP)] = None,
+    kinds: Kinds = None,
     split: Annotated[str | None, typer.Option(help="COCO split, such as train2017.")] = None,
     images: Images = None,
     seed: Annotated[int, typer.Option(help="Seed for the wording.")] = 0,
     max_bad_fraction: MaxBadFraction = 0.0,
     ignore_field: IgnoreField = None,
-    model: Annotated[str, typer.Option(help="Model of the teacher, for --teacher openai.")] = "",
-    base_url: Annotated[str, typer.Option(help=URL_HELP)] = "",
+    model: Model = "",
+    base_url: BaseUrl = "",
     api_key_env: ApiKeyEnv = "OPENAI_API_KEY",
-    prompts: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Your own prompts: KIND/system.txt and examples."),
-    ] = None,
-    language: Annotated[
-        str, typer.Option(help="Language of the packaged prompts: english or chinese.")
-    ] = "english",
+    prompts: Prompts = None,
+    language: Language = "english",
     price: Price = None,
     no_price: NoPrice = False,
     max_cost: MaxCost = None,
     max_requests: MaxRequests = None,
-    allow_changed_run: Annotated[
-        bool,
-        typer.Option(
-            "--allow-changed-run", help="Resume with other prompts, model or annotations."
-        ),
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only estimate the requests and their cost.")
-    ] = False,
-    replay_from: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER", help="For --teacher replay: the run whose replies are used."
-        ),
-    ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help=REQUEST_HELP)
-    ] = None,
+    allow_changed_run: AllowChangedRun = False,
+    dry_run: DryRun = False,
+    replay_from: ReplayFrom = None,
+    settings: RequestSettings = None,
 ) -> None:
     """Generate instruction data about annotated images, in LLaVA's JSON.
 
@@ -181,20 +190,11 @@ def generate(
     from caldera.annotations.registry import SourceOptions
     from caldera.instructions.generate import GenerateConfig
 
+    prompting = {"model": model, "prompts": prompts, "language": language}
+    limits = {"no_price": no_price, "max_cost": max_cost, "max_requests": max_requests}
+    resuming = {"allow_changed_run": allow_changed_run, "replay_from": replay_from}
     llm_teacher = llm_teacher_from(
-        teacher,
-        api_key_env,
-        price,
-        settings,
-        base_url=base_url,
-        model=model,
-        prompts=prompts,
-        language=language,
-        no_price=no_price,
-        max_cost=max_cost,
-        max_requests=max_requests,
-        allow_changed_run=allow_changed_run,
-        replay_from=replay_from,
+        teacher, api_key_env, base_url, price, settings, **prompting, **limits, **resuming
     )
     ignored = frozenset(ignore_field or ())
     config = GenerateConfig(

@@ -21,27 +21,37 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON."
 DataFile = Annotated[Path, typer.Argument(help="Data file, .json or .jsonl.")]
 OutFile = Annotated[Path, typer.Option("--out", help="Data file to write, .json or .jsonl.")]
 
-SPLIT_HELP = "vqa: train2014 ...; scienceqa: train ...; coco: train2017 ..."
-LAYOUT_HELP = "scienceqa: QCM-LEA, QCM-LEPA, QCM-ALE, QCM-A, CQM-A ... or letter."
-ROOT_HELP = "Folder that image names are relative to. \\[default: depends on the data set]"
-PROMPT_HELP = "vqa: questions that ask for a short answer: each, first or none."
+ImageRoot = Annotated[
+    Path | None,
+    typer.Option(help="Folder that image names are relative to. \\[default: depends on the set]"),
+]
+CheckImages = Annotated[
+    bool, typer.Option("--check-images/--no-check-images", help="Check that each image exists.")
+]
+Split = Annotated[
+    str | None, typer.Option(help="vqa: train2014 ...; scienceqa: train ...; coco: train2017 ...")
+]
+Answers = Annotated[
+    Path | None, typer.Option(help="vqa: annotations, if not next to the questions.")
+]
+Layout = Annotated[
+    str, typer.Option(help="scienceqa: QCM-LEA, QCM-LEPA, QCM-ALE, QCM-A, CQM-A ... or letter.")
+]
+AnswerPrompt = Annotated[
+    str, typer.Option(help="vqa: questions that ask for a short answer: each, first or none.")
+]
 
 
 def import_data(
     kind: Annotated[str, typer.Argument(help="llava, vqa, scienceqa, captions or coco.")],
     path: Annotated[Path, typer.Argument(help="File or folder of the data set.")],
     out_file: OutFile,
-    images: Annotated[Path | None, typer.Option(help=ROOT_HELP)] = None,
-    check_images: Annotated[
-        bool,
-        typer.Option("--check-images/--no-check-images", help="Check that each image exists."),
-    ] = True,
-    split: Annotated[str | None, typer.Option(help=SPLIT_HELP)] = None,
-    answers: Annotated[
-        Path | None, typer.Option(help="vqa: annotations, if not next to the questions.")
-    ] = None,
-    prompt_layout: Annotated[str, typer.Option(help=LAYOUT_HELP)] = "QCM-LEA",
-    answer_prompt: Annotated[str, typer.Option(help=PROMPT_HELP)] = "each",
+    images: ImageRoot = None,
+    check_images: CheckImages = True,
+    split: Split = None,
+    answers: Answers = None,
+    prompt_layout: Layout = "QCM-LEA",
+    answer_prompt: AnswerPrompt = "each",
     per_image: Annotated[
         int, typer.Option(min=0, help="captions, coco: maximum per image; 0 for all.")
     ] = 0,

@@ -8,42 +8,45 @@ import typer
 from caldera.cli.options import print_message, print_result
 from caldera.errors import UsageError
 
+Source = Annotated[
+    Path | None, typer.Argument(help="Folder of a model; none to join --vision and --language.")
+]
+OutFolder = Annotated[
+    Path | None, typer.Option("--out", help="Model folder to write. \\[required]")
+]
+Template = Annotated[
+    str | None, typer.Option(help="Chat template of the model, such as vicuna_v1.")
+]
+Base = Annotated[
+    Path | None, typer.Option(help="Language model of a projector, an adapter or a delta.")
+]
+Vision = Annotated[Path | None, typer.Option(help="Vision tower, in transformers' format.")]
+Language = Annotated[Path | None, typer.Option(help="Language model to join with --vision.")]
+Projector = Annotated[
+    str, typer.Option(help="To join them: linear, mlp2x_gelu or a file of projector weights.")
+]
+Aspect = Annotated[str | None, typer.Option(help="square or pad. \\[default: as in the source]")]
+Delta = Annotated[bool, typer.Option("--delta", help="The weights are differences from --base.")]
+Layout = Annotated[
+    str | None, typer.Option(help="full, projector or lora, for a folder that could be several.")
+]
+DiskDtype = Annotated[
+    str, typer.Option(help="Weights on disk: auto (as they are), float32, float16, bfloat16.")
+]
+
 
 def import_weights(
-    source: Annotated[
-        Path | None, typer.Argument(help="Folder of a model; none to join --vision and --language.")
-    ] = None,
-    out_folder: Annotated[
-        Path | None, typer.Option("--out", help="Model folder to write. \\[required]")
-    ] = None,
-    template: Annotated[
-        str | None, typer.Option(help="Chat template of the model, such as vicuna_v1.")
-    ] = None,
-    base: Annotated[
-        Path | None, typer.Option(help="Language model of a projector, an adapter or a delta.")
-    ] = None,
-    vision: Annotated[
-        Path | None, typer.Option(help="Vision tower, in transformers' format.")
-    ] = None,
-    language: Annotated[
-        Path | None, typer.Option(help="Language model to join with --vision.")
-    ] = None,
-    projector: Annotated[
-        str, typer.Option(help="To join them: linear, mlp2x_gelu or a file of projector weights.")
-    ] = "mlp2x_gelu",
-    aspect: Annotated[
-        str | None, typer.Option(help="square or pad. \\[default: as in the source]")
-    ] = None,
-    delta: Annotated[
-        bool, typer.Option("--delta", help="The weights are differences from --base.")
-    ] = False,
-    layout: Annotated[
-        str | None,
-        typer.Option(help="full, projector or lora, for a folder that could be several."),
-    ] = None,
-    dtype: Annotated[
-        str, typer.Option(help="Weights on disk: auto (as they are), float32, float16, bfloat16.")
-    ] = "auto",
+    source: Source = None,
+    out_folder: OutFolder = None,
+    template: Template = None,
+    base: Base = None,
+    vision: Vision = None,
+    language: Language = None,
+    projector: Projector = "mlp2x_gelu",
+    aspect: Aspect = None,
+    delta: Delta = False,
+    layout: Layout = None,
+    dtype: DiskDtype = "auto",
 ) -> None:
     """Convert a llava-hf folder, a folder of LLaVA's own code, or two towers to a model folder.
 

@@ -1,6 +1,7 @@
 """Commands `caldera recipes` and `caldera ablate`."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,7 @@ from caldera.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from caldera.pipelines.ablations import AblationResult
     from caldera.recipes.recipe import Recipe
 
 
@@ -48,12 +50,7 @@ def ablate(
       caldera ablate --set scenes.train=400 --seeds 1 --out runs/quick
     """
     from caldera.overrides import apply_overrides
-    from caldera.pipelines.ablations import (
-        WITH_REASONS,
-        ablations,
-        base_recipe,
-        select_variants,
-    )
+    from caldera.pipelines.ablations import ablations, base_recipe, select_variants
 
     recipe = apply_overrides(base_recipe(), settings or ())
     variants = select_variants(ablations(recipe), only or ())
@@ -67,14 +64,15 @@ def ablate(
     from caldera.pipelines.ablation_run import run_ablations
 
     results = run_ablations(out_folder, recipe, variants, range(seeds), runtime_from(device, dtype))
-    columns = (
-        "variant",
-        "correct",
-        "worst to best seed",
-        "with reasons",
-        "change",
-        "95 % interval",
-    )
+    _print_ablations(results)
+    print_message(f"table with the papers' results: {out_folder / 'ablations.md'}")
+
+
+def _print_ablations(results: "Sequence[AblationResult]") -> None:
+    """Print a row for each variant."""
+    from caldera.pipelines.ablations import WITH_REASONS
+
+    columns = ("variant", "correct", "worst to best", "with reasons", "change", "95 % interval")
     table = Table(*columns, title="shares of correct answers in %")
     for result in results:
         change, reasons = result.change, result.by_kind.get(WITH_REASONS)
@@ -87,7 +85,6 @@ def ablate(
             "" if change is None else f"{change.low * 100:+.1f} to {change.high * 100:+.1f}",
         )
     stdout_console.print(table)
-    print_message(f"table with the papers' results: {out_folder / 'ablations.md'}")
 
 
 def recipes(
