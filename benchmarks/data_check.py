@@ -1,9 +1,9 @@
 """Time and memory of checking a data file of mix665k's size: `python benchmarks/data_check.py`.
 
-Writes 665,000 records laid out as LLaVA-1.5's mix (arXiv 2310.03744, table 7): as many of each set, with about as
-many turns and words, texts made of common words. Then runs `caldera data check --no-open` on it as a user would, in a
-process of its own, and prints wall time, processor time and peak memory (the kernel's ru_maxrss). Images are empty
-files, found but not opened. --records 66500 shows the same in a tenth of the time.
+Writes 665,000 records like LLaVA-1.5's mix (arXiv 2310.03744, table 7): the same number of each data set, with similar
+numbers of turns and words, texts of common words. Then runs `caldera data check --no-decode-images` in its own process
+and prints wall time, CPU time and peak memory (the kernel's ru_maxrss). Images are empty files that exist but are not
+decoded. --records 66500 shows the same in a tenth of the time.
 """
 
 import argparse
@@ -31,32 +31,33 @@ SETS = (
     ("refcoco", 48, 9, 12, 10, True),
     ("vg", 86, 10, 12, 8, True),
 )
-"""Name, thousands of records, questions of one, words of a question and of an answer, whether it shows an image."""
+"""Name, thousands of records, questions of each, words of a question and of an answer, whether it has an image."""
 
 WORDS = tuple(
     """
     the a man is in image what of dog on and table color answer question using single word or phrase there two people
     standing near street with his red bicycle which appears to be waiting for bus that has just arrived at station
-    """.split()  # noqa: SIM905 - a list of words reads better so
+    """.split()  # noqa: SIM905 - shorter than a list
 )
 IMAGES = 1000
-"""Files in the folder; records share them, as looking for one costs the same."""
+"""Files in the folder; records share them, as checking for one costs the same."""
 
 
 def record(number: int, kind: int, rng: random.Random) -> dict[str, object]:
-    """Return one record of a set."""
-    name, _, questions, asked, answered, shows = SETS[kind]
+    """Return a record of a data set."""
+    name, _, questions, question_words, answer_words, has_image = SETS[kind]
     turns = []
     for turn in range(max(1, round(rng.gauss(questions, questions / 3)))):
-        mark = "<image>\n" if shows and turn == 0 else ""
-        turns.append({"from": "human", "value": mark + " ".join(rng.choices(WORDS, k=asked))})
-        turns.append({"from": "gpt", "value": " ".join(rng.choices(WORDS, k=answered))})
-    shown = {"image": f"images/{number % IMAGES:06d}.jpg"} if shows else {}
-    return {"id": f"{name}-{number:09d}", **shown, "conversations": turns}
+        prefix = "<image>\n" if has_image and turn == 0 else ""
+        question = " ".join(rng.choices(WORDS, k=question_words))
+        turns.append({"from": "human", "value": prefix + question})
+        turns.append({"from": "gpt", "value": " ".join(rng.choices(WORDS, k=answer_words))})
+    image = {"image": f"images/{number % IMAGES:06d}.jpg"} if has_image else {}
+    return {"id": f"{name}-{number:09d}", **image, "conversations": turns}
 
 
-def written(file: Path, records: int) -> Iterator[str]:
-    """Yield the file's text, piece by piece."""
+def json_chunks(records: int) -> Iterator[str]:
+    """Yield the text of the data file in chunks."""
     rng = random.Random(5)
     weights = [share for _, share, *_ in SETS]
     for number in range(records):
@@ -66,29 +67,37 @@ def written(file: Path, records: int) -> Iterator[str]:
 
 
 def main() -> None:
-    """Write the file, check it, print what that took."""
+    """Write the file, check it, and print time and memory."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--records", type=int, default=RECORDS)
-    parser.add_argument("--folder", type=Path, help="Where to write; kept.")
-    chosen = parser.parse_args()
+    parser.add_argument("--folder", type=Path, help="Folder to write to, which is kept.")
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = chosen.folder or Path(temporary)
-        file = folder / f"mix{chosen.records}.json"
+        folder = args.folder or Path(temporary)
+        file = folder / f"mix{args.records}.json"
         if not file.exists():
             (folder / "images").mkdir(parents=True, exist_ok=True)
             for number in range(IMAGES):
                 (folder / "images" / f"{number:06d}.jpg").touch()
             with file.open("w") as out:
-                out.writelines(written(file, chosen.records))
-        print(f"{file}: {chosen.records:,} records, {file.stat().st_size / 1e6:,.0f} MB")
-        print(f"load before: {os.getloadavg()[0]:.2f} on {os.cpu_count()} processors")
-        begun = time.monotonic()
-        words = [sys.executable, "-m", "caldera", "data", "check", str(file), "--no-open"]
-        subprocess.run(words, check=True)
-        wall = time.monotonic() - begun
-    took = resource.getrusage(resource.RUSAGE_CHILDREN)
-    processor = took.ru_utime + took.ru_stime
-    print(f"wall {wall:.1f} s, processor {processor:.1f} s, peak {took.ru_maxrss / 1e6:.2f} GB")
+                out.writelines(json_chunks(args.records))
+        print(f"{file}: {args.records:,} records, {file.stat().st_size / 1e6:,.0f} MB")
+        print(f"load before: {os.getloadavg()[0]:.2f} on {os.cpu_count()} cores")
+        start_time = time.monotonic()
+        command = [
+            sys.executable,
+            "-m",
+            "caldera",
+            "data",
+            "check",
+            str(file),
+            "--no-decode-images",
+        ]
+        subprocess.run(command, check=True)
+        wall = time.monotonic() - start_time
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = usage.ru_utime + usage.ru_stime
+    print(f"wall {wall:.1f} s, CPU {cpu:.1f} s, peak {usage.ru_maxrss / 1e6:.2f} GB")
     print(f"load after: {os.getloadavg()[0]:.2f}")
 
 
