@@ -1,4 +1,4 @@
-"""Small benchmarks for tests of runs: questions about the images of the fixture `photos`, and who answers them."""
+"""Small benchmarks for tests of runs: questions about the images of the fixture `photos`, and a server that answers."""
 
 from typing import Any
 
@@ -11,33 +11,35 @@ COLORS = ("red", "blue", "green")
 
 
 def questions(count: int, *, tail: str = "", choices: tuple[str, ...] = ()) -> ExactMatch:
-    """Return so many questions about seven images, of two kinds and two slices, of growing length."""
-    return ExactMatch("own", tuple(question(at, tail=tail, choices=choices) for at in range(count)))
+    """Return `count` questions about seven images, of two categories and two slices, of varying length."""
+    return ExactMatch(
+        "own", tuple(question(number, tail=tail, choices=choices) for number in range(count))
+    )
 
 
-def question(at: int, *, tail: str = "", choices: tuple[str, ...] = ()) -> Item:
-    """Return one question; every third is about no image."""
-    words = f"\nwhat is there in image {at}{' and where' * (at % 5)}?{tail}"
-    parts = (words,) if at % 3 == 2 else (ImageRef(f"{at % 7}.png"), words)
+def question(number: int, *, tail: str = "", choices: tuple[str, ...] = ()) -> Item:
+    """Return one question; every third has no image."""
+    words = f"\nwhat is there in image {number}{' and where' * (number % 5)}?{tail}"
+    parts = (words,) if number % 3 == 2 else (ImageRef(f"{number % 7}.png"), words)
     return Item(
-        f"q{at}",
-        "colour" if at % 2 else "shape",
+        f"q{number}",
+        "colour" if number % 2 else "shape",
         "what",
-        Conversation(f"q{at}", (Turn("user", parts),)),
-        ("B",) if choices else (COLORS[at % 3],),
+        Conversation(f"q{number}", (Turn("user", parts),)),
+        ("B",) if choices else (COLORS[number % 3],),
         choices,
-        ("grade: 1-6" if at < 4 else "grade: 7-12",),
+        ("grade: 1-6" if number < 4 else "grade: 7-12",),
     )
 
 
 def number_in(request: dict[str, Any]) -> int:
-    """Return which question a request asks."""
+    """Return the number of a request's question."""
     content = request["messages"][-1]["content"]
     text = content if isinstance(content, str) else content[-1]["text"]
-    return int("".join(sign for sign in text if sign.isdigit()))
+    return int("".join(character for character in text if character.isdigit()))
 
 
 def right(request: dict[str, Any], count: int) -> Answer:
-    """Answer every question rightly, but number 5."""
-    at = number_in(request)
-    return completion("nothing" if at == 5 else COLORS[at % 3])
+    """Answer every question correctly, except number 5."""
+    number = number_in(request)
+    return completion("nothing" if number == 5 else COLORS[number % 3])

@@ -1,4 +1,4 @@
-"""A report is one file that asks for nothing and runs nothing, whatever a model said."""
+"""The demo's report is one file without requests and scripts, for any model output."""
 
 from pathlib import Path
 
@@ -12,24 +12,24 @@ from caldera.evaluation.report import (
 )
 
 
-def test_what_a_model_said_is_only_text(tmp_path: Path, photos: Path) -> None:
-    """Markup in answers is escaped, images are inside, and the policy forbids scripts and requests."""
-    said = '<script>alert(1)</script><img src="http://x.org/y.png">'
+def test_model_output_is_only_text(tmp_path: Path, photos: Path) -> None:
+    """Markup in answers is escaped, images are embedded, and the policy forbids scripts and requests."""
+    answer = '<script>alert(1)</script><img src="http://x.org/y.png">'
     report = Report(
         title="A run",
-        summary="Of a test.",
+        summary="A test.",
         columns=[Column("assistant", "its answers.", {"overall": 0.25, "presence": 0.125})],
         counts={"overall": 8, "presence": 8},
-        figures={"CIDEr-D": "1.23"},
+        metrics={"CIDEr-D": "1.23"},
         curves=[
             Curve("stage 1", [(1, 3.0), (2, 2.0)], [(0, 3.5), (2, 2.5)]),
             Curve("bare", [(1, 1.0)], []),
         ],
-        exhibits=[
+        gallery=[
             GalleryItem(
                 (photos / "0.png", photos / "1.png"),
                 [
-                    GalleryQuestion("presence", "Is there a dog?", said, "yes", right=False),
+                    GalleryQuestion("presence", "Is there a dog?", answer, "yes", right=False),
                     GalleryQuestion("presence", "Is there a cat?", "no", "no", right=True),
                 ],
             )
