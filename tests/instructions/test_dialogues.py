@@ -22,22 +22,14 @@ from caldera.instructions.dialogues import (
 )
 from caldera.instructions.scripted_teacher import ScriptedTeacher
 from caldera.llm_client.client import NothingToWrite
-from caldera.scenes.captions import captions_of
-from caldera.scenes.drawing import glyph_shapes
-from caldera.scenes.scene import OBJECT_KINDS, SIDE, sample_scene
+from caldera.scenes.scene import OBJECT_KINDS
+from tests.instructions.annotated_scenes import annotate, sample_scenes
 
 
 @pytest.fixture(scope="module")
 def annotations() -> AnnotationSet:
     """Return two hundred annotated scenes."""
-    images = []
-    for index in range(200):
-        scene = sample_scene(index, seed=8, split="train", shapes=glyph_shapes())
-        instances = tuple(
-            Instance(group.kind.name, scene_object.box) for group, scene_object in scene.objects
-        )
-        path = Path(f"/pictures/{scene.name}.jpg")
-        images.append(AnnotatedImage(scene.name, path, SIDE, SIDE, captions_of(scene), instances))
+    images = [annotate(scene) for scene in sample_scenes(200, seed=8)]
     return AnnotationSet(tuple(images), tuple(OBJECT_KINDS))
 
 
@@ -121,7 +113,7 @@ def test_a_single_image_is_before_or_after_its_question(annotations: AnnotationS
 
 @pytest.mark.parametrize(
     ("relative_to", "path"),
-    [("/pictures", "x.jpg"), ("/data", "../pictures/x.jpg"), ("/", "pictures/x.jpg")],
+    [("/images", "x.jpg"), ("/data", "../images/x.jpg"), ("/", "images/x.jpg")],
 )
 def test_paths_are_relative_to_the_data_file(
     annotations: AnnotationSet, relative_to: str, path: str

@@ -16,31 +16,17 @@ from caldera.instructions.coco_knowledge import GROUPS
 from caldera.instructions.facts import Facts, derive_facts
 from caldera.instructions.multi_image_questions import FORMS, questions_about_all
 from caldera.instructions.questions import Question
-from caldera.scenes.captions import captions_of
-from caldera.scenes.drawing import glyph_shapes
-from caldera.scenes.scene import BACKGROUNDS, OBJECT_KINDS, SIDE, Scene, sample_scene
+from caldera.scenes.scene import BACKGROUNDS, Scene
+from tests.instructions.annotated_scenes import mentioned_kinds, sample_scenes, scene_facts
 
 SceneQuestions = list[tuple[list[Scene], Question]]
-NOUNS = {noun: name for name in OBJECT_KINDS for noun in (name, plural(name))}
-NOUN = re.compile(rf"\b(?:{'|'.join(sorted(NOUNS, key=len, reverse=True))})\b")
-
-
-def facts(scene: Scene) -> Facts:
-    """Return the facts about a scene."""
-    instances = tuple(
-        Instance(group.kind.name, scene_object.box) for group, scene_object in scene.objects
-    )
-    image = AnnotatedImage(scene.name, Path("x"), SIDE, SIDE, captions_of(scene), instances)
-    return derive_facts(image, OBJECT_KINDS)
 
 
 @pytest.fixture(scope="module")
 def questions() -> SceneQuestions:
     """Return all questions about 700 pairs and triples of scenes."""
-    scenes = [
-        sample_scene(index, seed=9, split="train", shapes=glyph_shapes()) for index in range(150)
-    ]
-    facts_by_scene = {scene.name: facts(scene) for scene in scenes}
+    scenes = sample_scenes(150, seed=9)
+    facts_by_scene = {scene.name: scene_facts(scene) for scene in scenes}
     rng = random.Random(1)
     questions: SceneQuestions = []
     for size in (2, 3) * 350:
@@ -62,11 +48,6 @@ def of_form(questions: SceneQuestions, form: str) -> Iterator[tuple[list[Scene],
 def count_objects(scene: Scene) -> Counter[str]:
     """Return the number of objects of each kind in a scene."""
     return Counter(group.kind.name for group, _ in scene.objects)
-
-
-def mentioned_kinds(text: str) -> list[str]:
-    """Return the kinds that a text mentions, in order."""
-    return [NOUNS[noun] for noun in NOUN.findall(text)]
 
 
 def test_exactly_one_image_shows_the_object(questions: SceneQuestions) -> None:
@@ -168,10 +149,8 @@ def test_every_form_occurs_at_most_once_for_the_same_images(questions: SceneQues
         assert question.kind == "context"
         assert re.fullmatch(r"[A-Z].*\?", question.text)
         assert re.fullmatch(r"[A-Z].*\.", question.answer)
-    scenes = [
-        sample_scene(index, seed=9, split="train", shapes=glyph_shapes()) for index in range(3)
-    ]
-    group = questions_about_all([facts(scene) for scene in scenes], random.Random(2))
+    images = [scene_facts(scene) for scene in sample_scenes(3, seed=9)]
+    group = questions_about_all(images, random.Random(2))
     forms = Counter(question.form for question in group)
     assert all(count == 1 for form, count in forms.items() if form != "same place")
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from caldera.annotations.annotated_image import AnnotatedImage, Instance
+from caldera.annotations.annotated_image import AnnotatedImage
 from caldera.annotations.coco import read_coco
 from caldera.annotations.english import number_word, plural
 from caldera.files.skipped import SkippedItems
 from caldera.instructions.coco_knowledge import COLORS, GROUPS, PURPOSES
-from caldera.instructions.facts import Facts, derive_facts
+from caldera.instructions.facts import derive_facts
 from caldera.instructions.questions import (
     FORMS,
     Question,
@@ -22,24 +22,13 @@ from caldera.instructions.questions import (
     questions_about,
     yes_no_pairs,
 )
-from caldera.scenes.captions import captions_of
 from caldera.scenes.drawing import glyph_shapes
 from caldera.scenes.scene import BACKGROUNDS, OBJECT_KINDS, SIDE, Scene, SceneObject, sample_scene
+from tests.instructions.annotated_scenes import mentioned_kinds, scene_facts
 
 SceneQuestions = list[tuple[Scene, list[Question]]]
-NOUNS = {noun: name for name in OBJECT_KINDS for noun in (name, plural(name))}
 POSITION = "top left|top right|bottom left|bottom right|top|bottom|left|right|middle"
-NOUN = re.compile(rf"\b(?:{'|'.join(sorted(NOUNS, key=len, reverse=True))})\b")
 RELATION = re.compile(r"\b(left|right|above|below)\b")
-
-
-def facts(scene: Scene) -> Facts:
-    """Return the facts about a scene."""
-    instances = tuple(
-        Instance(group.kind.name, scene_object.box) for group, scene_object in scene.objects
-    )
-    image = AnnotatedImage(scene.name, Path("x.jpg"), SIDE, SIDE, captions_of(scene), instances)
-    return derive_facts(image, OBJECT_KINDS)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +44,9 @@ def scenes() -> list[Scene]:
 @pytest.fixture(scope="module")
 def questions(scenes: list[Scene]) -> SceneQuestions:
     """Return all questions about each scene."""
-    return [(scene, questions_about(facts(scene), random.Random(scene.name))) for scene in scenes]
+    return [
+        (scene, questions_about(scene_facts(scene), random.Random(scene.name))) for scene in scenes
+    ]
 
 
 def of_kind(questions: SceneQuestions, kind: str) -> Iterator[tuple[Scene, Question]]:
@@ -73,11 +64,6 @@ def of_kind(questions: SceneQuestions, kind: str) -> Iterator[tuple[Scene, Quest
 def objects(scene: Scene, kind: str) -> tuple[SceneObject, ...]:
     """Return all objects of a kind."""
     return next((group.objects for group in scene.groups if group.kind.name == kind), ())
-
-
-def mentioned_kinds(text: str) -> list[str]:
-    """Return the kinds that a text mentions, in order."""
-    return [NOUNS[noun] for noun in NOUN.findall(text)]
 
 
 def ninth(scene_object: SceneObject) -> str:
@@ -264,7 +250,7 @@ def test_a_yes_is_paired_with_a_no_of_its_kind_or_omitted() -> None:
 def test_questions_follow_from_the_seed(scenes: list[Scene]) -> None:
     """The same seed gives the same questions, another one other words."""
     first, same, other = (
-        [questions_about(facts(scene), random.Random(seed)) for scene in scenes[:20]]
+        [questions_about(scene_facts(scene), random.Random(seed)) for scene in scenes[:20]]
         for seed in (1, 1, 2)
     )
     assert first == same
@@ -275,7 +261,7 @@ def test_a_description_is_true_and_complete(scenes: list[Scene]) -> None:
     """All objects with number, color and setting; then positions, each with the right number, and a relation."""
     num_spread = num_positions = num_relations = 0
     for scene in scenes:
-        description = describe_image(facts(scene), random.Random(scene.name))
+        description = describe_image(scene_facts(scene), random.Random(scene.name))
         first, *rest = description.removesuffix(".").split(". ")
         assert f" {BACKGROUNDS[scene.setting]}" in first
         for group in scene.groups:

@@ -19,29 +19,16 @@ from caldera.instructions.questions import questions_about
 from caldera.instructions.request_phrases import CAPTION_REQUESTS, DETAIL_REQUESTS, SHORT_ANSWER
 from caldera.instructions.scripted_teacher import ScriptedTeacher
 from caldera.llm_client.client import NothingToWrite
-from caldera.scenes.captions import captions_of
-from caldera.scenes.drawing import glyph_shapes
-from caldera.scenes.scene import OBJECT_KINDS, SIDE, Scene, sample_scene
+from caldera.scenes.scene import OBJECT_KINDS, SIDE
+from tests.instructions.annotated_scenes import annotate, sample_scenes
 
 SINGLE_IMAGE_KINDS: tuple[Kind, ...] = ("caption", "conversation", "detail", "reasoning", "vqa")
-
-
-def annotate(scene: Scene) -> AnnotatedImage:
-    """Return a scene as an annotated image."""
-    instances = tuple(
-        Instance(group.kind.name, scene_object.box) for group, scene_object in scene.objects
-    )
-    path = Path(f"{scene.name}.jpg")
-    return AnnotatedImage(scene.name, path, SIDE, SIDE, captions_of(scene), instances)
 
 
 @pytest.fixture(scope="module")
 def images() -> list[AnnotatedImage]:
     """Return eighty annotated scenes."""
-    return [
-        annotate(sample_scene(index, seed=8, split="train", shapes=glyph_shapes()))
-        for index in range(80)
-    ]
+    return [annotate(scene) for scene in sample_scenes(80, seed=8)]
 
 
 @pytest.fixture
