@@ -94,7 +94,7 @@ def import_data(
     print_message(*(f"fixed: {count} x {fix}" for fix, count in report.fixes.most_common()))
     print_message(
         f"{out_file}: {report.conversations} records, {report.turns} turns, {report.images} images, of "
-        f"{report.total} in total; skipped: {report.skipped}"
+        f"{report.total} in total"
     )
     _print_skipped(report.skipped, out_file)
     print_message(f"next: caldera data check {out_file}")
@@ -250,4 +250,4 @@ def _print_skipped(count: int, path: Path) -> None:
     from caldera.datasets.importer import skipped_path
 
     if count:
-        print_message(f"{count} skipped items are listed in {skipped_path(path)}")
+        print_message(f"skipped: {count}, listed in {skipped_path(path)}")
