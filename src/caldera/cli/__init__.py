@@ -168,9 +168,7 @@ def chat(
     image: Annotated[
         list[str] | None, typer.Option(metavar="FILE", help="Image to ask about. Repeatable.")
     ] = None,
-    prompt: Annotated[
-        str | None, typer.Option(help="Ask only this and print only the answer.")
-    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Print only the answer to this.")] = None,
     temperature: Annotated[
         float | None, typer.Option(help="0 is greedy. \\[default: 0 with --prompt, else 0.2]")
     ] = None,

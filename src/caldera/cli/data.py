@@ -64,9 +64,7 @@ Prompts = Annotated[
     Path | None,
     typer.Option(metavar="FOLDER", help="Your own prompts: KIND/system.txt and examples."),
 ]
-Language = Annotated[
-    str, typer.Option(help="Language of the packaged prompts: english or chinese.")
-]
+Language = Annotated[str, typer.Option(help="Packaged prompts: english or chinese.")]
 Price = Annotated[
     str | None,
     typer.Option(metavar="PROMPT,REPLY", help="Prices per million tokens, such as 0.15,0.60."),
@@ -82,9 +80,7 @@ AllowChangedRun = Annotated[
     bool,
     typer.Option("--allow-changed-run", help="Resume with other prompts, model or annotations."),
 ]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Only estimate the requests and their cost.")
-]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only estimate requests and cost.")]
 ReplayFrom = Annotated[
     Path | None,
     typer.Option(metavar="FOLDER", help="For --teacher replay: the run whose replies are used."),

@@ -31,11 +31,9 @@ CheckImages = Annotated[
 Split = Annotated[
     str | None, typer.Option(help="vqa: train2014 ...; scienceqa: train ...; coco: train2017 ...")
 ]
-Answers = Annotated[
-    Path | None, typer.Option(help="vqa: annotations, if not next to the questions.")
-]
+Answers = Annotated[Path | None, typer.Option(help="vqa: file of the annotations.")]
 Layout = Annotated[
-    str, typer.Option(help="scienceqa: QCM-LEA, QCM-LEPA, QCM-ALE, QCM-A, CQM-A ... or letter.")
+    str, typer.Option(help="scienceqa: QCM-LEA, QCM-LEPA, QCM-A, CQM-A ... or letter.")
 ]
 AnswerPrompt = Annotated[
     str, typer.Option(help="vqa: questions that ask for a short answer: each, first or none.")
@@ -55,9 +53,7 @@ def import_data(
     per_image: Annotated[
         int, typer.Option(min=0, help="captions, coco: maximum per image; 0 for all.")
     ] = 0,
-    seed: Annotated[
-        int, typer.Option(help="captions, coco: seed for the wording of requests.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(help="captions, coco: seed for the wording.")] = 0,
     max_bad_fraction: MaxBadFraction = 0.0,
 ) -> None:
     """Convert a third-party data set to LLaVA's JSON. Fixes and skipped items are counted.
@@ -146,9 +142,7 @@ def balance(
     file: Annotated[Path, typer.Argument(help="Data file of stage 1, .json or .jsonl.")],
     out_file: OutFile,
     min_count: Annotated[int, typer.Option(min=1, help="Ignore phrases in fewer answers.")] = 3,
-    max_per_phrase: Annotated[
-        int, typer.Option(min=1, help="Sample at most this many answers per phrase.")
-    ] = 100,
+    max_per_phrase: Annotated[int, typer.Option(min=1, help="Maximum answers per phrase.")] = 100,
     seed: Annotated[int, typer.Option(help="Seed for sampling.")] = 0,
     as_json: AsJson = False,
     ignore_field: IgnoreField = None,

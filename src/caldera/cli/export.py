@@ -98,7 +98,11 @@ def parity(
     from caldera.progress import default_progress
 
     config = ParityConfig(
-        folder=model, against=against, gguf=gguf, fix_class_token=fix_class_token, images=images or ()
+        folder=model,
+        against=against,
+        gguf=gguf,
+        fix_class_token=fix_class_token,
+        images=images or (),
     )
     _conclude(compare_model(config, default_progress()), json_file, "")
 

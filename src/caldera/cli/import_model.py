@@ -11,15 +11,9 @@ from caldera.errors import UsageError
 Source = Annotated[
     Path | None, typer.Argument(help="Folder of a model; none to join --vision and --language.")
 ]
-OutFolder = Annotated[
-    Path | None, typer.Option("--out", help="Model folder to write. \\[required]")
-]
-Template = Annotated[
-    str | None, typer.Option(help="Chat template of the model, such as vicuna_v1.")
-]
-Base = Annotated[
-    Path | None, typer.Option(help="Language model of a projector, an adapter or a delta.")
-]
+OutFolder = Annotated[Path | None, typer.Option("--out", help="Model folder. \\[required]")]
+Template = Annotated[str | None, typer.Option(help="Chat template, such as vicuna_v1.")]
+Base = Annotated[Path | None, typer.Option(help="Language model of a delta, adapter or projector.")]
 Vision = Annotated[Path | None, typer.Option(help="Vision tower, in transformers' format.")]
 Language = Annotated[Path | None, typer.Option(help="Language model to join with --vision.")]
 Projector = Annotated[

@@ -105,6 +105,7 @@ RENAMED_COMMANDS = {
     ("data", "export"): "to-parquet",
     ("evaluate", "own"): "custom",
     ("evaluate", "seed"): "seed-bench",
+    ("evaluate", "tasks"): "benchmarks",
 }
 """Current name of each renamed command, by group and former name."""
 

@@ -32,9 +32,7 @@ def ablate(
         list[str] | None,
         typer.Option(metavar="NAME", help="Only this variant and its baseline. Repeatable."),
     ] = None,
-    list_variants: Annotated[
-        bool, typer.Option("--list", help="List the variants without training.")
-    ] = False,
+    list_variants: Annotated[bool, typer.Option("--list", help="Only list the variants.")] = False,
     settings: Set = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
