@@ -24,6 +24,7 @@ RENAMED = {
     "validate_every": "eval_every",
     "checkpoint_every": "save_every",
     # recipe
+    "select_layer": "vision_feature_layer",
     "per_picture": "per_image",
     "context_per_picture": "context_per_image",
     # image processor
@@ -43,6 +44,9 @@ RENAMED = {
     "drain_seconds": "drain_timeout",
     "key_requests": "max_concurrent_per_key",
     "key_requests_per_minute": "max_per_minute_per_key",
+    "download_seconds": "download_timeout",
+    "decode_seconds": "decode_timeout",
+    "host_names": "allowed_hosts",
     # evaluation answers
     "choose_by": "choice_method",
     "give_up_after": "max_consecutive_failures",

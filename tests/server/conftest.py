@@ -1,4 +1,4 @@
-"""Servers that tests share: started once, by a tiny random model that answers at once."""
+"""Servers that tests share, each started once with a tiny random model."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.server.server_process import ServerProcess
 def model_folder(
     tmp_path_factory: pytest.TempPathFactory, vision_folder: Path, language_folder: Path
 ) -> Path:
-    """A random model with a context of 2,048 tokens; it ends no answer by itself."""
+    """A random model with a context of 2,048 tokens, which never ends an answer."""
     folder = tmp_path_factory.mktemp("served") / "model"
     save_model_folder(folder, assemble(vision_folder, language_folder, seed=3))
     return folder
@@ -24,14 +24,14 @@ def model_folder(
 
 @pytest.fixture(scope="session")
 def shared_server(model_folder: Path) -> Iterator[ServerProcess]:
-    """A server as it is without any option."""
+    """A server without any option."""
     with ServerProcess(model_folder) as server:
         yield server
 
 
 @pytest.fixture
 def server(shared_server: ServerProcess, loopback: None) -> Iterator[ServerProcess]:
-    """The shared server, which must answer after the test as it did before."""
+    """The shared server, which must answer as before after the test."""
     before = shared_server.ask("What is it?").text
     yield shared_server
     assert shared_server.ask("What is it?").text == before
@@ -39,7 +39,7 @@ def server(shared_server: ServerProcess, loopback: None) -> Iterator[ServerProce
 
 @pytest.fixture(scope="session")
 def shared_uncached_server(model_folder: Path) -> Iterator[ServerProcess]:
-    """A server that keeps nothing of earlier requests, and decodes one image at a time."""
+    """A server without a prefix cache that decodes one image at a time."""
     options = ("--set", "engine.prefix_cache_bytes=0", "--set", "media.decoders=1")
     with ServerProcess(model_folder, *options) as server:
         yield server
@@ -51,12 +51,12 @@ def uncached_server(shared_uncached_server: ServerProcess, loopback: None) -> Se
     return shared_uncached_server
 
 
-KEY = "a-long-secret-key-of-nobody"
+KEY = "a-long-secret-key-of-a-test"
 
 
 @pytest.fixture(scope="session")
 def shared_keyed_server(model_folder: Path) -> Iterator[ServerProcess]:
-    """A server that a key opens, which the environment gives."""
+    """A server with a key from the environment."""
     with ServerProcess(model_folder, key=KEY) as server:
         yield server
 
@@ -69,7 +69,7 @@ def keyed_server(shared_keyed_server: ServerProcess, loopback: None) -> ServerPr
 
 @pytest.fixture(scope="session")
 def shared_narrow_server(model_folder: Path) -> Iterator[ServerProcess]:
-    """A server that answers one request at a time, lets one wait, and does not wait long for its clients."""
+    """A server with one slot, a queue of one, and short timeouts for its clients."""
     options = (
         "--set", "engine.slots=1", "--set", "engine.max_waiting=1", "--set", "limits.send_timeout=2", "--set",
         "limits.keep_alive_interval=0.1", "--set", "media.decoders=1",
@@ -80,7 +80,7 @@ def shared_narrow_server(model_folder: Path) -> Iterator[ServerProcess]:
 
 @pytest.fixture
 def narrow_server(shared_narrow_server: ServerProcess, loopback: None) -> Iterator[ServerProcess]:
-    """The shared narrow server, which must answer after the test as it did before."""
+    """The shared narrow server, which must answer as before after the test."""
     before = shared_narrow_server.ask("What is it?").text
     yield shared_narrow_server
     shared_narrow_server.wait_until(lambda: shared_narrow_server.metric("caldera_running") == 0)
@@ -89,7 +89,7 @@ def narrow_server(shared_narrow_server: ServerProcess, loopback: None) -> Iterat
 
 @pytest.fixture(scope="session")
 def media_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of images that a server lets its clients name."""
+    """The media folder of a server."""
     folder = tmp_path_factory.mktemp("media") / "data"
     folder.mkdir()
     return folder
@@ -97,7 +97,7 @@ def media_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shared_host() -> Iterator[MediaHost]:
-    """A host of images whose port is known before the server starts."""
+    """An image host, whose port is known before the server starts."""
     enable_socket()
     host = MediaHost(lambda path: iter(()))
     yield host
@@ -108,10 +108,11 @@ def shared_host() -> Iterator[MediaHost]:
 def shared_fetching_server(
     model_folder: Path, media_folder: Path, shared_host: MediaHost
 ) -> Iterator[ServerProcess]:
-    """A server that fetches from one host of this machine and from any public one, and reads a folder."""
+    """A server that fetches from one local host and from any public host, and reads a media folder."""
     options = (
-        "--fetch-from", f"127.0.0.1:{shared_host.port}", "--fetch-from", "*", "--media-root", str(media_folder),
-        "--set", "media.max_bytes=200000", "--set", "media.download_seconds=2",
+        "--allowed-media-domains", f"127.0.0.1:{shared_host.port}", "--allowed-media-domains", "*",
+        "--allowed-local-media-path", str(media_folder), "--set", "media.max_bytes=200000",
+        "--set", "media.download_timeout=2",
     )  # fmt: skip
     faults = ("dns:inside.test=127.0.0.1", "dns:mixed.test=93.184.216.34,127.0.0.1")
     with ServerProcess(model_folder, *options, faults=faults) as server:
@@ -120,9 +121,9 @@ def shared_fetching_server(
 
 @pytest.fixture
 def host(shared_host: MediaHost, loopback: None) -> MediaHost:
-    """The host of images, which nobody has asked yet."""
+    """The image host, without requests so far."""
     shared_host.paths.clear()
-    shared_host.sent = 0
+    shared_host.sent_bytes = 0
     return shared_host
 
 
@@ -130,7 +131,7 @@ def host(shared_host: MediaHost, loopback: None) -> MediaHost:
 def fetching_server(
     shared_fetching_server: ServerProcess, loopback: None
 ) -> Iterator[ServerProcess]:
-    """The shared server that fetches, which must answer after the test as it did before."""
+    """The shared server that fetches, which must answer as before after the test."""
     before = shared_fetching_server.ask("What is it?").text
     yield shared_fetching_server
     assert shared_fetching_server.ask("What is it?").text == before
@@ -138,5 +139,5 @@ def fetching_server(
 
 @pytest.fixture(scope="session", autouse=True)
 def _sockets_for_shared_servers() -> None:
-    """Let servers of the session be reached while they are set up and torn down."""
+    """Allow connections to the servers of the session during their setup and teardown."""
     enable_socket()

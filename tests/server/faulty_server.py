@@ -1,10 +1,10 @@
-"""The command line with a fault in it: `faulty_server.py FAULT ... -- serve DIR ...`.
+"""The command line with injected faults: `faulty_server.py FAULT ... -- serve DIR ...`.
 
-dns:HOST=ADDRESS,ADDRESS   a resolver that gives these addresses for a host
-loading:FILE               weights that come only when FILE is there
-says:TEXT                  a model whose every answer is this text
-slow:SECONDS               a model that takes so long for each token
-memory:WORD                a model that finds no memory for prompts in which a token spells WORD
+dns:HOST=ADDRESS,ADDRESS   the resolver returns these addresses for a host
+loading:FILE               the weights load only when FILE exists
+says:TEXT                  the text of every answer is this text
+slow:SECONDS               each step of the engine takes this long
+memory:WORD                a prompt whose text contains WORD runs out of memory
 """
 
 import socket
@@ -12,107 +12,99 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 
 def dns(host: str, addresses: list[str]) -> None:
-    """Give addresses for a host, and leave the others to the system."""
-    asked = socket.getaddrinfo
+    """Return fixed addresses for a host; all others are resolved by the system."""
+    getaddrinfo = socket.getaddrinfo
 
-    def answer(name: Any, port: Any, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - as its original
+    def resolve(name: Any, port: Any, *args: Any, **options: Any) -> Any:  # noqa: ANN401 - like the original
         if name != host:
-            return asked(name, port, *args, **options)
+            return getaddrinfo(name, port, *args, **options)
+        families = [socket.AF_INET6 if ":" in address else socket.AF_INET for address in addresses]
         return [
-            (
-                socket.AF_INET6 if ":" in each else socket.AF_INET,
-                socket.SOCK_STREAM,
-                6,
-                "",
-                (each, port),
-            )
-            for each in addresses
+            (family, socket.SOCK_STREAM, 6, "", (address, port))
+            for family, address in zip(families, addresses, strict=True)
         ]
 
-    vars(socket)["getaddrinfo"] = answer
+    patch.object(socket, "getaddrinfo", resolve).start()
 
 
 def loading(file: Path) -> None:
-    """Let weights come only when a file is there."""
+    """Load the weights only when a file exists."""
     from caldera.server import serve
 
-    load = vars(serve)["load_engine"]
+    load = serve.load_engine
 
-    def late(*args: Any) -> Any:  # noqa: ANN401 - as its original
+    def load_late(*args: Any) -> Any:  # noqa: ANN401 - like the original
         while not file.exists():
             time.sleep(0.01)
         return load(*args)
 
-    vars(serve)["load_engine"] = late
+    patch.object(serve, "load_engine", load_late).start()
 
 
-def memory(words: str) -> None:
-    """Find no memory for prompts that hold the tokens of some words."""
+def memory(word: str) -> None:
+    """Run out of memory for prompts whose text contains a word."""
     from caldera.inference.scheduler import Scheduler
 
-    begin = Scheduler._start_prefill
+    start_prefill = Scheduler._start_prefill
 
-    def short(self: Scheduler, one: Any) -> None:  # noqa: ANN401 - as its original
-        text = tokenizer_of(self).decode(list(one.prompt.ids))
-        if words in text:
+    def fail(self: Scheduler, sequence: Any) -> None:  # noqa: ANN401 - like the original
+        if word in self._token_ids.tokenizer.decode(list(sequence.prompt.ids)):
             raise MemoryError
-        begin(self, one)
+        start_prefill(self, sequence)
 
-    def tokenizer_of(scheduler: Scheduler) -> Any:  # noqa: ANN401 - transformers' own
-        return scheduler._vocabulary.tokenizer
-
-    Scheduler._start_prefill = short  # type: ignore[method-assign]
+    patch.object(Scheduler, "_start_prefill", fail).start()
 
 
 def says(text: str) -> None:
-    """Let every answer be a text, in the first piece of the real one."""
+    """Replace the text of every answer, in its first delta."""
     from dataclasses import replace
 
     from caldera.inference.requests import AnswerStream, TextDelta, Usage
 
-    tell = AnswerStream.push
-    begun: set[int] = set()
+    push = AnswerStream.push
+    started: set[int] = set()
 
-    def told(self: AnswerStream, piece: TextDelta, usage: Usage) -> None:
-        tell(self, replace(piece, text="" if id(self) in begun else text), usage)
-        begun.add(id(self))
+    def push_text(self: AnswerStream, delta: TextDelta, usage: Usage) -> None:
+        push(self, replace(delta, text="" if id(self) in started else text), usage)
+        started.add(id(self))
 
-    AnswerStream.push = told  # type: ignore[method-assign]
+    patch.object(AnswerStream, "push", push_text).start()
 
 
 def slow(seconds: float) -> None:
-    """Take time for each round of the engine."""
+    """Sleep after each step of the engine."""
     from caldera.inference.scheduler import Scheduler
 
-    go = Scheduler.step
+    step = Scheduler.step
 
-    def slowly(self: Scheduler) -> None:
-        go(self)
+    def slow_step(self: Scheduler) -> None:
+        step(self)
         time.sleep(seconds)
 
-    Scheduler.step = slowly  # type: ignore[method-assign]
+    patch.object(Scheduler, "step", slow_step).start()
 
 
 def main() -> None:
-    """Put the faults in place and run the command."""
+    """Inject the faults and run the command."""
     split = sys.argv.index("--")
     for fault in sys.argv[1:split]:
-        kind, _, rest = fault.partition(":")
+        kind, _, argument = fault.partition(":")
         match kind:
             case "dns":
-                host, _, addresses = rest.partition("=")
+                host, _, addresses = argument.partition("=")
                 dns(host, addresses.split(","))
             case "loading":
-                loading(Path(rest))
+                loading(Path(argument))
             case "says":
-                says(rest)
+                says(argument)
             case "slow":
-                slow(float(rest))
+                slow(float(argument))
             case "memory":
-                memory(rest)
+                memory(argument)
             case _:
                 raise ValueError(fault)
     from caldera.cli import main as run

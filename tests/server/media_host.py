@@ -1,4 +1,4 @@
-"""A host of images on loopback: each path answers with the bytes a test wrote for it, well-formed or not."""
+"""Image host on loopback: a test writes the bytes of each response, valid or not."""
 
 import socket
 import threading
@@ -6,29 +6,29 @@ import time
 from collections.abc import Callable, Iterator
 
 Script = Callable[[str], Iterator[bytes]]
-"""A path to what is sent, piece by piece; the connection closes at the end."""
+"""Function from a path to the chunks that are sent; the connection closes at the end."""
 
 
 class MediaHost:
-    """Listens until it is closed, and counts who comes."""
+    """Server that runs until it is closed, and records the requested paths."""
 
     def __init__(self, script: Script) -> None:
         """Start to listen."""
         self.script = script
         self.paths: list[str] = []
-        self.sent = 0
-        """Bytes that were taken from it, of the answer that was read last."""
+        self.sent_bytes = 0
+        """Bytes of the last response that were sent."""
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port = self._listening.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
     def url(self) -> str:
-        """Its address, without a slash."""
+        """Its URL, without a slash at the end."""
         return f"http://127.0.0.1:{self.port}"
 
     def close(self) -> None:
-        """Stop to listen."""
+        """Stop listening."""
         self._listening.close()
 
     def _accept(self) -> None:
@@ -42,34 +42,39 @@ class MediaHost:
     def _answer(self, connection: socket.socket) -> None:
         with connection:
             try:
-                head = connection.recv(1 << 16).decode("latin-1")
-                path = head.split(" ")[1]
+                header = connection.recv(1 << 16).decode("latin-1")
+                path = header.split(" ")[1]
                 self.paths.append(path)
-                sent = 0
-                for piece in self.script(path):
-                    connection.sendall(piece)
-                    sent += len(piece)
-                    self.sent = sent
+                sent_bytes = 0
+                for chunk in self.script(path):
+                    connection.sendall(chunk)
+                    sent_bytes += len(chunk)
+                    self.sent_bytes = sent_bytes
             except (OSError, IndexError):
                 return
+
+
+def always(content: bytes) -> Script:
+    """Return a script that sends the same response for every path."""
+    return lambda path: iter([content])
 
 
 def response(
     body: bytes = b"", status: str = "200 OK", *headers: str, length: int | None = None
 ) -> bytes:
-    """Return a whole answer; its length as it is, or as it is said to be."""
-    said = len(body) if length is None else length
-    lines = [f"HTTP/1.1 {status}", f"Content-Length: {said}", *headers, "", ""]
+    """Return a complete response; its declared length is `length`, or by default the right one."""
+    declared = len(body) if length is None else length
+    lines = [f"HTTP/1.1 {status}", f"Content-Length: {declared}", *headers, "", ""]
     return "\r\n".join(lines).encode() + body
 
 
 def redirect(location: str) -> bytes:
-    """Return an answer that leads elsewhere."""
+    """Return a response that redirects."""
     return response(b"", "302 Found", f"Location: {location}")
 
 
-def drip(piece: bytes, seconds: float) -> Iterator[bytes]:
-    """Yield something again and again, slowly, for as long as a test may last."""
+def drip(chunk: bytes, seconds: float) -> Iterator[bytes]:
+    """Yield a chunk again and again, slowly, for as long as a test may last."""
     for _ in range(1000):
-        yield piece
+        yield chunk
         time.sleep(seconds)

@@ -1,17 +1,17 @@
-"""Caldera.load(): the Python API."""
+"""Chat model in memory, loaded by `caldera.load()`: the Python API."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from PIL import Image
 
 from caldera.chat.session import Session
 from caldera.devices import DeviceConfig, DtypeName, choose_device
-from caldera.formats.metadata import read_card
+from caldera.formats.metadata import read_metadata
 from caldera.formats.model_folder import load_model_folder
 from caldera.formats.weight_names import read_weights, stored_dtype
 from caldera.images.decoding import resolve_image_path
@@ -22,11 +22,11 @@ from caldera.inference.sampling import SamplingParams
 def load_engine(
     folder: Path, compute: DeviceConfig, settings: EngineConfig | None = None
 ) -> Engine:
-    """Load a model folder and start an engine on it.
+    """Load a model folder and start an engine with it.
 
     Raises:
-        ModelFolderError: The folder cannot be loaded.
-        UsageError: int8 is asked for, but this model or device cannot.
+        ModelFormatError: The folder cannot be loaded.
+        UsageError: The model or the device does not support the quantization.
     """
     assistant = load_model_folder(folder, compute.dtype)
     assistant.model.to(compute.device)
@@ -39,126 +39,108 @@ def load_session(
     compute: DeviceConfig,
     settings: EngineConfig | None = None,
 ) -> Session:
-    """Load a model folder and open a session with it.
-
-    Raises:
-        ModelFolderError: The folder cannot be loaded.
-        UsageError: int8 is asked for, but this model or device cannot.
-    """
+    """Load a model folder and start a session with it; raises what `load_engine` raises."""
     return Session(load_engine(folder, compute, settings), sampling)
 
 
 def with_stored_dtype(folder: Path, compute: DeviceConfig) -> DeviceConfig:
-    """Return fp32 for a folder that is stored so, and the fast precision for one that is stored in fp16 or bf16.
+    """Return `compute` with fp32 if the model folder is stored in fp32.
 
     Args:
         folder: A model folder.
         compute: A device and the precision that is fastest on it.
 
     Raises:
-        ModelFolderError: It is no model folder, or its weights cannot be listed.
+        ModelFormatError: It is not a model folder, or its weights cannot be listed.
     """
     if not folder.is_dir():
-        return compute  # loading says what is wrong
-    read_card(folder)  # so does this of what is no model folder, before its weights are missed
-    stored_so = stored_dtype(read_weights(folder)) == torch.float32
-    return replace(compute, dtype=torch.float32) if stored_so else compute
+        # Loading will report it.
+        return compute
+    # Called for its error, which is more precise than that of missing weights.
+    read_metadata(folder)
+    is_fp32 = stored_dtype(read_weights(folder)) == torch.float32
+    return replace(compute, dtype=torch.float32) if is_fp32 else compute
 
 
 ImageInput = str | Path | Image.Image
-"""An image: its file, or decoded by Pillow."""
+"""An image: the path of its file, or decoded by Pillow."""
 
 
-class ChatModel:
-    """An assistant in memory; its methods may be called from several threads."""
+class ChatModel(AbstractContextManager["ChatModel"]):
+    """A model in memory; its methods are thread-safe."""
 
     def __init__(self, engine: Engine) -> None:
-        """Answer through `engine`."""
+        """Answer with `engine`."""
         self.engine = engine
 
-    def chat(self, question: str, *images: ImageInput, **settings: Any) -> str:  # noqa: ANN401 - Sampling checks them
-        """Return the answer to a question about images, or about none.
+    def chat(self, question: str, *images: ImageInput, **settings: Any) -> str:  # noqa: ANN401 - checked by SamplingParams
+        """Return the answer to a question.
 
         Args:
-            question: What is asked.
-            images: Shown before it.
-            settings: Fields of `Sampling`, such as max_new_tokens=64 or temperature=0.7.
+            question: The question.
+            images: Images before the question; any number, including none.
+            settings: Fields of `SamplingParams`, such as max_new_tokens=64 or temperature=0.7.
 
         Raises:
             ImageError: An image cannot be used.
-            UsageError: A setting is out of its range, or the question too long.
-            EngineError: The model could not go on.
+            UsageError: A setting is out of range, or the question is too long.
+            EngineError: The model failed.
         """
         return "".join(self.stream(question, *images, **settings))
 
     def stream(self, question: str, *images: ImageInput, **settings: Any) -> Iterator[str]:  # noqa: ANN401
-        """Yield the same answer piece by piece; leaving the loop stops it.
-
-        Raises:
-            ImageError: An image cannot be used.
-            UsageError: A setting is out of its range, or the question too long.
-            EngineError: The model could not go on.
-        """
+        """Yield the answer as it is generated; closing the iterator stops it. Otherwise like `chat`."""
         return self.start_conversation(*images, **settings).ask(question)
 
     def chat_batch(
         self,
-        asked: Sequence[tuple[ImageInput, ...]],
+        questions: Sequence[tuple[ImageInput, ...]],
         **settings: Any,  # noqa: ANN401
     ) -> list[str]:
-        """Answer many questions, several at a time, in their order.
+        """Answer many questions, several at a time; return the answers in order.
 
         Args:
-            asked: Each a question and the images before it: [("What is it?", "a.jpg"), ("And here?", "b.jpg")].
-            settings: Fields of `Sampling`; each question draws from a seed of its own.
+            questions: Each with the images before it: [("What is it?", "a.jpg"), ("And here?", "b.jpg")].
+            settings: Fields of `SamplingParams`; the seed is increased by 1 for each question.
 
         Raises:
             ImageError: An image cannot be used.
-            UsageError: A setting is out of its range, or a question too long.
-            EngineError: The model could not go on.
+            UsageError: A setting is out of range, or a question is too long.
+            EngineError: The model failed.
         """
         sampling = SamplingParams(**settings)
-        waiting: list[AnswerStream] = []
+        running: list[AnswerStream] = []
         answers: list[str] = []
-        for number, (question, *images) in enumerate(asked):
-            session = self._session(images, replace(sampling, seed=sampling.seed + number))
-            if len(waiting) == self.engine.settings.slots:
-                answers.append(waiting.pop(0).read_all())
-            waiting.append(self.engine.submit(session.build_request(str(question))))
-        return answers + [answering.read_all() for answering in waiting]
+        for index, (question, *images) in enumerate(questions):
+            session = self._session(images, replace(sampling, seed=sampling.seed + index))
+            if len(running) == self.engine.settings.slots:
+                answers.append(running.pop(0).read_all())
+            running.append(self.engine.submit(session.build_request(str(question))))
+        return answers + [stream.read_all() for stream in running]
 
     def start_conversation(self, *images: ImageInput, **settings: Any) -> Session:  # noqa: ANN401
-        """Begin a conversation: `say` yields an answer and keeps it, `show` puts an image before the next question.
+        """Return a conversation: `ask` yields an answer, `add_image` adds an image to the next question.
 
         Raises:
             ImageError: An image cannot be used.
-            UsageError: A setting is out of its range.
+            UsageError: A setting is out of range.
         """
         return self._session(images, SamplingParams(**settings))
 
     def _session(self, images: Sequence[ImageInput], sampling: SamplingParams) -> Session:
         session = Session(self.engine, sampling)
         for image in images:
-            session.add_image(
-                image if isinstance(image, Image.Image) else resolve_image_path(str(image))
-            )
+            if isinstance(image, str | Path):
+                image = resolve_image_path(str(image))
+            session.add_image(image)
         return session
 
     def close(self) -> None:
-        """Free the engine's thread; answers that are not finished fail."""
+        """Stop the engine; running answers fail."""
         self.engine.close()
 
-    def __enter__(self) -> Self:
-        """Use it for a block."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close it."""
+    def __exit__(self, *exception: object) -> None:
+        """Close the model."""
         self.close()
 
 
@@ -169,17 +151,17 @@ def load(
     dtype: DtypeName = "auto",
     settings: EngineConfig | None = None,
 ) -> ChatModel:
-    """Load a model folder, of caldera or of llava-hf.
+    """Load a model folder of caldera or of llava-hf.
 
     Args:
         folder: The model folder.
         device: A torch device, or "auto".
-        dtype: A precision; "auto" is float32 if it is stored so, else bfloat16 where the processor is fast at it.
-        settings: Of the engine, such as EngineSettings(bits="int8").
+        dtype: Precision; "auto" is float32 if the model is stored so, else bfloat16 where the processor is fast at it.
+        settings: Configuration of the engine, such as EngineConfig(quantization="int8").
 
     Raises:
-        ModelFolderError: The folder cannot be loaded.
-        UsageError: There is no such device, or int8 is asked for where it cannot be.
+        ModelFormatError: The folder cannot be loaded.
+        UsageError: There is no such device, or it does not support the quantization.
     """
     compute = choose_device(device, dtype)
     compute = with_stored_dtype(Path(folder), compute) if dtype == "auto" else compute

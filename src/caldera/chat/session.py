@@ -1,4 +1,4 @@
-"""What was said so far and the next question in, the answer out, piece by piece."""
+"""Chat session: a conversation that grows by questions and streamed answers."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,10 +14,10 @@ from caldera.inference.sampling import SamplingParams
 
 
 class Session:
-    """One conversation with an assistant; what was computed for earlier turns is not computed again."""
+    """One conversation with a model; earlier turns come from the engine's prefix cache."""
 
     def __init__(self, engine: Engine, sampling: SamplingParams) -> None:
-        """Talk through `engine`."""
+        """Start an empty conversation."""
         self._engine = engine
         self._sampling = sampling
         self._turns: tuple[Turn, ...] = ()
@@ -28,88 +28,86 @@ class Session:
 
     @property
     def conversation(self) -> Conversation:
-        """What was said so far."""
+        """The turns so far."""
         return Conversation("chat", self._turns)
 
     def add_image(self, image: Path | Image.Image) -> None:
-        """Put an image before the next question.
+        """Add an image to the next question.
 
         Args:
             image: A file, or a decoded image.
 
         Raises:
             ImageError: It cannot be used.
-            UsageError: There are more before it than one question can name.
+            UsageError: The question has too many images.
         """
-        opened = open_image(image) if isinstance(image, Path) else image.convert("RGB")
-        name = str(image) if isinstance(image, Path) else "an image"
-        label_images(
-            [*(shown for shown, _ in self._next_images), ImageRef(name)]
-        )  # refuses too many
-        self._next_images.append((ImageRef(name), self._engine.prepare_image(opened)))
+        decoded = open_image(image) if isinstance(image, Path) else image.convert("RGB")
+        reference = ImageRef(str(image) if isinstance(image, Path) else "an image")
+        # Called for its error.
+        label_images([*(earlier for earlier, _ in self._next_images), reference])
+        self._next_images.append((reference, self._engine.prepare_image(decoded)))
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Remove all turns and images."""
         self._turns = ()
         self._past_images = []
         self._next_images = []
 
-    def build_request(self, text: str) -> Request:
-        """Return what asks `text` after what was said so far.
+    def build_request(self, question: str) -> Request:
+        """Return the request to the engine for a question after the turns so far.
 
         Raises:
             UsageError: The question is empty.
         """
-        if not text.strip():
-            raise UsageError("the question is empty; ask something")
-        conversation = Conversation("chat", (*self._turns, self._turn(text)))
+        if not question.strip():
+            raise UsageError("the question is empty; enter a question")
+        conversation = Conversation("chat", (*self._turns, self._turn(question)))
         return Request(self._engine.build_prompt(conversation, self._images()), self._sampling)
 
-    def ask(self, text: str) -> Iterator[str]:
-        """Ask `text` and yield the answer; both become part of the conversation when the answer ends or is stopped.
+    def ask(self, question: str) -> Iterator[str]:
+        """Yield the answer; it and the question join the conversation when the answer ends or is stopped.
 
         Raises:
-            UsageError: The question is empty, or the conversation has grown too long for the model.
-            EngineError: The model could not go on.
+            UsageError: The question is empty, or the conversation is too long for the model.
+            EngineError: The model failed.
         """
-        request = self.build_request(text)
-        asked = self._turn(text)
+        request = self.build_request(question)
+        turn = self._turn(question)
         images = self._images()
-        answering = self._engine.submit(request)
+        stream = self._engine.submit(request)
         answer = ""
         try:
-            for piece in answering:
-                answer += piece.text
-                if piece.text:
-                    yield piece.text
+            for delta in stream:
+                answer += delta.text
+                if delta.text:
+                    yield delta.text
         finally:
-            answering.cancel()
+            stream.cancel()
             if answer.strip():
-                self._turns = (*self._turns, asked, Turn("assistant", (answer.strip(),)))
+                self._turns = (*self._turns, turn, Turn("assistant", (answer.strip(),)))
                 self._past_images, self._next_images = images, []
 
     def close(self) -> None:
-        """End the engine."""
+        """Stop the engine."""
         self._engine.close()
 
     def _images(self) -> list[ProcessedImage]:
-        """Return the images of all turns and of the next question."""
-        return [*self._past_images, *(prepared for _, prepared in self._next_images)]
+        return [*self._past_images, *(image for _, image in self._next_images)]
 
-    def _turn(self, text: str) -> Turn:
-        return user_turn(text, [image for image, _ in self._next_images])
+    def _turn(self, question: str) -> Turn:
+        return user_turn(question, [reference for reference, _ in self._next_images])
 
 
-def user_turn(text: str, images: Sequence[ImageRef]) -> Turn:
-    """Put images before a question; several are called by letters, as in the training data.
+def user_turn(question: str, images: Sequence[ImageRef]) -> Turn:
+    """Return a turn with images before a question; several are labeled with letters, as in the training data.
 
     Raises:
-        UsageError: There are more than can be named.
+        UsageError: There are more images than labels.
     """
     match images:
         case []:
-            return Turn("user", (text,))
+            return Turn("user", (question,))
         case [image]:
-            return Turn("user", (image, f"\n{text}"))
+            return Turn("user", (image, f"\n{question}"))
         case _:
-            return Turn("user", (*label_images(images), text))
+            return Turn("user", (*label_images(images), question))

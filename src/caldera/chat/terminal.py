@@ -1,4 +1,4 @@
-"""A session on a terminal: questions typed in, answers printed as they are made."""
+"""Terminal chat: reads questions and commands, prints answers as they are generated."""
 
 import re
 import sys
@@ -11,21 +11,20 @@ from caldera.chat.session import Session
 from caldera.errors import CalderaError, ImageError, UsageError, did_you_mean
 from caldera.images.decoding import resolve_image_path
 
-HELP = """/image FILE   show an image (several: once for each), then ask; a file dropped here alone does the same
-/reset        forget images and talk
-/help         this
-/exit         leave (also Ctrl-D)
-\\ at the end  goes on in the next line; so does all between two lines of \"\"\"
+HELP = """/image FILE   add an image to the next question (repeatable); dropping a file on the terminal does the same
+/reset        remove all images and turns
+/help         show this help
+/exit         quit (also Ctrl-D)
+\\ at the end  continue on the next line; \"\"\" starts and ends a question of several lines
 arrow up      earlier questions
 Ctrl-C        stop the answer"""
 
 _COMMANDS = ("/image", "/reset", "/help", "/exit")
 
 _MULTILINE = '"""'
-"""A line that begins and ends a question of several lines."""
+"""Line that starts and ends a question of several lines."""
 
-_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
-"""Ends of names by which a dropped file is known for an image."""
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
 
 _CONTROLS = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
@@ -33,7 +32,7 @@ _CONTROLS = re.compile(
 
 
 def strip_control_chars(text: str) -> str:
-    """Return text without escape sequences and control characters, which could act on the terminal."""
+    """Return text without escape sequences and control characters, which could control the terminal."""
     return _CONTROLS.sub("", text)
 
 
@@ -49,45 +48,37 @@ def answer_once(session: Session, images: Sequence[Path], question: str) -> None
 
 
 def run_repl(session: Session, images: Sequence[Path]) -> None:
-    """Read questions and commands until the user leaves; a bad one is answered by a line, and the talk goes on."""
+    """Read questions and commands until the user quits; an error prints one line and ends nothing."""
     for image in images:
-        session.add_image(image)
-        _print_note(f"showing {image.name}")
+        _add_image(session, image)
     _print_note(
         "Ask about the image, or type /help."
         if images
-        else "Show an image with /image FILE, or type /help."
+        else "Add an image with /image FILE, or type /help."
     )
-    _enable_readline()
+    # Importing readline enables line editing and history.
+    if sys.stdin.isatty() and find_spec("readline"):
+        import_module("readline")
     while True:
         try:
-            said = _question().strip()
+            line = _read_question().strip()
         except EOFError:
             _print_note("")
             return
-        except KeyboardInterrupt:  # drops what was typed, and no more
-            _print_note("(Ctrl-D or /exit leaves)")
+        except KeyboardInterrupt:
+            # Only discards the input.
+            _print_note("(Ctrl-D or /exit quits)")
             continue
-        if said == "/exit":
+        if line == "/exit":
             return
         try:
-            _handle(session, said)
+            _handle(session, line)
         except CalderaError as error:
             _print_note(f"error: {error}")
 
 
-def _enable_readline() -> None:
-    """Have the terminal edit lines and bring back earlier ones, where Python can."""
-    if sys.stdin.isatty() and find_spec("readline"):
-        import_module("readline")  # to import it is to use it
-
-
-def _question() -> str:
-    """Return the next question, of one line or several.
-
-    Raises:
-        EOFError: There is none.
-    """
+def _read_question() -> str:
+    """Return the next question, of one or several lines; raise EOFError at the end of the input."""
     line = _read_line("\nyou> ")
     if line.strip() == _MULTILINE:
         return "\n".join(iter(lambda: _read_line("...> "), _MULTILINE))
@@ -99,84 +90,66 @@ def _question() -> str:
 
 
 def _read_line(prompt: str) -> str:
-    """Return the next line; the prompt stands on a terminal only, never among answers that go elsewhere.
-
-    Raises:
-        EOFError: There is none.
-    """
+    """Return the next line; the prompt is printed on a terminal only, never among redirected answers."""
     if sys.stdin.isatty() and sys.stdout.isatty():
         return input(prompt)
     return input()
 
 
-def _handle(session: Session, said: str) -> None:
-    """Do what was typed: a command, an image's file alone, or a question.
-
-    Raises:
-        CalderaError: It cannot be done.
-    """
-    if dropped := _dragged_image(said):
-        _show(session, dropped)
-    elif said.startswith("/"):
-        _command(session, said)
-    elif said:
-        _answer(session, said)
+def _handle(session: Session, line: str) -> None:
+    """Run a command, add an image whose file is the complete line, or answer a question."""
+    if image := _dragged_image(line):
+        _add_image(session, image)
+    elif line.startswith("/"):
+        _run_command(session, line)
+    elif line:
+        _answer(session, line)
 
 
-def _dragged_image(said: str) -> Path | None:
-    """Return the image whose file is all that was typed."""
-    if "\n" in said or not said.strip("'\"").lower().endswith(_IMAGES):
+def _dragged_image(line: str) -> Path | None:
+    """Return the image whose file is the complete line; None for commands and questions that end like a file."""
+    if "\n" in line or not line.strip("'\"").lower().endswith(_IMAGE_SUFFIXES):
         return None
     try:
-        return resolve_image_path(said)
+        return resolve_image_path(line)
     except ImageError:
-        return None  # a command, or words that end like a file
+        return None
 
 
-def _show(session: Session, image: Path) -> None:
-    """Put an image before the next question.
-
-    Raises:
-        UsageError: There are more than one question can name.
-    """
+def _add_image(session: Session, image: Path) -> None:
     session.add_image(image)
-    _print_note(f"showing {image.name}")
+    _print_note(f"added {image.name}")
 
 
-def _command(session: Session, line: str) -> None:
-    """Carry out a command.
-
-    Raises:
-        CalderaError: There is no such command, or its image cannot be used.
-    """
-    name, _, rest = line.partition(" ")
-    if name == "/image" and rest.strip():
-        _show(session, resolve_image_path(rest))
-    elif name == "/reset":
-        session.reset()
-        _print_note("all forgotten")
-    elif name == "/help":
-        _print_note(HELP)
+def _run_command(session: Session, line: str) -> None:
+    name, _, argument = line.partition(" ")
+    if name == "/image" and argument.strip():
+        _add_image(session, resolve_image_path(argument))
     elif name == "/image":
         raise UsageError("/image needs a file: /image photo.jpg")
+    elif name == "/reset":
+        session.reset()
+        _print_note("conversation removed")
+    elif name == "/help":
+        _print_note(HELP)
     else:
         raise UsageError(f"no command is called {name}; {did_you_mean(name, _COMMANDS)}")
 
 
 def _answer(session: Session, question: str) -> None:
-    """Print an answer as it comes; Ctrl-C stops the answer only."""
-    pieces = session.ask(question)
+    """Print an answer as it is generated; Ctrl-C stops the answer only."""
+    texts = session.ask(question)
     try:
-        for piece in pieces:
-            sys.stdout.write(strip_control_chars(piece))
+        for text in texts:
+            sys.stdout.write(strip_control_chars(text))
             sys.stdout.flush()
     except KeyboardInterrupt:
-        pieces.close()  # type: ignore[attr-defined] # it is a generator
+        texts.close()  # type: ignore[attr-defined] # a generator
         sys.stdout.write(" (stopped)")
     sys.stdout.write("\n")
     sys.stdout.flush()
 
 
 def _print_note(text: str) -> None:
-    """Print a line that is not an answer."""
+    """Print a line that is not part of an answer."""
     print(text, file=sys.stderr)  # noqa: T201 - this is the terminal

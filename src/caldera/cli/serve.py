@@ -1,4 +1,4 @@
-"""`caldera serve`: a model behind OpenAI's API."""
+"""Command `caldera serve`."""
 
 import os
 from pathlib import Path
@@ -11,47 +11,45 @@ from caldera.cli.options import Device, Quantize, runtime_from, stderr_console, 
 if TYPE_CHECKING:
     from caldera.server.page.page import PageConfig
 
-KeyFile = Annotated[
+ApiKeyFile = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Keys that open the server, one a line; or CALDERA_API_KEY."),
+    typer.Option(metavar="FILE", help="API keys, one per line; or set CALDERA_API_KEY."),
 ]
-HostName = Annotated[
+AllowedHost = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME",
-        help="Name by which a server without a key is reached, such as behind a proxy; many times.",
+        help="Host name of a server without a key, such as that of a proxy. Repeatable.",
     ),
 ]
-FetchFrom = Annotated[
+AllowedMediaDomains = Annotated[
     list[str] | None,
     typer.Option(
         metavar="HOST",
-        help="Fetch images from this host (or HOST:PORT); * for any public one; many times. \\[default: none]",
+        help="Allow image URLs of this HOST or HOST:PORT; * for any public host. Repeatable. \\[default: none]",
     ),
 ]
-MediaRoot = Annotated[
+AllowedLocalMediaPath = Annotated[
     Path | None,
-    typer.Option(metavar="FOLDER", help="Folder whose images clients may name by file: URLs."),
+    typer.Option(metavar="FOLDER", help="Allow file: URLs of images in this folder."),
 ]
 WithPage = Annotated[
     bool | None,
     typer.Option(
         "--web/--no-web",
-        help="Have a page for browsers at /. \\[default: if caldera\\[web] is installed]",
+        help="Serve a web page at /. \\[default: if caldera\\[web] is installed]",
     ),
 ]
-Beside = Annotated[
+CompareWith = Annotated[
     Path | None,
-    typer.Option(
-        metavar="FOLDER", help="A second model, which answers beside the first on the page."
-    ),
+    typer.Option(metavar="FOLDER", help="Second model, shown next to the first on the page."),
 ]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="NAME=VALUE",
-        help="Change a limit, such as limits.images, media.max_bytes or engine.slots; many times.",
+        help="Change a setting, such as limits.images, media.max_bytes or engine.slots. Repeatable.",
     ),
 ]
 Dtype = Annotated[
@@ -65,129 +63,133 @@ Dtype = Annotated[
 def serve(
     model: Annotated[Path, typer.Argument(help="Model folder.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free port.")
+    ] = 8000,
     name: Annotated[
-        str | None, typer.Option(help="Clients' name for it. \\[default: the folder's]")
+        str | None,
+        typer.Option(help="Name of the model for clients. \\[default: name of the folder]"),
     ] = None,
-    api_key_file: KeyFile = None,
+    api_key_file: ApiKeyFile = None,
     no_auth: Annotated[
-        bool, typer.Option("--insecure", help="Listen beyond this machine without a key.")
+        bool, typer.Option("--no-auth", help="Allow other machines to connect without a key.")
     ] = False,
-    allowed_host: HostName = None,
-    allowed_media_domains: FetchFrom = None,
-    allowed_local_media_path: MediaRoot = None,
-    metrics: Annotated[bool, typer.Option(help="Have /metrics.")] = True,
+    allowed_host: AllowedHost = None,
+    allowed_media_domains: AllowedMediaDomains = None,
+    allowed_local_media_path: AllowedLocalMediaPath = None,
+    metrics: Annotated[bool, typer.Option(help="Serve Prometheus metrics at /metrics.")] = True,
     web: WithPage = None,
-    compare_with: Beside = None,
+    compare_with: CompareWith = None,
     settings: Settings = None,
     quantize: Quantize = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
 ) -> None:
-    """Answer OpenAI's chat completions with a model, and questions on a page in a browser.
+    """Serve a model by OpenAI's chat completions API and on a web page.
 
-    Ends on Ctrl-C or SIGTERM, once answers under way are whole.
+    Ends on Ctrl-C or SIGTERM, after the running requests have finished.
 
     [bold]Examples[/bold]
 
       caldera serve runs/demo/model
 
-      caldera serve runs/demo/model --host 0.0.0.0 --key-file keys.txt
+      caldera serve runs/demo/model --host 0.0.0.0 --api-key-file keys.txt
 
-      caldera serve runs/demo/model --fetch-from images.example --set limits.images=2
+      caldera serve runs/demo/model --allowed-media-domains images.example --set limits.images=2
 
-      caldera serve runs/demo/model --beside runs/other/model
+      caldera serve runs/demo/model --compare-with runs/other/model
     """
     _check_installed()
     from caldera.overrides import apply_overrides
     from caldera.server.api.config import ServerConfig
-    from caldera.server.media.loader import MediaSettings
+    from caldera.server.media.loader import MediaConfig
     from caldera.server.serve import Address, log_as_json, serve
 
-    media = MediaSettings(hosts=tuple(allowed_media_domains or ()), root=allowed_local_media_path)
-    names = {"name": name or model.resolve().name, "host_names": tuple(allowed_host or ())}
-    plain = ServerConfig(**names, keys=_keys(api_key_file), metrics=metrics, media=media)  # type: ignore[arg-type]
-    bits = [] if quantize is None else [f"engine.quantization={quantize}"]
-    chosen = apply_overrides(plain, [*bits, *(settings or ())])
-    page = _page(web, compare_with)
+    config = ServerConfig(
+        name=name or model.resolve().name,
+        keys=_read_keys(api_key_file),
+        allowed_hosts=tuple(allowed_host or ()),
+        metrics=metrics,
+        media=MediaConfig(
+            allowed_domains=tuple(allowed_media_domains or ()), root=allowed_local_media_path
+        ),
+    )
+    overrides = [] if quantize is None else [f"engine.quantization={quantize}"]
+    config = apply_overrides(config, [*overrides, *(settings or ())])
+    page = _page_config(web, compare_with)
+
+    def print_urls(url: str) -> None:
+        stdout_console.print(f"{config.name} at {url}", soft_wrap=True)
+        if page is not None:
+            stdout_console.print(f"page at {url.removesuffix('/v1')}/", soft_wrap=True)
+
     log_as_json()
     serve(
         model,
-        Address(host=host, port=port, insecure=no_auth),
-        chosen,
+        Address(host=host, port=port, no_auth=no_auth),
+        config,
         compute=runtime_from(device, dtype).compute,
         match_stored_dtype=dtype == "auto",
-        web=page,
-        on_listening=lambda url: _tell(chosen.name, url, page),
+        page=page,
+        on_listening=print_urls,
     )
     stderr_console.print("ended", soft_wrap=True)
 
 
-def _tell(name: str, url: str, page: "PageConfig | None") -> None:
-    """Say where the server is."""
-    stdout_console.print(f"{name} at {url}", soft_wrap=True)
-    if page is not None:
-        stdout_console.print(f"page at {url.removesuffix('/v1')}/", soft_wrap=True)
-
-
-def _page(wanted: bool | None, beside: Path | None) -> "PageConfig | None":
-    """Return what the server is told of its page; nothing if there is to be none.
+def _page_config(web: bool | None, second_model: Path | None) -> "PageConfig | None":
+    """Return the configuration of the page; None for no page.
 
     Raises:
-        UsageError: It is wanted, but its packages are not installed; or a second model is given, but no page.
+        UsageError: The page or a second model is requested, but the page's packages are not installed; or a second
+            model is given with --no-web.
     """
     from caldera.errors import UsageError
     from caldera.server.page.page import PageConfig, is_installed
 
-    if wanted is False and beside is not None:
-        raise UsageError(
-            "--beside is for the page, which --no-web leaves away; leave one of them away"
-        )
-    if wanted is False:
+    if web is False:
+        if second_model is not None:
+            raise UsageError("--compare-with needs the web page; drop --compare-with or --no-web")
         return None
     if is_installed():
-        return PageConfig(beside)
-    needed = "the page needs Gradio: pip install 'caldera[web]'"
-    if wanted or beside is not None:
-        raise UsageError(f"{needed}, or leave --web and --beside away")
-    stderr_console.print(f"no page: {needed}", soft_wrap=True)
+        return PageConfig(second_model)
+    reason = "the page needs Gradio: pip install 'caldera[web]'"
+    if web or second_model is not None:
+        raise UsageError(f"{reason}, or drop --web and --compare-with")
+    stderr_console.print(f"no page: {reason}", soft_wrap=True)
     return None
 
 
 def _check_installed() -> None:
-    """Refuse to go on without what the extra brings.
-
-    Raises:
-        UsageError: A package is missing.
-    """
+    """Raise UsageError if a package of the extra is missing."""
     from importlib.util import find_spec
 
     from caldera.errors import UsageError
 
-    missing = [one for one in ("fastapi", "uvicorn", "prometheus_client") if find_spec(one) is None]
+    packages = ("fastapi", "uvicorn", "prometheus_client")
+    missing = [package for package in packages if find_spec(package) is None]
     if missing:
         raise UsageError(f"serving needs {', '.join(missing)}: pip install 'caldera[serve]'")
 
 
-def _keys(file: Path | None) -> tuple[str, ...]:
-    """Return the keys of a file and of the environment.
+def _read_keys(path: Path | None) -> tuple[str, ...]:
+    """Return the API keys of the environment and of a file.
 
     Raises:
         InputError: The file cannot be read.
-        UsageError: It holds none, or one that no header can carry.
+        UsageError: It contains no key, or one that a header cannot contain.
     """
     from caldera.errors import InputError, UsageError
 
     keys = [key] if (key := os.environ.get("CALDERA_API_KEY", "").strip()) else []
-    if file is not None:
+    if path is not None:
         try:
-            lines = file.read_text().splitlines()
+            lines = path.read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"the key file {file} cannot be read: {error}") from None
-        found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-        if not found:
-            raise UsageError(f"the key file {file} holds no key; write one a line")
-        keys += found
+            raise InputError(f"the API key file {path} cannot be read: {error}") from None
+        file_keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+        if not file_keys:
+            raise UsageError(f"the API key file {path} contains no key; write one key per line")
+        keys += file_keys
     if any(not key.isascii() or not key.isprintable() or " " in key for key in keys):
-        raise UsageError("a key holds spaces or signs beyond ASCII, which no header carries")
+        raise UsageError("an API key contains a space or a non-ASCII character; use another key")
     return tuple(keys)

@@ -1,4 +1,4 @@
-"""A model folder and an address in, a server that runs until it is told to end."""
+"""Server process: binds an address, loads the models and runs until a signal ends it."""
 
 import asyncio
 import errno
@@ -27,75 +27,77 @@ from caldera.server.api.config import ServerConfig
 from caldera.server.api.service import Service
 from caldera.server.page.page import PageConfig
 
-_HEAD_BYTES = 1 << 16
-"""Of a request's head; longer ones are refused before they are read."""
-
-_KEEP_ALIVE = 30
+_MAX_HEADER_BYTES = 1 << 16
+_KEEP_ALIVE_SECONDS = 30
+_UNREAD_MILLISECONDS = 60_000
+"""TCP timeout of data that a client does not acknowledge."""
 _BACKLOG = 512
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Address:
-    """Where a server listens."""
+    """Address that a server listens on."""
 
     host: str = "127.0.0.1"
     port: int = 8000
-    """0 for any that is free."""
-    insecure: bool = False
-    """Whether it may be reached from elsewhere without a key."""
+    """0 for any free port."""
+    no_auth: bool = False
+    """Whether other machines may connect without a key."""
 
 
 def serve(
     folder: Path,
     address: Address,
-    settings: ServerConfig,
+    config: ServerConfig,
     *,
     compute: DeviceConfig,
     match_stored_dtype: bool,
-    web: PageConfig | None,
+    page: PageConfig | None,
     on_listening: Callable[[str], object],
 ) -> None:
     """Serve a model folder until SIGTERM or SIGINT.
 
     Args:
         folder: A model folder.
-        address: Where to listen.
-        settings: Everything else.
-        compute: Where and in which precision the model runs.
-        by_storage: Whether a folder that is stored in fp32 runs in fp32 all the same.
-        web: Of the page in a browser; None for no page.
-        tell: Given the server's URL once it listens.
+        address: Address to listen on.
+        config: Everything else.
+        compute: Device and precision of the model.
+        match_stored_dtype: Whether a model that is stored in fp32 runs in fp32 in any case.
+        page: Configuration of the web page; None for no page.
+        on_listening: Called with the server's URL once it listens.
 
     Raises:
-        ModelFolderError: A folder cannot be loaded.
-        UsageError: It cannot listen there, or should not without a key.
+        ModelFormatError: A folder cannot be loaded.
+        UsageError: The address cannot be used, or must not be used without a key.
     """
-    if not (settings.keys or address.insecure or is_loopback(address.host)):
+    if not (config.keys or address.no_auth or is_loopback(address.host)):
         raise UsageError(
-            f"{address.host} can be reached from other machines and there is no key; set CALDERA_API_KEY or give "
-            "--key-file, or say --insecure if others guard it"
+            f"{address.host} can be reached from other machines and there is no key; set CALDERA_API_KEY or pass "
+            "--api-key-file, or pass --no-auth if access is restricted otherwise"
         )
-    beside = None if web is None else web.second_model
-    for each in (folder, *([] if beside is None else [beside])):
-        open_lazily(each)  # what cannot be loaded is told of before anything listens
+    second_folder = None if page is None else page.second_model
+    # Report a folder that cannot be loaded before the server listens.
+    for path in (folder, second_folder):
+        if path is not None:
+            open_lazily(path)
     listening = bind_socket(address)
 
-    def opened(each: Path) -> Engine:
-        chosen = with_stored_dtype(each, compute) if match_stored_dtype else compute
-        return load_engine(each, chosen, settings.engine)
+    def load_one(path: Path) -> Engine:
+        runtime = with_stored_dtype(path, compute) if match_stored_dtype else compute
+        return load_engine(path, runtime, config.engine)
 
-    def load() -> Engine:
-        if web is not None and beside is not None:
-            web.second_engine = opened(beside)
-        return opened(folder)
+    def load_all() -> Engine:
+        if page is not None and second_folder is not None:
+            page.second_engine = load_one(second_folder)
+        return load_one(folder)
 
     host = f"[{address.host}]" if ":" in address.host else address.host
     on_listening(f"http://{host}:{listening.getsockname()[1]}/v1")
-    asyncio.run(_serve(listening, settings, load, web))
+    asyncio.run(_serve(listening, config, load_all, page))
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether a host to listen on is reached from this machine alone."""
+    """Return whether a listening host can be reached from this machine alone."""
     if host == "localhost":
         return True
     try:
@@ -105,45 +107,40 @@ def is_loopback(host: str) -> bool:
 
 
 def bind_socket(address: Address) -> socket.socket:
-    """Take the address.
+    """Return a socket that listens on an address.
 
     Raises:
-        UsageError: It is taken, or not this machine's.
+        UsageError: The address is in use, or does not belong to this machine.
     """
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    load_one = socket.socket(family, socket.SOCK_STREAM)
-    load_one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    load_one.setsockopt(
-        socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000
-    )  # of those who do not read
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_MILLISECONDS)
     try:
-        load_one.bind((address.host, address.port))
-        load_one.listen(_BACKLOG)
+        listening.bind((address.host, address.port))
+        listening.listen(_BACKLOG)
     except (OSError, OverflowError) as error:
-        load_one.close()
-        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-        why = "is in use; choose another with --port" if taken else f"cannot be used: {error}"
-        raise UsageError(f"port {address.port} on {address.host} {why}") from None
-    return load_one
+        listening.close()
+        in_use = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        reason = "is in use; choose another with --port" if in_use else f"cannot be used: {error}"
+        raise UsageError(f"port {address.port} on {address.host} {reason}") from None
+    return listening
 
 
 async def _serve(
     listening: socket.socket,
-    settings: ServerConfig,
+    config: ServerConfig,
     load: Callable[[], Engine],
-    web: PageConfig | None,
+    page: PageConfig | None,
 ) -> None:
-    """Run the server until its service has ended.
-
-    Raises:
-        CalderaError: The model cannot be loaded.
-    """
-    service = Service(settings)
+    """Run the server until its service is closed; raise the error if the model cannot be loaded."""
+    service = Service(config)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.shutdown)
-    config = uvicorn.Config(
-        with_middleware(create_app(service, None if web is None else web.page(service)), service),
+    app = create_app(service, None if page is None else page.create(service))
+    uvicorn_config = uvicorn.Config(
+        with_middleware(app, service),
         http="h11",
         ws="none",
         lifespan="off",
@@ -151,60 +148,60 @@ async def _serve(
         access_log=False,
         proxy_headers=False,
         server_header=False,
-        h11_max_incomplete_event_size=_HEAD_BYTES,
-        timeout_keep_alive=_KEEP_ALIVE,
+        h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=1,
     )
-    server = _SignalFreeServer(config)
-    running = asyncio.create_task(server.serve(sockets=[listening]))
+    server = _SignalFreeServer(uvicorn_config)
+    server_task = asyncio.create_task(server.serve(sockets=[listening]))
     service.start(load)
-    await service.ended.wait()
+    await service.closed.wait()
     server.should_exit = True
-    await running
-    finished = await service.close()
-    if web is not None and web.second_engine is not None:
-        web.second_engine.close()
+    await server_task
+    is_finished = await service.close()
+    if page is not None and page.second_engine is not None:
+        page.second_engine.close()
     if service.failure is not None:
         raise service.failure
-    if not finished:  # a thread still loads, and would keep the process
+    if not is_finished:
+        # The thread that still loads the model would keep the process alive.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
 
 
 class _SignalFreeServer(uvicorn.Server):
-    """Leaves the signals to the service, which answers with 503 while it drains instead of not at all."""
+    """Server that leaves signals to the service, which responds with 503 while it drains."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Do nothing."""
+        """Install no signal handlers."""
         yield
 
 
 class JsonLogFormatter(logging.Formatter):
-    """Writes each record as a line of JSON: when, what, and the numbers that go with it."""
+    """Formatter that writes each record, including its extra fields, as one line of JSON."""
 
-    _USUAL = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+    _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        more = {name: value for name, value in vars(record).items() if name not in self._USUAL}
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        extra = {name: value for name, value in vars(record).items() if name not in self._STANDARD}
         line = {
-            "time": f"{when}.{int(record.msecs):03d}Z",
+            "time": f"{seconds}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "event": record.getMessage(),
-            **more,
+            **extra,
         }
         return json.dumps(line, default=str)
 
 
 def log_as_json() -> None:
-    """Write every log of this process as JSON on the error stream; libraries only from warnings on."""
+    """Write all logs of this process as JSON to stderr; of libraries only warnings and above."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLogFormatter())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("caldera").setLevel(logging.INFO)
-    logging.getLogger("uvicorn").setLevel(
-        logging.CRITICAL
-    )  # what it says of errors quotes requests
+    # uvicorn's error messages quote requests.
+    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)

@@ -1,182 +1,88 @@
-"""The guard before images that clients name: one reading of a URL, and only checked addresses are dialled."""
+"""Tests of the image loader: data URLs, limits over all images, and the one place that opens images."""
 
 import ast
-import asyncio
-import ipaddress
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
+from PIL import Image
 
-from caldera.errors import UsageError
-from caldera.server.media.errors import HOST_FAILED, NOT_ALLOWED, MediaError
-from caldera.server.media.fetcher import Fetcher, Stream
-from caldera.server.media.loader import ImageLoader, MediaSettings
-from caldera.server.media.url_policy import (
-    HostAllowlist,
-    RemoteUrl,
-    is_public,
-    parse_url,
-    resolve_redirect,
+from tests.server.server_process import (
+    ROOT,
+    ServerProcess,
+    encode_image,
+    image_part,
+    make_image,
 )
 
-ROOT = Path(__file__).parents[2] / "src" / "caldera"
-PUBLIC = "93.184.216.34"
-
-
-class Recorder:
-    """A resolver with prepared answers, and a dialler that only writes down where it was sent."""
-
-    def __init__(self, *answers: list[str]) -> None:
-        self.answers = list(answers)
-        self.asked: list[str] = []
-        self.dialled: list[str] = []
-
-    async def resolve(self, host: str, port: int) -> list[str]:
-        """Give the next answer; the last one again and again."""
-        self.asked.append(host)
-        return self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
-
-    async def dial(self, address: str, url: RemoteUrl) -> Stream:
-        """Write it down, and find nobody there."""
-        self.dialled.append(address)
-        raise ConnectionRefusedError
-
-    def fetch(self, url: str, *hosts: str) -> MediaError:
-        """Fetch and return how it failed, as it must."""
-        fetcher = Fetcher(
-            HostAllowlist(hosts), max_bytes=9, seconds=5, resolve=self.resolve, dial=self.dial
-        )
-        with pytest.raises(MediaError) as caught:
-            asyncio.run(fetcher.fetch(url))
-        return caught.value
-
-
-PIECES = st.sampled_from(
-    ["http://", "https://", "a.example", "127.0.0.1", "10.0.0.1", "[::1]", "0x7f.1", "2130706433", "localhost", "@",
-     ":", "80", "443", "22", "\\", "/", "?", "#", "%", ".", "..", "\t", " ", "é", "。", "[", "]", "xn--a", "-", "_"]
-)  # fmt: skip
-URLS = st.lists(PIECES, max_size=8).map("".join)
-ADDRESSES = st.one_of(
-    st.ip_addresses().map(str), st.just(PUBLIC), st.just("127.0.0.1"), st.just("fe80::1%eth0")
-)
-
-
-@given(url=URLS, addresses=st.lists(ADDRESSES, min_size=1, max_size=4))
-@example(url="http://a.example", addresses=[PUBLIC])
-@example(url="http://a.example", addresses=[PUBLIC, "127.0.0.1"])
-def test_a3_what_is_dialled_is_what_was_checked(url: str, addresses: list[str]) -> None:
-    """A3, A5: whatever the URL and the resolver say, each address dialled is one that was resolved, and public."""
-    recorder = Recorder(addresses)
-    error = recorder.fetch(url, "*")
-    assert set(recorder.dialled) <= set(addresses)
-    assert all(ipaddress.ip_address(each).is_global for each in recorder.dialled)
-    if recorder.dialled:
-        assert error.fault is HOST_FAILED
-        assert all(map(is_public, addresses)), "one that is private among them refuses them all"
-
-
-def test_a3_the_property_meets_urls_that_are_dialled() -> None:
-    """The property above is no empty one."""
-    recorder = Recorder([PUBLIC])
-    recorder.fetch("http://a.example", "*")
-    assert recorder.dialled == [PUBLIC, PUBLIC], "it is tried twice"
-
-
-def test_a5_each_try_resolves_once_and_dials_what_it_checked() -> None:
-    """A5: a resolver that says public first and loopback afterwards is believed once, and then refused."""
-    recorder = Recorder([PUBLIC], ["127.0.0.1"])
-    error = recorder.fetch("http://a.example/x", "a.example")
-    assert error.fault is NOT_ALLOWED
-    assert recorder.asked == ["a.example", "a.example"]
-    assert recorder.dialled == [PUBLIC]
-
-
-@given(
-    host=st.from_regex(r"[a-z][a-z0-9]{0,8}(\.[a-z]{1,5}){0,2}", fullmatch=True),
-    port=st.integers(1, 65535),
-)
-def test_plain_urls_are_rebuilt_as_they_were(host: str, port: int) -> None:
-    """A plain URL keeps its parts."""
-    url = parse_url(f"HTTP://{host.upper()}:{port}/a/b?c=d")
-    assert url == RemoteUrl("http", host, port, "/a/b?c=d")
-    assert parse_url(f"http://{url.authority}{url.target}") == url
+PNG = make_image()
 
 
 @pytest.mark.parametrize(
-    ("location", "expected"),
+    ("url", "code"),
     [
-        ("/y", "http://a.example:80/y"),
-        ("y?z", "http://a.example:80/d/y?z"),
-        ("//b.example/y", "http://b.example:80/y"),
-        ("https://b.example", "https://b.example:443/"),
+        ("ftp://a.example/x.png", "invalid_image_url"),
+        ("gopher://a.example/x", "invalid_image_url"),
+        ("javascript:alert(1)", "invalid_image_url"),
+        ("data:image/png;base64", "invalid_image_url"),
+        ("data:", "invalid_image_url"),
+        ("data:text/html;base64,PGI+", "unsupported_image_media_type"),
+        ("data:video/jpeg;base64,AAAA", "unsupported_image_media_type"),
+        ("data:,x", "unsupported_image_media_type"),
+        ("data:image/png,%89PNG", "invalid_base64_image"),
+        ("data:image/png;base64,AAA", "invalid_base64_image"),
+        ("data:image/png;base64,AA=A", "invalid_base64_image"),
+        ("data:image/png;base64,AA AA", "invalid_base64_image"),
+        ("data:image/png;base64,AA\nAA", "invalid_base64_image"),
+        ("data:image/png;base64,ÄÄÄÄ", "invalid_base64_image"),
+        ("data:image/png;base64,AA-_", "invalid_base64_image"),
     ],
 )
-def test_redirects_lead_where_they_say(location: str, expected: str) -> None:
-    """Each form of a Location is read against where it was given."""
-    url = resolve_redirect(parse_url("http://a.example/d/x"), location)
-    assert f"{url.scheme}://{url.host}:{url.port}{url.target}" == expected
+def test_other_schemes_and_broken_data_urls_are_rejected(
+    server: ServerProcess, url: str, code: str
+) -> None:
+    """Each kind has its own code."""
+    answer = server.ask("What?", image_part(url))
+    assert (answer.status, answer.code) == (400, code)
 
 
-def test_a4_https_is_not_left_for_http() -> None:
-    """A4: the scheme may get safer, never less safe."""
-    with pytest.raises(MediaError):
-        resolve_redirect(parse_url("https://a.example/"), "http://a.example/")
+def test_long_data_urls_are_rejected_before_decoding(server: ServerProcess) -> None:
+    """20 MiB of base64 is over the limit of a body, 15 MiB over that of an image."""
+    start = "data:image/png;base64,"
+    over_body = server.ask("What?", image_part(start + "A" * (20 << 20)))
+    assert (over_body.status, over_body.code) == (413, "request_too_large")
+    over_image = server.ask("What?", image_part(start + "A" * (15 << 20)))
+    assert (over_image.status, over_image.code) == (400, "image_file_too_large")
 
 
-def test_hosts_hold_for_their_ports() -> None:
-    """An entry without a port is for the usual ones; an address that is written down is for its own port alone."""
-    hosts = HostAllowlist(["a.example", "b.example:8080", "127.0.0.1:9000", "*"])
-    hosts.check_host(parse_url("https://a.example/"))
-    hosts.check_host(parse_url("http://b.example:8080/"))
-    hosts.check_addresses(parse_url("http://127.0.0.1:9000/"), ["127.0.0.1"])
-    for refused in ("http://a.example:8080/", "http://c.example:9000/"):
-        with pytest.raises(MediaError):
-            hosts.check_host(parse_url(refused))
-    with pytest.raises(MediaError):
-        hosts.check_addresses(parse_url("http://127.0.0.1/"), ["127.0.0.1"])
-    for wrong in ("http://a.example", "a.example/x", "a b", ""):
-        with pytest.raises(UsageError, match="is not understood"):
-            HostAllowlist([wrong])
+def test_total_pixels_are_checked_before_decoding(server: ServerProcess) -> None:
+    """Three images, each under the limit of 32 Mpx, are over that of 64 Mpx together; forty images are too many."""
+    large = encode_image(Image.new("1", (6_000, 5_000)))
+    assert len(large) < 20_000
+    decoded = server.metric("caldera_image_decode_seconds_count")
+    answer = server.ask("What?", large, large, large)
+    assert (answer.status, answer.code) == (400, "image_too_large")
+    assert server.ask("What?", *[large] * 40).status == 400
+    assert server.metric("caldera_image_decode_seconds_count") == decoded
 
 
-def test_b12_decoders_that_are_lost_are_started_again(photos: Path) -> None:
-    """B12: a process that is killed, or finds no memory, fails one image; the next is decoded by a new one."""
-    content = (photos / "0.png").read_bytes()
-
-    async def go() -> None:
-        media = ImageLoader(MediaSettings(decoders=1))
-        async with media._decoders.decode(content) as image:
-            assert image.size == (19, 5)
-        [worker] = media._decoders._idle
-        worker.kill()
-        with pytest.raises(MediaError) as lost:
-            async with media._decoders.decode(content):
-                pass
-        assert lost.value.fault.status == 503
-        async with media._decoders.decode(content) as image:
-            assert image.size == (19, 5)
-        await media.close()
-
-    asyncio.run(go())
+PACKAGE = ROOT / "src" / "caldera"
 
 
-def opened_in(path: Path) -> set[str]:
-    """Name what a file calls or imports that opens images or web addresses."""
-    found = set()
+def names_used_in(path: Path) -> set[str]:
+    """Return the names that a file imports or calls as attributes of a module."""
+    names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            found.add(f"{node.value.id}.{node.attr}")
+            names.add(f"{node.value.id}.{node.attr}")
         if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
+            names.update(alias.name for alias in node.names)
         if isinstance(node, ast.ImportFrom):
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return found
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
 
 
 def test_images_and_web_addresses_are_opened_in_one_place() -> None:
-    """No other module opens images or fetches; drawn scenes that a recipe has just encoded are its own."""
+    """No other module opens images or fetches URLs, except for images that caldera has just rendered."""
     opens = ("Image.open", "PIL.Image.open")
     fetches = (
         "urllib.request",
@@ -186,17 +92,21 @@ def test_images_and_web_addresses_are_opened_in_one_place() -> None:
         "aiohttp",
         "asyncio.open_connection",
     )
-    files = sorted(ROOT.rglob("*.py"))
+    files = sorted(PACKAGE.rglob("*.py"))
     assert len(files) > 100
-    opening = [path.relative_to(ROOT).as_posix() for path in files if opened_in(path) & {*opens}]
-    fetching = [path.relative_to(ROOT).as_posix() for path in files if opened_in(path) & {*fetches}]
-    assert opening == ["batches/image_files.py", "scenes/vision_pretraining.py"]
-    assert fetching == ["chat/remote_media.py"]
+    opening = [
+        path.relative_to(PACKAGE).as_posix() for path in files if names_used_in(path) & {*opens}
+    ]
+    fetching = [
+        path.relative_to(PACKAGE).as_posix() for path in files if names_used_in(path) & {*fetches}
+    ]
+    assert opening == ["images/decoding.py"]
+    assert fetching == ["server/media/fetcher.py"]
 
 
-def test_nothing_that_runs_code_is_read_from_clients() -> None:
-    """The server imports nothing that unpickles."""
-    files = sorted((ROOT / "chat").rglob("*.py"))
+def test_the_server_does_not_unpickle() -> None:
+    """The server imports nothing that runs code from its input."""
+    files = sorted((PACKAGE / "server").rglob("*.py"))
     assert len(files) > 15
     banned = {"pickle", "dill", "marshal", "shelve", "multiprocessing", "torch.load", "jinja2"}
-    assert [path.name for path in files if opened_in(path) & banned] == []
+    assert [path.name for path in files if names_used_in(path) & banned] == []

@@ -1,4 +1,4 @@
-"""What may be asked of the page's part of the server, as a subprocess: rows I7 and I8 of the faults, sites and keys."""
+"""Tests of the page's guard against a real server: reachable paths, uploads, other sites and keys."""
 
 import base64
 import json
@@ -13,7 +13,7 @@ from tests.server.server_process import ServerProcess
 
 @pytest.fixture
 def server(web_server: ServerProcess, loopback: None) -> Iterator[ServerProcess]:
-    """A server with the page, which gives it after the test as before."""
+    """A server with the page, which must be available after the test."""
     yield web_server
     assert web_server.get("/").status == 200
 
@@ -31,8 +31,8 @@ def server(web_server: ServerProcess, loopback: None) -> Iterator[ServerProcess]
         "/gradio_api/custom_component/1/client/component/x.js", "/docs", "/v1/nothing", "//evil.test/",
     ],
 )  # fmt: skip
-def test_no_file_and_no_other_site_is_reached(server: ServerProcess, path: str) -> None:
-    """I7: 404 in the one shape of errors, and no way to another site."""
+def test_gradio_routes_for_files_and_proxies_are_closed(server: ServerProcess, path: str) -> None:
+    """Status 404 in the one shape of errors, and no redirect to another site."""
     answer = server.get(path)
     assert answer.status in (403, 404), answer.content
     assert "location" not in answer.headers
@@ -42,14 +42,14 @@ def test_no_file_and_no_other_site_is_reached(server: ServerProcess, path: str) 
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
-def test_nothing_can_be_uploaded(server: ServerProcess, method: str) -> None:
-    """I7: There is no route for it, so there is no file of another user either."""
+def test_uploads_are_not_possible(server: ServerProcess, method: str) -> None:
+    """There is no route for uploads, so there is no file of another user either."""
     assert server.send(method, "/gradio_api/upload", b"x").status == 404
     assert server.send(method, "/", b"x").status == 404
 
 
-def test_a_body_of_200_mb_is_refused_before_it_is_read(server: ServerProcess) -> None:
-    """I8: By what it announces, or while it comes."""
+def test_a_body_of_200_mb_is_rejected_before_it_is_read(server: ServerProcess) -> None:
+    """Its declared length is enough."""
     announced = server.send(
         "POST", "/gradio_api/queue/join", b"", {"Content-Length": str(200 << 20)}
     )
@@ -57,15 +57,15 @@ def test_a_body_of_200_mb_is_refused_before_it_is_read(server: ServerProcess) ->
     assert announced.code == "too_large"
 
 
-def test_the_api_is_as_it_is_without_the_page(server: ServerProcess) -> None:
-    """Errors have OpenAI's shape on its routes, and a wrong method is told so."""
+def test_the_page_does_not_change_the_api(server: ServerProcess) -> None:
+    """Errors on the routes of the API have OpenAI's shape, including wrong methods."""
     assert server.get("/v1/chat/completions").status == 405
     assert server.get("/v1/models/other").code == "model_not_found"
     assert server.ask("what is it").text
 
 
-def test_other_sites_may_not_ask(server: ServerProcess) -> None:
-    """A page elsewhere cannot have a visitor's browser use this one, nor embed it."""
+def test_requests_of_other_sites_are_rejected(server: ServerProcess) -> None:
+    """The page of another site can neither use this page through the browser nor embed it."""
     body = json.dumps({"fn_index": 0, "data": [], "session_hash": "x"}).encode()
     headers = {"Content-Type": "application/json", "Origin": "http://evil.test"}
     answer = server.send("POST", "/gradio_api/queue/join", body, headers)
@@ -80,7 +80,7 @@ def test_other_sites_may_not_ask(server: ServerProcess) -> None:
 
 
 def test_a_key_is_needed_for_the_page_too(model_folder: Path, loopback: None) -> None:
-    """The browser asks its user; the password is the key. No route of the page is open without it."""
+    """The browser asks its user for a password, which is the key; no route of the page is public."""
     with ServerProcess(model_folder, "--web", key="secret-key") as server:
         for path in ("/", "/config", "/assets/x.js", "/gradio_api/queue/data?session_hash=x"):
             closed = server.send("GET", path, headers={"Authorization": ""})
@@ -93,14 +93,12 @@ def test_a_key_is_needed_for_the_page_too(model_folder: Path, loopback: None) ->
         assert server.send("GET", "/", headers={"Authorization": "Basic ???"}).status == 401
 
 
-def test_an_open_page_does_not_hold_up_the_end(model_folder: Path, loopback: None) -> None:
-    """A browser keeps a connection open as long as it shows the page; the server ends all the same, at once."""
+def test_an_open_page_does_not_delay_the_shutdown(model_folder: Path, loopback: None) -> None:
+    """A browser holds a connection while the page is open; the server still ends at once, not after 600 seconds."""
     with ServerProcess(model_folder, "--web", "--set", "limits.drain_timeout=600") as server:
         connection = server.connect()
         connection.request("GET", "/gradio_api/heartbeat/abc")
         assert connection.getresponse().status == 200
         server.process.send_signal(signal.SIGTERM)
-        assert (
-            server.end(60) == 0
-        )  # and not after the 600 seconds that answers under way would have
+        assert server.end(60) == 0
         connection.close()

@@ -1,4 +1,4 @@
-"""A request's Authorization header in, whose it is out; and how much each key may ask for."""
+"""API keys: authentication by the Authorization header, and rate limits per key."""
 
 import hashlib
 import hmac
@@ -10,80 +10,76 @@ from caldera.server.api.config import Limits
 from caldera.server.api.errors import ApiError
 
 ANONYMOUS = "anyone"
-"""Whose requests are where there are no keys."""
+"""Owner name used when authentication is off."""
 
 
 class ApiKeys:
-    """The keys that open a server; only their digests are kept."""
+    """The server's API keys, of which only digests are stored."""
 
     def __init__(self, keys: Iterable[str]) -> None:
-        """Open to any of `keys`, or to everyone if there are none."""
-        self._digests = [_digest(key.encode()) for key in keys]
+        """Accept any of `keys`, or every request if there are none."""
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
 
     def __bool__(self) -> bool:
-        """Tell whether a key is needed."""
+        """Return whether a key is required."""
         return bool(self._digests)
 
     def authenticate(self, authorization: str | None) -> str:
-        """Return a name for the key in an Authorization header, which does not give it away.
+        """Return a name for the owner of the key, from which the key cannot be recovered.
 
         Args:
-            authorization: The header's value, each character a byte.
+            authorization: Value of the Authorization header, decoded as Latin-1.
 
         Raises:
-            ApiError: No key is given, or not one of these.
+            ApiError: The key is missing or wrong.
         """
         if not self._digests:
             return ANONYMOUS
         scheme, _, key = (authorization or "").partition(" ")
-        given = _digest(key.strip().encode("latin-1", "replace"))
-        matches = [hmac.compare_digest(given, digest) for digest in self._digests]  # all of them
+        digest = hashlib.sha256(key.strip().encode("latin-1", "replace")).digest()
+        # Compare with all keys, so that the time taken does not depend on which one matches.
+        matches = [hmac.compare_digest(digest, valid) for valid in self._digests]
         if scheme.lower() != "bearer" or not any(matches):
-            missing = "no API key was given" if not authorization else "the API key is not valid"
-            raise ApiError(
-                401, f"{missing}; send Authorization: Bearer KEY", code="invalid_api_key"
-            )
-        return hashlib.sha256(given).hexdigest()[:8]
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()
+            reason = "the API key is not valid" if authorization else "the API key is missing"
+            raise ApiError(401, f"{reason}; send Authorization: Bearer KEY", code="invalid_api_key")
+        return hashlib.sha256(digest).hexdigest()[:8]
 
 
 class KeyRateLimiter:
-    """How many requests each key has under way, and had in the last minute."""
+    """Limits on the concurrent requests and the requests per minute of each key."""
 
     def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
-        """Allow what `limits` say."""
+        """Apply the limits per key of `limits`."""
         self._limits = limits
         self._clock = clock
-        self._under_way: defaultdict[str, int] = defaultdict(int)
-        self._left: dict[str, tuple[float, float]] = {}
-        """Requests that a key may still make, and when that was so."""
+        self._num_active: defaultdict[str, int] = defaultdict(int)
+        self._tokens: dict[str, tuple[float, float]] = {}
+        """Token bucket of each owner: requests left, and the time of that count."""
 
     def acquire(self, owner: str) -> Callable[[], None]:
-        """Begin a request; return what ends it.
+        """Count a new request; return the function that ends it.
 
         Raises:
-            ApiError: The key has too many.
+            ApiError: The key exceeds a limit.
         """
-        most = self._limits.max_concurrent_per_key
-        if most and self._under_way[owner] >= most:
-            raise _too_many(f"this key has {most} requests under way, which is its limit")
+        max_concurrent = self._limits.max_concurrent_per_key
+        if max_concurrent and self._num_active[owner] >= max_concurrent:
+            raise _rate_limit_error(f"this key has {max_concurrent} requests running, its limit")
         rate = self._limits.max_per_minute_per_key
         if rate:
             now = self._clock()
-            left, then = self._left.get(owner, (float(rate), now))
-            left = min(rate, left + (now - then) * rate / 60)
-            self._left[owner] = (max(0.0, left - 1) if left >= 1 else left, now)
-            if left < 1:
-                raise _too_many(f"this key may make {rate} requests a minute")
-        self._under_way[owner] += 1
+            tokens, updated = self._tokens.get(owner, (float(rate), now))
+            tokens = min(rate, tokens + (now - updated) * rate / 60)
+            self._tokens[owner] = (tokens - 1 if tokens >= 1 else tokens, now)
+            if tokens < 1:
+                raise _rate_limit_error(f"this key is limited to {rate} requests per minute")
+        self._num_active[owner] += 1
         return lambda: self._release(owner)
 
     def _release(self, owner: str) -> None:
-        self._under_way[owner] -= 1
+        self._num_active[owner] -= 1
 
 
-def _too_many(said: str) -> ApiError:
-    return ApiError(429, f"{said}; try again later", code="rate_limit_exceeded", retry_after=True)
+def _rate_limit_error(reason: str) -> ApiError:
+    message = f"{reason}; try again later"
+    return ApiError(429, message, code="rate_limit_exceeded", retry_after=True)

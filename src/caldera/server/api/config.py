@@ -1,85 +1,87 @@
-"""How a server is set up, in one value."""
+"""Configuration of a server."""
 
 from dataclasses import dataclass, field
 
-from caldera.errors import UsageError
+from caldera.errors import check_ranges
 from caldera.inference.engine import EngineConfig
-from caldera.server.media.loader import MediaSettings
+from caldera.server.media.loader import MediaConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What one request, one key and all together may take."""
+    """Limits per request, per key and in total."""
 
     body_bytes: int = 20 << 20
-    """Of one request's body."""
+    """Length of one request's body."""
 
     bodies_bytes: int = 256 << 20
-    """Of all bodies that are held at a time."""
+    """Length of all bodies in memory together."""
 
     body_timeout: float = 30.0
-    """Until a body has come."""
+    """Seconds until a body must be complete."""
 
     images: int = 8
-    """In one request."""
+    """Images per request."""
 
     max_tokens: int = 1024
-    """Of an answer whose request names no number; it also ends where the context does."""
+    """Tokens of an answer whose request sets no limit, as far as the context allows them."""
 
     answer_timeout: float = 300.0
-    """Until an answer is whole."""
+    """Seconds until an answer must be complete."""
 
     drain_timeout: float = 30.0
-    """For answers under way when the server is told to end."""
+    """Seconds that running requests have to finish on shutdown."""
 
     send_timeout: float = 30.0
-    """Until a client that does not read its stream is cut off."""
+    """Seconds until a client that does not read its stream is disconnected."""
 
     keep_alive_interval: float = 15.0
-    """Between signs of life on a stream whose answer has not begun."""
+    """Seconds between keep-alive comments on a stream without new tokens."""
 
     max_concurrent_per_key: int = 0
-    """Requests of one key that may be under way; 0 for any number."""
+    """Running requests per key; 0 for no limit."""
 
     max_per_minute_per_key: int = 0
-    """Requests of one key in a minute; 0 for any number."""
+    """Requests per minute and key; 0 for no limit."""
 
     def __post_init__(self) -> None:
         """Check every setting.
 
         Raises:
-            UsageError: One is out of its range.
+            UsageError: One is out of range.
         """
-        for name in (
-            "body_bytes", "bodies_bytes", "body_timeout", "max_tokens", "answer_timeout", "send_timeout",
+        positive = (
+            "body_bytes",
+            "bodies_bytes",
+            "body_timeout",
+            "max_tokens",
+            "answer_timeout",
+            "send_timeout",
             "keep_alive_interval",
-        ):  # fmt: skip
-            if getattr(self, name) <= 0:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be over 0")
-        for name in ("images", "drain_timeout", "max_concurrent_per_key", "max_per_minute_per_key"):
-            if getattr(self, name) < 0:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        )
+        other = ("images", "drain_timeout", "max_concurrent_per_key", "max_per_minute_per_key")
+        check_ranges(self, dict.fromkeys(positive, "(0, inf]") | dict.fromkeys(other, "[0, inf]"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerConfig:
-    """A whole server but for its model."""
+    """Configuration of a server except for its model and its address."""
 
     name: str
-    """What clients call the model."""
+    """Name of the model for clients."""
 
     keys: tuple[str, ...] = ()
-    """Any of them opens the server; none for a server that is open to all who reach it."""
+    """API keys; without any, every request is accepted."""
 
-    host_names: tuple[str, ...] = ()
-    """Names by which a server without keys may be reached, beside those of this machine; `*` for any."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Host names of a server without keys, in addition to those of this machine; `*` for any."""
 
     metrics: bool = True
-    """Whether `/metrics` is there."""
+    """Whether `/metrics` is available."""
 
     temperature: float = 0.2
-    """Where a request names none."""
+    """Default of requests."""
 
     limits: Limits = field(default_factory=Limits)
-    media: MediaSettings = field(default_factory=MediaSettings)
+    media: MediaConfig = field(default_factory=MediaConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)

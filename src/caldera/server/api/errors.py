@@ -1,7 +1,7 @@
-"""What goes wrong in, the one shape in which clients are told of it out.
+"""API errors in OpenAI's shape.
 
-`{"error": {"message": ..., "type": ..., "param": ..., "code": ...}}`, with a status that OpenAI's clients act on: they
-try again after 429 and from 500 on, and not after other 4xx.
+`{"error": {"message": ..., "type": ..., "param": ..., "code": ...}}`, with statuses that OpenAI's clients act on: they
+retry after 429 and 5xx, and not after other 4xx.
 """
 
 from collections.abc import Mapping
@@ -27,38 +27,38 @@ _TYPES: Mapping[int, ErrorType] = {
 }
 
 RETRY_SECONDS = 2
-"""After which clients are asked to try again."""
+"""Value of the Retry-After header."""
 
 
 @dataclass
 class ApiError(Exception):
-    """A request is answered with an error."""
+    """Error response to a request."""
 
     status: int
     message: str
     param: str | None = None
-    """The field of the request that is at fault, such as `messages[0].content`."""
+    """Field of the request that is not valid, such as `messages[0].content`."""
     code: str | None = None
     retry_after: bool = False
     """Whether the client is asked to try again later."""
     allow: str | None = None
-    """Methods that the route has, where it was asked by another."""
+    """Methods that the route supports, if the request used another."""
 
     @property
     def type(self) -> ErrorType:
-        """OpenAI's kind of error."""
-        usual: ErrorType = "server_error" if self.status >= 500 else "invalid_request_error"
-        return _TYPES.get(self.status, usual)
+        """OpenAI's type of the error."""
+        default: ErrorType = "server_error" if self.status >= 500 else "invalid_request_error"
+        return _TYPES.get(self.status, default)
 
     @property
     def body(self) -> dict[str, Any]:
-        """What the client is sent."""
-        told = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
-        return {"error": told}
+        """JSON body of the response."""
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": error}
 
     @property
     def headers(self) -> dict[str, str]:
-        """What stands in the answer's head."""
+        """Headers of the response."""
         headers = {"Retry-After": str(RETRY_SECONDS)} if self.retry_after else {}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
@@ -68,23 +68,23 @@ class ApiError(Exception):
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
-    """Return the error for a request that cannot be carried out as it is."""
+    """Return the error for a request that is not valid."""
     return ApiError(400, message, param, code)
 
 
 def service_unavailable(message: str, code: str) -> ApiError:
-    """Return the error for what may be possible later."""
+    """Return the error for a request that may succeed later."""
     return ApiError(503, message, code=code, retry_after=True)
 
 
 def from_media_error(error: MediaError) -> ApiError:
-    """Return the error for an image that is not used."""
-    fault = error.fault
+    """Return the error for an image that cannot be used."""
+    kind = error.kind
     return ApiError(
-        fault.status, fault.text, "messages", fault.code, retry_after=fault.status >= 500
+        kind.status, kind.message, "messages", kind.code, retry_after=kind.status >= 500
     )
 
 
 def internal_error() -> ApiError:
-    """Return the error for a fault of our own; what it was stands in the log, under the request's id."""
+    """Return the error for a bug; the log has the details under the request's id."""
     return ApiError(500, "the server failed at this request", code="internal_error")

@@ -1,33 +1,37 @@
-"""Requests to the engine in, what it says out, for a loop that must not wait: all choices of one answer together."""
+"""Bridge from the engine's thread to asyncio.
+
+`AnswerStream` of the engine lives in threads: the engine's thread writes it. `AsyncAnswerStreams` lives in the event
+loop: it merges the answer streams of all `n` choices of a completion and never blocks.
+"""
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 
 from caldera.errors import CalderaError, OutOfMemoryError, QueueFullError, UsageError
-from caldera.inference.engine import AnswerStream, Engine, Request, TextDelta, Usage
+from caldera.inference.engine import AnswerStream, Engine, Request, TextDelta
 from caldera.server.api.errors import ApiError, bad_request, internal_error, service_unavailable
 from caldera.server.api.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 
 Events = list[tuple[int, TextDelta | None]]
-"""Pieces by the number of their choice; None where a choice ended."""
+"""Index of a choice, and its new text; None when the choice has ended."""
 
 
-class CompletionStreams:
-    """The choices of one answer while they are written."""
+class AsyncAnswerStreams:
+    """Answer streams of all choices of one completion, for the event loop."""
 
     def __init__(self, engine: Engine, requests: Sequence[Request]) -> None:
-        """Ask the engine for all of them.
+        """Submit all requests to the engine.
 
         Raises:
-            ApiError: It cannot take them.
+            ApiError: The engine does not accept them.
         """
         self._loop = asyncio.get_running_loop()
-        self._woken = asyncio.Event()
+        self._updated = asyncio.Event()
         self.choices: list[AnswerStream] = []
         try:
             for request in requests:
@@ -36,100 +40,107 @@ class CompletionStreams:
             self.cancel()
             raise from_engine_error(error) from None
         for choice in self.choices:
-            choice.on_update(self._wake)
+            choice.on_update(self._notify)
 
     def cancel(self) -> None:
-        """End those that are not at their end."""
+        """Cancel the choices that have not ended."""
         for choice in self.choices:
             choice.cancel()
 
     @property
+    def token_counts(self) -> dict[str, int]:
+        """Tokens of the prompt, counted once, and of all choices."""
+        usages = [choice.usage for choice in self.choices]
+        completion = sum(usage.completion_tokens for usage in usages)
+        return {"prompt_tokens": usages[0].prompt_tokens, "completion_tokens": completion}
+
+    @property
     def usage(self) -> dict[str, object]:
-        """Tokens of all choices; the prompt counts once."""
-        used: list[Usage] = [choice.usage for choice in self.choices]
-        prompt, completion = used[0].prompt_tokens, sum(one.completion_tokens for one in used)
+        """Token counts as the API reports them."""
+        counts = self.token_counts
         return {
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-            "prompt_tokens_details": {"cached_tokens": used[0].cached_tokens},
+            **counts,
+            "total_tokens": sum(counts.values()),
+            "prompt_tokens_details": {"cached_tokens": self.choices[0].usage.cached_tokens},
         }
 
-    async def events(self, ping_interval: float) -> AsyncIterator[Events]:
-        """Yield what is new until all choices have ended; nothing, after so many seconds of silence.
+    async def events(self, keep_alive_interval: float) -> AsyncIterator[Events]:
+        """Yield new events until all choices have ended; an empty list after `keep_alive_interval` silent seconds.
 
         Raises:
-            ApiError: One of them failed.
+            ApiError: A choice failed.
         """
-        going = dict(enumerate(self.choices))
-        while going:
-            silent = not await self._wake_within(ping_interval)
-            news: Events = []
-            failed = None
-            for number, choice in list(going.items()):
-                ended = choice.ended  # before its pieces are taken, or the last could be missed
-                news += [(number, piece) for piece in choice.drain()]
+        active = dict(enumerate(self.choices))
+        while active:
+            is_silent = not await self._wait_for_update(keep_alive_interval)
+            events: Events = []
+            failure = None
+            for index, choice in list(active.items()):
+                # Read before the deltas are drained, or the last ones could be missed.
+                ended = choice.ended
+                events += [(index, delta) for delta in choice.drain()]
                 if ended and choice.error is not None:
-                    failed = choice.error
+                    failure = choice.error
                 elif ended:
-                    news.append((number, None))
-                    del going[number]
-            if news or silent:
-                yield news
-            if failed is not None:
-                raise from_engine_error(failed)
+                    events.append((index, None))
+                    del active[index]
+            if events or is_silent:
+                yield events
+            if failure is not None:
+                raise from_engine_error(failure)
 
-    async def _wake_within(self, seconds: float) -> bool:
-        """Wait for the engine; return whether it said anything in time."""
+    async def _wait_for_update(self, timeout: float) -> bool:
+        """Wait for the engine; return False after `timeout` seconds without an update."""
         try:
-            async with asyncio.timeout(seconds):
-                await self._woken.wait()
+            async with asyncio.timeout(timeout):
+                await self._updated.wait()
         except TimeoutError:
             return False
-        self._woken.clear()
+        self._updated.clear()
         return True
 
-    def _wake(self) -> None:
-        """Wake the loop, from the engine's thread."""
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            self._loop.call_soon_threadsafe(self._woken.set)
+    def _notify(self) -> None:
+        """Wake the event loop; called on the engine's thread."""
+        # RuntimeError: the loop is closed, so that no reader is left.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._updated.set)
 
 
-class LatencyTracker:
-    """When the tokens of an answer came."""
+def latency_recorder(metrics: Metrics, started: float) -> Callable[[Events], None]:
+    """Return a function that records token latencies from events as they arrive.
 
-    def __init__(self, metrics: Metrics, begin: float) -> None:
-        """Count from when the request came."""
-        self._metrics = metrics
-        self._begin = begin
-        self._last: dict[int, float] = {}
+    Args:
+        metrics: Metrics to record in.
+        started: `time.perf_counter()` when the request arrived.
+    """
+    last_times: dict[int, float] = {}
 
-    def record(self, said: Events) -> None:
-        """Take what was said just now."""
+    def record(events: Events) -> None:
         now = time.perf_counter()
-        for number, piece in said:
-            if piece is None:
+        for index, delta in events:
+            if delta is None:
                 continue
-            if not self._last:
-                self._metrics.first_token.observe(now - self._begin)
-            elif number in self._last and piece.tokens:
-                apart = (now - self._last[number]) / len(piece.tokens)
-                for _ in piece.tokens:
-                    self._metrics.next_token.observe(apart)
-            self._last[number] = now
+            if not last_times:
+                metrics.time_to_first_token.observe(now - started)
+            elif index in last_times and delta.tokens:
+                latency = (now - last_times[index]) / len(delta.tokens)
+                for _ in delta.tokens:
+                    metrics.inter_token_latency.observe(latency)
+            last_times[index] = now
+
+    return record
 
 
 def from_engine_error(error: CalderaError) -> ApiError:
-    """Return the error for what the engine refused or could not do."""
+    """Return the API error for an error of the engine."""
     if isinstance(error, QueueFullError):
-        return service_unavailable("as many requests as may wait are waiting; try again", "busy")
+        return service_unavailable("the queue is full; try again", "busy")
     if isinstance(error, OutOfMemoryError):
         return service_unavailable(
             "there is not enough memory for this request; try again", "out_of_memory"
         )
     if isinstance(error, UsageError):
         return bad_request(str(error))
-    _log.error(
-        "engine", extra={"kind": type(error).__name__, "said": str(error)}
-    )  # the model's words, not a user's
+    # The engine's messages quote nothing of a request.
+    _log.error("engine error", extra={"kind": type(error).__name__, "error": str(error)})
     return internal_error()

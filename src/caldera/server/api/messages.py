@@ -1,9 +1,8 @@
-"""Messages of a request in, the conversation that the model reads and the images that it names out.
+"""Conversion of a request's messages to the conversation for the model.
 
-Words of a system message stand before the user's first words, as the templates have a system text of their own which
-the model was trained with. Messages of one speaker that follow each other are one turn. A turn's images stand where
-the client put them; several that stand before all words are named by letters, as in the training data and the other
-chats.
+A system message is put before the user's first text, as each template has a system text of its own that the model was
+trained with. Consecutive messages of one role form one turn. Images stay where the client puts them; several images
+before all text are labeled with letters, as in the training data and the other chats.
 """
 
 from collections.abc import Sequence
@@ -23,19 +22,18 @@ from caldera.server.api.schemas import (
 Parts = list[str | ImageRef]
 
 
-def to_conversation(request: ChatRequest, most_images: int) -> tuple[Conversation, list[str]]:
-    """Return the conversation, with a number for each image, and the images' URLs in that order.
+def to_conversation(request: ChatRequest, max_images: int) -> tuple[Conversation, list[str]]:
+    """Return the conversation, whose images are named by their index, and the images' URLs.
 
     Raises:
-        ApiError: The messages make no conversation that the assistant could answer, or show too many images.
+        ApiError: The messages form no conversation that the assistant could answer, or contain too many images.
     """
     system: list[str] = []
     turns: list[tuple[str, Parts]] = []
     urls: list[str] = []
-    for number, message in enumerate(request.messages):
-        where = f"messages[{number}]"
+    for index, message in enumerate(request.messages):
         parts = _parts(message.content, urls)
-        _check_order(message, parts, turns, where)
+        _check_order(message, parts, turns, f"messages[{index}]")
         if isinstance(message, SystemMessage):
             system.extend(str(part) for part in parts)
         elif turns and turns[-1][0] == message.role:
@@ -43,45 +41,40 @@ def to_conversation(request: ChatRequest, most_images: int) -> tuple[Conversatio
         else:
             turns.append((message.role, parts))
     if not turns or turns[-1][0] != "user":
-        last = f"messages[{len(request.messages) - 1}].role"
-        raise bad_request(f"{last}: the last message must be the user's", last)
-    if len(urls) > most_images:
+        field = f"messages[{len(request.messages) - 1}].role"
+        raise bad_request(f"{field}: the last message must be the user's", field)
+    if len(urls) > max_images:
         raise bad_request(
-            f"At most {most_images} image(s) may be provided in one prompt.", "messages"
+            f"At most {max_images} image(s) may be provided in one prompt.", "messages"
         )
     if system:
         turns[0][1][:] = _prepend_system(system, turns[0][1])
     try:
-        return Conversation("request", tuple(map(_to_turn, turns))), urls
+        return Conversation("request", tuple(_to_turn(*turn) for turn in turns)), urls
     except UsageError as error:
         raise bad_request(f"messages: {error}", "messages") from None
 
 
-def _check_order(message: Message, parts: Parts, turns: Sequence[object], where: str) -> None:
-    """Refuse a message that says nothing, or that cannot stand behind `turns`.
-
-    Raises:
-        ApiError: It is one of the two.
-    """
+def _check_order(message: Message, parts: Parts, turns: Sequence[object], field: str) -> None:
+    """Raise if a message is empty, or if its role cannot follow `turns`."""
     if not any(isinstance(part, ImageRef) or part.strip() for part in parts):
-        raise bad_request(f"{where}.content: is empty; say something", f"{where}.content")
+        raise bad_request(f"{field}.content: must not be empty", f"{field}.content")
+    field = f"{field}.role"
     if isinstance(message, SystemMessage) and turns:
-        raise bad_request(
-            f"{where}.role: a {message.role} message must stand before all others", f"{where}.role"
-        )
+        raise bad_request(f"{field}: a {message.role} message must precede all others", field)
     if not turns and not isinstance(message, SystemMessage | UserMessage):
-        raise bad_request(f"{where}.role: the user must speak first", f"{where}.role")
+        raise bad_request(f"{field}: the first message must be the user's", field)
 
 
 def _parts(content: str | Sequence[TextPart | ImagePart], urls: list[str]) -> Parts:
-    """Return words and places of images; their URLs are added to `urls`."""
+    """Return text and image references; the images' URLs are appended to `urls`."""
     if isinstance(content, str):
         return [content]
     parts: Parts = []
     for part in content:
         if isinstance(part, TextPart):
-            is_behind_words = parts and isinstance(parts[-1], str)
-            parts.extend(["\n", part.text] if is_behind_words else [part.text])
+            follows_text = parts and isinstance(parts[-1], str)
+            parts.extend(["\n", part.text] if follows_text else [part.text])
         else:
             parts.append(ImageRef(str(len(urls))))
             urls.append(part.image_url.url)
@@ -89,14 +82,14 @@ def _parts(content: str | Sequence[TextPart | ImagePart], urls: list[str]) -> Pa
 
 
 def _prepend_system(system: Sequence[str], parts: Parts) -> Parts:
-    """Put a system message's words before the first words, behind images that stand before them."""
-    at = next((at for at, part in enumerate(parts) if isinstance(part, str)), len(parts))
-    return [*parts[:at], "\n".join(system), *(["\n"] if at < len(parts) else []), *parts[at:]]
+    """Insert the system messages before the first text, after any images that precede it."""
+    first = next((i for i, part in enumerate(parts) if isinstance(part, str)), len(parts))
+    separator = ["\n"] if first < len(parts) else []
+    return [*parts[:first], "\n".join(system), *separator, *parts[first:]]
 
 
-def _to_turn(said: tuple[str, Parts]) -> Turn:
-    """Return a turn; several images before all words are named by letters."""
-    role, parts = said
+def _to_turn(role: str, parts: Parts) -> Turn:
+    """Return a turn; several images before all text are labeled with letters."""
     images = [part for part in parts if isinstance(part, ImageRef)]
     if role == "user" and len(images) > 1 and parts[: len(images)] == images:
         parts = [*label_images(images), *parts[len(images) :]]

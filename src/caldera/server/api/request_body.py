@@ -1,4 +1,4 @@
-"""A request's body in, decoded JSON out: counted while it comes, and read as JSON to the letter."""
+"""Request bodies: read with limits on length, time and total memory, and decoded as strict JSON."""
 
 import asyncio
 import json
@@ -12,118 +12,111 @@ from caldera.server.api.config import Limits
 from caldera.server.api.errors import ApiError, bad_request, service_unavailable
 
 _DRAIN_FACTOR = 8
-"""Times the limit that is read and dropped of a body that is too long, so that its sender reads the answer."""
+"""Multiple of the limit that is read and dropped of a body that is too long, so that its sender reads the response."""
 
 
 class BodyReader:
-    """All bodies that are held at a time, by their bytes."""
+    """Reader of request bodies that counts the bytes of all bodies in memory."""
 
     def __init__(self, limits: Limits) -> None:
-        """Hold as much as `limits` allow."""
+        """Read within `limits`."""
         self._limits = limits
-        self._held = 0
+        self._bytes_in_memory = 0
 
     @asynccontextmanager
     async def json(self, request: Request) -> AsyncIterator[Any]:
-        """Read a request's body; it counts as held until the block ends.
+        """Read a request's body; it counts as in memory until the block ends.
 
         Raises:
-            ApiError: It is no JSON, too long or too slow, or too much is held already.
+            ApiError: It is not JSON, is too long or too slow, or too many bodies are in memory.
         """
-        _check_head(request)
+        _check_content_type(request)
         body = bytearray()
         try:
             await self._read(request, body)
             yield decode_json(bytes(body))
         finally:
-            self._held -= len(body)
+            self._bytes_in_memory -= len(body)
 
     async def _read(self, request: Request, body: bytearray) -> None:
-        """Read into `body`.
-
-        Raises:
-            ApiError: It is too long or too slow, or too much is held already.
-        """
+        """Append the request's body to `body`."""
         chunks = request.stream()
+        limits = self._limits
         try:
-            async with asyncio.timeout(self._limits.body_timeout):
+            async with asyncio.timeout(limits.body_timeout):
                 async for chunk in chunks:
-                    if len(body) + len(chunk) > self._limits.body_bytes:
+                    if len(body) + len(chunk) > limits.body_bytes:
                         await self._drain(chunks)
                         raise ApiError(
                             413,
-                            f"the body is over the limit of {self._limits.body_bytes:,} bytes; shrink its images",
+                            f"the body is over the limit of {limits.body_bytes:,} bytes; shrink its images",
                             code="request_too_large",
                         )
-                    if self._held + len(chunk) > self._limits.bodies_bytes:
+                    if self._bytes_in_memory + len(chunk) > limits.bodies_bytes:
                         raise service_unavailable(
                             "too many large requests at once; try again", "busy"
                         )
                     body += chunk
-                    self._held += len(chunk)
+                    self._bytes_in_memory += len(chunk)
         except TimeoutError:
             raise ApiError(
-                400, "the body did not come in time; send it again", code="request_timeout"
+                400, "the body did not arrive in time; send it again", code="request_timeout"
             ) from None
 
     async def _drain(self, chunks: AsyncIterator[bytes]) -> None:
-        """Drop the rest of a body, up to an end."""
-        dropped = 0
+        """Drop the rest of a body, up to a limit."""
+        num_dropped = 0
         try:
             async for chunk in chunks:
-                dropped += len(chunk)
-                if dropped > _DRAIN_FACTOR * self._limits.body_bytes:
+                num_dropped += len(chunk)
+                if num_dropped > _DRAIN_FACTOR * self._limits.body_bytes:
                     return
         except ClientDisconnect:
             return
 
 
-def _check_head(request: Request) -> None:
-    """Refuse what is not plain JSON by its head.
-
-    Raises:
-        ApiError: It is of another type, or compressed.
-    """
-    kind, *parameters = request.headers.get("content-type", "").lower().split(";")
-    charsets = [one.strip() for one in parameters if one.strip().startswith("charset=")]
-    if kind.strip() != "application/json" or any(
-        one.strip('"') not in ("charset=utf-8", 'charset="utf-8') for one in charsets
+def _check_content_type(request: Request) -> None:
+    """Raise if the headers declare anything but uncompressed JSON in UTF-8."""
+    media_type, *parameters = request.headers.get("content-type", "").lower().split(";")
+    charsets = [text.strip() for text in parameters if text.strip().startswith("charset=")]
+    if media_type.strip() != "application/json" or any(
+        charset.strip('"') not in ("charset=utf-8", 'charset="utf-8') for charset in charsets
     ):
-        raise ApiError(415, "the Content-Type should be application/json, in UTF-8")
+        raise ApiError(415, "the Content-Type must be application/json, in UTF-8")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise ApiError(415, "compressed bodies are not taken; send it as it is")
+        raise ApiError(415, "compressed bodies are not supported; send it uncompressed")
 
 
 def decode_json(body: bytes) -> Any:  # noqa: ANN401 - any JSON
-    """Decode JSON; no NaN, no names that stand twice, nothing but UTF-8.
+    """Decode JSON in UTF-8 without NaN and without duplicate keys.
 
     Raises:
-        ApiError: It is not that.
+        ApiError: It is not valid.
     """
     try:
         return json.loads(
-            body.decode(), parse_constant=_no_number, object_pairs_hook=_reject_duplicate_keys
+            body.decode(), parse_constant=_reject_constant, object_pairs_hook=_reject_duplicate_keys
         )
     except UnicodeDecodeError:
         raise bad_request("the body is not UTF-8") from None
     except RecursionError:
         raise bad_request("the body is nested too deeply") from None
     except _DuplicateKeyError:
-        raise bad_request("the body names a field twice") from None
+        raise bad_request("the body has a duplicate field") from None
     except ValueError:
         raise bad_request("the body is not valid JSON") from None
 
 
 class _DuplicateKeyError(ValueError):
-    """A name stands twice in an object."""
+    """Duplicate key in a JSON object."""
 
 
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number of JSON")
+def _reject_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
         raise _DuplicateKeyError
-    return found
+    return fields

@@ -1,4 +1,4 @@
-"""A decoded JSON body in, a checked request out: the fields of OpenAI's chat completions that this server knows."""
+"""Request schema: the fields of OpenAI's chat completions that this server supports."""
 
 from typing import Annotated, Any, Literal
 
@@ -21,9 +21,9 @@ MAX_STOPS = 4
 MAX_STOP_LENGTH = 64
 MAX_MESSAGES = 2048
 MAX_TOKENS = 1_000_000
-"""No context is that long; that an answer fits into it is checked once the prompt is known."""
+"""Above any context length; whether an answer fits the context is checked once the prompt is built."""
 
-_SEEDS = 1 << 63
+_NUM_SEEDS = 1 << 63
 
 _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "tools": ([],), "tool_choice": ("none",), "functions": ([],), "function_call": ("none",),
@@ -35,7 +35,7 @@ _UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "add_generation_prompt": (True,), "continue_final_message": (False,), "prompt_embeds": (),
     "mm_processor_kwargs": (), "structured_outputs": (), "grammar": (), "prompt": (), "input": (),
 }  # fmt: skip
-"""Fields that would change what an answer means, and are not carried out; beside null, values that ask for nothing."""
+"""Unsupported fields that would change the answer, with the values besides null that have no effect."""
 
 _UNSUPPORTED_PREFIX = "guided_"
 
@@ -44,17 +44,13 @@ _PARTS = ("text", "image_url")
 
 
 def _valid_text(text: str) -> str:
-    """Refuse what is no text.
-
-    Raises:
-        ValueError: It holds a NUL, or half a character.
-    """
+    """Return `text`; raise ValueError if it contains NUL or a lone surrogate."""
     if "\0" in text:
-        raise ValueError("the text holds a NUL character")
+        raise ValueError("the text contains a NUL character")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("the text holds half a character (a lone surrogate)") from None
+        raise ValueError("the text contains half a character (a lone surrogate)") from None
     return text
 
 
@@ -62,27 +58,27 @@ Text = Annotated[str, AfterValidator(_valid_text)]
 
 
 class _Schema(BaseModel):
-    """Fields that are not known are passed over; numbers are not read from texts."""
+    """Base that ignores unknown fields and does not convert strings to numbers."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
 
 class TextPart(_Schema):
-    """Words."""
+    """Text part of a message."""
 
     type: Literal["text"]
     text: Text
 
 
 class ImageUrl(_Schema):
-    """Where an image is, or the image itself as a data URL."""
+    """URL of an image, or the image itself as a data URL."""
 
     url: Text
     detail: Literal["auto", "low", "high"] | None = None
 
 
 class ImagePart(_Schema):
-    """An image."""
+    """Image part of a message."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
@@ -92,7 +88,7 @@ def _content_kind(value: object) -> str:
     return "<parts>" if isinstance(value, list) else "<text>"
 
 
-def _kind(value: object) -> str:
+def _part_type(value: object) -> str:
     return f"<{value.get('type') if isinstance(value, dict) else None}>"
 
 
@@ -106,7 +102,7 @@ _TextContent = Annotated[
 ]
 _Part = Annotated[
     Annotated[TextPart, Tag("<text>")] | Annotated[ImagePart, Tag("<image_url>")],
-    Discriminator(_kind),
+    Discriminator(_part_type),
 ]
 _ImageContent = Annotated[
     Annotated[Text, Tag("<text>")] | Annotated[list[_Part], Tag("<parts>")],
@@ -115,21 +111,21 @@ _ImageContent = Annotated[
 
 
 class SystemMessage(_Schema):
-    """How the assistant is told to be."""
+    """Instructions for the assistant."""
 
     role: Literal["system", "developer"]
     content: _TextContent
 
 
 class UserMessage(_Schema):
-    """Words and images of the user."""
+    """Text and images of the user."""
 
     role: Literal["user"]
     content: _ImageContent
 
 
 class AssistantMessage(_Schema):
-    """An earlier answer."""
+    """Earlier answer."""
 
     role: Literal["assistant"]
     content: _TextContent
@@ -148,7 +144,7 @@ Message = Annotated[
 
 
 class StreamOptions(_Schema):
-    """What a stream tells beside the answer."""
+    """Additional content of a stream."""
 
     include_usage: bool = False
 
@@ -162,7 +158,7 @@ _TokenCount = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 
 
 class ChatRequest(_Schema):
-    """What is asked for."""
+    """Request for a chat completion."""
 
     model: Text
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
@@ -172,7 +168,7 @@ class ChatRequest(_Schema):
     temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
-    seed: Annotated[int, Field(ge=-_SEEDS, lt=_SEEDS)] | None = None
+    seed: Annotated[int, Field(ge=-_NUM_SEEDS, lt=_NUM_SEEDS)] | None = None
     stop: Annotated[
         Annotated[list[_Stop], Field(max_length=MAX_STOPS)] | None, BeforeValidator(_as_list)
     ] = None
@@ -183,18 +179,18 @@ class ChatRequest(_Schema):
 
 
 def parse_request(body: object) -> ChatRequest:
-    """Check a decoded body.
+    """Validate a decoded body.
 
     Raises:
-        ApiError: It is no object, a field is wrong, or one is asked for that is not carried out.
+        ApiError: It is not an object, a field is not valid, or one is not supported.
     """
     if not isinstance(body, dict):
-        raise bad_request("the body should be a JSON object")
+        raise bad_request("the body must be a JSON object")
     _reject_unsupported(body)
     try:
         request = ChatRequest.model_validate(body)
     except ValidationError as error:
-        raise _first_fault(error) from None
+        raise _first_error(error) from None
     if request.top_logprobs and not request.logprobs:
         raise bad_request("top_logprobs: needs logprobs to be true", "top_logprobs")
     if request.stream_options is not None and not request.stream:
@@ -203,49 +199,42 @@ def parse_request(body: object) -> ChatRequest:
 
 
 def _reject_unsupported(body: dict[str, Any]) -> None:
-    """Refuse what would change the answer's meaning if it were passed over.
-
-    Raises:
-        ApiError: There is such a field.
-    """
+    """Raise if a field would change the answer if it were ignored."""
     for name, value in body.items():
-        known = name in _UNSUPPORTED
-        if value is None or not (known or name.startswith(_UNSUPPORTED_PREFIX)):
+        is_listed = name in _UNSUPPORTED
+        if value is None or not (is_listed or name.startswith(_UNSUPPORTED_PREFIX)):
             continue
-        if (
-            not known
-            or value not in _UNSUPPORTED[name]
-            or isinstance(value, bool) != any(isinstance(one, bool) for one in _UNSUPPORTED[name])
+        no_effect = _UNSUPPORTED.get(name, ())
+        # False == 0: compare the types as well.
+        if value not in no_effect or isinstance(value, bool) != any(
+            isinstance(default, bool) for default in no_effect
         ):
-            shown = name if known else _UNSUPPORTED_PREFIX + "..."
-            raise bad_request(
-                f"{shown}: this parameter is not supported; leave it out",
-                shown,
-                "unsupported_parameter",
-            )
+            param = name if is_listed else _UNSUPPORTED_PREFIX + "..."
+            message = f"{param}: this parameter is not supported; remove it"
+            raise bad_request(message, param, "unsupported_parameter")
 
 
-def _first_fault(error: ValidationError) -> ApiError:
-    """Say what is wrong first, and where."""
-    fault = error.errors(include_url=False, include_context=False)[0]
-    where = fault["loc"]
-    said = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == "union_tag_invalid" and isinstance(fault["input"], dict):
-        is_part = "content" in where
-        where = (*where, "type" if is_part else "role")
-        said = f"should be one of {', '.join(map(repr, _PARTS if is_part else _ROLES))}"
-    elif fault["type"] == "union_tag_invalid":
-        said = "should be an object"
-    param = _path(where)
-    code = "missing_required_parameter" if fault["type"] == "missing" else "invalid_value"
-    return bad_request(f"{param}: {said}", param, code)
+def _first_error(error: ValidationError) -> ApiError:
+    """Return the first validation error, with the path of its field."""
+    details = error.errors(include_url=False, include_context=False)[0]
+    location = details["loc"]
+    message = details["msg"].removeprefix("Value error, ")
+    if details["type"] == "union_tag_invalid" and isinstance(details["input"], dict):
+        is_part = "content" in location
+        location = (*location, "type" if is_part else "role")
+        message = f"should be one of {', '.join(map(repr, _PARTS if is_part else _ROLES))}"
+    elif details["type"] == "union_tag_invalid":
+        message = "should be an object"
+    param = _field_path(location)
+    code = "missing_required_parameter" if details["type"] == "missing" else "invalid_value"
+    return bad_request(f"{param}: {message}", param, code)
 
 
-def _path(where: tuple[int | str, ...]) -> str:
-    """Write a place as `messages[0].content[1].type`, without the names of choices that lead there."""
+def _field_path(location: tuple[int | str, ...]) -> str:
+    """Format a location as `messages[0].content[1].type`, without the tags of the unions."""
     steps = (
         f"[{step}]" if isinstance(step, int) else f".{step}"
-        for step in where
+        for step in location
         if isinstance(step, int) or not step.startswith("<")
     )
     return "".join(steps).removeprefix(".")

@@ -1,10 +1,11 @@
-"""A server's life: it loads, answers, drains and ends; what all requests share is here."""
+"""Server state that all requests share: the engine, its life cycle, keys, limits and metrics."""
 
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Coroutine
+from enum import Enum
+from typing import Any, TypeVar
 
 from caldera.errors import CalderaError
 from caldera.inference.engine import Engine, EngineStats
@@ -15,144 +16,173 @@ from caldera.server.api.metrics import Metrics
 from caldera.server.api.request_body import BodyReader
 from caldera.server.media.loader import ImageLoader
 
-State = Literal["loading", "ready", "draining"]
-
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
-_LAST_SECONDS = 3.0
-"""For answers that were cut to tell it."""
+_ERROR_SECONDS = 3.0
+"""Time for cancelled requests to send their error."""
 
 
-class ClientDisconnected(Exception):  # noqa: N818 - nothing is wrong
-    """The client went away before its answer was whole."""
+class ServiceState(Enum):
+    """Stage of a server's life.
+
+        STARTING ── model loaded ──> READY
+            │                          │
+            ├────── shutdown() ────────┤
+            │                          v
+            │                      DRAINING
+            │                          │
+       loading failed     all requests ended, or timed out
+            │                          │
+            └───────────> CLOSED <─────┘
+
+    Requests are accepted in READY alone; in every other state they get status 503.
+    """
+
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    CLOSED = "closed"
+
+
+class ClientDisconnected(Exception):  # noqa: N818 - not an error
+    """The client disconnected before its answer was complete."""
 
 
 class Service:
     """One model behind one address."""
 
-    def __init__(self, settings: ServerConfig) -> None:
-        """Prepare; nothing is answered before `begin`."""
-        self.settings = settings
-        self.state: State = "loading"
+    def __init__(self, config: ServerConfig) -> None:
+        """Create a service in the state STARTING; `start` loads its model."""
+        self.config = config
+        self.state = ServiceState.STARTING
         self.failure: CalderaError | None = None
-        """Why the model could not be loaded."""
+        """Error that the model could not be loaded for."""
         self.metrics = Metrics(self._stats)
-        self.media = ImageLoader(settings.media, on_decode_time=self.metrics.decoding.observe)
-        self.keys = ApiKeys(settings.keys)
-        self.key_limits = KeyRateLimiter(settings.limits)
-        self.bodies = BodyReader(settings.limits)
+        self.media = ImageLoader(config.media, on_decode_time=self.metrics.image_decode.observe)
+        self.keys = ApiKeys(config.keys)
+        self.key_limits = KeyRateLimiter(config.limits)
+        self.bodies = BodyReader(config.limits)
         self.num_active = 0
-        """Requests that are not wholly answered."""
-        self.ended = asyncio.Event()
+        """Requests whose response is not complete."""
+        self.closed = asyncio.Event()
+        """Set in the state CLOSED."""
         self._cancel = asyncio.Event()
+        """Set when the requests that still run are cancelled."""
         self._engine: Engine | None = None
         self._draining: asyncio.Task[None] | None = None
 
     @property
     def engine(self) -> Engine:
-        """The engine, while requests are taken.
+        """The engine, in the state READY.
 
         Raises:
-            ApiError: The model is still loaded, or the server is about to end.
+            ApiError: The service is in another state.
         """
-        if self.state == "draining":
-            raise service_unavailable("the server is shutting down", "shutting_down")
-        if self._engine is None:
+        if self.state is ServiceState.STARTING:
             raise service_unavailable("the model is still being loaded; try again", "loading")
+        if self.state is not ServiceState.READY:
+            raise _shutdown_error()
+        assert self._engine is not None
         return self._engine
 
     def start(self, load: Callable[[], Engine]) -> None:
-        """Load the model on a thread of its own, and take requests from then on."""
+        """Call `load` on a thread of its own: STARTING -> READY, or CLOSED if it fails."""
         loop = asyncio.get_running_loop()
 
-        def loading() -> None:
+        def run() -> None:
             try:
                 engine = load()
             except CalderaError as error:
-                loop.call_soon_threadsafe(self._fail, error)
+                loop.call_soon_threadsafe(self._loading_failed, error)
             else:
-                loop.call_soon_threadsafe(self._open, engine)
+                loop.call_soon_threadsafe(self._loaded, engine)
 
-        threading.Thread(target=loading, name="caldera loading", daemon=True).start()
+        threading.Thread(target=run, name="caldera loading", daemon=True).start()
 
     def shutdown(self) -> None:
-        """Drain: refuse new requests and let those under way finish; told again, cut them at once."""
+        """Begin to drain: STARTING, READY -> DRAINING; a second call cancels the running requests."""
         if self._draining is None:
-            self.state = "draining"
-            _log.info("draining", extra={"under_way": self.num_active})
+            self.state = ServiceState.DRAINING
+            _log.info("draining", extra={"active_requests": self.num_active})
             self._draining = asyncio.create_task(self._drain())
         else:
             self._cancel.set()
 
     async def close(self) -> bool:
-        """Free what is held; return whether the model's threads are at their end."""
+        """Release the decoders and the engine; return False if the model is still being loaded."""
         await self.media.close()
         if self._engine is not None:
             self._engine.close()
         return self._engine is not None or self.failure is not None
 
     async def run_cancellable(
-        self, work: Coroutine[Any, Any, _Result], gone: Callable[[], Awaitable[object]]
+        self, work: Coroutine[Any, Any, _Result], disconnect: Coroutine[Any, Any, object]
     ) -> _Result:
-        """Do some work of a request, until its client goes away, the drain is over or its time is up.
+        """Return the result of `work` for a request, unless something ends the request first.
+
+        Args:
+            work: Cancelled if it is not the first to end.
+            disconnect: Ends when the client disconnects.
 
         Raises:
-            ClientGone: The client went away.
-            ApiError: The server ends, or it took too long.
+            ClientDisconnected: The client disconnected.
+            ApiError: The running requests were cancelled, or `answer_timeout` passed.
         """
-        doing = asyncio.ensure_future(work)
-        leaving = asyncio.ensure_future(gone())
-        cutting = asyncio.ensure_future(self._cancel.wait())
+        work_task = asyncio.ensure_future(work)
+        disconnect_task = asyncio.ensure_future(disconnect)
+        cancel_task = asyncio.ensure_future(self._cancel.wait())
+        tasks = (work_task, disconnect_task, cancel_task)
         try:
             await asyncio.wait(
-                {doing, leaving, cutting},
-                timeout=self.settings.limits.answer_timeout,
+                tasks,
+                timeout=self.config.limits.answer_timeout,
                 return_when=asyncio.FIRST_COMPLETED,
             )
-            if doing.done():
-                return doing.result()
-            if leaving.done():
+            if work_task.done():
+                return work_task.result()
+            if disconnect_task.done():
                 raise ClientDisconnected
-            raise self.cancel_reason()
+            if self._cancel.is_set():
+                raise _shutdown_error()
+            raise service_unavailable("the answer took too long; ask for a shorter one", "timeout")
         finally:
-            for task in (doing, leaving, cutting):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(doing, leaving, cutting, return_exceptions=True)
-
-    def cancel_reason(self) -> ApiError:
-        """Say why an answer ends before its time."""
-        if self._cancel.is_set():
-            return service_unavailable("the server is shutting down", "shutting_down")
-        return service_unavailable("the answer took too long; ask for a shorter one", "timeout")
-
-    async def until_cut(self) -> None:
-        """Wait until answers are cut."""
-        await self._cancel.wait()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def _stats(self) -> EngineStats | None:
         return None if self._engine is None else self._engine.stats()
 
-    def _open(self, engine: Engine) -> None:
+    def _loaded(self, engine: Engine) -> None:
+        # Also set while draining, so that `close` stops its thread.
         self._engine = engine
-        if self.state == "loading":
-            self.state = "ready"
-            _log.info("ready", extra={"model": self.settings.name})
+        if self.state is ServiceState.STARTING:
+            self.state = ServiceState.READY
+            _log.info("ready", extra={"model": self.config.name})
 
-    def _fail(self, error: CalderaError) -> None:
+    def _loading_failed(self, error: CalderaError) -> None:
         self.failure = error
-        self.ended.set()
+        self._set_closed()
+
+    def _set_closed(self) -> None:
+        self.state = ServiceState.CLOSED
+        self.closed.set()
 
     async def _drain(self) -> None:
-        """Wait for requests under way, then cut those that are left, then end."""
-        await self._wait_idle(self.settings.limits.drain_timeout, self._cancel)
+        """Wait for the running requests, cancel those that remain, and close."""
+        await self._wait_idle(self.config.limits.drain_timeout, self._cancel)
         self._cancel.set()
-        await self._wait_idle(_LAST_SECONDS, None)
-        self.ended.set()
+        await self._wait_idle(_ERROR_SECONDS, None)
+        self._set_closed()
 
-    async def _wait_idle(self, seconds: float, earlier: asyncio.Event | None) -> None:
-        """Wait until nothing is under way, for some seconds, or until something happens earlier."""
+    async def _wait_idle(self, timeout: float, stop: asyncio.Event | None) -> None:
+        """Wait until no request is active, `timeout` seconds passed, or `stop` is set."""
         loop = asyncio.get_running_loop()
-        end = loop.time() + seconds
-        while self.num_active and loop.time() < end and not (earlier and earlier.is_set()):
+        deadline = loop.time() + timeout
+        while self.num_active and loop.time() < deadline and not (stop and stop.is_set()):
             await asyncio.sleep(0.02)
+
+
+def _shutdown_error() -> ApiError:
+    return service_unavailable("the server is shutting down", "shutting_down")

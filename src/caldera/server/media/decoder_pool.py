@@ -1,4 +1,4 @@
-"""Files of images in, RGB images out: told apart by their first bytes, measured and decoded by other processes."""
+"""Pool of worker processes that decode image files, which are first identified by their magic bytes."""
 
 import asyncio
 import json
@@ -6,6 +6,7 @@ import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from typing import Any
 
 from PIL import Image
 
@@ -25,65 +26,70 @@ _OTHER_MAGIC = (
     b"\0\0\2\0", b"%PDF", b"BM", b"\0\0\0\x0cjP  ", b"\xffO\xffQ", b"<svg", b"<?xml", b"qoif", b"DDS ",
     b"RIFF", b"\x1aE\xdf\xa3",
 )  # fmt: skip
-"""How files of other kinds begin: TIFF, PSD, FITS, EPS, ICO, PDF, BMP, JPEG 2000, SVG, and some of films."""
+"""First bytes of unsupported formats: TIFF, PSD, FITS, EPS, ICO, PDF, BMP, JPEG 2000, SVG and some video formats."""
 
-_CHUNK = 1 << 20
-"""Bytes that are read from a process before they are asked for."""
+_BUFFER_BYTES = 1 << 20
+"""Read-ahead buffer of a worker's output."""
 
 _FAULTS = {"too large": TOO_LARGE, "broken": UNDECODABLE, "memory": DECODER_UNAVAILABLE}
 
 
 def check_magic_bytes(content: bytes) -> None:
-    """Refuse what does not begin as a JPEG, PNG, WebP or GIF file; what a client calls it does not count.
+    """Raise unless a file begins as a JPEG, PNG, WebP or GIF; the type that a client declares does not count.
 
     Raises:
-        MediaError: It begins as another kind of file, as a web page, or as none.
+        MediaError: It begins as another kind of file, as a web page, or as neither.
     """
-    if content.startswith(_SUPPORTED_MAGIC) or (
-        content[:4] == b"RIFF" and content[8:12] == b"WEBP"
-    ):
+    is_webp = content[:4] == b"RIFF" and content[8:12] == b"WEBP"
+    if is_webp or content.startswith(_SUPPORTED_MAGIC):
         return
-    begin = content[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if begin.startswith((b"<!doctype html", b"<html")):
+    start = content[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doctype html", b"<html")):
         raise MediaError(NOT_AN_IMAGE)
-    if begin.startswith((b"<svg", b"<?xml", b"<!doctype svg")):
+    if start.startswith((b"<svg", b"<?xml", b"<!doctype svg")):
         raise MediaError(UNSUPPORTED)
-    if content.startswith(_OTHER_MAGIC) or content[4:8] == b"ftyp":  # the last: HEIC, AVIF, MP4
+    # "ftyp": HEIC, AVIF, MP4
+    if content.startswith(_OTHER_MAGIC) or content[4:8] == b"ftyp":
         raise MediaError(UNSUPPORTED)
     raise MediaError(UNDECODABLE)
 
 
 class DecoderPool:
-    """Some processes that decode, started when they are needed, and anew where one was lost."""
+    """Decoder processes, started on demand and replaced when they die or hang."""
 
-    def __init__(self, count: int, *, seconds: float, memory: int) -> None:
-        """Decode so many images at a time, each within some seconds and bytes of memory."""
-        self._free = asyncio.Semaphore(count)
+    def __init__(self, num_workers: int, *, timeout: float, max_memory: int) -> None:
+        """Create an empty pool.
+
+        Args:
+            num_workers: Images that are decoded at the same time.
+            timeout: Seconds per image.
+            max_memory: Bytes of memory per process.
+        """
+        self._free = asyncio.Semaphore(num_workers)
         self._idle: list[Process] = []
-        self._seconds = seconds
-        self._memory = memory
+        self._timeout = timeout
+        self._max_memory = max_memory
 
-    async def size(self, content: bytes) -> tuple[int, int]:
-        """Return an image's width and height from the head of its file.
+    async def read_size(self, content: bytes) -> tuple[int, int]:
+        """Return an image's width and height from the header of its file.
 
         Raises:
-            MediaError: It is no image that is taken, or none can be looked at.
+            MediaError: It is not a supported image, or no decoder is available.
         """
         check_magic_bytes(content)
-        async with self._free, self._worker() as worker:
-            size, _ = await self._ask(worker, b"h", content)
+        async with self._free:
+            size, _ = await self._run(b"h", content)
         return size
 
     @asynccontextmanager
     async def decode(self, content: bytes) -> AsyncIterator[Image.Image]:
-        """Decode an image; no more at a time are held than there are processes.
+        """Decode an image; at most `num_workers` decoded images exist at a time.
 
         Raises:
-            MediaError: It is broken or too large, or it took too long or too much memory.
+            MediaError: It is broken or too large, or decoding took too much time or memory.
         """
         async with self._free:
-            async with self._worker() as worker:
-                size, pixels = await self._ask(worker, b"d", content)
+            size, pixels = await self._run(b"d", content)
             yield Image.frombytes("RGB", size, pixels)
 
     async def close(self) -> None:
@@ -93,80 +99,66 @@ class DecoderPool:
             await worker.wait()
         self._idle.clear()
 
-    @asynccontextmanager
-    async def _worker(self) -> AsyncIterator[Process]:
-        """Lend a process; it is stopped where it may be in the middle of something."""
+    async def _run(self, operation: bytes, content: bytes) -> tuple[tuple[int, int], bytes]:
+        """Return the size and, for `d`, the pixels of a file that a worker reads."""
         while self._idle and self._idle[-1].returncode is not None:
             self._idle.pop()
-        worker = self._idle.pop() if self._idle else await _start(self._memory)
-        sound = False
+        worker = self._idle.pop() if self._idle else await self._start_worker()
+        is_reusable = False
         try:
-            yield worker
-            sound = True
-        except MediaError as error:
-            sound = error.fault is not DECODER_UNAVAILABLE
-            raise
+            async with asyncio.timeout(self._timeout):
+                reply, pixels = await _exchange(worker, operation, content)
+            is_reusable = reply.get("fault") != "memory"
+        except (TimeoutError, OSError, EOFError, json.JSONDecodeError):
+            raise MediaError(DECODER_UNAVAILABLE) from None
         finally:
-            if sound:
+            # A worker that was interrupted within a request cannot serve the next one.
+            if is_reusable:
                 self._idle.append(worker)
             else:
                 _stop(worker)
+        if "fault" in reply:
+            raise MediaError(_FAULTS[reply["fault"]])
+        width, height = reply["size"]
+        if min(width, height) < 1:
+            raise MediaError(TOO_SMALL)
+        return (width, height), pixels
 
-    async def _ask(
-        self, worker: Process, operation: bytes, content: bytes
-    ) -> tuple[tuple[int, int], bytes]:
-        """Send a file and return its size and, if it is to be decoded, its pixels.
+    async def _start_worker(self) -> Process:
+        """Start a process in its own session, which Ctrl-C in the server's terminal does not reach."""
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "caldera.server.media.decoder_worker",
+            str(self._max_memory),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=_BUFFER_BYTES,
+            start_new_session=True,
+        )
 
-        Raises:
-            MediaError: The file is refused, or the process is lost or late.
-        """
-        try:
-            async with asyncio.timeout(self._seconds):
-                return await _send_file(worker, operation, content)
-        except (TimeoutError, OSError, EOFError, json.JSONDecodeError):
-            raise MediaError(DECODER_UNAVAILABLE) from None
 
-
-async def _send_file(
+async def _exchange(
     worker: Process, operation: bytes, content: bytes
-) -> tuple[tuple[int, int], bytes]:
-    """Send a file to a process and read what it answers.
+) -> tuple[dict[str, Any], bytes]:
+    """Send a file to a worker; return its reply and the pixels.
 
     Raises:
-        MediaError: The file is refused.
-        OSError: The process is lost; so do EOFError and JSONDecodeError say.
+        OSError, EOFError, JSONDecodeError: The process died.
     """
-    asked, answered = worker.stdin, worker.stdout
-    assert asked is not None
-    assert answered is not None
-    asked.write(operation + len(content).to_bytes(8) + content)
-    await asked.drain()
-    said = json.loads(await answered.readline())
-    if "fault" in said:
-        raise MediaError(_FAULTS[said["fault"]])
-    width, height = said["size"]
-    pixels = await answered.readexactly(3 * width * height) if operation == b"d" else b""
-    if min(width, height) < 1:
-        raise MediaError(TOO_SMALL)
-    return (width, height), pixels
-
-
-async def _start(memory: int) -> Process:
-    """Start a process in a session of its own, which Ctrl-C on the server's terminal does not reach."""
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "caldera.server.media.decoder_worker",
-        str(memory),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        limit=_CHUNK,
-        start_new_session=True,
-    )
+    stdin, stdout = worker.stdin, worker.stdout
+    assert stdin is not None
+    assert stdout is not None
+    stdin.write(operation + len(content).to_bytes(8) + content)
+    await stdin.drain()
+    reply: dict[str, Any] = json.loads(await stdout.readline())
+    if operation != b"d" or "fault" in reply:
+        return reply, b""
+    width, height = reply["size"]
+    return reply, await stdout.readexactly(3 * width * height)
 
 
 def _stop(worker: Process) -> None:
-    """Stop a process, if it still runs."""
     if worker.returncode is None:
         with suppress(ProcessLookupError):
             worker.kill()

@@ -1,8 +1,9 @@
-"""Images' files in on standard input, their sizes or pixels out on standard output: a process of its own.
+"""Worker process that decodes image files: files on standard input, sizes or pixels on standard output.
 
-Decoders of images are where the faults and the memory are; here they can be stopped, or die, and take nothing with
-them. Asked is an operation (`h` for the head, `d` to decode), the length of the file in eight bytes, and the file.
-Answered is one line of JSON, `{"size": [width, height]}` or `{"fault": name}`, and after `d` the pixels as RGB.
+Decoding untrusted files is where crashes and memory peaks happen; in a process of its own it can be killed without
+harm to the server. A request is an operation (`h` for the header, `d` to decode), the length of the file in eight
+bytes, and the file. A reply is one line of JSON, `{"size": [width, height]}` or `{"fault": name}`, followed after `d`
+by the pixels as RGB.
 """
 
 import json
@@ -19,17 +20,17 @@ NAME = "the image"
 
 
 def main_loop(stdin: BinaryIO, stdout: BinaryIO) -> None:
-    """Answer until there is nothing more to read."""
+    """Reply to requests until the input ends."""
     while operation := stdin.read(1):
         length = int.from_bytes(stdin.read(8))
-        said, pixels = handle_file(operation == b"d", stdin.read(length))
-        stdout.write(json.dumps(said).encode() + b"\n")
+        reply, pixels = handle_file(operation == b"d", stdin.read(length))
+        stdout.write(json.dumps(reply).encode() + b"\n")
         stdout.write(pixels)
         stdout.flush()
 
 
 def handle_file(decode: bool, content: bytes) -> tuple[dict[str, object], bytes]:
-    """Return the line and the pixels for one file."""
+    """Return the reply and the pixels for one file."""
     try:
         if not decode:
             return {"size": read_image_header(content, NAME)[1]}, b""
@@ -44,6 +45,6 @@ def handle_file(decode: bool, content: bytes) -> tuple[dict[str, object], bytes]
 
 
 if __name__ == "__main__":
-    most = int(sys.argv[1])
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    max_memory = int(sys.argv[1])
+    resource.setrlimit(resource.RLIMIT_AS, (max_memory, max_memory))
     main_loop(sys.stdin.buffer, sys.stdout.buffer)

@@ -1,6 +1,6 @@
-"""Why an image that a client sent or named is not used: a status, OpenAI's word for it, and a text that never changes.
+"""Errors of client images, each with an HTTP status, OpenAI's error code and a fixed message.
 
-The texts are fixed: what a decoder, a resolver or the system said would tell a client about this machine.
+The messages are fixed because the text of a decoder, a resolver or the system would reveal details of this machine.
 """
 
 from dataclasses import dataclass
@@ -10,46 +10,39 @@ from caldera.errors import ImageError
 
 @dataclass(frozen=True, slots=True)
 class MediaErrorKind:
-    """One reason."""
+    """One reason to reject an image."""
 
     status: int
-    """Of HTTP: 400 refused, 422 cannot be had, 502 its host failed, 503 this machine is short of something."""
+    """HTTP status: 400 rejected, 422 not downloadable, 502 its host failed, 503 a resource is short here."""
 
     code: str
-    """OpenAI's word for it."""
+    """OpenAI's error code."""
 
-    text: str
-    """What the client is told."""
+    message: str
 
 
 class MediaError(ImageError):
-    """An image from outside is not used."""
+    """A client's image cannot be used."""
 
-    def __init__(self, fault: MediaErrorKind) -> None:
-        super().__init__(fault.text)
-        self.fault = fault
+    def __init__(self, kind: MediaErrorKind) -> None:
+        super().__init__(kind.message)
+        self.kind = kind
 
 
-BAD_URL = MediaErrorKind(
-    400,
-    "invalid_image_url",
-    "the image URL is not understood; send a data URL (data:image/png;base64,...)",
-)
+_SEND_DATA_URL = "send the image as a data URL (data:image/png;base64,...)"
+
+BAD_URL = MediaErrorKind(400, "invalid_image_url", f"the image URL is not valid; {_SEND_DATA_URL}")
 REMOTE_DISABLED = MediaErrorKind(
-    400,
-    "invalid_image_url",
-    "remote image URLs are disabled; send the image as a data URL (data:image/png;base64,...)",
+    400, "invalid_image_url", f"remote image URLs are disabled; {_SEND_DATA_URL}"
 )
 FILES_DISABLED = MediaErrorKind(
-    400,
-    "invalid_image_url",
-    "image files on the server are disabled; send the image as a data URL (data:image/png;base64,...)",
+    400, "invalid_image_url", f"image files on the server are disabled; {_SEND_DATA_URL}"
 )
 NOT_ALLOWED = MediaErrorKind(
     400, "invalid_image_url", "this server may not fetch from this image URL"
 )
 TOO_MANY_REDIRECTS = MediaErrorKind(
-    400, "invalid_image_url", "the image URL leads on and on; name where the image is"
+    400, "invalid_image_url", "too many redirects; use the image's final URL"
 )
 NOT_UNDER_ROOT = MediaErrorKind(
     400, "image_file_not_found", "there is no such image file under the server's media folder"
@@ -65,16 +58,16 @@ FILE_TOO_LARGE = MediaErrorKind(
 )
 EMPTY = MediaErrorKind(400, "empty_image_file", "the image file is empty")
 BAD_BASE64 = MediaErrorKind(
-    400, "invalid_base64_image", "the image is not valid base64; encode it anew, without line ends"
+    400, "invalid_base64_image", "the image is not valid base64; encode it again, without line ends"
 )
 UNSUPPORTED = MediaErrorKind(
     400,
     "unsupported_image_media_type",
-    "only JPEG, PNG, WebP and GIF images are taken; convert it",
+    "only JPEG, PNG, WebP and GIF images are supported; convert it",
 )
-NOT_AN_IMAGE = MediaErrorKind(400, "invalid_image_format", "what the image URL gives is no image")
+NOT_AN_IMAGE = MediaErrorKind(400, "invalid_image_format", "the image URL does not give an image")
 UNDECODABLE = MediaErrorKind(
-    400, "image_parse_error", "the image cannot be decoded; it is broken or cut"
+    400, "image_parse_error", "the image cannot be decoded; it is broken or truncated"
 )
 TOO_LARGE = MediaErrorKind(
     400, "image_too_large", "the image has more pixels than allowed; shrink it"

@@ -1,6 +1,6 @@
-"""A web address in, the bytes that it gives out: resolved once, every address checked, the checked address dialled.
+"""Image downloads: the host is resolved once, every address is checked, and a checked address is connected to.
 
-One deadline stands over everything, redirects among it, and reading stops one byte beyond what is allowed.
+One deadline covers everything, redirects included, and reading stops one byte beyond the limit.
 """
 
 import asyncio
@@ -27,39 +27,37 @@ Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Connect = Callable[[str, RemoteUrl], Awaitable[Stream]]
-"""An address, and the URL whose port and name it is dialled with, to an open connection."""
+"""An address, and the URL with its port and host name, to an open connection."""
 
 _MAX_REDIRECTS = 3
-"""Redirects that are followed."""
-
 _REDIRECT_CODES = (301, 302, 303, 307, 308)
-_CHUNK = 1 << 16
-_ADDRESSES = 4
+_CHUNK_BYTES = 1 << 16
+_MAX_ADDRESSES = 4
 """Addresses of a host that are tried."""
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """Ask the system for a host's addresses.
+    """Resolve a host by the system's resolver.
 
     Raises:
-        OSError: It knows none.
+        OSError: It has no address.
     """
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+    entries = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in entries))
 
 
 async def connect(address: str, url: RemoteUrl) -> Stream:
-    """Connect to an address, by TLS for the URL's name where it says so.
+    """Connect to an address, for https by TLS with the URL's host name.
 
     Raises:
-        OSError: Nothing answers there, or its certificate is not the host's.
+        OSError: The connection fails, or the certificate is not the host's.
     """
     context = ssl.create_default_context() if url.scheme == "https" else None
     return await asyncio.open_connection(
         address,
         url.port,
-        limit=_CHUNK,
+        limit=_CHUNK_BYTES,
         ssl=context,
         server_hostname=url.host if context else None,
     )
@@ -67,7 +65,7 @@ async def connect(address: str, url: RemoteUrl) -> Stream:
 
 @dataclass(frozen=True, slots=True)
 class _Response:
-    """What a host answered."""
+    """Response of a host."""
 
     status: int
     location: str | None
@@ -75,35 +73,35 @@ class _Response:
 
 
 class Fetcher:
-    """Fetches images from the hosts that are allowed."""
+    """Client that downloads images from allowed hosts."""
 
     def __init__(
         self,
         hosts: HostAllowlist,
         *,
         max_bytes: int,
-        seconds: float,
+        timeout: float,
         resolve: Resolve = resolve,
-        dial: Connect = connect,
+        connect: Connect = connect,
     ) -> None:
-        """Fetch at most `max_bytes` within `seconds`."""
+        """Fetch at most `max_bytes` within `timeout` seconds."""
         self._hosts = hosts
         self._max_bytes = max_bytes
-        self._seconds = seconds
+        self._timeout = timeout
         self._resolve = resolve
-        self._dial = dial
+        self._open_connection = connect
 
     async def fetch(self, text: str) -> bytes:
-        """Return what a URL gives.
+        """Return the content of a URL.
 
         Raises:
-            MediaError: It may not be fetched, cannot be, or is too long or empty.
+            MediaError: It may not or cannot be fetched, or its content is too long or empty.
         """
         if not self._hosts:
             raise MediaError(REMOTE_DISABLED)
         url = parse_url(text)
         try:
-            async with asyncio.timeout(self._seconds):
+            async with asyncio.timeout(self._timeout):
                 content = await self._with_one_retry(url)
         except TimeoutError:
             raise MediaError(HOST_FAILED) from None
@@ -112,52 +110,40 @@ class Fetcher:
         return content
 
     async def _with_one_retry(self, url: RemoteUrl) -> bytes:
-        """Try once more where the host failed in passing.
-
-        Raises:
-            MediaError: It did again, or there is no use in trying.
-        """
+        """Follow the URL, once more if its host failed in a way that may be temporary."""
         try:
             return await self._follow(url)
         except MediaError as error:
-            if error.fault is not HOST_FAILED:
+            if error.kind is not HOST_FAILED:
                 raise
         return await self._follow(url)
 
     async def _follow(self, url: RemoteUrl) -> bytes:
-        """Follow redirects, each checked like the first.
-
-        Raises:
-            MediaError: There are too many, one leads where it may not, or the last cannot be had.
-        """
+        """Return the content after redirects, each of which is checked like the first URL."""
         for _ in range(_MAX_REDIRECTS + 1):
-            given = await self._get(url)
-            if given.status in _REDIRECT_CODES and given.location:
-                url = resolve_redirect(url, given.location)
+            response = await self._get(url)
+            if response.status in _REDIRECT_CODES and response.location:
+                url = resolve_redirect(url, response.location)
                 continue
-            if given.status >= 500 or given.status == 429:
+            if response.status >= 500 or response.status == 429:
                 raise MediaError(HOST_FAILED)
-            if given.status != 200:
+            if response.status != 200:
                 raise MediaError(DOWNLOAD_REFUSED)
-            return given.content
+            return response.content
         raise MediaError(TOO_MANY_REDIRECTS)
 
     async def _get(self, url: RemoteUrl) -> _Response:
-        """Ask one host once.
-
-        Raises:
-            MediaError: It may not be asked, or does not answer as it should.
-        """
+        """Send one request to one host, after the host and its addresses were checked."""
         self._hosts.check_host(url)
         try:
             addresses = await self._resolve(url.host, url.port)
         except socket.gaierror as error:
-            passing = error.errno == socket.EAI_AGAIN
-            raise MediaError(HOST_FAILED if passing else DOWNLOAD_REFUSED) from None
+            is_temporary = error.errno == socket.EAI_AGAIN
+            raise MediaError(HOST_FAILED if is_temporary else DOWNLOAD_REFUSED) from None
         except (OSError, UnicodeError):
             raise MediaError(HOST_FAILED) from None
         self._hosts.check_addresses(url, addresses)
-        reader, writer = await self._connect(addresses[:_ADDRESSES], url)
+        reader, writer = await self._connect(addresses[:_MAX_ADDRESSES], url)
         try:
             return await _send_request(reader, writer, url, self._max_bytes)
         except (OSError, h11.RemoteProtocolError):
@@ -166,56 +152,55 @@ class Fetcher:
             writer.transport.abort()
 
     async def _connect(self, addresses: list[str], url: RemoteUrl) -> Stream:
-        """Connect to the first of the checked addresses that answers.
-
-        Raises:
-            MediaError: None does.
-        """
-        fault = HOST_FAILED
+        """Connect to the first checked address that accepts."""
+        kind = HOST_FAILED
         for address in addresses:
             try:
-                return await self._dial(address, url)
+                return await self._open_connection(address, url)
             except ssl.SSLCertVerificationError:
-                fault = DOWNLOAD_REFUSED
+                kind = DOWNLOAD_REFUSED
             except OSError:
                 continue
-        raise MediaError(fault)
+        raise MediaError(kind)
 
 
 async def _send_request(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, url: RemoteUrl, max_bytes: int
 ) -> _Response:
-    """Send one request and read its answer.
+    """Send one request and read its response.
 
     Raises:
-        MediaError: The answer is too long, or in an encoding that was not asked for.
-        RemoteProtocolError: It is no HTTP, or breaks off.
+        MediaError: The content is too long, or in an encoding that was not requested.
+        RemoteProtocolError: The response is not HTTP, or is truncated.
         OSError: The connection broke.
     """
-    wire = h11.Connection(h11.CLIENT)
-    headers = [
-        ("Host", url.authority), ("Accept", "image/*"), ("Accept-Encoding", "identity"), ("User-Agent", "caldera"),
-        ("Connection", "close"),
-    ]  # fmt: skip
-    ask = h11.Request(method="GET", target=url.target, headers=headers)
-    writer.write(wire.send(ask) + wire.send(h11.EndOfMessage()))
+    connection = h11.Connection(h11.CLIENT)
+    headers = {
+        "Host": url.authority,
+        "Accept": "image/*",
+        "Accept-Encoding": "identity",
+        "User-Agent": "caldera",
+        "Connection": "close",
+    }
+    request = h11.Request(method="GET", target=url.target, headers=list(headers.items()))
+    writer.write(connection.send(request) + connection.send(h11.EndOfMessage()))
     await writer.drain()
     content = bytearray()
     status, location = 0, None
     while True:
-        event = wire.next_event()
+        event = connection.next_event()
         if event is h11.NEED_DATA:
-            wire.receive_data(await reader.read(_CHUNK))
+            connection.receive_data(await reader.read(_CHUNK_BYTES))
         elif isinstance(event, h11.Response):
             status = event.status_code
-            said = {name: value.decode("latin-1") for name, value in event.headers}
-            location = said.get(b"location")
+            received = {name: value.decode("latin-1") for name, value in event.headers}
+            location = received.get(b"location")
             if status != 200:
                 return _Response(status, location, b"")
-            if said.get(b"content-encoding", "identity") != "identity":
+            if received.get(b"content-encoding", "identity") != "identity":
                 raise MediaError(DOWNLOAD_REFUSED)
-            if said.get(b"content-length", "0").isdigit():
-                _check_length(int(said.get(b"content-length", "0")), max_bytes)
+            length = received.get(b"content-length", "0")
+            _check_length(int(length) if length.isdigit() else 0, max_bytes)
         elif isinstance(event, h11.Data):
             content += event.data
             _check_length(len(content), max_bytes)
@@ -224,10 +209,5 @@ async def _send_request(
 
 
 def _check_length(length: int, max_bytes: int) -> None:
-    """Refuse what is too long.
-
-    Raises:
-        MediaError: It is.
-    """
     if length > max_bytes:
         raise MediaError(FILE_TOO_LARGE)

@@ -1,11 +1,11 @@
-"""What a user calls an image in, the image out: the one place that opens a user's image.
+"""Image loader: fetches, measures and decodes the images that clients send or name by URL.
 
-On a terminal it is a path that was typed in. A client of the server names a URL, and that is never taken for a path:
-its scheme alone decides whether it is a data URL, a web address or a file of the server's media folder, and the last
-two are off unless the operator switched them on.
+The scheme of a URL alone decides whether it is a data URL, a web address or a file below the media folder, and the
+last two are off unless the operator enables them. A URL is never interpreted as a path.
 """
 
 import asyncio
+import binascii
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,156 +14,189 @@ from typing import TypeVar
 
 from PIL import Image
 
-from caldera.errors import UsageError
+from caldera.errors import UsageError, check_ranges
 from caldera.images.decoding import MAX_PIXELS
-from caldera.server.media.data_urls import read_data_url
 from caldera.server.media.decoder_pool import DecoderPool, check_magic_bytes
-from caldera.server.media.errors import BAD_URL, TOTAL_TOO_LARGE, MediaError
+from caldera.server.media.errors import (
+    BAD_BASE64,
+    BAD_URL,
+    FILE_TOO_LARGE,
+    TOTAL_TOO_LARGE,
+    UNDECODABLE,
+    UNSUPPORTED,
+    MediaError,
+)
 from caldera.server.media.fetcher import Fetcher
 from caldera.server.media.local_files import read_below_root
 from caldera.server.media.url_policy import HostAllowlist
 
-_Seen = TypeVar("_Seen")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MediaSettings:
-    """Which images of clients are taken, and what they may cost."""
+class MediaConfig:
+    """Sources and limits of client images."""
 
-    hosts: tuple[str, ...] = ()
-    """Hosts that images are fetched from: `images.example`, `images.example:8080`, or `*` for any public one."""
+    allowed_domains: tuple[str, ...] = ()
+    """Hosts that images are fetched from: `images.example`, `images.example:8080`, or `*` for any public host."""
 
     root: Path | None = None
     """Folder whose files clients may name by `file:` URLs."""
 
     max_bytes: int = 10 << 20
-    """Of one image's file."""
+    """Length of one image file."""
 
     max_pixels: int = 2 * MAX_PIXELS
-    """Of all images of a request together; one may have 32 million, and 12,000 along a side."""
+    """Pixels of all images of a request; one image may have 32 million, and 12,000 along a side."""
 
-    download_seconds: float = 10.0
-    """For one image, redirects and a second try among them."""
+    download_timeout: float = 10.0
+    """Seconds per image, including redirects and one retry."""
 
     decoders: int = 2
-    """Images that are decoded at the same time, each by a process of its own."""
+    """Images that are decoded at the same time, each in its own process."""
 
-    decode_seconds: float = 20.0
-    """For one image."""
+    decode_timeout: float = 20.0
+    """Seconds per image."""
 
     decode_memory: int = 2 << 30
-    """Bytes of memory that one such process may take."""
+    """Bytes of memory per decoder process."""
 
     def __post_init__(self) -> None:
         """Check every setting.
 
         Raises:
-            UsageError: One is out of its range, a host is not understood, or the folder is not there.
+            UsageError: One is out of range, a host is not valid, or the folder does not exist.
         """
-        for name in (
-            "max_bytes", "max_pixels", "download_seconds", "decoders", "decode_seconds", "decode_memory",
-        ):  # fmt: skip
-            if getattr(self, name) <= 0:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be over 0")
-        HostAllowlist(self.hosts)
+        names = (
+            "max_bytes",
+            "max_pixels",
+            "download_timeout",
+            "decoders",
+            "decode_timeout",
+            "decode_memory",
+        )
+        check_ranges(self, dict.fromkeys(names, "(0, inf]"))
+        HostAllowlist(self.allowed_domains)
         if self.root is not None and not self.root.is_dir():
-            raise UsageError(f"the media folder {self.root} is not there, or no folder")
+            raise UsageError(f"the media folder {self.root} does not exist or is not a folder")
 
 
 class ImageLoader:
-    """Reads and decodes the images of clients."""
+    """Loader of client images."""
 
     def __init__(
         self,
-        settings: MediaSettings,
+        config: MediaConfig,
         *,
-        fetcher: Fetcher | None = None,
         on_decode_time: Callable[[float], object] = lambda seconds: None,
     ) -> None:
-        """Take images as `settings` say, and tell `took` how long the decoding of each took, in seconds."""
-        self._settings = settings
-        self._root = None if settings.root is None else settings.root.resolve()
-        self._fetcher = fetcher or Fetcher(
-            HostAllowlist(settings.hosts),
-            max_bytes=settings.max_bytes,
-            seconds=settings.download_seconds,
-        )
-        self._decoders = DecoderPool(
-            settings.decoders, seconds=settings.decode_seconds, memory=settings.decode_memory
-        )
-        self._took = on_decode_time
-
-    async def load_all(
-        self, urls: Sequence[str], process: Callable[[Image.Image], _Seen]
-    ) -> list[_Seen]:
-        """Return what `see` makes of each image; all are read and measured before the first is decoded.
+        """Load images within the limits of `config`.
 
         Args:
-            urls: As clients sent them.
-            see: Takes an upright RGB image; called on another thread.
+            config: Sources and limits.
+            on_decode_time: Called with the seconds that decoding and processing one image took.
+        """
+        self._config = config
+        self._root = None if config.root is None else config.root.resolve()
+        self._fetcher = Fetcher(
+            HostAllowlist(config.allowed_domains),
+            max_bytes=config.max_bytes,
+            timeout=config.download_timeout,
+        )
+        self._decoders = DecoderPool(
+            config.decoders, timeout=config.decode_timeout, max_memory=config.decode_memory
+        )
+        self._on_decode_time = on_decode_time
+
+    async def load_all(
+        self, urls: Sequence[str], process: Callable[[Image.Image], _Result]
+    ) -> list[_Result]:
+        """Return the result of `process` for each image; all are fetched and measured before any is decoded.
+
+        Args:
+            urls: URLs as clients sent them.
+            process: Function of an upright RGB image, called on another thread.
 
         Raises:
-            MediaError: One cannot be used, or they are too large together.
+            MediaError: An image cannot be used, or the images are too large together.
         """
-        async with asyncio.TaskGroup() as group:
-            reading = [group.create_task(self._fetch_or_error(url)) for url in urls]
-        contents = [_unwrap(task.result()) for task in reading]
-        sizes = [await self._decoders.size(content) for content in contents]
-        if sum(width * height for width, height in sizes) > self._settings.max_pixels:
+        # Collected, not raised at once: the error reported is the first image's, not the fastest one's.
+        results = await asyncio.gather(*map(self.fetch, urls), return_exceptions=True)
+        contents: list[bytes] = []
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+            contents.append(result)
+        sizes = [await self._decoders.read_size(content) for content in contents]
+        if sum(width * height for width, height in sizes) > self._config.max_pixels:
             raise MediaError(TOTAL_TOO_LARGE)
-        return [await self._seen(content, process) for content in contents]
+        return [await self.load_one(content, process) for content in contents]
 
-    async def close(self) -> None:
-        """Stop the processes that decode."""
-        await self._decoders.close()
+    async def load_one(self, content: bytes, process: Callable[[Image.Image], _Result]) -> _Result:
+        """Decode one image file and return the result of `process`.
 
-    async def _fetch_or_error(self, url: str) -> bytes | MediaError:
-        """Return what `read` returns or raises, so that the first image's fault is told, not the fastest's."""
-        try:
-            return await self.fetch(url)
-        except MediaError as error:
-            return error
+        Raises:
+            MediaError: It cannot be decoded.
+        """
+        start = time.perf_counter()
+        async with self._decoders.decode(content) as image:
+            result = await asyncio.to_thread(process, image)
+        self._on_decode_time(time.perf_counter() - start)
+        return result
 
     async def fetch(self, url: str) -> bytes:
-        """Return the file that a URL holds or names.
+        """Return the file that a URL contains or names.
 
         Raises:
-            MediaError: It is not understood or not allowed, cannot be had, or is no image's.
+            MediaError: The URL is not valid or not allowed, or does not give a supported image file.
         """
         scheme, colon, _ = url[:8].partition(":")
         match scheme.lower() if colon else "":
             case "data":
-                content = read_data_url(url, self._settings.max_bytes)
+                content = read_data_url(url, self._config.max_bytes)
             case "http" | "https":
                 content = await self._fetcher.fetch(url)
             case "file":
                 content = await asyncio.to_thread(
-                    read_below_root, url, self._root, self._settings.max_bytes
+                    read_below_root, url, self._root, self._config.max_bytes
                 )
             case _:
                 raise MediaError(BAD_URL)
         check_magic_bytes(content)
         return content
 
-    async def _seen(self, content: bytes, process: Callable[[Image.Image], _Seen]) -> _Seen:
-        """Decode one image and let it be seen.
-
-        Raises:
-            MediaError: It cannot be decoded.
-        """
-        begin = time.perf_counter()
-        async with self._decoders.decode(content) as image:
-            seen = await asyncio.to_thread(process, image)
-        self._took(time.perf_counter() - begin)
-        return seen
+    async def close(self) -> None:
+        """Stop the decoder processes."""
+        await self._decoders.close()
 
 
-def _unwrap(outcome: bytes | MediaError) -> bytes:
-    """Return a file.
+def read_data_url(url: str, max_bytes: int) -> bytes:
+    """Decode `data:image/...;base64,...`; the declared image type is not compared with the content.
+
+    Args:
+        url: Begins with `data:`, in any case.
+        max_bytes: Longer content is rejected before it is decoded.
 
     Raises:
-        MediaError: It is a fault instead.
+        MediaError: It is not a data URL of an image, or its base64 is not valid or too long.
     """
-    if isinstance(outcome, MediaError):
-        raise outcome
-    return outcome
+    header, comma, body = url[5:].partition(",")
+    if not comma or len(header) > 200:
+        raise MediaError(BAD_URL)
+    media_type, *parameters = (part.strip().lower() for part in header.split(";"))
+    if not media_type.startswith("image/"):
+        raise MediaError(UNSUPPORTED)
+    if "base64" not in parameters:
+        raise MediaError(BAD_BASE64)
+    # base64 encodes 3 bytes as 4 characters
+    if len(body) > 4 * -(-max_bytes // 3):
+        raise MediaError(FILE_TOO_LARGE)
+    try:
+        content = binascii.a2b_base64(body.encode("ascii"), strict_mode=True)
+    except ValueError:
+        raise MediaError(BAD_BASE64) from None
+    if len(content) > max_bytes:
+        raise MediaError(FILE_TOO_LARGE)
+    if not content:
+        raise MediaError(UNDECODABLE)
+    return content

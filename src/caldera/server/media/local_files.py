@@ -1,4 +1,4 @@
-"""A `file:` URL in, the bytes of a file under the server's media folder out; nothing outside of it is ever opened."""
+"""Files below the server's media folder, named by `file:` URLs; nothing outside the folder is ever opened."""
 
 import os
 import stat
@@ -17,15 +17,15 @@ _OPEN_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def read_below_root(url: str, root: Path | None, max_bytes: int) -> bytes:
-    """Read a file below `root`: each step from there is opened by itself, and no link is followed.
+    """Read a file below `root`, opening each folder on the way by itself and following no link.
 
     Args:
         url: `file:///` and an absolute path, percent-encoded.
-        root: The media folder as an absolute path without links; None where there is none.
-        max_bytes: Longer files are not read.
+        root: The media folder as an absolute path without links; None if there is none.
+        max_bytes: Limit on the file's length.
 
     Raises:
-        MediaError: There is no such plain file under the folder (whatever else may be there), or it is too long.
+        MediaError: There is no such regular file below the folder, or it is too long or empty.
     """
     if root is None:
         raise MediaError(FILES_DISABLED)
@@ -42,16 +42,12 @@ def read_below_root(url: str, root: Path | None, max_bytes: int) -> bytes:
 
 
 def _relative_parts(url: str, root: Path) -> list[bytes]:
-    """Return the names that lead from the root to the file.
-
-    Raises:
-        MediaError: The path does not lie below it by its names alone.
-    """
+    """Return the path parts from the root to the file; raise MediaError if the path leaves the root."""
     prefix, encoded = url[:8], url[8:]
     names = unquote_to_bytes(encoded).split(b"/")
-    bases = [os.fsencode(part) for part in root.parts[1:]]
-    below = names[len(bases) :]
-    if prefix.lower() != "file:///" or names[: len(bases)] != bases or not below:
+    root_names = [os.fsencode(part) for part in root.parts[1:]]
+    below = names[len(root_names) :]
+    if prefix.lower() != "file:///" or names[: len(root_names)] != root_names or not below:
         raise MediaError(NOT_UNDER_ROOT)
     if any(name in (b"", b".", b"..") or b"\0" in name or b"\\" in name for name in below):
         raise MediaError(NOT_UNDER_ROOT)
@@ -59,25 +55,24 @@ def _relative_parts(url: str, root: Path) -> list[bytes]:
 
 
 def _open_without_links(root: Path, names: list[bytes], max_bytes: int) -> bytes:
-    """Read a file by the names that lead to it, up to one byte more than allowed.
+    """Read up to `max_bytes` + 1 bytes of the file at `names` below `root`.
 
     Raises:
-        OSError: A step is a link, is missing or may not be read.
-        ValueError: It is no plain file.
+        OSError: A part of the path is a link, is missing or is not readable.
+        ValueError: It is not a regular file.
     """
-    *folders, last = names
-    at = os.open(root, _OPEN_FLAGS | os.O_DIRECTORY)
+    *folders, file_name = names
+    folder_fd = os.open(root, _OPEN_FLAGS | os.O_DIRECTORY)
     try:
         for folder in folders:
-            below = os.open(folder, _OPEN_FLAGS | os.O_DIRECTORY, dir_fd=at)
-            os.close(at)
-            at = below
-        file = os.open(
-            last, _OPEN_FLAGS | os.O_NONBLOCK, dir_fd=at
-        )  # a pipe would else wait for a writer
+            next_fd = os.open(folder, _OPEN_FLAGS | os.O_DIRECTORY, dir_fd=folder_fd)
+            os.close(folder_fd)
+            folder_fd = next_fd
+        # without O_NONBLOCK, opening a pipe would wait for a writer
+        file_fd = os.open(file_name, _OPEN_FLAGS | os.O_NONBLOCK, dir_fd=folder_fd)
     finally:
-        os.close(at)
-    with os.fdopen(file, "rb") as opened:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise ValueError("no plain file")
-        return opened.read(max_bytes + 1)
+        os.close(folder_fd)
+    with os.fdopen(file_fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file_fd).st_mode):
+            raise ValueError("not a regular file")
+        return file.read(max_bytes + 1)

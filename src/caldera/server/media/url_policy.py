@@ -1,7 +1,7 @@
-"""A URL from a client in, its checked parts out, and which hosts and addresses may be fetched from.
+"""URL policy: a strict parser of client URLs, and the hosts and addresses that may be fetched from.
 
-A URL is taken apart once, by one strict rule, and from then on only its parts are used: two readers that disagree on
-a URL are how guards are got around. What is not plainly a web address is refused rather than mended.
+A URL is parsed once, by one strict rule, and from then on only its parts are used: two parsers that disagree on a URL
+are how such guards are bypassed. A URL that is not plainly a web address is rejected, never repaired.
 """
 
 import re
@@ -23,54 +23,61 @@ _ANY = "*"
 
 _UNICAST = IPv6Network("2000::/3")
 _TUNNELS = tuple(map(IPv6Network, ("2001::/32", "2002::/16", "64:ff9b::/96", "64:ff9b:1::/48")))
-"""Teredo, 6to4, NAT64: IPv6 addresses that stand for an IPv4 address, which may be anywhere."""
+"""Teredo, 6to4, NAT64: IPv6 addresses that embed an IPv4 address, which may be private."""
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteUrl:
-    """The parts of a web address."""
+    """Parts of a web address."""
 
     scheme: str
     host: str
-    """A name or an address in small letters, without brackets."""
+    """A name or an address in lower case, without brackets."""
     port: int
     target: str
     """Path and query, as they are sent."""
 
     @property
     def is_default_port(self) -> bool:
-        """Whether it is the usual port of its scheme."""
+        """True if the port is the default of the scheme."""
         return self.port == _PORTS[self.scheme]
 
     @property
     def authority(self) -> str:
-        """Host and port, as the Host header has them."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.is_default_port else f"{host}:{self.port}"
+        """Host and port in the form of the Host header."""
+        return self._bracketed_host if self.is_default_port else self.host_and_port
+
+    @property
+    def host_and_port(self) -> str:
+        """Host and port, the default port included."""
+        return f"{self._bracketed_host}:{self.port}"
+
+    @property
+    def _bracketed_host(self) -> str:
+        return f"[{self.host}]" if ":" in self.host else self.host
 
 
 def parse_url(url: str) -> RemoteUrl:
-    """Take a URL apart; no user names, fragments, backslashes, spaces, letters beyond ASCII, or numbers for a host.
+    """Parse a URL without user name, fragment, backslash, space, non-ASCII letter or numeric host.
 
     Raises:
         MediaError: It is not plainly a web address.
     """
-    found = _PARTS.fullmatch(url) if len(url) <= _MAX_LENGTH else None
-    if found is None:
+    match = _PARTS.fullmatch(url) if len(url) <= _MAX_LENGTH else None
+    if match is None:
         raise MediaError(BAD_URL)
-    scheme, host = found[1].lower(), _host(found[2].lower())
-    port = int(found[3]) if found[3] else _PORTS[scheme]
+    scheme, host = match[1].lower(), _normalize_host(match[2].lower())
+    port = int(match[3]) if match[3] else _PORTS[scheme]
     if not 0 < port < 1 << 16:
         raise MediaError(BAD_URL)
-    target = found[4] or "/"
+    target = match[4] or "/"
     return RemoteUrl(scheme, host, port, target if target.startswith("/") else f"/{target}")
 
 
-def _host(text: str) -> str:
-    """Return a host as a name, or as an address in its one spelling.
+def _normalize_host(text: str) -> str:
+    """Return a host as a name, or as an address in its canonical spelling; raise MediaError if it is neither.
 
-    Raises:
-        MediaError: It is neither; names that end in a number are what systems read as addresses in ways of their own.
+    Names that end in a number are rejected: systems parse them as addresses in several ways.
     """
     try:
         if text.startswith("["):
@@ -85,59 +92,54 @@ def _host(text: str) -> str:
 
 
 def resolve_redirect(url: RemoteUrl, location: str) -> RemoteUrl:
-    """Return where a redirect leads.
+    """Return the URL that a redirect from `url` leads to.
 
     Raises:
-        MediaError: It is not plainly a web address, or leads from https back to http.
+        MediaError: It is not plainly a web address, or leads from https to http.
     """
     if location.startswith("//"):
         location = f"{url.scheme}:{location}"
     elif location.startswith("/"):
-        location = f"{url.scheme}://{_authority(url)}{location}"
+        location = f"{url.scheme}://{url.host_and_port}{location}"
     elif not re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", location):
         folder = url.target.partition("?")[0].rpartition("/")[0]
-        location = f"{url.scheme}://{_authority(url)}{folder}/{location}"
-    led = parse_url(location)
-    if url.scheme == "https" and led.scheme == "http":
+        location = f"{url.scheme}://{url.host_and_port}{folder}/{location}"
+    destination = parse_url(location)
+    if url.scheme == "https" and destination.scheme == "http":
         raise MediaError(NOT_ALLOWED)
-    return led
-
-
-def _authority(url: RemoteUrl) -> str:
-    host = f"[{url.host}]" if ":" in url.host else url.host
-    return f"{host}:{url.port}"
+    return destination
 
 
 def is_public(address: str) -> bool:
-    """Tell whether an address, as the resolver gives it, is one of the open internet."""
+    """Return whether an address, as the resolver gives it, is on the public internet."""
     try:
-        found = ip_address(address)
+        ip = ip_address(address)
     except ValueError:
         return False
-    if isinstance(found, IPv6Address) and (
-        found not in _UNICAST or any(found in tunnel for tunnel in _TUNNELS)
+    if isinstance(ip, IPv6Address) and (
+        ip not in _UNICAST or any(ip in tunnel for tunnel in _TUNNELS)
     ):
         return False
-    return found.is_global and not found.is_multicast and not found.is_reserved
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
 class HostAllowlist:
-    """Which hosts an operator lets the server fetch from."""
+    """Hosts that the operator allows the server to fetch from."""
 
     def __init__(self, entries: Iterable[str]) -> None:
-        """Take `host`, `host:port` or `*` for any public host.
+        """Parse the entries: `host`, `host:port`, or `*` for any public host.
 
         Raises:
-            UsageError: An entry is neither.
+            UsageError: An entry has none of these forms.
         """
-        self._entries = {entry: _parse_entry(entry) for entry in entries}
+        self._entries = [_parse_entry(entry) for entry in entries]
 
     def __bool__(self) -> bool:
-        """Tell whether anything may be fetched."""
+        """Return whether any host is allowed."""
         return bool(self._entries)
 
     def check_host(self, url: RemoteUrl) -> None:
-        """Let a URL pass whose host and port are allowed by name.
+        """Raise unless the URL's host and port are allowed by name.
 
         Raises:
             MediaError: They are not.
@@ -146,32 +148,28 @@ class HostAllowlist:
             raise MediaError(NOT_ALLOWED)
 
     def check_addresses(self, url: RemoteUrl, addresses: Iterable[str]) -> None:
-        """Let a URL pass all of whose addresses are public, or whose address and port the operator wrote down.
+        """Raise unless every address is public, or is the address that an entry names together with its port.
 
         Raises:
             MediaError: One is neither.
         """
-        written = url.host in self._matching_entries(
-            url
-        )  # and so, if it is an address, is what it stands for
-        if not all(is_public(each) or (written and each == url.host) for each in addresses):
+        is_listed = url.host in self._matching_entries(url)
+        if not all(
+            is_public(address) or (is_listed and address == url.host) for address in addresses
+        ):
             raise MediaError(NOT_ALLOWED)
 
     def _matching_entries(self, url: RemoteUrl) -> list[str]:
-        """Return the hosts of the entries that hold for the port of a URL."""
+        """Return the hosts of the entries for the port of a URL."""
         return [
             host
-            for host, port in self._entries.values()
+            for host, port in self._entries
             if (url.is_default_port if port is None else url.port == port)
         ]
 
 
 def _parse_entry(text: str) -> tuple[str, int | None]:
-    """Return the host and the port of an allowed entry.
-
-    Raises:
-        UsageError: It is none.
-    """
+    """Return the host and the port of an allowlist entry; None for the default ports."""
     if text == _ANY:
         return _ANY, None
     try:
@@ -180,7 +178,6 @@ def _parse_entry(text: str) -> tuple[str, int | None]:
         url = None
     if url is None or url.target != "/" or text.endswith("/"):
         raise UsageError(
-            f"the host {text!r} is not understood; write images.example, images.example:8080, or * for any "
-            "public host"
+            f"the host {text!r} is not valid; write images.example, images.example:8080, or * for any public host"
         )
     return url.host, url.port if re.search(r":[0-9]+$", text) and not text.endswith("]") else None

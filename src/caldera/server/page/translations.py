@@ -1,4 +1,4 @@
-"""What the page says, in English and in Chinese."""
+"""Texts of the page in English and Chinese."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -12,13 +12,13 @@ TEXTS: Mapping[str, tuple[str, str]] = {
         "给助手看一张图片，然后提问。",
     ),
     "privacy": (
-        "Images and words go from this browser to the server and nowhere else; it writes neither to its disk.",
+        "Images and texts are sent from this browser to the server only, which does not store them on disk.",
         "图片和文字只从本浏览器发送到服务器，不会写入其磁盘。",
     ),
     "examples": ("Try one of these", "试试这些例子"),
     "ask": ("Ask about the image …", "请输入问题 …"),
     "hint": (
-        "Drop or paste images here; Enter sends, Shift+Enter begins a new line.",
+        "Drop or paste images here; Enter sends, Shift+Enter starts a new line.",
         "可拖入或粘贴图片；回车发送，Shift+回车换行。",
     ),
     "add": ("Add images", "添加图片"),
@@ -36,51 +36,52 @@ TEXTS: Mapping[str, tuple[str, str]] = {
     "language": ("中文", "English"),
     "remove": ("Remove image", "移除图片"),
     "drop": ("Drop images here", "把图片拖到这里"),
+    # The label before each of several images, as in the training data.
     "image": ("Picture", "图片"),
-    "waiting": ("looking …", "正在看图 …"),
+    "waiting": ("waiting …", "正在看图 …"),
     "stopped": ("stopped", "已停止"),
-    "length": ("cut: the longest answer is reached", "已达到回答长度上限"),
+    "length": ("truncated: the longest answer is reached", "已达到回答长度上限"),
     "interrupted": ("interrupted", "已中断"),
-    "look": ("What did it look at?", "它看了哪里？"),
-    "look_close": ("Hide", "收起"),
-    "looking": ("computing …", "计算中 …"),
-    "look_all": ("whole answer", "整个回答"),
-    "look_note": (
-        "Bright is where the language model's attention went, averaged over layers and heads, when it wrote the chosen "
-        "words; {share} of all its attention was on images. Attention shows from where the model read. It does "
-        "not explain why it answered so.",
-        "亮处是语言模型写出所选词语时注意力所在（对所有层和头取平均）；全部注意力中有 {share} 在图片上。"
+    "attention": ("Show attention", "它看了哪里？"),
+    "attention_hide": ("Hide", "收起"),
+    "attention_loading": ("computing …", "计算中 …"),
+    "attention_all": ("complete answer", "整个回答"),
+    "attention_note": (
+        "Bright areas have the most attention of the language model, averaged over layers and heads, at the selected "
+        "words; {fraction} of all attention is on images. Attention shows which parts of the input the model read. "
+        "It does not explain the answer.",
+        "亮处是语言模型写出所选词语时注意力所在（对所有层和头取平均）；全部注意力中有 {fraction} 在图片上。"
         "注意力只表明模型从哪里读取信息，并不解释它为何这样回答。",
     ),
     "settings": ("Settings", "设置"),
     "temperature": ("Temperature", "温度"),
-    "temperature_info": ("0 always takes the likeliest word", "0 表示总是选最可能的词"),
+    "temperature_info": ("0 always selects the most likely word", "0 表示总是选最可能的词"),
     "top_p": ("Top-p", "Top-p"),
     "top_p_info": (
-        "Draw from the likeliest words that make up this share",
+        "Sample from the most likely words with this total probability",
         "只从累计概率达到此值的词中选取",
     ),
-    "longest": ("Longest answer", "最长回答"),
-    "longest_info": ("In tokens, about ¾ of a word each", "以词元计，每个约 ¾ 个英文单词"),
+    "max_tokens": ("Longest answer", "最长回答"),
+    "max_tokens_info": ("In tokens, about ¾ of a word each", "以词元计，每个约 ¾ 个英文单词"),
     "down": (
-        "The server does not answer. Your conversation is kept; go on when it is back.",
+        "The server does not respond. Your conversation is stored; continue when the server is back.",
         "服务器没有响应。对话已保留，恢复后可继续。",
     ),
     "back": ("The server is back.", "服务器已恢复。"),
-    "lost": ("the server went away during this answer", "回答时服务器断开了"),
+    "lost": ("the server was lost during this answer", "回答时服务器断开了"),
     "no_store": (
-        "This browser does not let the page keep the conversation; it is lost when the page is closed.",
+        "This browser does not allow the page to store the conversation; it is lost when the page is closed.",
         "此浏览器不允许页面保存对话；关闭页面后对话会丢失。",
     ),
-    "not_image": ("{name} is no image", "{name} 不是图片"),
+    "not_image": ("{name} is not an image", "{name} 不是图片"),
     "image_bytes": (
-        "{name} has {size}; images may have up to {limit}",
+        "{name} has {size}; the limit is {limit}",
         "{name} 大小为 {size}；图片不能超过 {limit}",
     ),
     "error": ("Not answered: {text}", "未能回答：{text}"),
-    "refused": ("Not taken: {text}", "未接受：{text}"),
+    "rejected": ("Rejected: {text}", "未接受：{text}"),
 }
-"""By name: English, Chinese."""
+"""English and Chinese by name."""
 
 ERRORS: Mapping[str, str] = {
     "busy": "等待的请求已满，请稍后再试",
@@ -104,9 +105,9 @@ ERRORS: Mapping[str, str] = {
     "image_decoder_unavailable": "暂时无法解码图片，请重试",
     "rate_limit_exceeded": "请求太频繁，请稍后再试",
 }
-"""In Chinese, by code; in English the server's own text is shown."""
+"""Chinese error messages by code; in English the page shows the server's message."""
 
 
 def translate(name: str, language: Language) -> str:
-    """Return what the page says in a language."""
+    """Return a text in a language."""
     return TEXTS[name][0 if language == "en" else 1]

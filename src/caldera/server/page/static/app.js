@@ -1,363 +1,404 @@
-// The conversation: held here, drawn here, sent whole with every question. Gradio calls this with `element`, `trigger`,
-// `props`, `server` and `watch`. Whatever people or models wrote becomes text nodes, never HTML.
+// The conversation: its state is here and is sent completely with every question. Gradio runs this script with
+// `element`, `trigger`, `props`, `server` and `watch`. Text of users and models becomes text nodes, never HTML.
 
-const box = element.querySelector(".talk");
-const words = props.words, errors = props.errors, models = props.models, limits = props.limits;
-const talk = { language: "en", turns: [], draft: "", shown: [], asking: null };
-let busyImages = 0;
+const root = element.querySelector(".chat");
+const { texts, errors, models, limits } = props;
+const state = { language: "en", turns: [], draft: "", draftImages: [], pendingId: null };
+let numUploads = 0;
 
-const say = (name, parts = {}) =>
-  words[name][talk.language === "zh" ? 1 : 0].replace(/\{(\w+)\}/g, (_, part) => parts[part]);
+const translate = (name, values = {}) =>
+  texts[name][state.language === "zh" ? 1 : 0].replace(/\{(\w+)\}/g, (_, key) => values[key]);
 
 const errorText = (error) =>
-  talk.language === "zh" && errors[error.code] ? errors[error.code] : error.text;
+  state.language === "zh" && errors[error.code] ? errors[error.code] : error.text;
 
 function make(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
+  const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-    else if (value === true) made.setAttribute(name, "");
-    else if (value !== false && value != null) made.setAttribute(name, value);
+    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+    else if (value === true) node.setAttribute(name, "");
+    else if (value !== false && value != null) node.setAttribute(name, value);
   }
-  made.append(...children.filter((child) => child != null));
-  return made;
+  node.append(...children.filter((child) => child != null));
+  return node;
 }
 
-const button = (name, act, more = {}) =>
-  make("button", { type: "button", title: say(name), onclick: act, ...more }, say(name));
+const button = (name, onclick, attributes = {}) =>
+  make("button", { type: "button", title: translate(name), onclick, ...attributes }, translate(name));
 
-// **bold** and `code` are shown as such; all else stays as it was written.
-function written(text) {
-  return text.split(/(\*\*[^*\n]+\*\*|`[^`\n]+`)/).map((part, place) => {
-    if (place % 2 === 0) return part;
-    const bold = part.startsWith("**");
-    return make(bold ? "strong" : "code", {}, part.slice(bold ? 2 : 1, bold ? -2 : -1));
+const bytesOf = (base64) => Uint8Array.from(atob(base64), (character) => character.charCodeAt(0));
+
+// Renders **bold** and `code`; everything else stays as it was written.
+function renderMarkdown(text) {
+  return text.split(/(\*\*[^*\n]+\*\*|`[^`\n]+`)/).map((part, index) => {
+    if (index % 2 === 0) return part;
+    const isBold = part.startsWith("**");
+    return make(isBold ? "strong" : "code", {}, part.slice(isBold ? 2 : 1, isBold ? -2 : -1));
   });
 }
 
-// ---- what is sent, and what comes back
+// ---- questions and answers
 
-const freshAnswers = () => models.map(() => ({ text: "", state: "waiting", error: null }));
+const newAnswers = () => models.map(() => ({ text: "", state: "waiting", error: null }));
 
-const sentTurns = (turns) =>
+const isRunning = (answer) => ["waiting", "writing"].includes(answer.state);
+
+const turnPayloads = (turns) =>
   turns.map((turn) => ({
     question: turn.question,
     images: turn.images,
     answers: turn.answers.map((answer) => answer.text),
   }));
 
-const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0")).join("");
+const newId = () =>
+  Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+
+function drawAndSave() {
+  draw();
+  save();
+}
 
 function ask(question, images) {
-  if (talk.asking || !question.trim()) return;
-  talk.asking = newId();
-  talk.turns.push({ question: question.trim(), images, answers: freshAnswers() });
-  const turns = sentTurns(talk.turns);
+  if (state.pendingId || !question.trim()) return;
+  state.pendingId = newId();
+  state.turns.push({ question: question.trim(), images, answers: newAnswers() });
+  const turns = turnPayloads(state.turns);
   turns.at(-1).answers = [];
-  props.value = { id: talk.asking, turns };
+  props.value = { id: state.pendingId, turns };
   trigger("submit");
-  draw();
-  keep();
+  drawAndSave();
   watchServer();
 }
 
+const canSend = () => state.draft.trim() && numUploads === 0;
+
 function sendDraft() {
-  if (talk.asking || busyImages || !talk.draft.trim()) return;
-  const { draft, shown } = talk;
-  talk.draft = "";
-  talk.shown = [];
-  ask(draft, shown);
+  if (state.pendingId || !canSend()) return;
+  const { draft, draftImages } = state;
+  Object.assign(state, { draft: "", draftImages: [] });
+  ask(draft, draftImages);
 }
 
 function stop() {
-  if (!talk.asking) return;
-  props.value = { id: talk.asking, turns: [] };
+  if (!state.pendingId) return;
+  props.value = { id: state.pendingId, turns: [] };
   trigger("stop");
 }
 
 function retry() {
-  const last = talk.turns.pop();
+  const last = state.turns.pop();
   if (last) ask(last.question, last.images);
 }
 
 function edit() {
-  const last = talk.turns.pop();
+  const last = state.turns.pop();
   if (!last) return;
-  talk.draft = last.question;
-  talk.shown = last.images;
-  draw();
-  keep();
-  box.querySelector("textarea").focus();
+  Object.assign(state, { draft: last.question, draftImages: last.images });
+  drawAndSave();
+  root.querySelector("textarea").focus();
 }
 
-function startAnew() {
-  if (talk.asking) stop();
-  Object.assign(talk, { turns: [], draft: "", shown: [], asking: null });
+function reset() {
+  if (state.pendingId) stop();
+  Object.assign(state, { turns: [], draft: "", draftImages: [], pendingId: null });
   notify(null);
-  draw();
-  keep();
+  drawAndSave();
 }
 
-function take(news) {
-  if (!news || !news.answers || news.id !== talk.asking) return;
-  const last = talk.turns.at(-1);
-  news.answers.forEach((answer, model) => Object.assign(last.answers[model], answer));
-  const going = news.answers.some((answer) => ["waiting", "writing"].includes(answer.state));
-  if (going) drawLastAnswers();
+function applyUpdate(update) {
+  if (!update || !update.answers || update.id !== state.pendingId) return;
+  const last = state.turns.at(-1);
+  update.answers.forEach((answer, model) => Object.assign(last.answers[model], answer));
+  if (update.answers.some(isRunning)) drawLastAnswers();
   else {
-    talk.asking = null;
+    state.pendingId = null;
     draw();
   }
-  keep();
+  save();
 }
 
-// The server is gone: what was said stays, and the question can be asked again.
-function lose() {
-  if (!talk.asking) return;
-  for (const answer of talk.turns.at(-1).answers)
-    if (["waiting", "writing"].includes(answer.state)) Object.assign(answer, { state: "lost" });
-  talk.asking = null;
-  draw();
-  keep();
+// The connection is lost: the text so far stays, and the question can be asked again.
+function abandonAnswers() {
+  if (!state.pendingId) return;
+  for (const answer of state.turns.at(-1).answers) if (isRunning(answer)) answer.state = "lost";
+  state.pendingId = null;
+  drawAndSave();
 }
 
 async function download() {
-  const given = await call(() => server.download({ id: newId(), turns: sentTurns(talk.turns) }));
-  if (!given) return;
-  const bytes = Uint8Array.from(atob(given.zip), (letter) => letter.charCodeAt(0));
-  const link = make("a", { download: "conversation.zip", href: URL.createObjectURL(new Blob([bytes], { type: "application/zip" })) });
+  const result = await call(() => server.download({ id: newId(), turns: turnPayloads(state.turns) }));
+  if (!result) return;
+  const archive = new Blob([bytesOf(result.zip)], { type: "application/zip" });
+  const link = make("a", { download: "conversation.zip", href: URL.createObjectURL(archive) });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
 
-// Calls the server; tells what went wrong, and then returns nothing.
-async function call(work) {
+// Returns the result of a server function; shows an error and returns null if it failed.
+async function call(serverFunction) {
   try {
-    const given = await work();
-    if (!given.error) return given;
-    notify("error", say("refused", { text: errorText(given.error) }));
+    const result = await serverFunction();
+    if (!result.error) return result;
+    notify("error", translate("rejected", { text: errorText(result.error) }));
   } catch {
     await checkServer();
-    if (!down) notify("error", say("refused", { text: errorText({ code: "internal_error", text: "the server failed at this request" }) }));
+    const error = { code: "internal_error", text: "the server failed at this request" };
+    if (!isDown) notify("error", translate("rejected", { text: errorText(error) }));
   }
   return null;
 }
 
 // ---- images
 
-const sized = (bytes) => `${(bytes / (1 << 20)).toFixed(bytes < 10 << 20 ? 1 : 0)} MB`;
+const formatBytes = (bytes) => `${(bytes / (1 << 20)).toFixed(bytes < 10 << 20 ? 1 : 0)} MB`;
 
-const asUrl = (file) =>
-  new Promise((give, fail) => {
+const readAsDataUrl = (file) =>
+  new Promise((resolve, reject) => {
     const reader = new FileReader();
-    reader.onload = () => give(reader.result);
-    reader.onerror = fail;
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = reject;
     reader.readAsDataURL(file);
   });
 
-async function show(files) {
+async function addFiles(files) {
   for (const file of files) {
-    if (!file.type.startsWith("image/")) notify("error", say("not_image", { name: file.name }));
-    else if (file.size > limits.bytes)
-      notify("error", say("image_bytes", { name: file.name, size: sized(file.size), limit: sized(limits.bytes) }));
-    else await showUrl(await asUrl(file));
+    const sizes = { name: file.name, size: formatBytes(file.size), limit: formatBytes(limits.bytes) };
+    if (!file.type.startsWith("image/")) notify("error", translate("not_image", { name: file.name }));
+    else if (file.size > limits.bytes) notify("error", translate("image_bytes", sizes));
+    else await addImage(await readAsDataUrl(file));
   }
 }
 
-async function showUrl(url) {
-  busyImages += 1;
+async function addImage(url) {
+  numUploads += 1;
   draw();
-  const given = await call(() => server.check(url));
-  busyImages -= 1;
-  if (given) {
-    talk.shown.push(given.url);
+  const result = await call(() => server.check_image(url));
+  numUploads -= 1;
+  if (result) {
+    state.draftImages.push(result.url);
     notify(null);
   }
-  draw();
-  keep();
-  box.querySelector("textarea").focus();
+  drawAndSave();
+  root.querySelector("textarea").focus();
 }
 
-function picker(capture) {
-  const input = make("input", { type: "file", accept: "image/*", multiple: !capture, capture: capture && "environment", "aria-label": say(capture ? "photo" : "add"),
-    onchange: () => { show([...input.files]); input.value = ""; } });
+function makeFileInput(capture) {
+  const input = make("input", {
+    type: "file",
+    accept: "image/*",
+    multiple: !capture,
+    capture: capture && "environment",
+    "aria-label": translate(capture ? "photo" : "add"),
+    onchange: () => { addFiles([...input.files]); input.value = ""; },
+  });
   return input;
 }
 
-// ---- drawing
+// ---- rendering
 
 const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
 
-function drawHead() {
+function drawHeader() {
+  const hasAnswer = state.turns.some((turn) => turn.answers.some((answer) => answer.text));
   return make("header", {},
-    make("div", { class: "name" }, make("h1", {}, say("title")), make("span", {}, models.join(" · "))),
+    make("div", { class: "name" }, make("h1", {}, translate("title")), make("span", {}, models.join(" · "))),
     make("nav", {},
-      talk.turns.some((turn) => turn.answers.some((answer) => answer.text)) ? button("download", download, { title: say("download_hint"), class: "download" }) : null,
-      talk.turns.length ? button("new", startAnew, { class: "new" }) : null,
-      button("language", () => setLanguage(talk.language === "zh" ? "en" : "zh"), { class: "language" })));
+      hasAnswer ? button("download", download, { title: translate("download_hint"), class: "download" }) : null,
+      state.turns.length ? button("new", reset, { class: "new" }) : null,
+      button("language", () => setLanguage(state.language === "zh" ? "en" : "zh"), { class: "language" })));
 }
 
 function drawWelcome() {
   const tiles = props.examples.map((example) =>
-    make("button", { type: "button", class: "example", onclick: () => { if (!talk.asking) ask(example.question, example.images); } },
+    make("button", { type: "button", class: "example", onclick: () => ask(example.question, example.images) },
       make("span", { class: "thumbs" }, ...example.images.map((url) => make("img", { src: url, alt: "" }))),
       make("span", {}, example.question)));
   return make("section", { class: "welcome" },
-    make("p", { class: "lead" }, say("welcome")),
-    tiles.length ? make("p", { class: "small" }, say("examples")) : null,
+    make("p", { class: "lead" }, translate("welcome")),
+    tiles.length ? make("p", { class: "small" }, translate("examples")) : null,
     make("div", { class: "examples" }, ...tiles),
-    make("p", { class: "small" }, say("privacy")));
+    make("p", { class: "small" }, translate("privacy")));
 }
 
-function drawTurn(turn, place) {
-  const several = turn.images.length > 1;
-  const images = turn.images.map((url, number) =>
-    make("figure", {}, make("img", { src: url, alt: `${say("image")} ${several ? letters[number] : ""}` }),
-      several ? make("figcaption", {}, `${say("image")} ${letters[number]}`) : null));
-  const answers = make("div", { class: models.length > 1 ? "answers two" : "answers" });
-  turn.answers.forEach((answer, model) => answers.append(drawAnswer(turn, place, answer, model)));
+function drawTurn(turn, turnIndex) {
+  const hasLetters = turn.images.length > 1;
+  const figures = turn.images.map((url, index) => {
+    const label = `${translate("image")} ${hasLetters ? letters[index] : ""}`;
+    return make("figure", {}, make("img", { src: url, alt: label }), hasLetters ? make("figcaption", {}, label) : null);
+  });
+  const isLast = turnIndex === state.turns.length - 1;
   return make("article", {},
     make("div", { class: "question" },
-      images.length ? make("div", { class: "images" }, ...images) : null,
+      figures.length ? make("div", { class: "images" }, ...figures) : null,
       make("p", { class: "text" }, turn.question)),
-    answers,
-    place === talk.turns.length - 1 && !talk.asking
-      ? make("div", { class: "acts" }, button("retry", retry, { class: "retry" }), button("edit", edit, { class: "edit" })) : null);
+    make("div", { class: models.length > 1 ? "answers two" : "answers" },
+      ...turn.answers.map((answer, model) => drawAnswer(turnIndex, answer, model))),
+    isLast && !state.pendingId
+      ? make("div", { class: "actions" }, button("retry", retry, { class: "retry" }), button("edit", edit, { class: "edit" }))
+      : null);
 }
 
-const marks = { cancelled: "stopped", length: "length", interrupted: "interrupted", lost: "lost" };
+const endNotes = { cancelled: "stopped", length: "length", interrupted: "interrupted", lost: "lost" };
 
-function drawAnswer(turn, place, answer, model) {
-  const finished = !["waiting", "writing"].includes(answer.state);
-  const drawn = make("div", { class: `answer ${answer.state}`, "aria-live": "polite" },
+function drawAnswer(turnIndex, answer, model) {
+  const hasImages = state.turns.slice(0, turnIndex + 1).some((turn) => turn.images.length);
+  const text = answer.state === "waiting"
+    ? make("p", { class: "text waiting" }, translate("waiting"))
+    : answer.text ? make("p", { class: "text" }, ...renderMarkdown(answer.text)) : null;
+  return make("div", { class: `answer ${answer.state}`, "aria-live": "polite" },
     models.length > 1 ? make("span", { class: "model" }, models[model]) : null,
-    answer.state === "waiting"
-      ? make("p", { class: "text waiting" }, say("waiting"))
-      : answer.text ? make("p", { class: "text" }, ...written(answer.text)) : null,
-    marks[answer.state] ? make("p", { class: "mark" }, say(marks[answer.state])) : null,
-    answer.error ? make("p", { class: "fault", role: "alert" }, say("error", { text: errorText(answer.error) })) : null);
-  const seen = talk.turns.slice(0, place + 1).some((each) => each.images.length);
-  if (finished && answer.text && seen) drawn.append(drawLook(answer, place, model));
-  return drawn;
+    text,
+    endNotes[answer.state] ? make("p", { class: "note" }, translate(endNotes[answer.state])) : null,
+    answer.error
+      ? make("p", { class: "error-text", role: "alert" }, translate("error", { text: errorText(answer.error) }))
+      : null,
+    !isRunning(answer) && answer.text && hasImages ? drawAttention(turnIndex, model) : null);
 }
 
 function drawLastAnswers() {
-  const place = talk.turns.length - 1, turn = talk.turns[place];
-  const near = isNearEnd();
-  box.querySelectorAll("article:last-of-type .answer").forEach((old, model) =>
-    old.replaceWith(drawAnswer(turn, place, turn.answers[model], model)));
-  if (near) toEnd();
+  const turnIndex = state.turns.length - 1;
+  const shouldScroll = isNearEnd();
+  root.querySelectorAll("article:last-of-type .answer").forEach((node, model) =>
+    node.replaceWith(drawAnswer(turnIndex, state.turns[turnIndex].answers[model], model)));
+  if (shouldScroll) scrollToEnd();
+}
+
+function drawThumbnails() {
+  const thumbnails = state.draftImages.map((url, index) =>
+    make("span", { class: "thumb" },
+      make("img", { src: url, alt: `${translate("image")} ${index + 1}` }),
+      make("button", {
+        type: "button",
+        title: translate("remove"),
+        "aria-label": translate("remove"),
+        onclick: () => { state.draftImages.splice(index, 1); drawAndSave(); },
+      }, "×")));
+  if (numUploads) thumbnails.push(make("span", { class: "thumb loading" }));
+  return thumbnails.length ? make("div", { class: "thumbs" }, ...thumbnails) : null;
 }
 
 function drawComposer() {
-  const area = make("textarea", { rows: 1, placeholder: say("ask"), "aria-label": say("ask"),
-    oninput: () => { talk.draft = area.value; fit(area); composer.querySelector(".send").disabled = !talk.draft.trim() || busyImages > 0; keep(); },
+  const textarea = make("textarea", {
+    rows: 1,
+    placeholder: translate("ask"),
+    "aria-label": translate("ask"),
+    oninput: () => {
+      state.draft = textarea.value;
+      fitHeight(textarea);
+      const send = composer.querySelector(".send");
+      if (send) send.disabled = !canSend();
+      save();
+    },
     onkeydown: (event) => {
       if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); sendDraft(); }
     },
     onpaste: (event) => {
       const files = [...event.clipboardData.files];
-      if (files.length) { event.preventDefault(); show(files); }
-    } });
-  area.value = talk.draft;
-  const thumbs = talk.shown.map((url, place) =>
-    make("span", { class: "thumb" }, make("img", { src: url, alt: `${say("image")} ${place + 1}` }),
-      make("button", { type: "button", title: say("remove"), "aria-label": say("remove"), onclick: () => { talk.shown.splice(place, 1); draw(); keep(); } }, "×")));
-  if (busyImages) thumbs.push(make("span", { class: "thumb loading" }));
-  const touch = matchMedia("(pointer: coarse)").matches;
+      if (files.length) { event.preventDefault(); addFiles(files); }
+    },
+  });
+  textarea.value = state.draft;
+  const isTouch = matchMedia("(pointer: coarse)").matches;
   const composer = make("div", { class: "composer" },
-    thumbs.length ? make("div", { class: "thumbs" }, ...thumbs) : null,
-    area,
+    drawThumbnails(),
+    textarea,
     make("div", { class: "row" },
-      make("label", { class: "pick", title: say("add") }, picker(false), `+ ${say("add")}`),
-      touch ? make("label", { class: "pick", title: say("photo") }, picker(true), say("photo")) : null,
-      make("span", { class: "hint" }, say("hint")),
-      talk.asking ? button("stop", stop, { class: "halt" })
-        : button("send", sendDraft, { class: "send", disabled: !talk.draft.trim() || busyImages > 0 })));
-  requestAnimationFrame(() => fit(area));
+      make("label", { class: "file-button", title: translate("add") }, makeFileInput(false), `+ ${translate("add")}`),
+      isTouch
+        ? make("label", { class: "file-button", title: translate("photo") }, makeFileInput(true), translate("photo"))
+        : null,
+      make("span", { class: "hint" }, translate("hint")),
+      state.pendingId
+        ? button("stop", stop, { class: "stop" })
+        : button("send", sendDraft, { class: "send", disabled: !canSend() })));
+  requestAnimationFrame(() => fitHeight(textarea));
   return composer;
 }
 
-function fit(area) {
-  area.style.height = "auto";
-  area.style.height = `${Math.min(area.scrollHeight, 220)}px`;
+function fitHeight(textarea) {
+  textarea.style.height = "auto";
+  textarea.style.height = `${Math.min(textarea.scrollHeight, 220)}px`;
 }
 
 const isNearEnd = () => window.innerHeight + window.scrollY > document.documentElement.scrollHeight - 160;
-const toEnd = () => requestAnimationFrame(() => window.scrollTo({ top: document.documentElement.scrollHeight }));
+const scrollToEnd = () =>
+  requestAnimationFrame(() => window.scrollTo({ top: document.documentElement.scrollHeight }));
 
 function draw() {
-  const active = box.contains(document.activeElement) && document.activeElement.tagName === "TEXTAREA";
-  const near = isNearEnd();
-  document.documentElement.lang = talk.language === "zh" ? "zh-CN" : "en";
-  box.replaceChildren(
-    drawHead(),
-    make("main", {}, talk.turns.length ? null : drawWelcome(), ...talk.turns.map(drawTurn)),
+  const isTyping = root.contains(document.activeElement) && document.activeElement.tagName === "TEXTAREA";
+  const shouldScroll = isNearEnd();
+  document.documentElement.lang = state.language === "zh" ? "zh-CN" : "en";
+  root.replaceChildren(
+    drawHeader(),
+    make("main", {}, state.turns.length ? null : drawWelcome(), ...state.turns.map(drawTurn)),
     banner,
     drawComposer());
-  if (active) box.querySelector("textarea").focus();
-  if (near && talk.turns.length) toEnd();
+  if (isTyping) root.querySelector("textarea").focus();
+  if (shouldScroll && state.turns.length) scrollToEnd();
 }
 
-// ---- the banner: what is wrong with the server or an image, in words
+// ---- banner: errors of the server and of images
 
 const banner = make("div", { class: "banner", role: "alert", hidden: true });
 
 function notify(kind, text = "") {
   banner.hidden = kind === null;
   banner.className = `banner ${kind || ""}`;
-  banner.replaceChildren(text, kind === "error" ? make("button", { type: "button", "aria-label": "×", onclick: () => notify(null) }, "×") : "");
+  const close = make("button", { type: "button", "aria-label": "×", onclick: () => notify(null) }, "×");
+  banner.replaceChildren(text, kind === "error" ? close : "");
 }
 
-let down = false, checking = false;
+let isDown = false, isChecking = false;
 
-// A server that refuses the connection is gone, and with it the answer; one that is only slow may still answer.
+// If the server rejects the connection, it is gone, and so is the answer; a slow server may still answer.
 async function checkServer() {
-  if (checking) return;
-  checking = true;
-  let fault = null;
+  if (isChecking) return;
+  isChecking = true;
+  let problem = null;
   try {
-    const answer = await fetch("/ready", { cache: "no-store", signal: AbortSignal.timeout(20000) });
-    if (!answer.ok) fault = errorText((await answer.json()).error);
+    const response = await fetch("/ready", { cache: "no-store", signal: AbortSignal.timeout(20000) });
+    if (!response.ok) problem = readyProblem((await response.json()).error);
   } catch (error) {
-    fault = say("down");
-    if (error.name !== "TimeoutError") lose();
+    problem = translate("down");
+    if (error.name !== "TimeoutError") abandonAnswers();
   } finally {
-    checking = false;
+    isChecking = false;
   }
-  if (fault) {
-    down = true;
-    notify("down", fault);
-  } else if (down) {
-    down = false;
-    notify("back", say("back"));
-    setTimeout(() => { if (!down && banner.classList.contains("back")) notify(null); }, 10000);
+  if (problem) {
+    isDown = true;
+    notify("down", problem);
+  } else if (isDown) {
+    isDown = false;
+    notify("back", translate("back"));
+    setTimeout(() => { if (!isDown && banner.classList.contains("back")) notify(null); }, 10000);
   }
 }
 
-let watching = null;
+const readyProblem = (error) => errorText({ code: error.code, text: error.message });
+
+let watchTimer = null;
 function watchServer() {
-  if (watching) return;
-  watching = setInterval(() => { if (talk.asking || down || Math.random() < 0.1) checkServer(); }, 1500);
+  if (watchTimer) return;
+  watchTimer = setInterval(() => { if (state.pendingId || isDown || Math.random() < 0.1) checkServer(); }, 1500);
 }
 
 function setLanguage(language) {
-  talk.language = language;
-  try { localStorage.setItem("caldera.language", language); } catch { /* not kept */ }
+  state.language = language;
+  try { localStorage.setItem("caldera.language", language); } catch { /* storage is not allowed */ }
   props.value = { language };
   trigger("select");
   draw();
 }
 
-// ---- the beginning
+// ---- start
 
 for (const name of ["dragover", "dragleave", "drop"])
   document.addEventListener(name, (event) => {
     if (![...(event.dataTransfer?.types || [])].includes("Files")) return;
     event.preventDefault();
-    box.classList.toggle("dropping", name === "dragover");
-    if (name === "drop") show([...event.dataTransfer.files]);
+    root.classList.toggle("dropping", name === "dragover");
+    if (name === "drop") addFiles([...event.dataTransfer.files]);
   });
-box.dataset.drop = say("drop");
-watch("news", () => take(props.news));
-begin();
+root.dataset.drop = translate("drop");
+watch("answer_update", () => applyUpdate(props.answer_update));
+start();

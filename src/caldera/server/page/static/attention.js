@@ -1,88 +1,92 @@
-// What an answer looked at: a heat map over each image, for the whole answer or for one of its words.
+// Attention of an answer: a heatmap over each image, for the complete answer or for one of its words.
 
-function drawLook(answer, place, model) {
-  const panel = make("div", { class: "look" });
-  const opener = button("look", async () => {
+function drawAttention(turnIndex, model) {
+  const panel = make("div", { class: "attention" });
+  const toggle = button("attention", async () => {
     if (panel.childElementCount) {
       panel.replaceChildren();
-      opener.textContent = say("look");
+      toggle.textContent = translate("attention");
       return;
     }
-    opener.disabled = true;
-    opener.textContent = say("looking");
-    const sent = { id: newId(), turns: sentTurns(talk.turns.slice(0, place + 1)) };
-    const found = await call(() => server.looked({ model, sent }));
-    opener.disabled = false;
-    opener.textContent = say(found ? "look_close" : "look");
-    if (found) drawFound(panel, found, imagesUpTo(place));
-  }, { class: "looker" });
-  return make("div", {}, opener, panel);
+    toggle.disabled = true;
+    toggle.textContent = translate("attention_loading");
+    const turns = state.turns.slice(0, turnIndex + 1);
+    const conversation = { id: newId(), turns: turnPayloads(turns) };
+    const maps = await call(() => server.attention_maps({ model, conversation }));
+    toggle.disabled = false;
+    toggle.textContent = translate(maps ? "attention_hide" : "attention");
+    if (maps) drawMaps(panel, maps, turns.flatMap((turn) => turn.images));
+  }, { class: "toggle-attention" });
+  return make("div", {}, toggle, panel);
 }
 
-const imagesUpTo = (place) => talk.turns.slice(0, place + 1).flatMap((turn) => turn.images);
-
-function drawFound(panel, found, urls) {
-  const canvases = found.images.map((_, number) => make("canvas", { role: "img", "aria-label": `${say("image")} ${number + 1}` }));
-  const maps = found.images.map((image) => Uint8Array.from(atob(image.heat), (letter) => letter.charCodeAt(0)));
+function drawMaps(panel, maps, urls) {
+  const canvases = maps.images.map((_, index) =>
+    make("canvas", { role: "img", "aria-label": `${translate("image")} ${index + 1}` }));
   const images = urls.map((url) => Object.assign(new Image(), { src: url }));
-  let chosen = null;
-  const spans = found.words.map((text, word) => make("button", { type: "button", class: "word", onclick: () => choose(chosen === word ? null : word) }, text));
-  const all = make("button", { type: "button", class: "all", onclick: () => choose(null) }, say("look_all"));
+  let selected = null;
+  const words = maps.words.map((text, index) =>
+    make("button", { type: "button", class: "word", onclick: () => select(selected === index ? null : index) }, text));
+  const all = make("button", { type: "button", class: "all", onclick: () => select(null) }, translate("attention_all"));
 
-  async function choose(word) {
-    chosen = word;
-    all.classList.toggle("on", word === null);
-    spans.forEach((span, place) => span.classList.toggle("on", place === word));
-    for (const [number, image] of found.images.entries()) {
-      await images[number].decode();
-      paint(canvases[number], images[number], image, heatOf(maps[number], image, word, found.words.length));
+  async function select(word) {
+    selected = word;
+    all.classList.toggle("selected", word === null);
+    words.forEach((element, index) => element.classList.toggle("selected", index === word));
+    for (const [index, map] of maps.images.entries()) {
+      await images[index].decode();
+      paint(canvases[index], images[index], map, heatmapOf(map, word, maps.words.length));
     }
   }
 
-  const share = found.images.reduce((sum, image) => sum + image.share, 0);
+  const fraction = maps.images.reduce((sum, map) => sum + map.attention_fraction, 0);
   panel.replaceChildren(
-    make("div", { class: "words" }, all, ...spans),
+    make("div", { class: "words" }, all, ...words),
     make("div", { class: "maps" }, ...canvases),
-    make("p", { class: "small" }, say("look_note", { share: `${Math.round(100 * share)} %` })));
-  choose(null);
+    make("p", { class: "small" }, translate("attention_note", { fraction: `${Math.round(100 * fraction)} %` })));
+  select(null);
 }
 
-// Weights of a word, or of all together, from 0 to 1.
-function heatOf(map, image, word, count) {
-  const cells = image.columns * image.rows;
-  const heat = new Float32Array(cells);
-  for (let each = 0; each < count; each += 1)
-    if (word === null || each === word) for (let cell = 0; cell < cells; cell += 1) heat[cell] += map[each * cells + cell];
-  const soft = softened(softened(heat, image), image);
-  const largest = soft.reduce((most, value) => Math.max(most, value), 1e-9);
-  return soft.map((value) => value / largest);
+// Weights of one word, or of all words together, scaled to a maximum of 1.
+function heatmapOf(map, selected, numWords) {
+  const numCells = map.columns * map.rows;
+  const levels = bytesOf(map.heatmaps);
+  const heatmap = new Float32Array(numCells);
+  for (let word = 0; word < numWords; word += 1)
+    if (selected === null || word === selected)
+      for (let cell = 0; cell < numCells; cell += 1) heatmap[cell] += levels[word * numCells + cell];
+  const smoothed = smooth(smooth(heatmap, map), map);
+  const maximum = smoothed.reduce((largest, value) => Math.max(largest, value), 1e-9);
+  return smoothed.map((value) => value / maximum);
 }
 
-// Each cell's mean with its neighbours, so that the edges of patches are not taken for edges in the image.
-function softened(heat, { columns, rows }) {
-  return heat.map((_, cell) => {
+// Averages each cell with its neighbors, so that the edges of patches are not mistaken for edges in the image.
+function smooth(heatmap, { columns, rows }) {
+  return heatmap.map((_, cell) => {
+    const cellRow = Math.floor(cell / columns), cellColumn = cell % columns;
     let sum = 0, count = 0;
-    for (let row = Math.floor(cell / columns) - 1; row <= Math.floor(cell / columns) + 1; row += 1)
-      for (let column = (cell % columns) - 1; column <= (cell % columns) + 1; column += 1)
+    for (let row = cellRow - 1; row <= cellRow + 1; row += 1)
+      for (let column = cellColumn - 1; column <= cellColumn + 1; column += 1)
         if (row >= 0 && row < rows && column >= 0 && column < columns) {
-          sum += heat[row * columns + column];
+          sum += heatmap[row * columns + column];
           count += 1;
         }
     return sum / count;
   });
 }
 
-// Darkens an image where little attention went.
-function paint(canvas, tag, image, heat) {
-  const scale = Math.min(1, 640 / Math.max(tag.naturalWidth, tag.naturalHeight)) * Math.max(1, 320 / Math.max(tag.naturalWidth, tag.naturalHeight));
-  canvas.width = Math.round(tag.naturalWidth * scale);
-  canvas.height = Math.round(tag.naturalHeight * scale);
-  const small = make("canvas", { width: image.columns, height: image.rows });
-  const pixels = new ImageData(image.columns, image.rows);
-  heat.forEach((value, cell) => pixels.data.set([12, 10, 30, Math.round(215 * (1 - value ** 0.65))], 4 * cell));
-  small.getContext("2d").putImageData(pixels, 0, 0);
-  const pen = canvas.getContext("2d");
-  pen.drawImage(tag, 0, 0, canvas.width, canvas.height);
-  pen.imageSmoothingQuality = "high";
-  pen.drawImage(small, 0, 0, canvas.width, canvas.height);
+// Draws an image that is darkened where the weights are small.
+function paint(canvas, image, map, heatmap) {
+  const side = Math.max(image.naturalWidth, image.naturalHeight);
+  const scale = Math.min(1, 640 / side) * Math.max(1, 320 / side);
+  canvas.width = Math.round(image.naturalWidth * scale);
+  canvas.height = Math.round(image.naturalHeight * scale);
+  const overlay = make("canvas", { width: map.columns, height: map.rows });
+  const pixels = new ImageData(map.columns, map.rows);
+  heatmap.forEach((value, cell) => pixels.data.set([12, 10, 30, Math.round(215 * (1 - value ** 0.65))], 4 * cell));
+  overlay.getContext("2d").putImageData(pixels, 0, 0);
+  const context = canvas.getContext("2d");
+  context.drawImage(image, 0, 0, canvas.width, canvas.height);
+  context.imageSmoothingQuality = "high";
+  context.drawImage(overlay, 0, 0, canvas.width, canvas.height);
 }

@@ -1,57 +1,62 @@
-// A conversation is kept in this browser, under a name that belongs to the tab, so that a reload finds it again. Those
-// that no tab has opened for a week are forgotten.
+// Stores the conversation in this browser under an id of the tab, so that a reload restores it. Conversations that no
+// tab has opened for a week are deleted. Names in the database are those of the first version, so that it still opens:
+// `talks` are conversations, `at` is the time of the last change, `shown` the images of the draft.
 
 const WEEK = 7 * 24 * 3600 * 1000;
-let tab = null, store = null, keeping = null;
+let tab = null, database = null, saveTimer = null;
 
-const opened = () =>
-  new Promise((give, fail) => {
+const openDatabase = () =>
+  new Promise((resolve, reject) => {
     const request = indexedDB.open("caldera", 1);
     request.onupgradeneeded = () => request.result.createObjectStore("talks", { keyPath: "tab" });
-    request.onsuccess = () => give(request.result);
-    request.onerror = () => fail(request.error);
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
   });
 
-const done = (request) =>
-  new Promise((give, fail) => {
-    request.onsuccess = () => give(request.result);
-    request.onerror = () => fail(request.error);
+const awaitRequest = (request) =>
+  new Promise((resolve, reject) => {
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
   });
 
-const talks = (mode) => store.transaction("talks", mode).objectStore("talks");
+const objectStore = (mode) => database.transaction("talks", mode).objectStore("talks");
 
-// Writes at most a few times a second, however fast an answer grows.
-function keep() {
-  if (!store || keeping) return;
-  keeping = setTimeout(() => {
-    keeping = null;
-    const { turns, draft, shown } = talk;
-    done(talks("readwrite").put({ tab, at: Date.now(), turns, draft, shown })).catch(() => notify("error", say("no_store")));
+// Writes at most a few times per second, however fast an answer grows.
+function save() {
+  if (!database || saveTimer) return;
+  saveTimer = setTimeout(() => {
+    saveTimer = null;
+    const { turns, draft, draftImages } = state;
+    const record = { tab, at: Date.now(), turns, draft, shown: draftImages };
+    awaitRequest(objectStore("readwrite").put(record)).catch(() => notify("error", translate("no_store")));
   }, 200);
 }
 
-async function begin() {
-  let chosen = null;
+async function start() {
+  let language = null;
   try {
-    chosen = localStorage.getItem("caldera.language");
+    language = localStorage.getItem("caldera.language");
     tab = sessionStorage.getItem("caldera.tab") || newId();
     sessionStorage.setItem("caldera.tab", tab);
-    store = await opened();
-    const kept = await done(talks("readonly").get(tab));
-    if (kept) Object.assign(talk, { turns: kept.turns.filter(fits), draft: kept.draft, shown: kept.shown });
-    for (const old of await done(talks("readonly").getAll()))
-      if (old.at < Date.now() - WEEK) await done(talks("readwrite").delete(old.tab));
+    database = await openDatabase();
+    const stored = await awaitRequest(objectStore("readonly").get(tab));
+    // A turn is restored if it has an answer for each of the current models.
+    if (stored)
+      Object.assign(state, {
+        turns: stored.turns.filter((turn) => turn.answers.length === models.length),
+        draft: stored.draft,
+        draftImages: stored.shown,
+      });
+    for (const record of await awaitRequest(objectStore("readonly").getAll()))
+      if (record.at < Date.now() - WEEK) await awaitRequest(objectStore("readwrite").delete(record.tab));
   } catch {
-    store = null;
+    database = null;
   }
-  for (const turn of talk.turns)
+  for (const turn of state.turns)
     for (const answer of turn.answers)
-      if (["waiting", "writing"].includes(answer.state)) answer.state = "interrupted";
-  setLanguage(chosen || (navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en"));
-  if (!store) notify("error", say("no_store"));
+      if (isRunning(answer)) answer.state = "interrupted";
+  setLanguage(language || (navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en"));
+  if (!database) notify("error", translate("no_store"));
   watchServer();
-  if (talk.turns.length) toEnd();
+  if (state.turns.length) scrollToEnd();
 }
-
-// Whether a kept turn is of as many models as there are now.
-const fits = (turn) => turn.answers.length === models.length;
