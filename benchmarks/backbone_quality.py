@@ -1,10 +1,8 @@
-"""What the two shipped backbones know, each probed by itself on scenes that neither has met.
+"""Evaluation of the two shipped backbones on scenes of a new seed: `python -m benchmarks.backbone_quality`.
 
-    python -m benchmarks.backbone_quality
-
-Vision tower: a linear classifier on the features that LLaVA takes, those of the layer before the last, in the one patch
-that holds most of a thing, names its kind, color, place and how many of its kind there are. Language model: short
-questions about scenes told as bags of words, answered word for word.
+Vision tower: a linear probe on the features that LLaVA uses, those of the second to last layer, in the patch with the
+largest part of an object, predicts its kind, color, position and the number of such objects. Language model: exact
+match of short answers about scenes that are described by bags of words.
 """
 
 import argparse
@@ -26,96 +24,97 @@ from caldera.scenes.backbones import find_backbone
 from caldera.scenes.scene import ObjectGroup, Scene, SceneObject
 
 SEED = 9001
-"""Of the scenes; no other program draws from it."""
+"""Seed of the scenes; no training uses it."""
 
-TOLD: dict[str, Callable[[ObjectGroup, SceneObject], str | None]] = {
+LABELS: dict[str, Callable[[ObjectGroup, SceneObject], str | None]] = {
     "kind": lambda group, _: group.kind.name,
-    "colour": lambda group, _: group.color,
-    "number": lambda group, _: str(len(group.things)),
-    "place": lambda _, thing: position_of(thing.box),
+    "color": lambda group, _: group.color,
+    "number": lambda group, _: str(len(group.objects)),
+    "position": lambda _, scene_object: position_of(scene_object.box),
 }
-"""What a thing is asked for; None leaves it out."""
+"""Labels of an object; None excludes it."""
 
 
 def features_of(tower: CLIPVisionModel, pixels: Tensor, scenes: Sequence[Scene]) -> Tensor:
-    """Return the feature of the patch that holds most of each thing, (things, width)."""
+    """Return the feature of the patch with the largest part of each object, (objects, width)."""
     with torch.no_grad():
-        seen = tower(pixel_values=pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+        features = tower(pixel_values=pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
     patches = [
-        patches[int(patch_coverage(thing).argmax())]  # (width,)
-        for patches, scene in zip(seen, scenes, strict=True)
-        for _, thing in scene.things
+        patches[int(patch_coverage(scene_object).argmax())]  # (width,)
+        for patches, scene in zip(features, scenes, strict=True)
+        for _, scene_object in scene.objects
     ]
     return torch.stack(patches)
 
 
-def probe_tower(work: Path, learn_from: int, ask_about: int) -> dict[str, tuple[float, float]]:
-    """Return, for each thing to be told, the share that a linear classifier gets right and that of the commonest."""
-    gallery = render_scenes(work / "pixels.npy", learn_from + ask_about, SEED)
+def probe_tower(work: Path, num_train: int, num_test: int) -> dict[str, tuple[float, float]]:
+    """Return the accuracy of a linear probe, and of the most frequent answer, for each label."""
+    gallery = render_scenes(work / "pixels.npy", num_train + num_test, SEED)
     tower = CLIPVisionModel.from_pretrained(find_backbone("scenes-vit"), dtype=torch.float32)
     scenes = [gallery.scene(index) for index in range(len(gallery))]
     features = torch.cat(
         [
-            features_of(tower, gallery.pixels(range(at, at + 100)), scenes[at : at + 100])
-            for at in range(0, len(scenes), 100)
+            features_of(
+                tower, gallery.pixels(range(start, start + 100)), scenes[start : start + 100]
+            )
+            for start in range(0, len(scenes), 100)
         ]
     )
     features = (features - features.mean(dim=0)) / features.std(dim=0)
-    things = [each for scene in scenes for each in scene.things]
-    first = sum(len(scene.things) for scene in scenes[:learn_from])
-    found = {}
-    for name, tell in TOLD.items():
-        told = [tell(*each) for each in things]
-        words = sorted({word for word in told if word})
-        known = torch.tensor([at for at, word in enumerate(told) if word])
-        wanted = torch.tensor([words.index(told[at] or "") for at in known.tolist()])
-        learn = known < first
-        right = classify(
-            features[known[learn]], wanted[learn], features[known[~learn]], wanted[~learn]
-        )
-        commonest = wanted[~learn] == wanted[learn].mode().values
-        found[name] = right, commonest.float().mean().item()
-    return found
+    objects = [pair for scene in scenes for pair in scene.objects]
+    num_train_objects = sum(len(scene.objects) for scene in scenes[:num_train])
+    accuracies = {}
+    for name, get_label in LABELS.items():
+        labels = [get_label(*pair) for pair in objects]
+        classes = sorted({label for label in labels if label})
+        labeled = torch.tensor([index for index, label in enumerate(labels) if label])
+        targets = torch.tensor([classes.index(label) for label in labels if label])
+        is_train = labeled < num_train_objects
+        train, test = labeled[is_train], labeled[~is_train]
+        accuracy = classify(features[train], targets[is_train], features[test], targets[~is_train])
+        most_frequent = targets[~is_train] == targets[is_train].mode().values
+        accuracies[name] = accuracy, most_frequent.float().mean().item()
+    return accuracies
 
 
-def classify(features: Tensor, wanted: Tensor, unseen: Tensor, unseen_wanted: Tensor) -> float:
-    """Fit a linear classifier and return the share of unseen things it gets right."""
-    head = nn.Linear(features.shape[1], int(wanted.max()) + 1)
+def classify(features: Tensor, targets: Tensor, test: Tensor, test_targets: Tensor) -> float:
+    """Fit a linear classifier and return its accuracy on the test features."""
+    head = nn.Linear(features.shape[1], int(targets.max()) + 1)
     optimizer = torch.optim.AdamW(head.parameters(), lr=0.01, weight_decay=0.01)
     for _ in range(400):
         optimizer.zero_grad()
-        cross_entropy(head(features), wanted).backward()
+        cross_entropy(head(features), targets).backward()
         optimizer.step()
-    return (head(unseen).argmax(dim=1) == unseen_wanted).float().mean().item()
+    return (head(test).argmax(dim=1) == test_targets).float().mean().item()
 
 
 def probe_language(work: Path, count: int) -> dict[str, float]:
-    """Return the share of short answers about unseen scenes, told as bags, that are right word for word."""
+    """Return the exact match accuracy of short answers about new scenes described by bags."""
     folder = find_backbone("scenes-llama")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     conversations, scenes = read_scenes(work, count, SEED)
-    asked = [one for one in conversations if one.id.endswith(("-vqa", "-context"))]
-    return evaluate_answers(model, tokenizer, asked, scenes, DescriptionMix(bags=1.0))
+    dialogues = [item for item in conversations if item.id.endswith(("-vqa", "-context"))]
+    return evaluate_answers(model, tokenizer, dialogues, scenes, DescriptionMix(bags=1.0))
 
 
 def main() -> None:
-    """Probe both and print."""
-    parser = argparse.ArgumentParser(description="Probe the shipped backbones.")
+    """Evaluate both and print the accuracies."""
+    parser = argparse.ArgumentParser(description="Evaluate the shipped backbones.")
     parser.add_argument(
-        "--learn-from", type=int, default=3000, help="scenes to fit the linear classifier on"
+        "--learn-from", type=int, default=3000, help="scenes to fit the linear probe on"
     )
-    parser.add_argument("--ask-about", type=int, default=500, help="unseen scenes")
-    wanted = parser.parse_args()
+    parser.add_argument("--ask-about", type=int, default=500, help="scenes to evaluate on")
+    args = parser.parse_args()
     torch.manual_seed(SEED)
     with tempfile.TemporaryDirectory() as folder:
-        print("scenes-vit: a linear classifier on one patch of a thing (the commonest answer)")
-        tower = probe_tower(Path(folder), wanted.learn_from, wanted.ask_about)
-        for name, (right, commonest) in tower.items():
-            print(f"  {name:9} {right:6.1%}  ({commonest:.1%})")
-        print("scenes-llama: short answers about scenes told as bags")
-        for name, share in probe_language(Path(folder), wanted.ask_about).items():
-            print(f"  {name:9} {share:6.1%}")
+        print("scenes-vit: a linear probe on one patch of an object (most frequent answer)")
+        tower = probe_tower(Path(folder), args.learn_from, args.ask_about)
+        for name, (accuracy, most_frequent) in tower.items():
+            print(f"  {name:9} {accuracy:6.1%}  ({most_frequent:.1%})")
+        print("scenes-llama: short answers about scenes described by bags")
+        for name, accuracy in probe_language(Path(folder), args.ask_about).items():
+            print(f"  {name:9} {accuracy:6.1%}")
 
 
 if __name__ == "__main__":

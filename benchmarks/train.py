@@ -1,17 +1,16 @@
-"""Training, caldera beside transformers in one run: `python benchmarks/train.py [--json FILE]`.
+"""Training speed and memory of caldera, transformers and TRL: `python benchmarks/train.py [--json FILE]`.
 
-The same weights, records and precision (bf16 products over fp32 weights) on both sides:
+All sides have the same weights, records and precision (bf16 products over fp32 weights):
 
-- padded: transformers' own LlavaForConditionalGeneration, random batches padded to their longest, as its users train it
-- grouped: the same with batches of like lengths
-- trl: TRL's SFTTrainer, random batches, where TRL is installed (the extra `bench`)
-- caldera: this package's step, packed, with the frozen tower's features kept
+- padded: transformers' LlavaForConditionalGeneration, random batches padded to the longest sample
+- grouped: the same with batches of similar length
+- trl: TRL's SFTTrainer with random batches, if TRL is installed (the extra `bench`)
+- caldera: this package's step, packed, with cached features of the frozen tower
 
-Workloads: stage 1 captions, one an image as in LLaVA-Pretrain, or five as in COCO; stage 2 in LLaVA-Instruct's shape
-(two conversations an image, lengths log-normal around 200 tokens); VQA's shape (ten short questions an image). Every
-side and workload is a process of its own, so that its peak memory is its own; sides take turns, and the median of the
-rounds counts. Pixels are prepared beforehand on both sides. `first epoch` also counts caldera's one pass of the tower
-over the images.
+Workloads: stage 1 captions, one per image as in LLaVA-Pretrain, or five as in COCO; stage 2 like LLaVA-Instruct (two
+conversations per image, lengths log-normal around 200 tokens); VQA (ten short questions per image). Every side and
+workload runs in its own process, which gives its peak memory; sides take turns, and the median of the rounds counts.
+Pixels are prepared in advance on all sides. `first epoch` includes caldera's single pass of the tower over the images.
 """
 
 import argparse
@@ -62,28 +61,28 @@ from caldera.training.parameters import build_optimizer, set_trainable
 
 SIDES = ("padded", "grouped", "trl", "caldera")
 COMPUTE = DeviceConfig(torch.device("cpu"), torch.bfloat16)
-_SHARE_OF_CORES, _SPREAD = 0.85, 1.25
-"""A side that has fewer cores in a round, or whose rounds differ by more, was disturbed by other work."""
+_MIN_CORE_FRACTION, _MAX_SPREAD = 0.85, 1.25
+"""A side with fewer cores in a round, or with rounds that differ by more, was disturbed by other processes."""
 
 Step = Callable[[Sequence[Sample]], None]
 
 
-def padded(rows: Sequence[Sequence[int]], by: int) -> Tensor:
+def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     """Return rows of numbers, padded on the right to the longest."""
     width = max(len(row) for row in rows)
-    return torch.tensor([[*row, *[by] * (width - len(row))] for row in rows])
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows])
 
 
-def transformers_step(model: Path, load: Workload, assistant: LlavaBundle) -> Step:
-    """Return the step that users of transformers take."""
-    peer = LlavaForConditionalGeneration.from_pretrained(model, dtype=torch.float32)
-    parts = {"projector": peer.model.multi_modal_projector, "language": peer.model.language_model}
-    peer.requires_grad_(False)
-    for part in load.stage.trainable:
+def transformers_step(folder: Path, workload: Workload, assistant: LlavaBundle) -> Step:
+    """Return a training step of transformers."""
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    parts = {"projector": model.model.multi_modal_projector, "language": model.model.language_model}
+    model.requires_grad_(False)
+    for part in workload.stage.trainable:
         parts[part].requires_grad_(True)
-    peer.train()
-    moving = [each for each in peer.parameters() if each.requires_grad]
-    optimizer = torch.optim.AdamW(moving, lr=1e-5, fused=True)
+    model.train()
+    trainable = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trainable, lr=1e-5, fused=True)
     pixels: dict[Path, Tensor] = {}
     source = DecodedImages(assistant.processor)
 
@@ -91,16 +90,16 @@ def transformers_step(model: Path, load: Workload, assistant: LlavaBundle) -> St
         paths = [path for sample in samples for path in sample.images]
         for path in paths:
             pixels[path] = pixels[path] if path in pixels else source([path])
-        ids = padded([sample.ids for sample in samples], assistant.tokenizer.pad_token_id)
-        labels = padded([sample.labels for sample in samples], IGNORE_INDEX)
-        mask = padded([[1] * sample.length for sample in samples], 0)
+        ids = pad([sample.ids for sample in samples], assistant.tokenizer.pad_token_id)
+        labels = pad([sample.labels for sample in samples], IGNORE_INDEX)
+        mask = pad([[1] * sample.length for sample in samples], 0)
         with COMPUTE.autocast():
-            loss = peer(
+            loss = model(
                 input_ids=ids, attention_mask=mask, labels=labels,
                 pixel_values=torch.cat([pixels[path] for path in paths]),
             ).loss  # fmt: skip
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(moving, 1.0)
+        torch.nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -108,20 +107,20 @@ def transformers_step(model: Path, load: Workload, assistant: LlavaBundle) -> St
 
 
 def caldera_step(
-    load: Workload, assistant: LlavaBundle, samples: Sequence[Sample], kept: Path
+    workload: Workload, assistant: LlavaBundle, samples: Sequence[Sample], feature_folder: Path
 ) -> tuple[Step, float]:
-    """Return this package's step, and the seconds that its features took."""
+    """Return this package's training step, and the seconds to compute its features."""
     tune_malloc()
-    begun = time.perf_counter()
+    start_time = time.perf_counter()
     paths = list(dict.fromkeys(path for sample in samples for path in sample.images))
     runtime = Runtime(COMPUTE, NoProgress())
-    source = cached_tower_features(assistant, kept, paths, runtime=runtime)
-    looked = time.perf_counter() - begun
+    source = cached_tower_features(assistant, feature_folder, paths, runtime=runtime)
+    feature_seconds = time.perf_counter() - start_time
     model = assistant.model
-    set_trainable(model, load.stage.trainable)
+    set_trainable(model, workload.stage.trainable)
     model.choose_batch_layout(COMPUTE.attention)
     model.train()
-    stage = replace(load.stage, learning_rate=1e-5)
+    stage = replace(workload.stage, learning_rate=1e-5)
     optimizer = build_optimizer(model, stage)
     builder = BatchBuilder(
         load_images=source,
@@ -130,28 +129,30 @@ def caldera_step(
         max_samples=stage.micro_batch_size,
     )
 
-    def step(some: Sequence[Sample]) -> None:
-        with record_function("loading"):  # for step_profile.py
-            batches = builder.build(some)
+    def step(samples: Sequence[Sample]) -> None:
+        # The range is for step_profile.py.
+        with record_function("loading"):
+            batches = builder.build(samples)
         training_step(
             model, batches, optimizer, max_grad_norm=1.0, compute=COMPUTE,
-            record_ids=[sample.id for sample in some],
+            record_ids=[sample.id for sample in samples],
         )  # fmt: skip
 
-    return step, looked
+    return step, feature_seconds
 
 
-def run_trl_side(workload: str, size: str, folder: Path, steps: int) -> dict[str, float]:
-    """Take steps by TRL's own trainer; the operations in its loop are not counted."""
-    from trl_side import run_trl  # only there where TRL is
+def run_trl_side(name: str, size: str, folder: Path, steps: int) -> dict[str, float]:
+    """Run steps of TRL's trainer; the operations in its loop are not counted."""
+    # TRL is optional.
+    from trl_side import run_trl
 
-    load = WORKLOADS[workload]
+    workload = WORKLOADS[name]
     with tempfile.TemporaryDirectory() as scratch:
         images = Path(scratch)
-        told = conversations(load, images, SIZES[size].side)
+        dialogues = conversations(workload, images, SIZES[size].side)
         samples, tokens, cores = run_trl(
-            folder / "model", told, images, template=load.stage.template, trains=load.stage.trainable, batch=load.batch,
-            steps=steps,
+            folder / "model", dialogues, images, template=workload.stage.template,
+            trainable=workload.stage.trainable, batch=workload.batch, steps=steps,
         )  # fmt: skip
     return {
         "samples_per_second": samples,
@@ -162,149 +163,159 @@ def run_trl_side(workload: str, size: str, folder: Path, steps: int) -> dict[str
     }
 
 
-def run_side(side: str, workload: str, size: str, folder: Path, steps: int) -> dict[str, float]:
-    """Take steps on one side, and tell how fast and in how much memory."""
+def run_side(side: str, name: str, size: str, folder: Path, steps: int) -> dict[str, float]:
+    """Run steps of one side, and return its speed and memory."""
     if side == "trl":
-        return run_trl_side(workload, size, folder, steps)
-    load, assistant = WORKLOADS[workload], load_model_folder(folder / "model")
+        return run_trl_side(name, size, folder, steps)
+    workload, assistant = WORKLOADS[name], load_model_folder(folder / "model")
     with tempfile.TemporaryDirectory() as scratch:
-        samples = samples_of(load, assistant, Path(scratch), SIZES[size].side)
-        looked = 0.0
+        samples = samples_of(workload, assistant, Path(scratch), SIZES[size].side)
+        feature_seconds = 0.0
         if side == "caldera":
-            step, looked = caldera_step(load, assistant, samples, Path(scratch) / "kept")
+            step, feature_seconds = caldera_step(
+                workload, assistant, samples, Path(scratch) / "features"
+            )
         else:
-            step = transformers_step(folder / "model", load, assistant)
+            step = transformers_step(folder / "model", workload, assistant)
         lengths = [sample.length for sample in samples]
         order = list(range(len(samples)))
         random.Random(3).shuffle(order)
-        plan = [order[at : at + load.batch] for at in range(0, len(order), load.batch)]
+        starts = range(0, len(order), workload.batch)
+        epoch = [order[start : start + workload.batch] for start in starts]
         if side != "padded":
             groups = group_by_images(samples) if side == "caldera" else None
-            dealt = StepSampler(
+            sampler = StepSampler(
                 lengths=lengths,
                 groups=groups,
-                limit=BatchLimit(samples=load.batch),
+                limit=BatchLimit(samples=workload.batch),
                 epochs=1,
                 seed=3,
             )
-            plan = dealt.epoch(0)
+            epoch = sampler.epoch(0)
         batches = [
-            [samples[at] for at in indices] for indices in plan if len(indices) == load.batch
+            [samples[index] for index in indices]
+            for indices in epoch
+            if len(indices) == workload.batch
         ]
-        with Operations() as counted:
-            step(batches[0])  # also the first step, which is slow
+        # The first step is slow.
+        with Operations() as operations:
+            step(batches[0])
         step(batches[1])
-        begun, processor = time.perf_counter(), time.process_time()
-        done = [batches[at % len(batches)] for at in range(2, 2 + steps)]
-        for some in done:
-            step(some)
-        seconds = time.perf_counter() - begun
-        cores = (time.process_time() - processor) / seconds
-    tokens = sum(sample.length for some in done for sample in some)
-    per_sample = looked / len(samples)  # of the features
+        start_time, start_cpu = time.perf_counter(), time.process_time()
+        measured = [batches[number % len(batches)] for number in range(2, 2 + steps)]
+        for batch in measured:
+            step(batch)
+        seconds = time.perf_counter() - start_time
+        cores = (time.process_time() - start_cpu) / seconds
+    tokens = sum(sample.length for batch in measured for sample in batch)
+    feature_seconds_per_sample = feature_seconds / len(samples)
     return {
-        "samples_per_second": steps * load.batch / seconds,
+        "samples_per_second": steps * workload.batch / seconds,
         "tokens_per_second": tokens / seconds,
-        "first_epoch_samples_per_second": 1 / (seconds / steps / load.batch + per_sample),
-        "flops_of_a_step": counted.total,
-        "flops_per_second": counted.total / (seconds / steps),
+        "first_epoch_samples_per_second": 1
+        / (seconds / steps / workload.batch + feature_seconds_per_sample),
+        "flops_of_a_step": operations.total,
+        "flops_per_second": operations.total / (seconds / steps),
         "cores": cores,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 
 
 def sides() -> tuple[str, ...]:
-    """Return the sides that can run here."""
-    here = importlib.util.find_spec("trl") is not None
-    return SIDES if here else tuple(side for side in SIDES if side != "trl")
+    """Return the sides whose packages are installed."""
+    has_trl = importlib.util.find_spec("trl") is not None
+    return SIDES if has_trl else tuple(side for side in SIDES if side != "trl")
 
 
 def measure(
     workload: str, size: str, folder: Path, rounds: int, steps: int
 ) -> dict[str, dict[str, float]]:
-    """Let the sides take turns, each in a process of its own, and return each one's median."""
-    heard: dict[str, list[dict[str, float]]] = {side: [] for side in sides()}
+    """Run the sides in turn, each in its own process, and return the medians of each."""
+    results: dict[str, list[dict[str, float]]] = {side: [] for side in sides()}
     for _ in range(rounds):
-        for side in heard:
-            words = [sys.executable, __file__, "--side", side, workload, size, str(folder), str(steps)]  # fmt: skip
-            told = subprocess.run(words, check=True, capture_output=True, text=True).stdout
-            heard[side].append(json.loads(told.splitlines()[-1]))
+        for side in results:
+            arguments = [side, workload, size, str(folder), str(steps)]
+            command = [sys.executable, __file__, "--side", *arguments]
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            results[side].append(json.loads(output.splitlines()[-1]))
     medians = {
-        side: {name: statistics.median(one[name] for one in told) for name in told[0]}
-        for side, told in heard.items()
+        side: {name: statistics.median(result[name] for result in items) for name in items[0]}
+        for side, items in results.items()
     }
-    for side, rounds_of_side in heard.items():
-        rates = [one["samples_per_second"] for one in rounds_of_side]
+    for side, items in results.items():
+        rates = [result["samples_per_second"] for result in items]
         medians[side]["spread"] = max(rates) / min(rates)
-        medians[side]["fewest_cores"] = min(one["cores"] for one in rounds_of_side)
+        medians[side]["min_cores"] = min(result["cores"] for result in items)
     return medians
 
 
 def disturbed(measured: dict[str, dict[str, float]]) -> list[str]:
-    """Say which sides were not alone on the machine; ratios to or of them mean nothing."""
+    """Return a message for each side that was disturbed by other processes, so that its ratios mean nothing."""
     cores = torch.get_num_threads()
     return [
-        f"{side} had {told['fewest_cores']:.2f} of {cores} cores in one round, and its rounds differ by "
-        f"{told['spread']:.2f} x"
-        for side, told in measured.items()
-        if told["fewest_cores"] < _SHARE_OF_CORES * cores or told["spread"] > _SPREAD
+        f"{side} had {result['min_cores']:.2f} of {cores} cores in one round, and its rounds differ by "
+        f"{result['spread']:.2f} x"
+        for side, result in measured.items()
+        if result["min_cores"] < _MIN_CORE_FRACTION * cores or result["spread"] > _MAX_SPREAD
     ]
 
 
-def show(workload: str, size: str, measured: dict[str, dict[str, float]], peak: float) -> None:
-    """Print one workload's sides, and caldera's ratios to the others."""
+def print_results(
+    workload: str, size: str, measured: dict[str, dict[str, float]], peak: float
+) -> None:
+    """Print the results of a workload, and the ratios of caldera to the other sides."""
     print(f"\n{workload}, {size}, batch {WORKLOADS[workload].batch}")
     print(
         f"{'':10}{'samples/s':>11}{'tokens/s':>10}{'of peak':>9}{'peak GB':>9}{'cores':>7}{'spread':>8}"
     )
-    for side, told in measured.items():
-        share = told["flops_per_second"] / peak
-        shown = "-" if math.isnan(share) else f"{share:.0%}"
+    for side, result in measured.items():
+        fraction = result["flops_per_second"] / peak
+        percentage = "-" if math.isnan(fraction) else f"{fraction:.0%}"
         print(
-            f"{side:10}{told['samples_per_second']:11.2f}{told['tokens_per_second']:10.0f}{shown:>9}"
-            f"{told['peak_bytes'] / 1e9:9.2f}{told['cores']:7.2f}{told['spread']:8.2f}"
+            f"{side:10}{result['samples_per_second']:11.2f}{result['tokens_per_second']:10.0f}{percentage:>9}"
+            f"{result['peak_bytes'] / 1e9:9.2f}{result['cores']:7.2f}{result['spread']:8.2f}"
         )
-    if faults := disturbed(measured):
-        print("the machine was not ours alone, so no ratios are told:", *faults, sep="\n  ")
+    if messages := disturbed(measured):
+        print("the machine was shared, so no ratios are printed:", *messages, sep="\n  ")
         return
-    mine = measured["caldera"]
+    caldera = measured["caldera"]
     for side, other in measured.items():
         if side == "caldera":
             continue
         print(
-            f"caldera is {mine['samples_per_second'] / other['samples_per_second']:.2f} x {side} "
-            f"({mine['first_epoch_samples_per_second'] / other['samples_per_second']:.2f} x in a first epoch), in "
-            f"{mine['peak_bytes'] / other['peak_bytes']:.2f} x its memory"
+            f"caldera is {caldera['samples_per_second'] / other['samples_per_second']:.2f} x {side} "
+            f"({caldera['first_epoch_samples_per_second'] / other['samples_per_second']:.2f} x in a first epoch), in "
+            f"{caldera['peak_bytes'] / other['peak_bytes']:.2f} x its memory"
         )
 
 
 def main() -> None:
     """Measure all workloads."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--json", type=Path, help="file to write the figures to")
+    parser.add_argument("--json", type=Path, help="file to write the results to")
     parser.add_argument("--size", choices=SIZES, default="211m")
     parser.add_argument("--workload", choices=WORKLOADS, action="append")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--side", nargs=5, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.side:
-        side, workload, size, folder, steps = given.side
+    args = parser.parse_args()
+    if args.side:
+        side, workload, size, folder, steps = args.side
         print(json.dumps(run_side(side, workload, size, Path(folder), int(steps))))
         return
     peak = matmul_peak()
-    print(f"bf16 products: {peak / 1e9:.0f} GFLOP/s; load of the machine {os.getloadavg()[0]:.1f}")
+    print(f"bf16 products: {peak / 1e9:.0f} GFLOP/s; load {os.getloadavg()[0]:.1f}")
     if "trl" not in sides():
-        print("trl is not installed, its side is left out: pip install -e '.[bench]'")
-    results: dict[str, object] = {"size": given.size, "matmul_peak": peak}
+        print("trl is not installed, so its side is skipped: pip install -e '.[bench]'")
+    results: dict[str, object] = {"size": args.size, "matmul_peak": peak}
     with tempfile.TemporaryDirectory() as scratch:
-        write_model(Path(scratch), SIZES[given.size])
-        for workload in given.workload or WORKLOADS:
-            measured = measure(workload, given.size, Path(scratch), given.rounds, given.steps)
-            show(workload, given.size, measured, peak)
+        write_model(Path(scratch), SIZES[args.size])
+        for workload in args.workload or WORKLOADS:
+            measured = measure(workload, args.size, Path(scratch), args.rounds, args.steps)
+            print_results(workload, args.size, measured, peak)
             results[workload] = measured
-    if given.json:
-        given.json.write_text(json.dumps(results, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

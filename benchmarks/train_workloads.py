@@ -1,4 +1,4 @@
-"""What benchmarks of training train on: random models of two sizes, and conversations of the usual shapes."""
+"""Models and workloads of the training benchmarks: random weights, and conversations of the usual shapes."""
 
 import random
 import time
@@ -33,7 +33,7 @@ from caldera.training.stage import FINETUNE, PRETRAIN, Stage
 
 @dataclass(frozen=True)
 class Size:
-    """Two towers."""
+    """Sizes of the two towers."""
 
     side: int
     patch: int
@@ -52,7 +52,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained on: images, conversations about each, questions of one, and words of an answer."""
+    """Training data: images, conversations per image, questions per conversation, and words per answer."""
 
     stage: Stage
     images: int
@@ -61,7 +61,7 @@ class Workload:
     words: Callable[[random.Random], int]
 
     batch: int
-    """Samples of a step."""
+    """Samples per step."""
 
 
 WORKLOADS = {
@@ -75,15 +75,15 @@ WORKLOADS = {
 
 
 class Operations(TorchDispatchMode):
-    """Counts the floating-point operations of matrix products, forward and backward, by torch's own formulas."""
+    """Counts the floating-point operations of matrix products, forward and backward, with torch's formulas."""
 
     def __init__(self) -> None:
-        """Begin at none."""
+        """Start counting at zero."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        """Let an operation run, and count it."""
+        """Run an operation and count it."""
         result = func(*args, **(kwargs or {}))
         if count := flop_registry.get(func._overloadpacket):
             self.total += count(*args, **(kwargs or {}), out_val=result)
@@ -91,7 +91,7 @@ class Operations(TorchDispatchMode):
 
 
 def write_model(folder: Path, size: Size) -> None:
-    """Join two random towers of a size into a model folder."""
+    """Assemble two random towers into a model folder."""
     torch.manual_seed(0)
     width, layers = size.vision
     tower = CLIPVisionConfig(
@@ -109,63 +109,47 @@ def write_model(folder: Path, size: Size) -> None:
         tie_word_embeddings=True,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder / "language")
-    words = AutoTokenizer.from_pretrained(find_backbone("scenes-llama"))
-    words.model_max_length = 4096
-    words.save_pretrained(folder / "language")
+    tokenizer = AutoTokenizer.from_pretrained(find_backbone("scenes-llama"))
+    tokenizer.model_max_length = 4096
+    tokenizer.save_pretrained(folder / "language")
     save_model_folder(folder / "model", assemble(folder / "vision", folder / "language"))
 
 
-def conversations(load: Workload, folder: Path, side: int) -> list[Conversation]:
-    """Write images of noise and conversations of common words about them."""
+def conversations(workload: Workload, folder: Path, side: int) -> list[Conversation]:
+    """Write images of noise, and return conversations of common words about them."""
     rng = random.Random(1)
-    words = [
-        "the",
-        "dog",
-        "is",
-        "on",
-        "a",
-        "red",
-        "car",
-        "and",
-        "two",
-        "cats",
-        "sit",
-        "near",
-        "it",
-        "tree",
-    ]
-    made = []
-    for number in range(load.images):
+    words = "the dog is on a red car and two cats sit near it tree".split()  # noqa: SIM905 - shorter than a list
+    result = []
+    for number in range(workload.images):
         path = folder / f"{number}.png"
         Image.frombytes("RGB", (side, side), rng.randbytes(3 * side * side)).save(path)
-        for talk in range(load.conversations):
+        for index in range(workload.conversations):
             turns = []
-            for turn in range(load.questions):
-                asked = " ".join(rng.choices(words, k=9)) + "?"
-                turns.append(
-                    Turn("user", (ImageRef(path.name), f"\n{asked}") if turn == 0 else (asked,))
-                )
-                told = " ".join(rng.choices(words, k=load.words(rng)))
-                turns.append(Turn("assistant", (told,)))
-            made.append(Conversation(f"{number}-{talk}", tuple(turns)))
-    return made
+            for turn in range(workload.questions):
+                question = " ".join(rng.choices(words, k=9)) + "?"
+                parts = (ImageRef(path.name), f"\n{question}") if turn == 0 else (question,)
+                turns.append(Turn("user", parts))
+                answer = " ".join(rng.choices(words, k=workload.words(rng)))
+                turns.append(Turn("assistant", (answer,)))
+            result.append(Conversation(f"{number}-{index}", tuple(turns)))
+    return result
 
 
-def samples_of(load: Workload, assistant: LlavaBundle, folder: Path, side: int) -> list[Sample]:
-    """Encode a workload; every side gets these."""
-    maker = SampleBuilder(
-        tokenizer=assistant.tokenizer, template=find_template(load.stage.template),
+def samples_of(workload: Workload, assistant: LlavaBundle, folder: Path, side: int) -> list[Sample]:
+    """Return the encoded samples of a workload, the same for every side."""
+    builder = SampleBuilder(
+        tokenizer=assistant.tokenizer, template=find_template(workload.stage.template),
         image_token_id=assistant.model.image_token_id, layout=assistant.processor.layout,
         count_tokens=assistant.model.count_tokens, max_length=2048,
     )  # fmt: skip
-    return maker.build_all(conversations(load, folder, side), folder, SkippedItems())
+    return builder.build_all(conversations(workload, folder, side), folder, SkippedItems())
 
 
 def matmul_peak() -> float:
-    """Measure bf16 products of square matrices, in operations a second."""
-    one, other = (torch.randn(2048, 2048).bfloat16() for _ in range(2))
-    one @ other
-    begun = time.perf_counter()
+    """Return the speed of bf16 products of square matrices, in operations per second."""
+    a, b = (torch.randn(2048, 2048).bfloat16() for _ in range(2))
+    a @ b
+    start_time = time.perf_counter()
     for _ in range(10):
-        one @ other
-    return 10 * 2 * 2048**3 / (time.perf_counter() - begun)
+        a @ b
+    return 10 * 2 * 2048**3 / (time.perf_counter() - start_time)

@@ -1,8 +1,8 @@
-"""TRL's SFTTrainer on a workload of `benchmarks/train.py`: a model folder and conversations in, its speed out.
+"""Speed of TRL's SFTTrainer on a workload of `benchmarks/train.py`.
 
-It trains as its users do: its own loop and collator, which tokenizes and prepares images at every step, random
-batches padded to their longest, loss on the assistant's words, bf16 autocast over fp32 weights. Gradient checkpointing,
-which it has on by default, is off here, as the other sides do without; it would cost TRL another pass forward.
+It is used as intended: its own loop and collator, which tokenizes and prepares images at every step, random batches
+padded to the longest sample, loss on the assistant's turns, bf16 autocast over fp32 weights. Gradient checkpointing, on
+by default, is off, as on the other sides; it would cost TRL a second forward pass.
 """
 
 import time
@@ -26,104 +26,106 @@ from caldera.conversation import Conversation, ImageRef
 from caldera.templates.jinja import chat_template
 from caldera.templates.template import find_template
 
-_WARM = 2
-"""Steps before the clock starts."""
+_WARMUP_STEPS = 2
+"""Steps before the measurement."""
 
 
-class _Clock(TrainerCallback):
-    """Notes when each step ended, and how many real tokens the batches so far had."""
+class _StepTimer(TrainerCallback):
+    """Records the end of each step, and the number of unpadded tokens of each batch."""
 
     def __init__(self) -> None:
-        self.ends: list[float] = []
-        self.processor: list[float] = []
+        self.end_times: list[float] = []
+        self.cpu_times: list[float] = []
         self.tokens: list[int] = []
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
-        """Note the time, and the processor's."""
-        self.ends.append(time.perf_counter())
-        self.processor.append(time.process_time())
+        """Record wall time and CPU time."""
+        self.end_times.append(time.perf_counter())
+        self.cpu_times.append(time.process_time())
 
 
 def run_trl(
     folder: Path,
-    told: Sequence[Conversation],
+    dialogues: Sequence[Conversation],
     images: Path,
     *,
     template: str,
-    trains: Sequence[str],
+    trainable: Sequence[str],
     batch: int,
     steps: int,
 ) -> tuple[float, float, float]:
-    """Take steps, and return samples and real tokens a second, and the cores that it had.
+    """Run steps, and return samples and unpadded tokens per second, and the number of cores used.
 
     Args:
         folder: Model folder.
-        told: Conversations.
-        images: Where their images' paths start from.
-        template: How conversations are written.
-        trains: Parts whose weights move.
-        batch: Samples of a step.
-        steps: How many steps are timed.
+        dialogues: Conversations to train on.
+        images: Folder that their image paths are relative to.
+        template: Name of the conversation template.
+        trainable: Parts whose weights are trained.
+        batch: Samples per step.
+        steps: Number of measured steps.
     """
-    peer = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-    parts = {"projector": peer.model.multi_modal_projector, "language": peer.model.language_model}
-    peer.requires_grad_(False)
-    for part in trains:
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    parts = {"projector": model.model.multi_modal_projector, "language": model.model.language_model}
+    model.requires_grad_(False)
+    for part in trainable:
         parts[part].requires_grad_(True)
     processor = AutoProcessor.from_pretrained(folder)
-    processor.chat_template = _with_marks(chat_template(find_template(template), starts=True))
-    clock = _Clock()
+    processor.chat_template = _with_generation_tags(
+        chat_template(find_template(template), starts=True)
+    )
+    timer = _StepTimer()
     trainer = SFTTrainer(
-        model=peer,
+        model=model,
         args=SFTConfig(
-            output_dir=str(images / "trl"), per_device_train_batch_size=batch, max_steps=_WARM + steps,
+            output_dir=str(images / "trl"), per_device_train_batch_size=batch, max_steps=_WARMUP_STEPS + steps,
             learning_rate=1e-5, lr_scheduler_type="constant", max_grad_norm=1.0, optim="adamw_torch_fused", bf16=True,
             use_cpu=True, gradient_checkpointing=False, assistant_only_loss=True, max_length=None, seed=3,
             report_to="none", save_strategy="no", disable_tqdm=True, dataloader_pin_memory=False,
         ),
-        train_dataset=_dataset(told, images),
+        train_dataset=_dataset(dialogues, images),
         processing_class=processor,
-        callbacks=[clock],
+        callbacks=[timer],
     )  # fmt: skip
-    trainer.data_collator = _counting(trainer.data_collator, clock.tokens)
+    trainer.data_collator = _count_tokens(trainer.data_collator, timer.tokens)
     trainer.train()
-    seconds = clock.ends[-1] - clock.ends[_WARM - 1]
-    tokens = sum(clock.tokens[_WARM : _WARM + steps])
-    cores = (clock.processor[-1] - clock.processor[_WARM - 1]) / seconds
+    seconds = timer.end_times[-1] - timer.end_times[_WARMUP_STEPS - 1]
+    tokens = sum(timer.tokens[_WARMUP_STEPS : _WARMUP_STEPS + steps])
+    cores = (timer.cpu_times[-1] - timer.cpu_times[_WARMUP_STEPS - 1]) / seconds
     return steps * batch / seconds, tokens / seconds, cores
 
 
-def _counting(collate: Callable[[Any], Any], tokens: list[int]) -> Callable[[Any], Any]:
-    """Let a collator note the real tokens of each batch."""
+def _count_tokens(collate: Callable[[Any], Any], tokens: list[int]) -> Callable[[Any], Any]:
+    """Wrap a collator to record the number of unpadded tokens of each batch."""
 
-    def counted(examples: Any) -> Any:  # noqa: ANN401 - as TRL has it
-        made = collate(examples)
-        tokens.append(int(made["attention_mask"].sum()))
-        return made
+    def collate_and_count(examples: Any) -> Any:  # noqa: ANN401 - TRL's types
+        batch = collate(examples)
+        tokens.append(int(batch["attention_mask"].sum()))
+        return batch
 
-    return counted
+    return collate_and_count
 
 
-def _with_marks(template: str) -> str:
-    """Return a template that begins with the start mark, and tells TRL where the assistant's words are.
+def _with_generation_tags(template: str) -> str:
+    """Return a template that begins with the start token and has generation tags around the assistant's text.
 
-    TRL adds no marks of the tokenizer's own; with these, ids and labels are those that caldera trains on.
+    TRL adds no special tokens of the tokenizer; with these, ids and labels are those that caldera trains on.
     """
-    before, answer = template.split("{% elif message['role'] == 'assistant' %}")
-    begin = answer.index("{% if message['content'] is string %}")
-    lead, rest = answer[:begin], answer[begin:]
-    learned, end = rest.split("{% else %}{{ raise_exception")
-    marked = f"{lead}{{% generation %}}{learned}{{% endgeneration %}}"
-    turn = "{% elif message['role'] == 'assistant' %}"
-    return f"{{{{ bos_token }}}}{before}{turn}{marked}{{% else %}}{{{{ raise_exception{end}"
+    condition = "{% elif message['role'] == 'assistant' %}"
+    before, answer = template.split(condition)
+    start = answer.index("{% if message['content'] is string %}")
+    prefix, rest = answer[:start], answer[start:]
+    supervised, end = rest.split("{% else %}{{ raise_exception")
+    tagged = f"{prefix}{{% generation %}}{supervised}{{% endgeneration %}}"
+    return f"{{{{ bos_token }}}}{before}{condition}{tagged}{{% else %}}{{{{ raise_exception{end}"
 
 
-def _dataset(told: Sequence[Conversation], images: Path) -> Dataset:
-    """Write conversations as TRL takes them."""
+def _dataset(dialogues: Sequence[Conversation], images: Path) -> Dataset:
+    """Return conversations in TRL's format."""
     rows = []
-    for conversation in told:
+    for conversation in dialogues:
         messages = []
         for turn in conversation.turns:
             content = [
