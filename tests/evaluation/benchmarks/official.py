@@ -1,14 +1,22 @@
-"""Tiny files in every benchmark's official layout: two or more questions each, about images that a test paints."""
+"""Tiny files in every benchmark's official layout: two or more questions each, about images that a test creates."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from caldera.evaluation.benchmark import Sources
+from caldera.evaluation.benchmark import BenchmarkSpec, Score, Sources
 from caldera.evaluation.benchmarks.mme import SIZES
 
 Lines = list[dict[str, Any]]
+
+
+def score_texts(
+    spec: BenchmarkSpec, folder: Path, questions: Path, answers: dict[str, str]
+) -> Score:
+    """Score texts by id."""
+    path = _json(folder / "answers.json", answers)
+    return spec.score_answer_files(Sources(questions=questions), path)
 
 
 def _json(path: Path, content: object) -> Path:
@@ -24,12 +32,12 @@ def _lines(path: Path, lines: Lines) -> Path:
 def science_qa(folder: Path) -> Sources:
     """Three problems of the test split, one with an image."""
     problems = {
-        str(at): {
-            "question": f"Which of {at}?", "choices": ["red", "green"], "answer": at % 2, "hint": "",
-            "image": "image.png" if at == 1 else None, "subject": "natural science", "grade": "grade3",
+        str(n): {
+            "question": f"Which of {n}?", "choices": ["red", "green"], "answer": n % 2, "hint": "",
+            "image": "image.png" if n == 1 else None, "subject": "natural science", "grade": "grade3",
             "split": "test",
         }
-        for at in range(1, 4)
+        for n in range(1, 4)
     }  # fmt: skip
     _json(folder / "pid_splits.json", {"test": list(problems)})
     return Sources(questions=_json(folder / "problems.json", problems))
@@ -38,18 +46,18 @@ def science_qa(folder: Path) -> Sources:
 def pope(folder: Path) -> Sources:
     """Two questions about each of two images."""
     lines = [
-        {"question_id": at, "image": f"{at // 2}.jpg", "text": f"Is there a {at}?", "label": ("yes", "no")[at % 2]}
-        for at in range(4)
+        {"question_id": n, "image": f"{n // 2}.jpg", "text": f"Is there a {n}?", "label": ("yes", "no")[n % 2]}
+        for n in range(4)
     ]  # fmt: skip
     return Sources(annotations=_lines(folder / "coco_pope_random.json", lines))
 
 
 def mme(folder: Path) -> Sources:
-    """All fourteen sub-tasks with two images; their questions stand apart, as the images' second ones come last."""
+    """All fourteen sub-tasks with two images, whose second questions come last."""
     texts = folder / "texts"
     texts.mkdir()
     for subtask in SIZES:
-        rows = [f"{at % 2}.png\tIs it {at}?\t{('Yes', 'No')[at // 2]}" for at in range(4)]
+        rows = [f"{n % 2}.png\tIs it {n}?\t{('Yes', 'No')[n // 2]}" for n in range(4)]
         (texts / f"{subtask}.txt").write_text("\n".join(rows))
     return Sources(annotations=texts)
 
@@ -57,11 +65,11 @@ def mme(folder: Path) -> Sources:
 def mmbench(folder: Path) -> Sources:
     """Three questions of two choices; their second rows come last."""
     rows = ["index\tquestion\thint\tA\tB\tanswer\tcategory\tl2-category"]
-    for turned in range(2):
-        choices = ("green\tred", "red\tgreen")[turned]
+    for rotation in range(2):
+        choices = ("green\tred", "red\tgreen")[rotation]
         rows += [
-            f"{1_000_000 * turned + at}\tWhich of {at}?\tnan\t{choices}\t{'AB'[turned]}\tcolor\tseeing"
-            for at in range(7, 10)
+            f"{1_000_000 * rotation + n}\tWhich of {n}?\tnan\t{choices}\t{'AB'[rotation]}\tcolor\tseeing"
+            for n in range(7, 10)
         ]
     (folder / "dev.tsv").write_text("\n".join(rows))
     return Sources(questions=folder / "dev.tsv")
@@ -72,9 +80,9 @@ def seed_bench(folder: Path) -> Sources:
     questions = [
         {
             "question_id": name, "question": f"What of {name}?", "choice_a": "a", "choice_b": "b", "choice_c": "c",
-            "choice_d": "d", "answer": letter, "question_type_id": at, "data_type": shown, "data_id": f"{name}.jpg",
+            "choice_d": "d", "answer": letter, "question_type_id": n, "data_type": data_type, "data_id": f"{name}.jpg",
         }
-        for at, (name, letter, shown) in enumerate((("1", "A", "image"), ("v0", "D", "video")))
+        for n, (name, letter, data_type) in enumerate((("1", "A", "image"), ("v0", "D", "video")))
     ]  # fmt: skip
     kinds = {"Scene": 0, "Action": 1}
     return Sources(
@@ -85,11 +93,11 @@ def seed_bench(folder: Path) -> Sources:
 
 
 def mmmu(folder: Path) -> Sources:
-    """An open question first, then two of choice."""
+    """An open question, then two choice questions."""
     questions = [
-        {"id": f"validation_Math_{at}", "question": f"What is {at} in <image 1>?", "options": options,
+        {"id": f"validation_Math_{n}", "question": f"What is {n} in <image 1>?", "options": options,
          "answer": answer, "question_type": kind}
-        for at, (options, answer, kind) in enumerate(
+        for n, (options, answer, kind) in enumerate(
             (([], "7", "open"), ("['a', 'b']", "A", "multiple-choice"), ("['a', 'b']", "B", "multiple-choice"))
         )
     ]  # fmt: skip
@@ -97,35 +105,37 @@ def mmmu(folder: Path) -> Sources:
 
 
 def nlvr(folder: Path) -> Sources:
-    """Two sentences with two drawings each, in turn."""
+    """Two sentences with two drawings each."""
     lines = [
-        {"image": f"dev-{at % 2}-{at}-0.png", "sentence": f"There is {at % 2}", "label": ("true", "false")[at // 2]}
-        for at in range(4)
+        {"image": f"dev-{n % 2}-{n}-0.png", "sentence": f"There is {n % 2}", "label": ("true", "false")[n // 2]}
+        for n in range(4)
     ]  # fmt: skip
     return Sources(questions=_lines(folder / "dev.jsonl", lines))
 
 
 def vqav2(folder: Path) -> Sources:
     """Three questions about two images."""
-    asked = [{"question_id": at, "image_id": 4 + at % 2, "question": f"What is {at}?"} for at in range(3)]  # fmt: skip
-    said: Lines = [
+    records = [{"question_id": n, "image_id": 4 + n % 2, "question": f"What is {n}?"} for n in range(3)]  # fmt: skip
+    annotations: Lines = [
         {
-            "question_id": at, "image_id": 4 + at % 2, "answer_type": "other", "question_type": "what is",
+            "question_id": n, "image_id": 4 + n % 2, "answer_type": "other", "question_type": "what is",
             "multiple_choice_answer": "dog",
-            "answers": [{"answer": "dog", "answer_confidence": "yes", "answer_id": n} for n in range(1, 11)],
+            "answers": [{"answer": "dog", "answer_confidence": "yes", "answer_id": k} for k in range(1, 11)],
         }
-        for at in range(3)
+        for n in range(3)
     ]  # fmt: skip
-    questions = _json(folder / "q.json", {"data_subtype": "val2014", "questions": asked})
-    return Sources(questions=questions, annotations=_json(folder / "a.json", {"annotations": said}))
+    questions = _json(folder / "q.json", {"data_subtype": "val2014", "questions": records})
+    return Sources(
+        questions=questions, annotations=_json(folder / "a.json", {"annotations": annotations})
+    )
 
 
 def gqa(folder: Path) -> Sources:
     """Three questions about one image."""
     types = {"structural": "query", "semantic": "attr", "detailed": "x"}
     questions = {
-        str(at): {"imageId": "n1", "question": f"What of {at}?", "answer": "red", "isBalanced": True, "types": types}
-        for at in range(3)
+        str(n): {"imageId": "n1", "question": f"What of {n}?", "answer": "red", "isBalanced": True, "types": types}
+        for n in range(3)
     }  # fmt: skip
     return Sources(questions=_json(folder / "testdev_balanced_questions.json", questions))
 
@@ -133,8 +143,8 @@ def gqa(folder: Path) -> Sources:
 def textvqa(folder: Path) -> Sources:
     """Two questions about one image."""
     data = [
-        {"question_id": at, "image_id": "003a", "question": f"brand {at}?", "answers": ["dakota"] * 10}
-        for at in range(2)
+        {"question_id": n, "image_id": "003a", "question": f"brand {n}?", "answers": ["dakota"] * 10}
+        for n in range(2)
     ]  # fmt: skip
     content = {"dataset_type": "val", "data": data}
     return Sources(annotations=_json(folder / "TextVQA_0.5.1_val.json", content))
@@ -143,9 +153,9 @@ def textvqa(folder: Path) -> Sources:
 def vizwiz(folder: Path) -> Sources:
     """A question about each of two images."""
     records = [
-        {"image": f"VizWiz_val_0000000{at}.jpg", "question": f"What is {at}?", "answer_type": "other", "answerable": 1,
+        {"image": f"VizWiz_val_0000000{n}.jpg", "question": f"What is {n}?", "answer_type": "other", "answerable": 1,
          "answers": [{"answer": "soup", "answer_confidence": "yes"}] * 10}
-        for at in range(2)
+        for n in range(2)
     ]  # fmt: skip
     return Sources(annotations=_json(folder / "val.json", records))
 
@@ -153,36 +163,41 @@ def vizwiz(folder: Path) -> Sources:
 def captions(folder: Path) -> Sources:
     """Two images with a caption each."""
     content = {
-        "images": [{"id": at, "file_name": f"{at}.jpg"} for at in range(2)],
+        "images": [{"id": n, "file_name": f"{n}.jpg"} for n in range(2)],
         "annotations": [
-            {"id": at, "image_id": at, "caption": ("a red dog sleeps here", "two cats eat a fish")[at]}
-            for at in range(2)
+            {"id": n, "image_id": n, "caption": ("a red dog sleeps here", "two cats eat a fish")[n]}
+            for n in range(2)
         ],
     }  # fmt: skip
     return Sources(annotations=_json(folder / "captions_val2014.json", content))
 
 
 def custom(folder: Path) -> Sources:
-    """A question of each kind that needs no judge."""
+    """A question of each rule that needs no judge."""
     lines: Lines = [
         {"question": "Which colour?", "answer": "red", "image": "0.jpg"},
         {"question": "What does it say?", "answer": "Exit", "match": "contains", "image": "1.jpg"},
         {"question": "Which?", "answer": "dog", "choices": ["cat", "dog"]},
     ]
-    return Sources(questions=_lines(folder / "own.jsonl", lines))
+    return Sources(questions=_lines(folder / "custom.jsonl", lines))
 
 
 def llava_bench(folder: Path) -> Sources:
     """A question of each category, with references and contexts."""
     lines: Lines = [
-        {"question_id": at, "image": f"{at}.jpg", "text": f"What of {at}?", "category": category}
-        for at, category in enumerate(("conv", "detail", "complex"))
+        {
+            "question_id": n,
+            "image": f"{n}.jpg",
+            "text": f"What of {n}?",
+            "category": category,
+        }
+        for n, category in enumerate(("conv", "detail", "complex"))
     ]
-    truth = [{"question_id": at, "text": f"reference {at}"} for at in range(3)]
-    contexts = [{"image": f"{at}.jpg", "caption": f"Thing {at} on a table."} for at in range(3)]
+    references = [{"question_id": n, "text": f"reference {n}"} for n in range(3)]
+    contexts = [{"image": f"{n}.jpg", "caption": f"Thing {n} on a table."} for n in range(3)]
     return Sources(
         questions=_lines(folder / "questions.jsonl", lines),
-        annotations=_lines(folder / "answers_gpt4.jsonl", truth),
+        annotations=_lines(folder / "answers_gpt4.jsonl", references),
         captions=_lines(folder / "context.jsonl", contexts),
     )
 
@@ -190,8 +205,8 @@ def llava_bench(folder: Path) -> Sources:
 def mm_vet(folder: Path) -> Sources:
     """Two questions of different capabilities."""
     content = {
-        f"v1_{at}": {"imagename": f"{at}.jpg", "question": f"What of {at}?", "answer": "red", "capability": needed}
-        for at, needed in enumerate((["rec"], ["ocr", "math"]))
+        f"v1_{n}": {"imagename": f"{n}.jpg", "question": f"What of {n}?", "answer": "red", "capability": needed}
+        for n, needed in enumerate((["rec"], ["ocr", "math"]))
     }  # fmt: skip
     return Sources(questions=_json(folder / "mm-vet.json", content))
 
@@ -215,4 +230,4 @@ OFFICIAL: dict[str, Callable[[Path], Sources]] = {
     "llava-bench-coco": llava_bench,
     "mm-vet": mm_vet,
 }
-"""What writes a task's files into a folder, by the task's name."""
+"""Functions that write a benchmark's files to a folder, by its name."""

@@ -1,4 +1,4 @@
-"""Captions are scored from COCO's layout and from a table alike."""
+"""Captions in COCO's layout and in a table, worked by hand and against pycocoevalcap."""
 
 import csv
 import json
@@ -13,17 +13,19 @@ from caldera.evaluation.benchmark import Sources
 from caldera.evaluation.benchmarks.captions import CAPTIONS
 from caldera.evaluation.files import read_rows
 
-WRITTEN = {"7": ["a red dog"], "8": ["two cats sleep", "cats asleep"]}
+CAPTIONS_BY_IMAGE = {"7": ["a red dog"], "8": ["two cats sleep", "cats asleep"]}
 
 
 def coco(folder: Path) -> Path:
     """Write a COCO file of captions."""
     path = folder / "captions_val2014.json"
     content = {
-        "images": [{"id": int(name), "file_name": f"{name}.jpg"} for name in WRITTEN],
+        "images": [{"id": int(name), "file_name": f"{name}.jpg"} for name in CAPTIONS_BY_IMAGE],
         "annotations": [
             {"id": number, "image_id": int(name), "caption": text}
-            for number, (name, text) in enumerate((n, t) for n, ts in WRITTEN.items() for t in ts)
+            for number, (name, text) in enumerate(
+                (n, t) for n, ts in CAPTIONS_BY_IMAGE.items() for t in ts
+            )
         ],
     }
     path.write_text(json.dumps(content))
@@ -33,17 +35,17 @@ def coco(folder: Path) -> Path:
 def table(folder: Path) -> Path:
     """Write a table of captions."""
     path = folder / "captions.csv"
-    lines = [f"{name},{text}" for name, texts in WRITTEN.items() for text in texts]
+    lines = [f"{name},{text}" for name, texts in CAPTIONS_BY_IMAGE.items() for text in texts]
     path.write_text("\n".join(["image,caption", *lines]))
     return path
 
 
 @pytest.mark.parametrize("layout", [coco, table])
-def test_figures_by_hand(tmp_path: Path, layout: Callable[[Path], Path]) -> None:
-    """All words are said by somebody. CIDEr-D: 1, 2 and 3 words alike; 1 and 2 words alike, and once one of three."""
+def test_metrics_worked_by_hand(tmp_path: Path, layout: Callable[[Path], Path]) -> None:
+    """All words occur in references. CIDEr-D: equal 1- to 3-grams; equal 1- and 2-grams, and one of three."""
     answers = tmp_path / "answers.json"
-    said = [{"image_id": 7, "caption": "A red dog."}, {"image_id": 8, "caption": "cats asleep"}]
-    answers.write_text(json.dumps(said))
+    captions = [{"image_id": 7, "caption": "A red dog."}, {"image_id": 8, "caption": "cats asleep"}]
+    answers.write_text(json.dumps(captions))
     score = CAPTIONS.score_answer_files(Sources(annotations=layout(tmp_path)), answers)
     assert score.metrics["Bleu_1"] == 100.0
     assert score.metrics["Bleu_2"] == 100.0
@@ -55,8 +57,8 @@ def test_figures_by_hand(tmp_path: Path, layout: Callable[[Path], Path]) -> None
     assert score.metrics["CIDEr"] == round(1000 * score.overall, 2)
 
 
-def test_what_people_wrote_of_a_image_is_not_what_is_said_of_another(tmp_path: Path) -> None:
-    """Captions that are swapped score nothing; an empty one is told."""
+def test_captions_of_another_image_score_zero(tmp_path: Path) -> None:
+    """Swapped captions score 0; an empty one is listed."""
     answers = tmp_path / "answers.json"
     answers.write_text(json.dumps({"7": "two cats sleep", "8": ""}))
     score = CAPTIONS.score_answer_files(Sources(annotations=table(tmp_path)), answers)
@@ -66,8 +68,8 @@ def test_what_people_wrote_of_a_image_is_not_what_is_said_of_another(tmp_path: P
     assert score.metrics["parse_failures"] == 1
 
 
-def test_a_image_without_a_caption_is_refused(tmp_path: Path) -> None:
-    """Nothing could be compared with it."""
+def test_an_image_without_a_caption_is_rejected(tmp_path: Path) -> None:
+    """There is nothing to compare with."""
     path = coco(tmp_path)
     content = json.loads(path.read_text())
     content["images"].append({"id": 9, "file_name": "9.jpg"})
@@ -76,8 +78,10 @@ def test_a_image_without_a_caption_is_refused(tmp_path: Path) -> None:
         CAPTIONS.load(Sources(annotations=path))
 
 
-def test_what_people_wrote_against_what_others_wrote(third_party: Path, tmp_path: Path) -> None:
-    """Of flickr8k each first caption against four others: the figures of pycocoevalcap, with its tokenizer."""
+def test_human_captions_give_the_metrics_of_pycocoevalcap(
+    third_party: Path, tmp_path: Path
+) -> None:
+    """On flickr8k, each first caption against four others, with its tokenizer."""
     rows = read_rows(third_party / "flickr8k" / "captions.csv")
     first: dict[str, str] = {}
     others: list[dict[str, str]] = []
@@ -85,13 +89,13 @@ def test_what_people_wrote_against_what_others_wrote(third_party: Path, tmp_path
         if row["image"] in first:
             others.append(row)
         first.setdefault(row["image"], row["caption"])
-    truth, answers = tmp_path / "truth.csv", tmp_path / "answers.json"
-    with truth.open("w", newline="") as file:
+    references, answers = tmp_path / "references.csv", tmp_path / "answers.json"
+    with references.open("w", newline="") as file:
         table = csv.DictWriter(file, ("image", "caption"))
         table.writeheader()
         table.writerows(others)
     answers.write_text(json.dumps([{"image_id": i, "caption": c} for i, c in first.items()]))
-    assert CAPTIONS.score_answer_files(Sources(annotations=truth), answers).metrics == {
+    assert CAPTIONS.score_answer_files(Sources(annotations=references), answers).metrics == {
         "Bleu_1": 64.68,
         "Bleu_2": 45.63,
         "Bleu_3": 31.72,

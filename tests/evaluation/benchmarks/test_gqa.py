@@ -1,4 +1,4 @@
-"""GQA's figures come out of its official file as counting by hand gives them."""
+"""GQA: metrics from its official file, worked by hand."""
 
 import json
 from pathlib import Path
@@ -34,8 +34,8 @@ def sources(tmp_path: Path) -> Sources:
     return Sources(questions=tmp_path / "testdev_balanced_questions.json")
 
 
-def test_llavas_answers_by_hand(sources: Sources, tmp_path: Path) -> None:
-    """Red and yes are right whatever their case and period; "a dog" is not "dog"; the unbalanced one is not asked."""
+def test_llavas_answers_worked_by_hand(sources: Sources, tmp_path: Path) -> None:
+    """Case and trailing periods are ignored; "a dog" is not "dog"; the unbalanced question is omitted."""
     path = tmp_path / "answers.jsonl"
     texts = {"1": "Red", "2": "a dog", "3": "Yes.."}
     path.write_text("".join(f'{{"question_id": "{n}", "text": "{t}"}}\n' for n, t in texts.items()))
@@ -54,22 +54,22 @@ def test_llavas_answers_by_hand(sources: Sources, tmp_path: Path) -> None:
     assert score.item_scores == {"1": 1, "2": 0, "3": 1}
 
 
-def test_an_official_file_is_compared_as_it_is(sources: Sources, tmp_path: Path) -> None:
-    """The official script strips nothing."""
+def test_a_submitted_file_is_compared_verbatim(sources: Sources, tmp_path: Path) -> None:
+    """The official script does not normalize."""
     path = tmp_path / "predictions.json"
     texts = {"1": "Red", "2": "dog", "3": "yes"}
     path.write_text(json.dumps([{"questionId": n, "prediction": t} for n, t in texts.items()]))
     assert GQA.score_answer_files(sources, path).item_scores == {"1": 0, "2": 1, "3": 1}
 
 
-def test_items_are_asked_as_llava_asks_them(sources: Sources) -> None:
-    """The image by its id, the sentence that asks for a short answer last."""
+def test_prompts_are_those_of_llava(sources: Sources) -> None:
+    """The image has its id as name; the instruction to answer briefly comes last."""
     (turn,) = GQA.load(sources).items[1].conversation.turns
     assert turn.images[0].path == "n2.jpg"
     assert turn.text.endswith("What about 2?\nAnswer the question using a single word or phrase.")
 
 
-def test_another_layout_is_refused(tmp_path: Path) -> None:
+def test_another_layout_is_rejected(tmp_path: Path) -> None:
     """A list is not GQA's object of questions."""
     path = tmp_path / "questions.json"
     path.write_text('[{"question_id": 1}]')

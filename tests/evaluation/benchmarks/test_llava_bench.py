@@ -1,6 +1,7 @@
-"""LLaVA-Bench: published figures come from the stored reviews, and other layouts are refused with the ids."""
+"""LLaVA-Bench: published metrics from the stored reviews, and judge cases from the official files."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ from caldera.errors import InputError
 from caldera.evaluation.benchmark import Sources
 from caldera.evaluation.benchmarks.registry import get_benchmark
 from caldera.evaluation.judging.protocols import DESCRIPTION, FIVE_SENTENCES
-from caldera.evaluation.judging.review_files import read_reviews
 
 WILD, COCO = get_benchmark("llava-bench"), get_benchmark("llava-bench-coco")
 
@@ -22,37 +22,31 @@ WILD, COCO = get_benchmark("llava-bench"), get_benchmark("llava-bench-coco")
 def test_the_official_reviews_give_the_published_figures(
     third_party: Path, run: int, overall: float, conv: float, detail: float, complex_: float
 ) -> None:
-    """Each of LLaVA-1.5-7B's three runs, every verdict read as it is stored."""
+    """Each of LLaVA-1.5-7B's three runs; every verdict is parsed as stored."""
     folder = third_party / "llava_bench_wild"
     sources = Sources(questions=folder / "questions.jsonl")
-    figures = WILD.score_answer_files(
+    metrics = WILD.score_answer_files(
         sources, folder / f"reviews/llava-v1.5-7b-eval{run}.jsonl"
     ).metrics
-    told = [figures[name] for name in ("overall", "conv", "detail", "complex")]
-    assert told == [overall, conv, detail, complex_]
-    assert (figures["num_valid"], figures["num_invalid"]) == (60, 0)
-    assert (figures["num_different"], figures["official_unread"]) == (0, 0)
+    values = [metrics[name] for name in ("overall", "conv", "detail", "complex")]
+    assert values == [overall, conv, detail, complex_]
+    assert (metrics["num_valid"], metrics["num_invalid"]) == (60, 0)
+    assert (metrics["num_different"], metrics["official_unread"]) == (0, 0)
 
 
 def test_a_folder_of_reviews_gives_mean_and_spread(third_party: Path) -> None:
-    """180 of 180 verdicts, the mean of the three runs and how far they lie apart."""
-    figures = WILD.score_answer_files(Sources(), third_party / "llava_bench_wild/reviews").metrics
-    assert figures["runs"] == [64.8, 65.3, 66.3]
-    assert (figures["overall"], figures["std"]["overall"]) == (65.5, 0.7)
-    assert (figures["num_valid"], figures["num_different"]) == (180, 0)
+    """All 180 verdicts, the mean of the three runs and their standard deviation."""
+    metrics = WILD.score_answer_files(Sources(), third_party / "llava_bench_wild/reviews").metrics
+    assert metrics["runs"] == [64.8, 65.3, 66.3]
+    assert (metrics["overall"], metrics["std"]["overall"]) == (65.5, 0.7)
+    assert (metrics["num_valid"], metrics["num_different"]) == (180, 0)
 
 
-def test_the_official_questions_are_read(third_party: Path) -> None:
-    """60 and 90 questions by category, and what a judge is told about each image."""
+def test_the_official_questions_are_loaded(third_party: Path) -> None:
+    """60 and 90 questions by category, and the context of each image for the judge."""
     wild, coco = third_party / "llava_bench_wild", third_party / "llava_bench_coco"
     items = WILD.load(Sources(questions=wild / "questions.jsonl")).items
-    assert [
-        sum(item.category == kind for item in items) for kind in ("conv", "detail", "complex")
-    ] == [
-        17,
-        15,
-        28,
-    ]
+    assert Counter(item.category for item in items) == {"conv": 17, "detail": 15, "complex": 28}
     assert items[0].conversation.images == ("001.jpg",)
     assert WILD.judging is not None
     assert COCO.judging is not None
@@ -61,7 +55,7 @@ def test_the_official_questions_are_read(third_party: Path) -> None:
         annotations=coco / "qa90_gpt4_answer.jsonl",
         captions=coco / "caps_boxes_coco2014_val_80.jsonl",
     )
-    cases = COCO.judging.build_cases(sources, {str(at): "An answer." for at in range(90)})
+    cases = COCO.judging.build_cases(sources, {str(number): "An answer." for number in range(90)})
     assert len(cases) == 90
     captions, _, boxes = cases[0].context.partition("\n\n")
     assert len(captions.splitlines()) == 5
@@ -72,7 +66,9 @@ def test_the_official_questions_are_read(third_party: Path) -> None:
         annotations=wild / "answers_gpt4.jsonl",
         captions=wild / "context.jsonl",
     )
-    first = WILD.judging.build_cases(sources, {str(at): "An answer." for at in range(60)})[0]
+    first = WILD.judging.build_cases(sources, {str(number): "An answer." for number in range(60)})[
+        0
+    ]
     assert first.context == "An aerial view of Diamond Head in the Hawaiian Islands."
     assert (first.context_description, first.reference) == (
         DESCRIPTION,
@@ -86,8 +82,8 @@ def write(path: Path, *reviews: dict[str, Any]) -> Path:
     return path
 
 
-def test_a_stored_minus_one_is_read_anew(tmp_path: Path) -> None:
-    """What the official script stored as (-1, -1) counts where the text has a pair, else it is left out and counted."""
+def test_a_stored_minus_one_is_parsed_again(tmp_path: Path) -> None:
+    """Scores stored as (-1, -1) count if the text has a pair, else the answer is skipped and counted."""
     path = write(
         tmp_path / "reviews.jsonl",
         {
@@ -107,63 +103,22 @@ def test_a_stored_minus_one_is_read_anew(tmp_path: Path) -> None:
     assert score.metrics["valid"] is False
 
 
-def test_reviews_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
-    """An answer judged twice, runs about other answers, and what is no review: each with its ids or place."""
-    one = {"question_id": 1, "category": "conv", "content": "8 4"}
-    with pytest.raises(InputError, match="judges 1 answers more than once: 1; keep one"):
-        read_reviews(write(tmp_path / "twice.jsonl", one, one))
-    folder = tmp_path / "runs"
-    folder.mkdir()
-    write(folder / "a.jsonl", one)
-    write(folder / "b.jsonl", one | {"question_id": 2})
-    with pytest.raises(InputError, match="do not judge the same answers: only one has 1, 2"):
-        read_reviews(folder)
-    with pytest.raises(InputError, match="has no content"):
-        read_reviews(write(tmp_path / "other.jsonl", {"question_id": 1, "answer": "x"}))
-
-
 def test_missing_reviews_and_answers_are_listed(tmp_path: Path) -> None:
-    """With the questions at hand nothing may be missing or foreign."""
+    """If questions are given, no review may be missing or unknown."""
     questions = write(
         tmp_path / "questions.jsonl",
-        *({"question_id": at, "image": "1.jpg", "text": "?", "category": "conv"} for at in (1, 2)),
+        *(
+            {"question_id": number, "image": "1.jpg", "text": "?", "category": "conv"}
+            for number in (1, 2)
+        ),
     )
-    given = ({"question_id": at, "content": "8 4"} for at in (2, 5))
-    reviews = write(tmp_path / "reviews.jsonl", *given)
+    lines = ({"question_id": number, "content": "8 4"} for number in (2, 5))
+    reviews = write(tmp_path / "reviews.jsonl", *lines)
     with pytest.raises(InputError, match=r"no answer: .*1.*belong to no item: .*5"):
         WILD.score_answer_files(Sources(questions=questions), reviews)
     assert WILD.judging is not None
-    truth = write(tmp_path / "truth.jsonl", {"question_id": 1, "text": "A."})
+    references = write(tmp_path / "references.jsonl", {"question_id": 1, "text": "A."})
     context = write(tmp_path / "context.jsonl", {"image": "1.jpg", "caption": "A thing."})
-    sources = Sources(questions=questions, annotations=truth, captions=context)
-    with pytest.raises(InputError, match=r"truth\.jsonl has nothing about 1: 2"):
+    sources = Sources(questions=questions, annotations=references, captions=context)
+    with pytest.raises(InputError, match=r"references\.jsonl lacks 1 entries: 2"):
         WILD.judging.build_cases(sources, {"1": "x", "2": "y"})
-
-
-def test_answers_are_no_reviews_and_reviews_need_no_category(tmp_path: Path) -> None:
-    """LLaVA's answers have a `text` as Vicuna's reviews do, but no `score`; figures have no nameless group."""
-    answers = write(
-        tmp_path / "answers.jsonl", {"question_id": 1, "prompt": "What?", "text": "8 9"}
-    )
-    with pytest.raises(InputError, match=r"is an answer and no review; .*evaluate judge"):
-        WILD.score_answer_files(Sources(), answers)
-    reviews = write(tmp_path / "reviews.jsonl", {"question_id": 1, "text": "8 4", "score": [8, 4]})
-    score = WILD.score_answer_files(Sources(), reviews)
-    assert score.metrics["overall"] == 50.0
-    assert "" not in score.metrics
-    assert score.by_category == {}
-
-
-def test_a_file_of_both_orders_has_both_of_every_answer(tmp_path: Path) -> None:
-    """A verdict that was lost would else leave a score in one order among means of two."""
-    lines = [
-        {"question_id": number, "content": "8 4", "order": order}
-        for number in (1, 2)
-        for order in ("reference first", "candidate first")
-    ]
-    assert (
-        WILD.score_answer_files(Sources(), write(tmp_path / "all.jsonl", *lines)).metrics["num_valid"]
-        == 2
-    )
-    with pytest.raises(InputError, match="both orders, but 1 answers in one alone: 2"):
-        WILD.score_answer_files(Sources(), write(tmp_path / "lost.jsonl", *lines[:-1]))

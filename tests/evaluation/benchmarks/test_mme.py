@@ -1,4 +1,4 @@
-"""MME: LaVIN's published figures, pairs found by image, and LLaVA's layout joined with the truth."""
+"""MME: LaVIN's published metrics, pairs by image, and LLaVA's layout with MME's labels."""
 
 import json
 import shutil
@@ -11,20 +11,20 @@ from caldera.evaluation.benchmark import Sources
 from caldera.evaluation.benchmarks.mme import COGNITION, SIZES, load_questions, score_answer_files
 from caldera.instructions.request_phrases import SHORT_ANSWER
 
-ASK = "Please answer yes or no."
+INSTRUCTION = "Please answer yes or no."
 
 
 @pytest.fixture
 def cognition(tmp_path: Path) -> Path:
-    """The four sub-tasks of cognition, two images each in mixed order; all right but one."""
+    """The four sub-tasks of cognition, two images each in mixed order; one answer per sub-task is wrong."""
     folder = tmp_path / "cognition"
     folder.mkdir()
     for subtask in COGNITION:
         lines = [
-            f"2.png\tIs it two? {ASK}\tYes\tYes, it is two.",
-            f"1.png\tIs it one? {ASK}\tYes\tyes",
-            f"1.png\tIs it six? {ASK}\tNo\tno",
-            f"2.png\tIs it six? {ASK}\tNo\tHm",
+            f"2.png\tIs it two? {INSTRUCTION}\tYes\tYes, it is two.",
+            f"1.png\tIs it one? {INSTRUCTION}\tYes\tyes",
+            f"1.png\tIs it six? {INSTRUCTION}\tNo\tno",
+            f"2.png\tIs it six? {INSTRUCTION}\tNo\tHm",
         ]
         (folder / f"{subtask}.txt").write_text("\n".join(lines) + "\n")
     return folder
@@ -41,21 +41,21 @@ def as_llava(folder: Path, file: Path) -> Path:
     return file
 
 
-def test_the_published_figures_come_out(third_party: Path, tmp_path: Path) -> None:
-    """LaVIN's folder gives its paper's sums, and so do the same answers in LLaVA's layout."""
+def test_the_published_figures_are_reproduced(third_party: Path, tmp_path: Path) -> None:
+    """LaVIN's folder gives its paper's sums, and the same answers in LLaVA's layout give the same."""
     folder = third_party / "mme" / "LaVIN"
-    figures = score_answer_files(Sources(), folder).metrics
-    assert (round(figures["perception"], 2), round(figures["cognition"], 2)) == (963.61, 249.64)
-    assert (figures["existence"], figures["OCR"], figures["code_reasoning"]) == (185.0, 107.5, 50.0)
-    assert (figures["questions"], figures["parse_failures"]) == (2374, 12)
-    assert "other_sizes" not in figures
+    metrics = score_answer_files(Sources(), folder).metrics
+    assert (round(metrics["perception"], 2), round(metrics["cognition"], 2)) == (963.61, 249.64)
+    assert (metrics["existence"], metrics["OCR"], metrics["code_reasoning"]) == (185.0, 107.5, 50.0)
+    assert (metrics["questions"], metrics["parse_failures"]) == (2374, 12)
+    assert "other_sizes" not in metrics
     llava = as_llava(folder, tmp_path / "a.jsonl")
-    assert score_answer_files(Sources(annotations=folder), llava).metrics == figures
-    assert score_answer_files(Sources(annotations=folder), folder).metrics == figures
+    assert score_answer_files(Sources(annotations=folder), llava).metrics == metrics
+    assert score_answer_files(Sources(annotations=folder), folder).metrics == metrics
 
 
-def test_a_part_by_hand(cognition: Path) -> None:
-    """Three of four right is 75, one of two images is 50; an answer that says neither is wrong and counted."""
+def test_cognition_worked_by_hand(cognition: Path) -> None:
+    """Three of four answers give 75, one of two images 50; an answer without yes or no is wrong and counted."""
     score = score_answer_files(Sources(), cognition)
     assert score.metrics == {
         "cognition": 500.0, **dict.fromkeys(COGNITION, 125.0), "questions": 16, "parse_failures": 4,
@@ -66,11 +66,11 @@ def test_a_part_by_hand(cognition: Path) -> None:
     assert score.overall == 500 / 800
 
 
-def test_answers_meet_the_truth_by_what_they_ask(cognition: Path, tmp_path: Path) -> None:
-    """JSON lines in another order give the same; the release's folders of questions are read as well."""
+def test_answers_are_matched_by_their_questions(cognition: Path, tmp_path: Path) -> None:
+    """JSON lines in another order give the same metrics, also with the question folders of the release."""
     answers = as_llava(cognition, tmp_path / "a.jsonl")
-    figures = score_answer_files(Sources(), cognition).metrics
-    assert score_answer_files(Sources(annotations=cognition), answers).metrics == figures
+    metrics = score_answer_files(Sources(), cognition).metrics
+    assert score_answer_files(Sources(annotations=cognition), answers).metrics == metrics
     release = tmp_path / "release"
     for path in cognition.glob("*.txt"):
         (release / path.stem / "images").mkdir(parents=True)
@@ -82,21 +82,21 @@ def test_answers_meet_the_truth_by_what_they_ask(cognition: Path, tmp_path: Path
             (release / path.stem / "questions_answers_YN" / f"{number}.txt").write_text(
                 "\n".join(lines)
             )
-    assert score_answer_files(Sources(annotations=release), answers).metrics == figures
+    assert score_answer_files(Sources(annotations=release), answers).metrics == metrics
     [first, *_] = load_questions(Sources(annotations=release)).items
     assert first.conversation.images == ("code_reasoning/images/1.png",)
 
 
-def test_what_is_not_whole_is_refused(cognition: Path, tmp_path: Path) -> None:
-    """A sub-task, a line of a pair, an answer, or the truth is missing: an error names it."""
+def test_incomplete_folders_are_rejected(cognition: Path, tmp_path: Path) -> None:
+    """The error names the missing sub-task, question, answer or label."""
     code = cognition / "code_reasoning.txt"
     text = code.read_text()
     cases = {
         text.replace("2.png\tIs it six", "3.png\tIs it six"): "should have two questions each: code_reasoning/2.png, ",
         text.replace("six? Please answer yes or no.\tNo\tHm", "two?\tNo\tno"): "more than once: code_reasoning/2.png",
         text.replace("\tHm", ""): "has 1 lines without an answer: code_reasoning/2.png: Is it six",
-        text.replace("\tNo\tHm", ""): "code_reasoning.txt:4 should be image, question, truth and answer",
-        text.replace("\tNo\tHm", "\tNo!\tHm"): "the truth should be Yes or No, got 'No!'",
+        text.replace("\tNo\tHm", ""): "code_reasoning.txt:4 should be image, question, correct answer and answer",
+        text.replace("\tNo\tHm", "\tNo!\tHm"): "the correct answer should be Yes or No, got 'No!'",
     }  # fmt: skip
     for changed, message in cases.items():
         assert changed != text
@@ -112,10 +112,10 @@ def test_what_is_not_whole_is_refused(cognition: Path, tmp_path: Path) -> None:
         score_answer_files(Sources(), cognition)
 
 
-def test_json_lines_need_truth_and_prompts(cognition: Path, tmp_path: Path) -> None:
-    """Without truth, without the question, answered twice, or not at all."""
+def test_json_lines_need_labels_and_prompts(cognition: Path, tmp_path: Path) -> None:
+    """Missing labels, missing prompts, and repeated or missing answers are errors."""
     answers = as_llava(cognition, tmp_path / "a.jsonl")
-    with pytest.raises(UsageError, match="answers in JSON need --truth"):
+    with pytest.raises(UsageError, match="answers in JSON need --annotations"):
         score_answer_files(Sources(), answers)
     lines = answers.read_text().splitlines()
     answers.write_text("\n".join(lines[1:]))
@@ -132,16 +132,16 @@ def test_json_lines_need_truth_and_prompts(cognition: Path, tmp_path: Path) -> N
     other = shutil.copytree(cognition, tmp_path / "other")
     changed = (other / "code_reasoning.txt").read_text().replace("Yes\tyes", "No\tyes")
     (other / "code_reasoning.txt").write_text(changed)
-    with pytest.raises(InputError, match=r"came with another truth for code_reasoning/1\.png"):
+    with pytest.raises(InputError, match=r"have another correct answer for code_reasoning/1\.png"):
         score_answer_files(Sources(annotations=cognition), other)
 
 
 def test_there_are_fourteen_sub_tasks() -> None:
-    """2,374 questions in all."""
+    """They have 2,374 questions in total."""
     assert (len(SIZES), sum(SIZES.values())) == (14, 2374)
 
 
-def test_answers_that_are_not_there_are_said_to_be_missing(tmp_path: Path) -> None:
-    """Before it is asked what they would need."""
+def test_a_missing_answer_file_is_named(tmp_path: Path) -> None:
+    """This precedes the check for annotations."""
     with pytest.raises(InputError, match=r"cannot read .*nowhere: No such file"):
         score_answer_files(Sources(), tmp_path / "nowhere")

@@ -1,4 +1,4 @@
-"""ScienceQA: LLaVA's paper is reproduced from its own output file, and a small split is worked by hand."""
+"""ScienceQA: LLaVA's published table from its own output file, and a small split worked by hand."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ PAPER = {
 
 
 def problem(answer: int, subject: str, grade: int, **more: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Make a problem with three choices."""
+    """Return a problem with three choices."""
     return {
         "question": "Which?", "choices": ["red", "green", "blue"], "answer": answer, "hint": "", "image": None,
         "subject": subject, "grade": f"grade{grade}", "split": "test", **more,
@@ -37,7 +37,7 @@ PROBLEMS = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The problems, laid out as ScienceQA's folder."""
+    """The problems in the layout of ScienceQA's folder."""
     (tmp_path / "problems.json").write_text(json.dumps(PROBLEMS))
     (tmp_path / "pid_splits.json").write_text(
         json.dumps({"train": ["8"], "test": ["1", "2", "3", "5"]})
@@ -58,7 +58,7 @@ def answers(folder: Path, texts: dict[str, str]) -> Path:
 
 
 def files(folder: Path, names: dict[str, str]) -> Sources:
-    """Give files of a folder as questions or truth."""
+    """Return files of a folder as questions or annotations."""
     paths = {role: folder / name for role, name in names.items()}
     return Sources(questions=paths.get("questions"), annotations=paths.get("annotations"))
 
@@ -67,39 +67,39 @@ TEXTS = {"1": "The answer is A.", "2": "C", "3": "both", "5": "LECTURE: a.\n###\
 
 
 @pytest.mark.parametrize(
-    "truth",
+    "names",
     [
         {"annotations": "test_answers.csv"},
         {"annotations": "test_answers.csv", "questions": "pid_splits.json"},
         {"annotations": "test_answers.csv", "questions": "llava_test_CQM-A.json"},
     ],
 )
-def test_the_papers_table_comes_out_of_the_official_file(
-    third_party: Path, truth: dict[str, str]
+def test_the_papers_table_is_reproduced_from_the_official_file(
+    third_party: Path, names: dict[str, str]
 ) -> None:
-    """Every column equals the paper's; the texts give 3,855 of 4,241, and the two differ at one question."""
+    """Every column equals the paper's; the texts give 3,855 of 4,241, and the two differ in one question."""
     folder = third_party / "scienceqa"
-    sources = files(folder, truth)
-    figures = score_answer_files(sources, folder / "test_sqa_llava_13b_v0.json").metrics
-    assert {name: round(figures[name], 2) for name in PAPER} == PAPER
-    assert figures["accuracy_from_texts"] == pytest.approx(100 * 3855 / 4241, abs=1e-5)
-    assert figures["official_rule"] == {
-        "accuracy": figures["accuracy_from_texts"],
+    sources = files(folder, names)
+    metrics = score_answer_files(sources, folder / "test_sqa_llava_13b_v0.json").metrics
+    assert {name: round(metrics[name], 2) for name in PAPER} == PAPER
+    assert metrics["accuracy_from_texts"] == pytest.approx(100 * 3855 / 4241, abs=1e-5)
+    assert metrics["official_rule"] == {
+        "accuracy": metrics["accuracy_from_texts"],
         "parse_failures": 0,
     }
-    assert figures["parse_failures"] == 0
-    assert figures["results_differ_from_texts"] == ["3247"]
+    assert metrics["parse_failures"] == 0
+    assert metrics["results_differ_from_texts"] == ["3247"]
 
 
-def test_the_question_file_alone_has_the_truth(third_party: Path) -> None:
-    """LLaVA-1.5's question file gives the columns that need no grade; a letter beyond the choices is unread."""
+def test_the_question_file_alone_has_the_letters(third_party: Path) -> None:
+    """LLaVA-1.5's question file gives the columns without grades; a letter beyond the choices is unparsed."""
     folder = third_party / "scienceqa"
     questions = Sources(questions=folder / "llava_test_CQM-A.json")
     score = score_answer_files(questions, folder / "test_sqa_llava_13b_v0.json")
-    got = {
+    fractions = {
         name: round(value, 2) for name, value in score.metrics.items() if isinstance(value, float)
     }
-    assert got == {
+    assert fractions == {
         "accuracy": 90.92,
         "TXT": 89.49,
         "IMG": 88.0,
@@ -110,17 +110,18 @@ def test_the_question_file_alone_has_the_truth(third_party: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "given",
+    "names",
     [
-        {"questions": "problems.json"}, {"annotations": "problems.json"}, {"questions": "."}, {"annotations": "truth.csv"},
+        {"questions": "problems.json"}, {"annotations": "problems.json"}, {"questions": "."},
+        {"annotations": "truth.csv"},
         {"questions": "problems.json", "annotations": "pid_splits.json"},
         {"questions": "problems.json", "annotations": "truth.csv"},
         {"questions": "truth.csv", "annotations": "problems.json"},
     ],
 )  # fmt: skip
-def test_a_small_split_by_hand(folder: Path, given: dict[str, str]) -> None:
-    """Two of four are right, one has no letter; every column is a mean over its own questions."""
-    sources = files(folder, given)
+def test_a_small_split_worked_by_hand(folder: Path, names: dict[str, str]) -> None:
+    """Two of four are correct, one has no letter; every column is a mean over its own questions."""
+    sources = files(folder, names)
     score = score_answer_files(sources, answers(folder, TEXTS))
     assert score.metrics == {
         "accuracy": 50.0, "NAT": 50.0, "SOC": 0.0, "LAN": 100.0, "TXT": 0.0, "IMG": 50.0, "NO": 100.0, "G1-6": 50.0,
@@ -135,31 +136,31 @@ def test_results_count_before_texts(folder: Path) -> None:
     """In LLaVA's output file a failure is -1, which is wrong and counted."""
     content = {"results": {"1": 0, "2": 1, "3": -1, "5": 1}, "outputs": TEXTS}
     (folder / "out.json").write_text(json.dumps(content))
-    figures = score_answer_files(
+    metrics = score_answer_files(
         Sources(annotations=folder / "truth.csv"), folder / "out.json"
     ).metrics
-    assert (figures["accuracy"], figures["accuracy_from_texts"]) == (75.0, 50.0)
-    assert figures["results_differ_from_texts"] == ["2"]
+    assert (metrics["accuracy"], metrics["accuracy_from_texts"]) == (75.0, 50.0)
+    assert metrics["results_differ_from_texts"] == ["2"]
 
 
-def test_other_ids_are_refused(folder: Path) -> None:
+def test_other_ids_are_rejected(folder: Path) -> None:
     """Missing and unknown ids are listed, and nothing is scored."""
-    truth = Sources(annotations=folder / "truth.csv")
+    sources = Sources(annotations=folder / "truth.csv")
     with pytest.raises(
         InputError,
         match=r"2 of 4 items have no answer: 3, 5; 1 answers belong to no item: 8; is this",
     ):
-        score_answer_files(truth, answers(folder, {"1": "A", "2": "B", "8": "A"}))
+        score_answer_files(sources, answers(folder, {"1": "A", "2": "B", "8": "A"}))
     (folder / "out.json").write_text(json.dumps({"results": {"1": 0}, "outputs": {"1": "A"}}))
     with pytest.raises(InputError, match="3 of 4 items have no answer: 2, 3, 5"):
-        score_answer_files(truth, folder / "out.json")
+        score_answer_files(sources, folder / "out.json")
     (folder / "out.json").write_text(json.dumps({"results": {}}))
-    with pytest.raises(InputError, match="'results' should be an object by question id"):
-        score_answer_files(truth, folder / "out.json")
+    with pytest.raises(InputError, match="'results' should be a non-empty object by question id"):
+        score_answer_files(sources, folder / "out.json")
 
 
-def test_truths_that_disagree_are_refused(folder: Path) -> None:
-    """Two files with different right answers, or other questions, are an error."""
+def test_contradictory_files_are_rejected(folder: Path) -> None:
+    """Two files with different correct answers or questions are an error."""
     text = (folder / "truth.csv").read_text()
     (folder / "other.csv").write_text(text.replace("2,B", "2,C"))
     both = Sources(questions=folder / "problems.json", annotations=folder / "other.csv")
@@ -171,28 +172,28 @@ def test_truths_that_disagree_are_refused(folder: Path) -> None:
             Sources(questions=folder / "truth.csv", annotations=folder / "other.csv"),
             answers(folder, TEXTS),
         )
-    with pytest.raises(UsageError, match="needs --questions or --truth: problems"):
+    with pytest.raises(UsageError, match="needs --questions or --annotations: problems"):
         score_answer_files(Sources(), answers(folder, TEXTS))
 
 
 @pytest.mark.parametrize(
-    ("form", "text"),
+    ("layout", "text"),
     [
         ("", f"\nLook.\nWhich?\nA. red\nB. green\nC. blue\n{LETTER_PROMPT}"),
         ("LEPA", "Which?\nContext: Look.\nOptions: (A) red (B) green (C) blue\n"),
         ("QCM-ALE", "Which?\nContext: Look.\nOptions: (A) red (B) green (C) blue\n"),
     ],
 )  # fmt: skip
-def test_questions_are_asked_in_their_form(folder: Path, form: str, text: str) -> None:
-    """The image stands before the letters of LLaVA-1.5, behind LLaVA's own text."""
-    items = load_questions(Sources(questions=folder / "problems.json", prompt_layout=form)).items
-    asked = items[2].conversation.turns[0]
-    assert asked.text.replace("Context: Look.\nWhich", "Look.\nWhich") == text
-    assert [image.path for image in asked.images] == ["test/3/image.png"]
-    assert isinstance(asked.parts[0], str) == bool(form)
+def test_prompts_have_the_requested_layout(folder: Path, layout: str, text: str) -> None:
+    """The image precedes the text in LLaVA-1.5's layout, and follows it in those of LLaVA."""
+    items = load_questions(Sources(questions=folder / "problems.json", prompt_layout=layout)).items
+    turn = items[2].conversation.turns[0]
+    assert turn.text.replace("Context: Look.\nWhich", "Look.\nWhich") == text
+    assert [image.path for image in turn.images] == ["test/3/image.png"]
+    assert isinstance(turn.parts[0], str) == bool(layout)
 
 
-def test_letters_alone_cannot_be_asked(folder: Path) -> None:
-    """A table of right answers has no questions."""
+def test_letters_without_questions_cannot_be_loaded(folder: Path) -> None:
+    """A table of correct answers has no questions."""
     with pytest.raises(UsageError, match="asking needs --questions"):
         load_questions(Sources(annotations=folder / "truth.csv"))

@@ -1,4 +1,4 @@
-"""TextVQA's accuracy comes out of its official file and LLaVA's answers as counting by hand gives it."""
+"""TextVQA: accuracy from its official file and LLaVA's answers, worked by hand."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from caldera.errors import AnnotationError, InputError
 from caldera.evaluation.benchmark import Sources
-from caldera.evaluation.benchmarks.textvqa import TEXTVQA, question_in
+from caldera.evaluation.benchmarks.textvqa import TEXTVQA, extract_question
 
 SHORT = "Answer the question using a single word or phrase."
 
@@ -28,7 +28,7 @@ def sources(tmp_path: Path) -> Sources:
 
 
 def llava(folder: Path, *answers: tuple[str, str, str]) -> Path:
-    """Write answers as LLaVA does: by image, with the prompt."""
+    """Write answers in LLaVA's layout: by image, with the prompt."""
     path = folder / "llava-v1.5-13b.jsonl"
     lines = [
         {"question_id": image, "prompt": f"{question}\nReference OCR token: A, B\n{SHORT}", "text": text}
@@ -38,8 +38,8 @@ def llava(folder: Path, *answers: tuple[str, str, str]) -> Path:
     return path
 
 
-def test_llavas_answers_by_hand(sources: Sources, tmp_path: Path) -> None:
-    """Found by image and question: 5 of 10 agree, 2 of 10 make 0.6, "9" is "nine"."""
+def test_llavas_answers_worked_by_hand(sources: Sources, tmp_path: Path) -> None:
+    """Matched by image and question: 5 of 10 agree, 2 of 10 give 0.6, "9" is "nine"."""
     answers = llava(
         tmp_path,
         ("0054", "What is the brand?", "9"),
@@ -52,19 +52,17 @@ def test_llavas_answers_by_hand(sources: Sources, tmp_path: Path) -> None:
     assert score.metrics["questions"] == 3
 
 
-def test_answers_may_go_by_question_id(sources: Sources, tmp_path: Path) -> None:
-    """As TextVQA's own layout does."""
+def test_answers_may_have_question_ids(sources: Sources, tmp_path: Path) -> None:
+    """This is TextVQA's own layout."""
     path = tmp_path / "answers.json"
     texts = {34602: "x", 34603: "x1", 34604: "Nine"}
     path.write_text(json.dumps([{"question_id": n, "answer": t} for n, t in texts.items()]))
     assert TEXTVQA.score_answer_files(sources, path).metrics["accuracy"] == 43.33
 
 
-def test_an_answer_to_no_question_and_a_double_one_are_refused(
-    sources: Sources, tmp_path: Path
-) -> None:
-    """The message says which."""
-    with pytest.raises(InputError, match=r"1 answers are to no question .*: 003a 'what colour"):
+def test_unmatched_and_repeated_answers_are_rejected(sources: Sources, tmp_path: Path) -> None:
+    """The message lists them."""
+    with pytest.raises(InputError, match=r"1 answers match no question .*: 003a 'what colour"):
         TEXTVQA.score_answer_files(sources, llava(tmp_path, ("003a", "What colour?", "red")))
     twice = [("0054", "What is the brand?", "9")] * 2
     with pytest.raises(InputError, match="34604"):
@@ -81,21 +79,21 @@ def test_an_answer_to_no_question_and_a_double_one_are_refused(
         "who made it?",
     ],
 )
-def test_the_question_is_found_in_every_prompt(prompt: str) -> None:
-    """As LLaVA's script reads them."""
-    assert question_in(prompt) == "who made it?"
+def test_the_question_is_extracted_from_every_prompt(prompt: str) -> None:
+    """The prompts are those that LLaVA's script parses."""
+    assert extract_question(prompt) == "who made it?"
 
 
-def test_llavas_file_gives_the_words_to_ask_in(sources: Sources, tmp_path: Path) -> None:
-    """With it, what a text recognizer read is in the prompt; without it, it is not."""
+def test_llavas_file_gives_the_prompts(sources: Sources, tmp_path: Path) -> None:
+    """With it, the prompt has OCR words; without it, it has none."""
     path = tmp_path / "llava_textvqa_val_v051_ocr.jsonl"
-    asked = {
+    questions = {
         "003a": ["What is the brand?", "Who made it?"],
         "0054": ["What is the brand?"],
     }
     lines = [
         {"question_id": image, "image": f"{image}.jpg", "text": f"{text}\nReference OCR token: A\n{SHORT}"}
-        for image, texts in asked.items()
+        for image, texts in questions.items()
         for text in texts
     ]  # fmt: skip
     path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
@@ -104,12 +102,12 @@ def test_llavas_file_gives_the_words_to_ask_in(sources: Sources, tmp_path: Path)
     plain = TEXTVQA.load(sources).items[1]
     assert plain.conversation.turns[0].text == f"\nWho made it?\n{SHORT}"
     path.write_text(json.dumps(lines[0]))
-    with pytest.raises(InputError, match=r"does not ask 'who made it\?' of 003a.jpg"):
+    with pytest.raises(InputError, match=r"lacks 'who made it\?' of 003a.jpg"):
         TEXTVQA.load(Sources(annotations=sources.annotations, questions=path))
 
 
-def test_ten_answers_are_needed(sources: Sources) -> None:
-    """The official evaluator refuses another number, too."""
+def test_ten_answers_are_required(sources: Sources) -> None:
+    """The official evaluator rejects another number, too."""
     assert sources.annotations is not None
     content = json.loads(sources.annotations.read_text())
     content["data"][1]["answers"].pop()

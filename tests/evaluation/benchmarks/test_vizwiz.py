@@ -1,4 +1,4 @@
-"""VizWiz's accuracy comes out of its official file as counting by hand gives it."""
+"""VizWiz: accuracy from its official file, worked by hand."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from caldera.errors import InputError
 from caldera.evaluation.benchmark import Sources
 from caldera.evaluation.benchmarks.vizwiz import VIZWIZ
 
-SAID = {
+ANSWERS = {
     "VizWiz_val_00000000.jpg": ("unanswerable", ["unanswerable"] * 7 + ["a can"] * 3),
     "VizWiz_val_00000001.jpg": ("other", ["soup"] + ["tomato soup"] * 9),
 }
@@ -24,20 +24,20 @@ def sources(tmp_path: Path) -> Sources:
             "question": "What is this?",
             "answer_type": answer_type,
             "answerable": int(answer_type != "unanswerable"),
-            "answers": [{"answer": one, "answer_confidence": "yes"} for one in said],
+            "answers": [{"answer": answer, "answer_confidence": "yes"} for answer in answers],
         }
-        for image, (answer_type, said) in SAID.items()
+        for image, (answer_type, answers) in ANSWERS.items()
     ]
     (tmp_path / "val.json").write_text(json.dumps(records))
     return Sources(annotations=tmp_path / "val.json")
 
 
-def test_a_file_as_handed_in_by_hand(sources: Sources, tmp_path: Path) -> None:
-    """Seven of ten are more than enough, though equal answers have no ids; one of ten makes 0.3."""
+def test_a_submitted_file_worked_by_hand(sources: Sources, tmp_path: Path) -> None:
+    """Seven of ten give 1, one of ten gives 0.3."""
     path = tmp_path / "answers.json"
     texts = ["Unanswerable", "soup"]
     path.write_text(
-        json.dumps([{"image": i, "answer": t} for i, t in zip(SAID, texts, strict=True)])
+        json.dumps([{"image": i, "answer": t} for i, t in zip(ANSWERS, texts, strict=True)])
     )
     score = VIZWIZ.score_answer_files(sources, path)
     assert score.metrics == {
@@ -50,11 +50,13 @@ def test_a_file_as_handed_in_by_hand(sources: Sources, tmp_path: Path) -> None:
     }
 
 
-def test_llavas_answers_go_by_the_ids_of_its_questions(sources: Sources, tmp_path: Path) -> None:
-    """Its question file says which image each id is about; without it ids are unknown."""
+def test_llavas_answers_are_matched_by_the_ids_of_its_questions(
+    sources: Sources, tmp_path: Path
+) -> None:
+    """Its question file has the image of each id; without it ids are unknown."""
     questions, answers = tmp_path / "llava.jsonl", tmp_path / "answers.jsonl"
     questions.write_text(
-        "".join(f'{{"question_id": {n}, "image": "{image}", "text": "?"}}\n' for n, image in enumerate(SAID))
+        "".join(f'{{"question_id": {n}, "image": "{image}", "text": "?"}}\n' for n, image in enumerate(ANSWERS))
     )  # fmt: skip
     answers.write_text(
         '{"question_id": 0, "text": "x"}\n{"question_id": 1, "text": "Tomato soup."}\n'
@@ -67,8 +69,8 @@ def test_llavas_answers_go_by_the_ids_of_its_questions(sources: Sources, tmp_pat
         VIZWIZ.score_answer_files(sources, answers)
 
 
-def test_items_are_asked_as_llava_asks_them(sources: Sources) -> None:
-    """Two sentences: what to say where nothing can be seen, and how."""
+def test_prompts_are_those_of_llava(sources: Sources) -> None:
+    """They have two instructions: on unanswerable questions, and to answer briefly."""
     item = VIZWIZ.load(sources).items[0]
     assert item.conversation.turns[0].text == (
         "\nWhat is this?\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n"

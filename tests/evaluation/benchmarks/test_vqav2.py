@@ -1,4 +1,4 @@
-"""VQA v2's figures come out of its official files as counting by hand gives them."""
+"""VQA v2: metrics from its official files, worked by hand."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from caldera.errors import AnnotationError, InputError, UsageError
 from caldera.evaluation.benchmark import Sources
 from caldera.evaluation.benchmarks.vqav2 import VQAV2
 
-SAID = {
+ANSWERS = {
     11: ("yes/no", "is there", ["yes"] * 10),
     12: ("number", "how many", ["2"] * 3 + ["two"] + ["3"] * 6),
     13: ("other", "what color", ["red"] * 2 + ["dark red"] * 8),
@@ -31,17 +31,17 @@ def sources(tmp_path: Path) -> Sources:
     annotations = {
         "annotations": [
             {
-                "question_id": number,
-                "image_id": 42 + number % 2,
+                "question_id": question_id,
+                "image_id": 42 + question_id % 2,
                 "answer_type": answer_type,
                 "question_type": question_type,
-                "multiple_choice_answer": said[0],
+                "multiple_choice_answer": answers[0],
                 "answers": [
-                    {"answer": one, "answer_confidence": "yes", "answer_id": at}
-                    for at, one in enumerate(said, start=1)
+                    {"answer": answer, "answer_confidence": "yes", "answer_id": number}
+                    for number, answer in enumerate(answers, start=1)
                 ],
             }
-            for number, (answer_type, question_type, said) in SAID.items()
+            for question_id, (answer_type, question_type, answers) in ANSWERS.items()
         ]
     }
     (tmp_path / "questions.json").write_text(json.dumps(questions))
@@ -49,8 +49,8 @@ def sources(tmp_path: Path) -> Sources:
     return Sources(questions=tmp_path / "questions.json", annotations=tmp_path / "annotations.json")
 
 
-def written(folder: Path, answers: dict[int, str], name: str) -> Path:
-    """Write answers as LLaVA does, or as they are handed in."""
+def write_answers(folder: Path, answers: dict[int, str], name: str) -> Path:
+    """Write answers in LLaVA's layout, or in that of submissions."""
     path = folder / name
     if path.suffix == ".json":
         path.write_text(json.dumps([{"question_id": n, "answer": a} for n, a in answers.items()]))
@@ -63,9 +63,11 @@ def written(folder: Path, answers: dict[int, str], name: str) -> Path:
     return path
 
 
-def test_a_file_as_handed_in_by_hand(sources: Sources, tmp_path: Path) -> None:
-    """1 for yes, 4 of 10 say two (2, 2, 2, two), 2 of 10 red is 0.6, all ten say dog."""
-    answers = written(tmp_path, {11: "yes", 12: "two", 13: "Red.", 14: "the dog"}, "answers.json")
+def test_a_submitted_file_worked_by_hand(sources: Sources, tmp_path: Path) -> None:
+    """1 for yes, 4 of 10 agree on two (2, 2, 2, two), 2 of 10 on red give 0.6, all ten on dog."""
+    answers = write_answers(
+        tmp_path, {11: "yes", 12: "two", 13: "Red.", 14: "the dog"}, "answers.json"
+    )
     score = VQAV2.score_answer_files(sources, answers)
     assert score.metrics == {
         "overall": 90.0,
@@ -81,19 +83,19 @@ def test_a_file_as_handed_in_by_hand(sources: Sources, tmp_path: Path) -> None:
     assert score.counts == {"yes/no": 1, "number": 1, "other": 2}
 
 
-def test_only_llavas_raw_answers_pass_through_evalais_processor(
+def test_only_llavas_raw_answers_are_normalized_by_evalais_processor(
     sources: Sources, tmp_path: Path
 ) -> None:
-    """Where ten people said "yes", the official evaluator refuses "Yes."; LLaVA's converter has made it "yes"."""
+    """If ten people answered "yes", the official evaluator rejects "Yes."; LLaVA's converter makes it "yes"."""
     answers = {11: "Yes.", 12: "3", 13: "blue", 14: "cat"}
-    handed_in = VQAV2.score_answer_files(sources, written(tmp_path, answers, "answers.json"))
-    raw = VQAV2.score_answer_files(sources, written(tmp_path, answers, "answers.jsonl"))
-    assert (handed_in.item_scores["11"], raw.item_scores["11"]) == (0, 1)
+    submitted = VQAV2.score_answer_files(sources, write_answers(tmp_path, answers, "answers.json"))
+    raw = VQAV2.score_answer_files(sources, write_answers(tmp_path, answers, "answers.jsonl"))
+    assert (submitted.item_scores["11"], raw.item_scores["11"]) == (0, 1)
 
 
-def test_an_empty_answer_is_wrong_and_told(sources: Sources, tmp_path: Path) -> None:
-    """It is worth nothing, and listed."""
-    answers = written(tmp_path, {11: "", 12: "3", 13: " ", 14: "dog"}, "answers.jsonl")
+def test_an_empty_answer_is_wrong_and_listed(sources: Sources, tmp_path: Path) -> None:
+    """It scores 0 and counts as unparsed."""
+    answers = write_answers(tmp_path, {11: "", 12: "3", 13: " ", 14: "dog"}, "answers.jsonl")
     score = VQAV2.score_answer_files(sources, answers)
     assert sorted(score.unparsed) == ["11", "13"]
     assert score.metrics["parse_failures"] == 2
@@ -101,8 +103,8 @@ def test_an_empty_answer_is_wrong_and_told(sources: Sources, tmp_path: Path) -> 
     assert score.metrics["without_parse_failures"] == {"overall": 100.0}
 
 
-def test_items_are_asked_as_llava_asks_them(sources: Sources) -> None:
-    """The image first, by COCO's name of it; the sentence that asks for a short answer last."""
+def test_prompts_are_those_of_llava(sources: Sources) -> None:
+    """The image comes first, under COCO's name; the instruction to answer briefly comes last."""
     item = VQAV2.load(sources).items[0]
     (turn,) = item.conversation.turns
     assert [image.path for image in turn.images] == ["COCO_val2014_000000000043.jpg"]
@@ -110,16 +112,16 @@ def test_items_are_asked_as_llava_asks_them(sources: Sources) -> None:
     assert item.references == ("yes",) * 10
 
 
-def test_a_test_split_can_be_asked_but_not_scored(sources: Sources, tmp_path: Path) -> None:
-    """Without annotations nothing is right."""
-    alone = Sources(questions=sources.questions)
-    benchmark = VQAV2.load(alone)
+def test_a_test_split_can_be_loaded_but_not_scored(sources: Sources, tmp_path: Path) -> None:
+    """Without annotations there are no references."""
+    unannotated = Sources(questions=sources.questions)
+    benchmark = VQAV2.load(unannotated)
     with pytest.raises(
         InputError, match="4 questions have no right answers in the files given: 11, "
     ):
         benchmark.score({item.id: "yes" for item in benchmark.items})
-    with pytest.raises(UsageError, match="needs --truth, v2_mscoco_SPLIT_annotations"):
-        VQAV2.score_answer_files(alone, written(tmp_path, {11: "yes"}, "answers.json"))
+    with pytest.raises(UsageError, match="needs --annotations, v2_mscoco_SPLIT_annotations"):
+        VQAV2.score_answer_files(unannotated, write_answers(tmp_path, {11: "yes"}, "answers.json"))
 
 
 @pytest.mark.parametrize(
@@ -129,16 +131,16 @@ def test_a_test_split_can_be_asked_but_not_scored(sources: Sources, tmp_path: Pa
         ({11: "a", 12: "a", 13: "a", 14: "a", 99: "a"}, r"1 answers belong to no item: 99"),
     ],
 )
-def test_answers_of_another_split_are_refused(
+def test_answers_of_another_split_are_rejected(
     sources: Sources, tmp_path: Path, answers: dict[int, str], message: str
 ) -> None:
-    """No answer counts as wrong in silence."""
+    """Missing and unknown answers are listed."""
     with pytest.raises(InputError, match=message):
-        VQAV2.score_answer_files(sources, written(tmp_path, answers, "answers.jsonl"))
+        VQAV2.score_answer_files(sources, write_answers(tmp_path, answers, "answers.jsonl"))
 
 
-def test_files_of_two_splits_are_refused(sources: Sources, tmp_path: Path) -> None:
-    """Annotations of questions that are not asked."""
+def test_files_of_two_splits_are_rejected(sources: Sources, tmp_path: Path) -> None:
+    """Annotations of missing questions are an error."""
     assert sources.questions is not None
     content = json.loads(sources.questions.read_text())
     content["questions"].pop()

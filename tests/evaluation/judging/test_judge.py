@@ -30,7 +30,12 @@ from tests.teacher_server import Answer, Script, TeacherServer, completion
 KEY = "sk-judge-0123456789abcdef"
 WILD = get_benchmark("llava-bench")
 FAST = RequestConfig(
-    temperature=0.0, max_repairs=0, concurrency=3, initial_backoff=0.001, retries=1, give_up_after=5
+    temperature=0.0,
+    max_repairs=0,
+    concurrency=3,
+    initial_backoff=0.001,
+    retries=1,
+    max_consecutive_failures=5,
 )
 Serve = Callable[[Script], TeacherServer]
 Make = Callable[[int], Bench]
@@ -269,7 +274,7 @@ def test_a_budget_ends_a_run_and_a_greater_one_goes_on(serve: Serve, bench: Make
     server, made = serve(fair), bench(9)
     with pytest.raises(
         LLMClientError,
-        match=r"budget holds no further request; what was heard is kept in .*goes on",
+        match=r"budget allows no further request; what was heard is kept in .*goes on",
     ):
         run(made, judge(server.url, max_requests=4))
     assert server.count == 4
@@ -283,7 +288,7 @@ def test_a_wrong_key_or_model_ends_the_run_at_once(serve: Serve, bench: Make, st
     """These would meet every request: one line, nothing scored, and the word judge in it."""
     made = bench(9)
     with pytest.raises(
-        LLMClientError, match=r"the judge (does not take the key|has no model 'little-judge')"
+        LLMClientError, match=r"the judge (does not accept the API key|has no model 'little-judge')"
     ):
         run(made, judge(serve(lambda _, __: Answer({"error": "no"}, status)).url))
     assert not (made.folder / "out/scores.json").exists()
@@ -352,7 +357,7 @@ def command(made: Bench, url: str, *more: str) -> subprocess.Popen[str]:
     words += [
         "--questions",
         str(made.folder / "questions.jsonl"),
-        "--truth",
+        "--annotations",
         str(made.folder / "truth.jsonl"),
     ]
     words += ["--judge-url", url, "--judge-model", "little-judge", "--set", "concurrency=4"]

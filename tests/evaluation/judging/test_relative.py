@@ -37,7 +37,11 @@ def test_an_unread_verdict_is_left_out_and_counted() -> None:
     good = [verdict(str(at), (8, 4)) for at in range(197)]
     one = relative_scores([*good, verdict("x", ()), verdict("y", (8, 4)), verdict("z", (8, 4))])
     assert one.metrics["overall"] == 50
-    assert (one.metrics["num_valid"], one.metrics["num_invalid"], one.metrics["valid"]) == (199, 1, True)
+    assert (one.metrics["num_valid"], one.metrics["num_invalid"], one.metrics["valid"]) == (
+        199,
+        1,
+        True,
+    )
     assert one.unparsed == {"x": "empty reply"}
     check_valid(one.metrics)
     three = relative_scores([*good, *(verdict(name, ()) for name in "xyz")])

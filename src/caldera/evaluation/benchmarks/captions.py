@@ -69,7 +69,7 @@ class Captions:
             mean(scores.values()),
             {},
             {"caption": len(scores)},
-            metrics | {"pictures": len(scores), "parse_failures": len(unparsed)},
+            metrics | {"images": len(scores), "parse_failures": len(unparsed)},
             scores,
             unparsed,
         )
