@@ -1,7 +1,8 @@
-"""Real tokenizers and the kinds that released models have, by name, for the tests of templates.
+"""Tokenizers of the families of released models, by name, for the tests of templates.
 
-`mistral-common` brings real vocabularies: SentencePiece models of Mistral's versions 1 and 3, and a tekken. Nothing of
-it is imported; its files are read. The kinds that no package brings are trained here, with their own special tokens.
+`mistral-common` contains real vocabularies: SentencePiece models of Mistral's versions 1 and 3, and a tekken. It is not
+imported, only its files are read. Families whose vocabulary is in no package are trained here, with their own special
+tokens.
 """
 
 import base64
@@ -32,17 +33,17 @@ from caldera.conversation import IMAGE_PLACEHOLDER
 from caldera.templates.template import TEMPLATES
 
 LOW_LINE = "\u2581"
-"""What SentencePiece writes for a space; it cannot tell the two apart."""
+"""SentencePiece's replacement of a space, which it does not distinguish from a space."""
 
 TEXT = [
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful answers.",
     "USER: What is in the image?\n ASSISTANT: A dog, a cat and 2 birds.\n\n",
     "system You are a helpful assistant. user Human: where is it? ###Assistant: It's on the left!  model [INST]",
 ] * 3
-"""What the trained ones are trained on."""
+"""Training text of the trained tokenizers."""
 
 GPT_2 = None
-"""The pattern that tokenizers' ByteLevel has of its own."""
+"""The built-in pattern of tokenizers' ByteLevel."""
 
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
@@ -52,7 +53,7 @@ QWEN = LLAMA_3.replace(r"\p{N}{1,3}", r"\p{N}")
 
 
 def data_file(name: str) -> Path:
-    """Find a file that mistral-common brings."""
+    """Return the path of a file of mistral-common."""
     spec = find_spec("mistral_common")
     assert spec is not None
     assert spec.origin is not None
@@ -61,13 +62,13 @@ def data_file(name: str) -> Path:
 
 @cache
 def sentencepiece(name: str) -> SentencePieceProcessor:
-    """Load a SentencePiece model, the slow tokenizer itself."""
+    """Load a SentencePiece model, the slow tokenizer."""
     return SentencePieceProcessor(str(data_file(name)))
 
 
 @cache
 def _pieces(name: str) -> tuple[dict[str, int], list[tuple[str, str]], list[str]]:
-    """Read vocabulary, merges and control tokens out of a SentencePiece model."""
+    """Return vocabulary, merges and control tokens of a SentencePiece model."""
     slow = sentencepiece(name)
     vocabulary = {slow.id_to_piece(key): key for key in range(len(slow))}
     scores = {piece: slow.get_score(key) for piece, key in vocabulary.items()}
@@ -76,20 +77,20 @@ def _pieces(name: str) -> tuple[dict[str, int], list[tuple[str, str]], list[str]
 
 
 def _low_lines(bpe: Tokenizer, first: bool) -> None:
-    """Decode as LLaMA's tokenizers do."""
+    """Set the decoder of LLaMA's tokenizers."""
     steps: list[Any] = [decoders.Replace(LOW_LINE, " "), decoders.ByteFallback(), decoders.Fuse()]
     bpe.decoder = decoders.Sequence([*steps, decoders.Strip(" ", left=1)] if first else steps)
 
 
 def _start_with(bpe: Tokenizer, start: str) -> None:
-    """Put a start mark before a text."""
+    """Put a start token before every text."""
     bpe.post_processor = processors.TemplateProcessing(
         single=f"{start} $A", special_tokens=[(start, bpe.token_to_id(start))]
     )
 
 
 def _llama(name: str, *, legacy: bool, end: str = "</s>") -> PreTrainedTokenizerFast:
-    """Turn a SentencePiece model into a fast tokenizer, the way transformers does for LLaMA, legacy or not."""
+    """Convert a SentencePiece model to a fast tokenizer as transformers does for LLaMA, legacy or not."""
     vocabulary, merges, control = _pieces(name)
     bpe = Tokenizer(
         models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
@@ -108,18 +109,18 @@ def _llama(name: str, *, legacy: bool, end: str = "</s>") -> PreTrainedTokenizer
 
 
 def _phi_3() -> PreTrainedTokenizerFast:
-    """LLaMA's legacy kind, with role marks that take the white space behind them with them, as Phi-3's do."""
-    made = _llama("tokenizer.model.v1", legacy=True)
-    marks = ("<|endoftext|>", "<|assistant|>", "<|end|>", "<|user|>")
-    made.add_tokens(
-        [AddedToken(mark, rstrip=True, normalized=False, special=True) for mark in marks]
+    """Return LLaMA's legacy tokenizer with role tokens that strip the white space after them, as Phi-3's do."""
+    tokenizer = _llama("tokenizer.model.v1", legacy=True)
+    tokens = ("<|endoftext|>", "<|assistant|>", "<|end|>", "<|user|>")
+    tokenizer.add_tokens(
+        [AddedToken(token, rstrip=True, normalized=False, special=True) for token in tokens]
     )
-    made.eos_token = "<|endoftext|>"
-    return made
+    tokenizer.eos_token = "<|endoftext|>"
+    return tokenizer
 
 
 def _gemma() -> PreTrainedTokenizerFast:
-    """Low lines for spaces and none before a text, as Gemma's."""
+    """Return a tokenizer like Gemma's: low lines for spaces, and none before a text."""
     vocabulary, merges, control = _pieces("tokenizer.model.v1")
     bpe = Tokenizer(
         models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
@@ -135,19 +136,19 @@ def _gemma() -> PreTrainedTokenizerFast:
 
 
 def _tekken() -> PreTrainedTokenizerFast:
-    """Mistral's tekken, a byte-level BPE: the first 30,000 of its 130,072 ranks, which close every merge among them."""
+    """Return Mistral's tekken, a byte-level BPE, with the first 30,000 of its 130,072 ranks, closed under merges."""
     content = json.loads(data_file("tekken_240911.json").read_bytes())
     letters = bytes_to_unicode()
-    spelt = [
-        "".join(letters[byte] for byte in base64.b64decode(one["token_bytes"]))
-        for one in content["vocab"]
+    pieces = [
+        "".join(letters[byte] for byte in base64.b64decode(entry["token_bytes"]))
+        for entry in content["vocab"]
     ]
     special = _pieces("mistral_instruct_tokenizer_240323.model.v3")[2]
-    vocabulary = {piece: key for key, piece in enumerate(["<unk>", *special, *spelt[:30_000]])}
+    vocabulary = {piece: key for key, piece in enumerate(["<unk>", *special, *pieces[:30_000]])}
     bpe = Tokenizer(models.BPE(vocabulary, generate_merges(vocabulary, skip_tokens=special)))
-    cut = pre_tokenizers.Split(Regex(content["config"]["pattern"]), behavior="isolated")
-    whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([cut, whole])
+    split = pre_tokenizers.Split(Regex(content["config"]["pattern"]), behavior="isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     bpe.decoder = decoders.ByteLevel()
     bpe.add_special_tokens(["<unk>", *special])
     _start_with(bpe, "<s>")
@@ -159,13 +160,13 @@ def _tekken() -> PreTrainedTokenizerFast:
 def _bytes(
     pattern: str | None, special: list[str], *, start: str | None, end: str, nfc: bool = False
 ) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer with a family's pattern; its special tokens lie behind the vocabulary."""
+    """Train a byte-level BPE tokenizer with a family's pattern; special tokens follow the vocabulary."""
     bpe = Tokenizer(models.BPE())
     if nfc:
         bpe.normalizer = normalizers.NFC()
-    cut = pattern and pre_tokenizers.Split(Regex(pattern), behavior="isolated")
-    whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not cut)
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([cut, whole]) if cut else whole
+    split = pattern and pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not split)
+    bpe.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level]) if split else byte_level
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
@@ -177,36 +178,36 @@ def _bytes(
 
 
 def _qwen() -> PreTrainedTokenizerFast:
-    """No start mark, composed characters, and a mark that is an added token, but no special one."""
-    made = _bytes(
+    """Return a tokenizer like Qwen's: no start token, NFC, and an added token that is not special."""
+    tokenizer = _bytes(
         QWEN,
         ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
         start=None,
         end="<|im_end|>",
         nfc=True,
     )
-    made.add_tokens(
+    tokenizer.add_tokens(
         [AddedToken("<tool_call>", special=False), AddedToken("<|end|>", special=False)]
     )
-    return made
+    return tokenizer
 
 
 def _llama_3() -> PreTrainedTokenizerFast:
-    """LLaMA-3's special tokens; the end of a text is not the end of a turn."""
+    """Return a tokenizer with LLaMA-3's special tokens; the end of a text is not the end of a turn."""
     ends = ["<|end_of_text|>", "<|eot_id|>"]
     heads = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>"]
     return _bytes(LLAMA_3, [*heads, *ends], start=heads[0], end=ends[0])
 
 
 def _neox() -> PreTrainedTokenizerFast:
-    """GPT-NeoX's: one special token for start and end, which it does not put itself, and runs of spaces as tokens."""
-    made = _bytes(GPT_2, ["<|endoftext|>"], start=None, end="<|endoftext|>")
-    made.add_tokens([AddedToken(" " * size, normalized=True) for size in range(24, 1, -1)])
-    return made
+    """Return a tokenizer like GPT-NeoX's: one special token, none before a text, and runs of spaces as tokens."""
+    tokenizer = _bytes(GPT_2, ["<|endoftext|>"], start=None, end="<|endoftext|>")
+    tokenizer.add_tokens([AddedToken(" " * size, normalized=True) for size in range(24, 1, -1)])
+    return tokenizer
 
 
 def _unigram() -> PreTrainedTokenizerFast:
-    """SentencePiece's other model, in which the most likely pieces win; a mark's own spelling is one of them."""
+    """Return a tokenizer with SentencePiece's unigram model; the text of a special token is one of its pieces."""
     unigram = Tokenizer(models.Unigram())
     unigram.pre_tokenizer = pre_tokenizers.Metaspace(LOW_LINE, prepend_scheme="always", split=False)
     special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
@@ -241,10 +242,13 @@ TOKENIZERS: dict[str, Callable[[], PreTrainedTokenizerFast]] = {
 
 @cache
 def make_tokenizer(name: str) -> PreTrainedTokenizerFast:
-    """Make the tokenizer called `name`, with every special token of every template, as joining towers gives them."""
-    made = TOKENIZERS[name]()
-    known = {token.content for token in made.backend_tokenizer.get_added_tokens_decoder().values()}
+    """Return the tokenizer `name` with the special tokens of all templates, as assembling a model adds them."""
+    tokenizer = TOKENIZERS[name]()
+    added = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
+    existing = {token.content for token in added}
     needed = {token for template in TEMPLATES.values() for token in template.tokens}
-    missing = [IMAGE_PLACEHOLDER, *sorted(needed - known)]
-    made.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
-    return made
+    missing = [IMAGE_PLACEHOLDER, *sorted(needed - existing)]
+    tokenizer.add_special_tokens(
+        {"extra_special_tokens": missing}, replace_extra_special_tokens=False
+    )
+    return tokenizer
