@@ -52,7 +52,7 @@ def test_an_adapter_is_merged_only_into_its_base(
     assert merged.returncode == 0, merged.stderr
     for file in (tmp_path / "run" / "model").iterdir():
         assert (tmp_path / "merged" / file.name).read_bytes() == file.read_bytes(), file.name
-    assert "is there already" in call(*words, "--model", tmp_path / "start").stderr
+    assert "exists; choose another --out" in call(*words, "--model", tmp_path / "start").stderr
     chat = call("chat", tmp_path / "run" / "adapter", "--prompt", "hi")
     assert chat.returncode == 3
     assert "is an adapter, which says nothing without its base; merge the two" in chat.stderr
