@@ -16,12 +16,12 @@ from caldera.instructions.dialogues import (
     Exchange,
     GeneratedData,
     Kind,
+    NothingToWrite,
     RelatedImages,
     assign_kinds,
     generate_dialogues,
 )
 from caldera.instructions.scripted_teacher import ScriptedTeacher
-from caldera.llm_client.client import NothingToWrite
 from caldera.scenes.scene import OBJECT_KINDS
 from tests.instructions.annotated_scenes import annotate, sample_scenes
 

@@ -12,13 +12,12 @@ from caldera.annotations.boxes import Box
 from caldera.annotations.caption_pairs import read_pairs
 from caldera.annotations.coco import read_coco
 from caldera.files.skipped import SkippedItems
-from caldera.instructions.dialogues import KINDS, Exchange, Kind
+from caldera.instructions.dialogues import KINDS, Exchange, Kind, NothingToWrite
 from caldera.instructions.facts import derive_facts
 from caldera.instructions.multi_image_questions import questions_about_all
 from caldera.instructions.questions import questions_about
 from caldera.instructions.request_phrases import CAPTION_REQUESTS, DETAIL_REQUESTS, SHORT_ANSWER
 from caldera.instructions.scripted_teacher import ScriptedTeacher
-from caldera.llm_client.client import NothingToWrite
 from caldera.scenes.scene import OBJECT_KINDS, SIDE
 from tests.instructions.annotated_scenes import annotate, sample_scenes
 

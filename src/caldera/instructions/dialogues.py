@@ -15,7 +15,6 @@ from typing import Literal, Protocol, get_args
 from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet
 from caldera.conversation import Conversation, ImageRef, Turn, label_images, to_record
 from caldera.errors import ConversationError
-from caldera.llm_client.client import NothingToWrite
 
 Kind = Literal["caption", "conversation", "detail", "reasoning", "vqa", "context"]
 
@@ -28,6 +27,10 @@ class Exchange:
 
     question: str
     answer: str
+
+
+class NothingToWrite(Exception):  # noqa: N818 - an expected outcome, which is counted with its reason
+    """Annotations that do not contain what a kind of dialogue needs."""
 
 
 class Teacher(Protocol):

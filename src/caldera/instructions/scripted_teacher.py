@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from caldera.annotations.annotated_image import AnnotatedImage
-from caldera.instructions.dialogues import Exchange, Kind
+from caldera.instructions.dialogues import Exchange, Kind, NothingToWrite
 from caldera.instructions.facts import Facts, derive_facts
 from caldera.instructions.multi_image_questions import questions_about_all
 from caldera.instructions.questions import (
@@ -18,7 +18,6 @@ from caldera.instructions.questions import (
     yes_no_pairs,
 )
 from caldera.instructions.request_phrases import CAPTION_REQUESTS, DETAIL_REQUESTS, SHORT_ANSWER
-from caldera.llm_client.client import NothingToWrite
 
 _Item = TypeVar("_Item")
 

@@ -21,17 +21,13 @@ Message = Mapping[str, str]
 """One message of a request: role and content."""
 
 
-class NothingToWrite(Exception):  # noqa: N818 - an expected outcome, which is counted with its reason
-    """Annotations that do not contain what a kind of dialogue needs."""
-
-
-class RejectedReply(NothingToWrite):
+class RejectedReply(Exception):  # noqa: N818 - the result of one request, which the run records
     """A reply that breaks a rule."""
 
     def __init__(self, rule: str, detail: str = "", *, feedback: str = "") -> None:
         """Store the rule, and the feedback to send to the model; empty if it is not asked again."""
         super().__init__(f"{rule}: {detail}" if detail else rule)
-        self.rule = rule
+        self.rule, self.detail = rule, detail
         self.feedback = feedback
 
 
@@ -70,7 +66,7 @@ class RequestRejected(Exception):  # noqa: N818 - the result of one request, whi
 
     def __init__(self, reason: str, detail: str, *, by_policy: bool) -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
+        self.reason, self.detail = reason, detail
         self.by_policy = by_policy
 
 

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from caldera.errors import LLMClientError
@@ -133,7 +134,8 @@ class RequestRunner(Generic[_Task]):
                 if recorded:
                     reply = recorded.pop(0)
                 else:
-                    reply = await self._complete(task.id, messages, request.prompt)
+                    send = partial(self._send, task.id, messages, request.prompt)
+                    reply = await self._retrier.run(task.id, send)
                 try:
                     self._config.check(task, reply)
                 except RejectedReply as rejection:
@@ -144,22 +146,16 @@ class RequestRunner(Generic[_Task]):
                             {"role": "user", "content": rejection.feedback},
                         ]
                         continue
-                    detail = str(rejection).removeprefix(rejection.rule).removeprefix(": ")
-                    journal.log_outcome(task.id, "rejected", rejection.rule, detail)
+                    journal.log_outcome(task.id, "rejected", rejection.rule, rejection.detail)
                 else:
                     journal.log_outcome(task.id, "accepted")
                 break
         except RequestRejected as rejection:
-            detail = str(rejection).removeprefix(rejection.reason).removeprefix(": ")
             outcome: Outcome = "rejected" if rejection.by_policy else "failed"
-            journal.log_outcome(task.id, outcome, rejection.reason, detail)
+            journal.log_outcome(task.id, outcome, rejection.reason, rejection.detail)
         except RetriesExhausted as failure:
             journal.log_outcome(task.id, "failed", "no reply", str(failure))
         self._count_failures(journal.entries[task.id])
-
-    async def _complete(self, name: str, messages: Sequence[Message], prompt: str) -> Reply:
-        """Send a request, with retries, until it has a reply."""
-        return await self._retrier.run(name, lambda: self._send(name, messages, prompt))
 
     async def _send(self, name: str, messages: Sequence[Message], prompt: str) -> Reply:
         """Send one request within budget and rate limits, and log its result.

@@ -123,10 +123,8 @@ def collect(
             _add_reply(collected, dialogue, replies, prompts, relative_to)
         except RejectedReply as rejection:
             reply = replies[-1].reply.text if replies else ""
-            detail = str(rejection).removeprefix(rejection.rule).removeprefix(": ")
-            collected.rejected.append(
-                {**labels, "rule": rejection.rule, "reason": detail, "reply": reply}
-            )
+            reason = {"rule": rejection.rule, "reason": rejection.detail}
+            collected.rejected.append({**labels, **reason, "reply": reply})
             collected.data.rejected[f"{dialogue.kind}: {rejection.rule}"] += 1
     return collected
 

@@ -32,8 +32,8 @@ PROMPTS_FOLDER = Path(__file__).parents[1] / "prompts"
 LANGUAGES = ("english", "chinese")
 """Languages of the packaged prompts."""
 
-_IMAGE_SUFFIXES = (".image.txt", ".picture.txt")
-"""File name endings of an example's image; the second is the one of version 0.1."""
+_IMAGE_SUFFIXES = (".picture.txt", ".image.txt")
+"""File name endings of an example's image; the first is the one of version 0.1, which the second overrides."""
 
 
 def symbolic_image(image: AnnotatedImage, *, boxes: bool) -> str:
