@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from caldera.cli.options import Device, Quantize, runtime_from, stderr_console, stdout_console
+from caldera.cli.options import (
+    Device,
+    Quantize,
+    StoredDtype,
+    print_message,
+    print_result,
+    runtime_from,
+)
 
 if TYPE_CHECKING:
     from caldera.server.page.page import PageConfig
@@ -52,28 +59,25 @@ Settings = Annotated[
         help="Change a setting, such as limits.images, media.max_bytes or engine.slots. Repeatable.",
     ),
 ]
-Dtype = Annotated[
-    str,
-    typer.Option(
-        help="float32, bfloat16, or auto: float32 if stored so, else bfloat16 where the processor is fast at it."
-    ),
+Port = Annotated[
+    int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free port.")
+]
+Name = Annotated[
+    str | None,
+    typer.Option(help="Name of the model for clients. \\[default: name of the folder]"),
+]
+NoAuth = Annotated[
+    bool, typer.Option("--no-auth", help="Allow other machines to connect without a key.")
 ]
 
 
 def serve(
     model: Annotated[Path, typer.Argument(help="Model folder.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free port.")
-    ] = 8000,
-    name: Annotated[
-        str | None,
-        typer.Option(help="Name of the model for clients. \\[default: name of the folder]"),
-    ] = None,
+    port: Port = 8000,
+    name: Name = None,
     api_key_file: ApiKeyFile = None,
-    no_auth: Annotated[
-        bool, typer.Option("--no-auth", help="Allow other machines to connect without a key.")
-    ] = False,
+    no_auth: NoAuth = False,
     allowed_host: AllowedHost = None,
     allowed_media_domains: AllowedMediaDomains = None,
     allowed_local_media_path: AllowedLocalMediaPath = None,
@@ -83,7 +87,7 @@ def serve(
     settings: Settings = None,
     quantize: Quantize = None,
     device: Device = "auto",
-    dtype: Dtype = "auto",
+    dtype: StoredDtype = "auto",
 ) -> None:
     """Serve a model by OpenAI's chat completions API and on a web page.
 
@@ -105,24 +109,17 @@ def serve(
     from caldera.server.media.loader import MediaConfig
     from caldera.server.serve import Address, log_as_json, serve
 
+    domains = tuple(allowed_media_domains or ())
     config = ServerConfig(
         name=name or model.resolve().name,
         keys=_read_keys(api_key_file),
         allowed_hosts=tuple(allowed_host or ()),
         metrics=metrics,
-        media=MediaConfig(
-            allowed_domains=tuple(allowed_media_domains or ()), root=allowed_local_media_path
-        ),
+        media=MediaConfig(allowed_domains=domains, root=allowed_local_media_path),
     )
     overrides = [] if quantize is None else [f"engine.quantization={quantize}"]
     config = apply_overrides(config, [*overrides, *(settings or ())])
     page = _page_config(web, compare_with)
-
-    def print_urls(url: str) -> None:
-        stdout_console.print(f"{config.name} at {url}", soft_wrap=True)
-        if page is not None:
-            stdout_console.print(f"page at {url.removesuffix('/v1')}/", soft_wrap=True)
-
     log_as_json()
     serve(
         model,
@@ -131,9 +128,15 @@ def serve(
         compute=runtime_from(device, dtype).compute,
         match_stored_dtype=dtype == "auto",
         page=page,
-        on_listening=print_urls,
+        on_listening=lambda url: _print_urls(config.name, url, page),
     )
-    stderr_console.print("ended", soft_wrap=True)
+    print_message("ended")
+
+
+def _print_urls(name: str, url: str, page: "PageConfig | None") -> None:
+    print_result(f"{name} at {url}")
+    if page is not None:
+        print_result(f"page at {url.removesuffix('/v1')}/")
 
 
 def _page_config(web: bool | None, second_model: Path | None) -> "PageConfig | None":
@@ -155,7 +158,7 @@ def _page_config(web: bool | None, second_model: Path | None) -> "PageConfig | N
     reason = "the page needs Gradio: pip install 'caldera[web]'"
     if web or second_model is not None:
         raise UsageError(f"{reason}, or drop --web and --compare-with")
-    stderr_console.print(f"no page: {reason}", soft_wrap=True)
+    print_message(f"no page: {reason}")
     return None
 
 
