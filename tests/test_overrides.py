@@ -19,9 +19,10 @@ from caldera.overrides import (
     with_current_names,
     with_former_names,
 )
-from caldera.recipes.recipe import QuestionCounts
+from caldera.recipes.recipe import QuestionCounts, Recipe
 from caldera.recipes.registry import RECIPES, find_recipe
-from caldera.server.api.config import Limits
+from caldera.server.api.config import Limits, ServerConfig
+from caldera.server.media.loader import MediaConfig
 from caldera.training.stage import Stage
 
 
@@ -196,10 +197,13 @@ def test_every_current_name_in_the_table_of_renamed_settings_exists() -> None:
     """No entry of the table suggests a setting that is in no config."""
     configs = (
         Stage,
+        Recipe,
         QuestionCounts,
         ImageProcessor,
         EngineConfig,
         Limits,
+        ServerConfig,
+        MediaConfig,
         AnswerConfig,
         RequestConfig,
     )

@@ -52,8 +52,8 @@ class UsageError(CalderaError):
 class UnknownNameError(UsageError):
     """A name is in no table."""
 
-    def __init__(self, what: str, name: str, known: Collection[str]) -> None:
-        super().__init__(f"no {what} is called {name!r}; {did_you_mean(name, known)}")
+    def __init__(self, subject: str, name: str, valid_names: Collection[str]) -> None:
+        super().__init__(f"no {subject} is called {name!r}; {did_you_mean(name, valid_names)}")
 
 
 class InputError(CalderaError):
@@ -122,10 +122,12 @@ class OutOfMemoryError(EngineError):
     """There is not enough memory to continue an answer."""
 
 
-def did_you_mean(name: str, known: Collection[str]) -> str:
-    """Suggest the nearest of the `known` names, or list them all."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+def did_you_mean(name: str, valid_names: Collection[str]) -> str:
+    """Suggest the nearest valid name, or list them all."""
+    matches = difflib.get_close_matches(name, valid_names, n=1)
+    return (
+        f"did you mean {matches[0]!r}?" if matches else f"known: {', '.join(sorted(valid_names))}"
+    )
 
 
 def describe_validation_error(error: "ValidationError", root: str = "file") -> str:

@@ -47,6 +47,7 @@ RENAMED = {
     "download_seconds": "download_timeout",
     "decode_seconds": "decode_timeout",
     "host_names": "allowed_hosts",
+    "hosts": "allowed_domains",
     # evaluation answers
     "choose_by": "choice_method",
     "give_up_after": "max_consecutive_failures",
