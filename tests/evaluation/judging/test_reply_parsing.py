@@ -1,4 +1,4 @@
-"""A judge's reply is two scores or one grade, or it is refused by a rule with a name; never a number made up."""
+"""Parsing of a judge's reply: two scores, one grade, or the name of the rule that it breaks."""
 
 import json
 from pathlib import Path
@@ -33,8 +33,8 @@ from caldera.llm_client.client import RejectedReply
         ("10 1", (10, 1)),
     ],
 )
-def test_a_pair_is_read_however_it_is_written(reply: str, scores: tuple[float, float]) -> None:
-    """Two scores, the first assistant's before the second's, on the first line with something on it."""
+def test_pairs_in_many_notations_are_parsed(reply: str, scores: tuple[float, float]) -> None:
+    """Two scores, the first assistant's first, on the first line that is not empty."""
     assert parse_score_pair(reply) == scores
 
 
@@ -61,11 +61,11 @@ def test_a_pair_is_read_however_it_is_written(reply: str, scores: tuple[float, f
         ("<think>I wonder about 8 9", "reasoning without an end"),
     ],
 )
-def test_what_is_no_pair_is_refused_by_name(reply: str, rule: str) -> None:
+def test_other_replies_are_rejected_with_the_rule(reply: str, rule: str) -> None:
     """Each fault has its rule; "8/10" is one score with its scale, not a pair of scores."""
-    with pytest.raises(RejectedReply) as refused:
+    with pytest.raises(RejectedReply) as caught:
         parse_score_pair(reply)
-    assert refused.value.rule == rule
+    assert caught.value.rule == rule
 
 
 @pytest.mark.parametrize(
@@ -85,32 +85,34 @@ def test_a_grade_is_one_number_from_0_to_1(reply: str, grade: float | None) -> N
     ("reply", "scores"),
     [("8 9\nGood.", (8, 9)), ("8,9", (8, 9)), ("8, 9", None), ("Score: 8 9", None), ("", None), ("nan 9", None)],
 )  # fmt: skip
-def test_the_official_rule_is_kept_beside(reply: str, scores: tuple[float, float] | None) -> None:
-    """The official script drops "8, 9", as the comma made a space leaves an empty part."""
+def test_the_official_rule_is_reproduced(reply: str, scores: tuple[float, float] | None) -> None:
+    """The official script drops "8, 9", as the comma, replaced by a space, leaves an empty part."""
     assert parse_pair_as_llava(reply) == scores
 
 
-def test_vicunas_reviews_are_read_but_for_the_known_ones(third_party: Path) -> None:
+def test_vicunas_reviews_are_parsed_except_for_the_known_ones(third_party: Path) -> None:
     """Of Vicuna's reviews twelve begin with a solution instead of scores: questions 68, 69, 70 in each of four files.
 
     These three are mathematics: the judge solves the problem itself before it scores, and names its scores in the last
     lines, in words of its own. Their official scores were set some other way: for question 70 of the file on Bard 2 is
     stored where the text says 4. Two of the four files are here, so six of the twelve.
     """
-    unread, rules, met = set(), set(), 0
+    unparsed, rules, total = set(), set(), 0
     for path in sorted((third_party / "judge_reviews").glob("*.jsonl")):
         for line in path.read_text().splitlines():
             review = json.loads(line)
-            met += 1
+            total += 1
             try:
                 pair = parse_score_pair(review["text"])
-            except RejectedReply as refusal:
-                rules.add(refusal.rule)
+            except RejectedReply as rejection:
+                rules.add(rejection.rule)
                 assert parse_pair_as_llava(review["text"]) is None
-                unread.add((path.name.split("_")[1], review["question_id"]))
+                unparsed.add((path.name.split("_")[1], review["question_id"]))
             else:
                 assert [*pair] == review["score"]
                 assert parse_pair_as_llava(review["text"]) == pair
-    assert met == 160
+    assert total == 160
     assert rules == {"no scores in the first line"}
-    assert unread == {(name, at) for name in ("alpaca-13b", "bard") for at in (68, 69, 70)}
+    assert unparsed == {
+        (name, number) for name in ("alpaca-13b", "bard") for number in (68, 69, 70)
+    }
