@@ -1,4 +1,4 @@
-"""Kept features are those the tower gave, survive a kill, and belong to content, not to names."""
+"""Cached features are those of the tower, survive a kill, and belong to content, not to names."""
 
 import json
 from collections.abc import Callable
@@ -17,117 +17,117 @@ from caldera.progress import NoProgress
 PROCESSOR = ImageProcessor(side=3, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
-def keep(
+def cache(
     folder: Path,
     paths: list[Path],
     encode: Callable[[Tensor], Tensor],
-    bad: list[Path] | None = None,
+    unusable: list[Path] | None = None,
 ) -> CachedFeatures:
-    """Keep features in `folder`."""
+    """Cache features in `folder`."""
 
-    def on_fault(path: Path, fault: InputError) -> None:
-        assert bad is not None, fault
-        bad.append(path)
+    def on_error(path: Path, error: InputError) -> None:
+        assert unusable is not None, error
+        unusable.append(path)
 
     return cache_features(
         FeatureStore(folder, "store"),
         paths,
         tower=FrozenTower(PROCESSOR, encode, (9, 3)),
         progress=NoProgress(),
-        on_error=on_fault,
+        on_error=on_error,
     )
 
 
-class Counting:
-    """A stand-in tower that counts what it looks at: features are the pixels, (images, 9, 3)."""
+class CountingTower:
+    """Tower that counts the images it encodes; its features are the pixels, (images, 9, 3)."""
 
     def __init__(self) -> None:
-        self.seen = 0
+        self.count = 0
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Return pixels as patches."""
-        self.seen += len(pixels)
+        self.count += len(pixels)
         return pixels.flatten(2).transpose(1, 2)
 
 
-def test_features_come_back_in_any_order(tmp_path: Path, photos: Path) -> None:
-    """Looked up by path, they equal what the tower gives, to bf16."""
+def test_features_are_returned_in_any_order(tmp_path: Path, photos: Path) -> None:
+    """Looked up by path, they equal those of the tower, to bf16."""
     paths = sorted(photos.iterdir())
-    source = keep(tmp_path, paths, Counting())
+    source = cache(tmp_path, paths, CountingTower())
 
-    asked = [paths[4], paths[0], paths[4]]
+    images = [paths[4], paths[0], paths[4]]
 
-    expected = Counting()(DecodedImages(PROCESSOR)(asked)).to(torch.bfloat16)
-    assert torch.equal(source(asked), expected)
+    expected = CountingTower()(DecodedImages(PROCESSOR)(images)).to(torch.bfloat16)
+    assert torch.equal(source(images), expected)
 
 
-def test_content_is_looked_at_once(tmp_path: Path, photos: Path) -> None:
-    """Neither a second start nor a copy under another name looks again."""
-    tower = Counting()
+def test_content_is_encoded_once(tmp_path: Path, photos: Path) -> None:
+    """Neither a second start nor a copy under another name encodes it again."""
+    tower = CountingTower()
     paths = sorted(photos.iterdir())
-    keep(tmp_path, paths[:3], tower)
+    cache(tmp_path, paths[:3], tower)
     copy = photos / "copy.png"
     copy.write_bytes(paths[1].read_bytes())
 
-    source = keep(tmp_path, [*paths, copy], tower)
+    source = cache(tmp_path, [*paths, copy], tower)
 
-    assert tower.seen == len(paths)
+    assert tower.count == len(paths)
     assert torch.equal(source([copy]), source([paths[1]]))
 
 
 def test_a_kill_in_the_middle_loses_only_the_last_rows(tmp_path: Path, photos: Path) -> None:
-    """Rows without a whole line in the journal are written again, in their place."""
+    """Rows without a complete line in the index are written again, at the same location."""
     paths = sorted(photos.iterdir())
-    whole = keep(tmp_path / "whole", paths, Counting())(paths)
-    keep(tmp_path / "torn", paths[:4], Counting())
-    journal = tmp_path / "torn" / "store.jsonl"
-    journal.write_text(journal.read_text()[:-5])
-    with (tmp_path / "torn" / "store.bin").open("ab") as data:
+    expected = cache(tmp_path / "complete", paths, CountingTower())(paths)
+    cache(tmp_path / "partial", paths[:4], CountingTower())
+    index = tmp_path / "partial" / "store.jsonl"
+    index.write_text(index.read_text()[:-5])
+    with (tmp_path / "partial" / "store.bin").open("ab") as data:
         data.write(b"half a row")
 
-    assert torch.equal(keep(tmp_path / "torn", paths, Counting())(paths), whole)
-    assert json.loads(journal.read_text().splitlines()[0]) == {"shape": [9, 3]}
-    tower = Counting()
-    keep(tmp_path / "torn", paths, tower)
-    assert tower.seen == 0, "a row was written behind a torn line, and not found again"
+    assert torch.equal(cache(tmp_path / "partial", paths, CountingTower())(paths), expected)
+    assert json.loads(index.read_text().splitlines()[0]) == {"shape": [9, 3]}
+    tower = CountingTower()
+    cache(tmp_path / "partial", paths, tower)
+    assert tower.count == 0, "a row was written after a partial line, and not found again"
 
 
-@pytest.mark.parametrize("left", ["", '{"shape": [9'])
-def test_a_kill_before_the_first_line_is_whole_loses_nothing(
-    tmp_path: Path, photos: Path, left: str
+@pytest.mark.parametrize("content", ["", '{"shape": [9'])
+def test_a_kill_before_the_first_line_is_complete_loses_nothing(
+    tmp_path: Path, photos: Path, content: str
 ) -> None:
-    """A journal that was only opened, or holds half of its first line, is begun anew."""
+    """An index that was only opened, or holds half of its first line, is started again."""
     paths = sorted(photos.iterdir())
-    (tmp_path / "store.jsonl").write_text(left)
+    (tmp_path / "store.jsonl").write_text(content)
     for start in range(2):
-        tower = Counting()
-        source = keep(tmp_path, paths, tower)
+        tower = CountingTower()
+        source = cache(tmp_path, paths, tower)
         assert torch.equal(
-            source(paths[:1]), Counting()(DecodedImages(PROCESSOR)(paths[:1])).bfloat16()
+            source(paths[:1]), CountingTower()(DecodedImages(PROCESSOR)(paths[:1])).bfloat16()
         )
-        assert tower.seen == (0 if start else len(paths))
+        assert tower.count == (0 if start else len(paths))
 
 
-def test_where_no_image_is_usable_there_are_no_features(tmp_path: Path) -> None:
-    """The source is empty; whoever asked decides what that means."""
-    bad: list[Path] = []
-    source = keep(tmp_path, [tmp_path / "missing.png"], Counting(), bad)
-    assert bad == [tmp_path / "missing.png"]
+def test_without_a_usable_image_there_are_no_features(tmp_path: Path) -> None:
+    """The source is empty; the caller decides what that means."""
+    unusable: list[Path] = []
+    source = cache(tmp_path, [tmp_path / "missing.png"], CountingTower(), unusable)
+    assert unusable == [tmp_path / "missing.png"]
     with pytest.raises(KeyError):
-        source(bad)
+        source(unusable)
 
 
-def test_bad_images_are_told_and_left_out(
+def test_unusable_images_are_reported_and_skipped(
     tmp_path: Path, photos: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A broken and a missing image are reported; the others are kept."""
+    """A corrupt and a missing image are reported; the others are cached."""
     (photos / "0.png").write_bytes(b"broken")
     paths = [*sorted(photos.iterdir()), photos / "missing.png"]
-    bad: list[Path] = []
+    unusable: list[Path] = []
 
-    source = keep(tmp_path, paths, Counting(), bad)
+    source = cache(tmp_path, paths, CountingTower(), unusable)
 
-    assert sorted(bad) == [photos / "0.png", photos / "missing.png"]
+    assert sorted(unusable) == [photos / "0.png", photos / "missing.png"]
     assert source(paths[1:7]).shape == (6, 9, 3)
     assert not caplog.records
     with pytest.raises(KeyError):

@@ -1,4 +1,4 @@
-"""A conversation becomes a sample, or its fault is said before training starts."""
+"""A conversation becomes a sample, or its error is raised before training starts."""
 
 from pathlib import Path
 
@@ -12,22 +12,22 @@ from caldera.model.assistant import LlavaBundle
 from caldera.progress import NoProgress
 from caldera.templates.template import find_template
 
-MADE_UP = ("nowhere.png", "x" * 300 + ".png")
-"""Names of images that are not there; no file system takes the second."""
+MISSING = ("nowhere.png", "x" * 300 + ".png")
+"""Names of images that do not exist; no file system accepts the second."""
 
 
 def about(path: str) -> Conversation:
     """Return a dialogue about an image."""
-    asked = Turn("user", (ImageRef(path), "\nwhat is this?"))
-    return Conversation("lost", (asked, Turn("assistant", ("a dog",))))
+    question = Turn("user", (ImageRef(path), "\nwhat is this?"))
+    return Conversation("lost", (question, Turn("assistant", ("a dog",))))
 
 
-@pytest.mark.parametrize("path", MADE_UP)
+@pytest.mark.parametrize("path", MISSING)
 def test_a_missing_image_is_found_before_training(
     assistant: LlavaBundle, tmp_path: Path, path: str
 ) -> None:
-    """Whatever its name is, the record and the file are named."""
-    maker = SampleBuilder(
+    """The error names the record and the file, whatever its name is."""
+    builder = SampleBuilder(
         tokenizer=assistant.tokenizer,
         template=find_template("vicuna_v1"),
         image_token_id=assistant.model.image_token_id,
@@ -36,12 +36,12 @@ def test_a_missing_image_is_found_before_training(
         max_length=512,
     )
     with pytest.raises(ImageError, match=r"record 'lost': .*\.png does not exist"):
-        maker.build(about(path), tmp_path)
+        builder.build(about(path), tmp_path)
 
 
-@pytest.mark.parametrize("path", MADE_UP)
+@pytest.mark.parametrize("path", MISSING)
 @pytest.mark.parametrize("look", [False, True])
-def test_checking_lists_a_missing_image(tmp_path: Path, path: str, look: bool) -> None:
+def test_validation_lists_a_missing_image(tmp_path: Path, path: str, look: bool) -> None:
     """With its images opened or only found."""
     write_conversations(tmp_path / "data.json", [about(path)])
     findings = validate_file(

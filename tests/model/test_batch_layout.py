@@ -1,4 +1,4 @@
-"""However rows are laid, a language model gives what it gives to each conversation alone, or it is not used so."""
+"""In the chosen batch layout a language model gives each conversation the hidden states that it has alone."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -91,14 +91,12 @@ def language(config: PretrainedConfig) -> PreTrainedModel:
     """Return a random language model in evaluation mode."""
     torch.manual_seed(2)
     config.update({"vocab_size": 50})
-    made: PreTrainedModel = AutoModelForCausalLM.from_config(
-        config, attn_implementation="eager"
-    ).eval()
-    return made
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    return model.eval()
 
 
 def positions() -> Tensor:
-    """Return the place of each token in its own conversation."""
+    """Return the position of each token in its own conversation."""
     parts = []
     for row in ROWS:
         parts.append(torch.arange(row.prefix))
@@ -107,98 +105,99 @@ def positions() -> Tensor:
 
 
 def alone(model: PreTrainedModel, embedded: Tensor) -> Tensor:
-    """Return the states of each conversation alone, with its own copy of the prefix, in the order of the tokens."""
+    """Return the hidden states of each conversation alone, with its own prefix, in the order of the tokens."""
     states = torch.zeros(TOKENS, 12)
     for row in ROWS:
-        at = row.start + row.prefix
+        start = row.start + row.prefix
         for length in row.branches:
-            places = [*range(row.start, row.start + row.prefix), *range(at, at + length)]
-            states[places] = model.base_model(
-                inputs_embeds=embedded[None, places]
-            ).last_hidden_state[0]
-            at += length
+            indices = [*range(row.start, row.start + row.prefix), *range(start, start + length)]
+            output = model.base_model(inputs_embeds=embedded[None, indices])
+            states[indices] = output.last_hidden_state[0]
+            start += length
     return states
 
 
-def states(model: PreTrainedModel, embedded: Tensor, arrangement: BatchLayout) -> Tensor:
-    """Return the states in an arrangement."""
-    set_attention(model, arrangement, "eager")
-    return run_language_model(model, embedded, positions(), ROWS, arrangement)
+def states(model: PreTrainedModel, embedded: Tensor, layout: BatchLayout) -> Tensor:
+    """Return the hidden states in a batch layout."""
+    set_attention(model, layout, "eager")
+    return run_language_model(model, embedded, positions(), ROWS, layout)
 
 
 @pytest.mark.parametrize("family", [*PACKED, *OTHERS])
 @torch.no_grad()
-def test_the_arrangement_found_gives_what_each_conversation_gives(family: str) -> None:
-    """Each family is laid as the table says, and its hidden states are those of the conversations alone."""
-    config, expected = OTHERS.get(family) or (PACKED[family], "packed")
+def test_the_chosen_batch_layout_gives_the_states_of_each_conversation(family: str) -> None:
+    """Each family has the batch layout of the table, and its hidden states are those of the conversations alone."""
+    config, layout = OTHERS.get(family) or (PACKED[family], "packed")
     model = language(config)
     embedded = torch.randn(TOKENS, 12, generator=torch.Generator().manual_seed(1))
-    wanted = alone(model, embedded)
-    assert choose_batch_layout(model, "eager") == expected
+    expected = alone(model, embedded)
+    assert choose_batch_layout(model, "eager") == layout
     assert not model.training
-    if expected != "padded":
-        given = states(model, embedded, expected)
-        torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-4)
+    if layout != "padded":
+        actual = states(model, embedded, layout)
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("queries", [1, 3, 100])
-@pytest.mark.parametrize("kept_keys", [0, 8])
+@pytest.mark.parametrize("save_weights_limit", [0, 8])
 @pytest.mark.parametrize("window", [None, 4])
 def test_blocks_of_any_size_give_the_same_gradients(
-    queries: int, kept_keys: int, window: int | None, monkeypatch: pytest.MonkeyPatch
+    queries: int, save_weights_limit: int, window: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However rows are cut, and whether weights are kept or computed again: those of each conversation alone."""
+    """However rows are split, and whether weights are saved or recomputed: those of each conversation alone."""
     monkeypatch.setattr(attention_blocks, "_QUERIES", queries)
-    monkeypatch.setattr(packed_attention, "_SAVE_WEIGHTS_LIMIT", kept_keys)
+    monkeypatch.setattr(packed_attention, "_SAVE_WEIGHTS_LIMIT", save_weights_limit)
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4}
     model = language(MistralConfig(**{**SMALL, **heads}, sliding_window=window))
     rng = torch.Generator().manual_seed(1)
     embedded = torch.randn(TOKENS, 12, generator=rng, requires_grad=True)
-    weights = torch.randn(TOKENS, 12, generator=rng)  # of a loss
+    loss_weights = torch.randn(TOKENS, 12, generator=rng)
     for row in ROWS:
-        weights[row.start : row.start + row.prefix] = 0  # alone, a prefix stands in several rows
-    moved = [embedded, *model.base_model.parameters()]
-    found = []
+        # Alone, a prefix is in several rows.
+        loss_weights[row.start : row.start + row.prefix] = 0
+    inputs = [embedded, *model.base_model.parameters()]
+    results = []
     for packed in (True, False):
-        given = states(model, embedded, "packed") if packed else alone(model, embedded)
-        gradients = torch.autograd.grad((given * weights).sum(), moved, allow_unused=True)
-        found.append([given * (weights != 0), *(each for each in gradients if each is not None)])
+        hidden = states(model, embedded, "packed") if packed else alone(model, embedded)
+        gradients = torch.autograd.grad((hidden * loss_weights).sum(), inputs, allow_unused=True)
+        used = [gradient for gradient in gradients if gradient is not None]
+        results.append([hidden * (loss_weights != 0), *used])
         set_attention(model, "padded", "eager")
-    assert len(found[0]) == len(found[1]) > 15
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert len(results[0]) == len(results[1]) > 15
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-def seen_by_hand(rows: Sequence[PackedRow]) -> Tensor:
-    """Return which query sees which key, (tokens, tokens), from the rule in words."""
-    seen = torch.zeros(TOKENS, TOKENS, dtype=torch.bool)
+def expected_mask(rows: Sequence[PackedRow]) -> Tensor:
+    """Return which query attends to which key, (tokens, tokens), computed token by token."""
+    mask = torch.zeros(TOKENS, TOKENS, dtype=torch.bool)
     for row in rows:
         end = row.start + row.prefix
         for query in range(row.start, end):
-            seen[query, row.start : query + 1] = True
-        begin = end
+            mask[query, row.start : query + 1] = True
+        start = end
         for length in row.branches:
-            for query in range(begin, begin + length):
-                seen[query, row.start : end] = True
-                seen[query, begin : query + 1] = True
-            begin += length
-    return seen
+            for query in range(start, start + length):
+                mask[query, row.start : end] = True
+                mask[query, start : query + 1] = True
+            start += length
+    return mask
 
 
 def test_the_mask_for_flex_attention_is_the_same() -> None:
-    """What is told to GPUs; tokens behind the last row see no real one and are seen by none."""
-    packing = AttentionPlan(ROWS, torch.cat([positions(), torch.zeros(5, dtype=torch.long)]))
-    told = create_mask(packing.mask_rule(), 1, 1, TOKENS + 5, TOKENS + 5, device="cpu")[0, 0]
-    places = torch.arange(TOKENS)
-    assert torch.equal(told[:TOKENS, :TOKENS], seen_by_hand(ROWS))
-    assert torch.equal(packing.attends(places[:, None], places[None, :]), seen_by_hand(ROWS))
-    assert not told[:TOKENS, TOKENS:].any()
-    assert not told[TOKENS:, :TOKENS].any()
-    assert told[TOKENS:].any(dim=1).all()
+    """The padding after the last row attends to no token, and no token attends to it."""
+    plan = AttentionPlan(ROWS, torch.cat([positions(), torch.zeros(5, dtype=torch.long)]))
+    mask = create_mask(plan.mask_rule(), 1, 1, TOKENS + 5, TOKENS + 5, device="cpu")[0, 0]
+    tokens = torch.arange(TOKENS)
+    assert torch.equal(mask[:TOKENS, :TOKENS], expected_mask(ROWS))
+    assert torch.equal(plan.attends(tokens[:, None], tokens[None, :]), expected_mask(ROWS))
+    assert not mask[:TOKENS, TOKENS:].any()
+    assert not mask[TOKENS:, :TOKENS].any()
+    assert mask[TOKENS:].any(dim=1).all()
 
 
-def test_few_scores_are_computed_in_vain() -> None:
-    """Of an image's prefix with ten short questions, and of long rows, most scores count."""
+def test_few_masked_scores_are_computed() -> None:
+    """For an image's prefix with ten short questions, and for long rows, most scores are used."""
     for row in (
         PackedRow(0, 600, (20,) * 10),
         PackedRow(0, 0, (2000,)),
@@ -206,13 +205,13 @@ def test_few_scores_are_computed_in_vain() -> None:
     ):
         lengths = [row.prefix, *row.branches]
         count = sum(n * (n + 1) // 2 for n in lengths) + row.prefix * sum(row.branches)
-        packing = AttentionPlan([row], torch.arange(row.length + 1))
-        scores = sum(each.queries.numel() * each.keys.shape[1] for each in packing.buckets)
+        plan = AttentionPlan([row], torch.arange(row.length + 1))
+        scores = sum(bucket.queries.numel() * bucket.keys.shape[1] for bucket in plan.buckets)
         assert scores < 1.45 * count
 
 
 def test_padded_rows_have_no_prefix() -> None:
-    """The mistake is named."""
+    """A prefix is an error that says so."""
     model = language(LANGUAGES["llama"])
     with pytest.raises(ValueError, match="padded rows have no prefix"):
         states(model, torch.zeros(TOKENS, 12), "padded")

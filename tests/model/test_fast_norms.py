@@ -1,4 +1,4 @@
-"""Lean norms change nothing that is multiplied, and no gradient but by rounding."""
+"""Fast norms change no input of a matrix product, and no gradient except by rounding."""
 
 from typing import Any
 
@@ -31,33 +31,38 @@ def built(family: str) -> Any:  # noqa: ANN401 - transformers' factories share n
 
 
 @pytest.mark.parametrize("family", SHAPES)
-def test_logits_and_gradients_are_what_they_were(family: str) -> None:
-    """Under autocast and in fp32; asking twice changes nothing more."""
+def test_logits_and_gradients_are_unchanged(family: str) -> None:
+    """Under autocast and in fp32; replacing norms twice changes nothing more."""
     model = built(family)
     ids = torch.arange(20)[None]
-    found = []
-    for lean in (False, True, True):
-        if lean:
+    results = []
+    for replaced in (False, True, True):
+        if replaced:
             replace_norms(model)
         for dtype in PRECISIONS:
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
                 logits = model(ids).logits
             gradients = torch.autograd.grad(logits.float().square().sum(), [*model.parameters()])
-            found.append((logits, *gradients))
+            results.append((logits, *gradients))
     assert all(len(module._forward_hooks) <= 1 for module in model.modules())
-    for again in (found[2:4], found[4:]):
-        for dtype, wanted, given in zip(PRECISIONS, found[:2], again, strict=True):
-            torch.testing.assert_close(given[0], wanted[0], rtol=1e-6, atol=1e-6)
-            for one, other in zip(given[1:], wanted[1:], strict=True):
+    for fast in (results[2:4], results[4:]):
+        for dtype, expected, actual in zip(PRECISIONS, results[:2], fast, strict=True):
+            torch.testing.assert_close(actual[0], expected[0], rtol=1e-6, atol=1e-6)
+            for gradient, reference in zip(actual[1:], expected[1:], strict=True):
                 bound = 2e-2 if dtype == torch.bfloat16 else 1e-5
-                assert (one - other).norm() <= bound * other.norm() + 1e-6
+                assert (gradient - reference).norm() <= bound * reference.norm() + 1e-6
 
 
-def test_norms_that_are_not_plain_keep_what_they_do() -> None:
-    """Gemma adds one to its weights, GPT-2 takes the mean off; heads' norms are left alone."""
-    for family, lean, cast in (("llama", 5, 5), ("qwen3", 5, 5), ("gemma", 0, 5), ("gpt2", 0, 5)):
+def test_norms_that_are_not_plain_rms_norms_are_only_cast() -> None:
+    """Gemma adds one to its weights, GPT-2 subtracts the mean; the norms of heads are unchanged."""
+    for family, num_fast, num_cast in (
+        ("llama", 5, 5),
+        ("qwen3", 5, 5),
+        ("gemma", 0, 5),
+        ("gpt2", 0, 5),
+    ):
         model = built(family)
         replace_norms(model)
         modules = [*model.modules()]
-        assert sum("forward" in vars(module) for module in modules) == lean
-        assert sum(bool(module._forward_hooks) for module in modules) == cast
+        assert sum("forward" in vars(module) for module in modules) == num_fast
+        assert sum(bool(module._forward_hooks) for module in modules) == num_cast

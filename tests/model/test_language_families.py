@@ -1,4 +1,4 @@
-"""Language models of every family go the whole way: joined, trained for a step, asked, saved, loaded here and there."""
+"""Language models of every family are joined, trained, saved, and loaded here and by transformers."""
 
 from pathlib import Path
 from typing import Any
@@ -11,21 +11,20 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from caldera.batches.image_sources import DecodedImages
 from caldera.batches.samples import SampleBuilder
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.devices import DeviceConfig
 from caldera.formats.assemble import assemble
 from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.images.processor import ASPECTS, ImageAspect
-from caldera.inference.batch_generator import BatchGenerator
 from caldera.inference.sampling import SamplingParams
 from caldera.templates.template import find_template
 from caldera.training.loop import training_step
+from tests.engine_answers import generate
 from tests.laying import batch_of
 from tests.tiny_languages import LANGUAGES
 
-TOLD = Conversation(
+CONVERSATION = Conversation(
     "c",
     (
         Turn("user", (ImageRef("1.png"), ImageRef("4.png"), "what do you see?")),
@@ -36,7 +35,7 @@ TOLD = Conversation(
 
 @pytest.mark.parametrize("aspect", ASPECTS)
 @pytest.mark.parametrize("family", LANGUAGES)
-def test_a_language_model_of_any_family_goes_the_whole_way(
+def test_a_language_model_of_any_family_can_be_trained_and_saved(
     tmp_path: Path,
     vision_folder: Path,
     tokenizer: PreTrainedTokenizerFast,
@@ -44,28 +43,28 @@ def test_a_language_model_of_any_family_goes_the_whole_way(
     family: str,
     aspect: ImageAspect,
 ) -> None:
-    """A step lowers the loss; what is saved loads here with the same answer, and in transformers whole."""
+    """A step lowers the loss; the saved model gives the same answer, and transformers loads all its weights."""
     shape = LANGUAGES[family]
     shape.update({"vocab_size": len(tokenizer)})
     torch.manual_seed(6)
     AutoModelForCausalLM.from_config(shape).save_pretrained(tmp_path / "language")
     tokenizer.save_pretrained(tmp_path / "language")
-    made = assemble(vision_folder, tmp_path / "language", aspect=aspect, seed=3)
-    maker = SampleBuilder(
-        tokenizer=made.tokenizer,
+    trained = assemble(vision_folder, tmp_path / "language", aspect=aspect, seed=3)
+    builder = SampleBuilder(
+        tokenizer=trained.tokenizer,
         template=find_template("vicuna_v1"),
-        image_token_id=made.model.image_token_id,
-        layout=made.processor.layout,
-        count_tokens=made.model.count_tokens,
+        image_token_id=trained.model.image_token_id,
+        layout=trained.processor.layout,
+        count_tokens=trained.model.count_tokens,
         max_length=500,
     )
-    row = maker.build(TOLD, photos)
-    batch = batch_of(made, [row])
-    optimizer = torch.optim.SGD(made.model.parameters(), 0.1)
+    sample = builder.build(CONVERSATION, photos)
+    batch = batch_of(trained, [sample])
+    optimizer = torch.optim.SGD(trained.model.parameters(), 0.1)
 
     losses = [
         training_step(
-            made.model,
+            trained.model,
             [batch],
             optimizer,
             max_grad_norm=1.0,
@@ -76,12 +75,11 @@ def test_a_language_model_of_any_family_goes_the_whole_way(
     ]
 
     assert losses[2] < losses[0]
-    save_model_folder(tmp_path / "m", made)
+    save_model_folder(tmp_path / "m", trained)
     answers = []
-    for assistant in (made, load_model_folder(tmp_path / "m")):
-        generator = BatchGenerator(assistant, DecodedImages(assistant.processor))
-        prompt = generator.prompt(Conversation("q", TOLD.turns[:1]), photos)
-        answers.append(generator.generate([prompt], SamplingParams(max_new_tokens=5)))
+    for assistant in (trained, load_model_folder(tmp_path / "m")):
+        question = Conversation("q", CONVERSATION.turns[:1])
+        answers.append(generate(assistant, [question], photos, SamplingParams(max_new_tokens=5)))
     assert answers[0] == answers[1]
     loaded: Any = AutoModelForImageTextToText.from_pretrained(
         tmp_path / "m", output_loading_info=True

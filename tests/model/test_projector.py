@@ -1,4 +1,4 @@
-"""Every projector of the table changes only the last axis, and can be fitted to the spread of words."""
+"""Every projector of the table changes only the last axis, and can be calibrated to word embeddings."""
 
 import pytest
 import torch
@@ -9,12 +9,12 @@ from caldera.model.projector import PROJECTORS, build_projector, match_embedding
 
 @pytest.mark.parametrize("name", PROJECTORS)
 def test_only_the_last_axis_changes(name: str) -> None:
-    """Images and patches pass through; vision width becomes language width."""
+    """Vision width becomes language width; the other axes are unchanged."""
     assert build_projector(name, 5, 7)(torch.zeros(2, 3, 5)).shape == (2, 3, 7)
 
 
 @pytest.mark.parametrize("name", PROJECTORS)
-def test_everything_learns(name: str) -> None:
+def test_every_weight_has_a_gradient(name: str) -> None:
     """A loss on the image tokens reaches every weight of the projector, and the patches before it."""
     torch.manual_seed(0)
     patches = torch.randn(2, 3, 5, requires_grad=True)
@@ -22,17 +22,18 @@ def test_everything_learns(name: str) -> None:
 
     projector(patches).square().sum().backward()
 
-    reached = {at: each.grad for at, each in projector.named_parameters()} | {"in": patches.grad}
-    assert [at for at, grad in reached.items() if grad is None or not grad.abs().sum() > 0] == []
-    assert {id(each) for layer in projector.layers for each in layer.parameters()} == {
-        id(each) for each in projector.parameters()
-    }
+    gradients = {name: weight.grad for name, weight in projector.named_parameters()}
+    gradients["patches"] = patches.grad
+    zero = [name for name, grad in gradients.items() if grad is None or not grad.abs().sum() > 0]
+    assert zero == []
+    in_layers = {id(weight) for layer in projector.layers for weight in layer.parameters()}
+    assert in_layers == {id(weight) for weight in projector.parameters()}
 
 
 @pytest.mark.parametrize("name", PROJECTORS)
 @pytest.mark.parametrize("spread", [0.05, 20.0])
-def test_a_fitted_projector_puts_out_tokens_as_spread_as_words(name: str, spread: float) -> None:
-    """Whatever the size of the tower's features, image tokens start out like word embeddings."""
+def test_a_calibrated_projector_has_the_scale_of_word_embeddings(name: str, spread: float) -> None:
+    """Whatever the scale of the tower's features, image tokens have the standard deviation of word embeddings."""
     torch.manual_seed(0)
     patches, words = torch.randn(11, 13, 5) * spread, torch.randn(17, 7) * 0.3
     projector = build_projector(name, 5, 7)
@@ -41,6 +42,6 @@ def test_a_fitted_projector_puts_out_tokens_as_spread_as_words(name: str, spread
 
 
 def test_projectors_are_found_by_exact_name() -> None:
-    """A typo is answered with the nearest name."""
+    """A wrong name gets a suggestion."""
     with pytest.raises(UnknownNameError, match="did you mean 'mlp2x_gelu'"):
         build_projector("mlp2x-gelu", 5, 7)

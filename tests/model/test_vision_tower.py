@@ -1,4 +1,4 @@
-"""Towers of every family go the whole way: joined, trained, asked, saved, loaded, and compared with transformers."""
+"""Vision towers of every family are joined, trained, saved, loaded, and compared with transformers."""
 
 import json
 from dataclasses import dataclass
@@ -41,11 +41,11 @@ from caldera.errors import ModelFormatError
 from caldera.formats.assemble import assemble
 from caldera.formats.image_processor import load_processor
 from caldera.formats.model_folder import load_model_folder, save_model_folder
-from caldera.inference.batch_generator import BatchGenerator
 from caldera.inference.sampling import SamplingParams
 from caldera.model.assistant import LlavaBundle
 from caldera.templates.template import VICUNA_SYSTEM, find_template
 from caldera.training.loop import training_step
+from tests.engine_answers import generate
 from tests.laying import batch_of
 
 SHAPE: dict[str, Any] = {
@@ -59,17 +59,17 @@ MARGIN: dict[str, Any] = {"size": {"shortest_edge": 8}, "crop_size": {"height": 
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of tower with its processor, both as published but for their size."""
+    """A family of towers with its processor, both as published except for their size."""
 
     tower: PreTrainedModel
     processor: Any
-    leading: int
-    strange: str | None = None
-    """What transformers says where it cannot give the same logits."""
+    num_prefix_tokens: int
+    transformers_error: str | None = None
+    """Error of transformers where it does not support the tower in LLaVA."""
 
 
 def families() -> dict[str, Family]:
-    """Build a tiny random tower of each kind; each sees 3 x 3 patches."""
+    """Build a tiny random tower of each family, with 3 x 3 patches."""
     torch.manual_seed(1)
     with_registers = Dinov2WithRegistersConfig(**{**SHAPE, "image_size": 14}, num_register_tokens=4)
     return {
@@ -87,7 +87,7 @@ NAMES = ["clip", "siglip", "vit", "dinov2", "dinov2_with_registers"]
 
 
 def folder_of(family: Family, folder: Path) -> Path:
-    """Write a tower as it is published."""
+    """Write a tower in its published format."""
     family.tower.save_pretrained(folder)
     family.processor.save_pretrained(folder)
     return folder
@@ -95,7 +95,7 @@ def folder_of(family: Family, folder: Path) -> Path:
 
 def samples(assistant: LlavaBundle, photos: Path) -> list[Sample]:
     """Return a dialogue with an image and one with two."""
-    maker = SampleBuilder(
+    builder = SampleBuilder(
         tokenizer=assistant.tokenizer,
         template=find_template("vicuna_v1"),
         image_token_id=assistant.model.image_token_id,
@@ -103,11 +103,11 @@ def samples(assistant: LlavaBundle, photos: Path) -> list[Sample]:
         count_tokens=assistant.model.count_tokens,
         max_length=500,
     )
-    shown = (ImageRef("1.png"), ImageRef("4.png"))
+    images = (ImageRef("1.png"), ImageRef("4.png"))
     return [
-        maker.build(
+        builder.build(
             Conversation(
-                "c", (Turn("user", (*shown[:count], "what?")), Turn("assistant", ("a cat",)))
+                "c", (Turn("user", (*images[:count], "what?")), Turn("assistant", ("a cat",)))
             ),
             photos,
         )
@@ -131,10 +131,10 @@ def step(assistant: LlavaBundle, photos: Path) -> float:
 
 @torch.no_grad()
 def logits(assistant: LlavaBundle, photos: Path) -> torch.Tensor:
-    """Return our logits for the sample with two images."""
-    row = samples(assistant, photos)[1]
-    images = DecodedImages(assistant.processor)(row.images)
-    embedded = assistant.model.embed(torch.tensor([row.ids]), images, row.layouts)
+    """Return caldera's logits for the sample with two images."""
+    sample = samples(assistant, photos)[1]
+    images = DecodedImages(assistant.processor)(sample.images)
+    embedded = assistant.model.embed(torch.tensor([sample.ids]), images, sample.layouts)
     return assistant.model.language(inputs_embeds=embedded).logits[0]
 
 
@@ -147,33 +147,32 @@ def transformers_logits(folder: Path, photos: Path) -> torch.Tensor:
     assert not report["unexpected_keys"]
     processor = LlavaProcessor.from_pretrained(folder)
     prompt = f"{VICUNA_SYSTEM} USER: <image><image>what? ASSISTANT: a cat</s>"
-    shown = [Image.open(photos / f"{number}.png") for number in (1, 4)]
-    return model(**processor(images=shown, text=prompt, return_tensors="pt")).logits[0]
+    images = [Image.open(photos / f"{number}.png") for number in (1, 4)]
+    return model(**processor(images=images, text=prompt, return_tensors="pt")).logits[0]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_tower_of_any_family_goes_the_whole_way(
+def test_a_tower_of_any_family_can_be_trained_and_saved(
     tmp_path: Path, photos: Path, language_folder: Path, name: str
 ) -> None:
-    """Nine image tokens whatever stands before the patches; what is saved comes back and is transformers' own."""
+    """Nine image tokens whatever the prefix tokens; the saved model has the same logits here and in transformers."""
     family = families()[name]
     assistant = assemble(folder_of(family, tmp_path / "tower"), language_folder, seed=3)
-    assert assistant.model.vision.num_prefix_tokens == family.leading
+    assert assistant.model.vision.num_prefix_tokens == family.num_prefix_tokens
     assert assistant.model.vision.tokens_per_view == 9
 
     first = step(assistant, photos)
     assistant.model.eval()
 
     assert first > 0
-    prompts = BatchGenerator(assistant, DecodedImages(assistant.processor))
-    asked = Conversation("q", (Turn("user", (ImageRef("2.png"), "what?")),))
-    assert prompts.generate([prompts.prompt(asked, photos)], SamplingParams(max_new_tokens=5))[0]
+    question = Conversation("q", (Turn("user", (ImageRef("2.png"), "what?")),))
+    assert generate(assistant, [question], photos, SamplingParams(max_new_tokens=5))[0]
     save_model_folder(tmp_path / "m", assistant)
     loaded = load_model_folder(tmp_path / "m")
     assert loaded.processor == assistant.processor
     assert torch.equal(logits(loaded, photos), logits(assistant, photos))
-    if family.strange:
-        with pytest.raises(KeyError, match=family.strange):
+    if family.transformers_error:
+        with pytest.raises(KeyError, match=family.transformers_error):
             LlavaForConditionalGeneration.from_pretrained(tmp_path / "m")
         with pytest.raises(ValueError, match="caldera_llava"):
             AutoModelForImageTextToText.from_pretrained(tmp_path / "m")
@@ -184,18 +183,18 @@ def test_a_tower_of_any_family_goes_the_whole_way(
 
 @pytest.mark.parametrize("name", NAMES)
 def test_images_come_out_as_the_towers_own_processor_makes_them(tmp_path: Path, name: str) -> None:
-    """Cut, cut with a margin, or squashed: the pixels are those of the processor that was published with the tower."""
+    """Cropped, cropped with a margin, or resized to a square: the pixels are those of the tower's own processor."""
     family = families()[name]
-    ours = load_processor(folder_of(family, tmp_path / "tower"))
+    processor = load_processor(folder_of(family, tmp_path / "tower"))
     rng = np.random.default_rng(0)
     for width, height in ((30, 17), (11, 23), (6, 6), (5, 40)):
         image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
         expected = torch.as_tensor(np.array(family.processor(image)["pixel_values"][0]))
-        torch.testing.assert_close(ours(image)[0], expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(processor(image)[0], expected, atol=1e-6, rtol=0)
 
 
-def test_every_position_can_be_kept(tmp_path: Path, language_folder: Path) -> None:
-    """With `cls_patch` class token and registers are image tokens, too."""
+def test_every_position_can_be_used(tmp_path: Path, language_folder: Path) -> None:
+    """With `cls_patch` the class token and registers are image tokens too."""
     family = families()["dinov2_with_registers"]
     vision = assemble(folder_of(family, tmp_path / "tower"), language_folder).model.vision
     vision.select = "cls_patch"
@@ -226,10 +225,10 @@ def unfit(kind: str) -> PreTrainedModel:
         ("resnet", "does not cut images into square patches"),
     ],
 )
-def test_a_tower_that_does_not_fit_is_refused(
+def test_an_unsupported_tower_is_rejected(
     tmp_path: Path, language_folder: Path, kind: str, message: str
 ) -> None:
-    """Before anything is trained, in one line."""
+    """The error is raised before training, in one line."""
     size: dict[str, Any] = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     folder = folder_of(Family(unfit(kind), CLIPImageProcessorPil(**size), 0), tmp_path / "tower")
     with pytest.raises(ModelFormatError, match=message) as caught:
@@ -245,10 +244,10 @@ def test_a_tower_that_does_not_fit_is_refused(
         {"size": {"shortest_edge": 6}, "crop_size": {"height": 8, "width": 8}},
     ],
 )
-def test_a_processor_that_makes_no_square_is_refused(
+def test_a_processor_without_square_output_is_rejected(
     tmp_path: Path, sizes: dict[str, object]
 ) -> None:
-    """What would not end as a square of the image is not guessed."""
+    """Its crop is not guessed."""
     content = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, **sizes}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
     with pytest.raises(ModelFormatError, match="square"):
@@ -269,10 +268,10 @@ def test_a_processor_that_makes_no_square_is_refused(
         ({"resample": 99}, "99 is not a valid Resampling"),
     ],
 )
-def test_a_processor_that_makes_other_pixels_is_refused(
+def test_a_processor_with_unsupported_settings_is_rejected(
     tmp_path: Path, settings: dict[str, object], message: str
 ) -> None:
-    """Pixels are never normalized otherwise than the processor says, and no number of its breaks a run later."""
+    """Pixels are never normalized in another way than the processor's, and no invalid number fails later."""
     size: dict[str, Any] = {"size": {"shortest_edge": 6}, "crop_size": {"height": 6, "width": 6}}
     content = {**size, "image_mean": [0.5] * 3, "image_std": [0.25] * 3, **settings}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))

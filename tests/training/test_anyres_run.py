@@ -1,4 +1,4 @@
-"""A stage may show images in tiles, which LLaVA's own trainer never could: kept features, resuming, the folder."""
+"""Training with image tiles (anyres), which LLaVA's own trainer does not support: features, adapters, the folder."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,19 +8,16 @@ import pytest
 import torch
 from transformers import LlavaNextForConditionalGeneration
 
-from caldera.conversation import Conversation, ImageRef, Turn
-from caldera.devices import DeviceConfig, Runtime
 from caldera.errors import UsageError
-from caldera.files.skipped import SkippedItems
 from caldera.formats.assemble import assemble, with_image_aspect
 from caldera.formats.lora_adapter import merge_adapter
 from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.model.assistant import LlavaBundle
 from caldera.model.lora import LoraConfig
 from caldera.overrides import apply_overrides
-from caldera.progress import NoProgress
-from caldera.training.job import TrainingData, TrainingJob
+from caldera.training.job import TrainingData
 from caldera.training.stage import FINETUNE, Stage
+from tests.training.jobs import dialogues, make_job
 
 STAGE = replace(
     FINETUNE,
@@ -35,38 +32,20 @@ STAGE = replace(
 )
 
 
-def dialogues() -> list[Conversation]:
-    """Return 21 dialogues about no, one or two images of different proportions."""
-    told = []
-    for number in range(21):
-        shown = tuple(ImageRef(f"{(number + 3 * at) % 7}.png") for at in range(number % 3))
-        turns = (Turn("user", (*shown, "what?")), Turn("assistant", ("a dog on the left",)))
-        told.append(Conversation(f"r{number}", turns))
-    return told
-
-
 def run(
     assistant: LlavaBundle, photos: Path, out: Path, stage: Stage = STAGE
 ) -> tuple[LlavaBundle, list[float | None]]:
-    """Run a stage; return its assistant and the validation losses before and after."""
-    job = TrainingJob(
-        stage=stage,
-        assistant=assistant,
-        data=TrainingData(conversations=dialogues(), images=photos),
-        out=out,
-        features=out.parent / "features",
-        runtime=Runtime(DeviceConfig(torch.device("cpu"), torch.float32), NoProgress()),
-        skipped=SkippedItems(),
-    )
-    trained, outcome = job.run()
-    assert outcome is not None
-    return trained, [outcome.first_validation_loss, outcome.last_validation_loss]
+    """Run a stage; return the trained model and the validation losses before and after."""
+    data = TrainingData(conversations=dialogues(21), images=photos)
+    trained, result = make_job(assistant, photos, out, stage, data=data).run()
+    assert result is not None
+    return trained, [result.first_validation_loss, result.last_validation_loss]
 
 
-def test_a_stage_turns_to_tiles_and_writes_a_folder_of_llava_next(
+def test_a_stage_with_tiles_writes_a_folder_of_llava_next(
     vision_folder: Path, language_folder: Path, photos: Path, tmp_path: Path
 ) -> None:
-    """From images padded to squares on: it learns, the end of a row of tiles moves, transformers loads the result."""
+    """From a model of padded images: the loss falls, the newline embedding is trained, transformers loads it."""
     start = assemble(vision_folder, language_folder, aspect="pad", seed=3)
     fresh = with_image_aspect(
         assemble(vision_folder, language_folder, seed=3), "anyres", seed=STAGE.seed
@@ -85,32 +64,34 @@ def test_a_stage_turns_to_tiles_and_writes_a_folder_of_llava_next(
     newline = loaded.model.projector.image_newline
     assert newline is not None
     assert not torch.equal(newline, fresh)
-    theirs: Any = LlavaNextForConditionalGeneration.from_pretrained(tmp_path / "run" / "model")
-    assert torch.equal(theirs.model.image_newline, newline)
-    assert theirs.config.image_grid_pinpoints == [[12, 6], [6, 12], [6, 18]]
+    loaded_by_transformers: Any = LlavaNextForConditionalGeneration.from_pretrained(
+        tmp_path / "run" / "model"
+    )
+    assert torch.equal(loaded_by_transformers.model.image_newline, newline)
+    assert loaded_by_transformers.config.image_grid_pinpoints == [[12, 6], [6, 12], [6, 18]]
 
 
-def test_kept_features_of_tiles_are_those_of_the_pixels(
+def test_cached_features_of_tiles_are_those_of_the_pixels(
     vision_folder: Path, language_folder: Path, photos: Path, tmp_path: Path
 ) -> None:
-    """Whether the frozen tower looks once or at every step, the losses agree to what bf16 keeps."""
+    """Whether the frozen tower encodes an image once or at every step, the losses agree to bf16 precision."""
     losses = [
         run(
             assemble(vision_folder, language_folder, seed=3),
             photos,
-            tmp_path / str(keep) / "run",
-            replace(STAGE, cache_features=keep, max_steps=3),
+            tmp_path / str(cache) / "run",
+            replace(STAGE, cache_features=cache, max_steps=3),
         )[1]
-        for keep in (True, False)
+        for cache in (True, False)
     ]
     assert losses[0] == pytest.approx(losses[1], abs=2e-2)
     assert losses[0][0] != losses[0][1]
 
 
-def test_an_end_of_a_row_that_stood_still_is_drawn_again_for_an_adapter(
+def test_a_frozen_newline_embedding_is_restored_for_an_adapter(
     vision_folder: Path, language_folder: Path, photos: Path, tmp_path: Path
 ) -> None:
-    """Factors alone may learn while images turn to tiles; their adapter goes onto the base that knew no tiles."""
+    """LoRA alone may be trained when tiles are introduced; the adapter fits the base model without tiles."""
     save_model_folder(tmp_path / "base", assemble(vision_folder, language_folder, seed=3))
     lora = LoraConfig(rank=3, dropout=0.0, targets=("q_proj",))
     stage = replace(STAGE, trainable=("language",), lora=lora, max_steps=2)
@@ -123,8 +104,8 @@ def test_an_end_of_a_row_that_stood_still_is_drawn_again_for_an_adapter(
         assert torch.equal(merged.model.state_dict()[name], weight), name
 
 
-def test_tiles_go_away_again(vision_folder: Path, language_folder: Path) -> None:
-    """An assistant that is shown squares again has no end of a row, and no pinpoints."""
+def test_tiles_can_be_removed(vision_folder: Path, language_folder: Path) -> None:
+    """A model set back to padded images has no newline embedding and no pinpoints."""
     tiled = assemble(vision_folder, language_folder, aspect="anyres", seed=3)
     assert len(tiled.card.pinpoints) == 5
     plain = with_image_aspect(tiled, "pad")
@@ -132,8 +113,8 @@ def test_tiles_go_away_again(vision_folder: Path, language_folder: Path) -> None
     assert plain.model.projector.image_newline is None
 
 
-def test_grids_that_nothing_would_use_are_refused() -> None:
-    """They are the stage's own tiling, so a stage that leaves images as they are shown has none to choose."""
+def test_unused_grids_are_rejected() -> None:
+    """They define the tiles of a stage, so a stage without `anyres` has none to choose from."""
     with pytest.raises(
         UsageError, match="grid_pinpoints are 2x2, but aspect is pad; set aspect=anyres"
     ):
@@ -150,9 +131,9 @@ def test_grids_that_nothing_would_use_are_refused() -> None:
         ({"pinpoints": ((6, 10),)}, r"\(6, 10\) does not divide into tiles of 6 x 6"),
     ],
 )
-def test_what_cannot_be_tiled_is_refused(
+def test_invalid_tiles_are_rejected(
     vision_folder: Path, language_folder: Path, settings: dict[str, Any], message: str
 ) -> None:
-    """A class token among the features has no place in a raster of tiles; nor has part of a tile."""
+    """A class token among the features has no position in a grid of tiles, and tiles are not divided."""
     with pytest.raises(UsageError, match=message):
         assemble(vision_folder, language_folder, aspect="anyres", **settings)

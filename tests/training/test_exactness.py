@@ -1,4 +1,4 @@
-"""A packed, prefix-shared, cached, chunked step is the plain padded one: its loss, every gradient, and a whole run."""
+"""Packing, shared prefixes, cached features and chunks change neither the loss, nor a gradient, nor a training run."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from caldera.batches.image_sources import DecodedImages
+from caldera.batches.image_sources import DecodedImages, ImageSource
 from caldera.batches.packing import Batch, BatchBuilder
 from caldera.batches.samples import Sample, SampleBuilder
 from caldera.conversation import Conversation, ImageRef, Turn
-from caldera.devices import DeviceConfig, Runtime
+from caldera.devices import Runtime
 from caldera.formats.assemble import assemble, with_image_aspect
 from caldera.model import llava
 from caldera.model.assistant import LlavaBundle
@@ -27,57 +27,67 @@ from caldera.training.loop import training_step
 from caldera.training.parameters import build_optimizer, set_trainable
 from caldera.training.stage import FINETUNE, PRETRAIN, Part, Stage
 from tests.laying import padded
-
-FP32 = DeviceConfig(torch.device("cpu"), torch.float32)
+from tests.training.jobs import FP32
 
 QUESTIONS = ("what?", "how many dogs are there?", "what is on the left of the dog?")
 
 
-def talk(name: str, images: Sequence[str], at: int, turns: int = 1) -> Conversation:
-    """Return a conversation about images."""
-    said = []
+def conversation(name: str, images: Sequence[str], index: int, turns: int = 1) -> Conversation:
+    """Return a conversation about images; the texts depend on `index`."""
+    dialogue = []
     for turn in range(turns):
-        asked = QUESTIONS[(at + turn) % 3]
-        shown = tuple(ImageRef(each) for each in images) if turn == 0 else ()
-        said.append(Turn("user", (*shown, f"\n{asked}") if shown else (asked,)))
-        said.append(Turn("assistant", ("a dog on the left, " * ((at + turn) % 4) + "yes",)))
-    return Conversation(name, tuple(said))
+        question = QUESTIONS[(index + turn) % 3]
+        refs = tuple(ImageRef(image) for image in images) if turn == 0 else ()
+        dialogue.append(Turn("user", (*refs, f"\n{question}") if refs else (question,)))
+        answer = "a dog on the left, " * ((index + turn) % 4) + "yes"
+        dialogue.append(Turn("assistant", (answer,)))
+    return Conversation(name, tuple(dialogue))
 
 
-ONE = [talk(f"{at}", [f"{at // 3}.png"], at, 1 + at % 2) for at in range(7)]
-SEVERAL = [talk(f"s{at}", ["1.png", "4.png", "2.png"][: 2 + at // 2], at) for at in range(4)]
-TEXT = [talk(f"t{at}", [], at) for at in range(3)]
-CAPTIONS = [
-    Conversation(
-        f"c{at}",
-        (Turn("user", (ImageRef(f"{at // 3}.png"),)), Turn("assistant", (f"a dog {QUESTIONS[at % 3]}",))),
+def caption(index: int) -> Conversation:
+    """Return a caption of an image."""
+    turns = (
+        Turn("user", (ImageRef(f"{index // 3}.png"),)),
+        Turn("assistant", (f"a dog {QUESTIONS[index % 3]}",)),
     )
-    for at in range(7)
-]  # fmt: skip
+    return Conversation(f"c{index}", turns)
+
+
+ONE_IMAGE = [conversation(f"{i}", [f"{i // 3}.png"], i, 1 + i % 2) for i in range(7)]
+SEVERAL_IMAGES = [
+    conversation(f"s{i}", ["1.png", "4.png", "2.png"][: 2 + i // 2], i) for i in range(4)
+]
+TEXT = [conversation(f"t{i}", [], i) for i in range(3)]
+CAPTIONS = [caption(i) for i in range(7)]
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained on, and what of it learns."""
+    """A stage and its data."""
 
     stage: Stage
-    told: Sequence[Conversation]
+    conversations: Sequence[Conversation]
     tiles: bool = False
 
 
-EVERYTHING: tuple[Part, ...] = ("vision", "projector", "language")
+ALL_PARTS: tuple[Part, ...] = ("vision", "projector", "language")
+MIXED = [*SEVERAL_IMAGES, *TEXT, *ONE_IMAGE]
 CASES = {
     "pretrain": Case(PRETRAIN, CAPTIONS),
-    "finetune": Case(FINETUNE, ONE),
-    "finetune all": Case(replace(FINETUNE, trainable=EVERYTHING), ONE),
-    "lora": Case(replace(FINETUNE, lora=LoraConfig(rank=2, alpha=4, dropout=0.0)), ONE),
-    "tiles": Case(FINETUNE, [*ONE, *SEVERAL], tiles=True),
-    "several images": Case(FINETUNE, SEVERAL),
+    "finetune": Case(FINETUNE, ONE_IMAGE),
+    "finetune all": Case(replace(FINETUNE, trainable=ALL_PARTS), ONE_IMAGE),
+    "lora": Case(replace(FINETUNE, lora=LoraConfig(rank=2, alpha=4, dropout=0.0)), ONE_IMAGE),
+    "tiles": Case(FINETUNE, [*ONE_IMAGE, *SEVERAL_IMAGES], tiles=True),
+    "several images": Case(FINETUNE, SEVERAL_IMAGES),
     "text alone": Case(FINETUNE, TEXT),
-    "mixed": Case(FINETUNE, [*SEVERAL, *TEXT, *ONE]),
-    "small passes": Case(replace(FINETUNE, micro_batch_tokens=150), [*SEVERAL, *TEXT, *ONE]),
-    "recomputed": Case(replace(FINETUNE, gradient_checkpointing=True), [*SEVERAL, *ONE]),
-    "pretrain recomputed": Case(replace(PRETRAIN, gradient_checkpointing=True), CAPTIONS),
+    "mixed": Case(FINETUNE, MIXED),
+    "small micro-batches": Case(replace(FINETUNE, micro_batch_tokens=150), MIXED),
+    "gradient checkpointing": Case(
+        replace(FINETUNE, gradient_checkpointing=True), [*SEVERAL_IMAGES, *ONE_IMAGE]
+    ),
+    "pretrain, gradient checkpointing": Case(
+        replace(PRETRAIN, gradient_checkpointing=True), CAPTIONS
+    ),
 }
 
 
@@ -87,39 +97,40 @@ def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
 
 
-def prepared(
+def build(
     case: Case, vision: Path, language: Path, photos: Path
 ) -> tuple[LlavaBundle, list[Sample]]:
-    """Return a fresh assistant, ready to learn, and the samples."""
-    made = assemble(vision, language, seed=3)
+    """Return a fresh model with its trainable parts set, and the samples."""
+    assistant = assemble(vision, language, seed=3)
     if case.tiles:
-        side = made.processor.side
-        made = with_image_aspect(
-            made, "anyres", ((side, 2 * side), (2 * side, side), (3 * side, side)), seed=2
-        )
+        side = assistant.processor.side
+        pinpoints = ((side, 2 * side), (2 * side, side), (3 * side, side))
+        assistant = with_image_aspect(assistant, "anyres", pinpoints, seed=2)
+    model = assistant.model
     if case.stage.lora:
-        layers = linear_layers(made.model.language)
-        add_lora(made.model.language, layers, case.stage.lora, seed=1)
+        add_lora(model.language, linear_layers(model.language), case.stage.lora, seed=1)
         with torch.no_grad():
-            for name, weight in made.model.language.named_parameters():
+            for name, weight in model.language.named_parameters():
                 if name.endswith("up"):
-                    weight.add_(
-                        0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(4))
-                    )
-    set_trainable(made.model, case.stage.trainable)
-    maker = SampleBuilder(
-        tokenizer=made.tokenizer, template=find_template(case.stage.template),
-        image_token_id=made.model.image_token_id, layout=made.processor.layout,
-        count_tokens=made.model.count_tokens, max_length=1000,
-    )  # fmt: skip
-    return made, [maker.build(each, photos) for each in case.told]
+                    rng = torch.Generator().manual_seed(4)
+                    weight.add_(0.1 * torch.randn(weight.shape, generator=rng))
+    set_trainable(model, case.stage.trainable)
+    builder = SampleBuilder(
+        tokenizer=assistant.tokenizer,
+        template=find_template(case.stage.template),
+        image_token_id=model.image_token_id,
+        layout=assistant.processor.layout,
+        count_tokens=model.count_tokens,
+        max_length=1000,
+    )
+    return assistant, [builder.build(item, photos) for item in case.conversations]
 
 
-def plain_loss(made: LlavaBundle, samples: Sequence[Sample]) -> Tensor:
+def plain_loss(assistant: LlavaBundle, samples: Sequence[Sample]) -> Tensor:
     """Return the mean loss of a padded batch, with pixels for each sample and logits at every position."""
-    model, rows = made.model, padded(samples)
-    images = DecodedImages(made.processor)([path for each in samples for path in each.images])
-    layouts = [layout for each in samples for layout in each.layouts]
+    model, rows = assistant.model, padded(samples)
+    images = DecodedImages(assistant.processor)([path for item in samples for path in item.images])
+    layouts = [layout for sample in samples for layout in sample.layouts]
     logits = model.language(
         inputs_embeds=model.embed(rows.ids, images, layouts), attention_mask=rows.mask
     ).logits  # (rows, tokens, vocabulary)
@@ -128,28 +139,17 @@ def plain_loss(made: LlavaBundle, samples: Sequence[Sample]) -> Tensor:
     )
 
 
-def source(
-    made: LlavaBundle, case: Case, samples: Sequence[Sample], folder: Path
-) -> Callable[..., Tensor]:
-    """Return kept features where the tower is frozen, else pixels."""
-    paths = list(dict.fromkeys(path for each in samples for path in each.images))
+def image_source(
+    assistant: LlavaBundle, case: Case, samples: Sequence[Sample], folder: Path
+) -> ImageSource:
+    """Return cached features where the tower is frozen, else pixels."""
+    paths = list(dict.fromkeys(path for sample in samples for path in sample.images))
     if "vision" in case.stage.trainable or not paths:
-        return DecodedImages(made.processor)
-    return cached_tower_features(made, folder, paths, runtime=Runtime(FP32, NoProgress()))
+        return DecodedImages(assistant.processor)
+    return cached_tower_features(assistant, folder, paths, runtime=Runtime(FP32, NoProgress()))
 
 
-def gradients(made: LlavaBundle) -> dict[str, Tensor]:
-    """Return a copy of all gradients, and forget them."""
-    found = {
-        name: each.grad.clone()
-        for name, each in made.model.named_parameters()
-        if each.grad is not None
-    }
-    made.model.zero_grad(set_to_none=True)
-    return found
-
-
-def builder(images: Callable[..., Tensor], stage: Stage, *, share: bool) -> BatchBuilder:
+def batch_builder(images: ImageSource, stage: Stage, *, share: bool) -> BatchBuilder:
     """Return a builder of micro-batches with the limits of a stage."""
     return BatchBuilder(
         load_images=images,
@@ -159,86 +159,111 @@ def builder(images: Callable[..., Tensor], stage: Stage, *, share: bool) -> Batc
     )
 
 
-def arrange(made: LlavaBundle, arrangement: BatchLayout) -> None:
-    """Set the model to an arrangement."""
-    made.model.batch_layout = arrangement
-    set_attention(made.model.language, arrangement, "eager")
+def take_gradients(assistant: LlavaBundle) -> dict[str, Tensor]:
+    """Return a copy of all gradients, and reset them."""
+    gradients = {
+        name: weight.grad.clone()
+        for name, weight in assistant.model.named_parameters()
+        if weight.grad is not None
+    }
+    assistant.model.zero_grad(set_to_none=True)
+    return gradients
 
 
-@pytest.mark.parametrize("arrangement", ["packed", "masked", "padded"])
+def set_layout(assistant: LlavaBundle, layout: BatchLayout) -> None:
+    """Set the model to a batch layout."""
+    assistant.model.batch_layout = layout
+    set_attention(assistant.model.language, layout, "eager")
+
+
+@pytest.mark.parametrize("layout", ["packed", "masked", "padded"])
 def test_loss_and_every_gradient_are_the_plain_ones(
     case: Case,
-    arrangement: BatchLayout,
+    layout: BatchLayout,
     vision_folder: Path,
     language_folder: Path,
     photos: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """To 1e-5 of their size, in fp32."""
-    monkeypatch.setattr(llava, "MAX_LOGIT_BYTES", 4 * 300 * 5)  # a few positions at once
-    made, samples = prepared(case, vision_folder, language_folder, photos)
-    arrange(made, "padded")
-    loss = plain_loss(made, samples)
+    """To a relative difference of 1e-5, in fp32."""
+    # A few positions per chunk.
+    monkeypatch.setattr(llava, "MAX_LOGIT_BYTES", 4 * 300 * 5)
+    assistant, samples = build(case, vision_folder, language_folder, photos)
+    model = assistant.model
+    set_layout(assistant, "padded")
+    loss = plain_loss(assistant, samples)
     loss.backward()
-    wanted = gradients(made)
+    expected = take_gradients(assistant)
 
-    arrange(made, arrangement)
-    made.model.set_gradient_checkpointing(case.stage.gradient_checkpointing)
-    made.model.train()
-    share = arrangement != "padded"
-    images = source(made, case, samples, tmp_path)
-    batches = builder(images, case.stage, share=share).build(samples)
-    learned = sum(batch.num_supervised_tokens for batch in batches)
+    set_layout(assistant, layout)
+    model.set_gradient_checkpointing(case.stage.gradient_checkpointing)
+    model.train()
+    share = layout != "padded"
+    images = image_source(assistant, case, samples, tmp_path)
+    batches = batch_builder(images, case.stage, share=share).build(samples)
+    num_supervised = sum(batch.num_supervised_tokens for batch in batches)
     total = 0.0
     for batch in batches:
-        part = made.model(batch)
-        (part.total / learned).backward()
-        total += float(part.total.detach())
-    given = gradients(made)
+        batch_loss = model(batch)
+        (batch_loss.total / num_supervised).backward()
+        total += float(batch_loss.total.detach())
+    actual = take_gradients(assistant)
 
-    assert total / learned == pytest.approx(float(loss.detach()), rel=1e-5)
-    moved = {name for name, each in wanted.items() if each.any()}
-    assert moved <= given.keys()
-    assert len(moved) >= (4 if case.stage.trainable == PRETRAIN.trainable else 10)
-    whole = torch.stack([each.norm() for each in wanted.values()]).norm()
-    for name in moved:
-        difference = (given[name] - wanted[name]).norm()
-        assert difference <= 1e-5 * wanted[name].norm() + 1e-7 * whole, f"{name}: {difference}"
-    tokens = sum(len(batch.input_ids) for batch in batches)
-    together = [each for each in samples if each.images]
-    assert (tokens < sum(each.length for each in samples)) == (share and len(together) > 3)
+    assert total / num_supervised == pytest.approx(float(loss.detach()), rel=1e-5)
+    nonzero = {name for name, gradient in expected.items() if gradient.any()}
+    assert nonzero <= actual.keys()
+    assert len(nonzero) >= (4 if case.stage.trainable == PRETRAIN.trainable else 10)
+    norm = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+    for name in nonzero:
+        difference = (actual[name] - expected[name]).norm()
+        assert difference <= 1e-5 * expected[name].norm() + 1e-7 * norm, f"{name}: {difference}"
+    num_tokens = sum(len(batch.input_ids) for batch in batches)
+    with_images = [sample for sample in samples if sample.images]
+    is_shared = num_tokens < sum(sample.length for sample in samples)
+    assert is_shared == (share and len(with_images) > 3)
 
 
-def curve(made: LlavaBundle, stage: Stage, batches: Callable[[int], list[Batch]]) -> list[float]:
+def train_steps(
+    assistant: LlavaBundle, stage: Stage, batches: Callable[[int], list[Batch]]
+) -> list[float]:
     """Train 50 steps and return the losses."""
-    optimizer = build_optimizer(made.model, stage)
-    made.model.train()
+    optimizer = build_optimizer(assistant.model, stage)
+    assistant.model.train()
     return [
         training_step(
-            made.model, batches(step), optimizer, max_grad_norm=1.0, compute=FP32, record_ids=[]
+            assistant.model,
+            batches(step),
+            optimizer,
+            max_grad_norm=1.0,
+            compute=FP32,
+            record_ids=[],
         ).loss
         for step in range(50)
     ]
 
 
-def test_fifty_steps_give_the_same_curve(
+def test_fifty_steps_have_the_same_losses(
     vision_folder: Path, language_folder: Path, photos: Path, tmp_path: Path
 ) -> None:
-    """Packed with shared prefixes and kept features, or each sample a padded row with its pixels: to 1e-4."""
+    """Packed with shared prefixes and cached features, or each sample a padded row with its pixels: to 1e-4."""
     stage = replace(FINETUNE, learning_rate=1e-3)
-    case = Case(stage, [*ONE, *SEVERAL, *TEXT])
-    curves = []
-    for arrangement in ("packed", "padded"):
-        made, samples = prepared(case, vision_folder, language_folder, photos)
-        arrange(made, arrangement)
-        share = arrangement == "packed"
-        images = source(made, case, samples, tmp_path) if share else DecodedImages(made.processor)
+    case = Case(stage, [*ONE_IMAGE, *SEVERAL_IMAGES, *TEXT])
+    losses = []
+    layouts: tuple[BatchLayout, ...] = ("packed", "padded")
+    for layout in layouts:
+        assistant, samples = build(case, vision_folder, language_folder, photos)
+        set_layout(assistant, layout)
+        share = layout == "packed"
+        images: ImageSource = DecodedImages(assistant.processor)
+        if share:
+            images = image_source(assistant, case, samples, tmp_path)
+        builder = batch_builder(images, stage, share=share)
 
         def batches(step: int) -> list[Batch]:
-            some = [samples[(step * 5 + at) % len(samples)] for at in range(5)]  # noqa: B023
-            return builder(images, stage, share=share).build(some)  # noqa: B023
+            indices = [(step * 5 + i) % len(samples) for i in range(5)]  # noqa: B023
+            return builder.build([samples[index] for index in indices])  # noqa: B023
 
-        curves.append(curve(made, stage, batches))
-    assert curves[0][-1] < 0.6 * curves[0][0]
-    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+        losses.append(train_steps(assistant, stage, batches))
+    assert losses[0][-1] < 0.6 * losses[0][0]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

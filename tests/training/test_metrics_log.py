@@ -1,12 +1,14 @@
-"""What a run records is in its files when `add` returns, or the caller is told."""
+"""Metrics are on disk when `log` returns, or it raises."""
 
 import subprocess
 import sys
 from pathlib import Path
 
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
 from caldera.training.metrics_log import read_metrics
 
-RECORDING_WITHOUT_ROOM = """
+LOG_UNTIL_FULL = """
 import resource, sys
 from pathlib import Path
 from caldera.errors import OutputError
@@ -21,19 +23,30 @@ except OutputError as error:
 """
 
 
-def test_a_full_disk_is_told_at_once_for_tensorboard_too(tmp_path: Path) -> None:
-    """The step that finds no room in the event file raises one line, nothing is said later by a thread."""
-    done = subprocess.run(
-        [sys.executable, "-c", RECORDING_WITHOUT_ROOM, str(tmp_path)],
+def read_tensorboard(folder: Path) -> list[object]:
+    """Return the metrics that TensorBoard reads, one dict for each step."""
+    events = EventAccumulator(str(folder)).Reload()
+    steps: dict[int, dict[str, float]] = {}
+    for name in events.Tags()["scalars"]:
+        for scalar in events.Scalars(name):
+            step = steps.setdefault(scalar.step, {"step": scalar.step})
+            assert name not in step, "a step is logged twice"
+            step[name] = scalar.value
+    return [steps[step] for step in sorted(steps)]
+
+
+def test_a_full_disk_is_an_error_at_once_for_tensorboard_too(tmp_path: Path) -> None:
+    """The step that finds no space for the event file raises one line; no thread prints anything later."""
+    process = subprocess.run(
+        [sys.executable, "-c", LOG_UNTIL_FULL, str(tmp_path)],
         capture_output=True,
         text=True,
         check=True,
     )
 
-    step, _, message = done.stdout.partition(" ")
+    step, _, message = process.stdout.partition(" ")
     assert message.startswith(f"cannot write {tmp_path / 'tensorboard' / 'events.out.tfevents.'}")
     assert message.endswith(": File too large; free space or choose another path, then run again\n")
-    assert done.stderr == ""
-    assert [event["step"] for event in read_metrics(tmp_path / "metrics.jsonl")] == [
-        *range(int(step) + 1)
-    ]
+    assert process.stderr == ""
+    steps = [event["step"] for event in read_metrics(tmp_path / "metrics.jsonl")]
+    assert steps == [*range(int(step) + 1)]

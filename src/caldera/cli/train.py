@@ -23,7 +23,6 @@ from caldera.errors import UnknownNameError, UsageError
 if TYPE_CHECKING:
     from caldera.devices import Runtime
     from caldera.model.assistant import LlavaBundle
-    from caldera.training.job import TrainingData
     from caldera.training.loop import TrainingResult
     from caldera.training.stage import Stage
 
@@ -87,9 +86,17 @@ def pretrain(
         template=stage.template,
         seed=stage.seed,
     )
-    records = _read_data(data, images, ignore_field)
-    runtime = runtime_from(device, dtype, workers)
-    _train(stage, model, records, out_folder, runtime, max_bad_fraction, resume=resume)
+    _train(
+        stage,
+        model,
+        data,
+        images,
+        out_folder,
+        ignore_fields=ignore_field,
+        runtime=runtime_from(device, dtype, workers),
+        max_bad_fraction=max_bad_fraction,
+        resume=resume,
+    )
 
 
 @app.command()
@@ -128,9 +135,17 @@ def finetune(
 
     stage = apply_overrides(FINETUNE_LORA if lora else FINETUNE, settings or ())
     start = load_model_folder(model)
-    records = _read_data(data, images, ignore_field)
-    runtime = runtime_from(device, dtype, workers)
-    _train(stage, start, records, out_folder, runtime, max_bad_fraction, resume=resume)
+    _train(
+        stage,
+        start,
+        data,
+        images,
+        out_folder,
+        ignore_fields=ignore_field,
+        runtime=runtime_from(device, dtype, workers),
+        max_bad_fraction=max_bad_fraction,
+        resume=resume,
+    )
 
 
 @app.command()
@@ -182,13 +197,18 @@ def recipe(
         pretrain_images=pretrain_images,
         data=data,
         images=images,
-        aligned=stage1_model,
+        stage1_model=stage1_model,
         ignore=frozenset(ignore_field or ()),
     )
     config = apply_overrides(find_paper_recipe(name), settings or ())
     runtime = runtime_from(device, dtype, workers)
     results = run_paper_recipe(
-        config, inputs, out_folder, means=runtime, max_bad=max_bad_fraction, resume=resume
+        config,
+        inputs,
+        out_folder,
+        runtime=runtime,
+        max_bad_fraction=max_bad_fraction,
+        resume=resume,
     )
     for stage_name, result in results.items():
         _print_result(result, out_folder / stage_name)
@@ -223,35 +243,28 @@ def _choice(subject: str, name: str, valid: Sequence[_Name]) -> _Name:
     raise UnknownNameError(subject, name, valid)
 
 
-def _read_data(
-    file: Path, images: Path | None, ignore_fields: Iterable[str] | None
-) -> "TrainingData":
-    """Read a data file."""
-    from caldera.conversation import read_conversations
-    from caldera.training.job import TrainingData
-
-    conversations = read_conversations(file, frozenset(ignore_fields or ()))
-    return TrainingData(conversations=conversations, images=images or file.parent)
-
-
 def _train(
     stage: "Stage",
     model: "LlavaBundle",
-    data: "TrainingData",
+    data: Path,
+    images: Path | None,
     out: Path,
+    *,
+    ignore_fields: Iterable[str] | None,
     runtime: "Runtime",
     max_bad_fraction: float,
-    *,
     resume: bool,
 ) -> None:
-    """Run a training job and print its result."""
+    """Run a training job on a data file and print its result."""
+    from caldera.conversation import read_conversations
     from caldera.files.skipped import SkippedItems
-    from caldera.training.job import TrainingJob
+    from caldera.training.job import TrainingData, TrainingJob
 
+    conversations = read_conversations(data, frozenset(ignore_fields or ()))
     job = TrainingJob(
         stage=stage,
         assistant=model,
-        data=data,
+        data=TrainingData(conversations=conversations, images=images or data.parent),
         out=out,
         features=out.parent / "features",
         runtime=runtime,

@@ -102,8 +102,9 @@ class AttentionPlan:
         lengths = torch.tensor([row.length for row in rows])
         row_of_token = torch.arange(len(rows)).repeat_interleave(lengths)
         branch_of_token = torch.cat([_branches(row) for row in rows])
-        self._rows = _pad_with(row_of_token, padding, positions)
-        self._branches = _pad_with(branch_of_token, padding, positions)
+        # -1 for the padding after all rows.
+        self._rows = pad(row_of_token, (0, padding), value=-1).to(positions.device)
+        self._branches = pad(branch_of_token, (0, padding), value=-1).to(positions.device)
         self._spare = len(positions) - 1
         self._masks: dict[tuple[int | None, torch.dtype], list[Tensor]] = {}
         self._gather_indices: dict[tuple[int, int], GatherIndex] = {}
@@ -204,11 +205,6 @@ class AttentionPlan:
                 (len(bucket.keys) * key_heads, bucket.keys.shape[1]) for bucket in self.buckets
             ),
         )
-
-
-def _pad_with(values: Tensor, padding: int, like: Tensor) -> Tensor:
-    """Return the values of tokens, with -1 for the padding after all rows, on the device of `like`."""
-    return pad(values, (0, padding), value=-1).to(like.device)
 
 
 def _inverse_index(gathered: Tensor, num_rows: int, spare: int) -> Tensor:

@@ -193,20 +193,14 @@ def order_image_tokens(
     if newline is None:
         raise ValueError("images have tiles, but the model has no newline embedding for them")
     per_view = patches.shape[1]
+    side = round(per_view**0.5)
     orders, start = [], 0
     for layout in layouts:
-        order = _patch_order(layout, per_view)
+        order = torch.arange(per_view) if layout.views == 1 else image_token_order(layout, side)
         orders.append(torch.where(order == NEWLINE_INDEX, len(flat), order + start))
         start += layout.views * per_view
     indices = torch.cat(orders).to(flat.device)  # (image tokens,)
     return torch.cat([flat, newline.to(flat.dtype).unsqueeze(0)])[indices]
-
-
-def _patch_order(layout: TileLayout, per_view: int) -> Tensor:
-    """Return the indices of an image's patches in the order of its tokens, (image tokens,)."""
-    if layout.views == 1:
-        return torch.arange(per_view)
-    return image_token_order(layout, round(per_view**0.5))
 
 
 def insert_image_tokens(embeddings: Tensor, image_tokens: Tensor, is_image: Tensor) -> Tensor:

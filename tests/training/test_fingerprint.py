@@ -1,4 +1,4 @@
-"""A run's identity changes with what decides the run, and with nothing else."""
+"""A run's fingerprint changes with everything that decides its result, and with nothing else."""
 
 import shutil
 from dataclasses import replace
@@ -9,40 +9,38 @@ import torch
 from PIL import Image
 
 from caldera.batches.samples import Sample
-from caldera.devices import DeviceConfig
 from caldera.images.anyres import SINGLE_VIEW
 from caldera.model.assistant import LlavaBundle
 from caldera.training.job import run_fingerprint
 from caldera.training.stage import FINETUNE
+from tests.training.jobs import FP32
 
-FP32 = DeviceConfig(torch.device("cpu"), torch.float32)
 
-
-def identity(assistant: LlavaBundle, photos: Path, shown: str = "1.png", **changes: str) -> str:
-    """Return the identity of a run on one sample about an image."""
-    sample = Sample("r", (1, 2, 3), (-100, 2, 3), (photos / shown,), (SINGLE_VIEW,), (1,))
+def fingerprint(assistant: LlavaBundle, photos: Path, file: str = "1.png", **changes: str) -> str:
+    """Return the fingerprint of a run on one sample about an image."""
+    sample = Sample("r", (1, 2, 3), (-100, 2, 3), (photos / file,), (SINGLE_VIEW,), (1,))
     compute = replace(FP32, dtype=getattr(torch, changes.get("dtype", "float32")))
     stage = replace(FINETUNE, seed=len(changes.get("stage", "")))
     return run_fingerprint(stage, assistant, [sample], photos, compute)
 
 
-def test_the_same_run_in_another_place_is_the_same(
+def test_a_moved_run_has_the_same_fingerprint(
     assistant: LlavaBundle, photos: Path, tmp_path: Path
 ) -> None:
-    """Where the images' folder lies does not count."""
+    """The location of the folder of images does not count."""
     moved = shutil.copytree(photos, tmp_path / "moved")
-    assert identity(assistant, moved) == identity(assistant, photos)
+    assert fingerprint(assistant, moved) == fingerprint(assistant, photos)
 
 
 @pytest.mark.parametrize(
     "change", ["aspect", "layer", "select", "weights", "after", "dtype", "stage", "path", "image"]
 )
-def test_what_decides_a_run_is_in_its_identity(
+def test_everything_that_decides_a_result_counts(
     assistant: LlavaBundle, photos: Path, change: str
 ) -> None:
-    """Other preparation, features, weights, precision, settings or images make another run."""
-    before = identity(assistant, photos)
-    shown, model = "1.png", assistant.model
+    """Other preparation, features, weights, precision, settings or images give another fingerprint."""
+    before = fingerprint(assistant, photos)
+    file, model = "1.png", assistant.model
     match change:
         case "aspect":
             processor = replace(assistant.processor, aspect="pad")
@@ -58,9 +56,9 @@ def test_what_decides_a_run_is_in_its_identity(
             card = assistant.card.model_copy(update={"stage": "pretrain"})
             assistant = replace(assistant, card=card)
         case "path":
-            shown = "same bytes.png"
-            shutil.copy(photos / "1.png", photos / shown)
+            file = "same bytes.png"
+            shutil.copy(photos / "1.png", photos / file)
         case "image":
             Image.new("RGB", (30, 30)).save(photos / "1.png")
     changes = {change: "bfloat16" if change == "dtype" else "other"}
-    assert identity(assistant, photos, shown, **changes) != before
+    assert fingerprint(assistant, photos, file, **changes) != before
