@@ -20,7 +20,9 @@ from tests.tiny_languages import LANGUAGES, WIDTHS
 FAST = ("llama", "smollm", "mistral", "qwen2", "qwen3")
 
 
-def language(config: PretrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def random_language(
+    config: PretrainedConfig, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
     """Build a random model of a shape."""
     torch.manual_seed(2)
     config.vocab_size = 61
@@ -55,7 +57,7 @@ def logits_of(decoder: Decoder, model: PreTrainedModel) -> Tensor:
 @pytest.mark.parametrize("name", FAST)
 def test_the_fast_decoder_gives_the_models_own_logits(name: str) -> None:
     """To fp32 rounding, through growing slots, saved starts and steps of any rows."""
-    model = language(LANGUAGES[name])
+    model = random_language(LANGUAGES[name])
     fast = choose_decoder(model, 3)
     assert isinstance(fast, LlamaDecoder)
     torch.testing.assert_close(
@@ -63,15 +65,15 @@ def test_the_fast_decoder_gives_the_models_own_logits(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("bits", ["as stored", "int8"])
+@pytest.mark.parametrize("quantization", ["as stored", "int8"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_smaller_precisions_stay_near(dtype: torch.dtype, bits: str) -> None:
+def test_smaller_precisions_stay_near(dtype: torch.dtype, quantization: str) -> None:
     """The logits differ from those of fp32 by a few hundredths of their size, and not by nothing."""
-    if dtype == torch.float32 and bits == "as stored":
+    if dtype == torch.float32 and quantization == "as stored":
         pytest.skip("that is fp32 itself")
-    model = language(LANGUAGES["llama"])
+    model = random_language(LANGUAGES["llama"])
     exact = logits_of(TransformersDecoder(model), model)
-    near = logits_of(choose_decoder(model.to(dtype), 3, bits=bits), model).float()  # type: ignore[arg-type] # bits
+    near = logits_of(choose_decoder(model.to(dtype), 3, quantization=quantization), model).float()  # type: ignore[arg-type]
     distance = float((near - exact).norm() / exact.norm())
     assert 1e-4 < distance < 0.08
 
@@ -80,40 +82,43 @@ def test_smaller_precisions_stay_near(dtype: torch.dtype, bits: str) -> None:
 def test_other_models_answer_by_transformers(name: str, caplog: pytest.LogCaptureFixture) -> None:
     """It is said why."""
     with caplog.at_level(logging.INFO, logger="caldera"):
-        decoder = choose_decoder(language(LANGUAGES[name]), 3)
+        decoder = choose_decoder(random_language(LANGUAGES[name]), 3)
     assert isinstance(decoder, TransformersDecoder)
     assert "are not among llama, mistral" in caplog.text
 
 
 def test_a_model_that_computes_otherwise_is_found_out(caplog: pytest.LogCaptureFixture) -> None:
     """A LLaMA whose layers do something more gives other logits, so the fast decoder is not taken."""
-    model = language(LANGUAGES["llama"])
+    model = random_language(LANGUAGES["llama"])
     inner: Any = model.base_model
     inner.layers[0].mlp.register_forward_hook(lambda *given: given[-1] * 1.5)
     with caplog.at_level(logging.INFO, logger="caldera"):
         assert isinstance(choose_decoder(model, 3), TransformersDecoder)
-    assert "of their size from it" in caplog.text
+    assert "of their norm" in caplog.text
     with pytest.raises(UsageError, match="int8 is not possible here: models of type 'gemma'"):
-        choose_decoder(language(LANGUAGES["gemma"]), 3, bits="int8")
+        choose_decoder(random_language(LANGUAGES["gemma"]), 3, quantization="int8")
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "scaled by 'dynamic'"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "RoPE scaling is 'dynamic'"),
         ({"hidden_act": "gelu"}, "activation is 'gelu'"),
     ],
 )  # fmt: skip
 def test_what_llama_itself_may_do_otherwise_is_seen(change: dict[str, object], reason: str) -> None:
     """Such settings are obstacles."""
     config = type(LANGUAGES["llama"])(**{**WIDTHS, **change})
-    assert reason in LlamaDecoder.unsupported_reason(language(config))
+    assert reason in LlamaDecoder.unsupported_reason(random_language(config))
 
 
 def test_a_window_is_an_obstacle() -> None:
     """Mistral with one attends otherwise."""
     config = MistralConfig(**WIDTHS, sliding_window=4)
-    assert LlamaDecoder.unsupported_reason(language(config)) == "it attends to a window"
+    assert (
+        LlamaDecoder.unsupported_reason(random_language(config))
+        == "its attention has a sliding window"
+    )
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -60,7 +60,7 @@ def told(answering: AnswerStream) -> tuple[int, ...]:
 
 def by_transformers(assistant: LlavaBundle, prompt: Prompt, tokens: int) -> tuple[int, ...]:
     """Return the greedy answer of transformers' own loop on the same embeddings."""
-    pixels = [image.pixels for image in prompt.images]
+    pixels = [image.views for image in prompt.images]
     none = DecodedImages(assistant.processor)([])
     layouts = [image.layout for image in prompt.images]
     with torch.no_grad():

@@ -1,28 +1,32 @@
-"""How likely answers are."""
+"""Log likelihoods of given answers."""
 
 from dataclasses import replace
 
 from caldera.batches.image_sources import DecodedImages
 from caldera.conversation import Conversation, Turn
-from caldera.inference.batch_generator import BatchGenerator
 from caldera.inference.likelihood import LikelihoodScorer, ScoredContinuation
+from caldera.inference.prompts import PromptBuilder
 from caldera.inference.sampling import SamplingParams
 from caldera.model.assistant import LlavaBundle
+from tests.engine_answers import generate_ids
 
 
-def test_only_what_the_model_itself_would_say_is_greedy(assistant: LlavaBundle) -> None:
-    """Its own answer is, beside a longer row too; with any one token changed it is not."""
-    images = DecodedImages(assistant.processor)
-    generator, weigher = BatchGenerator(assistant, images), LikelihoodScorer(assistant, images)
-    prompt = generator.prompt(Conversation("c", (Turn("user", ("what is there?",)),)))
-    said = generator.generate_ids(prompt, SamplingParams(max_new_tokens=5))
-    assert len(said) == 5
+def test_only_the_models_own_answer_is_greedy(assistant: LlavaBundle) -> None:
+    """Also in a batch with a longer row; with any token changed it is not, and it is less likely."""
+    scorer = LikelihoodScorer(assistant, DecodedImages(assistant.processor))
+    question = Conversation("c", (Turn("user", ("what is there?",)),))
+    [answer] = generate_ids(assistant, [question], sampling=SamplingParams(max_new_tokens=5))
+    assert len(answer) == 5
+    assert 7 not in answer
 
-    rows = [said, *([*said[:at], 7, *said[at + 1 :]] for at in range(5)), [7] * 11]
-    weights = weigher.score(
-        [ScoredContinuation(replace(prompt, ids=(*prompt.ids, *row)), len(row)) for row in rows]
+    changed = [(*answer[:i], 7, *answer[i + 1 :]) for i in range(5)]
+    prompt = PromptBuilder(assistant).from_files(question)
+    likelihoods = scorer.score(
+        [
+            ScoredContinuation(replace(prompt, ids=(*prompt.ids, *row)), len(row))
+            for row in (answer, *changed, (7,) * 11)
+        ]
     )
 
-    assert 7 not in said
-    assert [weight.greedy for weight in weights] == [True, *[False] * 6]
-    assert all(weights[0].total > weight.total for weight in weights[1:])
+    assert [likelihood.greedy for likelihood in likelihoods] == [True, *[False] * 6]
+    assert all(likelihoods[0].sum > likelihood.sum for likelihood in likelihoods[1:])

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from caldera.inference.batch_generator import BatchGenerator
 from PIL import Image
 from transformers import (
     AutoModelForCausalLM,
@@ -38,6 +37,8 @@ from caldera.formats.importing.request import ImportRequest
 from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.images.decoding import open_image
 from caldera.images.processor import ASPECTS
+from caldera.inference.detokenizer import TokenIds
+from caldera.inference.prompts import PromptBuilder
 from caldera.inference.sampling import SamplingParams
 from caldera.model.assistant import LlavaBundle
 from caldera.progress import NoProgress
@@ -45,6 +46,7 @@ from caldera.templates.encoding import IGNORE_INDEX
 from caldera.templates.template import VICUNA_SYSTEM, find_template
 from caldera.training.parameters import set_trainable
 from caldera.training.stage import FINETUNE, PRETRAIN, Part
+from tests.engine_answers import generate_ids
 from tests.laying import batch_of, padded
 from tests.tiny_languages import LANGUAGES, WIDTHS
 
@@ -137,7 +139,7 @@ def caldera_logits(
 ) -> tuple[list[int], torch.Tensor]:
     """Return caldera's prompt ids and logits, (tokens, vocabulary)."""
     images = DecodedImages(assistant.processor)
-    prompt = BatchGenerator(assistant, images).prompt(conversation)
+    prompt = PromptBuilder(assistant).from_files(conversation)
     embedded = assistant.model.embed(
         torch.tensor([prompt.ids]), images(prompt.images), prompt.layouts
     )
@@ -171,7 +173,6 @@ def test_logits_and_answers_equal_those_of_transformers(
     """Prompt ids are equal, logits to 1e-5 at every position, and all tokens of 50 greedy answers (8 but of LLaMA)."""
     save_model_folder(tmp_path / "m", bundle)
     assistant, reference = load_model_folder(tmp_path / "m"), Reference(tmp_path / "m")
-    generator = BatchGenerator(assistant, DecodedImages(assistant.processor))
     questions = build_questions(
         odd_images, 50 if assistant.model.language.config.model_type == "llama" else 8
     )
@@ -185,13 +186,12 @@ def test_logits_and_answers_equal_those_of_transformers(
                 **inputs,
                 max_new_tokens=NEW_TOKENS,
                 do_sample=False,
-                suppress_tokens=generator._vocabulary.banned,
+                suppress_tokens=TokenIds(assistant).banned,
             )[0, len(ids) :]
         assert ids == inputs["input_ids"][0].tolist()
         torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=0)
-        steps = list(generator._generate_tokens([generator.prompt(question)], greedy))
-        tokens = [token for [token] in steps]
-        assert tokens == answer.tolist()[: len(tokens)]
+        [tokens] = generate_ids(assistant, [question], sampling=greedy)
+        assert list(tokens) == answer.tolist()[: len(tokens)]
         assert (
             len(tokens) == NEW_TOKENS
             or answer.tolist()[len(tokens)] == assistant.tokenizer.eos_token_id

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from caldera.inference.batch_generator import BatchGenerator
 
 from caldera.batches.image_sources import DecodedImages
 from caldera.conversation import Conversation, ImageRef, Turn
@@ -20,6 +19,7 @@ from caldera.formats.model_folder import save_model_folder
 from caldera.inference.likelihood import LikelihoodScorer
 from caldera.inference.sampling import SamplingParams
 from caldera.model.assistant import LlavaBundle
+from tests.engine_answers import generate
 
 pytestmark = [
     pytest.mark.reference,
@@ -178,10 +178,8 @@ def test_its_answers_equal_those_of_the_model(
     save_model_folder(tmp_path / "model", assistant)
     images = DecodedImages(assistant.processor)
     questions = conversations(scenes)
-    generator, scorer = BatchGenerator(assistant, images), LikelihoodScorer(assistant, images)
-    answers = generator.generate(
-        [generator.prompt(question) for question in questions], SamplingParams(max_new_tokens=7)
-    )
+    scorer = LikelihoodScorer(assistant, images)
+    answers = generate(assistant, questions, sampling=SamplingParams(max_new_tokens=7))
     assert len(set(answers)) > 2, "equal answers would prove nothing"
     stop = next(letter for letter in answers[0][1:] if letter.isalpha())
 

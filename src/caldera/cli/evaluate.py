@@ -14,7 +14,6 @@ from caldera.cli.options import (
     Device,
     Dtype,
     MaxBadFraction,
-    print_result,
     runtime_from,
     stderr_console,
     stdout_console,
@@ -151,7 +150,7 @@ def print_score(spec: "BenchmarkSpec", score: "Score") -> None:
     table = Table("metric", title=spec.title)
     for column in ("value", "95 %", "chance"):
         table.add_column(column, justify="right")
-    for name, value in flatten(score.metrics, separator=" / ").items():
+    for name, value in flatten(score.metrics, " / ").items():
         interval = accuracy_interval(score) if name == "accuracy" else []
         table.add_row(
             name,

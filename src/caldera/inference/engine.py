@@ -1,18 +1,28 @@
-"""Requests from any thread in, answers out piece by piece: one thread owns the model and steps it for all of them."""
+"""Inference engine: one thread owns the model and answers requests from any thread.
+
+Interactive requests join and leave at any step (`submit`); offline requests run in batches (`submit_batch`). In fp32 a
+greedy answer is the same either way. In bf16, sums are rounded differently in batches of other shapes, so nearly equal
+logits can swap: other requests may change the answer of a submitted one. Batches of the same requests always give
+the same answers.
+"""
 
 import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from caldera.conversation import Conversation
-from caldera.errors import CalderaError, EngineError, QueueFullError, UsageError
+from caldera.devices import DeviceConfig
+from caldera.errors import CalderaError, EngineError, QueueFullError, UsageError, check_ranges
 from caldera.inference.attention_maps import AttentionMaps, compute_attention_maps
 from caldera.inference.choose_decoder import choose_decoder, pack_vision_weights
 from caldera.inference.packed_linear import Quantization
@@ -38,6 +48,7 @@ __all__ = [
     "TextDelta",
     "TokenLogprob",
     "Usage",
+    "offline_config",
 ]
 
 _log = logging.getLogger(__name__)
@@ -46,97 +57,121 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineConfig:
-    """How much the engine does at a time, and what it keeps."""
+    """Limits of the engine, its caches, and its decoder."""
 
     slots: int = 8
-    """Requests that are answered side by side."""
+    """Maximum number of requests that run together."""
 
     max_waiting: int = 128
-    """Requests that may wait for a slot; one more is refused."""
+    """Maximum number of requests that wait for a slot; one more is rejected."""
 
     prefill_chunk_size: int = 512
-    """Tokens of a prompt that are read before the other answers get their next token."""
+    """Tokens of a prompt that are prefilled in one step."""
 
     prefix_cache_bytes: int = 1 << 30
-    """Memory for what was computed for earlier requests; 0 keeps nothing."""
+    """Memory for the prefixes of earlier requests; 0 disables the cache."""
 
     quantization: Quantization = "as stored"
-    """Of the language model's weights; int8 takes half the memory of bf16."""
+    """Quantization of the language model's weights; int8 takes half the memory of bf16."""
 
     allow_fast_decoder: bool = True
-    """Whether a faster way than transformers' own may be taken, where it gives the same."""
+    """Use a faster decoder than transformers' own where it gives the same logits."""
 
     def __post_init__(self) -> None:
-        """Check every setting.
+        """Check every setting."""
+        check_ranges(
+            self,
+            {
+                "slots": "[1, inf]",
+                "max_waiting": "[0, inf]",
+                "prefill_chunk_size": "[1, inf]",
+                "prefix_cache_bytes": "[0, inf]",
+            },
+        )
 
-        Raises:
-            UsageError: One is out of its range.
-        """
-        for name, least in (
-            ("slots", 1),
-            ("max_waiting", 0),
-            ("prefill_chunk_size", 1),
-            ("prefix_cache_bytes", 0),
-        ):
-            if getattr(self, name) < least:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+
+def offline_config(batch_size: int) -> EngineConfig:
+    """Return the settings for answering batches: transformers' own decoder, and no caches between batches."""
+    return EngineConfig(slots=batch_size, prefix_cache_bytes=0, allow_fast_decoder=False)
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """What an engine does and did."""
+    """Current load of an engine, and totals since its start."""
 
     running: int
     waiting: int
     cache_bytes: int
     requests: int
-    """Begun since the start; all that follow are sums over these."""
+    """Requests that were started; the fields below are totals over these."""
     prompt_tokens: int
     cached_tokens: int
-    """Tokens of prompts that were kept from earlier ones."""
+    """Prompt tokens that came from the prefix cache."""
     completion_tokens: int
     cache_hits: int
-    """Requests whose prompt began as an earlier one."""
+    """Requests whose prompt had a cached prefix."""
     failed: int
     cancelled: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Submission:
+    """Requests that were submitted together."""
+
+    streams: tuple[AnswerStream, ...]
+    is_batch: bool
 
 
 class Engine:
     """Answers requests with one assistant, many at a time."""
 
-    def __init__(self, assistant: LlavaBundle, settings: EngineConfig | None = None) -> None:
-        """Answer with `assistant`, which nothing else may use meanwhile."""
+    def __init__(
+        self,
+        assistant: LlavaBundle,
+        settings: EngineConfig | None = None,
+        *,
+        compute: DeviceConfig | None = None,
+    ) -> None:
+        """Answer with `assistant`, which nothing else may use meanwhile.
+
+        Args:
+            assistant: Stays on its device.
+            settings: Limits and decoder.
+            compute: Autocast matrix products to this precision; the weights' own if None.
+        """
         self._assistant = assistant
         self.settings = settings or EngineConfig()
-        self._prompter = PromptBuilder(assistant)
-        self._rendering = threading.Lock()  # a tokenizer serves one thread at a time
+        self._compute = compute
+        self._prompt_builder = PromptBuilder(assistant)
+        # a tokenizer is used by one thread at a time
+        self._tokenizer_lock = threading.Lock()
         decoder = choose_decoder(
             assistant.model.language,
             self.settings.slots,
-            bits=self.settings.quantization,
-            fast=self.settings.allow_fast_decoder,
+            quantization=self.settings.quantization,
+            allow_fast=self.settings.allow_fast_decoder,
         )
         if self.settings.allow_fast_decoder:
             pack_vision_weights(assistant.model)
         self.description = decoder.description
-        """Which decoder it answers with."""
+        """Name of the decoder."""
         self._scheduler = Scheduler(
             assistant,
             decoder,
             slots=self.settings.slots,
             chunk=self.settings.prefill_chunk_size,
             cache_bytes=self.settings.prefix_cache_bytes,
-            stops=self._prompter.stops,
+            stops=self._prompt_builder.stops,
         )
         self._changed = threading.Condition()
-        self._waiting: deque[AnswerStream] = deque()
-        self._between: deque[tuple[Callable[[LlavaBundle], Any], Future[Any]]] = deque()
+        self._waiting: deque[_Submission] = deque()
+        self._queued_calls: deque[tuple[Callable[[LlavaBundle], Any], Future[Any]]] = deque()
         self._closing: EngineError | None = None
         self._thread = threading.Thread(target=self._run, name="caldera engine", daemon=True)
         self._thread.start()
 
     def __enter__(self) -> Self:
-        """Use it for a block."""
+        """Return the engine; it is closed at the end of the block."""
         return self
 
     def __exit__(
@@ -145,167 +180,217 @@ class Engine:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Close it."""
+        """Close the engine."""
         self.close()
 
     @property
     def context_length(self) -> int | None:
-        """Tokens that prompt and answer may have together; None if the model states no limit."""
+        """Maximum tokens of prompt and answer together; None if the model states no limit."""
         return self._assistant.model.context_length
 
     def prepare_image(self, image: Image.Image) -> ProcessedImage:
-        """Prepare a decoded RGB image; any thread may."""
+        """Preprocess a decoded RGB image. Thread-safe."""
         return process_image(image, self._assistant.processor)
+
+    def encode_views(self, pixels: Tensor) -> Tensor:
+        """Return the vision tower's features of views, (views, patches, vision width), on the CPU. Thread-safe."""
+        return self.run_between_steps(lambda assistant: _encode(assistant, pixels))
 
     def build_prompt(
         self, conversation: Conversation, images: Sequence[ProcessedImage] = ()
     ) -> Prompt:
-        """Render a conversation that ends with the user; any thread may.
+        """Render and tokenize a conversation that ends with the user. Thread-safe.
 
         Args:
-            conversation: What was said so far.
-            images: One for each of its images, in order; its paths are not looked at.
+            conversation: The turns so far.
+            images: One for each of its image slots, in order; the paths in it are not read.
 
         Raises:
-            RecordError: The model's template has no place for it.
-            ValueError: Images and places differ in number.
+            ConversationError: The model's template has no place for the conversation.
+            ValueError: The numbers of images and slots differ.
         """
-        with self._rendering:
-            return self._prompter.from_images(conversation, images)
+        with self._tokenizer_lock:
+            return self._prompt_builder.from_images(conversation, images)
 
     def submit(self, request: Request) -> AnswerStream:
-        """Ask for an answer; any thread may.
+        """Request an answer. Thread-safe.
 
         Raises:
-            UsageError: Prompt and answer do not fit the model's context.
-            BusyError: As many requests as may wait are waiting.
+            UsageError: Prompt and answer exceed the model's context.
+            QueueFullError: The maximum number of requests is waiting.
             EngineError: The engine is closed.
         """
-        check_context_length(request.prompt.ids, request.sampling, self.context_length)
-        answering = AnswerStream(request)
+        [stream] = self._submit([request], is_batch=False)
+        return stream
+
+    def submit_batch(self, requests: Sequence[Request]) -> list[AnswerStream]:
+        """Request answers that are computed as one batch, at most `slots` of them. Thread-safe.
+
+        The batch waits until nothing else runs, and other requests wait for its end.
+
+        Raises:
+            UsageError: A prompt and its answer exceed the model's context, or there are more requests than slots.
+            EngineError: The engine is closed.
+        """
+        if len(requests) > self.settings.slots:
+            raise UsageError(
+                f"a batch has {len(requests)} requests, but the engine has {self.settings.slots} slots; split it"
+            )
+        return self._submit(requests, is_batch=True)
+
+    def _submit(self, requests: Sequence[Request], *, is_batch: bool) -> list[AnswerStream]:
+        """Queue requests."""
+        for request in requests:
+            check_context_length(request.prompt.ids, request.sampling, self.context_length)
+        streams = [AnswerStream(request) for request in requests]
         with self._changed:
             if self._closing is not None:
                 raise self._closing
-            if len(self._waiting) >= self.settings.max_waiting and not self._can_start_now():
+            waiting = self._num_waiting
+            can_start = len(self._scheduler.running) + waiting < self.settings.slots
+            if not is_batch and waiting >= self.settings.max_waiting and not can_start:
                 raise QueueFullError(
-                    f"{len(self._waiting)} requests are waiting already, which is the limit; ask again later"
+                    f"{waiting} requests are waiting already, which is the limit; retry later"
                 )
-            self._waiting.append(answering)
-            self._changed.notify()
-        return answering
+            if streams:
+                self._waiting.append(_Submission(tuple(streams), is_batch))
+                self._changed.notify()
+        return streams
 
     def attention_maps(
         self, conversation: Conversation, answer: str, images: Sequence[ProcessedImage]
     ) -> AttentionMaps:
-        """Return what an answer attended to, once it is the turn of it; any thread may ask, and waits.
+        """Compute the attention maps of an answer. Thread-safe; blocks until the engine thread has run it.
 
         Args:
-            conversation: What was said before the answer; it ends with the user.
-            answer: What was answered.
-            images: One for each of the conversation's images, in order.
+            conversation: The turns before the answer; it ends with the user.
+            answer: Text of the answer.
+            images: One for each of the conversation's image slots, in order.
 
         Raises:
-            UsageError: It does not fit the model's context, or the language model does not tell.
-            EngineError: The engine is closed, or the model failed at it.
+            UsageError: The tokens exceed the model's context, or the model does not return attention weights.
+            EngineError: The engine is closed, or the model failed.
         """
-        with self._rendering:
-            prompt, tokens = self._prompter.with_answer_and_images(conversation, answer, images)
+        with self._tokenizer_lock:
+            prompt, num_tokens = self._prompt_builder.with_answer_and_images(
+                conversation, answer, images
+            )
         check_context_length(prompt.ids, SamplingParams(max_new_tokens=1), self.context_length)
         return self.run_between_steps(
-            lambda assistant: compute_attention_maps(assistant, prompt, tokens)
+            lambda assistant: compute_attention_maps(assistant, prompt, num_tokens)
         )
 
-    def run_between_steps(self, work: Callable[[LlavaBundle], _Result]) -> _Result:
-        """Have `work` done with the assistant by the engine's thread, between two steps, and wait for what it returns.
+    def run_between_steps(self, call: Callable[[LlavaBundle], _Result]) -> _Result:
+        """Run `call` on the engine's thread, between two steps, and return its result.
 
         Raises:
-            EngineError: The engine is closed, or the model failed at it.
-            CalderaError: What `work` raises.
+            EngineError: The engine is closed, or the model failed.
+            CalderaError: An error of `call`.
         """
-        promised: Future[_Result] = Future()
+        future: Future[_Result] = Future()
         with self._changed:
             if self._closing is not None:
                 raise self._closing
-            self._between.append((work, promised))
+            self._queued_calls.append((call, future))
             self._changed.notify()
-        return promised.result()
+        return future.result()
 
     def stats(self) -> EngineStats:
-        """Return what it does and did; any thread may ask."""
-        counts = self._scheduler.counts
+        """Return the current load and totals. Thread-safe."""
+        counters = self._scheduler.counters
         return EngineStats(
             running=len(self._scheduler.running),
-            waiting=len(self._waiting),
+            waiting=self._num_waiting,
             cache_bytes=self._scheduler.cache_bytes,
-            requests=counts.requests,
-            prompt_tokens=counts.prompt_tokens,
-            cached_tokens=counts.cached_tokens,
-            completion_tokens=counts.completion_tokens,
-            cache_hits=counts.cache_hits,
-            failed=counts.failed,
-            cancelled=counts.cancelled,
+            requests=counters.requests,
+            prompt_tokens=counters.prompt_tokens,
+            cached_tokens=counters.cached_tokens,
+            completion_tokens=counters.completion_tokens,
+            cache_hits=counters.cache_hits,
+            failed=counters.failed,
+            cancelled=counters.cancelled,
         )
 
     def close(self) -> None:
-        """End all answers that are not finished with an error, and the thread."""
+        """End all unfinished answers with an error, and the thread."""
         with self._changed:
             self._closing = self._closing or EngineError("the engine is closed; start it again")
             self._changed.notify()
         self._thread.join()
 
-    def _can_start_now(self) -> bool:
-        """Tell whether the next request begins at once."""
-        return len(self._scheduler.running) + len(self._waiting) < self.settings.slots
-
     @property
-    def _has_work(self) -> bool:
-        return bool(self._waiting or self._between or self._scheduler.running)
+    def _num_waiting(self) -> int:
+        return sum(len(submission.streams) for submission in list(self._waiting))
 
     def _run(self) -> None:
-        """Step the model while there is anything to do."""
+        """Run steps while there is anything to do."""
         try:
-            while self._admit_waiting():
-                self._run_queued_call()
-                self._scheduler.step()
-        except BaseException as error:  # noqa: BLE001 - those who wait must hear of it
+            with nullcontext() if self._compute is None else self._compute.autocast():
+                while self._admit_waiting():
+                    self._run_queued_call()
+                    self._scheduler.step()
+        except BaseException as error:  # noqa: BLE001 - readers of the streams must get it
             _log.exception("the engine's thread ended")
             with self._changed:
                 self._closing = EngineError(
-                    f"the engine broke down ({type(error).__name__}: {error}); start it again"
+                    f"the engine failed ({type(error).__name__}: {error}); start it again"
                 )
         assert self._closing is not None
         self._scheduler.fail_all(self._closing)
-        for answering in self._waiting:
-            answering.finish(self._closing)
+        for submission in self._waiting:
+            for stream in submission.streams:
+                stream.finish(self._closing)
         self._waiting.clear()
-        for _, promised in self._between:
-            promised.set_exception(self._closing)
-        self._between.clear()
+        for _, future in self._queued_calls:
+            future.set_exception(self._closing)
+        self._queued_calls.clear()
 
     def _run_queued_call(self) -> None:
-        """Do one piece of other work, if any waits."""
+        """Run one call of `run_between_steps`, if any waits."""
         with self._changed:
-            if not self._between:
+            if not self._queued_calls:
                 return
-            work, promised = self._between.popleft()
+            call, future = self._queued_calls.popleft()
         try:
-            promised.set_result(work(self._assistant))
+            future.set_result(call(self._assistant))
         except CalderaError as error:
-            promised.set_exception(error)
+            future.set_exception(error)
         except (RuntimeError, MemoryError) as error:
-            promised.set_exception(to_engine_error(error))
+            future.set_exception(to_engine_error(error))
 
     def _admit_waiting(self) -> bool:
-        """Wait until there is something to do, and give waiting requests to the scheduler; False at the end."""
+        """Wait until there is something to do, and start waiting requests; return False when closing."""
         with self._changed:
-            while not self._has_work and self._closing is None:
+            while self._closing is None and not (
+                self._waiting or self._queued_calls or self._scheduler.running
+            ):
                 self._changed.wait()
             if self._closing is not None:
                 return False
-            for answering in [one for one in self._waiting if one.cancelled]:
-                self._waiting.remove(answering)
-                answering.finish("cancelled")
-                self._scheduler.counts.cancelled += 1
-            while self._waiting and self._scheduler.has_room:
-                self._scheduler.add(self._waiting.popleft())
+            self._drop_cancelled()
+            while self._waiting and self._can_start(self._waiting[0]):
+                submission = self._waiting.popleft()
+                if submission.is_batch:
+                    self._scheduler.add_batch(submission.streams)
+                else:
+                    self._scheduler.add(submission.streams[0])
         return True
+
+    def _drop_cancelled(self) -> None:
+        """End waiting requests that were cancelled; those of a batch end when it starts."""
+        for submission in list(self._waiting):
+            [stream, *rest] = submission.streams
+            if not rest and stream.cancelled:
+                self._waiting.remove(submission)
+                stream.finish("cancelled")
+                self._scheduler.counters.cancelled += 1
+
+    def _can_start(self, submission: _Submission) -> bool:
+        """Return whether a submission can start now; a batch runs alone."""
+        return not self._scheduler.running if submission.is_batch else self._scheduler.has_room
+
+
+@torch.inference_mode()
+def _encode(assistant: LlavaBundle, pixels: Tensor) -> Tensor:
+    """Return features of views, (views, channels, height, width)."""
+    return assistant.model.patch_features(pixels.to(assistant.model.embedding_weight.device)).cpu()

@@ -1,8 +1,8 @@
-"""A language model of LLaMA's shape in, a fast decoder of several conversations out.
+"""Fast decoder for language models of LLaMA's architecture, for several sequences.
 
-The same sums as transformers' own, laid out for few tokens at a time: products whose weights are packed, keys and
-values in slots that stay where they are, attention of one query as plain products over the group of its heads.
-`fast_decoder` compares it with the model's own logits before it is used.
+It computes what transformers computes, laid out for few tokens at a time: packed weights, preallocated slots for keys
+and values, and attention of a single query as plain products over its group of heads. `choose_decoder` compares its
+logits with the model's own before it is used.
 """
 
 from collections.abc import Sequence
@@ -18,97 +18,93 @@ from caldera.inference.decoder import KVCache
 from caldera.inference.packed_linear import LinearOp, Quantization, build_linear
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")
-"""Model types that have this shape, by the name in their config."""
+"""Model types of this architecture, as their config names them."""
 
 _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-"""Ways to scale positions that do not depend on the length of what is read."""
+"""RoPE scaling types that do not depend on the length of the sequence."""
 
 _INITIAL_CAPACITY = 512
-"""Tokens that a slot has room for at first; it doubles when needed."""
-
+"""Tokens that a slot can hold at first; doubled when needed."""
 
 _BLOCK = 128
-"""Tokens that attend together."""
-
+"""Queries for which attention is computed together."""
 
 _STRIDE = 64
-"""Steps look at a multiple of so many places: oneDNN prepares a product of each shape anew, so few shapes are fast."""
+"""Decoding attends to a multiple of this number of positions: oneDNN compiles a product for each shape."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Layer:
-    """One layer's weights."""
+    """Weights of one layer."""
 
     input_norm: Tensor
-    """Of the norm before attention."""
     qkv_proj: LinearOp
-    """Queries, keys and values."""
     query_norm: Tensor | None
     key_norm: Tensor | None
     o_proj: LinearOp
     post_attention_norm: Tensor
-    """Of the norm before the MLP."""
     gate_up_proj: LinearOp
-    """Gate and up."""
     down_proj: LinearOp
 
 
 class LlamaDecoder:
-    """A model of LLaMA's shape."""
+    """Decoder for LLaMA's architecture."""
 
     def __init__(
-        self, language: PreTrainedModel, slots: int, bits: Quantization = "as stored"
+        self, language: PreTrainedModel, slots: int, quantization: Quantization = "as stored"
     ) -> None:
-        """Decode with `language`, to which there must be no `obstacle`, up to `slots` conversations."""
+        """Decode at most `slots` sequences with `language`, which must have no `unsupported_reason`."""
         config: Any = language.config
         inner: Any = language.base_model
-        self._words = inner.embed_tokens
+        self._embeddings = inner.embed_tokens
         self._epsilon = float(config.rms_norm_eps)
         attention = inner.layers[0].self_attn
         self._head_width = int(attention.head_dim)
         self._key_heads = int(config.num_key_value_heads)
         self._heads = int(config.num_attention_heads)
         self._scale = float(attention.scaling)
-        self._layers = [_layer(layer, bits) for layer in inner.layers]
+        self._layers = [_build_layer(layer, quantization) for layer in inner.layers]
         self._norm = inner.norm.weight
         head: Any = language.get_output_embeddings()
-        self._head = build_linear([head], bits)
+        self._head = build_linear([head], quantization)
         self._rotary = inner.rotary_emb
         self._slots = slots
         self._lengths = [0] * slots
-        self._room = 0
-        self._longest = int(config.max_position_embeddings)
+        self._capacity = 0
+        self._max_length = int(config.max_position_embeddings)
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
-        """Of each layer, (slots, key heads, room, head width)."""
-        self._grow_cache(min(_INITIAL_CAPACITY, self._longest))
-        self.description = f"{config.model_type} of {len(self._layers)} layers, packed, {bits}"
+        """Per layer, (slots, key heads, capacity, head width)."""
+        self._grow_cache(min(_INITIAL_CAPACITY, self._max_length))
+        self.description = (
+            f"{config.model_type} of {len(self._layers)} layers, packed, {quantization}"
+        )
 
     @staticmethod
     def unsupported_reason(language: PreTrainedModel) -> str:
-        """Say why a model has not this shape; nothing if it has."""
+        """Return why a model cannot be decoded; empty if it can."""
         settings = language.config.to_dict()
-        kind = settings["model_type"]
-        if kind not in MODEL_TYPES:
-            return f"models of type {kind!r} are not among {', '.join(MODEL_TYPES)}"
+        model_type = settings["model_type"]
+        if model_type not in MODEL_TYPES:
+            return f"models of type {model_type!r} are not among {', '.join(MODEL_TYPES)}"
         if set(settings.get("layer_types") or ["full_attention"]) != {"full_attention"} or (
             settings.get("sliding_window") and settings.get("use_sliding_window", True)
         ):
-            return "it attends to a window"
+            return "its attention has a sliding window"
         inner: Any = language.base_model
         if inner.rotary_emb.rope_type not in _ROPE_TYPES:
-            return f"its positions are scaled by {inner.rotary_emb.rope_type!r}"
+            return f"its RoPE scaling is {inner.rotary_emb.rope_type!r}"
         if settings["hidden_act"] != "silu":
             return f"its activation is {settings['hidden_act']!r}, not silu"
         return ""
 
     @property
     def dtype(self) -> torch.dtype:
-        """What is computed in, the products of int8 aside."""
-        return self._words.weight.dtype
+        """Precision of the computation, except for int8 products."""
+        return self._embeddings.weight.dtype
 
     def prefill(self, slot: int, embedded: Tensor) -> Tensor:
-        """Read the next tokens of a conversation."""
+        """Append tokens to a sequence."""
         start = self._lengths[slot]
         end = start + len(embedded)
         self._grow_cache(end)
@@ -119,103 +115,110 @@ class LlamaDecoder:
             keys, values = all_keys[slot, :, :end], all_values[slot, :, :end]
             keys[:, start:] = key.transpose(0, 1)
             values[:, start:] = value.transpose(0, 1)
-            if layer is self._layers[-1]:  # of its output only the last token's is wanted
+            if layer is self._layers[-1]:
+                # only the logits of the last token are needed
                 query, hidden = query[-1:], hidden[-1:]
-            found = self._prefill_attention(query, keys, values)  # (tokens, heads * head width)
-            hidden = self._output_and_mlp(layer, hidden, found)
+            attended = self._prefill_attention(query, keys, values)  # (tokens, heads * head width)
+            hidden = self._output_and_mlp(layer, hidden, attended)
         self._lengths[slot] = end
         return self._logits(hidden)[0]
 
+    def prefill_batch(self, slots: Sequence[int], embedded: Sequence[Tensor]) -> Tensor:
+        """Prefill whole prompts, one after the other."""
+        return torch.stack(
+            [self.prefill(slot, prompt) for slot, prompt in zip(slots, embedded, strict=True)]
+        )
+
     def decode(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
-        """Read one more token of each of some conversations."""
-        places = [self._lengths[slot] for slot in slots]
-        self._grow_cache(max(places) + 1)
-        device = self._words.weight.device
-        reach = _DecodeMask(slots, places, self._room, self._words.weight)
-        rows, at = torch.tensor(slots, device=device), torch.tensor(places, device=device)
-        hidden = self._words(torch.tensor(tokens, device=device))  # (rows, width)
-        cosines, sines = self._cosines[at], self._sines[at]  # (rows, 1, head width)
+        """Append one token to each of some sequences."""
+        positions = [self._lengths[slot] for slot in slots]
+        self._grow_cache(max(positions) + 1)
+        device = self._embeddings.weight.device
+        mask = _DecodeMask(slots, positions, self._capacity, self._embeddings.weight)
+        rows, columns = (torch.tensor(indices, device=device) for indices in (slots, positions))
+        hidden = self._embeddings(torch.tensor(tokens, device=device))  # (rows, width)
+        cosines, sines = self._cosines[columns], self._sines[columns]  # (rows, 1, head width)
         for layer, keys, values in zip(self._layers, self._keys, self._values, strict=True):
             query, key, value = self._project_qkv(layer, hidden, cosines, sines)
-            keys[rows, :, at] = key
-            values[rows, :, at] = value
-            found = self._decode_attention(query, keys, values, reach)
-            hidden = self._output_and_mlp(layer, hidden, found)
+            keys[rows, :, columns] = key
+            values[rows, :, columns] = value
+            attended = self._decode_attention(query, keys, values, mask)
+            hidden = self._output_and_mlp(layer, hidden, attended)
         for slot in slots:
             self._lengths[slot] += 1
         return self._logits(hidden)
 
     def reset(self, slot: int) -> None:
-        """Forget a conversation; what is not a number in it could spread, as places are barred by adding to them."""
-        for held in (*self._keys, *self._values):
-            held[slot, :, : self._lengths[slot] + 1] = 0
+        """Empty a slot and zero it: masks add to scores, so a NaN that stays could spread."""
+        for cache in (*self._keys, *self._values):
+            cache[slot, :, : self._lengths[slot] + 1] = 0
         self._lengths[slot] = 0
 
     def export_cache(self, slot: int) -> KVCache | None:
-        """Return a copy of what is held of a conversation."""
+        """Return a copy of a slot's keys and values."""
         length = self._lengths[slot]
-        both = (self._keys, self._values)
-        return tuple(torch.stack([layer[slot, :, :length] for layer in held]) for held in both)
+        return tuple(
+            torch.stack([layer[slot, :, :length] for layer in cache])
+            for cache in (self._keys, self._values)
+        )
 
-    def import_cache(self, slot: int, kept: KVCache, tokens: int) -> None:
-        """Begin a conversation with the first tokens of a saved one."""
+    def import_cache(self, slot: int, cached: KVCache, tokens: int) -> None:
+        """Start a sequence with the first tokens of an exported one."""
         self._grow_cache(tokens)
-        for held, saved in zip((self._keys, self._values), kept, strict=True):
-            for layer, part in zip(held, saved, strict=True):
+        for cache, exported in zip((self._keys, self._values), cached, strict=True):
+            for layer, part in zip(cache, exported, strict=True):
                 layer[slot, :, :tokens] = part[:, :tokens]
         self._lengths[slot] = tokens
 
     def _project_qkv(
         self, layer: _Layer, hidden: Tensor, cosines: Tensor, sines: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values of tokens, each (tokens, its heads, head width)."""
+        """Return queries, keys and values, each (tokens, its heads, head width)."""
         heads, key_heads = self._heads, self._key_heads
-        all_three = layer.qkv_proj(self._rms_norm(hidden, layer.input_norm)).view(
+        projected = layer.qkv_proj(self._rms_norm(hidden, layer.input_norm)).view(
             len(hidden), heads + 2 * key_heads, self._head_width
         )
-        turning = all_three[:, : heads + key_heads]  # (tokens, heads + key heads, head width)
+        query_key = projected[:, : heads + key_heads]  # (tokens, heads + key heads, head width)
         if layer.query_norm is not None and layer.key_norm is not None:
-            query, key = turning.split([heads, key_heads], dim=1)
+            query, key = query_key.split([heads, key_heads], dim=1)
             normed = self._rms_norm(query, layer.query_norm), self._rms_norm(key, layer.key_norm)
-            turning = torch.cat(normed, dim=1)
-        turned = _apply_rotary(turning, cosines, sines)
-        return turned[:, :heads], turned[:, heads:], all_three[:, heads + key_heads :]
+            query_key = torch.cat(normed, dim=1)
+        query_key = _apply_rotary(query_key, cosines, sines)
+        return query_key[:, :heads], query_key[:, heads:], projected[:, heads + key_heads :]
 
     def _prefill_attention(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attend from the last tokens, (tokens, heads, head width), to all, (key heads, all tokens, head width)."""
         query = query.view(len(query), self._key_heads, -1, self._head_width).permute(1, 2, 0, 3)
-        look = _sdpa_attention if query.dtype == torch.float32 else _matmul_attention
-        before = keys.shape[1] - query.shape[2]
-        parts = []
-        for at in range(
-            0, query.shape[2], _BLOCK
-        ):  # a block sees nothing behind it, which saves half the sums
-            part = query[:, :, at : at + _BLOCK]  # (key heads, group, tokens, head width)
-            end = before + at + part.shape[2]
-            parts.append(look(part, keys[:, :end], values[:, :end], self._scale))
-        found = torch.cat(parts, dim=2).permute(
-            2, 0, 1, 3
-        )  # (tokens, key heads, group, head width)
-        return found.reshape(len(found), -1)
+        attention = _sdpa_attention if query.dtype == torch.float32 else _matmul_attention
+        num_queries = query.shape[2]
+        before = keys.shape[1] - num_queries
+        blocks = []
+        # in blocks: later keys are left out of the products, which saves half of them
+        for start in range(0, num_queries, _BLOCK):
+            block = query[:, :, start : start + _BLOCK]  # (key heads, group, tokens, head width)
+            end = before + start + block.shape[2]
+            blocks.append(attention(block, keys[:, :end], values[:, :end], self._scale))
+        attended = torch.cat(blocks, dim=2).permute(2, 0, 1, 3)
+        return attended.reshape(num_queries, -1)  # (tokens, heads * head width)
 
     def _decode_attention(
-        self, query: Tensor, keys: Tensor, values: Tensor, reach: "_DecodeMask"
+        self, query: Tensor, keys: Tensor, values: Tensor, mask: "_DecodeMask"
     ) -> Tensor:
-        """Attend from one token of each conversation, (rows, heads, head width), to all before it."""
+        """Attend from one token of each sequence, (rows, heads, head width), to all before it."""
         keys, values = (
-            held[reach.low : reach.high, :, : reach.longest].flatten(0, 1)
-            for held in (keys, values)
-        )  # (slots * key heads, longest, head width)
-        query = reach.spread(query)  # (slots, heads, head width)
+            cache[mask.low : mask.high, :, : mask.length].flatten(0, 1) for cache in (keys, values)
+        )  # (slots * key heads, length, head width)
+        query = mask.to_slots(query)  # (slots, heads, head width)
         grouped = query.reshape(len(keys), -1, self._head_width)  # (slots * key heads, group, ...)
         scores = torch.bmm(grouped * self._scale, keys.transpose(1, 2))
-        scores.view(reach.high - reach.low, -1, reach.longest).add_(reach.mask)
-        found = torch.bmm(scores.softmax(dim=-1), values)  # (slots * key heads, group, head width)
-        return reach.gather(found.view(reach.high - reach.low, -1))
+        num_slots = mask.high - mask.low
+        scores.view(num_slots, -1, mask.length).add_(mask.bias)
+        attended = torch.bmm(scores.softmax(dim=-1), values)
+        return mask.to_rows(attended.view(num_slots, -1))  # (rows, heads * head width)
 
-    def _output_and_mlp(self, layer: _Layer, hidden: Tensor, found: Tensor) -> Tensor:
-        """Return a layer's output, (tokens, width), from what attention found."""
-        hidden = hidden + layer.o_proj(found)
+    def _output_and_mlp(self, layer: _Layer, hidden: Tensor, attended: Tensor) -> Tensor:
+        """Return a layer's output, (tokens, width), from its input and the output of its attention."""
+        hidden = hidden + layer.o_proj(attended)
         gate, up = layer.gate_up_proj(self._rms_norm(hidden, layer.post_attention_norm)).chunk(
             2, dim=-1
         )
@@ -225,94 +228,93 @@ class LlamaDecoder:
         return self._head(self._rms_norm(hidden, self._norm))
 
     def _rms_norm(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        """Divide by the root of the mean square, in fp32 as transformers does."""
-        wide = hidden.float()
-        wide = wide * (wide.square().mean(dim=-1, keepdim=True) + self._epsilon).rsqrt_()
-        return weight * wide.to(hidden.dtype)
+        """Divide by the root mean square, in fp32 as transformers does."""
+        exact = hidden.float()
+        exact = exact * (exact.square().mean(dim=-1, keepdim=True) + self._epsilon).rsqrt_()
+        return weight * exact.to(hidden.dtype)
 
     def _grow_cache(self, tokens: int) -> None:
-        """Let slots hold so many tokens; what they hold moves along."""
-        if tokens <= self._room:
+        """Grow all slots to hold at least `tokens` tokens."""
+        if tokens <= self._capacity:
             return
-        room = max(tokens, min(self._longest, 2 * self._room))
-        weight = self._words.weight
-        shape = (self._slots, self._key_heads, room, self._head_width)
-        for held in (self._keys, self._values):
-            fresh = []
-            for layer in range(len(self._layers)):
-                fresh.append(weight.new_zeros(shape))
-                if held:
-                    fresh[-1][:, :, : self._room] = held[layer]
-            held[:] = fresh
-        self._room = room
-        places = torch.arange(room, device=weight.device).unsqueeze(0)
-        cosines, sines = self._rotary(weight, places)  # (1, room, head width)
+        capacity = max(tokens, min(self._max_length, 2 * self._capacity))
+        weight = self._embeddings.weight
+        shape = (self._slots, self._key_heads, capacity, self._head_width)
+        for cache in (self._keys, self._values):
+            grown = [weight.new_zeros(shape) for _ in self._layers]
+            for new, old in zip(grown, cache, strict=False):  # no old ones at first
+                new[:, :, : self._capacity] = old
+            cache[:] = grown
+        self._capacity = capacity
+        positions = torch.arange(capacity, device=weight.device).unsqueeze(0)
+        cosines, sines = self._rotary(weight, positions)  # (1, capacity, head width)
         self._cosines, self._sines = cosines[0].unsqueeze(1), sines[0].unsqueeze(1)
 
 
 class _DecodeMask:
-    """Which part of the slots a step looks at, and which of its rows are wanted."""
+    """Slots and positions that a decoding step attends to."""
 
     def __init__(
-        self, slots: Sequence[int], places: Sequence[int], room: int, like: Tensor
+        self, slots: Sequence[int], positions: Sequence[int], capacity: int, like: Tensor
     ) -> None:
-        """Look at all slots from the first to the last that takes part; none between are copied.
+        """Cover all slots from the first to the last that takes part, so that none is copied.
 
         Args:
-            slots: Of the rows.
-            places: Of each row's token.
-            room: Places that there are.
-            like: Says on what and in what is computed.
+            slots: Slot of each row.
+            positions: Position of each row's token.
+            capacity: Positions of a slot.
+            like: A tensor of the device and precision of the computation.
         """
         self.low, self.high = min(slots), max(slots) + 1
-        self.longest = min(room, -(-(max(places) + 1) // _STRIDE) * _STRIDE)
+        self.length = min(capacity, -(-(max(positions) + 1) // _STRIDE) * _STRIDE)
         in_order = list(slots) == list(range(self.low, self.high))
         self._rows = None if in_order else torch.tensor(slots, device=like.device) - self.low
-        ends = [0] * (self.high - self.low)  # slots between look at one place
-        for slot, place in zip(slots, places, strict=True):
-            ends[slot - self.low] = place
-        behind = torch.arange(self.longest) > torch.tensor(ends).unsqueeze(1)
-        mask = torch.zeros(behind.shape, dtype=like.dtype).masked_fill_(behind, -torch.inf)
-        self.mask = mask.unsqueeze(1).to(like.device)
-        """What bars each slot from places behind its token, (slots, 1, longest), 0 or minus infinity."""
+        # slots that take no part attend to their first position
+        last_positions = [0] * (self.high - self.low)
+        for slot, position in zip(slots, positions, strict=True):
+            last_positions[slot - self.low] = position
+        masked = torch.arange(self.length) > torch.tensor(last_positions).unsqueeze(1)
+        bias = torch.zeros(masked.shape, dtype=like.dtype).masked_fill_(masked, -torch.inf)
+        self.bias = bias.unsqueeze(1).to(like.device)
+        """Added to the scores, (slots, 1, length): minus infinity after each row's token, else 0."""
 
-    def spread(self, rows: Tensor) -> Tensor:
-        """Put each row where its slot is."""
+    def to_slots(self, rows: Tensor) -> Tensor:
+        """Return a tensor with each row at its slot, and zeros elsewhere."""
         if self._rows is None:
             return rows
-        spread = rows.new_zeros(self.high - self.low, *rows.shape[1:])
-        spread[self._rows] = rows
-        return spread
+        slots = rows.new_zeros(self.high - self.low, *rows.shape[1:])
+        slots[self._rows] = rows
+        return slots
 
-    def gather(self, slots: Tensor) -> Tensor:
-        """Take each row from where its slot is."""
+    def to_rows(self, slots: Tensor) -> Tensor:
+        """Return the row of each slot that takes part."""
         return slots if self._rows is None else slots[self._rows]
 
 
-def _layer(layer: Any, bits: Quantization) -> _Layer:  # noqa: ANN401 - transformers' own, by type
+def _build_layer(layer: Any, quantization: Quantization) -> _Layer:  # noqa: ANN401 - attributes of modules
     """Read one layer of transformers."""
     attention, mlp = layer.self_attn, layer.mlp
-    normed = type(attention).__name__ == "Qwen3Attention"
+    has_head_norms = type(attention).__name__ == "Qwen3Attention"
     return _Layer(
         input_norm=layer.input_layernorm.weight,
-        qkv_proj=build_linear([attention.q_proj, attention.k_proj, attention.v_proj], bits),
-        query_norm=attention.q_norm.weight if normed else None,
-        key_norm=attention.k_norm.weight if normed else None,
-        o_proj=build_linear([attention.o_proj], bits),
+        qkv_proj=build_linear([attention.q_proj, attention.k_proj, attention.v_proj], quantization),
+        query_norm=attention.q_norm.weight if has_head_norms else None,
+        key_norm=attention.k_norm.weight if has_head_norms else None,
+        o_proj=build_linear([attention.o_proj], quantization),
         post_attention_norm=layer.post_attention_layernorm.weight,
-        gate_up_proj=build_linear([mlp.gate_proj, mlp.up_proj], bits),
-        down_proj=build_linear([mlp.down_proj], bits),
+        gate_up_proj=build_linear([mlp.gate_proj, mlp.up_proj], quantization),
+        down_proj=build_linear([mlp.down_proj], quantization),
     )
 
 
 def _matmul_attention(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-    """Attend by plain products, which in bf16 are faster than the fused function at these lengths.
+    """Attend with plain products, which in bf16 are faster than the fused function at these lengths.
 
     Args:
-        query: Of the last tokens, (key heads, group, tokens, head width).
-        keys: Of all tokens, (key heads, all tokens, head width).
-        values: The same.
-        scale: Of the scores.
+        query: Queries of the last tokens, (key heads, group, tokens, head width).
+        keys: Keys of all tokens, (key heads, all tokens, head width).
+        values: Values of all tokens, as `keys`.
+        scale: Factor of the scores.
     """
     key_heads, group, tokens, width = query.shape
     query = (query * scale).reshape(key_heads, group * tokens, width)
@@ -323,21 +325,25 @@ def _matmul_attention(query: Tensor, keys: Tensor, values: Tensor, scale: float)
 
 
 def _sdpa_attention(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-    """Attend by PyTorch's fused function, which is the faster in fp32."""
+    """Attend with PyTorch's fused function, which is faster in fp32."""
     key_heads, group, tokens, width = query.shape
     mask = functional.pad(_causal_bias(tokens, query), (keys.shape[1] - tokens, 0))
     return functional.scaled_dot_product_attention(
-        query.reshape(1, key_heads * group, tokens, width), keys.unsqueeze(0), values.unsqueeze(0),
-        attn_mask=mask, scale=scale, enable_gqa=True,
-    ).view(query.shape)  # fmt: skip
+        query.reshape(1, key_heads * group, tokens, width),
+        keys.unsqueeze(0),
+        values.unsqueeze(0),
+        attn_mask=mask,
+        scale=scale,
+        enable_gqa=True,
+    ).view(query.shape)
 
 
 def _causal_bias(tokens: int, like: Tensor) -> Tensor:
-    """Return what bars tokens from those behind them, (tokens, tokens), 0 or minus infinity."""
+    """Return the bias that masks later tokens, (tokens, tokens): 0 or minus infinity."""
     return like.new_full((tokens, tokens), -torch.inf).triu_(diagonal=1)
 
 
 def _apply_rotary(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Turn heads, (tokens, heads, head width), by their position."""
+    """Rotate heads, (tokens, heads, head width), by their position."""
     first, second = heads.chunk(2, dim=-1)
     return heads * cosines + torch.cat([-second, first], dim=-1) * sines

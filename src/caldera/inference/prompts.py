@@ -1,7 +1,7 @@
-"""Conversations and images in, prompts out: the ids a model reads, and what it is shown at which of them.
+"""Prompt builder: conversations and images to token ids with the positions of the images.
 
-An image from outside is known by its content alone: the sha256 over everything its pixels are made of and over how
-they are prepared. Two prompts share what was computed for them only as far as all of that is equal.
+A processed image is identified by its content: the sha256 of its pixels, mode, size and preprocessing. Prompts share
+cached keys and values only where all of that is equal.
 """
 
 import hashlib
@@ -13,9 +13,10 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
+from caldera.batches.image_sources import ImageSource
 from caldera.conversation import IMAGE_PLACEHOLDER, Conversation, Turn
 from caldera.errors import UsageError
-from caldera.images.anyres import Size, TileLayout, choose_layout
+from caldera.images.anyres import SINGLE_VIEW, Size, TileLayout, choose_layout
 from caldera.images.processor import ImageProcessor
 from caldera.inference.sampling import SamplingParams
 from caldera.model.assistant import LlavaBundle
@@ -24,178 +25,187 @@ from caldera.templates.inspection import segments
 from caldera.templates.template import find_template
 
 
-@dataclass(frozen=True, slots=True)
-class FilePrompt:
-    """A conversation as the model takes it, opened for the assistant's answer; its images are files."""
-
-    ids: tuple[int, ...]
-    images: tuple[Path, ...]
-    layouts: tuple[TileLayout, ...]
-    """How each image is shown."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class ProcessedImage:
-    """An image as the vision tower takes it."""
+    """An image as the vision tower takes it, or as the tower gave it."""
 
     digest: str
-    """sha256 in hex over mode, size, pixels and preparation."""
+    """Identifies the content and its preprocessing; sha256 in hex for images from outside."""
 
-    pixels: Tensor
-    """Of all views, (views, channels, height, width)."""
+    views: Tensor
+    """Pixels of all views, (views, channels, height, width), or their features, (views, patches, vision width)."""
 
     layout: TileLayout
-    """How the views lie."""
+    """Arrangement of the views in tiles."""
 
     size: Size
-    """Of the image itself, in pixels."""
+    """Width and height of the original image in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A conversation as the engine takes it, opened for the assistant's answer."""
+    """A conversation as the engine takes it, ending where the assistant's answer starts."""
 
     ids: tuple[int, ...]
     images: tuple[ProcessedImage, ...] = ()
     starts: tuple[int, ...] = ()
-    """Place of each image's first token among the ids."""
+    """Position of each image's first token among the ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class FilePrompt:
+    """A prompt whose images are files that were not decoded yet."""
+
+    ids: tuple[int, ...]
+    images: tuple[Path, ...]
+    layouts: tuple[TileLayout, ...]
+    """Tiles of each image."""
+
+    starts: tuple[int, ...]
+    """Position of each image's first token among the ids."""
+
+    text: str
+    """The prompt as the model reads it, with `<image>` for each image."""
+
+    def load(self, source: ImageSource) -> Prompt:
+        """Return the prompt with the pixels or features that `source` has for its images.
+
+        The images are identified by their paths, which must not change while an engine caches them.
+
+        Raises:
+            ImageError: An image cannot be used.
+        """
+        images = [
+            ProcessedImage(str(path), source([path]), layout, (0, 0))
+            for path, layout in zip(self.images, self.layouts, strict=True)
+        ]
+        return Prompt(self.ids, tuple(images), self.starts)
 
 
 def process_image(image: Image.Image, processor: ImageProcessor) -> ProcessedImage:
-    """Prepare an RGB image, upright and without transparency, for the tower.
+    """Preprocess an RGB image, upright and without transparency.
 
     Raises:
-        ValueError: It has another mode, in which equal bytes need not be equal images.
+        ValueError: The image has another mode, in which equal bytes need not be equal images.
     """
     if image.mode != "RGB":
-        raise ValueError(f"an image of mode {image.mode}; convert it to RGB first")
+        raise ValueError(f"the image has mode {image.mode}; convert it to RGB first")
     width, height = image.size
-    head = f"{image.mode} {width}x{height} {processor!r}\n"
-    digest = hashlib.sha256(head.encode())
+    header = f"{image.mode} {width}x{height} {processor!r}\n"
+    digest = hashlib.sha256(header.encode())
     digest.update(image.tobytes())
-    layout = TileLayout()
+    layout = SINGLE_VIEW
     if processor.aspect == "anyres":
         layout = choose_layout(image.size, processor.pinpoints, processor.side)
     return ProcessedImage(digest.hexdigest(), processor(image), layout, image.size)
 
 
 class PromptBuilder:
-    """Renders conversations for one assistant."""
+    """Renders and tokenizes conversations for one assistant."""
 
     def __init__(self, assistant: LlavaBundle) -> None:
-        """Render with the template of `assistant`'s card."""
+        """Use the template of `assistant`'s metadata."""
         self._assistant = assistant
         self._template = find_template(assistant.card.template)
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """The text that ends an answer, where the end is no special token."""
+        """Text that ends an answer, where the template has no end token."""
         return () if self._template.stop is None else (self._template.stop,)
+
+    def from_files(self, conversation: Conversation, folder: Path = Path()) -> FilePrompt:
+        """Build a prompt from a conversation that ends with the user; image paths are relative to `folder`.
+
+        Raises:
+            ImageError: The size of an image decides its tiles, but cannot be read.
+        """
+        encoded = encode(self._template.render(conversation), self._assistant.tokenizer)
+        return self._file_prompt(encoded, folder)
+
+    def from_images(self, conversation: Conversation, images: Sequence[ProcessedImage]) -> Prompt:
+        """Build a prompt from a conversation that ends with the user, with one processed image for each slot.
+
+        Raises:
+            ValueError: The numbers of images and slots differ.
+        """
+        encoded = encode(self._template.render(conversation), self._assistant.tokenizer)
+        return self._prompt(encoded, images)
 
     def with_answer(
         self, conversation: Conversation, answer: str, folder: Path
     ) -> tuple[FilePrompt, int]:
-        """Render a conversation that ends with the user, and an answer behind it.
+        """Build a prompt from a conversation that ends with the user, followed by an answer.
 
         Returns:
-            Ids that end with the answer's, and how many those are, without the mark that would end it.
+            The prompt, whose ids end with the answer's, and the number of those, without the end token.
 
         Raises:
-            ImageError: The size of an image counts, but cannot be read.
-            RecordError: The answer is empty.
+            ImageError: The size of an image decides its tiles, but cannot be read.
+            ConversationError: The answer is empty.
         """
-        encoded, tokens = self._answered(conversation, answer)
-        return self._resolve_layouts(encoded, folder), tokens
-
-    def from_files(self, conversation: Conversation, folder: Path = Path()) -> FilePrompt:
-        """Render a conversation that ends with the user; its image paths start from `folder`.
-
-        Raises:
-            ImageError: The size of an image counts, but cannot be read.
-        """
-        return self._resolve_layouts(self._encoded(conversation), folder)
-
-    def from_images(self, conversation: Conversation, images: Sequence[ProcessedImage]) -> Prompt:
-        """Render a conversation that ends with the user, with one prepared image for each of its places.
-
-        Raises:
-            ValueError: There is not one for each.
-        """
-        return self._prompt(self._encoded(conversation), images)
+        encoded, num_tokens = self._with_answer(conversation, answer)
+        return self._file_prompt(encoded, folder), num_tokens
 
     def with_answer_and_images(
         self, conversation: Conversation, answer: str, images: Sequence[ProcessedImage]
     ) -> tuple[Prompt, int]:
-        """Render a conversation that ends with the user, an answer behind it, and one prepared image for each place.
-
-        Returns:
-            A prompt whose ids end with the answer's, and how many those are, without the mark that would end it.
+        """Build a prompt as `with_answer` does, with one processed image for each slot.
 
         Raises:
-            RecordError: The answer is empty.
-            ValueError: There is not one image for each place.
+            ConversationError: The answer is empty.
+            ValueError: The numbers of images and slots differ.
         """
-        encoded, tokens = self._answered(conversation, answer)
-        return self._prompt(encoded, images), tokens
+        encoded, num_tokens = self._with_answer(conversation, answer)
+        return self._prompt(encoded, images), num_tokens
 
-    def _prompt(self, encoded: EncodedConversation, images: Sequence[ProcessedImage]) -> Prompt:
-        """Put images at their places.
-
-        Raises:
-            ValueError: There is not one for each.
-        """
-        layouts = [image.layout for image in images]
-        counts = self._assistant.image_tokens(layouts)
-        wider = self._expand_slots(encoded, layouts)  # refuses where the numbers differ
-        ends = encoded.image_end_positions(counts)
-        starts = tuple(end - count for end, count in zip(ends, counts, strict=True))
-        return Prompt(wider.ids, tuple(images), starts)
-
-    def as_text(self, conversation: Conversation) -> str:
-        """Spell a prompt as the model gets it, with `<image>` where an image stands."""
-        encoded = self._encoded(conversation)
-        counts = [1] * len(encoded.image_paths)
-        pieces = segments(encoded, self._assistant.tokenizer, counts)
-        return "".join(
-            IMAGE_PLACEHOLDER if piece.kind == "image" else piece.text for piece in pieces
-        )
-
-    def _answered(self, conversation: Conversation, answer: str) -> tuple[EncodedConversation, int]:
-        """Encode a conversation and an answer, and count the answer's tokens."""
-        turns = (*conversation.turns, Turn("assistant", (answer,)))
-        asked = len(list(self._template.render(conversation)))
-        spans = list(self._template.render(replace(conversation, turns=turns)))[: asked + 1]
-        encoded = encode(spans, self._assistant.tokenizer)
-        learned = takewhile(lambda label: label != IGNORE_INDEX, reversed(encoded.labels))
-        return encoded, sum(1 for _ in learned)
-
-    def _encoded(self, conversation: Conversation) -> EncodedConversation:
-        return encode(self._template.render(conversation), self._assistant.tokenizer)
-
-    def _resolve_layouts(self, encoded: EncodedConversation, folder: Path) -> FilePrompt:
-        """Look at how the images are shown whose paths start from `folder`."""
+    def _file_prompt(self, encoded: EncodedConversation, folder: Path) -> FilePrompt:
+        """Expand the slots of images whose paths are relative to `folder`."""
         paths = tuple(folder / path for path in encoded.image_paths)
         layouts = self._assistant.layouts(paths)
-        return FilePrompt(self._expand_slots(encoded, layouts).ids, paths, layouts)
+        ids, starts = self._expand_slots(encoded, layouts)
+        return FilePrompt(ids, paths, layouts, starts, self._text(encoded))
+
+    def _prompt(self, encoded: EncodedConversation, images: Sequence[ProcessedImage]) -> Prompt:
+        """Expand the slots of processed images."""
+        ids, starts = self._expand_slots(encoded, [image.layout for image in images])
+        return Prompt(ids, tuple(images), starts)
 
     def _expand_slots(
         self, encoded: EncodedConversation, layouts: Sequence[TileLayout]
-    ) -> EncodedConversation:
-        """Return it with as many image tokens as its images have."""
-        counts = self._assistant.image_tokens(layouts)
-        return encoded.with_image_tokens(counts, self._assistant.model.image_token_id)
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return ids with all tokens of the images, and the position of each image's first token."""
+        counts = [self._assistant.model.count_tokens(layout) for layout in layouts]
+        expanded = encoded.with_image_tokens(counts, self._assistant.model.image_token_id)
+        ends = encoded.image_end_positions(counts)
+        return expanded.ids, tuple(end - count for end, count in zip(ends, counts, strict=True))
+
+    def _text(self, encoded: EncodedConversation) -> str:
+        """Return the text that the model reads, with `<image>` for each image."""
+        counts = [1] * len(encoded.image_paths)
+        return "".join(
+            IMAGE_PLACEHOLDER if segment.kind == "image" else segment.text
+            for segment in segments(encoded, self._assistant.tokenizer, counts)
+        )
+
+    def _with_answer(
+        self, conversation: Conversation, answer: str
+    ) -> tuple[EncodedConversation, int]:
+        """Encode a conversation and an answer, and count the answer's tokens."""
+        turns = (*conversation.turns, Turn("assistant", (answer,)))
+        num_prompt_spans = len(list(self._template.render(conversation)))
+        spans = list(self._template.render(replace(conversation, turns=turns)))
+        # the span after the prompt's is the answer; the end token that follows it is not scored
+        encoded = encode(spans[: num_prompt_spans + 1], self._assistant.tokenizer)
+        supervised = takewhile(lambda label: label != IGNORE_INDEX, reversed(encoded.labels))
+        return encoded, sum(1 for _ in supervised)
 
 
 def check_context_length(
     ids: Sequence[int], sampling: SamplingParams, context_length: int | None
 ) -> None:
-    """Refuse what a model has no room for.
-
-    Raises:
-        UsageError: A prompt and its answer are longer than the context, `room`; None is no limit.
-    """
+    """Raise UsageError if a prompt and its longest answer exceed the context; None is no limit."""
     if context_length is not None and len(ids) + sampling.max_new_tokens > context_length:
         raise UsageError(
-            f"the conversation is {len(ids)} tokens long and asks for up to {sampling.max_new_tokens} "
-            f"more, but the model has room for {context_length}; start anew or ask for fewer"
+            f"the conversation is {len(ids)} tokens long and asks for up to {sampling.max_new_tokens} more, but the "
+            f"model has room for {context_length}; shorten it or lower max_new_tokens"
         )

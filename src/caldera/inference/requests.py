@@ -1,4 +1,4 @@
-"""What is asked of the engine, and what is heard from it: requests, pieces of answers, and how an answer ended."""
+"""Requests to the engine, and the streams of their answers."""
 
 import threading
 from collections import deque
@@ -15,7 +15,7 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One answer that is wanted; several of one prompt are several requests, which share what was computed for it."""
+    """Request for one answer; several answers to one prompt are several requests, which share its prefix."""
 
     prompt: Prompt
     sampling: SamplingParams = field(default_factory=SamplingParams)
@@ -23,50 +23,49 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """One token and how likely it was, before temperature, top-p and top-k."""
+    """Log probability of one token, before temperature, top-p and top-k."""
 
     token: int
 
     text: str
-    """Its spelling alone; half a character spells as U+FFFD."""
+    """The token decoded alone; incomplete UTF-8 becomes U+FFFD."""
 
     logprob: float
-    """Logarithm of its probability, in nats."""
+    """In nats."""
 
     top_logprobs: tuple[tuple[int, str, float], ...] = ()
-    """Likeliest tokens at its place: id, spelling, logarithm."""
+    """Most likely tokens at this position: id, text, log probability."""
 
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """Some more of an answer."""
+    """Next piece of an answer."""
 
     text: str
     tokens: tuple[int, ...]
-    """The tokens that the text is made of, without those of a stop."""
+    """Tokens of the text, without those of a stop text."""
 
     logprobs: tuple[TokenLogprob, ...] = ()
-    """One for each of the tokens, where they were asked for."""
+    """One for each token, if requested."""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one request."""
+    """Token counts of one request."""
 
     prompt_tokens: int
 
     cached_tokens: int = 0
-    """Tokens of the prompt that were not computed again."""
+    """Prompt tokens whose keys and values came from the prefix cache."""
 
     completion_tokens: int = 0
-    """Tokens of the answer, its end mark among them."""
+    """Tokens of the answer, including its end token."""
 
 
 class AnswerStream:
-    """An answer that is being written. It is read by one reader: by iterating, which waits, or by `ready`."""
+    """Stream of an answer while it is generated, for one reader: iterate (blocking), or call `drain`."""
 
     def __init__(self, request: Request) -> None:
-        """Await the answer to `request`."""
         self.request = request
         self._changed = threading.Condition()
         self._pieces: deque[TextDelta] = deque()
@@ -78,10 +77,10 @@ class AnswerStream:
         self._ended = False
 
     def __iter__(self) -> Iterator[TextDelta]:
-        """Yield pieces as they come, until the answer ends.
+        """Yield pieces as they arrive, until the answer ends.
 
         Raises:
-            CalderaError: This answer failed.
+            CalderaError: This request failed.
         """
         while True:
             with self._changed:
@@ -98,69 +97,75 @@ class AnswerStream:
         """Wait for the rest of the answer and return it.
 
         Raises:
-            CalderaError: This answer failed.
+            CalderaError: This request failed.
         """
         return "".join(piece.text for piece in self)
 
+    def wait(self) -> None:
+        """Wait for the end of the answer, without reading it."""
+        with self._changed:
+            while not self._ended:
+                self._changed.wait()
+
     def drain(self) -> list[TextDelta]:
-        """Return the pieces that came since they were last read, without waiting."""
+        """Return the pieces that arrived since the last read, without waiting."""
         with self._changed:
             pieces = list(self._pieces)
             self._pieces.clear()
         return pieces
 
     def on_update(self, listener: Callable[[], object]) -> None:
-        """Call `listener`, on the engine's thread and at once, whenever a piece came or the answer ended."""
+        """Call `listener` now, and on the engine's thread after each piece and at the end."""
         with self._changed:
             self._listener = listener
         listener()
 
     def cancel(self) -> None:
-        """Ask for the answer to end where it is; nothing more is said after the pieces that came."""
+        """Request the end of the answer; pieces that arrived can still be read."""
         self._cancelled = True
 
     @property
     def cancelled(self) -> bool:
-        """Whether its end was asked for."""
+        """True once `cancel` was called."""
         return self._cancelled
 
     @property
     def ended(self) -> bool:
-        """Whether no more will come than `ready` or iterating still gives."""
+        """True if no more pieces will arrive."""
         return self._ended
 
     @property
     def error(self) -> CalderaError | None:
-        """What ended it before its time."""
+        """The error that ended the answer."""
         return self._error
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """Why it ended; None before, and where it failed."""
+        """Reason of the end; None before it, and after an error."""
         return self._finish_reason
 
     @property
     def usage(self) -> Usage:
-        """Tokens so far."""
+        """Token counts so far."""
         return self._usage
 
     def push(self, piece: TextDelta, usage: Usage) -> None:
-        """Give the reader a piece; for the engine."""
+        """Add a piece; called by the engine."""
         with self._changed:
             self._usage = usage
             self._pieces.append(piece)
         self._wake()
 
-    def finish(self, how: FinishReason | CalderaError, usage: Usage | None = None) -> None:
-        """Tell the reader that nothing more comes, and why; for the engine."""
+    def finish(self, outcome: FinishReason | CalderaError, usage: Usage | None = None) -> None:
+        """End the stream; called by the engine."""
         with self._changed:
             if self._ended:
                 return
             self._usage = usage or self._usage
-            if isinstance(how, CalderaError):
-                self._error = how
+            if isinstance(outcome, CalderaError):
+                self._error = outcome
             else:
-                self._finish_reason = how
+                self._finish_reason = outcome
             self._ended = True
         self._wake()
 

@@ -1,80 +1,77 @@
-"""Logits in, the next token of each row out."""
+"""Sampling parameters, and the choice of the next token."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from caldera.errors import UsageError
+from caldera.errors import UsageError, check_ranges
 
 MAX_TOP_LOGPROBS = 20
-"""Likeliest tokens that can be told of at each place."""
-
-_SEEDS = 1 << 63
+"""Maximum of `top_logprobs`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingParams:
-    """How the next token is chosen, what is told of it, and when to stop."""
+    """Sampling parameters, logprobs, and stop conditions."""
 
     temperature: float = 0.0
-    """0 takes the likeliest token; over 0 draws one, the more freely the higher."""
+    """0 takes the most likely token (greedy); above 0 samples, more randomly the higher it is."""
 
     top_p: float = 1.0
-    """Draw only from the likeliest tokens that together have this probability."""
+    """Sample only from the most likely tokens that together have this probability."""
 
     top_k: int = 0
-    """Draw only from so many of the likeliest tokens; 0 from all."""
+    """Sample only from this number of the most likely tokens; 0 means all."""
 
     max_new_tokens: int = 256
-    """Longest answer."""
+    """Maximum length of the answer."""
 
     seed: int = 0
-    """Of the draws."""
+    """Seed of the sampling."""
 
     stop: tuple[str, ...] = ()
-    """An answer ends before the first of these texts."""
+    """Texts before which the answer ends, in addition to the template's own."""
+
+    ignore_template_stop: bool = False
+    """Do not end the answer at the template's stop text; end tokens still end it."""
 
     logprobs: bool = False
-    """Whether the logarithm of each token's probability is told."""
+    """Return the log probability of each token."""
 
     top_logprobs: int = 0
-    """Likeliest tokens that are told of beside each."""
+    """Number of most likely alternatives to return for each token."""
 
     def __post_init__(self) -> None:
-        """Check every setting.
-
-        Raises:
-            UsageError: One is out of its range.
-        """
-        ranges = (
-            ("temperature", 0 <= self.temperature <= 10, "lie in [0, 10]"),
-            ("top_p", 0 < self.top_p <= 1, "lie in (0, 1]"),
-            ("top_k", self.top_k >= 0, "be at least 0"),
-            ("max_new_tokens", self.max_new_tokens >= 1, "be at least 1"),
-            ("seed", 0 <= self.seed < _SEEDS, f"lie in [0, {_SEEDS})"),
-            ("top_logprobs", 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS, f"lie in [0, {MAX_TOP_LOGPROBS}]"),
-        )  # fmt: skip
-        for name, good, needed in ranges:
-            if not good:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must {needed}")
+        """Check every setting."""
+        check_ranges(
+            self,
+            {
+                "temperature": "[0, 10]",
+                "top_p": "(0, 1]",
+                "top_k": "[0, inf]",
+                "max_new_tokens": "[1, inf]",
+                "seed": f"[0, {1 << 63})",
+                "top_logprobs": f"[0, {MAX_TOP_LOGPROBS}]",
+            },
+        )
         if "" in self.stop:
             raise UsageError("stop holds an empty text, which every answer begins with; remove it")
         if self.top_logprobs and not self.logprobs:
-            raise UsageError("top_logprobs is given without logprobs; ask for both or neither")
+            raise UsageError("top_logprobs needs logprobs; set both or neither")
 
 
 def sample_tokens(logits: Tensor, sampling: SamplingParams, generator: torch.Generator) -> Tensor:
     """Choose a token for each row of `logits`, (rows, vocabulary); return ids, (rows,)."""
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
-    chances = (logits.float() / sampling.temperature).softmax(dim=-1)  # (rows, vocabulary)
-    if sampling.top_k and sampling.top_k < chances.shape[-1]:
-        ordered, ids = chances.topk(sampling.top_k, dim=-1)  # (rows, top_k)
+    probabilities = (logits.float() / sampling.temperature).softmax(dim=-1)  # (rows, vocabulary)
+    if sampling.top_k and sampling.top_k < probabilities.shape[-1]:
+        ordered, ids = probabilities.topk(sampling.top_k, dim=-1)  # (rows, top_k)
         ordered = ordered / ordered.sum(dim=-1, keepdim=True)
     else:
-        ordered, ids = chances.sort(dim=-1, descending=True)
-    before = ordered.cumsum(dim=-1) - ordered  # probability of all likelier tokens
+        ordered, ids = probabilities.sort(dim=-1, descending=True)
+    before = ordered.cumsum(dim=-1) - ordered  # probability of all more likely tokens
     ordered[before >= sampling.top_p] = 0
-    drawn = torch.multinomial(ordered, 1, generator=generator)  # (rows, 1)
-    return ids.gather(-1, drawn).squeeze(-1)  # (rows,)
+    columns = torch.multinomial(ordered, 1, generator=generator)  # (rows, 1)
+    return ids.gather(-1, columns).squeeze(-1)  # (rows,)

@@ -1,4 +1,4 @@
-"""A server as what answers, over loopback: images as data URLs, patience, failures that are no scores."""
+"""Answers of a server, over loopback: images as data URLs, retries, and failures that are not answers."""
 
 import base64
 from collections.abc import Callable
@@ -18,91 +18,93 @@ from tests.teacher_server import Script, TeacherServer, completion
 Serve = Callable[[Script], TeacherServer]
 
 
-def ask(server: TeacherServer, photos: Path, count: int = 6, **asking: Any) -> dict[str, Answer]:  # noqa: ANN401
-    """Ask a server some questions, without long waits."""
+def ask(server: TeacherServer, photos: Path, count: int = 6, **settings: Any) -> dict[str, Answer]:  # noqa: ANN401
+    """Return a server's answers to all questions but q4, by item id."""
     answers: dict[str, Answer] = {}
     answerer = ServerAnswerer(
         ServerAddress(url=server.url, model="m", key=SecretStr("secret-key")),
-        AnswerConfig(**asking),
+        AnswerConfig(**settings),
     )
     answerer.ask(
-        questions(count).items,
+        [answerer.prepare(item, photos, ("0" * 64,)) for item in questions(count).items],
         {"q4"},
-        lambda some: answers.update({one.id: one for one in some}),
-        folder=photos,
+        lambda batch: answers.update({answer.id: answer for answer in batch}),
         max_new_tokens=9,
     )
     return answers
 
 
-def test_images_and_words_arrive_as_they_are(serve: Serve, photos: Path) -> None:
-    """The file's own bytes as a data URL before the words, text alone as a string; what is done is not asked."""
+def test_images_and_text_arrive_unchanged(serve: Serve, photos: Path) -> None:
+    """The file's bytes as a data URL before the text, text alone as a string; answered items are not asked."""
     server = serve(right)
     answers = ask(server, photos)
-    assert {name: answer.text for name, answer in answers.items()} == {
-        "q0": "red", "q1": "blue", "q2": "green", "q3": "red", "q5": "nothing",
-    }  # fmt: skip
-    asked = {number_in(body): body for body in server.bodies()}
-    image, words = asked[1]["messages"][0]["content"]
-    kind, _, data = image["image_url"]["url"].partition(",")
-    assert kind == "data:image/png;base64"
+    texts = {item_id: answer.text for item_id, answer in answers.items()}
+    assert texts == {"q0": "red", "q1": "blue", "q2": "green", "q3": "red", "q5": "nothing"}
+    bodies = {number_in(body): body for body in server.bodies()}
+    image, text = bodies[1]["messages"][0]["content"]
+    media_type, _, data = image["image_url"]["url"].partition(",")
+    assert media_type == "data:image/png;base64"
     assert base64.b64decode(data) == (photos / "1.png").read_bytes()
-    assert words == {"type": "text", "text": "what is there in image 1 and where?"}
-    assert asked[2]["messages"][0]["content"].strip() == "what is there in image 2 and where and where?"  # fmt: skip
-    assert (asked[1]["temperature"], asked[1]["max_tokens"], asked[1]["model"]) == (0.0, 9, "m")
-    assert "seed" not in asked[1]
+    assert text == {"type": "text", "text": "what is there in image 1 and where?"}
+    content = bodies[2]["messages"][0]["content"]
+    assert content.strip() == "what is there in image 2 and where and where?"
+    assert (bodies[1]["temperature"], bodies[1]["max_tokens"], bodies[1]["model"]) == (0.0, 9, "m")
+    assert "seed" not in bodies[1]
 
 
-def test_trouble_that_passes_is_waited_for_and_the_rest_fails(serve: Serve, photos: Path) -> None:
-    """A 500 is tried again; a refusal and a missing image fail with a reason, and never as an empty answer."""
-    seen: list[int] = []
+def test_transient_errors_are_retried_and_others_fail(serve: Serve, photos: Path) -> None:
+    """A 500 is retried; a 400 and a missing image fail with a reason, never as an empty answer."""
+    numbers: list[int] = []
 
     def script(request: dict[str, Any], count: int) -> teacher_server.Answer:
-        at = number_in(request)
-        seen.append(at)
-        if at == 0 and seen.count(0) == 1:
+        number = number_in(request)
+        numbers.append(number)
+        if number == 0 and numbers.count(0) == 1:
             return teacher_server.Answer({"error": {}}, status=500, headers={"retry-after-ms": "1"})
-        if at == 1:
+        if number == 1:
             return teacher_server.Answer({"error": {"message": "too large"}}, status=400)
         return right(request, count)
 
     (photos / "3.png").unlink()
     answers = ask(serve(script), photos, concurrency=1)
     assert answers["q0"].text == "red"
-    failed = {name: answer.error for name, answer in answers.items() if answer.error}
+    failed = {item_id: answer.error for item_id, answer in answers.items() if answer.error}
     assert failed.keys() == {"q1", "q3"}
     assert "bad request: HTTP 400" in failed["q1"]
     assert "3.png does not exist" in failed["q3"]
 
 
-def test_a_server_that_answers_nothing_is_left(serve: Serve, photos: Path) -> None:
-    """After as many failures in a row as are allowed; a key that is not taken ends it at once, and is not told."""
-    refusing = serve(lambda request, count: teacher_server.Answer({"error": {}}, status=400))
-    with pytest.raises(LLMClientError, match="3 items in a row failed"):
-        ask(refusing, photos, 30, concurrency=1, give_up_after=3)
-    assert refusing.count == 3
+def test_a_failing_server_ends_the_run(serve: Serve, photos: Path) -> None:
+    """After the allowed number of consecutive failures; a rejected key ends it at once, and is not printed."""
+    failing = serve(lambda request, count: teacher_server.Answer({"error": {}}, status=400))
+    with pytest.raises(LLMClientError, match="3 consecutive items failed"):
+        ask(failing, photos, 30, concurrency=1, max_consecutive_failures=3)
+    assert failing.count == 3
     locked = serve(
         lambda request, count: teacher_server.Answer({"error": {"message": "bad secret-key"}}, 401)
     )
-    with pytest.raises(LLMClientError, match="the server does not take the key") as caught:
+    with pytest.raises(LLMClientError, match="the server does not accept the API key") as raised:
         ask(locked, photos, concurrency=1)
-    assert "secret-key" not in str(caught.value)
+    assert "secret-key" not in str(raised.value)
 
 
-def test_the_only_model_of_a_server_need_not_be_named(serve: Serve) -> None:
-    """One is taken; of several, the message lists them; what is no list is told."""
-    one = serve(lambda request, count: teacher_server.Answer({"data": [{"id": "llava"}]}))
-    assert ServerAnswerer(ServerAddress(url=one.url), AnswerConfig()).identity["model"] == f"llava at {one.url}"  # fmt: skip
+def test_the_only_model_of_a_server_is_the_default(serve: Serve) -> None:
+    """Several are listed in the message; a reply without a list is an error."""
+    single = serve(lambda request, count: teacher_server.Answer({"data": [{"id": "llava"}]}))
+    answerer = ServerAnswerer(ServerAddress(url=single.url), AnswerConfig())
+    assert answerer.identity["model"] == f"llava at {single.url}"
     two = serve(lambda request, count: teacher_server.Answer({"data": [{"id": "a"}, {"id": "b"}]}))
-    with pytest.raises(UsageError, match=r"serves 2 models \(a, b\); choose one with --served"):
+    with pytest.raises(
+        UsageError, match=r"serves 2 models \(a, b\); choose one with --served-model"
+    ):
         ServerAnswerer(ServerAddress(url=two.url), AnswerConfig())
-    odd = serve(lambda request, count: completion("hello"))
-    with pytest.raises(LLMClientError, match="does not say what it serves"):
-        ServerAnswerer(ServerAddress(url=odd.url), AnswerConfig())
+    other = serve(lambda request, count: completion("hello"))
+    with pytest.raises(LLMClientError, match="does not list its models"):
+        ServerAnswerer(ServerAddress(url=other.url), AnswerConfig())
 
 
-def test_a_server_does_not_weigh_options() -> None:
-    """What it cannot do is refused before anything is sent."""
+def test_a_server_cannot_score_options() -> None:
+    """The setting is rejected before anything is sent."""
     with pytest.raises(UsageError, match="choice_method=letter needs a model folder"):
         ServerAnswerer(
             ServerAddress(url="http://127.0.0.1:9/v1", model="m"),
@@ -110,7 +112,7 @@ def test_a_server_does_not_weigh_options() -> None:
         )
 
 
-def test_half_a_character_in_an_answer_can_be_written(serve: Serve, photos: Path) -> None:
-    """A lone surrogate becomes a replacement mark."""
+def test_a_lone_surrogate_in_an_answer_is_replaced(serve: Serve, photos: Path) -> None:
+    """So that the answer can be written as UTF-8."""
     answers = ask(serve(lambda request, count: completion("a\ud800b")), photos, 1)
     assert answers["q0"].text == "a?b"

@@ -101,7 +101,11 @@ def test_without_a_letter_the_first_stands_and_is_counted(
 
     figures = evaluate_ensemble(order, judge(serve(script).url), NoProgress())
     assert figures["judge"]["accuracy"] == 80.0
-    assert (figures["num_invalid"], figures["errors"], figures["valid"]) == (1, {"no letter": 1}, False)
+    assert (figures["num_invalid"], figures["errors"], figures["valid"]) == (
+        1,
+        {"no letter": 1},
+        False,
+    )
     assert order.out is not None
     assert json.loads((order.out / "letters.json").read_text())["3"] == "B"
     assert json.loads((order.out / "scores.json").read_text())["figures"] == figures
@@ -125,7 +129,7 @@ def test_files_that_do_not_fit_are_refused(order: EnsembleConfig, tmp_path: Path
             None,
             NoProgress(),
         )
-    with pytest.raises(UsageError, match="give --out FOLDER"):
+    with pytest.raises(UsageError, match="add --out FOLDER"):
         evaluate_ensemble(
             EnsembleConfig(sources=order.sources, first=order.first, second=order.second),
             judge("http://127.0.0.1:9/v1"),

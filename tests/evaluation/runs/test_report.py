@@ -1,4 +1,4 @@
-"""The report of runs: whatever a model said is text to a parser and to a browser; runs are compared fairly."""
+"""Reports of runs: answers are text to a parser and to a browser, and only runs on the same items are compared."""
 
 import json
 import re
@@ -29,7 +29,7 @@ Serve = Callable[[Script], TeacherServer]
 
 
 class Page(HTMLParser):
-    """What of a page could do something."""
+    """Tags, addresses and handlers of a page."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Page(HTMLParser):
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note a tag, where it points and what it would run."""
+        """Record a tag, its addresses and its handlers."""
         self.tags.append(tag)
         for name, value in attrs:
             if name in ("src", "href", "action", "data", "srcset", "poster"):
@@ -49,27 +49,27 @@ class Page(HTMLParser):
 
 
 def run(server: TeacherServer, photos: Path, out: Path, count: int = 12) -> Path:
-    """Have a server answer a benchmark; return the run's folder."""
+    """Evaluate a server; return the run folder."""
     answerer = ServerAnswerer(ServerAddress(url=server.url, model="m"), AnswerConfig())
     evaluate(questions(count), answerer, folder=photos, out=out)
     return out
 
 
 def attack(target: str) -> Script:
-    """Return a model that says what a page must not do."""
-    said = (
+    """Return a model whose answers contain active HTML."""
+    markup = (
         f'</p><script>fetch("{target}/s")</script><img src="{target}/i" onerror="fetch(1)">'
         f'<link rel=stylesheet href="{target}/c"><style>@import "{target}/m";</style>{{{{ 7 * 7 }}}}'
     )
 
     def script(request: dict[str, Any], count: int) -> Answer:
-        return completion(said) if number_in(request) % 2 else right(request, count)
+        return completion(markup) if number_in(request) % 2 else right(request, count)
 
     return script
 
 
 def test_markup_in_an_answer_is_text(serve: Serve, photos: Path, tmp_path: Path) -> None:
-    """H7: to a parser the page has no script, no handler, no address but the data of images; the answer is shown."""
+    """H7: the page has no script, no handler, and no address but image data; the answer is visible."""
     run(serve(attack("http://127.0.0.1:9")), photos, tmp_path / "out")
     text = (tmp_path / "out" / "report.html").read_text()
     page = Page(text)
@@ -88,29 +88,31 @@ def test_markup_in_an_answer_is_text(serve: Serve, photos: Path, tmp_path: Path)
 
 @pytest.mark.slow
 def test_a_browser_requests_nothing(serve: Serve, photos: Path, tmp_path: Path) -> None:
-    """H7: Chromium shows the answers and asks the attacker's server nothing, as it does of a page that is naive."""
+    """H7: Chromium shows the answers without a request to the attacker's server; an unescaped page makes one."""
     browser = shutil.which("chromium")
     if browser is None:
         pytest.skip("no chromium on this machine")
 
-    def show(page: Path) -> str:
-        words = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000"]  # fmt: skip
-        words += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
-        done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=120)
-        return done.stdout
+    def render(page: Path) -> str:
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=3000"]
+        options += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()]
+        command = [browser, *options]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=120
+        ).stdout
 
     target = serve(lambda request, count: teacher_server.Answer({}))
     run(serve(attack(target.url)), photos, tmp_path / "out")
-    shown = show(tmp_path / "out" / "report.html")
-    assert "&lt;script&gt;fetch(" in shown
+    dom = render(tmp_path / "out" / "report.html")
+    assert "&lt;script&gt;fetch(" in dom
     assert target.count == 0
     (tmp_path / "naive.html").write_text(f'<p><img src="{target.url}/i"></p>')
-    show(tmp_path / "naive.html")
-    assert target.count > 0, "else nothing was shown"
+    render(tmp_path / "naive.html")
+    assert target.count > 0, "else nothing was rendered"
 
 
-def test_the_report_shows_what_went_wrong(serve: Serve, photos: Path, tmp_path: Path) -> None:
-    """Counts by state, the right answer beside a wrong one, images inside; an image that is gone is named."""
+def test_the_report_shows_wrong_answers(serve: Serve, photos: Path, tmp_path: Path) -> None:
+    """With counts by state, the correct answer next to a wrong one, and images; a missing image is named."""
     out = run(serve(right), photos, tmp_path / "out")
     text = (out / "report.html").read_text()
     assert "right (11)" in text
@@ -124,10 +126,10 @@ def test_the_report_shows_what_went_wrong(serve: Serve, photos: Path, tmp_path: 
     assert "0.png cannot be shown" in (tmp_path / "again.html").read_text()
 
 
-def test_the_gallery_is_bounded_and_has_some_of_all(
+def test_the_gallery_is_bounded_and_has_all_states(
     serve: Serve, photos: Path, tmp_path: Path
 ) -> None:
-    """Of many items so many are shown as fit, the only wrong one among them; the file has them all."""
+    """Of many items it has the maximum number, the only wrong one among them; answers.jsonl has all."""
     out = run(serve(right), photos, tmp_path / "out", GALLERY_SIZE + 40)
     text = (out / "report.html").read_text()
     assert text.count("<li ") == GALLERY_SIZE
@@ -137,39 +139,44 @@ def test_the_gallery_is_bounded_and_has_some_of_all(
 
 
 def test_runs_are_compared_item_by_item(serve: Serve, photos: Path, tmp_path: Path) -> None:
-    """Only the same items count; better, worse and p are of the items whose marks differ."""
+    """Wins, losses and p are those of the items whose scores differ."""
 
     def worse(request: dict[str, Any], count: int) -> Answer:
         return completion("green" if number_in(request) < 6 else "red")
 
     first = read_run(run(serve(right), photos, tmp_path / "first"))
     second = read_run(run(serve(worse), photos, tmp_path / "second"))
-    [compared] = compare_runs([first, second])
+    [comparison] = compare_runs([first, second])
     # right: all but 5; worse is right at 2, 5 (green), 6, 9 (red): loses 0 1 3 4 7 8 10 11, wins 5
-    assert (compared.all.wins, compared.all.losses) == (1, 8)
-    assert compared.all.value == pytest.approx(-7 / 12)
-    assert compared.all.p_value == pytest.approx(2 * 10 / 2**9)
-    assert {kind: one.losses for kind, one in compared.kinds.items()} == {"shape": 4, "colour": 4}
+    assert (comparison.all.wins, comparison.all.losses) == (1, 8)
+    assert comparison.all.value == pytest.approx(-7 / 12)
+    assert comparison.all.p_value == pytest.approx(2 * 10 / 2**9)
+    assert {name: total.losses for name, total in comparison.categories.items()} == {
+        "shape": 4,
+        "colour": 4,
+    }
     write_run_report(tmp_path / "both.html", [first, second])
     text = (tmp_path / "both.html").read_text()
     assert "second against first" in text
-    assert "answers differ in mark (9)" in text
+    assert "scores differ (9)" in text
     assert "all right (3)" in text
 
 
-def test_unlike_runs_are_not_compared(serve: Serve, photos: Path, tmp_path: Path) -> None:
-    """Other items, other images under the same ids, and what is no run are refused."""
+def test_runs_on_other_items_are_not_compared(serve: Serve, photos: Path, tmp_path: Path) -> None:
+    """Other items, other images under the same ids, and folders that hold no run are rejected."""
     server = serve(right)
     first = read_run(run(server, photos, tmp_path / "first"))
     fewer = read_run(run(server, photos, tmp_path / "fewer", 10))
-    with pytest.raises(UsageError, match=r"the same items: 2 are in one only, among them \['q10'"):
+    with pytest.raises(
+        UsageError, match=r"the same items: 2 are in only one of them, such as \['q10'"
+    ):
         compare_runs([first, fewer])
     (photos / "1.png").write_bytes((photos / "0.png").read_bytes())
     other = read_run(run(server, photos, tmp_path / "other"))
     with pytest.raises(UsageError, match="questions, references or images differ"):
         write_run_report(tmp_path / "x.html", [first, other])
-    with pytest.raises(InputError, match=r"holds no results\.json"):
+    with pytest.raises(InputError, match=r"has no results\.json"):
         read_run(photos)
     (photos / "results.json").write_text(json.dumps({"accuracy": 1}))
-    with pytest.raises(InputError, match="is not of `caldera evaluate TASK`"):
+    with pytest.raises(InputError, match="is not of `caldera evaluate BENCHMARK`"):
         read_run(photos)

@@ -1,4 +1,4 @@
-"""A run: killed and gone on with it ends in the same bytes, nothing is asked twice, nothing old is taken for new."""
+"""Runs: killed and resumed they give the same bytes, no item is asked twice, and no stale answer is used."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from caldera.errors import EvaluationError, InputError, LLMClientError
 from caldera.evaluation.answerers.answerer import AnswerConfig
 from caldera.evaluation.answerers.local_model import load_answerer
 from caldera.evaluation.answerers.remote_server import ServerAddress, ServerAnswerer
-from caldera.evaluation.runs.answers import read_samples
+from caldera.evaluation.runs.answers import read_item_results
 from caldera.evaluation.runs.results import BenchmarkInfo, with_items
 from caldera.evaluation.runs.run import evaluate
 from caldera.formats.model_folder import save_model_folder
@@ -34,58 +34,59 @@ COUNT = 23
 
 
 class KilledAfter(NoProgress):
-    """Kills its own process, as nothing can prevent, once so many items were answered."""
+    """Sends SIGKILL to its own process once this many items were answered."""
 
     def __init__(self, answered: int) -> None:
         self._answered = answered
 
     @contextmanager
     def task(self, name: str, total: int, initial: int = 0) -> Iterator[Advance]:
-        """Follow a job up to the kill."""
-        seen = 0
+        """Count the steps up to the kill."""
+        num_answered = 0
 
         def tick(steps: int = 1, *, detail: str = "") -> None:
-            nonlocal seen
-            seen += steps
-            if name.startswith("asking") and seen >= self._answered:
+            nonlocal num_answered
+            num_answered += steps
+            if name.startswith("asking") and num_answered >= self._answered:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         yield tick
 
 
 class Counting(NoProgress):
-    """Counts the items that were answered anew."""
+    """Counts the items that were asked."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.num_asked = 0
 
     @contextmanager
     def task(self, name: str, total: int, initial: int = 0) -> Iterator[Advance]:
-        """Follow a job."""
+        """Count the steps of a job."""
 
         def tick(steps: int = 1, *, detail: str = "") -> None:
-            self.asked += steps * name.startswith("asking")
+            self.num_asked += steps * name.startswith("asking")
 
         yield tick
 
 
 def run(model: Path, photos: Path, out: Path, count: int = COUNT, **changes: Any) -> int:  # noqa: ANN401
-    """Ask a model folder, and return how many items were asked."""
-    tail, longest = changes.pop("tail", ""), changes.pop("max_new_tokens", None)
+    """Evaluate a model folder, and return the number of items that were asked."""
+    tail, max_new_tokens = changes.pop("tail", ""), changes.pop("max_new_tokens", None)
+    dtype = changes.pop("dtype", "float32")
     counting = Counting()
     evaluate(
         questions(count, tail=tail),
         load_answerer(
             model,
-            asking=AnswerConfig(batch_size=4, **changes),
-            compute=choose_device("cpu", "float32"),
+            config=AnswerConfig(batch_size=4, **changes),
+            compute=choose_device("cpu", dtype),
         ),
         folder=photos,
         out=out,
-        max_new_tokens=longest,
+        max_new_tokens=max_new_tokens,
         progress=counting,
     )
-    return counting.asked
+    return counting.num_asked
 
 
 @pytest.fixture
@@ -98,69 +99,73 @@ def model(assistant: LlavaBundle, tmp_path: Path) -> Path:
 KILLED = """
 import sys
 from pathlib import Path
-from caldera.evaluation.answering.answerer import Asking
-from caldera.evaluation.answering.engine_answerer import open_engine
+from caldera.devices import choose_device
+from caldera.evaluation.answerers.answerer import AnswerConfig
+from caldera.evaluation.answerers.local_model import load_answerer
 from caldera.evaluation.runs.run import evaluate
-from caldera.training.devices import choose_compute
 from tests.evaluation.questions import questions
 from tests.evaluation.runs.test_run import COUNT, KilledAfter
-model, photos, out, after = sys.argv[1:]
-compute = choose_compute("cpu", "float32")
-evaluate(questions(COUNT), open_engine(Path(model), asking=Asking(batch_size=4), compute=compute),
-         folder=Path(photos), out=Path(out), progress=KilledAfter(int(after)))
+model, photos, out, after, dtype = sys.argv[1:]
+compute = choose_device("cpu", dtype)
+answerer = load_answerer(Path(model), config=AnswerConfig(batch_size=4), compute=compute)
+evaluate(questions(COUNT), answerer, folder=Path(photos), out=Path(out), progress=KilledAfter(int(after)))
 """
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(model: Path, photos: Path, tmp_path: Path) -> None:
-    """H1: a process killed by SIGKILL twice ends as one that was not; no finished item is asked again."""
-    assert run(model, photos, tmp_path / "whole") == COUNT
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_killed_run_resumes_to_the_same_bytes(
+    model: Path, photos: Path, tmp_path: Path, dtype: str
+) -> None:
+    """H1: killed by SIGKILL twice, it writes what an uninterrupted run writes; no answered item is asked again."""
+    assert run(model, photos, tmp_path / "uninterrupted", dtype=dtype) == COUNT
     out = tmp_path / "killed"
     for after, finished in ((8, 8), (4, 12)):
-        words = [sys.executable, "-c", KILLED, str(model), str(photos), str(out), str(after)]
-        killed = subprocess.run(words, check=False, capture_output=True, text=True)
+        arguments = [str(model), str(photos), str(out), str(after), dtype]
+        command = [sys.executable, "-c", KILLED, *arguments]
+        killed = subprocess.run(command, check=False, capture_output=True, text=True)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
         assert not (out / "results.json").exists()
         lines = [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
         assert sum(len(line["answers"]) for line in lines) == finished
-    assert run(model, photos, out) == COUNT - 12
+    assert run(model, photos, out, dtype=dtype) == COUNT - 12
     for name in ("results.json", "answers.jsonl", "journal.jsonl"):
-        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert run(model, photos, out) == 0, "all is finished"
+        assert (out / name).read_bytes() == (tmp_path / "uninterrupted" / name).read_bytes()
+    assert run(model, photos, out, dtype=dtype) == 0, "all items are answered"
 
 
-def test_a_torn_last_line_is_moved_aside(model: Path, photos: Path, tmp_path: Path) -> None:
-    """Cut at any byte of its last batch, the journal loses that batch, no more, and the numbers are the same."""
+def test_a_truncated_last_line_is_moved_away(model: Path, photos: Path, tmp_path: Path) -> None:
+    """Cut anywhere in its last batch, the journal loses only that batch, and the results are the same."""
     run(model, photos, tmp_path / "a")
-    whole = (tmp_path / "a" / "journal.jsonl").read_bytes()
+    journal = (tmp_path / "a" / "journal.jsonl").read_bytes()
     results = (tmp_path / "a" / "results.json").read_bytes()
-    start = whole.rstrip(b"\n").rfind(b"\n") + 1
-    last = len(json.loads(whole[start:])["answers"])
-    for cut in (start + 1, (start + len(whole)) // 2, len(whole) - 1):
-        (tmp_path / "a" / "journal.jsonl").write_bytes(whole[:cut])
+    start = journal.rstrip(b"\n").rfind(b"\n") + 1
+    last = len(json.loads(journal[start:])["answers"])
+    for cut in (start + 1, (start + len(journal)) // 2, len(journal) - 1):
+        (tmp_path / "a" / "journal.jsonl").write_bytes(journal[:cut])
         assert run(model, photos, tmp_path / "a") == last
         assert (tmp_path / "a" / "results.json").read_bytes() == results
-        assert (tmp_path / "a" / "journal.jsonl").read_bytes() == whole
-        assert whole[start:cut] in (tmp_path / "a" / "truncated.jsonl").read_bytes()
-    (tmp_path / "a" / "journal.jsonl").write_bytes(b'{"sent": "x"}\n' + whole)
+        assert (tmp_path / "a" / "journal.jsonl").read_bytes() == journal
+        assert journal[start:cut] in (tmp_path / "a" / "truncated.jsonl").read_bytes()
+    (tmp_path / "a" / "journal.jsonl").write_bytes(b'{"sent": "x"}\n' + journal)
     with pytest.raises(InputError, match=r"journal\.jsonl: the line at byte 0 is not a journal's"):
         run(model, photos, tmp_path / "a")
 
 
-def test_what_an_answer_depends_on_is_its_key(
+def test_the_cache_key_covers_what_an_answer_depends_on(
     model: Path, assistant: LlavaBundle, photos: Path, tmp_path: Path
 ) -> None:
-    """H4: another prompt, image, length, decoding or model is asked anew, and only that; the first is still known."""
+    """H4: another prompt, image, length, decoding or model is asked again; the first answers stay cached."""
     out = tmp_path / "out"
     assert run(model, photos, out) == COUNT
     assert run(model, photos, out) == 0
     assert run(model, photos, out, tail=" Be brief.") == COUNT
-    assert run(model, photos, out, longest=3) == COUNT
-    assert run(model, photos, out, choose_by="letter") == COUNT
+    assert run(model, photos, out, max_new_tokens=3) == COUNT
+    assert run(model, photos, out, choice_method="letter") == COUNT
     first = (photos / "0.png").read_bytes()
     (photos / "0.png").write_bytes((photos / "6.png").read_bytes())
-    shown = sum("0.png" in item.conversation.images for item in questions(COUNT).items)
-    assert 0 < shown < COUNT
-    assert run(model, photos, out) == shown
+    num_changed = sum("0.png" in item.conversation.images for item in questions(COUNT).items)
+    assert 0 < num_changed < COUNT
+    assert run(model, photos, out) == num_changed
     (photos / "0.png").write_bytes(first)
     assert run(model, photos, out) == 0
     with torch.no_grad():
@@ -169,8 +174,8 @@ def test_what_an_answer_depends_on_is_its_key(
     assert run(tmp_path / "other", photos, out) == COUNT
 
 
-def test_drawn_answers_are_never_kept(model: Path, photos: Path, tmp_path: Path) -> None:
-    """H5: with a temperature every start asks everything, whether a journal stands there or not."""
+def test_sampled_answers_are_not_cached(model: Path, photos: Path, tmp_path: Path) -> None:
+    """H5: with a temperature every start asks every item, whether or not there is a journal."""
     assert run(model, photos, tmp_path / "out", temperature=0.7) == COUNT
     assert not (tmp_path / "out" / "journal.jsonl").exists()
     assert run(model, photos, tmp_path / "out") == COUNT
@@ -182,7 +187,7 @@ def test_drawn_answers_are_never_kept(model: Path, photos: Path, tmp_path: Path)
 def test_other_items_make_other_batches(
     model: Path, serve: Serve, photos: Path, tmp_path: Path
 ) -> None:
-    """After some items all are asked by a model folder, to the bytes of a run from nothing; a server only the rest."""
+    """With more items a model folder is asked all of them, to the bytes of a new run; a server only the new ones."""
     assert run(model, photos, tmp_path / "fresh") == COUNT
     assert run(model, photos, tmp_path / "grown", count=9) == 9
     assert run(model, photos, tmp_path / "grown") == COUNT
@@ -196,42 +201,42 @@ def test_other_items_make_other_batches(
     assert server.count == COUNT
 
 
-def ask(server: TeacherServer, photos: Path, out: Path, **asking: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Have a server answer a benchmark."""
-    answerer = ServerAnswerer(ServerAddress(url=server.url, model="m"), AnswerConfig(**asking))
+def ask(server: TeacherServer, photos: Path, out: Path, **settings: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Evaluate a server."""
+    answerer = ServerAnswerer(ServerAddress(url=server.url, model="m"), AnswerConfig(**settings))
     return evaluate(questions(COUNT), answerer, folder=photos, out=out)
 
 
-def test_a_headline_that_the_items_do_not_give_is_named_for_what_it_is(
+def test_a_primary_metric_that_is_missing_is_replaced_by_the_mean(
     serve: Serve, photos: Path, tmp_path: Path
 ) -> None:
-    """MME's perception is a sum over ten sub-tasks: of a few questions the mean alone is told, without its chance."""
+    """MME's perception is a sum over ten categories: a few questions have only the mean, without a chance level."""
     answerer = ServerAnswerer(ServerAddress(url=serve(right).url, model="m"), AnswerConfig())
-    about = BenchmarkInfo(headline="perception", chance={"perception": 750.0})
-    results = evaluate(questions(COUNT), answerer, folder=photos, out=tmp_path / "out", about=about)
-    share = (COUNT - 1) / COUNT
-    assert {"figure": "overall", "value": share, "chance": None}.items() <= results[
+    info = BenchmarkInfo(primary_metric="perception", chance={"perception": 750.0})
+    results = evaluate(questions(COUNT), answerer, folder=photos, out=tmp_path / "out", info=info)
+    accuracy = (COUNT - 1) / COUNT
+    assert {"figure": "overall", "value": accuracy, "chance": None}.items() <= results[
         "headline"
     ].items()
 
 
-def test_numbers_come_with_what_they_depend_on(serve: Serve, photos: Path, tmp_path: Path) -> None:
-    """Marks, intervals by kind and slice, prompt, model, data and versions are in the files."""
+def test_results_have_intervals_and_provenance(serve: Serve, photos: Path, tmp_path: Path) -> None:
+    """Scores, intervals by category and slice, prompt, model, data and versions are in the files."""
     server = serve(right)
-    about = BenchmarkInfo(
-        title="Own", headline="accuracy", chance={"accuracy": 33.3}, split_size=99
+    info = BenchmarkInfo(
+        title="Own", primary_metric="accuracy", chance={"accuracy": 33.3}, split_size=99
     )
     answerer = ServerAnswerer(ServerAddress(url=server.url, model="m"), AnswerConfig())
-    results = evaluate(questions(COUNT), answerer, folder=photos, out=tmp_path / "out", about=about)
+    results = evaluate(questions(COUNT), answerer, folder=photos, out=tmp_path / "out", info=info)
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == results
-    share = (COUNT - 1) / COUNT
+    accuracy = (COUNT - 1) / COUNT
     headline, overall = results["headline"], results["overall"]
     assert (headline["figure"], headline["chance"]) == ("accuracy", 33.3)
-    assert headline["value"] == round(100 * share, 2)
+    assert headline["value"] == round(100 * accuracy, 2)
     assert (headline["low"], headline["high"]) == (100 * overall["low"], 100 * overall["high"])
-    assert (overall["n"], overall["value"]) == (COUNT, share)
+    assert (overall["n"], overall["value"]) == (COUNT, accuracy)
     assert overall["method"] == "bootstrap over 14 clusters", "seven images, seven items without"
-    assert 0.7 < overall["low"] < share < overall["high"] <= 1
+    assert 0.7 < overall["low"] < accuracy < overall["high"] <= 1
     assert results["kinds"]["shape"]["method"].startswith("Wilson over "), "all are right"
     assert results["kinds"]["shape"]["value"] == 1
     assert results["kinds"]["colour"]["value"] == 10 / 11
@@ -243,25 +248,25 @@ def test_numbers_come_with_what_they_depend_on(serve: Serve, photos: Path, tmp_p
         "left_out": 0,
         "unparsed": 0,
     }
-    told = results["provenance"]
-    assert told["data"]["split"] == 99
-    assert len(told["data"]["digest"]) == 64
-    assert told["libraries"]["torch"] == torch.__version__
-    assert told["model"]["model"] == f"m at {server.url}"
-    assert told["answered by"] == "little-teacher-0613"
-    assert "what is there in image 0?" in told["first prompt"]
-    samples = read_samples(tmp_path / "out" / "answers.jsonl")
-    assert [sample.id for sample in samples] == [f"q{at}" for at in range(COUNT)]
-    wrong = samples[5]
+    facts = results["provenance"]
+    assert facts["data"]["split"] == 99
+    assert len(facts["data"]["digest"]) == 64
+    assert facts["libraries"]["torch"] == torch.__version__
+    assert facts["model"]["model"] == f"m at {server.url}"
+    assert facts["answered by"] == "little-teacher-0613"
+    assert "what is there in image 0?" in facts["first prompt"]
+    items = read_item_results(tmp_path / "out" / "answers.jsonl")
+    assert [item.id for item in items] == [f"q{index}" for index in range(COUNT)]
+    wrong = items[5]
     assert (wrong.answer, wrong.score, wrong.state) == ("nothing", 0.0, "wrong")
     assert wrong.references == ["green"]
     assert wrong.prompt.startswith('[{"role": "user"')
 
 
-def test_failed_items_are_in_no_number_and_are_asked_again(
+def test_failed_items_are_excluded_and_asked_again(
     serve: Serve, photos: Path, tmp_path: Path
 ) -> None:
-    """H2: one item of 23 fails, which is over 1 %: the run is not valid, its share is of 22, and it can be mended."""
+    """H2: one item of 23 fails, over 1 %: the run is not valid, its score is of 22, and a new start completes it."""
     broken = {7}
 
     def script(request: dict[str, Any], count: int) -> teacher_server.Answer:
@@ -275,21 +280,21 @@ def test_failed_items_are_in_no_number_and_are_asked_again(
     assert results["counts"]["failed"] == 1
     assert results["overall"]["value"] == 21 / 22
     assert "HTTP 400" in results["failed"]["q7"]
-    sample = read_samples(tmp_path / "out" / "answers.jsonl")[7]
-    assert (sample.answer, sample.score, sample.state) == (None, None, "failed")
+    item = read_item_results(tmp_path / "out" / "answers.jsonl")[7]
+    assert (item.answer, item.score, item.state) == (None, None, "failed")
     assert "is not valid" in (tmp_path / "out" / "report.html").read_text()
     broken.clear()
     before = server.count
-    mended = ask(server, photos, tmp_path / "out")
+    repeated = ask(server, photos, tmp_path / "out")
     assert server.count == before + 1
-    assert mended["valid"]
-    assert mended["overall"]["n"] == COUNT
+    assert repeated["valid"]
+    assert repeated["overall"]["n"] == COUNT
 
 
-def test_a_server_that_broke_off_is_asked_for_the_rest(
+def test_a_server_that_failed_is_asked_for_the_rest(
     serve: Serve, photos: Path, tmp_path: Path
 ) -> None:
-    """H1: what it answered is not asked again, and the files are those of a run without a break."""
+    """H1: answered items are not asked again, and the files are those of an uninterrupted run."""
     locked = False
 
     def script(request: dict[str, Any], count: int) -> teacher_server.Answer:
@@ -298,37 +303,39 @@ def test_a_server_that_broke_off_is_asked_for_the_rest(
         return right(request, count)
 
     server = serve(script)
-    ask(server, photos, tmp_path / "whole")
+    ask(server, photos, tmp_path / "uninterrupted")
     locked = True
-    with pytest.raises(LLMClientError, match="does not take the key"):
+    with pytest.raises(LLMClientError, match="does not accept the API key"):
         ask(server, photos, tmp_path / "broken", concurrency=1)
     locked, before = False, server.count
     ask(server, photos, tmp_path / "broken")
     assert server.count == before + COUNT - 9
     for name in ("results.json", "answers.jsonl"):
-        whole = (tmp_path / "whole" / name).read_bytes()
-        assert (tmp_path / "broken" / name).read_bytes() == whole
+        expected = (tmp_path / "uninterrupted" / name).read_bytes()
+        assert (tmp_path / "broken" / name).read_bytes() == expected
 
 
-def test_a_run_without_one_answer_has_no_score(serve: Serve, photos: Path, tmp_path: Path) -> None:
-    """It ends with the first reason, and writes no results."""
+def test_a_run_without_answers_has_no_score(serve: Serve, photos: Path, tmp_path: Path) -> None:
+    """It ends with the first error, and writes no results."""
     server = serve(lambda request, count: teacher_server.Answer({"error": {}}, status=400))
-    with pytest.raises(EvaluationError, match="not one item was answered; the first, q"):
-        ask(server, photos, tmp_path / "out", give_up_after=99)
+    with pytest.raises(EvaluationError, match="no item was answered; the first, q"):
+        ask(server, photos, tmp_path / "out", max_consecutive_failures=99)
     assert not (tmp_path / "out" / "results.json").exists()
 
 
-def test_only_what_is_a_dataclass_can_be_narrowed() -> None:
-    """A benchmark asks and scores fewer items; another object is a fault of the programmer's."""
-    some = with_items(questions(5), questions(5).items[:2])
-    assert some.score({"q0": "red", "q1": "red"}).overall == 0.5
+def test_only_dataclasses_can_be_narrowed() -> None:
+    """A benchmark with fewer items scores these; other objects are a TypeError."""
+    narrowed = with_items(questions(5), questions(5).items[:2])
+    assert narrowed.score({"q0": "red", "q1": "red"}).overall == 0.5
     with pytest.raises(TypeError, match="object is no dataclass"):
         with_items(object(), ())  # type: ignore[arg-type] # on purpose
 
 
-def test_what_is_scored_together_fails_together(serve: Serve, photos: Path, tmp_path: Path) -> None:
-    """A failed item takes the others of its unit out of the score, and they are counted."""
-    items = [replace(item, group=f"unit {at // 2}") for at, item in enumerate(questions(8).items)]
+def test_a_failed_item_excludes_its_group(serve: Serve, photos: Path, tmp_path: Path) -> None:
+    """The other items of the group are not scored, and they are counted."""
+    items = [
+        replace(item, group=f"group {index // 2}") for index, item in enumerate(questions(8).items)
+    ]
     benchmark = with_items(questions(8), items)
 
     def script(request: dict[str, Any], count: int) -> teacher_server.Answer:
@@ -346,4 +353,4 @@ def test_what_is_scored_together_fails_together(serve: Serve, photos: Path, tmp_
         "unparsed": 0,
     }
     assert results["overall"]["n"] == 6
-    assert read_samples(tmp_path / "out" / "answers.jsonl")[2].state == "unmarked"
+    assert read_item_results(tmp_path / "out" / "answers.jsonl")[2].state == "unscored"

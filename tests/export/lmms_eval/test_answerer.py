@@ -21,11 +21,11 @@ from caldera.export.lmms_eval.answerer import (
     truncate_at_stops,
 )
 from caldera.images.decoding import open_image
-from caldera.inference.batch_generator import BatchGenerator
 from caldera.inference.likelihood import LikelihoodScorer
 from caldera.inference.sampling import SamplingParams
 from caldera.model.assistant import LlavaBundle
 from caldera.progress import NoProgress
+from tests.engine_answers import generate
 
 DEVICE = choose_device("cpu", "float32")
 
@@ -176,11 +176,11 @@ def test_an_answer_ends_before_the_first_stop(
 
 def single_answerer(assistant: LlavaBundle, folder: Path) -> Callable[[LmmsQuestion, int], str]:
     """Return a function that answers a single question."""
-    generator = BatchGenerator(assistant, DecodedImages(assistant.processor))
 
     def answer(question: LmmsQuestion, max_new_tokens: int) -> str:
-        prompt = generator.prompt(conversation_from(question, folder / question.text))
-        [text] = generator.generate([prompt], SamplingParams(max_new_tokens=max_new_tokens))
+        conversation = conversation_from(question, folder / question.text)
+        sampling = SamplingParams(max_new_tokens=max_new_tokens)
+        [text] = generate(assistant, [conversation], sampling=sampling)
         return text
 
     return answer

@@ -1,1 +1,1 @@
-"""Sources of answers: a local model folder or a server."""
+"""Answerers of benchmark items: a model folder, or a server that speaks OpenAI's chat completions."""

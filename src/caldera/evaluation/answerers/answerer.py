@@ -1,40 +1,41 @@
-"""What answers a benchmark's items is to its run, and how it is asked."""
+"""Answerer protocol: what a run needs of a model that answers a benchmark's items."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
-from caldera.errors import UsageError
+from caldera.errors import UsageError, check_ranges
 from caldera.evaluation.answer_parsing import LETTERS
 from caldera.evaluation.benchmark import Item
+from caldera.inference.prompts import FilePrompt
 
-ChooseBy = Literal["generation", "letter", "option", "option-mean"]
+ChoiceMethod = Literal["generation", "letter", "option", "option-mean"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnswerConfig:
-    """How items are asked."""
+    """Settings for answering items."""
 
     temperature: float = 0.0
-    """0 takes the likeliest token; over 0 draws, and then no answer is kept for another start."""
+    """0 takes the most likely token; above 0 samples, and then no answer is cached for the next start."""
 
     top_p: float = 1.0
     seed: int = 0
-    """Of the draws."""
+    """Seed of the sampling."""
 
     max_new_tokens: int | None = None
-    """Longest answer; the task's own length if None."""
+    """Maximum length of an answer; the benchmark's own if None."""
 
-    choice_method: ChooseBy = "generation"
-    """How an option is chosen where there are some: the model writes its answer, or the likeliest is taken: of the
-    options' letters, of their words, or of their words by the token. Only a model folder tells how likely they are."""
+    choice_method: ChoiceMethod = "generation"
+    """Choice among the options of an item: the model generates its answer, or the most likely one is taken, by the
+    likelihood of the options' letters, of their text, or of their text per token. Likelihoods need a model folder."""
 
     batch_size: int = 32
     """Items that a model folder answers together."""
 
     concurrency: int = 16
-    """Requests under way at a server at a time."""
+    """Parallel requests to a server."""
 
     requests_per_minute: int | None = None
     timeout: float = 180.0
@@ -42,44 +43,52 @@ class AnswerConfig:
 
     retries: int = 5
     max_consecutive_failures: int = 20
-    """Items that fail in a row before a server is asked no more."""
+    """Consecutive items that may fail before a run at a server stops."""
 
-    limit_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """What a server calls the longest answer."""
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """Name that a server has for the maximum length of an answer."""
 
     def __post_init__(self) -> None:
-        """Check what nothing else checks.
-
-        Raises:
-            UsageError: A setting cannot be.
-        """
-        if self.choice_method not in (known := ("generation", "letter", "option", "option-mean")):
-            raise UsageError(
-                f"choose_by is {self.choice_method!r}; write one of {', '.join(known)}"
-            )
-        for name in ("batch_size", "max_consecutive_failures"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        """Check the settings that nothing else checks."""
+        if self.choice_method not in get_args(ChoiceMethod):
+            methods = ", ".join(get_args(ChoiceMethod))
+            raise UsageError(f"choice_method is {self.choice_method!r}; choose one of {methods}")
+        check_ranges(self, {"batch_size": "[1, inf]", "max_consecutive_failures": "[1, inf]"})
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of one item."""
+    """Answer to one item, or why there is none."""
 
     id: str
     text: str = ""
     error: str = ""
-    """Why there is no answer; empty where there is one. A failed item is never scored."""
+    """Why there is no answer; empty if there is one. A failed item is never scored."""
 
     option_log_likelihoods: tuple[tuple[float, int], ...] = ()
-    """Of each option, in the order shown: its log-likelihood in nats, and its tokens."""
+    """Log likelihood in nats and number of tokens of each option, in the item's order."""
 
     model: str = ""
-    """The model as a server names it; empty where a model folder answered."""
+    """The model as a server names it; empty for a model folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedItem:
+    """An item with its prompt, which is rendered and tokenized once."""
+
+    item: Item
+    folder: Path
+    """Folder that the item's image paths are relative to."""
+
+    text: str
+    """Exact prompt, as a model reads it or a server receives it."""
+
+    prompt: FilePrompt | None = None
+    """The same as token ids, for a model folder."""
 
 
 OnAnswers = Callable[[Sequence[Answer]], None]
-"""Is given answers as they come."""
+"""Called with answers as they arrive."""
 
 
 class Answerer(Protocol):
@@ -87,53 +96,56 @@ class Answerer(Protocol):
 
     @property
     def identity(self) -> Mapping[str, str]:
-        """All that answers depend on beside the prompt, the images and the longest answer."""
+        """All settings that answers depend on, except the prompt, the images and the maximum length."""
         ...
 
     @property
     def model_info(self) -> Mapping[str, str]:
-        """What else a reader of the scores wants to know of it."""
+        """Further facts for readers of the scores."""
         ...
 
     @property
     def deterministic(self) -> bool:
-        """Whether the same question gets the same answer every time, so that it may be kept."""
+        """True if the same question always gets the same answer, so that answers can be cached."""
         ...
 
     @property
     def batched(self) -> bool:
-        """Whether items are answered together by one's own sums, so that what else is asked decides how these round."""
+        """True if items are answered in batches, whose composition decides how sums are rounded."""
         ...
 
-    def prompt(self, item: Item, images: Sequence[str]) -> str:
-        """Return exactly what is asked, given the digests of the item's images.
+    def prepare(self, item: Item, folder: Path, image_digests: Sequence[str]) -> PreparedItem:
+        """Build the prompt of an item.
+
+        Args:
+            item: A benchmark's item.
+            folder: Folder that image paths are relative to.
+            image_digests: sha256 of each of its image files.
 
         Raises:
-            CalderaError: It cannot be asked.
+            CalderaError: The item cannot be asked.
         """
         ...
 
     def ask(
         self,
-        items: Sequence[Item],
-        done: Collection[str],
+        items: Sequence[PreparedItem],
+        answered: Collection[str],
         on_answers: OnAnswers,
         *,
-        folder: Path,
         max_new_tokens: int,
     ) -> None:
-        """Ask all items but those that are done, and hand over answers as they come.
+        """Answer all items that have no answer yet.
 
         Args:
-            items: All items of the run, also those that are done: what is answered together is chosen among all, so
-                that a run that goes on does as one that was never interrupted.
-            done: Ids of items that need no answer.
-            took: Is given answers.
-            folder: Folder that image paths start from.
-            max_new_tokens: Longest answer.
+            items: All items of the run. Batches are planned over all of them, so that a resumed run answers in the same
+                batches as one that was never interrupted.
+            answered: Ids of items that have an answer.
+            on_answers: Called with answers as they arrive.
+            max_new_tokens: Maximum length of an answer.
 
         Raises:
-            CalderaError: No item can be answered any more.
+            CalderaError: No more items can be answered.
         """
         ...
 
@@ -142,7 +154,7 @@ def option_letter(item: Item, option: int) -> str:
     """Return the letter of an item's option.
 
     Raises:
-        UsageError: It has more options than letters.
+        UsageError: The item has more options than letters.
     """
     if option >= len(LETTERS):
         raise UsageError(f"item {item.id} has more options than there are letters")

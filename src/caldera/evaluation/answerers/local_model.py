@@ -1,132 +1,139 @@
-"""A model folder answers.
+"""Answers from a model folder, by the inference engine.
 
-A benchmark asks many questions about an image, and the vision tower is most of the work of a short answer. Each
-image goes through the tower alone, so what it becomes depends on no other, nor on what an earlier start answered.
+Items are answered in batches of similar length, planned over all items of a run. A batch is prefilled and decoded by
+itself, so an answer depends on its batch alone: a run that was killed and resumed gives the same bytes in any
+precision. In fp32 answers do not depend on the batch either. In bf16 they can: nearly equal logits are rounded
+differently in batches of other shapes (of the demo's 4,741 answers one changes when each prompt is prefilled alone).
 """
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from caldera import __version__
-from caldera.devices import DeviceConfig
+from caldera.batches.image_sources import ImageSource
+from caldera.devices import DeviceConfig, Runtime
 from caldera.errors import CalderaError, InputError
-from caldera.evaluation.answerers.answerer import Answer, AnswerConfig, OnAnswers, option_letter
+from caldera.evaluation.answerers.answerer import (
+    Answer,
+    AnswerConfig,
+    OnAnswers,
+    PreparedItem,
+    option_letter,
+)
 from caldera.evaluation.benchmark import Item
 from caldera.formats.model_folder import load_model_folder
 from caldera.images.decoding import open_image
-from caldera.inference.batch_generator import BatchGenerator
-from caldera.inference.likelihood import LikelihoodScorer, LogLikelihood, ScoredContinuation
-from caldera.inference.prompts import FilePrompt
+from caldera.inference.engine import Engine, Request, offline_config
+from caldera.inference.likelihood import LikelihoodScorer, LogLikelihood
+from caldera.inference.prompts import FilePrompt, PromptBuilder, check_context_length
 from caldera.inference.sampling import SamplingParams
 from caldera.model.assistant import LlavaBundle
-from caldera.progress import Progress
 
 MAX_BYTES = 1 << 30
-"""Of features that are kept at a time; some 450 images of CLIP ViT-L/14 at 336 pixels in fp32."""
+"""Memory for features of one block of items; about 450 images of CLIP ViT-L/14 at 336 pixels in fp32."""
 
-_BYTES = 4
-"""Of a number, in fp32."""
+_BYTES_PER_VALUE = 4
+
+_BATCH_SIZE = 64
+"""Items that `generate_answers` answers together."""
 
 
 class ImageFeatureCache:
-    """The features of images that were looked at since the last `forget`."""
+    """Features of the images of one block of items; each image is encoded once, alone."""
 
-    def __init__(self, assistant: LlavaBundle) -> None:
-        """Look at images with an assistant's tower, where that is."""
+    def __init__(self, assistant: LlavaBundle, engine: Engine) -> None:
+        """Encode images with an assistant's vision tower, on the engine's thread."""
         self._processor = assistant.processor
         self._vision = assistant.model.vision
+        self._engine = engine
         self._features: dict[Path, Tensor] = {}
 
     @property
     def capacity(self) -> int:
-        """Images whose features may be kept together."""
+        """Number of images whose features fit into MAX_BYTES."""
         side = self._processor.side
-        tiles = [across * down // side**2 for across, down in self._processor.pinpoints]
+        tiles = [width * height // side**2 for width, height in self._processor.pinpoints]
         views = 1 + max(tiles, default=0)
-        each = views * self._vision.tokens_per_view * self._vision.width * _BYTES
-        return max(1, MAX_BYTES // each)
+        values = views * self._vision.tokens_per_view * self._vision.width
+        return max(1, MAX_BYTES // (values * _BYTES_PER_VALUE))
 
-    @torch.inference_mode()
-    def run(self, paths: Sequence[Path]) -> None:
-        """Look at images that were not looked at yet.
+    def encode(self, paths: Sequence[Path]) -> None:
+        """Encode the images that are not cached yet.
 
         Raises:
-            ImageError: One cannot be used.
+            ImageError: An image cannot be used.
         """
-        device = next(self._vision.parameters()).device
         for path in paths:
             if path not in self._features:
                 pixels = self._processor(open_image(path))  # (views, channels, height, width)
-                self._features[path] = self._vision(pixels.to(device)).cpu()
+                self._features[path] = self._engine.encode_views(pixels)
 
     def clear(self) -> None:
-        """Let go of them."""
+        """Release all features."""
         self._features.clear()
 
     def __call__(self, paths: Sequence[Path]) -> Tensor:
-        """Return features, (views, patches, vision width)."""
+        """Return features of encoded images, (views, patches, vision width)."""
         if not paths:
             return torch.zeros(0, self._vision.tokens_per_view, self._vision.width)
         return torch.cat([self._features[path] for path in paths])
 
 
-def split_by_images(items: Sequence[Item], most: int) -> Iterator[list[Item]]:
-    """Yield all items in blocks about at most `most` images each, those about an image together, else in order.
+def split_by_images(items: Sequence[PreparedItem], capacity: int) -> Iterator[list[PreparedItem]]:
+    """Yield blocks of items about at most `capacity` images; items about the same image are in the same block.
 
-    An item about more images than that is a block of its own. Where all images are few enough, the only block is
-    the items as they are.
+    Items keep their order within a block. An item about more images than `capacity` has a block of its own. If all
+    images fit, the only block is `items` as it is.
     """
-    first_met: dict[str, int] = {}
-    for at, item in enumerate(items):
-        for path in item.conversation.images:
-            first_met.setdefault(path, at)
-
-    def place(at: int) -> int:
-        return min((first_met[path] for path in items[at].conversation.images), default=at)
-
+    image_paths = [prepared.item.conversation.images for prepared in items]
+    first_index: dict[str, int] = {}
+    for index, paths in enumerate(image_paths):
+        for path in paths:
+            first_index.setdefault(path, index)
+    by_image = sorted(
+        range(len(items)),
+        key=lambda index: min((first_index[path] for path in image_paths[index]), default=index),
+    )
     block: list[int] = []
     images: set[str] = set()
-    for at in sorted(range(len(items)), key=place):
-        joined = images.union(items[at].conversation.images)
-        if block and len(joined) > most:
-            yield [items[one] for one in sorted(block)]
-            block, joined = [], set(items[at].conversation.images)
-        block.append(at)
-        images = joined
+    for index in by_image:
+        union = images.union(image_paths[index])
+        if block and len(union) > capacity:
+            yield [items[member] for member in sorted(block)]
+            block, union = [], set(image_paths[index])
+        block.append(index)
+        images = union
     if block:
-        yield [items[one] for one in sorted(block)]
+        yield [items[member] for member in sorted(block)]
 
 
 class LocalModelAnswerer:
-    """Answers with an assistant of our own."""
+    """Answers items with a loaded model folder."""
 
     def __init__(
-        self, assistant: LlavaBundle, digest: str, *, asking: AnswerConfig, compute: DeviceConfig
+        self, assistant: LlavaBundle, digest: str, *, config: AnswerConfig, compute: DeviceConfig
     ) -> None:
         """Answer with `assistant`, whose folder has this digest.
 
         Raises:
-            UsageError: It cannot be asked in this way.
+            UsageError: A setting is out of its range.
         """
-        self._assistant, self._asking, self._compute = assistant, asking, compute
-        self._sampling(1)  # refuses what cannot be, before anything is loaded or asked
+        self._assistant, self._config, self._compute = assistant, config, compute
+        self._sampling(1)  # checks the settings
         assistant.model.to(compute.device)
-        self._seen = ImageFeatureCache(assistant)
-        self._generator = BatchGenerator(assistant, self._seen)
-        self._weigher = LikelihoodScorer(assistant, self._seen)
+        self._prompt_builder = PromptBuilder(assistant)
         self._digest = digest
 
     @property
     def identity(self) -> Mapping[str, str]:
-        """Model, precision and decoding; batches too, as sums of other shapes are rounded otherwise."""
-        asking, drawn = self._asking, {}
-        if asking.temperature:
-            drawn = {"top_p": str(asking.top_p), "seed": str(asking.seed)}
+        """Model, precision, decoding and batch size: sums of other shapes are rounded differently."""
+        config, sampling = self._config, {}
+        if config.temperature:
+            sampling = {"top_p": str(config.top_p), "seed": str(config.seed)}
         return {
             "model": self._digest,
             "caldera": __version__,
@@ -134,205 +141,206 @@ class LocalModelAnswerer:
             "image mode": self._assistant.card.image_aspect,
             "dtype": str(self._compute.dtype).removeprefix("torch."),
             "device": self._compute.device.type,
-            "temperature": str(asking.temperature),
-            **drawn,
-            "choice_method": asking.choice_method,
-            "batch_size": str(asking.batch_size),
+            "temperature": str(config.temperature),
+            **sampling,
+            "choice_method": config.choice_method,
+            "batch_size": str(config.batch_size),
         }
 
     @property
     def model_info(self) -> Mapping[str, str]:
-        """The stage that wrote the model."""
+        """Training stage and projector of the model."""
         card = self._assistant.card
         return {"stage": card.stage or "joined only", "projector": card.projector}
 
     @property
     def deterministic(self) -> bool:
-        """Whether it is greedy."""
-        return self._asking.temperature == 0
+        """True for greedy decoding."""
+        return self._config.temperature == 0
 
     @property
     def batched(self) -> bool:
-        """Always."""
+        """Always true."""
         return True
 
-    def prompt(self, item: Item, images: Sequence[str]) -> str:
-        """Return the prompt as the model gets it, `<image>` where an image stands.
+    def prepare(self, item: Item, folder: Path, image_digests: Sequence[str]) -> PreparedItem:
+        """Render and tokenize the prompt of an item.
 
         Raises:
-            CalderaError: The template has no place for it.
+            CalderaError: The template has no place for it, or the size of an image cannot be read.
         """
-        return self._generator.prompt_text(item.conversation)
+        prompt = self._prompt_builder.from_files(item.conversation, folder)
+        return PreparedItem(item, folder, prompt.text, prompt)
 
     def ask(
         self,
-        items: Sequence[Item],
-        done: Collection[str],
+        items: Sequence[PreparedItem],
+        answered: Collection[str],
         on_answers: OnAnswers,
         *,
-        folder: Path,
         max_new_tokens: int,
     ) -> None:
-        """Ask in batches of like length, chosen among all items whether done or not.
+        """Answer items in batches of similar length.
 
         Raises:
-            CalderaError: The model fails.
+            CalderaError: The model failed.
         """
-        sampling = self._sampling(max_new_tokens)
-        with self._compute.autocast():
-            for block in split_by_images(items, self._seen.capacity):
-                for planned in self._batches(block):
-                    batch = [item for item in planned if item.id not in done]
+        batch_size = self._config.batch_size
+        sampling = {
+            prepared.item.id: self._sampling(max_new_tokens, index)
+            for index, prepared in enumerate(items)
+        }
+        with Engine(self._assistant, offline_config(batch_size), compute=self._compute) as engine:
+            features = ImageFeatureCache(self._assistant, engine)
+            for block in split_by_images(items, features.capacity):
+                by_length = sorted(block, key=lambda prepared: len(_prompt(prepared).ids))
+                for start in range(0, len(by_length), batch_size):
+                    planned = by_length[start : start + batch_size]
+                    batch = [item for item in planned if item.item.id not in answered]
                     if batch:
-                        on_answers(self._answer(batch, folder, sampling))
-                self._seen.clear()
+                        on_answers(self._answer_batch(engine, batch, features, sampling))
+                features.clear()
 
-    def _batches(self, block: Sequence[Item]) -> Iterator[list[Item]]:
-        """Yield items of like length together, so that little is padded."""
-        order = sorted(block, key=lambda item: len(self._generator.prompt_text(item.conversation)))
-        for at in range(0, len(order), self._asking.batch_size):
-            yield order[at : at + self._asking.batch_size]
-
-    def _answer(
-        self, batch: Sequence[Item], folder: Path, sampling: SamplingParams
+    def _answer_batch(
+        self,
+        engine: Engine,
+        batch: Sequence[PreparedItem],
+        features: ImageFeatureCache,
+        sampling: Mapping[str, SamplingParams],
     ) -> list[Answer]:
-        """Answer a batch; items that cannot be asked fail alone."""
-        ready = _PreparedBatch()
-        for item in batch:
+        """Answer a batch; an item that cannot be asked fails alone. `sampling` is by item id."""
+        answers: list[Answer] = []
+        requests: dict[str, Request] = {}
+        for prepared in batch:
+            item, prompt = prepared.item, _prompt(prepared)
             try:
-                self._prepare(item, folder, sampling, ready)
-            except CalderaError as fault:
-                ready.failed.append(Answer(item.id, error=str(fault)))
-        answers = ready.failed
-        if ready.prompts:
-            texts = self._generator.generate([prompt for _, prompt in ready.prompts], sampling)
-            names = [item.id for item, _ in ready.prompts]
-            answers += [Answer(name, text) for name, text in zip(names, texts, strict=True)]
-        answers += [self._choose_option(item, options) for item, options in ready.options]
+                features.encode(prompt.images)
+                if item.choices and self._config.choice_method != "generation":
+                    answers.append(self._choose_option(engine, prepared, features))
+                else:
+                    check_context_length(prompt.ids, sampling[item.id], engine.context_length)
+                    requests[item.id] = Request(prompt.load(features), sampling[item.id])
+            except CalderaError as error:
+                answers.append(Answer(item.id, error=str(error)))
+        streams = engine.submit_batch(list(requests.values()))
+        for item_id, stream in zip(requests, streams, strict=True):
+            try:
+                answers.append(Answer(item_id, stream.read_all()))
+            except CalderaError as error:
+                answers.append(Answer(item_id, error=str(error)))
         return answers
 
-    def _prepare(
-        self, item: Item, folder: Path, sampling: SamplingParams, ready: "_PreparedBatch"
-    ) -> None:
-        """Render what is asked about an item and look at its images.
+    def _choose_option(
+        self, engine: Engine, prepared: PreparedItem, features: ImageFeatureCache
+    ) -> Answer:
+        """Return the letter of the most likely option; the first of equals."""
+        item, method = prepared.item, self._config.choice_method
+        scorer = LikelihoodScorer(self._assistant, features)
+        options = [
+            option_letter(item, index) if method == "letter" else option
+            for index, option in enumerate(item.choices)
+        ]
+        continuations = [
+            scorer.prompt(item.conversation, option, prepared.folder) for option in options
+        ]
+        likelihoods = engine.run_between_steps(lambda _: scorer.score(continuations))
 
-        Raises:
-            CalderaError: An image cannot be used, or the item is too long for the model.
-        """
-        self._seen.run([folder / path for path in item.conversation.images])
-        if item.choices and self._asking.choice_method != "generation":
-            options = [
-                option_letter(item, at) if self._asking.choice_method == "letter" else option
-                for at, option in enumerate(item.choices)
-            ]
-            weighed = [
-                self._weigher.prompt(item.conversation, option, folder) for option in options
-            ]
-            ready.options.append((item, weighed))
-            return
-        prompt = self._generator.prompt(item.conversation, folder)
-        self._generator.check_fit([prompt], sampling)
-        ready.prompts.append((item, prompt))
+        def score(likelihood: LogLikelihood) -> float:
+            return likelihood.per_token if method == "option-mean" else likelihood.sum
 
-    def _choose_option(self, item: Item, options: Sequence[ScoredContinuation]) -> Answer:
-        """Choose the likeliest option and answer with its letter; the first of equals."""
-        weights = self._weigher.score(options)
+        best = max(range(len(likelihoods)), key=lambda index: score(likelihoods[index]))
+        pairs = tuple((likelihood.sum, likelihood.num_tokens) for likelihood in likelihoods)
+        return Answer(item.id, option_letter(item, best), option_log_likelihoods=pairs)
 
-        def weight(one: LogLikelihood) -> float:
-            return one.per_token if self._asking.choice_method == "option-mean" else one.sum
-
-        best = max(range(len(weights)), key=lambda at: weight(weights[at]))
-        told = tuple((one.total, one.tokens) for one in weights)
-        return Answer(item.id, option_letter(item, best), option_log_likelihoods=told)
-
-    def _sampling(self, max_new_tokens: int) -> SamplingParams:
-        """Say how tokens are chosen.
+    def _sampling(self, max_new_tokens: int, index: int = 0) -> SamplingParams:
+        """Return the sampling parameters of an item; each has its own seed.
 
         Raises:
             UsageError: A setting is out of its range.
         """
-        asking = self._asking
         return SamplingParams(
-            temperature=asking.temperature,
-            top_p=asking.top_p,
-            seed=asking.seed,
+            temperature=self._config.temperature,
+            top_p=self._config.top_p,
+            seed=self._config.seed + index,
             max_new_tokens=max_new_tokens,
         )
 
 
-@dataclass(slots=True)
-class _PreparedBatch:
-    """What of a batch can be asked, and what cannot."""
-
-    prompts: list[tuple[Item, FilePrompt]] = field(default_factory=list)
-    options: list[tuple[Item, list[ScoredContinuation]]] = field(default_factory=list)
-    failed: list[Answer] = field(default_factory=list)
+def _prompt(prepared: PreparedItem) -> FilePrompt:
+    assert prepared.prompt is not None, "prepared by this answerer"
+    return prepared.prompt
 
 
 def load_answerer(
-    folder: Path, *, asking: AnswerConfig, compute: DeviceConfig
+    folder: Path, *, config: AnswerConfig, compute: DeviceConfig
 ) -> LocalModelAnswerer:
     """Load a model folder to answer with.
 
     Raises:
-        ModelFolderError: It cannot be loaded.
-        UsageError: It cannot be asked in this way.
+        ModelFormatError: The folder cannot be loaded.
+        UsageError: A setting is out of its range.
     """
     assistant = load_model_folder(folder)
     return LocalModelAnswerer(
-        assistant, digest_model_folder(folder), asking=asking, compute=compute
+        assistant, digest_model_folder(folder), config=config, compute=compute
     )
 
 
 def digest_model_folder(folder: Path) -> str:
-    """Return the sha256 of all that a model folder holds: weights, settings and words.
+    """Return the sha256 of all files of a model folder.
 
     Raises:
         InputError: A file cannot be read.
     """
     total = hashlib.sha256()
     try:
-        for file in sorted(file for file in folder.iterdir() if file.is_file()):
-            with file.open("rb") as opened:
-                total.update(file.name.encode() + b"\0")
-                total.update(hashlib.file_digest(opened, "sha256").digest())
+        for path in sorted(path for path in folder.iterdir() if path.is_file()):
+            with path.open("rb") as file:
+                total.update(path.name.encode() + b"\0")
+                total.update(hashlib.file_digest(file, "sha256").digest())
     except OSError as error:
         raise InputError(f"cannot read {folder}: {error.strerror}; check the path") from error
     return total.hexdigest()
 
 
-def ask(
-    generator: BatchGenerator,
+def generate_answers(
+    assistant: LlavaBundle,
     items: Sequence[Item],
+    images: ImageSource,
     *,
     folder: Path,
     max_new_tokens: int,
-    progress: Progress,
+    runtime: Runtime,
     name: str,
-    batch_size: int = 64,
 ) -> dict[str, str]:
-    """Ask every item once and return the answers by item id.
+    """Answer every item once, greedily, and return the answers by item id.
 
     Args:
-        generator: Answers.
-        items: What to ask.
-        folder: Folder that image paths start from.
-        max_new_tokens: Longest answer.
-        progress: Follows the work.
-        name: What the progress is called.
-        batch_size: Items that are answered together.
+        assistant: Stays on its device.
+        items: Items to answer.
+        images: Pixels or features of the images.
+        folder: Folder that image paths are relative to.
+        max_new_tokens: Maximum length of an answer.
+        runtime: Precision of the matrix products, and progress reporting.
+        name: Name of the task for the progress.
 
     Raises:
-        CalderaError: An image cannot be used, or an item is too long for the model.
+        CalderaError: An image cannot be used, or an item exceeds the model's context.
     """
-    sampling = SamplingParams(max_new_tokens=max_new_tokens)
-    prompts = {item.id: generator.prompt(item.conversation, folder) for item in items}
-    order = sorted(prompts, key=lambda name: len(prompts[name].ids))
+    builder, sampling = PromptBuilder(assistant), SamplingParams(max_new_tokens=max_new_tokens)
+    prompts = {item.id: builder.from_files(item.conversation, folder) for item in items}
+    order = sorted(prompts, key=lambda item_id: len(prompts[item_id].ids))
     answers: dict[str, str] = {}
-    with progress.task(name, len(items)) as tick:
-        for at in range(0, len(order), batch_size):
-            names = order[at : at + batch_size]
-            replies = generator.generate([prompts[name] for name in names], sampling)
-            answers |= dict(zip(names, replies, strict=True))
-            tick(len(names))
+    with (
+        runtime.progress.task(name, len(items)) as advance,
+        Engine(assistant, offline_config(_BATCH_SIZE), compute=runtime.compute) as engine,
+    ):
+        for start in range(0, len(order), _BATCH_SIZE):
+            batch = order[start : start + _BATCH_SIZE]
+            requests = [Request(prompts[item_id].load(images), sampling) for item_id in batch]
+            streams = engine.submit_batch(requests)
+            answers |= {
+                item_id: stream.read_all() for item_id, stream in zip(batch, streams, strict=True)
+            }
+            advance(len(batch))
     return answers

@@ -1,4 +1,4 @@
-"""A server as what answers items: anything that speaks OpenAI's chat completions and takes images as data URLs."""
+"""Answers from a server that speaks OpenAI's chat completions and takes images as data URLs."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from caldera.conversation import ImageRef, Turn
 from caldera.errors import CalderaError, LLMClientError, UsageError
-from caldera.evaluation.answerers.answerer import Answer, AnswerConfig, OnAnswers
+from caldera.evaluation.answerers.answerer import Answer, AnswerConfig, OnAnswers, PreparedItem
 from caldera.evaluation.benchmark import Item
 from caldera.images.data_urls import encode_data_url
 from caldera.images.decoding import decode_image, read_bytes, read_image_header
@@ -22,219 +22,209 @@ from caldera.llm_client.retry import RateLimiter, Retrier, RetriesExhausted
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerAddress:
-    """Where a model is asked."""
+    """Address of a served model."""
 
     url: str
-    """Base address, such as http://127.0.0.1:8000/v1."""
+    """Base URL, such as http://127.0.0.1:8000/v1."""
 
     model: str = ""
-    """As the server calls it; the only one that it serves if empty."""
+    """Name of the model at the server; if empty, the only one that it serves."""
 
     key: SecretStr | None = None
 
 
 class ServerAnswerer:
-    """Answers by asking a server, many items at a time."""
+    """Answers items by parallel requests to a server."""
 
-    def __init__(self, server: ServerAddress, asking: AnswerConfig) -> None:
-        """Find out which model is asked.
+    def __init__(self, server: ServerAddress, config: AnswerConfig) -> None:
+        """Find out the name of the model.
 
         Raises:
-            UsageError: The address or a setting cannot be, or it is not clear which model is meant.
-            TeacherError: The server was asked what it serves, and does not say.
+            UsageError: The address or a setting is invalid, or the server has several models.
+            LLMClientError: The server does not list its models.
         """
-        if asking.choice_method != "generation":
+        if config.choice_method != "generation":
             raise UsageError(
-                f"choice_method={asking.choice_method} needs a model folder; a server does not tell how likely an answer is"
+                f"choice_method={config.choice_method} needs a model folder; servers do not return likelihoods"
             )
-        self._server, self._asking = server, asking
+        self._server, self._config = server, config
         self._model = server.model or asyncio.run(self._single_served_model())
-        self._failed_in_a_row = 0
+        self._consecutive_failures = 0
 
     @property
     def identity(self) -> Mapping[str, str]:
-        """Address, model and decoding. What the server makes of them is not known."""
-        asking, drawn = self._asking, {}
-        if asking.temperature:
-            drawn = {"top_p": str(asking.top_p), "seed": str(asking.seed)}
+        """Address, model and decoding; the server's own settings are unknown."""
+        config, sampling = self._config, {}
+        if config.temperature:
+            sampling = {"top_p": str(config.top_p), "seed": str(config.seed)}
         return {
             "model": f"{self._model} at {self._server.url}",
             "template": "the server's",
             "image mode": "the server's; images are sent as their files are",
-            "temperature": str(asking.temperature),
-            **drawn,
-            "choice_method": asking.choice_method,
+            "temperature": str(config.temperature),
+            **sampling,
+            "choice_method": config.choice_method,
         }
 
     @property
     def model_info(self) -> Mapping[str, str]:
-        """Nothing: what a server is is known only by its answers."""
+        """Nothing: a server is known by its answers only."""
         return {}
 
     @property
     def deterministic(self) -> bool:
-        """Whether it is asked for the likeliest tokens."""
-        return self._asking.temperature == 0
+        """True for greedy decoding."""
+        return self._config.temperature == 0
 
     @property
     def batched(self) -> bool:
-        """Never: each item is a request of its own, and what a server puts together is not known."""
+        """Always false: each item is a request; how the server batches them is unknown."""
         return False
 
-    def prompt(self, item: Item, images: Sequence[str]) -> str:
-        """Return the messages as JSON, with the digests of images where these are sent."""
-        shown = iter(f"sha256:{digest}" for digest in images)
-        return json.dumps(_messages(item, shown), ensure_ascii=False)
+    def prepare(self, item: Item, folder: Path, image_digests: Sequence[str]) -> PreparedItem:
+        """Build the messages as JSON, with the digests of images in place of their data."""
+        urls = iter(f"sha256:{digest}" for digest in image_digests)
+        return PreparedItem(item, folder, json.dumps(_messages(item, urls), ensure_ascii=False))
 
     def ask(
         self,
-        items: Sequence[Item],
-        done: Collection[str],
+        items: Sequence[PreparedItem],
+        answered: Collection[str],
         on_answers: OnAnswers,
         *,
-        folder: Path,
         max_new_tokens: int,
     ) -> None:
-        """Ask, several items at a time.
+        """Answer items by parallel requests.
 
         Raises:
-            TeacherError: The server answers nothing any more; what was answered was handed over.
+            LLMClientError: The server answers no more; answers that arrived were passed on.
         """
-        waiting = iter([item for item in items if item.id not in done])
-        asyncio.run(self._ask_all(waiting, on_answers, folder, self._sending(max_new_tokens)))
+        waiting = iter([prepared for prepared in items if prepared.item.id not in answered])
+        asyncio.run(self._ask_all(waiting, on_answers, self._request_config(max_new_tokens)))
 
     async def _ask_all(
-        self, waiting: Iterator[Item], took: OnAnswers, folder: Path, sending: RequestConfig
+        self, waiting: Iterator[PreparedItem], on_answers: OnAnswers, config: RequestConfig
     ) -> None:
-        """Have workers ask until nothing waits."""
-        endpoint = self._endpoint(self._model, sending)
-        pace = RateLimiter(sending.requests_per_minute)
-        patience = Retrier(sending, pace, asyncio.sleep)
+        """Run workers until no item is waiting."""
+        client = self._client(self._model, config)
+        limiter = RateLimiter(config.requests_per_minute)
+        retrier = Retrier(config, limiter, asyncio.sleep)
 
         async def work() -> None:
-            for item in waiting:
-                took([await self._ask_one(item, folder, endpoint, (patience, pace))])
-                self._stop_if_all_fail()
+            for prepared in waiting:
+                on_answers([await self._ask_one(prepared, client, retrier, limiter)])
+                self._stop_after_failures()
 
         try:
             async with asyncio.TaskGroup() as workers:
-                for _ in range(sending.concurrency):
+                for _ in range(config.concurrency):
                     workers.create_task(work())
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:
-            await endpoint.close()
+            await client.close()
 
     async def _ask_one(
-        self, item: Item, folder: Path, endpoint: OpenAIClient, waits: tuple[Retrier, RateLimiter]
+        self, prepared: PreparedItem, client: OpenAIClient, retrier: Retrier, limiter: RateLimiter
     ) -> Answer:
-        """Ask one item until it has an answer, or fails.
+        """Request one answer, with retries.
 
         Raises:
-            TeacherError: No item will be answered.
+            LLMClientError: No more items can be answered.
         """
-        patience, pace = waits
+        item = prepared.item
         try:
-            urls = iter([_data_url(folder / path) for path in item.conversation.images])
-            messages = _messages(item, urls)
-        except CalderaError as fault:
-            return Answer(item.id, error=str(fault))
+            images = item.conversation.images
+            messages = _messages(item, iter([_data_url(prepared.folder / path) for path in images]))
+        except CalderaError as error:
+            return Answer(item.id, error=str(error))
 
         async def send() -> Reply:
-            await pace.acquire(0)
-            return await endpoint.complete(item.id, messages)
+            await limiter.acquire(0)
+            return await client.complete(item.id, messages)
 
         try:
-            reply = await patience.run(item.id, send)
-        except (RequestRejected, RetriesExhausted) as no:
-            self._failed_in_a_row += 1
-            return Answer(item.id, error=str(no))
-        self._failed_in_a_row = 0
+            reply = await retrier.run(item.id, send)
+        except (RequestRejected, RetriesExhausted) as error:
+            self._consecutive_failures += 1
+            return Answer(item.id, error=str(error))
+        self._consecutive_failures = 0
         text = reply.text.encode("utf-8", "replace").decode().strip()
         return Answer(item.id, text, model=reply.model)
 
-    def _stop_if_all_fail(self) -> None:
-        """End a run that meets nothing but failure.
-
-        Raises:
-            TeacherError: Too many items failed one after another.
-        """
-        if self._failed_in_a_row >= self._asking.max_consecutive_failures:
+    def _stop_after_failures(self) -> None:
+        """Raise LLMClientError if too many consecutive items failed."""
+        if self._consecutive_failures >= self._config.max_consecutive_failures:
             raise LLMClientError(
-                f"{self._failed_in_a_row} items in a row failed at {self._server.url}; what was answered is kept, and "
-                "once that is mended the same command goes on"
+                f"{self._consecutive_failures} consecutive items failed at {self._server.url}; the answers so far are "
+                "saved; fix the cause, and the same command resumes"
             )
 
-    def _sending(self, max_new_tokens: int) -> RequestConfig:
-        """Say how requests are sent.
-
-        Raises:
-            UsageError: A setting is out of its range.
-        """
-        asking, draws = self._asking, self._asking.temperature > 0
+    def _request_config(self, max_new_tokens: int) -> RequestConfig:
+        """Return how requests are sent; raise UsageError if a setting is out of its range."""
+        config, samples = self._config, self._config.temperature > 0
         return RequestConfig(
-            concurrency=asking.concurrency,
-            requests_per_minute=asking.requests_per_minute,
-            temperature=asking.temperature,
-            top_p=asking.top_p if draws else None,
-            seed=asking.seed if draws else None,
+            concurrency=config.concurrency,
+            requests_per_minute=config.requests_per_minute,
+            temperature=config.temperature,
+            top_p=config.top_p if samples else None,
+            seed=config.seed if samples else None,
             max_tokens=max_new_tokens,
-            max_tokens_field=asking.limit_name,
-            timeout=asking.timeout,
-            retries=asking.retries,
+            max_tokens_field=config.max_tokens_field,
+            timeout=config.timeout,
+            retries=config.retries,
         )
 
-    def _endpoint(self, model: str, sending: RequestConfig) -> OpenAIClient:
-        """Make a client."""
-        return OpenAIClient(self._server.url, model, self._server.key, sending, label="server")
+    def _client(self, model: str, config: RequestConfig) -> OpenAIClient:
+        return OpenAIClient(self._server.url, model, self._server.key, config, label="server")
 
     async def _single_served_model(self) -> str:
-        """Ask for the model, where there is only one.
+        """Return the name of the only served model.
 
         Raises:
-            UsageError: There are several, or none.
-            TeacherError: The server does not say.
+            UsageError: The server has several models, or none.
+            LLMClientError: The server does not list its models.
         """
-        endpoint = self._endpoint("", self._sending(1))
+        client = self._client("", self._request_config(1))
         try:
-            served = await endpoint.served_models()
+            models = await client.served_models()
         finally:
-            await endpoint.close()
-        if len(served) != 1:
+            await client.close()
+        if len(models) != 1:
             raise UsageError(
-                f"{self._server.url} serves {len(served)} models ({', '.join(served[:9])}); choose one with --served"
+                f"{self._server.url} serves {len(models)} models ({', '.join(models[:9])}); choose one with "
+                "--served-model"
             )
-        return served[0]
+        return models[0]
 
 
-def _messages(item: Item, shown: Iterator[str]) -> list[dict[str, Any]]:
-    """Write an item as messages, with the next of `shown` where an image stands."""
+def _messages(item: Item, urls: Iterator[str]) -> list[dict[str, Any]]:
+    """Return an item as messages, with the next of `urls` for each image."""
     return [
-        {"role": turn.role, "content": _message_content(turn, shown)}
+        {"role": turn.role, "content": _message_content(turn, urls)}
         for turn in item.conversation.turns
     ]
 
 
-def _message_content(turn: Turn, shown: Iterator[str]) -> str | list[dict[str, Any]]:
-    """Write a turn: text alone as it is, else parts; a line end that parts text from an image falls away."""
+def _message_content(turn: Turn, urls: Iterator[str]) -> str | list[dict[str, Any]]:
+    """Return a turn as text, or with images as parts, without the white space between text and images."""
     if not turn.images:
         return turn.text
     parts: list[dict[str, Any]] = []
     for part in turn.parts:
         if isinstance(part, ImageRef):
-            parts.append({"type": "image_url", "image_url": {"url": next(shown)}})
+            parts.append({"type": "image_url", "image_url": {"url": next(urls)}})
         elif text := part.strip():
             parts.append({"type": "text", "text": text})
     return parts
 
 
 def _data_url(path: Path) -> str:
-    """Return an image's file as a data URL.
+    """Return an image file as a data URL.
 
     Raises:
-        ImageError: It cannot be used.
+        ImageError: The image cannot be used.
     """
     content = read_bytes(path)
-    decode_image(content, str(path))  # refuses what no server should get
-    kind = read_image_header(content, str(path))[0].lower()
-    return encode_data_url(content, kind)
+    decode_image(content, str(path))  # raises for images that no server should get
+    return encode_data_url(content, read_image_header(content, str(path))[0].lower())

@@ -1,1 +1,1 @@
-"""Evaluation runs in a folder: answers, results, report, comparison."""
+"""Runs: evaluations of a benchmark, resumable, with results and a report."""

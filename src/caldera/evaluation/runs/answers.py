@@ -1,8 +1,8 @@
-"""Answer cache, answers.jsonl.
+"""Answer cache of a run (journal.jsonl), and its item results (answers.jsonl).
 
     {"answers": [{"key": "3fa4...", "id": "7", "text": "yes"}, ...]}
 
-What was answered together stands on one line: it is there as a whole or, cut off by the end of the process, not at all.
+Each line of the journal holds the answers of a batch: after a crash it is there completely or, truncated, not at all.
 """
 
 import json
@@ -18,60 +18,63 @@ from caldera.files.atomic import write_atomic
 from caldera.files.fingerprint import json_fingerprint
 from caldera.files.journal import JournalFile, journal_lines
 from caldera.files.records import read_records
+from caldera.overrides import with_former_names
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerKey:
-    """What an answer depends on."""
+    """Everything that an answer depends on."""
 
     identity: Mapping[str, str]
-    """Model and parameters."""
+    """Model and settings."""
 
     prompt: str
-    """Exactly as it is asked."""
+    """The exact prompt."""
 
     images: Sequence[str]
-    """Digests of the images' content."""
+    """Digests of the image files."""
 
     max_new_tokens: int
     batch_context: str = ""
-    """Digest of the ids of all items that are asked, where they are answered in batches: another choice of items makes
-    other batches, whose sums are rounded otherwise. Empty where each item is asked alone."""
+    """Digest of the ids of all items, if they are answered in batches: other items make other batches, whose sums are
+    rounded differently. Empty if each item is answered alone."""
 
     @property
     def digest(self) -> str:
-        """The sha256 of all of it."""
-        told = [
-            dict(self.identity),
+        """The sha256 of all fields, with settings under their former names: journals of version 0.1 stay valid."""
+        identity = with_former_names(dict(self.identity))
+        fields = [
+            identity,
             self.prompt,
             list(self.images),
             self.max_new_tokens,
             self.batch_context,
         ]
-        return json_fingerprint(told)
+        return json_fingerprint(fields)
 
 
 class AnswerCache:
-    """The file, and the answers that it holds."""
+    """Cache of finished answers in a journal file."""
 
     def __init__(self, path: Path) -> None:
-        """Open a journal, or begin one; a torn last line is moved aside.
+        """Open or create a journal; a truncated last line is moved to another file.
 
         Raises:
-            InputError: A line in the middle is broken.
-            OutputError: It cannot be written.
+            InputError: A line in the middle is damaged.
+            OutputError: The file cannot be written.
         """
         self._file = JournalFile(path)
-        self._known: dict[str, Answer] = {}
+        self._answers: dict[str, Answer] = {}
         for offset, line in journal_lines(path):
             try:
-                for each in line["answers"]:
-                    weights = tuple((total, tokens) for total, tokens in each.get("weights", ()))
-                    self._known[each["key"]] = Answer(
-                        each["id"],
-                        each["text"],
-                        option_log_likelihoods=weights,
-                        model=each.get("by", ""),
+                for entry in line["answers"]:
+                    self._answers[entry["key"]] = Answer(
+                        entry["id"],
+                        entry["text"],
+                        option_log_likelihoods=tuple(
+                            (total, num_tokens) for total, num_tokens in entry.get("weights", ())
+                        ),
+                        model=entry.get("by", ""),
                     )
             except (LookupError, TypeError, ValueError):
                 raise InputError(
@@ -82,78 +85,89 @@ class AnswerCache:
         """Close the file."""
         self._file.close()
 
-    def find(self, key: str, item: str) -> Answer | None:
-        """Return the answer to what has this key, as the answer of an item; None where there is none."""
-        known = self._known.get(key)
-        return replace(known, id=item) if known else None
+    def find(self, key: str, item_id: str) -> Answer | None:
+        """Return the cached answer of a key, as the answer to an item; None if there is none."""
+        cached = self._answers.get(key)
+        return replace(cached, id=item_id) if cached else None
 
     def add(self, answers: Mapping[str, Answer]) -> None:
-        """Write answers by key, and bring them to disk.
+        """Write answers by key, and flush them to disk.
 
         Raises:
-            OutputError: They cannot be written.
+            OutputError: The file cannot be written.
         """
         if not answers:
             return
-        told = []
+        entries = []
         for key, answer in answers.items():
-            line: dict[str, Any] = {"key": key, "id": answer.id, "text": answer.text}
+            entry: dict[str, Any] = {"key": key, "id": answer.id, "text": answer.text}
             if answer.option_log_likelihoods:
-                line["weights"] = answer.option_log_likelihoods
+                entry["weights"] = answer.option_log_likelihoods
             if answer.model:
-                line["by"] = answer.model
-            told.append(line)
-        self._file.append({"answers": told})
+                entry["by"] = answer.model
+            entries.append(entry)
+        self._file.append({"answers": entries})
         self._file.flush()
-        self._known |= answers
+        self._answers |= answers
 
 
-State = Literal["right", "partly right", "wrong", "unparsed", "failed", "unmarked"]
+State = Literal["right", "partly right", "wrong", "unparsed", "failed", "unscored"]
+
+_FORMER_FIELDS = {
+    "pictures": "images",
+    "asked": "prompt",
+    "mark": "score",
+    "unread": "parse_error",
+    "weights": "option_log_likelihoods",
+}
+"""Fields of answers.jsonl in version 0.1."""
 
 
 @dataclass(frozen=True, slots=True)
 class ItemResult:
-    """One item with its answer and mark."""
+    """One item with its answer and score; a line of answers.jsonl."""
 
     id: str
     kind: str
+    """The item's category."""
+
     slices: list[str]
     images: list[str]
     question: str
-    """What the user says last."""
+    """The last turn."""
 
     prompt: str
-    """The whole prompt, exactly as it was sent or given to the model."""
+    """The exact prompt, as it was sent or given to the model."""
 
     answer: str | None
-    """None where it failed."""
+    """None if the item failed."""
 
     extracted: str
-    """What of the answer was compared."""
+    """The part of the answer that was compared."""
 
     references: list[str]
     choices: list[str]
     score: float | None
-    """What the answer was worth, between 0 and 1; None where the benchmark only scores all together, or it failed."""
+    """Between 0 and 1; None if the item failed, or the benchmark scores only all items together."""
 
     parse_error: str
-    """Why the answer could not be read as what was asked for; empty where it could."""
+    """Why the answer could not be parsed; empty if it could."""
 
     failed: str
-    """Why there is no answer; empty where there is one."""
+    """Why there is no answer; empty if there is one."""
 
     option_log_likelihoods: list[list[float]]
-    """Of each option: its log-likelihood in nats, and its tokens; empty where answers are written."""
+    """Log likelihood in nats and number of tokens of each option; empty if answers are generated."""
 
     @property
     def state(self) -> State:
-        """How it went, in a word."""
+        """Result in a word."""
         if self.failed:
             return "failed"
         if self.parse_error:
             return "unparsed"
         if self.score is None:
-            return "unmarked"
+            return "unscored"
         return "right" if self.score >= 1 else "partly right" if self.score > 0 else "wrong"
 
 
@@ -163,49 +177,50 @@ def build_item_results(
     answers: Mapping[str, Answer],
     score: Score,
 ) -> list[ItemResult]:
-    """Put together what is known of each item."""
-    return [_sample(item, prompts.get(item.id, ""), answers[item.id], score) for item in items]
+    """Return the result of each item."""
+    return [
+        ItemResult(
+            id=item.id,
+            kind=item.category,
+            slices=list(item.slices),
+            images=list(item.conversation.images),
+            question=item.conversation.turns[-1].text.strip(),
+            prompt=prompts.get(item.id, ""),
+            answer=None if answer.error else answer.text,
+            extracted=score.parsed_answers.get(item.id, answer.text),
+            references=list(item.references),
+            choices=list(item.choices),
+            score=None if answer.error else score.item_scores.get(item.id),
+            parse_error=score.unparsed.get(item.id, ""),
+            failed=answer.error,
+            option_log_likelihoods=[list(pair) for pair in answer.option_log_likelihoods],
+        )
+        for item in items
+        for answer in [answers[item.id]]
+    ]
 
 
-def _sample(item: Item, prompt: str, answer: Answer, score: Score) -> ItemResult:
-    """Put together what is known of one item."""
-    return ItemResult(
-        id=item.id,
-        kind=item.category,
-        slices=list(item.slices),
-        images=list(item.conversation.images),
-        question=item.conversation.turns[-1].text.strip(),
-        prompt=prompt,
-        answer=None if answer.error else answer.text,
-        extracted=score.parsed_answers.get(item.id, answer.text),
-        references=list(item.references),
-        choices=list(item.choices),
-        score=None if answer.error else score.item_scores.get(item.id),
-        parse_error=score.unparsed.get(item.id, ""),
-        failed=answer.error,
-        option_log_likelihoods=[list(each) for each in answer.option_log_likelihoods],
-    )
-
-
-def write_samples(file: Path, samples: Sequence[ItemResult]) -> None:
-    """Write a line of JSON for each sample.
+def write_item_results(file: Path, results: Sequence[ItemResult]) -> None:
+    """Write one line of JSON for each item.
 
     Raises:
         OutputError: The file cannot be written.
     """
-    write_atomic(file, (f"{json.dumps(asdict(each), ensure_ascii=False)}\n" for each in samples))
+    lines = (f"{json.dumps(asdict(result), ensure_ascii=False)}\n" for result in results)
+    write_atomic(file, lines)
 
 
-def read_samples(file: Path) -> list[ItemResult]:
-    """Read what `write_samples` wrote.
+def read_item_results(file: Path) -> list[ItemResult]:
+    """Read an answers.jsonl, also of version 0.1.
 
     Raises:
-        InputError: The file cannot be read, or is another.
+        InputError: The file cannot be read, or is not of an evaluation.
     """
-    samples = []
-    for where, record in read_records(file):
+    results = []
+    for location, record in read_records(file):
         try:
-            samples.append(ItemResult(**record))  # type: ignore[arg-type] # checked by the constructor
-        except TypeError:
-            raise InputError(f"{where} is no line of an evaluation's answers.jsonl") from None
-    return samples
+            fields = {_FORMER_FIELDS.get(name, name): value for name, value in record.items()}
+            results.append(ItemResult(**fields))
+        except (AttributeError, TypeError):
+            raise InputError(f"{location} is no line of an evaluation's answers.jsonl") from None
+    return results

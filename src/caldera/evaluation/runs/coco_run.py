@@ -1,4 +1,4 @@
-"""Evaluate a model on questions from a COCO folder."""
+"""Evaluation on questions written from a COCO folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +15,15 @@ from caldera.files.skipped import SkippedItems
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CocoQuestions:
-    """Which questions are written from which annotations."""
+    """Annotations and the questions to write from them."""
 
     folder: Path
     split: str | None = None
     per_image: int = 8
     context_per_image: int = 2
     seed: int = 0
-    max_bad: float = 0.0
-    """Share of images that may be left out."""
+    max_bad_fraction: float = 0.0
+    """Maximum fraction of images that may be skipped."""
 
 
 def evaluate_on_coco(
@@ -31,33 +31,34 @@ def evaluate_on_coco(
     questions: CocoQuestions,
     *,
     out: Path,
-    asking: AnswerConfig,
+    config: AnswerConfig,
     server: ServerAddress,
-    means: Runtime,
+    runtime: Runtime,
 ) -> Results:
-    """Ask a model folder or a server questions written from a COCO folder; see `evaluate` for what is written.
+    """Evaluate a model folder or a server on questions from a COCO folder; see `evaluate` for the files.
 
     Raises:
-        CalderaError: Model or annotations cannot be read, or the result cannot be written.
+        CalderaError: Model or annotations cannot be read, or the results cannot be written.
     """
+    skipped = SkippedItems(questions.max_bad_fraction)
     benchmark = build_questions(
-        read_coco(questions.folder, SkippedItems(questions.max_bad), questions.split),
+        read_coco(questions.folder, skipped, questions.split),
         name="coco",
         per_image=questions.per_image,
         context_per_image=questions.context_per_image,
         seed=questions.seed,
         relative_to=questions.folder,
     )
-    about = BenchmarkInfo(
+    info = BenchmarkInfo(
         title=f"Questions written from {questions.folder}",
-        measures="What annotations answer beyond doubt, asked in words and scored by exact match.",
+        measures="Facts that annotations settle, asked in words and scored by exact match.",
     )
     return evaluate(
         benchmark,
-        open_answerer(model, asking, server, means.compute),
+        open_answerer(model, config, server, runtime.compute),
         folder=questions.folder,
         out=out,
-        about=about,
-        max_new_tokens=asking.max_new_tokens,
-        progress=means.progress,
+        info=info,
+        max_new_tokens=config.max_new_tokens,
+        progress=runtime.progress,
     )

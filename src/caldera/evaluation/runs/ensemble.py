@@ -1,9 +1,9 @@
-"""Two models' answers to ScienceQA in, the accuracy of both together out: the complement, and a judge's choice.
+"""Ensemble of two models' ScienceQA answers: the complement, and a judge's choice.
 
-The paper's way (arXiv 2304.08485, section 5.2): LLaVA answers with the image, GPT-4 without it. The complement takes
-the second model's answer where it has one and else the first's. The judge is the second model again (or any other):
-where the two differ it is shown the question and both answers and gives one of its own; where that cannot be read, the
-first model's answer stands, and is counted. The paper's prompt for the judge is not released; these words are ours.
+The paper's method (arXiv 2304.08485, section 5.2): LLaVA answers with the image, GPT-4 without it. The complement takes
+the second model's answer if it has one and else the first's. The judge is the second model again (or any other): where
+the two differ it gets the question and both answers and gives its own; where that cannot be parsed, the first model's
+answer is used, and counted. The paper's prompt for the judge is not released; the text below is our own.
 """
 
 import json
@@ -40,7 +40,7 @@ _ASK = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EnsembleConfig:
-    """Whose answers are put together."""
+    """Official files and the answers of both models."""
 
     sources: Sources
     first: Path
@@ -48,32 +48,32 @@ class EnsembleConfig:
 
     second: Path
     out: Path | None = None
-    """Folder for the judge's journal and what it said; needed where there is a judge."""
+    """Folder for the judge's journal and replies; required with a judge."""
 
 
 def evaluate_ensemble(
-    order: EnsembleConfig, judge: Judge | None, progress: Progress
+    config: EnsembleConfig, judge: Judge | None, progress: Progress
 ) -> dict[str, Any]:
     """Score two models alone and together.
 
     Returns:
         `first`, `second`, `complement`, and with a judge `judge`: ScienceQA's accuracy and columns, percent.
-        `either_right`: percent of questions that one of the two has right, which no choice between them passes.
-        With a judge also how many questions it was `asked`, `num_valid`, `num_invalid` and `valid`.
+        `either_right`: percent of questions that at least one model has right, the upper bound of any choice.
+        With a judge also the number of questions `asked`, and the metrics of `validity_metrics`.
 
     Raises:
         UsageError: A judge has no folder, or files are not given.
-        InputError: A file is broken, or answers are missing.
-        TeacherError: The judge's key, quota or the budget ended the run; the same command goes on.
+        InputError: A file is invalid, or answers are missing.
+        LLMClientError: The judge's key, quota or the budget ended the run; the same command resumes.
     """
-    benchmark = load_questions(order.sources)
-    first, second = _texts(order.first), _texts(order.second)
+    benchmark = load_questions(config.sources)
+    first, second = _texts(config.first), _texts(config.second)
     letters = [_letters(benchmark, texts) for texts in (first, second)]
     complement = {name: letter or letters[0][name] for name, letter in letters[1].items()}
     right = [
         item.references[0] in (letters[0][item.id], letters[1][item.id]) for item in benchmark.items
     ]
-    figures: dict[str, Any] = {
+    metrics: dict[str, Any] = {
         "first": benchmark.score_letters(letters[0]).metrics,
         "second": benchmark.score_letters(letters[1]).metrics,
         "complement": benchmark.score_letters(complement).metrics,
@@ -81,21 +81,24 @@ def evaluate_ensemble(
         "differ": sum(letters[0][name] != letters[1][name] for name in letters[0]),
     }
     if judge is None:
-        return figures
-    if order.out is None:
-        raise UsageError("a judge's replies are kept; give --out FOLDER for them")
-    with lock_folder(order.out):
-        told = _judged(benchmark, (first, second), judge, order.out, progress)
-        final = {name: told.letters.get(name) or letter for name, letter in letters[0].items()}
-        figures["judge"] = benchmark.score_letters(final).metrics
-        figures |= {"asked": told.asked, **validity_metrics(told.asked, told.unread)}
-        figures["valid"] = figures["valid"] or told.asked == 0
-        _write(order, judge, figures, final)
-    return figures
+        return metrics
+    if config.out is None:
+        raise UsageError("a judge's replies are saved; add --out FOLDER")
+    with lock_folder(config.out):
+        judged = _judge(benchmark, (first, second), judge, config.out, progress)
+        final = {name: judged.letters.get(name) or letter for name, letter in letters[0].items()}
+        metrics["judge"] = benchmark.score_letters(final).metrics
+        metrics |= {
+            "asked": judged.num_asked,
+            **validity_metrics(judged.num_asked, judged.unparsed),
+        }
+        metrics["valid"] = metrics["valid"] or judged.num_asked == 0
+        _write(config, judge, metrics, final)
+    return metrics
 
 
 def _texts(path: Path) -> dict[str, str]:
-    """Read an answer file; of the file that LLaVA's evaluation writes, the texts."""
+    """Return the texts of an answer file, or of the output file of LLaVA's evaluation."""
     content = read_json(path) if path.is_file() and path.suffix == ".json" else None
     outputs = content.get("outputs") if isinstance(content, dict) else None
     if isinstance(outputs, dict) and all(isinstance(text, str) for text in outputs.values()):
@@ -104,7 +107,7 @@ def _texts(path: Path) -> dict[str, str]:
 
 
 def _letters(benchmark: ScienceQA, texts: Mapping[str, str]) -> dict[str, str]:
-    """Read each answer's letter, nothing where there is none.
+    """Return each answer's letter, empty where it has none.
 
     Raises:
         InputError: Answers are missing, or belong to no question.
@@ -114,21 +117,22 @@ def _letters(benchmark: ScienceQA, texts: Mapping[str, str]) -> dict[str, str]:
 
 
 def _letter(item: Item, text: str) -> str:
-    """Read a letter that is one of the question's choices, nothing where there is none."""
+    """Return the letter of an answer if it is one of the question's choices, else an empty text."""
     letter = science_qa_letter(text, item.choices)
     return letter if letter and letter in letters_of(item.choices) else ""
 
 
 @dataclass(frozen=True, slots=True)
 class _JudgedAnswers:
-    """What a judge said about the questions on which two models differ."""
+    """The judge's letters for the questions on which two models differ."""
 
-    asked: int
+    num_asked: int
     letters: dict[str, str]
-    unread: dict[str, str]
+    unparsed: dict[str, str]
+    """Reasons by question id."""
 
 
-def _judged(
+def _judge(
     benchmark: ScienceQA,
     texts: tuple[Mapping[str, str], Mapping[str, str]],
     judge: Judge,
@@ -136,71 +140,70 @@ def _judged(
     progress: Progress,
 ) -> _JudgedAnswers:
     """Ask the judge where the letters differ."""
-    letters = [_letters(benchmark, each) for each in texts]
-    items = [item for item in benchmark.items if letters[0][item.id] != letters[1][item.id]]
+    first, second = (_letters(benchmark, model_texts) for model_texts in texts)
+    items = [item for item in benchmark.items if first[item.id] != second[item.id]]
     digest = judge.digest(PROTOCOL)
-    hearings = [
+    requests = [
         build_request(
-            digest, item.id, 1, _messages(item, texts[0][item.id], texts[1][item.id]), _reader(item)
+            digest,
+            item.id,
+            1,
+            _messages(item, texts[0][item.id], texts[1][item.id]),
+            _letter_parser(item),
         )
         for item in items
     ]
-    opinions = ask_judge(judge, PROTOCOL, hearings, out=out, progress=progress)
-    lines = [
-        {"id": item.id, **asdict(opinion)} for item, opinion in zip(items, opinions, strict=True)
-    ]
-    write_atomic(out / "verdicts.jsonl", (json.dumps(line) + "\n" for line in lines))
-    read_letters = {
-        item.id: _reader(item)(opinion.text)
-        for item, opinion in zip(items, opinions, strict=True)
-        if not opinion.failure
-    }
-    unread = {
-        item.id: opinion.failure
-        for item, opinion in zip(items, opinions, strict=True)
-        if opinion.failure
-    }
-    return _JudgedAnswers(len(items), read_letters, unread)
+    replies = ask_judge(judge, PROTOCOL, requests, out=out, progress=progress)
+    pairs = list(zip(items, replies, strict=True))
+    lines = (json.dumps({"id": item.id, **asdict(reply)}) + "\n" for item, reply in pairs)
+    write_atomic(out / "verdicts.jsonl", lines)
+    return _JudgedAnswers(
+        len(items),
+        {item.id: _letter_parser(item)(reply.text) for item, reply in pairs if not reply.failure},
+        {item.id: reply.failure for item, reply in pairs if reply.failure},
+    )
 
 
-def _reader(item: Item) -> Callable[[str], str]:
-    """Return what reads the judge's letter for a question."""
+def _letter_parser(item: Item) -> Callable[[str], str]:
+    """Return the parser of the judge's letter for a question."""
 
-    def letter_of(reply: str) -> str:
+    def parse(reply: str) -> str:
         letter = _letter(item, without_reasoning(reply))
         if not letter:
             raise RejectedReply("no letter", feedback=f"{_ASK} Your last reply had no such end.")
         return letter
 
-    return letter_of
+    return parse
 
 
 def _messages(item: Item, first: str, second: str) -> list[Message]:
-    """Write the request about one question."""
+    """Return the request about one question."""
     question = item.conversation.turns[0].text.strip()
-    told = f"[Question]\n{question}\n\n[Assistant 1]\n{first}\n\n[Assistant 2]\n{second}\n\n{_ASK}"
-    return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": told}]
+    content = (
+        f"[Question]\n{question}\n\n[Assistant 1]\n{first}\n\n[Assistant 2]\n{second}\n\n{_ASK}"
+    )
+    return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": content}]
 
 
 PROTOCOL = json_fingerprint([_SYSTEM, _ASK], 12)
-"""Digest of the words of the request."""
+"""Digest of the request's text."""
 
 
 def _write(
-    order: EnsembleConfig, judge: Judge, figures: Mapping[str, Any], letters: Mapping[str, str]
+    config: EnsembleConfig, judge: Judge, metrics: Mapping[str, Any], letters: Mapping[str, str]
 ) -> None:
     """Write the scores and the final letters into the folder."""
-    assert order.out is not None
+    assert config.out is not None
     digest = judge.digest(PROTOCOL)
-    write_json(order.out / "letters.json", letters)
+    write_json(config.out / "letters.json", letters)
     scores = {
         "metric": f"{SCIENCE_QA.name}/accuracy by two models and {judge.model} ({digest})",
         "judge": judge.model,
         "judge_digest": digest,
         "protocol_digest": PROTOCOL,
-        "first": str(order.first),
-        "second": str(order.second),
-        "metrics": figures,
+        "first": str(config.first),
+        "second": str(config.second),
+        "figures": metrics,
         "caldera": __version__,
     }
-    write_json(order.out / "scores.json", scores)
+    write_json(config.out / "scores.json", scores)

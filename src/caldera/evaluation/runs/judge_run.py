@@ -1,7 +1,7 @@
-"""An answer file in, a judge's verdicts and scores out, in a folder that the same command goes on in.
+"""Judging of an answer file into a folder; the same command resumes.
 
-The folder holds `journal.jsonl` (every request and reply), `verdicts.jsonl` (one line for each verdict, read or not),
-the verdicts in the benchmark's official layout, which `caldera evaluate score` reads, and `scores.json`.
+The folder holds `journal.jsonl` (every request and reply), `verdicts.jsonl` (one line per verdict, parsed or not), the
+verdicts in the benchmark's official format, which `caldera evaluate score` reads, and `scores.json`.
 """
 
 import json
@@ -24,74 +24,69 @@ from caldera.progress import Progress
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgeRunConfig:
-    """What is to be judged, how often, and where to."""
+    """Answers to judge, protocol, number of runs, and output folder."""
 
-    task: BenchmarkSpec
+    spec: BenchmarkSpec
     sources: Sources
     answers: Path
     protocol: str = ""
-    """Name of the way to ask; the task's usual one where empty."""
+    """Name of the judging protocol; the benchmark's default if empty."""
 
     runs: int = 1
-    """How often each answer is judged; above 1 the figures have a spread."""
+    """Number of verdicts on each answer; above 1 the scores have a standard deviation."""
 
     out: Path
 
 
-def find_protocol(task: BenchmarkSpec, name: str) -> JudgingProtocol:
-    """Return the judging protocol of a task called exactly `name`, the usual one where it is empty.
+def find_protocol(spec: BenchmarkSpec, name: str) -> JudgingProtocol:
+    """Return the judging protocol with exactly this name, the default if it is empty.
 
     Raises:
-        UsageError: The task needs no judge.
-        UnknownNameError: It has no such protocol.
+        UsageError: The benchmark needs no judge.
+        UnknownNameError: The benchmark has no such protocol.
     """
-    protocols = _judge_spec(task).protocols
+    protocols = _judge_spec(spec).protocols
     name = name or next(iter(protocols))
     if name not in protocols:
-        raise UnknownNameError(f"protocol of {task.name}", name, protocols)
+        raise UnknownNameError(f"protocol of {spec.name}", name, protocols)
     return protocols[name]
 
 
-def _judge_spec(task: BenchmarkSpec) -> JudgeSpec:
-    """Return how a task's answers are judged.
-
-    Raises:
-        UsageError: It needs no judge.
-    """
-    if task.judging is None:
+def _judge_spec(spec: BenchmarkSpec) -> JudgeSpec:
+    if spec.judging is None:
         raise UsageError(
-            f"{task.name} needs no judge; score its answers with: caldera evaluate score {task.name} --answers FILE"
+            f"{spec.name} needs no judge; score its answers with: caldera evaluate score {spec.name} --answers FILE"
         )
-    return task.judging
+    return spec.judging
 
 
-def judge_answers(order: JudgeRunConfig, judge: Judge, progress: Progress) -> dict[str, Any]:
-    """Have a judge read an answer file, write down what it said, and return the figures.
+def judge_answers(config: JudgeRunConfig, judge: Judge, progress: Progress) -> dict[str, Any]:
+    """Judge an answer file, write the folder, and return the scores.
 
     Returns:
-        What stands in `scores.json`: the judge and its digest, the protocol, and the task's figures under `figures`, of
-        which `valid` tells whether they may be used.
+        The content of `scores.json`: the judge and its digest, the protocol, and under `figures` the benchmark's
+        metrics, of which `valid` is false if too many verdicts are missing.
 
     Raises:
-        InputError: A file is broken, or answers, references or contexts are missing.
-        UsageError: The task needs no judge, or another process works in the folder.
-        TeacherError: The judge's key, quota or the budget ended the run; the same command goes on.
-        OutputError: Something cannot be written.
+        InputError: A file is invalid, or answers, references or descriptions of images are missing.
+        UsageError: The benchmark needs no judge, or another process uses the folder.
+        LLMClientError: The judge's key, quota or the budget ended the run; the same command resumes.
+        OutputError: A file cannot be written.
     """
-    judging, protocol = _judge_spec(order.task), find_protocol(order.task, order.protocol)
-    answers = read_answers(order.answers)
-    cases = judging.build_cases(order.sources, answers)
-    settled = judging.settled_verdicts(order.sources, answers)
-    with lock_folder(order.out):
-        runs = judge_cases(cases, protocol, judge, order.runs, out=order.out, progress=progress)
+    judging, protocol = _judge_spec(config.spec), find_protocol(config.spec, config.protocol)
+    answers = read_answers(config.answers)
+    cases = judging.build_cases(config.sources, answers)
+    settled = judging.settled_verdicts(config.sources, answers)
+    with lock_folder(config.out):
+        runs = judge_cases(cases, protocol, judge, config.runs, out=config.out, progress=progress)
         runs = [[*verdicts, *settled] for verdicts in runs]
         score = average_runs(
-            [judging.score(verdicts) for verdicts in runs], order.task.primary_metric
+            [judging.score(verdicts) for verdicts in runs], config.spec.primary_metric
         )
         digest = judge.digest(protocol.digest)
         scores = {
-            "metric": f"{order.task.name}/{order.task.primary_metric} by {judge.model} ({protocol.name}, {digest})",
-            "task": order.task.name,
+            "metric": f"{config.spec.name}/{config.spec.primary_metric} by {judge.model} ({protocol.name}, {digest})",
+            "task": config.spec.name,
             "judge": judge.model,
             "judge_digest": digest,
             "answered_by": sorted({one.model for run in runs for one in run if one.model}),
@@ -99,8 +94,8 @@ def judge_answers(order: JudgeRunConfig, judge: Judge, progress: Progress) -> di
             "protocol_digest": protocol.digest,
             "temperature": judge.request_config.temperature,
             "max_tokens": judge.request_config.max_tokens,
-            "judge_runs": order.runs,
-            "answers": str(order.answers),
+            "judge_runs": config.runs,
+            "answers": str(config.answers),
             "figures": score.metrics,
             "caldera": __version__,
         }
@@ -109,14 +104,14 @@ def judge_answers(order: JudgeRunConfig, judge: Judge, progress: Progress) -> di
             for number, verdicts in enumerate(runs, start=1)
             for verdict in verdicts
         )
-        write_atomic(order.out / "verdicts.jsonl", (json.dumps(line) + "\n" for line in lines))
-        _write_official(order.out, judging.files(runs, digest))
-        write_json(order.out / "scores.json", scores)
+        write_atomic(config.out / "verdicts.jsonl", (json.dumps(line) + "\n" for line in lines))
+        _write_official(config.out, judging.files(runs, digest))
+        write_json(config.out / "scores.json", scores)
     return scores
 
 
 def _write_official(out: Path, files: Mapping[str, str]) -> None:
-    """Write the verdicts in the official layout; a folder of them holds those of this command alone."""
+    """Write the verdicts in the official format; remove files of earlier runs from its folder."""
     for name, text in files.items():
         write_atomic(out / name, text)
     written = {out / name for name in files}
@@ -137,48 +132,48 @@ def judge_cases(
     """Return the verdicts on every case, a list for each run, in the order of the cases.
 
     Args:
-        cases: The answers.
-        protocol: How the judge is asked.
-        judge: Who is asked.
-        runs: How often each is judged.
-        out: Folder of the journal, which the caller holds.
-        progress: Follows the work.
+        cases: Answers with their references.
+        protocol: Prompt and parser.
+        judge: The model that judges.
+        runs: Number of verdicts on each answer.
+        out: Folder of the journal, which the caller has locked.
+        progress: Progress reporting.
 
     Raises:
-        TeacherError: The judge's key, quota or the budget ended the run.
+        LLMClientError: The judge's key, quota or the budget ended the run.
     """
     digest = judge.digest(protocol.digest)
-    asked = [
-        (run, case, shown)
+    plan = [
+        (run, case, order)
         for run in range(1, runs + 1)
         for case in cases
-        for shown in protocol.orders
+        for order in protocol.orders
     ]
-    hearings = [
+    requests = [
         build_request(
-            digest, f"{case.id}, {shown}", run, protocol.build_messages(case, shown), protocol.parse
+            digest, f"{case.id}, {order}", run, protocol.build_messages(case, order), protocol.parse
         )
-        for run, case, shown in asked
+        for run, case, order in plan
     ]
-    opinions = ask_judge(judge, protocol.digest, hearings, out=out, progress=progress)
+    replies = ask_judge(judge, protocol.digest, requests, out=out, progress=progress)
     verdicts: list[list[Verdict]] = [[] for _ in range(runs)]
-    for (run, case, shown), opinion in zip(asked, opinions, strict=True):
-        verdicts[run - 1].append(_verdict(case, shown, opinion, protocol))
+    for (run, case, order), reply in zip(plan, replies, strict=True):
+        verdicts[run - 1].append(_verdict(case, order, reply, protocol))
     return verdicts
 
 
 def _verdict(
-    case: JudgeCase, shown: AnswerOrder, opinion: JudgeReply, protocol: JudgingProtocol
+    case: JudgeCase, order: AnswerOrder, reply: JudgeReply, protocol: JudgingProtocol
 ) -> Verdict:
-    """Make a verdict of what the judge said, its scores turned so that the reference's comes first."""
-    scores = () if opinion.failure else protocol.parse(opinion.text)
+    """Return the verdict of a reply, with the reference's score first."""
+    scores = () if reply.failure else protocol.parse(reply.text)
     return Verdict(
         id=case.id,
         category=case.category,
-        order=shown,
-        scores=scores[::-1] if shown == "candidate first" else scores,
-        failure=opinion.failure,
-        detail=opinion.detail,
-        text=opinion.text,
-        model=opinion.model,
+        order=order,
+        scores=scores[::-1] if order == "candidate first" else scores,
+        failure=reply.failure,
+        detail=reply.detail,
+        text=reply.text,
+        model=reply.model,
     )

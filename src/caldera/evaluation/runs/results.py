@@ -1,4 +1,4 @@
-"""Results.json, provenance."""
+"""Results of a run (results.json): scores with intervals, counts, and provenance."""
 
 import hashlib
 import math
@@ -13,49 +13,55 @@ from typing import Any
 import numpy as np
 
 from caldera import __version__
+from caldera.conversation import ImageRef, Turn
 from caldera.errors import EvaluationError, InputError
 from caldera.evaluation.answerers.answerer import Answer, Answerer
 from caldera.evaluation.benchmark import Benchmark, Item, Score
 from caldera.evaluation.intervals import mean_interval, statistic_interval
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "pillow", "jinja2")
-"""Packages whose versions are noted."""
+"""Packages whose versions are recorded."""
+
+MAX_FAILED = 0.01
+"""Maximum fraction of failed items of a valid run."""
+
+Results = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchmarkInfo:
-    """What is known of a benchmark beside its items."""
+    """Description of a benchmark for results and report."""
 
     title: str = ""
     measures: str = ""
-    headline: str = ""
-    """The figure that papers quote."""
+    primary_metric: str = ""
+    """The metric that papers quote; the first one if empty."""
 
     chance: Mapping[str, float] = field(default_factory=dict)
-    """What blind guessing gives, by figure."""
+    """Value of each metric for random guesses."""
 
     files: Mapping[str, Path] = field(default_factory=dict)
-    """Official files, by what they are."""
+    """Official files by role."""
 
     split_size: int | None = None
-    """Items of the whole split, where only some are asked."""
+    """Items of the split, if the run has only some of them."""
 
 
 def provenance(
     answerer: Answerer,
     items: Sequence[Item],
-    images: Mapping[str, Sequence[str]],
-    about: BenchmarkInfo,
+    image_digests: Mapping[str, Sequence[str]],
+    info: BenchmarkInfo,
     max_new_tokens: int,
-) -> dict[str, Any]:
-    """Return what a score depends on, as JSON.
+) -> Results:
+    """Return what the scores depend on: model, settings, data and library versions.
 
     Args:
-        answerer: Who was asked.
-        items: What was asked.
-        images: Digests of each item's images, by item id; items whose images cannot be read have none.
-        about: The official files, and how large the split is.
-        max_new_tokens: Longest answer.
+        answerer: The model.
+        items: Items of the run.
+        image_digests: Digests of each item's images, by item id; none for items whose images cannot be read.
+        info: Official files, and the size of the split.
+        max_new_tokens: Maximum length of an answer.
 
     Raises:
         InputError: An official file cannot be read.
@@ -65,9 +71,9 @@ def provenance(
         "max_new_tokens": max_new_tokens,
         "data": {
             "items": len(items),
-            "split": about.split_size or len(items),
-            "digest": _digest_of(items, images),
-            "files": {name: _file(path) for name, path in about.files.items()},
+            "split": info.split_size or len(items),
+            "digest": _digest_items(items, image_digests),
+            "files": {name: _digest_file(path) for name, path in info.files.items()},
         },
         "libraries": {
             "caldera": __version__,
@@ -77,63 +83,80 @@ def provenance(
     }
 
 
-def _digest_of(items: Sequence[Item], images: Mapping[str, Sequence[str]]) -> str:
-    """Return the sha256 of all items: what is asked, shown and right."""
+def _digest_items(items: Sequence[Item], image_digests: Mapping[str, Sequence[str]]) -> str:
+    """Return the sha256 of all items: questions, images and references."""
     total = hashlib.sha256()
     for item in items:
-        told = (repr(item), list(images.get(item.id, ())))
-        total.update(repr(told).encode("utf-8", "surrogatepass"))
+        content = (_format_item(item), list(image_digests.get(item.id, ())))
+        total.update(repr(content).encode("utf-8", "surrogatepass"))
     return total.hexdigest()
 
 
-def _file(path: Path) -> str:
-    """Name a file with its sha256.
+def _format_item(item: Item) -> str:
+    """Return an item as version 0.1 printed it, so that runs of both versions on the same data have the same digest."""
+    turns = _format_tuple([_format_turn(turn) for turn in item.conversation.turns])
+    return (
+        f"Item(id={item.id!r}, kind={item.category!r}, form={item.question_type!r}, "
+        f"conversation=Conversation(id={item.conversation.id!r}, turns={turns}), references={item.references!r}, "
+        f"choices={item.choices!r}, slices={item.slices!r}, unit={item.group!r})"
+    )
+
+
+def _format_turn(turn: Turn) -> str:
+    parts = [
+        f"Picture(path={part.path!r})" if isinstance(part, ImageRef) else repr(part)
+        for part in turn.parts
+    ]
+    return f"Turn(speaker={turn.role!r}, parts={_format_tuple(parts)})"
+
+
+def _format_tuple(values: Sequence[str]) -> str:
+    return f"({', '.join(values)}{',' if len(values) == 1 else ''})"
+
+
+def _digest_file(path: Path) -> str:
+    """Return the name of a file with its sha256.
 
     Raises:
-        InputError: It cannot be read.
+        InputError: The file cannot be read.
     """
     try:
-        with path.open("rb") as opened:
-            return f"{path.name} sha256:{hashlib.file_digest(opened, 'sha256').hexdigest()}"
+        with path.open("rb") as file:
+            return f"{path.name} sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; check the path") from error
 
 
-MAX_FAILED = 0.01
-"""Share of items without an answer over which a run is not valid."""
-
-Results = dict[str, Any]
-
-
 def with_items(benchmark: Benchmark, items: Sequence[Item]) -> Benchmark:
-    """Return a benchmark that asks and scores only some of its items.
+    """Return a benchmark with only some of its items.
 
     Raises:
-        TypeError: It is no dataclass with a field `items`, as all benchmarks here are.
+        TypeError: The benchmark is no dataclass with a field `items`, as all benchmarks of this package are.
     """
     if not is_dataclass(type(benchmark)):
-        raise TypeError(f"{type(benchmark).__name__} is no dataclass, so it cannot be narrowed")
-    whole: Any = benchmark
-    narrow: Benchmark = replace(whole, items=tuple(items))
-    return narrow
+        raise TypeError(
+            f"{type(benchmark).__name__} is no dataclass, so its items cannot be chosen"
+        )
+    dataclass_instance: Any = benchmark
+    narrowed: Benchmark = replace(dataclass_instance, items=tuple(items))
+    return narrowed
 
 
 def limit_items(items: Sequence[Item], limit: int) -> list[Item]:
-    """Return the items of the first units, at most `limit` of them, but those of one unit at least."""
-    units = [item.group or item.id for item in items]
-    sizes = Counter(units)
+    """Return at most `limit` items from the start without splitting a group; at least the first group."""
+    groups = [item.group or item.id for item in items]
     chosen: set[str] = set()
     count = 0
-    for unit, size in sizes.items():  # in the order that they were met
+    for group, size in Counter(groups).items():  # in order of first occurrence
         if chosen and count + size > limit:
             break
-        chosen.add(unit)
+        chosen.add(group)
         count += size
-    return [item for item, unit in zip(items, units, strict=True) if unit in chosen]
+    return [item for item, group in zip(items, groups, strict=True) if group in chosen]
 
 
 def scored_items(items: Sequence[Item], answers: Mapping[str, Answer]) -> list[Item]:
-    """Return the items that have an answer, and with them all others of their unit."""
+    """Return the answered items whose group is complete."""
     incomplete_groups = {item.group for item in items if item.group and answers[item.id].error}
     return [
         item for item in items if not answers[item.id].error and item.group not in incomplete_groups
@@ -141,45 +164,45 @@ def scored_items(items: Sequence[Item], answers: Mapping[str, Answer]) -> list[I
 
 
 def score_answered(benchmark: Benchmark, answers: Mapping[str, Answer]) -> Score:
-    """Score the items that have an answer; those that failed are no part of it, nor what is scored with them.
+    """Score the answered items; exclude failed items and every item of their group.
 
     Raises:
-        EvaluationError: None has one.
+        EvaluationError: No item was answered.
     """
     answered = scored_items(benchmark.items, answers)
     if not answered:
-        failed = next(one for one in answers.values() if one.error)
-        raise EvaluationError(f"not one item was answered; the first, {failed.id}: {failed.error}")
+        failed = next(answer for answer in answers.values() if answer.error)
+        raise EvaluationError(f"no item was answered; the first, {failed.id}: {failed.error}")
     if len(answered) < len(benchmark.items):
         benchmark = with_items(benchmark, answered)
     return benchmark.score({item.id: answers[item.id].text for item in answered})
 
 
 def build_results(
-    benchmark: Benchmark, answers: Mapping[str, Answer], score: Score, about: BenchmarkInfo
+    benchmark: Benchmark, answers: Mapping[str, Answer], score: Score, info: BenchmarkInfo
 ) -> Results:
-    """Return a run's numbers as JSON has them; where nothing failed in chance, the same bytes every time."""
+    """Return the scores of a run as JSON; the same answers give the same bytes."""
     items = benchmark.items
     failed = {item.id: answers[item.id].error for item in items if answers[item.id].error}
-    shown = flatten(score.metrics)
-    figure = about.headline or next(iter(shown), "overall")
-    if figure not in shown:  # such as MME's sum over sub-tasks of which some are not asked
-        figure = "overall"
+    metrics = flatten(score.metrics)
+    metric = info.primary_metric or next(iter(metrics), "overall")
+    if metric not in metrics:  # such as MME's sum over categories of which some have no items
+        metric = "overall"
     return {
         "task": benchmark.name,
-        "title": about.title or benchmark.name,
-        "measures": about.measures,
+        "title": info.title or benchmark.name,
+        "measures": info.measures,
         "valid": len(failed) <= MAX_FAILED * len(items),
         "headline": {
-            "metric": figure,
-            "value": shown.get(figure, score.overall),
-            "p_value": about.chance.get(figure),
-            **_headline_interval(items, score, shown.get(figure)),
+            "figure": metric,
+            "value": metrics.get(metric, score.overall),
+            "chance": info.chance.get(metric),
+            **_primary_interval(items, score, metrics.get(metric)),
         },
-        "metrics": score.metrics,
-        "p_value": dict(about.chance),
-        "overall": _group(score.overall, items, score),
-        "kinds": _kinds(items, score),
+        "figures": score.metrics,
+        "chance": dict(info.chance),
+        "overall": _group_result(score.overall, items, score),
+        "kinds": _categories(items, score),
         "slices": _slices(items, score),
         "counts": {
             "items": len(items),
@@ -193,82 +216,100 @@ def build_results(
     }
 
 
-def flatten(figures: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Return figures on one level, names joined by dots."""
-    told: dict[str, Any] = {}
-    for name, value in figures.items():
+def with_current_keys(results: Results) -> Results:
+    """Return the content of a results.json with the keys of version 0.1 replaced by current ones."""
+    former = {"pictures": "images", "unread": "unparsed"}
+    results = {former.get(key, key): value for key, value in results.items()}
+    if "unread" in results.get("counts", {}):
+        counts = results["counts"]
+        results["counts"] = {former.get(key, key): value for key, value in counts.items()}
+    groups = [*results.get("kinds", {}).values(), *results.get("slices", {}).values()]
+    for group in (results.get("overall", {}), *groups):
+        if "mean_mark" in group:
+            group["mean_score"] = group.pop("mean_mark")
+    return results
+
+
+def flatten(metrics: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
+    """Return nested metrics on one level, with joined names."""
+    flat: dict[str, Any] = {}
+    for name, value in metrics.items():
         if isinstance(value, Mapping):
-            told |= flatten(value, f"{before}{name}.")
+            inner = flatten(value, separator)
+            flat |= {f"{name}{separator}{key}": entry for key, entry in inner.items()}
         else:
-            told[f"{before}{name}"] = value
-    return told
+            flat[name] = value
+    return flat
 
 
-def _marks(items: Sequence[Item], score: Score) -> tuple[list[float], list[str]]:
-    """List the marks of items that have one, and what each is about."""
-    marked = [item for item in items if item.id in score.item_scores]
-    return [score.item_scores[item.id] for item in marked], [_cluster_key(item) for item in marked]
-
-
-def _kinds(items: Sequence[Item], score: Score) -> dict[str, Results]:
-    """Return what each kind came to."""
+def _categories(items: Sequence[Item], score: Score) -> dict[str, Results]:
+    """Return the result of each category."""
     by_category: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         by_category[item.category].append(item)
     return {
-        kind: _group(score.by_category.get(kind), some, score, score.counts.get(kind))
-        for kind, some in by_category.items()
+        category: _group_result(
+            score.by_category.get(category), members, score, score.counts.get(category)
+        )
+        for category, members in by_category.items()
     }
 
 
 def _slices(items: Sequence[Item], score: Score) -> dict[str, Results]:
-    """Return what each slice came to, by marks alone."""
+    """Return the mean score of each slice."""
     by_slice: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         for name in item.slices:
             by_slice[name].append(item)
-    return {name: _group(None, some, score) for name, some in sorted(by_slice.items())}
+    return {name: _group_result(None, members, score) for name, members in sorted(by_slice.items())}
 
 
-def _cluster_key(item: Item) -> str:
-    """Name what an item is about, its images; itself where it has none. Others about the same depend on it."""
-    return "\n".join(item.conversation.images) or f"item {item.id}"
+def _scores_and_clusters(items: Sequence[Item], score: Score) -> tuple[list[float], list[str]]:
+    """Return the scores of items that have one, and the cluster of each.
+
+    Items about the same images depend on each other, so they are one cluster.
+    """
+    scored = [item for item in items if item.id in score.item_scores]
+    clusters = ["\n".join(item.conversation.images) or f"item {item.id}" for item in scored]
+    return [score.item_scores[item.id] for item in scored], clusters
 
 
-def _headline_interval(items: Sequence[Item], score: Score, value: float | None) -> Results:
-    """Return the interval of the headline where it is made of sums, or is the mean mark times 100; in its own unit."""
-    marks, groups = _marks(items, score)
-    told: Results = {"low": None, "high": None, "method": None}
-    if value is None or not marks:
-        return told
+def _primary_interval(items: Sequence[Item], score: Score, value: float | None) -> Results:
+    """Return the interval of the primary metric, if it is a statistic of sums or 100 times the mean score."""
+    scores, clusters = _scores_and_clusters(items, score)
+    no_interval: Results = {"low": None, "high": None, "method": None}
+    if value is None or not scores:
+        return no_interval
     if score.statistic is not None:
-        terms = {
-            item.id: score.statistic.per_item[item.id]
-            for item in items
-            if item.id in score.item_scores
-        }
-        return asdict(
-            statistic_interval(np.array(list(terms.values())), score.statistic.from_sums, groups)
-        )
-    if math.isclose(100 * sum(marks) / len(marks), value, abs_tol=0.005 + 1e-9):  # as rounded
-        found = mean_interval(marks, groups)
-        told |= {"low": 100 * found.low, "high": 100 * found.high, "method": found.method}
-    return told
+        per_item = score.statistic.per_item
+        terms = [per_item[item.id] for item in items if item.id in score.item_scores]
+        return asdict(statistic_interval(np.array(terms), score.statistic.from_sums, clusters))
+    mean = sum(scores) / len(scores)
+    if math.isclose(100 * mean, value, abs_tol=0.005 + 1e-9):  # metrics are rounded
+        interval = mean_interval(scores, clusters)
+        return {"low": 100 * interval.low, "high": 100 * interval.high, "method": interval.method}
+    return no_interval
 
 
-def _group(
+def _group_result(
     value: float | None, items: Sequence[Item], score: Score, count: int | None = None
 ) -> Results:
-    """Return a number with its interval, where it is the mean of marks; else the number alone.
+    """Return a value with its interval if it is the mean score, else with the mean score next to it.
 
-    Where the benchmark gives no value, the mean mark is it.
+    The value is the mean score where the benchmark defines none.
     """
-    marks, groups = _marks(items, score)
-    mean = sum(marks) / len(marks) if marks else None
-    shown = mean if value is None else value
-    told: Results = {"n": len(marks) or count, "value": shown, "low": None, "high": None, "method": None}  # fmt: skip
-    if mean is not None and shown is not None and math.isclose(mean, shown, abs_tol=1e-9):
-        told |= asdict(mean_interval(marks, groups))
+    scores, clusters = _scores_and_clusters(items, score)
+    mean = sum(scores) / len(scores) if scores else None
+    value = mean if value is None else value
+    result: Results = {
+        "n": len(scores) or count,
+        "value": value,
+        "low": None,
+        "high": None,
+        "method": None,
+    }
+    if mean is not None and value is not None and math.isclose(mean, value, abs_tol=1e-9):
+        result |= asdict(mean_interval(scores, clusters))
     elif mean is not None:
-        told["mean_mark"] = {"value": mean, **asdict(mean_interval(marks, groups))}
-    return told
+        result["mean_score"] = {"value": mean, **asdict(mean_interval(scores, clusters))}
+    return result

@@ -1,9 +1,9 @@
-"""Evaluate a task into a folder.
+"""Evaluation of a benchmark into a run folder.
 
-journal.jsonl   every answer that was finished, on disk before the next is asked for
-answers.jsonl   a line for each item: prompt, answer, what was read of it, mark
-results.json    the numbers; a run that was killed and went on writes the same bytes as one that was not
-report.html     both to look at
+journal.jsonl   every finished answer, on disk before the next batch starts
+answers.jsonl   one line per item: prompt, answer, what was parsed from it, score
+results.json    scores; a run that was killed and resumed writes the same bytes as an uninterrupted one
+report.html     both as a page
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from caldera.devices import DeviceConfig, Runtime
 from caldera.errors import CalderaError, InputError, UsageError
-from caldera.evaluation.answerers.answerer import Answer, AnswerConfig, Answerer
+from caldera.evaluation.answerers.answerer import Answer, AnswerConfig, Answerer, PreparedItem
 from caldera.evaluation.answerers.local_model import load_answerer
 from caldera.evaluation.answerers.remote_server import ServerAddress, ServerAnswerer
 from caldera.evaluation.benchmark import Benchmark, BenchmarkSpec, Item, Score, Sources
@@ -22,7 +22,7 @@ from caldera.evaluation.runs.answers import (
     AnswerCache,
     AnswerKey,
     build_item_results,
-    write_samples,
+    write_item_results,
 )
 from caldera.evaluation.runs.report import read_run, write_run_report
 from caldera.evaluation.runs.results import (
@@ -39,49 +39,126 @@ from caldera.images.decoding import read_bytes
 from caldera.progress import NoProgress, Progress
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """A benchmark with its files, and how much of it to run."""
+
+    spec: BenchmarkSpec
+    sources: Sources
+    limit: int | None = None
+    """Evaluate at most this many items (groups that are scored together stay together). None: all."""
+
+
+def evaluate_benchmark(
+    evaluation: EvaluationConfig,
+    model: str,
+    *,
+    out: Path,
+    config: AnswerConfig,
+    server: ServerAddress,
+    runtime: Runtime,
+) -> Results | None:
+    """Evaluate a model folder, or a server if `model` is an address; see `evaluate` for the files.
+
+    Args:
+        evaluation: The benchmark and its files.
+        model: Model folder or base URL.
+        out: The run folder.
+        config: Settings for answering.
+        server: Name and key of a served model.
+        runtime: Device, precision and progress reporting.
+
+    Returns:
+        The results; None if a judge has to read the answers first.
+
+    Raises:
+        UsageError: Files are missing.
+        CalderaError: Files, model or server cannot be used, or the results cannot be written.
+    """
+    spec, sources, limit = evaluation.spec, evaluation.sources, evaluation.limit
+    benchmark = spec.load(sources)
+    items = benchmark.items
+    if without_question := [item.id for item in items if not item.conversation.turns]:
+        raise InputError(
+            f"{len(without_question)} items have an answer but no question, the first {without_question[0]}; these "
+            f"files can score answers, but to ask a model {spec.name} needs its questions, too (--questions)"
+        )
+    files = {"questions": sources.questions, "annotations": sources.annotations}
+    info = BenchmarkInfo(
+        title=spec.title,
+        measures=spec.measures,
+        primary_metric=spec.primary_metric,
+        chance=spec.chance,
+        files={name: path for name, path in files.items() if path is not None and path.is_file()},
+        split_size=len(items),
+    )
+    if limit is not None and limit < len(items):
+        benchmark = with_items(benchmark, limit_items(items, limit))
+    answerer = open_answerer(model, config, server, runtime.compute)
+    folder, extracted = image_folder(sources), out / "images"
+    if sources.images is None and spec.extract_images and spec.extract_images(sources, extracted):
+        folder = extracted
+    longest, progress = config.max_new_tokens, runtime.progress
+    if spec.needs_judge(benchmark.items):
+        answer_items(
+            benchmark, answerer, folder=folder, out=out, max_new_tokens=longest, progress=progress
+        )
+        return None
+    return evaluate(
+        benchmark,
+        answerer,
+        folder=folder,
+        out=out,
+        info=info,
+        max_new_tokens=longest,
+        progress=progress,
+    )
+
+
 def evaluate(
     benchmark: Benchmark,
     answerer: Answerer,
     *,
     folder: Path,
     out: Path,
-    about: BenchmarkInfo = BenchmarkInfo(),  # noqa: B008 - frozen
+    info: BenchmarkInfo = BenchmarkInfo(),  # noqa: B008 - frozen
     max_new_tokens: int | None = None,
     progress: Progress = NoProgress(),  # noqa: B008 - without state
 ) -> Results:
-    """Ask every item that no earlier start has asked, score, and write the run's folder.
+    """Answer every item that no earlier start has answered, score, and write the run folder.
 
     Args:
-        benchmark: What is asked.
-        answerer: Who answers.
-        folder: Folder that image paths start from.
-        out: The run's folder.
-        about: What is known of the benchmark beside its items.
-        max_new_tokens: Longest answer; the benchmark's own if None.
-        progress: Follows the work.
+        benchmark: Items and their score.
+        answerer: The model.
+        folder: Folder that image paths are relative to.
+        out: The run folder.
+        info: Description of the benchmark for the report.
+        max_new_tokens: Maximum length of an answer; the benchmark's own if None.
+        progress: Progress reporting.
 
     Returns:
-        What `results.json` holds; `valid` tells whether so many items were answered that the score says something.
+        The content of `results.json`; `valid` is false if too many items failed for a meaningful score.
 
     Raises:
         EvaluationError: No item was answered.
-        CalderaError: The answerer, a file or the disk ended the run; answers so far are kept.
+        CalderaError: The answerer, a file or the disk ended the run; the answers so far are saved.
     """
     longest = max_new_tokens or benchmark.max_new_tokens
     with lock_folder(out):
-        asked = _PreparedItems(answerer, folder, longest)
-        asked.prepare(benchmark.items, progress)
-        answers = _answers(benchmark, asked, out, progress)
+        prepared = _PreparedItems(answerer, folder, longest)
+        prepared.prepare(benchmark.items, progress)
+        answers = _answer(benchmark, prepared, out, progress)
         score = score_answered(benchmark, answers)
-        results = build_results(benchmark, answers, score, about)
+        results = build_results(benchmark, answers, score, info)
         results["images"] = str(folder.resolve())
+        models = {answer.model for answer in answers.values() if answer.model}
         results["provenance"] = {
-            **provenance(answerer, benchmark.items, asked.images, about, longest),
-            "answered by": ", ".join(sorted({one.model for one in answers.values() if one.model})),
-            "first prompt": next(iter(asked.prompts.values()), ""),
+            **provenance(answerer, benchmark.items, prepared.image_digests, info, longest),
+            "answered by": ", ".join(sorted(models)),
+            "first prompt": next(iter(prepared.texts.values()), ""),
         }
-        samples = build_item_results(benchmark.items, asked.prompts, answers, score)
-        write_samples(out / "answers.jsonl", samples)
+        item_results = build_item_results(benchmark.items, prepared.texts, answers, score)
+        write_item_results(out / "answers.jsonl", item_results)
         write_json(out / "results.json", results)
         write_run_report(out / "report.html", [read_run(out)])
     return results
@@ -96,194 +173,120 @@ def answer_items(
     max_new_tokens: int | None = None,
     progress: Progress = NoProgress(),  # noqa: B008 - without state
 ) -> Mapping[str, Answer]:
-    """Ask as `evaluate` does, but write `answers.jsonl` alone, without marks: a judge has yet to read the answers.
+    """Answer as `evaluate` does, but write only `answers.jsonl`, without scores, for a judge to read.
 
     Raises:
-        CalderaError: The answerer, a file or the disk ended the run; answers so far are kept.
+        CalderaError: The answerer, a file or the disk ended the run; the answers so far are saved.
     """
     with lock_folder(out):
-        asked = _PreparedItems(answerer, folder, max_new_tokens or benchmark.max_new_tokens)
-        asked.prepare(benchmark.items, progress)
-        answers = _answers(benchmark, asked, out, progress)
-        samples = build_item_results(benchmark.items, asked.prompts, answers, Score(0.0))
-        write_samples(out / "answers.jsonl", samples)
+        prepared = _PreparedItems(answerer, folder, max_new_tokens or benchmark.max_new_tokens)
+        prepared.prepare(benchmark.items, progress)
+        answers = _answer(benchmark, prepared, out, progress)
+        item_results = build_item_results(benchmark.items, prepared.texts, answers, Score(0.0))
+        write_item_results(out / "answers.jsonl", item_results)
     return answers
 
 
 @dataclass(slots=True)
 class _PreparedItems:
-    """What is asked of whom, and under which key each answer is kept."""
+    """Prompts of all items, and the cache keys of their answers."""
 
     answerer: Answerer
     folder: Path
     max_new_tokens: int
-    prompts: dict[str, str] = field(default_factory=dict)
-    """By item id, as the answers below."""
+    items: list[PreparedItem] = field(default_factory=list)
+    texts: dict[str, str] = field(default_factory=dict)
+    """Prompts by item id, as the fields below."""
 
-    images: dict[str, list[str]] = field(default_factory=dict)
+    image_digests: dict[str, list[str]] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
     failed: dict[str, Answer] = field(default_factory=dict)
 
     def prepare(self, items: Sequence[Item], progress: Progress) -> None:
-        """Write prompts and look at images; items whose images cannot be read fail."""
+        """Build the prompts and digest the images; items whose images cannot be read fail."""
         digests: dict[str, str] = {}
         identity = self.answerer.identity
-        among = _digest_of_ids(items) if self.answerer.batched else ""
-        with progress.task("reading the items", len(items)) as tick:
+        batch_context = _digest_ids(items) if self.answerer.batched else ""
+        with progress.task("reading the items", len(items)) as advance:
             for item in items:
                 try:
                     for path in item.conversation.images:
                         if path not in digests:
                             content = read_bytes(self.folder / path)
                             digests[path] = hashlib.sha256(content).hexdigest()
-                    shown = [digests[path] for path in item.conversation.images]
-                    prompt = self.answerer.prompt(item, shown)
-                except CalderaError as fault:
-                    self.failed[item.id] = Answer(item.id, error=str(fault))
+                    image_digests = [digests[path] for path in item.conversation.images]
+                    prepared = self.answerer.prepare(item, self.folder, image_digests)
+                except CalderaError as error:
+                    self.failed[item.id] = Answer(item.id, error=str(error))
                 else:
-                    self.prompts[item.id], self.images[item.id] = prompt, shown
-                    self.keys[item.id] = AnswerKey(
-                        identity, prompt, shown, self.max_new_tokens, among
-                    ).digest
-                tick()
+                    key = AnswerKey(
+                        identity, prepared.text, image_digests, self.max_new_tokens, batch_context
+                    )
+                    self.items.append(prepared)
+                    self.texts[item.id] = prepared.text
+                    self.image_digests[item.id] = image_digests
+                    self.keys[item.id] = key.digest
+                advance()
 
 
-def _digest_of_ids(items: Sequence[Item]) -> str:
+def _digest_ids(items: Sequence[Item]) -> str:
     """Return the sha256 of the items' ids in their order."""
     return hashlib.sha256("\0".join(item.id for item in items).encode()).hexdigest()
 
 
-def _answers(
-    benchmark: Benchmark, asked: _PreparedItems, out: Path, progress: Progress
+def _answer(
+    benchmark: Benchmark, prepared: _PreparedItems, out: Path, progress: Progress
 ) -> Mapping[str, Answer]:
-    """Return an answer for each item, out of the journal or anew.
+    """Return an answer for each item, cached or new.
 
     Raises:
         CalderaError: The answerer or the disk ended the run.
     """
-    answers = dict(asked.failed)
+    answers = dict(prepared.failed)
     with ExitStack() as stack:
-        journal: AnswerCache | None = None
-        if asked.answerer.deterministic:  # a drawn answer is another one each time
-            journal = AnswerCache(out / "journal.jsonl")
-            stack.callback(journal.close)
-            for name, key in asked.keys.items():
-                if known := journal.find(key, name):
-                    answers[name] = known
-        ready = [item for item in benchmark.items if item.id in asked.keys]
-        tick = stack.enter_context(
+        cache: AnswerCache | None = None
+        # sampled answers are not cached: every start samples anew
+        if prepared.answerer.deterministic:
+            cache = AnswerCache(out / "journal.jsonl")
+            stack.callback(cache.close)
+            for item_id, key in prepared.keys.items():
+                if cached := cache.find(key, item_id):
+                    answers[item_id] = cached
+        advance = stack.enter_context(
             progress.task(f"asking {benchmark.name}", len(benchmark.items), initial=len(answers))
         )
 
-        def took(some: Sequence[Answer]) -> None:
-            if journal is not None:
-                journal.add({asked.keys[one.id]: one for one in some if not one.error})
-            answers.update({one.id: one for one in some})
-            failed = sum(1 for one in answers.values() if one.error)
-            tick(len(some), detail=f"failed {failed}" if failed else "")
+        def on_answers(new: Sequence[Answer]) -> None:
+            if cache is not None:
+                cache.add({prepared.keys[answer.id]: answer for answer in new if not answer.error})
+            answers.update({answer.id: answer for answer in new})
+            failed = sum(1 for answer in answers.values() if answer.error)
+            advance(len(new), detail=f"failed {failed}" if failed else "")
 
-        asked.answerer.ask(
-            ready,
+        prepared.answerer.ask(
+            prepared.items,
             frozenset(answers),
-            took,
-            folder=asked.folder,
-            max_new_tokens=asked.max_new_tokens,
+            on_answers,
+            max_new_tokens=prepared.max_new_tokens,
         )
     return answers
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationConfig:
-    """A task and what is asked of it."""
-
-    task: BenchmarkSpec
-    sources: Sources
-    limit: int | None = None
-    """Ask only the first items, so many at most; what is scored together is asked together. None asks all."""
-
-
-def evaluate_task(
-    order: EvaluationConfig,
-    model: str,
-    *,
-    out: Path,
-    asking: AnswerConfig,
-    server: ServerAddress,
-    means: Runtime,
-) -> Results | None:
-    """Ask a model folder, or a server where `model` is its address, the items of a task; see `evaluate`.
-
-    Returns:
-        The numbers; None where a judge has to read the answers first.
-
-    Raises:
-        UsageError: Files are missing.
-        CalderaError: Files, model or server cannot be used, or the result cannot be written.
-    """
-    task, sources = order.task, order.sources
-    benchmark = task.load(sources)
-    items = benchmark.items
-    if wordless := [item.id for item in items if not item.conversation.turns]:
-        raise InputError(
-            f"{len(wordless)} items have an answer but no question, the first {wordless[0]}; these files can score "
-            f"answers, but to ask a model {task.name} needs its questions, too (--questions)"
-        )
-    files = {"questions": sources.questions, "annotations": sources.annotations}
-    about = BenchmarkInfo(
-        title=task.title,
-        measures=task.measures,
-        headline=task.primary_metric,
-        chance=task.chance,
-        files={name: path for name, path in files.items() if path is not None and path.is_file()},
-        split_size=len(items),
-    )
-    if order.limit is not None and order.limit < len(items):
-        benchmark = with_items(benchmark, limit_items(items, order.limit))
-    answerer = open_answerer(model, asking, server, means.compute)
-    folder = image_folder(sources)
-    inside = out / "images"
-    if (
-        sources.images is None
-        and task.extract_images is not None
-        and task.extract_images(sources, inside)
-    ):
-        folder = inside
-    if task.needs_judge(benchmark.items):
-        answer_items(
-            benchmark,
-            answerer,
-            folder=folder,
-            out=out,
-            max_new_tokens=asking.max_new_tokens,
-            progress=means.progress,
-        )
-        return None
-    return evaluate(
-        benchmark,
-        answerer,
-        folder=folder,
-        out=out,
-        about=about,
-        max_new_tokens=asking.max_new_tokens,
-        progress=means.progress,
-    )
-
-
 def open_answerer(
-    model: str, asking: AnswerConfig, server: ServerAddress, compute: DeviceConfig
+    model: str, config: AnswerConfig, server: ServerAddress, compute: DeviceConfig
 ) -> Answerer:
-    """Return what answers: a server where `model` is an address, else a model folder.
+    """Return the answerer of a server if `model` is an address, else of a model folder.
 
     Raises:
-        CalderaError: It cannot be asked in this way, or not loaded.
+        CalderaError: The settings are invalid, or the model cannot be loaded.
     """
     if model.startswith(("http://", "https://")):
-        return ServerAnswerer(replace(server, url=model), asking)
-    return load_answerer(Path(model), asking=asking, compute=compute)
+        return ServerAnswerer(replace(server, url=model), config)
+    return load_answerer(Path(model), config=config, compute=compute)
 
 
 def image_folder(sources: Sources) -> Path:
-    """Return the folder that image paths start from."""
+    """Return the folder that image paths are relative to."""
     if sources.images is not None:
         return sources.images
     file = sources.questions or sources.annotations
@@ -292,31 +295,25 @@ def image_folder(sources: Sources) -> Path:
     return file if file.is_dir() else file.parent
 
 
-def find_default_files(folder: Path, task: BenchmarkSpec, given: Sources) -> Sources:
-    """Add to what a user gave the official files of a task that lie in a folder under their official names.
+def find_default_files(folder: Path, spec: BenchmarkSpec, sources: Sources) -> Sources:
+    """Complete `sources` with the official files of a benchmark that are in a folder under their official names.
 
     Raises:
-        UsageError: The names of the task's files are not fixed.
-        InputError: None of them is there.
+        UsageError: The benchmark's files have no fixed names.
+        InputError: None of them is in the folder.
     """
-    layout = task.default_files
-    named = {
-        "questions": layout.questions,
-        "annotations": layout.annotations,
-        "images": layout.images,
+    official = {
+        name: folder / path
+        for name in ("questions", "annotations", "images")
+        if (path := getattr(spec.default_files, name)) is not None
     }
-    wanted = {name: folder / path for name, path in named.items() if path is not None}
-    if not wanted:
+    if not official:
         raise UsageError(
-            f"the files of {task.name} have no fixed names, so --data cannot find them; name each (--questions ...)"
+            f"the files of {spec.name} have no fixed names, so --data cannot find them; name each (--questions ...)"
         )
-    found = {name: path for name, path in wanted.items() if path.exists()}
-    if not found:
-        names = ", ".join(str(path.relative_to(folder)) for path in wanted.values())
-        raise InputError(f"{folder} holds none of the files of {task.name}: {names}")
-    return replace(
-        given,
-        questions=given.questions or found.get("questions"),
-        annotations=given.annotations or found.get("annotations"),
-        images=given.images or found.get("images"),
-    )
+    existing = {name: path for name, path in official.items() if path.exists()}
+    if not existing:
+        names = ", ".join(str(path.relative_to(folder)) for path in official.values())
+        raise InputError(f"{folder} has none of the files of {spec.name}: {names}")
+    missing = {name: path for name, path in existing.items() if getattr(sources, name) is None}
+    return replace(sources, **missing)

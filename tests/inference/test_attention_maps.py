@@ -34,7 +34,7 @@ def by_transformers(assistant: LlavaBundle, prompt: Prompt) -> torch.Tensor:
     with torch.no_grad():
         embedded = assistant.model.embed(
             torch.tensor([prompt.ids]),
-            torch.cat([image.pixels for image in prompt.images]),
+            torch.cat([image.views for image in prompt.images]),
             [image.layout for image in prompt.images],
         )
         told = language(inputs_embeds=embedded, output_attentions=True).attentions
@@ -61,8 +61,8 @@ def test_words_take_the_mean_of_their_tokens(assistant: LlavaBundle, photos: Pat
     looks = compute_attention_maps(assistant, prompt, tokens)
     assert [word.text for word in looks.words] == [" two", " dogs", " zyx"]
     last = looks.words[-1]
-    assert last.last - last.first > 1
-    mean = weights[last.first : last.last].mean(dim=0)
+    assert last.stop - last.start > 1
+    mean = weights[last.start : last.stop].mean(dim=0)
     count = assistant.model.vision.tokens_per_view
     for image, start in zip(looks.images, prompt.starts, strict=True):
         torch.testing.assert_close(image.weights[-1], mean[start : start + count])
@@ -78,9 +78,9 @@ def test_words_together_are_the_answer(assistant: LlavaBundle, answer: str) -> N
     ids = tuple(assistant.tokenizer.encode(answer, add_special_tokens=False))
     words = split_words(ids, assistant.tokenizer)
     assert "".join(word.text for word in words) == assistant.tokenizer.decode(list(ids))
-    assert words[0].first == 0
-    assert words[-1].last == len(ids)
-    assert all(one.last == other.first for one, other in pairwise(words))
+    assert words[0].start == 0
+    assert words[-1].stop == len(ids)
+    assert all(one.stop == other.start for one, other in pairwise(words))
 
 
 def test_the_engine_looks_between_answers(assistant: LlavaBundle, photos: Path) -> None:
