@@ -31,6 +31,10 @@ RENAMED = [
 ]
 """Every former option of every command."""
 
+# Benchmarks are commands that `evaluate` builds when they are called.
+BENCHMARK_OPTIONS = ("--pictures", "--served", "--truth", "--form", "--key-variable")
+RENAMED += [(("evaluate", "pope"), former) for former in BENCHMARK_OPTIONS]
+
 
 def test_the_table_is_complete() -> None:
     """Every former option is renamed on a command, and no command still has it."""
