@@ -19,7 +19,8 @@ from caldera.overrides import (
     with_current_names,
     with_former_names,
 )
-from caldera.recipes.recipe import QuestionCounts, Recipe
+from caldera.recipes.papers import DatasetInfo, PaperRecipe
+from caldera.recipes.recipe import QuestionCounts
 from caldera.recipes.registry import RECIPES, find_recipe
 from caldera.server.api.config import Limits, ServerConfig
 from caldera.server.media.loader import MediaConfig
@@ -197,7 +198,8 @@ def test_every_current_name_in_the_table_of_renamed_settings_exists() -> None:
     """No entry of the table suggests a setting that is in no config."""
     configs = (
         Stage,
-        Recipe,
+        PaperRecipe,
+        DatasetInfo,
         QuestionCounts,
         ImageProcessor,
         EngineConfig,

@@ -27,6 +27,7 @@ RENAMED = {
     "select_layer": "vision_feature_layer",
     "per_picture": "per_image",
     "context_per_picture": "context_per_image",
+    "pictures": "images",
     # image processor
     "edge": "resize_shortest_edge",
     "squash": "resize_without_crop",
