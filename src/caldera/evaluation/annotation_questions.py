@@ -29,11 +29,7 @@ class CaptionQuestions:
     max_new_tokens: int = 40
 
     def score(self, answers: Mapping[str, str]) -> Score:
-        """Return CIDEr-D, between 0 and 10, as the overall score.
-
-        Raises:
-            InputError: Answers are missing, or belong to no item.
-        """
+        """Return CIDEr-D, between 0 and 10, as the overall score."""
         check_answers(self.items, answers)
         return Score(cider_d(answers, {item.id: item.references for item in self.items}))
 
@@ -65,11 +61,7 @@ class ExactMatch:
     max_new_tokens: int = 8
 
     def score(self, answers: Mapping[str, str]) -> Score:
-        """Return the fraction of correct answers, overall and by category.
-
-        Raises:
-            InputError: Answers are missing, or belong to no item.
-        """
+        """Return the fraction of correct answers, overall and by category."""
         check_answers(self.items, answers)
         parsed = {item.id: normalized(answers[item.id]) for item in self.items}
         by_category: dict[str, list[float]] = defaultdict(list)

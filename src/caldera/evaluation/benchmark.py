@@ -215,10 +215,13 @@ class BenchmarkSpec:
     """Files that scoring needs in addition to the answers."""
 
     load: Callable[[Sources], Benchmark]
-    """Loads official files into a benchmark that scores answer texts."""
+    """Loads official files into a benchmark that scores answer texts.
+
+    Raises UsageError if a required file was not given, InputError if one is missing, broken or contradicts another.
+    """
 
     score_answer_files: Callable[[Sources, Path], Score]
-    """Scores an official answer file, or a folder of them, without a model."""
+    """Scores an official answer file, or a folder of them; raises as `load` and `Benchmark.score` do."""
 
     default_files: Sources = Sources()
     """Official file names relative to one folder, for `--data`."""
@@ -263,3 +266,17 @@ def scores_by_group(
         for group in (item.category, *item.slices):
             groups[group][item.id] = scores[item.id]
     return dict(groups)
+
+
+def score_items(
+    items: Iterable[Item], scores: Mapping[str, float], unparsed: Mapping[str, str]
+) -> Score:
+    """Return the mean score of items, overall and by category and slice, without metrics."""
+    groups = scores_by_group(items, scores)
+    return Score(
+        mean(scores.values()),
+        {name: mean(group.values()) for name, group in groups.items()},
+        {name: len(group) for name, group in groups.items()},
+        item_scores=dict(scores),
+        unparsed=dict(unparsed),
+    )

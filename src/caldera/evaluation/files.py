@@ -101,6 +101,18 @@ def _parse_json(text: str, location: str) -> object:
         raise InputError(f"{location} cannot be read as JSON: {error}") from error
 
 
+def read_object(path: Path, description: str) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        InputError: The file is missing or broken, or holds something else than "an object" with this description.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or not content:
+        raise InputError(f"{path} should hold an object {description}")
+    return content
+
+
 def read_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Return the objects of a JSON list or JSON lines file, each with its location.
 
@@ -167,16 +179,21 @@ def _read_spreadsheet(path: Path) -> list[tuple[str, dict[str, str]]]:
     ]
 
 
-def require_fields(record: dict[str, Any], names: Iterable[str], location: str) -> None:
-    """Check that a record has fields.
+def require_fields(record: object, names: Sequence[str], location: str) -> dict[str, Any]:
+    """Return a record that is an object with these fields.
 
     Raises:
-        InputError: Some are missing; the message lists them and the existing ones.
+        InputError: It is something else, or fields are missing; the message lists them and the existing ones.
     """
+    if not isinstance(record, dict):
+        raise InputError(
+            f"{location} should be an object with {', '.join(names)}, got {shorten_value(record)}"
+        )
     if missing := [name for name in names if name not in record]:
         raise InputError(
             f"{location} has no {', '.join(missing)}; it has {join_names(map(str, record))}"
         )
+    return record
 
 
 def check_unique(names: Iterable[str], path: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from caldera.datasets.vqa import validate
 from caldera.errors import InputError
@@ -25,7 +25,7 @@ from caldera.evaluation.benchmark import (
 )
 from caldera.evaluation.benchmarks.short_answers import question_turn
 from caldera.evaluation.caption_metrics import bleu, cider_d_per_image, mean_rouge_l
-from caldera.evaluation.files import read_json, read_rows, require_fields
+from caldera.evaluation.files import read_object, read_rows, require_fields
 
 PROMPT = "Provide a one-sentence caption for the provided image."
 """Prompt for TextCaps in the data mix of LLaVA-1.5 (P2, table 7)."""
@@ -45,11 +45,7 @@ class Captions:
     max_new_tokens: int = 128
 
     def score(self, answers: Mapping[str, str]) -> Score:
-        """Return CIDEr-D over 10 as overall and item scores, and as a metric times 100, as papers print it.
-
-        Raises:
-            InputError: Captions are missing, or belong to no image.
-        """
+        """Return CIDEr-D over 10 as overall and item scores, and as a metric times 100, as papers print it."""
         check_answers(self.items, answers)
         references = {item.id: item.references for item in self.items}
         cider = cider_d_per_image(answers, references)
@@ -75,27 +71,18 @@ class Captions:
         )
 
 
-class _Schema(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-
-class _ImageSchema(_Schema):
+class _ImageSchema(BaseModel):
     id: int
     file_name: str
 
 
-class _CaptionSchema(_Schema):
+class _CaptionSchema(BaseModel):
     image_id: int
     caption: str
 
 
 def load_questions(sources: Sources) -> Captions:
-    """Load the images and their human captions.
-
-    Raises:
-        UsageError: No file was given.
-        InputError: It is missing or broken, or an image has no caption.
-    """
+    """Load the images and their human captions."""
     path = sources.annotations or sources.require_questions(_FILE)
     images, captions = (_from_table if path.suffix in (".csv", ".tsv") else _from_coco)(path)
     if num_missing := len(images.keys() - captions.keys()):
@@ -112,11 +99,7 @@ def load_questions(sources: Sources) -> Captions:
 
 def _from_coco(path: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
     """Return file names and captions by image id."""
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise InputError(
-            f"{path} should hold an object with images and annotations, as COCO's captions_SPLIT.json does"
-        )
+    content = read_object(path, "with images and annotations, as COCO's captions_SPLIT.json does")
     require_fields(content, ("images", "annotations"), str(path))
     images = [
         validate(_ImageSchema, entry, f"{path}: images.{index}")

@@ -9,7 +9,7 @@ answer from 0 to 1, as in MM-Vet).
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -27,7 +27,7 @@ from caldera.evaluation.benchmark import (
     check_answers,
     mean,
     score_by_item_id,
-    scores_by_group,
+    score_items,
     to_percent,
 )
 from caldera.evaluation.benchmarks.multiple_choice import choice_turn
@@ -62,12 +62,7 @@ class CustomBenchmark:
     max_new_tokens: int = 128
 
     def score(self, answers: Mapping[str, str]) -> Score:
-        """Compare each answer by its question's rule; an unparsed choice is wrong, and counted.
-
-        Raises:
-            UsageError: A question needs a judge.
-            InputError: Answers are missing, or belong to no question.
-        """
+        """Compare each answer by its question's rule; an unparsed choice is wrong, and counted."""
         check_answers(self.items, answers)
         if judged := [item.id for item in self.items if _needs_judge(item)]:
             raise UsageError(
@@ -80,14 +75,12 @@ class CustomBenchmark:
             for item in self.items
             if item.question_type == "choice" and not _parse_letter(item, answers[item.id])
         }
-        groups = scores_by_group(self.items, scores)
-        by_category = {name: mean(group.values()) for name, group in groups.items()}
-        metrics: dict[str, Any] = {"accuracy": to_percent(mean(scores.values()))}
-        if len(by_category) > 1:
-            metrics |= {name: to_percent(value) for name, value in by_category.items()}
+        score = score_items(self.items, scores, unparsed)
+        metrics: dict[str, Any] = {"accuracy": to_percent(score.overall)}
+        if len(score.by_category) > 1:
+            metrics |= {name: to_percent(value) for name, value in score.by_category.items()}
         metrics |= {"questions": len(scores), "parse_failures": len(unparsed)}
-        counts = {name: len(group) for name, group in groups.items()}
-        return Score(mean(scores.values()), by_category, counts, metrics, scores, unparsed)
+        return replace(score, metrics=metrics)
 
 
 def _needs_judge(item: Item) -> bool:
@@ -116,12 +109,7 @@ def _normalize_words(text: str) -> str:
 
 
 def load_questions(sources: Sources) -> CustomBenchmark:
-    """Load the questions.
-
-    Raises:
-        UsageError: No file was given.
-        InputError: It is missing or broken, or a line is not valid.
-    """
+    """Load the questions."""
     path = sources.require_questions("JSON lines with question and answer")
     items = [
         _to_item(record, location, index)

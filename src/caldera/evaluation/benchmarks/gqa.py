@@ -8,13 +8,12 @@ raw ones; its converter strips trailing periods and lowercases them. A `.json` i
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from caldera.datasets.vqa import validate
-from caldera.errors import InputError
 from caldera.evaluation.benchmark import BenchmarkSpec, Item, Score, Sources
 from caldera.evaluation.benchmarks.short_answers import ShortAnswers, short_answer_turn
-from caldera.evaluation.files import read_answers, read_json
+from caldera.evaluation.files import read_answers, read_object
 
 _FILE = "testdev_balanced_questions.json"
 
@@ -22,16 +21,12 @@ _OPEN = "query"
 """Structural type of questions that are neither yes/no nor a choice."""
 
 
-class _Schema(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-
-class _Types(_Schema):
+class _Types(BaseModel):
     structural: str
     semantic: str
 
 
-class _QuestionSchema(_Schema):
+class _QuestionSchema(BaseModel):
     image: str = Field(alias="imageId")
     question: str = Field(min_length=1)
     answer: str | None = None
@@ -40,22 +35,12 @@ class _QuestionSchema(_Schema):
 
 
 def load_questions(sources: Sources) -> ShortAnswers:
-    """Load the questions with their answers.
-
-    Raises:
-        UsageError: No questions were given.
-        InputError: The file is missing or broken.
-    """
+    """Load the questions with their answers."""
     return _load(sources, normalize_as_llava)
 
 
 def score_answer_files(sources: Sources, answers: Path) -> Score:
-    """Score LLaVA's answers (`.jsonl`, or a folder), or a submitted file (`.json`).
-
-    Raises:
-        UsageError: No questions were given.
-        InputError: A file is missing or broken, or answers and questions do not match.
-    """
+    """Score LLaVA's answers (`.jsonl`, or a folder), or a submitted file (`.json`)."""
     benchmark = _load(sources, str if answers.suffix == ".json" else normalize_as_llava)
     return benchmark.score(read_answers(answers))
 
@@ -71,9 +56,7 @@ def _exact_accuracy(answer: str, references: Sequence[str]) -> float:
 
 def _load(sources: Sources, normalize: Callable[[str], str]) -> ShortAnswers:
     path = sources.annotations or sources.require_questions(_FILE)
-    content = read_json(path)
-    if not isinstance(content, dict) or not content:
-        raise InputError(f"{path} should hold an object of questions by id, as {_FILE} does")
+    content = read_object(path, f"of questions by id, as {_FILE} does")
     questions = {
         name: validate(_QuestionSchema, entry, f"{path}: {name}") for name, entry in content.items()
     }

@@ -43,11 +43,7 @@ class LlavaBench:
     max_new_tokens: int = 1024
 
     def score(self, answers: Mapping[str, str]) -> Score:
-        """Score a judge's reply about each answer, with the reference first.
-
-        Raises:
-            InputError: Replies are missing, or belong to no item.
-        """
+        """Score a judge's reply about each answer, with the reference first."""
         check_answers(self.items, answers)
         verdicts = [
             parse_verdict(item.id, item.category, answers[item.id], PAPER_PROTOCOL.parse)

@@ -17,7 +17,7 @@ from caldera.evaluation.benchmark import (
     Sources,
     check_answers,
 )
-from caldera.evaluation.files import read_json, require_fields
+from caldera.evaluation.files import read_object, require_fields
 from caldera.evaluation.judging.grading import GRADE_PROTOCOLS, GRADES, write_grade_files
 from caldera.evaluation.judging.protocols import JudgeCase
 from caldera.evaluation.judging.scores import average_runs, ratio_interval
@@ -36,11 +36,7 @@ class MMVet:
     max_new_tokens: int = 1024
 
     def score(self, answers: Mapping[str, str]) -> Score:
-        """Score a judge's reply about each answer.
-
-        Raises:
-            InputError: Replies are missing, or belong to no item.
-        """
+        """Score a judge's reply about each answer."""
         check_answers(self.items, answers)
         verdicts = [
             parse_verdict(item.id, item.category, answers[item.id], GRADES.parse)
@@ -52,14 +48,10 @@ class MMVet:
 def _load(sources: Sources) -> MMVet:
     """Load `mm-vet.json`."""
     path = sources.require_questions("the official mm-vet.json")
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise InputError(f"{path} should hold an object of questions by id, as mm-vet.json does")
     items = []
+    content = read_object(path, "of questions by id, as mm-vet.json does")
     for key, record in content.items():
         location = f"{path}: {key}"
-        if not isinstance(record, dict):
-            raise InputError(f"{location} should be an object, got {str(record)[:40]!r}")
         require_fields(record, ("imagename", "question", "answer", "capability"), location)
         needed = [name for name in CAPABILITIES if name in record["capability"]]
         if not needed or len(needed) < len(record["capability"]):
@@ -136,9 +128,7 @@ def score_grades(verdicts: Sequence[Verdict]) -> Score:
 
 def _score_files(sources: Sources, path: Path) -> Score:
     """Score a file of grades in the official layout, of one run or several."""
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise InputError(f"{path} should hold an object of grades by id (model, content, score)")
+    content = read_object(path, "of grades by id (model, content, score)")
     items = _load(sources).items
     check_answers(items, content)
     counts = {_count_runs(record, f"{path}: {key}") for key, record in content.items()}
@@ -168,9 +158,7 @@ def _count_runs(record: object, location: str) -> int:
     Raises:
         InputError: The record is not in the official layout.
     """
-    if not isinstance(record, dict):
-        raise InputError(f"{location} should be an object, got {str(record)[:40]!r}")
-    require_fields(record, ("content", "score"), location)
+    record = require_fields(record, ("content", "score"), location)
     content, score = record["content"], record["score"]
     if not isinstance(content, list) or not isinstance(score, list) or len(content) != len(score):
         raise InputError(f"{location}: content and score should be lists of the same length")

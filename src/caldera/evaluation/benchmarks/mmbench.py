@@ -23,7 +23,7 @@ from caldera.evaluation.benchmark import (
     Sources,
     mean,
     score_by_item_id,
-    scores_by_group,
+    score_items,
     to_percent,
 )
 from caldera.evaluation.benchmarks.multiple_choice import choice_turn, parse_letters, score_letters
@@ -52,36 +52,25 @@ class MmBench:
     max_new_tokens: int = 16
 
     def score(self, answers: Mapping[str, str]) -> Score:
-        """Score questions that are correct in all their rows; `vanilla` is the first row alone.
-
-        Raises:
-            InputError: Answers are missing, or belong to no row.
-        """
-        score = score_letters(self.items, parse_letters(self.items, answers))
+        """Score questions that are correct in all their rows; `vanilla` is the first row alone."""
+        rows = score_letters(self.items, parse_letters(self.items, answers))
         rotations: dict[str, list[float]] = defaultdict(list)
         for item in self.items:
-            rotations[item.question_type].append(score.item_scores[item.id])
+            rotations[item.question_type].append(rows.item_scores[item.id])
         first = [item for item in self.items if item.id == item.question_type]
         scores = {item.id: min(rotations[item.id]) for item in first}
-        groups = scores_by_group(first, scores)
+        score = score_items(first, scores, rows.unparsed)
         metrics = {
-            "accuracy": to_percent(mean(scores.values())),
-            "vanilla": to_percent(mean(score.item_scores[item.id] for item in first)),
+            "accuracy": to_percent(score.overall),
+            "vanilla": to_percent(mean(rows.item_scores[item.id] for item in first)),
         }
-        metrics |= {name: to_percent(mean(group.values())) for name, group in groups.items()}
+        metrics |= {name: to_percent(value) for name, value in score.by_category.items()}
         metrics |= {
             "questions": len(first),
             "rows": len(self.items),
-            "parse_failures": len(score.unparsed),
+            "parse_failures": len(rows.unparsed),
         }
-        return replace(
-            score,
-            overall=mean(scores.values()),
-            by_category={name: mean(group.values()) for name, group in groups.items()},
-            counts={name: len(group) for name, group in groups.items()},
-            metrics=metrics,
-            item_scores=scores,
-        )
+        return replace(score, metrics=metrics)
 
 
 def _loader(name: str) -> Callable[[Sources], MmBench]:

@@ -85,11 +85,7 @@ class Mme:
     max_new_tokens: int = 16
 
     def score(self, answers: Mapping[str, str]) -> Score:
-        """Count correct answers and correct pairs; an answer that is neither yes nor no is wrong, and counted.
-
-        Raises:
-            InputError: Answers are missing, or belong to no question.
-        """
+        """Count correct answers and correct pairs; an answer that is neither yes nor no is wrong, and counted."""
         check_answers(self.items, answers)
         parsed = {item.id: parse_mme_answer(answers[item.id]) for item in self.items}
         scores = {item.id: float(parsed[item.id] == item.references[0]) for item in self.items}
@@ -254,24 +250,14 @@ def _parse_label(text: str, location: str) -> str:
 
 
 def load_questions(sources: Sources) -> Mme:
-    """Load the questions with their correct answers.
-
-    Raises:
-        UsageError: No folder was given.
-        InputError: It is broken or incomplete.
-    """
+    """Load the questions with their correct answers."""
     return _to_benchmark(
         _load(sources.annotations or sources.questions or sources.require_annotations(_EXPECTED))
     )
 
 
 def score_answer_files(sources: Sources, answers: Path) -> Score:
-    """Score a folder of answers in MME's layout, or LLaVA's JSON lines.
-
-    Raises:
-        UsageError: JSON lines came without the correct answers.
-        InputError: A file is missing or broken, or answers and questions do not match.
-    """
+    """Score a folder of answers in MME's layout, or LLaVA's JSON lines."""
     folder = sources.annotations or sources.questions
     questions = _load(folder) if folder else None
     if answers.is_dir() and any(answers.glob("*.txt")):

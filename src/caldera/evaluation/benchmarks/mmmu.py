@@ -59,11 +59,7 @@ class Mmmu:
     max_new_tokens: int = 128
 
     def score(self, answers: Mapping[str, str]) -> Score:
-        """Score choice questions, and open ones as a separate metric.
-
-        Raises:
-            InputError: Answers are missing, or belong to no question.
-        """
+        """Score choice questions, and open ones as a separate metric."""
         check_answers(self.items, answers)
         choice_items = [item for item in self.items if item.question_type != _OPEN]
         open_scores = {
@@ -104,12 +100,7 @@ def _parse_number(text: str) -> float | None:
 
 
 def load_questions(sources: Sources) -> Mmmu:
-    """Load the correct answers, or questions with them (id, question, options, answer, question_type).
-
-    Raises:
-        UsageError: No file was given.
-        InputError: It is missing, broken, or has another layout.
-    """
+    """Load the correct answers, or questions with them (id, question, options, answer, question_type)."""
     path = sources.questions or sources.require_annotations("answer_dict_val.json")
     content = read_json(path)
     if isinstance(content, dict) and content:
@@ -127,18 +118,16 @@ def load_questions(sources: Sources) -> Mmmu:
 
 def _from_answer_entry(name: str, record: object, location: str) -> Item:
     """Return the item of an entry of the answer file, which has no question text."""
-    if not isinstance(record, dict):
-        raise InputError(f"{location} should be an object with question_type and ground_truth")
-    require_fields(record, ("question_type", "ground_truth"), location)
+    record = require_fields(record, ("question_type", "ground_truth"), location)
     answer = record["ground_truth"]
     return _to_item(name, record["question_type"], answer, (), Conversation(name, ()))
 
 
 def _from_question(record: object, location: str) -> Item:
     """Return the item of a question; its options may be a Python list literal."""
-    if not isinstance(record, dict):
-        raise InputError(f"{location} should be an object with id, question, options and answer")
-    require_fields(record, ("id", "question", "options", "answer", "question_type"), location)
+    record = require_fields(
+        record, ("id", "question", "options", "answer", "question_type"), location
+    )
     options = record["options"]
     try:
         values = ast.literal_eval(options) if isinstance(options, str) else options

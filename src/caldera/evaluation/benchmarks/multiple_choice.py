@@ -1,7 +1,7 @@
 """Multiple-choice questions, scored by accuracy: overall, by category and by slice."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from caldera.conversation import Conversation, ImageRef, Turn
@@ -11,7 +11,7 @@ from caldera.evaluation.benchmark import (
     Score,
     check_answers,
     mean,
-    scores_by_group,
+    score_items,
     to_percent,
 )
 from caldera.instructions.request_phrases import LETTER_PROMPT
@@ -38,22 +38,15 @@ def score_letters(items: Sequence[Item], letters: Mapping[str, str | None]) -> S
     Metrics are `accuracy` over all items, `accuracy_when_read` over the items with a letter, and accuracy by group.
     """
     scores = {item.id: float(letters[item.id] == item.references[0]) for item in items}
-    groups = scores_by_group(items, scores)
     unparsed = {item.id: "no single choice could be read" for item in items if not letters[item.id]}
     parsed_scores = [score for name, score in scores.items() if name not in unparsed]
-    metrics: dict[str, Any] = {"accuracy": to_percent(mean(scores.values()))}
-    metrics |= {name: to_percent(mean(group.values())) for name, group in groups.items()}
+    score = score_items(items, scores, unparsed)
+    metrics: dict[str, Any] = {"accuracy": to_percent(score.overall)}
+    metrics |= {name: to_percent(value) for name, value in score.by_category.items()}
     metrics |= {"questions": len(items), "parse_failures": len(unparsed)}
     if unparsed:
         metrics["accuracy_when_read"] = to_percent(mean(parsed_scores)) if parsed_scores else 0.0
-    return Score(
-        mean(scores.values()),
-        {name: mean(group.values()) for name, group in groups.items()},
-        {name: len(group) for name, group in groups.items()},
-        metrics,
-        scores,
-        unparsed,
-    )
+    return replace(score, metrics=metrics)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +58,7 @@ class MultipleChoice:
     max_new_tokens: int = 16
 
     def score(self, answers: Mapping[str, str]) -> Score:
-        """Parse a letter from each answer and compare it with the reference.
-
-        Raises:
-            InputError: Answers are missing, or belong to no item.
-        """
+        """Parse a letter from each answer and compare it with the reference."""
         return score_letters(self.items, parse_letters(self.items, answers))
 
 

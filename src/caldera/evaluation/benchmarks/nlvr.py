@@ -7,7 +7,7 @@ to the name of the image. Consistency counts a sentence only if the answers abou
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from caldera.conversation import Conversation, ImageRef, Turn
@@ -21,7 +21,7 @@ from caldera.evaluation.benchmark import (
     check_answers,
     mean,
     score_by_item_id,
-    scores_by_group,
+    score_items,
     to_percent,
 )
 from caldera.evaluation.files import check_unique, read_records, require_fields
@@ -40,11 +40,7 @@ class Nlvr:
     max_new_tokens: int = 16
 
     def score(self, answers: Mapping[str, str]) -> Score:
-        """Compare yes/no or true/false; an answer that is neither is wrong, and counted.
-
-        Raises:
-            InputError: Answers are missing, or belong to no item.
-        """
+        """Compare yes/no or true/false; an answer that is neither is wrong, and counted."""
         check_answers(self.items, answers)
         parsed = {item.id: parse_yes_no(answers[item.id]) for item in self.items}
         scores = {item.id: float(parsed[item.id] == item.references[0]) for item in self.items}
@@ -53,29 +49,24 @@ class Nlvr:
         for item in self.items:
             by_sentence[item.question_type].append(scores[item.id])
         num_repeated = sum(len(group) > 1 for group in by_sentence.values())
-        groups = scores_by_group(self.items, scores)
-        by_category = {name: mean(group.values()) for name, group in groups.items()}
-        metrics = {"accuracy": to_percent(mean(scores.values()))}
+        score = score_items(self.items, scores, unparsed)
+        metrics = {"accuracy": to_percent(score.overall)}
         if num_repeated:
             metrics |= {"consistency": to_percent(mean(map(min, by_sentence.values())))}
-        metrics |= {f"accuracy_{name}": to_percent(value) for name, value in by_category.items()}
+        metrics |= {
+            f"accuracy_{name}": to_percent(value) for name, value in score.by_category.items()
+        }
         metrics |= {
             "questions": len(scores),
             "sentences": len(by_sentence),
             "sentences_with_several_drawings": num_repeated,
             "parse_failures": len(unparsed),
         }
-        counts = {name: len(group) for name, group in groups.items()}
-        return Score(mean(scores.values()), by_category, counts, metrics, scores, unparsed)
+        return replace(score, metrics=metrics)
 
 
 def load_questions(sources: Sources) -> Nlvr:
-    """Load the pairs of a split.
-
-    Raises:
-        UsageError: No file was given.
-        InputError: It is missing, broken, or has a pair twice.
-    """
+    """Load the pairs of a split."""
     path = sources.questions or sources.require_annotations(
         "NLVR's lines of image, sentence and label"
     )

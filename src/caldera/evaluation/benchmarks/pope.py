@@ -52,11 +52,7 @@ class Pope:
     max_new_tokens: int = 16
 
     def score(self, answers: Mapping[str, str]) -> Score:
-        """Count yes and no as POPE does; metrics are means over the splits.
-
-        Raises:
-            InputError: Answers are missing, or belong to no question.
-        """
+        """Count yes and no as POPE does; metrics are means over the splits."""
         check_answers(self.items, answers)
         parsed = {item.id: parse_pope_answer(answers[item.id]) for item in self.items}
         scores = {item.id: float(parsed[item.id] == item.references[0]) for item in self.items}
@@ -145,12 +141,7 @@ class _Question:
 
 
 def load_questions(sources: Sources) -> Pope:
-    """Load the questions of one split, or of all in a folder, with their labels.
-
-    Raises:
-        UsageError: No file with labels was given.
-        InputError: A file is missing or broken, or LLaVA's question file has other questions than the labels.
-    """
+    """Load the questions of one split, or of all in a folder, with their labels."""
     return Pope(tuple(map(_to_item, _load_labeled(sources)[0])))
 
 
@@ -244,12 +235,7 @@ def _make_ids_unique(questions: Sequence[_Question]) -> list[_Question]:
 
 
 def score_answer_files(sources: Sources, answers: Path) -> Score:
-    """Score a file of answers, or a folder with one for each split.
-
-    Raises:
-        UsageError: No file with labels was given.
-        InputError: A file is missing or broken, or answers and questions do not match.
-    """
+    """Score a file of answers, or a folder with one for each split."""
     questions, unlabeled_ids = _load_labeled(sources)
     texts: dict[str, str] = {}
     if answers.is_dir():

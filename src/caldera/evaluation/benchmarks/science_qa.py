@@ -18,8 +18,7 @@ from caldera.evaluation.benchmark import (
     Score,
     Sources,
     check_answers,
-    mean,
-    scores_by_group,
+    score_items,
     to_percent,
 )
 from caldera.evaluation.benchmarks.science_qa_files import (
@@ -43,11 +42,7 @@ class ScienceQA:
     max_new_tokens: int = 1024
 
     def score(self, answers: Mapping[str, str]) -> Score:
-        """Parse a letter from each text; a text without one is wrong, and counted.
-
-        Raises:
-            InputError: Answers are missing, or belong to no question.
-        """
+        """Parse a letter from each text; a text without one is wrong, and counted."""
         check_answers(self.items, answers)
         letters = {item.id: _parse_letter(item, answers[item.id]) for item in self.items}
         by_llava = {item.id: science_qa_letter_by_llava(answers[item.id]) for item in self.items}
@@ -61,33 +56,24 @@ class ScienceQA:
         return replace(score, metrics=metrics)
 
     def score_letters(self, letters: Mapping[str, str]) -> Score:
-        """Score letters that were parsed before.
-
-        Raises:
-            InputError: Letters are missing, or belong to no question.
-        """
+        """Score letters that were parsed before."""
         check_answers(self.items, letters)
         return self._score(letters)
 
     def _score(self, letters: Mapping[str, str | None]) -> Score:
         scores = {item.id: float(letters[item.id] == item.references[0]) for item in self.items}
-        groups = scores_by_group(self.items, scores)
-        metrics = {"accuracy": to_percent(mean(scores.values()))}
+        score = score_items(self.items, scores, _find_unparsed(self.items, letters))
+        metrics = {"accuracy": to_percent(score.overall)}
         metrics |= {
-            name: to_percent(mean(groups[name].values())) for name in _COLUMNS if name in groups
+            name: to_percent(score.by_category[name])
+            for name in _COLUMNS
+            if name in score.by_category
         }
         metrics |= {
             "questions": len(scores),
             "parse_failures": sum(not letter for letter in letters.values()),
         }
-        return Score(
-            mean(scores.values()),
-            {name: mean(group.values()) for name, group in groups.items()},
-            {name: len(group) for name, group in groups.items()},
-            metrics,
-            scores,
-            _find_unparsed(self.items, letters),
-        )
+        return replace(score, metrics=metrics)
 
 
 def _find_unparsed(items: Iterable[Item], letters: Mapping[str, str | None]) -> dict[str, str]:
@@ -138,12 +124,7 @@ def _load(sources: Sources) -> ScienceQA:
 
 
 def load_questions(sources: Sources) -> ScienceQA:
-    """Load the questions, in the layout `sources.prompt_layout`.
-
-    Raises:
-        UsageError: The files have the letters only, without the questions.
-        InputError: A file is missing, broken, or contradicts another.
-    """
+    """Load the questions, in the layout `sources.prompt_layout`."""
     benchmark = _load(sources)
     if any(not item.conversation.turns for item in benchmark.items):
         raise UsageError(
@@ -154,12 +135,7 @@ def load_questions(sources: Sources) -> ScienceQA:
 
 
 def score_answer_files(sources: Sources, answers: Path) -> Score:
-    """Score LLaVA's output file (`results` and `outputs`), or texts by question id.
-
-    Raises:
-        UsageError: The correct answers were not given.
-        InputError: A file is missing or broken, or answers are missing or belong to no question.
-    """
+    """Score LLaVA's output file (`results` and `outputs`), or texts by question id."""
     benchmark = _load(sources)
     content = read_json(answers) if answers.suffix == ".json" and answers.is_file() else None
     if not isinstance(content, dict) or not {"results", "outputs"} & content.keys():

@@ -30,11 +30,7 @@ class SeedBench(MultipleChoice):
     """Questions whose category is the dimension and whose slice is "image" or "video"."""
 
     def score(self, answers: Mapping[str, str]) -> Score:
-        """Score letters; `official_rule` is LLaVA's own, which accepts the bare letter only.
-
-        Raises:
-            InputError: Answers are missing, or belong to no question.
-        """
+        """Score letters; `official_rule` is LLaVA's own, which accepts the bare letter only."""
         score = MultipleChoice.score(self, answers)
         exact = mean(float(answers[item.id] == item.references[0]) for item in self.items)
         official = {"official_rule": {"accuracy": to_percent(exact)}}
@@ -42,12 +38,7 @@ class SeedBench(MultipleChoice):
 
 
 def load_questions(sources: Sources) -> SeedBench:
-    """Load SEED-Bench.json.
-
-    Raises:
-        UsageError: It was not given.
-        InputError: It is missing, broken, or has another layout.
-    """
+    """Load SEED-Bench.json."""
     path = sources.questions or sources.require_annotations("SEED-Bench.json")
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("questions"), list):

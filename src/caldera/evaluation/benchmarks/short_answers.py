@@ -32,11 +32,7 @@ class ShortAnswers:
     max_new_tokens: int = 128
 
     def score(self, answers: Mapping[str, str]) -> Score:
-        """Return the mean accuracy, overall and by type. An empty answer scores 0 and counts as unparsed.
-
-        Raises:
-            InputError: Answers are missing or belong to no item, or the references are unknown.
-        """
+        """Return the mean accuracy, overall and by type. An empty answer scores 0 and counts as unparsed."""
         check_answers(self.items, answers)
         if unknown := [item.id for item in self.items if not item.references]:
             raise InputError(

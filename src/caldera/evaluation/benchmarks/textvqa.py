@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from caldera.datasets.vqa import read_list, validate
 from caldera.errors import InputError
@@ -40,8 +40,6 @@ _QuestionKey = tuple[str, str]
 
 
 class _QuestionSchema(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
     question_id: int
     image_id: str
     question: str = Field(min_length=1)
@@ -54,23 +52,13 @@ class _QuestionSchema(BaseModel):
 
 
 def load_questions(sources: Sources) -> ShortAnswers:
-    """Load the questions with their answers; the prompts come from LLaVA's question file if it is given.
-
-    Raises:
-        UsageError: The official file was not given.
-        InputError: A file is missing or broken, or LLaVA's lacks a question.
-    """
+    """Load the questions with their answers; the prompts come from LLaVA's question file if it is given."""
     prompts = _llava_prompts(sources.questions) if sources.questions else None
     return _to_benchmark(_load(sources), prompts)
 
 
 def score_answer_files(sources: Sources, answers: Path) -> Score:
-    """Score answers by question id, or LLaVA's by image and the question that their prompts repeat.
-
-    Raises:
-        UsageError: The official file was not given.
-        InputError: A file is missing or broken, or answers and questions do not match.
-    """
+    """Score answers by question id, or LLaVA's by image and the question that their prompts repeat."""
     questions = _load(sources)
     texts = texts_by_id(_with_question_ids(read_answer_list(answers), questions), answers)
     return _to_benchmark(questions, None).score(texts)

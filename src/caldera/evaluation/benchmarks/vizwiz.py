@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from caldera.datasets.vqa import validate
 from caldera.evaluation.benchmark import BenchmarkSpec, Item, Score, Sources
@@ -27,15 +27,11 @@ UNANSWERABLE = "When the provided information is insufficient, respond with 'Una
 """LLaVA-1.5's instruction before that to answer briefly (P2, table 8)."""
 
 
-class _Schema(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-
-class _AnswerSchema(_Schema):
+class _AnswerSchema(BaseModel):
     answer: str
 
 
-class _QuestionSchema(_Schema):
+class _QuestionSchema(BaseModel):
     image: str
     question: str
     answer_type: str = "unknown"
@@ -43,22 +39,12 @@ class _QuestionSchema(_Schema):
 
 
 def load_questions(sources: Sources) -> ShortAnswers:
-    """Load the questions, with their answers if the split has them.
-
-    Raises:
-        UsageError: The official file was not given.
-        InputError: It is missing or broken.
-    """
+    """Load the questions, with their answers if the split has them."""
     return _load(sources, normalize_submission)
 
 
 def score_answer_files(sources: Sources, answers: Path) -> Score:
-    """Score LLaVA's answers (`.jsonl`, or a folder), or a submitted file (`.json`).
-
-    Raises:
-        UsageError: The official file was not given.
-        InputError: A file is missing or broken, or answers and questions do not match.
-    """
+    """Score LLaVA's answers (`.jsonl`, or a folder), or a submitted file (`.json`)."""
     images = _llava_images(sources.questions) if sources.annotations and sources.questions else {}
     records = [
         replace(record, id=images.get(record.id, record.id)) for record in read_answer_list(answers)

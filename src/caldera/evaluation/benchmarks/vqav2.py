@@ -10,7 +10,7 @@ submission. A `.json` is a submitted file, and is compared verbatim.
 from collections.abc import Callable
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from caldera.datasets.vqa import image_names, read_list, validate
 from caldera.errors import InputError
@@ -22,21 +22,17 @@ from caldera.evaluation.vqa_accuracy import normalize_submission, vqa_soft_accur
 _QUESTIONS = "v2_OpenEnded_mscoco_SPLIT_questions.json"
 
 
-class _Schema(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-
-class _QuestionSchema(_Schema):
+class _QuestionSchema(BaseModel):
     question_id: int
     image_id: int
     question: str = Field(min_length=1)
 
 
-class _AnswerSchema(_Schema):
+class _AnswerSchema(BaseModel):
     answer: str
 
 
-class _AnnotationSchema(_Schema):
+class _AnnotationSchema(BaseModel):
     question_id: int
     question_type: str
     answer_type: str
@@ -44,22 +40,12 @@ class _AnnotationSchema(_Schema):
 
 
 def load_questions(sources: Sources) -> ShortAnswers:
-    """Load questions, and annotations if given.
-
-    Raises:
-        UsageError: No questions were given.
-        InputError: A file is missing or broken, or questions and annotations are not of one split.
-    """
+    """Load questions, and annotations if given."""
     return _load(sources, normalize_submission)
 
 
 def score_answer_files(sources: Sources, answers: Path) -> Score:
-    """Score LLaVA's answers (`.jsonl`, or a folder), or a submitted file (`.json`).
-
-    Raises:
-        UsageError: Questions or annotations were not given.
-        InputError: A file is missing or broken, or answers and questions do not match.
-    """
+    """Score LLaVA's answers (`.jsonl`, or a folder), or a submitted file (`.json`)."""
     sources.require_annotations("v2_mscoco_SPLIT_annotations.json")
     return _load(sources, normalizer_for(answers)).score(read_answers(answers))
 
