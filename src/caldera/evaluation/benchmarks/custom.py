@@ -138,7 +138,7 @@ def _to_item(record: dict[str, Any], location: str, index: int) -> Item:
         answers = [_to_letter(answer, line.choices, location) for answer in answers]
     else:
         text = f"\n{line.question}" if images else line.question
-        parts = (*map(ImageRef, images), text)
+        parts: tuple[str | ImageRef, ...] = (*map(ImageRef, images), text)
         conversation = Conversation(name, (Turn("user", parts),))
     if match == "contains" and not all(map(_normalize_words, answers)):
         raise InputError(

@@ -34,14 +34,9 @@ class _QuestionSchema(BaseModel):
     balanced: bool = Field(alias="isBalanced", default=True)
 
 
-def load_questions(sources: Sources) -> ShortAnswers:
-    """Load the questions with their answers."""
-    return _load(sources, normalize_as_llava)
-
-
 def score_answer_files(sources: Sources, answers: Path) -> Score:
     """Score LLaVA's answers (`.jsonl`, or a folder), or a submitted file (`.json`)."""
-    benchmark = _load(sources, str if answers.suffix == ".json" else normalize_as_llava)
+    benchmark = load_questions(sources, str if answers.suffix == ".json" else normalize_as_llava)
     return benchmark.score(read_answers(answers))
 
 
@@ -54,7 +49,10 @@ def _exact_accuracy(answer: str, references: Sequence[str]) -> float:
     return float(answer == references[0])
 
 
-def _load(sources: Sources, normalize: Callable[[str], str]) -> ShortAnswers:
+def load_questions(
+    sources: Sources, normalize: Callable[[str], str] = normalize_as_llava
+) -> ShortAnswers:
+    """Load the questions with their answers."""
     path = sources.annotations or sources.require_questions(_FILE)
     content = read_object(path, f"of questions by id, as {_FILE} does")
     questions = {

@@ -5,7 +5,6 @@ over that of the references.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,28 +27,10 @@ from caldera.evaluation.judging.protocols import (
     JudgeCase,
 )
 from caldera.evaluation.judging.review_files import PREFIX, format_reviews, read_reviews
-from caldera.evaluation.judging.scores import average_runs, relative_scores
-from caldera.evaluation.judging.verdicts import Verdict, parse_verdict
+from caldera.evaluation.judging.scores import JudgedBenchmark, average_runs, relative_scores
+from caldera.evaluation.judging.verdicts import Verdict
 
 _CATEGORIES = ("conv", "detail", "complex")
-
-
-@dataclass(frozen=True, slots=True)
-class LlavaBench:
-    """Questions; `score` takes a judge's replies."""
-
-    name: str
-    items: Sequence[Item]
-    max_new_tokens: int = 1024
-
-    def score(self, answers: Mapping[str, str]) -> Score:
-        """Score a judge's reply about each answer, with the reference first."""
-        check_answers(self.items, answers)
-        verdicts = [
-            parse_verdict(item.id, item.category, answers[item.id], PAPER_PROTOCOL.parse)
-            for item in self.items
-        ]
-        return average_runs([relative_scores(verdicts)], "overall")
 
 
 def _read_questions(sources: Sources) -> dict[str, dict[str, Any]]:
@@ -68,7 +49,7 @@ def _read_questions(sources: Sources) -> dict[str, dict[str, Any]]:
     return questions
 
 
-def _load(sources: Sources, name: str) -> LlavaBench:
+def _load(sources: Sources, name: str) -> JudgedBenchmark:
     """Load the questions; with --annotations, the reference answers are the items' references."""
     references = read_answers(sources.annotations) if sources.annotations else {}
     items = []
@@ -83,7 +64,13 @@ def _load(sources: Sources, name: str) -> LlavaBench:
                 references=(references[key],) if key in references else (),
             )
         )
-    return LlavaBench(name, items)
+    return JudgedBenchmark(
+        name=name,
+        items=items,
+        parse=PAPER_PROTOCOL.parse,
+        score_verdicts=relative_scores,
+        primary_metric="overall",
+    )
 
 
 def _read_contexts(sources: Sources) -> dict[str, tuple[str, str]]:

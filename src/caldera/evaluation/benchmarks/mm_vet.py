@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,32 +19,14 @@ from caldera.evaluation.benchmark import (
 from caldera.evaluation.files import read_object, require_fields
 from caldera.evaluation.judging.grading import GRADE_PROTOCOLS, GRADES, write_grade_files
 from caldera.evaluation.judging.protocols import JudgeCase
-from caldera.evaluation.judging.scores import average_runs, ratio_interval
+from caldera.evaluation.judging.scores import JudgedBenchmark, average_runs, ratio_interval
 from caldera.evaluation.judging.verdicts import Verdict, parse_verdict, validity_metrics
 
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 """Recognition, OCR, knowledge, generation, spatial awareness, arithmetic; in the official table's order."""
 
 
-@dataclass(frozen=True, slots=True)
-class MMVet:
-    """Questions; `score` takes a judge's replies."""
-
-    name: str
-    items: Sequence[Item]
-    max_new_tokens: int = 1024
-
-    def score(self, answers: Mapping[str, str]) -> Score:
-        """Score a judge's reply about each answer."""
-        check_answers(self.items, answers)
-        verdicts = [
-            parse_verdict(item.id, item.category, answers[item.id], GRADES.parse)
-            for item in self.items
-        ]
-        return average_runs([score_grades(verdicts)], "total")
-
-
-def _load(sources: Sources) -> MMVet:
+def _load(sources: Sources) -> JudgedBenchmark:
     """Load `mm-vet.json`."""
     path = sources.require_questions("the official mm-vet.json")
     items = []
@@ -69,7 +50,13 @@ def _load(sources: Sources) -> MMVet:
                 slices=tuple(f"capability: {name}" for name in needed),
             )
         )
-    return MMVet("mm-vet", items)
+    return JudgedBenchmark(
+        name="mm-vet",
+        items=items,
+        parse=GRADES.parse,
+        score_verdicts=score_grades,
+        primary_metric="total",
+    )
 
 
 def _build_cases(sources: Sources, answers: Mapping[str, str]) -> list[JudgeCase]:

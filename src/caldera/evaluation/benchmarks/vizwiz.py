@@ -38,21 +38,19 @@ class _QuestionSchema(BaseModel):
     answers: list[_AnswerSchema] = []
 
 
-def load_questions(sources: Sources) -> ShortAnswers:
-    """Load the questions, with their answers if the split has them."""
-    return _load(sources, normalize_submission)
-
-
 def score_answer_files(sources: Sources, answers: Path) -> Score:
     """Score LLaVA's answers (`.jsonl`, or a folder), or a submitted file (`.json`)."""
     images = _llava_images(sources.questions) if sources.annotations and sources.questions else {}
     records = [
         replace(record, id=images.get(record.id, record.id)) for record in read_answer_list(answers)
     ]
-    return _load(sources, normalizer_for(answers)).score(texts_by_id(records, answers))
+    return load_questions(sources, normalizer_for(answers)).score(texts_by_id(records, answers))
 
 
-def _load(sources: Sources, normalize: Callable[[str], str]) -> ShortAnswers:
+def load_questions(
+    sources: Sources, normalize: Callable[[str], str] = normalize_submission
+) -> ShortAnswers:
+    """Load the questions, with their answers if the split has them."""
     path = sources.annotations or sources.require_questions(f"VizWiz's {_FILE}")
     return ShortAnswers(
         name="vizwiz",

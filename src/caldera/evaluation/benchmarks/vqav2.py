@@ -39,15 +39,10 @@ class _AnnotationSchema(BaseModel):
     answers: list[_AnswerSchema] = Field(min_length=1)
 
 
-def load_questions(sources: Sources) -> ShortAnswers:
-    """Load questions, and annotations if given."""
-    return _load(sources, normalize_submission)
-
-
 def score_answer_files(sources: Sources, answers: Path) -> Score:
     """Score LLaVA's answers (`.jsonl`, or a folder), or a submitted file (`.json`)."""
     sources.require_annotations("v2_mscoco_SPLIT_annotations.json")
-    return _load(sources, normalizer_for(answers)).score(read_answers(answers))
+    return load_questions(sources, normalizer_for(answers)).score(read_answers(answers))
 
 
 def normalizer_for(answers: Path) -> Callable[[str], str]:
@@ -55,7 +50,10 @@ def normalizer_for(answers: Path) -> Callable[[str], str]:
     return str if answers.suffix == ".json" else normalize_submission
 
 
-def _load(sources: Sources, normalize: Callable[[str], str]) -> ShortAnswers:
+def load_questions(
+    sources: Sources, normalize: Callable[[str], str] = normalize_submission
+) -> ShortAnswers:
+    """Load questions, and annotations if given."""
     path = sources.require_questions(_QUESTIONS)
     header, questions = read_list(path, "questions")
     annotations = _load_annotations(sources.annotations)

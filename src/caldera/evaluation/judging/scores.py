@@ -6,14 +6,20 @@ a mean of single ratios would differ (llava/eval/summarize_gpt_review.py).
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import Any
 
 import numpy as np
 
-from caldera.evaluation.benchmark import Score
+from caldera.evaluation.benchmark import Item, Score, check_answers
 from caldera.evaluation.judging.reply_parsing import HIGHEST
-from caldera.evaluation.judging.verdicts import Verdict, group_by_answer, validity_metrics
+from caldera.evaluation.judging.verdicts import (
+    Verdict,
+    group_by_answer,
+    parse_verdict,
+    validity_metrics,
+)
 
 _RESAMPLES = 4000
 """Bootstrap resamples; more change the interval by less than is printed."""
@@ -164,3 +170,26 @@ def _reduce_metrics(runs: Sequence[Mapping[str, Any]], reduce: Reduce) -> dict[s
 
 def _round(number: float | None) -> float | None:
     return None if number is None else round(number, 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JudgedBenchmark:
+    """Questions with open answers; `score` takes a judge's replies about them."""
+
+    name: str
+    items: Sequence[Item]
+    parse: Callable[[str], tuple[float, ...]]
+    """Parses a reply; raises RejectedReply."""
+
+    score_verdicts: Callable[[Sequence[Verdict]], Score]
+    primary_metric: str
+    max_new_tokens: int = 1024
+
+    def score(self, answers: Mapping[str, str]) -> Score:
+        """Score a judge's reply about each answer, with the reference first."""
+        check_answers(self.items, answers)
+        verdicts = [
+            parse_verdict(item.id, item.category, answers[item.id], self.parse)
+            for item in self.items
+        ]
+        return average_runs([self.score_verdicts(verdicts)], self.primary_metric)
