@@ -1,4 +1,4 @@
-"""What is told of recipes: every field once, numbers as people write them, and the same in JSON."""
+"""Descriptions of recipes have every field once, readable numbers, and the same content in JSON."""
 
 import json
 
@@ -17,23 +17,23 @@ from caldera.recipes.registry import RECIPES, find_recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_is_told_whole(name: str) -> None:
-    """Two rows in the overview; in full each setting once, under the name by which --set changes it; JSON keeps all."""
+def test_every_recipe_is_described_completely(name: str) -> None:
+    """The overview has two rows; the description has each setting once, under its name for --set."""
     recipe = find_recipe(name)
     rows = overview(recipe)
     assert [row[COLUMNS.index("stage")] for row in rows] == ["pretrain", "finetune"]
     assert all(len(row) == len(COLUMNS) for row in rows)
-    told = json.loads(json.dumps(describe(recipe)))
-    assert told["name"] == name
-    names = [setting["name"] for setting in told["settings"]]
+    description = json.loads(json.dumps(describe(recipe)))
+    assert description["name"] == name
+    names = [setting["name"] for setting in description["settings"]]
     assert len(names) == len(set(names)) > 40
     for setting in recipe_fields(recipe):
         if isinstance(setting.value, int) and not isinstance(setting.value, bool):
             assert apply_overrides(recipe, [f"{setting.name}={setting.value}"]) == recipe
 
 
-def test_the_papers_number_stands_beside_a_changed_one() -> None:
-    """In brackets what is cited, before them what would be run."""
+def test_the_papers_value_follows_a_changed_one() -> None:
+    """The cited value follows the recipe's in parentheses."""
     recipe = apply_overrides(find_recipe("llava_next_7b"), ["finetune.batch_size=12"])
     first, last = overview(recipe)
     assert first[COLUMNS.index("batch")] == "256 (256)"
@@ -43,7 +43,7 @@ def test_the_papers_number_stands_beside_a_changed_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "text"),
     [
         (2e-5, "2e-5"),
         (2.5e-6, "2.5e-6"),
@@ -59,13 +59,13 @@ def test_the_papers_number_stands_beside_a_changed_one() -> None:
         (("vision", "language"), "vision, language"),
     ],
 )
-def test_settings_are_spelled_as_people_write_them(value: object, told: str) -> None:
-    """Small numbers with an exponent, large ones with commas, lists without brackets."""
-    assert format_value(value) == told
+def test_settings_are_readable(value: object, text: str) -> None:
+    """Small numbers have an exponent, large ones commas, lists no brackets."""
+    assert format_value(value) == text
 
 
 @pytest.mark.parametrize(
-    ("number", "told"),
+    ("number", "text"),
     [
         (None, "?"),
         (999, "999"),
@@ -74,6 +74,6 @@ def test_settings_are_spelled_as_people_write_them(value: object, told: str) -> 
         (6_738_415_616, "6.74 B"),
     ],
 )
-def test_sizes_are_told_in_three_digits(number: int | None, told: str) -> None:
-    """In thousands, millions or billions."""
-    assert compact_number(number) == told
+def test_sizes_have_three_digits(number: int | None, text: str) -> None:
+    """Sizes are in thousands, millions or billions."""
+    assert compact_number(number) == text

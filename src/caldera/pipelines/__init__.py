@@ -1,1 +1,1 @@
-"""Whole runs: the demo, a paper's recipe, ablations, one stage on user files."""
+"""Complete runs: the demo, a paper's recipe, ablations, and the inspection of one record."""

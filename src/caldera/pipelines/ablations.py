@@ -1,8 +1,8 @@
-"""Variants, changes, table.
+"""Ablations: variants of the demo that differ in one component, and the table of their scores.
 
-Each variant differs from the one it is compared with in a single thing: table 8 of arXiv 2304.08485 (layer of the
-tower, order of answer and reasons, no stage 1, a smaller model), its table 4 (kinds of instruction data), and the
-projector of arXiv 2310.03744 (table 2).
+Each variant differs from its baseline in a single setting: table 8 of arXiv 2304.08485 (layer of the tower, order of
+answer and reasons, no stage 1, a smaller model), its table 4 (kinds of instruction data), and the projector of arXiv
+2310.03744 (table 2).
 """
 
 import re
@@ -22,36 +22,36 @@ from caldera.instructions.request_phrases import SHORT_ANSWER
 from caldera.recipes.demo import demo
 from caldera.recipes.recipe import InstructionMix, QuestionCounts, SceneCounts, SceneRecipe
 
-Marks = dict[str, dict[str, float]]
-"""What the answers of one variant, trained with one seed, are worth: by kind of question, by item."""
+ItemScores = dict[str, dict[str, float]]
+"""Scores of one variant's answers with one seed: by category, by item id."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Variant:
-    """One way to train."""
+    """Recipe with one changed component."""
 
     name: str
     baseline: str
-    """The variant that it is compared with; its own name where it is the one that others are compared with."""
+    """Name of the variant to compare with; its own name if it is a baseline."""
 
     description: str
-    """What is other about it, in words."""
+    """Description of the change."""
 
     paper: str
-    """What the papers found, with the table."""
+    """Result in the papers, with the table."""
 
     recipe: SceneRecipe
     pretrained: bool = True
-    """Whether stage 1 comes before stage 2."""
+    """Whether stage 1 is run before stage 2."""
 
     finetuned: bool = True
-    """Whether stage 2 comes at all."""
+    """Whether stage 2 is run."""
 
     half_layers: bool = False
-    """Whether every second layer is left out of the language model."""
+    """Whether every second layer of the language model is dropped."""
 
     reasons_before_answer: bool = False
-    """Whether answers that give reasons end with the answer instead of beginning with it."""
+    """Whether answers with reasons end with the answer instead of beginning with it."""
 
 
 def base_recipe() -> SceneRecipe:
@@ -64,239 +64,281 @@ def base_recipe() -> SceneRecipe:
     )
 
 
-CONVERSATION_SHARE, DETAIL, REASONING = 0.5, 0.2, 0.66
-"""Dialogues a scene of LLaVA's three kinds, in the proportion of its 158,000: 58 to 23 to 77."""
+CONVERSATION_SHARE, _DETAIL_SHARE, _REASONING_SHARE = 0.5, 0.2, 0.66
+"""Dialogues per scene of LLaVA's three kinds, in the ratio of its 158,000 records: 58 to 23 to 77."""
 
 
 def ablations(recipe: SceneRecipe | None = None) -> tuple[Variant, ...]:
-    """Return the variants of a recipe.
-
-    Args:
-        recipe: What they vary; `base()` if None.
-    """
-    whole = recipe or base_recipe()
-    three = _with_mix(
-        whole, InstructionMix(conversation=CONVERSATION_SHARE, detail=DETAIL, reasoning=REASONING)
+    """Return the variants of a recipe, `base_recipe()` by default."""
+    base = recipe or base_recipe()
+    detail, reasoning = _DETAIL_SHARE, _REASONING_SHARE
+    three_kinds = _with_mix(
+        base, conversation=CONVERSATION_SHARE, detail=detail, reasoning=reasoning
     )
     table_8, table_4 = "2304.08485, table 8", "2304.08485, table 4"
+
+    def variant(
+        name: str,
+        description: str,
+        paper: str,
+        recipe: SceneRecipe = base,
+        baseline: str = "whole",
+        **switches: bool,
+    ) -> Variant:
+        return Variant(
+            name=name,
+            baseline=baseline,
+            description=description,
+            paper=paper,
+            recipe=recipe,
+            **switches,
+        )
+
     return (
-        Variant(name="whole", baseline="whole", description="the demo, with fewer scenes", paper="", recipe=whole),
-        Variant(
-            name="last layer", baseline="whole", description="the tower's last layer, not the one before it",
-            paper=f"-0.96 of 90.92 ({table_8})", recipe=replace(whole, select_layer=-1),
+        variant("whole", "the demo, with fewer scenes", ""),
+        variant(
+            "last layer",
+            "the tower's last layer instead of the second to last",
+            f"-0.96 of 90.92 ({table_8})",
+            replace(base, vision_feature_layer=-1),
         ),
-        Variant(
-            name="reasons first", baseline="whole", description="reasons, then the answer, in dialogues that give any",
-            paper=f"+1.15 on 89.77 ({table_8})", recipe=whole, reasons_before_answer=True,
+        variant(
+            "reasons first",
+            "reasons before the answer, in dialogues with reasons",
+            f"+1.15 on 89.77 ({table_8})",
+            reasons_before_answer=True,
         ),
-        Variant(
-            name="no stage 1", baseline="whole", description="stage 2 on a fresh projector",
-            paper=f"-5.11 of 90.92 ({table_8})", recipe=whole, pretrained=False,
+        variant(
+            "no stage 1",
+            "stage 2 with a fresh projector",
+            f"-5.11 of 90.92 ({table_8})",
+            pretrained=False,
         ),
-        Variant(
-            name="half model", baseline="whole", description="a language model without every second layer",
-            paper=f"-1.08 of 90.92, 7B for 13B ({table_8})", recipe=whole, half_layers=True,
+        variant(
+            "half model",
+            "a language model without every second layer",
+            f"-1.08 of 90.92, 7B for 13B ({table_8})",
+            half_layers=True,
         ),
-        Variant(
-            name="linear", baseline="whole", description="a projector of one layer",
-            paper="1323.8 for 1355.2 on MME (2310.03744, table 2)", recipe=replace(whole, projector="linear"),
+        variant(
+            "linear",
+            "a projector of one layer",
+            "1323.8 for 1355.2 on MME (2310.03744, table 2)",
+            replace(base, projector="linear"),
         ),
-        Variant(
-            name="three kinds", baseline="three kinds", description="LLaVA's conversation, detail and reasoning alone",
-            paper=f"85.1 ({table_4})", recipe=three,
+        variant(
+            "three kinds",
+            "only LLaVA's conversation, detail and reasoning",
+            f"85.1 ({table_4})",
+            three_kinds,
+            "three kinds",
         ),
-        Variant(
-            name="detail + reasoning", baseline="three kinds", description="no conversation",
-            paper=f"-3.2 of 85.1 ({table_4})", recipe=_with_mix(whole, InstructionMix(detail=DETAIL, reasoning=REASONING)),
+        variant(
+            "detail + reasoning",
+            "no conversation",
+            f"-3.2 of 85.1 ({table_4})",
+            _with_mix(base, detail=detail, reasoning=reasoning),
+            "three kinds",
         ),
-        Variant(
-            name="conversation + few", baseline="three kinds", description="conversation, 5 % of detail, 10 % of reasoning",
-            paper=f"-4.6 of 85.1 ({table_4})",
-            recipe=_with_mix(whole, InstructionMix(conversation=CONVERSATION_SHARE, detail=0.05 * DETAIL, reasoning=0.1 * REASONING)),
+        variant(
+            "conversation + few",
+            "conversation, 5 % of detail, 10 % of reasoning",
+            f"-4.6 of 85.1 ({table_4})",
+            _with_mix(
+                base,
+                conversation=CONVERSATION_SHARE,
+                detail=0.05 * detail,
+                reasoning=0.1 * reasoning,
+            ),
+            "three kinds",
         ),
-        Variant(
-            name="conversation", baseline="three kinds", description="conversation alone",
-            paper=f"-11.3 of 85.1 ({table_4})", recipe=_with_mix(whole, InstructionMix(conversation=CONVERSATION_SHARE)),
+        variant(
+            "conversation",
+            "conversation only",
+            f"-11.3 of 85.1 ({table_4})",
+            _with_mix(base, conversation=CONVERSATION_SHARE),
+            "three kinds",
         ),
-        Variant(
-            name="no stage 2", baseline="three kinds", description="no instruction data at all",
-            paper=f"-63.6 of 85.1 ({table_4})", recipe=three, finetuned=False,
+        variant(
+            "no stage 2",
+            "no instruction data",
+            f"-63.6 of 85.1 ({table_4})",
+            three_kinds,
+            "three kinds",
+            finetuned=False,
         ),
-    )  # fmt: skip
+    )
 
 
 def select_variants(variants: Sequence[Variant], names: Sequence[str]) -> tuple[Variant, ...]:
-    """Return the variants of some names, with those they are compared with; all if no name is given.
+    """Return the variants of some names with their baselines; all if no name is given.
 
     Raises:
-        UnknownNameError: There is none of a name.
+        UnknownNameError: A name is unknown.
     """
-    known = {variant.name: variant for variant in variants}
+    by_name = {variant.name: variant for variant in variants}
     for name in names:
-        if name not in known:
-            raise UnknownNameError("variant", name, known)
-    wanted = {*names, *(known[name].baseline for name in names)} or {*known}
-    return tuple(variant for variant in variants if variant.name in wanted)
+        if name not in by_name:
+            raise UnknownNameError("variant", name, by_name)
+    selected = {*names, *(by_name[name].baseline for name in names)} or {*by_name}
+    return tuple(variant for variant in variants if variant.name in selected)
 
 
-def _with_mix(recipe: SceneRecipe, mix: InstructionMix) -> SceneRecipe:
-    """Return a recipe with other dialogues in stage 2."""
-    return replace(recipe, finetune_mix=mix)
+def _with_mix(recipe: SceneRecipe, **shares: float) -> SceneRecipe:
+    """Return a recipe with another mix of dialogues in stage 2."""
+    return replace(recipe, finetune_mix=InstructionMix(**shares))
 
 
 WITH_REASONS = "with reasons"
-"""The kind of the questions whose answers give reasons; they are the short ones asked again, and counted apart."""
+"""Category of the questions with reasons: reasoning questions without the short-answer prompt, counted separately."""
 
 
 @dataclass(frozen=True, slots=True)
 class AblationResult:
-    """What one variant came to; shares of right answers."""
+    """Scores of one variant; fractions of correct answers."""
 
     variant: Variant
     by_kind: dict[str, float]
-    """Means over seeds and questions; "overall" holds all but those with reasons."""
+    """Means over seeds and questions by category; "overall" excludes those with reasons."""
 
     lowest: float
     highest: float
-    """Overall, of the worst and the best seed."""
+    """Overall score of the worst and the best seed."""
 
     change: Difference | None
-    """Of all overall questions from the variant it is compared with, each question's mark a mean over seeds; None for
-    the one that others are compared with."""
+    """Difference to the baseline over the overall questions, each with its mean over seeds; None for a baseline."""
 
 
 def summarize(
-    variants: Sequence[Variant], marks: Mapping[str, Sequence[Marks]]
+    variants: Sequence[Variant], scores: Mapping[str, Sequence[ItemScores]]
 ) -> list[AblationResult]:
-    """Sum marks up, a row for each variant in their order."""
-    return [_row(variant, marks) for variant in variants]
+    """Return the result of each variant, given its scores for each seed."""
+    return [_summarize_variant(variant, scores) for variant in variants]
 
 
-def _row(variant: Variant, marks: Mapping[str, Sequence[Marks]]) -> AblationResult:
-    """Sum one variant's marks up."""
-    mine = marks[variant.name]
-    kinds = [*mine[0]]
-    by_kind = {kind: _mean([mark for one in mine for mark in one[kind].values()]) for kind in kinds}
-    seeds = [_mean([*_overall_scores(one).values()]) for one in mine]
+def _summarize_variant(
+    variant: Variant, scores: Mapping[str, Sequence[ItemScores]]
+) -> AblationResult:
+    """Return the result of one variant."""
+    runs = scores[variant.name]
+    by_category = {
+        category: _mean([score for run in runs for score in run[category].values()])
+        for category in runs[0]
+    }
+    overall = [_mean([*_overall_scores(run).values()]) for run in runs]
     change = None
     if variant.baseline != variant.name:
-        first, second = _over_seeds(marks[variant.baseline]), _over_seeds(mine)
-        change = paired_difference(
-            [first[name] for name in first], [second[name] for name in first]
-        )
-    return AblationResult(
-        variant, {"overall": _mean(seeds), **by_kind}, min(seeds), max(seeds), change
-    )
+        baseline, changed = _mean_over_seeds(scores[variant.baseline]), _mean_over_seeds(runs)
+        change = paired_difference([*baseline.values()], [changed[name] for name in baseline])
+    by_category = {"overall": _mean(overall), **by_category}
+    return AblationResult(variant, by_category, min(overall), max(overall), change)
 
 
-def _overall_scores(marks: Marks) -> dict[str, float]:
-    """Return the marks of all questions but those with reasons."""
+def _overall_scores(scores: ItemScores) -> dict[str, float]:
+    """Return the scores of all questions but those with reasons."""
     return {
-        name: mark
-        for kind, some in marks.items()
-        if kind != WITH_REASONS
-        for name, mark in some.items()
+        name: score
+        for category, by_item in scores.items()
+        if category != WITH_REASONS
+        for name, score in by_item.items()
     }
 
 
-def _over_seeds(marks: Sequence[Marks]) -> dict[str, float]:
-    """Return each question's mean mark over seeds."""
-    seeds = [_overall_scores(one) for one in marks]
-    return {name: _mean([one[name] for one in seeds]) for name in seeds[0]}
+def _mean_over_seeds(runs: Sequence[ItemScores]) -> dict[str, float]:
+    """Return the mean score of each question over seeds."""
+    overall = [_overall_scores(run) for run in runs]
+    return {name: _mean([scores[name] for scores in overall]) for name in overall[0]}
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Return a mean."""
     return sum(values) / len(values)
 
 
-def as_markdown(rows: Sequence[AblationResult], seeds: int, questions: int) -> str:
-    """Write the table as docs/results.md has it."""
+def as_markdown(results: Sequence[AblationResult], num_seeds: int, num_questions: int) -> str:
+    """Return the table in the form of docs/results.md."""
     head = (
-        f"{questions} questions about held-out scenes, {seeds} seed{'s' if seeds > 1 else ''} each; shares of right "
-        "answers in %. In brackets the worst and the best seed. Changes with 95 % intervals, by a paired bootstrap "
-        "over questions: they say how sure a change is for these seeds, not for all.\n"
+        f"{num_questions} questions about held-out scenes, {num_seeds} seed{'s' if num_seeds > 1 else ''} each; "
+        "correct answers in %. In parentheses the worst and the best seed. Differences with 95 % intervals, by a "
+        "paired bootstrap over questions: they hold for these seeds only.\n"
     )
     lines = [
-        "| variant | what is other | right | with reasons | change | in the papers |",
+        "| variant | change | correct | with reasons | difference | in the papers |",
         "| --- | --- | --- | --- | --- | --- |",
-        *(_line(row) for row in rows),
+        *(_line(result) for result in results),
     ]
     return "\n".join([head, *lines, ""])
 
 
-def _line(row: AblationResult) -> str:
-    """Write one row."""
-    change = "compared with" if row.change is None else _format_change(row.change)
-    named = (
-        ""
-        if row.variant.baseline == "whole" or row.change is None
-        else f" from {row.variant.baseline}"
+def _line(result: AblationResult) -> str:
+    """Return one row of the table."""
+    variant, change = result.variant, result.change
+    overall, lowest, highest = (
+        f"{score * 100:.1f}" for score in (result.by_kind["overall"], result.lowest, result.highest)
     )
-    right = (
-        f"{row.by_kind['overall'] * 100:.1f} ({row.lowest * 100:.1f} to {row.highest * 100:.1f})"
-    )
-    reasons = f"{row.by_kind[WITH_REASONS] * 100:.1f}" if WITH_REASONS in row.by_kind else ""
+    reasons = result.by_kind.get(WITH_REASONS)
+    difference = "baseline"
+    if change is not None:
+        values = (f"{value * 100:+.1f}" for value in (change.value, change.low, change.high))
+        difference = "{} ({} to {})".format(*values)
+        if variant.baseline != "whole":
+            difference += f" from {variant.baseline}"
     cells = (
-        row.variant.name,
-        row.variant.description,
-        right,
-        reasons,
-        change + named,
-        row.variant.paper,
+        variant.name,
+        variant.description,
+        f"{overall} ({lowest} to {highest})",
+        "" if reasons is None else f"{reasons * 100:.1f}",
+        difference,
+        variant.paper,
     )
     return f"| {' | '.join(cells)} |"
 
 
-def _format_change(change: Difference) -> str:
-    """Write a difference with its interval, in points."""
-    return f"{change.value * 100:+.1f} ({change.low * 100:+.1f} to {change.high * 100:+.1f})"
-
-
-def as_results(rows: Sequence[AblationResult]) -> list[dict[str, object]]:
-    """Return the table for programs; shares between 0 and 1."""
+def as_results(results: Sequence[AblationResult]) -> list[dict[str, object]]:
+    """Return the table as JSON data; scores are fractions."""
     return [
         {
-            "variant": row.variant.name,
-            "baseline": row.variant.baseline,
-            "what": row.variant.description,
-            "right": row.by_kind,
-            "lowest": row.lowest,
-            "highest": row.highest,
-            "change": row.change and asdict(row.change),
+            "variant": result.variant.name,
+            "baseline": result.variant.baseline,
+            "what": result.variant.description,
+            "right": result.by_kind,
+            "lowest": result.lowest,
+            "highest": result.highest,
+            "change": result.change and asdict(result.change),
         }
-        for row in rows
+        for result in results
     ]
 
 
 def move_answer_last(conversation: Conversation) -> Conversation:
-    """Let answers that begin with yes or no and go on with reasons end with it: "... The answer is yes."."""
+    """Move yes or no in answers with reasons to the end: "... The answer is yes."."""
     return _map_text(conversation, "assistant", _answer_last)
 
 
 def without_short_answer_prompt(item: Item) -> Item:
-    """Return a question that no longer wants a word or phrase, so that its answer may give reasons."""
-    asked = _map_text(item.conversation, "user", lambda text: text.replace(f"\n{SHORT_ANSWER}", ""))
+    """Return a question that does not ask for a word or phrase, so that its answer may have reasons."""
+    conversation = _map_text(
+        item.conversation, "user", lambda text: text.replace(f"\n{SHORT_ANSWER}", "")
+    )
     name = f"{item.id}-reasons"
-    return replace(item, id=name, category=WITH_REASONS, conversation=replace(asked, id=name))
+    return replace(
+        item, id=name, category=WITH_REASONS, conversation=replace(conversation, id=name)
+    )
 
 
 def _answer_last(answer: str) -> str:
-    """Put the answer behind its reasons, if it has any."""
-    found = re.fullmatch(r"(Yes|No)\. (.+)", answer, re.DOTALL)
-    return f"{found[2]} The answer is {found[1].lower()}." if found else answer
+    """Move the answer after its reasons, if it has any."""
+    match = re.fullmatch(r"(Yes|No)\. (.+)", answer, re.DOTALL)
+    return f"{match[2]} The answer is {match[1].lower()}." if match else answer
 
 
-def _map_text(
-    conversation: Conversation, speaker: Role, change: Callable[[str], str]
-) -> Conversation:
-    """Change the texts of one speaker."""
+def _map_text(conversation: Conversation, role: Role, change: Callable[[str], str]) -> Conversation:
+    """Apply a function to the texts of one role."""
     turns = tuple(
         replace(
             turn,
             parts=tuple(change(part) if isinstance(part, str) else part for part in turn.parts),
         )
-        if turn.role == speaker
+        if turn.role == role
         else turn
         for turn in conversation.turns
     )
@@ -304,26 +346,27 @@ def _map_text(
 
 
 def drop_every_second_layer(language: Path, out: Path) -> Path:
-    """Write a language model without every second of its layers, once; nothing is trained again.
+    """Write a language model without every second layer, once; nothing is trained again.
 
     Raises:
-        UsageError: It has no list of layers as LLaMA's family has.
+        UsageError: Its layers are not where LLaMA's family has them.
     """
     if out.exists():
         return out
-    whole = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32)
-    layers = getattr(getattr(whole, "model", None), "layers", None)
+    model = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32)
+    layers = getattr(getattr(model, "model", None), "layers", None)
     if layers is None or len(layers) < 2:
-        raise UsageError(f"the layers of {type(whole).__name__} cannot be halved")
-    config = whole.config
+        raise UsageError(f"the layers of {type(model).__name__} cannot be halved")
+    config = model.config
     config.num_hidden_layers = len(layers) // 2
-    half = type(whole)(config)
-    kept = {
-        re.sub(r"(?<=\.layers\.)\d+", lambda found: str(int(found[0]) // 2), name): weight
-        for name, weight in whole.state_dict().items()
-        if (found := re.search(r"\.layers\.(\d+)\.", name)) is None or int(found[1]) % 2 == 0
+    half = type(model)(config)
+    layer_number = re.compile(r"(?<=\.layers\.)\d+")
+    weights = {
+        layer_number.sub(lambda number: str(int(number[0]) // 2), name): weight
+        for name, weight in model.state_dict().items()
+        if (match := layer_number.search(name)) is None or int(match[0]) % 2 == 0
     }
-    half.load_state_dict(kept)
+    half.load_state_dict(weights)
     with atomic_folder(out) as folder:
         half.save_pretrained(folder)
         AutoTokenizer.from_pretrained(language).save_pretrained(folder)

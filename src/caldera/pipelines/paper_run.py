@@ -1,14 +1,14 @@
-"""A paper's recipe and a user's files in, both stages run one after the other in one folder.
+"""Run of a paper's recipe on a user's data: both stages, one after the other, in one folder.
 
 ```
 OUT/
-  recipe.json           what is run
-  towers/               language models unpacked from GGUF files, where one is given
+  recipe.json           settings
+  towers/               language models converted from GGUF files, if one is given
   features/             the frozen tower's features
   pretrain/  finetune/  run folders of the stages; finetune/model is the assistant
 ```
 
-A stage whose result stands there is passed over, one that was broken off goes on, both with `resume`.
+With `resume`, a finished stage is skipped, and an interrupted one is resumed.
 """
 
 from dataclasses import dataclass, replace
@@ -33,7 +33,7 @@ from caldera.training.stage import Stage
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UserInputs:
-    """What a user brings to a recipe; None is what was not given."""
+    """Towers and data that the user provides; None if not given."""
 
     vision: str | None = None
     language: str | None = None
@@ -41,156 +41,145 @@ class UserInputs:
     pretrain_images: Path | None = None
     data: Path | None = None
     images: Path | None = None
-    aligned: Path | None = None
-    """Model folder of a stage 1 that was run before, which then is not run again."""
+    stage1_model: Path | None = None
+    """Model folder of an earlier stage 1, which replaces towers and stage 1."""
 
     ignore: frozenset[str] = frozenset()
-    """Surplus fields of records to pass over."""
+    """Extra fields of records to ignore."""
 
 
 def run_paper_recipe(
     recipe: PaperRecipe,
-    brought: UserInputs,
+    inputs: UserInputs,
     out: Path,
     *,
-    means: Runtime,
-    max_bad: float,
+    runtime: Runtime,
+    max_bad_fraction: float,
     resume: bool,
 ) -> dict[str, TrainingResult | None]:
-    """Run both stages, or the second alone on a stage 1 that is brought.
+    """Run both stages, or the second alone on the model of an earlier stage 1.
 
     Args:
-        recipe: What to run.
-        brought: Towers and data.
+        recipe: The recipe.
+        inputs: Towers and data.
         out: Folder of the run.
-        means: Where it is computed, and who follows it.
-        max_bad: Share of each data set's records that may be left out.
-        resume: Pass over what is finished, and go on where a stage was broken off.
+        runtime: Device and progress.
+        max_bad_fraction: Fraction of each data set's records that may be skipped.
+        resume: Skip finished stages, and resume an interrupted one.
 
     Returns:
-        What each stage came to, by its name; None where its result stood there.
+        Result of each stage by name; None if the stage was finished before.
 
     Raises:
-        CalderaError: Something is not brought, cannot be read, or training failed.
+        CalderaError: An input is missing or cannot be read, or training failed.
     """
-    check_missing_inputs(recipe, brought)
-    _check_unused_inputs(brought)
+    check_missing_inputs(recipe, inputs)
+    _check_unused_inputs(inputs)
     recipe = replace(
-        recipe, vision=brought.vision or recipe.vision, language=brought.language or recipe.language
+        recipe, vision=inputs.vision or recipe.vision, language=inputs.language or recipe.language
     )
-    outcomes = {}
+    results = {}
     with lock_folder(out):
-        assistant = _initial_model(recipe, brought, out)
-        work = _stages(recipe, brought)  # read before hours are spent on the first
-        for stage, _ in work:
+        assistant = _initial_model(recipe, inputs, out)
+        # All data is read before hours are spent on the first stage.
+        stages = _stages(recipe, inputs)
+        for stage, _ in stages:
             if stage.lora:
                 target_layers(assistant.model.language, stage.lora.targets)
         check_or_write_recipe(out, recipe)
-        for stage, data in work:
+        for stage, data in stages:
             job = TrainingJob(
                 stage=stage,
                 assistant=assistant,
                 data=data,
                 out=out / stage.name,
                 features=out / "features",
-                runtime=means,
-                skipped=SkippedItems(max_bad),
+                runtime=runtime,
+                skipped=SkippedItems(max_bad_fraction),
                 resume=resume,
             )
-            assistant, outcomes[stage.name] = job.run()
-    return outcomes
+            assistant, results[stage.name] = job.run()
+    return results
 
 
-def _initial_model(recipe: PaperRecipe, brought: UserInputs, out: Path) -> LlavaBundle:
-    """Load the stage 1 that was brought, or join the two towers with a fresh projector.
-
-    Raises:
-        UsageError: The stage 1 was another recipe's.
-    """
-    if brought.aligned:
-        found = load_model_folder(brought.aligned)
-        for name, given, wanted in (
-            ("projector", found.card.projector, recipe.projector),
-            ("select_layer", found.card.vision_feature_layer, recipe.select_layer),
-        ):
-            if given != wanted:
+def _initial_model(recipe: PaperRecipe, inputs: UserInputs, out: Path) -> LlavaBundle:
+    """Load the model of an earlier stage 1, or join the two towers with a fresh projector."""
+    if inputs.stage1_model:
+        assistant = load_model_folder(inputs.stage1_model)
+        for name in ("projector", "vision_feature_layer"):
+            actual, expected = getattr(assistant.card, name), getattr(recipe, name)
+            if actual != expected:
                 raise UsageError(
-                    f"{brought.aligned} has {name} {given!r}, {recipe.name} has {wanted!r}; bring a stage 1 of this "
-                    f"recipe, or say --set {name}={given}"
+                    f"{inputs.stage1_model} has {name} {actual!r}, {recipe.name} has {expected!r}; give a stage 1 of "
+                    f"this recipe, or add --set {name}={actual}"
                 )
-        return found
+        return assistant
     return assemble(
         resolve_tower(recipe.vision, out / "towers"),
         resolve_tower(recipe.language, out / "towers"),
         projector=recipe.projector,
         aspect=recipe.aspect,
-        vision_feature_layer=recipe.select_layer,
+        vision_feature_layer=recipe.vision_feature_layer,
         template=recipe.pretrain.template,
         seed=recipe.seed,
     )
 
 
-def _stages(recipe: PaperRecipe, brought: UserInputs) -> list[tuple[Stage, TrainingData]]:
-    """Return the stages that are run, each with its data.
-
-    Raises:
-        InputError: A data file cannot be read.
-    """
+def _stages(recipe: PaperRecipe, inputs: UserInputs) -> list[tuple[Stage, TrainingData]]:
+    """Return the stages to run, each with its data."""
 
     def read(file: Path | None, images: Path | None) -> TrainingData:
         assert file is not None  # as checked
-        conversations = read_conversations(file, brought.ignore)
+        conversations = read_conversations(file, inputs.ignore)
         return TrainingData(conversations=conversations, images=images or file.parent)
 
-    last = (recipe.finetune, read(brought.data, brought.images))
-    if brought.aligned:
-        return [last]
-    return [(recipe.pretrain, read(brought.pretrain_data, brought.pretrain_images)), last]
+    finetune = (recipe.finetune, read(inputs.data, inputs.images))
+    if inputs.stage1_model:
+        return [finetune]
+    return [(recipe.pretrain, read(inputs.pretrain_data, inputs.pretrain_images)), finetune]
 
 
-def check_missing_inputs(recipe: PaperRecipe, brought: UserInputs) -> None:
-    """See that everything a recipe needs was brought.
+def check_missing_inputs(recipe: PaperRecipe, inputs: UserInputs) -> None:
+    """Check that every input of a recipe was given.
 
     Raises:
-        UsageError: Something was not; the message says what it is and where people get it.
+        UsageError: Some were not; the message lists them and where to get them.
     """
     missing = []
-    if not brought.aligned:
-        for option, given, name in (
-            ("--vision", brought.vision, recipe.vision),
-            ("--language", brought.language, recipe.language),
+    if not inputs.stage1_model:
+        for option, value, name in (
+            ("--vision", inputs.vision, recipe.vision),
+            ("--language", inputs.language, recipe.language),
         ):
-            if given is None and not Path(name).is_dir():
+            if value is None and not Path(name).is_dir():
                 missing.append(f"{option} FOLDER ({name} on the Hugging Face hub)")
-        if brought.pretrain_data is None:
-            missing.append(f"--pretrain-data FILE ({_told(recipe.pretrain_data)})")
-    if brought.data is None:
-        missing.append(f"--data FILE ({_told(recipe.finetune_data)})")
+        if inputs.pretrain_data is None:
+            missing.append(f"--pretrain-data FILE ({_describe_dataset(recipe.pretrain_data)})")
+    if inputs.data is None:
+        missing.append(f"--data FILE ({_describe_dataset(recipe.finetune_data)})")
     if missing:
-        raise UsageError(f"{recipe.name} needs what nothing here downloads: {'; '.join(missing)}")
-
-
-def _check_unused_inputs(brought: UserInputs) -> None:
-    """Reject what a stage 1 that is brought takes the place of.
-
-    Raises:
-        UsageError: It was brought, too.
-    """
-    instead = {
-        "--vision": brought.vision,
-        "--language": brought.language,
-        "--pretrain-data": brought.pretrain_data,
-        "--pretrain-images": brought.pretrain_images,
-    }
-    given = [option for option, value in instead.items() if value is not None]
-    if brought.aligned and given:
         raise UsageError(
-            f"--aligned {brought.aligned} brings towers and stage 1, so {', '.join(given)} would not be used; leave it "
-            "away"
+            f"{recipe.name} needs files that caldera does not download; pass: {'; '.join(missing)}"
         )
 
 
-def _told(needs: DatasetInfo) -> str:
-    """Describe a data set in a line."""
-    folders = f", with {', '.join(needs.images)} below its images" if needs.images else ""
-    return f"{needs.name}: {needs.file}, {needs.rows:,} records{folders}; {needs.source}"
+def _check_unused_inputs(inputs: UserInputs) -> None:
+    """Raise UsageError if an input was given that the model of an earlier stage 1 replaces."""
+    replaced = {
+        "--vision": inputs.vision,
+        "--language": inputs.language,
+        "--pretrain-data": inputs.pretrain_data,
+        "--pretrain-images": inputs.pretrain_images,
+    }
+    unused = [option for option, value in replaced.items() if value is not None]
+    if inputs.stage1_model and unused:
+        raise UsageError(
+            f"--stage1-model {inputs.stage1_model} replaces towers and stage 1, so {', '.join(unused)} would not be "
+            "used; remove it"
+        )
+
+
+def _describe_dataset(dataset: DatasetInfo) -> str:
+    """Describe a data set in one line."""
+    folders = f", with {', '.join(dataset.images)} in its image folder" if dataset.images else ""
+    return f"{dataset.name}: {dataset.file}, {dataset.rows:,} records{folders}; {dataset.source}"

@@ -1,4 +1,4 @@
-"""Baselines, scores, report."""
+"""Evaluation of a scene run: answers about held-out scenes, baselines, scores and report."""
 
 import hashlib
 import json
@@ -13,7 +13,6 @@ import torch
 
 import caldera
 from caldera.annotations.annotated_image import AnnotationSet
-from caldera.batches.image_sources import ImageSource
 from caldera.devices import Runtime
 from caldera.evaluation.annotation_questions import (
     ExactMatch,
@@ -43,28 +42,28 @@ from caldera.training.metrics_log import read_metrics
 
 @dataclass(frozen=True, slots=True)
 class SceneScores:
-    """What a recipe came to; accuracies are fractions."""
+    """Scores of a scene run; accuracies are fractions."""
 
     benchmark: ExactMatch
     answers: dict[str, str]
-    """The assistant's, by item id."""
+    """Answers of the assistant by item id."""
 
     accuracy: Score
     majority_baseline: Score
-    """Of the commonest training answer to each form of question."""
+    """Score of the most frequent training answer to each form of question."""
 
     shuffled_images: Score
-    """Of the assistant's answers when another image is shown."""
+    """Score of the assistant's answers about other images."""
 
     without_pretraining: Score
-    """Of an assistant with the same stage 2 but no stage 1."""
+    """Score of an assistant with the same stage 2 but no stage 1."""
 
     caption_cider: float
-    """CIDEr-D, 0 to 10, against five captions."""
+    """CIDEr-D, 0 to 10, with five reference captions."""
 
 
 class SceneEvaluator:
-    """Asks assistants about held-out scenes, and keeps their answers."""
+    """Evaluation of assistants on held-out scenes, with their answers on disk."""
 
     def __init__(
         self,
@@ -74,12 +73,12 @@ class SceneEvaluator:
         *,
         out: Path,
         seed: int,
-        means: Runtime,
+        runtime: Runtime,
     ) -> None:
         self._training = training
         self._out = out
         self._seed = seed
-        self._means = means
+        self._runtime = runtime
         self._paths = [image.path for image in held_out.images]
         self._benchmark = build_questions(
             held_out,
@@ -89,64 +88,59 @@ class SceneEvaluator:
             seed=seed,
             relative_to=out,
         )
-        some = AnnotationSet(held_out.images[: questions.captioned], held_out.categories)
-        self._captions = build_caption_questions(some, name="captions", relative_to=out)
+        captioned = AnnotationSet(held_out.images[: questions.captioned], held_out.categories)
+        self._captions = build_caption_questions(captioned, name="captions", relative_to=out)
 
-    def measure(self, assistant: LlavaBundle, not_pretrained: LlavaBundle) -> SceneScores:
-        """Ask everything and score it."""
-        bench, captions = self._benchmark, self._captions
-        answers = self._answers(assistant, bench, bench.items, "held-out questions")
-        swapped = with_shuffled_images(bench.items)
-        others = self._answers(assistant, bench, swapped, "the same, other images")
-        without = self._answers(not_pretrained, bench, bench.items, "the same, no stage 1")
-        told = self._answers(assistant, captions, captions.items, "captions")
-        prior = majority_answers(bench.items, self._training, self._seed)
+    def evaluate(self, assistant: LlavaBundle, not_pretrained: LlavaBundle) -> SceneScores:
+        """Ask both assistants everything and score the answers."""
+        benchmark, captions = self._benchmark, self._captions
+        items, shuffled = benchmark.items, with_shuffled_images(benchmark.items)
+        answers = self._answers(assistant, benchmark, items, "held-out questions")
+        other_images = self._answers(assistant, benchmark, shuffled, "the same, other images")
+        no_stage_1 = self._answers(not_pretrained, benchmark, items, "the same, no stage 1")
+        captions_written = self._answers(assistant, captions, captions.items, "captions")
         return SceneScores(
-            benchmark=bench,
+            benchmark=benchmark,
             answers=answers,
-            accuracy=bench.score(answers),
-            majority_baseline=bench.score(prior),
-            shuffled_images=bench.score(others),
-            without_pretraining=bench.score(without),
-            caption_cider=captions.score(told).overall,
+            accuracy=benchmark.score(answers),
+            majority_baseline=benchmark.score(majority_answers(items, self._training, self._seed)),
+            shuffled_images=benchmark.score(other_images),
+            without_pretraining=benchmark.score(no_stage_1),
+            caption_cider=captions.score(captions_written).overall,
         )
 
     def _answers(
         self, assistant: LlavaBundle, benchmark: Benchmark, items: Sequence[Item], name: str
     ) -> dict[str, str]:
-        """Ask an assistant, unless its answers to these very items stand there from an earlier start."""
+        """Return an assistant's answers, from disk if it answered these very items before."""
         file = self._out / "answers" / f"{name.replace(' ', '_').replace(',', '')}.json"
-        asked = _identity(assistant, items)
+        fingerprint = _fingerprint(assistant, items)
         if file.is_file():
-            found = json.loads(file.read_text())
-            if found.get("asked") == asked:
-                return dict(found["answers"])
-        assistant.model.to(self._means.compute.device)  # one that stood there is on the CPU
+            stored = json.loads(file.read_text())
+            if stored.get("asked") == fingerprint:
+                return dict(stored["answers"])
+        # The model of a stage that was finished before is on the CPU.
+        assistant.model.to(self._runtime.compute.device)
+        features = cached_tower_features(
+            assistant, self._out / "features", self._paths, runtime=self._runtime
+        )
         answers = generate_answers(
             assistant,
             items,
-            self._features(assistant),
+            features,
             folder=self._out,
             max_new_tokens=benchmark.max_new_tokens,
-            runtime=self._means,
+            runtime=self._runtime,
             name=name,
         )
-        write_json(file, {"asked": asked, "answers": answers})
+        write_json(file, {"asked": fingerprint, "answers": answers})
         return answers
 
-    def _features(self, assistant: LlavaBundle) -> ImageSource:
-        """Compute the held-out images' features, which all conditions share."""
-        return cached_tower_features(
-            assistant, self._out / "features", self._paths, runtime=self._means
-        )
 
-
-def _identity(assistant: LlavaBundle, items: Sequence[Item]) -> str:
-    """Return a digest of who was asked and what: the run, its weights, and every item."""
-    run, weights = (
-        assistant.card.source_digests["run"],
-        digest_weights(assistant.model.state_dict()),
-    )
+def _fingerprint(assistant: LlavaBundle, items: Sequence[Item]) -> str:
+    """Return a digest of an assistant's run and weights, and of every item."""
+    run = assistant.card.source_digests["run"]
+    weights = digest_weights(assistant.model.state_dict())
     return hashlib.sha256(repr((run, weights, list(items))).encode()).hexdigest()
 
 
@@ -154,48 +148,53 @@ _GALLERY_SIZE = 18
 """Images, or groups of images, in the gallery."""
 
 _STAGES = {
-    "pretrain": "stage 1: the projector learns, on captions",
-    "finetune": "stage 2: projector and language model learn, on instructions",
+    "pretrain": "stage 1: train the projector, on captions",
+    "finetune": "stage 2: train projector and language model, on instructions",
     "without_pretraining": "stage 2 without stage 1",
 }
 
 
 def write_results(
-    out: Path, recipe: SceneRecipe, measured: SceneScores, seconds: dict[str, float]
+    out: Path, recipe: SceneRecipe, scores: SceneScores, seconds: dict[str, float]
 ) -> None:
-    """Write both files of a run.
+    """Write `results.json` and `report.html` of a run.
 
     Raises:
         OutputError: They cannot be written.
     """
-    results = as_results(measured, seconds)
+    results = as_results(scores, seconds)
     write_json(
         out / "results.json", {**results, "recipe": asdict(recipe), "machine": machine_info()}
     )
-    write_report(out / "report.html", _report(out, recipe, measured, seconds))
+    write_report(out / "report.html", _report(out, recipe, scores, seconds))
 
 
-def as_results(measured: SceneScores, seconds: dict[str, float]) -> dict[str, Any]:
-    """Return the numbers of a run as results.json has them."""
+def as_results(scores: SceneScores, seconds: dict[str, float]) -> dict[str, Any]:
+    """Return the numbers of a run in the form of results.json."""
     return {
-        "accuracy": _flat(measured.accuracy),
-        "majority_baseline": _flat(measured.majority_baseline),
-        "shuffled_images": _flat(measured.shuffled_images),
-        "without_pretraining": _flat(measured.without_pretraining),
-        "caption_cider": round(measured.caption_cider, 4),
-        "questions": {"overall": len(measured.benchmark.items), **measured.accuracy.counts},
+        "accuracy": _flatten(scores.accuracy),
+        "majority_baseline": _flatten(scores.majority_baseline),
+        "shuffled_images": _flatten(scores.shuffled_images),
+        "without_pretraining": _flatten(scores.without_pretraining),
+        "caption_cider": round(scores.caption_cider, 4),
+        "questions": _question_counts(scores),
         "seconds": {**seconds, "total": round(sum(seconds.values()), 1)},
     }
 
 
-def _flat(score: Score) -> dict[str, float]:
-    """Return a score as one level of names."""
+def _flatten(score: Score) -> dict[str, float]:
+    """Return a score as one dict, with "overall"."""
     flat = {"overall": score.overall, **score.by_category}
     return {name: round(value, 4) for name, value in flat.items()}
 
 
+def _question_counts(scores: SceneScores) -> dict[str, int]:
+    """Return the number of questions by category, with "overall"."""
+    return {"overall": len(scores.benchmark.items), **scores.accuracy.counts}
+
+
 def machine_info() -> dict[str, str]:
-    """Say what a run was made with."""
+    """Return the versions and the processor of this machine."""
     threads, capability = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
     return {
         "caldera": caldera.__version__,
@@ -206,29 +205,37 @@ def machine_info() -> dict[str, str]:
 
 
 def _report(
-    out: Path, recipe: SceneRecipe, measured: SceneScores, seconds: dict[str, float]
+    out: Path, recipe: SceneRecipe, scores: SceneScores, seconds: dict[str, float]
 ) -> Report:
-    """Put together what the report shows."""
+    """Return the content of the report."""
     columns = (
-        Column("assistant", "its answers.", _flat(measured.accuracy)),
-        Column("majority_baseline", "the commonest training answer to that form of question, without looking.",
-               _flat(measured.majority_baseline)),
-        Column("other image", "the same questions to the same assistant, with other images shown.",
-               _flat(measured.shuffled_images)),
-        Column("without stage 1", "an assistant that had the same stage 2, but no stage 1.",
-               _flat(measured.without_pretraining)),
-    )  # fmt: skip
+        Column("assistant", "its answers.", _flatten(scores.accuracy)),
+        Column(
+            "majority baseline",
+            "the most frequent training answer to that form of question, without the image.",
+            _flatten(scores.majority_baseline),
+        ),
+        Column(
+            "shuffled images",
+            "the same questions to the same assistant, about other images.",
+            _flatten(scores.shuffled_images),
+        ),
+        Column(
+            "without pretraining",
+            "an assistant with the same stage 2, but no stage 1.",
+            _flatten(scores.without_pretraining),
+        ),
+    )
+    cider = "captions of held-out images, CIDEr-D with five references (0 to 10)"
     return Report(
         title=f"caldera: {recipe.name}",
-        summary=f"{recipe.scenes.train} scenes to learn from, {recipe.scenes.held_out} held out; vision tower "
+        summary=f"{recipe.scenes.train} training scenes, {recipe.scenes.held_out} held out; vision tower "
         f"{recipe.vision}, language model {recipe.language}, projector {recipe.projector}.",
         columns=columns,
-        counts={"overall": len(measured.benchmark.items), **measured.accuracy.counts},
-        metrics={
-            "captions of held-out images, CIDEr-D against five captions (0 to 10)": f"{measured.caption_cider:.2f}"
-        },
+        counts=_question_counts(scores),
+        metrics={cider: f"{scores.caption_cider:.2f}"},
         curves=[_curve(out, name, title) for name, title in _STAGES.items()],
-        gallery=_gallery(out, measured),
+        gallery=_gallery(out, scores),
         seconds=seconds,
         facts=machine_info(),
     )
@@ -237,44 +244,44 @@ def _report(
 def _curve(out: Path, name: str, title: str) -> Curve:
     """Read a stage's losses."""
     events = read_metrics(out / name / "metrics.jsonl")
-    return Curve(
-        title,
-        [(event["step"], event["loss"]) for event in events if "loss" in event],
-        [
-            (event["step"], event["validation_loss"])
-            for event in events
-            if "validation_loss" in event
-        ],
-    )
+
+    def values(key: str) -> list[tuple[float, float]]:
+        return [(event["step"], event[key]) for event in events if key in event]
+
+    return Curve(title, values("loss"), values("validation_loss"))
 
 
-def _gallery(out: Path, measured: SceneScores) -> list[GalleryItem]:
-    """Choose images for the gallery, evenly from the held-out ones, some of them several together."""
-    scores = measured.accuracy.item_scores
+def _gallery(out: Path, scores: SceneScores) -> list[GalleryItem]:
+    """Select held-out images for the gallery at even distances, two thirds single and one third groups."""
+    item_scores = scores.accuracy.item_scores
     groups: dict[tuple[str, ...], list[Item]] = defaultdict(list)
-    for item in measured.benchmark.items:
+    for item in scores.benchmark.items:
         groups[item.conversation.images].append(item)
     single = [images for images in groups if len(images) == 1]
     several = [images for images in groups if len(images) > 1]
     third = _GALLERY_SIZE // 3
-    chosen = [*_every_nth(single, 2 * third), *_every_nth(several, third)]
+    selected = [*_every_nth(single, 2 * third), *_every_nth(several, third)]
     return [
         GalleryItem(
             tuple(out / path for path in images),
-            [_asked(item, measured.answers[item.id], scores[item.id] == 1) for item in groups[images]],
+            [
+                _gallery_question(item, scores.answers[item.id], item_scores[item.id] == 1)
+                for item in groups[images]
+            ],
         )
-        for images in chosen
+        for images in selected
     ]
 
 
 def _every_nth(groups: Sequence[tuple[str, ...]], count: int) -> Sequence[tuple[str, ...]]:
-    """Take `count` groups at even distances."""
+    """Select `count` groups at even distances."""
     step = max(1, len(groups) // count)
     return groups[::step][:count]
 
 
-def _asked(item: Item, answer: str, right: bool) -> GalleryQuestion:
-    """Return an item as the gallery shows it."""
+def _gallery_question(item: Item, answer: str, right: bool) -> GalleryQuestion:
+    """Return an item in the form of the gallery, without image labels and the short-answer prompt."""
     question = item.conversation.turns[-1].text.removesuffix(SHORT_ANSWER).strip()
-    lines = [line for line in question.splitlines() if not line.startswith("Picture ")]
+    # The first word of the labels of several images.
+    lines = [line for line in question.splitlines() if line.partition(" ")[0] != "Picture"]
     return GalleryQuestion(item.category, " ".join(lines), answer, item.references[0], right)

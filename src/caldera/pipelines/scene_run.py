@@ -1,20 +1,19 @@
-"""Demo: draw, train, evaluate.
+"""Run of a scene recipe, such as the demo: draw scenes, write data, train both stages, evaluate.
 
 ```
 OUT/
-  recipe.json  seconds.json      what is run, and how long each step took
+  recipe.json  timings.json      settings, and the seconds of each step
   scenes/                        drawn images with captions and boxes, a COCO folder for each split
-  data/                          pretrain.json and finetune.json, in LLaVA's form
-  towers/                        language models unpacked from GGUF files, where the recipe names one
+  data/                          pretrain.json and finetune.json, in LLaVA's format
+  towers/                        language models converted from GGUF files, if the recipe names one
   features/                      the frozen tower's features
-  pretrain/  finetune/  without_pretrain/     run folders of the stages
-  answers/                       what each assistant answered to each question
+  pretrain/  finetune/  without_pretraining/     run folders of the stages
+  answers/                       answers of each assistant to each question
   results.json  report.html      the scores
   model/                         the assistant
 ```
 
-Every step leaves a whole file or folder behind and is passed over where that stands already, so a run that was killed
-goes on where it was.
+Every step writes a complete file or folder and is skipped if that exists, so a run that was killed can be resumed.
 """
 
 import json
@@ -43,9 +42,18 @@ from caldera.scenes.scene import Split
 from caldera.training.job import TrainingData, TrainingJob
 from caldera.training.stage import Stage
 
+_FORMER_PATHS = {
+    "seconds.json": "timings.json",
+    "without_pretrain": "without_pretraining",
+    "answers/the_same_other_pictures.json": "answers/the_same_other_images.json",
+}
+"""Paths in run folders of earlier versions, and their current names."""
 
-def draw(scenes: SceneCounts, split: Split, folder: Path, progress: Progress) -> AnnotationSet:
-    """Draw a split's scenes, unless they are there, and read them back as any COCO folder is read."""
+
+def draw_scenes(
+    scenes: SceneCounts, split: Split, folder: Path, progress: Progress
+) -> AnnotationSet:
+    """Draw a split's scenes unless the folder exists, and read them like any COCO folder."""
     count = scenes.train if split == "train" else scenes.held_out
     if not folder.exists():
         with progress.task(f"drawing {split} scenes", count) as tick:
@@ -56,97 +64,115 @@ def draw(scenes: SceneCounts, split: Split, folder: Path, progress: Progress) ->
 def write_data(
     file: Path, mix: InstructionMix, annotations: AnnotationSet, *, seed: int, progress: Progress
 ) -> None:
-    """Have the scripted teacher write a data set, unless it is there."""
+    """Write a data set with the scripted teacher unless the file exists."""
     if file.exists():
         return
     teacher = ScriptedTeacher(annotations.categories, seed)
     total = count_dialogues(annotations.images, mix.shares, seed).total()
     with progress.task(f"writing {file.stem} data", total) as tick:
-        written = generate_dialogues(
+        generated = generate_dialogues(
             annotations, teacher, mix.shares, seed=seed, relative_to=file.parent, tick=tick
         )
-    write_conversations(file, written.conversations)
+    write_conversations(file, generated.conversations)
 
 
-def run_scene_recipe(recipe: SceneRecipe, out: Path, means: Runtime) -> SceneScores:
-    """Carry a recipe out in a folder, or go on with it there.
+def assemble_recipe(recipe: SceneRecipe, vision: Path, language: Path) -> LlavaBundle:
+    """Join two towers with a fresh projector, as a recipe requires."""
+    return assemble(
+        vision,
+        language,
+        projector=recipe.projector,
+        aspect=recipe.aspect,
+        vision_feature_layer=recipe.vision_feature_layer,
+        seed=recipe.seed,
+    )
+
+
+def run_scene_recipe(recipe: SceneRecipe, out: Path, runtime: Runtime) -> SceneScores:
+    """Run a recipe in a folder, or resume it there.
 
     Raises:
         CalderaError: The folder is in use or holds another recipe's run, or a step failed.
     """
     with lock_folder(out):
         check_or_write_recipe(out, recipe)
-        return SceneRun(recipe, out, means).run()
+        for former, current in _FORMER_PATHS.items():
+            if (out / former).exists() and not (out / current).exists():
+                (out / former).rename(out / current)
+        return _SceneRun(recipe, out, runtime).run()
 
 
-class StepTimer:
-    """Adds up the seconds of each step over all starts of a run."""
+class _StepTimer:
+    """Seconds of each step, summed over all starts of a run."""
 
     def __init__(self, file: Path) -> None:
-        """Go on from what `file` holds."""
         self._file = file
         self.seconds: dict[str, float] = json.loads(file.read_text()) if file.is_file() else {}
 
     @contextmanager
     def __call__(self, step: str) -> Iterator[None]:
-        """Time a step, also one that is broken off."""
-        begun = time.monotonic()
+        """Time a step, even if it fails."""
+        start = time.monotonic()
         try:
             yield
         finally:
-            passed = time.monotonic() - begun
-            self.seconds[step] = round(self.seconds.get(step, 0.0) + passed, 1)
+            elapsed = time.monotonic() - start
+            self.seconds[step] = round(self.seconds.get(step, 0.0) + elapsed, 1)
             write_json(self._file, self.seconds)
 
 
-class SceneRun:
-    """Carries out one recipe in one folder."""
+class _SceneRun:
+    """One recipe in one folder."""
 
-    def __init__(self, recipe: SceneRecipe, out: Path, means: Runtime) -> None:
+    def __init__(self, recipe: SceneRecipe, out: Path, runtime: Runtime) -> None:
         self._recipe = recipe
         self._out = out
-        self._means = means
-        self._clock = StepTimer(out / "seconds.json")
+        self._runtime = runtime
+        self._timer = _StepTimer(out / "timings.json")
 
     def run(self) -> SceneScores:
-        """Go the whole way, passing over what is done."""
-        with self._clock("draw scenes"):
+        """Run all steps, skipping those that are finished."""
+        recipe = self._recipe
+        with self._timer("draw scenes"):
             training, held_out = self._draw("train"), self._draw("held_out")
-        with self._clock("write data"):
-            self._write_data("pretrain", self._recipe.pretrain_mix, training)
-            self._write_data("finetune", self._recipe.finetune_mix, training)
-        with self._clock("pretrain"):
-            aligned = self._train(self._recipe.pretrain, self._new_model(), "pretrain")
-        with self._clock("finetune"):
-            assistant = self._train(self._recipe.finetune, aligned, "finetune")
-        with self._clock("finetune without pretrain"):
-            unaligned = self._train(self._recipe.finetune, self._new_model(), "without_pretraining")
-        with self._clock("evaluate"):
-            measured = self._measure(assistant, unaligned, training, held_out)
+        with self._timer("write data"):
+            self._write_data("pretrain", recipe.pretrain_mix, training)
+            self._write_data("finetune", recipe.finetune_mix, training)
+        with self._timer("pretrain"):
+            pretrained = self._train(recipe.pretrain, self._new_model(), "pretrain")
+        with self._timer("finetune"):
+            assistant = self._train(recipe.finetune, pretrained, "finetune")
+        with self._timer("finetune without pretrain"):
+            not_pretrained = self._train(recipe.finetune, self._new_model(), "without_pretraining")
+        with self._timer("evaluate"):
+            evaluator = SceneEvaluator(
+                recipe.questions,
+                training,
+                held_out,
+                out=self._out,
+                seed=recipe.seed,
+                runtime=self._runtime,
+            )
+            scores = evaluator.evaluate(assistant, not_pretrained)
         save_model_folder(self._out / "model", assistant)
-        write_results(self._out, self._recipe, measured, self._clock.seconds)
-        return measured
+        write_results(self._out, recipe, scores, self._timer.seconds)
+        return scores
 
     def _draw(self, split: Split) -> AnnotationSet:
         """Draw a split's scenes."""
         folder = self._out / "scenes" / split
-        return draw(self._recipe.scenes, split, folder, self._means.progress)
+        return draw_scenes(self._recipe.scenes, split, folder, self._runtime.progress)
 
     def _write_data(self, name: str, mix: InstructionMix, annotations: AnnotationSet) -> None:
-        """Have the scripted teacher write a data set."""
+        """Write the data set of a stage."""
         file = self._out / "data" / f"{name}.json"
-        write_data(file, mix, annotations, seed=self._recipe.seed, progress=self._means.progress)
+        write_data(file, mix, annotations, seed=self._recipe.seed, progress=self._runtime.progress)
 
     def _new_model(self) -> LlavaBundle:
-        """Join the two towers with a new projector."""
+        """Join the two towers with a fresh projector."""
         recipe, work = self._recipe, self._out / "towers"
-        return assemble(
-            resolve_tower(recipe.vision, work),
-            resolve_tower(recipe.language, work),
-            projector=recipe.projector,
-            aspect=recipe.aspect,
-            vision_feature_layer=recipe.select_layer,
-            seed=recipe.seed,
+        return assemble_recipe(
+            recipe, resolve_tower(recipe.vision, work), resolve_tower(recipe.language, work)
         )
 
     def _train(self, stage: Stage, start: LlavaBundle, name: str) -> LlavaBundle:
@@ -161,27 +187,9 @@ class SceneRun:
             data=data,
             out=self._out / name,
             features=self._out / "features",
-            runtime=self._means,
+            runtime=self._runtime,
             skipped=SkippedItems(),
             resume=True,
         )
         trained, _ = job.run()
         return trained
-
-    def _measure(
-        self,
-        assistant: LlavaBundle,
-        unaligned: LlavaBundle,
-        training: AnnotationSet,
-        held_out: AnnotationSet,
-    ) -> SceneScores:
-        """Ask both assistants about scenes they never saw."""
-        measuring = SceneEvaluator(
-            self._recipe.questions,
-            training,
-            held_out,
-            out=self._out,
-            seed=self._recipe.seed,
-            means=self._means,
-        )
-        return measuring.measure(assistant, unaligned)

@@ -1,6 +1,6 @@
-"""What the papers say about each recipe, typed apart from the recipes, so that a slip in one of the two is found.
+"""Values that the papers give for each recipe, entered separately from the recipes so that a typo is found.
 
-A test compares every cited value with the recipe's field of that name, and asks that every field below is cited.
+A test compares every cited value with the recipe's field of that name, and requires a citation for every field below.
 """
 
 from collections.abc import Mapping
@@ -13,52 +13,70 @@ LLAVA_15_PAPER = "arXiv 2310.03744"
 """Improved Baselines with Visual Instruction Tuning: LLaVA-1.5."""
 
 BLOG = "llava-vl.github.io, 2024-01-30"
-"""LLaVA-NeXT's announcement; there is no paper with its numbers."""
+"""Announcement of LLaVA-NeXT; no paper has its numbers."""
 
 SCRIPTS = "LLaVA's scripts"
-"""haotian-liu/LLaVA, folder scripts/."""
+"""Folder scripts/ of haotian-liu/LLaVA."""
 
 LLAVA_NEXT_SCRIPTS = "LLaVA-NeXT's later scripts"
-"""LLaVA-VL/LLaVA-NeXT: published after the models of January 2024, so not certainly how those were trained."""
+"""Scripts of LLaVA-VL/LLaVA-NeXT, published after the models of January 2024, perhaps not those of their training."""
 
 DEFAULT = "transformers' defaults"
-"""What LLaVA's trainer has where its scripts say nothing."""
+"""Values of LLaVA's trainer for settings that its scripts do not set."""
 
 RECIPE_FIELDS = (
-    "vision", "language", "projector", "select_layer", "pretrain_data.rows", "finetune_data.rows",
-)  # fmt: skip
-"""Fields of a recipe that are cited."""
+    "vision",
+    "language",
+    "projector",
+    "vision_feature_layer",
+    "pretrain_data.rows",
+    "finetune_data.rows",
+)
+"""Cited fields of a recipe."""
 
 STAGE_FIELDS = (
-    "trains", "template", "aspect", "learning_rate", "projector_learning_rate", "vision_learning_rate", "lora",
-    "batch_size", "epochs", "max_length", "warmup_fraction", "weight_decay", "betas", "max_grad_norm", "seed",
-)  # fmt: skip
-"""Fields of each stage that are cited, `lora` by its rank, alpha and dropout where there is one."""
+    "trainable",
+    "template",
+    "aspect",
+    "learning_rate",
+    "projector_learning_rate",
+    "vision_learning_rate",
+    "lora",
+    "batch_size",
+    "epochs",
+    "max_length",
+    "warmup_ratio",
+    "weight_decay",
+    "betas",
+    "max_grad_norm",
+    "seed",
+)
+"""Cited fields of each stage; `lora` is cited by its rank, alpha and dropout if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cited:
-    """One number of a paper."""
+    """One value of a paper."""
 
     value: object
     source: str
     note: str = ""
-    """How sure it is, or how it is to be read."""
+    """Remark on its certainty or meaning."""
 
     certain: bool = True
-    """False where it could not be verified."""
+    """Whether it could be verified."""
 
 
 @dataclass(frozen=True, slots=True)
 class Citation:
-    """What is known of one published model."""
+    """Published settings of one model."""
 
     paper: str
     fields: Mapping[str, Cited]
-    """By the dotted name of the recipe's field."""
+    """Cited values by the dotted name of the recipe's field."""
 
     notes: tuple[str, ...] = ()
-    """Where caldera goes another way, and why."""
+    """Differences of caldera, and the reasons."""
 
 
 def _cite_from(source: str, **values: object) -> dict[str, Cited]:
@@ -79,7 +97,7 @@ def _uncertain(fields: dict[str, Cited], *names: str) -> dict[str, Cited]:
 _COMMON = _with_notes(
     _cite_from(
         f"{LLAVA_PAPER}, appendix C; {LLAVA_15_PAPER}, table 9",
-        warmup_fraction=0.03,
+        warmup_ratio=0.03,
         weight_decay=0.0,
     )
     | _cite_from(SCRIPTS, max_length=2048)
@@ -90,29 +108,29 @@ _COMMON = _with_notes(
 
 _V1_PRETRAIN = _with_notes(
     _COMMON
-    | _cite_from(f"{LLAVA_PAPER}, section 4.2", trains=("projector",), template="v0")
+    | _cite_from(f"{LLAVA_PAPER}, section 4.2", trainable=("projector",), template="v0")
     | _cite_from(f"{LLAVA_PAPER}, section 5", learning_rate=2e-3, batch_size=128, epochs=1)
     | _cite_from(SCRIPTS, aspect="square"),
-    template="the picture stood before or after the question by chance (equation 2); here before it",
+    template="the image was before or after the question at random (equation 2); here before it",
 )
 _V1_FINETUNE = _with_notes(
     _COMMON
-    | _cite_from(f"{LLAVA_PAPER}, section 4.2", trains=("projector", "language"), template="v0")
+    | _cite_from(f"{LLAVA_PAPER}, section 4.2", trainable=("projector", "language"), template="v0")
     | _cite_from(f"{LLAVA_PAPER}, section 5", learning_rate=2e-5, batch_size=32, epochs=3)
     | _cite_from(SCRIPTS, aspect="square"),
-    batch_size="the scripts of today have 128",
+    batch_size="today's scripts have 128",
 )
 _SCIENCE_QA = _V1_FINETUNE | _cite_from(f"{LLAVA_PAPER}, section 5.2", epochs=12)
 
 _V15_PRETRAIN = (
     _COMMON
     | _cite_from(f"{LLAVA_15_PAPER}, table 9", learning_rate=1e-3, batch_size=256, epochs=1)
-    | _cite_from(SCRIPTS, trains=("projector",), template="plain", aspect="square")
+    | _cite_from(SCRIPTS, trainable=("projector",), template="plain", aspect="square")
 )
 _V15_FINETUNE = (
     _COMMON
     | _cite_from(f"{LLAVA_15_PAPER}, table 9", learning_rate=2e-5, batch_size=128, epochs=1)
-    | _cite_from(SCRIPTS, trains=("projector", "language"), template="vicuna_v1", aspect="pad")
+    | _cite_from(SCRIPTS, trainable=("projector", "language"), template="vicuna_v1", aspect="pad")
 )
 _V15_LORA = (
     _V15_FINETUNE
@@ -130,7 +148,7 @@ del _V15_LORA["lora"]
 _NEXT_FINETUNE = _uncertain(
     _with_notes(
         _V15_FINETUNE
-        | _cite_from(BLOG, trains=("vision", "projector", "language"), aspect="anyres", epochs=1)
+        | _cite_from(BLOG, trainable=("vision", "projector", "language"), aspect="anyres", epochs=1)
         | _cite_from(
             LLAVA_NEXT_SCRIPTS, learning_rate=2e-5, vision_learning_rate=2e-6, batch_size=128
         )
@@ -148,7 +166,7 @@ _NEXT_MISTRAL = _uncertain(
 def _cite(
     recipe: dict[str, Cited], pretrain: Mapping[str, Cited], finetune: Mapping[str, Cited]
 ) -> dict[str, Cited]:
-    """Join what is cited of a recipe and of its stages, under the recipe's dotted names."""
+    """Return the citations of a recipe and its stages under the recipe's dotted names."""
     return (
         recipe
         | {f"pretrain.{name}": cited for name, cited in pretrain.items()}
@@ -165,15 +183,15 @@ def _data(source: str, pretrain: int, finetune: int) -> dict[str, Cited]:
 
 
 def _v1(language: str, finetune_rows: int = 158_000) -> dict[str, Cited]:
-    """Cite the parts and the data of the first paper."""
+    """Cite the parts and the data of LLaVA v1."""
     return _with_notes(
         _cite_from(
             f"{LLAVA_PAPER}, section 4.1", vision="openai/clip-vit-large-patch14", language=language
         )
         | _cite_from(f"{LLAVA_PAPER}, section 4.1", projector="linear")
-        | _cite_from(SCRIPTS, select_layer=-2)
+        | _cite_from(SCRIPTS, vision_feature_layer=-2)
         | _data(f"{LLAVA_PAPER}, sections 4.2 and 5", 595_000, finetune_rows),
-        language="Vicuna v0 is published as its difference to LLaMA: add the two first",
+        language="Vicuna v0 is published as delta weights: add them to LLaMA first",
     )
 
 
@@ -186,7 +204,7 @@ def _v15(language: str) -> dict[str, Cited]:
             language=language,
         )
         | _cite_from(f"{LLAVA_15_PAPER}, section 3.3", projector="mlp2x_gelu")
-        | _cite_from(SCRIPTS, select_layer=-2)
+        | _cite_from(SCRIPTS, vision_feature_layer=-2)
         | _data(f"{LLAVA_15_PAPER}, tables 7 and 9", 558_128, 665_000)
     )
 
@@ -202,18 +220,19 @@ def _next(language: str) -> dict[str, Cited]:
 
 
 _ALL_NOTES = (
-    "a tenth of the records at most, 128 of them, are held out to measure the loss on: set validation_rows=0 to learn "
-    "from all",
-    "batches hold records of like length; LLaVA also kept those with and without a picture apart, for speed",
-    "records longer than max_length are refused or, by --max-bad, left out; LLaVA cut them",
+    "at most a tenth of the records, at most 128, are held out to measure the loss: set validation_size=0 to train on "
+    "all",
+    "batches hold records of similar length; LLaVA also separated records with and without an image, for speed",
+    "records longer than max_length are an error or, with --max-bad-fraction, skipped; LLaVA truncated them",
 )
 _V1_NOTES = (
     *_ALL_NOTES,
-    "the original shipped as a difference to LLaMA and knew Vicuna v0; any Vicuna folder of that size may be given",
+    "the original was released as delta weights for LLaMA and used Vicuna v0; any Vicuna folder of that size works",
 )
 _NEXT_NOTES = (
     *_ALL_NOTES,
-    "its data were never released: counts, batch, rates and template are the best that is public, and not verified",
+    "its data were never released: counts, batch size, learning rates and template are the best public values, and not "
+    "verified",
 )
 
 CITATIONS: dict[str, Citation] = {
@@ -258,4 +277,4 @@ CITATIONS: dict[str, Citation] = {
         _NEXT_NOTES,
     ),
 }
-"""By the name of the recipe."""
+"""Citations by the name of the recipe."""

@@ -1,4 +1,4 @@
-"""Demo, demo_smollm2."""
+"""Recipes of the demo: tiny assistants trained on drawn scenes."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ from caldera.training.stage import FINETUNE, PRETRAIN
 
 
 def demo() -> SceneRecipe:
-    """Train a tiny assistant from the two shipped backbones."""
+    """Return the recipe of a tiny assistant from the two packaged backbones."""
     return SceneRecipe(
         name="demo",
         scenes=SceneCounts(train=5500, held_out=160),
@@ -42,7 +42,7 @@ def demo() -> SceneRecipe:
 
 
 def demo_smollm2() -> SceneRecipe:
-    """Train an assistant from the shipped vision tower and a language model that has read far more than scenes."""
+    """Return the recipe of an assistant from the packaged vision tower and SmolLM2, a general language model."""
     base = demo()
     return replace(
         base,

@@ -1,7 +1,7 @@
-"""Recipes in, what `caldera recipes` shows of them out: sizes, data, and each setting beside the paper's."""
+"""Description of recipes for `caldera recipes`: sizes, data, and each setting with the paper's value."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
 
 from caldera.files.atomic import to_plain_json
@@ -19,7 +19,7 @@ from caldera.training.stage import Stage
 
 @dataclass(frozen=True, slots=True)
 class RecipeField:
-    """One field of a recipe beside what a paper says of it."""
+    """One field of a recipe with its cited value."""
 
     name: str
     value: object
@@ -27,20 +27,20 @@ class RecipeField:
 
     @property
     def differs(self) -> bool:
-        """Whether a paper says something else."""
+        """True if the paper has another value."""
         return self.cited is not None and self.cited.value != self.value
 
 
 def get_field(recipe: object, dotted: str) -> object:
     """Return the field at a dotted name."""
-    found = recipe
+    value = recipe
     for name in dotted.split("."):
-        found = getattr(found, name)
-    return found
+        value = getattr(value, name)
+    return value
 
 
 def recipe_fields(recipe: Recipe) -> list[RecipeField]:
-    """Return every field of a recipe by its dotted name, single values all, in the recipe's order."""
+    """Return every field of a recipe with a single value, under its dotted name, in the recipe's order."""
     cited = CITATIONS[recipe.name].fields if recipe.name in CITATIONS else {}
     return [
         RecipeField(name, get_field(recipe, name), cited.get(name))
@@ -49,30 +49,30 @@ def recipe_fields(recipe: Recipe) -> list[RecipeField]:
     ]
 
 
-def _names(group: object, before: str = "") -> list[str]:
+def _names(group: object, prefix: str = "") -> list[str]:
     """Return the dotted names of all single values of a dataclass."""
     assert is_dataclass(group)
     names: list[str] = []
     for field in fields(group):
         value = getattr(group, field.name)
-        inner = _names(value, f"{before}{field.name}.") if is_dataclass(value) else None
-        names += [f"{before}{field.name}"] if inner is None else inner
+        name = f"{prefix}{field.name}"
+        names += _names(value, f"{name}.") if is_dataclass(value) else [name]
     return names
 
 
 def cited_field_names(recipe: Recipe) -> list[str]:
-    """Return the names of the fields that a paper's recipe must be cited for."""
+    """Return the names of the fields that need a citation in a paper's recipe."""
     names = list(RECIPE_FIELDS)
     for part, stage in zip(("pretrain", "finetune"), recipe.stages, strict=True):
         for field in STAGE_FIELDS:
-            group = field == "lora" and stage.lora is not None
-            several = ("lora.rank", "lora.alpha", "lora.dropout") if group else (field,)
-            names += [f"{part}.{each}" for each in several]
+            is_group = field == "lora" and stage.lora is not None
+            cited = ("lora.rank", "lora.alpha", "lora.dropout") if is_group else (field,)
+            names += [f"{part}.{name}" for name in cited]
     return names
 
 
 def parameters_of(recipe: Recipe) -> dict[str, int | None]:
-    """Return how many weights each part has, computed from its shape; None where that is not known here."""
+    """Return the number of parameters of each part, computed from its shape; None if the shape is unknown."""
     return {
         "vision": num_vision_parameters(recipe.vision),
         "projector": num_projector_parameters(recipe.projector, recipe.vision, recipe.language),
@@ -81,13 +81,13 @@ def parameters_of(recipe: Recipe) -> dict[str, int | None]:
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:
-    """Return everything about a recipe, as JSON holds it."""
+    """Return a complete description of a recipe as JSON data."""
     citation = CITATIONS.get(recipe.name)
-    told = {
+    description = {
         "name": recipe.name,
         "paper": citation.paper if citation else None,
         "parameters": parameters_of(recipe),
-        "data": {part: _as_data(each) for part, each in data_of(recipe).items()},
+        "data": {part: asdict(dataset) for part, dataset in data_of(recipe).items()},
         "settings": [
             {
                 "name": setting.name,
@@ -102,22 +102,18 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         ],
         "notes": list(citation.notes) if citation else [],
     }
-    return dict(to_plain_json(told))
-
-
-def _as_data(needs: DatasetInfo) -> dict[str, object]:
-    return {field.name: getattr(needs, field.name) for field in fields(needs)}
+    return dict(to_plain_json(description))
 
 
 def data_of(recipe: Recipe) -> dict[str, DatasetInfo]:
-    """Return the data that each stage's user must bring; none for a recipe that makes its own."""
+    """Return the data set that each stage needs; none for a recipe that generates its data."""
     if not isinstance(recipe, PaperRecipe):
         return {}
     return {"pretrain": recipe.pretrain_data, "finetune": recipe.finetune_data}
 
 
-COLUMNS = ("recipe", "weights", "stage", "data", "learns", "batch", "learning rate", "epochs")
-"""Of the overview; what a paper has stands in brackets behind what is here."""
+COLUMNS = ("recipe", "weights", "stage", "data", "trainable", "batch", "learning rate", "epochs")
+"""Columns of the overview; the paper's value follows in parentheses."""
 
 
 def overview(recipe: Recipe) -> list[tuple[str, ...]]:
@@ -140,30 +136,30 @@ def overview(recipe: Recipe) -> list[tuple[str, ...]]:
 
 
 def _data_cell(recipe: Recipe, part: str) -> str:
-    """Say which data a stage learns from, and how much."""
+    """Return name and size of a stage's data."""
     if isinstance(recipe, SceneRecipe):
         return f"{recipe.scenes.train:,} drawn scenes"
-    needs = data_of(recipe)[part]
-    return f"{needs.name}, {compact_number(needs.rows)}"
+    dataset = data_of(recipe)[part]
+    return f"{dataset.name}, {compact_number(dataset.rows)}"
 
 
 def _trainable_parts(stage: Stage) -> str:
-    """Say which parts learn."""
-    lora = f" by rank {stage.lora.rank}" if stage.lora else ""
+    """Return the trainable parts of a stage."""
+    lora = f" (LoRA, rank {stage.lora.rank})" if stage.lora else ""
     return ", ".join(stage.trainable) + lora
 
 
 def _rates(recipe: Recipe, part: str, stage: Stage) -> str:
-    """Return a stage's rate beside the paper's, and those of parts with their own."""
-    told = [_with_cited(recipe, part, "learning_rate")]
-    for which in ("projector", "vision"):
-        if getattr(stage, f"{which}_learning_rate") is not None:
-            told.append(f"{which} {_with_cited(recipe, part, f'{which}_learning_rate')}")
-    return ", ".join(told)
+    """Return a stage's learning rate with the paper's, and those of parts with their own."""
+    rates = [_with_cited(recipe, part, "learning_rate")]
+    for name in ("projector", "vision"):
+        if getattr(stage, f"{name}_learning_rate") is not None:
+            rates.append(f"{name} {_with_cited(recipe, part, f'{name}_learning_rate')}")
+    return ", ".join(rates)
 
 
 def _with_cited(recipe: Recipe, part: str, field: str) -> str:
-    """Return a setting, with the paper's in brackets behind it; a question mark where that is not verified."""
+    """Return a setting with the paper's value in parentheses, with a question mark if that is not verified."""
     name = f"{part}.{field}"
     value = format_value(get_field(recipe, name))
     citation = CITATIONS.get(recipe.name)
@@ -173,15 +169,15 @@ def _with_cited(recipe: Recipe, part: str, field: str) -> str:
     return f"{value} ({format_value(cited.value)}{'' if cited.certain else '?'})"
 
 
-_SMALL = 1e-2
-"""Numbers below it are written with an exponent."""
+_EXPONENT_BELOW = 1e-2
+"""Numbers below this are written with an exponent."""
 
 
 def format_value(value: object) -> str:
-    """Write a setting as people do."""
+    """Return a setting in readable form: 2e-5, 558,128, or - for None."""
     if value is None:
         return "-"
-    if isinstance(value, float) and 0 < value < _SMALL:
+    if isinstance(value, float) and 0 < value < _EXPONENT_BELOW:
         mantissa, exponent = f"{value:e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
     if isinstance(value, float):
@@ -191,42 +187,38 @@ def format_value(value: object) -> str:
     return f"{value:,}" if type(value) is int else str(value)
 
 
-_STEPS = ((10**9, "B"), (10**6, "M"), (10**3, "K"))
+_UNITS = ((10**9, "B"), (10**6, "M"), (10**3, "K"))
 
 
 def compact_number(number: int | None) -> str:
-    """Write a large number in three digits: 6.74 B, 303 M, 158 K."""
+    """Return a large number with three digits: 6.74 B, 303 M, 158 K."""
     if number is None:
         return "?"
-    for size, letter in _STEPS:
+    for size, letter in _UNITS:
         if number >= size:
-            share = number / size
-            return f"{share:.{2 if share < 10 else 1 if share < 100 else 0}f} {letter}"
+            scaled = number / size
+            return f"{scaled:.{2 if scaled < 10 else 1 if scaled < 100 else 0}f} {letter}"
     return str(number)
 
 
 def markdown() -> str:
-    """Return the overview of all papers' recipes and what each needs, as docs/recipes.md shows them."""
+    """Return the tables in docs/recipes.md: all papers' recipes, and their data sets."""
     recipes = [build() for build in PAPER_RECIPES.values()]
     rows = [row for recipe in recipes for row in overview(recipe)]
-    needs = {each.name: each for recipe in recipes for each in data_of(recipe).values()}
+    datasets = {info.name: info for recipe in recipes for info in data_of(recipe).values()}
     data = [
-        (each.name, compact_number(each.rows), f"`{each.file}`", _folders(each), each.source)
-        for each in needs.values()
+        (info.name, compact_number(info.rows), f"`{info.file}`", _folders(info), info.source)
+        for info in datasets.values()
     ]
-    return "\n\n".join(
-        (
-            _table(COLUMNS, rows),
-            _table(("data", "records", "file", "image folders", "where people get it"), data),
-        )
-    )
+    columns = ("data", "records", "file", "image folders", "source")
+    return "\n\n".join((_table(COLUMNS, rows), _table(columns, data)))
 
 
-def _folders(needs: DatasetInfo) -> str:
-    return ", ".join(f"`{folder}`" for folder in needs.images) or "as the file names them"
+def _folders(dataset: DatasetInfo) -> str:
+    return ", ".join(f"`{folder}`" for folder in dataset.images) or "as named in the file"
 
 
 def _table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """Lay out a table in Markdown."""
+    """Return a table in Markdown."""
     lines = [columns, ("---",) * len(columns), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,6 +1,6 @@
-"""LLaVA v1, 1.5, NeXT, ScienceQA.
+"""Recipes of the papers: LLaVA v1, LLaVA-1.5, LLaVA-NeXT, and LLaVA on ScienceQA.
 
-`citations.py` holds what the papers say, typed apart from this, and a test compares the two.
+`citations.py` has the papers' values, entered separately, and a test compares the two.
 """
 
 from dataclasses import dataclass, replace
@@ -11,25 +11,25 @@ from caldera.training.stage import FINETUNE, FINETUNE_LORA, PRETRAIN
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetInfo:
-    """A data set that is needed; nothing downloads it."""
+    """Data set that the user provides."""
 
     name: str
     rows: int
-    """Records, as the paper counts them."""
+    """Number of records in the paper."""
 
     file: str
-    """What the file is called where people get it; LLaVA's JSON."""
+    """Name of the published file, in LLaVA's JSON."""
 
     images: tuple[str, ...]
-    """Folders that have to lie below the one given as --images."""
+    """Folders that must be in the one given as --images."""
 
     source: str
-    """Where people get it."""
+    """Where to get it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PaperRecipe(Recipe):
-    """A recipe whose data and towers its user brings."""
+    """Recipe whose data and towers the user provides."""
 
     pretrain_data: DatasetInfo
     finetune_data: DatasetInfo
@@ -76,20 +76,20 @@ NEXT_760K = DatasetInfo(
     rows=760_000,
     file="llava_next.json",
     images=(),
-    source="never released as it was; lmms-lab/LLaVA-NeXT-Data on the Hugging Face hub is its makers' later release of "
-    "about as many records, to be written in LLaVA's JSON",
+    source="never released; lmms-lab/LLaVA-NeXT-Data on the Hugging Face hub is a later release of its authors with "
+    "about as many records, to be converted to LLaVA's JSON",
 )
 SCIENCE_QA = DatasetInfo(
     name="ScienceQA train",
     rows=12_726,
     file="llava_train_QCM-LEA.json",
     images=("train",),
-    source="ScienceQA's problems.json and pid_splits.json, written in LLaVA's JSON as its convert_sqa_to_llava.py does",
+    source="ScienceQA's problems.json and pid_splits.json, converted to LLaVA's JSON by caldera data import scienceqa",
 )
 
 
 def llava_7b() -> PaperRecipe:
-    """LLaVA of the first paper with Vicuna 7B: a linear projector, 224 pixels, dialogues about COCO."""
+    """Return LLaVA v1 with Vicuna 7B: a linear projector, 224 pixels, dialogues about COCO."""
     return PaperRecipe(
         name="llava_7b",
         pretrain_data=CC3M_595K,
@@ -117,12 +117,12 @@ def llava_7b() -> PaperRecipe:
 
 
 def llava_13b() -> PaperRecipe:
-    """LLaVA of the first paper, the size that its tables report."""
+    """Return LLaVA v1 with Vicuna 13B, the size that its tables report."""
     return replace(llava_7b(), name="llava_13b", language="lmsys/vicuna-13b-delta-v0")
 
 
 def science_qa() -> PaperRecipe:
-    """LLaVA 13B fine-tuned on ScienceQA alone, which it answers with its reasons first."""
+    """Return LLaVA 13B fine-tuned on ScienceQA alone, whose answers follow the reasons."""
     base = llava_13b()
     return replace(
         base,
@@ -133,7 +133,7 @@ def science_qa() -> PaperRecipe:
 
 
 def llava_15_7b() -> PaperRecipe:
-    """LLaVA-1.5 with Vicuna 7B: an MLP as projector, 336 pixels, padded images, academic data sets in the mix."""
+    """Return LLaVA-1.5 with Vicuna 7B: an MLP projector, 336 pixels, padded images, academic data sets in the mix."""
     return PaperRecipe(
         name="llava_15_7b",
         pretrain_data=LCS_558K,
@@ -146,12 +146,12 @@ def llava_15_7b() -> PaperRecipe:
 
 
 def llava_15_13b() -> PaperRecipe:
-    """LLaVA-1.5 with Vicuna 13B."""
+    """Return LLaVA-1.5 with Vicuna 13B."""
     return replace(llava_15_7b(), name="llava_15_13b", language="lmsys/vicuna-13b-v1.5")
 
 
 def llava_15_7b_lora() -> PaperRecipe:
-    """LLaVA-1.5 with Vicuna 7B trained by low-rank factors in stage 2."""
+    """Return LLaVA-1.5 with Vicuna 7B and LoRA in stage 2."""
     return replace(
         llava_15_7b(),
         name="llava_15_7b_lora",
@@ -160,7 +160,7 @@ def llava_15_7b_lora() -> PaperRecipe:
 
 
 def llava_next_7b() -> PaperRecipe:
-    """LLaVA-NeXT with Vicuna 7B: images in tiles, and a vision tower that learns too."""
+    """Return LLaVA-NeXT with Vicuna 7B: images in tiles, and a trainable vision tower."""
     base = llava_15_7b()
     return replace(
         base,
@@ -178,7 +178,7 @@ def llava_next_7b() -> PaperRecipe:
 
 
 def llava_next_mistral_7b() -> PaperRecipe:
-    """LLaVA-NeXT with Mistral 7B."""
+    """Return LLaVA-NeXT with Mistral 7B."""
     base = llava_next_7b()
     return replace(
         base,

@@ -12,7 +12,7 @@ SCENE_RECIPES: dict[str, Callable[[], SceneRecipe]] = {
     "demo": demo,
     "demo_smollm2": demo_smollm2,
 }
-"""What `caldera demo` runs: they make their own data."""
+"""Recipes of `caldera demo`, which generates their data."""
 
 PAPER_RECIPES: dict[str, Callable[[], PaperRecipe]] = {
     "llava_7b": papers.llava_7b,
@@ -24,10 +24,10 @@ PAPER_RECIPES: dict[str, Callable[[], PaperRecipe]] = {
     "llava_next_7b": papers.llava_next_7b,
     "llava_next_mistral_7b": papers.llava_next_mistral_7b,
 }
-"""What `caldera train recipe` runs, on data and towers that its user brings."""
+"""Recipes of `caldera train recipe`, which needs data and towers."""
 
 RECIPES: dict[str, Callable[[], Recipe]] = {**SCENE_RECIPES, **PAPER_RECIPES}
-"""All of them."""
+"""All recipes."""
 
 
 def find_recipe(name: str) -> Recipe:
@@ -42,30 +42,28 @@ def find_recipe(name: str) -> Recipe:
 
 
 def find_scene_recipe(name: str) -> SceneRecipe:
-    """Return the recipe called exactly `name` that makes its own data.
+    """Return the recipe called exactly `name` that generates its data.
 
     Raises:
         UnknownNameError: There is none.
-        UsageError: It is a paper's, whose data must be brought.
+        UsageError: It is a paper's, which needs data.
     """
     if name in PAPER_RECIPES:
-        raise UsageError(
-            f"{name} needs data and towers that you bring; run it with: caldera train recipe {name}"
-        )
+        raise UsageError(f"{name} needs data and towers; run it with: caldera train recipe {name}")
     if name not in SCENE_RECIPES:
         raise UnknownNameError("recipe", name, SCENE_RECIPES)
     return SCENE_RECIPES[name]()
 
 
 def find_paper_recipe(name: str) -> PaperRecipe:
-    """Return the recipe called exactly `name` whose data its user brings.
+    """Return the paper's recipe called exactly `name`.
 
     Raises:
         UnknownNameError: There is none.
-        UsageError: It makes its own data.
+        UsageError: It generates its data.
     """
     if name in SCENE_RECIPES:
-        raise UsageError(f"{name} makes its own data; run it with: caldera demo --recipe {name}")
+        raise UsageError(f"{name} generates its data; run it with: caldera demo --recipe {name}")
     if name not in PAPER_RECIPES:
         raise UnknownNameError("recipe", name, PAPER_RECIPES)
     return PAPER_RECIPES[name]()

