@@ -148,7 +148,8 @@ class FeatureStore:
             if self._index.is_file():
                 # Remove the partial line of a killed process: nobody writes while the lock is held.
                 os.truncate(self._index, self._bytes_read)
-            first_row, lines = self._num_rows, []
+            first_row = self._num_rows
+            lines: list[dict[str, object]] = []
             if self._shape is None:
                 lines.append({"shape": list(features.shape[1:])})
             row_bytes = math.prod(features.shape[1:]) * self.dtype.itemsize
