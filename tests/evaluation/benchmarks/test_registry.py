@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from caldera.cli import main
+from caldera.errors import UnknownNameError
 from caldera.evaluation.benchmark import BenchmarkSpec, Item, Sources
-from caldera.evaluation.benchmarks.registry import BENCHMARKS, get_benchmark
+from caldera.evaluation.benchmarks.registry import BENCHMARKS, OLD_NAMES, get_benchmark
 from caldera.evaluation.files import read_answers
 from caldera.evaluation.runs.results import flatten, limit_items, with_items
 from tests.evaluation.benchmarks.official import OFFICIAL
@@ -38,6 +39,17 @@ def test_every_benchmark_has_tiny_files() -> None:
     """The tests below cover all seventeen benchmarks."""
     assert list(OFFICIAL) == list(BENCHMARKS)
     assert len(BENCHMARKS) == 17
+
+
+def test_old_names_resolve() -> None:
+    """Scripts and run folders of earlier versions may hold them; other unknown names get a suggestion."""
+    assert {old: get_benchmark(old).name for old in OLD_NAMES} == {
+        "own": "custom",
+        "seed": "seed-bench",
+    }
+    assert not OLD_NAMES.keys() & BENCHMARKS.keys()
+    with pytest.raises(UnknownNameError, match="no benchmark is called 'popes'; did you mean"):
+        get_benchmark("popes")
 
 
 @EACH_BENCHMARK
