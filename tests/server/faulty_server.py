@@ -33,14 +33,13 @@ def dns(host: str, addresses: list[str]) -> None:
 
 def loading(file: Path) -> None:
     """Load the weights only when a file exists."""
+    from caldera.chat.chat_model import load_engine
     from caldera.server import serve
-
-    load = serve.load_engine
 
     def load_late(*args: Any) -> Any:  # noqa: ANN401 - like the original
         while not file.exists():
             time.sleep(0.01)
-        return load(*args)
+        return load_engine(*args)
 
     patch.object(serve, "load_engine", load_late).start()
 

@@ -54,11 +54,7 @@ class Session:
         self._next_images = []
 
     def build_request(self, question: str) -> Request:
-        """Return the request to the engine for a question after the turns so far.
-
-        Raises:
-            UsageError: The question is empty.
-        """
+        """Return the request to the engine for a question; raise UsageError if it is empty."""
         if not question.strip():
             raise UsageError("the question is empty; enter a question")
         conversation = Conversation("chat", (*self._turns, self._turn(question)))
@@ -99,11 +95,7 @@ class Session:
 
 
 def user_turn(question: str, images: Sequence[ImageRef]) -> Turn:
-    """Return a turn with images before a question; several are labeled with letters, as in the training data.
-
-    Raises:
-        UsageError: There are more images than labels.
-    """
+    """Return a turn with images before a question; several are labeled with letters, as in the training data."""
     match images:
         case []:
             return Turn("user", (question,))

@@ -37,11 +37,7 @@ def strip_control_chars(text: str) -> str:
 
 
 def answer_once(session: Session, images: Sequence[Path], question: str) -> None:
-    """Print the answer to one question, and nothing else, on standard output.
-
-    Raises:
-        CalderaError: It cannot be answered.
-    """
+    """Print the answer to one question, and nothing else, on standard output."""
     for image in images:
         session.add_image(image)
     print(strip_control_chars("".join(session.ask(question)).strip()))  # noqa: T201 - this is the terminal

@@ -140,12 +140,7 @@ def _print_urls(name: str, url: str, page: "PageConfig | None") -> None:
 
 
 def _page_config(web: bool | None, second_model: Path | None) -> "PageConfig | None":
-    """Return the configuration of the page; None for no page.
-
-    Raises:
-        UsageError: The page or a second model is requested, but the page's packages are not installed; or a second
-            model is given with --no-web.
-    """
+    """Return the configuration of the page; None for no page."""
     from caldera.errors import UsageError
     from caldera.server.page.page import PageConfig, is_installed
 
@@ -175,12 +170,7 @@ def _check_installed() -> None:
 
 
 def _read_keys(path: Path | None) -> tuple[str, ...]:
-    """Return the API keys of the environment and of a file.
-
-    Raises:
-        InputError: The file cannot be read.
-        UsageError: It contains no key, or one that a header cannot contain.
-    """
+    """Return the API keys of the environment and of a file."""
     from caldera.errors import InputError, UsageError
 
     keys = [key] if (key := os.environ.get("CALDERA_API_KEY", "").strip()) else []

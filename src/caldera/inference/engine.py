@@ -11,10 +11,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -122,7 +121,7 @@ class _Submission:
     is_batch: bool
 
 
-class Engine:
+class Engine(AbstractContextManager["Engine"]):
     """Answers requests with one assistant, many at a time."""
 
     def __init__(
@@ -170,16 +169,7 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="caldera engine", daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> Self:
-        """Return the engine; it is closed at the end of the block."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Close the engine."""
         self.close()
 

@@ -107,11 +107,7 @@ def is_loopback(host: str) -> bool:
 
 
 def bind_socket(address: Address) -> socket.socket:
-    """Return a socket that listens on an address.
-
-    Raises:
-        UsageError: The address is in use, or does not belong to this machine.
-    """
+    """Return a socket that listens on an address; raise UsageError if it is in use or not of this machine."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -57,11 +57,7 @@ class KeyRateLimiter:
         """Token bucket of each owner: requests left, and the time of that count."""
 
     def acquire(self, owner: str) -> Callable[[], None]:
-        """Count a new request; return the function that ends it.
-
-        Raises:
-            ApiError: The key exceeds a limit.
-        """
+        """Count a new request and return the function that ends it; raise ApiError if the key exceeds a limit."""
         max_concurrent = self._limits.max_concurrent_per_key
         if max_concurrent and self._num_active[owner] >= max_concurrent:
             raise _rate_limit_error(f"this key has {max_concurrent} requests running, its limit")
@@ -74,10 +70,11 @@ class KeyRateLimiter:
             if tokens < 1:
                 raise _rate_limit_error(f"this key is limited to {rate} requests per minute")
         self._num_active[owner] += 1
-        return lambda: self._release(owner)
 
-    def _release(self, owner: str) -> None:
-        self._num_active[owner] -= 1
+        def release() -> None:
+            self._num_active[owner] -= 1
+
+        return release
 
 
 def _rate_limit_error(reason: str) -> ApiError:

@@ -24,11 +24,7 @@ MAX_TEXT = 1 << 20
 
 
 async def create_chat_completion(service: Service, http: HttpRequest) -> Response:
-    """Respond to one request for a chat completion.
-
-    Raises:
-        ApiError: It cannot be answered.
-    """
+    """Respond to one request for a chat completion; raise ApiError if it cannot be answered."""
     context: RequestContext = http.scope["context"]
     try:
         return await _create_chat_completion(service, http, context)

@@ -1,6 +1,6 @@
 """Configuration of a server."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from caldera.errors import check_ranges
 from caldera.inference.engine import EngineConfig
@@ -45,22 +45,17 @@ class Limits:
     """Requests per minute and key; 0 for no limit."""
 
     def __post_init__(self) -> None:
-        """Check every setting.
-
-        Raises:
-            UsageError: One is out of range.
-        """
-        positive = (
-            "body_bytes",
-            "bodies_bytes",
-            "body_timeout",
-            "max_tokens",
-            "answer_timeout",
-            "send_timeout",
-            "keep_alive_interval",
+        """Raise UsageError if a setting is out of range."""
+        may_be_zero = (
+            "images",
+            "drain_timeout",
+            "max_concurrent_per_key",
+            "max_per_minute_per_key",
         )
-        other = ("images", "drain_timeout", "max_concurrent_per_key", "max_per_minute_per_key")
-        check_ranges(self, dict.fromkeys(positive, "(0, inf]") | dict.fromkeys(other, "[0, inf]"))
+        names = [setting.name for setting in fields(self)]
+        check_ranges(
+            self, {name: "[0, inf]" if name in may_be_zero else "(0, inf]" for name in names}
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -25,11 +25,7 @@ class AsyncAnswerStreams:
     """Answer streams of all choices of one completion, for the event loop."""
 
     def __init__(self, engine: Engine, requests: Sequence[Request]) -> None:
-        """Submit all requests to the engine.
-
-        Raises:
-            ApiError: The engine does not accept them.
-        """
+        """Submit all requests to the engine; raise ApiError if it does not accept them."""
         self._loop = asyncio.get_running_loop()
         self._updated = asyncio.Event()
         self.choices: list[AnswerStream] = []

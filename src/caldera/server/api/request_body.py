@@ -88,11 +88,7 @@ def _check_content_type(request: Request) -> None:
 
 
 def decode_json(body: bytes) -> Any:  # noqa: ANN401 - any JSON
-    """Decode JSON in UTF-8 without NaN and without duplicate keys.
-
-    Raises:
-        ApiError: It is not valid.
-    """
+    """Decode JSON in UTF-8 without NaN and duplicate keys; raise ApiError if it is not valid."""
     try:
         return json.loads(
             body.decode(), parse_constant=_reject_constant, object_pairs_hook=_reject_duplicate_keys

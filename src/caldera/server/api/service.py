@@ -74,11 +74,7 @@ class Service:
 
     @property
     def engine(self) -> Engine:
-        """The engine, in the state READY.
-
-        Raises:
-            ApiError: The service is in another state.
-        """
+        """The engine; in any other state than READY an ApiError is raised."""
         if self.state is ServiceState.STARTING:
             raise service_unavailable("the model is still being loaded; try again", "loading")
         if self.state is not ServiceState.READY:

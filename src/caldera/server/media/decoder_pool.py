@@ -35,11 +35,7 @@ _FAULTS = {"too large": TOO_LARGE, "broken": UNDECODABLE, "memory": DECODER_UNAV
 
 
 def check_magic_bytes(content: bytes) -> None:
-    """Raise unless a file begins as a JPEG, PNG, WebP or GIF; the type that a client declares does not count.
-
-    Raises:
-        MediaError: It begins as another kind of file, as a web page, or as neither.
-    """
+    """Raise MediaError unless a file begins as a JPEG, PNG, WebP or GIF; its declared type does not count."""
     is_webp = content[:4] == b"RIFF" and content[8:12] == b"WEBP"
     if is_webp or content.startswith(_SUPPORTED_MAGIC):
         return
@@ -71,11 +67,7 @@ class DecoderPool:
         self._max_memory = max_memory
 
     async def read_size(self, content: bytes) -> tuple[int, int]:
-        """Return an image's width and height from the header of its file.
-
-        Raises:
-            MediaError: It is not a supported image, or no decoder is available.
-        """
+        """Return an image's width and height from its header; raise MediaError if it is not supported."""
         check_magic_bytes(content)
         async with self._free:
             size, _ = await self._run(b"h", content)
@@ -86,7 +78,7 @@ class DecoderPool:
         """Decode an image; at most `num_workers` decoded images exist at a time.
 
         Raises:
-            MediaError: It is broken or too large, or decoding took too much time or memory.
+            MediaError: It is broken or too large, or takes too much time or memory.
         """
         async with self._free:
             size, pixels = await self._run(b"d", content)

@@ -37,22 +37,14 @@ _MAX_ADDRESSES = 4
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """Resolve a host by the system's resolver.
-
-    Raises:
-        OSError: It has no address.
-    """
+    """Resolve a host by the system's resolver; raise OSError if it has no address."""
     loop = asyncio.get_running_loop()
     entries = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for *_, address in entries))
 
 
 async def connect(address: str, url: RemoteUrl) -> Stream:
-    """Connect to an address, for https by TLS with the URL's host name.
-
-    Raises:
-        OSError: The connection fails, or the certificate is not the host's.
-    """
+    """Connect to an address, for https by TLS with a certificate of the URL's host; raise OSError if that fails."""
     context = ssl.create_default_context() if url.scheme == "https" else None
     return await asyncio.open_connection(
         address,
@@ -92,11 +84,7 @@ class Fetcher:
         self._open_connection = connect
 
     async def fetch(self, text: str) -> bytes:
-        """Return the content of a URL.
-
-        Raises:
-            MediaError: It may not or cannot be fetched, or its content is too long or empty.
-        """
+        """Return the content of a URL; raise MediaError if it may not or cannot be fetched."""
         if not self._hosts:
             raise MediaError(REMOTE_DISABLED)
         url = parse_url(text)

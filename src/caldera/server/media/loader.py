@@ -8,7 +8,7 @@ import asyncio
 import binascii
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
@@ -62,20 +62,10 @@ class MediaConfig:
     """Bytes of memory per decoder process."""
 
     def __post_init__(self) -> None:
-        """Check every setting.
-
-        Raises:
-            UsageError: One is out of range, a host is not valid, or the folder does not exist.
-        """
-        names = (
-            "max_bytes",
-            "max_pixels",
-            "download_timeout",
-            "decoders",
-            "decode_timeout",
-            "decode_memory",
-        )
-        check_ranges(self, dict.fromkeys(names, "(0, inf]"))
+        """Raise UsageError if a number is not positive, a host is not valid, or the folder does not exist."""
+        names = [setting.name for setting in fields(self)]
+        numbers = [name for name in names if name not in ("allowed_domains", "root")]
+        check_ranges(self, dict.fromkeys(numbers, "(0, inf]"))
         HostAllowlist(self.allowed_domains)
         if self.root is not None and not self.root.is_dir():
             raise UsageError(f"the media folder {self.root} does not exist or is not a folder")
@@ -133,11 +123,7 @@ class ImageLoader:
         return [await self.load_one(content, process) for content in contents]
 
     async def load_one(self, content: bytes, process: Callable[[Image.Image], _Result]) -> _Result:
-        """Decode one image file and return the result of `process`.
-
-        Raises:
-            MediaError: It cannot be decoded.
-        """
+        """Decode one image file and return the result of `process`; raise MediaError if it cannot be decoded."""
         start = time.perf_counter()
         async with self._decoders.decode(content) as image:
             result = await asyncio.to_thread(process, image)

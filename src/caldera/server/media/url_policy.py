@@ -58,11 +58,7 @@ class RemoteUrl:
 
 
 def parse_url(url: str) -> RemoteUrl:
-    """Parse a URL without user name, fragment, backslash, space, non-ASCII letter or numeric host.
-
-    Raises:
-        MediaError: It is not plainly a web address.
-    """
+    """Parse a URL; raise MediaError for user names, fragments, backslashes, spaces, non-ASCII and numeric hosts."""
     match = _PARTS.fullmatch(url) if len(url) <= _MAX_LENGTH else None
     if match is None:
         raise MediaError(BAD_URL)
@@ -92,11 +88,7 @@ def _normalize_host(text: str) -> str:
 
 
 def resolve_redirect(url: RemoteUrl, location: str) -> RemoteUrl:
-    """Return the URL that a redirect from `url` leads to.
-
-    Raises:
-        MediaError: It is not plainly a web address, or leads from https to http.
-    """
+    """Return the URL of a redirect; raise MediaError if it is not valid, or leads from https to http."""
     if location.startswith("//"):
         location = f"{url.scheme}:{location}"
     elif location.startswith("/"):
@@ -127,11 +119,7 @@ class HostAllowlist:
     """Hosts that the operator allows the server to fetch from."""
 
     def __init__(self, entries: Iterable[str]) -> None:
-        """Parse the entries: `host`, `host:port`, or `*` for any public host.
-
-        Raises:
-            UsageError: An entry has none of these forms.
-        """
+        """Parse the entries: `host`, `host:port`, or `*` for any public host; raise UsageError for any other."""
         self._entries = [_parse_entry(entry) for entry in entries]
 
     def __bool__(self) -> bool:
@@ -139,20 +127,12 @@ class HostAllowlist:
         return bool(self._entries)
 
     def check_host(self, url: RemoteUrl) -> None:
-        """Raise unless the URL's host and port are allowed by name.
-
-        Raises:
-            MediaError: They are not.
-        """
+        """Raise MediaError unless the URL's host and port are allowed by name."""
         if not any(host in (_ANY, url.host) for host in self._matching_entries(url)):
             raise MediaError(NOT_ALLOWED)
 
     def check_addresses(self, url: RemoteUrl, addresses: Iterable[str]) -> None:
-        """Raise unless every address is public, or is the address that an entry names together with its port.
-
-        Raises:
-            MediaError: One is neither.
-        """
+        """Raise MediaError unless each address is public, or is named by an entry together with its port."""
         is_listed = url.host in self._matching_entries(url)
         if not all(
             is_public(address) or (is_listed and address == url.host) for address in addresses

@@ -62,11 +62,7 @@ class ModelView:
 
 
 def parse_payload(payload: object) -> ConversationPayload:
-    """Validate the payload of a browser.
-
-    Raises:
-        ApiError: The page does not send such a payload.
-    """
+    """Validate the payload of a browser; raise ApiError if it is not one of the page."""
     try:
         return ConversationPayload.model_validate(payload)
     except ValidationError as error:
