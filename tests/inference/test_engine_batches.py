@@ -44,10 +44,10 @@ def prompts(assistant: LlavaBundle, photos: Path) -> list[Prompt]:
 def test_answers_do_not_depend_on_the_batch(assistant: LlavaBundle, photos: Path) -> None:
     """In fp32, with prompts of other lengths and images in the batch, and in any order."""
     questions = conversations()
-    together = generate(assistant, questions, photos)
-    assert together == [generate(assistant, [question], photos)[0] for question in questions]
-    assert generate(assistant, questions[::-1], photos) == together[::-1]
-    assert len(set(together)) > 1
+    answers = generate(assistant, questions, photos)
+    assert answers == [generate(assistant, [question], photos)[0] for question in questions]
+    assert generate(assistant, questions[::-1], photos) == answers[::-1]
+    assert len(set(answers)) > 1
 
 
 def test_a_batch_gives_the_same_answers_every_time_in_bf16(

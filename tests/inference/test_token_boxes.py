@@ -1,4 +1,4 @@
-"""Image tokens lie in an image where the processor took their pixels from."""
+"""Boxes of image tokens are where the processor took their pixels from."""
 
 import numpy as np
 import pytest
@@ -15,15 +15,15 @@ SIDE, CELLS = 84, 3
 
 
 def processor(aspect: ImageAspect, **more: object) -> ImageProcessor:
-    """Return one that changes no values, with views of 84 pixels."""
+    """Return a processor that keeps pixel values, with views of 84 pixels."""
     plain = ImageProcessor(side=SIDE, mean=(0, 0, 0), std=(1, 1, 1), **more)  # type: ignore[arg-type]
     return plain.with_aspect(
         aspect, grid_pinpoints(["1x2", "2x1", "2x2"], SIDE) if aspect == "anyres" else ()
     )
 
 
-def slopes(size: tuple[int, int]) -> Image.Image:
-    """Return an image whose red tells how far right a pixel is, its green how far down, its blue that it is one."""
+def gradients(size: tuple[int, int]) -> Image.Image:
+    """Return an image whose red is a pixel's position from the left, green from the top, and blue 1."""
     width, height = size
     across = np.tile((np.arange(width) + 0.5) / width, (height, 1))
     down = np.tile(((np.arange(height) + 0.5) / height)[:, None], (1, width))
@@ -42,19 +42,19 @@ def slopes(size: tuple[int, int]) -> Image.Image:
         ("anyres", {}),
     ],
 )
-def test_a_patch_lies_where_its_pixels_are_from(
+def test_a_box_is_where_the_pixels_are_from(
     aspect: ImageAspect, more: dict[str, object], size: tuple[int, int]
 ) -> None:
-    """The colors in the middle of each patch tell its place in the image; it is the middle of its rectangle."""
-    shown = processor(aspect, **more)
-    prepared = process_image(slopes(size), shown)
-    views = view_boxes(size, prepared.layout, shown)
+    """The color in the center of each patch is the position of the center of its box."""
+    image_processor = processor(aspect, **more)
+    prepared = process_image(gradients(size), image_processor)
+    views = view_boxes(size, prepared.layout, image_processor)
     assert len(views) == len(prepared.views)
     checked = 0
     for (left, top, right, bottom), pixels in zip(views, prepared.views, strict=True):
         for row in range(CELLS):
             for column in range(CELLS):
-                x, y = (int((at + 0.5) * SIDE / CELLS) for at in (column, row))
+                x, y = (int((cell + 0.5) * SIDE / CELLS) for cell in (column, row))
                 red, green, blue = pixels[:, y - 1 : y + 1, x - 1 : x + 1].mean(dim=(1, 2)).tolist()
                 across = left + (column + 0.5) / CELLS * (right - left)
                 down = top + (row + 0.5) / CELLS * (bottom - top)
@@ -69,14 +69,14 @@ def test_a_patch_lies_where_its_pixels_are_from(
     assert checked >= CELLS
 
 
-def test_boxes_are_in_the_order_of_the_tokens(assistant: LlavaBundle) -> None:
-    """The base view row by row, then the rows of all tiles, a newline without a place behind each."""
+def test_boxes_are_in_token_order(assistant: LlavaBundle) -> None:
+    """The base view row by row, then the rows of all tiles, each with a newline without a box."""
     tower = assistant.model.vision
-    shown = assistant.processor.with_aspect(
+    image_processor = assistant.processor.with_aspect(
         "anyres", grid_pinpoints(["2x1"], assistant.processor.side)
     )
-    prepared = process_image(slopes((120, 60)), shown)
-    boxes = token_boxes((120, 60), prepared.layout, shown, tower)
+    prepared = process_image(gradients((120, 60)), image_processor)
+    boxes = token_boxes((120, 60), prepared.layout, image_processor, tower)
     assert len(boxes) == assistant.model.count_tokens(prepared.layout)
     cells = tower.patches_per_side
     base, rest = boxes[: cells**2], boxes[cells**2 :].view(cells, 2 * cells + 1, 4)
@@ -87,23 +87,23 @@ def test_boxes_are_in_the_order_of_the_tokens(assistant: LlavaBundle) -> None:
     torch.testing.assert_close(rest[1, :-1, 1], torch.full((2 * cells,), 1 / cells))
 
 
-def test_what_stands_before_the_patches_has_no_place(assistant: LlavaBundle) -> None:
-    """A tower that also gives its class token has one box more, of zeros."""
+def test_tokens_before_the_patches_have_no_box(assistant: LlavaBundle) -> None:
+    """A tower with its class token has one more box, of zeros."""
     tower = assistant.model.vision
     size = (60, 60)
-    layout = process_image(slopes(size), assistant.processor).layout
+    layout = process_image(gradients(size), assistant.processor).layout
     without = token_boxes(size, layout, assistant.processor, tower)
-    usual, tower.select = tower.select, "cls_patch"
+    original, tower.select = tower.select, "cls_patch"
     try:
         boxes = token_boxes(size, layout, assistant.processor, tower)
     finally:
-        tower.select = usual
+        tower.select = original
     assert boxes[: tower.num_prefix_tokens].eq(0).all()
     torch.testing.assert_close(boxes[tower.num_prefix_tokens :], without)
 
 
-def test_heat_keeps_all_weight_within_the_image() -> None:
-    """A box gives each cell its share by area; what lies beyond the edge, and tokens without a place, give nothing."""
+def test_rasterizing_keeps_the_weight_inside_the_image() -> None:
+    """A box adds to each cell in proportion to area; parts beyond the edge and tokens without a box add nothing."""
     boxes = torch.tensor([[0.0, 0.0, 0.5, 1.0], [0.5, 0.5, 1.5, 1.0], [0.0, 0.0, 0.0, 0.0]])
-    found = rasterize(torch.tensor([[6.0, 8.0, 5.0], [0.0, 2.0, 1.0]]), boxes, (2, 2))
-    assert found.tolist() == [[[3.0, 0.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 1.0]]]
+    grid = rasterize(torch.tensor([[6.0, 8.0, 5.0], [0.0, 2.0, 1.0]]), boxes, (2, 2))
+    assert grid.tolist() == [[[3.0, 0.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 1.0]]]

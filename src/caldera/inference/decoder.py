@@ -110,7 +110,7 @@ class TransformersDecoder:
         )
 
     def reset(self, slot: int) -> None:
-        """Empty a slot; a batch goes on with its other rows."""
+        """Empty a slot; a batch keeps its other rows."""
         self._caches.pop(slot, None)
         self._lengths.pop(slot, None)
         if self._batch is not None and slot in self._batch.slots:

@@ -193,7 +193,7 @@ class LlamaDecoder:
         num_queries = query.shape[2]
         before = keys.shape[1] - num_queries
         blocks = []
-        # in blocks: later keys are left out of the products, which saves half of them
+        # in blocks: products with later keys are omitted, which saves half of them
         for start in range(0, num_queries, _BLOCK):
             block = query[:, :, start : start + _BLOCK]  # (key heads, group, tokens, head width)
             end = before + start + block.shape[2]

@@ -36,7 +36,7 @@ class ProcessedImage:
     """Pixels of all views, (views, channels, height, width), or their features, (views, patches, vision width)."""
 
     layout: TileLayout
-    """Arrangement of the views in tiles."""
+    """Columns and rows of the views."""
 
     size: Size
     """Width and height of the original image in pixels."""

@@ -58,17 +58,17 @@ def ask(
 def test_answers_do_not_depend_on_the_batch(assistant: LlavaBundle, photos: Path) -> None:
     """In fp32 each item, with or without images, gets the answer that it gets alone."""
     items = questions(9).items
-    together = ask(assistant, items, photos, AnswerConfig(batch_size=4))
+    answers = ask(assistant, items, photos, AnswerConfig(batch_size=4))
     for item in items:
         sampling = SamplingParams(max_new_tokens=4)
         [alone] = generate(assistant, [item.conversation], photos, sampling)
-        assert together[item.id] == Answer(item.id, alone)
-    assert len({answer.text for answer in together.values()}) > 1, "equal ones prove nothing"
+        assert answers[item.id] == Answer(item.id, alone)
+    assert len({answer.text for answer in answers.values()}) > 1, "equal ones prove nothing"
     runtime = Runtime(FP32, NoProgress())
     images = DecodedImages(assistant.processor)
     assert generate_answers(
         assistant, items, images, folder=photos, max_new_tokens=4, runtime=runtime, name="all"
-    ) == {item.id: together[item.id].text for item in items}
+    ) == {item.id: answers[item.id].text for item in items}
 
 
 def test_resumed_batches_give_the_same_answers_in_bf16(

@@ -89,7 +89,9 @@ def judge_answers(config: JudgeRunConfig, judge: Judge, progress: Progress) -> d
             "task": config.spec.name,
             "judge": judge.model,
             "judge_digest": digest,
-            "answered_by": sorted({one.model for run in runs for one in run if one.model}),
+            "answered_by": sorted(
+                {verdict.model for run in runs for verdict in run if verdict.model}
+            ),
             "protocol": protocol.name,
             "protocol_digest": protocol.digest,
             "temperature": judge.request_config.temperature,
