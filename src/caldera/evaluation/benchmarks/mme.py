@@ -28,7 +28,13 @@ from caldera.evaluation.benchmark import (
     scores_by_group,
     to_percent,
 )
-from caldera.evaluation.files import AnswerRecord, join_names, read_answer_list, read_text
+from caldera.evaluation.files import (
+    AnswerRecord,
+    find_repeated,
+    join_names,
+    read_answer_list,
+    read_text,
+)
 from caldera.instructions.request_phrases import SHORT_ANSWER
 
 PERCEPTION = {
@@ -157,8 +163,7 @@ def _to_benchmark(questions: Sequence[_Question]) -> Mme:
     Raises:
         InputError: A question occurs twice, an image has not two, or a part of perception or cognition is missing.
     """
-    counts = Counter(question.id for question in questions)
-    if repeated := [name for name, count in counts.items() if count > 1]:
+    if repeated := find_repeated(question.id for question in questions):
         raise InputError(f"these questions occur more than once: {join_names(repeated)}")
     pairs = Counter((question.subtask, question.image) for question in questions)
     if unpaired := [f"{subtask}/{image}" for (subtask, image), n in pairs.items() if n != 2]:

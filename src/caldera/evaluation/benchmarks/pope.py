@@ -28,6 +28,7 @@ from caldera.evaluation.benchmark import (
 )
 from caldera.evaluation.files import (
     AnswerRecord,
+    find_repeated,
     join_names,
     read_answer_list,
     read_records,
@@ -226,8 +227,7 @@ def _join_llava_ids(
 
 def _make_ids_unique(questions: Sequence[_Question]) -> list[_Question]:
     """Prefix ids with the split if several splits use the same, as POPE's own files do."""
-    counts = Counter((question.split, question.id) for question in questions)
-    if repeated := {f"{split}: {name}" for (split, name), count in counts.items() if count > 1}:
+    if repeated := find_repeated(f"{question.split}: {question.id}" for question in questions):
         raise InputError(f"these questions occur more than once: {join_names(repeated)}")
     if len({question.id for question in questions}) == len(questions):
         return list(questions)

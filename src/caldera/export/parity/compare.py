@@ -84,19 +84,15 @@ class ReferenceSide(Protocol):
 class OtherSide(Protocol):
     """An implementation to compare with caldera's."""
 
-    @property
-    def name(self) -> str:
-        """Name in reports."""
-        ...
+    name: str
+    """Name in reports."""
+
+    min_equal_answers: float
+    """Fraction of answers that must be equal."""
 
     @property
     def limits(self) -> Mapping[str, float]:
         """Accepted difference of stages in COMPARED, relative to caldera's largest absolute value."""
-        ...
-
-    @property
-    def min_equal_answers(self) -> float:
-        """Fraction of answers that must be equal."""
         ...
 
     @property
