@@ -1,4 +1,4 @@
-"""A record is found by its id, else by its number, and anything else is refused in a line."""
+"""A record is found by its id, else by its number, and anything else is rejected."""
 
 import json
 from pathlib import Path
@@ -20,13 +20,13 @@ def records(tmp_path: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize(("record", "found"), [("b", "b"), ("1", "b"), ("0", "0")])
+@pytest.mark.parametrize(("record", "expected"), [("b", "b"), ("1", "b"), ("0", "0")])
 def test_a_record_is_found_by_id_then_by_number(
-    tmp_path: Path, records: Path, assistant: LlavaBundle, record: str, found: str
+    tmp_path: Path, records: Path, assistant: LlavaBundle, record: str, expected: str
 ) -> None:
     """An id that looks like a number is an id."""
     save_model_folder(tmp_path / "m", assistant)
-    assert inspect_record(records, record, tmp_path / "m", None, frozenset()).id == found
+    assert inspect_record(records, record, tmp_path / "m", None, frozenset()).id == expected
 
 
 @pytest.mark.parametrize(
@@ -39,27 +39,32 @@ def test_a_record_is_found_by_id_then_by_number(
         ("phi", "<s><|user|>\nwhat?<|end|>\n<|assistant|>\n[[a dog<|end|>]]"),
     ],
 )
-def test_a_record_is_shown_in_any_template(records: Path, template: str, expected: str) -> None:
-    """The shipped backbones get the template's special tokens; without a model all templates can be looked at."""
-    seen = inspect_record(records, "a", None, template, frozenset())
-    shown = "".join(
-        f"[[{one.text}]]" if one.kind == "supervised" else one.text for one in seen.segments
+def test_a_record_is_inspected_with_any_template(
+    records: Path, template: str, expected: str
+) -> None:
+    """Without a model, the packaged backbones get the special tokens of any template."""
+    inspected = inspect_record(records, "a", None, template, frozenset())
+    segments = inspected.segments
+    marked = (
+        f"[[{segment.text}]]" if segment.kind == "supervised" else segment.text
+        for segment in segments
     )
-    assert shown.endswith(expected)
-    assert "".join(row.text for row in seen.tokens) == "".join(one.text for one in seen.segments)
+    assert "".join(marked).endswith(expected)
+    text = "".join(segment.text for segment in segments)
+    assert "".join(token.text for token in inspected.tokens) == text
 
 
-def test_a_model_that_lacks_a_mark_says_so(
+def test_a_model_without_a_special_token_is_rejected(
     tmp_path: Path, records: Path, assistant: LlavaBundle
 ) -> None:
-    """Nothing is shown that the model would not see."""
+    """Nothing is printed that the model would not read."""
     save_model_folder(tmp_path / "m", assistant)
     with pytest.raises(ModelFormatError, match=r"no special token '<\|im_start\|>'"):
         inspect_record(records, "a", tmp_path / "m", "qwen", frozenset())
 
 
 @pytest.mark.parametrize("record", ["3", "-1", "\u00b2", "\u2460", "x", ""])
-def test_what_is_no_record_is_refused(records: Path, record: str) -> None:
-    """Numbers out of range, and digits that are no decimal number, such as a superscript two."""
+def test_an_unknown_record_is_rejected(records: Path, record: str) -> None:
+    """Numbers out of range and other digits, such as a superscript two, are rejected."""
     with pytest.raises(UsageError, match=r"has no record .* a number below 3"):
         inspect_record(records, record, None, None, frozenset())
