@@ -111,11 +111,7 @@ class LanguagePretraining:
 
 
 def read_scenes(work: Path, count: int, seed: int) -> tuple[list[Conversation], dict[str, Scene]]:
-    """Generate dialogues about new scenes with the scripted teacher and the command line.
-
-    Returns:
-        The dialogues, and the scenes by the path of their image.
-    """
+    """Generate dialogues about new scenes with the command line, and return them with the scenes by image path."""
     folder, file = work / f"scenes-{seed}", work / f"dialogues-{seed}.json"
     if not folder.is_dir():
         write_scenes(folder, "train", count, seed=seed)
@@ -315,8 +311,9 @@ def pretrain_language(
         model = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32)
         model.set_attn_implementation(attention())
     else:
-        texts = _texts(conversations, scenes, settings.seed)
-        tokenizer = train_tokenizer(texts, settings.vocabulary)
+        tokenizer = train_tokenizer(
+            _texts(conversations, scenes, settings.seed), settings.vocabulary
+        )
         model = LlamaForCausalLM(_config(tokenizer, settings))
         nn.init.normal_(model.model.embed_tokens.weight, std=_EMBEDDING_STD)
     optimizer = build_adamw(model, settings.learning_rate, settings.weight_decay, betas=(0.9, 0.95))
