@@ -23,6 +23,7 @@ from caldera.errors import UnknownNameError, UsageError
 if TYPE_CHECKING:
     from caldera.devices import Runtime
     from caldera.model.assistant import LlavaBundle
+    from caldera.training.job import TrainingData
     from caldera.training.loop import TrainingResult
     from caldera.training.stage import Stage
 
@@ -34,7 +35,7 @@ app = typer.Typer(no_args_is_help=True, help="Train: stage 1 (pretrain), stage 2
 @app.command()
 def pretrain(
     data: Annotated[Path, typer.Option(help="Image-caption records in LLaVA's JSON.")],
-    out_folder: Annotated[Path, typer.Option("--out", help="Run folder.")],
+    out: Annotated[Path, typer.Option(help="Run folder.")],
     vision: Annotated[
         str, typer.Option(help="Vision tower: scenes-vit or a folder.")
     ] = "scenes-vit",
@@ -77,8 +78,8 @@ def pretrain(
 
     stage = apply_overrides(PRETRAIN, settings or ())
     model = assemble(
-        resolve_tower(vision, out_folder / "towers"),
-        resolve_tower(language, out_folder / "towers"),
+        resolve_tower(vision, out / "towers"),
+        resolve_tower(language, out / "towers"),
         projector=projector,
         aspect=_choice("aspect", aspect, ASPECTS),
         vision_feature_layer=vision_feature_layer,
@@ -86,24 +87,16 @@ def pretrain(
         template=stage.template,
         seed=stage.seed,
     )
-    _train(
-        stage,
-        model,
-        data,
-        images,
-        out_folder,
-        ignore_fields=ignore_field,
-        runtime=runtime_from(device, dtype, workers),
-        max_bad_fraction=max_bad_fraction,
-        resume=resume,
-    )
+    records = _read_data(data, images, ignore_field)
+    runtime = runtime_from(device, dtype, workers)
+    _train(stage, model, records, out, runtime, max_bad_fraction, resume=resume)
 
 
 @app.command()
 def finetune(
     model: Annotated[Path, typer.Option(help="Model folder of stage 1.")],
     data: Annotated[Path, typer.Option(help="Instruction data in LLaVA's JSON.")],
-    out_folder: Annotated[Path, typer.Option("--out", help="Run folder.")],
+    out: Annotated[Path, typer.Option(help="Run folder.")],
     lora: Annotated[
         bool,
         typer.Option(
@@ -135,23 +128,15 @@ def finetune(
 
     stage = apply_overrides(FINETUNE_LORA if lora else FINETUNE, settings or ())
     start = load_model_folder(model)
-    _train(
-        stage,
-        start,
-        data,
-        images,
-        out_folder,
-        ignore_fields=ignore_field,
-        runtime=runtime_from(device, dtype, workers),
-        max_bad_fraction=max_bad_fraction,
-        resume=resume,
-    )
+    records = _read_data(data, images, ignore_field)
+    runtime = runtime_from(device, dtype, workers)
+    _train(stage, start, records, out, runtime, max_bad_fraction, resume=resume)
 
 
 @app.command()
 def recipe(
     name: Annotated[str, typer.Argument(help="A paper's recipe; `caldera recipes` lists them.")],
-    out_folder: Annotated[Path, typer.Option("--out", help="Run folder.")],
+    out: Annotated[Path, typer.Option(help="Run folder.")],
     vision: Annotated[str | None, typer.Option(help="Folder of the vision tower.")] = None,
     language: Annotated[
         str | None, typer.Option(help="Folder or .gguf file of the language model.")
@@ -203,22 +188,17 @@ def recipe(
     config = apply_overrides(find_paper_recipe(name), settings or ())
     runtime = runtime_from(device, dtype, workers)
     results = run_paper_recipe(
-        config,
-        inputs,
-        out_folder,
-        runtime=runtime,
-        max_bad_fraction=max_bad_fraction,
-        resume=resume,
+        config, inputs, out, runtime=runtime, max_bad_fraction=max_bad_fraction, resume=resume
     )
     for stage_name, result in results.items():
-        _print_result(result, out_folder / stage_name)
+        _print_result(result, out / stage_name)
 
 
 @app.command()
 def merge(
     adapter: Annotated[Path, typer.Argument(help="Adapter folder of a run with --lora.")],
     model: Annotated[Path, typer.Option(help="Model folder that the run started from.")],
-    out_folder: Annotated[Path, typer.Option("--out", help="Model folder to write.")],
+    out: Annotated[Path, typer.Option(help="Model folder to write.")],
 ) -> None:
     """Merge an adapter into the model it was trained on; every run has done so already, in its folder model/.
 
@@ -229,10 +209,10 @@ def merge(
     from caldera.formats.lora_adapter import merge_adapter
     from caldera.formats.model_folder import load_model_folder, save_model_folder
 
-    if out_folder.exists():
-        raise UsageError(f"{out_folder} exists; choose another --out")
-    save_model_folder(out_folder, merge_adapter(adapter, load_model_folder(model)))
-    stderr_console.print(f"model: {out_folder}", markup=False)
+    if out.exists():
+        raise UsageError(f"{out} exists; choose another --out")
+    save_model_folder(out, merge_adapter(adapter, load_model_folder(model)))
+    stderr_console.print(f"model: {out}", markup=False)
 
 
 def _choice(subject: str, name: str, valid: Sequence[_Name]) -> _Name:
@@ -243,28 +223,35 @@ def _choice(subject: str, name: str, valid: Sequence[_Name]) -> _Name:
     raise UnknownNameError(subject, name, valid)
 
 
+def _read_data(
+    file: Path, images: Path | None, ignore_fields: Iterable[str] | None
+) -> "TrainingData":
+    """Read a data file."""
+    from caldera.conversation import read_conversations
+    from caldera.training.job import TrainingData
+
+    conversations = read_conversations(file, frozenset(ignore_fields or ()))
+    return TrainingData(conversations=conversations, images=images or file.parent)
+
+
 def _train(
     stage: "Stage",
     model: "LlavaBundle",
-    data: Path,
-    images: Path | None,
+    data: "TrainingData",
     out: Path,
-    *,
-    ignore_fields: Iterable[str] | None,
     runtime: "Runtime",
     max_bad_fraction: float,
+    *,
     resume: bool,
 ) -> None:
-    """Run a training job on a data file and print its result."""
-    from caldera.conversation import read_conversations
+    """Run a training job and print its result."""
     from caldera.files.skipped import SkippedItems
-    from caldera.training.job import TrainingData, TrainingJob
+    from caldera.training.job import TrainingJob
 
-    conversations = read_conversations(data, frozenset(ignore_fields or ()))
     job = TrainingJob(
         stage=stage,
         assistant=model,
-        data=TrainingData(conversations=conversations, images=images or data.parent),
+        data=data,
         out=out,
         features=out.parent / "features",
         runtime=runtime,
