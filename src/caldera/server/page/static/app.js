@@ -183,20 +183,17 @@ async function addImage(url) {
 }
 
 function makeFileInput(capture) {
-  const input = make("input", {
+  return make("input", {
     type: "file",
     accept: "image/*",
     multiple: !capture,
     capture: capture && "environment",
     "aria-label": translate(capture ? "photo" : "add"),
-    onchange: () => { addFiles([...input.files]); input.value = ""; },
+    onchange: ({ target }) => { addFiles([...target.files]); target.value = ""; },
   });
-  return input;
 }
 
 // ---- rendering
-
-const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
 
 function drawHeader() {
   const hasAnswer = state.turns.some((turn) => turn.answers.some((answer) => answer.text));
@@ -223,7 +220,7 @@ function drawWelcome() {
 function drawTurn(turn, turnIndex) {
   const hasLetters = turn.images.length > 1;
   const figures = turn.images.map((url, index) => {
-    const label = `${translate("image")} ${hasLetters ? letters[index] : ""}`;
+    const label = `${translate("image")} ${hasLetters ? String.fromCharCode(65 + index) : ""}`;
     return make("figure", {}, make("img", { src: url, alt: label }), hasLetters ? make("figcaption", {}, label) : null);
   });
   const isLast = turnIndex === state.turns.length - 1;
@@ -357,7 +354,8 @@ async function checkServer() {
   let problem = null;
   try {
     const response = await fetch("/ready", { cache: "no-store", signal: AbortSignal.timeout(20000) });
-    if (!response.ok) problem = readyProblem((await response.json()).error);
+    const { error } = response.ok ? {} : await response.json();
+    if (error) problem = errorText({ code: error.code, text: error.message });
   } catch (error) {
     problem = translate("down");
     if (error.name !== "TimeoutError") abandonAnswers();
@@ -373,8 +371,6 @@ async function checkServer() {
     setTimeout(() => { if (!isDown && banner.classList.contains("back")) notify(null); }, 10000);
   }
 }
-
-const readyProblem = (error) => errorText({ code: error.code, text: error.message });
 
 let watchTimer = null;
 function watchServer() {
