@@ -130,8 +130,10 @@ def _to_weight(
     if prod(shape) * dtype.itemsize > nbytes:
         raise ValueError(f"{name} has shape {shape}, more than its {nbytes} bytes")
     # torch.load sets this attribute on storages of the meta device: the offset of the storage in the file.
-    record_offset: int = on_meta.untyped_storage()._checkpoint_offset  # type: ignore[attr-defined]
-    start = record_offset + tensor.storage_offset() * dtype.itemsize
+    record_offset = on_meta.untyped_storage()._checkpoint_offset
+    if record_offset is None:
+        raise _NotWeightsError(f"{name!r}, a tensor without data")
+    start = record_offset + int(tensor.storage_offset()) * dtype.itemsize
     span = 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
 
     def read() -> Tensor:
