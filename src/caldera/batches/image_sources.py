@@ -1,4 +1,4 @@
-"""Sources of the model's image input by path: decoded pixels, or cached features of a frozen tower.
+"""Decoded pixels or cached vision features of images, by path.
 
 A frozen tower returns the same features for an image every time, so they are computed once and cached on disk, by the
 content of the image and by everything else that they depend on. Runs and stages share the cache, and processes that

@@ -1,4 +1,4 @@
-"""Packing of samples into micro-batches, with the tokens that conversations about one image share stored once.
+"""Packing of samples into micro-batches that store shared prefixes once.
 
 Conversations about one image begin with the same tokens, those of the image included. A pack holds these once, as a
 prefix. Each conversation attends to the prefix and to itself, at the positions it would have alone, so its loss and

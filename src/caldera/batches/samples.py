@@ -1,4 +1,4 @@
-"""Samples: conversations encoded for training, with every error found before training starts."""
+"""Conversations encoded as training samples, with every error found before training starts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

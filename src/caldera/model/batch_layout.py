@@ -1,4 +1,4 @@
-"""Batch layouts: the forms in which packed rows are passed to a language model.
+"""Batch layouts, the forms in which packed rows are passed to a language model.
 
 - packed: all rows concatenated, without padding, with `packed_attention`
 - flex: the same on GPUs, with FlexAttention's block mask (written, and its mask tested, but not run on a GPU here)

@@ -1,4 +1,4 @@
-"""LLaVA: embedding of text and images, hidden states of the language model, and the loss in chunks of positions."""
+"""The LLaVA model, from token ids and images to the loss."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""LoRA: trainable low-rank matrices in the linear layers of a language model, and their merging into the weights.
+"""LoRA layers in a language model, and their merging into its weights.
 
 A layer W x becomes W x + scale * up(down(dropout(x))) with scale = alpha / rank (arXiv 2106.09685, section 4.1); `up`
 starts at zero, so fresh LoRA layers do not change the output.

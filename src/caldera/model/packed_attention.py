@@ -1,4 +1,4 @@
-"""Attention over packed rows: a prefix stored once, and branches that each attend to the prefix and to themselves.
+"""Attention over packed rows, each a shared prefix and branches that attend to it.
 
 All rows are concatenated without padding and multiplied block by block, as `attention_blocks` splits them. The function
 is registered with transformers' AttentionInterface under NAME and works for every language model that gets its

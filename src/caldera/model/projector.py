@@ -1,4 +1,4 @@
-"""Projectors: patch features to image tokens, the part that stage 1 trains."""
+"""Projectors from patch features to image tokens, the part that stage 1 trains."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Vision tower: pixels to patch features, with any model of transformers that encodes square patches."""
+"""Vision tower of any family in transformers, from pixels to patch features."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written atomically, verified when they are read.
+"""Checkpoints of a run, written atomically and verified when they are read.
 
 A checkpoint holds the trainable weights, AdamW's moments and the step. Frozen weights are those that the run started
 with. It is safetensors and JSON; nothing is unpickled.

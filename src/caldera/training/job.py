@@ -1,4 +1,4 @@
-"""A training job: one stage on one data set in one folder.
+"""A training job of one stage on one data set, in one folder.
 
 ```
 OUT/

@@ -1,4 +1,4 @@
-"""The training loop: optimizer steps, validation, metrics and checkpoints of one job."""
+"""The training loop with its optimizer steps, validation, metrics and checkpoints."""
 
 import logging
 import time

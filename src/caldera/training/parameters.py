@@ -1,4 +1,4 @@
-"""Trainable parameters: freezing, AdamW's parameter groups, and the learning rate schedule."""
+"""Freezing of parts, AdamW's parameter groups, and the learning rate schedule."""
 
 import math
 from collections.abc import Iterator, Sequence

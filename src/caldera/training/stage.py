@@ -1,4 +1,4 @@
-"""Settings of a training stage: trainable parts, learning rates, batch sizes, schedule. LLaVA's two stages are here."""
+"""Settings of a training stage, and LLaVA's two stages."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
