@@ -57,23 +57,23 @@ def faults_of(path: Path, root: Path) -> Iterator[str]:
     """Yield every breach of the rules in one file."""
     text = path.read_text()
     tree = ast.parse(text)
-    here, where = layer(path, root), path.relative_to(root)
-    if BANNED & {word for part in where.with_suffix("").parts for word in part.split("_")}:
-        yield f"{where}: name it for what it holds"
+    here, relative = layer(path, root), path.relative_to(root)
+    if BANNED & {word for part in relative.with_suffix("").parts for word in part.split("_")}:
+        yield f"{relative}: name it for what it holds"
     if (length := len(text.splitlines())) > MAX_FILE:
-        yield f"{where}: {length} lines, over {MAX_FILE}"
+        yield f"{relative}: {length} lines, over {MAX_FILE}"
     if not ast.get_docstring(tree):
-        yield f"{where}: no docstring saying what comes in and what goes out"
+        yield f"{relative}: no docstring saying what comes in and what goes out"
     if here != "__init__" and here not in FLOORS:
-        yield f"{where}: {here} has no place in ORDER"
+        yield f"{relative}: {here} has no place in ORDER"
     for name in sorted(set(imported_layers(tree)) & FLOORS.keys()):
         if FLOORS[name] > FLOORS.get(here, len(ORDER)):
-            yield f"{where}: {here} may not import {name}"
+            yield f"{relative}: {here} may not import {name}"
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
             if lines > MAX_FUNCTION:
-                yield f"{where}:{node.lineno} {node.name}: {lines} lines"
+                yield f"{relative}:{node.lineno} {node.name}: {lines} lines"
 
 
 def test_the_house_obeys_its_rules() -> None:

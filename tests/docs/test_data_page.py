@@ -30,13 +30,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where all the sets are that the commands name."""
     monkeypatch.chdir(tmp_path)
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A cup."}]
-    rows = [{"id": at, "image": "gqa/images/1.jpg", "conversations": turns} for at in range(4)]
+    rows = [
+        {"id": number, "image": "gqa/images/1.jpg", "conversations": turns} for number in range(4)
+    ]
     write(Path("playground/data/llava_v1_5_mix665k.json"), rows)
     draw(Path("playground/data/gqa/images/1.jpg"))
     write(Path("dialogues.json"), [{**row, "image": "photos/1.jpg"} for row in rows])
     question = {"question_id": 1, "image_id": 7, "question": "What?"}
-    asked = {"data_subtype": "train2014", "questions": [question]}
-    write(Path("vqav2/v2_OpenEnded_mscoco_train2014_questions.json"), asked)
+    questions = {"data_subtype": "train2014", "questions": [question]}
+    write(Path("vqav2/v2_OpenEnded_mscoco_train2014_questions.json"), questions)
     answers = {**question, "answers": [{"answer": "cup"}]}
     write(Path("vqav2/v2_mscoco_train2014_annotations.json"), {"annotations": [answers]})
     draw(Path("coco/train2014/COCO_train2014_000000000007.jpg"))
@@ -46,11 +48,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     draw(Path("ScienceQA/data/scienceqa/images/train/1/image.png"))
     Path("captions.csv").write_text("image,caption\n1.jpg,A cup.\n")
     draw(Path("photos/1.jpg"))
-    images = [{"id": at, "file_name": f"{at}.jpg", "width": 6, "height": 5} for at in range(3)]
-    said = [{"image_id": at, "caption": "A cup on a table."} for at in range(3)]
-    write(Path("coco/annotations/captions_train2017.json"), {"images": images, "annotations": said})  # fmt: skip
-    for at in range(3):
-        draw(Path(f"coco/train2017/{at}.jpg"))
+    images = [
+        {"id": number, "file_name": f"{number}.jpg", "width": 6, "height": 5} for number in range(3)
+    ]
+    captions = [{"image_id": number, "caption": "A cup on a table."} for number in range(3)]
+    write(Path("coco/annotations/captions_train2017.json"), {"images": images, "annotations": captions})  # fmt: skip
+    for number in range(3):
+        draw(Path(f"coco/train2017/{number}.jpg"))
     return tmp_path
 
 
@@ -58,13 +62,13 @@ def test_the_commands_on_the_data_page_work(folder: Path) -> None:
     """One after the other, as they stand there; what one writes the next reads, and all of it passes the check."""
     sessions = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
     about = re.compile(r"caldera data (import|mix|balance|stats|to-parquet)\b")
-    lines = [line for each in sessions for line in each.splitlines() if about.match(line)]
+    lines = [line for session in sessions for line in session.splitlines() if about.match(line)]
     assert len(lines) == 9
     for line in lines:
-        done = CliRunner().invoke(app, line.split()[1:])
-        assert done.exit_code == 0, f"{line}\n{done.stderr}"
+        result = CliRunner().invoke(app, line.split()[1:])
+        assert result.exit_code == 0, f"{line}\n{result.stderr}"
     written = sorted(folder.glob("*.json"))
     assert len(written) == 8
     for path in written:
-        done = CliRunner().invoke(app, ["data", "check", str(path)])
-        assert done.exit_code == 0, f"{path}\n{done.stderr}"
+        result = CliRunner().invoke(app, ["data", "check", str(path)])
+        assert result.exit_code == 0, f"{path}\n{result.stderr}"

@@ -29,8 +29,8 @@ SMALLEST = (
 
 def blocks(page: str, language: str) -> list[str]:
     """Return the fenced blocks of a language on a page."""
-    found: list[str] = re.findall(rf"^```{language}\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    return found
+    matches: list[str] = re.findall(rf"^```{language}\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    return matches
 
 
 def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -78,14 +78,14 @@ def test_the_commands_on_the_recipes_page_are_there(
     assert len(lines) == 5
     for line in lines:
         program, *words = line.split("  #")[0].split()
-        done = CliRunner().invoke(app, words)
+        result = CliRunner().invoke(app, words)
         assert program == "caldera"
-        assert done.exit_code == (2 if words[0] == "train" else 0), done.output
+        assert result.exit_code == (2 if words[0] == "train" else 0), result.output
         if words[0] == "train":
             lacks = (
                 "no tower, folder" if "--vision" in words else "needs what nothing here downloads"
             )
-            assert lacks in done.output
+            assert lacks in result.output
 
 
 def test_generated_pages_are_current() -> None:
@@ -105,12 +105,17 @@ def test_generated_pages_are_current() -> None:
 
 def test_the_records_on_the_data_page_can_be_read(tmp_path: Path) -> None:
     """The examples pass the schema and the reader; the first shows none, one and two images."""
-    shown = []
+    num_images = []
     for example in blocks((ROOT / "docs" / "data.md").read_text(), "json"):
         (tmp_path / "data.json").write_text(example)
         jsonschema.validate(json.loads(example), json_schema())
-        shown.append([len(one.images) for one in read_conversations(tmp_path / "data.json")])
-    assert shown == [[1, 2, 0], [1]]
+        num_images.append(
+            [
+                len(conversation.images)
+                for conversation in read_conversations(tmp_path / "data.json")
+            ]
+        )
+    assert num_images == [[1, 2, 0], [1]]
 
 
 def test_the_error_on_the_data_page_is_the_real_one(
@@ -156,17 +161,17 @@ def test_the_chinese_readme_has_the_structure_of_the_english_one() -> None:
     def structure(name: str) -> list[str]:
         """Return one entry for each structural element, without its text."""
         page = (ROOT / name).read_text("utf-8")
-        found: list[str] = []
+        matches: list[str] = []
         for line in re.sub(r"<!--.*?-->\n", "", page).splitlines():
             if heading := re.match(r"#+ ", line):
-                found.append(heading.group())
+                matches.append(heading.group())
             elif line.startswith("|"):
-                found.append(f"row of {line.count('|') - 1}")
+                matches.append(f"row of {line.count('|') - 1}")
             elif line.startswith("```"):
-                found.append(line)
+                matches.append(line)
             elif line.startswith(("caldera ", "make ", "git ")):
-                found.append(line.split("  #")[0].strip())
-        return found + re.findall(r"\]\(([^)]*)\)", page)
+                matches.append(line.split("  #")[0].strip())
+        return matches + re.findall(r"\]\(([^)]*)\)", page)
 
     assert structure("README.zh-CN.md") == structure("README.md")
     assert len(structure("README.md")) > 80
@@ -179,10 +184,10 @@ def test_the_readme_is_short() -> None:
 
 def test_make_has_every_verb_that_is_named() -> None:
     """`make demo` and the like exist."""
-    named = {verb for page in PAGES for verb in re.findall(r"make ([a-z-]+)[ `]", page.read_text())}
+    verbs = {verb for page in PAGES for verb in re.findall(r"make ([a-z-]+)[ `]", page.read_text())}
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert {"demo", "test", "check"} <= named
-    assert named <= targets
+    assert {"demo", "test", "check"} <= verbs
+    assert verbs <= targets
 
 
 @pytest.mark.slow
@@ -202,5 +207,5 @@ def test_the_readmes_commands_work(tmp_path: Path) -> None:
             command += "".join(f" --set {setting}" for setting in SMALLEST)
         elif command.startswith("caldera train"):
             command += " --set max_steps=2 --set batch_size=4"
-        done = run(command, tmp_path)
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        result = run(command, tmp_path)
+        assert result.returncode == 0, f"{command}\n{result.stdout}\n{result.stderr}"

@@ -64,18 +64,19 @@ def filled(page: str, name: str) -> str:
 
 TEMPLATES_HEAD = """# Chat templates
 
-A chat template is the prompt format of a family of language models. `--set template=NAME` of `caldera train` selects one, the model folder
-stores it, and `caldera data inspect FILE --template NAME` shows it. Use the template that the language model was trained with. `make docs`
-writes this page from the table in `templates/template.py`.
+A chat template is the prompt format of a family of language models. `--set template=NAME` of `caldera train` selects
+one, the model folder stores it, and `caldera data inspect FILE --template NAME` shows it. Use the template that the
+language model was trained with. `make docs` writes this page from the table in `templates/template.py`.
 
-Below, `<image>` is the place of an image, `<s>` the start token if the tokenizer uses one, `</s>` the tokenizer's own end token, and text in
-`[[ ]]` is supervised: the answers and their end marks, nothing else. A turn's only image is moved before its text; several stay in place. Text
-that a user types never becomes an image or a special token. If a tokenizer lacks a special token of the template, training adds it as a new
-embedding row that starts as the mean of the others.
+Below, `<image>` is the place of an image, `<s>` the start token if the tokenizer uses one, `</s>` the tokenizer's own
+end token, and text in `[[ ]]` is supervised: the answers and their end marks, nothing else. A turn's only image is
+moved before its text; several stay in place. Text that a user types never becomes an image or a special token. If a
+tokenizer lacks a special token of the template, training adds it as a new embedding row, the mean of the others.
 
-A `_legacy` variant renders the same text and tokenizes it as LLaVA-1.5's slow tokenizer did: every text between two special tokens or images gets
-SentencePiece's leading space, so `</s>` is followed by the pieces of ` USER`. Use it for weights that were trained that way. All other templates
-give the ids of the tokenizer for the whole text, except that no token spans the border between a question and its answer.
+A `_legacy` variant renders the same text and tokenizes it as LLaVA-1.5's slow tokenizer did: every text between two
+special tokens or images gets SentencePiece's leading space, so `</s>` is followed by the pieces of ` USER`. Use it for
+weights that were trained that way. All other templates give the ids of the tokenizer for the whole text, except that no
+token spans the border between a question and its answer.
 
 """
 
@@ -87,12 +88,12 @@ def templates_page() -> str:
         "| --- | --- | --- | --- | --- |",
     ]
     rows += [_row(template) for template in TEMPLATES.values()]
-    shown = [
+    sections = [
         f"## {template.name}\n\n```text\n{_two_rounds(template)}\n```\n"
         for template in TEMPLATES.values()
         if not template.isolated
     ]
-    return TEMPLATES_HEAD + "\n".join(rows) + "\n\n" + "\n".join(shown)
+    return TEMPLATES_HEAD + "\n".join(rows) + "\n\n" + "\n".join(sections)
 
 
 def _row(template: Template) -> str:

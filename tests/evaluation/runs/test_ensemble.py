@@ -38,16 +38,18 @@ def order(tmp_path: Path) -> EnsembleConfig:
     """Five questions with two options each, and two models' answers."""
     questions = [
         {
-            "id": str(at),
+            "id": str(number),
             "conversations": [
-                {"from": "human", "value": f"Question number {at}?\nA. yes\nB. no"},
+                {"from": "human", "value": f"Question number {number}?\nA. yes\nB. no"},
                 {"from": "gpt", "value": letter},
             ],
         }
-        for at, letter in enumerate(TRUTH)
+        for number, letter in enumerate(TRUTH)
     ]
-    first = {str(at): f"Because. The answer is {letter}." for at, letter in enumerate(FIRST)}
-    second = [{"question_id": str(at), "text": text} for at, text in enumerate(SECOND)]
+    first = {
+        str(number): f"Because. The answer is {letter}." for number, letter in enumerate(FIRST)
+    }
+    second = [{"question_id": str(number), "text": text} for number, text in enumerate(SECOND)]
     return EnsembleConfig(
         sources=Sources(questions=write(tmp_path / "questions.json", questions)),
         first=write(tmp_path / "first.json", {"acc": 40.0, "outputs": first}),
@@ -81,11 +83,11 @@ def test_the_judge_is_asked_where_the_two_differ_alone(serve: Serve, order: Ense
     assert server.count == figures["asked"] == 4
     assert figures["judge"]["accuracy"] == 80.0  # A B B B(wrong) B
     assert (figures["num_valid"], figures["num_invalid"], figures["valid"]) == (4, 0, True)
-    asked = "\n".join(body["messages"][-1]["content"] for body in server.bodies())
-    assert "number 0" not in asked
-    assert "[Question]\nQuestion number 1?\nA. yes\nB. no" in asked
+    prompts = "\n".join(body["messages"][-1]["content"] for body in server.bodies())
+    assert "number 0" not in prompts
+    assert "[Question]\nQuestion number 1?\nA. yes\nB. no" in prompts
     both = "[Assistant 1]\nBecause. The answer is B.\n\n[Assistant 2]\nThe answer is A.\n\n"
-    assert both in asked
+    assert both in prompts
     evaluate_ensemble(order, judge(server.url), NoProgress())
     assert server.count == 4
 
@@ -96,8 +98,8 @@ def test_without_a_letter_the_first_stands_and_is_counted(
     """Not a guess: the judge's failure leaves the first model's answer, and makes the run invalid over one percent."""
 
     def script(request: dict[str, Any], _count: int) -> Answer:
-        told = request["messages"][-1]["content"]
-        return completion("I cannot tell." if "number 3" in told else "The answer is B.")
+        prompt = request["messages"][-1]["content"]
+        return completion("I cannot tell." if "number 3" in prompt else "The answer is B.")
 
     figures = evaluate_ensemble(order, judge(serve(script).url), NoProgress())
     assert figures["judge"]["accuracy"] == 80.0
@@ -149,10 +151,10 @@ def test_the_command_prints_what_is_measured(order: EnsembleConfig) -> None:
         str(order.second),
     ]
     words += ["--questions", str(order.sources.questions)]
-    told = CliRunner().invoke(app, [*words, "--json"])
-    assert json.loads(told.stdout)["complement"]["accuracy"] == 60.0
-    shown = CliRunner().invoke(app, words)
-    assert "either right 80.00, the two differ on 4" in shown.stdout
+    result = CliRunner().invoke(app, [*words, "--json"])
+    assert json.loads(result.stdout)["complement"]["accuracy"] == 60.0
+    table = CliRunner().invoke(app, words)
+    assert "either right 80.00, the two differ on 4" in table.stdout
     assert CliRunner().invoke(app, [*words[:2], "pope", *words[3:]]).exit_code == 2
 
 
