@@ -73,11 +73,7 @@ class Conversation:
     turns: tuple[Turn, ...]
 
     def __post_init__(self) -> None:
-        """Check the turns.
-
-        Raises:
-            ConversationError: The turns do not alternate, one is empty, or the assistant's contains an image.
-        """
+        """Check the turns."""
         for number, turn in enumerate(self.turns, start=1):
             expected: Role = "user" if number % 2 else "assistant"
             if turn.role != expected:
@@ -105,11 +101,7 @@ class Conversation:
         return tuple(image.path for turn in self.turns for image in turn.images)
 
     def require_answer(self) -> "Conversation":
-        """Return the conversation itself if it ends with an answer of the assistant.
-
-        Raises:
-            ConversationError: There is no turn to train on: no turns at all, or the last one is the user's.
-        """
+        """Return the conversation itself if it ends with an answer of the assistant."""
         if not self.turns or self.turns[-1].role == "user":
             raise ConversationError(
                 "the last turn is not the assistant's; add the answer it should learn"
@@ -275,11 +267,7 @@ def read_conversations(
 
 
 def write_conversations(path: Path, conversations: Iterable[Conversation]) -> None:
-    """Write a `.json` or `.jsonl` data file atomically.
-
-    Raises:
-        OutputError: The file could not be written.
-    """
+    """Write a `.json` or `.jsonl` data file atomically."""
     lines = (json.dumps(to_record(item), ensure_ascii=False) for item in conversations)
     if path.suffix == ".jsonl":
         write_atomic(path, (f"{line}\n" for line in lines))
@@ -298,11 +286,7 @@ def _json_list_chunks(lines: Iterable[str]) -> Iterator[str]:
 
 
 def label_images(images: Sequence[ImageRef]) -> tuple[str | ImageRef, ...]:
-    """Return several images with letters as labels, one per line.
-
-    Raises:
-        UsageError: There are more images than letters.
-    """
+    """Return several images with letters as labels, one per line."""
     if len(images) > len(LETTERS):
         raise UsageError(
             f"{len(images)} images are shown together, over the limit of {len(LETTERS)}; show fewer at a time"

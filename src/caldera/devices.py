@@ -124,15 +124,7 @@ class Runtime:
 
 
 def choose_device(device: str = "auto", dtype: DtypeName = "auto") -> DeviceConfig:
-    """Return the best available device, with bf16 where it is faster than fp32.
-
-    Args:
-        device: A torch device, or "auto" for CUDA if available, else the CPU.
-        dtype: A precision, or "auto".
-
-    Raises:
-        UsageError: The device is not available.
-    """
+    """Return the best available device, with bf16 where it is faster than fp32."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

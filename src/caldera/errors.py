@@ -131,12 +131,7 @@ def did_you_mean(name: str, valid_names: Collection[str]) -> str:
 
 
 def describe_validation_error(error: "ValidationError", root: str = "file") -> str:
-    """Describe the first error of a failed pydantic validation in one line: `field.path: reason, got value`.
-
-    Args:
-        error: The failed validation.
-        root: Name for the input itself, used where the error is in no field.
-    """
+    """Describe the first error of a failed pydantic validation in one line: `field.path: reason, got value`."""
     first = error.errors(include_url=False)[0]
     reason = first["msg"].removeprefix("Value error, ")
     text = f"{validation_error_field(error) or root}: {reason[:1].lower()}{reason[1:]}"
@@ -165,9 +160,6 @@ def check_ranges(settings: object, intervals: Mapping[str, str], subject: str = 
         intervals: By field name, in mathematical notation: "[0, 1)", "[1, inf)" or "(0, inf]" to allow infinity.
             A field that is None is not checked.
         subject: Name of the group of settings, put before the message.
-
-    Raises:
-        UsageError: A setting is outside its interval.
     """
     if errors := "; ".join(range_errors(settings, intervals)):
         raise UsageError(f"{subject}: {errors}" if subject else errors)

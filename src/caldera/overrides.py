@@ -64,11 +64,7 @@ _FORMER = {new: old for old, new in RENAMED.items()}
 
 
 def apply_overrides(config: _Config, assignments: Iterable[str]) -> _Config:
-    """Return a copy of a frozen dataclass with every `name=value` applied; its `__post_init__` checks the values.
-
-    Raises:
-        UsageError: A name is unknown (the nearest valid one is suggested), or a value has the wrong type.
-    """
+    """Return a copy of a frozen dataclass with every `name=value` applied; its `__post_init__` checks the values."""
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals:

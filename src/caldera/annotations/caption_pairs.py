@@ -31,9 +31,6 @@ def read_pairs(
         image_folder: Folder that paths are relative to; by default `images/` in the file's folder, or that folder.
         ignore_fields: Additional fields of LLaVA's records to ignore.
         check_images: Whether to check that each image exists.
-
-    Raises:
-        InputError: The file is missing, empty, broken, or has other fields; or a pair is invalid and not skipped.
     """
     root = image_folder or _default_image_folder(path)
     captions: dict[str, list[str]] = {}

@@ -79,9 +79,6 @@ def read_coco(folder: Path, skipped: SkippedItems, split: str | None = None) -> 
         folder: The folder that contains `annotations/`.
         skipped: Collects images that are missing or whose annotations are invalid.
         split: Such as "train2017"; optional if there is only one.
-
-    Raises:
-        InputError: A file is missing, broken, or not in COCO's format; or an image is invalid and not skipped.
     """
     split = _choose_split(folder, split)
     captions_path, caption_file = _read_caption_file(folder, split)
@@ -147,9 +144,6 @@ def read_coco_captions(
         split: Such as "train2017"; optional if there is only one.
         image_folder: Folder of the images; by default one in the usual places of `folder`.
         check_images: Whether to check that each image exists.
-
-    Raises:
-        InputError: The file is missing, broken, or not in COCO's format; or an image is invalid and not skipped.
     """
     split = _choose_split(folder, split)
     path, caption_file = _read_caption_file(folder, split)

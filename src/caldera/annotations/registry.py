@@ -39,12 +39,7 @@ ANNOTATION_READERS: dict[str, AnnotationReader] = {
 def read_annotations(
     source: str, path: Path, skipped: SkippedItems, options: SourceOptions
 ) -> AnnotationSet:
-    """Read annotations with the reader named `source`.
-
-    Raises:
-        UnknownNameError: No reader has that name.
-        InputError: The annotations cannot be read.
-    """
+    """Read annotations with the reader named `source`."""
     if source not in ANNOTATION_READERS:
         raise UnknownNameError("annotation source", source, ANNOTATION_READERS)
     return ANNOTATION_READERS[source](path, skipped, options)

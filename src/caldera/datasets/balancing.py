@@ -211,14 +211,7 @@ def balance(
     max_per_phrase: int = MAX_PER_PHRASE,
     seed: int = 0,
 ) -> BalanceResult:
-    """Select captions by the paper's rule.
-
-    Args:
-        captions: The texts.
-        min_count: Phrases in fewer captions are ignored.
-        max_per_phrase: At most this many captions are sampled for a phrase; other phrases may select further ones.
-        seed: Seed for sampling.
-    """
+    """Select captions by the paper's rule."""
     indices_by_phrase: dict[str, list[int]] = defaultdict(list)
     phrases_by_caption = [frozenset(noun_phrases(caption)) for caption in captions]
     for index, phrases in enumerate(phrases_by_caption):
@@ -255,12 +248,7 @@ def balance_file(
     ignore: frozenset[str] = frozenset(),
     max_bad_fraction: float = 0.0,
 ) -> BalanceResult:
-    """Write the records of a data file whose answers `balance` selects, whole or not at all.
-
-    Raises:
-        InputError: The file cannot be read, too many records are invalid, or none is selected.
-        OutputError: The new file cannot be written.
-    """
+    """Write the records of a data file whose answers `balance` selects, whole or not at all."""
     skipped = SkippedItems(max_bad_fraction)
     conversations = []
     for conversation in read_valid_conversations(file, skipped, ignore):

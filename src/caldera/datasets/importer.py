@@ -134,11 +134,7 @@ def read_valid_conversations(
 
 
 def read_json(path: Path, advice: str = "check the path") -> Any:  # noqa: ANN401 - any JSON value
-    """Return the content of a JSON file.
-
-    Raises:
-        AnnotationError: The file cannot be read or is broken JSON.
-    """
+    """Return the content of a JSON file."""
     try:
         return json.loads(path.read_bytes())
     except OSError as error:

@@ -102,10 +102,6 @@ def mix_files(
         seed: Seed for sampling and order.
         ignore: Extra fields of records to ignore.
         max_bad_fraction: Largest fraction of all records that may be skipped.
-
-    Raises:
-        InputError: A file cannot be read, too many records are invalid, or the mix is empty.
-        OutputError: The mix cannot be written.
     """
     skipped, total = SkippedItems(max_bad_fraction), 0
     mixed: list[Conversation] = []

@@ -57,11 +57,6 @@ def write_parquet(
         images: Folder that image paths are relative to; the file's own if None.
         ignore: Extra fields of records to ignore.
         shard_bytes: Size of a parquet file.
-
-    Raises:
-        UsageError: pyarrow is not installed, or the folder holds other files.
-        InputError: The file cannot be read, or too many records are invalid.
-        OutputError: The folder cannot be written.
     """
     try:
         import pyarrow

@@ -40,20 +40,7 @@ class ImportReport:
 def import_dataset(
     kind: str, path: Path, out: Path, options: ImportOptions, max_bad_fraction: float = 0.0
 ) -> ImportReport:
-    """Import a data set into a data file, written whole or not at all; skipped items are listed next to it.
-
-    Args:
-        kind: A name in IMPORTERS.
-        path: File or folder of the data set.
-        out: `.json` or `.jsonl`; its image paths are relative to its folder.
-        options: Options of the importer.
-        max_bad_fraction: Largest fraction of items that may be skipped.
-
-    Raises:
-        UnknownNameError: There is no such importer, split or layout.
-        InputError: The data set is broken, or too many of its items are.
-        OutputError: The file cannot be written.
-    """
+    """Import a data set into a data file, written whole or not at all; skipped items are listed next to it."""
     if kind not in IMPORTERS:
         raise UnknownNameError("importer", kind, IMPORTERS)
     skipped = SkippedItems(max_bad_fraction)

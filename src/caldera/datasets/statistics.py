@@ -186,13 +186,7 @@ def first_words(question: str) -> tuple[str, ...]:
 def compute_statistics(
     file: Path, skipped: SkippedItems, ignore: frozenset[str] = frozenset()
 ) -> DatasetStatistics:
-    """Compute the statistics of a data file.
-
-    Args:
-        file: `.json` or `.jsonl`.
-        skipped: Receives invalid records.
-        ignore: Extra fields of records to ignore.
-    """
+    """Compute the statistics of a data file."""
     statistics = DatasetStatistics()
     for conversation in read_valid_conversations(file, skipped, ignore):
         statistics.add(conversation)
@@ -213,12 +207,7 @@ class Branch:
 def prefix_tree(
     prefixes: Iterable[tuple[tuple[str, ...], int]], max_words: Sequence[int]
 ) -> tuple[Branch, ...]:
-    """Return the prefixes of questions as a tree, the most frequent words first.
-
-    Args:
-        prefixes: First words and their counts.
-        max_words: Maximum number of words at each depth; the count of a word includes the ones cut off after it.
-    """
+    """Return the prefixes of questions as a tree, the most frequent words first."""
     if not max_words:
         return ()
     counts: Counter[str] = Counter()

@@ -43,18 +43,7 @@ def validate_file(
     ignore: frozenset[str],
     progress: Progress,
 ) -> ValidationReport:
-    """Check every record of a file, and each of its images once.
-
-    Args:
-        file: `.json` or `.jsonl`.
-        images: Folder that image paths are relative to.
-        decode_images: Decode each image, instead of only checking that it exists.
-        ignore: Names of extra fields to ignore.
-        progress: Progress display.
-
-    Raises:
-        InputError: The file as a whole cannot be read.
-    """
+    """Check every record of a file, and each of its images once."""
     report = ValidationReport()
     ids: Counter[str] = Counter()
     image_errors: dict[str, str | None] = {}

@@ -119,11 +119,7 @@ def read_list(path: Path, field: str) -> tuple[dict[str, Any], list[Any]]:
 
 
 def validate(schema: type[Any], entry: object, location: str) -> Any:  # noqa: ANN401 - of the schema
-    """Return an entry as an object of its schema.
-
-    Raises:
-        AnnotationError: The entry has another format.
-    """
+    """Return an entry as an object of its schema."""
     try:
         return schema.model_validate(entry)
     except ValidationError as error:
@@ -144,13 +140,7 @@ def image_names(image_id: int, subtype: str) -> tuple[str, str]:
 
 
 def _answer(question: _Question, located: tuple[str, Any] | None, location: str) -> str:
-    """Return the most frequent answer; of several the official one, else the first.
-
-    Args:
-        question: The question.
-        located: Location and entry of its annotation, if there is one.
-        location: Location of the question.
-    """
+    """Return the most frequent answer; of several the official one, else the first."""
     if not question.question.strip():
         raise AnnotationError(f"{location}: the question is empty; remove it")
     if located is None:

@@ -28,11 +28,7 @@ def free_bytes(path: Path) -> int:
 
 @contextmanager
 def translate_os_errors(path: Path) -> Iterator[None]:
-    """Turn system errors while writing `path` into an OutputError that suggests what to do.
-
-    Raises:
-        OutputError: The disk is full, the folder is not writable, or the device failed.
-    """
+    """Turn system errors while writing `path` into an OutputError that suggests what to do."""
     try:
         yield
     except Exception as error:

@@ -18,11 +18,7 @@ class JournalFile:
     """A journal opened for appending, by one writer at a time."""
 
     def __init__(self, path: Path) -> None:
-        """Open or create a journal; a truncated last line is moved away.
-
-        Raises:
-            OutputError: The file cannot be written.
-        """
+        """Open or create a journal; a truncated last line is moved away."""
         self.path = path
         with translate_os_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,11 +30,7 @@ class JournalFile:
         os.close(self._file)
 
     def append(self, line: dict[str, Any]) -> int:
-        """Append a line and return its byte offset.
-
-        Raises:
-            OutputError: The file cannot be written.
-        """
+        """Append a line and return its byte offset."""
         data = (json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
         offset = self._end
         with translate_os_errors(self.path):
@@ -49,11 +41,7 @@ class JournalFile:
         return offset
 
     def flush(self) -> None:
-        """Bring all appended lines to disk.
-
-        Raises:
-            OutputError: The disk reports an error.
-        """
+        """Bring all appended lines to disk."""
         with translate_os_errors(self.path):
             os.fsync(self._file)
 
@@ -80,11 +68,7 @@ def _truncate_partial_line(path: Path, file: int) -> int:
 
 
 def journal_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield every line of a journal with its byte offset.
-
-    Raises:
-        InputError: A line is broken, or the file cannot be read.
-    """
+    """Yield every line of a journal with its byte offset."""
     offset = 0
     try:
         with path.open("rb") as file:

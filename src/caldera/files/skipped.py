@@ -32,11 +32,7 @@ class SkippedItems:
         self.items.append(SkippedItem(location, str(error)))
 
     def raise_if_over_limit(self, total: int) -> None:
-        """Check the number of skipped items once all `total` items were read.
-
-        Raises:
-            InputError: The skipped fraction is over the limit.
-        """
+        """Check the number of skipped items once all `total` items were read."""
         if self.items and len(self.items) / total > self.max_fraction:
             first = self.items[0]
             raise InputError(

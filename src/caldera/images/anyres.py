@@ -58,11 +58,7 @@ SINGLE_VIEW = TileLayout()
 
 
 def grid_pinpoints(grids: Sequence[str], side: int) -> tuple[Size, ...]:
-    """Return the sizes in pixels of grids such as `2x1`, two columns and one row, with tiles of `side` pixels.
-
-    Raises:
-        UsageError: There are no grids, or one has another format.
-    """
+    """Return the sizes in pixels of grids such as `2x1`, two columns and one row, with tiles of `side` pixels."""
     matches = [re.fullmatch(r"([1-9]\d?)x([1-9]\d?)", grid) for grid in grids]
     if not grids or not all(matches):
         raise UsageError(

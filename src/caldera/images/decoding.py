@@ -96,15 +96,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def read_image_header(content: bytes, name: str) -> tuple[str, tuple[int, int]]:
-    """Return an image's format and its stored size from the header, without decoding it.
-
-    Args:
-        content: The bytes of a JPEG, PNG, WebP or GIF file.
-        name: Name for messages.
-
-    Raises:
-        ImageError: The file is in another format, its header is broken, or it is too large.
-    """
+    """Return an image's format and its stored size from the header, without decoding it."""
     with _open_checked(content, name) as image:
         return str(image.format), image.size
 
@@ -139,11 +131,7 @@ def _flatten_to_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read an image file; devices and pipes are not opened.
-
-    Raises:
-        ImageError: The file does not exist, cannot be read, or is too large.
-    """
+    """Read an image file; devices and pipes are not opened."""
     try:
         _check_file(path)
         return path.read_bytes()
@@ -166,20 +154,12 @@ def _check_file(path: Path) -> None:
 
 
 def open_image(path: Path) -> Image.Image:
-    """Read and decode an image file.
-
-    Raises:
-        ImageError: The file does not exist, cannot be read, or cannot be decoded.
-    """
+    """Read and decode an image file."""
     return decode_image(read_bytes(path), str(path))
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Return the size of the upright image from the header of its file.
-
-    Raises:
-        ImageError: The file does not exist or cannot be used.
-    """
+    """Return the size of the upright image from the header of its file."""
     try:
         _check_file(path)
         with Image.open(path, formats=FORMATS) as image:
@@ -199,9 +179,6 @@ def resolve_image_path(text: str) -> Path:
 
     Args:
         text: A path as typed or dropped on a terminal, with optional quotes, backslash escapes and `~`.
-
-    Raises:
-        ImageError: The path is a URL, a folder, does not exist, or is not an image.
     """
     text = text.strip().strip("'\"")
     if "://" in text:

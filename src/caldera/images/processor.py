@@ -55,11 +55,7 @@ class ImageProcessor:
     """Whether the image is resized to the square instead of cropped, as in SigLIP's processor."""
 
     def __post_init__(self) -> None:
-        """Check the pinpoints.
-
-        Raises:
-            ValueError: They do not match the aspect, do not divide into tiles, or have too many tiles.
-        """
+        """Check the pinpoints."""
         if (self.aspect == "anyres") != bool(self.pinpoints):
             raise ValueError(f"aspect {self.aspect} with the pinpoints {self.pinpoints}")
         for pinpoint in self.pinpoints:
@@ -73,22 +69,14 @@ class ImageProcessor:
                 )
 
     def with_aspect(self, aspect: ImageAspect, pinpoints: tuple[Size, ...] = ()) -> Self:
-        """Return a processor with another aspect; the views of `anyres` have the tower's size without a crop.
-
-        Raises:
-            ValueError: The pinpoints do not match the aspect, or do not divide into tiles.
-        """
+        """Return a processor with another aspect; the views of `anyres` have the tower's size without a crop."""
         changed = replace(self, aspect=aspect, pinpoints=pinpoints)
         if aspect != "anyres":
             return changed
         return replace(changed, resize_shortest_edge=None, resize_without_crop=False)
 
     def layout(self, path: Path) -> TileLayout:
-        """Return the layout of the image at `path`; only `anyres` reads the file.
-
-        Raises:
-            ImageError: The file does not exist or cannot be used.
-        """
+        """Return the layout of the image at `path`; only `anyres` reads the file."""
         if self.aspect != "anyres":
             return SINGLE_VIEW
         return choose_layout(image_size(path), self.pinpoints, self.side)

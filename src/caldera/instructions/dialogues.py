@@ -74,15 +74,7 @@ class Dialogue:
     """Random generator of its own, independent of all other dialogues."""
 
     def to_conversation(self, exchanges: Sequence[Exchange], relative_to: Path) -> Conversation:
-        """Return a conversation of exchanges, with the images in its first turn.
-
-        Args:
-            exchanges: Questions and answers.
-            relative_to: Folder that image paths are relative to.
-
-        Raises:
-            ConversationError: A text contains <image>, which a data file cannot represent.
-        """
+        """Return a conversation of exchanges, with the images in its first turn."""
         references = [ImageRef(os.path.relpath(image.path, relative_to)) for image in self.images]
         turns: list[Turn] = []
         for index, exchange in enumerate(exchanges):

@@ -58,11 +58,7 @@ class GenerateConfig:
 def parse_kinds(
     text: str, default_shares: Mapping[Kind, float] = MappingProxyType({})
 ) -> dict[Kind, float]:
-    """Parse kinds with their shares, such as 'conversation,detail:0.5'; the default share is 1.
-
-    Raises:
-        UsageError: A kind is unknown, or a share is not a number between 0 and 1.
-    """
+    """Parse kinds with their shares, such as 'conversation,detail:0.5'; the default share is 1."""
     names = {str(kind): kind for kind in KINDS}
     kinds: dict[Kind, float] = {}
     for part in text.split(","):
@@ -82,12 +78,7 @@ def parse_kinds(
 
 
 def generate_data(config: GenerateConfig, out: Path, progress: Progress) -> GeneratedData:
-    """Write a data file about annotated images, atomically.
-
-    Raises:
-        CalderaError: A name is unknown, the annotations are invalid, the teacher ends the run, or the file cannot be
-            written.
-    """
+    """Write a data file about annotated images, atomically."""
     if config.llm_teacher is None and config.teacher in LLM_CLIENTS:
         raise UsageError(f"the teacher {config.teacher} is an LLM; set GenerateConfig.llm_teacher")
     if config.llm_teacher is None and config.teacher != "scripted":

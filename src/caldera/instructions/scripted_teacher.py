@@ -52,11 +52,7 @@ class ScriptedTeacher:
         }
 
     def write(self, kind: Kind, images: Sequence[AnnotatedImage]) -> list[Exchange]:
-        """Write one dialogue, always the same for the same images and seed.
-
-        Raises:
-            NothingToWrite: The annotations do not contain what the kind needs.
-        """
+        """Write one dialogue, always the same for the same images and seed."""
         rng = random.Random(f"{self._seed} {kind} {' '.join(image.id for image in images)}")
         exchanges = self._writers[kind](images, rng)
         if not exchanges:

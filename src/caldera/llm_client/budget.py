@@ -70,11 +70,7 @@ class Budget:
         spent: float = 0.0,
         requests: int = 0,
     ) -> None:
-        """Set the limits; `spent` and `requests` are those of earlier starts of the run.
-
-        Raises:
-            UsageError: There is a `max_cost` but no price.
-        """
+        """Set the limits; `spent` and `requests` are those of earlier starts of the run."""
         if max_cost is not None and price is None:
             raise UsageError("--max-cost needs --price PROMPT,REPLY, money for a million tokens")
         self._price = price or Price(0.0, 0.0)

@@ -55,12 +55,7 @@ class Journal:
     """Journal file and the state of all tasks in it."""
 
     def __init__(self, path: Path) -> None:
-        """Open or create a journal; a truncated last line is moved to `truncated.jsonl`.
-
-        Raises:
-            InputError: A line in the middle is invalid.
-            OutputError: The file cannot be written.
-        """
+        """Open or create a journal; a truncated last line is moved to `truncated.jsonl`."""
         self.path = path
         self.entries: dict[str, JournalEntry] = {}
         self.spent = 0.0
@@ -92,9 +87,6 @@ class Journal:
         """Log a reply and start to flush it to disk.
 
         Its outcome is written after it, so a truncated file loses the outcome first.
-
-        Raises:
-            OutputError: The reply cannot be written, or the last flush failed.
         """
         digests = {"prompt": received.prompt, "run": received.run}
         self._write({"received": name, "cost": cost, "reply": asdict(received.reply), **digests})
@@ -174,11 +166,7 @@ def _with_current_names(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def recorded_replies(path: Path) -> dict[str, list[Reply]]:
-    """Return all replies in a run folder or journal, by task, without opening it for writing.
-
-    Raises:
-        InputError: The journal cannot be read or contains no reply.
-    """
+    """Return all replies in a run folder or journal, by task, without opening it for writing."""
     file = path / "journal.jsonl" if path.is_dir() else path
     replies: dict[str, list[Reply]] = {}
     for _, line in journal_lines(file):
@@ -198,11 +186,7 @@ class ReplayClient:
         self._replies = {name: iter(replies) for name, replies in recorded_replies(path).items()}
 
     async def complete(self, name: str, messages: Sequence[Message]) -> Reply:
-        """Return the next recorded reply of a task.
-
-        Raises:
-            RequestRejected: There is none.
-        """
+        """Return the next recorded reply of a task."""
         reply = next(self._replies.get(name, iter(())), None)
         if reply is None:
             raise RequestRejected(

@@ -63,11 +63,7 @@ class OpenAIClient:
         config: RequestConfig,
         label: str = "teacher",
     ) -> None:
-        """Prepare a client; no request is sent. `label` names the model's role in messages.
-
-        Raises:
-            UsageError: The package `openai` is missing, or `base_url` is not an HTTP URL.
-        """
+        """Prepare a client; no request is sent. `label` names the model's role in messages."""
         try:
             import openai
         except ImportError as error:
@@ -91,13 +87,7 @@ class OpenAIClient:
         )
 
     async def complete(self, name: str, messages: Sequence[Mapping[str, object]]) -> Reply:
-        """Send one request; contents are text, or OpenAI's parts of text and images.
-
-        Raises:
-            TransientError: The request may be sent again.
-            RequestRejected: The request should not be sent again.
-            LLMClientError: No request will succeed.
-        """
+        """Send one request; contents are text, or OpenAI's parts of text and images."""
         config = self._config
         request: dict[str, Any] = {
             "model": self._model,
@@ -125,11 +115,7 @@ class OpenAIClient:
         return self._parse_response(body)
 
     async def served_models(self) -> list[str]:
-        """Return the names of the models that the endpoint serves.
-
-        Raises:
-            LLMClientError: The endpoint does not list them.
-        """
+        """Return the names of the models that the endpoint serves."""
         try:
             async with asyncio.timeout(self._config.timeout):
                 body = await self._client.get("/models", cast_to=bytes)

@@ -121,11 +121,7 @@ class RequestRunner(Generic[_Task]):
             self._report(self._config.journal.entries[task.id])
 
     async def _process(self, task: _Task) -> None:
-        """Request a task, check the reply, and log the outcome.
-
-        Raises:
-            _RunStopped: The run ended before the task was decided.
-        """
+        """Request a task, check the reply, and log the outcome."""
         journal, request = self._config.journal, self._config.request(task)
         messages = request.messages
         recorded = [received.reply for received in journal.replies(task.id)]
@@ -158,11 +154,7 @@ class RequestRunner(Generic[_Task]):
         self._count_failures(journal.entries[task.id])
 
     async def _send(self, name: str, messages: Sequence[Message], prompt: str) -> Reply:
-        """Send one request within budget and rate limits, and log its result.
-
-        Raises:
-            _RunStopped: The run ended.
-        """
+        """Send one request within budget and rate limits, and log its result."""
         config, journal = self._config, self._config.journal
         max_tokens = config.request_config.max_tokens
         reserved = await config.budget.reserve(max_tokens_of(messages), max_tokens)

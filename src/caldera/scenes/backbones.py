@@ -17,11 +17,7 @@ BACKBONES: dict[str, Path] = {
 
 
 def find_backbone(name: str) -> Path:
-    """Return the folder of a shipped backbone, or `name` itself if it is a folder.
-
-    Raises:
-        UnknownNameError: `name` is neither.
-    """
+    """Return the folder of a shipped backbone, or `name` itself if it is a folder."""
     if name in BACKBONES:
         return BACKBONES[name]
     if Path(name).is_dir():

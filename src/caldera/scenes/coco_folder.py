@@ -45,20 +45,7 @@ def write_scenes(
     workers: int = 2,
     on_image: Callable[[], None] = lambda: None,
 ) -> None:
-    """Render `count` scenes into a COCO folder, atomically.
-
-    Args:
-        folder: The folder to write; an earlier one is replaced.
-        split: "train", or "held_out" for evaluation.
-        count: Number of scenes.
-        seed: The same seed gives the same bytes.
-        workers: Number of rendering processes.
-        on_image: Called after each image.
-
-    Raises:
-        OutputError: The folder could not be written.
-        UsageError: The glyphs are not installed.
-    """
+    """Render `count` scenes into a COCO folder, atomically."""
     # Raises once, and here, if the glyphs are not installed.
     glyph_shapes()
     writer = _CocoWriter()

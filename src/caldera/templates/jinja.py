@@ -30,12 +30,7 @@ _UNKNOWN_ROLE = "this template takes turns of user and assistant only"
 
 
 def chat_template(template: Template, *, starts: bool) -> str:
-    """Return a template in Jinja, without the initial start token, which the tokenizer adds.
-
-    Args:
-        template: The template to write.
-        starts: Whether the tokenizer uses a start token.
-    """
+    """Return a template in Jinja, without the initial start token, which the tokenizer adds."""
     question = _IMAGES if template.caption_only else _USER
     prefix, before_question, before_answer, answer_prefix, answer_suffix = (
         _expression(template, text, starts)

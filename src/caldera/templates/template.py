@@ -95,11 +95,7 @@ class Template:
         return self.answer_suffix if self.answer_suffix in self.tokens else None
 
     def render(self, conversation: Conversation) -> Iterator[Span]:
-        """Yield the spans of a conversation; one that ends with a question ends with `before_answer`.
-
-        Raises:
-            ConversationError: The template takes captions, and the conversation is none.
-        """
+        """Yield the spans of a conversation; one that ends with a question ends with `before_answer`."""
         if self.caption_only:
             self._check_caption(conversation)
         yield BoundaryToken("start")
@@ -300,11 +296,7 @@ SPECIAL_TOKENS = frozenset(
 
 
 def find_template(name: str) -> Template:
-    """Return the template called exactly `name`.
-
-    Raises:
-        UnknownNameError: No template has this name.
-    """
+    """Return the template called exactly `name`."""
     if name not in TEMPLATES:
         raise UnknownNameError("template", name, TEMPLATES)
     return TEMPLATES[name]

@@ -98,14 +98,7 @@ def collect(
     journal: Journal,
     relative_to: Path,
 ) -> CollectedReplies:
-    """Build conversations of all accepted replies, in the order of the dialogues.
-
-    Args:
-        dialogues: All dialogues of the run; others in the journal are ignored.
-        prompts: Prompts with the requests for descriptions.
-        journal: Journal of the run.
-        relative_to: Folder of the data file.
-    """
+    """Build conversations of all accepted replies, in the order of the dialogues."""
     collected = CollectedReplies()
     for dialogue in dialogues:
         entry = journal.entries.get(dialogue.id)

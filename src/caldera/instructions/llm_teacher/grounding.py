@@ -48,13 +48,7 @@ _LOCATED = (
 def check_grounding(
     exchanges: Sequence[Exchange], images: Sequence[AnnotatedImage], categories: Sequence[str]
 ) -> None:
-    """Raise RejectedReply if an exchange contradicts the annotations: absent object, denied object, count.
-
-    Args:
-        exchanges: Questions and answers.
-        images: Their images; for several images only objects that are absent from all of them are checked.
-        categories: All categories that the annotators labeled.
-    """
+    """Raise RejectedReply if an exchange contradicts the annotations: absent object, denied object, count."""
     captions = "\n".join(caption for image in images for caption in image.captions)
     facts = [derive_facts(image, categories) for image in images]
     for exchange in exchanges:

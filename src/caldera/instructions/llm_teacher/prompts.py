@@ -94,17 +94,7 @@ class TeacherPrompt:
 def load_prompts(
     kinds: Sequence[Kind], language: str = "english", folder: Path | None = None
 ) -> dict[Kind, TeacherPrompt]:
-    """Read the prompts of some kinds.
-
-    Args:
-        kinds: Kinds that will be requested.
-        language: Language of the packaged prompts, and an optional folder below `folder`.
-        folder: The user's prompts, `KIND/system.txt` or `LANGUAGE/KIND/system.txt`, instead of the packaged ones.
-
-    Raises:
-        UnknownNameError: There are no prompts in the language, or none of a kind.
-        InputError: A file is missing, empty or not UTF-8.
-    """
+    """Read the prompts of some kinds."""
     if folder is None and language not in LANGUAGES:
         raise UnknownNameError("language of prompts", language, LANGUAGES)
     root = (folder or PROMPTS_FOLDER) / language

@@ -83,12 +83,7 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str], str], ...] = (
 
 
 def check_perspective(text: str, captions: str) -> None:
-    """Raise RejectedReply if a text does not speak as someone who sees the image.
-
-    Args:
-        text: The question or the answer.
-        captions: The image's captions; a word for a source that is in a caption is allowed.
-    """
+    """Raise RejectedReply if a text does not speak as someone who sees the image."""
     text = text.replace("\u2019", "'")
     sources: list[str] = _MENTIONS_SOURCE.findall(text)
     for source in sources:

@@ -25,13 +25,7 @@ _FORMAT_FEEDBACK = (
 
 
 def parse_reply(kind: Kind, reply: str, pick_question: Callable[[], str]) -> list[Exchange]:
-    """Parse a reply; raise RejectedReply if it is empty or malformed.
-
-    Args:
-        kind: A description is an answer alone, reasoning one exchange, the others any number.
-        reply: The text.
-        pick_question: Samples the question for a description.
-    """
+    """Parse a reply; raise RejectedReply if it is empty or malformed."""
     text = reply.replace("\r\n", "\n").strip()
     if fenced := _FENCE.match(text):
         text = fenced[1].strip()

@@ -137,10 +137,6 @@ def check_or_write(path: Path, fingerprint: Fingerprint, *, allow_changed_run: b
 
     Changed values are an error unless `allow_changed_run`; then the file holds both fingerprints, and every reply names
     its own by digest. The prompt of another kind is no change, nor is another version of caldera.
-
-    Raises:
-        UsageError: A value changed.
-        InputError: The file is invalid.
     """
     try:
         content: list[Fingerprint] = json.loads(path.read_text()) if path.exists() else []
