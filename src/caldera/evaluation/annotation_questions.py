@@ -98,9 +98,6 @@ def build_questions(
         context_per_image: Maximum number of questions about it together with other images.
         seed: Random seed of the selection and wording.
         relative_to: Folder that image paths start from.
-
-    Raises:
-        InputError: The annotations allow no question.
     """
     facts = {
         image.path: derive_facts(image, annotations.categories) for image in annotations.images

@@ -106,11 +106,7 @@ class Benchmark(Protocol):
 
 
 def check_answers(items: Sequence[Item], answers: Mapping[str, str]) -> None:
-    """Check that every item has an answer and every answer an item.
-
-    Raises:
-        InputError: Some are missing or unknown; the message lists them.
-    """
+    """Check that every item has an answer and every answer an item."""
     expected = {item.id for item in items}
     missing, unknown = expected - answers.keys(), answers.keys() - expected
     faults = []
@@ -144,11 +140,7 @@ class Sources:
     """Name of the prompt layout, such as ScienceQA's "LEPA"; empty: the default."""
 
     def require_questions(self, description: str) -> Path:
-        """Return the question file.
-
-        Raises:
-            UsageError: It was not given; the message names the official file by `description`.
-        """
+        """Return the question file, or raise UsageError that names the official file by `description`."""
         return _require(self.questions, "--questions", description)
 
     def require_annotations(self, description: str) -> Path:

@@ -2,7 +2,7 @@
 
 Answer files have three layouts: LLaVA's JSON lines (`question_id`, `prompt`, `text`), JSON lists of such records under
 other keys (`answer`, `prediction`, `response`), and one JSON object of texts by id. LLaVA also writes one file per GPU,
-so a folder of such files is read as one.
+so a folder of such files is read as one. Missing, broken and contradictory files raise InputError.
 """
 
 import csv
@@ -36,11 +36,7 @@ def find_repeated(names: Iterable[str]) -> list[str]:
 
 
 def read_text(path: Path) -> str:
-    """Read a text file that is not empty.
-
-    Raises:
-        InputError: It is missing, not UTF-8, or empty.
-    """
+    """Read a text file that is not empty."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -55,11 +51,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401 - any JSON value
-    """Return the value of a JSON file, or the list of values of a JSON lines file.
-
-    Raises:
-        InputError: The file is missing, empty or broken, or an object in it has a key twice.
-    """
+    """Return the value of a JSON file, or the list of values of a JSON lines file."""
     text = read_text(path)
     if path.suffix != ".jsonl":
         try:
@@ -102,11 +94,7 @@ def _parse_json(text: str, location: str) -> object:
 
 
 def read_object(path: Path, description: str) -> dict[str, Any]:
-    """Return the object in a JSON file.
-
-    Raises:
-        InputError: The file is missing or broken, or holds something else than "an object" with this description.
-    """
+    """Return the object in a JSON file, which `description` describes in messages, as in "of texts by id"."""
     content = read_json(path)
     if not isinstance(content, dict) or not content:
         raise InputError(f"{path} should hold an object {description}")
@@ -114,11 +102,7 @@ def read_object(path: Path, description: str) -> dict[str, Any]:
 
 
 def read_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Return the objects of a JSON list or JSON lines file, each with its location.
-
-    Raises:
-        InputError: The file is missing, empty, broken, or holds something else.
-    """
+    """Return the objects of a JSON list or JSON lines file, each with its location."""
     content = read_json(path)
     # A JSON lines file of one line is parsed as an object.
     records = [content] if isinstance(content, dict) else content
@@ -132,11 +116,7 @@ def read_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def read_rows(path: Path) -> list[tuple[str, dict[str, str]]]:
-    """Return the rows of a table with a header (.csv, .tsv, or .xlsx with openpyxl), each with its location.
-
-    Raises:
-        InputError: The file is missing, empty, or not such a table.
-    """
+    """Return the rows of a table with a header (.csv, .tsv, or .xlsx with openpyxl), each with its location."""
     if path.suffix == ".xlsx":
         return _read_spreadsheet(path)
     text = read_text(path)
@@ -180,11 +160,7 @@ def _read_spreadsheet(path: Path) -> list[tuple[str, dict[str, str]]]:
 
 
 def require_fields(record: object, names: Sequence[str], location: str) -> dict[str, Any]:
-    """Return a record that is an object with these fields.
-
-    Raises:
-        InputError: It is something else, or fields are missing; the message lists them and the existing ones.
-    """
+    """Return a record that is an object with these fields."""
     if not isinstance(record, dict):
         raise InputError(
             f"{location} should be an object with {', '.join(names)}, got {shorten_value(record)}"
@@ -197,11 +173,7 @@ def require_fields(record: object, names: Sequence[str], location: str) -> dict[
 
 
 def check_unique(names: Iterable[str], path: Path) -> None:
-    """Check that no question of a file occurs twice.
-
-    Raises:
-        InputError: Some do; the message lists them.
-    """
+    """Check that no question of a file occurs twice."""
     if repeated := find_repeated(names):
         raise InputError(
             f"{path} has questions more than once: {join_names(repeated)}; keep one of each"
@@ -245,11 +217,7 @@ def read_answers(path: Path) -> dict[str, str]:
 
 
 def texts_by_id(answers: Sequence[AnswerRecord], path: Path) -> dict[str, str]:
-    """Return the texts of the answers in a file by question id.
-
-    Raises:
-        InputError: Ids are missing or repeated; the message lists them.
-    """
+    """Return the texts of the answers in a file by question id."""
     if unnamed := [answer.location for answer in answers if not answer.id]:
         raise InputError(
             f"{len(unnamed)} answers have no id, the first {unnamed[0]}; expected one of {', '.join(ID_KEYS)}"
@@ -262,11 +230,7 @@ def texts_by_id(answers: Sequence[AnswerRecord], path: Path) -> dict[str, str]:
 
 
 def read_answer_list(path: Path) -> list[AnswerRecord]:
-    """Return the answers of a file, or of a folder of them, in order; ids may be missing or repeated.
-
-    Raises:
-        InputError: A file is missing, empty or broken, or holds something else than answers.
-    """
+    """Return the answers of a file, or of a folder of them, in order; ids may be missing or repeated."""
     if path.is_dir():
         files = [file for file in sorted(path.iterdir()) if file.suffix in (".json", ".jsonl")]
         if not files:

@@ -33,11 +33,7 @@ def render_page(template: str, **variables: object) -> str:
 
 
 def inline_image(path: Path) -> str:
-    """Return an image as a data URL, scaled down to the size of a gallery.
-
-    Raises:
-        ImageError: It cannot be read.
-    """
+    """Return an image as a data URL, scaled down to the size of a gallery."""
     image = open_image(path)
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     return image_to_data_url(image, "jpeg", quality=88)
@@ -106,12 +102,7 @@ class Report:
 
 
 def write_report(file: Path, report: Report) -> None:
-    """Write the report atomically.
-
-    Raises:
-        ImageError: An image of the gallery cannot be read.
-        OutputError: The file cannot be written.
-    """
+    """Write the report atomically."""
     page = render_page(
         "demo.html",
         report=report,

@@ -140,11 +140,7 @@ def _score_files(sources: Sources, path: Path) -> Score:
 
 
 def _count_runs(record: object, location: str) -> int:
-    """Return the number of runs in the grades of one answer.
-
-    Raises:
-        InputError: The record is not in the official layout.
-    """
+    """Return the number of runs in the grades of one answer."""
     record = require_fields(record, ("content", "score"), location)
     content, score = record["content"], record["score"]
     if not isinstance(content, list) or not isinstance(score, list) or len(content) != len(score):

@@ -100,12 +100,7 @@ def _read_table(sources: Sources) -> list[tuple[str, dict[str, str]]]:
 
 
 def extract_images(sources: Sources, folder: Path) -> bool:
-    """Write the images of a table to a folder, without rewriting unchanged files, and return whether it has any.
-
-    Raises:
-        InputError: One is not in base64.
-        OutputError: It cannot be written.
-    """
+    """Write the images of a table to a folder, without rewriting unchanged files, and return whether it has any."""
     rows = [
         (location, row) for location, row in _read_table(sources) if int(row["index"]) < _ROTATION
     ]

@@ -158,11 +158,7 @@ def _perception_from_sums(sums: np.ndarray) -> np.ndarray:
 
 
 def _to_benchmark(questions: Sequence[_Question]) -> Mme:
-    """Return the benchmark of complete, paired questions.
-
-    Raises:
-        InputError: A question occurs twice, an image has not two, or a part of perception or cognition is missing.
-    """
+    """Return the benchmark of complete, paired questions."""
     if repeated := find_repeated(question.id for question in questions):
         raise InputError(f"these questions occur more than once: {join_names(repeated)}")
     pairs = Counter((question.subtask, question.image) for question in questions)

@@ -18,11 +18,7 @@ from caldera.instructions.request_phrases import LETTER_PROMPT
 
 
 def parse_letters(items: Sequence[Item], answers: Mapping[str, str]) -> dict[str, str | None]:
-    """Return the letter of each answer, None if it has none or several.
-
-    Raises:
-        InputError: Answers are missing, or belong to no item.
-    """
+    """Return the letter of each answer, None if it has none or several."""
     check_answers(items, answers)
     return {
         item.id: parse_choice(

@@ -47,11 +47,7 @@ OLD_NAMES = {"own": CUSTOM.name, "seed": SEED_BENCH.name}
 
 
 def get_benchmark(name: str) -> BenchmarkSpec:
-    """Return the benchmark with exactly this name, or with this old name.
-
-    Raises:
-        UnknownNameError: No benchmark has this name.
-    """
+    """Return the benchmark with exactly this name, or with this old name."""
     name = OLD_NAMES.get(name, name)
     if name not in BENCHMARKS:
         raise UnknownNameError("benchmark", name, BENCHMARKS)

@@ -59,12 +59,7 @@ class _ProblemSchema(Problem):
 
 
 def load_question_info(sources: Sources) -> dict[str, QuestionInfo]:
-    """Return the information about each question of the test split, by id.
-
-    Raises:
-        UsageError: No file was given.
-        InputError: A file is broken, or two disagree.
-    """
+    """Return the information about each question of the test split, by id."""
     paths = [path for path in (sources.questions, sources.annotations) if path is not None]
     if not paths:
         raise UsageError(f"this benchmark needs --questions or --annotations: {EXPECTED_FILES}")
@@ -103,11 +98,7 @@ def _find_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def _merge(first: QuestionInfo, second: QuestionInfo, name: str) -> QuestionInfo:
-    """Combine the information of two files about a question.
-
-    Raises:
-        InputError: They have different correct answers.
-    """
+    """Combine the information of two files about a question."""
     if first.letter and second.letter and first.letter != second.letter:
         raise InputError(
             f"question {name} has two right answers, {first.letter} and {second.letter}: the files differ"

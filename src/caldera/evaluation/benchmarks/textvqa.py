@@ -112,11 +112,7 @@ def extract_question(prompt: str) -> str:
 def _with_question_ids(
     answers: Sequence[AnswerRecord], questions: Sequence[_QuestionSchema]
 ) -> list[AnswerRecord]:
-    """Replace image ids by question ids; answers to a repeated question of an image are matched in order.
-
-    Raises:
-        InputError: Some answers match no question.
-    """
+    """Replace image ids by question ids; answers to a repeated question of an image are matched in order."""
     ids = {str(question.question_id) for question in questions}
     unmatched_ids: dict[_QuestionKey, list[str]] = defaultdict(list)
     for question in reversed(questions):

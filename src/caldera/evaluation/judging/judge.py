@@ -46,11 +46,7 @@ class Judge:
     max_requests: int | None = None
 
     def __post_init__(self) -> None:
-        """Check that a model is named and that costs are known.
-
-        Raises:
-            UsageError: A model, key or price is missing.
-        """
+        """Check that a model is named and that costs are known."""
         is_openai = self.base_url.rstrip("/") == OPENAI_URL
         if not self.model:
             raise UsageError("a judge needs the name of a model; give --judge-model")

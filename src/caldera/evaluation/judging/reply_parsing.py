@@ -59,11 +59,7 @@ def parse_score_pair(reply: str) -> tuple[float, float]:
 
 
 def parse_grade(reply: str) -> float:
-    """Return the grade from 0 to 1 that is the whole first line of a reply.
-
-    Raises:
-        RejectedReply: There is none, or it is not between 0 and 1.
-    """
+    """Return the grade from 0 to 1 that is the whole first line of a reply."""
     line = _first_line(reply, _ASK_GRADE)
     match = _ONE.fullmatch(line)
     if match is None:
@@ -90,11 +86,7 @@ def parse_pair_as_llava(reply: str) -> tuple[float, float] | None:
 
 
 def without_reasoning(reply: str) -> str:
-    """Return a reply without the reasoning between <think> and </think> that some models write before it.
-
-    Raises:
-        RejectedReply: The reasoning has no end, so there is no reply.
-    """
+    """Return a reply without the reasoning between <think> and </think> that some models write before it."""
     text = _REASONING.sub("", reply, count=1)
     if text.lstrip().startswith("<think>"):
         raise RejectedReply("reasoning without an end", "the judge may need a higher max_tokens")

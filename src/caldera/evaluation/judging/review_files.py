@@ -46,11 +46,7 @@ class ReviewFile:
 
 
 def read_reviews(path: Path) -> list[ReviewFile]:
-    """Read a review file, or each file of a folder as one run.
-
-    Raises:
-        InputError: A file is missing or broken, judges an answer twice, or the files judge different answers.
-    """
+    """Read a review file, or each file of a folder as one run."""
     if not path.is_dir():
         return [_read_file(path)]
     files = sorted(path.glob("*.jsonl"))
@@ -83,11 +79,7 @@ def _read_file(path: Path) -> ReviewFile:
 
 
 def _check_orders(verdicts: Sequence[Verdict], path: Path) -> None:
-    """Check that each answer is judged once in each order that occurs.
-
-    Raises:
-        InputError: Some are not; the message lists them.
-    """
+    """Check that each answer is judged once in each order that occurs."""
     counts = Counter((verdict.id, verdict.order) for verdict in verdicts)
     if repeated := {name for (name, _), count in counts.items() if count > 1}:
         raise InputError(

@@ -28,11 +28,7 @@ def validity_metrics(total: int, failures: Mapping[str, str]) -> dict[str, Any]:
 
 
 def check_valid(metrics: Mapping[str, Any]) -> None:
-    """Raise if too many items have no verdict.
-
-    Raises:
-        EvaluationError: The metrics are not valid.
-    """
+    """Raise if too many items have no verdict."""
     if metrics.get("valid", True):
         return
     num_invalid = metrics["num_invalid"]

@@ -62,9 +62,6 @@ def decoding_from(settings: Mapping[str, Any]) -> tuple[LmmsGeneration, list[str
 
     Returns:
         The settings, and those that are not supported, as `name=value`.
-
-    Raises:
-        UsageError: A value is out of its range.
     """
     max_new_tokens, temperature = settings.get("max_new_tokens"), settings.get("temperature") or 0.0
     sampling = SamplingParams(
@@ -85,13 +82,7 @@ def decoding_from(settings: Mapping[str, Any]) -> tuple[LmmsGeneration, list[str
 
 
 def conversation_from(question: LmmsQuestion, folder: Path) -> Conversation:
-    """Return a conversation that ends with the question; its images are written to `folder`.
-
-    Raises:
-        ImageError: An image cannot be used.
-        UsageError: There are other media than images, or the numbers of images and placeholders differ.
-        ConversationError: The question is empty.
-    """
+    """Return a conversation that ends with the question; its images are written to `folder`."""
     images = []
     for number, image in enumerate(question.images() or ()):
         if not isinstance(image, Image.Image):
@@ -189,11 +180,7 @@ class LmmsAnswerer:
         return truncated
 
     def log_likelihoods(self, requests: Sequence[tuple[LmmsQuestion, str]]) -> list[LogLikelihood]:
-        """Return the log likelihood of each answer to its question, in their order.
-
-        Raises:
-            CalderaError: A question is not valid; a note on the error names it.
-        """
+        """Return the log likelihood of each answer to its question, in their order."""
         results: dict[int, LogLikelihood] = {}
         with self._progress.task("scoring", len(requests)) as tick, self._device.autocast():
             for indices in _batches(requests, self._batch_size, key=lambda _: None):

@@ -53,10 +53,6 @@ class LmmsModel(lmms):  # type: ignore[misc] # lmms-eval is optional
             batch_size: Questions per batch; lmms-eval's `--batch_size`.
             seed: Random seed, for tasks with a temperature.
             ignore_until: Whether to ignore a task's stops.
-
-        Raises:
-            ModelFormatError: It cannot be loaded.
-            UsageError: A setting is not valid, or this is one of several processes.
         """
         super().__init__()
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -77,11 +73,7 @@ class LmmsModel(lmms):  # type: ignore[misc] # lmms-eval is optional
         self._ignore_until = ignore_until
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
-        """Answer documents.
-
-        Raises:
-            CalderaError: A question is not valid; a note on the error names it.
-        """
+        """Answer documents."""
         questions, unsupported = [], set()
         for request in requests:
             text, settings, open_visuals, document, task, split = request.args
@@ -101,9 +93,6 @@ class LmmsModel(lmms):  # type: ignore[misc] # lmms-eval is optional
         """Return for each answer (mean loss of its tokens, whether it is greedy); lmms-eval takes the smallest loss.
 
         lmms-eval 0.7.3 converts a bare pair to a string, which it cannot score; a `GenerationResult` is not converted.
-
-        Raises:
-            CalderaError: A question is not valid; a note on the error names it.
         """
         questions = []
         for request in requests:

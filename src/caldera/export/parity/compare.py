@@ -215,9 +215,6 @@ def compare(
         cases: Images and questions.
         processor: Caldera's image processor.
         progress: Progress display.
-
-    Raises:
-        ImageError: An image cannot be used.
     """
     largest = {stage: _MaxDifference() for stage in ("file", *COMPARED)}
     answers = []
@@ -321,11 +318,7 @@ def as_tensor(values: np.ndarray) -> Tensor:
 
 
 def check_readable(paths: Sequence[Path]) -> None:
-    """Decode every image once, before a long comparison.
-
-    Raises:
-        ImageError: There is none, or one cannot be used.
-    """
+    """Decode every image once, before a long comparison."""
     if not paths:
         raise ImageError("there is no image to compare with; pass some with --images")
     for path in paths:

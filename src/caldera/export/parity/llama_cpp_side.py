@@ -67,10 +67,6 @@ class LlamaCpp:
             template: The chat template that the language model's file must hold; no other is executed.
             image_token_id: Id of image tokens in the compared prompts.
             fix_class_token: Move the class token to the front, as the fix of llama.cpp's issue 25814 does.
-
-        Raises:
-            UsageError: llama-cpp-python is not installed.
-            ModelFormatError: A file cannot be loaded, or was not written by caldera for this model.
         """
         require_llama_cpp("comparing with GGUF files")
         self._api, self._mtmd = import_module("llama_cpp"), import_module("llama_cpp.mtmd_cpp")

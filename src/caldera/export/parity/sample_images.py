@@ -34,11 +34,7 @@ def build_cases(paths: Sequence[Path]) -> list[ParityCase]:
 
 
 def draw_cases(folder: Path) -> list[ParityCase]:
-    """Draw scenes into a folder, as PNG, and unusual files: thin, wide, grayscale, transparent, rotated, JPEG.
-
-    Raises:
-        UsageError: The glyphs of scenes are not installed.
-    """
+    """Draw scenes into a folder, as PNG, and unusual files: thin, wide, grayscale, transparent, rotated, JPEG."""
     scenes = [
         render(sample_scene(number, seed=_SEED, split="held_out", shapes=glyph_shapes()))
         for number in range(NUM_SCENES)

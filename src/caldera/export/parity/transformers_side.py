@@ -41,11 +41,7 @@ class Transformers:
     notes: tuple[str, ...] = ()
 
     def __init__(self, folder: Path) -> None:
-        """Load a model folder in fp32.
-
-        Raises:
-            ModelFormatError: Transformers cannot express the model, or cannot load the folder.
-        """
+        """Load a model folder in fp32."""
         config = read_config(folder)
         model_type = config.get("model_type")
         if model_type not in CLASSES:
