@@ -219,8 +219,10 @@ def read_item_results(file: Path) -> list[ItemResult]:
     results = []
     for location, record in read_records(file):
         try:
+            if not isinstance(record, dict):
+                raise TypeError
             fields = {_FORMER_FIELDS.get(name, name): value for name, value in record.items()}
             results.append(ItemResult(**fields))
-        except (AttributeError, TypeError):
+        except TypeError:
             raise InputError(f"{location} is no line of an evaluation's answers.jsonl") from None
     return results
