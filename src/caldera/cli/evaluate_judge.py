@@ -41,14 +41,15 @@ Context = Annotated[Path | None, typer.Option(help=CONTEXT_HELP)]
 Protocol = Annotated[
     str, typer.Option(help="paper: the reference first; both_orders: each answer twice.")
 ]
+OutFolder = Annotated[Path, typer.Option("--out", help="Folder of the verdicts.")]
+Judged = Annotated[str, typer.Argument(help="llava-bench, llava-bench-coco, mm-vet or custom.")]
+AnswerFile = Annotated[Path, typer.Option(help="Answer file, official or LLaVA's.")]
 Runs = Annotated[int, typer.Option(min=1, help="Number of verdicts on each answer.")]
 
 
 def judge(
-    benchmark: Annotated[
-        str, typer.Argument(help="llava-bench, llava-bench-coco, mm-vet or custom.")
-    ],
-    answers: Annotated[Path, typer.Option(help="Answer file, official or LLaVA's.")],
+    benchmark: Judged,
+    answers: AnswerFile,
     questions: Questions = None,
     annotations: References = None,
     context: Context = None,
@@ -56,9 +57,7 @@ def judge(
     judge_model: JudgeModel = "",
     protocol: Protocol = "paper",
     runs: Runs = 1,
-    out_folder: Annotated[Path, typer.Option("--out", help="Folder of the verdicts.")] = Path(
-        "judged"
-    ),
+    out_folder: OutFolder = Path("judged"),
     api_key_env: ApiKeyEnv = "OPENAI_API_KEY",
     price: Price = None,
     no_price: NoPrice = False,
@@ -87,23 +86,17 @@ def judge(
 
     spec = get_benchmark(benchmark)
     defaults = find_protocol(spec, protocol)
+    request_settings = [f"temperature={defaults.temperature}", f"max_tokens={defaults.max_tokens}"]
     llm_judge = _judge_from(
         (judge_url, judge_model, api_key_env),
         price,
-        [
-            f"temperature={defaults.temperature}",
-            f"max_tokens={defaults.max_tokens}",
-            *(settings or ()),
-        ],
+        [*request_settings, *(settings or ())],
         no_price=no_price,
         max_cost=max_cost,
         max_requests=max_requests,
     )
-    sources = Sources(
-        questions=questions,
-        annotations=annotations,
-        captions=context or _context_next_to(questions),
-    )
+    captions = context or _context_next_to(questions)
+    sources = Sources(questions=questions, annotations=annotations, captions=captions)
     config = JudgeRunConfig(
         spec=spec, sources=sources, answers=answers, protocol=protocol, runs=runs, out=out_folder
     )

@@ -83,15 +83,7 @@ def evaluate_benchmark(
             f"{len(without_question)} items have an answer but no question, the first {without_question[0]}; these "
             f"files can score answers, but to ask a model {spec.name} needs its questions, too (--questions)"
         )
-    files = {"questions": sources.questions, "annotations": sources.annotations}
-    info = BenchmarkInfo(
-        title=spec.title,
-        measures=spec.measures,
-        primary_metric=spec.primary_metric,
-        chance=spec.chance,
-        files={name: path for name, path in files.items() if path is not None and path.is_file()},
-        split_size=len(items),
-    )
+    info = _benchmark_info(spec, sources, len(items))
     if limit is not None and limit < len(items):
         benchmark = with_items(benchmark, limit_items(items, limit))
     answerer = open_answerer(model, config, server, runtime.compute)
@@ -112,6 +104,19 @@ def evaluate_benchmark(
         info=info,
         max_new_tokens=longest,
         progress=progress,
+    )
+
+
+def _benchmark_info(spec: BenchmarkSpec, sources: Sources, split_size: int) -> BenchmarkInfo:
+    """Return the description of a benchmark with its official files."""
+    files = {"questions": sources.questions, "annotations": sources.annotations}
+    return BenchmarkInfo(
+        title=spec.title,
+        measures=spec.measures,
+        primary_metric=spec.primary_metric,
+        chance=spec.chance,
+        files={name: path for name, path in files.items() if path is not None and path.is_file()},
+        split_size=split_size,
     )
 
 
