@@ -221,7 +221,7 @@ def read_item_results(file: Path) -> list[ItemResult]:
         try:
             if not isinstance(record, dict):
                 raise TypeError
-            fields = {_FORMER_FIELDS.get(name, name): value for name, value in record.items()}
+            fields = {_FORMER_FIELDS.get(name, name): record[name] for name in map(str, record)}
             results.append(ItemResult(**fields))
         except TypeError:
             raise InputError(f"{location} is no line of an evaluation's answers.jsonl") from None
