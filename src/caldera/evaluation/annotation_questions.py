@@ -11,7 +11,7 @@ from pathlib import Path
 from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet
 from caldera.conversation import Conversation, ImageRef, Turn, label_images
 from caldera.errors import InputError
-from caldera.evaluation.benchmark import Item, Score, check_answers, mean
+from caldera.evaluation.benchmark import Item, Score, ScoredItems, check_answers, mean
 from caldera.evaluation.caption_metrics import cider_d
 from caldera.instructions.dialogues import RelatedImages
 from caldera.instructions.facts import Facts, derive_facts
@@ -20,23 +20,14 @@ from caldera.instructions.questions import Question, questions_about, yes_no_pai
 from caldera.instructions.request_phrases import CAPTION_REQUESTS, SHORT_ANSWER
 
 
-@dataclass(frozen=True, slots=True)
-class CaptionQuestions:
-    """Items that ask for a caption."""
-
-    name: str
-    items: Sequence[Item]
-    max_new_tokens: int = 40
-
-    def score(self, answers: Mapping[str, str]) -> Score:
-        """Return CIDEr-D, between 0 and 10, as the overall score."""
-        check_answers(self.items, answers)
-        return Score(cider_d(answers, {item.id: item.references for item in self.items}))
+def _score_captions(items: Sequence[Item], answers: Mapping[str, str]) -> Score:
+    """Return CIDEr-D, between 0 and 10, as the overall score."""
+    return Score(cider_d(answers, {item.id: item.references for item in items}))
 
 
 def build_caption_questions(
     annotations: AnnotationSet, *, name: str, relative_to: Path
-) -> CaptionQuestions:
+) -> ScoredItems:
     """Return a request for a caption of each image, always worded equally; image paths start from `relative_to`."""
     items: list[Item] = []
     for image in annotations.images:
@@ -44,7 +35,7 @@ def build_caption_questions(
         turn = Turn("user", (image_ref, f"\n{CAPTION_REQUESTS[0]}"))
         conversation = Conversation(image.id, (turn,))
         items.append(Item(image.id, "caption", "caption", conversation, image.captions))
-    return CaptionQuestions(name, tuple(items))
+    return ScoredItems(name, items, _score_captions, max_new_tokens=40)
 
 
 def normalized(text: str) -> str:

@@ -105,6 +105,23 @@ class Benchmark(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class ScoredItems:
+    """A benchmark whose score is a function of its items and their answers."""
+
+    name: str
+    items: Sequence[Item]
+    score_answers: Callable[[Sequence[Item], Mapping[str, str]], Score]
+    """Scores answers by item id; each item has one."""
+
+    max_new_tokens: int = 16
+
+    def score(self, answers: Mapping[str, str]) -> Score:
+        """Check that the answers are those to the items, and score them."""
+        check_answers(self.items, answers)
+        return self.score_answers(self.items, answers)
+
+
 def check_answers(items: Sequence[Item], answers: Mapping[str, str]) -> None:
     """Check that every item has an answer and every answer an item."""
     expected = {item.id for item in items}
@@ -212,8 +229,8 @@ class BenchmarkSpec:
     Raises UsageError if a required file was not given, InputError if one is missing, broken or contradicts another.
     """
 
-    score_answer_files: Callable[[Sources, Path], Score]
-    """Scores an official answer file, or a folder of them; raises as `load` and `Benchmark.score` do."""
+    score_official_files: Callable[[Sources, Path], Score] | None = None
+    """Scores an official answer file, or a folder of them; None: the ids in these are those of the items."""
 
     default_files: Sources = Sources()
     """Official file names relative to one folder, for `--data`."""
@@ -228,14 +245,11 @@ class BenchmarkSpec:
         """Return whether answers to some of these items need a judge."""
         return self.judging is not None and any(map(self.judging.needs_judge, items))
 
-
-def score_by_item_id(load: Callable[[Sources], Benchmark]) -> Callable[[Sources, Path], Score]:
-    """Return a function that scores answer files whose ids are those of the items that `load` returns."""
-
-    def score_files(sources: Sources, answers: Path) -> Score:
-        return load(sources).score(read_answers(answers))
-
-    return score_files
+    def score_answer_files(self, sources: Sources, answers: Path) -> Score:
+        """Score an official answer file, or a folder of them; raises as `load` and `Benchmark.score` do."""
+        if self.score_official_files:
+            return self.score_official_files(sources, answers)
+        return self.load(sources).score(read_answers(answers))
 
 
 def mean(scores: Iterable[float]) -> float:

@@ -25,7 +25,7 @@ from caldera.formats.gguf.writer import GgufDtype
 from caldera.formats.model_folder import load_model_folder
 from caldera.formats.original.export import write_original
 from caldera.formats.weight_names import read_weights
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.progress import Progress
 
 

@@ -6,7 +6,6 @@ METEOR and SPICE need Java and models of their own and are omitted.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,9 @@ from caldera.evaluation.benchmark import (
     BenchmarkSpec,
     Item,
     Score,
+    ScoredItems,
     Sources,
-    check_answers,
     mean,
-    score_by_item_id,
 )
 from caldera.evaluation.benchmarks.short_answers import question_turn
 from caldera.evaluation.caption_metrics import bleu, cider_d_per_image, mean_rouge_l
@@ -36,39 +34,30 @@ _MAX_CIDER = 10.0
 _FILE = "captions_SPLIT.json (COCO's), or a .csv of image,caption"
 
 
-@dataclass(frozen=True, slots=True)
-class Captions:
-    """Images with human captions."""
-
-    items: Sequence[Item]
-    name: str = "captions"
-    max_new_tokens: int = 128
-
-    def score(self, answers: Mapping[str, str]) -> Score:
-        """Return CIDEr-D over 10 as overall and item scores, and as a metric times 100, as papers print it."""
-        check_answers(self.items, answers)
-        references = {item.id: item.references for item in self.items}
-        cider = cider_d_per_image(answers, references)
-        scores = {name: value / _MAX_CIDER for name, value in cider.items()}
-        unparsed = {
-            name: "the caption is empty; it shares no word with any"
-            for name in references
-            if not answers[name].strip()
-        }
-        metrics: dict[str, Any] = {
-            f"Bleu_{n}": round(100 * value, 2)
-            for n, value in enumerate(bleu(answers, references), start=1)
-        }
-        metrics["ROUGE_L"] = round(100 * mean_rouge_l(answers, references), 2)
-        metrics["CIDEr"] = round(100 * mean(cider.values()), 2)
-        return Score(
-            mean(scores.values()),
-            {},
-            {"caption": len(scores)},
-            metrics | {"images": len(scores), "parse_failures": len(unparsed)},
-            scores,
-            unparsed,
-        )
+def _score(items: Sequence[Item], answers: Mapping[str, str]) -> Score:
+    """Return CIDEr-D over 10 as overall and item scores, and as a metric times 100, as papers print it."""
+    references = {item.id: item.references for item in items}
+    cider = cider_d_per_image(answers, references)
+    scores = {name: value / _MAX_CIDER for name, value in cider.items()}
+    unparsed = {
+        name: "the caption is empty; it shares no word with any"
+        for name in references
+        if not answers[name].strip()
+    }
+    metrics: dict[str, Any] = {
+        f"Bleu_{n}": round(100 * value, 2)
+        for n, value in enumerate(bleu(answers, references), start=1)
+    }
+    metrics["ROUGE_L"] = round(100 * mean_rouge_l(answers, references), 2)
+    metrics["CIDEr"] = round(100 * mean(cider.values()), 2)
+    return Score(
+        mean(scores.values()),
+        {},
+        {"caption": len(scores)},
+        metrics | {"images": len(scores), "parse_failures": len(unparsed)},
+        scores,
+        unparsed,
+    )
 
 
 class _ImageSchema(BaseModel):
@@ -81,20 +70,17 @@ class _CaptionSchema(BaseModel):
     caption: str
 
 
-def load_questions(sources: Sources) -> Captions:
+def load_questions(sources: Sources) -> ScoredItems:
     """Load the images and their human captions."""
     path = sources.annotations or sources.require_questions(_FILE)
     images, captions = (_from_table if path.suffix in (".csv", ".tsv") else _from_coco)(path)
     if num_missing := len(images.keys() - captions.keys()):
         raise InputError(f"{path}: {num_missing} images have no caption; remove them")
-    return Captions(
-        [
-            Item(
-                name, "caption", "caption", question_turn(name, file, PROMPT), tuple(captions[name])
-            )
-            for name, file in images.items()
-        ]
-    )
+    items = [
+        Item(name, "caption", "caption", question_turn(name, file, PROMPT), tuple(captions[name]))
+        for name, file in images.items()
+    ]
+    return ScoredItems("captions", items, _score, max_new_tokens=128)
 
 
 def _from_coco(path: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
@@ -130,5 +116,4 @@ CAPTIONS = BenchmarkSpec(
     primary_metric="CIDEr",
     required_files=f"--annotations {_FILE}",
     load=load_questions,
-    score_answer_files=score_by_item_id(load_questions),
 )

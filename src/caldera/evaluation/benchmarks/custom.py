@@ -9,7 +9,7 @@ answer from 0 to 1, as in MM-Vet).
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -23,10 +23,10 @@ from caldera.evaluation.benchmark import (
     Item,
     JudgeSpec,
     Score,
+    ScoredItems,
     Sources,
     check_answers,
     mean,
-    score_by_item_id,
     score_items,
     to_percent,
 )
@@ -53,34 +53,25 @@ class _RecordSchema(BaseModel):
     kind: str = Field(default="question", min_length=1)
 
 
-@dataclass(frozen=True, slots=True)
-class CustomBenchmark:
-    """Questions whose type is how the answer is compared."""
-
-    items: Sequence[Item]
-    name: str = "custom"
-    max_new_tokens: int = 128
-
-    def score(self, answers: Mapping[str, str]) -> Score:
-        """Compare each answer by its question's rule; an unparsed choice is wrong, and counted."""
-        check_answers(self.items, answers)
-        if judged := [item.id for item in self.items if _needs_judge(item)]:
-            raise UsageError(
-                f"{len(judged)} questions are compared by a judge, the first {judged[0]!r}; have them judged: caldera "
-                "evaluate judge custom, or give them match exact, contains or choice"
-            )
-        scores = {item.id: float(_is_correct(item, answers[item.id])) for item in self.items}
-        unparsed = {
-            item.id: "no single choice could be read"
-            for item in self.items
-            if item.question_type == "choice" and not _parse_letter(item, answers[item.id])
-        }
-        score = score_items(self.items, scores, unparsed)
-        metrics: dict[str, Any] = {"accuracy": to_percent(score.overall)}
-        if len(score.by_category) > 1:
-            metrics |= {name: to_percent(value) for name, value in score.by_category.items()}
-        metrics |= {"questions": len(scores), "parse_failures": len(unparsed)}
-        return replace(score, metrics=metrics)
+def _score(items: Sequence[Item], answers: Mapping[str, str]) -> Score:
+    """Compare each answer by its question's rule; an unparsed choice is wrong, and counted."""
+    if judged := [item.id for item in items if _needs_judge(item)]:
+        raise UsageError(
+            f"{len(judged)} questions are compared by a judge, the first {judged[0]!r}; have them judged: caldera "
+            "evaluate judge custom, or give them match exact, contains or choice"
+        )
+    scores = {item.id: float(_is_correct(item, answers[item.id])) for item in items}
+    unparsed = {
+        item.id: "no single choice could be read"
+        for item in items
+        if item.question_type == "choice" and not _parse_letter(item, answers[item.id])
+    }
+    score = score_items(items, scores, unparsed)
+    metrics: dict[str, Any] = {"accuracy": to_percent(score.overall)}
+    if len(score.by_category) > 1:
+        metrics |= {name: to_percent(value) for name, value in score.by_category.items()}
+    metrics |= {"questions": len(scores), "parse_failures": len(unparsed)}
+    return replace(score, metrics=metrics)
 
 
 def _needs_judge(item: Item) -> bool:
@@ -108,15 +99,15 @@ def _normalize_words(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.casefold()))
 
 
-def load_questions(sources: Sources) -> CustomBenchmark:
-    """Load the questions."""
+def load_questions(sources: Sources) -> ScoredItems:
+    """Load the questions, whose type is how the answer is compared."""
     path = sources.require_questions("JSON lines with question and answer")
     items = [
         _to_item(record, location, index)
         for index, (location, record) in enumerate(read_records(path))
     ]
     check_unique((item.id for item in items), path)
-    return CustomBenchmark(items)
+    return ScoredItems("custom", items, _score, max_new_tokens=128)
 
 
 def _to_item(record: dict[str, Any], location: str, index: int) -> Item:
@@ -230,7 +221,6 @@ CUSTOM = BenchmarkSpec(
     primary_metric="accuracy",
     required_files="--questions, JSON lines with question and answer",
     load=load_questions,
-    score_answer_files=score_by_item_id(load_questions),
     judging=JudgeSpec(
         protocols=GRADE_PROTOCOLS,
         build_cases=_build_cases,

@@ -94,5 +94,5 @@ GQA = BenchmarkSpec(
     required_files=f"--questions {_FILE}",
     default_files=Sources(questions=Path(_FILE), images=Path("images")),
     load=load_questions,
-    score_answer_files=score_answer_files,
+    score_official_files=score_answer_files,
 )

@@ -8,16 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import InputError
 from caldera.evaluation.benchmark import (
     BenchmarkSpec,
     Item,
     JudgeSpec,
     Score,
+    ScoredItems,
     Sources,
     check_answers,
 )
+from caldera.evaluation.benchmarks.short_answers import question_turn
 from caldera.evaluation.files import join_names, read_answers, read_records, require_fields
 from caldera.evaluation.judging.protocols import (
     DESCRIPTION,
@@ -27,7 +28,7 @@ from caldera.evaluation.judging.protocols import (
     JudgeCase,
 )
 from caldera.evaluation.judging.review_files import PREFIX, format_reviews, read_reviews
-from caldera.evaluation.judging.scores import JudgedBenchmark, average_runs, relative_scores
+from caldera.evaluation.judging.scores import average_runs, judged_benchmark, relative_scores
 from caldera.evaluation.judging.verdicts import Verdict
 
 _CATEGORIES = ("conv", "detail", "complex")
@@ -49,28 +50,21 @@ def _read_questions(sources: Sources) -> dict[str, dict[str, Any]]:
     return questions
 
 
-def _load(sources: Sources, name: str) -> JudgedBenchmark:
+def _load(sources: Sources, name: str) -> ScoredItems:
     """Load the questions; with --annotations, the reference answers are the items' references."""
     references = read_answers(sources.annotations) if sources.annotations else {}
     items = []
     for key, record in _read_questions(sources).items():
-        turn = Turn("user", (ImageRef(record["image"]), f"\n{record['text']}"))
         items.append(
             Item(
                 id=key,
                 category=record["category"],
                 question_type=record["category"],
-                conversation=Conversation(key, (turn,)),
+                conversation=question_turn(key, record["image"], record["text"]),
                 references=(references[key],) if key in references else (),
             )
         )
-    return JudgedBenchmark(
-        name=name,
-        items=items,
-        parse=PAPER_PROTOCOL.parse,
-        score_verdicts=relative_scores,
-        primary_metric="overall",
-    )
+    return judged_benchmark(name, items, PAPER_PROTOCOL.parse, relative_scores, "overall")
 
 
 def _read_contexts(sources: Sources) -> dict[str, tuple[str, str]]:
@@ -156,7 +150,7 @@ def _spec(name: str, title: str, measures: str, description: str, prefix: str) -
         chance={},
         primary_metric="overall",
         load=lambda sources: _load(sources, name),
-        score_answer_files=_score_files,
+        score_official_files=_score_files,
         required_files="none; --answers are the judge's reviews, which `caldera evaluate judge` writes; "
         "--questions to check that none is missing",
         judging=JudgeSpec(

@@ -6,27 +6,28 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import InputError
 from caldera.evaluation.benchmark import (
     BenchmarkSpec,
     Item,
     JudgeSpec,
     Score,
+    ScoredItems,
     Sources,
     check_answers,
 )
+from caldera.evaluation.benchmarks.short_answers import question_turn
 from caldera.evaluation.files import read_object, require_fields
 from caldera.evaluation.judging.grading import GRADE_PROTOCOLS, GRADES, write_grade_files
 from caldera.evaluation.judging.protocols import JudgeCase
-from caldera.evaluation.judging.scores import JudgedBenchmark, average_runs, ratio_interval
+from caldera.evaluation.judging.scores import average_runs, judged_benchmark, ratio_interval
 from caldera.evaluation.judging.verdicts import Verdict, parse_verdict, validity_metrics
 
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 """Recognition, OCR, knowledge, generation, spatial awareness, arithmetic; in the official table's order."""
 
 
-def _load(sources: Sources) -> JudgedBenchmark:
+def _load(sources: Sources) -> ScoredItems:
     """Load `mm-vet.json`."""
     path = sources.require_questions("the official mm-vet.json")
     items = []
@@ -39,24 +40,17 @@ def _load(sources: Sources) -> JudgedBenchmark:
             raise InputError(
                 f"{location}: capability is {record['capability']!r}; expected some of {', '.join(CAPABILITIES)}"
             )
-        turn = Turn("user", (ImageRef(record["imagename"]), f"\n{record['question']}"))
         items.append(
             Item(
                 id=key,
                 category="_".join(needed),
                 question_type="_".join(needed),
-                conversation=Conversation(key, (turn,)),
+                conversation=question_turn(key, record["imagename"], record["question"]),
                 references=(str(record["answer"]),),
                 slices=tuple(f"capability: {name}" for name in needed),
             )
         )
-    return JudgedBenchmark(
-        name="mm-vet",
-        items=items,
-        parse=GRADES.parse,
-        score_verdicts=score_grades,
-        primary_metric="total",
-    )
+    return judged_benchmark("mm-vet", items, GRADES.parse, score_grades, "total")
 
 
 def _build_cases(sources: Sources, answers: Mapping[str, str]) -> list[JudgeCase]:
@@ -164,7 +158,7 @@ MM_VET = BenchmarkSpec(
     primary_metric="total",
     required_files="--questions: mm-vet.json; --answers are the judge's grades, which `caldera evaluate judge` writes",
     load=_load,
-    score_answer_files=_score_files,
+    score_official_files=_score_files,
     judging=JudgeSpec(
         protocols=GRADE_PROTOCOLS,
         build_cases=_build_cases,

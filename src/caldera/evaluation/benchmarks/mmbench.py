@@ -10,8 +10,8 @@ of the row that has it.
 import base64
 import binascii
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from caldera.errors import InputError
@@ -20,9 +20,9 @@ from caldera.evaluation.benchmark import (
     BenchmarkSpec,
     Item,
     Score,
+    ScoredItems,
     Sources,
     mean,
-    score_by_item_id,
     score_items,
     to_percent,
 )
@@ -40,51 +40,35 @@ _MAX_INDEX = 9
 _MISSING_VALUES = ("", "nan", "NaN")
 """Cells of missing choices and hints."""
 
-_INSTRUCTIONS = {"mmbench": LETTER_PROMPT, "mmbench_cn": "请直接回答选项字母。"}
+
+def _score(items: Sequence[Item], answers: Mapping[str, str]) -> Score:
+    """Score questions that are correct in all their rows; `vanilla` is the first row alone."""
+    rows = score_letters(items, parse_letters(items, answers))
+    rotations: dict[str, list[float]] = defaultdict(list)
+    for item in items:
+        rotations[item.question_type].append(rows.item_scores[item.id])
+    first = [item for item in items if item.id == item.question_type]
+    scores = {item.id: min(rotations[item.id]) for item in first}
+    score = score_items(first, scores, rows.unparsed)
+    metrics = {
+        "accuracy": to_percent(score.overall),
+        "vanilla": to_percent(mean(rows.item_scores[item.id] for item in first)),
+    }
+    metrics |= {name: to_percent(value) for name, value in score.by_category.items()}
+    metrics |= {
+        "questions": len(first),
+        "rows": len(items),
+        "parse_failures": len(rows.unparsed),
+    }
+    return replace(score, metrics=metrics)
 
 
-@dataclass(frozen=True, slots=True)
-class MmBench:
-    """Rows; an item's type is the question that it is a rotation of, its category that of the question."""
-
-    name: str
-    items: Sequence[Item]
-    max_new_tokens: int = 16
-
-    def score(self, answers: Mapping[str, str]) -> Score:
-        """Score questions that are correct in all their rows; `vanilla` is the first row alone."""
-        rows = score_letters(self.items, parse_letters(self.items, answers))
-        rotations: dict[str, list[float]] = defaultdict(list)
-        for item in self.items:
-            rotations[item.question_type].append(rows.item_scores[item.id])
-        first = [item for item in self.items if item.id == item.question_type]
-        scores = {item.id: min(rotations[item.id]) for item in first}
-        score = score_items(first, scores, rows.unparsed)
-        metrics = {
-            "accuracy": to_percent(score.overall),
-            "vanilla": to_percent(mean(rows.item_scores[item.id] for item in first)),
-        }
-        metrics |= {name: to_percent(value) for name, value in score.by_category.items()}
-        metrics |= {
-            "questions": len(first),
-            "rows": len(self.items),
-            "parse_failures": len(rows.unparsed),
-        }
-        return replace(score, metrics=metrics)
-
-
-def _loader(name: str) -> Callable[[Sources], MmBench]:
-    """Return a function that loads the table of one language."""
-
-    def load_questions(sources: Sources) -> MmBench:
-        rows = _read_table(sources)
-        first = {row["index"]: row for _, row in rows if int(row["index"]) < _ROTATION}
-        instruction = _INSTRUCTIONS[name]
-        return MmBench(
-            name, [_to_item(row, first, location, instruction) for location, row in rows]
-        )
-
-    return load_questions
+def _load(sources: Sources, name: str, instruction: str) -> ScoredItems:
+    """Load the rows of a table; an item's type is the question that it is a rotation of."""
+    rows = _read_table(sources)
+    first = {row["index"]: row for _, row in rows if int(row["index"]) < _ROTATION}
+    items = [_to_item(row, first, location, instruction) for location, row in rows]
+    return ScoredItems(name, items, _score)
 
 
 def _read_table(sources: Sources) -> list[tuple[str, dict[str, str]]]:
@@ -158,8 +142,7 @@ def _to_item(
     )
 
 
-def _spec(name: str, language: str) -> BenchmarkSpec:
-    load_questions = _loader(name)
+def _spec(name: str, language: str, instruction: str) -> BenchmarkSpec:
     return BenchmarkSpec(
         name=name,
         title=f"MMBench ({language})",
@@ -169,11 +152,10 @@ def _spec(name: str, language: str) -> BenchmarkSpec:
         primary_metric="accuracy",
         required_files="--questions mmbench_dev_*.tsv, which contains the images; answers as JSON lines, .tsv, or "
         ".xlsx if openpyxl is installed",
-        load=load_questions,
-        score_answer_files=score_by_item_id(load_questions),
+        load=lambda sources: _load(sources, name, instruction),
         extract_images=extract_images,
     )
 
 
-MMBENCH = _spec("mmbench", "English")
-MMBENCH_CN = _spec("mmbench_cn", "Chinese")
+MMBENCH = _spec("mmbench", "English", LETTER_PROMPT)
+MMBENCH_CN = _spec("mmbench_cn", "Chinese", "请直接回答选项字母。")

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import InputError, UnknownNameError, UsageError
 from caldera.evaluation.answer_parsing import parse_mme_answer
 from caldera.evaluation.benchmark import (
@@ -22,12 +21,13 @@ from caldera.evaluation.benchmark import (
     BootstrapStatistic,
     Item,
     Score,
+    ScoredItems,
     Sources,
-    check_answers,
     mean,
     scores_by_group,
     to_percent,
 )
+from caldera.evaluation.benchmarks.short_answers import short_answer_turn
 from caldera.evaluation.files import (
     AnswerRecord,
     find_repeated,
@@ -82,70 +82,63 @@ def _question_key(subtask: str, image: str, text: str) -> tuple[str, str, str]:
     return subtask, Path(image).stem, " ".join(text.split())
 
 
-@dataclass(frozen=True, slots=True)
-class Mme:
-    """Question pairs; an item's category is its sub-task, its type the image."""
-
-    items: tuple[Item, ...]
-    name: str = "mme"
-    max_new_tokens: int = 16
-
-    def score(self, answers: Mapping[str, str]) -> Score:
-        """Count correct answers and correct pairs; an answer that is neither yes nor no is wrong, and counted."""
-        check_answers(self.items, answers)
-        parsed = {item.id: parse_mme_answer(answers[item.id]) for item in self.items}
-        scores = {item.id: float(parsed[item.id] == item.references[0]) for item in self.items}
-        unparsed = {
-            name: "begins with neither yes nor no" for name, word in parsed.items() if word is None
+def _score(items: Sequence[Item], answers: Mapping[str, str]) -> Score:
+    """Count correct answers and correct pairs; an answer that is neither yes nor no is wrong, and counted."""
+    parsed = {item.id: parse_mme_answer(answers[item.id]) for item in items}
+    scores = {item.id: float(parsed[item.id] == item.references[0]) for item in items}
+    unparsed = {
+        name: "begins with neither yes nor no" for name, word in parsed.items() if word is None
+    }
+    groups = scores_by_group(items, scores)
+    subtask_scores = {name: _score_subtask(items, name, group) for name, group in groups.items()}
+    metrics: dict[str, Any] = {
+        name: round(sum(subtask_scores[subtask] for subtask in subtasks), 6)
+        for name, subtasks in (("perception", PERCEPTION), ("cognition", COGNITION))
+        if subtasks.keys() <= subtask_scores.keys()
+    }
+    metrics |= {name: subtask_scores[name] for name in SIZES if name in subtask_scores}
+    metrics |= {"questions": len(scores), "parse_failures": len(unparsed)}
+    counts = {name: len(group) for name, group in groups.items()}
+    if unusual := {name: count for name, count in counts.items() if count != SIZES[name]}:
+        metrics["other_sizes"] = {
+            name: f"{count} of {SIZES[name]}" for name, count in unusual.items()
         }
-        groups = scores_by_group(self.items, scores)
-        subtask_scores = {name: self._score_subtask(name, group) for name, group in groups.items()}
-        metrics: dict[str, Any] = {
-            name: round(sum(subtask_scores[subtask] for subtask in subtasks), 6)
-            for name, subtasks in (("perception", PERCEPTION), ("cognition", COGNITION))
-            if subtasks.keys() <= subtask_scores.keys()
-        }
-        metrics |= {name: subtask_scores[name] for name in SIZES if name in subtask_scores}
-        metrics |= {"questions": len(scores), "parse_failures": len(unparsed)}
-        counts = {name: len(group) for name, group in groups.items()}
-        if unusual := {name: count for name, count in counts.items() if count != SIZES[name]}:
-            metrics["other_sizes"] = {
-                name: f"{count} of {SIZES[name]}" for name, count in unusual.items()
-            }
-        overall = sum(subtask_scores.values()) / (200 * len(subtask_scores))
-        by_category = {name: mean(group.values()) for name, group in groups.items()}
-        statistic = None
-        if "perception" in metrics:
-            statistic = BootstrapStatistic(self._summands(scores), _perception_from_sums)
-        return Score(overall, by_category, counts, metrics, scores, unparsed, statistic)
+    overall = sum(subtask_scores.values()) / (200 * len(subtask_scores))
+    by_category = {name: mean(group.values()) for name, group in groups.items()}
+    statistic = None
+    if "perception" in metrics:
+        statistic = BootstrapStatistic(_summands(items, scores), _perception_from_sums)
+    return Score(overall, by_category, counts, metrics, scores, unparsed, statistic)
 
-    def _summands(self, scores: Mapping[str, float]) -> dict[str, tuple[float, ...]]:
-        """Return each item's summands: questions, correct answers, images and correct images of perception.
 
-        Four sums per sub-task; an image is counted with its first question.
-        """
-        subtasks = list(PERCEPTION)
-        pairs: dict[str, list[Item]] = defaultdict(list)
-        for item in self.items:
-            pairs[item.group].append(item)
-        summands: dict[str, tuple[float, ...]] = {}
-        for first, second in pairs.values():
-            both = min(scores[first.id], scores[second.id])
-            for item, image_summands in ((first, (1.0, both)), (second, (0.0, 0.0))):
-                row = np.zeros((len(subtasks), 4))
-                if item.category in PERCEPTION:
-                    row[subtasks.index(item.category)] = 1.0, scores[item.id], *image_summands
-                summands[item.id] = tuple(row.flatten().tolist())
-        return summands
+def _summands(items: Sequence[Item], scores: Mapping[str, float]) -> dict[str, tuple[float, ...]]:
+    """Return each item's summands: questions, correct answers, images and correct images of perception.
 
-    def _score_subtask(self, subtask: str, scores: Mapping[str, float]) -> float:
-        """Return accuracy plus accuracy+, each times 100."""
-        pairs: dict[str, list[float]] = defaultdict(list)
-        for item in self.items:
-            if item.category == subtask:
-                pairs[item.question_type].append(scores[item.id])
-        both = mean(min(pair) for pair in pairs.values())
-        return round(to_percent(mean(scores.values())) + to_percent(both), 6)
+    Four sums per sub-task; an image is counted with its first question.
+    """
+    subtasks = list(PERCEPTION)
+    pairs: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        pairs[item.group].append(item)
+    summands: dict[str, tuple[float, ...]] = {}
+    for first, second in pairs.values():
+        both = min(scores[first.id], scores[second.id])
+        for item, image_summands in ((first, (1.0, both)), (second, (0.0, 0.0))):
+            row = np.zeros((len(subtasks), 4))
+            if item.category in PERCEPTION:
+                row[subtasks.index(item.category)] = 1.0, scores[item.id], *image_summands
+            summands[item.id] = tuple(row.flatten().tolist())
+    return summands
+
+
+def _score_subtask(items: Sequence[Item], subtask: str, scores: Mapping[str, float]) -> float:
+    """Return accuracy plus accuracy+, each times 100."""
+    pairs: dict[str, list[float]] = defaultdict(list)
+    for item in items:
+        if item.category == subtask:
+            pairs[item.question_type].append(scores[item.id])
+    both = mean(min(pair) for pair in pairs.values())
+    return round(to_percent(mean(scores.values())) + to_percent(both), 6)
 
 
 def _perception_from_sums(sums: np.ndarray) -> np.ndarray:
@@ -157,8 +150,8 @@ def _perception_from_sums(sums: np.ndarray) -> np.ndarray:
     return 100 * fractions.sum(axis=-1)
 
 
-def _to_benchmark(questions: Sequence[_Question]) -> Mme:
-    """Return the benchmark of complete, paired questions."""
+def _to_benchmark(questions: Sequence[_Question]) -> ScoredItems:
+    """Return the benchmark of complete, paired questions; an item's category is its sub-task, its type the image."""
     if repeated := find_repeated(question.id for question in questions):
         raise InputError(f"these questions occur more than once: {join_names(repeated)}")
     pairs = Counter((question.subtask, question.image) for question in questions)
@@ -171,17 +164,16 @@ def _to_benchmark(questions: Sequence[_Question]) -> Mme:
             raise InputError(
                 f"{name} is a sum over {len(subtasks)} sub-tasks; missing: {join_names(missing)}"
             )
-    return Mme(tuple(map(_to_item, questions)))
+    return ScoredItems("mme", [*map(_to_item, questions)], _score)
 
 
 def _to_item(question: _Question) -> Item:
     image = f"{question.subtask}/{question.image}"
-    parts = (ImageRef(image), f"\n{question.text}\n{SHORT_ANSWER}")
     return Item(
         question.id,
         question.subtask,
         question.image,
-        Conversation(question.id, (Turn("user", parts),)),
+        short_answer_turn(question.id, image, question.text),
         (question.label,),
         group=image,
     )
@@ -250,7 +242,7 @@ def _parse_label(text: str, location: str) -> str:
     return word
 
 
-def load_questions(sources: Sources) -> Mme:
+def load_questions(sources: Sources) -> ScoredItems:
     """Load the questions with their correct answers."""
     return _to_benchmark(
         _load(sources.annotations or sources.questions or sources.require_annotations(_EXPECTED))
@@ -318,5 +310,5 @@ MME = BenchmarkSpec(
     required_files="none if the answers are MME's folder of existence.txt and so on; JSON lines need "
     "--annotations MME_FOLDER",
     load=load_questions,
-    score_answer_files=score_answer_files,
+    score_official_files=score_answer_files,
 )

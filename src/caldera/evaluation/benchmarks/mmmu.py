@@ -8,7 +8,7 @@ or number, more simply than the authors do, so `accuracy` covers choice question
 import ast
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from caldera.conversation import Conversation
 from caldera.errors import InputError
@@ -17,10 +17,9 @@ from caldera.evaluation.benchmark import (
     BenchmarkSpec,
     Item,
     Score,
+    ScoredItems,
     Sources,
-    check_answers,
     mean,
-    score_by_item_id,
     to_percent,
 )
 from caldera.evaluation.benchmarks.multiple_choice import choice_turn, parse_letters, score_letters
@@ -50,37 +49,28 @@ _OPEN = "open"
 """Question type of questions without choices."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mmmu:
-    """Questions whose category is the subject, whose slice is the discipline, and whose type is choice or open."""
-
-    items: Sequence[Item]
-    name: str = "mmmu"
-    max_new_tokens: int = 128
-
-    def score(self, answers: Mapping[str, str]) -> Score:
-        """Score choice questions, and open ones as a separate metric."""
-        check_answers(self.items, answers)
-        choice_items = [item for item in self.items if item.question_type != _OPEN]
-        open_scores = {
-            item.id: float(_matches_open_answer(answers[item.id], item.references))
-            for item in self.items
-            if item.question_type == _OPEN
-        }
-        metrics: dict[str, float] = {}
-        if open_scores:
-            metrics["open"] = to_percent(mean(open_scores.values()))
-            metrics["open_questions"] = len(open_scores)
-        # A limited run may have open questions only.
-        if not choice_items:
-            return Score(mean(open_scores.values()), metrics=metrics, item_scores=open_scores)
-        letters = parse_letters(choice_items, {item.id: answers[item.id] for item in choice_items})
-        score = score_letters(choice_items, letters)
-        if not open_scores:
-            return score
-        all_scores = score.item_scores | open_scores
-        metrics["accuracy_with_open"] = to_percent(mean(all_scores.values()))
-        return replace(score, metrics=score.metrics | metrics, item_scores=all_scores)
+def _score(items: Sequence[Item], answers: Mapping[str, str]) -> Score:
+    """Score choice questions, and open ones as a separate metric."""
+    choice_items = [item for item in items if item.question_type != _OPEN]
+    open_scores = {
+        item.id: float(_matches_open_answer(answers[item.id], item.references))
+        for item in items
+        if item.question_type == _OPEN
+    }
+    metrics: dict[str, float] = {}
+    if open_scores:
+        metrics["open"] = to_percent(mean(open_scores.values()))
+        metrics["open_questions"] = len(open_scores)
+    # A limited run may have open questions only.
+    if not choice_items:
+        return Score(mean(open_scores.values()), metrics=metrics, item_scores=open_scores)
+    letters = parse_letters(choice_items, {item.id: answers[item.id] for item in choice_items})
+    score = score_letters(choice_items, letters)
+    if not open_scores:
+        return score
+    all_scores = score.item_scores | open_scores
+    metrics["accuracy_with_open"] = to_percent(mean(all_scores.values()))
+    return replace(score, metrics=score.metrics | metrics, item_scores=all_scores)
 
 
 def _matches_open_answer(text: str, references: Sequence[str]) -> bool:
@@ -99,8 +89,11 @@ def _parse_number(text: str) -> float | None:
     return round(float(digits), 2) if re.fullmatch(r"-?\d+\.?\d*", digits) else None
 
 
-def load_questions(sources: Sources) -> Mmmu:
-    """Load the correct answers, or questions with them (id, question, options, answer, question_type)."""
+def load_questions(sources: Sources) -> ScoredItems:
+    """Load the correct answers, or questions with them (id, question, options, answer, question_type).
+
+    An item's category is the subject, its slice the discipline, and its type choice or open.
+    """
     path = sources.questions or sources.require_annotations("answer_dict_val.json")
     content = read_json(path)
     if isinstance(content, dict) and content:
@@ -113,7 +106,7 @@ def load_questions(sources: Sources) -> Mmmu:
         raise InputError(f"{path} should be answer_dict_val.json, or a list of questions")
     if all(item.question_type == _OPEN for item in items):
         raise InputError(f"{path} holds no choice question")
-    return Mmmu(items)
+    return ScoredItems("mmmu", items, _score, max_new_tokens=128)
 
 
 def _from_answer_entry(name: str, record: object, location: str) -> Item:
@@ -169,5 +162,4 @@ MMMU = BenchmarkSpec(
     primary_metric="accuracy",
     required_files="--annotations answer_dict_val.json",
     load=load_questions,
-    score_answer_files=score_by_item_id(load_questions),
 )

@@ -1,7 +1,7 @@
 """Multiple-choice questions, scored by accuracy: overall, by category and by slice."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from caldera.conversation import Conversation, ImageRef, Turn
@@ -43,19 +43,6 @@ def score_letters(items: Sequence[Item], letters: Mapping[str, str | None]) -> S
     if unparsed:
         metrics["accuracy_when_read"] = to_percent(mean(parsed_scores)) if parsed_scores else 0.0
     return replace(score, metrics=metrics)
-
-
-@dataclass(frozen=True, slots=True)
-class MultipleChoice:
-    """Items whose reference is a letter."""
-
-    name: str
-    items: Sequence[Item]
-    max_new_tokens: int = 16
-
-    def score(self, answers: Mapping[str, str]) -> Score:
-        """Parse a letter from each answer and compare it with the reference."""
-        return score_letters(self.items, parse_letters(self.items, answers))
 
 
 def choice_turn(

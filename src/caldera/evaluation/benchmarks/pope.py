@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import InputError, UsageError
 from caldera.evaluation.answer_parsing import is_explicit_yes_no, parse_pope_answer
 from caldera.evaluation.benchmark import (
@@ -21,11 +20,12 @@ from caldera.evaluation.benchmark import (
     BootstrapStatistic,
     Item,
     Score,
+    ScoredItems,
     Sources,
-    check_answers,
     mean,
     to_percent,
 )
+from caldera.evaluation.benchmarks.short_answers import short_answer_turn
 from caldera.evaluation.files import (
     AnswerRecord,
     find_repeated,
@@ -35,7 +35,6 @@ from caldera.evaluation.files import (
     require_fields,
     texts_by_id,
 )
-from caldera.instructions.request_phrases import SHORT_ANSWER
 
 SPLITS = ("random", "popular", "adversarial")
 """Ways in which the absent objects were chosen."""
@@ -44,50 +43,38 @@ _QuestionKey = tuple[str, str, str, int]
 """Split, image, question, and number of earlier occurrences of the three."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pope:
-    """Questions of one or more splits; an item's category is its split."""
-
-    items: tuple[Item, ...]
-    name: str = "pope"
-    max_new_tokens: int = 16
-
-    def score(self, answers: Mapping[str, str]) -> Score:
-        """Count yes and no as POPE does; metrics are means over the splits."""
-        check_answers(self.items, answers)
-        parsed = {item.id: parse_pope_answer(answers[item.id]) for item in self.items}
-        scores = {item.id: float(parsed[item.id] == item.references[0]) for item in self.items}
-        unparsed = {
-            item.id: "neither yes nor no; POPE counts it as a yes"
-            for item in self.items
-            if not is_explicit_yes_no(answers[item.id])
-        }
-        counts = dict(Counter(item.category for item in self.items))
-        splits = {
-            name: _split_metrics([item for item in self.items if item.category == name], parsed)
-            for name in counts
-        }
-        metrics: dict[str, Any] = {
-            name: round(mean(split[name] for split in splits.values()), 6)
-            for name in ("f1", "accuracy", "precision", "recall", "yes_ratio")
-        }
-        if len(splits) > 1:
-            metrics["splits"] = splits
-        if unparsed:
-            explicit = [item for item in self.items if item.id not in unparsed]
-            metrics["without_parse_failures"] = _split_metrics(explicit, parsed)
-        return Score(
-            metrics["f1"] / 100,
-            {
-                name: mean(scores[item.id] for item in self.items if item.category == name)
-                for name in splits
-            },
-            counts,
-            metrics | {"questions": len(scores), "parse_failures": len(unparsed)},
-            scores,
-            unparsed,
-            BootstrapStatistic(_summands(self.items, parsed), _mean_f1),
-        )
+def _score(items: Sequence[Item], answers: Mapping[str, str]) -> Score:
+    """Count yes and no as POPE does; metrics are means over the splits."""
+    parsed = {item.id: parse_pope_answer(answers[item.id]) for item in items}
+    scores = {item.id: float(parsed[item.id] == item.references[0]) for item in items}
+    unparsed = {
+        item.id: "neither yes nor no; POPE counts it as a yes"
+        for item in items
+        if not is_explicit_yes_no(answers[item.id])
+    }
+    counts = dict(Counter(item.category for item in items))
+    splits = {
+        name: _split_metrics([item for item in items if item.category == name], parsed)
+        for name in counts
+    }
+    metrics: dict[str, Any] = {
+        name: round(mean(split[name] for split in splits.values()), 6)
+        for name in ("f1", "accuracy", "precision", "recall", "yes_ratio")
+    }
+    if len(splits) > 1:
+        metrics["splits"] = splits
+    if unparsed:
+        explicit = [item for item in items if item.id not in unparsed]
+        metrics["without_parse_failures"] = _split_metrics(explicit, parsed)
+    return Score(
+        metrics["f1"] / 100,
+        {name: mean(scores[item.id] for item in items if item.category == name) for name in splits},
+        counts,
+        metrics | {"questions": len(scores), "parse_failures": len(unparsed)},
+        scores,
+        unparsed,
+        BootstrapStatistic(_summands(items, parsed), _mean_f1),
+    )
 
 
 def _summands(items: Sequence[Item], parsed: Mapping[str, str]) -> dict[str, tuple[float, ...]]:
@@ -141,15 +128,23 @@ class _Question:
     label: str
 
 
-def load_questions(sources: Sources) -> Pope:
-    """Load the questions of one split, or of all in a folder, with their labels."""
-    return Pope(tuple(map(_to_item, _load_labeled(sources)[0])))
+def load_questions(sources: Sources) -> ScoredItems:
+    """Load the questions of one split, or of all in a folder, with their labels; an item's category is its split."""
+    return _to_benchmark(_load_labeled(sources)[0])
 
 
-def _to_item(question: _Question) -> Item:
-    parts = (ImageRef(question.image), f"\n{question.text}\n{SHORT_ANSWER}")
-    conversation = Conversation(question.id, (Turn("user", parts),))
-    return Item(question.id, question.split, "is there", conversation, (question.label,))
+def _to_benchmark(questions: Sequence[_Question]) -> ScoredItems:
+    items = [
+        Item(
+            id=question.id,
+            category=question.split,
+            question_type="is there",
+            conversation=short_answer_turn(question.id, question.image, question.text),
+            references=(question.label,),
+        )
+        for question in questions
+    ]
+    return ScoredItems("pope", items, _score)
 
 
 def _load_labeled(sources: Sources) -> tuple[list[_Question], set[str]]:
@@ -250,7 +245,7 @@ def score_answer_files(sources: Sources, answers: Path) -> Score:
     else:
         texts = _match_answers(read_answer_list(answers), questions, answers)
     labeled = {name: text for name, text in texts.items() if name not in unlabeled_ids}
-    score = Pope(tuple(map(_to_item, questions))).score(labeled)
+    score = _to_benchmark(questions).score(labeled)
     if len(labeled) == len(texts):
         return score
     skipped = {"answers_to_splits_without_labels": len(texts) - len(labeled)}
@@ -301,5 +296,5 @@ POPE = BenchmarkSpec(
     "LLaVA's",
     default_files=Sources(annotations=Path("coco"), images=Path("val2014")),
     load=load_questions,
-    score_answer_files=score_answer_files,
+    score_official_files=score_answer_files,
 )

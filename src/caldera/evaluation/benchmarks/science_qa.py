@@ -195,5 +195,5 @@ SCIENCE_QA = BenchmarkSpec(
     "llava_test_CQM-A.json",
     default_files=Sources(questions=Path("problems.json"), images=Path("images")),
     load=load_questions,
-    score_answer_files=score_answer_files,
+    score_official_files=score_answer_files,
 )

@@ -4,8 +4,8 @@ Its file has `questions`, each with `choice_a` to `choice_d`, the letter, a `que
 `question_type`, the dimensions by number. LLaVA uses the middle frame of a video.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,31 +14,27 @@ from caldera.evaluation.benchmark import (
     BenchmarkSpec,
     Item,
     Score,
+    ScoredItems,
     Sources,
     mean,
-    score_by_item_id,
     to_percent,
 )
-from caldera.evaluation.benchmarks.multiple_choice import MultipleChoice, choice_turn
+from caldera.evaluation.benchmarks.multiple_choice import choice_turn, parse_letters, score_letters
 from caldera.evaluation.files import check_unique, read_json, require_fields
 
 _CHOICES = ("choice_a", "choice_b", "choice_c", "choice_d")
 
 
-@dataclass(frozen=True, slots=True)
-class SeedBench(MultipleChoice):
-    """Questions whose category is the dimension and whose slice is "image" or "video"."""
-
-    def score(self, answers: Mapping[str, str]) -> Score:
-        """Score letters; `official_rule` is LLaVA's own, which accepts the bare letter only."""
-        score = MultipleChoice.score(self, answers)
-        exact = mean(float(answers[item.id] == item.references[0]) for item in self.items)
-        official = {"official_rule": {"accuracy": to_percent(exact)}}
-        return replace(score, metrics=score.metrics | official)
+def _score(items: Sequence[Item], answers: Mapping[str, str]) -> Score:
+    """Score letters; `official_rule` is LLaVA's own, which accepts the bare letter only."""
+    score = score_letters(items, parse_letters(items, answers))
+    exact = mean(float(answers[item.id] == item.references[0]) for item in items)
+    official = {"official_rule": {"accuracy": to_percent(exact)}}
+    return replace(score, metrics=score.metrics | official)
 
 
-def load_questions(sources: Sources) -> SeedBench:
-    """Load SEED-Bench.json."""
+def load_questions(sources: Sources) -> ScoredItems:
+    """Load SEED-Bench.json; an item's category is the dimension, its slice "image" or "video"."""
     path = sources.questions or sources.require_annotations("SEED-Bench.json")
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("questions"), list):
@@ -52,7 +48,7 @@ def load_questions(sources: Sources) -> SeedBench:
         for index, record in enumerate(records)
     ]
     check_unique((item.id for item in items), path)
-    return SeedBench("seed-bench", items)
+    return ScoredItems("seed-bench", items, _score)
 
 
 def _to_item(record: dict[str, Any], dimensions: Mapping[int, str], location: str) -> Item:
@@ -86,5 +82,4 @@ SEED_BENCH = BenchmarkSpec(
     required_files="--questions SEED-Bench.json",
     default_files=Sources(questions=Path("SEED-Bench.json"), images=Path()),
     load=load_questions,
-    score_answer_files=score_by_item_id(load_questions),
 )

@@ -146,5 +146,5 @@ TEXTVQA = BenchmarkSpec(
     required_files=f"--annotations {_FILE}; --questions llava_textvqa_val_v051_ocr.jsonl for LLaVA's prompts",
     default_files=Sources(annotations=Path(_FILE), images=Path("train_images")),
     load=load_questions,
-    score_answer_files=score_answer_files,
+    score_official_files=score_answer_files,
 )

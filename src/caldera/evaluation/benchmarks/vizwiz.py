@@ -97,5 +97,5 @@ VIZWIZ = BenchmarkSpec(
     required_files=f"--annotations {_FILE}; --questions LLaVA's question file if answers have its ids",
     default_files=Sources(annotations=Path(_FILE), images=Path("val")),
     load=load_questions,
-    score_answer_files=score_answer_files,
+    score_official_files=score_answer_files,
 )

@@ -126,5 +126,5 @@ VQAV2 = BenchmarkSpec(
         images=Path("val2014"),
     ),
     load=load_questions,
-    score_answer_files=score_answer_files,
+    score_official_files=score_answer_files,
 )

@@ -6,13 +6,12 @@ a mean of single ratios would differ (llava/eval/summarize_gpt_review.py).
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from statistics import fmean, pstdev
 from typing import Any
 
 import numpy as np
 
-from caldera.evaluation.benchmark import Item, Score, check_answers
+from caldera.evaluation.benchmark import Item, Score, ScoredItems
 from caldera.evaluation.judging.reply_parsing import HIGHEST
 from caldera.evaluation.judging.verdicts import (
     Verdict,
@@ -172,24 +171,22 @@ def _round(number: float | None) -> float | None:
     return None if number is None else round(number, 1)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class JudgedBenchmark:
-    """Questions with open answers; `score` takes a judge's replies about them."""
+def judged_benchmark(
+    name: str,
+    items: Sequence[Item],
+    parse: Callable[[str], tuple[float, ...]],
+    score_verdicts: Callable[[Sequence[Verdict]], Score],
+    primary_metric: str,
+) -> ScoredItems:
+    """Return a benchmark of open questions that scores a judge's reply about each answer, with the reference first.
 
-    name: str
-    items: Sequence[Item]
-    parse: Callable[[str], tuple[float, ...]]
-    """Parses a reply; raises RejectedReply."""
+    `parse` parses a reply, and raises RejectedReply.
+    """
 
-    score_verdicts: Callable[[Sequence[Verdict]], Score]
-    primary_metric: str
-    max_new_tokens: int = 1024
-
-    def score(self, answers: Mapping[str, str]) -> Score:
-        """Score a judge's reply about each answer, with the reference first."""
-        check_answers(self.items, answers)
+    def score_replies(items: Sequence[Item], replies: Mapping[str, str]) -> Score:
         verdicts = [
-            parse_verdict(item.id, item.category, answers[item.id], self.parse)
-            for item in self.items
+            parse_verdict(item.id, item.category, replies[item.id], parse) for item in items
         ]
-        return average_runs([self.score_verdicts(verdicts)], self.primary_metric)
+        return average_runs([score_verdicts(verdicts)], primary_metric)
+
+    return ScoredItems(name, items, score_replies, max_new_tokens=1024)

@@ -19,7 +19,7 @@ from caldera.inference.engine import Engine, Request, offline_config
 from caldera.inference.likelihood import LikelihoodScorer, LogLikelihood, ScoredContinuation
 from caldera.inference.prompts import PromptBuilder, check_context_length
 from caldera.inference.sampling import SamplingParams
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.progress import Progress
 
 _MAX_NEW_TOKENS = 1024

@@ -11,7 +11,7 @@ from caldera.export.parity.compare import ParityCase, StageOutputs
 from caldera.inference.engine import Engine, Request, offline_config
 from caldera.inference.prompts import FilePrompt, PromptBuilder
 from caldera.inference.sampling import SamplingParams
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.model.llava import order_image_tokens
 
 
