@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from caldera.annotations.coco import read_coco
 from caldera.evaluation.annotation_questions import build_questions
 from caldera.evaluation.benchmark import Benchmark
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 from caldera.formats.model_folder import load_model_folder
 from caldera.images.decoding import open_image
 from caldera.inference.choose_decoder import choose_decoder

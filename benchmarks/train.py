@@ -52,7 +52,7 @@ from caldera.batches.sampler import BatchLimit, StepSampler
 from caldera.batches.samples import Sample
 from caldera.devices import DeviceConfig, Runtime, tune_malloc
 from caldera.formats.model_folder import load_model_folder
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.progress import NoProgress
 from caldera.templates.encoding import IGNORE_INDEX
 from caldera.training.job import cached_tower_features

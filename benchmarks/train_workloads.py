@@ -22,13 +22,13 @@ from transformers import (
 
 from caldera.batches.samples import Sample, SampleBuilder
 from caldera.conversation import Conversation, ImageRef, Turn
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 from caldera.formats.assemble import assemble
 from caldera.formats.model_folder import save_model_folder
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.scenes.backbones import find_backbone
 from caldera.templates.template import find_template
-from caldera.training.stage import FINETUNE, PRETRAIN, Stage
+from caldera.training.hyperparameters import FINETUNE, PRETRAIN, Stage
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from caldera.formats.assemble import assemble
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.progress import Advance, NoProgress, Progress
 from tests.teacher_server import Script, TeacherServer
 

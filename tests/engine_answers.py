@@ -8,7 +8,7 @@ from caldera.conversation import Conversation
 from caldera.inference.engine import AnswerStream, Engine, Request, offline_config
 from caldera.inference.prompts import PromptBuilder
 from caldera.inference.sampling import SamplingParams
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 
 GREEDY = SamplingParams(max_new_tokens=23)
 

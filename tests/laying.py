@@ -9,7 +9,7 @@ from torch import Tensor
 from caldera.batches.image_sources import DecodedImages
 from caldera.batches.packing import Batch, build_packs, collate
 from caldera.batches.samples import Sample
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.templates.encoding import IGNORE_INDEX
 
 

@@ -24,7 +24,7 @@ from caldera.recipes.recipe import QuestionCounts
 from caldera.recipes.registry import RECIPES, find_recipe
 from caldera.server.api.config import Limits, ServerConfig
 from caldera.server.media.loader import MediaConfig
-from caldera.training.stage import Stage
+from caldera.training.hyperparameters import Stage
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """LLaVA, whole: train, evaluate and serve a vision-language assistant from annotated images.
 
-    import caldera
+import caldera
 
-    model = caldera.load("runs/demo/model")
-    print(model.chat("What is in the image?", "dog.jpg"))
+model = caldera.load("runs/demo/model")
+print(model.chat("What is in the image?", "dog.jpg"))
 """
 
 from importlib import import_module

@@ -1,13 +1,13 @@
 r"""Conversations of text and images, read and written as LLaVA's JSON.
 
-One object per conversation (spec of LLaVA's data):
+One JSON object per conversation:
 
     {"id": "7", "image": "dog.jpg", "conversations": [
         {"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": "A dog."}]}
 
 `image` is a list if there are several. Each `<image>` in a human value is the placeholder of the next image. It is
-replaced by an `ImageRef` when a record is read and never searched for again, so a later text that contains `<image>`
-(a user's question, a model's answer) remains text.
+replaced by an `ImageRef` once, when the record is read; `<image>` in any later text (a user's question, a model's
+answer) stays text.
 """
 
 import json
@@ -86,7 +86,7 @@ class Conversation:
                 raise ConversationError(
                     f"turn {number} is empty; give it text or remove the record"
                 )
-            if not _is_valid_utf8(text):
+            if not is_valid_utf8(text):
                 raise ConversationError(
                     f"turn {number} holds half a character (a lone surrogate); correct the text"
                 )
@@ -109,7 +109,7 @@ class Conversation:
         return self
 
 
-def _is_valid_utf8(text: str) -> bool:
+def is_valid_utf8(text: str) -> bool:
     """Return whether a text can be encoded as UTF-8; one with a lone surrogate cannot."""
     if text.isascii():
         return True
@@ -159,15 +159,12 @@ def json_schema() -> dict[str, object]:
 def from_record(
     record: object, location: str, ignore_fields: frozenset[str] = frozenset()
 ) -> Conversation:
-    """Return the Conversation of one parsed JSON object.
+    """Return the Conversation of one parsed JSON object, or raise ConversationError with the field and what to do.
 
     Args:
         record: The object in LLaVA's format.
         location: File and line or index, for messages.
         ignore_fields: Names of additional top-level fields to ignore.
-
-    Raises:
-        ConversationError: The record is invalid; the message contains the location, the field, and what to do.
     """
     if isinstance(record, dict) and ignore_fields:
         record = {key: value for key, value in record.items() if key not in ignore_fields}
@@ -229,11 +226,7 @@ def _describe_error(error: ValidationError) -> str:
 
 
 def to_record(conversation: Conversation) -> dict[str, object]:
-    """Return the JSON object of a Conversation in LLaVA's format.
-
-    Raises:
-        ConversationError: A text contains the literal placeholder, which the format would read as an image.
-    """
+    """Return the JSON object of a Conversation; raise ConversationError if a text contains the literal placeholder."""
     for turn in conversation.turns:
         if IMAGE_PLACEHOLDER in turn.text:
             raise ConversationError(

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from caldera.errors import UnknownNameError, UsageError
 
@@ -96,7 +96,10 @@ def _apply_one(config: Any, dotted: str, text: str, full_name: str) -> Any:  # n
     name, _, rest = dotted.partition(".")
     valid = {field.name: field for field in fields(config)}
     if name not in valid:
-        _raise_unknown(type(config).__name__, name, valid)
+        subject = f"setting of {type(config).__name__}"
+        if RENAMED.get(name) in valid:
+            raise UsageError(f"no {subject} is called {name!r}; did you mean {RENAMED[name]!r}?")
+        raise UnknownNameError(subject, name, valid)
     old, annotation = getattr(config, name), valid[name].type
     if group := _group(annotation):
         new = _apply_to_group(group, old, (rest, text, full_name), annotation)
@@ -106,21 +109,10 @@ def _apply_one(config: Any, dotted: str, text: str, full_name: str) -> Any:  # n
     return replace(config, **{name: _parse_value(text, old, annotation, full_name)})
 
 
-def _raise_unknown(config_name: str, name: str, valid: Mapping[str, object]) -> NoReturn:
-    subject = f"setting of {config_name}"
-    if RENAMED.get(name) in valid:
-        raise UsageError(f"no {subject} is called {name!r}; did you mean {RENAMED[name]!r}?")
-    raise UnknownNameError(subject, name, valid)
-
-
 def _group(annotation: object) -> type | None:
     """Return the dataclass of a field that holds one (or None); None for a field with a single value."""
     types = (annotation, *get_args(annotation))
     return next((item for item in types if isinstance(item, type) and is_dataclass(item)), None)
-
-
-def _is_optional(annotation: object) -> bool:
-    return NoneType in get_args(annotation)
 
 
 def _apply_to_group(
@@ -133,9 +125,10 @@ def _apply_to_group(
     rest, text, full_name = assignment
     if rest:
         return _apply_one(group() if old is None else old, rest, text, full_name)
-    if _is_optional(annotation) and text.lower() in ("on", "none"):
+    optional = NoneType in get_args(annotation)
+    if optional and text.lower() in ("on", "none"):
         return None if text.lower() == "none" else old or group()
-    switch = f", or {full_name}=on, {full_name}=none" if _is_optional(annotation) else ""
+    switch = f", or {full_name}=on, {full_name}=none" if optional else ""
     raise UsageError(
         f"{full_name} is a group of settings; name one of them, as {full_name}.NAME{switch}"
     )
@@ -154,8 +147,8 @@ def _type_name(annotation: object) -> str:
 
 def _parse_value(text: str, old: object, annotation: object, full_name: str) -> object:
     """Parse a value of the field's type, or raise UsageError."""
-    type_name, optional = _type_name(annotation), _is_optional(annotation)
-    if optional and text.lower() == "none":
+    type_name = _type_name(annotation)
+    if NoneType in get_args(annotation) and text.lower() == "none":
         return None
     if isinstance(old, Path):
         return Path(text)

@@ -8,7 +8,7 @@ import pytest
 
 from caldera.annotations.caption_pairs import read_pairs
 from caldera.errors import InputError
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 
 PAIRS = [
     ("1.jpg", "A dog, in a park."),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from caldera.annotations.boxes import Box
 from caldera.annotations.coco import read_coco
 from caldera.errors import AnnotationError, ImageError, InputError, UnknownNameError
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 
 Files = dict[str, dict[str, list[dict[str, Any]]]]
 WIDTH, HEIGHT = 50, 20

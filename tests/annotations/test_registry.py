@@ -6,7 +6,7 @@ import pytest
 
 from caldera.annotations.registry import ANNOTATION_READERS, SourceOptions, read_annotations
 from caldera.errors import InputError, UnknownNameError
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 from caldera.instructions.generate import DEFAULT_KINDS, parse_kinds
 
 

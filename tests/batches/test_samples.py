@@ -8,7 +8,7 @@ from caldera.batches.samples import SampleBuilder
 from caldera.conversation import Conversation, ImageRef, Turn, write_conversations
 from caldera.datasets.validation import validate_file
 from caldera.errors import ImageError
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.progress import NoProgress
 from caldera.templates.template import find_template
 

@@ -7,7 +7,7 @@ import pytest
 from caldera.chat.session import Session
 from caldera.inference.engine import Engine
 from caldera.inference.sampling import SamplingParams
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 
 
 @pytest.fixture

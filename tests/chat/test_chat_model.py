@@ -13,7 +13,7 @@ from caldera.devices import DeviceConfig
 from caldera.errors import ImageError, ModelFormatError, UsageError
 from caldera.formats.model_folder import save_model_folder
 from caldera.inference.engine import EngineConfig
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from PIL import Image
 
 from caldera.evaluation.files import read_answers
 from caldera.formats.model_folder import save_model_folder
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from tests.teacher_server import Answer, Script, TeacherServer, completion, write_coco
 
 Call = Callable[..., tuple[int, str, str]]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from caldera.formats.model_folder import save_model_folder
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from tests.cli.conftest import CommandResult
 
 

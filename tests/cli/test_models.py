@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from caldera.formats.model_folder import save_model_folder
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from tests.cli.conftest import CommandResult
 
 

@@ -9,7 +9,7 @@ import pytest
 from caldera.datasets.captions import import_captions, import_coco
 from caldera.datasets.importer import ImportOptions
 from caldera.errors import InputError
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 from caldera.instructions.request_phrases import CAPTION_REQUESTS
 
 

@@ -10,7 +10,7 @@ from caldera.conversation import from_record, to_record
 from caldera.datasets.importer import ImportOptions
 from caldera.datasets.llava_json import import_llava
 from caldera.errors import InputError
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 
 CHECKED = ImportOptions()
 UNCHECKED = ImportOptions(check_exists=False)

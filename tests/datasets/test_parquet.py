@@ -14,7 +14,7 @@ from caldera.conversation import (
 )
 from caldera.datasets.parquet import write_parquet
 from caldera.errors import InputError, UsageError
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 
 pyarrow = pytest.importorskip("pyarrow.parquet")
 

@@ -11,7 +11,7 @@ from caldera.conversation import to_record
 from caldera.datasets.importer import ImportOptions
 from caldera.datasets.science_qa import ANSWERS, QUESTIONS, Problem, import_science_qa, parse_layout
 from caldera.errors import InputError, UnknownNameError
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 from caldera.instructions.request_phrases import LETTER_PROMPT
 
 PROBLEMS: dict[str, dict[str, Any]] = {

@@ -18,7 +18,7 @@ from caldera.datasets.statistics import (
     prefix_tree,
 )
 from caldera.errors import InputError
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 
 
 def talk(name: str, images: int, *texts: str) -> Conversation:

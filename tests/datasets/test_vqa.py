@@ -10,7 +10,7 @@ from caldera.conversation import to_record
 from caldera.datasets.importer import AnswerPromptPlacement, ImportOptions
 from caldera.datasets.vqa import import_vqa
 from caldera.errors import InputError
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 from caldera.instructions.request_phrases import SHORT_ANSWER
 
 QUESTIONS = [

@@ -21,7 +21,7 @@ from caldera.evaluation.annotation_questions import (
     with_shuffled_images,
 )
 from caldera.evaluation.benchmark import Item
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 from caldera.instructions.questions import Question
 
 

@@ -23,7 +23,7 @@ from caldera.export.parity.sample_images import (
 )
 from caldera.formats.model_folder import save_model_folder
 from caldera.images.decoding import open_image
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.progress import NoProgress
 
 

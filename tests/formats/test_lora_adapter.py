@@ -16,7 +16,7 @@ from caldera.errors import ModelFormatError
 from caldera.formats.assemble import add_special_tokens, assemble, with_image_aspect
 from caldera.formats.lora_adapter import digest_base, merge_adapter, save_adapter
 from caldera.formats.model_folder import load_model_folder, save_model_folder
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.model.lora import (
     LoraConfig,
     add_lora,

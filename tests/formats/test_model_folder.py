@@ -32,7 +32,7 @@ from caldera.formats.safetensors_files import from_memory
 from caldera.formats.weight_names import load_into
 from caldera.images.anyres import SINGLE_VIEW
 from caldera.images.processor import ImageAspect
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.templates.encoding import encode
 from caldera.templates.template import VICUNA_SYSTEM, find_template
 

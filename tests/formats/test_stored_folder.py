@@ -9,7 +9,7 @@ from torch import Tensor
 from caldera.formats.lora_adapter import merge_adapter
 from caldera.formats.model_folder import load_model_folder
 from caldera.images.anyres import choose_layout
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 
 STORED = Path(__file__).parent / "stored_folder_0_1"
 """Model folder with tiles, adapter on its language model, and inputs with the logits of both."""

@@ -47,13 +47,13 @@ SIZES = st.tuples(st.integers(1, 3000), st.integers(1, 3000))
     ],
 )
 def test_token_counts_of_the_released_models(size: Size, pinpoint: Size, tokens: int) -> None:
-    """Worked examples for a tower of 336 pixels and 24 x 24 patches (spec 1.7)."""
+    """Worked examples for a tower of 336 pixels and 24 x 24 patches."""
     assert choose_pinpoint(size, RELEASED) == pinpoint
     assert count_tokens(choose_layout(size, RELEASED, 336), 24) == tokens
 
 
 def test_padding_is_computed_in_integers() -> None:
-    """In floating point, 11 x 55 on 24 columns would have 119 of 120 rows (spec 1.7)."""
+    """In floating point, 11 x 55 on 24 columns would have 119 of 120 rows."""
     assert TileLayout(1, 5, (11, 55)).padding(24) == (0, 0)
 
 

@@ -13,7 +13,7 @@ from caldera.images.decoding import open_image
 from caldera.inference.attention_maps import attention_weights, compute_attention_maps, split_words
 from caldera.inference.engine import Engine, EngineConfig, Request, SamplingParams
 from caldera.inference.prompts import Prompt, PromptBuilder, process_image
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 
 
 def answered(assistant: LlavaBundle, photos: Path, count: int, answer: str) -> tuple[Prompt, int]:

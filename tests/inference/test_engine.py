@@ -21,7 +21,7 @@ from caldera.images.decoding import open_image
 from caldera.inference.engine import AnswerStream, Engine, EngineConfig, Request, SamplingParams
 from caldera.inference.llama_decoder import LlamaDecoder
 from caldera.inference.prompts import Prompt
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 
 GREEDY = SamplingParams(max_new_tokens=23)
 SAMPLED = SamplingParams(max_new_tokens=23, temperature=1.3, top_p=0.9, top_k=50)

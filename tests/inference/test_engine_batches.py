@@ -18,7 +18,7 @@ from caldera.inference.decoder import TransformersDecoder
 from caldera.inference.engine import Engine, EngineConfig, Request, offline_config
 from caldera.inference.prompts import Prompt, PromptBuilder
 from caldera.inference.sampling import SamplingParams
-from caldera.model.assistant import LlavaBundle, eos_token_ids
+from caldera.model.bundle import LlavaBundle, eos_token_ids
 from tests.engine_answers import GREEDY, generate, generate_ids
 from tests.tiny_languages import LANGUAGES
 

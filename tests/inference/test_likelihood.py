@@ -7,7 +7,7 @@ from caldera.conversation import Conversation, Turn
 from caldera.inference.likelihood import LikelihoodScorer, ScoredContinuation
 from caldera.inference.prompts import PromptBuilder
 from caldera.inference.sampling import SamplingParams
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from tests.engine_answers import generate_ids
 
 

@@ -9,7 +9,7 @@ from caldera.images.anyres import grid_pinpoints
 from caldera.images.processor import ImageAspect, ImageProcessor
 from caldera.inference.attention_maps import rasterize, token_boxes, view_boxes
 from caldera.inference.prompts import process_image
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 
 SIDE, CELLS = 84, 3
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from caldera.annotations.coco import read_coco
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 from caldera.instructions.coco_knowledge import (
     GROUPED,
     GROUPS,

@@ -12,7 +12,7 @@ import pytest
 from caldera.annotations.annotated_image import AnnotatedImage
 from caldera.annotations.coco import read_coco
 from caldera.annotations.english import number_word, plural
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 from caldera.instructions.coco_knowledge import COLORS, GROUPS, PURPOSES
 from caldera.instructions.facts import derive_facts
 from caldera.instructions.questions import (

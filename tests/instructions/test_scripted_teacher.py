@@ -11,7 +11,7 @@ from caldera.annotations.annotated_image import AnnotatedImage, Instance
 from caldera.annotations.boxes import Box
 from caldera.annotations.caption_pairs import read_pairs
 from caldera.annotations.coco import read_coco
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 from caldera.instructions.dialogues import KINDS, Exchange, Kind, NothingToWrite
 from caldera.instructions.facts import derive_facts
 from caldera.instructions.multi_image_questions import questions_about_all

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from caldera.errors import ModelFormatError, UnknownNameError, UsageError
 from caldera.formats.assemble import assemble
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.model.lora import (
     LoraConfig,
     add_lora,

@@ -42,7 +42,7 @@ from caldera.formats.assemble import assemble
 from caldera.formats.image_processor import load_processor
 from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.inference.sampling import SamplingParams
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.templates.template import VICUNA_SYSTEM, find_template
 from caldera.training.loop import training_step
 from tests.engine_answers import generate

@@ -7,7 +7,7 @@ import pytest
 
 from caldera.errors import ModelFormatError, UsageError
 from caldera.formats.model_folder import save_model_folder
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.pipelines.inspect_record import inspect_record
 
 

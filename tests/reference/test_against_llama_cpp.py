@@ -41,7 +41,7 @@ from caldera.formats.gguf.vision_tower import ClassToken
 from caldera.formats.gguf.writer import GgufDtype
 from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.images.decoding import open_image
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.progress import NoProgress
 from caldera.scenes.backbones import find_backbone
 

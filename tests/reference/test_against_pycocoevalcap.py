@@ -7,7 +7,7 @@ import pytest
 
 from caldera.annotations.caption_pairs import read_pairs
 from caldera.evaluation.caption_metrics import bleu, cider_d, mean_rouge_l, ptb_tokenize
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 
 pytestmark = pytest.mark.reference
 

@@ -40,12 +40,12 @@ from caldera.images.processor import ASPECTS
 from caldera.inference.detokenizer import TokenIds
 from caldera.inference.prompts import PromptBuilder
 from caldera.inference.sampling import SamplingParams
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.progress import NoProgress
 from caldera.templates.encoding import IGNORE_INDEX
 from caldera.templates.template import VICUNA_SYSTEM, find_template
+from caldera.training.hyperparameters import FINETUNE, PRETRAIN, Part
 from caldera.training.parameters import set_trainable
-from caldera.training.stage import FINETUNE, PRETRAIN, Part
 from tests.engine_answers import generate_ids
 from tests.laying import batch_of, padded
 from tests.tiny_languages import LANGUAGES, WIDTHS
@@ -297,7 +297,7 @@ def test_loss_and_gradients_equal_those_of_transformers(
 def test_a_small_image_is_tiled_as_the_original_does(
     tmp_path: Path, vision_folder: Path, language_folder: Path
 ) -> None:
-    """If two grids tie, the folder makes transformers choose the one that LLaVA chooses (spec 8.3)."""
+    """If two grids tie, the folder makes transformers choose the one that LLaVA chooses."""
     bundle = assemble(vision_folder, language_folder, aspect="anyres", seed=3)
     save_model_folder(tmp_path / "m", bundle)
     Image.new("RGB", (4, 5)).save(tmp_path / "small.png")

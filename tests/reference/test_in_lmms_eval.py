@@ -18,7 +18,7 @@ from caldera.export.parity.sample_images import draw_cases
 from caldera.formats.model_folder import save_model_folder
 from caldera.inference.likelihood import LikelihoodScorer
 from caldera.inference.sampling import SamplingParams
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from tests.engine_answers import generate
 
 pytestmark = [

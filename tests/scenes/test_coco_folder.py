@@ -8,7 +8,7 @@ from PIL import Image
 
 from caldera.annotations.annotated_image import AnnotationSet
 from caldera.annotations.coco import read_coco
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 from caldera.scenes.captions import captions_of
 from caldera.scenes.coco_folder import write_scenes
 from caldera.scenes.drawing import glyph_shapes, render

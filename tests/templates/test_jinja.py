@@ -9,7 +9,7 @@ from transformers import LlavaProcessor
 
 from caldera.conversation import IMAGE_PLACEHOLDER, Conversation, ImageRef, Turn
 from caldera.formats.model_folder import save_model_folder
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.templates.encoding import IMAGE_SLOT_ID, encode
 from caldera.templates.jinja import chat_template
 from caldera.templates.template import TEMPLATES, Template, find_template

@@ -27,7 +27,7 @@ utterances = (
 
 
 def slow_ids(prompt: str) -> list[int]:
-    """Encode a prompt as LLaVA-1.5's code did, with a slow legacy tokenizer (spec 1.5).
+    """Encode a prompt as LLaVA-1.5's code did, with a slow legacy tokenizer.
 
     The prompt is split at `<image>`; each part is tokenized with a start token, which only the first part keeps. The
     slow tokenizer splits a part at its special tokens, and SentencePiece itself encodes each text between them.
@@ -83,7 +83,7 @@ def test_legacy_variants_give_the_slow_tokenizers_ids(
 
 
 def test_legacy_ids_differ_after_end_tokens_and_images() -> None:
-    """The two variants are equal everywhere else (spec 1.5 and 2.3)."""
+    """The two variants are equal everywhere else."""
     tokenizer = make_tokenizer("llama")
     turns = (
         Turn("user", (ImageRef("a.png"), "what?")),

@@ -8,7 +8,7 @@ import pytest
 
 from caldera.devices import Runtime
 from caldera.formats.assemble import assemble
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.progress import Progress
 from caldera.training.job import TrainingJob
 from tests.training.jobs import FP32

@@ -7,12 +7,12 @@ import torch
 from caldera.batches.samples import Sample, SampleBuilder
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.devices import DeviceConfig, Runtime
-from caldera.files.skipped import SkippedItems
-from caldera.model.assistant import LlavaBundle
+from caldera.files.skipped_items import SkippedItems
+from caldera.model.bundle import LlavaBundle
 from caldera.progress import NoProgress
 from caldera.templates.template import find_template
+from caldera.training.hyperparameters import Stage
 from caldera.training.job import TrainingData, TrainingJob
-from caldera.training.stage import Stage
 
 FP32 = DeviceConfig(torch.device("cpu"), torch.float32)
 

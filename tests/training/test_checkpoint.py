@@ -14,7 +14,7 @@ import torch
 from caldera.conversation import write_conversations
 from caldera.formats.assemble import assemble
 from caldera.formats.model_folder import load_model_folder, save_model_folder
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.training.checkpoint import latest_checkpoint
 from caldera.training.job import TrainingJob
 from caldera.training.metrics_log import read_metrics

@@ -16,16 +16,16 @@ from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.devices import Runtime
 from caldera.formats.assemble import assemble, with_image_aspect
 from caldera.model import llava
-from caldera.model.assistant import LlavaBundle
 from caldera.model.batch_layout import BatchLayout, set_attention
+from caldera.model.bundle import LlavaBundle
 from caldera.model.lora import LoraConfig, add_lora, linear_layers
 from caldera.progress import NoProgress
 from caldera.templates.encoding import IGNORE_INDEX
 from caldera.templates.template import find_template
+from caldera.training.hyperparameters import FINETUNE, PRETRAIN, Part, Stage
 from caldera.training.job import cached_tower_features
 from caldera.training.loop import training_step
 from caldera.training.parameters import build_optimizer, set_trainable
-from caldera.training.stage import FINETUNE, PRETRAIN, Part, Stage
 from tests.laying import padded
 from tests.training.jobs import FP32
 

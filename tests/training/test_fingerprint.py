@@ -10,9 +10,9 @@ from PIL import Image
 
 from caldera.batches.samples import Sample
 from caldera.images.anyres import SINGLE_VIEW
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
+from caldera.training.hyperparameters import FINETUNE
 from caldera.training.job import run_fingerprint
-from caldera.training.stage import FINETUNE
 from tests.training.jobs import FP32
 
 

@@ -13,15 +13,15 @@ import torch
 
 from caldera.conversation import Conversation, Turn
 from caldera.errors import CalderaError, ConversationError, ImageError, UsageError
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 from caldera.formats.assemble import assemble
 from caldera.formats.model_folder import load_model_folder
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.templates.template import find_template
 from caldera.templates.tokenization import context_tokenizer
+from caldera.training.hyperparameters import FINETUNE, Stage
 from caldera.training.job import TrainingData, TrainingJob
 from caldera.training.metrics_log import read_metrics
-from caldera.training.stage import FINETUNE, Stage
 from tests.training.jobs import dialogues, make_job
 from tests.training.test_metrics_log import read_tensorboard
 

@@ -10,11 +10,11 @@ from caldera.batches.samples import Sample
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import TrainingError
 from caldera.formats.assemble import assemble
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.templates.encoding import IGNORE_INDEX
+from caldera.training.hyperparameters import PRETRAIN
 from caldera.training.loop import evaluate_loss, training_step
 from caldera.training.parameters import build_optimizer, set_trainable
-from caldera.training.stage import PRETRAIN
 from tests.laying import batch_of, padded
 from tests.training.jobs import FP32, build_samples
 

@@ -12,15 +12,15 @@ from caldera.batches.samples import Sample
 from caldera.errors import UsageError
 from caldera.formats.lora_adapter import merge_adapter
 from caldera.formats.model_folder import load_model_folder, save_model_folder
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.model.lora import LoraConfig, add_lora, linear_layers, lora_parameters
 from caldera.overrides import apply_overrides
 from caldera.training.checkpoint import latest_checkpoint
+from caldera.training.hyperparameters import FINETUNE, FINETUNE_LORA, Stage
 from caldera.training.job import TrainingJob
 from caldera.training.loop import evaluate_loss, training_step
 from caldera.training.metrics_log import read_metrics
 from caldera.training.parameters import build_optimizer, set_trainable
-from caldera.training.stage import FINETUNE, FINETUNE_LORA, Stage
 from tests.laying import batch_of
 from tests.training.jobs import FP32, build_samples, dialogues, make_job
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
+from caldera.training.hyperparameters import FINETUNE, Part
 from caldera.training.loop import training_step
 from caldera.training.parameters import build_optimizer, lr_factor, set_lr, set_trainable
-from caldera.training.stage import FINETUNE, Part
 from tests.laying import batch_of
 from tests.training.jobs import FP32
 from tests.training.test_loop import mixed_samples

@@ -21,11 +21,11 @@ from caldera.devices import Runtime
 from caldera.errors import ImageError, TrainingError
 from caldera.files.atomic import lock_folder
 from caldera.formats.model_folder import save_model_folder
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.progress import NoProgress
+from caldera.training.hyperparameters import FINETUNE
 from caldera.training.metrics_log import read_metrics
 from caldera.training.prefetch import PrefetchConfig, prefetch
-from caldera.training.stage import FINETUNE
 from tests.training.jobs import FP32, dialogues, make_job
 
 

@@ -14,13 +14,13 @@ import torch
 
 from caldera.conversation import read_conversations
 from caldera.devices import DeviceConfig, Runtime
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 from caldera.formats.model_folder import load_model_folder
 from caldera.model.lora import LoraConfig
 from caldera.progress import NoProgress
+from caldera.training.hyperparameters import FINETUNE
 from caldera.training.job import TrainingData, TrainingJob
 from caldera.training.metrics_log import read_metrics
-from caldera.training.stage import FINETUNE
 
 STORED = Path(__file__).parent / "stored_run_0_1"
 STAGE = replace(

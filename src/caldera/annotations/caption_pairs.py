@@ -9,7 +9,7 @@ from caldera.conversation import from_record
 from caldera.errors import AnnotationError, ImageError, InputError
 from caldera.files.atomic import file_exists
 from caldera.files.records import read_records
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 
 _COLUMNS = ("image", "caption")
 
@@ -24,13 +24,9 @@ def read_pairs(
 ) -> AnnotationSet:
     """Read pairs of an image and a caption; captions of the same image are merged.
 
-    Args:
-        path: A `.csv` with the columns image and caption, a `.jsonl` of {"image", "caption"} objects, or LLaVA's
-            stage-1 `.json`, whose first gpt value is the caption.
-        skipped: Collects invalid pairs.
-        image_folder: Folder that paths are relative to; by default `images/` in the file's folder, or that folder.
-        ignore_fields: Additional fields of LLaVA's records to ignore.
-        check_images: Whether to check that each image exists.
+    The file is a `.csv` with the columns image and caption, a `.jsonl` of {"image", "caption"} objects, or LLaVA's
+    stage-1 `.json`, whose first gpt value is the caption. Paths are relative to `image_folder`, by default `images/`
+    next to the file or the file's own folder.
     """
     root = image_folder or _default_image_folder(path)
     captions: dict[str, list[str]] = {}

@@ -10,7 +10,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
 from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, Instance, unique_ids
 from caldera.annotations.boxes import Box
@@ -22,46 +22,42 @@ from caldera.errors import (
     describe_validation_error,
 )
 from caldera.files.atomic import file_exists
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 
 _BOX_TOLERANCE = 1.0
 """Pixels by which a box may exceed the image before it is clipped: COCO's coordinates are rounded."""
 
 
-class _CocoModel(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-
-class _ImageEntry(_CocoModel):
+class _ImageEntry(BaseModel):
     id: int
     file_name: str
     width: int = Field(gt=0)
     height: int = Field(gt=0)
 
 
-class _CaptionEntry(_CocoModel):
+class _CaptionEntry(BaseModel):
     image_id: int
     caption: str
 
 
-class _InstanceEntry(_CocoModel):
+class _InstanceEntry(BaseModel):
     image_id: int
     category_id: int
     bbox: tuple[float, float, float, float]
     iscrowd: int = 0
 
 
-class _CategoryEntry(_CocoModel):
+class _CategoryEntry(BaseModel):
     id: int
     name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
-class _CaptionFile(_CocoModel):
+class _CaptionFile(BaseModel):
     images: list[_ImageEntry]
     annotations: list[_CaptionEntry]
 
 
-class _InstanceFile(_CocoModel):
+class _InstanceFile(BaseModel):
     images: list[_ImageEntry]
     annotations: list[_InstanceEntry]
     categories: list[_CategoryEntry]
@@ -69,17 +65,11 @@ class _InstanceFile(_CocoModel):
 
 log = logging.getLogger(__name__)
 
-_Schema = TypeVar("_Schema", bound=_CocoModel)
+_Schema = TypeVar("_Schema", bound=BaseModel)
 
 
 def read_coco(folder: Path, skipped: SkippedItems, split: str | None = None) -> AnnotationSet:
-    """Read captions and boxes of one split of a COCO folder.
-
-    Args:
-        folder: The folder that contains `annotations/`.
-        skipped: Collects images that are missing or whose annotations are invalid.
-        split: Such as "train2017"; optional if there is only one.
-    """
+    """Read captions and boxes of one split of the folder that contains `annotations/`."""
     split = _choose_split(folder, split)
     captions_path, caption_file = _read_caption_file(folder, split)
     boxes_path = folder / "annotations" / f"instances_{split}.json"
@@ -136,15 +126,7 @@ def read_coco_captions(
     image_folder: Path | None = None,
     check_images: bool = True,
 ) -> AnnotationSet:
-    """Read the captions of one split of a COCO folder, without its boxes.
-
-    Args:
-        folder: The folder that contains `annotations/`.
-        skipped: Collects images that are missing or without a caption.
-        split: Such as "train2017"; optional if there is only one.
-        image_folder: Folder of the images; by default one in the usual places of `folder`.
-        check_images: Whether to check that each image exists.
-    """
+    """Read the captions of one split of the folder that contains `annotations/`, without its boxes."""
     split = _choose_split(folder, split)
     path, caption_file = _read_caption_file(folder, split)
     root = image_folder or _find_image_folder(folder, split)
@@ -218,10 +200,8 @@ def _choose_split(folder: Path, split: str | None) -> str:
 
 
 def _find_image_folder(folder: Path, split: str) -> Path:
-    for candidate in (folder / split, folder / "images" / split, folder / "images"):
-        if candidate.is_dir():
-            return candidate
-    return folder
+    candidates = (folder / split, folder / "images" / split, folder / "images")
+    return next((path for path in candidates if path.is_dir()), folder)
 
 
 def _parse_file(path: Path, schema: type[_Schema]) -> _Schema:

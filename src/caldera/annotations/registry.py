@@ -8,7 +8,7 @@ from caldera.annotations.annotated_image import AnnotationSet
 from caldera.annotations.caption_pairs import read_pairs
 from caldera.annotations.coco import read_coco
 from caldera.errors import UnknownNameError
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from caldera.conversation import Conversation
 from caldera.errors import ConversationError, ImageError, InputError
 from caldera.files.atomic import file_exists
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 from caldera.images.anyres import TileLayout
 from caldera.templates.encoding import encode
 from caldera.templates.template import Template

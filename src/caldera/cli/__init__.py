@@ -1,7 +1,7 @@
-"""Command line: each command parses its options and makes one call.
+"""Command line: each command parses its options and calls the library.
 
-Heavy modules are imported only when a command needs them, so that `caldera --help` is fast. The environment is read
-here and nowhere else.
+Heavy modules are imported only when a command needs them, so that `caldera --help` is fast. caldera's own
+environment variables are read here only.
 """
 
 import json

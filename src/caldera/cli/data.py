@@ -250,7 +250,7 @@ def check(
     """
     from caldera.datasets.importer import skipped_path
     from caldera.datasets.validation import validate_file
-    from caldera.files.skipped import SkippedItems
+    from caldera.files.skipped_items import SkippedItems
     from caldera.progress import default_progress
 
     report = validate_file(

@@ -197,7 +197,7 @@ def stats(
     """
     from caldera.datasets.statistics import compute_statistics
     from caldera.datasets.statistics_page import write_statistics_page
-    from caldera.files.skipped import SkippedItems
+    from caldera.files.skipped_items import SkippedItems
 
     page = page or file.with_suffix(".stats.html")
     skipped = SkippedItems(max_bad_fraction)
@@ -226,7 +226,7 @@ def to_parquet(
     """
     from caldera.datasets.importer import skipped_path
     from caldera.datasets.parquet import write_parquet
-    from caldera.files.skipped import SkippedItems
+    from caldera.files.skipped_items import SkippedItems
 
     skipped = SkippedItems(max_bad_fraction)
     ignored = frozenset(ignore_field or ())

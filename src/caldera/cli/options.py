@@ -1,4 +1,4 @@
-"""Options that several commands share, output to the two consoles, and hints for renamed options."""
+"""Options that several commands share, output to stdout and stderr, and hints for renamed options."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from caldera.devices import Runtime
     from caldera.inference.packed_linear import Quantization
 
-# Names from data are printed literally: "[/b]" is no style and ":x:" no emoji.
+# Rich markup is off, so a name from data that contains "[/b]" or ":x:" is printed as it is.
 stdout_console = Console(markup=False, emoji=False)
 """Console for results."""
 

@@ -22,10 +22,10 @@ from caldera.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
     from caldera.devices import Runtime
-    from caldera.model.assistant import LlavaBundle
+    from caldera.model.bundle import LlavaBundle
+    from caldera.training.hyperparameters import Stage
     from caldera.training.job import TrainingData
     from caldera.training.loop import TrainingResult
-    from caldera.training.stage import Stage
 
 _Name = TypeVar("_Name", bound=str)
 
@@ -74,7 +74,7 @@ def pretrain(
     from caldera.model.vision_tower import FeatureSelect
     from caldera.overrides import apply_overrides
     from caldera.recipes.towers import resolve_tower
-    from caldera.training.stage import PRETRAIN
+    from caldera.training.hyperparameters import PRETRAIN
 
     stage = apply_overrides(PRETRAIN, settings or ())
     model = assemble(
@@ -124,7 +124,7 @@ def finetune(
     """
     from caldera.formats.model_folder import load_model_folder
     from caldera.overrides import apply_overrides
-    from caldera.training.stage import FINETUNE, FINETUNE_LORA
+    from caldera.training.hyperparameters import FINETUNE, FINETUNE_LORA
 
     stage = apply_overrides(FINETUNE_LORA if lora else FINETUNE, settings or ())
     start = load_model_folder(model)
@@ -245,7 +245,7 @@ def _train(
     resume: bool,
 ) -> None:
     """Run a training job and print its result."""
-    from caldera.files.skipped import SkippedItems
+    from caldera.files.skipped_items import SkippedItems
     from caldera.training.job import TrainingJob
 
     job = TrainingJob(

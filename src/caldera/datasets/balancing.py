@@ -17,10 +17,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from caldera.conversation import Conversation, to_record
-from caldera.datasets.importer import PathRewriter, read_valid_conversations, write_with_skipped
+from caldera.datasets.importer import (
+    PathRewriter,
+    read_valid_conversations,
+    representable_conversations,
+    write_with_skipped,
+)
 from caldera.errors import InputError
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 
 MAX_WORDS = 4
 """Maximum number of words of a phrase; of a longer run the last ones are used."""
@@ -250,22 +254,14 @@ def balance_file(
 ) -> BalanceResult:
     """Write the records of a data file whose answers `balance` selects, whole or not at all."""
     skipped = SkippedItems(max_bad_fraction)
-    conversations = []
-    for conversation in read_valid_conversations(file, skipped, ignore):
-        try:
-            # Raises if a text contains <image>, which no data file can represent.
-            to_record(conversation)
-        except InputError as error:
-            skipped.add_or_raise(f"{file}: record {conversation.id}", error)
-        else:
-            conversations.append(conversation)
+    valid = read_valid_conversations(file, skipped, ignore)
+    conversations = list(representable_conversations(valid, file, skipped))
     skipped.raise_if_over_limit(len(conversations) + len(skipped.items))
-    result = balance(
-        [_answer_text(conversation) for conversation in conversations],
-        min_count=min_count,
-        max_per_phrase=max_per_phrase,
-        seed=seed,
-    )
+    answers = [
+        ".\n".join(turn.text for turn in conversation.turns if turn.role == "assistant")
+        for conversation in conversations
+    ]
+    result = balance(answers, min_count=min_count, max_per_phrase=max_per_phrase, seed=seed)
     if not result.selected:
         raise InputError(
             f"no noun phrase of {file} is in {min_count} answers or more; give more captions or a smaller --min-count"
@@ -274,8 +270,3 @@ def balance_file(
     selected = [rewriter.rewrite(conversations[index]) for index in result.selected]
     write_with_skipped(out, selected, skipped)
     return replace(result, skipped=len(skipped.items))
-
-
-def _answer_text(conversation: Conversation) -> str:
-    """Return the text of all answers."""
-    return ".\n".join(turn.text for turn in conversation.turns if turn.role == "assistant")

@@ -11,7 +11,7 @@ from caldera.annotations.caption_pairs import read_pairs
 from caldera.annotations.coco import read_coco_captions
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.datasets.importer import ImportOptions, ImportResult
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 from caldera.instructions.request_phrases import CAPTION_REQUESTS
 
 

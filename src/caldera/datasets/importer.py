@@ -5,13 +5,14 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from caldera.conversation import Conversation, ImageRef, from_record, write_conversations
+from caldera.conversation import Conversation, ImageRef, from_record, to_record, write_conversations
 from caldera.errors import AnnotationError, ImageError, InputError
 from caldera.files.records import read_records
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 
 AnswerPromptPlacement = Literal["each", "first", "none"]
 """Questions of a conversation that end with the sentence that asks for a short answer."""
@@ -62,35 +63,31 @@ Importer = Callable[[Path, SkippedItems, ImportOptions], ImportResult]
 """Import of a file or folder; raises InputError if it cannot be read, or an invalid item may not be skipped."""
 
 
-class ImageFolder:
-    """Folder of a data set's images, with a cache of the files that exist."""
+ResolveImage = Callable[..., str]
+"""Function from the possible names of an image to its path."""
 
-    def __init__(self, root: Path, *, check_exists: bool) -> None:
-        self._root, self._check_exists = str(root), check_exists
-        self._paths: dict[tuple[str, ...], str | None] = {}
 
-    def resolve(self, *names: str) -> str:
-        """Return the path of the first of several names that exists, or of the first without a check."""
+def image_resolver(root: Path, *, check_exists: bool) -> ResolveImage:
+    """Return a function for the path of the first of several names that exists, or of the first without a check."""
+
+    @cache
+    def resolve(*names: str) -> str:
         # os.path is several times as fast as pathlib, for data sets of hundreds of thousands of images.
-        if not self._check_exists:
-            return os.path.join(self._root, names[0])  # noqa: PTH118
-        if names not in self._paths:
-            paths = (os.path.join(self._root, name) for name in names)  # noqa: PTH118
-            self._paths[names] = next((path for path in paths if os.path.isfile(path)), None)  # noqa: PTH113
-        path = self._paths[names]
-        if path is None:
-            raise ImageError(
-                f"{Path(self._root, names[0])} does not exist; check --images, or pass --no-check-images if the images "
-                "are added later"
-            )
-        return path
+        paths = [os.path.join(root, name) for name in names]  # noqa: PTH118
+        for path in paths:
+            if not check_exists or os.path.isfile(path):  # noqa: PTH113
+                return path
+        raise ImageError(
+            f"{root / names[0]} does not exist; check --images, or pass --no-check-images if the images are added later"
+        )
+
+    return resolve
 
 
 class PathRewriter:
-    """Rewrites image paths to be relative to another folder."""
+    """Rewrites image paths relative to the folder `start` as paths relative to the folder `to`."""
 
     def __init__(self, start: Path, to: Path) -> None:
-        """Rewrite paths relative to `start` as paths relative to `to`."""
         self._start, self._to = str(start), str(to)
         self._folders: dict[str, str] = {}
 
@@ -129,6 +126,19 @@ def read_valid_conversations(
             conversation = from_record(record, location, ignore)
         except InputError as error:
             skipped.add_or_raise(location, error)
+        else:
+            yield conversation
+
+
+def representable_conversations(
+    conversations: Iterable[Conversation], source: Path, skipped: SkippedItems
+) -> Iterator[Conversation]:
+    """Yield the conversations that a data file can represent; one whose text contains <image> is skipped."""
+    for conversation in conversations:
+        try:
+            to_record(conversation)
+        except InputError as error:
+            skipped.add_or_raise(f"{source}: record {conversation.id}", error)
         else:
             yield conversation
 

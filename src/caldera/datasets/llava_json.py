@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from caldera.conversation import IMAGE_PLACEHOLDER, from_record
-from caldera.datasets.importer import ImageFolder, ImportOptions, ImportResult
+from caldera.datasets.importer import ImportOptions, ImportResult, ResolveImage, image_resolver
 from caldera.errors import ConversationError, InputError, did_you_mean, shorten_value
 from caldera.files.records import read_records
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 
 ROLE_ALIASES = {
     "human": "human",
@@ -33,14 +33,14 @@ _TURNS, _IMAGES = ("conversations", "messages"), ("image", "images")
 
 def import_llava(path: Path, skipped: SkippedItems, options: ImportOptions) -> ImportResult:
     """Import a `.json` or `.jsonl` file of conversations and fix its records."""
-    folder = ImageFolder(options.images or path.parent, check_exists=options.check_exists)
+    resolve_image = image_resolver(options.images or path.parent, check_exists=options.check_exists)
     imported = ImportResult()
     for index, (location, record) in enumerate(read_records(path)):
         imported.total += 1
         fixes: Counter[str] = Counter()
         try:
             fixed = _fix_record(record, location, f"{path.stem}-{index}", fixes)
-            _resolve_images(fixed, folder, fixes)
+            _resolve_images(fixed, resolve_image, fixes)
             conversation = from_record(fixed, location)
         except InputError as error:
             skipped.add_or_raise(location, error)
@@ -160,14 +160,16 @@ def _trim_ends(turns: list[dict[str, str]], fixes: Counter[str]) -> list[dict[st
     return turns
 
 
-def _resolve_images(record: dict[str, Any], folder: ImageFolder, fixes: Counter[str]) -> None:
+def _resolve_images(
+    record: dict[str, Any], resolve_image: ResolveImage, fixes: Counter[str]
+) -> None:
     """Replace image names by paths; if a file does not exist, other suffixes are tried."""
     if "image" not in record:
         return
     paths = []
     for name in record["image"]:
         stem = name.removesuffix(PurePosixPath(name).suffix)
-        path = folder.resolve(name, *(stem + suffix for suffix in IMAGE_SUFFIXES))
+        path = resolve_image(name, *(stem + suffix for suffix in IMAGE_SUFFIXES))
         if not path.endswith(name):
             fixes["image found with another suffix"] += 1
         paths.append(path)

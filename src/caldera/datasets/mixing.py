@@ -9,7 +9,7 @@ from pathlib import Path
 from caldera.conversation import Conversation
 from caldera.datasets.importer import PathRewriter, read_valid_conversations, write_with_skipped
 from caldera.errors import InputError, UsageError
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +96,7 @@ def mix_files(
 ) -> MixReport:
     """Mix several data files into one, shuffled; it is written whole or not at all.
 
-    Args:
-        weighted_files: Files with weights; image paths are relative to each file's folder.
-        out: `.json` or `.jsonl`; its image paths are relative to its folder.
-        seed: Seed for sampling and order.
-        ignore: Extra fields of records to ignore.
-        max_bad_fraction: Largest fraction of all records that may be skipped.
+    Image paths are relative to the folder of their file.
     """
     skipped, total = SkippedItems(max_bad_fraction), 0
     mixed: list[Conversation] = []

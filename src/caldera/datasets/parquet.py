@@ -14,7 +14,7 @@ from caldera.conversation import from_record, to_record
 from caldera.errors import InputError, OutputError, UsageError
 from caldera.files.atomic import atomic_folder, write_atomic
 from caldera.files.records import read_records
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 from caldera.images.decoding import read_bytes
 
 if TYPE_CHECKING:
@@ -50,13 +50,7 @@ def write_parquet(
 ) -> ParquetReport:
     """Write `data/train-*.parquet` and a data set card into a folder, whole or not at all.
 
-    Args:
-        file: `.json` or `.jsonl`.
-        folder: Output folder; an earlier export in it is replaced.
-        skipped: Receives invalid records, and those whose images cannot be read.
-        images: Folder that image paths are relative to; the file's own if None.
-        ignore: Extra fields of records to ignore.
-        shard_bytes: Size of a parquet file.
+    Image paths are relative to `images`, by default the file's folder. An earlier export in `folder` is replaced.
     """
     try:
         import pyarrow

@@ -4,14 +4,19 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from caldera.conversation import to_record
 from caldera.datasets.captions import import_captions, import_coco
-from caldera.datasets.importer import Importer, ImportOptions, PathRewriter, write_with_skipped
+from caldera.datasets.importer import (
+    Importer,
+    ImportOptions,
+    PathRewriter,
+    representable_conversations,
+    write_with_skipped,
+)
 from caldera.datasets.llava_json import import_llava
 from caldera.datasets.science_qa import import_science_qa
 from caldera.datasets.vqa import import_vqa
-from caldera.errors import ConversationError, InputError, UnknownNameError
-from caldera.files.skipped import SkippedItems
+from caldera.errors import InputError, UnknownNameError
+from caldera.files.skipped_items import SkippedItems
 
 IMPORTERS: dict[str, Importer] = {
     "llava": import_llava,
@@ -46,14 +51,10 @@ def import_dataset(
     skipped = SkippedItems(max_bad_fraction)
     imported = IMPORTERS[kind](path, skipped, options)
     rewriter = PathRewriter(Path(), out.parent)
-    conversations = []
-    for conversation in imported.conversations:
-        try:
-            # Raises if a text contains <image>, which no data file can represent.
-            to_record(conversation)
-            conversations.append(rewriter.rewrite(conversation))
-        except ConversationError as error:
-            skipped.add_or_raise(f"{path}: record {conversation.id}", error)
+    conversations = [
+        rewriter.rewrite(conversation)
+        for conversation in representable_conversations(imported.conversations, path, skipped)
+    ]
     skipped.raise_if_over_limit(max(1, imported.total))
     if not conversations:
         raise InputError(f"{path} has no valid record to write; see the skipped ones")

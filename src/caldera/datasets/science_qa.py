@@ -1,9 +1,8 @@
 """Import of ScienceQA's problems.json and pid_splits.json, one conversation per problem.
 
-The layouts are those of ScienceQA's code, as LLaVA converts them: letters before the hyphen are the order of the
-question (Q), its context (C) and the choices (M); those after it are the order of the answer (A), the lecture (L) and
-the explanation (E). `LEPA` puts the last two on separate lines. `letter` is LLaVA-1.5's layout: each choice on a line,
-the answer a letter.
+A layout such as `QCM-LEA` gives the order of the parts, as in ScienceQA's own code: before the hyphen question (Q),
+context (C) and choices (M); after it answer (A), lecture (L) and explanation (E). `LEPA` puts lecture and explanation on
+separate lines, then `###` and the answer. `letter` is LLaVA-1.5's layout: each choice on a line, the answer a letter.
 """
 
 from collections.abc import Callable
@@ -11,12 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from caldera.conversation import IMAGE_PLACEHOLDER, Conversation, ImageRef, Turn
-from caldera.datasets.importer import ImageFolder, ImportOptions, ImportResult, read_json
+from caldera.datasets.importer import (
+    ImportOptions,
+    ImportResult,
+    ResolveImage,
+    image_resolver,
+    read_json,
+)
 from caldera.errors import AnnotationError, InputError, UnknownNameError, describe_validation_error
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 from caldera.instructions.request_phrases import LETTER_PROMPT
 
 LETTERS = "ABCDEFGHIJ"
@@ -25,8 +30,6 @@ LETTERS = "ABCDEFGHIJ"
 
 class Problem(BaseModel):
     """A problem of problems.json."""
-
-    model_config = ConfigDict(extra="ignore")
 
     question: str = Field(min_length=1)
     choices: list[str] = Field(min_length=2, max_length=len(LETTERS))
@@ -148,26 +151,20 @@ def parse_layout(name: str) -> PromptLayout:
 
 
 def import_science_qa(path: Path, skipped: SkippedItems, options: ImportOptions) -> ImportResult:
-    """Import the problems of one split.
-
-    Args:
-        path: Folder of problems.json and pid_splits.json.
-        skipped: Receives problems that are missing, broken, or without their image.
-        options: `split` ("train" if None), `layout`, `images` and `check_exists` are used.
-    """
+    """Import the problems of one split from the folder of problems.json and pid_splits.json."""
     layout, split = parse_layout(options.layout), options.split or "train"
     problems, splits = _load(path / "problems.json"), _load(path / "pid_splits.json")
     if not isinstance(splits.get(split), list):
         raise UnknownNameError(f"split of {path}", split, splits)
     default = path / "images"
     root = options.images or (default if default.is_dir() else path)
-    folder = ImageFolder(root, check_exists=options.check_exists)
+    resolve_image = image_resolver(root, check_exists=options.check_exists)
     imported = ImportResult(total=len(splits[split]))
     for identity in splits[split]:
         location = f"{path / 'problems.json'}: problem {identity}"
         try:
             problem = _problem(problems, identity)
-            conversation = _conversation(str(identity), problem, layout, folder)
+            conversation = _conversation(str(identity), problem, layout, resolve_image)
         except InputError as error:
             skipped.add_or_raise(location, type(error)(f"{location}: {error}"))
         else:
@@ -197,7 +194,7 @@ def _problem(problems: dict[str, Any], identity: object) -> Problem:
 
 
 def _conversation(
-    identity: str, problem: Problem, layout: PromptLayout, folder: ImageFolder
+    identity: str, problem: Problem, layout: PromptLayout, resolve_image: ResolveImage
 ) -> Conversation:
     """Return a problem as a conversation; in each text two spaces become one, and the ends are stripped."""
     question, answer = (
@@ -206,7 +203,7 @@ def _conversation(
     parts: tuple[str | ImageRef, ...] = (question,)
     if problem.image:
         name = f"{identity}/{problem.image}"
-        image = ImageRef(folder.resolve(f"{problem.split}/{name}", name))
+        image = ImageRef(resolve_image(f"{problem.split}/{name}", name))
         parts = (image, f"\n{question}") if layout.image_first else (f"{question}\n", image)
     if IMAGE_PLACEHOLDER in question + answer:
         raise AnnotationError(

@@ -10,7 +10,7 @@ from typing import get_args
 from caldera.conversation import Conversation
 from caldera.datasets.balancing import noun_phrases, word_set
 from caldera.datasets.importer import read_valid_conversations
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 from caldera.instructions.dialogues import Kind
 
 FIRST_WORDS = 3

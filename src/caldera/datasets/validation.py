@@ -5,11 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from caldera.conversation import Conversation, from_record
+from caldera.conversation import from_record
 from caldera.errors import ConversationError, InputError
 from caldera.files.atomic import file_exists
 from caldera.files.records import read_records
-from caldera.files.skipped import SkippedItem
+from caldera.files.skipped_items import SkippedItem
 from caldera.images.decoding import open_image
 from caldera.progress import Advance, Progress
 
@@ -53,7 +53,9 @@ def validate_file(
             try:
                 conversation = from_record(record, location, ignore)
                 ids[conversation.id] += 1
-                _count(report, conversation)
+                report.turns += len(conversation.turns)
+                report.multi_image += len(conversation.images) > 1
+                report.text_only += not conversation.images
                 for name in conversation.images:
                     if name not in image_errors:
                         image_errors[name] = _image_error(images / name, decode=decode_images)
@@ -65,12 +67,6 @@ def validate_file(
     report.images = set(image_errors)
     report.repeated_ids = sum(count for count in ids.values() if count > 1)
     return report
-
-
-def _count(report: ValidationReport, conversation: Conversation) -> None:
-    report.turns += len(conversation.turns)
-    report.multi_image += len(conversation.images) > 1
-    report.text_only += not conversation.images
 
 
 def _image_error(path: Path, *, decode: bool) -> str | None:

@@ -8,32 +8,28 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from caldera.conversation import Conversation, ImageRef, Turn
-from caldera.datasets.importer import ImageFolder, ImportOptions, ImportResult, read_json
+from caldera.datasets.importer import ImportOptions, ImportResult, image_resolver, read_json
 from caldera.errors import AnnotationError, InputError, describe_validation_error
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 from caldera.instructions.request_phrases import SHORT_ANSWER
 
 
-class _VqaModel(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-
-class _Question(_VqaModel):
+class _Question(BaseModel):
     question_id: int
     image_id: int
     question: str
 
 
-class _Answer(_VqaModel):
+class _Answer(BaseModel):
     answer: str
     raw_answer: str | None = None
     """The answer as typed; OK-VQA's `answer` is reduced to word stems."""
 
 
-class _Annotation(_VqaModel):
+class _Annotation(BaseModel):
     question_id: int
     image_id: int
     answers: list[_Answer] = []
@@ -43,10 +39,7 @@ class _Annotation(_VqaModel):
 def import_vqa(path: Path, skipped: SkippedItems, options: ImportOptions) -> ImportResult:
     """Import questions and answers, with the questions about one image merged into one conversation.
 
-    Args:
-        path: `*_questions.json`, or the folder that holds it and `*_annotations.json`.
-        skipped: Receives questions that are empty, unanswered, or about a missing image.
-        options: `images`, `split` such as "train2014", `answers`, `answer_prompt` and `check_exists` are used.
+    `path` is `*_questions.json`, or the folder that holds it and `*_annotations.json`.
     """
     questions_path, answers_path = _find_files(path, options)
     header, questions = read_list(questions_path, "questions")
@@ -56,9 +49,8 @@ def import_vqa(path: Path, skipped: SkippedItems, options: ImportOptions) -> Imp
         if isinstance(entry, dict)
     }
     subtype = str(header.get("data_subtype", options.split or ""))
-    folder = ImageFolder(
-        _image_folder(questions_path.parent, subtype, options), check_exists=options.check_exists
-    )
+    root = _image_folder(questions_path.parent, subtype, options)
+    resolve_image = image_resolver(root, check_exists=options.check_exists)
     exchanges: dict[str, list[tuple[str, str]]] = {}
     imported = ImportResult(total=len(questions))
     for index, entry in enumerate(questions):
@@ -66,7 +58,7 @@ def import_vqa(path: Path, skipped: SkippedItems, options: ImportOptions) -> Imp
         try:
             question = validate(_Question, entry, location)
             answer = _answer(question, annotations.get(question.question_id), location)
-            image = folder.resolve(*image_names(question.image_id, subtype))
+            image = resolve_image(*image_names(question.image_id, subtype))
         except InputError as error:
             skipped.add_or_raise(location, error)
         else:

@@ -102,7 +102,7 @@ def _leading_letter(answer: str) -> tuple[str, bool]:
 
 
 def science_qa_letter_by_llava(text: str) -> str | None:
-    """Return the letter that LLaVA's evaluation of ScienceQA parses, or None (spec 5.3).
+    """Return the letter that LLaVA's evaluation of ScienceQA parses, or None.
 
     It is unchanged, to report the authors' own rule: "The answer is B" without a full stop fails, and so do two such
     sentences, while "The answer is Apple." is parsed as A.
@@ -177,7 +177,7 @@ def parse_yes_no(text: str) -> str | None:
 
 
 def parse_pope_answer(text: str) -> str:
-    """Return "yes" or "no" as POPE's evaluation does (spec 7).
+    """Return "yes" or "no" as POPE's evaluation does.
 
     It is a no if a word before the first full stop is No, not or no, and a yes otherwise; the published figures are
     computed like this.

@@ -54,12 +54,7 @@ def _os_error_text(error: Exception) -> str | None:
 def write_atomic(path: Path, content: bytes | str | Iterable[str]) -> None:
     """Write a temporary file in the same folder, flush it to disk, and rename it to `path`.
 
-    Args:
-        path: The file to write.
-        content: The content, or its chunks in order; an exception they raise leaves nothing behind.
-
-    Raises:
-        OutputError: The file could not be written; an earlier file at `path` is unchanged.
+    Whatever fails, the chunks of the content included, an earlier file at `path` is unchanged.
     """
     chunks = [content] if isinstance(content, bytes | str) else content
     with translate_os_errors(path):
@@ -102,9 +97,6 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder that replaces `path` when the block succeeds, and is removed when it fails.
 
     Leftovers of a killed process are removed when the run's folder is locked again.
-
-    Raises:
-        OutputError: The folder could not be written; an earlier folder at `path` is unchanged.
     """
     with translate_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,10 +160,6 @@ def lock_folder(folder: Path) -> Iterator[None]:
     """Lock a run's folder against a second run; the lock ends with the process, however it ends.
 
     Folders that a killed run left half-written or half-replaced are removed or restored first.
-
-    Raises:
-        UsageError: Another process holds the lock.
-        OutputError: The folder is not writable.
     """
     with translate_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

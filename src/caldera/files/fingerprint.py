@@ -14,11 +14,7 @@ def json_fingerprint(settings: object, length: int = 64) -> str:
 
 
 def describe_changes(stored: Mapping[str, object], current: Mapping[str, object]) -> str:
-    """Describe how settings differ from stored ones: "model was a, is b; pretrain.epochs was 1, is 2".
-
-    Returns:
-        One clause for each changed leaf, the first few of them, joined by semicolons; empty if nothing changed.
-    """
+    """Describe the first changes of settings, if any: "model was a, is b; pretrain.epochs was 1, is 2"."""
     changes = list(_changes(stored, current, ""))
     rest = len(changes) - _MAX_CHANGES
     return "; ".join(changes[:_MAX_CHANGES] + [f"{rest} more"] * (rest > 0))

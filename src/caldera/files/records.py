@@ -26,23 +26,12 @@ OnBytesRead = Callable[[int], None]
 """Callback with the number of bytes read."""
 
 
-def _ignore_bytes(count: int) -> None:
-    pass
-
-
 def read_records(
-    path: Path, on_bytes_read: OnBytesRead = _ignore_bytes
+    path: Path, on_bytes_read: OnBytesRead = lambda _: None
 ) -> Iterator[tuple[str, object]]:
     """Yield every record of a `.json` (one list) or `.jsonl` file with its location, 'file:line' or 'file[index]'.
 
     An error is raised when its record is reached; the records before it were yielded by then.
-
-    Args:
-        path: The file.
-        on_bytes_read: Called with the number of bytes, as the file is read.
-
-    Raises:
-        InputError: The file is missing, empty, not UTF-8, not JSON, or not a list of records.
     """
     read = _read_jsonl if path.suffix == ".jsonl" else _read_json_list
     try:
@@ -67,23 +56,21 @@ def _read_jsonl(
         on_bytes_read(len(line))
         if text.strip():
             empty = False
-            yield f"{path}:{number}", _parse_line(text, f"{path}:{number}")
+            location = f"{path}:{number}"
+            try:
+                with _parser_errors(location):
+                    record = json.loads(text)
+            except json.JSONDecodeError as error:
+                raise InputError(
+                    f"{location} is broken JSON at column {error.colno}: {error.msg}"
+                ) from error
+            yield location, record
     if empty:
         raise InputError(f"{path} is empty; it should hold conversation records")
 
 
 def _encoding_error(path: Path, byte: int) -> InputError:
     return InputError(f"{path} is not UTF-8 text (byte {byte}); save it as UTF-8")
-
-
-def _parse_line(line: str, location: str) -> object:
-    with _parser_errors(location):
-        try:
-            return json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"{location} is broken JSON at column {error.colno}: {error.msg}"
-            ) from error
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from caldera.formats.weight_merging import mean_row, padded_vocab_size
 from caldera.formats.weight_names import digest_folder
 from caldera.images.anyres import RELEASED_GRIDS, Size, grid_pinpoints
 from caldera.images.processor import ImageAspect
-from caldera.model.assistant import LlavaBundle, ModelMetadata
+from caldera.model.bundle import LlavaBundle, ModelMetadata
 from caldera.model.llava import Llava, check_logits_match
 from caldera.model.projector import add_image_newline, build_projector
 from caldera.model.vision_tower import FeatureSelect, VisionTower

@@ -10,7 +10,7 @@ from PIL import Image
 from caldera.errors import ModelFormatError
 from caldera.formats.transformers_config import pinpoints_from_disk
 from caldera.images.processor import ImageAspect, ImageProcessor
-from caldera.model.assistant import ModelMetadata
+from caldera.model.bundle import ModelMetadata
 
 _RESCALE_FACTOR = 1 / 255
 _CHANNELS = 3

@@ -28,7 +28,7 @@ from caldera.formats.config import read_json
 from caldera.formats.metadata import StoredMetadata
 from caldera.formats.weight_merging import ADAPTER_CONFIG, PEFT_PREFIX, check_plain_lora
 from caldera.formats.weight_names import NEWLINE, digest_weights
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.model.llava import Llava
 from caldera.model.lora import (
     LoraConfig,

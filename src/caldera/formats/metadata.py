@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from caldera.errors import ModelFormatError, describe_validation_error
-from caldera.model.assistant import ModelMetadata
+from caldera.model.bundle import ModelMetadata
 
 METADATA_FILE = "caldera.json"
 

@@ -39,7 +39,7 @@ from caldera.formats.weight_names import (
     with_disk_names,
 )
 from caldera.images.processor import ImageProcessor
-from caldera.model.assistant import LlavaBundle, ModelMetadata, eos_token_ids
+from caldera.model.bundle import LlavaBundle, ModelMetadata, eos_token_ids
 from caldera.model.llava import Llava
 from caldera.model.projector import add_image_newline, build_projector
 from caldera.model.vision_tower import VisionTower

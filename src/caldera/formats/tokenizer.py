@@ -66,7 +66,7 @@ def image_token_id(tokenizer: PreTrainedTokenizerFast) -> int:
 
 
 def add_image_token(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Add the image token, and a padding token if there is no separate one (spec 8.2)."""
+    """Add the image token, and a padding token if there is no separate one."""
     tokenizer.add_special_tokens(
         {"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False
     )
@@ -94,7 +94,7 @@ def vocab_size_without_image(tokenizer: PreTrainedTokenizerFast) -> int:
 
 
 def save_without_image_token(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write a tokenizer as it was before `add_image_token`; if that added the padding, `<unk>` pads (spec 1.4)."""
+    """Write a tokenizer as it was before `add_image_token`; if that added the padding, `<unk>` pads."""
     count = vocab_size_without_image(tokenizer)
     tokenizer.save_pretrained(folder)
     pads_with_added_token = tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= count

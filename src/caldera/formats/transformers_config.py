@@ -25,7 +25,7 @@ from caldera.formats.metadata import METADATA_FILE
 from caldera.formats.tokenizer import IMAGE_TOKEN
 from caldera.images.anyres import Size
 from caldera.images.processor import ImageProcessor
-from caldera.model.assistant import ModelMetadata
+from caldera.model.bundle import ModelMetadata
 from caldera.model.llava import Llava, logit_settings
 from caldera.model.projector import MlpProjector
 from caldera.model.vision_tower import VisionTower
@@ -35,7 +35,7 @@ Pinpoints = list[list[int]]
 
 
 def pinpoints_to_disk(pinpoints: tuple[Size, ...]) -> Pinpoints:
-    """Turn (width, height) into transformers' (height, width), which breaks ties as LLaVA does (spec 8.3)."""
+    """Turn (width, height) into transformers' (height, width), which breaks ties as LLaVA does."""
     return [[height, width] for width, height in pinpoints]
 
 

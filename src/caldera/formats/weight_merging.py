@@ -53,7 +53,7 @@ def add_delta(
     """Add delta weights, the form in which LLaVA v1 was released, to their base.
 
     An embedding table with more rows than the base's is added where both have rows; weights that the base lacks are
-    taken as they are (spec 3.6).
+    taken as they are.
 
     Raises:
         ModelFormatError: A weight is missing, or has another shape.
@@ -167,12 +167,12 @@ def _read_rank_and_scale(folder: Path) -> tuple[int, float]:
 
 
 def padded_vocab_size(num_tokens: int) -> int:
-    """Return the rows of an embedding table that grows for `num_tokens`: a multiple of 64 (spec 8.2)."""
+    """Return the rows of an embedding table that grows for `num_tokens`: a multiple of 64."""
     return math.ceil(num_tokens / 64) * 64
 
 
 def mean_row(table: Tensor) -> Tensor:
-    """Return the mean of a table's rows, the start of each new row (spec 8.2), computed in fp32."""
+    """Return the mean of a table's rows, the start of each new row, computed in fp32."""
     return table.mean(dim=0, dtype=torch.float32).to(table.dtype)  # (width,)
 
 

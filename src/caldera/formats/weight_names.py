@@ -219,7 +219,7 @@ def rename_weights(
 
 
 def from_llava_hf(name: str) -> str:
-    """Return the classic name of a weight that has that name, or the name of transformers 5 in memory (spec 8.2)."""
+    """Return the classic name of a weight that has that name, or the name of transformers 5 in memory."""
     name = name.removeprefix("model.")
     if name.startswith("lm_head."):
         return LANGUAGE + name
@@ -262,7 +262,7 @@ def to_original(name: str) -> str:
 
 
 def from_projector_file(name: str) -> str:
-    """Return llava-hf's name of a weight in `mm_projector.bin`; any prefix of `mm_projector` is ignored (spec 3.6)."""
+    """Return llava-hf's name of a weight in `mm_projector.bin`; any prefix of `mm_projector` is ignored."""
     _, prefix, rest = name.partition("mm_projector.")
     return from_original(_PROJECTOR + rest) if prefix else name
 

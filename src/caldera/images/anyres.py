@@ -44,7 +44,7 @@ class TileLayout:
     def padding(self, patches_per_side: int) -> Size:
         """Return the columns on the left and the rows at the top that are padding; the other side has as many.
 
-        Computed in integers: in floating point the result is one too small for some sizes (spec 1.7).
+        Computed in integers: in floating point the result is one too small for some sizes.
         """
         width, height = self.size
         across, down = self.columns * patches_per_side, self.rows * patches_per_side
@@ -68,7 +68,7 @@ def grid_pinpoints(grids: Sequence[str], side: int) -> tuple[Size, ...]:
 
 
 def choose_pinpoint(size: Size, pinpoints: Sequence[Size]) -> Size:
-    """Return the canvas with the most pixels of the image, and of several the one with the least waste (spec 1.7)."""
+    """Return the canvas with the most pixels of the image, and of several the one with the least waste."""
     width, height = size
 
     def score(pinpoint: Size) -> tuple[int, int]:

@@ -51,12 +51,7 @@ _EXIF_ROTATED = (5, 6, 7, 8)
 def decode_image(content: bytes, name: str) -> Image.Image:
     """Decode an image as RGB: upright by its EXIF orientation, on white if transparent, the first frame if animated.
 
-    Args:
-        content: The bytes of a JPEG, PNG, WebP or GIF file.
-        name: Name for messages; a GIF with the suffix of another format is an error.
-
-    Raises:
-        ImageError: The file is empty, broken, in another format, too large, or a GIF with another suffix.
+    `name` is for messages; a GIF whose name has the suffix of another format is an error.
     """
     if not content:
         raise ImageError(f"{name} is empty (0 bytes); replace or remove it")
@@ -78,7 +73,9 @@ def _open_checked(content: bytes, name: str) -> Iterator[Image.Image]:
     except UnidentifiedImageError:
         raise ImageError(f"{name} is not a {', '.join(FORMATS)} image; convert it") from None
     except Image.DecompressionBombError:
-        raise _too_many_pixels(name) from None
+        raise ImageTooLargeError(
+            f"{name} has many times more pixels than the limit of {MAX_PIXELS:,}; shrink it"
+        ) from None
     except (OSError, ValueError, SyntaxError) as error:
         raise ImageError(
             f"{name} cannot be decoded, it is broken or truncated; replace it"
@@ -99,12 +96,6 @@ def read_image_header(content: bytes, name: str) -> tuple[str, tuple[int, int]]:
     """Return an image's format and its stored size from the header, without decoding it."""
     with _open_checked(content, name) as image:
         return str(image.format), image.size
-
-
-def _too_many_pixels(name: str) -> ImageTooLargeError:
-    return ImageTooLargeError(
-        f"{name} has many times more pixels than the limit of {MAX_PIXELS:,}; shrink it"
-    )
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:
@@ -177,8 +168,7 @@ def image_size(path: Path) -> tuple[int, int]:
 def resolve_image_path(text: str) -> Path:
     """Return the image file of a path entered by a user, after decoding it once.
 
-    Args:
-        text: A path as typed or dropped on a terminal, with optional quotes, backslash escapes and `~`.
+    The path is as typed or dropped on a terminal, with optional quotes, backslash escapes and `~`.
     """
     text = text.strip().strip("'\"")
     if "://" in text:

@@ -26,7 +26,7 @@ from caldera.images.anyres import (
 from caldera.images.processor import ImageProcessor
 from caldera.inference.detokenizer import REPLACEMENT
 from caldera.inference.prompts import Prompt
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.model.vision_tower import VisionTower
 
 Box = tuple[float, float, float, float]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerFast
 
-from caldera.model.assistant import LlavaBundle, eos_token_ids
+from caldera.model.bundle import LlavaBundle, eos_token_ids
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 """Decoded form of an incomplete UTF-8 sequence."""

@@ -35,7 +35,7 @@ from caldera.inference.prompts import (
 from caldera.inference.requests import AnswerStream, Request, TextDelta, TokenLogprob, Usage
 from caldera.inference.sampling import SamplingParams
 from caldera.inference.scheduler import Scheduler, to_engine_error
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 
 __all__ = [
     "AnswerStream",

@@ -11,7 +11,7 @@ from caldera.batches.image_sources import ImageSource
 from caldera.conversation import Conversation
 from caldera.errors import UsageError
 from caldera.inference.prompts import FilePrompt, PromptBuilder
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 
 
 @dataclass(frozen=True, slots=True)

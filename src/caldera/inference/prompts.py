@@ -19,7 +19,7 @@ from caldera.errors import UsageError
 from caldera.images.anyres import SINGLE_VIEW, Size, TileLayout, choose_layout
 from caldera.images.processor import ImageProcessor
 from caldera.inference.sampling import SamplingParams
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.templates.encoding import IGNORE_INDEX, EncodedConversation, encode
 from caldera.templates.inspection import segments
 from caldera.templates.template import find_template

@@ -22,7 +22,7 @@ from caldera.inference.prefix_cache import LeastRecentlyUsed, PrefixCache
 from caldera.inference.prompts import ProcessedImage, Prompt
 from caldera.inference.requests import AnswerStream
 from caldera.inference.sequence import SequenceState, nan_error
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.model.llava import order_image_tokens
 
 _MAX_CACHED_IMAGES = 1024

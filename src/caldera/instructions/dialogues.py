@@ -45,10 +45,6 @@ class Teacher(Protocol):
         ...
 
 
-Tick = Callable[[], None]
-"""Callback after each dialogue."""
-
-
 @dataclass(slots=True)
 class GeneratedData:
     """Conversations of a run, with counts."""
@@ -98,9 +94,9 @@ def generate_dialogues(
     *,
     seed: int,
     relative_to: Path,
-    tick: Tick = lambda: None,
+    tick: Callable[[], None] = lambda: None,
 ) -> GeneratedData:
-    """Let a teacher write dialogues about all images.
+    """Let a teacher write dialogues about all images, in the order of the images.
 
     Args:
         annotations: Images with captions and boxes.
@@ -109,9 +105,6 @@ def generate_dialogues(
         seed: Seed for the choice and grouping of images, and for the order of text and image.
         relative_to: Folder of the data file, which image paths are relative to.
         tick: Called after each dialogue, for a progress bar.
-
-    Returns:
-        Conversations in the order of the images, and counts of what was not written.
     """
     data = GeneratedData()
     for dialogue in plan_dialogues(annotations.images, kinds, seed):

@@ -27,6 +27,13 @@ _MIN_AREA = 0.004
 
 _MAX_COUNT = 6
 
+_SETTING_NAMES = "|".join(sorted(SETTINGS, key=len, reverse=True))
+_SETTING = re.compile(
+    rf"(?:\b(?:in|on|at) (?:an? |the )?({_SETTING_NAMES})\b|^(?:an? )?({_SETTING_NAMES}) (?:with|scene)\b)",
+    re.IGNORECASE,
+)
+"""Settings of captions: 'in the snow', 'A kitchen with'."""
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -128,24 +135,12 @@ def _color_pattern(noun: str) -> re.Pattern[str]:
     )
 
 
-@cache
-def _setting_pattern() -> re.Pattern[str]:
-    """Return a pattern for the settings of captions: 'in the snow', 'A kitchen with'."""
-    settings = "|".join(sorted(SETTINGS, key=len, reverse=True))
-    return re.compile(
-        rf"(?:\b(?:in|on|at) (?:an? |the )?({settings})\b|^(?:an? )?({settings}) (?:with|scene)\b)",
-        re.IGNORECASE,
-    )
-
-
 def _setting(captions: tuple[str, ...]) -> str | None:
     """Return the setting if at least two captions mention it and none mentions another."""
     counts = Counter(
         setting
         for text in captions
-        for setting in {
-            (inside or opening).lower() for inside, opening in _setting_pattern().findall(text)
-        }
+        for setting in {(inside or opening).lower() for inside, opening in _SETTING.findall(text)}
     )
     if len(counts) != 1:
         return None

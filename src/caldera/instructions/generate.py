@@ -9,7 +9,7 @@ from caldera.annotations.annotated_image import AnnotationSet
 from caldera.annotations.registry import SourceOptions, read_annotations
 from caldera.conversation import write_conversations
 from caldera.errors import InputError, UnknownNameError, UsageError
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 from caldera.instructions.dialogues import (
     KINDS,
     GeneratedData,

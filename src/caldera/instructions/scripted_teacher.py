@@ -1,7 +1,7 @@
 """Deterministic offline teacher: writes dialogues from captions and boxes alone."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -39,10 +39,11 @@ class ScriptedTeacher:
         self._categories = tuple(categories)
         self._seed = seed
         self._cached_facts: dict[Path, Facts] = {}
-        self._writers: dict[
-            Kind, Callable[[Sequence[AnnotatedImage], random.Random], list[Exchange]]
-        ]
-        self._writers = {
+
+    def write(self, kind: Kind, images: Sequence[AnnotatedImage]) -> list[Exchange]:
+        """Write one dialogue, always the same for the same images and seed."""
+        rng = random.Random(f"{self._seed} {kind} {' '.join(image.id for image in images)}")
+        writers = {
             "caption": self._caption,
             "conversation": self._conversation,
             "detail": self._detail,
@@ -50,11 +51,7 @@ class ScriptedTeacher:
             "vqa": self._vqa,
             "context": self._context,
         }
-
-    def write(self, kind: Kind, images: Sequence[AnnotatedImage]) -> list[Exchange]:
-        """Write one dialogue, always the same for the same images and seed."""
-        rng = random.Random(f"{self._seed} {kind} {' '.join(image.id for image in images)}")
-        exchanges = self._writers[kind](images, rng)
+        exchanges = writers[kind](images, rng)
         if not exchanges:
             raise NothingToWrite("the annotations contain no certain fact to ask about")
         return exchanges

@@ -86,10 +86,9 @@ class Budget:
         return self._price != Price(0.0, 0.0)
 
     async def reserve(self, prompt_tokens: int, reply_tokens: int) -> float | None:
-        """Reserve the maximum cost of a request; wait for requests in flight if they may release enough.
+        """Reserve the maximum cost of a request; return it, or None if the budget allows no further request.
 
-        Returns:
-            The reserved cost; None if the budget allows no further request.
+        It waits for requests in flight if they may release enough.
         """
         cost = self._price.cost(prompt_tokens, reply_tokens)
         while not self._fits(cost):

@@ -16,16 +16,9 @@ _BURST = 0.05
 
 
 def retry_after(headers: Mapping[str, str], now: float | None = None) -> float | None:
-    """Return the pause in seconds that an endpoint asks for.
+    """Return the pause in seconds that an endpoint asks for, None if the headers have no valid value.
 
     `retry-after-ms` has precedence; `Retry-After` is in seconds or a date (RFC 9110, section 10.2.3).
-
-    Args:
-        headers: Headers of the response, with case-insensitive names as those of the client.
-        now: Unix time in seconds; the current time by default.
-
-    Returns:
-        Seconds, never negative; None if the headers have no valid value.
     """
     milliseconds = _parse_number(headers.get("retry-after-ms"))
     if milliseconds is not None:
@@ -66,7 +59,7 @@ class RateLimiter:
             (60 + _BURST) / requests_per_minute if requests_per_minute else 0.0
         )
         self._seconds_per_token = (60 + _BURST) / tokens_per_minute if tokens_per_minute else 0.0
-        self._sleep, self._clock = sleep, clock
+        self.sleep, self._clock = sleep, clock
         # Times from which the next request may be sent, by each limit.
         self._next_by_requests = self._next_by_tokens = self._paused_until = -math.inf
 
@@ -77,7 +70,7 @@ class RateLimiter:
             next_time = max(self._next_by_requests, self._next_by_tokens, self._paused_until)
             if next_time <= now:
                 break
-            await self._sleep(next_time - now)
+            await self.sleep(next_time - now)
         earliest = now - _BURST
         self._next_by_requests = max(self._next_by_requests, earliest) + self._seconds_per_request
         self._next_by_tokens = (
@@ -93,38 +86,33 @@ class RetriesExhausted(Exception):  # noqa: N818 - the result of one request, wh
     """A request that failed more often than it may be retried."""
 
 
-class Retrier:
-    """Retry loop for requests; rate-limited ones pause all others."""
+async def send_with_retries(
+    name: str,
+    send: Callable[[], Awaitable[Reply]],
+    config: RequestConfig,
+    limiter: RateLimiter,
+) -> Reply:
+    """Call `send` until it returns a reply, with longer and longer pauses; `name` seeds their jitter.
 
-    def __init__(self, config: RequestConfig, limiter: RateLimiter, sleep: Sleep) -> None:
-        self._config, self._limiter, self._sleep = config, limiter, sleep
+    A rate limit, or a pause that the endpoint asks for, pauses all requests of `limiter`.
 
-    async def run(self, name: str, send: Callable[[], Awaitable[Reply]]) -> Reply:
-        """Call `send` until it returns a reply; `name` seeds the jitter.
-
-        Raises:
-            RetriesExhausted: All retries failed.
-        """
-        rng, num_errors, num_limited = random.Random(name), 0, 0
-        max_retries = self._config.retries
-        while True:
-            try:
-                return await send()
-            except TransientError as error:
-                num_errors += not error.limited
-                num_limited += error.limited
-                num_attempts = num_errors + num_limited
-                if num_errors > max_retries or num_limited > 10 * max_retries:
-                    raise RetriesExhausted(f"{error} (tried {num_attempts} times)") from None
-                await self._backoff(error, num_attempts, rng)
-
-    async def _backoff(self, error: TransientError, num_attempts: int, rng: random.Random) -> None:
-        """Wait before a retry, twice as long each time; pause all requests if the endpoint asks for that."""
-        max_backoff = self._config.max_backoff
-        backoff = self._config.initial_backoff * 2.0 ** min(num_attempts - 1, 20)
-        backoff = min(backoff * rng.uniform(1.0, 1.5), max_backoff)
-        if error.wait:
-            self._limiter.pause(min(error.wait, max_backoff))
-        elif error.limited:
-            self._limiter.pause(backoff)
-        await self._sleep(backoff)
+    Raises:
+        RetriesExhausted: All retries failed.
+    """
+    rng, num_errors, num_limited = random.Random(name), 0, 0
+    while True:
+        try:
+            return await send()
+        except TransientError as error:
+            num_errors += not error.limited
+            num_limited += error.limited
+            num_attempts = num_errors + num_limited
+            if num_errors > config.retries or num_limited > 10 * config.retries:
+                raise RetriesExhausted(f"{error} (tried {num_attempts} times)") from None
+            backoff = config.initial_backoff * 2.0 ** min(num_attempts - 1, 20)
+            backoff = min(backoff * rng.uniform(1.0, 1.5), config.max_backoff)
+            if error.wait:
+                limiter.pause(min(error.wait, config.max_backoff))
+            elif error.limited:
+                limiter.pause(backoff)
+            await limiter.sleep(backoff)

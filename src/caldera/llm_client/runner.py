@@ -25,7 +25,7 @@ from caldera.llm_client.client import (
     TransientError,
 )
 from caldera.llm_client.journal import Journal, JournalEntry, Outcome, ReceivedReply
-from caldera.llm_client.retry import RateLimiter, Retrier, RetriesExhausted
+from caldera.llm_client.retry import RateLimiter, RetriesExhausted, send_with_retries
 from caldera.progress import Advance
 
 
@@ -84,7 +84,6 @@ class RequestRunner(Generic[_Task]):
         self._limiter = RateLimiter(
             requests.requests_per_minute, requests.tokens_per_minute, sleep=self._sleep
         )
-        self._retrier = Retrier(requests, self._limiter, self._sleep)
         self._stopped = asyncio.Event()
         self._stop_reason: LLMClientError | None = None
         self._consecutive_failures = 0
@@ -92,11 +91,7 @@ class RequestRunner(Generic[_Task]):
         self._rejected: Counter[str] = Counter()
 
     async def run_all(self, tasks: Iterable[_Task]) -> LLMClientError | None:
-        """Decide every undecided task and tick for each; failed ones are tried again.
-
-        Returns:
-            The error that ended the run early; None if all tasks were decided.
-        """
+        """Decide every undecided task, failed ones again; return the error that ended the run early, if any."""
         waiting = iter(tasks)
         try:
             async with asyncio.TaskGroup() as workers:
@@ -131,7 +126,9 @@ class RequestRunner(Generic[_Task]):
                     reply = recorded.pop(0)
                 else:
                     send = partial(self._send, task.id, messages, request.prompt)
-                    reply = await self._retrier.run(task.id, send)
+                    reply = await send_with_retries(
+                        task.id, send, self._config.request_config, self._limiter
+                    )
                 try:
                     self._config.check(task, reply)
                 except RejectedReply as rejection:

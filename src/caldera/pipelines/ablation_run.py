@@ -28,8 +28,8 @@ from caldera.evaluation.answerers.local_model import generate_answers
 from caldera.evaluation.benchmark import Item
 from caldera.files.atomic import lock_folder, to_plain_json, write_atomic, write_json
 from caldera.files.fingerprint import json_fingerprint
-from caldera.files.skipped import SkippedItems
-from caldera.model.assistant import LlavaBundle
+from caldera.files.skipped_items import SkippedItems
+from caldera.model.bundle import LlavaBundle
 from caldera.overrides import with_former_names
 from caldera.pipelines.ablations import (
     WITH_REASONS,
@@ -47,8 +47,8 @@ from caldera.pipelines.scene_run import assemble_recipe, draw_scenes, write_data
 from caldera.recipes.recipe import InstructionMix, SceneRecipe
 from caldera.recipes.towers import resolve_tower
 from caldera.scenes.scene import Split
+from caldera.training.hyperparameters import Stage
 from caldera.training.job import TrainingData, TrainingJob, cached_tower_features
-from caldera.training.stage import Stage
 
 _MAX_NEW_TOKENS = 40
 """Length of an answer: one sentence with its reason."""

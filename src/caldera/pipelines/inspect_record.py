@@ -7,7 +7,7 @@ from caldera.conversation import Conversation, read_conversations
 from caldera.errors import UsageError
 from caldera.formats.assemble import assemble
 from caldera.formats.model_folder import load_model_folder
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.scenes.backbones import find_backbone
 from caldera.templates.encoding import encode
 from caldera.templates.inspection import Segment, TokenInfo, segments, tokens

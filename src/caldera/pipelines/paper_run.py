@@ -18,17 +18,17 @@ from caldera.conversation import read_conversations
 from caldera.devices import Runtime
 from caldera.errors import UsageError
 from caldera.files.atomic import lock_folder
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 from caldera.formats.assemble import assemble
 from caldera.formats.model_folder import load_model_folder
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.model.lora import target_layers
 from caldera.recipes.papers import DatasetInfo, PaperRecipe
 from caldera.recipes.recipe import check_or_write_recipe
 from caldera.recipes.towers import resolve_tower
+from caldera.training.hyperparameters import Stage
 from caldera.training.job import TrainingData, TrainingJob
 from caldera.training.loop import TrainingResult
-from caldera.training.stage import Stage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

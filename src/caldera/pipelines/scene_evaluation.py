@@ -34,7 +34,7 @@ from caldera.evaluation.report import (
 from caldera.files.atomic import write_json
 from caldera.formats.weight_names import digest_weights
 from caldera.instructions.request_phrases import SHORT_ANSWER
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.recipes.recipe import QuestionCounts, SceneRecipe
 from caldera.training.job import cached_tower_features
 from caldera.training.metrics_log import read_metrics

@@ -27,20 +27,20 @@ from caldera.annotations.coco import read_coco
 from caldera.conversation import read_conversations, write_conversations
 from caldera.devices import Runtime
 from caldera.files.atomic import lock_folder, write_json
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 from caldera.formats.assemble import assemble
 from caldera.formats.model_folder import save_model_folder
 from caldera.instructions.dialogues import count_dialogues, generate_dialogues
 from caldera.instructions.scripted_teacher import ScriptedTeacher
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.pipelines.scene_evaluation import SceneEvaluator, SceneScores, write_results
 from caldera.progress import Progress
 from caldera.recipes.recipe import InstructionMix, SceneCounts, SceneRecipe, check_or_write_recipe
 from caldera.recipes.towers import resolve_tower
 from caldera.scenes.coco_folder import write_scenes
 from caldera.scenes.scene import Split
+from caldera.training.hyperparameters import Stage
 from caldera.training.job import TrainingData, TrainingJob
-from caldera.training.stage import Stage
 
 _FORMER_PATHS = {
     "seconds.json": "timings.json",

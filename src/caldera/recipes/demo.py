@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from caldera.recipes.recipe import InstructionMix, QuestionCounts, SceneCounts, SceneRecipe
-from caldera.training.stage import FINETUNE, PRETRAIN
+from caldera.training.hyperparameters import FINETUNE, PRETRAIN
 
 
 def demo() -> SceneRecipe:

@@ -14,7 +14,7 @@ from caldera.recipes.towers import (
     num_projector_parameters,
     num_vision_parameters,
 )
-from caldera.training.stage import Stage
+from caldera.training.hyperparameters import Stage
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@
 from dataclasses import dataclass, replace
 
 from caldera.recipes.recipe import Recipe
-from caldera.training.stage import FINETUNE, FINETUNE_LORA, PRETRAIN
+from caldera.training.hyperparameters import FINETUNE, FINETUNE_LORA, PRETRAIN
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,7 @@ from caldera.images.processor import ASPECTS, ImageAspect
 from caldera.instructions.dialogues import KINDS, Kind
 from caldera.model.projector import PROJECTORS
 from caldera.overrides import with_current_names
-from caldera.training.stage import Stage
+from caldera.training.hyperparameters import Stage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

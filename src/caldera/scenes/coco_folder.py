@@ -1,11 +1,10 @@
 """COCO folders of synthetic scenes: rendered images, captions_*.json and instances_*.json."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from io import BytesIO
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 from caldera.files.atomic import atomic_folder, write_json
 from caldera.scenes.captions import captions_of
@@ -15,15 +14,6 @@ from caldera.scenes.scene import OBJECT_KINDS, SIDE, Scene, Split, sample_scene
 JPEG_QUALITY = 92
 
 
-@dataclass(frozen=True, slots=True)
-class _RenderJob:
-    """A scene to render."""
-
-    index: int
-    seed: int
-    split: Split
-
-
 def encode_jpeg(scene: Scene) -> bytes:
     """Render a scene and encode it as in its file."""
     buffer = BytesIO()
@@ -31,8 +21,8 @@ def encode_jpeg(scene: Scene) -> bytes:
     return buffer.getvalue()
 
 
-def _run_job(job: _RenderJob) -> tuple[Scene, bytes]:
-    scene = sample_scene(job.index, seed=job.seed, split=job.split, shapes=glyph_shapes())
+def _sample_and_render(index: int, *, seed: int, split: Split) -> tuple[Scene, bytes]:
+    scene = sample_scene(index, seed=seed, split=split, shapes=glyph_shapes())
     return scene, encode_jpeg(scene)
 
 
@@ -45,60 +35,56 @@ def write_scenes(
     workers: int = 2,
     on_image: Callable[[], None] = lambda: None,
 ) -> None:
-    """Render `count` scenes into a COCO folder, atomically."""
+    """Render `count` scenes into a COCO folder, atomically; the same seed gives the same bytes."""
     # Raises once, and here, if the glyphs are not installed.
     glyph_shapes()
-    writer = _CocoWriter()
-    jobs = (_RenderJob(index, seed, split) for index in range(count))
-    with atomic_folder(folder) as partial, get_context("spawn").Pool(workers) as pool:
-        (partial / split).mkdir()
-        for number, (scene, data) in enumerate(pool.imap(_run_job, jobs, chunksize=32), start=1):
-            name = f"{number:06d}.jpg"
-            (partial / split / name).write_bytes(data)
-            writer.add(scene, number, name)
+    job = partial(_sample_and_render, seed=seed, split=split)
+    scenes: list[Scene] = []
+    with atomic_folder(folder) as new_folder, get_context("spawn").Pool(workers) as pool:
+        (new_folder / split).mkdir()
+        for scene, data in pool.imap(job, range(count), chunksize=32):
+            scenes.append(scene)
+            (new_folder / split / _file_name(len(scenes))).write_bytes(data)
             on_image()
-        writer.write(partial / "annotations", split, seed)
+        _write_annotations(new_folder / "annotations", scenes, split, seed)
 
 
-class _CocoWriter:
-    """Collects the entries of COCO's two annotation files."""
+def _file_name(number: int) -> str:
+    return f"{number:06d}.jpg"
 
-    def __init__(self) -> None:
-        self._images: list[dict[str, Any]] = []
-        self._captions: list[dict[str, Any]] = []
-        self._boxes: list[dict[str, Any]] = []
 
-    def add(self, scene: Scene, number: int, name: str) -> None:
-        """Add a scene."""
-        self._images.append({"id": number, "file_name": name, "width": SIDE, "height": SIDE})
+def _write_annotations(folder: Path, scenes: Sequence[Scene], split: Split, seed: int) -> None:
+    """Write COCO's two annotation files."""
+    images: list[dict[str, object]] = []
+    captions: list[dict[str, object]] = []
+    boxes: list[dict[str, object]] = []
+    for number, scene in enumerate(scenes, start=1):
+        name = _file_name(number)
+        images.append({"id": number, "file_name": name, "width": SIDE, "height": SIDE})
         for caption in captions_of(scene):
-            entry = {"id": len(self._captions) + 1, "image_id": number, "caption": caption}
-            self._captions.append(entry)
+            captions.append({"id": len(captions) + 1, "image_id": number, "caption": caption})
         for group, item in scene.objects:
             entry = {
-                "id": len(self._boxes) + 1,
+                "id": len(boxes) + 1,
                 "image_id": number,
                 "category_id": group.kind.category_id,
                 "bbox": [item.left, item.top, item.width, item.height],
                 "area": item.width * item.height,
                 "iscrowd": 0,
             }
-            self._boxes.append(entry)
-
-    def write(self, folder: Path, split: str, seed: int) -> None:
-        """Write both files."""
-        folder.mkdir()
-        head = {
-            "info": {
-                "description": f"Drawn scenes, split {split}, seed {seed}",
-                "contributor": "caldera; glyphs by OpenMoji (openmoji.org), CC BY-SA 4.0",
-            },
-            "images": self._images,
-        }
-        categories = [
-            {"id": kind.category_id, "name": kind.name, "supercategory": kind.supercategory}
-            for kind in OBJECT_KINDS.values()
-        ]
-        write_json(folder / f"captions_{split}.json", {**head, "annotations": self._captions})
-        boxes = {**head, "annotations": self._boxes, "categories": categories}
-        write_json(folder / f"instances_{split}.json", boxes)
+            boxes.append(entry)
+    head = {
+        "info": {
+            "description": f"Drawn scenes, split {split}, seed {seed}",
+            "contributor": "caldera; glyphs by OpenMoji (openmoji.org), CC BY-SA 4.0",
+        },
+        "images": images,
+    }
+    categories = [
+        {"id": kind.category_id, "name": kind.name, "supercategory": kind.supercategory}
+        for kind in OBJECT_KINDS.values()
+    ]
+    folder.mkdir()
+    write_json(folder / f"captions_{split}.json", {**head, "annotations": captions})
+    instances = {**head, "annotations": boxes, "categories": categories}
+    write_json(folder / f"instances_{split}.json", instances)

@@ -171,13 +171,9 @@ class Scene:
 
 
 def sample_scene(index: int, *, seed: int, split: Split, shapes: Mapping[str, float]) -> Scene:
-    """Sample scene number `index` of a split, always the same one.
+    """Sample scene number `index` of a split, always the same one; `shapes` are width over height of the kinds' glyphs.
 
-    Args:
-        index: Number of the scene within its seed and split.
-        seed: Scenes of different seeds are independent.
-        split: "train" never contains a held-out pair; "held_out" does so in every second scene.
-        shapes: Width over height of each kind's glyph, by kind name.
+    "train" never contains a held-out pair; "held_out" does so in every second scene.
     """
     rng = random.Random(f"scene {seed} {split} {index}")
     while True:

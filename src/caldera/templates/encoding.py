@@ -98,18 +98,10 @@ class _Encoder:
 
 
 def encode(spans: Iterable[Span], tokenizer: PreTrainedTokenizerFast) -> EncodedConversation:
-    """Encode rendered spans.
+    """Encode the spans of a template, with one IMAGE_SLOT_ID for each image.
 
-    Args:
-        spans: Spans rendered by a template.
-        tokenizer: A fast tokenizer; its start token is used if the tokenizer adds one itself.
-
-    Returns:
-        Ids and labels of equal length, one IMAGE_SLOT_ID for each image. If no text spells a special token, the ids
-        are those that the tokenizer gives for the full text, unless a token would be partly supervised.
-
-    Raises:
-        ModelFormatError: The tokenizer lacks a special token that the template needs.
+    If no text spells a special token, the ids are those that the tokenizer gives for the full text, unless a token
+    would be partly supervised. The start token is used if the tokenizer adds one itself.
     """
     context = context_tokenizer(tokenizer)
     encoder = _Encoder(context)

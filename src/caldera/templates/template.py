@@ -103,7 +103,11 @@ class Template:
         for turn in conversation.turns:
             if turn.role == "user":
                 yield from self.split_special_tokens(before)
-                yield from self._question(turn)
+                for part in turn.images if self.caption_only else move_image_first(turn):
+                    if isinstance(part, ImageRef):
+                        yield ImageSlot(part)
+                    else:
+                        yield TextSpan(part, isolated=self.isolated)
                 yield from self.split_special_tokens(self.before_answer)
                 before = self.before_question
             else:
@@ -124,15 +128,6 @@ class Template:
                 yield SpecialToken(piece, supervised, piece in self.tokens_or_text)
             elif piece:
                 yield TextSpan(piece, supervised, self.isolated)
-
-    def _question(self, turn: Turn) -> Iterator[TextSpan | ImageSlot]:
-        """Yield the spans of a user's turn."""
-        for part in turn.images if self.caption_only else move_image_first(turn):
-            yield (
-                ImageSlot(part)
-                if isinstance(part, ImageRef)
-                else TextSpan(part, isolated=self.isolated)
-            )
 
     def _check_caption(self, conversation: Conversation) -> None:
         """Raise unless there is one question with an image and at most one answer."""

@@ -52,12 +52,9 @@ class ContextTokenizer:
         self._ids = {first.token_to_id(token.content): key for key, token in plain.items()}
 
     def encode(self, text: str, position: TextPosition, *, isolated: bool = False) -> list[int]:
-        """Return the ids of a text segment; none of them is a special token's id.
+        """Return the ids of a text segment that `position` precedes; none of them is a special token's id.
 
-        Args:
-            text: A segment that no token may cross.
-            position: What precedes the segment.
-            isolated: Put a space before the segment if the tokenizer puts one before any text; not after text.
+        An isolated segment gets a space in front if the tokenizer puts one before any text; not after text.
         """
         if isolated and position != "after text":
             if _pipeline_at(self._steps, "first") != _pipeline_at(self._steps, "after text"):

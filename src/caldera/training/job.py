@@ -39,23 +39,23 @@ from caldera.conversation import Conversation
 from caldera.devices import DeviceConfig, Runtime, tune_malloc
 from caldera.errors import ConversationError, InputError, UsageError
 from caldera.files.atomic import lock_folder, to_plain_json, write_json
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 from caldera.formats.assemble import add_special_tokens, with_image_aspect
 from caldera.formats.lora_adapter import digest_base, save_adapter
 from caldera.formats.metadata import read_metadata
 from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.formats.weight_names import digest_weights
 from caldera.images.anyres import grid_pinpoints
-from caldera.model.assistant import LlavaBundle, ModelMetadata
+from caldera.model.bundle import LlavaBundle, ModelMetadata
 from caldera.model.llava import Llava
 from caldera.model.lora import add_lora, merge_lora_layers, target_layers
 from caldera.model.projector import match_embedding_scale
 from caldera.overrides import with_former_names
 from caldera.templates.template import find_template
 from caldera.training.checkpoint import matching_checkpoint
+from caldera.training.hyperparameters import Stage
 from caldera.training.loop import EncodedData, TrainingResult, train
 from caldera.training.parameters import TrainableReport, set_trainable
-from caldera.training.stage import Stage
 
 log = logging.getLogger(__name__)
 

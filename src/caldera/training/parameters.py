@@ -9,7 +9,7 @@ from torch import nn
 
 from caldera.errors import UsageError
 from caldera.model.lora import lora_parameters
-from caldera.training.stage import Part, Stage
+from caldera.training.hyperparameters import Part, Stage
 
 
 @dataclass(frozen=True, slots=True)

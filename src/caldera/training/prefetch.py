@@ -1,8 +1,8 @@
 """Prefetching of batches in a background thread or in worker processes.
 
-`prefetch` knows nothing of images or rows: an item of the plan is whatever `make` accepts, and the result of `make` is
-passed on. A thread makes the next results in the background. With worker processes, these make them and the thread
-fetches them, from each worker in turn; so the order, and every bit, is independent of the number of workers:
+`prefetch` does not depend on the kind of data: it calls `make` on each item of the plan and passes the result on. A
+background thread makes the next results. With worker processes, the workers call `make` and the thread collects their
+results in turn, so order and values are the same for any number of workers:
 
     plan -> worker 0: items 0, 2, 4 ... -+
          -> worker 1: items 1, 3, 5 ... -+-> thread, in order -> queue -> training step

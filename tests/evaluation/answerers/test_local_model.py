@@ -25,7 +25,7 @@ from caldera.formats.model_folder import save_model_folder
 from caldera.inference.engine import Engine, offline_config
 from caldera.inference.prompts import PromptBuilder
 from caldera.inference.sampling import SamplingParams
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.progress import NoProgress
 from tests.engine_answers import generate
 from tests.evaluation.questions import question, questions

@@ -54,7 +54,7 @@ def llava_answers(first: int, texts: Sequence[str]) -> list[dict[str, Any]]:
 def test_the_published_figures_are_reproduced(
     third_party: Path, questions: str | None, annotations: str | None
 ) -> None:
-    """LLaVA-1.5-13B on the random split, with any combination of files (spec 7)."""
+    """LLaVA-1.5-13B on the random split, with any combination of files."""
     folder = third_party / "pope"
     sources = Sources(
         questions=folder / questions if questions else None,

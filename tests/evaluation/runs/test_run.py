@@ -23,7 +23,7 @@ from caldera.evaluation.runs.answers import read_item_results
 from caldera.evaluation.runs.results import BenchmarkInfo, with_items
 from caldera.evaluation.runs.run import evaluate
 from caldera.formats.model_folder import save_model_folder
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.progress import Advance, NoProgress
 from tests import teacher_server
 from tests.evaluation.questions import number_in, questions, right

@@ -23,7 +23,7 @@ from caldera.export.lmms_eval.answerer import (
 from caldera.images.decoding import open_image
 from caldera.inference.likelihood import LikelihoodScorer
 from caldera.inference.sampling import SamplingParams
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.progress import NoProgress
 from tests.engine_answers import generate
 

@@ -26,7 +26,7 @@ from caldera.formats.assemble import assemble
 from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.images.decoding import open_image
 from caldera.images.processor import ImageAspect, ImageProcessor
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.progress import NoProgress
 
 

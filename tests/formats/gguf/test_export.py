@@ -29,7 +29,7 @@ from caldera.formats.gguf.export import chat_template_of, gguf_files, write_gguf
 from caldera.formats.gguf.vision_tower import ClassToken
 from caldera.formats.gguf.writer import GgufDtype
 from caldera.formats.model_folder import load_model_folder, save_model_folder
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.progress import NoProgress
 from caldera.templates.encoding import encode
 from caldera.templates.template import find_template

@@ -13,7 +13,7 @@ from transformers import LlavaForConditionalGeneration
 from caldera.errors import ModelFormatError, UsageError
 from caldera.formats.model_folder import load_model_folder
 from caldera.images.anyres import SINGLE_VIEW
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from tests.formats.conftest import (
     WORDS,
     Weights,
@@ -224,7 +224,7 @@ def test_an_adapter_without_its_projector_is_rejected(
 def test_a_delta_is_added_to_its_base(
     tmp_path: Path, write_original: Write, vicuna_folder: Path, clip_folder: Path
 ) -> None:
-    """The weights of both are added, a longer table where both have rows; the projector is the delta's (spec 3.6)."""
+    """The weights of both are added, a longer table where both have rows; the projector is the delta's."""
     base = read_torch_files(vicuna_folder)
     longer = {
         name: torch.cat([base[name], base[name][:5]]) for name in base if len(base[name]) == WORDS

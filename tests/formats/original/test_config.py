@@ -11,7 +11,7 @@ from caldera.formats.original.config import hub_name, known_tower, tower_differe
     [("openai/clip-vit-large-patch14", 224, 256), ("openai/clip-vit-large-patch14-336", 336, 576)],
 )
 def test_a_known_tower_is_found_by_name_and_by_sizes(name: str, side: int, tokens: int) -> None:
-    """A name gives sizes that give the name again; the number of patches is that of LLaVA's papers (spec 1.1)."""
+    """A name gives sizes that give the name again; the number of patches is that of LLaVA's papers."""
     tower = known_tower(name)
     assert tower
     config, processor = tower

@@ -14,7 +14,7 @@ from caldera.formats.assemble import assemble
 from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.formats.original.export import write_original as export_original
 from caldera.formats.tokenizer import load_tokenizer
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from tests.formats.conftest import WORDS, Write, read_torch_files, run_import, tower_inside
 
 

@@ -11,11 +11,11 @@ import pytest
 from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, Instance
 from caldera.annotations.boxes import Box
 from caldera.annotations.coco import read_coco
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 from caldera.instructions.dialogues import Dialogue, Exchange, Kind
 from caldera.instructions.llm_teacher.grounding import check_grounding
 from caldera.instructions.llm_teacher.prompts import TeacherPrompt, load_prompts
-from caldera.instructions.llm_teacher.reply_checks import ReplyChecker
+from caldera.instructions.llm_teacher.reply_checks import reply_checker
 from caldera.llm_client.client import RejectedReply, Reply
 from tests.teacher_server import format_exchanges
 
@@ -68,10 +68,10 @@ def check_all(
     prompts: dict[Kind, TeacherPrompt],
 ) -> str:
     """Return the rule that exchanges break, or an empty string."""
-    checker = ReplyChecker(AnnotationSet(images, categories), prompts)
+    check = reply_checker(AnnotationSet(images, categories), prompts)
     text = exchanges[0].answer if kind == "detail" else format_exchanges(exchanges)
     try:
-        checker(Dialogue("7", kind, images, random.Random(0)), Reply(text, "stop"))
+        check(Dialogue("7", kind, images, random.Random(0)), Reply(text, "stop"))
     except RejectedReply as rejection:
         return rejection.rule
     return ""

@@ -31,7 +31,7 @@ from caldera.inference.engine import Engine, Request, offline_config
 from caldera.inference.likelihood import LikelihoodScorer, LogLikelihood
 from caldera.inference.prompts import FilePrompt, PromptBuilder, check_context_length
 from caldera.inference.sampling import SamplingParams
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 
 MAX_BYTES = 1 << 30
 """Memory for features of one block of items; about 450 images of CLIP ViT-L/14 at 336 pixels in fp32."""

@@ -17,7 +17,7 @@ from caldera.images.data_urls import encode_data_url
 from caldera.images.decoding import decode_image, read_bytes, read_image_header
 from caldera.llm_client.client import Reply, RequestConfig, RequestRejected
 from caldera.llm_client.openai_client import OpenAIClient
-from caldera.llm_client.retry import RateLimiter, Retrier, RetriesExhausted
+from caldera.llm_client.retry import RateLimiter, RetriesExhausted, send_with_retries
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,11 +108,10 @@ class ServerAnswerer:
         """Run workers until no item is waiting."""
         client = self._client(self._model, config)
         limiter = RateLimiter(config.requests_per_minute)
-        retrier = Retrier(config, limiter, asyncio.sleep)
 
         async def work() -> None:
             for prepared in waiting:
-                on_answers([await self._ask_one(prepared, client, retrier, limiter)])
+                on_answers([await self._ask_one(prepared, client, config, limiter)])
                 self._stop_after_failures()
 
         try:
@@ -125,7 +124,11 @@ class ServerAnswerer:
             await client.close()
 
     async def _ask_one(
-        self, prepared: PreparedItem, client: OpenAIClient, retrier: Retrier, limiter: RateLimiter
+        self,
+        prepared: PreparedItem,
+        client: OpenAIClient,
+        config: RequestConfig,
+        limiter: RateLimiter,
     ) -> Answer:
         """Request one answer, with retries.
 
@@ -144,7 +147,7 @@ class ServerAnswerer:
             return await client.complete(item.id, messages)
 
         try:
-            reply = await retrier.run(item.id, send)
+            reply = await send_with_retries(item.id, send, config, limiter)
         except (RequestRejected, RetriesExhausted) as error:
             self._consecutive_failures += 1
             return Answer(item.id, error=str(error))

@@ -1,8 +1,8 @@
-"""Captions, scored as COCO's: BLEU, ROUGE-L and CIDEr-D against human captions.
+"""Captions, scored with COCO's metrics: BLEU, ROUGE-L and CIDEr-D against human captions.
 
 The human captions are in a COCO file (`captions_val2014.json`) or in a table of images and captions, such as
 flickr8k's `captions.csv`. Answers are COCO's list of `image_id` and `caption`; for a table, the image's name is the id.
-METEOR and SPICE need Java and models of their own and are omitted.
+METEOR and SPICE are omitted: they need Java and further models.
 """
 
 from collections.abc import Mapping, Sequence

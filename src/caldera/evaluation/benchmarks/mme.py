@@ -1,4 +1,4 @@
-"""MME: two yes/no questions per image, one true and one false, in 14 sub-tasks (spec 7).
+"""MME: two yes/no questions per image, one true and one false, in 14 sub-tasks.
 
 The score of a sub-task is its accuracy plus its accuracy+, the fraction of images with both questions correct, each
 times 100; perception is the sum of ten sub-tasks, cognition of four. MME's own layout of answers is a folder of

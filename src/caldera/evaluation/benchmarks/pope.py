@@ -1,4 +1,4 @@
-"""POPE: is a named object in an image? Half of the questions name an absent object; F1 of yes (spec 7).
+"""POPE: is a named object in an image? Half of the questions name an absent object; F1 of yes.
 
 A split is a file of questions with labels, `coco_pope_random.json` and so on, with ids from 1. LLaVA's question file
 holds all splits under ids of its own, and its evaluation relies on the order; here every question is found by its image

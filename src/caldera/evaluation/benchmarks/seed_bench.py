@@ -1,4 +1,4 @@
-"""SEED-Bench: multiple-choice questions about images and videos in twelve dimensions (spec 7).
+"""SEED-Bench: multiple-choice questions about images and videos in twelve dimensions.
 
 Its file has `questions`, each with `choice_a` to `choice_d`, the letter, a `question_type_id` and a `data_type`, and
 `question_type`, the dimensions by number. LLaVA uses the middle frame of a video.

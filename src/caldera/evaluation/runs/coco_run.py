@@ -10,7 +10,7 @@ from caldera.evaluation.answerers.answerer import AnswerConfig
 from caldera.evaluation.answerers.remote_server import ServerAddress
 from caldera.evaluation.runs.results import BenchmarkInfo, Results
 from caldera.evaluation.runs.run import evaluate, open_answerer
-from caldera.files.skipped import SkippedItems
+from caldera.files.skipped_items import SkippedItems
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

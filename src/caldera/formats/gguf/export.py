@@ -26,7 +26,7 @@ from caldera.formats.gguf.vision_tower import (
 from caldera.formats.gguf.writer import GgufDtype, needs_gguf, write_gguf
 from caldera.formats.model_folder import open_lazily
 from caldera.formats.weight_names import LANGUAGE, PROJECTOR, VISION, select_part
-from caldera.model.assistant import LlavaBundle, eos_token_ids
+from caldera.model.bundle import LlavaBundle, eos_token_ids
 from caldera.progress import Progress
 from caldera.templates.jinja import chat_template
 from caldera.templates.template import find_template

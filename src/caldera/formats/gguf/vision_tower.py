@@ -22,7 +22,7 @@ from caldera.formats.gguf.writer import TensorSpec, Value
 from caldera.formats.metadata import METADATA_FILE
 from caldera.formats.safetensors_files import LazyWeight
 from caldera.images.processor import ImageProcessor
-from caldera.model.assistant import ModelMetadata
+from caldera.model.bundle import ModelMetadata
 
 TOWERS = {"clip_vision_model": 1, "siglip_vision_model": 0}
 """Vision towers that llama.cpp's LLaVA graph computes, and the number of positions before their patches."""

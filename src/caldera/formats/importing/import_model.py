@@ -28,7 +28,7 @@ from caldera.formats.tokenizer import SENTENCEPIECE_FILE
 from caldera.formats.transformers_config import unsupported_by_transformers
 from caldera.formats.weight_merging import cast
 from caldera.formats.weight_names import LANGUAGE, digest_of_files, stored_dtype, tied_names
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 from caldera.model.llava import Llava, check_logits_match
 from caldera.progress import Progress
 

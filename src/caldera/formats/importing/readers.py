@@ -33,7 +33,7 @@ from caldera.formats.tokenizer import SENTENCEPIECE_FILE, TOKENIZER_FILE, load_t
 from caldera.formats.weight_files import Source, read_file, read_folder, read_one_of
 from caldera.formats.weight_merging import add_delta, grow_embeddings, merge_lora
 from caldera.formats.weight_names import LANGUAGE, PROJECTOR, stored_dtype
-from caldera.model.assistant import ModelMetadata
+from caldera.model.bundle import ModelMetadata
 from caldera.model.projector import PROJECTORS, build_projector
 from caldera.scenes.backbones import find_backbone
 
@@ -57,7 +57,7 @@ def _read_full(request: ImportRequest) -> SourceModel:
 
 
 def _read_delta(request: ImportRequest) -> SourceModel:
-    """Read delta weights, and add them to their base (spec 3.6)."""
+    """Read delta weights, and add them to their base."""
     assert request.source
     base, change = _read_base(request), read_folder(request.source)
     delta = weight_names.rename_weights(change.weights, weight_names.from_original, request.source)

@@ -38,7 +38,7 @@ from caldera.formats.weight_files import Source, read_folder
 from caldera.formats.weight_merging import grow_embeddings
 from caldera.formats.weight_names import PROJECTOR, VISION
 from caldera.images.processor import ImageAspect, ImageProcessor
-from caldera.model.assistant import ModelMetadata
+from caldera.model.bundle import ModelMetadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +299,7 @@ def resolve_vision_tower(
 ) -> SourceTower:
     """Return the vision tower of an original folder: its own if it was trained, else the one in `vision`.
 
-    LLaVA's own code uses a folder's tower only if its config has the mark of a trained one (spec 9.10).
+    LLaVA's own code uses a folder's tower only if its config has the mark of a trained one.
 
     Args:
         folder: Path for messages.

@@ -21,7 +21,7 @@ LLAVA_CLASSES = {
 }
 """Model type and class in LLaVA's own code, by language model."""
 
-_UNSUPPORTED = {"llava_mpt": "LLaVA's own code cannot run its MPT models either (spec 9.19)"}
+_UNSUPPORTED = {"llava_mpt": "LLaVA's own code cannot run its MPT models either"}
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -35,7 +35,7 @@ _CLIP_L14: dict[str, Any] = {
     "hidden_act": "quick_gelu",
 }
 _SIDES = {"openai/clip-vit-large-patch14": 224, "openai/clip-vit-large-patch14-336": 336}
-"""Vision towers of LLaVA's releases by their exact hub names, and the sides of their images (spec 1.2)."""
+"""Vision towers of LLaVA's releases by their exact hub names, and the sides of their images."""
 
 _LLAVA_KEYS = {
     "architectures",
@@ -55,7 +55,7 @@ _LLAVA_KEYS = {
     "unfreeze_mm_vision_tower",
     "use_mm_proj",
 }
-"""Settings that are not the language model's, in addition to all that begin with `mm_` (spec 1.9)."""
+"""Settings that are not the language model's, in addition to all that begin with `mm_`."""
 
 
 @dataclass(frozen=True, slots=True)

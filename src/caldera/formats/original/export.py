@@ -26,7 +26,7 @@ from caldera.formats.weight_names import (
     stored_dtype,
     to_original,
 )
-from caldera.model.assistant import LlavaBundle
+from caldera.model.bundle import LlavaBundle
 
 TOWER = "vision_tower"
 """Folder of a vision tower that has no name on the hub."""
@@ -109,7 +109,7 @@ def _drop_added_rows(weights: Mapping[str, LazyWeight], vocab_size: int) -> dict
 def _config(
     assistant: LlavaBundle, weights: Mapping[str, LazyWeight], vocab_size: int, tower: str
 ) -> dict[str, Any]:
-    """Return the config that LLaVA's own code reads (spec 1.9)."""
+    """Return the config that LLaVA's own code reads."""
     metadata, language = assistant.card, assistant.model.language.config
     model_type, architecture = LLAVA_CLASSES[language.model_type]
     text = language.to_dict()

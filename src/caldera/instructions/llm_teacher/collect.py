@@ -9,7 +9,7 @@ import json
 import re
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from caldera.conversation import is_valid_utf8
 from caldera.files.atomic import write_atomic
 from caldera.instructions.dialogues import Dialogue, GeneratedData, Kind
 from caldera.instructions.llm_teacher.prompts import TeacherPrompt
@@ -161,17 +162,12 @@ def write_side_files(folder: Path, collected: CollectedReplies) -> None:
         "failed": collected.failed,
     }
     for name, lines in files.items():
-        write_atomic(folder / f"{name}.jsonl", "".join(_json_lines(lines)))
+        write_atomic(folder / f"{name}.jsonl", map(_json_line, lines))
     # Version 0.1 listed rejected replies in this file, which would be out of date now.
     (folder / "refused.jsonl").unlink(missing_ok=True)
 
 
-def _json_lines(lines: Iterable[Line]) -> Iterator[str]:
-    """Yield lines of JSON; a lone surrogate, which a reply may contain, is escaped."""
-    for line in lines:
-        text = json.dumps(line, ensure_ascii=False)
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            text = json.dumps(line)
-        yield f"{text}\n"
+def _json_line(line: Line) -> str:
+    """Return a line of JSON; a lone surrogate, which a reply may contain, is escaped."""
+    text = json.dumps(line, ensure_ascii=False)
+    return f"{text if is_valid_utf8(text) else json.dumps(line)}\n"

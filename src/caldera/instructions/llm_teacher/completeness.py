@@ -7,10 +7,11 @@ of the image's captions.
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from unicodedata import category
 
 from caldera.instructions.dialogues import Exchange, Kind
+from caldera.instructions.llm_teacher.prompts import TeacherPrompt
 from caldera.llm_client.client import RejectedReply
 
 _END = re.compile(r"""[.!?…。！？:;"'”’)\]*`]\s*\Z""")  # noqa: RUF001 - Chinese punctuation
@@ -132,29 +133,32 @@ def check_uses_several_images(exchanges: Sequence[Exchange]) -> None:
             )
 
 
-class CopiedExampleCheck:
-    """Check for texts that are copied from a prompt's examples or system message."""
+def copied_example_check(prompt: TeacherPrompt) -> Callable[[Sequence[str], str], None]:
+    """Return a check for lines of the system message, which show the format, and for n-grams of the examples.
 
-    def __init__(self, system: str, texts: Sequence[str]) -> None:
-        """Index the lines of the system message, which show the format, and the examples' images and replies."""
-        self._lines = {word_tokens(line) for line in system.split("\n")} - {()}
-        self._ngrams = {ngram for text in texts for ngram in _ngrams(text, _COPIED_NGRAM)}
+    It raises RejectedReply for texts that contain one; an n-gram that is in the image's captions is allowed.
+    """
+    system_lines = {word_tokens(line) for line in prompt.system.split("\n")} - {()}
+    example_ngrams = {
+        ngram for pair in prompt.examples for text in pair for ngram in _ngrams(text, _COPIED_NGRAM)
+    }
 
-    def check(self, texts: Sequence[str], captions: str) -> None:
-        """Raise RejectedReply for a line of the system message, or an n-gram of an example that no caption has."""
+    def check(texts: Sequence[str], captions: str) -> None:
         for text in texts:
-            if word_tokens(text) in self._lines:
+            if word_tokens(text) in system_lines:
                 raise RejectedReply("placeholder", f"{text[:40]!r} is a line of the system message")
         caption_ngrams = _caption_ngrams(captions, _COPIED_NGRAM)
         for text in texts:
             for ngram in _ngrams(text, _COPIED_NGRAM):
-                if ngram in self._ngrams and ngram not in caption_ngrams:
+                if ngram in example_ngrams and ngram not in caption_ngrams:
                     copied = " ".join(ngram)
                     raise RejectedReply(
                         "example",
                         f"{copied!r} is copied from an example",
                         feedback=_EXAMPLE_FEEDBACK,
                     )
+
+    return check
 
 
 def word_tokens(text: str) -> tuple[str, ...]:

@@ -9,14 +9,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from caldera.annotations.annotated_image import AnnotationSet
-from caldera.conversation import IMAGE_PLACEHOLDER
+from caldera.conversation import IMAGE_PLACEHOLDER, is_valid_utf8
 from caldera.instructions.dialogues import Dialogue, Exchange, Kind
 from caldera.instructions.llm_teacher.completeness import (
-    CopiedExampleCheck,
     check_complete,
     check_not_copied,
     check_repetition,
     check_uses_several_images,
+    copied_example_check,
 )
 from caldera.instructions.llm_teacher.grounding import check_grounding
 from caldera.instructions.llm_teacher.prompts import TeacherPrompt
@@ -109,10 +109,8 @@ def parse_checked_reply(
     exchanges = parse_reply(kind, reply.text, pick_question)
     if any(IMAGE_PLACEHOLDER in text for text in all_texts(exchanges)):
         raise RejectedReply("image mark", f"it contains {IMAGE_PLACEHOLDER}")
-    try:
-        reply.text.encode()
-    except UnicodeEncodeError:
-        raise RejectedReply("half a character", "a lone surrogate") from None
+    if not is_valid_utf8(reply.text):
+        raise RejectedReply("half a character", "a lone surrogate")
     return exchanges
 
 
@@ -121,30 +119,26 @@ def all_texts(exchanges: Sequence[Exchange]) -> list[str]:
     return [text for exchange in exchanges for text in (exchange.question, exchange.answer)]
 
 
-class ReplyChecker:
-    """Check of replies by all rules, in a fixed order: perspective, completeness, grounding."""
+def reply_checker(
+    annotations: AnnotationSet, prompts: Mapping[Kind, TeacherPrompt]
+) -> Callable[[Dialogue, Reply], None]:
+    """Return a check by all rules in a fixed order: perspective, completeness, grounding."""
+    check_examples = {kind: copied_example_check(prompt) for kind, prompt in prompts.items()}
 
-    def __init__(self, annotations: AnnotationSet, prompts: Mapping[Kind, TeacherPrompt]) -> None:
-        self._categories = annotations.categories
-        self._examples = {
-            kind: CopiedExampleCheck(
-                prompt.system, [text for pair in prompt.examples for text in pair]
-            )
-            for kind, prompt in prompts.items()
-        }
-
-    def __call__(self, dialogue: Dialogue, reply: Reply) -> None:
-        """Raise RejectedReply if a reply breaks a rule; the question of a description is sampled later."""
+    def check(dialogue: Dialogue, reply: Reply) -> None:
+        # The question of a description is sampled later.
         exchanges = parse_checked_reply(dialogue.kind, reply, lambda: "?")
         captions = "\n".join(text for image in dialogue.images for text in image.captions)
         for exchange in exchanges:
             check_perspective(exchange.question, captions)
             check_perspective(exchange.answer, captions)
             check_complete(dialogue.kind, exchange.answer)
-        self._examples[dialogue.kind].check(all_texts(exchanges), captions)
+        check_examples[dialogue.kind](all_texts(exchanges), captions)
         check_repetition(exchanges)
         if dialogue.kind == "detail":
             check_not_copied(exchanges[0].answer, captions)
         if dialogue.kind == "context":
             check_uses_several_images(exchanges)
-        check_grounding(exchanges, dialogue.images, self._categories)
+        check_grounding(exchanges, dialogue.images, annotations.categories)
+
+    return check

@@ -27,7 +27,7 @@ from caldera.instructions.dialogues import (
 )
 from caldera.instructions.llm_teacher.collect import CollectedReplies, collect, write_side_files
 from caldera.instructions.llm_teacher.prompts import TeacherPrompt, load_prompts
-from caldera.instructions.llm_teacher.reply_checks import ReplyChecker
+from caldera.instructions.llm_teacher.reply_checks import reply_checker
 from caldera.llm_client.budget import Budget, Price, estimate_tokens, max_tokens_of
 from caldera.llm_client.client import LLMClient, RequestConfig
 from caldera.llm_client.journal import Journal, ReplayClient
@@ -127,11 +127,6 @@ def _digest_of_images(images: Iterable[AnnotatedImage]) -> str:
     return digest.hexdigest()[:12]
 
 
-def digest_of(fingerprint: Fingerprint) -> str:
-    """Return the digest of a fingerprint, twelve characters."""
-    return json_fingerprint(fingerprint, 12)
-
-
 def check_or_write(path: Path, fingerprint: Fingerprint, *, allow_changed_run: bool) -> str:
     """Compare a run's fingerprint with the stored ones, add it if it is new, and return its digest.
 
@@ -145,7 +140,7 @@ def check_or_write(path: Path, fingerprint: Fingerprint, *, allow_changed_run: b
         raise InputError(f"{path} is invalid ({error}); choose another --out") from error
     current: list[Fingerprint] = with_current_names(stored)
     if fingerprint in current:
-        return digest_of(stored[current.index(fingerprint)])
+        return json_fingerprint(stored[current.index(fingerprint)], 12)
     latest = current[-1] if current else {}
     compared = (fingerprint.keys() & latest.keys()) - {"caldera"}
     changes = describe_changes(
@@ -158,7 +153,7 @@ def check_or_write(path: Path, fingerprint: Fingerprint, *, allow_changed_run: b
             "--allow-changed-run"
         )
     write_json(path, [*stored, fingerprint])
-    return digest_of(fingerprint)
+    return json_fingerprint(fingerprint, 12)
 
 
 def _openai_client(config: LLMTeacherConfig) -> LLMClient:
@@ -244,11 +239,7 @@ def generate_with_llm(
 ) -> GeneratedData:
     """Write a data file with an LLM teacher; resume the run if there is one.
 
-    Raises:
-        UsageError: The configuration is invalid, or the run folder has replies made with other settings.
-        LLMClientError: The teacher or the budget ended the run; finished dialogues are in `out`.
-        InputError: Every reply was rejected.
-        OutputError: A file could not be written.
+    If the teacher or the budget ends the run, it raises LLMClientError; finished dialogues are in `out`.
     """
     check_kinds(kinds)
     prompts = load_prompts([*kinds], config.language, config.prompts)
@@ -271,10 +262,16 @@ def generate_with_llm(
         try:
             runner_config = RunnerConfig(
                 client=client,
-                request=_request_builder(prompts),
-                check=ReplyChecker(annotations, prompts),
+                request=partial(_build_request, prompts),
+                check=reply_checker(annotations, prompts),
                 journal=journal,
-                budget=_budget(config, journal),
+                budget=Budget(
+                    price=config.price,
+                    max_cost=config.max_cost,
+                    max_requests=config.max_requests,
+                    spent=journal.spent,
+                    requests=journal.requests,
+                ),
                 request_config=config.request_config,
                 run=run,
             )
@@ -291,25 +288,10 @@ def generate_with_llm(
         return _finish(collected, stop_reason, out, total)
 
 
-def _request_builder(prompts: Mapping[Kind, TeacherPrompt]) -> Callable[[Dialogue], LLMRequest]:
-    """Return a function that builds the request for a dialogue."""
-
-    def build_request(dialogue: Dialogue) -> LLMRequest:
-        prompt = prompts[dialogue.kind]
-        return LLMRequest(prompt.messages(dialogue.kind, dialogue.images), prompt.digest)
-
-    return build_request
-
-
-def _budget(config: LLMTeacherConfig, journal: Journal) -> Budget:
-    """Return the limits, with the requests and money of earlier starts."""
-    return Budget(
-        price=config.price,
-        max_cost=config.max_cost,
-        max_requests=config.max_requests,
-        spent=journal.spent,
-        requests=journal.requests,
-    )
+def _build_request(prompts: Mapping[Kind, TeacherPrompt], dialogue: Dialogue) -> LLMRequest:
+    """Return the request for a dialogue."""
+    prompt = prompts[dialogue.kind]
+    return LLMRequest(prompt.messages(dialogue.kind, dialogue.images), prompt.digest)
 
 
 async def _run(

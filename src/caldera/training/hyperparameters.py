@@ -1,4 +1,4 @@
-"""Settings of a training stage, and LLaVA's two stages."""
+"""Hyper-parameters of a training stage, with LLaVA's values for stage 1 and stage 2."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

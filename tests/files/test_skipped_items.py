@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from caldera.errors import AnnotationError, ImageError, InputError, OutputError
-from caldera.files.skipped import SkippedItem, SkippedItems
+from caldera.files.skipped_items import SkippedItem, SkippedItems
 
 
 def test_by_default_the_first_error_is_raised() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from caldera.errors import UsageError
-from caldera.training.stage import PRETRAIN
+from caldera.training.hyperparameters import PRETRAIN
 
 
 def test_a_stage_names_every_invalid_setting() -> None:
