@@ -263,7 +263,7 @@ def write_llava_hf(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
 
 
 def hf_name(name: str) -> str:
-    """Return llava-hf's name of an original weight, by the table of spec 8.2."""
+    """Return llava-hf's name of an original weight, by a table of names."""
     for original, hf in {
         "model.mm_projector.0.": "multi_modal_projector.linear_1.",
         "model.mm_projector.2.": "multi_modal_projector.linear_2.",

@@ -2,11 +2,11 @@
 
 `NAME.bin` holds rows of raw numbers in one dtype, one row for each view of an image. The first line of the index,
 `NAME.jsonl`, is the shape of a row; each further line is an image: its SHA-256, where its rows are, and their checksum.
-Rows are valid only after their index line is written, so a killed process loses only its last write. A later line about an
-image replaces an earlier one.
+Rows are valid only after their index line is written, so a killed process loses only its last write. A later line about
+an image replaces an earlier one.
 
-Several processes may fill a store at the same time. Each locks an image before it encodes it. A
-lock is a byte-range lock of the operating system on `NAME.claims`, released when the process exits or is killed.
+Several processes may fill a store at the same time. Each locks an image before it encodes it. A lock is a byte-range
+lock of the operating system on `NAME.claims`, released when the process exits or is killed.
 """
 
 import fcntl

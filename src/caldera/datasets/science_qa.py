@@ -1,8 +1,8 @@
 """Import of ScienceQA's problems.json and pid_splits.json, one conversation per problem.
 
 A layout such as `QCM-LEA` gives the order of the parts, as in ScienceQA's own code: before the hyphen question (Q),
-context (C) and choices (M); after it answer (A), lecture (L) and explanation (E). `LEPA` puts lecture and explanation on
-separate lines, then `###` and the answer. `letter` is LLaVA-1.5's layout: each choice on a line, the answer a letter.
+context (C) and choices (M); after it answer (A), lecture (L) and explanation (E). `LEPA` puts lecture and explanation
+on separate lines, then `###` and the answer. `letter` is LLaVA-1.5's layout: each choice on a line, the answer a letter.
 """
 
 from collections.abc import Callable

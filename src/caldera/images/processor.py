@@ -103,7 +103,7 @@ class ImageProcessor:
         return torch.from_numpy(values.transpose(2, 0, 1).copy())  # (channels, height, width)
 
     def _pad(self, image: Image.Image) -> Image.Image:
-        """Pad an image to a square with the mean color (spec 1.8: offsets are rounded down)."""
+        """Pad an image to a square with the mean color (offsets are rounded down, as in LLaVA)."""
         length = max(image.size)
         red, green, blue = (int(255 * part) for part in self.mean)
         return _center(image, (length, length), (red, green, blue))

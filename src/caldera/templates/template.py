@@ -143,7 +143,7 @@ class Template:
 def move_image_first(turn: Turn) -> tuple[str | ImageRef, ...]:
     """Return the parts with a single image moved to a line before the text, as LLaVA's trainer does.
 
-    Several images stay in place. An image without text has no line end (spec 2.2: the full turn is stripped again).
+    Several images stay in place. An image without text has no line end (LLaVA strips the full turn again).
     """
     if len(turn.images) != 1:
         return turn.parts
