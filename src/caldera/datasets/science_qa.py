@@ -2,7 +2,7 @@
 
 A layout such as `QCM-LEA` gives the order of the parts, as in ScienceQA's own code: before the hyphen question (Q),
 context (C) and choices (M); after it answer (A), lecture (L) and explanation (E). `LEPA` puts lecture and explanation
-on separate lines, then `###` and the answer. `letter` is LLaVA-1.5's layout: each choice on a line, the answer a letter.
+on separate lines, then `###` and the answer. `letter` is LLaVA-1.5's layout: a choice per line, the answer a letter.
 """
 
 from collections.abc import Callable

@@ -2,7 +2,7 @@
 
 The official file is `testdev_balanced_questions.json`, a JSON object from question ids to questions. A `.jsonl` holds
 LLaVA's raw answers, which are lowercased and lose trailing periods as in LLaVA's converter. A `.json` is the official
-list of `questionId` and `prediction`, and is compared verbatim. Only balanced questions count, as in the official script.
+list of `questionId` and `prediction`, compared verbatim. Only balanced questions count, as in the official script.
 """
 
 from collections.abc import Callable, Sequence
