@@ -162,13 +162,7 @@ def _to_item(
 
 
 def majority_answers(items: Iterable[Item], training: AnnotationSet, seed: int) -> dict[str, str]:
-    """Answer each item, blindly, with the most common training answer to its form of question.
-
-    Args:
-        items: The questions.
-        training: Annotations of the training images.
-        seed: Random seed of the questions that are counted.
-    """
+    """Answer each item, blindly, with the most common training answer to its form of question."""
     rng = random.Random(f"prior {seed}")
     facts = [derive_facts(image, training.categories) for image in training.images]
     counts: dict[str, Counter[str]] = defaultdict(Counter)

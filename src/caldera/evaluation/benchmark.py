@@ -192,8 +192,6 @@ class JudgeSpec:
     """Formats verdicts by run, and the judge's digest, as official files: text by file name."""
 
     needs_judge: Callable[[Item], bool] = lambda item: True
-    """Decides whether an item's answer needs a judge."""
-
     settled_verdicts: Callable[[Sources, Mapping[str, str]], list[Verdict]] = (
         lambda sources, answers: []
     )
@@ -209,8 +207,6 @@ class BenchmarkSpec:
 
     title: str
     measures: str
-    """The ability that it measures, in one sentence."""
-
     description: str
     """Number of questions in the official split, and the download address."""
 

@@ -50,12 +50,7 @@ NGram = tuple[str, ...]
 
 
 def bleu(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> list[float]:
-    """Return BLEU-1 to BLEU-4 over all images, between 0 and 1.
-
-    Args:
-        candidates: A caption for each image, by its id.
-        references: Human captions of each image.
-    """
+    """Return BLEU-1 to BLEU-4, between 0 and 1, of a caption of each image against its human captions."""
     candidate_length, reference_length = 0, 0
     matches, totals = [0] * _MAX_N, [0] * _MAX_N
     for name, texts in references.items():
@@ -111,12 +106,7 @@ def _all_ngrams(text: str) -> Counter[NGram]:
 
 
 def cider_d(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> float:
-    """Return the mean CIDEr-D over all images.
-
-    Args:
-        candidates: A caption for each image, by its id.
-        references: Human captions of each image; document frequencies are counted over these.
-    """
+    """Return the mean CIDEr-D of a caption of each image against its human captions."""
     scores = cider_d_per_image(candidates, references)
     return sum(scores.values()) / len(scores)
 
@@ -124,7 +114,7 @@ def cider_d(candidates: Mapping[str, str], references: Mapping[str, Sequence[str
 def cider_d_per_image(
     candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]
 ) -> dict[str, float]:
-    """Return CIDEr-D by image id; the arguments are those of `cider_d`."""
+    """Return CIDEr-D by image id; document frequencies are counted over the references."""
     frequencies: Counter[NGram] = Counter()
     for texts in references.values():
         frequencies.update({ngram for text in texts for ngram in _all_ngrams(text)})
@@ -186,12 +176,7 @@ def rouge_l(candidate: str, references: Sequence[str]) -> float:
 
 
 def mean_rouge_l(candidates: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> float:
-    """Return the mean ROUGE-L over all images.
-
-    Args:
-        candidates: A caption for each image, by its id.
-        references: Human captions of each image.
-    """
+    """Return the mean ROUGE-L of a caption of each image against its human captions."""
     scores = [rouge_l(candidates[name], texts) for name, texts in references.items()]
     return sum(scores) / len(scores)
 

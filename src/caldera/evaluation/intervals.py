@@ -45,12 +45,7 @@ class Difference:
 
 
 def wilson(num_correct: int, total: int) -> Interval:
-    """Return Wilson's score interval of a proportion (E. B. Wilson, 1927), which is valid near 0 and 1, too.
-
-    Args:
-        num_correct: Items that count.
-        total: All items, at least one.
-    """
+    """Return Wilson's score interval of a proportion (E. B. Wilson, 1927), which is valid near 0 and 1, too."""
     proportion, spread = num_correct / total, _Z**2 / total
     middle = (proportion + spread / 2) / (1 + spread)
     half = (

@@ -9,8 +9,6 @@ Published scores depend on these rules, so their oddities are kept on purpose; e
 Agrawal et al., VQA (arXiv 1505.00468): an answer that three people gave is correct. To compare people and machines,
 each person is omitted once and the mean is taken ("10 choose 9"). With ten people this gives 0, 0.3, 0.6, 0.9 and 1 for
 none, one, two, three and more that agree.
-
-The three benchmarks differ in what is normalized.
 """
 
 import re

@@ -9,13 +9,7 @@ from typing import Any
 
 from caldera.errors import UnknownNameError, UsageError
 from caldera.export.parity.caldera_side import Caldera
-from caldera.export.parity.compare import (
-    OtherSide,
-    Parity,
-    ParityCase,
-    check_readable,
-    compare,
-)
+from caldera.export.parity.compare import OtherSide, Parity, ParityCase, check_readable, compare
 from caldera.export.parity.llama_cpp_side import LlamaCpp, require_llama_cpp
 from caldera.export.parity.sample_images import build_cases, draw_cases
 from caldera.export.parity.transformers_side import Transformers
@@ -34,11 +28,7 @@ class ExportConfig:
     """Settings of an export and of the comparison after it."""
 
     folder: Path
-    """The model folder."""
-
     out: Path
-    """Folder of the export."""
-
     dtype: GgufDtype | None = None
     """Type of the matrices in a GGUF file; f16 if None."""
 
@@ -54,8 +44,6 @@ class ParityConfig:
     """Settings of a comparison."""
 
     folder: Path
-    """The model folder."""
-
     against: str
     """A name in PARITY_BACKENDS."""
 
@@ -77,7 +65,6 @@ class ExportReport:
     """Comparison with the model; None if nothing here can run the export."""
 
     notes: tuple[str, ...] = ()
-    """Notes for the user."""
 
 
 def _export_original(config: ExportConfig, progress: Progress) -> ExportReport:
@@ -136,10 +123,6 @@ def export_model(name: str, config: ExportConfig, progress: Progress) -> ExportR
     return EXPORT_FORMATS[name](config, progress)
 
 
-def _load_transformers(config: ParityConfig, assistant: LlavaBundle) -> OtherSide:
-    return Transformers(config.folder)
-
-
 def _load_llama_cpp(config: ParityConfig, assistant: LlavaBundle) -> OtherSide:
     if config.gguf is None:
         raise UsageError("the folder of the GGUF files is missing; pass --gguf FOLDER")
@@ -152,7 +135,7 @@ def _load_llama_cpp(config: ParityConfig, assistant: LlavaBundle) -> OtherSide:
 
 
 PARITY_BACKENDS: dict[str, Callable[[ParityConfig, LlavaBundle], OtherSide]] = {
-    "transformers": _load_transformers,
+    "transformers": lambda config, _: Transformers(config.folder),
     "gguf": _load_llama_cpp,
 }
 """Implementations to compare with, by name."""

@@ -13,14 +13,7 @@ from pydantic import BaseModel
 
 from caldera.datasets.vqa import validate
 from caldera.errors import InputError
-from caldera.evaluation.benchmark import (
-    BenchmarkSpec,
-    Item,
-    Score,
-    ScoredItems,
-    Sources,
-    mean,
-)
+from caldera.evaluation.benchmark import BenchmarkSpec, Item, Score, ScoredItems, Sources, mean
 from caldera.evaluation.benchmarks.short_answers import question_turn
 from caldera.evaluation.caption_metrics import bleu, cider_d_per_image, mean_rouge_l
 from caldera.evaluation.files import read_object, read_rows, require_fields

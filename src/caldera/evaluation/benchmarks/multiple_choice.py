@@ -6,14 +6,7 @@ from typing import Any
 
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.evaluation.answer_parsing import LETTERS, parse_choice
-from caldera.evaluation.benchmark import (
-    Item,
-    Score,
-    check_answers,
-    mean,
-    score_items,
-    to_percent,
-)
+from caldera.evaluation.benchmark import Item, Score, check_answers, mean, score_items, to_percent
 from caldera.instructions.request_phrases import LETTER_PROMPT
 
 

@@ -1,17 +1,13 @@
 """ScienceQA's test split: choice questions with and without an image, as in LLaVA's paper (P1 Table 7)."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from caldera.conversation import Conversation
 from caldera.errors import InputError, UsageError
-from caldera.evaluation.answer_parsing import (
-    LETTERS,
-    science_qa_letter,
-    science_qa_letter_by_llava,
-)
+from caldera.evaluation.answer_parsing import LETTERS, science_qa_letter, science_qa_letter_by_llava
 from caldera.evaluation.benchmark import (
     BenchmarkSpec,
     Item,
@@ -62,7 +58,14 @@ class ScienceQA:
 
     def _score(self, letters: Mapping[str, str | None]) -> Score:
         scores = {item.id: float(letters[item.id] == item.references[0]) for item in self.items}
-        score = score_items(self.items, scores, _find_unparsed(self.items, letters))
+        unparsed: dict[str, str] = {}
+        for item in self.items:
+            letter, valid_letters = letters[item.id], letters_of(item.choices)
+            if not letter:
+                unparsed[item.id] = "no letter could be read"
+            elif letter not in valid_letters:
+                unparsed[item.id] = f"{letter} is none of the choices, {valid_letters}"
+        score = score_items(self.items, scores, unparsed)
         metrics = {"accuracy": to_percent(score.overall)}
         metrics |= {
             name: to_percent(score.by_category[name])
@@ -74,18 +77,6 @@ class ScienceQA:
             "parse_failures": sum(not letter for letter in letters.values()),
         }
         return replace(score, metrics=metrics)
-
-
-def _find_unparsed(items: Iterable[Item], letters: Mapping[str, str | None]) -> dict[str, str]:
-    """Return the items without a valid letter, with the reason; LLaVA counts them as wrong."""
-    unparsed: dict[str, str] = {}
-    for item in items:
-        letter, valid_letters = letters[item.id], letters_of(item.choices)
-        if not letter:
-            unparsed[item.id] = "no letter could be read"
-        elif letter not in valid_letters:
-            unparsed[item.id] = f"{letter} is none of the choices, {valid_letters}"
-    return unparsed
 
 
 def _parse_letter(item: Item, text: str) -> str | None:

@@ -14,13 +14,7 @@ from caldera.conversation import Conversation, ImageRef, Turn, from_record
 from caldera.datasets.science_qa import LETTERS, Problem, parse_layout
 from caldera.errors import InputError, UnknownNameError, UsageError, describe_validation_error
 from caldera.evaluation.benchmark import Sources
-from caldera.evaluation.files import (
-    check_unique,
-    join_names,
-    read_json,
-    read_rows,
-    require_fields,
-)
+from caldera.evaluation.files import check_unique, join_names, read_json, read_rows, require_fields
 from caldera.instructions.request_phrases import LETTER_PROMPT
 
 _SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}

@@ -68,7 +68,6 @@ GRADES = JudgingProtocol(
     temperature=0.0,
     max_tokens=64,
 )
-"""The protocol that gives one grade to one answer."""
 
 GRADE_PROTOCOLS = {GRADES.name: GRADES}
 """Protocols that grade an answer without a reference answer, by name."""

@@ -19,12 +19,7 @@ from caldera.llm_client.budget import Budget, Price
 from caldera.llm_client.client import Message, RejectedReply, Reply, RequestConfig
 from caldera.llm_client.journal import Journal
 from caldera.llm_client.openai_client import OPENAI_URL, OpenAIClient
-from caldera.llm_client.runner import (
-    EndpointDownError,
-    LLMRequest,
-    RequestRunner,
-    RunnerConfig,
-)
+from caldera.llm_client.runner import EndpointDownError, LLMRequest, RequestRunner, RunnerConfig
 from caldera.progress import Progress
 
 
@@ -128,12 +123,8 @@ def ask_judge(
 ) -> list[JudgeReply]:
     """Send the requests that have no reply yet, and return the replies to all of them, in order.
 
-    Args:
-        judge: The model, its parameters and limits.
-        protocol: Digest of the protocol, for the journal.
-        requests: The requests.
-        out: The run's folder, which the caller has locked; `journal.jsonl` in it is the cache.
-        progress: Progress display.
+    `protocol` is the digest of the protocol; `journal.jsonl` in the folder `out`, which the caller has locked, is the
+    cache.
 
     Raises:
         LLMClientError: The key, the quota or the budget ended the run; received replies are saved.

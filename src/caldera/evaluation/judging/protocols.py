@@ -37,7 +37,6 @@ class JudgeCase:
     """The answer to compare with, or the correct answer."""
 
     candidate: str
-    """The answer to judge."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -30,19 +30,8 @@ class ReviewFile:
 
     path: Path
     verdicts: tuple[Verdict, ...]
-    different_scores: dict[str, tuple[float, ...]]
-    """Stored scores by id, if they differ from those in the text."""
-
-    official_unparsed: tuple[str, ...]
-    """Ids whose text the official scripts would score (-1, -1)."""
-
-    @property
-    def metrics(self) -> dict[str, int]:
-        """Numbers of verdicts that differ from the stored scores and from the official scripts."""
-        return {
-            "num_different": len(self.different_scores),
-            "official_unread": len(self.official_unparsed),
-        }
+    metrics: dict[str, int]
+    """Numbers of verdicts that differ from the stored scores, and that the official scripts would score (-1, -1)."""
 
 
 def read_reviews(path: Path) -> list[ReviewFile]:
@@ -64,18 +53,18 @@ def read_reviews(path: Path) -> list[ReviewFile]:
 
 def _read_file(path: Path) -> ReviewFile:
     verdicts: list[Verdict] = []
-    different: dict[str, tuple[float, ...]] = {}
-    official_unparsed: list[str] = []
+    different: set[str] = set()
+    official_unparsed = 0
     for location, record in read_records(path):
         verdict = _to_verdict(record, location)
         verdicts.append(verdict)
         stored = _stored_scores(record, location)
         if stored is not None and stored != verdict.scores_as_shown():
-            different[verdict.id] = stored
-        if parse_pair_as_llava(verdict.text) is None:
-            official_unparsed.append(verdict.id)
+            different.add(verdict.id)
+        official_unparsed += parse_pair_as_llava(verdict.text) is None
     _check_orders(verdicts, path)
-    return ReviewFile(path, tuple(verdicts), different, tuple(official_unparsed))
+    metrics = {"num_different": len(different), "official_unread": official_unparsed}
+    return ReviewFile(path, tuple(verdicts), metrics)
 
 
 def _check_orders(verdicts: Sequence[Verdict], path: Path) -> None:
@@ -134,13 +123,7 @@ def _stored_scores(record: dict[str, Any], location: str) -> tuple[float, ...] |
 
 
 def format_reviews(verdicts: Sequence[Verdict], judge: str, prefix: str) -> str:
-    """Format verdicts in the official layout; `tuple` has the scores of Assistant 1 and 2, null if unparsed.
-
-    Args:
-        verdicts: Verdicts of one run.
-        judge: The judge's digest.
-        prefix: Prefix of category names.
-    """
+    """Format one run's verdicts in the official layout; `tuple` has the scores of Assistant 1 and 2, null if unparsed."""
     lines = []
     for number, verdict in enumerate(verdicts, start=1):
         record: dict[str, Any] = {

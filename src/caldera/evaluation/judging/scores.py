@@ -63,10 +63,7 @@ def relative_scores(verdicts: Sequence[Verdict]) -> Score:
 
 
 def order_agreement(pairs: Sequence[Sequence[Verdict]]) -> dict[str, Any]:
-    """Measure how far a judge agrees with itself in both orders.
-
-    Args:
-        pairs: Both verdicts on each answer.
+    """Measure how far a judge agrees with itself, given the verdicts on each answer in both orders.
 
     Returns:
         `agreement`, percent of answers with the same outcome in both orders; `first_preferred`, percent of the verdicts
@@ -93,11 +90,9 @@ def order_agreement(pairs: Sequence[Sequence[Verdict]]) -> dict[str, Any]:
 
 
 def ratio_interval(pairs: Sequence[tuple[float, float]], seed: int = 0) -> dict[str, float]:
-    """Return the 95 % bootstrap interval of the ratio of means, in percent.
+    """Return the 95 % bootstrap interval of the ratio of means, in percent, from scores of references and answers.
 
-    Args:
-        pairs: Scores of the reference and the answer; for the interval of a plain mean every reference is 1.
-        seed: Random seed.
+    For the interval of a plain mean, every reference is 1.
     """
     reference, candidate = np.asarray(pairs).T  # (answers,) each
     weights = np.full(len(pairs), 1 / len(pairs))
@@ -113,9 +108,6 @@ def _sign(number: float) -> int:
 def _ratio_of_means(pairs: Sequence[tuple[float, float]]) -> float:
     """Return the mean score of the answers over that of the references."""
     return fmean(candidate for _, candidate in pairs) / fmean(reference for reference, _ in pairs)
-
-
-Reduce = Callable[[Sequence[float]], float]
 
 
 def average_runs(scores: Sequence[Score], primary_metric: str) -> Score:
@@ -154,7 +146,9 @@ def _mean_by_name(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     }
 
 
-def _reduce_metrics(runs: Sequence[Mapping[str, Any]], reduce: Reduce) -> dict[str, Any]:
+def _reduce_metrics(
+    runs: Sequence[Mapping[str, Any]], reduce: Callable[[Sequence[float]], float]
+) -> dict[str, Any]:
     """Reduce the fractional metrics of several runs by name, also in groups; None if a run lacks one."""
     reduced: dict[str, Any] = {}
     for name, first in runs[0].items():

@@ -45,8 +45,6 @@ class Verdict:
     """One verdict on one answer."""
 
     id: str
-    """Id of the answer."""
-
     category: str
     order: AnswerOrder = "reference first"
     scores: tuple[float, ...] = ()

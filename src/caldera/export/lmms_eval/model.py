@@ -16,11 +16,7 @@ from lmms_eval.models.registry_v2 import ModelManifest
 
 from caldera.devices import DtypeName, choose_device
 from caldera.errors import UnknownNameError, UsageError
-from caldera.export.lmms_eval.answerer import (
-    LmmsAnswerer,
-    LmmsQuestion,
-    decoding_from,
-)
+from caldera.export.lmms_eval.answerer import LmmsAnswerer, LmmsQuestion, decoding_from
 from caldera.formats.model_folder import load_model_folder
 from caldera.progress import default_progress
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from caldera.errors import ImageError
 from caldera.images.decoding import open_image
 from caldera.images.processor import ImageProcessor
 from caldera.progress import Progress
+
+if TYPE_CHECKING:
+    from caldera.export.parity.caldera_side import Caldera
 
 NEW_TOKENS = 64
 """Default number of answer tokens to compare."""
@@ -39,7 +42,6 @@ class ParityCase:
     """Whether a known difference in reading or shaping this image is accepted."""
 
     new_tokens: int = NEW_TOKENS
-    """Maximum length of the compared answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,28 +67,10 @@ class StageOutputs:
     """Greedy tokens, without the end token."""
 
 
-class ReferenceSide(Protocol):
-    """Caldera's implementation."""
-
-    def run(self, image: Image.Image, case: ParityCase) -> StageOutputs:
-        """Run all stages from a decoded RGB image to an answer."""
-        ...
-
-    def margin(self, case: ParityCase, answer: Sequence[int], first: int, second: int) -> float:
-        """Return the logit of the token `first` minus that of `second` after the start of an answer."""
-        ...
-
-    def text(self, ids: Sequence[int]) -> str:
-        """Decode token ids."""
-        ...
-
-
 class OtherSide(Protocol):
     """An implementation to compare with caldera's."""
 
     name: str
-    """Name in reports."""
-
     min_equal_answers: float
     """Fraction of answers that must be equal."""
 
@@ -124,8 +108,6 @@ class StageDifference:
     """Absolute difference that is largest relative to its limit; infinite if shapes or ids differ."""
 
     image: str
-    """The image with this difference."""
-
     limit: float
     good: bool
 
@@ -201,21 +183,13 @@ class _MaxDifference:
 
 
 def compare(
-    reference: ReferenceSide,
+    reference: "Caldera",
     other: OtherSide,
     cases: Sequence[ParityCase],
     processor: ImageProcessor,
     progress: Progress,
 ) -> Parity:
-    """Run every case in both implementations and compare all stages.
-
-    Args:
-        reference: Caldera's implementation.
-        other: The implementation to compare with it.
-        cases: Images and questions.
-        processor: Caldera's image processor.
-        progress: Progress display.
-    """
+    """Run every case in both implementations and compare all stages."""
     largest = {stage: _MaxDifference() for stage in ("file", *COMPARED)}
     answers = []
     with progress.task(f"comparing with {other.name}", len(cases)) as tick:
@@ -300,7 +274,7 @@ def _differences(
 
 
 def _first_divergence(
-    reference: ReferenceSide, case: ParityCase, expected: Sequence[int], actual: Sequence[int]
+    reference: "Caldera", case: ParityCase, expected: Sequence[int], actual: Sequence[int]
 ) -> str:
     """Describe the first different token of two answers, and its margin in caldera's logits."""
     shorter = min(len(expected), len(actual))
