@@ -71,23 +71,19 @@ CONVERSATION_SHARE, _DETAIL_SHARE, _REASONING_SHARE = 0.5, 0.2, 0.66
 def ablations(recipe: SceneRecipe | None = None) -> tuple[Variant, ...]:
     """Return the variants of a recipe, `base_recipe()` by default."""
     base = recipe or base_recipe()
-    detail, reasoning = _DETAIL_SHARE, _REASONING_SHARE
-    three_kinds = _with_mix(
-        base, conversation=CONVERSATION_SHARE, detail=detail, reasoning=reasoning
-    )
-    table_8, table_4 = "2304.08485, table 8", "2304.08485, table 4"
+    return (*_component_variants(base), *_data_variants(base))
+
+
+def _component_variants(base: SceneRecipe) -> tuple[Variant, ...]:
+    """Return the variants of model and training, whose baseline is the whole recipe."""
+    table = "2304.08485, table 8"
 
     def variant(
-        name: str,
-        description: str,
-        paper: str,
-        recipe: SceneRecipe = base,
-        baseline: str = "whole",
-        **switches: bool,
+        name: str, description: str, paper: str = "", recipe: SceneRecipe = base, **switches: bool
     ) -> Variant:
         return Variant(
             name=name,
-            baseline=baseline,
+            baseline="whole",
             description=description,
             paper=paper,
             recipe=recipe,
@@ -95,29 +91,29 @@ def ablations(recipe: SceneRecipe | None = None) -> tuple[Variant, ...]:
         )
 
     return (
-        variant("whole", "the demo, with fewer scenes", ""),
+        variant("whole", "the demo, with fewer scenes"),
         variant(
             "last layer",
             "the tower's last layer instead of the second to last",
-            f"-0.96 of 90.92 ({table_8})",
+            f"-0.96 of 90.92 ({table})",
             replace(base, vision_feature_layer=-1),
         ),
         variant(
             "reasons first",
             "reasons before the answer, in dialogues with reasons",
-            f"+1.15 on 89.77 ({table_8})",
+            f"+1.15 on 89.77 ({table})",
             reasons_before_answer=True,
         ),
         variant(
             "no stage 1",
             "stage 2 with a fresh projector",
-            f"-5.11 of 90.92 ({table_8})",
+            f"-5.11 of 90.92 ({table})",
             pretrained=False,
         ),
         variant(
             "half model",
             "a language model without every second layer",
-            f"-1.08 of 90.92, 7B for 13B ({table_8})",
+            f"-1.08 of 90.92, 7B for 13B ({table})",
             half_layers=True,
         ),
         variant(
@@ -126,45 +122,64 @@ def ablations(recipe: SceneRecipe | None = None) -> tuple[Variant, ...]:
             "1323.8 for 1355.2 on MME (2310.03744, table 2)",
             replace(base, projector="linear"),
         ),
+    )
+
+
+def _data_variants(base: SceneRecipe) -> tuple[Variant, ...]:
+    """Return the variants of the instruction data, whose baseline is LLaVA's three kinds."""
+    table = "2304.08485, table 4"
+    detail, reasoning = _DETAIL_SHARE, _REASONING_SHARE
+    three_kinds = _with_mix(
+        base, conversation=CONVERSATION_SHARE, detail=detail, reasoning=reasoning
+    )
+
+    def variant(
+        name: str, description: str, paper: str, recipe: SceneRecipe, *, finetuned: bool = True
+    ) -> Variant:
+        return Variant(
+            name=name,
+            baseline="three kinds",
+            description=description,
+            paper=f"{paper} ({table})",
+            recipe=recipe,
+            finetuned=finetuned,
+        )
+
+    return (
         variant(
             "three kinds",
             "only LLaVA's conversation, detail and reasoning",
-            f"85.1 ({table_4})",
+            "85.1",
             three_kinds,
-            "three kinds",
         ),
         variant(
             "detail + reasoning",
             "no conversation",
-            f"-3.2 of 85.1 ({table_4})",
+            "-3.2 of 85.1",
             _with_mix(base, detail=detail, reasoning=reasoning),
-            "three kinds",
         ),
         variant(
             "conversation + few",
             "conversation, 5 % of detail, 10 % of reasoning",
-            f"-4.6 of 85.1 ({table_4})",
+            "-4.6 of 85.1",
             _with_mix(
                 base,
                 conversation=CONVERSATION_SHARE,
                 detail=0.05 * detail,
                 reasoning=0.1 * reasoning,
             ),
-            "three kinds",
         ),
         variant(
             "conversation",
             "conversation only",
-            f"-11.3 of 85.1 ({table_4})",
+            "-11.3 of 85.1",
             _with_mix(base, conversation=CONVERSATION_SHARE),
-            "three kinds",
         ),
         variant(
             "no stage 2",
             "no instruction data",
-            f"-63.6 of 85.1 ({table_4})",
+            "-63.6 of 85.1",
             three_kinds,
-            "three kinds",
             finetuned=False,
         ),
     )
