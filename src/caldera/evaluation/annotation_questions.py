@@ -5,7 +5,7 @@ import random
 import string
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet
@@ -196,13 +196,7 @@ def with_shuffled_images(items: Sequence[Item]) -> list[Item]:
     shift = len(paths) // 2
     replacements = {path: paths[(index + shift) % len(paths)] for index, path in enumerate(paths)}
     return [
-        Item(
-            item.id,
-            item.category,
-            item.question_type,
-            _replace_images(item.conversation, replacements),
-            item.references,
-        )
+        replace(item, conversation=_replace_images(item.conversation, replacements))
         for item in items
     ]
 

@@ -144,7 +144,7 @@ def _score_subtask(items: Sequence[Item], subtask: str, scores: Mapping[str, flo
 def _perception_from_sums(sums: np.ndarray) -> np.ndarray:
     """Return accuracy plus accuracy+ over all sub-tasks, times 100, from sums, (resamples, 4 sub-tasks)."""
     questions, correct, images, both = np.moveaxis(sums.reshape(len(sums), -1, 4), -1, 0)
-    # (resamples, sub-tasks)
+    # Each (resamples, sub-tasks).
     fractions = correct / np.maximum(questions, 1) + both / np.maximum(images, 1)
     return 100 * fractions.sum(axis=-1)
 

@@ -97,8 +97,14 @@ def load_questions(sources: Sources) -> ScoredItems:
     path = sources.questions or sources.require_annotations("answer_dict_val.json")
     content = read_json(path)
     if isinstance(content, dict) and content:
+        for name, entry in content.items():
+            require_fields(entry, ("question_type", "ground_truth"), f"{path}: {name}")
+        # The answer file has no question texts.
         items = [
-            _from_answer_entry(name, entry, f"{path}: {name}") for name, entry in content.items()
+            _to_item(
+                name, entry["question_type"], entry["ground_truth"], (), Conversation(name, ())
+            )
+            for name, entry in content.items()
         ]
     elif isinstance(content, list) and content:
         items = [_from_question(entry, f"{path}[{index}]") for index, entry in enumerate(content)]
@@ -107,13 +113,6 @@ def load_questions(sources: Sources) -> ScoredItems:
     if all(item.question_type == _OPEN for item in items):
         raise InputError(f"{path} holds no choice question")
     return ScoredItems("mmmu", items, _score, max_new_tokens=128)
-
-
-def _from_answer_entry(name: str, record: object, location: str) -> Item:
-    """Return the item of an entry of the answer file, which has no question text."""
-    record = require_fields(record, ("question_type", "ground_truth"), location)
-    answer = record["ground_truth"]
-    return _to_item(name, record["question_type"], answer, (), Conversation(name, ()))
 
 
 def _from_question(record: object, location: str) -> Item:

@@ -23,6 +23,7 @@ from caldera.evaluation.benchmark import (
     ScoredItems,
     Sources,
     mean,
+    score_items,
     to_percent,
 )
 from caldera.evaluation.benchmarks.short_answers import short_answer_turn
@@ -52,10 +53,10 @@ def _score(items: Sequence[Item], answers: Mapping[str, str]) -> Score:
         for item in items
         if not is_explicit_yes_no(answers[item.id])
     }
-    counts = dict(Counter(item.category for item in items))
+    score = score_items(items, scores, unparsed)
     splits = {
         name: _split_metrics([item for item in items if item.category == name], parsed)
-        for name in counts
+        for name in score.counts
     }
     metrics: dict[str, Any] = {
         name: round(mean(split[name] for split in splits.values()), 6)
@@ -66,14 +67,11 @@ def _score(items: Sequence[Item], answers: Mapping[str, str]) -> Score:
     if unparsed:
         explicit = [item for item in items if item.id not in unparsed]
         metrics["without_parse_failures"] = _split_metrics(explicit, parsed)
-    return Score(
-        metrics["f1"] / 100,
-        {name: mean(scores[item.id] for item in items if item.category == name) for name in splits},
-        counts,
-        metrics | {"questions": len(scores), "parse_failures": len(unparsed)},
-        scores,
-        unparsed,
-        BootstrapStatistic(_summands(items, parsed), _mean_f1),
+    return replace(
+        score,
+        overall=metrics["f1"] / 100,
+        metrics=metrics | {"questions": len(scores), "parse_failures": len(unparsed)},
+        statistic=BootstrapStatistic(_summands(items, parsed), _mean_f1),
     )
 
 

@@ -123,7 +123,7 @@ def _stored_scores(record: dict[str, Any], location: str) -> tuple[float, ...] |
 
 
 def format_reviews(verdicts: Sequence[Verdict], judge: str, prefix: str) -> str:
-    """Format one run's verdicts in the official layout; `tuple` has the scores of Assistant 1 and 2, null if unparsed."""
+    """Format a run's verdicts in the official layout; `tuple` has the scores of Assistant 1 and 2, null if unparsed."""
     lines = []
     for number, verdict in enumerate(verdicts, start=1):
         record: dict[str, Any] = {

@@ -60,13 +60,9 @@ class LlamaCpp:
     def __init__(
         self, files: GgufFiles, template: str, image_token_id: int, *, fix_class_token: bool = False
     ) -> None:
-        """Load both files.
+        """Load both files; the language model's must hold exactly `template`, since no other is executed.
 
-        Args:
-            files: Language model and mmproj.
-            template: The chat template that the language model's file must hold; no other is executed.
-            image_token_id: Id of image tokens in the compared prompts.
-            fix_class_token: Move the class token to the front, as the fix of llama.cpp's issue 25814 does.
+        `fix_class_token` moves the class token to the front, as the fix of llama.cpp's issue 25814 does.
         """
         require_llama_cpp("comparing with GGUF files")
         self._api, self._mtmd = import_module("llama_cpp"), import_module("llama_cpp.mtmd_cpp")
