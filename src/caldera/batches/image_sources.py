@@ -38,11 +38,7 @@ class ImageSource(Protocol):
     """Source of the model's input for images."""
 
     def __call__(self, paths: Sequence[Path]) -> Tensor:
-        """Return pixels or features of all views of the images at `paths`, (views, ...).
-
-        Raises:
-            ImageError: An image cannot be used.
-        """
+        """Return pixels or features of all views of the images at `paths`, (views, ...)."""
         ...
 
 
@@ -100,12 +96,7 @@ class CachedFeatures:
         self._verified: set[str] = set()
 
     def __call__(self, paths: Sequence[Path]) -> Tensor:
-        """Return features in the dtype of the store, (views, patches, vision width).
-
-        Raises:
-            ImageError: Features are damaged, and their image is missing or has changed.
-            OutputError: They were computed again, but cannot be written.
-        """
+        """Return features in the dtype of the store, (views, patches, vision width)."""
         for path in paths:
             if self._digests[path] not in self._verified:
                 self._verify(path)

@@ -174,11 +174,7 @@ def _judge_from(
     settings: list[str],
     **limits: Any,  # noqa: ANN401 - fields of Judge, which checks them
 ) -> "Judge":
-    """Return the judge of the command's options; `address` is URL, model and the key's environment variable.
-
-    Raises:
-        UsageError: A setting, the price or the model is invalid.
-    """
+    """Return the judge of the command's options; `address` is URL, model and the key's environment variable."""
     from pydantic import SecretStr
 
     from caldera.evaluation.judging.judge import Judge

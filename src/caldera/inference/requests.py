@@ -77,11 +77,7 @@ class AnswerStream:
         self._ended = False
 
     def __iter__(self) -> Iterator[TextDelta]:
-        """Yield pieces as they arrive, until the answer ends.
-
-        Raises:
-            CalderaError: This request failed.
-        """
+        """Yield pieces as they arrive, until the answer ends."""
         while True:
             with self._changed:
                 while not self._pieces and not self._ended:

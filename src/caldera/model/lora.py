@@ -36,11 +36,7 @@ class LoraConfig:
     """Last parts of the names of the linear layers with LoRA, such as q_proj; all but the head if empty."""
 
     def __post_init__(self) -> None:
-        """Check every setting, and name all that are invalid.
-
-        Raises:
-            UsageError: A setting is out of its range.
-        """
+        """Check every setting, and name all that are invalid."""
         check_ranges(self, {"rank": "[1, inf]", "alpha": "(0, inf)", "dropout": "[0, 1)"}, "lora")
 
 

@@ -35,9 +35,6 @@ class VisionTower(nn.Module):
             side: Pixels along each side of its input.
             select_layer: Hidden state that is used.
             select: `patch` for the patches alone, `cls_patch` for every position.
-
-        Raises:
-            ModelFormatError: The tower does not support this input, or has no position for each patch.
         """
         super().__init__()
         self.tower = tower

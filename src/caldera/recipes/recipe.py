@@ -42,11 +42,7 @@ class Recipe:
     """Seed of the projector, and of the wording of generated data and questions."""
 
     def __post_init__(self) -> None:
-        """Check the names; the groups of settings check themselves.
-
-        Raises:
-            UsageError: A name is unknown.
-        """
+        """Check the names; the groups of settings check themselves."""
         choices = {
             "projector": (self.projector, PROJECTORS),
             "aspect": (self.aspect, ASPECTS),

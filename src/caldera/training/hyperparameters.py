@@ -125,12 +125,7 @@ class Stage:
     """Seed of the order of conversations, the validation split, and dropout."""
 
     def __post_init__(self) -> None:
-        """Check every setting, and name all that are invalid.
-
-        Raises:
-            UnknownNameError: The template or aspect is unknown.
-            UsageError: A setting is out of its range.
-        """
+        """Check every setting, and name all that are invalid."""
         find_template(self.template)
         grid_pinpoints(self.grid_pinpoints, side=1)
         if self.aspect is not None and self.aspect not in ASPECTS:

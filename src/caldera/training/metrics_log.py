@@ -16,11 +16,7 @@ class MetricsLog:
     """Log of metrics by step; a resumed run removes the steps after its checkpoint."""
 
     def __init__(self, folder: Path, *, keep_until_step: int = -1) -> None:
-        """Open the log in `folder`; lines of later steps are removed, as the run repeats them.
-
-        Raises:
-            OutputError: It cannot be written.
-        """
+        """Open the log in `folder`; lines of later steps are removed, as the run repeats them."""
         self._file = folder / "metrics.jsonl"
         self._start = time.monotonic()
         if self._file.is_file():

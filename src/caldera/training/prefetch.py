@@ -215,11 +215,7 @@ class Prefetcher(Generic[Item, Result]):
         return self
 
     def __next__(self) -> tuple[Item, Result]:
-        """Return the next item and its result; blocks until it is there.
-
-        Raises:
-            CalderaError: It could not be made, or not in time.
-        """
+        """Return the next item and its result; blocks until it is there."""
         self._requested = time.monotonic()
         try:
             entry = self._ready.get(timeout=self._config.timeout)

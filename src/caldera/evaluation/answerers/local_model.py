@@ -117,11 +117,7 @@ class LocalModelAnswerer:
     def __init__(
         self, assistant: LlavaBundle, digest: str, *, config: AnswerConfig, compute: DeviceConfig
     ) -> None:
-        """Answer with `assistant`, whose folder has this digest.
-
-        Raises:
-            UsageError: A setting is out of its range.
-        """
+        """Answer with `assistant`, whose folder has this digest."""
         self._assistant, self._config, self._compute = assistant, config, compute
         self._sampling(1)  # checks the settings
         assistant.model.to(compute.device)
@@ -253,11 +249,7 @@ class LocalModelAnswerer:
         return Answer(item.id, option_letter(item, best), option_log_likelihoods=pairs)
 
     def _sampling(self, max_new_tokens: int, index: int = 0) -> SamplingParams:
-        """Return the sampling parameters of an item; each has its own seed.
-
-        Raises:
-            UsageError: A setting is out of its range.
-        """
+        """Return the sampling parameters of an item; each has its own seed."""
         return SamplingParams(
             temperature=self._config.temperature,
             top_p=self._config.top_p,

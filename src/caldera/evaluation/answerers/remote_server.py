@@ -37,12 +37,7 @@ class ServerAnswerer:
     """Answers items by parallel requests to a server."""
 
     def __init__(self, server: ServerAddress, config: AnswerConfig) -> None:
-        """Find out the name of the model.
-
-        Raises:
-            UsageError: The address or a setting is invalid, or the server has several models.
-            LLMClientError: The server does not list its models.
-        """
+        """Find out the name of the model."""
         if config.choice_method != "generation":
             raise UsageError(
                 f"choice_method={config.choice_method} needs a model folder; servers do not return likelihoods"
@@ -130,11 +125,7 @@ class ServerAnswerer:
         config: RequestConfig,
         limiter: RateLimiter,
     ) -> Answer:
-        """Request one answer, with retries.
-
-        Raises:
-            LLMClientError: No more items can be answered.
-        """
+        """Request one answer, with retries."""
         item = prepared.item
         try:
             images = item.conversation.images
@@ -182,12 +173,7 @@ class ServerAnswerer:
         return OpenAIClient(self._server.url, model, self._server.key, config, label="server")
 
     async def _single_served_model(self) -> str:
-        """Return the name of the only served model.
-
-        Raises:
-            UsageError: The server has several models, or none.
-            LLMClientError: The server does not list its models.
-        """
+        """Return the name of the only served model."""
         client = self._client("", self._request_config(1))
         try:
             models = await client.served_models()
@@ -223,11 +209,7 @@ def _message_content(turn: Turn, urls: Iterator[str]) -> str | list[dict[str, An
 
 
 def _data_url(path: Path) -> str:
-    """Return an image file as a data URL.
-
-    Raises:
-        ImageError: The image cannot be used.
-    """
+    """Return an image file as a data URL."""
     content = read_bytes(path)
     decode_image(content, str(path))  # raises for images that no server should get
     return encode_data_url(content, read_image_header(content, str(path))[0].lower())

@@ -57,12 +57,7 @@ class AnswerCache:
     """Cache of finished answers in a journal file."""
 
     def __init__(self, path: Path) -> None:
-        """Open or create a journal; a truncated last line is moved to another file.
-
-        Raises:
-            InputError: A line in the middle is damaged.
-            OutputError: The file cannot be written.
-        """
+        """Open or create a journal; a truncated last line is moved to another file."""
         self._file = JournalFile(path)
         self._answers: dict[str, Answer] = {}
         for offset, line in journal_lines(path):

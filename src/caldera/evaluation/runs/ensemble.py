@@ -107,11 +107,7 @@ def _texts(path: Path) -> dict[str, str]:
 
 
 def _letters(benchmark: ScienceQA, texts: Mapping[str, str]) -> dict[str, str]:
-    """Return each answer's letter, empty where it has none.
-
-    Raises:
-        InputError: Answers are missing, or belong to no question.
-    """
+    """Return each answer's letter, empty where it has none."""
     check_answers(benchmark.items, texts)
     return {item.id: _letter(item, texts[item.id]) for item in benchmark.items}
 

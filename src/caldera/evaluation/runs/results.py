@@ -115,11 +115,7 @@ def _format_tuple(values: Sequence[str]) -> str:
 
 
 def _digest_file(path: Path) -> str:
-    """Return the name of a file with its sha256.
-
-    Raises:
-        InputError: The file cannot be read.
-    """
+    """Return the name of a file with its sha256."""
     try:
         with path.open("rb") as file:
             return f"{path.name} sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"

@@ -242,11 +242,7 @@ def _digest_ids(items: Sequence[Item]) -> str:
 def _answer(
     benchmark: Benchmark, prepared: _PreparedItems, out: Path, progress: Progress
 ) -> Mapping[str, Answer]:
-    """Return an answer for each item, cached or new.
-
-    Raises:
-        CalderaError: The answerer or the disk ended the run.
-    """
+    """Return an answer for each item, cached or new."""
     answers = dict(prepared.failed)
     with ExitStack() as stack:
         cache: AnswerCache | None = None

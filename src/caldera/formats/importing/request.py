@@ -66,11 +66,7 @@ class ImportRequest:
     """Seed of a fresh projector."""
 
     def __post_init__(self) -> None:
-        """Check the settings.
-
-        Raises:
-            UsageError: They contradict each other, or a name is unknown.
-        """
+        """Check the settings."""
         if self.template is not None:
             find_template(self.template)
         if self.layout is not None and self.layout not in get_args(SourceLayout):

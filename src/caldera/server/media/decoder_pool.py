@@ -133,11 +133,7 @@ class DecoderPool:
 async def _exchange(
     worker: Process, operation: bytes, content: bytes
 ) -> tuple[dict[str, Any], bytes]:
-    """Send a file to a worker; return its reply and the pixels.
-
-    Raises:
-        OSError, EOFError, JSONDecodeError: The process died.
-    """
+    """Send a file to a worker; return its reply and the pixels."""
     stdin, stdout = worker.stdin, worker.stdout
     assert stdin is not None
     assert stdout is not None

@@ -155,13 +155,7 @@ class Fetcher:
 async def _send_request(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, url: RemoteUrl, max_bytes: int
 ) -> _Response:
-    """Send one request and read its response.
-
-    Raises:
-        MediaError: The content is too long, or in an encoding that was not requested.
-        RemoteProtocolError: The response is not HTTP, or is truncated.
-        OSError: The connection broke.
-    """
+    """Send one request and read its response."""
     connection = h11.Connection(h11.CLIENT)
     headers = {
         "Host": url.authority,

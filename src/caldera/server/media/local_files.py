@@ -55,12 +55,7 @@ def _relative_parts(url: str, root: Path) -> list[bytes]:
 
 
 def _open_without_links(root: Path, names: list[bytes], max_bytes: int) -> bytes:
-    """Read up to `max_bytes` + 1 bytes of the file at `names` below `root`.
-
-    Raises:
-        OSError: A part of the path is a link, is missing or is not readable.
-        ValueError: It is not a regular file.
-    """
+    """Read up to `max_bytes` + 1 bytes of the file at `names` below `root`."""
     *folders, file_name = names
     folder_fd = os.open(root, _OPEN_FLAGS | os.O_DIRECTORY)
     try:

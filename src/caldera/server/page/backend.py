@@ -267,11 +267,7 @@ def _shrink(image: Image.Image) -> str:
 def _attention_payload(
     engine: Engine, view: ModelView, images: Sequence[ProcessedImage]
 ) -> dict[str, Any]:
-    """Return the words of an answer, and a heatmap per word for each image.
-
-    Raises:
-        CalderaError: The language model does not return attention weights, or the engine is closed.
-    """
+    """Return the words of an answer, and a heatmap per word for each image."""
     maps = engine.attention_maps(view.conversation, view.answer, images)
     image_payloads = []
     for image, image_map in zip(images, maps.images, strict=True):

@@ -60,11 +60,7 @@ class PageGuard:
         self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request.
-
-        Raises:
-            ApiError: Its path is not the page's, it comes from another site or without a key, or it is too large.
-        """
+        """Handle one request."""
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         allowed = _ALLOWED_PATHS.get(scope["method"])
         if allowed is None or not allowed.fullmatch(scope["path"]) or ".." in scope["path"]:
