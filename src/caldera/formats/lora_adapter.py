@@ -138,13 +138,7 @@ def _peft_layer(name: str, model: Llava) -> str:
 
 
 def _peft_names(model: Llava, layers: Mapping[str, str], full_parts: Set[str]) -> dict[str, str]:
-    """Return peft's name of each weight of an adapter, by its name in memory.
-
-    Args:
-        model: A model with or without LoRA factors.
-        layers: Paths of the layers with factors, in memory and in transformers' model.
-        full_parts: Parts that the adapter holds in full.
-    """
+    """Return peft's name of each weight of an adapter, by its name in memory."""
     names = {
         f"language.{layer}.{factor}.weight": f"{PEFT_PREFIX}{peft_layer}.{peft_factor}.weight"
         for layer, peft_layer in layers.items()

@@ -1,7 +1,4 @@
-"""Shipped backbones: a vision tower and a language model pretrained on synthetic scenes.
-
-`make backbones` rebuilds them with the programs in the repository's `backbones/`.
-"""
+"""Shipped backbones, pretrained on drawn scenes by the programs in the repository's `backbones/`."""
 
 from pathlib import Path
 

@@ -147,14 +147,7 @@ def _config(
 def _write_tower(
     fresh: Path, out: Path, assistant: LlavaBundle, weights: Mapping[str, LazyWeight]
 ) -> tuple[str, tuple[str, ...]]:
-    """Return the vision tower's name for LLaVA's own code, with notes; write the tower if it has no hub name.
-
-    Args:
-        fresh: The temporary folder that is written.
-        out: Its final path.
-        assistant: The model.
-        weights: Weights of the model.
-    """
+    """Return the vision tower's name for LLaVA's own code, with notes; write the tower if it has no hub name."""
     config = assistant.model.vision.tower.config
     processor = replace(assistant.processor, aspect="square")
     name = hub_name(config)
