@@ -12,8 +12,10 @@ import tempfile
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
-import click
+import typer
+from typer.core import TyperGroup
 from typer.main import get_command
 
 from caldera.cli import app
@@ -203,10 +205,10 @@ def cli_page() -> str:
     return CLI_HEAD + "\n".join(_command_section(command, ("caldera",))).rstrip() + "\n"
 
 
-def _command_section(command: click.Command, names: tuple[str, ...]) -> list[str]:
+def _command_section(command: Any, names: tuple[str, ...]) -> list[str]:  # noqa: ANN401 - typer brings a click of its own
     """Return a command's section, then those of its subcommands."""
-    context = click.Context(command, info_name=" ".join(names))
-    text = (command.help or "").replace("\b", "").strip()
+    context = typer.Context(command, info_name=" ".join(names))
+    text = re.sub(r"\[/?bold\]|\x08", "", command.help or "").strip()
     examples = re.split(r"\n\s*Examples?:?\s*\n", text, maxsplit=1)
     lines = [f"{'#' * min(len(names) + 1, 4)} {' '.join(names)}", "", _plain(examples[0]), ""]
     if len(examples) > 1:
@@ -220,7 +222,7 @@ def _command_section(command: click.Command, names: tuple[str, ...]) -> list[str
     if options:
         lines += ["| argument or option | meaning |", "| --- | --- |"]
         lines += [_option_row(parameter, context) for parameter in options] + [""]
-    if isinstance(command, click.Group):
+    if isinstance(command, TyperGroup):
         for name in command.list_commands(context):
             inner = command.get_command(context, name)
             if inner and not inner.hidden:
@@ -228,11 +230,11 @@ def _command_section(command: click.Command, names: tuple[str, ...]) -> list[str
     return lines
 
 
-def _option_row(parameter: click.Parameter, context: click.Context) -> str:
+def _option_row(parameter: Any, context: typer.Context) -> str:  # noqa: ANN401 - as above
     """Return the row of one argument or option."""
     names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
-    if isinstance(parameter, click.Argument):
-        names = f"`{parameter.human_readable_name.upper()}`"
+    if parameter.param_type_name == "argument":
+        names = f"`{parameter.name.upper()}`"
     record = parameter.get_help_record(context)
     text = (record[1] if record else getattr(parameter, "help", "")) or ""
     required = " *(required)*" if parameter.required and "required" not in text else ""

@@ -1,6 +1,7 @@
 """Tests of journals: appended lines are read back, and a truncated last line is moved away."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from caldera.files.journal import JournalFile, journal_lines
 def test_appended_lines_are_read_back_with_their_offsets(tmp_path: Path) -> None:
     """A reopened journal continues after its last line."""
     path = tmp_path / "run" / "journal.jsonl"
-    lines = [{"text": "é\n"}, {"text": "\ud800"}, {"number": 3}]
+    lines: list[dict[str, Any]] = [{"text": "é\n"}, {"text": "\ud800"}, {"number": 3}]
     offsets = []
     for line in lines:
         journal = JournalFile(path)

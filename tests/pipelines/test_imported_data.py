@@ -100,7 +100,7 @@ def test_dialogues_with_and_without_images_are_trained_together(
     (tmp_path / "chats.json").write_text(json.dumps(rows))
     data = tmp_path / "dialogues.json"
     report = import_dataset("llava", tmp_path / "chats.json", data, ImportOptions())
-    assert (report.conversations, report.images, report.bad) == (3, 3, 0)
+    assert (report.conversations, report.images, report.skipped) == (3, 3, 0)
     recipe = apply_overrides(find_paper_recipe("llava_15_7b"), SMALL)
     start = assemble(vision_folder, language_folder, projector=recipe.projector, seed=0)
     inputs = UserInputs(

@@ -165,8 +165,8 @@ def vision_config(folder: Path) -> PretrainedConfig:
     model_class = CONTRASTIVE_MODELS.get(config.get("model_type", ""))
     if model_class is not None:
         inner = config.get("vision_config")
-        model_type = model_class.config_class.model_type
-        config = {"model_type": model_type, **(inner if isinstance(inner, dict) else {})}
+        tower = {"model_type": getattr(model_class.config_class, "model_type", "")}
+        config = tower | (inner if isinstance(inner, dict) else {})
     return sub_config({"vision_config": config}, "vision_config", folder / "config.json")
 
 
