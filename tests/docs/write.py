@@ -144,7 +144,7 @@ LAYERS = (
 def summary(path: Path) -> str:
     """Return the first sentence of a module's docstring, without its period."""
     first = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").split("\n\n")[0]
-    return re.split(r"(?<=[a-z)`])[.:](?:\s|$)", " ".join(first.split()))[0].rstrip(".")
+    return re.split(r"(?<=[a-z)`])\.(?:\s|$)", " ".join(first.split()))[0].rstrip(".")
 
 
 def room_path(name: str) -> Path:
