@@ -222,7 +222,7 @@ def to_parquet(
 
     [bold]Examples[/bold]
 
-      caldera data to-parquet data.json --out hub/data
+      caldera data to-parquet data.json --out hub
     """
     from caldera.datasets.importer import skipped_path
     from caldera.datasets.parquet import write_parquet
