@@ -55,7 +55,7 @@ def test_an_adapter_is_merged_only_into_its_base(
     assert "exists; choose another --out" in call(*words, "--model", tmp_path / "start").stderr
     chat = call("chat", tmp_path / "run" / "adapter", "--prompt", "hi")
     assert chat.returncode == 3
-    assert "is an adapter, which says nothing without its base; merge the two" in chat.stderr
+    assert "is an adapter, which needs its base" in chat.stderr
 
 
 def test_chat_rejects_invalid_questions(
