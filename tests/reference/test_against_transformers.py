@@ -234,7 +234,7 @@ def reference_loss(
 
 
 NAMES = {
-    "projector.newline": "model.image_newline",
+    "projector.image_newline": "model.image_newline",
     "projector.": "model.multi_modal_projector.",
     "language.model.": "model.language_model.",
     "language.lm_head.": "lm_head.",
