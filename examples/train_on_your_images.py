@@ -2,9 +2,10 @@
 
     python examples/train_on_your_images.py photos/captions.csv runs/mine
 
-The CSV file has the columns `image` (path relative to the file) and `caption`. The tiny backbones that ship with
-caldera know drawn scenes only: for photos pass `--vision` and `--language` of real ones to `train pretrain`.
-Further arguments go to both training stages, such as `--set max_steps=100`.
+The CSV file has the columns `image` (path relative to the file) and `caption`. Captions alone allow no dialogues
+offline, so both stages train on them here; with boxes (`data generate coco`) or an LLM teacher (`--teacher openai`)
+stage 2 gets dialogues. The tiny backbones that ship with caldera know drawn scenes only: for photos pass `--vision` and
+`--language` of real ones to `train pretrain`. Further arguments go to both stages, such as `--set max_steps=100`.
 """
 
 import subprocess
@@ -25,7 +26,16 @@ def main(captions: str, out: str, *settings: str) -> None:
         "data", "generate", "pairs", captions, "--kinds", "caption", "--out", run / "captions.json"
     )
     caldera(
-        "data", "generate", "pairs", captions, "--kinds", "detail", "--out", run / "dialogues.json"
+        "data",
+        "generate",
+        "pairs",
+        captions,
+        "--kinds",
+        "caption",
+        "--seed",
+        "1",
+        "--out",
+        run / "dialogues.json",
     )
     caldera("data", "check", run / "dialogues.json")
     caldera(

@@ -245,7 +245,13 @@ def _plain(text: str) -> str:
     """Return help text as Markdown: one line a paragraph, `|` and `<` escaped, rich markup removed."""
     paragraphs = [" ".join(part.split()) for part in re.split(r"\n\s*\n", text)]
     joined = "\n\n".join(part for part in paragraphs if part)
-    return joined.replace("\\[", "[").replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+    return (
+        joined.replace("\\[", "[")
+        .replace("[", "\\[")
+        .replace("|", "\\|")
+        .replace("<", "&lt;")
+        .replace("*", "\\*")
+    )
 
 
 def api_pages() -> dict[str, str]:
