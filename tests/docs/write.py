@@ -30,6 +30,7 @@ from caldera.templates.template import (
     Template,
     TextSpan,
 )
+from tests.test_layout import ORDER
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "caldera"
@@ -133,12 +134,8 @@ def _two_rounds(template: Template) -> str:
     return "".join(f"[[{text}]]" if learned else text for learned, text in runs)
 
 
-LAYERS = (
-    "errors", "progress", "devices", "overrides", "files", "conversation", "annotations", "scenes", "llm_client",
-    "instructions", "images", "datasets", "templates", "batches", "model", "formats", "training", "inference",
-    "evaluation", "export", "chat", "server", "recipes", "pipelines", "cli",
-)  # fmt: skip
-"""Rooms of the package in import order; tests/test_layout.py holds the same."""
+LAYERS = tuple(name for name in ORDER if name != "__main__")
+"""Rooms of the package in import order."""
 
 
 def summary(path: Path) -> str:

@@ -8,12 +8,9 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-SMALLEST = (
-    "scenes.train=40", "scenes.held_out=4", "questions.captioned=2", "pretrain.batch_size=8",
-    "finetune.batch_size=8", "pretrain.max_steps=2", "finetune.max_steps=2",
-)  # fmt: skip
+from tests.docs.test_docs import SMALLEST
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 pytestmark = pytest.mark.slow
 
 
