@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "src" / "caldera"
-GROUND = ("errors", "progress", "devices", "overrides")
+GROUND = ("errors", "progress", "devices", "overrides", "interruption")
 ORDER = (
-    *GROUND, "files", "conversation", "annotations", "scenes", "llm_client", "instructions", "images", "datasets",
+    *GROUND, "files", "images", "conversation", "annotations", "scenes", "llm_client", "instructions", "datasets",
     "templates", "batches", "model", "formats", "training", "inference", "evaluation", "export", "chat", "server",
     "recipes", "pipelines", "cli", "__main__",
 )  # fmt: skip

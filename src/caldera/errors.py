@@ -14,18 +14,19 @@ CalderaError                    1
 ├── EvaluationError             6   too many items of an evaluation failed
 ├── TrainingError               7   training cannot continue
 ├── ParityError                 8   two implementations of a model differ
+├── Interrupted           128+n   signal n ended the work where everything was saved
 └── EngineError                 9   an answer that was started cannot be finished
     ├── QueueFullError          9   the queue of requests is full
     └── OutOfMemoryError        9   there is not enough memory for the answer
 ```
 
-A successful command exits with 0, one stopped by Ctrl-C with 130.
+A successful command exits with 0, one stopped by Ctrl-C with 130, by SIGTERM with 143.
 """
 
 import difflib
 import re
 from collections.abc import Collection, Iterator, Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -40,7 +41,7 @@ _MAX_VALUE_LENGTH = 40
 class CalderaError(Exception):
     """Base class of every deliberate error; its text is one line that a user can act on."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
 
 
 class UsageError(CalderaError):
@@ -106,6 +107,14 @@ class ParityError(CalderaError):
     """Another implementation, or an exported model, gives other results than caldera."""
 
     exit_code = 8
+
+
+class Interrupted(CalderaError):
+    """A signal ended the work at a point where everything was saved; the message lists what was kept."""
+
+    def __init__(self, saved: str, signal_number: int) -> None:
+        super().__init__(saved)
+        self.exit_code = 128 + signal_number
 
 
 class EngineError(CalderaError):

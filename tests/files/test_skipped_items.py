@@ -57,3 +57,43 @@ def test_a_list_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> Non
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"cannot write .*skipped\.jsonl: .*choose another path"):
         SkippedItems().write(tmp_path / "file" / "skipped.jsonl")
+
+
+def test_the_report_counts_reasons_and_lists_every_item(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What differs between items of one reason is left out; a reason that occurs once is told in full."""
+    skipped, listing = SkippedItems(0.5), tmp_path / "data.skipped.jsonl"
+    for name in ("a.jpg", "b 2.jpg"):
+        skipped.add_or_raise(name, ImageError(f"cannot read {name!r}: 300 x 200 is too small"))
+    skipped.add_or_raise("c.jpg", AnnotationError("image c.jpg has no caption"))
+    skipped.note("d.jpg", "box [1, 2, 0, 0] is empty and was left out")
+
+    skipped.finish(6, listing)
+
+    assert [record.getMessage() for record in caplog.records] == [
+        f"skipped 3 of 6 items, listed in {listing}: 2 x cannot read ...: ... is too small; "
+        "1 x image c.jpg has no caption",
+        f"changed 1, listed in {listing}: 1 x box [1, 2, 0, 0] is empty and was left out",
+    ]
+    actions = [json.loads(line)["action"] for line in listing.read_text().splitlines()]
+    assert actions == ["skipped"] * 3 + ["changed"]
+
+
+def test_over_the_limit_the_list_is_still_written(tmp_path: Path) -> None:
+    """The message names the list; changed items do not count."""
+    skipped, listing = SkippedItems(0.1), tmp_path / "list.jsonl"
+    skipped.add_or_raise("a.jpg", ImageError("it is truncated"))
+    skipped.note("b.jpg", "it was rotated")
+    with pytest.raises(InputError, match=r"1 of 9 items are invalid.*all are listed in .*list"):
+        skipped.finish(9, listing)
+    assert len(listing.read_text().splitlines()) == 2
+
+
+def test_nothing_to_report_writes_and_says_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No empty list, no log line."""
+    SkippedItems(0.1).finish(5, tmp_path / "list.jsonl")
+    assert caplog.records == []
+    assert list(tmp_path.iterdir()) == []
