@@ -79,7 +79,7 @@ class SkippedItems:
         for items, verb in ((self.items, "skipped"), (self.notes, "changed")):
             if items:
                 subject = f"{len(items)} of {total} items" if verb == "skipped" else f"{len(items)}"
-                log.warning("%s %s%s: %s", verb, subject, where, _count_reasons(items))
+                log.warning("%s %s%s: %s", verb, subject, listed_in, _count_reasons(items))
         self.raise_if_over_limit(total, listing)
 
     def write(self, path: Path) -> None:
