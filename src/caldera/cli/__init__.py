@@ -7,6 +7,7 @@ environment variables are read here only.
 import json
 import logging
 import os
+import signal
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -35,7 +36,8 @@ from caldera.cli.options import (
 )
 from caldera.cli.recipes import ablate, recipes
 from caldera.cli.serve import serve
-from caldera.errors import CalderaError
+from caldera.errors import CalderaError, Interrupted
+from caldera.interruption import Terminated, stop_at_once
 
 EXIT_CODES = (
     "Exit codes: 0 success, 1 internal error, 2 wrong usage, 3 invalid input, 4 cannot write, 5 the key, quota or "
@@ -65,15 +67,19 @@ class _ErrorHandlingGroup(TyperGroup):
             except Exception as error:
                 raise_if_renamed_option(error)
                 raise
+        except Interrupted as interrupted:
+            print_message(str(interrupted))
+            sys.exit(interrupted.exit_code)
         except CalderaError as error:
             stderr_console.print(
                 f"error: {error}", style="bold red", highlight=False, soft_wrap=True
             )
             sys.exit(error.exit_code)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             command = ctx.invoked_subcommand or ""
             print_message(_INTERRUPT_MESSAGES.get(command, _INTERRUPT_MESSAGES[""]))
-            sys.exit(130)
+            number = interrupt.signal_number if isinstance(interrupt, Terminated) else signal.SIGINT
+            sys.exit(128 + number)
 
 
 app = typer.Typer(
@@ -246,6 +252,7 @@ def _configure_logging() -> None:
 def main() -> None:
     """Run a command; every expected failure is one line and its exit code."""
     _configure_logging()
+    signal.signal(signal.SIGTERM, stop_at_once)
     try:
         app(standalone_mode=True)
     except BrokenPipeError:
