@@ -19,6 +19,7 @@ from caldera.images.decoding import (
     decode_image,
     image_size,
     open_image,
+    read_image_header,
 )
 
 
@@ -181,3 +182,34 @@ def test_the_size_is_read_from_the_header(tmp_path: Path, is_rotated: bool) -> N
         assert tracemalloc.get_traced_memory()[1] < 5_000_000
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
+def test_a_header_has_the_stored_size_and_the_orientation(
+    tmp_path: Path, image_format: str, orientation: int
+) -> None:
+    """Annotations may be of the stored or of the upright image; the upright size is that of the decoded image."""
+    exif, path = Image.Exif(), tmp_path / "image"
+    exif[ExifTags.Base.Orientation] = orientation
+    path.write_bytes(encoded(noise(7, 5), image_format, exif=exif))
+
+    header = read_image_header(path)
+
+    assert (header.format, header.width, header.height) == (image_format, 7, 5)
+    assert header.orientation == orientation
+    assert header.upright_size == image_size(path) == open_image(path).size
+
+
+def test_the_orientation_of_a_png_may_follow_its_pixels(tmp_path: Path) -> None:
+    """The PNG specification allows it anywhere before the end."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    content = encoded(noise(7, 5), "PNG", exif=exif)
+    start = content.index(b"eXIf") - 4
+    length = 12 + int.from_bytes(content[start : start + 4])
+    chunk, without = content[start : start + length], content[:start] + content[start + length :]
+    (tmp_path / "x.png").write_bytes(without[:-12] + chunk + without[-12:])
+
+    assert read_image_header(tmp_path / "x.png").orientation == 6
+    assert open_image(tmp_path / "x.png").size == (5, 7)

@@ -8,8 +8,10 @@ import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
@@ -55,7 +57,8 @@ def decode_image(content: bytes, name: str) -> Image.Image:
     """
     if not content:
         raise ImageError(f"{name} is empty (0 bytes); replace or remove it")
-    with _open_checked(content, name) as image:
+    with _open_checked(BytesIO(content), name) as image:
+        check_size(image.size, name)
         if image.format == "GIF" and Path(name).suffix.lower() not in ("", ".gif"):
             raise ImageError(f"{name} is a GIF by content; rename it to .gif or convert it")
         image.load()
@@ -64,11 +67,10 @@ def decode_image(content: bytes, name: str) -> Image.Image:
 
 
 @contextmanager
-def _open_checked(content: bytes, name: str) -> Iterator[Image.Image]:
-    """Yield an image whose header is within the limits; Pillow's exceptions in the block become ImageErrors."""
+def _open_checked(file: BinaryIO, name: str) -> Iterator[Image.Image]:
+    """Yield an image of a supported format; Pillow's exceptions in the block become ImageErrors."""
     try:
-        with Image.open(BytesIO(content), formats=FORMATS) as image:
-            _check_size(image.size, name)
+        with Image.open(file, formats=FORMATS) as image:
             yield image
     except UnidentifiedImageError:
         raise ImageError(f"{name} is not a {', '.join(FORMATS)} image; convert it") from None
@@ -92,13 +94,62 @@ def _orientation(image: Image.Image) -> int:
     return orientation if isinstance(orientation, int) else 1
 
 
-def read_image_header(content: bytes, name: str) -> tuple[str, tuple[int, int]]:
-    """Return an image's format and its stored size from the header, without decoding it."""
-    with _open_checked(content, name) as image:
-        return str(image.format), image.size
+@dataclass(frozen=True, slots=True)
+class ImageHeader:
+    """Facts about an image file that do not need its pixels."""
+
+    format: str
+    """Format by content, such as `JPEG`."""
+
+    width: int
+    """Width as stored, before the EXIF orientation is applied."""
+
+    height: int
+    """Height as stored."""
+
+    orientation: int
+    """EXIF orientation, 1 to 8; 1 is upright."""
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Width and height of the upright image."""
+        is_rotated = self.orientation in _EXIF_ROTATED
+        return (self.height, self.width) if is_rotated else (self.width, self.height)
 
 
-def _check_size(size: tuple[int, int], name: str) -> None:
+def read_image_header(path: Path) -> ImageHeader:
+    """Read the header of an image file without decoding it; raise ImageError if the file is no image."""
+    with _opened(path) as file:
+        return _parse_header(file, str(path))
+
+
+def parse_image_header(content: bytes, name: str) -> ImageHeader:
+    """Return the header of the image in `content`; `name` is for messages."""
+    return _parse_header(BytesIO(content), name)
+
+
+def _parse_header(file: BinaryIO, name: str) -> ImageHeader:
+    with _open_checked(file, name) as image:
+        if image.format == "PNG" and _png_ends_with_metadata(file):
+            image.load()
+        return ImageHeader(str(image.format), *image.size, _orientation(image))
+
+
+def _png_ends_with_metadata(file: BinaryIO) -> bool:
+    """Return whether a PNG has chunks after its pixels, which may have its orientation."""
+    position, has_pixels = 8, False
+    while True:
+        file.seek(position)
+        start = file.read(8)
+        if has_pixels and start[4:] not in (b"IDAT", b"IEND"):
+            return len(start) == 8
+        if len(start) < 8 or start[4:] == b"IEND":
+            return False
+        has_pixels = has_pixels or start[4:] == b"IDAT"
+        position += 12 + int.from_bytes(start[:4])
+
+
+def check_size(size: tuple[int, int], name: str) -> None:
     """Raise ImageTooLargeError if an image of this size would take too much memory."""
     width, height = size
     subject = f"{name} has {width} x {height} pixels"
@@ -123,9 +174,17 @@ def _flatten_to_rgb(image: Image.Image) -> Image.Image:
 
 def read_bytes(path: Path) -> bytes:
     """Read an image file; devices and pipes are not opened."""
+    with _opened(path) as file:
+        return file.read()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a regular file of limited length; errors of the system in the block become ImageErrors."""
     try:
         _check_file(path)
-        return path.read_bytes()
+        with path.open("rb") as file:
+            yield file
     except FileNotFoundError:
         raise ImageError(f"{path} does not exist; check the path") from None
     except OSError as error:
@@ -151,18 +210,9 @@ def open_image(path: Path) -> Image.Image:
 
 def image_size(path: Path) -> tuple[int, int]:
     """Return the size of the upright image from the header of its file."""
-    try:
-        _check_file(path)
-        with Image.open(path, formats=FORMATS) as image:
-            _check_size(image.size, str(path))
-            if image.format == "PNG":
-                # The orientation of a PNG may follow its pixels.
-                image.load()
-            is_rotated = _orientation(image) in _EXIF_ROTATED
-            return image.size[::-1] if is_rotated else image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        # Decoding raises an ImageError with the reason.
-        return open_image(path).size
+    header = read_image_header(path)
+    check_size((header.width, header.height), str(path))
+    return header.upright_size
 
 
 def resolve_image_path(text: str) -> Path:

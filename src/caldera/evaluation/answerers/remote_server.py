@@ -14,7 +14,7 @@ from caldera.errors import CalderaError, LLMClientError, UsageError
 from caldera.evaluation.answerers.answerer import Answer, AnswerConfig, OnAnswers, PreparedItem
 from caldera.evaluation.benchmark import Item
 from caldera.images.data_urls import encode_data_url
-from caldera.images.decoding import decode_image, read_bytes, read_image_header
+from caldera.images.decoding import decode_image, parse_image_header, read_bytes
 from caldera.llm_client.client import Reply, RequestConfig, RequestRejected
 from caldera.llm_client.openai_client import OpenAIClient
 from caldera.llm_client.retry import RateLimiter, RetriesExhausted, send_with_retries
@@ -212,4 +212,4 @@ def _data_url(path: Path) -> str:
     """Return an image file as a data URL."""
     content = read_bytes(path)
     decode_image(content, str(path))  # raises for images that no server should get
-    return encode_data_url(content, read_image_header(content, str(path))[0].lower())
+    return encode_data_url(content, parse_image_header(content, str(path)).format.lower())

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from PIL import Image
 
 from caldera.errors import ImageError
-from caldera.images.decoding import ImageTooLargeError, decode_image, read_image_header
+from caldera.images.decoding import ImageTooLargeError, check_size, decode_image, parse_image_header
 
 NAME = "the image"
 
@@ -33,7 +33,9 @@ def handle_file(decode: bool, content: bytes) -> tuple[dict[str, object], bytes]
     """Return the reply and the pixels for one file."""
     try:
         if not decode:
-            return {"size": read_image_header(content, NAME)[1]}, b""
+            header = parse_image_header(content, NAME)
+            check_size((header.width, header.height), NAME)
+            return {"size": header.upright_size}, b""
         image = decode_image(content, NAME)
         return {"size": image.size}, image.tobytes()
     except ImageTooLargeError:
