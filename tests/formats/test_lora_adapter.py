@@ -18,13 +18,13 @@ from caldera.formats.lora_adapter import digest_base, merge_adapter, save_adapte
 from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.model.bundle import LlavaBundle
 from caldera.model.lora import (
-    LoraConfig,
     add_lora,
     lora_layers,
     lora_parameters,
     merge_lora_layers,
     target_layers,
 )
+from caldera.model.lora_config import LoraConfig
 from caldera.templates.template import find_template
 from caldera.training.parameters import set_trainable
 

@@ -30,8 +30,7 @@ from caldera.formats.image_processor import load_processor
 from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.formats.safetensors_files import from_memory
 from caldera.formats.weight_names import load_into
-from caldera.images.anyres import SINGLE_VIEW
-from caldera.images.processor import ImageAspect
+from caldera.images.anyres import SINGLE_VIEW, ImageAspect
 from caldera.model.bundle import LlavaBundle
 from caldera.templates.encoding import encode
 from caldera.templates.template import VICUNA_SYSTEM, find_template

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
+from caldera.images.anyres import ImageAspect
 from caldera.images.decoding import MAX_SIDE
-from caldera.images.processor import ImageAspect, ImageProcessor
+from caldera.images.processor import ImageProcessor
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)

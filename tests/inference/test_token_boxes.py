@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from caldera.images.anyres import grid_pinpoints
-from caldera.images.processor import ImageAspect, ImageProcessor
+from caldera.images.anyres import ImageAspect, grid_pinpoints
+from caldera.images.processor import ImageProcessor
 from caldera.inference.attention_maps import rasterize, token_boxes, view_boxes
 from caldera.inference.prompts import process_image
 from caldera.model.bundle import LlavaBundle

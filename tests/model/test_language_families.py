@@ -16,7 +16,7 @@ from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.devices import DeviceConfig
 from caldera.formats.assemble import assemble
 from caldera.formats.model_folder import load_model_folder, save_model_folder
-from caldera.images.processor import ASPECTS, ImageAspect
+from caldera.images.anyres import ASPECTS, ImageAspect
 from caldera.inference.sampling import SamplingParams
 from caldera.templates.template import find_template
 from caldera.training.loop import training_step

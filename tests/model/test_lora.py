@@ -11,7 +11,6 @@ from caldera.errors import ModelFormatError, UnknownNameError, UsageError
 from caldera.formats.assemble import assemble
 from caldera.model.bundle import LlavaBundle
 from caldera.model.lora import (
-    LoraConfig,
     add_lora,
     linear_layers,
     lora_layers,
@@ -19,6 +18,7 @@ from caldera.model.lora import (
     merge_lora_layers,
     target_layers,
 )
+from caldera.model.lora_config import LoraConfig
 
 LORA = LoraConfig(rank=3, alpha=7.0, dropout=0.4)
 IDS = torch.tensor([[1, 5, 9, 2, 7]])

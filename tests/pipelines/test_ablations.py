@@ -12,11 +12,11 @@ from caldera.errors import UnknownNameError
 from caldera.evaluation.benchmark import Item
 from caldera.files.atomic import to_plain_json
 from caldera.instructions.request_phrases import SHORT_ANSWER
+from caldera.pipelines.ablation_run import drop_every_second_layer
 from caldera.pipelines.ablations import (
     ItemScores,
     ablations,
     as_markdown,
-    drop_every_second_layer,
     move_answer_last,
     select_variants,
     summarize,

@@ -3,12 +3,48 @@
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from caldera.errors import UnknownNameError
-from caldera.recipes.towers import resolve_tower
+from caldera.formats.config import build_on_meta_device
+from caldera.model.projector import PROJECTORS, build_projector
+from caldera.recipes.towers import (
+    HUB_TOWERS,
+    num_language_parameters,
+    num_projector_parameters,
+    num_vision_parameters,
+    resolve_tower,
+    tower_config,
+)
+from caldera.scenes.backbones import BACKBONES
 
 
 def test_towers_are_found_by_exact_name(tmp_path: Path) -> None:
     """For a typo the message suggests the nearest name."""
     with pytest.raises(UnknownNameError, match="did you mean 'scenes-vit'"):
         resolve_tower("scenes-vitt", tmp_path)
+
+
+@pytest.mark.parametrize("name", [*HUB_TOWERS, *BACKBONES])
+def test_sizes_are_those_of_transformers(name: str) -> None:
+    """The parameters of each tower, computed from its shape, are those that transformers builds."""
+    shape = tower_config(name)
+    assert shape is not None
+    if shape["model_type"] == "clip_vision_model":
+        factory, size = AutoModel, num_vision_parameters(name)
+    else:
+        factory, size = AutoModelForCausalLM, num_language_parameters(name)
+    model = build_on_meta_device(factory, AutoConfig.for_model(**shape))
+    assert size == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("projector", PROJECTORS)
+def test_projector_sizes_are_those_that_are_built(projector: str) -> None:
+    """Between CLIP and Vicuna 7B; that of an unknown tower is unknown."""
+    clip, vicuna = "openai/clip-vit-large-patch14", "lmsys/vicuna-7b-v1.5"
+    with torch.device("meta"):
+        module = build_projector(projector, 1024, 4096)
+    size = sum(parameter.numel() for parameter in module.parameters())
+    assert num_projector_parameters(projector, clip, vicuna) == size
+    assert num_projector_parameters(projector, clip, "another") is None

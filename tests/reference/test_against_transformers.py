@@ -35,8 +35,8 @@ from caldera.formats.assemble import assemble
 from caldera.formats.importing.import_model import import_model
 from caldera.formats.importing.request import ImportRequest
 from caldera.formats.model_folder import load_model_folder, save_model_folder
+from caldera.images.anyres import ASPECTS
 from caldera.images.decoding import open_image
-from caldera.images.processor import ASPECTS
 from caldera.inference.detokenizer import TokenIds
 from caldera.inference.prompts import PromptBuilder
 from caldera.inference.sampling import SamplingParams

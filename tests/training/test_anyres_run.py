@@ -13,7 +13,7 @@ from caldera.formats.assemble import assemble, with_image_aspect
 from caldera.formats.lora_adapter import merge_adapter
 from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.model.bundle import LlavaBundle
-from caldera.model.lora import LoraConfig
+from caldera.model.lora_config import LoraConfig
 from caldera.overrides import apply_overrides
 from caldera.training.hyperparameters import FINETUNE, Stage
 from caldera.training.job import TrainingData

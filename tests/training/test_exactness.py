@@ -18,7 +18,8 @@ from caldera.formats.assemble import assemble, with_image_aspect
 from caldera.model import llava
 from caldera.model.batch_layout import BatchLayout, set_attention
 from caldera.model.bundle import LlavaBundle
-from caldera.model.lora import LoraConfig, add_lora, linear_layers
+from caldera.model.lora import add_lora, linear_layers
+from caldera.model.lora_config import LoraConfig
 from caldera.progress import NoProgress
 from caldera.templates.encoding import IGNORE_INDEX
 from caldera.templates.template import find_template

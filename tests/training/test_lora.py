@@ -13,7 +13,8 @@ from caldera.errors import UsageError
 from caldera.formats.lora_adapter import merge_adapter
 from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.model.bundle import LlavaBundle
-from caldera.model.lora import LoraConfig, add_lora, linear_layers, lora_parameters
+from caldera.model.lora import add_lora, linear_layers, lora_parameters
+from caldera.model.lora_config import LoraConfig
 from caldera.overrides import apply_overrides
 from caldera.training.checkpoint import latest_checkpoint
 from caldera.training.hyperparameters import FINETUNE, FINETUNE_LORA, Stage

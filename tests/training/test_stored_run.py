@@ -16,7 +16,7 @@ from caldera.conversation import read_conversations
 from caldera.devices import DeviceConfig, Runtime
 from caldera.files.skipped_items import SkippedItems
 from caldera.formats.model_folder import load_model_folder
-from caldera.model.lora import LoraConfig
+from caldera.model.lora_config import LoraConfig
 from caldera.progress import NoProgress
 from caldera.training.hyperparameters import FINETUNE
 from caldera.training.job import TrainingData, TrainingJob

@@ -70,7 +70,7 @@ def pretrain(
     from typing import get_args
 
     from caldera.formats.assemble import assemble
-    from caldera.images.processor import ASPECTS
+    from caldera.images.anyres import ASPECTS
     from caldera.model.vision_tower import FeatureSelect
     from caldera.overrides import apply_overrides
     from caldera.recipes.towers import resolve_tower

@@ -22,8 +22,7 @@ from caldera.formats.image_processor import load_processor
 from caldera.formats.tokenizer import add_image_token, image_token_id, load_tokenizer
 from caldera.formats.weight_merging import mean_row, padded_vocab_size
 from caldera.formats.weight_names import digest_folder
-from caldera.images.anyres import RELEASED_GRIDS, Size, grid_pinpoints
-from caldera.images.processor import ImageAspect
+from caldera.images.anyres import RELEASED_GRIDS, ImageAspect, Size, grid_pinpoints
 from caldera.model.bundle import LlavaBundle, ModelMetadata
 from caldera.model.llava import Llava, check_logits_match
 from caldera.model.projector import add_image_newline, build_projector

@@ -9,7 +9,8 @@ from PIL import Image
 
 from caldera.errors import ModelFormatError
 from caldera.formats.transformers_config import pinpoints_from_disk
-from caldera.images.processor import ImageAspect, ImageProcessor
+from caldera.images.anyres import ImageAspect
+from caldera.images.processor import ImageProcessor
 from caldera.model.bundle import ModelMetadata
 
 _RESCALE_FACTOR = 1 / 255

@@ -31,12 +31,12 @@ from caldera.formats.weight_names import NEWLINE, digest_weights
 from caldera.model.bundle import LlavaBundle
 from caldera.model.llava import Llava
 from caldera.model.lora import (
-    LoraConfig,
     add_lora,
     linear_layers,
     lora_layers,
     merge_lora_layers,
 )
+from caldera.model.lora_config import LoraConfig
 from caldera.templates.template import find_template
 
 WEIGHTS, ADAPTER_METADATA_FILE = "adapter_model.safetensors", "caldera_adapter.json"

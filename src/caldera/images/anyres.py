@@ -9,11 +9,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, get_args
 
 from caldera.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ImageAspect = Literal["square", "pad", "anyres"]
+
+ASPECTS: tuple[ImageAspect, ...] = get_args(ImageAspect)
 
 Size = tuple[int, int]
 """Width and height."""
@@ -103,12 +108,15 @@ def count_tokens(layout: TileLayout, patches_per_side: int) -> int:
 
 
 @lru_cache(maxsize=4096)
-def image_token_order(layout: TileLayout, patches_per_side: int) -> Tensor:
+def image_token_order(layout: TileLayout, patches_per_side: int) -> "Tensor":
     """Return the patch index of each token of an image with tiles, (image tokens,), as LLaVA-NeXT's `spatial_unpad`.
 
     The patches of the base view come first; then those of the tiles as one raster without padding, with NEWLINE_INDEX
     after each row. Patches are numbered consecutively over all views.
     """
+    # Settings that name an aspect are read without torch, which takes seconds to import.
+    import torch
+
     side, rows, columns = patches_per_side, layout.rows, layout.columns
     base = torch.arange(side * side)  # (patches,)
     tiles = side * side + torch.arange(rows * columns * side * side).view(rows, columns, side, side)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Self
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from caldera.images.anyres import (
     SINGLE_VIEW,
+    ImageAspect,
     Size,
     TileLayout,
     choose_layout,
@@ -19,9 +20,6 @@ from caldera.images.anyres import (
 )
 from caldera.images.decoding import image_size
 
-ImageAspect = Literal["square", "pad", "anyres"]
-
-ASPECTS: tuple[ImageAspect, ...] = get_args(ImageAspect)
 MAX_TILES = 100
 """Maximal number of tiles of a canvas, so that no model folder can require any amount of memory for an image."""
 

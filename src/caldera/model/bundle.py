@@ -8,8 +8,8 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from transformers import PreTrainedTokenizerFast
 
-from caldera.images.anyres import Size, TileLayout
-from caldera.images.processor import ImageAspect, ImageProcessor
+from caldera.images.anyres import ImageAspect, Size, TileLayout
+from caldera.images.processor import ImageProcessor
 from caldera.model.llava import Llava
 from caldera.model.vision_tower import FeatureSelect
 from caldera.templates.template import find_template

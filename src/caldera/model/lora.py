@@ -5,39 +5,18 @@ starts at zero, so fresh LoRA layers do not change the output.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from caldera.errors import ModelFormatError, UnknownNameError, UsageError, check_ranges
+from caldera.errors import ModelFormatError, UnknownNameError, UsageError
+from caldera.model.lora_config import LoraConfig
 
 _PROBE_TOKENS = 17
 _MAX_LOGIT_ERROR = 1e-3
 """Largest difference after merging, as a fraction of the largest logit: fp32's rounding is a thousand times smaller,
 bf16's ten times larger."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoraConfig:
-    """Settings of LoRA; the defaults are LLaVA-1.5's (its finetune_lora.sh)."""
-
-    rank: int = 128
-    """Rank of the matrices."""
-
-    alpha: float = 256.0
-    """The product of the matrices is scaled by alpha / rank."""
-
-    dropout: float = 0.05
-    """Fraction of the inputs that is dropped in training."""
-
-    targets: tuple[str, ...] = ()
-    """Last parts of the names of the linear layers with LoRA, such as q_proj; all but the head if empty."""
-
-    def __post_init__(self) -> None:
-        """Check every setting, and name all that are invalid."""
-        check_ranges(self, {"rank": "[1, inf]", "alpha": "(0, inf)", "dropout": "[0, 1)"}, "lora")
 
 
 class LoraLinear(nn.Linear):

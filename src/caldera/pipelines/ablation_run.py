@@ -18,6 +18,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from caldera.annotations.annotated_image import AnnotationSet
 from caldera.conversation import Conversation, read_conversations
 from caldera.devices import Runtime
@@ -26,7 +29,7 @@ from caldera.evaluation.annotation_questions import build_questions
 from caldera.evaluation.answer_parsing import contains_answer
 from caldera.evaluation.answerers.local_model import generate_answers
 from caldera.evaluation.benchmark import Item
-from caldera.files.atomic import lock_folder, to_plain_json, write_atomic, write_json
+from caldera.files.atomic import atomic_folder, lock_folder, to_plain_json, write_atomic, write_json
 from caldera.files.fingerprint import json_fingerprint
 from caldera.files.skipped_items import SkippedItems
 from caldera.model.bundle import LlavaBundle
@@ -38,7 +41,6 @@ from caldera.pipelines.ablations import (
     Variant,
     as_markdown,
     as_results,
-    drop_every_second_layer,
     move_answer_last,
     summarize,
     without_short_answer_prompt,
@@ -238,3 +240,31 @@ def _pretrain_name(variant: Variant) -> str:
         variant.recipe, finetune=variant.recipe.pretrain, finetune_mix=variant.recipe.pretrain_mix
     )
     return json_fingerprint([to_plain_json(asdict(recipe)), variant.half_layers], 12)
+
+
+def drop_every_second_layer(language: Path, out: Path) -> Path:
+    """Write a language model without every second layer, once; nothing is trained again.
+
+    Raises:
+        UsageError: Its layers are not where LLaMA's family has them.
+    """
+    if out.exists():
+        return out
+    model = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32)
+    layers = getattr(getattr(model, "model", None), "layers", None)
+    if layers is None or len(layers) < 2:
+        raise UsageError(f"the layers of {type(model).__name__} cannot be halved")
+    config = model.config
+    config.num_hidden_layers = len(layers) // 2
+    half = type(model)(config)
+    layer_number = re.compile(r"(?<=\.layers\.)\d+")
+    weights = {
+        layer_number.sub(lambda number: str(int(number[0]) // 2), name): weight
+        for name, weight in model.state_dict().items()
+        if (match := layer_number.search(name)) is None or int(match[0]) % 2 == 0
+    }
+    half.load_state_dict(weights)
+    with atomic_folder(out) as folder:
+        half.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(language).save_pretrained(folder)
+    return out

@@ -8,16 +8,11 @@ answer and reasons, no stage 1, a smaller model), its table 4 (kinds of instruct
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from caldera.conversation import Conversation, Role
-from caldera.errors import UnknownNameError, UsageError
+from caldera.errors import UnknownNameError
 from caldera.evaluation.benchmark import Item
 from caldera.evaluation.intervals import Difference, paired_difference
-from caldera.files.atomic import atomic_folder
 from caldera.instructions.request_phrases import SHORT_ANSWER
 from caldera.recipes.demo import demo
 from caldera.recipes.recipe import InstructionMix, QuestionCounts, SceneCounts, SceneRecipe
@@ -358,31 +353,3 @@ def _map_text(conversation: Conversation, role: Role, change: Callable[[str], st
         for turn in conversation.turns
     )
     return replace(conversation, turns=turns)
-
-
-def drop_every_second_layer(language: Path, out: Path) -> Path:
-    """Write a language model without every second layer, once; nothing is trained again.
-
-    Raises:
-        UsageError: Its layers are not where LLaMA's family has them.
-    """
-    if out.exists():
-        return out
-    model = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32)
-    layers = getattr(getattr(model, "model", None), "layers", None)
-    if layers is None or len(layers) < 2:
-        raise UsageError(f"the layers of {type(model).__name__} cannot be halved")
-    config = model.config
-    config.num_hidden_layers = len(layers) // 2
-    half = type(model)(config)
-    layer_number = re.compile(r"(?<=\.layers\.)\d+")
-    weights = {
-        layer_number.sub(lambda number: str(int(number[0]) // 2), name): weight
-        for name, weight in model.state_dict().items()
-        if (match := layer_number.search(name)) is None or int(match[0]) % 2 == 0
-    }
-    half.load_state_dict(weights)
-    with atomic_folder(out) as folder:
-        half.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(language).save_pretrained(folder)
-    return out

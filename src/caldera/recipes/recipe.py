@@ -11,11 +11,13 @@ from typing import Any
 from caldera.errors import UsageError, check_ranges, did_you_mean, range_errors
 from caldera.files.atomic import to_plain_json, write_json
 from caldera.files.fingerprint import describe_changes
-from caldera.images.processor import ASPECTS, ImageAspect
+from caldera.images.anyres import ASPECTS, ImageAspect
 from caldera.instructions.dialogues import KINDS, Kind
-from caldera.model.projector import PROJECTORS
 from caldera.overrides import with_current_names
 from caldera.training.hyperparameters import Stage
+
+_PROJECTORS = ("linear", "mlp2x_gelu")
+"""Projectors of the papers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,10 +45,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Check the names; the groups of settings check themselves."""
-        choices = {
-            "projector": (self.projector, PROJECTORS),
-            "aspect": (self.aspect, ASPECTS),
-        }
+        choices = {"projector": (self.projector, _PROJECTORS), "aspect": (self.aspect, ASPECTS)}
+        if self.projector not in _PROJECTORS:
+            # Only for another name, as the table needs torch, which takes seconds to import.
+            from caldera.model.projector import PROJECTORS
+
+            choices["projector"] = (self.projector, tuple(PROJECTORS))
         errors = [
             f"no {subject} is called {name!r}; {did_you_mean(name, valid_names)}"
             for subject, (name, valid_names) in choices.items()

@@ -3,107 +3,105 @@
 Nothing is downloaded: the user of a recipe gives the folders.
 """
 
-from collections.abc import Callable
-from functools import cache
+import json
 from importlib.util import find_spec
 from pathlib import Path
-
-import torch
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    CLIPVisionConfig,
-    LlamaConfig,
-    MistralConfig,
-    PretrainedConfig,
-)
+from typing import Any
 
 from caldera.errors import UnknownNameError, UsageError
-from caldera.formats.config import build_on_meta_device, read_config
-from caldera.formats.gguf.read import convert_gguf
-from caldera.model.projector import build_projector
 from caldera.scenes.backbones import BACKBONES, find_backbone
 
-
-def _clip_large(side: int) -> CLIPVisionConfig:
-    """Return the shape of CLIP's ViT-L/14 for images of `side` pixels (arXiv 2103.00020, table 20)."""
-    return CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=side,
-        patch_size=14,
-    )
-
-
-def _llama_7b() -> LlamaConfig:
-    """Return the shape of LLaMA 7B (arXiv 2302.13971, table 2) and of Vicuna; it is transformers' default."""
-    return LlamaConfig()
-
-
-def _llama_13b() -> LlamaConfig:
-    """Return the shape of LLaMA 13B (arXiv 2302.13971, table 2)."""
-    return LlamaConfig(
-        hidden_size=5120,
-        intermediate_size=13824,
-        num_hidden_layers=40,
-        num_attention_heads=40,
-    )
-
-
-HUB_TOWERS: dict[str, Callable[[], PretrainedConfig]] = {
-    "openai/clip-vit-large-patch14": lambda: _clip_large(224),
-    "openai/clip-vit-large-patch14-336": lambda: _clip_large(336),
-    "lmsys/vicuna-7b-delta-v0": _llama_7b,
-    "lmsys/vicuna-13b-delta-v0": _llama_13b,
-    "lmsys/vicuna-7b-v1.5": _llama_7b,
-    "lmsys/vicuna-13b-v1.5": _llama_13b,
-    "mistralai/Mistral-7B-Instruct-v0.2": MistralConfig,
+_CLIP_LARGE = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+    "num_channels": 3,
 }
-"""Shapes of the towers in the papers' recipes."""
+"""Shape of CLIP's ViT-L/14 (arXiv 2103.00020, table 20)."""
+
+_LLAMA_7B = {
+    "model_type": "llama",
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+}
+"""Shape of LLaMA 7B (arXiv 2302.13971, table 2) and of Vicuna."""
+
+_LLAMA_13B = {
+    **_LLAMA_7B,
+    "hidden_size": 5120,
+    "intermediate_size": 13824,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 40,
+}
+_MISTRAL_7B = {
+    **_LLAMA_7B,
+    "model_type": "mistral",
+    "intermediate_size": 14336,
+    "num_key_value_heads": 8,
+}
+"""Shape of Mistral 7B (arXiv 2310.06825, table 1)."""
+
+HUB_TOWERS: dict[str, dict[str, Any]] = {
+    "openai/clip-vit-large-patch14": _CLIP_LARGE,
+    "openai/clip-vit-large-patch14-336": {**_CLIP_LARGE, "image_size": 336},
+    "lmsys/vicuna-7b-delta-v0": _LLAMA_7B,
+    "lmsys/vicuna-13b-delta-v0": _LLAMA_13B,
+    "lmsys/vicuna-7b-v1.5": _LLAMA_7B,
+    "lmsys/vicuna-13b-v1.5": _LLAMA_13B,
+    "mistralai/Mistral-7B-Instruct-v0.2": _MISTRAL_7B,
+}
+"""Shapes of the towers in the papers' recipes, as in transformers' configs."""
 
 
-def tower_config(name: str) -> PretrainedConfig | None:
+def tower_config(name: str) -> dict[str, Any] | None:
     """Return the shape of a tower by its hub name or as a packaged backbone; None if it is unknown."""
-    if name in HUB_TOWERS:
-        return HUB_TOWERS[name]()
     if name in BACKBONES:
-        return AutoConfig.for_model(**read_config(BACKBONES[name]))
-    return None
+        return dict(json.loads((BACKBONES[name] / "config.json").read_text()))
+    return HUB_TOWERS.get(name)
 
 
-@cache
 def num_vision_parameters(name: str) -> int | None:
-    """Return the number of parameters of a vision tower; None if its shape is unknown."""
-    return _count(AutoModel, name)
+    """Return the number of parameters of a CLIP vision tower; None if its shape is unknown."""
+    config = tower_config(name)
+    if config is None:
+        return None
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    patches = (config["image_size"] // config["patch_size"]) ** 2
+    patch_values = config["num_channels"] * config["patch_size"] ** 2
+    # Attention has four square matrices; both norms of a layer have weights and biases.
+    layer = 4 * (width + 1) * width + (width + 1) * inner + (inner + 1) * width + 4 * width
+    embeddings = (patch_values + 1 + patches + 1) * width  # patches, class token, positions
+    return embeddings + config["num_hidden_layers"] * layer + 4 * width
 
 
-@cache
 def num_language_parameters(name: str) -> int | None:
-    """Return the number of parameters of a language model; None if its shape is unknown."""
-    return _count(AutoModelForCausalLM, name)
+    """Return the number of parameters of a language model of LLaMA's family; None if its shape is unknown."""
+    config = tower_config(name)
+    if config is None:
+        return None
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    shared = config["num_key_value_heads"] / config["num_attention_heads"]
+    layer = int((2 + 2 * shared) * width * width) + 3 * width * inner + 2 * width
+    return 2 * config["vocab_size"] * width + config["num_hidden_layers"] * layer + width
 
 
-@cache
 def num_projector_parameters(projector: str, vision: str, language: str) -> int | None:
     """Return the number of parameters of a projector between two towers; None if a shape is unknown."""
     vision_shape, language_shape = tower_config(vision), tower_config(language)
     if vision_shape is None or language_shape is None:
         return None
-    with torch.device("meta"):
-        module = build_projector(projector, vision_shape.hidden_size, language_shape.hidden_size)
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _count(factory: type[AutoModel] | type[AutoModelForCausalLM], name: str) -> int | None:
-    """Build a tower on the meta device and count its parameters."""
-    config = tower_config(name)
-    if config is None:
-        return None
-    model = build_on_meta_device(factory, config)
-    return sum(parameter.numel() for parameter in model.parameters())
+    width = language_shape["hidden_size"]
+    first = (vision_shape["hidden_size"] + 1) * width
+    return {"linear": first, "mlp2x_gelu": first + (width + 1) * width}.get(projector)
 
 
 PYPI_MODELS: dict[str, tuple[str, str]] = {
@@ -148,6 +146,8 @@ def _find_in_package(name: str) -> Path:
 
 def _convert_once(file: Path, folder: Path) -> Path:
     """Convert a GGUF file unless the folder exists."""
+    from caldera.formats.gguf.read import convert_gguf
+
     if not folder.is_dir():
         convert_gguf(file, folder)
     return folder

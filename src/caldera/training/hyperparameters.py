@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from caldera.errors import UnknownNameError, UsageError, range_errors
-from caldera.images.anyres import RELEASED_GRIDS, grid_pinpoints
-from caldera.images.processor import ASPECTS, ImageAspect
-from caldera.model.lora import LoraConfig
+from caldera.images.anyres import ASPECTS, RELEASED_GRIDS, ImageAspect, grid_pinpoints
+from caldera.model.lora_config import LoraConfig
 from caldera.templates.template import find_template
 
 Part = Literal["vision", "projector", "language"]

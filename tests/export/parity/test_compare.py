@@ -24,8 +24,9 @@ from caldera.export.parity.compare import (
 from caldera.export.parity.transformers_side import Transformers
 from caldera.formats.assemble import assemble
 from caldera.formats.model_folder import load_model_folder, save_model_folder
+from caldera.images.anyres import ImageAspect
 from caldera.images.decoding import open_image
-from caldera.images.processor import ImageAspect, ImageProcessor
+from caldera.images.processor import ImageProcessor
 from caldera.model.bundle import LlavaBundle
 from caldera.progress import NoProgress
 

@@ -12,7 +12,7 @@ from caldera.formats.metadata import METADATA_FILE
 from caldera.formats.original.config import is_original
 from caldera.formats.weight_files import has_weights, read_folder
 from caldera.formats.weight_merging import ADAPTER_CONFIG
-from caldera.images.processor import ImageAspect
+from caldera.images.anyres import ImageAspect
 from caldera.templates.template import TEMPLATES, find_template
 
 SourceLayout = Literal["hf", "full", "projector", "lora", "delta"]

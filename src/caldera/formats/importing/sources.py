@@ -37,7 +37,8 @@ from caldera.formats.transformers_config import pinpoints_from_disk
 from caldera.formats.weight_files import Source, read_folder
 from caldera.formats.weight_merging import grow_embeddings
 from caldera.formats.weight_names import PROJECTOR, VISION
-from caldera.images.processor import ImageAspect, ImageProcessor
+from caldera.images.anyres import ImageAspect
+from caldera.images.processor import ImageProcessor
 from caldera.model.bundle import ModelMetadata
 
 
