@@ -98,8 +98,8 @@ def test_valid_records_are_yielded_before_the_broken_one(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"id": 1}', "holds one JSON value that is not a list"),
-        ('{"id": 1}\n{"id": 2}', "broken JSON at line 2 column 1: Extra data"),
+        ('{"id": 1}]', "broken JSON at line 1 column 10: Expecting value"),
+        ("image,caption", "broken JSON at line 1 column 1: Expecting value"),
         ("[1] 2", "broken JSON at line 1 column 5: Extra data"),
         (" \n", "is empty"),
         ("[ ]", "holds an empty list"),
@@ -115,6 +115,30 @@ def test_a_file_without_a_list_of_records_is_an_input_error(
     path = tmp_path / "a.json"
     path.write_text(content)
     assert message in str(read_all(path, chunk))
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".JSONL", ".txt", ""])
+@pytest.mark.parametrize(
+    ("content", "locations"),
+    [
+        ('[{"a": 1}, {"a": 2}]', ["[0]", "[1]"]),
+        ('\ufeff\n [\n{"a": 1},\n{"a": 2}]', ["[0]", "[1]"]),
+        ('{"a": 1}\n\n{"a": 2}\n', [":1", ":3"]),
+        ('\r\n{"a": 1}\r\n{"a": 2}', [":2", ":3"]),
+        ('{\n"a": 1}\n{\n"a": 2\n}', [":1", ":3"]),
+    ],
+)
+@pytest.mark.parametrize("chunk", [1 << 20, 7])
+def test_the_content_decides_how_a_file_is_read(
+    tmp_path: Path, suffix: str, content: str, locations: list[str], chunk: int
+) -> None:
+    """A list, lines, or objects over several lines give the same records under any suffix."""
+    path = tmp_path / f"a{suffix}"
+    path.write_text(content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(record_files, "_CHUNK", chunk)
+        read = list(read_records(path))
+    assert read == [(f"{path}{end}", {"a": n}) for n, end in enumerate(locations, start=1)]
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])

@@ -1,4 +1,7 @@
-"""Streaming reader of `.json` and `.jsonl` files of records; files of gigabytes are never held in memory."""
+"""Streaming reader of JSON files of records: a list, one record a line, or one object.
+
+The content decides, not the suffix. Files of gigabytes are never held in memory.
+"""
 
 import codecs
 import json
@@ -22,23 +25,50 @@ _AFTER_VALUE = tuple(" \t\n\r,]")
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
 
+_PEEK = 1 << 16
+"""Bytes of the start of a file in which its first value begins."""
+
+_LINE_SUFFIXES = (".jsonl", ".ndjson")
+"""Suffixes that decide how a file is read whose first line is broken."""
+
+_BLANK = b"\xef\xbb\xbf \t\r\n"
+"""Bytes that may precede the first value: a byte order mark and white space."""
+
 OnBytesRead = Callable[[int], None]
 """Callback with the number of bytes read."""
+
+_Reader = Callable[[Path, BinaryIO, OnBytesRead], Iterator[tuple[str, object]]]
 
 
 def read_records(
     path: Path, on_bytes_read: OnBytesRead = lambda _: None
 ) -> Iterator[tuple[str, object]]:
-    """Yield every record of a `.json` (one list) or `.jsonl` file with its location, 'file:line' or 'file[index]'.
+    """Yield every record of a file with its location: 'file[index]' in a list, 'file:line', or 'file' for one object.
 
     An error is raised when its record is reached; the records before it were yielded by then.
     """
-    read = _read_jsonl if path.suffix == ".jsonl" else _read_json_list
     try:
         with path.open("rb") as file:
+            read = _choose_reader(path, file)
+            file.seek(0)
             yield from read(path, file, on_bytes_read)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; check the path") from error
+
+
+def _choose_reader(path: Path, file: BinaryIO) -> _Reader:
+    """Return the reader for a file by its first characters, or by its first line."""
+    if file.read(_PEEK).lstrip(_BLANK)[:1] == b"[":
+        return _read_json_list
+    file.seek(0)
+    first = next((line for line in file if line.strip(_BLANK)), b"").strip(_BLANK)
+    try:
+        json.loads(first)
+    except (ValueError, RecursionError):
+        is_line = path.suffix.lower() in _LINE_SUFFIXES and first != b"{"
+    else:
+        is_line = True
+    return _read_jsonl if is_line or not first else _read_objects
 
 
 def _read_jsonl(
@@ -66,7 +96,7 @@ def _read_jsonl(
                 ) from error
             yield location, record
     if empty:
-        raise InputError(f"{path} is empty; it should hold conversation records")
+        raise InputError(f"{path} is empty; it should hold records")
 
 
 def _encoding_error(path: Path, byte: int) -> InputError:
@@ -155,26 +185,32 @@ class _StreamBuffer:
             self.fill()
 
 
+def _read_objects(
+    path: Path, file: BinaryIO, on_bytes_read: OnBytesRead
+) -> Iterator[tuple[str, object]]:
+    """Yield one object, or several after each other, that may extend over lines."""
+    buffer = _StreamBuffer(path, file, on_bytes_read)
+    buffer.next_character()
+    line = buffer.line_and_column(buffer.position)[0]
+    value = buffer.parse_value()
+    if not buffer.next_character():
+        yield str(path), value
+        return
+    yield f"{path}:{line}", value
+    while buffer.next_character():
+        line = buffer.line_and_column(buffer.position)[0]
+        yield f"{path}:{line}", buffer.parse_value()
+
+
 def _read_json_list(
     path: Path, file: BinaryIO, on_bytes_read: OnBytesRead
 ) -> Iterator[tuple[str, object]]:
     """Yield the records of one JSON list."""
     buffer = _StreamBuffer(path, file, on_bytes_read)
-    first = buffer.next_character()
-    if not first:
-        raise InputError(f"{path} is empty; it should hold conversation records")
-    if first != "[":
-        # Raises if it is not JSON at all.
-        buffer.parse_value()
-        if not buffer.next_character():
-            raise InputError(
-                f"{path} holds one JSON value that is not a list; it should be a list of records "
-                "(one record a line goes into a .jsonl file)"
-            )
-        raise buffer.syntax_error("Extra data", buffer.position)
+    buffer.next_character()
     buffer.position += 1
     if buffer.next_character() == "]":
-        raise InputError(f"{path} holds an empty list; it should hold conversation records")
+        raise InputError(f"{path} holds an empty list; it should hold records")
     index, separator = 0, ","
     while separator == ",":
         buffer.next_character()

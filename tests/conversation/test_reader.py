@@ -21,7 +21,7 @@ from caldera.conversation import (
 )
 from caldera.errors import ConversationError, InputError
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def record(**changes: object) -> dict[str, object]:
@@ -127,7 +127,7 @@ def test_additional_fields_can_be_ignored() -> None:
         ("", "a.json", "is empty"),
         (json.dumps(record()) + '\n{"id": ', "a.jsonl", r"a\.jsonl:2 is broken JSON"),
         ("[]", "a.json", "empty list"),
-        ("{}", "a.json", "should be a list of records"),
+        ("{}", "a.json", "field 'id' is missing"),
         ('[{"id": 1,}]', "a.json", "broken JSON at line 1 column"),
         ("[" * 100_000, "a.json", "nested too deeply"),
     ],
