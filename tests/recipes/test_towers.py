@@ -31,11 +31,9 @@ def test_sizes_are_those_of_transformers(name: str) -> None:
     """The parameters of each tower, computed from its shape, are those that transformers builds."""
     shape = tower_config(name)
     assert shape is not None
-    if shape["model_type"] == "clip_vision_model":
-        factory, size = AutoModel, num_vision_parameters(name)
-    else:
-        factory, size = AutoModelForCausalLM, num_language_parameters(name)
-    model = build_on_meta_device(factory, AutoConfig.for_model(**shape))
+    config, is_vision = AutoConfig.for_model(**shape), shape["model_type"] == "clip_vision_model"
+    size = num_vision_parameters(name) if is_vision else num_language_parameters(name)
+    model = build_on_meta_device(AutoModel if is_vision else AutoModelForCausalLM, config)
     assert size == sum(parameter.numel() for parameter in model.parameters())
 
 
