@@ -13,8 +13,10 @@ from caldera.evaluation.answerers.answerer import AnswerConfig
 from caldera.images.processor import ImageProcessor
 from caldera.inference.engine import EngineConfig
 from caldera.llm_client.client import RequestConfig
+from caldera.model.lora_config import LoraConfig
 from caldera.overrides import (
     RENAMED,
+    SYNONYMS,
     apply_overrides,
     with_current_names,
     with_former_names,
@@ -194,6 +196,21 @@ def test_a_former_name_is_answered_with_the_current_one() -> None:
         apply_overrides(EngineConfig(), ["queue=5"])
 
 
+@pytest.mark.parametrize(
+    ("other", "current"),
+    [
+        ("lr", "learning_rate"),
+        ("BS", "batch_size"),
+        ("num-epochs", "epochs"),
+        ("lora_r", "lora.rank"),
+    ],
+)
+def test_a_name_of_other_tools_is_answered_with_the_current_one(other: str, current: str) -> None:
+    """Short names and those of LLaVA and transformers, in any case, with dashes or underscores."""
+    with pytest.raises(UsageError, match=f"'{other}'; did you mean '{current}'"):
+        apply_overrides(find_recipe("demo").finetune, [f"{other}=5"])
+
+
 def test_every_current_name_in_the_table_of_renamed_settings_exists() -> None:
     """No entry of the table suggests a setting that is in no config."""
     configs = (
@@ -211,6 +228,9 @@ def test_every_current_name_in_the_table_of_renamed_settings_exists() -> None:
     )
     names = {name for config in configs for name in config.__dataclass_fields__}
     assert set(RENAMED.values()) <= names
+    groups = names | {*LoraConfig.__dataclass_fields__}
+    assert {part for name in SYNONYMS.values() for part in name.split(".")} <= groups
+    assert not SYNONYMS.keys() & names
     assert len(RENAMED) == len(set(RENAMED.values())) > 30
 
 

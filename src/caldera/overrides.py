@@ -60,7 +60,59 @@ RENAMED = {
 }
 """Former names of settings. A command answers them with the new name; files of earlier versions are read by it."""
 
+SYNONYMS = {
+    "lr": "learning_rate",
+    "mm_projector_lr": "projector_learning_rate",
+    "projector_lr": "projector_learning_rate",
+    "mm_vision_tower_lr": "vision_learning_rate",
+    "vision_lr": "vision_learning_rate",
+    "bs": "batch_size",
+    "batch": "batch_size",
+    "global_batch_size": "batch_size",
+    "train_batch_size": "batch_size",
+    "gradient_accumulation_steps": "batch_size",
+    "per_device_train_batch_size": "micro_batch_size",
+    "micro_bs": "micro_batch_size",
+    "epoch": "epochs",
+    "num_epochs": "epochs",
+    "num_train_epochs": "epochs",
+    "steps": "max_steps",
+    "num_steps": "max_steps",
+    "warmup": "warmup_ratio",
+    "wd": "weight_decay",
+    "grad_clip": "max_grad_norm",
+    "clip_grad_norm": "max_grad_norm",
+    "max_seq_length": "max_length",
+    "max_seq_len": "max_length",
+    "model_max_length": "max_length",
+    "cutoff_len": "max_length",
+    "seq_len": "max_length",
+    "val_size": "validation_size",
+    "eval_steps": "eval_every",
+    "save_steps": "save_every",
+    "activation_checkpointing": "gradient_checkpointing",
+    "image_aspect_ratio": "aspect",
+    "image_grid_pinpoints": "grid_pinpoints",
+    "mm_vision_select_layer": "vision_feature_layer",
+    "mm_projector_type": "projector",
+    "version": "template",
+    "conv_mode": "template",
+    "lora_r": "lora.rank",
+    "lora_rank": "lora.rank",
+    "lora_alpha": "lora.alpha",
+    "lora_dropout": "lora.dropout",
+    "lora_enable": "lora",
+    "r": "rank",
+    "rpm": "requests_per_minute",
+    "tpm": "tokens_per_minute",
+    "max_retries": "retries",
+}
+"""Names of settings in LLaVA's code, transformers and LLaMA-Factory; an error suggests the current one."""
+
 _FORMER = {new: old for old, new in RENAMED.items()}
+
+_LATER = frozenset({"save_every_minutes"})
+"""Settings that version 0.1 did not have and that change no result."""
 
 
 def apply_overrides(config: _Config, assignments: Iterable[str]) -> _Config:
@@ -79,15 +131,22 @@ def with_current_names(settings: object) -> Any:  # noqa: ANN401 - JSON
 
 
 def with_former_names(settings: object) -> Any:  # noqa: ANN401 - JSON
-    """Return JSON settings under their former names, so that fingerprints of earlier versions stay valid."""
-    return _with_names(settings, _FORMER)
+    """Return JSON settings as version 0.1 wrote them, so that fingerprints of earlier versions stay valid."""
+    return _with_names(settings, _FORMER, _LATER)
 
 
-def _with_names(settings: object, names: Mapping[str, str]) -> object:
+def _with_names(
+    settings: object, names: Mapping[str, str], omitted: frozenset[str] = frozenset()
+) -> object:
+    """Return settings with some names replaced and some omitted, at any depth."""
     if isinstance(settings, Mapping):
-        return {names.get(key, key): _with_names(value, names) for key, value in settings.items()}
+        return {
+            names.get(key, key): _with_names(value, names, omitted)
+            for key, value in settings.items()
+            if key not in omitted
+        }
     if isinstance(settings, list | tuple):
-        return [_with_names(value, names) for value in settings]
+        return [_with_names(value, names, omitted) for value in settings]
     return settings
 
 
@@ -97,8 +156,9 @@ def _apply_one(config: Any, dotted: str, text: str, full_name: str) -> Any:  # n
     valid = {field.name: field for field in fields(config)}
     if name not in valid:
         subject = f"setting of {type(config).__name__}"
-        if RENAMED.get(name) in valid:
-            raise UsageError(f"no {subject} is called {name!r}; did you mean {RENAMED[name]!r}?")
+        known_as = RENAMED.get(name) or SYNONYMS.get(name.lower().replace("-", "_"), "")
+        if known_as.partition(".")[0] in valid:
+            raise UsageError(f"no {subject} is called {name!r}; did you mean {known_as!r}?")
         raise UnknownNameError(subject, name, valid)
     old, annotation = getattr(config, name), valid[name].type
     if group := _group(annotation):

@@ -55,6 +55,19 @@ def test_a_former_option_names_the_current_one(
     assert (result.returncode, result.stdout, result.stderr) == (2, "", expected)
 
 
+@pytest.mark.parametrize(
+    ("former", "setting"), [("--lr", "learning_rate"), ("--batch-size", "batch_size")]
+)
+def test_a_setting_given_as_an_option_is_answered_with_set(
+    call: Callable[..., CommandResult], former: str, setting: str
+) -> None:
+    """Other tools have options for what --set changes; a command without --set does not suggest it."""
+    result = call("train", "finetune", former, "1")
+    expected = f"error: no such option: {former}; it is a setting: --set {setting}=VALUE\n"
+    assert (result.returncode, result.stderr) == (2, expected)
+    assert "--set" not in call("data", "mix", former, "1").stderr
+
+
 @pytest.mark.parametrize(("group", "former"), RENAMED_COMMANDS)
 def test_a_former_command_names_the_current_one(
     call: Callable[..., CommandResult], group: str, former: str

@@ -7,6 +7,7 @@ import typer
 from rich.console import Console
 
 from caldera.errors import UnknownNameError, UsageError
+from caldera.overrides import SYNONYMS
 
 if TYPE_CHECKING:
     from caldera.devices import Runtime
@@ -68,6 +69,12 @@ Quantize = Annotated[
 ]
 
 RENAMED_OPTIONS = {
+    "--max-tokens": "--max-new-tokens",
+    "--output": "--out",
+    "--output-dir": "--out",
+    "--data-path": "--data",
+    "--image-folder": "--images",
+    "--image-file": "--image",
     "--pictures": "--images",
     "--pretrain-pictures": "--pretrain-images",
     "--max-bad": "--max-bad-fraction",
@@ -99,7 +106,7 @@ RENAMED_OPTIONS = {
     "--key-file": "--api-key-file",
     "--insecure": "--no-auth",
 }
-"""Current spelling of each renamed option, on every command that has the current one."""
+"""Spelling of each renamed option, and of other tools' names, on every command that has the option."""
 
 RENAMED_COMMANDS = {
     ("data", "export"): "to-parquet",
@@ -111,15 +118,24 @@ RENAMED_COMMANDS = {
 
 
 def raise_if_renamed_option(error: Exception) -> None:
-    """Raise a UsageError that names the current spelling if the error is about a renamed option."""
+    """Raise a UsageError that names the option or setting if the error is about another name of it."""
     # Typer does not export click's NoSuchOption, so the error is recognized by its fields.
     option, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
-    current = RENAMED_OPTIONS.get(option or "")
-    if current is None or context is None:
+    if option is None or context is None:
         return
-    parameters = context.command.params
-    if any(current in (*parameter.opts, *parameter.secondary_opts) for parameter in parameters):
+    options = {
+        name
+        for parameter in context.command.params
+        for name in (*parameter.opts, *parameter.secondary_opts)
+    }
+    current, setting = RENAMED_OPTIONS.get(option), option.removeprefix("--").replace("-", "_")
+    if current in options:
         raise UsageError(f"no such option: {option}; did you mean {current}?") from None
+    setting = SYNONYMS.get(setting, setting)
+    if "--set" in options and setting in SYNONYMS.values():
+        raise UsageError(
+            f"no such option: {option}; it is a setting: --set {setting}=VALUE"
+        ) from None
 
 
 def raise_if_renamed_command(group: str | None, name: str) -> None:

@@ -1,6 +1,7 @@
 """Commands `caldera recipes` and `caldera ablate`."""
 
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -113,18 +114,23 @@ def recipes(
 
 
 def _print_overview(recipes: "list[Recipe]") -> None:
-    """Print a row for each stage of each recipe."""
-    from caldera.recipes.describe import COLUMNS, overview
+    """Print each recipe with its stages, as text that fits any width."""
+    from caldera.recipes.describe import overview
 
-    caption = "weights: vision + projector + language; 128 (128): here (the paper); ?: not verified; -: none"
-    table = Table(caption=caption)
-    for column in COLUMNS:
-        table.add_column(column, overflow="fold")
     for recipe in recipes:
-        first, last = overview(recipe)
-        table.add_row(*first)
-        table.add_row(*last, end_section=True)
-    stdout_console.print(table)
+        rows = overview(recipe)
+        print_result(f"{recipe.name}: {rows[0][1]} parameters")
+        for _, _, stage, data, trainable, batch, rate, epochs in rows:
+            text = f"{stage}: {data}; trains {trainable}; batch {batch}, learning rate {rate}, epochs {epochs}"
+            print_result(
+                *textwrap.wrap(
+                    text, stdout_console.width, initial_indent="  ", subsequent_indent=" " * 12
+                )
+            )
+    print_result(
+        "parameters: vision + projector + language. 128 (128): here (in the paper).",
+        "?: not verified. -: none. Every setting of one recipe: caldera recipes NAME",
+    )
 
 
 def _print_recipe(description: dict[str, Any]) -> None:
