@@ -211,6 +211,14 @@ def test_a_name_of_other_tools_is_answered_with_the_current_one(other: str, curr
         apply_overrides(find_recipe("demo").finetune, [f"{other}=5"])
 
 
+@pytest.mark.parametrize("name", ["lr", "learning_rate"])
+def test_a_setting_without_its_group_is_answered_with_every_group_that_has_it(name: str) -> None:
+    """Both stages of a recipe have a learning rate."""
+    expected = "did you mean 'pretrain.learning_rate' or 'finetune.learning_rate'"
+    with pytest.raises(UsageError, match=expected):
+        apply_overrides(find_recipe("demo"), [f"{name}=5"])
+
+
 def test_every_current_name_in_the_table_of_renamed_settings_exists() -> None:
     """No entry of the table suggests a setting that is in no config."""
     configs = (

@@ -156,9 +156,10 @@ def _apply_one(config: Any, dotted: str, text: str, full_name: str) -> Any:  # n
     valid = {field.name: field for field in fields(config)}
     if name not in valid:
         subject = f"setting of {type(config).__name__}"
-        known_as = RENAMED.get(name) or SYNONYMS.get(name.lower().replace("-", "_"), "")
-        if known_as.partition(".")[0] in valid:
-            raise UsageError(f"no {subject} is called {name!r}; did you mean {known_as!r}?")
+        known_as = RENAMED.get(name) or SYNONYMS.get(name.lower().replace("-", "_"), name)
+        if matches := _paths_to(known_as, valid):
+            suggestion = " or ".join(map(repr, matches))
+            raise UsageError(f"no {subject} is called {name!r}; did you mean {suggestion}?")
         raise UnknownNameError(subject, name, valid)
     old, annotation = getattr(config, name), valid[name].type
     if group := _group(annotation):
@@ -167,6 +168,19 @@ def _apply_one(config: Any, dotted: str, text: str, full_name: str) -> Any:  # n
     if rest:
         raise UsageError(f"{full_name} does not exist; {name} is a single setting")
     return replace(config, **{name: _parse_value(text, old, annotation, full_name)})
+
+
+def _paths_to(name: str, valid: Mapping[str, Any]) -> list[str]:
+    """Return the dotted names of the settings called `name`, among some fields and those of their groups."""
+    first = name.partition(".")[0]
+    if first in valid:
+        return [name]
+    groups = {field.name: _group(field.type) for field in valid.values()}
+    return [
+        f"{group}.{name}"
+        for group, kind in groups.items()
+        if kind and first in {field.name for field in fields(kind)}
+    ]
 
 
 def _group(annotation: object) -> type | None:
