@@ -11,8 +11,8 @@ from PIL import Image
 
 from caldera.chat.session import Session
 from caldera.devices import DeviceConfig, DtypeName, choose_device
-from caldera.formats.metadata import read_metadata
-from caldera.formats.model_folder import load_model_folder
+from caldera.formats.model_paths import find_model
+from caldera.formats.open_model import load_model
 from caldera.formats.weight_names import read_weights, stored_dtype
 from caldera.images.decoding import resolve_image_path
 from caldera.inference.engine import AnswerStream, Engine, EngineConfig
@@ -28,7 +28,7 @@ def load_engine(
         ModelFormatError: The folder cannot be loaded.
         UsageError: The model or the device does not support the quantization.
     """
-    assistant = load_model_folder(folder, compute.dtype)
+    assistant = load_model(folder, compute.dtype)
     assistant.model.to(compute.device)
     return Engine(assistant, settings)
 
@@ -53,12 +53,7 @@ def with_stored_dtype(folder: Path, compute: DeviceConfig) -> DeviceConfig:
     Raises:
         ModelFormatError: It is not a model folder, or its weights cannot be listed.
     """
-    if not folder.is_dir():
-        # Loading will report it.
-        return compute
-    # Called for its error, which is more precise than that of missing weights.
-    read_metadata(folder)
-    is_fp32 = stored_dtype(read_weights(folder)) == torch.float32
+    is_fp32 = stored_dtype(read_weights(find_model(folder))) == torch.float32
     return replace(compute, dtype=torch.float32) if is_fp32 else compute
 
 

@@ -118,7 +118,13 @@ def load_model_folder(folder: Path, dtype: torch.dtype = torch.float32) -> Llava
     Raises:
         ModelFormatError: A file is missing or broken, or weights and config do not fit exactly.
     """
-    assistant, weights = open_lazily(folder)
+    return with_weights(*open_lazily(folder), dtype)
+
+
+def with_weights(
+    assistant: LlavaBundle, weights: Mapping[str, LazyWeight], dtype: torch.dtype
+) -> LlavaBundle:
+    """Read the checked weights of an assistant on the meta device, and return it with them."""
     model = assistant.model
     model.vision.tower = load_into(model.vision.tower, select_part(weights, VISION), dtype)
     model.language = load_into(model.language, select_part(weights, LANGUAGE), dtype)

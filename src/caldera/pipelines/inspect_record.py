@@ -6,7 +6,7 @@ from pathlib import Path
 from caldera.conversation import Conversation, read_conversations
 from caldera.errors import UsageError
 from caldera.formats.assemble import assemble
-from caldera.formats.model_folder import load_model_folder
+from caldera.formats.open_model import load_model
 from caldera.model.bundle import LlavaBundle
 from caldera.scenes.backbones import find_backbone
 from caldera.templates.encoding import encode
@@ -40,7 +40,7 @@ def inspect_record(
         CalderaError: File, record, model or template does not exist or cannot be used.
     """
     conversation = _find_record(read_conversations(file, ignore), record, file)
-    assistant = load_model_folder(model) if model else _default_model(template or "vicuna_v1")
+    assistant = load_model(model) if model else _default_model(template or "vicuna_v1")
     name = template or assistant.card.template
     encoded = encode(find_template(name).render(conversation), assistant.tokenizer)
     folder = images or file.parent

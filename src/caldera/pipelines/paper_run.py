@@ -20,7 +20,7 @@ from caldera.errors import UsageError
 from caldera.files.atomic import lock_folder
 from caldera.files.skipped_items import SkippedItems
 from caldera.formats.assemble import assemble
-from caldera.formats.model_folder import load_model_folder
+from caldera.formats.open_model import load_model
 from caldera.model.bundle import LlavaBundle
 from caldera.model.lora import target_layers
 from caldera.recipes.papers import DatasetInfo, PaperRecipe
@@ -105,7 +105,7 @@ def run_paper_recipe(
 def _initial_model(recipe: PaperRecipe, inputs: UserInputs, out: Path) -> LlavaBundle:
     """Load the model of an earlier stage 1, or join the two towers with a fresh projector."""
     if inputs.stage1_model:
-        assistant = load_model_folder(inputs.stage1_model)
+        assistant = load_model(inputs.stage1_model)
         for name in ("projector", "vision_feature_layer"):
             actual, expected = getattr(assistant.card, name), getattr(recipe, name)
             if actual != expected:

@@ -20,7 +20,7 @@ import uvicorn
 from caldera.chat.chat_model import load_engine, with_stored_dtype
 from caldera.devices import DeviceConfig
 from caldera.errors import UsageError
-from caldera.formats.model_folder import open_lazily
+from caldera.formats.open_model import open_model
 from caldera.inference.engine import Engine
 from caldera.server.api.app import create_app, with_middleware
 from caldera.server.api.config import ServerConfig
@@ -79,7 +79,7 @@ def serve(
     # Report a folder that cannot be loaded before the server listens.
     for path in (folder, second_folder):
         if path is not None:
-            open_lazily(path)
+            open_model(path)
     listening = bind_socket(address)
 
     def load_one(path: Path) -> Engine:

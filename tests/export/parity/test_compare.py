@@ -44,7 +44,7 @@ def compare_with_transformers(folder: Path, other_folder: Path, photos: Path) ->
     assistant = load_model_folder(folder)
     return compare(
         Caldera(assistant),
-        Transformers(other_folder),
+        Transformers(other_folder, "vicuna_v1"),
         cases(photos),
         assistant.processor,
         NoProgress(),
@@ -100,7 +100,7 @@ def test_a_model_that_transformers_cannot_express_is_rejected(
     model = assemble(vision_folder, language_folder, projector="linear", seed=3)
     save_model_folder(tmp_path / "m", model)
     with pytest.raises(ModelFormatError, match=r"cannot express this model \(a single linear proj"):
-        Transformers(tmp_path / "m")
+        Transformers(tmp_path / "m", "vicuna_v1")
 
 
 @dataclass

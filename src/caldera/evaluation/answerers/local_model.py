@@ -25,7 +25,8 @@ from caldera.evaluation.answerers.answerer import (
     option_letter,
 )
 from caldera.evaluation.benchmark import Item
-from caldera.formats.model_folder import load_model_folder
+from caldera.formats.model_paths import find_model
+from caldera.formats.open_model import load_model
 from caldera.images.decoding import open_image
 from caldera.inference.engine import Engine, Request, offline_config
 from caldera.inference.likelihood import LikelihoodScorer, LogLikelihood
@@ -272,7 +273,8 @@ def load_answerer(
         ModelFormatError: The folder cannot be loaded.
         UsageError: A setting is out of its range.
     """
-    assistant = load_model_folder(folder)
+    folder = find_model(folder)
+    assistant = load_model(folder)
     return LocalModelAnswerer(
         assistant, digest_model_folder(folder), config=config, compute=compute
     )

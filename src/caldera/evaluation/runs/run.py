@@ -35,6 +35,7 @@ from caldera.evaluation.runs.results import (
     with_items,
 )
 from caldera.files.atomic import lock_folder, write_json
+from caldera.formats.model_paths import identify
 from caldera.images.decoding import read_bytes
 from caldera.progress import NoProgress, Progress
 
@@ -281,7 +282,7 @@ def open_answerer(
     Raises:
         CalderaError: The settings are invalid, or the model cannot be loaded.
     """
-    if model.startswith(("http://", "https://")):
+    if model.startswith(("http://", "https://")) and identify(model).kind != "hub name":
         return ServerAnswerer(replace(server, url=model), config)
     return load_answerer(Path(model), config=config, compute=compute)
 

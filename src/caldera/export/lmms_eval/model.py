@@ -7,7 +7,6 @@ the images of a document.
 import logging
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import get_args
 
 from lmms_eval.api.instance import GenerationResult, Instance
@@ -17,7 +16,7 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from caldera.devices import DtypeName, choose_device
 from caldera.errors import UnknownNameError, UsageError
 from caldera.export.lmms_eval.answerer import LmmsAnswerer, LmmsQuestion, decoding_from
-from caldera.formats.model_folder import load_model_folder
+from caldera.formats.open_model import load_model
 from caldera.progress import default_progress
 
 _log = logging.getLogger(__name__)
@@ -60,7 +59,7 @@ class LmmsModel(lmms):  # type: ignore[misc] # lmms-eval is optional
         if not (size := str(batch_size)).isdecimal() or int(size) < 1:
             raise UsageError(f"batch_size is {size!r}; give a number such as --batch_size 8")
         self._answerer = LmmsAnswerer(
-            load_model_folder(Path(pretrained)),
+            load_model(pretrained),
             choose_device(device, dtype),
             batch_size=int(size),
             seed=seed,

@@ -19,7 +19,6 @@ from transformers.image_utils import load_image
 from caldera.errors import ModelFormatError
 from caldera.export.parity.compare import COMPARED, ParityCase, StageOutputs
 from caldera.formats.config import read_config
-from caldera.formats.metadata import read_metadata
 from caldera.images.processor import MAX_ASPECT_RATIO, ImageProcessor
 from caldera.templates.jinja import chat_template
 from caldera.templates.template import find_template
@@ -40,8 +39,8 @@ class Transformers:
     min_equal_answers = 1.0
     notes: tuple[str, ...] = ()
 
-    def __init__(self, folder: Path) -> None:
-        """Load a model folder in fp32."""
+    def __init__(self, folder: Path, template: str) -> None:
+        """Load a model folder in fp32, and use the chat template with this name."""
         config = read_config(folder)
         model_type = config.get("model_type")
         if model_type not in CLASSES:
@@ -58,9 +57,8 @@ class Transformers:
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ModelFormatError(f"transformers cannot load {folder}: {reason}") from None
-        template = find_template(read_metadata(folder).template)
         starts = bool(start_ids(self._processor.tokenizer))
-        self._template = chat_template(template, starts=starts)
+        self._template = chat_template(find_template(template), starts=starts)
 
     def read(self, path: Path) -> np.ndarray | None:
         """Decode a file with transformers' `load_image`."""

@@ -24,7 +24,7 @@ from caldera.formats.gguf.vision_tower import (
     vision_tensors,
 )
 from caldera.formats.gguf.writer import GgufDtype, needs_gguf, write_gguf
-from caldera.formats.model_folder import open_lazily
+from caldera.formats.open_model import open_model
 from caldera.formats.weight_names import LANGUAGE, PROJECTOR, VISION, select_part
 from caldera.model.bundle import LlavaBundle, eos_token_ids
 from caldera.progress import Progress
@@ -116,7 +116,7 @@ def write_gguf_files(
     """
     needs_gguf("exporting to GGUF")
     _check_replaceable(out)
-    assistant, weights = open_lazily(folder)
+    assistant, weights = open_model(folder)
     metadata, text_config = assistant.card, assistant.model.language.config
     vision_config = assistant.model.vision.tower.config
     check_vision(vision_config, metadata)

@@ -70,7 +70,7 @@ def import_model(request: ImportRequest, out: Path, progress: Progress) -> Model
     )
     origin = request.source or request.language
     assert origin is not None
-    weights = _check_and_rename(assistant.model, source_model.weights, origin)
+    weights = check_and_rename(assistant.model, source_model.weights, origin)
     if request.dtype != "auto":
         weights = {name: cast(weight, DTYPES[request.dtype]) for name, weight in weights.items()}
     nbytes = sum(weight.nbytes for weight in weights.values())
@@ -97,7 +97,7 @@ def _copy_sentencepiece(request: ImportRequest, out: Path) -> None:
             return
 
 
-def _check_and_rename(
+def check_and_rename(
     model: Llava, weights: Mapping[str, LazyWeight], source: Path
 ) -> dict[str, LazyWeight]:
     """Return weights under their names on disk, in order, after checking that they fit.

@@ -9,12 +9,7 @@ import torch
 from caldera.errors import ModelFormatError, UnknownNameError, UsageError
 from caldera.formats import weight_names
 from caldera.formats.config import read_config, sub_config
-from caldera.formats.importing.request import (
-    ADAPTER_FILES,
-    NON_LORA_FILE,
-    PROJECTOR_FILE,
-    ImportRequest,
-)
+from caldera.formats.importing.request import ImportRequest
 from caldera.formats.importing.sources import (
     SourceModel,
     SourceTower,
@@ -27,6 +22,7 @@ from caldera.formats.importing.sources import (
     resolve_vision_tower,
     with_metadata_aspect,
 )
+from caldera.formats.model_paths import ADAPTER_FILES, NON_LORA_FILE, PROJECTOR_FILE
 from caldera.formats.original.config import OriginalSettings, read_original
 from caldera.formats.safetensors_files import from_memory
 from caldera.formats.tokenizer import SENTENCEPIECE_FILE, TOKENIZER_FILE, load_tokenizer
@@ -42,7 +38,7 @@ def _read_hf(request: ImportRequest) -> SourceModel:
     """Read a llava-hf folder."""
     assert request.source
     request.reject_options("base", "vision")
-    return read_llava_hf(request.source, request.require_template, request.aspect)
+    return read_llava_hf(request.source, request.template, request.aspect)
 
 
 def _read_full(request: ImportRequest) -> SourceModel:

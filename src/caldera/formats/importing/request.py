@@ -8,7 +8,7 @@ import torch
 
 from caldera.errors import ModelFormatError, UnknownNameError, UsageError
 from caldera.formats.config import read_config
-from caldera.formats.metadata import METADATA_FILE
+from caldera.formats.model_paths import ADAPTER_FILES, NON_LORA_FILE, PROJECTOR_FILE, identify
 from caldera.formats.original.config import is_original
 from caldera.formats.weight_files import has_weights, read_folder
 from caldera.formats.weight_merging import ADAPTER_CONFIG
@@ -18,11 +18,6 @@ from caldera.templates.template import TEMPLATES, find_template
 SourceLayout = Literal["hf", "full", "projector", "lora", "delta"]
 """Layout of a folder: llava-hf's; of LLaVA's own code: a complete model, stage 1's projector, a LoRA adapter, or delta
 weights."""
-
-PROJECTOR_FILE = "mm_projector.bin"
-NON_LORA_FILE = "non_lora_trainables.bin"
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-CALDERA_ADAPTER = "caldera_adapter.json"
 
 DTYPES = {
     "float32": torch.float32,
@@ -119,14 +114,12 @@ def detect_layout(folder: Path, requested: SourceLayout | None = None) -> Source
         ModelFormatError: The folder cannot be imported.
         UsageError: It could have several layouts, or does not have the requested one.
     """
-    if not folder.is_dir():
-        raise ModelFormatError(f"{folder} is not a folder; give a model's folder")
-    if (folder / METADATA_FILE).exists():
-        raise UsageError(f"{folder} is a caldera model folder already; use it as it is")
-    if (folder / CALDERA_ADAPTER).exists():
-        raise UsageError(f"{folder} is an adapter of caldera; merge it with caldera train merge")
+    found = identify(folder)
+    if found.kind == "caldera":
+        raise UsageError(f"{found.path} is a caldera model folder already; use it as it is")
+    if found.kind not in ("original", "llava-hf"):
+        raise ModelFormatError(found.advice)
     config, file = read_config(folder), folder / "config.json"
-    model_type = config.get("model_type")
     if is_original(config) and "text_config" in config:
         raise ModelFormatError(
             f"{file} has settings of llava-hf's layout (text_config) and of the original's (mm_vision_tower); remove "
@@ -134,11 +127,6 @@ def detect_layout(folder: Path, requested: SourceLayout | None = None) -> Source
         )
     if is_original(config):
         return _detect_original_layout(folder, requested)
-    if model_type not in ("llava", "llava_next"):
-        raise ModelFormatError(
-            f"{file} has model_type {model_type!r}; caldera imports llava and llava_next of transformers and folders "
-            "of LLaVA's own code; to join a language model with a vision tower, give --language and --vision"
-        )
     return _confirm(folder, "hf", requested, {"hf"})
 
 

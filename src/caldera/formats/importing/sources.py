@@ -16,6 +16,7 @@ from transformers import (
 from caldera.errors import ModelFormatError, UsageError, describe_validation_error
 from caldera.formats import weight_names
 from caldera.formats.assemble import CONTRASTIVE_MODELS
+from caldera.formats.chat_template import require_known_template
 from caldera.formats.config import (
     CONFIG_ERRORS,
     accept_old_keys,
@@ -171,17 +172,23 @@ def vision_config(folder: Path) -> PretrainedConfig:
     return sub_config({"vision_config": config}, "vision_config", folder / "config.json")
 
 
-def read_llava_hf(folder: Path, template: str, aspect: str | None) -> SourceModel:
+def read_llava_hf(folder: Path, template: str | None, aspect: str | None) -> SourceModel:
     """Read a llava-hf folder, LLaVA's or LLaVA-NeXT's, with classic names or those of transformers 5.
 
+    Args:
+        folder: The folder.
+        template: Name of the chat template; the one that the folder's own equals if None.
+        aspect: How images that are not square are prepared; as in the folder if None.
+
     Raises:
-        ModelFormatError: It is broken, or of a kind that caldera does not support.
+        ModelFormatError: It is broken or not supported, or its chat template equals no known one.
     """
     file = folder / "config.json"
     settings = read_config(folder)
     config = _llava_hf_config(settings, file)
     tiled = settings["model_type"] == "llava_next"
     tokenizer = load_tokenizer(folder)
+    template = template or require_known_template(folder, tokenizer)
     tokenizer.chat_template = None  # a program in the folder; caldera writes its own
     source = read_folder(folder)
     metadata = build_metadata(
@@ -219,7 +226,8 @@ def read_llava_hf(folder: Path, template: str, aspect: str | None) -> SourceMode
     notes: tuple[str, ...] = ()
     if metadata.image_aspect == "square" and aspect is None:
         notes = (
-            "its processor crops images to a square; LLaVA-1.5 was trained on padded ones, for which give --aspect pad",
+            "its processor crops images to a square; LLaVA-1.5 was trained on padded ones, which caldera import "
+            "--aspect pad sets",
         )
     weights = weight_names.rename_weights(source.weights, weight_names.from_llava_hf, folder)
     towers = (config.vision_config, config.text_config)

@@ -10,7 +10,7 @@ from transformers import CLIPImageProcessorPil, GenerationConfig
 
 from caldera.errors import UsageError
 from caldera.files.atomic import atomic_folder, write_json
-from caldera.formats.model_folder import open_lazily
+from caldera.formats.open_model import open_model
 from caldera.formats.original.config import LLAVA_CLASSES, hub_name, known_tower
 from caldera.formats.safetensors_files import LazyWeight, check_inside_folder, write_weights
 from caldera.formats.tokenizer import (
@@ -59,7 +59,7 @@ def write_original(
     """
     if out.exists():
         raise UsageError(f"{out} exists; choose another place or remove it first")
-    assistant, weights = open_lazily(folder)
+    assistant, weights = open_model(folder)
     _check_expressible(assistant)
     vocab_size = vocab_size_without_image(assistant.tokenizer)
     original_weights = {

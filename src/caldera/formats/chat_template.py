@@ -1,0 +1,61 @@
+"""Chat template of a third-party model folder, and the known template that it equals."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from caldera.errors import ModelFormatError
+from caldera.formats.config import read_json
+from caldera.templates.detection import DetectedTemplate, detect_template
+from caldera.templates.template import TEMPLATES
+
+_JSON_FILES = ("chat_template.json", "processor_config.json", "tokenizer_config.json")
+"""Files with a chat template as a setting, in the order in which transformers prefers them."""
+
+
+def read_chat_template(folder: Path) -> str | None:
+    """Return the source of a folder's chat template; None if it has none."""
+    file = folder / "chat_template.jinja"
+    try:
+        if file.is_file():
+            return file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelFormatError(f"{file} cannot be read: {error}") from None
+    for name in _JSON_FILES:
+        source = _default_template(read_json(folder / name, required=False).get("chat_template"))
+        if source is not None:
+            return source
+    return None
+
+
+def _default_template(setting: Any) -> str | None:  # noqa: ANN401 - JSON
+    """Return the template of a setting, which may list several by name."""
+    if isinstance(setting, list):
+        named = {item["name"]: item["template"] for item in setting if isinstance(item, dict)}
+        setting = named.get("default")
+    return setting if isinstance(setting, str) else None
+
+
+def require_known_template(folder: Path, tokenizer: PreTrainedTokenizerFast) -> str:
+    """Return the name of the known template that a folder's chat template equals.
+
+    Raises:
+        ModelFormatError: It equals none, so the user must choose; the message names the command and the nearest ones.
+    """
+    source = read_chat_template(folder)
+    detected = DetectedTemplate(None, (), "it has none")
+    if source is not None:
+        tokens = str(tokenizer.bos_token or ""), str(tokenizer.eos_token or "")
+        detected = detect_template(source, *tokens)
+    if detected.name is not None:
+        return detected.name
+    names = f"one of {', '.join(TEMPLATES)}"
+    if detected.candidates:
+        names = f"the nearest: {', '.join(detected.candidates)}"
+    raise ModelFormatError(
+        f"the chat template of {folder} is none that caldera knows ({detected.reason}), and a wrong one gives poor "
+        f"answers without an error; choose one: caldera import {shlex.quote(str(folder))} --template NAME --out FOLDER "
+        f"({names})"
+    )
