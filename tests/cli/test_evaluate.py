@@ -70,13 +70,16 @@ def test_faults_end_with_one_line(call: Call, labels: Path, tmp_path: Path) -> N
 
 
 def test_every_benchmark_is_described(call: Call) -> None:
-    """The list has each benchmark with its chance level and metric."""
+    """The list has each benchmark and `coco`, in plain lines of 80 columns that keep addresses whole."""
     code, stdout, _ = call("benchmarks")
     assert code == 0
     assert len(BENCHMARKS) >= 2
+    assert max(map(len, stdout.splitlines())) <= 80
+    names = [line.split()[0] for line in stdout.splitlines() if line and not line.startswith(" ")]
+    assert names == [*BENCHMARKS, "coco"]
     for spec in BENCHMARKS.values():
-        assert spec.name in stdout
-        assert f"papers quote {spec.primary_metric}" in stdout
+        assert f"papers quote {spec.primary_metric}" in " ".join(stdout.split())
+        assert set(re.findall(r"\(\S+/\S+\)", spec.description)) <= {*stdout.split()}
 
 
 def test_ids_among_the_metrics_are_counted(call: Call, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from caldera.evaluation.files import read_answers
+from caldera.evaluation.answer_files import read_answers
 from caldera.formats.model_folder import save_model_folder
 from caldera.model.bundle import LlavaBundle
 from tests.teacher_server import Answer, Script, TeacherServer, completion, write_coco

@@ -1,6 +1,7 @@
 """Command group `caldera evaluate`, and the scoring of existing answers."""
 
 import json
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from caldera.cli.options import (
     Device,
     Dtype,
     MaxBadFraction,
+    print_result,
     runtime_from,
     stderr_console,
     stdout_console,
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
 _NUM_EXAMPLES = 3
 """Unparsed answers that are named."""
+
+_LIST_WIDTH, _NAME_WIDTH = 80, 17
+"""Columns of the list of benchmarks, and of their names in it."""
 
 app = typer.Typer(
     cls=EvaluateGroup,
@@ -79,16 +84,38 @@ def benchmarks() -> None:
     """List the benchmarks: purpose, size, chance level, and files."""
     from caldera.evaluation.benchmarks.registry import BENCHMARKS
 
-    table = Table("benchmark", "purpose, questions, chance, metric, files", show_lines=True)
     for spec in BENCHMARKS.values():
         chance = ", ".join(f"{name} {value:g}" for name, value in spec.chance.items())
-        table.add_row(
+        _print_benchmark(
             spec.name,
-            f"{spec.measures}\nquestions: {spec.description}\n"
-            f"chance: {chance or 'none'}; papers quote {spec.primary_metric}\n"
+            spec.measures,
+            f"questions: {spec.description}",
+            f"chance: {chance or 'none'}; papers quote {spec.primary_metric}",
             f"files in addition to the answers: {spec.required_files}",
         )
-    stdout_console.print(table)
+    _print_benchmark(
+        "coco",
+        "facts that annotations settle, asked in words and scored by exact match",
+        "questions: written from captions and boxes of your own",
+        "chance: none; the report has every kind of question separately",
+        "files: --data, a COCO folder",
+    )
+
+
+def _print_benchmark(name: str, *lines: str) -> None:
+    """Print lines next to a name, wrapped between words so that addresses stay whole."""
+    for line in lines:
+        wrapped = textwrap.wrap(
+            line,
+            _LIST_WIDTH - _NAME_WIDTH,
+            subsequent_indent="  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for part in wrapped:
+            print_result(f"{name:{_NAME_WIDTH}}{part}")
+            name = ""
+    print_result("")
 
 
 @app.command()
@@ -97,7 +124,8 @@ def score(
     answers: Annotated[
         Path,
         typer.Option(
-            help="Answer file, official or LLaVA's, or a folder of them; for judged benchmarks the verdicts."
+            help="Answer file of LLaVA, VLMEvalKit, lmms-eval or a server, or a folder of them; for judged "
+            "benchmarks the verdicts."
         ),
     ],
     questions: Annotated[Path | None, typer.Option(help="Official question file.")] = None,
@@ -105,6 +133,8 @@ def score(
         Path | None, typer.Option(help="Official file of correct answers.")
     ] = None,
     prompt_layout: Annotated[str, typer.Option(help="Layout of the prompts, such as LEPA.")] = "",
+    answer_field: evaluate_judge.AnswerField = "",
+    allow_empty: evaluate_judge.AllowEmpty = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Score existing answers as the benchmark's authors do.
@@ -117,12 +147,18 @@ def score(
 
       caldera evaluate score llava-bench --answers reviews/
     """
+    from caldera.evaluation.answer_files import AnswerOptions
     from caldera.evaluation.benchmark import Sources
     from caldera.evaluation.benchmarks.registry import get_benchmark
     from caldera.evaluation.judging.verdicts import check_valid
 
     spec = get_benchmark(benchmark)
-    sources = Sources(questions=questions, annotations=annotations, prompt_layout=prompt_layout)
+    sources = Sources(
+        questions=questions,
+        annotations=annotations,
+        prompt_layout=prompt_layout,
+        answer_options=AnswerOptions(answer_field=answer_field, allow_empty=allow_empty),
+    )
     result = spec.score_answer_files(sources, answers)
     if as_json:
         interval = accuracy_interval(result)

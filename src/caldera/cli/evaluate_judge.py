@@ -44,6 +44,13 @@ Protocol = Annotated[
 OutFolder = Annotated[Path, typer.Option("--out", help="Folder of the verdicts.")]
 Judged = Annotated[str, typer.Argument(help="llava-bench, llava-bench-coco, mm-vet or custom.")]
 AnswerFile = Annotated[Path, typer.Option(help="Answer file, official or LLaVA's.")]
+AnswerField = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="Field or column of the answers. \\[default: recognized]"),
+]
+AllowEmpty = Annotated[
+    bool, typer.Option("--allow-empty", help="Count empty answers as wrong, not as an error.")
+]
 Runs = Annotated[int, typer.Option(min=1, help="Number of verdicts on each answer.")]
 
 
@@ -53,6 +60,8 @@ def judge(
     questions: Questions = None,
     annotations: References = None,
     context: Context = None,
+    answer_field: AnswerField = "",
+    allow_empty: AllowEmpty = False,
     judge_url: JudgeUrl = "",
     judge_model: JudgeModel = "",
     protocol: Protocol = "paper",
@@ -78,6 +87,7 @@ def judge(
       --annotations answers_gpt4.jsonl --protocol both_orders --judge-url http://127.0.0.1:8000/v1 --judge-model qwen
       --out judged/one
     """
+    from caldera.evaluation.answer_files import AnswerOptions
     from caldera.evaluation.benchmark import Sources
     from caldera.evaluation.benchmarks.registry import get_benchmark
     from caldera.evaluation.judging.verdicts import check_valid
@@ -96,7 +106,10 @@ def judge(
         max_requests=max_requests,
     )
     captions = context or _context_next_to(questions)
-    sources = Sources(questions=questions, annotations=annotations, captions=captions)
+    options = AnswerOptions(answer_field=answer_field, allow_empty=allow_empty)
+    sources = Sources(
+        questions=questions, annotations=annotations, captions=captions, answer_options=options
+    )
     config = JudgeRunConfig(
         spec=spec, sources=sources, answers=answers, protocol=protocol, runs=runs, out=out_folder
     )
@@ -118,6 +131,8 @@ def ensemble(
         Path | None,
         typer.Option(help="Official file of correct answers, for the table's columns."),
     ] = None,
+    answer_field: AnswerField = "",
+    allow_empty: AllowEmpty = False,
     judge_url: JudgeUrl = "",
     judge_model: JudgeModel = "",
     out_folder: Annotated[
@@ -141,6 +156,7 @@ def ensemble(
       --judge-url http://127.0.0.1:8000/v1 --judge-model qwen --out judged/ensemble
     """
     from caldera.errors import UsageError
+    from caldera.evaluation.answer_files import AnswerOptions
     from caldera.evaluation.benchmark import Sources
     from caldera.evaluation.judging.verdicts import check_valid
     from caldera.evaluation.runs.ensemble import EnsembleConfig, evaluate_ensemble
@@ -158,7 +174,8 @@ def ensemble(
             max_cost=max_cost,
             max_requests=max_requests,
         )
-    sources = Sources(questions=questions, annotations=annotations)
+    options = AnswerOptions(answer_field=answer_field, allow_empty=allow_empty)
+    sources = Sources(questions=questions, annotations=annotations, answer_options=options)
     config = EnsembleConfig(sources=sources, first=answers, second=second, out=out_folder)
     metrics = evaluate_ensemble(config, llm_judge, default_progress())
     if as_json:

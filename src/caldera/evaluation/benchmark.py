@@ -10,7 +10,9 @@ import numpy as np
 
 from caldera.conversation import Conversation
 from caldera.errors import InputError, UsageError
-from caldera.evaluation.files import join_names, read_answers
+from caldera.evaluation.answer_files import AnswerOptions, AnswerRecord, read_answer_list
+from caldera.evaluation.answer_matching import match_answers
+from caldera.evaluation.files import join_names
 from caldera.evaluation.judging.protocols import JudgeCase, JudgingProtocol
 from caldera.evaluation.judging.verdicts import Verdict
 
@@ -156,6 +158,13 @@ class Sources:
     prompt_layout: str = ""
     """Name of the prompt layout, such as ScienceQA's "LEPA"; empty: the default."""
 
+    answer_options: AnswerOptions = field(default_factory=AnswerOptions)
+    """How to read an answer file."""
+
+    def read_answers(self, answers: Path) -> list[AnswerRecord]:
+        """Return the answers of a file, or of a folder of them."""
+        return read_answer_list(answers, self.answer_options)
+
     def require_questions(self, description: str) -> Path:
         """Return the question file, or raise UsageError that names the official file by `description`."""
         return _require(self.questions, "--questions", description)
@@ -245,7 +254,10 @@ class BenchmarkSpec:
         """Score an official answer file, or a folder of them; raises as `load` and `Benchmark.score` do."""
         if self.score_official_files:
             return self.score_official_files(sources, answers)
-        return self.load(sources).score(read_answers(answers))
+        benchmark = self.load(sources)
+        return benchmark.score(
+            match_answers(sources.read_answers(answers), benchmark.items, answers)
+        )
 
 
 def mean(scores: Iterable[float]) -> float:

@@ -1,23 +1,29 @@
-"""Readers of official benchmark files and of answer files.
+"""Readers of the official files of benchmarks: JSON, JSON lines, and tables. Content decides, not the suffix.
 
-Answer files have three layouts: LLaVA's JSON lines (`question_id`, `prompt`, `text`), JSON lists of such records under
-other keys (`answer`, `prediction`, `response`), and one JSON object of texts by id. LLaVA also writes one file per GPU,
-so a folder of such files is read as one. Missing, broken and contradictory files raise InputError.
+Missing, broken and contradictory files raise InputError.
 """
 
+import codecs
 import csv
 import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 from caldera.errors import InputError, shorten_value
 
 _MAX_CELL_BYTES = 1 << 30
 """A table may hold whole images in base64."""
+
+_UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_ZIP, _OLD_EXCEL = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"
+"""First bytes of an .xlsx and of an .xls."""
+
+_DELIMITERS = "\t,;|"
 
 _MAX_NAMES = 10
 """Names that a message lists before it only counts."""
@@ -35,12 +41,18 @@ def find_repeated(names: Iterable[str]) -> list[str]:
     return [name for name, count in Counter(names).items() if count > 1]
 
 
-def read_text(path: Path) -> str:
-    """Read a text file that is not empty."""
+def _read_content(path: Path) -> bytes:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; check the path") from error
+
+
+def read_text(path: Path) -> str:
+    """Read a text file that is not empty, in UTF-8, or in UTF-16 with a byte order mark as Excel writes it."""
+    content = _read_content(path)
+    try:
+        text = content.decode("utf-16" if content.startswith(_UTF_16_MARKS) else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path} is not UTF-8 text (byte {error.start}); save it as UTF-8"
@@ -51,16 +63,18 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401 - any JSON value
-    """Return the value of a JSON file, or the list of values of a JSON lines file."""
+    """Return the value of a JSON file, or the list of values of a file of JSON lines."""
     text = read_text(path)
-    if path.suffix != ".jsonl":
-        try:
-            return _parse_json(text, str(path))
-        except json.JSONDecodeError as error:
-            if error.msg != "Extra data":
-                raise InputError(
-                    f"{path} is broken JSON at line {error.lineno} column {error.colno}: {error.msg}"
-                ) from error
+    try:
+        value = _parse_json(text, str(path))
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data" and path.suffix != ".jsonl":
+            raise InputError(
+                f"{path} is broken JSON at line {error.lineno} column {error.colno}: {error.msg}"
+            ) from error
+    else:
+        is_line = isinstance(value, dict) and "\n" not in text.strip()
+        return [value] if is_line and path.suffix == ".jsonl" else value
     # Split at \n alone: texts may hold U+2028.
     lines = enumerate(text.split("\n"), start=1)
     return [_parse_line(line, f"{path}:{number}") for number, line in lines if line.strip()]
@@ -115,15 +129,22 @@ def read_records(path: Path) -> list[tuple[str, dict[str, Any]]]:
     return located
 
 
+def json_start(path: Path) -> str:
+    """Return the bracket that a file of JSON or JSON lines begins with; empty for a table."""
+    if _read_content(path).startswith((_ZIP, _OLD_EXCEL)):
+        return ""
+    first = read_text(path).lstrip()[0]
+    return first if first in "{[" else ""
+
+
 def read_rows(path: Path) -> list[tuple[str, dict[str, str]]]:
-    """Return the rows of a table with a header (.csv, .tsv, or .xlsx with openpyxl), each with its location."""
-    if path.suffix == ".xlsx":
+    """Return the rows of a table with a heading (.csv, .tsv, or .xlsx with openpyxl), each with its location."""
+    if _read_content(path).startswith((_ZIP, _OLD_EXCEL)):
         return _read_spreadsheet(path)
     text = read_text(path)
     csv.field_size_limit(_MAX_CELL_BYTES)
-    reader = csv.DictReader(
-        io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ","
-    )
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=_find_delimiter(text))
+    _check_heading(reader.fieldnames or (), path)
     rows: list[tuple[str, dict[str, str]]] = []
     for row in reader:
         location = f"{path}:{reader.line_num}"
@@ -135,28 +156,53 @@ def read_rows(path: Path) -> list[tuple[str, dict[str, str]]]:
     return rows
 
 
+def _check_heading(columns: Sequence[str], path: Path) -> None:
+    if repeated := find_repeated(filter(None, columns)):
+        raise InputError(f"{path} has columns twice: {join_names(repeated)}; rename one of each")
+
+
+def _find_delimiter(text: str) -> str:
+    """Return the delimiter that gives the heading the most cells, a tab if all give one."""
+    heading = text.split("\n", 1)[0]
+    return max(_DELIMITERS, key=lambda mark: len(next(csv.reader([heading], delimiter=mark))))
+
+
 def _read_spreadsheet(path: Path) -> list[tuple[str, dict[str, str]]]:
-    """Return the rows of a spreadsheet's first sheet."""
+    """Return the rows of a spreadsheet's first sheet; empty rows at its end are not rows."""
     try:
         from openpyxl import load_workbook
+        from openpyxl.utils.exceptions import InvalidFileException
     except ImportError as error:
         raise InputError(
-            f"{path} is a spreadsheet, which needs openpyxl: pip install openpyxl, or save it as .tsv"
+            f"{path} is a spreadsheet, which needs openpyxl: pip install 'caldera[xlsx]', or save it as .tsv"
         ) from error
     try:
-        book = load_workbook(path, read_only=True, data_only=True)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}; check the path") from error
-    lines = [
-        ["" if cell is None else str(cell) for cell in line]
-        for line in book.worksheets[0].iter_rows(values_only=True)
-    ]
+        with path.open("rb") as file:
+            book = load_workbook(file, read_only=True, data_only=True)
+            lines = [
+                [_cell_text(cell) for cell in line]
+                for line in book.worksheets[0].iter_rows(values_only=True)
+            ]
+    except (InvalidFileException, BadZipFile, KeyError, ValueError) as error:
+        raise InputError(
+            f"{path} is no .xlsx spreadsheet that can be read; save it as .xlsx or .csv"
+        ) from error
+    while lines and not any(lines[-1]):
+        lines.pop()
     if len(lines) < 2:
         raise InputError(f"{path} has no rows under a heading")
+    _check_heading(lines[0], path)
     return [
-        (f"{path}:{number}", dict(zip(lines[0], line, strict=True)))
+        (f"{path}:{number}", dict(zip_longest(lines[0], line[: len(lines[0])], fillvalue="")))
         for number, line in enumerate(lines[1:], start=2)
     ]
+
+
+def _cell_text(cell: object) -> str:
+    """Return a cell as text; a whole number has no decimal point, which pandas adds next to empty cells."""
+    if cell is None:
+        return ""
+    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
 
 
 def require_fields(record: object, names: Sequence[str], location: str) -> dict[str, Any]:
@@ -178,105 +224,3 @@ def check_unique(names: Iterable[str], path: Path) -> None:
         raise InputError(
             f"{path} has questions more than once: {join_names(repeated)}; keep one of each"
         )
-
-
-ID_KEYS = ("question_id", "questionId", "id", "index", "pid", "image_id", "image")
-"""Keys of the id; the first that is present counts."""
-
-TEXT_KEYS = ("text", "answer", "prediction", "response", "output", "caption")
-"""Keys of the answer; LLaVA's `text` precedes all others."""
-
-PROMPT_KEYS = ("prompt", "question")
-"""Keys of the question, if a record repeats it."""
-
-_TABLES = (".csv", ".tsv", ".xlsx")
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerRecord:
-    """One answer in a file."""
-
-    location: str
-    """File and index, for messages."""
-
-    id: str
-    """Empty if the layout has none."""
-
-    text: str
-    prompt: str = ""
-    """The question as repeated in the file; empty if it is not."""
-
-
-def read_answers(path: Path) -> dict[str, str]:
-    """Return the texts of an answer file, or of a folder of them, by question id.
-
-    Raises:
-        InputError: A file is missing, empty or broken, or ids are missing or repeated; the message lists them.
-    """
-    return texts_by_id(read_answer_list(path), path)
-
-
-def texts_by_id(answers: Sequence[AnswerRecord], path: Path) -> dict[str, str]:
-    """Return the texts of the answers in a file by question id."""
-    if unnamed := [answer.location for answer in answers if not answer.id]:
-        raise InputError(
-            f"{len(unnamed)} answers have no id, the first {unnamed[0]}; expected one of {', '.join(ID_KEYS)}"
-        )
-    if repeated := find_repeated(answer.id for answer in answers):
-        raise InputError(
-            f"{path} has {len(repeated)} ids more than once: {join_names(repeated)}; keep one answer of each"
-        )
-    return {answer.id: answer.text for answer in answers}
-
-
-def read_answer_list(path: Path) -> list[AnswerRecord]:
-    """Return the answers of a file, or of a folder of them, in order; ids may be missing or repeated."""
-    if path.is_dir():
-        files = [file for file in sorted(path.iterdir()) if file.suffix in (".json", ".jsonl")]
-        if not files:
-            raise InputError(f"{path} holds no .json or .jsonl file of answers")
-        return [answer for file in files for answer in read_answer_list(file)]
-    if path.suffix in _TABLES:
-        return [_from_record(record, location) for location, record in read_rows(path)]
-    content = read_json(path) if path.suffix == ".json" else None
-    if isinstance(content, dict) and not _is_record(content):
-        return _from_object(content, path)
-    return [_from_record(record, location) for location, record in read_records(path)]
-
-
-def _is_record(content: dict[str, Any]) -> bool:
-    """Return whether an object is one answer rather than texts by id."""
-    return any(key in content for key in ID_KEYS) and any(key in content for key in TEXT_KEYS)
-
-
-def _from_object(content: dict[str, Any], path: Path) -> list[AnswerRecord]:
-    """Return the answers of an object of texts by id."""
-    if not content:
-        raise InputError(f"{path} holds no answers")
-    for name, text in content.items():
-        if not isinstance(text, str):
-            raise InputError(
-                f"{path}: the answer to {name!r} should be a text, got {shorten_value(text)}; expected texts by id, or "
-                "a list of records with question_id and text"
-            )
-    return [AnswerRecord(f"{path}: {name!r}", name, text) for name, text in content.items()]
-
-
-def _from_record(record: dict[str, Any], location: str) -> AnswerRecord:
-    """Return the answer in a record with one unambiguous text."""
-    keys = [key for key in TEXT_KEYS if key in record]
-    if not keys or ("text" not in keys and len(keys) > 1):
-        raise InputError(
-            f"{location} should have its answer under one of {', '.join(TEXT_KEYS)}; it has "
-            f"{join_names(map(str, record))}"
-        )
-    text = record[keys[0]]
-    if not isinstance(text, str):
-        raise InputError(f"{location}: {keys[0]} should be a text, got {shorten_value(text)}")
-    name = next((record[key] for key in ID_KEYS if key in record), "")
-    if isinstance(name, bool) or not isinstance(name, int | str):
-        raise InputError(
-            f"{location}: the id should be a number or a text, got {shorten_value(name)}"
-        )
-    prompt = next((record[key] for key in PROMPT_KEYS if key in record), "")
-    return AnswerRecord(location, str(name), text, prompt if isinstance(prompt, str) else "")

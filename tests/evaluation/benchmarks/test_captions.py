@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from caldera.errors import InputError
+from caldera.evaluation.answer_files import AnswerOptions
 from caldera.evaluation.benchmark import Sources
 from caldera.evaluation.benchmarks.captions import CAPTIONS
 from caldera.evaluation.files import read_rows
@@ -61,7 +62,8 @@ def test_captions_of_another_image_score_zero(tmp_path: Path) -> None:
     """Swapped captions score 0; an empty one is listed."""
     answers = tmp_path / "answers.json"
     answers.write_text(json.dumps({"7": "two cats sleep", "8": ""}))
-    score = CAPTIONS.score_answer_files(Sources(annotations=table(tmp_path)), answers)
+    sources = Sources(annotations=table(tmp_path), answer_options=AnswerOptions(allow_empty=True))
+    score = CAPTIONS.score_answer_files(sources, answers)
     assert score.metrics["ROUGE_L"] == 0
     assert score.metrics["CIDEr"] == 0
     assert list(score.unparsed) == ["8"]

@@ -115,7 +115,7 @@ def test_incomplete_folders_are_rejected(cognition: Path, tmp_path: Path) -> Non
 def test_json_lines_need_labels_and_prompts(cognition: Path, tmp_path: Path) -> None:
     """Missing labels, missing prompts, and repeated or missing answers are errors."""
     answers = as_llava(cognition, tmp_path / "a.jsonl")
-    with pytest.raises(UsageError, match="answers in JSON need --annotations"):
+    with pytest.raises(UsageError, match="answers without the correct ones need --annotations"):
         score_answer_files(Sources(), answers)
     lines = answers.read_text().splitlines()
     answers.write_text("\n".join(lines[1:]))

@@ -14,9 +14,9 @@ from PIL import Image
 
 from caldera.cli import main
 from caldera.errors import UnknownNameError
+from caldera.evaluation.answer_files import read_answers
 from caldera.evaluation.benchmark import BenchmarkSpec, Item, Sources
 from caldera.evaluation.benchmarks.registry import BENCHMARKS, OLD_NAMES, get_benchmark
-from caldera.evaluation.files import read_answers
 from caldera.evaluation.runs.results import flatten, limit_items, with_items
 from tests.evaluation.benchmarks.official import OFFICIAL
 from tests.teacher_server import Script, TeacherServer, completion

@@ -1,11 +1,13 @@
 """VQA v2: metrics from its official files, worked by hand."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from caldera.errors import AnnotationError, InputError, UsageError
+from caldera.evaluation.answer_files import AnswerOptions
 from caldera.evaluation.benchmark import Sources
 from caldera.evaluation.benchmarks.vqav2 import VQAV2
 
@@ -94,8 +96,11 @@ def test_only_llavas_raw_answers_are_normalized_by_evalais_processor(
 
 
 def test_an_empty_answer_is_wrong_and_listed(sources: Sources, tmp_path: Path) -> None:
-    """It scores 0 and counts as unparsed."""
+    """H3: it is an error that lists the ids; if it is allowed, it scores 0 and counts as unparsed."""
     answers = write_answers(tmp_path, {11: "", 12: "3", 13: " ", 14: "dog"}, "answers.jsonl")
+    with pytest.raises(InputError, match=r"2 of 4 answers are empty: 11, 13; .* --allow-empty"):
+        VQAV2.score_answer_files(sources, answers)
+    sources = replace(sources, answer_options=AnswerOptions(allow_empty=True))
     score = VQAV2.score_answer_files(sources, answers)
     assert sorted(score.unparsed) == ["11", "13"]
     assert score.metrics["parse_failures"] == 2

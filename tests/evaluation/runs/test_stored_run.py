@@ -13,9 +13,9 @@ import pytest
 
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.evaluation.annotation_questions import ExactMatch
+from caldera.evaluation.answer_files import read_answers
 from caldera.evaluation.answerers.answerer import Answer, OnAnswers, PreparedItem
 from caldera.evaluation.benchmark import Item, Score
-from caldera.evaluation.files import read_answers
 from caldera.evaluation.runs.report import compare_runs, read_run, write_run_report
 from caldera.evaluation.runs.results import BenchmarkInfo, Results, with_current_keys
 from caldera.evaluation.runs.run import evaluate

@@ -1,8 +1,8 @@
 """GQA: compositional questions made from scene graphs, with one correct answer each (arXiv 1902.09506).
 
-The official file is `testdev_balanced_questions.json`, a JSON object from question ids to questions. A `.jsonl` holds
-LLaVA's raw answers, which are lowercased and lose trailing periods as in LLaVA's converter. A `.json` is the official
-list of `questionId` and `prediction`, compared verbatim. Only balanced questions count, as in the official script.
+The official file is `testdev_balanced_questions.json`, a JSON object from question ids to questions. Raw answers, such
+as LLaVA's lines, are lowercased and lose trailing periods as in LLaVA's converter. The official list of `questionId`
+and `prediction` is compared verbatim. Only balanced questions count, as in the official script.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,9 +11,14 @@ from pathlib import Path
 from pydantic import BaseModel, Field
 
 from caldera.datasets.vqa import validate
+from caldera.evaluation.answer_matching import match_answers
 from caldera.evaluation.benchmark import BenchmarkSpec, Item, Score, Sources
-from caldera.evaluation.benchmarks.short_answers import ShortAnswers, short_answer_turn
-from caldera.evaluation.files import read_answers, read_object
+from caldera.evaluation.benchmarks.short_answers import (
+    ShortAnswers,
+    normalizer_for,
+    short_answer_turn,
+)
+from caldera.evaluation.files import read_object
 
 _FILE = "testdev_balanced_questions.json"
 
@@ -35,9 +40,10 @@ class _QuestionSchema(BaseModel):
 
 
 def score_answer_files(sources: Sources, answers: Path) -> Score:
-    """Score LLaVA's answers (`.jsonl`, or a folder), or a submitted file (`.json`)."""
-    benchmark = load_questions(sources, str if answers.suffix == ".json" else normalize_as_llava)
-    return benchmark.score(read_answers(answers))
+    """Score raw answers, or those of a submitted file verbatim."""
+    records = sources.read_answers(answers)
+    benchmark = load_questions(sources, normalizer_for(records, normalize_as_llava))
+    return benchmark.score(match_answers(records, benchmark.items, answers))
 
 
 def normalize_as_llava(answer: str) -> str:

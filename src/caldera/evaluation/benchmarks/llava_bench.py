@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from caldera.errors import InputError
+from caldera.evaluation.answer_files import read_answers
 from caldera.evaluation.benchmark import (
     BenchmarkSpec,
     Item,
@@ -19,7 +20,7 @@ from caldera.evaluation.benchmark import (
     check_answers,
 )
 from caldera.evaluation.benchmarks.short_answers import question_turn
-from caldera.evaluation.files import join_names, read_answers, read_records, require_fields
+from caldera.evaluation.files import join_names, read_records, require_fields
 from caldera.evaluation.judging.protocols import (
     DESCRIPTION,
     FIVE_SENTENCES,

@@ -3,7 +3,8 @@
 The score of a sub-task is its accuracy plus its accuracy+, the fraction of images with both questions correct, each
 times 100; perception is the sum of ten sub-tasks, cognition of four. MME's own layout of answers is a folder of
 `existence.txt` and so on, whose lines are image, question, correct answer and answer, separated by tabs; LLaVA's is
-JSON lines with `question_id` "existence/000000006040.jpg" and the question in `prompt`, and needs --annotations.
+JSON lines with `question_id` "existence/000000006040.jpg" and the question in `prompt`, and needs --annotations, which
+answers of VLMEvalKit and lmms-eval do not, since they repeat the correct answers.
 """
 
 from collections import Counter, defaultdict
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from caldera.errors import InputError, UnknownNameError, UsageError
+from caldera.evaluation.answer_files import AnswerRecord
+from caldera.evaluation.answer_matching import find_references
 from caldera.evaluation.answer_parsing import parse_mme_answer
 from caldera.evaluation.benchmark import (
     BenchmarkSpec,
@@ -28,13 +31,7 @@ from caldera.evaluation.benchmark import (
     to_percent,
 )
 from caldera.evaluation.benchmarks.short_answers import short_answer_turn
-from caldera.evaluation.files import (
-    AnswerRecord,
-    find_repeated,
-    join_names,
-    read_answer_list,
-    read_text,
-)
+from caldera.evaluation.files import find_repeated, join_names, read_text
 from caldera.instructions.request_phrases import SHORT_ANSWER
 
 PERCEPTION = {
@@ -266,22 +263,36 @@ def score_answer_files(sources: Sources, answers: Path) -> Score:
         ]:
             raise InputError(f"the answers have another correct answer for {join_names(different)}")
         by_key = {line.key: line.answer or "" for line in answered}
-    elif questions is None and answers.exists():
-        raise UsageError(f"answers in JSON need --annotations, {_EXPECTED}")
     else:
-        # Raises if there is no such file.
-        by_key = _index_llava_answers(read_answer_list(answers))
-        assert questions is not None
+        records = sources.read_answers(answers)
+        by_key = _index_answers(records)
+        questions = questions or [_from_answer(record) for record in records]
     ids = {question.key: question.id for question in questions}
     texts = {ids.get(key, "/".join(key)): text for key, text in by_key.items()}
     return _to_benchmark(questions).score(texts)
 
 
-def _index_llava_answers(answers: Sequence[AnswerRecord]) -> dict[tuple[str, str, str], str]:
-    """Return LLaVA's answers by sub-task, image and question."""
+def _name_of(answer: AnswerRecord) -> str:
+    """Return sub-task and image; VLMEvalKit has them in two columns."""
+    if "/" not in answer.id and "category" in answer.fields and "image_path" in answer.fields:
+        return f"{answer.fields['category']}/{Path(str(answer.fields['image_path'])).name}"
+    return answer.id
+
+
+def _from_answer(answer: AnswerRecord) -> _Question:
+    """Return the question that an answer of VLMEvalKit or lmms-eval repeats, with its label."""
+    labels = find_references(answer) & {"yes", "no"}
+    if len(labels) != 1:
+        raise UsageError(f"answers without the correct ones need --annotations, {_EXPECTED}")
+    subtask, _, image = _name_of(answer).partition("/")
+    return _Question(subtask, image, answer.prompt, labels.pop())
+
+
+def _index_answers(answers: Sequence[AnswerRecord]) -> dict[tuple[str, str, str], str]:
+    """Return answers by sub-task, image and question."""
     by_key: dict[tuple[str, str, str], str] = {}
     for answer in answers:
-        subtask, slash, image = answer.id.partition("/")
+        subtask, slash, image = _name_of(answer).partition("/")
         prompt = answer.prompt
         # The ids of this module's items hold the question.
         if ": " in image and not prompt:

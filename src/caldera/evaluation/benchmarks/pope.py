@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from caldera.errors import InputError, UsageError
+from caldera.evaluation.answer_files import AnswerRecord, answer_files_in, texts_by_id
+from caldera.evaluation.answer_matching import extract_question, find_references, match_answers
 from caldera.evaluation.answer_parsing import is_explicit_yes_no, parse_pope_answer
 from caldera.evaluation.benchmark import (
     BenchmarkSpec,
@@ -28,13 +30,10 @@ from caldera.evaluation.benchmark import (
 )
 from caldera.evaluation.benchmarks.short_answers import short_answer_turn
 from caldera.evaluation.files import (
-    AnswerRecord,
     find_repeated,
     join_names,
-    read_answer_list,
     read_records,
     require_fields,
-    texts_by_id,
 )
 
 SPLITS = ("random", "popular", "adversarial")
@@ -229,25 +228,77 @@ def _make_ids_unique(questions: Sequence[_Question]) -> list[_Question]:
 
 def score_answer_files(sources: Sources, answers: Path) -> Score:
     """Score a file of answers, or a folder with one for each split."""
+    files = answer_files_in(answers) if answers.is_dir() else [answers]
+    by_file = {file: sources.read_answers(file) for file in files}
+    records = [record for file_records in by_file.values() for record in file_records]
+    if all(record.prompt and "category" in record.fields for record in records):
+        return _score_toolkit_answers(sources, records, answers)
     questions, unlabeled_ids = _load_labeled(sources)
+    by_split: dict[str, list[AnswerRecord]] = defaultdict(list)
+    for file, file_records in by_file.items():
+        split = next((split for split in SPLITS if split in file.stem), "")
+        by_split[split if answers.is_dir() else ""] += file_records
     texts: dict[str, str] = {}
-    if answers.is_dir():
-        by_split: dict[str, list[AnswerRecord]] = defaultdict(list)
-        for file in sorted(answers.iterdir()):
-            if file.suffix in (".json", ".jsonl"):
-                split = next((split for split in SPLITS if split in file.stem), "")
-                by_split[split] += read_answer_list(file)
-        for split, records in by_split.items():
-            split_questions = [line for line in questions if not split or line.split == split]
-            texts |= _match_answers(records, split_questions, answers)
-    else:
-        texts = _match_answers(read_answer_list(answers), questions, answers)
+    for split, split_records in by_split.items():
+        split_questions = [line for line in questions if not split or line.split == split]
+        texts |= _match_answers(split_records, split_questions, answers)
     labeled = {name: text for name, text in texts.items() if name not in unlabeled_ids}
-    score = _to_benchmark(questions).score(labeled)
-    if len(labeled) == len(texts):
+    return _with_skipped(_to_benchmark(questions).score(labeled), len(texts) - len(labeled))
+
+
+def _with_skipped(score: Score, num_skipped: int) -> Score:
+    """Return a score that also tells the number of answers to questions without labels."""
+    if not num_skipped:
         return score
-    skipped = {"answers_to_splits_without_labels": len(texts) - len(labeled)}
+    skipped = {"answers_to_splits_without_labels": num_skipped}
     return replace(score, metrics=score.metrics | skipped)
+
+
+def _score_toolkit_answers(sources: Sources, records: Sequence[AnswerRecord], path: Path) -> Score:
+    """Score answers of VLMEvalKit or lmms-eval, which repeat question, split and label.
+
+    VLMEvalKit asks a question of several splits once and joins their names by commas. Without POPE's files, the labels
+    of the answers are used.
+    """
+    by_split: dict[str, list[AnswerRecord]] = defaultdict(list)
+    for record in records:
+        for split in str(record.fields["category"]).split(","):
+            by_split[split.strip()].append(record)
+    if sources.annotations or sources.questions:
+        questions, _ = _load_labeled(sources)
+    else:
+        questions = [
+            _from_answer(record, split, f"{split}/{index}")
+            for split, split_records in by_split.items()
+            for index, record in enumerate(split_records)
+        ]
+        texts = {
+            f"{split}/{index}": record.text
+            for split, split_records in by_split.items()
+            for index, record in enumerate(split_records)
+        }
+        return _to_benchmark(questions).score(texts)
+    texts = {}
+    for split in dict.fromkeys(question.split for question in questions):
+        by_id = {
+            line.id.removeprefix(f"{split}/"): line for line in questions if line.split == split
+        }
+        items = _to_benchmark([replace(line, id=name) for name, line in by_id.items()]).items
+        matched = match_answers(by_split.pop(split, []), items, path)
+        texts |= {by_id[name].id if name in by_id else name: text for name, text in matched.items()}
+    return _with_skipped(_to_benchmark(questions).score(texts), sum(map(len, by_split.values())))
+
+
+def _from_answer(record: AnswerRecord, split: str, name: str) -> _Question:
+    """Return the question that an answer repeats, with its label."""
+    labels = find_references(record) & {"yes", "no"}
+    if len(labels) != 1:
+        raise UsageError(
+            f"{record.location} repeats no label, yes or no; give --annotations, POPE's coco_pope_SPLIT.json or a "
+            "folder of them"
+        )
+    image = str(record.fields.get("image_source", record.fields.get("image_path", "")))
+    return _Question(name, image, extract_question(record.prompt), split, labels.pop())
 
 
 def _match_answers(

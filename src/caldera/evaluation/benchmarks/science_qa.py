@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from caldera.conversation import Conversation
-from caldera.errors import InputError, UsageError
+from caldera.errors import InputError, UsageError, shorten_value
+from caldera.evaluation.answer_matching import match_answers
 from caldera.evaluation.answer_parsing import LETTERS, science_qa_letter, science_qa_letter_by_llava
 from caldera.evaluation.benchmark import (
     BenchmarkSpec,
@@ -23,10 +23,13 @@ from caldera.evaluation.benchmarks.science_qa_files import (
     letters_of,
     load_question_info,
 )
-from caldera.evaluation.files import read_answers, read_json
+from caldera.evaluation.files import json_start, read_json
 
 _COLUMNS = ("NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12")
 """Columns of the paper's table: subject, text context, image, neither, and school grade."""
+
+_IMAGE_METRICS = ("IMG", "questions", "parse_failures")
+"""Metrics of a file that answers the questions with an image only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,27 +131,38 @@ def load_questions(sources: Sources) -> ScienceQA:
 def score_answer_files(sources: Sources, answers: Path) -> Score:
     """Score LLaVA's output file (`results` and `outputs`), or texts by question id."""
     benchmark = _load(sources)
-    content = read_json(answers) if answers.suffix == ".json" and answers.is_file() else None
-    if not isinstance(content, dict) or not {"results", "outputs"} & content.keys():
-        return benchmark.score(read_answers(answers))
-    return _score_output_file(benchmark, content, answers)
+    content = read_json(answers) if answers.is_file() and json_start(answers) else None
+    letters = content.get("results") if isinstance(content, dict) else None
+    texts = None
+    if letters is None or "outputs" in content:
+        texts = match_answers(sources.read_answers(answers), benchmark.items, answers)
+    if isinstance(letters, dict):
+        return _score_output_file(benchmark, letters, texts, answers)
+    assert texts is not None
+    image_items = tuple(item for item in benchmark.items if "IMG" in item.slices)
+    if len(image_items) < len(benchmark.items) and texts.keys() == {
+        item.id for item in image_items
+    }:
+        # VLMEvalKit and lmms-eval ask the questions with an image only.
+        score = replace(benchmark, items=image_items).score(texts)
+        metrics = {key: value for key, value in score.metrics.items() if key in _IMAGE_METRICS}
+        return replace(score, metrics=metrics)
+    return benchmark.score(texts)
 
 
-def _score_output_file(benchmark: ScienceQA, content: dict[str, Any], path: Path) -> Score:
+def _score_output_file(
+    benchmark: ScienceQA,
+    results: Mapping[str, object],
+    texts: Mapping[str, str] | None,
+    path: Path,
+) -> Score:
     """Score the file that LLaVA's evaluation writes: the paper counts `results`; `outputs` has the texts."""
-    texts = _read_part(content, "outputs", str, path) if "outputs" in content else None
-    text_score = benchmark.score(texts) if texts is not None else None
-    if "results" not in content:
-        assert text_score is not None
-        return text_score
     # LLaVA writes -1 for an unparsed answer.
-    letters = {
-        name: LETTERS[number] if 0 <= number < len(LETTERS) else ""
-        for name, number in _read_part(content, "results", int, path).items()
-    }
+    letters = {name: _to_letter(number, name, path) for name, number in results.items()}
     score = benchmark.score_letters(letters)
-    if texts is None or text_score is None:
+    if texts is None:
         return score
+    text_score = benchmark.score(texts)
     different = sorted(
         item.id
         for item in benchmark.items
@@ -162,17 +176,12 @@ def _score_output_file(benchmark: ScienceQA, content: dict[str, Any], path: Path
     return replace(score, metrics=metrics, unparsed=text_score.unparsed)
 
 
-def _read_part(content: dict[str, Any], name: str, value_type: type, path: Path) -> dict[str, Any]:
-    """Return `results` or `outputs`, with checked values."""
-    part = content[name]
-    if not isinstance(part, dict) or not part:
-        raise InputError(f"{path}: {name!r} should be a non-empty object by question id")
-    for key, value in part.items():
-        if type(value) is not value_type:
-            raise InputError(
-                f"{path}: {name!r} of question {key} should be of type {value_type.__name__}, got {str(value)[:40]!r}"
-            )
-    return part
+def _to_letter(number: object, name: str, path: Path) -> str:
+    if type(number) is not int:
+        raise InputError(
+            f"{path}: 'results' of question {name} should be of type int, got {shorten_value(number)}"
+        )
+    return LETTERS[number] if 0 <= number < len(LETTERS) else ""
 
 
 SCIENCE_QA = BenchmarkSpec(

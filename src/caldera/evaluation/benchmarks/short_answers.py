@@ -7,6 +7,7 @@ from typing import Any
 
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.errors import InputError
+from caldera.evaluation.answer_files import AnswerRecord
 from caldera.evaluation.benchmark import Item, Score, check_answers, mean
 from caldera.evaluation.files import join_names
 from caldera.evaluation.vqa_accuracy import SoftAccuracy
@@ -83,6 +84,13 @@ class ShortAnswers:
 
 def _percent(scores: Iterable[float]) -> float:
     return round(100 * mean(scores), 2)
+
+
+def normalizer_for(
+    answers: Sequence[AnswerRecord], normalize: Callable[[str], str]
+) -> Callable[[str], str]:
+    """Return the function that normalizes answers; those of a submitted file are compared verbatim."""
+    return str if all(answer.submitted for answer in answers) else normalize
 
 
 def question_turn(name: str, image: str, question: str) -> Conversation:

@@ -6,29 +6,21 @@ Its answers are matched by image and question, as its own script does.
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from pydantic import BaseModel, Field
 
 from caldera.datasets.vqa import read_list, validate
 from caldera.errors import InputError
+from caldera.evaluation.answer_matching import match_answers
 from caldera.evaluation.benchmark import BenchmarkSpec, Item, Score, Sources
 from caldera.evaluation.benchmarks.short_answers import (
     ShortAnswers,
     question_turn,
     short_answer_turn,
 )
-from caldera.evaluation.files import (
-    AnswerRecord,
-    join_names,
-    read_answer_list,
-    read_records,
-    require_fields,
-    texts_by_id,
-)
+from caldera.evaluation.files import read_records, require_fields
 from caldera.evaluation.vqa_accuracy import m4c_soft_accuracy
 
 _FILE = "TextVQA_0.5.1_val.json"
@@ -59,9 +51,9 @@ def load_questions(sources: Sources) -> ShortAnswers:
 
 def score_answer_files(sources: Sources, answers: Path) -> Score:
     """Score answers by question id, or LLaVA's by image and the question that their prompts repeat."""
-    questions = _load(sources)
-    texts = texts_by_id(_with_question_ids(read_answer_list(answers), questions), answers)
-    return _to_benchmark(questions, None).score(texts)
+    benchmark = _to_benchmark(_load(sources), None)
+    records = sources.read_answers(answers)
+    return benchmark.score(match_answers(records, benchmark.items, answers, extract_question))
 
 
 def _load(sources: Sources) -> list[_QuestionSchema]:
@@ -107,33 +99,6 @@ def extract_question(prompt: str) -> str:
         return match[1].lower()
     lines = prompt.split("\n")
     return lines[1 if len(lines) > 1 and lines[0].startswith("Reference OCR token:") else 0].lower()
-
-
-def _with_question_ids(
-    answers: Sequence[AnswerRecord], questions: Sequence[_QuestionSchema]
-) -> list[AnswerRecord]:
-    """Replace image ids by question ids; answers to a repeated question of an image are matched in order."""
-    ids = {str(question.question_id) for question in questions}
-    unmatched_ids: dict[_QuestionKey, list[str]] = defaultdict(list)
-    for question in reversed(questions):
-        unmatched_ids[question.key].append(str(question.question_id))
-    matched: list[AnswerRecord] = []
-    unmatched: list[str] = []
-    for answer in answers:
-        question_ids = unmatched_ids.get((answer.id, extract_question(answer.prompt)), [])
-        if answer.id in ids:
-            matched.append(answer)
-        elif question_ids:
-            # The last id is never removed: a surplus answer is then reported as a duplicate.
-            name = question_ids.pop() if len(question_ids) > 1 else question_ids[0]
-            matched.append(replace(answer, id=name))
-        else:
-            unmatched.append(f"{answer.id} {extract_question(answer.prompt)!r}")
-    if unmatched:
-        raise InputError(
-            f"{len(unmatched)} answers match no question of {_FILE}: {join_names(unmatched)}; is this the right split?"
-        )
-    return matched
 
 
 TEXTVQA = BenchmarkSpec(

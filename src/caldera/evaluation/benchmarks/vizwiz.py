@@ -2,7 +2,7 @@
 
 The official file is `val.json`, a list of questions whose id is their image; `test.json` has no answers, EvalAI's
 server scores it. The ids of LLaVA's answers are those of its question file, which names the image of each. As for
-VQA v2, a `.jsonl` is normalized by EvalAI's processor, a `.json` is compared verbatim.
+VQA v2, raw answers are normalized by EvalAI's processor, and a submitted list of `image` and `answer` is not.
 
 VizWiz's second task, whether a question is answerable at all, needs a confidence, which a chat does not give.
 """
@@ -14,10 +14,14 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from caldera.datasets.vqa import validate
+from caldera.evaluation.answer_matching import match_answers
 from caldera.evaluation.benchmark import BenchmarkSpec, Item, Score, Sources
-from caldera.evaluation.benchmarks.short_answers import ShortAnswers, question_turn
-from caldera.evaluation.benchmarks.vqav2 import normalizer_for
-from caldera.evaluation.files import read_answer_list, read_records, require_fields, texts_by_id
+from caldera.evaluation.benchmarks.short_answers import (
+    ShortAnswers,
+    normalizer_for,
+    question_turn,
+)
+from caldera.evaluation.files import read_records, require_fields
 from caldera.evaluation.vqa_accuracy import normalize_submission, vizwiz_soft_accuracy
 from caldera.instructions.request_phrases import SHORT_ANSWER
 
@@ -39,12 +43,16 @@ class _QuestionSchema(BaseModel):
 
 
 def score_answer_files(sources: Sources, answers: Path) -> Score:
-    """Score LLaVA's answers (`.jsonl`, or a folder), or a submitted file (`.json`)."""
+    """Score raw answers, or those of a submitted file verbatim."""
     images = _llava_images(sources.questions) if sources.annotations and sources.questions else {}
     records = [
-        replace(record, id=images.get(record.id, record.id)) for record in read_answer_list(answers)
+        replace(record, fields=dict(record.fields) | {"question_id": images[record.id]})
+        if record.id in images
+        else record
+        for record in sources.read_answers(answers)
     ]
-    return load_questions(sources, normalizer_for(answers)).score(texts_by_id(records, answers))
+    benchmark = load_questions(sources, normalizer_for(records, normalize_submission))
+    return benchmark.score(match_answers(records, benchmark.items, answers))
 
 
 def load_questions(

@@ -3,8 +3,8 @@
 The official files are `v2_OpenEnded_mscoco_SPLIT_questions.json` and `v2_mscoco_SPLIT_annotations.json`. LLaVA's split,
 test-dev2015, has no public annotations; EvalAI's server scores it.
 
-Answers in a `.jsonl` are LLaVA's raw ones and are normalized by EvalAI's processor, as LLaVA's converter does before
-submission. A `.json` is a submitted file, and is compared verbatim.
+Raw answers, such as LLaVA's lines, are normalized by EvalAI's processor, as LLaVA's converter does before submission. A
+submitted list of `question_id` and `answer` is compared verbatim.
 """
 
 from collections.abc import Callable
@@ -14,9 +14,13 @@ from pydantic import BaseModel, Field
 
 from caldera.datasets.vqa import image_names, read_list, validate
 from caldera.errors import InputError
+from caldera.evaluation.answer_matching import match_answers
 from caldera.evaluation.benchmark import BenchmarkSpec, Item, Score, Sources
-from caldera.evaluation.benchmarks.short_answers import ShortAnswers, short_answer_turn
-from caldera.evaluation.files import read_answers
+from caldera.evaluation.benchmarks.short_answers import (
+    ShortAnswers,
+    normalizer_for,
+    short_answer_turn,
+)
 from caldera.evaluation.vqa_accuracy import normalize_submission, vqa_soft_accuracy
 
 _QUESTIONS = "v2_OpenEnded_mscoco_SPLIT_questions.json"
@@ -40,14 +44,11 @@ class _AnnotationSchema(BaseModel):
 
 
 def score_answer_files(sources: Sources, answers: Path) -> Score:
-    """Score LLaVA's answers (`.jsonl`, or a folder), or a submitted file (`.json`)."""
+    """Score raw answers, or those of a submitted file verbatim."""
     sources.require_annotations("v2_mscoco_SPLIT_annotations.json")
-    return load_questions(sources, normalizer_for(answers)).score(read_answers(answers))
-
-
-def normalizer_for(answers: Path) -> Callable[[str], str]:
-    """Return the function that normalizes the answers of a file; those of a submitted file are compared verbatim."""
-    return str if answers.suffix == ".json" else normalize_submission
+    records = sources.read_answers(answers)
+    benchmark = load_questions(sources, normalizer_for(records, normalize_submission))
+    return benchmark.score(match_answers(records, benchmark.items, answers))
 
 
 def load_questions(

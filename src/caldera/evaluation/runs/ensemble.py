@@ -14,11 +14,11 @@ from typing import Any
 
 from caldera import __version__
 from caldera.errors import UsageError
+from caldera.evaluation.answer_files import read_answers
 from caldera.evaluation.answer_parsing import science_qa_letter
 from caldera.evaluation.benchmark import Item, Sources, check_answers
 from caldera.evaluation.benchmarks.science_qa import SCIENCE_QA, ScienceQA, load_questions
 from caldera.evaluation.benchmarks.science_qa_files import letters_of
-from caldera.evaluation.files import read_answers, read_json
 from caldera.evaluation.judging.judge import Judge, ask_judge, build_request
 from caldera.evaluation.judging.reply_parsing import without_reasoning
 from caldera.evaluation.judging.verdicts import validity_metrics
@@ -67,7 +67,8 @@ def evaluate_ensemble(
         LLMClientError: The judge's key, quota or the budget ended the run; the same command resumes.
     """
     benchmark = load_questions(config.sources)
-    first, second = _texts(config.first), _texts(config.second)
+    options = config.sources.answer_options
+    first, second = read_answers(config.first, options), read_answers(config.second, options)
     letters = [_letters(benchmark, texts) for texts in (first, second)]
     complement = {name: letter or letters[0][name] for name, letter in letters[1].items()}
     right = [
@@ -95,15 +96,6 @@ def evaluate_ensemble(
         metrics["valid"] = metrics["valid"] or judged.num_asked == 0
         _write(config, judge, metrics, final)
     return metrics
-
-
-def _texts(path: Path) -> dict[str, str]:
-    """Return the texts of an answer file, or of the output file of LLaVA's evaluation."""
-    content = read_json(path) if path.is_file() and path.suffix == ".json" else None
-    outputs = content.get("outputs") if isinstance(content, dict) else None
-    if isinstance(outputs, dict) and all(isinstance(text, str) for text in outputs.values()):
-        return outputs
-    return read_answers(path)
 
 
 def _letters(benchmark: ScienceQA, texts: Mapping[str, str]) -> dict[str, str]:

@@ -12,8 +12,8 @@ from typing import Any
 
 from caldera import __version__
 from caldera.errors import UnknownNameError, UsageError
+from caldera.evaluation.answer_files import read_answers
 from caldera.evaluation.benchmark import BenchmarkSpec, JudgeSpec, Sources
-from caldera.evaluation.files import read_answers
 from caldera.evaluation.judging.judge import Judge, JudgeReply, ask_judge, build_request
 from caldera.evaluation.judging.protocols import AnswerOrder, JudgeCase, JudgingProtocol
 from caldera.evaluation.judging.scores import average_runs
@@ -74,7 +74,7 @@ def judge_answers(config: JudgeRunConfig, judge: Judge, progress: Progress) -> d
         OutputError: A file cannot be written.
     """
     judging, protocol = _judge_spec(config.spec), find_protocol(config.spec, config.protocol)
-    answers = read_answers(config.answers)
+    answers = read_answers(config.answers, config.sources.answer_options)
     cases = judging.build_cases(config.sources, answers)
     settled = judging.settled_verdicts(config.sources, answers)
     with lock_folder(config.out):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from caldera.errors import InputError
-from caldera.evaluation.files import read_answers
+from caldera.evaluation.answer_files import read_answers
 
 RECORDS = [
     {"question_id": 7, "prompt": "?", "text": "Yes"},
@@ -53,10 +53,14 @@ def test_all_layouts_give_the_same_texts(tmp_path: Path) -> None:
         ("a.jsonl", '{"id": 1, "text": "x"}\n' * 2, "has 1 ids more than once: 1; keep one"),
         ("a.jsonl", '{"text": "x"}', "1 answers have no id, the first .*; expected one of question_id"),
         ("a.jsonl", '{"id": 1, "label": "x"}', "its answer under one of text, .*; it has id, label"),
-        ("a.jsonl", '{"id": 1, "answer": "x", "response": "y"}', "under one of text"),
-        ("a.jsonl", '{"id": 1, "text": 3}', "text should be a text, got 3"),
+        ("a.jsonl", '{"id": 1, "text": ["x", "y"]}', "text should be one text, got \\['x', 'y'\\]"),
+        ("a.jsonl", '{"id": 1, "text": {"a": "x"}}', "text should be one text, got {'a': 'x'}"),
         ("a.jsonl", '{"id": [1], "text": "x"}', "the id should be a number or a text"),
-        ("a.json", '{"1": {"text": "x"}}', "the answer to '1' should be a text"),
+        ("a.json", '{"1": "x", "2": {"text": "x"}}', "the answer to '2' should be a text"),
+        ("a.tsv", "index\tprediction\n1\tx\ty\n", "a.tsv:2 has not as many cells as the heading"),
+        ("a.csv", "index,prediction\n", "has a heading but no rows"),
+        ("a.csv", "index,prediction,prediction\n1,x,y\n", "has columns twice: prediction"),
+        ("a.csv", "PK\x03\x04", "is no .xlsx spreadsheet"),
     ],
 )  # fmt: skip
 def test_faults_are_named(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -71,7 +75,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     """A missing file, a folder without answers, and text that is not UTF-8 are errors."""
     with pytest.raises(InputError, match=r"cannot read .*none\.jsonl: No such file"):
         read_answers(tmp_path / "none.jsonl")
-    with pytest.raises(InputError, match=r"holds no \.json or \.jsonl file"):
+    with pytest.raises(InputError, match=r"holds no file of answers"):
         read_answers(tmp_path)
     (tmp_path / "a.jsonl").write_bytes(b'{"id": 1, "text": "\xff"}')
     with pytest.raises(InputError, match="is not UTF-8 text"):

@@ -1,0 +1,266 @@
+"""Matching of answers to a benchmark's items: by id, else by question, image and choices, else by verified order.
+
+Toolkits number the questions of a benchmark differently, so an id counts only if the questions that the file repeats
+are those of the items. Nothing is guessed: an answer that matches no question, or several, is an error.
+"""
+
+import ast
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from caldera.errors import InputError
+from caldera.evaluation.answer_files import ID_KEYS, AnswerRecord, texts_by_id
+from caldera.evaluation.answer_parsing import LETTERS
+from caldera.evaluation.files import join_names
+from caldera.instructions.request_phrases import LETTER_PROMPT, SHORT_ANSWER
+
+if TYPE_CHECKING:
+    from caldera.evaluation.benchmark import Item
+
+_IMAGE_KEYS = (
+    "image_path", "image", "image_source", "image_name", "file_name", "imageId", "image_id",
+)  # fmt: skip
+"""Fields that may name the image."""
+
+_REFERENCE_KEYS = ("answer", "answers", "target", "gold", "ground_truth", "label", "references")
+"""Fields of the correct answer; the field of the model's answer is not among a record's fields."""
+
+_MAX_NAME = 255
+"""Characters of a file name; longer fields are images in base64."""
+
+_IMAGE_MARK = re.compile(r"<image(?: \d)?>|\(picture \d\)")
+_OPTION = re.compile(r"\(?A[.:)]\s|Options:")
+_SKIPPED_LINES = re.compile(r"Reference OCR token:|Please answer ")
+
+
+def extract_question(prompt: str) -> str:
+    """Return the question of a prompt, without its choices and instructions."""
+    lines: list[str] = []
+    for line in prompt.splitlines():
+        if lines and _OPTION.match(line.strip()):
+            break
+        if not _SKIPPED_LINES.match(line) and line.strip() not in (SHORT_ANSWER, LETTER_PROMPT):
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def match_answers(
+    records: Sequence[AnswerRecord],
+    items: Sequence["Item"],
+    path: Path,
+    question_of: Callable[[str], str] = extract_question,
+) -> dict[str, str]:
+    """Return the texts of the answers in a file by item id; ids of no item are kept, for the caller's check.
+
+    Raises:
+        InputError: Ids are missing or repeated, the questions are others than those of the items, or some answers match
+            no question or several.
+    """
+    matcher = _Matcher(items, question_of)
+    named = _with_best_ids(records, matcher.items)
+    num_known = sum(record.id in matcher.items for record in named)
+    if num_known and matcher.questions_agree(named):
+        return texts_by_id(named, path)
+    matched = matcher.by_content(records, path)
+    if matched is None and matcher.is_in_order(records):
+        matched = [replace(record, id=item.id) for record, item in zip(records, items, strict=True)]
+    if matched is not None:
+        return texts_by_id(matched, path)
+    if num_known:
+        record = next(record for record in named if record.id in matcher.items)
+        raise InputError(
+            f"{record.location} answers {question_of(record.prompt)[:60]!r}, but question {record.id} is "
+            f"{question_of(matcher.texts[record.id])[:60]!r}; are these the files of one split?"
+        )
+    return texts_by_id(named, path)
+
+
+def _with_best_ids(
+    records: Sequence[AnswerRecord], items: Mapping[str, "Item"]
+) -> list[AnswerRecord]:
+    """Return the records with the id field that has the most ids of items; the usual field if none has any."""
+    ids = [record.ids for record in records]
+    keys = [key for key in ID_KEYS if all(key in record_ids for record_ids in ids)]
+    if not keys:
+        return list(records)
+    best = max(keys, key=lambda key: sum(record_ids[key] in items for record_ids in ids))
+    return [
+        replace(record, id=record_ids[best])
+        for record, record_ids in zip(records, ids, strict=True)
+    ]
+
+
+class _Matcher:
+    """Items of a benchmark, indexed by the lines of their questions and by their images."""
+
+    def __init__(self, items: Sequence["Item"], question_of: Callable[[str], str]) -> None:
+        self.items = {item.id: item for item in items}
+        self.texts = {
+            item.id: item.conversation.turns[-1].text.strip() if item.conversation.turns else ""
+            for item in items
+        }
+        self._question_of = question_of
+        self._words = {name: _words(text) for name, text in self.texts.items()}
+        self._by_line: dict[str, list[str]] = defaultdict(list)
+        for name, text in self.texts.items():
+            for line in dict.fromkeys(map(_words, extract_question(text).splitlines())):
+                self._by_line[line].append(name)
+        self._by_image: dict[str, list[str]] = defaultdict(list)
+        for item in items:
+            for image in dict.fromkeys(item.conversation.images):
+                self._by_image[_stem(image)].append(item.id)
+
+    def questions_agree(self, records: Sequence[AnswerRecord]) -> bool:
+        """Return whether most of the questions that records repeat are those of the items with their ids."""
+        agreeing = [
+            self._agrees(record, record.id)
+            for record in records
+            if record.id in self.items and self.texts[record.id] and self._question(record)
+        ]
+        return 2 * sum(agreeing) >= len(agreeing)
+
+    def _question(self, record: AnswerRecord) -> str:
+        return _words(self._question_of(record.prompt))
+
+    def _agrees(self, record: AnswerRecord, name: str) -> bool:
+        question = self._question(record)
+        return question in self._words[name] or _words(
+            self._question_of(self.texts[name])
+        ) in _words(record.prompt)
+
+    def by_content(self, records: Sequence[AnswerRecord], path: Path) -> list[AnswerRecord] | None:
+        """Return the records with the ids of the items that they repeat; None if no record repeats any."""
+        groups: dict[tuple[str, ...], list[AnswerRecord]] = defaultdict(list)
+        for record in records:
+            groups[tuple(self._candidates(record))].append(record)
+        unmatched = groups.pop((), [])
+        matched: list[AnswerRecord] = []
+        ambiguous: list[AnswerRecord] = []
+        for names, group in groups.items():
+            if len(names) == 1:
+                # Surplus answers to one question are then reported as duplicates.
+                matched += [replace(record, id=names[0]) for record in group]
+            elif len(names) == len(group):
+                # Equal questions with equal correct answers: their scores do not depend on the order.
+                matched += [
+                    replace(record, id=name) for record, name in zip(group, names, strict=True)
+                ]
+            else:
+                ambiguous += group
+        if not matched and not _have_ids_twice(records):
+            return None
+        for fault, subject in ((unmatched, "no question"), (ambiguous, "several questions each")):
+            if fault:
+                names = [
+                    f"{record.id} {self._question_of(record.prompt)[:60]!r}" for record in fault
+                ]
+                raise InputError(
+                    f"{path}: {len(fault)} answers match {subject}: {join_names(names)}; is this the right split?"
+                )
+        return matched
+
+    def _candidates(self, record: AnswerRecord) -> list[str]:
+        """Return the ids of the items with the question, image, choices and correct answer of a record."""
+        question = self._question_of(record.prompt)
+        lines = [line for line in map(_words, question.splitlines()) if line]
+        same_image = self._items_about(record, _IMAGE_KEYS) or self._items_about(
+            record, ("question_id",)
+        )
+        if not lines:
+            return list(same_image)
+        # The others may be instructions; they must be the smaller part.
+        known = [line for line in lines if line in self._by_line]
+        if 2 * sum(map(len, known)) < sum(map(len, lines)):
+            return []
+        candidates = [
+            name
+            for name in min((self._by_line[line] for line in known), key=len)
+            if all(line in self._words[name] for line in known)
+        ]
+        if same_image:
+            candidates = [name for name in candidates if name in same_image]
+        choices = [_words(choice) for choice in _choices(record)]
+        if choices:
+            candidates = [
+                name
+                for name in candidates
+                if not self.items[name].choices
+                or sorted(map(_words, self.items[name].choices)) == sorted(choices)
+            ]
+        references = find_references(record)
+        return [name for name in candidates if references & self._references(name)] or candidates
+
+    def _items_about(self, record: AnswerRecord, keys: Sequence[str]) -> dict[str, None]:
+        """Return the ids of the items about an image that some fields of a record name, in order."""
+        values = [str(record.fields.get(key, "")) for key in keys]
+        images = [_stem(value) for value in values if 0 < len(value) <= _MAX_NAME]
+        return dict.fromkeys(name for image in images for name in self._by_image.get(image, ()))
+
+    def _references(self, name: str) -> set[str]:
+        return set(map(_words, self.items[name].references))
+
+    def is_in_order(self, records: Sequence[AnswerRecord]) -> bool:
+        """Return whether each record repeats the question or the correct answer of the item at its place."""
+        if len(records) != len(self.items):
+            return False
+        for record, name in zip(records, self.items, strict=True):
+            question, references = self._question(record), find_references(record)
+            if question and self.texts[name] and not self._agrees(record, name):
+                return False
+            if references and not references & self._references(name):
+                return False
+            if not references and not (question and self.texts[name]):
+                return False
+        return True
+
+
+def _have_ids_twice(records: Sequence[AnswerRecord]) -> bool:
+    return len({record.id for record in records}) < len(records)
+
+
+def _words(text: str) -> str:
+    """Return the words of a text in lower case, without marks of images and the word "Question:"."""
+    normalized = unicodedata.normalize("NFKC", _IMAGE_MARK.sub(" ", text)).casefold()
+    return " ".join(re.findall(r"\w+", normalized)).removeprefix("question ")
+
+
+def _stem(name: str) -> str:
+    return PurePosixPath(name.replace("\\", "/")).stem.casefold()
+
+
+def _choices(record: AnswerRecord) -> list[str]:
+    """Return the choices that a record repeats, in their order."""
+    fields = record.fields
+    for key in ("choices", "options"):
+        values = _parse_list(fields.get(key))
+        if values:
+            return values
+    for keys in (LETTERS, [f"choice_{letter.lower()}" for letter in LETTERS]):
+        values = [str(fields[key]) for key in keys if fields.get(key) not in (None, "", "nan")]
+        if values:
+            return values
+    return []
+
+
+def find_references(record: AnswerRecord) -> set[str]:
+    """Return the words of the correct answers that a record repeats; of choices the letter."""
+    value = next((record.fields[key] for key in _REFERENCE_KEYS if key in record.fields), None)
+    if isinstance(value, int) and not isinstance(value, bool) and _choices(record):
+        return {LETTERS[value].casefold()} if 0 <= value < len(LETTERS) else set()
+    texts = _parse_list(value) or ([str(value)] if isinstance(value, int | float | str) else [])
+    return set(filter(None, map(_words, texts)))
+
+
+def _parse_list(value: object) -> list[str]:
+    """Return the texts of a list, or of a Python list in a cell of a table; empty for anything else."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            return []
+    return [str(entry) for entry in value] if isinstance(value, list) else []
