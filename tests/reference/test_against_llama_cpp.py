@@ -28,7 +28,9 @@ from transformers import (
     SiglipVisionConfig,
     SiglipVisionModel,
 )
+from typer.testing import CliRunner
 
+from caldera.cli import app
 from caldera.errors import ModelFormatError
 from caldera.export.export import ParityConfig, compare_model
 from caldera.export.parity.caldera_side import Caldera
@@ -199,6 +201,31 @@ def test_the_class_token_of_released_llama_cpp_is_detected(
     assert next(entry.stage for entry in matching.stages if not entry.good) == "image tokens"
     assert next(entry.stage for entry in mismatched.stages if not entry.good) == "features"
     assert "export again with --class-token last" in mismatched.notes[-1]
+
+
+def test_an_export_ends_well_where_llama_cpp_alone_is_at_fault(
+    tmp_path: Path, make_bundle: Callable[..., LlavaBundle]
+) -> None:
+    """The last line names the version, its issue, and what was written; the comparison alone still fails."""
+    save_model_folder(tmp_path / "m", make_bundle("clip", LANGUAGES["llama"]))
+    image = draw_cases(tmp_path)[0].path
+    words = ["--images", str(image)]
+    export = ["export", str(tmp_path / "m"), "--to", "gguf", "--out", str(tmp_path / "o"), *words]
+    result = CliRunner().invoke(app, export)
+    assert result.exit_code == 0, result.output
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"the files in {tmp_path / 'o'} are right, but llama-cpp-python 0.")
+    assert "issue 25814" in last
+    parity = [
+        "parity",
+        str(tmp_path / "m"),
+        "--against",
+        "gguf",
+        "--gguf",
+        str(tmp_path / "o"),
+        *words,
+    ]
+    assert CliRunner().invoke(app, parity).exit_code == 8
 
 
 def test_padding_is_close_and_cropping_is_not(

@@ -68,11 +68,15 @@ def export(
     )
     report = export_model(to, config, default_progress())
     print_message(f"written: {out_folder}", *(f"note: {note}" for note in report.notes))
-    if report.parity is not None:
-        _conclude(report.parity, json_file, f"; the files in {out_folder} are kept")
+    if report.parity is None:
+        unwritten = f", so {json_file} is not written" if json_file else ""
+        print_message(f"not compared: no program here runs the format {to!r}{unwritten}")
         return
-    unwritten = f", so {json_file} is not written" if json_file else ""
-    print_message(f"not compared: no program here runs the format {to!r}{unwritten}")
+    _print_parity(report.parity, json_file)
+    if report.known_fault:
+        print_message(f"the files in {out_folder} are right, but {report.known_fault}")
+        return
+    _conclude(report.parity, f"; the files in {out_folder} are kept")
 
 
 def parity(
@@ -104,11 +108,13 @@ def parity(
         fix_class_token=fix_class_token,
         images=images or (),
     )
-    _conclude(compare_model(config, default_progress()), json_file, "")
+    result = compare_model(config, default_progress())
+    _print_parity(result, json_file)
+    _conclude(result)
 
 
-def _conclude(parity: "Parity", json_file: Path | None, consequence: str) -> None:
-    """Print a comparison; raise a ParityError if the other implementation differs."""
+def _print_parity(parity: "Parity", json_file: Path | None) -> None:
+    """Print a comparison, and write it as JSON if asked."""
     from caldera.export.export import parity_json
     from caldera.files.atomic import write_json
 
@@ -127,8 +133,13 @@ def _conclude(parity: "Parity", json_file: Path | None, consequence: str) -> Non
         print_result(*(f"{answer.image}: {note}" for note in answer.notes))
     if json_file:
         write_json(json_file, parity_json(parity))
+
+
+def _conclude(parity: "Parity", consequence: str = "") -> None:
+    """Print that the other implementation agrees, or raise a ParityError if it differs."""
     if not parity.good:
         raise ParityError(f"{parity.fault}{consequence}")
+    equal, total = parity.num_equal
     print_result(
         f"good: {parity.against} agrees with caldera, {equal} of {total} answers are equal"
     )

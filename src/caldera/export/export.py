@@ -3,20 +3,22 @@
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from caldera.errors import UnknownNameError, UsageError
 from caldera.export.parity.caldera_side import Caldera
 from caldera.export.parity.compare import OtherSide, Parity, ParityCase, check_readable, compare
-from caldera.export.parity.llama_cpp_side import LlamaCpp, require_llama_cpp
+from caldera.export.parity.llama_cpp_side import CLASS_TOKEN_LAST, LlamaCpp, require_llama_cpp
 from caldera.export.parity.sample_images import build_cases, draw_cases
 from caldera.export.parity.transformers_side import Transformers
 from caldera.formats.gguf.export import chat_template_of, gguf_files, write_gguf_files
 from caldera.formats.gguf.vision_tower import ClassToken
 from caldera.formats.gguf.writer import GgufDtype
-from caldera.formats.model_folder import load_model_folder
+from caldera.formats.model_paths import find_model
+from caldera.formats.open_model import load_model
 from caldera.formats.original.export import write_original
 from caldera.formats.weight_names import read_weights
 from caldera.model.bundle import LlavaBundle
@@ -65,6 +67,8 @@ class ExportReport:
     """Comparison with the model; None if nothing here can run the export."""
 
     notes: tuple[str, ...] = ()
+    known_fault: str = ""
+    """Fault of the other implementation that explains the differences, as the files are right; empty if none."""
 
 
 def _export_original(config: ExportConfig, progress: Progress) -> ExportReport:
@@ -91,14 +95,33 @@ def _export_gguf(config: ExportConfig, progress: Progress) -> ExportReport:
     try:
         require_llama_cpp("comparing it")
     except UsageError as error:
-        raise UsageError(
-            f"{files.language} and {files.vision} are written but not compared, so it is unknown whether they are "
-            f"good: {error}; then run 'caldera parity {config.folder} --against gguf --gguf {config.out}'"
-        ) from None
+        note = (
+            f"{files.language} and {files.vision} were not compared with the model: {error}; then run 'caldera parity "
+            f"{config.folder} --against gguf --gguf {config.out}'"
+        )
+        return ExportReport(None, (note,))
     parity_config = ParityConfig(
         folder=config.folder, against="gguf", gguf=config.out, images=config.images
     )
-    return ExportReport(compare_model(parity_config, progress))
+    parity = compare_model(parity_config, progress)
+    return ExportReport(parity, known_fault=_class_token_fault(parity))
+
+
+def _class_token_fault(parity: Parity) -> str:
+    """Describe the fault of a llama.cpp that loses a patch after the tower; empty if it is not the only difference."""
+    different = {stage.stage for stage in parity.stages if not stage.good}
+    if (
+        not different <= {"image tokens", "logits"}
+        or parity.good
+        or parity.notes != (CLASS_TOKEN_LAST,)
+    ):
+        return ""
+    equal, total = parity.num_equal
+    return (
+        f"llama-cpp-python {version('llama-cpp-python')} drops the first patch of every image (llama.cpp's issue "
+        f"25814): the features of all patches agree, {equal} of {total} answers are equal; for a llama.cpp without "
+        "that fault, export with --class-token first"
+    )
 
 
 EXPORT_FORMATS: dict[str, Callable[[ExportConfig, Progress], ExportReport]] = {
@@ -113,14 +136,14 @@ def export_model(name: str, config: ExportConfig, progress: Progress) -> ExportR
 
     Raises:
         UnknownNameError: There is no such format.
-        UsageError: An option does not apply to the format, or llama.cpp is missing for the comparison.
+        UsageError: An option does not apply to the format.
         CalderaError: The format cannot express the model, or it could not be written or compared.
     """
     if name not in EXPORT_FORMATS:
         raise UnknownNameError("export format", name, EXPORT_FORMATS)
     if config.images:
         check_readable(config.images)
-    return EXPORT_FORMATS[name](config, progress)
+    return EXPORT_FORMATS[name](replace(config, folder=find_model(config.folder)), progress)
 
 
 def _load_llama_cpp(config: ParityConfig, assistant: LlavaBundle) -> OtherSide:
@@ -135,7 +158,7 @@ def _load_llama_cpp(config: ParityConfig, assistant: LlavaBundle) -> OtherSide:
 
 
 PARITY_BACKENDS: dict[str, Callable[[ParityConfig, LlavaBundle], OtherSide]] = {
-    "transformers": lambda config, _: Transformers(config.folder),
+    "transformers": lambda config, assistant: Transformers(config.folder, assistant.card.template),
     "gguf": _load_llama_cpp,
 }
 """Implementations to compare with, by name."""
@@ -154,7 +177,8 @@ def compare_model(config: ParityConfig, progress: Progress) -> Parity:
         require_llama_cpp("comparing with GGUF files")
     if config.images:
         check_readable(config.images)
-    assistant = load_model_folder(config.folder)
+    config = replace(config, folder=find_model(config.folder))
+    assistant = load_model(config.folder)
     other = PARITY_BACKENDS[config.against](config, assistant)
     with _parity_cases(config.images) as cases:
         return compare(Caldera(assistant), other, cases, assistant.processor, progress)
