@@ -31,6 +31,9 @@ class AnnotatedImage:
     captions: tuple[str, ...]
     instances: tuple[Instance, ...] = ()
 
+    uncounted: frozenset[str] = frozenset()
+    """Categories with objects whose boxes were dropped, or which contain others: neither counted nor absent."""
+
     @property
     def counts(self) -> Counter[str]:
         """Number of boxes by category, without crowds."""
@@ -51,3 +54,12 @@ class AnnotationSet:
     images: tuple[AnnotatedImage, ...]
     categories: tuple[str, ...] = ()
     """Every annotated category, so that a missing box means a missing object; empty for captions alone."""
+
+    listed: tuple[AnnotatedImage, ...] = ()
+    """All images in the order of the files, skipped ones included; empty if none was skipped.
+
+    Groups of related images are sampled from these, so that a skipped image does not change the others' groups.
+    """
+
+    total: int = 0
+    """Number of items in the files, skipped ones included."""

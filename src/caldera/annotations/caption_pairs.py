@@ -1,17 +1,26 @@
-"""Reader of image-caption pairs: CSV, JSONL, or LLaVA's stage-1 JSON."""
+"""Reader of image-caption pairs: tables, JSON records, LLaVA's stage-1 JSON, Karpathy's split of COCO and Flickr."""
 
-import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, unique_ids
+from caldera.annotations.caption_tables import (
+    Columns,
+    choose_columns,
+    parse_columns,
+    read_table,
+)
+from caldera.annotations.coco_entries import clean_caption
+from caldera.annotations.image_files import ImageFinder
 from caldera.conversation import from_record
-from caldera.errors import AnnotationError, ImageError, InputError
+from caldera.errors import AnnotationError, ImageError, InputError, UnknownNameError
 from caldera.files.atomic import file_exists
 from caldera.files.records import read_records
 from caldera.files.skipped_items import SkippedItems
 
-_COLUMNS = ("image", "caption")
+_START = 4096
+"""Bytes of a file that tell JSON from a table."""
 
 
 def read_pairs(
@@ -20,88 +29,153 @@ def read_pairs(
     image_folder: Path | None = None,
     ignore_fields: frozenset[str] = frozenset(),
     *,
+    columns: str | None = None,
+    split: str | None = None,
     check_images: bool = True,
 ) -> AnnotationSet:
     """Read pairs of an image and a caption; captions of the same image are merged.
 
-    The file is a `.csv` with the columns image and caption, a `.jsonl` of {"image", "caption"} objects, or LLaVA's
-    stage-1 `.json`, whose first gpt value is the caption. Paths are relative to `image_folder`, by default `images/`
-    next to the file or the file's own folder.
+    Invalid rows are added to `skipped`, whose limit the caller checks.
+
+    Args:
+        path: A table, JSON records with an image and a caption, LLaVA's stage-1 JSON (whose first gpt value is the
+            caption), or Karpathy's JSON; the content decides.
+        skipped: Collects invalid rows.
+        image_folder: Folder that paths are relative to; by default `images/` next to the file or the file's own folder.
+        ignore_fields: Additional fields of records to ignore.
+        columns: Names of the columns or fields of image and caption, 'file_name,text'.
+        split: Split of Karpathy's JSON to read; None for all.
+        check_images: Check that each image exists.
     """
-    root = image_folder or _default_image_folder(path)
-    captions: dict[str, list[str]] = {}
+    wanted = parse_columns(columns)
     total = 0
-    for location, row in _read_rows(path):
+    pairs: list[tuple[str, str, str]] = []
+    for location, row in _read_rows(path, wanted, split):
         total += 1
         try:
-            image, caption = _parse_pair(row, location, ignore_fields)
-            if check_images and not file_exists(root / image):
-                raise ImageError(f"{location}: {root / image} does not exist; check --images")
+            pairs += (
+                (location, *pair) for pair in _parse_row(row, location, wanted, ignore_fields)
+            )
         except InputError as error:
             skipped.add_or_raise(location, error)
-        else:
-            captions.setdefault(image, []).append(caption)
     if not total:
         raise AnnotationError(
             f"{path} holds no pairs; it should have an image and a caption a line"
         )
-    skipped.raise_if_over_limit(total)
+    roots = [image_folder] if image_folder else [path.parent / "images", path.parent]
+    finder = ImageFinder(roots, list(dict.fromkeys(image for _, image, _ in pairs)))
+    captions: dict[str, list[str]] = {}
+    paths: dict[str, Path] = {}
+    for location, image, caption in pairs:
+        if image not in paths:
+            paths[image] = finder.path(image)
+        if check_images and not file_exists(paths[image]):
+            message = f"{location}: {paths[image]} does not exist; check --images"
+            skipped.add_or_raise(location, ImageError(message))
+        else:
+            captions.setdefault(image, []).append(caption)
     ids = unique_ids(tuple(captions))
     images = tuple(
-        AnnotatedImage(ids[image], root / image, 0, 0, tuple(texts))
+        AnnotatedImage(ids[image], paths[image], 0, 0, tuple(texts))
         for image, texts in captions.items()
     )
-    return AnnotationSet(images)
+    return AnnotationSet(images, total=total)
 
 
-def _default_image_folder(path: Path) -> Path:
-    folder = path.parent / "images"
-    return folder if folder.is_dir() else path.parent
-
-
-def _read_rows(path: Path) -> Iterator[tuple[str, object]]:
+def _read_rows(
+    path: Path, wanted: Columns | None, split: str | None
+) -> Iterator[tuple[str, object]]:
     """Yield every unchecked row with its location."""
-    if path.suffix.lower() != ".csv":
-        yield from read_records(path)
-        return
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if missing := set(_COLUMNS) - set(reader.fieldnames or ()):
-                raise AnnotationError(
-                    f"{path} has no column {sorted(missing)}; its first line should be image,caption"
-                )
-            for row in reader:
-                yield f"{path}:{reader.line_num}", row
+        with path.open("rb") as file:
+            start = file.read(_START)
     except OSError as error:
         raise AnnotationError(f"cannot read {path}: {error.strerror}; check the path") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise AnnotationError(f"{path} is not UTF-8 CSV: {error}") from error
-
-
-def _parse_pair(row: object, location: str, ignore_fields: frozenset[str]) -> tuple[str, str]:
-    """Return image path and caption of a row, or raise an InputError."""
-    if isinstance(row, dict) and "conversations" in row:
-        conversation = from_record(row, location, ignore_fields)
-        if not conversation.images:
-            raise AnnotationError(f"{location} has no image; a caption needs one")
-        if len(conversation.turns) > 2:
+    if start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] not in (b"{", b"["):
+        yield from read_table(path, wanted)
+        return
+    for location, record in read_records(path):
+        if not isinstance(record, dict) or not isinstance(record.get("images"), list):
+            yield location, record
+        elif "annotations" in record:
             raise AnnotationError(
-                f"{location} has {len(conversation.turns)} turns; a pair is a human turn with an image and a gpt turn "
-                "with its caption"
+                f"{path} is a COCO file, not pairs; use the source coco with --captions {path}"
             )
-        image, caption = conversation.images[0], conversation.turns[1].text
-    elif isinstance(row, dict) and None in row:
-        # csv collects surplus fields under None.
-        raise AnnotationError(
-            f"{location} has too many fields; put a caption with commas in quotes"
-        )
-    elif isinstance(row, dict) and all(isinstance(row.get(key), str) for key in _COLUMNS):
-        image, caption = row["image"], row["caption"]
-    else:
+        else:
+            yield from _karpathy_rows(path, record["images"], split)
+
+
+def _karpathy_rows(
+    path: Path, entries: list[Any], split: str | None
+) -> Iterator[tuple[str, object]]:
+    """Yield the images of Karpathy's JSON as rows with several captions."""
+    splits = {
+        str(entry["split"]) for entry in entries if isinstance(entry, dict) and "split" in entry
+    }
+    if split is not None and split not in splits:
+        raise UnknownNameError(f"split of {path}", split, splits)
+    for index, entry in enumerate(entries):
+        fields = entry if isinstance(entry, dict) else {}
+        if split is not None and fields.get("split") != split:
+            continue
+        sentences = fields.get("sentences")
+        name, folder = fields.get("filename"), fields.get("filepath")
+        if isinstance(name, str) and isinstance(folder, str) and folder:
+            name = f"{folder}/{name}"
+        captions = [
+            sentence.get("raw") if isinstance(sentence, dict) else sentence
+            for sentence in (sentences if isinstance(sentences, list) else ())
+        ]
+        yield f"{path}: images.{index}", {"image": name, "caption": captions}
+
+
+def _parse_row(
+    row: object, location: str, wanted: Columns | None, ignore_fields: frozenset[str]
+) -> list[tuple[str, str]]:
+    """Return image path and caption, or each of several captions; or raise an InputError."""
+    if isinstance(row, AnnotationError):
+        raise row
+    if not isinstance(row, dict):
         raise AnnotationError(f"{location} should have text fields 'image' and 'caption'")
-    if not image.strip() or not caption.strip():
+    if "conversations" in row:
+        return [_parse_conversation(row, location, ignore_fields)]
+    image, captions = _fields_of(row, location, wanted)
+    if not isinstance(image, str) or not isinstance(captions, str | list | float | None):
+        raise AnnotationError(f"{location} should have text fields 'image' and 'caption'")
+    values = captions if isinstance(captions, list) else [captions]
+    texts = [text for value in values if (text := clean_caption(value))]
+    if not image.strip() or not texts:
         raise AnnotationError(
             f"{location} has an empty image or caption; fill it or remove the row"
         )
-    return image, " ".join(caption.split())
+    return [(image, text) for text in texts]
+
+
+def _fields_of(
+    row: Mapping[str, object], location: str, wanted: Columns | None
+) -> tuple[object, object]:
+    """Return the values of the image and the caption of a record."""
+    if wanted is None and "image" in row and "caption" in row:
+        return row["image"], row["caption"]
+    image, caption = choose_columns(list(row), wanted, location)
+    return row[image], row[caption]
+
+
+def _parse_conversation(
+    row: dict[str, Any], location: str, ignore_fields: frozenset[str]
+) -> tuple[str, str]:
+    """Return the image and the first answer of a LLaVA record."""
+    conversation = from_record(row, location, ignore_fields)
+    if not conversation.images:
+        raise AnnotationError(f"{location} has no image; a caption needs one")
+    if len(conversation.turns) > 2:
+        raise AnnotationError(
+            f"{location} has {len(conversation.turns)} turns; a pair is a human turn with an image and a gpt turn "
+            "with its caption"
+        )
+    caption = " ".join(conversation.turns[1].text.split())
+    if not caption:
+        raise AnnotationError(
+            f"{location} has an empty image or caption; fill it or remove the row"
+        )
+    return conversation.images[0], caption

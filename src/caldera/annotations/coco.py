@@ -1,270 +1,187 @@
-"""Reader of COCO folders: captions_*.json and instances_*.json next to a folder of images.
+"""Reader of COCO folders: captions and boxes of images, checked against each other and against the image files.
 
-The layout is that of cocodataset.org: `annotations/captions_SPLIT.json`, `annotations/instances_SPLIT.json` and the
-images in `SPLIT/` (or `images/`, or the folder itself).
+What is wrong with an image, its captions or its boxes makes that image invalid, and nothing else. Captions and boxes
+are joined by file name. Boxes become fractions of the displayed image; the size of the image file tells what their
+numbers mean (see `box_frames` and `box_units`).
 """
 
-import json
-import logging
-from collections import defaultdict
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, Field, StringConstraints, ValidationError
-
-from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, Instance, unique_ids
-from caldera.annotations.boxes import Box
-from caldera.errors import (
-    AnnotationError,
-    ImageError,
-    InputError,
-    UnknownNameError,
-    describe_validation_error,
-)
+from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet, unique_ids
+from caldera.annotations.coco_boxes import BoxReader, ListedImage
+from caldera.annotations.coco_entries import CocoFile, ImageEntry
+from caldera.annotations.coco_layouts import CocoSource, find_source, image_folders
+from caldera.annotations.image_files import ImageFinder
+from caldera.errors import AnnotationError, InputError
 from caldera.files.atomic import file_exists
 from caldera.files.skipped_items import SkippedItems
 
-_BOX_TOLERANCE = 1.0
-"""Pixels by which a box may exceed the image before it is clipped: COCO's coordinates are rounded."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CocoOptions:
+    """What to read of a COCO folder."""
+
+    split: str | None = None
+    images: Path | None = None
+    """Folder of the images; None: found near the annotations."""
+
+    captions: Path | None = None
+    instances: Path | None = None
+    """Annotation files; None for both: found in the folder."""
+
+    with_boxes: bool = True
+    """Read boxes if there are any; without them neither sizes nor image files are read."""
+
+    check_images: bool = True
+    """Check that each image exists."""
 
 
-class _ImageEntry(BaseModel):
-    id: int
-    file_name: str
-    width: int = Field(gt=0)
-    height: int = Field(gt=0)
-
-
-class _CaptionEntry(BaseModel):
-    image_id: int
-    caption: str
-
-
-class _InstanceEntry(BaseModel):
-    image_id: int
-    category_id: int
-    bbox: tuple[float, float, float, float]
-    iscrowd: int = 0
-
-
-class _CategoryEntry(BaseModel):
-    id: int
-    name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-
-
-class _CaptionFile(BaseModel):
-    images: list[_ImageEntry]
-    annotations: list[_CaptionEntry]
-
-
-class _InstanceFile(BaseModel):
-    images: list[_ImageEntry]
-    annotations: list[_InstanceEntry]
-    categories: list[_CategoryEntry]
-
-
-log = logging.getLogger(__name__)
-
-_Schema = TypeVar("_Schema", bound=BaseModel)
-
-
-def read_coco(folder: Path, skipped: SkippedItems, split: str | None = None) -> AnnotationSet:
-    """Read captions and boxes of one split of the folder that contains `annotations/`."""
-    split = _choose_split(folder, split)
-    captions_path, caption_file = _read_caption_file(folder, split)
-    boxes_path = folder / "annotations" / f"instances_{split}.json"
-    instance_file = _parse_file(boxes_path, _InstanceFile)
-    names = _category_names(instance_file, boxes_path)
-    captions = _captions_by_image(caption_file)
-    boxes: dict[int, list[tuple[str, _InstanceEntry]]] = defaultdict(list)
-    for index, entry in enumerate(instance_file.annotations):
-        boxes[entry.image_id].append((f"{boxes_path}: annotations.{index}", entry))
-    image_folder = _find_image_folder(folder, split)
-    ids = unique_ids([image.file_name for image in caption_file.images])
-    images: list[AnnotatedImage] = []
-    used_keys: set[int | str] = set()
-    for index, image in enumerate(caption_file.images):
-        location = f"{captions_path}: images.{index}"
-        try:
-            if used_keys & {image.id, image.file_name}:
-                raise AnnotationError(
-                    f"{location}: id {image.id} or file_name {image.file_name} is that of an image "
-                    "before; remove one of them"
-                )
-            used_keys |= {image.id, image.file_name}
-            annotated = AnnotatedImage(
-                id=ids[image.file_name],
-                path=image_folder / image.file_name,
-                width=image.width,
-                height=image.height,
-                captions=tuple(captions[image.id]),
-                instances=tuple(
-                    _to_instance(box_location, entry, image, names)
-                    for box_location, entry in boxes[image.id]
-                ),
-            )
-            _check_image(location, image.file_name, annotated)
-            images.append(annotated)
-        except InputError as error:
-            skipped.add_or_raise(f"image {image.file_name}", error)
-    unused = (captions.keys() | boxes.keys()) - {image.id for image in caption_file.images}
-    if unused:
-        log.warning(
-            "%s: annotations of %d images are not used, as 'images' does not list them",
-            captions_path,
-            len(unused),
-        )
-    skipped.raise_if_over_limit(len(caption_file.images))
-    return AnnotationSet(tuple(images), tuple(dict.fromkeys(names.values())))
-
-
-def read_coco_captions(
-    folder: Path,
-    skipped: SkippedItems,
-    split: str | None = None,
-    *,
-    image_folder: Path | None = None,
-    check_images: bool = True,
+def read_coco(
+    folder: Path, skipped: SkippedItems, options: CocoOptions = CocoOptions()
 ) -> AnnotationSet:
-    """Read the captions of one split of the folder that contains `annotations/`, without its boxes."""
-    split = _choose_split(folder, split)
-    path, caption_file = _read_caption_file(folder, split)
-    root = image_folder or _find_image_folder(folder, split)
-    captions = _captions_by_image(caption_file)
-    ids = unique_ids([image.file_name for image in caption_file.images])
-    images: dict[int, AnnotatedImage] = {}
-    for index, image in enumerate(caption_file.images):
-        location, name = f"{path}: images.{index}", image.file_name
+    """Read captions and boxes of one split; invalid images are added to `skipped`, whose limit the caller checks.
+
+    Args:
+        folder: Folder of the annotations and images in any layout of `coco_layouts`, or an annotation file.
+        skipped: Collects invalid images, and what was changed in others.
+        options: What to read.
+    """
+    source = find_source(folder, options.split, options.captions, options.instances)
+    caption_file = _open(source, source.captions)
+    needs_boxes = options.with_boxes or caption_file is None
+    box_file = caption_file
+    if source.boxes != source.captions:
+        box_file = _open(source, source.boxes if needs_boxes else None)
+    main = caption_file or box_file
+    # A source has at least one of the two files.
+    assert main is not None
+    if not main.images:
+        raise AnnotationError(f"{main.path} lists no images; add them to 'images'")
+    files = [main] if box_file in (None, main) else [main, box_file]
+    num_unattributed = 0
+    for file in files:
+        owners = file.owners(next((other for other in files if other is not file), None))
+        num_unattributed += file.read_annotations(owners, skipped, with_boxes=needs_boxes)
+    listed = _locate(main, box_file, options, source)
+    reader = BoxReader(box_file if options.with_boxes else None, listed, skipped)
+    annotations = _build(listed, reader, skipped)
+    categories = box_file.categories if box_file and options.with_boxes else ()
+    total = len(listed) + num_unattributed
+    return replace(annotations, categories=categories, total=total)
+
+
+def _open(source: CocoSource, path: Path | None) -> CocoFile | None:
+    return CocoFile(path, source.read(path)) if path else None
+
+
+def _join(main: CocoFile, box_file: CocoFile | None) -> list[ImageEntry | None]:
+    """Return the entry with the boxes of each image: the one with the same file name, in the same file or another.
+
+    An image that the file of boxes lists under another name with the same id is invalid: one of the ids is wrong.
+    """
+    if box_file is None or box_file is main:
+        return [image if box_file else None for image in main.images]
+    by_name = {image.name: image for image in reversed(box_file.images) if image.name}
+    by_tail = _unique_tails(box_file.images)
+    tails = _unique_tails(main.images)
+    names = {image.name for image in main.images}
+    by_key = {image.key: image for image in reversed(box_file.images) if image.key}
+    partners: list[ImageEntry | None] = []
+    for image in main.images:
+        tail = Path(image.name).name
+        partner = by_name.get(image.name)
+        if partner is None and tail in tails:
+            partner = by_tail.get(tail)
+        if partner is None and (same_id := by_key.get(image.key)):
+            if not same_id.name:
+                partner = same_id
+            elif same_id.name not in names and Path(same_id.name).name not in tails:
+                reason = (
+                    f"id {image.key} is {image.name}, but {same_id.name} in {same_id.location}; "
+                    "correct the ids or names, or leave one of the files out"
+                )
+                image.set_fault(image.location, reason)
+        partners.append(partner)
+    return partners
+
+
+def _unique_tails(images: Sequence[ImageEntry]) -> dict[str, ImageEntry]:
+    """Return images by their name without folders, where no other has it."""
+    tails = [Path(image.name).name for image in images]
+    counts = Counter(tails)
+    return {tail: image for tail, image in zip(tails, images, strict=True) if counts[tail] == 1}
+
+
+def _locate(
+    main: CocoFile, box_file: CocoFile | None, options: CocoOptions, source: CocoSource
+) -> list[ListedImage]:
+    """Return every image with its file; images without one, or with that of another, are marked."""
+    roots = source.image_folders
+    if options.images:
+        roots = (*image_folders(options.images, options.split),)
+    finder = ImageFinder(roots, [image.name for image in main.images])
+    listed = [
+        ListedImage(image, boxes, finder.path(image.name))
+        for image, boxes in zip(main.images, _join(main, box_file), strict=True)
+    ]
+    if not options.check_images:
+        return listed
+    usable = [image for image in listed if not image.fault]
+    missing = [image for image in usable if not file_exists(image.path)]
+    for image in missing:
+        counts = f"{len(missing)} of {len(listed)} images are missing"
+        reason = f"{image.path} does not exist; check --images, or remove the entry: {counts}"
+        image.entry.set_fault(image.entry.location, reason)
+    num_names = Counter(image.path for image in usable)
+    for image in usable:
+        if num_names[image.path] > 1:
+            reason = f"{image.path} would be the file of two images; correct their names"
+            image.entry.set_fault(image.entry.location, reason)
+    return listed
+
+
+def _build(
+    listed: Sequence[ListedImage], reader: BoxReader, skipped: SkippedItems
+) -> AnnotationSet:
+    """Return the valid images; the others are added to `skipped`."""
+    pool: list[tuple[str, AnnotatedImage]] = []
+    for index, image in enumerate(listed):
+        name = image.entry.name
         try:
-            if image.id in images:
-                raise AnnotationError(f"{location}: id {image.id} is that of an image before")
-            if check_images and not file_exists(root / name):
-                raise ImageError(f"{location}: {root / name} does not exist; check --images")
-            if not captions[image.id]:
-                raise AnnotationError(f"{location}: image {name} has no caption; remove it")
+            pool.append((name, _to_annotated(image, reader)))
         except InputError as error:
-            skipped.add_or_raise(f"image {name}", error)
-        else:
-            images[image.id] = AnnotatedImage(
-                ids[name], root / name, image.width, image.height, tuple(captions[image.id])
-            )
-    skipped.raise_if_over_limit(len(caption_file.images))
-    return AnnotationSet(tuple(images.values()))
+            skipped.add_or_raise(f"image {name}" if name else image.entry.location, error)
+            known = {entry.category for entry in image.box_entries if not entry.is_crowd}
+            uncounted = reader.uncounted(image) | known
+            unused = AnnotatedImage(f"skipped {index}", image.path, 0, 0, (), (), uncounted)
+            pool.append(("", unused))
+    ids = unique_ids([name for name, _ in pool if name])
+    images = [replace(image, id=ids[name]) if name else image for name, image in pool]
+    valid = tuple(image for image, (name, _) in zip(images, pool, strict=True) if name)
+    return AnnotationSet(valid, listed=() if len(valid) == len(images) else tuple(images))
 
 
-def _read_caption_file(folder: Path, split: str) -> tuple[Path, _CaptionFile]:
-    path = folder / "annotations" / f"captions_{split}.json"
-    caption_file = _parse_file(path, _CaptionFile)
-    if not caption_file.images:
-        raise AnnotationError(f"{path} lists no images; add them to 'images'")
-    return path, caption_file
-
-
-def _captions_by_image(caption_file: _CaptionFile) -> dict[int, list[str]]:
-    """Return the captions that are not blank by image id."""
-    captions: dict[int, list[str]] = defaultdict(list)
-    for entry in caption_file.annotations:
-        if text := " ".join(entry.caption.split()):
-            captions[entry.image_id].append(text)
-    return captions
-
-
-def _category_names(instance_file: _InstanceFile, path: Path) -> dict[int, str]:
-    """Return the name of each category by its id, or raise AnnotationError if an id has two names."""
-    names: dict[int, str] = {}
-    for index, category in enumerate(instance_file.categories):
-        if names.setdefault(category.id, category.name) != category.name:
-            raise AnnotationError(
-                f"{path}: categories.{index}: id {category.id} is both {names[category.id]!r} and "
-                f"{category.name!r}; give each its own"
-            )
-    return names
-
-
-def _choose_split(folder: Path, split: str | None) -> str:
-    """Return the requested split, or the only one."""
-    paths = sorted((folder / "annotations").glob("captions_*.json"))
-    if not paths:
+def _to_annotated(image: ListedImage, reader: BoxReader) -> AnnotatedImage:
+    """Return an image with its captions and boxes, or raise an InputError; its id follows later."""
+    if fault := image.fault:
+        location, reason = fault
+        raise AnnotationError(f"{location}: {reason}")
+    entry = image.entry
+    if not entry.captions and not image.box_entries:
         raise AnnotationError(
-            f"no annotations: {folder}/annotations has no captions_*.json; "
-            "give the folder that holds COCO's annotations/"
+            f"{entry.location}: image {entry.name} has no caption and no box; add one or remove it"
         )
-    splits = [path.stem.removeprefix("captions_") for path in paths]
-    if split is not None:
-        if split not in splits:
-            raise UnknownNameError(f"split of {folder}", split, splits)
-        return split
-    if len(splits) > 1:
-        raise AnnotationError(f"{folder} has several splits; name one with --split: {splits}")
-    return splits[0]
-
-
-def _find_image_folder(folder: Path, split: str) -> Path:
-    candidates = (folder / split, folder / "images" / split, folder / "images")
-    return next((path for path in candidates if path.is_dir()), folder)
-
-
-def _parse_file(path: Path, schema: type[_Schema]) -> _Schema:
-    """Read and validate one annotation file, or raise AnnotationError."""
-    try:
-        content: Any = json.loads(path.read_bytes() or b"null")
-    except FileNotFoundError:
-        raise AnnotationError(f"{path} is missing; both captions and boxes are needed") from None
-    except OSError as error:
-        raise AnnotationError(f"cannot read {path}: {error.strerror}; check the path") from error
-    except (ValueError, RecursionError) as error:
-        raise AnnotationError(f"{path} is broken JSON: {error}") from error
-    if content is None:
-        raise AnnotationError(f"{path} is empty; it should be COCO's annotation JSON")
-    try:
-        return schema.model_validate(content)
-    except ValidationError as error:
-        raise AnnotationError(
-            f"{path} is not COCO's annotation JSON: {describe_validation_error(error)}"
-        ) from None
-
-
-def _to_instance(
-    location: str, entry: _InstanceEntry, image: _ImageEntry, names: dict[int, str]
-) -> Instance:
-    """Convert [x, y, width, height] in pixels to fractions of the image, or raise AnnotationError."""
-    left, top, width, height = entry.bbox
-    right, bottom = left + width, top + height
-    inside = (
-        left >= -_BOX_TOLERANCE
-        and top >= -_BOX_TOLERANCE
-        and right <= image.width + _BOX_TOLERANCE
-        and bottom <= image.height + _BOX_TOLERANCE
+    instances = reader.read(image)
+    width, height = image.header.upright_size if image.header else entry.size or (0, 0)
+    return AnnotatedImage(
+        "",
+        image.path,
+        int(width),
+        int(height),
+        tuple(entry.captions),
+        instances,
+        reader.uncounted(image),
     )
-    box = Box(
-        max(0.0, left / image.width),
-        max(0.0, top / image.height),
-        min(1.0, right / image.width),
-        min(1.0, bottom / image.height),
-    )
-    if not inside or box.area <= 0:
-        raise AnnotationError(
-            f"{location}.bbox: box {list(entry.bbox)} of image {image.file_name} does not lie inside its "
-            f"{image.width} x {image.height} pixels; correct or remove it"
-        )
-    if entry.category_id not in names:
-        raise AnnotationError(
-            f"{location}.category_id: a box of image {image.file_name} has category {entry.category_id}, which "
-            "the file does not list; add it to 'categories'"
-        )
-    return Instance(names[entry.category_id], box, bool(entry.iscrowd))
-
-
-def _check_image(location: str, name: str, image: AnnotatedImage) -> None:
-    """Raise an InputError if the file, the captions or the boxes are missing; a teacher needs all three."""
-    if not file_exists(image.path):
-        raise ImageError(
-            f"{location}: {image.path} does not exist, but the annotations list it; add the file or remove the entry"
-        )
-    if not image.captions:
-        raise AnnotationError(f"{location}: image {name} has no caption; add one or remove it")
-    if not image.instances:
-        raise AnnotationError(
-            f"{location}: image {name} has captions but no boxes; add boxes, or skip such images with "
-            "--max-bad-fraction"
-        )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from caldera.annotations.annotated_image import AnnotationSet
 from caldera.annotations.caption_pairs import read_pairs
-from caldera.annotations.coco import read_coco_captions
+from caldera.annotations.coco import CocoOptions, read_coco
 from caldera.conversation import Conversation, ImageRef, Turn
 from caldera.datasets.importer import ImportOptions, ImportResult
 from caldera.files.skipped_items import SkippedItems
@@ -16,17 +16,27 @@ from caldera.instructions.request_phrases import CAPTION_REQUESTS
 
 
 def import_captions(path: Path, skipped: SkippedItems, options: ImportOptions) -> ImportResult:
-    """Import a `.csv` or `.jsonl` file with the fields image and caption."""
-    pairs = read_pairs(path, skipped, options.images, check_images=options.check_exists)
+    """Import a table or JSON file with an image and a caption in each row."""
+    pairs = read_pairs(
+        path,
+        skipped,
+        options.images,
+        columns=options.columns,
+        split=options.split,
+        check_images=options.check_exists,
+    )
     return _to_conversations(pairs, skipped, options)
 
 
 def import_coco(path: Path, skipped: SkippedItems, options: ImportOptions) -> ImportResult:
     """Import the captions of a COCO folder; boxes are not needed."""
-    annotations = read_coco_captions(
-        path, skipped, options.split, image_folder=options.images, check_images=options.check_exists
+    coco_options = CocoOptions(
+        split=options.split,
+        images=options.images,
+        with_boxes=False,
+        check_images=options.check_exists,
     )
-    return _to_conversations(annotations, skipped, options)
+    return _to_conversations(read_coco(path, skipped, coco_options), skipped, options)
 
 
 def _to_conversations(

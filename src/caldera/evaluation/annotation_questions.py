@@ -93,10 +93,14 @@ def build_questions(
     facts = {
         image.path: derive_facts(image, annotations.categories) for image in annotations.images
     }
-    related_images = RelatedImages(annotations.images)
+    # Without boxes nothing tells what is absent; groups are sampled from all images all the same.
+    images = [
+        image for image in annotations.images if image.instances or not annotations.categories
+    ]
+    related_images = RelatedImages(images, annotations.listed or annotations.images)
     items: list[Item] = []
     use_counts: Counter[str] = Counter()
-    for image in annotations.images:
+    for image in images:
         rng = random.Random(f"questions {seed} {image.id}")
         questions = _choose_balanced(questions_about(facts[image.path], rng), per_image, rng)
         for number, question in enumerate(questions):

@@ -107,7 +107,7 @@ def generate_dialogues(
         tick: Called after each dialogue, for a progress bar.
     """
     data = GeneratedData()
-    for dialogue in plan_dialogues(annotations.images, kinds, seed):
+    for dialogue in plan_dialogues(annotations, kinds, seed):
         try:
             exchanges = teacher.write(dialogue.kind, dialogue.images)
             data.conversations.append(dialogue.to_conversation(exchanges, relative_to))
@@ -121,11 +121,11 @@ def generate_dialogues(
 
 
 def plan_dialogues(
-    images: Sequence[AnnotatedImage], kinds: Mapping[Kind, float], seed: int
+    annotations: AnnotationSet, kinds: Mapping[Kind, float], seed: int
 ) -> Iterator[Dialogue]:
     """Yield every dialogue to write, in the order of the images; "context" groups related images."""
-    related = RelatedImages(images)
-    for image, kind, rng in assign_kinds(images, kinds, seed):
+    related = RelatedImages(annotations.images, annotations.listed)
+    for image, kind, rng in assign_kinds(annotations.images, kinds, seed):
         group = related.group_with(image, rng) if kind == "context" else (image,)
         name = "+".join(member.id for member in group)
         yield Dialogue(f"{name}-{kind}", kind, group, rng)
@@ -152,15 +152,22 @@ def assign_kinds(
 class RelatedImages:
     """Index of images by category, to group images that often share one."""
 
-    def __init__(self, images: Sequence[AnnotatedImage]) -> None:
-        self._images = images
+    def __init__(
+        self, images: Sequence[AnnotatedImage], listed: Sequence[AnnotatedImage] = ()
+    ) -> None:
+        """Index `images`; groups are sampled from `listed`, which has skipped images too, if it is given."""
+        self._usable = {image.id for image in images}
+        self._images = listed or images
         self._by_category: dict[str, list[AnnotatedImage]] = defaultdict(list)
-        for image in images:
-            for category in image.counts:
+        for image in self._images:
+            for category in image.uncounted.union(image.counts):
                 self._by_category[category].append(image)
 
     def group_with(self, image: AnnotatedImage, rng: random.Random) -> tuple[AnnotatedImage, ...]:
-        """Return the image with one or two others; with fewer if the collection is too small."""
+        """Return the image with one or two others; alone if the collection is too small or another was skipped.
+
+        A skipped image is not replaced, so that each group is the one of the collection without invalid images.
+        """
         group = [image]
         size = min(rng.choice((2, 3)), len(self._images))
         while len(group) < size:
@@ -171,4 +178,6 @@ class RelatedImages:
             candidate = rng.choice(pool)
             if candidate not in group:
                 group.append(candidate)
+            if candidate.id not in self._usable:
+                return (image,)
         return tuple(group)

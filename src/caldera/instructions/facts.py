@@ -81,14 +81,15 @@ def derive_facts(image: AnnotatedImage, categories: Iterable[str]) -> Facts:
         category: len(instances)
         for category, instances in visible.items()
         if len(instances) <= _MAX_COUNT
-        and category not in PLURAL_ONLY
+        and category not in PLURAL_ONLY | image.uncounted
         and all(not instance.is_crowd and instance.box.area >= _MIN_AREA for instance in instances)
     }
     single = {category: visible[category][0] for category, count in counts.items() if count == 1}
     positions = {category: position_of(instance.box) for category, instance in single.items()}
     labeled = tuple(categories)
     vocabulary = frozenset({*labeled, *OTHER_NAMES, *CATEGORIES_WITH_PURPOSE, *GROUPED})
-    possible = mentioned_categories("\n".join(image.captions), vocabulary) | by_category.keys()
+    mentioned = mentioned_categories("\n".join(image.captions), vocabulary)
+    possible = mentioned | by_category.keys() | image.uncounted
     return Facts(
         present=tuple(visible),
         absent=tuple(category for category in labeled if category not in possible),

@@ -1,7 +1,7 @@
 """`data generate`: annotations in, a data file out."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -85,23 +85,32 @@ def generate_data(config: GenerateConfig, out: Path, progress: Progress) -> Gene
         raise UnknownNameError("teacher", config.teacher, {"scripted", *LLM_CLIENTS})
     kinds = _kinds(config)
     skipped = SkippedItems(config.max_bad_fraction)
-    annotations = read_annotations(config.source, config.path, skipped, config.options)
+    annotations = _read(config, kinds, skipped)
+    skipped.finish(annotations.total, out.with_suffix(".skipped.jsonl"))
     if config.llm_teacher is not None:
         data = generate_with_llm(
             config.llm_teacher, annotations, kinds, seed=config.seed, out=out, progress=progress
         )
     else:
         data = _generate_scripted(config, annotations, kinds, out, progress)
-    if skipped.items:
-        skipped.write(out.with_suffix(".skipped.jsonl"))
     return data
 
 
 def estimate_data_cost(config: GenerateConfig, llm_teacher: LLMTeacherConfig) -> CostEstimate:
     """Estimate what an LLM teacher would be sent, and its cost, without sending or writing anything."""
     skipped = SkippedItems(config.max_bad_fraction)
-    annotations = read_annotations(config.source, config.path, skipped, config.options)
-    return estimate_cost(llm_teacher, annotations, _kinds(config), config.seed)
+    kinds = _kinds(config)
+    annotations = _read(config, kinds, skipped)
+    skipped.finish(annotations.total)
+    return estimate_cost(llm_teacher, annotations, kinds, config.seed)
+
+
+def _read(
+    config: GenerateConfig, kinds: Mapping[Kind, float], skipped: SkippedItems
+) -> AnnotationSet:
+    """Read the annotations; boxes only if a kind needs them."""
+    options = replace(config.options, with_boxes=set(kinds) != {"caption"})
+    return read_annotations(config.source, config.path, skipped, options)
 
 
 def _kinds(config: GenerateConfig) -> dict[Kind, float]:

@@ -58,12 +58,16 @@ class ScriptedTeacher:
 
     def _facts(self, image: AnnotatedImage) -> Facts:
         """Return the facts about an image, cached."""
+        if self._categories and not image.instances:
+            raise NothingToWrite("an image has no boxes")
         if image.path not in self._cached_facts:
             self._cached_facts[image.path] = derive_facts(image, self._categories)
         return self._cached_facts[image.path]
 
     def _caption(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:
         """Ask for a caption and answer with one of the annotations."""
+        if not images[0].captions:
+            raise NothingToWrite("the image has no caption")
         return [Exchange(rng.choice(CAPTION_REQUESTS), rng.choice(images[0].captions))]
 
     def _conversation(self, images: Sequence[AnnotatedImage], rng: random.Random) -> list[Exchange]:

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from caldera.annotations.annotated_image import AnnotationSet
-from caldera.annotations.coco import read_coco
+from caldera.annotations.coco import CocoOptions, read_coco
 from caldera.conversation import read_conversations, write_conversations
 from caldera.devices import Runtime
 from caldera.files.atomic import lock_folder, write_json
@@ -58,7 +58,7 @@ def draw_scenes(
     if not folder.exists():
         with progress.task(f"drawing {split} scenes", count) as tick:
             write_scenes(folder, split, count, seed=scenes.seed, on_image=tick)
-    return read_coco(folder, SkippedItems(), split)
+    return read_coco(folder, SkippedItems(), CocoOptions(split=split))
 
 
 def write_data(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from caldera.annotations.coco import read_coco
+from caldera.annotations.coco import CocoOptions, read_coco
 from caldera.devices import Runtime
 from caldera.evaluation.annotation_questions import build_questions
 from caldera.evaluation.answerers.answerer import AnswerConfig
@@ -18,7 +18,14 @@ class CocoQuestions:
     """Annotations and the questions to write from them."""
 
     folder: Path
+    """COCO folder in any layout that `read_coco` finds, or an annotation file."""
+
     split: str | None = None
+    images: Path | None = None
+    captions: Path | None = None
+    instances: Path | None = None
+    """Folder and files in place of those that are found."""
+
     per_image: int = 8
     context_per_image: int = 2
     seed: int = 0
@@ -41,13 +48,23 @@ def evaluate_on_coco(
         CalderaError: Model or annotations cannot be read, or the results cannot be written.
     """
     skipped = SkippedItems(questions.max_bad_fraction)
+    options = CocoOptions(
+        split=questions.split,
+        images=questions.images,
+        captions=questions.captions,
+        instances=questions.instances,
+    )
+    annotations = read_coco(questions.folder, skipped, options)
+    skipped.finish(annotations.total, out / "skipped.jsonl")
+    path = questions.folder
+    folder = questions.images or (path.parent if path.is_file() else path)
     benchmark = build_questions(
-        read_coco(questions.folder, skipped, questions.split),
+        annotations,
         name="coco",
         per_image=questions.per_image,
         context_per_image=questions.context_per_image,
         seed=questions.seed,
-        relative_to=questions.folder,
+        relative_to=folder,
     )
     info = BenchmarkInfo(
         title=f"Questions written from {questions.folder}",
@@ -56,7 +73,7 @@ def evaluate_on_coco(
     return evaluate(
         benchmark,
         open_answerer(model, config, server, runtime.compute),
-        folder=questions.folder,
+        folder=folder,
         out=out,
         info=info,
         max_new_tokens=config.max_new_tokens,

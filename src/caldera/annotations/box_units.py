@@ -1,0 +1,132 @@
+"""Unit of the boxes of a file: pixels, fractions of the image, percent of it, or corners in place of sizes.
+
+COCO's boxes are `[left, top, width, height]` in pixels. Other units are recognized over the whole file, and only where
+pixels are next to impossible; what could be either is `unclear`, so that no wrong facts are derived from it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from caldera.annotations.coco_entries import BoxEntry
+
+Unit = Literal["pixels", "fractions", "percent", "corners", "unclear"]
+
+UNIT_SIZES: dict[Unit, float] = {"fractions": 1.0, "percent": 100.0}
+"""Extent of the whole image in units other than pixels."""
+
+TOLERANCE = 1.0
+"""Pixels by which a box may exceed the image before it is clipped: COCO's coordinates are rounded."""
+
+_PERCENT_ODDS = 10_000.0
+"""Odds against pixels from which boxes that all end below 100 are percent."""
+
+_UNCLEAR_ODDS = 300.0
+"""Odds against pixels from which such boxes are no longer taken for pixels."""
+
+_INTEGER_ODDS = 0.1
+"""Change of the odds by a box of whole numbers, which percent rarely are."""
+
+_MIN_PERCENT_IMAGES = 3
+"""Images from which boxes are taken for percent; below, they are unclear."""
+
+_AREA_RATIO = 1.5
+"""Area of an object over that of its box above which the two have different units."""
+
+
+@dataclass(frozen=True, slots=True)
+class SizedBoxes:
+    """Boxes of one image, and its size in pixels."""
+
+    size: tuple[float, float]
+    boxes: Sequence[BoxEntry]
+
+    @property
+    def fits(self) -> bool:
+        """Whether all boxes are inside the image, if they are pixels."""
+        return all(fits_inside(box, self.size) for box in self.boxes)
+
+
+def fits_inside(box: BoxEntry, size: tuple[float, float], tolerance: float = TOLERANCE) -> bool:
+    """Return whether a box lies inside a rectangle at the origin."""
+    return (
+        box.left >= -tolerance
+        and box.top >= -tolerance
+        and box.left + box.width <= size[0] + tolerance
+        and box.top + box.height <= size[1] + tolerance
+    )
+
+
+def detect_unit(images: Sequence[SizedBoxes]) -> Unit:
+    """Return the unit of the boxes of a file; most images must agree, so that a few invalid ones decide nothing."""
+    images = [image for image in images if image.boxes]
+    boxes = [box for image in images for box in image.boxes]
+    if not images:
+        return "pixels"
+    if 2 * sum(_is_fraction(box) for box in boxes) > len(boxes):
+        num_outside = sum(not fits_inside(box, (1, 1), 0.01) for box in boxes if _is_fraction(box))
+        # Centers in place of corners exceed the image.
+        return "unclear" if num_outside > max(1, len(boxes) // 10) else "fractions"
+    failing = [image for image in images if not image.fits]
+    if 2 * len(failing) > len(images) and all(_could_be_corners(image) for image in images):
+        return "corners"
+    if all(_has_area_of_corners(box) for box in boxes):
+        return "corners"
+    if all(fits_inside(box, (100, 100), 0.5) for box in boxes):
+        return _pixels_or_percent(images, failing)
+    return "pixels"
+
+
+def contradiction(image: SizedBoxes) -> str:
+    """Return why the boxes of an image in a file of pixels cannot be pixels; empty if they can."""
+    if any(_is_fraction(box) for box in image.boxes):
+        return "looks like fractions, but most boxes of the file are pixels"
+    is_small = all(fits_inside(box, (100, 100), 0.5) for box in image.boxes)
+    if is_small and any(box.area > _AREA_RATIO * box.width * box.height + 1 for box in image.boxes):
+        return "is smaller than the 'area' of its object; one of the two is not in pixels"
+    if image.boxes and all(_has_area_of_corners(box) for box in image.boxes):
+        return "has the 'area' of [left, top, right, bottom], not of [left, top, width, height]"
+    return ""
+
+
+def _pixels_or_percent(images: Sequence[SizedBoxes], failing: Sequence[SizedBoxes]) -> Unit:
+    """Return the unit of boxes that all end below 100."""
+    odds = 1.0
+    for image in images:
+        # The chance that a box of a large image lies by accident in its first 100 x 100 pixels.
+        chance = min(1.0, 100 / image.size[0]) * min(1.0, 100 / image.size[1])
+        for box in image.boxes:
+            is_whole = all(
+                value.is_integer() for value in (box.left, box.top, box.width, box.height)
+            )
+            odds *= (_INTEGER_ODDS if is_whole else 1.0) / chance
+        odds = min(odds, _PERCENT_ODDS)
+    if 2 * len(failing) > len(images):
+        odds *= 10.0 ** len(failing)
+    if odds < _UNCLEAR_ODDS:
+        return "pixels"
+    is_percent = odds >= _PERCENT_ODDS and len(images) >= _MIN_PERCENT_IMAGES
+    return "percent" if is_percent else "unclear"
+
+
+def _is_fraction(box: BoxEntry) -> bool:
+    """Return whether all four numbers are at most 1, as no box in pixels is."""
+    return max(box.left, box.top, box.width, box.height) <= 1.0
+
+
+def _could_be_corners(image: SizedBoxes) -> bool:
+    """Return whether all boxes are inside the image if they are [left, top, right, bottom]."""
+    return all(
+        box.left < box.width <= image.size[0] + TOLERANCE
+        and box.top < box.height <= image.size[1] + TOLERANCE
+        for box in image.boxes
+    )
+
+
+def _has_area_of_corners(box: BoxEntry) -> bool:
+    """Return whether the object's area is that of the box read as [left, top, right, bottom]."""
+    if box.area <= 0 or box.left >= box.width or box.top >= box.height:
+        return False
+    area = (box.width - box.left) * (box.height - box.top)
+    is_corners = abs(box.area - area) <= 0.01 * area
+    return is_corners and abs(box.area - box.width * box.height) > 0.05 * area

@@ -1,0 +1,159 @@
+"""Tables of images and captions: rows with any delimiter, header and column names, recognized by content.
+
+Hugging Face's `metadata.csv`, Flickr8k's `captions.txt` and `Flickr8k.token.txt`, Flickr30k's `results.csv`, and what
+spreadsheet programs write. The suffix of a file decides nothing.
+"""
+
+import csv
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from caldera.errors import AnnotationError, UsageError
+
+IMAGE_COLUMNS = (
+    "image", "file_name", "filename", "image_name", "image_path", "image_file", "imagename", "filepath", "file_path",
+    "path", "file", "img", "img_path", "img_name", "image_filename", "photo",
+)  # fmt: skip
+CAPTION_COLUMNS = (
+    "caption", "text", "comment", "captions", "description", "sentence", "caption_text", "raw", "title", "alt_text",
+)  # fmt: skip
+"""Usual names of the two columns; the first that a table has is read."""
+
+_DELIMITERS = ("\t", "|", ";", ",")
+"""From the least to the most frequent in captions."""
+
+_NAMES = {"\t": "tabs", "|": "vertical bars", ";": "semicolons", ",": "commas"}
+
+_IMAGE_NAME = re.compile(
+    r"""^["']?[^"'\t|;,]+\.(jpe?g|png|webp|gif|bmp|tiff?)(#\d+)?["']?$""", re.IGNORECASE
+)
+_NUMBER_SUFFIX = re.compile(r"#\d+$")
+"""Flickr8k numbers the captions of an image in its name: 1.jpg#0."""
+
+Columns = tuple[str, str]
+Row = dict[str, str] | AnnotationError
+
+
+def parse_columns(text: str | None) -> Columns | None:
+    """Return the names of the image and the caption column of a `--columns` option."""
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",")]
+    if len(names) != 2 or not all(names):
+        raise UsageError(
+            f"--columns {text} is not two names; write the columns of image and caption, such as file_name,text"
+        )
+    return names[0], names[1]
+
+
+def choose_columns(names: Sequence[str], wanted: Columns | None, subject: str) -> Columns:
+    """Return the names of the image and the caption column, or raise AnnotationError."""
+    known = {name.strip().lower(): name for name in names if name}
+    listed = f"{subject} has the columns {', '.join(names) or 'of no name'}"
+    if wanted:
+        if missing := [name for name in wanted if name.lower() not in known]:
+            raise AnnotationError(f"{listed}, none of them {missing[0]}; correct --columns")
+        return known[wanted[0].lower()], known[wanted[1].lower()]
+    found: list[str] = []
+    for role, usual in (("image", IMAGE_COLUMNS), ("caption", CAPTION_COLUMNS)):
+        name = next((known[name] for name in usual if name in known), None)
+        if name is None:
+            raise AnnotationError(
+                f"{listed}, none of them known as the {role}; name both with --columns IMAGE,CAPTION"
+            )
+        found.append(name)
+    return found[0], found[1]
+
+
+def read_table(path: Path, wanted: Columns | None) -> Iterator[tuple[str, Row]]:
+    """Yield image and caption of each row with its location, or what is wrong with the row.
+
+    Raises:
+        AnnotationError: The file cannot be read, or nothing tells its columns.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            first = next((line for line in file if line.strip()), "")
+            file.seek(0)
+            yield from _read_lines(path, file, first, wanted)
+    except OSError as error:
+        raise AnnotationError(f"cannot read {path}: {error.strerror}; check the path") from error
+    except UnicodeDecodeError as error:
+        raise AnnotationError(f"{path} is not UTF-8 text; save it as UTF-8 ({error})") from error
+    except csv.Error as error:
+        raise AnnotationError(
+            f"{path} is no table that can be read: {error}; check its quotes"
+        ) from error
+
+
+def _read_lines(
+    path: Path, file: Iterable[str], first: str, wanted: Columns | None
+) -> Iterator[tuple[str, Row]]:
+    """Yield the two columns of every row."""
+    if not first.strip():
+        raise AnnotationError(f"{path} is empty; it should hold an image and a caption a line")
+    delimiter = _choose_delimiter(first, wanted)
+    rows = _rows(file, delimiter)
+    header = [field.strip() for field in next(_rows([first], delimiter))[1]]
+    width = len(header)
+    if wanted is None and _IMAGE_NAME.match(header[0]):
+        indices = (0, width - 1)
+        if width < 2:
+            raise AnnotationError(
+                f"{path} has one column; it should have an image and a caption a line"
+            )
+    else:
+        subject = f"{path}, a table with {_NAMES[delimiter]},"
+        names = choose_columns(header, wanted, subject)
+        indices = (header.index(names[0]), header.index(names[1]))
+        next(row for row in rows if any(map(str.strip, row[1])))
+    for number, row in rows:
+        location = f"{path}:{number}"
+        if len(row) == width:
+            image, caption = (row[index].strip() for index in indices)
+            yield location, {"image": _NUMBER_SUFFIX.sub("", image), "caption": caption}
+        elif any(map(str.strip, row)):
+            yield (
+                location,
+                AnnotationError(
+                    f"{location} has {len(row)} fields, but the first line has {width}; put a caption with "
+                    f"{_NAMES[delimiter]} in quotes"
+                ),
+            )
+
+
+def _choose_delimiter(first: str, wanted: Columns | None) -> str:
+    """Return the delimiter that gives the first line known column names, or else the most fields."""
+    usual = {*IMAGE_COLUMNS, *CAPTION_COLUMNS, *(name.lower() for name in wanted or ())}
+
+    def suitability(delimiter: str) -> tuple[int, bool, int]:
+        fields = [field.strip() for field in next(_rows([first], delimiter))[1]]
+        known = sum(field.lower() in usual for field in fields)
+        return known, len(fields) > 1 and bool(_IMAGE_NAME.match(fields[0])), len(fields)
+
+    return max(_DELIMITERS, key=suitability)
+
+
+def _rows(lines: Iterable[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the fields of each row with its line number.
+
+    Quotes protect commas and semicolons. In files with tabs or bars they are mostly part of the caption; only a field
+    that is wholly in quotes loses them.
+    """
+    if delimiter in ",;":
+        reader = csv.reader(lines, delimiter=delimiter)
+        for row in reader:
+            yield reader.line_num, row
+        return
+    for number, line in enumerate(lines, start=1):
+        yield number, [_unquote(field) for field in line.rstrip("\r\n").split(delimiter)]
+
+
+def _unquote(field: str) -> str:
+    text = field.strip()
+    if len(text) > 1 and text[0] == text[-1] == '"' and text.count('"') % 2 == 0:
+        inner = text[1:-1]
+        if '"' not in inner.replace('""', ""):
+            return inner.replace('""', '"')
+    return field
