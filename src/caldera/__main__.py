@@ -1,5 +1,26 @@
-"""Entry point of `python -m caldera`."""
+"""Entry point of the command `caldera` and of `python -m caldera`."""
 
-from caldera.cli import main
+import os
+import signal
+from types import FrameType
+from typing import Never
 
-main()
+
+def _leave(number: int, _: FrameType | None) -> Never:
+    """End the process before a command has begun: an exception during imports would be printed with its traceback."""
+    os.write(2, b"stopped; nothing was written\n")
+    os._exit(128 + number)
+
+
+def main() -> None:
+    """Run the command line."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _leave)
+    from caldera.cli import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

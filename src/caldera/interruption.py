@@ -12,7 +12,7 @@ from caldera.errors import Interrupted
 
 log = logging.getLogger(__name__)
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Ctrl-C, `kill` and cluster schedulers, a closed terminal, and the early warning of some schedulers."""
 
 
@@ -49,9 +49,15 @@ class StopRequest:
 
 def stop_at_once(signal_number: int, _: FrameType | None = None) -> Never:
     """Raise KeyboardInterrupt, or Terminated for another signal than Ctrl-C; the next signal kills the process."""
-    for number in _SIGNALS:
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
     raise KeyboardInterrupt if signal_number == signal.SIGINT else Terminated(signal_number)
+
+
+def signal_of(interrupt: Interrupted | KeyboardInterrupt) -> int:
+    """Return the number of the signal that ended the work."""
+    is_other = isinstance(interrupt, Interrupted | Terminated)
+    return interrupt.signal_number if is_other else signal.SIGINT
 
 
 @contextmanager
@@ -72,7 +78,7 @@ def deferred_signals() -> Iterator[StopRequest]:
     # nohup ignores SIGHUP, and that is kept.
     handled = [
         number
-        for number in _SIGNALS
+        for number in SIGNALS
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN
     ]
     former = {number: signal.signal(number, request) for number in handled}

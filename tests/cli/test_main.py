@@ -1,10 +1,8 @@
 """The command line as a whole: help, exit codes, one line for each error, interruption."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -165,36 +163,3 @@ def test_a_closed_pipe_and_a_plain_terminal_give_no_traceback() -> None:
     )
     assert plain.returncode == 3
     assert "\x1b" not in plain.stderr
-
-
-def test_ctrl_c_ends_with_130_and_no_traceback(
-    call: Callable[..., CommandResult],
-    assistant: LlavaBundle,
-    coco: Path,
-    photos: Path,
-    tmp_path: Path,
-) -> None:
-    """An interrupted training prints one line, and writes no model folder."""
-    save_model_folder(tmp_path / "start", assistant)
-    call("data", "generate", "coco", coco, "--out", tmp_path / "data.json")
-    command = [
-        *(sys.executable, "-m", "caldera", "train", "finetune", "--model", str(tmp_path / "start")),
-        *("--data", str(tmp_path / "data.json"), "--out", str(tmp_path / "run")),
-        *("--set", "epochs=100000", "--set", "batch_size=2", "--set", "max_length=2000"),
-    ]
-    # A shell's background job would ignore SIGINT.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    while process.poll() is None and not metrics.is_file():
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    try:
-        _, message = process.communicate(timeout=60)
-    finally:
-        process.kill()
-
-    assert process.returncode == 130, message
-    assert "stopped; finished work is saved, repeat the command with --resume" in message
-    assert "Traceback" not in message
-    assert not (tmp_path / "run" / "model").exists()

@@ -16,10 +16,10 @@ from typing import Annotated, Any
 import typer
 from rich.logging import RichHandler
 from rich.table import Table
-from typer.core import TyperGroup
 
 from caldera import __version__
 from caldera.cli import data, datasets, evaluate, export, import_model, train
+from caldera.cli.interruptions import StoppableGroup
 from caldera.cli.options import (
     Device,
     Dtype,
@@ -37,26 +37,15 @@ from caldera.cli.options import (
 from caldera.cli.recipes import ablate, recipes
 from caldera.cli.serve import serve
 from caldera.errors import CalderaError, Interrupted
-from caldera.interruption import Terminated, stop_at_once
 
 EXIT_CODES = (
     "Exit codes: 0 success, 1 internal error, 2 wrong usage, 3 invalid input, 4 cannot write, 5 the key, quota or "
     "budget of an LLM teacher or judge ended the run, 6 invalid evaluation, 7 training cannot continue, 8 an exported "
-    "model differs, 130 stopped by Ctrl-C."
+    "model differs, 130 stopped by Ctrl-C, 143 by SIGTERM."
 )
 
-_INTERRUPT_MESSAGES = {
-    "": "stopped; finished work is saved",
-    "demo": "stopped; finished work is saved, repeat the command to resume",
-    "train": "stopped; finished work is saved, repeat the command with --resume to resume",
-    "chat": "stopped",
-    "import": "stopped; nothing was written",
-    "evaluate": "stopped; finished answers are saved, repeat the command to resume",
-}
-"""Message after Ctrl-C, by command."""
 
-
-class _ErrorHandlingGroup(TyperGroup):
+class _ErrorHandlingGroup(StoppableGroup):
     """Root group that ends every expected failure with one line and its exit code."""
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - signature of the base class
@@ -75,11 +64,10 @@ class _ErrorHandlingGroup(TyperGroup):
                 f"error: {error}", style="bold red", highlight=False, soft_wrap=True
             )
             sys.exit(error.exit_code)
-        except KeyboardInterrupt as interrupt:
-            command = ctx.invoked_subcommand or ""
-            print_message(_INTERRUPT_MESSAGES.get(command, _INTERRUPT_MESSAGES[""]))
-            number = interrupt.signal_number if isinstance(interrupt, Terminated) else signal.SIGINT
-            sys.exit(128 + number)
+        except KeyboardInterrupt:
+            # Commands that handle Ctrl-C themselves do so only once they have loaded their model.
+            print_message("stopped")
+            sys.exit(128 + signal.SIGINT)
 
 
 app = typer.Typer(
@@ -160,10 +148,12 @@ def demo(
       caldera demo --out runs/small --set scenes.train=500
     """
     from caldera.overrides import apply_overrides
-    from caldera.pipelines.scene_run import run_scene_recipe
     from caldera.recipes.registry import find_scene_recipe
 
+    # Settings are checked before torch is imported, which takes seconds.
     scene_recipe = apply_overrides(find_scene_recipe(recipe), settings or ())
+    from caldera.pipelines.scene_run import run_scene_recipe
+
     run_scene_recipe(scene_recipe, out_folder, runtime_from(device, dtype))
     _print_demo(out_folder)
 
@@ -252,7 +242,6 @@ def _configure_logging() -> None:
 def main() -> None:
     """Run a command; every expected failure is one line and its exit code."""
     _configure_logging()
-    signal.signal(signal.SIGTERM, stop_at_once)
     try:
         app(standalone_mode=True)
     except BrokenPipeError:

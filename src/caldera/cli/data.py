@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
-from typer.core import TyperGroup
 
+from caldera.cli.interruptions import StoppableGroup
 from caldera.cli.options import (
     IgnoreField,
     Images,
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from caldera.templates.inspection import SegmentKind
 
 
-class _DataGroup(TyperGroup):
+class _DataGroup(StoppableGroup):
     """Group `data`, with hints for renamed commands."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:  # noqa: ANN401 - signature of the base class

@@ -11,6 +11,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from caldera.cli.data import ApiKeyEnv
+from caldera.cli.interruptions import StoppableGroup
 from caldera.cli.options import (
     Device,
     Dtype,
@@ -46,7 +47,7 @@ RunFolder = Annotated[
 ]
 
 
-class EvaluateGroup(TyperGroup):
+class EvaluateGroup(StoppableGroup):
     """Group `evaluate`, with a command for each registered benchmark.
 
     The registry is imported only when the group is used, so that `caldera --help` stays fast.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from caldera.cli.interruptions import StoppableGroup
 from caldera.cli.options import (
     Device,
     Dtype,
@@ -29,7 +30,11 @@ if TYPE_CHECKING:
 
 _Name = TypeVar("_Name", bound=str)
 
-app = typer.Typer(no_args_is_help=True, help="Train: stage 1 (pretrain), stage 2 (finetune).")
+app = typer.Typer(
+    cls=StoppableGroup,
+    no_args_is_help=True,
+    help="Train: stage 1 (pretrain), stage 2 (finetune).",
+)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from caldera.errors import LLMClientError
+from caldera.interruption import StopRequest, deferred_signals
 from caldera.llm_client.budget import Budget, estimate_tokens, max_tokens_of
 from caldera.llm_client.client import (
     LLMClient,
@@ -39,6 +40,9 @@ class LLMTask(Protocol):
 
 
 _Task = TypeVar("_Task", bound=LLMTask)
+
+_GRACE_SECONDS = 10.0
+"""Time for replies in flight, which are paid for, after a signal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,16 +95,38 @@ class RequestRunner(Generic[_Task]):
         self._rejected: Counter[str] = Counter()
 
     async def run_all(self, tasks: Iterable[_Task]) -> LLMClientError | None:
-        """Decide every undecided task, failed ones again; return the error that ended the run early, if any."""
+        """Decide every undecided task, failed ones again; return the error that ended the run early, if any.
+
+        Raises:
+            Interrupted: A signal ended the run; replies that arrived are in the journal.
+        """
         waiting = iter(tasks)
-        try:
-            async with asyncio.TaskGroup() as workers:
-                for _ in range(self._config.request_config.concurrency):
-                    workers.create_task(self._worker(waiting))
-        except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
-        await self._config.journal.flushed()
+        concurrency = self._config.request_config.concurrency
+        with deferred_signals() as stop_request:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    workers = [group.create_task(self._worker(waiting)) for _ in range(concurrency)]
+                    watcher = asyncio.create_task(self._watch(stop_request, workers))
+            except BaseExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+            finally:
+                watcher.cancel()
+            await self._config.journal.flushed()
+            stop_request.raise_if_requested(
+                f"stopped; the replies so far are kept in {self._config.journal.path}; repeat the command to resume"
+            )
         return self._stop_reason
+
+    async def _watch(
+        self, stop_request: StopRequest, workers: Sequence[asyncio.Task[None]]
+    ) -> None:
+        """End the run after a signal: wait some seconds for the replies in flight."""
+        while stop_request.signal is None:
+            await asyncio.sleep(0.1)
+        self._stopped.set()
+        await asyncio.sleep(_GRACE_SECONDS)
+        for worker in workers:
+            worker.cancel()
 
     async def _worker(self, waiting: Iterator[_Task]) -> None:
         """Process tasks from the iterator that all workers share until it is exhausted."""

@@ -1,9 +1,12 @@
 """COCO folders of synthetic scenes: rendered images, captions_*.json and instances_*.json."""
 
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
 from multiprocessing import get_context
+from multiprocessing.pool import Pool
 from pathlib import Path
 
 from caldera.files.atomic import atomic_folder, write_json
@@ -40,13 +43,26 @@ def write_scenes(
     glyph_shapes()
     job = partial(_sample_and_render, seed=seed, split=split)
     scenes: list[Scene] = []
-    with atomic_folder(folder) as new_folder, get_context("spawn").Pool(workers) as pool:
+    with atomic_folder(folder) as new_folder, _worker_pool(workers) as pool:
         (new_folder / split).mkdir()
         for scene, data in pool.imap(job, range(count), chunksize=32):
             scenes.append(scene)
             (new_folder / split / _file_name(len(scenes))).write_bytes(data)
             on_image()
         _write_annotations(new_folder / "annotations", scenes, split, seed)
+
+
+@contextmanager
+def _worker_pool(workers: int) -> Iterator[Pool]:
+    """Start processes that ignore Ctrl-C, which a terminal sends to all of them: this one ends them."""
+    # A blocked signal stays blocked in a new process, from its first moment, and reaches this one afterwards.
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        pool = get_context("spawn").Pool(workers)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+    with pool:
+        yield pool
 
 
 def _file_name(number: int) -> str:

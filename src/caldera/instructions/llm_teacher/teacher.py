@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from caldera import __version__
 from caldera.annotations.annotated_image import AnnotatedImage, AnnotationSet
 from caldera.conversation import write_conversations
-from caldera.errors import InputError, LLMClientError, UsageError
+from caldera.errors import InputError, Interrupted, LLMClientError, UsageError
 from caldera.files.atomic import lock_folder, write_json
 from caldera.files.fingerprint import describe_changes, json_fingerprint
 from caldera.instructions.dialogues import (
@@ -33,6 +33,7 @@ from caldera.llm_client.client import LLMClient, RequestConfig
 from caldera.llm_client.journal import Journal, ReplayClient
 from caldera.llm_client.openai_client import OPENAI_URL, OpenAIClient
 from caldera.llm_client.runner import LLMRequest, RequestRunner, RunnerConfig
+from caldera.interruption import deferred_signals
 from caldera.overrides import with_current_names
 from caldera.progress import Progress
 
@@ -239,7 +240,8 @@ def generate_with_llm(
 ) -> GeneratedData:
     """Write a data file with an LLM teacher; resume the run if there is one.
 
-    If the teacher or the budget ends the run, it raises LLMClientError; finished dialogues are in `out`.
+    If the teacher, the budget or a signal ends the run, it raises LLMClientError or Interrupted; finished dialogues are
+    in `out`.
     """
     check_kinds(kinds)
     prompts = load_prompts([*kinds], config.language, config.prompts)
@@ -254,7 +256,7 @@ def generate_with_llm(
     # Planned anew for each use, as every dialogue has a fresh random generator.
     dialogues = partial(plan_dialogues, annotations.images, kinds, seed)
     folder = run_folder(out)
-    with lock_folder(folder):
+    with lock_folder(folder), deferred_signals():
         run = check_or_write(
             folder / "run.json", fingerprint, allow_changed_run=config.allow_changed_run
         )
@@ -278,9 +280,7 @@ def generate_with_llm(
             total = count_dialogues(annotations.images, kinds, seed).total()
             num_decided = sum(journal.is_decided(dialogue.id) for dialogue in dialogues())
             with progress.task("asking the teacher", total, num_decided) as tick:
-                stop_reason = asyncio.run(
-                    _run(RequestRunner(runner_config, tick), client, dialogues())
-                )
+                stop_reason = _run(RequestRunner(runner_config, tick), client, dialogues())
             collected = collect(dialogues(), prompts, journal, out.parent)
         finally:
             journal.close()
@@ -294,14 +294,22 @@ def _build_request(prompts: Mapping[Kind, TeacherPrompt], dialogue: Dialogue) ->
     return LLMRequest(prompt.messages(dialogue.kind, dialogue.images), prompt.digest)
 
 
-async def _run(
+def _run(
     runner: RequestRunner[Dialogue], client: LLMClient, dialogues: Iterator[Dialogue]
-) -> LLMClientError | None:
-    """Run all requests, and close the client in the same event loop."""
+) -> LLMClientError | Interrupted | None:
+    """Run all requests; return what ended the run early, if anything did."""
+
+    async def run_and_close() -> LLMClientError | None:
+        # The client is closed in the event loop that it was used in.
+        try:
+            return await runner.run_all(_sorted_in_blocks(dialogues))
+        finally:
+            await client.close()
+
     try:
-        return await runner.run_all(_sorted_in_blocks(dialogues))
-    finally:
-        await client.close()
+        return asyncio.run(run_and_close())
+    except Interrupted as interrupted:
+        return interrupted
 
 
 def _sorted_in_blocks(dialogues: Iterator[Dialogue]) -> Iterator[Dialogue]:
@@ -314,9 +322,12 @@ def _sorted_in_blocks(dialogues: Iterator[Dialogue]) -> Iterator[Dialogue]:
 
 
 def _finish(
-    collected: CollectedReplies, stop_reason: LLMClientError | None, out: Path, total: int
+    collected: CollectedReplies,
+    stop_reason: LLMClientError | Interrupted | None,
+    out: Path,
+    total: int,
 ) -> GeneratedData:
-    """Write the data file; raise LLMClientError if the run ended early, InputError if the file would be empty."""
+    """Write the data file; raise what ended the run early, or InputError if the file would be empty."""
     data = collected.data
     num_written = len(data.conversations)
     if data.conversations:
@@ -324,9 +335,13 @@ def _finish(
     if stop_reason:
         num_left = total - num_written - data.rejected.total()
         location = f"in {out}" if data.conversations else "no file yet"
+        state = f"{num_written} dialogues are finished ({location}), {num_left} are left"
+        if isinstance(stop_reason, Interrupted):
+            raise Interrupted(
+                f"stopped; {state}; repeat the command to resume", stop_reason.signal_number
+            )
         raise LLMClientError(
-            f"{stop_reason}; {num_written} dialogues are finished ({location}), {num_left} are left: fix the cause or "
-            "raise the budget, then run the same command to resume"
+            f"{stop_reason}; {state}: fix the cause or raise the budget, then run the same command to resume"
         )
     if not data.conversations:
         raise InputError(
