@@ -56,8 +56,8 @@ from caldera.model.bundle import LlavaBundle
 from caldera.progress import NoProgress
 from caldera.templates.encoding import IGNORE_INDEX
 from caldera.training.job import cached_tower_features
-from caldera.training.loop import training_step
 from caldera.training.parameters import build_optimizer, set_trainable
+from caldera.training.step import training_step
 
 SIDES = ("padded", "grouped", "trl", "caldera")
 COMPUTE = DeviceConfig(torch.device("cpu"), torch.bfloat16)
@@ -133,10 +133,7 @@ def caldera_step(
         # The range is for step_profile.py.
         with record_function("loading"):
             batches = builder.build(samples)
-        training_step(
-            model, batches, optimizer, max_grad_norm=1.0, compute=COMPUTE,
-            record_ids=[sample.id for sample in samples],
-        )  # fmt: skip
+        training_step(model, batches, optimizer, max_grad_norm=1.0, compute=COMPUTE)
 
     return step, feature_seconds
 

@@ -69,6 +69,11 @@ def tune_malloc() -> None:
     libc.mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, in Python, in torch on a CPU, or on a GPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
 DtypeName = Literal["auto", "float32", "bfloat16"]
 
 _MAX_WORKERS = 8

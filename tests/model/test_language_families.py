@@ -19,7 +19,7 @@ from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.images.anyres import ASPECTS, ImageAspect
 from caldera.inference.sampling import SamplingParams
 from caldera.templates.template import find_template
-from caldera.training.loop import training_step
+from caldera.training.step import training_step
 from tests.engine_answers import generate
 from tests.laying import batch_of
 from tests.tiny_languages import LANGUAGES
@@ -69,7 +69,6 @@ def test_a_language_model_of_any_family_can_be_trained_and_saved(
             optimizer,
             max_grad_norm=1.0,
             compute=DeviceConfig(torch.device("cpu"), torch.float32),
-            record_ids=["c"],
         ).loss
         for _ in range(3)
     ]

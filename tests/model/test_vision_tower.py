@@ -44,7 +44,7 @@ from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.inference.sampling import SamplingParams
 from caldera.model.bundle import LlavaBundle
 from caldera.templates.template import VICUNA_SYSTEM, find_template
-from caldera.training.loop import training_step
+from caldera.training.step import training_step
 from tests.engine_answers import generate
 from tests.laying import batch_of
 
@@ -124,7 +124,6 @@ def step(assistant: LlavaBundle, photos: Path) -> float:
         torch.optim.SGD(assistant.model.parameters(), 0.1),
         max_grad_norm=1.0,
         compute=DeviceConfig(torch.device("cpu"), torch.float32),
-        record_ids=["a", "b"],
     )
     return report.loss
 

@@ -25,8 +25,8 @@ from caldera.templates.encoding import IGNORE_INDEX
 from caldera.templates.template import find_template
 from caldera.training.hyperparameters import FINETUNE, PRETRAIN, Part, Stage
 from caldera.training.job import cached_tower_features
-from caldera.training.loop import training_step
 from caldera.training.parameters import build_optimizer, set_trainable
+from caldera.training.step import training_step
 from tests.laying import padded
 from tests.training.jobs import FP32
 
@@ -238,7 +238,6 @@ def train_steps(
             optimizer,
             max_grad_norm=1.0,
             compute=FP32,
-            record_ids=[],
         ).loss
         for step in range(50)
     ]

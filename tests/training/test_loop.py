@@ -13,8 +13,8 @@ from caldera.formats.assemble import assemble
 from caldera.model.bundle import LlavaBundle
 from caldera.templates.encoding import IGNORE_INDEX
 from caldera.training.hyperparameters import PRETRAIN
-from caldera.training.loop import evaluate_loss, training_step
 from caldera.training.parameters import build_optimizer, set_trainable
+from caldera.training.step import evaluate_loss, training_step
 from tests.laying import batch_of, padded
 from tests.training.jobs import FP32, build_samples
 
@@ -85,7 +85,6 @@ def test_splitting_a_batch_does_not_change_the_step(assistant: LlavaBundle, phot
             optimizer,
             max_grad_norm=1e9,
             compute=FP32,
-            record_ids=[],
         )
         reports.append(report)
         weights.append(assistant.model.projector.state_dict()["linear_1.weight"].clone())
@@ -108,7 +107,6 @@ def test_a_loss_that_is_not_finite_changes_no_weight(assistant: LlavaBundle, pho
             optimizer,
             max_grad_norm=1.0,
             compute=FP32,
-            record_ids=["0", "1", "2"],
         )
     assert torch.equal(assistant.model.projector.layers[1].weight, before)
 

@@ -19,9 +19,9 @@ from caldera.overrides import apply_overrides
 from caldera.training.checkpoint import latest_checkpoint
 from caldera.training.hyperparameters import FINETUNE, FINETUNE_LORA, Stage
 from caldera.training.job import TrainingJob
-from caldera.training.loop import evaluate_loss, training_step
 from caldera.training.metrics_log import read_metrics
 from caldera.training.parameters import build_optimizer, set_trainable
+from caldera.training.step import evaluate_loss, training_step
 from tests.laying import batch_of
 from tests.training.jobs import FP32, build_samples, dialogues, make_job
 
@@ -72,7 +72,7 @@ def test_only_lora_and_projector_change(assistant: LlavaBundle, photos: Path) ->
         before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
         samples = samples_of(assistant, photos)
         batch = batch_of(assistant, samples)
-        training_step(model, [batch], optimizer, max_grad_norm=1.0, compute=FP32, record_ids=[])
+        training_step(model, [batch], optimizer, max_grad_norm=1.0, compute=FP32)
     parameters = dict(model.named_parameters())
     changed = {name for name in parameters if not torch.equal(parameters[name], before[name])}
     expected = {

@@ -227,11 +227,6 @@ class FeatureLocks:
         """Unlock an image."""
         fcntl.lockf(self._file, fcntl.LOCK_UN, 1, _byte(digest))
 
-    def wait_for(self, digest: str) -> None:
-        """Wait until no other process has locked an image."""
-        fcntl.lockf(self._file, fcntl.LOCK_EX, 1, _byte(digest))
-        self.release(digest)
-
 
 def _byte(digest: str) -> int:
     """Return the offset of an image's lock: 60 bits, so that two images hardly ever share one."""

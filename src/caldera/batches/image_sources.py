@@ -11,8 +11,10 @@ should only slow down (reasoned, not measured), and the order of the first epoch
 import hashlib
 import logging
 import math
+import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,16 +24,21 @@ import torch
 from torch import Tensor
 
 from caldera.batches.feature_store import FeatureLocks, FeatureStore
+from caldera.devices import Runtime
 from caldera.errors import InputError, OutputError
 from caldera.files.atomic import free_bytes
 from caldera.images.decoding import decode_image, open_image, read_bytes
 from caldera.images.processor import ImageProcessor
+from caldera.interruption import StopRequest, deferred_signals
 from caldera.progress import Advance, Progress
 
 log = logging.getLogger(__name__)
 
 ENCODE_BATCH = 64
 """Views that the tower encodes together."""
+
+_POLL_SECONDS = 0.05
+"""Seconds between two looks at an image that another process encodes."""
 
 
 class ImageSource(Protocol):
@@ -122,6 +129,33 @@ class CachedFeatures:
         self._verified.add(digest)
 
 
+def broken_images(paths: Sequence[Path], runtime: Runtime) -> dict[Path, InputError]:
+    """Decode all images, with a thread for each worker, and return the errors of those that cannot be used."""
+
+    def error_of(path: Path) -> InputError | None:
+        try:
+            open_image(path)
+        except InputError as error:
+            return error
+        return None
+
+    errors: dict[Path, InputError] = {}
+    with (
+        deferred_signals() as request,
+        runtime.progress.task("checking images", len(paths)) as advance,
+        ThreadPoolExecutor(max(1, runtime.workers)) as threads,
+    ):
+        # A few at a time, as a signal ends the check between them.
+        for start in range(0, len(paths), ENCODE_BATCH):
+            part = paths[start : start + ENCODE_BATCH]
+            for path, error in zip(part, threads.map(error_of, part), strict=True):
+                if error:
+                    errors[path] = error
+            advance(len(part))
+            request.raise_if_requested("stopped while checking images; repeat the command")
+    return errors
+
+
 OnImageError = Callable[[Path, InputError], object]
 
 
@@ -151,24 +185,29 @@ def cache_features(
         InputError: The store's index cannot be read.
         OutputError: The store cannot be written, or the disk has too little space.
     """
-    digest_of = _digests(paths, progress, on_error)
-    paths_of: dict[str, list[Path]] = {}
-    for path, digest in digest_of.items():
-        paths_of.setdefault(digest, []).append(path)
-    stored = store.rows()
-    missing = [digest for digest in paths_of if digest not in stored]
-    if missing:
-        _check_space(store, [paths_of[digest][0] for digest in missing], tower)
-        for path in _FeatureBuilder(store, tower, paths_of, on_error).run(missing, progress):
-            del digest_of[path]
+    with deferred_signals() as request:
+        digest_of = _digests(paths, progress, on_error, request)
+        paths_of: dict[str, list[Path]] = {}
+        for path, digest in digest_of.items():
+            paths_of.setdefault(digest, []).append(path)
+        stored = store.rows()
+        missing = [digest for digest in paths_of if digest not in stored]
+        if missing:
+            _check_space(store, [paths_of[digest][0] for digest in missing], tower)
+            builder = _FeatureBuilder(store, tower, paths_of, on_error, request)
+            for path in builder.run(missing, progress):
+                del digest_of[path]
     return CachedFeatures(store, digest_of, tower)
 
 
-def _digests(paths: Sequence[Path], progress: Progress, on_error: OnImageError) -> dict[Path, str]:
+def _digests(
+    paths: Sequence[Path], progress: Progress, on_error: OnImageError, request: StopRequest
+) -> dict[Path, str]:
     """Return the SHA-256 of the content of each image that can be read."""
     digests: dict[Path, str] = {}
     with progress.task("reading images", len(paths)) as advance:
         for path in paths:
+            request.raise_if_requested("stopped while reading images; repeat the command")
             try:
                 digests[path] = hashlib.sha256(read_bytes(path)).hexdigest()
             except InputError as error:
@@ -214,11 +253,13 @@ class _FeatureBuilder:
         tower: FrozenTower,
         paths_of: dict[str, list[Path]],
         on_error: OnImageError,
+        request: StopRequest,
     ) -> None:
         self._store = store
         self._tower = tower
         self._paths_of = paths_of
         self._on_error = on_error
+        self._request = request
         self._unusable: list[Path] = []
 
     def run(self, digests: Sequence[str], progress: Progress) -> list[Path]:
@@ -238,7 +279,10 @@ class _FeatureBuilder:
                 remaining = self._encode_claimed(remaining, locks, advance)
                 if remaining:
                     log.info("waiting for %d images that another process encodes", len(remaining))
-                    locks.wait_for(remaining[0])
+                    while not locks.try_acquire(remaining[0]):
+                        self._raise_if_stopped()
+                        time.sleep(_POLL_SECONDS)
+                    locks.release(remaining[0])
         return self._unusable
 
     def _encode_claimed(
@@ -248,6 +292,7 @@ class _FeatureBuilder:
         others: list[str] = []
         group: dict[str, Tensor] = {}
         for digest in digests:
+            self._raise_if_stopped()
             if not locks.try_acquire(digest):
                 others.append(digest)
                 continue
@@ -262,6 +307,16 @@ class _FeatureBuilder:
                 group = {}
         self._write(group, locks, advance)
         return others
+
+    def _raise_if_stopped(self) -> None:
+        """Raise Interrupted if a signal arrived; what is not in the store yet is encoded by the next run."""
+        if self._request.signal is not None:
+            stored = self._store.rows()
+            count = sum(digest in stored for digest in self._paths_of)
+            self._request.raise_if_requested(
+                f"stopped while encoding images; the features of {count} of {len(self._paths_of)} are kept in "
+                f"{self._store.data}; repeat the command to continue"
+            )
 
     def _load_pixels(self, digest: str) -> Tensor | None:
         """Return the pixels of an image; None if it cannot be used, after reporting all its paths."""

@@ -145,6 +145,9 @@ class PackedRow:
 class Batch:
     """A micro-batch: packed rows without padding, and the images of their conversations."""
 
+    record_ids: tuple[str, ...]
+    """Ids of the conversations."""
+
     input_ids: Tensor
     """Token ids, (tokens,); image tokens have the image token's id."""
 
@@ -227,6 +230,7 @@ def collate(packs: Sequence[Pack], load_images: Callable[[Sequence[Path]], Tenso
                     target_ids.append(sample.labels[position])
             ids += sample.ids[prefix:]
     return Batch(
+        record_ids=tuple(sample.id for pack in packs for sample in pack.samples),
         input_ids=torch.tensor(ids),
         positions=torch.cat([row.positions for row in rows]),
         rows=tuple(rows),

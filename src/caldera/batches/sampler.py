@@ -105,6 +105,11 @@ class StepSampler:
         return tokens_with_next > self.limit.tokens
 
 
+def validation_limit(num_samples: int, size: int) -> int:
+    """Return the size of the validation split, at most, given the requested one: a tenth of all samples."""
+    return min(size, num_samples // 10)
+
+
 def split_validation(
     samples: Sequence[Sample], size: int, seed: int
 ) -> tuple[list[Sample], list[Sample]]:
@@ -115,7 +120,7 @@ def split_validation(
     Returns:
         Training samples and validation samples.
     """
-    limit = min(size, len(samples) // 10)
+    limit = validation_limit(len(samples), size)
     validation = _pick_groups(_connected_by_images(samples), limit, seed)
     if limit and not validation:
         log.warning(

@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -101,25 +101,35 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     with translate_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = _make_sibling(path, _PARTIAL_SUFFIX)
+        backup_folder = None
         try:
             yield partial
             partial.chmod(0o755)
             _fsync_tree(partial)
             if path.exists():
                 backup_folder = _make_sibling(path, _BACKUP_SUFFIX)
-                backup = path.replace(backup_folder / path.name)
-                try:
-                    partial.replace(path)
-                except BaseException:
-                    backup.replace(path)
-                    backup_folder.rmdir()
-                    raise
-                shutil.rmtree(backup_folder)
-            else:
-                partial.replace(path)
+                path.replace(backup_folder / path.name)
+            partial.replace(path)
+            # What the caller removes next goes only after the new name is on disk.
+            _fsync(path.parent)
         except BaseException:
+            if not partial.exists():
+                path.replace(partial)
+            if backup_folder:
+                _restore(backup_folder)
             shutil.rmtree(partial, ignore_errors=True)
             raise
+        if backup_folder:
+            # If this fails, the next run removes it.
+            shutil.rmtree(backup_folder, ignore_errors=True)
+
+
+def _restore(backup_folder: Path) -> None:
+    """Move a folder that was being replaced back, unless another has taken its place."""
+    for backup in backup_folder.iterdir():
+        if not (backup_folder.parent / backup.name).exists():
+            backup.replace(backup_folder.parent / backup.name)
+    shutil.rmtree(backup_folder)
 
 
 def _make_sibling(path: Path, suffix: str) -> Path:
@@ -136,10 +146,7 @@ def _recover_after_crash(folder: Path) -> None:
     below = (path for path in folder.iterdir() if path.is_dir() and not (path / _LOCK).exists())
     for parent in [folder, *below]:
         for backup_folder in parent.glob(f".*{_BACKUP_SUFFIX}"):
-            for backup in backup_folder.iterdir():
-                if not (parent / backup.name).exists():
-                    backup.replace(parent / backup.name)
-            shutil.rmtree(backup_folder)
+            _restore(backup_folder)
         for partial in parent.glob(f".*{_PARTIAL_SUFFIX}"):
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -148,11 +155,16 @@ def _fsync_tree(folder: Path) -> None:
     """Flush every file of a folder to disk, and make it readable: some libraries write files only for their owner."""
     for file in (entry for entry in folder.rglob("*") if entry.is_file()):
         file.chmod(0o644)
-        handle = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        _fsync(file)
+
+
+def _fsync(path: Path) -> None:
+    """Flush a file, or the names in a folder, to disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -165,17 +177,16 @@ def lock_folder(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            with suppress(OSError):
-                holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
-            raise UsageError(
-                f"{folder} is in use by process {holder or '?'}; wait for it or choose another --out"
-            ) from error
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         with translate_os_errors(folder):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
+                raise UsageError(
+                    f"{folder} is in use by process {holder or '?'}; wait for it or choose another --out"
+                ) from error
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
             _recover_after_crash(folder)
         yield
     finally:

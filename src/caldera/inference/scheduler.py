@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from caldera.devices import is_out_of_memory
 from caldera.errors import EngineError, OutOfMemoryError
 from caldera.inference.decoder import Decoder
 from caldera.inference.detokenizer import TokenIds
@@ -274,8 +275,7 @@ class Scheduler:
 def to_engine_error(error: RuntimeError | MemoryError) -> EngineError:
     """Return a one-line error for a request that failed in the model."""
     first_line = str(error).strip().split("\n")[0]
-    out_of_memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    if out_of_memory or "allocate memory" in first_line:
+    if is_out_of_memory(error):
         return OutOfMemoryError(
             "there is not enough memory for this request; shorten it, or retry later"
         )

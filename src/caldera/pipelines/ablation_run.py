@@ -239,7 +239,11 @@ def _pretrain_name(variant: Variant) -> str:
     recipe = replace(
         variant.recipe, finetune=variant.recipe.pretrain, finetune_mix=variant.recipe.pretrain_mix
     )
-    return json_fingerprint([to_plain_json(asdict(recipe)), variant.half_layers], 12)
+    settings = to_plain_json(asdict(recipe))
+    for stage in ("pretrain", "finetune"):
+        # Version 0.2 did not have it.
+        del settings[stage]["save_every_minutes"]
+    return json_fingerprint([settings, variant.half_layers], 12)
 
 
 def drop_every_second_layer(language: Path, out: Path) -> Path:

@@ -14,7 +14,7 @@ from caldera.files.fingerprint import describe_changes
 from caldera.images.anyres import ASPECTS, ImageAspect
 from caldera.instructions.dialogues import KINDS, Kind
 from caldera.overrides import with_current_names
-from caldera.training.hyperparameters import Stage
+from caldera.training.hyperparameters import EXECUTION_SETTINGS, Stage
 
 _PROJECTORS = ("linear", "mlp2x_gelu")
 """Projectors of the papers."""
@@ -66,27 +66,29 @@ class Recipe:
 
 
 def check_or_write_recipe(out: Path, recipe: Recipe) -> None:
-    """Write a recipe to its run folder, or check that the run there has the same settings.
+    """Write a recipe to its run folder, after checking that a run there has the same settings.
+
+    Settings that do not change the steps of a stage may differ.
 
     Raises:
         UsageError: The folder holds a run of another recipe.
     """
     file = out / "recipe.json"
     settings = to_plain_json(asdict(recipe))
-    if not file.is_file():
-        write_json(file, settings)
-        return
-    stored = with_current_names(json.loads(file.read_text()))
-    if changes := describe_changes(_without_sources(stored), _without_sources(settings)):
-        raise UsageError(
-            f"{out} holds a run with other settings ({changes}); choose another --out, or remove it to start anew"
-        )
+    if file.is_file():
+        stored = with_current_names(json.loads(file.read_text()))
+        if changes := describe_changes(_deciding(stored), _deciding(settings)):
+            raise UsageError(
+                f"{out} holds a run with other settings ({changes}); choose another --out, or remove it to start anew"
+            )
+    write_json(file, settings)
 
 
-def _without_sources(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings without the texts about where to get a data set, whose wording may change."""
+def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that decide a result: not the texts about where to get a data set, whose wording changes."""
+    omitted = {"source", *EXECUTION_SETTINGS}
     return {
-        name: {key: value[key] for key in value if key != "source"}
+        name: {key: value[key] for key in value if key not in omitted}
         if isinstance(value, dict)
         else value
         for name, value in settings.items()

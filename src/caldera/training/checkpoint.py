@@ -7,8 +7,10 @@ with. It is safetensors and JSON; nothing is unpickled.
 import hashlib
 import json
 import logging
+import re
 import shutil
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +19,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from caldera.errors import ModelFormatError, UsageError
+from caldera.errors import ModelFormatError
 from caldera.files.atomic import atomic_folder, translate_os_errors, write_json
 
 log = logging.getLogger(__name__)
 
 _STATE, _WEIGHTS, _MANIFEST = "state.json", "tensors.safetensors", "manifest.json"
+_NAME = re.compile(r"step-\d{8,}")
 _KEEP_LAST = 2
 """Checkpoints that remain; older ones are removed once a new one is complete."""
 
@@ -35,7 +38,7 @@ class Checkpoint:
 
     step: int
     fingerprint: str
-    """Digest of data, settings and initial weights; a run resumes only from its own checkpoints."""
+    """Digest of the run's fingerprint; a run resumes only from its own checkpoints."""
 
     tensors: dict[str, Tensor]
     extra: dict[str, Any]
@@ -81,13 +84,14 @@ def restore_state(
             optimizer.state[parameter] = state
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write `folder/step-N`, then remove all but the latest few.
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write `folder/step-N`, then remove all but the latest few; return its path.
 
     Raises:
         OutputError: It could not be written; earlier checkpoints remain.
     """
-    with atomic_folder(folder / _name(checkpoint.step)) as partial:
+    path = folder / _name(checkpoint.step)
+    with atomic_folder(path) as partial:
         tensors = {name: tensor.contiguous().cpu() for name, tensor in checkpoint.tensors.items()}
         save_file(tensors, partial / _WEIGHTS)
         state = {
@@ -101,6 +105,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     with translate_os_errors(folder):
         for old in _checkpoints(folder)[_KEEP_LAST:]:
             shutil.rmtree(old)
+    return path
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -114,7 +119,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
             tensors = load_file(path / _WEIGHTS)
             tensors = {_current_name(name): tensor for name, tensor in tensors.items()}
             return Checkpoint(state["step"], state["identity"], tensors, state["extra"])
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             log.warning("skipping the corrupt checkpoint %s: %s", path, error)
     return None
 
@@ -130,33 +135,19 @@ def _current_name(name: str) -> str:
     )
 
 
-def matching_checkpoint(folder: Path, fingerprint: str) -> Checkpoint | None:
-    """Load the latest valid checkpoint in `folder`, if there is one.
+def set_aside_corrupt(folder: Path, step: int) -> None:
+    """Rename the checkpoints after `step`, which are corrupt: they would count as the latest. None is removed.
 
     Raises:
-        UsageError: It has another fingerprint.
-    """
-    checkpoint = latest_checkpoint(folder)
-    if checkpoint and checkpoint.fingerprint != fingerprint:
-        raise UsageError(
-            f"the checkpoint in {folder} was made with other data, settings or weights; choose another --out, or "
-            "remove that folder"
-        )
-    return checkpoint
-
-
-def remove_after(folder: Path, step: int) -> None:
-    """Remove the checkpoints after `step`, which are corrupt, or the run would resume from them; 0 removes all.
-
-    If they remained, they would count as the latest, and new checkpoints of the run would be removed instead.
-
-    Raises:
-        OutputError: One cannot be removed.
+        OutputError: One cannot be renamed.
     """
     with translate_os_errors(folder):
         for path in _checkpoints(folder):
             if path.name > _name(step):
-                shutil.rmtree(path)
+                names = (f"corrupt-{number}-{path.name}" for number in count(1))
+                target = next(folder / name for name in names if not (folder / name).exists())
+                path.replace(target)
+                log.warning("kept the corrupt checkpoint %s as %s", path, target.name)
 
 
 def _name(step: int) -> str:
@@ -166,7 +157,8 @@ def _name(step: int) -> str:
 
 def _checkpoints(folder: Path) -> list[Path]:
     """List checkpoints, latest first."""
-    return sorted(folder.glob("step-*"), reverse=True)
+    found = (path for path in folder.glob("step-*") if path.is_dir() and _NAME.fullmatch(path.name))
+    return sorted(found, reverse=True)
 
 
 def _digest(file: Path) -> str:

@@ -23,11 +23,27 @@ _RANGES = {
         "[1, inf]",
     ),
     **dict.fromkeys(("max_steps", "max_length", "eval_every", "save_every"), "[1, inf]"),
+    "save_every_minutes": "(0, inf]",
     "warmup_ratio": "[0, 1)",
     "validation_size": "[0, inf]",
     "weight_decay": "[0, inf)",
 }
 """Intervals of the settings that are numbers; None is not checked."""
+
+EXECUTION_SETTINGS = frozenset(
+    {
+        "micro_batch_size",
+        "micro_batch_tokens",
+        "gradient_checkpointing",
+        "max_length",
+        "eval_every",
+        "save_every",
+        "save_every_minutes",
+        "cache_features",
+    }
+)
+"""Settings of a stage that do not change its steps, so an interrupted run can be resumed with others. The records that
+`max_length` allows do, and are compared themselves."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,7 +127,10 @@ class Stage:
     """Steps between two measurements of the validation loss."""
 
     save_every: int = 500
-    """Steps between two checkpoints."""
+    """Steps between two checkpoints, at most."""
+
+    save_every_minutes: float | None = 10.0
+    """Minutes between two checkpoints, at most; None counts steps alone."""
 
     cache_features: bool = True
     """Whether the features of a frozen vision tower are computed once and cached on disk."""

@@ -3,6 +3,7 @@
 ```
 OUT/
   stage.json        every setting
+  run.json          what decides the result, compared by --resume
   metrics.jsonl     a line for each step
   tensorboard/      the same for TensorBoard
   checkpoints/      the latest two, for --resume
@@ -13,9 +14,7 @@ OUT/
 """
 
 import hashlib
-import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from caldera.batches.image_sources import (
     FrozenTower,
     ImageSource,
     OnImageError,
+    broken_images,
     cache_features,
     raise_image_error,
 )
@@ -38,7 +38,7 @@ from caldera.batches.samples import Sample, SampleBuilder
 from caldera.conversation import Conversation
 from caldera.devices import DeviceConfig, Runtime, tune_malloc
 from caldera.errors import ConversationError, InputError, UsageError
-from caldera.files.atomic import lock_folder, to_plain_json, write_json
+from caldera.files.atomic import lock_folder, to_plain_json
 from caldera.files.skipped_items import SkippedItems
 from caldera.formats.assemble import add_special_tokens, with_image_aspect
 from caldera.formats.lora_adapter import digest_base, save_adapter
@@ -46,13 +46,15 @@ from caldera.formats.metadata import read_metadata
 from caldera.formats.model_folder import load_model_folder, save_model_folder
 from caldera.formats.weight_names import digest_weights
 from caldera.images.anyres import grid_pinpoints
+from caldera.interruption import deferred_signals
 from caldera.model.bundle import LlavaBundle, ModelMetadata
 from caldera.model.llava import Llava
 from caldera.model.lora import add_lora, merge_lora_layers, target_layers
 from caldera.model.projector import match_embedding_scale
 from caldera.overrides import with_former_names
 from caldera.templates.template import find_template
-from caldera.training.checkpoint import matching_checkpoint
+from caldera.training.checkpoint import Checkpoint, latest_checkpoint
+from caldera.training.fingerprint import RunFingerprint
 from caldera.training.hyperparameters import Stage
 from caldera.training.loop import EncodedData, TrainingResult, train
 from caldera.training.parameters import TrainableReport, set_trainable
@@ -112,38 +114,45 @@ class TrainingJob:
         assistant = _with_stage_aspect(self.assistant, stage)
         with lock_folder(self.out):
             samples = self._encode(assistant)
-            fingerprint = run_fingerprint(stage, assistant, samples, self.data.images, compute)
+            fingerprint = RunFingerprint(stage, assistant, samples, self.data.images, compute)
             if self._is_finished(fingerprint):
                 log.info("%s was finished before", self.out / "model")
                 return load_model_folder(self.out / "model"), None
-            checkpoint = matching_checkpoint(self.out / "checkpoints", fingerprint)
-            if checkpoint and not self.resume:
-                raise UsageError(
-                    f"{self.out} holds this run, interrupted after step {checkpoint.step}; add --resume to resume it, "
-                    "or choose another --out"
+            checkpoint = self._find_checkpoint(fingerprint)
+            fingerprint.write(self.out)
+            with deferred_signals() as request:
+                trained, result = self._train(assistant, samples, fingerprint.digest, checkpoint)
+                request.raise_if_requested(
+                    f"stopped after stage {stage.name!r}, which is finished: its model is in {self.out / 'model'}"
                 )
-            write_json(self.out / "stage.json", asdict(stage))
-            base_digest = _add_lora(model, stage)
-            _log_trainable(set_trainable(model, stage.trainable), stage)
-            images, samples = self._choose_image_source(assistant, samples)
-            if self.skipped.items:
-                listing = self.out / "skipped.jsonl"
-                self.skipped.write(listing)
-                log.warning("%d records skipped, listed in %s", len(self.skipped.items), listing)
-            if stage.calibrate_projector and assistant.card.stage is None:
-                _calibrate_projector(model, samples, images)
-            training, validation = split_validation(samples, stage.validation_size, stage.seed)
-            _move_to_device(model, compute)
-            model.set_gradient_checkpointing(stage.gradient_checkpointing)
-            data = EncodedData(training, validation, images)
-            result = train(self, data, fingerprint, checkpoint)
-            card = _updated_metadata(assistant.card, stage, fingerprint, result)
-            trained = replace(assistant, card=card)
-            if stage.lora:
-                adapter = self.out / "adapter"
-                save_adapter(adapter, trained, stage.lora, base_digest, newline_seed=stage.seed)
-                merge_lora_layers(model.language)
-            save_model_folder(self.out / "model", trained)
+        return trained, result
+
+    def _train(
+        self,
+        assistant: LlavaBundle,
+        samples: list[Sample],
+        fingerprint: str,
+        checkpoint: Checkpoint | None,
+    ) -> tuple[LlavaBundle, TrainingResult]:
+        """Train, and write the model folder."""
+        stage, model = self.stage, assistant.model
+        base_digest = _add_lora(model, stage)
+        _log_trainable(set_trainable(model, stage.trainable), stage)
+        images, samples = self._choose_image_source(assistant, samples)
+        if stage.calibrate_projector and assistant.card.stage is None:
+            _calibrate_projector(model, samples, images)
+        training, validation = split_validation(samples, stage.validation_size, stage.seed)
+        _move_to_device(model, self.runtime.compute)
+        model.set_gradient_checkpointing(stage.gradient_checkpointing)
+        data = EncodedData(training, validation, images)
+        result = train(self, data, fingerprint, checkpoint)
+        card = _updated_metadata(assistant.card, stage, fingerprint, result)
+        trained = replace(assistant, card=card)
+        if stage.lora:
+            adapter = self.out / "adapter"
+            save_adapter(adapter, trained, stage.lora, base_digest, newline_seed=stage.seed)
+            merge_lora_layers(model.language)
+        save_model_folder(self.out / "model", trained)
         return trained, result
 
     def _encode(self, assistant: LlavaBundle) -> list[Sample]:
@@ -161,13 +170,14 @@ class TrainingJob:
         with self.runtime.progress.task("encoding records", len(conversations)) as advance:
             return builder.build_all(conversations, self.data.images, self.skipped, advance)
 
-    def _is_finished(self, fingerprint: str) -> bool:
+    def _is_finished(self, fingerprint: RunFingerprint) -> bool:
         """Return whether the folder holds the result of this very run, and --resume was given."""
         if not (self.out / "model").exists():
             return False
-        if read_metadata(self.out / "model").source_digests.get("run") != fingerprint:
+        digest = read_metadata(self.out / "model").source_digests.get("run", "")
+        if changes := fingerprint.changes(self.out, digest):
             raise UsageError(
-                f"{self.out} holds a finished run of other data, settings or weights; choose another --out"
+                f"{self.out} holds a finished run of other data, settings or weights: {changes}; choose another --out"
             )
         if not self.resume:
             raise UsageError(
@@ -175,62 +185,50 @@ class TrainingJob:
             )
         return True
 
+    def _find_checkpoint(self, fingerprint: RunFingerprint) -> Checkpoint | None:
+        """Return the latest valid checkpoint of this run; None if there is none."""
+        checkpoint = latest_checkpoint(self.out / "checkpoints")
+        if checkpoint is None:
+            return None
+        if changes := fingerprint.changes(self.out, checkpoint.fingerprint):
+            raise UsageError(
+                f"{self.out} holds a run made with other data, settings or weights: {changes}; resume it with the "
+                "former ones, or choose another --out"
+            )
+        if not self.resume:
+            raise UsageError(
+                f"{self.out} holds this run, interrupted after step {checkpoint.step}; add --resume to resume it, or "
+                "choose another --out"
+            )
+        return checkpoint
+
+    @property
+    def resume_advice(self) -> str:
+        """How to continue the run, for messages."""
+        return f"repeat the command {'' if self.resume else 'with --resume '}to continue"
+
     def _choose_image_source(
         self, assistant: LlavaBundle, samples: list[Sample]
     ) -> tuple[ImageSource, list[Sample]]:
-        """Return the source of images, and the samples without those whose images cannot be used."""
+        """Return the source of images, and the samples whose images can all be used; the others are listed."""
         paths = list(dict.fromkeys(path for sample in samples for path in sample.images))
-        if "vision" in self.stage.trainable or not self.stage.cache_features or not paths:
-            return DecodedImages(assistant.processor), samples
         errors: dict[Path, InputError] = {}
-        images = cached_tower_features(
-            assistant, self.features, paths, runtime=self.runtime, on_error=errors.__setitem__
-        )
+        images: ImageSource = DecodedImages(assistant.processor)
+        if "vision" not in self.stage.trainable and self.stage.cache_features and paths:
+            images = cached_tower_features(
+                assistant, self.features, paths, runtime=self.runtime, on_error=errors.__setitem__
+            )
+        elif self.skipped.max_fraction > 0:
+            # Otherwise the first broken image ends the run where it is decoded, possibly after days.
+            errors = broken_images(paths, self.runtime)
         for sample in samples:
             if unusable := [path for path in sample.images if path in errors]:
                 self.skipped.add_or_raise(f"record {sample.id!r}", errors[unusable[0]])
-        # The records that were skipped before count as well.
-        self.skipped.raise_if_over_limit(len(self.data.conversations))
+        self.skipped.finish(len(self.data.conversations), self.out / "skipped.jsonl")
         usable = [sample for sample in samples if not errors.keys() & set(sample.images)]
         if not usable:
             raise ConversationError("no record is left to train on")
         return images, usable
-
-
-def run_fingerprint(
-    stage: Stage,
-    assistant: LlavaBundle,
-    samples: Sequence[Sample],
-    images: Path,
-    compute: DeviceConfig,
-) -> str:
-    """Return a digest of everything that decides a run's result, except the device and the versions of libraries.
-
-    It is computed from the former names of settings, so that runs of earlier versions can be resumed.
-
-    Args:
-        stage: Every setting counts.
-        assistant: Its weights, feature selection, image preparation and last stage count.
-        samples: Their numbers count. An image counts by its path and its size in bytes, so data may be moved, and a
-            repaired image makes another run.
-        images: Folder that the images' paths are relative to; does not count itself.
-        compute: The precision counts.
-    """
-    vision = assistant.model.vision
-    settings = {
-        "stage": with_former_names(asdict(stage)),
-        "weights": digest_weights(assistant.model.state_dict()),
-        "features": [vision.select_layer, vision.select],
-        "preparation": with_former_names(asdict(assistant.processor)),
-        "after": assistant.card.stage,
-        "precision": str(compute.dtype),
-    }
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    sizes = {path: path.stat().st_size for sample in samples for path in sample.images}
-    for sample in samples:
-        files = [(os.path.relpath(path, images), sizes[path]) for path in sample.images]
-        digest.update(repr((sample.id, sample.ids, sample.labels, files)).encode())
-    return digest.hexdigest()
 
 
 def cached_tower_features(

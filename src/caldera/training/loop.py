@@ -1,32 +1,32 @@
 """The training loop with its optimizer steps, validation, metrics and checkpoints."""
 
+import itertools
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-
 from caldera.batches.image_sources import DecodedImages, ImageSource
-from caldera.batches.packing import Batch, BatchBuilder, Pack, group_by_images
+from caldera.batches.packing import BatchBuilder, Pack, group_by_images
 from caldera.batches.sampler import BatchLimit, StepSampler
 from caldera.batches.samples import Sample
-from caldera.devices import DeviceConfig
-from caldera.errors import TrainingError
+from caldera.errors import InputError, OutputError, TrainingError, UsageError
+from caldera.interruption import StopRequest, deferred_signals
 from caldera.model.batch_layout import supports_shared_prefixes
-from caldera.model.llava import Llava
 from caldera.training.checkpoint import (
     Checkpoint,
     collect_state,
-    remove_after,
     restore_state,
     save_checkpoint,
+    set_aside_corrupt,
 )
 from caldera.training.metrics_log import MetricsLog
 from caldera.training.parameters import build_optimizer, lr_factor, set_lr
 from caldera.training.prefetch import PrefetchConfig, prefetch
+from caldera.training.step import UpdateError, evaluate_loss, training_step
 
 if TYPE_CHECKING:
     from caldera.training.job import TrainingJob
@@ -38,80 +38,6 @@ _MAX_NAMED = 4
 
 _SMOOTHING = 20
 """Steps over which the displayed loss is averaged."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """Metrics of one optimizer step."""
-
-    loss: float
-    """Nats per supervised token."""
-
-    num_supervised_tokens: int
-
-    num_tokens: int
-    """Tokens computed by the model, without padding; shared prefixes count once."""
-
-    grad_norm: float
-    """Norm of the gradient before clipping."""
-
-
-def training_step(
-    model: Llava,
-    micro_batches: Sequence[Batch],
-    optimizer: torch.optim.Optimizer,
-    *,
-    max_grad_norm: float,
-    compute: DeviceConfig,
-    record_ids: Sequence[str],
-) -> StepReport:
-    """Take one optimizer step on the mean loss over the supervised tokens of all micro-batches.
-
-    Args:
-        model: Its trainable weights have gradients.
-        micro_batches: Their losses are summed before the step, so the split does not change the result.
-        optimizer: Updates the trainable weights.
-        max_grad_norm: Gradients are clipped to this norm.
-        compute: Device and precision.
-        record_ids: Ids of the records, for the error.
-
-    Raises:
-        TrainingError: Loss or gradient is not finite; no weight was changed.
-    """
-    num_supervised = sum(batch.num_supervised_tokens for batch in micro_batches)
-    total = 0.0
-    for batch in micro_batches:
-        with compute.autocast():
-            loss = model(batch.to(compute.device))
-        (loss.total / num_supervised).backward()
-        total += float(loss.total.detach())
-    trainable = [weight for group in optimizer.param_groups for weight in group["params"]]
-    norm = float(nn.utils.clip_grad_norm_(trainable, max_grad_norm))
-    if not torch.isfinite(torch.tensor([total, norm])).all():
-        optimizer.zero_grad(set_to_none=True)
-        raise TrainingError(
-            f"loss {total / num_supervised} and gradient norm {norm} are not finite at records {list(record_ids)[:8]}; "
-            "no weight was changed by them; lower the learning rate or inspect these records"
-        )
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    num_tokens = sum(len(batch.input_ids) for batch in micro_batches)
-    return StepReport(total / num_supervised, num_supervised, num_tokens, norm)
-
-
-@torch.no_grad()
-def evaluate_loss(model: Llava, batches: Iterable[Batch], compute: DeviceConfig) -> float:
-    """Return the mean loss over all supervised tokens of `batches`, in nats, in evaluation mode."""
-    training = model.training
-    model.eval()
-    total, count = 0.0, 0
-    for batch in batches:
-        with compute.autocast():
-            loss = model(batch.to(compute.device))
-        total += float(loss.total)
-        count += loss.num_tokens
-    model.train(training)
-    return total / max(1, count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,31 +70,44 @@ def train(
     Args:
         job: Its model is on its device, with the trainable parts set.
         data: Samples and images.
-        fingerprint: Digest of everything that decides the result, stored in the checkpoints.
+        fingerprint: Digest of the run's fingerprint, stored in the checkpoints.
         checkpoint: Checkpoint of this run to resume from; None starts at the first step.
 
     Raises:
+        Interrupted: A signal arrived; the state after the last step is saved.
         ModelFormatError: The checkpoint does not fit the model.
-        TrainingError: Loss or gradient was not finite.
+        UsageError: Other records can be trained on than before the checkpoint.
+        TrainingError: A step failed; the state before it is saved.
         OutputError: A file could not be written.
     """
     start = time.monotonic()
-    loop = _Loop(job, data, fingerprint, checkpoint)
-    num_samples, last_loss = loop.run()
+    with deferred_signals() as request:
+        loop = _Loop(job, data, fingerprint, checkpoint, request)
+        try:
+            num_samples = loop.run()
+        except KeyboardInterrupt:
+            log.warning("stopped at once; %s", loop.describe_saved())
+            raise
     seconds = time.monotonic() - start
     speed = num_samples / max(seconds, 1e-9)
-    return TrainingResult(loop.num_steps, seconds, loop.first_loss, last_loss, speed)
+    return TrainingResult(loop.num_steps, seconds, loop.first_loss, loop.last_loss, speed)
 
 
 class _Loop:
-    """State of the training loop: optimizer, order of the samples, batch builder and metrics."""
+    """State of the training loop: optimizer, order of the samples, batch builder, metrics and checkpoints."""
 
     def __init__(
-        self, job: "TrainingJob", data: EncodedData, fingerprint: str, checkpoint: Checkpoint | None
+        self,
+        job: "TrainingJob",
+        data: EncodedData,
+        fingerprint: str,
+        checkpoint: Checkpoint | None,
+        request: StopRequest,
     ) -> None:
         """Restore the checkpoint, or measure the validation loss before the first step."""
         stage, model = job.stage, job.assistant.model
         self.job, self.data, self.fingerprint, self.model = job, data, fingerprint, model
+        self.request = request
         share = stage.share_prefixes and supports_shared_prefixes(model.batch_layout)
         self.builder = BatchBuilder(
             load_images=data.images,
@@ -185,26 +124,61 @@ class _Loop:
             max_steps=stage.max_steps,
         )
         self.num_steps = self.sampler.num_steps
+        if stage.max_steps is not None and stage.max_steps > self.num_steps:
+            log.warning(
+                "max_steps is %d, but %d records end after %d steps with epochs=%d; raise epochs to train longer",
+                *(stage.max_steps, len(data.training), self.num_steps, stage.epochs),
+            )
         # Cached features need no decoding.
         decodes = isinstance(data.images, DecodedImages)
         self.prefetch_config = PrefetchConfig(workers=job.runtime.workers if decodes else 0)
         self.optimizer = build_optimizer(model, stage)
         self.first_step = 0
-        if checkpoint:
-            restore_state(checkpoint.tensors, model, self.optimizer)
-            self.first_step = checkpoint.step
-            log.info("resuming from step %d", checkpoint.step)
-        remove_after(job.out / "checkpoints", self.first_step)
-        self.metrics = MetricsLog(job.out, keep_until_step=checkpoint.step if checkpoint else -1)
-        self.first_loss: float | None
-        if checkpoint:
-            self.first_loss = checkpoint.extra["first_validation_loss"]
-        else:
-            self.first_loss = self.validation_loss()
+        self.saved_step, self.saved_at = 0, time.monotonic()
+        """Step of the last checkpoint, and the time at which it was written or loaded."""
+        self.unlogged: dict[str, float] | None = None
+        """Metrics of the last step, as long as its validation loss is missing."""
+        self.first_loss: float | None = None
+        self.last_loss: float | None = None
+        self._start(checkpoint)
+
+    def _start(self, checkpoint: Checkpoint | None) -> None:
+        """Restore the checkpoint, or measure the validation loss before the first step."""
+        out = self.job.out
+        if checkpoint is None:
+            set_aside_corrupt(self.checkpoints, 0)
+            self.metrics = MetricsLog(out)
+            self.first_loss = self.last_loss = self.validation_loss()
+            self.raise_if_stopped(0)
             self.metrics.log(0, _validation_metrics(self.first_loss))
+            return
+        num_records = checkpoint.extra.get("num_records", len(self.data.training))
+        if num_records != len(self.data.training):
+            raise UsageError(
+                f"{out} was trained on {num_records} records, of which {len(self.data.training)} are usable now; "
+                "restore their images, or choose another --out"
+            )
+        restore_state(checkpoint.tensors, self.model, self.optimizer)
+        self.first_step = self.saved_step = checkpoint.step
+        log.info("resuming from step %d of %d", checkpoint.step, self.num_steps)
+        set_aside_corrupt(self.checkpoints, checkpoint.step)
+        self.first_loss = self.last_loss = checkpoint.extra["first_validation_loss"]
+        self.unlogged = checkpoint.extra.get("unlogged")
+        self.metrics = MetricsLog(out, keep_until_step=checkpoint.step - bool(self.unlogged))
+        if self.unlogged:
+            self.finish_step(checkpoint.step, self.unlogged)
+        self.raise_if_stopped(checkpoint.step)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.job.out / "checkpoints"
 
     def validation_loss(self) -> float | None:
-        """Return the mean loss on the validation samples; None where there are none."""
+        """Return the mean loss on the validation samples; None where there are none.
+
+        A signal ends it early; then the value means nothing.
+        """
         if not self.data.validation:
             return None
         with prefetch(
@@ -212,64 +186,114 @@ class _Loop:
             self.builder.collate,
             config=self.prefetch_config,
             name=_name_packs,
-        ) as batches:
-            compute = self.job.runtime.compute
-            return evaluate_loss(self.model, (batch for _, batch in batches), compute)
+        ) as results:
+            batches = (batch for _, batch in results)
+            until_signal = itertools.takewhile(lambda _: self.request.signal is None, batches)
+            return evaluate_loss(self.model, until_signal, self.job.runtime.compute)
 
-    def run(self) -> tuple[int, float | None]:
-        """Take all remaining steps; return the number of samples and the last validation loss."""
-        stage, runtime, num_steps = self.job.stage, self.job.runtime, self.num_steps
+    def run(self) -> int:
+        """Take all remaining steps; return the number of samples."""
+        stage, runtime = self.job.stage, self.job.runtime
         self.model.train()
         start = time.monotonic()
-        num_samples, validation_loss = 0, self.first_loss
+        num_samples = 0
         losses: list[float] = []
         order = self.sampler.steps(self.first_step)
         plan = ([self.data.training[index] for index in indices] for indices in order)
         with (
-            runtime.progress.task(f"training: {stage.name}", num_steps, self.first_step) as advance,
+            runtime.progress.task(
+                f"training: {stage.name}", self.num_steps, self.first_step
+            ) as advance,
             prefetch(
                 plan, self.builder.build, config=self.prefetch_config, name=_name_samples
             ) as batches,
         ):
-            for step, (samples, micro_batches) in enumerate(batches, start=self.first_step):
-                factor = lr_factor(step, num_steps, stage.warmup_ratio)
+            for step in range(self.first_step, self.num_steps):
+                factor = lr_factor(step, self.num_steps, stage.warmup_ratio)
                 set_lr(self.optimizer, factor)
                 # Seeded by the step, so that checkpoints need no random state.
-                with runtime.compute.fork_rng(stage.seed, step):
-                    report = training_step(
-                        self.model,
-                        micro_batches,
-                        self.optimizer,
-                        max_grad_norm=stage.max_grad_norm,
-                        compute=runtime.compute,
-                        record_ids=[sample.id for sample in samples],
-                    )
+                with self.save_on_error(step):
+                    samples, micro_batches = next(batches)
+                    with runtime.compute.fork_rng(stage.seed, step):
+                        report = training_step(
+                            self.model,
+                            micro_batches,
+                            self.optimizer,
+                            max_grad_norm=stage.max_grad_norm,
+                            compute=runtime.compute,
+                        )
                 metrics = {
                     **asdict(report),
                     "learning_rate": stage.learning_rate * factor,
                     "data_wait_fraction": batches.wait_fraction(),
                 }
                 num_samples += len(samples)
-                steps_done = step + 1
-                if steps_done == num_steps or steps_done % stage.eval_every == 0:
-                    validation_loss = self.validation_loss()
-                    metrics |= _validation_metrics(validation_loss)
-                self.metrics.log(steps_done, metrics)
-                if steps_done % stage.save_every == 0 and steps_done < num_steps:
-                    self.save(steps_done)
+                self.finish_step(step + 1, metrics)
                 losses = [*losses[1 - _SMOOTHING :], report.loss]
                 advance(detail=f"loss {sum(losses) / len(losses):.3f}")
+                self.raise_if_stopped(step + 1)
         waited = batches.waited / max(time.monotonic() - start, 1e-9)
         log.info("%.1f %% of the time was spent waiting for data", 100 * waited)
         self.model.eval()
-        return num_samples, validation_loss
+        return num_samples
+
+    def finish_step(self, step: int, metrics: dict[str, float]) -> None:
+        """Validate, log and save after a step, as far as each is due; a signal ends the validation early."""
+        stage = self.job.stage
+        self.unlogged = metrics
+        if step == self.num_steps or step % stage.eval_every == 0:
+            with self.save_on_error(step):
+                self.last_loss = self.validation_loss()
+            if self.request.signal is not None:
+                return
+            metrics = metrics | _validation_metrics(self.last_loss)
+        self.metrics.log(step, metrics)
+        self.unlogged = None
+        minutes = (time.monotonic() - self.saved_at) / 60
+        by_time = stage.save_every_minutes is not None and minutes >= stage.save_every_minutes
+        if step < self.num_steps and (step % stage.save_every == 0 or by_time):
+            self.save(step)
 
     def save(self, step: int) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint, unless there is one of this step."""
+        if step == self.saved_step:
+            return
+        extra = {
+            "first_validation_loss": self.first_loss,
+            "num_records": len(self.data.training),
+            "unlogged": self.unlogged,
+        }
         tensors = collect_state(self.model, self.optimizer)
-        extra = {"first_validation_loss": self.first_loss}
-        checkpoint = Checkpoint(step, self.fingerprint, tensors, extra)
-        save_checkpoint(self.job.out / "checkpoints", checkpoint)
+        save_checkpoint(self.checkpoints, Checkpoint(step, self.fingerprint, tensors, extra))
+        self.saved_step, self.saved_at = step, time.monotonic()
+
+    def describe_saved(self) -> str:
+        """Describe the last checkpoint for a message."""
+        if not self.saved_step:
+            return "no step of it is saved"
+        return f"step {self.saved_step} of {self.num_steps} is saved in {self.checkpoints}"
+
+    def raise_if_stopped(self, step: int) -> None:
+        """Save the state after a step and raise Interrupted if a signal arrived, unless no work is left."""
+        if self.request.signal is not None and (step < self.num_steps or self.unlogged):
+            self.save(step)
+            self.request.raise_if_requested(
+                f"stopped stage {self.job.stage.name!r}; {self.describe_saved()}; {self.job.resume_advice}"
+            )
+
+    @contextmanager
+    def save_on_error(self, step: int) -> Iterator[None]:
+        """Save the state after `step` steps if the block fails before it changes a weight; the error says so."""
+        try:
+            yield
+        except UpdateError as error:
+            raise UpdateError(f"{error}; {self.describe_saved()}") from error
+        except (InputError, TrainingError) as error:
+            try:
+                self.save(step)
+            except OutputError as output_error:
+                log.warning("%s", output_error)
+            raise type(error)(f"{error}; {self.describe_saved()}") from error
 
 
 def _validation_metrics(loss: float | None) -> dict[str, float]:

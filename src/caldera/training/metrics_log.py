@@ -50,7 +50,9 @@ class _TensorBoardWriter:
         # Imported here because it is slow.
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-        now = time.time()
+        # TensorBoard reads files by name, and the clock may have been set back since the run was interrupted.
+        names = (path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*"))
+        now = max([time.time(), *(int(name) + 1.0 for name in names if name.isdigit())])
         self._file = folder / f"events.out.tfevents.{now:.6f}.{os.getpid()}"
         with translate_os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from caldera.errors import InputError, TrainingError
+from caldera.interruption import SIGNALS
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -51,7 +52,12 @@ class PrefetchWorker(Generic[Result]):
             args=(child_pipe, islice(plan, number, None, count), make),
             daemon=True,
         )
-        self._process.start()
+        # Until the worker ignores them, its handlers of signals are those of its parent.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         child_pipe.close()
         self.label = f"loading worker {number} (process {self._process.pid})"
         """Name of the worker in messages."""
@@ -72,7 +78,7 @@ class PrefetchWorker(Generic[Result]):
             # OSError: the process ended in the middle of a message.
             self._process.join()
             raise TrainingError(f"{self.label} {self._exit_reason()} at {name}") from None
-        if isinstance(payload, InputError):
+        if isinstance(payload, InputError | MemoryError):
             raise payload
         return payload
 
@@ -103,8 +109,8 @@ def _worker_loop(pipe: Connection, items: Iterable[Item], make: Callable[[Item],
     with suppress(BrokenPipeError):
         for item in items:
             try:
-                result: Result | InputError = make(item)
-            except InputError as error:
+                result: Result | Exception = make(item)
+            except (InputError, MemoryError) as error:
                 result = error
             payload = BytesIO()
             _Pickler(payload, protocol=5).dump(result)
@@ -115,10 +121,12 @@ def _detach_from_parent(pipe: int) -> None:
     """Release what a fork shares with its parent process.
 
     Open files are closed: by one of them the run's lock would outlive a killed run, as would the pipes of the other
-    workers. Ctrl-C is handled by the parent alone, although a terminal sends it to all processes.
+    workers. Signals that stop a run are handled by the parent alone, although terminals and schedulers send them to all
+    of its processes: it kills the workers when it needs no more results.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     # A progress bar may have replaced them.
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
     os.closerange(3, pipe)
@@ -209,6 +217,10 @@ class Prefetcher(Generic[Item, Result]):
             return self._make(item)
         except InputError as error:
             raise type(error)(f"{self._name(item)}: {error}") from error
+        except MemoryError as error:
+            raise TrainingError(
+                f"out of memory while loading {self._name(item)}; use fewer --workers or a smaller batch_size"
+            ) from error
 
     def __iter__(self) -> Self:
         """Return itself: a plan is iterated over once."""
