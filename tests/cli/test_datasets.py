@@ -25,7 +25,9 @@ def table(tmp_path: Path) -> Path:
     return path
 
 
-def test_import_writes_a_file_and_lists_skipped_items(call: Call, table: Path) -> None:
+def test_import_writes_a_file_and_lists_skipped_items(
+    call: Call, table: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """The output has the counts, the list of skipped items, and the next command."""
     out = table.with_name("pretrain.json")
     words = (
@@ -46,21 +48,23 @@ def test_import_writes_a_file_and_lists_skipped_items(call: Call, table: Path) -
     assert accepted.returncode == 0, accepted.stderr
     assert f"{out}: 4 records, 8 turns, 4 images, of 5 in total" in accepted.stderr
     skipped = table.with_name("pretrain.skipped.jsonl")
-    assert f"skipped: 1, listed in {skipped}" in accepted.stderr
+    assert f"skipped 1 of 5 items, listed in {skipped}: 1 x " in caplog.text
     assert f"next: caldera data check {out}" in accepted.stderr
     assert accepted.stdout == ""
     images = [conversation.images[0] for conversation in read_conversations(out)]
     assert images == [f"photos/{number}.jpg" for number in range(4)]
 
 
-def test_import_prints_its_fixes(call: Call, tmp_path: Path) -> None:
-    """Each kind of fix is printed with its count."""
+def test_import_tells_its_changes(
+    call: Call, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each kind of change is told with its count."""
     turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]
-    rows = [{"id": number, "model": "", "conversations": turns} for number in range(3)]
+    rows = [{"id": number, "model": "x", "conversations": turns} for number in range(3)]
     (tmp_path / "mix.json").write_text(json.dumps(rows))
     result = call("data", "import", "llava", tmp_path / "mix.json", "--out", tmp_path / "out.json")
     assert result.returncode == 0, result.stderr
-    assert "fixed: 3 x field 'model' removed" in result.stderr
+    assert f"changed 3, listed in {tmp_path / 'out.skipped.jsonl'}: 3 x field" in caplog.text
 
 
 def test_sets_are_mixed_and_balanced(call: Call, table: Path) -> None:

@@ -94,7 +94,7 @@ def test_a_file_is_balanced(tmp_path: Path) -> None:
     file, out = tmp_path / "all.jsonl", tmp_path / "new" / "balanced.json"
     write_conversations(file, records([RARE, UNIQUE, RARE, *[FREQUENT] * 30, RARE]))
     file.write_text(file.read_text() + "{}\n")
-    with pytest.raises(InputError, match="field 'id' is missing"):
+    with pytest.raises(InputError, match="field 'conversations' is missing"):
         balance_file(file, out)
     assert not out.exists()
 

@@ -13,7 +13,7 @@ from caldera.errors import InputError
 from caldera.files.skipped_items import SkippedItems
 
 CHECKED = ImportOptions()
-UNCHECKED = ImportOptions(check_exists=False)
+FIRST = "images without a mark put before the first question"
 
 
 def turns(*texts: str) -> list[dict[str, str]]:
@@ -25,7 +25,7 @@ def turns(*texts: str) -> list[dict[str, str]]:
 
 MIX: list[dict[str, Any]] = [
     {"id": "000000033471", "image": "coco/train2017/1.jpg", "conversations": turns("<image>\nWhat?", "A bus.")},
-    {"id": "wgByO4Y_0", "model": "", "conversations": turns("Hello", "Hi!", "And?", "Bye.")},
+    {"id": "wgByO4Y_0", "model": "x", "conversations": turns("Hello", "Hi!", "And?", "Bye.")},
     {"id": 2416, "image": "ocr_vqa/images/2.jpg", "conversations": turns("<image>\nWho?", "Ann", "When?", "1999")},
     {"id": "VG_100K_2/3", "image": "vg/3.png", "conversations": turns("Which?\n<image>", "[0.1, 0.2, 0.3, 0.4]")},
     {"id": "000000033471", "image": "coco/train2017/1.jpg", "conversations": turns("<image>\nWhy?", "It rains.")},
@@ -46,7 +46,8 @@ def mix(tmp_path: Path) -> Path:
 
 def test_the_format_of_mix665k_is_read(mix: Path) -> None:
     """Texts and order stay; an extra field is removed, an image found with its real suffix, both counted."""
-    imported = import_llava(mix, SkippedItems(), CHECKED)
+    skips = SkippedItems()
+    imported = import_llava(mix, skips, CHECKED)
 
     assert [record.id for record in imported.conversations] == [str(row["id"]) for row in MIX]
     assert [to_record(record)["conversations"] for record in imported.conversations] == [
@@ -56,10 +57,10 @@ def test_the_format_of_mix665k_is_read(mix: Path) -> None:
         (str(mix.parent / name),) if name else ()
         for name in ("coco/train2017/1.jpg", "", "ocr_vqa/images/2.gif", "vg/3.png", "coco/train2017/1.jpg")
     ]  # fmt: skip
-    assert imported.fixes == {
-        "field 'model' removed": 1,
-        "image found with another suffix": 1,
-    }
+    assert [(note.location, note.reason) for note in skips.notes] == [
+        (f"{mix}[1]", "field 'model' removed"),
+        (f"{mix}[2]", "image found with another suffix"),
+    ]
     assert imported.total == 5
 
 
@@ -69,7 +70,7 @@ def test_the_format_of_mix665k_is_read(mix: Path) -> None:
         (
             {"id": "1", "image": "a.jpg", "conversations": turns("What?", "A cup.", "Sure?", "Yes.")},
             {"id": "1", "image": "/p/a.jpg", "conversations": turns("<image>\nWhat?", "A cup.", "Sure?", "Yes.")},
-            {"image placeholder added to the first question": 1},
+            [FIRST],
         ),
         (
             {"messages": [
@@ -78,56 +79,54 @@ def test_the_format_of_mix665k_is_read(mix: Path) -> None:
                 {"role": "assistant", "content": "Ann"},
             ], "images": ["a.jpg"]},
             {"id": "rows-0", "image": "/p/a.jpg", "conversations": turns("<image>\nWho?", "Ann")},
-            {"system turn removed": 1, "role 'USER' renamed to 'human'": 1, "role 'assistant' renamed to 'gpt'": 1,
-             "missing id set from the position": 1},
+            ["system turn removed"],
         ),
         (
             {"id": 7, "image": "", "conversations": [{"from": "gpt", "value": "Hi"}, *turns("A", "B", "C")]},
             {"id": "7", "conversations": turns("A", "B")},
-            {"first turn, the assistant's, removed": 1, "last turn, without an answer, removed": 1},
+            ["first turn, the assistant's, removed", "last turn, without an answer, removed"],
         ),
         (
             {"id": "1", "image": ["a.jpg", "b.jpg"], "conversations": [
                 {**turns("Same?")[0], "markdown": 3}, {"from": "gpt", "value": "No"},
             ]},
             {"id": "1", "image": ["/p/a.jpg", "/p/b.jpg"], "conversations": turns("<image>\n<image>\nSame?", "No")},
-            {"image placeholder added to the first question": 1, "field 'markdown' of turns removed": 1},
+            ["field 'markdown' of turns removed", FIRST],
         ),
     ],
 )  # fmt: skip
-def test_unambiguous_deviations_are_fixed_and_counted(
-    tmp_path: Path, record: object, expected: object, changes: dict[str, int]
+def test_unambiguous_deviations_are_fixed_and_noted(
+    tmp_path: Path, record: object, expected: object, changes: list[str]
 ) -> None:
-    """Each fix gives a record in the strict format and is counted once."""
+    """Each fix gives a record in the strict format and is noted once."""
     path = tmp_path / "rows.json"
     path.write_text(json.dumps([record]))
 
-    imported = import_llava(
-        path, SkippedItems(), ImportOptions(check_exists=False, images=Path("/p"))
-    )
+    skips = SkippedItems()
+    imported = import_llava(path, skips, ImportOptions(check_exists=False, images=Path("/p")))
 
     [conversation] = imported.conversations
     assert to_record(conversation) == expected
     assert from_record(to_record(conversation), "again") == conversation
-    assert imported.fixes == changes
+    assert [note.reason for note in skips.notes] == changes
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ("a row", "a record should be a JSON object, got 'a row'"),
-        ({"conversations": None}, "has no field conversations or messages; it needs one of them"),
-        ({"messages": []}, "has both conversations and messages"),
-        ({"conversations": "Hello"}, "turns should be a list, got 'Hello'"),
+        ({"conversations": None}, "field 'conversations' is missing; add it"),
+        ({"messages": turns("A", "B")}, "has both conversations and messages"),
+        ({"conversations": "Hello"}, "should be a list of turns, got 'Hello'"),
         ({"conversations": ["Hello"]}, "turn 1 should be a JSON object, got 'Hello'"),
         ({"conversations": []}, "needs at least a human and a gpt turn"),
         ({"conversations": [{"from": "humam", "value": "x"}]}, "the role 'humam'; did you mean 'human'"),
-        ({"conversations": [{"from": "human", "value": 3}]}, "turn 1 should have a text, got 3"),
+        ({"conversations": [{"from": "human", "value": float("nan")}]}, "turn 1 should have a text, got nan"),
         ({"conversations": [{"from": "human", "value": [{"type": "video"}]}]}, "turn 1 should have"),
         ({"conversations": turns("<image>\nWhat?", "")}, "turn 2 is empty"),
         ({"conversations": turns("<image>A", "B")[:1] + turns("C", "D")}, "turn 2 is the user's"),
         ({"conversations": turns("<image>\n<image>\nWhat?", "x")}, "has 2 <image> placeholder(s) but 1"),
-        ({"conversations": turns("What?", "<image>")}, "only a user shows images"),
+        ({"conversations": turns("What?", "<image>")}, "has the mark '<image>' of its image in an answer"),
         ({"image": None}, "has 1 <image> placeholder(s) but 0 image(s)"),
         ({"image": {"bytes": "x"}}, "images should be a path or a list of paths"),
         ({"image": "gone.jpg"}, "gone.jpg does not exist; check --images, or pass --no-check-images"),
@@ -160,11 +159,12 @@ def test_real_rows_stay_as_they_are(third_party: Path) -> None:
     folder = third_party / "lcs558k"
     path = folder / "blip_laion_cc_sbu_500.json"
 
-    imported = import_llava(path, SkippedItems(), ImportOptions(images=folder / "images"))
+    skips = SkippedItems()
+    imported = import_llava(path, skips, ImportOptions(images=folder / "images"))
 
     rows = json.loads(path.read_text())
     assert len(rows) == 500
-    assert imported.fixes == {}
+    assert skips.notes == []
     assert [to_record(record) for record in imported.conversations] == [
         {**row, "image": str(folder / "images" / row["image"])} for row in rows
     ]

@@ -99,7 +99,7 @@ def test_invalid_records_are_counted_by_source(folder: Path) -> None:
     """An invalid record stops the mix, or is skipped and listed."""
     with (folder / "b" / "set.jsonl").open("a") as file:
         file.write("{}\n")
-    with pytest.raises(InputError, match="field 'id' is missing"):
+    with pytest.raises(InputError, match="field 'conversations' is missing"):
         mix_files(weighted(folder, 1, 1), folder / "mix.json")
     assert not (folder / "mix.json").exists()
     report = mix_files(weighted(folder, 1, 1), folder / "mix.json", max_bad_fraction=0.1)

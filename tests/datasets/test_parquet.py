@@ -13,6 +13,7 @@ from caldera.conversation import (
     write_conversations,
 )
 from caldera.datasets.parquet import write_parquet
+from caldera.conversation.reader import ReadOptions
 from caldera.errors import InputError, UsageError
 from caldera.files.skipped_items import SkippedItems
 
@@ -89,7 +90,7 @@ def test_a_missing_image_is_an_error_or_skipped(data: Path, tmp_path: Path) -> N
             records_with_images(data),
             tmp_path / "hub",
             SkippedItems(1.0),
-            images=tmp_path / "nowhere",
+            options=ReadOptions(images=tmp_path / "nowhere"),
         )
     assert len(rows_of(tmp_path / "hub")) == 10
 

@@ -13,9 +13,9 @@ from caldera.errors import InputError, UnknownNameError
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
-    """Five pairs, one without its image and one whose caption contains <image>."""
+    """Five pairs, one without its image and one without its caption."""
     (tmp_path / "photos").mkdir()
-    texts = ["A dog", "A cat", "Fog", "An <image> of a cup", "Rain"]
+    texts = ["A dog", "A cat", "Fog", " ", "Rain"]
     for number in range(4):
         (tmp_path / "photos" / f"{number}.jpg").touch()
     lines = (json.dumps({"image": f"{n}.jpg", "caption": text}) for n, text in enumerate(texts))
@@ -50,8 +50,8 @@ def test_image_paths_are_relative_to_the_data_file(rows: Path, name: str) -> Non
     listed = [
         json.loads(line) for line in out.with_suffix(".skipped.jsonl").read_text().splitlines()
     ]
-    assert "4.jpg does not exist" in listed[0]["reason"]
-    assert "contains <image>" in listed[1]["reason"]
+    assert "has an empty image or caption" in listed[0]["reason"]
+    assert "4.jpg does not exist" in listed[1]["reason"]
 
 
 @pytest.mark.parametrize("max_bad_fraction", [0.0, 0.3])
@@ -59,7 +59,7 @@ def test_nothing_is_written_if_too_much_is_invalid(rows: Path, max_bad_fraction:
     """An earlier file is unchanged."""
     out = rows.parent / "data.json"
     out.write_text("before")
-    with pytest.raises(InputError, match=r"does not exist|of 5 items are invalid"):
+    with pytest.raises(InputError, match=r"empty image or caption|of 5 items are invalid"):
         import_dataset(
             "captions", rows, out, ImportOptions(images=rows.parent / "photos"), max_bad_fraction
         )

@@ -74,7 +74,7 @@ def test_invalid_records_are_errors_or_counted(file: Path, tmp_path: Path) -> No
     lines = tmp_path / "data.jsonl"
     write_conversations(lines, SET)
     lines.write_text(lines.read_text() + "{}\n")
-    with pytest.raises(InputError, match="field 'id' is missing"):
+    with pytest.raises(InputError, match="field 'conversations' is missing"):
         compute_statistics(lines, SkippedItems())
     assert compute_statistics(lines, SkippedItems(0.2)).skipped == 1
     with pytest.raises(InputError, match="1 of 6 items are invalid"):

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from caldera.conversation.reader import ReadOptions
 from caldera.datasets.validation import validate_file
 from caldera.errors import InputError
+from caldera.files.skipped_items import SkippedItems
 from caldera.progress import Advance, NoProgress
 
 
@@ -50,16 +52,14 @@ def test_valid_records_are_counted_and_progress_follows_the_bytes(
     lines = [json.dumps(record) for record in rows]
     file = tmp_path / name
     file.write_text("\n".join(lines) if name == "data.jsonl" else f"[{','.join(lines)}]")
-    progress = Counting()
+    progress, skipped = Counting(), SkippedItems(1.0)
 
-    report = validate_file(
-        file, tmp_path, decode_images=False, ignore=frozenset(), progress=progress
-    )
+    report = validate_file(file, skipped, ReadOptions(), decode_images=False, progress=progress)
 
-    assert (report.records, report.turns, report.multi_image, report.text_only) == (17, 32, 1, 1)
-    assert report.images == {"0.png", "1.png", "2.png", "3.png"}
+    assert (report.records, report.turns, report.multi_image, report.text_only) == (17, 30, 1, 1)
+    assert report.images == {"0.png", "1.png", "2.png"}
     assert report.repeated_ids == 4
-    lost, broken = report.invalid
+    lost, broken = skipped.items
     assert "3.png does not exist" in lost.reason
     assert "field 'conversations' is missing" in broken.reason
     assert progress.completed == progress.total == file.stat().st_size // 1000 > 10
@@ -70,5 +70,5 @@ def test_a_file_broken_after_valid_records_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "data.json").write_text(f"[{json.dumps(row('1'))}, {json.dumps(row('2'))[:-9]}")
     with pytest.raises(InputError, match=r"is broken JSON at line 1 column \d+"):
         validate_file(
-            tmp_path / "data.json", tmp_path, decode_images=False, ignore=frozenset(), progress=NoProgress()
+            tmp_path / "data.json", SkippedItems(), ReadOptions(), decode_images=False, progress=NoProgress()
         )  # fmt: skip

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from caldera.conversation.reader import ReadOptions
 from caldera.errors import ModelFormatError, UsageError
 from caldera.formats.model_folder import save_model_folder
 from caldera.model.bundle import LlavaBundle
@@ -26,7 +27,7 @@ def test_a_record_is_found_by_id_then_by_number(
 ) -> None:
     """An id that looks like a number is an id."""
     save_model_folder(tmp_path / "m", assistant)
-    assert inspect_record(records, record, tmp_path / "m", None, frozenset()).id == expected
+    assert inspect_record(records, record, tmp_path / "m", None, ReadOptions()).id == expected
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,7 @@ def test_a_record_is_inspected_with_any_template(
     records: Path, template: str, expected: str
 ) -> None:
     """Without a model, the packaged backbones get the special tokens of any template."""
-    inspected = inspect_record(records, "a", None, template, frozenset())
+    inspected = inspect_record(records, "a", None, template, ReadOptions())
     segments = inspected.segments
     marked = (
         f"[[{segment.text}]]" if segment.kind == "supervised" else segment.text
@@ -60,11 +61,11 @@ def test_a_model_without_a_special_token_is_rejected(
     """Nothing is printed that the model would not read."""
     save_model_folder(tmp_path / "m", assistant)
     with pytest.raises(ModelFormatError, match=r"no special token '<\|im_start\|>'"):
-        inspect_record(records, "a", tmp_path / "m", "qwen", frozenset())
+        inspect_record(records, "a", tmp_path / "m", "qwen", ReadOptions())
 
 
 @pytest.mark.parametrize("record", ["3", "-1", "\u00b2", "\u2460", "x", ""])
 def test_an_unknown_record_is_rejected(records: Path, record: str) -> None:
     """Numbers out of range and other digits, such as a superscript two, are rejected."""
     with pytest.raises(UsageError, match=r"has no record .* a number below 3"):
-        inspect_record(records, record, None, None, frozenset())
+        inspect_record(records, record, None, None, ReadOptions())

@@ -9,11 +9,16 @@ from rich.table import Table
 
 from caldera.cli.interruptions import StoppableGroup
 from caldera.cli.options import (
+    Captions,
+    Columns,
     IgnoreField,
     Images,
+    ImagesFrom,
+    Instances,
     MaxBadFraction,
     print_message,
     raise_if_renamed_command,
+    read_options_from,
     stderr_console,
     stdout_console,
 )
@@ -149,12 +154,15 @@ def print_estimate(config: "GenerateConfig") -> None:
 @app.command()
 def generate(
     source: Annotated[str, typer.Argument(help="coco (a folder) or pairs (a file).")],
-    path: Annotated[Path, typer.Argument(help="Annotations.")],
+    path: Annotated[Path, typer.Argument(help="Annotations, in a format of docs/data.md.")],
     out_file: Annotated[Path, typer.Option("--out", help="Data file, .json or .jsonl.")],
     teacher: Teacher = "scripted",
     kinds: Kinds = None,
     split: Annotated[str | None, typer.Option(help="COCO split, such as train2017.")] = None,
     images: Images = None,
+    captions: Captions = None,
+    instances: Instances = None,
+    columns: Columns = None,
     seed: Annotated[int, typer.Option(help="Seed for the wording.")] = 0,
     max_bad_fraction: MaxBadFraction = 0.0,
     ignore_field: IgnoreField = None,
@@ -192,17 +200,12 @@ def generate(
     llm_teacher = llm_teacher_from(
         teacher, api_key_env, base_url, price, settings, **prompting, **limits, **resuming
     )
+    files = {"images": images, "captions": captions, "instances": instances}
     ignored = frozenset(ignore_field or ())
-    config = GenerateConfig(
-        source=source,
-        path=path,
-        options=SourceOptions(split=split, images=images, ignore_fields=ignored),
-        teacher=teacher,
-        llm_teacher=llm_teacher,
-        kinds=kinds,
-        seed=seed,
-        max_bad_fraction=max_bad_fraction,
-    )
+    options = SourceOptions(split=split, **files, columns=columns, ignore_fields=ignored)
+    task = {"source": source, "path": path, "options": options, "kinds": kinds, "seed": seed}
+    teaching = {"teacher": teacher, "llm_teacher": llm_teacher}
+    config = GenerateConfig(**task, **teaching, max_bad_fraction=max_bad_fraction)
     if dry_run:
         print_estimate(config)
     else:
@@ -228,7 +231,7 @@ def _generate(config: "GenerateConfig", out_file: Path) -> None:
 
 @app.command()
 def check(
-    file: Annotated[Path, typer.Argument(help="Data file, .json or .jsonl.")],
+    file: Annotated[Path, typer.Argument(help="Data file, in a format of docs/data.md.")],
     images: Images = None,
     decode_images: Annotated[
         bool,
@@ -237,6 +240,7 @@ def check(
             help="Decode every image, or only check that it exists.",
         ),
     ] = True,
+    images_from: ImagesFrom = None,
     ignore_field: IgnoreField = None,
     max_bad_fraction: MaxBadFraction = 0.0,
 ) -> None:
@@ -253,33 +257,32 @@ def check(
     from caldera.files.skipped_items import SkippedItems
     from caldera.progress import default_progress
 
+    skipped = SkippedItems(1.0)
     report = validate_file(
         file,
-        images or file.parent,
+        skipped,
+        read_options_from(images, images_from, ignore_field),
         decode_images=decode_images,
-        ignore=frozenset(ignore_field or ()),
         progress=default_progress(),
     )
     print_message(
         f"{report.records} records, {report.turns} turns, {len(report.images)} images; "
         f"{report.multi_image} records with several images, {report.text_only} without; "
-        f"{report.repeated_ids} share an id; invalid: {len(report.invalid)}"
+        f"{report.repeated_ids} share an id; invalid: {len(skipped.items)}"
     )
-    if not report.invalid:
-        return
-    print_message(*(f"{item.location}: {item.reason}" for item in report.invalid[:20]))
+    print_message(*(f"{item.location}: {item.reason}" for item in skipped.items[:20]))
+    skipped.max_fraction = max_bad_fraction
     try:
-        SkippedItems(1.0, report.invalid).write(skipped_path(file))
-        print_message(f"all of them are listed in {skipped_path(file)}")
+        skipped.finish(report.records, skipped_path(file))
     except OutputError as error:
         # The check itself succeeded, so a folder without write access is no failure.
         print_message(f"not listed: {error}")
-    SkippedItems(max_bad_fraction, report.invalid).raise_if_over_limit(report.records)
+        skipped.finish(report.records)
 
 
 @app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(help="Data file, .json or .jsonl.")],
+    file: Annotated[Path, typer.Argument(help="Data file, in a format of docs/data.md.")],
     record: Annotated[str, typer.Option(help="Id or number (from 0) of the record.")] = "0",
     model: Annotated[
         Path | None, typer.Option(help="Model folder. \\[default: the packaged backbones]")
@@ -289,6 +292,7 @@ def inspect(
     ] = None,
     tokens: Annotated[bool, typer.Option("--tokens", help="Print a line for each token.")] = False,
     images: Images = None,
+    images_from: ImagesFrom = None,
     ignore_field: IgnoreField = None,
 ) -> None:
     """Print a record as the model receives it: text, image slots, and supervised text in green or [[...]].
@@ -301,8 +305,8 @@ def inspect(
     """
     from caldera.pipelines.inspect_record import inspect_record
 
-    ignored = frozenset(ignore_field or ())
-    inspected = inspect_record(file, record, model, template, ignored, images)
+    options = read_options_from(images, images_from, ignore_field)
+    inspected = inspect_record(file, record, model, template, options)
     colored = stdout_console.color_system is not None and not stdout_console.no_color
     styles: dict[SegmentKind, str] = {
         "context": "dim",

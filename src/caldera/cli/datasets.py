@@ -8,17 +8,20 @@ import typer
 from rich.table import Table
 
 from caldera.cli.options import (
+    Columns,
     IgnoreField,
     Images,
+    ImagesFrom,
     MaxBadFraction,
     print_message,
+    read_options_from,
     stderr_console,
     stdout_console,
 )
 from caldera.errors import UnknownNameError
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
-DataFile = Annotated[Path, typer.Argument(help="Data file, .json or .jsonl.")]
+DataFile = Annotated[Path, typer.Argument(help="Data file, in a format of docs/data.md.")]
 OutFile = Annotated[Path, typer.Option("--out", help="Data file to write, .json or .jsonl.")]
 
 ImageRoot = Annotated[
@@ -45,15 +48,18 @@ def import_data(
     path: Annotated[Path, typer.Argument(help="File or folder of the data set.")],
     out_file: OutFile,
     images: ImageRoot = None,
+    images_from: ImagesFrom = None,
     check_images: CheckImages = True,
     split: Split = None,
     answers: Answers = None,
     prompt_layout: Layout = "QCM-LEA",
     answer_prompt: AnswerPrompt = "each",
+    columns: Columns = None,
     per_image: Annotated[
         int, typer.Option(min=0, help="captions, coco: maximum per image; 0 for all.")
     ] = 0,
     seed: Annotated[int, typer.Option(help="captions, coco: seed for the wording.")] = 0,
+    ignore_field: IgnoreField = None,
     max_bad_fraction: MaxBadFraction = 0.0,
 ) -> None:
     """Convert a third-party data set to LLaVA's JSON. Fixes and skipped items are counted.
@@ -76,13 +82,17 @@ def import_data(
         raise UnknownNameError(
             "choice of --answer-prompt", answer_prompt, get_args(AnswerPromptPlacement)
         )
+    reading = read_options_from(images, images_from, ignore_field)
     options = ImportOptions(
         images=images,
+        images_from=reading.images_from,
+        ignore_fields=reading.ignore_fields,
         check_exists=check_images,
         split=split,
         answers=answers,
         layout=prompt_layout,
         answer_prompt=answer_prompt,  # type: ignore[arg-type] # checked above
+        columns=columns,
         per_image=per_image,
         seed=seed,
     )
@@ -92,7 +102,6 @@ def import_data(
         f"{out_file}: {report.conversations} records, {report.turns} turns, {report.images} images, of "
         f"{report.total} in total"
     )
-    _print_skipped(report.skipped, out_file)
     print_message(f"next: caldera data check {out_file}")
 
 
@@ -121,7 +130,7 @@ def mix(
         [parse_weighted_file(file) for file in files],
         out_file,
         seed=seed,
-        ignore=frozenset(ignore_field or ()),
+        options=read_options_from(None, None, ignore_field),
         max_bad_fraction=max_bad_fraction,
     )
     columns = ("source", "weight", "records", "rows", "share", "turns", "images", "no image")
@@ -132,14 +141,13 @@ def mix(
         table.add_row(source.source, f"{source.weight:g}", str(source.records), *map(str, counts))
     stderr_console.print(table)
     print_message(f"{out_file}: {report.rows} rows, {report.images} images")
-    _print_skipped(sum(source.skipped for source in report.sources), out_file)
     if as_json:
         stdout_console.print_json(json.dumps(report.as_dict()))
     print_message(f"next: caldera data check {out_file}")
 
 
 def balance(
-    file: Annotated[Path, typer.Argument(help="Data file of stage 1, .json or .jsonl.")],
+    file: Annotated[Path, typer.Argument(help="Data file of stage 1.")],
     out_file: OutFile,
     min_count: Annotated[int, typer.Option(min=1, help="Ignore phrases in fewer answers.")] = 3,
     max_per_phrase: Annotated[int, typer.Option(min=1, help="Maximum answers per phrase.")] = 100,
@@ -162,7 +170,7 @@ def balance(
         min_count=min_count,
         max_per_phrase=max_per_phrase,
         seed=seed,
-        ignore=frozenset(ignore_field or ()),
+        options=read_options_from(None, None, ignore_field),
         max_bad_fraction=max_bad_fraction,
     )
     table = Table("in records", "phrases", "mentions before", "after")
@@ -170,7 +178,6 @@ def balance(
         table.add_row(name, *map(str, counts))
     stderr_console.print(table)
     print_message(f"{out_file}: {len(result.selected)} of {result.total} records")
-    _print_skipped(result.skipped, out_file)
     if as_json:
         keys = ("records", "phrases", "before", "after")
         bins = [dict(zip(keys, row, strict=True)) for row in result.by_frequency()]
@@ -195,14 +202,17 @@ def stats(
 
       caldera data stats mix.json --out mix.html --json
     """
+    from caldera.datasets.importer import skipped_path
     from caldera.datasets.statistics import compute_statistics
     from caldera.datasets.statistics_page import write_statistics_page
     from caldera.files.skipped_items import SkippedItems
 
     page = page or file.with_suffix(".stats.html")
     skipped = SkippedItems(max_bad_fraction)
-    statistics = compute_statistics(file, skipped, frozenset(ignore_field or ()))
+    options = read_options_from(None, None, ignore_field)
+    statistics = compute_statistics(file, skipped, options)
     write_statistics_page(page, statistics, file.name)
+    skipped.finish(statistics.records + statistics.skipped, skipped_path(file))
     if as_json:
         stdout_console.print_json(json.dumps(statistics.as_dict()))
     print_message(
@@ -215,6 +225,7 @@ def to_parquet(
     file: DataFile,
     out_folder: Annotated[Path, typer.Option("--out", help="Folder for the parquet files.")],
     images: Images = None,
+    images_from: ImagesFrom = None,
     ignore_field: IgnoreField = None,
     max_bad_fraction: MaxBadFraction = 0.0,
 ) -> None:
@@ -229,19 +240,9 @@ def to_parquet(
     from caldera.files.skipped_items import SkippedItems
 
     skipped = SkippedItems(max_bad_fraction)
-    ignored = frozenset(ignore_field or ())
-    report = write_parquet(file, out_folder, skipped, images=images, ignore=ignored)
+    options = read_options_from(images, images_from, ignore_field)
+    report = write_parquet(file, out_folder, skipped, options=options)
     print_message(
         f"{out_folder}: {report.rows} rows, {report.images} images, {report.files} files, {report.bytes / 1e6:.1f} MB"
     )
-    if skipped.items:
-        skipped.write(skipped_path(out_folder))
-    _print_skipped(len(skipped.items), out_folder)
-
-
-def _print_skipped(count: int, path: Path) -> None:
-    """Print where the skipped items of an output are listed, if there are any."""
-    from caldera.datasets.importer import skipped_path
-
-    if count:
-        print_message(f"skipped: {count}, listed in {skipped_path(path)}")
+    skipped.finish(report.rows + len(skipped.items), skipped_path(out_folder))

@@ -10,6 +10,7 @@ from caldera.errors import UnknownNameError, UsageError
 from caldera.overrides import SYNONYMS
 
 if TYPE_CHECKING:
+    from caldera.conversation.reader import ReadOptions
     from caldera.devices import Runtime
     from caldera.inference.packed_linear import Quantization
 
@@ -39,6 +40,26 @@ MaxBadFraction = Annotated[
 Images = Annotated[
     Path | None,
     typer.Option(help="Folder that image paths are relative to. \\[default: the data file's]"),
+]
+ImagesFrom = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="OLD=NEW",
+        help="Folder of images in the records, and where it is here. Repeatable.",
+    ),
+]
+Captions = Annotated[
+    Path | None, typer.Option(help="COCO file of the captions, in place of the one found.")
+]
+Instances = Annotated[
+    Path | None, typer.Option(help="COCO file of the boxes, in place of the one found.")
+]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        metavar="IMAGE,CAPTION",
+        help="Columns or fields of a caption table, such as file_name,text.",
+    ),
 ]
 IgnoreField = Annotated[
     list[str] | None,
@@ -142,6 +163,20 @@ def raise_if_renamed_command(group: str | None, name: str) -> None:
     """Raise a UsageError that gives the current name of a renamed command of a group."""
     if current := RENAMED_COMMANDS.get((group or "", name)):
         raise UsageError(f"no such command: {group} {name}; did you mean {group} {current}?")
+
+
+def read_options_from(
+    images: Path | None, images_from: list[str] | None, ignore_field: list[str] | None
+) -> "ReadOptions":
+    """Return how data files are read."""
+    from caldera.conversation.image_values import parse_images_from
+    from caldera.conversation.reader import ReadOptions
+
+    return ReadOptions(
+        images=images,
+        images_from=parse_images_from(images_from or ()),
+        ignore_fields=frozenset(ignore_field or ()),
+    )
 
 
 def print_result(*lines: str) -> None:

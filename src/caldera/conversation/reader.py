@@ -1,99 +1,245 @@
-"""Reader of conversation files."""
+"""Reader of conversation files: one for training, checks, imports, mixes and statistics, so that all of them agree."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from caldera.conversation.arrow_files import is_arrow_data
+from caldera.conversation.image_marks import place_images
+from caldera.conversation.image_values import ImageLocator, ImageSource
+from caldera.conversation.record_forms import PAIR_FIELDS, TURN_FIELDS, RawRecord, RecordParser
+from caldera.conversation.turns import IMAGE_PLACEHOLDER, Conversation, ImageRef, Part, Role, Turn
+from caldera.errors import ConversationError, ImageError, InputError, shorten_value
+from caldera.files.atomic import file_exists
+from caldera.files.records import OnBytesRead, read_records
+from caldera.files.skipped_items import SkippedItems
 
-from caldera.conversation.turns import IMAGE_PLACEHOLDER, Conversation, ImageRef, Turn
-from caldera.conversation.writer import _ConversationRecord
-from caldera.errors import (
-    ConversationError,
-    did_you_mean,
-    shorten_value,
-    validation_error_field,
-)
-from caldera.files.records import read_records
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadOptions:
+    """How conversation files are read."""
+
+    ignore_fields: frozenset[str] = frozenset()
+    """Unknown fields that are no error."""
+
+    images: Path | None = None
+    """Folder that image paths are relative to; by default the file's."""
+
+    images_from: tuple[tuple[str, str], ...] = ()
+    """Former and current path of folders of images."""
+
+    check_images: bool = False
+    """Whether a record whose image does not exist is invalid."""
+
+
+@dataclass(slots=True)
+class ConversationParser:
+    """Parser of the records of one file."""
+
+    locate: Callable[[ImageSource, list[str]], str]
+    """Returns the path of an image; what was changed is added to the list."""
+
+    ignore_fields: frozenset[str] = frozenset()
+    importing: bool = False
+    """Whether to drop unknown fields, a first answer and a last question, which are errors otherwise."""
+
+    def parse(
+        self, record: object, location: str, notes: list[str], default_id: str = ""
+    ) -> Conversation:
+        """Return the conversation of a record; what was changed is added to `notes`.
+
+        Raises:
+            ConversationError: The record is invalid; the message starts with its location.
+        """
+        identity = record.get("id") if isinstance(record, dict) else None
+        name = "" if identity is None else f"record {shorten_value(str(identity))}"
+        try:
+            parser = RecordParser(self.ignore_fields, self.importing, notes)
+            raw = parser.parse(record, default_id or location)
+            if self.importing:
+                _trim_ends(raw, notes)
+            turns = self._turns(raw, notes)
+            return Conversation(raw.id, turns, location).require_answer()
+        except (ConversationError, ImageError) as error:
+            is_named = name and not str(error).startswith(("field ", "unknown field"))
+            separator = " " if str(error).startswith("has ") else ": "
+            subject = f"{name}{separator}" if is_named else ""
+            raise type(error)(f"{location}: {subject}{error}") from None
+
+    def _turns(self, raw: RawRecord, notes: list[str]) -> tuple[Turn, ...]:
+        """Return the turns of a record with its images in their places."""
+        questions = [pieces for role, pieces in raw.turns if role == "user"]
+        answers = ["".join(map(str, pieces)) for role, pieces in raw.turns if role == "assistant"]
+        placed = iter(place_images(questions, answers, raw.images, notes))
+        if any(IMAGE_PLACEHOLDER in answer for answer in answers):
+            notes.append(f"{IMAGE_PLACEHOLDER} in an answer kept as text")
+        texts = iter(answers)
+        return tuple(
+            Turn(role, self._parts(next(placed) if role == "user" else [next(texts)], notes))
+            for role, _ in raw.turns
+        )
+
+    def _parts(self, pieces: list[str | ImageSource], notes: list[str]) -> tuple[Part, ...]:
+        """Return texts, those in succession joined, and paths of images."""
+        parts: list[Part] = []
+        for piece in pieces:
+            if isinstance(piece, ImageSource):
+                parts.append(ImageRef(self.locate(piece, notes)))
+            elif parts and isinstance(parts[-1], str):
+                parts[-1] += piece
+            elif piece:
+                parts.append(piece)
+        return tuple(parts)
+
+
+def _trim_ends(raw: RawRecord, notes: list[str]) -> None:
+    """Drop an answer without a question at the start, and a question without an answer at the end."""
+
+    def drop(index: int, role: Role, note: str) -> None:
+        if raw.turns and raw.turns[index][0] == role:
+            if any(not isinstance(piece, str) for piece in raw.turns[index][1]):
+                raise ConversationError("the last turn, which shows an image, has no answer")
+            del raw.turns[index]
+            notes.append(note)
+
+    drop(0, "assistant", "first turn, the assistant's, removed")
+    drop(-1, "user", "last turn, without an answer, removed")
 
 
 def from_record(
     record: object, location: str, ignore_fields: frozenset[str] = frozenset()
 ) -> Conversation:
-    """Return the Conversation of one parsed JSON object, or raise ConversationError with the field and what to do.
+    """Return the Conversation of one parsed JSON object.
 
     Args:
-        record: The object in LLaVA's format.
+        record: The object, in any of the forms of docs/data.md.
         location: File and line or index, for messages.
-        ignore_fields: Names of additional top-level fields to ignore.
+        ignore_fields: Names of additional fields to ignore.
+
+    Raises:
+        ConversationError: The record is invalid; the message has the location, the field and what to do.
     """
-    if isinstance(record, dict) and ignore_fields:
-        record = {key: value for key, value in record.items() if key not in ignore_fields}
-    try:
-        parsed = _ConversationRecord.model_validate(record)
-    except ValidationError as error:
-        raise ConversationError(f"{location}: {_describe_error(error)}") from None
-    images = [parsed.image] if isinstance(parsed.image, str) else parsed.image or []
-    num_placeholders = sum(turn.value.count(IMAGE_PLACEHOLDER) for turn in parsed.conversations)
-    if num_placeholders != len(images):
+    parser = ConversationParser(lambda image, _: _path(image, "FILE"), ignore_fields)
+    return parser.parse(record, location, [])
+
+
+def _path(image: ImageSource, file: object) -> str:
+    """Return the path of an image; raise if the record holds the image itself."""
+    if image.content is not None:
         raise ConversationError(
-            f"{location}: record {str(parsed.id)!r} has {num_placeholders} {IMAGE_PLACEHOLDER} placeholder(s) but "
-            f"{len(images)} image(s); give each image one placeholder in a human value"
+            f"an image is given as data ({shorten_value(image.content)}) instead of a path; write it to a file with: "
+            f"caldera data import llava {file} --out NEW.json"
         )
-    paths = iter(images)
-    try:
-        turns = tuple(
-            Turn(
-                "user" if turn.speaker == "human" else "assistant",
-                _split_placeholders(turn.value, paths),
-            )
-            for turn in parsed.conversations
+    return image.path
+
+
+def iter_conversations(
+    file: Path,
+    skipped: SkippedItems,
+    options: ReadOptions,
+    on_bytes_read: OnBytesRead = lambda _: None,
+) -> Iterator[Conversation]:
+    """Yield the valid records of a file; the others, and notes about changed ones, are added to `skipped`.
+
+    Raises:
+        InputError: The file cannot be read, or an invalid record may not be skipped.
+    """
+    root = options.images or file.parent
+    locator = ImageLocator(root, options.images_from)
+    missing: dict[str, bool] = {}
+
+    def locate(image: ImageSource, notes: list[str]) -> str:
+        path = locator.locate(_path(image, file), notes)
+        if options.check_images:
+            if path not in missing:
+                missing[path] = not file_exists(root / path)
+            if missing[path]:
+                advice = (
+                    ", or name its folder with --images-from OLD=NEW" if path[:1] == "/" else ""
+                )
+                raise ImageError(
+                    f"{root / path} does not exist; check the path and --images{advice}"
+                )
+        return path
+
+    parser = ConversationParser(locate, options.ignore_fields)
+    for index, (location, record) in enumerate(located_records(file, on_bytes_read)):
+        notes: list[str] = []
+        try:
+            conversation = parser.parse(record, location, notes, f"{file.stem}-{index}")
+        except InputError as error:
+            skipped.add_or_raise(location, error)
+            continue
+        for note in dict.fromkeys(notes):
+            skipped.note(location, note)
+        yield conversation
+
+
+def located_records(
+    file: Path, on_bytes_read: OnBytesRead = lambda _: None
+) -> Iterator[tuple[str, object]]:
+    """Yield the records of a file of JSON with their locations; a list inside of one object is unwrapped.
+
+    Raises:
+        InputError: The file cannot be read, or is not JSON.
+    """
+    if is_arrow_data(file):
+        raise InputError(
+            f"{file} holds tables of the datasets library; convert it with: caldera data import llava {file} "
+            "--out NEW.json"
         )
-        return Conversation(str(parsed.id), turns).require_answer()
-    except ConversationError as error:
-        raise ConversationError(f"{location}: record {str(parsed.id)!r}: {error}") from None
+    for location, record in read_records(file, on_bytes_read):
+        if location != str(file) and location != f"{file}:1":
+            yield location, record
+            continue
+        yield from _unwrap(location, record)
 
 
-def _split_placeholders(value: str, paths: Iterator[str]) -> tuple[str | ImageRef, ...]:
-    """Split a value at its placeholders and insert the next images."""
-    if IMAGE_PLACEHOLDER not in value:
-        return (value,) if value else ()
-    first, *rest = value.split(IMAGE_PLACEHOLDER)
-    parts: list[str | ImageRef] = [first]
-    for text in rest:
-        parts += [ImageRef(next(paths)), text]
-    return tuple(part for part in parts if part != "")
+def _unwrap(location: str, record: object) -> Iterator[tuple[str, object]]:
+    """Yield the records of the only list, or the records by id, in an object that is not a record itself."""
+    if not isinstance(record, dict) or _is_record(record):
+        yield location, record
+        return
+    lists = {
+        key: value
+        for key, value in record.items()
+        if isinstance(value, list) and value and all(isinstance(item, dict) for item in value)
+    }
+    if len(lists) == 1:
+        [(name, items)] = lists.items()
+        for index, item in enumerate(items):
+            yield f"{location}: {name}[{index}]", item
+    elif record and all(isinstance(item, dict) and _is_record(item) for item in record.values()):
+        for name, item in record.items():
+            yield f"{location}: {shorten_value(name)}", {"id": name, **item}
+    else:
+        yield location, record
 
 
-def _describe_error(error: ValidationError) -> str:
-    """Describe the first error of a record in one line, with what to do."""
-    first = error.errors(include_url=False)[0]
-    location, value = first["loc"], shorten_value(first["input"])
-    field = validation_error_field(error) or "record"
-    match first["type"]:
-        case "extra_forbidden":
-            names = {"id", "image", "conversations"} if len(location) == 1 else {"from", "value"}
-            hint = did_you_mean(str(location[-1]), names)
-            return f"unknown field {field!r}; {hint} (or pass --ignore-field {location[-1]})"
-        case "model_type":
-            subject = f"field {field!r}" if location else "a record"
-            return f"{subject} should be a JSON object, got {value}"
-        case "missing":
-            return f"field {field!r} is missing; add it"
-        case "too_short" if field == "conversations":
-            return "field 'conversations' needs at least a human and a gpt turn"
-        case _:
-            return f"field {field!r}: {first['msg'].lower()}, got {value}"
+def _is_record(record: dict[str, object]) -> bool:
+    """Return whether an object has the turns of a record."""
+    return any(name in record for name in TURN_FIELDS) or any(
+        {*pair} <= record.keys() for pair in PAIR_FIELDS
+    )
 
 
 def read_conversations(
-    path: Path, ignore_fields: frozenset[str] = frozenset()
+    path: Path,
+    ignore_fields: frozenset[str] = frozenset(),
+    *,
+    skipped: SkippedItems | None = None,
+    options: ReadOptions | None = None,
 ) -> list[Conversation]:
     """Return all conversations of a data file.
+
+    Args:
+        path: File in any of the formats of docs/data.md.
+        ignore_fields: Names of additional fields to ignore.
+        skipped: Takes invalid records, and notes about changed ones; by default the first invalid one is an error.
+        options: All options, in place of `ignore_fields`.
 
     Raises:
         InputError: The file or a record in it is invalid.
     """
-    return [from_record(record, location, ignore_fields) for location, record in read_records(path)]
-
-
+    options = options or ReadOptions(ignore_fields=ignore_fields)
+    return list(iter_conversations(path, skipped or SkippedItems(), options))

@@ -1,7 +1,7 @@
 """Conversations of text and images."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from caldera.errors import ConversationError, UsageError
@@ -22,12 +22,16 @@ class ImageRef:
     """Path of the file as in the record: relative to the image folder, or absolute."""
 
 
+Part = str | ImageRef
+"""A text or an image in a turn."""
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
     """A message of the user or the assistant: texts and images in order."""
 
     role: Role
-    parts: tuple[str | ImageRef, ...]
+    parts: tuple[Part, ...]
 
     @property
     def text(self) -> str:
@@ -49,6 +53,8 @@ class Conversation:
 
     id: str
     turns: tuple[Turn, ...]
+    location: str = field(default="", compare=False, repr=False)
+    """File and line or index that it was read from, for messages."""
 
     def __post_init__(self) -> None:
         """Check the turns."""
@@ -98,7 +104,7 @@ def is_valid_utf8(text: str) -> bool:
     return True
 
 
-def label_images(images: Sequence[ImageRef]) -> tuple[str | ImageRef, ...]:
+def label_images(images: Sequence[ImageRef]) -> tuple[Part, ...]:
     """Return several images with letters as labels, one per line."""
     if len(images) > len(LETTERS):
         raise UsageError(

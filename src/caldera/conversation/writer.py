@@ -49,11 +49,11 @@ def json_schema() -> dict[str, object]:
 
 
 def to_record(conversation: Conversation) -> dict[str, object]:
-    """Return the JSON object of a Conversation; raise ConversationError if a text contains the literal placeholder."""
+    """Return the JSON object of a Conversation; raise ConversationError if a question contains the placeholder."""
     for turn in conversation.turns:
-        if IMAGE_PLACEHOLDER in turn.text:
+        if turn.role == "user" and IMAGE_PLACEHOLDER in turn.text:
             raise ConversationError(
-                f"record {conversation.id!r} contains {IMAGE_PLACEHOLDER} in its text, which LLaVA's JSON would "
+                f"record {conversation.id!r} contains {IMAGE_PLACEHOLDER} in a question, which LLaVA's JSON would "
                 "read as an image; reword it"
             )
     record: dict[str, object] = {"id": conversation.id}

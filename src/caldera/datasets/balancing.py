@@ -17,9 +17,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from caldera.conversation.reader import ReadOptions, iter_conversations
 from caldera.datasets.importer import (
     PathRewriter,
-    read_valid_conversations,
     representable_conversations,
     write_with_skipped,
 )
@@ -249,14 +249,15 @@ def balance_file(
     min_count: int = MIN_COUNT,
     max_per_phrase: int = MAX_PER_PHRASE,
     seed: int = 0,
-    ignore: frozenset[str] = frozenset(),
+    options: ReadOptions | None = None,
     max_bad_fraction: float = 0.0,
 ) -> BalanceResult:
     """Write the records of a data file whose answers `balance` selects, whole or not at all."""
     skipped = SkippedItems(max_bad_fraction)
-    valid = read_valid_conversations(file, skipped, ignore)
+    valid = iter_conversations(file, skipped, options or ReadOptions())
     conversations = list(representable_conversations(valid, file, skipped))
-    skipped.raise_if_over_limit(len(conversations) + len(skipped.items))
+    total = len(conversations) + len(skipped.items)
+    skipped.raise_if_over_limit(total)
     answers = [
         ".\n".join(turn.text for turn in conversation.turns if turn.role == "assistant")
         for conversation in conversations
@@ -268,5 +269,5 @@ def balance_file(
         )
     rewriter = PathRewriter(file.parent, out.parent)
     selected = [rewriter.rewrite(conversations[index]) for index in result.selected]
-    write_with_skipped(out, selected, skipped)
+    write_with_skipped(out, selected, skipped, total)
     return replace(result, skipped=len(skipped.items))

@@ -9,9 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from caldera.conversation import Conversation, ImageRef, from_record, to_record, write_conversations
+from caldera.conversation import Conversation, ImageRef, to_record, write_conversations
 from caldera.errors import AnnotationError, ImageError, InputError
-from caldera.files.records import read_records
 from caldera.files.skipped_items import SkippedItems
 
 AnswerPromptPlacement = Literal["each", "first", "none"]
@@ -24,6 +23,15 @@ class ImportOptions:
 
     images: Path | None = None
     """Folder that image names are relative to."""
+
+    images_from: tuple[tuple[str, str], ...] = ()
+    """Former and current path of folders of images."""
+
+    ignore_fields: frozenset[str] = frozenset()
+    """Fields of records that may be lost although they hold media."""
+
+    new_images: Path = Path("images")
+    """Folder for images that the records themselves hold."""
 
     check_exists: bool = True
     """Check that each image exists."""
@@ -39,6 +47,9 @@ class ImportOptions:
 
     answer_prompt: AnswerPromptPlacement = "each"
     """Questions that end with the sentence that asks for a short answer."""
+
+    columns: str | None = None
+    """Columns or fields of the image and the caption, 'file_name,text'; None: by their usual names."""
 
     per_image: int = 0
     """Maximum number of captions per image, each a conversation; 0 for all."""
@@ -117,19 +128,6 @@ class PathRewriter:
         return replace(conversation, turns=turns)
 
 
-def read_valid_conversations(
-    file: Path, skipped: SkippedItems, ignore: frozenset[str] = frozenset()
-) -> Iterator[Conversation]:
-    """Yield the valid records of a data file; the others are added to `skipped`, which may raise."""
-    for location, record in read_records(file):
-        try:
-            conversation = from_record(record, location, ignore)
-        except InputError as error:
-            skipped.add_or_raise(location, error)
-        else:
-            yield conversation
-
-
 def representable_conversations(
     conversations: Iterable[Conversation], source: Path, skipped: SkippedItems
 ) -> Iterator[Conversation]:
@@ -154,14 +152,13 @@ def read_json(path: Path, advice: str = "check the path") -> Any:  # noqa: ANN40
 
 
 def write_with_skipped(
-    out: Path, conversations: Iterable[Conversation], skipped: SkippedItems
+    out: Path, conversations: Iterable[Conversation], skipped: SkippedItems, total: int
 ) -> None:
-    """Write a data file and, if records were skipped, their list next to it."""
+    """Write a data file and, next to it, the list of skipped and changed records."""
     write_conversations(out, conversations)
-    if skipped.items:
-        skipped.write(skipped_path(out))
+    skipped.finish(total, skipped_path(out))
 
 
 def skipped_path(file: Path) -> Path:
-    """Return the path of the list of records skipped for a file or folder."""
+    """Return the path of the list of records that were skipped or changed for a file or folder."""
     return file.with_suffix(".skipped.jsonl")

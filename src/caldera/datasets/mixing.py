@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from caldera.conversation import Conversation
-from caldera.datasets.importer import PathRewriter, read_valid_conversations, write_with_skipped
+from caldera.conversation.reader import ReadOptions, iter_conversations
+from caldera.datasets.importer import PathRewriter, write_with_skipped
 from caldera.errors import InputError, UsageError
 from caldera.files.skipped_items import SkippedItems
 
@@ -91,7 +92,7 @@ def mix_files(
     out: Path,
     *,
     seed: int = 0,
-    ignore: frozenset[str] = frozenset(),
+    options: ReadOptions | None = None,
     max_bad_fraction: float = 0.0,
 ) -> MixReport:
     """Mix several data files into one, shuffled; it is written whole or not at all.
@@ -104,7 +105,7 @@ def mix_files(
     names = _unique_names([weighted.file for weighted in weighted_files])
     for name, weighted in zip(names, weighted_files, strict=True):
         num_skipped = len(skipped.items)
-        records = list(read_valid_conversations(weighted.file, skipped, ignore))
+        records = list(iter_conversations(weighted.file, skipped, options or ReadOptions()))
         num_skipped = len(skipped.items) - num_skipped
         total += len(records) + num_skipped
         rewriter = PathRewriter(weighted.file.parent, out.parent)
@@ -131,7 +132,7 @@ def mix_files(
     if not mixed:
         raise InputError("the mix is empty; give files with records, or larger weights")
     random.Random(seed).shuffle(mixed)
-    write_with_skipped(out, _with_unique_ids(mixed), skipped)
+    write_with_skipped(out, _with_unique_ids(mixed), skipped, total)
     return MixReport(tuple(reports), _num_images(mixed), seed)
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from caldera.conversation import from_record, to_record
+from caldera.conversation import Conversation, to_record
+from caldera.conversation.reader import ReadOptions, iter_conversations
 from caldera.errors import InputError, OutputError, UsageError
 from caldera.files.atomic import atomic_folder, write_atomic
-from caldera.files.records import read_records
 from caldera.files.skipped_items import SkippedItems
 from caldera.images.decoding import read_bytes
 
@@ -44,13 +44,12 @@ def write_parquet(
     folder: Path,
     skipped: SkippedItems,
     *,
-    images: Path | None = None,
-    ignore: frozenset[str] = frozenset(),
+    options: ReadOptions | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> ParquetReport:
     """Write `data/train-*.parquet` and a data set card into a folder, whole or not at all.
 
-    Image paths are relative to `images`, by default the file's folder. An earlier export in `folder` is replaced.
+    An earlier export in `folder` is replaced.
     """
     try:
         import pyarrow
@@ -63,17 +62,16 @@ def write_parquet(
         )
     with atomic_folder(folder) as new_folder:
         writer = _ShardWriter(new_folder / "data", shard_bytes)
-        total = 0
+        options = options or ReadOptions()
         try:
-            for location, record in read_records(file):
-                total += 1
+            for conversation in iter_conversations(file, skipped, options):
                 try:
-                    row = _row(record, location, images or file.parent, ignore)
+                    row = _row(conversation, options.images or file.parent)
                 except InputError as error:
-                    skipped.add_or_raise(location, error)
+                    skipped.add_or_raise(conversation.location, error)
                 else:
                     writer.add(row)
-            skipped.raise_if_over_limit(total)
+            skipped.raise_if_over_limit(writer.report.rows + len(skipped.items))
             if not writer.report.rows:
                 raise InputError(f"{file} has no valid record to write; see the skipped ones")
             writer.finish()
@@ -91,9 +89,8 @@ def _is_parquet_set(folder: Path) -> bool:
     return all(str(path) == "README.md" or path.match("data/*.parquet") for path in paths)
 
 
-def _row(record: object, location: str, root: Path, ignore: frozenset[str]) -> dict[str, Any]:
+def _row(conversation: Conversation, root: Path) -> dict[str, Any]:
     """Return a record with the bytes of its images."""
-    conversation = from_record(record, location, ignore)
     images = [
         {"bytes": read_bytes(root / name), "path": name.replace("../", "")}
         for name in conversation.images

@@ -1,7 +1,7 @@
 """Importers by exact name, and the import of a data set into a data file."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from caldera.datasets.captions import import_captions, import_coco
@@ -49,6 +49,7 @@ def import_dataset(
     if kind not in IMPORTERS:
         raise UnknownNameError("importer", kind, IMPORTERS)
     skipped = SkippedItems(max_bad_fraction)
+    options = replace(options, new_images=out.with_suffix(".images"))
     imported = IMPORTERS[kind](path, skipped, options)
     rewriter = PathRewriter(Path(), out.parent)
     conversations = [
@@ -58,7 +59,7 @@ def import_dataset(
     skipped.raise_if_over_limit(max(1, imported.total))
     if not conversations:
         raise InputError(f"{path} has no valid record to write; see the skipped ones")
-    write_with_skipped(out, conversations, skipped)
+    write_with_skipped(out, conversations, skipped, imported.total)
     return ImportReport(
         total=imported.total,
         conversations=len(conversations),

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import get_args
 
 from caldera.conversation import Conversation
+from caldera.conversation.reader import ReadOptions, iter_conversations
 from caldera.datasets.balancing import noun_phrases, word_set
-from caldera.datasets.importer import read_valid_conversations
 from caldera.files.skipped_items import SkippedItems
 from caldera.instructions.dialogues import Kind
 
@@ -184,11 +184,11 @@ def first_words(question: str) -> tuple[str, ...]:
 
 
 def compute_statistics(
-    file: Path, skipped: SkippedItems, ignore: frozenset[str] = frozenset()
+    file: Path, skipped: SkippedItems, options: ReadOptions | None = None
 ) -> DatasetStatistics:
     """Compute the statistics of a data file."""
     statistics = DatasetStatistics()
-    for conversation in read_valid_conversations(file, skipped, ignore):
+    for conversation in iter_conversations(file, skipped, options or ReadOptions()):
         statistics.add(conversation)
     statistics.skipped = len(skipped.items)
     skipped.raise_if_over_limit(statistics.records + statistics.skipped)

@@ -2,14 +2,12 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from caldera.conversation import from_record
-from caldera.errors import ConversationError, InputError
-from caldera.files.atomic import file_exists
-from caldera.files.records import read_records
-from caldera.files.skipped_items import SkippedItem
+from caldera.conversation.reader import ReadOptions, iter_conversations
+from caldera.errors import ImageError
+from caldera.files.skipped_items import SkippedItems
 from caldera.images.decoding import open_image
 from caldera.progress import Advance, Progress
 
@@ -32,51 +30,48 @@ class ValidationReport:
     repeated_ids: int = 0
     """Number of records that share their id with another one, which is allowed."""
 
-    invalid: list[SkippedItem] = field(default_factory=list)
-
 
 def validate_file(
     file: Path,
-    images: Path,
+    skipped: SkippedItems,
+    options: ReadOptions,
     *,
     decode_images: bool,
-    ignore: frozenset[str],
     progress: Progress,
 ) -> ValidationReport:
-    """Check every record of a file, and each of its images once."""
+    """Check every record of a file, and each of its images once; invalid records are added to `skipped`."""
     report = ValidationReport()
+    root = options.images or file.parent
+    options = replace(options, check_images=True)
     ids: Counter[str] = Counter()
-    image_errors: dict[str, str | None] = {}
+    image_errors: dict[str, ImageError | None] = {}
     with progress.task("checking, in kB", _size_in_kb(file)) as advance:
-        for location, record in read_records(file, _advance_by_kb(advance)):
-            report.records += 1
-            try:
-                conversation = from_record(record, location, ignore)
-                ids[conversation.id] += 1
-                report.turns += len(conversation.turns)
-                report.multi_image += len(conversation.images) > 1
-                report.text_only += not conversation.images
-                for name in conversation.images:
-                    if name not in image_errors:
-                        image_errors[name] = _image_error(images / name, decode=decode_images)
-                    if image_errors[name] is not None:
-                        raise ConversationError(f"{location}: {image_errors[name]}")
-            except InputError as error:
-                reason = str(error).removeprefix(f"{location}: ")
-                report.invalid.append(SkippedItem(location, reason))
-    report.images = set(image_errors)
+        for conversation in iter_conversations(file, skipped, options, _advance_by_kb(advance)):
+            for name in conversation.images:
+                if name not in image_errors:
+                    image_errors[name] = _image_error(root / name) if decode_images else None
+            errors = filter(None, (image_errors[name] for name in conversation.images))
+            if error := next(errors, None):
+                location = conversation.location
+                error = ImageError(f"{location}: record {conversation.id!r}: {error}")
+                skipped.add_or_raise(location, error)
+                continue
+            ids[conversation.id] += 1
+            report.turns += len(conversation.turns)
+            report.multi_image += len(conversation.images) > 1
+            report.text_only += not conversation.images
+            report.images.update(conversation.images)
+    report.records = ids.total() + len(skipped.items)
     report.repeated_ids = sum(count for count in ids.values() if count > 1)
     return report
 
 
-def _image_error(path: Path, *, decode: bool) -> str | None:
-    """Return the error of an invalid image, None for a valid one."""
-    if not decode:
-        return None if file_exists(path) else f"{path} does not exist; check the path and --images"
+def _image_error(path: Path) -> ImageError | None:
+    """Return the error of an image that cannot be decoded."""
     try:
         open_image(path)
-    except InputError as error:
-        return str(error)
+    except ImageError as error:
+        return error
     return None
 
 

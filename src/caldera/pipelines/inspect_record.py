@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from caldera.conversation import Conversation, read_conversations
+from caldera.conversation.reader import ReadOptions
 from caldera.errors import UsageError
 from caldera.formats.assemble import assemble
 from caldera.formats.open_model import load_model
@@ -29,8 +30,7 @@ def inspect_record(
     record: str,
     model: Path | None,
     template: str | None,
-    ignore: frozenset[str],
-    images: Path | None = None,
+    options: ReadOptions,
 ) -> InspectedRecord:
     """Encode one record for a model folder, or for the packaged backbones.
 
@@ -39,11 +39,11 @@ def inspect_record(
     Raises:
         CalderaError: File, record, model or template does not exist or cannot be used.
     """
-    conversation = _find_record(read_conversations(file, ignore), record, file)
+    conversation = _find_record(read_conversations(file, options=options), record, file)
     assistant = load_model(model) if model else _default_model(template or "vicuna_v1")
     name = template or assistant.card.template
     encoded = encode(find_template(name).render(conversation), assistant.tokenizer)
-    folder = images or file.parent
+    folder = options.images or file.parent
     layouts = assistant.layouts(folder / path for path in encoded.image_paths)
     counts = assistant.image_tokens(layouts)
     return InspectedRecord(

@@ -1,0 +1,94 @@
+"""Reader of parquet files, and of files and folders that the `datasets` library saved."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from caldera.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from pyarrow import RecordBatch
+
+_MAGIC = (b"PAR1", b"ARROW1")
+_STREAM_MAGIC = b"\xff\xff\xff\xff"
+"""Start of an Arrow stream, the format of the files that `save_to_disk` writes."""
+
+_SHARD = re.compile(r"(\w+?)(?:[.-]\d+(?:-of-\d+)?)?")
+_NO_SPLITS = ("data", "part")
+"""Starts of file names that name no split; there the folder does."""
+
+_BATCH_ROWS = 100
+
+
+def is_arrow_data(path: Path) -> bool:
+    """Return whether a path is a folder, a parquet file or an Arrow file."""
+    if path.is_dir():
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(6).startswith((*_MAGIC, _STREAM_MAGIC))
+    except OSError:
+        # Reported by the reader.
+        return False
+
+
+def read_arrow_rows(
+    path: Path, split: str | None = None
+) -> Iterator[tuple[str, dict[str, object]]]:
+    """Yield the rows of a parquet or Arrow file, or of the files in a folder, with their locations.
+
+    Raises:
+        InputError: The files cannot be read, or belong to several splits and `split` is not given.
+        UsageError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise UsageError("parquet needs pyarrow; run: pip install 'caldera[parquet]'") from error
+    for file in _data_files(path, split) if path.is_dir() else [path]:
+        row = 0
+        try:
+            for batch in _batches(file):
+                for record in batch.to_pylist():
+                    yield f"{file}[{row}]", record
+                    row += 1
+        except (pyarrow.ArrowException, OSError) as error:
+            raise InputError(f"cannot read {file}: {error}") from error
+
+
+def _batches(file: Path) -> "Iterator[RecordBatch]":
+    """Yield the rows of a parquet file, an Arrow file or an Arrow stream in groups."""
+    from pyarrow import ipc, parquet
+
+    with file.open("rb") as source:
+        magic = source.read(6)
+        source.seek(0)
+        if magic.startswith(b"PAR1"):
+            yield from parquet.ParquetFile(source).iter_batches(_BATCH_ROWS)
+        elif magic == b"ARROW1":
+            reader = ipc.open_file(source)
+            yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
+        else:
+            yield from ipc.open_stream(source)
+
+
+def _data_files(folder: Path, split: str | None) -> list[Path]:
+    """Return the files of one split in a folder of parquet files, or one that `save_to_disk` wrote."""
+    files = sorted(path for ending in ("parquet", "arrow") for path in folder.rglob(f"*.{ending}"))
+    if not files:
+        raise InputError(
+            f"{folder} holds no .parquet or .arrow file; give a data file, or a folder of the datasets library"
+        )
+    by_split: dict[str, list[Path]] = {}
+    for file in files:
+        shard = _SHARD.fullmatch(file.stem)
+        name = shard[1] if shard and shard[1] not in _NO_SPLITS else file.parent.name
+        by_split.setdefault(name, []).append(file)
+    if split is None and len(by_split) == 1:
+        return files
+    if split not in by_split:
+        raise InputError(
+            f"{folder} holds the splits {', '.join(by_split)}; choose one with --split NAME"
+        )
+    return by_split[split]

@@ -1,0 +1,279 @@
+"""Image marks in the texts of a record, in the dialects of other projects, and the images that they stand for."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from caldera.conversation.image_values import ImageSource, parse_image
+from caldera.conversation.turns import IMAGE_PLACEHOLDER
+from caldera.errors import ConversationError, shorten_value
+
+MarkKind = Literal["image", "numbered", "path", "media"]
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """A form of image marks."""
+
+    name: str
+    """Projects that use it."""
+
+    example: str
+    pattern: str
+    """Regular expression without regard to case; its group is the number or the path."""
+
+    kind: MarkKind = "image"
+    """The next image, an image by number, an image by its path, or a medium that is not read."""
+
+
+_PATH = r"[^<>\[\]\(\)\n]+?\.(?:jpe?g|png|webp|gif|bmp|tiff?)"
+_MARKDOWN = rf"!\[[^\]]*\]\(\s*(data:[^)\s]+|{_PATH}(?:\?[^)\s]*)?)(?:\s+\"[^\"]*\")?\s*\)"
+_HTML = rf"<img\s(?:[^<>]*\s)?src\s*=\s*[\"']?(data:[^\"'<>\s]+|{_PATH})[\"']?(?:\s[^<>]*)?/?>"
+_QWEN2 = r"<\|vision_start\|>(?:<\|image_pad\|>)+<\|vision_end\|>|(?:<\|image_pad\|>)+"
+_KIMI = r"<\|media_start\|>image<\|media_content\|>(?:<\|media_pad\|>)*<\|media_end\|>"
+_GLM = r"<\|begin_of_image\|>(?:<\|(?:image|endoftext)\|>)*<\|end_of_image\|>"
+_GEMMA = r"<start_of_image>(?:(?:<image_soft_token>)*<end_of_image>)?|(?:<image_soft_token>)+"
+_IDEFICS = r"<fake_token_around_image>(?:<image>)+<fake_token_around_image>"
+_NUMBERED = r"<(?:image|img|picture)[_ -]?(\d+)>|\[(?:image|img|picture)[_ -](\d+)\]"
+_SPELLED = r"<\s*(?:image|img|picture|photo)s?\s*/?>|&lt;image&gt;|\[(?:image|picture|photo)\]|\{\{?image\}?\}"
+_MEDIA = (
+    r"<\|vision_start\|>(?:<\|video_pad\|>)*<\|vision_end\|>|\[(?:video|audio)\]|"
+    r"<\|?(?:video|vid|audio|speech|sound|point[ _-]?cloud|3d|bbox|ref-object)"
+    r"(?:[ _-]?(?:pad|here|context|placeholder|(?:soft[ _-])?token|bos|eos|start|end|\d+))*\|?>"
+)
+
+DIALECTS = (
+    Dialect("MiniCPM-V", "(<image>./</image>)", r"\(<image>\./</image>\)|<image>(?:\./)?</image>"),
+    Dialect("Qwen-VL", "<img>cat.jpg</img>", r"<img>([^<>\n]+)</img>", "path"),
+    Dialect("path", "<image>cat.jpg</image>", rf"<image>\s*({_PATH})\s*</image>", "path"),
+    Dialect("BBCode", "[img]cat.jpg[/img]", r"\[img\]([^\[\]\n]+)\[/img\]", "path"),
+    Dialect("Markdown", "![a cat](cat.jpg)", _MARKDOWN, "path"),
+    Dialect("HTML", '<img src="cat.jpg">', _HTML, "path"),
+    Dialect(
+        "InternVL", "<img><IMG_CONTEXT></img>", r"<img>(?:<IMG_CONTEXT>)*</img>|(?:<IMG_CONTEXT>)+"
+    ),
+    Dialect("Qwen2-VL", "<|vision_start|><|image_pad|><|vision_end|>", _QWEN2),
+    Dialect("Kimi-VL", "<|media_start|>image<|media_content|><|media_pad|><|media_end|>", _KIMI),
+    Dialect("GLM-4V", "<|begin_of_image|><|image|><|end_of_image|>", _GLM),
+    Dialect("Gemma 3", "<start_of_image>", _GEMMA),
+    Dialect("Idefics", "<fake_token_around_image><image><fake_token_around_image>", _IDEFICS),
+    Dialect("LLaVA", "<im_start><image><im_end>", r"<im_start>(?:<image>|(?:<im_patch>)+)<im_end>"),
+    Dialect("MiniGPT-4, XComposer", "<ImageHere>", r"<img><ImageHere></img>|<ImageHere>"),
+    Dialect("Pixtral", "[IMG]", r"(?:\[IMG\]|\[IMG_BREAK\])*\[IMG_END\]|\[IMG\]"),
+    Dialect("Llama 3.2, mPLUG-Owl", "<|image|>", r"<\|image\|>"),
+    Dialect(
+        "DeepSeek-VL, Yi-VL, Emu",
+        "<image_placeholder>",
+        r"\[?<(?:image|img)[ _-](?:placeholder|token|plh)>\]?",
+    ),
+    Dialect("Phi-3", "<|image_1|>", r"<\|(?:image|img)[_ -]?(\d+)\|>", "numbered"),
+    Dialect("MMMU", "<image_1>", _NUMBERED, "numbered"),
+    Dialect("LLaVA, LLaVA-NeXT, InternVL", IMAGE_PLACEHOLDER, r"<image>"),
+    Dialect("other spelling", "<Image>", _SPELLED),
+    Dialect("video, audio, boxes", "<video>", _MEDIA, "media"),
+)
+"""Forms of image marks. Where several match, the first one is meant."""
+
+_GROUP = re.compile(r"(?<!\\)\((?!\?)")
+_ALTERNATIVES = "|".join(
+    f"(?P<d{number}>{_GROUP.sub('(?:', dialect.pattern)})"
+    for number, dialect in enumerate(DIALECTS)
+)
+_ANY = re.compile(rf"(?=[<\[{{&(!])(?:{_ALTERNATIVES})", re.IGNORECASE)
+_EACH = [re.compile(dialect.pattern, re.IGNORECASE) for dialect in DIALECTS]
+_CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`", re.DOTALL)
+_MENTION = re.compile(r"\s+(?:html\s+)?(?:tag|element|token|keyword|attribute)s?\b", re.IGNORECASE)
+_CLOSING_TAG = re.compile(r"</[a-z][a-z0-9]*>", re.IGNORECASE)
+_QUOTES = {'"': '"', "'": "'", "\N{LEFT DOUBLE QUOTATION MARK}": "\N{RIGHT DOUBLE QUOTATION MARK}"}
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A mark of an image, or an image part of a message that does not name its image."""
+
+    text: str = IMAGE_PLACEHOLDER
+    kind: MarkKind = "image"
+    value: str = ""
+    """Number or path."""
+
+    dialect: str = ""
+
+
+_PLACEHOLDER = Mark(dialect="LLaVA")
+
+Piece = str | Mark | ImageSource
+
+
+def split_marks(text: str, keys: Sequence[str] = ()) -> list[str | Mark]:
+    """Split a text at its image marks; `keys` are further marks, each the name of an image."""
+    for key in keys:
+        if key in text:
+            before, _, after = text.partition(key)
+            return [*split_marks(before, keys), Mark(key, "path", key), *split_marks(after, keys)]
+    rest = text.replace(IMAGE_PLACEHOLDER, "")
+    if not any(character in rest for character in "<[{&"):
+        return _split_placeholders(text)
+    pieces: list[str | Mark] = []
+    end = 0
+    for match in _ANY.finditer(text):
+        number = int((match.lastgroup or "d0")[1:])
+        if _is_mention(text, match, DIALECTS[number]):
+            continue
+        whole = _EACH[number].fullmatch(match[0])
+        value = next((group for group in whole.groups() if group), "") if whole else ""
+        dialect = DIALECTS[number]
+        pieces += [text[end : match.start()], Mark(match[0], dialect.kind, value, dialect.name)]
+        end = match.end()
+    return [piece for piece in [*pieces, text[end:]] if piece != ""]
+
+
+def _split_placeholders(text: str) -> list[str | Mark]:
+    """Split a text that has no other marks than <image>."""
+    if IMAGE_PLACEHOLDER not in text:
+        return [text] if text else []
+    first, *rest = text.split(IMAGE_PLACEHOLDER)
+    pieces: list[str | Mark] = [first]
+    for part in rest:
+        pieces += [_PLACEHOLDER, part]
+    return [piece for piece in pieces if piece != ""]
+
+
+def _is_mention(text: str, match: re.Match[str], dialect: Dialect) -> bool:
+    """Return whether a text only mentions a mark: as code, in quotes, or as the name of a tag."""
+    if match[0] == IMAGE_PLACEHOLDER:
+        return False
+    start, end = match.span()
+    if start and _QUOTES.get(text[start - 1]) == text[end : end + 1] != "":
+        return True
+    if _MENTION.match(text, end):
+        return True
+    if dialect.name == "HTML" and _CLOSING_TAG.search(text):
+        return True
+    name = match[0].strip("<>|").lower()
+    is_html = dialect.kind == "media" and f"</{name}>" in text.lower() and "<source" in text.lower()
+    return is_html or any(code.start() <= start < code.end() for code in _CODE.finditer(text))
+
+
+def place_images(
+    questions: Sequence[Sequence[Piece]],
+    answers: Sequence[str],
+    images: Sequence[ImageSource],
+    notes: list[str],
+) -> list[list[str | ImageSource]]:
+    """Return the user's turns with the images of a record in place of their marks, one to one.
+
+    Without any mark the images precede the first question. What was changed is added to `notes`.
+
+    Raises:
+        ConversationError: Marks and images do not fit one to one, or a mark means another medium.
+    """
+    pieces = [piece for turn in questions for piece in turn]
+    marks = [piece for piece in pieces if isinstance(piece, Mark)]
+    for mark in marks:
+        if mark.kind == "media":
+            raise ConversationError(
+                f"has the mark {shorten_value(mark.text)} of a medium that is not read; remove the record"
+            )
+    remaining = list(images)
+    own = {id(p): _take(p, remaining) for p in pieces if isinstance(p, ImageSource)}
+    if remaining and questions and not marks and not own:
+        return _put_first(questions, answers, remaining, notes)
+    placed = iter(_assign(marks, remaining, len(images) + len(own), notes))
+    return [
+        [
+            next(placed) if isinstance(piece, Mark) else piece if isinstance(piece, str) else own[id(piece)]
+            for piece in turn
+        ]
+        for turn in questions
+    ]  # fmt: skip
+
+
+def _put_first(
+    questions: Sequence[Sequence[Piece]],
+    answers: Sequence[str],
+    images: Sequence[ImageSource],
+    notes: list[str],
+) -> list[list[str | ImageSource]]:
+    """Return the user's turns, without any mark, with the images before the first one."""
+    for answer in answers:
+        for piece in split_marks(answer):
+            if isinstance(piece, Mark) and piece.kind in ("image", "numbered"):
+                raise ConversationError(
+                    f"has the mark {shorten_value(piece.text)} of its image in an answer of the assistant; only a "
+                    "user shows images"
+                )
+    notes.append("images without a mark put before the first question")
+    first = [part for image in images for part in (image, "\n")]
+    return [[*first, *_texts(questions[0])], *(_texts(turn) for turn in questions[1:])]
+
+
+def _texts(turn: Sequence[Piece]) -> list[str | ImageSource]:
+    return [piece for piece in turn if isinstance(piece, str)]
+
+
+def _assign(
+    marks: Sequence[Mark], remaining: list[ImageSource], num_images: int, notes: list[str]
+) -> Iterator[ImageSource | str]:
+    """Yield the image of each mark, or its text where all images have a place without it."""
+    by_path = {
+        id(mark): _take(parse_image(mark.value), remaining) if mark.dialect else _keyed(mark, remaining)
+        for mark in marks
+        if mark.kind == "path"
+    }  # fmt: skip
+    unnamed = [mark for mark in marks if mark.kind == "image"]
+    numbered = [mark for mark in marks if mark.kind == "numbered"]
+    numbers = [int(mark.value) for mark in numbered]
+    by_number: dict[int, ImageSource] = {}
+    if not unnamed and remaining and len(numbers) == len(remaining):
+        start = min(numbers)
+        if start in (0, 1) and sorted(numbers) == [*range(start, start + len(numbers))]:
+            by_number = {number: remaining[number - start] for number in numbers}
+            remaining = []
+    num_images += sum(mark.dialect != "" for mark in marks if mark.kind == "path")
+    if len(unnamed) != len(remaining) or (numbers and max(numbers) > num_images):
+        raise _count_error(unnamed + numbered, remaining)
+    images = iter(remaining)
+    for mark in marks:
+        if mark.kind == "numbered" and not by_number:
+            notes.append(f"mark {mark.text!r} of an image that has a place already kept as text")
+            yield mark.text
+            continue
+        if mark.dialect and mark.text != IMAGE_PLACEHOLDER:
+            notes.append(f"{mark.dialect} mark {shorten_value(mark.text)} read as <image>")
+        yield (
+            by_path[id(mark)]
+            if mark.kind == "path"
+            else (by_number[int(mark.value)] if mark.kind == "numbered" else next(images))
+        )
+
+
+def _take(source: ImageSource, remaining: list[ImageSource]) -> ImageSource:
+    """Remove and return the remaining image that a source names, by its path or else its file name; else the source."""
+    equal = [image for image in remaining if image == source or source.path == image.path != ""]
+    same_name = [image for image in remaining if source.name and image.name == source.name]
+    for candidates in (equal, same_name):
+        if candidates and (candidates is equal or len(candidates) == 1):
+            remaining.remove(candidates[0])
+            return candidates[0]
+    return source
+
+
+def _keyed(mark: Mark, remaining: list[ImageSource]) -> ImageSource:
+    """Remove and return the image with the key of a mark."""
+    for image in remaining:
+        if image.key == mark.value:
+            remaining.remove(image)
+            return image
+    raise ConversationError(f"holds the mark {mark.text!r} more than once; keep one of them")
+
+
+def _count_error(marks: Sequence[Mark], remaining: Sequence[ImageSource]) -> ConversationError:
+    """Return the error of marks and images that do not fit."""
+    foreign = [mark.text for mark in marks if mark.text != IMAGE_PLACEHOLDER]
+    names = f" ({', '.join(dict.fromkeys(map(shorten_value, foreign)))})" if foreign else ""
+    kind = "image mark(s)" if foreign else f"{IMAGE_PLACEHOLDER} placeholder(s)"
+    return ConversationError(
+        f"has {len(marks)} {kind}{names} but {len(remaining)} image(s); give each image one placeholder in a human "
+        "value"
+    )
