@@ -8,10 +8,12 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
+from caldera.images import processor as processor_module
 from caldera.images.anyres import ImageAspect
-from caldera.images.decoding import MAX_SIDE
+from caldera.images.decoding import DEFAULT_DECODING
 from caldera.images.processor import ImageProcessor
 
+MAX_SIDE = DEFAULT_DECODING.max_side
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -75,6 +77,23 @@ def test_long_images_take_little_memory(size: tuple[int, int]) -> None:
     assert processor(side=336)(image).shape == (1, 3, 336, 336)
     assert tracemalloc.get_traced_memory()[1] < 30_000_000
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("size", [(23, 9), (9, 23), (8, 8), (1, 40), (40, 1), (31, 30)])
+@pytest.mark.parametrize(
+    "resizing", [{}, {"resize_shortest_edge": 9}, {"resize_without_crop": True}]
+)
+def test_padding_in_bands_equals_padding_the_whole_image(
+    size: tuple[int, int], resizing: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A panorama is padded without a canvas of its square, and gets the same pixels, bit for bit."""
+    image, length = noise(*size), max(size)
+    color = tuple(int(255 * part) for part in MEAN)
+    square = Image.new("RGB", (length, length), color)
+    square.paste(image, ((length - size[0]) // 2, (length - size[1]) // 2))
+    monkeypatch.setattr(processor_module, "_BAND_ROWS", 4)
+    expected = processor(**resizing)(square)
+    assert torch.equal(processor(aspect="pad", **resizing)(image), expected)
 
 
 @pytest.mark.parametrize("size", [(1, 300), (300, 1), (3, 100), (7, 200), (13, 999), (1009, 11)])

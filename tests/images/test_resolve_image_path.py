@@ -15,7 +15,7 @@ from caldera.images.decoding import resolve_image_path
         ("file:///etc/passwd", "is a web address"),
         ("{folder}", "is a folder"),
         ("{folder}/no.png", "does not exist"),
-        ("{folder}/text.png", "is not a JPEG"),
+        ("{folder}/text.png", "is a text file, not an image"),
         ("/dev/zero", "is not a regular file"),
     ],
 )

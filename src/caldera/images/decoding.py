@@ -6,33 +6,76 @@ It does not import torch, so that a decoding process starts fast.
 import re
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
-from caldera.errors import ImageError
+from caldera.errors import ImageError, check_ranges
 from caldera.files.atomic import file_exists
+from caldera.images.file_types import START_BYTES, identify_image_format, identify_other_file
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
-"""The supported file formats; most of Pillow's vulnerabilities are in its rarer decoders."""
+_PLUGINS: Mapping[str, type[ImageFile.ImageFile]] = {
+    "JPEG": JpegImageFile,
+    "PNG": PngImageFile,
+    "WEBP": WebPImageFile,
+    "GIF": GifImageFile,
+    "BMP": BmpImageFile,
+    "TIFF": TiffImageFile,
+}
+"""Pillow's reader of each supported format. `Image.open` would add its own limit on the pixels to those of here."""
 
-MAX_BYTES = 100_000_000
-"""Maximal size of a file."""
+_SCALES = (1, 2, 4, 8)
+"""Divisors of width and height that JPEGs can be decoded at."""
 
-MAX_PIXELS = 32_000_000
-"""Maximal number of pixels, checked in the header before decoding."""
+_JPEG_FACTOR = 8
+"""Factor of the limit on the pixels that a JPEG may have before it is reduced."""
 
-MAX_SIDE = 12_000
-"""Maximal width or height: padded to a square, a longer image would take up to gigabytes."""
+_PILLOW_ERRORS = (OSError, ValueError, SyntaxError, LookupError, TypeError, struct.error)
+"""Exceptions of Pillow for a broken file."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DecodingConfig:
+    """Limits on image files, and whether truncated ones are used."""
+
+    max_bytes: int = 100_000_000
+    """Length of a file."""
+
+    max_pixels: int = 32_000_000
+    """Pixels of a decoded image, checked in the header. A JPEG may have 8 times as many: it is decoded at 1/2, 1/4 or
+    1/8 of its width and height."""
+
+    max_side: int = 16_384
+    """Width or height of a decoded image; a longer image is decoded at 1/2, 1/4 or 1/8 of its width and height."""
+
+    allow_truncated: bool = False
+    """Whether an image is used whose file lacks its end; the missing rows are grey or black."""
+
+    def __post_init__(self) -> None:
+        """Raise UsageError if a limit is not positive."""
+        check_ranges(self, dict.fromkeys(("max_bytes", "max_pixels", "max_side"), "[1, inf]"))
+
+
+DEFAULT_DECODING = DecodingConfig()
 
 
 class ImageTooLargeError(ImageError):
     """An image has too many pixels to be decoded."""
+
+
+class TruncatedImageError(ImageError):
+    """The end of an image file is missing."""
 
 
 _EXIF_TRANSPOSE = {
@@ -50,56 +93,12 @@ _EXIF_ROTATED = (5, 6, 7, 8)
 """EXIF orientations with swapped width and height."""
 
 
-def decode_image(content: bytes, name: str) -> Image.Image:
-    """Decode an image as RGB: upright by its EXIF orientation, on white if transparent, the first frame if animated.
-
-    `name` is for messages; a GIF whose name has the suffix of another format is an error.
-    """
-    if not content:
-        raise ImageError(f"{name} is empty (0 bytes); replace or remove it")
-    with _open_checked(BytesIO(content), name) as image:
-        check_size(image.size, name)
-        if image.format == "GIF" and Path(name).suffix.lower() not in ("", ".gif"):
-            raise ImageError(f"{name} is a GIF by content; rename it to .gif or convert it")
-        image.load()
-        transpose = _EXIF_TRANSPOSE.get(_orientation(image))
-        return _flatten_to_rgb(image if transpose is None else image.transpose(transpose))
-
-
-@contextmanager
-def _open_checked(file: BinaryIO, name: str) -> Iterator[Image.Image]:
-    """Yield an image of a supported format; Pillow's exceptions in the block become ImageErrors."""
-    try:
-        with Image.open(file, formats=FORMATS) as image:
-            yield image
-    except UnidentifiedImageError:
-        raise ImageError(f"{name} is not a {', '.join(FORMATS)} image; convert it") from None
-    except Image.DecompressionBombError:
-        raise ImageTooLargeError(
-            f"{name} has many times more pixels than the limit of {MAX_PIXELS:,}; shrink it"
-        ) from None
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ImageError(
-            f"{name} cannot be decoded, it is broken or truncated; replace it"
-        ) from error
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of an image; 1 (upright) if it is malformed."""
-    try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation)
-    except (OSError, ValueError, SyntaxError, LookupError, TypeError, struct.error):
-        # Many cameras and editors write broken EXIF data; the pixels are usable all the same.
-        return 1
-    return orientation if isinstance(orientation, int) else 1
-
-
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
     """Facts about an image file that do not need its pixels."""
 
     format: str
-    """Format by content, such as `JPEG`."""
+    """Pillow's name of the format by content, such as `JPEG`."""
 
     width: int
     """Width as stored, before the EXIF orientation is applied."""
@@ -116,6 +115,39 @@ class ImageHeader:
         is_rotated = self.orientation in _EXIF_ROTATED
         return (self.height, self.width) if is_rotated else (self.width, self.height)
 
+    def scale(self, name: str, config: DecodingConfig) -> int:
+        """Return the divisor of width and height, mostly 1, that the image is decoded at.
+
+        Raises:
+            ImageTooLargeError: The image is over a limit; the message names it by `name`.
+        """
+        pixels, subject = (
+            self.width * self.height,
+            f"{name} has {self.width} x {self.height} pixels",
+        )
+        factor = _JPEG_FACTOR if self.format == "JPEG" else 1
+        if pixels > factor * config.max_pixels:
+            limit = f"max_pixels, {config.max_pixels:,}" + (
+                f" x {factor} for a JPEG" * (factor > 1)
+            )
+            raise ImageTooLargeError(
+                f"{subject}, over the limit ({limit}); shrink it or raise the limit"
+            )
+        for scale in _SCALES:
+            width, height = -(-self.width // scale), -(-self.height // scale)
+            if width * height <= config.max_pixels and max(width, height) <= config.max_side:
+                return scale
+        raise ImageTooLargeError(
+            f"{subject}, over {_SCALES[-1]} times the limit for a side (max_side, {config.max_side:,}); "
+            "shrink or cut it"
+        )
+
+    def decoded_size(self, name: str, config: DecodingConfig) -> tuple[int, int]:
+        """Return the width and height of the decoded, upright image; raise ImageTooLargeError as `scale` does."""
+        scale = self.scale(name, config)
+        width, height = self.upright_size
+        return -(-width // scale), -(-height // scale)
+
 
 def read_image_header(path: Path) -> ImageHeader:
     """Read the header of an image file without decoding it; raise ImageError if the file is no image."""
@@ -128,11 +160,98 @@ def parse_image_header(content: bytes, name: str) -> ImageHeader:
     return _parse_header(BytesIO(content), name)
 
 
+def image_size(path: Path, config: DecodingConfig = DEFAULT_DECODING) -> tuple[int, int]:
+    """Return the size of the decoded, upright image from the header of its file."""
+    return read_image_header(path).decoded_size(str(path), config)
+
+
+def open_image(path: Path, config: DecodingConfig = DEFAULT_DECODING) -> Image.Image:
+    """Read and decode an image file."""
+    return decode_image(read_bytes(path, config), str(path), config)
+
+
+def decode_image(
+    content: bytes, name: str, config: DecodingConfig = DEFAULT_DECODING
+) -> Image.Image:
+    """Decode an image as RGB: upright by its EXIF orientation, on white if transparent, the first frame if animated.
+
+    Args:
+        content: The file; its format is that of its content, whatever its name.
+        name: Name of the image for messages.
+        config: Limits; an image over one is reduced where that is possible.
+
+    Raises:
+        ImageError: It is no image of a supported format, is broken or truncated, or is over a limit.
+    """
+    try:
+        return _decode(content, name, config, lambda image: image.load())
+    except TruncatedImageError:
+        if not config.allow_truncated:
+            raise
+    # libjpeg decodes all rows if the marker of the end follows the data that there is.
+    return _decode(content + b"\xff\xd9", name, config, _load_partially)
+
+
+def is_truncated(path: Path) -> bool:
+    """Return whether an image can be decoded only in part, as the end of its file is missing."""
+    content = read_bytes(path, DecodingConfig(max_bytes=1 << 62))
+    if not _lacks_end(content, identify_image_format(content)):
+        return False
+    try:
+        decode_image(content, str(path))
+    except TruncatedImageError:
+        return True
+    except ImageError:
+        return False
+    return False
+
+
+def _decode(
+    content: bytes, name: str, config: DecodingConfig, load: Callable[[ImageFile.ImageFile], object]
+) -> Image.Image:
+    with _opened_image(BytesIO(content), name) as image:
+        width, height = _stored_size(image, name)
+        scale = ImageHeader(str(image.format), width, height, 1).scale(name, config)
+        if isinstance(image, JpegImageFile) and scale > 1:
+            image.draft(None, (max(1, width // scale), max(1, height // scale)))
+        load(image)
+        transpose = _EXIF_TRANSPOSE.get(_orientation(image))
+        upright = image if transpose is None else image.transpose(transpose)
+        decoded = _flatten_to_rgb(upright, name)
+    reduced_by = -(-max(width, height) // max(decoded.size))
+    return decoded if reduced_by == scale else decoded.reduce(scale // reduced_by)
+
+
+def _load_partially(image: ImageFile.ImageFile) -> None:
+    """Decode what there is of a truncated image."""
+    try:
+        image.load()
+    except OSError:
+        # Without tiles left to decode, the image keeps the rows that were decoded before the error.
+        image.tile = []
+        image.load()
+
+
 def _parse_header(file: BinaryIO, name: str) -> ImageHeader:
-    with _open_checked(file, name) as image:
+    with _opened_image(file, name) as image:
+        width, height = _stored_size(image, name)
+        if isinstance(image, TiffImageFile):
+            orientation = image.tag_v2.get(ExifTags.Base.Orientation)
+            return ImageHeader("TIFF", width, height, _valid_orientation(orientation))
         if image.format == "PNG" and _png_ends_with_metadata(file):
             image.load()
-        return ImageHeader(str(image.format), *image.size, _orientation(image))
+        return ImageHeader(str(image.format), width, height, _orientation(image))
+
+
+def _stored_size(image: ImageFile.ImageFile, name: str) -> tuple[int, int]:
+    """Return the width and height of an opened image before its EXIF orientation is applied."""
+    if not isinstance(image, TiffImageFile):
+        return image.size
+    # Pillow rotates TIFFs itself: their `size` is that of the upright image.
+    tags = image.tag_v2
+    if int(tags.get(ExifTags.Base.NewSubfileType, 0)) & 1 or ExifTags.Base.DNGVersion in tags:
+        raise ImageError(f"{name} is a camera raw image; convert it to JPEG or PNG")
+    return int(tags[ExifTags.Base.ImageWidth]), int(tags[ExifTags.Base.ImageLength])
 
 
 def _png_ends_with_metadata(file: BinaryIO) -> bool:
@@ -149,70 +268,118 @@ def _png_ends_with_metadata(file: BinaryIO) -> bool:
         position += 12 + int.from_bytes(start[:4])
 
 
-def check_size(size: tuple[int, int], name: str) -> None:
-    """Raise ImageTooLargeError if an image of this size would take too much memory."""
-    width, height = size
-    subject = f"{name} has {width} x {height} pixels"
-    if width * height > MAX_PIXELS:
-        raise ImageTooLargeError(f"{subject}, over the limit of {MAX_PIXELS:,}; shrink it")
-    if max(size) > MAX_SIDE:
-        raise ImageTooLargeError(
-            f"{subject}, over the limit of {MAX_SIDE:,} for a side; shrink or cut it"
-        )
+@contextmanager
+def _opened_image(file: BinaryIO, name: str) -> Iterator[ImageFile.ImageFile]:
+    """Yield an image of a supported format; Pillow's exceptions in the block become ImageErrors."""
+    start = file.read(START_BYTES)
+    image_format = identify_image_format(start)
+    if image_format is None:
+        raise ImageError(_describe_other_file(start, name))
+    file.seek(0)
+    try:
+        with _PLUGINS[image_format](file) as image:
+            yield image
+    except Image.DecompressionBombError:
+        raise ImageTooLargeError(f"{name} has too many pixels to be decoded; shrink it") from None
+    except ImageError:
+        raise
+    except _PILLOW_ERRORS as error:
+        file.seek(0)
+        if _lacks_end(file.read(), image_format):
+            raise TruncatedImageError(
+                f"{name} is a truncated {image_format} image, the end of the file is missing; replace it, "
+                "or train with --allow-truncated"
+            ) from error
+        raise ImageError(f"{name} is a broken {image_format} image; replace it") from error
 
 
-def _flatten_to_rgb(image: Image.Image) -> Image.Image:
+def _describe_other_file(start: bytes, name: str) -> str:
+    """Return the message for a file that is no supported image."""
+    if not start:
+        return f"{name} is empty (0 bytes); replace or remove it"
+    other = identify_other_file(start)
+    if other is None:
+        return f"{name} is of no known image format; convert it to JPEG or PNG, or replace it"
+    if other.is_image:
+        return f"{name} is {other.name}, which is not supported; convert it to JPEG or PNG"
+    return f"{name} is {other.name}, not an image; replace or remove it"
+
+
+def _lacks_end(content: bytes, image_format: str | None) -> bool:
+    """Return whether a file ends before its image does, as far as its format has that."""
+    match image_format:
+        case "JPEG":
+            return content.rfind(b"\xff\xd9") <= content.rfind(b"\xff\xda")
+        case "PNG":
+            return b"IEND" not in content[-1024:]
+        case "GIF":
+            return not content.rstrip(b"\0").endswith(b";")
+        case "WEBP":
+            return int.from_bytes(content[4:8], "little") + 8 > len(content)
+        case "BMP":
+            return int.from_bytes(content[2:6], "little") > len(content)
+        case _:
+            return False
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of an image; 1 (upright) if it is malformed."""
+    try:
+        # The method that PNGs have instead decodes the image, and hides its errors here.
+        exif = Image.Image.getexif(image)
+        return _valid_orientation(exif.get(ExifTags.Base.Orientation))
+    except _PILLOW_ERRORS:
+        # Many cameras and editors write broken EXIF data; the pixels are usable all the same.
+        return 1
+
+
+def _valid_orientation(value: object) -> int:
+    return value if isinstance(value, int) and value in _EXIF_TRANSPOSE else 1
+
+
+def _flatten_to_rgb(image: Image.Image, name: str) -> Image.Image:
     """Convert any mode to RGB, with a white background."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         colored = image.convert("RGBA")
         background = Image.new("RGBA", colored.size, "white")
         return Image.alpha_composite(background, colored).convert("RGB")
     if image.mode.startswith("I;16"):
+        if image.mode != "I;16":
+            image = image.convert("I").convert("I;16")
         return image.point(lambda value: value / 256).convert("L").convert("RGB")
+    if image.mode in ("I", "F", "LAB"):
+        # Which of their values is white is not known.
+        kind = "CIELAB" if image.mode == "LAB" else "32-bit"
+        raise ImageError(f"{name} has {kind} pixels; convert it to 8 or 16 bits RGB")
     return image.convert("RGB")
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, config: DecodingConfig = DEFAULT_DECODING) -> bytes:
     """Read an image file; devices and pipes are not opened."""
     with _opened(path) as file:
+        size = path.stat().st_size
+        if size > config.max_bytes:
+            raise ImageError(
+                f"{path} has {size:,} bytes, over the limit (max_bytes, {config.max_bytes:,}); shrink it or raise the "
+                "limit"
+            )
         return file.read()
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    """Open a regular file of limited length; errors of the system in the block become ImageErrors."""
+    """Open a regular file; errors of the system in the block become ImageErrors."""
     try:
-        _check_file(path)
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            description = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise ImageError(f"{path} is {description}; give an image file")
         with path.open("rb") as file:
             yield file
     except FileNotFoundError:
         raise ImageError(f"{path} does not exist; check the path") from None
     except OSError as error:
         raise ImageError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _check_file(path: Path) -> None:
-    """Raise ImageError if a path is not a regular file or too large; raise OSError if it is not accessible."""
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        description = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-        raise ImageError(f"{path} is {description}; give an image file")
-    if status.st_size > MAX_BYTES:
-        raise ImageError(
-            f"{path} has {status.st_size:,} bytes, over the limit of {MAX_BYTES:,}; shrink it"
-        )
-
-
-def open_image(path: Path) -> Image.Image:
-    """Read and decode an image file."""
-    return decode_image(read_bytes(path), str(path))
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Return the size of the upright image from the header of its file."""
-    header = read_image_header(path)
-    check_size((header.width, header.height), str(path))
-    return header.upright_size
 
 
 def resolve_image_path(text: str) -> Path:

@@ -18,10 +18,13 @@ from caldera.images.anyres import (
     choose_pinpoint,
     fit_within,
 )
-from caldera.images.decoding import image_size
+from caldera.images.decoding import DEFAULT_DECODING, DecodingConfig, image_size
 
 MAX_TILES = 100
 """Maximal number of tiles of a canvas, so that no model folder can require any amount of memory for an image."""
+
+_BAND_ROWS = 256
+"""Rows of an image that are padded and resized together; a long image padded as a whole would take a gigabyte."""
 
 MAX_ASPECT_RATIO = 20
 """Aspect ratio above which only the center crop of an image is enlarged; all of it would take up to gigabytes."""
@@ -73,11 +76,18 @@ class ImageProcessor:
             return changed
         return replace(changed, resize_shortest_edge=None, resize_without_crop=False)
 
-    def layout(self, path: Path) -> TileLayout:
+    def layout(self, path: Path, decoding: DecodingConfig = DEFAULT_DECODING) -> TileLayout:
         """Return the layout of the image at `path`; only `anyres` reads the file."""
         if self.aspect != "anyres":
             return SINGLE_VIEW
-        return choose_layout(image_size(path), self.pinpoints, self.side)
+        return choose_layout(image_size(path, decoding), self.pinpoints, self.side)
+
+    @property
+    def _edge(self) -> int:
+        """Length of the shorter edge of a resized image."""
+        if self.resize_without_crop or self.resize_shortest_edge is None:
+            return self.side
+        return self.resize_shortest_edge
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Return the normalized pixels of all views of an RGB image, (views, channels, side, side)."""
@@ -89,7 +99,7 @@ class ImageProcessor:
             case "square":
                 return [self._resize_and_crop(image)]
             case "pad":
-                return [self._resize_and_crop(self._pad(image))]
+                return [self._resize_and_crop(self._pad_and_resize(image))]
             case "anyres":
                 base = image.resize((self.side, self.side), Image.Resampling(self.resample))
                 return [base, *self._tiles(image)]
@@ -100,11 +110,20 @@ class ImageProcessor:
         values = (values - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return torch.from_numpy(values.transpose(2, 0, 1).copy())  # (channels, height, width)
 
-    def _pad(self, image: Image.Image) -> Image.Image:
-        """Pad an image to a square with the mean color (offsets are rounded down, as in LLaVA)."""
-        length = max(image.size)
+    def _pad_and_resize(self, image: Image.Image) -> Image.Image:
+        """Pad an image to a square with the mean color (offsets are rounded down, as in LLaVA), and resize the square.
+
+        The result is that of padding and resizing the image as a whole: Pillow resizes rows first, then columns.
+        """
         red, green, blue = (int(255 * part) for part in self.mean)
-        return _center(image, (length, length), (red, green, blue))
+        length, edge = max(image.size), self._edge
+        narrow = Image.new("RGB", (edge, length), (red, green, blue))
+        for top in range(0, image.height, _BAND_ROWS):
+            rows = image.crop((0, top, image.width, min(top + _BAND_ROWS, image.height)))
+            band = _center(rows, (length, rows.height), (red, green, blue))
+            resized = band.resize((edge, rows.height), Image.Resampling(self.resample))
+            narrow.paste(resized, (0, (length - image.height) // 2 + top))
+        return narrow.resize((edge, edge), Image.Resampling(self.resample))
 
     def _tiles(self, image: Image.Image) -> list[Image.Image]:
         """Fit an image on its best canvas, on black, and return the tiles of the canvas, row by row."""
@@ -123,7 +142,7 @@ class ImageProcessor:
         width, height = image.size
         if self.resize_without_crop:
             return image.resize((self.side, self.side), resample)
-        edge = self.side if self.resize_shortest_edge is None else self.resize_shortest_edge
+        edge = self._edge
         length = edge * max(width, height) // min(width, height)
         size = (edge, length) if width <= height else (length, edge)
         left, top = ((long - self.side) // 2 for long in size)

@@ -14,29 +14,35 @@ from typing import BinaryIO
 from PIL import Image
 
 from caldera.errors import ImageError
-from caldera.images.decoding import ImageTooLargeError, check_size, decode_image, parse_image_header
+from caldera.images.decoding import (
+    DecodingConfig,
+    ImageTooLargeError,
+    decode_image,
+    parse_image_header,
+)
 
 NAME = "the image"
 
 
-def main_loop(stdin: BinaryIO, stdout: BinaryIO) -> None:
+def main_loop(stdin: BinaryIO, stdout: BinaryIO, config: DecodingConfig) -> None:
     """Reply to requests until the input ends."""
     while operation := stdin.read(1):
         length = int.from_bytes(stdin.read(8))
-        reply, pixels = handle_file(operation == b"d", stdin.read(length))
+        reply, pixels = handle_file(operation == b"d", stdin.read(length), config)
         stdout.write(json.dumps(reply).encode() + b"\n")
         stdout.write(pixels)
         stdout.flush()
 
 
-def handle_file(decode: bool, content: bytes) -> tuple[dict[str, object], bytes]:
+def handle_file(
+    decode: bool, content: bytes, config: DecodingConfig
+) -> tuple[dict[str, object], bytes]:
     """Return the reply and the pixels for one file."""
     try:
         if not decode:
             header = parse_image_header(content, NAME)
-            check_size((header.width, header.height), NAME)
-            return {"size": header.upright_size}, b""
-        image = decode_image(content, NAME)
+            return {"size": header.decoded_size(NAME, config)}, b""
+        image = decode_image(content, NAME, config)
         return {"size": image.size}, image.tobytes()
     except ImageTooLargeError:
         return {"fault": "too large"}, b""
@@ -47,6 +53,7 @@ def handle_file(decode: bool, content: bytes) -> tuple[dict[str, object], bytes]
 
 
 if __name__ == "__main__":
-    max_memory = int(sys.argv[1])
+    max_memory, max_pixels, max_side = map(int, sys.argv[1:])
     resource.setrlimit(resource.RLIMIT_AS, (max_memory, max_memory))
-    main_loop(sys.stdin.buffer, sys.stdout.buffer)
+    limits = DecodingConfig(max_pixels=max_pixels, max_side=max_side)
+    main_loop(sys.stdin.buffer, sys.stdout.buffer, limits)

@@ -65,7 +65,9 @@ UNSUPPORTED = MediaErrorKind(
     "unsupported_image_media_type",
     "only JPEG, PNG, WebP and GIF images are supported; convert it",
 )
-NOT_AN_IMAGE = MediaErrorKind(400, "invalid_image_format", "the image URL does not give an image")
+NOT_AN_IMAGE = MediaErrorKind(
+    400, "invalid_image_format", "the image URL gives an HTML page, not an image"
+)
 UNDECODABLE = MediaErrorKind(
     400, "image_parse_error", "the image cannot be decoded; it is broken or truncated"
 )
@@ -79,3 +81,9 @@ TOO_SMALL = MediaErrorKind(400, "image_too_small", "the image has no pixels")
 DECODER_UNAVAILABLE = MediaErrorKind(
     503, "image_decoder_unavailable", "the image could not be decoded just now; try again"
 )
+
+
+def unsupported(file_type: str) -> MediaErrorKind:
+    """Return the kind for a file of another type, such as `a TIFF image`, from a fixed table."""
+    message = f"the file is {file_type}, but {UNSUPPORTED.message}"
+    return MediaErrorKind(UNSUPPORTED.status, UNSUPPORTED.code, message)

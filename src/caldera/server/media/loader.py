@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import unquote
 
 from PIL import Image
 
 from caldera.errors import UsageError, check_ranges
-from caldera.images.decoding import MAX_PIXELS
+from caldera.images.decoding import DEFAULT_DECODING, DecodingConfig
 from caldera.server.media.decoder_pool import DecoderPool, check_magic_bytes
 from caldera.server.media.errors import (
     BAD_BASE64,
@@ -32,6 +33,12 @@ from caldera.server.media.url_policy import HostAllowlist
 
 _Result = TypeVar("_Result")
 
+_UNTYPED = ("", "application/octet-stream", "binary/octet-stream")
+"""Media types of data URLs that leave the type to the content."""
+
+_URL_SAFE = str.maketrans("-_", "+/")
+"""URL-safe alphabet of base64 to the standard one."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MediaConfig:
@@ -46,8 +53,14 @@ class MediaConfig:
     max_bytes: int = 10 << 20
     """Length of one image file."""
 
-    max_pixels: int = 2 * MAX_PIXELS
-    """Pixels of all images of a request; one image may have 32 million, and 12,000 along a side."""
+    max_image_pixels: int = DEFAULT_DECODING.max_pixels
+    """Pixels of one image; a JPEG may have 8 times as many, as it can be decoded at a reduced size."""
+
+    max_image_side: int = DEFAULT_DECODING.max_side
+    """Width or height of one image; a longer image is decoded at a reduced size."""
+
+    max_pixels: int = 2 * DEFAULT_DECODING.max_pixels
+    """Pixels of all images of a request, as they are decoded."""
 
     download_timeout: float = 10.0
     """Seconds per image, including redirects and one retry."""
@@ -94,7 +107,12 @@ class ImageLoader:
             timeout=config.download_timeout,
         )
         self._decoders = DecoderPool(
-            config.decoders, timeout=config.decode_timeout, max_memory=config.decode_memory
+            config.decoders,
+            timeout=config.decode_timeout,
+            max_memory=config.decode_memory,
+            limits=DecodingConfig(
+                max_pixels=config.max_image_pixels, max_side=config.max_image_side
+            ),
         )
         self._on_decode_time = on_decode_time
 
@@ -159,6 +177,8 @@ class ImageLoader:
 def read_data_url(url: str, max_bytes: int) -> bytes:
     """Decode `data:image/...;base64,...`; the declared image type is not compared with the content.
 
+    The base64 may be URL-safe or percent-encoded, and may lack its padding.
+
     Args:
         url: Begins with `data:`, in any case.
         max_bytes: Longer content is rejected before it is decoded.
@@ -170,15 +190,17 @@ def read_data_url(url: str, max_bytes: int) -> bytes:
     if not comma or len(header) > 200:
         raise MediaError(BAD_URL)
     media_type, *parameters = (part.strip().lower() for part in header.split(";"))
-    if not media_type.startswith("image/"):
+    if not media_type.startswith("image/") and media_type not in _UNTYPED:
         raise MediaError(UNSUPPORTED)
     if "base64" not in parameters:
         raise MediaError(BAD_BASE64)
+    body = unquote(body).translate(_URL_SAFE)
     # base64 encodes 3 bytes as 4 characters
     if len(body) > 4 * -(-max_bytes // 3):
         raise MediaError(FILE_TOO_LARGE)
+    padding = "" if "=" in body else "=" * (-len(body) % 4)
     try:
-        content = binascii.a2b_base64(body.encode("ascii"), strict_mode=True)
+        content = binascii.a2b_base64((body + padding).encode("ascii"), strict_mode=True)
     except ValueError:
         raise MediaError(BAD_BASE64) from None
     if len(content) > max_bytes:
