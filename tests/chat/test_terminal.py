@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from caldera.chat.session import Session
-from caldera.chat.terminal import answer_once, run_repl, strip_control_chars
+from caldera.chat.terminal import answer_once, run_repl, strip_control_chars, strip_stream
 from caldera.conversation import ImageRef
+from tests.server.png_files import png
 
 
 def test_the_repl_continues_after_errors(
@@ -57,16 +58,9 @@ def test_text_that_ends_like_a_file_is_a_question(
 
 
 def test_an_interrupt_stops_the_answer_only(
-    session: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The text so far is stored and the session continues; at the prompt, Ctrl-C only discards the input."""
-    lines = iter(["one?", None, "two?"])
-
-    def read_line(_: str) -> str:
-        line = next(lines, "/exit")
-        if line is None:
-            raise KeyboardInterrupt
-        return line
+    """During an answer, the text so far is stored and the session continues; at the prompt, Ctrl-C ends it."""
 
     class Pressed(io.StringIO):
         """Standard output that raises KeyboardInterrupt after its first text."""
@@ -78,14 +72,65 @@ def test_an_interrupt_stops_the_answer_only(
                 Pressed.pressed = True
                 raise KeyboardInterrupt
 
+    lines = iter(["one?", "two?"])
+
+    def read_line(_: str) -> str:
+        try:
+            return next(lines)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
     monkeypatch.setattr("caldera.chat.terminal._read_line", read_line)
     out = Pressed()
     monkeypatch.setattr("sys.stdout", out)
-    run_repl(session, [])
+    with pytest.raises(KeyboardInterrupt):
+        run_repl(session, [])
     assert "(stopped)" in out.getvalue()
     turns = session.conversation.turns
     assert [turn.text for turn in turns[0::2]] == ["one?", "two?"]
-    assert "/exit quits" in capsys.readouterr().err
+
+
+def test_a_full_conversation_is_told_with_its_remedy(
+    session: Session, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line says how many turns were dropped, and names /reset; each question has its answer."""
+    questions = [f"{index} {'what do you see here? ' * 60}" for index in range(4)]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(questions) + "\n"))
+    run_repl(session, [])
+    output = capsys.readouterr()
+    [line] = {line for line in output.err.splitlines() if "full" in line}
+    assert line == (
+        "the conversation is full: dropped its 2 oldest turns, kept all images; /reset starts a new one"
+    )
+    assert session.conversation.turns[-2].text == questions[-1].strip()
+
+
+@pytest.mark.parametrize("kind", ["missing", "folder", "URL", "not an image", "huge"])
+def test_an_image_that_cannot_be_used_is_one_line(
+    session: Session,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kind: str,
+) -> None:
+    """The session goes on without it."""
+    files = {
+        "missing": ("a.png", None, "does not exist"),
+        "folder": (".", None, "is a folder"),
+        "URL": ("https://host.test/a.png", None, "is a web address"),
+        "not an image": ("a.png", b"hello", "is a text file"),
+        "huge": ("a.png", png(size=(60_000, 50_000)), "60000 x 50000"),
+    }
+    name, content, message = files[kind]
+    if content:
+        (tmp_path / name).write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"/image {name}\nwhat is it?\n"))
+    run_repl(session, [])
+    [error] = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert message in error
+    assert session.conversation.images == ()
+    assert len(session.conversation.turns) == 2
 
 
 def test_answer_once_prints_the_answer_alone(
@@ -106,9 +151,14 @@ def test_answer_once_prints_the_answer_alone(
         ("\x1b[31mred\x1b[0m", "red"),
         ("\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\", "link"),
         ("\x1b]52;c;aGk=\x07copied", "copied"),
+        ("\x1bP1$q\x1b\\device", "device"),
         ("bell\x07 and\x9b31m more", "bell and31m more"),
+        ("cut off\x1b]0;title", "cut off"),
     ],
 )
 def test_escape_sequences_are_removed(text: str, expected: str) -> None:
-    """An answer cannot color, link, copy or ring."""
+    """An answer cannot color, link, copy or ring, however it is split while it is generated."""
     assert strip_control_chars(text) == expected
+    for size in (1, 2, 3):
+        pieces = [text[start : start + size] for start in range(0, len(text), size)]
+        assert "".join(strip_stream(pieces)) == expected

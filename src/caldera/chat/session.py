@@ -1,16 +1,31 @@
 """Chat session: a conversation that grows by questions and streamed answers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
 
-from caldera.conversation import Conversation, ImageRef, Turn, label_images
+from caldera.conversation import LETTERS, Conversation, ImageRef, Turn, label_images
 from caldera.errors import UsageError
 from caldera.images.decoding import open_image
 from caldera.inference.engine import Engine, Request
 from caldera.inference.prompts import ProcessedImage
 from caldera.inference.sampling import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class _Exchange:
+    """A question with the images before it, and its answer."""
+
+    question: str
+    images: tuple[tuple[ImageRef, ProcessedImage], ...]
+    answer: str = ""
+
+    @property
+    def user_turn(self) -> Turn:
+        """The question as a turn."""
+        return user_turn(self.question, [reference for reference, _ in self.images])
 
 
 class Session:
@@ -20,16 +35,14 @@ class Session:
         """Start an empty conversation."""
         self._engine = engine
         self._sampling = sampling
-        self._turns: tuple[Turn, ...] = ()
-        self._past_images: list[ProcessedImage] = []
-        """Images of the turns."""
-        self._next_images: list[tuple[ImageRef, ProcessedImage]] = []
+        self._exchanges: tuple[_Exchange, ...] = ()
+        self._next_images: tuple[tuple[ImageRef, ProcessedImage], ...] = ()
         """Images of the next question."""
 
     @property
     def conversation(self) -> Conversation:
         """The turns so far."""
-        return Conversation("chat", self._turns)
+        return _conversation(self._exchanges)
 
     def add_image(self, image: Path | Image.Image) -> None:
         """Add an image to the next question.
@@ -45,32 +58,53 @@ class Session:
         reference = ImageRef(str(image) if isinstance(image, Path) else "an image")
         # Called for its error.
         label_images([*(earlier for earlier, _ in self._next_images), reference])
-        self._next_images.append((reference, self._engine.prepare_image(decoded)))
+        self._next_images += ((reference, self._engine.prepare_image(decoded)),)
 
     def reset(self) -> None:
         """Remove all turns and images."""
-        self._turns = ()
-        self._past_images = []
-        self._next_images = []
+        self._exchanges = ()
+        self._next_images = ()
+
+    def make_room(self, question: str) -> int:
+        """Remove the oldest turns until a question and its answer fit into the model's context.
+
+        Their images are kept: they are put before the oldest question that remains.
+
+        Returns:
+            The number of questions that were removed, each with its answer.
+
+        Raises:
+            UsageError: The question is empty, or does not fit even alone; nothing is removed.
+        """
+        exchanges = (*self._exchanges, self._next(question))
+        while (num_missing := self._num_missing_tokens(exchanges)) > 0:
+            oldest, *rest = exchanges
+            images = (*oldest.images, *(rest[0].images if rest else ()))
+            if not rest or len(images) > len(LETTERS):
+                raise UsageError(
+                    f"the question and {len(images)} images are {num_missing} tokens too long for the model's context "
+                    f"of {self._engine.context_length} with an answer of up to {self._sampling.max_new_tokens}; "
+                    "shorten the question, lower max_new_tokens, or remove the images (/reset)"
+                )
+            exchanges = (replace(rest[0], images=images), *rest[1:])
+        num_removed = len(self._exchanges) + 1 - len(exchanges)
+        *remaining, new = exchanges
+        self._exchanges, self._next_images = tuple(remaining), new.images
+        return num_removed
 
     def build_request(self, question: str) -> Request:
         """Return the request to the engine for a question; raise UsageError if it is empty."""
-        if not question.strip():
-            raise UsageError("the question is empty; enter a question")
-        conversation = Conversation("chat", (*self._turns, self._turn(question)))
-        return Request(self._engine.build_prompt(conversation, self._images()), self._sampling)
+        return self._request((*self._exchanges, self._next(question)))
 
-    def ask(self, question: str) -> Iterator[str]:
+    def ask(self, question: str) -> Generator[str, None, None]:
         """Yield the answer; it and the question join the conversation when the answer ends or is stopped.
 
         Raises:
             UsageError: The question is empty, or the conversation is too long for the model.
             EngineError: The model failed.
         """
-        request = self.build_request(question)
-        turn = self._turn(question)
-        images = self._images()
-        stream = self._engine.submit(request)
+        exchange = self._next(question)
+        stream = self._engine.submit(self._request((*self._exchanges, exchange)))
         answer = ""
         try:
             for delta in stream:
@@ -80,18 +114,40 @@ class Session:
         finally:
             stream.cancel()
             if answer.strip():
-                self._turns = (*self._turns, turn, Turn("assistant", (answer.strip(),)))
-                self._past_images, self._next_images = images, []
+                self._exchanges += (replace(exchange, answer=answer.strip()),)
+                self._next_images = ()
 
     def close(self) -> None:
         """Stop the engine."""
         self._engine.close()
 
-    def _images(self) -> list[ProcessedImage]:
-        return [*self._past_images, *(image for _, image in self._next_images)]
+    def _next(self, question: str) -> _Exchange:
+        """Return a question with its images, not answered yet; raise UsageError if it is empty."""
+        if not question.strip():
+            raise UsageError("the question is empty; enter a question")
+        return _Exchange(question, self._next_images)
 
-    def _turn(self, question: str) -> Turn:
-        return user_turn(question, [reference for reference, _ in self._next_images])
+    def _request(self, exchanges: Sequence[_Exchange]) -> Request:
+        """Return the request for the answer to the last question."""
+        images = [image for exchange in exchanges for _, image in exchange.images]
+        return Request(self._engine.build_prompt(_conversation(exchanges), images), self._sampling)
+
+    def _num_missing_tokens(self, exchanges: Sequence[_Exchange]) -> int:
+        """Return by how many tokens the conversation and its longest answer exceed the model's context."""
+        limit = self._engine.context_length
+        if limit is None:
+            return 0
+        return len(self._request(exchanges).prompt.ids) + self._sampling.max_new_tokens - limit
+
+
+def _conversation(exchanges: Sequence[_Exchange]) -> Conversation:
+    """Return exchanges as turns; the last question may be without an answer."""
+    turns: list[Turn] = []
+    for exchange in exchanges:
+        turns.append(exchange.user_turn)
+        if exchange.answer:
+            turns.append(Turn("assistant", (exchange.answer,)))
+    return Conversation("chat", tuple(turns))
 
 
 def user_turn(question: str, images: Sequence[ImageRef]) -> Turn:

@@ -2,7 +2,8 @@
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +18,9 @@ HELP = """/image FILE   add an image to the next question (repeatable); dropping
 /exit         quit (also Ctrl-D)
 \\ at the end  continue on the next line; \"\"\" starts and ends a question of several lines
 arrow up      earlier questions
-Ctrl-C        stop the answer"""
+Ctrl-C        stop the answer; at the prompt, quit
+
+A conversation that is too long for the model loses its oldest turns, but not their images."""
 
 _COMMANDS = ("/image", "/reset", "/help", "/exit")
 
@@ -27,13 +30,27 @@ _MULTILINE = '"""'
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
 
 _CONTROLS = re.compile(
-    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|.)|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
 )
+_UNFINISHED = re.compile(r"\x1b(?:\[[0-?]*[ -/]*|[\]PX^_][^\x07\x1b]*\x1b?)?\Z")
+"""The beginning of an escape sequence, at the end of a text that continues."""
 
 
 def strip_control_chars(text: str) -> str:
     """Return text without escape sequences and control characters, which could control the terminal."""
     return _CONTROLS.sub("", text)
+
+
+def strip_stream(texts: Iterable[str]) -> Iterator[str]:
+    """Yield texts without control characters; an escape sequence may be split between them."""
+    unfinished = ""
+    for text in texts:
+        text = unfinished + text
+        match = _UNFINISHED.search(text)
+        end = match.start() if match else len(text)
+        unfinished = text[end:]
+        yield strip_control_chars(text[:end])
+    yield strip_control_chars(unfinished)
 
 
 def answer_once(session: Session, images: Sequence[Path], question: str) -> None:
@@ -44,7 +61,11 @@ def answer_once(session: Session, images: Sequence[Path], question: str) -> None
 
 
 def run_repl(session: Session, images: Sequence[Path]) -> None:
-    """Read questions and commands until the user quits; an error prints one line and ends nothing."""
+    """Read questions and commands until the user quits; an error prints one line and ends nothing.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C at the prompt; during an answer, it stops the answer only.
+    """
     for image in images:
         _add_image(session, image)
     _print_note(
@@ -61,10 +82,6 @@ def run_repl(session: Session, images: Sequence[Path]) -> None:
         except EOFError:
             _print_note("")
             return
-        except KeyboardInterrupt:
-            # Only discards the input.
-            _print_note("(Ctrl-D or /exit quits)")
-            continue
         if line == "/exit":
             return
         try:
@@ -134,13 +151,17 @@ def _run_command(session: Session, line: str) -> None:
 
 def _answer(session: Session, question: str) -> None:
     """Print an answer as it is generated; Ctrl-C stops the answer only."""
-    texts = session.ask(question)
     try:
-        for text in texts:
-            sys.stdout.write(strip_control_chars(text))
-            sys.stdout.flush()
+        if num_removed := session.make_room(question):
+            _print_note(
+                f"the conversation is full: dropped its {2 * num_removed} oldest turns, kept all images; /reset starts "
+                "a new one"
+            )
+        with closing(session.ask(question)) as texts:
+            for text in strip_stream(texts):
+                sys.stdout.write(text)
+                sys.stdout.flush()
     except KeyboardInterrupt:
-        texts.close()  # type: ignore[attr-defined] # a generator
         sys.stdout.write(" (stopped)")
     sys.stdout.write("\n")
     sys.stdout.flush()
@@ -148,4 +169,4 @@ def _answer(session: Session, question: str) -> None:
 
 def _print_note(text: str) -> None:
     """Print a line that is not part of an answer."""
-    print(text, file=sys.stderr)  # noqa: T201 - this is the terminal
+    print(strip_control_chars(text), file=sys.stderr)  # noqa: T201 - this is the terminal
