@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
-from typer.core import TyperGroup
 
 from caldera.cli.data import ApiKeyEnv
 from caldera.cli.interruptions import StoppableGroup

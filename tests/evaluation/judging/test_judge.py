@@ -1,13 +1,21 @@
 """Client of a judge: faults are counted by rule, nothing is requested twice, and the budget is kept."""
 
 import json
+import os
+import signal
 import socket
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
-from caldera.errors import EvaluationError, LLMClientError, UnknownNameError, UsageError
+from caldera.errors import (
+    EvaluationError,
+    Interrupted,
+    LLMClientError,
+    UnknownNameError,
+    UsageError,
+)
 from caldera.evaluation.benchmark import Sources
 from caldera.evaluation.benchmarks.llava_bench import LLAVA_BENCH
 from caldera.evaluation.judging.judge import Judge
@@ -182,6 +190,27 @@ def test_a_budget_ends_a_run_and_a_larger_one_resumes_it(
     assert not (bench.folder / "out/scores.json").exists()
     assert run_judge(bench, judge_at(server.url, max_requests=9))["figures"]["num_valid"] == 9
     assert server.count == 9
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_counts_the_verdicts_that_are_kept(
+    serve: Serve, make_bench: MakeBench, number: signal.Signals
+) -> None:
+    """H1: replies in flight are awaited, and the next start requests only the others."""
+
+    def script(request: dict[str, Any], count: int) -> Answer:
+        if count == 4:
+            os.kill(os.getpid(), number)
+        return fair(request)
+
+    server, bench = serve(script), make_bench(30)
+    with pytest.raises(Interrupted, match=r"^stopped; (\d+) of 30 verdicts are kept in") as caught:
+        run_judge(bench, judge_at(server.url))
+    assert caught.value.exit_code == 128 + number
+    num_kept = int(str(caught.value).split()[1])
+    assert 4 < num_kept == server.count < 30
+    assert run_judge(bench, judge_at(server.url))["figures"]["num_valid"] == 30
+    assert server.count == 30
 
 
 @pytest.mark.parametrize("status", [401, 404])

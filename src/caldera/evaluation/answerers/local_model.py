@@ -32,6 +32,7 @@ from caldera.inference.engine import Engine, Request, offline_config
 from caldera.inference.likelihood import LikelihoodScorer, LogLikelihood
 from caldera.inference.prompts import FilePrompt, PromptBuilder, check_context_length
 from caldera.inference.sampling import SamplingParams
+from caldera.interruption import deferred_signals
 from caldera.model.bundle import LlavaBundle
 
 MAX_BYTES = 1 << 30
@@ -181,13 +182,17 @@ class LocalModelAnswerer:
 
         Raises:
             CalderaError: The model failed.
+            Interrupted: A signal ended the work after a batch.
         """
         batch_size = self._config.batch_size
         sampling = {
             prepared.item.id: self._sampling(max_new_tokens, index)
             for index, prepared in enumerate(items)
         }
-        with Engine(self._assistant, offline_config(batch_size), compute=self._compute) as engine:
+        with (
+            deferred_signals() as stop_request,
+            Engine(self._assistant, offline_config(batch_size), compute=self._compute) as engine,
+        ):
             features = ImageFeatureCache(self._assistant, engine)
             for block in split_by_images(items, features.capacity):
                 by_length = sorted(block, key=lambda prepared: len(_prompt(prepared).ids))
@@ -196,6 +201,7 @@ class LocalModelAnswerer:
                     batch = [item for item in planned if item.item.id not in answered]
                     if batch:
                         on_answers(self._answer_batch(engine, batch, features, sampling))
+                        stop_request.raise_if_requested("stopped")
                 features.clear()
 
     def _answer_batch(

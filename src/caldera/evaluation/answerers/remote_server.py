@@ -15,9 +15,13 @@ from caldera.evaluation.answerers.answerer import Answer, AnswerConfig, OnAnswer
 from caldera.evaluation.benchmark import Item
 from caldera.images.data_urls import encode_data_url
 from caldera.images.decoding import decode_image, parse_image_header, read_bytes
+from caldera.interruption import StopRequest, deferred_signals
 from caldera.llm_client.client import Reply, RequestConfig, RequestRejected
 from caldera.llm_client.openai_client import OpenAIClient
 from caldera.llm_client.retry import RateLimiter, RetriesExhausted, send_with_retries
+
+_POLL_SECONDS, _GRACE_SECONDS = 0.1, 10.0
+"""Time between looks for a signal, and time for answers in flight after one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,6 +97,7 @@ class ServerAnswerer:
 
         Raises:
             LLMClientError: The server answers no more; answers that arrived were passed on.
+            Interrupted: A signal ended the work; answers that arrived within some seconds were passed on.
         """
         waiting = iter([prepared for prepared in items if prepared.item.id not in answered])
         asyncio.run(self._ask_all(waiting, on_answers, self._request_config(max_new_tokens)))
@@ -104,19 +109,25 @@ class ServerAnswerer:
         client = self._client(self._model, config)
         limiter = RateLimiter(config.requests_per_minute)
 
-        async def work() -> None:
-            for prepared in waiting:
-                on_answers([await self._ask_one(prepared, client, config, limiter)])
-                self._stop_after_failures()
+        with deferred_signals() as stop_request:
 
-        try:
-            async with asyncio.TaskGroup() as workers:
-                for _ in range(config.concurrency):
-                    workers.create_task(work())
-        except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
-        finally:
-            await client.close()
+            async def work() -> None:
+                for prepared in waiting:
+                    on_answers([await self._ask_one(prepared, client, config, limiter)])
+                    self._stop_after_failures()
+                    if stop_request.signal is not None:
+                        return
+
+            try:
+                async with asyncio.TaskGroup() as group:
+                    workers = [group.create_task(work()) for _ in range(config.concurrency)]
+                    watcher = asyncio.create_task(_cancel_after_signal(stop_request, workers))
+            except BaseExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+            finally:
+                watcher.cancel()
+                await client.close()
+            stop_request.raise_if_requested("stopped")
 
     async def _ask_one(
         self,
@@ -185,6 +196,17 @@ class ServerAnswerer:
                 "--served-model"
             )
         return models[0]
+
+
+async def _cancel_after_signal(
+    stop_request: StopRequest, workers: Sequence[asyncio.Task[None]]
+) -> None:
+    """Wait for a signal, and some seconds more for the answers in flight, which may be paid for."""
+    while stop_request.signal is None:
+        await asyncio.sleep(_POLL_SECONDS)
+    await asyncio.sleep(_GRACE_SECONDS)
+    for worker in workers:
+        worker.cancel()
 
 
 def _messages(item: Item, urls: Iterator[str]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from caldera.errors import LLMClientError, UsageError
+from caldera.errors import Interrupted, LLMClientError, UsageError
 from caldera.files.fingerprint import json_fingerprint
 from caldera.llm_client.budget import Budget, Price
 from caldera.llm_client.client import Message, RejectedReply, Reply, RequestConfig
@@ -151,7 +151,15 @@ def ask_judge(
         )
         num_decided = sum(journal.is_decided(request.id) for request in requests)
         with progress.task("asking the judge", len(requests), num_decided) as tick:
-            error = asyncio.run(_run(config, RequestRunner(config, tick), requests))
+            try:
+                error = asyncio.run(_run(config, RequestRunner(config, tick), requests))
+            except Interrupted as interrupted:
+                num_decided = sum(journal.is_decided(request.id) for request in requests)
+                message = (
+                    f"stopped; {num_decided} of {len(requests)} verdicts are kept in {out}; repeat the command to "
+                    "resume"
+                )
+                raise Interrupted(message, interrupted.signal_number) from None
         if error and not isinstance(error, EndpointDownError):
             raise LLMClientError(
                 f"{error}; the replies so far are saved in {out}: fix this, or raise the budget, and run the same "

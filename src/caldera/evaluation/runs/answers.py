@@ -6,7 +6,7 @@ Each line of the journal holds the answers of a batch: after a crash it is there
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -58,9 +58,14 @@ class AnswerCache:
 
     def __init__(self, path: Path) -> None:
         """Open or create a journal; a truncated last line is moved to another file."""
+        self.path = path
         self._file = JournalFile(path)
         self._answers: dict[str, Answer] = {}
-        for offset, line in journal_lines(path):
+        self._read()
+
+    def _read(self) -> None:
+        """Read the answers that are on disk."""
+        for offset, line in journal_lines(self.path):
             try:
                 for entry in line["answers"]:
                     self._answers[entry["key"]] = Answer(
@@ -73,12 +78,19 @@ class AnswerCache:
                     )
             except (LookupError, TypeError, ValueError):
                 raise InputError(
-                    f"{path}: the line at byte {offset} is not a journal's; was it edited?"
+                    f"{self.path}: the line at byte {offset} is not a journal's; was it edited?"
                 ) from None
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def count_on_disk(self, keys: Collection[str]) -> int:
+        """Return how many of the keys have an answer in the file, also after an interruption at any point."""
+        self.close()
+        self._file = JournalFile(self.path)
+        self._read()
+        return sum(key in self._answers for key in keys)
 
     def find(self, key: str, item_id: str) -> Answer | None:
         """Return the cached answer of a key, as the answer to an item; None if there is none."""

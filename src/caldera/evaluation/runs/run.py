@@ -7,13 +7,13 @@ report.html     both as a page
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from caldera.devices import DeviceConfig, Runtime
-from caldera.errors import CalderaError, InputError, UsageError
+from caldera.errors import CalderaError, InputError, Interrupted, UsageError
 from caldera.evaluation.answerers.answerer import Answer, AnswerConfig, Answerer, PreparedItem
 from caldera.evaluation.answerers.local_model import load_answerer
 from caldera.evaluation.answerers.remote_server import ServerAddress, ServerAnswerer
@@ -37,6 +37,7 @@ from caldera.evaluation.runs.results import (
 from caldera.files.atomic import lock_folder, write_json
 from caldera.formats.model_paths import identify
 from caldera.images.decoding import read_bytes
+from caldera.interruption import signal_of
 from caldera.progress import NoProgress, Progress
 
 
@@ -254,6 +255,7 @@ def _answer(
             for item_id, key in prepared.keys.items():
                 if cached := cache.find(key, item_id):
                     answers[item_id] = cached
+        stack.enter_context(_telling_what_is_kept(prepared.keys, cache))
         advance = stack.enter_context(
             progress.task(f"asking {benchmark.name}", len(benchmark.items), initial=len(answers))
         )
@@ -272,6 +274,19 @@ def _answer(
             max_new_tokens=prepared.max_new_tokens,
         )
     return answers
+
+
+@contextmanager
+def _telling_what_is_kept(keys: Mapping[str, str], cache: AnswerCache | None) -> Iterator[None]:
+    """Raise Interrupted with the number of the items that have an answer on disk."""
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt) as interrupt:
+        kept = "answers at a temperature above 0 are not kept; repeat the command"
+        if cache is not None:
+            num_kept = cache.count_on_disk(keys.values())
+            kept = f"{num_kept} of {len(keys)} answers are kept in {cache.path}; repeat the command to resume"
+        raise Interrupted(f"stopped; {kept}", signal_of(interrupt)) from None
 
 
 def open_answerer(
